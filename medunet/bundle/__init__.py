@@ -1,0 +1,16 @@
+"""MONAI bundles: rendered from YAML, fitted to data, trained, measured, verified."""
+
+from .demo import run_demo as run_demo
+from .render import render as render
+from .render import render_all as render_all
+from .resources import find_bundle as find_bundle
+from .resources import resource_dir as resource_dir
+from .resources import shipped_bundles as shipped_bundles
+from .specialise import specialise as specialise
+from .verify import verify_bundle as verify_bundle
+from .workflow import TrainingResult as TrainingResult
+from .workflow import evaluate_bundle as evaluate_bundle
+from .workflow import evaluate_folders as evaluate_folders
+from .workflow import prepare_run as prepare_run
+from .workflow import run_training as run_training
+from .workflow import train_bundle as train_bundle

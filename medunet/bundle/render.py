@@ -1,0 +1,222 @@
+"""YAML sources and a recipe in, a self-contained MONAI bundle out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from medunet.bundle.merge import SEPARATOR, all_ids, check_config, closest, known_part, load_yaml, merge
+from medunet.bundle.resources import resource_dir
+from medunet.errors import ConfigError
+
+SHORT_LIST = 100
+"""Lists of numbers or names are written on one line up to this many characters."""
+
+
+def recipes(sources: Path | None = None) -> dict[str, Any]:
+    """The recipes by bundle name."""
+    return load_yaml((sources or resource_dir("configs")) / "recipes.yaml")
+
+
+def render(name: str, *, sources: Path | None = None) -> dict[str, str]:
+    """Render a bundle in memory.
+
+    Args:
+        name: of the recipe.
+        sources: folder of YAML sources, by default the one that comes with medunet.
+
+    Returns:
+        Text by path inside the bundle.
+
+    Raises:
+        ConfigError: no such recipe, unknown key, reference to nothing, argument that a target does not take.
+    """
+    sources = sources or resource_dir("configs")
+    all_recipes = recipes(sources)
+    if name not in all_recipes:
+        raise ConfigError("no such recipe", received=name, expected=sorted(all_recipes))
+    recipe = all_recipes[name]
+    configs: dict[str, dict[str, Any]] = {}
+    for workflow, parts in recipe["sources"].items():
+        config: dict[str, Any] = {}
+        for part in parts:
+            config = merge(config, load_yaml(sources / f"{part}.yaml"))
+        configs[workflow] = config
+    for part in recipe.get("overrides", []):
+        configs = override(configs, load_yaml(sources / f"{part}.yaml"), source=f"{part}.yaml")
+    for workflow, config in configs.items():
+        check_config(config, source=f"{name}/{workflow}")
+    overlays = {key: load_yaml(sources / f"{part}.yaml") for key, part in recipe.get("overlays", {}).items()}
+    for key, overlay in overlays.items():
+        flat = configs["train"]
+        for id_, value in overlay.items():
+            flat = set_id(flat, id_, value)
+        check_config(flat, source=f"{name}/{key}")
+
+    metadata = render_metadata(load_yaml(sources / "metadata.yaml"), recipe["metadata"], configs["inference"])
+    files = {f"configs/{key}.json": to_json(config) for key, config in {**configs, **overlays}.items()}
+    files["configs/metadata.json"] = to_json(metadata)
+    files["configs/logging.conf"] = (sources / "logging.conf").read_text(encoding="utf-8")
+    files["docs/README.md"] = _docs(
+        name, (sources / "docs.md").read_text(encoding="utf-8"), metadata, configs["inference"]
+    )
+    files["LICENSE"] = (sources / "LICENSE").read_text(encoding="utf-8")
+    return files
+
+
+def override(
+    configs: Mapping[str, dict[str, Any]], overlay: Mapping[str, Any], *, source: str
+) -> dict[str, dict[str, Any]]:
+    """Change values in those of a bundle's configs that have them.
+
+    Raises:
+        ConfigError: a key that none of them has.
+    """
+    changed: dict[str, dict[str, Any]] = {}
+    missing: set[str] | None = None
+    for key, config in configs.items():
+        known, unknown = known_part(config, overlay)
+        changed[key] = merge(config, known)
+        missing = unknown if missing is None else missing & unknown
+    if missing:
+        wrong = min(missing)
+        ids = {id_ for config in configs.values() for id_ in all_ids(config)}
+        raise ConfigError("unknown config key", file=source, received=wrong, expected=closest(wrong, ids))
+    return changed
+
+
+def set_id(config: Mapping[str, Any], id_: str, value: Any) -> dict[str, Any]:
+    """A copy of a config with the value at an id such as ``train::trainer::max_epochs`` (``#`` works as well)."""
+    first, _, rest = id_.replace("#", SEPARATOR).partition(SEPARATOR)
+    changed = dict(config)
+    changed[first] = set_id(config[first], rest, value) if rest else value
+    return changed
+
+
+def render_metadata(common: Mapping[str, Any], own: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """metadata.json: common part, the recipe's part, and the data format that the inference config implies."""
+    own = dict(own)
+    network_size, output_size = own.pop("network_size"), own.pop("output_size")
+    modality = own.pop("modality")
+    return {
+        **common,
+        **own,
+        "network_data_format": data_format(
+            config, modality=modality, network_size=network_size, output_size=output_size
+        ),
+    }
+
+
+def data_format(
+    config: Mapping[str, Any], *, modality: str, network_size: list[int], output_size: list[int]
+) -> dict[str, Any]:
+    """The ``network_data_format`` of metadata.json; its names ``image`` and ``pred`` are MONAI's."""
+    channels, names = config["in_channels"], config["label_names"]
+    return {
+        "inputs": {
+            "image": {
+                "type": "image",
+                "format": "magnitude",
+                "modality": modality,
+                "num_channels": channels,
+                "spatial_shape": network_size,
+                "dtype": "float32",
+                "value_range": [],
+                "is_patch_data": True,
+                "channel_def": {str(index): "image" for index in range(channels)},
+            }
+        },
+        "outputs": {
+            "pred": {
+                "type": "image",
+                "format": "segmentation",
+                "num_channels": len(names),
+                "spatial_shape": output_size,
+                "dtype": "float32",
+                "value_range": [],
+                "is_patch_data": True,
+                "channel_def": {str(index): name for index, name in enumerate(names)},
+            }
+        },
+    }
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """JSON with an indent of two, and short flat lists on one line."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+
+    def on_one_line(match: re.Match[str]) -> str:
+        line = " ".join(match.group(0).split()).replace("[ ", "[").replace(" ]", "]")
+        return line if len(line) <= SHORT_LIST else match.group(0)
+
+    return re.sub(r"\[[^\[\]{}]*\]", on_one_line, text) + "\n"
+
+
+def _docs(bundle: str, template: str, metadata: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    network = config["network_def"]
+    image = metadata["network_data_format"]["inputs"]["image"]
+    pred = metadata["network_data_format"]["outputs"]["pred"]
+    values = zip(config["label_values"], config["label_names"], strict=True)
+    return Template(template).substitute(
+        bundle=bundle,
+        name=metadata["name"],
+        description=metadata["description"],
+        spatial_dims=config["spatial_dims"],
+        channels="-".join(str(c) for c in network["channels"]),
+        padding=network["padding"],
+        norm=network["norm"] or "none",
+        num_channels=image["num_channels"],
+        network_size=" x ".join(map(str, image["spatial_shape"])),
+        output_size=" x ".join(map(str, pred["spatial_shape"])),
+        classes=", ".join(f"{value} {label}" for value, label in values),
+        data_source=metadata["data_source"],
+    )
+
+
+def write_bundle(files: Mapping[str, str], folder: Path) -> None:
+    """Write rendered files into a bundle's folder."""
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def differences(files: Mapping[str, str], folder: Path) -> list[str]:
+    """Names of the rendered files that are missing in a folder or differ there, and of files that are too many."""
+    wrong = [
+        name
+        for name, text in files.items()
+        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
+    ]
+    present = {
+        path.relative_to(folder).as_posix() for part in ("configs", "docs") for path in (folder / part).glob("*")
+    }
+    return sorted([*wrong, *(present - files.keys())])
+
+
+def render_all(*, sources: Path | None = None, output: Path | None = None, check: bool = False) -> list[Path]:
+    """Render every recipe's bundle, or only compare.
+
+    Args:
+        sources: folder of YAML sources.
+        output: folder that holds the bundles' folders.
+        check: write nothing.
+
+    Returns:
+        Files that differed (and, without ``check``, were written or removed).
+    """
+    output = output or resource_dir("bundles")
+    changed: list[Path] = []
+    for name in recipes(sources):
+        files = render(name, sources=sources)
+        wrong = differences(files, output / name)
+        changed += [output / name / file for file in wrong]
+        if not check:
+            write_bundle({file: files[file] for file in wrong if file in files}, output / name)
+            for file in set(wrong) - files.keys():
+                (output / name / file).unlink()
+    return changed

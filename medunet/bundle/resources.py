@@ -1,0 +1,41 @@
+"""Where the YAML sources and the rendered bundles lie: inside the installed package or at the top of a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medunet.errors import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def resource_dir(name: str) -> Path:
+    """The folder ``configs`` or ``bundles`` of this installation.
+
+    Raises:
+        ConfigError: the installation is incomplete.
+    """
+    for folder in (_PACKAGE / "_resources" / name, _PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise ConfigError("this installation lacks a folder", file=name, remedy="reinstall medunet")
+
+
+def shipped_bundles() -> list[str]:
+    """Names of the bundles that come with medunet."""
+    return sorted(path.name for path in resource_dir("bundles").iterdir() if (path / "configs").is_dir())
+
+
+def find_bundle(name_or_path: str | Path) -> Path:
+    """The folder of a bundle given by path, or by the name of a shipped one.
+
+    Raises:
+        ConfigError: neither.
+    """
+    path = Path(name_or_path)
+    if (path / "configs").is_dir():
+        return path
+    if path.name == str(name_or_path) and (resource_dir("bundles") / path.name / "configs").is_dir():
+        return resource_dir("bundles") / path.name
+    cause = "is not a bundle (no folder configs/ in it)" if path.is_dir() else "no such bundle"
+    raise ConfigError(cause, file=path, expected=f"a bundle's folder or one of {', '.join(shipped_bundles())}")

@@ -1,0 +1,118 @@
+"""A bundle of one's own: a copy with some values changed, still self-contained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medunet.bundle.merge import SEPARATOR, all_ids, check_config, closest
+from medunet.bundle.render import data_format, differences, set_id, to_json, write_bundle
+from medunet.errors import ConfigError, DataError
+
+WORKFLOWS = ("train", "evaluate", "inference")
+"""Configs that stand alone; other JSON files of a bundle are overlays."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of a bundle's configs.
+
+    Raises:
+        ConfigError: missing or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError("the bundle lacks a config", file=path, remedy="render it again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not JSON: {error}", file=path, remedy="mend or render it again") from error
+    if not isinstance(content, dict):
+        raise ConfigError("not a JSON object", file=path)
+    return content
+
+
+def specialise(bundle: Path, output: Path, changes: Mapping[str, Any], *, patch_ids: bool = True) -> Path:
+    """Copy a bundle's configs, docs and licence, with values changed by id; weights are not copied.
+
+    Args:
+        bundle: folder of the bundle.
+        output: folder of the new one; may exist when it holds no configs or the same ones.
+        changes: new values by id (``epochs``, ``network_def::channels``, ``augment#noise#prob``). Each is applied to
+            every config that has the id.
+        patch_ids: let the data format in metadata.json follow channels, classes and patch size.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        ConfigError: an id that no config has, an impossible value.
+        DataError: the output holds another configuration.
+    """
+    configs = {name: read_json(bundle / "configs" / f"{name}.json") for name in WORKFLOWS}
+    changed = apply(configs, changes)
+    for name, config in changed.items():
+        check_config(config, source=f"{name}.json")
+    files = {f"configs/{name}.json": to_json(config) for name, config in changed.items()}
+    metadata = read_json(bundle / "configs" / "metadata.json")
+    if patch_ids:
+        _update_metadata(metadata, changed)
+    files["configs/metadata.json"] = to_json(metadata)
+    for path in sorted(bundle.glob("configs/*")) + sorted(bundle.glob("docs/*")) + [bundle / "LICENSE"]:
+        name = path.relative_to(bundle).as_posix()
+        if name not in files and path.is_file():
+            files[name] = path.read_text(encoding="utf-8")
+    if (output / "configs").is_dir() and (wrong := differences(files, output)):
+        raise DataError(
+            "the output folder holds a run with another configuration",
+            file=output,
+            received=", ".join(wrong),
+            remedy="give another --output, or the same options together with --resume",
+        )
+    write_bundle(files, output)
+    return output
+
+
+def apply(configs: Mapping[str, dict[str, Any]], changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """New configs with values changed by id.
+
+    Raises:
+        ConfigError: an id that none of them has, nor an argument of a component in them.
+    """
+    changed = dict(configs)
+    for id_, value in changes.items():
+        name = id_.replace("#", SEPARATOR)
+        holders = [key for key, config in changed.items() if _takes(config, name)]
+        if not holders:
+            ids = {known for config in changed.values() for known in all_ids(config)}
+            raise ConfigError("unknown config key", received=id_, expected=closest(name, ids))
+        for key in holders:
+            changed[key] = set_id(changed[key], name, value)
+    return changed
+
+
+def _takes(config: Mapping[str, Any], id_: str) -> bool:
+    """Whether the id is there, or would be an argument of a component (check_config then judges the argument)."""
+    value: Any = config
+    *parents, last = id_.split(SEPARATOR)
+    for part in parents:
+        if not isinstance(value, Mapping) or part not in value:
+            return False
+        value = value[part]
+    return isinstance(value, Mapping) and (last in value or "_target_" in value)
+
+
+def _update_metadata(metadata: dict[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Let shapes and classes in the metadata follow the configs."""
+    old = metadata["network_data_format"]
+    train = configs["train"]
+    same = train["network_def"].get("padding", "same") == "same"
+    shape = old["inputs"]["image"]["spatial_shape"]
+    patch = train["patch_size"]
+    size = patch if isinstance(patch, list) else shape
+    metadata["network_data_format"] = data_format(
+        train,
+        modality=old["inputs"]["image"]["modality"],
+        network_size=size,
+        output_size=size if same else old["outputs"]["pred"]["spatial_shape"],
+    )

@@ -1,0 +1,115 @@
+"""Is this folder a bundle that works? Each check by name, with what is wrong."""
+
+from __future__ import annotations
+
+import configparser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from medunet.bundle.merge import check_config
+from medunet.bundle.resources import resource_dir
+from medunet.bundle.specialise import WORKFLOWS, read_json
+from medunet.errors import ConfigError
+from medunet.networks import load_weights
+from medunet.training import BEST_NAME
+
+REQUIRED_FILES = (
+    "LICENSE",
+    "docs/README.md",
+    "configs/metadata.json",
+    "configs/logging.conf",
+    *(f"configs/{name}.json" for name in WORKFLOWS),
+)
+
+
+def verify_bundle(bundle: Path) -> dict[str, str | None]:
+    """Check a bundle without training it.
+
+    Args:
+        bundle: its folder. Its configs are instantiated in part, so it must be trusted.
+
+    Returns:
+        By the check's name ``None`` where all is well, else one line that says what is wrong.
+    """
+    checks: dict[str, Callable[[Path], None]] = {
+        "files": _files,
+        "metadata": _metadata,
+        "references and arguments": _configs,
+        "MONAI's required properties": _properties,
+        "network input and output": _network,
+        "weights": _weights,
+    }
+    results: dict[str, str | None] = {}
+    for name, check in checks.items():
+        try:
+            check(bundle)
+        except Exception as error:  # whatever a config's own code raises is a verdict here
+            results[name] = " ".join(str(error).split())[:300] or type(error).__name__
+        else:
+            results[name] = None
+    return results
+
+
+def _files(bundle: Path) -> None:
+    missing = [name for name in REQUIRED_FILES if not (bundle / name).is_file()]
+    if missing:
+        raise ConfigError("files are missing", received=", ".join(missing))
+    configparser.ConfigParser().read(bundle / "configs" / "logging.conf")
+
+
+def _metadata(bundle: Path) -> None:
+    schema = read_json(resource_dir("configs") / "metadata.schema.json")
+    try:
+        jsonschema.validate(read_json(bundle / "configs" / "metadata.json"), schema)
+    except jsonschema.ValidationError as error:
+        raise ConfigError(f"metadata.json: {error.message}") from error
+
+
+def _configs(bundle: Path) -> None:
+    for name in WORKFLOWS:
+        check_config(read_json(bundle / "configs" / f"{name}.json"), source=f"{name}.json")
+
+
+def _properties(bundle: Path) -> None:
+    for name, kind in (("train", "train"), ("evaluate", "infer"), ("inference", "infer")):
+        workflow = ConfigWorkflow(
+            config_file=str(bundle / "configs" / f"{name}.json"),
+            meta_file=str(bundle / "configs" / "metadata.json"),
+            logging_file=False,
+            workflow_type=kind,
+        )
+        if missing := workflow.check_properties():
+            raise ConfigError(f"{name}.json lacks or misnames", received=", ".join(missing))
+
+
+def _parsed(bundle: Path) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "inference.json"))
+    parser.read_meta(str(bundle / "configs" / "metadata.json"))
+    parser.update({"bundle_root": str(bundle), "device": torch.device("cpu")})
+    return parser
+
+
+def _network(bundle: Path) -> None:
+    parser = _parsed(bundle)
+    formats: dict[str, Any] = parser.get("_meta_::network_data_format")
+    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
+    network = parser.get_parsed_content("network_def").eval()
+    with torch.inference_mode():
+        output = network(torch.rand(1, image["num_channels"], *image["spatial_shape"]))
+    expected = (1, pred["num_channels"], *pred["spatial_shape"])
+    if tuple(output.shape) != expected:
+        raise ConfigError(
+            "the network's output is not what metadata.json says", received=tuple(output.shape), expected=expected
+        )
+
+
+def _weights(bundle: Path) -> None:
+    path = bundle / "models" / BEST_NAME
+    if path.is_file():
+        load_weights(_parsed(bundle).get_parsed_content("network_def"), path)

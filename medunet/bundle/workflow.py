@@ -1,0 +1,203 @@
+"""Training and measuring a bundle from Python, as `python -m monai.bundle run` does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+from medunet.bundle.specialise import read_json, specialise
+from medunet.datasets import SegmentationDataset, check_dataset, datalist, label_values, open_dataset, raise_on_error
+from medunet.errors import ConfigError, DataError
+from medunet.metrics import Summary, summarise, write_tables
+from medunet.networks import resolve_device
+from medunet.planning import adapt
+from medunet.prediction import Pair, Predictor, evaluate_pairs, pair_files
+from medunet.training import BEST_NAME, LAST_NAME
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training came to.
+
+    Args:
+        run: folder of the run, a bundle with weights.
+        epochs: how many were trained, earlier parts of a resumed training included.
+        best_epoch: the epoch whose weights are kept.
+        best_dice: validation Dice by class name at that epoch.
+        history: one dictionary an epoch.
+    """
+
+    run: Path
+    epochs: int
+    best_epoch: int
+    best_dice: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train_bundle(
+    bundle: Path,
+    data: Path,
+    output: Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    resume: bool = False,
+) -> TrainingResult:
+    """Fit a bundle to a data set and train it.
+
+    Args:
+        bundle: folder of the bundle to start from.
+        data: data set in a layout that :func:`medunet.datasets.open_dataset` knows.
+        output: folder of the run.
+        changes: values by config id, over those that follow from the data.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        resume: go on after the last whole epoch in ``output``.
+
+    Raises:
+        MedunetError: a data set, an option or a device that cannot work; an output folder that holds a trained run
+            when ``resume`` is False.
+    """
+    resolve_device(device)
+    if (output / "models" / LAST_NAME).is_file() and not resume:
+        raise DataError(
+            "the output folder holds a trained run",
+            file=output,
+            remedy="go on with --resume, or give another --output",
+        )
+    prepare_run(bundle, data, output, changes=changes or {}, device=device)
+    workflow = run_training(output, resume=resume)
+    state = workflow.parser.get_parsed_content("train::trainer").state
+    history = list(getattr(state, "history", []))
+    validated = [entry for entry in history if entry.get("val_dice")]
+    best: dict[str, Any] = max(validated, key=_mean_dice, default={})
+    return TrainingResult(
+        run=output,
+        epochs=state.epoch,
+        best_epoch=best.get("epoch", state.epoch),
+        best_dice=best.get("val_dice", {}),
+        history=history,
+    )
+
+
+def _mean_dice(entry: Mapping[str, Any]) -> float:
+    values = entry["val_dice"].values()
+    return float(sum(values) / len(values))
+
+
+def prepare_run(
+    bundle: Path, data: Path, output: Path, *, changes: Mapping[str, Any], device: str = "auto"
+) -> SegmentationDataset:
+    """Make a run: a bundle fitted to a data set, with the options of this training written into its configs.
+
+    Arguments as of :func:`train_bundle`.
+
+    Returns:
+        The data set.
+    """
+    dataset = open_dataset(data)
+    raise_on_error(check_dataset(dataset, level="header"))
+    values = adapt(dataset, read_json(bundle / "configs" / "train.json"))
+    values |= {"dataset_dir": str(Path(data).resolve()), "bundle_root": str(output.resolve())}
+    if device != "auto":
+        values["device"] = f"$medunet.networks.resolve_device({device!r})"
+    specialise(bundle, output, {**values, **changes})
+    return dataset
+
+
+def run_training(run: Path, **overrides: Any) -> ConfigWorkflow:
+    """Train a prepared run.
+
+    Args:
+        run: its folder.
+        **overrides: values by config id for this call only, e.g. ``resume=True``.
+
+    Returns:
+        The finished workflow; its ``trainer`` holds the state.
+    """
+    workflow = ConfigWorkflow(
+        config_file=str(run / "configs" / "train.json"),
+        meta_file=str(run / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        run_id="training",
+        **overrides,
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    return workflow
+
+
+def evaluate_bundle(
+    bundle: Path, data: Path, output: Path, *, section: str = "validation", device: str = "auto", em: bool | None = None
+) -> Summary:
+    """Predict labelled images with a bundle and measure the result on the source grid.
+
+    Args:
+        bundle: folder of a bundle or run with weights.
+        data: labelled data set.
+        output: gets ``predictions/``, ``metrics.csv`` and ``metrics.json``.
+        section: ``validation`` takes the fold that the bundle's ``evaluate.json`` names, ``all`` every labelled case.
+        device: as in :func:`train_bundle`.
+        em: also the ISBI 2012 scores; ``None``: where the data are 2D with two labels.
+    """
+    if not (bundle / "models" / BEST_NAME).is_file():
+        raise DataError("no checkpoint in the bundle", file=bundle, remedy="train it first (medunet train)")
+    if section not in ("validation", "all", "training"):
+        raise ConfigError("unknown section", received=section, expected="validation or all")
+    dataset = open_dataset(data)
+    config = read_json(bundle / "configs" / "evaluate.json")
+    items = datalist(
+        data,
+        section=section,  # type: ignore[arg-type] # checked above
+        fold=config["fold"],
+        folds=config["folds"],
+        validation_cases=config["validation_cases"],
+    )
+    labels = {name: int(value) for name, value in zip(config["label_names"], config["label_values"], strict=True)}
+    predictor = Predictor(bundle, output_dir=output / "predictions", device=device)
+    pairs: list[Pair] = []
+    for index, item in enumerate(items, start=1):
+        images = item["image"]
+        source = Path(images) if isinstance(images, str) else [Path(image) for image in images]
+        path = predictor.predict_case(source)
+        pairs.append(Pair(name=str(item["name"]), pred=path, ref=Path(str(item["label"]))))
+        logger.info("predicted %d/%d %s", index, len(items), item["name"])
+    return measure(pairs, labels, output, em=_wants_em(em, dataset.spatial_dims, labels))
+
+
+def evaluate_folders(predictions: Path, references: Path, output: Path, *, em: bool | None = None) -> Summary:
+    """Measure label maps against the references of the same names.
+
+    Args:
+        predictions: folder of predicted label maps.
+        references: folder of reference label maps, or a labelled data set.
+        output: gets ``metrics.csv`` and ``metrics.json``.
+        em: as in :func:`evaluate_bundle`.
+    """
+    pairs = pair_files(predictions, references)
+    values = sorted({value for pair in pairs for path in (pair.pred, pair.ref) for value in label_values(path)} | {0})
+    labels = {("background" if value == 0 else f"label_{value}"): value for value in values}
+    if len(labels) == 1:
+        raise DataError("predictions and references are all background", file=predictions)
+    planar = pairs[0].ref.suffix.lower() in {".png", ".tif", ".tiff", ".bmp"}
+    return measure(pairs, labels, output, em=_wants_em(em, 2 if planar else 3, labels))
+
+
+def measure(pairs: list[Pair], labels: Mapping[str, int], output: Path, *, em: bool) -> Summary:
+    """Measure pairs of files and write the tables."""
+    results = list(evaluate_pairs(pairs, labels=labels, em=em))
+    summary = summarise(results)
+    write_tables(results, output, summary=summary)
+    return summary
+
+
+def _wants_em(em: bool | None, spatial_dims: int, labels: Mapping[str, int]) -> bool:
+    return (spatial_dims == 2 and len(labels) == 2) if em is None else em

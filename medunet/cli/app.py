@@ -1,0 +1,77 @@
+"""The command `medunet`: one file a command, imported when it runs, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+import medunet
+from medunet.cli import bundle, demo, evaluate, predict, train
+from medunet.errors import find_cause
+
+EXIT_BAD_INPUT = 2
+
+app = typer.Typer(
+    name="medunet",
+    help="U-Nets for medical images, as MONAI bundles.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command(name="demo")(demo.demo)
+app.command(name="train")(train.train)
+app.command(name="predict")(predict.predict)
+app.command(name="evaluate")(evaluate.evaluate)
+app.add_typer(bundle.app, name="bundle")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medunet {medunet.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    """U-Nets for medical images, as MONAI bundles."""
+
+
+def main() -> None:
+    """Run the command line; a typed error is one line on standard error and exit code 2."""
+    # `medunet train ... --debug` is what one types after an error, so the flag counts anywhere
+    debug = "--debug" in sys.argv
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    _quiet_libraries(debug)
+    try:
+        app(args=arguments)
+    except Exception as error:
+        cause = find_cause(error)
+        if debug or cause is None:
+            raise
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error[/] {escape(str(cause))}")
+        sys.exit(EXIT_BAD_INPUT)
+
+
+CHATTY = ("monai.bundle.workflows", "monai.data.image_reader", "mlflow.store.db.utils")
+"""Loggers that say at every start what is of no use to the user; they set their own level and handler when imported."""
+
+
+def _quiet_libraries(debug: bool) -> None:
+    """Medunet's own log lines on standard error; of others only what went wrong."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("medunet").setLevel(logging.INFO)
+    if debug:
+        return
+    warnings.filterwarnings("ignore")
+    for name in CHATTY:
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)

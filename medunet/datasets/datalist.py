@@ -1,0 +1,199 @@
+"""From a path that a user types to cases: the layouts that people have."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from medunet.errors import ConfigError, DataError
+from medunet.io import is_dicom_folder, output_name, read_header, split_suffix
+
+from .dataset import Case, SegmentationDataset, split_fold
+from .labels import scan_labels
+from .manifest import MANIFEST, load_manifest, read_msd, read_nnunet
+from .pairing import group_channels, image_files, pair_folders
+
+Section = Literal["training", "validation", "all", "test"]
+
+_FOLDER_PAIRS = (("imagesTr", "labelsTr"), ("images", "labels"))
+
+_LAYOUTS = "dataset.json (MSD or nnU-Net), imagesTr + labelsTr, or images + labels"
+
+
+def open_dataset(path: str | os.PathLike[str]) -> SegmentationDataset:
+    """Find out what lies in a folder; only headers are read, and labels where no `dataset.json` names them.
+
+    Known layouts::
+
+        dataset.json with "training"            Medical Segmentation Decathlon; paths relative to its folder
+        dataset.json with "channel_names"       nnU-Net raw: imagesTr/case_0000.ext, labelsTr/case.ext
+        imagesTr/ + labelsTr/                   pairs of one name; the endings may differ
+        images/ + labels/                       the same
+
+    Args:
+        path: the folder, or its `dataset.json`.
+
+    Raises:
+        DataError: no known layout, an image or label without partner, missing files, unusable labels.
+        SecurityError: a path in `dataset.json` leaves the folder.
+    """
+    # Made absolute without following links: a data set of links into a store keeps its own names.
+    given = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (resolve() would follow links)
+    if not given.exists():
+        raise DataError("does not exist", file=given, expected=_LAYOUTS)
+    manifest_file = given if given.is_file() else given / MANIFEST
+    root = manifest_file.parent
+    ignore: int | None = None
+    test: tuple[Case, ...] = ()
+    name = root.name
+    if manifest_file.is_file():
+        manifest = load_manifest(manifest_file)
+        name = str(manifest.get("name") or name)
+        read = read_msd if manifest.get("training") and "channel_names" not in manifest else read_nnunet
+        cases, test, labels, ignore, channels = read(manifest, manifest_file)
+    else:
+        found = [pair for pair in _FOLDER_PAIRS if (root / pair[0]).is_dir()]
+        if not found:
+            raise DataError("no data set found", file=root, expected=_LAYOUTS)
+        images, reference = (root / part for part in found[0])
+        if not reference.is_dir():
+            raise DataError(f"folder {reference.name} is missing", file=root, expected=_LAYOUTS)
+        n_channels = _guess_channels(images, reference)
+        cases = pair_folders(images, reference, channels=n_channels)
+        if (root / "imagesTs").is_dir():
+            test = pair_folders(root / "imagesTs", root / "labelsTs", channels=n_channels, partial=True)
+        channels = ()
+    if not cases:
+        raise DataError("data set has no cases", file=root, expected=_LAYOUTS)
+    header = read_header(cases[0].images, channels=len(channels) if len(channels) > 1 else None)
+    if not channels:
+        channels = ("image",) if header.channels == 1 else tuple(f"channel_{n}" for n in range(header.channels))
+        labels = scan_labels([case.label for case in cases if case.label is not None])
+    elif len(channels) == 1 < header.channels:  # a colour picture, named once
+        channels = tuple(f"{channels[0]}_{n}" for n in range(header.channels))
+    return SegmentationDataset(
+        root=root,
+        name=name,
+        cases=cases,
+        labels=labels,
+        channels=channels,
+        spatial_dims=len(header.geometry.shape),
+        file_ending=split_suffix(Path(cases[0].label or "").name)[1],
+        test=test,
+        ignore=ignore,
+    )
+
+
+def datalist(
+    path: str | os.PathLike[str],
+    *,
+    section: Section,
+    fold: int = 0,
+    folds: int = 5,
+    validation_cases: Sequence[str] = (),
+) -> list[dict[str, str | list[str]]]:
+    """Items of one section, for `train#dataset#data` in a config.
+
+    Args:
+        path: as in `open_dataset`.
+        section: 'training' and 'validation' part the labelled cases; 'all' gives them all, 'test' the test cases.
+        fold: which fold of `split_fold` validates.
+        folds: how many there are.
+        validation_cases: names of the cases that validate, instead of a fold.
+
+    Returns:
+        ``[{"image": ..., "label": ..., "name": ...}, ...]``, sorted by name.
+
+    Raises:
+        ConfigError: unknown section, no such fold or case, or no case left to train.
+        DataError: as `open_dataset`.
+    """
+    if section not in ("training", "validation", "all", "test"):
+        raise ConfigError("unknown section", received=section, expected="training, validation, all or test")
+    dataset = open_dataset(path)
+    if section == "all":
+        return [case.item() for case in dataset.cases]
+    if section == "test":
+        return [case.item() for case in dataset.test]
+    if validation_cases:
+        wanted = set(validation_cases)
+        if unknown := sorted(wanted - {case.name for case in dataset.cases}):
+            raise ConfigError("no such validation cases", file=dataset.root, received=unknown)
+        training = tuple(case for case in dataset.cases if case.name not in wanted)
+        validation = tuple(case for case in dataset.cases if case.name in wanted)
+        if not training:
+            raise ConfigError("all cases validate, none is left to train", file=dataset.root)
+    else:
+        training, validation = split_fold(dataset.cases, fold=fold, folds=folds)
+    return [case.item() for case in (training if section == "training" else validation)]
+
+
+def list_inputs(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, channels: int = 1
+) -> list[Path | tuple[Path, ...]]:
+    """The images that a command line means.
+
+    A file is itself; a folder of DICOM slices is one image; any other folder gives its images in sorted order, among
+    them subfolders of DICOM slices.
+
+    Args:
+        paths: files and folders.
+        channels: number of channels of the network; `case_0000` to `case_<channels - 1>` in one folder become a tuple.
+
+    Returns:
+        A path, or a tuple of paths (channels), for each image; each image once.
+
+    Raises:
+        DataError: a path does not exist, nothing is found, or two images would bear one result's name.
+    """
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    inputs: list[Path | tuple[Path, ...]] = []
+    files: list[Path] = []
+    for entry in map(Path, given):
+        if not entry.exists():
+            raise DataError("does not exist", file=entry)
+        if entry.is_dir() and not is_dicom_folder(entry):
+            found = image_files(entry)
+            if not found:
+                raise DataError("folder holds no image", file=entry, remedy="give a folder of images or a DICOM series")
+            inputs += [_single(group) for _, group in group_channels(found, channels=channels)]
+        else:
+            files.append(entry)
+    by_folder: dict[Path, list[Path]] = {}
+    for file in dict.fromkeys(files):
+        by_folder.setdefault(file.parent, []).append(file)
+    for group_files in by_folder.values():
+        inputs += [_single(group) for _, group in group_channels(group_files, channels=channels)]
+    inputs = list(dict.fromkeys(inputs))
+    if not inputs:
+        raise DataError("nothing to read", received=[str(p) for p in given])
+    names: dict[str, Path | tuple[Path, ...]] = {}
+    for item in inputs:
+        first = item[0] if isinstance(item, tuple) else item
+        name = output_name(item, "" if first.is_dir() else split_suffix(first.name)[1])
+        if name in names:
+            raise DataError(
+                "two inputs have one name, so that one result would replace the other",
+                file=first,
+                received=name,
+                remedy="predict them into different folders",
+            )
+        names[name] = item
+    return inputs
+
+
+def _single(group: tuple[Path, ...]) -> Path | tuple[Path, ...]:
+    return group[0] if len(group) == 1 else group
+
+
+def _guess_channels(images: Path, labels: Path) -> int:
+    """Files a case in a folder without `dataset.json`: nnU-Net's numbering holds where labels lack the number."""
+    label_names = {split_suffix(path.name)[0] for path in image_files(labels)}
+    numbered = [path for path in image_files(images) if split_suffix(path.name)[0] not in label_names]
+    counts: dict[str, int] = {}
+    for path in numbered:
+        case = output_name([path]) if path.name.find("_0000.") > 0 else split_suffix(path.name)[0].rpartition("_")[0]
+        counts[case] = counts.get(case, 0) + 1
+    return max((count for case, count in counts.items() if case in label_names), default=1)

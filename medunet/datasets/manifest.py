@@ -1,0 +1,122 @@
+"""`dataset.json` of the Medical Segmentation Decathlon and of nnU-Net."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medunet.errors import DataError, SecurityError
+
+from .dataset import Case
+from .labels import parse_labels
+from .pairing import MAX_NAMED, pair_folders, stem
+
+MANIFEST = "dataset.json"
+
+
+def load_manifest(file: Path) -> dict[str, Any]:
+    """The parsed `dataset.json`.
+
+    Raises:
+        DataError: unreadable, not JSON, or not an object.
+    """
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot be opened: {error.strerror or error}", file=file) from error
+    except ValueError as error:
+        raise DataError(f"is not JSON: {error}", file=file) from error
+    if not isinstance(manifest, dict):
+        raise DataError("is not a JSON object", file=file, received=type(manifest).__name__)
+    return manifest
+
+
+def inside(root: Path, relative: object, file: Path) -> Path:
+    """A path from `dataset.json`, which must stay in the folder of the data set.
+
+    Symbolic links inside the folder are the owner's affair and are followed.
+
+    Raises:
+        SecurityError: an absolute path, or `..` beyond the root.
+    """
+    if not isinstance(relative, str):
+        raise DataError("is not a path", file=file, received=relative)
+    path = Path(os.path.normpath(root / relative))
+    if path != root and root not in path.parents:
+        raise SecurityError(
+            "path leaves the folder of the data set", file=file, received=relative, remedy="use paths below its folder"
+        )
+    return path
+
+
+def read_msd(
+    manifest: Mapping[str, Any], file: Path
+) -> tuple[tuple[Case, ...], tuple[Case, ...], dict[str, int], int | None, tuple[str, ...]]:
+    """Cases, test cases, labels, ignored value and channels of an MSD `dataset.json`.
+
+    Raises:
+        DataError: an entry without image or label, or a file that is missing.
+        SecurityError: a path outside the folder.
+    """
+    root = file.parent
+    cases = _entries(manifest.get("training") or manifest.get("train") or (), root, file, labelled=True)
+    if not cases:
+        raise DataError("lists no training cases", file=file, expected='"training": [{"image": ..., "label": ...}]')
+    test = _entries(manifest.get("test") or (), root, file, labelled=False)
+    labels, ignore = parse_labels(manifest.get("labels"), file)
+    return cases, test, labels, ignore, _channel_names(manifest.get("modality"))
+
+
+def read_nnunet(
+    manifest: Mapping[str, Any], file: Path
+) -> tuple[tuple[Case, ...], tuple[Case, ...], dict[str, int], int | None, tuple[str, ...]]:
+    """As `read_msd`, of an nnU-Net raw folder: `imagesTr/case_0000.ext` + `labelsTr/case.ext`."""
+    root = file.parent
+    channels = _channel_names(manifest.get("channel_names") or manifest.get("modality"))
+    labels, ignore = parse_labels(manifest.get("labels"), file)
+    if not (root / "imagesTr").is_dir():
+        raise DataError("folder imagesTr is missing", file=root)
+    cases = pair_folders(root / "imagesTr", root / "labelsTr", channels=len(channels))
+    test: tuple[Case, ...] = ()
+    if (root / "imagesTs").is_dir():
+        test = pair_folders(root / "imagesTs", root / "labelsTs", channels=len(channels), partial=True)
+    return cases, test, labels, ignore, channels
+
+
+def _entries(entries: Any, root: Path, file: Path, *, labelled: bool) -> tuple[Case, ...]:
+    cases: dict[str, Case] = {}
+    missing: list[str] = []
+    for listing in entries:
+        entry = {"image": listing} if isinstance(listing, str) else listing  # MSD lists test images as plain paths
+        if not isinstance(entry, Mapping) or "image" not in entry:
+            raise DataError("case without image", file=file, received=entry)
+        if labelled and not entry.get("label"):
+            raise DataError("image without label", file=file, received=entry["image"])
+        listed = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+        images = tuple(inside(root, item, file) for item in listed)
+        label = inside(root, entry["label"], file) if entry.get("label") else None
+        missing += [path.name for path in (*images, *([label] if label else [])) if not path.exists()]
+        case = Case(stem(images[0]), images, label)
+        if case.name in cases:
+            raise DataError("two cases have one name", file=file, received=case.name, remedy="rename one of them")
+        cases[case.name] = case
+    if missing:
+        more = ", ..." if len(missing) > MAX_NAMED else ""
+        raise DataError(
+            f"lists {len(missing)} missing files: {', '.join(missing[:MAX_NAMED])}{more}",
+            file=file,
+            remedy="complete the download or correct the list",
+        )
+    return tuple(sorted(cases.values(), key=lambda case: case.name))
+
+
+def _channel_names(names: object) -> tuple[str, ...]:
+    """MSD's `modality` or nnU-Net's `channel_names`: ``{"0": "CT"}``, by number."""
+    if isinstance(names, Mapping) and names:
+        return tuple(str(names[key]) for key in sorted(names, key=lambda key: int(key) if str(key).isdigit() else 0))
+    if isinstance(names, list) and names:
+        return tuple(str(name) for name in names)
+    return ("image",)

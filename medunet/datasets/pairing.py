@@ -1,0 +1,109 @@
+"""Which files belong together: images of one case, and image and label, by name."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from medunet.errors import DataError
+from medunet.io import IMAGE_SUFFIXES, is_dicom_folder, split_channel, split_suffix
+
+from .dataset import Case
+
+MAX_NAMED = 5
+"""How many files an error names; the rest is counted."""
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Images in a folder, sorted by name: files of a known format and folders of DICOM slices; hidden ones left out."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and (is_dicom_folder(path) or path.name.lower().endswith(IMAGE_SUFFIXES))
+    )
+
+
+def stem(path: Path) -> str:
+    """Name without ending; the whole name of a folder."""
+    return path.name if path.is_dir() else split_suffix(path.name)[0]
+
+
+def group_channels(images: Iterable[Path], *, channels: int) -> list[tuple[str, tuple[Path, ...]]]:
+    """Cases by name: ``(name, files)``, where `case_0000`, `case_0001`, ... of nnU-Net make one case.
+
+    Numbers are taken for channels only where a case has exactly those of `channels`: the frames of a sequence,
+    `frame_0000` to `frame_0099`, stay single images.
+
+    Raises:
+        DataError: two images of one name (`a.png` and `a.tif`).
+    """
+    groups: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
+    singles: list[Path] = []
+    for path in images:
+        case, channel = split_channel(stem(path))
+        if channel is None:
+            singles.append(path)
+        else:
+            groups[case, split_suffix(path.name)[1]][channel] = path
+    cases: dict[str, tuple[Path, ...]] = {}
+    found: list[tuple[str, tuple[Path, ...]]] = [(stem(path), (path,)) for path in singles]
+    for (case, _), files in groups.items():
+        if sorted(files) == list(range(channels)):
+            found.append((case, tuple(files[channel] for channel in range(channels))))
+        else:
+            found.extend((stem(path), (path,)) for path in files.values())
+    for name, paths in found:
+        if name in cases:
+            raise DataError(
+                "two images have one name",
+                file=paths[0],
+                received=f"{paths[0].name} and {cases[name][0].name}",
+                remedy="rename one of them",
+            )
+        cases[name] = paths
+    return sorted(cases.items())
+
+
+def pair_folders(images: Path, labels: Path, *, channels: int = 1, partial: bool = False) -> tuple[Case, ...]:
+    """Cases from a folder of images and one of labels; a pair has one name, the endings may differ.
+
+    Args:
+        images: folder of images.
+        labels: folder of labels; may be missing where `partial`.
+        channels: number of files a case in nnU-Net's numbering.
+        partial: whether images without a label are wanted (test cases).
+
+    Raises:
+        DataError: an image without label or a label without image, with up to five of each and how many there are.
+    """
+    cases = group_channels(image_files(images), channels=channels)
+    by_name: dict[str, Path] = {}
+    for path in image_files(labels) if labels.is_dir() else []:
+        if stem(path) in by_name:
+            raise DataError("two labels have one name", file=path, remedy="remove one of them")
+        by_name[stem(path)] = path
+    # A lone `scan_0000` whose label is called `scan_0000` as well is a name, not a channel.
+    cases = [
+        (stem(paths[0]) if name not in by_name and stem(paths[0]) in by_name else name, paths) for name, paths in cases
+    ]
+    if not partial:
+        names = {name for name, _ in cases}
+        causes = []
+        if lonely := [paths[0].name for name, paths in cases if name not in by_name]:
+            causes.append(f"{_count(lonely, 'image')} without label: {_some(lonely)}")
+        if lonely := [path.name for name, path in by_name.items() if name not in names]:
+            causes.append(f"{_count(lonely, 'label')} without image: {_some(lonely)}")
+        if causes:
+            raise DataError(
+                "; ".join(causes), file=images.parent, remedy=f"give pairs one name in {images.name} and {labels.name}"
+            )
+    return tuple(Case(name, paths, by_name.get(name)) for name, paths in cases)
+
+
+def _count(names: list[str], noun: str) -> str:
+    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")

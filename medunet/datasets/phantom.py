@@ -1,0 +1,286 @@
+"""Made images with exact labels: a CT-like body, an MR-like head, and touching cells in the plane.
+
+Every case is smoothly deformed, so that no two have the same shape; the seed alone decides what comes out. Shapes are
+drawn in coordinates from -1 to 1 across the field of view, whatever the number of voxels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter, zoom
+from scipy.spatial import cKDTree
+
+from medunet.errors import ConfigError
+from medunet.files import write_atomically
+from medunet.geometry import flip_ras_lps
+from medunet.io import write_volume
+
+from .manifest import MANIFEST
+
+Kind = Literal["ct", "mr", "cells", "instances"]
+Floats = npt.NDArray[np.float32]
+
+CT_LABELS = {"background": 0, "lungs": 1, "liver": 2, "spleen": 3, "kidneys": 4, "spine": 5}
+MR_LABELS = {"background": 0, "gray_matter": 1, "white_matter": 2, "ventricles": 3}
+CELL_LABELS = {"background": 0, "cell": 255}
+
+DEFAULT_SIZES: dict[str, tuple[int, ...]] = {
+    "ct": (64, 64, 48),
+    "mr": (64, 64, 64),
+    "cells": (128, 128),
+    "instances": (128, 128),
+}
+
+_SPACINGS_MM = {"ct": ((2.5, 3.0), (2.5, 3.0), (4.0, 5.0)), "mr": ((2.4, 2.8), (2.4, 2.8), (2.4, 2.8))}
+"""Range of the spacing along each axis; the field of view is `size` times its middle, so that sizes vary as well."""
+
+_PARTIAL_VOLUME_SIGMA = 0.5
+"""Blur in voxels, as scanners average over a voxel and a little more."""
+
+_CELL_DIAMETER = 22.0
+"""Mean distance of neighbouring cells in pixels."""
+
+_MEMBRANE_WIDTH = 2.5
+"""In pixels; at least two, so that cells do not touch over a corner."""
+
+
+class Phantom(NamedTuple):
+    """A made case.
+
+    Attributes:
+        image: ``(*spatial)`` float32: Hounsfield units, arbitrary MR units, or grey values from 0 to 255.
+        label: ``(*spatial)`` uint8 (int32 for instances), exactly the shapes the image was made from.
+        affine: 4x4, RAS mm.
+        labels: name to value.
+    """
+
+    image: Floats
+    label: npt.NDArray[np.integer]
+    affine: npt.NDArray[np.float64]
+    labels: dict[str, int]
+
+
+def make_phantom(kind: Kind, *, seed: int | Sequence[int], size: Sequence[int] | None = None) -> Phantom:
+    """One case.
+
+    Args:
+        kind: 'ct', 'mr', 'cells' (label 255 inside a cell, 0 on membranes and between cells), or 'instances': the
+            image of 'cells' with each cell numbered from 1.
+        seed: decides everything; a sequence of numbers where cases of one set are numbered.
+        size: number of voxels along each axis, about 64 x 64 x 48 in 3D by default; CT and MR, whose spacing is drawn
+            from a range, come out up to a tenth larger or smaller.
+
+    Raises:
+        ConfigError: unknown kind, or a size that does not fit it.
+
+    Example:
+        >>> phantom = make_phantom("ct", seed=0)
+        >>> phantom.image.ndim, sorted(set(phantom.label.ravel().tolist()))
+        (3, [0, 1, 2, 3, 4, 5])
+    """
+    if kind not in DEFAULT_SIZES:
+        raise ConfigError("unknown kind of phantom", received=kind, expected=", ".join(DEFAULT_SIZES))
+    nominal = tuple(DEFAULT_SIZES[kind] if size is None else size)
+    if len(nominal) != len(DEFAULT_SIZES[kind]) or min(nominal) < 16:
+        expected = f"{len(DEFAULT_SIZES[kind])} numbers of at least 16"
+        raise ConfigError("size does not fit the phantom", received=nominal, expected=expected)
+    rng = np.random.default_rng(seed)
+    if kind in ("cells", "instances"):
+        return _cells(rng, nominal, instances=kind == "instances")
+    ranges = _SPACINGS_MM[kind]
+    spacing = [round(float(rng.uniform(*bounds)), 3) for bounds in ranges]
+    shape = tuple(round(n * (low + high) / 2 / s) for n, (low, high), s in zip(nominal, ranges, spacing, strict=True))
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = [-(n - 1) / 2 * s for n, s in zip(shape, spacing, strict=True)]  # the centre is 0, 0, 0
+    if kind == "mr":
+        return _head(rng, shape, affine)
+    return _body(rng, shape, flip_ras_lps(affine))
+
+
+def write_phantom_dataset(
+    root: str | os.PathLike[str],
+    *,
+    kind: Literal["ct", "mr", "cells"] = "ct",
+    cases: int = 16,
+    test_cases: int = 0,
+    seed: int = 0,
+    size: Sequence[int] | None = None,
+) -> Path:
+    """Write a set of made cases as the Medical Segmentation Decathlon lays it out.
+
+    `imagesTr/`, `labelsTr/`, `imagesTs/`, `labelsTs/` and `dataset.json`; volumes as int16 `.nii.gz`, cells as PNG. The
+    same arguments write the same bytes.
+
+    Args:
+        root: folder to write to; made when needed, files of the same names are replaced.
+        kind: see `make_phantom`.
+        cases: number of labelled cases to train with.
+        test_cases: number of further cases; their labels are listed too.
+        seed: case n is made from (seed, n).
+        size: see `make_phantom`.
+
+    Returns:
+        The path of `dataset.json`.
+    """
+    if kind not in ("ct", "mr", "cells"):
+        raise ConfigError("unknown kind of phantom", received=kind, expected="ct, mr or cells")
+    folder = Path(root)
+    planar = kind == "cells"
+    ending = ".png" if planar else ".nii.gz"
+    labels = {"ct": CT_LABELS, "mr": MR_LABELS, "cells": CELL_LABELS}[kind]
+    entries: dict[str, list[dict[str, str]]] = {"Tr": [], "Ts": []}
+    for number in range(cases + test_cases):
+        phantom = make_phantom(kind, seed=(seed, number), size=size)
+        part = "Tr" if number < cases else "Ts"
+        image, label = (f"./{what}{part}/{kind}_{number:03d}{ending}" for what in ("images", "labels"))
+        stored = np.rint(phantom.image).astype(np.uint8 if planar else np.int16)
+        write_volume(stored, folder / image, affine=phantom.affine)
+        write_volume(phantom.label, folder / label, affine=phantom.affine)
+        entries[part].append({"image": image, "label": label})
+    manifest = {
+        "name": f"phantom_{kind}",
+        "description": "made by medunet.datasets.phantom; no patient",
+        "tensorImageSize": "2D" if planar else "3D",
+        "modality": {"0": {"ct": "CT", "mr": "MRI", "cells": "microscopy"}[kind]},
+        "labels": {str(value): name for name, value in labels.items()},
+        "numTraining": cases,
+        "numTest": test_cases,
+        "training": entries["Tr"],
+        "test": entries["Ts"],
+    }
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    return folder / MANIFEST
+
+
+def _body(rng: np.random.Generator, shape: tuple[int, ...], affine: npt.NDArray[np.float64]) -> Phantom:
+    r"""A trunk; indices grow to the Left, Posterior, Superior, as in most CT files.
+
+    Seen from below, as radiologists do::
+
+              .--------------.      a slice through the upper abdomen
+            /  ___      ___   \
+           |  (liv )   (   )   |    right of the patient at the left of the page
+           |  (er  )_  (spl)   |
+            \  (K) (spine)(K) /
+              `--------------'
+    """
+    x, y, z = _deformed_grid(rng, shape, amplitude=0.05)
+
+    def organ(centre: Sequence[float], radii: Sequence[float]) -> npt.NDArray[np.bool_]:
+        cx, cy, cz = np.asarray(centre) + rng.uniform(-0.03, 0.03, 3)
+        rx, ry, rz = np.asarray(radii) * rng.uniform(0.9, 1.1, 3)
+        return np.asarray(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2 < 1)
+
+    width, depth = 0.9 * rng.uniform(0.94, 1.04), 0.72 * rng.uniform(0.94, 1.04)
+    radius = np.sqrt((x / width) ** 2 + (y / depth) ** 2)
+    hounsfield = np.full(shape, -1000, dtype=np.float32)
+    hounsfield[radius < 1] = -100  # fat
+    hounsfield[radius < 0.9] = 40  # muscle and bowel
+    label = np.zeros(shape, dtype=np.uint8)
+    organs: list[tuple[str, float, list[npt.NDArray[np.bool_]]]] = [
+        # later ones lie over earlier ones
+        ("lungs", rng.uniform(-850, -750), [organ((side * 0.42, -0.02, 0.55), (0.3, 0.46, 0.6)) for side in (-1, 1)]),
+        ("liver", rng.uniform(100, 120), [organ((-0.38, -0.08, -0.3), (0.42, 0.42, 0.38))]),
+        ("spleen", rng.uniform(120, 140), [organ((0.52, 0.1, -0.25), (0.22, 0.26, 0.32))]),
+        ("kidneys", rng.uniform(180, 220), [organ((side * 0.34, 0.36, -0.62), (0.16, 0.16, 0.28)) for side in (-1, 1)]),
+        ("spine", rng.uniform(350, 450), [organ((0.0, 0.46, 0.0), (0.15, 0.15, 9.0))]),
+    ]
+    for name, value, masks in organs:
+        inside = np.logical_or.reduce(masks) & (radius < 0.95)
+        label[inside] = CT_LABELS[name]
+        hounsfield[inside] = value
+    # Vertebrae and discs alternate; both are spine.
+    spine = label == CT_LABELS["spine"]
+    hounsfield[spine] += 80 * np.sin(16 * z[spine] + rng.uniform(0, 2 * np.pi))
+    hounsfield += np.where(radius < 1, 10 * _smooth_noise(rng, shape, nodes=9), 0)
+    hounsfield = gaussian_filter(hounsfield, _PARTIAL_VOLUME_SIGMA)
+    hounsfield += rng.normal(0, rng.uniform(15, 25), shape)
+    image = np.clip(hounsfield, -1024, 3071).astype(np.float32)  # 12 bits, as scanners store
+    return Phantom(image, label, affine, dict(CT_LABELS))
+
+
+def _head(rng: np.random.Generator, shape: tuple[int, ...], affine: npt.NDArray[np.float64]) -> Phantom:
+    """A head as on a T1-weighted scan: scalp, skull, folded cortex, white matter, two ventricles; axes are RAS."""
+    x, y, z = _deformed_grid(rng, shape, amplitude=0.06)
+    rx, ry, rz = np.array([0.76, 0.9, 0.84]) * rng.uniform(0.95, 1.05, 3)
+    radius = np.sqrt((x / rx) ** 2 + (y / ry) ** 2 + (z / rz) ** 2)
+    folds = 0.06 * _smooth_noise(rng, shape, nodes=11)
+    signal = np.zeros(shape, dtype=np.float32)
+    signal[radius < 1] = 220  # scalp
+    signal[radius < 0.93] = 30  # skull
+    signal[radius < 0.86] = 60  # fluid
+    label = np.zeros(shape, dtype=np.uint8)
+    label[radius < 0.82] = MR_LABELS["gray_matter"]
+    label[radius + folds < 0.6] = MR_LABELS["white_matter"]
+    for side in (-1, 1):
+        cx, cy, cz = np.array([side * 0.15, 0.0, 0.05]) + rng.uniform(-0.02, 0.02, 3)
+        ax, ay, az = np.array([0.11, 0.32, 0.2]) * rng.uniform(0.95, 1.2, 3)
+        label[((x - cx) / ax) ** 2 + ((y - cy) / ay) ** 2 + ((z - cz) / az) ** 2 < 1] = MR_LABELS["ventricles"]
+    for name, value in (("gray_matter", 110.0), ("white_matter", 165.0), ("ventricles", 50.0)):
+        signal[label == MR_LABELS[name]] = value * rng.uniform(0.96, 1.04)
+    signal = gaussian_filter(signal, _PARTIAL_VOLUME_SIGMA)
+    signal *= np.exp(0.15 * _smooth_noise(rng, shape, nodes=4))  # bias field of the receive coil
+    sigma = rng.uniform(4, 7)
+    # Rician noise: the magnitude of a complex signal (Gudbjartsson and Patz 1995)
+    signal = np.hypot(signal + rng.normal(0, sigma, shape), rng.normal(0, sigma, shape))
+    image = (signal * rng.uniform(1.0, 6.0)).astype(np.float32)  # MR has no unit
+    return Phantom(image, label, affine, dict(MR_LABELS))
+
+
+def _cells(rng: np.random.Generator, shape: tuple[int, ...], *, instances: bool) -> Phantom:
+    """Cells that touch: warped Voronoi regions of a jittered grid, parted by dark membranes, some missing.
+
+    A pixel belongs to the membrane where the nearest and the second nearest centre are almost equally far::
+
+        d2 - d1 small:   cell 1 .....|#|..... cell 2
+    """
+    rows, columns = shape
+    warp = [3.0 * _smooth_noise(rng, shape, nodes=max(6, n // 16)) for n in shape]
+    grid = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    pixels = np.stack([axis + shift for axis, shift in zip(grid, warp, strict=True)], axis=-1)
+    ticks = [np.arange(-_CELL_DIAMETER, n + _CELL_DIAMETER, _CELL_DIAMETER) for n in shape]
+    lattice = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1)
+    lattice[1::2, :, 1] += _CELL_DIAMETER / 2  # staggered like honeycomb
+    centres = lattice.reshape(-1, 2) + rng.uniform(-0.22, 0.22, (lattice.size // 2, 2)) * _CELL_DIAMETER
+    (near, far), (first, second) = (np.moveaxis(found, -1, 0) for found in cKDTree(centres).query(pixels, k=2))
+    # Distance to the edge between two regions: (d2^2 - d1^2) / (2 |c2 - c1|)
+    edge = (far**2 - near**2) / (2 * np.linalg.norm(centres[first] - centres[second], axis=-1))
+    present = rng.random(len(centres)) > 0.12
+    inside = (edge > _MEMBRANE_WIDTH / 2) & present[first]
+    membrane = (edge <= _MEMBRANE_WIDTH / 2) & (present[first] | present[second])
+    brightness = rng.normal(170, 12, len(centres))
+    grey = np.where(present[first], brightness[first], 105.0)
+    grey += 12 * _smooth_noise(rng, shape, nodes=max(8, rows // 4)) * inside  # organelles
+    grey[membrane] = rng.uniform(55, 75)
+    grey = gaussian_filter(grey, 0.7) + rng.normal(0, 10, shape)
+    image = np.clip(grey, 0, 255).astype(np.float32)
+    if instances:
+        numbers = np.zeros(len(centres) + 1, dtype=np.int32)
+        seen = np.unique(first[inside])
+        numbers[seen + 1] = np.arange(1, len(seen) + 1)
+        label: npt.NDArray[np.integer] = numbers[np.where(inside, first + 1, 0)]
+        return Phantom(image, label, np.eye(4), {"background": 0})
+    return Phantom(image, np.where(inside, 255, 0).astype(np.uint8), np.eye(4), dict(CELL_LABELS))
+
+
+def _deformed_grid(rng: np.random.Generator, shape: tuple[int, ...], *, amplitude: float) -> list[Floats]:
+    """Coordinates from -1 to 1 along each axis, moved by a smooth field of about `amplitude`."""
+    axes = [np.linspace(-1, 1, n, dtype=np.float32) for n in shape]
+    grid = np.meshgrid(*axes, indexing="ij")
+    return [axis + np.float32(amplitude) * _smooth_noise(rng, shape, nodes=5) for axis in grid]
+
+
+def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], *, nodes: int) -> Floats:
+    """Noise of about unit variance: cubic interpolation between normal values at `nodes` points along each axis."""
+    field = rng.standard_normal((nodes,) * len(shape)).astype(np.float32)
+    for axis, n in enumerate(shape):  # one axis at a time by a small matrix: ten times faster than zooming the volume
+        matrix = zoom(np.eye(nodes, dtype=np.float32), (n / nodes, 1), order=3, mode="nearest", grid_mode=True)
+        field = np.moveaxis(np.tensordot(matrix, field, axes=(1, axis)), 0, axis)
+    return np.ascontiguousarray(field)

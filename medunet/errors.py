@@ -1,0 +1,86 @@
+"""Typed errors: each says what was received, what was expected and what to do about it."""
+
+from __future__ import annotations
+
+import os
+
+
+class MedunetError(Exception):
+    """Base of all errors that medunet raises for input it cannot use.
+
+    The message is one line, so that a command can print it as it is.
+
+    Args:
+        cause: what is wrong, a phrase without a full stop.
+        file: the file or folder it is about.
+        received: the value that was met.
+        expected: the values that are allowed.
+        remedy: what the user can do, an imperative phrase.
+
+    Example:
+        >>> str(
+        ...     MedunetError(
+        ...         "label has unknown values", file="a.nii.gz", received=[7], expected=[0, 1], remedy="relabel"
+        ...     )
+        ... )
+        'a.nii.gz: label has unknown values (received [7], expected [0, 1]); remedy: relabel'
+    """
+
+    def __init__(
+        self,
+        cause: str,
+        *,
+        file: str | os.PathLike[str] | None = None,
+        received: object = None,
+        expected: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.cause = cause
+        self.file = None if file is None else os.fspath(file)
+        self.received = received
+        self.expected = expected
+        self.remedy = remedy
+        values = [
+            f"{word} {value}" for word, value in (("received", received), ("expected", expected)) if value is not None
+        ]
+        text = cause if self.file is None else f"{self.file}: {cause}"
+        if values:
+            text += f" ({', '.join(values)})"
+        if remedy is not None:
+            text += f"; remedy: {remedy}"
+        super().__init__(text)
+
+
+class ConfigError(MedunetError):
+    """A configuration or an argument that cannot work: unknown key, impossible size, missing device."""
+
+
+class GeometryError(MedunetError):
+    """Spacing, orientation, origin or shape that is missing, impossible or contradictory."""
+
+
+class DataError(MedunetError):
+    """A file, image or label that cannot be used: unreadable, no partner, wrong values."""
+
+
+class SecurityError(MedunetError):
+    """Content that is refused because it could run code, leave its folder or exhaust the machine."""
+
+
+def find_cause(error: BaseException) -> MedunetError | None:
+    """The typed error behind another one: MONAI and ignite wrap what a transform or a config expression raises.
+
+    Example:
+        >>> try:
+        ...     try:
+        ...         raise DataError("no label", file="a.png")
+        ...     except DataError as cause:
+        ...         raise RuntimeError("applying transform") from cause
+        ... except RuntimeError as wrapped:
+        ...     print(find_cause(wrapped))
+        a.png: no label
+    """
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, MedunetError):
+        seen = seen.__cause__ or seen.__context__
+    return seen

@@ -1,0 +1,14 @@
+"""Reading and writing images: headers are verified before a voxel is used, files are written whole or not at all."""
+
+from .dicom import is_dicom_folder as is_dicom_folder
+from .names import output_name as output_name
+from .names import split_channel as split_channel
+from .names import split_suffix as split_suffix
+from .reader import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from .reader import MedunetReader as MedunetReader
+from .reader import Volume as Volume
+from .reader import read_header as read_header
+from .reader import read_volume as read_volume
+from .record import ReadRecord as ReadRecord
+from .save import SavePredictiond as SavePredictiond
+from .writer import write_volume as write_volume

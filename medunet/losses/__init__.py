@@ -1,0 +1,9 @@
+"""Losses that MONAI lacks; Dice, generalised Dice and the rest are used from `monai.losses`.
+
+Conventions: logits `(B, C, *spatial)`, targets class indices `(B, 1, *spatial)`, weight maps `(B, 1, *spatial)`.
+MONAI's follow them with ``softmax=True, to_onehot_y=True``; give them float32 logits.
+"""
+
+from .border_weighted import BorderWeightedCELoss as BorderWeightedCELoss
+from .deep_supervision import DeepSupervisionLoss as DeepSupervisionLoss
+from .dice import DiceCELoss as DiceCELoss

@@ -1,0 +1,91 @@
+"""Pixel-weighted cross entropy (Ronneberger et al. 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from medunet.errors import ConfigError
+
+from .targets import align_targets, check_class_weights, class_weight_tensor
+
+REDUCTIONS = ("mean", "weighted_mean", "sum")
+"""``mean`` divides by the number of voxels that count, ``weighted_mean`` by the sum of their weights."""
+
+
+class BorderWeightedCELoss(nn.Module):
+    """Cross entropy with one weight a voxel: equation 1 of Ronneberger et al. 2015, U-Net.
+
+    The paper writes a sum, ``E = -sum_x w(x) log p_l(x)(x)``. The default here, ``mean``, is that sum divided by the
+    number of voxels: the balance between voxels and between images is the paper's, and the learning rate does not
+    depend on the size of the patch. ``weighted_mean`` makes the loss independent of the scale of the map, but then an
+    image with many touching objects counts no more than one without.
+
+    Logits of one channel mean two classes, the channel being the logit of class 1. Everything is computed in float32.
+
+    Args:
+        class_weights: one factor a class, on top of the weight map; two for logits of one channel.
+        ignore_index: class index of voxels that do not count.
+        reduction: one of `REDUCTIONS`.
+        center_crop: for networks with valid convolutions, cut target and weights to the middle.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2, 1, 2), torch.tensor([[[[0, 1]]]])
+        >>> BorderWeightedCELoss(reduction="sum")(logits, target, torch.tensor([[[[1.0, 3.0]]]]))  # 4 log 2
+        tensor(2.7726)
+    """
+
+    class_weights: torch.Tensor | None
+
+    def __init__(
+        self,
+        class_weights: Sequence[float] | None = None,
+        ignore_index: int | None = None,
+        *,
+        reduction: str = "mean",
+        center_crop: bool = False,
+    ) -> None:
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise ConfigError("unknown reduction", received=reduction, expected=REDUCTIONS)
+        self.register_buffer("class_weights", class_weight_tensor(class_weights), persistent=False)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.center_crop = center_crop
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """Loss of a batch, a scalar; zero where every voxel is ignored.
+
+        Args:
+            logits: `(B, C, *spatial)`.
+            target: class indices, `(B, 1, *spatial)` or `(B, *spatial)`.
+            weight: weight map of the target's shape, `BorderWeightMapd` makes it; None for ones.
+
+        Raises:
+            ConfigError: shapes or class weights that do not fit.
+        """
+        check_class_weights(self.class_weights, logits)
+        indices, weights = align_targets(logits, target, weight, center_crop=self.center_crop)
+        counted = torch.ones_like(indices, dtype=torch.float32)
+        if self.ignore_index is not None:
+            counted = (indices != self.ignore_index).float()
+            indices = indices.masked_fill(indices == self.ignore_index, 0)
+        weights = counted if weights is None else counted * weights
+        if self.class_weights is not None:
+            weights = weights * self.class_weights.to(logits.device)[indices]
+
+        total = (weights * cross_entropy(logits, indices)).sum()
+        if self.reduction == "sum":
+            return total
+        divisor = counted.sum() if self.reduction == "mean" else weights.sum()
+        return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+
+
+def cross_entropy(logits: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of each voxel, `(B, *spatial)` float32; one channel means the logit of class 1 of two."""
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits[:, 0].float(), indices.float(), reduction="none")
+    return F.cross_entropy(logits.float(), indices, reduction="none")

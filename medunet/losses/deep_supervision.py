@@ -1,0 +1,77 @@
+"""One loss over the outputs of several levels of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from medunet.errors import ConfigError
+
+
+class DeepSupervisionLoss(nn.Module):
+    """Weighted mean of a loss over the levels of a deeply supervised network, finest first.
+
+    MONAI's class of this name cannot pass a weight map on and fails on int64 labels. Target and weight map are
+    reduced to the size of each level by the nearest voxel, so that a weight stays with its label. The weights of the
+    levels add up to 1, as in nnU-Net, so that the loss has the same size with and without deep supervision.
+
+    Args:
+        loss: called as ``loss(logits, target)`` or, with a weight map, ``loss(logits, target, weight)``.
+        level_weights: relative weights of the levels, finest first; None for 1, 1/2, 1/4, ...
+
+    Example:
+        >>> target = torch.zeros(1, 1, 4, 4)
+        >>> levels = [torch.full((1, 1, 4, 4), 1.0), torch.full((1, 1, 2, 2), 4.0)]
+        >>> DeepSupervisionLoss(nn.L1Loss())(levels, target)  # 2/3 * 1 + 1/3 * 4
+        tensor(2.)
+    """
+
+    def __init__(self, loss: nn.Module, *, level_weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.loss = loss
+        self.level_weights = None if level_weights is None else tuple(float(w) for w in level_weights)
+        if self.level_weights is not None and (min(self.level_weights) < 0 or sum(self.level_weights) == 0):
+            raise ConfigError(
+                "level_weights cannot be used", received=level_weights, expected="numbers >= 0, not all zero"
+            )
+
+    def forward(
+        self,
+        logits: torch.Tensor | Sequence[torch.Tensor],
+        target: torch.Tensor,
+        weight: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Loss of a batch, a scalar.
+
+        Args:
+            logits: one tensor `(B, C, *spatial)` (as in evaluation), or one a level, finest first.
+            target: `(B, 1, *spatial)` at the size of the finest level.
+            weight: weight map of the target's shape, or None.
+
+        Raises:
+            ConfigError: more levels than weights.
+        """
+        levels = [logits] if isinstance(logits, torch.Tensor) else list(logits)
+        weights = self.level_weights or tuple(0.5**level for level in range(len(levels)))
+        if len(levels) > len(weights):
+            raise ConfigError("too few level_weights", received=len(weights), expected=f"{len(levels)}, one a level")
+        weights = tuple(islice(weights, len(levels)))
+        loss = torch.zeros((), device=levels[0].device)
+        for level, (share, level_logits) in enumerate(zip(weights, levels, strict=True)):
+            if share == 0:
+                continue
+            size = level_logits.shape[2:]
+            maps = [target] if weight is None else [target, weight]
+            if level > 0:
+                maps = [_nearest(one, size) for one in maps]
+            loss = loss + share / sum(weights) * self.loss(level_logits, *maps)
+        return loss
+
+
+def _nearest(volume: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """`(B, 1, *spatial)` at another size; via float32, as PyTorch resizes no int64 (class indices are exact in it)."""
+    return F.interpolate(volume.float(), size=size, mode="nearest-exact").to(volume.dtype)

@@ -1,0 +1,84 @@
+"""Targets and weight maps brought to the shape of the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.data import MetaTensor
+
+from medunet.errors import ConfigError
+
+
+def align_targets(
+    logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, *, center_crop: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Class indices and weights, one a voxel of the logits.
+
+    Args:
+        logits: `(B, C, *spatial)`.
+        target: class indices, `(B, 1, *spatial)` or `(B, *spatial)`, any type.
+        weight: the same shape as the target, or None.
+        center_crop: cut target and weight to the middle, as a network with valid convolutions needs.
+
+    Returns:
+        Target as int64 and weight as float32, both `(B, *spatial)` and free of meta data.
+
+    Raises:
+        ConfigError: shapes that do not fit.
+    """
+    spatial = tuple(logits.shape[2:])
+    indices = _fit(_plain(target), spatial, batch=len(logits), what="target", center_crop=center_crop).long()
+    if weight is None:
+        return indices, None
+    fitted = _fit(_plain(weight), spatial, batch=len(logits), what="weight map", center_crop=center_crop)
+    return indices, fitted.to(device=logits.device, dtype=torch.float32)
+
+
+def class_weight_tensor(class_weights: Sequence[float] | None) -> torch.Tensor | None:
+    """Class weights from a config as a float32 tensor.
+
+    Raises:
+        ConfigError: a negative weight, or no positive one.
+    """
+    if class_weights is None:
+        return None
+    weights = torch.as_tensor(class_weights, dtype=torch.float32)
+    if weights.ndim != 1 or bool((weights < 0).any()) or not bool((weights > 0).any()):
+        raise ConfigError("class_weights cannot be used", received=class_weights, expected="one number >= 0 a class")
+    return weights
+
+
+def check_class_weights(class_weights: torch.Tensor | None, logits: torch.Tensor) -> None:
+    """Refuse class weights whose number is not that of the classes (two for logits of one channel)."""
+    classes = max(2, logits.shape[1])
+    if class_weights is not None and len(class_weights) != classes:
+        raise ConfigError(
+            "class_weights do not fit the network", received=len(class_weights), expected=f"{classes} numbers"
+        )
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Without meta data: MetaTensor's bookkeeping in each operation of a loss costs time and helps nobody."""
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def _fit(tensor: torch.Tensor, spatial: tuple[int, ...], *, batch: int, what: str, center_crop: bool) -> torch.Tensor:
+    if tensor.ndim == len(spatial) + 2 and tensor.shape[1] == 1:
+        tensor = tensor[:, 0]
+    if tensor.ndim != len(spatial) + 1 or len(tensor) != batch:
+        expected = f"({batch}, 1, *spatial) or ({batch}, *spatial) with {len(spatial)} spatial axes"
+        raise ConfigError(f"{what} does not fit the logits", received=tuple(tensor.shape), expected=expected)
+    if tuple(tensor.shape[1:]) == spatial:
+        return tensor
+    surplus = [have - want for have, want in zip(tensor.shape[1:], spatial, strict=True)]
+    if not center_crop or min(surplus) < 0 or any(n % 2 for n in surplus):
+        raise ConfigError(
+            f"{what} and logits differ in size",
+            received=tuple(tensor.shape[1:]),
+            expected=spatial,
+            remedy="give the label of the input; for a network with valid convolutions set center_crop=True",
+        )
+    for axis, (extra, want) in enumerate(zip(surplus, spatial, strict=True), start=1):
+        tensor = tensor.narrow(axis, extra // 2, want)
+    return tensor

@@ -1,0 +1,32 @@
+"""Metrics: arrays in, numbers out.
+
+Example:
+    >>> import numpy as np
+    >>> from medunet.metrics import dice
+    >>> dice(np.array([1, 1, 0]), np.array([1, 1, 0]))
+    1.0
+"""
+
+from __future__ import annotations
+
+from .em import BestEMScores as BestEMScores
+from .em import EMScores as EMScores
+from .em import best_em_scores as best_em_scores
+from .em import em_scores as em_scores
+from .em import pixel_error as pixel_error
+from .em import v_info as v_info
+from .em import v_rand as v_rand
+from .em import warping_error as warping_error
+from .evaluation import CaseScores as CaseScores
+from .evaluation import ClassScores as ClassScores
+from .evaluation import Statistics as Statistics
+from .evaluation import Summary as Summary
+from .evaluation import evaluate_case as evaluate_case
+from .evaluation import summarise as summarise
+from .overlap import dice as dice
+from .overlap import iou as iou
+from .surface import SurfaceDistances as SurfaceDistances
+from .surface import hausdorff_distance as hausdorff_distance
+from .surface import mean_surface_distance as mean_surface_distance
+from .surface import surface_distances as surface_distances
+from .tables import write_tables as write_tables

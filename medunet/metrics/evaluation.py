@@ -1,0 +1,222 @@
+"""One case in, one dictionary of numbers out; many dictionaries in, their statistics out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypedDict
+
+import numpy as np
+from typing_extensions import NotRequired
+
+from medunet.errors import ConfigError, DataError
+
+from .arrays import Array, ArrayOrTensor, as_pair, bounding_box, checked_spacing
+from .em import em_scores
+from .overlap import Status, area_mm2, dice_from_counts, iou_from_counts, status_from_counts, volume_ml
+from .surface import surface_distances
+
+BACKGROUND = "background"
+"""Name of the label that is no class; where no label has this name, value 0 is it."""
+
+
+class ClassScores(TypedDict):
+    """Scores of one class in one case; volumes in 3D, areas in 2D. What NaN means: `medunet.metrics.overlap`."""
+
+    status: Status
+    dice: float
+    iou: float
+    hd95_mm: float
+    msd_mm: float
+    volume_pred_ml: NotRequired[float]
+    volume_ref_ml: NotRequired[float]
+    area_pred_mm2: NotRequired[float]
+    area_ref_mm2: NotRequired[float]
+
+
+class CaseScores(TypedDict):
+    """Scores of one case, ready for JSON except for NaN."""
+
+    name: str
+    mean_dice: float
+    """Mean over the classes that are in the reference or the prediction."""
+    classes: dict[str, ClassScores]
+    em: NotRequired[dict[str, float]]
+
+
+class Statistics(TypedDict):
+    """Mean, median and standard deviation (of the population) over the `n` cases where the number exists."""
+
+    mean: float
+    median: float
+    std: float
+    n: int
+
+
+class ClassSummary(TypedDict):
+    """Statistics of each number of a class, and how often the class was where."""
+
+    scores: dict[str, Statistics]
+    status: dict[Status, int]
+
+
+class Summary(TypedDict):
+    """Statistics over cases."""
+
+    cases: int
+    mean_dice: float
+    """Mean over classes of the mean over cases (nnU-Net's foreground mean)."""
+    classes: dict[str, ClassSummary]
+    em: NotRequired[dict[str, Statistics]]
+
+
+def evaluate_case(
+    pred: ArrayOrTensor,
+    ref: ArrayOrTensor,
+    *,
+    spacing_mm: Sequence[float],
+    labels: Mapping[str, int],
+    em: bool | str = False,
+    name: str = "",
+) -> CaseScores:
+    """Compare a predicted label map with the reference, class by class.
+
+    Args:
+        pred: label map `(*spatial)` or `(1, *spatial)`, 2D or 3D, with the values of `labels`.
+        ref: reference label map of the same shape.
+        spacing_mm: distance of neighbouring voxels along each axis.
+        labels: name -> value, all values that occur. The background (see `BACKGROUND`) is no class.
+        em: also compute the scores of the ISBI 2012 challenge (2D): the name of the class that is the cells'
+            interior, or True where there is only one class.
+        name: the case's name, for tables.
+
+    Raises:
+        GeometryError: shapes or spacing do not fit.
+        DataError: a value is not in `labels`.
+        ConfigError: no class in `labels`, or `em` for a 3D case or an unclear class.
+
+    Example:
+        >>> ref = np.zeros((4, 4, 4), int)
+        >>> ref[:2] = 1
+        >>> pred = ref.copy()
+        >>> pred[1] = 0
+        >>> scores = evaluate_case(pred, ref, spacing_mm=(5, 1, 1), labels={"background": 0, "liver": 1})
+        >>> round(scores["mean_dice"], 3), scores["classes"]["liver"]["hd95_mm"]
+        (0.667, 5.0)
+    """
+    spatial_dims = len(spacing_mm)
+    spacing = checked_spacing(spacing_mm, spatial_dims=spatial_dims)
+    pred_array, ref_array = as_pair(pred, ref, spatial_dims=spatial_dims)
+    background = labels.get(BACKGROUND, 0)
+    values = {label: value for label, value in labels.items() if value != background}
+    if not values:
+        raise ConfigError(
+            "labels name no class", received=dict(labels), expected="at least one value beside the background"
+        )
+
+    # All further work is in the box that holds any class: on a chest CT a quarter of the volume.
+    box = bounding_box((pred_array != background) | (ref_array != background))
+    pred_box, ref_box = (pred_array[box], ref_array[box]) if box else (pred_array[:0], ref_array[:0])
+    _check_values(pred_box, labels=labels, of="prediction")
+    _check_values(ref_box, labels=labels, of="reference")
+    classes = {
+        label: _class_scores(pred_box == value, ref_box == value, spacing_mm=spacing) for label, value in values.items()
+    }
+    scores = CaseScores(name=name, mean_dice=_mean(entry["dice"] for entry in classes.values()), classes=classes)
+    if em:
+        interior = values[_interior_class(em, values=values, spatial_dims=spatial_dims)]
+        found = em_scores(pred_array == interior, ref_array == interior)
+        scores["em"] = {key: float(value) for key, value in found._asdict().items() if value is not None}
+    return scores
+
+
+def summarise(results: Sequence[CaseScores]) -> Summary:
+    """Return mean, median and standard deviation of each number over cases, and the overall mean Dice.
+
+    NaN is left out (why: `medunet.metrics.overlap`); `n` says how many cases a statistic is made of, `status` how
+    often a class was found (`both`), `missed`, `spurious` or rightly `absent`.
+
+    Args:
+        results: what `evaluate_case` returned for each case; they may differ in their classes.
+    """
+    names = list(dict.fromkeys(label for result in results for label in result["classes"]))
+    classes: dict[str, ClassSummary] = {}
+    for label in names:
+        entries = [result["classes"][label] for result in results if label in result["classes"]]
+        keys = dict.fromkeys(key for entry in entries for key in entry if key != "status")
+        status: dict[Status, int] = {"both": 0, "missed": 0, "spurious": 0, "absent": 0}
+        for entry in entries:
+            status[entry["status"]] += 1
+        classes[label] = ClassSummary(
+            scores={key: _statistics(float(entry.get(key, math.nan)) for entry in entries) for key in keys},  # type: ignore[arg-type] # never "status"
+            status=status,
+        )
+    summary = Summary(
+        cases=len(results),
+        mean_dice=_mean(entry["scores"]["dice"]["mean"] for entry in classes.values()),
+        classes=classes,
+    )
+    em = [result["em"] for result in results if "em" in result]
+    if em:
+        summary["em"] = {key: _statistics(entry.get(key, math.nan) for entry in em) for key in em[0]}
+    return summary
+
+
+def _class_scores(pred: Array, ref: Array, *, spacing_mm: tuple[float, ...]) -> ClassScores:
+    """Score two masks of one shape."""
+    in_pred, in_ref = int(np.count_nonzero(pred)), int(np.count_nonzero(ref))
+    in_both = int(np.count_nonzero(pred & ref))
+    distances = surface_distances(pred, ref, spacing_mm=spacing_mm)
+    scores = ClassScores(
+        status=status_from_counts(in_pred, in_ref),
+        dice=dice_from_counts(in_pred, in_ref, in_both),
+        iou=iou_from_counts(in_pred, in_ref, in_both),
+        hd95_mm=distances.hausdorff(),
+        msd_mm=distances.mean(),
+    )
+    if len(spacing_mm) == 3:
+        scores["volume_pred_ml"] = volume_ml(in_pred, spacing_mm=spacing_mm)
+        scores["volume_ref_ml"] = volume_ml(in_ref, spacing_mm=spacing_mm)
+    elif len(spacing_mm) == 2:
+        scores["area_pred_mm2"] = area_mm2(in_pred, spacing_mm=spacing_mm)
+        scores["area_ref_mm2"] = area_mm2(in_ref, spacing_mm=spacing_mm)
+    return scores
+
+
+def _check_values(array: Array, *, labels: Mapping[str, int], of: str) -> None:
+    """Refuse a label map with a value that no label has: it would silently count as background."""
+    known = sum(int(np.count_nonzero(array == value)) for value in set(labels.values()))
+    if known != array.size:
+        raise DataError(
+            f"{of} has values that no label names",
+            received=sorted(set(np.unique(array).tolist()) - set(labels.values())),
+            expected=sorted(set(labels.values())),
+        )
+
+
+def _interior_class(em: bool | str, *, values: Mapping[str, int], spatial_dims: int) -> str:
+    """Return the name of the class that is the interior of cells."""
+    if spatial_dims != 2:
+        raise ConfigError(
+            "EM scores are two-dimensional", received=f"{spatial_dims}D case", remedy="evaluate slice by slice"
+        )
+    if isinstance(em, str) and em in values:
+        return em
+    if em is True and len(values) == 1:
+        return next(iter(values))
+    raise ConfigError(
+        "em does not name the class of the cells' interior", received=em, expected=f"one of {sorted(values)}"
+    )
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    return _statistics(numbers)["mean"]
+
+
+def _statistics(numbers: Iterable[float]) -> Statistics:
+    found = np.array([number for number in numbers if not math.isnan(number)])
+    if found.size == 0:
+        return Statistics(mean=math.nan, median=math.nan, std=math.nan, n=0)
+    return Statistics(
+        mean=float(found.mean()), median=float(np.median(found)), std=float(found.std()), n=int(found.size)
+    )

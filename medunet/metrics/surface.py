@@ -1,0 +1,117 @@
+"""Distances between the surfaces of two masks, in millimetres, for any spacing.
+
+A surface is the set of voxels of a mask that have a face neighbour outside it (outside the image counts as outside),
+and a distance goes from voxel centre to voxel centre. That is MONAI's definition, and a test compares with MONAI's
+numbers. The code is our own because MONAI's searches again for each of the two numbers and prepares the whole volume
+for each class: on a chest CT this takes less than half the time of one of them. (DeepMind's `surface-distance` weights
+surface elements by their area on a grid shifted by half a voxel, and medpy pools both directions before it takes the
+percentile: their numbers differ from these by a fraction of a voxel and more.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial import KDTree
+
+from .arrays import Array, ArrayOrTensor, as_pair, bounding_box, checked_spacing
+
+HD_PERCENTILE = 95.0
+"""Percentile of the robust Hausdorff distance; 95 is what nearly all published tables use."""
+
+KD_LEAF_SIZE = 32
+"""Points in a leaf of the search tree. Twice scipy's default: the tree is built for one batched query only."""
+
+
+class SurfaceDistances(NamedTuple):
+    """Distances in mm from each surface voxel of one mask to the nearest surface voxel of the other."""
+
+    pred_to_ref: Array
+    ref_to_pred: Array
+
+    def hausdorff(self, *, percentile: float = HD_PERCENTILE) -> float:
+        """Return the larger of the two directed percentiles, in mm; NaN where a surface is missing.
+
+        (Of each direction alone: in both sets together a small surface would vanish behind a large one.)
+        """
+        if self._missing():
+            return math.nan
+        return max(float(np.percentile(directed, percentile)) for directed in self)
+
+    def mean(self) -> float:
+        """Return the mean over all surface voxels of both masks (symmetric), in mm; NaN where a surface is missing."""
+        if self._missing():
+            return math.nan
+        return float(np.concatenate([self.pred_to_ref, self.ref_to_pred]).mean())
+
+    def _missing(self) -> bool:
+        return self.pred_to_ref.size == 0 or self.ref_to_pred.size == 0
+
+
+def surface_distances(pred: ArrayOrTensor, ref: ArrayOrTensor, *, spacing_mm: Sequence[float]) -> SurfaceDistances:
+    """Measure how far the surfaces of two masks lie apart.
+
+    Args:
+        pred: predicted mask `(*spatial)` or `(1, *spatial)`, 2D or 3D; what is not zero is inside.
+        ref: reference mask of the same shape.
+        spacing_mm: distance of neighbouring voxels along each axis.
+
+    Returns:
+        The distances in both directions; both are empty where one of the masks is empty.
+
+    Raises:
+        GeometryError: shapes differ, or the spacing does not fit them.
+
+    Example:
+        >>> ref = np.zeros((5, 5), dtype=bool)
+        >>> ref[1:4, 1:4] = True  # a ring of 8 pixels around one that is not surface
+        >>> pred = np.zeros_like(ref)
+        >>> pred[2, 2] = True
+        >>> distances = surface_distances(pred, ref, spacing_mm=(1.0, 3.0))
+        >>> distances.pred_to_ref.tolist(), round(distances.hausdorff(percentile=100), 3)
+        ([1.0], 3.162)
+    """
+    spatial_dims = len(spacing_mm)
+    pred_array, ref_array = as_pair(pred, ref, spatial_dims=spatial_dims)
+    spacing = np.asarray(checked_spacing(spacing_mm, spatial_dims=spatial_dims))
+    pred_points = _surface_points(pred_array != 0) * spacing
+    ref_points = _surface_points(ref_array != 0) * spacing
+    if len(pred_points) == 0 or len(ref_points) == 0:
+        return SurfaceDistances(np.empty(0), np.empty(0))
+    return SurfaceDistances(_nearest(pred_points, ref_points), _nearest(ref_points, pred_points))
+
+
+def hausdorff_distance(
+    pred: ArrayOrTensor, ref: ArrayOrTensor, *, spacing_mm: Sequence[float], percentile: float = HD_PERCENTILE
+) -> float:
+    """Return the percentile Hausdorff distance (HD95 by default) of two masks in mm; NaN where one is empty."""
+    return surface_distances(pred, ref, spacing_mm=spacing_mm).hausdorff(percentile=percentile)
+
+
+def mean_surface_distance(pred: ArrayOrTensor, ref: ArrayOrTensor, *, spacing_mm: Sequence[float]) -> float:
+    """Return the symmetric mean surface distance of two masks in mm; NaN where one is empty."""
+    return surface_distances(pred, ref, spacing_mm=spacing_mm).mean()
+
+
+def _surface_points(mask: Array) -> Array:
+    """Return the indices `(N, spatial_dims)` of the surface voxels of a mask."""
+    box = bounding_box(mask)
+    if box is None:
+        return np.empty((0, mask.ndim))
+    # One voxel of outside on every side, also where the mask touches the image's edge.
+    padded = np.pad(mask[box], 1)
+    centre = (slice(1, -1),) * mask.ndim
+    inside = padded[centre].copy()
+    for axis in range(mask.ndim):
+        for shifted in (slice(0, -2), slice(2, None)):
+            inside &= padded[tuple(shifted if other == axis else side for other, side in enumerate(centre))]
+    surface = padded[centre] & ~inside
+    return np.argwhere(surface) + [side.start for side in box]
+
+
+def _nearest(points: Array, others: Array) -> Array:
+    """Return the distance from each point to the nearest of the others, both `(N, spatial_dims)` in mm."""
+    return np.asarray(KDTree(others, leafsize=KD_LEAF_SIZE).query(points)[0])

@@ -1,0 +1,87 @@
+"""Scores as files: a CSV for spreadsheets, a JSON for programs; each appears whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medunet.files import write_atomically
+
+from .evaluation import CaseScores, Summary, summarise
+
+CSV_NAME = "metrics.csv"
+JSON_NAME = "metrics.json"
+
+
+def write_tables(
+    results: Sequence[CaseScores], folder: str | os.PathLike[str], *, summary: Summary | None = None
+) -> tuple[Path, Path]:
+    """Write `metrics.csv` and `metrics.json` and return their paths.
+
+    The CSV has one row for each case and class, an empty cell for NaN; EM scores are repeated in each row of their
+    case. The JSON is `{"summary": ..., "cases": [...]}` with null for NaN, because NaN is not JSON.
+
+    Args:
+        results: what `evaluate_case` returned for each case.
+        folder: made if it is not there.
+        summary: `summarise(results)` if it is at hand.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {"summary": summary or summarise(results), "cases": list(results)}
+    return (
+        write_atomically(folder / CSV_NAME, table_text(results)),
+        write_atomically(folder / JSON_NAME, json_text(document)),
+    )
+
+
+def table_text(results: Sequence[CaseScores]) -> str:
+    """Return the rows of `metrics.csv` as text.
+
+    Example:
+        >>> scores = {"status": "missed", "dice": 0.0, "iou": 0.0, "hd95_mm": math.nan, "msd_mm": math.nan}
+        >>> print(table_text([{"name": "a", "mean_dice": 0.0, "classes": {"liver": scores}}]), end="")
+        case,class,status,dice,iou,hd95_mm,msd_mm
+        a,liver,missed,0.0,0.0,,
+    """
+    rows: list[dict[str, object]] = [
+        {"case": result["name"], "class": label, **scores, **result.get("em", {})}
+        for result in results
+        for label, scores in result["classes"].items()
+    ]
+    columns = dict.fromkeys(["case", "class", *(key for row in rows for key in row)])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(columns), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if _is_nan(value) else value for key, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def json_text(document: object) -> str:
+    """Return valid JSON: null for NaN and infinity.
+
+    Example:
+        >>> print(json_text({"dice": math.nan}), end="")
+        {
+          "dice": null
+        }
+    """
+    return json.dumps(_without_nan(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(entry) for entry in value]
+    return None if _is_nan(value) else value

@@ -1,0 +1,14 @@
+"""Networks: one n-dimensional U-Net, its published variants by name, and the integer arithmetic of its sizes."""
+
+from __future__ import annotations
+
+from . import presets as presets
+from .autocast import autocast as autocast
+from .autocast import fast_dtype as fast_dtype
+from .autocast import resolve_device as resolve_device
+from .autocast import resolve_dtype as resolve_dtype
+from .shapes import UNetShapes as UNetShapes
+from .unet import UNet as UNet
+from .weights import load_checkpoint as load_checkpoint
+from .weights import load_weights as load_weights
+from .weights import save_checkpoint as save_checkpoint

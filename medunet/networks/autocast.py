@@ -1,0 +1,87 @@
+"""Choosing the number format of the forward pass: one place for CPU and CUDA."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import cast
+
+import torch
+
+from medunet.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(name: str | torch.device) -> torch.device:
+    """The device of that name, ``"auto"`` meaning CUDA where there is some.
+
+    Raises:
+        ConfigError: unknown name, or CUDA asked for where torch sees none.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    if isinstance(name, torch.device):
+        device = name
+    elif name == "auto":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise ConfigError("unknown device", received=name, expected="auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(
+            "CUDA device asked for, but torch does not see it",
+            received=str(device),
+            expected=f"one of {torch.cuda.device_count()} CUDA devices",
+            remedy="use --device cpu, or install a CUDA build of torch and a driver",
+        )
+    return device
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The fastest number format in which training on this device is safe.
+
+    bfloat16 where the hardware multiplies it (CPUs with AMX or AVX512-bf16, CUDA from compute capability 8), else
+    float16 on CUDA (the trainer then scales the loss), else float32: emulated bfloat16 is slower than float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_multiplies_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has bfloat16 instructions; oneDNN also accepts plain AVX512, where it only emulates them."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(device: torch.device, dtype: str | torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """``torch.autocast`` for any device; a null context for float32.
+
+    Args:
+        device: where the forward pass runs.
+        dtype: ``"auto"`` (see :func:`fast_dtype`), ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch dtype.
+    """
+    resolved = resolve_dtype(device, dtype)
+    if resolved is torch.float32:
+        return contextlib.nullcontext()
+    return cast("contextlib.AbstractContextManager[object]", torch.autocast(device.type, dtype=resolved))
+
+
+def resolve_dtype(device: torch.device, dtype: str | torch.dtype) -> torch.dtype:
+    """The torch dtype behind a configured name.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return fast_dtype(device)
+    if dtype not in DTYPES:
+        raise ConfigError("unknown autocast_dtype", received=dtype, expected=["auto", *DTYPES])
+    return DTYPES[dtype]

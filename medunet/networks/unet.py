@@ -1,0 +1,322 @@
+"""The U-Net, in two and three dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medunet.errors import ConfigError
+
+from .arguments import choose, flag, positive
+from .blocks import (
+    ACTIVATIONS,
+    NORMS,
+    ConvUnit,
+    DecoderLevel,
+    EncoderLevel,
+    Option,
+    Style,
+    Up,
+    conv_block,
+    initialise,
+    parse_option,
+)
+from .shapes import UNetShapes
+
+UP_CHANNELS = ("halve", "keep", "before")
+BLOCKS = ("plain", "residual")
+OUT_ACTIVATIONS = (None, "sigmoid", "softmax")
+
+DROPOUT_LEVELS = 2
+"""Dropout acts on the two coarsest encoder levels: "at the end of the contracting path" (Ronneberger et al. 2015)."""
+
+
+class UNet(nn.Module):
+    """U-Net of Ronneberger et al. 2015 (2D) and Cicek et al. 2016 (3D), with the options that later ones added.
+
+    ```
+    encoder.0  ----------- skip ----------->  decoder.2 -> head      finest level, channels[0]
+       encoder.1  -------- skip ------->  decoder.1 (-> coarse_heads.0)
+          encoder.2  ----- skip --->  decoder.0 (-> coarse_heads.1)
+             encoder.3  --------------^                              coarsest level, channels[-1]
+    ```
+
+    `(B, in_channels, *spatial) -> (B, out_channels, *spatial')`: logits, unless `out_activation` is set. Padded
+    networks (`padding="same"`) keep any size of at least `shapes.total_stride`; for valid ones see
+    `shapes.output_size`. In training with deep supervision `forward` returns a list, finest first, the coarser ones at
+    their own resolution; a scripted network always returns the finest.
+
+    Lists may stand for tuples everywhere, so that JSON can spell all arguments.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: channels of the output, one per class.
+        channels: feature channels of every level, finest first; their number is the number of levels, at least 2.
+        strides: factor between levels: one integer, one per transition, or one per transition and axis
+            (`[[1, 2, 2], 2]` for thick slices).
+        kernel_sizes: kernels: one integer, one per level, or one per level and axis.
+        convs_per_level: convolutions of each encoder and each decoder level.
+        padding: `"same"`: zeros around every convolution; `"valid"`: no padding, as in the paper.
+        norm: None, `"batch"`, `"instance"` (with scale and shift), `"group"` (8 groups), or a name with keywords of the
+            torch layer, `["group", {"num_groups": 4}]`; between convolution and activation.
+        act: MONAI's name of an activation, or name and keywords: `["leakyrelu", {"negative_slope": 0.1}]`.
+        downsample: `"maxpool"`, or `"conv"`: a convolution with kernel = stride, norm and activation.
+        upsample: `"transposed"`: convolution with kernel = stride; `"linear"`: interpolation with half-pixel centres
+            (`align_corners=False`: the same weights wherever a tile lies), behind a 1x1 convolution where
+            `up_channels` asks for fewer channels. Valid networks drop the half coarse pixel at the border that
+            cannot be interpolated.
+        up_channels: where the channels decrease on the way up: `"halve"`: in the upsampling, to the finer level's;
+            `"keep"`: in the convolutions after the concatenation (Cicek); `"before"`: already in the last convolution
+            of the decoder level below.
+        widen_before_pool: an encoder level's convolutions but the last have half its channels (Cicek).
+        block: `"plain"`, or `"residual"`: a shortcut around the convolutions of a level.
+        dropout: probability, in training, on the two coarsest encoder levels; no other level has dropout.
+        deep_supervision: number of further heads, on the next coarser decoder levels; padded networks only.
+        resize_output: interpolate a valid network's logits linearly to the size of its input.
+        head_kernel_size: kernel of the output convolution.
+        norm_after_up: normalisation after the upsampling, too (without activation).
+        out_activation: None (logits), `"sigmoid"`, or `"softmax"` over the channels.
+
+    Attributes:
+        shapes: sizes, receptive field, halo; not there in a scripted network.
+        tileable: whether tiles can reproduce the whole image (in evaluation mode, with origins at multiples of
+            `shapes.total_stride` and `shapes.halo` pixels of context).
+        tileable_reason: why, or why not.
+
+    Raises:
+        ConfigError: for arguments that cannot work, and for images of a wrong size.
+
+    Example:
+        >>> network = UNet(3, 1, 2, channels=[8, 16, 32], norm="batch")
+        >>> network(torch.zeros(1, 1, 9, 10, 11)).shape
+        torch.Size([1, 2, 9, 10, 11])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        channels: Sequence[int] = (64, 128, 256, 512, 1024),
+        strides: int | Sequence[int | Sequence[int]] = 2,
+        kernel_sizes: int | Sequence[int | Sequence[int]] = 3,
+        convs_per_level: int = 2,
+        padding: str = "same",
+        norm: Option | None = None,
+        act: Option = "relu",
+        downsample: str = "maxpool",
+        upsample: str = "transposed",
+        up_channels: str = "halve",
+        widen_before_pool: bool = False,
+        block: str = "plain",
+        dropout: float = 0.0,
+        deep_supervision: int = 0,
+        resize_output: bool = False,
+        head_kernel_size: int | Sequence[int] = 1,
+        norm_after_up: bool = False,
+        out_activation: str | None = None,
+    ) -> None:
+        super().__init__()
+        positive("in_channels", in_channels)
+        positive("out_channels", out_channels)
+        choose("up_channels", up_channels, UP_CHANNELS)
+        choose("block", block, BLOCKS)
+        choose("out_activation", out_activation, OUT_ACTIVATIONS)
+        flag("widen_before_pool", widen_before_pool)
+        flag("norm_after_up", norm_after_up)
+        widths = _checked_channels(channels, even=widen_before_pool)
+        _check_dropout(dropout)
+        self.shapes = UNetShapes.of(
+            spatial_dims,
+            len(widths),
+            kernel_sizes=kernel_sizes,
+            strides=strides,
+            convs_per_level=convs_per_level,
+            padding=padding,
+            downsample=downsample,
+            upsample=upsample,
+            head_kernel_size=head_kernel_size,
+            resize_output=resize_output,
+        )
+        _check_deep_supervision(deep_supervision, self.shapes)
+        style = Style(
+            spatial_dims,
+            same=padding == "same",
+            norm=None if norm is None else parse_option("norm", norm, NORMS),
+            act=parse_option("act", act, ACTIVATIONS),
+        )
+        self.tileable, self.tileable_reason = _tileable(style, self.shapes)
+        self.norm = "none" if style.norm is None else style.norm[0]
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.deep_supervision = deep_supervision
+        self.resize_output = resize_output and padding == "valid"
+        self.resize_mode = "bilinear" if spatial_dims == 2 else "trilinear"
+        self.out_activation = "none" if out_activation is None else str(out_activation)
+
+        levels = self.shapes.levels
+        residual = block == "residual"
+        self.encoder = nn.ModuleList()
+        width = in_channels
+        for level, wide in enumerate(widths):
+            narrow = wide // 2 if widen_before_pool else wide
+            path = [width, *(narrow,) * (convs_per_level - 1), wide]
+            convs = conv_block(style, path, kernel=self.shapes.kernel_sizes[level], residual=residual)
+            drops = level >= levels - DROPOUT_LEVELS
+            self.encoder.append(EncoderLevel(self._down(style, level, width), convs, dropout=dropout if drops else 0.0))
+            width = wide
+
+        self.decoder = nn.ModuleList()
+        self.coarse_heads = nn.ModuleList()
+        for level in reversed(range(levels - 1)):
+            wide = widths[level]
+            above = wide if up_channels == "halve" else width
+            up = Up(
+                style,
+                width,
+                above,
+                stride=self.shapes.strides[level],
+                linear=upsample == "linear",
+                norm=norm_after_up,
+            )
+            last = widths[level - 1] if up_channels == "before" and level > 0 else wide
+            path = [wide + above, *(wide,) * (convs_per_level - 1), last]
+            convs = conv_block(style, path, kernel=self.shapes.kernel_sizes[level], residual=residual)
+            self.decoder.append(DecoderLevel(up, convs))
+            width = last
+            if 0 < level <= deep_supervision:
+                # Inserted in front: coarse_heads.0 is the finest of them.
+                self.coarse_heads.insert(0, style.conv(width, out_channels, self.shapes.head_kernel_size))
+        self.head = style.conv(width, out_channels, self.shapes.head_kernel_size)
+        initialise(self)
+
+    def _down(self, style: Style, level: int, width: int) -> nn.Module:
+        if level == 0:
+            return nn.Identity()
+        stride = self.shapes.strides[level - 1]
+        if self.shapes.downsample == "conv":
+            return ConvUnit(style, width, width, kernel=stride, stride=stride)
+        pool = nn.MaxPool2d if style.spatial_dims == 2 else nn.MaxPool3d
+        return pool(stride)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(B, in_channels, *spatial)` to `(B, out_channels, *spatial')`; see the class for deep supervision.
+
+        Raises:
+            ConfigError: if the image has the wrong number of axes or channels, or a size that the network cannot take.
+        """
+        if not torch.jit.is_scripting():
+            self._check(image)
+        skips: list[Tensor] = []
+        x = image
+        for level in self.encoder:
+            x = level(x)
+            skips.append(x)
+        x = skips.pop()
+        decoded: list[Tensor] = []
+        for level in self.decoder:
+            x = level(x, skips)
+            if self.training and self.deep_supervision > 0:
+                decoded.append(x)
+        output = self._output(self.head(x), image)
+        if self.training and self.deep_supervision > 0 and not torch.jit.is_scripting():
+            return self._supervised(output, decoded)
+        return output
+
+    @torch.jit.unused
+    def _supervised(self, output: Tensor, decoded: list[Tensor]) -> Tensor:
+        coarser = zip(self.coarse_heads, decoded[-2::-1], strict=False)
+        # TorchScript knows one return type only: the annotations name that of a scripted network.
+        return [output, *(self._output(head(y), y) for head, y in coarser)]  # type: ignore[return-value]
+
+    def _output(self, logits: Tensor, image: Tensor) -> Tensor:
+        if self.resize_output:
+            logits = F.interpolate(logits, size=image.shape[2:], mode=self.resize_mode, align_corners=False)
+        if self.out_activation == "sigmoid":
+            return torch.sigmoid(logits)
+        if self.out_activation == "softmax":
+            return torch.softmax(logits, dim=1)
+        return logits
+
+    @torch.jit.unused
+    def _check(self, image: Tensor) -> None:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return  # sizes may be symbols there, and a graph cannot raise
+        if image.dim() != self.shapes.spatial_dims + 2 or image.size(1) != self.in_channels:
+            raise ConfigError(
+                "the image does not fit the network",
+                received=tuple(image.shape),
+                expected=f"(B, {self.in_channels}, {', '.join('HWD'[: self.shapes.spatial_dims])})",
+                remedy="add the batch axis, select channels, or build the network with other in_channels",
+            )
+        coarsest = self.shapes.coarsest_size(image.shape[2:])
+        # One value has no variance; torch would say so without the way out.
+        one_value = math.prod(coarsest) == 1 and (self.norm == "instance" or image.size(0) == 1)
+        if one_value and (self.norm == "instance" or (self.norm == "batch" and self.training)):
+            raise ConfigError(
+                f"the coarsest level is a single pixel, which {self.norm} normalisation cannot normalise",
+                received=tuple(image.shape),
+                expected=f"more than one block of {self.shapes.total_stride} pixels",
+                remedy="use a larger image, fewer levels, or another norm",
+            )
+
+
+def _checked_channels(channels: Sequence[int], *, even: bool) -> tuple[int, ...]:
+    if isinstance(channels, str) or not isinstance(channels, Sequence) or len(channels) < 2:
+        raise ConfigError(
+            "channels does not describe the levels",
+            received=repr(channels),
+            expected="a list of at least two integers, finest level first",
+            remedy="give every level its number of channels, e.g. [32, 64, 128]",
+        )
+    widths = tuple(positive(f"channels[{level}]", width) for level, width in enumerate(channels))
+    if even and any(width % 2 for width in widths):
+        raise ConfigError(
+            "widen_before_pool halves channels",
+            received=widths,
+            expected="even numbers of channels",
+            remedy="use even channels, or widen_before_pool=False",
+        )
+    return widths
+
+
+def _check_dropout(dropout: float) -> None:
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ConfigError(
+            "dropout is no probability", received=repr(dropout), expected="0 <= dropout < 1", remedy="change dropout"
+        )
+
+
+def _check_deep_supervision(heads: int, shapes: UNetShapes) -> None:
+    most = shapes.levels - 2
+    if isinstance(heads, bool) or not isinstance(heads, int) or not 0 <= heads <= most:
+        raise ConfigError(
+            "deep_supervision asks for heads that no decoder level can bear",
+            received=repr(heads),
+            expected=f"an integer from 0 to {most}: {shapes.levels} levels have {most} coarser decoder level(s)",
+            remedy="lower deep_supervision or add levels to channels",
+        )
+    if heads and shapes.padding == "valid":
+        raise ConfigError(
+            "the coarser outputs of a valid network show more of the image than its finest: one label does not fit all",
+            received=f'deep_supervision={heads} with padding="valid"',
+            expected='padding="same", or deep_supervision=0',
+            remedy='set padding="same" or deep_supervision=0',
+        )
+
+
+def _tileable(style: Style, shapes: UNetShapes) -> tuple[bool, str]:
+    name, kwargs = style.norm or ("none", {})
+    if name in {"instance", "group"}:
+        return False, f"{name} normalisation takes its statistics from the whole tile"
+    if name == "batch" and not kwargs.get("track_running_stats", True):
+        return False, "batch normalisation without running statistics takes them from the whole tile"
+    if shapes.resize_output and shapes.padding == "valid":
+        return False, "the output is resized to the input, so its scale depends on the size of the tile"
+    return True, "an output pixel depends on nothing but the pixels within its receptive field"

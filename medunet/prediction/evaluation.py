@@ -1,0 +1,104 @@
+"""Measuring written predictions against reference labels, file by file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medunet.errors import DataError, GeometryError
+from medunet.io import output_name, read_volume, split_suffix
+from medunet.metrics import CaseScores, evaluate_case
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction and the reference it is measured against."""
+
+    name: str
+    pred: Path
+    ref: Path
+
+
+def pair_files(predictions: Path, references: Path) -> list[Pair]:
+    """Pair the label maps of two folders by name; every reference that has a prediction is measured.
+
+    Args:
+        predictions: folder of predicted label maps; ``*_prob.*`` files in it are passed over.
+        references: folder of reference label maps.
+
+    Raises:
+        DataError: a folder that is missing, a prediction without reference, or nothing to measure.
+    """
+    found = {folder: _label_maps(folder) for folder in (predictions, references)}
+    lonely = sorted(found[predictions].keys() - found[references].keys())
+    if lonely:
+        raise DataError(
+            f"{len(lonely)} predictions have no reference",
+            file=references,
+            received=", ".join(lonely[:5]),
+            remedy="give the folder with the reference labels of these cases",
+        )
+    names = sorted(found[predictions])
+    if not names:
+        raise DataError("no label map to measure", file=predictions, remedy="predict first")
+    return [Pair(name, found[predictions][name], found[references][name]) for name in names]
+
+
+def _label_maps(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DataError("no such folder", file=folder)
+    maps: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        stem, suffix = split_suffix(path.name)
+        if path.is_file() and suffix and not stem.endswith("_prob") and not path.name.startswith("."):
+            maps[stem] = path
+    return maps
+
+
+def prediction_path(source: Path, folder: Path) -> Path:
+    """Where :class:`Predictor` writes the label map of an image.
+
+    Example:
+        >>> prediction_path(Path("in/case_1.nii.gz"), Path("out")).as_posix()
+        'out/case_1.nii.gz'
+    """
+    return folder / output_name(source, split_suffix(source.name)[1])
+
+
+def evaluate_pairs(pairs: Iterable[Pair], *, labels: Mapping[str, int], em: bool | str = False) -> Iterator[CaseScores]:
+    """Measure pair after pair.
+
+    Args:
+        pairs: what to compare.
+        labels: value by class name, background included.
+        em: also the ISBI 2012 scores, see :func:`medunet.metrics.evaluate_case`.
+
+    Raises:
+        GeometryError: prediction and reference lie on different grids.
+        DataError: unreadable file or unexpected value.
+    """
+    for pair in pairs:
+        pred, ref = read_volume(pair.pred), read_volume(pair.ref)
+        if not pred.record.geometry.is_close(ref.record.geometry):
+            raise GeometryError(
+                "prediction and reference lie on different grids",
+                file=pair.pred,
+                received=f"{pred.record.geometry.shape} at {_rounded(pred.record.geometry.spacing_mm)} mm",
+                expected=f"{ref.record.geometry.shape} at {_rounded(ref.record.geometry.spacing_mm)} mm",
+                remedy="predict on the image that the reference was drawn on",
+            )
+        yield evaluate_case(
+            np.asarray(pred.image[0]),
+            np.asarray(ref.image[0]),
+            spacing_mm=ref.record.geometry.spacing_mm,
+            labels=labels,
+            em=em,
+            name=pair.name,
+        )
+
+
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values)

@@ -1,0 +1,124 @@
+"""A trained bundle that stays resident and predicts case after case."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+
+from medunet.errors import ConfigError, MedunetError, find_cause
+from medunet.networks import autocast, load_weights, resolve_device
+
+logger = logging.getLogger(__name__)
+
+Source = Path | Sequence[Path]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What became of one case.
+
+    Args:
+        source: the image, or its channels.
+        path: the label map that was written; ``None`` when the case failed.
+        error: why it failed.
+        seconds: from reading to the written file.
+    """
+
+    source: Source
+    path: Path | None
+    error: MedunetError | None
+    seconds: float
+
+
+class Predictor:
+    """Runs a bundle's ``inference.json`` without MONAI's engine around it.
+
+    Pre- and postprocessing, network and inferer are the bundle's own, so the result is that of
+    ``python -m monai.bundle run inference``. The network is loaded when the predictor is made.
+
+    Args:
+        bundle: folder of a bundle or run with weights in ``models/model.pt``.
+        output_dir: where label maps are written.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        probabilities: also write class probabilities.
+        overrides: values by config id.
+
+    Raises:
+        ConfigError: a config that cannot be used, or a device that is not there.
+        DataError: no weights, or weights of another network.
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        *,
+        output_dir: Path,
+        device: str = "auto",
+        probabilities: bool = False,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.device = resolve_device(device)
+        config = bundle / "configs" / "inference.json"
+        if not config.is_file():
+            raise ConfigError("the bundle lacks inference.json", file=bundle, remedy="give a bundle or a run")
+        parser = ConfigParser()
+        parser.read_config(str(config))
+        parser.update(
+            {
+                "bundle_root": str(bundle),
+                "device": self.device,
+                "prediction_dir": str(output_dir),
+                "save_probabilities": probabilities,
+                **(overrides or {}),
+            }
+        )
+        self.channels: int = parser.get_parsed_content("in_channels")
+        network = parser.get_parsed_content("network_def")
+        load_weights(network, parser.get_parsed_content("ckpt_path"))
+        self.network = parser.get_parsed_content("network").eval()
+        self.inferer = parser.get_parsed_content("inferer")
+        self.preprocessing = parser.get_parsed_content("preprocessing")
+        self.postprocessing = parser.get_parsed_content("postprocessing")
+        self.autocast_dtype: str = parser.get_parsed_content("autocast_dtype")
+
+    def predict(self, sources: Iterable[Source]) -> Iterator[Prediction]:
+        """Predict one case after the other; a case that fails is reported and the rest goes on."""
+        for source in sources:
+            begun = time.perf_counter()
+            try:
+                path = self.predict_case(source)
+            except Exception as failure:
+                error = find_cause(failure)
+                if error is None:
+                    raise
+                yield Prediction(source, None, error, time.perf_counter() - begun)
+            else:
+                yield Prediction(source, path, None, time.perf_counter() - begun)
+
+    def predict_case(self, source: Source) -> Path:
+        """Predict one case and return the label map's path.
+
+        Args:
+            source: an image, or one image a channel.
+        """
+        image = str(source) if isinstance(source, Path) else [str(path) for path in source]
+        item = self.preprocessing({"image": image})
+        item["pred"] = self.logits(item["image"])
+        return Path(self.postprocessing(item)["pred_path"])
+
+    @torch.inference_mode()
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
+        """The network's answer for a preprocessed image ``(C, *spatial)``: ``(classes, *spatial)``, float32."""
+        batch = image[None].to(self.device)
+        with autocast(self.device, self.autocast_dtype):
+            output = self.inferer(batch, self.network)
+        output = output[0].float().cpu()
+        return MetaTensor(output).copy_meta_from(image) if isinstance(image, MetaTensor) else output

@@ -1,0 +1,3 @@
+"""Experiment tracking."""
+
+from .mlflow import TrackingHandler as TrackingHandler

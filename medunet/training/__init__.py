@@ -1,0 +1,12 @@
+"""The training loop: MONAI's engines and what they lack."""
+
+from .checkpoint import BEST_NAME as BEST_NAME
+from .checkpoint import LAST_NAME as LAST_NAME
+from .checkpoint import CheckpointHandler as CheckpointHandler
+from .handlers import HISTORY_NAME as HISTORY_NAME
+from .handlers import EpochSeeder as EpochSeeder
+from .handlers import HistoryHandler as HistoryHandler
+from .handlers import ProgressHandler as ProgressHandler
+from .sampler import RepeatSampler as RepeatSampler
+from .trainer import Evaluator as Evaluator
+from .trainer import Trainer as Trainer

@@ -1,0 +1,136 @@
+"""Writing and resuming checkpoints: the best weights for users, the whole state for `--resume`."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from medunet.networks import load_checkpoint, save_checkpoint
+
+logger = logging.getLogger(__name__)
+
+BEST_NAME = "model.pt"
+"""Weights with the best validation metric, `{"model": state_dict}`: the file that MONAI's tools look for."""
+LAST_NAME = "last.pt"
+"""Everything that continuing needs; written after every epoch."""
+
+
+class CheckpointHandler:
+    """Keeps the best and the last state of a training.
+
+    Attach to the trainer (as one of its ``train_handlers``). After every epoch ``last.pt`` holds network, optimizer,
+    schedule, loss scaler and epoch; when the validator's key metric improves, ``model.pt`` holds the network's
+    weights. Where nothing is validated, ``model.pt`` follows the last epoch. Both are written atomically.
+
+    Args:
+        folder: where to write.
+        network: the bare network (not wrapped for distributed training).
+        optimizer: as in the trainer.
+        lr_scheduler: as in the trainer's ``LrScheduleHandler``.
+        validator: the evaluator whose ``state.best_metric`` decides; ``None`` when nothing is validated.
+        resume: continue from ``last.pt`` where there is one.
+        save_interval: epochs between two ``last.pt``; the final epoch is always written.
+        is_writer: False on all but the first process of a distributed training.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        network: torch.nn.Module,
+        *,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any = None,
+        validator: Any = None,
+        resume: bool = False,
+        save_interval: int = 1,
+        is_writer: bool = True,
+    ) -> None:
+        self.folder = Path(folder)
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.validator = validator
+        self.resume = resume
+        self.save_interval = save_interval
+        self.is_writer = is_writer
+        self.best_metric: float | None = None
+        self.best_epoch = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        # after the other handlers of the epoch (validation, schedule), which were attached before this one
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def start(self, engine: Any) -> None:
+        """Load ``last.pt`` when resuming."""
+        path = self.folder / LAST_NAME
+        if not self.resume:
+            return
+        if not path.is_file():
+            logger.info("nothing to resume at %s: starting from the first epoch", path.name)
+            return
+        state = load_checkpoint(path, map_location=engine.state.device)
+        self.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if engine.grad_scaler is not None and engine.grad_scaler.is_enabled():
+            engine.grad_scaler.load_state_dict(state["scaler"])
+        self.best_metric, self.best_epoch = state["best_metric"], state["best_epoch"]
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["iteration"]
+        if self.validator is not None and self.best_metric is not None:
+            self.validator.state.best_metric = self.best_metric
+            self.validator.state.best_metric_epoch = self.best_epoch
+        logger.info("resumed after epoch %d", state["epoch"])
+        if engine.state.epoch >= engine.state.max_epochs:
+            engine.terminate()
+
+    def save(self, engine: Any) -> None:
+        """Write what the finished epoch gave."""
+        epoch = engine.state.epoch
+        metric = self._new_metric(epoch)
+        weights = {"model": self.network.state_dict()}
+        improved = metric is not None and (self.best_metric is None or metric > self.best_metric)
+        if improved:
+            self.best_metric, self.best_epoch = metric, epoch
+        if not self.is_writer:
+            return
+        if improved or self.best_metric is None:
+            save_checkpoint(weights, self.folder / BEST_NAME)
+        if epoch % self.save_interval and epoch != engine.state.max_epochs:
+            return
+        scaler = {} if engine.grad_scaler is None else engine.grad_scaler.state_dict()
+        schedule = {} if self.lr_scheduler is None else self.lr_scheduler.state_dict()
+        save_checkpoint(
+            {
+                **weights,
+                "optimizer": self.optimizer.state_dict(),
+                "lr_scheduler": schedule,
+                "scaler": scaler,
+                "epoch": epoch,
+                "iteration": engine.state.iteration,
+                "best_metric": self.best_metric,
+                "best_epoch": self.best_epoch,
+            },
+            self.folder / LAST_NAME,
+        )
+
+    def _new_metric(self, epoch: int) -> float | None:
+        """The validator's key metric if it was computed in this epoch.
+
+        The validation handler runs the evaluator with `state.epoch` set to the trainer's epoch.
+        """
+        if self.validator is None or self.validator.state.key_metric_name is None:
+            return None
+        state = self.validator.state
+        if state.epoch != epoch or state.key_metric_name not in state.metrics:
+            return None
+        value = float(state.metrics[state.key_metric_name])
+        return None if math.isnan(value) else value  # NaN: no validation case holds any class

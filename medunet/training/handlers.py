@@ -1,0 +1,262 @@
+"""Handlers that MONAI lacks: reproducible epochs, a history file, a progress line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from medunet.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+HISTORY_NAME = "history.json"
+"""One dictionary an epoch, in the training's output folder."""
+
+
+class EpochSeeder:
+    """Makes every epoch's randomness a function of seed, epoch and rank alone.
+
+    So a training that was stopped and resumed draws the same patches as one that ran through, and two runs with the
+    same seed are equal on one machine.
+
+    Args:
+        seed: any non-negative number.
+        dataset: a dataset whose ``transform`` is a ``monai.transforms.Compose``.
+        sampler: an optional distributed sampler, told of the epoch.
+        rank: of this process, so that processes draw different deformations.
+    """
+
+    def __init__(self, seed: int, dataset: Any, *, sampler: Any = None, rank: int = 0) -> None:
+        self.seed = seed
+        self.dataset = dataset
+        self.sampler = sampler
+        self.rank = rank
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Seed torch (shuffling, dropout, worker processes) and the transforms."""
+        epoch = engine.state.epoch
+        # large odd steps keep (seed, epoch, rank) apart; numpy wants less than 2**32
+        seed = (self.seed + 1_000_003 * epoch + 7_919 * self.rank) % 2**32
+        torch.manual_seed(seed)
+        transform = getattr(self.dataset, "transform", None)
+        if transform is not None and hasattr(transform, "set_random_state"):
+            transform.set_random_state(seed=seed)
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+
+class HistoryHandler:
+    """Keeps loss, learning rate, seconds and validation metrics of every epoch in ``history.json``.
+
+    Args:
+        folder: where the file goes.
+        optimizer: its first parameter group tells the learning rate.
+        validator: evaluator whose metrics are taken in the epochs in which it ran.
+        class_names: names of the foreground classes, in the order of the per-class metric.
+        per_class_metric: name of a validator metric with one value a foreground class.
+        resume: keep the epochs that an earlier part of this training wrote.
+        is_writer: False on all but the first process.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        optimizer: torch.optim.Optimizer,
+        validator: Any = None,
+        class_names: Sequence[str] = (),
+        per_class_metric: str = "val_mean_dice",
+        resume: bool = False,
+        is_writer: bool = True,
+    ) -> None:
+        self.path = Path(folder) / HISTORY_NAME
+        self.optimizer = optimizer
+        self.validator = validator
+        self.class_names = tuple(class_names)
+        self.per_class_metric = per_class_metric
+        self.resume = resume
+        self.is_writer = is_writer
+        self.epochs: list[dict[str, Any]] = []
+        self._losses: list[float] = []
+        self._started = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer, after its validation handler."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.epoch_started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def start(self, engine: Any) -> None:
+        """Take over the history of the part before."""
+        if self.resume and self.path.is_file():
+            earlier = json.loads(self.path.read_text(encoding="utf-8"))
+            self.epochs = [entry for entry in earlier if entry["epoch"] <= engine.state.epoch]
+
+    def epoch_started(self, engine: Any) -> None:
+        """Start the clock."""
+        self._losses = []
+        self._started = time.perf_counter()
+
+    def iteration_completed(self, engine: Any) -> None:
+        """Note the loss."""
+        self._losses.append(float(engine.state.output["loss"].detach()))
+
+    def epoch_completed(self, engine: Any) -> None:
+        """Add the epoch and write the file."""
+        entry: dict[str, Any] = {
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "loss": math.fsum(self._losses) / max(len(self._losses), 1),
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "seconds": time.perf_counter() - self._started,
+        }
+        metrics = validation_metrics(self.validator, engine.state.epoch)
+        if metrics:
+            entry["val_metrics"] = {name: value for name, value in metrics.items() if isinstance(value, float)}
+            details = validation_dice(self.validator, self.class_names)
+            if details:
+                entry["val_dice"] = details
+        self.epochs.append(entry)
+        engine.state.history = self.epochs
+        if self.is_writer:
+            write_atomically(self.path, json.dumps(self.epochs, indent=1))
+
+
+def validation_metrics(validator: Any, epoch: int) -> dict[str, float]:
+    """The validator's metrics as numbers, if they were computed in this epoch."""
+    if validator is None or validator.state.epoch != epoch:
+        return {}
+    return {name: float(value) for name, value in validator.state.metrics.items() if _is_number(value)}
+
+
+def validation_dice(validator: Any, class_names: Sequence[str]) -> dict[str, float]:
+    """Mean Dice of every foreground class over the cases of the last validation, by name.
+
+    MONAI's metric handlers keep the table (cases x classes) in ``state.metric_details``.
+    """
+    details = getattr(validator.state, "metric_details", {}).get(validator.state.key_metric_name)
+    if details is None or not class_names or details.ndim != 2 or details.shape[1] != len(class_names):
+        return {}
+    means = torch.nanmean(details.float(), dim=0).tolist()
+    return {name: value for name, value in zip(class_names, means, strict=True) if not math.isnan(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+
+
+class ProgressHandler:
+    """A progress bar with loss, validation Dice and time left; a log line an epoch where there is no terminal.
+
+    Args:
+        class_names: foreground classes, to name the Dice values.
+        validator: the evaluator whose metrics are shown.
+        console: where to draw; by default standard error.
+        is_writer: False on all but the first process.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_names: Sequence[str] = (),
+        validator: Any = None,
+        console: Console | None = None,
+        is_writer: bool = True,
+    ) -> None:
+        self.class_names = tuple(class_names)
+        self.validator = validator
+        self.console = Console(stderr=True) if console is None else console
+        self.is_writer = is_writer
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._dice = ""
+        self._loss = math.nan
+        self._begun = 0.0
+        self._first_iteration = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer, after its validation handler."""
+        if not self.is_writer:
+            return
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self.stop)
+        engine.add_event_handler(Events.TERMINATE, self.stop)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
+
+    def start(self, engine: Any) -> None:
+        """Draw the bar."""
+        self._begun = time.perf_counter()
+        self._first_iteration = engine.state.iteration
+        total = engine.state.max_epochs * engine.state.epoch_length
+        if not self.console.is_terminal:
+            logger.info("training: %d epochs of %d steps", engine.state.max_epochs, engine.state.epoch_length)
+            return
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.fields[dice]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("", total=total, completed=engine.state.iteration, loss=math.nan, dice="")
+
+    def iteration_completed(self, engine: Any) -> None:
+        """Move the bar."""
+        loss = float(engine.state.output["loss"].detach())
+        # an average over about twenty steps, readable while it moves
+        self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
+        if self._bar is not None:
+            self._bar.update(self._task, completed=engine.state.iteration, loss=self._loss)
+
+    def epoch_completed(self, engine: Any) -> None:
+        """Show the newest validation; write the line where there is no bar."""
+        state = engine.state
+        metrics = validation_metrics(self.validator, state.epoch)
+        if metrics:
+            named = validation_dice(self.validator, self.class_names)
+            self._dice = "Dice " + " ".join(f"{name} {value:.3f}" for name, value in named.items())
+        if self._bar is not None:
+            self._bar.update(self._task, dice=self._dice)
+            return
+        done = state.iteration - self._first_iteration
+        total = state.max_epochs * state.epoch_length
+        left = (time.perf_counter() - self._begun) / max(done, 1) * (total - state.iteration)
+        minutes, seconds = divmod(round(left), 60)
+        shown = self._dice if metrics else ""
+        logger.info(
+            "epoch %d/%d  loss %.3f  %s  left %d:%02d",
+            *(state.epoch, state.max_epochs, self._loss, shown, minutes, seconds),
+        )
+
+    def stop(self, engine: Any) -> None:
+        """Leave the finished bar on the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def failed(self, engine: Any, error: BaseException) -> None:
+        """Give the terminal back before the error is shown."""
+        self.stop(engine)
+        raise error

@@ -1,0 +1,115 @@
+"""MONAI's engines with what they lack: autocast on any device, clipping, weight maps, a stop at non-finite loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys as Keys
+
+from medunet.errors import ConfigError, DataError
+from medunet.networks.autocast import autocast, resolve_dtype
+
+
+class Trainer(SupervisedTrainer):
+    """MONAI's ``SupervisedTrainer`` with four additions.
+
+    Args:
+        autocast_dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``; MONAI's engine knows CUDA only.
+            The loss is always computed in float32.
+        clip_grad_norm: the gradient is scaled down to this Euclidean norm; ``None`` leaves it alone.
+        loss_keys: batch keys handed to the loss after prediction and label, e.g. ``["weight"]`` for
+            :class:`medunet.losses.BorderWeightedCELoss`.
+        name_key: batch key with the case names, for error messages.
+        **kwargs: see ``monai.engines.SupervisedTrainer``; its ``amp``, ``compile`` and ``accumulation_steps`` are not
+            taken, because they are bound to CUDA or to its own iteration.
+
+    Raises:
+        DataError: during ``run()``, when the loss is not finite; it names the cases of the batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        autocast_dtype: str = "auto",
+        clip_grad_norm: float | None = None,
+        loss_keys: Sequence[str] = (),
+        name_key: str = "name",
+        **kwargs: Any,
+    ) -> None:
+        if refused := {"amp", "compile", "accumulation_steps"} & kwargs.keys():
+            raise ConfigError(
+                "argument of MONAI's trainer that medunet's does not take",
+                received=sorted(refused),
+                remedy="use autocast_dtype",
+            )
+        super().__init__(**kwargs)
+        self.autocast_dtype = autocast_dtype
+        self.clip_grad_norm = clip_grad_norm
+        self.loss_keys = tuple(loss_keys)
+        self.name_key = name_key
+        uses_float16 = resolve_dtype(self.state.device, autocast_dtype) is torch.float16
+        self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=uses_float16)
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
+        if batchdata is None:
+            raise DataError("the data loader gave an empty batch")
+        inputs, targets = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
+        extra = [batchdata[key].to(engine.state.device, non_blocking=engine.non_blocking) for key in self.loss_keys]
+        output = engine.state.output = {Keys.IMAGE: inputs, Keys.LABEL: targets}
+
+        engine.network.train()
+        engine.optimizer.zero_grad(set_to_none=True)
+        with autocast(engine.state.device, self.autocast_dtype):
+            output[Keys.PRED] = _in_float32(engine.inferer(inputs, engine.network))
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        output[Keys.LOSS] = loss = engine.loss_function(output[Keys.PRED], targets, *extra).mean()
+        if not torch.isfinite(loss):
+            raise self._non_finite_loss(float(loss), batchdata)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+
+        self.grad_scaler.scale(loss).backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if self.clip_grad_norm is not None:
+            self.grad_scaler.unscale_(engine.optimizer)
+            torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip_grad_norm)
+        self.grad_scaler.step(engine.optimizer)
+        self.grad_scaler.update()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output
+
+    def _non_finite_loss(self, loss: float, batchdata: dict[str, Any]) -> DataError:
+        names = batchdata.get(self.name_key, ["unknown"])
+        image = batchdata[Keys.IMAGE]
+        cause = "voxels that are not finite" if not torch.isfinite(image).all() else "finite voxels"
+        return DataError(
+            f"loss is {loss} in iteration {self.state.iteration}, the batch has {cause}: {', '.join(map(str, names))}",
+            remedy="look at these cases with `medunet check`; if they are sound, lower learning_rate",
+        )
+
+
+class Evaluator(SupervisedEvaluator):
+    """MONAI's ``SupervisedEvaluator`` with autocast on any device.
+
+    Args:
+        autocast_dtype: as in :class:`Trainer`.
+        **kwargs: see ``monai.engines.SupervisedEvaluator``.
+    """
+
+    def __init__(self, *, autocast_dtype: str = "auto", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.autocast_dtype = autocast_dtype
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
+        with autocast(engine.state.device, self.autocast_dtype):
+            return super()._iteration(engine, batchdata)
+
+
+def _in_float32(prediction: Any) -> Any:
+    """Half-precision logits as float32, alone or in the list of deep supervision."""
+    if isinstance(prediction, list | tuple):
+        return [part.float() for part in prediction]
+    return prediction.float()

@@ -1,0 +1,9 @@
+"""MONAI dictionary transforms that medunet adds: labels, deformation, border weights, intensity."""
+
+from .border_weights import BorderWeightMapd as BorderWeightMapd
+from .border_weights import border_weight_map as border_weight_map
+from .intensity import RandNoised as RandNoised
+from .labels import IGNORE_INDEX as IGNORE_INDEX
+from .labels import DecodeLabelsd as DecodeLabelsd
+from .labels import EncodeLabelsd as EncodeLabelsd
+from .spatial import RandDeformd as RandDeformd

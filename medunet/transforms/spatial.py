@@ -1,0 +1,299 @@
+"""Random deformation, rotation, scaling, flips and cropping of a patch in one resampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import ensure_tuple_rep
+
+from medunet.errors import ConfigError, DataError
+
+from .deformation import INTERPOLATION_MODES, PADDING_MODES, Deformation, resample
+from .labels import IGNORE_INDEX
+
+
+class RandDeformd(RandomizableTransform, MapTransform):
+    """Cut a random patch, deformed smoothly, rotated, scaled and flipped, out of each item: one resampling a key.
+
+    All keys share the same random map. Displacement vectors are drawn from a Gaussian at a coarse grid of control
+    points and interpolated by bicubic (in 3D tricubic) splines, as in Ronneberger et al. 2015, section 3.1 (there: 3x3
+    points, 10 pixels). MONAI's `Rand3DElasticd` smooths a dense random field instead, which takes many times longer.
+
+    The order of the map, from the patch to the volume: flips, scaling, rotation, displacement, position of the crop.
+    What lies outside of the volume follows `padding_mode`; a volume smaller than the patch is centred in it. Where
+    nothing but cropping, flips or quarter turns happens, voxels are copied exactly.
+
+    Items may hold tensors, MetaTensors or arrays (also memory-mapped), `(C, *spatial)`, on any device. A MetaTensor
+    keeps its meta; **its affine is left as it was and does not describe the patch**. There is no inverse.
+
+    Args:
+        keys: keys to deform, all of the same spatial shape.
+        spatial_size: size of the patch; None for the size of the input.
+        prob: probability of deforming at all; otherwise the patch is only cropped (or padded).
+        rotate_range: radians, angles are uniform in ``[-r, r]``: one number, or in 3D one for each axis to turn about.
+        rotate_prob: probability of rotating.
+        scale_range: smallest and largest magnification, log-uniform, the same for all axes; above 1 objects grow.
+        axis_scale_range: the same for a further factor drawn for each axis by itself.
+        scale_prob: probability of scaling.
+        flip_axes: spatial axes that are mirrored with probability `flip_prob` each. Left and right structures
+            swap their looks but not their labels.
+        flip_prob: see `flip_axes`.
+        elastic_prob: probability of the elastic displacement.
+        control_points: control points along each axis, one number or one an axis, each at least 2. They span the patch.
+        elastic_sigma: standard deviation in voxels of each component at the control points, one number or one an axis.
+        voxel_spacing: spacing of the volume, one number an axis in any one unit, so that anisotropic volumes are
+            rotated as the body would be; None for isotropic voxels.
+        mode: ``bilinear``, ``nearest``, ``bicubic`` (2D) or ``onehot`` (labels interpolated one by one), one or one a
+            key. None: ``nearest`` for integers, ``bilinear`` for floating types.
+        padding_mode: ``reflection``, ``border`` or ``zeros``, one or one a key.
+        crop_center: ``random`` for a crop anywhere inside the volume, ``center`` for its middle.
+        foreground_key: key of a label; the patch is centred on one of its foreground voxels (label above 0 and not
+            `IGNORE_INDEX`), as far as it stays inside the volume, with probability `foreground_prob`. The item may give
+            the flat indices of these voxels as ``f"{foreground_key}_indices"``: one array, or a list of arrays of which
+            one that is not empty is drawn first (one a class, as of MONAI's `ClassesToIndicesd`).
+        foreground_prob: see `foreground_key`.
+        allow_missing_keys: skip keys that an item lacks.
+
+    Raises:
+        ConfigError: an option that cannot work.
+        DataError: keys of one item with different spatial shapes.
+
+    Example:
+        >>> crop = RandDeformd(["image", "label"], spatial_size=[2, 2], crop_center="center")
+        >>> label = torch.arange(16).reshape(1, 4, 4)
+        >>> crop({"image": label.float(), "label": label})["label"]
+        tensor([[[ 5,  6],
+                 [ 9, 10]]])
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        spatial_size: Sequence[int] | None = None,
+        prob: float = 1.0,
+        rotate_range: float | Sequence[float] = 0.0,
+        rotate_prob: float = 1.0,
+        scale_range: Sequence[float] = (1.0, 1.0),
+        axis_scale_range: Sequence[float] = (1.0, 1.0),
+        scale_prob: float = 1.0,
+        flip_axes: Sequence[int] = (),
+        flip_prob: float = 0.5,
+        elastic_prob: float = 1.0,
+        control_points: int | Sequence[int] = 3,
+        elastic_sigma: float | Sequence[float] = 0.0,
+        voxel_spacing: Sequence[float] | None = None,
+        mode: str | Sequence[str | None] | None = None,
+        padding_mode: str | Sequence[str] = "reflection",
+        crop_center: str = "random",
+        foreground_key: Hashable | None = None,
+        foreground_prob: float = 0.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        self.spatial_size = None if spatial_size is None else tuple(int(n) for n in spatial_size)
+        self.rotate_range = rotate_range
+        self.rotate_prob = rotate_prob
+        self.scale_range = _positive_range("scale_range", scale_range)
+        self.axis_scale_range = _positive_range("axis_scale_range", axis_scale_range)
+        self.scale_prob = scale_prob
+        self.flip_axes = tuple(flip_axes)
+        self.flip_prob = flip_prob
+        self.elastic_prob = elastic_prob
+        self.control_points = control_points
+        self.elastic_sigma = elastic_sigma
+        self.voxel_spacing = voxel_spacing
+        self.mode = dict(zip(self.keys, ensure_tuple_rep(mode, len(self.keys)), strict=True))
+        self.padding_mode = dict(zip(self.keys, ensure_tuple_rep(padding_mode, len(self.keys)), strict=True))
+        self.crop_center = crop_center
+        self.foreground_key = foreground_key
+        self.foreground_prob = foreground_prob
+        self._deformation: Deformation | None = None
+        self._check_options()
+
+    def randomize(self, data: Mapping[Hashable, Any]) -> None:
+        """Draw the map for an item."""
+        super().randomize(None)
+        volume = next(data[key] for key in self.key_iterator(dict(data)))
+        shape = tuple(volume.shape[1:])
+        size = shape if self.spatial_size is None else self.spatial_size
+        if len(size) != len(shape):
+            raise ConfigError(
+                "spatial_size does not fit the image", received=list(size), expected=f"{len(shape)} numbers"
+            )
+        crop = Deformation.crop(self._draw_start(data, shape, size), size)
+        if not self._do_transform:
+            self._deformation = crop
+            return
+        self._deformation = Deformation(
+            size=size,
+            center=crop.center,
+            matrix=self._draw_matrix(len(size)),
+            displacement=self._draw_displacement(len(size)),
+        )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with its patch in place of the volume."""
+        item = dict(data)
+        self._check_shapes(item)
+        self.randomize(item)
+        if self._deformation is None:
+            raise ConfigError("no map was drawn", remedy="let randomize() of a subclass call the base class")
+        for key in self.key_iterator(item):
+            volume = item[key]
+            mode = self.mode[key] or ("bilinear" if _is_floating(volume) else "nearest")
+            patch = resample(volume, self._deformation, mode=mode, padding_mode=self.padding_mode[key])
+            item[key] = MetaTensor(patch).copy_meta_from(volume) if isinstance(volume, MetaTensor) else patch
+        return item
+
+    def _draw_start(
+        self, data: Mapping[Hashable, Any], shape: tuple[int, ...], size: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """First voxel of the crop; negative along axes where the volume is smaller than the patch."""
+        room = [n - p for n, p in zip(shape, size, strict=True)]
+        target = None
+        if self.foreground_key is not None and self.R.rand() < self.foreground_prob:
+            target = self._draw_foreground_voxel(data, shape)
+        if target is not None:
+            return tuple(
+                r // 2 if r < 0 else min(max(t - p // 2, 0), r) for t, r, p in zip(target, room, size, strict=True)
+            )
+        if self.crop_center == "center":
+            return tuple(r // 2 for r in room)
+        return tuple(r // 2 if r < 0 else int(self.R.randint(r + 1)) for r in room)
+
+    def _draw_foreground_voxel(self, data: Mapping[Hashable, Any], shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        indices = data.get(f"{self.foreground_key}_indices")
+        if indices is not None:
+            if isinstance(indices, list | tuple):
+                filled = [one for one in indices if len(one)]
+                indices = filled[self.R.randint(len(filled))] if filled else ()
+            if not len(indices):
+                return None
+            flat = int(indices[self.R.randint(len(indices))])
+            return tuple(int(i) for i in np.unravel_index(flat, shape))
+        label = torch.as_tensor(data[self.foreground_key])[0].as_subclass(torch.Tensor)
+        foreground = (label > 0) & (label != IGNORE_INDEX)
+        # Two steps, first a plane and then a voxel in it, so that only one plane's indices are listed.
+        planes = foreground.flatten(1).sum(dim=1).cpu().numpy().cumsum()
+        if planes[-1] == 0:
+            return None
+        rank = self.R.randint(planes[-1])
+        plane = int(np.searchsorted(planes, rank, side="right"))
+        within = foreground[plane].nonzero()
+        voxel = within[rank - (int(planes[plane - 1]) if plane else 0)]
+        return (plane, *(int(i) for i in voxel))
+
+    def _draw_matrix(self, dims: int) -> np.ndarray:
+        """Offsets in the patch to offsets in the volume: rotation after scaling after flips."""
+        flipped = [axis for axis in self.flip_axes if self.R.rand() < self.flip_prob]
+        matrix = np.diag([-1.0 if axis in flipped else 1.0 for axis in range(dims)])
+        if self.R.rand() < self.scale_prob:
+            magnification = self._log_uniform(self.scale_range)
+            factors = magnification * np.array([self._log_uniform(self.axis_scale_range) for _ in range(dims)])
+            matrix = matrix / factors[:, None]
+        if self.R.rand() < self.rotate_prob:
+            matrix = self._draw_rotation(dims) @ matrix
+        return matrix
+
+    def _draw_rotation(self, dims: int) -> np.ndarray:
+        limits = ensure_tuple_rep(self.rotate_range, 1 if dims == 2 else 3)
+        angles = [self.R.uniform(-limit, limit) for limit in limits]
+        rotation = rotation_matrix(angles)
+        if self.voxel_spacing is None:
+            return rotation
+        spacing = np.asarray(ensure_tuple_rep(self.voxel_spacing, dims), dtype=np.float64)
+        return rotation * spacing[None, :] / spacing[:, None]
+
+    def _draw_displacement(self, dims: int) -> np.ndarray | None:
+        wanted = self.R.rand() < self.elastic_prob
+        sigma = np.asarray(ensure_tuple_rep(self.elastic_sigma, dims), dtype=np.float64)
+        if not wanted or not sigma.any():
+            return None
+        points = ensure_tuple_rep(self.control_points, dims)
+        return self.R.standard_normal((*points, dims)) * sigma
+
+    def _log_uniform(self, limits: tuple[float, float]) -> float:
+        return math.exp(self.R.uniform(math.log(limits[0]), math.log(limits[1])))
+
+    def _check_shapes(self, item: Mapping[Hashable, Any]) -> None:
+        shapes = {str(key): tuple(item[key].shape[1:]) for key in self.key_iterator(dict(item))}
+        if len(set(shapes.values())) > 1:
+            files = [
+                item[key].meta.get("filename_or_obj") for key in self.keys if isinstance(item.get(key), MetaTensor)
+            ]
+            raise DataError(
+                "images of one case differ in shape",
+                file=next((name for name in files if name), None),
+                received=shapes,
+                expected="one shape",
+                remedy="resample the label to the image's grid, or correct the pairing",
+            )
+        for shape in shapes.values():
+            if len(shape) not in (2, 3):
+                raise DataError(
+                    "image is neither 2D nor 3D", received=f"spatial shape {list(shape)}", expected="(C, *spatial)"
+                )
+
+    def _check_options(self) -> None:
+        if self.crop_center not in ("random", "center"):
+            raise ConfigError("unknown crop_center", received=self.crop_center, expected=["random", "center"])
+        for mode in self.mode.values():
+            if mode is not None and mode not in INTERPOLATION_MODES:
+                raise ConfigError("unknown interpolation mode", received=mode, expected=INTERPOLATION_MODES)
+        for mode in self.padding_mode.values():
+            if mode not in PADDING_MODES:
+                raise ConfigError("unknown padding mode", received=mode, expected=PADDING_MODES)
+        if np.min(self.control_points) < 2:
+            raise ConfigError("too few control points", received=self.control_points, expected="at least 2 an axis")
+        if np.min(self.elastic_sigma) < 0:
+            raise ConfigError("elastic_sigma is negative", received=self.elastic_sigma, expected=">= 0")
+        if self.foreground_prob > 0 and self.foreground_key is None:
+            raise ConfigError("foreground_prob without foreground_key", remedy="name the label's key")
+        if self.spatial_size is not None and min(self.spatial_size) < 1:
+            raise ConfigError("spatial_size must be positive", received=list(self.spatial_size))
+
+
+def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
+    """Rotation by one angle in 2D, or about axis 0, then 1, then 2 in 3D; angles in radians.
+
+    Example:
+        >>> rotation_matrix([math.pi / 2]).round().tolist()
+        [[0.0, -1.0], [1.0, 0.0]]
+    """
+    if len(angles) == 1:
+        return _plane_rotation(2, (0, 1), angles[0])
+    about_0, about_1, about_2 = (
+        _plane_rotation(3, plane, angle) for plane, angle in zip(((1, 2), (2, 0), (0, 1)), angles, strict=True)
+    )
+    return about_2 @ about_1 @ about_0
+
+
+def _plane_rotation(dims: int, plane: tuple[int, int], angle: float) -> np.ndarray:
+    first, second = plane
+    matrix = np.eye(dims)
+    matrix[first, first] = matrix[second, second] = math.cos(angle)
+    matrix[first, second], matrix[second, first] = -math.sin(angle), math.sin(angle)
+    return matrix
+
+
+def _positive_range(name: str, limits: Sequence[float]) -> tuple[float, float]:
+    if len(limits) != 2 or not 0 < limits[0] <= limits[1]:
+        raise ConfigError(
+            f"{name} is not a range", received=list(limits), expected="two positive numbers, smallest first"
+        )
+    return float(limits[0]), float(limits[1])
+
+
+def _is_floating(volume: torch.Tensor | np.ndarray) -> bool:
+    if isinstance(volume, torch.Tensor):
+        return volume.is_floating_point()
+    return bool(np.issubdtype(volume.dtype, np.floating))

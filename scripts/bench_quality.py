@@ -1,0 +1,142 @@
+"""Train the shipped bundles on real images and measure them on cases they have not seen.
+
+    python scripts/bench_quality.py hippocampus --data DATA/Task04_Hippocampus
+    python scripts/bench_quality.py em          --data DATA/ISBI2012_EM
+
+Results go to scripts/results/quality_*.json and are printed as a table. Give it the machine to itself; runs are kept
+under --work and resumed, so that an interrupted measurement goes on (its training time is the sum of its epochs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import logging
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medunet.bundle import evaluate_bundle, find_bundle, train_bundle
+from medunet.datasets import open_dataset
+from medunet.io import read_volume
+from medunet.metrics import best_em_scores
+from medunet.prediction import Predictor
+
+RESULTS = Path(__file__).parent / "results"
+EM_VALIDATION = [f"em_{number}" for number in range(16, 20)]
+EM_VARIANTS: dict[str, dict[str, Any]] = {
+    "unet_2d": {"bundle": "unet_2d", "changes": {"epochs": 55, "val_interval": 11}},
+    # on a CPU a quarter of the paper's width, and tiles of 380 (196 out) instead of 572 (388 out)
+    "unet_2015, first level 16": {
+        "bundle": "unet_2015",
+        "changes": {
+            "network_def::channels": [16, 32, 64, 128, 256],
+            "patch_size": [380, 380],
+            "batch_size": 2,
+            "epochs": 60,
+            "val_interval": 12,
+        },
+    },
+}
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what the figures were measured."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+        "revision": revision.stdout.strip(),
+    }
+
+
+def train(bundle: str, data: Path, work: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Train (or resume) a run; returns its folder, minutes and steps."""
+    run = work / name.replace(",", "").replace(" ", "_")
+    result = train_bundle(find_bundle(bundle), data, run, changes=changes, resume=True)
+    seconds = sum(entry["seconds"] for entry in result.history)
+    return {
+        "run": run,
+        "training_minutes": round(seconds / 60, 1),
+        "steps": result.history[-1]["iteration"],
+        "best_epoch": result.best_epoch,
+        "epochs": result.epochs,
+    }
+
+
+def hippocampus(data: Path, work: Path) -> dict[str, Any]:
+    """Fold 0: cases 0, 5, 10 ... of the sorted names are measured, the others train."""
+    trained = train("unet_3d", data, work, "hippocampus_unet_3d", {"fold": 0})
+    run = trained.pop("run")
+    summary = evaluate_bundle(run, data, run / "evaluation")
+    case = open_dataset(data).cases[0].images[0]
+    begun = time.perf_counter()
+    command = ["medunet", "predict", str(run), str(case), "--output", str(run / "cold")]
+    subprocess.run(command, check=True, capture_output=True)
+    return {"unet_3d, fold 0": {**trained, "metrics": summary, "cold_predict_seconds": time.perf_counter() - begun}}
+
+
+def em(data: Path, work: Path) -> dict[str, Any]:
+    """Slices 0-15 train, 16-19 are measured; scores at the threshold 0.5 and at the best one, as the challenge."""
+    rows: dict[str, Any] = {}
+    references = {case.name: case for case in open_dataset(data).cases if case.name in EM_VALIDATION}
+    interior = [np.asarray(read_volume(references[name].label).image[0]) > 0 for name in EM_VALIDATION]
+    for name, variant in EM_VARIANTS.items():
+        changes = {**variant["changes"], "validation_cases": EM_VALIDATION}
+        trained = train(variant["bundle"], data, work, f"em_{name}", changes)
+        run = trained.pop("run")
+        summary = evaluate_bundle(run, data, run / "evaluation")
+        predictor = Predictor(run, output_dir=run / "probabilities", probabilities=True)
+        for slice_name in EM_VALIDATION:
+            predictor.predict_case(references[slice_name].images[0])
+        maps = [np.load(run / "probabilities" / f"{slice_name}_prob.npy")[1] for slice_name in EM_VALIDATION]
+        best = best_em_scores(maps, interior)
+        rows[name] = {**trained, "metrics": summary, "best_threshold": best._asdict()}
+    return rows
+
+
+def main() -> None:
+    """Parse, measure, write, print."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("medunet").setLevel(logging.INFO)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["hippocampus", "em"])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/bench"))
+    options = parser.parse_args()
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    rows = {"hippocampus": hippocampus, "em": em}[options.task](options.data, options.work)
+    RESULTS.mkdir(exist_ok=True)
+    document = {"machine": machine(), "rows": rows}
+    (RESULTS / f"quality_{options.task}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    for name, row in rows.items():
+        metrics = row["metrics"]
+        print(f"{name}: {row['steps']} steps in {row['training_minutes']} min, mean Dice {metrics['mean_dice']:.4f}")
+        for label, entry in metrics["classes"].items():
+            dice = entry["scores"]["dice"]
+            print(f"  {label}: Dice {dice['mean']:.4f} +- {dice['std']:.4f}")
+        for key, values in metrics.get("em", {}).items():
+            print(f"  {key}: {values['mean']:.5f}")
+        if "best_threshold" in row:
+            print(f"  at the best threshold: {row['best_threshold']}")
+        if "cold_predict_seconds" in row:
+            print(f"  medunet predict, one case, cold start: {row['cold_predict_seconds']:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

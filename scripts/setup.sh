@@ -1,0 +1,16 @@
+# Sourced by the other scripts: makes .venv with what medunet needs, once; later calls return in a moment.
+# usage: source scripts/setup.sh [EXTRA]     PYTHON=python3.12 chooses the interpreter
+setup_environment() {
+    local extra="${1:-}" python="${PYTHON:-python3}" stamp wanted
+    stamp=".venv/.medunet${extra:+-$extra}"
+    wanted="$(cat pyproject.toml scripts/constraints.txt | cksum) $(pwd)"
+    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+        return
+    fi
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    # torch first and alone: a looser range would let another package choose its build
+    .venv/bin/python -m pip install --quiet --constraint scripts/constraints.txt torch
+    .venv/bin/python -m pip install --quiet --constraint scripts/constraints.txt --editable ".${extra:+[$extra]}"
+    printf '%s' "$wanted" >"$stamp"
+}
+setup_environment "${1:-}"

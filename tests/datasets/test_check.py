@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medunet.datasets import check_dataset, check_pair, open_dataset, raise_on_error, write_phantom_dataset
+from medunet.datasets.dataset import Case, SegmentationDataset
+from medunet.errors import DataError, GeometryError
+from medunet.io import write_volume
+
+
+@pytest.fixture
+def dataset(tmp_path) -> SegmentationDataset:
+    return open_dataset(write_phantom_dataset(tmp_path, kind="mr", cases=3, size=(17, 18, 19)))
+
+
+def test_sound_data_set_has_no_findings(dataset):
+    assert check_dataset(dataset) == []
+    assert check_dataset(dataset, level="voxels") == []
+    raise_on_error([])
+
+
+def test_label_of_another_shape_is_found_in_the_header(dataset):
+    label = dataset.cases[1].label
+    write_volume(np.zeros((5, 6, 7), np.uint8), label)
+    (finding,) = check_dataset(dataset)
+    assert (finding.severity, finding.file) == ("error", str(label))
+    assert "different shapes (received (5, 6, 7)" in finding.cause
+    with pytest.raises(DataError, match=r"mr_001.nii.gz: label and image have different shapes"):
+        raise_on_error([finding])
+
+
+def test_label_on_another_grid_is_a_geometry_error(tmp_path):
+    data = np.zeros((5, 6, 7), np.uint8)
+    image = write_volume(data, tmp_path / "a.nii.gz", affine=np.diag([1, 1, 2, 1]))
+    label = write_volume(data, tmp_path / "b.nii.gz", affine=np.diag([-1, 1, 2, 1]))
+    with pytest.raises(GeometryError, match=r"b.nii.gz: label and image lie on different grids \(received 8 mm apart"):
+        raise_on_error(check_pair(Case("a", (image,), label)))
+
+
+def test_unknown_values_are_found_in_the_voxels_only(dataset):
+    case = dataset.cases[2]
+    wrong = np.full((5, 6, 7), 9, np.uint8)
+    write_volume(wrong, case.label)
+    write_volume(wrong, case.images[0])
+    assert check_dataset(dataset) == []
+    (finding,) = check_dataset(dataset, level="voxels")
+    assert "unknown values (received [9], expected [0, 1, 2, 3])" in finding.cause
+
+
+def test_empty_label_is_a_warning(dataset):
+    case = dataset.cases[0]
+    write_volume(np.zeros((5, 6, 7), np.uint8), case.label)
+    write_volume(np.zeros((5, 6, 7), np.uint8), case.images[0])
+    findings = check_dataset(dataset, level="voxels")
+    assert [(f.severity, f.cause) for f in findings] == [("warning", "label is empty")]
+    raise_on_error(findings)
+
+
+def test_damaged_files_are_counted_and_the_first_is_raised(dataset):
+    for case in dataset.cases[:2]:
+        case.label.write_bytes(b"")
+    findings = check_dataset(dataset)
+    assert len(findings) == 2
+    with pytest.raises(DataError, match=r"mr_000.nii.gz: file has zero bytes \(and 1 more problems\)"):
+        raise_on_error(findings)
+
+
+def test_image_in_the_plane_among_volumes_is_found(dataset):
+    case = dataset.cases[1]
+    for path in (case.images[0], case.label):
+        write_volume(np.zeros((5, 6), np.uint8), path)
+    (finding,) = check_dataset(dataset)
+    assert "number of axes is 2, not 3" in finding.cause
+
+
+def test_picture_without_placement_matches_any_grid(tmp_path):
+    image = write_volume(np.zeros((5, 6), np.uint8), tmp_path / "a.nii.gz", affine=np.diag([2, 2, 1, 1]))
+    label = write_volume(np.zeros((5, 6), np.uint8), tmp_path / "b.png")
+    assert check_pair(Case("a", (image,), label)) == []
+
+
+@pytest.mark.data
+def test_real_data_sets_have_no_errors(test_data):
+    for name in ("Task04_Hippocampus", "ISBI2012_EM", "STS_GTV_CT"):
+        assert check_dataset(open_dataset(test_data / name)) == []

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medunet.datasets import Case, datalist, list_inputs, open_dataset, split_fold
+from medunet.errors import ConfigError, DataError, SecurityError
+from medunet.io import write_volume
+
+MSD_LABELS = {"0": "background", "1": "liver"}
+NNUNET_LABELS = {"background": 0, "liver": 1}
+
+
+def volume(path: Path, values: tuple[float, ...] = (0, 1)) -> Path:
+    data = np.resize(np.asarray(values), (5, 6, 7))
+    return write_volume(data.astype("float32" if data.dtype.kind == "f" else "int16"), path)
+
+
+def picture(path: Path, values: tuple[int, ...] = (0, 255)) -> Path:
+    return write_volume(np.resize(values, (5, 7)).astype(np.uint8), path)
+
+
+def manifest(root: Path, **content) -> Path:
+    root.mkdir(exist_ok=True)
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+def pairs(root: Path, names: list[str], *, images: str = "imagesTr", labels: str = "labelsTr") -> Path:
+    for name in names:
+        volume(root / images / f"{name}.nii.gz")
+        volume(root / labels / f"{name}.nii.gz")
+    return root
+
+
+def entries(*names: str) -> list[dict[str, str]]:
+    return [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names]
+
+
+def names(cases) -> list[str]:
+    return [case.name for case in cases]
+
+
+def test_msd_folder_and_its_json_open_alike(tmp_path):
+    root = pairs(tmp_path / "msd", ["liver_2", "liver_10"])
+    volume(root / "imagesTs" / "liver_3.nii.gz")
+    manifest(
+        root,
+        name="Liver",
+        modality={"0": "CT"},
+        labels=MSD_LABELS,
+        training=entries("liver_2", "liver_10"),
+        test=["./imagesTs/liver_3.nii.gz"],
+    )
+    dataset = open_dataset(root)
+    assert dataset == open_dataset(root / "dataset.json")
+    assert (dataset.name, dataset.spatial_dims, dataset.file_ending, dataset.channels) == (
+        "Liver",
+        3,
+        ".nii.gz",
+        ("CT",),
+    )
+    assert dataset.labels == {"background": 0, "liver": 1}
+    assert names(dataset.cases) == ["liver_10", "liver_2"]
+    assert dataset.cases[0].item() == {
+        "image": str(root / "imagesTr" / "liver_10.nii.gz"),
+        "label": str(root / "labelsTr" / "liver_10.nii.gz"),
+        "name": "liver_10",
+    }
+    assert dataset.test == (Case("liver_3", (root / "imagesTs" / "liver_3.nii.gz",)),)
+    assert "label" not in dataset.test[0].item()
+
+
+def test_msd_volume_with_four_modalities_is_one_file(tmp_path):
+    write_volume(np.zeros((5, 6, 7, 2), np.int16), tmp_path / "imagesTr" / "a.nii.gz")
+    volume(tmp_path / "labelsTr" / "a.nii.gz")
+    manifest(tmp_path, modality={"1": "T2", "0": "T1"}, labels=MSD_LABELS, training=entries("a"))
+    dataset = open_dataset(tmp_path)
+    assert dataset.channels == ("T1", "T2")
+    assert len(dataset.cases[0].images) == 1
+
+
+def nnunet(root: Path, *, channels: dict[str, str], labels: dict[str, object] = NNUNET_LABELS) -> Path:
+    for case in ("case_1", "case_2"):
+        for channel in range(len(channels)):
+            volume(root / "imagesTr" / f"{case}_{channel:04d}.nii.gz")
+        volume(root / "labelsTr" / f"{case}.nii.gz")
+    return manifest(root, channel_names=channels, labels=labels, numTraining=2, file_ending=".nii.gz")
+
+
+def test_nnunet_channels_are_grouped_and_lose_their_number(tmp_path):
+    dataset = open_dataset(nnunet(tmp_path, channels={"0": "T1", "1": "T2"}))
+    assert names(dataset.cases) == ["case_1", "case_2"]
+    assert dataset.channels == ("T1", "T2")
+    item = dataset.cases[1].item()
+    assert [Path(p).name for p in item["image"]] == ["case_2_0000.nii.gz", "case_2_0001.nii.gz"]
+    assert dataset.cases == open_dataset(tmp_path / "dataset.json").cases
+
+
+def test_nnunet_ignore_label_is_kept_apart(tmp_path):
+    dataset = open_dataset(nnunet(tmp_path, channels={"0": "CT"}, labels={**NNUNET_LABELS, "ignore": 2}))
+    assert dataset.labels == NNUNET_LABELS
+    assert dataset.ignore == 2
+
+
+def test_nnunet_channels_are_recognised_without_json(tmp_path):
+    (nnunet(tmp_path, channels={"0": "T1", "1": "T2"}) / "dataset.json").unlink()
+    dataset = open_dataset(tmp_path)
+    assert names(dataset.cases) == ["case_1", "case_2"]
+    assert dataset.channels == ("channel_0", "channel_1")
+
+
+@pytest.mark.parametrize(("images", "labels"), [("images", "labels"), ("imagesTr", "labelsTr")])
+def test_folders_pair_by_name_whatever_the_ending(tmp_path, images, labels):
+    for name in ("b", "a"):
+        picture(tmp_path / images / f"{name}.tif", (1, 2, 3))
+        picture(tmp_path / labels / f"{name}.png", (0, 255))
+    (tmp_path / images / ".DS_Store").write_bytes(b"junk")
+    (tmp_path / images / "notes.txt").write_text("junk")
+    dataset = open_dataset(tmp_path)
+    assert names(dataset.cases) == ["a", "b"]
+    assert dataset.labels == {"background": 0, "label_255": 255}
+    assert (dataset.spatial_dims, dataset.file_ending, dataset.channels) == (2, ".png", ("image",))
+
+
+def test_frames_of_a_sequence_stay_single_images(tmp_path):
+    for k in range(3):
+        picture(tmp_path / "images" / f"frame_{k:04d}.png")
+        picture(tmp_path / "labels" / f"frame_{k:04d}.png")
+    assert names(open_dataset(tmp_path).cases) == ["frame_0000", "frame_0001", "frame_0002"]
+
+
+def test_number_that_the_label_bears_too_is_part_of_the_name(tmp_path):
+    for folder in ("images", "labels"):
+        picture(tmp_path / folder / "scan_0000.png")
+    assert names(open_dataset(tmp_path).cases) == ["scan_0000"]
+
+
+def test_what_has_no_partner_is_named_and_counted(tmp_path):
+    pairs(tmp_path, [f"x{k}" for k in range(8)])
+    for k in range(7):
+        (tmp_path / "labelsTr" / f"x{k}.nii.gz").unlink()
+    volume(tmp_path / "labelsTr" / "stray.nii.gz")
+    with pytest.raises(DataError) as caught:
+        open_dataset(tmp_path)
+    text = str(caught.value)
+    assert "7 images without label: x0.nii.gz, x1.nii.gz, x2.nii.gz, x3.nii.gz, x4.nii.gz, ..." in text
+    assert "1 label without image: stray.nii.gz" in text
+    assert "x5" not in text
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    picture(tmp_path / "images" / "a.png")
+    picture(tmp_path / "images" / "a.tif")
+    picture(tmp_path / "labels" / "a.png")
+    with pytest.raises(DataError, match="two images have one name"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["../secret.nii.gz", "imagesTr/../../secret.nii.gz", "/etc/passwd"])
+def test_path_that_leaves_the_data_set_is_refused(tmp_path, path):
+    root = manifest(tmp_path / "set", labels=MSD_LABELS, training=[{"image": path, "label": "./a.nii.gz"}])
+    with pytest.raises(SecurityError, match="leaves the folder"):
+        open_dataset(root)
+
+
+def test_missing_files_of_the_list_are_named(tmp_path):
+    root = manifest(pairs(tmp_path, ["a"]), labels=MSD_LABELS, training=entries("a", "b"))
+    with pytest.raises(DataError, match=r"lists 2 missing files: b\.nii\.gz, b\.nii\.gz"):
+        open_dataset(root)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "not a JSON object"),
+        ('{"training": [{"image": "a.nii.gz"}]}', "image without label"),
+        ('{"training": [], "labels": {"0": "background", "1": "x"}}', "imagesTr is missing"),
+        ('{"channel_names": {"0": "CT"}, "labels": {"background": 0, "whole": [1, 2]}}', "regions"),
+        ('{"channel_names": {"0": "CT"}, "labels": {"background": 0, "x": 0}}', "share a name or a value"),
+        ('{"channel_names": {"0": "CT"}}', "labels are missing"),
+    ],
+)
+def test_unusable_json_is_refused(tmp_path, content, cause):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(DataError, match=f"dataset.json: .*{cause}|{cause}"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        (tuple(range(33)), "too many values"),
+        ((0, 0.5), r"fractional values \(received 0.5\)"),
+        ((0, -1), "negative values"),
+        ((0,), "one value only"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(tmp_path, values, cause):
+    volume(tmp_path / "images" / "a.nii.gz")
+    volume(tmp_path / "labels" / "a.nii.gz", values)
+    with pytest.raises(DataError, match=cause):
+        open_dataset(tmp_path)
+
+
+def test_labels_are_scanned_in_all_files_and_again_after_a_change(tmp_path):
+    pairs(tmp_path, ["a", "b"], images="images", labels="labels")
+    volume(tmp_path / "labels" / "b.nii.gz", (0, 7))
+    assert open_dataset(tmp_path).labels == {"background": 0, "label_1": 1, "label_7": 7}
+    volume(tmp_path / "labels" / "b.nii.gz", (0, 3, 70))
+    assert open_dataset(tmp_path).labels == {"background": 0, "label_1": 1, "label_3": 3, "label_70": 70}
+
+
+def test_folder_without_a_known_layout_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no data set found"):
+        open_dataset(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        open_dataset(tmp_path / "none")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match="folder labels is missing"):
+        open_dataset(tmp_path)
+
+
+def test_folds_part_the_cases_and_cover_them():
+    cases = [Case(f"c{k:02d}", ()) for k in range(13)]
+    seen = []
+    for fold in range(5):
+        training, validation = split_fold(cases[::-1], fold=fold)
+        assert names(validation) == [f"c{k:02d}" for k in range(fold, 13, 5)]
+        assert sorted(names(training) + names(validation)) == names(cases)
+        seen += names(validation)
+    assert sorted(seen) == names(cases)
+
+
+@pytest.mark.parametrize(("fold", "folds", "count"), [(5, 5, 9), (-1, 5, 9), (0, 1, 9), (0, 5, 4)])
+def test_impossible_folds_are_refused(fold, folds, count):
+    with pytest.raises(ConfigError):
+        split_fold([Case(str(k), ()) for k in range(count)], fold=fold, folds=folds)
+
+
+def test_datalist_gives_the_sections(tmp_path):
+    root = pairs(tmp_path, list("abcde"))
+    listed = {
+        section: datalist(root, section=section, fold=1, folds=2) for section in ("training", "validation", "all")
+    }
+    assert [i["name"] for i in listed["training"]] == ["a", "c", "e"]
+    assert [i["name"] for i in listed["validation"]] == ["b", "d"]
+    assert len(listed["all"]) == 5
+    assert datalist(root, section="test") == []
+    chosen = datalist(root, section="validation", validation_cases=["c"])
+    assert [i["name"] for i in chosen] == ["c"]
+    assert len(datalist(root, section="training", validation_cases=["c"])) == 4
+    with pytest.raises(ConfigError, match=r"no such validation cases \(received \['z'\]\)"):
+        datalist(root, section="training", validation_cases=["z"])
+    with pytest.raises(ConfigError, match="unknown section"):
+        datalist(root, section="train")
+
+
+def test_inputs_are_expanded_in_sorted_order(tmp_path):
+    second, first = volume(tmp_path / "x" / "b.nii.gz"), picture(tmp_path / "x" / "a.png")
+    (tmp_path / "x" / "readme.txt").write_text("junk")
+    lone = volume(tmp_path / "lone.nii.gz")
+    assert list_inputs(tmp_path / "x") == [first, second]
+    assert list_inputs([tmp_path / "x", lone, lone]) == [first, second, lone]
+
+
+def test_input_channels_are_grouped_only_when_the_network_has_as_many(tmp_path):
+    files = [volume(tmp_path / f"c_{case}_{channel:04d}.nii.gz") for case in (1, 2) for channel in (0, 1)]
+    assert list_inputs(tmp_path, channels=2) == [tuple(files[:2]), tuple(files[2:])]
+    assert list_inputs(files[:2], channels=2) == [tuple(files[:2])]
+    assert list_inputs(tmp_path) == files
+
+
+def test_inputs_that_would_overwrite_each_other_are_refused(tmp_path):
+    files = [volume(tmp_path / folder / "a.nii.gz") for folder in ("x", "y")]
+    with pytest.raises(DataError, match="two inputs have one name"):
+        list_inputs(files)
+
+
+def test_inputs_that_are_nothing_are_refused(tmp_path):
+    with pytest.raises(DataError, match="folder holds no image"):
+        list_inputs(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        list_inputs(tmp_path / "none.nii.gz")
+    with pytest.raises(DataError, match="nothing to read"):
+        list_inputs([])
+
+
+@pytest.mark.data
+def test_real_data_sets_open(test_data):
+    hippocampus = open_dataset(test_data / "Task04_Hippocampus")
+    assert len(hippocampus.cases) == 200
+    assert hippocampus.labels == {"background": 0, "Anterior": 1, "Posterior": 2}
+    cells = open_dataset(test_data / "ISBI2012_EM")
+    assert cells.labels == {"background": 0, "label_255": 255}
+    assert (cells.spatial_dims, cells.cases[16].name) == (2, "em_16")
+    assert list_inputs(test_data / "dicom" / "ct_abdomen_crlm") == [test_data / "dicom" / "ct_abdomen_crlm" / "image"]

@@ -1,0 +1,172 @@
+"""Where tiles lie: facts about integers, checked without a network."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medunet.errors import ConfigError
+from medunet.inferers import SameSizeShapes, TilePlan, plan_tiles, smallest_tile
+from medunet.networks.shapes import UNetShapes
+
+NO_DEADLINE = settings(deadline=None)
+"""A busy machine is no failure."""
+
+PAPER = UNetShapes.of(2, 5, padding="valid")
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple[TilePlan, UNetShapes, tuple[int, ...], tuple[int, ...]]:
+    """Any plan: image 1..90, 2 or 3 levels, strides and kernels per axis, tiles from the smallest upwards."""
+    levels = draw(st.integers(2, 3))
+    axis = st.lists(st.integers(1, 3), min_size=2, max_size=2)
+    kernel = st.lists(st.sampled_from([1, 3]), min_size=2, max_size=2)
+    shapes = UNetShapes.of(
+        2,
+        levels,
+        kernel_sizes=draw(st.lists(kernel, min_size=levels, max_size=levels)),
+        strides=draw(st.lists(axis, min_size=levels - 1, max_size=levels - 1)),
+        padding=draw(st.sampled_from(["same", "valid"])),
+        upsample=draw(st.sampled_from(["transposed", "linear"])),
+    )
+    halo = draw(st.none() | st.tuples(st.integers(0, 20), st.integers(0, 20)))
+    image = draw(st.tuples(st.integers(1, 90), st.integers(1, 90)))
+    tile = tuple(n + draw(st.integers(0, 40)) for n in smallest_tile(shapes, halo=halo))
+    return plan_tiles(image, tile, shapes=shapes, halo=halo), shapes, tile, shapes.halo if halo is None else halo
+
+
+@NO_DEADLINE
+@given(plans())
+def test_every_voxel_is_kept_exactly_once(case) -> None:
+    plan, *_ = case
+    written = np.zeros(plan.image_size, dtype=int)
+    for tile in plan.tiles:
+        assert all(s.start < s.stop for s in tile.keep)
+        written[tile.keep] += 1
+    assert written.min() == written.max() == 1
+
+
+@NO_DEADLINE
+@given(plans())
+def test_trim_and_keep_name_the_same_voxels(case) -> None:
+    plan, shapes, *_ = case
+    for tile in plan.tiles:
+        # Output voxel 0 lies `margin` into its window, and the extended image starts `margin` before the image.
+        for window, keep, trim, size in zip(
+            tile.window, tile.keep, tile.trim, shapes.output_size(tile.window_size), strict=True
+        ):
+            assert (window.start + trim.start, window.start + trim.stop) == (keep.start, keep.stop)
+            assert 0 <= trim.start < trim.stop <= size
+
+
+@NO_DEADLINE
+@given(plans())
+def test_every_window_is_accepted_in_phase_and_no_larger_than_the_tile(case) -> None:
+    plan, shapes, tile, _ = case
+    for each in plan.tiles:
+        assert shapes.next_valid_input(each.window_size) == each.window_size
+        assert all(w.start % stride == 0 for w, stride in zip(each.window, shapes.total_stride, strict=True))
+        assert all(n <= limit for n, limit in zip(each.window_size, shapes.next_valid_input(tile), strict=True))
+
+
+@NO_DEADLINE
+@given(plans())
+def test_a_padded_window_ends_with_the_image_or_a_halo_and_a_stride_beyond_what_is_kept(case) -> None:
+    plan, shapes, _, halo = case
+    if any(shapes.margin):
+        return
+    whole = shapes.next_valid_input(plan.image_size)
+    for tile in plan.tiles:
+        for axis, (window, keep) in enumerate(zip(tile.window, tile.keep, strict=True)):
+            assert window.start >= 0 and window.stop <= whole[axis]
+            assert window.start == 0 or keep.start - window.start >= halo[axis]
+            assert window.stop == whole[axis] or window.stop - keep.stop >= halo[axis]
+            assert window.stop == whole[axis] or window.stop % shapes.total_stride[axis] == 0
+
+
+def test_the_tiles_of_the_2015_paper_abut_at_384_and_end_with_the_image() -> None:
+    plan = plan_tiles((512, 512), (572, 572), shapes=PAPER)
+    assert [tile.keep for tile in plan.tiles] == [
+        (slice(0, 384), slice(0, 384)),
+        (slice(0, 384), slice(384, 512)),
+        (slice(384, 512), slice(0, 384)),
+        (slice(384, 512), slice(384, 512)),
+    ]
+    # 128 voxels remain after 384; the smallest input that gives so many is 316 (-> 132).
+    assert [tile.window_size for tile in plan.tiles] == [(572, 572), (572, 316), (316, 572), (316, 316)]
+
+
+def test_the_last_valid_tile_keeps_its_whole_output() -> None:
+    # 384 + 388: no third tile for the last four voxels.
+    assert len(plan_tiles((772, 388), (572, 572), shapes=PAPER).tiles) == 2
+    assert len(plan_tiles((773, 388), (572, 572), shapes=PAPER).tiles) == 3
+
+
+def test_a_valid_tile_between_two_sizes_is_rounded_up() -> None:
+    assert plan_tiles((600, 100), (560, 560), shapes=PAPER).tiles[0].window_size[0] == 572
+
+
+def test_padded_tiles_overlap_by_the_halo_on_each_side() -> None:
+    # tile 16, halo 4, stride 4: steps of 8
+    #   [============----]
+    #           [----========----]
+    #                   [----==========]
+    plan = plan_tiles((30,), (18,), shapes=SameSizeShapes(total_stride=(4,), halo=(4,)))
+    assert [tile.window[0] for tile in plan.tiles] == [slice(0, 16), slice(8, 24), slice(16, 30)]
+    assert [tile.keep[0] for tile in plan.tiles] == [slice(0, 12), slice(12, 20), slice(20, 30)]
+
+
+def test_what_rounding_leaves_of_the_step_widens_the_halo() -> None:
+    # tile 16, halo 3, stride 8: 16 - 6 = 10 -> step 8, so 4 are seen on each side
+    plan = plan_tiles((24,), (16,), shapes=SameSizeShapes(total_stride=(8,), halo=(3,)))
+    assert [tile.keep[0] for tile in plan.tiles] == [slice(0, 12), slice(12, 24)]
+
+
+def test_a_last_window_is_never_smaller_than_the_stride() -> None:
+    plan = plan_tiles((33,), (32,), shapes=SameSizeShapes(total_stride=(16,), halo=(0,)))
+    assert [tile.window[0] for tile in plan.tiles] == [slice(0, 32), slice(16, 33)]
+    assert [tile.keep[0] for tile in plan.tiles] == [slice(0, 32), slice(32, 33)]
+    # That last window has 17 voxels, so a tile of 16 would not hold it.
+    assert smallest_tile(SameSizeShapes(total_stride=(16,), halo=(0,))) == (32,)
+
+
+def test_without_a_tile_size_the_whole_image_is_one_window() -> None:
+    shapes = UNetShapes.of(3, 3)
+    assert [t.window_size for t in plan_tiles((33, 34, 35), None, shapes=shapes).tiles] == [(33, 34, 35)]
+    assert {t.window_size[1] for t in plan_tiles((99, 34, 99), (96, None, 96), shapes=shapes).tiles} == {34}
+
+
+def test_an_image_below_the_total_stride_grows_to_it() -> None:
+    (tile,) = plan_tiles((5, 33), (64, 64), shapes=UNetShapes.of(2, 4)).tiles
+    assert tile.window_size == (8, 33)
+    assert tile.trim == tile.keep == (slice(0, 5), slice(0, 33))
+
+
+def test_tiles_of_one_size_are_grouped_in_order() -> None:
+    groups = plan_tiles((40,), (16,), shapes=SameSizeShapes(total_stride=(4,), halo=(4,))).by_window_size()
+    assert {size: len(tiles) for size, tiles in groups.items()} == {(16,): 4}
+    assert [tile.window[0].start for tile in groups[(16,)]] == [0, 8, 16, 24]
+
+
+@pytest.mark.parametrize("shapes", [UNetShapes.of(2, 3), UNetShapes.of(2, 3, padding="valid")])
+def test_a_tile_one_voxel_too_small_is_refused_with_the_smallest_that_works(shapes: UNetShapes) -> None:
+    smallest = smallest_tile(shapes)
+    assert len(plan_tiles((500, 500), smallest, shapes=shapes).tiles) > 1
+    with pytest.raises(ConfigError, match=rf"remedy: set tile_size to \({smallest[0]}, {smallest[1]}\)"):
+        plan_tiles((500, 500), (smallest[0], smallest[1] - 1), shapes=shapes)
+
+
+def test_a_tile_too_small_for_larger_images_still_serves_an_image_that_fits() -> None:
+    shapes = UNetShapes.of(2, 3)
+    assert math.prod(smallest_tile(shapes)) > 33 * 33
+    assert len(plan_tiles((33, 33), (33, 33), shapes=shapes).tiles) == 1
+
+
+@pytest.mark.parametrize(("image", "tile"), [((33, 33, 33), (64, 64)), ((33, 33), (64,)), ((0, 33), (64, 64))])
+def test_sizes_that_do_not_fit_the_network_are_refused(image: tuple[int, ...], tile: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError):
+        plan_tiles(image, tile, shapes=UNetShapes.of(2, 3))

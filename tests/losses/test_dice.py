@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import math
+
+import monai.losses
+import pytest
+import torch
+
+from medunet.losses import BorderWeightedCELoss, DiceCELoss
+
+
+def batch(channels=3, shape=(6, 5, 7), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, channels, *shape, generator=generator)
+    return logits, torch.randint(0, max(2, channels), (2, 1, *shape), generator=generator)
+
+
+@pytest.mark.parametrize("include_background", [True, False])
+@pytest.mark.parametrize("over_batch", [True, False])
+def test_it_agrees_with_monai_where_nothing_is_ignored(include_background, over_batch):
+    logits, target = batch()
+    monai_loss = monai.losses.DiceCELoss(
+        softmax=True, to_onehot_y=True, include_background=include_background, batch=over_batch
+    )
+    loss = DiceCELoss(include_background=include_background, batch=over_batch)
+    assert torch.allclose(loss(logits, target), monai_loss(logits, target))
+
+
+def test_dice_of_hand_computed_probabilities():
+    # p(class 1) = 3/4, 3/4, 1/4 for labels 1, 0, 1: Dice = 2 (3/4 + 1/4) / (7/4 + 2) = 8/15
+    logits = torch.tensor([[[0.0, 0.0, 0.0]], [[math.log(3), math.log(3), -math.log(3)]]])[None]
+    loss = DiceCELoss(lambda_ce=0.0, smooth=0.0)(logits, torch.tensor([[[[1, 0, 1]]]]))
+    assert loss.item() == pytest.approx(1 - 8 / 15, rel=1e-6)
+
+
+def test_one_channel_is_the_logit_of_class_one():
+    logits, target = batch(channels=1)
+    two = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    for include_background in (True, False):
+        loss = DiceCELoss(include_background=include_background)
+        assert torch.allclose(loss(logits, target), loss(two, target))
+
+
+def test_ignored_voxels_change_neither_loss_nor_gradient():
+    logits, target = batch()
+    target[..., 4:] = 255
+    loss = DiceCELoss(ignore_index=255)
+    assert torch.allclose(loss(logits, target), loss(logits[..., :4], target[..., :4]))
+    logits.requires_grad_()
+    loss(logits, target).backward()
+    assert logits.grad[..., 4:].abs().max() == 0
+    assert logits.grad[..., :4].abs().max() > 0
+
+
+def test_the_weight_map_acts_on_the_cross_entropy_only():
+    logits, target = batch()
+    weight = torch.rand(target.shape)
+    dice_only = DiceCELoss(lambda_ce=0.0)
+    assert torch.equal(dice_only(logits, target, weight), dice_only(logits, target))
+    want = 0.5 * BorderWeightedCELoss([1, 2, 3])(logits, target, weight) + 2 * dice_only(logits, target)
+    loss = DiceCELoss(lambda_ce=0.5, lambda_dice=2.0, class_weights=[1, 2, 3])
+    assert torch.allclose(loss(logits, target, weight), want)
+
+
+def test_a_class_absent_from_label_and_prediction_costs_nothing():
+    logits = torch.full((1, 3, 4, 4), -30.0)
+    logits[:, 1] = 30.0
+    assert DiceCELoss()(logits, torch.ones(1, 1, 4, 4)).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_bfloat16_logits_are_computed_in_float32():
+    logits, target = batch()
+    logits = logits.bfloat16()
+    assert torch.equal(DiceCELoss()(logits, target), DiceCELoss()(logits.float(), target))
+
+
+def test_a_valid_network_gets_the_middle_of_the_label():
+    logits, target = batch()
+    padded = torch.nn.functional.pad(target, (2, 2, 1, 1, 3, 3), value=1)
+    assert torch.equal(DiceCELoss(center_crop=True)(logits, padded), DiceCELoss()(logits, target))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+@pytest.mark.parametrize("name", ["DiceLoss", "GeneralizedDiceLoss", "DiceCELoss"])
+def test_monai_losses_follow_our_conventions(name, dtype):
+    logits, target = batch()
+    loss = getattr(monai.losses, name)(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+    sure = 60 * torch.nn.functional.one_hot(target[:, 0], 3).movedim(-1, 1).float()
+    assert loss(sure, target.to(dtype)).item() == pytest.approx(0, abs=1e-4)
+    assert loss(logits, target.to(dtype)).item() > 0.1
+
+
+@pytest.mark.parametrize("name", ["DiceCELoss", "BorderWeightedCELoss", "DeepSupervisionLoss"])
+def test_losses_are_reached_from_a_config(name):
+    from monai.bundle import ConfigParser
+
+    config = {"_target_": f"medunet.losses.{name}"}
+    if name == "DeepSupervisionLoss":
+        config["loss"] = {"_target_": "medunet.losses.DiceCELoss", "ignore_index": 255}
+    loss = ConfigParser({"loss": config}).get_parsed_content("loss")
+    logits, target = batch()
+    assert loss(logits, target, torch.ones(target.shape)).ndim == 0

@@ -1,0 +1,146 @@
+"""Cases and their statistics."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from medunet.errors import ConfigError, DataError, GeometryError
+from medunet.metrics import evaluate_case, summarise
+
+LABELS = {"background": 0, "liver": 1, "spleen": 2}
+
+
+def case() -> tuple[np.ndarray, np.ndarray]:
+    """Return a prediction and a reference: liver 8 of 12 voxels found, no spleen in either."""
+    ref = np.zeros((5, 6, 7), int)
+    ref[1:4, 1:3, 1:3] = 1
+    pred = ref.copy()
+    pred[3] = 0
+    return pred, ref
+
+
+def test_a_case_is_computed_by_hand() -> None:
+    pred, ref = case()
+    scores = evaluate_case(pred, ref, spacing_mm=(10, 2, 5), labels=LABELS, name="case_1")
+    liver = scores["classes"]["liver"]
+    assert liver["dice"] == 16 / 20
+    assert liver["iou"] == 8 / 12
+    assert liver["volume_pred_ml"] == pytest.approx(0.8)
+    assert liver["volume_ref_ml"] == pytest.approx(1.2)
+    # All voxels are surface; the 4 of the missing layer lie 10 mm away, the 16 others 0.
+    assert liver["hd95_mm"] == pytest.approx(10.0)
+    assert liver["msd_mm"] == pytest.approx(4 * 10 / 20)
+    assert liver["status"] == "both"
+    assert scores["name"] == "case_1"
+
+
+def test_an_absent_class_does_not_count() -> None:
+    scores = evaluate_case(*case(), spacing_mm=(1, 1, 1), labels=LABELS)
+    assert scores["classes"]["spleen"]["status"] == "absent"
+    assert math.isnan(scores["classes"]["spleen"]["dice"])
+    assert scores["mean_dice"] == 0.8
+
+
+def test_missed_and_spurious_classes_score_zero() -> None:
+    pred, ref = np.full((3, 3), 1), np.full((3, 3), 2)
+    scores = evaluate_case(pred, ref, spacing_mm=(1, 1), labels=LABELS)
+    assert [scores["classes"][name]["status"] for name in ("liver", "spleen")] == ["spurious", "missed"]
+    assert [scores["classes"][name]["dice"] for name in ("liver", "spleen")] == [0.0, 0.0]
+    assert scores["mean_dice"] == 0.0
+
+
+def test_a_case_without_any_class_has_no_numbers() -> None:
+    empty = np.zeros((3, 4, 5), int)
+    scores = evaluate_case(empty, empty, spacing_mm=(1, 1, 1), labels=LABELS)
+    assert math.isnan(scores["mean_dice"])
+    assert scores["classes"]["liver"]["volume_ref_ml"] == 0.0
+
+
+def test_channels_and_tensors_change_nothing() -> None:
+    pred, ref = case()
+    plain = evaluate_case(pred, ref, spacing_mm=(1, 2, 3), labels=LABELS)["classes"]["liver"]
+    tensors = evaluate_case(
+        torch.tensor(pred)[None].float(), torch.tensor(ref)[None], spacing_mm=(1, 2, 3), labels=LABELS
+    )
+    assert tensors["classes"]["liver"] == plain
+
+
+def test_the_background_may_have_any_value() -> None:
+    ref = np.full((4, 4), 255)
+    ref[0] = 0
+    scores = evaluate_case(ref, ref, spacing_mm=(1, 1), labels={"background": 255, "membrane": 0})
+    assert list(scores["classes"]) == ["membrane"]
+    assert scores["classes"]["membrane"]["area_ref_mm2"] == 4.0
+
+
+def test_em_scores_are_of_the_interior() -> None:
+    ref = np.full((8, 9), 255)
+    ref[:, 4] = 0
+    scores = evaluate_case(ref, ref, spacing_mm=(1, 1), labels={"background": 0, "cell": 255}, em=True)
+    assert scores["em"] == {"v_rand": 1.0, "v_info": 1.0, "pixel_error": 0.0, "warping_error": 0.0}
+    named = evaluate_case(
+        np.full_like(ref, 255), ref, spacing_mm=(1, 1), labels={"background": 0, "cell": 255}, em="cell"
+    )
+    assert named["em"]["v_rand"] == pytest.approx(2 / 3)  # sum p^2 = 1/2, sum s^2 = 1, sum t^2 = 1/2
+
+
+@pytest.mark.parametrize(
+    ("em", "labels", "shape"),
+    [(True, LABELS, (3, 3)), ("kidney", LABELS, (3, 3)), (True, {"cell": 1}, (3, 3, 3))],
+    ids=["two classes", "unknown class", "3d"],
+)
+def test_unclear_em_is_an_error(em: bool | str, labels: dict[str, int], shape: tuple[int, ...]) -> None:
+    array = np.ones(shape, int)
+    with pytest.raises(ConfigError):
+        evaluate_case(array, array, spacing_mm=(1,) * len(shape), labels=labels, em=em)
+
+
+def test_unknown_values_are_an_error_that_names_them() -> None:
+    pred, ref = case()
+    pred[0, 0, 0] = 7
+    with pytest.raises(DataError, match=r"prediction.*received \[7\]"):
+        evaluate_case(pred, ref, spacing_mm=(1, 1, 1), labels=LABELS)
+
+
+def test_other_shapes_are_an_error() -> None:
+    with pytest.raises(GeometryError, match="different shapes"):
+        evaluate_case(np.zeros((3, 4, 5)), np.zeros((3, 4, 6)), spacing_mm=(1, 1, 1), labels=LABELS)
+
+
+def test_labels_without_a_class_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="no class"):
+        evaluate_case(np.zeros((3, 3)), np.zeros((3, 3)), spacing_mm=(1, 1), labels={"background": 0})
+
+
+def test_statistics_leave_nan_out_and_say_so() -> None:
+    def scores(liver_pred: int, liver_ref: int) -> dict:
+        pred, ref = np.zeros((10, 10), int), np.zeros((10, 10), int)
+        pred.ravel()[:liver_pred] = 1
+        ref.ravel()[:liver_ref] = 1
+        return evaluate_case(pred, ref, spacing_mm=(1, 1), labels={"background": 0, "liver": 1})
+
+    # Dice 1, 2 * 10 / 30 = 2/3, 0 (missed), NaN (absent)
+    summary = summarise([scores(10, 10), scores(10, 20), scores(0, 5), scores(0, 0)])
+    liver = summary["classes"]["liver"]
+    assert liver["scores"]["dice"]["n"] == 3
+    assert liver["scores"]["dice"]["mean"] == pytest.approx(5 / 9)
+    assert liver["scores"]["dice"]["median"] == pytest.approx(2 / 3)
+    assert liver["scores"]["dice"]["std"] == pytest.approx(np.std([1, 2 / 3, 0]))
+    assert liver["scores"]["hd95_mm"]["n"] == 2
+    assert liver["status"] == {"both": 2, "missed": 1, "spurious": 0, "absent": 1}
+    assert summary["cases"] == 4
+
+
+def test_the_overall_dice_is_the_mean_of_the_classes_means() -> None:
+    pred, ref = np.array([[1, 1, 2, 2]]), np.array([[1, 1, 1, 2]])
+    # liver 2 * 2 / 5, spleen 2 * 1 / 3
+    summary = summarise([evaluate_case(pred, ref, spacing_mm=(1, 1), labels=LABELS)])
+    assert summary["mean_dice"] == pytest.approx((4 / 5 + 2 / 3) / 2)
+
+
+def test_no_cases_have_no_mean() -> None:
+    assert math.isnan(summarise([])["mean_dice"])

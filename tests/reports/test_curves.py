@@ -1,0 +1,58 @@
+"""Curves of trainings of any length."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medunet.errors import DataError
+from medunet.reports import EpochRecord, curves_png, render_curves
+from medunet.reports.curves import panels_of
+
+
+def history(epochs: int, *, validate: bool = True) -> list[EpochRecord]:
+    records = []
+    for epoch in range(1, epochs + 1):
+        record = EpochRecord(epoch=epoch, iteration=10 * epoch, loss=50.0 / epoch**2, lr=1e-3, seconds=2.0)
+        if validate and epoch % 2 == 0:
+            record["val_dice"] = {"liver": 1 - 1 / epoch, "spleen": math.nan}
+        records.append(record)
+    return records
+
+
+def picture(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+
+
+def test_dice_has_a_panel_only_where_there_was_validation() -> None:
+    assert panels_of(history(3)) == ("training loss", "validation Dice")
+    assert panels_of(history(3, validate=False)) == ("training loss",)
+    both, one = picture(render_curves(history(3))), picture(render_curves(history(3, validate=False)))
+    assert both.shape == (one.shape[0], 2 * one.shape[1])
+
+
+def test_dark_curves_are_dark_and_light_ones_light() -> None:
+    assert picture(render_curves(history(5), dark=True)).mean() < 60
+    assert picture(render_curves(history(5), dark=False)).mean() > 200
+
+
+def test_one_epoch_is_visible() -> None:
+    # Without a mark a single point would leave the axes as empty as one without a number.
+    nothing = history(1)
+    nothing[0]["loss"] = math.nan
+    assert picture(render_curves(history(1))).min() < 60 < picture(render_curves(nothing)).min()
+
+
+def test_the_file_is_written(tmp_path: Path) -> None:
+    path = curves_png(history(4), path=tmp_path / "curves.png")
+    assert picture(path.read_bytes()).size > 0
+
+
+def test_no_epochs_are_an_error() -> None:
+    with pytest.raises(DataError, match="epochs"):
+        render_curves([])

@@ -1,0 +1,34 @@
+"""Errors say what, where and what to do, in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from medunet.errors import ConfigError, DataError, MedunetError, find_cause
+
+
+def test_message_is_one_line_with_file_values_and_remedy() -> None:
+    error = DataError("wrong", file="a/b.png", received=3, expected=[0, 1], remedy="relabel")
+    assert str(error) == "a/b.png: wrong (received 3, expected [0, 1]); remedy: relabel"
+    assert (error.file, error.received, error.expected, error.remedy) == ("a/b.png", 3, [0, 1], "relabel")
+
+
+def test_zero_and_empty_values_are_values() -> None:
+    assert str(ConfigError("too few", received=0, expected=())) == "too few (received 0, expected ())"
+
+
+def test_the_typed_error_is_found_behind_two_wrappers() -> None:
+    with pytest.raises(RuntimeError) as info:
+        try:
+            try:
+                raise ConfigError("inner")
+            except ConfigError as error:
+                raise ValueError("middle") from error
+        except ValueError as error:
+            raise RuntimeError("outer") from error
+    assert isinstance(find_cause(info.value), ConfigError)
+
+
+def test_an_error_without_typed_cause_has_none() -> None:
+    assert find_cause(ValueError("x")) is None
+    assert isinstance(find_cause(MedunetError("x")), MedunetError)

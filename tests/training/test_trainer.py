@@ -1,0 +1,153 @@
+"""The training engine: what it adds to MONAI's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.data import DataLoader, Dataset
+
+from medunet.errors import ConfigError, DataError
+from medunet.networks import load_checkpoint
+from medunet.training import BEST_NAME, LAST_NAME, CheckpointHandler, EpochSeeder, RepeatSampler, Trainer
+
+
+def items(count: int = 6, bad: int | None = None) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    data = []
+    for index in range(count):
+        image = torch.randn(1, 8, 8, generator=generator)
+        if index == bad:
+            image[0, 0, 0] = torch.nan
+        data.append(
+            {"image": image, "label": (image > 0).long(), "weight": torch.ones(1, 8, 8), "name": f"case_{index}"}
+        )
+    return data
+
+
+def make_trainer(
+    folder: Path, *, epochs: int = 2, resume: bool = False, data: list[Any] | None = None, **options: Any
+) -> Trainer:
+    torch.manual_seed(1)
+    network = torch.nn.Conv2d(1, 2, 3, padding=1)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+    dataset = Dataset(items() if data is None else data)
+    sampler = RepeatSampler(len(dataset), num_samples=8, seed=3)
+    handlers = [
+        EpochSeeder(3, dataset, sampler=sampler),
+        CheckpointHandler(str(folder), network, optimizer=optimizer, resume=resume),
+    ]
+    settings = {
+        "loss_function": lambda pred, label, *_: torch.nn.functional.cross_entropy(pred, label[:, 0]),
+        "autocast_dtype": "float32",
+        **options,
+    }
+    return Trainer(
+        device=torch.device("cpu"),
+        max_epochs=epochs,
+        train_data_loader=DataLoader(dataset, batch_size=2, sampler=sampler),
+        network=network,
+        optimizer=optimizer,
+        train_handlers=handlers,
+        decollate=False,
+        **settings,
+    )
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
+
+
+def test_non_finite_loss_names_the_cases_of_the_batch(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, data=items(4, bad=2))
+    with pytest.raises(DataError, match="case_2") as info:
+        trainer.run()
+    assert "not finite" in str(info.value)
+
+
+def test_a_resumed_training_ends_with_the_weights_of_one_that_ran_through(tmp_path: Path) -> None:
+    through = make_trainer(tmp_path / "through", epochs=4)
+    through.run()
+    make_trainer(tmp_path / "parts", epochs=2).run()
+    resumed = make_trainer(tmp_path / "parts", epochs=4, resume=True)
+    resumed.run()
+    assert resumed.state.epoch == 4
+    torch.testing.assert_close(weights(resumed), weights(through), rtol=0, atol=0)
+
+
+def test_resuming_a_finished_training_trains_no_further(tmp_path: Path) -> None:
+    first = make_trainer(tmp_path, epochs=2)
+    first.run()
+    again = make_trainer(tmp_path, epochs=2, resume=True)
+    again.run()
+    torch.testing.assert_close(weights(again), weights(first), rtol=0, atol=0)
+
+
+def test_weights_and_state_are_written_under_the_key_model(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.run()
+    assert list(load_checkpoint(tmp_path / BEST_NAME)) == ["model"]
+    last = load_checkpoint(tmp_path / LAST_NAME)
+    assert last["epoch"] == 2
+    torch.testing.assert_close(last["model"]["weight"], trainer.network.weight.detach())
+
+
+def test_gradient_is_clipped_to_the_norm(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        epochs=1,
+        clip_grad_norm=1e-3,
+        loss_function=lambda pred, label, *_: 1e6 * torch.nn.functional.cross_entropy(pred, label[:, 0]),
+    )
+    trainer.run()
+    norm = torch.sqrt(sum(p.grad.square().sum() for p in trainer.network.parameters()))
+    assert norm <= 1e-3 * 1.001
+
+
+def test_loss_keys_reach_the_loss(tmp_path: Path) -> None:
+    seen = []
+
+    def loss(pred: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        seen.append(weight)
+        return (torch.nn.functional.cross_entropy(pred, label[:, 0], reduction="none") * weight[:, 0]).mean()
+
+    make_trainer(tmp_path, epochs=1, loss_function=loss, loss_keys=["weight"]).run()
+    assert seen and all(torch.equal(weight, torch.ones(2, 1, 8, 8)) for weight in seen)
+
+
+def test_loss_is_computed_in_float32_under_bfloat16(tmp_path: Path) -> None:
+    dtypes = []
+
+    def loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        dtypes.append(pred.dtype)
+        return torch.nn.functional.cross_entropy(pred, label[:, 0])
+
+    trainer = make_trainer(tmp_path, epochs=1, loss_function=loss, autocast_dtype="bfloat16")
+    trainer.run()
+    assert set(dtypes) == {torch.float32}
+
+
+def test_options_bound_to_cuda_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="amp"):
+        make_trainer(tmp_path, amp=True)
+
+
+def test_a_broken_checkpoint_is_a_data_error(tmp_path: Path) -> None:
+    (tmp_path / BEST_NAME).write_bytes(b"not a checkpoint")
+    with pytest.raises(DataError, match=BEST_NAME):
+        load_checkpoint(tmp_path / BEST_NAME)
+
+
+def test_sampler_parts_are_disjoint_and_cover_the_epoch() -> None:
+    parts = [list(RepeatSampler(10, num_samples=5, seed=1, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert sorted(parts[0] + parts[1]) == list(range(10))
+
+
+def test_sampler_changes_with_the_epoch_and_repeats_with_the_seed() -> None:
+    sampler, twin = (RepeatSampler(20, num_samples=20, seed=5) for _ in range(2))
+    first = list(sampler)
+    assert first == list(twin)
+    sampler.set_epoch(1)
+    assert first != list(sampler)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from scipy import ndimage
+
+from medunet.errors import ConfigError, DataError
+from medunet.transforms import BorderWeightMapd
+from medunet.transforms.border_weights import border_weight_map, connected_objects, separate_touching
+
+
+def cells(shape, count, seed=0):
+    """Blobs around random seeds; some touch, some pixels between them are background."""
+    rng = np.random.default_rng(seed)
+    seeds = np.zeros(shape, dtype=np.int32)
+    seeds.flat[rng.choice(seeds.size, count, replace=False)] = np.arange(1, count + 1)
+    distance, nearest = ndimage.distance_transform_edt(seeds == 0, return_indices=True)
+    return np.where(distance < 3.2, seeds[tuple(nearest)], 0)
+
+
+def brute_force(labels, *, w0, sigma, spacing, background_only):
+    """Equation 2 pixel by pixel: all distances to all pixels of all objects."""
+    grid = np.stack(np.indices(labels.shape), axis=-1) * np.asarray(spacing)
+    objects = [grid[labels == number] for number in np.unique(labels) if number]
+    weights = np.ones(labels.shape)
+    for pixel in np.ndindex(labels.shape):
+        if background_only and labels[pixel]:
+            continue
+        nearest = sorted(np.sqrt(((pixels - grid[pixel]) ** 2).sum(axis=1)).min() for pixels in objects)
+        weights[pixel] += w0 * np.exp(-((nearest[0] + nearest[1]) ** 2) / (2 * sigma**2))
+    return weights
+
+
+@pytest.mark.parametrize("background_only", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "spacing", "sigma"),
+    [((33, 34), (1, 1), 5.0), ((35, 33), (0.5, 2.0), 1.5), ((9, 14, 13), (3.0, 1.0, 1.0), 2.0)],
+)
+def test_the_map_agrees_with_brute_force(shape, spacing, sigma, background_only):
+    labels = cells(shape, 11)
+    options = {"w0": 10.0, "sigma": sigma, "spacing": spacing, "background_only": background_only}
+    got = border_weight_map(labels, class_weights=None, **options)
+    assert np.abs(got - brute_force(labels, **options)).max() < 1e-5
+    assert got.max() > 2  # the border term is there at all
+
+
+def test_objects_far_apart_have_no_border():
+    labels = np.zeros((5, 200), dtype=int)
+    labels[2, 3], labels[2, 190] = 1, 2
+    assert (border_weight_map(labels, class_weights=None) == 1).all()
+
+
+@pytest.mark.parametrize("labels", [np.zeros((8, 9), dtype=int), np.eye(9, dtype=int) * 7])
+def test_fewer_than_two_objects_have_no_border(labels):
+    assert (border_weight_map(labels, class_weights=None) == 1).all()
+
+
+def test_hand_computed_gap():
+    # columns:      0  1  2  3     d1 + d2 = 3 at both background pixels
+    labels = np.array([[1, 0, 0, 2]])
+    weights = border_weight_map(labels, w0=10, sigma=3, class_weights=[1, 2])
+    border = 10 * np.exp(-0.5)
+    assert weights[0] == pytest.approx([2, 1 + border, 1 + border, 2], rel=1e-6)
+
+
+def test_balanced_classes_weigh_the_same_in_sum_and_one_on_average():
+    classes = np.array([[0, 0, 0, 0, 0, 1, 1, 2]])
+    weights = border_weight_map(classes, w0=0, instances="components")
+    assert [weights[classes == index].sum() for index in range(3)] == pytest.approx([8 / 3] * 3)
+
+
+def test_components_are_objects_and_a_diagonal_membrane_separates_them():
+    classes = 1 - np.eye(9, dtype=int)
+    options = {"class_weights": None, "instances": "components", "foreground": 1}
+    separated = border_weight_map(classes, connectivity=1, **options)
+    joined = border_weight_map(classes, connectivity=2, **options)
+    assert separated[4, 4] == pytest.approx(1 + 10 * np.exp(-(2**2) / 50))
+    assert (joined == 1).all()
+
+
+def test_only_foreground_classes_make_objects():
+    classes = np.array([[1, 0, 2, 0, 1]])
+    assert connected_objects(classes).tolist() == [[1, 0, 3, 0, 2]]
+    assert connected_objects(classes, foreground=1).tolist() == [[1, 0, 0, 0, 2]]
+    assert connected_objects(classes, foreground=[2, 1]).tolist() == [[2, 0, 1, 0, 3]]
+
+
+def test_isbi_classes_weigh_membranes_between_cells():
+    classes = np.ones((20, 21), dtype=np.uint8)
+    classes[:, 10] = 0
+    weights = border_weight_map(classes, instances="components", foreground=1, class_weights=None)
+    assert weights[:, 10] == pytest.approx(1 + 10 * np.exp(-(2**2) / 50))
+    assert (np.delete(weights, 10, axis=1) == 1).all()
+
+
+def test_touching_instances_are_separated_by_one_pixel():
+    instances = np.array([[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 3, 3], [3, 3, 3, 3]])
+    assert separate_touching(instances).tolist() == [[1, 1, 0, 2], [1, 1, 0, 2], [0, 0, 0, 0], [3, 3, 3, 3]]
+    assert instances[0, 2] == 2
+
+
+def test_separation_leaves_no_two_instances_that_share_a_face():
+    carved = separate_touching(cells((40, 41), 60))
+    for axis in (0, 1):
+        here, there = np.delete(carved, -1, axis=axis), np.delete(carved, 0, axis=axis)
+        assert not ((here != there) & (here > 0) & (there > 0)).any()
+    assert (separate_touching(carved) == carved).all()
+
+
+def test_ignored_pixels_have_no_weight_and_are_no_object():
+    labels = np.array([[1, 0, 255, 0, 0]])
+    weights = border_weight_map(labels, ignore_index=255)
+    assert weights[0] == pytest.approx([2.0, 4 / 6, 0.0, 4 / 6, 4 / 6])
+
+
+def test_the_transform_adds_a_map_beside_the_label():
+    label = MetaTensor(torch.from_numpy(cells((33, 34), 9))[None], meta={"filename_or_obj": "a.png"})
+    item = BorderWeightMapd("label", "weight", sigma=3.0)({"label": label})
+    assert item["weight"].shape == (1, 33, 34)
+    assert item["weight"].dtype == torch.float32
+    assert item["weight"].meta["filename_or_obj"] == "a.png"
+    assert np.array_equal(item["weight"][0].numpy(), border_weight_map(label[0].numpy(), sigma=3.0))
+    assert torch.equal(item["label"], label)
+
+
+def test_the_transform_turns_instances_into_classes_with_borders():
+    label = torch.tensor([[[1.0, 1.0, 2.0, 2.0, 255.0]]])
+    transform = BorderWeightMapd(class_key="label", separate=True, ignore_index=255, class_weights=None)
+    item = transform({"label": label})
+    assert item["label"].tolist() == [[[1, 1, 0, 1, 255]]]
+    assert item["weight"][0, 0].tolist() == pytest.approx([1, 1, 1 + 10 * np.exp(-4 / 50), 1, 0])
+
+
+def test_fractional_labels_are_refused_with_their_file():
+    label = MetaTensor(torch.tensor([[[0.0, 1.5]]]), meta={"filename_or_obj": "a.png"})
+    with pytest.raises(DataError, match=r"a\.png.*fractions"):
+        BorderWeightMapd()({"label": label})
+    with pytest.raises(DataError, match="channels"):
+        BorderWeightMapd()({"label": torch.zeros(2, 4, 4)})
+    with pytest.raises(DataError, match="negative"):
+        border_weight_map(np.array([[0, -1]]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sigma": 0.0},
+        {"w0": -1.0},
+        {"instances": "objects"},
+        {"class_weights": "even"},
+        {"class_weights": [1.0]},
+        {"spacing": (1.0, 1.0, 1.0)},
+        {"spacing": (1.0, 0.0)},
+        {"instances": "components", "connectivity": 3},
+    ],
+)
+def test_impossible_options_are_a_config_error(options):
+    with pytest.raises(ConfigError):
+        border_weight_map(np.eye(4, dtype=int), **options)
+
+
+def test_options_of_the_transform_that_contradict_are_a_config_error():
+    with pytest.raises(ConfigError):
+        BorderWeightMapd(["a", "b"], "weight")
+    with pytest.raises(ConfigError):
+        BorderWeightMapd(instances="components", separate=True)

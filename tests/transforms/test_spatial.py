@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from scipy.interpolate import CubicSpline
+from scipy.ndimage import map_coordinates
+
+from medunet.errors import ConfigError, DataError
+from medunet.transforms import RandDeformd
+from medunet.transforms.deformation import Deformation, resample
+from medunet.transforms.spatial import rotation_matrix
+
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+SCIPY_PADDING = {"reflection": "mirror", "border": "nearest", "zeros": "grid-constant"}
+
+
+def ramp(*shape, dtype=torch.float32):
+    """An image whose every voxel is different."""
+    return torch.arange(math.prod(shape), dtype=dtype).reshape(1, *shape)
+
+
+def random_deformation(size, volume, *, points, sigma, seed=0):
+    rng = np.random.default_rng(seed)
+    dims = len(size)
+    angles = rng.uniform(-1, 1, 1 if dims == 2 else 3)
+    return Deformation(
+        size=size,
+        center=(np.asarray(volume) - 1) / 2 + rng.uniform(-3, 3, dims),
+        matrix=rotation_matrix(angles) @ np.diag(rng.uniform(0.8, 1.2, dims)),
+        displacement=rng.normal(size=(*points, dims)) * sigma,
+    )
+
+
+def dense_positions(deformation):
+    """The map written out: centre + matrix @ offset + spline of the displacement, in float64."""
+    size = deformation.size
+    offsets = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in size], indexing="ij"), axis=-1)
+    field = deformation.displacement
+    for axis, n in enumerate(size):
+        knots = np.linspace(0, n - 1, field.shape[axis])
+        field = CubicSpline(knots, field, axis=axis, bc_type="natural")(np.arange(n))
+    return deformation.center + offsets @ deformation.matrix.T + field
+
+
+@pytest.mark.parametrize("padding_mode", ["reflection", "border", "zeros"])
+@pytest.mark.parametrize(
+    ("volume", "size", "points"),
+    [((33, 34), (35, 20), (3, 3)), ((17, 12, 15), (9, 21, 14), (3, 2, 4)), ((1, 12, 15), (5, 9, 8), (2, 3, 3))],
+)
+def test_resampling_agrees_with_scipy(volume, size, points, padding_mode):
+    rng = np.random.default_rng(1)
+    image, label = rng.normal(size=volume), rng.integers(0, 65536, volume)
+    deformation = random_deformation(size, volume, points=points, sigma=2.0)
+    positions = np.moveaxis(dense_positions(deformation), -1, 0)
+
+    got = resample(torch.tensor(image, dtype=torch.float32)[None], deformation, padding_mode=padding_mode)[0]
+    want = map_coordinates(image, positions, order=1, mode=SCIPY_PADDING[padding_mode])
+    assert np.abs(got.numpy() - want).max() < 1e-4
+
+    got = resample(torch.tensor(label)[None], deformation, mode="nearest", padding_mode=padding_mode)[0]
+    want = map_coordinates(label, positions, order=0, mode=SCIPY_PADDING[padding_mode])
+    on_a_boundary = (np.abs(positions - np.floor(positions) - 0.5) < 1e-4).any(axis=0)
+    assert np.array_equal(got.numpy()[~on_a_boundary], want[~on_a_boundary])
+    assert on_a_boundary.mean() < 0.01
+
+
+def test_bicubic_resampling_follows_a_ramp():
+    image = torch.arange(40.0).repeat(30, 1)[None]
+    deformation = random_deformation((15, 16), (30, 40), points=(3, 3), sigma=1.0)
+    want = dense_positions(deformation)[..., 1]
+    # PyTorch's cubic kernel (a = -0.75) reproduces a ramp to about 0.05 of its step, not exactly.
+    assert np.abs(resample(image, deformation, mode="bicubic")[0].numpy() - want).max() < 0.06
+
+
+def test_control_points_are_met_exactly():
+    displacement = np.zeros((3, 3, 2))
+    displacement[1, 1] = [2.0, -1.0]  # the middle of a 5x5 patch
+    image = torch.arange(9.0)[:, None].repeat(1, 9)[None]
+    patch = resample(image, Deformation((5, 5), np.array([4.0, 4.0]), np.eye(2), displacement))
+    assert patch[0, 2, 2].item() == pytest.approx(6.0, abs=1e-5)
+    assert patch[0, 0, 0].item() == pytest.approx(2.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.int16, torch.int64])
+@pytest.mark.parametrize("shape", [(33, 34), (12, 9, 11)])
+def test_identity_copies_the_crop(shape, dtype):
+    image = ramp(*shape).remainder(100).to(dtype)
+    start, size = [2] * len(shape), [n - 5 for n in shape]
+    patch = resample(image, Deformation.crop(start, size), mode="nearest")
+    assert torch.equal(patch, image[(slice(None), *[slice(2, n - 3) for n in shape])])
+    assert patch.dtype == dtype
+
+
+def test_the_patch_never_shares_memory_with_the_volume():
+    image = ramp(4, 4)
+    patch = RandDeformd("image")({"image": image})["image"]
+    patch.zero_()
+    assert torch.equal(image, ramp(4, 4))
+
+
+@pytest.mark.parametrize("shape", [(7, 10), (6, 5, 9)])
+def test_flips_are_exact(shape):
+    axes = list(range(len(shape)))
+    deform = RandDeformd("image", flip_axes=axes, flip_prob=1.0)
+    assert torch.equal(deform({"image": ramp(*shape)})["image"], ramp(*shape).flip([axis + 1 for axis in axes]))
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, -1])
+def test_quarter_turns_are_exact(turns):
+    image = ramp(7, 9, 9)
+    matrix = rotation_matrix([turns * math.pi / 2, 0, 0])
+    patch = resample(image, Deformation((7, 9, 9), np.array([3.0, 4.0, 4.0]), matrix))
+    assert torch.equal(patch, torch.rot90(image, turns, (2, 3))) or torch.equal(
+        patch, torch.rot90(image, -turns, (2, 3))
+    )
+
+
+def test_a_quarter_turn_of_an_anisotropic_volume_respects_its_spacing():
+    # 2 mm rows and 1 mm columns: turned by a quarter, a bar of 4 rows x 2 columns covers 1 row x 8 columns.
+    image = torch.zeros(1, 15, 31)
+    image[:, 6:9, 15] = 1.0
+    deform = RandDeformd("image", rotate_range=math.pi / 2, voxel_spacing=(2.0, 1.0))
+    deform.R = FixedUniform(math.pi / 2)
+    turned = deform({"image": image})["image"][0]
+    assert turned[7].sum() > 4
+    assert turned[[5, 9]].sum() == pytest.approx(0, abs=1e-4)
+
+
+class FixedUniform(np.random.RandomState):
+    def __init__(self, value):
+        super().__init__(0)
+        self.value = value
+
+    def uniform(self, low, high):
+        return self.value if low < self.value <= high else (low + high) / 2
+
+
+def test_magnification_above_one_makes_objects_grow():
+    image = torch.zeros(1, 33, 33)
+    image[:, 12:21, 12:21] = 1.0
+    grown = RandDeformd("image", scale_range=(2.0, 2.0))({"image": image})["image"]
+    assert grown.sum().item() == pytest.approx(4 * 81, rel=0.02)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, NEEDS_CUDA])])
+def test_all_keys_follow_the_same_map(device):
+    image = torch.rand(1, 20, 22, 24, device=device).gt(0.5).float()
+    deform = RandDeformd(
+        ["image", "label"],
+        rotate_range=0.5,
+        elastic_sigma=1.5,
+        scale_range=(0.8, 1.2),
+        mode="nearest",
+        flip_axes=[0, 2],
+    )
+    item = deform({"image": image, "label": image.to(torch.uint8)})
+    assert torch.equal(item["image"], item["label"].float())
+    assert item["image"].device.type == device
+    assert 0 < item["image"].sum() < item["image"].numel()
+
+
+def test_the_same_state_gives_the_same_patch_and_another_a_different_one():
+    def patch(seed):
+        deform = RandDeformd("image", spatial_size=(9, 10), rotate_range=1.0, elastic_sigma=1.0)
+        return deform.set_random_state(seed)({"image": ramp(33, 34)})["image"]
+
+    assert torch.equal(patch(3), patch(3))
+    assert not torch.equal(patch(3), patch(4))
+
+
+def test_without_deformation_the_patch_is_still_cropped():
+    deform = RandDeformd("image", spatial_size=(5, 6), prob=0.0, rotate_range=1.0, elastic_sigma=3.0)
+    patch = deform({"image": ramp(33, 34)})["image"][0]
+    row, column = divmod(int(patch[0, 0]), 34)
+    assert torch.equal(patch, ramp(33, 34)[0, row : row + 5, column : column + 6])
+
+
+def test_a_random_crop_reaches_every_place():
+    deform = RandDeformd("image", spatial_size=(2, 3)).set_random_state(0)
+    corners = {int(deform({"image": ramp(4, 5)})["image"][0, 0, 0]) for _ in range(200)}
+    assert corners == {row * 5 + column for row in range(3) for column in range(3)}
+
+
+def test_a_small_volume_is_centred_in_the_patch():
+    deform = RandDeformd("image", spatial_size=(4, 6), padding_mode="zeros")
+    assert deform({"image": torch.ones(1, 2, 3)})["image"][0].tolist() == [
+        [0, 0, 0, 0, 0, 0],
+        [0, 0, 1, 1, 1, 0],
+        [0, 0, 1, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0],
+    ]
+
+
+def test_padding_differs_by_key():
+    deform = RandDeformd(["image", "label"], spatial_size=(1, 5), padding_mode=["reflection", "zeros"])
+    item = deform({"image": torch.tensor([[[1.0, 2.0, 3.0]]]), "label": torch.tensor([[[1, 2, 3]]])})
+    assert item["image"].tolist() == [[[2, 1, 2, 3, 2]]]
+    assert item["label"].tolist() == [[[0, 1, 2, 3, 0]]]
+
+
+@pytest.mark.parametrize("indices", ["absent", "flat", "per class"])
+def test_foreground_is_drawn_evenly_and_lies_in_the_middle(indices):
+    label = torch.zeros(1, 15, 16, 17, dtype=torch.uint8)
+    voxels = [(2, 3, 4), (2, 8, 9), (11, 12, 8)]
+    for voxel in voxels:
+        label[(0, *voxel)] = 1
+    label[0, 7, 7, 7] = 255  # the ignore index is no foreground
+    item = {"label": label}
+    flat = np.flatnonzero(label.numpy() == 1)
+    if indices != "absent":
+        item["label_indices"] = flat if indices == "flat" else [flat, np.array([], dtype=np.int64)]
+    deform = RandDeformd("label", spatial_size=(3, 3, 3), foreground_key="label", foreground_prob=1.0)
+    deform.set_random_state(0)
+    patches = [deform(item)["label"] for _ in range(60)]
+    assert all(patch[0, 1, 1, 1] == 1 for patch in patches)
+    starts = [tuple(int(c) for c in deform._draw_start(item, (15, 16, 17), (3, 3, 3))) for _ in range(300)]
+    counts = [starts.count(tuple(i - 1 for i in voxel)) for voxel in voxels]
+    assert sum(counts) == 300
+    assert min(counts) > 60
+
+
+def test_a_foreground_patch_stays_inside_the_volume():
+    label = torch.zeros(1, 9, 9)
+    label[0, 0, 8] = 1
+    deform = RandDeformd(["image", "label"], spatial_size=(5, 5), foreground_key="label", foreground_prob=1.0)
+    assert torch.equal(deform({"image": ramp(9, 9), "label": label})["image"], ramp(9, 9)[:, :5, 4:])
+
+
+def test_a_label_without_foreground_gives_a_random_crop():
+    deform = RandDeformd("label", spatial_size=(3, 3), foreground_key="label", foreground_prob=1.0)
+    assert deform({"label": torch.zeros(1, 9, 9)})["label"].shape == (1, 3, 3)
+
+
+def test_labels_keep_their_values_and_type():
+    label = torch.randint(0, 2, (1, 30, 31), dtype=torch.int32) * 40_000_001
+    patch = RandDeformd("label", rotate_range=1.0, elastic_sigma=2.0)({"label": label})["label"]
+    assert patch.dtype == torch.int32
+    assert patch.unique().tolist() == [0, 40_000_001]
+
+
+def test_onehot_labels_are_smoother_than_nearest_and_hold_no_value_between():
+    label = torch.zeros(1, 12, 12, dtype=torch.uint8)
+    label[:, 3:9, 3:9] = 2
+    deformation = Deformation((48, 48), np.array([5.5, 5.5]), rotation_matrix([0.4]) / 4)
+    onehot, nearest = (resample(label, deformation, mode=mode) for mode in ("onehot", "nearest"))
+    assert onehot.unique().tolist() == [0, 2]
+    assert onehot.dtype == torch.uint8
+
+    def edges(patch):
+        patch = patch.int()
+        return int((patch.diff(dim=1) != 0).sum() + (patch.diff(dim=2) != 0).sum())
+
+    assert edges(onehot) <= edges(nearest)
+    assert (onehot != nearest).float().mean() < 0.05
+
+
+def test_autocast_does_not_coarsen_positions():
+    deformation = random_deformation((20, 21, 22), (300, 300, 300), points=(3, 3, 3), sigma=2.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = deformation.positions(torch.device("cpu"))
+    assert np.abs(np.moveaxis(got.numpy(), 0, -1) - dense_positions(deformation)).max() < 1e-4
+
+
+def test_meta_data_stay():
+    image = MetaTensor(torch.rand(1, 9, 9), meta={"filename_or_obj": "a.png"})
+    patch = RandDeformd("image", spatial_size=(4, 4), rotate_range=1.0)({"image": image})["image"]
+    assert isinstance(patch, MetaTensor)
+    assert patch.meta["filename_or_obj"] == "a.png"
+
+
+def test_a_memory_mapped_volume_is_read_only_where_needed(tmp_path):
+    np.save(tmp_path / "volume.npy", np.arange(8000, dtype=np.float32).reshape(1, 20, 20, 20))
+    volume = np.load(tmp_path / "volume.npy", mmap_mode="r")
+    deform = RandDeformd("image", spatial_size=(4, 5, 6), rotate_range=0.3, elastic_sigma=0.5).set_random_state(0)
+    from_map = deform({"image": volume})["image"]
+    from_tensor = deform.set_random_state(0)({"image": torch.tensor(np.array(volume))})["image"]
+    assert torch.equal(from_map, from_tensor)
+
+
+def test_interpolated_integers_become_floats_whatever_the_map():
+    for angle in (0.0, 0.5):
+        deform = RandDeformd("image", rotate_range=angle, mode="bilinear")
+        assert deform({"image": ramp(8, 8, dtype=torch.int32)})["image"].dtype == torch.float32
+
+
+def test_keys_of_different_shape_are_refused():
+    item = {"image": MetaTensor(torch.zeros(1, 5, 5), meta={"filename_or_obj": "a.png"}), "label": torch.zeros(1, 5, 6)}
+    with pytest.raises(DataError, match=r"a\.png.*differ in shape"):
+        RandDeformd(["image", "label"])(item)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "cubic"},
+        {"padding_mode": "mirror"},
+        {"scale_range": (0.0, 1.0)},
+        {"scale_range": (1.2, 0.8)},
+        {"control_points": 1},
+        {"elastic_sigma": -1.0},
+        {"crop_center": "middle"},
+        {"foreground_prob": 0.5},
+        {"spatial_size": (4, 0)},
+    ],
+)
+def test_impossible_options_are_a_config_error(options):
+    with pytest.raises(ConfigError):
+        RandDeformd("image", **options)
+
+
+def test_options_that_do_not_fit_the_image_are_a_config_error():
+    with pytest.raises(ConfigError):
+        RandDeformd("image", spatial_size=(4, 4))({"image": torch.zeros(1, 8, 8, 8)})
+    with pytest.raises(ConfigError):
+        RandDeformd("image", mode="bicubic")({"image": torch.zeros(1, 8, 8, 8)})
