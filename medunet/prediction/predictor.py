@@ -71,6 +71,8 @@ class Predictor:
             raise ConfigError("the bundle lacks inference.json", file=bundle, remedy="give a bundle or a run")
         parser = ConfigParser()
         parser.read_config(str(config))
+        if unknown := [key for key in overrides or {} if key not in parser]:
+            raise ConfigError("unknown config key", file=config, received=", ".join(unknown))
         parser.update(
             {
                 "bundle_root": str(bundle),

@@ -1,0 +1,79 @@
+"""Bundles are what their recipes say, and nobody edited them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from monai.bundle import ConfigParser
+
+from medunet.bundle import find_bundle, render, render_all, resource_dir, shipped_bundles, verify_bundle
+from medunet.errors import ConfigError
+
+BUNDLES = ["unet_2015", "unet_2d", "unet_3d"]
+
+
+def test_the_shipped_bundles_are_there() -> None:
+    assert shipped_bundles() == BUNDLES
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_rendering_again_changes_nothing(name: str) -> None:
+    for file, text in render(name).items():
+        assert (resource_dir("bundles") / name / file).read_text() == text, file
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_all_workflows_define_one_network_and_one_preprocessing(name: str) -> None:
+    files = render(name)
+    train, evaluate, inference = (json.loads(files[f"configs/{w}.json"]) for w in ("train", "evaluate", "inference"))
+    for key in ("network_def", "image_steps", "in_channels", "label_values", "tile_size"):
+        assert train[key] == evaluate[key] == inference[key]
+    for key in ("load", "normalize", "spacing"):
+        assert train["steps"].get(key) == inference["steps"].get(key)
+
+
+def test_a_recipe_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
+    sources = shutil.copytree(resource_dir("configs"), tmp_path / "configs")
+    (sources / "datasets" / "hippocampus.yaml").write_text("patchsize: [8, 8, 8]\n")
+    with pytest.raises(ConfigError, match=r"patchsize.*patch_size"):
+        render("unet_3d", sources=sources)
+
+
+def test_check_reports_an_edited_file_and_render_mends_it(tmp_path: Path) -> None:
+    output = shutil.copytree(resource_dir("bundles"), tmp_path / "bundles", ignore=shutil.ignore_patterns("models"))
+    edited = output / "unet_3d" / "configs" / "train.json"
+    edited.write_text(edited.read_text().replace('"batch_size": 4', '"batch_size": 5'))
+    assert render_all(output=output, check=True) == [edited]
+    assert render_all(output=output) == [edited]
+    assert render_all(output=output, check=True) == []
+
+
+def test_sources_say_why(tmp_path: Path) -> None:
+    for path in resource_dir("configs").rglob("*.yaml"):
+        text = path.read_text()
+        assert text.startswith("#"), f"{path.name} has no comment that says what it is for"
+        assert yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_shipped_bundle_passes_its_own_checks(name: str) -> None:
+    # the network of 2015 at 572 x 572 takes a CPU some seconds; its size is tested with the presets
+    results = verify_bundle(find_bundle(name))
+    assert {check: fault for check, fault in results.items() if fault} == {}
+
+
+def test_every_id_that_is_overridden_in_the_docs_exists() -> None:
+    parser = ConfigParser()
+    parser.read_config(str(find_bundle("unet_3d") / "configs" / "train.json"))
+    for id_ in ("epochs", "patch_size", "augment::noise::prob", "label_values", "train::trainer::max_epochs"):
+        assert id_ in parser
+
+
+def test_an_unknown_bundle_names_the_shipped_ones() -> None:
+    with pytest.raises(ConfigError, match="unet_2015, unet_2d, unet_3d"):
+        find_bundle("unet_4d")

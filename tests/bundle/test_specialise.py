@@ -1,0 +1,49 @@
+"""A bundle of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medunet.bundle import find_bundle, specialise
+from medunet.errors import ConfigError, DataError
+
+
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / "configs" / f"{name}.json").read_text())
+
+
+def test_values_change_in_every_config_that_has_them(tmp_path: Path) -> None:
+    folder = specialise(find_bundle("unet_3d"), tmp_path / "own", {"label_values": [0, 5], "label_names": ["b", "x"]})
+    for name in ("train", "evaluate", "inference"):
+        assert read(folder, name)["label_values"] == [0, 5]
+    pred = read(folder, "metadata")["network_data_format"]["outputs"]["pred"]
+    assert pred["num_channels"] == 2
+    assert pred["channel_def"] == {"0": "b", "1": "x"}
+
+
+def test_inner_values_change_by_id_with_either_separator(tmp_path: Path) -> None:
+    changes = {"augment#noise#prob": 0.7, "network_def::dropout": 0.1}
+    folder = specialise(find_bundle("unet_2d"), tmp_path / "own", changes)
+    assert read(folder, "train")["augment"]["noise"]["prob"] == 0.7
+    assert read(folder, "inference")["network_def"]["dropout"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [("epoch", "epochs"), ("network_def::dropuot", "dropout"), ("augment::nois::prob", "augment::noise")],
+)
+def test_an_unknown_key_is_refused_with_the_closest(tmp_path: Path, key: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        specialise(find_bundle("unet_3d"), tmp_path / "own", {key: 1})
+    assert not (tmp_path / "own").exists()
+
+
+def test_another_configuration_does_not_replace_a_run(tmp_path: Path) -> None:
+    specialise(find_bundle("unet_3d"), tmp_path, {"epochs": 3})
+    specialise(find_bundle("unet_3d"), tmp_path, {"epochs": 3})
+    with pytest.raises(DataError, match=r"train\.json"):
+        specialise(find_bundle("unet_3d"), tmp_path, {"epochs": 4})
+    assert read(tmp_path, "train")["epochs"] == 3

@@ -1,0 +1,63 @@
+"""Measuring files against files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medunet.errors import DataError, GeometryError
+from medunet.io import write_volume
+from medunet.prediction import evaluate_pairs, pair_files, prediction_path
+
+LABELS = {"background": 0, "liver": 3}
+
+
+def write(folder: Path, name: str, *, shift: int = 0, spacing: float = 2.0) -> None:
+    label = np.zeros((10, 9, 8), np.uint8)
+    label[2 + shift : 6 + shift, 2:6, 2:6] = 3
+    write_volume(label, folder / name, affine=np.diag([spacing, 1.0, 1.0, 1.0]))
+
+
+def test_a_shift_by_one_voxel_gives_the_dice_and_distance_of_a_shifted_cube(tmp_path: Path) -> None:
+    write(tmp_path / "ref", "a.nii.gz")
+    write(tmp_path / "pred", "a.nii.gz", shift=1)
+    [scores] = evaluate_pairs(pair_files(tmp_path / "pred", tmp_path / "ref"), labels=LABELS)
+    # 3 of 4 slices overlap; the axis of the shift has 2 mm
+    assert scores["classes"]["liver"]["dice"] == pytest.approx(0.75)
+    assert scores["classes"]["liver"]["hd95_mm"] == pytest.approx(2.0)
+
+
+def test_files_pair_by_name_and_probabilities_are_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "ref", "a.nii.gz")
+    write(tmp_path / "ref", "b.nii.gz")
+    write(tmp_path / "pred", "a.nii")
+    write(tmp_path / "pred", "a_prob.nii.gz")
+    assert [pair.name for pair in pair_files(tmp_path / "pred", tmp_path / "ref")] == ["a"]
+
+
+def test_a_prediction_without_reference_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "ref", "a.nii.gz")
+    write(tmp_path / "pred", "z.nii.gz")
+    with pytest.raises(DataError, match="z"):
+        pair_files(tmp_path / "pred", tmp_path / "ref")
+
+
+@pytest.mark.parametrize("missing", ["pred", "ref"])
+def test_a_missing_folder_is_named(tmp_path: Path, missing: str) -> None:
+    write(tmp_path / ({"pred": "ref", "ref": "pred"}[missing]), "a.nii.gz")
+    with pytest.raises(DataError, match=missing):
+        pair_files(tmp_path / "pred", tmp_path / "ref")
+
+
+def test_different_grids_are_not_compared(tmp_path: Path) -> None:
+    write(tmp_path / "ref", "a.nii.gz", spacing=2.0)
+    write(tmp_path / "pred", "a.nii.gz", spacing=2.5)
+    with pytest.raises(GeometryError, match="different grids"):
+        list(evaluate_pairs(pair_files(tmp_path / "pred", tmp_path / "ref"), labels=LABELS))
+
+
+def test_a_result_bears_its_inputs_name(tmp_path: Path) -> None:
+    for source in ("hippocampus_001.nii.gz", "em_16.png"):
+        assert prediction_path(tmp_path / source, Path("out")) == Path("out") / source
