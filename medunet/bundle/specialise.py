@@ -32,7 +32,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def specialise(bundle: Path, output: Path, changes: Mapping[str, Any], *, patch_ids: bool = True) -> Path:
+def specialise(
+    bundle: Path,
+    output: Path,
+    changes: Mapping[str, Any],
+    *,
+    only: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Path:
     """Copy a bundle's configs, docs and licence, with values changed by id; weights are not copied.
 
     Args:
@@ -40,7 +46,7 @@ def specialise(bundle: Path, output: Path, changes: Mapping[str, Any], *, patch_
         output: folder of the new one; may exist when it holds no configs or the same ones.
         changes: new values by id (``epochs``, ``network_def::channels``, ``augment#noise#prob``). Each is applied to
             every config that has the id.
-        patch_ids: let the data format in metadata.json follow channels, classes and patch size.
+        only: changes to one config, by its name (``train``, ``evaluate``, ``inference``).
 
     Returns:
         The output folder.
@@ -51,12 +57,13 @@ def specialise(bundle: Path, output: Path, changes: Mapping[str, Any], *, patch_
     """
     configs = {name: read_json(bundle / "configs" / f"{name}.json") for name in WORKFLOWS}
     changed = apply(configs, changes)
+    for name, own in (only or {}).items():
+        changed |= apply({name: changed[name]}, own)
     for name, config in changed.items():
         check_config(config, source=f"{name}.json")
     files = {f"configs/{name}.json": to_json(config) for name, config in changed.items()}
     metadata = read_json(bundle / "configs" / "metadata.json")
-    if patch_ids:
-        _update_metadata(metadata, changed)
+    _update_metadata(metadata, changed)
     files["configs/metadata.json"] = to_json(metadata)
     for path in sorted(bundle.glob("configs/*")) + sorted(bundle.glob("docs/*")) + [bundle / "LICENSE"]:
         name = path.relative_to(bundle).as_posix()

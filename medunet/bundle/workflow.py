@@ -64,15 +64,15 @@ def train_bundle(
         MedunetError: a data set, an option or a device that cannot work; an output folder that holds a trained run
             when ``resume`` is False.
     """
-    resolve_device(device)
+    chosen = resolve_device(device)
     if (output / "models" / LAST_NAME).is_file() and not resume:
         raise DataError(
             "the output folder holds a trained run",
             file=output,
             remedy="go on with --resume, or give another --output",
         )
-    prepare_run(bundle, data, output, changes=changes or {}, device=device)
-    workflow = run_training(output, resume=resume)
+    prepare_run(bundle, data, output, changes=changes or {})
+    workflow = run_training(output, resume=resume, device=chosen)
     state = workflow.parser.get_parsed_content("train::trainer").state
     history = list(getattr(state, "history", []))
     validated = [entry for entry in history if entry.get("val_dice")]
@@ -91,9 +91,7 @@ def _mean_dice(entry: Mapping[str, Any]) -> float:
     return float(sum(values) / len(values))
 
 
-def prepare_run(
-    bundle: Path, data: Path, output: Path, *, changes: Mapping[str, Any], device: str = "auto"
-) -> SegmentationDataset:
+def prepare_run(bundle: Path, data: Path, output: Path, *, changes: Mapping[str, Any]) -> SegmentationDataset:
     """Make a run: a bundle fitted to a data set, with the options of this training written into its configs.
 
     Arguments as of :func:`train_bundle`.
@@ -104,10 +102,8 @@ def prepare_run(
     dataset = open_dataset(data)
     raise_on_error(check_dataset(dataset, level="header"))
     values = adapt(dataset, read_json(bundle / "configs" / "train.json"))
-    values |= {"dataset_dir": str(Path(data).resolve()), "bundle_root": str(output.resolve())}
-    if device != "auto":
-        values["device"] = f"$medunet.networks.resolve_device({device!r})"
-    specialise(bundle, output, {**values, **changes})
+    where = {"dataset_dir": str(data.resolve())}
+    specialise(bundle, output, {**values, **changes}, only={"train": where, "evaluate": where})
     return dataset
 
 
@@ -127,6 +123,7 @@ def run_training(run: Path, **overrides: Any) -> ConfigWorkflow:
         logging_file=False,
         workflow_type="train",
         run_id="training",
+        bundle_root=str(run),
         **overrides,
     )
     workflow.initialize()
