@@ -1,5 +1,6 @@
 """Inference on images of any size, with every voxel computed once."""
 
+from .mirror import MirrorInferer as MirrorInferer
 from .overlap_tile import OverlapTileInferer as OverlapTileInferer
 from .tiling import SameSizeShapes as SameSizeShapes
 from .tiling import Tile as Tile
