@@ -68,7 +68,7 @@ class Trainer(SupervisedTrainer):
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         output[Keys.LOSS] = loss = engine.loss_function(output[Keys.PRED], targets, *extra).mean()
         if not torch.isfinite(loss):
-            raise self._non_finite_loss(float(loss), batchdata)
+            raise self._non_finite_loss(float(loss.detach()), batchdata)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
 
         self.grad_scaler.scale(loss).backward()
