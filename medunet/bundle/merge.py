@@ -142,6 +142,21 @@ def all_ids(config: Mapping[str, Any]) -> Iterator[str]:
     yield from walk(config, "")
 
 
+def get_id(config: Mapping[str, Any], id_: str) -> Any:
+    """The value at an id whose parents are mappings; ``None`` where there is none.
+
+    Example:
+        >>> get_id({"train": {"trainer": {"max_epochs": 3}}}, "train::trainer::max_epochs")
+        3
+    """
+    value: Any = config
+    for part in id_.replace("#", SEPARATOR).split(SEPARATOR):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value
+
+
 def closest(name: str, candidates: Iterable[str]) -> str:
     """The most similar names, for an error message."""
     found = difflib.get_close_matches(name, sorted(candidates), n=3)

@@ -9,9 +9,11 @@ from typing import Any
 
 import jsonschema
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
+from monai.bundle.properties import InferProperties, TrainProperties
+from monai.utils import BundleProperty, BundlePropertyConfig
 
-from medunet.bundle.merge import check_config
+from medunet.bundle.merge import SEPARATOR, all_ids, check_config, get_id
 from medunet.bundle.resources import resource_dir
 from medunet.bundle.specialise import WORKFLOWS, read_json
 from medunet.errors import ConfigError
@@ -76,15 +78,21 @@ def _configs(bundle: Path) -> None:
 
 
 def _properties(bundle: Path) -> None:
-    for name, kind in (("train", "train"), ("evaluate", "infer"), ("inference", "infer")):
-        workflow = ConfigWorkflow(
-            config_file=str(bundle / "configs" / f"{name}.json"),
-            meta_file=str(bundle / "configs" / "metadata.json"),
-            logging_file=False,
-            workflow_type=kind,
-        )
-        if missing := workflow.check_properties():
-            raise ConfigError(f"{name}.json lacks or misnames", received=", ".join(missing))
+    """As `ConfigWorkflow.check_properties`, which instantiates everything and so needs a data set."""
+    for name, properties in (("train", TrainProperties), ("evaluate", InferProperties), ("inference", InferProperties)):
+        config = read_json(bundle / "configs" / f"{name}.json")
+        ids = set(all_ids(config))
+        for property_name, property_ in properties.items():
+            id_, reference = property_[BundlePropertyConfig.ID], property_.get(BundlePropertyConfig.REF_ID)
+            if property_[BundleProperty.REQUIRED] and id_ not in ids:
+                raise ConfigError(f"{name}.json lacks what MONAI calls {property_name}", expected=f"id {id_}")
+            value = get_id(config, reference) if reference in ids else None
+            if isinstance(value, str) and value.startswith("@") and value.replace("#", SEPARATOR) != f"@{id_}":
+                raise ConfigError(
+                    f"{name}.json: {property_name} has another id than MONAI expects",
+                    received=value,
+                    expected=f"@{id_}",
+                )
 
 
 def _parsed(bundle: Path) -> ConfigParser:

@@ -47,6 +47,8 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
         "label_values": list(dataset.labels.values()),
         "label_names": list(dataset.labels),
     }
+    if len(dataset.cases) < config.get("folds", 0):
+        found["folds"] = len(dataset.cases)  # few images: leave one out
     chosen = dataset.cases[:: math.ceil(len(dataset.cases) / MAX_HEADERS)]
     geometries = [read_header(case.images[0], channels=len(dataset.channels)).geometry for case in chosen]
     sizes = np.array([geometry.shape for geometry in geometries], dtype=float)

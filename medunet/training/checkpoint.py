@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from medunet.networks import load_checkpoint, save_checkpoint
+from medunet.networks import load_checkpoint, load_weights, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +18,29 @@ BEST_NAME = "model.pt"
 """Weights with the best validation metric, `{"model": state_dict}`: the file that MONAI's tools look for."""
 LAST_NAME = "last.pt"
 """Everything that continuing needs; written after every epoch."""
+
+
+class WeightsLoader:
+    """Loads a bundle's weights when an evaluation or inference starts; strict, and with typed errors.
+
+    MONAI's ``CheckpointLoader`` passes over weights that do not fit unless told otherwise.
+
+    Args:
+        path: the checkpoint.
+        network: the bare network.
+    """
+
+    def __init__(self, path: str, network: torch.nn.Module) -> None:
+        self.path = path
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the evaluator."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Load; raises as :func:`medunet.networks.load_weights`."""
+        load_weights(self.network, self.path)
 
 
 class CheckpointHandler:
@@ -62,13 +85,14 @@ class CheckpointHandler:
         self.best_epoch = 0
 
     def attach(self, engine: Engine) -> None:
-        """Register with the trainer."""
+        """Register with the trainer, as the first of its handlers: the others then see the epoch that was resumed."""
         engine.add_event_handler(Events.STARTED, self.start)
-        # after the other handlers of the epoch (validation, schedule), which were attached before this one
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def start(self, engine: Any) -> None:
         """Load ``last.pt`` when resuming."""
+        # registered only now, so that it runs after all other handlers of an epoch (validation, schedule, history)
+        if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         path = self.folder / LAST_NAME
         if not self.resume:
             return

@@ -106,6 +106,7 @@ class HistoryHandler:
         if self.resume and self.path.is_file():
             earlier = json.loads(self.path.read_text(encoding="utf-8"))
             self.epochs = [entry for entry in earlier if entry["epoch"] <= engine.state.epoch]
+        engine.state.history = self.epochs
 
     def epoch_started(self, engine: Any) -> None:
         """Start the clock."""

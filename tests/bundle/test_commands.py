@@ -104,17 +104,26 @@ def test_metadata_is_valid_and_says_what_the_network_does(name: str, tmp_path: P
     assert "no error" in out
 
 
-@pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("evaluate", "infer"), ("inference", "infer")])
 @pytest.mark.parametrize("name", list(SMALL))
-def test_no_property_is_missing_or_misnamed(name: str, config: str, kind: str) -> None:
+@pytest.mark.filterwarnings("ignore")
+def test_no_property_is_missing_or_misnamed(name: str, tmp_path: Path) -> None:
+    data, _ = make_data(tmp_path / "data", name)
+    labels = open_dataset(data).labels
+    classes = {"label_values": list(labels.values()), "label_names": list(labels)}
     configs = find_bundle(name) / "configs"
-    workflow = ConfigWorkflow(
-        config_file=str(configs / f"{config}.json"),
-        meta_file=str(configs / "metadata.json"),
-        logging_file=False,
-        workflow_type=kind,
-    )
-    assert workflow.check_properties() == []
+    folders = {"train": data, "evaluate": data, "inference": data / "imagesTr"}
+    for config, folder in folders.items():
+        kind = "train" if config == "train" else "infer"
+        workflow = ConfigWorkflow(
+            config_file=str(configs / f"{config}.json"),
+            meta_file=str(configs / "metadata.json"),
+            logging_file=False,
+            workflow_type=kind,
+            dataset_dir=str(folder),
+            **{"network_def::channels": [4, 8], **classes, **({} if config == "inference" else {"folds": 3})},
+        )
+        workflow.initialize()
+        assert workflow.check_properties() == []
 
 
 def test_two_processes_train_one_network(tmp_path: Path) -> None:

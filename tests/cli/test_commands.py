@@ -253,7 +253,7 @@ def test_bundle_init_makes_a_bundle_that_verifies(tmp_path: Path, medunet: Calla
 def test_settings_are_yaml_numbers_lists_and_expressions() -> None:
     texts = ["a=1e-3", "b=[1, 2]", "c=true", "d=$torch.device('cpu')", "e=@x", "f=cpu", "g="]
     parsed = parse_settings(texts)
-    assert parsed == {"a": 1e-3, "b": [1, 2], "c": True, "d": "$torch.device('cpu')", "e": "@x", "f": "cpu", "g": None}
+    assert parsed == {"a": 1e-3, "b": [1, 2], "c": True, "d": "$torch.device('cpu')", "e": "@x", "f": "cpu", "g": ""}
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         parse_settings(["epochs"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ from monai.data import DataLoader, Dataset
 
 from medunet.errors import ConfigError, DataError
 from medunet.networks import load_checkpoint
-from medunet.training import BEST_NAME, LAST_NAME, CheckpointHandler, EpochSeeder, RepeatSampler, Trainer
+from medunet.training import (
+    BEST_NAME,
+    LAST_NAME,
+    CheckpointHandler,
+    EpochSeeder,
+    HistoryHandler,
+    RepeatSampler,
+    Trainer,
+)
 
 
 def items(count: int = 6, bad: int | None = None) -> list[dict[str, Any]]:
@@ -36,8 +45,9 @@ def make_trainer(
     dataset = Dataset(items() if data is None else data)
     sampler = RepeatSampler(len(dataset), num_samples=8, seed=3)
     handlers = [
-        EpochSeeder(3, dataset, sampler=sampler),
         CheckpointHandler(str(folder), network, optimizer=optimizer, resume=resume),
+        EpochSeeder(3, dataset, sampler=sampler),
+        HistoryHandler(str(folder), optimizer=optimizer, resume=resume),
     ]
     settings = {
         "loss_function": lambda pred, label, *_: torch.nn.functional.cross_entropy(pred, label[:, 0]),
@@ -75,6 +85,16 @@ def test_a_resumed_training_ends_with_the_weights_of_one_that_ran_through(tmp_pa
     resumed.run()
     assert resumed.state.epoch == 4
     torch.testing.assert_close(weights(resumed), weights(through), rtol=0, atol=0)
+
+
+def test_a_resumed_training_keeps_the_history_of_its_first_part(tmp_path: Path) -> None:
+    make_trainer(tmp_path, epochs=2).run()
+    make_trainer(tmp_path, epochs=4, resume=True).run()
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert [entry["epoch"] for entry in history] == [1, 2, 3, 4]
+    finished = make_trainer(tmp_path, epochs=4, resume=True)
+    finished.run()
+    assert [entry["epoch"] for entry in finished.state.history] == [1, 2, 3, 4]
 
 
 def test_resuming_a_finished_training_trains_no_further(tmp_path: Path) -> None:
