@@ -115,7 +115,7 @@ class HistoryHandler:
 
     def iteration_completed(self, engine: Any) -> None:
         """Note the loss."""
-        self._losses.append(float(engine.state.output["loss"].detach()))
+        self._losses.append(loss_of(engine))
 
     def epoch_completed(self, engine: Any) -> None:
         """Add the epoch and write the file."""
@@ -136,6 +136,13 @@ class HistoryHandler:
         engine.state.history = self.epochs
         if self.is_writer:
             write_atomically(self.path, json.dumps(self.epochs, indent=1))
+
+
+def loss_of(engine: Any) -> float:
+    """The loss of the iteration; decollating copies it into the output of every case."""
+    output = engine.state.output
+    loss = (output[0] if isinstance(output, list) else output)["loss"]
+    return float(torch.as_tensor(loss).detach())
 
 
 def validation_metrics(validator: Any, epoch: int) -> dict[str, float]:
@@ -225,7 +232,7 @@ class ProgressHandler:
 
     def iteration_completed(self, engine: Any) -> None:
         """Move the bar."""
-        loss = float(engine.state.output["loss"].detach())
+        loss = loss_of(engine)
         # an average over about twenty steps, readable while it moves
         self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
         if self._bar is not None:

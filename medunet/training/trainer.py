@@ -78,8 +78,8 @@ class Trainer(SupervisedTrainer):
             torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip_grad_norm)
         self.grad_scaler.step(engine.optimizer)
         self.grad_scaler.update()
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return output
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)  # decollates, where that is on, into one output a case
+        return engine.state.output
 
     def _non_finite_loss(self, loss: float, batchdata: dict[str, Any]) -> DataError:
         names = batchdata.get(self.name_key, ["unknown"])
