@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -42,15 +43,6 @@ class SourcePlane:
     geometry: Geometry
 
 
-def is_dicom_file(path: Path) -> bool:
-    """Whether a file bears DICOM's mark."""
-    try:
-        with path.open("rb") as file:
-            return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
-    except OSError:
-        return False
-
-
 def read_dataset(path: Path, *, tags: Sequence[str] | None = None) -> FileDataset:
     """A DICOM file, whole or these tags only.
 
@@ -63,29 +55,30 @@ def read_dataset(path: Path, *, tags: Sequence[str] | None = None) -> FileDatase
         raise DataError("is no readable DICOM file", file=path, remedy="export it again") from error
 
 
-def read_planes(path: Path, geometry: Geometry, *, series_uid: str | None = None) -> tuple[SourcePlane, ...]:
+def read_planes(path: Path, geometry: Geometry, *, series: str | None = None) -> tuple[SourcePlane, ...]:
     """The slices of a series that make up a volume, in the order of its last axis.
 
     Args:
         path: folder of the series, or a multi-frame file.
         geometry: of the volume ``(columns, rows, slices)`` as `read_volume` gives it.
-        series_uid: which series, where the folder holds several of the same grid.
+        series: which one, where the folder holds several: `ReadRecord.series`.
 
     Raises:
         DataError: no series, or several, on this grid; one without study or frame of reference.
         GeometryError: the volume is not on the grid of any series there.
     """
-    series: dict[str, list[SourcePlane]] = defaultdict(list)
+    found: dict[str, list[SourcePlane]] = defaultdict(list)
     for file in sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]:
         try:
             header = pydicom.dcmread(file, stop_before_pixels=True)
         except (InvalidDicomError, EOFError, ValueError, OSError, AttributeError, KeyError):
             continue
-        if "Rows" in header and series_uid in (None, header.get("SeriesInstanceUID")):
-            series[str(header.get("SeriesInstanceUID"))] += _planes(header)
-    if not series:
-        raise DataError("no DICOM image", file=path, received=series_uid, remedy="give the folder of the series")
-    fitting = [ordered for planes in series.values() if (ordered := _in_order(planes, geometry))]
+        uid = str(header.get("SeriesInstanceUID", ""))
+        if "Rows" in header and (not series or hashlib.sha256(uid.encode()).hexdigest().startswith(series)):
+            found[uid] += _planes(header)
+    if not found:
+        raise DataError("no DICOM image", file=path, remedy="give the folder of the series")
+    fitting = [ordered for planes in found.values() if (ordered := _in_order(planes, geometry))]
     if not fitting:
         raise GeometryError(
             "the result does not lie on the grid of the DICOM series",

@@ -18,8 +18,9 @@ from monai.transforms import MapTransform
 from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
+from .dicom_header import looks_like_dicom
 from .dicom_seg import SEG_CLASSES, read_segments
-from .dicom_source import is_dicom_file, read_dataset
+from .dicom_source import read_dataset
 from .names import output_name
 from .nifti import NIFTI_SUFFIXES
 from .nrrd import SEG_NRRD_SUFFIX, read_seg_nrrd
@@ -162,7 +163,7 @@ def _structure_file(path: Path) -> tuple[Path, StructureFormat | None]:
 
 
 def _dicom_kind(path: Path) -> StructureFormat | None:
-    if not is_dicom_file(path):
+    if not looks_like_dicom(path):
         return None
     sop_class = read_dataset(path, tags=["SOPClassUID"]).get("SOPClassUID")
     if sop_class in SEG_CLASSES:

@@ -19,8 +19,9 @@ from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.files import atomic_path
 from medunet.geometry import Geometry
 
+from .dicom_header import looks_like_dicom
 from .dicom_seg import make_dicom_seg
-from .dicom_source import SourcePlane, is_dicom_file, read_planes, save_dataset
+from .dicom_source import SourcePlane, read_planes, save_dataset
 from .extras import has_package, import_extra
 from .names import output_name
 from .reader import PathLike
@@ -105,6 +106,7 @@ class SavePredictiond(MapTransform):
         self.suffix = suffix
         self.overwrite = overwrite
         self.source_grid = source_grid
+        self._known_planes: tuple[tuple[Any, ...], tuple[SourcePlane, ...]] | None = None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the files of one item, without batch axis."""
@@ -119,7 +121,7 @@ class SavePredictiond(MapTransform):
                 raise DataError(
                     "prediction is not a label map", file=source, received=labels.shape, expected="(1, *spatial)"
                 )
-            kind = self._format(source)
+            kind = self._format(source, meta, Geometry(affine.numpy(), labels.shape[1:]))
             stem = self._stem(item, meta, key)
             path = self.output_dir / (stem + _ending(kind, source, labels.ndim - 1))
             self._refuse_existing(path)
@@ -145,15 +147,15 @@ class SavePredictiond(MapTransform):
             meta = self._source_meta(item, item.get(key))
             source = os.fspath(meta["filename_or_obj"])
             spatial_shape = tuple(int(n) for n in np.asarray(meta["spatial_shape"]).ravel())
-            kind, stem = self._format(source), self._stem(item, meta, key)
+            geometry = Geometry(np.asarray(meta["original_affine"], dtype=np.float64), spatial_shape)
+            kind, stem = self._format(source, meta, geometry), self._stem(item, meta, key)
             self._refuse_existing(self.output_dir / (stem + _ending(kind, source, len(spatial_shape))))
             if self.prob_key is not None:
                 self._refuse_existing(self._probability_path(stem, len(spatial_shape)))
             if kind == "dicom-seg":
                 import_extra("highdicom", extra="dicom", purpose="writing DICOM SEG")
-            if kind in _DICOM_FORMATS and meta.get("original_affine") is not None:
-                affine = np.asarray(meta["original_affine"], dtype=np.float64)
-                self._planes(meta, Geometry(affine, spatial_shape))
+            if kind in _DICOM_FORMATS:
+                self._planes(meta, geometry)
 
     def _write(
         self, labels: np.ndarray[Any, Any], path: Path, kind: str, affine: torch.Tensor, meta: Mapping[str, Any]
@@ -165,8 +167,9 @@ class SavePredictiond(MapTransform):
             names = segments if kind == "seg.nrrd" else self.labels
             write_volume(whole, path, affine=affine, labels=names, overwrite=self.overwrite)
             return
+        planes = self._planes(meta, Geometry(affine.numpy(), whole.shape))
+        whole = whole.reshape((*whole.shape, 1)[:3])  # an image in the plane is a volume of one slice
         geometry = Geometry(affine.numpy(), whole.shape)
-        planes = self._planes(meta, geometry)
         if kind == "dicom-seg":
             dataset = make_dicom_seg(whole, segments, planes, algorithm=self.algorithm)
         else:
@@ -175,20 +178,31 @@ class SavePredictiond(MapTransform):
             save_dataset(dataset, temporary)
 
     def _planes(self, meta: Mapping[str, Any], geometry: Geometry) -> tuple[SourcePlane, ...]:
-        return read_planes(Path(os.fspath(meta["filename_or_obj"])), geometry, series_uid=meta.get("series_uid"))
+        """Slices of the source; kept from the check to the writing, for a series is many files."""
+        source = os.fspath(meta["filename_or_obj"])
+        key = (source, geometry.affine.tobytes(), geometry.shape)
+        if self._known_planes is None or self._known_planes[0] != key:
+            volume = Geometry(geometry.affine, (*geometry.shape, 1)[:3])
+            self._known_planes = key, read_planes(Path(source), volume, series=meta.get("series"))
+        return self._known_planes[1]
 
-    def _format(self, source: str) -> ResultFormat:
-        is_dicom = Path(source).is_dir() or is_dicom_file(Path(source))
+    def _format(self, source: str, meta: Mapping[str, Any], geometry: Geometry) -> ResultFormat:
+        is_dicom = Path(source).is_dir() or looks_like_dicom(Path(source))
         if self.format in _DICOM_FORMATS and not is_dicom:
             raise DataError(
                 f"{self.format} needs a DICOM series as input", file=source, remedy="choose nii.gz or seg.nrrd"
             )
-        if self.format == "auto" and is_dicom:
-            if has_package("highdicom"):
-                return "dicom-seg"
+        if self.format != "auto" or not is_dicom:
+            return self.format
+        if not has_package("highdicom"):
             logger.warning("%s: written as .nii.gz; DICOM SEG needs pip install 'medunet[dicom]'", source)
             return "nii.gz"
-        return self.format
+        try:
+            self._planes(meta, geometry)
+        except (DataError, GeometryError) as error:
+            logger.warning("%s: written as .nii.gz, not as DICOM SEG: %s", source, error.cause)
+            return "nii.gz"
+        return "dicom-seg"
 
     def _stem(self, item: Mapping[Hashable, Any], meta: Mapping[str, Any], key: Hashable) -> str:
         source = os.fspath(meta["filename_or_obj"])
