@@ -45,11 +45,10 @@ def distinct_values(voxels: npt.NDArray[np.float32], file: Path) -> tuple[int, .
             received=voxels.shape[0],
             remedy="save it as a grey image",
         )
-    largest = float(voxels.max())
     if voxels.min() < 0:
         raise DataError("label has negative values", file=file, received=float(voxels.min()), remedy="relabel")
-    if largest < 1 << 16 and np.array_equal(whole := voxels.astype(np.uint16), voxels):
-        values = np.flatnonzero(np.bincount(whole.ravel()))  # ten times faster than sorting
+    if voxels.max() < 1 << 16 and (counts := _count_whole(voxels[0])) is not None:
+        values = np.flatnonzero(counts)  # ten times faster than sorting
     else:
         values = np.unique(voxels)
         if not np.array_equal(values, np.round(values)):
@@ -64,6 +63,18 @@ def distinct_values(voxels: npt.NDArray[np.float32], file: Path) -> tuple[int, .
             remedy="check that this is a label map; turn instances or a lossy JPEG into classes",
         )
     return tuple(int(value) for value in values)
+
+
+def _count_whole(voxels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64] | None:
+    """How often each value occurs, plane by plane so as to save memory; None where one is no whole number."""
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for plane in voxels:
+        whole = plane.astype(np.uint16)
+        if not np.array_equal(whole, plane):
+            return None
+        found = np.bincount(whole.ravel())
+        counts[: len(found)] += found
+    return counts
 
 
 def scan_labels(files: Sequence[Path], problems: list[MedunetError] | None = None) -> dict[str, int]:

@@ -155,7 +155,7 @@ def _classes(
 
 def _digest(voxels: npt.NDArray[np.float32], geometry: Geometry) -> str:
     """Fingerprint of the voxels in RAS order, as float32."""
-    hasher = hashlib.blake2b(digest_size=16)
+    hasher = hashlib.sha256()  # processors have instructions for it: twice as fast as BLAKE2
     turn = nib.orientations.io_orientation(geometry.affine)[: len(geometry.shape)]
     for channel in voxels:
         ordered = nib.orientations.apply_orientation(channel, turn) if len(geometry.shape) == 3 else channel
