@@ -33,7 +33,7 @@ from medunet.errors import MedunetError
 from medunet.io import read_volume
 
 RESULTS = Path(__file__).parent / "results" / "io_rules.md"
-SECONDS = 120
+SECONDS = 60
 AFFINE_TOLERANCE_MM = 1e-3
 READERS: dict[str, Any] = {"ITKReader": ITKReader, "NibabelReader": NibabelReader, "PydicomReader": PydicomReader}
 SUITED = {"DICOM": ("ITKReader", "PydicomReader"), "NIfTI": ("ITKReader", "NibabelReader"), "label": ("NibabelReader",)}

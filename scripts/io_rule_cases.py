@@ -184,7 +184,11 @@ def nifti_cases(folder: Path) -> list[Case]:
         **header: Any,
     ) -> None:
         path = folder / f"nifti_{len(cases):02d}.nii"
-        image = kind(data, affine, kind.header_class(endianness=">") if name == "big-endian" else None)
+        image = kind(
+            data,
+            affine if sform is None else sform,
+            kind.header_class(endianness=">") if name == "big-endian" else None,
+        )
         image.set_sform(sform, code=0 if sform is None else 1)
         image.set_qform(qform, code=0 if qform is None else 1)
         nib.save(image, path)
