@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -70,28 +71,32 @@ def make_dicom_seg(
         headers, numbers = headers[:1], numbers[order]
     first = headers[0]
     try:
-        made: Dataset = hd.seg.Segmentation(
-            source_images=headers,
-            pixel_array=numbers,
-            segmentation_type="BINARY",
-            segment_descriptions=[
-                _description(hd, segment, number, algorithm) for number, segment in enumerate(segments, start=1)
-            ],
-            series_instance_uid=generate_uid(prefix=None),
-            series_number=_series_number(first),
-            sop_instance_uid=generate_uid(prefix=None),
-            instance_number=1,
-            manufacturer="medunet",
-            manufacturer_model_name=algorithm["name"],
-            software_versions=algorithm["version"],
-            device_serial_number="0",
-            omit_empty_frames=bool(numbers.any()),
-            content_label="SEGMENTATION",
-            content_description=description,
-            series_description=description,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # one of them prints the patient's name
+            made: Dataset = hd.seg.Segmentation(
+                source_images=headers,
+                pixel_array=numbers,
+                segmentation_type="BINARY",
+                segment_descriptions=[
+                    _description(hd, segment, number, algorithm) for number, segment in enumerate(segments, start=1)
+                ],
+                series_instance_uid=generate_uid(prefix=None),
+                series_number=_series_number(first),
+                sop_instance_uid=generate_uid(prefix=None),
+                instance_number=1,
+                manufacturer="medunet",
+                manufacturer_model_name=algorithm["name"],
+                software_versions=algorithm["version"],
+                device_serial_number="0",
+                omit_empty_frames=bool(numbers.any()),
+                content_label="SEGMENTATION",
+                content_description=description,
+                series_description=description,
+            )
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"highdicom refuses the series' headers: {error}", remedy="write .nii.gz") from error
+    if "ContentCreatorName" not in made:
+        made.ContentCreatorName = ""  # nobody, but the standard wants the attribute
     return made
 
 

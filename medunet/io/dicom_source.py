@@ -16,7 +16,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry, flip_ras_lps
@@ -105,17 +105,23 @@ def copy_values(source: Dataset, target: Dataset, names: Sequence[str]) -> None:
             target.add(DataElement(name, dictionary_VR(name), text, validation_mode=IGNORE))
 
 
-def save_dataset(dataset: Dataset, path: Path) -> None:
-    """Write a whole DICOM file, explicit VR little endian, with pydicom 2 or 3."""
+def save_dataset(dataset: Dataset, path: Path, *, implicit: bool = False) -> None:
+    """Write a whole DICOM file, little endian, with pydicom 2 or 3.
+
+    Args:
+        dataset: with SOPClassUID and SOPInstanceUID.
+        path: of the file.
+        implicit: leave types out of the file: only so can a value have more than 64 kB.
+    """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     file = FileDataset(str(path), dataset, file_meta=meta, preamble=bytes(_PREAMBLE))
     if _NEW_WRITER:
         file.save_as(path, enforce_file_format=True)
     else:
-        file.is_little_endian, file.is_implicit_VR = True, False
+        file.is_little_endian, file.is_implicit_VR = True, implicit
         file.save_as(path, write_like_original=False)
 
 

@@ -79,6 +79,8 @@ def make_rtstruct(
         raise DataError("an RTSTRUCT needs at least one label besides the background", remedy="name them: label_names")
     first = planes[0].header
     dataset = _empty_structure_set(first, algorithm, description)
+    dataset.FrameOfReferenceUID = first.FrameOfReferenceUID
+    dataset.PositionReferenceIndicator = str(first.get("PositionReferenceIndicator") or "")
     dataset.ReferencedFrameOfReferenceSequence = [_frame_of_reference(planes)]
     lps = flip_ras_lps(geometry.affine)
     for number, segment in enumerate(segments, start=1):
@@ -192,10 +194,13 @@ def _gaps(by_slice: Mapping[tuple[int, int], object]) -> int:
 
 
 def _points(item: Dataset, path: Path) -> npt.NDArray[np.float64]:
+    value = item.get("ContourData")
+    if isinstance(value, bytes):  # more than 64 kB in a file with types: kept as bytes of unknown type
+        value = value.decode("ascii", "replace").strip("\0 ").split("\\")
     try:
-        numbers = np.array(item.ContourData, dtype=np.float64)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DataError("a contour has no usable ContourData", file=path) from error
+        numbers = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DataError("a contour has no usable ContourData", file=path) from None  # it would list all points
     if numbers.size % 3 or not np.isfinite(numbers).all():
         raise DataError("a contour is no list of points", file=path, received=f"{numbers.size} numbers")
     return numbers.reshape(-1, 3)

@@ -175,7 +175,7 @@ class SavePredictiond(MapTransform):
         else:
             dataset = make_rtstruct(whole, geometry, segments, planes, algorithm=self.algorithm)
         with atomic_path(path, overwrite=self.overwrite) as temporary:
-            save_dataset(dataset, temporary)
+            save_dataset(dataset, temporary, implicit=kind == "rtstruct")  # contours have no limit of points
 
     def _planes(self, meta: Mapping[str, Any], geometry: Geometry) -> tuple[SourcePlane, ...]:
         """Slices of the source; kept from the check to the writing, for a series is many files."""

@@ -147,6 +147,14 @@ def test_frames_refer_to_the_slices_they_were_drawn_on(tmp_path, make_series, la
     assert int(dataset.NumberOfFrames) == 5 + 5  # slices with a voxel of each segment; empty frames are left out
 
 
+def test_name_of_the_patient_is_in_no_log_line(tmp_path, make_series, labelled, caplog, recwarn):
+    folder = make_series(tmp_path / "ct", PatientName="SECRET-4711")  # highdicom warns of names without a caret
+    with caplog.at_level("DEBUG"):
+        path = written(folder, labelled(), tmp_path / "a.dcm")
+    assert str(pydicom.dcmread(path).PatientName) == "SECRET-4711"
+    assert "SECRET" not in caplog.text + " ".join(str(warning.message) for warning in recwarn)
+
+
 def test_empty_prediction_is_a_segmentation_without_a_voxel(tmp_path, make_series):
     folder = make_series(tmp_path / "ct")
     path = written(folder, np.zeros((23, 19, 6), np.uint8), tmp_path / "a.dcm")

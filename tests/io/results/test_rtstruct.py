@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pydicom
 import pytest
@@ -21,7 +23,7 @@ def written(folder, voxels: np.ndarray, path, **options):
     geometry = read_header(folder).geometry
     segments = as_segments(LABELS, values=voxels, **options)
     dataset = make_rtstruct(voxels, geometry, segments, read_planes(folder, geometry), algorithm=ALGORITHM)
-    save_dataset(dataset, path)
+    save_dataset(dataset, path, implicit=True)
     return path
 
 
@@ -150,6 +152,21 @@ def test_image_series_is_no_structure_file(tmp_path, make_series, labelled):
     assert not is_structure_file(next(folder.iterdir()))
     assert is_structure_file(written(folder, labelled(), folder / "label.dcm"))
     assert is_structure_file(folder)
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_contour_of_more_than_64_kilobytes_comes_back(tmp_path, make_series, implicit):
+    folder = make_series(tmp_path / "ct", columns=151, rows=149, slices=2)
+    voxels = np.zeros((151, 149, 2), np.uint8)
+    voxels[::2, :, 0] = voxels[:, 0, 0] = 1  # a comb
+    geometry = read_header(folder).geometry
+    dataset = make_rtstruct(voxels, geometry, as_segments(LABELS), read_planes(folder, geometry), algorithm=ALGORITHM)
+    [contour] = dataset.ROIContourSequence[0].ContourSequence
+    contour.ContourData = np.repeat(np.reshape(contour.ContourData, (-1, 3)), 20, axis=0).ravel().tolist()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # pydicom's, where types are written
+        save_dataset(dataset, tmp_path / "a.dcm", implicit=implicit)
+    assert np.array_equal(read_label(tmp_path / "a.dcm", reference=folder).image[0].numpy(), voxels)
 
 
 @pytest.mark.data
