@@ -21,6 +21,7 @@ from medunet.geometry import Geometry
 from .dicom_header import looks_like_dicom
 from .dicom_seg import SEG_CLASSES, read_segments
 from .dicom_source import read_dataset
+from .images import PILLOW_SUFFIXES, TIFF_SUFFIXES
 from .names import output_name
 from .nifti import NIFTI_SUFFIXES
 from .nrrd import SEG_NRRD_SUFFIX, read_seg_nrrd
@@ -35,6 +36,10 @@ logger = logging.getLogger(__name__)
 PathLike = str | os.PathLike[str]
 
 StructureFormat = Literal["dicom-seg", "rtstruct", "seg.nrrd"]
+
+_UNPLACED_SUFFIXES = (*PILLOW_SUFFIXES, *TIFF_SUFFIXES)
+_UNPLACED_FORMATS = ("png", "bmp", "jpeg", "tiff")
+"""Images without a placement in a patient."""
 
 _READERS = {"dicom-seg": read_segments, "rtstruct": read_regions, "seg.nrrd": read_seg_nrrd}
 
@@ -58,12 +63,20 @@ def read_label(path: PathLike, *, reference: PathLike | Geometry, labels: Mappin
         DataError: unreadable, or none of the labels is in it.
         GeometryError: it does not lie on the reference.
     """
-    file, kind = _structure_file(Path(path))
-    grid = reference if isinstance(reference, Geometry) else read_header(reference).geometry
+    if isinstance(reference, Geometry):
+        return _read(Path(path), reference, labels, placed=True)
+    record = read_header(reference)
+    return _read(Path(path), record.geometry, labels, placed=record.format not in _UNPLACED_FORMATS)
+
+
+def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, placed: bool) -> Volume:
+    """As `read_label`; an image that is not `placed` in a patient shares its shape with the label and no more."""
+    file, kind = _structure_file(path)
     structures = _READERS[kind](file) if kind else []
     if not structures:  # voxels with values, which a NIfTI may name
         volume = read_volume(file)
-        _check_grid(volume.record.geometry, grid, file)
+        placed = placed and volume.record.format not in _UNPLACED_FORMATS
+        _check_grid(volume.record.geometry, grid, file, placed=placed)
         if names := _nifti_labels(file):
             volume.image.meta["labels"] = names
         return volume
@@ -137,8 +150,9 @@ class LoadLabeld(MapTransform):
         if not isinstance(image, MetaTensor):
             raise DataError(f"'{self.reference_key}' does not know its grid", expected="a MetaTensor of LoadImaged")
         grid = Geometry(image.affine.numpy(), tuple(image.shape[1:]))
+        placed = not str(image.meta.get("filename_or_obj", "")).lower().endswith(_UNPLACED_SUFFIXES)
         for key in self.key_iterator(item):
-            volume = read_label(item[key], reference=grid, labels=self.labels)
+            volume = _read(Path(item[key]), grid, self.labels, placed=placed)
             for warning in volume.record.warnings:
                 logger.warning("%s: %s", volume.record.path, warning)
             item[key] = volume.image
@@ -181,8 +195,8 @@ def _nifti_labels(path: Path) -> dict[str, int] | None:
     return None
 
 
-def _check_grid(found: Geometry, expected: Geometry, file: Path) -> None:
-    if not found.is_close(expected):
+def _check_grid(found: Geometry, expected: Geometry, file: Path, *, placed: bool) -> None:
+    if not (found.is_close(expected) if placed else found.shape == expected.shape):
         raise GeometryError(
             "label does not lie on the image's grid",
             file=file,

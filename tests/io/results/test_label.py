@@ -44,6 +44,19 @@ def test_label_map_on_another_grid_is_refused(tmp_path, labelled):
         read_label(label, reference=image)
 
 
+def test_pictures_share_their_shape_and_no_placement(tmp_path):
+    """A placed image whose label was painted in a picture, and the other way round."""
+    picture = write_volume(np.eye(5, 6, dtype=np.uint8), tmp_path / "a.png")
+    placed = write_volume(np.eye(5, 6, dtype=np.uint8), tmp_path / "b.nii.gz", affine=np.diag([2.0, 2, 1, 1]))
+    for label, image in ((picture, placed), (placed, picture)):
+        assert read_label(label, reference=image).image.sum() == 5
+        item = LoadLabeld()({"image": read_volume(image).image, "label": str(label)})
+        assert item["label"].shape == (1, 5, 6)
+    wrong = write_volume(np.eye(6, 5, dtype=np.uint8), tmp_path / "c.png")
+    with pytest.raises(GeometryError, match="does not lie on the image's grid"):
+        read_label(wrong, reference=picture)
+
+
 def test_structures_train_with_the_image_of_a_dicom_series(tmp_path, make_series, labelled, caplog):
     folder = make_series(tmp_path / "ct")
     path = rtstruct(folder, labelled(), tmp_path / "label.dcm")
