@@ -89,7 +89,7 @@ def run_demo(output: Path, *, epochs: int | None = None, device: str = "auto") -
 
     logger.info("3/4 predicting %d unseen volumes", TEST_CASES)
     dataset = open_dataset(data)
-    predictor = Predictor(run, output_dir=output / "predictions", device=device)
+    predictor = Predictor(run, output_dir=output / "predictions", device=device, overwrite=True)
     pairs = [Pair(case.name, predictor.predict_case(case.images[0]), _label(case)) for case in dataset.test]
     lap("prediction")
 

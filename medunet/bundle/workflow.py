@@ -159,13 +159,14 @@ def evaluate_bundle(
         validation_cases=config["validation_cases"],
     )
     labels = {name: int(value) for name, value in zip(config["label_names"], config["label_values"], strict=True)}
-    predictor = Predictor(bundle, output_dir=output / "predictions", device=device)
+    predictor = Predictor(bundle, output_dir=output / "predictions", device=device, overwrite=True)
     pairs: list[Pair] = []
     for index, item in enumerate(items, start=1):
         images = item["image"]
         source = Path(images) if isinstance(images, str) else [Path(image) for image in images]
         path = predictor.predict_case(source)
-        pairs.append(Pair(name=str(item["name"]), pred=path, ref=Path(str(item["label"]))))
+        image = source if isinstance(source, Path) else source[0]
+        pairs.append(Pair(name=str(item["name"]), pred=path, ref=Path(str(item["label"])), image=image))
         logger.info("predicted %d/%d %s", index, len(items), item["name"])
     return measure(pairs, labels, output, em=_wants_em(em, dataset.spatial_dims, labels))
 

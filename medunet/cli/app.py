@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import medunet
-from medunet.cli import bundle, demo, evaluate, predict, train
+from medunet.cli import bundle, check, demo, evaluate, predict, train
 from medunet.errors import find_cause
 
 EXIT_BAD_INPUT = 2
@@ -26,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command(name="demo")(demo.demo)
+app.command(name="check")(check.check)
 app.command(name="train")(train.train)
 app.command(name="predict")(predict.predict)
 app.command(name="evaluate")(evaluate.evaluate)

@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from medunet.errors import DataError, GeometryError, MedunetError
-from medunet.io import ReadRecord, read_header, read_volume
+from medunet.io import ReadRecord, is_structure_file, label_names, read_header, read_label, read_volume
 
+from .comparison import compare_cases, compare_records
 from .dataset import Case, SegmentationDataset
-from .labels import label_values
+from .finding import Finding
+from .labels import distinct_values
+from .statistics import PLANAR_FORMATS, CaseStatistics, measure_case
 
 Level = Literal["header", "voxels"]
+Section = Literal["training", "test"]
 
-CHECK_THREADS = 4
-"""Files open at once; more gain nothing on two cores and one disk."""
+CHECK_THREADS = min(8, max(2, os.cpu_count() or 1))
+"""Cases read at once. Decompression and sums release the interpreter's lock; each thread holds one case in memory."""
+
+
+class CaseView(NamedTuple):
+    """What a visitor of `survey` gets of each case that could be read.
+
+    Args:
+        case: which.
+        image: ``(C, *spatial)``.
+        label: ``(1, *spatial)``, or None.
+        record: of the image.
+    """
+
+    case: Case
+    image: npt.NDArray[np.float32]
+    label: npt.NDArray[np.float32] | None
+    record: ReadRecord
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong or unusual.
+class Survey:
+    """Findings on a data set, errors first, and figures of the cases that could be read to the last voxel."""
 
-    Args:
-        severity: 'error' when training would fail, 'warning' otherwise.
-        file: the file it is about.
-        cause: what is wrong.
-        remedy: what the user can do.
-        error: the typed error behind it, for `raise_on_error`.
-    """
-
-    severity: Literal["error", "warning"]
-    file: str
-    cause: str
-    remedy: str | None = None
-    error: MedunetError | None = None
-
-    @classmethod
-    def of(cls, error: MedunetError, *, file: Path) -> Finding:
-        """The finding that an error makes."""
-        values = [f"{w} {v}" for w, v in (("received", error.received), ("expected", error.expected)) if v is not None]
-        cause = error.cause + (f" ({', '.join(values)})" if values else "")
-        return cls("error", error.file or str(file), cause, error.remedy, error)
+    findings: list[Finding]
+    statistics: list[CaseStatistics]
 
 
 def check_pair(
@@ -58,83 +64,145 @@ def check_pair(
         channels: number of channels of a volume with a fourth axis.
         level: 'header' reads the first bytes of each file, 'voxels' all.
     """
-    return _check_case(case, labels, channels, level)[0]
+    return _check_case(case, labels, channels, level).findings
 
 
 def check_dataset(dataset: SegmentationDataset, *, level: Level = "header") -> list[Finding]:
-    """Findings on all cases, errors first: each pair by `check_pair`, then all cases against their majority.
+    """Findings on all labelled cases, errors first: each pair by `check_pair`, then all cases against their majority.
 
     Args:
         dataset: what `open_dataset` gives.
         level: as in `check_pair`; 'header' takes a few milliseconds a case.
     """
+    return survey(dataclasses.replace(dataset, test=()), level=level).findings
+
+
+def survey(
+    dataset: SegmentationDataset,
+    *,
+    level: Level = "voxels",
+    done: Callable[[], None] | None = None,
+    visit: Callable[[CaseView], None] | None = None,
+) -> Survey:
+    """Check training and test cases in parallel, each by itself and all against each other.
+
+    What is wrong with a test case is a warning: training does not need it.
+
+    Args:
+        dataset: what `open_dataset` gives.
+        level: 'header' reads the first bytes of each file, 'voxels' all, and measures.
+        done: called after each case, from several threads.
+        visit: called with each case whose voxels could be read, from several threads.
+    """
     channels = len(dataset.channels) if len(dataset.channels) > 1 else None
     allowed = dict(dataset.labels)
     if dataset.ignore is not None:
         allowed["ignore"] = dataset.ignore
+
+    def check(item: tuple[Case, Section]) -> _Result:
+        case, section = item
+        result = _check_case(case, allowed, channels, level, section=section, visit=visit)
+        if done is not None:
+            done()
+        return result
+
+    sections: list[tuple[Case, Section]] = [(case, "training") for case in dataset.cases]
+    sections += [(case, "test") for case in dataset.test]
     with ThreadPoolExecutor(CHECK_THREADS) as pool:
-        results = list(pool.map(lambda case: _check_case(case, allowed, channels, level), dataset.cases))
-    findings = [finding for found, _ in results for finding in found]
-    records = [record for _, record in results if record is not None]
-    findings += _unlike_majority(records, "number of axes", lambda r: len(r.geometry.shape))
-    findings += _unlike_majority(records, "number of channels", lambda r: r.channels)
-    return sorted(findings, key=lambda finding: finding.severity != "error")
+        results = list(pool.map(check, sections))
+    findings: list[Finding] = []
+    for (_, section), result in zip(sections, results, strict=True):
+        lower = section == "test"
+        findings += [dataclasses.replace(f, severity="warning") if lower else f for f in result.findings]
+    training = zip(sections, results, strict=True)
+    findings += compare_records([r.record for (_, s), r in training if r.record is not None and s == "training"])
+    statistics = [result.statistics for result in results if result.statistics is not None]
+    images = {case.name if section == "training" else f"test/{case.name}": case.images[0] for case, section in sections}
+    findings += compare_cases(statistics, dataset.labels, images=images, ignore=dataset.ignore)
+    return Survey(sorted(findings, key=lambda finding: finding.severity != "error"), statistics)
 
 
-def raise_on_error(findings: Iterable[Finding]) -> None:
-    """Raise the first error among the findings, telling how many more there are.
-
-    Raises:
-        DataError: or a `GeometryError`, as the finding's.
-    """
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if not errors:
-        return
-    first = errors[0]
-    more = f" (and {len(errors) - 1} more problems)" if len(errors) > 1 else ""
-    kind = GeometryError if isinstance(first.error, GeometryError) else DataError
-    raise kind(first.cause + more, file=first.file, remedy=first.remedy) from first.error
+class _Result(NamedTuple):
+    findings: list[Finding]
+    record: ReadRecord | None
+    statistics: CaseStatistics | None
 
 
 def _check_case(
-    case: Case, labels: Mapping[str, int] | None, channels: int | None, level: Level
-) -> tuple[list[Finding], ReadRecord | None]:
+    case: Case,
+    labels: Mapping[str, int] | None,
+    channels: int | None,
+    level: Level,
+    *,
+    section: Section = "training",
+    visit: Callable[[CaseView], None] | None = None,
+) -> _Result:
     findings: list[Finding] = []
-    image: ReadRecord | None = None
+    record: ReadRecord | None = None
+    image = label = None
     try:
-        image = read_header(case.images, channels=channels)
-        findings += [Finding("warning", str(case.images[0]), text) for text in image.warnings]
         if level == "voxels":
-            read_volume(case.images, channels=channels)
+            volume = read_volume(case.images, channels=channels)
+            image, record = volume.image.numpy(), volume.record
+        else:
+            record = read_header(case.images, channels=channels)
+        findings += [Finding("warning", str(case.images[0]), text, case=case.name) for text in record.warnings]
     except MedunetError as error:
-        findings.append(Finding.of(error, file=case.images[0]))
-    if case.label is None:
-        return findings, image
-    try:
-        label = read_header(case.label)
-        if image is not None:
-            _require_same_grid(image, label, case.label)
-        if level == "voxels":
-            values = label_values(case.label)
-            unknown = sorted(set(values) - set(labels.values())) if labels else []
-            if unknown:
-                raise DataError(
-                    "label has unknown values",
-                    file=case.label,
-                    received=unknown,
-                    expected=sorted(labels.values()) if labels else None,
-                    remedy="relabel, or name them in dataset.json",
-                )
-            if values == (0,):
-                findings.append(Finding("warning", str(case.label), "label is empty"))
-    except MedunetError as error:
-        findings.append(Finding.of(error, file=case.label))
-    return findings, image
+        findings.append(Finding.of(error, file=case.images[0], case=case.name))
+    if case.label is not None:
+        try:
+            label, found = _check_label(case, case.label, record, labels, level)
+            findings += found
+        except MedunetError as error:
+            findings.append(Finding.of(error, file=case.label, case=case.name))
+    if image is None or record is None:
+        return _Result(findings, record, None)
+    if visit is not None:
+        visit(CaseView(case, image, label, record))
+    return _Result(findings, record, measure_case(case.name, image, record, label, section=section))
 
 
-def _require_same_grid(image: ReadRecord, label: ReadRecord, file: Path) -> None:
+def _check_label(
+    case: Case, file: Path, image: ReadRecord | None, labels: Mapping[str, int] | None, level: Level
+) -> tuple[npt.NDArray[np.float32] | None, list[Finding]]:
+    """The label's voxels (at level 'voxels') and what is unusual; raises what is wrong."""
+    structures = is_structure_file(file)
+    if structures and (level == "header" or image is None):
+        label_names(file)  # what it holds has no grid of its own: only the header can be read
+        return None, []
+    if structures and image is not None:
+        volume = read_label(file, reference=image.geometry, labels=labels)
+    elif level == "voxels":
+        volume = read_volume(file)
+    else:
+        _require_same_grid(image, read_header(file), file)
+        return None, []
+    record, voxels = volume.record, volume.image.numpy()
+    _require_same_grid(image, record, file)
+    values = distinct_values(voxels, file)
+    unknown = sorted(set(values) - set(labels.values())) if labels else []
+    if unknown:
+        raise DataError(
+            "label has unknown values",
+            file=file,
+            received=unknown,
+            expected=sorted(labels.values()) if labels else None,
+            remedy="relabel, or name them in dataset.json",
+        )
+    findings = [Finding("warning", str(file), text, case=case.name) for text in record.warnings]
+    if "float" in record.dtype:
+        cause = f"label is stored as {record.dtype}, though its values are whole"
+        findings.append(Finding("warning", str(file), cause, "save it as uint8", case=case.name))
+    if values == (0,):
+        findings.append(Finding("warning", str(file), "label is empty", case=case.name))
+    return voxels, findings
+
+
+def _require_same_grid(image: ReadRecord | None, label: ReadRecord, file: Path) -> None:
     if label.channels > 1:
         raise DataError("label has several channels", file=file, received=label.channels, expected=1)
+    if image is None:
+        return
     if label.geometry.shape != image.geometry.shape:
         raise DataError(
             "label and image have different shapes",
@@ -143,8 +211,7 @@ def _require_same_grid(image: ReadRecord, label: ReadRecord, file: Path) -> None
             expected=image.geometry.shape,
             remedy=f"resample the label to {image.path.name}",
         )
-    planar_formats = {"png", "bmp", "jpeg", "tiff"}
-    if planar_formats & {image.format, label.format}:
+    if PLANAR_FORMATS & {image.format, label.format}:
         return  # without placement there is nothing to compare
     if not label.geometry.is_close(image.geometry):
         raise GeometryError(
@@ -154,15 +221,3 @@ def _require_same_grid(image: ReadRecord, label: ReadRecord, file: Path) -> None
             expected=f"the grid of {image.path.name}",
             remedy="resample the label to the image",
         )
-
-
-def _unlike_majority(records: list[ReadRecord], what: str, measure: Callable[[ReadRecord], int]) -> list[Finding]:
-    counts = Counter(measure(record) for record in records)
-    if len(counts) < 2:
-        return []
-    usual = counts.most_common(1)[0][0]
-    return [
-        Finding("error", str(record.path), f"{what} is {measure(record)}, not {usual} as in most cases")
-        for record in records
-        if measure(record) != usual
-    ]

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from medunet.errors import ConfigError, DataError
-from medunet.io import is_dicom_folder, output_name, read_header, split_suffix
+from medunet.errors import ConfigError, DataError, MedunetError
+from medunet.io import ReadRecord, is_dicom_folder, output_name, read_header, split_suffix
 
 from .dataset import Case, SegmentationDataset, split_fold
-from .labels import scan_labels
+from .dicom_folders import dicom_cases
+from .labels import parse_labels, scan_labels
 from .manifest import MANIFEST, load_manifest, read_msd, read_nnunet
-from .pairing import group_channels, image_files, pair_folders
+from .pairing import group_channels, image_files, label_files, pair_folders
 
 Section = Literal["training", "validation", "all", "test"]
 
 _FOLDER_PAIRS = (("imagesTr", "labelsTr"), ("images", "labels"))
 
-_LAYOUTS = "dataset.json (MSD or nnU-Net), imagesTr + labelsTr, or images + labels"
+_LAYOUTS = "dataset.json (MSD or nnU-Net), imagesTr + labelsTr, images + labels, or a folder of DICOM files a case"
 
 
-def open_dataset(path: str | os.PathLike[str]) -> SegmentationDataset:
+def open_dataset(path: str | os.PathLike[str], *, problems: list[MedunetError] | None = None) -> SegmentationDataset:
     """Find out what lies in a folder; only headers are read, and labels where no `dataset.json` names them.
 
     Known layouts::
@@ -31,9 +33,12 @@ def open_dataset(path: str | os.PathLike[str]) -> SegmentationDataset:
         dataset.json with "channel_names"       nnU-Net raw: imagesTr/case_0000.ext, labelsTr/case.ext
         imagesTr/ + labelsTr/                   pairs of one name; the endings may differ
         images/ + labels/                       the same
+        CASE/... of DICOM files                 a series and the SEG or RTSTRUCT that refers to it; `dataset.json` may
+                                                choose among their structures by "labels"
 
     Args:
         path: the folder, or its `dataset.json`.
+        problems: collects what is wrong with single cases instead of raising it; the data set is then what is left.
 
     Raises:
         DataError: no known layout, an image or label without partner, missing files, unusable labels.
@@ -43,47 +48,81 @@ def open_dataset(path: str | os.PathLike[str]) -> SegmentationDataset:
     given = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (resolve() would follow links)
     if not given.exists():
         raise DataError("does not exist", file=given, expected=_LAYOUTS)
-    manifest_file = given if given.is_file() else given / MANIFEST
-    root = manifest_file.parent
-    ignore: int | None = None
-    test: tuple[Case, ...] = ()
-    name = root.name
-    if manifest_file.is_file():
-        manifest = load_manifest(manifest_file)
-        name = str(manifest.get("name") or name)
-        read = read_msd if manifest.get("training") and "channel_names" not in manifest else read_nnunet
-        cases, test, labels, ignore, channels = read(manifest, manifest_file)
-    else:
-        found = [pair for pair in _FOLDER_PAIRS if (root / pair[0]).is_dir()]
-        if not found:
-            raise DataError("no data set found", file=root, expected=_LAYOUTS)
-        images, reference = (root / part for part in found[0])
-        if not reference.is_dir():
-            raise DataError(f"folder {reference.name} is missing", file=root, expected=_LAYOUTS)
-        n_channels = _guess_channels(images, reference)
-        cases = pair_folders(images, reference, channels=n_channels)
-        if (root / "imagesTs").is_dir():
-            test = pair_folders(root / "imagesTs", root / "labelsTs", channels=n_channels, partial=True)
-        channels = ()
-    if not cases:
-        raise DataError("data set has no cases", file=root, expected=_LAYOUTS)
-    header = read_header(cases[0].images, channels=len(channels) if len(channels) > 1 else None)
+    layout = _find_layout(given, problems)
+    if not layout.cases:
+        raise DataError("data set has no cases", file=layout.root, expected=_LAYOUTS)
+    channels, labels = layout.channels, layout.labels
+    header = _first_header(layout.cases, channels=len(channels) if len(channels) > 1 else None, problems=problems)
     if not channels:
         channels = ("image",) if header.channels == 1 else tuple(f"channel_{n}" for n in range(header.channels))
-        labels = scan_labels([case.label for case in cases if case.label is not None])
     elif len(channels) == 1 < header.channels:  # a colour picture, named once
         channels = tuple(f"{channels[0]}_{n}" for n in range(header.channels))
+    if not labels:
+        labels = scan_labels([case.label for case in layout.cases if case.label is not None], problems)
     return SegmentationDataset(
-        root=root,
-        name=name,
-        cases=cases,
+        root=layout.root,
+        name=layout.name,
+        cases=layout.cases,
         labels=labels,
         channels=channels,
         spatial_dims=len(header.geometry.shape),
-        file_ending=split_suffix(Path(cases[0].label or "").name)[1],
-        test=test,
-        ignore=ignore,
+        file_ending=split_suffix(Path(layout.cases[0].label or "").name)[1],
+        test=layout.test,
+        ignore=layout.ignore,
     )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the names of files and `dataset.json` say; empty where only headers can tell."""
+
+    root: Path
+    name: str
+    cases: tuple[Case, ...]
+    test: tuple[Case, ...] = ()
+    labels: dict[str, int] = field(default_factory=dict)
+    ignore: int | None = None
+    channels: tuple[str, ...] = ()
+
+
+def _find_layout(given: Path, problems: list[MedunetError] | None) -> _Layout:
+    manifest_file = given if given.is_file() else given / MANIFEST
+    root = manifest_file.parent
+    if manifest_file.is_file():
+        manifest = load_manifest(manifest_file)
+        name = str(manifest.get("name") or root.name)
+        if "training" not in manifest and not (root / "imagesTr").is_dir() and (cases := dicom_cases(root, problems)):
+            labels, ignore = parse_labels(manifest.get("labels"), manifest_file)
+            return _Layout(root, name, cases, labels=labels, ignore=ignore)
+        read = read_msd if manifest.get("training") and "channel_names" not in manifest else read_nnunet
+        cases, test, labels, ignore, channels = read(manifest, manifest_file, problems)
+        return _Layout(root, name, cases, test, labels, ignore, channels)
+    found = [pair for pair in _FOLDER_PAIRS if (root / pair[0]).is_dir()]
+    if not found:
+        if not (cases := dicom_cases(root, problems)):
+            raise DataError("no data set found", file=root, expected=_LAYOUTS)
+        return _Layout(root, root.name, cases)
+    images, reference = (root / part for part in found[0])
+    if not reference.is_dir():
+        raise DataError(f"folder {reference.name} is missing", file=root, expected=_LAYOUTS)
+    n_channels = _guess_channels(images, reference)
+    cases = pair_folders(images, reference, channels=n_channels, problems=problems)
+    if not (root / "imagesTs").is_dir():
+        return _Layout(root, root.name, cases)
+    test = pair_folders(root / "imagesTs", root / "labelsTs", channels=n_channels, partial=True)
+    return _Layout(root, root.name, cases, test)
+
+
+def _first_header(cases: Sequence[Case], *, channels: int | None, problems: list[MedunetError] | None) -> ReadRecord:
+    """The header of the first case, or of the first that can be read where problems are collected."""
+    for case in cases:
+        try:
+            return read_header(case.images, channels=channels)
+        except MedunetError as error:
+            if problems is None:
+                raise
+            problems.append(error)
+    raise DataError("none of the images can be read", file=cases[0].images[0].parent)
 
 
 def datalist(
@@ -190,7 +229,7 @@ def _single(group: tuple[Path, ...]) -> Path | tuple[Path, ...]:
 
 def _guess_channels(images: Path, labels: Path) -> int:
     """Files a case in a folder without `dataset.json`: nnU-Net's numbering holds where labels lack the number."""
-    label_names = {split_suffix(path.name)[0] for path in image_files(labels)}
+    label_names = {split_suffix(path.name)[0] for path in label_files(labels)}
     numbered = [path for path in image_files(images) if split_suffix(path.name)[0] not in label_names]
     counts: dict[str, int] = {}
     for path in numbered:

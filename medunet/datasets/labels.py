@@ -8,45 +8,56 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from medunet.errors import DataError
-from medunet.io import read_volume
+from medunet.errors import DataError, MedunetError
+from medunet.io import is_structure_file, label_names, read_volume
 
 MAX_LABELS = 32
 """More distinct values than this are taken for an image or for instances, not for classes."""
+
+BACKGROUND = "background"
+"""Name of what no structure covers."""
 
 SCAN_THREADS = 4
 """Readers at once: decompression releases the interpreter's lock."""
 
 
 def label_values(path: Path) -> tuple[int, ...]:
-    """The distinct values of a label file, sorted.
+    """The distinct values of a label file, sorted; raises as the reader and `distinct_values`."""
+    return distinct_values(read_volume(path).image.numpy(), path)
+
+
+def distinct_values(voxels: npt.NDArray[np.float32], file: Path) -> tuple[int, ...]:
+    """The distinct values of a label map, sorted.
+
+    Args:
+        voxels: ``(1, *spatial)``.
+        file: for errors.
 
     Raises:
         DataError: fractional or negative values, several channels, or more than `MAX_LABELS` values.
     """
-    voxels = read_volume(path).image.numpy()
     if voxels.shape[0] > 1:
         raise DataError(
             "label has several channels",
-            file=path,
+            file=file,
             received=voxels.shape[0],
             remedy="save it as a grey image",
         )
-    largest = float(voxels.max())
     if voxels.min() < 0:
-        raise DataError("label has negative values", file=path, received=float(voxels.min()), remedy="relabel")
-    if largest < 1 << 16 and np.array_equal(whole := voxels.astype(np.uint16), voxels):
-        values = np.flatnonzero(np.bincount(whole.ravel()))  # ten times faster than sorting
+        raise DataError("label has negative values", file=file, received=float(voxels.min()), remedy="relabel")
+    if voxels.max() < 1 << 16 and (counts := _count_whole(voxels[0])) is not None:
+        values = np.flatnonzero(counts)  # ten times faster than sorting
     else:
         values = np.unique(voxels)
         if not np.array_equal(values, np.round(values)):
             fraction = float(values[values != np.round(values)][0])
-            raise DataError("label has fractional values", file=path, received=fraction, remedy="resample by nearest")
+            raise DataError("label has fractional values", file=file, received=fraction, remedy="resample by nearest")
     if len(values) > MAX_LABELS:
         raise DataError(
             "label has too many values for classes",
-            file=path,
+            file=file,
             received=len(values),
             expected=f"at most {MAX_LABELS}",
             remedy="check that this is a label map; turn instances or a lossy JPEG into classes",
@@ -54,35 +65,117 @@ def label_values(path: Path) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
-def scan_labels(files: Sequence[Path]) -> dict[str, int]:
+def _count_whole(voxels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64] | None:
+    """How often each value occurs, plane by plane so as to save memory; None where one is no whole number."""
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for plane in voxels:
+        whole = plane.astype(np.uint16)
+        if not np.array_equal(whole, plane):
+            return None
+        found = np.bincount(whole.ravel())
+        counts[: len(found)] += found
+    return counts
+
+
+def scan_labels(files: Sequence[Path], problems: list[MedunetError] | None = None) -> dict[str, int]:
     """Names and values from all label files: 0 is 'background', any other value v is 'label_v'.
 
+    DICOM SEG, RTSTRUCT and `.seg.nrrd` name what they hold: their names are taken, and the files' numbers where all
+    agree on them; else the names are numbered in alphabetical order.
+
+    Args:
+        files: all labels.
+        problems: collects what is wrong with single files instead of raising it.
+
     Raises:
-        DataError: as `label_values`, or a single value in all files, so that nothing can be learnt.
+        DataError: as `label_values`; a single value in all files, so that nothing can be learnt; or named and unnamed
+            labels in one data set.
     """
+    named = [path for path in files if is_structure_file(path)]
+    if named and len(named) < len(files):
+        plain = next(path for path in files if path not in set(named))
+        raise DataError(
+            "some labels name their structures and some do not",
+            file=plain,
+            expected=f"a file like {named[0].name}",
+            remedy="convert them to one format",
+        )
+    if named:
+        return _scan_names(named, problems)
     stamps = []
     for path in files:
         stat = path.stat()
         stamps.append((path, stat.st_mtime_ns, stat.st_size))
-    values = _scan(tuple(stamps))
+    values, errors = _scan(tuple(stamps))
+    if errors and problems is None:
+        raise errors[0]
+    if problems is not None:
+        problems.extend(errors)
+    if len(values) > MAX_LABELS:
+        raise DataError(
+            "labels have too many values for classes",
+            file=files[0].parent,
+            received=len(values),
+            expected=f"at most {MAX_LABELS}",
+            remedy="check that these are label maps",
+        )
     if len(values) < 2:
         raise DataError("labels hold one value only", file=files[0].parent, received=list(values))
     return {"background" if index == 0 else f"label_{value}": value for index, value in enumerate(values)}
 
 
 @lru_cache(maxsize=8)  # a bundle's config opens its data set for training and again for validation
-def _scan(stamps: tuple[tuple[Path, int, int], ...]) -> tuple[int, ...]:
+def _scan(stamps: tuple[tuple[Path, int, int], ...]) -> tuple[tuple[int, ...], tuple[MedunetError, ...]]:
+    """All values, and the errors of files that have none."""
+
+    def values(path: Path) -> tuple[int, ...] | MedunetError:
+        try:
+            return label_values(path)
+        except MedunetError as error:
+            return error
+
+    found: set[int] = set()
+    errors = []
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        found = set().union(*pool.map(label_values, (path for path, _, _ in stamps)))
-    if len(found) > MAX_LABELS:
+        for result in pool.map(values, (path for path, _, _ in stamps)):
+            if isinstance(result, MedunetError):
+                errors.append(result)
+            else:
+                found.update(result)
+    return tuple(sorted(found)), tuple(errors)
+
+
+def _scan_names(files: Sequence[Path], problems: list[MedunetError] | None) -> dict[str, int]:
+    spellings: dict[str, str] = {}
+    numbers: dict[str, set[int]] = {}
+    for path in files:
+        try:
+            names = label_names(path) or {}
+        except MedunetError as error:
+            if problems is None:
+                raise
+            problems.append(error)
+            continue
+        for name, number in names.items():
+            key = name.strip().casefold()
+            if number != 0 and key != BACKGROUND:
+                spellings.setdefault(key, name.strip())
+                numbers.setdefault(key, set()).add(number)
+    if not numbers or len(numbers) > MAX_LABELS:
         raise DataError(
-            "labels have too many values for classes",
-            file=stamps[0][0].parent,
-            received=len(found),
-            expected=f"at most {MAX_LABELS}",
-            remedy="check that these are label maps",
+            "labels name too many structures" if numbers else "labels name no structure",
+            file=files[0].parent,
+            received=len(numbers),
+            expected=f"1 to {MAX_LABELS} names in all files together",
+            remedy='choose some in dataset.json: {"labels": {"background": 0, "NAME": 1}}',
         )
-    return tuple(sorted(found))
+    first = {key: min(values) for key, values in numbers.items()}
+    agreed = all(len(values) == 1 for values in numbers.values()) and len(set(first.values())) == len(first)
+    order = sorted(first, key=lambda key: first[key]) if agreed else sorted(first)
+    return {
+        BACKGROUND: 0,
+        **{spellings[key]: first[key] if agreed else place for place, key in enumerate(order, start=1)},
+    }
 
 
 def parse_labels(labels: object, file: Path) -> tuple[dict[str, int], int | None]:

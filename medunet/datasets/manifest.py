@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medunet.errors import DataError, SecurityError
+from medunet.errors import DataError, MedunetError, SecurityError
 
 from .dataset import Case
 from .labels import parse_labels
@@ -53,25 +53,30 @@ def inside(root: Path, relative: object, file: Path) -> Path:
 
 
 def read_msd(
-    manifest: Mapping[str, Any], file: Path
+    manifest: Mapping[str, Any], file: Path, problems: list[MedunetError] | None = None
 ) -> tuple[tuple[Case, ...], tuple[Case, ...], dict[str, int], int | None, tuple[str, ...]]:
     """Cases, test cases, labels, ignored value and channels of an MSD `dataset.json`.
+
+    Args:
+        manifest: the parsed file.
+        file: its path.
+        problems: collects which files are missing instead of raising it; their cases are then left out.
 
     Raises:
         DataError: an entry without image or label, or a file that is missing.
         SecurityError: a path outside the folder.
     """
     root = file.parent
-    cases = _entries(manifest.get("training") or manifest.get("train") or (), root, file, labelled=True)
+    cases = _entries(manifest.get("training") or manifest.get("train") or (), root, file, problems, labelled=True)
     if not cases:
         raise DataError("lists no training cases", file=file, expected='"training": [{"image": ..., "label": ...}]')
-    test = _entries(manifest.get("test") or (), root, file, labelled=False)
+    test = _entries(manifest.get("test") or (), root, file, problems, labelled=False)
     labels, ignore = parse_labels(manifest.get("labels"), file)
     return cases, test, labels, ignore, _channel_names(manifest.get("modality"))
 
 
 def read_nnunet(
-    manifest: Mapping[str, Any], file: Path
+    manifest: Mapping[str, Any], file: Path, problems: list[MedunetError] | None = None
 ) -> tuple[tuple[Case, ...], tuple[Case, ...], dict[str, int], int | None, tuple[str, ...]]:
     """As `read_msd`, of an nnU-Net raw folder: `imagesTr/case_0000.ext` + `labelsTr/case.ext`."""
     root = file.parent
@@ -79,14 +84,16 @@ def read_nnunet(
     labels, ignore = parse_labels(manifest.get("labels"), file)
     if not (root / "imagesTr").is_dir():
         raise DataError("folder imagesTr is missing", file=root)
-    cases = pair_folders(root / "imagesTr", root / "labelsTr", channels=len(channels))
+    cases = pair_folders(root / "imagesTr", root / "labelsTr", channels=len(channels), problems=problems)
     test: tuple[Case, ...] = ()
     if (root / "imagesTs").is_dir():
         test = pair_folders(root / "imagesTs", root / "labelsTs", channels=len(channels), partial=True)
     return cases, test, labels, ignore, channels
 
 
-def _entries(entries: Any, root: Path, file: Path, *, labelled: bool) -> tuple[Case, ...]:
+def _entries(
+    entries: Any, root: Path, file: Path, problems: list[MedunetError] | None, *, labelled: bool
+) -> tuple[Case, ...]:
     cases: dict[str, Case] = {}
     missing: list[str] = []
     for listing in entries:
@@ -98,18 +105,24 @@ def _entries(entries: Any, root: Path, file: Path, *, labelled: bool) -> tuple[C
         listed = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
         images = tuple(inside(root, item, file) for item in listed)
         label = inside(root, entry["label"], file) if entry.get("label") else None
-        missing += [path.name for path in (*images, *([label] if label else [])) if not path.exists()]
+        absent = [path.name for path in (*images, *([label] if label else [])) if not path.exists()]
+        missing += absent
+        if absent:
+            continue
         case = Case(stem(images[0]), images, label)
         if case.name in cases:
             raise DataError("two cases have one name", file=file, received=case.name, remedy="rename one of them")
         cases[case.name] = case
     if missing:
         more = ", ..." if len(missing) > MAX_NAMED else ""
-        raise DataError(
+        error = DataError(
             f"lists {len(missing)} missing files: {', '.join(missing[:MAX_NAMED])}{more}",
             file=file,
             remedy="complete the download or correct the list",
         )
+        if problems is None:
+            raise error
+        problems.append(error)
     return tuple(sorted(cases.values(), key=lambda case: case.name))
 
 

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from medunet.errors import DataError
-from medunet.io import IMAGE_SUFFIXES, is_dicom_folder, split_channel, split_suffix
+from medunet.errors import DataError, MedunetError
+from medunet.io import IMAGE_SUFFIXES, is_dicom_folder, is_structure_file, split_channel, split_suffix
 
 from .dataset import Case
 
@@ -65,7 +65,22 @@ def group_channels(images: Iterable[Path], *, channels: int) -> list[tuple[str, 
     return sorted(cases.items())
 
 
-def pair_folders(images: Path, labels: Path, *, channels: int = 1, partial: bool = False) -> tuple[Case, ...]:
+def label_files(folder: Path) -> list[Path]:
+    """Labels in a folder, sorted by name: as `image_files`, and files of DICOM SEG and RTSTRUCT."""
+    images = image_files(folder)
+    others = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    known = set(images)
+    return sorted([*images, *(path for path in others if path not in known and is_structure_file(path))])
+
+
+def pair_folders(
+    images: Path,
+    labels: Path,
+    *,
+    channels: int = 1,
+    partial: bool = False,
+    problems: list[MedunetError] | None = None,
+) -> tuple[Case, ...]:
     """Cases from a folder of images and one of labels; a pair has one name, the endings may differ.
 
     Args:
@@ -73,13 +88,14 @@ def pair_folders(images: Path, labels: Path, *, channels: int = 1, partial: bool
         labels: folder of labels; may be missing where `partial`.
         channels: number of files a case in nnU-Net's numbering.
         partial: whether images without a label are wanted (test cases).
+        problems: collects what is wrong instead of raising it; what has no partner is then left out.
 
     Raises:
         DataError: an image without label or a label without image, with up to five of each and how many there are.
     """
     cases = group_channels(image_files(images), channels=channels)
     by_name: dict[str, Path] = {}
-    for path in image_files(labels) if labels.is_dir() else []:
+    for path in label_files(labels) if labels.is_dir() else []:
         if stem(path) in by_name:
             raise DataError("two labels have one name", file=path, remedy="remove one of them")
         by_name[stem(path)] = path
@@ -95,9 +111,12 @@ def pair_folders(images: Path, labels: Path, *, channels: int = 1, partial: bool
         if lonely := [path.name for name, path in by_name.items() if name not in names]:
             causes.append(f"{_count(lonely, 'label')} without image: {_some(lonely)}")
         if causes:
-            raise DataError(
-                "; ".join(causes), file=images.parent, remedy=f"give pairs one name in {images.name} and {labels.name}"
-            )
+            remedy = f"give pairs one name in {images.name} and {labels.name}"
+            error = DataError("; ".join(causes), file=images.parent, remedy=remedy)
+            if problems is None:
+                raise error
+            problems.append(error)
+            cases = [(name, paths) for name, paths in cases if name in by_name]
     return tuple(Case(name, paths, by_name.get(name)) for name, paths in cases)
 
 

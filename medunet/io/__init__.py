@@ -1,6 +1,10 @@
 """Reading and writing images: headers are verified before a voxel is used, files are written whole or not at all."""
 
 from .dicom import is_dicom_folder as is_dicom_folder
+from .label import LoadLabeld as LoadLabeld
+from .label import is_structure_file as is_structure_file
+from .label import label_names as label_names
+from .label import read_label as read_label
 from .names import output_name as output_name
 from .names import split_channel as split_channel
 from .names import split_suffix as split_suffix
@@ -10,5 +14,7 @@ from .reader import Volume as Volume
 from .reader import read_header as read_header
 from .reader import read_volume as read_volume
 from .record import ReadRecord as ReadRecord
+from .save import RESULT_FORMATS as RESULT_FORMATS
+from .save import ResultFormat as ResultFormat
 from .save import SavePredictiond as SavePredictiond
 from .writer import write_volume as write_volume

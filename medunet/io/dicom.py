@@ -1,266 +1,184 @@
-"""A folder of DICOM slices as one volume: the headers are verified by our own rules, then GDCM decodes the pixels.
+"""DICOM as a volume: a folder of slices, a multi-frame file, a DICOMDIR, or one slice as an image in the plane.
 
-What is read: one series of single-frame, single-sample images on a regular, perpendicular grid. All else is refused
-with the cause; nothing is guessed, merged or stretched.
+The headers are verified by our own rules before a pixel is used (`dicom_grid`), and the pixels are rescaled by the
+slope of each slice (`dicom_pixels`). All else is refused with the cause; nothing is guessed, merged or stretched.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import hashlib
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
-import SimpleITK as sitk
-from pydicom.errors import InvalidDicomError
 
-from medunet.errors import DataError, GeometryError
-from medunet.geometry import Geometry
+from medunet.errors import DataError, SecurityError
 
-from .images import itk_geometry, itk_voxels
+from .dicom_codec import same_pixels
+from .dicom_grid import GAP_TOLERANCE_MM as GAP_TOLERANCE_MM
+from .dicom_grid import Grid, build_grid
+from .dicom_header import DICOM_SUFFIXES as DICOM_SUFFIXES
+from .dicom_header import DIRECTORY_CLASS, Frame, looks_like_dicom, read_frames
+from .dicom_pixels import check_pixels, read_voxels
+from .dicom_resample import resample
+from .dicom_values import items, text
+from .options import DEFAULTS, ReadOptions
 from .record import ReadRecord
 
-GAP_TOLERANCE_MM = 0.05
-"""Largest difference of one slice distance from their mean. Positions are decimal strings, often rounded to 0.1 mm."""
-
-TILT_TOLERANCE_MM = 0.05
-"""Largest sideways step of a position from one slice to the next, measured in the plane of the slice: more is a tilted
-gantry or a moved table."""
-
-COSINE_TOLERANCE = 1e-3
-"""Largest deviation of direction cosines from unit length, from a right angle, and between slices."""
-
-PIXEL_SPACING_TOLERANCE_MM = 1e-4
-"""Largest difference of PixelSpacing between slices."""
-
-_TAGS = [
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "Modality",
-    "ImageType",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "PixelSpacing",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "RescaleSlope",
-    "RescaleIntercept",
-]
-"""What is read of each header: no tag with the patient's identity."""
-
-
-@dataclass(frozen=True)
-class _Slice:
-    path: Path
-    header: pydicom.Dataset
-    pixel_bytes: int
-    """Bytes from the start of the pixel data to the end of the file."""
-
-    def triple(self, name: str, length: int) -> npt.NDArray[np.float64]:
-        """A tag of several numbers, or a GeometryError."""
-        value = self.header.get(name)
-        try:
-            numbers = np.array(value, dtype=np.float64)
-        except (TypeError, ValueError):
-            numbers = np.empty(0)
-        if numbers.shape != (length,) or not np.isfinite(numbers).all():
-            raise GeometryError(
-                f"slice has no usable {name}", file=self.path, received=value, remedy="export the original series"
-            )
-        return numbers
+_HASH_DIGITS = 12
+"""Digits of the series' hash in a record: enough to tell the series of one hospital apart."""
 
 
 def is_dicom_folder(path: Path) -> bool:
     """Whether a folder directly holds at least one DICOM file."""
-    return path.is_dir() and any(_looks_like_dicom(file) for file in sorted(path.iterdir()) if file.is_file())
+    return path.is_dir() and any(looks_like_dicom(file) for file in sorted(path.iterdir()) if file.is_file())
 
 
-def read_dicom(path: Path, *, series_uid: str | None = None) -> tuple[npt.NDArray[np.float32], ReadRecord]:
-    """Read the series in a folder (its subfolders are not searched).
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file is DICOM by its name or by its first bytes."""
+    return path.is_file() and (path.suffix.lower() in DICOM_SUFFIXES or looks_like_dicom(path))
+
+
+def read_dicom(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:
+    """Read one series.
 
     Args:
-        path: the folder.
-        series_uid: SeriesInstanceUID to read where the folder holds several.
+        path: a folder (its subfolders are not searched), a file, or a DICOMDIR, whose images are taken.
+        options: `series_uid`, `uneven`, `tilt`, `phase` and `spatial_dims` are used.
 
     Returns:
-        Rescaled voxels ``(columns, rows, slices)`` and the record in RAS.
+        Rescaled voxels ``(columns, rows, slices)``, in the plane ``(columns, rows)``, and the record in RAS.
 
     Raises:
-        DataError: no images, several series, several frames or samples a pixel, truncated pixel data, no codec.
-        GeometryError: a grid that is incomplete, uneven, tilted or mixed.
+        DataError: no images, several series or phases, colour, an impossible slope, truncated pixels, no codec.
+        GeometryError: a grid that is incomplete, uneven, mixed or impossible.
+        SecurityError: a DICOMDIR that points out of its folder.
     """
-    slices, record = _verified(path, series_uid)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(s.path) for s in slices])
-    reader.SetOutputPixelType(sitk.sitkFloat32)  # else the first slice's slope would decide the type of all
-    try:
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise DataError("pixel data cannot be decoded by GDCM", file=path, remedy="decompress the series") from error
-    decoded = itk_geometry(image, path)
-    if not decoded.is_close(record.geometry):
-        raise GeometryError(
-            "GDCM's grid contradicts the headers",
-            file=path,
-            received=f"{decoded.shape} {decoded.affine.tolist()}",
-            expected=f"{record.geometry.shape} {record.geometry.affine.tolist()}",
-        )
-    return itk_voxels(image, path), record
+    grid, record = _verified(path, options)
+    voxels, warnings = read_voxels(grid.frames)
+    record = replace(record, warnings=(*record.warnings, *warnings))
+    if len(record.geometry.shape) == 2:
+        return voxels[..., 0], record
+    return resample(voxels, grid), record
 
 
-def read_dicom_header(path: Path, *, series_uid: str | None = None) -> ReadRecord:
-    """The record alone; raises as `read_dicom` but for damage inside compressed pixel data."""
-    return _verified(path, series_uid)[1]
+def read_dicom_header(path: Path, options: ReadOptions = DEFAULTS) -> ReadRecord:
+    """The record alone; raises as `read_dicom` but for damage inside compressed pixels, and does not know padding."""
+    return _verified(path, options)[1]
 
 
-def _verified(folder: Path, series_uid: str | None) -> tuple[list[_Slice], ReadRecord]:
-    slices, warnings = _find_series(folder, series_uid)
-    for item in slices:
-        _check_pixels(item)
-    slices, geometry = _check_grid(slices, folder)
-    bits = slices[0].header.get("BitsAllocated", 16)
-    record = ReadRecord(path=folder, format="dicom", geometry=geometry, dtype=f"int{bits}", warnings=tuple(warnings))
-    return slices, record
+def _verified(path: Path, options: ReadOptions) -> tuple[Grid, ReadRecord]:
+    frames, warnings = _find_series(path, options.series_uid)
+    warnings += check_pixels(frames, path)
+    planar = options.spatial_dims == 2 or (options.spatial_dims is None and path.is_file() and len(frames) == 1)
+    grid = build_grid(frames, path, options=options, planar=planar, same_pixels=same_pixels)
+    first = grid.frames[0].file
+    record = ReadRecord(
+        path=path,
+        format="dicom",
+        geometry=grid.geometry,
+        dtype=f"{'int' if first.is_signed else 'uint'}{first.bits_allocated}",
+        warnings=(*warnings, *grid.warnings),
+        files=len({frame.file.path for frame in grid.frames}),
+        modality=first.modality,
+        series=hashlib.sha256(first.series_uid.encode()).hexdigest()[:_HASH_DIGITS],
+    )
+    return grid, record
 
 
-def _find_series(folder: Path, series_uid: str | None) -> tuple[list[_Slice], list[str]]:
-    series: dict[str, list[_Slice]] = defaultdict(list)
-    ignored = localizers = 0
-    for path in sorted(file for file in folder.iterdir() if file.is_file()):
-        item = _read_slice(path)
-        if item is None:
-            ignored += 1
-        elif "LOCALIZER" in (item.header.get("ImageType") or ()):
-            localizers += 1
+def _find_series(path: Path, series_uid: str | None) -> tuple[list[Frame], list[str]]:
+    """The frames of the one series that is there, or of the chosen one."""
+    series: dict[str, list[Frame]] = defaultdict(list)
+    ignored: Counter[str] = Counter()
+    for file in _files(path, ignored):
+        frames = read_frames(file)
+        if frames is None:
+            ignored["files without an image ignored"] += 1
+        elif frames[0].file.is_localizer:
+            ignored["localizers dropped"] += 1
         else:
-            series[str(item.header.get("SeriesInstanceUID", ""))].append(item)
+            series[frames[0].file.series_uid] += frames
     if not series:
-        raise DataError("folder holds no DICOM image", file=folder, remedy="give the folder that holds the slices")
-    if series_uid is None and len(series) > 1:
-        found = ", ".join(f"{uid} ({len(items)} images)" for uid, items in sorted(series.items()))
-        raise DataError("folder holds several series", file=folder, received=found, remedy="choose one by `series_uid`")
-    if series_uid is not None and series_uid not in series:
-        raise DataError("folder does not hold this series", file=folder, received=series_uid, expected=sorted(series))
-    warnings = [f"{ignored} files without an image ignored"] if ignored else []
-    warnings += [f"{localizers} localizers dropped"] if localizers else []
-    return series[series_uid if series_uid is not None else next(iter(series))], warnings
-
-
-def _looks_like_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
-def _read_slice(path: Path) -> _Slice | None:
-    """The header of an image, or None for a file that is none."""
-    try:
-        with path.open("rb") as file:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
-            start = file.tell()
-    except (InvalidDicomError, EOFError, ValueError, OSError, AttributeError, KeyError):
-        return None
-    if "Rows" not in header or "Columns" not in header:
-        return None
-    return _Slice(path, header, path.stat().st_size - start)
-
-
-def _check_pixels(item: _Slice) -> None:
-    header = item.header
-    if int(header.get("NumberOfFrames") or 1) > 1:
-        raise DataError("multi-frame image", file=item.path, remedy="convert it to single slices or to NIfTI")
-    samples = int(header.get("SamplesPerPixel") or 1)
-    photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
-    if samples != 1 or photometric != "MONOCHROME2":
-        received = f"{photometric}, {samples} samples a pixel"
-        raise DataError("not a plain grey image", file=item.path, received=received, expected="MONOCHROME2")
-    for name in ("RescaleSlope", "RescaleIntercept"):
-        value = header.get(name)
-        if value is None or value == "":
-            continue
-        if not np.isfinite(float(value)) or (name == "RescaleSlope" and float(value) == 0):
-            raise DataError(f"impossible {name}", file=item.path, received=value)
-    syntax = header.file_meta.get("TransferSyntaxUID")
-    needed = int(header.Rows) * int(header.Columns) * int(header.get("BitsAllocated", 16)) // 8
-    if syntax is not None and not syntax.is_encapsulated and not syntax.is_deflated and item.pixel_bytes < needed:
+        what = "no DICOM image" if not ignored["localizers dropped"] else "localizers only"
         raise DataError(
-            "truncated pixel data",
-            file=item.path,
-            received=f"{item.pixel_bytes} bytes",
-            expected=f"{needed} bytes",
-            remedy="export the series again",
+            f"folder holds {what}" if path.is_dir() else f"file holds {what}",
+            file=path,
+            remedy="give the folder that holds the slices",
         )
+    if series_uid is None and len(series) > 1:
+        raise DataError(
+            "folder holds several series", file=path, received=_listed(series), remedy="choose one by `series_uid`"
+        )
+    if series_uid is not None and series_uid not in series:
+        raise DataError("folder does not hold this series", file=path, received=series_uid, expected=_listed(series))
+    warnings = [f"{count} {what}" for what, count in sorted(ignored.items())]
+    return series[next(iter(series)) if series_uid is None else series_uid], warnings
 
 
-def _check_grid(slices: Sequence[_Slice], folder: Path) -> tuple[list[_Slice], Geometry]:
-    """Slices sorted along their normal, and the grid they make."""
-    first = slices[0]
-    matrix = (int(first.header.Rows), int(first.header.Columns))
-    spacing = first.triple("PixelSpacing", 2)
-    cosines = first.triple("ImageOrientationPatient", 6)
-    along_row, along_column = cosines[:3], cosines[3:]
-    lengths = np.array([along_row @ along_row, along_column @ along_column])
-    if np.abs(lengths - 1).max() > COSINE_TOLERANCE or abs(along_row @ along_column) > COSINE_TOLERANCE:
-        raise GeometryError("ImageOrientationPatient is not orthonormal", file=first.path, received=cosines.tolist())
-    for item in slices[1:]:
-        size = (int(item.header.Rows), int(item.header.Columns))
-        if size != matrix:
-            raise GeometryError("slices have different sizes", file=item.path, received=size, expected=matrix)
-        if np.abs(item.triple("PixelSpacing", 2) - spacing).max() > PIXEL_SPACING_TOLERANCE_MM:
-            received = item.triple("PixelSpacing", 2).tolist()
-            raise GeometryError(
-                "slices have different PixelSpacing", file=item.path, received=received, expected=spacing.tolist()
-            )
-        if np.abs(item.triple("ImageOrientationPatient", 6) - cosines).max() > COSINE_TOLERANCE:
-            raise GeometryError("slices have different orientations", file=item.path)
-    if len(slices) < 2:
-        raise GeometryError(
-            "series has a single slice", file=folder, expected="at least 2 slices", remedy="give the whole series"
-        )
+def _listed(series: dict[str, list[Frame]]) -> str:
+    return ", ".join(f"{uid} ({f[0].file.modality}, {len(f)} images)" for uid, f in sorted(series.items()))
 
-    normal = np.cross(along_row, along_column)
-    positions = np.array([item.triple("ImagePositionPatient", 3) for item in slices])
-    order = np.argsort(positions @ normal, kind="stable")
-    positions = positions[order]
-    steps = np.diff(positions, axis=0)
-    gaps = steps @ normal
-    mean = float(gaps.mean())
-    if gaps.min() <= GAP_TOLERANCE_MM:
-        raise GeometryError("two slices have the same position", file=slices[order[int(gaps.argmin()) + 1]].path)
-    if np.abs(gaps - mean).max() > GAP_TOLERANCE_MM:
-        raise GeometryError(
-            "slice distances are uneven: a slice may be missing",
-            file=folder,
-            received=f"{gaps.min():.4g} to {gaps.max():.4g} mm",
-            expected=f"{mean:.4g} +- {GAP_TOLERANCE_MM} mm",
-            remedy="complete the series or resample it",
-        )
-    sideways = np.linalg.norm(steps - np.outer(gaps, normal), axis=1).max()
-    if sideways > TILT_TOLERANCE_MM:
-        angle = np.degrees(np.arctan2(sideways, mean))
-        raise GeometryError(
-            "gantry tilt: slices are shifted sideways",
-            file=folder,
-            received=f"{sideways:.3g} mm a slice ({angle:.1f} degrees)",
-            expected=f"at most {TILT_TOLERANCE_MM} mm",
-            remedy="resample the series to a regular grid",
-        )
+
+def _files(path: Path, ignored: Counter[str]) -> list[Path]:
+    """The files to look at. A DICOMDIR in a folder is checked and ignored; one that was asked for is followed."""
+    if not path.exists():
+        raise DataError("does not exist", file=path)
+    if path.is_file():
+        referenced = _referenced_files(path)
+        absent = [file for file in referenced or () if not file.is_file()]
+        if absent:
+            raise DataError("DICOMDIR names a missing file", file=path, received=absent[0].name)
+        return [path] if referenced is None else referenced
+    files = []
+    for file in sorted(file for file in path.iterdir() if file.is_file()):
+        try:
+            is_directory = _referenced_files(file) is not None
+        except DataError:  # damaged: ignored like a healthy one
+            is_directory = True
+        if is_directory:
+            ignored["DICOMDIR ignored"] += 1
+        else:
+            files.append(file)
+    return files
+
+
+def _referenced_files(path: Path) -> list[Path] | None:
+    """The files that a DICOMDIR names, or None for another file.
+
+    Raises:
+        SecurityError: one lies outside the DICOMDIR's folder.
+        DataError: the directory is damaged.
+    """
+    if path.name.upper() != "DICOMDIR" or not looks_like_dicom(path):
+        return None
     try:
-        geometry = Geometry.from_lps(
-            origin=positions[0].tolist(),
-            spacing=(float(spacing[1]), float(spacing[0]), mean),  # PixelSpacing counts rows first
-            direction=np.column_stack([along_row, along_column, normal]).ravel().tolist(),
-            shape=(matrix[1], matrix[0], len(slices)),
-        )
-    except GeometryError as error:
-        raise GeometryError(error.cause, file=folder, received=error.received, expected=error.expected) from error
-    return [slices[i] for i in order], geometry
+        directory = pydicom.dcmread(path)
+        if directory.file_meta.get("MediaStorageSOPClassUID") != DIRECTORY_CLASS:
+            return None
+        names = [text(record, "ReferencedFileID") for record in items(directory, "DirectoryRecordSequence")]
+    except Exception as error:  # pydicom raises many kinds for damaged bytes
+        raise DataError("damaged DICOMDIR", file=path, remedy="give the folder of the series") from error
+    root = path.parent.resolve()
+    files = []
+    for name in names:
+        if not name:
+            continue
+        parts = name.split("\\")
+        if any(_leaves_folder(part) for part in parts):
+            raise SecurityError("DICOMDIR points out of its folder", file=path, received=parts, remedy="do not use it")
+        file = path.parent.joinpath(*parts)
+        if not file.resolve().is_relative_to(root):  # a symbolic link
+            raise SecurityError("DICOMDIR points out of its folder", file=path, received=parts, remedy="do not use it")
+        files.append(file)
+    return files
+
+
+def _leaves_folder(part: str) -> bool:
+    """Whether a component of a file name is absolute, climbs, or hides several components."""
+    return part in ("", ".", "..") or any(len(kind(part).parts) != 1 or kind(part).anchor for kind in _PATH_KINDS)
+
+
+_PATH_KINDS = (PurePosixPath, PureWindowsPath)

@@ -6,21 +6,19 @@ import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from medunet.errors import ConfigError, DataError, GeometryError
+from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
+from .deflate import GZIP_MAGIC, MAX_RATIO, gunzip
 from .layout import copy_in_order
+from .options import DEFAULTS, Form, ReadOptions
 from .record import ReadRecord
-
-Form = Literal["agree", "sform", "qform", "pixdim"]
-"""Which of the header's placements to use: 'agree' refuses when sform and qform contradict each other or both are
-missing; 'pixdim' uses the spacing only."""
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
@@ -29,26 +27,19 @@ _HEADERS: dict[int, Any] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 
 _LARGEST_HEADER = 540
 
-_MAX_DEFLATE_RATIO = 1032
-"""No deflate stream grows more than this (RFC 1951): a header that promises more bytes is lying."""
+PIXDIM_TOLERANCE = 0.01
+"""Relative difference of pixdim and the sform's spacing that is worth a warning: both are float32 of one number."""
 
-_SKIM_BYTES = 1 << 20
-"""Size of the pieces in which bytes behind the voxels are decompressed and forgotten."""
-
-_GZIP_MAGIC = b"\x1f\x8b"
+_MILLIMETRE, _SPATIAL_UNITS = 2, 0b111
+"""NIfTI's code of millimetres, and the bits of `xyzt_units` that hold the spatial one; 0 means unknown."""
 
 
-def read_nifti(
-    path: Path, *, channels: int | None = None, form: Form = "agree", fill_value: float | None = None
-) -> tuple[npt.NDArray[np.float32], ReadRecord]:
+def read_nifti(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:
     """Read a volume and its placement.
 
     Args:
         path: a `.nii` or `.nii.gz` file.
-        channels: number of channels that a file with more than three axes must have in its last axis; without it
-            such a file is refused.
-        form: which placement of the header to use.
-        fill_value: replaces NaN and infinite voxels; without it they are refused.
+        options: `channels`, `form` and `fill_value` are used.
 
     Returns:
         The voxels, scaled by the header's slope and intercept, `(*spatial)` or `(C, *spatial)` for a file with several
@@ -58,10 +49,9 @@ def read_nifti(
         DataError: unreadable, truncated or damaged file, a data type without order (RGB, complex), NaN or infinite
             voxels, an axis that was not declared.
         GeometryError: missing, contradictory, singular or infinite placement.
-        ConfigError: `form` is not known.
     """
     stream = _Stream(path)
-    layout = _parse(stream.head, path, channels=channels, form=form)
+    layout = _parse(stream.head, path, options)
     raw = stream.read(layout.offset, layout.nbytes)
     # One pass from the file's (Fortran) order and type to contiguous float32.
     stored = np.frombuffer(raw, dtype=layout.dtype).reshape(layout.stored_shape, order="F").squeeze(layout.dropped)
@@ -74,13 +64,13 @@ def read_nifti(
             # In float64 as nibabel does: 16-bit integers times a slope lose digits in float32.
             voxels = np.ascontiguousarray(stored * layout.slope + layout.inter, dtype=np.float32)
     if layout.dtype.kind == "f" or layout.slope != 1.0:
-        _fill_or_refuse(voxels, path, fill_value)
+        _fill_or_refuse(voxels, path, options.fill_value)
     return voxels, layout.record
 
 
-def read_nifti_header(path: Path, *, channels: int | None = None, form: Form = "agree") -> ReadRecord:
+def read_nifti_header(path: Path, options: ReadOptions = DEFAULTS) -> ReadRecord:
     """The record alone, from the first bytes of the file; raises as `read_nifti`, but for damage further on."""
-    return _parse(_Stream(path).head, path, channels=channels, form=form).record
+    return _parse(_Stream(path).head, path, options).record
 
 
 class _Stream:
@@ -96,7 +86,7 @@ class _Stream:
             raise DataError(f"cannot be opened: {error.strerror or error}", file=path) from error
         if not head:
             raise DataError("file has zero bytes", file=path, remedy="copy it again from its source")
-        self.gzipped = head.startswith(_GZIP_MAGIC)
+        self.gzipped = head.startswith(GZIP_MAGIC)
         if not self.gzipped and path.name.lower().endswith(".gz"):
             raise DataError("not a gzip file in spite of its name", file=path, remedy="rename it to .nii")
         if self.gzipped:
@@ -109,7 +99,7 @@ class _Stream:
     def read(self, offset: int, nbytes: int) -> memoryview:
         """`nbytes` from `offset` of the decompressed file, after its length and gzip's checksum have been verified."""
         needed = offset + nbytes
-        bound = self.size * _MAX_DEFLATE_RATIO if self.gzipped else self.size
+        bound = self.size * MAX_RATIO if self.gzipped else self.size
         if needed > bound:
             raise DataError(
                 "file is shorter than its header says",
@@ -118,9 +108,8 @@ class _Stream:
                 expected=f"{needed} bytes",
                 remedy="copy it again from its source",
             )
-        data = self.path.read_bytes()
-        if self.gzipped:
-            data = _gunzip(data, needed, self.path)
+        content = self.path.read_bytes()
+        data = gunzip(content, wanted=needed, file=self.path) if self.gzipped else memoryview(content)
         if len(data) < needed:
             raise DataError(
                 "file is shorter than its header says",
@@ -129,31 +118,7 @@ class _Stream:
                 expected=f"{needed} bytes",
                 remedy="copy it again from its source",
             )
-        return memoryview(data)[offset:needed]
-
-
-def _gunzip(data: bytes, needed: int, path: Path) -> bytes:
-    """Decompress all members to their ends, so that zlib compares length and CRC, but never more than is needed."""
-    parts: list[bytes] = []
-    total = 0
-    while data:
-        member = zlib.decompressobj(wbits=31)
-        try:
-            # Two bytes more than needed: zlib verifies the checksum only when it may go on to the end of the stream.
-            parts.append(member.decompress(data, max(needed - total, 0) + 2))
-            while not member.eof:  # the voxels are complete: skim what follows them
-                if not member.decompress(member.unconsumed_tail, _SKIM_BYTES) and not member.unconsumed_tail:
-                    break
-        except zlib.error as error:
-            raise DataError(f"damaged gzip file: {error}", file=path, remedy="copy it again from its source") from error
-        if not member.eof:
-            raise DataError("truncated gzip file", file=path, remedy="copy it again from its source")
-        total += len(parts[-1])
-        # Zero padding may follow a member; like gzip, ignore other bytes that start no member.
-        data = member.unused_data.lstrip(b"\0")
-        if not data.startswith(_GZIP_MAGIC):
-            break
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        return data[offset:needed]
 
 
 @dataclass(frozen=True)
@@ -174,7 +139,7 @@ class _Layout:
         return int(self.dtype.itemsize * np.prod(self.stored_shape, dtype=object))
 
 
-def _parse(head: bytes, path: Path, *, channels: int | None, form: Form) -> _Layout:
+def _parse(head: bytes, path: Path, options: ReadOptions) -> _Layout:
     size = next((n for n in _HEADERS for order in ("little", "big") if int.from_bytes(head[:4], order) == n), None)
     if size is None or len(head) < size:
         raise DataError("not a NIfTI file", file=path, remedy="use NIfTI-1 or NIfTI-2 (.nii, .nii.gz)")
@@ -199,9 +164,9 @@ def _parse(head: bytes, path: Path, *, channels: int | None, form: Form) -> _Lay
     if offset < size:
         raise DataError("voxels start inside the header", file=path, received=offset, expected=f">= {size}")
 
-    shape, dropped, n_channels = _split_axes(stored_shape, path, channels)
+    shape, dropped, n_channels = _split_axes(stored_shape, path, options.channels)
     try:
-        affine, warnings = _placement(header, shape, form)
+        affine, warnings = _placement(header, shape, options.form)
         geometry = Geometry(affine, shape)
     except GeometryError as error:
         raise GeometryError(
@@ -213,7 +178,7 @@ def _parse(head: bytes, path: Path, *, channels: int | None, form: Form) -> _Lay
         geometry=geometry,
         channels=n_channels,
         dtype=dtype.newbyteorder("=").name,
-        warnings=warnings,
+        warnings=(*warnings, *_oddities(header)),
     )
     return _Layout(
         record=record,
@@ -224,6 +189,18 @@ def _parse(head: bytes, path: Path, *, channels: int | None, form: Form) -> _Lay
         inter=0.0 if inter is None else float(inter),
         offset=offset,
     )
+
+
+def _oddities(header: Any) -> list[str]:
+    """What the standard allows or other readers ignore, but a person should know."""
+    warnings = []
+    slope = float(header["scl_slope"])
+    if not np.isfinite(slope):
+        warnings.append(f"scl_slope {slope} ignored")
+    units = int(header["xyzt_units"]) & _SPATIAL_UNITS
+    if units not in (0, _MILLIMETRE):
+        warnings.append(f"header claims {'metres' if units == 1 else 'micrometres'}; lengths are taken as mm")
+    return warnings
 
 
 def _split_axes(
@@ -255,20 +232,29 @@ def _split_axes(
 
 def _placement(header: Any, shape: tuple[int, ...], form: Form) -> tuple[np.ndarray, tuple[str, ...]]:
     """The affine by rule `form`, and warnings."""
-    if form not in ("agree", "sform", "qform", "pixdim"):
-        raise ConfigError("unknown form", received=form, expected="agree, sform, qform or pixdim")
     n_axes = len(shape)
     pixdim = np.asarray(header["pixdim"], dtype=np.float64)[1 : n_axes + 1]
     sform = np.asarray(header.get_sform(), dtype=np.float64) if int(header["sform_code"]) > 0 else None
-    if form == "sform" or (form == "agree" and int(header["qform_code"]) <= 0):
-        if sform is None:
-            raise GeometryError(
-                "header has no sform" if form == "sform" else "header has neither sform nor qform",
-                remedy="choose form='pixdim' if the spacing alone is enough",
-            )
+    if form == "sform" and sform is None:
+        raise GeometryError("header has no sform", remedy="choose form='pixdim' if the spacing alone is enough")
+    if form == "agree" and sform is None and int(header["qform_code"]) <= 0:
+        raise GeometryError(
+            "header has neither sform nor qform", remedy="choose form='pixdim' if the spacing alone is enough"
+        )
+    if form == "sform" and sform is not None:
         return sform, ()
     if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
-        raise GeometryError("impossible pixdim", received=pixdim.tolist(), expected="positive spacing")
+        raise GeometryError(
+            "impossible pixdim",
+            received=pixdim.tolist(),
+            expected="positive spacing",
+            remedy=None if sform is None else "choose form='sform' if that is right",
+        )
+    if form == "agree" and sform is not None and int(header["qform_code"]) <= 0:
+        spacing = np.linalg.norm(sform[:3, :n_axes], axis=0)
+        if np.allclose(spacing, pixdim, rtol=PIXDIM_TOLERANCE):
+            return sform, ()
+        return sform, (f"sform used; pixdim {_shown(pixdim)} differs from its spacing {_shown(spacing)}",)
     if form == "pixdim":
         return np.diag([*pixdim, *([1.0] * (3 - n_axes)), 1.0]), ("placement ignored: spacing only",)
     if int(header["qform_code"]) <= 0:
@@ -287,6 +273,10 @@ def _placement(header: Any, shape: tuple[int, ...], form: Form) -> tuple[np.ndar
         received=f"{first.corner_distance_mm(second):.3g} mm apart at a corner",
         remedy="choose form='sform' or form='qform'",
     )
+
+
+def _shown(values: npt.NDArray[np.float64]) -> str:
+    return " x ".join(f"{value:g}" for value in values)
 
 
 def _fill_or_refuse(voxels: npt.NDArray[np.float32], path: Path, fill_value: float | None) -> None:

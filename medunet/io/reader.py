@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ from monai.data import MetaTensor
 from monai.data.image_reader import ImageReader
 
 from medunet.errors import DataError, GeometryError
+from medunet.geometry import Geometry
 
-from .dicom import read_dicom, read_dicom_header
+from .dicom import DICOM_SUFFIXES, is_dicom_file, read_dicom, read_dicom_header
 from .images import (
     ITK_SUFFIXES,
     PILLOW_SUFFIXES,
@@ -28,11 +30,13 @@ from .images import (
     read_tiff_header,
 )
 from .names import output_name
-from .nifti import NIFTI_SUFFIXES, Form, read_nifti, read_nifti_header
+from .nifti import NIFTI_SUFFIXES, read_nifti, read_nifti_header
+from .options import Form, ReadOptions, Tilt, Uneven
 from .record import ReadRecord
 
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *PILLOW_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES)
-"""Endings of the files that can be read, in lower case; a folder is taken for a DICOM series."""
+"""Endings of the files that can be read, in lower case. DICOM has none that can be relied on: a folder is taken for a
+series, and a file with another ending is read as DICOM where it has its magic word."""
 
 PathLike = str | os.PathLike[str]
 
@@ -51,25 +55,38 @@ def read_volume(
     form: Form = "agree",
     fill_value: float | None = None,
     series_uid: str | None = None,
+    uneven: Uneven = "refuse",
+    tilt: Tilt = "keep",
+    phase: int | None = None,
+    spatial_dims: int | None = None,
 ) -> Volume:
     """Read an image in the plane or a volume.
 
     Args:
         path: a file, a folder with a DICOM series, or several of them, which become channels of one grid.
         channels: number of channels that a NIfTI file with a fourth axis must have; without it such files are refused.
-        form: NIfTI: which placement of the header to use, see `medunet.io.nifti.Form`.
+        form: NIfTI: which placement of the header to use, see `medunet.io.options.Form`.
         fill_value: NIfTI: replaces NaN and infinite voxels, which are refused otherwise.
-        series_uid: DICOM: which series to read where a folder holds several.
+        series_uid: DICOM: which series to read where there are several.
+        uneven: DICOM: 'refuse' slices at uneven distances or 'resample' them; a missing slice is always refused.
+        tilt: DICOM: 'keep' a tilted gantry as shear in the affine, or 'resample' to a grid with right angles.
+        phase: DICOM: which phase of a sequence in time, counted from 0; without it such a series is refused.
+        spatial_dims: 3 refuses an image in the plane, and a volume of one slice; 2 refuses volumes, and reads one slice
+            as an image in the plane. None takes what is there, but refuses a DICOM folder with a single slice.
 
     Returns:
-        ``Volume(image, record)``: NIfTI, NRRD, MetaImage and DICOM in the order ``(C, x, y, z)`` of their affine; PNG,
-        TIFF, BMP and JPEG as ``(C, H, W)``, a TIFF stack as ``(C, pages, H, W)``.
+        ``Volume(image, record)``: NIfTI, NRRD, MetaImage and DICOM in the order ``(C, x, y, z)`` of their affine, a
+        DICOM file with one slice as ``(C, x, y)``; PNG, TIFF, BMP and JPEG as ``(C, H, W)``, a TIFF stack as
+        ``(C, pages, H, W)``.
 
     Raises:
-        DataError: unreadable, damaged, unknown format, NaN voxels.
+        DataError: unreadable, damaged, unknown format, NaN voxels, an axis, a series or a phase that must be chosen.
         GeometryError: a placement that is missing, impossible, contradictory, or differs between channels.
+        SecurityError: a DICOMDIR that points out of its folder.
+        ConfigError: an option that does not exist.
     """
-    array, meta, record = _read_all(_as_paths(path), channels, form, fill_value, series_uid)
+    options = ReadOptions(channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims)
+    array, meta, record = _read_all(_as_paths(path), options)
     affine = torch.as_tensor(meta.pop("affine"))
     return Volume(MetaTensor(array if record.channels > 1 else array[None], affine=affine, meta=meta), record)
 
@@ -80,21 +97,14 @@ def read_header(
     channels: int | None = None,
     form: Form = "agree",
     series_uid: str | None = None,
+    uneven: Uneven = "refuse",
+    tilt: Tilt = "keep",
+    phase: int | None = None,
+    spatial_dims: int | None = None,
 ) -> ReadRecord:
     """The record that `read_volume` gives, from the headers alone (milliseconds; damaged voxels are not seen)."""
-    records = []
-    for item in _as_paths(path):
-        if item.is_dir():
-            records.append(read_dicom_header(item, series_uid=series_uid))
-        elif (suffix := _suffix(item)) in NIFTI_SUFFIXES:
-            records.append(read_nifti_header(item, channels=channels, form=form))
-        elif suffix in PILLOW_SUFFIXES:
-            records.append(read_pillow_header(item))
-        elif suffix in TIFF_SUFFIXES:
-            records.append(read_tiff_header(item))
-        else:
-            records.append(read_itk_header(item))
-    return _joined(records)
+    options = ReadOptions(channels, form, None, series_uid, uneven, tilt, phase, spatial_dims)
+    return _joined([_header_of(item, options) for item in _as_paths(path)])
 
 
 class MedunetReader(ImageReader):
@@ -106,13 +116,20 @@ class MedunetReader(ImageReader):
     them in a RuntimeError whose `__cause__` is the typed error.)
 
     Meta data: `affine`, `original_affine` (4x4, RAS), `spatial_shape`, `original_channel_dim` (0, or NaN for none),
-    `space`, `filename_or_obj`, and `name`, under which `SavePredictiond` writes.
+    `space`, `filename_or_obj`, and `name`, under which `SavePredictiond` writes. None of a patient.
 
     Args:
-        channels: as in `read_volume`.
-        form: as in `read_volume`.
-        fill_value: as in `read_volume`.
-        series_uid: as in `read_volume`.
+        channels: this and all others as in `read_volume`.
+        form: NIfTI placement.
+        fill_value: NIfTI fill.
+        series_uid: DICOM series.
+        uneven: DICOM rule for uneven slices.
+        tilt: DICOM rule for a tilted gantry.
+        phase: DICOM phase.
+        spatial_dims: number of spatial axes that the model takes.
+
+    Raises:
+        ConfigError: an option that does not exist.
     """
 
     def __init__(
@@ -122,17 +139,18 @@ class MedunetReader(ImageReader):
         form: Form = "agree",
         fill_value: float | None = None,
         series_uid: str | None = None,
+        uneven: Uneven = "refuse",
+        tilt: Tilt = "keep",
+        phase: int | None = None,
+        spatial_dims: int | None = None,
     ) -> None:
         super().__init__()
-        self.channels = channels
-        self.form: Form = form
-        self.fill_value = fill_value
-        self.series_uid = series_uid
+        self.options = ReadOptions(channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims)
 
     def verify_suffix(self, filename: PathLike | Sequence[PathLike]) -> bool:
-        """Whether all paths are folders or end in one of `IMAGE_SUFFIXES`."""
-        paths = [filename] if isinstance(filename, str | os.PathLike) else filename
-        return all(Path(p).is_dir() or _suffix(Path(p), strict=False) is not None for p in paths)
+        """Whether all paths are folders or files of a known kind."""
+        paths = [Path(p) for p in ([filename] if isinstance(filename, str | os.PathLike) else filename)]
+        return all(path.is_dir() or _suffix(path, strict=False) is not None for path in paths)
 
     def read(self, data: PathLike | Sequence[PathLike], **kwargs: Any) -> tuple[Path, ...]:
         """Take the path or paths; nothing is opened, see the class."""
@@ -140,26 +158,18 @@ class MedunetReader(ImageReader):
 
     def get_data(self, img: tuple[Path, ...]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """Read what `read` has taken: ``(*spatial)``, or ``(C, *spatial)`` for several channels, and the meta data."""
-        array, meta, _ = _read_all(img, self.channels, self.form, self.fill_value, self.series_uid)
+        array, meta, _ = _read_all(img, self.options)
         return array, meta
 
 
 def _read_all(
-    paths: tuple[Path, ...], channels: int | None, form: Form, fill_value: float | None, series_uid: str | None
+    paths: tuple[Path, ...], options: ReadOptions
 ) -> tuple[npt.NDArray[np.float32], dict[str, Any], ReadRecord]:
     arrays, records = [], []
     for path in paths:
-        if path.is_dir():
-            array, record = read_dicom(path, series_uid=series_uid)
-        elif (suffix := _suffix(path)) in NIFTI_SUFFIXES:
-            array, record = read_nifti(path, channels=channels, form=form, fill_value=fill_value)
-        elif suffix in PILLOW_SUFFIXES:
-            array, record = read_pillow(path)
-        elif suffix in TIFF_SUFFIXES:
-            array, record = read_tiff(path)
-        else:
-            array, record = read_itk(path)
-        arrays.append(array)
+        array, record = _read_one(path, options)
+        record = _with_dims(record, options.spatial_dims)
+        arrays.append(array.reshape((record.channels,) * (record.channels > 1) + record.geometry.shape))
         records.append(record)
     record = _joined(records)
     if len(arrays) > 1:
@@ -177,6 +187,49 @@ def _read_all(
         "name": output_name(paths if len(paths) > 1 else paths[0]),
     }
     return array, meta, record
+
+
+def _read_one(path: Path, options: ReadOptions) -> tuple[npt.NDArray[np.float32], ReadRecord]:
+    suffix = _suffix(path)
+    if suffix == _DICOM:
+        return read_dicom(path, options)
+    if suffix in NIFTI_SUFFIXES:
+        return read_nifti(path, options)
+    if suffix in PILLOW_SUFFIXES:
+        return read_pillow(path)
+    return read_tiff(path) if suffix in TIFF_SUFFIXES else read_itk(path)
+
+
+def _header_of(path: Path, options: ReadOptions) -> ReadRecord:
+    suffix = _suffix(path)
+    if suffix == _DICOM:
+        record = read_dicom_header(path, options)
+    elif suffix in NIFTI_SUFFIXES:
+        record = read_nifti_header(path, options)
+    elif suffix in PILLOW_SUFFIXES:
+        record = read_pillow_header(path)
+    else:
+        record = read_tiff_header(path) if suffix in TIFF_SUFFIXES else read_itk_header(path)
+    return _with_dims(record, options.spatial_dims)
+
+
+def _with_dims(record: ReadRecord, spatial_dims: int | None) -> ReadRecord:
+    """Refuse a volume where an image in the plane is wanted, and the other way round."""
+    shape = record.geometry.shape
+    if spatial_dims == 2 and len(shape) == 3 and shape[2] == 1 and record.format != "tiff":
+        return replace(record, geometry=Geometry(record.geometry.affine, shape[:2]))
+    if spatial_dims == 3 and (len(shape) == 2 or min(shape) == 1):
+        raise GeometryError(
+            "single slice where a volume is needed", file=record.path, received=shape, remedy="give the whole volume"
+        )
+    if spatial_dims == 2 and len(shape) == 3:
+        raise GeometryError(
+            "volume where an image in the plane is needed",
+            file=record.path,
+            received=shape,
+            remedy="give single slices",
+        )
+    return record
 
 
 def _joined(records: list[ReadRecord]) -> ReadRecord:
@@ -200,6 +253,9 @@ def _joined(records: list[ReadRecord]) -> ReadRecord:
         channels=sum(r.channels for r in records),
         dtype=first.dtype,
         warnings=tuple(warning for r in records for warning in r.warnings),
+        files=sum(r.files for r in records),
+        modality=first.modality,
+        series=first.series,
     )
 
 
@@ -210,14 +266,24 @@ def _as_paths(path: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
     return tuple(Path(p) for p in paths)
 
 
+_DICOM = ".dcm"
+
+
 def _suffix(path: Path, *, strict: bool = True) -> str | None:
+    """The ending that chooses the reader; '.dcm' for all that is DICOM."""
     name = path.name.lower()
     for suffix in IMAGE_SUFFIXES:
-        if name.endswith(suffix):
+        if name.endswith(suffix) and not path.is_dir():
             return suffix
+    if path.is_dir() or name.endswith(DICOM_SUFFIXES) or is_dicom_file(path):
+        return _DICOM
     if not strict:
         return None
-    remedy = "give the folder of the series" if name.endswith(".dcm") else "convert it, for example to .nii.gz"
     if not path.exists():
         raise DataError("does not exist", file=path)
-    raise DataError("unknown format", file=path, expected=", ".join(IMAGE_SUFFIXES), remedy=remedy)
+    raise DataError(
+        "unknown format",
+        file=path,
+        expected=", ".join((*IMAGE_SUFFIXES, *DICOM_SUFFIXES)),
+        remedy="convert it, for example to .nii.gz",
+    )

@@ -1,4 +1,9 @@
-"""What was read: kept beside the voxels, without patient identity."""
+"""What was read: kept beside the voxels, without patient identity.
+
+A record never holds a name, a patient's or study's identifier, a date, an institution or a description. `path` is what
+the caller gave. Of a DICOM series it keeps the modality and a hash of the SeriesInstanceUID, by which two readings of
+one series are recognised while nobody finds the series in an archive by it.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +24,9 @@ class ReadRecord:
         channels: number of channels.
         dtype: numpy name of the type in the file.
         warnings: what was unusual but could be read.
+        files: number of files that the voxels came from.
+        modality: DICOM's code of two letters or more, such as 'CT'; '' for other formats.
+        series: first 12 hexadecimal digits of the SHA-256 of the SeriesInstanceUID; '' for other formats.
     """
 
     path: Path
@@ -27,3 +35,6 @@ class ReadRecord:
     channels: int = 1
     dtype: str = "float32"
     warnings: tuple[str, ...] = ()
+    files: int = 1
+    modality: str = ""
+    series: str = ""

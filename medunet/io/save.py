@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,28 +14,48 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from medunet.errors import DataError, GeometryError
+from medunet import __version__
+from medunet.errors import ConfigError, DataError, GeometryError
+from medunet.files import atomic_path
 from medunet.geometry import Geometry
 
+from .dicom_header import looks_like_dicom
+from .dicom_seg import make_dicom_seg
+from .dicom_source import SourcePlane, read_planes, save_dataset
+from .extras import has_package, import_extra
 from .names import output_name
 from .reader import PathLike
+from .rtstruct import make_rtstruct
+from .segments import as_segments
 from .writer import label_dtype, result_suffix, write_volume
 
 logger = logging.getLogger(__name__)
+
+ResultFormat = Literal["auto", "nii.gz", "seg.nrrd", "dicom-seg", "rtstruct"]
+
+RESULT_FORMATS: tuple[ResultFormat, ...] = get_args(ResultFormat)
+
+_DICOM_FORMATS = ("dicom-seg", "rtstruct")
 
 
 class SavePredictiond(MapTransform):
     """Write label maps under their inputs' names, and class probabilities beside them.
 
     ``hippocampus_001.nii.gz`` becomes ``output_dir/hippocampus_001.nii.gz``, ``em_16.png`` ``em_16.png``; JPEG and BMP
-    become PNG (labels must not be blurred), other formats and DICOM series `.nii.gz`. The file lies on the grid of the
-    prediction, which must be the one that the input was read on.
+    become PNG (labels must not be blurred), a DICOM series becomes a DICOM SEG (without highdicom `.nii.gz`), the rest
+    `.nii.gz`. The file lies on the grid of the prediction, which must be the one that the input was read on.
 
-    Under ``<key>_path`` the item afterwards holds the path of the file written, a str.
+    Under ``<key>_path`` the item afterwards holds the path of the file written, a str. No name comes from a header.
 
     Args:
         keys: label maps ``(1, *spatial)`` with the values for the file, as after `DecodeLabelsd`.
         output_dir: folder for the files; made when needed.
+        format: of the label maps; 'auto' follows the input as above. 'dicom-seg' and 'rtstruct' need a DICOM input.
+        labels: name to value, for the formats that keep names; the value 0 and the name 'background' are no segments.
+        label_colors: name to ``[red, green, blue]``, 0 to 255.
+        label_codes: name to ``{"category": [value, scheme, meaning], "type": [...]}``, such as
+            ``{"liver": {"type": ["10200004", "SCT", "Liver"]}}``; without one a DICOM SEG says 'Tissue'.
+        algorithm: `name` and `version` of what made the labels, for the DICOM formats.
         source_key: key of the image; its meta data names the file and keeps the original grid. Where it is missing,
             the prediction's own meta data serves.
         name_key: key of the case's name; where it is missing, the name follows from the file's.
@@ -47,7 +67,8 @@ class SavePredictiond(MapTransform):
         allow_missing_keys: as in MONAI.
 
     Raises:
-        DataError: no file name, several channels, or values that are no labels.
+        ConfigError: unknown format, colours or codes of unknown labels, or highdicom is missing for 'dicom-seg'.
+        DataError: no file name, several channels, values that are no labels, or a result that exists.
         GeometryError: shape or affine unlike the input's.
     """
 
@@ -56,59 +77,156 @@ class SavePredictiond(MapTransform):
         keys: KeysCollection = "pred",
         *,
         output_dir: PathLike,
+        format: ResultFormat = "auto",
+        labels: Mapping[str, int] | None = None,
+        label_colors: Mapping[str, Sequence[int]] | None = None,
+        label_codes: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+        algorithm: Mapping[str, str] | None = None,
         source_key: str = "image",
         name_key: str = "name",
         prob_key: str | None = None,
         suffix: str = "",
-        overwrite: bool = True,
+        overwrite: bool = False,
         source_grid: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        if format not in RESULT_FORMATS:
+            raise ConfigError("unknown format of results", received=format, expected=", ".join(RESULT_FORMATS))
+        as_segments(labels, colors=label_colors, codes=label_codes)  # raises for what cannot be written later
         self.output_dir = Path(output_dir)
+        self.format: ResultFormat = format
+        self.labels = None if labels is None else dict(labels)
+        self.label_colors = label_colors
+        self.label_codes = label_codes
+        self.algorithm = {"name": "medunet", "version": __version__, **(algorithm or {})}
         self.source_key = source_key
         self.name_key = name_key
         self.prob_key = prob_key
         self.suffix = suffix
         self.overwrite = overwrite
         self.source_grid = source_grid
+        self._known_planes: tuple[tuple[Any, ...], tuple[SourcePlane, ...]] | None = None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the files of one item, without batch axis."""
         item = dict(data)
-        several = len(self.keys) > 1
         for key in self.key_iterator(item):
             image = item[key]
             meta = self._source_meta(item, image)
             source = os.fspath(meta["filename_or_obj"])
-            name = str(item.get(self.name_key) or meta.get("name") or output_name(source)) + self.suffix
-            if several:
-                name += f"_{key}"
             affine = self._checked_affine(image, meta, source)
             labels = np.asarray(torch.as_tensor(image).detach().cpu())
             if labels.ndim not in (3, 4) or labels.shape[0] != 1:
                 raise DataError(
                     "prediction is not a label map", file=source, received=labels.shape, expected="(1, *spatial)"
                 )
-            labels = labels[0]
-            ending = result_suffix(source, spatial_dims=labels.ndim)
-            planar = not ending.startswith(".nii")
-            path = self.output_dir / (name + ending)
-            write_volume(
-                labels, path, affine=affine, dtype=label_dtype(labels, planar=planar), overwrite=self.overwrite
-            )
+            kind = self._format(source, meta, Geometry(affine.numpy(), labels.shape[1:]))
+            stem = self._stem(item, meta, key)
+            path = self.output_dir / (stem + _ending(kind, source, labels.ndim - 1))
+            self._refuse_existing(path)
+            self._write(labels[0], path, kind, affine, meta)
             item[f"{key}_path"] = str(path)
             logger.debug("written: %s", path)
             if self.prob_key is not None and self.prob_key in item:
-                self._save_probabilities(item[self.prob_key], self.output_dir / f"{name}_prob", affine)
+                self._save_probabilities(item[self.prob_key], stem, affine)
         return item
 
-    def _save_probabilities(self, probabilities: torch.Tensor, stem: Path, affine: torch.Tensor) -> None:
-        tensor = torch.as_tensor(probabilities).detach().cpu().float()
-        if tensor.ndim == 3:
-            write_volume(tensor, stem.with_name(f"{stem.name}.npy"), overwrite=self.overwrite)
+    def check(self, item: Mapping[Hashable, Any]) -> None:
+        """Refuse before the network runs what could not be written after it.
+
+        Args:
+            item: as read, with the image and without the prediction.
+
+        Raises:
+            ConfigError: highdicom is missing for 'dicom-seg'.
+            DataError: the result exists, or a DICOM format for another input.
+            GeometryError: a DICOM format, and the image is not on the grid of its series.
+        """
+        for key in self.keys:
+            meta = self._source_meta(item, item.get(key))
+            source = os.fspath(meta["filename_or_obj"])
+            spatial_shape = tuple(int(n) for n in np.asarray(meta["spatial_shape"]).ravel())
+            geometry = Geometry(np.asarray(meta["original_affine"], dtype=np.float64), spatial_shape)
+            kind, stem = self._format(source, meta, geometry), self._stem(item, meta, key)
+            self._refuse_existing(self.output_dir / (stem + _ending(kind, source, len(spatial_shape))))
+            if self.prob_key is not None:
+                self._refuse_existing(self._probability_path(stem, len(spatial_shape)))
+            if kind == "dicom-seg":
+                import_extra("highdicom", extra="dicom", purpose="writing DICOM SEG")
+            if kind in _DICOM_FORMATS:
+                self._planes(meta, geometry)
+
+    def _write(
+        self, labels: np.ndarray[Any, Any], path: Path, kind: str, affine: torch.Tensor, meta: Mapping[str, Any]
+    ) -> None:
+        planar = not path.name.endswith((".nii", ".nii.gz", ".seg.nrrd", ".dcm"))
+        whole = labels.astype(label_dtype(labels, planar=planar))
+        segments = as_segments(self.labels, values=whole, colors=self.label_colors, codes=self.label_codes)
+        if kind not in _DICOM_FORMATS:
+            names = segments if kind == "seg.nrrd" else self.labels
+            write_volume(whole, path, affine=affine, labels=names, overwrite=self.overwrite)
+            return
+        planes = self._planes(meta, Geometry(affine.numpy(), whole.shape))
+        whole = whole.reshape((*whole.shape, 1)[:3])  # an image in the plane is a volume of one slice
+        geometry = Geometry(affine.numpy(), whole.shape)
+        if kind == "dicom-seg":
+            dataset = make_dicom_seg(whole, segments, planes, algorithm=self.algorithm)
         else:
-            target = stem.with_name(f"{stem.name}.nii.gz")
+            dataset = make_rtstruct(whole, geometry, segments, planes, algorithm=self.algorithm)
+        with atomic_path(path, overwrite=self.overwrite) as temporary:
+            save_dataset(dataset, temporary, implicit=kind == "rtstruct")  # contours have no limit of points
+
+    def _planes(self, meta: Mapping[str, Any], geometry: Geometry) -> tuple[SourcePlane, ...]:
+        """Slices of the source; kept from the check to the writing, for a series is many files."""
+        source = os.fspath(meta["filename_or_obj"])
+        key = (source, geometry.affine.tobytes(), geometry.shape)
+        if self._known_planes is None or self._known_planes[0] != key:
+            volume = Geometry(geometry.affine, (*geometry.shape, 1)[:3])
+            self._known_planes = key, read_planes(Path(source), volume, series=meta.get("series"))
+        return self._known_planes[1]
+
+    def _format(self, source: str, meta: Mapping[str, Any], geometry: Geometry) -> ResultFormat:
+        is_dicom = Path(source).is_dir() or looks_like_dicom(Path(source))
+        if self.format in _DICOM_FORMATS and not is_dicom:
+            raise DataError(
+                f"{self.format} needs a DICOM series as input", file=source, remedy="choose nii.gz or seg.nrrd"
+            )
+        if self.format != "auto" or not is_dicom:
+            return self.format
+        if not has_package("highdicom"):
+            logger.warning("%s: written as .nii.gz; DICOM SEG needs pip install 'medunet[dicom]'", source)
+            return "nii.gz"
+        try:
+            self._planes(meta, geometry)
+        except (DataError, GeometryError) as error:
+            logger.warning("%s: written as .nii.gz, not as DICOM SEG: %s", source, error.cause)
+            return "nii.gz"
+        return "dicom-seg"
+
+    def _stem(self, item: Mapping[Hashable, Any], meta: Mapping[str, Any], key: Hashable) -> str:
+        source = os.fspath(meta["filename_or_obj"])
+        stem = str(item.get(self.name_key) or meta.get("name") or output_name(source)) + self.suffix
+        return f"{stem}_{key}" if len(self.keys) > 1 else stem
+
+    def _refuse_existing(self, path: Path) -> None:
+        if path.exists() and not self.overwrite:
+            raise DataError(
+                "result exists already",
+                file=path,
+                remedy="choose another folder, or replace it: --force (in a config `overwrite: true`)",
+            )
+
+    def _probability_path(self, stem: str, spatial_dims: int) -> Path:
+        return self.output_dir / f"{stem}_prob{'.npy' if spatial_dims == 2 else '.nii.gz'}"
+
+    def _save_probabilities(self, probabilities: torch.Tensor, stem: str, affine: torch.Tensor) -> None:
+        tensor = torch.as_tensor(probabilities).detach().cpu().float()
+        target = self._probability_path(stem, tensor.ndim - 1)
+        self._refuse_existing(target)
+        if tensor.ndim == 3:
+            write_volume(tensor, target, overwrite=self.overwrite)
+        else:
             write_volume(tensor.movedim(0, -1), target, affine=affine, overwrite=self.overwrite)
 
     def _source_meta(self, item: Mapping[Hashable, Any], image: Any) -> Mapping[str, Any]:
@@ -143,3 +261,9 @@ class SavePredictiond(MapTransform):
                 remedy="undo the preprocessing with Invertd before saving",
             )
         return affine
+
+
+def _ending(kind: ResultFormat, source: str, spatial_dims: int) -> str:
+    if kind in _DICOM_FORMATS:
+        return ".dcm"
+    return result_suffix(source, spatial_dims=spatial_dims) if kind == "auto" else f".{kind}"

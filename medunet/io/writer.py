@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import io
+import json
 import os
+import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +22,30 @@ from medunet.errors import DataError, GeometryError
 from medunet.files import atomic_path, write_atomically
 from medunet.geometry import Geometry
 
+from .deflate import compress
 from .layout import copy_in_order
 from .names import split_suffix
-
-GZIP_LEVEL = 1
-"""Label maps shrink a hundredfold at any level, and level 1 is several times faster than zlib's 6."""
+from .nrrd import SEG_NRRD_SUFFIX, seg_nrrd_bytes
+from .segments import Segment, as_segments
 
 _NIFTI1_LARGEST_AXIS = 32767
 """NIfTI-1 keeps sizes as int16; larger volumes are written as NIfTI-2."""
 
-_EMPTY_EXTENSION = bytes(4)
+_NO_EXTENSION = bytes(4)
+_EXTENSION_FOLLOWS = bytes([1, 0, 0, 0])
+_COMMENT = 6
+"""NIfTI's code of an extension that holds plain text."""
+_EXTENSION_BLOCK = 16
+"""An extension's length is a multiple of this."""
+_LABELS_KEY = "medunet_labels"
 _SCANNER = 1
 """NIfTI code of a placement in scanner coordinates."""
 
 _PLANAR_TYPES = ("uint8", "uint16")
 _LABEL_TYPES = ("uint8", "int16", "int32")
 
-WRITE_SUFFIXES = (".nii", ".nii.gz", ".png", ".tif", ".tiff", ".npy", ".nrrd", ".mha")
-"""Endings that `write_volume` knows."""
+WRITE_SUFFIXES = (".nii", ".nii.gz", ".png", ".tif", ".tiff", ".npy", SEG_NRRD_SUFFIX, ".nrrd", ".mha")
+"""Endings that `write_volume` knows, the longer before the shorter."""
 
 
 def write_volume(
@@ -46,6 +54,7 @@ def write_volume(
     *,
     affine: npt.ArrayLike | torch.Tensor | None = None,
     dtype: npt.DTypeLike | None = None,
+    labels: Mapping[str, int] | Sequence[Segment] | None = None,
     overwrite: bool = True,
 ) -> Path:
     """Write voxels to a file whose ending chooses the format.
@@ -53,10 +62,12 @@ def write_volume(
     Args:
         array: ``(*spatial)``, without channel axis, in the order that `read_volume` gives; for NIfTI and `.npy` a last
             axis of channels may follow three spatial ones.
-        path: `.nii`, `.nii.gz`, `.nrrd`, `.mha` (placed in the patient), `.png` (in the plane), `.tif` (an image or a
-            stack of pages), `.npy`.
+        path: `.nii`, `.nii.gz`, `.nrrd`, `.seg.nrrd`, `.mha` (placed in the patient), `.png` (in the plane), `.tif` (an
+            image or a stack of pages), `.npy`.
         affine: 4x4, RAS mm; identity when missing. PNG, TIFF and npy do not keep it.
         dtype: type in the file; values that it cannot hold are refused. By default the array's own type.
+        labels: what the values of a label map are called. A `.seg.nrrd` keeps them as segments, a NIfTI file in an
+            extension of its header, which other programs pass over; other formats have no place for them.
         overwrite: whether an existing file may be replaced.
 
     Returns:
@@ -79,10 +90,14 @@ def write_volume(
         raise GeometryError(error.cause, file=target, received=error.received, expected=error.expected) from error
     suffix = next((s for s in WRITE_SUFFIXES if target.name.lower().endswith(s)), None)
     if suffix in (".nii", ".nii.gz"):
-        data = _nifti_bytes(voxels, geometry, target)
+        data = _nifti_bytes(voxels, geometry, target, extension=_label_extension(labels))
         if suffix == ".nii.gz":
-            data = gzip.compress(data, GZIP_LEVEL, mtime=0)  # without a time equal volumes make equal files
+            data = compress(data)
         write_atomically(target, data, overwrite=overwrite)
+    elif suffix == SEG_NRRD_SUFFIX:
+        whole = _cast(voxels, label_dtype(voxels, planar=False), target)
+        segments = as_segments(labels, values=whole) if labels is None or isinstance(labels, Mapping) else labels
+        write_atomically(target, seg_nrrd_bytes(whole, geometry, segments), overwrite=overwrite)
     elif suffix == ".npy":
         buffer = io.BytesIO()
         np.save(buffer, voxels)
@@ -149,7 +164,31 @@ def _cast(voxels: npt.NDArray[Any], dtype: np.dtype[Any], path: Path) -> npt.NDA
     return voxels.astype(dtype)
 
 
-def _nifti_bytes(voxels: npt.NDArray[Any], geometry: Geometry, path: Path) -> bytes:
+def parse_label_names(extension: bytes) -> dict[str, int] | None:
+    """Name to value from the content of a NIfTI extension, or None where it is another one.
+
+    Example:
+        >>> parse_label_names(b'{"medunet_labels": {"liver": 1}}'), parse_label_names(b"made by hand")
+        ({'liver': 1}, None)
+    """
+    try:
+        found = json.loads(extension.rstrip(b"\0"))[_LABELS_KEY]
+        return {str(name): int(value) for name, value in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _label_extension(labels: Mapping[str, int] | Sequence[Segment] | None) -> bytes:
+    """What lies between a NIfTI header and its voxels."""
+    if not labels:
+        return _NO_EXTENSION
+    names = dict(labels) if isinstance(labels, Mapping) else {segment.name: segment.value for segment in labels}
+    text = json.dumps({_LABELS_KEY: {name: int(value) for name, value in names.items()}}).encode()
+    length = -(-(8 + len(text)) // _EXTENSION_BLOCK) * _EXTENSION_BLOCK
+    return _EXTENSION_FOLLOWS + struct.pack("<ii", length, _COMMENT) + text.ljust(length - 8, b"\0")
+
+
+def _nifti_bytes(voxels: npt.NDArray[Any], geometry: Geometry, path: Path, *, extension: bytes) -> bytes:
     if voxels.ndim > 4:
         raise DataError("too many axes", file=path, received=voxels.shape)
     if voxels.dtype.kind not in "iuf" or voxels.dtype.itemsize > 8:
@@ -165,10 +204,10 @@ def _nifti_bytes(voxels: npt.NDArray[Any], geometry: Geometry, path: Path) -> by
     header.set_sform(geometry.affine, code=_SCANNER)
     # A qform cannot hold shear: there only the sform is given, so that no reader sees two grids.
     header.set_qform(geometry.affine, code=0 if geometry.is_sheared else _SCANNER, strip_shears=True)
-    header["vox_offset"] = len(header.binaryblock) + len(_EMPTY_EXTENSION)
+    header["vox_offset"] = len(header.binaryblock) + len(extension)
     header["magic"] = b"n+2" if large else b"n+1"
     little = copy_in_order(voxels, dtype=voxels.dtype.newbyteorder("<"), order="F")
-    return b"".join((header.binaryblock, _EMPTY_EXTENSION, little.T.data))
+    return b"".join((header.binaryblock, extension, little.T.data))
 
 
 def _planar(voxels: npt.NDArray[Any], path: Path, *, axes: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -9,17 +9,25 @@ from pathlib import Path
 import numpy as np
 
 from medunet.errors import DataError, GeometryError
-from medunet.io import output_name, read_volume, split_suffix
+from medunet.io import Volume, is_structure_file, output_name, read_header, read_label, read_volume, split_suffix
 from medunet.metrics import CaseScores, evaluate_case
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prediction and the reference it is measured against."""
+    """A prediction and the reference it is measured against.
+
+    Args:
+        name: of the case.
+        pred: the predicted label map.
+        ref: the reference.
+        image: what both were drawn on; needed where both are DICOM SEG or RTSTRUCT, which have no grid of their own.
+    """
 
     name: str
     pred: Path
     ref: Path
+    image: Path | None = None
 
 
 def pair_files(predictions: Path, references: Path) -> list[Pair]:
@@ -81,7 +89,7 @@ def evaluate_pairs(pairs: Iterable[Pair], *, labels: Mapping[str, int], em: bool
         DataError: unreadable file or unexpected value.
     """
     for pair in pairs:
-        pred, ref = read_volume(pair.pred), read_volume(pair.ref)
+        pred, ref = _read_pair(pair, labels)
         if not pred.record.geometry.is_close(ref.record.geometry):
             raise GeometryError(
                 "prediction and reference lie on different grids",
@@ -98,6 +106,23 @@ def evaluate_pairs(pairs: Iterable[Pair], *, labels: Mapping[str, int], em: bool
             em=em,
             name=pair.name,
         )
+
+
+def _read_pair(pair: Pair, labels: Mapping[str, int]) -> tuple[Volume, Volume]:
+    """Both label maps; a DICOM SEG or RTSTRUCT is laid on the grid of the other one, or of the image."""
+    drawn = {path: is_structure_file(path) for path in (pair.pred, pair.ref)}
+    if all(drawn.values()) and pair.image is None:
+        raise DataError(
+            "neither prediction nor reference has a grid of its own",
+            file=pair.pred,
+            remedy="predict with --format nii.gz",
+        )
+    volumes = {path: read_volume(path) for path in drawn if not drawn[path]}
+    grid = next((v.record.geometry for v in volumes.values()), None) or read_header(pair.image or ()).geometry
+    for path in drawn:
+        if path not in volumes:
+            volumes[path] = read_label(path, reference=grid, labels=labels)
+    return volumes[pair.pred], volumes[pair.ref]
 
 
 def _rounded(values: Iterable[float]) -> tuple[float, ...]:

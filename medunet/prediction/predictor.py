@@ -14,11 +14,15 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
 from medunet.errors import ConfigError, MedunetError, find_cause
+from medunet.io import ResultFormat, SavePredictiond
 from medunet.networks import autocast, load_weights, resolve_device
 
 logger = logging.getLogger(__name__)
 
 Source = Path | Sequence[Path]
+
+_DEFAULTS = {"result_format": "auto", "overwrite": False}
+"""What a config says that nobody has changed; bundles made before these keys lack them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Predictor:
         output_dir: where label maps are written.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         probabilities: also write class probabilities.
+        result_format: of the label maps, see :class:`medunet.io.SavePredictiond`.
+        overwrite: replace results that exist; otherwise such a case is refused before the network runs.
         overrides: values by config id.
 
     Raises:
@@ -63,6 +69,8 @@ class Predictor:
         output_dir: Path,
         device: str = "auto",
         probabilities: bool = False,
+        result_format: ResultFormat = "auto",
+        overwrite: bool = False,
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self.device = resolve_device(device)
@@ -73,12 +81,22 @@ class Predictor:
         parser.read_config(str(config))
         if unknown := [key for key in overrides or {} if key not in parser]:
             raise ConfigError("unknown config key", file=config, received=", ".join(unknown))
+        options = {"result_format": result_format, "overwrite": overwrite}
+        asked = {key: value for key, value in options.items() if value != _DEFAULTS[key]}
+        if unknown := [key for key in asked if key not in parser]:
+            raise ConfigError(
+                "the bundle is too old for this option",
+                file=config,
+                received=", ".join(unknown),
+                remedy="render it again by `medunet bundle render`, or train anew",
+            )
         parser.update(
             {
                 "bundle_root": str(bundle),
                 "device": self.device,
                 "prediction_dir": str(output_dir),
                 "save_probabilities": probabilities,
+                **asked,
                 **(overrides or {}),
             }
         )
@@ -89,6 +107,8 @@ class Predictor:
         self.inferer = parser.get_parsed_content("inferer")
         self.preprocessing = parser.get_parsed_content("preprocessing")
         self.postprocessing = parser.get_parsed_content("postprocessing")
+        steps = getattr(self.postprocessing, "transforms", ())
+        self.savers = tuple(step for step in steps if isinstance(step, SavePredictiond))
         self.autocast_dtype: str = parser.get_parsed_content("autocast_dtype")
 
     def predict(self, sources: Iterable[Source]) -> Iterator[Prediction]:
@@ -110,9 +130,15 @@ class Predictor:
 
         Args:
             source: an image, or one image a channel.
+
+        Raises:
+            DataError: the image cannot be read, or the result exists and may not be replaced.
+            GeometryError: the image's headers are wrong, or the result cannot lie on its grid in this format.
         """
         image = str(source) if isinstance(source, Path) else [str(path) for path in source]
         item = self.preprocessing({"image": image})
+        for saver in self.savers:
+            saver.check(item)
         item["pred"] = self.logits(item["image"])
         return Path(self.postprocessing(item)["pred_path"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .colours import class_colours as class_colours
+from .contact_sheet import ContactSheet as ContactSheet
 from .curves import EpochRecord as EpochRecord
 from .curves import curves_png as curves_png
 from .curves import render_curves as render_curves

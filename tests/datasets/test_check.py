@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from medunet.datasets import check_dataset, check_pair, open_dataset, raise_on_error, write_phantom_dataset
+from medunet.datasets import check_dataset, check_pair, open_dataset, raise_on_error, survey, write_phantom_dataset
 from medunet.datasets.dataset import Case, SegmentationDataset
 from medunet.errors import DataError, GeometryError
 from medunet.io import write_volume
@@ -42,7 +44,7 @@ def test_unknown_values_are_found_in_the_voxels_only(dataset):
     case = dataset.cases[2]
     wrong = np.full((5, 6, 7), 9, np.uint8)
     write_volume(wrong, case.label)
-    write_volume(wrong, case.images[0])
+    write_volume(np.arange(210, dtype=np.uint8).reshape(5, 6, 7), case.images[0])
     assert check_dataset(dataset) == []
     (finding,) = check_dataset(dataset, level="voxels")
     assert "unknown values (received [9], expected [0, 1, 2, 3])" in finding.cause
@@ -51,7 +53,7 @@ def test_unknown_values_are_found_in_the_voxels_only(dataset):
 def test_empty_label_is_a_warning(dataset):
     case = dataset.cases[0]
     write_volume(np.zeros((5, 6, 7), np.uint8), case.label)
-    write_volume(np.zeros((5, 6, 7), np.uint8), case.images[0])
+    write_volume(np.arange(210, dtype=np.uint8).reshape(5, 6, 7), case.images[0])
     findings = check_dataset(dataset, level="voxels")
     assert [(f.severity, f.cause) for f in findings] == [("warning", "label is empty")]
     raise_on_error(findings)
@@ -84,3 +86,48 @@ def test_picture_without_placement_matches_any_grid(tmp_path):
 def test_real_data_sets_have_no_errors(test_data):
     for name in ("Task04_Hippocampus", "ISBI2012_EM", "STS_GTV_CT"):
         assert check_dataset(open_dataset(test_data / name)) == []
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A function that writes an image and a label, and checks them."""
+    image = write_volume(np.arange(210, dtype=np.int16).reshape(5, 6, 7), tmp_path / "a.nii.gz")
+
+    def check(label, **options):
+        path = write_volume(np.broadcast_to(label, (5, 6, 7)).copy(), tmp_path / "b.nii.gz", **options)
+        return check_pair(Case("a", (image,), path), {"background": 0, "liver": 1}, level="voxels")
+
+    return check
+
+
+def test_float_label_of_whole_values_is_a_warning(pair):
+    (finding,) = pair(np.float32([0, 1, 0, 1, 1, 0, 1]))
+    assert (finding.severity, finding.cause) == ("warning", "label is stored as float32, though its values are whole")
+
+
+def test_fractional_label_is_an_error(pair):
+    (finding,) = pair(np.float32([0, 1, 0, 0.5, 1, 0, 1]))
+    assert finding.severity == "error"
+    assert "fractional values (received 0.5)" in finding.cause
+    assert finding.remedy == "resample by nearest"
+
+
+def test_negative_label_is_an_error(pair):
+    (finding,) = pair(np.int16([0, 1, 0, -1, 1, 0, 1]))
+    assert finding.severity == "error"
+    assert "negative values (received -1.0)" in finding.cause
+
+
+def test_what_is_wrong_with_a_test_case_does_not_hinder_training(dataset):
+    lonely = dataclasses.replace(dataset, cases=dataset.cases[:2], test=dataset.cases[2:])
+    lonely.test[0].images[0].write_bytes(b"")
+    findings = survey(lonely).findings
+    assert [(f.severity, f.case) for f in findings] == [("warning", "mr_002")]
+    assert check_dataset(lonely, level="voxels") == []
+
+
+def test_every_case_is_counted_and_shown_once(dataset):
+    count, seen = [], []
+    survey(dataset, done=lambda: count.append(1), visit=lambda view: seen.append(view.case.name))
+    assert len(count) == 3
+    assert sorted(seen) == ["mr_000", "mr_001", "mr_002"]

@@ -1,111 +1,217 @@
+"""Rules of the grid: which slices make up a volume."""
+
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pydicom
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from medunet.errors import DataError, GeometryError
+from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.io import read_header, read_volume
-from medunet.io.dicom import is_dicom_folder
 
 
-def write_series(folder: Path, positions: np.ndarray, *, series: str | None = None, prefix: str = "s", **tags) -> Path:
-    """CT slices of 5 x 7 pixels at given positions (LPS mm), in file names against the order of the positions."""
-    folder.mkdir(exist_ok=True)
-    series = series or generate_uid()
-    for number, position in enumerate(positions):
-        meta = FileMetaDataset()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        meta.MediaStorageSOPClassUID = CTImageStorage
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        path = folder / f"{prefix}{len(positions) - number:02d}"
-        header = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
-        header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        header.SeriesInstanceUID, header.Modality = series, "CT"
-        header.Rows, header.Columns, header.PixelSpacing = 5, 7, [0.5, 0.7]
-        header.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        header.ImagePositionPatient = [float(p) for p in position]
-        header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
-        header.BitsAllocated = header.BitsStored = 16
-        header.HighBit, header.PixelRepresentation = 15, 1
-        header.RescaleSlope, header.RescaleIntercept = 1, -1000
-        header.PixelData = (np.arange(35, dtype="<i2") + 100 * number).tobytes()
-        for tag, value in tags.items():
-            setattr(header, tag, value)
-        header.save_as(path, enforce_file_format=True)
-    return folder
-
-
-def regular(n: int = 4, dz: float = 2.5) -> np.ndarray:
-    return np.array([(10, 20, 30 + dz * k) for k in range(n)])
-
-
-def test_plain_series_is_a_volume_in_ras(tmp_path):
-    folder = write_series(tmp_path / "ct", regular())
-    (folder / "notes.txt").write_text("junk")
-    volume = read_volume(folder)
+def test_plain_series_is_a_volume_in_ras(tmp_path, made):
+    volume = read_volume(made.series(tmp_path / "ct", made.positions()))
     assert volume.image.shape == (1, 7, 5, 4)  # columns, rows, slices
+    assert volume.image.is_contiguous()
     assert volume.image[0, 2, 1, 3] == 100 * 3 + 1 * 7 + 2 - 1000
-    assert np.allclose(
-        volume.record.geometry.affine, [[-0.7, 0, 0, -10], [0, -0.5, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1]]
-    )
-    assert volume.record.warnings == ("1 files without an image ignored",)
-    assert is_dicom_folder(folder)
+    expected = [[-0.7, 0, 0, -10], [0, -0.5, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1]]
+    assert np.allclose(volume.record.geometry.affine, expected)
+    assert volume.record.warnings == ()
 
 
-def test_missing_slice_is_refused(tmp_path):
-    folder = write_series(tmp_path / "ct", np.delete(regular(6), 2, axis=0))
-    with pytest.raises(GeometryError, match=r"ct: slice distances are uneven: a slice may be missing"):
+def test_record_counts_files_and_knows_no_patient(tmp_path, made):
+    uid = "1.2.826.0.1.3680043.8.498.1"
+    record = read_volume(made.series(tmp_path / "ct", made.positions(), series=uid)).record
+    assert (record.format, record.files, record.modality, record.dtype) == ("dicom", 4, "CT", "int16")
+    assert len(record.series) == 12
+    for secret in ("Secret", "SECRET", uid):
+        assert secret not in str(record)
+    assert read_header(tmp_path / "ct").series == record.series
+
+
+@pytest.mark.parametrize("number", [lambda k: 100 - k, "del", None], ids=["reversed", "missing", "empty"])
+def test_order_of_slices_needs_no_instance_number(tmp_path, made, number):
+    volume = read_volume(made.series(tmp_path / "ct", made.positions(), InstanceNumber=number))
+    assert volume.image[0, 0, 0].tolist() == [-1000, -900, -800, -700]
+
+
+def test_series_against_its_normal_is_turned_round(tmp_path, made):
+    # rows run to the patient's right: the normal points to the feet, and so does the third axis
+    folder = made.series(tmp_path / "ct", made.positions(), ImageOrientationPatient=[-1, 0, 0, 0, 1, 0])
+    volume = read_volume(folder)
+    assert volume.image[0, 0, 0].tolist() == [-700, -800, -900, -1000]
+    assert volume.record.geometry.affine[:3, 2].tolist() == [0, 0, -2.5]
+    assert np.linalg.det(volume.record.geometry.affine) > 0  # as for every set of slices: a right-handed grid
+
+
+@pytest.mark.parametrize(("lost", "count"), [([2], "a slice is missing"), ([2, 3], "2 slices are missing")])
+@pytest.mark.parametrize("uneven", ["refuse", "resample"])
+def test_missing_slice_is_refused_even_when_uneven_ones_are_resampled(tmp_path, made, lost, count, uneven):
+    folder = made.series(tmp_path / "ct", np.delete(made.positions(8), lost, axis=0))
+    with pytest.raises(GeometryError, match=f"ct: slice distances are uneven: {count}"):
+        read_volume(folder, uneven=uneven)
+
+
+def test_uneven_spacing_is_refused_unless_resampling_is_asked_for(tmp_path, made):
+    positions = made.positions(5)
+    positions[:, 2] = [0, 2, 5, 7, 9.9]  # gaps 2, 3, 2, 2.9
+    folder = made.series(tmp_path / "ct", positions, pixels=lambda k: np.full((5, 7), 10 * positions[k, 2], "<i2"))
+    with pytest.raises(GeometryError, match=r"uneven \(received 2 to 3 mm.*uneven='resample'"):
         read_volume(folder)
+    volume = read_volume(folder, uneven="resample")
+    spacing = volume.record.geometry.spacing_mm[2]
+    assert spacing == pytest.approx(9.9 / 5)  # 2 mm is usual: five steps fit
+    # stored values grow with the position: linear interpolation keeps the line
+    assert np.allclose(volume.image[0, 3, 2], 10 * spacing * np.arange(6) - 1000, atol=1e-3)
+    assert volume.record.warnings == ("slices at uneven distances (2 to 3 mm) resampled to 1.98 mm",)
+    assert read_header(folder, uneven="resample").geometry.is_close(volume.record.geometry)
 
 
-def test_gantry_tilt_is_refused(tmp_path):
-    positions = regular()
-    positions[:, 1] += 0.5 * np.arange(4)
-    with pytest.raises(GeometryError, match="gantry tilt"):
-        read_volume(write_series(tmp_path / "ct", positions))
+def test_small_differences_of_gaps_that_add_up_are_refused(tmp_path, made):
+    positions = made.positions(21)
+    positions[:, 2] = np.cumsum([0, *[2.04] * 10, *[1.96] * 10])  # no gap is off by more than 0.04 mm
+    with pytest.raises(GeometryError, match="uneven"):
+        read_volume(made.series(tmp_path / "ct", positions))
 
 
-def test_duplicate_position_is_refused(tmp_path):
-    with pytest.raises(GeometryError, match="same position"):
-        read_volume(write_series(tmp_path / "ct", regular()[[0, 1, 1, 2]]))
+def test_spacing_within_rounding_is_even(tmp_path, made):
+    positions = made.positions(9)
+    positions[:, 2] = np.round(np.arange(9) * 2.527, 2)  # gaps of 2.52 and 2.53
+    record = read_volume(made.series(tmp_path / "ct", positions)).record
+    assert record.geometry.spacing_mm[2] == pytest.approx(20.22 / 8)
 
 
-def test_two_series_are_listed_and_one_can_be_chosen(tmp_path):
-    write_series(tmp_path / "ct", regular(4), series="1.2.3", prefix="a")
-    folder = write_series(tmp_path / "ct", regular(3), series="1.2.4", prefix="b")
-    with pytest.raises(DataError, match=r"several series .*1\.2\.3 \(4 images\), 1\.2\.4 \(3 images\)"):
-        read_volume(folder)
-    assert read_volume(folder, series_uid="1.2.4").image.shape == (1, 7, 5, 3)
-    with pytest.raises(DataError, match="does not hold this series"):
-        read_volume(folder, series_uid="1.2.5")
+def test_missing_slice_among_slices_of_ten_micrometres_is_refused(tmp_path, made):
+    with pytest.raises(GeometryError, match="a slice is missing"):
+        read_volume(made.series(tmp_path / "ct", np.delete(made.positions(7, dz=0.01), 3, axis=0)))
 
 
-def test_localizer_is_dropped_and_recorded(tmp_path):
-    write_series(tmp_path / "ct", regular(1), prefix="a", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    folder = write_series(tmp_path / "ct", regular(4), prefix="b")
-    assert read_volume(folder).record.warnings == ("1 localizers dropped",)
+def tilted(made, n=4):
+    positions = made.positions(n)
+    positions[:, 1] += 0.5 * np.arange(n)  # one row down at each slice
+    return positions
+
+
+def test_gantry_tilt_is_kept_as_shear_in_the_affine(tmp_path, made):
+    volume = read_volume(made.series(tmp_path / "ct", tilted(made)))
+    geometry = volume.record.geometry
+    assert geometry.is_sheared
+    for k, (x, y, z) in enumerate(tilted(made)):
+        assert np.allclose(geometry.affine @ (0, 0, k, 1), (-x, -y, z, 1))
+    assert volume.record.warnings == ("gantry tilt of 11.3 degrees kept as shear in the affine",)
+
+
+def test_gantry_tilt_is_resampled_when_asked(tmp_path, made):
+    folder = made.series(tmp_path / "ct", tilted(made))
+    kept, volume = read_volume(folder), read_volume(folder, tilt="resample")
+    geometry = volume.record.geometry
+    assert not geometry.is_sheared
+    assert volume.image.shape == (1, 7, 5 + 3, 4)  # three rows more: no voxel is lost
+    # the shift is a whole row a slice, so that every voxel must be found again where the sheared affine puts it
+    for index in np.ndindex(7, 5, 4):
+        x, y, z, _ = np.linalg.solve(geometry.affine, kept.record.geometry.affine @ (*index, 1))
+        assert volume.image[0, round(x), round(y), round(z)] == kept.image[(0, *index)]
+    assert "resampled" in volume.record.warnings[0]
+    assert read_header(folder, tilt="resample").geometry.is_close(geometry)
+
+
+def test_half_a_pixel_of_tilt_is_interpolated(tmp_path, made):
+    positions = made.positions(3)
+    positions[:, 1] -= 0.25 * np.arange(3)  # half a row up at each slice
+    volume = read_volume(made.series(tmp_path / "ct", positions), tilt="resample")
+    assert volume.image.shape == (1, 7, 6, 3)
+    assert np.allclose(volume.record.geometry.affine[:3, 3], (-10, -19.5, 30))
+    assert np.allclose(volume.image[0, 2, 2, 1], (made.pixels(1)[1, 2] + made.pixels(1)[2, 2]) / 2 - 1000)
+
+
+def test_table_that_was_moved_is_refused(tmp_path, made):
+    positions = made.positions(6)
+    positions[3:, 0] += 4
+    with pytest.raises(GeometryError, match="do not lie on a straight line"):
+        read_volume(made.series(tmp_path / "ct", positions), tilt="resample")
+
+
+def test_duplicates_with_the_same_pixels_are_dropped_and_recorded(tmp_path, made):
+    made.series(tmp_path / "ct", made.positions(), series="1.2.3", prefix="a")
+    volume = read_volume(made.series(tmp_path / "ct", made.positions(2), series="1.2.3", prefix="b"))
+    assert volume.image.shape == (1, 7, 5, 4)
+    assert volume.record.warnings == ("2 duplicate slices dropped",)
+
+
+def test_duplicate_position_with_other_pixels_is_refused(tmp_path, made):
+    with pytest.raises(GeometryError, match="same position but different pixels"):
+        read_volume(made.series(tmp_path / "ct", made.positions()[[0, 1, 1, 2]]))
+
+
+def test_duplicate_position_under_another_slope_is_refused(tmp_path, made):
+    made.series(tmp_path / "ct", made.positions(), series="1.2.3", prefix="a")
+    made.series(tmp_path / "ct", made.positions(1), series="1.2.3", prefix="b", RescaleSlope=2)
+    with pytest.raises(GeometryError, match="same position but different pixels"):
+        read_volume(tmp_path / "ct")
+
+
+def phases(made, folder, **tags):
+    positions = np.repeat(made.positions(3), 2, axis=0)
+    return made.series(folder, positions, **{name: (lambda k, v=v: v[k % 2]) for name, v in tags.items()})
 
 
 @pytest.mark.parametrize(
-    ("tags", "error", "cause"),
+    ("tag", "values"),
+    [("TemporalPositionIdentifier", [2, 1]), ("EchoTime", [90.5, 8.5]), ("AcquisitionTime", ["120001", "120000"])],
+)
+def test_sequence_in_time_is_refused_unless_a_phase_is_chosen(tmp_path, made, tag, values):
+    folder = phases(made, tmp_path / "ct", **{tag: values})
+    with pytest.raises(DataError, match=rf"ct: series has 2 phases .*{tag}.*choose one by `phase`"):
+        read_volume(folder)
+    early, late = read_volume(folder, phase=0), read_volume(folder, phase=1)
+    assert early.image[0, 0, 0].tolist() == [-900, -700, -500]  # the odd slices have the smaller value
+    assert late.image[0, 0, 0].tolist() == [-1000, -800, -600]
+    assert f"phase 1 of 2 read ({tag}" in late.record.warnings[0]
+    with pytest.raises(DataError, match=r"phase=2.*one of phase=0 to 1"):
+        read_volume(folder, phase=2)
+
+
+def test_phase_of_a_single_volume_is_zero(tmp_path, made):
+    folder = made.series(tmp_path / "ct", made.positions())
+    assert read_volume(folder, phase=0).image.shape == (1, 7, 5, 4)
+    with pytest.raises(DataError, match="single phase"):
+        read_volume(folder, phase=1)
+
+
+@pytest.mark.parametrize(
+    ("tags", "cause"),
     [
-        ({"PixelSpacing": [0, 0.5]}, GeometryError, "impossible voxel spacing"),
-        ({"PixelSpacing": None}, GeometryError, "no usable PixelSpacing"),
-        ({"ImagePositionPatient": None}, GeometryError, "no usable ImagePositionPatient"),
-        ({"ImageOrientationPatient": [1, 0, 0, 0.5, 1, 0]}, GeometryError, "not orthonormal"),
-        ({"RescaleSlope": 0}, DataError, "impossible RescaleSlope"),
-        ({"PhotometricInterpretation": "MONOCHROME1"}, DataError, "not a plain grey image"),
-        ({"NumberOfFrames": 2}, DataError, "multi-frame"),
+        ({"PixelSpacing": "del"}, "no usable PixelSpacing"),
+        ({"PixelSpacing": None}, "no usable PixelSpacing"),
+        ({"PixelSpacing": [0.5]}, "no usable PixelSpacing"),
+        ({"ImagePositionPatient": "del"}, "no usable ImagePositionPatient"),
+        ({"ImagePositionPatient": None}, "no usable ImagePositionPatient"),
+        ({"ImageOrientationPatient": "del"}, "no usable ImageOrientationPatient"),
+        ({"PixelSpacing": [0, 0.5]}, "impossible PixelSpacing"),
+        ({"PixelSpacing": [0.5, -0.5]}, "impossible PixelSpacing"),
+        ({"PixelSpacing": [1e6, 1e6]}, "impossible PixelSpacing"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0.5, 1, 0]}, "not orthonormal"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "not orthonormal"),
+        ({"ImageOrientationPatient": [2, 0, 0, 0, 2, 0]}, "not orthonormal"),
+        ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, "not orthonormal"),
     ],
 )
-def test_unusable_headers_are_refused(tmp_path, tags, error, cause):
-    with pytest.raises(error, match=cause):
-        read_volume(write_series(tmp_path / "ct", regular(), **tags))
+def test_header_without_a_possible_placement_is_refused(tmp_path, made, tags, cause):
+    folder = made.series(tmp_path / "ct", made.positions(), **tags)
+    for read in (read_volume, read_header):
+        with pytest.raises(GeometryError, match=rf"ct/s0\d: .*{cause}.*remedy"):
+            read(folder)
+
+
+@pytest.mark.parametrize("value", [b"nan\\0.5 ", b"junk\\1.0", b"inf\\0.5 "])
+def test_spacing_that_is_no_number_is_refused(tmp_path, made, value):
+    folder = made.series(tmp_path / "ct", made.positions(), PixelSpacing=[0.25, 0.125])
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        assert content.count(b"0.25\\0.125") == 1
+        file.write_bytes(content.replace(b"0.25\\0.125", value.ljust(10)))
+    with pytest.raises(GeometryError, match="no usable PixelSpacing"):
+        read_volume(folder)
 
 
 @pytest.mark.parametrize(
@@ -116,53 +222,31 @@ def test_unusable_headers_are_refused(tmp_path, tags, error, cause):
         ({"ImageOrientationPatient": [0, 1, 0, 1, 0, 0]}, "different orientations"),
     ],
 )
-def test_mixed_slices_are_refused(tmp_path, tags, cause):
-    write_series(tmp_path / "ct", regular(2), series="1.2.3", prefix="a")
-    folder = write_series(tmp_path / "ct", regular(5)[2:], series="1.2.3", prefix="b", **tags)
+def test_mixed_slices_are_refused(tmp_path, made, tags, cause):
+    made.series(tmp_path / "ct", made.positions(2), series="1.2.3", prefix="a")
+    folder = made.series(tmp_path / "ct", made.positions(5)[2:], series="1.2.3", prefix="b", **tags)
     with pytest.raises(GeometryError, match=cause):
         read_volume(folder)
 
 
-def test_truncated_pixel_data_is_refused(tmp_path):
-    folder = write_series(tmp_path / "ct", regular())
-    file = folder / "s02"
-    file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(DataError, match="s02: truncated pixel data"):
-        read_volume(folder)
-
-
-def test_single_slice_and_empty_folder_are_refused(tmp_path):
+def test_single_slice_is_refused_as_a_volume_and_read_in_the_plane(tmp_path, made):
+    folder = made.series(tmp_path / "ct", made.positions(1))
+    for options in ({}, {"spatial_dims": 3}):
+        with pytest.raises(GeometryError, match="single slice"):
+            read_volume(folder, **options)
     with pytest.raises(GeometryError, match="single slice"):
-        read_volume(write_series(tmp_path / "ct", regular(1)))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: folder holds no DICOM image"):
-        read_volume(tmp_path / "empty")
+        read_volume(folder / "s01", spatial_dims=3)
+    for path, options in ((folder, {"spatial_dims": 2}), (folder / "s01", {})):
+        volume = read_volume(path, **options)
+        assert volume.image.shape == (1, 7, 5)
+        assert np.array_equal(volume.image[0].numpy(), made.pixels(0).T - 1000)
+        assert volume.record.geometry.spacing_mm == (0.7, 0.5)
+    whole = made.series(tmp_path / "whole", made.positions())
+    with pytest.raises(GeometryError, match="several slices where an image in the plane"):
+        read_volume(whole, spatial_dims=2)
 
 
-def pydicom_voxels(folder: Path) -> np.ndarray:
-    slices = sorted((pydicom.dcmread(f) for f in folder.iterdir()), key=lambda d: d.ImagePositionPatient[2])
-    planes = [d.pixel_array.T * np.float64(d.RescaleSlope) + np.float64(d.RescaleIntercept) for d in slices]
-    return np.stack(planes, axis=-1).astype(np.float32)
-
-
-@pytest.mark.data
-@pytest.mark.parametrize("path", ["ct_abdomen_crlm/image", "rtstruct_STS_002/PET/dicom/image"])
-def test_real_series_equals_pydicom_with_the_slope_of_each_slice(test_data, path):
-    folder = test_data / "dicom" / path
-    volume = read_volume(folder)
-    assert np.allclose(volume.image[0].numpy(), pydicom_voxels(folder), rtol=1e-6)
-    assert read_header(folder).geometry.is_close(volume.record.geometry)
-
-
-@pytest.mark.data
-@pytest.mark.parametrize(
-    ("path", "error", "cause"),
-    [
-        ("ct_gantry_tilt_philips/S2010", GeometryError, r"gantry tilt.*18\.5 degrees"),
-        ("ct_mixed_size_secondary_capture/S4010", DataError, "not a plain grey image"),
-        ("mr_uneven_dz", GeometryError, "uneven"),
-    ],
-)
-def test_real_series_without_a_regular_grid_are_refused(test_data, path, error, cause):
-    with pytest.raises(error, match=cause):
-        read_volume(test_data / "dicom" / path)
+@pytest.mark.parametrize("options", [{"uneven": "guess"}, {"tilt": "ignore"}, {"spatial_dims": 4}])
+def test_unknown_rule_is_a_config_error(tmp_path, options):
+    with pytest.raises(ConfigError, match="unknown"):
+        read_volume(tmp_path, **options)

@@ -1,0 +1,137 @@
+"""`medunet check`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from medunet.datasets import Examination
+
+EXIT_TRAINING_WOULD_FAIL = 1
+MAX_NAMED = 3
+"""Files named in one row of the table; `--json` names all."""
+
+_COLOURS = {"error": "bold red", "warning": "yellow"}
+
+
+def check(
+    data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, images/ + labels/, or DICOM cases.")],
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Also draw all cases with their labels into a PNG file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
+    headers: Annotated[bool, typer.Option("--headers", help="Read headers only: fast, without statistics.")] = False,
+) -> None:
+    """Check a data set before training: every header and voxel, all cases against each other, and statistics.
+
+    The exit code is 1 when training would fail, 0 otherwise.
+    """
+    from medunet.datasets import CaseView, examine
+    from medunet.errors import ConfigError
+    from medunet.reports import ContactSheet
+
+    if sheet is not None and headers:
+        raise ConfigError("--sheet needs the voxels", received="--headers", remedy="leave out one of the two")
+    pictures = ContactSheet()
+
+    def visit(view: CaseView) -> None:
+        placed = view.record.format not in ("png", "bmp", "jpeg", "tiff")
+        affine = view.record.geometry.affine if placed else None
+        pictures.add(view.case.name, view.image, view.label, affine=affine)
+
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        task = progress.add_task("opening", total=None)
+        result = examine(
+            data,
+            level="header" if headers else "voxels",
+            started=lambda total: progress.update(task, total=total, description="checking"),
+            done=lambda: progress.advance(task),
+            visit=visit if sheet is not None else None,
+        )
+    if as_json:
+        typer.echo(json.dumps(result.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        _print_tables(result)
+    if sheet is not None and pictures.thumbnails and result.dataset is not None:
+        # findings come with errors first, and the first of a case counts
+        severities = {finding.case: finding.severity for finding in reversed(result.findings)}
+        pictures.write(sheet, result.dataset.labels, severities=severities)
+        errors.print(f"contact sheet: {sheet}", highlight=False, soft_wrap=True)
+    if result.fails:
+        raise typer.Exit(EXIT_TRAINING_WOULD_FAIL)
+
+
+def _print_tables(result: Examination) -> None:
+    console = Console()
+    summary = result.summary()
+    if summary:
+        console.print(_figures(summary))
+    if "classes" in summary:
+        console.print(_classes(summary["classes"], summary["cases"]))
+    if result.findings:
+        console.print(_findings(result))
+    n_errors = sum(finding.severity == "error" for finding in result.findings)
+    n_warnings = len(result.findings) - n_errors
+    verdict = "[bold red]training would fail[/]" if result.fails else "[green]training can start[/]"
+    console.print(f"{n_errors} errors, {n_warnings} warnings: {verdict}", highlight=False)
+
+
+def _figures(summary: dict[str, Any]) -> Table:
+    test = f" and {summary['test_cases']} test cases" if summary["test_cases"] else ""
+    title = f"{escape(summary['name'])}: {summary['cases']} cases{test}, {summary['spatial_dims']}D"
+    table = Table("", "smallest", "median", "largest", title=title)
+    for key, name in (("size", "size"), ("spacing_mm", "spacing mm")):
+        if key in summary:
+            cells = [" x ".join(f"{v:.4g}" for v in summary[key][end]) for end in ("smallest", "median", "largest")]
+            table.add_row(name, *cells)
+    for channel, values in summary.get("intensity", {}).items():
+        middle = f"{values['median']:.5g} ({values['low']:.5g} to {values['high']:.5g})"
+        table.add_row(escape(channel), f"{values['minimum']:.5g}", middle, f"{values['maximum']:.5g}")
+    for key, name in (("orientations", "axes"), ("dtypes", "type")):
+        if summary.get(key):
+            counts = ", ".join(f"{word} ({count})" for word, count in summary[key].items())
+            table.add_row(name, "", counts, "")
+    return table
+
+
+def _classes(classes: dict[str, dict[str, float]], n_cases: int) -> Table:
+    table = Table("class", "value", "in cases", "voxels", "median volume")
+    for name, entry in classes.items():
+        volume = f"{entry['median_ml']:.4g} ml" if "median_ml" in entry else ""
+        cases = f"{entry['cases']} of {n_cases}"
+        table.add_row(escape(name), str(entry["value"]), cases, f"{100 * entry['fraction']:.3g} %", volume)
+    return table
+
+
+def _findings(result: Examination) -> Table:
+    """One row for equal findings of many files."""
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for finding in result.findings:
+        groups.setdefault((finding.severity, finding.kind), []).append(finding)
+    table = Table("", "count", "what", "where", "remedy", show_lines=True)
+    for (severity, _), found in groups.items():
+        first = found[0]
+        colour = _COLOURS[severity]
+        files = list(dict.fromkeys(_relative(finding.file, result.root) for finding in found if finding.file))
+        more = [f"and {len(files) - MAX_NAMED} more"] if len(files) > MAX_NAMED else []
+        where = escape("\n".join([*files[:MAX_NAMED], *more]))
+        row = [f"[{colour}]{severity}[/]", str(len(found)), escape(first.cause), where, escape(first.remedy or "")]
+        table.add_row(*row)
+    return table
+
+
+def _relative(file: str, root: Path) -> str:
+    try:
+        return str(Path(file).relative_to(root.absolute())) if file else ""
+    except ValueError:
+        return file

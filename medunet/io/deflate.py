@@ -1,0 +1,154 @@
+"""Gzip at the speed of the machine: checked decompression in one call, compression in parallel pieces.
+
+Reading goes through libdeflate (in imagecodecs), writing through ISA-L; where one of the two is missing or cannot be
+used, zlib does the same work more slowly. The files are ordinary: one member, readable by every gzip.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from typing_extensions import Buffer
+
+from medunet.errors import DataError, SecurityError
+
+_engine: Any
+"""Compressor, and decompressor of what libdeflate cannot do: a module with zlib's functions."""
+try:
+    from isal import isal_zlib
+except ImportError:  # no wheel for this processor
+    _engine = zlib
+else:
+    _engine = isal_zlib
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+MAX_RATIO = 1032
+"""No deflate stream grows more than this (RFC 1951): whatever promises more bytes is lying."""
+
+FAST_LEVEL = 1
+"""Compression level of `compress`: label maps shrink a hundredfold at any level."""
+
+_PIECE_BYTES = 4 << 20
+"""Bytes that one thread compresses at a time. The pieces do not depend on the number of threads, so that equal content
+makes equal files."""
+
+_THREADS = min(8, os.cpu_count() or 1)
+"""The compressors release the interpreter's lock; more than eight threads wait for memory."""
+
+_SKIM_BYTES = 1 << 20
+"""Size of the pieces in which bytes behind the wanted ones are decompressed and forgotten."""
+
+_SLACK_BYTES = 1 << 20
+"""How much more than is wanted is decompressed in one call, so as to verify the checksum at the end."""
+
+_MAX_LENGTH_FIELD = 1 << 32
+"""Gzip keeps the length modulo this."""
+
+_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"
+"""Deflate, no name and no time, fastest, unknown system: equal content makes equal files."""
+
+
+def gunzip(data: bytes, *, wanted: int, file: str | os.PathLike[str] | None = None) -> memoryview:
+    """Decompress a gzip file of one or several members; every checksum and length up to the end is verified.
+
+    Never more than `wanted` and a mebibyte are kept, whatever the file unfolds to.
+
+    Args:
+        data: the whole file.
+        wanted: number of bytes that are needed; more may come back, and fewer where the file has no more.
+        file: named in errors.
+
+    Raises:
+        DataError: not gzip, damaged (checksum, length, stream) or truncated.
+        SecurityError: so many bytes cannot come out of so small a file; refused before any are reserved.
+
+    Example:
+        >>> gunzip(compress(b"voxels"), wanted=6).tobytes()
+        b'voxels'
+    """
+    if not data.startswith(GZIP_MAGIC):
+        raise DataError("not a gzip file", file=file, remedy="copy it again from its source")
+    if wanted > MAX_RATIO * len(data):
+        raise SecurityError(
+            "gzip file cannot hold as much as its header says",
+            file=file,
+            received=f"{len(data)} bytes",
+            expected=f"{wanted} bytes unpacked",
+            remedy="copy it again from its source",
+        )
+    return _gunzip_at_once(data, wanted) or _gunzip_members(data, wanted, file)
+
+
+def _gunzip_at_once(data: bytes, wanted: int) -> memoryview | None:
+    """The first member by libdeflate, if it holds all that is wanted; None sends the file the careful way."""
+    length = int.from_bytes(data[-4:], "little")
+    if not imagecodecs.GZIP.available or not wanted <= length <= wanted + _SLACK_BYTES < _MAX_LENGTH_FIELD:
+        return None
+    target = np.empty(length, dtype=np.uint8).data
+    try:
+        filled = imagecodecs.gzip_decode(data, out=target)  # verifies the member's checksum and length
+    except (imagecodecs.GzipError, RuntimeError, ValueError):
+        return None
+    return target[: len(filled)] if len(filled) >= wanted else None
+
+
+def _gunzip_members(data: bytes, wanted: int, file: str | os.PathLike[str] | None) -> memoryview:
+    parts: list[bytes] = []
+    total = 0
+    while True:
+        member = _engine.decompressobj(wbits=31)
+        try:
+            # Two bytes more than wanted: the checksum is compared only when the stream may go on to its end.
+            parts.append(member.decompress(data, max(wanted - total, 0) + 2))
+            while not member.eof:  # what is wanted is complete: skim what follows
+                if not member.decompress(member.unconsumed_tail, _SKIM_BYTES) and not member.unconsumed_tail:
+                    break
+        except (zlib.error, _engine.error) as error:
+            raise DataError(f"damaged gzip file: {error}", file=file, remedy="copy it again from its source") from error
+        if not member.eof:
+            raise DataError("truncated gzip file", file=file, remedy="copy it again from its source")
+        total += len(parts[-1])
+        # Zero padding may follow a member; like gzip, ignore other bytes that start no member.
+        data = member.unused_data.lstrip(b"\0")
+        if not data.startswith(GZIP_MAGIC):
+            return memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
+
+
+def compress(data: Buffer, *, level: int = FAST_LEVEL) -> bytes:
+    """Content as a gzip file of one member, compressed in parallel; equal content gives equal bytes.
+
+    Args:
+        data: bytes, or any contiguous array.
+        level: 0 (fastest) to 3 of ISA-L, the levels of zlib where ISA-L is missing.
+
+    Example:
+        >>> import gzip
+        >>> gzip.decompress(compress(bytes(10_000_000))) == bytes(10_000_000)
+        True
+    """
+    view = memoryview(data).cast("B")
+    pieces = [view[start : start + _PIECE_BYTES] for start in range(0, len(view), _PIECE_BYTES)] or [view]
+
+    def squeeze(index: int) -> bytes:
+        packer = _engine.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
+        # A flush ends a piece on a whole byte without ending the stream, so that pieces can be put in a row.
+        last = index == len(pieces) - 1
+        return bytes(packer.compress(pieces[index]) + packer.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH))
+
+    def checksum() -> int:
+        return int(_engine.crc32(view))
+
+    if len(pieces) == 1:
+        packed, crc = [squeeze(0)], checksum()
+    else:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            running = pool.submit(checksum)
+            packed, crc = list(pool.map(squeeze, range(len(pieces)))), running.result()
+    return b"".join((_HEADER, *packed, struct.pack("<II", crc, len(view) % _MAX_LENGTH_FIELD)))

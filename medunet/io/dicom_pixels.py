@@ -1,0 +1,157 @@
+"""Values of DICOM frames: rescaled slice by slice, with padding that stays within the image's values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from medunet.errors import DataError
+
+from .dicom_codec import Decoder, is_plain
+from .dicom_header import Frame
+
+SLAB = 16
+"""Slices rescaled and transposed at once: with fewer the cache lines of the volume, whose last axis counts slices, are
+visited many times; with more the slab leaves the cache."""
+
+PADDING_MARGIN = 0.01
+"""Padding further from the other values than this part of their range is clamped to their lowest. Padding that touches
+the range (0 beside the 1 of an MR background) is an ordinary background and stays."""
+
+MEASURED = ("CT", "MR", "PT", "NM")
+"""Modalities whose values are measurements: MONOCHROME1 then only concerns the display. Elsewhere (radiographs) the
+values are brightness, and MONOCHROME1 turns them round."""
+
+RESCALE_REQUIRED = ("CT", "PT")
+"""Modalities whose slope and intercept the standard requires in every classic image."""
+
+
+def check_pixels(frames: Sequence[Frame], folder: Path) -> list[str]:
+    """Refuse what is no grey image or has an impossible slope; warnings on what is unusual.
+
+    Raises:
+        DataError: colour, a slope of zero or NaN, an intercept that is not finite, mixed formats.
+    """
+    first = frames[0].file
+    for frame in frames:
+        file = frame.file
+        if file.samples != 1 or file.photometric not in ("MONOCHROME1", "MONOCHROME2"):
+            raise DataError(
+                "not a grey image",
+                file=file.path,
+                received=f"{file.photometric}, {file.samples} samples a pixel",
+                expected="MONOCHROME1 or MONOCHROME2",
+                remedy="leave it out, or convert it to grey",
+            )
+        if (file.photometric, file.modality) != (first.photometric, first.modality):
+            raise DataError(
+                "slices have different kinds of pixels",
+                file=file.path,
+                received=f"{file.modality} {file.photometric}",
+                expected=f"{first.modality} {first.photometric}",
+            )
+        if file.high_bit != file.bits_stored - 1:
+            raise DataError(
+                "pixels lie at unusual bits", file=file.path, received=f"high bit {file.high_bit} of {file.bits_stored}"
+            )
+        if frame.slope is not None and (frame.slope == 0 or not np.isfinite(frame.slope)):
+            raise DataError(
+                "impossible RescaleSlope", file=file.path, received=frame.slope, remedy="export the original series"
+            )
+        if frame.intercept is not None and not np.isfinite(frame.intercept):
+            raise DataError("impossible RescaleIntercept", file=file.path, received=frame.intercept)
+    warnings = []
+    bare = sum(frame.slope is None for frame in frames)
+    if bare and (first.modality in RESCALE_REQUIRED or bare < len(frames)):
+        warnings.append(f"{bare} of {len(frames)} slices have no rescale slope: stored values are used")
+    if first.photometric == "MONOCHROME1":
+        kept = "kept: they are measurements" if first.modality in MEASURED else "turned round: large is bright"
+        warnings.append(f"MONOCHROME1: values {kept}")
+    if any(frame.file.is_lossy for frame in frames):
+        warnings.append("pixels were once compressed with loss")
+    return warnings
+
+
+def read_voxels(frames: Sequence[Frame]) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """The volume ``(columns, rows, slices)`` of frames in order, and warnings.
+
+    Raises:
+        DataError: pixels that cannot be decoded.
+    """
+    file = frames[0].file
+    volume = np.empty((file.columns, file.rows, len(frames)), dtype=np.float32)
+    padding = _Padding()
+    decoder = Decoder()
+    slab = np.empty((SLAB, file.rows, file.columns), dtype=np.float32)
+    for start in range(0, len(frames), SLAB):
+        part = frames[start : start + SLAB]
+        for k, frame in enumerate(part):
+            padding.note(_rescale(frame, decoder, slab[k]), slab[k], start + k)
+        volume[..., start : start + len(part)] = slab[: len(part)].T
+    if padding.lowest <= padding.highest and not np.isfinite([padding.lowest, padding.highest]).all():
+        raise DataError("rescaled pixels are not finite", file=file.path)
+    return volume, padding.clamp(volume)
+
+
+def _rescale(frame: Frame, decoder: Decoder, target: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
+    """Write one slice's values to `target`; the mask of its padding, if there is some."""
+    file = frame.file
+    stored = decoder.stored(frame)
+    mask = None
+    if file.padding is not None:
+        low, high = file.padding
+        mask = stored == low if low == high else (stored >= low) & (stored <= high)
+        mask = mask if mask.any() else None
+    unused = file.bits_allocated - file.bits_stored
+    if unused and is_plain(file):  # old files keep overlays there; decoders have cleared them
+        stored = (stored.astype(stored.dtype.newbyteorder("=")) << unused) >> unused
+        if mask is not None:
+            stored[mask] = 0 if file.padding is None else np.array(file.padding[0]).astype(stored.dtype)
+    if file.photometric == "MONOCHROME1" and file.modality not in MEASURED:
+        ends = -1 if file.is_signed else (1 << file.bits_stored) - 1
+        stored = ends - stored.astype(np.int64)
+    slope, intercept = frame.slope or 1.0, frame.intercept or 0.0
+    if slope == 1 and intercept == round(intercept) and file.bits_allocated < 32:
+        np.add(stored, np.float32(intercept), out=target, dtype=np.float32, casting="unsafe")
+    else:
+        target[...] = stored * np.float64(slope) + intercept  # in float64, then rounded once
+    return mask
+
+
+class _Padding:
+    """Where voxels are padding, and the range of all the others."""
+
+    def __init__(self) -> None:
+        self.lowest, self.highest = np.inf, -np.inf
+        self._masks: dict[int, npt.NDArray[np.uint8]] = {}
+
+    def note(self, mask: npt.NDArray[np.bool_] | None, values: npt.NDArray[np.float32], index: int) -> None:
+        """Take note of one slice."""
+        if mask is not None:
+            self._masks[index] = np.packbits(mask.T)
+            values = values[~mask]
+            if not values.size:
+                return
+        self.lowest = min(self.lowest, float(values.min()))
+        self.highest = max(self.highest, float(values.max()))
+
+    def clamp(self, volume: npt.NDArray[np.float32]) -> list[str]:
+        """Set padding that lies far outside the other values, on either side, to the lowest of them."""
+        margin = PADDING_MARGIN * (self.highest - self.lowest)
+        count, met = 0, set()
+        for index, packed in self._masks.items():
+            plane = volume[..., index]
+            mask = np.unpackbits(packed, count=plane.size).astype(bool).reshape(plane.shape)
+            values = plane[mask]
+            far = (values < self.lowest - margin) | (values > self.highest + margin)
+            if far.any():
+                met.update(np.unique(values[far]).tolist())
+                count += int(far.sum())
+                plane[mask] = self.lowest
+        if not count:
+            return []
+        named = ", ".join(f"{value:g}" for value in sorted(met)[:3])
+        return [f"{count} padding voxels ({named}) clamped to {self.lowest:g}"]

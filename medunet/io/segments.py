@@ -1,0 +1,116 @@
+"""What the labels of a map are called, how they are coloured, and which clinical codes they bear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from medunet.errors import ConfigError
+
+BACKGROUND = "background"
+"""The name, in any case, that never becomes a segment."""
+
+PALETTE = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (128, 174, 128),
+)
+"""Colours of labels that the config gives none: Okabe and Ito's, made for colour-blind people too, and a green."""
+
+_MAX_BYTE = 255
+
+
+class Code(NamedTuple):
+    """A coded concept, such as ``Code("10200004", "SCT", "Liver")``."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+TISSUE = Code("85756007", "SCT", "Tissue")
+"""Category and type of a label without codes; 3D Slicer's default too."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One label of a map.
+
+    Args:
+        name: for people.
+        value: in the voxels.
+        color: red, green, blue, 0 to 255.
+        category: what kind of thing it is (DICOM CID 7150).
+        type: what it is.
+    """
+
+    name: str
+    value: int
+    color: tuple[int, int, int] = PALETTE[0]
+    category: Code = TISSUE
+    type: Code = TISSUE
+
+
+def as_segments(
+    labels: Mapping[str, int] | None,
+    *,
+    values: npt.ArrayLike = (),
+    colors: Mapping[str, Sequence[int]] | None = None,
+    codes: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+) -> tuple[Segment, ...]:
+    """The segments that labels mean, by value.
+
+    The value 0 and the name 'background' are no segments.
+
+    Args:
+        labels: name to value.
+        values: values of voxels; those without a name become `label_<value>`.
+        colors: name to ``[red, green, blue]``, 0 to 255.
+        codes: name to ``{"category": [value, scheme, meaning], "type": [...]}``; a missing one is `TISSUE`.
+
+    Raises:
+        ConfigError: a colour or a code that is none, or one of an unknown label.
+
+    Example:
+        >>> [(s.name, s.value) for s in as_segments({"background": 0, "liver": 2}, values=[0, 2, 3])]
+        [('liver', 2), ('label_3', 3)]
+    """
+    names = {int(value): str(name) for name, value in (labels or {}).items()}
+    for option, given in (("label_colors", colors), ("label_codes", codes)):
+        if unknown := sorted(set(given or {}) - set(names.values())):
+            raise ConfigError(f"{option} of unknown labels", received=unknown, expected=sorted(names.values()))
+    for value in np.unique(np.asarray(values, dtype=np.int64)):
+        names.setdefault(int(value), f"label_{value}")
+    names = {value: name for value, name in sorted(names.items()) if value != 0 and name.casefold() != BACKGROUND}
+    return tuple(
+        Segment(
+            name,
+            value,
+            color=_color((colors or {}).get(name, PALETTE[index % len(PALETTE)]), name),
+            category=_code((codes or {}).get(name, {}).get("category", TISSUE), name),
+            type=_code((codes or {}).get(name, {}).get("type", TISSUE), name),
+        )
+        for index, (value, name) in enumerate(names.items())
+    )
+
+
+def _color(color: Sequence[int], name: str) -> tuple[int, int, int]:
+    if len(color) != 3 or not all(0 <= part <= _MAX_BYTE for part in color):
+        raise ConfigError(f"colour of '{name}' is none", received=color, expected="[red, green, blue], 0 to 255")
+    red, green, blue = (round(part) for part in color)
+    return red, green, blue
+
+
+def _code(code: Sequence[str], name: str) -> Code:
+    if len(code) != 3 or not all(isinstance(part, str) and part for part in code):
+        raise ConfigError(f"code of '{name}' is none", received=code, expected="[value, scheme, meaning], all texts")
+    return Code(*code)

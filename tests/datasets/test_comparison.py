@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from medunet.datasets.comparison import compare_cases
+from medunet.datasets.statistics import CaseStatistics, Intensity
+
+LABELS = {"background": 0, "kidney": 1, "liver": 2}
+GREY = Intensity(minimum=-10, low=0, median=50, high=100, maximum=120, mean=50, std=20)
+
+
+def case(number: int, **changes) -> CaseStatistics:
+    plain = CaseStatistics(
+        name=f"case_{number}",
+        section="training",
+        shape=(9, 9, 9),
+        spacing_mm=(1.0, 1.0, 2.0),
+        orientation="RAS",
+        dtype="int16",
+        intensity=(GREY,),
+        class_voxels={0: 700, 1: 20, 2: 9},
+        class_right_mm={1: -30.0, 2: 40.0},
+        image_digest=f"i{number}",
+        label_digest=f"l{number}",
+    )
+    return replace(plain, **changes)
+
+
+def causes(cases, labels=LABELS):
+    images = {}
+    for c in cases:
+        images[c.name if c.section == "training" else f"test/{c.name}"] = Path(f"{c.name}.nii.gz")
+    findings = compare_cases(cases, labels, images=images)
+    assert all(finding.severity == "warning" for finding in findings)
+    return [(Path(finding.file).name.split(".")[0], finding.cause) for finding in findings]
+
+
+def test_ordinary_cases_give_no_finding():
+    assert causes([case(n) for n in range(6)]) == []
+
+
+def test_same_image_under_two_names():
+    assert causes([case(0), case(1, image_digest="i0", label_digest="l0")]) == [("case_1", "same image as case_0")]
+
+
+def test_same_image_with_another_label():
+    found = causes([case(0), case(1, image_digest="i0")])
+    assert found == [("case_1", "same image as case_0, with another label")]
+
+
+def test_training_case_in_the_test():
+    leaked = case(7, section="test", image_digest="i0", label_digest="", class_voxels={}, class_right_mm={})
+    assert causes([leaked, case(0), case(1)]) == [
+        ("case_7", "test image is the training image case_0: the test will flatter")
+    ]
+
+
+def test_same_label_for_two_images():
+    assert causes([case(0), case(1, label_digest="l0")]) == [("case_1", "same label as case_0, but another image")]
+
+
+def test_empty_labels_are_not_called_the_same():
+    empty = {"class_voxels": {0: 729}, "class_right_mm": {}, "label_digest": "e"}
+    assert causes([case(0, **empty), case(1, **empty), case(2), case(3)]) == []
+
+
+def test_class_that_occurs_nowhere_or_once():
+    rare = {"class_voxels": {0: 709, 1: 20}, "class_right_mm": {1: -30.0}}
+    cases = [case(0), *(case(n, **rare) for n in range(1, 4))]
+    assert causes(cases, {**LABELS, "spleen": 3}) == [
+        ("", "class 'liver' (2) occurs in one case only"),
+        ("", "class 'spleen' (3) occurs in no training case"),
+    ]
+
+
+def test_left_to_the_right_of_right():
+    names = {"background": 0, "kidney_left": 1, "kidney_right": 2}
+    cases = [case(0), case(1, class_right_mm={1: 30.0, 2: -40.0})]
+    assert causes(cases, names) == [("case_1", "'kidney_left' lies to the patient's right of 'kidney_right'")]
+
+
+def test_case_mirrored_against_all_others():
+    cases = [*(case(n) for n in range(9)), case(9, class_right_mm={1: 30.0, 2: -40.0})]
+    assert causes(cases) == [("case_9", "'kidney' lies to the right of 'liver', to the left in 9 other cases")]
+
+
+def test_single_class_on_the_other_side_of_the_middle():
+    cases = [*(case(n, class_right_mm={2: 40.0}) for n in range(9)), case(9, class_right_mm={2: -40.0})]
+    assert causes(cases) == [("case_9", "'liver' lies to the left of the middle, to the right in 9 other cases")]
+
+
+@pytest.mark.parametrize("places", [(-9.0, 9.0), (4.0, -4.0)])
+def test_what_lies_in_the_middle_is_on_no_side(places):
+    odd = case(9, class_right_mm=dict(zip((1, 2), places, strict=True)))
+    assert [name for name, _ in causes([*(case(n) for n in range(9)), odd])] in ([], ["case_9"])
+    assert causes([*(case(n, class_right_mm={1: 5.0, 2: -4.0}) for n in range(9)), odd]) in ([],)
+
+
+def test_no_custom_no_breach():
+    sides = [1, -1, 1, -1, 1, -1, 1]
+    assert causes([case(n, class_right_mm={1: -30.0 * s, 2: 40.0 * s}) for n, s in enumerate(sides)]) == []
+
+
+def test_spacing_and_intensities_far_from_the_others():
+    bright = replace(GREY, high=1e6, maximum=1e6)
+    cases = [*(case(n) for n in range(6)), case(6, spacing_mm=(1.0, 1.0, 20.0)), case(7, intensity=(bright,))]
+    assert causes(cases) == [
+        ("case_6", "spacing 1 x 1 x 20 mm is far from the median 1 x 1 x 2 mm"),
+        ("case_7", "intensities span 1e+06, 100 in the median case"),
+    ]
+
+
+def test_exchanged_axes_are_no_other_spacing():
+    assert causes([*(case(n) for n in range(6)), case(6, spacing_mm=(2.0, 1.0, 1.0))]) == []
+
+
+def test_constant_image():
+    flat = Intensity(minimum=3, low=3, median=3, high=3, maximum=3, mean=3, std=0)
+    assert causes([case(0), case(1, intensity=(flat,))]) == [("case_1", "image has one intensity only")]

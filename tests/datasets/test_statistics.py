@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medunet.datasets.statistics import measure_case
+from medunet.geometry import Geometry
+from medunet.io import ReadRecord
+
+
+def record(shape, affine=None, format="nifti") -> ReadRecord:
+    return ReadRecord(path=None, format=format, geometry=Geometry(np.eye(4) if affine is None else affine, shape))
+
+
+@pytest.fixture
+def label() -> np.ndarray:
+    label = np.zeros((1, 35, 9, 7), np.float32)
+    label[0, 27:30, 2:4, 3] = 2  # centre at index 28: 11 voxels above the middle, 17
+    return label
+
+
+def test_classes_are_counted_and_placed(label):
+    found = measure_case("a", label, record((35, 9, 7), np.diag([2.0, 1, 3, 1])), label)
+    assert found.class_voxels == {0: 35 * 9 * 7 - 6, 2: 6}
+    assert found.class_right_mm == {2: pytest.approx(22.0)}
+    assert found.voxel_ml == pytest.approx(0.006)
+
+
+def test_place_does_not_depend_on_the_order_of_axes(label):
+    affine = np.array([[0, 0, -2, 5], [1, 0, 0, 6], [0, 3, 0, 7], [0, 0, 0, 1.0]])  # axes run A, S, L
+    turned = np.moveaxis(label[0], 0, 2)[None]
+    found = measure_case("a", turned, record((9, 7, 35), affine), turned)
+    assert found.orientation == "ASL"
+    assert found.class_right_mm == {2: pytest.approx(-22.0)}
+
+
+def test_rotated_grid_places_along_the_patient(label):
+    angle = np.pi / 6
+    affine = np.eye(4)
+    affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    found = measure_case("a", label, record((35, 9, 7), affine), label)
+    middle = np.array([17.0, 4.0, 3.0])
+    centre = np.array([28.0, 2.5, 3.0])
+    assert found.class_right_mm[2] == pytest.approx((affine[:3, :3] @ (centre - middle))[0])
+
+
+def test_pictures_have_no_sides(label):
+    found = measure_case("a", label[..., 3], record((35, 9), format="png"), label[..., 3])
+    assert found.class_voxels == {0: 35 * 9 - 6, 2: 6}
+    assert found.class_right_mm == {}
+    assert found.orientation == ""
+
+
+def test_digest_is_of_the_voxels_in_the_patient_not_of_their_order():
+    voxels = np.random.default_rng(0).normal(size=(1, 5, 6, 7)).astype(np.float32)
+    flipped = np.diag([-1.0, 1, 1, 1])
+    first = measure_case("a", voxels, record((5, 6, 7)))
+    same = measure_case("b", np.ascontiguousarray(voxels[:, ::-1]), record((5, 6, 7), flipped))
+    mirrored = measure_case("c", voxels, record((5, 6, 7), flipped))
+    assert first.image_digest == same.image_digest
+    assert first.image_digest != mirrored.image_digest
+
+
+def test_intensities_of_each_channel():
+    voxels = np.stack([np.arange(1001.0), np.full(1001, 3.0)]).reshape(2, 7, 11, 13).astype(np.float32)
+    first, second = measure_case("a", voxels, record((7, 11, 13))).intensity
+    assert (first.minimum, first.low, first.median, first.high, first.maximum) == (0, 5, 500, 995, 1000)
+    assert (second.minimum, second.maximum, second.std) == (3, 3, 0)
+
+
+def test_dictionary_for_json_has_no_digests(label):
+    assert not any("digest" in key for key in measure_case("a", label, record((35, 9, 7)), label).as_dict())

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+
+from medunet.errors import ConfigError, DataError, GeometryError
+from medunet.io import SavePredictiond, extras, label_names, read_header, read_label, read_volume
+from medunet.io.dicom_seg import make_dicom_seg
+from medunet.io.dicom_source import read_planes, save_dataset
+from medunet.io.segments import as_segments
+
+LABELS = {"background": 0, "Leber": 1, "Knöchel": 5}
+ALGORITHM = {"name": "medunet", "version": "1"}
+OBLIQUE = ((0.8, 0.6, 0.0), (-0.48, 0.64, -0.6))
+
+
+def nrrd(path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("size", ["24x38x3", "23x38x3"])  # 23 columns: frames do not end on whole bytes
+def test_real_segmentation_equals_dcmqis_nrrd(test_data, size):
+    folder = test_data / "dicom" / "seg_ct_3slice" / size
+    volume = read_label(folder / "seg", reference=folder / "image")
+    assert volume.image.meta["labels"] == {"background": 0, "Liver": 1}
+    assert np.array_equal(volume.image[0].numpy() > 0, nrrd(folder / "nrrd" / "label.nrrd") > 0)
+    assert volume.record.format == "dicom-seg"
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["sparse-labelmap-noppv", "sparse-labelmap-ppv5"])
+def test_real_label_map_segmentation_of_some_slices_equals_dcmqis_nrrd(test_data, name):
+    folder = test_data / "dicom" / "seg_ct_3slice"
+    volume = read_label(folder / f"{name}.dcm", reference=folder / "24x38x3" / "image", labels={"liver": 1})
+    expected = nrrd(folder / f"{name.replace('-', '_')}_seg.nrrd")
+    assert volume.image.any()
+    assert np.array_equal(volume.image[0].numpy(), expected == 1)  # 5 is what the NRRD pads an absent slice with
+
+
+@pytest.mark.data
+def test_real_overlaps_are_recorded_and_each_structure_is_whole_alone(test_data):
+    folder = test_data / "dicom" / "seg_ct_3slice"
+    names = label_names(folder / "partial_overlaps.dcm")
+    assert list(names) == ["background", "GREEN", "ORANGE", "PURPLE", "LIGHT_BLUE", "DARK_BLUE"]
+    reference = read_header(folder / "ct-3slice").geometry
+    together = read_label(folder / "partial_overlaps.dcm", reference=reference)
+    assert any("belong to another structure too" in text for text in together.record.warnings)
+    alone = {
+        name: read_label(folder / "partial_overlaps.dcm", reference=reference, labels={name: 1}).image[0].numpy() > 0
+        for name in names
+        if name != "background"
+    }
+    found = [nrrd(path) for path in sorted(folder.glob("partial_overlaps-*.nrrd"))]
+    for value, (name, mask) in enumerate(alone.items(), start=1):
+        expected = np.zeros(mask.shape, bool)
+        for layer in found:
+            expected |= layer == value
+        assert np.array_equal(mask, expected), name
+
+
+@pytest.mark.data
+def test_segmentation_of_another_image_is_refused(test_data):
+    folder = test_data / "dicom" / "seg_ct_3slice"
+    with pytest.raises(GeometryError, match=r"label.seg: segmentation does not lie on the image's grid"):
+        read_label(
+            folder / "24x38x3" / "seg" / "label.seg", reference=test_data / "dicom" / "ct_abdomen_crlm" / "image"
+        )
+
+
+@pytest.mark.data
+def test_damaged_segmentation_is_refused(test_data, tmp_path):
+    folder = test_data / "dicom" / "seg_ct_3slice" / "24x38x3"
+    path = tmp_path / "label.dcm"
+    path.write_bytes((folder / "seg" / "label.seg").read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"label.dcm: (pixel data cannot be decoded|is no readable DICOM)"):
+        read_label(path, reference=folder / "image")
+
+
+def test_missing_highdicom_names_the_extra(tmp_path, make_series, labelled, monkeypatch):
+    monkeypatch.setattr(extras.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError("No module")))
+    image = read_volume(make_series(tmp_path / "ct")).image
+    with pytest.raises(ConfigError, match=r"highdicom is needed for writing DICOM SEG .*medunet\[dicom\]"):
+        SavePredictiond(output_dir=tmp_path, format="dicom-seg").check({"image": image})
+
+
+def written(folder, voxels: np.ndarray, path, **options):
+    pytest.importorskip("highdicom")
+    geometry = read_header(folder).geometry
+    segments = as_segments(LABELS, values=voxels, **options)
+    save_dataset(make_dicom_seg(voxels, segments, read_planes(folder, geometry), algorithm=ALGORITHM), path)
+    return path
+
+
+@pytest.mark.parametrize("cosines", [((1.0, 0, 0), (0, 1.0, 0)), ((0, 1.0, 0), (0, 0, -1.0)), OBLIQUE])
+def test_label_map_comes_back_to_the_voxel(tmp_path, make_series, labelled, cosines):
+    folder = make_series(tmp_path / "ct", cosines=cosines)
+    path = written(folder, labelled(), tmp_path / "a.dcm")
+    volume = read_label(path, reference=folder, labels=LABELS)
+    assert np.array_equal(volume.image[0].numpy(), labelled())
+    assert volume.record.warnings == ()
+    assert label_names(path) == {"background": 0, "Leber": 1, "Knöchel": 2}
+
+
+def test_highdicom_reads_the_same_voxels(tmp_path, make_series, labelled):
+    hd = pytest.importorskip("highdicom")
+    folder = make_series(tmp_path / "ct")
+    seg = hd.seg.segread(written(folder, labelled(), tmp_path / "a.dcm"))
+    uids = [p.header.SOPInstanceUID for p in read_planes(folder, read_header(folder).geometry)]
+    numbers = seg.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
+    expected = np.select([labelled() == 1, labelled() == 5], [1, 2], 0)
+    assert np.array_equal(np.asarray(numbers).transpose(2, 1, 0), expected)
+
+
+def test_segments_have_names_codes_colours_and_the_algorithm(tmp_path, make_series, labelled):
+    codes = {"Leber": {"category": ["91723000", "SCT", "Anatomical Structure"], "type": ["10200004", "SCT", "Liver"]}}
+    folder = make_series(tmp_path / "ct")
+    dataset = pydicom.dcmread(written(folder, labelled(), tmp_path / "a.dcm", codes=codes))
+    assert dataset.SegmentationType == "BINARY"
+    liver, other = dataset.SegmentSequence
+    assert (liver.SegmentLabel, other.SegmentLabel) == ("Leber", "Knöchel")
+    assert liver.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "91723000"
+    assert liver.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Liver"
+    assert other.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Tissue"
+    assert liver.SegmentAlgorithmType == "AUTOMATIC"
+    assert liver.SegmentationAlgorithmIdentificationSequence[0].AlgorithmName == "medunet"
+    assert len(liver.RecommendedDisplayCIELabValue) == 3
+    source = pydicom.dcmread(next(folder.iterdir()))
+    assert str(dataset.PatientName) == "Müller^Secret"
+    assert dataset.StudyInstanceUID == source.StudyInstanceUID
+    assert dataset.FrameOfReferenceUID == source.FrameOfReferenceUID
+    [series] = dataset.ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == source.SeriesInstanceUID
+    referenced = {item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence}
+    assert referenced <= {pydicom.dcmread(file).SOPInstanceUID for file in folder.iterdir()}
+
+
+def test_frames_refer_to_the_slices_they_were_drawn_on(tmp_path, make_series, labelled):
+    folder = make_series(tmp_path / "ct")
+    dataset = pydicom.dcmread(written(folder, labelled(), tmp_path / "a.dcm"))
+    heights = {d.SOPInstanceUID: d.ImagePositionPatient[2] for d in map(pydicom.dcmread, folder.iterdir())}
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        [source] = frame.DerivationImageSequence[0].SourceImageSequence
+        assert frame.PlanePositionSequence[0].ImagePositionPatient[2] == heights[source.ReferencedSOPInstanceUID]
+    assert int(dataset.NumberOfFrames) == 5 + 5  # slices with a voxel of each segment; empty frames are left out
+
+
+def test_name_of_the_patient_is_in_no_log_line(tmp_path, make_series, labelled, caplog, recwarn):
+    folder = make_series(tmp_path / "ct", PatientName="SECRET-4711")  # highdicom warns of names without a caret
+    with caplog.at_level("DEBUG"):
+        path = written(folder, labelled(), tmp_path / "a.dcm")
+    assert str(pydicom.dcmread(path).PatientName) == "SECRET-4711"
+    assert "SECRET" not in caplog.text + " ".join(str(warning.message) for warning in recwarn)
+
+
+def test_empty_prediction_is_a_segmentation_without_a_voxel(tmp_path, make_series):
+    folder = make_series(tmp_path / "ct")
+    path = written(folder, np.zeros((23, 19, 6), np.uint8), tmp_path / "a.dcm")
+    assert not read_label(path, reference=folder, labels=LABELS).image.any()
+
+
+def test_series_becomes_a_dicom_seg_by_default(tmp_path, make_series, labelled):
+    pytest.importorskip("highdicom")
+    image = read_volume(folder := make_series(tmp_path / "ct")).image
+    item = {"image": image, "pred": image * 0 + 5 * (image > 2)}
+    save = SavePredictiond(output_dir=tmp_path / "out", labels=LABELS)
+    save.check(item)
+    path = save(item)["pred_path"]
+    assert path == str(tmp_path / "out" / "ct.dcm")
+    assert np.array_equal(
+        read_label(path, reference=folder, labels=LABELS).image[0].numpy(), 5 * (image[0].numpy() > 2)
+    )
+    assert pydicom.dcmread(path).SOPClassUID.name == "Segmentation Storage"

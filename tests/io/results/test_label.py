@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose, LoadImaged
+
+from medunet.errors import DataError, GeometryError, find_cause
+from medunet.geometry import Geometry
+from medunet.io import LoadLabeld, label_names, read_header, read_label, read_volume, write_volume
+from medunet.io.dicom_source import read_planes, save_dataset
+from medunet.io.rtstruct import make_rtstruct
+from medunet.io.segments import as_segments
+from medunet.io.structures import Painting, Structure, paint_structures
+
+AFFINE = np.diag([0.8, 0.9, 2.5, 1.0])
+LABELS = {"background": 0, "liver": 1, "kidney": 5}
+
+
+def rtstruct(folder, voxels, path):
+    geometry = read_header(folder).geometry
+    segments = as_segments(LABELS)
+    algorithm = {"name": "medunet", "version": "1"}
+    save_dataset(make_rtstruct(voxels, geometry, segments, read_planes(folder, geometry), algorithm=algorithm), path)
+    return path
+
+
+def test_nifti_keeps_label_names_that_other_readers_pass_over(tmp_path, labelled):
+    path = write_volume(labelled(), tmp_path / "a.nii.gz", affine=AFFINE, labels=LABELS)
+    assert label_names(path) == LABELS
+    volume = read_label(path, reference=path)
+    assert volume.image.meta["labels"] == LABELS
+    assert np.array_equal(read_volume(path).image[0].numpy(), labelled())
+    assert label_names(write_volume(labelled(), tmp_path / "b.nii.gz")) is None
+
+
+def test_label_map_on_another_grid_is_refused(tmp_path, labelled):
+    label = write_volume(labelled(), tmp_path / "a.nii.gz", affine=AFFINE)
+    image = write_volume(labelled(), tmp_path / "b.nii.gz", affine=AFFINE * [1, 1, 1.1, 1])
+    with pytest.raises(GeometryError, match=r"a.nii.gz: label does not lie on the image's grid"):
+        read_label(label, reference=image)
+
+
+def test_pictures_share_their_shape_and_no_placement(tmp_path):
+    """A placed image whose label was painted in a picture, and the other way round."""
+    picture = write_volume(np.eye(5, 6, dtype=np.uint8), tmp_path / "a.png")
+    placed = write_volume(np.eye(5, 6, dtype=np.uint8), tmp_path / "b.nii.gz", affine=np.diag([2.0, 2, 1, 1]))
+    for label, image in ((picture, placed), (placed, picture)):
+        assert read_label(label, reference=image).image.sum() == 5
+        item = LoadLabeld()({"image": read_volume(image).image, "label": str(label)})
+        assert item["label"].shape == (1, 5, 6)
+    wrong = write_volume(np.eye(6, 5, dtype=np.uint8), tmp_path / "c.png")
+    with pytest.raises(GeometryError, match="does not lie on the image's grid"):
+        read_label(wrong, reference=picture)
+
+
+def test_structures_train_with_the_image_of_a_dicom_series(tmp_path, make_series, labelled, caplog):
+    folder = make_series(tmp_path / "ct")
+    path = rtstruct(folder, labelled(), tmp_path / "label.dcm")
+    load = Compose(
+        [
+            LoadImaged("image", reader="medunet.io.MedunetReader", ensure_channel_first=True),
+            LoadLabeld("label", labels={"background": 0, "kidney": 7}),
+        ]
+    )
+    with caplog.at_level(logging.WARNING):
+        item = load({"image": str(folder), "label": str(path)})
+    assert item["label"].shape == item["image"].shape == (1, 23, 19, 6)
+    assert item["label"].dtype == torch.float32
+    assert torch.equal(item["label"].affine, item["image"].affine)
+    assert np.array_equal(item["label"][0].numpy(), 7 * (labelled() == 5))
+    assert "structures without a label left out: liver" in caplog.text
+
+
+def test_label_without_an_image_is_refused(tmp_path, labelled):
+    with pytest.raises(DataError, match="does not know its grid"):
+        LoadLabeld()({"image": torch.zeros(1, 3, 3, 3), "label": "a.dcm"})
+    with pytest.raises(RuntimeError) as info:
+        Compose([LoadLabeld()])({"image": read_image(tmp_path, labelled()), "label": str(tmp_path / "none.dcm")})
+    assert "does not exist" in str(find_cause(info.value))
+
+
+def read_image(folder, voxels):
+    return read_volume(write_volume(voxels, folder / "image.nii.gz", affine=AFFINE)).image
+
+
+def test_folder_with_several_segmentations_is_refused(tmp_path, make_series, labelled):
+    folder = make_series(tmp_path / "ct")
+    (tmp_path / "labels").mkdir()
+    for name in ("a.dcm", "b.dcm"):
+        rtstruct(folder, labelled(), tmp_path / "labels" / name)
+    with pytest.raises(DataError, match=r"several segmentations \(received a.dcm, b.dcm\)"):
+        read_label(tmp_path / "labels", reference=folder)
+
+
+def box(*sides: slice) -> Callable[[Geometry], Painting]:
+    def paint(reference: Geometry) -> Painting:
+        mask = np.zeros(reference.shape, bool)
+        mask[sides] = True
+        return Painting(mask, ("unusual",))
+
+    return paint
+
+
+GRID = Geometry(np.eye(4), (4, 4, 4))
+
+
+def test_later_label_wins_where_structures_overlap_and_it_is_recorded():
+    structures = [Structure("a", 1, box(slice(0, 3))), Structure("b", 2, box(slice(2, 4)))]
+    by_file = paint_structures(structures, GRID, labels=None, file="x")
+    assert by_file.voxels[:, 0, 0].tolist() == [1, 1, 2, 2]
+    assert by_file.warnings[-1] == "b: 16 voxels belong to another structure too; the later one is kept"
+    by_labels = paint_structures(structures, GRID, labels={"b": 1, "a": 2}, file="x")
+    assert by_labels.voxels[:, 0, 0].tolist() == [2, 2, 2, 1]
+    assert by_labels.labels == {"background": 0, "b": 1, "a": 2}
+    assert "a: unusual" in by_labels.warnings
+
+
+def test_absent_structure_is_recorded_and_two_of_one_name_are_refused():
+    structures = [Structure("a", 1, box(slice(0, 1))), Structure("A ", 2, box(slice(1, 2)))]
+    assert paint_structures(structures, GRID, labels=None, file="x").labels == {"background": 0, "a_1": 1, "A_2": 2}
+    with pytest.raises(DataError, match="x: two structures have one name"):
+        paint_structures(structures, GRID, labels={"a": 1}, file="x")
+    found = paint_structures(structures[:1], GRID, labels={"a": 1, "spleen": 2}, file="x")
+    assert "no structure of the name spleen" in found.warnings

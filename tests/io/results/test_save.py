@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from medunet.errors import ConfigError, DataError, GeometryError
+from medunet.geometry import Geometry
+from medunet.io import RESULT_FORMATS, SavePredictiond, label_names, read_label, read_volume, write_volume
+from medunet.io import save as save_module
+
+LABELS = {"background": 0, "liver": 1, "kidney": 5}
+
+
+def loaded(path, label: np.ndarray) -> dict:
+    """An item as it comes out of a network: the image as read, a prediction on its grid."""
+    image = read_volume(path).image
+    return {"image": image, "pred": MetaTensor(torch.as_tensor(label[None], dtype=torch.float32), affine=image.affine)}
+
+
+def nifti(folder, label: np.ndarray):
+    return write_volume(label, folder / "case.nii.gz", affine=np.diag([-0.8, -0.9, 2.5, 1]), dtype="int16")
+
+
+@pytest.mark.parametrize(("format", "name"), [("nii.gz", "case.nii.gz"), ("seg.nrrd", "case.seg.nrrd")])
+def test_chosen_format_is_written_with_names(tmp_path, labelled, format, name):
+    item = loaded(nifti(tmp_path, labelled()), labelled())
+    path = SavePredictiond(output_dir=tmp_path / "out", format=format, labels=LABELS)(item)["pred_path"]
+    assert path == str(tmp_path / "out" / name)
+    volume = read_label(path, reference=tmp_path / "case.nii.gz", labels=LABELS)
+    assert np.array_equal(volume.image[0].numpy(), labelled())
+    assert set(label_names(path)) == set(LABELS)
+
+
+def test_series_becomes_an_rtstruct_under_its_folders_name(tmp_path, make_series, labelled):
+    folder = make_series(tmp_path / "ct")
+    item = loaded(folder, labelled())
+    save = SavePredictiond(output_dir=tmp_path / "out", format="rtstruct", labels=LABELS)
+    save.check(item)
+    path = save(item)["pred_path"]
+    assert path == str(tmp_path / "out" / "ct.dcm")
+    assert np.array_equal(read_label(path, reference=folder, labels=LABELS).image[0].numpy(), labelled())
+
+
+def test_no_name_and_no_log_line_bears_the_patient(tmp_path, make_series, labelled, caplog):
+    item = loaded(make_series(tmp_path / "ct"), labelled())
+    with caplog.at_level("DEBUG"):
+        for format in ("nii.gz", "seg.nrrd", "rtstruct"):
+            SavePredictiond(output_dir=tmp_path / "out", format=format, labels=LABELS)(item)
+    text = caplog.text + " ".join(str(path) for path in (tmp_path / "out").iterdir())
+    assert "ct.dcm" in text
+    for secret in ("Müller", "Secret", "4711", "Hidden"):
+        assert secret not in text
+    for name in ("ct.nii.gz", "ct.seg.nrrd"):
+        assert b"4711" not in (tmp_path / "out" / name).read_bytes()
+
+
+def test_series_without_highdicom_becomes_nifti_with_a_warning(tmp_path, make_series, labelled, caplog, monkeypatch):
+    monkeypatch.setattr(save_module, "has_package", lambda name: False)
+    item = loaded(make_series(tmp_path / "ct"), labelled())
+    item = SavePredictiond(output_dir=tmp_path / "out", labels=LABELS)(item)
+    assert item["pred_path"].endswith("ct.nii.gz")
+    assert "medunet[dicom]" in caplog.text
+
+
+@pytest.mark.parametrize("format", ["dicom-seg", "rtstruct"])
+def test_dicom_result_of_another_input_is_refused_before_the_network_runs(tmp_path, labelled, format):
+    item = loaded(nifti(tmp_path, labelled()), labelled())
+    with pytest.raises(DataError, match=f"case.nii.gz: {format} needs a DICOM series as input"):
+        SavePredictiond(output_dir=tmp_path / "out", format=format).check({"image": item["image"]})
+
+
+def test_existing_result_is_refused_before_the_network_runs_and_kept(tmp_path, labelled):
+    item = loaded(nifti(tmp_path, labelled()), labelled())
+    save = SavePredictiond(output_dir=tmp_path / "out", prob_key="prob")
+    save.check({"image": item["image"]})
+    path = tmp_path / "out" / "case.nii.gz"
+    save(item)
+    before = path.read_bytes()
+    for refuse in (save, lambda item: save.check({"image": item["image"]})):
+        with pytest.raises(DataError, match=r"out/case.nii.gz: result exists already; remedy: .*--force"):
+            refuse(item)
+    assert path.read_bytes() == before
+    item["pred"] = torch.zeros_like(item["pred"])
+    SavePredictiond(output_dir=tmp_path / "out", overwrite=True)(item)
+    assert not read_volume(path).image.any()
+
+
+def test_existing_probabilities_are_refused_too(tmp_path, labelled):
+    (tmp_path / "in").mkdir()
+    item = loaded(nifti(tmp_path / "in", labelled()), labelled())
+    (tmp_path / "case_prob.nii.gz").touch()
+    with pytest.raises(DataError, match=r"case_prob.nii.gz: result exists already"):
+        SavePredictiond(output_dir=tmp_path, prob_key="prob").check(item)
+
+
+def test_unknown_format_and_colours_of_unknown_labels_are_refused_at_once(tmp_path):
+    assert RESULT_FORMATS == ("auto", "nii.gz", "seg.nrrd", "dicom-seg", "rtstruct")
+    with pytest.raises(ConfigError, match="unknown format"):
+        SavePredictiond(output_dir=tmp_path, format="dicom")
+    with pytest.raises(ConfigError, match="label_colors of unknown labels"):
+        SavePredictiond(output_dir=tmp_path, labels=LABELS, label_colors={"lung": [1, 2, 3]})
+
+
+def test_volume_that_is_no_longer_on_its_series_is_refused(tmp_path, make_series, labelled):
+    item = loaded(make_series(tmp_path / "ct"), labelled())
+    next((tmp_path / "ct").iterdir()).unlink()
+    with pytest.raises(GeometryError, match="does not lie on the grid of the DICOM series"):
+        SavePredictiond(output_dir=tmp_path, format="rtstruct").check(item)
+
+
+def test_series_is_found_among_others_by_its_grid(tmp_path, make_series, labelled):
+    folder = make_series(tmp_path / "ct", series_uid="1.2.3.1111")
+    make_series(folder, series_uid="1.2.3.2222", slices=9)
+    item = loaded_series(folder, labelled(), "1.2.3.1111")
+    path = SavePredictiond(output_dir=tmp_path / "out", format="rtstruct", labels=LABELS)(item)["pred_path"]
+    [frame] = pydicom.dcmread(path).ReferencedFrameOfReferenceSequence
+    [series] = frame.RTReferencedStudySequence[0].RTReferencedSeriesSequence
+    assert series.SeriesInstanceUID == "1.2.3.1111"
+
+
+def loaded_series(folder, label, series_uid):
+    image = read_volume(folder, series_uid=series_uid).image
+    assert Geometry(image.affine.numpy(), image.shape[1:]).shape == label.shape
+    return {"image": image, "pred": MetaTensor(torch.as_tensor(label[None], dtype=torch.float32), affine=image.affine)}
+
+
+def test_series_without_frame_of_reference_is_refused(tmp_path, make_series, labelled):
+    item = loaded(make_series(tmp_path / "ct", FrameOfReferenceUID=None), labelled())
+    with pytest.raises(DataError, match="series lacks FrameOfReferenceUID"):
+        SavePredictiond(output_dir=tmp_path, format="rtstruct").check(item)

@@ -1,0 +1,211 @@
+"""Rules of folders: series, localizers, junk, DICOMDIR; and single files."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from monai.transforms import LoadImage
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import SegmentationStorage
+
+from medunet.errors import DataError, GeometryError, SecurityError
+from medunet.io import MedunetReader, is_dicom_folder, read_header, read_volume
+
+DIRECTORY = "1.2.840.10008.1.3.10"
+
+
+def test_two_series_are_listed_and_one_can_be_chosen(tmp_path, made):
+    made.series(tmp_path / "ct", made.positions(4), series="1.2.3", prefix="a")
+    folder = made.series(tmp_path / "ct", made.positions(3), series="1.2.4", prefix="b")
+    for read in (read_volume, read_header):
+        with pytest.raises(DataError, match=r"several series .*1\.2\.3 \(CT, 4 images\), 1\.2\.4 \(CT, 3 images\)"):
+            read(folder)
+    assert read_volume(folder, series_uid="1.2.4").image.shape == (1, 7, 5, 3)
+    assert read_header(folder, series_uid="1.2.3").geometry.shape == (7, 5, 4)
+    with pytest.raises(DataError, match=r"does not hold this series \(received 1\.2\.5, expected 1\.2\.3"):
+        read_volume(folder, series_uid="1.2.5")
+
+
+def test_localizer_is_dropped_and_recorded(tmp_path, made):
+    localizer = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    made.series(tmp_path / "ct", made.positions(1), series="1.2", prefix="a", ImageType=localizer)
+    made.series(tmp_path / "ct", made.positions(2), prefix="c", ImageType=localizer)
+    folder = made.series(tmp_path / "ct", made.positions(4), series="1.2", prefix="b")
+    assert read_volume(folder).record.warnings == ("3 localizers dropped",)
+
+
+def test_folder_of_localizers_is_refused(tmp_path, made):
+    folder = made.series(tmp_path / "ct", made.positions(), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    with pytest.raises(DataError, match="localizers only"):
+        read_volume(folder)
+
+
+def test_junk_and_objects_that_are_no_image_are_ignored_and_counted(tmp_path, made):
+    folder = made.series(tmp_path / "ct", made.positions())
+    (folder / "notes.txt").write_text("junk")
+    (folder / ".DS_Store").write_bytes(b"")
+    (folder / "short").write_bytes(b"DICM")
+    (folder / "sub").mkdir()
+    segmentation = made.empty_file(folder / "seg.dcm", SegmentationStorage)
+    segmentation.Rows, segmentation.Columns = 5, 7
+    made.save(segmentation)
+    volume = read_volume(folder)
+    assert volume.image.shape == (1, 7, 5, 4)
+    assert volume.record.warnings == ("4 files without an image ignored",)
+    assert is_dicom_folder(folder)
+    with pytest.raises(DataError, match=r"seg\.dcm: file holds no DICOM image"):
+        read_volume(folder / "seg.dcm")
+
+
+def test_empty_dicom_file_is_refused_since_a_slice_is_lost(tmp_path, made):
+    folder = made.series(tmp_path / "ct", made.positions())
+    (folder / "s05.dcm").write_bytes(b"")
+    with pytest.raises(DataError, match=r"s05\.dcm: file has zero bytes"):
+        read_volume(folder)
+
+
+def test_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for read in (read_volume, read_header):
+        with pytest.raises(DataError, match="empty: folder holds no DICOM image"):
+            read(tmp_path / "empty")
+    (tmp_path / "empty" / "notes.txt").write_text("junk")
+    with pytest.raises(DataError, match="empty: folder holds no DICOM image"):
+        read_volume(tmp_path / "empty")
+    assert not is_dicom_folder(tmp_path / "empty")
+
+
+def test_path_that_is_not_there_is_refused(tmp_path):
+    for name in ("none.dcm", "none"):
+        with pytest.raises(DataError, match=f"{name}: does not exist"):
+            read_volume(tmp_path / name)
+
+
+def write_directory(made, folder, *names):
+    """A DICOMDIR that names files, each by its parts."""
+    directory = made.empty_file(folder / "DICOMDIR", DIRECTORY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom on names that the standard does not allow
+        records = []
+        for name in names:
+            record = Dataset()
+            record.DirectoryRecordType = "IMAGE"
+            record.ReferencedFileID = name
+            records.append(record)
+        directory.DirectoryRecordSequence = Sequence(records)
+        return made.save(directory)
+
+
+def test_dicomdir_in_a_folder_is_ignored_and_recorded(tmp_path, made):
+    folder = made.series(tmp_path / "ct", made.positions())
+    write_directory(made, folder, ["NONE", "S1"])  # what it names is not looked at
+    assert read_volume(folder).record.warnings == ("1 DICOMDIR ignored",)
+
+
+def test_damaged_dicomdir_is_ignored_too(tmp_path, made):
+    folder = made.series(tmp_path / "ct", made.positions())
+    path = write_directory(made, folder, ["S1"])
+    path.write_bytes(path.read_bytes()[:-7])
+    assert read_volume(folder).record.warnings == ("1 DICOMDIR ignored",)
+
+
+def test_dicomdir_that_is_asked_for_is_followed(tmp_path, made):
+    made.series(tmp_path / "IMAGES", made.positions())
+    path = write_directory(made, tmp_path, *(["IMAGES", f"s0{k}"] for k in (1, 2, 3, 4)))
+    assert read_volume(path).image.shape == (1, 7, 5, 4)
+    assert read_volume(path).record.files == 4
+    write_directory(made, tmp_path, ["IMAGES", "s09"])
+    with pytest.raises(DataError, match=r"DICOMDIR names a missing file \(received s09\)"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize(
+    "name", [["..", "secret"], ["a", "..", "..", "secret"], ["/etc/passwd"], ["a/../../b"], ["C:", "b"], ["a/b"]]
+)
+def test_referenced_file_outside_the_folder_is_refused(tmp_path, made, name):
+    folder = made.series(tmp_path / "ct", made.positions())
+    dicomdir = write_directory(made, folder, ["s01"], name)
+    for path in (folder, dicomdir):
+        with pytest.raises(SecurityError, match="points out of its folder"):
+            read_volume(path)
+
+
+def test_link_out_of_the_folder_is_refused(tmp_path, made):
+    outside = made.series(tmp_path / "outside", made.positions())
+    folder = tmp_path / "disc"
+    folder.mkdir()
+    (folder / "IMAGES").symlink_to(outside)
+    with pytest.raises(SecurityError, match="points out of its folder"):
+        read_volume(write_directory(made, folder, ["IMAGES", "s01"]))
+
+
+@pytest.mark.parametrize("name", ["slice.dcm", "slice.IMA", "slice", "1.2.840"])
+def test_lone_slice_is_an_image_in_the_plane_under_any_name(tmp_path, made, name):
+    folder = made.series(tmp_path / "ct", made.positions(1))
+    path = (folder / "s01").rename(tmp_path / name)
+    volume = read_volume(path)
+    assert volume.image.shape == (1, 7, 5)
+    assert np.array_equal(volume.image[0].numpy(), made.pixels(0).T - 1000)
+    assert read_header(path).geometry.shape == (7, 5)
+
+
+def test_loadimage_reads_a_series_and_its_errors_pass(tmp_path, made):
+    folder = made.series(tmp_path / "ct", made.positions())
+    image = LoadImage(reader=MedunetReader, ensure_channel_first=True, image_only=True)(folder)
+    assert image.shape == (1, 7, 5, 4)
+    assert image.meta["name"] == "ct"
+    assert not any("Secret" in str(value) or "SECRET" in str(value) for value in image.meta.values())
+    broken = made.series(tmp_path / "broken", np.delete(made.positions(6), 2, axis=0))
+    with pytest.raises(GeometryError, match="a slice is missing"):
+        LoadImage(reader=MedunetReader, image_only=True)(broken)
+    with pytest.raises(GeometryError, match="single slice"):
+        LoadImage(reader=MedunetReader(spatial_dims=3), image_only=True)(folder / "s01")
+
+
+def test_enhanced_multi_frame_file_is_a_volume(tmp_path, made):
+    path = made.multiframe(tmp_path / "mf.dcm", made.positions()[[2, 0, 3, 1]])
+    volume = read_volume(path)
+    assert volume.image.shape == (1, 7, 5, 4)
+    assert volume.record.geometry.spacing_mm == (0.7, 0.5, 2.5)
+    for place, frame in enumerate([1, 3, 0, 2]):  # each with its own slope
+        expected = made.pixels(frame).T.astype(np.float32) * (frame + 1) - 1000
+        assert np.array_equal(volume.image[0, ..., place].numpy(), expected)
+    assert (volume.record.files, volume.record.warnings) == (1, ())
+    assert read_volume(tmp_path).record.geometry.is_close(volume.record.geometry)  # in a folder too
+
+
+def test_multi_frame_rules_are_those_of_series(tmp_path, made):
+    with pytest.raises(GeometryError, match="a slice is missing"):
+        read_volume(made.multiframe(tmp_path / "gap.dcm", np.delete(made.positions(6), 2, axis=0)))
+    tilted = made.positions()
+    tilted[:, 1] += 0.5 * np.arange(4)
+    assert read_volume(made.multiframe(tmp_path / "tilt.dcm", tilted)).record.geometry.is_sheared
+    path = made.multiframe(tmp_path / "time.dcm", np.repeat(made.positions(3), 2, axis=0), moments=[1, 2] * 3)
+    with pytest.raises(DataError, match=r"2 phases .*TemporalPositionIndex 1, 2"):
+        read_volume(path)
+    assert read_volume(path, phase=1).image.shape == (1, 7, 5, 3)
+    with pytest.raises(GeometryError, match="single slice"):
+        read_volume(made.multiframe(tmp_path / "one.dcm", made.positions(1)), spatial_dims=3)
+
+
+def test_multi_frame_file_that_does_not_place_its_frames_is_refused(tmp_path, made):
+    path = made.multiframe(tmp_path / "mf.dcm", made.positions(), PerFrameFunctionalGroupsSequence=Sequence([]))
+    with pytest.raises(DataError, match="does not say where its frames lie"):
+        read_volume(path)
+
+
+def test_truncated_multi_frame_file_is_refused(tmp_path, made):
+    path = made.multiframe(tmp_path / "mf.dcm", made.positions())
+    path.write_bytes(path.read_bytes()[:-71])
+    with pytest.raises(DataError, match="truncated pixel data"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("frames", [0, -1, 3_000_000_000])
+def test_absurd_number_of_frames_is_refused(tmp_path, made, frames):
+    path = made.multiframe(tmp_path / "mf.dcm", made.positions(), NumberOfFrames=frames)
+    with pytest.raises(DataError, match=r"impossible pixel format|truncated pixel data|frames lie"):
+        read_volume(path)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from medunet.errors import DataError, GeometryError
+from medunet.geometry import Geometry
+from medunet.io import label_names, read_label, read_volume, write_volume
+from medunet.io.segments import as_segments
+
+AFFINE = np.array([[-0.8, 0, 0, 10], [0, -0.9, 0, 20], [0, 0, 2.5, -30], [0, 0, 0, 1]])
+LABELS = {"background": 0, "liver": 2, "grüne Niere": 300}
+
+
+def labelled() -> np.ndarray:
+    voxels = np.zeros((7, 9, 5), np.int16)
+    voxels[1:4, 2:6, 1:3] = 2
+    voxels[5, 7, 4] = 300
+    return voxels
+
+
+def fields(path) -> dict[str, str]:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+
+
+def test_header_has_what_slicer_reads(tmp_path):
+    path = write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=LABELS)
+    found = fields(path)
+    assert found["NRRD_space"] == "left-posterior-superior"
+    assert found["Segment0_ID"] == "Segment_2"
+    assert found["Segment0_Name"] == "liver"
+    assert found["Segment0_LabelValue"] == "2"
+    assert found["Segment0_Layer"] == "0"
+    assert found["Segment0_Extent"] == "1 3 2 5 1 2"
+    assert found["Segment1_LabelValue"] == "300"
+    assert "SCT^85756007^Tissue~SCT^85756007^Tissue" in found["Segment0_Tags"]
+    assert "Segment2_ID" not in found
+
+
+def test_colours_are_parts_of_one_and_codes_are_terminology(tmp_path):
+    codes = {"liver": {"category": ["91723000", "SCT", "Anatomical Structure"], "type": ["10200004", "SCT", "Liver"]}}
+    segments = as_segments(LABELS, colors={"liver": [255, 0, 51]}, codes=codes)
+    found = fields(write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=segments))
+    assert found["Segment0_Color"] == "1 0 0.2"
+    assert "~SCT^91723000^Anatomical Structure~SCT^10200004^Liver~" in found["Segment0_Tags"]
+
+
+def test_voxels_and_affine_come_back_by_our_reader_and_itk(tmp_path):
+    path = write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=LABELS)
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T, labelled())
+    volume = read_volume(path)
+    assert np.array_equal(volume.image[0].numpy(), labelled())
+    assert np.allclose(volume.record.geometry.affine, AFFINE)
+
+
+def test_names_come_back_with_their_values(tmp_path):
+    path = write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=LABELS)
+    assert label_names(path) == {"background": 0, "liver": 1, "grüne Niere": 2}
+    volume = read_label(path, reference=Geometry(AFFINE, (7, 9, 5)), labels={"x": 0, "LIVER ": 5, "grüne Niere": 9})
+    assert np.array_equal(volume.image[0].numpy(), np.select([labelled() == 2, labelled() == 300], [5, 9], 0))
+    assert volume.record.format == "seg.nrrd"
+
+
+def test_empty_segment_has_an_empty_extent(tmp_path):
+    path = write_volume(np.zeros((3, 4, 5), np.uint8), tmp_path / "a.seg.nrrd", labels={"liver": 1})
+    assert fields(path)["Segment0_Extent"] == "0 -1 0 -1 0 -1"
+    assert not read_label(path, reference=Geometry(np.eye(4), (3, 4, 5))).image.any()
+
+
+def test_values_without_a_name_get_one(tmp_path):
+    path = write_volume(labelled(), tmp_path / "a.seg.nrrd", labels={"liver": 2})
+    assert label_names(path) == {"background": 0, "liver": 1, "label_300": 2}
+
+
+def test_sheared_grid_is_kept(tmp_path):
+    sheared = AFFINE.copy()
+    sheared[1, 2] = 0.8
+    text = write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=sheared).read_bytes().partition(b"\n\n")[0]
+    assert b"space directions: (0.8,0.0,0.0) (0.0,0.9,0.0) (0.0,-0.8,2.5)" in text
+
+
+def slicer_file(folder, voxels: np.ndarray, header: str):
+    """As Slicer writes it: cropped to the segments, and a list of layers where segments overlap."""
+    path = folder / "slicer.seg.nrrd"
+    head = f"NRRD0004\ntype: unsigned char\nencoding: raw\nspace: left-posterior-superior\n{header}\n"
+    path.write_bytes(head.encode() + voxels.tobytes(order="F"))
+    return path
+
+
+def test_cropped_file_of_slicer_lies_where_it_was_drawn(tmp_path):
+    voxels = np.ones((2, 3, 1), np.uint8)
+    path = slicer_file(
+        tmp_path,
+        voxels,
+        "dimension: 3\nsizes: 2 3 1\nspace directions: (0.8,0,0) (0,0.9,0) (0,0,2.5)\nkinds: domain domain domain\n"
+        "space origin: (-9.2,-18.2,-25)\nSegment0_ID:=S\nSegment0_Name:=liver\nSegment0_LabelValue:=1\n"
+        "Segment0_Layer:=0\n",
+    )
+    image = read_label(path, reference=Geometry(AFFINE, (7, 9, 5))).image[0].numpy()
+    expected = np.zeros((7, 9, 5))
+    expected[1:3, 2:5, 2] = 1
+    assert np.array_equal(image, expected)
+    with pytest.raises(GeometryError, match="reaches outside the image"):
+        read_label(path, reference=Geometry(AFFINE, (7, 4, 5)))
+    with pytest.raises(GeometryError, match="does not lie on the image's grid"):
+        read_label(path, reference=Geometry(AFFINE * [2, 2, 1, 1], (7, 9, 5)))
+
+
+def test_overlapping_layers_of_slicer_keep_the_later_label_and_say_so(tmp_path):
+    voxels = np.zeros((2, 4, 4, 2), np.uint8)
+    voxels[0, :3, :3], voxels[1, 2:, 2:] = 1, 1
+    path = slicer_file(
+        tmp_path,
+        voxels,
+        "dimension: 4\nsizes: 2 4 4 2\nspace directions: none (1,0,0) (0,1,0) (0,0,1)\n"
+        "kinds: list domain domain domain\nspace origin: (0,0,0)\nSegment0_ID:=A\nSegment0_Name:=a\nSegment0_LabelValue:=1\nSegment0_Layer:=0\n"
+        "Segment1_ID:=B\nSegment1_Name:=b\nSegment1_LabelValue:=1\nSegment1_Layer:=1\n",
+    )
+    volume = read_label(path, reference=Geometry(np.diag([-1.0, -1, 1, 1]), (4, 4, 2)))
+    expected = np.zeros((4, 4, 2))
+    expected[:3, :3], expected[2:, 2:] = 1, 2
+    assert np.array_equal(volume.image[0].numpy(), expected)
+    assert volume.record.warnings == ("b: 2 voxels belong to another structure too; the later one is kept",)
+
+
+def test_none_of_the_labels_in_the_file_is_an_error_that_lists_both(tmp_path):
+    path = write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=LABELS)
+    with pytest.raises(DataError, match=r"none of the labels .*'liver'.*spleen"):
+        read_label(path, reference=Geometry(AFFINE, (7, 9, 5)), labels={"background": 0, "spleen": 1})
+
+
+def test_damaged_file_is_refused(tmp_path):
+    path = write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=LABELS)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_label(path, reference=Geometry(AFFINE, (7, 9, 5)))

@@ -1,0 +1,126 @@
+"""A bundle without training: the network's weights are chance, and what is judged is the way from file to file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from medunet.bundle import find_bundle, specialise
+from medunet.cli import predict as predict_command
+from medunet.errors import ConfigError, DataError
+from medunet.io import RESULT_FORMATS, label_names, read_header, read_label, write_volume
+from medunet.prediction import Predictor
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+LABELS = {"background": 0, "anterior": 1, "posterior": 2}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    changes = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
+    run = specialise(find_bundle("unet_3d"), tmp_path_factory.mktemp("run") / "run", changes)
+    parser = ConfigParser()
+    parser.read_config(str(run / "configs" / "inference.json"))
+    torch.manual_seed(0)
+    (run / "models").mkdir()
+    torch.save({"model": parser.get_parsed_content("network_def").state_dict()}, run / "models" / "model.pt")
+    return run
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    voxels = np.random.default_rng(0).normal(size=(17, 19, 16)).astype(np.float32)
+    return write_volume(voxels, tmp_path / "case.nii.gz", affine=np.diag([-1.0, -1.0, 1.0, 1.0]))
+
+
+def write_series(folder: Path) -> Path:
+    folder.mkdir()
+    study, series, frame = generate_uid(), generate_uid(), generate_uid()
+    rng = np.random.default_rng(0)
+    for index in range(16):
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        header = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+        header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        header.StudyInstanceUID, header.SeriesInstanceUID, header.FrameOfReferenceUID = study, series, frame
+        header.PatientName, header.PatientID, header.PatientBirthDate, header.PatientSex = "Secret^Name", "4711", "", ""
+        header.StudyDate = header.StudyTime = header.StudyID = header.AccessionNumber = ""
+        header.ReferringPhysicianName = header.PositionReferenceIndicator = ""
+        header.Modality, header.SeriesNumber, header.InstanceNumber = "CT", 1, index + 1
+        header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        header.Rows, header.Columns, header.PixelSpacing, header.SliceThickness = 19, 17, [1, 1], 1
+        header.ImageOrientationPatient, header.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, index]
+        header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+        header.BitsAllocated = header.BitsStored = 16
+        header.HighBit, header.PixelRepresentation = 15, 1
+        header.RescaleSlope, header.RescaleIntercept = 1, 0
+        header.PixelData = rng.integers(-100, 100, (19, 17)).astype("<i2").tobytes()
+        header.save_as(folder / f"{index:02d}.dcm", enforce_file_format=True)
+    return folder
+
+
+def test_formats_of_the_command_are_those_of_the_library() -> None:
+    assert tuple(choice.value for choice in predict_command.ResultFormat) == RESULT_FORMATS
+
+
+def test_all_formats_hold_the_same_voxels(bundle: Path, tmp_path: Path) -> None:
+    series = write_series(tmp_path / "ct")
+    results = {}
+    for result_format in ("nii.gz", "seg.nrrd", "rtstruct"):
+        predictor = Predictor(bundle, output_dir=tmp_path / result_format, device="cpu", result_format=result_format)
+        path = predictor.predict_case(series)
+        assert set(label_names(path) or ()) == set(LABELS)
+        results[result_format] = read_label(path, reference=series, labels=LABELS).image[0].numpy()
+    assert len(np.unique(results["nii.gz"])) > 1
+    assert np.array_equal(results["nii.gz"], results["seg.nrrd"])
+    assert np.array_equal(results["nii.gz"], results["rtstruct"])
+    assert read_header(tmp_path / "nii.gz" / "ct.nii.gz").geometry.is_close(read_header(series).geometry)
+
+
+def test_existing_result_is_refused_before_the_network_runs(
+    bundle: Path, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
+    path = first.predict_case(volume)
+    before = path.stat().st_mtime_ns
+    monkeypatch.setattr(Predictor, "logits", lambda *_: pytest.fail("the network ran"))
+    [again] = first.predict([volume])
+    assert isinstance(again.error, DataError)
+    assert "--force" in str(again.error)
+    monkeypatch.undo()
+    assert path.stat().st_mtime_ns == before
+    assert Predictor(bundle, output_dir=tmp_path / "out", device="cpu", overwrite=True).predict_case(volume) == path
+    assert path.stat().st_mtime_ns > before
+
+
+def test_colours_and_codes_of_the_config_reach_the_file(bundle: Path, tmp_path: Path) -> None:
+    overrides = {
+        "label_colors": {"anterior": [255, 0, 0]},
+        "label_codes": {"posterior": {"type": ["5366008", "SCT", "Hippocampus"]}},
+    }
+    predictor = Predictor(
+        bundle, output_dir=tmp_path / "out", device="cpu", result_format="rtstruct", overrides=overrides
+    )
+    dataset = pydicom.dcmread(predictor.predict_case(write_series(tmp_path / "ct")))
+    assert list(dataset.ROIContourSequence[0].ROIDisplayColor) == [255, 0, 0]
+    assert dataset.RTROIObservationsSequence[1].RTROIIdentificationCodeSequence[0].CodeValue == "5366008"
+
+
+def test_bundle_without_the_option_refuses_it(bundle: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(bundle, old)
+    config = old / "configs" / "inference.json"
+    config.write_text(config.read_text().replace('"result_format": "auto",', "").replace("@result_format", "auto"))
+    Predictor(old, output_dir=tmp_path, device="cpu")
+    with pytest.raises(ConfigError, match=r"too old for this option .*result_format"):
+        Predictor(old, output_dir=tmp_path, device="cpu", result_format="nii.gz")
