@@ -37,7 +37,9 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, overwrite: bool = True) -> Path:
+def write_atomically(
+    path: str | os.PathLike[str], content: str | bytes | memoryview, *, overwrite: bool = True
+) -> Path:
     """Write text (UTF-8) or bytes; raises as :func:`atomic_path`. Returns the path."""
     with atomic_path(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -124,7 +124,7 @@ PROGRAMS = {
 
 
 def measure_one(task: str, name: str, path: Path, runs: int) -> dict[str, Any]:
-    """In a process of its own: seconds and peak memory of runs after one that warms up."""
+    """In a process of its own: seconds, processor seconds of all threads and peak memory, after a run that warms up."""
     run = program(task, name)
     if task == "write":
         voxels = read_ours(path)[0].numpy().astype(np.int16)
@@ -141,17 +141,18 @@ def measure_one(task: str, name: str, path: Path, runs: int) -> dict[str, Any]:
     del result
     before = resident_mib("VmRSS")
     reset_peak()
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(runs):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         work()
         seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu_start)
     facts["peak_mib"] = round(resident_mib("VmHWM") - before)
     if task == "write":
         target.unlink()
     if task == "read":
         facts["checksum_verified"] = refuses(run, path.with_name("wrong_checksum.nii.gz"))
-    return facts | {"seconds": seconds}
+    return facts | {"seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
 def refuses(run: Callable[[Path], Any], path: Path) -> bool:
@@ -236,7 +237,8 @@ def run_all(ct: Path, slices: int, rounds: int, runs: int, tasks: list[str]) -> 
             results[task] = {name: _joined(records) for name, records in found.items()}
             rival, _ = GOALS[task]
             for entry in results[task].values():
-                entry["times_as_fast_as_rival"] = round(results[task][rival]["seconds"] / entry["seconds"], 2)
+                for key in ("seconds", "cpu_seconds"):
+                    entry[f"{key}_ratio"] = round(results[task][rival][key] / entry[key], 2)
     return results
 
 
@@ -253,6 +255,7 @@ def _joined(records: list[dict[str, Any]]) -> dict[str, Any]:
     joined = dict(records[0]) | {
         "seconds": round(statistics.median(seconds), 4),
         "best_seconds": round(min(seconds), 4),
+        "cpu_seconds": round(statistics.median(v for record in records for v in record["cpu_seconds"]), 4),
     }
     return joined | {"peak_mib": max(record["peak_mib"] for record in records)}
 
@@ -283,9 +286,9 @@ def machine() -> dict[str, Any]:
 def print_tables(results: dict[str, Any]) -> None:
     for task, programs in results.items():
         rival, goal = GOALS[task]
-        reached = programs[OURS[task]]["times_as_fast_as_rival"]
+        reached = programs[OURS[task]]["seconds_ratio"]
         print(f"\n{TITLES[task]}: {reached:.1f} times as fast as {rival} (goal {goal:g})")
-        print(f"  {'program':<24} {'seconds':>8} {'x':>6} {'peak MiB':>9}  notes")
+        print(f"  {'program':<24} {'seconds':>8} {'x':>6} {'CPU s':>7} {'x':>6} {'peak MiB':>9}  notes")
         for name, entry in programs.items():
             notes = []
             if "checksum_verified" in entry:
@@ -294,7 +297,8 @@ def print_tables(results: dict[str, Any]) -> None:
                 notes.append(f"{entry['file_mib']} MiB")
             if entry.get("sum") != programs[OURS[task]].get("sum"):
                 notes.append("other voxels")
-            line = f"  {name:<24} {entry['seconds']:>8.3f} {entry['times_as_fast_as_rival']:>6.2f}"
+            line = f"  {name:<24} {entry['seconds']:>8.3f} {entry['seconds_ratio']:>6.2f}"
+            line += f" {entry['cpu_seconds']:>7.3f} {entry['cpu_seconds_ratio']:>6.2f}"
             print(f"{line} {entry['peak_mib']:>9}  {', '.join(notes)}".rstrip())
 
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
+from pydicom.filereader import read_dataset, read_file_meta_info
 
 from medunet.errors import DataError, SecurityError
 
@@ -27,6 +27,9 @@ from .dicom_resample import resample
 from .dicom_values import items, text
 from .options import DEFAULTS, ReadOptions
 from .record import ReadRecord
+
+_META_START = 132 + 12
+"""Preamble, magic word and the element that gives the length of the rest of the file meta information."""
 
 _HASH_DIGITS = 12
 """Digits of the series' hash in a record: enough to tell the series of one hospital apart."""
@@ -155,9 +158,12 @@ def _referenced_files(path: Path) -> list[Path] | None:
     if path.name.upper() != "DICOMDIR" or not looks_like_dicom(path):
         return None
     try:
-        directory = pydicom.dcmread(path)
-        if directory.file_meta.get("MediaStorageSOPClassUID") != DIRECTORY_CLASS:
+        meta = read_file_meta_info(path)
+        if meta.get("MediaStorageSOPClassUID") != DIRECTORY_CLASS:
             return None
+        with path.open("rb") as stream:  # not by dcmread: pydicom 2 would make its own object, and warn
+            stream.seek(_META_START + int(meta.FileMetaInformationGroupLength))
+            directory = read_dataset(stream, is_implicit_VR=False, is_little_endian=True)  # as PS3.10 prescribes
         names = [text(record, "ReferencedFileID") for record in items(directory, "DirectoryRecordSequence")]
     except Exception as error:  # pydicom raises many kinds for damaged bytes
         raise DataError("damaged DICOMDIR", file=path, remedy="give the folder of the series") from error

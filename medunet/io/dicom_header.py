@@ -22,6 +22,10 @@ DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 """Media Storage Directory: a DICOMDIR."""
 
+_DIRECTORY_MARK = DIRECTORY_CLASS.encode()
+_META_BYTES = 512
+"""Where the class of the content is named. A directory is sent away before pydicom 2 makes its own object of it."""
+
 _IMAGE_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.1",  # CR, DX, mammography
     "1.2.840.10008.5.1.4.1.1.2",  # CT, enhanced, legacy converted
@@ -127,10 +131,13 @@ def read_frames(path: Path) -> list[Frame] | None:
         return None
     try:
         with path.open("rb") as file:
+            if _DIRECTORY_MARK in file.read(_META_BYTES):
+                return None
+            file.seek(0)
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TOP_LEVEL_TAGS)
             meta = header.file_meta
             kind = str(meta.get("MediaStorageSOPClassUID", "")) or text(header, "SOPClassUID")
-            if kind == DIRECTORY_CLASS or _is_one_of(kind, _OTHER_CLASSES):
+            if _is_one_of(kind, _OTHER_CLASSES):
                 return None
             if not number(header, "Rows") or not number(header, "Columns"):
                 if not kind or _is_one_of(kind, _IMAGE_CLASSES):

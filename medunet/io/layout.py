@@ -25,19 +25,29 @@ _THREADS = min(4, os.cpu_count() or 1)
 
 
 def copy_in_order(
-    source: npt.NDArray[Any], *, dtype: npt.DTypeLike, order: Literal["C", "F"] = "C"
+    source: npt.NDArray[Any],
+    *,
+    dtype: npt.DTypeLike,
+    order: Literal["C", "F"] = "C",
+    out: npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[Any]:
     """A contiguous copy of `source` in a type and an order.
+
+    Args:
+        source: voxels.
+        dtype: of the copy.
+        order: 'C' for the last axis fastest, 'F' for the first.
+        out: array of this type and order to copy into; by default a new one.
 
     Example:
         >>> copy_in_order(np.ones((3, 4), order="F"), dtype="float32").flags.c_contiguous
         True
     """
     if source.ndim == 3 and order == "C" and source.T.flags.c_contiguous:
-        return transpose(source.T, dtype=dtype)
+        return transpose(source.T, dtype=dtype, out=out)
     if source.ndim == 3 and order == "F" and source.flags.c_contiguous:
-        return transpose(source, dtype=dtype).T
-    target = np.empty(source.shape, dtype=dtype, order=order)
+        return transpose(source, dtype=dtype, out=None if out is None else out.T).T
+    target = np.empty(source.shape, dtype=dtype, order=order) if out is None else out
     for start in range(0, source.shape[-1], _SLAB):
         target[..., start : start + _SLAB] = source[..., start : start + _SLAB]
     return target

@@ -91,9 +91,7 @@ def write_volume(
     suffix = next((s for s in WRITE_SUFFIXES if target.name.lower().endswith(s)), None)
     if suffix in (".nii", ".nii.gz"):
         data = _nifti_bytes(voxels, geometry, target, extension=_label_extension(labels))
-        if suffix == ".nii.gz":
-            data = compress(data)
-        write_atomically(target, data, overwrite=overwrite)
+        write_atomically(target, compress(data) if suffix == ".nii.gz" else data, overwrite=overwrite)
     elif suffix == SEG_NRRD_SUFFIX:
         whole = _cast(voxels, label_dtype(voxels, planar=False), target)
         segments = as_segments(labels, values=whole) if labels is None or isinstance(labels, Mapping) else labels
@@ -188,7 +186,7 @@ def _label_extension(labels: Mapping[str, int] | Sequence[Segment] | None) -> by
     return _EXTENSION_FOLLOWS + struct.pack("<ii", length, _COMMENT) + text.ljust(length - 8, b"\0")
 
 
-def _nifti_bytes(voxels: npt.NDArray[Any], geometry: Geometry, path: Path, *, extension: bytes) -> bytes:
+def _nifti_bytes(voxels: npt.NDArray[Any], geometry: Geometry, path: Path, *, extension: bytes) -> memoryview:
     if voxels.ndim > 4:
         raise DataError("too many axes", file=path, received=voxels.shape)
     if voxels.dtype.kind not in "iuf" or voxels.dtype.itemsize > 8:
@@ -206,8 +204,13 @@ def _nifti_bytes(voxels: npt.NDArray[Any], geometry: Geometry, path: Path, *, ex
     header.set_qform(geometry.affine, code=0 if geometry.is_sheared else _SCANNER, strip_shears=True)
     header["vox_offset"] = len(header.binaryblock) + len(extension)
     header["magic"] = b"n+2" if large else b"n+1"
-    little = copy_in_order(voxels, dtype=voxels.dtype.newbyteorder("<"), order="F")
-    return b"".join((header.binaryblock, extension, little.T.data))
+    head = header.binaryblock + extension
+    file = np.empty(len(head) + voxels.nbytes, dtype=np.uint8)
+    file[: len(head)] = np.frombuffer(head, dtype=np.uint8)
+    little = voxels.dtype.newbyteorder("<")
+    # Voxels go straight to their place in the file: a chest CT is not copied twice.
+    copy_in_order(voxels, dtype=little, order="F", out=file[len(head) :].view(little).reshape(voxels.shape, order="F"))
+    return file.data
 
 
 def _planar(voxels: npt.NDArray[Any], path: Path, *, axes: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -88,7 +88,7 @@ def write_series(
                 delattr(header, tag)
             else:
                 setattr(header, tag, value)
-        if header.file_meta.TransferSyntaxUID.is_encapsulated:
+        if syntax.startswith(("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5")):
             header["PixelData"].VR = "OB"
             header["PixelData"].is_undefined_length = True
         save(header)

@@ -160,3 +160,9 @@ def test_made_series_equals_dcm2niix(tmp_path, made, orientation):
     positions = np.array([10, 20, 30]) + np.outer(np.arange(5), 2.5 * np.cross(*cosines))
     folder = made.series(tmp_path / "ct", positions, ImageOrientationPatient=orientation, Manufacturer="SIEMENS")
     assert_equals_dcm2niix(folder, tmp_path / "out")
+
+
+@pytest.mark.skipif(CONVERTER is None, reason="Debian's dcm2niix is not installed")
+def test_monochrome1_of_a_measurement_equals_dcm2niix(tmp_path, made):
+    tags = {"PhotometricInterpretation": "MONOCHROME1", "Manufacturer": "SIEMENS"}
+    assert_equals_dcm2niix(made.series(tmp_path / "ct", made.positions(), **tags), tmp_path / "out")

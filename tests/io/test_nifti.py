@@ -126,7 +126,7 @@ def test_wrong_checksum_is_refused(file):
     content = bytearray(file.read_bytes())
     content[-6] ^= 1  # the last eight bytes are CRC and length
     file.write_bytes(content)
-    with pytest.raises(DataError, match="incorrect data check"):
+    with pytest.raises(DataError, match="damaged gzip file"):
         read_volume(file)
 
 
@@ -138,7 +138,7 @@ def test_wrong_checksum_behind_trailing_bytes_is_refused(tmp_path):
     assert read_volume(path).image.shape == (1, 5, 6, 7)
     content[-6] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match="incorrect data check"):
+    with pytest.raises(DataError, match="damaged gzip file"):
         read_volume(path)
 
 
@@ -156,7 +156,7 @@ def test_several_gzip_members_are_one_file(tmp_path):
         ("text.nii.gz", b"no gzip at all", "not a gzip file"),
         ("text.nii", b"x" * 1000, "not a NIfTI file"),
         ("short.nii", b"\x5c\x01\x00\x00", "not a NIfTI file"),
-        ("zip.nii.gz", gzip.compress(b"not an image"), "not a NIfTI file"),
+        ("zip.nii.gz", gzip.compress(b"not an image", mtime=0), "not a NIfTI file"),
     ],
 )
 def test_what_is_no_image_is_refused_by_name(tmp_path, name, content, cause):

@@ -117,7 +117,8 @@ def test_overlapping_layers_of_slicer_keep_the_later_label_and_say_so(tmp_path):
         tmp_path,
         voxels,
         "dimension: 4\nsizes: 2 4 4 2\nspace directions: none (1,0,0) (0,1,0) (0,0,1)\n"
-        "kinds: list domain domain domain\nspace origin: (0,0,0)\nSegment0_ID:=A\nSegment0_Name:=a\nSegment0_LabelValue:=1\nSegment0_Layer:=0\n"
+        "kinds: list domain domain domain\nspace origin: (0,0,0)\n"
+        "Segment0_ID:=A\nSegment0_Name:=a\nSegment0_LabelValue:=1\nSegment0_Layer:=0\n"
         "Segment1_ID:=B\nSegment1_Name:=b\nSegment1_LabelValue:=1\nSegment1_Layer:=1\n",
     )
     volume = read_label(path, reference=Geometry(np.diag([-1.0, -1, 1, 1]), (4, 4, 2)))
