@@ -27,11 +27,11 @@ SEED = 2015
 
 DEMO_CHANGES: Mapping[str, Any] = {
     "network_def::channels": [16, 32, 64, 128],
-    "epochs": 16,
+    "epochs": 40,
     "steps_per_epoch": 12,
     "batch_size": 2,
     "learning_rate": 0.005,
-    "val_interval": 4,
+    "val_interval": 10,
     "folds": 10,
     "patch_size": [48, 48, 40],
 }
