@@ -1,6 +1,6 @@
 """What medunet and MONAI's readers do with images that are broken, odd, or merely unusual.
 
-    python scripts/bench_io_rules.py [--out scripts/results/io_rules.md]
+    python scripts/bench_io_rules.py [--out scripts/results/io_rules.md] [--readme README.md]
 
 Every case is made here, with voxels and placement known beforehand. Every reader runs in a process of its own, so that
 a crash or a hang is a result too. "reads it" in a case that ought to be refused means that training or a
@@ -33,6 +33,7 @@ from medunet.errors import MedunetError
 from medunet.io import read_volume
 
 RESULTS = Path(__file__).parent / "results" / "io_rules.md"
+README_MARKS = "<!-- io rules -->", "<!-- end of io rules -->"
 SECONDS = 60
 AFFINE_TOLERANCE_MM = 1e-3
 READERS: dict[str, Any] = {"ITKReader": ITKReader, "NibabelReader": NibabelReader, "PydicomReader": PydicomReader}
@@ -142,15 +143,34 @@ def verdict(rule: str, answer: str) -> bool:
     return answer.startswith(("correct", "reads it")) and (rule == "C" or "warns" in answer)
 
 
+def in_short(answer: str) -> str:
+    """The answer without its reasons, for the README."""
+    for full, short in (("refused", "refuses"), ("error", "fails"), ("process dies", "crashes"), ("hangs", "hangs")):
+        if answer.startswith(full):
+            return short
+    said = answer.split(",", maxsplit=1)[0].split(":", maxsplit=1)[0].split(" (", maxsplit=1)[0]
+    return said + (", warns" if "warns" in answer else "")
+
+
+def write_into(readme: Path, lines: list[str]) -> None:
+    """Replace what stands between the two marks."""
+    begin, end = README_MARKS
+    before, rest = readme.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    readme.write_text(before + "\n".join([begin, *lines, end]) + after, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
-    out = parser.parse_args().out
+    parser.add_argument("--readme", type=Path, help="also replace the short table between its marks in this file")
+    options = parser.parse_args()
+    out = options.out
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         cases = dicom_cases(root) + nifti_cases(root) + label_cases(root)
-        rows, score = [], {name: [0, 0] for name in ("medunet", *READERS)}
+        rows, short, score = [], [], {name: [0, 0] for name in ("medunet", *READERS)}
         workers = {name: Worker() for name in score}
         for case in cases:
             answers = {"medunet": workers["medunet"].ask(by_medunet, case)}
@@ -160,9 +180,11 @@ def main() -> None:
                 score[name][1] += 1
             shown = [answers.get(name, "-") for name in ("medunet", *READERS)]
             rows.append(f"| {case.kind}: {case.name} | {case.rule} | " + " | ".join(shown) + " |")
+            short.append(f"| {case.kind}: {case.name} | {case.rule} | " + " | ".join(map(in_short, shown)) + " |")
             print(rows[-1], flush=True)
     totals = ", ".join(f"{name} {good} of {n}" for name, (good, n) in score.items())
     header = "| case | rule | " + " | ".join(("medunet", *READERS)) + " |"
+    rule = "|" + " --- |" * (2 + 1 + len(READERS))
     lines = [
         "# What readers do with images that are broken, odd, or merely unusual",
         "",
@@ -173,11 +195,13 @@ def main() -> None:
         f"By the rules: {totals}.",
         "",
         header,
-        "|" + " --- |" * (2 + 1 + len(READERS)),
+        rule,
         *rows,
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if options.readme:
+        write_into(options.readme, ["", f"By the rules: {totals}.", "", header, rule, *short, ""])
     print(f"written: {out}\n{totals}")
 
 

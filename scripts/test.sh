@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh dev
+source scripts/other_programs.sh
 markers="not slow"
 if [ "${1:-}" = "--slow" ]; then
     markers=""

@@ -2,6 +2,7 @@
 
 from .mirror import MirrorInferer as MirrorInferer
 from .overlap_tile import OverlapTileInferer as OverlapTileInferer
+from .scales import ScaleInferer as ScaleInferer
 from .tiling import SameSizeShapes as SameSizeShapes
 from .tiling import Tile as Tile
 from .tiling import TilePlan as TilePlan

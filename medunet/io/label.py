@@ -74,7 +74,7 @@ def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, place
     file, kind = _structure_file(path)
     structures = _READERS[kind](file) if kind else []
     if not structures:  # voxels with values, which a NIfTI may name
-        volume = read_volume(file)
+        volume = read_volume(file, spatial_dims=2 if len(grid.shape) == 2 else None)
         placed = placed and volume.record.format not in _UNPLACED_FORMATS
         _check_grid(volume.record.geometry, grid, file, placed=placed)
         if names := _nifti_labels(file):
@@ -155,6 +155,7 @@ class LoadLabeld(MapTransform):
             volume = _read(Path(item[key]), grid, self.labels, placed=placed)
             for warning in volume.record.warnings:
                 logger.warning("%s: %s", volume.record.path, warning)
+            volume.image.meta.pop("labels", None)  # only some files keep names, and batches need equal meta data
             item[key] = volume.image
         return item
 

@@ -1,70 +1,11 @@
-"""Made DICOM series with all that a result refers to."""
+"""A label map that every format must bring back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-
-
-@pytest.fixture
-def make_series() -> Callable[..., Path]:
-    """Write a CT series of `slices` slices, `rows` x `columns`, into a folder; file names run against the positions."""
-
-    def make(
-        folder: Path,
-        *,
-        columns: int = 23,
-        rows: int = 19,
-        slices: int = 6,
-        cosines: tuple[tuple[float, ...], ...] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
-        origin: tuple[float, ...] = (-10.5, 20.25, -300.0),
-        series_uid: str | None = None,
-        **tags: object,
-    ) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        along_row, along_column = (np.array(vector) for vector in cosines)
-        normal = np.cross(along_row, along_column)
-        study, series, frame = generate_uid(), series_uid or generate_uid(), generate_uid()
-        for index in range(slices):
-            meta = FileMetaDataset()
-            meta.TransferSyntaxUID = ExplicitVRLittleEndian
-            meta.MediaStorageSOPClassUID = CTImageStorage
-            meta.MediaStorageSOPInstanceUID = generate_uid()
-            path = folder / f"{series[-4:]}_{slices - index:03d}.dcm"
-            header = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
-            header.SpecificCharacterSet = "ISO_IR 100"
-            header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-            header.StudyInstanceUID, header.SeriesInstanceUID, header.FrameOfReferenceUID = study, series, frame
-            header.PatientName, header.PatientID = "Müller^Secret", "ID-4711"
-            header.PatientBirthDate, header.PatientSex = "19500101", "F"
-            header.StudyDate, header.StudyTime, header.StudyID = "20200102", "030405", "7"
-            header.AccessionNumber, header.ReferringPhysicianName = "A1", "Doctor^Hidden"
-            header.PositionReferenceIndicator = ""
-            header.Modality, header.SeriesNumber, header.InstanceNumber = "CT", 3, index + 1
-            header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-            header.Rows, header.Columns, header.PixelSpacing = rows, columns, [0.7, 0.9]
-            header.SliceThickness = 2.5
-            header.ImageOrientationPatient = [*along_row, *along_column]
-            header.ImagePositionPatient = [f"{v:.6f}" for v in np.array(origin) + 2.5 * index * normal]
-            header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
-            header.BitsAllocated = header.BitsStored = 16
-            header.HighBit, header.PixelRepresentation = 15, 1
-            header.RescaleSlope, header.RescaleIntercept = 1, -1000
-            header.PixelData = np.full((rows, columns), 1000 + index, "<i2").tobytes()
-            for tag, value in tags.items():
-                if value is None:
-                    delattr(header, tag)
-                else:
-                    setattr(header, tag, value)
-            header.save_as(path, enforce_file_format=True)
-        return folder
-
-    return make
 
 
 @pytest.fixture

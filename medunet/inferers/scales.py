@@ -1,0 +1,69 @@
+"""Test-time scaling: the mean over views of several sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.transforms import Resize
+
+from medunet.errors import ConfigError
+
+from .mirror import PROBABILITY_FLOOR
+
+LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class ScaleInferer(Inferer):
+    """Average a softmax network's probabilities over views of several sizes; another inferer evaluates each view.
+
+    A smaller view shows more around a voxel and less noise: a faint membrane that is hardly darker than its
+    neighbourhood becomes a line. The network should have seen these sizes (`RandDeformd(scale_range=...)`). The mean of
+    the probabilities is returned as its logarithm, so that the softmax of a bundle's postprocessing gives it back.
+
+    Args:
+        inferer: evaluates one view, for instance :class:`OverlapTileInferer` or :class:`MirrorInferer`.
+        scales: factors to the size of the image, for instance `[0.75, 1.0]`.
+
+    Raises:
+        ConfigError: no scale, or one that is not positive.
+
+    Example:
+        >>> from monai.inferers import SimpleInferer
+        >>> network = torch.nn.Conv2d(1, 2, kernel_size=3, padding=1)
+        >>> with torch.inference_mode():
+        ...     ScaleInferer(SimpleInferer(), scales=[0.75, 1.0])(torch.rand(1, 1, 33, 35), network).shape
+        torch.Size([1, 2, 33, 35])
+    """
+
+    def __init__(self, inferer: Inferer, *, scales: Sequence[float]) -> None:
+        super().__init__()
+        if not scales or min(scales) <= 0:
+            raise ConfigError("impossible scales", received=list(scales), expected="one positive factor or more")
+        self.inferer = inferer
+        self.scales = tuple(scales)
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Evaluate all views: `(B, C, *spatial)` to log-probabilities `(B, classes, *spatial)`, float32."""
+        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        size = image.shape[2:]
+        total: torch.Tensor | None = None
+        for scale in self.scales:
+            view = _resized(image, [max(1, round(n * scale)) for n in size])
+            probabilities = torch.softmax(self.inferer(view, network, *args, **kwargs).float(), dim=1)
+            if probabilities.shape[2:] != size:
+                probabilities = torch.nn.functional.interpolate(probabilities, list(size), mode=LINEAR_MODES[len(size)])
+            total = probabilities if total is None else total.add_(probabilities)
+        output = (total / len(self.scales)).clamp_min(PROBABILITY_FLOOR).log()  # type: ignore[operator]
+        return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
+
+
+def _resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    if list(image.shape[2:]) == list(size):
+        return image
+    smaller = any(new < old for new, old in zip(size, image.shape[2:], strict=True))
+    resize = Resize(size, mode=LINEAR_MODES[len(size)], anti_aliasing=smaller)
+    return resize(image.flatten(0, 1)).as_tensor().view(*image.shape[:2], *size)  # type: ignore[union-attr]
