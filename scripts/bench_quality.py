@@ -40,8 +40,8 @@ EM_VARIANTS: dict[str, dict[str, Any]] = {
     "unet_2d": {
         "bundle": "unet_2d",
         "changes": {
-            "epochs": 80,
-            "val_interval": 16,
+            "epochs": 95,
+            "val_interval": 19,
             # a membrane pixel counts more: a gap merges two cells, a membrane drawn too thick costs little
             "loss": {"_target_": "medunet.losses.BorderWeightedCELoss", "class_weights": [5.0, 1.0]},
         },
@@ -131,7 +131,7 @@ def em(data: Path, work: Path) -> dict[str, Any]:
         for views, inferer in VIEWS.items():
             folder = run / views.replace(" ", "_")
             options = {"output_dir": folder, "probabilities": True, "overwrite": True}
-            predictor = Predictor(run, overrides={"inferer": inferer}, **options)
+            predictor = Predictor(run, overrides={"tile_inferer": inferer}, **options)
             pairs = [Pair(case.name, predictor.predict_case(case.images[0]), case.label) for case in cases]
             summary = summarise(list(evaluate_pairs(pairs, labels=dataset.labels, em=True)))
             maps = [np.load(folder / f"{case.name}_prob.npy")[1] for case in cases]

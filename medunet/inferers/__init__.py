@@ -1,8 +1,15 @@
 """Inference on images of any size, with every voxel computed once."""
 
+from .labels import LabelInferer as LabelInferer
+from .memory import free_memory as free_memory
+from .memory import peak_bytes as peak_bytes
 from .mirror import MirrorInferer as MirrorInferer
 from .overlap_tile import OverlapTileInferer as OverlapTileInferer
+from .overlap_tile import TileLogits as TileLogits
+from .restore import GridMap as GridMap
+from .restore import restore_labels as restore_labels
 from .scales import ScaleInferer as ScaleInferer
+from .tile_size import choose_tiles as choose_tiles
 from .tiling import SameSizeShapes as SameSizeShapes
 from .tiling import Tile as Tile
 from .tiling import TilePlan as TilePlan

@@ -3,40 +3,71 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from monai.data import MetaTensor
-from monai.inferers import Inferer
+from monai.inferers import Inferer, SlidingWindowInferer
 from rich.progress import track
 
 from medunet.errors import ConfigError
 
+from .memory import WORKSPACE, free_memory, is_out_of_memory, parse_memory, peak_bytes
 from .padding import PADDING_MODES, PaddingMode, take_window
+from .tile_size import choose_tiles
 from .tiling import SameSizeShapes, Tile, TileableShapes, TilePlan, plan_tiles
 
 logger = logging.getLogger(__name__)
+
+BLEND_OVERLAP = 0.5
+"""Overlap of Gaussian-weighted windows, as nnU-Net and MONAI's bundles have it."""
+
+AUTOCAST_SHARE = 0.6
+"""Memory of a pass under autocast, as a part of that in float32: activations have half the bytes, some stay."""
+
+
+_Run = Callable[[torch.Tensor], torch.Tensor]
+
+
+class TileLogits(NamedTuple):
+    """What one tile answers.
+
+    Args:
+        image: which image of the batch.
+        region: where in the image the logits belong.
+        logits: `(classes, *region)` in the network's output type, on its device; perhaps a view of a larger tensor.
+    """
+
+    image: int
+    region: tuple[slice, ...]
+    logits: torch.Tensor
 
 
 class OverlapTileInferer(Inferer):
     """Evaluate a network tile by tile and stitch its output without a seam (Ronneberger et al. 2015, figure 2).
 
     Each voxel is taken from exactly one tile, whose window holds the voxel's whole receptive field; nothing is blended.
-    The result equals that of the whole image in one pass up to rounding, provided the network has no instance or
-    group norm, whose statistics depend on the window.
+    The result equals that of the whole image in one pass up to rounding. Instance and group norm are the exception:
+    their statistics depend on the window. An image too large for one pass of such a network is cut into windows that
+    overlap by half and are blended with Gaussian weights by MONAI's `SlidingWindowInferer`, with a warning.
 
     - Padded ("same") network: windows overlap by a halo, which is trimmed from the output. Windows end where the image
       ends, so that the network's own padding acts there as it does on the whole image.
     - Valid network: as in the paper. The image is mirrored at its borders, the outputs abut.
+
+    When memory runs out the image is evaluated again in smaller tiles, with the same result and a warning.
 
     Images may be smaller than a tile, than the network's margin or than its total stride: what is missing is mirrored
     and trimmed.
 
     Args:
         tile_size: largest network input per axis in voxels (MONAI's `roi_size`; the paper's 572), or one number for all
-            axes. None takes the whole image in one pass; None, 0 or -1 for an axis takes all of that axis.
+            axes. None takes the whole image in one pass; None, 0 or -1 for an axis takes all of that axis. "auto" takes
+            the whole image where it fits into `memory`, else the tiles that evaluate the fewest voxels.
         halo: for padded networks, voxels to see beyond the kept region on each side, per axis or one number. "exact"
             takes `network.shapes.halo`, the receptive radius rounded up to the total stride; fewer are faster and
             approximate. A valid network always sees its whole margin.
@@ -44,6 +75,8 @@ class OverlapTileInferer(Inferer):
             paper), "replicate" or "constant" (zero).
         batch_size: windows per call of the network (MONAI's `sw_batch_size`); windows of one size share a batch, also
             across the images of `inputs`.
+        memory: what a pass may take with `tile_size` "auto": bytes, a text such as "8GB", or "auto" for a part of what
+            is free on the network's device.
         tile_stride: product of all strides of a network that has no attribute `shapes`, per axis or one number. Its
             output must be as large as its input, and `halo` must be a number. Ignored for networks with `shapes`.
         sw_device: device of the windows, where the network is. Default: that of `inputs`.
@@ -64,11 +97,12 @@ class OverlapTileInferer(Inferer):
 
     def __init__(
         self,
-        tile_size: int | Sequence[int | None] | None,
+        tile_size: int | Sequence[int | None] | Literal["auto"] | None,
         *,
         halo: Literal["exact"] | int | Sequence[int] = "exact",
         padding_mode: PaddingMode = "reflect",
         batch_size: int = 1,
+        memory: int | str = "auto",
         tile_stride: int | Sequence[int] | None = None,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
@@ -77,9 +111,10 @@ class OverlapTileInferer(Inferer):
         super().__init__()
         if padding_mode not in PADDING_MODES:
             raise ConfigError("unknown padding_mode", received=padding_mode, expected=PADDING_MODES)
-        if tile_size is not None and not isinstance(tile_size, (Integral, Sequence)):
+        is_size = isinstance(tile_size, (Integral, Sequence)) and not isinstance(tile_size, str)
+        if tile_size is not None and tile_size != "auto" and not is_size:
             raise ConfigError(
-                "tile_size is not a size", received=repr(tile_size), expected="an integer or one per axis"
+                "tile_size is not a size", received=repr(tile_size), expected="an integer, one per axis, or auto"
             )
         if halo != "exact":
             _at_least(0, halo, "halo")
@@ -90,11 +125,13 @@ class OverlapTileInferer(Inferer):
         self.halo = halo
         self.padding_mode = padding_mode
         self.batch_size = batch_size
+        self.memory = memory if memory == "auto" else parse_memory(memory)
         self.tile_stride = tile_stride
         self.sw_device = sw_device
         self.device = device
         self.progress = progress
-        self._warned = False
+        self._warned: set[str] = set()
+        self._bytes_per_voxel: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Evaluate `network` on `inputs`.
@@ -110,54 +147,157 @@ class OverlapTileInferer(Inferer):
             `(B, out_channels, *spatial)` in the network's output type, but float32 where that is a half-precision type.
             A MetaTensor with the metadata of `inputs` if `inputs` is one.
         """
-        plan = self.plan(inputs.shape[2:], network)
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        sw_device = torch.device(self.sw_device) if self.sw_device is not None else image.device
-
         output: torch.Tensor | None = None
-        batches = list(self._batches(plan, len(image)))
-        for batch in track(batches, description="tiles", disable=not self.progress):
-            windows = [self._read(image[b : b + 1], tile, plan).to(sw_device) for b, tile in batch]
-            logits = network(windows[0] if len(windows) == 1 else torch.cat(windows), *args, **kwargs)
-            if isinstance(logits, (list, tuple)):
-                logits = logits[0]
-            _check_output(logits, batch[0][1], plan)
+        for tile in self.tiles(image, network, *args, **kwargs):
             if output is None:
-                output = _empty_output(image, logits, device=self.device)
-            for (b, tile), part in zip(batch, logits, strict=True):
-                output[b][_all_channels(tile.keep)] = part[_all_channels(tile.trim)]
+                output = _empty_output(image, tile.logits, device=self.device)
+            where = (slice(None), *tile.region)
+            output[tile.image][where] = tile.logits
         if output is None:
             raise ConfigError("batch holds no image", received=tuple(inputs.shape), expected="(B, C, *spatial), B >= 1")
         return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
 
-    def plan(self, image_size: Sequence[int], network: Callable[..., Any]) -> TilePlan:
+    def tiles(
+        self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, extend: int = 0, **kwargs: Any
+    ) -> Iterator[TileLogits]:
+        """Evaluate `network` tile by tile, so that nothing of the image's size but the image need be kept.
+
+        The regions of one image partition it. When memory runs out they start again from the first, smaller.
+
+        Args:
+            inputs: `(B, C, *spatial)`.
+            network: as of a call.
+            args: passed on to `network` after the window.
+            extend: voxels that each region takes of the next ones, at its far side on every axis, so that a caller can
+                interpolate between neighbouring voxels within one tile.
+            kwargs: passed on to `network`.
+        """
+        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        device = torch.device(self.sw_device) if self.sw_device is not None else image.device
+        max_voxels = self._max_voxels(image, network, device) if self.tile_size == "auto" else None
+
+        def run(window: torch.Tensor) -> torch.Tensor:
+            logits = network(window, *args, **kwargs)
+            return logits[0] if isinstance(logits, (list, tuple)) else logits
+
+        while True:
+            plan = self._plan(image.shape[2:], network, extend=extend, max_voxels=max_voxels)
+            try:
+                yield from self._evaluate(image, run, plan, module=_unwrap(network), device=device)
+            except (RuntimeError, MemoryError) as error:
+                max_voxels = max(math.prod(tile.window_size) for tile in plan.tiles) / 2
+                if not is_out_of_memory(error) or not self._can_shrink(image, network, extend, max_voxels):
+                    raise
+            else:
+                return
+            self._warn("memory", "out of memory: going on with smaller tiles, the result is the same")
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def plan(
+        self, image_size: Sequence[int], network: Callable[..., Any], *, in_channels: int = 1, extend: int = 0
+    ) -> TilePlan:
         """Cut an image of `image_size` (spatial axes only) into the tiles with which `network` would be evaluated.
+
+        Args:
+            image_size: voxels per axis.
+            network: as of a call.
+            in_channels: of the image; "auto" asks the network for its memory with them.
+            extend: as of `tiles`.
 
         Raises:
             ConfigError: see the class.
         """
+        max_voxels = None
+        if self.tile_size == "auto":
+            device = torch.device(self.sw_device or "cpu")
+            max_voxels = self._max_voxels(torch.empty(1, in_channels, *image_size, device="meta"), network, device)
+        return self._plan(image_size, network, extend=extend, max_voxels=max_voxels)
+
+    def _plan(
+        self, image_size: Sequence[int], network: Callable[..., Any], *, extend: int, max_voxels: float | None
+    ) -> TilePlan:
         module = _unwrap(network)
         axes = len(image_size)
         shapes = self._shapes(module, axes)
-        tile = self._tile(axes)
         halo = None if isinstance(self.halo, str) else _per_axis(self.halo, axes, "halo")
         if _resizes_output(shapes):
-            plan = _plan_one_window(image_size, tile, shapes)
+            plan = _plan_one_window(image_size, self._tile(axes), shapes)
+        elif max_voxels is not None:
+            plan = choose_tiles(image_size, max_voxels, shapes=shapes, halo=halo, extend=extend)
         else:
-            plan = plan_tiles(image_size, tile, shapes=shapes, halo=halo)
+            plan = plan_tiles(image_size, self._tile(axes), shapes=shapes, halo=halo, extend=extend)
         sizes = {size: len(tiles) for size, tiles in plan.by_window_size().items()}
         logger.debug("image %s, tile_size %s: number of windows by size %s", plan.image_size, self.tile_size, sizes)
-        if len(plan.tiles) > 1 and not getattr(module, "tileable", True) and not self._warned:
-            self._warned = True
-            logger.warning(
-                "tiles change the result of %s: %s; for the exact result take the whole image, tile_size=None",
-                type(module).__name__,
-                getattr(module, "tileable_reason", "its output depends on the whole window"),
-            )
         return plan
 
+    def _evaluate(
+        self, image: torch.Tensor, run: _Run, plan: TilePlan, *, module: Any, device: torch.device
+    ) -> Iterator[TileLogits]:
+        if len(plan.tiles) > 1 and not getattr(module, "tileable", True):
+            reason = getattr(module, "tileable_reason", "its output depends on the whole window")
+            blended = not any(plan.margin)
+            how = "windows that overlap by half are blended" if blended else "tiles are laid side by side"
+            what = f"tiles change the result of {type(module).__name__}: {reason}; {how}"
+            self._warn("tiles", f"{what}; for the exact result take the whole image, tile_size=None")
+            if blended:
+                yield from self._blend(image, run, plan, device)
+                return
+        batches = list(self._batches(plan, len(image)))
+        for batch in track(batches, description="tiles", disable=not self.progress):
+            windows = [self._read(image[b : b + 1], tile, plan).to(device) for b, tile in batch]
+            logits = run(windows[0] if len(windows) == 1 else torch.cat(windows))
+            _check_output(logits, batch[0][1], plan)
+            for (b, tile), part in zip(batch, logits, strict=True):
+                trim = (slice(None), *tile.trim)
+                yield TileLogits(b, tile.keep, part[trim])
+
+    def _blend(self, image: torch.Tensor, run: _Run, plan: TilePlan, device: torch.device) -> Iterator[TileLogits]:
+        blend = SlidingWindowInferer(
+            roi_size=plan.tiles[0].window_size,
+            sw_batch_size=self.batch_size,
+            overlap=BLEND_OVERLAP,
+            mode="gaussian",
+            sw_device=device,
+            device=self.device,
+            progress=self.progress,
+        )
+        whole = tuple(slice(0, n) for n in plan.image_size)
+        for b in range(len(image)):
+            yield TileLogits(b, whole, blend(image[b : b + 1], lambda window: run(window).float())[0])
+
+    def _max_voxels(self, image: torch.Tensor, network: Callable[..., Any], device: torch.device) -> float:
+        """Voxels of a window that fit into the memory."""
+        module = _unwrap(network)
+        budget = free_memory(device) if self.memory == "auto" else int(self.memory)
+        if not isinstance(module, torch.nn.Module) or not hasattr(module, "shapes"):
+            return math.inf  # nothing is known of it: try, and shrink if need be
+        if module not in self._bytes_per_voxel:
+            shapes = module.shapes
+            probe = shapes.next_valid_input(shapes.input_for_output([4 * stride for stride in shapes.total_stride]))  # type: ignore[union-attr,operator]
+            window = (1, image.shape[1], *probe)
+            self._bytes_per_voxel[module] = peak_bytes(module, window) / math.prod(probe)
+        cost = self._bytes_per_voxel[module] * WORKSPACE * self.batch_size
+        return budget / (cost * AUTOCAST_SHARE if torch.is_autocast_enabled(device.type) else cost)
+
+    def _can_shrink(self, image: torch.Tensor, network: Callable[..., Any], extend: int, max_voxels: float) -> bool:
+        if not hasattr(_unwrap(network), "shapes") and (isinstance(self.halo, str) or self.tile_stride is None):
+            return False
+        try:
+            plan = self._plan(image.shape[2:], network, extend=extend, max_voxels=max_voxels)
+        except ConfigError:
+            return False
+        return math.prod(plan.tiles[0].window_size) <= max_voxels
+
+    def _warn(self, kind: str, message: str) -> None:
+        """Say it once."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning(message)
+
     def _tile(self, axes: int) -> tuple[int | None, ...] | None:
-        if self.tile_size is None:
+        if self.tile_size is None or self.tile_size == "auto":
             return None
         return tuple(n if n is not None and n > 0 else None for n in _per_axis(self.tile_size, axes, "tile_size"))
 
@@ -165,7 +305,8 @@ class OverlapTileInferer(Inferer):
         shapes = getattr(module, "shapes", None)
         if shapes is not None:
             return shapes
-        if self.tile_size is None:  # one pass needs neither phase nor halo
+        unknown = isinstance(self.halo, str) or self.tile_stride is None
+        if self.tile_size is None or (self.tile_size == "auto" and unknown):  # one pass needs neither phase nor halo
             return SameSizeShapes(total_stride=(1,) * axes, halo=(0,) * axes)
         if isinstance(self.halo, str) or self.tile_stride is None:
             raise ConfigError(
@@ -233,18 +374,13 @@ def _check_output(logits: torch.Tensor, tile: Tile, plan: TilePlan) -> None:
 
 def _empty_output(image: torch.Tensor, logits: torch.Tensor, *, device: torch.device | str | None) -> torch.Tensor:
     """Allocate the stitched output: nothing is added up, so it need not be zero."""
-    dtype = logits.dtype
-    if dtype.is_floating_point:  # softmax and resampling lose digits in half precision
-        dtype = torch.promote_types(dtype, torch.float32)
+    half = logits.dtype.is_floating_point  # softmax and resampling lose digits in half precision
+    dtype = torch.promote_types(logits.dtype, torch.float32) if half else logits.dtype
     return torch.empty(
-        (len(image), logits.shape[1], *image.shape[2:]),
+        (len(image), len(logits), *image.shape[2:]),
         dtype=dtype,
         device=image.device if device is None else device,
     )
-
-
-def _all_channels(region: tuple[slice, ...]) -> tuple[slice, ...]:
-    return (slice(None), *region)
 
 
 def _at_least(least: int, value: Any, name: str) -> None:

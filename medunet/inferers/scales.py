@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.transforms import Resize
 
 from medunet.errors import ConfigError
 
@@ -50,20 +49,21 @@ class ScaleInferer(Inferer):
         """Evaluate all views: `(B, C, *spatial)` to log-probabilities `(B, classes, *spatial)`, float32."""
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         size = image.shape[2:]
-        total: torch.Tensor | None = None
+        views = []
         for scale in self.scales:
             view = _resized(image, [max(1, round(n * scale)) for n in size])
             probabilities = torch.softmax(self.inferer(view, network, *args, **kwargs).float(), dim=1)
             if probabilities.shape[2:] != size:
                 probabilities = torch.nn.functional.interpolate(probabilities, list(size), mode=LINEAR_MODES[len(size)])
-            total = probabilities if total is None else total.add_(probabilities)
-        output = (total / len(self.scales)).clamp_min(PROBABILITY_FLOOR).log()  # type: ignore[operator]
+            views.append(probabilities)
+        output = (sum(views[1:], views[0]) / len(views)).clamp_min(PROBABILITY_FLOOR).log()
         return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
 
 
 def _resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     if list(image.shape[2:]) == list(size):
         return image
-    smaller = any(new < old for new, old in zip(size, image.shape[2:], strict=True))
-    resize = Resize(size, mode=LINEAR_MODES[len(size)], anti_aliasing=smaller)
-    return resize(image.flatten(0, 1)).as_tensor().view(*image.shape[:2], *size)  # type: ignore[union-attr]
+    if len(size) == 2:
+        return torch.nn.functional.interpolate(image, list(size), mode="bilinear", antialias=True)
+    smaller = any(new < old for new, old in zip(size, image.shape[2:], strict=True))  # no antialias but in the plane
+    return torch.nn.functional.interpolate(image, list(size), mode="area" if smaller else LINEAR_MODES[len(size)])

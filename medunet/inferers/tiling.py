@@ -80,7 +80,8 @@ class Tile:
     Args:
         window: what the network reads, in the extended image: the image with `TilePlan.margin` voxels added before it
             and as many as needed after it (so no slice is negative).
-        keep: the region of the image that this tile answers for; the `keep` of all tiles partition the image.
+        keep: the region of the image that this tile answers for; the `keep` of all tiles partition the image, but for
+            the `extend` of `plan_tiles`.
         trim: the same region in the coordinates of the network's output for `window`.
     """
 
@@ -124,20 +125,21 @@ class _Span(NamedTuple):
     trim: slice
 
 
-def smallest_tile(shapes: TileableShapes, *, halo: Sequence[int] | None = None) -> tuple[int, ...]:
+def smallest_tile(shapes: TileableShapes, *, halo: Sequence[int] | None = None, extend: int = 0) -> tuple[int, ...]:
     """Smallest tile per axis with which an image of any size can be cut.
 
     Args:
         shapes: of the network.
         halo: voxels per axis, as in `plan_tiles`.
+        extend: as in `plan_tiles`.
 
     Example:
         >>> smallest_tile(SameSizeShapes(total_stride=(16, 16), halo=(48, 8)))
         (112, 32)
     """
     if any(shapes.margin):
-        return tuple(shapes.input_for_output(shapes.total_stride))
-    halo = shapes.halo if halo is None else halo
+        return tuple(shapes.input_for_output([stride + extend for stride in shapes.total_stride]))
+    halo = [h + extend for h in (shapes.halo if halo is None else halo)]
     # Without a halo the last window may have to start a stride earlier (see `_padded_axis`), which takes room for two.
     least = [2 * s if s > 1 else 1 for s in shapes.total_stride]
     return tuple(max(_round_up(2 * h, s) + s, n) for h, s, n in zip(halo, shapes.total_stride, least, strict=True))
@@ -149,6 +151,7 @@ def plan_tiles(
     *,
     shapes: TileableShapes,
     halo: Sequence[int] | None = None,
+    extend: int = 0,
 ) -> TilePlan:
     """Cut an image into windows for the network so that the kept regions partition the image.
 
@@ -159,6 +162,8 @@ def plan_tiles(
         shapes: of the network.
         halo: voxels that a padded network sees beyond the kept region on each side; None takes `shapes.halo`, with
             which the result equals that of the whole image. A valid network always sees exactly its margin.
+        extend: voxels that each kept region takes of the next ones, at its far side on every axis, so that a caller can
+            interpolate between neighbouring voxels within one tile.
 
     Raises:
         ConfigError: the tile is too small for the network, or the numbers of axes differ.
@@ -181,7 +186,7 @@ def plan_tiles(
         raise ConfigError("image has no voxel", received=image, remedy="give an image of at least one voxel per axis")
 
     valid = any(shapes.margin)
-    smallest = smallest_tile(shapes, halo=halo)
+    smallest = smallest_tile(shapes, halo=halo, extend=extend)
     # The window that takes in the whole image; a padded network that does not accept its size (smaller than the total
     # stride) gets more at the far side.
     whole = shapes.input_for_output(image) if valid else shapes.next_valid_input(image)
@@ -193,7 +198,11 @@ def plan_tiles(
             remedy=f"set tile_size to {smallest} or more, or to null for the whole image in one pass",
         )
     limit = tuple(w if t is None else min(t, w) for t, w in zip(tile, whole, strict=True))
-    spans = _valid_spans(image, limit, shapes) if valid else _padded_spans(image, limit, whole, shapes, halo)
+    if valid:
+        spans = _valid_spans(image, limit, shapes, extend)
+    else:
+        spans = _padded_spans(image, limit, whole, shapes, tuple(h + extend for h in halo))
+    spans = [[_extended(span, size, extend) for span in axis] for axis, size in zip(spans, image, strict=True)]
     tiles = tuple(
         Tile(
             window=tuple(span.window for span in product),
@@ -203,6 +212,13 @@ def plan_tiles(
         for product in itertools.product(*spans)
     )
     return TilePlan(image_size=image, margin=tuple(shapes.margin), tiles=tiles)
+
+
+def _extended(span: _Span, size: int, extend: int) -> _Span:
+    more = min(extend, size - span.keep.stop)
+    return _Span(
+        span.window, slice(span.keep.start, span.keep.stop + more), slice(span.trim.start, span.trim.stop + more)
+    )
 
 
 def _padded_spans(
@@ -243,13 +259,15 @@ def _padded_axis(size: int, total: int, window: int, stride: int, halo: int) -> 
     return spans
 
 
-def _valid_spans(image: tuple[int, ...], limit: tuple[int, ...], shapes: TileableShapes) -> list[list[_Span]]:
+def _valid_spans(
+    image: tuple[int, ...], limit: tuple[int, ...], shapes: TileableShapes, extend: int
+) -> list[list[_Span]]:
     """Spans of a network that loses `margin` voxels on each side (Ronneberger et al. 2015, figure 2)."""
     window = shapes.next_valid_input(limit)
     output = [w - 2 * margin for w, margin in zip(window, shapes.margin, strict=True)]
     # The 2015 network returns 388 for 572, and the paper's tiles abut at 388 = 24 * 16 + 4. But a window that starts 4
     # voxels off the multiples of 16 is pooled in another phase and answers slightly otherwise: a seam. So: 384.
-    steps = [n // stride * stride for n, stride in zip(output, shapes.total_stride, strict=True)]
+    steps = [(n - extend) // stride * stride for n, stride in zip(output, shapes.total_stride, strict=True)]
     # The last window of an axis is no larger than what is left of the image.
     origins = [
         range(0, _round_up(size - n, step) + 1, step) if n < size else range(1)

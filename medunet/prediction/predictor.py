@@ -139,14 +139,20 @@ class Predictor:
         item = self.preprocessing({"image": image})
         for saver in self.savers:
             saver.check(item)
-        item["pred"] = self.logits(item["image"])
+        item["pred"] = self.infer(item["image"])
         return Path(self.postprocessing(item)["pred_path"])
 
     @torch.inference_mode()
-    def logits(self, image: torch.Tensor) -> torch.Tensor:
-        """The network's answer for a preprocessed image ``(C, *spatial)``: ``(classes, *spatial)``, float32."""
+    def infer(self, image: torch.Tensor) -> torch.Tensor:
+        """What the bundle's inferer answers for a preprocessed image ``(C, *spatial)``, on the CPU.
+
+        Classes ``(1, *source)`` on the grid of the file as a rule; logits ``(classes, *spatial)`` where probabilities
+        were asked for, or where the bundle was made before its inferer returned labels.
+        """
         batch = image[None].to(self.device)
         with autocast(self.device, self.autocast_dtype):
-            output = self.inferer(batch, self.network)
-        output = output[0].float().cpu()
-        return MetaTensor(output).copy_meta_from(image) if isinstance(image, MetaTensor) else output
+            output = self.inferer(batch, self.network)[0].cpu()
+        output = output.float() if output.is_floating_point() else output
+        if isinstance(image, MetaTensor) and not isinstance(output, MetaTensor):
+            output = MetaTensor(output).copy_meta_from(image)
+        return output

@@ -93,7 +93,7 @@ def test_existing_result_is_refused_before_the_network_runs(
     first = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
     path = first.predict_case(volume)
     before = path.stat().st_mtime_ns
-    monkeypatch.setattr(Predictor, "logits", lambda *_: pytest.fail("the network ran"))
+    monkeypatch.setattr(Predictor, "infer", lambda *_: pytest.fail("the network ran"))
     [again] = first.predict([volume])
     assert isinstance(again.error, DataError)
     assert "--force" in str(again.error)

@@ -1,0 +1,123 @@
+"""An inferer whose answer is a label map on the grid of the file, not logits on the grid of the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+
+from medunet.errors import ConfigError, GeometryError
+
+from .overlap_tile import OverlapTileInferer, TileLogits
+from .restore import GridMap, restore_labels
+
+
+class LabelInferer(Inferer):
+    """Evaluate, decide and return to the source grid tile by tile; logits of the whole image are never kept.
+
+    It takes the place of `Invertd`, `Activationsd` and `AsDiscreted(argmax=True)` after the network. The labels are
+    those of interpolating the logits linearly on the source grid and taking the largest, see `restore_labels`.
+
+    Args:
+        inferer: evaluates the network, `OverlapTileInferer` or another one.
+        threshold: probability above which a voxel of a network with one channel (sigmoid) is class 1.
+        to_source: whether to return to the grid that the image was read on; otherwise labels stay on the network's.
+
+    Raises:
+        ConfigError: an impossible threshold; when called, images of different source grids in one batch.
+        GeometryError: when called, an image that does not know its source grid.
+
+    Example:
+        >>> network = torch.nn.Conv2d(1, 3, kernel_size=3, padding=1)
+        >>> inferer = LabelInferer(OverlapTileInferer(None), to_source=False)
+        >>> with torch.inference_mode():
+        ...     inferer(torch.rand(1, 1, 33, 35), network).shape
+        torch.Size([1, 1, 33, 35])
+    """
+
+    def __init__(self, inferer: Inferer, *, threshold: float = 0.5, to_source: bool = True) -> None:
+        super().__init__()
+        if not 0 < threshold < 1:
+            raise ConfigError("impossible threshold", received=threshold, expected="a probability between 0 and 1")
+        self.inferer = inferer
+        self.threshold = math.log(threshold / (1 - threshold))
+        self.to_source = to_source
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Evaluate `network` on `inputs`.
+
+        Args:
+            inputs: `(B, C, *grid)`; with `to_source` a MetaTensor that knows `original_affine` and `spatial_shape`.
+            network: as of the inferer.
+            args: passed on to `network`.
+            kwargs: passed on to `network`.
+
+        Returns:
+            `(B, 1, *source)`, uint8 classes on the CPU; a MetaTensor on the source grid if `inputs` is one.
+        """
+        grids = self._grids(inputs)
+        if len({grid.source_size for grid in grids}) > 1:
+            raise ConfigError(
+                "images of different sizes in one batch",
+                received=[grid.source_size for grid in grids],
+                remedy="use a batch size of 1",
+            )
+        labels = torch.zeros((len(grids), 1, *grids[0].source_size), dtype=torch.uint8)
+        for tile in self._tiles(inputs, network, args, kwargs, extend=0 if grids[0].is_identity else 1):
+            out = labels[tile.image, 0]
+            restore_labels(tile.logits, grids[tile.image], threshold=self.threshold, out=out, region=tile.region)
+        if not isinstance(inputs, MetaTensor):
+            return labels
+        result = MetaTensor(labels).copy_meta_from(inputs)
+        if self.to_source:
+            result.affine = torch.as_tensor(np.asarray(inputs.meta["original_affine"]), dtype=torch.float64)
+            result.applied_operations = []
+        return result
+
+    def _tiles(
+        self,
+        inputs: torch.Tensor,
+        network: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        extend: int,
+    ) -> Iterator[TileLogits]:
+        if isinstance(self.inferer, OverlapTileInferer):
+            yield from self.inferer.tiles(inputs, network, *args, extend=extend, **kwargs)
+            return
+        whole = tuple(slice(0, n) for n in inputs.shape[2:])
+        for index, logits in enumerate(torch.as_tensor(self.inferer(inputs, network, *args, **kwargs))):
+            yield TileLogits(index, whole, logits)
+
+    def _grids(self, inputs: torch.Tensor) -> list[GridMap]:
+        size = tuple(inputs.shape[2:])
+        if not (self.to_source and isinstance(inputs, MetaTensor)):
+            if self.to_source:
+                raise GeometryError(
+                    "image does not know the grid that it was read on",
+                    expected="a MetaTensor of LoadImaged",
+                    remedy="or set to_source to False",
+                )
+            return [GridMap(np.eye(len(size) + 1), size, size)] * len(inputs)
+        affines = _each(inputs.affine, len(inputs), ndim=2)
+        try:
+            sources = _each(inputs.meta["original_affine"], len(inputs), ndim=2)
+            shapes = _each(inputs.meta["spatial_shape"], len(inputs), ndim=1)
+        except KeyError as error:
+            raise GeometryError("image does not know the grid that it was read on", expected=error.args[0]) from error
+        return [
+            GridMap.between(source, [int(n) for n in shape[: len(size)]], affine, size)
+            for source, shape, affine in zip(sources, shapes, affines, strict=True)
+        ]
+
+
+def _each(value: Any, count: int, *, ndim: int) -> Sequence[np.ndarray[Any, Any]]:
+    """One array an image, from a batch's metadata, which are stacked, or from those of a single image."""
+    array = np.asarray(value)
+    return list(array) if array.ndim > ndim else [array] * count

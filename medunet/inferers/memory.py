@@ -1,0 +1,118 @@
+"""What a pass of a network costs in memory, and how much of it a device has to give."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import torch
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from medunet.errors import ConfigError
+
+WORKSPACE = 1.5
+"""Memory of a pass beside the tensors that Python sees, as a factor: padded channels and reordered copies of the
+convolution library, and what the allocator keeps."""
+
+SHARE_OF_FREE = 0.6
+"""Part of the free memory that "auto" takes: the volume, the results and other programs need some, too."""
+
+_UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "could not create a memory object")
+"""What torch and oneDNN say when the CPU has none left; there is no exception of its own for it."""
+
+
+def parse_memory(text: str | int) -> int:
+    """Bytes of a memory size.
+
+    Raises:
+        ConfigError: no such size.
+
+    Example:
+        >>> parse_memory("1.5GB"), parse_memory(4096)
+        (1610612736, 4096)
+    """
+    if isinstance(text, int) and text > 0:
+        return text
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?B)\s*", str(text).upper())
+    try:
+        size = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    except ValueError:
+        size = 0.0
+    if size < 1:
+        raise ConfigError("impossible memory size", received=text, expected="auto, bytes, or for instance 8GB")
+    return int(size)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a pass may take on a device now: `SHARE_OF_FREE` of what is free."""
+    if device.type == "cuda":
+        # what torch's allocator keeps is free for the next pass as well
+        free = torch.cuda.mem_get_info(device)[0]
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    else:
+        free = psutil.virtual_memory().available
+    return int(free * SHARE_OF_FREE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out, on any device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def peak_bytes(network: torch.nn.Module, window: Sequence[int], *, itemsize: int | None = None) -> int:
+    """Largest memory that a pass holds at once: input, output and what lies between, without weights.
+
+    The pass is made on torch's meta device, which knows sizes and computes nothing.
+
+    Args:
+        network: in evaluation mode.
+        window: `(B, C, *spatial)` of its input.
+        itemsize: bytes of a number; None takes those of the network's weights.
+
+    Example:
+        >>> peak_bytes(torch.nn.Conv2d(1, 4, 3, padding=1), (1, 1, 100, 100))  # input and output, float32
+        200000
+    """
+    state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    weights = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+    with torch.no_grad(), _Meter() as meter:
+        image = torch.empty(tuple(window), dtype=dtype, device="meta")  # counted like all that is made here
+        functional_call(network, weights, (image,))
+    return meter.peak if itemsize is None else meter.peak * itemsize // dtype.itemsize
+
+
+class _Meter(TorchDispatchMode):
+    """Adds up the tensors that live, by watching them come and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = 0
+        self.peak = 0
+
+    def count(self, tensor: torch.Tensor) -> None:
+        """A new tensor has been made."""
+        size = tensor.numel() * tensor.element_size()
+        self.held += size
+        self.peak = max(self.peak, self.held)
+        weakref.finalize(tensor, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self.held -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(leaf) for leaf in tree_leaves((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and id(leaf) not in given and not func.is_view:
+                self.count(leaf)
+        return result

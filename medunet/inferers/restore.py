@@ -1,0 +1,297 @@
+"""Labels on the source grid from logits on the network's grid, without logits on the source grid.
+
+Trilinear interpolation is a convex combination: where the corners of a cell of the network's grid have one class in
+common as their largest, that class is the largest everywhere in the cell. So only voxels in cells whose corners
+disagree are interpolated, and the labels equal those of interpolating every class everywhere::
+
+    network's grid   o---------o---------o      o: argmax at the nodes
+                     | 1     1 | 1     2 |
+                     |  same   |  mixed  |      same: the label is copied; mixed: logits are interpolated
+                     o---------o---------o
+    source grid       . . . . . . . . . .
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from medunet.errors import GeometryError
+
+MIXED = 255
+"""Mark of a cell whose corners disagree; so a label map has at most 255 classes."""
+
+OUTSIDE_VOXELS = 1.0
+"""Source voxels within this distance of the network's grid take the label at its border, as resampling with a repeated
+border does; those beyond it were cropped away and are background."""
+
+AXIS_TOLERANCE = 1e-4
+"""Largest drift along a second axis, in voxels over the whole source grid, of a map that counts as parallel to the
+axes."""
+
+_SLAB_VOXELS = 1 << 24
+"""Source voxels worked on at once, which bounds the memory beside the result."""
+
+_CHUNK_NUMBERS = 1 << 22
+"""Interpolated logits held at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class GridMap:
+    """Where the voxels of a source grid lie on a network's grid.
+
+    Args:
+        matrix: `(n + 1, n + 1)`, source index to network index.
+        source_size: voxels of the source grid.
+        grid_size: voxels of the network's grid.
+
+    Raises:
+        GeometryError: the matrix is not finite.
+
+    Example:
+        >>> half = np.diag([0.5, 0.5, 1.0])  # the network saw the image at half its resolution
+        >>> GridMap(half, (8, 6), (4, 3)).axes
+        (0, 1)
+    """
+
+    matrix: npt.NDArray[np.float64]
+    source_size: tuple[int, ...]
+    grid_size: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.matrix).all():
+            raise GeometryError("the network's grid has no place on the source's", received=self.matrix.tolist())
+
+    @classmethod
+    def between(
+        cls,
+        source_affine: npt.ArrayLike,
+        source_size: Sequence[int],
+        grid_affine: npt.ArrayLike,
+        grid_size: Sequence[int],
+    ) -> GridMap:
+        """Make the map from both grids' affines, `(4, 4)` or `(n + 1, n + 1)`, voxel to mm."""
+        n = len(source_size)
+        keep = [*range(n), -1]
+        source, grid = (
+            np.asarray(affine, dtype=np.float64)[np.ix_(keep, keep)] for affine in (source_affine, grid_affine)
+        )
+        return cls(np.linalg.inv(grid) @ source, tuple(map(int, source_size)), tuple(map(int, grid_size)))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether both grids are one."""
+        same = np.abs((self.matrix - np.eye(len(self.matrix))) * [*self.source_size, 1]).max() <= AXIS_TOLERANCE
+        return self.source_size == self.grid_size and bool(same)
+
+    @property
+    def axes(self) -> tuple[int, ...] | None:
+        """The network's axis that runs along each source axis, or None where grids are oblique to each other."""
+        drift = np.abs(self.matrix[:-1, :-1]) * self.source_size  # rows: axes of the network
+        main = drift.argmax(axis=0)
+        drift[main, range(len(main))] = 0
+        if sorted(main) != list(range(len(main))) or drift.max() > AXIS_TOLERANCE:
+            return None
+        return tuple(int(axis) for axis in main)
+
+
+@dataclass(frozen=True, eq=False)
+class _Axis:
+    """Along one source axis: the cell of the network's grid, where in it, and whether outside of the grid."""
+
+    cell: torch.Tensor
+    fraction: torch.Tensor
+    outside: torch.Tensor
+
+    @classmethod
+    def of(cls, coordinate: torch.Tensor, size: int) -> _Axis:
+        outside = (coordinate < -OUTSIDE_VOXELS) | (coordinate > size - 1 + OUTSIDE_VOXELS)
+        clamped = coordinate.clamp(0, size - 1)
+        cell = clamped.floor().to(torch.int64)
+        return cls(cell, (clamped - cell).to(torch.float32), outside)
+
+
+def restore_labels(
+    logits: torch.Tensor,
+    grid: GridMap,
+    *,
+    threshold: float = 0.0,
+    out: torch.Tensor | None = None,
+    region: tuple[slice, ...] | None = None,
+) -> torch.Tensor:
+    """Bring labels back to the source grid: those of linear interpolation of the logits followed by argmax.
+
+    Args:
+        logits: `(classes, *grid)`, or one tile of it. The class of equal logits is the lowest. One channel alone is
+            class 1 where it exceeds `threshold`, else 0.
+        grid: where the source's voxels lie.
+        threshold: of a single channel, on the scale of the logits.
+        out: `(*source)`, uint8, to write into; by default a new one.
+        region: where on the network's grid the tile lies, for tiles of `OverlapTileInferer.tiles(extend=1)`; each
+            source voxel is written by one tile. Without it the logits are those of the whole grid.
+
+    Returns:
+        `(*source)`, uint8, on the device of the logits or of `out`.
+
+    Raises:
+        GeometryError: more than 255 classes, or logits of another size than the grid or region.
+    """
+    whole = tuple(slice(0, n) for n in grid.grid_size)
+    region = whole if region is None else region
+    size = tuple(part.stop - part.start for part in region)
+    if tuple(logits.shape[1:]) != size or logits.shape[0] > MIXED:
+        raise GeometryError(
+            "logits do not fit the grid", received=tuple(logits.shape), expected=f"(at most {MIXED} classes, *{size})"
+        )
+    if out is None:
+        out = torch.zeros(grid.source_size, dtype=torch.uint8, device=logits.device)
+    # the part of the region that is this tile's own: its last voxels belong to the next tile, but at the grid's end
+    core = [
+        range(part.start, part.stop if part.stop == n else part.stop - 1)
+        for part, n in zip(region, grid.grid_size, strict=True)
+    ]
+    if grid.is_identity:
+        own = (slice(None), *(slice(0, len(part)) for part in core))
+        out[tuple(slice(part.start, part.stop) for part in core)] = decide(logits[own], threshold)
+        return out
+    axes = grid.axes
+    if axes is None:
+        _restore_oblique(logits, grid, core, out, threshold)
+        return out
+    # the network's axes in the order of the source's, so that both run in parallel
+    logits = logits.permute(0, *(1 + axis for axis in axes))
+    core = [core[axis] for axis in axes]
+    spans: list[slice] = []
+    steps: list[_Axis] = []
+    for k, axis in enumerate(axes):
+        index = torch.arange(grid.source_size[k], dtype=torch.float64)
+        step = _Axis.of(grid.matrix[axis, k] * index + grid.matrix[axis, -1], grid.grid_size[axis])
+        mine = ((step.cell >= core[k].start) & (step.cell < core[k].stop)).nonzero()[:, 0]
+        if not len(mine):
+            return out
+        span = slice(int(mine[0]), int(mine[-1]) + 1)  # cells rise or fall along an axis, so this has no gap
+        spans.append(span)
+        steps.append(_Axis(step.cell[span] - core[k].start, step.fraction[span], step.outside[span]))
+    _restore_parallel(logits, steps, out[tuple(spans)], threshold)
+    return out
+
+
+def decide(values: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
+    """Class of each position of `(classes, ...)`, uint8: the lowest of the largest, or one channel over a threshold.
+
+    Example:
+        >>> decide(torch.tensor([[1.0, 2.0], [1.0, 3.0]])).tolist()
+        [0, 1]
+    """
+    if values.shape[0] == 1:
+        return (values[0] > threshold).to(torch.uint8)
+    best, label = values[0].clone(), torch.zeros(values.shape[1:], dtype=torch.uint8, device=values.device)
+    for k in range(1, len(values)):  # a quarter of the time of torch.argmax over the first axis, and no int64 result
+        larger = values[k] > best
+        label[larger] = k
+        torch.maximum(best, values[k], out=best)
+    return label
+
+
+def cells(labels: torch.Tensor) -> torch.Tensor:
+    """The common label of the `2 ** n` nodes around each cell of `(*grid)`, or `MIXED`; the last cells are flat."""
+    same, lowest = labels, labels
+    for axis in range(labels.ndim):
+        index = torch.arange(labels.shape[axis], device=labels.device).add_(1).clamp_(max=labels.shape[axis] - 1)
+        same = torch.maximum(same, same.index_select(axis, index))
+        lowest = torch.minimum(lowest, lowest.index_select(axis, index))
+    return torch.where(same == lowest, same, MIXED)
+
+
+def _restore_parallel(logits: torch.Tensor, steps: list[_Axis], out: torch.Tensor, threshold: float) -> None:
+    device = logits.device
+    steps = [_Axis(*(t.to(device) for t in (s.cell, s.fraction, s.outside))) for s in steps]
+    mixed = cells(decide(logits, threshold))
+    nodes = _Nodes(logits)
+    first, *others = steps
+    at_once = max(1, _SLAB_VOXELS // max(1, out[0].numel()))
+    for start in range(0, len(first.cell), at_once):
+        part = slice(start, start + at_once)
+        low, high = int(first.cell[part].min()), int(first.cell[part].max()) + 1
+        found = mixed[low:high]
+        for axis in range(len(steps) - 1, 0, -1):  # the last axis first, while there are few planes
+            found = found.index_select(axis, steps[axis].cell)
+        found = found.index_select(0, first.cell[part] - low)
+        where = (found == MIXED).nonzero(as_tuple=True)
+        if len(where[0]):
+            index = (where[0] + start, *where[1:])
+            corners = [step.cell[i] for step, i in zip(steps, index, strict=True)]
+            fractions = [step.fraction[i] for step, i in zip(steps, index, strict=True)]
+            found[where] = nodes.labels(corners, fractions, threshold)
+        for axis, step in enumerate([_Axis(first.cell[part], first.fraction[part], first.outside[part]), *others]):
+            if step.outside.any():
+                found.index_fill_(axis, step.outside.nonzero()[:, 0], 0)
+        out[part] = found.to(out.device)
+
+
+def _restore_oblique(
+    logits: torch.Tensor, grid: GridMap, core: list[range], out: torch.Tensor, threshold: float
+) -> None:
+    """The same for any affine map: the cell of every source voxel is computed, a slab at a time."""
+    device = logits.device
+    mixed, nodes = cells(decide(logits, threshold)), _Nodes(logits)
+    matrix = torch.as_tensor(grid.matrix, device=device)
+    at_once = max(1, _SLAB_VOXELS // 8 // max(1, int(np.prod(grid.source_size[1:]))))
+    for start in range(0, grid.source_size[0], at_once):
+        stop = min(start + at_once, grid.source_size[0])
+        ranges = [torch.arange(start, stop), *(torch.arange(n) for n in grid.source_size[1:])]
+        index = torch.stack(torch.meshgrid(*ranges, indexing="ij")).to(device, torch.float64).flatten(1)
+        steps = [_Axis.of(matrix[axis, :-1] @ index + matrix[axis, -1], n) for axis, n in enumerate(grid.grid_size)]
+        inside = [(s.cell >= c.start) & (s.cell < c.stop) for s, c in zip(steps, core, strict=True)]
+        mine = torch.stack(inside).all(0).nonzero()[:, 0]
+        corners = [s.cell[mine] - c.start for s, c in zip(steps, core, strict=True)]
+        fractions = [s.fraction[mine] for s in steps]
+        found = mixed[tuple(corners)]
+        where = (found == MIXED).nonzero()[:, 0]
+        found[where] = nodes.labels([c[where] for c in corners], [f[where] for f in fractions], threshold)
+        found[torch.stack([s.outside[mine] for s in steps]).any(0)] = 0
+        out.view(-1)[start * out[0].numel() + mine.to(out.device)] = found.to(out.device)
+
+
+class _Nodes:
+    """Logits at the nodes of the network's grid, from which those between are interpolated."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.size = logits.shape[1:]
+        self.classes = logits.shape[0]
+        self._source = logits
+        self._rows: torch.Tensor | None = None
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """`(nodes, classes)`: what one voxel needs lies together."""
+        if self._rows is None:
+            self._rows = self._source.movedim(0, -1).reshape(-1, self.classes).float()
+        return self._rows
+
+    def labels(
+        self, corner: Sequence[torch.Tensor], fraction: Sequence[torch.Tensor], threshold: float
+    ) -> torch.Tensor:
+        """Classes of `(voxels,)` between nodes: `corner` is the lower node along each axis, `fraction` the way on."""
+        found = torch.empty(len(corner[0]), dtype=torch.uint8, device=self._source.device)
+        at_once = max(1, _CHUNK_NUMBERS // self.classes)
+        for start in range(0, len(found), at_once):
+            part = slice(start, start + at_once)
+            values = self._interpolated([c[part] for c in corner], [f[part] for f in fraction])
+            found[part] = values[:, 0] > threshold if self.classes == 1 else values.argmax(dim=1)
+        return found
+
+    def _interpolated(self, corner: Sequence[torch.Tensor], fraction: Sequence[torch.Tensor]) -> torch.Tensor:
+        """`(voxels, classes)`: the weighted sum of the corners' rows, one fused pass."""
+        node = torch.zeros(len(corner[0]), 1, dtype=torch.int64, device=self._source.device)
+        weight = torch.ones(len(corner[0]), 1, dtype=torch.float32, device=self._source.device)
+        for low, way, size in zip(corner, fraction, self.size, strict=True):
+            both = torch.stack([low, (low + 1).clamp_(max=size - 1)], dim=1)
+            node = (node[:, :, None] * size + both[:, None]).flatten(1)
+            weight = (weight[:, :, None] * torch.stack([1 - way, way], dim=1)[:, None]).flatten(1)
+        return F.embedding_bag(node, self.rows, per_sample_weights=weight, mode="sum")

@@ -1,0 +1,283 @@
+"""A trained network made ready for inference: folded, in the number format and layout that measure as fastest here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medunet.errors import ConfigError, DataError
+from medunet.files import write_atomically
+
+from .autocast import DTYPES, fast_dtype
+from .folding import fold_batch_norm
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("eager", "compile")
+
+MIN_AGREEMENT = 0.97
+"""Share of voxels in which a candidate must have the class of the float32 network. Rounding to bfloat16 turns voxels
+whose classes are equally likely, some per cent where weights are chance; a wrong kernel turns far more."""
+
+MAX_DIFFERENCE = 0.1
+"""Largest root-mean-square difference of a candidate's logits, in standard deviations of the float32 network's."""
+
+CALIBRATION_EDGE = 64
+"""Voxels an axis of the window that is timed, in 2D eight times as many: long enough to tell, short enough to wait."""
+
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute.
+
+    Args:
+        dtype: name of the number format of weights and activations.
+        channels_last: whether channels lie together in memory.
+        backend: `eager` or `compile`.
+    """
+
+    dtype: str = "float32"
+    channels_last: bool = False
+    backend: str = "eager"
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.dtype}{' channels-last' if self.channels_last else ''}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the calibration found.
+
+    Args:
+        candidate: the one that is used.
+        milliseconds: time of one pass over the window by candidate; the refused ones are left out.
+        refused: candidates that answered wrongly or failed, with the reason.
+    """
+
+    candidate: Candidate
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+class FastNetwork(nn.Module):
+    """Wraps a network for inference.
+
+    At the first call in evaluation mode, and again when its weights have changed, a private copy is prepared: batch
+    norm folded into the convolutions, weights in the fastest number format and memory layout. Which these are is
+    measured once on a window of the first image and kept in a file; a candidate whose answer differs from the float32
+    network's is refused.
+
+    Args:
+        network: in training mode it is called as it is.
+        dtype: `auto`, or a number format, which is then used without measuring: `float32` is the exact mode.
+        backend: `eager`, or `compile` for `torch.compile`, which takes tens of seconds at the first call.
+        cache_dir: folder of the file with earlier choices; None takes the environment's `MEDUNET_CACHE_DIR`, or
+            `medunet` in the user's cache folder.
+
+    Raises:
+        ConfigError: an unknown dtype or backend.
+
+    Example:
+        >>> from medunet.networks import UNet
+        >>> network = UNet(2, 1, 2, channels=(4, 8), norm="batch").eval()
+        >>> fast = FastNetwork(network, dtype="float32").eval()
+        >>> with torch.inference_mode():
+        ...     image = torch.rand(1, 1, 32, 32)
+        ...     bool(torch.allclose(fast(image), network(image), atol=1e-4))
+        True
+    """
+
+    def __init__(
+        self, network: nn.Module, *, dtype: str = "auto", backend: str = "eager", cache_dir: str | None = None
+    ) -> None:
+        super().__init__()
+        if dtype not in ("auto", *DTYPES):
+            raise ConfigError("unknown dtype", received=dtype, expected=["auto", *DTYPES])
+        if backend not in BACKENDS:
+            raise ConfigError("unknown backend", received=backend, expected=list(BACKENDS))
+        self.network = network
+        self.dtype = dtype
+        self.backend = backend
+        self.cache_dir = cache_dir
+        self.choice: Choice | None = None
+        self._state: tuple[Any, ...] | None = None
+        self._ready: list[nn.Module] = []  # a list, so that it is no submodule: neither saved, moved nor trained
+
+    @property
+    def shapes(self) -> Any:
+        """Sizes, as the network has them."""
+        return self.network.shapes
+
+    @property
+    def tileable(self) -> bool:
+        """Whether tiles leave the network's result alone."""
+        return bool(getattr(self.network, "tileable", True))
+
+    @property
+    def tileable_reason(self) -> str:
+        """Why, or why not."""
+        return str(getattr(self.network, "tileable_reason", ""))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """As the network: `(B, C, *spatial)` to its logits, in the chosen number format."""
+        if self.training or image.device.type == "meta" or not image.is_floating_point():
+            return self.network(image)
+        state = _state_of(self.network, image.device)
+        if state != self._state:
+            self.choice = self._choose(image)
+            self._ready = [prepare(self.network, self.choice.candidate)]
+            self._state = state
+        candidate = Candidate() if self.choice is None else self.choice.candidate
+        with torch.autocast(image.device.type, enabled=False):
+            return self._ready[0](convert(image, candidate))
+
+    def _choose(self, image: torch.Tensor) -> Choice:
+        device = image.device
+        if self.dtype != "auto":
+            return Choice(Candidate(self.dtype, self.dtype != "float32" or device.type == "cuda", self.backend))
+        names = {"float32", str(fast_dtype(device)).removeprefix("torch.")}
+        candidates = [Candidate(name, last, self.backend) for name in sorted(names) for last in (False, True)]
+        path = _cache_file(self.cache_dir)
+        key = self._key(image)
+        known = _read(path).get(key)
+        if known in [asdict(candidate) for candidate in candidates]:
+            return Choice(Candidate(**known))
+        choice = calibrate(self.network, self._window(image), candidates)
+        logger.debug("%s: %s of %s ms", type(self.network).__name__, choice.candidate, choice.milliseconds)
+        for name, reason in choice.refused.items():
+            logger.warning("%s is not used on this machine: %s", name, reason)
+        try:
+            write_atomically(path, json.dumps({**_read(path), key: asdict(choice.candidate)}, indent=1))
+        except (OSError, DataError) as error:
+            logger.debug("calibration is not kept: %s", error)
+        return choice
+
+    def _window(self, image: torch.Tensor) -> torch.Tensor:
+        """The middle of the first image, small, in a size that the network takes."""
+        axes = image.ndim - 2
+        edge = CALIBRATION_EDGE * (8 if axes == 2 else 1)
+        size = [min(edge, n) for n in image.shape[2:]]
+        shapes = getattr(self.network, "shapes", None)
+        if shapes is not None:
+            size = [min(n, most) for n, most in zip(shapes.next_valid_input(size), image.shape[2:], strict=True)]
+            if tuple(size) != tuple(shapes.next_valid_input(size)):
+                size = list(image.shape[2:])
+        for axis, n in enumerate(size):
+            image = image.narrow(axis + 2, (image.shape[axis + 2] - n) // 2, n)
+        return image[:1].float()
+
+    def _key(self, image: torch.Tensor) -> str:
+        device = image.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+        threads = torch.get_num_threads() if device.type == "cpu" else 0
+        shapes = sorted((n, tuple(t.shape)) for n, t in self.network.state_dict().items())
+        text = repr((name, threads, torch.__version__, self.backend, tuple(self._window(image).shape), shapes))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def prepare(network: nn.Module, candidate: Candidate) -> nn.Module:
+    """A private copy of a network, folded and converted."""
+    ready = fold_batch_norm(network).requires_grad_(False)
+    ready = ready.to(dtype=DTYPES[candidate.dtype])
+    if candidate.channels_last:
+        for tensor in ready.parameters():
+            if tensor.ndim in _FORMATS:
+                tensor.data = tensor.data.contiguous(memory_format=_FORMATS[tensor.ndim])
+    return torch.compile(ready, dynamic=False) if candidate.backend == "compile" else ready  # type: ignore[return-value]
+
+
+def convert(image: torch.Tensor, candidate: Candidate) -> torch.Tensor:
+    """An image as the prepared copy takes it."""
+    layout = _FORMATS.get(image.ndim) if candidate.channels_last else None
+    return image.to(dtype=DTYPES[candidate.dtype], memory_format=layout or torch.contiguous_format)
+
+
+def calibrate(network: nn.Module, window: torch.Tensor, candidates: list[Candidate]) -> Choice:
+    """Time candidates in turns and compare their answers with the network's own in float32."""
+    with torch.inference_mode(), torch.autocast(window.device.type, enabled=False):
+        expected = _first(network.eval()(window)).float()
+        spread = float(expected.std()) or 1.0
+        best: dict[str, float] = {}
+        refused: dict[str, str] = {}
+        ready: dict[str, tuple[nn.Module, torch.Tensor]] = {}
+        for candidate in candidates:
+            try:
+                module, image = prepare(network, candidate), convert(window, candidate)
+                found = _first(module(image)).float()
+            except (RuntimeError, NotImplementedError) as error:
+                refused[str(candidate)] = str(error).splitlines()[0]
+                continue
+            difference = float((found - expected).square().mean().sqrt()) / spread
+            agreement = float((_decided(found) == _decided(expected)).float().mean())
+            if not difference <= MAX_DIFFERENCE or agreement < MIN_AGREEMENT:
+                refused[str(candidate)] = (
+                    f"its logits differ by {difference:.2g} standard deviations, {agreement:.1%} of voxels agree"
+                )
+                continue
+            ready[str(candidate)] = module, image
+        for _ in range(_ROUNDS):
+            for name, (module, image) in ready.items():
+                begun = time.perf_counter()
+                module(image)
+                if image.device.type == "cuda":
+                    torch.cuda.synchronize(image.device)
+                milliseconds = 1e3 * (time.perf_counter() - begun)
+                best[name] = min(milliseconds, best.get(name, milliseconds))
+    fastest = min(best, key=lambda name: best[name], default=str(Candidate()))
+    chosen = next((c for c in candidates if str(c) == fastest), Candidate())
+    return Choice(chosen, {name: round(value, 3) for name, value in best.items()}, refused)
+
+
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _first(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, list | tuple) else output
+
+
+def _decided(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(dim=1) if logits.shape[1] > 1 else logits > 0
+
+
+def _state_of(network: nn.Module, device: torch.device) -> tuple[Any, ...]:
+    """Changes whenever a weight does."""
+
+    def tensors() -> Iterator[torch.Tensor]:
+        yield from network.parameters()
+        yield from network.buffers()
+
+    return (device, *((t.data_ptr(), t.device, -1 if t.is_inference() else t._version) for t in tensors()))
+
+
+def _cache_file(folder: str | None) -> Path:
+    if folder is None:
+        folder = os.environ.get("MEDUNET_CACHE_DIR")
+    if folder is None:
+        folder = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medunet")
+    return Path(folder) / "calibration.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((line for line in lines if line.startswith("model name")), "cpu")

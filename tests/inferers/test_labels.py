@@ -1,0 +1,103 @@
+"""Labels on the grid of the file, as the chain of MONAI's transforms gives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor, decollate_batch, list_data_collate
+from monai.inferers import SimpleInferer
+from monai.transforms import AsDiscreted, Compose, Invertd, LoadImaged, Orientationd, Spacingd
+
+from medunet.errors import ConfigError, GeometryError
+from medunet.inferers import LabelInferer, OverlapTileInferer
+from medunet.io import MedunetReader, write_volume
+from medunet.networks import UNet
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def make_network(spatial_dims: int = 3) -> UNet:
+    torch.manual_seed(3)
+    network = UNet(spatial_dims, 1, 4, channels=(4, 6), norm="batch").eval()
+    with torch.no_grad():
+        network.head.weight *= 20
+    return network
+
+
+def preprocessing(spacing: tuple[float, ...]) -> Compose:
+    return Compose(
+        [
+            LoadImaged("image", reader=MedunetReader(), ensure_channel_first=True),
+            Orientationd("image", axcodes="RAS", labels=None),
+            Spacingd("image", pixdim=spacing, mode="bilinear", padding_mode="border"),
+        ]
+    )
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    affine = np.array([[0, -0.8, 0, 5], [-1.3, 0, 0, 7], [0, 0, 2.5, -9], [0, 0, 0, 1.0]])
+    coarse = torch.randn(1, 1, 6, 7, 5, generator=torch.Generator().manual_seed(0))
+    voxels = torch.nn.functional.interpolate(coarse, (33, 38, 21), mode="trilinear")[0, 0]
+    return write_volume(voxels.numpy(), tmp_path / "a.nii.gz", affine=affine)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.5, 2.0)])
+@pytest.mark.parametrize("tile_size", [None, 24])
+def test_labels_equal_those_of_monais_inversion(scan, spacing, tile_size):
+    network, transform = make_network(), preprocessing(spacing)
+    item = transform({"image": str(scan)})
+    batch = item["image"][None]
+    with torch.inference_mode():
+        ours = LabelInferer(OverlapTileInferer(tile_size))(batch, network)[0]
+        item["pred"] = MetaTensor(OverlapTileInferer(None)(batch, network)[0]).copy_meta_from(item["image"])
+    invert = Invertd("pred", transform=transform, orig_keys="image", nearest_interp=False, to_tensor=True)
+    theirs = AsDiscreted("pred", argmax=True)(invert(item))["pred"]
+    assert ours.shape == theirs.shape == (1, 33, 38, 21)
+    assert len(torch.unique(ours)) > 2
+    assert (ours != theirs).float().mean() < 1e-3  # MONAI resamples along axes of rounded length
+    torch.testing.assert_close(ours.affine, theirs.affine, check_dtype=False)
+
+
+def test_a_batch_of_monais_loader_is_decollated(scan):
+    item = preprocessing((1.0, 1.0, 1.0))({"image": str(scan)})
+    batch = list_data_collate([item])
+    with torch.inference_mode():
+        batch["pred"] = LabelInferer(OverlapTileInferer(24))(batch["image"], make_network())
+        alone = LabelInferer(OverlapTileInferer(24))(item["image"][None], make_network())[0]
+    (single,) = decollate_batch(batch)
+    assert torch.equal(single["pred"].as_tensor(), alone.as_tensor())
+    np.testing.assert_allclose(single["pred"].affine, item["image"].meta["original_affine"])
+
+
+def test_any_inferer_may_evaluate(scan):
+    image = preprocessing((1.3, 1.3, 2.5))({"image": str(scan)})["image"][None]
+    image = image[..., : image.shape[-3] // 2 * 2, : image.shape[-2] // 2 * 2, : image.shape[-1] // 2 * 2]
+    network = make_network()
+    with torch.inference_mode():
+        simple = LabelInferer(SimpleInferer(), to_source=False)(image, network)
+        tiled = LabelInferer(OverlapTileInferer(None), to_source=False)(image, network)
+    assert torch.equal(simple.as_tensor(), tiled.as_tensor())
+    assert simple.shape[2:] == image.shape[2:]
+
+
+def test_a_picture_stays_as_it_is(tmp_path):
+    path = write_volume(np.random.default_rng(0).integers(0, 255, (33, 35), np.uint8), tmp_path / "a.png")
+    image = LoadImaged("image", reader=MedunetReader(), ensure_channel_first=True)({"image": str(path)})["image"]
+    with torch.inference_mode():
+        network = make_network(2)
+        labels = LabelInferer(OverlapTileInferer(None))(image[None], network)
+        expected = OverlapTileInferer(None)(image[None], network).argmax(1, keepdim=True)
+    assert torch.equal(labels.as_tensor(), expected.as_tensor().to(torch.uint8))
+
+
+def test_an_image_without_a_source_is_refused():
+    with pytest.raises(GeometryError, match="does not know the grid"):
+        LabelInferer(SimpleInferer())(torch.zeros(1, 1, 8, 8), make_network(2))
+    with pytest.raises(GeometryError, match="does not know the grid"):
+        LabelInferer(SimpleInferer())(MetaTensor(torch.zeros(1, 1, 8, 8)), make_network(2))
+    with pytest.raises(ConfigError, match="threshold"):
+        LabelInferer(SimpleInferer(), threshold=1.0)

@@ -1,0 +1,177 @@
+"""What a pass costs, and that tiles are chosen by it."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medunet.errors import ConfigError
+from medunet.inferers import OverlapTileInferer, SameSizeShapes, choose_tiles, peak_bytes, plan_tiles
+from medunet.inferers.memory import is_out_of_memory, parse_memory
+from medunet.networks import UNet
+
+
+def make_network(spatial_dims: int = 2, **options) -> UNet:
+    torch.manual_seed(0)
+    return UNet(spatial_dims, 1, 3, channels=(4, 6, 8), **{"norm": "batch", **options}).eval()
+
+
+class Greedy(torch.nn.Module):
+    """A network on a small machine: a window above `limit` voxels takes more memory than there is."""
+
+    def __init__(self, network: UNet, limit: int, error: Exception | None = None) -> None:
+        super().__init__()
+        self.network, self.limit = network, limit
+        self.shapes, self.tileable = network.shapes, True
+        self.error = error or RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")
+        self.windows: list[tuple[int, ...]] = []
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.windows.append(tuple(image.shape[2:]))
+        if image.device.type != "meta" and math.prod(image.shape[2:]) > self.limit:
+            raise self.error
+        return self.network(image)
+
+
+def test_sizes_of_memory_are_read():
+    assert [parse_memory(text) for text in ("8GB", "512 mb", 7)] == [8 << 30, 512 << 20, 7]
+    for text in ("much", "0GB", "1.2.3GB", -1):
+        with pytest.raises(ConfigError, match="impossible memory size"):
+            parse_memory(text)
+
+
+def test_peak_of_a_chain_is_the_largest_pair():
+    # 1 -> 8 -> 2 channels of 10 x 10 float32: the input is held by the caller all the while
+    chain = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 1), torch.nn.Conv2d(8, 2, 1))
+    assert peak_bytes(chain, (1, 1, 10, 10)) == 4 * 100 * (1 + 8 + 2)
+    assert peak_bytes(chain, (1, 1, 10, 10), itemsize=2) == 2 * 100 * (1 + 8 + 2)
+
+
+def test_peak_grows_with_the_window_and_the_skips():
+    network = make_network()
+    small, large = (peak_bytes(network, (1, 1, n, n)) for n in (64, 128))
+    assert large == pytest.approx(4 * small, rel=0.01)
+    # at the finest level a skip of 4 channels waits while 8 concatenated and 4 new ones are there
+    assert large >= 4 * 128 * 128 * (4 + 8 + 4)
+
+
+def test_auto_takes_the_whole_image_where_it_fits():
+    network = make_network()
+    assert len(OverlapTileInferer("auto", memory="1GB").plan((133, 135), network).tiles) == 1
+
+
+def test_auto_takes_few_tiles_within_the_memory_and_changes_no_voxel():
+    network, image = make_network(), torch.randn(1, 1, 133, 205)
+    whole = peak_bytes(network, (1, 1, 136, 208))
+    inferer = OverlapTileInferer("auto", memory=whole)  # the estimate adds half as much again
+    plan = inferer.plan((133, 205), network)
+    assert 2 <= len(plan.tiles) <= 3
+    with torch.inference_mode():
+        torch.testing.assert_close(inferer(image, network), OverlapTileInferer(None)(image, network), atol=1e-5, rtol=0)
+
+
+def test_auto_sees_how_much_is_free(monkeypatch):
+    network = make_network()
+    monkeypatch.setattr("medunet.inferers.overlap_tile.free_memory", lambda device: 1 << 20)
+    assert len(OverlapTileInferer("auto").plan((512, 512), network).tiles) > 1
+
+
+def test_impossible_memory_says_what_is_needed():
+    with pytest.raises(ConfigError, match="memory is too small for the smallest tile"):
+        OverlapTileInferer("auto", memory=1000).plan((512, 512), make_network())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40)),
+    stride=st.tuples(*[st.sampled_from([1, 2, 4, 8])] * 3),
+    halo=st.tuples(*[st.integers(0, 9)] * 3),
+    part=st.floats(0.05, 1.0),
+    extend=st.integers(0, 2),
+)
+def test_chosen_tiles_fit_and_no_cut_along_one_axis_is_better(size, stride, halo, part, extend):
+    shapes = SameSizeShapes(total_stride=stride, halo=halo)
+    most = math.prod(plan_tiles(size, None, shapes=shapes).tiles[0].window_size)
+    try:
+        plan = choose_tiles(size, part * most, shapes=shapes, extend=extend)
+    except ConfigError as error:
+        assert "smallest tile" in str(error)
+        return
+    windows = [math.prod(tile.window_size) for tile in plan.tiles]
+    assert max(windows) <= part * most
+    counts = np.zeros(size, int)
+    for tile in plan.tiles:
+        counts[tuple(slice(s.start, s.stop) for s in tile.keep)] += 1
+    assert counts.min() == 1
+    if not extend:
+        assert counts.max() == 1
+    for axis in range(3):
+        for width in range(stride[axis], size[axis], stride[axis]):  # all that a tile may have
+            tile = [width if k == axis else None for k in range(3)]
+            try:
+                other = plan_tiles(size, tile, shapes=shapes, extend=extend)
+            except ConfigError:
+                continue
+            sizes = [math.prod(t.window_size) for t in other.tiles]
+            if max(sizes) <= part * most:
+                assert sum(windows) <= sum(sizes)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_extended_regions_hold_what_the_whole_image_has(padding):
+    network, image = make_network(padding=padding), torch.randn(1, 1, 133, 75)
+    with torch.inference_mode():
+        whole = OverlapTileInferer(None)(image, network)
+        seen = torch.zeros(133, 75)
+        for tile in OverlapTileInferer(68).tiles(image, network, extend=1):
+            torch.testing.assert_close(tile.logits, whole[0][(slice(None), *tile.region)], atol=1e-5, rtol=0)
+            seen[tile.region] += 1
+    assert seen.min() == 1
+    assert seen.max() == 4  # where the corners of four regions meet
+
+
+@pytest.mark.parametrize("tile_size", ["auto", None, (133, 205)])
+def test_out_of_memory_goes_on_with_smaller_tiles(tile_size, caplog):
+    image = torch.randn(2, 1, 133, 205)
+    network = Greedy(make_network(), limit=7000)
+    inferer = OverlapTileInferer(tile_size, memory="1GB")
+    with torch.inference_mode(), caplog.at_level(logging.WARNING):
+        result = inferer(image, network)
+        torch.testing.assert_close(result, OverlapTileInferer(None)(image, network.network), atol=1e-5, rtol=0)
+    assert [record.message for record in caplog.records] == [
+        "out of memory: going on with smaller tiles, the result is the same"
+    ]
+
+
+def test_another_error_is_not_taken_for_want_of_memory():
+    network = Greedy(make_network(), limit=7000, error=RuntimeError("weights are missing"))
+    with pytest.raises(RuntimeError, match="weights are missing"):
+        OverlapTileInferer(None)(torch.randn(1, 1, 133, 205), network)
+    assert len(network.windows) == 1
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_want_of_memory_for_the_smallest_tile_is_raised():
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        OverlapTileInferer(None)(torch.randn(1, 1, 133, 205), Greedy(make_network(), limit=10))
+
+
+def test_instance_norm_is_blended_where_the_image_takes_several_windows(caplog):
+    network, image = make_network(norm="instance"), torch.randn(1, 1, 96, 101)
+    inferer = OverlapTileInferer(64)
+    with torch.inference_mode(), caplog.at_level(logging.WARNING):
+        result = inferer(image, network)
+        inferer(image, network)
+        whole = OverlapTileInferer(None)(image, network)
+    assert result.shape == whole.shape
+    assert len(caplog.records) == 1
+    assert "blended" in caplog.text
+    # blending has no seam: no step at the borders of windows is larger than those within
+    steps = (result - whole)[0, 0].diff(dim=0).abs().mean(dim=1)
+    assert steps.max() < 6 * steps.median()

@@ -1,0 +1,166 @@
+"""A network made ready for inference answers as the network does."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from medunet.errors import ConfigError
+from medunet.networks import FastNetwork, UNet, fold_batch_norm, presets
+from medunet.networks.fast import Candidate, calibrate
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDUNET_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def make_network(spatial_dims: int = 2, **options) -> UNet:
+    """In evaluation mode, with a normalisation that has seen other data than it will meet."""
+    torch.manual_seed(spatial_dims)
+    network = UNet(spatial_dims, 1, 3, channels=(4, 6, 8), **{"norm": "batch", **options}).eval()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    return network
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"upsample": "linear", "norm_after_up": True},
+        {"norm_after_up": True},
+        {"block": "residual", "downsample": "conv"},
+        {"padding": "valid", "act": "leakyrelu"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_folding_changes_rounding_only(spatial_dims, options):
+    network = make_network(spatial_dims, **options)
+    folded = fold_batch_norm(network)
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in folded.modules())
+    image = torch.randn(1, 1, *network.shapes.next_valid_input((48,) * spatial_dims))
+    with torch.inference_mode():
+        expected = network(image)
+        torch.testing.assert_close(folded(image), expected, atol=1e-4 * float(expected.std()), rtol=0)
+    assert any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
+def test_published_variants_fold():
+    network = presets.unet_compact_bn(in_channels=1, out_channels=1).eval()
+    image = torch.randn(1, 1, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(fold_batch_norm(network)(image), network(image), atol=1e-5, rtol=0)
+
+
+def test_batch_norm_without_statistics_stays():
+    network = make_network(norm=["batch", {"track_running_stats": False}])
+    folded = fold_batch_norm(network)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", None])
+def test_float32_is_exact(norm):
+    network, image = make_network(norm=norm), torch.randn(2, 1, 33, 35)
+    fast = FastNetwork(network, dtype="float32").eval()
+    with torch.inference_mode():
+        expected = network(image)
+        torch.testing.assert_close(fast(image), expected, atol=1e-4 * float(expected.std()), rtol=0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert fast(image).dtype is torch.float32
+
+
+def test_new_weights_are_noticed():
+    network, image = make_network(), torch.randn(1, 1, 32, 32)
+    fast = FastNetwork(network, dtype="float32").eval()
+    with torch.inference_mode():
+        first = fast(image)
+    network.load_state_dict({key: value * 0.5 for key, value in network.state_dict().items()})
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(image), network(image), atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(first, fast(image))
+
+
+def test_weights_are_those_of_the_network_alone():
+    network = make_network()
+    fast = FastNetwork(network, dtype="bfloat16").eval()
+    with torch.inference_mode():
+        fast(torch.randn(1, 1, 32, 32))
+    assert set(fast.state_dict()) == {f"network.{key}" for key in network.state_dict()}
+    assert all(value.dtype is not torch.bfloat16 for value in network.state_dict().values())
+    assert fast.shapes is network.shapes
+
+
+def test_training_is_left_alone():
+    network = make_network()
+    fast = FastNetwork(network).train()
+    fast(torch.randn(2, 1, 32, 32)).sum().backward()
+    assert next(network.parameters()).grad is not None
+
+
+def test_choice_is_measured_once_and_kept(tmp_path, monkeypatch):
+    network, image = make_network(), torch.randn(1, 1, 64, 64)
+    first = FastNetwork(network).eval()
+    with torch.inference_mode():
+        first(image)
+    (kept,) = json.loads((tmp_path / "cache" / "calibration.json").read_text()).values()
+    assert kept["dtype"] == first.choice.candidate.dtype
+    assert first.choice.milliseconds
+    monkeypatch.setattr("medunet.networks.fast.calibrate", lambda *args: pytest.fail("measured again"))
+    second = FastNetwork(network).eval()
+    with torch.inference_mode():
+        second(image)
+    assert second.choice.candidate == first.choice.candidate
+
+
+def test_damaged_cache_is_measured_anew(tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "calibration.json").write_text('{"half')
+    fast = FastNetwork(make_network()).eval()
+    with torch.inference_mode():
+        fast(torch.randn(1, 1, 32, 32))
+    assert len(json.loads((tmp_path / "cache" / "calibration.json").read_text())) == 1
+
+
+class WrongInBfloat16(nn.Module):
+    """As cuDNN 9.8 to 9.10, whose bfloat16 convolutions in 3D answered wrongly (pytorch issue 163539)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, padding=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = self.conv(image)
+        return logits.flip(1) if image.dtype is torch.bfloat16 else logits
+
+
+def test_a_candidate_that_answers_wrongly_is_refused(caplog):
+    torch.manual_seed(0)
+    candidates = [Candidate("float32"), Candidate("bfloat16")]
+    choice = calibrate(WrongInBfloat16().eval(), torch.randn(1, 1, 64, 64), candidates)
+    assert choice.candidate == candidates[0]
+    assert list(choice.milliseconds) == [str(candidates[0])]
+    assert "of voxels agree" in choice.refused[str(candidates[1])]
+
+
+@pytest.mark.parametrize("options", [{"dtype": "int8"}, {"backend": "magic"}])
+def test_unknown_options_are_refused(options):
+    with pytest.raises(ConfigError, match="unknown"):
+        FastNetwork(make_network(), **options)
+
+
+@pytest.mark.slow
+def test_compiled_answers_the_same(caplog):
+    network, image = make_network(3), torch.randn(1, 1, 32, 32, 32)
+    fast = FastNetwork(network, dtype="float32", backend="compile").eval()
+    with torch.inference_mode(), caplog.at_level(logging.ERROR):
+        torch.testing.assert_close(fast(image), network(image), atol=1e-4, rtol=1e-4)
