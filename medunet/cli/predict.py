@@ -113,7 +113,8 @@ def predict(
         console.print(f"[bold red]error[/] {escape(str(result.error))}")
     if benchmark and len(results) > skipped:
         console.print(_time_table(results, wall=seconds, loading=loaded - begun))
-    done = f"{len(results) - len(failed) - skipped} of {len(sources)} written to {output} in {seconds:.1f} s"
+    least = "at least " if interrupted else ""  # the file that was being written at Ctrl-C is finished, not reported
+    done = f"{least}{len(results) - len(failed) - skipped} of {len(sources)} written to {output} in {seconds:.1f} s"
     console.print(escape(done + (f", {skipped} were there already" if skipped else "")))
     if interrupted:
         console.print("[bold red]stopped[/] what is written is whole; the same command with --skip-existing goes on")
