@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import time
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
+from rich.table import Table
 
 from medunet.cli.options import Device, Set, parse_settings
 
+if TYPE_CHECKING:
+    from medunet.prediction import Prediction
+
 EXIT_SOME_FAILED = 2
+EXIT_INTERRUPTED = 130
+"""As shells report a command that Ctrl-C ended: 128 + SIGINT."""
 
 
 class ResultFormat(str, Enum):
@@ -37,13 +46,33 @@ def predict(
         typer.Option("--format", help="auto: like the input; DICOM SEG for a DICOM series, if highdicom is installed."),
     ] = ResultFormat.auto,
     force: Annotated[bool, typer.Option("--force", help="Replace results that exist.")] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Pass over cases whose results exist: go on where a run stopped.")
+    ] = False,
+    ensemble: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ensemble", metavar="RUN", help="A further run, such as another fold, to average with; repeatable."
+        ),
+    ] = None,
+    benchmark: Annotated[bool, typer.Option("--benchmark", help="Show where the time went.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show tiles, the choice of the fast network, and tracebacks.")
+    ] = False,
     settings: Set = None,
 ) -> None:
-    """Segment images; a result bears its input's name and holds the data set's label values."""
+    """Segment images; a result bears its input's name and holds the data set's label values.
+
+    Reading, network and writing overlap. A case that fails is reported and the rest goes on; after Ctrl-C all files are
+    whole, and --skip-existing goes on.
+    """
     from medunet.bundle import find_bundle
     from medunet.datasets import list_inputs
     from medunet.prediction import Predictor
 
+    if verbose:
+        logging.getLogger("medunet").setLevel(logging.DEBUG)
+    begun = time.perf_counter()
     predictor = Predictor(
         find_bundle(bundle),
         output_dir=output,
@@ -52,19 +81,67 @@ def predict(
         result_format=result_format.value,
         overwrite=force,
         overrides=parse_settings(settings),
+        skip_done=skip_existing,
+        ensemble=[find_bundle(name) for name in ensemble or ()],
+        benchmark=benchmark,
     )
     sources = list_inputs(inputs, channels=predictor.channels)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    failed, seconds = [], 0.0
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        for result in progress.track(predictor.predict(sources), total=len(sources), description="predicting"):
-            seconds += result.seconds
-            if result.error is not None:
-                failed.append(result)
-            else:
-                Console(soft_wrap=True, highlight=False).print(f"{result.path}  {result.seconds:.1f} s")
+    loaded = time.perf_counter()
+    results: list[Prediction] = []
+    interrupted = False
+    # a progress bar and the lines of --verbose would overwrite each other
+    silent = verbose or not console.is_terminal
+    try:
+        with (
+            Progress(console=console, transient=True, disable=silent) as progress,
+            contextlib.closing(predictor.predict(sources)) as predictions,
+        ):
+            for result in progress.track(predictions, total=len(sources), description="predicting"):
+                results.append(result)
+                _print_result(result)
+                if verbose and len(results) == 1:
+                    for choice in predictor.choices:
+                        console.print(f"network {escape(str(choice))}")
+    except KeyboardInterrupt:
+        interrupted = True
+    seconds = time.perf_counter() - loaded
+
+    failed = [result for result in results if result.error is not None]
+    skipped = sum(result.skipped for result in results)
     for result in failed:
         console.print(f"[bold red]error[/] {escape(str(result.error))}")
-    console.print(f"{len(sources) - len(failed)} of {len(sources)} written to {output} in {seconds:.1f} s")
+    if benchmark and len(results) > skipped:
+        console.print(_time_table(results, wall=seconds, loading=loaded - begun))
+    least = "at least " if interrupted else ""  # the file that was being written at Ctrl-C is finished, not reported
+    done = f"{least}{len(results) - len(failed) - skipped} of {len(sources)} written to {output} in {seconds:.1f} s"
+    console.print(escape(done + (f", {skipped} were there already" if skipped else "")))
+    if interrupted:
+        console.print("[bold red]stopped[/] what is written is whole; the same command with --skip-existing goes on")
+        raise typer.Exit(EXIT_INTERRUPTED)
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _print_result(result: Prediction) -> None:
+    if result.error is None:
+        what = "there already" if result.skipped else f"{result.seconds:.1f} s"
+        Console(soft_wrap=True, highlight=False).print(escape(f"{result.path}  {what}"))
+
+
+def _time_table(results: list[Prediction], *, wall: float, loading: float) -> Table:
+    """Where the time went; stages of different cases overlap, so that the shares may add up to more than 100 %."""
+    from medunet.prediction import STAGES
+
+    cases = sum(not result.skipped for result in results)
+    table = Table("stage", title=f"{cases} cases in {wall:.2f} s: {cases / wall:.2f} cases/s", title_justify="left")
+    for name in ("seconds", "ms a case", "share of wall"):
+        table.add_column(name, justify="right")
+    total = {stage: sum(getattr(result.stages, stage) for result in results) for stage in STAGES}
+    for stage, seconds in total.items():
+        table.add_row(stage, f"{seconds:.2f}", f"{1000 * seconds / cases:.1f}", f"{seconds / wall:.0%}")
+    table.add_section()
+    work = sum(total.values())
+    table.add_row("all stages", f"{work:.2f}", f"{1000 * work / cases:.1f}", f"{work / wall:.0%}")
+    table.add_row("loading, once", f"{loading:.2f}", "", "")
+    return table

@@ -7,6 +7,7 @@ from .autocast import autocast as autocast
 from .autocast import fast_dtype as fast_dtype
 from .autocast import resolve_device as resolve_device
 from .autocast import resolve_dtype as resolve_dtype
+from .ensemble import Ensemble as Ensemble
 from .fast import FastNetwork as FastNetwork
 from .folding import fold_batch_norm as fold_batch_norm
 from .shapes import UNetShapes as UNetShapes

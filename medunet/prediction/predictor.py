@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch, list_data_collate
+from monai.transforms import Compose, LoadImage, LoadImaged
 
-from medunet.errors import ConfigError, MedunetError, find_cause
+from medunet.errors import ConfigError, DataError, MedunetError, find_cause
 from medunet.io import ResultFormat, SavePredictiond
-from medunet.networks import autocast, load_weights, resolve_device
+from medunet.networks import autocast, resolve_device
+
+from .configuration import check_same_input, load_network, parse_inference
+from .ensemble import EnsembleLogits
+from .existing import existing_result
+from .pipeline import overlap
+from .timing import StageSeconds, Stopwatch
 
 logger = logging.getLogger(__name__)
 
 Source = Path | Sequence[Path]
 
-_DEFAULTS = {"result_format": "auto", "overwrite": False}
-"""What a config says that nobody has changed; bundles made before these keys lack them."""
+IN_FLIGHT = 3
+"""Cases between reading and the written file at once: one a stage. More would only hold more volumes in memory."""
+
+MESSAGE_LENGTH = 300
+"""Characters of a foreign message that are shown; PyTorch's may be pages."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +43,61 @@ class Prediction:
 
     Args:
         source: the image, or its channels.
-        path: the label map that was written; ``None`` when the case failed.
+        path: the label map that was written, or was there before; ``None`` when the case failed.
         error: why it failed.
-        seconds: from reading to the written file.
+        seconds: of work on this case, from reading to the written file, without waiting for other cases.
+        stages: the same by stage.
+        skipped: whether the case was done before.
     """
 
     source: Source
     path: Path | None
     error: MedunetError | None
     seconds: float
+    stages: StageSeconds = field(default_factory=StageSeconds)
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Transforms that no other case uses at the same time.
+
+    MONAI's transforms switch their own tracing off while they invert, so that a case being read beside one being
+    inverted would lose its trace. Copied together, Invertd keeps pointing to the preprocessing beside it.
+    """
+
+    preprocessing: Callable[..., Any]
+    postprocessing: Callable[..., Any]
+
+    @property
+    def savers(self) -> tuple[SavePredictiond, ...]:
+        steps = getattr(self.postprocessing, "transforms", ())
+        return tuple(step for step in steps if isinstance(step, SavePredictiond))
+
+
+@dataclass
+class _Case:
+    """One case between the stages; what is no longer needed is let go at once."""
+
+    source: Source
+    way: _Way
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    item: dict[Any, Any] = field(default_factory=dict)
+    path: Path | None = None
+    error: MedunetError | None = None
+    skipped: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        return self.skipped or self.error is not None
 
 
 class Predictor:
     """Runs a bundle's ``inference.json`` without MONAI's engine around it.
 
     Pre- and postprocessing, network and inferer are the bundle's own, so the result is that of
-    ``python -m monai.bundle run inference``. The network is loaded when the predictor is made.
+    ``python -m monai.bundle run inference``. The network is loaded when the predictor is made and stays. Reading,
+    network and writing of different cases overlap.
 
     Args:
         bundle: folder of a bundle or run with weights in ``models/model.pt``.
@@ -55,10 +106,15 @@ class Predictor:
         probabilities: also write class probabilities.
         result_format: of the label maps, see :class:`medunet.io.SavePredictiond`.
         overwrite: replace results that exist; otherwise such a case is refused before the network runs.
-        overrides: values by config id.
+        overrides: values by config id, for the members of an ensemble too.
+        skip_done: pass over cases whose results exist, without reading them.
+        ensemble: further bundles, such as other folds; the class probabilities of all networks are averaged, in one
+            pass of reading. They must agree in preprocessing, labels and sizes.
+        benchmark: measure the forward passes apart from the inferer around them, see :class:`StageSeconds`.
+        in_flight: cases between reading and the written file at once; 1 overlaps nothing.
 
     Raises:
-        ConfigError: a config that cannot be used, or a device that is not there.
+        ConfigError: a config that cannot be used, members that differ, or a device that is not there.
         DataError: no weights, or weights of another network.
     """
 
@@ -72,58 +128,67 @@ class Predictor:
         result_format: ResultFormat = "auto",
         overwrite: bool = False,
         overrides: Mapping[str, Any] | None = None,
+        skip_done: bool = False,
+        ensemble: Sequence[Path] = (),
+        benchmark: bool = False,
+        in_flight: int = IN_FLIGHT,
     ) -> None:
+        if overwrite and skip_done:
+            raise ConfigError("results are either replaced or skipped", received="overwrite and skip_done")
+        if in_flight < 1:
+            raise ConfigError("impossible in_flight", received=in_flight, expected="1 or more")
         self.device = resolve_device(device)
-        config = bundle / "configs" / "inference.json"
-        if not config.is_file():
-            raise ConfigError("the bundle lacks inference.json", file=bundle, remedy="give a bundle or a run")
-        parser = ConfigParser()
-        parser.read_config(str(config))
-        if unknown := [key for key in overrides or {} if key not in parser]:
-            raise ConfigError("unknown config key", file=config, received=", ".join(unknown))
-        options = {"result_format": result_format, "overwrite": overwrite}
-        asked = {key: value for key, value in options.items() if value != _DEFAULTS[key]}
-        if unknown := [key for key in asked if key not in parser]:
-            raise ConfigError(
-                "the bundle is too old for this option",
-                file=config,
-                received=", ".join(unknown),
-                remedy="render it again by `medunet bundle render`, or train anew",
-            )
-        parser.update(
-            {
-                "bundle_root": str(bundle),
-                "device": self.device,
-                "prediction_dir": str(output_dir),
-                "save_probabilities": probabilities,
-                **asked,
-                **(overrides or {}),
-            }
-        )
+        self.skip_done = skip_done
+        self.benchmark = benchmark
+        self.in_flight = in_flight
+        options = {
+            "prediction_dir": str(output_dir),
+            "save_probabilities": probabilities,
+            "result_format": result_format,
+            # a case that is not done may still have one of its files, from a run that was interrupted between the two
+            "overwrite": overwrite or skip_done,
+        }
+        parser = parse_inference(bundle, device=self.device, options=options, overrides=overrides)
         self.channels: int = parser.get_parsed_content("in_channels")
-        network = parser.get_parsed_content("network_def")
-        load_weights(network, parser.get_parsed_content("ckpt_path"))
-        self.network = parser.get_parsed_content("network").eval()
+        self.network = load_network(parser)
         self.inferer = parser.get_parsed_content("inferer")
+        if ensemble:
+            self.network = self._join(parser, ensemble, overrides)
         self.preprocessing = parser.get_parsed_content("preprocessing")
         self.postprocessing = parser.get_parsed_content("postprocessing")
-        steps = getattr(self.postprocessing, "transforms", ())
-        self.savers = tuple(step for step in steps if isinstance(step, SavePredictiond))
+        self.savers = _Way(self.preprocessing, self.postprocessing).savers
         self.autocast_dtype: str = parser.get_parsed_content("autocast_dtype")
 
-    def predict(self, sources: Iterable[Source]) -> Iterator[Prediction]:
-        """Predict one case after the other; a case that fails is reported and the rest goes on."""
-        for source in sources:
-            begun = time.perf_counter()
-            try:
-                path = self.predict_case(source)
-            except Exception as failure:
-                error = find_cause(failure)
-                if error is None:
-                    raise
-                yield Prediction(source, None, error, time.perf_counter() - begun)
-            else:
-                yield Prediction(source, path, None, time.perf_counter() - begun)
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """What each :class:`medunet.networks.FastNetwork` of the bundle chose; known after the first case."""
+        found = (getattr(module, "choice", None) for module in self.network.modules())
+        return tuple(choice for choice in found if choice is not None)
+
+    def predict(self, sources: Iterable[Source]) -> Generator[Prediction, None, None]:
+        """Predict case after case, in order; a case that fails is reported and the rest goes on.
+
+        Whoever stops early (``close()``, Ctrl-C) finds whole files only: a file being written is written to its end.
+        """
+        original = _Way(self.preprocessing, self.postprocessing)
+        ways: SimpleQueue[_Way] = SimpleQueue()
+        for _ in range(self.in_flight):
+            ways.put(copy.deepcopy(original))
+
+        def read(source: Source) -> _Case:
+            case = _Case(source, ways.get())
+            return self._guarded(self._read, case)
+
+        def compute(case: _Case) -> _Case:
+            return self._guarded(self._compute, case)
+
+        def write(case: _Case) -> Prediction:
+            self._guarded(self._write, case)
+            ways.put(case.way)
+            stages = case.watch.seconds
+            return Prediction(case.source, case.path, case.error, stages.total, stages, case.skipped)
+
+        yield from overlap(sources, read=read, compute=compute, write=write, in_flight=self.in_flight)
 
     def predict_case(self, source: Source) -> Path:
         """Predict one case and return the label map's path.
@@ -135,24 +200,117 @@ class Predictor:
             DataError: the image cannot be read, or the result exists and may not be replaced.
             GeometryError: the image's headers are wrong, or the result cannot lie on its grid in this format.
         """
-        image = str(source) if isinstance(source, Path) else [str(path) for path in source]
-        item = self.preprocessing({"image": image})
-        for saver in self.savers:
-            saver.check(item)
-        item["pred"] = self.infer(item["image"])
-        return Path(self.postprocessing(item)["pred_path"])
+        case = _Case(source, _Way(self.preprocessing, self.postprocessing))
+        for stage in (self._read, self._compute, self._write):
+            if not case.is_over:
+                stage(case)
+        if case.path is None:
+            raise DataError("the bundle writes no label map", received="postprocessing without SavePredictiond")
+        return case.path
 
     @torch.inference_mode()
-    def infer(self, image: torch.Tensor) -> torch.Tensor:
-        """What the bundle's inferer answers for a preprocessed image ``(C, *spatial)``, on the CPU.
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
+        """The inferer's answer for a preprocessed image ``(C, *spatial)``.
 
-        Classes ``(1, *source)`` on the grid of the file as a rule; logits ``(classes, *spatial)`` where probabilities
-        were asked for, or where the bundle was made before its inferer returned labels.
+        Returns:
+            ``(classes, *spatial)``, float32, on the CPU, with the metadata of the image; of an inferer that gives
+            label maps (integers) ``(1, *source)`` with the inferer's metadata, for they lie on another grid.
         """
-        batch = image[None].to(self.device)
+        # collated as a DataLoader does, which is what inferers meet in MONAI's engine
+        batch = list_data_collate([image]) if isinstance(image, MetaTensor) else image[None]
         with autocast(self.device, self.autocast_dtype):
-            output = self.inferer(batch, self.network)[0].cpu()
-        output = output.float() if output.is_floating_point() else output
-        if isinstance(image, MetaTensor) and not isinstance(output, MetaTensor):
-            output = MetaTensor(output).copy_meta_from(image)
-        return output
+            output = self.inferer(batch.to(self.device), self.network)
+        first: torch.Tensor = decollate_batch(output)[0] if getattr(output, "is_batch", False) else output[0]
+        if not first.is_floating_point():
+            return first.cpu()
+        logits = torch.as_tensor(first).float().cpu()
+        return MetaTensor(logits).copy_meta_from(image) if isinstance(image, MetaTensor) else logits
+
+    def _read(self, case: _Case) -> None:
+        if self.skip_done and case.way.savers:
+            found = [existing_result(case.source, saver) for saver in case.way.savers]
+            if all(path is not None for path in found):
+                case.path, case.skipped = found[0], True
+                return
+        item: Any = {"image": _as_text(case.source)}
+        split = _steps_up_to(case.way.preprocessing, (LoadImage, LoadImaged), last=True)
+        with case.watch.measure("read"):
+            item = _run(case.way.preprocessing, item, end=split) if split else item
+            for saver in case.way.savers if split else ():
+                saver.check(item)
+        with case.watch.measure("preprocess"):
+            item = _run(case.way.preprocessing, item, start=split)
+            for saver in () if split else case.way.savers:
+                saver.check(item)
+        case.item = item
+
+    def _compute(self, case: _Case) -> None:
+        with self._measure_network(case.watch):
+            case.item["pred"] = self.logits(case.item["image"])
+
+    def _write(self, case: _Case) -> None:
+        item, case.item = case.item, {}
+        split = _steps_up_to(case.way.postprocessing, (SavePredictiond,), last=False)
+        with case.watch.measure("restore"):
+            item = _run(case.way.postprocessing, item, end=split)
+        with case.watch.measure("write"):
+            item = _run(case.way.postprocessing, item, start=split)
+        case.path = Path(item["pred_path"])
+
+    def _measure_network(self, watch: Stopwatch) -> AbstractContextManager[None]:
+        return watch.measure_inferer(self.network, self.device) if self.benchmark else watch.measure("network")
+
+    def _guarded(self, stage: Callable[[_Case], None], case: _Case) -> _Case:
+        """Run a stage; what it raises ends this case only."""
+        if case.is_over:
+            return case
+        try:
+            stage(case)
+        except Exception as failure:
+            case.item, case.path = {}, None
+            case.error = find_cause(failure)
+            if case.error is None:  # no fault of the input that was foreseen: the traceback belongs into the log
+                logger.debug("%s: unexpected error", case.source, exc_info=True)
+                case.error = _unexpected(failure, case.source)
+        return case
+
+    def _join(self, parser: Any, others: Sequence[Path], overrides: Mapping[str, Any] | None) -> torch.nn.Module:
+        members = [self.network]
+        for bundle in others:
+            member = parse_inference(bundle, device=self.device, overrides=overrides)
+            check_same_input(parser, member, bundle=bundle)
+            members.append(load_network(member))
+        joined = EnsembleLogits(members, activation=getattr(self.inferer, "activation", "softmax"))
+        return joined.eval()
+
+
+def _as_text(source: Source) -> str | list[str]:
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else [os.fspath(path) for path in source]
+
+
+def _steps_up_to(transform: Callable[..., Any], kinds: tuple[type, ...], *, last: bool) -> int:
+    """Number of steps of a Compose through the last, or before the first, of some kinds; 0 or all without one."""
+    steps = transform.transforms if isinstance(transform, Compose) else ()
+    places = [index for index, step in enumerate(steps) if isinstance(step, kinds)]
+    if last:
+        return places[-1] + 1 if places else 0
+    return places[0] if places else len(steps)
+
+
+def _run(transform: Callable[..., Any], item: Any, *, start: int = 0, end: int | None = None) -> Any:
+    """Some steps of a Compose; anything else runs whole, at the step 0."""
+    if isinstance(transform, Compose):
+        return transform(item, start=start, end=end)
+    return transform(item) if start == 0 and end is None else item
+
+
+def _unexpected(failure: Exception, source: Source) -> DataError:
+    first = source if isinstance(source, str | os.PathLike) else source[0]
+    error = DataError(
+        "unexpected error",
+        file=first,
+        received=f"{type(failure).__name__}: {' '.join(str(failure).split())[:MESSAGE_LENGTH]}",
+        remedy="the traceback is shown by --verbose",
+    )
+    error.__cause__ = failure
+    return error

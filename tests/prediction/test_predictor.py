@@ -8,38 +8,17 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-import torch
-from monai.bundle import ConfigParser
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from medunet.bundle import find_bundle, specialise
 from medunet.cli import predict as predict_command
 from medunet.errors import ConfigError, DataError
-from medunet.io import RESULT_FORMATS, label_names, read_header, read_label, write_volume
+from medunet.io import RESULT_FORMATS, label_names, read_header, read_label
 from medunet.prediction import Predictor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    changes = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
-    run = specialise(find_bundle("unet_3d"), tmp_path_factory.mktemp("run") / "run", changes)
-    parser = ConfigParser()
-    parser.read_config(str(run / "configs" / "inference.json"))
-    torch.manual_seed(0)
-    (run / "models").mkdir()
-    torch.save({"model": parser.get_parsed_content("network_def").state_dict()}, run / "models" / "model.pt")
-    return run
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Path:
-    voxels = np.random.default_rng(0).normal(size=(17, 19, 16)).astype(np.float32)
-    return write_volume(voxels, tmp_path / "case.nii.gz", affine=np.diag([-1.0, -1.0, 1.0, 1.0]))
 
 
 def write_series(folder: Path) -> Path:
@@ -93,7 +72,7 @@ def test_existing_result_is_refused_before_the_network_runs(
     first = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
     path = first.predict_case(volume)
     before = path.stat().st_mtime_ns
-    monkeypatch.setattr(Predictor, "infer", lambda *_: pytest.fail("the network ran"))
+    monkeypatch.setattr(Predictor, "logits", lambda *_: pytest.fail("the network ran"))
     [again] = first.predict([volume])
     assert isinstance(again.error, DataError)
     assert "--force" in str(again.error)

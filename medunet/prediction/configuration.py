@@ -1,0 +1,117 @@
+"""A bundle's ``inference.json``, parsed for prediction without MONAI's engine around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from monai.bundle import ConfigParser
+from monai.bundle.reference_resolver import ReferenceResolver
+
+from medunet.errors import ConfigError
+from medunet.networks import load_weights
+
+DEFAULTS = {"result_format": "auto", "overwrite": False}
+"""What a config says that nobody has changed; bundles made before these keys lack them."""
+
+SHARED_IDS = ("in_channels", "label_names", "label_values", "preprocessing")
+"""What the members of an ensemble must have in common: one pass of reading feeds them all."""
+
+
+def parse_inference(
+    bundle: Path,
+    *,
+    device: torch.device,
+    options: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> ConfigParser:
+    """Read ``configs/inference.json`` of a bundle and set what the caller decides.
+
+    Args:
+        bundle: folder of a bundle or run.
+        device: where the network runs.
+        options: values by config id; those of :data:`DEFAULTS` may be absent from an old bundle while unchanged.
+        overrides: the user's values by config id.
+
+    Raises:
+        ConfigError: no such file, an unknown key, or an option that the bundle is too old for.
+    """
+    file = bundle / "configs" / "inference.json"
+    if not file.is_file():
+        raise ConfigError("the bundle lacks inference.json", file=bundle, remedy="give a bundle or a run")
+    parser = ConfigParser()
+    parser.read_config(str(file))
+    if unknown := [key for key in overrides or {} if key not in parser]:
+        raise ConfigError("unknown config key", file=file, received=", ".join(unknown))
+    asked = {key: value for key, value in (options or {}).items() if key not in DEFAULTS or value != DEFAULTS[key]}
+    if unknown := [key for key in asked if key in DEFAULTS and key not in parser]:
+        raise ConfigError(
+            "the bundle is too old for this option",
+            file=file,
+            received=", ".join(unknown),
+            remedy="render it again by `medunet bundle render`, or train anew",
+        )
+    parser.update({"bundle_root": str(bundle), "device": device, **asked, **(overrides or {})})
+    return parser
+
+
+def load_network(parser: ConfigParser) -> torch.nn.Module:
+    """The bundle's network with its weights, in evaluation mode on the device of the config.
+
+    Raises:
+        DataError: no weights, or weights of another network.
+    """
+    load_weights(parser.get_parsed_content("network_def"), parser.get_parsed_content("ckpt_path"))
+    return cast("torch.nn.Module", parser.get_parsed_content("network").eval())
+
+
+def check_same_input(first: ConfigParser, other: ConfigParser, *, bundle: Path) -> None:
+    """Refuse a member of an ensemble that would need another preprocessing, or gives other labels.
+
+    Args:
+        first: config of the bundle whose preprocessing is used.
+        other: config of the member.
+        bundle: folder of the member, for the message.
+
+    Raises:
+        ConfigError: naming the first value that differs.
+    """
+    for parser in (first, other):
+        parser.get_parsed_content("in_channels")  # parsing spells all references in one way
+    ours, theirs = (_closure(parser, SHARED_IDS) for parser in (first, other))
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise ConfigError(
+                f"members of an ensemble differ in `{key}`",
+                file=bundle,
+                received=theirs.get(key),
+                expected=ours.get(key),
+                remedy="join runs of one plan, such as the folds of a data set",
+            )
+
+
+def _closure(parser: ConfigParser, ids: tuple[str, ...]) -> dict[str, Any]:
+    """The values behind ids and behind all that they refer to; paths aside, two of one meaning are equal."""
+    found: dict[str, Any] = {}
+    waiting = list(ids)
+    while waiting:
+        key = waiting.pop()
+        if key in found or key == "bundle_root" or key not in parser:
+            continue
+        found[key] = parser[key]
+        for text in _texts(found[key]):
+            waiting += ReferenceResolver.match_refs_pattern(text)
+    return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _texts(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _texts(entry)

@@ -1,0 +1,41 @@
+"""A bundle without training: the network's weights are chance, and what is judged is the way from file to file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from medunet.bundle import find_bundle, specialise
+from medunet.io import write_volume
+
+
+def make_bundle(folder: Path, *, seed: int) -> Path:
+    changes = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
+    run = specialise(find_bundle("unet_3d"), folder, changes)
+    parser = ConfigParser()
+    parser.read_config(str(run / "configs" / "inference.json"))
+    torch.manual_seed(seed)
+    (run / "models").mkdir()
+    torch.save({"model": parser.get_parsed_content("network_def").state_dict()}, run / "models" / "model.pt")
+    return run
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("run") / "run", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_fold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same plan, other weights."""
+    return make_bundle(tmp_path_factory.mktemp("fold") / "run", seed=1)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    voxels = np.random.default_rng(0).normal(size=(17, 19, 16)).astype(np.float32)
+    return write_volume(voxels, tmp_path / "case.nii.gz", affine=np.diag([-1.0, -1.0, 1.0, 1.0]))

@@ -1,0 +1,224 @@
+"""Many cases, one resident network: overlap, failures, what is done already, ensembles, seconds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.transforms import Compose
+
+import medunet.networks
+from medunet.errors import ConfigError, DataError
+from medunet.io import read_volume, write_volume
+from medunet.networks import UNet
+from medunet.prediction import STAGES, Predictor, StageSeconds
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Odd sizes, anisotropic voxels and other axes: each case needs its own way back."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    affines = [np.diag([-1.0, -1.0, 1.0, 1.0]), np.diag([1.5, -1.0, 2.0, 1.0]), np.diag([-0.8, 0.9, -1.0, 1.0])]
+    affines += [np.array([[0, 0, 2.0, 5], [0, -1.0, 0, 7], [1.2, 0, 0, -3], [0, 0, 0, 1]])]
+    sizes = [(17, 19, 16), (21, 18, 13), (20, 23, 17), (15, 16, 11)]
+    paths = []
+    for index, (affine, size) in enumerate(zip(affines, sizes, strict=True)):
+        voxels = rng.normal(size=size).astype(np.float32)
+        paths.append(write_volume(voxels, folder / f"case_{index}.nii.gz", affine=affine))
+    return paths
+
+
+def voxels_of(path: Path | None) -> np.ndarray:
+    assert path is not None
+    return np.asarray(read_volume(path).image[0])
+
+
+def test_overlap_changes_no_voxel(bundle: Path, volumes: list[Path], tmp_path: Path) -> None:
+    alone = Predictor(bundle, output_dir=tmp_path / "alone", device="cpu")
+    expected = [voxels_of(alone.predict_case(volume)) for volume in volumes]
+    assert all(len(np.unique(label)) > 1 for label in expected)
+    together = Predictor(bundle, output_dir=tmp_path / "together", device="cpu")
+    results = list(together.predict(volumes))
+    assert [result.source for result in results] == volumes
+    for result, label in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(voxels_of(result.path), label)
+
+
+def test_a_failed_case_is_reported_and_the_rest_goes_on(
+    bundle: Path, volumes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(volumes[0].read_bytes()[:100])
+    predictor = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
+    whole = predictor.logits
+
+    def fail_on_one_size(image: torch.Tensor) -> torch.Tensor:
+        if "case_2" in image.meta["filename_or_obj"]:
+            raise RuntimeError("a bug\nin the network")
+        return whole(image)
+
+    monkeypatch.setattr(predictor, "logits", fail_on_one_size)
+    results = list(predictor.predict([volumes[0], broken, *volumes[1:]]))
+    assert [result.error is None for result in results] == [True, False, True, False, True]
+    assert "broken.nii.gz" in str(results[1].error)
+    assert isinstance(results[3].error, DataError)
+    assert "RuntimeError: a bug in the network" in str(results[3].error)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"case_{index}.nii.gz" for index in (0, 1, 3)]
+
+
+def test_ctrl_c_in_the_network_leaves_whole_files_and_no_thread(
+    bundle: Path, volumes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
+    whole, calls = predictor.logits, []
+
+    def interrupt(image: torch.Tensor) -> torch.Tensor:
+        calls.append(image)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(image)
+
+    monkeypatch.setattr(predictor, "logits", interrupt)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        list(predictor.predict(volumes))
+    assert threading.active_count() == before
+    written = sorted((tmp_path / "out").iterdir())
+    assert {path.name for path in written} <= {"case_0.nii.gz", "case_1.nii.gz"}
+    for path in written:
+        assert len(np.unique(voxels_of(path))) > 1
+    monkeypatch.undo()
+    again = Predictor(bundle, output_dir=tmp_path / "out", device="cpu", skip_done=True)
+    results = list(again.predict(volumes))
+    assert [result.skipped for result in results] == [(tmp_path / "out" / v.name) in written for v in volumes]
+    assert all(result.error is None for result in results)
+
+
+def test_what_is_done_is_neither_read_nor_written(
+    bundle: Path, volumes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Predictor(bundle, output_dir=tmp_path, device="cpu").predict_case(volumes[1])
+    stamp = first.stat().st_mtime_ns
+    predictor = Predictor(bundle, output_dir=tmp_path, device="cpu", skip_done=True)
+    predictor.preprocessing.transforms[0].set_meta = None
+    [skipped] = predictor.predict([volumes[1]])
+    assert skipped.skipped
+    assert skipped.path == first
+    assert skipped.stages == StageSeconds()
+    assert first.stat().st_mtime_ns == stamp
+    # the API for one case follows the same rule, without the network
+    monkeypatch.setattr(predictor, "logits", lambda _: pytest.fail("the network ran"))
+    assert predictor.predict_case(volumes[1]) == first
+
+
+def test_a_case_without_its_probabilities_or_in_another_format_is_not_done(
+    bundle: Path, volumes: list[Path], tmp_path: Path
+) -> None:
+    label = Predictor(bundle, output_dir=tmp_path, device="cpu").predict_case(volumes[0])
+    label.write_bytes(b"of an interrupted run")
+    more = Predictor(bundle, output_dir=tmp_path, device="cpu", probabilities=True, skip_done=True)
+    [result] = more.predict([volumes[0]])
+    assert not result.skipped
+    assert voxels_of(label).shape == (17, 19, 16)
+    assert (tmp_path / "case_0_prob.nii.gz").is_file()
+    assert [result.skipped for result in more.predict([volumes[0]])] == [True]
+    other = Predictor(bundle, output_dir=tmp_path, device="cpu", result_format="seg.nrrd", skip_done=True)
+    assert [result.skipped for result in other.predict([volumes[0]])] == [False]
+    assert [result.skipped for result in other.predict([volumes[0]])] == [True]
+
+
+def test_skipping_and_replacing_exclude_each_other(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="either replaced or skipped"):
+        Predictor(bundle, output_dir=tmp_path, device="cpu", overwrite=True, skip_done=True)
+
+
+def test_seconds_of_the_stages_are_those_of_the_case(bundle: Path, volumes: list[Path], tmp_path: Path) -> None:
+    predictor = Predictor(bundle, output_dir=tmp_path, device="cpu", benchmark=True)
+    [result] = predictor.predict(volumes[:1])
+    assert all(getattr(result.stages, stage) > 0 for stage in STAGES)
+    assert result.seconds == pytest.approx(sum(getattr(result.stages, stage) for stage in STAGES))
+    assert not predictor.network._forward_hooks
+    [plain] = Predictor(bundle, output_dir=tmp_path / "b", device="cpu").predict(volumes[:1])
+    assert plain.stages.stitch == 0 < plain.stages.network
+
+
+class SourceLabels(Inferer):
+    """Gives label maps on the source grid, as `LabelInferer` does; the class is a function of the place."""
+
+    def __call__(self, inputs: torch.Tensor, network: object, *args: object, **kwargs: object) -> torch.Tensor:
+        assert isinstance(inputs, MetaTensor)
+        size = tuple(int(n) for n in np.asarray(inputs.meta["spatial_shape"]).ravel())
+        labels = torch.arange(int(np.prod(size))).reshape(1, 1, *size) % 3
+        affine = torch.as_tensor(np.asarray(inputs.meta["original_affine"])).reshape(4, 4)
+        return MetaTensor(labels.to(torch.uint8), affine=affine)
+
+
+def test_an_inferer_may_give_label_maps_on_the_source_grid(bundle: Path, volumes: list[Path], tmp_path: Path) -> None:
+    predictor = Predictor(bundle, output_dir=tmp_path, device="cpu")
+    predictor.inferer = SourceLabels()
+    predictor.postprocessing = Compose(predictor.postprocessing.transforms[-2:])  # decode, save
+    for result in predictor.predict(volumes):
+        assert result.error is None
+        label = read_volume(result.path)
+        image = read_volume(result.source)
+        assert label.record.geometry.is_close(image.record.geometry)
+        size = label.record.geometry.shape
+        np.testing.assert_array_equal(np.asarray(label.image[0]), np.arange(np.prod(size)).reshape(size) % 3)
+
+
+class TestEnsemble:
+    @pytest.fixture(autouse=True)
+    def mean_of_probabilities(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        if not hasattr(medunet.networks, "Ensemble"):
+            monkeypatch.setattr(medunet.networks, "Ensemble", MeanOfTwo, raising=False)
+
+    def test_it_writes_the_mean_of_the_probabilities_and_its_argmax(
+        self, bundle: Path, other_fold: Path, volumes: list[Path], tmp_path: Path
+    ) -> None:
+        runs = {"a": (bundle, []), "b": (other_fold, []), "both": (bundle, [other_fold])}
+        found = {}
+        for name, (first, others) in runs.items():
+            predictor = Predictor(first, output_dir=tmp_path / name, device="cpu", probabilities=True, ensemble=others)
+            # at the bundle's spacing nothing is interpolated, so that the mean can be taken after as well as before
+            label = predictor.predict_case(volumes[0])
+            probability = read_volume(tmp_path / name / "case_0_prob.nii.gz", channels=3).image
+            found[name] = np.asarray(probability), voxels_of(label)
+        mean = (found["a"][0] + found["b"][0]) / 2
+        assert np.abs(found["a"][0] - found["b"][0]).max() > 0.01
+        np.testing.assert_allclose(found["both"][0], mean, atol=1e-5)
+        np.testing.assert_array_equal(found["both"][1], found["both"][0].argmax(0))
+
+    def test_members_must_share_preprocessing_and_labels(self, bundle: Path, other_fold: Path, tmp_path: Path) -> None:
+        for key, value in {"spacing_mm": [2, 1, 1], "label_names": ["background", "left", "right"]}.items():
+            other = tmp_path / key
+            shutil.copytree(other_fold, other)
+            config = json.loads((other / "configs" / "inference.json").read_text())
+            (other / "configs" / "inference.json").write_text(json.dumps(config | {key: value}))
+            with pytest.raises(ConfigError, match=f"members of an ensemble differ in `{key}`"):
+                Predictor(bundle, output_dir=tmp_path, device="cpu", ensemble=[other])
+        # what does not touch the input may differ
+        (other / "configs" / "inference.json").write_text(json.dumps(config | {"tile_size": [64, 64, 64]}))
+        Predictor(bundle, output_dir=tmp_path, device="cpu", ensemble=[other])
+
+
+class MeanOfTwo(torch.nn.Module):
+    """Stands in for `medunet.networks.Ensemble`."""
+
+    def __init__(self, members: list[UNet]) -> None:
+        super().__init__()
+        self.members = torch.nn.ModuleList(members)
+        self.shapes, self.tileable = members[0].shapes, members[0].tileable
+        self.tileable_reason = members[0].tileable_reason
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.softmax(member(image).float(), dim=1) for member in self.members]).mean(0)
