@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -24,6 +25,15 @@ def test_data(pytestconfig: pytest.Config) -> Path:
     if not folder.is_dir():
         pytest.skip("real images are absent: set MEDUNET_TEST_DATA")
     return folder
+
+
+def save_dicom(header: FileDataset, path: Path) -> None:
+    """Write a whole file as PS3.10 has it, with pydicom 3 or 2."""
+    if int(pydicom.__version__.partition(".")[0]) >= 3:
+        header.save_as(path, enforce_file_format=True)
+    else:
+        header.is_little_endian, header.is_implicit_VR = True, False
+        header.save_as(path, write_like_original=False)
 
 
 @pytest.fixture
@@ -76,7 +86,7 @@ def make_series() -> Callable[..., Path]:
                     delattr(header, tag)
                 else:
                     setattr(header, tag, value)
-            header.save_as(path, enforce_file_format=True)
+            save_dicom(header, path)
         return folder
 
     return make

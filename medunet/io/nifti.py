@@ -27,6 +27,12 @@ _HEADERS: dict[int, Any] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 
 _LARGEST_HEADER = 540
 
+FLOAT32_ROUNDING = 1e-6
+"""Relative difference of numbers that two programs have rounded to float32, in another order of arithmetic."""
+
+QUATERNION_ROUNDING = 4 * 2.0**-24
+"""The same of the parts of a quaternion, which are at most 1."""
+
 PIXDIM_TOLERANCE = 0.01
 """Relative difference of pixdim and the sform's spacing that is worth a warning: both are float32 of one number."""
 
@@ -266,12 +272,35 @@ def _placement(header: Any, shape: tuple[int, ...], form: Form) -> tuple[np.ndar
     if sform is None or form == "qform":
         return qform, ()
     first, second = Geometry(sform, shape), Geometry(qform, shape)
-    if first.is_close(second):
+    if first.is_close(second) or _is_rounded_from(header, sform):
         return sform, ()
     raise GeometryError(
         "sform and qform disagree",
         received=f"{first.corner_distance_mm(second):.3g} mm apart at a corner",
         remedy="choose form='sform' or form='qform'",
+    )
+
+
+def _is_rounded_from(header: nib.Nifti1Header, sform: npt.NDArray[np.float64]) -> bool:
+    """Whether the qform is what the sform becomes when it is written as one.
+
+    The header keeps three parts of a unit quaternion in float32 and leaves out a = sqrt(1 - b^2 - c^2 - d^2). Near a
+    half turn, which RAS and LPS are apart, a is nearly zero and takes most of the rounding: corners of a large scan
+    that is slightly oblique move by half a millimetre.
+    """
+    expected = header.copy()
+    try:
+        expected.set_qform(sform, code=1, strip_shears=False)
+    except (ValueError, nib.spatialimages.HeaderDataError):
+        return False
+    turns = [np.array([h[f"quatern_{part}"] for part in "bcd"], dtype=np.float64) for h in (header, expected)]
+    difference = min(np.abs(turns[0] - turns[1]).max(), np.abs(turns[0] + turns[1]).max())  # q and -q are one turn
+    found, wanted = ([float(h[f"qoffset_{axis}"]) for axis in "xyz"] for h in (header, expected))
+    return bool(
+        float(difference) <= QUATERNION_ROUNDING
+        and float(header["pixdim"][0]) == float(expected["pixdim"][0])
+        and np.allclose(header["pixdim"][1:4], expected["pixdim"][1:4], rtol=FLOAT32_ROUNDING, atol=0)
+        and np.allclose(found, wanted, rtol=FLOAT32_ROUNDING, atol=1e-4)
     )
 
 

@@ -200,8 +200,11 @@ def _nifti_bytes(voxels: npt.NDArray[Any], geometry: Geometry, path: Path, *, ex
     header.set_slope_inter(1.0, 0.0)
     header.set_xyzt_units("mm")
     header.set_sform(geometry.affine, code=_SCANNER)
-    # A qform cannot hold shear: there only the sform is given, so that no reader sees two grids.
-    header.set_qform(geometry.affine, code=0 if geometry.is_sheared else _SCANNER, strip_shears=True)
+    # A qform cannot hold shear, and near a half turn it rounds coarsely: there only the sform is given, so that no
+    # reader sees two grids.
+    header.set_qform(geometry.affine, code=_SCANNER, strip_shears=True)
+    if geometry.is_sheared or not Geometry(header.get_qform(), geometry.shape).is_close(geometry):
+        header["qform_code"] = 0
     header["vox_offset"] = len(header.binaryblock) + len(extension)
     header["magic"] = b"n+2" if large else b"n+1"
     head = header.binaryblock + extension

@@ -200,6 +200,8 @@ def test_rle_is_decoded(tmp_path, made):
     ],
 )
 def test_missing_codec_names_the_package_to_install(tmp_path, made, monkeypatch, syntax, package):
+    if syntax == "201" and int(pydicom.__version__.partition(".")[0]) < 3:
+        pytest.skip("pydicom 2 does not know HTJ2K, so it writes no file of it")
     for name in ("JPEG8", "JPEGLS", "HTJ2K"):
         monkeypatch.setattr(getattr(imagecodecs, name), "available", False)
     folder = compressed(made, tmp_path / "ct", f"1.2.840.10008.1.2.4.{syntax}", b" no image \xff\xd9")

@@ -205,6 +205,40 @@ def test_volume_of_one_slice_is_an_image_in_the_plane_only_when_asked(tmp_path, 
             read_volume(path, spatial_dims=3)
 
 
+@pytest.mark.parametrize("angle", [0.0, 0.02, 0.05, 0.1, 0.5])
+def test_scan_turned_by_nearly_half_a_turn_is_not_refused_for_the_rounding_of_its_quaternion(tmp_path, angle):
+    """LPS and RAS are half a turn apart, so an axial scan, slightly oblique, lies here; nibabel writes both forms."""
+    turn = np.deg2rad(180 - angle)  # degrees
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]) * [
+        0.4,
+        0.4,
+        0.6,
+    ]
+    affine[:3, 3] = [100, 120, -300]
+    image = nib.Nifti1Image(np.zeros((1000, 1000, 3), np.uint8), affine)
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    nib.save(image, tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(read_volume(tmp_path / "a.nii.gz").record.geometry.affine, affine, atol=1e-4)
+    image.set_qform(affine @ np.diag([1, 1, 1.2, 1]), 1)
+    nib.save(image, tmp_path / "b.nii.gz")
+    with pytest.raises(GeometryError, match="sform and qform disagree"):
+        read_volume(tmp_path / "b.nii.gz")
+
+
+@pytest.mark.parametrize("angle", np.linspace(179, 181, 41).tolist())
+def test_what_we_write_we_read_at_any_turn(tmp_path, angle):
+    turn = np.deg2rad(angle)
+    affine = np.eye(4)
+    affine[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    affine[:3, :3] *= [0.3, 50, 0.02]  # mm
+    path = write_volume(np.zeros((200, 9, 3), np.uint8), tmp_path / "a.nii", affine=affine)
+    np.testing.assert_allclose(read_volume(path).record.geometry.affine, affine, atol=1e-5)
+    qform = nib.load(path).get_qform(coded=True)[0]
+    assert qform is None or np.abs((qform - affine) @ [199, 8, 2, 1]).max() < 0.05 * 0.02
+
+
 HEALTHY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

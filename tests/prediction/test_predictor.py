@@ -22,6 +22,7 @@ LABELS = {"background": 0, "anterior": 1, "posterior": 2}
 
 
 def write_series(folder: Path) -> Path:
+    pytest.importorskip("highdicom")  # and with it pydicom 3
     folder.mkdir()
     study, series, frame = generate_uid(), generate_uid(), generate_uid()
     rng = np.random.default_rng(0)
