@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,15 +210,15 @@ def _parser(run: Path) -> ConfigParser:
     return parser
 
 
-def trained(name: str, volumes: Iterable[Volume], work: Path, *, steps: int) -> nn.Module:
+def trained(name: str, volumes: Sequence[Callable[[], Volume]], work: Path, *, steps: int) -> nn.Module:
     """A network by name, trained on patches of `volumes` and of phantoms for `steps` steps; kept under `work`."""
     torch.manual_seed(0)
     network = NETWORKS[name]()
-    path = work / f"{name.replace(' ', '_')}_{steps}.pt"
+    path = work / f"{name.replace(' ', '_')}_{'real' if volumes else 'made'}_{steps}.pt"
     if path.is_file():
         load_weights(network, path)
         return network.eval()
-    pairs = [(volume.image.as_tensor()[0], _on_grid(volume)) for volume in volumes]
+    pairs = [(volume.image.as_tensor()[0], _on_grid(volume)) for volume in (load() for load in volumes)]
     for seed in range(6):
         phantom = make_phantom("ct", seed=seed, size=(112, 112, 96))
         noisy = phantom.image + np.random.default_rng(seed).normal(0, NOISE_HU, phantom.image.shape)

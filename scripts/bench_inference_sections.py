@@ -47,7 +47,7 @@ def systems(options: Options, put: Put) -> None:
         wanted = [name for name in loaders if options.only.lower() in f"{name} | {network_name}".lower()]
         if not wanted:
             continue
-        real = (load() for name, load in loaders.items() if not name.startswith("made"))
+        real = [load for name, load in loaders.items() if not name.startswith("made")]
         network = trained(network_name, real, options.work, steps=options.training_steps)
         rates: dict[str, float] = {}
         for name in wanted:

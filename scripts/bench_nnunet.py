@@ -5,6 +5,8 @@ nnU-Net finds `NNUNetUNet` by the name in its plans, so this folder must be on t
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import time
@@ -116,7 +118,8 @@ class NNUNet:
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # noqa: PLC0415
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.predictor = nnUNetPredictor(device=device, use_mirroring=mirroring, allow_tqdm=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints advice for CUDA
+            self.predictor = nnUNetPredictor(device=device, use_mirroring=mirroring, allow_tqdm=False)
         manager = PlansManager(plans(patch_size, spacing_mm, {}))
         self.predictor.manual_initialization(
             network,
