@@ -63,7 +63,12 @@ def main() -> None:
         sys.exit(EXIT_BAD_INPUT)
 
 
-CHATTY = ("monai.bundle.workflows", "monai.data.image_reader", "mlflow.store.db.utils")
+CHATTY = (
+    "monai.bundle.workflows",
+    "monai.data.image_reader",
+    "monai.data.nvimgcodec_pydicom_plugin",
+    "mlflow.store.db.utils",
+)
 """Loggers that say at every start what is of no use to the user; they set their own level and handler when imported."""
 
 
