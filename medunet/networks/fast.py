@@ -100,7 +100,7 @@ class FastNetwork(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, *, dtype: str = "auto", backend: str = "eager", cache_dir: str | None = None
+        self, network: nn.Module, *, dtype: str = "auto", backend: str = "eager", cache_dir: str | os.PathLike[str] | None = None
     ) -> None:
         super().__init__()
         if dtype not in ("auto", *DTYPES):
@@ -261,7 +261,7 @@ def _state_of(network: nn.Module, device: torch.device) -> tuple[Any, ...]:
     return (device, *((t.data_ptr(), t.device, -1 if t.is_inference() else t._version) for t in tensors()))
 
 
-def _cache_file(folder: str | None) -> Path:
+def _cache_file(folder: str | os.PathLike[str] | None) -> Path:
     if folder is None:
         folder = os.environ.get("MEDUNET_CACHE_DIR")
     if folder is None:
