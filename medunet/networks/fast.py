@@ -100,7 +100,12 @@ class FastNetwork(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, *, dtype: str = "auto", backend: str = "eager", cache_dir: str | os.PathLike[str] | None = None
+        self,
+        network: nn.Module,
+        *,
+        dtype: str = "auto",
+        backend: str = "eager",
+        cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if dtype not in ("auto", *DTYPES):
