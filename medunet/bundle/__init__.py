@@ -1,6 +1,9 @@
-"""MONAI bundles: rendered from YAML, fitted to data, trained, measured, verified."""
+"""MONAI bundles: rendered from YAML, planned for or fitted to data, trained, measured, verified."""
 
 from .demo import run_demo as run_demo
+from .planned import PlannedBundle as PlannedBundle
+from .planned import plan_bundle as plan_bundle
+from .planned import show as show
 from .render import render as render
 from .render import render_all as render_all
 from .resources import find_bundle as find_bundle

@@ -13,6 +13,11 @@ from medunet.bundle.merge import SEPARATOR, all_ids, check_config, closest, know
 from medunet.bundle.resources import resource_dir
 from medunet.errors import ConfigError
 
+RENDERED = """\
+This bundle was rendered by `medunet bundle render` from YAML sources; change those, or make a copy of your own with
+`medunet bundle init {bundle} --output DIR`."""
+"""Origin of the shipped bundles."""
+
 SHORT_LIST = 100
 """Lists of numbers or names are written on one line up to this many characters."""
 
@@ -61,8 +66,12 @@ def render(name: str, *, sources: Path | None = None) -> dict[str, str]:
     files = {f"configs/{key}.json": to_json(config) for key, config in {**configs, **overlays}.items()}
     files["configs/metadata.json"] = to_json(metadata)
     files["configs/logging.conf"] = (sources / "logging.conf").read_text(encoding="utf-8")
-    files["docs/README.md"] = _docs(
-        name, (sources / "docs.md").read_text(encoding="utf-8"), metadata, configs["inference"]
+    files["docs/README.md"] = render_docs(
+        (sources / "docs.md").read_text(encoding="utf-8"),
+        metadata,
+        configs["inference"],
+        bundle=name,
+        origin=RENDERED.format(bundle=name),
     )
     files["LICENSE"] = (sources / "LICENSE").read_text(encoding="utf-8")
     return files
@@ -156,13 +165,25 @@ def to_json(content: Mapping[str, Any]) -> str:
     return re.sub(r"\[[^\[\]{}]*\]", on_one_line, text) + "\n"
 
 
-def _docs(bundle: str, template: str, metadata: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def render_docs(
+    template: str, metadata: Mapping[str, Any], config: Mapping[str, Any], *, bundle: str, origin: str
+) -> str:
+    """docs/README.md.
+
+    Args:
+        template: text of ``docs.md``.
+        metadata: of the bundle.
+        config: its ``inference.json``.
+        bundle: its name on the command line.
+        origin: where it comes from, whole sentences.
+    """
     network = config["network_def"]
     image = metadata["network_data_format"]["inputs"]["image"]
     pred = metadata["network_data_format"]["outputs"]["pred"]
     values = zip(config["label_values"], config["label_names"], strict=True)
     return Template(template).substitute(
         bundle=bundle,
+        origin=origin,
         name=metadata["name"],
         description=metadata["description"],
         spatial_dims=config["spatial_dims"],

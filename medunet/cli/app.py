@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import medunet
-from medunet.cli import bundle, check, demo, evaluate, predict, train
+from medunet.cli import bundle, check, demo, evaluate, plan, predict, train
 from medunet.errors import find_cause
 
 EXIT_BAD_INPUT = 2
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command(name="demo")(demo.demo)
 app.command(name="check")(check.check)
+app.command(name="plan")(plan.plan)
 app.command(name="train")(train.train)
 app.command(name="predict")(predict.predict)
 app.command(name="evaluate")(evaluate.evaluate)

@@ -54,7 +54,12 @@ class Survey:
 
 
 def check_pair(
-    case: Case, labels: Mapping[str, int] | None = None, *, channels: int | None = None, level: Level = "header"
+    case: Case,
+    labels: Mapping[str, int] | None = None,
+    *,
+    channels: int | None = None,
+    level: Level = "header",
+    visit: Callable[[CaseView], None] | None = None,
 ) -> list[Finding]:
     """Findings on one case: both files readable, and on one grid; with `level='voxels'` the values as well.
 
@@ -63,8 +68,9 @@ def check_pair(
         labels: name to value; other values in the label are an error (at level 'voxels').
         channels: number of channels of a volume with a fourth axis.
         level: 'header' reads the first bytes of each file, 'voxels' all.
+        visit: called with the voxels, where they could be read; with findings of severity 'error' the label is None.
     """
-    return _check_case(case, labels, channels, level).findings
+    return _check_case(case, labels, channels, level, visit=visit, measure=False).findings
 
 
 def check_dataset(dataset: SegmentationDataset, *, level: Level = "header") -> list[Finding]:
@@ -136,6 +142,7 @@ def _check_case(
     *,
     section: Section = "training",
     visit: Callable[[CaseView], None] | None = None,
+    measure: bool = True,
 ) -> _Result:
     findings: list[Finding] = []
     record: ReadRecord | None = None
@@ -159,6 +166,8 @@ def _check_case(
         return _Result(findings, record, None)
     if visit is not None:
         visit(CaseView(case, image, label, record))
+    if not measure:
+        return _Result(findings, record, None)
     return _Result(findings, record, measure_case(case.name, image, record, label, section=section))
 
 

@@ -123,7 +123,7 @@ def _mirrored(
         R [ 1     2 ] L     R [ 1     2 ] L     R [ 2     1 ] L   <- mirrored, or 1 and 2 confused
     """
     names = {value: name for name, value in labels.items() if value != ignore}
-    named = _named_sides(names)
+    named = named_sides(names)
     found: dict[str, Finding] = {}
     for left, right in named:
         for case in training:
@@ -163,11 +163,11 @@ def _between(case: CaseStatistics, value: int, other: int | None) -> float | Non
     return case.class_right_mm[value] - (0.0 if other is None else case.class_right_mm[other])
 
 
-def _named_sides(names: Mapping[int, str]) -> list[tuple[int, int]]:
+def named_sides(names: Mapping[int, str]) -> list[tuple[int, int]]:
     """Pairs (left, right) of classes whose names differ in the side only.
 
     Example:
-        >>> _named_sides({1: "left lung", 2: "Right_Lung", 3: "heart"})
+        >>> named_sides({1: "left lung", 2: "Right_Lung", 3: "heart"})
         [(1, 2)]
     """
     sides: dict[tuple[str, ...], dict[str, int]] = defaultdict(dict)

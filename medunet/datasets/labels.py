@@ -192,7 +192,13 @@ def parse_labels(labels: object, file: Path) -> tuple[dict[str, int], int | None
     pairs: dict[str, int] = {}
     for key, value in labels.items():
         if isinstance(value, list | tuple):
-            raise DataError("regions of several labels are not supported", file=file, received={key: value})
+            raise DataError(
+                "regions of several labels are not supported",
+                file=file,
+                received={key: value},
+                expected="one value a label",
+                remedy="name each value as a class of its own; a region is the union of its classes",
+            )
         if isinstance(value, str) and str(key).isdigit() and not value.isdigit():
             name, number = value, int(key)  # MSD
         elif isinstance(value, int) or (isinstance(value, str) and value.isdigit()):

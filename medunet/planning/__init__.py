@@ -1,4 +1,12 @@
-"""From data to configuration."""
+"""From data to configuration: fingerprint -> topology -> plan."""
 
 from .adapt import adapt as adapt
 from .adapt import fit_patch as fit_patch
+from .cache import default_cache as default_cache
+from .fingerprint import Fingerprint as Fingerprint
+from .fingerprint import fingerprint as fingerprint
+from .plan import Plan as Plan
+from .plan import plan as plan
+from .schedule import parse_time as parse_time
+from .schedule import spell_time as spell_time
+from .topology import Decision as Decision

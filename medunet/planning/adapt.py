@@ -23,7 +23,7 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
 
     The patch keeps about the number of voxels that the bundle has (which is what memory and time depend on) and takes
     the shape of the median image at the target spacing; the spacing is the median over the cases, axis by axis, in
-    RAS order. Nothing else is planned here.
+    RAS order. Nothing else is planned here. A bundle of `medunet plan` (``planned`` is true) keeps what it has.
 
     Args:
         dataset: what to train on.
@@ -33,7 +33,8 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
         New values by id. Ids whose value is right already are left out.
 
     Raises:
-        ConfigError: the bundle has another number of spatial dimensions than the data.
+        ConfigError: the bundle has another number of spatial dimensions than the data, or was planned for data with
+            other channels or label values.
     """
     spatial_dims = config["spatial_dims"]
     if dataset.spatial_dims != spatial_dims:
@@ -47,8 +48,21 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
         "label_values": list(dataset.labels.values()),
         "label_names": list(dataset.labels),
     }
+    if config.get("planned"):
+        for id_ in ("in_channels", "label_values"):
+            if found[id_] != config[id_]:
+                raise ConfigError(
+                    f"the bundle was planned for data with other {id_}",
+                    file=dataset.root,
+                    received=found[id_],
+                    expected=config[id_],
+                    remedy="plan again for these data",
+                )
+        found = {}  # names of labels may have been edited
     if len(dataset.cases) < config.get("folds", 0):
         found["folds"] = len(dataset.cases)  # few images: leave one out
+    if config.get("planned"):
+        return found
     chosen = dataset.cases[:: math.ceil(len(dataset.cases) / MAX_HEADERS)]
     geometries = [read_header(case.images[0], channels=len(dataset.channels)).geometry for case in chosen]
     sizes = np.array([geometry.shape for geometry in geometries], dtype=float)

@@ -111,6 +111,33 @@ class DecodeLabelsd(MapTransform):
         return item
 
 
+class BlankIgnoredd(MapTransform):
+    """Set voxels whose label is `IGNORE_INDEX` to class 0 in all keys, so that metrics neither reward nor punish them.
+
+    Args:
+        keys: keys of index maps, each `(1, *spatial)`; among them the label itself.
+        label_key: key of the label.
+
+    Example:
+        >>> item = {"pred": torch.tensor([[1, 1]]), "label": torch.tensor([[1, 255]])}
+        >>> BlankIgnoredd(["pred", "label"])(item)
+        {'pred': tensor([[1, 0]]), 'label': tensor([[1, 0]])}
+    """
+
+    def __init__(self, keys: KeysCollection, *, label_key: str = "label") -> None:
+        super().__init__(keys)
+        self.label_key = label_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with blanks."""
+        item = dict(data)
+        label = torch.as_tensor(item[self.label_key])
+        ignored = (label == IGNORE_INDEX).as_subclass(torch.Tensor)
+        for key in self.key_iterator(item):
+            item[key] = item[key].masked_fill(ignored.to(item[key].device), 0)
+        return item
+
+
 class _LookupTable:
     """A map between integers, applied to tensors of any integral content."""
 

@@ -1,0 +1,185 @@
+"""A data set in, a bundle planned for it out, with the reasons in its docs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medunet.bundle.render import render_docs, to_json
+from medunet.bundle.resources import find_bundle, resource_dir
+from medunet.bundle.specialise import read_json, specialise
+from medunet.datasets import open_dataset
+from medunet.errors import DataError, MedunetError
+from medunet.planning import Decision, Fingerprint, Plan, fingerprint, plan
+from medunet.training import LAST_NAME
+
+FINGERPRINT_NAME = "fingerprint.json"
+"""In the bundle's folder ``docs``."""
+
+ORIGIN = """This bundle was planned by `medunet plan` for the data set named below; see "Why these values".
+Any value may be changed, here or with `medunet bundle init`: it is an ordinary MONAI bundle."""
+
+_MODALITIES = {"CT": "CT", "MR": "MR", "colour": "RGB", "grey": "unknown"}
+
+
+@dataclass(frozen=True)
+class PlannedBundle:
+    """What `plan_bundle` made.
+
+    Args:
+        folder: of the bundle.
+        plan: its values with reasons.
+        problems: what is wrong with single cases; they were left out.
+    """
+
+    folder: Path
+    plan: Plan
+    problems: tuple[MedunetError, ...] = ()
+
+
+def plan_bundle(
+    data: Path,
+    output: Path,
+    *,
+    dims: int | None = None,
+    memory: int | None = None,
+    seconds: float | None = None,
+    device: str = "auto",
+    measure: bool = True,
+    jobs: int | None = None,
+    cache: Path | None = None,
+    started: Callable[[int], None] | None = None,
+    done: Callable[[], None] | None = None,
+    measured: Callable[[Fingerprint], None] | None = None,
+) -> PlannedBundle:
+    """Measure a data set, plan, and write the bundle.
+
+    Args:
+        data: a data set in a layout of `open_dataset`.
+        output: the bundle's folder; an earlier plan in it is replaced, a trained run is not.
+        dims: as in `medunet.planning.plan`, as are memory, seconds, device and measure.
+        memory: see dims.
+        seconds: see dims.
+        device: see dims.
+        measure: see dims.
+        jobs: as in `medunet.planning.fingerprint`, as are cache, started and done.
+        cache: see jobs.
+        started: see jobs.
+        done: see jobs.
+        measured: called with the fingerprint before planning begins.
+
+    Raises:
+        DataError: no usable data set, or an output folder that holds something else.
+        ConfigError: options that cannot be met.
+    """
+    _check_output(output)
+    problems: list[MedunetError] = []
+    dataset = open_dataset(data, problems=problems)
+    print_ = fingerprint(dataset, jobs=jobs, cache=cache, started=started, done=done)
+    if measured is not None:
+        measured(print_)
+    base = find_bundle(f"unet_{dataset.spatial_dims}d")
+    chosen = plan(
+        dataset,
+        read_json(base / "configs" / "train.json"),
+        fingerprint=print_,
+        dims=dims,
+        memory=memory,
+        seconds=seconds,
+        device=device,
+        measure=measure,
+    )
+    write_plan(base, output, chosen)
+    return PlannedBundle(output, chosen, tuple(problems))
+
+
+def write_plan(base: Path, output: Path, chosen: Plan) -> None:
+    """Write the bundle that a plan makes of another one; it appears whole or not at all."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".plan_") as temporary:
+        folder = Path(temporary) / "bundle"
+        only = {"evaluate": chosen.only_evaluate} if chosen.only_evaluate else None
+        specialise(base, folder, chosen.values, only=only)
+        metadata = _metadata(read_json(folder / "configs" / "metadata.json"), chosen.fingerprint)
+        (folder / "configs" / "metadata.json").write_text(to_json(metadata), encoding="utf-8")
+        template = (resource_dir("configs") / "docs.md").read_text(encoding="utf-8")
+        inference = read_json(folder / "configs" / "inference.json")
+        docs = render_docs(template, metadata, inference, bundle=output.name, origin=ORIGIN)
+        (folder / "docs" / "README.md").write_text(_with_reasons(docs, chosen), encoding="utf-8")
+        (folder / "docs" / FINGERPRINT_NAME).write_text(chosen.fingerprint.to_json(), encoding="utf-8")
+        for part in ("configs", "docs"):
+            if (output / part).is_dir():
+                shutil.rmtree(output / part)
+        shutil.copytree(folder, output, dirs_exist_ok=True)
+
+
+def _check_output(output: Path) -> None:
+    if (output / "models" / LAST_NAME).is_file():
+        raise DataError("the output folder holds a trained run", file=output, remedy="give another --output")
+    config = output / "configs" / "train.json"
+    planned = config.is_file() and read_json(config).get("planned") is True
+    if output.exists() and not planned and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(
+            "the output folder holds something else", file=output, remedy="give another --output, or empty this one"
+        )
+
+
+def _metadata(metadata: Mapping[str, Any], print_: Fingerprint) -> dict[str, Any]:
+    changed = dict(metadata)
+    kinds = ", ".join(dict.fromkeys(_MODALITIES[channel.kind] for channel in print_.channels))
+    classes = ", ".join(entry.name for entry in print_.classes)
+    changed["name"] = f"U-Net for {print_.name}"
+    changed["task"] = f"Segmentation of {classes} in {print_.spatial_dims}D images"
+    changed["description"] = (
+        f"A padded {print_.spatial_dims}D U-Net with batch norm, planned by medunet for {print_.name} "
+        f"({len(print_.cases)} cases)."
+    )
+    changed["data_source"] = print_.name
+    changed["image_type"] = kinds
+    image = changed["network_data_format"]["inputs"]["image"]
+    image["modality"] = kinds
+    image["channel_def"] = {str(index): channel.name for index, channel in enumerate(print_.channels)}
+    return changed
+
+
+def _with_reasons(docs: str, chosen: Plan) -> str:
+    print_ = chosen.fingerprint
+    lines = [
+        "## Why these values",
+        "",
+        f"From {len(print_.cases)} labelled cases of {print_.name}; their figures are in `{FINGERPRINT_NAME}`.",
+        "",
+        "| id | value | reason | from which numbers |",
+        "| --- | --- | --- | --- |",
+        *(_row(decision) for decision in (*chosen.decisions, *chosen.notes)),
+        "",
+    ]
+    if print_.broken:
+        lines += ["Cases that were left out:", ""]
+        lines += [f"- {name}: {cause}" for name, cause in print_.broken.items()] + [""]
+    section = "\n".join(lines)
+    return docs.replace("## Commands\n", f"{section}\n## Commands\n", 1)
+
+
+def _row(decision: Decision) -> str:
+    cells = (f"`{decision.id}`", f"`{show(decision.value)}`", decision.reason, decision.numbers)
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def show(value: Any) -> str:
+    """A value as a person reads it in a table: components by their target and arguments.
+
+    Example:
+        >>> show({"_target_": "medunet.losses.DiceCELoss", "batch": True}), show([[1, 2], 2])
+        ('DiceCELoss(batch=True)', '[[1, 2], 2]')
+    """
+    if isinstance(value, Mapping):
+        arguments = ", ".join(f"{key}={show(item)}" for key, item in value.items() if key != "_target_")
+        return f"{str(value.get('_target_', '')).rpartition('.')[2]}({arguments})"
+    if isinstance(value, list):
+        return f"[{', '.join(show(item) for item in value)}]"
+    return str(value)

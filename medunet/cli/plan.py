@@ -1,0 +1,72 @@
+"""`medunet plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from medunet.cli.options import Device
+
+DIMS = {"auto": None, "2": 2, "3": 3}
+
+
+def plan(
+    data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, images/ + labels/, or DICOM cases.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],
+    dims: Annotated[
+        str, typer.Option(help="auto: as the images; 2: a network in the plane, also for volumes.")
+    ] = "auto",
+    memory: Annotated[str, typer.Option(help="What training may take, such as 8GB; auto: what is free.")] = "auto",
+    time: Annotated[str | None, typer.Option(help="How long training may take, such as 30min or 4h.")] = None,
+    device: Device = "auto",
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Make no training step: memory is estimated, epochs stay.")
+    ] = False,
+    jobs: Annotated[int | None, typer.Option(help="Cases measured at once; each is held in memory.")] = None,
+) -> None:
+    """Measure a data set and make the bundle that suits it, the machine and the time; its docs say why."""
+    from medunet.bundle import plan_bundle, show
+    from medunet.errors import ConfigError
+    from medunet.inferers.memory import parse_memory
+    from medunet.planning import default_cache, parse_time, spell_time
+
+    if dims not in DIMS:
+        raise ConfigError("unknown --dims", received=dims, expected="auto, 2 or 3")
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        task = progress.add_task("opening", total=None)
+        result = plan_bundle(
+            data,
+            output,
+            dims=DIMS[dims],
+            memory=None if memory == "auto" else parse_memory(memory),
+            seconds=None if time is None else parse_time(time),
+            device=device,
+            measure=not estimate,
+            jobs=jobs,
+            cache=default_cache(),
+            started=lambda total: progress.update(task, total=total, description="measuring cases"),
+            done=lambda: progress.advance(task),
+            measured=lambda _: progress.update(task, description="trying a training step"),
+        )
+
+    console = Console()
+    title = f"{result.plan.fingerprint.name}: {len(result.plan.fingerprint.cases)} cases"
+    table = Table("value", "", "why", "from", title=escape(title))
+    for decision in (*result.plan.decisions, *result.plan.notes):
+        row = (decision.id, show(decision.value), decision.reason, decision.numbers)
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+    for problem in result.problems:
+        errors.print(f"[yellow]left out[/] {escape(str(problem))}", highlight=False, soft_wrap=True)
+    if result.plan.seconds is not None:
+        console.print(f"training will take about {spell_time(result.plan.seconds)}", highlight=False)
+    console.print(f"bundle: {output}", highlight=False, soft_wrap=True)
+    console.print(f"next: medunet train {output} --data {data}", highlight=False, soft_wrap=True)

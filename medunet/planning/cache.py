@@ -1,0 +1,103 @@
+"""Measures of cases that were measured before: one line of JSON a case, so that an interrupted measurement goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+
+from medunet.datasets import Case, SegmentationDataset
+from medunet.errors import DataError
+from medunet.files import write_atomically
+
+from .measure import SAMPLE, CaseMeasure
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of what is measured; a change makes everything be measured again."""
+
+
+def default_cache() -> Path:
+    """The user's folder for measures: ``$XDG_CACHE_HOME/medunet/fingerprints``, by default below ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "medunet" / "fingerprints"
+
+
+class MeasureCache:
+    """Measures of a data set's cases in one file, by the size and time of their files.
+
+    A line that was cut off by a crash is passed over; `compact` drops lines of cases that are gone.
+
+    Args:
+        folder: where the file lies; None keeps nothing.
+        dataset: whose cases.
+    """
+
+    def __init__(self, folder: Path | None, dataset: SegmentationDataset) -> None:
+        self._lock = threading.Lock()
+        self._options = f"{VERSION} {SAMPLE} {dataset.ignore} {sorted(dataset.labels.items())} {len(dataset.channels)}"
+        root = hashlib.sha256(str(dataset.root).encode()).hexdigest()[:16]
+        self.path = None if folder is None else folder / f"{root}.jsonl"
+        self._known: dict[str, CaseMeasure] = {}
+        self._used: set[str] = set()
+        if self.path is not None and self.path.is_file():
+            self._load(self.path)
+
+    def get(self, case: Case) -> CaseMeasure | None:
+        """The measure of a case whose files have not changed."""
+        key = self._key(case)
+        self._used.add(key)
+        return self._known.get(key)
+
+    def put(self, case: Case, measure: CaseMeasure) -> None:
+        """Keep a measure at once; may be called from several threads."""
+        key = self._key(case)
+        line = json.dumps({"key": key, "measure": measure.as_dict()}) + "\n"
+        with self._lock:
+            self._known[key] = measure
+            if self.path is None:
+                return
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(line)
+            except OSError as error:  # a full disk or a read-only home: the plan goes on without
+                logger.warning("measures are not kept: %s", error)
+                self.path = None
+
+    def compact(self) -> None:
+        """Write the file anew with the cases that are still there, where it holds others."""
+        if self.path is None or self._known.keys() <= self._used:
+            return
+        kept = {key: measure for key, measure in self._known.items() if key in self._used}
+        lines = [json.dumps({"key": key, "measure": measure.as_dict()}) + "\n" for key, measure in kept.items()]
+        try:
+            write_atomically(self.path, "".join(lines))
+        except DataError as error:
+            logger.warning("measures are not kept: %s", error)
+
+    def _load(self, path: Path) -> None:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+                self._known[entry["key"]] = CaseMeasure.from_dict(entry["measure"])
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+
+    def _key(self, case: Case) -> str:
+        files: list[Path] = []
+        for path in [*case.images, *([case.label] if case.label else [])]:
+            files += sorted(path.rglob("*")) if path.is_dir() else [path]
+        stamps = [(str(file), stat.st_size, stat.st_mtime_ns) for file in files if (stat := _stat(file))]
+        return hashlib.sha256(f"{self._options} {case.name} {stamps}".encode()).hexdigest()[:32]
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except OSError:
+        return None

@@ -1,0 +1,144 @@
+"""Choices that follow from what the data are, not from what a step costs: intensities, mirroring, turning, the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medunet.transforms import IGNORE_INDEX
+
+from .fingerprint import Fingerprint
+from .orientation import anonymous
+from .topology import ANISOTROPY, Decision
+
+CROP_SHARE = 0.75
+"""Where the box around all that is not 0 is smaller than this part, the zeros are no image (nnU-Net)."""
+
+THICK_BACKGROUND = 0.5
+"""Where the foreground takes more than this part, the background is thin and counts in Dice as a class of its own."""
+
+RARE_FOREGROUND = 0.05
+"""Images in the plane with less foreground than this: half of the patches are centred on it, as in 3D always."""
+
+TURN = 0.35
+"""Radians, 20 degrees: patients lie nearly straight."""
+
+BLANK_IGNORED = {"_target_": "medunet.transforms.BlankIgnoredd", "keys": ["pred", "label"]}
+ARGMAX = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+
+
+def normalisation(print_: Fingerprint) -> Decision:
+    """CT by fixed numbers, for Hounsfield units mean something; everything else image by image."""
+    ways = [
+        {"low": c.low, "high": c.high, "mean": c.mean, "std": c.std} if c.kind == "CT" and c.std > 0 else None
+        for c in print_.channels
+    ]
+    kinds = "; ".join(f"{c.name}: {c.kind}, {c.reason}" for c in print_.channels)
+    if not any(ways):
+        nonzero = print_.crop_share < CROP_SHARE
+        value = {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}
+        reason = "each channel of each image by its own mean and deviation, for the scale differs between images"
+        if nonzero:
+            value |= {"nonzero": True}
+            reason += f"; zeros do not count: all else takes {100 * print_.crop_share:.0f} % of the median image"
+        return Decision("steps::normalize", value, reason, kinds)
+    reason = "CT: clipped to the 0.5 and 99.5 percentiles of the foreground, then its mean 0 and deviation 1"
+    first = ways[0]
+    if len(ways) == 1 and first is not None:
+        low, high, mean, std = first["low"], first["high"], first["mean"], first["std"]
+        value = {
+            "_target_": "ScaleIntensityRanged",
+            "keys": "image",
+            "a_min": low,
+            "a_max": high,
+            "b_min": round((low - mean) / std, 6),
+            "b_max": round((high - mean) / std, 6),
+            "clip": True,
+        }
+        numbers = f"{kinds}; {low:g} to {high:g}, mean {mean:g}, deviation {std:g}"
+        if low < high:
+            return Decision("steps::normalize", value, reason, numbers)
+    value = {"_target_": "medunet.transforms.NormalizeChannelsd", "keys": "image", "channels": ways}
+    return Decision("steps::normalize", value, reason + "; other channels image by image", kinds)
+
+
+def mirroring(print_: Fingerprint, *, flat_axis: int | None = None) -> Decision:
+    """Mirror only where no label could become wrong by it."""
+    axes = [axis for axis in range(print_.spatial_dims) if axis != flat_axis]
+    id_, words, pairs = "augment::deform::flip_axes", print_.orientation_words, print_.side_pairs
+    if pairs:
+        named = ", ".join(f"{left} / {right}" for left, right in pairs)
+        return Decision(id_, [], "off: a mirror would turn left into right", f"labels {named}")
+    if words:
+        named = ", ".join(f"{name} ('{word}')" for name, word in words.items())
+        return Decision(id_, [], "off: names of labels speak of directions", named)
+    if print_.placed and anonymous(print_.labels):
+        names = ", ".join(entry.name for entry in print_.classes)
+        return Decision(id_, [], "off: several classes without names; two of them may be left and right", names)
+    return Decision(id_, axes, "on: no label's name speaks of a direction", ", ".join(print_.labels))
+
+
+def turning(
+    print_: Fingerprint, deform: Mapping[str, Any], spacing_mm: Sequence[float], *, flat_axis: int | None = None
+) -> list[Decision]:
+    """Rotation and elastic deformation that do not mix planes which lie far apart."""
+    prefix = "augment::deform::"
+    decisions = []
+    if print_.spatial_dims == 2:
+        straight = {c.kind for c in print_.channels} & {"CT", "MR"} or print_.orientation_words or print_.side_pairs
+        if straight:
+            reason = "images of patients, or labels with directions: only slightly turned"
+            decisions.append(Decision(f"{prefix}rotate_range", TURN, reason))
+        if print_.foreground_share < RARE_FOREGROUND:
+            numbers = f"foreground {100 * print_.foreground_share:.2g} % of the pixels"
+            reason = "foreground is rare: half of the patches are centred on it"
+            decisions.append(Decision(f"{prefix}foreground_key", "label", reason, numbers))
+            decisions.append(Decision(f"{prefix}foreground_prob", 0.5, reason, numbers))
+        return decisions
+    finest, coarsest = min(spacing_mm), max(spacing_mm)
+    axis = flat_axis if flat_axis is not None else list(spacing_mm).index(coarsest)
+    if flat_axis is None and coarsest <= ANISOTROPY * finest:
+        return decisions
+    numbers = f"spacing {' x '.join(f'{value:g}' for value in spacing_mm)} mm"
+    reason = "the planes lie far apart: turned within them only" if flat_axis is None else "turned within the plane"
+    turns = [TURN if k == axis else 0.0 for k in range(3)]
+    decisions.append(Decision(f"{prefix}rotate_range", turns, reason, numbers))
+    sigma = float(deform.get("elastic_sigma", 2.0) if not isinstance(deform.get("elastic_sigma"), list) else 2.0)
+    bends = [0.0 if k == axis else round(sigma * finest / width, 3) for k, width in enumerate(spacing_mm)]
+    decisions.append(Decision(f"{prefix}elastic_sigma", bends, "bent within the planes only", numbers))
+    return decisions
+
+
+def loss(print_: Fingerprint, base: Mapping[str, Any]) -> list[Decision]:
+    """The bundle's loss with the background counted where it is thin, and with ignored voxels left out."""
+    inner = base.get("loss") if isinstance(base.get("loss"), Mapping) else None
+    part = dict(inner if inner is not None else base)
+    share = print_.foreground_share
+    thin = share > THICK_BACKGROUND
+    reason = f"Dice and cross entropy; the background counts {'as a class' if thin else 'in the cross entropy only'}"
+    numbers = f"foreground {100 * share:.3g} % of the voxels"
+    part["include_background"] = thin
+    if print_.ignore is not None:
+        part = {
+            "_target_": "medunet.losses.DiceCELoss",
+            "include_background": thin,
+            "batch": True,
+            "ignore_index": IGNORE_INDEX,
+        }
+        reason += f"; voxels labelled {print_.ignore} count nowhere"
+        numbers += f", ignored value {print_.ignore}"
+    value = part if inner is None else {**base, "loss": part}
+    decisions = [Decision("loss", value, reason, numbers)]
+    if print_.ignore is not None:
+        why = f"voxels labelled {print_.ignore} are not annotated"
+        decisions.append(Decision("steps::encode::ignore_value", print_.ignore, why))
+        blank = {"_target_": "Compose", "transforms": [ARGMAX, BLANK_IGNORED]}
+        decisions.append(Decision("validate::postprocessing", blank, f"{why}: they do not count in validation"))
+    return decisions
+
+
+def evaluation_overlay(print_: Fingerprint) -> dict[str, Any]:
+    """Values for evaluate.json only."""
+    if print_.ignore is None:
+        return {}
+    return {"post::argmax": {"_target_": "Compose", "transforms": [ARGMAX, BLANK_IGNORED]}}
