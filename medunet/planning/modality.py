@@ -24,6 +24,7 @@ SHARE_OF_CASES = 0.9
 
 _CT_WORDS = {"ct", "cbct", "hu", "hounsfield"}
 _MR_WORDS = {"mr", "mri", "t1", "t2", "t1w", "t2w", "t1c", "t1ce", "t1gd", "flair", "adc", "dwi", "pd", "swi", "tof"}
+_OTHER_WORDS = {"pet", "suv", "spect", "us", "ultrasound", "oct", "xray", "dx", "cr", "em"}
 _COLOUR_WORDS = {"r", "g", "b", "red", "green", "blue", "rgb"}
 
 
@@ -61,6 +62,8 @@ def guess_modality(channel: str, index: int, cases: Sequence[CaseMeasure], *, sp
         return Modality("CT", f"the channel is called '{channel}'")
     if words & _MR_WORDS:
         return Modality("MR", f"the channel is called '{channel}'")
+    if words & _OTHER_WORDS:
+        return Modality("grey", f"the channel is called '{channel}'")
     if spatial_dims == 2:
         colour = n_channels == 3 or bool(words & _COLOUR_WORDS)
         return Modality("colour" if colour else "grey", f"images in the plane with {n_channels} channels")

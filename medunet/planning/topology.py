@@ -234,7 +234,7 @@ def choose_topology(
     dims = 2 if flat_axis is not None else len(size)
     wanted = [1 if axis == flat_axis else n for axis, n in enumerate(size)]
     fits_four = 4 * math.prod(_rounded_up(wanted, spacing_mm, dims)) <= budget.batch_voxels
-    limit = budget.batch_voxels // 4 if fits_four else budget.patch_voxels
+    limit = min(budget.patch_voxels, budget.batch_voxels // 4) if fits_four else budget.patch_voxels
     limit = min(limit, patch_voxels or limit)
     patch, strides, kernels = _fit(wanted, spacing_mm, dims=dims, voxels=limit)
     voxels = math.prod(patch)

@@ -1,0 +1,143 @@
+"""A planned bundle is an ordinary bundle, and trains with no edit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medunet.bundle import plan_bundle, train_bundle, verify_bundle
+from medunet.bundle.specialise import read_json
+from medunet.datasets import open_dataset, write_phantom_dataset
+from medunet.errors import DataError
+from medunet.io import read_volume, write_volume
+from medunet.planning import Fingerprint
+from medunet.prediction import Predictor
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SHORT = {"epochs": 1, "steps_per_epoch": 2, "val_interval": 1, "batch_size": 2}
+"""What is trained here is the plumbing."""
+
+
+def make(tmp_path: Path, kind: str, **options: Any) -> tuple[Path, Path]:
+    data = tmp_path / "data"
+    if kind == "ct":
+        write_phantom_dataset(data, kind="ct", cases=3, size=(32, 32, 24))
+    elif kind == "cells":
+        write_phantom_dataset(data, kind="cells", cases=3, size=(64, 64))
+    else:
+        write_volumes(data, kind)
+    plan_bundle(data, tmp_path / "bundle", device="cpu", measure=False, **options)
+    return data, tmp_path / "bundle"
+
+
+def write_volumes(root: Path, kind: str) -> None:
+    """Three volumes with two organs; 'ignore' leaves a slab without annotation, 'two channels' adds a second image."""
+    rng = np.random.default_rng(0)
+    affine = np.diag([1.0, 1.0, 4.0, 1.0])
+    channels = ["CT", "PET"] if kind == "two channels" else ["MR"]
+    for case in range(3):
+        label = np.zeros((32, 32, 12), np.uint8)
+        label[4:14, 4:14, 2:8] = 1
+        label[18:28, 18:28, 4:10] = 2
+        image = label * 100 + rng.normal(0, 10, label.shape)
+        if kind == "ignore":
+            label[:, :, :3] = 3
+        write_volume(label, root / "labelsTr" / f"c_{case}.nii.gz", affine=affine)
+        for channel in range(len(channels)):
+            name = f"c_{case}_{channel:04d}.nii.gz"
+            write_volume(image.astype(np.float32), root / "imagesTr" / name, affine=affine)
+    labels = {"background": 0, "liver": 1, "spleen": 2, **({"ignore": 3} if kind == "ignore" else {})}
+    manifest = {"channel_names": dict(enumerate(channels)), "labels": labels, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(manifest))
+
+
+def short(bundle: Path) -> dict[str, Any]:
+    """So few levels as the plan has, but narrow."""
+    levels = len(read_json(bundle / "configs" / "train.json")["network_def"]["channels"])
+    return {**SHORT, "network_def::channels": [4] * levels}
+
+
+@pytest.mark.parametrize("kind", ["ct", "cells"])
+def test_a_planned_bundle_passes_its_checks_and_says_why(tmp_path: Path, kind: str) -> None:
+    data, bundle = make(tmp_path, kind)
+    assert {check: fault for check, fault in verify_bundle(bundle).items() if fault} == {}
+    docs = (bundle / "docs" / "README.md").read_text()
+    assert "## Why these values" in docs
+    for id_ in ("patch_size", "network_def::channels", "augment::deform::flip_axes", "memory"):
+        assert f"| `{id_}` | `" in docs
+    assert "bundle render" not in docs
+    kept = Fingerprint.from_json((bundle / "docs" / "fingerprint.json").read_text())
+    assert len(kept.cases) == 3
+    metadata = read_json(bundle / "configs" / "metadata.json")
+    assert metadata["data_source"] == open_dataset(data).name
+    assert metadata["network_data_format"]["inputs"]["image"]["modality"] == {"ct": "CT", "cells": "unknown"}[kind]
+
+
+def test_monai_trains_a_planned_bundle(tmp_path: Path) -> None:
+    data, bundle = make(tmp_path, "ct")
+    command = [sys.executable, "-m", "monai.bundle", "run", "training"]
+    command += ["--config_file", str(bundle / "configs" / "train.json"), "--bundle_root", str(bundle)]
+    command += ["--dataset_dir", str(data)]
+    for key, value in short(bundle).items():
+        command += [f"--{key}", str(value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert torch.load(bundle / "models" / "model.pt", weights_only=True).keys() == {"model"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("cells", {}), ("anisotropic", {}), ("anisotropic", {"dims": 2}), ("ignore", {}), ("two channels", {})],
+)
+def test_it_trains_and_predicts_with_no_edit(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    data, bundle = make(tmp_path, kind, **options)
+    result = train_bundle(bundle, data, tmp_path / "run", changes=short(bundle), device="cpu")
+    planned, trained = (read_json(folder / "configs" / "train.json") for folder in (bundle, tmp_path / "run"))
+    for id_ in ("patch_size", "steps", "augment", "loss", "label_values", "network_def"):
+        if id_ != "network_def":
+            assert trained[id_] == planned[id_]
+    assert trained["network_def"]["strides"] == planned["network_def"]["strides"]
+    assert (tmp_path / "run" / "docs" / "fingerprint.json").is_file()
+    assert result.epochs == 1
+    case = open_dataset(data).cases[0]
+    predictor = Predictor(tmp_path / "run", output_dir=tmp_path / "out", device="cpu")
+    written = predictor.predict_case(list(case.images) if len(case.images) > 1 else case.images[0])
+    found = read_volume(written)
+    assert found.record.geometry.is_close(read_volume(case.images[0]).record.geometry)
+    assert set(np.unique(found.image)) <= set(open_dataset(data).labels.values())
+
+
+def test_evaluation_leaves_out_what_is_ignored(tmp_path: Path) -> None:
+    data, bundle = make(tmp_path, "ignore")
+    train_bundle(bundle, data, tmp_path / "run", changes=short(bundle), device="cpu")
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "monai.bundle", "run", "evaluating"]
+    command += ["--config_file", str(run / "configs" / "evaluate.json"), "--bundle_root", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (run / "eval" / "val_mean_dice_raw.csv").is_file()
+
+
+def test_a_plan_is_replaced_but_nothing_else_is(tmp_path: Path) -> None:
+    data, bundle = make(tmp_path, "cells")
+    plan_bundle(data, bundle, device="cpu", measure=False)
+    (bundle / "models").mkdir()
+    (bundle / "models" / "last.pt").write_bytes(b"")
+    with pytest.raises(DataError, match="trained run"):
+        plan_bundle(data, bundle, device="cpu", measure=False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("")
+    with pytest.raises(DataError, match="something else"):
+        plan_bundle(data, tmp_path / "other", device="cpu", measure=False)
+    assert not list(tmp_path.glob(".plan_*"))

@@ -1,0 +1,212 @@
+"""A data set in numbers that can be reckoned by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medunet.datasets import Case, open_dataset
+from medunet.errors import DataError
+from medunet.io import write_volume
+from medunet.planning import Fingerprint, fingerprint
+from medunet.planning.measure import CaseMeasure, thickness
+from medunet.planning.orientation import anonymous, orientation_words, side_pairs, words_of
+
+from .conftest import DataMaker
+
+MODULE = sys.modules["medunet.planning.fingerprint"]
+"""By its name, which the function of the same name hides."""
+
+
+def write_case(root: Path, name: str, image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> None:
+    write_volume(image.astype(np.float32), root / "images" / f"{name}.nii.gz", affine=affine)
+    write_volume(label.astype(np.uint8), root / "labels" / f"{name}.nii.gz", affine=affine)
+
+
+@pytest.fixture
+def two_cases(tmp_path: Path) -> Path:
+    """Two volumes of 10 x 8 x 6; their foreground, 2 x 4 x 6 voxels, is 10 in one and 30 in the other."""
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    label = np.zeros((10, 8, 6))
+    label[4:6, 2:6, :] = 1
+    for name, value in (("a", 10.0), ("b", 30.0)):
+        image = np.zeros((10, 8, 6))
+        image[1:9, 1:7, :] = 5.0
+        image[label == 1] = value
+        write_case(tmp_path / "data", name, image, label, affine)
+    return tmp_path / "data"
+
+
+def test_figures_are_those_reckoned_by_hand(two_cases: Path) -> None:
+    found = fingerprint(open_dataset(two_cases))
+    assert found.cases == ("a", "b")
+    assert found.shapes == ((10, 8, 6),) * 2
+    assert found.spacings_mm == ((1.0, 2.0, 3.0),) * 2
+    assert found.crop_shapes == ((8, 6, 6),) * 2
+    assert found.crop_share == pytest.approx(8 * 6 * 6 / (10 * 8 * 6))
+    channel = found.channels[0]
+    # each case is constant: the deviation is that between the cases
+    assert (channel.mean, channel.std, channel.low, channel.high) == (20.0, 10.0, 10.0, 30.0)
+    organ = found.classes[0]
+    assert (organ.name, organ.value, organ.cases, organ.median_voxels) == ("label_1", 1, 2, 48.0)
+    assert organ.share == found.foreground_share == pytest.approx(48 / 480)
+    assert organ.median_ml == pytest.approx(48 * 6 / 1000)
+    # 2 x 8 x 18 mm: two volumes over the surface
+    assert organ.thickness_mm == pytest.approx(2 * 288 / (2 * (2 * 8 + 2 * 18 + 8 * 18)), rel=1e-4)
+
+
+def test_axes_are_in_ras_order(tmp_path: Path) -> None:
+    # stored S, R, A
+    affine = np.array([[0, 0.5, 0, 0], [0, 0, 2.0, 0], [5.0, 0, 0, 0], [0, 0, 0, 1]])
+    image, label = np.ones((4, 12, 8)), np.zeros((4, 12, 8))
+    label[1:3, 2:5, 2:5] = 1
+    for name in "ab":
+        write_case(tmp_path, name, image, label, affine)
+    found = fingerprint(open_dataset(tmp_path))
+    assert found.shapes[0] == (12, 8, 4)
+    assert found.spacings_mm[0] == (0.5, 2.0, 5.0)
+
+
+def test_json_brings_back_the_same_fingerprint(two_cases: Path) -> None:
+    found = fingerprint(open_dataset(two_cases))
+    assert Fingerprint.from_json(found.to_json()) == found
+    with pytest.raises(DataError, match="not a fingerprint"):
+        Fingerprint.from_json('{"name": "x"}')
+
+
+def test_a_second_run_reads_no_voxel(two_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fingerprint(open_dataset(two_cases), cache=tmp_path / "cache")
+    dataset = open_dataset(two_cases)
+    monkeypatch.setattr(MODULE, "check_pair", lambda *_, **__: pytest.fail("a case was read"))
+    assert fingerprint(dataset, cache=tmp_path / "cache") == first
+
+
+def test_a_changed_file_is_measured_again(two_cases: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    fingerprint(open_dataset(two_cases), cache=cache)
+    image = np.full((10, 8, 6), 50.0)
+    write_volume(image.astype(np.float32), two_cases / "images" / "b.nii.gz", affine=np.diag([1.0, 2.0, 3.0, 1.0]))
+    os.utime(two_cases / "images" / "b.nii.gz", (1, 1))
+    assert fingerprint(open_dataset(two_cases), cache=cache).channels[0].mean == 30.0
+    # the line of the old file is gone
+    lines = next(cache.glob("*.jsonl")).read_text().splitlines()
+    assert len(lines) == 2
+
+
+def test_an_interrupted_measurement_goes_on(two_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    whole = fingerprint(open_dataset(two_cases), cache=cache)
+    file = next(cache.glob("*.jsonl"))
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text(lines[0] + lines[1][:40])  # as after a crash
+    measured: list[str] = []
+    measure = MODULE._measure
+
+    def watched(case: Case, *rest: Any) -> Any:
+        measured.append(case.name)
+        return measure(case, *rest)
+
+    monkeypatch.setattr(MODULE, "_measure", watched)
+    assert fingerprint(open_dataset(two_cases), cache=cache) == whole
+    assert len(measured) == 1
+
+
+def test_a_broken_case_is_named_and_left_out(two_cases: Path, caplog: pytest.LogCaptureFixture) -> None:
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    label = np.zeros((10, 8, 6))
+    label[4:6, 2:6, :] = 1
+    write_case(two_cases, "c", np.ones((10, 8, 6)), label, affine)
+    dataset = open_dataset(two_cases)
+    (two_cases / "images" / "c.nii.gz").write_bytes(b"no gzip")
+    found = fingerprint(dataset)
+    assert found.cases == ("a", "b")
+    assert set(found.broken) == {"c"}
+    assert "c: " in caplog.text
+
+
+def test_no_usable_case_is_an_error(two_cases: Path) -> None:
+    dataset = open_dataset(two_cases)
+    for path in (two_cases / "images").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="no case could be measured"):
+        fingerprint(dataset)
+
+
+def test_progress_is_told(two_cases: Path) -> None:
+    totals, steps = [], []
+    fingerprint(open_dataset(two_cases), jobs=1, started=totals.append, done=lambda: steps.append(1))
+    assert (totals, len(steps)) == ([2], 2)
+
+
+@pytest.mark.parametrize(
+    ("channel", "low", "high", "kind"),
+    [
+        ("CT", 0, 100, "CT"),
+        ("image", -1000, 400, "CT"),
+        ("image", 0, 400, "grey"),
+        ("image", -5, 5, "grey"),
+        ("T1", -1000, 400, "MR"),
+    ],
+)
+def test_the_kind_of_intensities_is_guessed(make_data: DataMaker, channel: str, low: int, high: int, kind: str) -> None:
+    found = fingerprint(open_dataset(make_data(channels=[channel], low=low, high=high)))
+    assert found.channels[0].kind == kind
+    assert found.channels[0].reason
+
+
+def test_ignored_voxels_are_no_foreground(make_data: DataMaker) -> None:
+    found = fingerprint(open_dataset(make_data(labels={"background": 0, "organ": 1, "ignore": 2})))
+    assert found.ignore == 2
+    assert [entry.name for entry in found.classes] == ["organ"]
+    # 4 x 4 x 2 voxels of either, in 16**3
+    assert found.foreground_share == pytest.approx(32 / (16**3 - 32), rel=1e-4)
+
+
+def test_regions_are_refused_with_a_remedy(make_data: DataMaker) -> None:
+    root = make_data()
+    manifest = json.loads((root / "dataset.json").read_text())
+    manifest["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
+    (root / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="union of its classes"):
+        open_dataset(root)
+
+
+def test_thickness_of_simple_shapes() -> None:
+    assert thickness(np.zeros((3, 3), bool), (1.0, 1.0)) == 0.0
+    assert thickness(np.ones((1, 1, 1), bool), (1.0, 1.0, 1.0)) == pytest.approx(1 / 3)
+    assert thickness(np.ones((1000, 4), bool), (1.0, 1.0)) == pytest.approx(4, rel=0.01)
+
+
+def test_a_measure_survives_json(two_cases: Path, tmp_path: Path) -> None:
+    fingerprint(open_dataset(two_cases), cache=tmp_path / "cache")
+    line = next((tmp_path / "cache").glob("*.jsonl")).read_text().splitlines()[0]
+    content = json.loads(line)["measure"]
+    assert json.loads(json.dumps(CaseMeasure.from_dict(content).as_dict())) == content
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["Anterior", "Posterior"], {"Anterior", "Posterior"}),
+        (["kidney_L", "kidney_R"], {"kidney_L", "kidney_R"}),
+        (["lungLeft", "heart"], {"lungLeft"}),
+        (["vertebra_L1", "vertebra_T12", "spleen", "liver", "aorta", "rectum"], set()),
+        (["upper lobe", "ground-glass"], {"upper lobe"}),
+    ],
+)
+def test_words_of_direction_are_found(names: list[str], found: set[str]) -> None:
+    labels = {name: value for value, name in enumerate(["background", *names])}
+    assert set(orientation_words(labels)) == found
+
+
+def test_pairs_and_nameless_classes() -> None:
+    assert side_pairs({"background": 0, "kidney_R": 1, "kidney_L": 2}) == [("kidney_L", "kidney_R")]
+    assert words_of("LeftLung") == ["left", "lung"]
+    assert anonymous({"background": 0, "label_1": 1, "label_2": 2})
+    assert not anonymous({"background": 0, "liver": 1, "label_2": 2})
