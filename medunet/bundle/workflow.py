@@ -168,7 +168,7 @@ def evaluate_bundle(
         image = source if isinstance(source, Path) else source[0]
         pairs.append(Pair(name=str(item["name"]), pred=path, ref=Path(str(item["label"])), image=image))
         logger.info("predicted %d/%d %s", index, len(items), item["name"])
-    return measure(pairs, labels, output, em=_wants_em(em, dataset.spatial_dims, labels))
+    return measure(pairs, labels, output, em=_wants_em(em, dataset.spatial_dims, labels), ignore=dataset.ignore)
 
 
 def evaluate_folders(predictions: Path, references: Path, output: Path, *, em: bool | None = None) -> Summary:
@@ -189,9 +189,11 @@ def evaluate_folders(predictions: Path, references: Path, output: Path, *, em: b
     return measure(pairs, labels, output, em=_wants_em(em, 2 if planar else 3, labels))
 
 
-def measure(pairs: list[Pair], labels: Mapping[str, int], output: Path, *, em: bool) -> Summary:
+def measure(
+    pairs: list[Pair], labels: Mapping[str, int], output: Path, *, em: bool, ignore: int | None = None
+) -> Summary:
     """Measure pairs of files and write the tables."""
-    results = list(evaluate_pairs(pairs, labels=labels, em=em))
+    results = list(evaluate_pairs(pairs, labels=labels, em=em, ignore=ignore))
     summary = summarise(results)
     write_tables(results, output, summary=summary)
     return summary

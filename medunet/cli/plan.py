@@ -59,10 +59,13 @@ def plan(
 
     console = Console()
     title = f"{result.plan.fingerprint.name}: {len(result.plan.fingerprint.cases)} cases"
-    table = Table("value", "", "why", "from", title=escape(title))
+    table = Table(title=escape(title))
+    table.add_column("id", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("why")
     for decision in (*result.plan.decisions, *result.plan.notes):
-        row = (decision.id, show(decision.value), decision.reason, decision.numbers)
-        table.add_row(*(escape(cell) for cell in row))
+        numbers = f"\n[dim]{escape(decision.numbers)}[/]" if decision.numbers else ""
+        table.add_row(escape(decision.id), escape(show(decision.value)), escape(decision.reason) + numbers)
     console.print(table)
     for problem in result.problems:
         errors.print(f"[yellow]left out[/] {escape(str(problem))}", highlight=False, soft_wrap=True)

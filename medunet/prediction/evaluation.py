@@ -76,13 +76,16 @@ def prediction_path(source: Path, folder: Path) -> Path:
     return folder / output_name(source, split_suffix(source.name)[1])
 
 
-def evaluate_pairs(pairs: Iterable[Pair], *, labels: Mapping[str, int], em: bool | str = False) -> Iterator[CaseScores]:
+def evaluate_pairs(
+    pairs: Iterable[Pair], *, labels: Mapping[str, int], em: bool | str = False, ignore: int | None = None
+) -> Iterator[CaseScores]:
     """Measure pair after pair.
 
     Args:
         pairs: what to compare.
         labels: value by class name, background included.
         em: also the ISBI 2012 scores, see :func:`medunet.metrics.evaluate_case`.
+        ignore: value in the references of voxels that do not count.
 
     Raises:
         GeometryError: prediction and reference lie on different grids.
@@ -98,9 +101,13 @@ def evaluate_pairs(pairs: Iterable[Pair], *, labels: Mapping[str, int], em: bool
                 expected=f"{ref.record.geometry.shape} at {_rounded(ref.record.geometry.spacing_mm)} mm",
                 remedy="predict on the image that the reference was drawn on",
             )
+        found, wanted = np.asarray(pred.image[0]), np.asarray(ref.image[0])
+        if ignore is not None:
+            counted = wanted != ignore
+            found, wanted = found * counted, wanted * counted
         yield evaluate_case(
-            np.asarray(pred.image[0]),
-            np.asarray(ref.image[0]),
+            found,
+            wanted,
             spacing_mm=ref.record.geometry.spacing_mm,
             labels=labels,
             em=em,

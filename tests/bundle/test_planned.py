@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from medunet.bundle import plan_bundle, train_bundle, verify_bundle
+from medunet.bundle import evaluate_bundle, plan_bundle, train_bundle, verify_bundle
 from medunet.bundle.specialise import read_json
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import DataError
@@ -127,6 +127,8 @@ def test_evaluation_leaves_out_what_is_ignored(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (run / "eval" / "val_mean_dice_raw.csv").is_file()
+    summary = evaluate_bundle(run, data, tmp_path / "measured", device="cpu")
+    assert set(summary["classes"]) == {"liver", "spleen"}
 
 
 def test_a_plan_is_replaced_but_nothing_else_is(tmp_path: Path) -> None:

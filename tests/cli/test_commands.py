@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,32 @@ def test_help_imports_nothing_heavy() -> None:
     script += "try: main()\nexcept SystemExit: pass\nprint(sorted({'torch', 'monai', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("[]")
+
+
+def test_plan_says_why_and_its_bundle_trains(
+    cells: Path, tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = tmp_path / "planned"
+    assert medunet("plan", cells, "--output", bundle, "--estimate", "--device", "cpu") == 0
+    out = capsys.readouterr().out
+    for word in ("patch_size", "augment::deform::flip_axes", f"medunet train {bundle}"):
+        assert word in out
+    assert list((tmp_path / "cache" / "medunet" / "fingerprints").glob("*.jsonl"))
+    narrow = ["--set", "network_def::channels=[4,4,4]", "--set", "steps_per_epoch=2", "--set", "val_interval=1"]
+    assert medunet("train", bundle, "--data", cells, "--output", tmp_path / "run", "--epochs", 1, *narrow) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--dims", "4"], "dims"), (["--time", "soon"], "duration"), (["--memory", "much"], "memory size")],
+)
+def test_plan_refuses_what_it_cannot_understand(
+    tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert medunet("plan", tmp_path, "--output", tmp_path / "planned", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "planned").exists()
 
 
 def test_a_run_is_a_bundle_with_weights_history_and_tracking(run_2d: Path) -> None:
