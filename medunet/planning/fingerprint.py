@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -13,16 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from medunet.datasets import Case, CaseView, SegmentationDataset, check_pair
-from medunet.errors import DataError
+from medunet.errors import DataError, MedunetError
+from medunet.inferers import free_memory
+from medunet.io import read_header
 
+from .adapt import MAX_HEADERS
 from .cache import MeasureCache
 from .measure import CaseMeasure, measure_case
 from .modality import guess_modality
 from .orientation import orientation_words, side_pairs
 
 logger = logging.getLogger(__name__)
+
+MAX_JOBS = 8
+"""More readers at once only wait for the disk."""
+
+LABEL_BYTES = 16
+"""Bytes a voxel beside the image's float32: the label as read and as classes, masks, the sorted foreground."""
 
 PERCENTILES = (0.5, 99.5)
 """Ends of the foreground's intensities, as nnU-Net takes them."""
@@ -169,7 +180,7 @@ def fingerprint(
 
     Args:
         dataset: what `open_dataset` gives.
-        jobs: cases at once, each of which is held in memory; None for the number of processors, at most 8.
+        jobs: cases at once, each of which is held in memory; None for as many as processors and memory allow.
         cache: folder for the measures; None keeps none.
         started: called once with the number of cases.
         done: called after each case, from several threads.
@@ -192,7 +203,7 @@ def fingerprint(
 
     if started is not None:
         started(len(dataset.cases))
-    pool = ThreadPoolExecutor(jobs or min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(jobs or _jobs(dataset))
     try:
         results = list(pool.map(measure, dataset.cases))
     finally:
@@ -210,6 +221,16 @@ def fingerprint(
             remedy="look at it with `medunet check`",
         )
     return summarise(dataset, measures, broken=broken)
+
+
+def _jobs(dataset: SegmentationDataset) -> int:
+    """Cases at once: as many as there are processors, and as memory holds of the largest of some."""
+    voxels = 1
+    for case in dataset.cases[:: math.ceil(len(dataset.cases) / MAX_HEADERS)]:
+        with contextlib.suppress(MedunetError):  # what is wrong with it is told where it is measured
+            voxels = max(voxels, math.prod(read_header(case.images[0], channels=len(dataset.channels)).geometry.shape))
+    held = voxels * (4 * len(dataset.channels) + LABEL_BYTES)
+    return int(min(MAX_JOBS, os.cpu_count() or 1, max(1, free_memory(torch.device("cpu")) // held)))
 
 
 def _measure(

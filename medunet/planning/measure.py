@@ -124,7 +124,7 @@ def measure_case(
         shape=tuple(int(n) for n in shape),
         spacing_mm=tuple(float(f"{n:.6g}") for n in spacing_mm),
         crop_shape=tuple(int(n) for n in crop),
-        whole_numbers=bool(np.array_equal(image, np.rint(image))),
+        whole_numbers=all(np.array_equal(plane, np.rint(plane)) for channel in image for plane in channel),
         modality=record.modality,
         placed=placed,
         channels=tuple(_channel(channel, foreground) for channel in image),

@@ -123,6 +123,10 @@ def plan(
     )
     topology, cost, note = search.run(measure=measure)
     decisions += topology.decisions
+    if memory is not None:
+        half = f"{memory >> 21}MB"
+        reason = "validation shares the memory that was given: larger images are cut into tiles"
+        decisions.append(Decision("validate::inferer::memory", half, reason, _gigabytes(memory)))
     notes = [note]
     duration = None
     if cost is not None:

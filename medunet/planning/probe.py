@@ -56,7 +56,7 @@ class StepCost:
         fits: False where memory ran out; the other figures are then 0.
         peak_bytes: largest memory: on a CPU of the whole process, on CUDA of torch's allocator.
         step_seconds: forward, backward and optimizer.
-        data_seconds: random transforms of one batch.
+        data_seconds: random transforms of one batch, as far as the network waits for them.
         image_seconds: forward pass over the median image, as in validation.
     """
 
@@ -196,11 +196,15 @@ def _measure(config: dict[str, Any], image_size: Sequence[int], device: str, ste
             network(whole)
 
     validate()
+    step_seconds = sorted(times)[len(times) // 4]  # other programs may have disturbed some
+    data, workers = _data_seconds(parser, batch, channels, classes, window), parser.get_parsed_content("num_workers")
+    if workers:
+        data = max(0.0, data / workers - step_seconds)  # what the network waits for
     return StepCost(
         fits=True,
         peak_bytes=peak,
-        step_seconds=sorted(times)[len(times) // 4],  # other programs may have disturbed some
-        data_seconds=_data_seconds(parser, batch, channels, classes, window) if where.type == "cpu" else 0.0,
+        step_seconds=step_seconds,
+        data_seconds=data,
         image_seconds=factor * min(_timed(validate, where) for _ in range(2)),
     )
 
@@ -225,7 +229,7 @@ def _peak_bytes(device: torch.device) -> int:
 
 
 def _data_seconds(parser: ConfigParser, batch: int, channels: int, classes: int, image_size: Sequence[int]) -> float:
-    """Time of the random transforms of a batch, which on a CPU take turns with the network."""
+    """Time that one process takes for the random transforms of a batch."""
     if "augment_steps" not in parser:
         return 0.0
     transforms = Compose(parser.get_parsed_content("augment_steps"))

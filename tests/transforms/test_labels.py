@@ -6,7 +6,7 @@ import torch
 from monai.data import MetaTensor
 
 from medunet.errors import ConfigError, DataError
-from medunet.transforms import IGNORE_INDEX, DecodeLabelsd, EncodeLabelsd
+from medunet.transforms import IGNORE_INDEX, BlankIgnoredd, DecodeLabelsd, EncodeLabelsd
 
 FILE_VALUES = [0, 255, 7, -3]
 
@@ -96,3 +96,12 @@ def test_the_ignore_value_cannot_be_a_class():
 def test_more_than_256_classes_get_a_wider_type():
     encoded = EncodeLabelsd("label", list(range(0, 600, 2)))({"label": label([598, 0])})["label"]
     assert encoded.tolist() == [[299, 0]]
+
+
+def test_ignored_voxels_are_blank_in_prediction_and_label() -> None:
+    wanted = MetaTensor(torch.tensor([[[0, 1, IGNORE_INDEX, IGNORE_INDEX]]], dtype=torch.uint8))
+    pred = torch.tensor([[[1.0, 1.0, 1.0, 0.0]]])
+    found = BlankIgnoredd(["pred", "label"])({"pred": pred, "label": wanted})
+    assert found["pred"].flatten().tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert found["label"].flatten().tolist() == [0, 1, 0, 0]
+    assert pred.sum() == 3  # the input is left alone
