@@ -21,7 +21,7 @@ VALIDATIONS = 5
 
 MAX_VALIDATIONS = 8
 
-NEARLY = 0.9
+NEARLY = 0.95
 """Epochs that may be given up for a number of validations nearer to `VALIDATIONS`, as a factor."""
 
 VALIDATION_SHARE = 0.15
@@ -86,14 +86,14 @@ def fit_schedule(
         >>> cost = StepCost(True, step_seconds=0.5, image_seconds=1.0)
         >>> schedule = fit_schedule(cost, steps_per_epoch=20, validation_cases=10, seconds=600, device="cpu")
         >>> schedule.epochs, schedule.val_interval
-        (48, 12)
+        (51, 17)
     """
     step = cost.step_seconds + cost.data_seconds
     validation = validation_cases * cost.image_seconds
     numbers = f"{step:.3g} s a step, {validation:.3g} s a validation of {validation_cases} cases, measured"
     if seconds is None:
         time = UNLIMITED_STEPS[device] * step + VALIDATIONS * validation
-        reason = f"no time was given: about {UNLIMITED_STEPS[device]:,} steps, beyond which little is gained"
+        reason = f"no time was given: about {UNLIMITED_STEPS[device]:,} steps, the default on {device}"
     else:
         time = max(seconds * USABLE - START_SECONDS, step + validation)
         reason = f"fits {spell_time(seconds)}, {100 * (1 - USABLE):.0f} % of it in reserve"

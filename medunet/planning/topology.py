@@ -338,14 +338,18 @@ def _decisions(
     limit: int,
 ) -> tuple[Decision, ...]:
     share = math.prod(min(p, n) for p, n in zip(patch, size, strict=True)) / math.prod(size)
-    cover = "holds the median image whole" if share == 1 else f"holds {100 * share:.3g} % of the median image"
+    cover = f"holds {100 * share:.3g} % of the median image; the longest side in mm was cut until it fits"
+    if share == 1:
+        cover = "holds the median image whole"
+    elif 1 in patch and min(size) > 1:
+        cover = "one plane, so that the network works in the plane"
     uneven = len({stride for row in strides for stride in row}) > 1
     flat = any(k == 1 for row in kernels for k in row)
     return (
         Decision(
             "patch_size",
             list(patch),
-            f"{cover}; the longest side in mm was cut until it fits; every edge divides by the total stride",
+            f"{cover}; every edge is a multiple of the total stride",
             f"median image {_times(size)}, at most {limit:,} voxels on {budget.name}",
         ),
         Decision(
@@ -363,13 +367,17 @@ def _decisions(
         Decision(
             "network_def::strides",
             [list(row) for row in strides] if uneven else 2,
-            "coarse axes are not halved until the others are as coarse" if uneven else "all axes are alike: halved",
+            "an axis is halved only while it is long enough and no other is twice as fine"
+            if uneven
+            else "all axes are alike: halved",
             f"spacing {_times(spacing)}",
         ),
         Decision(
             "network_def::kernel_sizes",
             [list(row) for row in kernels] if flat else 3,
-            "no convolution across an axis that is twice as coarse as the finest" if flat else "all axes are alike",
+            "no convolution across an axis of one voxel, or twice as coarse as the finest"
+            if flat
+            else "all axes are alike",
             f"spacing {_times(spacing)}",
         ),
         Decision(
