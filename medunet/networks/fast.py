@@ -7,8 +7,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from medunet.files import write_atomically
 
 from .autocast import DTYPES, fast_dtype
 from .folding import fold_batch_norm
+from .openvino_runtime import OpenVinoNetwork, has_openvino
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("eager", "compile")
+BACKENDS = ("eager", "compile", "openvino", "auto")
 
 MIN_AGREEMENT = 0.97
 """Share of voxels in which a candidate must have the class of the float32 network. Rounding to bfloat16 turns voxels
@@ -45,7 +46,7 @@ class Candidate:
     Args:
         dtype: name of the number format of weights and activations.
         channels_last: whether channels lie together in memory.
-        backend: `eager` or `compile`.
+        backend: `eager`, `compile` or `openvino`.
     """
 
     dtype: str = "float32"
@@ -64,11 +65,33 @@ class Choice:
         candidate: the one that is used.
         milliseconds: time of one pass over the window by candidate; the refused ones are left out.
         refused: candidates that answered wrongly or failed, with the reason.
+        meanwhile: with OpenVINO, the one that is used for windows of sizes which it has not compiled.
+        saving: seconds a voxel that the candidate is faster than `meanwhile`.
     """
 
     candidate: Candidate
     milliseconds: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    meanwhile: Candidate | None = None
+    saving: float = 0.0
+
+    def kept(self) -> dict[str, Any]:
+        """What is written into the file."""
+        meanwhile = None if self.meanwhile is None else asdict(self.meanwhile)
+        return {"candidate": asdict(self.candidate), "meanwhile": meanwhile, "saving": self.saving}
+
+    @classmethod
+    def read(cls, kept: Any, candidates: Sequence[Candidate]) -> Choice | None:
+        """The choice that was written, if it is one of the candidates."""
+        if not isinstance(kept, dict):
+            return None
+        by_values = {repr(asdict(candidate)): candidate for candidate in candidates}
+        candidate, meanwhile = (by_values.get(repr(kept.get(key))) for key in ("candidate", "meanwhile"))
+        if candidate is None:
+            return None
+        if candidate.backend == "openvino" and meanwhile is None and any(c.backend == "eager" for c in candidates):
+            return None
+        return cls(candidate, meanwhile=meanwhile, saving=float(kept.get("saving", 0.0)))
 
 
 class FastNetwork(nn.Module):
@@ -82,7 +105,9 @@ class FastNetwork(nn.Module):
     Args:
         network: in training mode it is called as it is.
         dtype: `auto`, or a number format, which is then used without measuring: `float32` is the exact mode.
-        backend: `eager`, or `compile` for `torch.compile`, which takes tens of seconds at the first call.
+        backend: `eager`; `compile` for `torch.compile`, which takes tens of seconds at the first call; `openvino` (CPU;
+            extra `openvino`), which takes seconds for each new size of a window; `auto` measures `eager` and, where it
+            is installed, `openvino`, which then serves the sizes that recur or are large.
         cache_dir: folder of the file with earlier choices; None takes the environment's `MEDUNET_CACHE_DIR`, or
             `medunet` in the user's cache folder.
 
@@ -142,32 +167,43 @@ class FastNetwork(nn.Module):
         state = _state_of(self.network, image.device)
         if state != self._state:
             self.choice = self._choose(image)
-            self._ready = [prepare(self.network, self.choice.candidate)]
+            self._ready = [_prepared(self.network, self.choice)]
             self._state = state
         candidate = Candidate() if self.choice is None else self.choice.candidate
         with torch.autocast(image.device.type, enabled=False):
             return self._ready[0](convert(image, candidate))
 
     def _choose(self, image: torch.Tensor) -> Choice:
-        device = image.device
-        if self.dtype != "auto":
-            return Choice(Candidate(self.dtype, self.dtype != "float32" or device.type == "cuda", self.backend))
-        names = {"float32", str(fast_dtype(device)).removeprefix("torch.")}
-        candidates = [Candidate(name, last, self.backend) for name in sorted(names) for last in (False, True)]
+        candidates = self._candidates(image.device)
+        if len(candidates) == 1:
+            return Choice(candidates[0])
         path = _cache_file(self.cache_dir)
         key = self._key(image)
-        known = _read(path).get(key)
-        if known in [asdict(candidate) for candidate in candidates]:
-            return Choice(Candidate(**known))
+        known = Choice.read(_read(path).get(key), candidates)
+        if known is not None:
+            return known
         choice = calibrate(self.network, self._window(image), candidates)
         logger.debug("%s: %s of %s ms", type(self.network).__name__, choice.candidate, choice.milliseconds)
         for name, reason in choice.refused.items():
             logger.warning("%s is not used on this machine: %s", name, reason)
         try:
-            write_atomically(path, json.dumps({**_read(path), key: asdict(choice.candidate)}, indent=1))
+            write_atomically(path, json.dumps({**_read(path), key: choice.kept()}, indent=1))
         except (OSError, DataError) as error:
             logger.debug("calibration is not kept: %s", error)
         return choice
+
+    def _candidates(self, device: torch.device) -> list[Candidate]:
+        fast = str(fast_dtype(device)).removeprefix("torch.")
+        names = sorted({"float32", fast}) if self.dtype == "auto" else [self.dtype]
+        backends = [self.backend]
+        if self.backend == "auto":
+            backends = ["eager", "openvino"] if device.type == "cpu" and has_openvino() else ["eager"]
+        found = []
+        for backend in backends:
+            for name in names:
+                layouts = (False, True) if self.dtype == "auto" else (name != "float32" or device.type == "cuda",)
+                found += [Candidate(name, last, backend) for last in ((False,) if backend == "openvino" else layouts)]
+        return found
 
     def _window(self, image: torch.Tensor) -> torch.Tensor:
         """The middle of the first image, small, in a size that the network takes."""
@@ -192,9 +228,26 @@ class FastNetwork(nn.Module):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _prepared(network: nn.Module, choice: Choice) -> nn.Module:
+    """As :func:`prepare`; OpenVINO serves the sizes that pay for their compilation, if there is something else."""
+    other = choice.meanwhile
+    if other is None:
+        return prepare(network, choice.candidate)
+    meanwhile = prepare(network, other)
+    folded = fold_batch_norm(network).float().requires_grad_(False)
+    return OpenVinoNetwork(
+        folded,
+        dtype=choice.candidate.dtype,
+        meanwhile=lambda image: meanwhile(convert(image, other)),
+        saving=choice.saving,
+    )
+
+
 def prepare(network: nn.Module, candidate: Candidate) -> nn.Module:
     """A private copy of a network, folded and converted."""
     ready = fold_batch_norm(network).requires_grad_(False)
+    if candidate.backend == "openvino":
+        return OpenVinoNetwork(ready.float(), dtype=candidate.dtype)
     ready = ready.to(dtype=DTYPES[candidate.dtype])
     if candidate.channels_last:
         for tensor in ready.parameters():
@@ -205,6 +258,8 @@ def prepare(network: nn.Module, candidate: Candidate) -> nn.Module:
 
 def convert(image: torch.Tensor, candidate: Candidate) -> torch.Tensor:
     """An image as the prepared copy takes it."""
+    if candidate.backend == "openvino":
+        return image
     layout = _FORMATS.get(image.ndim) if candidate.channels_last else None
     return image.to(dtype=DTYPES[candidate.dtype], memory_format=layout or torch.contiguous_format)
 
@@ -242,7 +297,13 @@ def calibrate(network: nn.Module, window: torch.Tensor, candidates: list[Candida
                 best[name] = min(milliseconds, best.get(name, milliseconds))
     fastest = min(best, key=lambda name: best[name], default=str(Candidate()))
     chosen = next((c for c in candidates if str(c) == fastest), Candidate())
-    return Choice(chosen, {name: round(value, 3) for name, value in best.items()}, refused)
+    choice = Choice(chosen, {name: round(value, 3) for name, value in best.items()}, refused)
+    others = [c for c in candidates if c.backend != "openvino" and str(c) in best]
+    if chosen.backend != "openvino" or not others:
+        return choice
+    meanwhile = min(others, key=lambda c: best[str(c)])
+    saved = 1e-3 * (best[str(meanwhile)] - best[fastest])
+    return replace(choice, meanwhile=meanwhile, saving=saved / window[0, 0].numel())
 
 
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
