@@ -130,7 +130,7 @@ class Medunet(System):
         *,
         cache_dir: Path,
         dtype: str = "auto",
-        backend: str = "eager",
+        backend: str = "auto",
         tiles: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(name, network, device)

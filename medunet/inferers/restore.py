@@ -101,7 +101,7 @@ class GridMap:
 
 
 @dataclass(frozen=True, eq=False)
-class _Axis:
+class AxisSteps:
     """Along one source axis: the cell of the network's grid, where in it, and whether outside of the grid."""
 
     cell: torch.Tensor
@@ -109,7 +109,8 @@ class _Axis:
     outside: torch.Tensor
 
     @classmethod
-    def of(cls, coordinate: torch.Tensor, size: int) -> _Axis:
+    def of(cls, coordinate: torch.Tensor, size: int) -> AxisSteps:
+        """Steps to coordinates on a network's axis of `size` voxels."""
         outside = (coordinate < -OUTSIDE_VOXELS) | (coordinate > size - 1 + OUTSIDE_VOXELS)
         clamped = coordinate.clamp(0, size - 1)
         cell = clamped.floor().to(torch.int64)
@@ -150,11 +151,7 @@ def restore_labels(
         )
     if out is None:
         out = torch.zeros(grid.source_size, dtype=torch.uint8, device=logits.device)
-    # the part of the region that is this tile's own: its last voxels belong to the next tile, but at the grid's end
-    core = [
-        range(part.start, part.stop if part.stop == n else part.stop - 1)
-        for part, n in zip(region, grid.grid_size, strict=True)
-    ]
+    core = core_of(region, grid)
     if grid.is_identity:
         own = (slice(None), *(slice(0, len(part)) for part in core))
         out[tuple(slice(part.start, part.stop) for part in core)] = decide(logits[own], threshold)
@@ -165,20 +162,47 @@ def restore_labels(
         return out
     # the network's axes in the order of the source's, so that both run in parallel
     logits = logits.permute(0, *(1 + axis for axis in axes))
-    core = [core[axis] for axis in axes]
+    parallel = steps_along(grid, axes, core)
+    if parallel is None:
+        return out
+    spans, steps = parallel
+    _restore_parallel(logits, steps, out[spans], threshold)
+    return out
+
+
+def core_of(region: tuple[slice, ...], grid: GridMap) -> list[range]:
+    """The part of a region that is its tile's own: the last voxels belong to the next tile, but at the grid's end."""
+    return [
+        range(part.start, part.stop if part.stop == n else part.stop - 1)
+        for part, n in zip(region, grid.grid_size, strict=True)
+    ]
+
+
+def steps_along(
+    grid: GridMap, axes: tuple[int, ...], core: list[range]
+) -> tuple[tuple[slice, ...], list[AxisSteps]] | None:
+    """For parallel grids, the source voxels whose cells lie in a core, and where these are along each source axis.
+
+    Args:
+        grid: with `axes`.
+        axes: the network's axis along each source axis.
+        core: along the network's axes.
+
+    Returns:
+        Slices of the source and the steps along them, cells counted from the core's start; None if there are none.
+    """
     spans: list[slice] = []
-    steps: list[_Axis] = []
+    steps: list[AxisSteps] = []
     for k, axis in enumerate(axes):
         index = torch.arange(grid.source_size[k], dtype=torch.float64)
-        step = _Axis.of(grid.matrix[axis, k] * index + grid.matrix[axis, -1], grid.grid_size[axis])
-        mine = ((step.cell >= core[k].start) & (step.cell < core[k].stop)).nonzero()[:, 0]
+        step = AxisSteps.of(grid.matrix[axis, k] * index + grid.matrix[axis, -1], grid.grid_size[axis])
+        mine = ((step.cell >= core[axis].start) & (step.cell < core[axis].stop)).nonzero()[:, 0]
         if not len(mine):
-            return out
+            return None
         span = slice(int(mine[0]), int(mine[-1]) + 1)  # cells rise or fall along an axis, so this has no gap
         spans.append(span)
-        steps.append(_Axis(step.cell[span] - core[k].start, step.fraction[span], step.outside[span]))
-    _restore_parallel(logits, steps, out[tuple(spans)], threshold)
-    return out
+        steps.append(AxisSteps(step.cell[span] - core[axis].start, step.fraction[span], step.outside[span]))
+    return tuple(spans), steps
 
 
 def decide(values: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
@@ -208,11 +232,11 @@ def cells(labels: torch.Tensor) -> torch.Tensor:
     return torch.where(same == lowest, same, MIXED)
 
 
-def _restore_parallel(logits: torch.Tensor, steps: list[_Axis], out: torch.Tensor, threshold: float) -> None:
+def _restore_parallel(logits: torch.Tensor, steps: list[AxisSteps], out: torch.Tensor, threshold: float) -> None:
     device = logits.device
-    steps = [_Axis(*(t.to(device) for t in (s.cell, s.fraction, s.outside))) for s in steps]
+    steps = [AxisSteps(*(t.to(device) for t in (s.cell, s.fraction, s.outside))) for s in steps]
     mixed = cells(decide(logits, threshold))
-    nodes = _Nodes(logits)
+    nodes = Nodes(logits)
     first, *others = steps
     at_once = max(1, _SLAB_VOXELS // max(1, out[0].numel()))
     for start in range(0, len(first.cell), at_once):
@@ -228,7 +252,7 @@ def _restore_parallel(logits: torch.Tensor, steps: list[_Axis], out: torch.Tenso
             corners = [step.cell[i] for step, i in zip(steps, index, strict=True)]
             fractions = [step.fraction[i] for step, i in zip(steps, index, strict=True)]
             found[where] = nodes.labels(corners, fractions, threshold)
-        for axis, step in enumerate([_Axis(first.cell[part], first.fraction[part], first.outside[part]), *others]):
+        for axis, step in enumerate([AxisSteps(first.cell[part], first.fraction[part], first.outside[part]), *others]):
             if step.outside.any():
                 found.index_fill_(axis, step.outside.nonzero()[:, 0], 0)
         out[part] = found.to(out.device)
@@ -239,14 +263,14 @@ def _restore_oblique(
 ) -> None:
     """The same for any affine map: the cell of every source voxel is computed, a slab at a time."""
     device = logits.device
-    mixed, nodes = cells(decide(logits, threshold)), _Nodes(logits)
+    mixed, nodes = cells(decide(logits, threshold)), Nodes(logits)
     matrix = torch.as_tensor(grid.matrix, device=device)
     at_once = max(1, _SLAB_VOXELS // 8 // max(1, int(np.prod(grid.source_size[1:]))))
     for start in range(0, grid.source_size[0], at_once):
         stop = min(start + at_once, grid.source_size[0])
         ranges = [torch.arange(start, stop), *(torch.arange(n) for n in grid.source_size[1:])]
         index = torch.stack(torch.meshgrid(*ranges, indexing="ij")).to(device, torch.float64).flatten(1)
-        steps = [_Axis.of(matrix[axis, :-1] @ index + matrix[axis, -1], n) for axis, n in enumerate(grid.grid_size)]
+        steps = [AxisSteps.of(matrix[axis, :-1] @ index + matrix[axis, -1], n) for axis, n in enumerate(grid.grid_size)]
         inside = [(s.cell >= c.start) & (s.cell < c.stop) for s, c in zip(steps, core, strict=True)]
         mine = torch.stack(inside).all(0).nonzero()[:, 0]
         corners = [s.cell[mine] - c.start for s, c in zip(steps, core, strict=True)]
@@ -258,7 +282,7 @@ def _restore_oblique(
         out.view(-1)[start * out[0].numel() + mine.to(out.device)] = found.to(out.device)
 
 
-class _Nodes:
+class Nodes:
     """Logits at the nodes of the network's grid, from which those between are interpolated."""
 
     def __init__(self, logits: torch.Tensor) -> None:
@@ -282,11 +306,11 @@ class _Nodes:
         at_once = max(1, _CHUNK_NUMBERS // self.classes)
         for start in range(0, len(found), at_once):
             part = slice(start, start + at_once)
-            values = self._interpolated([c[part] for c in corner], [f[part] for f in fraction])
+            values = self.interpolated([c[part] for c in corner], [f[part] for f in fraction])
             found[part] = values[:, 0] > threshold if self.classes == 1 else values.argmax(dim=1)
         return found
 
-    def _interpolated(self, corner: Sequence[torch.Tensor], fraction: Sequence[torch.Tensor]) -> torch.Tensor:
+    def interpolated(self, corner: Sequence[torch.Tensor], fraction: Sequence[torch.Tensor]) -> torch.Tensor:
         """`(voxels, classes)`: the weighted sum of the corners' rows, one fused pass."""
         node = torch.zeros(len(corner[0]), 1, dtype=torch.int64, device=self._source.device)
         weight = torch.ones(len(corner[0]), 1, dtype=torch.float32, device=self._source.device)

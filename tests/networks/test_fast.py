@@ -204,6 +204,11 @@ def test_choice_among_runtimes_is_kept(tmp_path):
         again(image)
     assert again.choice.candidate == first.choice.candidate
     assert not again.choice.milliseconds
+    exact = FastNetwork(network, dtype="float32", backend="auto").eval()
+    with torch.inference_mode():
+        exact(image)
+    assert exact.choice.candidate.dtype == "float32"  # and not what was kept for another format
+    assert exact.choice.milliseconds
 
 
 def test_openvino_that_is_not_installed_is_refused(monkeypatch):
