@@ -13,7 +13,7 @@ disagree are interpolated, and the labels equal those of interpolating every cla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -214,11 +214,18 @@ def decide(values: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
     """
     if values.shape[0] == 1:
         return (values[0] > threshold).to(torch.uint8)
-    best, label = values[0].clone(), torch.zeros(values.shape[1:], dtype=torch.uint8, device=values.device)
-    for k in range(1, len(values)):  # a quarter of the time of torch.argmax over the first axis, and no int64 result
-        larger = values[k] > best
-        label[larger] = k
-        torch.maximum(best, values[k], out=best)
+    rows = values.movedim(0, -1)
+    if len(values) > 3 and rows.is_contiguous():  # channels-last: what is compared lies together
+        label = torch.empty(values.shape[1:], dtype=torch.uint8, device=values.device)
+        for row, result in zip(rows, label, strict=True):  # the indices are int64, so not all at once
+            result.copy_(row.argmax(dim=-1))
+        return label
+    label = (values[1] > values[0]).view(torch.uint8)
+    best = torch.maximum(values[0], values[1]) if len(values) > 2 else values[0]
+    for k in range(2, len(values)):  # a quarter of the time of torch.argmax over the first axis, and no int64 result
+        label.masked_fill_(values[k] > best, k)
+        if k + 1 < len(values):
+            torch.maximum(best, values[k], out=best)
     return label
 
 
@@ -226,10 +233,16 @@ def cells(labels: torch.Tensor) -> torch.Tensor:
     """The common label of the `2 ** n` nodes around each cell of `(*grid)`, or `MIXED`; the last cells are flat."""
     same, lowest = labels, labels
     for axis in range(labels.ndim):
-        index = torch.arange(labels.shape[axis], device=labels.device).add_(1).clamp_(max=labels.shape[axis] - 1)
-        same = torch.maximum(same, same.index_select(axis, index))
-        lowest = torch.minimum(lowest, lowest.index_select(axis, index))
-    return torch.where(same == lowest, same, MIXED)
+        same, lowest = _with_next(same, axis, torch.maximum), _with_next(lowest, axis, torch.minimum)
+    return same.masked_fill_(same != lowest, MIXED)
+
+
+def _with_next(labels: torch.Tensor, axis: int, of_two: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """A function of each label and the next one along an axis; the last stays."""
+    found, count = torch.empty_like(labels), labels.shape[axis] - 1
+    of_two(labels.narrow(axis, 0, count), labels.narrow(axis, 1, count), out=found.narrow(axis, 0, count))
+    found.narrow(axis, count, 1).copy_(labels.narrow(axis, count, 1))
+    return found
 
 
 def _restore_parallel(logits: torch.Tensor, steps: list[AxisSteps], out: torch.Tensor, threshold: float) -> None:
@@ -312,10 +325,14 @@ class Nodes:
 
     def interpolated(self, corner: Sequence[torch.Tensor], fraction: Sequence[torch.Tensor]) -> torch.Tensor:
         """`(voxels, classes)`: the weighted sum of the corners' rows, one fused pass."""
-        node = torch.zeros(len(corner[0]), 1, dtype=torch.int64, device=self._source.device)
-        weight = torch.ones(len(corner[0]), 1, dtype=torch.float32, device=self._source.device)
+        base = torch.zeros_like(corner[0])
+        weight = torch.ones(len(base), 1, dtype=torch.float32, device=self._source.device)
+        offset = torch.zeros(1, dtype=torch.int64, device=self._source.device)
         for low, way, size in zip(corner, fraction, self.size, strict=True):
-            both = torch.stack([low, (low + 1).clamp_(max=size - 1)], dim=1)
-            node = (node[:, :, None] * size + both[:, None]).flatten(1)
+            base = base * size + low
+            offset = torch.stack([offset * size, offset * size + 1], dim=1).flatten()
             weight = (weight[:, :, None] * torch.stack([1 - way, way], dim=1)[:, None]).flatten(1)
+        node = base[:, None] + offset
+        # beyond the last node of an axis there is none, nor any weight
+        node.clamp_(max=len(self.rows) - 1)
         return F.embedding_bag(node, self.rows, per_sample_weights=weight, mode="sum")

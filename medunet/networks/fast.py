@@ -19,6 +19,7 @@ from torch import nn
 from medunet.errors import ConfigError, DataError
 from medunet.files import write_atomically
 
+from .allocation import keep_freed_memory
 from .autocast import DTYPES, fast_dtype
 from .folding import fold_batch_norm
 from .openvino_runtime import OpenVinoNetwork, has_openvino
@@ -170,6 +171,8 @@ class FastNetwork(nn.Module):
             return self.network(image)
         state = _state_of(self.network, image.device)
         if state != self._state:
+            if image.device.type == "cpu":
+                keep_freed_memory()
             self.choice = self._choose(image)
             self._ready = [_prepared(self.network, self.choice)]
             self._state = state
