@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,9 +38,13 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
 
 
 def write_atomically(
-    path: str | os.PathLike[str], content: str | bytes | memoryview, *, overwrite: bool = True
+    path: str | os.PathLike[str],
+    content: str | bytes | memoryview | Iterable[bytes | memoryview],
+    *,
+    overwrite: bool = True,
 ) -> Path:
-    """Write text (UTF-8) or bytes; raises as :func:`atomic_path`. Returns the path."""
-    with atomic_path(path, overwrite=overwrite) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    """Write text (UTF-8), bytes or parts of bytes; raises as :func:`atomic_path`. Returns the path."""
+    content = content.encode() if isinstance(content, str) else content
+    with atomic_path(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
+        file.writelines([content] if isinstance(content, bytes | memoryview) else content)
     return Path(path)

@@ -3,7 +3,7 @@
     pip install -c scripts/constraints.txt -e '.[bench]'      # for the rows of nnU-Net; without it they are left out
     python scripts/bench_inference.py all --data DATA --run RUN
     python scripts/bench_inference.py systems --data DATA --run RUN --only "1.5 mm"
-    python scripts/bench_inference.py report
+    python scripts/bench_inference.py report --readme README.md
 
 Sections: systems (volumes, Dice, share of the network), floor (FLOP/s over the machine's matmul rate), restore (labels
 back to the source grid), memory (peak and time against voxels), paper (one 512x512 image), throughput (whole programs
@@ -35,10 +35,12 @@ from bench_inference_restore import restore
 from bench_inference_sections import floor, paper, systems
 from bench_inference_throughput import throughput
 from bench_quality import machine
+from readme_marks import write_between
 
 from medunet.files import write_atomically
 from medunet.networks import resolve_device
 
+README_MARKS = "<!-- inference -->", "<!-- end of inference -->"
 RESULTS = Path(__file__).parent / "results"
 SECTIONS: dict[str, Callable[[Options, Put], None]] = {
     "systems": systems,
@@ -100,6 +102,7 @@ def main() -> int:
     parser.add_argument("--run", type=Path, help="a run of medunet trained on hippocampus")
     parser.add_argument("--work", type=Path, default=Path("runs/bench_inference"), help="made volumes, outputs")
     parser.add_argument("--results", type=Path, help="default: scripts/results, or --work with --quick")
+    parser.add_argument("--readme", type=Path, help="also replace the tables between their marks in this file")
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: to try the script")
     parser.add_argument("--only", default="", help="measure what has this in its name")
     parser.add_argument("--resume", action="store_true", help="leave out rows measured with this revision")
@@ -139,6 +142,8 @@ def main() -> int:
             traceback.print_exc()
     print(tables(document.sections))
     plot(document.sections, results / "inference.png")
+    if given.readme:
+        write_between(given.readme, *README_MARKS, ["", tables(document.sections), ""])
     return int(failed)
 
 

@@ -137,10 +137,10 @@ def floor(options: Options, put: Put) -> None:
         for mode, dtype in (("exact fp32", "float32"), ("auto", "auto")):
             if not options.wants(f"{name} | {mode}"):
                 continue
-            fast = FastNetwork(copy.deepcopy(network), dtype=dtype, cache_dir=options.cache).eval()
+            fast = FastNetwork(copy.deepcopy(network), dtype=dtype, backend="auto", cache_dir=options.cache).eval()
             seconds = median_seconds(partial(fast, image), 3 if options.quick else 9)
             # measured beside each network: on a shared machine the rate of an hour ago is another one
-            used = str(fast.choice.dtype).removeprefix("torch.")
+            used = fast.choice.candidate.dtype
             rates = {form: matmul_rate(FORMATS[form], options) for form in {used, "bfloat16"}}
             row = {
                 "network": name,
@@ -185,7 +185,9 @@ def paper(options: Options, put: Put) -> None:
                 key = f"{device.type} | {mode} | tile {tile}"
                 if not options.wants(key):
                     continue
-                fast = FastNetwork(copy.deepcopy(network).to(device), dtype=dtype, cache_dir=options.cache).eval()
+                fast = FastNetwork(
+                    copy.deepcopy(network).to(device), dtype=dtype, backend="auto", cache_dir=options.cache
+                ).eval()
                 inferer = OverlapTileInferer(tile)
                 inputs = image.to(device)
                 begun = time.perf_counter()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import statistics
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -23,7 +25,7 @@ from monai.transforms import Activations, AsDiscrete, Invertd
 from torch import nn
 
 from medunet.inferers import LabelInferer, OverlapTileInferer
-from medunet.networks import FastNetwork
+from medunet.networks import FastNetwork, keep_freed_memory
 
 ZOO_ROI = (96, 96, 96)
 NNUNET_PATCH = (128, 128, 128)
@@ -31,6 +33,19 @@ NNUNET_PATCH = (128, 128, 128)
 
 WARM_UP = 96
 """Edge of the crop on which a system runs once, untimed, so that kernels are chosen and libraries loaded."""
+
+
+MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD = -4, -3, -1
+"""Options of glibc's mallopt."""
+
+
+def as_programs_have_it() -> None:
+    """Undo medunet's `keep_freed_memory` for the others: as glibc stands after a while in a process of its own."""
+    if sys.platform.startswith("linux"):
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in ((MMAP_MAX, 65536), (MMAP_THRESHOLD, 32 << 20), (TRIM_THRESHOLD, 64 << 20)):
+            libc.mallopt(option, value)
+        libc.malloc_trim(0)
 
 
 class Clock:
@@ -130,7 +145,7 @@ class Medunet(System):
         *,
         cache_dir: Path,
         dtype: str = "auto",
-        backend: str = "eager",
+        backend: str = "auto",
         tiles: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(name, network, device)
@@ -285,6 +300,10 @@ def _timed(system: System, volumes: Sequence[Volume], row: Row) -> list[torch.Te
     clock = Clock(system.clocked())
     restore = None
     labels = []
+    if isinstance(system, Medunet):
+        keep_freed_memory()
+    else:
+        as_programs_have_it()
     try:
         synchronise()
         begun = time.perf_counter()

@@ -26,6 +26,7 @@ import numpy as np
 from io_rule_cases import Case, dicom_cases, label_cases, nifti_cases
 from monai.data import ITKReader, NibabelReader, PydicomReader
 from monai.transforms import LoadImage
+from readme_marks import write_between
 
 from medunet.datasets import Case as Pair
 from medunet.datasets.check import check_pair
@@ -152,14 +153,6 @@ def in_short(answer: str) -> str:
     return said + (", warns" if "warns" in answer else "")
 
 
-def write_into(readme: Path, lines: list[str]) -> None:
-    """Replace what stands between the two marks."""
-    begin, end = README_MARKS
-    before, rest = readme.read_text(encoding="utf-8").split(begin)
-    after = rest.split(end)[1]
-    readme.write_text(before + "\n".join([begin, *lines, end]) + after, encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -201,7 +194,7 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if options.readme:
-        write_into(options.readme, ["", f"By the rules: {totals}.", "", header, rule, *short, ""])
+        write_between(options.readme, *README_MARKS, ["", f"By the rules: {totals}.", "", header, rule, *short, ""])
     print(f"written: {out}\n{totals}")
 
 

@@ -6,6 +6,8 @@ from .memory import peak_bytes as peak_bytes
 from .mirror import MirrorInferer as MirrorInferer
 from .overlap_tile import OverlapTileInferer as OverlapTileInferer
 from .overlap_tile import TileLogits as TileLogits
+from .probabilities import ProbabilityInferer as ProbabilityInferer
+from .probabilities import restore_probabilities as restore_probabilities
 from .restore import GridMap as GridMap
 from .restore import restore_labels as restore_labels
 from .scales import ScaleInferer as ScaleInferer

@@ -1,8 +1,9 @@
-"""An inferer whose answer is a label map on the grid of the file, not logits on the grid of the network."""
+"""Inferers whose answer lies on the grid of the file, not on that of the network: here label maps."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,36 +18,26 @@ from .overlap_tile import OverlapTileInferer, TileLogits
 from .restore import GridMap, restore_labels
 
 
-class LabelInferer(Inferer):
-    """Evaluate, decide and return to the source grid tile by tile; logits of the whole image are never kept.
-
-    It takes the place of `Invertd`, `Activationsd` and `AsDiscreted(argmax=True)` after the network. The labels are
-    those of interpolating the logits linearly on the source grid and taking the largest, see `restore_labels`.
+class SourceGridInferer(Inferer, ABC):
+    """What inferers have in common that return to the source grid tile by tile.
 
     Args:
-        inferer: evaluates the network, `OverlapTileInferer` or another one.
-        threshold: probability above which a voxel of a network with one channel (sigmoid) is class 1.
-        to_source: whether to return to the grid that the image was read on; otherwise labels stay on the network's.
-
-    Raises:
-        ConfigError: an impossible threshold; when called, images of different source grids in one batch.
-        GeometryError: when called, an image that does not know its source grid.
-
-    Example:
-        >>> network = torch.nn.Conv2d(1, 3, kernel_size=3, padding=1)
-        >>> inferer = LabelInferer(OverlapTileInferer(None), to_source=False)
-        >>> with torch.inference_mode():
-        ...     inferer(torch.rand(1, 1, 33, 35), network).shape
-        torch.Size([1, 1, 33, 35])
+        inferer: evaluates the network.
+        to_source: whether to return to the grid that the image was read on.
     """
 
-    def __init__(self, inferer: Inferer, *, threshold: float = 0.5, to_source: bool = True) -> None:
+    def __init__(self, inferer: Inferer, *, to_source: bool = True) -> None:
         super().__init__()
-        if not 0 < threshold < 1:
-            raise ConfigError("impossible threshold", received=threshold, expected="a probability between 0 and 1")
         self.inferer = inferer
-        self.threshold = math.log(threshold / (1 - threshold))
         self.to_source = to_source
+
+    @abstractmethod
+    def _empty(self, images: int, classes: int, size: tuple[int, ...]) -> torch.Tensor:
+        """Room for the result `(images, channels, *size)`."""
+
+    @abstractmethod
+    def _put(self, logits: torch.Tensor, grid: GridMap, out: torch.Tensor, region: tuple[slice, ...]) -> None:
+        """Write one tile's part of the result of one image, `out`."""
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Evaluate `network` on `inputs`.
@@ -58,7 +49,7 @@ class LabelInferer(Inferer):
             kwargs: passed on to `network`.
 
         Returns:
-            `(B, 1, *source)`, uint8 classes on the CPU; a MetaTensor on the source grid if `inputs` is one.
+            `(B, channels, *source)` on the CPU; a MetaTensor on the source grid if `inputs` is one.
         """
         grids = self._grids(inputs)
         if len({grid.source_size for grid in grids}) > 1:
@@ -67,13 +58,16 @@ class LabelInferer(Inferer):
                 received=[grid.source_size for grid in grids],
                 remedy="use a batch size of 1",
             )
-        labels = torch.zeros((len(grids), 1, *grids[0].source_size), dtype=torch.uint8)
+        found: torch.Tensor | None = None
         for tile in self._tiles(inputs, network, args, kwargs, extend=0 if grids[0].is_identity else 1):
-            out = labels[tile.image, 0]
-            restore_labels(tile.logits, grids[tile.image], threshold=self.threshold, out=out, region=tile.region)
+            if found is None:
+                found = self._empty(len(grids), len(tile.logits), grids[0].source_size)
+            self._put(tile.logits, grids[tile.image], found[tile.image], tile.region)
+        if found is None:
+            raise ConfigError("batch holds no image", received=tuple(inputs.shape), expected="(B, C, *spatial), B >= 1")
         if not isinstance(inputs, MetaTensor):
-            return labels
-        result = MetaTensor(labels).copy_meta_from(inputs)
+            return found
+        result = MetaTensor(found).copy_meta_from(inputs)
         if self.to_source:
             result.affine = torch.as_tensor(np.asarray(inputs.meta["original_affine"]), dtype=torch.float64)
             result.applied_operations = []
@@ -115,6 +109,42 @@ class LabelInferer(Inferer):
             GridMap.between(source, [int(n) for n in shape[: len(size)]], affine, size)
             for source, shape, affine in zip(sources, shapes, affines, strict=True)
         ]
+
+
+class LabelInferer(SourceGridInferer):
+    """Evaluate, decide and return to the source grid tile by tile; logits of the whole image are never kept.
+
+    It takes the place of `Invertd`, `Activationsd` and `AsDiscreted(argmax=True)` after the network. The labels are
+    those of interpolating the logits linearly on the source grid and taking the largest, see `restore_labels`.
+
+    Args:
+        inferer: evaluates the network, `OverlapTileInferer` or another one.
+        threshold: probability above which a voxel of a network with one channel (sigmoid) is class 1.
+        to_source: whether to return to the grid that the image was read on; otherwise labels stay on the network's.
+
+    Raises:
+        ConfigError: an impossible threshold; when called, images of different source grids in one batch.
+        GeometryError: when called, an image that does not know its source grid.
+
+    Example:
+        >>> network = torch.nn.Conv2d(1, 3, kernel_size=3, padding=1)
+        >>> inferer = LabelInferer(OverlapTileInferer(None), to_source=False)
+        >>> with torch.inference_mode():
+        ...     inferer(torch.rand(1, 1, 33, 35), network).shape
+        torch.Size([1, 1, 33, 35])
+    """
+
+    def __init__(self, inferer: Inferer, *, threshold: float = 0.5, to_source: bool = True) -> None:
+        super().__init__(inferer, to_source=to_source)
+        if not 0 < threshold < 1:
+            raise ConfigError("impossible threshold", received=threshold, expected="a probability between 0 and 1")
+        self.threshold = math.log(threshold / (1 - threshold))
+
+    def _empty(self, images: int, classes: int, size: tuple[int, ...]) -> torch.Tensor:
+        return torch.zeros((images, 1, *size), dtype=torch.uint8)
+
+    def _put(self, logits: torch.Tensor, grid: GridMap, out: torch.Tensor, region: tuple[slice, ...]) -> None:
+        restore_labels(logits, grid, threshold=self.threshold, out=out[0], region=region)
 
 
 def _each(value: Any, count: int, *, ndim: int) -> Sequence[np.ndarray[Any, Any]]:

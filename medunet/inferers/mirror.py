@@ -11,25 +11,26 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 
 from medunet.errors import ConfigError
-
-PROBABILITY_FLOOR = 1e-12
-"""Below this a mean probability counts as zero, so that its logarithm stays finite."""
+from medunet.networks import check_activation, to_logits, to_probabilities
 
 
 class MirrorInferer(Inferer):
-    """Average a softmax network's probabilities over mirrored views; another inferer evaluates each view.
+    """Average a network's probabilities over mirrored views; another inferer evaluates each view.
 
     Ronneberger et al. 2015 average the predictions of seven rotated views for the ISBI challenge (section 4). With both
     axes of a 2D image and `transpose` these are the eight views of the dihedral group. The mean of the probabilities is
-    returned as its logarithm, so that the softmax of a bundle's postprocessing gives it back.
+    returned as logits, so that the activation of a bundle's postprocessing gives it back.
 
     Args:
         inferer: evaluates one view, for instance :class:`OverlapTileInferer`.
         axes: spatial axes that are mirrored, in all combinations: 2 ** len(axes) views.
         transpose: double the views by swapping the first two spatial axes.
+        batch_size: views that go to `inferer` in one batch, where they have one size; an `OverlapTileInferer` then
+            takes its own `batch_size` of windows from it. More is faster for small images and takes more memory.
+        activation: `softmax`, or `sigmoid` of each channel.
 
     Raises:
-        ConfigError: no such axis.
+        ConfigError: no such axis, or an impossible batch size.
 
     Example:
         >>> from monai.inferers import SimpleInferer
@@ -40,32 +41,46 @@ class MirrorInferer(Inferer):
         torch.Size([1, 2, 5, 7])
     """
 
-    def __init__(self, inferer: Inferer, *, axes: Sequence[int], transpose: bool = False) -> None:
+    def __init__(
+        self,
+        inferer: Inferer,
+        *,
+        axes: Sequence[int],
+        transpose: bool = False,
+        batch_size: int = 1,
+        activation: str = "softmax",
+    ) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise ConfigError("impossible batch_size", received=batch_size, expected="1 or more")
         self.inferer = inferer
         self.axes = tuple(axes)
         self.transpose = transpose
+        self.batch_size = batch_size
+        self.activation = check_activation(activation)
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Evaluate all views: `(B, C, *spatial)` to log-probabilities `(B, classes, *spatial)`, float32."""
+        """Evaluate all views: `(B, C, *spatial)` to logits `(B, classes, *spatial)`, float32."""
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         if any(not 0 <= axis < image.ndim - 2 for axis in self.axes):
             raise ConfigError(
                 "no such axis to mirror", received=self.axes, expected=f"numbers from 0 to {image.ndim - 3}"
             )
         total: torch.Tensor | None = None
-        views = 0
-        for flips, swap in itertools.product(_subsets(self.axes), (False, True) if self.transpose else (False,)):
-            dims = [2 + axis for axis in flips]
-            view = image.flip(dims)
-            logits = self.inferer(view.transpose(2, 3) if swap else view, network, *args, **kwargs)
-            probabilities = torch.softmax(logits.float(), dim=1)
-            probabilities = (probabilities.transpose(2, 3) if swap else probabilities).flip(dims)
-            total = probabilities if total is None else total.add_(probabilities)
-            views += 1
+        views = list(itertools.product((False, True) if self.transpose else (False,), _subsets(self.axes)))
+        for swap, group in itertools.groupby(views, key=lambda view: view[0]):  # one size a group
+            flips = [[2 + axis for axis in axes] for _, axes in group]
+            for start in range(0, len(flips), self.batch_size):
+                part = flips[start : start + self.batch_size]
+                batch = torch.cat([image.flip(dims) for dims in part])
+                logits = self.inferer(batch.transpose(2, 3) if swap else batch, network, *args, **kwargs)
+                probabilities = to_probabilities(logits, self.activation)
+                probabilities = probabilities.transpose(2, 3) if swap else probabilities
+                for dims, view in zip(part, probabilities.split(len(image)), strict=True):
+                    total = view.flip(dims) if total is None else total.add_(view.flip(dims))
         if total is None:
-            raise ConfigError("no view to evaluate")
-        output = (total / views).clamp_min(PROBABILITY_FLOOR).log()
+            raise ConfigError("batch holds no image", received=tuple(inputs.shape), expected="(B, C, *spatial), B >= 1")
+        output = to_logits(total / len(views), self.activation)
         return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
 
 

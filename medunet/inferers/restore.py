@@ -13,7 +13,7 @@ disagree are interpolated, and the labels equal those of interpolating every cla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +101,7 @@ class GridMap:
 
 
 @dataclass(frozen=True, eq=False)
-class _Axis:
+class AxisSteps:
     """Along one source axis: the cell of the network's grid, where in it, and whether outside of the grid."""
 
     cell: torch.Tensor
@@ -109,7 +109,8 @@ class _Axis:
     outside: torch.Tensor
 
     @classmethod
-    def of(cls, coordinate: torch.Tensor, size: int) -> _Axis:
+    def of(cls, coordinate: torch.Tensor, size: int) -> AxisSteps:
+        """Steps to coordinates on a network's axis of `size` voxels."""
         outside = (coordinate < -OUTSIDE_VOXELS) | (coordinate > size - 1 + OUTSIDE_VOXELS)
         clamped = coordinate.clamp(0, size - 1)
         cell = clamped.floor().to(torch.int64)
@@ -150,11 +151,7 @@ def restore_labels(
         )
     if out is None:
         out = torch.zeros(grid.source_size, dtype=torch.uint8, device=logits.device)
-    # the part of the region that is this tile's own: its last voxels belong to the next tile, but at the grid's end
-    core = [
-        range(part.start, part.stop if part.stop == n else part.stop - 1)
-        for part, n in zip(region, grid.grid_size, strict=True)
-    ]
+    core = core_of(region, grid)
     if grid.is_identity:
         own = (slice(None), *(slice(0, len(part)) for part in core))
         out[tuple(slice(part.start, part.stop) for part in core)] = decide(logits[own], threshold)
@@ -165,20 +162,47 @@ def restore_labels(
         return out
     # the network's axes in the order of the source's, so that both run in parallel
     logits = logits.permute(0, *(1 + axis for axis in axes))
-    core = [core[axis] for axis in axes]
+    parallel = steps_along(grid, axes, core)
+    if parallel is None:
+        return out
+    spans, steps = parallel
+    _restore_parallel(logits, steps, out[spans], threshold)
+    return out
+
+
+def core_of(region: tuple[slice, ...], grid: GridMap) -> list[range]:
+    """The part of a region that is its tile's own: the last voxels belong to the next tile, but at the grid's end."""
+    return [
+        range(part.start, part.stop if part.stop == n else part.stop - 1)
+        for part, n in zip(region, grid.grid_size, strict=True)
+    ]
+
+
+def steps_along(
+    grid: GridMap, axes: tuple[int, ...], core: list[range]
+) -> tuple[tuple[slice, ...], list[AxisSteps]] | None:
+    """For parallel grids, the source voxels whose cells lie in a core, and where these are along each source axis.
+
+    Args:
+        grid: with `axes`.
+        axes: the network's axis along each source axis.
+        core: along the network's axes.
+
+    Returns:
+        Slices of the source and the steps along them, cells counted from the core's start; None if there are none.
+    """
     spans: list[slice] = []
-    steps: list[_Axis] = []
+    steps: list[AxisSteps] = []
     for k, axis in enumerate(axes):
         index = torch.arange(grid.source_size[k], dtype=torch.float64)
-        step = _Axis.of(grid.matrix[axis, k] * index + grid.matrix[axis, -1], grid.grid_size[axis])
-        mine = ((step.cell >= core[k].start) & (step.cell < core[k].stop)).nonzero()[:, 0]
+        step = AxisSteps.of(grid.matrix[axis, k] * index + grid.matrix[axis, -1], grid.grid_size[axis])
+        mine = ((step.cell >= core[axis].start) & (step.cell < core[axis].stop)).nonzero()[:, 0]
         if not len(mine):
-            return out
+            return None
         span = slice(int(mine[0]), int(mine[-1]) + 1)  # cells rise or fall along an axis, so this has no gap
         spans.append(span)
-        steps.append(_Axis(step.cell[span] - core[k].start, step.fraction[span], step.outside[span]))
-    _restore_parallel(logits, steps, out[tuple(spans)], threshold)
-    return out
+        steps.append(AxisSteps(step.cell[span] - core[axis].start, step.fraction[span], step.outside[span]))
+    return tuple(spans), steps
 
 
 def decide(values: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
@@ -190,11 +214,18 @@ def decide(values: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
     """
     if values.shape[0] == 1:
         return (values[0] > threshold).to(torch.uint8)
-    best, label = values[0].clone(), torch.zeros(values.shape[1:], dtype=torch.uint8, device=values.device)
-    for k in range(1, len(values)):  # a quarter of the time of torch.argmax over the first axis, and no int64 result
-        larger = values[k] > best
-        label[larger] = k
-        torch.maximum(best, values[k], out=best)
+    rows = values.movedim(0, -1)
+    if len(values) > 3 and rows.is_contiguous():  # channels-last: what is compared lies together
+        label = torch.empty(values.shape[1:], dtype=torch.uint8, device=values.device)
+        for row, result in zip(rows, label, strict=True):  # the indices are int64, so not all at once
+            result.copy_(row.argmax(dim=-1))
+        return label
+    label = (values[1] > values[0]).view(torch.uint8)
+    best = torch.maximum(values[0], values[1]) if len(values) > 2 else values[0]
+    for k in range(2, len(values)):  # a quarter of the time of torch.argmax over the first axis, and no int64 result
+        label.masked_fill_(values[k] > best, k)
+        if k + 1 < len(values):
+            torch.maximum(best, values[k], out=best)
     return label
 
 
@@ -202,17 +233,23 @@ def cells(labels: torch.Tensor) -> torch.Tensor:
     """The common label of the `2 ** n` nodes around each cell of `(*grid)`, or `MIXED`; the last cells are flat."""
     same, lowest = labels, labels
     for axis in range(labels.ndim):
-        index = torch.arange(labels.shape[axis], device=labels.device).add_(1).clamp_(max=labels.shape[axis] - 1)
-        same = torch.maximum(same, same.index_select(axis, index))
-        lowest = torch.minimum(lowest, lowest.index_select(axis, index))
-    return torch.where(same == lowest, same, MIXED)
+        same, lowest = _with_next(same, axis, torch.maximum), _with_next(lowest, axis, torch.minimum)
+    return same.masked_fill_(same != lowest, MIXED)
 
 
-def _restore_parallel(logits: torch.Tensor, steps: list[_Axis], out: torch.Tensor, threshold: float) -> None:
+def _with_next(labels: torch.Tensor, axis: int, of_two: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """A function of each label and the next one along an axis; the last stays."""
+    found, count = torch.empty_like(labels), labels.shape[axis] - 1
+    of_two(labels.narrow(axis, 0, count), labels.narrow(axis, 1, count), out=found.narrow(axis, 0, count))
+    found.narrow(axis, count, 1).copy_(labels.narrow(axis, count, 1))
+    return found
+
+
+def _restore_parallel(logits: torch.Tensor, steps: list[AxisSteps], out: torch.Tensor, threshold: float) -> None:
     device = logits.device
-    steps = [_Axis(*(t.to(device) for t in (s.cell, s.fraction, s.outside))) for s in steps]
+    steps = [AxisSteps(*(t.to(device) for t in (s.cell, s.fraction, s.outside))) for s in steps]
     mixed = cells(decide(logits, threshold))
-    nodes = _Nodes(logits)
+    nodes = Nodes(logits)
     first, *others = steps
     at_once = max(1, _SLAB_VOXELS // max(1, out[0].numel()))
     for start in range(0, len(first.cell), at_once):
@@ -228,7 +265,7 @@ def _restore_parallel(logits: torch.Tensor, steps: list[_Axis], out: torch.Tenso
             corners = [step.cell[i] for step, i in zip(steps, index, strict=True)]
             fractions = [step.fraction[i] for step, i in zip(steps, index, strict=True)]
             found[where] = nodes.labels(corners, fractions, threshold)
-        for axis, step in enumerate([_Axis(first.cell[part], first.fraction[part], first.outside[part]), *others]):
+        for axis, step in enumerate([AxisSteps(first.cell[part], first.fraction[part], first.outside[part]), *others]):
             if step.outside.any():
                 found.index_fill_(axis, step.outside.nonzero()[:, 0], 0)
         out[part] = found.to(out.device)
@@ -239,14 +276,14 @@ def _restore_oblique(
 ) -> None:
     """The same for any affine map: the cell of every source voxel is computed, a slab at a time."""
     device = logits.device
-    mixed, nodes = cells(decide(logits, threshold)), _Nodes(logits)
+    mixed, nodes = cells(decide(logits, threshold)), Nodes(logits)
     matrix = torch.as_tensor(grid.matrix, device=device)
     at_once = max(1, _SLAB_VOXELS // 8 // max(1, int(np.prod(grid.source_size[1:]))))
     for start in range(0, grid.source_size[0], at_once):
         stop = min(start + at_once, grid.source_size[0])
         ranges = [torch.arange(start, stop), *(torch.arange(n) for n in grid.source_size[1:])]
         index = torch.stack(torch.meshgrid(*ranges, indexing="ij")).to(device, torch.float64).flatten(1)
-        steps = [_Axis.of(matrix[axis, :-1] @ index + matrix[axis, -1], n) for axis, n in enumerate(grid.grid_size)]
+        steps = [AxisSteps.of(matrix[axis, :-1] @ index + matrix[axis, -1], n) for axis, n in enumerate(grid.grid_size)]
         inside = [(s.cell >= c.start) & (s.cell < c.stop) for s, c in zip(steps, core, strict=True)]
         mine = torch.stack(inside).all(0).nonzero()[:, 0]
         corners = [s.cell[mine] - c.start for s, c in zip(steps, core, strict=True)]
@@ -258,7 +295,7 @@ def _restore_oblique(
         out.view(-1)[start * out[0].numel() + mine.to(out.device)] = found.to(out.device)
 
 
-class _Nodes:
+class Nodes:
     """Logits at the nodes of the network's grid, from which those between are interpolated."""
 
     def __init__(self, logits: torch.Tensor) -> None:
@@ -282,16 +319,20 @@ class _Nodes:
         at_once = max(1, _CHUNK_NUMBERS // self.classes)
         for start in range(0, len(found), at_once):
             part = slice(start, start + at_once)
-            values = self._interpolated([c[part] for c in corner], [f[part] for f in fraction])
+            values = self.interpolated([c[part] for c in corner], [f[part] for f in fraction])
             found[part] = values[:, 0] > threshold if self.classes == 1 else values.argmax(dim=1)
         return found
 
-    def _interpolated(self, corner: Sequence[torch.Tensor], fraction: Sequence[torch.Tensor]) -> torch.Tensor:
+    def interpolated(self, corner: Sequence[torch.Tensor], fraction: Sequence[torch.Tensor]) -> torch.Tensor:
         """`(voxels, classes)`: the weighted sum of the corners' rows, one fused pass."""
-        node = torch.zeros(len(corner[0]), 1, dtype=torch.int64, device=self._source.device)
-        weight = torch.ones(len(corner[0]), 1, dtype=torch.float32, device=self._source.device)
+        base = torch.zeros_like(corner[0])
+        weight = torch.ones(len(base), 1, dtype=torch.float32, device=self._source.device)
+        offset = torch.zeros(1, dtype=torch.int64, device=self._source.device)
         for low, way, size in zip(corner, fraction, self.size, strict=True):
-            both = torch.stack([low, (low + 1).clamp_(max=size - 1)], dim=1)
-            node = (node[:, :, None] * size + both[:, None]).flatten(1)
+            base = base * size + low
+            offset = torch.stack([offset * size, offset * size + 1], dim=1).flatten()
             weight = (weight[:, :, None] * torch.stack([1 - way, way], dim=1)[:, None]).flatten(1)
+        node = base[:, None] + offset
+        # beyond the last node of an axis there is none, nor any weight
+        node.clamp_(max=len(self.rows) - 1)
         return F.embedding_bag(node, self.rows, per_sample_weights=weight, mode="sum")

@@ -10,22 +10,22 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 
 from medunet.errors import ConfigError
-
-from .mirror import PROBABILITY_FLOOR
+from medunet.networks import check_activation, to_logits, to_probabilities
 
 LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class ScaleInferer(Inferer):
-    """Average a softmax network's probabilities over views of several sizes; another inferer evaluates each view.
+    """Average a network's probabilities over views of several sizes; another inferer evaluates each view.
 
     A smaller view shows more around a voxel and less noise: a faint membrane that is hardly darker than its
     neighbourhood becomes a line. The network should have seen these sizes (`RandDeformd(scale_range=...)`). The mean of
-    the probabilities is returned as its logarithm, so that the softmax of a bundle's postprocessing gives it back.
+    the probabilities is returned as logits, so that the activation of a bundle's postprocessing gives it back.
 
     Args:
         inferer: evaluates one view, for instance :class:`OverlapTileInferer` or :class:`MirrorInferer`.
         scales: factors to the size of the image, for instance `[0.75, 1.0]`.
+        activation: `softmax`, or `sigmoid` of each channel.
 
     Raises:
         ConfigError: no scale, or one that is not positive.
@@ -38,25 +38,26 @@ class ScaleInferer(Inferer):
         torch.Size([1, 2, 33, 35])
     """
 
-    def __init__(self, inferer: Inferer, *, scales: Sequence[float]) -> None:
+    def __init__(self, inferer: Inferer, *, scales: Sequence[float], activation: str = "softmax") -> None:
         super().__init__()
         if not scales or min(scales) <= 0:
             raise ConfigError("impossible scales", received=list(scales), expected="one positive factor or more")
         self.inferer = inferer
         self.scales = tuple(scales)
+        self.activation = check_activation(activation)
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Evaluate all views: `(B, C, *spatial)` to log-probabilities `(B, classes, *spatial)`, float32."""
+        """Evaluate all views: `(B, C, *spatial)` to logits `(B, classes, *spatial)`, float32."""
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         size = image.shape[2:]
         views = []
         for scale in self.scales:
             view = _resized(image, [max(1, round(n * scale)) for n in size])
-            probabilities = torch.softmax(self.inferer(view, network, *args, **kwargs).float(), dim=1)
+            probabilities = to_probabilities(self.inferer(view, network, *args, **kwargs), self.activation)
             if probabilities.shape[2:] != size:
                 probabilities = torch.nn.functional.interpolate(probabilities, list(size), mode=LINEAR_MODES[len(size)])
             views.append(probabilities)
-        output = (sum(views[1:], views[0]) / len(views)).clamp_min(PROBABILITY_FLOOR).log()
+        output = to_logits(sum(views[1:], views[0]) / len(views), self.activation)
         return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -133,22 +134,36 @@ def compress(data: Buffer, *, level: int = FAST_LEVEL) -> bytes:
         >>> gzip.decompress(compress(bytes(10_000_000))) == bytes(10_000_000)
         True
     """
-    view = memoryview(data).cast("B")
-    pieces = [view[start : start + _PIECE_BYTES] for start in range(0, len(view), _PIECE_BYTES)] or [view]
+    return b"".join(compress_parts([data], level=level))
 
-    def squeeze(index: int) -> bytes:
+
+def compress_parts(parts: Iterable[Buffer], *, level: int = FAST_LEVEL) -> Iterator[bytes]:
+    """As :func:`compress` for content that comes part by part, so that it need never be in memory whole.
+
+    Args:
+        parts: bytes, or contiguous arrays; a part may be reused once the next is asked for.
+        level: as of :func:`compress`.
+
+    Example:
+        >>> import gzip
+        >>> gzip.decompress(b"".join(compress_parts([b"a volume, ", b"slice by slice"])))
+        b'a volume, slice by slice'
+    """
+
+    def squeeze(piece: memoryview) -> bytes:
         packer = _engine.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
         # A flush ends a piece on a whole byte without ending the stream, so that pieces can be put in a row.
-        last = index == len(pieces) - 1
-        return bytes(packer.compress(pieces[index]) + packer.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH))
+        return bytes(packer.compress(piece) + packer.flush(zlib.Z_SYNC_FLUSH))
 
-    def checksum() -> int:
-        return int(_engine.crc32(view))
-
-    if len(pieces) == 1:
-        packed, crc = [squeeze(0)], checksum()
-    else:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            running = pool.submit(checksum)
-            packed, crc = list(pool.map(squeeze, range(len(pieces)))), running.result()
-    return b"".join((_HEADER, *packed, struct.pack("<II", crc, len(view) % _MAX_LENGTH_FIELD)))
+    yield _HEADER
+    crc = length = 0
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for part in parts:
+            view = memoryview(part).cast("B")
+            running = pool.submit(_engine.crc32, view, crc)
+            pieces = (view[start : start + _PIECE_BYTES] for start in range(0, len(view), _PIECE_BYTES))
+            yield from pool.map(squeeze, pieces)
+            crc = int(running.result())
+            length += len(view)
+    yield _engine.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS).flush(zlib.Z_FINISH)
+    yield struct.pack("<II", crc, length % _MAX_LENGTH_FIELD)

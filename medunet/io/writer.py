@@ -6,7 +6,7 @@ import io
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from medunet.errors import DataError, GeometryError
 from medunet.files import atomic_path, write_atomically
 from medunet.geometry import Geometry
 
-from .deflate import compress
+from .deflate import compress_parts
 from .layout import copy_in_order
 from .names import split_suffix
 from .nrrd import SEG_NRRD_SUFFIX, seg_nrrd_bytes
@@ -30,6 +30,9 @@ from .segments import Segment, as_segments
 
 _NIFTI1_LARGEST_AXIS = 32767
 """NIfTI-1 keeps sizes as int16; larger volumes are written as NIfTI-2."""
+
+_PART_BYTES = 64 << 20
+"""Bytes of voxels that are put in the file's order, compressed and written at a time."""
 
 _NO_EXTENSION = bytes(4)
 _EXTENSION_FOLLOWS = bytes([1, 0, 0, 0])
@@ -90,8 +93,8 @@ def write_volume(
         raise GeometryError(error.cause, file=target, received=error.received, expected=error.expected) from error
     suffix = next((s for s in WRITE_SUFFIXES if target.name.lower().endswith(s)), None)
     if suffix in (".nii", ".nii.gz"):
-        data = _nifti_bytes(voxels, geometry, target, extension=_label_extension(labels))
-        write_atomically(target, compress(data) if suffix == ".nii.gz" else data, overwrite=overwrite)
+        data = _nifti_parts(voxels, geometry, target, extension=_label_extension(labels))
+        write_atomically(target, compress_parts(data) if suffix == ".nii.gz" else data, overwrite=overwrite)
     elif suffix == SEG_NRRD_SUFFIX:
         whole = _cast(voxels, label_dtype(voxels, planar=False), target)
         segments = as_segments(labels, values=whole) if labels is None or isinstance(labels, Mapping) else labels
@@ -186,7 +189,10 @@ def _label_extension(labels: Mapping[str, int] | Sequence[Segment] | None) -> by
     return _EXTENSION_FOLLOWS + struct.pack("<ii", length, _COMMENT) + text.ljust(length - 8, b"\0")
 
 
-def _nifti_bytes(voxels: npt.NDArray[Any], geometry: Geometry, path: Path, *, extension: bytes) -> memoryview:
+def _nifti_parts(
+    voxels: npt.NDArray[Any], geometry: Geometry, path: Path, *, extension: bytes
+) -> Iterator[bytes | memoryview]:
+    """The file's bytes, part by part: of a chest CT, or of the probabilities of many classes, no copy is made."""
     if voxels.ndim > 4:
         raise DataError("too many axes", file=path, received=voxels.shape)
     if voxels.dtype.kind not in "iuf" or voxels.dtype.itemsize > 8:
@@ -208,12 +214,17 @@ def _nifti_bytes(voxels: npt.NDArray[Any], geometry: Geometry, path: Path, *, ex
     header["vox_offset"] = len(header.binaryblock) + len(extension)
     header["magic"] = b"n+2" if large else b"n+1"
     head = header.binaryblock + extension
-    file = np.empty(len(head) + voxels.nbytes, dtype=np.uint8)
-    file[: len(head)] = np.frombuffer(head, dtype=np.uint8)
     little = voxels.dtype.newbyteorder("<")
-    # Voxels go straight to their place in the file: a chest CT is not copied twice.
-    copy_in_order(voxels, dtype=little, order="F", out=file[len(head) :].view(little).reshape(voxels.shape, order="F"))
-    return file.data
+    yield head
+    if not voxels.size:
+        return
+    slab = voxels[..., :1].nbytes  # the last axis varies slowest in the file
+    at_once = max(1, _PART_BYTES // slab)
+    for start in range(0, voxels.shape[-1], at_once):
+        part = voxels[..., start : start + at_once]
+        out = np.empty(part.shape, dtype=little, order="F")
+        copy_in_order(part, dtype=little, order="F", out=out)
+        yield out.reshape(-1, order="F").data.cast("B")
 
 
 def _planar(voxels: npt.NDArray[Any], path: Path, *, axes: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from . import presets as presets
+from .activation import ACTIVATIONS as ACTIVATIONS
+from .activation import check_activation as check_activation
+from .activation import to_logits as to_logits
+from .activation import to_probabilities as to_probabilities
+from .allocation import keep_freed_memory as keep_freed_memory
 from .autocast import autocast as autocast
 from .autocast import fast_dtype as fast_dtype
 from .autocast import resolve_device as resolve_device

@@ -10,7 +10,7 @@ from torch import nn
 
 from medunet.errors import ConfigError
 
-ACTIVATIONS = ("softmax", "sigmoid")
+from .activation import check_activation, to_probabilities
 
 
 class Ensemble(nn.Module):
@@ -34,8 +34,6 @@ class Ensemble(nn.Module):
         super().__init__()
         if not networks:
             raise ConfigError("an ensemble needs a network", received="none")
-        if activation not in ACTIVATIONS:
-            raise ConfigError("unknown activation", received=activation, expected=list(ACTIVATIONS))
         known = [getattr(network, "shapes", None) for network in networks]
         if different := [shapes for shapes in known if shapes != known[0]]:
             raise ConfigError(
@@ -45,7 +43,7 @@ class Ensemble(nn.Module):
                 remedy="average networks of one plan only",
             )
         self.networks = nn.ModuleList(networks)
-        self.activation = activation
+        self.activation = check_activation(activation)
 
     @property
     def shapes(self) -> Any:
@@ -65,9 +63,5 @@ class Ensemble(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """`(B, C, *spatial)` to mean probabilities `(B, classes, *spatial)`, float32."""
-        shares = []
-        for network in self.networks:
-            output = network(image)
-            logits = (output[0] if isinstance(output, list | tuple) else output).float()
-            shares.append(torch.softmax(logits, dim=1) if self.activation == "softmax" else torch.sigmoid(logits))
+        shares = [to_probabilities(network(image), self.activation) for network in self.networks]
         return torch.stack(shares).mean(dim=0)

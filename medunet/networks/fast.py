@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from torch import nn
 from medunet.errors import ConfigError, DataError
 from medunet.files import write_atomically
 
+from .allocation import keep_freed_memory
 from .autocast import DTYPES, fast_dtype
 from .folding import fold_batch_norm
+from .openvino_runtime import OpenVinoNetwork, has_openvino
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("eager", "compile")
+BACKENDS = ("eager", "compile", "openvino", "auto")
 
 MIN_AGREEMENT = 0.97
 """Share of voxels in which a candidate must have the class of the float32 network. Rounding to bfloat16 turns voxels
@@ -33,7 +36,10 @@ MAX_DIFFERENCE = 0.1
 """Largest root-mean-square difference of a candidate's logits, in standard deviations of the float32 network's."""
 
 CALIBRATION_EDGE = 64
-"""Voxels an axis of the window that is timed, in 2D eight times as many: long enough to tell, short enough to wait."""
+"""Voxels an axis of the window that is timed, in 2D four times as many: long enough to tell, short enough to wait."""
+
+HOPELESS = 1.5
+"""A candidate that once took this many times as long as the best is not timed again."""
 
 _ROUNDS = 3
 
@@ -45,7 +51,7 @@ class Candidate:
     Args:
         dtype: name of the number format of weights and activations.
         channels_last: whether channels lie together in memory.
-        backend: `eager` or `compile`.
+        backend: `eager`, `compile` or `openvino`.
     """
 
     dtype: str = "float32"
@@ -64,11 +70,33 @@ class Choice:
         candidate: the one that is used.
         milliseconds: time of one pass over the window by candidate; the refused ones are left out.
         refused: candidates that answered wrongly or failed, with the reason.
+        meanwhile: with OpenVINO, the one that is used for windows of sizes which it has not compiled.
+        saving: seconds a voxel that the candidate is faster than `meanwhile`.
     """
 
     candidate: Candidate
     milliseconds: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    meanwhile: Candidate | None = None
+    saving: float = 0.0
+
+    def kept(self) -> dict[str, Any]:
+        """What is written into the file."""
+        meanwhile = None if self.meanwhile is None else asdict(self.meanwhile)
+        return {"candidate": asdict(self.candidate), "meanwhile": meanwhile, "saving": self.saving}
+
+    @classmethod
+    def read(cls, kept: Any, candidates: Sequence[Candidate]) -> Choice | None:
+        """The choice that was written, if it is one of the candidates."""
+        if not isinstance(kept, dict):
+            return None
+        by_values = {repr(asdict(candidate)): candidate for candidate in candidates}
+        candidate, meanwhile = (by_values.get(repr(kept.get(key))) for key in ("candidate", "meanwhile"))
+        if candidate is None:
+            return None
+        if candidate.backend == "openvino" and meanwhile is None and any(c.backend == "eager" for c in candidates):
+            return None
+        return cls(candidate, meanwhile=meanwhile, saving=float(kept.get("saving", 0.0)))
 
 
 class FastNetwork(nn.Module):
@@ -82,7 +110,9 @@ class FastNetwork(nn.Module):
     Args:
         network: in training mode it is called as it is.
         dtype: `auto`, or a number format, which is then used without measuring: `float32` is the exact mode.
-        backend: `eager`, or `compile` for `torch.compile`, which takes tens of seconds at the first call.
+        backend: `eager`; `compile` for `torch.compile`, which takes tens of seconds at the first call; `openvino` (CPU;
+            extra `openvino`), which takes seconds for each new size of a window; `auto` measures `eager` and, where it
+            is installed, `openvino`, which then serves the sizes that recur or are large.
         cache_dir: folder of the file with earlier choices; None takes the environment's `MEDUNET_CACHE_DIR`, or
             `medunet` in the user's cache folder.
 
@@ -141,38 +171,51 @@ class FastNetwork(nn.Module):
             return self.network(image)
         state = _state_of(self.network, image.device)
         if state != self._state:
+            if image.device.type == "cpu":
+                keep_freed_memory()
             self.choice = self._choose(image)
-            self._ready = [prepare(self.network, self.choice.candidate)]
+            self._ready = [_prepared(self.network, self.choice)]
             self._state = state
         candidate = Candidate() if self.choice is None else self.choice.candidate
         with torch.autocast(image.device.type, enabled=False):
             return self._ready[0](convert(image, candidate))
 
     def _choose(self, image: torch.Tensor) -> Choice:
-        device = image.device
-        if self.dtype != "auto":
-            return Choice(Candidate(self.dtype, self.dtype != "float32" or device.type == "cuda", self.backend))
-        names = {"float32", str(fast_dtype(device)).removeprefix("torch.")}
-        candidates = [Candidate(name, last, self.backend) for name in sorted(names) for last in (False, True)]
+        candidates = self._candidates(image.device)
+        if len(candidates) == 1:
+            return Choice(candidates[0])
         path = _cache_file(self.cache_dir)
         key = self._key(image)
-        known = _read(path).get(key)
-        if known in [asdict(candidate) for candidate in candidates]:
-            return Choice(Candidate(**known))
+        known = Choice.read(_read(path).get(key), candidates)
+        if known is not None:
+            return known
         choice = calibrate(self.network, self._window(image), candidates)
         logger.debug("%s: %s of %s ms", type(self.network).__name__, choice.candidate, choice.milliseconds)
         for name, reason in choice.refused.items():
             logger.warning("%s is not used on this machine: %s", name, reason)
         try:
-            write_atomically(path, json.dumps({**_read(path), key: asdict(choice.candidate)}, indent=1))
+            write_atomically(path, json.dumps({**_read(path), key: choice.kept()}, indent=1))
         except (OSError, DataError) as error:
             logger.debug("calibration is not kept: %s", error)
         return choice
 
+    def _candidates(self, device: torch.device) -> list[Candidate]:
+        fast = str(fast_dtype(device)).removeprefix("torch.")
+        names = sorted({"float32", fast}) if self.dtype == "auto" else [self.dtype]
+        backends = [self.backend]
+        if self.backend == "auto":
+            backends = ["eager", "openvino"] if device.type == "cpu" and has_openvino() else ["eager"]
+        found = []
+        for backend in backends:
+            for name in names:
+                layouts = (False, True) if self.dtype == "auto" else (name != "float32" or device.type == "cuda",)
+                found += [Candidate(name, last, backend) for last in ((False,) if backend == "openvino" else layouts)]
+        return found
+
     def _window(self, image: torch.Tensor) -> torch.Tensor:
         """The middle of the first image, small, in a size that the network takes."""
         axes = image.ndim - 2
-        edge = CALIBRATION_EDGE * (8 if axes == 2 else 1)
+        edge = CALIBRATION_EDGE * (4 if axes == 2 else 1)
         size = [min(edge, n) for n in image.shape[2:]]
         shapes = getattr(self.network, "shapes", None)
         if shapes is not None:
@@ -188,13 +231,32 @@ class FastNetwork(nn.Module):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
         threads = torch.get_num_threads() if device.type == "cpu" else 0
         shapes = sorted((n, tuple(t.shape)) for n, t in self.network.state_dict().items())
-        text = repr((name, threads, torch.__version__, self.backend, tuple(self._window(image).shape), shapes))
+        options = (torch.__version__, self.dtype, self.backend)
+        size = round(math.log2(self._window(image).numel()))  # images of a data set differ a little in size
+        text = repr((name, threads, options, size, shapes))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _prepared(network: nn.Module, choice: Choice) -> nn.Module:
+    """As :func:`prepare`; OpenVINO serves the sizes that pay for their compilation, if there is something else."""
+    other = choice.meanwhile
+    if other is None:
+        return prepare(network, choice.candidate)
+    meanwhile = prepare(network, other)
+    folded = fold_batch_norm(network).float().requires_grad_(False)
+    return OpenVinoNetwork(
+        folded,
+        dtype=choice.candidate.dtype,
+        meanwhile=lambda image: meanwhile(convert(image, other)),
+        saving=choice.saving,
+    )
 
 
 def prepare(network: nn.Module, candidate: Candidate) -> nn.Module:
     """A private copy of a network, folded and converted."""
     ready = fold_batch_norm(network).requires_grad_(False)
+    if candidate.backend == "openvino":
+        return OpenVinoNetwork(ready.float(), dtype=candidate.dtype)
     ready = ready.to(dtype=DTYPES[candidate.dtype])
     if candidate.channels_last:
         for tensor in ready.parameters():
@@ -205,6 +267,8 @@ def prepare(network: nn.Module, candidate: Candidate) -> nn.Module:
 
 def convert(image: torch.Tensor, candidate: Candidate) -> torch.Tensor:
     """An image as the prepared copy takes it."""
+    if candidate.backend == "openvino":
+        return image
     layout = _FORMATS.get(image.ndim) if candidate.channels_last else None
     return image.to(dtype=DTYPES[candidate.dtype], memory_format=layout or torch.contiguous_format)
 
@@ -234,6 +298,8 @@ def calibrate(network: nn.Module, window: torch.Tensor, candidates: list[Candida
             ready[str(candidate)] = module, image
         for _ in range(_ROUNDS):
             for name, (module, image) in ready.items():
+                if best.get(name, 0.0) > HOPELESS * min(best.values(), default=math.inf):
+                    continue
                 begun = time.perf_counter()
                 module(image)
                 if image.device.type == "cuda":
@@ -242,7 +308,13 @@ def calibrate(network: nn.Module, window: torch.Tensor, candidates: list[Candida
                 best[name] = min(milliseconds, best.get(name, milliseconds))
     fastest = min(best, key=lambda name: best[name], default=str(Candidate()))
     chosen = next((c for c in candidates if str(c) == fastest), Candidate())
-    return Choice(chosen, {name: round(value, 3) for name, value in best.items()}, refused)
+    choice = Choice(chosen, {name: round(value, 3) for name, value in best.items()}, refused)
+    others = [c for c in candidates if c.backend != "openvino" and str(c) in best]
+    if chosen.backend != "openvino" or not others:
+        return choice
+    meanwhile = min(others, key=lambda c: best[str(c)])
+    saved = 1e-3 * (best[str(meanwhile)] - best[fastest])
+    return replace(choice, meanwhile=meanwhile, saving=saved / window[0, 0].numel())
 
 
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -141,4 +141,5 @@ def evaluation_overlay(print_: Fingerprint) -> dict[str, Any]:
     """Values for evaluate.json only."""
     if print_.ignore is None:
         return {}
-    return {"post::argmax": {"_target_": "Compose", "transforms": [ARGMAX, BLANK_IGNORED]}}
+    on_cpu = {"_target_": "EnsureTyped", "keys": ["pred", "label"], "device": "cpu"}
+    return {"postprocessing": {"_target_": "Compose", "transforms": [on_cpu, BLANK_IGNORED]}}

@@ -24,7 +24,7 @@ from monai.transforms import Compose
 
 from medunet.errors import ConfigError
 from medunet.inferers.memory import is_out_of_memory
-from medunet.networks import UNet, autocast, resolve_device, resolve_dtype
+from medunet.networks import UNet, autocast, keep_freed_memory, resolve_device, resolve_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +150,8 @@ def main() -> None:
 
 def _measure(config: dict[str, Any], image_size: Sequence[int], device: str, steps: int, seconds: float) -> StepCost:
     where = resolve_device(device)
+    if where.type == "cpu":
+        keep_freed_memory()  # as the trainer does
     parser = ConfigParser()
     parser.read_config(config)
     parser.update({"device": where})

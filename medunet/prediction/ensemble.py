@@ -9,12 +9,6 @@ import torch
 
 from medunet import networks
 
-PROBABILITY_FLOOR = 1e-12
-"""Below this a mean probability counts as zero, so that its logarithm stays finite."""
-
-SIGMOID_FLOOR = 1e-6
-"""The same for a sigmoid's mean, which is also kept this far from one; float32 cannot say 1 - 1e-12."""
-
 
 class EnsembleLogits(torch.nn.Module):
     """The mean of members' probabilities as logits, so that a bundle's inferer and postprocessing serve it unchanged.
@@ -32,15 +26,11 @@ class EnsembleLogits(torch.nn.Module):
     def __init__(self, members: Sequence[torch.nn.Module], *, activation: str = "softmax") -> None:
         super().__init__()
         self.activation = activation
-        options: dict[str, Any] = {} if activation == "softmax" else {"activation": activation}
-        self.ensemble = networks.Ensemble(list(members), **options)
+        self.ensemble = networks.Ensemble(list(members), activation=activation)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """``(B, C, *spatial)`` to ``(B, classes, *spatial)``, float32."""
-        mean = self.ensemble(image).float()
-        if self.activation == "sigmoid":
-            return torch.logit(mean, eps=SIGMOID_FLOOR)
-        return mean.clamp_min(PROBABILITY_FLOOR).log()
+        return networks.to_logits(self.ensemble(image), self.activation)
 
     @property
     def shapes(self) -> Any:

@@ -213,18 +213,18 @@ class Predictor:
         """The inferer's answer for a preprocessed image ``(C, *spatial)``.
 
         Returns:
-            ``(classes, *spatial)``, float32, on the CPU, with the metadata of the image; of an inferer that gives
-            label maps (integers) ``(1, *source)`` with the inferer's metadata, for they lie on another grid.
+            ``(classes, *spatial)``, float32, on the CPU, with the metadata of the image; of an inferer that goes back
+            to the source grid what it gives, with its own metadata.
         """
         # collated as a DataLoader does, which is what inferers meet in MONAI's engine
         batch = list_data_collate([image]) if isinstance(image, MetaTensor) else image[None]
         with autocast(self.device, self.autocast_dtype):
             output = self.inferer(batch.to(self.device), self.network)
         first: torch.Tensor = decollate_batch(output)[0] if getattr(output, "is_batch", False) else output[0]
-        if not first.is_floating_point():
-            return first.cpu()
-        logits = torch.as_tensor(first).float().cpu()
-        return MetaTensor(logits).copy_meta_from(image) if isinstance(image, MetaTensor) else logits
+        first = first.cpu() if not first.is_floating_point() else first.float().cpu()
+        if isinstance(image, MetaTensor) and not isinstance(first, MetaTensor):
+            first = MetaTensor(first).copy_meta_from(image)
+        return first
 
     def _read(self, case: _Case) -> None:
         if self.skip_done and case.way.savers:

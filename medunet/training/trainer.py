@@ -11,7 +11,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 
 from medunet.errors import ConfigError, DataError
-from medunet.networks.autocast import autocast, resolve_dtype
+from medunet.networks import autocast, keep_freed_memory, resolve_dtype
 
 
 class Trainer(SupervisedTrainer):
@@ -53,6 +53,12 @@ class Trainer(SupervisedTrainer):
         self.name_key = name_key
         uses_float16 = resolve_dtype(self.state.device, autocast_dtype) is torch.float16
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=uses_float16)
+
+    def run(self) -> None:
+        """Train until the last epoch; on a CPU the process keeps freed memory, see `keep_freed_memory`."""
+        if self.state.device.type == "cpu":
+            keep_freed_memory()
+        super().run()
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         if batchdata is None:

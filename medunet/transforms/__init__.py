@@ -1,10 +1,12 @@
 """MONAI dictionary transforms that medunet adds: labels, deformation, border weights, intensity."""
 
+from .body import AboveThreshold as AboveThreshold
 from .border_weights import BorderWeightMapd as BorderWeightMapd
 from .border_weights import border_weight_map as border_weight_map
 from .intensity import RandNoised as RandNoised
 from .labels import IGNORE_INDEX as IGNORE_INDEX
 from .labels import BlankIgnoredd as BlankIgnoredd
+from .labels import DecideLabelsd as DecideLabelsd
 from .labels import DecodeLabelsd as DecodeLabelsd
 from .labels import EncodeLabelsd as EncodeLabelsd
 from .normalise import NormalizeChannelsd as NormalizeChannelsd

@@ -206,3 +206,47 @@ def _smallest_dtype(values: Any) -> torch.dtype:
 def _listed(values: Sequence[float]) -> str:
     shown = ", ".join(f"{value:g}" for value in values[:SHOWN_VALUES])
     return f"[{shown}, ...]" if len(values) > SHOWN_VALUES else f"[{shown}]"
+
+
+class DecideLabelsd(MapTransform):
+    """Class indices from probabilities, which move to a key of their own; a slab at a time, so that they may be mapped.
+
+    Args:
+        keys: probabilities `(classes, *spatial)`; afterwards labels `(1, *spatial)`, uint8. The class of equal
+            probabilities is the lowest. One channel alone is class 1 where it exceeds `threshold`.
+        prob_key: where the probabilities go, untouched and not copied.
+        threshold: probability of a single channel.
+        allow_missing_keys: as in MONAI.
+
+    Example:
+        >>> item = DecideLabelsd("pred")({"pred": torch.tensor([[0.4, 0.1], [0.6, 0.9]])})
+        >>> item["pred"].tolist(), item["prob"].shape
+        ([[1, 1]], torch.Size([2, 2]))
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        prob_key: str = "prob",
+        threshold: float = 0.5,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.prob_key = prob_key
+        self.threshold = threshold
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Decide every voxel of the item's probabilities."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[self.prob_key] = item[key]
+            probabilities = torch.as_tensor(item[key])
+            if isinstance(probabilities, MetaTensor):
+                probabilities = probabilities.as_tensor()
+            labels = torch.empty((1, *probabilities.shape[1:]), dtype=torch.uint8, device=probabilities.device)
+            for row in range(probabilities.shape[1]):
+                slab = probabilities[:, row]
+                labels[0, row] = slab.argmax(dim=0) if len(slab) > 1 else slab[0] > self.threshold
+            item[key] = MetaTensor(labels).copy_meta_from(item[key]) if isinstance(item[key], MetaTensor) else labels
+        return item

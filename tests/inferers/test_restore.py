@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from medunet.errors import GeometryError
 from medunet.inferers import GridMap, OverlapTileInferer, restore_labels
-from medunet.inferers.restore import _Nodes, cells, decide
+from medunet.inferers.restore import Nodes, cells, decide
 from medunet.networks import UNet
 
 
@@ -29,7 +29,7 @@ def everywhere(logits: torch.Tensor, grid: GridMap, threshold: float = 0.0) -> t
         clamped = np.clip(place[axis], 0, size - 1)
         corners.append(torch.from_numpy(np.floor(clamped).astype(np.int64)))
         fractions.append(torch.from_numpy((clamped - np.floor(clamped)).astype(np.float32)))
-    labels = _Nodes(logits).labels(corners, fractions, threshold)
+    labels = Nodes(logits).labels(corners, fractions, threshold)
     labels[torch.from_numpy(outside)] = 0
     return labels.view(grid.source_size)
 

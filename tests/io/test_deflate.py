@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from medunet.errors import DataError, SecurityError
 from medunet.io import deflate
-from medunet.io.deflate import compress, gunzip
+from medunet.io.deflate import compress, compress_parts, gunzip
 
 NOISE = np.random.default_rng(0).integers(0, 50, 300_001, dtype=np.uint8).tobytes()
 
@@ -123,3 +123,16 @@ def test_a_bomb_is_unpacked_no_further_than_wanted(way):
 
 def test_fewer_bytes_than_wanted_come_back_as_they_are(way):
     assert gunzip(gzip.compress(NOISE[:100]), wanted=120) == NOISE[:100]
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [10], [5_000_000, 1, 9_000_000], [0, 7, 0]], ids=str)
+def test_parts_are_one_member(sizes):
+    parts = [np.random.default_rng(n).integers(0, 9, n, dtype=np.uint8) for n in sizes]
+    whole = b"".join(part.tobytes() for part in parts)
+    packed = b"".join(compress_parts(parts))
+    assert gzip.decompress(packed) == whole
+    member = zlib.decompressobj(wbits=31)
+    assert member.decompress(packed) == whole
+    assert member.eof
+    assert not member.unused_data
+    assert gunzip(packed, wanted=len(whole)).tobytes() == whole

@@ -12,6 +12,7 @@ from torch import nn
 from medunet.errors import ConfigError
 from medunet.networks import FastNetwork, UNet, fold_batch_norm, presets
 from medunet.networks.fast import Candidate, calibrate
+from medunet.networks.openvino_runtime import COMPILE_SECONDS, OpenVinoNetwork
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +114,7 @@ def test_choice_is_measured_once_and_kept(tmp_path, monkeypatch):
     with torch.inference_mode():
         first(image)
     (kept,) = json.loads((tmp_path / "cache" / "calibration.json").read_text()).values()
-    assert kept["dtype"] == first.choice.candidate.dtype
+    assert kept["candidate"]["dtype"] == first.choice.candidate.dtype
     assert first.choice.milliseconds
     monkeypatch.setattr("medunet.networks.fast.calibrate", lambda *args: pytest.fail("measured again"))
     second = FastNetwork(network).eval()
@@ -164,3 +165,53 @@ def test_compiled_answers_the_same(caplog):
     fast = FastNetwork(network, dtype="float32", backend="compile").eval()
     with torch.inference_mode(), caplog.at_level(logging.ERROR):
         torch.testing.assert_close(fast(image), network(image), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (33, 35)], ids=str)
+def test_openvino_answers_the_same(size):
+    pytest.importorskip("openvino")
+    network, image = make_network(2), torch.randn(2, 1, *size)
+    fast = FastNetwork(network, dtype="float32", backend="openvino").eval()
+    with torch.inference_mode():
+        for _ in range(2):  # the second time it is compiled already
+            expected = network(image)
+            torch.testing.assert_close(fast(image), expected, atol=1e-4 * float(expected.std()), rtol=0)
+            image = torch.randn(2, 1, *size)
+
+
+def test_openvino_compiles_sizes_that_pay_for_it():
+    pytest.importorskip("openvino")
+    network = make_network(2)
+    runtime = OpenVinoNetwork(network, meanwhile=network, saving=0.4 * COMPILE_SECONDS / 64**2)
+    with torch.inference_mode():
+        calls = [runtime(torch.zeros(1, 1, 64, 64)) for _ in range(2)]
+        assert not runtime._compiled
+        calls.append(runtime(torch.zeros(1, 1, 64, 64)))
+        assert list(runtime._compiled) == [(1, 1, 64, 64)]
+        assert runtime(torch.zeros(1, 1, 32, 32)).shape == (1, 3, 32, 32)
+        assert len(runtime._compiled) == 1
+    torch.testing.assert_close(calls[0], calls[2], atol=1e-4, rtol=1e-4)
+
+
+def test_choice_among_runtimes_is_kept(tmp_path):
+    pytest.importorskip("openvino")
+    network, image = make_network(2), torch.randn(1, 1, 64, 64)
+    with torch.inference_mode():
+        first = FastNetwork(network, backend="auto").eval()
+        torch.testing.assert_close(first(image).float().argmax(1), network(image).argmax(1), atol=1, rtol=0)
+        assert {name.split()[0] for name in first.choice.milliseconds} == {"eager", "openvino"}
+        again = FastNetwork(network, backend="auto").eval()
+        again(image)
+    assert again.choice.candidate == first.choice.candidate
+    assert not again.choice.milliseconds
+    exact = FastNetwork(network, dtype="float32", backend="auto").eval()
+    with torch.inference_mode():
+        exact(image)
+    assert exact.choice.candidate.dtype == "float32"  # and not what was kept for another format
+    assert exact.choice.milliseconds
+
+
+def test_openvino_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("medunet.networks.openvino_runtime.has_openvino", lambda: False)
+    with torch.inference_mode(), pytest.raises(ConfigError, match="pip install openvino"):
+        FastNetwork(make_network(), dtype="float32", backend="openvino").eval()(torch.zeros(1, 1, 32, 32))

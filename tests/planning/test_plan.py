@@ -131,7 +131,7 @@ def test_ignored_voxels_count_nowhere(make_data: DataMaker) -> None:
     assert chosen.values["steps::encode::ignore_value"] == 2
     assert chosen.values["loss"]["ignore_index"] == 255
     assert chosen.values["label_values"] == [0, 1]
-    assert "post::argmax" in chosen.only_evaluate
+    assert "postprocessing" in chosen.only_evaluate
 
 
 def test_volumes_can_have_a_network_in_the_plane(make_data: DataMaker) -> None:
