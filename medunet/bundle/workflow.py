@@ -17,7 +17,7 @@ from medunet.metrics import Summary, summarise, write_tables
 from medunet.networks import resolve_device
 from medunet.planning import adapt
 from medunet.prediction import Pair, Predictor, evaluate_pairs, pair_files
-from medunet.training import BEST_NAME, LAST_NAME
+from medunet.training import BEST_NAME, LAST_NAME, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,10 @@ def prepare_run(bundle: Path, data: Path, output: Path, *, changes: Mapping[str,
     Returns:
         The data set.
     """
+    if changes.get("init_from") and not weights_of(changes["init_from"]).is_file():
+        raise DataError(
+            "no weights to start from", file=changes["init_from"], expected=f"a run with models/{BEST_NAME}"
+        )
     dataset = open_dataset(data)
     raise_on_error(check_dataset(dataset, level="header"))
     values = adapt(dataset, read_json(bundle / "configs" / "train.json"))

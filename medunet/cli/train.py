@@ -19,6 +19,9 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Epochs; the bundle's number by default.")] = None,
     device: Device = "auto",
     output: Annotated[Path | None, typer.Option(help="Folder of the run; runs/BUNDLE_DATA_foldK by default.")] = None,
+    init_from: Annotated[
+        Path | None, typer.Option("--init-from", metavar="RUN", help="Start from the weights of another run.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --output stopped.")] = False,
     settings: Set = None,
 ) -> None:
@@ -29,6 +32,8 @@ def train(
     changes = {"fold": fold, **parse_settings(settings)}
     if epochs is not None:
         changes["epochs"] = epochs
+    if init_from is not None:
+        changes["init_from"] = str(init_from.resolve())
     data_name = data.resolve().parent.name if data.is_file() else data.resolve().name
     output = output or Path("runs") / f"{source.resolve().name}_{data_name}_fold{fold}"
     result = train_bundle(source, data, output, changes=changes, device=device, resume=resume)

@@ -11,6 +11,8 @@ from .ensemble import Ensemble as Ensemble
 from .fast import FastNetwork as FastNetwork
 from .folding import fold_batch_norm as fold_batch_norm
 from .shapes import UNetShapes as UNetShapes
+from .transfer import TransferReport as TransferReport
+from .transfer import transfer_weights as transfer_weights
 from .unet import UNet as UNet
 from .weights import load_checkpoint as load_checkpoint
 from .weights import load_weights as load_weights
