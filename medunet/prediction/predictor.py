@@ -18,10 +18,9 @@ from monai.transforms import Compose, LoadImage, LoadImaged
 
 from medunet.errors import ConfigError, DataError, MedunetError, find_cause
 from medunet.io import ResultFormat, SavePredictiond
-from medunet.networks import autocast, resolve_device
+from medunet.networks import EnsembleLogits, autocast, resolve_device
 
 from .configuration import check_same_input, load_network, parse_inference
-from .ensemble import EnsembleLogits
 from .existing import existing_result
 from .pipeline import overlap
 from .timing import StageSeconds, Stopwatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ class WeightsLoader:
     MONAI's ``CheckpointLoader`` passes over weights that do not fit unless told otherwise.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or one a member of an ensemble.
         network: the bare network.
     """
 
-    def __init__(self, path: str, network: torch.nn.Module) -> None:
+    def __init__(self, path: str | Sequence[str], network: torch.nn.Module) -> None:
         self.path = path
         self.network = network
 

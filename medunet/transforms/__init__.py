@@ -1,4 +1,4 @@
-"""MONAI dictionary transforms that medunet adds: labels, deformation, border weights, intensity."""
+"""MONAI dictionary transforms that medunet adds: labels, deformation, border weights, intensity, components."""
 
 from .border_weights import BorderWeightMapd as BorderWeightMapd
 from .border_weights import border_weight_map as border_weight_map
@@ -6,4 +6,7 @@ from .intensity import RandNoised as RandNoised
 from .labels import IGNORE_INDEX as IGNORE_INDEX
 from .labels import DecodeLabelsd as DecodeLabelsd
 from .labels import EncodeLabelsd as EncodeLabelsd
+from .postprocess import CleanComponentsd as CleanComponentsd
+from .postprocess import Components as Components
+from .postprocess import clean_labels as clean_labels
 from .spatial import RandDeformd as RandDeformd

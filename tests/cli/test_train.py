@@ -6,12 +6,16 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Events
 
 from medunet.cli.app import main
 from medunet.datasets import write_phantom_dataset
+from medunet.errors import DataError
+from medunet.training import CheckpointHandler, Trainer
 
 # MONAI and ignite warn about themselves; the command line silences them in its own process
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -62,3 +66,68 @@ def test_weights_that_are_not_there_are_refused_before_anything_is_made(
     assert medunet(*words) == 2
     assert "no weights to start from" in capsys.readouterr().err
     assert not run.exists()
+
+
+def test_folds_that_are_stopped_go_on_where_they_were(
+    cells: Path,
+    tmp_path: Path,
+    medunet: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["train", "unet_2d", "--data", cells, "--folds", "all", *SMALL_2D, "--epochs", "2", "--set", "folds=2"]
+    iteration = Trainer._iteration
+
+    def interrupted(trainer: Trainer, engine: Any, batch: Any) -> Any:
+        # the first fold is whole, the second has one epoch of two
+        if trainer_folder(trainer).endswith("fold_1/models") and engine.state.epoch == 2:
+            raise KeyboardInterrupt
+        return iteration(trainer, engine, batch)
+
+    monkeypatch.setattr(Trainer, "_iteration", interrupted)
+    assert medunet(*words, "--output", tmp_path / "parts") == 130
+    shown = capsys.readouterr()
+    assert "fold 0: trained" in shown.out
+    assert "fold 1: stopped" in shown.out
+    assert "goes on" in shown.err
+    monkeypatch.setattr(Trainer, "_iteration", iteration)
+    assert medunet(*words, "--output", tmp_path / "parts") == 0
+    shown = capsys.readouterr()
+    assert "fold 0: there already" in shown.out
+    assert "out of fold, 4 cases" in shown.out
+    assert medunet(*words, "--output", tmp_path / "through") == 0
+    for fold in (0, 1):
+        name = f"models/fold_{fold}.pt"
+        parts, through = (torch.load(tmp_path / run / name, weights_only=True)["model"] for run in ("parts", "through"))
+        assert all(torch.equal(parts[key], through[key]) for key in through)
+    # the output is a bundle
+    image = sorted((cells / "imagesTr").iterdir())[0]
+    assert medunet("predict", tmp_path / "parts", image, "--output", tmp_path / "out") == 0
+    assert (tmp_path / "out" / image.name).is_file()
+
+
+def trainer_folder(trainer: Trainer) -> str:
+    """The run's folder, as its checkpoint handler knows it."""
+    handlers = (entry[0] for entry in trainer._event_handlers[Events.STARTED])
+    owners = (getattr(handler, "__self__", None) for handler in handlers)
+    return next(str(owner.folder) for owner in owners if isinstance(owner, CheckpointHandler))
+
+
+def test_a_failed_fold_tells_by_the_exit_code(
+    cells: Path,
+    tmp_path: Path,
+    medunet: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise DataError("loss is nan", file="case_1.png")
+
+    monkeypatch.setattr(Trainer, "_iteration", broken)
+    words = ["train", "unet_2d", "--data", cells, "--output", tmp_path / "run", "--folds", "0,1", *SMALL_2D]
+    assert medunet(*words) == 2
+    error = capsys.readouterr().err
+    assert error.count("case_1.png: loss is nan") >= 2
+    assert "Traceback" not in error
+    assert medunet(*words[:-2], "--folds", "none") == 2
+    assert "--folds 0,2" in capsys.readouterr().err
