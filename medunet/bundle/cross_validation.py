@@ -100,6 +100,7 @@ def train_folds(
     *,
     folds: Sequence[int] | None = None,
     changes: Mapping[str, Any] | None = None,
+    presets: Sequence[str] = (),
     device: str = "auto",
 ) -> CrossValidation:
     """Train folds into ``output/fold_K`` and make of ``output`` the bundle of their ensemble.
@@ -115,6 +116,7 @@ def train_folds(
         output: folder of the cross-validation.
         folds: which; None for all. They are shared out as the bundle's ``folds`` says.
         changes: values by config id, over those that follow from the data.
+        presets: overlays of the bundle, under what follows from the data.
         device: as in :func:`train_bundle`.
 
     Raises:
@@ -129,7 +131,7 @@ def train_folds(
     wanted = _checked_folds(folds, {**read_json(bundle / "configs" / "train.json"), **values})
     runs = {fold: output / f"fold_{fold}" for fold in wanted}
     for fold, run in runs.items():
-        write_run(bundle, data, run, values={**values, "fold": fold})
+        write_run(bundle, data, run, values={**values, "fold": fold}, presets=presets)
 
     outcomes: list[FoldOutcome] = []
     for fold, run in runs.items():

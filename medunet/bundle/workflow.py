@@ -52,6 +52,7 @@ def train_bundle(
     output: Path,
     *,
     changes: Mapping[str, Any] | None = None,
+    presets: Sequence[str] = (),
     device: str = "auto",
     resume: bool = False,
 ) -> TrainingResult:
@@ -62,6 +63,7 @@ def train_bundle(
         data: data set in a layout that :func:`medunet.datasets.open_dataset` knows.
         output: folder of the run.
         changes: values by config id, over those that follow from the data.
+        presets: overlays of the bundle, under what follows from the data.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         resume: go on after the last whole epoch in ``output``.
 
@@ -76,7 +78,7 @@ def train_bundle(
             file=output,
             remedy="go on with --resume, or give another --output",
         )
-    prepare_run(bundle, data, output, changes=changes or {})
+    prepare_run(bundle, data, output, changes=changes or {}, presets=presets)
     return train_prepared(output, resume=resume, device=chosen)
 
 
@@ -107,7 +109,9 @@ def _mean_dice(entry: Mapping[str, Any]) -> float:
     return float(sum(values) / len(values))
 
 
-def prepare_run(bundle: Path, data: Path, output: Path, *, changes: Mapping[str, Any]) -> SegmentationDataset:
+def prepare_run(
+    bundle: Path, data: Path, output: Path, *, changes: Mapping[str, Any], presets: Sequence[str] = ()
+) -> SegmentationDataset:
     """Make a run: a bundle fitted to a data set, with the options of this training written into its configs.
 
     Arguments as of :func:`train_bundle`.
@@ -116,7 +120,7 @@ def prepare_run(bundle: Path, data: Path, output: Path, *, changes: Mapping[str,
         The data set.
     """
     dataset, values = fit_data(bundle, data)
-    write_run(bundle, data, output, values={**values, **changes})
+    write_run(bundle, data, output, values={**values, **changes}, presets=presets)
     return dataset
 
 
@@ -131,7 +135,9 @@ def fit_data(bundle: Path, data: Path) -> tuple[SegmentationDataset, dict[str, A
     return dataset, adapt(dataset, read_json(bundle / "configs" / "train.json"))
 
 
-def write_run(bundle: Path, data: Path, output: Path, *, values: Mapping[str, Any]) -> None:
+def write_run(
+    bundle: Path, data: Path, output: Path, *, values: Mapping[str, Any], presets: Sequence[str] = ()
+) -> None:
     """Write a run's configs.
 
     Args:
@@ -139,12 +145,13 @@ def write_run(bundle: Path, data: Path, output: Path, *, values: Mapping[str, An
         data: what it trains on.
         output: folder of the run.
         values: by config id.
+        presets: overlays of the bundle, under the values.
     """
     source = values.get("init_from")
     if source and not weights_of(source).is_file():
         raise DataError("no weights to start from", file=source, expected=f"a run with models/{BEST_NAME}")
     where = {"dataset_dir": str(data.resolve())}
-    specialise(bundle, output, values, only={"train": where, "evaluate": where})
+    specialise(bundle, output, values, only={"train": where, "evaluate": where}, presets=presets)
 
 
 def run_training(run: Path, **overrides: Any) -> ConfigWorkflow:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import Device, Set, parse_settings
+from medunet.cli.options import Device, Preset, Set, parse_settings
 from medunet.cli.predict import EXIT_INTERRUPTED, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the run in --output stopped; --folds always does.")
     ] = False,
+    preset: Preset = None,
     settings: Set = None,
 ) -> None:
     """Train a bundle on labelled images. The run's folder is a bundle itself."""
@@ -52,10 +53,13 @@ def train(
     if folds is not None:
         output = output or Path("runs") / f"{base}_folds"
         chosen = _parse_folds(folds)
-        _show_folds(train_folds(source, data, output, folds=chosen, changes=changes, device=device))
+        _show_folds(
+            train_folds(source, data, output, folds=chosen, changes=changes, presets=preset or (), device=device)
+        )
         return
     output = output or Path("runs") / f"{base}_fold{fold}"
-    _show(train_bundle(source, data, output, changes={"fold": fold, **changes}, device=device, resume=resume))
+    changes = {"fold": fold, **changes}
+    _show(train_bundle(source, data, output, changes=changes, presets=preset or (), device=device, resume=resume))
 
 
 def _parse_folds(text: str) -> list[int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -131,3 +132,36 @@ def test_a_failed_fold_tells_by_the_exit_code(
     assert "Traceback" not in error
     assert medunet(*words[:-2], "--folds", "none") == 2
     assert "--folds 0,2" in capsys.readouterr().err
+
+
+def test_presets_and_deep_supervision_train_and_predict(
+    cells: Path, tmp_path: Path, medunet: Callable[..., int]
+) -> None:
+    run = tmp_path / "run"
+    deep = ["--set", "network_def::channels=[4,8,16]", "--set", "network_def::deep_supervision=1"]
+    words = ["--data", cells, "--output", run, *SMALL_2D, *deep, "--preset", "few", "--preset", "sgd_poly"]
+    assert medunet("train", "unet_2d", *words) == 0
+    config = json.loads((run / "configs" / "train.json").read_text())
+    assert config["loss"]["_target_"].endswith("BorderWeightedCELoss")
+    assert config["optimizer"]["_target_"] == "torch.optim.SGD"
+    image = sorted((cells / "imagesTr").iterdir())[0]
+    assert medunet("predict", run, image, "--output", tmp_path / "out") == 0
+
+
+def test_few_trains_volumes(tmp_path: Path, medunet: Callable[..., int]) -> None:
+    write_phantom_dataset(tmp_path / "data", kind="ct", cases=3, size=(28, 26, 22))
+    words = ["--data", tmp_path / "data", "--output", tmp_path / "run", *SMALL, "--set", "patch_size=[16,16,16]"]
+    assert medunet("train", "unet_3d", *words, "--epochs", 1, "--preset", "few") == 0
+    config = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())
+    assert config["augment"]["deform"]["elastic_prob"] == 0.9
+
+
+def test_an_unknown_preset_names_those_that_there_are(
+    cells: Path, tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "unet_2d", "--data", cells, "--output", tmp_path / "run", *SMALL_2D]
+    assert medunet(*words, "--preset", "many") == 2
+    error = capsys.readouterr().err
+    assert "few" in error
+    assert "sgd_poly" in error
+    assert not (tmp_path / "run").exists()
