@@ -13,7 +13,7 @@ from medunet.bundle.specialise import WORKFLOWS, read_json
 from medunet.errors import ConfigError
 from medunet.files import atomic_path
 from medunet.metrics.tables import json_text
-from medunet.prediction import ClassRule
+from medunet.prediction import ClassRule, as_step
 from medunet.training import BEST_NAME
 
 ENSEMBLE_FOLDS = "ensemble_folds"
@@ -28,8 +28,7 @@ def write_ensemble(
 ) -> None:
     """Write a bundle whose network is the ensemble of the folds; an earlier one is replaced.
 
-    `train.json` stays that of one fold, so that a further one can be trained from the bundle. `evaluate.json` and
-    `inference.json` load ``models/fold_K.pt``.
+    `train.json` says how the first fold was trained. `evaluate.json` and `inference.json` load ``models/fold_K.pt``.
 
     Args:
         output: folder of the bundle.
@@ -83,21 +82,16 @@ def _with_members(config: dict[str, Any], folds: list[int]) -> dict[str, Any]:
 
 
 def _with_rules(config: dict[str, Any], rules: Sequence[ClassRule], *, source: Path) -> dict[str, Any]:
-    kept = [rule for rule in rules if rule.is_kept]
-    if not kept:
+    if not any(rule.is_kept for rule in rules):
         return config
     if "postprocess_steps" not in config:
         raise ConfigError(
             "the bundle has no id postprocess_steps", file=source, remedy="render it again by this medunet, then train"
         )
-    sizes = [0.0] * len(config["label_values"])
-    for rule in kept:
-        sizes[rule.index] = rule.min_size
     step = {
         "_target_": "medunet.transforms.CleanComponentsd",
         "keys": "pred",
-        "keep_largest": [rule.index for rule in kept if rule.keep_largest],
-        "min_size": sizes,
+        **as_step(rules, classes=len(config["label_values"])),
     }
     return {
         **config,

@@ -129,7 +129,14 @@ def fit_data(bundle: Path, data: Path) -> tuple[SegmentationDataset, dict[str, A
 
     Returns:
         The data set, and values by config id.
+
+    Raises:
+        ConfigError: the bundle is an ensemble of folds, or does not fit the data.
     """
+    if ENSEMBLE_FOLDS in read_json(bundle / "configs" / "inference.json"):
+        raise ConfigError(
+            "an ensemble of folds cannot be trained", file=bundle, remedy="start from the bundle that its folds were of"
+        )
     dataset = open_dataset(data)
     raise_on_error(check_dataset(dataset, level="header"))
     return dataset, adapt(dataset, read_json(bundle / "configs" / "train.json"))

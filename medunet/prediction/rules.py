@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,21 @@ def by_value(rules: Iterable[ClassRule]) -> dict[int, tuple[bool, float]]:
         {6: (True, 0.0)}
     """
     return {rule.value: (rule.keep_largest, rule.min_size) for rule in rules if rule.is_kept}
+
+
+def as_step(rules: Iterable[ClassRule], *, classes: int) -> dict[str, Any]:
+    """The arguments of `medunet.transforms.CleanComponentsd` for the rules that are kept.
+
+    Args:
+        rules: of the classes.
+        classes: how many the network's output has.
+
+    Example:
+        >>> as_step([ClassRule("liver", 1, 6, keep_largest=True, min_size=9.0, is_kept=True)], classes=3)
+        {'keep_largest': [1], 'min_size': [0.0, 9.0, 0.0]}
+    """
+    kept = [rule for rule in rules if rule.is_kept]
+    sizes = [0.0] * classes
+    for rule in kept:
+        sizes[rule.index] = rule.min_size
+    return {"keep_largest": [rule.index for rule in kept if rule.keep_largest], "min_size": sizes}

@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from medunet.bundle import (
     CrossValidation,
+    choose,
     cross_validation,
     evaluate_bundle,
     find_bundle,
@@ -26,7 +27,7 @@ from medunet.bundle.ensemble import write_ensemble
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume
-from medunet.prediction import ClassRule, Predictor
+from medunet.prediction import ClassRule, JointPredictor, Predictor
 from medunet.transforms import Components, clean_labels
 
 # MONAI and ignite warn about themselves
@@ -92,6 +93,8 @@ def test_an_ensemble_is_not_measured_on_what_it_trained_on(whole: CrossValidatio
     with pytest.raises(ConfigError, match="out_of_fold"):
         evaluate_bundle(whole.output, cells, tmp_path)
     assert evaluate_bundle(whole.output, cells, tmp_path, section="all", device="cpu")["cases"] == 5
+    with pytest.raises(ConfigError, match="cannot be trained"):
+        train_folds(whole.output, cells, tmp_path / "again", device="cpu")
 
 
 def test_a_second_call_keeps_what_is_there(
@@ -220,3 +223,37 @@ def test_probabilities_are_written_by_an_ensemble_too(volumes: Path, tmp_path: P
     name = image.name.removesuffix(".nii.gz")
     joined = np.asarray(read_volume(tmp_path / "p" / f"{name}_prob.nii.gz", channels=len(labels)).image)
     np.testing.assert_allclose(joined.sum(axis=0), 1, atol=1e-4)
+
+
+def test_the_choice_is_the_best_out_of_fold(
+    whole: CrossValidation, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wider = {**SMALL, "network_def::channels": [6, 8, 12], "epochs": 4}
+    other = train_folds(find_bundle("unet_2d"), cells, tmp_path / "wider", changes=wider, device="cpu")
+    choice = choose([whole.output, other.output], tmp_path / "choice", device="cpu")
+    alone = [(result.postprocessed or result.summary)["mean_dice"] for result in (whole, other)]
+    assert [candidate.mean_dice for candidate in choice.candidates[:2]] == alone
+    together = choice.candidates[2]
+    best = choice.candidates[int(np.argmax(alone))]
+    assert choice.chosen is (together if together.mean_dice > max(alone) + 1e-3 else best)
+    written = json.loads((tmp_path / "choice" / "choice.json").read_text())
+    assert written["chosen"]["members"] == [str(member) for member in choice.chosen.members]
+    assert len(written["of"]) == 3
+    # one plan twice is that plan
+    images = [case.images[0] for case in open_dataset(cells).cases]
+    twice = JointPredictor([whole.folds[0].run] * 2, output_dir=tmp_path / "twice", device="cpu")
+    for image in images[::2]:
+        once = read_volume(whole.output / "fold_0" / "predictions" / image.name).image
+        np.testing.assert_array_equal(read_volume(twice.predict_case(image)).image, once)
+    assert not list((tmp_path / "twice").glob("*_prob*"))
+
+
+def test_results_of_other_folds_are_not_compared(whole: CrossValidation, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to choose"):
+        choose([whole.output], tmp_path)
+    other = tmp_path / "other" / "docs"
+    other.mkdir(parents=True)
+    decision = json.loads((whole.output / "docs" / "cross_validation.json").read_text())
+    (other / "cross_validation.json").write_text(json.dumps({**decision, "cases": 4}))
+    with pytest.raises(ConfigError, match="cannot be compared"):
+        choose([whole.output, tmp_path / "other"], tmp_path / "choice")
