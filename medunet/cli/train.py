@@ -59,7 +59,16 @@ def train(
         return
     output = output or Path("runs") / f"{base}_fold{fold}"
     changes = {"fold": fold, **changes}
-    _show(train_bundle(source, data, output, changes=changes, presets=preset or (), device=device, resume=resume))
+    try:
+        result = train_bundle(source, data, output, changes=changes, presets=preset or (), device=device, resume=resume)
+    except KeyboardInterrupt:
+        _errors().print("[bold red]stopped[/] the same command with --resume goes on after the last whole epoch")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    _show(result)
+
+
+def _errors() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def _parse_folds(text: str) -> list[int] | None:
@@ -86,7 +95,7 @@ def _show(result: TrainingResult) -> None:
 
 def _show_folds(result: CrossValidation) -> None:
     """Print what was done; the exit code tells whether that is all."""
-    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    console, errors = Console(highlight=False, soft_wrap=True), _errors()
     for outcome in result.folds:
         console.print(
             f"fold {outcome.fold}: {outcome.status}" + (f", {outcome.seconds:.0f} s" if outcome.seconds else "")

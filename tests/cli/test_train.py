@@ -77,6 +77,7 @@ def test_folds_that_are_stopped_go_on_where_they_were(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = ["train", "unet_2d", "--data", cells, "--folds", "all", *SMALL_2D, "--epochs", "2", "--set", "folds=2"]
+    words += ["--set", "ema_decay=0.9"]
     iteration = Trainer._iteration
 
     def interrupted(trainer: Trainer, engine: Any, batch: Any) -> Any:
@@ -112,6 +113,21 @@ def trainer_folder(trainer: Trainer) -> str:
     handlers = (entry[0] for entry in trainer._event_handlers[Events.STARTED])
     owners = (getattr(handler, "__self__", None) for handler in handlers)
     return next(str(owner.folder) for owner in owners if isinstance(owner, CheckpointHandler))
+
+
+def test_a_run_that_is_stopped_says_how_to_go_on(
+    cells: Path,
+    tmp_path: Path,
+    medunet: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_iteration", interrupted)
+    assert medunet("train", "unet_2d", "--data", cells, "--output", tmp_path / "run", *SMALL_2D) == 130
+    assert "--resume" in capsys.readouterr().err
 
 
 def test_a_failed_fold_tells_by_the_exit_code(
