@@ -58,7 +58,7 @@ class WeightAverage:
         return self.decay > 0
 
     def attach(self, engine: Engine) -> None:
-        """Register with the trainer, before its validation handler."""
+        """Register with the trainer; the checkpoint handler that is given the average does so."""
         if not self.is_on:
             return
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)

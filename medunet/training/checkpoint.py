@@ -59,7 +59,7 @@ class CheckpointHandler:
         network: the bare network (not wrapped for distributed training).
         optimizer: as in the trainer.
         lr_scheduler: as in the trainer's ``LrScheduleHandler``.
-        average: the trainer's :class:`WeightAverage`.
+        average: what ``model.pt`` gets instead of the newest weights; attached to the trainer here.
         validator: the evaluator whose ``state.best_metric`` decides; ``None`` when nothing is validated.
         resume: continue from ``last.pt`` where there is one.
         save_interval: epochs between two ``last.pt``; the final epoch is always written.
@@ -94,6 +94,8 @@ class CheckpointHandler:
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, as the first of its handlers: the others then see the epoch that was resumed."""
         engine.add_event_handler(Events.STARTED, self.start)
+        if self.average is not None:
+            self.average.attach(engine)
 
     def start(self, engine: Any) -> None:
         """Load ``last.pt`` when resuming."""

@@ -68,7 +68,6 @@ def make_validated() -> Callable[..., Trainer]:
             ),
             WeightsTransfer(init_from, network),
             EpochSeeder(3, dataset, sampler=sampler),
-            average,
             ValidationHandler(interval=1, validator=validator),
             EarlyStop(patience, validator=validator),
         ]
