@@ -1,9 +1,11 @@
 """The training loop: MONAI's engines and what they lack."""
 
+from .averaging import WeightAverage as WeightAverage
 from .checkpoint import BEST_NAME as BEST_NAME
 from .checkpoint import LAST_NAME as LAST_NAME
 from .checkpoint import CheckpointHandler as CheckpointHandler
 from .checkpoint import WeightsLoader as WeightsLoader
+from .early_stop import EarlyStop as EarlyStop
 from .handlers import HISTORY_NAME as HISTORY_NAME
 from .handlers import EpochSeeder as EpochSeeder
 from .handlers import HistoryHandler as HistoryHandler
@@ -11,3 +13,5 @@ from .handlers import ProgressHandler as ProgressHandler
 from .sampler import RepeatSampler as RepeatSampler
 from .trainer import Evaluator as Evaluator
 from .trainer import Trainer as Trainer
+from .transfer import WeightsTransfer as WeightsTransfer
+from .transfer import weights_of as weights_of
