@@ -4,6 +4,8 @@ from .checkpoint import BEST_NAME as BEST_NAME
 from .checkpoint import LAST_NAME as LAST_NAME
 from .checkpoint import CheckpointHandler as CheckpointHandler
 from .checkpoint import WeightsLoader as WeightsLoader
+from .data import DataHandler as DataHandler
+from .data import DataLoader as DataLoader
 from .handlers import HISTORY_NAME as HISTORY_NAME
 from .handlers import EpochSeeder as EpochSeeder
 from .handlers import HistoryHandler as HistoryHandler
