@@ -58,6 +58,8 @@ class StoreDataset(Dataset):
     (one array a class, or one a channel of a label with several channels), which are removed after the random
     transforms.
 
+    An index with an attribute `seed` (:class:`medunet.training.Draw`) seeds the random transforms for its item.
+
     Args:
         data: items, such as :func:`medunet.datasets.datalist` gives.
         transform: a callable, a sequence of them or a ``monai.transforms.Compose``, applied to each item.
@@ -133,6 +135,8 @@ class StoreDataset(Dataset):
         logger.info("prepared %d cases, %.0f MB, in %.1f s", len(missing), megabytes, time.perf_counter() - begun)
 
     def _transform(self, index: int) -> Any:
+        if (seed := getattr(index, "seed", None)) is not None:
+            self.transform.set_random_state(seed=seed)
         index %= len(self.data)
         try:
             entry = self._entries.get(index) or self._open(index) or self._make(index, wait=True)

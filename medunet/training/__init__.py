@@ -10,6 +10,7 @@ from .handlers import HISTORY_NAME as HISTORY_NAME
 from .handlers import EpochSeeder as EpochSeeder
 from .handlers import HistoryHandler as HistoryHandler
 from .handlers import ProgressHandler as ProgressHandler
+from .sampler import Draw as Draw
 from .sampler import RepeatSampler as RepeatSampler
 from .trainer import Evaluator as Evaluator
 from .trainer import Trainer as Trainer

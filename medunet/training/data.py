@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import monai.data
+import torch
 from ignite.engine import Engine, Events
 
 from medunet import errors
@@ -23,14 +24,22 @@ STARVED = 0.2
 class DataLoader(monai.data.DataLoader):
     """MONAI's ``DataLoader`` whose dead and failed workers are typed errors.
 
+    Workers stay from epoch to epoch unless `persistent_workers` is given. The seeds that PyTorch draws for them come
+    from a generator of their own: with and without workers the network's dropout sees the same random numbers.
+
     Args:
         dataset: what to load from.
+        num_workers: processes that load; 0 loads in this one.
         **kwargs: see ``monai.data.DataLoader``.
 
     Raises:
         MedunetError: while iterating; what a worker raised, with the worker's traceback as its cause, or a DataError
             for a worker that was killed. Errors that have no type of medunet pass as they are.
     """
+
+    def __init__(self, dataset: Any, num_workers: int = 0, **kwargs: Any) -> None:
+        options = {"persistent_workers": num_workers > 0, "generator": torch.Generator(), **kwargs}
+        super().__init__(dataset, num_workers, **options)
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over batches."""
