@@ -27,6 +27,10 @@ BOX_MARGIN = 3
 """Voxels read beyond the outermost sampled positions, cut to integers: a bicubic kernel reaches less than 3 farther."""
 
 
+SLAB_PLANES = 8
+"""Planes of a patch that `_sample_planes` samples at a time: fewer reach less of the box and are more exact."""
+
+
 @dataclass(frozen=True, eq=False)
 class Deformation:
     """A map from the voxels of a patch to positions in a volume, both in voxels.
@@ -143,7 +147,10 @@ def resample(
         labels = torch.unique(box)
         channels = (box == labels.view(-1, *[1] * len(deformation.size))).float()
         return labels[_sample(channels, positions, origin, "bilinear").argmax(dim=0, keepdim=True)]
-    sampled = _sample(box.float(), positions, origin, mode)
+    planes = mode == "bilinear" and len(deformation.size) == 3 and device.type == "cpu"
+    sampled = (
+        _sample_planes(box.float(), positions, origin) if planes else _sample(box.float(), positions, origin, mode)
+    )
     return sampled.to(box.dtype) if box.is_floating_point() else sampled
 
 
@@ -194,6 +201,37 @@ def _sample(box: torch.Tensor, positions: torch.Tensor, origin: list[int], mode:
         torch.mul(positions[axis], scale, out=grid[-1 - axis]).sub_(first * scale + 1)
     grid = grid.movedim(0, -1)
     return F.grid_sample(box[None], grid[None], mode=mode, padding_mode="border", align_corners=True)[0]
+
+
+def _sample_planes(box: torch.Tensor, positions: torch.Tensor, origin: list[int]) -> torch.Tensor:
+    """Trilinear sampling as two bilinear ones, in the planes before and after, which PyTorch has vectorised.
+
+    2.5 times as fast as its trilinear one on a CPU. Positions along the second axis are rounded to about
+    ``2**-24 * SLAB_PLANES * planes in reach * their height`` voxels, some thousandths at most.
+    """
+    # The planes, one below the other, are one tall picture, in which row r of plane p is row p * height + r:
+    #
+    #   plane 0  [----]    first channel   [----] 0    second channel   [----] 1    the same memory,
+    #   plane 1  [----]                    [----] 1                     [----] 2    one plane on
+    #   plane 2  [----]
+    channels, _, height, width = box.shape
+    strides = (box.stride(0), height * width, width, 1)
+    below = positions[0].floor()
+    sampled = torch.empty((channels, *positions.shape[1:]))
+    for start in range(0, len(below), SLAB_PLANES):
+        slab = slice(start, start + SLAB_PLANES)
+        first, last = (int(bound) for bound in below[slab].aminmax())
+        rows = (last - first + 1) * height
+        picture = box[:, first - origin[0] :].as_strided((channels, 2, rows, width), strides)
+        grid = torch.empty((2, *below[slab].shape))
+        torch.sub(positions[2, slab], origin[2], out=grid[0]).mul_(2 / (width - 1)).sub_(1)
+        torch.sub(positions[1, slab], origin[1], out=grid[1]).add_(below[slab] - first, alpha=height)
+        grid[1].mul_(2 / (rows - 1)).sub_(1)
+        where = grid.flatten(1, 2).movedim(0, -1).expand(channels, -1, -1, -1)
+        pair = F.grid_sample(picture, where, mode="bilinear", padding_mode="border", align_corners=True)
+        pair = pair.unflatten(2, below[slab].shape[:2])
+        torch.lerp(pair[:, 0], pair[:, 1], positions[0, slab] - below[slab], out=sampled[:, slab])
+    return sampled
 
 
 def _sample_nearest(box: torch.Tensor, positions: torch.Tensor, origin: list[int]) -> torch.Tensor:
