@@ -7,6 +7,8 @@ import enum
 import errno
 import json
 import logging
+import math
+import mmap
 import os
 import secrets
 import shutil
@@ -82,9 +84,10 @@ class Entry:
         shape = tuple(facts["shape"])
         if 0 in shape:
             return np.empty(shape, dtype=facts["dtype"])
-        path = self.folder / facts["file"]
-        mapped = np.memmap(path, dtype=facts["dtype"], mode="c", offset=facts["offset"], shape=shape)
-        return mapped.view(np.ndarray)
+        with (self.folder / facts["file"]).open("rb") as file:  # np.memmap takes five times as long
+            mapped = mmap.mmap(file.fileno(), facts["size"], access=mmap.ACCESS_COPY)
+        array = np.frombuffer(mapped, dtype=facts["dtype"], offset=facts["offset"], count=math.prod(shape))
+        return array.reshape(shape)
 
     @staticmethod
     def open(folder: Path) -> Entry | None:

@@ -140,7 +140,10 @@ def resample(
     # more than twice the time, for each voxel, and its box would have to end where the volume ends.
     device = volume.device if isinstance(volume, torch.Tensor) else torch.device("cpu")
     positions = deformation.positions(device)
-    box, origin = _reachable_box(volume, positions, padding_mode)
+    if padding_mode == "border" and mode != "bicubic" and min(volume.shape[1:]) > 1:
+        box, origin, positions = _box_inside(volume, positions)
+    else:
+        box, origin = _reachable_box(volume, positions, padding_mode)
     if mode == "nearest":
         return _sample_nearest(box, positions, origin)
     if mode == "onehot":
@@ -218,6 +221,7 @@ def _sample_planes(box: torch.Tensor, positions: torch.Tensor, origin: list[int]
     strides = (box.stride(0), height * width, width, 1)
     below = positions[0].floor()
     sampled = torch.empty((channels, *positions.shape[1:]))
+    below.clamp_(max=origin[0] + box.shape[1] - 2)  # so that there is a plane after the one before
     for start in range(0, len(below), SLAB_PLANES):
         slab = slice(start, start + SLAB_PLANES)
         first, last = (int(bound) for bound in below[slab].aminmax())
@@ -249,6 +253,23 @@ def _reachable_box(
     bounds = [(int(low) - BOX_MARGIN, int(high) + BOX_MARGIN) for low, high in (axis.aminmax() for axis in positions)]
     axes = [(axis, np.arange(first, last + 1)) for axis, (first, last) in enumerate(bounds)]
     return _copy_voxels(volume, axes, padding_mode), [first for first, _ in bounds]
+
+
+def _box_inside(
+    volume: torch.Tensor | np.ndarray, positions: torch.Tensor
+) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+    """As `_reachable_box` for ``border``: positions beyond the volume are moved to its border instead."""
+    axes, limits = [], []
+    for axis, (low, high) in enumerate(bounds.aminmax() for bounds in positions):
+        size = volume.shape[1 + axis]
+        first = min(max(int(low) - 1, 0), size - 2)
+        last = min(max(int(high) + 2, first + 1), size - 1)
+        axes.append((axis, np.arange(first, last + 1)))
+        limits.append((first, last) if int(low) < 0 or int(high) >= size - 1 else None)
+    if any(limits):
+        limited = zip(positions, limits, strict=True)
+        positions = torch.stack([p if limit is None else p.clamp(*limit) for p, limit in limited])
+    return _copy_voxels(volume, axes, "border"), [int(indices[0]) for _, indices in axes], positions
 
 
 def _copy_voxels(
