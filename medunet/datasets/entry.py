@@ -52,7 +52,7 @@ class Entry:
         """Size of the files of all arrays, bytes."""
         return sum(facts["size"] for facts in self.manifest["arrays"].values())
 
-    def load(self) -> dict[str, Any]:
+    def load(self, *, track_meta: bool = True) -> dict[str, Any]:
         """The item; its arrays are mapped and nothing of them is read yet.
 
         Every call maps anew, copy on write: what a transform changes in place reaches neither the file nor the next
@@ -69,7 +69,8 @@ class Entry:
                 item[key] = array
                 continue
             tensor = torch.from_numpy(array)
-            item[key] = MetaTensor(tensor, meta=_decoded(facts["meta"])) if facts["kind"] == "meta" else tensor
+            tracked = track_meta and facts["kind"] == "meta"
+            item[key] = MetaTensor(tensor, meta=_decoded(facts["meta"])) if tracked else tensor
         return item
 
     def load_indices(self) -> dict[str, list[np.ndarray]]:

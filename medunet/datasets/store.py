@@ -66,6 +66,7 @@ class StoreDataset(Dataset):
         store_dir: folder of the entries; None: `store` in medunet's cache folder (see `medunet.files.cache_folder`).
         label_keys: keys of labels.
         index_foreground: whether items get the indices of foreground voxels.
+        track_meta: False gives tensors without meta data, which transforms handle faster; random ones rarely need any.
         num_workers: cases preprocessed at a time; None: one a core, at most `MAX_THREADS`.
         progress: whether :meth:`prepare` draws a bar on a terminal.
     """
@@ -78,6 +79,7 @@ class StoreDataset(Dataset):
         store_dir: str | os.PathLike[str] | None = None,
         label_keys: KeysCollection = "label",
         index_foreground: bool = True,
+        track_meta: bool = True,
         num_workers: int | None = None,
         progress: bool = True,
     ) -> None:
@@ -85,6 +87,7 @@ class StoreDataset(Dataset):
         self.store_dir = store_dir
         self.label_keys = tuple(str(key) for key in ensure_tuple(label_keys))
         self.index_foreground = index_foreground
+        self.track_meta = track_meta
         self.num_workers = num_workers
         self.progress = progress
         self._entries: dict[int, Entry] = {}
@@ -154,11 +157,10 @@ class StoreDataset(Dataset):
                     part.pop(key, None)
         return result
 
-    @staticmethod
-    def _load(entry: Entry | None) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
+    def _load(self, entry: Entry | None) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
         if entry is None:  # cannot be: whoever waits for the lock gets an entry
             raise DataError("no entry was made")
-        return entry.load(), entry.load_indices()
+        return entry.load(track_meta=self.track_meta), entry.load_indices()
 
     def _entry_folder(self, index: int) -> Path:
         return self.folder / digest(describe_source(self.data[index]))[:32]

@@ -170,6 +170,19 @@ def test_dicom_series_are_kept_and_looked_at_file_by_file(tmp_path: Path, make_s
     assert len(Counted.seen) == 2
 
 
+def test_items_without_meta_have_the_same_voxels(tmp_path: Path) -> None:
+    items, steps = volumes(tmp_path, 1), [*fixed(), *random_steps((8, 9, 7))]
+    found = []
+    for track_meta in (True, False):
+        dataset = StoreDataset(items, steps, store_dir=tmp_path / "store", track_meta=track_meta)
+        dataset.transform.set_random_state(5)
+        found.append(dataset[0])
+    assert_same(*found)
+    assert (
+        type(StoreDataset(items, fixed(), store_dir=tmp_path / "store", track_meta=False)[0]["image"]) is torch.Tensor
+    )
+
+
 def test_labels_are_kept_in_the_smallest_integers(tmp_path: Path) -> None:
     for classes, dtype in ((3, torch.uint8), (400, torch.int16)):
         items = volumes(tmp_path, 1, classes=classes)
