@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import hashlib
@@ -105,8 +106,8 @@ def _describe_code(value: Any, inner: Any) -> Any:
     if isinstance(value, functools.partial):
         return ["partial", inner(value.func), inner(value.args), inner(value.keywords)]
     if isinstance(value, types.FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        return ["function", _name(value), _code(value.__code__), inner(value.__defaults__), inner(cells)]
+        defaults = [value.__defaults__, value.__kwdefaults__]
+        return ["function", _name(value), _code(value.__code__), inner(defaults), inner(_closure(value))]
     if isinstance(value, types.ModuleType):
         return ["module", value.__name__]
     if isinstance(value, type | types.BuiltinFunctionType):
@@ -121,6 +122,14 @@ def _describe_code(value: Any, inner: Any) -> Any:
     # thread-local: what MONAI's invertible transforms note while they run
     attributes = {n: v for n, v in attributes.items() if n != "__weakref__" and not isinstance(v, threading.local)}
     return [_name(type(value)), _file_digest(type(value).__module__), inner(attributes)]
+
+
+def _closure(function: types.FunctionType) -> list[Any]:
+    found = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # nothing in it yet
+            found.append(cell.cell_contents)
+    return found
 
 
 def _code(code: types.CodeType) -> Any:

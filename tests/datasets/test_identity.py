@@ -36,6 +36,13 @@ def test_functions_count_by_code_closure_and_defaults() -> None:
     assert digest(functools.partial(max, 1)) != digest(functools.partial(min, 1))
 
 
+def test_a_function_that_calls_itself_has_a_digest() -> None:
+    def count(n: int) -> int:
+        return 0 if n == 0 else 1 + count(n - 1)
+
+    assert digest(count) == digest(count)
+
+
 def test_arrays_count_by_type_shape_and_content() -> None:
     values = [np.zeros(4, np.uint8), np.zeros(4, np.int8), np.zeros((2, 2), np.uint8), np.ones(4, np.uint8)]
     assert len({digest(value) for value in values}) == 4
