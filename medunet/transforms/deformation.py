@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,7 @@ class Deformation:
     matrix: np.ndarray
     displacement: np.ndarray | None = None
     _positions: dict[torch.device, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    _inside: dict[Any, tuple[torch.Tensor, list[tuple[int, int]]]] = field(default_factory=dict, init=False, repr=False)
 
     @staticmethod
     def crop(start: Sequence[int], size: Sequence[int]) -> Deformation:
@@ -77,6 +79,24 @@ class Deformation:
                 control = control + self.displacement
             self._positions[device] = _interpolate(np.moveaxis(control, -1, 0), self.size, device)
         return self._positions[device]
+
+    def positions_inside(
+        self, device: torch.device, shape: tuple[int, ...]
+    ) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+        """`positions` moved to the nearest in a volume of this shape, edges of 2 at least, and the box they lie in.
+
+        The box is given by its first and last voxel along each axis, which differ.
+        """
+        if (device, shape) not in self._inside:
+            parts, box = [], []
+            for axis, size in zip(self.positions(device), shape, strict=True):
+                low, high = (int(bound) for bound in axis.aminmax())
+                first = min(max(low - 1, 0), size - 2)
+                last = min(max(high + 2, first + 1), size - 1)
+                parts.append(axis.clamp(first, last) if low < 0 or high >= size - 1 else axis)
+                box.append((first, last))
+            self._inside[device, shape] = torch.stack(parts), box
+        return self._inside[device, shape]
 
     def voxel_axes(self) -> list[tuple[int, np.ndarray]] | None:
         """For each patch axis the source axis and the source indices along it, if the map copies voxels; else None."""
@@ -139,10 +159,10 @@ def resample(
     # The box holds all that sampling can touch, mirrored parts included: grid_sample's own "reflection" takes
     # more than twice the time, for each voxel, and its box would have to end where the volume ends.
     device = volume.device if isinstance(volume, torch.Tensor) else torch.device("cpu")
-    positions = deformation.positions(device)
     if padding_mode == "border" and mode != "bicubic" and min(volume.shape[1:]) > 1:
-        box, origin, positions = _box_inside(volume, positions)
+        box, origin, positions = _box_inside(volume, deformation, device)
     else:
+        positions = deformation.positions(device)
         box, origin = _reachable_box(volume, positions, padding_mode)
     if mode == "nearest":
         return _sample_nearest(box, positions, origin)
@@ -256,20 +276,12 @@ def _reachable_box(
 
 
 def _box_inside(
-    volume: torch.Tensor | np.ndarray, positions: torch.Tensor
+    volume: torch.Tensor | np.ndarray, deformation: Deformation, device: torch.device
 ) -> tuple[torch.Tensor, list[int], torch.Tensor]:
     """As `_reachable_box` for ``border``: positions beyond the volume are moved to its border instead."""
-    axes, limits = [], []
-    for axis, (low, high) in enumerate(bounds.aminmax() for bounds in positions):
-        size = volume.shape[1 + axis]
-        first = min(max(int(low) - 1, 0), size - 2)
-        last = min(max(int(high) + 2, first + 1), size - 1)
-        axes.append((axis, np.arange(first, last + 1)))
-        limits.append((first, last) if int(low) < 0 or int(high) >= size - 1 else None)
-    if any(limits):
-        limited = zip(positions, limits, strict=True)
-        positions = torch.stack([p if limit is None else p.clamp(*limit) for p, limit in limited])
-    return _copy_voxels(volume, axes, "border"), [int(indices[0]) for _, indices in axes], positions
+    positions, bounds = deformation.positions_inside(device, tuple(volume.shape[1:]))
+    axes = [(axis, np.arange(first, last + 1)) for axis, (first, last) in enumerate(bounds)]
+    return _copy_voxels(volume, axes, "border"), [first for first, _ in bounds], positions
 
 
 def _copy_voxels(
