@@ -472,11 +472,11 @@ def test_after_a_kill_only_what_is_missing_is_made(tmp_path: Path, start: Callab
     process = start()
     go(process)
     deadline = time.monotonic() + 60
-    while len(list((tmp_path / "store").glob("*/*/entry.json"))) < 3 and time.monotonic() < deadline:
+    while len(list((tmp_path / "store").glob("*/[!.]*/entry.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    finished = len(list((tmp_path / "store").glob("*/*/entry.json")))
+    finished = len(list((tmp_path / "store").glob("*/[!.]*/entry.json")))
     begun = len(seen(tmp_path))
     items = json.loads((tmp_path / "items.json").read_text())
     dataset = StoreDataset(items, [importlib.import_module("slow").Slow()], store_dir=tmp_path / "store")
