@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from medunet.errors import DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    CAN_LOCK = False
+else:
+    CAN_LOCK = True
 
 
 @contextmanager
@@ -48,3 +56,62 @@ def write_atomically(
     with atomic_path(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
         file.writelines([content] if isinstance(content, bytes | memoryview) else content)
     return Path(path)
+
+
+def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Where medunet keeps what it can compute again.
+
+    Args:
+        folder: this one; None takes the environment's `MEDUNET_CACHE_DIR`, or `medunet` in the user's cache folder.
+    """
+    if folder is None:
+        folder = os.environ.get("MEDUNET_CACHE_DIR")
+    if folder is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medunet"
+    return Path(folder)
+
+
+@contextmanager
+def lock(path: str | os.PathLike[str], *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file; threads and processes that ask for the same one take turns.
+
+    The system frees the lock of a process that ends, however it ends. Where it knows no such locks (Windows, some
+    network drives) everybody gets it, so what is done under it must also be safe, only wasteful, without.
+
+    Args:
+        path: the lock file; it is removed afterwards.
+        wait: otherwise do not wait for another holder.
+
+    Yields:
+        Whether it is held: always, if waited for.
+    """
+    path = Path(path)
+    if not CAN_LOCK:
+        yield True
+        return
+    with _locked_file(path, wait=wait) as held:
+        try:
+            yield held
+        finally:
+            if held:
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked_file(path: Path, *, wait: bool) -> Iterator[bool]:
+    while True:
+        with path.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except OSError as error:
+                # else the file system knows no locks
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    yield False
+                    return
+            try:
+                current = path.stat().st_ino == os.fstat(file.fileno()).st_ino
+            except FileNotFoundError:
+                current = False
+            if current:  # else the holder before has removed what was waited for, and others lock a new file
+                yield True
+                return

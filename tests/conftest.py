@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,15 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 def pytest_configure(config: pytest.Config) -> None:
     # MONAI's LoadImage builds all its readers, and one complains where NVIDIA's codec is not installed.
     config.addinivalue_line("filterwarnings", "ignore:NvImgCodecPydicomReader:UserWarning")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the tests' own: what a user has prepared and calibrated neither helps nor grows."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDUNET_CACHE_DIR", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

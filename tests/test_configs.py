@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from medunet.bundle import find_bundle
+from medunet.bundle import find_bundle, specialise
 from medunet.bundle.merge import accepted_arguments
 from medunet.networks import presets
 
@@ -60,6 +60,52 @@ def test_every_loss_is_reachable_from_a_config_and_learns(name: str) -> None:
         changes["network_def::deep_supervision"] = 1
     first, last = train_step(parse(**changes))
     assert last < first
+
+
+def test_deep_supervision_is_one_change() -> None:
+    parser = parse(**{"network_def::deep_supervision": 1})
+    network, loss = (parser.get_parsed_content(id_) for id_ in ("network", "train::trainer::loss_function"))
+    image, label = torch.rand(2, 1, 32, 32), torch.randint(0, 2, (2, 1, 32, 32))
+    outputs = network.train()(image)
+    assert [tuple(output.shape[2:]) for output in outputs] == [(32, 32), (16, 16)]
+    loss(outputs, label).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_without_deep_supervision_the_loss_is_the_plain_one() -> None:
+    parser = parse()
+    plain, used = (parser.get_parsed_content(id_) for id_ in ("loss", "train::trainer::loss_function"))
+    logits, label = torch.randn(2, 2, 16, 16), torch.randint(0, 2, (2, 1, 16, 16))
+    assert torch.equal(used(logits, label), plain(logits, label))
+
+
+OVERLAYS = [(name, overlay) for name in ("unet_2d", "unet_3d") for overlay in ("few", "sgd_poly")]
+
+
+@pytest.mark.parametrize(("name", "overlay"), OVERLAYS)
+def test_a_preset_gives_one_config_by_monai_and_by_medunet(name: str, overlay: str, tmp_path: Path) -> None:
+    bundle = find_bundle(name)
+    by_monai = ConfigParser()
+    by_monai.read_config([str(bundle / "configs" / f"{file}.json") for file in ("train", overlay)])
+    run = specialise(bundle, tmp_path / "run", {}, presets=[overlay])
+    by_medunet, plain = ConfigParser(), ConfigParser()
+    by_medunet.read_config(str(run / "configs" / "train.json"))
+    plain.read_config(str(bundle / "configs" / "train.json"))
+    assert by_medunet.get() == by_monai.get() != plain.get()
+
+
+def test_sgd_poly_ends_at_a_rate_of_nothing() -> None:
+    bundle = find_bundle("unet_2d") / "configs"
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "train.json"), str(bundle / "sgd_poly.json")])
+    parser.update({**SMALL, "epochs": 2, "steps_per_epoch": 3})
+    optimizer, scheduler = (parser.get_parsed_content(id_) for id_ in ("optimizer", "lr_scheduler"))
+    rates = []
+    for _ in range(6):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.01 * (1 - step / 6) ** 0.9 for step in range(6)])
 
 
 @pytest.mark.parametrize("name", list(presets.PRESETS))

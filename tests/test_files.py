@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from medunet.errors import DataError
-from medunet.files import atomic_path, write_atomically
+from medunet.files import CAN_LOCK, atomic_path, cache_folder, lock, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,3 +44,44 @@ def test_an_existing_file_can_be_protected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="exists already"):
         write_atomically(tmp_path / "a", "second", overwrite=False)
     assert (tmp_path / "a").read_text() == "first"
+
+
+@pytest.mark.skipif(not CAN_LOCK, reason="the system knows no such locks")
+def test_a_lock_has_one_holder_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with lock(path) as held, lock(path, wait=False) as second:
+        assert held
+        assert not second
+    assert not path.exists()
+    with lock(path, wait=False) as free:
+        assert free
+
+
+@pytest.mark.skipif(not CAN_LOCK, reason="the system knows no such locks")
+def test_those_who_wait_for_a_lock_take_turns(tmp_path: Path) -> None:
+    path, inside, most = tmp_path / "a.lock", [], []
+
+    def hold(number: int) -> None:
+        for _ in range(20):
+            with lock(path):
+                inside.append(number)
+                most.append(len(inside))
+                time.sleep(0.0005)
+                inside.remove(number)
+
+    threads = [threading.Thread(target=hold, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 80
+    assert max(most) == 1
+
+
+def test_the_cache_is_where_the_user_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDUNET_CACHE_DIR", str(tmp_path / "a"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
+    assert cache_folder(tmp_path / "c") == tmp_path / "c"
+    assert cache_folder() == tmp_path / "a"
+    monkeypatch.delenv("MEDUNET_CACHE_DIR")
+    assert cache_folder() == tmp_path / "b" / "medunet"

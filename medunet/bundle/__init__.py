@@ -1,5 +1,10 @@
 """MONAI bundles: rendered from YAML, planned for or fitted to data, trained, measured, verified."""
 
+from .choice import Choice as Choice
+from .choice import choose as choose
+from .cross_validation import CrossValidation as CrossValidation
+from .cross_validation import FoldOutcome as FoldOutcome
+from .cross_validation import train_folds as train_folds
 from .demo import run_demo as run_demo
 from .planned import PlannedBundle as PlannedBundle
 from .planned import plan_bundle as plan_bundle

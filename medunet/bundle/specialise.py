@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medunet.bundle.merge import SEPARATOR, all_ids, check_config, closest
+from medunet.bundle.merge import SEPARATOR, all_ids, check_config, closest, get_id
 from medunet.bundle.render import data_format, differences, set_id, to_json, write_bundle
 from medunet.errors import ConfigError, DataError
 
 WORKFLOWS = ("train", "evaluate", "inference")
 """Configs that stand alone; other JSON files of a bundle are overlays."""
+
+LAUNCHED = "multi_gpu_train"
+"""The overlay that works under torchrun only, so not as a preset."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -38,6 +41,7 @@ def specialise(
     changes: Mapping[str, Any],
     *,
     only: Mapping[str, Mapping[str, Any]] | None = None,
+    presets: Sequence[str] = (),
 ) -> Path:
     """Copy a bundle's configs, docs and licence, with values changed by id; weights are not copied.
 
@@ -47,6 +51,7 @@ def specialise(
         changes: new values by id (``epochs``, ``network_def::channels``, ``augment#noise#prob``). Each is applied to
             every config that has the id.
         only: changes to one config, by its name (``train``, ``evaluate``, ``inference``).
+        presets: overlays of the bundle (``configs/NAME.json``) that are written into its configs before the changes.
 
     Returns:
         The output folder.
@@ -56,6 +61,8 @@ def specialise(
         DataError: the output holds another configuration.
     """
     configs = {name: read_json(bundle / "configs" / f"{name}.json") for name in WORKFLOWS}
+    for name in presets:
+        configs = apply(configs, read_preset(bundle, name), define=True)
     changed = apply(configs, changes)
     for name, own in (only or {}).items():
         changed |= apply({name: changed[name]}, own)
@@ -80,22 +87,48 @@ def specialise(
     return output
 
 
-def apply(configs: Mapping[str, dict[str, Any]], changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """New configs with values changed by id.
+def read_preset(bundle: Path, name: str) -> dict[str, Any]:
+    """An overlay of a bundle: values by config id.
 
     Raises:
-        ConfigError: an id that none of them has, nor an argument of a component in them.
+        ConfigError: the bundle has none of this name.
+    """
+    known = {path.stem for path in bundle.glob("configs/*.json")} - {*WORKFLOWS, "metadata", LAUNCHED}
+    if name not in known:
+        raise ConfigError("the bundle has no such preset", file=bundle, received=name, expected=sorted(known) or "none")
+    return read_json(bundle / "configs" / f"{name}.json")
+
+
+def apply(
+    configs: Mapping[str, dict[str, Any]], changes: Mapping[str, Any], *, define: bool = False
+) -> dict[str, dict[str, Any]]:
+    """New configs with values changed by id.
+
+    Args:
+        configs: by name.
+        changes: values by id.
+        define: whether an id that no config has is added to the training's.
+
+    Raises:
+        ConfigError: an id that none of them has or may get, nor an argument of a component in them.
     """
     changed = dict(configs)
     for id_, value in changes.items():
         name = id_.replace("#", SEPARATOR)
         holders = [key for key, config in changed.items() if _takes(config, name)]
+        if not holders and define and _has_parents(changed["train"], name):
+            holders = ["train"]
         if not holders:
             ids = {known for config in changed.values() for known in all_ids(config)}
             raise ConfigError("unknown config key", received=id_, expected=closest(name, ids))
         for key in holders:
             changed[key] = set_id(changed[key], name, value)
     return changed
+
+
+def _has_parents(config: Mapping[str, Any], id_: str) -> bool:
+    parents, _, _ = id_.rpartition(SEPARATOR)
+    return not parents or isinstance(get_id(config, parents), Mapping)
 
 
 def _takes(config: Mapping[str, Any], id_: str) -> bool:

@@ -18,7 +18,6 @@ from medunet.bundle.resources import resource_dir
 from medunet.bundle.specialise import WORKFLOWS, read_json
 from medunet.errors import ConfigError
 from medunet.networks import load_weights
-from medunet.training import BEST_NAME
 
 REQUIRED_FILES = (
     "LICENSE",
@@ -118,6 +117,7 @@ def _network(bundle: Path) -> None:
 
 
 def _weights(bundle: Path) -> None:
-    path = bundle / "models" / BEST_NAME
-    if path.is_file():
-        load_weights(_parsed(bundle).get_parsed_content("network_def"), path)
+    parser = _parsed(bundle)
+    paths = parser.get_parsed_content("ckpt_path")  # of an ensemble, one a member
+    if any(Path(path).is_file() for path in ([paths] if isinstance(paths, str) else paths)):
+        load_weights(parser.get_parsed_content("network_def"), paths)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.bundle import ConfigWorkflow
 
+from medunet.bundle.ensemble import ENSEMBLE_FOLDS
 from medunet.bundle.specialise import read_json, specialise
 from medunet.datasets import SegmentationDataset, check_dataset, datalist, label_values, open_dataset, raise_on_error
 from medunet.errors import ConfigError, DataError
 from medunet.metrics import Summary, summarise, write_tables
 from medunet.networks import resolve_device
 from medunet.planning import adapt
-from medunet.prediction import Pair, Predictor, evaluate_pairs, pair_files
-from medunet.training import BEST_NAME, LAST_NAME
+from medunet.prediction import ClassRule, Pair, Predictor, evaluate_pairs, pair_files
+from medunet.training import BEST_NAME, LAST_NAME, weights_of
 
 logger = logging.getLogger(__name__)
+
+OUT_OF_FOLD = "out_of_fold"
+"""Folder in a cross-validation's output: predictions of cases by the fold that did not see them, measured."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ def train_bundle(
     output: Path,
     *,
     changes: Mapping[str, Any] | None = None,
+    presets: Sequence[str] = (),
     device: str = "auto",
     resume: bool = False,
 ) -> TrainingResult:
@@ -57,6 +63,7 @@ def train_bundle(
         data: data set in a layout that :func:`medunet.datasets.open_dataset` knows.
         output: folder of the run.
         changes: values by config id, over those that follow from the data.
+        presets: overlays of the bundle, under what follows from the data.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         resume: go on after the last whole epoch in ``output``.
 
@@ -71,14 +78,25 @@ def train_bundle(
             file=output,
             remedy="go on with --resume, or give another --output",
         )
-    prepare_run(bundle, data, output, changes=changes or {})
-    workflow = run_training(output, resume=resume, device=chosen)
+    prepare_run(bundle, data, output, changes=changes or {}, presets=presets)
+    return train_prepared(output, resume=resume, device=chosen)
+
+
+def train_prepared(run: Path, *, resume: bool, device: torch.device) -> TrainingResult:
+    """Train a run that :func:`prepare_run` made.
+
+    Args:
+        run: its folder.
+        resume: go on after its last whole epoch, if there is one.
+        device: where to train.
+    """
+    workflow = run_training(run, resume=resume, device=device)
     state = workflow.parser.get_parsed_content("train::trainer").state
     history = list(getattr(state, "history", []))
     validated = [entry for entry in history if entry.get("val_dice")]
     best: dict[str, Any] = max(validated, key=_mean_dice, default={})
     return TrainingResult(
-        run=output,
+        run=run,
         epochs=state.epoch,
         best_epoch=best.get("epoch", state.epoch),
         best_dice=best.get("val_dice", {}),
@@ -91,7 +109,9 @@ def _mean_dice(entry: Mapping[str, Any]) -> float:
     return float(sum(values) / len(values))
 
 
-def prepare_run(bundle: Path, data: Path, output: Path, *, changes: Mapping[str, Any]) -> SegmentationDataset:
+def prepare_run(
+    bundle: Path, data: Path, output: Path, *, changes: Mapping[str, Any], presets: Sequence[str] = ()
+) -> SegmentationDataset:
     """Make a run: a bundle fitted to a data set, with the options of this training written into its configs.
 
     Arguments as of :func:`train_bundle`.
@@ -99,12 +119,46 @@ def prepare_run(bundle: Path, data: Path, output: Path, *, changes: Mapping[str,
     Returns:
         The data set.
     """
+    dataset, values = fit_data(bundle, data)
+    write_run(bundle, data, output, values={**values, **changes}, presets=presets)
+    return dataset
+
+
+def fit_data(bundle: Path, data: Path) -> tuple[SegmentationDataset, dict[str, Any]]:
+    """Open a data set, check its headers, and say what a bundle's configuration takes over from it.
+
+    Returns:
+        The data set, and values by config id.
+
+    Raises:
+        ConfigError: the bundle is an ensemble of folds, or does not fit the data.
+    """
+    if ENSEMBLE_FOLDS in read_json(bundle / "configs" / "inference.json"):
+        raise ConfigError(
+            "an ensemble of folds cannot be trained", file=bundle, remedy="start from the bundle that its folds were of"
+        )
     dataset = open_dataset(data)
     raise_on_error(check_dataset(dataset, level="header"))
-    values = adapt(dataset, read_json(bundle / "configs" / "train.json"))
+    return dataset, adapt(dataset, read_json(bundle / "configs" / "train.json"))
+
+
+def write_run(
+    bundle: Path, data: Path, output: Path, *, values: Mapping[str, Any], presets: Sequence[str] = ()
+) -> None:
+    """Write a run's configs.
+
+    Args:
+        bundle: folder of the bundle to start from.
+        data: what it trains on.
+        output: folder of the run.
+        values: by config id.
+        presets: overlays of the bundle, under the values.
+    """
+    source = values.get("init_from")
+    if source and not weights_of(source).is_file():
+        raise DataError("no weights to start from", file=source, expected=f"a run with models/{BEST_NAME}")
     where = {"dataset_dir": str(data.resolve())}
-    specialise(bundle, output, {**values, **changes}, only={"train": where, "evaluate": where})
-    return dataset
+    specialise(bundle, output, values, only={"train": where, "evaluate": where}, presets=presets)
 
 
 def run_training(run: Path, **overrides: Any) -> ConfigWorkflow:
@@ -145,12 +199,17 @@ def evaluate_bundle(
         device: as in :func:`train_bundle`.
         em: also the ISBI 2012 scores; ``None``: where the data are 2D with two labels.
     """
-    if not (bundle / "models" / BEST_NAME).is_file():
-        raise DataError("no checkpoint in the bundle", file=bundle, remedy="train it first (medunet train)")
     if section not in ("validation", "all", "training"):
         raise ConfigError("unknown section", received=section, expected="validation or all")
     dataset = open_dataset(data)
     config = read_json(bundle / "configs" / "evaluate.json")
+    if section == "validation" and ENSEMBLE_FOLDS in config:
+        raise ConfigError(
+            "every case of an ensemble's data set has trained one of its members",
+            file=bundle,
+            remedy=f"read {OUT_OF_FOLD}/metrics.json there, or measure other data with --section all",
+        )
+    predictor = Predictor(bundle, output_dir=output / "predictions", device=device, overwrite=True)
     items = datalist(
         data,
         section=section,  # type: ignore[arg-type] # checked above
@@ -158,17 +217,31 @@ def evaluate_bundle(
         folds=config["folds"],
         validation_cases=config["validation_cases"],
     )
-    labels = {name: int(value) for name, value in zip(config["label_names"], config["label_values"], strict=True)}
-    predictor = Predictor(bundle, output_dir=output / "predictions", device=device, overwrite=True)
+    labels = class_values(config)
     pairs: list[Pair] = []
     for index, item in enumerate(items, start=1):
-        images = item["image"]
-        source = Path(images) if isinstance(images, str) else [Path(image) for image in images]
-        path = predictor.predict_case(source)
-        image = source if isinstance(source, Path) else source[0]
-        pairs.append(Pair(name=str(item["name"]), pred=path, ref=Path(str(item["label"])), image=image))
+        path = predictor.predict_case(source_of(item))
+        pairs.append(pair_of(item, path))
         logger.info("predicted %d/%d %s", index, len(items), item["name"])
-    return measure(pairs, labels, output, em=_wants_em(em, dataset.spatial_dims, labels), ignore=dataset.ignore)
+    return measure(pairs, labels, output, em=wants_em(em, dataset.spatial_dims, labels), ignore=dataset.ignore)
+
+
+def source_of(item: Mapping[str, str | list[str]]) -> Path | list[Path]:
+    """The image, or its channels, of an item of :func:`medunet.datasets.datalist`."""
+    images = item["image"]
+    return Path(images) if isinstance(images, str) else [Path(image) for image in images]
+
+
+def pair_of(item: Mapping[str, str | list[str]], pred: Path) -> Pair:
+    """An item's reference beside a prediction."""
+    source = source_of(item)
+    image = source if isinstance(source, Path) else source[0]
+    return Pair(name=str(item["name"]), pred=pred, ref=Path(str(item["label"])), image=image)
+
+
+def class_values(config: Mapping[str, Any]) -> dict[str, int]:
+    """Value in the files by class name, in the order of the network's output."""
+    return {name: int(value) for name, value in zip(config["label_names"], config["label_values"], strict=True)}
 
 
 def evaluate_folders(predictions: Path, references: Path, output: Path, *, em: bool | None = None) -> Summary:
@@ -186,18 +259,25 @@ def evaluate_folders(predictions: Path, references: Path, output: Path, *, em: b
     if len(labels) == 1:
         raise DataError("predictions and references are all background", file=predictions)
     planar = pairs[0].ref.suffix.lower() in {".png", ".tif", ".tiff", ".bmp"}
-    return measure(pairs, labels, output, em=_wants_em(em, 2 if planar else 3, labels))
+    return measure(pairs, labels, output, em=wants_em(em, 2 if planar else 3, labels))
 
 
 def measure(
-    pairs: list[Pair], labels: Mapping[str, int], output: Path, *, em: bool, ignore: int | None = None
+    pairs: list[Pair],
+    labels: Mapping[str, int],
+    output: Path,
+    *,
+    em: bool,
+    rules: Sequence[ClassRule] = (),
+    ignore: int | None = None,
 ) -> Summary:
-    """Measure pairs of files and write the tables."""
-    results = list(evaluate_pairs(pairs, labels=labels, em=em, ignore=ignore))
+    """Measure pairs of files, cleaned by rules, and write the tables."""
+    results = list(evaluate_pairs(pairs, labels=labels, em=em, rules=rules, ignore=ignore))
     summary = summarise(results)
     write_tables(results, output, summary=summary)
     return summary
 
 
-def _wants_em(em: bool | None, spatial_dims: int, labels: Mapping[str, int]) -> bool:
+def wants_em(em: bool | None, spatial_dims: int, labels: Mapping[str, int]) -> bool:
+    """Whether the ISBI 2012 scores are computed; unless somebody says so, for 2D data with two labels."""
     return (spatial_dims == 2 and len(labels) == 2) if em is None else em

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from medunet.cli.options import Set, parse_settings
+from medunet.cli.options import Preset, Set, parse_settings
 
 app = typer.Typer(help="Make and check bundles.", no_args_is_help=True)
 
@@ -17,12 +17,13 @@ app = typer.Typer(help="Make and check bundles.", no_args_is_help=True)
 def init(
     bundle: Annotated[str, typer.Argument(help="Bundle to start from: unet_3d, unet_2d, unet_2015 or a folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")],
+    preset: Preset = None,
     settings: Set = None,
 ) -> None:
     """Make a bundle of your own: a self-contained copy with values changed."""
     from medunet.bundle import find_bundle, specialise
 
-    specialise(find_bundle(bundle), output, parse_settings(settings))
+    specialise(find_bundle(bundle), output, parse_settings(settings), presets=preset or ())
     Console(soft_wrap=True, highlight=False).print(f"bundle: {output}")
 
 

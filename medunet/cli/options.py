@@ -12,6 +12,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the bundle's configs by name; repeatable."),
 ]
+Preset = Annotated[
+    list[str] | None,
+    typer.Option("--preset", metavar="NAME", help="An overlay of the bundle, such as few or sgd_poly; repeatable."),
+]
 
 
 def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:

@@ -3,41 +3,121 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import Device, Set, parse_settings
+from medunet.cli.options import Device, Preset, Set, parse_settings
+from medunet.cli.predict import EXIT_INTERRUPTED, EXIT_SOME_FAILED
+
+if TYPE_CHECKING:
+    from medunet.bundle import CrossValidation, TrainingResult
 
 
 def train(
     bundle: Annotated[str, typer.Argument(help="A shipped bundle (unet_3d, unet_2d, unet_2015) or a bundle's folder.")],
     data: Annotated[Path, typer.Option("--data", help="MSD or nnU-Net folder, or a folder with images/ and labels/.")],
     fold: Annotated[int, typer.Option(help="Validate the cases FOLD, FOLD+5, ... of the sorted names.")] = 0,
+    folds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|K,K", help="Train these folds, predict each case by the fold that did not see it, join them."
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs; the bundle's number by default.")] = None,
     device: Device = "auto",
     output: Annotated[Path | None, typer.Option(help="Folder of the run; runs/BUNDLE_DATA_foldK by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --output stopped.")] = False,
+    init_from: Annotated[
+        Path | None, typer.Option("--init-from", metavar="RUN", help="Start from the weights of another run.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run in --output stopped; --folds always does.")
+    ] = False,
+    preset: Preset = None,
     settings: Set = None,
 ) -> None:
     """Train a bundle on labelled images. The run's folder is a bundle itself."""
-    from medunet.bundle import find_bundle, train_bundle
+    from medunet.bundle import find_bundle, train_bundle, train_folds
 
     source = find_bundle(bundle)
-    changes = {"fold": fold, **parse_settings(settings)}
+    changes = parse_settings(settings)
     if epochs is not None:
         changes["epochs"] = epochs
+    if init_from is not None:
+        changes["init_from"] = str(init_from.resolve())
     data_name = data.resolve().parent.name if data.is_file() else data.resolve().name
-    output = output or Path("runs") / f"{source.resolve().name}_{data_name}_fold{fold}"
-    result = train_bundle(source, data, output, changes=changes, device=device, resume=resume)
+    base = f"{source.resolve().name}_{data_name}"
+    if folds is not None:
+        output = output or Path("runs") / f"{base}_folds"
+        chosen = _parse_folds(folds)
+        _show_folds(
+            train_folds(source, data, output, folds=chosen, changes=changes, presets=preset or (), device=device)
+        )
+        return
+    output = output or Path("runs") / f"{base}_fold{fold}"
+    changes = {"fold": fold, **changes}
+    try:
+        result = train_bundle(source, data, output, changes=changes, presets=preset or (), device=device, resume=resume)
+    except KeyboardInterrupt:
+        _errors().print("[bold red]stopped[/] the same command with --resume goes on after the last whole epoch")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    _show(result)
 
+
+def _errors() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _parse_folds(text: str) -> list[int] | None:
+    from medunet.errors import ConfigError
+
+    if text == "all":
+        return None
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise ConfigError("--folds takes all or numbers", received=text, expected="for instance --folds 0,2") from error
+
+
+def _show(result: TrainingResult) -> None:
     console = Console()
     if result.best_dice:
         table = Table("class", "validation Dice", title=f"best epoch {result.best_epoch} of {result.epochs}")
         for name, value in result.best_dice.items():
             table.add_row(name, f"{value:.4f}")
         console.print(table)
-    console.print(f"run: {output}", highlight=False, soft_wrap=True)
-    console.print(f"next: medunet predict {output} IMAGES --output DIR", highlight=False, soft_wrap=True)
+    console.print(f"run: {result.run}", highlight=False, soft_wrap=True)
+    console.print(f"next: medunet predict {result.run} IMAGES --output DIR", highlight=False, soft_wrap=True)
+
+
+def _show_folds(result: CrossValidation) -> None:
+    """Print what was done; the exit code tells whether that is all."""
+    console, errors = Console(highlight=False, soft_wrap=True), _errors()
+    for outcome in result.folds:
+        console.print(
+            f"fold {outcome.fold}: {outcome.status}" + (f", {outcome.seconds:.0f} s" if outcome.seconds else "")
+        )
+    if result.summary is not None:
+        table = Table("class", "Dice", "with post-processing", title=f"out of fold, {result.summary['cases']} cases")
+        for rule in result.rules:
+            words = ["largest component"] * rule.keep_largest + [f">= {rule.min_size:g} mm³"] * (rule.min_size > 0)
+            after = f"{rule.dice_after:.4f} ({', '.join(words)})" if rule.is_kept else "none used"
+            table.add_row(rule.name, f"{rule.dice_before:.4f}", after)
+        console.print(table)
+        console.print(f"mean Dice of the classes: {(result.postprocessed or result.summary)['mean_dice']:.4f}")
+        console.print(f"ensemble: {result.output}")
+        console.print(f"next: medunet predict {result.output} IMAGES --output DIR")
+    for outcome in result.folds:
+        if outcome.error is not None:
+            errors.print(f"[bold red]error[/] fold {outcome.fold}: {escape(outcome.error)}")
+    for name, text in result.failed_cases.items():
+        errors.print(f"[bold red]error[/] {escape(name)}: {escape(text)}")
+    if result.is_interrupted:
+        errors.print("[bold red]stopped[/] the same command goes on after the last whole epoch")
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if not result.is_whole:
+        errors.print("the same command tries again what failed and keeps the rest")
+        raise typer.Exit(EXIT_SOME_FAILED)

@@ -13,9 +13,13 @@ from .autocast import fast_dtype as fast_dtype
 from .autocast import resolve_device as resolve_device
 from .autocast import resolve_dtype as resolve_dtype
 from .ensemble import Ensemble as Ensemble
+from .ensemble import EnsembleLogits as EnsembleLogits
+from .ensemble import ensemble_of as ensemble_of
 from .fast import FastNetwork as FastNetwork
 from .folding import fold_batch_norm as fold_batch_norm
 from .shapes import UNetShapes as UNetShapes
+from .transfer import TransferReport as TransferReport
+from .transfer import transfer_weights as transfer_weights
 from .unet import UNet as UNet
 from .weights import load_checkpoint as load_checkpoint
 from .weights import load_weights as load_weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from medunet.errors import ConfigError
 
-from .activation import check_activation, to_probabilities
+from .activation import check_activation, to_logits, to_probabilities
 
 
 class Ensemble(nn.Module):
@@ -65,3 +66,58 @@ class Ensemble(nn.Module):
         """`(B, C, *spatial)` to mean probabilities `(B, classes, *spatial)`, float32."""
         shares = [to_probabilities(network(image), self.activation) for network in self.networks]
         return torch.stack(shares).mean(dim=0)
+
+
+class EnsembleLogits(nn.Module):
+    """The mean of members' probabilities as logits, so that a bundle's inferer and postprocessing serve it unchanged.
+
+    The softmax of the logarithm of probabilities gives them back, and likewise the sigmoid of their logit.
+
+    Args:
+        members: networks of one output; see `Ensemble`.
+        activation: `softmax` or `sigmoid`, what the postprocessing applies.
+
+    Raises:
+        ConfigError: members that differ in sizes or halo.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], *, activation: str = "softmax") -> None:
+        super().__init__()
+        self.activation = activation
+        self.ensemble = Ensemble(list(members), activation=activation)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """`(B, C, *spatial)` to `(B, classes, *spatial)`, float32."""
+        return to_logits(self.ensemble(image), self.activation)
+
+    @property
+    def members(self) -> list[nn.Module]:
+        """The networks; their weights come from one file each, see `load_weights`."""
+        return list(self.ensemble.networks)
+
+    @property
+    def shapes(self) -> Any:
+        """Sizes and halo of the members, for tiling."""
+        return self.ensemble.shapes
+
+    @property
+    def tileable(self) -> bool:
+        """Whether tiles change no voxel."""
+        return bool(self.ensemble.tileable)
+
+    @property
+    def tileable_reason(self) -> str | None:
+        """Why tiles would change voxels."""
+        reason: str | None = self.ensemble.tileable_reason
+        return reason
+
+
+def ensemble_of(member: nn.Module, count: int, *, activation: str = "softmax") -> EnsembleLogits:
+    """An ensemble of copies of one network, to be filled by `load_weights` with one file a member.
+
+    Args:
+        member: the network of a config.
+        count: how many.
+        activation: as of `EnsembleLogits`.
+    """
+    return EnsembleLogits([copy.deepcopy(member) for _ in range(count)], activation=activation)

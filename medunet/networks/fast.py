@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from medunet.errors import ConfigError, DataError
-from medunet.files import write_atomically
+from medunet.files import cache_folder, write_atomically
 
 from .allocation import keep_freed_memory
 from .autocast import DTYPES, fast_dtype
@@ -339,11 +339,7 @@ def _state_of(network: nn.Module, device: torch.device) -> tuple[Any, ...]:
 
 
 def _cache_file(folder: str | os.PathLike[str] | None) -> Path:
-    if folder is None:
-        folder = os.environ.get("MEDUNET_CACHE_DIR")
-    if folder is None:
-        folder = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medunet")
-    return Path(folder) / "calibration.json"
+    return cache_folder(folder) / "calibration.json"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from medunet.errors import DataError
+from medunet.errors import ConfigError, DataError
 from medunet.files import atomic_path
 
 
@@ -42,12 +42,26 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: str | torch.d
     return content
 
 
-def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> None:
+def load_weights(network: torch.nn.Module, path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
     """Load the weights under the key ``model`` (or a bare state dictionary) into a network, strictly.
+
+    Args:
+        network: what is filled.
+        path: a checkpoint; for an ensemble (:class:`medunet.networks.EnsembleLogits`) one a member.
 
     Raises:
         DataError: unreadable file, or weights of another network.
+        ConfigError: several files for one network, or not one a member.
     """
+    if not isinstance(path, str | os.PathLike):
+        members = getattr(network, "members", ())
+        if len(members) != len(path):
+            raise ConfigError(
+                "an ensemble needs one checkpoint a member", received=f"{len(path)}", expected=f"{len(members)}"
+            )
+        for member, own in zip(members, path, strict=True):
+            load_weights(member, own)
+        return
     content = load_checkpoint(path)
     try:
         network.load_state_dict(content.get("model", content))

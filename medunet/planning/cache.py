@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medunet.datasets import Case, SegmentationDataset
 from medunet.errors import DataError
-from medunet.files import write_atomically
+from medunet.files import cache_folder, write_atomically
 
 from .measure import SAMPLE, CaseMeasure
 
@@ -22,9 +22,8 @@ VERSION = 1
 
 
 def default_cache() -> Path:
-    """The user's folder for measures: ``$XDG_CACHE_HOME/medunet/fingerprints``, by default below ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "medunet" / "fingerprints"
+    """Folder of the measures in medunet's cache folder."""
+    return cache_folder() / "fingerprints"
 
 
 class MeasureCache:

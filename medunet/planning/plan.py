@@ -36,9 +36,6 @@ MIN_BATCH = 2
 SHRINK = 0.75
 """Factor of the patch's voxels at each of them."""
 
-CACHE_SHARE = 0.5
-"""Part of the memory that preprocessed images may take; beyond it they are read anew in every epoch."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -109,16 +106,13 @@ def plan(
     decisions += choices.loss(fingerprint, config["loss"])
 
     available = memory or free_memory(where)
-    on_cpu = where.type == "cpu"
-    cached, kept = _cache(fingerprint, grid, config, available if on_cpu else free_memory(torch.device("cpu")))
-    decisions += kept
     search = _Search(
         config=overlay(config, {decision.id: decision.value for decision in decisions}),
         grid=grid,
         budget=budget,
         flat_axis=flat_axis,
         n_cases=len(fingerprint.cases),
-        memory=available - (cached if on_cpu else 0),
+        memory=available,
         device=where,
     )
     topology, cost, note = search.run(measure=measure)
@@ -271,21 +265,6 @@ def _data(dataset: SegmentationDataset) -> list[Decision]:
 
 def _folds(dataset: SegmentationDataset) -> int:
     return max(2, min(FOLDS, len(dataset.cases)))
-
-
-def _cache(print_: Fingerprint, grid: Spacing, config: Mapping[str, Any], memory: int) -> tuple[int, list[Decision]]:
-    """Bytes of the preprocessed images in memory, and their share where all would be too many."""
-    if "cache_rate" not in config:
-        return 0, []
-    voxels = math.prod(grid.size) * len(print_.cases)
-    whole = voxels * (4 * len(print_.channels) + 1)
-    share = min(1.0, CACHE_SHARE * memory / whole)
-    rate = 1.0 if share == 1.0 else math.floor(100 * share) / 100
-    reason = (
-        "all preprocessed images stay in memory" if rate == 1 else "more preprocessed images do not fit into memory"
-    )
-    numbers = f"{_gigabytes(whole)} in all, {_gigabytes(memory)} of memory"
-    return int(whole * rate), [Decision("cache_rate", rate, reason, numbers)]
 
 
 def _gigabytes(n_bytes: int) -> str:

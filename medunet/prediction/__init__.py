@@ -4,7 +4,12 @@ from .evaluation import Pair as Pair
 from .evaluation import evaluate_pairs as evaluate_pairs
 from .evaluation import pair_files as pair_files
 from .evaluation import prediction_path as prediction_path
+from .evaluation import read_pair as read_pair
+from .joint import JointPredictor as JointPredictor
+from .postprocessing import choose_rules as choose_rules
 from .predictor import Prediction as Prediction
 from .predictor import Predictor as Predictor
+from .rules import ClassRule as ClassRule
+from .rules import as_step as as_step
 from .timing import STAGES as STAGES
 from .timing import StageSeconds as StageSeconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ import numpy as np
 from medunet.errors import DataError, GeometryError
 from medunet.io import Volume, is_structure_file, output_name, read_header, read_label, read_volume, split_suffix
 from medunet.metrics import CaseScores, evaluate_case
+from medunet.transforms import clean_labels
+
+from .rules import ClassRule, by_value
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,12 @@ def prediction_path(source: Path, folder: Path) -> Path:
 
 
 def evaluate_pairs(
-    pairs: Iterable[Pair], *, labels: Mapping[str, int], em: bool | str = False, ignore: int | None = None
+    pairs: Iterable[Pair],
+    *,
+    labels: Mapping[str, int],
+    em: bool | str = False,
+    rules: Iterable[ClassRule] = (),
+    ignore: int | None = None,
 ) -> Iterator[CaseScores]:
     """Measure pair after pair.
 
@@ -85,14 +94,16 @@ def evaluate_pairs(
         pairs: what to compare.
         labels: value by class name, background included.
         em: also the ISBI 2012 scores, see :func:`medunet.metrics.evaluate_case`.
+        rules: by which the predictions are cleaned before they are compared.
         ignore: value in the references of voxels that do not count.
 
     Raises:
         GeometryError: prediction and reference lie on different grids.
         DataError: unreadable file or unexpected value.
     """
+    values, background = by_value(rules), next(iter(labels.values()), 0)
     for pair in pairs:
-        pred, ref = _read_pair(pair, labels)
+        pred, ref = read_pair(pair, labels)
         if not pred.record.geometry.is_close(ref.record.geometry):
             raise GeometryError(
                 "prediction and reference lie on different grids",
@@ -101,22 +112,25 @@ def evaluate_pairs(
                 expected=f"{ref.record.geometry.shape} at {_rounded(ref.record.geometry.spacing_mm)} mm",
                 remedy="predict on the image that the reference was drawn on",
             )
+        spacing_mm = ref.record.geometry.spacing_mm
         found, wanted = np.asarray(pred.image[0]), np.asarray(ref.image[0])
+        if values:
+            found = clean_labels(found, values, voxel_size=math.prod(spacing_mm), background=background)
         if ignore is not None:
             counted = wanted != ignore
             found, wanted = found * counted, wanted * counted
         yield evaluate_case(
             found,
             wanted,
-            spacing_mm=ref.record.geometry.spacing_mm,
+            spacing_mm=spacing_mm,
             labels=labels,
             em=em,
             name=pair.name,
         )
 
 
-def _read_pair(pair: Pair, labels: Mapping[str, int]) -> tuple[Volume, Volume]:
-    """Both label maps; a DICOM SEG or RTSTRUCT is laid on the grid of the other one, or of the image."""
+def read_pair(pair: Pair, labels: Mapping[str, int]) -> tuple[Volume, Volume]:
+    """Prediction and reference; a DICOM SEG or RTSTRUCT is laid on the grid of the other one, or of the image."""
     drawn = {path: is_structure_file(path) for path in (pair.pred, pair.ref)}
     if all(drawn.values()) and pair.image is None:
         raise DataError(

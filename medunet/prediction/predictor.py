@@ -18,10 +18,9 @@ from monai.transforms import Compose, LoadImage, LoadImaged
 
 from medunet.errors import ConfigError, DataError, MedunetError, find_cause
 from medunet.io import ResultFormat, SavePredictiond
-from medunet.networks import autocast, resolve_device
+from medunet.networks import EnsembleLogits, autocast, resolve_device
 
 from .configuration import check_same_input, load_network, parse_inference
-from .ensemble import EnsembleLogits
 from .existing import existing_result
 from .pipeline import overlap
 from .timing import StageSeconds, Stopwatch
@@ -207,6 +206,22 @@ class Predictor:
         if case.path is None:
             raise DataError("the bundle writes no label map", received="postprocessing without SavePredictiond")
         return case.path
+
+    def decide(self, source: Source) -> dict[Any, Any]:
+        """Everything for one case but writing: the item with label map, and with probabilities where they are saved."""
+        case = _Case(source, _Way(self.preprocessing, self.postprocessing))
+        self._read(case)
+        self._compute(case)
+        decided: dict[Any, Any] = _run(self.postprocessing, case.item, end=self._first_to_write)
+        return decided
+
+    def write(self, item: dict[Any, Any]) -> Path:
+        """Write an item of :meth:`decide` and return the label map's path."""
+        return Path(_run(self.postprocessing, item, start=self._first_to_write)["pred_path"])
+
+    @property
+    def _first_to_write(self) -> int:
+        return _steps_up_to(self.postprocessing, (SavePredictiond,), last=False)
 
     @torch.inference_mode()
     def logits(self, image: torch.Tensor) -> torch.Tensor:

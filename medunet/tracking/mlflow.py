@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+from mlflow import MlflowClient
 from monai.handlers import MLFlowHandler
 
 from medunet.errors import ConfigError
+from medunet.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +67,9 @@ class TrackingHandler:
             ConfigError: the tracking store cannot be reached.
         """
         uri = str(self.tracking_uri)
-        if uri.startswith(SQLITE_SCHEME):
-            Path(uri.removeprefix(SQLITE_SCHEME)).parent.mkdir(parents=True, exist_ok=True)
         try:
+            if uri.startswith(SQLITE_SCHEME) and not Path(uri.removeprefix(SQLITE_SCHEME)).exists():
+                _make_store(Path(uri.removeprefix(SQLITE_SCHEME)))
             self._handler = MLFlowHandler(
                 tracking_uri=uri,
                 experiment_name=self.experiment_name,
@@ -105,3 +107,9 @@ class TrackingHandler:
             self._handler.close()
         except Exception as error:
             logger.warning("MLflow run could not be closed: %s", error)
+
+
+def _make_store(path: Path) -> None:
+    """MLflow takes seconds to make its tables; a process that ended meanwhile would leave a file that never opens."""
+    with atomic_path(path) as temporary:
+        MlflowClient(f"{SQLITE_SCHEME}{temporary}").search_experiments(max_results=1)

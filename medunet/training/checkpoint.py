@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from ignite.engine import Engine, Events
 
 from medunet.networks import load_checkpoint, load_weights, save_checkpoint
+
+from .averaging import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +29,11 @@ class WeightsLoader:
     MONAI's ``CheckpointLoader`` passes over weights that do not fit unless told otherwise.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or one a member of an ensemble.
         network: the bare network.
     """
 
-    def __init__(self, path: str, network: torch.nn.Module) -> None:
+    def __init__(self, path: str | Sequence[str], network: torch.nn.Module) -> None:
         self.path = path
         self.network = network
 
@@ -48,13 +51,15 @@ class CheckpointHandler:
 
     Attach to the trainer (as one of its ``train_handlers``). After every epoch ``last.pt`` holds network, optimizer,
     schedule, loss scaler and epoch; when the validator's key metric improves, ``model.pt`` holds the network's
-    weights. Where nothing is validated, ``model.pt`` follows the last epoch. Both are written atomically.
+    weights, averaged where averaging is on. Where nothing is validated, ``model.pt`` follows the last epoch. Both are
+    written atomically.
 
     Args:
         folder: where to write.
         network: the bare network (not wrapped for distributed training).
         optimizer: as in the trainer.
         lr_scheduler: as in the trainer's ``LrScheduleHandler``.
+        average: what ``model.pt`` gets instead of the newest weights; attached to the trainer here.
         validator: the evaluator whose ``state.best_metric`` decides; ``None`` when nothing is validated.
         resume: continue from ``last.pt`` where there is one.
         save_interval: epochs between two ``last.pt``; the final epoch is always written.
@@ -68,6 +73,7 @@ class CheckpointHandler:
         *,
         optimizer: torch.optim.Optimizer,
         lr_scheduler: Any = None,
+        average: WeightAverage | None = None,
         validator: Any = None,
         resume: bool = False,
         save_interval: int = 1,
@@ -77,6 +83,7 @@ class CheckpointHandler:
         self.network = network
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.average = average if average is not None and average.is_on else None
         self.validator = validator
         self.resume = resume
         self.save_interval = save_interval
@@ -87,6 +94,8 @@ class CheckpointHandler:
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, as the first of its handlers: the others then see the epoch that was resumed."""
         engine.add_event_handler(Events.STARTED, self.start)
+        if self.average is not None:
+            self.average.attach(engine)
 
     def start(self, engine: Any) -> None:
         """Load ``last.pt`` when resuming."""
@@ -106,6 +115,8 @@ class CheckpointHandler:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if engine.grad_scaler is not None and engine.grad_scaler.is_enabled():
             engine.grad_scaler.load_state_dict(state["scaler"])
+        if self.average is not None and "average" in state:
+            self.average.load_state_dict(state["average"])
         self.best_metric, self.best_epoch = state["best_metric"], state["best_epoch"]
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["iteration"]
@@ -113,33 +124,36 @@ class CheckpointHandler:
             self.validator.state.best_metric = self.best_metric
             self.validator.state.best_metric_epoch = self.best_epoch
         logger.info("resumed after epoch %d", state["epoch"])
-        if engine.state.epoch >= engine.state.max_epochs:
+        if engine.state.epoch >= engine.state.max_epochs or state.get("stopped", False):
             engine.terminate()
 
     def save(self, engine: Any) -> None:
         """Write what the finished epoch gave."""
         epoch = engine.state.epoch
         metric = self._new_metric(epoch)
-        weights = {"model": self.network.state_dict()}
         improved = metric is not None and (self.best_metric is None or metric > self.best_metric)
         if improved:
             self.best_metric, self.best_epoch = metric, epoch
         if not self.is_writer:
             return
         if improved or self.best_metric is None:
-            save_checkpoint(weights, self.folder / BEST_NAME)
-        if epoch % self.save_interval and epoch != engine.state.max_epochs:
+            best = self.network.state_dict() if self.average is None else self.average.weights()
+            save_checkpoint({"model": best}, self.folder / BEST_NAME)
+        if epoch % self.save_interval and epoch != engine.state.max_epochs and not engine.should_terminate:
             return
         scaler = {} if engine.grad_scaler is None else engine.grad_scaler.state_dict()
         schedule = {} if self.lr_scheduler is None else self.lr_scheduler.state_dict()
         save_checkpoint(
             {
-                **weights,
+                "model": self.network.state_dict(),
+                **({} if self.average is None else {"average": self.average.state_dict()}),
                 "optimizer": self.optimizer.state_dict(),
                 "lr_scheduler": schedule,
                 "scaler": scaler,
                 "epoch": epoch,
                 "iteration": engine.state.iteration,
+                "stopped": bool(engine.should_terminate),  # by EarlyStop
+                "finished": bool(engine.should_terminate) or epoch >= engine.state.max_epochs,
                 "best_metric": self.best_metric,
                 "best_epoch": self.best_epoch,
             },

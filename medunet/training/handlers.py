@@ -62,6 +62,8 @@ class EpochSeeder:
 class HistoryHandler:
     """Keeps loss, learning rate, seconds and validation metrics of every epoch in ``history.json``.
 
+    Behind a :class:`DataHandler` also the share of the time of its steps that the network waited for data.
+
     Args:
         folder: where the file goes.
         optimizer: its first parameter group tells the learning rate.
@@ -126,6 +128,8 @@ class HistoryHandler:
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "seconds": time.perf_counter() - self._started,
         }
+        if hasattr(engine.state, "data_wait"):
+            entry["data_wait"] = round(engine.state.data_wait, 4)
         metrics = validation_metrics(self.validator, engine.state.epoch)
         if metrics:
             entry["val_metrics"] = {name: value for name, value in metrics.items() if isinstance(value, float)}

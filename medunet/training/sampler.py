@@ -7,12 +7,35 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
+SEEDS = 2**32
+"""Exclusive bound of the seeds: what NumPy takes."""
+
+
+class Draw(int):
+    """An index of a data set with the seed of the random transforms for this one sample.
+
+    To whom knows no seeds it is the index. :class:`medunet.datasets.StoreDataset` seeds its transforms with it.
+    """
+
+    seed: int
+
+    def __new__(cls, index: int, seed: int) -> Draw:
+        """Make the index."""
+        draw = super().__new__(cls, index)
+        draw.seed = seed
+        return draw
+
+    def __reduce__(self) -> tuple[type[Draw], tuple[int, int]]:
+        """Worker processes get the seed as well."""
+        return Draw, (int(self), self.seed)
+
 
 class RepeatSampler(Sampler[int]):
     """Indices in random order, all once, then all again, until an epoch's number of samples is reached.
 
     What is drawn depends on seed, epoch and rank only, so a resumed training sees the same order. With several
-    processes each takes its own part of one common order, ``num_samples`` each.
+    processes each takes its own part of one common order, ``num_samples`` each. Every index is a `Draw`: its seed
+    makes the patch the same whichever worker cuts it, and however many there are.
 
     Args:
         length: number of items in the dataset.
@@ -49,4 +72,6 @@ class RepeatSampler(Sampler[int]):
         total = self.num_samples * self.world_size
         rounds = -(-total // self.length)
         order = torch.cat([torch.randperm(self.length, generator=generator) for _ in range(rounds)])[:total]
-        return iter(order[self.rank :: self.world_size].tolist())
+        seeds = torch.randint(SEEDS, (total,), generator=generator)
+        pairs = torch.stack([order, seeds], dim=1)[self.rank :: self.world_size].tolist()
+        return (Draw(index, seed) for index, seed in pairs)

@@ -1,4 +1,4 @@
-"""MONAI dictionary transforms that medunet adds: labels, deformation, border weights, intensity."""
+"""MONAI dictionary transforms that medunet adds: labels, deformation, border weights, intensity, components."""
 
 from .body import AboveThreshold as AboveThreshold
 from .border_weights import BorderWeightMapd as BorderWeightMapd
@@ -10,4 +10,7 @@ from .labels import DecideLabelsd as DecideLabelsd
 from .labels import DecodeLabelsd as DecodeLabelsd
 from .labels import EncodeLabelsd as EncodeLabelsd
 from .normalise import NormalizeChannelsd as NormalizeChannelsd
+from .postprocess import CleanComponentsd as CleanComponentsd
+from .postprocess import Components as Components
+from .postprocess import clean_labels as clean_labels
 from .spatial import RandDeformd as RandDeformd

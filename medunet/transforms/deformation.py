@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,10 @@ EXACT_TOLERANCE = 1e-6
 
 BOX_MARGIN = 3
 """Voxels read beyond the outermost sampled positions, cut to integers: a bicubic kernel reaches less than 3 farther."""
+
+
+SLAB_PLANES = 8
+"""Planes of a patch that `_sample_planes` samples at a time: fewer reach less of the box and are more exact."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,7 @@ class Deformation:
     matrix: np.ndarray
     displacement: np.ndarray | None = None
     _positions: dict[torch.device, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    _inside: dict[Any, tuple[torch.Tensor, list[tuple[int, int]]]] = field(default_factory=dict, init=False, repr=False)
 
     @staticmethod
     def crop(start: Sequence[int], size: Sequence[int]) -> Deformation:
@@ -73,6 +79,24 @@ class Deformation:
                 control = control + self.displacement
             self._positions[device] = _interpolate(np.moveaxis(control, -1, 0), self.size, device)
         return self._positions[device]
+
+    def positions_inside(
+        self, device: torch.device, shape: tuple[int, ...]
+    ) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+        """`positions` moved to the nearest in a volume of this shape, edges of 2 at least, and the box they lie in.
+
+        The box is given by its first and last voxel along each axis, which differ.
+        """
+        if (device, shape) not in self._inside:
+            parts, box = [], []
+            for axis, size in zip(self.positions(device), shape, strict=True):
+                low, high = (int(bound.floor()) for bound in axis.aminmax())  # int() alone would take -0.3 for 0
+                first = min(max(low - 1, 0), size - 2)
+                last = min(max(high + 2, first + 1), size - 1)
+                parts.append(axis.clamp(first, last) if low < 0 or high >= size - 1 else axis)
+                box.append((first, last))
+            self._inside[device, shape] = torch.stack(parts), box
+        return self._inside[device, shape]
 
     def voxel_axes(self) -> list[tuple[int, np.ndarray]] | None:
         """For each patch axis the source axis and the source indices along it, if the map copies voxels; else None."""
@@ -135,15 +159,21 @@ def resample(
     # The box holds all that sampling can touch, mirrored parts included: grid_sample's own "reflection" takes
     # more than twice the time, for each voxel, and its box would have to end where the volume ends.
     device = volume.device if isinstance(volume, torch.Tensor) else torch.device("cpu")
-    positions = deformation.positions(device)
-    box, origin = _reachable_box(volume, positions, padding_mode)
+    if padding_mode == "border" and mode != "bicubic" and min(volume.shape[1:]) > 1:
+        box, origin, positions = _box_inside(volume, deformation, device)
+    else:
+        positions = deformation.positions(device)
+        box, origin = _reachable_box(volume, positions, padding_mode)
     if mode == "nearest":
         return _sample_nearest(box, positions, origin)
     if mode == "onehot":
         labels = torch.unique(box)
         channels = (box == labels.view(-1, *[1] * len(deformation.size))).float()
         return labels[_sample(channels, positions, origin, "bilinear").argmax(dim=0, keepdim=True)]
-    sampled = _sample(box.float(), positions, origin, mode)
+    planes = mode == "bilinear" and len(deformation.size) == 3 and device.type == "cpu"
+    sampled = (
+        _sample_planes(box.float(), positions, origin) if planes else _sample(box.float(), positions, origin, mode)
+    )
     return sampled.to(box.dtype) if box.is_floating_point() else sampled
 
 
@@ -196,6 +226,39 @@ def _sample(box: torch.Tensor, positions: torch.Tensor, origin: list[int], mode:
     return F.grid_sample(box[None], grid[None], mode=mode, padding_mode="border", align_corners=True)[0]
 
 
+def _sample_planes(box: torch.Tensor, positions: torch.Tensor, origin: list[int]) -> torch.Tensor:
+    """Trilinear sampling as two bilinear ones, in the planes before and after, which PyTorch has vectorised.
+
+    2.5 times as fast as its trilinear one on a CPU. Positions along the second axis are rounded to about
+    ``2**-24 * SLAB_PLANES * planes in reach * their height`` voxels, some thousandths at most.
+    """
+    # The planes, one below the other, are one tall picture, in which row r of plane p is row p * height + r:
+    #
+    #   plane 0  [----]    first channel   [----] 0    second channel   [----] 1    the same memory,
+    #   plane 1  [----]                    [----] 1                     [----] 2    one plane on
+    #   plane 2  [----]
+    channels, _, height, width = box.shape
+    strides = (box.stride(0), height * width, width, 1)
+    below = positions[0].floor()
+    sampled = torch.empty((channels, *positions.shape[1:]))
+    # so that there is a plane before (rounding may leave a position just below the first) and one after it
+    below.clamp_(min=origin[0], max=origin[0] + box.shape[1] - 2)
+    for start in range(0, len(below), SLAB_PLANES):
+        slab = slice(start, start + SLAB_PLANES)
+        first, last = (int(bound) for bound in below[slab].aminmax())
+        rows = (last - first + 1) * height
+        picture = box[:, first - origin[0] :].as_strided((channels, 2, rows, width), strides)
+        grid = torch.empty((2, *below[slab].shape))
+        torch.sub(positions[2, slab], origin[2], out=grid[0]).mul_(2 / (width - 1)).sub_(1)
+        torch.sub(positions[1, slab], origin[1], out=grid[1]).add_(below[slab] - first, alpha=height)
+        grid[1].mul_(2 / (rows - 1)).sub_(1)
+        where = grid.flatten(1, 2).movedim(0, -1).expand(channels, -1, -1, -1)
+        pair = F.grid_sample(picture, where, mode="bilinear", padding_mode="border", align_corners=True)
+        pair = pair.unflatten(2, below[slab].shape[:2])
+        torch.lerp(pair[:, 0], pair[:, 1], positions[0, slab] - below[slab], out=sampled[:, slab])
+    return sampled
+
+
 def _sample_nearest(box: torch.Tensor, positions: torch.Tensor, origin: list[int]) -> torch.Tensor:
     """Look up the nearest voxels by index: exact for every type, where grid_sample would need floats."""
     flat = torch.zeros(positions.shape[1:], dtype=torch.int32, device=box.device)
@@ -211,6 +274,15 @@ def _reachable_box(
     bounds = [(int(low) - BOX_MARGIN, int(high) + BOX_MARGIN) for low, high in (axis.aminmax() for axis in positions)]
     axes = [(axis, np.arange(first, last + 1)) for axis, (first, last) in enumerate(bounds)]
     return _copy_voxels(volume, axes, padding_mode), [first for first, _ in bounds]
+
+
+def _box_inside(
+    volume: torch.Tensor | np.ndarray, deformation: Deformation, device: torch.device
+) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+    """As `_reachable_box` for ``border``: positions beyond the volume are moved to its border instead."""
+    positions, bounds = deformation.positions_inside(device, tuple(volume.shape[1:]))
+    axes = [(axis, np.arange(first, last + 1)) for axis, (first, last) in enumerate(bounds)]
+    return _copy_voxels(volume, axes, "border"), [first for first, _ in bounds], positions
 
 
 def _copy_voxels(

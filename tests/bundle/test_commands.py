@@ -132,11 +132,22 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     files = f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
     options = {"config_file": files, "bundle_root": tmp_path / "root", "dataset_dir": data, **SMALL["unet_2d"]}
-    monai_bundle("run", "training", launcher=launcher, **options, **classes, **TRAINING)
+    monai_bundle("run", "training", launcher=launcher, ema_decay=0.9, **options, **classes, **TRAINING)
     history = json.loads((tmp_path / "root" / "eval" / "history.json").read_text())
     assert [entry["epoch"] for entry in history] == [1, 2]
     state = torch.load(tmp_path / "root" / "models" / "model.pt", weights_only=True)["model"]
     assert not any(key.startswith("module.") for key in state)
+
+
+def test_monai_starts_from_another_run_and_says_what_does_not_fit(tmp_path: Path) -> None:
+    data, classes = make_data(tmp_path / "data", "unet_2d")
+    configs = find_bundle("unet_2d") / "configs"
+    common = {"config_file": configs / "train.json", "dataset_dir": data, "tracking_uri": "", **SMALL["unet_2d"]}
+    monai_bundle("run", "training", bundle_root=tmp_path / "first", **common, **classes, **TRAINING)
+    wider = {**common, "network_def::channels": "[4,16]", "init_from": tmp_path / "first"}
+    shown = monai_bundle("run", "training", bundle_root=tmp_path / "second", **wider, **classes, **TRAINING)
+    assert "encoder.1" in shown
+    assert "here" in shown and "there" in shown
 
 
 def test_monai_tracking_and_ours_share_one_run(tmp_path: Path) -> None:

@@ -79,8 +79,9 @@ def test_label_on_another_grid_is_refused_by_the_configs_themselves(data: Path, 
     parser.read_config(str(find_bundle("unet_3d") / "configs" / "train.json"))
     parser.update({"dataset_dir": str(folder), "label_values": [0, 1], "label_names": ["background", "x"], "folds": 2})
     parser.update({"train::preprocessing::transforms": "$[@steps#load, @steps#load_label]", "fold": 0})
+    dataset = parser.get_parsed_content("train::dataset")
     with pytest.raises(RuntimeError) as info:
-        parser.get_parsed_content("train::dataset")
+        dataset.prepare()
     error = find_cause(info.value)
     assert isinstance(error, GeometryError)
     assert "b.nii.gz" in str(error)

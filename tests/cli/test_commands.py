@@ -70,13 +70,13 @@ def test_help_imports_nothing_heavy() -> None:
 def test_plan_says_why_and_its_bundle_trains(
     cells: Path, tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEDUNET_CACHE_DIR", str(tmp_path / "cache"))
     bundle = tmp_path / "planned"
     assert medunet("plan", cells, "--output", bundle, "--estimate", "--device", "cpu") == 0
     out = capsys.readouterr().out
     for word in ("patch_size", "augment::deform::flip_axes", f"medunet train {bundle}"):
         assert word in out
-    assert list((tmp_path / "cache" / "medunet" / "fingerprints").glob("*.jsonl"))
+    assert list((tmp_path / "cache" / "fingerprints").glob("*.jsonl"))
     narrow = ["--set", "network_def::channels=[4,4,4]", "--set", "steps_per_epoch=2", "--set", "val_interval=1"]
     assert medunet("train", bundle, "--data", cells, "--output", tmp_path / "run", "--epochs", 1, *narrow) == 0
 

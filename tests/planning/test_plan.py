@@ -157,18 +157,6 @@ def test_less_memory_makes_the_patch_smaller(make_data: DataMaker) -> None:
         plan_for(data, memory=100 << 20)
 
 
-def test_images_that_do_not_fit_are_cached_in_part(make_data: DataMaker) -> None:
-    values = plan_for(make_data(shape=(64, 64, 64), cases=4), memory=PROCESS_BYTES + (200 << 20)).values
-    assert values["cache_rate"] == 1.0  # 5 MB
-    from medunet.planning.plan import _cache  # the arithmetic, with less memory than any machine has
-    from medunet.planning.topology import Spacing
-
-    chosen = fingerprint(open_dataset(make_data(shape=(64, 64, 64), cases=4)))
-    used, (decision,) = _cache(chosen, Spacing((1, 1, 1), (64, 64, 64), "", ""), {"cache_rate": 1.0}, 4 << 20)
-    assert decision.value == 0.4  # 2 MiB of 5
-    assert used <= 2 << 20
-
-
 def test_every_decision_has_a_reason_and_names_a_value_of_the_bundle(make_data: DataMaker) -> None:
     chosen = plan_for(make_data())
     assert all(decision.reason for decision in chosen.decisions)

@@ -52,3 +52,21 @@ def test_only_the_first_process_logs(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_used_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="MLflow"):
         train(tmp_path, f"file://{tmp_path}/mlruns")
+
+
+def test_a_store_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # MLflow takes seconds to make its tables, and cannot open a file that has some of them
+    search = mlflow.MlflowClient.search_experiments
+
+    def interrupted(client: mlflow.MlflowClient, **options: object) -> object:
+        search(client, **options)
+        raise KeyboardInterrupt
+
+    uri = f"sqlite:///{tmp_path}/mlruns.db"
+    monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, uri)
+    assert not list(tmp_path.rglob("*.db"))
+    monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", search)
+    train(tmp_path, uri)
+    assert mlflow.MlflowClient(tracking_uri=uri).get_experiment_by_name("medunet") is not None

@@ -59,13 +59,27 @@ def test_resampling_agrees_with_scipy(volume, size, points, padding_mode):
 
     got = resample(torch.tensor(image, dtype=torch.float32)[None], deformation, padding_mode=padding_mode)[0]
     want = map_coordinates(image, positions, order=1, mode=SCIPY_PADDING[padding_mode])
-    assert np.abs(got.numpy() - want).max() < 1e-4
+    # in 3D positions are rounded a little more (_sample_planes), and in noise neighbours differ by up to 6
+    assert np.abs(got.numpy() - want).max() < (1e-4 if len(size) == 2 else 5e-4)
 
     got = resample(torch.tensor(label)[None], deformation, mode="nearest", padding_mode=padding_mode)[0]
     want = map_coordinates(label, positions, order=0, mode=SCIPY_PADDING[padding_mode])
     on_a_boundary = (np.abs(positions - np.floor(positions) - 0.5) < 1e-4).any(axis=0)
     assert np.array_equal(got.numpy()[~on_a_boundary], want[~on_a_boundary])
     assert on_a_boundary.mean() < 0.01
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_positions_in_a_large_volume_are_exact_to_thousandths_of_a_voxel(channels):
+    ramps = torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in (150, 140, 130)], indexing="ij"))
+    deformation = random_deformation((64, 80, 70), (150, 140, 130), points=(4, 4, 4), sigma=2.0)
+    want = np.moveaxis(dense_positions(deformation), -1, 0)
+    inside = ((want > 0) & (want < np.array([149, 139, 129])[:, None, None, None])).all(axis=0)
+    for first in range(4 - channels):
+        ramp = ramps[first : first + channels]
+        got = resample(ramp, deformation, padding_mode="border").numpy()
+        assert np.abs(got - want[first : first + channels])[:, inside].max() < 2e-3
+    assert inside.mean() > 0.5
 
 
 def test_bicubic_resampling_follows_a_ramp():

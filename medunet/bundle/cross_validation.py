@@ -1,0 +1,238 @@
+"""Fold after fold, then every case predicted by the fold that has not seen it, then one ensemble."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from medunet.bundle.ensemble import write_ensemble
+from medunet.bundle.specialise import read_json
+from medunet.bundle.workflow import (
+    OUT_OF_FOLD,
+    class_values,
+    fit_data,
+    measure,
+    pair_of,
+    source_of,
+    train_prepared,
+    wants_em,
+    write_run,
+)
+from medunet.datasets import SegmentationDataset, datalist
+from medunet.errors import ConfigError, DataError, find_cause
+from medunet.metrics import Summary
+from medunet.networks import load_checkpoint, resolve_device
+from medunet.prediction import ClassRule, Pair, Predictor, choose_rules
+from medunet.training import LAST_NAME
+
+logger = logging.getLogger(__name__)
+
+POSTPROCESSED = f"{OUT_OF_FOLD}_postprocessed"
+"""Folder with the metrics of the same predictions after the cleaning that was chosen."""
+
+Status = Literal["trained", "there already", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class FoldOutcome:
+    """What became of one fold.
+
+    Args:
+        fold: which.
+        run: its folder.
+        status: 'there already' where it had been trained before.
+        seconds: of training in this call.
+        error: why it failed.
+    """
+
+    fold: int
+    run: Path
+    status: Status
+    seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there is a finished run."""
+        return self.status in ("trained", "there already")
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What a cross-validation came to.
+
+    Args:
+        output: its folder, a bundle when at least one fold is trained.
+        folds: outcomes of the folds that were asked for, in order; after Ctrl-C up to the one that was stopped.
+        summary: out-of-fold metrics; None where nothing could be measured.
+        rules: for every class the cleaning that was tried, and whether it is used.
+        postprocessed: out-of-fold metrics after cleaning; None where no rule is used.
+        failed_cases: why a case has no out-of-fold prediction, by name.
+        is_interrupted: by Ctrl-C.
+    """
+
+    output: Path
+    folds: tuple[FoldOutcome, ...]
+    summary: Summary | None = None
+    rules: tuple[ClassRule, ...] = ()
+    postprocessed: Summary | None = None
+    failed_cases: dict[str, str] = field(default_factory=dict)
+    is_interrupted: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that was asked for is there."""
+        trained = all(outcome.is_trained for outcome in self.folds)
+        return trained and not (self.failed_cases or self.is_interrupted)
+
+
+def train_folds(
+    bundle: Path,
+    data: Path,
+    output: Path,
+    *,
+    folds: Sequence[int] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    presets: Sequence[str] = (),
+    device: str = "auto",
+) -> CrossValidation:
+    """Train folds into ``output/fold_K`` and make of ``output`` the bundle of their ensemble.
+
+    Called again with the same options it goes on where it was: finished folds are kept, an unfinished one is resumed,
+    a failed one tried again. A fold that fails is reported and the rest goes on. Then every case of the folds is
+    predicted by the run that did not train on it (``fold_K/predictions``), measured (``out_of_fold/metrics.csv`` and
+    ``.json``), and cleaning of the label maps is decided upon (see :func:`medunet.prediction.choose_rules`).
+
+    Args:
+        bundle: folder of the bundle to start from.
+        data: labelled data set.
+        output: folder of the cross-validation.
+        folds: which; None for all. They are shared out as the bundle's ``folds`` says.
+        changes: values by config id, over those that follow from the data.
+        presets: overlays of the bundle, under what follows from the data.
+        device: as in :func:`train_bundle`.
+
+    Raises:
+        MedunetError: a data set, an option or a device that cannot work; an output folder that holds a single run, or
+            runs of another configuration.
+    """
+    chosen_device = resolve_device(device)
+    if (output / "models" / LAST_NAME).is_file():
+        raise DataError("the output folder holds a single run", file=output, remedy="give another --output")
+    dataset, values = fit_data(bundle, data)
+    values = {**values, **(changes or {})}
+    wanted = _checked_folds(folds, {**read_json(bundle / "configs" / "train.json"), **values})
+    runs = {fold: output / f"fold_{fold}" for fold in wanted}
+    for fold, run in runs.items():
+        write_run(bundle, data, run, values={**values, "fold": fold}, presets=presets)
+
+    outcomes: list[FoldOutcome] = []
+    for fold, run in runs.items():
+        logger.info("fold %d (%d of %d)", fold, len(outcomes) + 1, len(runs))
+        outcomes.append(_train(fold, run, chosen_device))
+        if outcomes[-1].status == "stopped":
+            return CrossValidation(output, tuple(outcomes), is_interrupted=True)
+    trained = {outcome.fold: outcome.run for outcome in outcomes if outcome.is_trained}
+    if not trained:
+        return CrossValidation(output, tuple(outcomes))
+    try:
+        return _join(trained, output, data, dataset, outcomes=tuple(outcomes), device=device)
+    except KeyboardInterrupt:
+        return CrossValidation(output, tuple(outcomes), is_interrupted=True)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run was trained to its end, by its last epoch or by early stop."""
+    last = run / "models" / LAST_NAME
+    return last.is_file() and bool(load_checkpoint(last).get("finished", False))
+
+
+def _checked_folds(folds: Sequence[int] | None, config: Mapping[str, Any]) -> list[int]:
+    count = config["folds"]
+    if config.get("validation_cases"):
+        raise ConfigError("validation_cases are set, so there are no folds", remedy="set validation_cases to []")
+    wanted = list(range(count)) if folds is None else sorted(set(folds))
+    if not wanted or not all(0 <= fold < count for fold in wanted):
+        raise ConfigError("no such fold", received=wanted, expected=f"0 to {count - 1}")
+    return wanted
+
+
+def _train(fold: int, run: Path, device: torch.device) -> FoldOutcome:
+    begun = time.perf_counter()
+    try:
+        if is_finished(run):
+            return FoldOutcome(fold, run, "there already")
+        train_prepared(run, resume=True, device=device)
+        return FoldOutcome(fold, run, "trained", time.perf_counter() - begun)
+    except KeyboardInterrupt:
+        return FoldOutcome(fold, run, "stopped", time.perf_counter() - begun)
+    except Exception as failure:  # one fold's failure is not the others'
+        cause = find_cause(failure)
+        text = str(cause) if cause is not None else f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+        logger.error("fold %d failed: %s", fold, text, exc_info=cause is None)
+        return FoldOutcome(fold, run, "failed", time.perf_counter() - begun, text)
+    finally:
+        gc.collect()  # engines and handlers refer to each other, and hold the cached images of the fold
+
+
+def _join(
+    trained: Mapping[int, Path],
+    output: Path,
+    data: Path,
+    dataset: SegmentationDataset,
+    *,
+    outcomes: tuple[FoldOutcome, ...],
+    device: str,
+) -> CrossValidation:
+    config = read_json(next(iter(trained.values())) / "configs" / "evaluate.json")
+    labels = class_values(config)
+    pairs: list[Pair] = []
+    failed: dict[str, str] = {}
+    for fold, run in trained.items():
+        found, errors = _predict(run, data, fold=fold, folds=config["folds"], device=device)
+        pairs += found
+        failed |= errors
+    pairs.sort(key=lambda pair: pair.name)
+    if not pairs:
+        return CrossValidation(output, outcomes, failed_cases=failed)
+    em = wants_em(None, dataset.spatial_dims, labels)
+    summary = measure(pairs, labels, output / OUT_OF_FOLD, em=em)
+    rules = tuple(choose_rules(pairs, labels))
+    cleaned: Summary | None = None
+    if any(rule.is_kept for rule in rules):
+        cleaned = measure(pairs, labels, output / POSTPROCESSED, em=em, rules=rules)
+    decision = {
+        "folds": list(trained),
+        "of_folds": config["folds"],
+        "cases": len(pairs),
+        "mean_dice": summary["mean_dice"],
+        "mean_dice_postprocessed": summary["mean_dice"] if cleaned is None else cleaned["mean_dice"],
+        "postprocessing": [asdict(rule) for rule in rules],
+        "failed_cases": failed,
+    }
+    write_ensemble(output, trained, rules=rules, decision=decision)
+    return CrossValidation(output, outcomes, summary, rules, cleaned, failed)
+
+
+def _predict(run: Path, data: Path, *, fold: int, folds: int, device: str) -> tuple[list[Pair], dict[str, str]]:
+    """A fold's validation cases, predicted by its own run; those that lie there already are kept."""
+    items = datalist(data, section="validation", fold=fold, folds=folds)
+    predictor = Predictor(run, output_dir=run / "predictions", device=device, skip_done=True)
+    pairs: list[Pair] = []
+    failed: dict[str, str] = {}
+    results = predictor.predict([source_of(item) for item in items])
+    for item, result in zip(items, results, strict=True):
+        if result.path is None:
+            failed[str(item["name"])] = str(result.error)
+            logger.error("no out-of-fold prediction: %s", result.error)
+        else:
+            pairs.append(pair_of(item, result.path))
+    logger.info("fold %d: %d cases predicted", fold, len(pairs))
+    return pairs, failed

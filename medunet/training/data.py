@@ -1,0 +1,131 @@
+"""Data on its way to the network: prepared before, waited for, and workers that die with a reason."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import monai.data
+import torch
+from ignite.engine import Engine, Events
+
+from medunet import errors
+from medunet.errors import DataError, MedunetError
+
+logger = logging.getLogger(__name__)
+
+STARVED = 0.2
+"""Share of the time spent waiting for data above which a word is said about it."""
+
+
+class DataLoader(monai.data.DataLoader):
+    """MONAI's ``DataLoader`` whose dead and failed workers are typed errors.
+
+    Workers stay from epoch to epoch unless `persistent_workers` is given. The seeds that PyTorch draws for them come
+    from a generator of their own: with and without workers the network's dropout sees the same random numbers.
+
+    Args:
+        dataset: what to load from.
+        num_workers: processes that load; 0 loads in this one.
+        **kwargs: see ``monai.data.DataLoader``.
+
+    Raises:
+        MedunetError: while iterating; what a worker raised, with the worker's traceback as its cause, or a DataError
+            for a worker that was killed. Errors that have no type of medunet pass as they are.
+    """
+
+    def __init__(self, dataset: Any, num_workers: int = 0, **kwargs: Any) -> None:
+        options = {"persistent_workers": num_workers > 0, "generator": torch.Generator(), **kwargs}
+        super().__init__(dataset, num_workers, **options)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over batches."""
+        try:
+            yield from super().__iter__()
+        except Exception as error:
+            if (typed := worker_error(error)) is None:
+                raise
+            raise typed from error
+
+
+def worker_error(error: Exception) -> MedunetError | None:
+    """The typed error for what a data loader with workers raises; None for errors of another kind.
+
+    Example:
+        >>> killed = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
+        >>> type(worker_error(killed)).__name__
+        'DataError'
+    """
+    text = str(error)
+    if "DataLoader worker (pid" in text:
+        return DataError(
+            "a process that prepares patches has died",
+            received=" ".join(text.split()),
+            remedy="most often memory ran out: lower num_workers or batch_size; num_workers 0 shows other reasons",
+        )
+    # PyTorch sends the type and the formatted traceback; the types beneath MONAI's RuntimeError are in the latter
+    found = re.findall(r"^medunet\.errors\.(\w+): (.*)$", text, flags=re.MULTILINE)
+    if not found or "in DataLoader worker process" not in text:
+        return None
+    name, message = found[0]
+    kind = getattr(errors, name, MedunetError)
+    return kind(message)
+
+
+class DataHandler:
+    """Prepares data sets before the first step, and measures how long the network waits for data.
+
+    The share of the epoch's steps spent waiting is left in ``engine.state.data_wait``, for :class:`HistoryHandler`.
+
+    Args:
+        datasets: those with a method ``prepare()`` (:class:`medunet.datasets.StoreDataset`) are prepared.
+    """
+
+    def __init__(self, datasets: Sequence[Any] = ()) -> None:
+        self.datasets = tuple(datasets)
+        self._waiting = 0.0
+        self._asked = 0.0
+        self._total = 0.0
+        self._warned = False
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer, before its history handler."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.epoch_started)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self.batch_asked)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self.batch_given)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.step_done)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def start(self, engine: Any) -> None:
+        """Prepare."""
+        for dataset in self.datasets:
+            if hasattr(dataset, "prepare"):
+                dataset.prepare()
+
+    def epoch_started(self, engine: Any) -> None:
+        """Begin to count."""
+        self._waiting = self._total = 0.0
+
+    def batch_asked(self, engine: Any) -> None:
+        """Start the clock."""
+        self._asked = time.perf_counter()
+
+    def batch_given(self, engine: Any) -> None:
+        """The wait is over."""
+        self._waiting += time.perf_counter() - self._asked
+
+    def step_done(self, engine: Any) -> None:
+        """The step, with its wait, is over."""
+        self._total += time.perf_counter() - self._asked
+
+    def epoch_completed(self, engine: Any) -> None:
+        """Leave the share."""
+        share = self._waiting / self._total if self._total else 0.0
+        engine.state.data_wait = share
+        if share > STARVED and engine.state.epoch > 1 and not self._warned:
+            logger.warning("the network waits for data %.0f %% of the time: raise num_workers", 100 * share)
+            self._warned = True

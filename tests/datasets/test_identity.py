@@ -1,0 +1,94 @@
+"""What makes two preprocessed cases the same."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medunet.datasets.identity import describe_source, digest
+from medunet.transforms import EncodeLabelsd, RandDeformd
+
+
+def test_objects_count_by_class_and_attributes() -> None:
+    assert digest(EncodeLabelsd("label", [0, 1])) == digest(EncodeLabelsd("label", [0, 1]))
+    assert digest(EncodeLabelsd("label", [0, 1])) != digest(EncodeLabelsd("label", [0, 2]))
+    assert digest(EncodeLabelsd("label", [0, 1])) != digest(EncodeLabelsd("seg", [0, 1]))
+
+
+def test_random_state_does_not_count() -> None:
+    assert digest(RandDeformd("a").set_random_state(0)) == digest(RandDeformd("a").set_random_state(1))
+
+
+def test_functions_count_by_code_closure_and_defaults() -> None:
+    def shift(by: int) -> object:
+        return lambda x, scale=1: scale * x + by
+
+    assert digest(shift(1)) == digest(shift(1))
+    assert digest(shift(1)) != digest(shift(2))
+    assert digest(lambda x: x + 1) != digest(lambda x: x + 2)
+    assert digest(functools.partial(max, 1)) != digest(functools.partial(max, 2))
+    assert digest(functools.partial(max, 1)) != digest(functools.partial(min, 1))
+
+
+def test_a_function_that_calls_itself_has_a_digest() -> None:
+    def count(n: int) -> int:
+        return 0 if n == 0 else 1 + count(n - 1)
+
+    assert digest(count) == digest(count)
+
+
+def test_arrays_count_by_type_shape_and_content() -> None:
+    values = [np.zeros(4, np.uint8), np.zeros(4, np.int8), np.zeros((2, 2), np.uint8), np.ones(4, np.uint8)]
+    assert len({digest(value) for value in values}) == 4
+    assert digest(torch.zeros(4, dtype=torch.uint8)) == digest(values[0])
+
+
+def test_objects_that_hold_themselves_have_an_end() -> None:
+    loop: list[object] = [1]
+    loop.append(loop)
+    assert digest(loop) != digest([1])
+
+
+def test_every_process_finds_the_same_digest() -> None:
+    code = (
+        "from medunet.datasets.identity import digest; from medunet.transforms import RandDeformd;"
+        "print(digest({'a', 'b', 'c', 'd'}, RandDeformd(['image', 'label'], scale_range=[0.9, 1.1])))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "12"
+    }
+    assert len(found) == 1
+
+
+def test_files_count_by_path_size_and_time(tmp_path: Path) -> None:
+    file, copy = tmp_path / "a.raw", tmp_path / "b.raw"
+    for path in (file, copy):
+        path.write_bytes(b"1234")
+        os.utime(path, ns=(0, 10**18))
+    before = describe_source({"image": str(file)})
+    assert before == describe_source({"image": file})
+    assert before != describe_source({"image": copy})
+    os.utime(file, ns=(0, 10**18 + 1))
+    assert before != describe_source({"image": file})
+
+
+def test_voxels_beside_a_header_count(tmp_path: Path) -> None:
+    header, voxels = tmp_path / "a.mhd", tmp_path / "a.raw"
+    header.write_text("ElementDataFile = a.raw")
+    voxels.write_bytes(b"12")
+    before = describe_source(header)
+    voxels.write_bytes(b"123")
+    assert before != describe_source(header)

@@ -1,0 +1,498 @@
+"""The store: the items of a data set that preprocesses everything anew, from files that are read where touched."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import CacheDataset, MetaTensor
+from monai.transforms import (
+    CenterSpatialCropd,
+    Compose,
+    EnsureTyped,
+    LoadImaged,
+    NormalizeIntensityd,
+    Orientationd,
+    RandScaleIntensityd,
+    Spacingd,
+    Transform,
+)
+from skimage.io import imsave
+
+from medunet.datasets import StoreDataset, entry, foreground_indices
+from medunet.errors import ConfigError, DataError, find_cause
+from medunet.io import LoadLabeld, MedunetReader, write_volume
+from medunet.transforms import BorderWeightMapd, EncodeLabelsd, RandDeformd, RandNoised
+
+BOTH = ["image", "label"]
+
+
+def volumes(folder: Path, count: int = 3, *, classes: int = 3, size: tuple[int, ...] = (17, 19, 13)) -> list[Any]:
+    """Cases of noise, as NIfTI of 1 x 1 x 2 mm."""
+    rng = np.random.default_rng(0)
+    items = []
+    for index in range(count):
+        image, label = folder / f"image_{index}.nii.gz", folder / f"label_{index}.nii.gz"
+        affine = np.diag([-1.0, 1, 2, 1])
+        write_volume(rng.normal(100, 20, size).astype(np.float32), image, affine=affine)
+        write_volume(rng.integers(0, classes, size).astype(np.int16), label, affine=affine)
+        items.append({"image": str(image), "label": str(label), "name": f"case_{index}"})
+    return items
+
+
+def fixed(classes: int = 3, dims: int = 3) -> list[Any]:
+    """Deterministic steps, as in configs/dims."""
+    reader = MedunetReader(channels=1, spatial_dims=dims)
+    steps: list[Any] = [
+        LoadImaged("image", reader=reader, ensure_channel_first=True, image_only=True),
+        LoadLabeld("label", reference_key="image"),
+        EncodeLabelsd("label", list(range(classes))),
+    ]
+    if dims == 3:
+        steps += [
+            Orientationd(BOTH, axcodes="RAS", labels=None),
+            Spacingd(BOTH, pixdim=[1.0, 1.0, 1.5], mode=["bilinear", "nearest"], padding_mode="border"),
+        ]
+    return [*steps, NormalizeIntensityd("image", channel_wise=True)]
+
+
+def random_steps(size: Sequence[int]) -> list[Any]:
+    return [
+        RandDeformd(
+            BOTH,
+            spatial_size=size,
+            rotate_range=0.3,
+            elastic_sigma=1.0,
+            foreground_key="label",
+            foreground_prob=0.5,
+            mode=["bilinear", "nearest"],
+            padding_mode="border",
+        ),
+        RandScaleIntensityd("image", factors=0.2, prob=0.5),
+        RandNoised("image", prob=0.5),
+        EnsureTyped(BOTH, track_meta=False),
+    ]
+
+
+class Counted(Transform):
+    """Notes each item that is preprocessed; what it notes is no attribute, so that no entry depends on it."""
+
+    seen: list[str] = []  # noqa: RUF012
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        type(self).seen.append(data["name"])
+        return data
+
+
+@pytest.fixture(autouse=True)
+def _nothing_seen() -> None:
+    Counted.seen.clear()
+
+
+def counted(items: list[Any], folder: Path, steps: Sequence[Any] | None = None, **options: Any) -> StoreDataset:
+    return StoreDataset(items, Compose([Counted(), *(steps or fixed())]), store_dir=folder, **options)
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if isinstance(value, torch.Tensor):
+            assert type(value) is type(other[key])
+            torch.testing.assert_close(value, other[key], rtol=0, atol=0, check_dtype=key == "image")
+        else:
+            assert value == other[key]
+
+
+def assert_items_are_those_of_monais_cache(items: list[Any], make_steps: Callable[[], list[Any]], folder: Path) -> None:
+    theirs = CacheDataset(items, Compose(make_steps()), progress=False, num_workers=1)
+    ours = StoreDataset(items, Compose(make_steps()), store_dir=folder, index_foreground=False)
+    for dataset in (theirs, ours):
+        dataset.transform.set_random_state(3)
+    for index in (*range(len(items)), 0, -1):
+        assert_same(ours[index], theirs[index])
+
+
+def test_patches_of_volumes_are_bit_equal_to_those_without_store(tmp_path: Path) -> None:
+    items = volumes(tmp_path)
+    assert_items_are_those_of_monais_cache(items, lambda: [*fixed(), *random_steps((8, 9, 7))], tmp_path / "store")
+
+
+def test_whole_items_are_bit_equal_and_keep_their_meta(tmp_path: Path) -> None:
+    items = volumes(tmp_path, 2)
+    assert_items_are_those_of_monais_cache(items, fixed, tmp_path / "store")
+    item, other = StoreDataset(items, fixed(), store_dir=tmp_path / "store")[1], Compose(fixed())(items[1])
+    assert isinstance(item["image"], MetaTensor)
+    assert item["image"].meta["filename_or_obj"] == items[1]["image"]
+    torch.testing.assert_close(item["image"].affine, other["image"].affine, rtol=0, atol=0)
+    assert item["image"].pixdim.tolist() == pytest.approx([1, 1, 1.5])
+
+
+def test_pictures_with_border_weights_are_bit_equal(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    items = []
+    for index in range(2):
+        names = {key: str(tmp_path / f"{key}_{index}.png") for key in BOTH}
+        imsave(names["image"], rng.integers(0, 255, (33, 35), dtype=np.uint8), check_contrast=False)
+        imsave(names["label"], (rng.random((33, 35)) > 0.6).astype(np.uint8), check_contrast=False)
+        items.append({**names, "name": str(index)})
+
+    def steps() -> list[Any]:
+        weigh = BorderWeightMapd("label", "weight", instances="components", foreground=1)
+        return [*fixed(2, dims=2), weigh, *random_steps((16, 16)), CenterSpatialCropd(["label"], (8, 8))]
+
+    assert_items_are_those_of_monais_cache(items, steps, tmp_path / "store")
+    assert StoreDataset(items, steps()[:5], store_dir=tmp_path / "store")[0]["weight"].dtype == torch.float32
+
+
+def test_dicom_series_are_kept_and_looked_at_file_by_file(tmp_path: Path, make_series: Callable[..., Path]) -> None:
+    folder = make_series(tmp_path / "series")
+    steps = [Counted(), *fixed()[:1], NormalizeIntensityd("image")]
+    items = [{"image": str(folder), "name": "series"}]
+    first = StoreDataset(items, steps, store_dir=tmp_path / "store")[0]
+    assert_same(first, StoreDataset(items, steps, store_dir=tmp_path / "store")[0])
+    assert len(Counted.seen) == 1
+    slice_file = next(folder.iterdir())
+    os.utime(slice_file, ns=(0, 1))
+    StoreDataset(items, steps, store_dir=tmp_path / "store")[0]
+    assert len(Counted.seen) == 2
+
+
+def test_items_without_meta_have_the_same_voxels(tmp_path: Path) -> None:
+    items, steps = volumes(tmp_path, 1), [*fixed(), *random_steps((8, 9, 7))]
+    found = []
+    for track_meta in (True, False):
+        dataset = StoreDataset(items, steps, store_dir=tmp_path / "store", track_meta=track_meta)
+        dataset.transform.set_random_state(5)
+        found.append(dataset[0])
+    assert_same(*found)
+    assert (
+        type(StoreDataset(items, fixed(), store_dir=tmp_path / "store", track_meta=False)[0]["image"]) is torch.Tensor
+    )
+
+
+def test_labels_are_kept_in_the_smallest_integers(tmp_path: Path) -> None:
+    for classes, dtype in ((3, torch.uint8), (400, torch.int16)):
+        items = volumes(tmp_path, 1, classes=classes)
+        label = StoreDataset(items, fixed(classes), store_dir=tmp_path / "store")[0]["label"]
+        expected = Compose(fixed(classes))(items[0])["label"]
+        assert label.dtype == dtype
+        assert int(expected.max()) == classes - 1
+        assert torch.equal(label.as_tensor(), expected.as_tensor().to(dtype))
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 3e9])
+def test_a_label_that_is_no_map_of_integers_is_left_alone(value: float, tmp_path: Path) -> None:
+    items = [{"label": np.array([[0, value]])}]
+    found = StoreDataset(items, [], store_dir=tmp_path)[0]["label"]
+    np.testing.assert_array_equal(found, items[0]["label"])
+
+
+def test_foreground_indices_are_exactly_the_voxels_of_each_class() -> None:
+    label = np.random.default_rng(0).integers(0, 4, (1, 9, 8, 7))
+    label[0, 0, :2] = 255
+    for number, flat in enumerate(foreground_indices(label), start=1):
+        np.testing.assert_array_equal(flat, np.flatnonzero(label[0] == number))
+    channels = np.stack([label[0] == 1, label[0] == 9, label[0] > 0])
+    found = foreground_indices(channels)  # overlapping structures; the second is empty
+    assert [len(one) for one in found] == [channels[0].sum(), channels[2].sum()]
+
+
+def test_large_classes_are_sampled_the_same_every_time() -> None:
+    label = np.ones((1, 40, 50), dtype=np.uint8)
+    (some,) = foreground_indices(label, limit=100)
+    assert len(set(some.tolist())) == 100
+    np.testing.assert_array_equal(some, np.sort(some))
+    np.testing.assert_array_equal(some, foreground_indices(label, limit=100)[0])
+    assert abs(some.mean() - 1000) < 200  # all over the label
+
+
+def test_every_patch_is_centred_on_foreground_and_classes_take_turns(tmp_path: Path) -> None:
+    label = np.zeros((1, 30, 30), dtype=np.uint8)
+    label[0, 5:25, 5:14], label[0, 20, 20] = 1, 2
+    crop = RandDeformd("label", spatial_size=(3, 3), prob=0.0, foreground_key="label", foreground_prob=1.0)
+    dataset = StoreDataset([{"label": label}], [crop], store_dir=tmp_path)
+    dataset.transform.set_random_state(0)
+    centres = [int(dataset[0]["label"][0, 1, 1]) for _ in range(60)]
+    assert 0 not in centres
+    assert 15 < centres.count(2) < 45  # one voxel of 181, but one class of two
+    assert list(dataset[0]) == ["label"]
+
+
+def test_a_second_data_set_preprocesses_nothing(tmp_path: Path) -> None:
+    items = volumes(tmp_path)
+    counted(items, tmp_path / "store").prepare()
+    assert sorted(Counted.seen) == ["case_0", "case_1", "case_2"]
+    again = counted(items[::-1], tmp_path / "store")
+    again.prepare()
+    assert [again[index]["name"] for index in range(3)] == ["case_2", "case_1", "case_0"]
+    assert len(Counted.seen) == 3
+
+
+def test_a_data_set_made_after_its_transforms_were_used_finds_the_same_entries(tmp_path: Path) -> None:
+    items, steps = volumes(tmp_path), fixed()
+    before = StoreDataset(items, steps, store_dir=tmp_path / "store")
+    before.prepare()
+    assert StoreDataset(items, steps, store_dir=tmp_path / "store").folder == before.folder
+
+
+def test_a_changed_file_is_preprocessed_anew(tmp_path: Path) -> None:
+    items = volumes(tmp_path)
+    counted(items, tmp_path / "store").prepare()
+    write_volume(
+        np.full((17, 19, 13), 7, np.float32) + np.eye(19, 13), items[1]["image"], affine=np.diag([-1, 1, 2, 1])
+    )
+    changed = counted(items, tmp_path / "store")
+    changed.prepare()
+    assert Counted.seen[3:] == ["case_1"]
+    torch.testing.assert_close(changed[1]["image"], Compose(fixed())(items[1])["image"])
+
+
+def test_changed_transforms_make_new_entries(tmp_path: Path) -> None:
+    items = volumes(tmp_path, 1)
+    for steps in (fixed(), [*fixed()[:-1], NormalizeIntensityd("image")], fixed(4)):
+        counted(items, tmp_path / "store", steps).prepare()
+    assert len(Counted.seen) == 3
+    counted(items, tmp_path / "store", [*fixed(), *random_steps((8, 8, 8))]).prepare()
+    assert len(Counted.seen) == 3, "random transforms are no part of an entry"
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeroed", "longer", "no array", "no manifest", "half a manifest", "a file"])
+def test_a_damaged_entry_is_made_anew(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    items = volumes(tmp_path, 2)
+    dataset = counted(items, tmp_path / "store")
+    expected = copy.deepcopy(dataset[0])  # not the files that are damaged below
+    folder = dataset._entries[0].folder
+    file = folder / ("entry.json" if "manifest" in damage else "0.npy")
+    content = file.read_bytes()
+    if damage == "a file":
+        for part in folder.iterdir():
+            part.unlink()
+        folder.rmdir()
+        folder.touch()
+    elif damage.startswith("no "):
+        file.unlink()
+    else:
+        size = len(content)
+        damaged = {"cut": content[: size // 2], "zeroed": content[:-64] + bytes(64), "longer": content + b"1"}
+        file.write_bytes(damaged.get(damage, content[: size // 2]))
+    again = counted(items, tmp_path / "store")
+    again.prepare()
+    assert_same(again[0], expected)
+    assert sorted(Counted.seen[1:]) == ["case_0", "case_1"]
+    assert "damaged" in caplog.text
+    assert sorted(path.name[0] for path in folder.parent.iterdir()).count(".") == 0
+
+
+def test_an_entry_that_vanishes_while_training_is_made_anew(tmp_path: Path) -> None:
+    dataset = counted(volumes(tmp_path, 1), tmp_path / "store")
+    expected = copy.deepcopy(dataset[0])  # not the files that are damaged below
+    for file in dataset._entries[0].folder.glob("*.npy"):
+        file.write_bytes(file.read_bytes()[:200])
+    assert_same(dataset[0], expected)
+    assert len(Counted.seen) == 2
+
+
+def test_changing_an_item_in_place_reaches_neither_the_store_nor_the_next_item(tmp_path: Path) -> None:
+    dataset = StoreDataset(volumes(tmp_path, 1), fixed(), store_dir=tmp_path / "store")
+    first = dataset[0]
+    expected = first["image"].clone()
+    first["image"].zero_()
+    torch.testing.assert_close(dataset[0]["image"], expected, rtol=0, atol=0)
+
+
+def test_a_full_disk_is_an_error_that_says_where_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = counted(volumes(tmp_path, 1), tmp_path / "store")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(entry.os, "fsync", full)
+    with pytest.raises(DataError, match=r"disk is full.*store_dir"):
+        dataset.prepare()
+    monkeypatch.undo()
+    assert list(dataset.folder.iterdir()) == []
+    assert dataset[0]["name"] == "case_0"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_the_right_to_write_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir(mode=0o500)
+    with pytest.raises(DataError, match="store_dir"):
+        counted(volumes(tmp_path, 1), tmp_path / "store").prepare()
+
+
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "store").touch()
+    with pytest.raises(DataError, match="store_dir"):
+        counted(volumes(tmp_path, 1), tmp_path / "store").prepare()
+
+
+def test_an_error_in_a_case_keeps_its_type_and_the_others_entries(tmp_path: Path) -> None:
+    items = volumes(tmp_path)
+    write_volume(np.full((17, 19, 13), 9, np.int16), items[2]["label"], affine=np.diag([-1, 1, 2, 1]))
+    dataset = counted(items, tmp_path / "store", num_workers=1)
+    with pytest.raises(RuntimeError) as info:
+        dataset.prepare()
+    assert "label_2" in str(find_cause(info.value))
+    assert len(list(dataset.folder.glob("*/entry.json"))) == 2
+
+
+def test_a_value_that_cannot_be_kept_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="other: object"):
+        StoreDataset([{"image": np.ones((1, 2)), "other": object()}], [], store_dir=tmp_path)[0]
+
+
+def test_values_arrays_and_empty_arrays_come_back(tmp_path: Path) -> None:
+    item = {
+        "image": np.arange(6, dtype=np.float16).reshape(1, 2, 3),
+        "mask": torch.zeros(1, 0, 3, dtype=torch.bool),
+        "number": 3,
+        "spacing": [1.0, 2.5],
+        "nested": {"a": None, "b": "text"},
+        "scalar": np.array(4.0),
+    }
+    found = StoreDataset([item], [], store_dir=tmp_path)[0]
+    assert found.keys() == item.keys()
+    for key, value in item.items():
+        assert type(found[key]) is type(value)
+        np.testing.assert_array_equal(np.asarray(found[key]), np.asarray(value))
+        assert getattr(found[key], "dtype", None) == getattr(value, "dtype", None)
+
+
+def test_the_default_folder_is_the_users_cache_and_his_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDUNET_CACHE_DIR", str(tmp_path / "cache"))
+    dataset = StoreDataset(volumes(tmp_path, 1), fixed())
+    dataset.prepare()
+    assert dataset.folder.parent == tmp_path / "cache" / "store"
+    if os.name != "nt":
+        assert dataset.folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_patch_reads_only_its_part_of_the_volume(tmp_path: Path) -> None:
+    """Counted in pages that the process gets for the mapping: the kernel's own words in /proc/self/smaps."""
+    if not Path("/proc/self/smaps").is_file():
+        pytest.skip("needs Linux")
+    array = np.zeros((1, 1024, 128, 128), dtype=np.float32)  # 64 MiB; one plane is 64 KiB
+    items = [{"image": array, "label": np.zeros(array.shape, dtype=np.uint8)}]
+    items[0]["label"][0, 512, 64, 64] = 1
+    held = []
+
+    class Hold(Transform):
+        def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+            held.append(data)  # the mappings live on until they are counted
+            return data
+
+    deform = RandDeformd(BOTH, spatial_size=(8, 8, 8), rotate_range=0.3, foreground_key="label", foreground_prob=1.0)
+    steps = [lambda data: data, Hold(), deform]
+    dataset = StoreDataset(items, steps, store_dir=tmp_path)
+    dataset.prepare()
+    assert dataset[0]["image"].shape == (1, 8, 8, 8)
+    file = dataset._entries[0].folder / dataset._entries[0].manifest["arrays"]["image"]["file"]
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    resident = 0
+    for line in lines:
+        if line.endswith(str(file)):
+            resident += next(int(fact.split()[1]) for fact in lines if fact.startswith("Rss:"))
+    assert 0 < resident < 65536 // 8, "KiB"  # about 20 planes of 64 KiB, and what the kernel maps around them
+
+
+SLOW = """
+import os, sys, time
+from monai.transforms import Transform
+
+class Slow(Transform):
+    def __call__(self, data):
+        with open(os.environ["SEEN"], "a") as file:
+            file.write(data["name"] + "\\n")
+        time.sleep(float(os.environ.get("PAUSE", "0")))
+        return data
+
+if __name__ == "__main__":
+    import json
+    from medunet.datasets import StoreDataset
+    import slow
+    items = json.load(open(sys.argv[1]))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    StoreDataset(items, [slow.Slow()], store_dir=sys.argv[2], num_workers=1).prepare()
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], subprocess.Popen[str]]:
+    """Start a process that prepares eight cases when it gets a line."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    items = [{"image": str(tmp_path / f"{n}.raw"), "name": f"case_{n}"} for n in range(8)]
+    (tmp_path / "items.json").write_text(json.dumps(items))
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def begin() -> subprocess.Popen[str]:
+        path = os.pathsep.join([str(tmp_path), *sys.path])
+        words = [sys.executable, str(tmp_path / "slow.py"), str(tmp_path / "items.json"), str(tmp_path / "store")]
+        process = subprocess.Popen(
+            words,
+            env={**os.environ, "PYTHONPATH": path, "PAUSE": "0.2"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    return begin
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def seen(folder: Path) -> list[str]:
+    return (folder / "seen").read_text().split()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_after_a_kill_only_what_is_missing_is_made(tmp_path: Path, start: Callable[[], subprocess.Popen[str]]) -> None:
+    process = start()
+    go(process)
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "store").glob("*/[!.]*/entry.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = len(list((tmp_path / "store").glob("*/[!.]*/entry.json")))
+    begun = len(seen(tmp_path))
+    items = json.loads((tmp_path / "items.json").read_text())
+    dataset = StoreDataset(items, [importlib.import_module("slow").Slow()], store_dir=tmp_path / "store")
+    dataset.prepare()
+    assert 3 <= finished < 8
+    assert len(seen(tmp_path)) - begun == 8 - finished
+    assert [dataset[index]["name"] for index in range(8)] == [f"case_{index}" for index in range(8)]
+    assert all(len(path.name) == 32 for path in dataset.folder.iterdir()), "no lock and no half entry is left"
+
+
+def test_two_processes_share_the_work(tmp_path: Path, start: Callable[[], subprocess.Popen[str]]) -> None:
+    processes = [start(), start()]
+    for process in processes:
+        go(process)
+    for process in processes:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert sorted(seen(tmp_path)) == [f"case_{n}" for n in range(8)], "each case once"
+    assert len(list((tmp_path / "store").glob("*/*"))) == 8

@@ -1,0 +1,201 @@
+"""Patches on their way to the network: the same whoever cuts them, waited for, and errors with a type."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import CacheDataset, Dataset
+from monai.transforms import MapTransform, RandGaussianNoised, RandomizableTrait
+
+from medunet.datasets import StoreDataset
+from medunet.errors import DataError, GeometryError, MedunetError
+from medunet.training import DataHandler, DataLoader, Draw, EpochSeeder, HistoryHandler, RepeatSampler, Trainer
+from medunet.transforms import RandDeformd
+
+# from Python 3.12 on, and where there are fewer cores than workers
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+]
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork: the transforms live in this file")
+
+
+class Fail(MapTransform):
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        raise DataError("voxels are missing", file="case_7.nii.gz", remedy="copy it again")
+
+
+class FailStrangely(MapTransform):
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        raise ZeroDivisionError("by nothing")
+
+
+class Die(MapTransform):
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return data
+
+
+class Wait(MapTransform, RandomizableTrait):
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.02)
+        return data
+
+
+def items(count: int = 5) -> list[dict[str, Any]]:
+    images = torch.randn(count, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    return [{"image": image, "label": (image > 0).byte()} for image in images]
+
+
+def patches(folder: Path, workers: int, epochs: int = 3, first: int = 1) -> list[torch.Tensor]:
+    deform = RandDeformd(["image", "label"], spatial_size=(6, 6), rotate_range=1.0, foreground_key="label")
+    steps = [deform, RandGaussianNoised("image", prob=0.5)]
+    dataset = StoreDataset(items(), steps, store_dir=folder)
+    sampler = RepeatSampler(5, num_samples=8, seed=4)
+    loader = DataLoader(dataset, batch_size=2, sampler=sampler, num_workers=workers)
+    found = []
+    for epoch in range(first, epochs + 1):
+        sampler.set_epoch(epoch)
+        found += [batch["image"] for batch in loader]
+    return found
+
+
+@needs_fork
+@pytest.mark.parametrize("workers", [1, 3])
+def test_patches_do_not_depend_on_the_number_of_workers(workers: int, tmp_path: Path) -> None:
+    for one, other in zip(patches(tmp_path, 0), patches(tmp_path, workers), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@needs_fork
+def test_patches_of_an_epoch_do_not_depend_on_the_epochs_before(tmp_path: Path) -> None:
+    through, resumed = patches(tmp_path, 2), patches(tmp_path, 2, first=3)
+    for one, other in zip(through[8:], resumed, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert not torch.equal(through[0], through[8])
+
+
+def test_several_processes_draw_what_one_would(tmp_path: Path) -> None:
+    one = list(RepeatSampler(5, num_samples=8, seed=1))
+    parts = [list(RepeatSampler(5, num_samples=4, seed=1, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert [(d, d.seed) for d in one[0::2]] == [(d, d.seed) for d in parts[0]]
+    assert [(d, d.seed) for d in one[1::2]] == [(d, d.seed) for d in parts[1]]
+
+
+def test_a_draw_is_an_index_for_every_data_set() -> None:
+    data = [{"image": torch.full((1, 2, 2), float(n))} for n in range(3)]
+    assert Dataset(data)[Draw(2, 5)]["image"].max() == 2
+    assert CacheDataset(data, [], progress=False)[Draw(1, 5)]["image"].max() == 1
+
+
+def test_the_data_loader_leaves_the_random_numbers_of_dropout_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    list(DataLoader(Dataset(items()), batch_size=2))
+    torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+
+
+@needs_fork
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_worker_raises_keeps_its_type_and_its_traceback(workers: int) -> None:
+    loader = DataLoader(Dataset(items(), [Fail("image")]), num_workers=workers)
+    with pytest.raises(MedunetError if workers else RuntimeError) as info:
+        next(iter(loader))
+    if workers:
+        assert type(info.value) is DataError
+        assert str(info.value) == "case_7.nii.gz: voxels are missing; remedy: copy it again"
+        assert "test_data.py" in str(info.value.__cause__)
+
+
+@needs_fork
+def test_other_errors_of_a_worker_pass_with_their_traceback() -> None:
+    loader = DataLoader(Dataset(items(), [FailStrangely("image")]), num_workers=1)
+    with pytest.raises(RuntimeError, match="by nothing") as info:
+        next(iter(loader))
+    assert not isinstance(info.value, MedunetError)
+    assert "test_data.py" in str(info.value)
+
+
+@needs_fork
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_a_killed_worker_is_a_typed_error() -> None:
+    loader = DataLoader(Dataset(items(), [Die("image")]), num_workers=1)
+    with pytest.raises(DataError, match="has died.*num_workers"):  # noqa: RUF043
+        next(iter(loader))
+
+
+def test_the_type_of_an_error_is_read_from_the_workers_traceback() -> None:
+    from medunet.training.data import worker_error
+
+    text = (
+        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        "medunet.errors.GeometryError: a.nii.gz: spacing is 0\n\nRuntimeError: applying transform Spacingd"
+    )
+    assert type(worker_error(RuntimeError(text))) is GeometryError
+    assert worker_error(RuntimeError("medunet.errors.DataError: not from a worker")) is None
+
+
+class Prepared(Dataset):
+    prepared = 0
+
+    def prepare(self) -> None:
+        self.prepared += 1
+
+
+def train(folder: Path, steps: list[Any], workers: int = 0) -> tuple[Trainer, Prepared]:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Conv2d(1, 2, 3, padding=1))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    dataset = Prepared(items(), steps)
+    sampler = RepeatSampler(5, num_samples=8)
+    handlers = [
+        DataHandler([dataset, items()]),
+        EpochSeeder(0, dataset, sampler=sampler),
+        HistoryHandler(str(folder), optimizer=optimizer),
+    ]
+    trainer = Trainer(
+        device=torch.device("cpu"),
+        max_epochs=2,
+        train_data_loader=DataLoader(dataset, workers, batch_size=2, sampler=sampler),
+        network=network,
+        optimizer=optimizer,
+        loss_function=lambda pred, label: torch.nn.functional.cross_entropy(pred, label[:, 0].long()),
+        train_handlers=handlers,
+        autocast_dtype="float32",
+        decollate=False,
+    )
+    trainer.run()
+    return trainer, dataset
+
+
+def test_data_sets_are_prepared_once_before_the_first_step(tmp_path: Path) -> None:
+    assert train(tmp_path, [])[1].prepared == 1
+
+
+def test_the_share_of_time_spent_waiting_for_data_is_in_the_history(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path, [Wait("image")])
+    slow = [entry["data_wait"] for entry in json.loads((tmp_path / "history.json").read_text())]
+    assert len(slow) == 2
+    assert all(0.3 < share <= 1 for share in slow)
+    assert "raise num_workers" in caplog.text
+
+
+@needs_fork
+def test_weights_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    def weights(workers: int) -> np.ndarray:
+        trainer, _ = train(tmp_path, [], workers)
+        return torch.cat([p.detach().flatten() for p in trainer.network.parameters()]).numpy()
+
+    np.testing.assert_array_equal(weights(0), weights(2))
