@@ -11,7 +11,7 @@ from typing import Any
 from medunet.bundle.ensemble import DECISION_NAME
 from medunet.bundle.specialise import read_json
 from medunet.bundle.workflow import OUT_OF_FOLD, class_values, measure, pair_of, source_of, wants_em
-from medunet.datasets import datalist
+from medunet.datasets import datalist, open_dataset
 from medunet.errors import ConfigError
 from medunet.files import write_atomically
 from medunet.metrics.tables import json_text
@@ -106,19 +106,20 @@ def _check_comparable(results: Sequence[Path], decisions: Sequence[dict[str, Any
 def _measure_together(results: Sequence[Path], folds: Sequence[int], output: Path, *, device: str) -> Candidate:
     pairs = []
     labels: dict[str, int] = {}
-    spatial_dims = 3
+    spatial_dims, ignore = 3, None
     for fold in folds:
         runs = [result / f"fold_{fold}" for result in results]
         config = read_json(runs[0] / "configs" / "evaluate.json")
         labels, spatial_dims = class_values(config), config["spatial_dims"]
+        ignore = open_dataset(config["dataset_dir"]).ignore
         joint = JointPredictor(runs, output_dir=output / "predictions", device=device, overwrite=True)
         items = datalist(config["dataset_dir"], section="validation", fold=fold, folds=config["folds"])
         pairs += [pair_of(item, joint.predict_case(source_of(item))) for item in items]
         logger.info("fold %d: %d cases predicted by all together", fold, len(items))
     pairs.sort(key=lambda pair: pair.name)
-    rules = tuple(choose_rules(pairs, labels))
+    rules = tuple(choose_rules(pairs, labels, ignore=ignore))
     em = wants_em(None, spatial_dims, labels)
-    summary = measure(pairs, labels, output / OUT_OF_FOLD, em=em, rules=rules)
+    summary = measure(pairs, labels, output / OUT_OF_FOLD, em=em, rules=rules, ignore=ignore)
     return Candidate(tuple(results), summary["mean_dice"], rules)
 
 

@@ -203,11 +203,11 @@ def _join(
     if not pairs:
         return CrossValidation(output, outcomes, failed_cases=failed)
     em = wants_em(None, dataset.spatial_dims, labels)
-    summary = measure(pairs, labels, output / OUT_OF_FOLD, em=em)
-    rules = tuple(choose_rules(pairs, labels))
+    summary = measure(pairs, labels, output / OUT_OF_FOLD, em=em, ignore=dataset.ignore)
+    rules = tuple(choose_rules(pairs, labels, ignore=dataset.ignore))
     cleaned: Summary | None = None
     if any(rule.is_kept for rule in rules):
-        cleaned = measure(pairs, labels, output / POSTPROCESSED, em=em, rules=rules)
+        cleaned = measure(pairs, labels, output / POSTPROCESSED, em=em, rules=rules, ignore=dataset.ignore)
     decision = {
         "folds": list(trained),
         "of_folds": config["folds"],

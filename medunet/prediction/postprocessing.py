@@ -52,7 +52,7 @@ class _Class:
         return [(True, 0.0), *((False, size) for size in chosen), *((True, size) for size in chosen)]
 
 
-def choose_rules(pairs: Iterable[Pair], labels: Mapping[str, int]) -> list[ClassRule]:
+def choose_rules(pairs: Iterable[Pair], labels: Mapping[str, int], *, ignore: int | None = None) -> list[ClassRule]:
     """Find for every class the rule that raises its mean Dice most; kept only where the gain exceeds `MIN_GAIN`.
 
     A rule acts on its own class alone, so none can worsen another class.
@@ -60,6 +60,7 @@ def choose_rules(pairs: Iterable[Pair], labels: Mapping[str, int]) -> list[Class
     Args:
         pairs: predictions and references, read once and one after the other.
         labels: value by class name, in the order of the network's output, background included.
+        ignore: value in the references of voxels that do not count; components are judged without them.
 
     Returns:
         One rule a class, without the background.
@@ -70,8 +71,10 @@ def choose_rules(pairs: Iterable[Pair], labels: Mapping[str, int]) -> list[Class
     for pair in pairs:
         pred, ref = read_pair(pair, labels)
         spacing = ref.record.geometry.spacing_mm
+        predicted, reference = np.asarray(pred.image[0]), np.asarray(ref.image[0])
         for name, found in classes.items():
-            _add(found, np.asarray(pred.image[0]) == labels[name], np.asarray(ref.image[0]) == labels[name], spacing)
+            here = predicted == labels[name]
+            _add(found, here if ignore is None else here & (reference != ignore), reference == labels[name], spacing)
     return [_best(found, name, names.index(name), labels[name]) for name, found in classes.items()]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medunet.io import write_volume
+from medunet.io import read_volume, write_volume
 from medunet.metrics import summarise
 from medunet.prediction import Pair, choose_rules, evaluate_pairs
 
@@ -81,3 +81,13 @@ def test_where_parts_are_real_a_smallest_size_is_found_instead(pairs: list[Pair]
 
 def test_without_cases_nothing_is_kept() -> None:
     assert [rule.is_kept for rule in choose_rules([], LABELS)] == [False, False]
+
+
+def test_islands_where_nothing_was_annotated_do_not_count(pairs: list[Pair]) -> None:
+    for case, pair in enumerate(pairs):
+        ref = np.asarray(read_volume(pair.ref).image[0]).copy()
+        ref[ball((5, 27 - case, 14), 3)] = 255
+        write_volume(ref, pair.ref, affine=AFFINE)
+    liver, _ = choose_rules(pairs, LABELS, ignore=255)
+    assert liver.dice_before == 1.0
+    assert not liver.is_kept
