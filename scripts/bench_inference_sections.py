@@ -29,12 +29,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from medunet.inferers import OverlapTileInferer
-from medunet.networks import FastNetwork, presets
+from medunet.networks import FastNetwork, has_openvino, presets
 
 MATMUL_EDGE = 4096
 """Square matrices large enough that the rate no longer grows."""
 
 FORMATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+MODES = {"exact fp32": {"dtype": "float32"}, "auto": {"dtype": "auto"}}
+"""How a `FastNetwork` is made."""
+if has_openvino() and not torch.cuda.is_available():
+    MODES["OpenVINO"] = {"dtype": "auto", "backend": "openvino"}
 
 HIPPOCAMPUS_CASES = 40
 """All validation cases of fold 0."""
@@ -78,6 +83,9 @@ def _systems(network: nn.Module, options: Options, *, classes: int, **nnunet: An
         Medunet("medunet, exact fp32", network, device, dtype="float32", cache_dir=options.cache),
         Medunet("medunet", network, device, cache_dir=options.cache),
     ]
+    if has_openvino() and device.type == "cpu":
+        for name, dtype in (("medunet, exact fp32, OpenVINO", "float32"), ("medunet, OpenVINO", "auto")):
+            found.append(Medunet(name, network, device, dtype=dtype, backend="openvino", cache_dir=options.cache))
     if bench_nnunet.available():
         if options.quick:
             nnunet.setdefault("patch_size", (64, 64, 64))
@@ -134,10 +142,10 @@ def floor(options: Options, put: Put) -> None:
         network = build().eval().to(options.device)
         flop = count_flop(network, window)
         image = torch.rand(1, 1, *window, device=options.device)
-        for mode, dtype in (("exact fp32", "float32"), ("auto", "auto")):
+        for mode, settings in MODES.items():
             if not options.wants(f"{name} | {mode}"):
                 continue
-            fast = FastNetwork(copy.deepcopy(network), dtype=dtype, backend="auto", cache_dir=options.cache).eval()
+            fast = FastNetwork(copy.deepcopy(network), cache_dir=options.cache, **settings).eval()
             seconds = median_seconds(partial(fast, image), 3 if options.quick else 9)
             # measured beside each network: on a shared machine the rate of an hour ago is another one
             used = fast.choice.candidate.dtype
@@ -180,7 +188,7 @@ def paper(options: Options, put: Put) -> None:
     image = MetaTensor(torch.rand(1, 1, 512, 512))
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     for device in devices:
-        for mode, dtype in (("exact fp32", "float32"), ("auto", "auto")):
+        for mode, settings in MODES.items():
             for tile in ("auto", 572):
                 key = f"{device.type} | {mode} | tile {tile}"
                 if not options.wants(key):

@@ -145,7 +145,7 @@ class Medunet(System):
         *,
         cache_dir: Path,
         dtype: str = "auto",
-        backend: str = "auto",
+        backend: str = "eager",
         tiles: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(name, network, device)

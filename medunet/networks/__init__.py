@@ -17,6 +17,7 @@ from .ensemble import EnsembleLogits as EnsembleLogits
 from .ensemble import ensemble_of as ensemble_of
 from .fast import FastNetwork as FastNetwork
 from .folding import fold_batch_norm as fold_batch_norm
+from .openvino_runtime import has_openvino as has_openvino
 from .shapes import UNetShapes as UNetShapes
 from .transfer import TransferReport as TransferReport
 from .transfer import transfer_weights as transfer_weights

@@ -112,7 +112,8 @@ class FastNetwork(nn.Module):
         dtype: `auto`, or a number format, which is then used without measuring: `float32` is the exact mode.
         backend: `eager`; `compile` for `torch.compile`, which takes tens of seconds at the first call; `openvino` (CPU;
             extra `openvino`), which takes seconds for each new size of a window; `auto` measures `eager` and, where it
-            is installed, `openvino`, which then serves the sizes that recur or are large.
+            is installed, `openvino`, which then serves the sizes that recur or are large: one image may come out with
+            another rounding among others than alone.
         cache_dir: folder of the file with earlier choices; None takes the environment's `MEDUNET_CACHE_DIR`, or
             `medunet` in the user's cache folder.
 
