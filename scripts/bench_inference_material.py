@@ -1,4 +1,4 @@
-"""Networks and volumes for bench_inference.py: the zoo's spleen network and ours of its widths, trained for a moment.
+"""Networks and volumes for bench_inference.py: the zoo's spleen network and that of our unet_3d, trained for a moment.
 
 Two classes, as the zoo's spleen bundle has them; here the foreground is the lungs, which both a real CT and a made one
 show, so that one training serves all volumes.
@@ -75,8 +75,8 @@ def zoo_network(classes: int = 2) -> nn.Module:
 
 
 def plain_network(classes: int = 2) -> UNet:
-    """The U-Net of the same widths that medunet's bundles would train; full resolution in its first level."""
-    return UNet(3, 1, classes, channels=[16, 32, 64, 128, 256], norm="batch")
+    """The network of the bundle unet_3d; full resolution in its first level."""
+    return UNet(3, 1, classes, channels=[16, 48, 96, 192], norm="batch")
 
 
 def wide_network(classes: int = 2) -> UNet:
@@ -84,7 +84,7 @@ def wide_network(classes: int = 2) -> UNet:
     return UNet(3, 1, classes, channels=[32, 64, 128, 256, 320, 320], norm="batch")
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"zoo spleen UNet": zoo_network, "UNet 16-256": plain_network}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"zoo spleen UNet": zoo_network, "unet_3d": plain_network}
 """By the name that the table shows."""
 
 

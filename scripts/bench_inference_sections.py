@@ -193,9 +193,7 @@ def paper(options: Options, put: Put) -> None:
                 key = f"{device.type} | {mode} | tile {tile}"
                 if not options.wants(key):
                     continue
-                fast = FastNetwork(
-                    copy.deepcopy(network).to(device), dtype=dtype, backend="auto", cache_dir=options.cache
-                ).eval()
+                fast = FastNetwork(copy.deepcopy(network).to(device), cache_dir=options.cache, **settings).eval()
                 inferer = OverlapTileInferer(tile)
                 inputs = image.to(device)
                 begun = time.perf_counter()

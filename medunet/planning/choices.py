@@ -8,6 +8,7 @@ from typing import Any
 from medunet.transforms import IGNORE_INDEX
 
 from .fingerprint import Fingerprint
+from .measure import AIR
 from .orientation import anonymous
 from .topology import ANISOTROPY, Decision
 
@@ -60,6 +61,19 @@ def normalisation(print_: Fingerprint) -> Decision:
             return Decision("steps::normalize", value, reason, numbers)
     value = {"_target_": "medunet.transforms.NormalizeChannelsd", "keys": "image", "channels": ways}
     return Decision("steps::normalize", value, reason + "; other channels image by image", kinds)
+
+
+def cropping(print_: Fingerprint) -> list[Decision]:
+    """Leave out the air around the body, in CT volumes where it takes much of them."""
+    is_ct = all(channel.kind == "CT" for channel in print_.channels)
+    if print_.spatial_dims != 3 or not is_ct or print_.body_share >= CROP_SHARE:
+        return []
+    numbers = f"the box around all above {AIR:g} HU takes {100 * print_.body_share:.0f} % of the median image"
+    reason = "images are cropped to the body, in training and prediction alike; what is outside is background"
+    return [
+        Decision("crop_steps", ["@steps#crop_body"], reason, numbers),
+        Decision("body_threshold", AIR, "air is not above it", numbers),
+    ]
 
 
 def mirroring(print_: Fingerprint, *, flat_axis: int | None = None) -> Decision:

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,6 +95,7 @@ class Fingerprint:
         cases: names of those that were measured.
         shapes: voxels along each axis, by case.
         crop_shapes: the same of the box around all that is not 0.
+        body_shapes: the same of the box around all that is not air, where the images are CT.
         spacings_mm: by case.
         placed: whether the files know where voxels lie, so that spacings are distances.
         channels: of the images.
@@ -112,6 +113,7 @@ class Fingerprint:
     cases: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     crop_shapes: tuple[tuple[int, ...], ...]
+    body_shapes: tuple[tuple[int, ...], ...]
     spacings_mm: tuple[tuple[float, ...], ...]
     placed: bool
     channels: tuple[ChannelPrint, ...]
@@ -132,14 +134,18 @@ class Fingerprint:
     @property
     def crop_share(self) -> float:
         """Median share of the image that the box around all that is not 0 takes."""
-        pairs = zip(self.crop_shapes, self.shapes, strict=True)
-        return float(np.median([math.prod(crop) / math.prod(shape) for crop, shape in pairs]))
+        return _share(self.crop_shapes, self.shapes)
+
+    @property
+    def body_share(self) -> float:
+        """Median share of the image that the box around all that is not air takes, where the images are CT."""
+        return _share(self.body_shapes, self.shapes)
 
     def to_json(self) -> str:
         """As text; lists of numbers on one line each."""
         entries = []
         for key, value in asdict(self).items():
-            if key in ("shapes", "crop_shapes", "spacings_mm", "channels", "classes") and value:
+            if key in ("shapes", "crop_shapes", "body_shapes", "spacings_mm", "channels", "classes") and value:
                 lines = ",\n    ".join(json.dumps(item, ensure_ascii=False) for item in value)
                 entries.append(f'  "{key}": [\n    {lines}\n  ]')
             else:
@@ -155,7 +161,7 @@ class Fingerprint:
         """
         try:
             content: dict[str, Any] = json.loads(text)
-            for key in ("shapes", "crop_shapes", "spacings_mm", "side_pairs"):
+            for key in ("shapes", "crop_shapes", "body_shapes", "spacings_mm", "side_pairs"):
                 content[key] = tuple(tuple(item) for item in content[key])
             content["cases"] = tuple(content["cases"])
             content["channels"] = tuple(ChannelPrint(**item) for item in content["channels"])
@@ -287,6 +293,7 @@ def summarise(
         cases=tuple(case.name for case in measures),
         shapes=tuple(case.shape for case in measures),
         crop_shapes=tuple(case.crop_shape for case in measures),
+        body_shapes=tuple(case.body_shape for case in measures),
         spacings_mm=tuple(case.spacing_mm for case in measures),
         placed=placed,
         channels=channels,
@@ -320,3 +327,7 @@ def _channel(name: str, index: int, measures: list[CaseMeasure], *, spatial_dims
 
 def _short(value: float) -> float:
     return float(f"{value:.6g}")
+
+
+def _share(parts: Sequence[tuple[int, ...]], wholes: Sequence[tuple[int, ...]]) -> float:
+    return float(np.median([math.prod(part) / math.prod(whole) for part, whole in zip(parts, wholes, strict=True)]))

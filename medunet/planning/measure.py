@@ -19,6 +19,10 @@ SAMPLE = 400
 be taken together, and no random number decides."""
 
 
+AIR = -500.0
+"""Hounsfield units between air (-1000) and skin."""
+
+
 @dataclass(frozen=True)
 class ChannelMeasure:
     """One channel of one case.
@@ -47,6 +51,7 @@ class CaseMeasure:
         shape: voxels along each axis.
         spacing_mm: distance of neighbouring voxels; 1 where the format knows none.
         crop_shape: voxels along each axis of the box around all that is not 0.
+        body_shape: the same of the box around all above `AIR`, which in CT is not air.
         whole_numbers: whether all intensities are whole numbers.
         modality: DICOM's code, '' for other formats.
         placed: whether the format knows where the voxels lie.
@@ -59,6 +64,7 @@ class CaseMeasure:
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     crop_shape: tuple[int, ...]
+    body_shape: tuple[int, ...]
     whole_numbers: bool
     modality: str
     placed: bool
@@ -78,7 +84,7 @@ class CaseMeasure:
             KeyError, TypeError, ValueError: the content is of another kind.
         """
         values = dict(content)
-        for key in ("shape", "spacing_mm", "crop_shape"):
+        for key in ("shape", "spacing_mm", "crop_shape", "body_shape"):
             values[key] = tuple(values[key])
         values["channels"] = tuple(
             ChannelMeasure(**{**channel, "sample": tuple(channel["sample"])}) for channel in values["channels"]
@@ -115,15 +121,16 @@ def measure_case(
     counts = np.bincount(classes.ravel())
     voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value != ignore}
     thick = {value: _class_thickness(classes, value, spacing) for value in voxels if value}
-    ordered = [image.shape[1:], spacing, _box(np.any(image != 0, axis=0))]
+    ordered = [image.shape[1:], spacing, _box(np.any(image != 0, axis=0)), _box(np.any(image > AIR, axis=0))]
     if placed and image.ndim == 4:
         ordered = [in_ras_order(values, geometry) for values in ordered]
-    shape, spacing_mm, crop = ordered
+    shape, spacing_mm, crop, body = ordered
     return CaseMeasure(
         name=name,
         shape=tuple(int(n) for n in shape),
         spacing_mm=tuple(float(f"{n:.6g}") for n in spacing_mm),
         crop_shape=tuple(int(n) for n in crop),
+        body_shape=tuple(int(n) for n in body),
         whole_numbers=all(np.array_equal(plane, np.rint(plane)) for channel in image for plane in channel),
         modality=record.modality,
         placed=placed,

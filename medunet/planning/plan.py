@@ -101,6 +101,7 @@ def plan(
     decisions = [*_data(dataset), choices.normalisation(fingerprint)]
     if fingerprint.spatial_dims == 3:
         decisions.append(Decision("spacing_mm", list(grid.spacing_mm), grid.reason, grid.numbers))
+    decisions += choices.cropping(fingerprint)
     decisions.append(choices.mirroring(fingerprint, flat_axis=flat_axis))
     decisions += choices.turning(fingerprint, config["augment"]["deform"], grid.spacing_mm, flat_axis=flat_axis)
     decisions += choices.loss(fingerprint, config["loss"])

@@ -43,7 +43,7 @@ def write_volumes(root: Path, kind: str) -> None:
     """Three volumes with two organs; 'ignore' leaves a slab without annotation, 'two channels' adds a second image."""
     rng = np.random.default_rng(0)
     affine = np.diag([1.0, 1.0, 4.0, 1.0])
-    channels = ["CT", "PET"] if kind == "two channels" else ["MR"]
+    channels = {"two channels": ["CT", "PET"], "air": ["CT"]}.get(kind, ["MR"])
     for case in range(3):
         label = np.zeros((32, 32, 12), np.uint8)
         label[4:14, 4:14, 2:8] = 1
@@ -51,6 +51,9 @@ def write_volumes(root: Path, kind: str) -> None:
         image = label * 100 + rng.normal(0, 10, label.shape)
         if kind == "ignore":
             label[:, :, :3] = 3
+        if kind == "air":
+            label, image = (np.pad(array, ((8, 24), (20, 12), (0, 0))) for array in (label, image))
+            image[:8], image[40:], image[:, :20], image[:, 52:] = (-1000.0,) * 4
         write_volume(label, root / "labelsTr" / f"c_{case}.nii.gz", affine=affine)
         for channel in range(len(channels)):
             name = f"c_{case}_{channel:04d}.nii.gz"
@@ -103,6 +106,7 @@ def test_monai_trains_a_planned_bundle(tmp_path: Path) -> None:
         ("anisotropic", {"dims": 2}),
         ("ignore", {}),
         ("two channels", {}),
+        ("air", {}),
     ],
 )
 def test_it_trains_and_predicts_with_no_edit(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
@@ -121,6 +125,10 @@ def test_it_trains_and_predicts_with_no_edit(tmp_path: Path, kind: str, options:
     found = read_volume(written)
     assert found.record.geometry.is_close(read_volume(case.images[0]).record.geometry)
     assert set(np.unique(found.image)) <= set(open_dataset(data).labels.values())
+    if planned["spatial_dims"] == 3:
+        assert planned["crop_steps"] == (["@steps#crop_body"] if kind == "air" else [])
+    if kind == "air":
+        assert not found.image[0, 52:].any()  # the box and its margin of 8 voxels end before
 
 
 def test_evaluation_leaves_out_what_is_ignored(tmp_path: Path) -> None:

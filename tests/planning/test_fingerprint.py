@@ -49,6 +49,7 @@ def test_figures_are_those_reckoned_by_hand(two_cases: Path) -> None:
     assert found.shapes == ((10, 8, 6),) * 2
     assert found.spacings_mm == ((1.0, 2.0, 3.0),) * 2
     assert found.crop_shapes == ((8, 6, 6),) * 2
+    assert found.body_shapes == found.shapes  # nothing is as low as air
     assert found.crop_share == pytest.approx(8 * 6 * 6 / (10 * 8 * 6))
     channel = found.channels[0]
     # each case is constant: the deviation is that between the cases
