@@ -31,7 +31,7 @@ from .segments import Segment, as_segments
 _NIFTI1_LARGEST_AXIS = 32767
 """NIfTI-1 keeps sizes as int16; larger volumes are written as NIfTI-2."""
 
-_PART_BYTES = 64 << 20
+_PART_BYTES = 32 << 20
 """Bytes of voxels that are put in the file's order, compressed and written at a time."""
 
 _NO_EXTENSION = bytes(4)

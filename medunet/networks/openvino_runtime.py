@@ -7,6 +7,7 @@ import importlib.util
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -106,7 +107,17 @@ class OpenVinoNetwork(nn.Module):
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+        return _core().compile_model(model, "CPU", settings).create_infer_request()
+
+
+@cache
+def _core() -> Any:
+    """The one core of the process, kept to its end.
+
+    A core that is let go frees the stack that it gave the thread for signals (openvinotoolkit/openvino#11894); of
+    several cores a freed one can stay in use, and the next signal then ends the process.
+    """
+    return importlib.import_module("openvino").Core()
 
 
 class _FirstOutput(nn.Module):

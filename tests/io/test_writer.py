@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -161,3 +162,18 @@ def test_one_hot_prediction_is_refused(tmp_path):
 def test_prediction_without_a_file_name_is_refused(tmp_path):
     with pytest.raises(DataError, match="no file name"):
         SavePredictiond(output_dir=tmp_path)({"pred": torch.zeros(1, 3, 3)})
+
+
+def test_a_large_volume_is_written_without_a_copy_of_it(tmp_path):
+    shape = (128, 128, 96, 24)
+    mapped = np.memmap(tmp_path / "voxels", dtype=np.float32, mode="w+", shape=(24, 128, 128, 96))  # channels first
+    mapped[5, 7] = 0.25
+    tracemalloc.start()
+    path = write_volume(np.moveaxis(mapped, 0, -1), tmp_path / "large.nii.gz", affine=np.eye(4))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.75 * mapped.nbytes
+    voxels = np.asarray(nib.load(path).dataobj)
+    assert voxels.shape == shape
+    assert voxels[7, :, :, 5].min() == 0.25
+    assert voxels.sum() == 0.25 * 128 * 96

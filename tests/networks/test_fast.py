@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -177,6 +179,33 @@ def test_openvino_answers_the_same(size):
             expected = network(image)
             torch.testing.assert_close(fast(image), expected, atol=1e-4 * float(expected.std()), rtol=0)
             image = torch.randn(2, 1, *size)
+
+
+SIGNAL_AFTER_NETWORKS_WERE_DROPPED = """
+import faulthandler, gc, os, signal, tempfile, torch
+from medunet.networks.openvino_runtime import OpenVinoNetwork
+
+with tempfile.TemporaryFile() as log:
+    faulthandler.enable(log)  # gives the thread a stack for signals, as pytest does
+    runtimes = [OpenVinoNetwork(torch.nn.Conv2d(1, 2, 3).eval()) for _ in range(3)]
+    with torch.inference_mode():
+        for runtime in runtimes:
+            runtime(torch.zeros(1, 1, 9, 9))
+    del runtime
+    while runtimes:
+        del runtimes[0]
+        gc.collect()
+    torch.zeros(1 << 24)  # takes what was freed
+    signal.signal(signal.SIGCHLD, lambda number, frame: print("told"))
+    os.kill(os.getpid(), signal.SIGCHLD)
+"""
+
+
+def test_a_signal_after_openvino_networks_were_dropped_is_survived():
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", SIGNAL_AFTER_NETWORKS_WERE_DROPPED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "told\n"), done.stderr
 
 
 def test_openvino_compiles_sizes_that_pay_for_it():

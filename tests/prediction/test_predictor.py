@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -13,10 +14,12 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from medunet.cli import predict as predict_command
 from medunet.errors import ConfigError, DataError
-from medunet.io import RESULT_FORMATS, label_names, read_header, read_label
+from medunet.io import RESULT_FORMATS, label_names, read_header, read_label, read_volume, write_volume
 from medunet.prediction import Predictor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}
 
@@ -104,3 +107,19 @@ def test_bundle_without_the_option_refuses_it(bundle: Path, tmp_path: Path) -> N
     Predictor(old, output_dir=tmp_path, device="cpu")
     with pytest.raises(ConfigError, match=r"too old for this option .*result_format"):
         Predictor(old, output_dir=tmp_path, device="cpu", result_format="nii.gz")
+
+
+def test_mirrored_views_are_one_value_of_the_config(bundle: Path, volume: Path, tmp_path: Path) -> None:
+    options = {"device": "cpu", "probabilities": True}
+    plain = Predictor(bundle, output_dir=tmp_path / "plain", **options)
+    mirrored = Predictor(bundle, output_dir=tmp_path / "views", overrides={"mirror_axes": [2]}, **options)
+    voxels = np.asarray(read_volume(volume).image[0])
+    flipped = write_volume(voxels[:, :, ::-1], tmp_path / "flipped" / "case.nii.gz", affine=AFFINE)
+    there = plain.predict_case(volume)
+    back = Predictor(bundle, output_dir=tmp_path / "back", **options).predict_case(flipped)
+    found = mirrored.predict_case(volume)
+    first, second, mean = (
+        np.asarray(nib.load(path.with_name("case_prob.nii.gz")).dataobj) for path in (there, back, found)
+    )
+    np.testing.assert_allclose(mean, (first + second[:, :, ::-1]) / 2, atol=1e-5)
+    assert not np.allclose(mean, first, atol=1e-4)
