@@ -108,7 +108,7 @@ def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         value = _get(config, id_)
         if isinstance(value, Mapping) and id_ in ("network_def", "augment"):
             for key, inner in value.items():
-                if key not in _INNER_KEYS and not (isinstance(inner, str) and inner.startswith("@")):
+                if not _is_wiring(key, inner):
                     yield f"{id_}{SEPARATOR}{key}", inner
         elif value is not None or (id_ in config and id_ in PATHS):
             yield id_, value
@@ -127,13 +127,16 @@ def _shown(id_: str, value: Any) -> str:
     if id_ in PATHS:
         return "the weights of another run" if value else "none"
     if isinstance(value, Mapping):
-        value = {key: inner for key, inner in value.items() if key == "_target_" or key not in _INNER_KEYS}
+        value = {key: inner for key, inner in value.items() if key == "_target_" or not _is_wiring(key, inner)}
     return show(value).replace("@steps#", "").replace("@augment#", "").replace("@steps::", "").removeprefix("$")
+
+
+def _is_wiring(key: str, value: Any) -> bool:
+    """Whether a value only connects components, or is told under its own id."""
+    return key in _INNER_KEYS or (isinstance(value, str) and value.startswith("@"))
 
 
 def _base(run: Path) -> str | None:
     """The shipped bundle that a run comes from, by the name in its metadata; None for bundles of one's own."""
     name = read_json(run / "configs" / "metadata.json").get("name")
     return next((recipe for recipe, entry in recipes().items() if entry["metadata"]["name"] == name), None)
-
-

@@ -62,7 +62,9 @@ def data_of(run: Path) -> Path | None:
     return path if path.is_absolute() and path.exists() else None
 
 
-def find_run(run: Path, name: str, *, dataset: SegmentationDataset | None = None, notes: Sequence[str] = ()) -> FoundRun:
+def find_run(
+    run: Path, name: str, *, dataset: SegmentationDataset | None = None, notes: Sequence[str] = ()
+) -> FoundRun:
     """Gather what is in a run's folder; what is not there stays empty.
 
     Args:
@@ -93,6 +95,8 @@ def find_run(run: Path, name: str, *, dataset: SegmentationDataset | None = None
     histories = {part: records for part, records in histories.items() if records}
     seen = frozenset[str]() if is_joined else _trained_on(config, dataset, bool(folds))
     measured = [case["name"] for case in cases]
+    kind = "each by the fold that had not seen it" if is_joined else _kind(config, dataset, measured, seen)
+    kind = f"{len(measured)} cases on the grid of their images, {kind}" if measured else ""
     told = list(notes)
     if seen & set(measured):
         count = len(seen & set(measured))
@@ -106,7 +110,7 @@ def find_run(run: Path, name: str, *, dataset: SegmentationDataset | None = None
         name=name,
         cases=cases,
         histories=cast("Mapping[str, Sequence[EpochRecord]]", histories),
-        facts=_facts(config, dataset, histories, measured, seen, is_joined),
+        facts=_facts(config, dataset, histories, measured=kind),
         settings=settings_of(run),
         notes=told,
         trained_on=seen,
@@ -174,9 +178,8 @@ def _facts(
     config: Mapping[str, Any],
     dataset: SegmentationDataset | None,
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
-    measured: Sequence[str],
-    seen: frozenset[str],
-    is_joined: bool,
+    *,
+    measured: str,
 ) -> dict[str, str]:
     facts: dict[str, str] = {}
     if dataset is not None:
@@ -201,9 +204,7 @@ def _facts(
             text += f", waited for data {sum(waits) / len(waits):.0%} of the time"
         facts[f"training, {part}" if part else "training"] = text
     if measured:
-        facts["measured"] = f"{len(measured)} cases on the grid of their images, " + _kind(
-            config, dataset, measured, seen, is_joined
-        )
+        facts["measured"] = measured
     return facts
 
 
@@ -212,10 +213,7 @@ def _kind(
     dataset: SegmentationDataset | None,
     measured: Sequence[str],
     seen: frozenset[str],
-    is_joined: bool,
 ) -> str:
-    if is_joined:
-        return "each by the fold that had not seen it"
     if dataset is None:
         return "whose data set is not at hand"
     if set(measured) & seen:

@@ -12,7 +12,9 @@ from medunet.cli.options import Device
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN [RUN...]", help="Runs; the others are compared with the first.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN [RUN...]", help="Runs; the others are compared with the first.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The page; RUN/report.html, of several runs ./report.html by default."),
@@ -28,9 +30,7 @@ def report(
 
     folders = [find_bundle(run) for run in runs]
     page = output or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
-    written = report_runs(
-        folders, page, data=data, title=title, device=device, megabytes=megabytes, figures=figures
-    )
+    written = report_runs(folders, page, data=data, title=title, device=device, megabytes=megabytes, figures=figures)
     console = Console(highlight=False, soft_wrap=True)
     size = written.page.stat().st_size / 1e6
     console.print(f"report: {written.page} ({written.cases} cases, {written.drawn} with slices, {size:.1f} MB)")

@@ -111,5 +111,3 @@ def _is_same_reference(one: CaseScores, other: CaseScores) -> bool:
             if not math.isclose(*sizes, rel_tol=SAME_REFERENCE, abs_tol=1e-9):
                 return False
     return True
-
-

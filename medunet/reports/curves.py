@@ -24,6 +24,9 @@ PanelName: TypeAlias = Literal["training loss", "validation Dice"]
 LOG_SCALE_RATIO = 20.0
 """A loss that falls by more than this factor is drawn on a logarithmic axis, or its end would be a flat line."""
 
+ROOM_BELOW = 0.15
+"""How far under the lowest Dice its axis begins; good trainings would else be a line at the top."""
+
 MANY_CLASSES = 10
 """More classes than these make a legend that covers the curves; then only the mean is drawn."""
 
@@ -123,16 +126,14 @@ def _losses(histories: _Histories, axes: Axes, theme: Theme) -> None:
 
 
 def _means(histories: _Histories, axes: Axes, theme: Theme) -> None:
+    drawn: list[float] = []
     for name, (colour, history) in histories.items():
         validated = [record for record in history if record.get("val_dice")]
-        axes.plot(
-            [record["epoch"] for record in validated],
-            [mean_dice(record["val_dice"]) for record in validated],
-            color=colour,
-            label=name,
-            **_stroke(len(validated)),
-        )
-    axes.set_ylim(0, 1)
+        means = [mean_dice(record["val_dice"]) for record in validated]
+        drawn += means
+        epochs = [record["epoch"] for record in validated]
+        axes.plot(epochs, means, color=colour, label=name, **_stroke(len(validated)))
+    _from_lowest(axes, drawn)
     _legend(axes, theme, location="lower right", columns=1 + len(histories) // 6)
     _epochs(axes, theme)
 
@@ -145,14 +146,21 @@ def _classes(histories: _Histories, axes: Axes, theme: Theme) -> None:
     colours = class_colours(dict.fromkeys(name for entry in dice for name in entry))
     stroke = _stroke(len(validated))
     shown = colours if len(colours) <= MANY_CLASSES else {}
+    drawn = [mean_dice(entry) for entry in dice]
     for name, colour in shown.items():
+        drawn += [entry[name] for entry in dice if name in entry]
         axes.plot(epochs, [entry.get(name, math.nan) for entry in dice], color=colour, label=name, **stroke)
     if len(colours) > 1:
         means = [mean_dice(entry) for entry in dice]
         axes.plot(epochs, means, color=theme["line"], label="mean", linestyle=(0, (4, 2)), **stroke)
-    axes.set_ylim(0, 1)
+    _from_lowest(axes, drawn)
     _legend(axes, theme, location="lower right", columns=1 + len(shown) // 6)
     _epochs(axes, theme)
+
+
+def _from_lowest(axes: Axes, drawn: Sequence[float]) -> None:
+    lowest = min((value for value in drawn if math.isfinite(value)), default=0.0)
+    axes.set_ylim(max(0.0, lowest - ROOM_BELOW), 1)
 
 
 def _epochs(axes: Axes, theme: Theme) -> None:

@@ -15,7 +15,7 @@ from matplotlib.cbook import boxplot_stats
 from medunet.metrics import CaseScores, PairedDifference
 
 from .colours import class_colours
-from .panels import PANEL_INCHES, RUN_COLOURS, Panel, Theme
+from .panels import RUN_COLOURS, Panel, Theme
 
 Scores: TypeAlias = Mapping[str, float]
 """A number by case name; cases without one are left out."""
@@ -26,13 +26,19 @@ METRICS = {"dice": "Dice", "msd_mm": "mean surface distance (mm)", "hd95_mm": "H
 EM_TITLES = {"v_rand": "V_rand", "v_info": "V_info", "pixel_error": "pixel error", "warping_error": "warping error"}
 
 LOG_SCALE_RATIO = 30.0
-"""Distances whose largest is more than this many medians get a logarithmic axis; else one lost case flattens the rest."""
+"""Distances whose largest is more than this many medians get a logarithmic axis, or one lost case flattens the rest."""
 
 BOX_WIDTH = 0.5
 SPREAD = 0.3
 """Part of a box's place over which its points are strewn."""
 
+INCHES = (3.5, 2.7)
+"""Of a panel with few boxes; as three of them stand side by side in the page, they are smaller than curves."""
+
 INCHES_PER_BOX = 0.42
+INCHES_PER_LETTER = 0.075
+"""Width of a letter under an axis; names that do not fit are turned."""
+
 POINT_AREA = 11.0
 
 
@@ -111,9 +117,9 @@ def difference_panel(title: str, differences: Mapping[str, PairedDifference], *,
         colour: of the points.
     """
     points = {f"strip-{key}-{place}": found.cases for place, found in enumerate(differences.values())}
-    width = max(PANEL_INCHES[0], 1.2 + 2 * INCHES_PER_BOX * len(differences))
-    draw = partial(_differences, differences, key, colour)
-    return Panel(title, draw, inches=(width, PANEL_INCHES[1]), points=points)
+    inches = (max(INCHES[0], 0.8 + 1.6 * INCHES_PER_BOX * len(differences)), INCHES[1])
+    draw = partial(_differences, differences=differences, key=key, colour=colour, width=inches[0])
+    return Panel(title, draw, inches=inches, points=points)
 
 
 def box_numbers(scores: Scores) -> dict[str, float]:
@@ -135,12 +141,13 @@ def _run_colour(runs: Mapping[str, object], letter: str) -> str | None:
 def _panel(title: str, groups: Mapping[str, Sequence[Strip]], *, key: str, is_distance: bool) -> Panel:
     strips = [strip for group in groups.values() for strip in group]
     points = {f"strip-{key}-{place}": list(strip.scores) for place, strip in enumerate(strips) if strip.scores}
-    width = max(PANEL_INCHES[0], 0.8 + INCHES_PER_BOX * (len(strips) + len(groups)))
-    return Panel(title, partial(_boxes, groups, key, is_distance), inches=(width, PANEL_INCHES[1]), points=points)
+    inches = (max(INCHES[0], 0.8 + INCHES_PER_BOX * (len(strips) + 0.6 * len(groups))), INCHES[1])
+    draw = partial(_boxes, groups=groups, key=key, is_distance=is_distance, width=inches[0])
+    return Panel(title, draw, inches=inches, points=points)
 
 
 def _boxes(
-    groups: Mapping[str, Sequence[Strip]], key: str, is_distance: bool, axes: Axes, theme: Theme
+    axes: Axes, theme: Theme, *, groups: Mapping[str, Sequence[Strip]], key: str, is_distance: bool, width: float
 ) -> None:
     several = max(len(group) for group in groups.values()) > 1
     place, centres, every, everything = 0, [], [], []
@@ -153,7 +160,7 @@ def _boxes(
                 _box(axes, position, strip, gid=f"strip-{key}-{place}", theme=theme)
                 everything += list(strip.scores.values())
             place += 1
-    axes.set_xticks(centres, list(groups))
+    _names(axes, centres, list(groups), width)
     if several:
         axes.tick_params(axis="x", pad=14)
         for position, strip in every:
@@ -167,8 +174,6 @@ def _boxes(
                 fontsize=8,
                 color=strip.colour,
             )
-    if len(groups) * max(map(len, groups)) > 70:
-        axes.tick_params(axis="x", rotation=40)
     axes.set_xlim(every[0][0] - 0.7, every[-1][0] + 0.7)
     if is_distance and everything:
         if min(everything) > 0 and max(everything) > LOG_SCALE_RATIO * float(np.median(everything)):
@@ -206,7 +211,7 @@ def _points(axes: Axes, position: float, values: Sequence[float], *, colour: str
 
 
 def _differences(
-    differences: Mapping[str, PairedDifference], key: str, colour: str, axes: Axes, theme: Theme
+    axes: Axes, theme: Theme, *, differences: Mapping[str, PairedDifference], key: str, colour: str, width: float
 ) -> None:
     axes.axhline(0, color=theme["ink"], linewidth=1.0)
     for place, found in enumerate(differences.values()):
@@ -217,5 +222,12 @@ def _differences(
         axes.errorbar(
             [place + 0.2], [found.mean], yerr=bar, fmt="o", color=theme["line"], markersize=4, capsize=3, linewidth=1.4
         )
-    axes.set_xticks(range(len(differences)), list(differences))
+    _names(axes, range(len(differences)), list(differences), width)
     axes.set_xlim(-0.6, len(differences) - 0.4)
+
+
+def _names(axes: Axes, places: Sequence[float], names: Sequence[str], width: float) -> None:
+    axes.set_xticks(list(places), names)
+    if len(names) > 1 and max(map(len, names)) * INCHES_PER_LETTER > 0.85 * width / len(names):
+        for text in axes.get_xticklabels():
+            text.set(rotation=35, ha="right", rotation_mode="anchor")

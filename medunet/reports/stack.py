@@ -251,9 +251,7 @@ def _coarser_shape(shape: Sequence[int], spacing: Sequence[float], voxels: float
 
 
 def _sizes(shape: Sequence[int], spacing: Sequence[float], distance: float) -> tuple[int, ...]:
-    return tuple(
-        max(1, round(size * own / max(own, distance))) for size, own in zip(shape, spacing, strict=True)
-    )
+    return tuple(max(1, round(size * own / max(own, distance))) for size, own in zip(shape, spacing, strict=True))
 
 
 def _nearest(found: Labels, shape: tuple[int, ...]) -> Labels:
