@@ -59,11 +59,11 @@ def settings_of(run: Path) -> list[Setting]:
         reasons = [planned[id_]] if id_ in planned else []
         if not reasons and is_changed:
             source = "taken from the data" if id_ in FROM_DATA else "set for this run"
-            was = f"; {base} has {_shown(id_, before)}" if before is not None and id_ not in PATHS else ""
+            was = f", {base} has {_shown(id_, before)}" if before is not None and id_ not in PATHS else ""
             reasons.append(source + was)
         if id_ in comments:
             reasons.append(comments[id_])
-        settings.append(Setting(id_, text, ". ".join(reasons), is_changed))
+        settings.append(Setting(id_, text, "; ".join(reasons), is_changed))
     return settings
 
 
@@ -133,7 +133,7 @@ def _shown(id_: str, value: Any) -> str:
 
 def _is_wiring(key: str, value: Any) -> bool:
     """Whether a value only connects components, or is told under its own id."""
-    return key in _INNER_KEYS or (isinstance(value, str) and value.startswith("@"))
+    return key in _INNER_KEYS or (isinstance(value, str) and value.startswith(("@", "$")))
 
 
 def _base(run: Path) -> str | None:

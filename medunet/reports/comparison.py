@@ -14,7 +14,9 @@ REFERENCE_SIZES = ("volume_ref_ml", "area_ref_mm2")
 SAME_REFERENCE = 1e-3
 """Relative difference of a reference's size up to which two runs were measured against the same one."""
 
-MEAN = "mean of classes"
+MEAN = "all classes"
+"""Row of the mean over the classes."""
+
 COMPARED = ("dice", "msd_mm")
 
 

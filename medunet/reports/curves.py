@@ -168,7 +168,7 @@ def _epochs(axes: Axes, theme: Theme) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _legend(axes: Axes, theme: Theme, *, location: str, columns: int) -> None:
+def _legend(axes: Axes, theme: Theme, *, location: Literal["upper right", "lower right"], columns: int) -> None:
     legend = axes.legend(loc=location, fontsize=8, frameon=False, labelcolor=theme["ink"], ncols=columns)
     legend.set_in_layout(False)
 

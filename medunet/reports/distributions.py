@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -67,8 +67,8 @@ def class_scores(cases: Sequence[CaseScores], name: str, metric: str) -> dict[st
     """
     found = {}
     for case in cases:
-        value = float(case["classes"].get(name, {}).get(metric, math.nan))  # type: ignore[attr-defined] # TypedDict
-        if math.isfinite(value):
+        scores: Mapping[str, Any] = case["classes"].get(name, {})
+        if math.isfinite(value := float(scores.get(metric, math.nan))):
             found[case["name"]] = value
     return found
 

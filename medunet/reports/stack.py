@@ -131,7 +131,8 @@ def pack_case(
     box = _box(places, spacing)
     is_cut = box is not None
     if box is not None:
-        channels, places = channels[(slice(None), *box)], [found[box] for found in places]
+        within = (slice(None), *box)
+        channels, places = channels[within], [found[box] for found in places]
     grey = _window(channels)
     room = max_bytes / BASE64
     wanted = min(MAX_VOXELS, room / BYTES_PER_VOXEL)
@@ -188,9 +189,10 @@ def _as_seen(
     """Arrays `(slices, rows, columns)` as a radiologist looks at them; pictures stay as they are."""
     planar = arrays[0].ndim == 2
     if affine is None:
-        spacing = tuple(spacing_mm or (1.0,) * arrays[0].ndim)
+        given = tuple(spacing_mm or (1.0,) * arrays[0].ndim)
         shown = [array[None] if planar else array for array in arrays]
-        return shown, (1.0, *spacing) if planar else spacing  # type: ignore[return-value] # two or three axes
+        depth_mm, row_mm, column_mm = (1.0, *given) if planar else given
+        return shown, (depth_mm, row_mm, column_mm)
     matrix = np.asarray(affine, dtype=float)
     if planar:
         arrays = [array[:, :, None] for array in arrays]
@@ -261,7 +263,7 @@ def _nearest(found: Labels, shape: tuple[int, ...]) -> Labels:
     return found[np.ix_(*index)]
 
 
-def _average(channels: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+def _average(channels: npt.NDArray[np.float32], shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     if channels.shape[1:] != shape:
         pooled = torch.nn.functional.adaptive_avg_pool3d(torch.from_numpy(np.ascontiguousarray(channels)), shape)
         channels = pooled.numpy()

@@ -112,7 +112,7 @@ class Viewer {
     if (this.index !== index) return; // another case was asked for meanwhile
     this.volume = volume;
     this.planes = volume.shape[0] === 1 ? [PLANES[0]] : PLANES;
-    this.slices = [0, 1, 2].map((axis) => this.fullest(axis));
+    this.slices = [0, 1, 2].map((axis) => this.worst(axis));
     this.list();
     for (const row of rows()) row.classList.toggle("shown", +row.dataset.case === index);
     this.tell();
@@ -132,7 +132,7 @@ class Viewer {
     byId("remark").textContent = remarks.filter(Boolean).join(" ");
   }
 
-  // The slice with most foreground, and how much of it differs, along an axis.
+  // How many voxels of every slice along an axis are foreground or wrong, and how many are wrong.
   profile(axis) {
     const { shape, strides, maps } = this.volume, counts = Array.from({ length: shape[axis] }, () => [0, 0]);
     const [reference, ...predictions] = maps;
@@ -146,9 +146,11 @@ class Viewer {
     return counts;
   }
 
-  fullest(axis) {
-    const counts = this.profile(axis).map(([all]) => all), most = Math.max(...counts);
-    return most ? counts.indexOf(most) : counts.length >> 1;
+  // The slice with most that is wrong, else with most foreground, else the middle one.
+  worst(axis) {
+    const counts = this.profile(axis), kind = counts.some(([, wrong]) => wrong) ? 1 : 0;
+    const found = counts.map((entry) => entry[kind]), most = Math.max(...found);
+    return most ? found.indexOf(most) : found.length >> 1;
   }
 
   build() {
@@ -196,7 +198,7 @@ class Viewer {
       Object.assign(slider, { type: "range", min: 1, max: shape[own], step: 1, value: this.slices[own] + 1 });
       slider.setAttribute("aria-label", `${plane.name} slice`);
       slider.addEventListener("input", () => { this.slices[own] = slider.value - 1; this.draw(); });
-      cell.append(band, slider);
+      cell.append(Object.assign(document.createElement("span"), { className: "name", textContent: plane.name }), band, slider);
       row.append(cell);
       this.sliders.push(slider);
       this.band(band, this.profile(own));

@@ -81,7 +81,7 @@ def test_no_path_is_in_the_page(name: str, runs: list[Path], request: pytest.Fix
 def test_values_say_why_they_are_as_they_are(runs: list[Path]) -> None:
     found = {setting.id: setting for setting in settings_of(runs[0])}
     assert found["epochs"].value == "2" and found["epochs"].is_changed
-    assert found["epochs"].why.startswith("set for this run; unet_3d has 55")
+    assert found["epochs"].why.startswith("set for this run, unet_3d has 55")
     assert found["label_names"].why.startswith("taken from the data")
     assert not found["learning_rate"].is_changed
     assert "a number of steps" in found["steps_per_epoch"].why
@@ -91,9 +91,9 @@ def test_values_say_why_they_are_as_they_are(runs: list[Path]) -> None:
 def test_reasons_of_a_plan_are_read_from_its_docs(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     table = "## Why these values\n\n| id | value | reason | from which numbers |\n| --- | --- | --- | --- |\n"
-    table += "| `patch_size` | `[64, 64]` | whole \\| median | median 60 x 62 |\n| `augment#flip` | `0` | sides | |\n"
+    table += "| `patch_size` | `[64, 64]` | whole \\| median | median 60 x 62 |\n| `augment#flip` | `0` | sides |  |\n"
     (tmp_path / "docs" / "README.md").write_text(table + "\n## Commands\n| `no` | `1` | no | no |\n")
-    assert planned_reasons(tmp_path) == {"patch_size": "whole | median (median 60 x 62)"} | {"augment::flip": "sides"}
+    assert planned_reasons(tmp_path) == {"patch_size": "whole | median (median 60 x 62)", "augment::flip": "sides"}
 
 
 def test_cases_that_were_trained_on_are_told(runs: list[Path], volumes: Path, tmp_path: Path) -> None:
@@ -171,7 +171,9 @@ def test_a_phone_scrolls_down_only(name: str, browser: Browser, request: pytest.
 
 def test_a_click_sorts_the_table_and_typing_filters_it(page: Path, browser: Browser) -> None:
     browser.open(page)
-    names = "[...document.querySelectorAll('#table tbody tr')].filter(r => !r.hidden).map(r => r.cells[0].dataset.value)"
+    names = (
+        "[...document.querySelectorAll('#table tbody tr')].filter(r => !r.hidden).map(r => r.cells[0].dataset.value)"
+    )
     dice = "[...document.querySelectorAll('#table tbody tr')].map(r => +r.cells[1].dataset.value)"
     worst_first = browser.run(dice)
     assert worst_first == sorted(worst_first)

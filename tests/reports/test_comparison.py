@@ -27,7 +27,7 @@ def test_differences_are_second_minus_first_by_class_and_in_the_mean() -> None:
     (found,) = compare({"A": first, "B": second})
     assert (found.title, found.cases, found.left_out) == ("B - A", 8, ())
     rows = {(row.name, row.metric): row for row in found.rows}
-    assert list(rows)[0] == (MEAN, "dice")
+    assert next(iter(rows)) == (MEAN, "dice")
     liver = rows["liver", "dice"].found
     assert liver.differences[0] == pytest.approx(16 / 18 - 6 / 13)
     assert liver.better == 8
