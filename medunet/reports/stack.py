@@ -31,15 +31,23 @@ CROP_GAIN = 0.7
 """The image is cut only where that saves this part of its voxels or more; else the whole one is the better picture."""
 
 MAX_VOXELS = 2_000_000
-"""Voxels after shrinking, which a phone still decodes in a moment."""
+"""Voxels of an image after shrinking, which a phone still decodes in a moment."""
 
-QUALITIES = (90, 80, 68, 55, 42)
-"""Qualities of WebP that are tried, from the best, before the grid is made coarser."""
+MAX_LABEL_VOXELS = 5_000_000
+"""Voxels of each label map after shrinking; they take little of the page, but memory."""
 
-BYTES_PER_VOXEL = 0.16
-"""What a voxel takes at a middling quality with its labels, from which the first size is guessed."""
+QUALITIES = (90, 75, 60, 42)
+"""Qualities of WebP from the best; `MIDDLE` is tried first, and a coarser grid where even the last takes too much."""
 
-COARSER = 0.8
+MIDDLE = 60
+
+BYTES_PER_VOXEL = 0.12
+"""What a voxel of an image takes at the middle quality, from which the first size is guessed."""
+
+LABEL_SHARE = 0.3
+"""Part of the room that the label maps may take, so that their contours are finer than the image where it is large."""
+
+COARSER = 0.7
 MAX_TRIES = 8
 MAX_EDGE = 16_000
 """Pixels along an edge of the sprite; WebP ends at 16,383."""
@@ -56,9 +64,10 @@ class Stack:
     patient's right to left. An image in the plane is one slice.
 
     Args:
-        shape: (slices, rows, columns).
+        shape: (slices, rows, columns) of the label maps.
         spacing_mm: distances along them.
         image: WebP of all slices, `across` in a row.
+        image_shape: (slices, rows, columns) of the image, which covers the same box.
         across: slices in a row of the sprite.
         labels: zlib of uint8 maps one after the other: reference, then each prediction; the values are places in the
             list of classes, 0 is the background.
@@ -71,6 +80,7 @@ class Stack:
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     image: bytes
+    image_shape: tuple[int, int, int]
     across: int
     labels: bytes
     maps: int
@@ -88,6 +98,7 @@ class Stack:
         return {
             "shape": self.shape,
             "spacing": [float(f"{value:.5g}") for value in self.spacing_mm],
+            "imageShape": self.image_shape,
             "image": base64.b64encode(self.image).decode("ascii"),
             "across": self.across,
             "labels": base64.b64encode(self.labels).decode("ascii"),
@@ -133,33 +144,22 @@ def pack_case(
     if box is not None:
         within = (slice(None), *box)
         channels, places = channels[within], [found[box] for found in places]
-    grey = _window(channels)
     room = max_bytes / BASE64
-    wanted = min(MAX_VOXELS, room / BYTES_PER_VOXEL)
-    for _ in range(MAX_TRIES):
-        shape = _coarser_shape(places[0].shape, spacing, wanted)
-        labels = zlib.compress(np.stack([_nearest(found, shape) for found in places]).tobytes(), 9)
-        sprite, across = _sprite(_average(grey, shape))
-        content = b""
-        for quality in QUALITIES:
-            content = _webp(sprite, quality)
-            if len(content) + len(labels) <= room:
-                break
-        if len(content) + len(labels) <= room:
-            break
-        wanted = min(wanted, math.prod(shape)) * COARSER
+    labels, label_shape = _packed_labels(places, spacing, room * LABEL_SHARE)
+    content, shape, across = _packed_image(channels, spacing, room - len(labels))
     full = places[0].shape
-    z, y, x = (distance * old / new for distance, old, new in zip(spacing, full, shape, strict=True))
+    z, y, x = (distance * old / new for distance, old, new in zip(spacing, full, label_shape, strict=True))
     return Stack(
-        shape=shape,
+        shape=label_shape,
         spacing_mm=(z, y, x),
         image=content,
+        image_shape=shape,
         across=across,
         labels=labels,
         maps=len(places),
         is_placed=affine is not None and voxels.ndim == 4,
         is_cut=is_cut,
-        is_coarser=shape != full,
+        is_coarser=not full == shape == label_shape,
     )
 
 
@@ -224,16 +224,54 @@ def _box(places: Sequence[Labels], spacing: tuple[float, ...]) -> tuple[slice, .
     return tuple(wide) if kept < CROP_GAIN * math.prod(whole) else None
 
 
-def _window(channels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Intensities as 0 to 255."""
+def _packed_labels(
+    places: Sequence[Labels], spacing: Sequence[float], room: float
+) -> tuple[bytes, tuple[int, int, int]]:
+    wanted = float(MAX_LABEL_VOXELS)
+    for _ in range(MAX_TRIES):
+        shape = _coarser_shape(places[0].shape, spacing, wanted)
+        labels = zlib.compress(np.stack([_nearest(found, shape) for found in places]).tobytes(), 9)
+        if len(labels) <= room:
+            break
+        wanted = COARSER * min(wanted, math.prod(shape))
+    return labels, shape
+
+
+def _packed_image(
+    channels: npt.NDArray[np.float32], spacing: Sequence[float], room: float
+) -> tuple[bytes, tuple[int, int, int], int]:
+    """WebP, its grid, and how many slices lie side by side."""
+    low, high = _window(channels)
+    full = channels.shape[1:]
+    wanted = min(MAX_VOXELS, room / BYTES_PER_VOXEL)
+    for _ in range(MAX_TRIES):
+        shape = _coarser_shape(full, spacing, wanted)
+        channels = _average(channels, shape)
+        scaled = (np.nan_to_num(channels, nan=low) - low) / (high - low) * 255
+        sprite, across = _sprite(np.round(np.clip(scaled, 0, 255)).astype(np.uint8))
+        content = _webp(sprite, MIDDLE)
+        fits = len(content) <= room
+        for quality in QUALITIES:
+            if (quality > MIDDLE) == fits and quality != MIDDLE:
+                other = _webp(sprite, quality)
+                if len(other) <= room:
+                    return other, shape, across
+                content = content if fits else other
+        if fits:
+            break
+        wanted = math.prod(shape) * max(0.3, 0.9 * room / len(content))
+    return content, shape, across
+
+
+def _window(channels: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """Intensities that become black and white."""
     step = max(1, math.ceil((channels.size / 500_000) ** (1 / 3)))
-    sample = channels[:, :, ::step, ::step]
+    sample = channels[:, ::step, ::step, ::step] if channels.shape[1] > 1 else channels[:, :, ::2, ::2]
     sample = sample[np.isfinite(sample)]
     low, high = np.percentile(sample, WINDOW_PERCENTILES) if sample.size else (0.0, 1.0)
     if low == high and sample.size:
         low, high = float(sample.min()), float(sample.max())
-    scaled = (np.nan_to_num(channels, nan=float(low)) - low) / (high - low if high > low else 1.0)
-    return np.clip(scaled * 255, 0, 255).astype(np.float32)
+    return float(low), float(high if high > low else low + 1)
 
 
 def _coarser_shape(shape: Sequence[int], spacing: Sequence[float], voxels: float) -> tuple[int, int, int]:
@@ -263,11 +301,10 @@ def _nearest(found: Labels, shape: tuple[int, ...]) -> Labels:
     return found[np.ix_(*index)]
 
 
-def _average(channels: npt.NDArray[np.float32], shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    if channels.shape[1:] != shape:
-        pooled = torch.nn.functional.adaptive_avg_pool3d(torch.from_numpy(np.ascontiguousarray(channels)), shape)
-        channels = pooled.numpy()
-    return np.round(channels).astype(np.uint8)
+def _average(channels: npt.NDArray[np.float32], shape: tuple[int, int, int]) -> npt.NDArray[np.float32]:
+    if channels.shape[1:] == shape:
+        return channels
+    return torch.nn.functional.adaptive_avg_pool3d(torch.from_numpy(np.ascontiguousarray(channels)), shape).numpy()
 
 
 def _sprite(grey: npt.NDArray[np.uint8]) -> tuple[Image.Image, int]:

@@ -1,5 +1,6 @@
 // The viewer: a case is a small volume (slices from head to feet, rows from front to back, columns from the patient's
-// right to left) with label maps on the same grid: the reference, then each prediction.
+// right to left) with label maps of the same box: the reference, then each prediction. A large image has a coarser grid
+// than its labels; slices are counted on that of the labels.
 const PLANES = [
   { name: "axial", axes: [0, 1, 2], left: "R", top: "A" },
   { name: "coronal", axes: [1, 0, 2], left: "R", top: "S" },
@@ -8,7 +9,7 @@ const PLANES = [
 
 async function decode(index) {
   const found = JSON.parse(byId(`picture-${index}`).textContent);
-  const [slices, height, width] = found.shape;
+  const [slices, height, width] = found.imageShape, [, rows, columns] = found.shape;
   const bytes = Uint8Array.from(atob(found.labels), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const labels = new Uint8Array(await new Response(stream).arrayBuffer());
@@ -22,13 +23,14 @@ async function decode(index) {
     const left = (slice % found.across) * width, top = Math.floor(slice / found.across) * height;
     colours.set(sheet.getImageData(left, top, width, height).data, 4 * slice * size);
   }
-  const count = slices * size;
+  const count = found.shape[0] * rows * columns;
   const maps = Array.from({ length: found.maps }, (_, place) => labels.subarray(place * count, (place + 1) * count));
-  return { ...found, colours, maps, strides: [size, width, 1] };
+  const grey = { shape: found.imageShape, strides: [size, width, 1] };
+  return { ...found, colours, grey, maps, strides: [rows * columns, columns, 1] };
 }
 
-// Values of one slice of an array, row by row.
-function cut(volume, array, plane, slice, each) {
+// Places of one slice in an array, row by row.
+function cut(volume, plane, slice, each) {
   const [own, down, right] = plane.axes, [rows, columns] = [volume.shape[down], volume.shape[right]];
   for (let row = 0, place = 0; row < rows; row++) {
     let from = slice * volume.strides[own] + row * volume.strides[down];
@@ -112,6 +114,7 @@ class Viewer {
     if (this.index !== index) return; // another case was asked for meanwhile
     this.volume = volume;
     this.planes = volume.shape[0] === 1 ? [PLANES[0]] : PLANES;
+    this.count();
     this.slices = [0, 1, 2].map((axis) => this.worst(axis));
     this.list();
     for (const row of rows()) row.classList.toggle("shown", +row.dataset.case === index);
@@ -132,23 +135,24 @@ class Viewer {
     byId("remark").textContent = remarks.filter(Boolean).join(" ");
   }
 
-  // How many voxels of every slice along an axis are foreground or wrong, and how many are wrong.
-  profile(axis) {
-    const { shape, strides, maps } = this.volume, counts = Array.from({ length: shape[axis] }, () => [0, 0]);
-    const [reference, ...predictions] = maps;
-    for (let place = 0; place < reference.length; place++) {
-      const differs = predictions.some((map) => map[place] !== reference[place]);
-      if (!differs && !reference[place]) continue;
-      const entry = counts[Math.floor(place / strides[axis]) % shape[axis]];
-      entry[0] += 1;
-      entry[1] += differs;
+  // For every axis and slice: how many voxels are foreground or wrong, and how many are wrong.
+  count() {
+    const { shape, maps: [reference, ...predictions] } = this.volume;
+    this.profiles = shape.map((size) => Array.from({ length: size }, () => [0, 0]));
+    for (let slice = 0, place = 0; slice < shape[0]; slice++) {
+      for (let row = 0; row < shape[1]; row++) {
+        for (let column = 0; column < shape[2]; column++, place++) {
+          const wrong = predictions.some((map) => map[place] !== reference[place]);
+          if (!wrong && !reference[place]) continue;
+          [slice, row, column].forEach((at, axis) => { this.profiles[axis][at][0]++; this.profiles[axis][at][1] += wrong; });
+        }
+      }
     }
-    return counts;
   }
 
   // The slice with most that is wrong, else with most foreground, else the middle one.
   worst(axis) {
-    const counts = this.profile(axis), kind = counts.some(([, wrong]) => wrong) ? 1 : 0;
+    const counts = this.profiles[axis], kind = counts.some(([, wrong]) => wrong) ? 1 : 0;
     const found = counts.map((entry) => entry[kind]), most = Math.max(...found);
     return most ? found.indexOf(most) : found.length >> 1;
   }
@@ -162,15 +166,18 @@ class Viewer {
       const element = document.createElement("div");
       element.className = "plane";
       element.style.flex = `${aspect(plane)} 1 0`;
+      if (this.planes.length === 1) element.style.maxWidth = `calc(${aspect(plane)} * 85vh)`;
       return element;
     };
     const line = (kind) => host.appendChild(Object.assign(document.createElement("div"), { className: kind }));
+    const planar = this.planes.length === 1;
+    byId("hint").hidden = planar;
+    let row = null;
     for (const [run, letter] of letters.entries()) {
-      const row = line("row");
+      if (!row || !planar) row = line(planar ? "row pictures" : "row");
       for (const [number, plane] of this.planes.entries()) {
         const cell = column(plane), canvas = document.createElement("canvas");
         canvas.style.aspectRatio = aspect(plane);
-        if (this.planes.length === 1) canvas.style.maxHeight = "75vh", canvas.style.width = "auto", canvas.style.maxWidth = "100%", cell.style.flex = "1 1 100%";
         canvas.setAttribute("role", "img");
         cell.append(canvas);
         if (this.planes.length > 1) {
@@ -180,7 +187,7 @@ class Viewer {
           }
           canvas.addEventListener("click", (event) => this.point(plane, canvas, event));
         }
-        if (page.runs.length > 1 && number === 0) {
+        if (page.runs.length > 1 && number === 0) { // of several runs, the letter
           const badge = Object.assign(document.createElement("b"), { className: "badge", textContent: letter });
           badge.style.cssText = "position:absolute;left:.4rem;top:.4rem;background:#000a";
           cell.append(badge);
@@ -190,8 +197,8 @@ class Viewer {
       }
     }
     this.sliders = [];
-    if (this.planes.length === 1) return;
-    const row = line("row sliders");
+    if (planar) return;
+    row = line("row sliders");
     for (const plane of this.planes) {
       const cell = column(plane), band = document.createElement("canvas"), slider = document.createElement("input"), own = plane.axes[0];
       band.className = "band";
@@ -201,7 +208,7 @@ class Viewer {
       cell.append(Object.assign(document.createElement("span"), { className: "name", textContent: plane.name }), band, slider);
       row.append(cell);
       this.sliders.push(slider);
-      this.band(band, this.profile(own));
+      this.band(band, this.profiles[own]);
     }
   }
 
@@ -231,22 +238,22 @@ class Viewer {
   }
 
   paint({ plane, canvas, run }) {
-    const { shape, colours, maps } = this.volume, [own, down, right] = plane.axes;
+    const { shape, grey, colours, maps } = this.volume, [own, down, right] = plane.axes;
     const [rows, columns] = [shape[down], shape[right]], slice = this.slices[own], scale = devicePixelRatio || 1;
     canvas.width = Math.max(1, Math.round(canvas.clientWidth * scale));
     canvas.height = Math.max(1, Math.round(canvas.clientHeight * scale));
-    const picture = new ImageData(columns, rows);
-    cut(this.volume, colours, plane, slice, (to, from) => {
+    const picture = new ImageData(grey.shape[right], grey.shape[down]);
+    cut(grey, plane, Math.floor(((slice + .5) / shape[own]) * grey.shape[own]), (to, from) => {
       for (let channel = 0; channel < 4; channel++) picture.data[4 * to + channel] = colours[4 * from + channel];
     });
-    const small = new OffscreenCanvas(columns, rows);
+    const small = new OffscreenCanvas(picture.width, picture.height);
     small.getContext("2d").putImageData(picture, 0, 0);
     const pen = canvas.getContext("2d");
     pen.imageSmoothingQuality = "high";
     pen.drawImage(small, 0, 0, canvas.width, canvas.height);
     const lines = (map, style) => {
       const values = new Uint8Array(rows * columns), present = new Set();
-      cut(this.volume, map, plane, slice, (to, from) => { values[to] = map[from]; if (map[from]) present.add(map[from]); });
+      cut(this.volume, plane, slice, (to, from) => { values[to] = map[from]; if (map[from]) present.add(map[from]); });
       for (const value of present) {
         if (this.hidden.has(value)) continue;
         pen.beginPath();

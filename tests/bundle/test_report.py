@@ -141,6 +141,7 @@ def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, bro
     browser.open(written.page)
     assert browser.errors == []
     assert browser.run("document.querySelectorAll('#planes canvas').length") == 1  # no slider for a picture
+    assert browser.run("document.querySelector('#planes canvas').clientHeight") > 300
     assert browser.run("document.querySelectorAll('input[type=range]').length") == 0
     assert browser.run("document.querySelectorAll('#table tbody tr').length") == 4
 
