@@ -43,6 +43,9 @@ REST_BYTES = 700_000
 CASE_BYTES = (60_000, 400_000)
 """A case that gets less shows too little to judge; one that gets more does not look better."""
 
+MAX_FILE_NAME = 80
+"""Letters of a case's name in the name of its picture."""
+
 UNPLACED_FORMATS = ("png", "bmp", "jpeg", "tiff")
 """Images without a place in a patient."""
 
@@ -118,7 +121,7 @@ def report_runs(
         stacks[name] = pack_case(drawn.image, coded, affine=drawn.affine, max_bytes=share)
         maps[name] = [LETTERS[index] for index in drawn.runs]
         if folder is not None:
-            _draw(drawn, found, name, folder / "cases", f"{place + 1:03d}_{_safe(name)}", several=len(runs) > 1)
+            _draw(drawn, found, name, folder / "cases", _file_name(name, order), several=len(runs) > 1)
         if (place + 1) % 10 == 0:
             logger.info("drawn %d/%d", place + 1, count)
     if order and not stacks:
@@ -249,5 +252,13 @@ def _draw(drawn: _Drawn, found: Sequence[FoundRun], name: str, folder: Path, ste
         write_atomically(folder / f"{stem}{letter}.png", content)
 
 
-def _safe(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)[:80]
+def _file_name(name: str, names: Sequence[str]) -> str:
+    """A case's name as one of a file; where two would be alike, their place tells them apart.
+
+    Example:
+        >>> _file_name("a/b", ["a b", "a/b", "c"]), _file_name("c", ["a b", "a/b", "c"])
+        ('a_b_1', 'c')
+    """
+    safe = [re.sub(r"[^\w.-]+", "_", other)[:MAX_FILE_NAME].lstrip(".") or "case" for other in names]
+    place = names.index(name)
+    return safe[place] if safe.count(safe[place]) == 1 else f"{safe[place]}_{place}"

@@ -28,7 +28,9 @@ def report(
     """Show runs in one HTML page that needs nothing else: curves, scores, slices of every case, configuration."""
     from medunet.bundle import find_bundle, report_runs
 
-    folders = [find_bundle(run) for run in runs]
+    folders = [Path(run) for run in runs]
+    for folder in folders:
+        find_bundle(folder.absolute())  # by its path: a shipped bundle has nothing to report
     page = output or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
     written = report_runs(folders, page, data=data, title=title, device=device, megabytes=megabytes, figures=figures)
     console = Console(highlight=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from matplotlib.figure import Figure
 
 PANEL_INCHES = (5.0, 3.1)
 DOTS_PER_INCH = 140
+
+ACROSS = 3
+"""Panels side by side in a PNG; more of them go below."""
 
 
 class Theme(TypedDict):
@@ -55,7 +59,7 @@ class Panel:
 
 
 def render_png(panels: Sequence[Panel], *, dark: bool = False) -> bytes:
-    """Draw panels side by side as PNG."""
+    """Draw panels as PNG, `ACROSS` in a row."""
     return _save(panels, DARK if dark else LIGHT, "png")
 
 
@@ -94,12 +98,16 @@ def style_axes(axes: Axes, title: str, theme: Theme) -> None:
 
 
 def _save(panels: Sequence[Panel], theme: Theme, kind: str) -> bytes:
-    widths = [panel.inches[0] for panel in panels]
-    size = (sum(widths), max(panel.inches[1] for panel in panels))
+    across = min(ACROSS, len(panels))
+    rows = math.ceil(len(panels) / across)
+    widths = [max(panel.inches[0] for panel in panels[column::across]) for column in range(across)]
+    size = (sum(widths), rows * max(panel.inches[1] for panel in panels))
     # Figure without pyplot: no window system is asked for and nothing stays in a global list of figures.
     figure = Figure(size, dpi=DOTS_PER_INCH, facecolor=theme["paper"], layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)
-    for axes, panel in zip(grid[0], panels, strict=True):
+    grid = figure.subplots(rows, across, squeeze=False, width_ratios=widths).ravel()
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, panel in zip(grid, panels, strict=False):
         style_axes(axes, panel.title, theme)
         panel.draw(axes, theme)
     buffer = io.BytesIO()

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from PIL import Image
 from medunet.bundle import evaluate_bundle, find_bundle, report_runs, train_bundle, train_folds
 from medunet.bundle.described import planned_reasons, settings_of
 from medunet.bundle.results import find_run, read_cases
+from medunet.cli.app import main
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 
@@ -125,6 +127,22 @@ def test_broken_results_and_no_run_are_errors(runs: list[Path], page: Path, tmp_
     with pytest.raises(ConfigError, match="about one run or several"):
         report_runs([], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
+
+
+def test_the_command_writes_beside_the_run(
+    runs: list[Path], page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["medunet", "report", str(runs[0]), "--title", "Mine", "--no-figures"])
+    with pytest.raises(SystemExit) as info:
+        main()
+    assert not info.value.code
+    assert "3 cases, 3 with slices" in capsys.readouterr().out
+    assert "<h1>Mine</h1>" in (runs[0] / "report.html").read_text()
+    monkeypatch.setattr(sys, "argv", ["medunet", "report", "unet_3d"])
+    with pytest.raises(SystemExit) as info:
+        main()
+    assert info.value.code == 2
+    assert "no such bundle" in capsys.readouterr().err
 
 
 def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, browser: Browser) -> None:
