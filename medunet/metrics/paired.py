@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 MIN_PAIRS = 6
@@ -97,7 +98,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _signed_rank(differences: np.typing.NDArray[np.float64]) -> float:
+def _signed_rank(differences: npt.NDArray[np.float64]) -> float:
     differing = differences[differences != 0]
     if differences.size and not differing.size:
         return 1.0
