@@ -111,6 +111,18 @@ PROBE_BYTES = 1 << 16
 """Written and removed again, to see whether a folder takes anything."""
 
 
+@contextmanager
+def _only_if_used(folder: Path) -> Iterator[None]:
+    """Folders that are made in the block and are empty after it are removed again."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
 def check_target(folder: str | os.PathLike[str], *, needed: int = 0) -> None:
     """Make sure that results can be written, before the work is done.
 
@@ -123,12 +135,13 @@ def check_target(folder: str | os.PathLike[str], *, needed: int = 0) -> None:
     """
     folder = Path(folder)
     probe = folder / f".{secrets.token_hex(4)}.probe"
-    try:
-        write_atomically(probe, bytes(PROBE_BYTES))
-        probe.unlink(missing_ok=True)
-    except DataError as error:
-        raise DataError(error.cause, file=folder, remedy="make room, or give another --output") from error
-    free = shutil.disk_usage(folder).free
+    with _only_if_used(folder):
+        try:
+            write_atomically(probe, bytes(PROBE_BYTES))
+            probe.unlink(missing_ok=True)
+            free = shutil.disk_usage(folder).free
+        except DataError as error:
+            raise DataError(error.cause, file=folder, remedy="make room, or give another --output") from error
     if free < needed:
         raise DataError(
             "there is no room for the results",
@@ -164,12 +177,14 @@ def claim(folder: str | os.PathLike[str]) -> Iterator[None]:
     """
     folder = Path(folder)
     path = folder / OWNER_NAME
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror or error}", file=folder) from error
-    with lock(path, wait=False) as held:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_only_if_used(folder))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            raise DataError(f"cannot be written: {error.strerror or error}", file=folder) from error
+        held = stack.enter_context(lock(path, wait=False))
         if not held:
             owner = ""
             with contextlib.suppress(OSError):

@@ -9,8 +9,8 @@ from typing import Any
 
 from medunet.bundle.merge import SEPARATOR, all_ids, check_config, closest, get_id
 from medunet.bundle.render import data_format, differences, set_id, to_json, write_bundle
-from medunet.errors import ConfigError, DataError
-from medunet.trust import adopt, require_trust
+from medunet.errors import ConfigError, DataError, SecurityError
+from medunet.trust import MAX_CONFIG_BYTES, adopt, require_trust
 
 WORKFLOWS = ("train", "evaluate", "inference")
 """Configs that stand alone; other JSON files of a bundle are overlays."""
@@ -24,7 +24,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: missing or not a JSON object.
+        SecurityError: larger than any config is.
     """
+    if path.is_file() and path.stat().st_size > MAX_CONFIG_BYTES:
+        raise SecurityError("too large for a config", file=path, received=f"{path.stat().st_size} bytes")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

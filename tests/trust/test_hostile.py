@@ -149,6 +149,9 @@ def test_a_config_of_ten_gigabytes_is_not_read(foreign: Make) -> None:
     with (bundle / "configs" / "big.json").open("wb") as file:
         file.truncate(10 << 30)  # of zeros, sparse
     assert [finding.why for finding in judge(bundle).findings] == ["too large for a config"]
+    with (bundle / "configs" / "metadata.json").open("wb") as file:
+        file.truncate(10 << 30)
+    assert "too large" in str(verify_bundle(bundle)["metadata"])
 
 
 def test_a_link_out_of_the_bundle_is_refused(foreign: Make, tmp_path: Path) -> None:
