@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 import torch
 
-from medunet.bundle import find_bundle, train_bundle
+from medunet.bundle import find_bundle, specialise, train_bundle
 from medunet.datasets import write_phantom_dataset
 from medunet.errors import DataError
 from medunet.files import CAN_LOCK, atomic_path, check_target, claim, keep_as, remove_remains, write_atomically
 from medunet.networks import UNet, is_whole, load_checkpoint, save_checkpoint, save_weights
+from medunet.prediction import Predictor
 from medunet.training import LAST_NAME, PREVIOUS_NAME, CheckpointHandler
 
 NO_SPACE, READ_ONLY = os.strerror(errno.ENOSPC), os.strerror(errno.EROFS)
@@ -288,3 +289,44 @@ def test_a_training_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: 
         found = load_checkpoint(run / "models" / "model.pt")["model"]
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
         assert not [path for path in (run / "models").iterdir() if path.name.startswith(".")]
+
+
+def predict(run: Path, images: list[Path], output: Path) -> None:
+    predictor = Predictor(run, output_dir=output, device="cpu", skip_done=True)
+    for result in predictor.predict(images):
+        assert result.error is None
+
+
+@needs_fork
+@pytest.mark.slow
+def test_a_prediction_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    kills = int(os.environ.get("MEDUNET_TEST_KILLS", "12"))
+    data = tmp_path / "data"
+    write_phantom_dataset(data, kind="ct", cases=3, size=(32, 32, 24))
+    images = sorted((data / "imagesTr").iterdir())
+    changes = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
+    run = specialise(find_bundle("unet_3d"), tmp_path / "run", changes)
+    network = UNet(3, 1, 3, channels=(4, 8), norm="batch")
+    save_weights(network.state_dict(), run / "models" / "model.pt")
+    begun = time.monotonic()
+    predict(run, images, tmp_path / "calm")
+    seconds = time.monotonic() - begun
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "calm").iterdir()}
+    assert len(expected) == 3
+    chance = random.Random(8)
+    for index in range(kills):
+        output = tmp_path / f"out{index // 3}"
+        process = multiprocessing.get_context("fork").Process(target=predict, args=(run, images, output))
+        process.start()
+        process.join(chance.uniform(0, seconds))
+        if process.is_alive():
+            os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        for path in output.glob("*.nii.gz") if output.is_dir() else ():
+            if not path.name.startswith("."):
+                assert path.read_bytes() == expected[path.name]
+    for index in range((kills + 2) // 3):
+        output = tmp_path / f"out{index}"
+        predict(run, images, output)
+        remove_remains(output)
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == expected

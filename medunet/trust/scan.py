@@ -31,7 +31,6 @@ READ_ONLY_IDS = frozenset({"dataset_dir", "init_from", "ckpt_path", "source", "d
 """Ids whose paths are only read, and never as code."""
 
 _OUTSIDE = re.compile(r"(/|~|\\\\|[A-Za-z]:[\\/])|.*://|(.*[\\/])?\.\.([\\/]|$)", re.DOTALL)
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\u1fff\u3000-\ufffd]")
 
 WEIGHTS = "weights"
 """Key of metadata.json: SHA-256 by file of `models/`."""
@@ -236,5 +235,5 @@ def _scan_weights(bundle: Path, metadata: Any, findings: list[Finding]) -> tuple
 
 def _safe(text: str) -> str:
     """A text of a stranger that a terminal or a log prints as it is: one line, no control characters, not endless."""
-    plain = _UNPRINTABLE.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: SHOWN_CHARACTERS + 1])
     return plain if len(plain) <= SHOWN_CHARACTERS else plain[: SHOWN_CHARACTERS - 3] + "..."
