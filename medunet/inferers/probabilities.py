@@ -95,7 +95,8 @@ def restore_probabilities(
     if tuple(logits.shape[1:]) != size:
         raise GeometryError("logits do not fit the grid", received=tuple(logits.shape), expected=f"(classes, *{size})")
     if grid.is_identity:
-        out[(slice(None), *region)] = _activated(logits.float(), activation).to(out.device)
+        place = (slice(None), *region)
+        out[place] = _activated(logits.float(), activation).to(out.device)
         return out
     core = core_of(region, grid)
     if grid.axes is None:
