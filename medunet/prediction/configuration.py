@@ -16,7 +16,7 @@ from medunet.networks import load_weights
 DEFAULTS = {"result_format": "auto", "overwrite": False}
 """What a config says that nobody has changed; bundles made before these keys lack them."""
 
-SHARED_IDS = ("in_channels", "label_names", "label_values", "preprocessing")
+SHARED_IDS = ("in_channels", "label_names", "label_values", "region_values", "regions_class_order", "preprocessing")
 """What the members of an ensemble must have in common: one pass of reading feeds them all."""
 
 

@@ -13,4 +13,9 @@ from .normalise import NormalizeChannelsd as NormalizeChannelsd
 from .postprocess import CleanComponentsd as CleanComponentsd
 from .postprocess import Components as Components
 from .postprocess import clean_labels as clean_labels
+from .regions import RegionMasksd as RegionMasksd
+from .regions import paint_regions as paint_regions
+from .sides import SwapLabels as SwapLabels
+from .sides import check_pairs as check_pairs
+from .sides import swapped_channels as swapped_channels
 from .spatial import RandDeformd as RandDeformd
