@@ -1,5 +1,6 @@
 """MONAI dictionary transforms that medunet adds: labels, deformation, border weights, intensity, components."""
 
+from .batch_intensity import BatchIntensity as BatchIntensity
 from .body import AboveThreshold as AboveThreshold
 from .border_weights import BorderWeightMapd as BorderWeightMapd
 from .border_weights import border_weight_map as border_weight_map
