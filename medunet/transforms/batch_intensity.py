@@ -64,17 +64,21 @@ class BatchIntensity:
         for step in self.steps:
             drawn = generator.random(count) < step.prob
             if isinstance(step, RandNoised):
-                strength = generator.uniform(*step.std, count) * drawn
+                strength = _uniform(generator, step.std, count) * drawn
                 noise_seed = int(generator.integers(SEED_LIMIT))
                 if drawn.any():
                     images = _add_noise(_linear(images, scale, offset), strength, seed=noise_seed)
                     scale, offset = np.ones(count), np.zeros(count)
             elif isinstance(step, RandScaleIntensityd):
-                factors = 1 + generator.uniform(*step.scaler.factors, count) * drawn
+                factors = 1 + _uniform(generator, step.scaler.factors, count) * drawn
                 scale, offset = scale * factors, offset * factors
             else:
-                offset = offset + generator.uniform(*step.shifter.offsets, count) * drawn
+                offset = offset + _uniform(generator, step.shifter.offsets, count) * drawn
         return _linear(images, scale, offset)
+
+
+def _uniform(generator: np.random.Generator, limits: tuple[float, float], count: int) -> np.ndarray:
+    return generator.uniform(limits[0], limits[1], count)
 
 
 def _linear(images: torch.Tensor, scale: np.ndarray, offset: np.ndarray) -> torch.Tensor:

@@ -12,19 +12,22 @@ from medunet.bundle import find_bundle
 from medunet.training import IntensityHandler
 from medunet.transforms import RandDeformd, RandNoised
 
+STEPS = 3
+"""Of an epoch."""
 
-def seen(handler: IntensityHandler, *, iterations: int, begin: int = 0) -> list[torch.Tensor]:
-    """The images that a network would see, from an engine that has already made some iterations."""
+
+def seen(handler: IntensityHandler, *, epochs: int = 1, done: int = 0) -> list[torch.Tensor]:
+    """The images that a network sees, in a training that goes on after some epochs."""
     images: list[torch.Tensor] = []
     engine = Engine(lambda _, batch: images.append(batch["image"]))
     engine.state.device = torch.device("cpu")
 
     @engine.on(Events.STARTED)
     def resume(_: Engine) -> None:
-        engine.state.iteration = begin
+        engine.state.epoch, engine.state.iteration = done, done * STEPS
 
     handler.attach(engine)
-    engine.run([{"image": torch.zeros(3, 1, 4, 4)} for _ in range(iterations)], max_epochs=1)
+    engine.run(({"image": torch.zeros(3, 1, 4, 4)} for _ in range(99)), max_epochs=epochs, epoch_length=STEPS)
     return images
 
 
@@ -34,19 +37,19 @@ def make(seed: int = 0, rank: int = 0) -> IntensityHandler:
 
 
 def test_a_resumed_training_sees_the_same_batches() -> None:
-    whole = seen(make(), iterations=5)
-    rest = seen(make(), iterations=2, begin=3)
-    assert all(torch.equal(one, other) for one, other in zip(whole[3:], rest, strict=True))
+    whole = seen(make(), epochs=2)
+    rest = seen(make(), epochs=2, done=1)
+    assert all(torch.equal(one, other) for one, other in zip(whole[STEPS:], rest, strict=True))
     assert not any(torch.equal(whole[0], other) for other in whole[1:])
 
 
 @pytest.mark.parametrize("other", [make(seed=1), make(rank=1)])
 def test_seeds_and_processes_see_different_ones(other: IntensityHandler) -> None:
-    assert not torch.equal(seen(make(), iterations=1)[0], seen(other, iterations=1)[0])
+    assert not torch.equal(seen(make())[0], seen(other)[0])
 
 
 def test_nothing_is_done_without_steps() -> None:
-    assert not any(bool(images.any()) for images in seen(IntensityHandler(), iterations=2))
+    assert not any(bool(images.any()) for images in seen(IntensityHandler()))
 
 
 @pytest.mark.parametrize("name", ["unet_2d", "unet_3d"])
