@@ -28,10 +28,12 @@ from medunet.bundle.workflow import (
 )
 from medunet.datasets import SegmentationDataset, datalist
 from medunet.errors import ConfigError, DataError, find_cause
+from medunet.files import check_target, claim
 from medunet.metrics import Summary
 from medunet.networks import load_checkpoint, resolve_device
 from medunet.prediction import ClassRule, Pair, Predictor, choose_rules
 from medunet.training import LAST_NAME
+from medunet.trust import require_trust
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,7 @@ def train_folds(
     changes: Mapping[str, Any] | None = None,
     presets: Sequence[str] = (),
     device: str = "auto",
+    trust: bool = False,
 ) -> CrossValidation:
     """Train folds into ``output/fold_K`` and make of ``output`` the bundle of their ensemble.
 
@@ -119,21 +122,37 @@ def train_folds(
         changes: values by config id, over those that follow from the data.
         presets: overlays of the bundle, under what follows from the data.
         device: as in :func:`train_bundle`.
+        trust: as in :func:`train_bundle`.
 
     Raises:
+        SecurityError: the bundle is not trusted.
         MedunetError: a data set, an option or a device that cannot work; an output folder that holds a single run, or
             runs of another configuration.
     """
     chosen_device = resolve_device(device)
+    require_trust(bundle, trust=trust)
     if (output / "models" / LAST_NAME).is_file():
         raise DataError("the output folder holds a single run", file=output, remedy="give another --output")
     dataset, values = fit_data(bundle, data)
     values = {**values, **(changes or {})}
     wanted = _checked_folds(folds, {**read_json(bundle / "configs" / "train.json"), **values})
     runs = {fold: output / f"fold_{fold}" for fold in wanted}
-    for fold, run in runs.items():
-        write_run(bundle, data, run, values={**values, "fold": fold}, presets=presets)
+    with claim(output):
+        check_target(output)
+        for fold, run in runs.items():
+            write_run(bundle, data, run, values={**values, "fold": fold}, presets=presets)
+        return _train_and_join(runs, output, data, dataset, chosen_device, device=device)
 
+
+def _train_and_join(
+    runs: Mapping[int, Path],
+    output: Path,
+    data: Path,
+    dataset: SegmentationDataset,
+    chosen_device: torch.device,
+    *,
+    device: str,
+) -> CrossValidation:
     outcomes: list[FoldOutcome] = []
     for fold, run in runs.items():
         logger.info("fold %d (%d of %d)", fold, len(outcomes) + 1, len(runs))
@@ -152,7 +171,10 @@ def train_folds(
 def is_finished(run: Path) -> bool:
     """Whether a run was trained to its end, by its last epoch or by early stop."""
     last = run / "models" / LAST_NAME
-    return last.is_file() and bool(load_checkpoint(last).get("finished", False))
+    try:
+        return last.is_file() and bool(load_checkpoint(last).get("finished", False))
+    except DataError:  # damaged: training goes on from the one before
+        return False
 
 
 def _checked_folds(folds: Sequence[int] | None, config: Mapping[str, Any]) -> list[int]:
