@@ -28,7 +28,7 @@ def label(
     ] = Path("medunet_label"),
     device: Device = "auto",
     modality: Annotated[
-        str | None, typer.Option("--modality", help="Of the DICOM series to offer; by default the bundles'.")
+        str | None, typer.Option("--modality", help="Of the DICOM series to offer; all images by default.")
     ] = None,
     setup: Annotated[bool, typer.Option("--setup", help="Make MONAI Label's environment, once.")] = False,
     environment: Annotated[

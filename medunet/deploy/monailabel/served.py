@@ -17,9 +17,6 @@ from medunet.files import atomic_path
 from medunet.io.segments import Segment, as_segments
 from medunet.training import BEST_NAME
 
-MODALITIES = ("CT", "MR", "PT", "US", "XA", "CR", "DX", "MG")
-"""What DICOM's `Modality` says of images that a bundle may be for; the filter of a DICOMweb store."""
-
 
 @dataclass(frozen=True)
 class ServedBundle:
@@ -77,13 +74,6 @@ class ServedBundle:
     def description(self) -> str:
         """One sentence or two of its metadata."""
         return str(self.metadata.get("description") or f"medunet bundle {self.name}")
-
-    @property
-    def modality(self) -> str | None:
-        """DICOM's word for the images that it is for, where its metadata name one."""
-        words = re.split(r"[^A-Z]+", str(self.metadata.get("image_type", "")).upper())
-        known = [word for word in words if word in MODALITIES]
-        return known[0] if len(set(known)) == 1 else None
 
     @property
     def stamp(self) -> str:
@@ -151,12 +141,6 @@ def name_bundles(folders: Sequence[Path]) -> tuple[ServedBundle, ...]:
             name = f"{base}_{count}"
         found[name] = ServedBundle(name, folder)
     return tuple(found.values())
-
-
-def find_modality(bundles: Sequence[ServedBundle]) -> str:
-    """What a DICOMweb store is searched for: the modality that all bundles share, else CT."""
-    named = {bundle.modality for bundle in bundles} - {None}
-    return str(named.pop()) if len(named) == 1 else "CT"
 
 
 def order_label_info(

@@ -15,7 +15,7 @@ from medunet.files import write_atomically
 
 from .environment import LabelEnvironment
 from .guard import is_loopback
-from .served import ServedBundle, find_modality
+from .served import ServedBundle
 
 TOKEN_VARIABLE = "MEDUNET_LABEL_TOKEN"
 """By the environment, not by the command line, which every user of the machine can read."""
@@ -50,7 +50,7 @@ class LabelServer:
         port: TCP port; 0 takes a free one.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         token: what clients must bear.
-        modality: which series of a DICOMweb service are offered; by default the bundles'.
+        modality: which series of a DICOMweb service are offered; by default all images.
 
     Raises:
         ConfigError: no token, or a short one, where others than this machine's users could reach the server; a port
@@ -137,9 +137,7 @@ class LabelServer:
             "MONAI_LABEL_SESSION_PATH": os.fspath(work / "sessions"),
             "MONAI_LABEL_DICOMWEB_CACHE_PATH": os.fspath(work / "dicom"),
             "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": str(CACHE_SECONDS),
-            "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps(
-                {"Modality": self.modality or find_modality(self.bundles)}
-            ),
+            "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": self.modality} if self.modality else {}),
             "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(FILE_PATTERNS),
             # a scoring would start a process after every next sample; it is run when somebody asks for it
             "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",

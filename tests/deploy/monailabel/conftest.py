@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from monai.bundle import ConfigParser
 
 from medunet.bundle import find_bundle, specialise
 from medunet.io import write_volume
+
+from .clinic import Clinic, open_clinic
 
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -48,3 +52,9 @@ def label(tmp_path: Path) -> Path:
     voxels[4:9, 5:12, 3:10] = 1
     voxels[10:14, 5:12, 3:10] = 2
     return write_volume(voxels, tmp_path / "submitted.nii.gz", affine=AFFINE)
+
+
+@pytest.fixture(scope="session")
+def clinic(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Clinic]:
+    data = Path(os.environ.get("MEDUNET_TEST_DATA") or pytestconfig.rootpath.parent / "shared" / "data")
+    yield from open_clinic(tmp_path_factory.mktemp("clinic"), data / "dicom" / "ct_abdomen_crlm")

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 
 from medunet.deploy.monailabel.results import describe_result, write_result
 from medunet.deploy.monailabel.scoring import score_labels
-from medunet.deploy.monailabel.served import ServedBundle, find_modality, order_label_info, serve
+from medunet.deploy.monailabel.served import ServedBundle, order_label_info, serve
 from medunet.deploy.monailabel.training import TrainingOptions, train_further, write_dataset
 from medunet.deploy.monailabel.uncertainty import disagreement, fold_answers, mirrored_answers, uncertainty
 from medunet.errors import ConfigError, DataError
@@ -25,8 +25,7 @@ def test_names_values_and_colours_are_the_bundles(bundle: Path) -> None:
     (served,) = serve([bundle])
     assert served.labels == {"anterior": 1, "posterior": 2}
     assert served.segments[1].color == (1, 2, 3)
-    assert (served.spatial_dims, served.modality, served.is_ensemble) == (3, "MR", False)
-    assert find_modality([served]) == "MR"
+    assert (served.spatial_dims, served.is_ensemble) == (3, False)
 
 
 def test_a_bundle_without_weights_is_refused(bundle: Path, tmp_path: Path) -> None:

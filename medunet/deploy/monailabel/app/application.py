@@ -6,12 +6,13 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
-from monailabel.tasks.activelearning.random import Random
 
 from medunet.deploy.monailabel.served import ServedBundle
 from medunet.deploy.monailabel.server import SETTINGS_VARIABLE
@@ -19,9 +20,13 @@ from medunet.errors import DataError
 
 from .inference import BundleInference, ResidentPredictor
 from .segmentation_objects import know
-from .tasks import BundleTraining, LabelDice, Uncertainty
+from .tasks import BundleTraining, LabelDice, RandomImage, Uncertainty
 
 logger = logging.getLogger(__name__)
+
+MODALITY_TAG = "00080060"
+IMAGE_MODALITIES = frozenset({"CT", "MR", "PT", "US", "XA", "NM", "CR", "DX", "MG", "OT"})
+"""What a network may have been trained on; not segmentations, contours and reports."""
 
 
 class MedunetLabelApp(MONAILabelApp):
@@ -65,7 +70,7 @@ class MedunetLabelApp(MONAILabelApp):
 
     def init_strategies(self) -> dict[str, Any]:
         """Random; of each bundle mirrored views, and folds where it has them."""
-        found: dict[str, Any] = {"random": Random()}
+        found: dict[str, Any] = {"random": RandomImage()}
         for name, resident in self.residents.items():
             end = "" if len(self.residents) == 1 else f"_{name}"
             folder = self.work / "uncertainty"
@@ -77,6 +82,17 @@ class MedunetLabelApp(MONAILabelApp):
     def init_scoring_methods(self) -> dict[str, Any]:
         """Dice by label."""
         return {"dice": LabelDice(self.bundles)}
+
+    def init_datastore(self) -> Datastore:
+        """As MONAI Label's, but a file that is moved into the folder is seen, and a store offers images only."""
+        datastore = super().init_datastore()
+        client = getattr(datastore, "_client", None)
+        if client is not None:
+            client.search_for_series = partial(search_images, client.search_for_series)
+        handler = getattr(datastore, "_handler", None)
+        if handler is not None:
+            handler.on_moved = handler.on_created
+        return datastore
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """As MONAI Label's, but an image is one of the datastore or one that was sent, not any file of the machine.
@@ -91,3 +107,11 @@ class MedunetLabelApp(MONAILabelApp):
                 raise DataError("is no image of the datastore", received=image, remedy="send the file, or give its id")
         answer: dict[str, Any] = super().infer(request, datastore)
         return answer
+
+
+def search_images(search: Callable[..., Any], *arguments: Any, **options: Any) -> list[dict[str, Any]]:
+    """Series of a DICOMweb store; those that are no images are left out of a search that names no modality."""
+    found: list[dict[str, Any]] = search(*arguments, **options)
+    if options.get("search_filters"):
+        return found
+    return [series for series in found if set(series.get(MODALITY_TAG, {}).get("Value", ())) & IMAGE_MODALITIES]

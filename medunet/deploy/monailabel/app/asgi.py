@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
-from monailabel.endpoints import infer as infer_endpoint
+from monailabel.endpoints import activelearning, infer
 from monailabel.interfaces.exception import MONAILabelException
 
 from medunet.deploy.monailabel.guard import Guard
@@ -23,6 +23,11 @@ UNUSABLE = 422
 """HTTP's "unprocessable content": the request was understood, its image or values cannot be used."""
 
 
+async def _report_unforeseen(request: Request, error: Exception) -> JSONResponse:
+    """In words, but without what may be private; the traceback is in the log."""
+    return JSONResponse({"detail": f"unexpected error: {type(error).__name__}"}, status_code=500)
+
+
 async def _report(request: Request, error: Exception) -> JSONResponse:
     cause = find_cause(error)
     if cause is not None:
@@ -30,21 +35,25 @@ async def _report(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(getattr(error, "msg", error))}, status_code=UNUSABLE)
 
 
-def _infer_beside_the_loop() -> Any:
+def _compute_beside_the_loop() -> Any:
     """MONAI Label's application, changed so that it answers others while a network computes.
 
-    Its own endpoint infers in the event loop itself; a plain function is run in a thread by FastAPI. The change must
-    come before the application takes its routes.
+    Its own endpoints compute in the event loop itself; a plain function is run in a thread by FastAPI. The change must
+    come before the application takes their routes.
     """
-    router = infer_endpoint.router
-    router.routes.clear()
-    router.add_api_route("/{model}", infer_endpoint.run_inference, methods=["POST"], summary="Segment an image")
+    for router, path, function in (
+        (infer.router, "/{model}", infer.run_inference),
+        (activelearning.router, "/{strategy}", activelearning.sample),
+    ):
+        router.routes.clear()
+        router.add_api_route(path, function, methods=["POST"])
     return importlib.import_module("monailabel.app").app
 
 
 use_own_names()
-_monai_label = _infer_beside_the_loop()
+_monai_label = _compute_beside_the_loop()
 for _kind in (MedunetError, MONAILabelException):
     _monai_label.add_exception_handler(_kind, _report)
+_monai_label.add_exception_handler(Exception, _report_unforeseen)
 _settings = json.loads(Path(os.environ[SETTINGS_VARIABLE]).read_text(encoding="utf-8"))
 app = Guard(_monai_label, token=os.environ.get(TOKEN_VARIABLE), loopback=_settings["loopback"])

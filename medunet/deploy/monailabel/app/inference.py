@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from medunet.deploy.monailabel.results import choose_ending, describe_result, write_result
 from medunet.deploy.monailabel.served import ServedBundle
-from medunet.errors import DataError
+from medunet.errors import DataError, find_cause
 from medunet.io import is_dicom_folder, read_header
 from medunet.prediction import Predictor
 
@@ -42,7 +44,10 @@ class ResidentPredictor:
         if self._loaded is None or self._loaded[0] != stamp:
             logger.info("loading %s", self.bundle.name)
             self._loaded = None  # the old network is let go before the new one is there
-            self._loaded = stamp, Predictor(self.bundle.folder, output_dir=self.folder, device=self.device)
+            # it decides and never writes: an upload's name is that of no result
+            unused = self.folder / "predictions"
+            predictor = Predictor(self.bundle.folder, output_dir=unused, device=self.device, overwrite=True)
+            self._loaded = stamp, predictor
         return self._loaded[1]
 
 
@@ -84,12 +89,13 @@ class BundleInference(InferTask):
         source, bundle = Path(request["image"]), self.resident.bundle
         if not source.name or not source.exists():  # the datastore's answer for an unknown id is an empty path
             raise DataError("no such image in the datastore", received=source.name or None)
-        check_series(source)
+        image = find_series(source)
         ending = choose_ending(request.get("result_extension"), source, spatial_dims=bundle.spatial_dims)
         with self.resident.lock:
             predictor = self.resident.get()
             ready = time.perf_counter()
-            labels = predictor.decide(source)["pred"]
+            with explained(image):
+                labels = predictor.decide(image)["pred"]
         decided = time.perf_counter()
         path = write_result(
             labels, self.resident.folder, ending, segments=bundle.segments, dtype=request.get("result_dtype")
@@ -105,12 +111,35 @@ class BundleInference(InferTask):
         return str(path), answer
 
 
-def check_series(image: Path) -> None:
-    """Verify the headers of the DICOM series that MONAI Label has made a NIfTI file of: it does not look at them.
+@contextmanager
+def explained(source: Path) -> Iterator[None]:
+    """Let what MONAI wraps out as the typed error behind it; what nobody foresaw becomes one, with a log line.
+
+    Raises:
+        MedunetError: for any exception in the block.
+    """
+    try:
+        yield
+    except Exception as failure:
+        cause = find_cause(failure)
+        if cause is None:
+            logger.exception("%s: unexpected error", source.name)
+            cause = DataError(f"cannot be segmented: {type(failure).__name__}", file=source.name)
+        raise cause from failure
+
+
+def find_series(image: Path) -> Path:
+    """The DICOM series that MONAI Label has made a NIfTI file of; it is verified, which MONAI Label does not do.
+
+    Returns:
+        The series' folder, so that the mask is that of `medunet predict`; the file itself where there is none, or
+        where MONAI Label has laid it on another grid.
 
     Raises:
         MedunetError: a series that is no volume, for instance one with a slice missing.
     """
     series = image.with_name(image.name.removesuffix(".nii.gz"))
-    if series != image and series.is_dir() and is_dicom_folder(series):
-        read_header(series)
+    if series == image or not (series.is_dir() and is_dicom_folder(series)):
+        return image
+    same = read_header(series).geometry.is_close(read_header(image).geometry)
+    return series if same else image

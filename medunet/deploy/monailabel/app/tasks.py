@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from medunet.errors import MedunetError
 from medunet.files import write_atomically
 from medunet.training import HISTORY_NAME
 
-from .inference import ResidentPredictor
+from .inference import ResidentPredictor, explained
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,23 @@ class LabelDice(ScoringMethod):
         return found
 
 
+class RandomImage(Strategy):
+    """Offers any image without a label, sooner those that were offered long ago or never."""
+
+    def __init__(self) -> None:
+        super().__init__("Any image without a label")
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+        """MONAI Label's own fails when all images were offered within the last second."""
+        images = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
+        if not images:
+            return None
+        offered = [datastore.get_image_info(image).get("strategy", {}).get("random", {}) for image in images]
+        ages = [1.0 + max(0.0, time.time() - float(info.get("ts", 0))) for info in offered]
+        (chosen,) = random.choices(range(len(images)), weights=ages)
+        return {"id": images[chosen], "weight": ages[chosen]}
+
+
 class Uncertainty(Strategy):
     """Offers the image about which a bundle is least sure; what was found is kept until its weights change.
 
@@ -136,7 +154,8 @@ class Uncertainty(Strategy):
             try:
                 with self.resident.lock:
                     source = Path(datastore.get_image_uri(image))
-                    known[image] = round(uncertainty(self.resident.get(), source, by=self.by), 6)
+                    with explained(source):
+                        known[image] = round(uncertainty(self.resident.get(), source, by=self.by), 6)
             except MedunetError as error:
                 logger.warning("%s cannot be offered: %s", image, error)
                 known[image] = -1.0
