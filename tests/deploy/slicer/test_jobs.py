@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from MedUNetLib.client import LabelClient, ServerError
 from MedUNetLib.jobs import Job, LocalJob, RemoteJob, State, clean_environment, named
+from MedUNetLib.nrrd import NrrdVolume, write_nrrd
 
 from medunet.io import write_volume
 
-SECONDS = 30.0
+SECONDS = 120.0
 
 
 def wait(job: Job) -> State:
@@ -170,3 +171,17 @@ def test_a_remote_job_that_is_cancelled_is_not_waited_for(server: ThreadingHTTPS
     assert job.poll() is State.RUNNING
     job.cancel()
     assert job.poll() is State.CANCELLED
+
+
+@pytest.mark.slow
+def test_medunet_predict_is_a_local_job(bundle: Path, tmp_path: Path) -> None:
+    image = write_nrrd(tmp_path / "image.nrrd", NrrdVolume(np.ones((17, 19, 16), np.float32), np.eye(4)))
+    (tmp_path / "out").mkdir()
+    job = LocalJob([sys.executable, "-m", "medunet"], bundle, image, tmp_path / "out", "cpu")
+    job.start()
+    assert wait(job) is State.DONE, job.message
+    assert job.result().array.shape == (17, 19, 16)
+    broken = LocalJob([sys.executable, "-m", "medunet"], bundle, tmp_path / "none.nrrd", tmp_path / "out2", "cpu")
+    broken.start()
+    assert wait(broken) is State.FAILED
+    assert "none.nrrd: does not exist" in broken.message
