@@ -14,4 +14,4 @@ from .clinic import Clinic, open_clinic
 @pytest.fixture(scope="session")
 def clinic(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Clinic]:
     data = Path(os.environ.get("MEDUNET_TEST_DATA") or pytestconfig.rootpath.parent / "shared" / "data")
-    yield from open_clinic(tmp_path_factory.mktemp("clinic"), data / "dicom" / "ct_abdomen_crlm")
+    yield from open_clinic(tmp_path_factory.mktemp("clinic"), data / "dicom" / "ct_abdomen_crlm" / "image")

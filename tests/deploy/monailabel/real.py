@@ -23,6 +23,7 @@ SECONDS_TO_START = 180.0
 
 LITTLE_3D: Mapping[str, Any] = {
     "network_def::channels": [8, 16, 32],
+    "autocast_dtype": "float32",  # else two environments may find two formats the fastest, which round differently
     "patch_size": [32, 32, 32],
     "steps_per_epoch": 12,
     "batch_size": 2,
@@ -31,6 +32,7 @@ LITTLE_3D: Mapping[str, Any] = {
 }
 LITTLE_2D: Mapping[str, Any] = {
     "network_def::channels": [8, 16, 32],
+    "autocast_dtype": "float32",  # else two environments may find two formats the fastest, which round differently
     "patch_size": [64, 64],
     "steps_per_epoch": 10,
     "batch_size": 2,
@@ -71,7 +73,7 @@ def serving(
     port = free_port()
     command = [sys.executable, "-m", "medunet", "label", *map(str, bundles), "--studies", studies]
     command += ["--port", str(port), "--work", str(folder / "work"), "--environment", str(home.folder), *extra]
-    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "CUDA_VISIBLE_DEVICES": ""}
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3]), "CUDA_VISIBLE_DEVICES": ""}
     variables.pop(TOKEN_VARIABLE, None)
     if token is not None:
         variables[TOKEN_VARIABLE] = token

@@ -35,10 +35,10 @@ def test_ohif_shows_the_segmentation(clinic: Clinic, tmp_path: Path) -> None:
         tab.open(f"{clinic.url}/ohif/monai-label?StudyInstanceUIDs={study}")
         tab.wait("!!document.getElementById('monailabelServerURL')")
         tab.wait("document.querySelectorAll('canvas').length > 0")
-        tab.run(
-            "(() => { const box = document.getElementById('monailabelServerURL');"
-            f"box.value = '{clinic.url}/'; document.querySelector('.settingsTable .actionButton').click(); }})()"
-        )
+        connect = "document.querySelector('.settingsTable .actionButton').click()"
+        tab.run(f"document.getElementById('monailabelServerURL').value = '{clinic.url}/'; {connect}")
+        tab.run("new Promise(done => setTimeout(() => done(true), 1000))")
+        tab.run(connect)  # the first press only makes OHIF take the address
         tab.wait("!!document.querySelector('button[title=\"Run Segmentation\"]')")
         tab.wait("new Promise(done => setTimeout(() => done(true), 4000))")
         before = coloured(tab.screenshot(shots / "ohif_before.png"))
