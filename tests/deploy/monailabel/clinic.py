@@ -14,7 +14,6 @@ from .store import orthanc, upload, write_series
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "medunet" / "deploy" / "slicer" / "MedUNet"))
 from MedUNetLib.client import LabelClient
-from MedUNetLib.client import basic_login as basic_login
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import email.parser
 import email.policy
 import http.client
@@ -206,11 +205,6 @@ def read_multipart(kind: str, body: bytes) -> dict[str, bytes]:
         name = message["Content-Disposition"].params.get("name", "") if "Content-Disposition" in message else ""
         parts[name] = content.removesuffix(b"\r\n")
     return parts
-
-
-def basic_login(token: str) -> str:
-    """The header by which a browser logs in; any user name serves."""
-    return "Basic " + base64.b64encode(f"medunet:{token}".encode()).decode()
 
 
 def _reason(status: int, body: bytes) -> str:
