@@ -141,8 +141,6 @@ class LabelServer:
             "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(FILE_PATTERNS),
             # a scoring would start a process after every next sample; it is run when somebody asks for it
             "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
-            # the empty list means any origin; OHIF is served by this server and needs none
-            "MONAI_LABEL_CORS_ORIGINS": json.dumps([f"http://{self.host if self.host != '0.0.0.0' else 'localhost'}"]),
             "MPLBACKEND": "agg",
         }
         if self.token is not None:
