@@ -13,6 +13,7 @@ from .handlers import HISTORY_NAME as HISTORY_NAME
 from .handlers import EpochSeeder as EpochSeeder
 from .handlers import HistoryHandler as HistoryHandler
 from .handlers import ProgressHandler as ProgressHandler
+from .intensity import IntensityHandler as IntensityHandler
 from .sampler import Draw as Draw
 from .sampler import RepeatSampler as RepeatSampler
 from .trainer import Evaluator as Evaluator
