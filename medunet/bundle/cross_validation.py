@@ -25,11 +25,12 @@ from medunet.bundle.workflow import (
     wants_em,
     write_run,
 )
-from medunet.datasets import SegmentationDataset, datalist
+from medunet.datasets import SegmentationDataset, datalist, open_dataset
 from medunet.errors import ConfigError, DataError, find_cause
-from medunet.metrics import Summary
+from medunet.metrics import CSV_NAME, Summary
 from medunet.networks import load_checkpoint, resolve_device
 from medunet.prediction import ClassRule, Pair, Predictor, choose_rules
+from medunet.tracking import track_cross_validation
 from medunet.training import LAST_NAME
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ def train_folds(
     changes: Mapping[str, Any] | None = None,
     presets: Sequence[str] = (),
     device: str = "auto",
+    tracking_uri: str | None = None,
 ) -> CrossValidation:
     """Train folds into ``output/fold_K`` and make of ``output`` the bundle of their ensemble.
 
@@ -117,35 +119,81 @@ def train_folds(
         folds: which; None for all. They are shared out as the bundle's ``folds`` says.
         changes: values by config id, over those that follow from the data.
         presets: overlays of the bundle, under what follows from the data.
-        device: as in :func:`train_bundle`.
+        device: as in :func:`train_bundle`, as is tracking_uri.
+        tracking_uri: see device.
 
     Raises:
         MedunetError: a data set, an option or a device that cannot work; an output folder that holds a single run, or
             runs of another configuration.
     """
-    chosen_device = resolve_device(device)
+    resolve_device(device)  # a device that is not there is found out before anything is written
     if (output / "models" / LAST_NAME).is_file():
         raise DataError("the output folder holds a single run", file=output, remedy="give another --output")
     dataset, values = fit_data(bundle, data)
     values = {**values, **(changes or {})}
-    wanted = _checked_folds(folds, {**read_json(bundle / "configs" / "train.json"), **values})
+    config = read_json(bundle / "configs" / "train.json")
+    wanted = _checked_folds(folds, {**config, **values})
+    if "training_dir" in config:  # bundles made before tracking knew of folds lack it
+        values.setdefault("training_dir", "$@bundle_root + '/..'")
     runs = {fold: output / f"fold_{fold}" for fold in wanted}
     for fold, run in runs.items():
         write_run(bundle, data, run, values={**values, "fold": fold}, presets=presets)
+    return _train_and_join(
+        runs, output, data, dataset, device=device, tracking_uri=values.get("tracking_uri", tracking_uri)
+    )
 
+
+def resume_folds(output: Path, *, device: str = "auto", tracking_uri: str | None = None) -> CrossValidation:
+    """Go on with a cross-validation as :func:`train_folds` would, from what its folder says.
+
+    Args:
+        output: its folder.
+        device: as in :func:`train_bundle`, as is tracking_uri.
+        tracking_uri: see device.
+
+    Raises:
+        ConfigError: the folder holds no folds.
+    """
+    configs = {path.parents[1]: read_json(path) for path in sorted(output.glob("fold_*/configs/train.json"))}
+    if not configs:
+        raise ConfigError("the folder holds no folds", file=output, remedy="train them with --folds")
+    runs = {config["fold"]: run for run, config in configs.items()}
+    data = Path(next(iter(configs.values()))["dataset_dir"])
+    return _train_and_join(runs, output, data, open_dataset(data), device=device, tracking_uri=tracking_uri)
+
+
+def _train_and_join(
+    runs: Mapping[int, Path],
+    output: Path,
+    data: Path,
+    dataset: SegmentationDataset,
+    *,
+    device: str,
+    tracking_uri: str | None,
+) -> CrossValidation:
+    chosen_device = resolve_device(device)
     outcomes: list[FoldOutcome] = []
     for fold, run in runs.items():
         logger.info("fold %d (%d of %d)", fold, len(outcomes) + 1, len(runs))
-        outcomes.append(_train(fold, run, chosen_device))
+        outcomes.append(_train(fold, run, chosen_device, tracking_uri))
         if outcomes[-1].status == "stopped":
             return CrossValidation(output, tuple(outcomes), is_interrupted=True)
     trained = {outcome.fold: outcome.run for outcome in outcomes if outcome.is_trained}
     if not trained:
         return CrossValidation(output, tuple(outcomes))
     try:
-        return _join(trained, output, data, dataset, outcomes=tuple(outcomes), device=device)
+        result = _join(trained, output, data, dataset, outcomes=tuple(outcomes), device=device)
     except KeyboardInterrupt:
         return CrossValidation(output, tuple(outcomes), is_interrupted=True)
+    if result.summary is not None:
+        track_cross_validation(
+            output,
+            uri=tracking_uri,
+            summary=result.postprocessed or result.summary,
+            table=output / (OUT_OF_FOLD if result.postprocessed is None else POSTPROCESSED) / CSV_NAME,
+            names=[case.name for case in dataset.cases],
+        )
+    return result
 
 
 def is_finished(run: Path) -> bool:
@@ -164,12 +212,12 @@ def _checked_folds(folds: Sequence[int] | None, config: Mapping[str, Any]) -> li
     return wanted
 
 
-def _train(fold: int, run: Path, device: torch.device) -> FoldOutcome:
+def _train(fold: int, run: Path, device: torch.device, tracking_uri: str | None) -> FoldOutcome:
     begun = time.perf_counter()
     try:
         if is_finished(run):
             return FoldOutcome(fold, run, "there already")
-        train_prepared(run, resume=True, device=device)
+        train_prepared(run, resume=True, device=device, tracking_uri=tracking_uri)
         return FoldOutcome(fold, run, "trained", time.perf_counter() - begun)
     except KeyboardInterrupt:
         return FoldOutcome(fold, run, "stopped", time.perf_counter() - begun)

@@ -55,6 +55,7 @@ def train_bundle(
     presets: Sequence[str] = (),
     device: str = "auto",
     resume: bool = False,
+    tracking_uri: str | None = None,
 ) -> TrainingResult:
     """Fit a bundle to a data set and train it.
 
@@ -66,6 +67,7 @@ def train_bundle(
         presets: overlays of the bundle, under what follows from the data.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         resume: go on after the last whole epoch in ``output``.
+        tracking_uri: MLflow's store for this call; ``""``: none, None: as the bundle has it.
 
     Raises:
         MedunetError: a data set, an option or a device that cannot work; an output folder that holds a trained run
@@ -79,18 +81,20 @@ def train_bundle(
             remedy="go on with --resume, or give another --output",
         )
     prepare_run(bundle, data, output, changes=changes or {}, presets=presets)
-    return train_prepared(output, resume=resume, device=chosen)
+    return train_prepared(output, resume=resume, device=chosen, tracking_uri=tracking_uri)
 
 
-def train_prepared(run: Path, *, resume: bool, device: torch.device) -> TrainingResult:
+def train_prepared(run: Path, *, resume: bool, device: torch.device, tracking_uri: str | None = None) -> TrainingResult:
     """Train a run that :func:`prepare_run` made.
 
     Args:
         run: its folder.
         resume: go on after its last whole epoch, if there is one.
         device: where to train.
+        tracking_uri: as in :func:`train_bundle`.
     """
-    workflow = run_training(run, resume=resume, device=device)
+    tracking = {} if tracking_uri is None else {"tracking_uri": tracking_uri}
+    workflow = run_training(run, resume=resume, device=device, **tracking)
     state = workflow.parser.get_parsed_content("train::trainer").state
     history = list(getattr(state, "history", []))
     validated = [entry for entry in history if entry.get("val_dice")]
