@@ -30,9 +30,9 @@ class Journal:
         self.key = key
         self.wake = wake
 
-    def create(self, name: str, tags: Mapping[str, str]) -> None:
+    def create(self, name: str, tags: Mapping[str, str], *, start_time: int) -> None:
         """The run itself."""
-        self._put({"kind": "create", "name": name, "tags": dict(tags), "time": now()})
+        self._put({"kind": "create", "name": name, "tags": dict(tags), "time": start_time})
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
         """Numbers of one point in time."""

@@ -140,6 +140,7 @@ class TrackingHandler:
         # registered only now, so that it runs after all other handlers of an epoch (validation, history, checkpoint)
         if not engine.has_event_handler(self.epoch_completed, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+        self._begun = now()
         server = Server(str(self.tracking_uri), experiment_name=self.experiment_name)
         parent, state, is_new = self._states(server)
         spool = Spool(self.folder / SPOOL)
@@ -151,7 +152,10 @@ class TrackingHandler:
         write_atomically(self.folder / CASES_NAME, json.dumps(self.codes.codes, indent=1, ensure_ascii=False))
         if is_new:
             tags = {"medunet.kind": "fold", "medunet.fold": str(self.fold), MLFLOW_PARENT_RUN_ID: parent.run_id}
-            self._run.create(f"{self.run_name} fold {self.fold}", {**tags, **self._common_tags()})
+            self._run.create(
+                f"{self.run_name} fold {self.fold}", {**tags, **self._common_tags()}, start_time=self._begun
+            )
+            self._sender.delivery.run()  # at once, so that MONAI's handler (`--tracking mlflow`) finds it
         for journal in (self._parent, self._run):
             journal.status("RUNNING")
         self._sender.start()
@@ -197,7 +201,9 @@ class TrackingHandler:
             server.check()
             parent, state = RunState(server.name, self.experiment_name), None
             tags = {"medunet.kind": "training", **self._common_tags()}
-            parent.run_id = server.create_run(key=parent.key, name=self.run_name, tags=tags, start_time=now())
+            # MONAI's handler takes the unfinished run that began first: that is to be the fold
+            begun = self._begun + 1
+            parent.run_id = server.create_run(key=parent.key, name=self.run_name, tags=tags, start_time=begun)
         parent.folds.setdefault(fold, {})
         parent.save(self._parent_file)
         is_new = state is None
