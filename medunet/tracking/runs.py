@@ -184,7 +184,8 @@ def send_waiting(folder: Path, uri: str | None = None) -> tuple[int, int]:
     for pattern in SPOOLS:
         for place in sorted(folder.glob(f"{pattern}/tracking")):
             spool = Spool(place)
-            state = RunState.load(place.parent / STATE_NAME)
+            # what a cross-validation sums up belongs to the parent, and all its records say so
+            state = RunState.load(place.parent / STATE_NAME) or RunState.load(place.parents[1] / PARENT_NAME)
             if not len(spool) or state is None:
                 continue
             server = Server(uri or state.uri, experiment_name=state.experiment)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -143,14 +142,9 @@ def test_a_resumed_training_goes_on_in_its_run(tmp_path: Path) -> None:
     train(tmp_path, uri, epochs=2)
     # a process that was killed after the history was written, but before the epoch could be logged
     (tmp_path / "tracking" / "logged_epoch").write_text("1")
-    history = json.loads((tmp_path / "history.json").read_text())
-    client, _, fold = runs_of(uri)
-    client.delete_run(fold.info.run_id)  # as if it had not come so far
-    client.restore_run(fold.info.run_id)
     train(tmp_path, uri, epochs=3, first=2, resume=True)
     client, _, fold = runs_of(uri)
     steps = [point.step for point in client.get_metric_history(fold.info.run_id, "loss")]
-    assert len(history) == 2
     assert sorted(set(steps)) == [1, 2, 3]
 
 
