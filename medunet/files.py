@@ -1,10 +1,16 @@
-"""A file is written whole or not at all."""
+"""A file is written whole or not at all, and stays; who else writes in a folder is told."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import os
+import platform
+import re
 import secrets
+import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,10 +45,12 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())  # else a power cut can leave the new name on an empty file
         temporary.replace(path)
+        sync_folder(path.parent)  # else it can bring the old name back
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror or error}", file=path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only file system refuses even to remove nothing
+            temporary.unlink(missing_ok=True)
 
 
 def write_atomically(
@@ -56,6 +64,143 @@ def write_atomically(
     with atomic_path(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
         file.writelines([content] if isinstance(content, bytes | memoryview) else content)
     return Path(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk; where the system cannot (Windows, some network drives) it does so in time."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def config_folder() -> Path:
+    """Where medunet keeps what the user decided: `MEDUNET_CONFIG_DIR`, or `medunet` in the user's config folder."""
+    own = os.environ.get("MEDUNET_CONFIG_DIR")
+    return Path(own) if own else Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "medunet"
+
+
+def keep_as(path: Path, name: Path) -> None:
+    """Give a file that is about to be replaced a second name, without copying; nothing where there is none."""
+    temporary = name.with_name(f".{secrets.token_hex(4)}.{name.name}")
+    try:
+        os.link(path, temporary)
+        temporary.replace(name)
+    except FileNotFoundError:
+        return
+    except OSError:  # no hard links on this file system
+        with contextlib.suppress(OSError):
+            path.replace(name)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+PROBE_BYTES = 1 << 16
+"""Written and removed again, to see whether a folder takes anything."""
+
+
+@contextmanager
+def _only_if_used(folder: Path) -> Iterator[None]:
+    """Folders that are made in the block and are empty after it are removed again."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def check_target(folder: str | os.PathLike[str], *, needed: int = 0) -> None:
+    """Make sure that results can be written, before the work is done.
+
+    Args:
+        folder: where to; made if missing.
+        needed: bytes that will be written.
+
+    Raises:
+        DataError: read-only, no folder, full, or not enough room.
+    """
+    folder = Path(folder)
+    probe = folder / f".{secrets.token_hex(4)}.probe"
+    with _only_if_used(folder):
+        try:
+            write_atomically(probe, bytes(PROBE_BYTES))
+            probe.unlink(missing_ok=True)
+            free = shutil.disk_usage(folder).free
+        except DataError as error:
+            raise DataError(error.cause, file=folder, remedy="make room, or give another --output") from error
+    if free < needed:
+        raise DataError(
+            "there is no room for the results",
+            file=folder,
+            received=f"{free / 2**20:.0f} MiB free",
+            expected=f"{needed / 2**20:.0f} MiB",
+            remedy="make room, or give another --output",
+        )
+
+
+_REMAINS = re.compile(r"\.[0-9a-f]{8}\..+")
+
+
+def remove_remains(folder: str | os.PathLike[str]) -> None:
+    """Remove what killed writers have left in a folder; nobody may be writing there."""
+    with contextlib.suppress(OSError):
+        for path in Path(folder).iterdir():
+            if _REMAINS.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                path.unlink(missing_ok=True)
+
+
+OWNER_NAME = ".medunet.lock"
+
+
+@contextmanager
+def claim(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Have an output folder for oneself; the lock goes with the process, however it ends.
+
+    What killed writers have left in it is removed.
+
+    Raises:
+        DataError: another process has it, or it cannot be written.
+    """
+    folder = Path(folder)
+    path = folder / OWNER_NAME
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_only_if_used(folder))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            raise DataError(f"cannot be written: {error.strerror or error}", file=folder) from error
+        held = stack.enter_context(lock(path, wait=False))
+        if not held:
+            owner = ""
+            with contextlib.suppress(OSError):
+                owner = path.read_text(encoding="utf-8").strip()
+            raise DataError(
+                "another process writes into this folder",
+                file=folder,
+                received=owner or "an owner without a name",
+                remedy="wait for it, stop it, or give another --output",
+            )
+        with contextlib.suppress(OSError):
+            path.write_text(
+                f"process {os.getpid()} on {platform.node()} since {time.strftime('%H:%M')}\n", encoding="utf-8"
+            )
+        remove_remains(folder)
+        yield
 
 
 def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:

@@ -122,8 +122,8 @@ def _memory(rows: Rows) -> str:
 
 
 def _paper(rows: Rows) -> str:
-    body = [[key, _number(row["seconds"]), _number(row["first_seconds"])] for key, row in rows.items()]
-    return _table(["", "s", "first call, s"], body)
+    body = [[*key.split(" | "), _number(row["seconds"]), _number(row["first_seconds"])] for key, row in rows.items()]
+    return _table(["device", "mode", "tile", "s", "first call, s"], body)
 
 
 def _throughput(rows: Rows) -> str:
@@ -160,7 +160,8 @@ def plot(sections: dict[str, Rows], path: Path) -> None:
         panel.set(xlabel="million voxels", ylabel=unit, xlim=(0, None), ylim=(0, None))
         panel.grid(alpha=0.3)
     panels[1].axhline(8, color="black", linewidth=0.8, linestyle="--", label="8 GB")
-    panels[1].legend(frameon=False, fontsize="small")
+    panels[1].set_ylim(0, 8.4)
+    panels[1].legend(frameon=False, fontsize="small", loc="lower right")
     figure.savefig(path, dpi=130)
 
 

@@ -24,6 +24,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDUNET_CACHE_DIR", str(folder))
+        patch.setenv("MEDUNET_CONFIG_DIR", str(folder / "config"))
         yield folder
 
 

@@ -18,6 +18,7 @@ RANKS = {
     "losses": 2,
     "transforms": 2,
     "metrics": 2,
+    "trust": 2,
     "io": 3,
     "inferers": 3,
     "datasets": 4,

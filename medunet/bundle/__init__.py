@@ -12,6 +12,8 @@ from .planned import plan_bundle as plan_bundle
 from .planned import show as show
 from .render import render as render
 from .render import render_all as render_all
+from .report import WrittenReport as WrittenReport
+from .report import report_runs as report_runs
 from .resources import find_bundle as find_bundle
 from .resources import resource_dir as resource_dir
 from .resources import shipped_bundles as shipped_bundles

@@ -27,11 +27,13 @@ from medunet.bundle.workflow import (
 )
 from medunet.datasets import SegmentationDataset, datalist, open_dataset
 from medunet.errors import ConfigError, DataError, find_cause
+from medunet.files import check_target, claim
 from medunet.metrics import CSV_NAME, Summary
 from medunet.networks import load_checkpoint, resolve_device
 from medunet.prediction import ClassRule, Pair, Predictor, choose_rules
 from medunet.tracking import track_cross_validation
 from medunet.training import LAST_NAME
+from medunet.trust import require_trust
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +106,7 @@ def train_folds(
     presets: Sequence[str] = (),
     device: str = "auto",
     tracking_uri: str | None = None,
+    trust: bool = False,
 ) -> CrossValidation:
     """Train folds into ``output/fold_K`` and make of ``output`` the bundle of their ensemble.
 
@@ -119,14 +122,17 @@ def train_folds(
         folds: which; None for all. They are shared out as the bundle's ``folds`` says.
         changes: values by config id, over those that follow from the data.
         presets: overlays of the bundle, under what follows from the data.
-        device: as in :func:`train_bundle`, as is tracking_uri.
+        device: as in :func:`train_bundle`, as are tracking_uri and trust.
         tracking_uri: see device.
+        trust: see device.
 
     Raises:
+        SecurityError: the bundle is not trusted.
         MedunetError: a data set, an option or a device that cannot work; an output folder that holds a single run, or
             runs of another configuration.
     """
-    resolve_device(device)  # a device that is not there is found out before anything is written
+    chosen_device = resolve_device(device)
+    require_trust(bundle, trust=trust)
     if (output / "models" / LAST_NAME).is_file():
         raise DataError("the output folder holds a single run", file=output, remedy="give another --output")
     dataset, values = fit_data(bundle, data)
@@ -136,30 +142,41 @@ def train_folds(
     if "training_dir" in config:  # bundles made before tracking knew of folds lack it
         values.setdefault("training_dir", "$@bundle_root + '/..'")
     runs = {fold: output / f"fold_{fold}" for fold in wanted}
-    for fold, run in runs.items():
-        write_run(bundle, data, run, values={**values, "fold": fold}, presets=presets)
-    return _train_and_join(
-        runs, output, data, dataset, device=device, tracking_uri=values.get("tracking_uri", tracking_uri)
-    )
+    uri = values.get("tracking_uri", tracking_uri)
+    with claim(output):
+        check_target(output)
+        for fold, run in runs.items():
+            write_run(bundle, data, run, values={**values, "fold": fold}, presets=presets)
+        return _train_and_join(runs, output, data, dataset, chosen_device, device=device, tracking_uri=uri)
 
 
-def resume_folds(output: Path, *, device: str = "auto", tracking_uri: str | None = None) -> CrossValidation:
+def resume_folds(
+    output: Path, *, device: str = "auto", tracking_uri: str | None = None, trust: bool = False
+) -> CrossValidation:
     """Go on with a cross-validation as :func:`train_folds` would, from what its folder says.
 
     Args:
         output: its folder.
-        device: as in :func:`train_bundle`, as is tracking_uri.
+        device: as in :func:`train_bundle`, as are tracking_uri and trust.
         tracking_uri: see device.
+        trust: see device.
 
     Raises:
+        SecurityError: a run of a fold is not trusted.
         ConfigError: the folder holds no folds.
     """
+    chosen_device = resolve_device(device)
     configs = {path.parents[1]: read_json(path) for path in sorted(output.glob("fold_*/configs/train.json"))}
     if not configs:
         raise ConfigError("the folder holds no folds", file=output, remedy="train them with --folds")
     runs = {config["fold"]: run for run, config in configs.items()}
+    for run in runs.values():
+        require_trust(run, trust=trust)
     data = Path(next(iter(configs.values()))["dataset_dir"])
-    return _train_and_join(runs, output, data, open_dataset(data), device=device, tracking_uri=tracking_uri)
+    with claim(output):
+        check_target(output)
+        dataset = open_dataset(data)
+        return _train_and_join(runs, output, data, dataset, chosen_device, device=device, tracking_uri=tracking_uri)
 
 
 def _train_and_join(
@@ -167,11 +184,11 @@ def _train_and_join(
     output: Path,
     data: Path,
     dataset: SegmentationDataset,
+    chosen_device: torch.device,
     *,
     device: str,
     tracking_uri: str | None,
 ) -> CrossValidation:
-    chosen_device = resolve_device(device)
     outcomes: list[FoldOutcome] = []
     for fold, run in runs.items():
         logger.info("fold %d (%d of %d)", fold, len(outcomes) + 1, len(runs))
@@ -199,7 +216,10 @@ def _train_and_join(
 def is_finished(run: Path) -> bool:
     """Whether a run was trained to its end, by its last epoch or by early stop."""
     last = run / "models" / LAST_NAME
-    return last.is_file() and bool(load_checkpoint(last).get("finished", False))
+    try:
+        return last.is_file() and bool(load_checkpoint(last).get("finished", False))
+    except DataError:  # damaged: training goes on from the one before
+        return False
 
 
 def _checked_folds(folds: Sequence[int] | None, config: Mapping[str, Any]) -> list[int]:

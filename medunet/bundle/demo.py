@@ -9,15 +9,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from medunet.bundle.report import report_runs
 from medunet.bundle.resources import find_bundle
+from medunet.bundle.results import EVALUATION
 from medunet.bundle.workflow import train_bundle
 from medunet.datasets import Case, SegmentationDataset, open_dataset, write_phantom_dataset
 from medunet.io import read_volume
 from medunet.metrics import summarise, write_tables
 from medunet.prediction import Pair, Predictor, evaluate_pairs
-from medunet.reports import EpochRecord, overlay_png, write_report
+from medunet.reports import overlay_png
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def run_demo(output: Path, *, epochs: int | None = None, device: str = "auto") -
     A demo that was stopped goes on where it was; a finished one is measured again.
 
     Args:
-        output: folder for data, run, predictions and report.
+        output: folder for data, run and report.
         epochs: fewer for a quick look.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
@@ -84,40 +86,27 @@ def run_demo(output: Path, *, epochs: int | None = None, device: str = "auto") -
     changes = dict(DEMO_CHANGES) | ({} if epochs is None else {"epochs": epochs})
     if _was_set_up_differently(run, changes["epochs"]):
         shutil.rmtree(run)
-    result = train_bundle(find_bundle("unet_3d"), data, run, changes=changes, device=device, resume=True)
+    train_bundle(find_bundle("unet_3d"), data, run, changes=changes, device=device, resume=True)
     lap("training")
 
     logger.info("3/4 predicting %d unseen volumes", TEST_CASES)
     dataset = open_dataset(data)
-    predictor = Predictor(run, output_dir=output / "predictions", device=device, overwrite=True)
-    pairs = [Pair(case.name, predictor.predict_case(case.images[0]), _label(case)) for case in dataset.test]
+    predictor = Predictor(run, output_dir=run / EVALUATION / "predictions", device=device, overwrite=True)
+    pairs = [
+        Pair(case.name, predictor.predict_case(case.images[0]), _label(case), case.images[0]) for case in dataset.test
+    ]
     lap("prediction")
 
     logger.info("4/4 measuring and drawing")
     scores = list(evaluate_pairs(pairs, labels=dataset.labels))
     summary = summarise(scores)
-    write_tables(scores, output, summary=summary)
-    overlays = {
-        pair.name: _draw(case, pair, dataset, output / "overlays" / f"{pair.name}.png")
-        for case, pair in zip(dataset.test, pairs, strict=True)
-    }
+    write_tables(scores, run / EVALUATION, summary=summary)
     worst = min(scores, key=lambda score: score["mean_dice"])["name"]
-    overlay = output / "overlay.png"
-    shutil.copyfile(overlays[worst], overlay)
+    overlay = _draw(next(pair for pair in pairs if pair.name == worst), dataset, output / "overlay.png")
     lap("measuring")
-    report = write_report(
-        output / "report.html",
-        title="medunet demo: five organs in CT-like volumes",
-        summary={
-            "data": f"made: {TRAINING_CASES} volumes to train, {TEST_CASES} to test, exact labels",
-            "network": "medunet.networks.UNet, 3D, channels " + "-".join(map(str, changes["network_def::channels"])),
-            "training": f"{result.epochs} epochs of {changes['steps_per_epoch']} steps, best epoch {result.best_epoch}",
-            "wall time": ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items()),
-        },
-        history=cast("list[EpochRecord]", result.history),
-        cases=scores,
-        overlays=overlays,
-    )
+    title = "medunet demo: five organs in CT-like volumes"
+    report = report_runs([run], output / "report.html", data=data, title=title).page
+    lap("report")
     dice = {name: entry["scores"]["dice"]["mean"] for name, entry in summary["classes"].items()}
     return DemoResult(run=run, report=report, overlay=overlay, dice=dice, seconds=seconds)
 
@@ -134,7 +123,6 @@ def _was_set_up_differently(run: Path, epochs: int) -> bool:
     return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("epochs") != epochs
 
 
-def _draw(case: Case, pair: Pair, dataset: SegmentationDataset, path: Path) -> Path:
-    image, pred, ref = (read_volume(file).image for file in (case.images[0], pair.pred, pair.ref))
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _draw(pair: Pair, dataset: SegmentationDataset, path: Path) -> Path:
+    image, pred, ref = (read_volume(file).image for file in (pair.image or pair.pred, pair.pred, pair.ref))
     return overlay_png(image, pred, ref, path=path, labels=dataset.labels, title=pair.name)

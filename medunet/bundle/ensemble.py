@@ -13,8 +13,10 @@ from medunet.bundle.specialise import WORKFLOWS, read_json
 from medunet.errors import ConfigError
 from medunet.files import atomic_path
 from medunet.metrics.tables import json_text
+from medunet.networks import SAFE_SUFFIX
 from medunet.prediction import ClassRule, as_step
 from medunet.training import BEST_NAME
+from medunet.trust import adopt, forget_weights, record_weights
 
 ENSEMBLE_FOLDS = "ensemble_folds"
 """Config id by which a bundle is an ensemble of folds."""
@@ -46,18 +48,29 @@ def write_ensemble(
     for name, config in configs.items():
         check_config(config, source=f"{name}.json")
     files = {f"configs/{name}.json": to_json(config) for name, config in configs.items()}
+    metadata = read_json(first / "configs" / "metadata.json")
+    metadata.pop("weights", None)
+    files["configs/metadata.json"] = to_json(metadata)
     for path in [*sorted(first.glob("configs/*")), *sorted(first.glob("docs/*")), first / "LICENSE"]:
         files.setdefault(path.relative_to(first).as_posix(), path.read_text(encoding="utf-8"))
     files["docs/README.md"] += _section(list(runs), rules, decision)
     files[DECISION_NAME] = json_text(decision)
 
     models = output / "models"
+    forget_weights(output)
+    kept = set()
     for fold, run in runs.items():
-        with atomic_path(models / _weights_name(fold)) as temporary:
-            shutil.copyfile(run / "models" / BEST_NAME, temporary)
+        source, target = run / "models" / BEST_NAME, models / _weights_name(fold)
+        for suffix in (source.suffix, SAFE_SUFFIX):
+            if source.with_suffix(suffix).is_file():
+                kept.add(target.with_suffix(suffix))
+                with atomic_path(target.with_suffix(suffix)) as temporary:
+                    shutil.copyfile(source.with_suffix(suffix), temporary)
     write_bundle(files, output)
-    for path in set(models.glob("fold_*.pt")) - {models / _weights_name(fold) for fold in runs}:
+    for path in set(models.glob("fold_*")) - kept:
         path.unlink()
+    record_weights(output, to_text=to_json)
+    adopt(output)
 
 
 def _weights_name(fold: int) -> str:

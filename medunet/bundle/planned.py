@@ -14,8 +14,10 @@ from medunet.bundle.resources import find_bundle, resource_dir
 from medunet.bundle.specialise import read_json, specialise
 from medunet.datasets import open_dataset
 from medunet.errors import DataError, MedunetError
+from medunet.files import check_target, write_atomically
 from medunet.planning import Decision, Fingerprint, Plan, fingerprint, plan
 from medunet.training import LAST_NAME
+from medunet.trust import adopt
 
 FINGERPRINT_NAME = "fingerprint.json"
 """In the bundle's folder ``docs``."""
@@ -77,6 +79,7 @@ def plan_bundle(
         ConfigError: options that cannot be met.
     """
     _check_output(output)
+    check_target(output.parent)
     problems: list[MedunetError] = []
     dataset = open_dataset(data, problems=problems)
     print_ = fingerprint(dataset, jobs=jobs, cache=cache, started=started, done=done)
@@ -105,16 +108,17 @@ def write_plan(base: Path, output: Path, chosen: Plan) -> None:
         only = {"evaluate": chosen.only_evaluate} if chosen.only_evaluate else None
         specialise(base, folder, chosen.values, only=only)
         metadata = _metadata(read_json(folder / "configs" / "metadata.json"), chosen.fingerprint)
-        (folder / "configs" / "metadata.json").write_text(to_json(metadata), encoding="utf-8")
+        write_atomically(folder / "configs" / "metadata.json", to_json(metadata))
         template = (resource_dir("configs") / "docs.md").read_text(encoding="utf-8")
         inference = read_json(folder / "configs" / "inference.json")
         docs = render_docs(template, metadata, inference, bundle=output.name, origin=ORIGIN)
-        (folder / "docs" / "README.md").write_text(_with_reasons(docs, chosen), encoding="utf-8")
-        (folder / "docs" / FINGERPRINT_NAME).write_text(chosen.fingerprint.to_json(), encoding="utf-8")
+        write_atomically(folder / "docs" / "README.md", _with_reasons(docs, chosen))
+        write_atomically(folder / "docs" / FINGERPRINT_NAME, chosen.fingerprint.to_json())
         for part in ("configs", "docs"):
             if (output / part).is_dir():
                 shutil.rmtree(output / part)
         shutil.copytree(folder, output, dirs_exist_ok=True)
+    adopt(output)
 
 
 def _check_output(output: Path) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 from medunet.bundle.merge import SEPARATOR, all_ids, check_config, closest, known_part, load_yaml, merge
 from medunet.bundle.resources import resource_dir
 from medunet.errors import ConfigError
+from medunet.files import write_atomically
+from medunet.trust import missing_from_known, write_expressions
+from medunet.trust.known import EXPRESSIONS_FILE, TARGETS_FILE
 
 RENDERED = """\
 This bundle was rendered by `medunet bundle render` from YAML sources; change those, or make a copy of your own with
@@ -201,9 +204,7 @@ def render_docs(
 def write_bundle(files: Mapping[str, str], folder: Path) -> None:
     """Write rendered files into a bundle's folder."""
     for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_atomically(folder / name, text)
 
 
 def differences(files: Mapping[str, str], folder: Path) -> list[str]:
@@ -229,15 +230,38 @@ def render_all(*, sources: Path | None = None, output: Path | None = None, check
 
     Returns:
         Files that differed (and, without ``check``, were written or removed).
+
+    Raises:
+        ConfigError: a shipped recipe with a target that nobody has reviewed.
     """
+    own = sources is None and output is None
     output = output or resource_dir("bundles")
     changed: list[Path] = []
+    expressions: set[str] = set()
     for name in recipes(sources):
         files = render(name, sources=sources)
+        expressions |= _unknown_expressions(files) if own else set()
         wrong = differences(files, output / name)
         changed += [output / name / file for file in wrong]
         if not check:
             write_bundle({file: files[file] for file in wrong if file in files}, output / name)
             for file in set(wrong) - files.keys():
                 (output / name / file).unlink()
+    if expressions:
+        changed.append(EXPRESSIONS_FILE)
+        if not check:
+            write_expressions(expressions)
     return changed
+
+
+def _unknown_expressions(files: Mapping[str, str]) -> set[str]:
+    """What a rendered bundle would not be trusted for, see :mod:`medunet.trust`."""
+    expressions, targets = missing_from_known(json.loads(text) for name, text in files.items() if name.endswith("json"))
+    if targets:
+        raise ConfigError(
+            "a target that nobody has reviewed",
+            file=TARGETS_FILE,
+            received=", ".join(sorted(targets)),
+            remedy="make sure that it runs no string, imports none by name and loads no pickle; then add it",
+        )
+    return expressions

@@ -37,5 +37,7 @@ def find_bundle(name_or_path: str | Path) -> Path:
         return path
     if path.name == str(name_or_path) and (resource_dir("bundles") / path.name / "configs").is_dir():
         return resource_dir("bundles") / path.name
+    if path.is_file():
+        raise ConfigError("is no folder", file=path, remedy="unpack it by `medunet bundle unpack`")
     cause = "is not a bundle (no folder configs/ in it)" if path.is_dir() else "no such bundle"
     raise ConfigError(cause, file=path, expected=f"a bundle's folder or one of {', '.join(shipped_bundles())}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medunet.bundle.merge import SEPARATOR, all_ids, check_config, closest, get_id
 from medunet.bundle.render import data_format, differences, set_id, to_json, write_bundle
-from medunet.errors import ConfigError, DataError
+from medunet.errors import ConfigError, DataError, SecurityError
+from medunet.trust import MAX_CONFIG_BYTES, adopt, require_trust
 
 WORKFLOWS = ("train", "evaluate", "inference")
 """Configs that stand alone; other JSON files of a bundle are overlays."""
@@ -26,7 +27,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: missing or not a JSON object.
+        SecurityError: larger than any config is.
     """
+    if path.is_file() and path.stat().st_size > MAX_CONFIG_BYTES:
+        raise SecurityError("too large for a config", file=path, received=f"{path.stat().st_size} bytes")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -45,6 +49,7 @@ def specialise(
     *,
     only: Mapping[str, Mapping[str, Any]] | None = None,
     presets: Sequence[str] = (),
+    trust: bool = False,
 ) -> Path:
     """Copy a bundle's configs, docs and licence, with values changed by id; weights are not copied.
 
@@ -55,14 +60,17 @@ def specialise(
             every config that has the id.
         only: changes to one config, by its name (``train``, ``evaluate``, ``inference``).
         presets: overlays of the bundle (``configs/NAME.json``) that are written into its configs before the changes.
+        trust: copy a bundle that could run code of its own, see :func:`medunet.trust.require_trust`.
 
     Returns:
         The output folder.
 
     Raises:
+        SecurityError: the bundle is not trusted.
         ConfigError: an id that no config has, an impossible value.
         DataError: the output holds another configuration.
     """
+    require_trust(bundle, trust=trust)  # first of all: checking a target's arguments imports it
     configs = {name: read_json(bundle / "configs" / f"{name}.json") for name in WORKFLOWS}
     for name in presets:
         configs = apply(configs, read_preset(bundle, name), define=True)
@@ -73,14 +81,17 @@ def specialise(
         check_config(config, source=f"{name}.json")
     files = {f"configs/{name}.json": to_json(config) for name, config in changed.items()}
     metadata = read_json(bundle / "configs" / "metadata.json")
+    metadata.pop("weights", None)  # they stay where they are
     _update_metadata(metadata, changed)
-    files["configs/metadata.json"] = to_json(metadata)
+    files["configs/metadata.json"] = _like_before(metadata, output / "configs" / "metadata.json")
     files[f"docs/{CHANGES_NAME}"] = to_json(_changes(bundle, changed["train"], presets=presets))
     for path in sorted(bundle.glob("configs/*")) + sorted(bundle.glob("docs/*")) + [bundle / "LICENSE"]:
         name = path.relative_to(bundle).as_posix()
         if name not in files and path.is_file():
             files[name] = path.read_text(encoding="utf-8")
-    if (output / "configs").is_dir() and (wrong := differences(files, output)):
+    # a process that was killed while writing leaves some of the files: they are completed
+    missing = {name for name in files if not (output / name).exists()}
+    if (output / "configs").is_dir() and (wrong := sorted(set(_visible(differences(files, output))) - missing)):
         raise DataError(
             "the output folder holds a run with another configuration",
             file=output,
@@ -88,7 +99,24 @@ def specialise(
             remedy="give another --output, or the same options together with --resume",
         )
     write_bundle(files, output)
+    if missing:
+        adopt(output)
     return output
+
+
+def _visible(names: Iterable[str]) -> Iterator[str]:
+    """Without what killed writers have left."""
+    return (name for name in names if not Path(name).name.startswith("."))
+
+
+def _like_before(metadata: Mapping[str, Any], path: Path) -> str:
+    """The text of metadata.json; as it stands where only the hashes of a run's own weights were added."""
+    if path.is_file():
+        before = read_json(path)
+        before.pop("weights", None)
+        if before == metadata:
+            return path.read_text(encoding="utf-8")
+    return to_json(metadata)
 
 
 def read_preset(bundle: Path, name: str) -> dict[str, Any]:

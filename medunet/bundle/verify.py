@@ -18,6 +18,7 @@ from medunet.bundle.resources import resource_dir
 from medunet.bundle.specialise import WORKFLOWS, read_json
 from medunet.errors import ConfigError
 from medunet.networks import load_weights
+from medunet.trust import judge, require_trust
 
 REQUIRED_FILES = (
     "LICENSE",
@@ -28,31 +29,37 @@ REQUIRED_FILES = (
 )
 
 
-def verify_bundle(bundle: Path) -> dict[str, str | None]:
+NOT_CHECKED = "not checked, since the bundle is not trusted"
+
+
+def verify_bundle(bundle: Path, *, trust: bool = False) -> dict[str, str | None]:
     """Check a bundle without training it.
 
     Args:
-        bundle: its folder. Its configs are instantiated in part, so it must be trusted.
+        bundle: its folder. Checks that instantiate parts of it, or import what it names, are made of a trusted bundle
+            only.
+        trust: as of :func:`medunet.trust.require_trust`.
 
     Returns:
         By the check's name ``None`` where all is well, else one line that says what is wrong.
     """
-    checks: dict[str, Callable[[Path], None]] = {
-        "files": _files,
-        "metadata": _metadata,
+    verdict = require_trust(bundle, trust=True) if trust else judge(bundle)
+    looks: dict[str, Callable[[Path], None]] = {"files": _files, "metadata": _metadata}
+    runs: dict[str, Callable[[Path], None]] = {
         "references and arguments": _configs,
         "MONAI's required properties": _properties,
         "network input and output": _network,
         "weights": _weights,
     }
     results: dict[str, str | None] = {}
-    for name, check in checks.items():
+    for name, check in {**looks, **(runs if verdict.is_trusted else {})}.items():
         try:
             check(bundle)
         except Exception as error:  # whatever a config's own code raises is a verdict here
             results[name] = " ".join(str(error).split())[:300] or type(error).__name__
         else:
             results[name] = None
+    results |= dict.fromkeys({} if verdict.is_trusted else runs, NOT_CHECKED)
     return results
 
 
@@ -60,7 +67,7 @@ def _files(bundle: Path) -> None:
     missing = [name for name in REQUIRED_FILES if not (bundle / name).is_file()]
     if missing:
         raise ConfigError("files are missing", received=", ".join(missing))
-    configparser.ConfigParser().read(bundle / "configs" / "logging.conf")
+    configparser.RawConfigParser().read(bundle / "configs" / "logging.conf")
 
 
 def _metadata(bundle: Path) -> None:

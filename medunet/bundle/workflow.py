@@ -12,14 +12,17 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
+from medunet.bundle.render import to_json
 from medunet.bundle.specialise import read_json, specialise
 from medunet.datasets import SegmentationDataset, check_dataset, datalist, label_values, open_dataset, raise_on_error
 from medunet.errors import ConfigError, DataError
+from medunet.files import check_target, claim
 from medunet.metrics import Summary, summarise, write_tables
 from medunet.networks import resolve_device
 from medunet.planning import adapt
 from medunet.prediction import ClassRule, Pair, Predictor, evaluate_pairs, pair_files
-from medunet.training import BEST_NAME, LAST_NAME, weights_of
+from medunet.training import BEST_NAME, LAST_NAME, PREVIOUS_NAME, weights_of
+from medunet.trust import record_weights, require_trust
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ def train_bundle(
     device: str = "auto",
     resume: bool = False,
     tracking_uri: str | None = None,
+    trust: bool = False,
 ) -> TrainingResult:
     """Fit a bundle to a data set and train it.
 
@@ -68,20 +72,25 @@ def train_bundle(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         resume: go on after the last whole epoch in ``output``.
         tracking_uri: MLflow's store for this call; ``""``: none, None: as the bundle has it.
+        trust: train a bundle that could run code of its own, see :func:`medunet.trust.require_trust`.
 
     Raises:
-        MedunetError: a data set, an option or a device that cannot work; an output folder that holds a trained run
-            when ``resume`` is False.
+        SecurityError: the bundle is not trusted.
+        MedunetError: a data set, an option or a device that cannot work; an output folder that cannot be written, that
+            another process writes into, or that holds a trained run when ``resume`` is False.
     """
     chosen = resolve_device(device)
+    require_trust(bundle, trust=trust)
     if (output / "models" / LAST_NAME).is_file() and not resume:
         raise DataError(
             "the output folder holds a trained run",
             file=output,
             remedy="go on with --resume, or give another --output",
         )
-    prepare_run(bundle, data, output, changes=changes or {}, presets=presets)
-    return train_prepared(output, resume=resume, device=chosen, tracking_uri=tracking_uri)
+    with claim(output):
+        check_target(output)
+        prepare_run(bundle, data, output, changes=changes or {}, presets=presets)
+        return train_prepared(output, resume=resume, device=chosen, tracking_uri=tracking_uri)
 
 
 def train_prepared(run: Path, *, resume: bool, device: torch.device, tracking_uri: str | None = None) -> TrainingResult:
@@ -95,6 +104,7 @@ def train_prepared(run: Path, *, resume: bool, device: torch.device, tracking_ur
     """
     tracking = {} if tracking_uri is None else {"tracking_uri": tracking_uri}
     workflow = run_training(run, resume=resume, device=device, **tracking)
+    record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     state = workflow.parser.get_parsed_content("train::trainer").state
     history = list(getattr(state, "history", []))
     validated = [entry for entry in history if entry.get("val_dice")]
@@ -191,7 +201,14 @@ def run_training(run: Path, **overrides: Any) -> ConfigWorkflow:
 
 
 def evaluate_bundle(
-    bundle: Path, data: Path, output: Path, *, section: str = "validation", device: str = "auto", em: bool | None = None
+    bundle: Path,
+    data: Path,
+    output: Path,
+    *,
+    section: str = "validation",
+    device: str = "auto",
+    em: bool | None = None,
+    trust: bool = False,
 ) -> Summary:
     """Predict labelled images with a bundle and measure the result on the source grid.
 
@@ -202,9 +219,11 @@ def evaluate_bundle(
         section: ``validation`` takes the fold that the bundle's ``evaluate.json`` names, ``all`` every labelled case.
         device: as in :func:`train_bundle`.
         em: also the ISBI 2012 scores; ``None``: where the data are 2D with two labels.
+        trust: as in :func:`train_bundle`.
     """
     if section not in ("validation", "all", "training"):
         raise ConfigError("unknown section", received=section, expected="validation or all")
+    require_trust(bundle, trust=trust)
     dataset = open_dataset(data)
     config = read_json(bundle / "configs" / "evaluate.json")
     if section == "validation" and ENSEMBLE_FOLDS in config:
@@ -213,7 +232,7 @@ def evaluate_bundle(
             file=bundle,
             remedy=f"read {OUT_OF_FOLD}/metrics.json there, or measure other data with --section all",
         )
-    predictor = Predictor(bundle, output_dir=output / "predictions", device=device, overwrite=True)
+    predictor = Predictor(bundle, output_dir=output / "predictions", device=device, overwrite=True, trust=trust)
     items = datalist(
         data,
         section=section,  # type: ignore[arg-type] # checked above

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import medunet
-from medunet.cli import bundle, check, demo, evaluate, plan, predict, runs, train
+from medunet.cli import bundle, check, demo, evaluate, plan, predict, report, runs, train
 from medunet.errors import find_cause
 
 EXIT_BAD_INPUT = 2
@@ -31,6 +31,7 @@ app.command(name="plan")(plan.plan)
 app.command(name="train")(train.train)
 app.command(name="predict")(predict.predict)
 app.command(name="evaluate")(evaluate.evaluate)
+app.command(name="report")(report.report)
 app.add_typer(runs.app, name="runs")
 app.add_typer(bundle.app, name="bundle")
 

@@ -1,4 +1,4 @@
-"""`medunet bundle`: init, render, verify."""
+"""`medunet bundle`: init, render, verify, unpack."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from medunet.cli.options import Preset, Set, parse_settings
+from medunet.cli.options import Preset, Set, Trust, parse_settings
 
 app = typer.Typer(help="Make and check bundles.", no_args_is_help=True)
 
@@ -19,11 +20,12 @@ def init(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")],
     preset: Preset = None,
     settings: Set = None,
+    trust: Trust = False,
 ) -> None:
     """Make a bundle of your own: a self-contained copy with values changed."""
     from medunet.bundle import find_bundle, specialise
 
-    specialise(find_bundle(bundle), output, parse_settings(settings), presets=preset or ())
+    specialise(find_bundle(bundle), output, parse_settings(settings), presets=preset or (), trust=trust)
     Console(soft_wrap=True, highlight=False).print(f"bundle: {output}")
 
 
@@ -46,15 +48,41 @@ def render(
 
 
 @app.command()
-def verify(bundle: Annotated[str, typer.Argument(help="A bundle's folder or the name of a shipped one.")]) -> None:
-    """Check a bundle: files, metadata, references, properties, the network's input and output, weights."""
+def verify(
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder or the name of a shipped one.")],
+    trust: Trust = False,
+) -> None:
+    """Say whether a bundle could run code of its own; then check files, metadata, references, network, weights.
+
+    The first is done by reading alone. What runs parts of the bundle is left out while it is not trusted.
+    """
     from medunet.bundle import find_bundle, verify_bundle
+    from medunet.trust import judge, require_trust
 
     console = Console(soft_wrap=True, highlight=False)
-    results = verify_bundle(find_bundle(bundle))
+    folder = find_bundle(bundle)
+    verdict = require_trust(folder, trust=True) if trust else judge(folder)
+    for line in verdict.lines():
+        console.print(escape(line), style=None if verdict.is_trusted else "red")
+    results = verify_bundle(folder)
     for name, fault in results.items():
-        console.print(
-            f"{'ok  ' if fault is None else '[bold red]FAIL[/]'} {name}{'' if fault is None else ': ' + fault}"
-        )
+        mark = "ok  " if fault is None else "[bold red]FAIL[/]"
+        console.print(f"{mark} {name}{'' if fault is None else ': ' + escape(fault)}")
     if any(fault is not None for fault in results.values()):
         raise typer.Exit(1)
+
+
+@app.command()
+def unpack(
+    archive: Annotated[Path, typer.Argument(help="A bundle as .zip, .tar or .tar.gz.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle; must not exist.")],
+) -> None:
+    """Unpack a bundle from somebody else: no path outside, no links, not endless; then say whether to trust it."""
+    from medunet import trust
+
+    console = Console(soft_wrap=True, highlight=False)
+    folder = trust.unpack(archive, output)
+    for line in trust.judge(folder).lines():
+        console.print(escape(line))
+    console.print(f"bundle: {escape(str(folder))}")
+    console.print(f"next: medunet bundle verify {escape(str(folder))}")

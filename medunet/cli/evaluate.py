@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from medunet.cli.options import Device
+from medunet.cli.options import Device, Trust
 
 
 def evaluate(
@@ -26,15 +26,18 @@ def evaluate(
         typer.Option("--em/--no-em", help="V_rand, V_info, warping error; by default for 2D with two labels."),
     ] = None,
     device: Device = "auto",
+    trust: Trust = False,
 ) -> None:
     """Measure a run on labelled images, or a folder of predictions against references."""
     from medunet.bundle import evaluate_bundle, evaluate_folders, find_bundle
     from medunet.errors import ConfigError
+    from medunet.files import claim
 
     if bundle is not None and data is not None and pred is None and ref is None:
         folder = find_bundle(bundle)
         output = output or folder / "evaluation"
-        result = evaluate_bundle(folder, data, output, section=section, device=device, em=em)
+        with claim(output):
+            result = evaluate_bundle(folder, data, output, section=section, device=device, em=em, trust=trust)
     elif pred is not None and ref is not None and bundle is None and data is None:
         output = output or pred
         result = evaluate_folders(pred, ref, output, em=em)

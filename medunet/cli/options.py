@@ -17,6 +17,11 @@ Preset = Annotated[
     typer.Option("--preset", metavar="NAME", help="An overlay of the bundle, such as few or sgd_poly; repeatable."),
 ]
 
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Run a bundle that could run code of its own; its exact content is remembered."),
+]
+
 
 def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
     """`key=value` texts as a dictionary; values are YAML, or MONAI expressions that begin with `$` or `@`.

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from medunet.cli.options import Device, Set, parse_settings
+from medunet.cli.options import Device, Set, Trust, parse_settings
 
 if TYPE_CHECKING:
     from medunet.prediction import Prediction
@@ -60,6 +60,7 @@ def predict(
         bool, typer.Option("--verbose", "-v", help="Show tiles, the choice of the fast network, and tracebacks.")
     ] = False,
     settings: Set = None,
+    trust: Trust = False,
 ) -> None:
     """Segment images; a result bears its input's name and holds the data set's label values.
 
@@ -68,10 +69,12 @@ def predict(
     """
     from medunet.bundle import find_bundle
     from medunet.datasets import list_inputs
+    from medunet.files import check_target, claim
     from medunet.prediction import Predictor
 
     if verbose:
         logging.getLogger("medunet").setLevel(logging.DEBUG)
+    check_target(output)
     begun = time.perf_counter()
     predictor = Predictor(
         find_bundle(bundle),
@@ -84,6 +87,7 @@ def predict(
         skip_done=skip_existing,
         ensemble=[find_bundle(name) for name in ensemble or ()],
         benchmark=benchmark,
+        trust=trust,
     )
     sources = list_inputs(inputs, channels=predictor.channels)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -94,6 +98,7 @@ def predict(
     silent = verbose or not console.is_terminal
     try:
         with (
+            claim(output),
             Progress(console=console, transient=True, disable=silent) as progress,
             contextlib.closing(predictor.predict(sources)) as predictions,
         ):

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import Device
+from medunet.cli.options import Device, Trust
 from medunet.cli.train import show_folds, show_training
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def resume(
     uri: Uri = None,
     experiment: Experiment = EXPERIMENT,
     device: Device = "auto",
+    trust: Trust = False,
 ) -> None:
     """Go on with a training that was stopped, after its last whole epoch."""
     from medunet.bundle import TrainingResult, resume_run
@@ -118,7 +119,7 @@ def resume(
         raise DataError(
             "the run's folder is not here", file=folder, received=run.name, remedy="name its parent by --runs"
         )
-    result = resume_run(place, device=device, tracking_uri=_store(folder, uri))
+    result = resume_run(place, device=device, tracking_uri=_store(folder, uri), trust=trust)
     if isinstance(result, TrainingResult):
         show_training(result)
     else:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import Device, Preset, Set, parse_settings
+from medunet.cli.options import Device, Preset, Set, Trust, parse_settings
 from medunet.cli.predict import EXIT_INTERRUPTED, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def train(
         ),
     ] = None,
     settings: Set = None,
+    trust: Trust = False,
 ) -> None:
     """Train a bundle on labelled images. The run's folder is a bundle itself."""
     from medunet.bundle import find_bundle, train_bundle, train_folds
@@ -58,23 +59,14 @@ def train(
         changes["init_from"] = str(init_from.resolve())
     data_name = data.resolve().parent.name if data.is_file() else data.resolve().name
     base = f"{source.resolve().name}_{data_name}"
+    options: dict[str, Any] = {"presets": preset or (), "device": device, "trust": trust}
     if folds is not None:
         output = output or Path("runs") / f"{base}_folds"
         chosen = _parse_folds(folds)
         if tracking_uri is None and "tracking_uri" not in changes:
             tracking_uri = default_store(output.parent)
-        show_folds(
-            train_folds(
-                source,
-                data,
-                output,
-                folds=chosen,
-                changes=changes,
-                presets=preset or (),
-                device=device,
-                tracking_uri=tracking_uri,
-            )
-        )
+        options["tracking_uri"] = tracking_uri
+        show_folds(train_folds(source, data, output, folds=chosen, changes=changes, **options))
         return
     output = output or Path("runs") / f"{base}_fold{fold}"
     if tracking_uri is None and "tracking_uri" not in changes:
@@ -82,14 +74,7 @@ def train(
     changes = {"fold": fold, **changes}
     try:
         result = train_bundle(
-            source,
-            data,
-            output,
-            changes=changes,
-            presets=preset or (),
-            device=device,
-            resume=resume,
-            tracking_uri=tracking_uri,
+            source, data, output, changes=changes, resume=resume, tracking_uri=tracking_uri, **options
         )
     except KeyboardInterrupt:
         _errors().print("[bold red]stopped[/] the same command with --resume goes on after the last whole epoch")

@@ -22,6 +22,7 @@ import torch
 from monai.data import MetaTensor
 
 from medunet.errors import ConfigError, DataError
+from medunet.files import sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -218,6 +219,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
     for _ in range(3):
         try:
             temporary.rename(folder)
+            sync_folder(folder.parent)
             return
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):

@@ -94,12 +94,11 @@ def restore_probabilities(
     size = tuple(part.stop - part.start for part in region)
     if tuple(logits.shape[1:]) != size:
         raise GeometryError("logits do not fit the grid", received=tuple(logits.shape), expected=f"(classes, *{size})")
-    core = core_of(region, grid)
     if grid.is_identity:
-        own = (slice(None), *(slice(0, len(part)) for part in core))
-        place = (slice(None), *(slice(part.start, part.stop) for part in core))
-        out[place] = _activated(logits[own].float(), activation).to(out.device)
+        place = (slice(None), *region)
+        out[place] = _activated(logits.float(), activation).to(out.device)
         return out
+    core = core_of(region, grid)
     if grid.axes is None:
         _oblique(logits, grid, core, out, activation)
         return out

@@ -133,8 +133,8 @@ def restore_labels(
         grid: where the source's voxels lie.
         threshold: of a single channel, on the scale of the logits.
         out: `(*source)`, uint8, to write into; by default a new one.
-        region: where on the network's grid the tile lies, for tiles of `OverlapTileInferer.tiles(extend=1)`; each
-            source voxel is written by one tile. Without it the logits are those of the whole grid.
+        region: where on the network's grid the tile lies, for tiles of `OverlapTileInferer.tiles(extend=1)`, or of
+            `tiles()` on a grid that is the source's own. Without it the logits are those of the whole grid.
 
     Returns:
         `(*source)`, uint8, on the device of the logits or of `out`.
@@ -151,11 +151,10 @@ def restore_labels(
         )
     if out is None:
         out = torch.zeros(grid.source_size, dtype=torch.uint8, device=logits.device)
-    core = core_of(region, grid)
-    if grid.is_identity:
-        own = (slice(None), *(slice(0, len(part)) for part in core))
-        out[tuple(slice(part.start, part.stop) for part in core)] = decide(logits[own], threshold)
+    if grid.is_identity:  # nothing lies between voxels, so that a tile needs no neighbour
+        out[region] = decide(logits, threshold)
         return out
+    core = core_of(region, grid)
     axes = grid.axes
     if axes is None:
         _restore_oblique(logits, grid, core, out, threshold)

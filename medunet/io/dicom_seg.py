@@ -19,7 +19,7 @@ from skimage.color import rgb2lab
 from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
-from .dicom_source import SourcePlane, frame_groups, plane_geometry, read_dataset
+from .dicom_source import SourcePlane, frame_groups, keep_only_links, plane_geometry, read_dataset
 from .extras import import_extra
 from .lattice import lattice_map, lay_on
 from .segments import Code, Segment
@@ -94,7 +94,10 @@ def make_dicom_seg(
                 series_description=description,
             )
     except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"highdicom refuses the series' headers: {error}", remedy="write .nii.gz") from error
+        # its words may quote a header, so they are not passed on
+        kind = type(error).__name__
+        raise DataError(f"highdicom refuses the series' headers ({kind})", remedy="write .nii.gz") from None
+    keep_only_links(made, first)
     if "ContentCreatorName" not in made:
         made.ContentCreatorName = ""  # nobody, but the standard wants the attribute
     return made

@@ -105,6 +105,36 @@ def copy_values(source: Dataset, target: Dataset, names: Sequence[str]) -> None:
             target.add(DataElement(name, dictionary_VR(name), text, validation_mode=IGNORE))
 
 
+LINKS = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+)
+"""What makes an object part of the patient's study; more of the patient goes into no result."""
+
+_TECHNICAL = ("SpecificCharacterSet", "PositionReferenceIndicator")
+_TELLING_VRS = {"AS", "DA", "DT", "LO", "LT", "PN", "SH", "SQ", "ST", "TM", "UC", "UT"}
+"""Texts, dates and sequences: what can tell of a person."""
+
+
+def keep_only_links(made: Dataset, source: Dataset) -> None:
+    """Remove what was copied from the source and tells more of the patient than which study it is.
+
+    ReferringPhysicianName must be there by the standard, but may be empty.
+    """
+    kept = {*LINKS, *_TECHNICAL}
+    for element in [element for element in made if element.VR in _TELLING_VRS and element.keyword not in kept]:
+        if element.tag in source and source[element.tag].value == element.value:
+            del made[element.tag]
+    made.ReferringPhysicianName = ""
+
+
 def save_dataset(dataset: Dataset, path: Path, *, implicit: bool = False) -> None:
     """Write a whole DICOM file, little endian, with pydicom 2 or 3.
 

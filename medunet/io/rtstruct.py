@@ -19,7 +19,7 @@ from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry, flip_ras_lps
 
 from .contours import Polygon, fill_contours, trace_contours
-from .dicom_source import SourcePlane, copy_values, read_dataset
+from .dicom_source import LINKS, SourcePlane, copy_values, read_dataset
 from .segments import TISSUE, Segment
 from .structures import Painting, Structure
 
@@ -38,19 +38,6 @@ _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 """Detached Study Management: retired, but what RTReferencedStudySequence still asks for by convention."""
 
 _CLOSED = ("CLOSED_PLANAR", "CLOSED_PLANAR_XOR", "CLOSEDPLANAR_XOR")
-_COPIED = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyInstanceUID",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-)
-"""What makes the object part of the patient's study; empty where the source has none."""
 
 
 def make_rtstruct(
@@ -247,7 +234,8 @@ def _empty_structure_set(source: Dataset, algorithm: Mapping[str, str], descript
     dataset.SOPClassUID = RTSTRUCT_CLASS
     dataset.SOPInstanceUID = generate_uid(prefix=None)
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
-    copy_values(source, dataset, _COPIED)
+    copy_values(source, dataset, LINKS)
+    dataset.ReferringPhysicianName = ""  # the standard wants the attribute, not the name
     dataset.Modality = "RTSTRUCT"
     dataset.SeriesInstanceUID = generate_uid(prefix=None)
     dataset.SeriesNumber = 2000 + int(source.get("SeriesNumber") or 0) % 1000

@@ -25,6 +25,9 @@ from .evaluation import evaluate_case as evaluate_case
 from .evaluation import summarise as summarise
 from .overlap import dice as dice
 from .overlap import iou as iou
+from .paired import PairedDifference as PairedDifference
+from .paired import holm as holm
+from .paired import paired_difference as paired_difference
 from .surface import SurfaceDistances as SurfaceDistances
 from .surface import hausdorff_distance as hausdorff_distance
 from .surface import mean_surface_distance as mean_surface_distance

@@ -1,17 +1,33 @@
-"""Weights in files: written whole, read without running code in them."""
+"""Weights in files: written whole, read without running code in them.
+
+Beside `model.pt`, which MONAI's tools look for, lies the same as `model.safetensors`, which holds numbers and nothing
+else. It says of which `model.pt` it is the twin, so that of two files that differ the `.pt` counts.
+"""
 
 from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
 
-from medunet.errors import ConfigError, DataError
-from medunet.files import atomic_path
+from medunet.errors import ConfigError, DataError, SecurityError
+from medunet.files import atomic_path, sha256_of, write_atomically
+
+SAFE_SUFFIX = ".safetensors"
+
+TWIN_OF = "sha256_of_pt"
+"""Key in the header of a safetensors file: the checkpoint whose weights it holds."""
+
+MAX_UNPACKED = 2
+"""PyTorch writes checkpoints uncompressed; one that unpacks to more times its size is a bomb."""
 
 
 def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -22,17 +38,59 @@ def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike[str]) ->
         path: target; its folder is made.
     """
     with atomic_path(path) as temporary:
-        torch.save(dict(content), temporary)
+        try:
+            torch.save(dict(content), temporary)
+        except RuntimeError as error:  # PyTorch's word for a full disk, whatever the system said
+            raise DataError(f"cannot be written: {_first_line(error)}", file=path, remedy=_room(path)) from error
+
+
+def save_weights(weights: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write weights as MONAI expects them (``{"model": weights}``), and the same as safetensors beside.
+
+    Args:
+        weights: a state dictionary.
+        path: of the ``.pt``.
+    """
+    path = Path(path)
+    save_checkpoint({"model": weights}, path)
+    twin = path.with_suffix(SAFE_SUFFIX)
+    if not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        twin.unlink(missing_ok=True)
+        return
+    # safetensors refuses tensors that share memory
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
+    # as bytes: safetensors' own writer leaves temporary files of its own when it is killed
+    write_atomically(twin, serialise(tensors, metadata={"format": "pt", TWIN_OF: sha256_of(path)}))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is there and every part of it has its checksum: a disk may have failed."""
+    try:
+        with zipfile.ZipFile(path) as opened:
+            return opened.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError):
+        return False
 
 
 def load_checkpoint(path: str | os.PathLike[str], *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without running code in it (``weights_only``).
+    """Read a checkpoint without running code in it: safetensors, or ``weights_only``.
+
+    Args:
+        path: ``.pt`` or ``.safetensors``; of a ``.pt`` with its twin beside, or that only has left its twin, the twin
+            is read.
+        map_location: where the tensors go.
 
     Raises:
         DataError: no such file, or not a checkpoint.
+        SecurityError: a file that unpacks to many times its size.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    twin = path.with_suffix(SAFE_SUFFIX)
+    if twin.is_file() and (path == twin or not path.is_file() or _is_twin(twin, path)):
+        return {"model": _load_safe(twin, map_location)}
+    if not path.is_file():
         raise DataError("no checkpoint", file=path, remedy="train first (medunet train), or give a trained run")
+    _check_size(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
@@ -72,6 +130,43 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str] | Sequen
             received=_first_line(error),
             remedy="use the configs that the weights were trained with",
         ) from error
+
+
+def _load_safe(path: Path, map_location: str | torch.device) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(path, framework="pt", device=str(map_location)) as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"cannot read weights: {_first_line(error)}", file=path, remedy="train again") from error
+
+
+def _is_twin(twin: Path, path: Path) -> bool:
+    try:
+        with safe_open(twin, framework="pt") as opened:
+            source = (opened.metadata() or {}).get(TWIN_OF)
+    except (SafetensorError, OSError, ValueError):
+        return False
+    return source is not None and source == sha256_of(path)
+
+
+def _check_size(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as opened:
+            unpacked = sum(info.file_size for info in opened.infolist())
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return  # what torch says of it is as good
+    if unpacked > MAX_UNPACKED * path.stat().st_size:
+        raise SecurityError(
+            "checkpoint unpacks to many times its size",
+            file=path,
+            received=f"{unpacked} bytes of {path.stat().st_size}",
+            expected="an uncompressed one, as PyTorch writes it",
+        )
+
+
+def _room(path: str | os.PathLike[str]) -> str:
+    free = shutil.disk_usage(Path(path).parent).free
+    return f"make room ({free / 2**20:.1f} MiB are free), then go on with --resume"
 
 
 def _first_line(error: BaseException) -> str:

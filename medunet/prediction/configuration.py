@@ -12,6 +12,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 
 from medunet.errors import ConfigError
 from medunet.networks import load_weights
+from medunet.trust import require_trust
 
 DEFAULTS = {"result_format": "auto", "overwrite": False}
 """What a config says that nobody has changed; bundles made before these keys lack them."""
@@ -26,6 +27,7 @@ def parse_inference(
     device: torch.device,
     options: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    trust: bool = False,
 ) -> ConfigParser:
     """Read ``configs/inference.json`` of a bundle and set what the caller decides.
 
@@ -34,13 +36,16 @@ def parse_inference(
         device: where the network runs.
         options: values by config id; those of :data:`DEFAULTS` may be absent from an old bundle while unchanged.
         overrides: the user's values by config id.
+        trust: of a bundle that could run code of its own, see :func:`medunet.trust.require_trust`.
 
     Raises:
+        SecurityError: the bundle is not trusted.
         ConfigError: no such file, an unknown key, or an option that the bundle is too old for.
     """
     file = bundle / "configs" / "inference.json"
     if not file.is_file():
         raise ConfigError("the bundle lacks inference.json", file=bundle, remedy="give a bundle or a run")
+    require_trust(bundle, trust=trust)
     parser = ConfigParser()
     parser.read_config(str(file))
     if unknown := [key for key in overrides or {} if key not in parser]:

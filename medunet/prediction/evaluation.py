@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medunet.datasets import label_files
 from medunet.errors import DataError, GeometryError
 from medunet.io import Volume, is_structure_file, output_name, read_header, read_label, read_volume, split_suffix
 from medunet.metrics import CaseScores, evaluate_case
@@ -38,7 +39,7 @@ def pair_files(predictions: Path, references: Path) -> list[Pair]:
     """Pair the label maps of two folders by name; every reference that has a prediction is measured.
 
     Args:
-        predictions: folder of predicted label maps; ``*_prob.*`` files in it are passed over.
+        predictions: folder of predicted label maps; ``*_prob.*`` and what is no label map are passed over.
         references: folder of reference label maps.
 
     Raises:
@@ -63,9 +64,9 @@ def _label_maps(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError("no such folder", file=folder)
     maps: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        stem, suffix = split_suffix(path.name)
-        if path.is_file() and suffix and not stem.endswith("_prob") and not path.name.startswith("."):
+    for path in label_files(folder):
+        stem = split_suffix(path.name)[0]
+        if path.is_file() and not stem.endswith("_prob"):
             maps[stem] = path
     return maps
 

@@ -111,8 +111,10 @@ class Predictor:
             pass of reading. They must agree in preprocessing, labels and sizes.
         benchmark: measure the forward passes apart from the inferer around them, see :class:`StageSeconds`.
         in_flight: cases between reading and the written file at once; 1 overlaps nothing.
+        trust: run bundles that could run code of their own, see :func:`medunet.trust.require_trust`.
 
     Raises:
+        SecurityError: a bundle is not trusted.
         ConfigError: a config that cannot be used, members that differ, or a device that is not there.
         DataError: no weights, or weights of another network.
     """
@@ -131,6 +133,7 @@ class Predictor:
         ensemble: Sequence[Path] = (),
         benchmark: bool = False,
         in_flight: int = IN_FLIGHT,
+        trust: bool = False,
     ) -> None:
         if overwrite and skip_done:
             raise ConfigError("results are either replaced or skipped", received="overwrite and skip_done")
@@ -147,7 +150,7 @@ class Predictor:
             # a case that is not done may still have one of its files, from a run that was interrupted between the two
             "overwrite": overwrite or skip_done,
         }
-        parser = parse_inference(bundle, device=self.device, options=options, overrides=overrides)
+        parser = parse_inference(bundle, device=self.device, options=options, overrides=overrides, trust=trust)
         self.channels: int = parser.get_parsed_content("in_channels")
         self.spatial_dims: int = parser.get_parsed_content("spatial_dims")
         spacing = parser.get_parsed_content("spacing_mm") if "spacing_mm" in parser else None
@@ -155,7 +158,7 @@ class Predictor:
         self.network = load_network(parser)
         self.inferer = parser.get_parsed_content("inferer")
         if ensemble:
-            self.network = self._join(parser, ensemble, overrides)
+            self.network = self._join(parser, ensemble, overrides, trust=trust)
         self.preprocessing = parser.get_parsed_content("preprocessing")
         self.postprocessing = parser.get_parsed_content("postprocessing")
         self.savers = _Way(self.preprocessing, self.postprocessing).savers
@@ -302,10 +305,12 @@ class Predictor:
                 case.error = _unexpected(failure, case.source)
         return case
 
-    def _join(self, parser: Any, others: Sequence[Path], overrides: Mapping[str, Any] | None) -> torch.nn.Module:
+    def _join(
+        self, parser: Any, others: Sequence[Path], overrides: Mapping[str, Any] | None, *, trust: bool
+    ) -> torch.nn.Module:
         members = [self.network]
         for bundle in others:
-            member = parse_inference(bundle, device=self.device, overrides=overrides)
+            member = parse_inference(bundle, device=self.device, overrides=overrides, trust=trust)
             check_same_input(parser, member, bundle=bundle)
             members.append(load_network(member))
         joined = EnsembleLogits(members, activation=getattr(self.inferer, "activation", "softmax"))

@@ -1,12 +1,22 @@
-"""Reports: overlays, curves and one self-contained HTML page."""
+"""Reports: overlays, curves, distributions and one self-contained HTML page."""
 
 from __future__ import annotations
 
 from .colours import class_colours as class_colours
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
 from .contact_sheet import ContactSheet as ContactSheet
 from .curves import EpochRecord as EpochRecord
 from .curves import curves_png as curves_png
 from .curves import render_curves as render_curves
 from .overlay import overlay_png as overlay_png
 from .overlay import render_overlay as render_overlay
+from .page import RunResults as RunResults
+from .page import Setting as Setting
+from .page import class_names as class_names
+from .page import lowest_dice as lowest_dice
+from .page import write_figures as write_figures
 from .page import write_report as write_report
+from .stack import Stack as Stack
+from .stack import pack_case as pack_case
+from .stack import places_of as places_of

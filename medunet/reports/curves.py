@@ -1,16 +1,15 @@
-"""Curves of a training: loss and validation Dice against epochs, as a PNG."""
+"""Curves of trainings: loss and validation Dice against epochs."""
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from typing_extensions import NotRequired
 
@@ -18,14 +17,18 @@ from medunet.errors import DataError
 from medunet.files import write_atomically
 
 from .colours import class_colours
+from .panels import RUN_COLOURS, Panel, Theme, render_png
 
-PANEL_INCHES = (5.0, 3.1)
-DOTS_PER_INCH = 140
-
-Panel: TypeAlias = Literal["training loss", "validation Dice"]
+PanelName: TypeAlias = Literal["training loss", "validation Dice"]
 
 LOG_SCALE_RATIO = 20.0
 """A loss that falls by more than this factor is drawn on a logarithmic axis, or its end would be a flat line."""
+
+ROOM_BELOW = 0.15
+"""How far under the lowest Dice its axis begins; good trainings would else be a line at the top."""
+
+MANY_CLASSES = 10
+"""More classes than these make a legend that covers the curves; then only the mean is drawn."""
 
 
 class EpochRecord(TypedDict):
@@ -39,25 +42,12 @@ class EpochRecord(TypedDict):
     val_dice: NotRequired[dict[str, float]]
 
 
-class Theme(TypedDict):
-    """Colours of one appearance of the page."""
-
-    paper: str
-    ink: str
-    faint: str
-    line: str
-
-
-LIGHT = Theme(paper="#ffffff", ink="#5b6168", faint="#e3e5e8", line="#1c1f23")
-DARK = Theme(paper="#1a1d21", ink="#9aa1aa", faint="#30353b", line="#e6e8eb")
-
-
 def curves_png(history: Sequence[EpochRecord], *, path: str | os.PathLike[str], dark: bool = False) -> Path:
     """Draw the curves into a PNG file and return its path; arguments as of `render_curves`."""
     return write_atomically(path, render_curves(history, dark=dark))
 
 
-def panels_of(history: Sequence[EpochRecord]) -> tuple[Panel, ...]:
+def panels_of(history: Sequence[EpochRecord]) -> tuple[PanelName, ...]:
     """Return the panels that a history can fill."""
     return (
         ("training loss", "validation Dice")
@@ -67,7 +57,7 @@ def panels_of(history: Sequence[EpochRecord]) -> tuple[Panel, ...]:
 
 
 def render_curves(
-    history: Sequence[EpochRecord], *, panels: Sequence[Panel] | None = None, dark: bool = False
+    history: Sequence[EpochRecord], *, panels: Sequence[PanelName] | None = None, dark: bool = False
 ) -> bytes:
     """Draw training loss and, where there is any, the Dice of each class and their mean as PNG.
 
@@ -81,65 +71,108 @@ def render_curves(
     """
     if not history:
         raise DataError("a history without epochs has no curves", remedy="draw after the first epoch")
-    theme = DARK if dark else LIGHT
-    panels = panels_of(history) if panels is None else panels
-    width, height = PANEL_INCHES
-    figure = Figure((width * len(panels), height), dpi=DOTS_PER_INCH, facecolor=theme["paper"], layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _style(axes, panel, theme)
-        if panel == "training loss":
-            _loss(axes, history, theme)
-        else:
-            _dice(axes, [record for record in history if record.get("val_dice")], theme)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=theme["paper"])
-    return buffer.getvalue()
+    drawn = [panel for panel in curve_panels({"": history}) if panels is None or panel.title in panels]
+    return render_png(drawn, dark=dark)
 
 
-def _loss(axes: Axes, history: Sequence[EpochRecord], theme: Theme) -> None:
-    losses = [record["loss"] for record in history]
-    axes.plot([record["epoch"] for record in history], losses, color=theme["line"], **_stroke(len(history)))
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    if finite and min(finite) > 0 and max(finite) / min(finite) > LOG_SCALE_RATIO:
+def curve_panels(histories: Mapping[str, Sequence[EpochRecord]]) -> list[Panel]:
+    """Panels of one training, or of several in one: the classes of one, the means of several.
+
+    Args:
+        histories: records by name (of the run or fold) in the order of their colours; those without epochs are
+            left out.
+    """
+    several = len(histories) > 1
+    drawn = {
+        name: (RUN_COLOURS[place % len(RUN_COLOURS)] if several else None, history)
+        for place, (name, history) in enumerate(histories.items())
+        if history
+    }
+    if not drawn:
+        return []
+    panels = [Panel("training loss", partial(_losses, drawn))]
+    if any(record.get("val_dice") for _, history in drawn.values() for record in history):
+        panels.append(Panel("validation Dice", partial(_means if several else _classes, drawn)))
+    return panels
+
+
+def mean_dice(dice: Mapping[str, float]) -> float:
+    """Mean over the classes that have a number; NaN where none has."""
+    found = [value for value in dice.values() if math.isfinite(value)]
+    return sum(found) / len(found) if found else math.nan
+
+
+_Histories: TypeAlias = Mapping[str, tuple[str | None, Sequence[EpochRecord]]]
+
+
+def _losses(histories: _Histories, axes: Axes, theme: Theme) -> None:
+    ratios = []
+    for name, (colour, history) in histories.items():
+        losses = [record["loss"] for record in history]
+        axes.plot(
+            [record["epoch"] for record in history],
+            losses,
+            color=colour or theme["line"],
+            label=name,
+            **_stroke(len(history)),
+        )
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        ratios += [max(finite) / min(finite) if min(finite) > 0 else 1.0] if finite else []
+    if ratios and max(ratios) > LOG_SCALE_RATIO:
         axes.set_yscale("log")
+    if len(histories) > 1:
+        _legend(axes, theme, location="upper right", columns=1 + len(histories) // 6)
+    _epochs(axes, theme)
 
 
-def _dice(axes: Axes, validated: Sequence[EpochRecord], theme: Theme) -> None:
+def _means(histories: _Histories, axes: Axes, theme: Theme) -> None:
+    drawn: list[float] = []
+    for name, (colour, history) in histories.items():
+        validated = [record for record in history if record.get("val_dice")]
+        means = [mean_dice(record["val_dice"]) for record in validated]
+        drawn += means
+        epochs = [record["epoch"] for record in validated]
+        axes.plot(epochs, means, color=colour, label=name, **_stroke(len(validated)))
+    _from_lowest(axes, drawn)
+    _legend(axes, theme, location="lower right", columns=1 + len(histories) // 6)
+    _epochs(axes, theme)
+
+
+def _classes(histories: _Histories, axes: Axes, theme: Theme) -> None:
+    ((_, history),) = histories.values()
+    validated = [record for record in history if record.get("val_dice")]
     epochs = [record["epoch"] for record in validated]
     dice: list[Mapping[str, float]] = [record["val_dice"] for record in validated]
     colours = class_colours(dict.fromkeys(name for entry in dice for name in entry))
     stroke = _stroke(len(validated))
-    for name, colour in colours.items():
+    shown = colours if len(colours) <= MANY_CLASSES else {}
+    drawn = [mean_dice(entry) for entry in dice]
+    for name, colour in shown.items():
+        drawn += [entry[name] for entry in dice if name in entry]
         axes.plot(epochs, [entry.get(name, math.nan) for entry in dice], color=colour, label=name, **stroke)
     if len(colours) > 1:
-        axes.plot(
-            epochs, [_mean(entry) for entry in dice], color=theme["line"], label="mean", linestyle=(0, (4, 2)), **stroke
-        )
-    axes.set_ylim(0, 1)
-    legend = axes.legend(
-        loc="lower right", fontsize=8, frameon=False, labelcolor=theme["ink"], ncols=1 + len(colours) // 6
-    )
+        means = [mean_dice(entry) for entry in dice]
+        axes.plot(epochs, means, color=theme["line"], label="mean", linestyle=(0, (4, 2)), **stroke)
+    _from_lowest(axes, drawn)
+    _legend(axes, theme, location="lower right", columns=1 + len(shown) // 6)
+    _epochs(axes, theme)
+
+
+def _from_lowest(axes: Axes, drawn: Sequence[float]) -> None:
+    lowest = min((value for value in drawn if math.isfinite(value)), default=0.0)
+    axes.set_ylim(max(0.0, lowest - ROOM_BELOW), 1)
+
+
+def _epochs(axes: Axes, theme: Theme) -> None:
+    axes.set_xlabel("epoch", fontsize=8.5, color=theme["ink"], loc="right")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend(axes: Axes, theme: Theme, *, location: Literal["upper right", "lower right"], columns: int) -> None:
+    legend = axes.legend(loc=location, fontsize=8, frameon=False, labelcolor=theme["ink"], ncols=columns)
     legend.set_in_layout(False)
-
-
-def _mean(dice: Mapping[str, float]) -> float:
-    found = [value for value in dice.values() if math.isfinite(value)]
-    return sum(found) / len(found) if found else math.nan
 
 
 def _stroke(points: int) -> dict[str, Any]:
     """Return the style of a line; a single point has no line, so it gets a mark."""
     return {"linewidth": 1.6, "marker": "o" if points == 1 else "", "markersize": 4}
-
-
-def _style(axes: Axes, title: str, theme: Theme) -> None:
-    axes.set_facecolor(theme["paper"])
-    axes.set_title(title, loc="left", fontsize=9.5, color=theme["ink"])
-    axes.set_xlabel("epoch", fontsize=8.5, color=theme["ink"], loc="right")
-    axes.tick_params(colors=theme["ink"], labelsize=8, length=0)
-    axes.grid(True, axis="y", color=theme["faint"], linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(theme["faint"])

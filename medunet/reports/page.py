@@ -1,263 +1,279 @@
-"""One self-contained HTML page about a run: no network, no other files, light and dark, wide and narrow."""
+"""One self-contained HTML page about runs: no network, no other files, light and dark, wide and narrow."""
 
 from __future__ import annotations
 
-import base64
-import html
+import json
 import math
 import os
-import struct
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from string import Template
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from medunet import __version__
-from medunet.errors import DataError
 from medunet.files import write_atomically
-from medunet.metrics.evaluation import CaseScores, ClassScores, Summary, summarise
+from medunet.metrics import CaseScores, summarise
 from medunet.metrics.overlap import Status
 
 from .colours import class_colours
-from .curves import EpochRecord, panels_of, render_curves
-
-MAX_OVERLAYS = 24
-"""Pictures in one page: at about 200 kB each the page still opens on a phone."""
-
-WIDE = 1.5
-"""Width over height beyond which a picture takes the whole width of the page: three planes, not one slice."""
-
-PNG_START = b"\x89PNG\r\n\x1a\n"
-PNG_SIZE = slice(16, 24)
-"""Where a PNG keeps its width and height (ISO/IEC 15948, IHDR)."""
-
-EM_NAMES = {
-    "v_rand": "V<sub>rand</sub>",
-    "v_info": "V<sub>info</sub>",
-    "pixel_error": "pixel error",
-    "warping_error": "warping error",
-}
+from .comparison import compare
+from .curves import EpochRecord, curve_panels
+from .distributions import EM_TITLES, METRICS, difference_panel, distribution_panels
+from .panels import RUN_COLOURS, Panel, render_png, render_svg
+from .stack import Stack
 
 FAILURES: tuple[Status, ...] = ("missed", "spurious")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Names of runs in figures and columns; also their largest number."""
 
-CLASS_COLUMNS = ("Dice", "HD95", "MSD")
-"""Columns of the table that each class has."""
 
-NOTE = (
-    "Dice counts overlap (1 is perfect). HD95 and MSD are the 95th percentile and the mean of the distances between "
-    "the surfaces, in mm. A class that is in neither image is left out of all means; one that was missed or invented "
-    "counts as Dice 0 and has no distance."
-)
+@dataclass(frozen=True)
+class Setting:
+    """A value of a run's configuration.
+
+    Args:
+        id: of the config.
+        value: for reading.
+        why: the reason, if one is known.
+        is_changed: whether the bundle that the run was made of has another value.
+    """
+
+    id: str
+    value: str
+    why: str = ""
+    is_changed: bool = False
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """What the page tells of one run. All of it is shown as text; nothing of it may name a patient or a path.
+
+    Args:
+        name: of the run.
+        cases: what `evaluate_case` returned for each case.
+        histories: records of the training; several of a cross-validation, by fold.
+        facts: what was run, name -> value, shown in this order.
+        settings: what was configured, and why.
+        notes: what the reader must know before believing the numbers.
+        trained_on: names of cases that the network has seen in training.
+        groups: what a case belongs to, such as its fold.
+        cleaning: of a cross-validation: header and rows of what was tried after the network.
+    """
+
+    name: str
+    cases: Sequence[CaseScores] = ()
+    histories: Mapping[str, Sequence[EpochRecord]] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    settings: Sequence[Setting] = ()
+    notes: Sequence[str] = ()
+    trained_on: frozenset[str] = frozenset()
+    groups: Mapping[str, str] = field(default_factory=dict)
+    cleaning: Sequence[Sequence[str]] = ()
+
+
+def lowest_dice(runs: Sequence[RunResults]) -> dict[str, float]:
+    """The lowest mean Dice of any run by case, the worst case first; 1 for cases without a number, which come last."""
+    lowest: dict[str, float] = {}
+    for run in runs:
+        for case in run.cases:
+            dice = case["mean_dice"] if math.isfinite(case["mean_dice"]) else math.inf
+            lowest[case["name"]] = min(dice, lowest.get(case["name"], math.inf))
+    ordered = sorted(lowest.items(), key=lambda entry: (entry[1], entry[0]))
+    return {name: dice if math.isfinite(dice) else 1.0 for name, dice in ordered}
+
+
+def figures(runs: Sequence[RunResults]) -> dict[str, list[Panel]]:
+    """Panels of the page by section: `scores`, `differences` where there are several runs, and `curves`."""
+    lettered = dict(zip(LETTERS, runs, strict=False))
+    names = class_names(runs)
+    cases = {letter: run.cases for letter, run in lettered.items() if run.cases}
+    found = {"scores": distribution_panels(cases, names=names) if cases else []}
+    if len(cases) > 1:
+        found["differences"] = [
+            difference_panel(
+                f"{METRICS[metric]}, {comparison.title}",
+                comparison.differences(metric),
+                key=f"difference-{comparison.other}-{metric}",
+                colour=RUN_COLOURS[LETTERS.index(comparison.other) % len(RUN_COLOURS)],
+            )
+            for comparison in compare(cases)
+            if comparison.cases
+            for metric in ("dice", "msd_mm")
+        ]
+    if len(runs) == 1:
+        histories = dict(runs[0].histories)
+    else:
+        histories = {
+            " ".join(filter(None, (letter, name if len(run.histories) > 1 else ""))): history
+            for letter, run in lettered.items()
+            for name, history in run.histories.items()
+        }
+    found["curves"] = curve_panels(histories)
+    return {section: panels for section, panels in found.items() if panels}
+
+
+def class_names(runs: Sequence[RunResults]) -> list[str]:
+    """Names of the classes that were measured in any run, in order."""
+    return list(dict.fromkeys(name for run in runs for case in run.cases for name in case["classes"]))
+
+
+def write_figures(folder: str | os.PathLike[str], runs: Sequence[RunResults]) -> list[Path]:
+    """Write the figures of the page as PNG files and return their paths."""
+    return [
+        write_atomically(Path(folder) / f"{section}.png", render_png(panels))
+        for section, panels in figures(runs).items()
+    ]
 
 
 def write_report(
     path: str | os.PathLike[str],
+    runs: Sequence[RunResults],
     *,
     title: str,
-    summary: Mapping[str, object],
-    history: Sequence[EpochRecord] = (),
-    cases: Sequence[CaseScores] = (),
-    overlays: Mapping[str, str | os.PathLike[str] | bytes] | None = None,
-    max_overlays: int = MAX_OVERLAYS,
+    stacks: Mapping[str, Stack] | None = None,
+    maps: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """Write the page and return its path. All text is escaped; pictures are embedded.
 
     Args:
         path: the HTML file; it appears whole or not at all.
+        runs: one, or several to compare; at most 26.
         title: headline.
-        summary: what was run, name -> value, shown in this order.
-        history: one record an epoch, for the curves.
-        cases: what `evaluate_case` returned for each case; the table and the overlays begin with the worst.
-        overlays: case name -> PNG (file or content).
-        max_overlays: how many of them are shown.
-
-    Raises:
-        DataError: an overlay cannot be read or is not a PNG.
+        stacks: small volumes by case name; cases without one stand in the table alone. Label maps name the classes by
+            their place in `class_names`, from 1.
+        maps: for every stack the letters of the runs whose predictions follow the reference; by default all runs.
     """
-    ordered = sorted(cases, key=lambda case: (math.isnan(case["mean_dice"]), case["mean_dice"], case["name"]))
-    sections = [
-        _section("What was run", _key_values(summary)) if summary else "",
-        _section("Training", _curves(history)) if history else "",
-        _section("Cases", f"<p>{html.escape(NOTE)}</p>" + _table(ordered)) if ordered else "",
-        _gallery(ordered, overlays, max_overlays) if overlays else "",
-    ]
-    page = Template(_part("page.html")).substitute(
-        title=html.escape(title),
-        css=_part("page.css"),
-        js=_part("page.js"),
-        tiles=_tiles(summarise(ordered)) if ordered else "",
-        sections="\n".join(filter(None, sections)),
-        footer=f"medunet {html.escape(__version__)}",
-    )
-    return write_atomically(path, page)
-
-
-def _part(name: str) -> str:
-    return (resources.files(__package__) / name).read_text(encoding="utf-8")
-
-
-def _section(heading: str, content: str) -> str:
-    return f"<section>\n<h2>{html.escape(heading)}</h2>\n{content}\n</section>"
-
-
-def _tiles(summary: Summary) -> str:
-    """Return the headline numbers: overall Dice, then each class, then EM scores."""
-    tiles = []
-    if len(summary["classes"]) > 1:
-        tiles.append(_tile("mean Dice", summary["mean_dice"], f"{_count(summary['cases'], 'case')}"))
-    colours = class_colours(summary["classes"])
-    for name, entry in summary["classes"].items():
-        distance = entry["scores"]["hd95_mm"]["median"]
-        details = [f"HD95 {_number(distance, 1)} mm (median)"] if math.isfinite(distance) else []
-        status = entry["status"]
-        details += [f"{word} in {_count(status[word], 'case')}" for word in FAILURES if status[word]]
-        label = f'<span class="swatch" style="background:{colours[name]}"></span>{html.escape(name)} Dice'
-        tiles.append(_tile(label, entry["scores"]["dice"]["mean"], "<br>".join(details)))
-    for key, statistics in summary.get("em", {}).items():
-        tiles.append(_tile(EM_NAMES.get(key, html.escape(key)), statistics["mean"], "", digits=4))
-    return f'<div class="tiles">{"".join(tiles)}</div>'
-
-
-def _tile(label: str, value: float, detail: str, *, digits: int = 3) -> str:
-    return (
-        f'<div class="tile"><div class="name">{label}</div><div class="value">{_number(value, digits)}</div>'
-        f'<div class="detail">{detail}</div></div>'
-    )
-
-
-def _key_values(summary: Mapping[str, object]) -> str:
-    rows = "".join(
-        f"<dt>{html.escape(str(key))}</dt><dd>{html.escape(str(value))}</dd>" for key, value in summary.items()
-    )
-    return f'<div class="card"><dl>{rows}</dl></div>'
-
-
-def _curves(history: Sequence[EpochRecord]) -> str:
-    """Return each panel twice; the browser takes the picture that fits its appearance, and stacks them on a phone."""
-    pictures = []
-    for panel in panels_of(history):
-        light, dark = (_data_url(render_curves(history, panels=(panel,), dark=dark)) for dark in (False, True))
-        alt = f"{panel} over {_count(len(history), 'epoch')}"
-        pictures.append(
-            f'<picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-            f'<img src="{light}" alt="{alt}"></picture>'
-        )
-    return f'<div class="card curves">{"".join(pictures)}</div>'
-
-
-def _table(cases: Sequence[CaseScores]) -> str:
-    """Return the table of cases: a group of columns for each class, sorted by a click on a column's head."""
-    names = list(dict.fromkeys(name for case in cases for name in case["classes"]))
-    em = list(dict.fromkeys(key for case in cases for key in case.get("em", {})))
+    runs = list(runs)[: len(LETTERS)]
+    lettered = dict(zip(LETTERS, runs, strict=False))
+    stacks = stacks or {}
+    names, lowest = class_names(runs), lowest_dice(runs)
+    order = list(lowest)
+    panels = figures(runs)
+    measured = {letter: run.cases for letter, run in lettered.items() if run.cases}
     colours = class_colours(names)
-    groups = "".join(
-        f'<th class="group first" colspan="{len(CLASS_COLUMNS)}" scope="colgroup">'
-        f'<span class="swatch" style="background:{colours[name]}"></span>{html.escape(name)}</th>'
-        for name in names
+    document = {
+        "cases": order,
+        "classes": [{"name": name, "colour": colours[name]} for name in names],
+        "points": {
+            gid: [order.index(case) for case in cases]
+            for section in panels.values()
+            for panel in section
+            for gid, cases in panel.points.items()
+        },
+        "runs": [{"letter": letter, "name": run.name} for letter, run in lettered.items()],
+    }
+    pictures = {
+        order.index(name): {**stack.document(), "letters": list((maps or {}).get(name, lettered))}
+        for name, stack in stacks.items()
+        if name in lowest
+    }
+    page = _environment().get_template("page.html")
+    text = page.render(
+        title=title,
+        version=__version__,
+        runs=lettered,
+        run_colours=dict(zip(LETTERS, RUN_COLOURS * 5, strict=False)),
+        summaries={letter: summarise(cases) for letter, cases in measured.items()},
+        classes=colours,
+        em_keys=list(dict.fromkeys(k for cases in measured.values() for case in cases for k in case.get("em", {}))),
+        em_titles=EM_TITLES,
+        comparisons=compare(measured) if len(measured) > 1 else [],
+        metrics=METRICS,
+        order=order,
+        lowest=lowest,
+        nan=math.nan,
+        scores={letter: {case["name"]: case for case in cases} for letter, cases in measured.items()},
+        seen={name for run in runs for name in run.trained_on} & set(order),
+        settings=_settings(lettered),
+        svgs={
+            section: [
+                (panel.inches, Markup(render_svg(panel, key=f"{section}{place}")))
+                for place, panel in enumerate(entries)
+            ]
+            for section, entries in panels.items()
+        },
+        document=_json(document),
+        pictures={index: _json(picture) for index, picture in sorted(pictures.items())},
+        failures=FAILURES,
     )
-    if em:
-        groups += f'<th class="group first" colspan="{len(em)}" scope="colgroup">EM</th>'
-    titles = [
-        "case",
-        "mean Dice",
-        *(CLASS_COLUMNS * len(names)),
-        *(EM_NAMES.get(key, html.escape(key)) for key in em),
-    ]
-    firsts = {2 + len(CLASS_COLUMNS) * place for place in range(len(names) + bool(em))}
-    heads = "".join(
-        f'<th data-column="{place}" scope="col"{_first(place in firsts)}{_sorted(place)}>'
-        f'<button type="button">{text}</button></th>'
-        for place, text in enumerate(titles)
+    return write_atomically(path, re.sub(r"\n\s*\n+", "\n", text))
+
+
+@dataclass(frozen=True)
+class _SettingRow:
+    id: str
+    values: Sequence[str]
+    why: str
+    is_changed: bool
+    differs: bool
+
+
+def _settings(runs: Mapping[str, RunResults]) -> list[_SettingRow]:
+    """One row an id; the reasons of several runs follow each other where they differ."""
+    by_run = [{setting.id: setting for setting in run.settings} for run in runs.values()]
+    rows = []
+    for id_ in dict.fromkeys(id_ for settings in by_run for id_ in settings):
+        found = [settings.get(id_) for settings in by_run]
+        values = [setting.value if setting else "" for setting in found]
+        reasons = dict.fromkeys(setting.why for setting in found if setting and setting.why)
+        changed = any(setting.is_changed for setting in found if setting)
+        rows.append(_SettingRow(id_, values, " / ".join(reasons), changed, len(set(values)) > 1))
+    return rows
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("medunet.reports", package_path=""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    rows = "".join(_row(case, names, em) for case in cases)
-    return (
-        f'<div class="card scroll"><table><thead><tr><th></th><th></th>{groups}</tr>\n<tr>{heads}</tr></thead>\n'
-        f"<tbody>\n{rows}</tbody></table></div>"
-    )
+    environment.filters["number"] = number
+    environment.filters["p_value"] = p_value
+    environment.globals["part"] = _part
+    environment.globals["finite"] = math.isfinite
+    return environment
 
 
-def _row(case: CaseScores, names: Sequence[str], em: Sequence[str]) -> str:
-    name = html.escape(case["name"])
-    cells = [f'<td data-value="{name}" title="{name}">{name}</td>', _cell(case["mean_dice"], 3)]
-    for label in names:
-        scores = case["classes"].get(label)
-        if scores is None:
-            cells += [_cell(math.nan, 3, first=title == CLASS_COLUMNS[0]) for title in CLASS_COLUMNS]
-        else:
-            cells += _class_cells(scores)
-    found = case.get("em", {})
-    cells += [_cell(found.get(key, math.nan), 4, first=place == 0) for place, key in enumerate(em)]
-    return f"<tr>{''.join(cells)}</tr>\n"
+def _part(name: str) -> Markup:
+    """A file beside the template, as it is."""
+    return Markup((resources.files(__package__) / name).read_text(encoding="utf-8"))
 
 
-def _class_cells(scores: ClassScores) -> list[str]:
-    word = "" if scores["status"] == "both" else scores["status"]
-    return [
-        _cell(scores["dice"], 3, word=word, first=True),
-        _cell(scores["hd95_mm"], 2, word=word),
-        _cell(scores["msd_mm"], 2, word=word),
-    ]
+def number(value: float, digits: int, *, signed: bool = False) -> str:
+    """A number as text; a dash where there is none.
+
+    Example:
+        >>> number(0.98765, 3), number(-0.00001, 3, signed=True), number(math.nan, 2)
+        ('0.988', '0.000', '-')
+    """
+    if not math.isfinite(value):
+        return "-"
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return text.lstrip("+-") if float(text) == 0 else text
 
 
-def _cell(value: float, digits: int, *, word: str = "", first: bool = False) -> str:
-    """Return one number; where there is none, the word that says why."""
-    if math.isfinite(value):
-        return f'<td data-value="{value!r}"{_first(first)}>{_number(value, digits)}</td>'
-    return f'<td data-value="" class="word{" first" if first else ""}">{html.escape(word) or "-"}</td>'
+def p_value(value: float) -> str:
+    """A p-value as papers print it.
+
+    Example:
+        >>> p_value(0.00001), p_value(0.0312), p_value(math.nan)
+        ('< 0.001', '0.031', 'too few cases')
+    """
+    if not math.isfinite(value):
+        return "too few cases"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
-def _first(first: bool) -> str:
-    return ' class="first"' if first else ""
-
-
-def _sorted(place: int) -> str:
-    return ' aria-sort="ascending"' if place == 1 else ""  # the page begins with the worst mean Dice
-
-
-def _gallery(
-    cases: Sequence[CaseScores], overlays: Mapping[str, str | os.PathLike[str] | bytes], max_overlays: int
-) -> str:
-    """Return the pictures: worst case first, then those without scores."""
-    dice = {case["name"]: case["mean_dice"] for case in cases}
-    names = [case["name"] for case in cases if case["name"] in overlays]
-    names += [name for name in overlays if name not in dice]
-    figures = []
-    for name in names[:max_overlays]:
-        score = f" &middot; mean Dice {_number(dice[name], 3)}" if name in dice else ""
-        png = _png(name, overlays[name])
-        width, height = struct.unpack(">II", png[PNG_SIZE])
-        shape = "" if width > WIDE * height else ' class="narrow"'
-        figures.append(
-            f'<figure{shape}><img src="{_data_url(png)}" width="{width}" height="{height}" '
-            f'alt="Overlay of {html.escape(name)}"><figcaption><b>{html.escape(name)}</b>{score}</figcaption></figure>'
-        )
-    note = "Coloured lines are the prediction, dashed white lines the reference; the worst case comes first."
-    if len(names) > max_overlays:
-        note += f" {max_overlays} of {len(names)} cases are shown."
-    return _section("Overlays", f"<p>{html.escape(note)}</p>" + '<div class="gallery">' + "\n".join(figures) + "</div>")
-
-
-def _png(name: str, overlay: str | os.PathLike[str] | bytes) -> bytes:
-    if isinstance(overlay, bytes):
-        content, file = overlay, None
-    else:
-        file = os.fspath(overlay)
-        try:
-            content = Path(file).read_bytes()
-        except OSError as error:
-            raise DataError(f"overlay of {name} cannot be read: {error.strerror}", file=file) from error
-    if not content.startswith(PNG_START) or len(content) < PNG_SIZE.stop:
-        raise DataError(f"overlay of {name} is not a PNG", file=file)
-    return content
-
-
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
-def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _json(document: Any) -> Markup:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(document, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)

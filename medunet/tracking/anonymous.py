@@ -12,7 +12,7 @@ from typing import Any
 
 from .case_codes import PATH_WORD, CaseCodes
 
-NEVER_PACKED = ("last.pt",)
+NEVER_PACKED = ("last.pt", "previous.pt")
 """What only continuing needs."""
 
 _LEFT_OUT = re.compile(r"(Cases that were left out:\n\n)(?:- .*\n)+")
@@ -29,6 +29,8 @@ def anonymous_config(config: Mapping[str, Any], codes: CaseCodes) -> dict[str, A
     changed: dict[str, Any] = _without_paths(config)
     if "dataset_dir" in changed:
         changed["dataset_dir"] = "."
+    if "://" in str(changed.get("tracking_uri") or "").split("$")[0]:  # where others log to is theirs to say
+        changed["tracking_uri"] = ""
     if isinstance(changed.get("validation_cases"), list):
         changed["validation_cases"] = [codes[str(name)] for name in changed["validation_cases"]]
     return changed

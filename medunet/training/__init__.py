@@ -3,6 +3,7 @@
 from .averaging import WeightAverage as WeightAverage
 from .checkpoint import BEST_NAME as BEST_NAME
 from .checkpoint import LAST_NAME as LAST_NAME
+from .checkpoint import PREVIOUS_NAME as PREVIOUS_NAME
 from .checkpoint import CheckpointHandler as CheckpointHandler
 from .checkpoint import WeightsLoader as WeightsLoader
 from .data import DataHandler as DataHandler

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from medunet.networks import load_checkpoint, load_weights, save_checkpoint
+from medunet.errors import DataError
+from medunet.files import check_target, keep_as, remove_remains
+from medunet.networks import is_whole, load_checkpoint, load_weights, save_checkpoint, save_weights
+from medunet.trust import forget_weights
 
 from .averaging import WeightAverage
 
@@ -21,6 +24,11 @@ BEST_NAME = "model.pt"
 """Weights with the best validation metric, `{"model": state_dict}`: the file that MONAI's tools look for."""
 LAST_NAME = "last.pt"
 """Everything that continuing needs; written after every epoch."""
+PREVIOUS_NAME = "previous.pt"
+"""The last but one: taken where a failing disk has broken the last."""
+
+SPARE_COPIES = 3
+"""Checkpoints that must find room at the start: a new one beside the last and the one before."""
 
 
 class WeightsLoader:
@@ -52,7 +60,8 @@ class CheckpointHandler:
     Attach to the trainer (as one of its ``train_handlers``). After every epoch ``last.pt`` holds network, optimizer,
     schedule, loss scaler and epoch; when the validator's key metric improves, ``model.pt`` holds the network's
     weights, averaged where averaging is on. Where nothing is validated, ``model.pt`` follows the last epoch. Both are
-    written atomically.
+    written atomically; ``model.safetensors`` holds the same weights as ``model.pt``, ``previous.pt`` what was
+    ``last.pt`` before. Before the first step it is made sure that there is room for them.
 
     Args:
         folder: where to write.
@@ -98,15 +107,23 @@ class CheckpointHandler:
             self.average.attach(engine)
 
     def start(self, engine: Any) -> None:
-        """Load ``last.pt`` when resuming."""
+        """Load the newest whole state when resuming.
+
+        Raises:
+            DataError: the folder cannot be written or has no room; ``last.pt`` and ``previous.pt`` are both broken.
+        """
         # registered only now, so that it runs after all other handlers of an epoch (validation, schedule, history)
         if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
-        path = self.folder / LAST_NAME
+        if self.is_writer:
+            remove_remains(self.folder)
+            self._check_room()
+            forget_weights(self.folder.parent)
         if not self.resume:
             return
-        if not path.is_file():
-            logger.info("nothing to resume at %s: starting from the first epoch", path.name)
+        path = self._newest()
+        if path is None:
+            logger.info("nothing to resume at %s: starting from the first epoch", LAST_NAME)
             return
         state = load_checkpoint(path, map_location=engine.state.device)
         self.network.load_state_dict(state["model"])
@@ -127,6 +144,26 @@ class CheckpointHandler:
         if engine.state.epoch >= engine.state.max_epochs or state.get("stopped", False):
             engine.terminate()
 
+    def _newest(self) -> Path | None:
+        """The state to go on with; None where there is none."""
+        present = [path for name in (LAST_NAME, PREVIOUS_NAME) if (path := self.folder / name).is_file()]
+        for path in present:
+            if is_whole(path):
+                return path
+            logger.warning("%s is damaged", path)
+        if present:
+            raise DataError(
+                "every checkpoint to go on with is damaged",
+                file=present[0],
+                remedy="check the disk; train into another --output, for instance with --init-from this one",
+            )
+        return None
+
+    def _check_room(self) -> None:
+        size = sum(tensor.nbytes for tensor in self.network.state_dict().values() if isinstance(tensor, torch.Tensor))
+        states = 3 + (self.average is not None)  # weights and, at most, two moments of the optimizer
+        check_target(self.folder, needed=SPARE_COPIES * states * size)
+
     def save(self, engine: Any) -> None:
         """Write what the finished epoch gave."""
         epoch = engine.state.epoch
@@ -138,10 +175,11 @@ class CheckpointHandler:
             return
         if improved or self.best_metric is None:
             best = self.network.state_dict() if self.average is None else self.average.weights()
-            save_checkpoint({"model": best}, self.folder / BEST_NAME)
+            save_weights(best, self.folder / BEST_NAME)
         if epoch % self.save_interval and epoch != engine.state.max_epochs and not engine.should_terminate:
             return
         scaler = {} if engine.grad_scaler is None else engine.grad_scaler.state_dict()
+        keep_as(self.folder / LAST_NAME, self.folder / PREVIOUS_NAME)
         schedule = {} if self.lr_scheduler is None else self.lr_scheduler.state_dict()
         save_checkpoint(
             {

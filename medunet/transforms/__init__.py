@@ -3,6 +3,8 @@
 from .body import AboveThreshold as AboveThreshold
 from .border_weights import BorderWeightMapd as BorderWeightMapd
 from .border_weights import border_weight_map as border_weight_map
+from .cells import SeparateCellsd as SeparateCellsd
+from .cells import separate_cells as separate_cells
 from .intensity import RandNoised as RandNoised
 from .labels import IGNORE_INDEX as IGNORE_INDEX
 from .labels import BlankIgnoredd as BlankIgnoredd

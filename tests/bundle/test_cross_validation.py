@@ -124,12 +124,12 @@ def test_a_fold_that_fails_is_reported_and_the_rest_goes_on(
     assert result.folds[0].error == "case_1: loss is nan"
     assert not result.is_whole
     assert result.summary is not None and result.summary["cases"] == 2
-    assert [path.name for path in (tmp_path / "out" / "models").iterdir()] == ["fold_1.pt"]
+    assert [path.name for path in (tmp_path / "out" / "models").glob("*.pt")] == ["fold_1.pt"]
     # the same call tries the failed fold again and joins both
     monkeypatch.setattr(cross_validation, "train_prepared", train)
     again = cross_validate(cells, tmp_path / "out")
     assert [outcome.status for outcome in again.folds] == ["trained", "there already"]
-    assert sorted(path.name for path in (tmp_path / "out" / "models").iterdir()) == ["fold_0.pt", "fold_1.pt"]
+    assert sorted(path.name for path in (tmp_path / "out" / "models").glob("*.pt")) == ["fold_0.pt", "fold_1.pt"]
 
 
 def test_ctrl_c_ends_everything(cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,14 +92,60 @@ def test_any_inferer_may_evaluate(scan):
     assert simple.shape[2:] == image.shape[2:]
 
 
-def test_a_picture_stays_as_it_is(tmp_path):
+@pytest.mark.parametrize("tile_size", [None, 24, (32, 24)])
+def test_a_picture_stays_as_it_is(tmp_path, tile_size):
     path = write_volume(np.random.default_rng(0).integers(0, 255, (33, 35), np.uint8), tmp_path / "a.png")
     image = LoadImaged("image", reader=MedunetReader(), ensure_channel_first=True)({"image": str(path)})["image"]
     with torch.inference_mode():
         network = make_network(2)
-        labels = LabelInferer(OverlapTileInferer(None))(image[None], network)
+        labels = LabelInferer(OverlapTileInferer(tile_size))(image[None], network)
         expected = OverlapTileInferer(None)(image[None], network).argmax(1, keepdim=True)
     assert torch.equal(labels.as_tensor(), expected.as_tensor().to(torch.uint8))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("size", [(33, 34), (41, 22, 23)], ids=str)
+def test_tiles_leave_no_seam_on_the_networks_own_grid(padding, size):
+    torch.manual_seed(1)
+    network = UNet(len(size), 1, 3, channels=(4, 6), padding=padding).eval()
+    image = torch.rand(2, 1, *size)
+    tiles = OverlapTileInferer(28 if padding == "valid" else 24)
+    with torch.inference_mode():
+        logits = OverlapTileInferer(None)(image, network)
+        labels = LabelInferer(tiles, to_source=False)(image, network)
+        probabilities = ProbabilityInferer(tiles, to_source=False)(image, network)
+        assert sum(1 for _ in tiles.tiles(image, network)) > 2
+    torch.testing.assert_close(probabilities, logits.softmax(1), atol=1e-5, rtol=0)
+    assert (labels[:, 0] != logits.argmax(1)).float().mean() < 1e-4  # rounding where two classes are equal
+
+
+class PoisonedLabels(LabelInferer):
+    """Starts with a class that no network has."""
+
+    def _empty(self, images: int, classes: int, size: tuple[int, ...]) -> torch.Tensor:
+        return super()._empty(images, classes, size).fill_(255)
+
+
+class PoisonedProbabilities(ProbabilityInferer):
+    """Starts with no number."""
+
+    def _empty(self, images: int, classes: int, size: tuple[int, ...]) -> torch.Tensor:
+        return super()._empty(images, classes, size).fill_(float("nan"))
+
+
+@pytest.mark.parametrize("grid", ["own", "parallel", "oblique"])
+def test_every_voxel_of_the_source_is_written(scan, grid):
+    spacing = (0.8, 1.3, 2.5) if grid == "own" else (1.1, 0.9, 2.0)
+    image = preprocessing(spacing)({"image": str(scan)})["image"]
+    if grid == "oblique":
+        cosine, sine = np.cos(0.2), np.sin(0.2)
+        turn = np.array([[cosine, -sine, 0, 0], [sine, cosine, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        image.meta["original_affine"] = turn @ np.asarray(image.meta["original_affine"])
+    with torch.inference_mode():
+        labels = PoisonedLabels(OverlapTileInferer(24))(image[None], make_network())
+        probabilities = PoisonedProbabilities(OverlapTileInferer(24))(image[None], make_network())
+    assert labels.max() < 4
+    assert torch.isfinite(probabilities).all()
 
 
 def test_an_image_without_a_source_is_refused():

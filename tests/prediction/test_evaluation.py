@@ -29,11 +29,12 @@ def test_a_shift_by_one_voxel_gives_the_dice_and_distance_of_a_shifted_cube(tmp_
     assert scores["classes"]["liver"]["hd95_mm"] == pytest.approx(2.0)
 
 
-def test_files_pair_by_name_and_probabilities_are_passed_over(tmp_path: Path) -> None:
+def test_files_pair_by_name_and_what_is_no_label_map_is_passed_over(tmp_path: Path) -> None:
     write(tmp_path / "ref", "a.nii.gz")
     write(tmp_path / "ref", "b.nii.gz")
     write(tmp_path / "pred", "a.nii")
     write(tmp_path / "pred", "a_prob.nii.gz")
+    (tmp_path / "pred" / "plans.json").write_text("{}")
     assert [pair.name for pair in pair_files(tmp_path / "pred", tmp_path / "ref")] == ["a"]
 
 

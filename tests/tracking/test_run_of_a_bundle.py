@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from medunet.datasets import open_dataset
 from medunet.io import read_volume
 from medunet.prediction import Predictor
 from medunet.tracking import best_run, differing, find_run, folder_of, list_runs
+from medunet.trust import judge, unpack
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -42,6 +44,26 @@ def tracked(patients: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     uri = f"sqlite:///{root}/mlruns.db"
     train_bundle(find_bundle("unet_2d"), patients, root / "mine", changes=SMALL, device="cpu", tracking_uri=uri)
     return root / "mine", uri
+
+
+def test_a_tracked_run_and_what_is_packed_of_it_need_no_trust(tracked: tuple[Path, str], tmp_path: Path) -> None:
+    assert judge(tracked[0]).reason == "known"
+    foreign = shutil.copytree(tracked[0], tmp_path / "elsewhere")  # nobody there knows who made it
+    assert {finding.text for finding in judge(foreign).findings} == set()
+    [archive] = (tracked[0].parent / "mlruns").rglob("bundle.zip")
+    packed = unpack(archive, tmp_path / "packed")
+    assert judge(packed).reason == "known"
+    assert {path.name for path in (packed / "models").iterdir()} == {"model.pt"}
+
+
+def test_the_store_of_a_bundle_that_names_none_lies_beside_the_run(
+    patients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    changes = {**SMALL, "epochs": 1, "tracking_pictures": False, "system_metrics": False}
+    train_bundle(find_bundle("unet_2d"), patients, tmp_path / "run", changes=changes, device="cpu")
+    assert (tmp_path / "mlruns.db").is_file()
+    assert judge(tmp_path / "run").reason == "known"  # an MLflow model holds code, which is no part of a bundle
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +221,7 @@ def test_a_cross_validation_is_one_run_with_its_folds_and_its_ensemble(patients:
     [version] = client.search_model_versions("name = 'cv'")
     assert version.run_id == training.run_id
     assert folder_of(training, tmp_path) == output
+    assert [judge(run).reason for run in (output, output / "fold_0", output / "fold_1")] == ["known"] * 3
     again = resume_run(output, device="cpu", tracking_uri=uri)
     assert again.is_whole
     assert len(list_runs(uri, folds=True)) == 3

@@ -1,0 +1,40 @@
+"""`medunet report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from medunet.cli.options import Device
+
+
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN [RUN...]", help="Runs; the others are compared with the first.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The page; RUN/report.html, of several runs ./report.html by default."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Where the data set lies now, if it was moved.")] = None,
+    title: Annotated[str | None, typer.Option(help="Headline.")] = None,
+    megabytes: Annotated[float, typer.Option(help="Largest page; the worst cases have slices.")] = 5.0,
+    figures: Annotated[bool, typer.Option(help="Also write the figures as PNG, beside the page.")] = True,
+    device: Device = "auto",
+) -> None:
+    """Show runs in one HTML page that needs nothing else: curves, scores, slices of every case, configuration."""
+    from medunet.bundle import find_bundle, report_runs
+
+    folders = [Path(run) for run in runs]
+    for folder in folders:
+        find_bundle(folder.absolute())  # by its path: a shipped bundle has nothing to report
+    page = output or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
+    written = report_runs(folders, page, data=data, title=title, device=device, megabytes=megabytes, figures=figures)
+    console = Console(highlight=False, soft_wrap=True)
+    size = written.page.stat().st_size / 1e6
+    console.print(f"report: {written.page} ({written.cases} cases, {written.drawn} with slices, {size:.1f} MB)")
+    if written.figures is not None:
+        console.print(f"figures: {written.figures}")

@@ -1,0 +1,19 @@
+"""Is a bundle safe to run? Looked at as text, before anything of it is imported, parsed by MONAI or unpickled."""
+
+from .archive import unpack as unpack
+from .known import KNOWN_EXPRESSIONS as KNOWN_EXPRESSIONS
+from .known import KNOWN_TARGETS as KNOWN_TARGETS
+from .known import is_known_expression as is_known_expression
+from .known import missing_from_known as missing_from_known
+from .known import write_expressions as write_expressions
+from .scan import MAX_CONFIG_BYTES as MAX_CONFIG_BYTES
+from .scan import Finding as Finding
+from .scan import Scan as Scan
+from .scan import scan_bundle as scan_bundle
+from .verdict import UntrustedBundleError as UntrustedBundleError
+from .verdict import Verdict as Verdict
+from .verdict import adopt as adopt
+from .verdict import judge as judge
+from .verdict import require_trust as require_trust
+from .weights import forget_weights as forget_weights
+from .weights import record_weights as record_weights

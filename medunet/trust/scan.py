@@ -1,0 +1,239 @@
+"""Every place of a bundle that could run code, reach outside or is not what it was: found as text, nothing is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medunet.files import sha256_of
+
+from .known import EXPRESSION, GADGET_ARGUMENTS, KNOWN_TARGETS, MACRO, TARGET, is_known_expression
+from .logging_conf import suspicious_lines
+
+MAX_CONFIG_BYTES = 8 << 20
+"""A rendered config has some 20 KB; what is larger is not read."""
+
+CODE_SUFFIXES = frozenset(
+    {".py", ".pyc", ".pyd", ".pyw", ".pth", ".so", ".dll", ".dylib", ".sh", ".bat", ".cmd", ".ps1", ".exe"}
+    | {".ipynb", ".pkl", ".pickle", ".joblib", ".yaml", ".yml"}
+)
+"""Code, pickles, and configs in YAML, which other programs prefer to the JSON that is judged here."""
+
+SHOWN_CHARACTERS = 200
+
+READ_ONLY_IDS = frozenset({"dataset_dir", "init_from", "ckpt_path", "source", "data", "path", "_desc_"})
+"""Ids whose paths are only read, and never as code."""
+
+_OUTSIDE = re.compile(r"(/|~|\\\\|[A-Za-z]:[\\/])|.*://|(.*[\\/])?\.\.([\\/]|$)", re.DOTALL)
+
+WEIGHTS = "weights"
+"""Key of metadata.json: SHA-256 by file of `models/`."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that speaks against a bundle.
+
+    Args:
+        file: path inside the bundle.
+        where: id of the value, line or nothing.
+        text: what stands there, made safe to print.
+        why: what it could do.
+        outside: whether it only reaches outside of the bundle's folder, which is nothing in one's own bundle.
+    """
+
+    file: str
+    where: str
+    text: str
+    why: str
+    outside: bool = False
+
+    def __str__(self) -> str:
+        place = f"{self.file} {self.where}".strip()
+        return f"{place}: {self.text} ({self.why})" if self.text else f"{place} ({self.why})"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What was found.
+
+    Args:
+        findings: everything that is not known to be harmless.
+        digest: SHA-256 over all that can run code and over the findings; another one after any change of either.
+        weights: files of `models/` whose SHA-256 is the recorded one.
+    """
+
+    findings: tuple[Finding, ...]
+    digest: str
+    weights: tuple[str, ...] = ()
+
+
+def scan_bundle(bundle: Path) -> Scan:
+    """Look through a bundle's folder.
+
+    JSON is read as text and tokens (a key twice is a finding: readers differ in which one counts); `$` expressions,
+    targets, macros and arguments are compared with the lists of :mod:`medunet.trust.known`.
+    """
+    findings: list[Finding] = []
+    texts: list[tuple[str, str]] = []
+    metadata: Any = None
+    for path in _files(bundle, findings):
+        name = path.relative_to(bundle).as_posix()
+        in_configs = name.startswith("configs/")
+        if path.suffix.lower() in CODE_SUFFIXES:
+            findings.append(Finding(_safe(name), "", "", "code, or a config that other programs would run"))
+            texts.append((name, _digest_of(path)))
+        elif in_configs and path.stat().st_size > MAX_CONFIG_BYTES:
+            findings.append(Finding(_safe(name), "", f"{path.stat().st_size} bytes", "too large for a config"))
+            texts.append((name, str(path.stat().st_size)))
+        elif in_configs and path.suffix == ".json":
+            content, text = _scan_json(path, _safe(name), findings)
+            texts.append((name, text))
+            metadata = content if name == "configs/metadata.json" else metadata
+        elif in_configs:
+            findings += _scan_other(path, _safe(name))
+            texts.append((name, _digest_of(path)))
+    weights = _scan_weights(bundle, metadata, findings)
+    seen = hashlib.sha256(json.dumps([sorted(texts), sorted(map(str, findings))]).encode("utf-8", "backslashreplace"))
+    return Scan(tuple(findings), seen.hexdigest(), weights)
+
+
+def _files(bundle: Path, findings: list[Finding]) -> Iterator[Path]:
+    root = bundle.resolve()
+    for folder, folders, names in os.walk(bundle):
+        for name in sorted([*folders, *names]):
+            path = Path(folder) / name
+            if path.is_symlink():
+                target = path.resolve()
+                if target != root and root not in target.parents:
+                    where = _safe(path.relative_to(bundle).as_posix())
+                    findings.append(Finding(where, "", "", "a link that leaves the bundle", outside=True))
+        yield from (path for name in sorted(names) if (path := Path(folder) / name).is_file())
+
+
+def _digest_of(path: Path) -> str:
+    return sha256_of(path) if path.is_file() else "no plain file"
+
+
+class _TwiceError(ValueError):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise _TwiceError("a key stands twice")
+    return content
+
+
+def _scan_json(path: Path, name: str, findings: list[Finding]) -> tuple[Any, str]:
+    """Content, and the text that its digest is made of; recorded hashes of weights are no part of it."""
+    data = path.read_bytes()
+    try:
+        content = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        cause = "nested too deeply" if isinstance(error, RecursionError) else _safe(str(error))
+        findings.append(Finding(name, "", "", f"not plain JSON: {cause}"))
+        return None, hashlib.sha256(data).hexdigest()
+    is_metadata = name == "configs/metadata.json"
+    findings += _scan_values(content, name, paths=not is_metadata)
+    if is_metadata and isinstance(content, dict):
+        plain = {key: value for key, value in content.items() if key != WEIGHTS}
+        return content, json.dumps(plain, sort_keys=True)
+    return content, hashlib.sha256(data).hexdigest()
+
+
+def _scan_values(content: Any, file: str, *, paths: bool) -> Iterator[Finding]:
+    waiting: list[tuple[str, str, Any]] = [("", "", content)]
+    while waiting:
+        id_, key, value = waiting.pop()
+        finding = _scan_value(key, value, paths=paths)
+        if finding is not None:
+            text, why, outside = finding
+            yield Finding(file, _safe(id_), _safe(text), why, outside)
+        own = [(str(k), k, v) for k, v in value.items()] if isinstance(value, Mapping) else []
+        own += [(str(k), key, v) for k, v in enumerate(value)] if isinstance(value, list) else []
+        waiting += [(f"{id_}::{name}" if id_ else name, _argument(str(k)), inner) for name, k, inner in own]
+
+
+def _argument(key: str) -> str:
+    """The argument that a key stands for.
+
+    `+a::b` and `a#b` address the same value as `a` with `b` inside, and a number an entry of a list, which stands for
+    the argument that the list is given to.
+
+    Example:
+        >>> _argument("steps::load::reader::0"), _argument("+steps#load#reader"), _argument("7")
+        ('reader', 'reader', '7')
+    """
+    parts = [part.lstrip("+~") for part in re.split(r"::|#", key)]
+    named = [part for part in parts if not part.lstrip("-").isdigit()]
+    return named[-1] if named else parts[-1]
+
+
+def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] | None:
+    if key == TARGET:
+        if not isinstance(value, str) or value not in KNOWN_TARGETS:
+            return str(value), "is imported and called, and is not on the list of reviewed targets", False
+        return None
+    if key in GADGET_ARGUMENTS and not isinstance(value, Mapping | list) and value is not None:
+        allowed, why = GADGET_ARGUMENTS[key]
+        if value not in allowed:
+            return f"{key}={value}", why, False
+    if not isinstance(value, str):
+        return None
+    stripped = value.lstrip()
+    if stripped.startswith(EXPRESSION):
+        return None if is_known_expression(value) else (value, "runs as Python code", False)
+    if stripped.startswith(MACRO):
+        return value, "takes in another file", False
+    if paths and key not in READ_ONLY_IDS and _OUTSIDE.match(stripped):
+        return value, "reaches outside of the bundle's folder", True
+    return None
+
+
+def _scan_other(path: Path, name: str) -> Iterator[Finding]:
+    if path.name != "logging.conf":
+        yield Finding(name, "", "", "no config that medunet knows")
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        yield Finding(name, "", "", "not text")
+        return
+    for number, line in suspicious_lines(text):
+        yield Finding(name, f"line {number}", _safe(line), "Python's logging would evaluate it")
+
+
+def _scan_weights(bundle: Path, metadata: Any, findings: list[Finding]) -> tuple[str, ...]:
+    recorded = metadata.get(WEIGHTS, {}) if isinstance(metadata, Mapping) else {}
+    same: list[str] = []
+    pairs = recorded.items() if isinstance(recorded, Mapping) else [("", recorded)]
+    for name, expected in pairs:
+        path = bundle / "models" / name
+        if not re.fullmatch(r"[\w-][\w.-]*", name) or not isinstance(expected, str):
+            findings.append(
+                Finding("configs/metadata.json", WEIGHTS, _safe(f"{name}: {expected}"), "no hash of weights")
+            )
+        elif path.is_file():
+            found = sha256_of(path)
+            if found == expected.lower():
+                same.append(name)
+            else:
+                why = (
+                    f"other weights than metadata.json records (SHA-256 {found[:12]}..., not {_safe(expected)[:12]}...)"
+                )
+                findings.append(Finding(f"models/{name}", "", "", why))
+    return tuple(same)
+
+
+def _safe(text: str) -> str:
+    """A text of a stranger that a terminal or a log prints as it is: one line, no control characters, not endless."""
+    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: SHOWN_CHARACTERS + 1])
+    return plain if len(plain) <= SHOWN_CHARACTERS else plain[: SHOWN_CHARACTERS - 3] + "..."

@@ -1,0 +1,46 @@
+"""The SHA-256 of a bundle's weights, in its metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medunet.files import sha256_of, write_atomically
+
+from .scan import WEIGHTS
+
+WEIGHT_SUFFIXES = (".pt", ".safetensors")
+METADATA = Path("configs") / "metadata.json"
+
+
+def record_weights(bundle: Path, *, exclude: tuple[str, ...] = (), to_text: Callable[[Mapping[str, Any]], str]) -> None:
+    """Write the SHA-256 of every file of weights into ``configs/metadata.json``, when nobody changes them any more.
+
+    Args:
+        bundle: its folder; without a metadata.json nothing happens.
+        exclude: files of `models/` that are no result, such as the state of a training.
+        to_text: how metadata are written.
+    """
+    metadata = _read(bundle)
+    if metadata is None:
+        return
+    paths = sorted(path for path in (bundle / "models").glob("*") if path.suffix in WEIGHT_SUFFIXES)
+    hashes = {path.name: sha256_of(path) for path in paths if path.name not in exclude and path.name[0] != "."}
+    write_atomically(bundle / METADATA, to_text({**metadata, WEIGHTS: hashes}))
+
+
+def forget_weights(bundle: Path) -> None:
+    """Remove recorded hashes, before weights change; a bundle without them is left as it is."""
+    metadata = _read(bundle)
+    if metadata is not None and metadata.pop(WEIGHTS, None) is not None:
+        write_atomically(bundle / METADATA, json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
+
+
+def _read(bundle: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads((bundle / METADATA).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

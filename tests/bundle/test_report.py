@@ -1,0 +1,260 @@
+"""The report of real runs, made by the command and opened in a real browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medunet.bundle import evaluate_bundle, find_bundle, report_runs, train_bundle, train_folds
+from medunet.bundle.described import planned_reasons, settings_of
+from medunet.bundle.results import find_run, read_cases
+from medunet.cli.app import main
+from medunet.datasets import open_dataset, write_phantom_dataset
+from medunet.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from .conftest import Browser
+
+# MONAI and ignite warn about themselves
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SMALL = {"network_def::channels": [4, 8], "steps_per_epoch": 2, "batch_size": 2, "val_interval": 1, "tracking_uri": ""}
+PHONE = 390
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("secret_hospital") / "ct"
+    write_phantom_dataset(root, kind="ct", cases=6, size=(36, 34, 26))
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two short trainings, measured on the same three cases."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = []
+    for seed in (0, 1):
+        run = folder / f"seed_{seed}"
+        changes = {**SMALL, "patch_size": [16, 16, 16], "epochs": 2, "folds": 2, "seed": seed}
+        train_bundle(find_bundle("unet_3d"), volumes, run, changes=changes, device="cpu")
+        made.append(run)
+    return made
+
+
+@pytest.fixture(scope="module")
+def page(runs: list[Path]) -> Path:
+    return report_runs(runs[:1], runs[0] / "report.html", device="cpu").page
+
+
+@pytest.fixture(scope="module")
+def both(runs: list[Path], page: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report_runs(runs, tmp_path_factory.mktemp("both") / "both.html", device="cpu").page
+
+
+def test_a_run_that_was_not_measured_is_measured(runs: list[Path], page: Path) -> None:
+    cases = read_cases(runs[0] / "evaluation" / "metrics.json")
+    assert sorted(case["name"] for case in cases) == ["ct_000", "ct_002", "ct_004"]
+    document = json.loads(re.search(r'id="document">(.*?)</script>', page.read_text()).group(1))  # type: ignore[union-attr]
+    assert document["cases"] == [case["name"] for case in sorted(cases, key=lambda case: case["mean_dice"])]
+    figures = {path.relative_to(page.parent / "report_figures").as_posix() for path in page.parent.rglob("*.png")}
+    assert {"scores.png", "curves.png"} < figures
+    assert len([name for name in figures if name.startswith("cases/")]) == 3
+
+
+@pytest.mark.parametrize("name", ["page", "both"])
+def test_no_path_is_in_the_page(name: str, runs: list[Path], request: pytest.FixtureRequest) -> None:
+    text = re.sub(r'id="picture-\d+">.*?</script>', "", request.getfixturevalue(name).read_text(encoding="utf-8"))
+    assert "secret_hospital" not in text
+    assert str(runs[0].parent) not in text
+    assert not re.search(r"(?<![\w<./&:])/(tmp|home|root|work|usr|var|etc|mnt|data)\b", text)
+    assert ".nii" not in text
+
+
+def test_values_say_why_they_are_as_they_are(runs: list[Path]) -> None:
+    found = {setting.id: setting for setting in settings_of(runs[0])}
+    assert found["epochs"].value == "2" and found["epochs"].is_changed
+    assert found["epochs"].why.startswith("set for this run, unet_3d has 55")
+    assert found["label_names"].why.startswith("taken from the data")
+    assert not found["learning_rate"].is_changed
+    assert "a number of steps" in found["steps_per_epoch"].why
+    assert "dataset_dir" not in found and "tracking_uri" not in found and "store_dir" not in found
+
+
+def test_reasons_of_a_plan_are_read_from_its_docs(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    table = "## Why these values\n\n| id | value | reason | from which numbers |\n| --- | --- | --- | --- |\n"
+    table += "| `patch_size` | `[64, 64]` | whole \\| median | median 60 x 62 |\n| `augment#flip` | `0` | sides |  |\n"
+    (tmp_path / "docs" / "README.md").write_text(table + "\n## Commands\n| `no` | `1` | no | no |\n")
+    assert planned_reasons(tmp_path) == {"patch_size": "whole | median (median 60 x 62)", "augment::flip": "sides"}
+
+
+def test_cases_that_were_trained_on_are_told(runs: list[Path], volumes: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    evaluate_bundle(run, volumes, run / "evaluation", section="all", device="cpu")
+    results = find_run(run, "run", dataset=open_dataset(volumes)).results
+    assert results.trained_on == {"ct_001", "ct_003", "ct_005"}
+    assert results.notes[0].startswith("3 of 6 measured cases were trained on")
+    assert "some of them trained on" in results.facts["measured"]
+
+
+def test_a_moved_data_set_costs_the_slices_only(runs: list[Path], page: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    config = json.loads((run / "configs" / "evaluate.json").read_text())
+    (run / "configs" / "evaluate.json").write_text(json.dumps({**config, "dataset_dir": str(tmp_path / "gone")}))
+    written = report_runs([run], tmp_path / "r.html", figures=False)
+    assert (written.cases, written.drawn, written.figures) == (3, 0, None)
+    (run / "evaluation" / "metrics.json").unlink()
+    written = report_runs([run], tmp_path / "r.html", figures=False)
+    assert written.cases == 0
+    assert "Not measured: its data set is not at hand" in written.page.read_text()
+
+
+def test_broken_results_and_no_run_are_errors(runs: list[Path], page: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    (run / "evaluation" / "metrics.json").write_text("[")
+    with pytest.raises(DataError, match="not a table of metrics"):
+        report_runs([run], tmp_path / "r.html")
+    with pytest.raises(ConfigError, match="about one run or several"):
+        report_runs([], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_the_command_writes_beside_the_run(
+    runs: list[Path], page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["medunet", "report", str(runs[0]), "--title", "Mine", "--no-figures"])
+    with pytest.raises(SystemExit) as info:
+        main()
+    assert not info.value.code
+    assert "3 cases, 3 with slices" in capsys.readouterr().out
+    assert "<h1>Mine</h1>" in (runs[0] / "report.html").read_text()
+    monkeypatch.setattr(sys, "argv", ["medunet", "report", "unet_3d"])
+    with pytest.raises(SystemExit) as info:
+        main()
+    assert info.value.code == 2
+    assert "no such bundle" in capsys.readouterr().err
+
+
+def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, browser: Browser) -> None:
+    write_phantom_dataset(tmp_path / "cells", kind="cells", cases=4, size=(48, 48))
+    changes = {**SMALL, "patch_size": [32, 32], "epochs": 1, "folds": 2}
+    output = train_folds(
+        find_bundle("unet_2d"), tmp_path / "cells", tmp_path / "cv", changes=changes, device="cpu"
+    ).output
+    written = report_runs([output], tmp_path / "r.html", device="cpu")
+    assert (written.cases, written.drawn) == (4, 4)
+    text = written.page.read_text()
+    assert "each by the fold that had not seen it" in text
+    assert "V_rand" in text and "Cleaning after the network" in text
+    browser.open(written.page)
+    assert browser.errors == []
+    assert browser.run("document.querySelectorAll('#planes canvas').length") == 1  # no slider for a picture
+    assert browser.run("document.querySelector('#planes canvas').clientHeight") > 300
+    assert browser.run("document.querySelectorAll('input[type=range]').length") == 0
+    assert browser.run("document.querySelectorAll('#table tbody tr').length") == 4
+
+
+@pytest.mark.parametrize("name", ["page", "both"])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_browser_has_nothing_to_complain_of(
+    name: str, dark: bool, browser: Browser, request: pytest.FixtureRequest
+) -> None:
+    browser.open(request.getfixturevalue(name), dark=dark)
+    assert browser.errors == []
+    assert not [url for url in browser.requests if not url.startswith(("data:", "file:", "blob:"))]
+    picture = np.asarray(Image.open(io.BytesIO(browser.screenshot())).convert("L"))
+    assert (np.median(picture) < 80) == dark
+
+
+@pytest.mark.parametrize("name", ["page", "both"])
+def test_a_phone_scrolls_down_only(name: str, browser: Browser, request: pytest.FixtureRequest) -> None:
+    browser.open(request.getfixturevalue(name), width=PHONE, height=844)
+    assert browser.run("document.documentElement.scrollWidth") == PHONE
+    wide = (
+        "[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, svg') && "
+        f"e.getBoundingClientRect().right > {PHONE} + 1).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert browser.run(wide) == []
+    assert browser.errors == []
+
+
+def test_a_click_sorts_the_table_and_typing_filters_it(page: Path, browser: Browser) -> None:
+    browser.open(page)
+    names = (
+        "[...document.querySelectorAll('#table tbody tr')].filter(r => !r.hidden).map(r => r.cells[0].dataset.value)"
+    )
+    dice = "[...document.querySelectorAll('#table tbody tr')].map(r => +r.cells[1].dataset.value)"
+    worst_first = browser.run(dice)
+    assert worst_first == sorted(worst_first)
+    browser.click("th[data-column='1'] button")
+    assert browser.run(dice) == worst_first[::-1]
+    browser.click("th[data-column='0'] button")
+    assert browser.run(names) == ["ct_000", "ct_002", "ct_004"]
+    assert browser.run("document.querySelector('#case').options[0].text") == "ct_000"  # the viewer follows
+    browser.click("#filter")
+    browser("Input.insertText", text="004")
+    assert browser.run(names) == ["ct_004"]
+    assert browser.run("document.querySelector('#count').textContent") == "1 of 3 cases"
+    assert browser.errors == []
+
+
+def test_the_slider_moves_through_the_slices(page: Path, browser: Browser) -> None:
+    browser.open(page)
+    caption = "document.querySelector('#planes .caption').textContent"
+    picture = "document.querySelector('#planes canvas').toDataURL()"
+    assert browser.run("document.querySelectorAll('#planes .row:not(.sliders) canvas').length") == 3
+    before, drawn = browser.run(caption), browser.run(picture)
+    slices = browser.run("+document.querySelector('#planes input[type=range]').max")
+    assert re.fullmatch(rf"axial \d+/{slices}", before)
+    browser.click("#planes input[type=range]", x=0.02)
+    assert browser.run(caption) == f"axial 1/{slices}"
+    browser.press("ArrowRight", 39)
+    assert browser.run(caption) == f"axial 2/{slices}"
+    assert browser.run(picture) != drawn
+    browser.click("#planes .plane:nth-child(2) canvas", y=0.99)  # the lowest row of the coronal plane
+    assert browser.run(caption) == f"axial {slices}/{slices}"
+    assert browser.errors == []
+
+
+def test_contours_can_be_hidden_and_cases_chosen(both: Path, browser: Browser) -> None:
+    browser.open(both)
+    assert browser.run("document.querySelectorAll('#planes .row:not(.sliders)').length") == 2  # a row a run
+    picture = "[...document.querySelectorAll('#planes canvas')].map(c => c.toDataURL()).join()"
+    everything = browser.run(picture)
+    browser.click("#reference")
+    without = browser.run(picture)
+    assert without != everything
+    browser.click("#predictions")
+    assert browser.run(picture) != without
+    first = browser.run("document.querySelector('#viewer').dataset.case")
+    browser.click("#next")
+    browser.wait(f"document.querySelector('#viewer').dataset.case !== '{first}'")
+    point = browser.run("(() => { const p = document.querySelector('use[data-case]'); return +p.dataset.case; })()")
+    browser.click("use[data-case]")
+    browser.wait(f"document.querySelector('#viewer').dataset.case === page.cases[{point}]")
+    assert browser.errors == []
+
+
+def test_outlines_close_and_enclose(page: Path, browser: Browser) -> None:
+    browser.open(page)
+    # a square with a hole, a single voxel at the border, and two voxels that touch at a corner
+    script = """(() => {
+      const rows = 7, columns = 9, mask = new Uint8Array(rows * columns);
+      for (let r = 1; r < 5; r++) for (let c = 1; c < 5; c++) mask[r * columns + c] = 1;
+      mask[2 * columns + 2] = 0; mask[6 * columns] = 1; mask[1 * columns + 6] = mask[2 * columns + 7] = 1;
+      const area = (line) => line.reduce((sum, [x, y], i) => {
+        const [u, v] = line[(i + 1) % line.length]; return sum + (x * v - u * y) / 2; }, 0);
+      return outlines(mask, rows, columns).map(area).map((a) => Math.round(a * 100) / 100).sort((a, b) => a - b);
+    })()"""
+    # a voxel alone is a diamond of half its area; corners of the square are cut by an eighth each
+    assert browser.run(script) == [-0.5, 0.5, 0.5, 0.5, 15.5]

@@ -1,0 +1,112 @@
+"""Boxes and points: the numbers that are drawn are those of the cases."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from medunet.metrics import CaseScores, evaluate_case, paired_difference
+from medunet.reports.distributions import box_numbers, class_scores, difference_panel, distribution_panels
+from medunet.reports.panels import LIGHT, VARIABLES, render_png, render_svg
+
+LABELS = {"background": 0, "liver": 1, "spleen": 2}
+
+
+def case(name: str, found: int) -> CaseScores:
+    """A case whose liver has 10 pixels, of which so many were found; there is no spleen."""
+    pred, ref = np.zeros((9, 11), int), np.zeros((9, 11), int)
+    ref[4, :10] = 1
+    pred[4, :found] = 1
+    return evaluate_case(pred, ref, spacing_mm=(1, 1), labels=LABELS, name=name)
+
+
+CASES = [case(f"case {found}", found) for found in (0, 4, 7, 8, 9, 10)]
+
+
+def test_a_box_is_made_of_quartiles_and_whiskers_of_tukey() -> None:
+    values = np.array([0.1, 0.7, 0.75, 0.8, 0.85, 0.9])
+    found = box_numbers({str(value): value for value in values})
+    first, median, third = np.percentile(values, [25, 50, 75])
+    assert (found["q1"], found["med"], found["q3"]) == pytest.approx((first, median, third))
+    assert (found["whislo"], found["whishi"]) == (0.7, 0.9)  # 0.1 is further than 1.5 boxes
+
+
+def test_a_lost_class_counts_as_no_dice_and_has_no_distance() -> None:
+    dice = class_scores(CASES, "liver", "dice")
+    assert dice["case 0"] == 0
+    assert dice["case 4"] == pytest.approx(2 * 4 / 14)
+    assert list(class_scores(CASES, "liver", "hd95_mm")) == [f"case {found}" for found in (4, 7, 8, 9, 10)]
+    assert class_scores(CASES, "spleen", "dice") == {}
+
+
+def test_every_point_is_a_case_and_can_be_found() -> None:
+    panels = distribution_panels({"A": CASES}, names=["liver", "spleen"])
+    assert [panel.title for panel in panels] == ["Dice", "mean surface distance (mm)", "HD95 (mm)"]
+    for panel, count in zip(panels, (6, 5, 5), strict=True):
+        (gid,) = panel.points
+        assert len(panel.points[gid]) == count
+        svg = render_svg(panel, key="test")
+        group = svg[svg.index(f'id="{gid}"') :]
+        assert len(re.findall("<use ", group[: group.index("</g>\n</g>")])) == count
+
+
+def test_points_lie_at_their_scores() -> None:
+    panel = distribution_panels({"A": CASES}, names=["liver"])[0]
+    axes = Figure().subplots()
+    panel.draw(axes, LIGHT)
+    drawn = next(entry for entry in axes.collections if entry.get_gid())
+    assert drawn.get_offsets()[:, 1].tolist() == list(class_scores(CASES, "liver", "dice").values())
+
+
+def test_runs_stand_side_by_side_in_colours_of_their_own() -> None:
+    panel = distribution_panels({"A": CASES, "B": CASES[:3]}, names=["liver"])[0]
+    assert [len(cases) for cases in panel.points.values()] == [6, 3]
+    assert all(letter in render_svg(panel, key="t") for letter in (">A<", ">B<"))
+
+
+def test_differences_are_drawn_where_they_are() -> None:
+    found = paired_difference({"a": 0.5, "b": 0.6}, {"a": 0.7, "b": 0.5})
+    panel = difference_panel("B - A", {"liver": found}, key="d", colour="#123456")
+    axes = Figure().subplots()
+    panel.draw(axes, LIGHT)
+    assert axes.collections[0].get_offsets()[:, 1].tolist() == pytest.approx([0.2, -0.1])
+    assert list(panel.points.values()) == [("a", "b")]
+
+
+def test_em_scores_have_panels() -> None:
+    ref = np.full((8, 9), 255)
+    ref[:, 4] = 0
+    scores = evaluate_case(ref, ref, spacing_mm=(1, 1), labels={"background": 0, "cell": 255}, em=True, name="em")
+    titles = [panel.title for panel in distribution_panels({"A": [scores]}, names=["cell"])]
+    assert "V_rand" in titles and "V_info" in titles
+
+
+def test_drawings_take_the_colours_of_the_page_and_nothing_from_elsewhere() -> None:
+    svg = render_svg(distribution_panels({"A": CASES}, names=["liver"])[0], key="k")
+    assert svg.startswith("<svg viewBox=") and svg.rstrip().endswith("</svg>")
+    assert "var(--soft)" in svg and not any(colour in svg for colour in VARIABLES)
+    assert "http" not in svg and "<style" not in svg and "DejaVu" not in svg
+    assert svg == render_svg(distribution_panels({"A": CASES}, names=["liver"])[0], key="k")
+    other = render_svg(distribution_panels({"A": CASES}, names=["liver"])[0], key="other")
+    ids = [set(re.findall(r'\bid="([^"]+)"', text)) for text in (svg, other)]
+    assert ids[0] & ids[1] == {"strip-dice-0"}
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_same_panels_are_a_png(dark: bool) -> None:
+    panels = distribution_panels({"A": CASES}, names=["liver", "spleen"])
+    picture = np.asarray(Image.open(io.BytesIO(render_png(panels, dark=dark))).convert("L"))
+    assert (picture.mean() < 80) == dark
+
+
+def test_one_case_and_no_case_can_be_drawn() -> None:
+    assert render_png(distribution_panels({"A": [case("one", 5)]}, names=["liver"]))
+    lost = distribution_panels({"A": [case("lost", 0)]}, names=["liver"])
+    assert [panel.title for panel in lost] == ["Dice"]
+    assert math.isfinite(box_numbers({"a": 0.5})["med"])

@@ -1,0 +1,230 @@
+"""Hostile bundles are refused, with a list, and nothing of them is run: no marker file appears."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medunet.bundle import evaluate_bundle, specialise, train_bundle, train_folds, verify_bundle
+from medunet.errors import DataError, MedunetError, SecurityError
+from medunet.networks import UNet, load_checkpoint
+from medunet.prediction import Predictor
+from medunet.trust import UntrustedBundleError, judge
+
+from .conftest import Payload, change
+
+Make = Callable[..., Path]
+
+
+def evil(marker: Path) -> dict[str, dict[str, Any]]:
+    """Ways to run `touch marker`, or to open a door, by one change of inference.json."""
+    touch = f"touch {marker}"
+    shell = {"_target_": "os.system", "command": touch}
+    return {
+        "import in an expression": {"device": f"$__import__('os').system('{touch}')"},
+        "a known expression and more": {"ckpt_dir": f"$@bundle_root + '/models' and os.system('{touch}')"},
+        "white space before the dollar": {"device": f" $__import__('os').system('{touch}')"},
+        "expression in imports": {"imports": ["$import os", f"$os.system('{touch}')"]},
+        "expression in a list": {"initialize": [[f"$os.system('{touch}')"]]},
+        "expression as key of a component": {
+            "inferer": {"_target_": "Compose", "transforms": [f"$os.system('{touch}')"]}
+        },
+        "import of a module": {"imports": ["$import antigravity"]},
+        "shell as target": {"network_def": shell},
+        "shell through a trusted module": {"network_def": {**shell, "_target_": "monai.transforms.os.system"}},
+        "shell through medunet": {"network_def": {**shell, "_target_": "medunet.files.os.system"}},
+        "shell by MONAI": {"network_def": {"_target_": "monai.utils.run_cmd", "cmd_list": ["touch", str(marker)]}},
+        "target by reference": {"evil": "os.system", "network_def": {**shell, "_target_": "@evil"}},
+        "target by macro": {"evil": "os.system", "network_def": {**shell, "_target_": "%evil"}},
+        "target by flat key": {"network_def::_target_": "os.system"},
+        "target by merging key": {"+network_def": {"_target_": "os.system", "command": touch}},
+        "target that is no text": {"network_def": {"_target_": ["os.system"]}},
+        "bundle inside of a bundle": {"network_def": {"_target_": "monai.bundle.load", "name": "x"}},
+        "pickle by torch": {"network_def": {"_target_": "torch.load", "f": "x.pt", "weights_only": False}},
+        "pickle through a trusted module": {
+            "network_def": {"_target_": "torch.nn.modules.module.torch.load", "f": "x"}
+        },
+        "pickle by a cache": {"dataset": {"_target_": "PersistentDataset", "weights_only": False, "cache_dir": "c"}},
+        "reader by name": {"steps/load/reader": "subprocess.Popen"},
+        "reader by name in a list": {"steps/load/reader": ["subprocess.Popen"]},
+        "reader by reference": {"evil": "subprocess.Popen", "steps/load/reader": "@evil"},
+        "reader by flat key": {"steps::load::reader": "subprocess.Popen"},
+        "reader by flat key into a list": {"steps#load#reader#0": "subprocess.Popen"},
+        "pickles for readers": {"steps/load/allow_pickle": True},
+        "pickles for readers by a known expression": {"steps/load/allow_pickle": "$@rank == 0"},
+        "writer by name": {"post/save": {"_target_": "SaveImaged", "keys": "pred", "writer": "subprocess.Popen"}},
+        "merger by name": {"inferer": {"_target_": "PatchInferer", "merger_cls": "subprocess.Popen"}},
+        "merger by name on a reviewed target": {"tile_inferer/merger_cls": "subprocess.Popen"},
+        "another file": {"network_def": "%/tmp/evil.json::network_def"},
+        "another file in the bundle": {"network_def": "%docs/evil.json::network_def"},
+        "debugger": {"network_def/_mode_": "debug"},
+        "breakpoint": {"network_def/_debug_": True},
+        "results over the user's images": {"prediction_dir": "/home"},
+        "results beside the bundle": {"output_dir": "../../thesis"},
+        "results to a stranger": {"output_dir": "http://example.org/collect"},
+    }
+
+
+NAMES = list(evil(Path("x")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hostile_config_is_refused_everywhere(name: str, foreign: Make, marker: Path, tmp_path: Path) -> None:
+    bundle = foreign(inference=evil(marker)[name])
+    assert not judge(bundle).is_trusted
+    data, out = tmp_path / "data", tmp_path / "out"
+    calls: list[Callable[[], object]] = [
+        lambda: Predictor(bundle, output_dir=out, device="cpu"),
+        lambda: specialise(bundle, out, {}),
+        lambda: train_bundle(bundle, data, out, device="cpu"),
+        lambda: train_folds(bundle, data, out, device="cpu"),
+    ]
+    for call in calls:
+        with pytest.raises(UntrustedBundleError, match=r"inference\.json"):
+            call()
+    assert verify_bundle(bundle)["network input and output"] is not None
+    assert not marker.exists()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("config", ["train", "evaluate", "metadata", "few", "new"])
+def test_every_config_is_looked_at(config: str, foreign: Make, marker: Path, tmp_path: Path) -> None:
+    bundle = foreign()
+    path = bundle / "configs" / f"{config}.json"
+    path.write_text("{}") if config == "new" else None
+    change(path, {"evil": f"$__import__('os').system('touch {marker}')"})
+    with pytest.raises(UntrustedBundleError, match=config):
+        Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
+    with pytest.raises(UntrustedBundleError, match=config):
+        evaluate_bundle(bundle, tmp_path, tmp_path / "out")
+    assert not marker.exists()
+
+
+FILES = {
+    "script": ("scripts/__init__.py", "import os"),
+    "module that shadows torch": ("torch.py", "import os"),
+    "compiled": ("scripts/x.cpython-311-x86_64-linux-gnu.so", "x"),
+    "pickle": ("models/cache.pkl", "x"),
+    "config in YAML": ("configs/inference.yaml", "device: $__import__('os')"),
+    "config of unknown kind": ("configs/inference.toml", "x"),
+    "json with a key twice": ("configs/evil.json", '{"a": {"_target_": "Compose"}, "a": {"_target_": "os.system"}}'),
+    "json that is none": ("configs/evil.json", "{"),
+    "json of a thousand levels": ("configs/evil.json", "[" * 100_000),
+    "json of endless digits": ("configs/evil.json", "1" * 100_000),
+    "json in bytes": ("configs/evil.json", "\udcff"),
+    "logging that calls": (
+        "configs/logging.conf",
+        "[handler_x]\nclass=StreamHandler\nargs=(__import__('os').system('x'),)",
+    ),
+    "logging to a file": ("configs/logging.conf", "[handler_x]\nclass=FileHandler\nargs=('/etc/cron.d/x','w')"),
+    "logging with a class": ("configs/logging.conf", "[handler_x]\nclass=__import__('os').system('x')"),
+    "logging with keywords": ("configs/logging.conf", "[handler_x]\nkwargs={'x': __import__('os').system('x')}"),
+    "logging with a formatter": ("configs/logging.conf", "[formatter_x]\nclass=os.system"),
+    "logging that goes on": ("configs/logging.conf", "[handler_x]\nargs=()\n  or __import__('os').system('x')"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_hostile_file_is_refused(name: str, foreign: Make, tmp_path: Path) -> None:
+    bundle = foreign()
+    path = bundle / FILES[name][0]
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(FILES[name][1].encode("utf-8", "surrogateescape"))
+    with pytest.raises(UntrustedBundleError, match=path.name.replace(".", r"\.")):
+        Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
+
+
+def test_a_config_of_ten_gigabytes_is_not_read(foreign: Make) -> None:
+    bundle = foreign()
+    with (bundle / "configs" / "big.json").open("wb") as file:
+        file.truncate(10 << 30)  # of zeros, sparse
+    assert [finding.why for finding in judge(bundle).findings] == ["too large for a config"]
+    with (bundle / "configs" / "metadata.json").open("wb") as file:
+        file.truncate(10 << 30)
+    assert "too large" in str(verify_bundle(bundle)["metadata"])
+
+
+def test_a_link_out_of_the_bundle_is_refused(foreign: Make, tmp_path: Path) -> None:
+    bundle = foreign()
+    (bundle / "models").symlink_to("/etc")
+    (bundle / "docs" / "self.md").symlink_to("README.md")
+    assert [finding.file for finding in judge(bundle).findings] == ["models"]
+
+
+def test_a_pickle_as_weights_is_not_run(foreign: Make, marker: Path, tmp_path: Path) -> None:
+    bundle = foreign(inference={"network_def/channels": [4, 8]})
+    (bundle / "models").mkdir()
+    weights = bundle / "models" / "model.pt"
+    for write in (
+        lambda: torch.save({"model": Payload(marker)}, weights),
+        lambda: weights.write_bytes(pickle.dumps({"model": Payload(marker)}, protocol=2)),
+        lambda: torch.save({"model": Payload(marker)}, weights, _use_new_zipfile_serialization=False),
+    ):
+        write()
+        with pytest.raises(DataError, match="cannot read checkpoint"):
+            Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
+    torch.jit.save(torch.jit.script(torch.nn.Identity()), str(weights))
+    with warnings.catch_warnings(), pytest.raises(MedunetError):
+        warnings.simplefilter("ignore")  # PyTorch's, of a TorchScript archive
+        Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
+    assert not marker.exists()
+
+
+def test_weights_that_unpack_to_gigabytes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data/0", bytes(64 << 20))
+    with pytest.raises(SecurityError, match="many times its size"):
+        load_checkpoint(path)
+
+
+def test_other_weights_than_recorded_are_refused(foreign: Make, tmp_path: Path) -> None:
+    bundle = foreign(inference={"network_def/channels": [4, 8]})
+    (bundle / "models").mkdir()
+    torch.save({"model": UNet(2, 1, 2, channels=(4, 8)).state_dict()}, bundle / "models" / "model.pt")
+    change(bundle / "configs" / "metadata.json", {"weights": {"model.pt": "0" * 64}})
+    with pytest.raises(UntrustedBundleError, match=r"models/model\.pt.*other weights"):
+        Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
+    for wrong in ({"../../x": "0" * 64}, {"model.pt": 3}, ["x"]):
+        change(bundle / "configs" / "metadata.json", {"weights": wrong})
+        assert not judge(bundle).is_trusted
+
+
+def test_a_terminal_is_not_steered_by_a_stranger(foreign: Make) -> None:
+    text = "$evil\x1b[2J\r\nTrusted: nothing to see \u202e"
+    verdict = judge(foreign(train={"device": text}))
+    shown = "\n".join(verdict.lines())
+    assert "\x1b" not in shown and "\r" not in shown and "\u202e" not in shown
+    assert not any(line.startswith("Trusted") for line in verdict.lines())
+
+
+def test_verify_says_it_in_words_and_runs_nothing(foreign: Make, marker: Path) -> None:
+    bundle = foreign(
+        train={"device": f"$__import__('os').system('touch {marker}')"}, few={"x": {"_target_": "os.system"}}
+    )
+    command = [sys.executable, "-m", "medunet", "bundle", "verify", str(bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert "NOT TRUSTED. Running this bundle could run code" in done.stdout
+    assert "configs/train.json device: $__import__('os')" in done.stdout
+    assert "configs/few.json x::_target_: os.system" in done.stdout
+    assert "not checked, since the bundle is not trusted" in done.stdout
+    assert not marker.exists()
+
+
+def test_a_long_list_is_whole_in_the_error_object(foreign: Make, tmp_path: Path) -> None:
+    bundle = foreign(train={f"x{index}": "$evil()" for index in range(40)})
+    with pytest.raises(UntrustedBundleError, match="and 28 more") as caught:
+        Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
+    assert len(caught.value.findings) == 40
+    json.dumps([str(finding) for finding in caught.value.findings])

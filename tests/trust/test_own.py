@@ -1,0 +1,101 @@
+"""What medunet makes needs no --trust, nor does it after an ordinary edit; a new expression does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from medunet.bundle import find_bundle, plan_bundle, shipped_bundles, specialise, train_bundle, verify_bundle
+from medunet.datasets import open_dataset, write_phantom_dataset
+from medunet.networks import load_checkpoint
+from medunet.prediction import Predictor
+from medunet.trust import UntrustedBundleError, judge, require_trust
+
+from .conftest import change
+
+Make = Callable[..., Path]
+SHORT = {"epochs": 1, "steps_per_epoch": 1, "batch_size": 1, "num_workers": 0, "tracking_uri": "", "val_interval": 1}
+
+
+@pytest.mark.parametrize("name", shipped_bundles())
+def test_shipped_bundles_are_trusted(name: str, foreign: Make) -> None:
+    assert judge(find_bundle(name)).reason == "known"
+    assert judge(foreign(bundle=name)).reason == "known"
+
+
+def test_plain_values_may_be_edited_in_anybodys_bundle(foreign: Make) -> None:
+    train = {"epochs": 7, "dataset_dir": "/data/x", "label_names": ["background", "left/right"], "init_from": "/runs/a"}
+    network = {"network_def/channels": [4, 8], "loss": {"_target_": "GeneralizedDiceLoss", "softmax": True}}
+    assert judge(foreign(train={**train, **network}, inference={"network_def/channels": [4, 8]})).reason == "known"
+
+
+def test_paths_and_addresses_are_the_users_own_in_a_bundle_made_here(foreign: Make, tmp_path: Path) -> None:
+    edits = {"tracking_uri": "http://server:5000", "store_dir": "/scratch/store"}
+    assert not judge(foreign(train=edits)).is_trusted
+    own = specialise(find_bundle("unet_2d"), tmp_path / "own", {})
+    change(own / "configs" / "train.json", edits)
+    assert judge(own).reason == "known"
+    change(own / "configs" / "train.json", {"device": "$evil()"})
+    assert not judge(own).is_trusted
+
+
+def test_what_the_user_typed_is_remembered_until_it_changes(tmp_path: Path) -> None:
+    own = specialise(find_bundle("unet_2d"), tmp_path / "own", {"device": "$torch.device('cpu')"})
+    assert judge(own).reason == "recorded"
+    change(own / "configs" / "train.json", {"epochs": 7})
+    assert not judge(own).is_trusted  # the expression might now mean something else
+    require_trust(own, trust=True)
+    assert judge(own).reason == "recorded"
+
+
+def test_trust_is_for_exactly_this_content(foreign: Make) -> None:
+    bundle = foreign(train={"device": "$torch.device('cpu')"})
+    require_trust(bundle, trust=True)
+    assert judge(bundle).reason == "recorded"
+    (bundle / "more.py").write_text("")
+    assert not judge(bundle).is_trusted
+    require_trust(bundle, trust=True)
+    (bundle / "more.py").write_text("import os")
+    assert not judge(bundle).is_trusted
+
+
+def test_a_run_is_not_trusted_again_by_starting_it_again(tmp_path: Path) -> None:
+    own = specialise(find_bundle("unet_2d"), tmp_path / "own", {})
+    (own / "evil.py").write_text("import os")
+    specialise(find_bundle("unet_2d"), own, {})
+    assert not judge(own).is_trusted
+
+
+def test_plan_train_predict_edit_predict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = tmp_path / "data"
+    write_phantom_dataset(data, kind="cells", cases=3, size=(48, 48))
+    planned = plan_bundle(data, tmp_path / "plan", device="cpu", measure=False).folder
+    change(planned / "configs" / "train.json", {"seed": 5})
+    levels = len(json.loads((planned / "configs" / "train.json").read_text())["network_def"]["channels"])
+    changes = {**SHORT, "network_def::channels": [4] * levels}
+    train_bundle(planned, data, tmp_path / "run", changes=changes, device="cpu")
+    run = tmp_path / "run"
+    verdict = judge(run)
+    assert verdict.reason == "known"
+    assert set(verdict.weights) == {"model.pt", "model.safetensors"}
+    assert verify_bundle(run)["weights"] is None
+
+    change(run / "configs" / "inference.json", {"mirror_axes": [0], "label_colors": {"cell": [1, 2, 3]}})
+    image = open_dataset(data).cases[0].images[0]
+    assert Predictor(run, output_dir=tmp_path / "out", device="cpu").predict_case(image).is_file()
+
+    # the same options once more: a finished run stays what it is, and so does its record
+    train_bundle(planned, data, tmp_path / "again", changes=changes, device="cpu")
+    train_bundle(planned, data, tmp_path / "again", changes=changes, device="cpu", resume=True)
+    assert set(judge(tmp_path / "again").weights) == {"model.pt", "model.safetensors"}
+
+    (run / "models" / "model.pt").unlink()  # the safe file is enough
+    both = load_checkpoint(run / "models" / "model.pt")["model"]
+    assert both.keys() == torch.load(tmp_path / "again" / "models" / "model.pt", weights_only=True)["model"].keys()
+    (run / "models" / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(UntrustedBundleError, match="other weights"):
+        Predictor(run, output_dir=tmp_path / "out2", device="cpu")
