@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from medunet.errors import DataError
@@ -242,12 +242,40 @@ def lock(path: str | os.PathLike[str], *, wait: bool = True) -> Iterator[bool]:
                 path.unlink(missing_ok=True)
 
 
+class Hold:
+    """Says that something is in use, until `release`, or until the process and those forked from it have ended.
+
+    Many may hold one file at a time; :func:`lock` finds it locked as long as anybody does.
+
+    Args:
+        path: the lock file; it stays.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._held = ExitStack()
+        if CAN_LOCK:
+            self._held.enter_context(_locked_file(Path(path), wait=True, shared=True))
+
+    def release(self) -> None:
+        """Let go."""
+        self._held.close()
+
+
+def knows_locks(folder: str | os.PathLike[str]) -> bool:
+    """Whether locks on files of a folder mean anything there; on Windows and some network drives they do not."""
+    if not CAN_LOCK:
+        return False
+    probe = Path(folder) / f".{secrets.token_hex(4)}.lock"
+    with lock(probe), lock(probe, wait=False) as second:
+        return not second
+
+
 @contextmanager
-def _locked_file(path: Path, *, wait: bool) -> Iterator[bool]:
+def _locked_file(path: Path, *, wait: bool, shared: bool = False) -> Iterator[bool]:
     while True:
         with path.open("ab") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
             except OSError as error:
                 # else the file system knows no locks
                 if error.errno in (errno.EAGAIN, errno.EACCES):

@@ -50,7 +50,8 @@ def parse(task: str, data: Path, cases: int) -> tuple[ConfigParser, list[Any]]:
     """The bundle's training config for a task, and the items."""
     parser = ConfigParser()
     parser.read_config(str(find_bundle("unet_3d") / "configs" / "train.json"))
-    parser.update({"device": torch.device("cpu"), "patch_size": list(PATCHES[task])})
+    # patch by patch, as MONAI's pipelines change grey values, though our trainings do it batch by batch
+    parser.update({"device": torch.device("cpu"), "patch_size": list(PATCHES[task]), "batch_intensity": False})
     if task == "hippocampus":
         return parser, datalist(data / "Task04_Hippocampus", section="training")[:cases]
     folder = data / "CT_Lung1_001"

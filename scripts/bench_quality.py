@@ -2,6 +2,9 @@
 
     python scripts/bench_quality.py hippocampus --data DATA/Task04_Hippocampus
     python scripts/bench_quality.py em          --data DATA/ISBI2012_EM
+    python scripts/bench_quality.py hippocampus --data DATA/Task04_Hippocampus --planned [--minutes 15 30]
+    python scripts/bench_quality.py few         --data DATA/Task04_Hippocampus [--minutes 8]
+    python scripts/bench_quality.py sts         --data DATA/STS_GTV_CT [--minutes 30]
 
 Results go to scripts/results/quality_*.json and are printed as a table. Give it the machine to itself; runs are kept
 under --work and resumed, so that an interrupted measurement goes on (its training time is the sum of its epochs).
@@ -20,11 +23,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import bench_quality_planned
 import numpy as np
 import torch
 from skimage.segmentation import find_boundaries
 
 from medunet.bundle import evaluate_bundle, find_bundle, train_bundle
+from medunet.cli.options import parse_settings
 from medunet.datasets import open_dataset
 from medunet.io import read_volume
 from medunet.metrics import best_em_scores, em_scores, summarise
@@ -157,23 +162,55 @@ def separated(maps: list[np.ndarray], interior: list[np.ndarray], boundary: floa
     return {"boundary": boundary, "v_rand": float(np.mean(rand)), "v_info": float(np.mean(info)), "v_rand_slices": rand}
 
 
+TASKS = {"few": (bench_quality_planned.few, (8.0,)), "sts": (bench_quality_planned.sts, (30.0,))}
+"""Tasks that always plan, and their minutes."""
+
+
+def measure_planned(given: argparse.Namespace) -> dict[str, Any]:
+    """Rows of a task that plans first."""
+    rows, minutes = TASKS.get(given.task, (bench_quality_planned.hippocampus, (15.0, 30.0)))
+    name = given.task if given.task in TASKS else f"{given.task}_planned"
+    options = bench_quality_planned.Options(
+        data=given.data,
+        work=given.work,
+        results=given.results / f"quality_{name}.json",
+        minutes=tuple(given.minutes or minutes),
+        sizes=tuple(given.sizes),
+        seeds=given.seeds,
+        changes=parse_settings(given.set),
+        describe=machine,
+    )
+    return bench_quality_planned.measure(rows(options), options)
+
+
 def main() -> None:
     """Parse, measure, write, print."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("medunet").setLevel(logging.INFO)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["hippocampus", "em"])
+    parser.add_argument("task", choices=["hippocampus", "em", "few", "sts"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    planned = parser.add_argument_group("of the tasks that plan")
+    planned.add_argument("--planned", action="store_true", help="hippocampus: by `medunet plan`")
+    planned.add_argument("--minutes", type=float, nargs="+", help="of a training")
+    planned.add_argument("--sizes", type=int, nargs="+", default=[5, 10, 20], help="few: numbers of cases")
+    planned.add_argument("--seeds", type=int, default=3, help="few: how many")
+    planned.add_argument("--set", action="append", help="a value of the bundle, for a trial")
     options = parser.parse_args()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    rows = {"hippocampus": hippocampus, "em": em}[options.task](options.data, options.work)
-    RESULTS.mkdir(exist_ok=True)
-    document = {"machine": machine(), "rows": rows}
-    (RESULTS / f"quality_{options.task}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    options.results.mkdir(parents=True, exist_ok=True)
+    if options.planned or options.task in TASKS:
+        rows = measure_planned(options)
+    else:
+        rows = {"hippocampus": hippocampus, "em": em}[options.task](options.data, options.work)
+        document = {"machine": machine(), "rows": rows}
+        (options.results / f"quality_{options.task}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
     for name, row in rows.items():
         metrics = row["metrics"]
-        print(f"{name}: {row['steps']} steps in {row['training_minutes']} min, mean Dice {metrics['mean_dice']:.4f}")
+        how = f"{row['steps']} steps in {row['training_minutes']} min, " if "steps" in row else ""
+        print(f"{name}: {how}mean Dice {metrics['mean_dice']:.4f}")
         for label, entry in metrics["classes"].items():
             dice = entry["scores"]["dice"]
             print(f"  {label}: Dice {dice['mean']:.4f} +- {dice['std']:.4f}")

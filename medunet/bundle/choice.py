@@ -10,7 +10,7 @@ from typing import Any
 
 from medunet.bundle.ensemble import DECISION_NAME
 from medunet.bundle.specialise import read_json
-from medunet.bundle.workflow import OUT_OF_FOLD, class_values, measure, pair_of, source_of, wants_em
+from medunet.bundle.workflow import OUT_OF_FOLD, class_values, measure, pair_of, region_values_of, source_of, wants_em
 from medunet.datasets import datalist, open_dataset
 from medunet.errors import ConfigError
 from medunet.files import write_atomically
@@ -106,20 +106,21 @@ def _check_comparable(results: Sequence[Path], decisions: Sequence[dict[str, Any
 def _measure_together(results: Sequence[Path], folds: Sequence[int], output: Path, *, device: str) -> Candidate:
     pairs = []
     labels: dict[str, int] = {}
+    regions: dict[str, list[int]] = {}
     spatial_dims, ignore = 3, None
     for fold in folds:
         runs = [result / f"fold_{fold}" for result in results]
         config = read_json(runs[0] / "configs" / "evaluate.json")
-        labels, spatial_dims = class_values(config), config["spatial_dims"]
+        labels, spatial_dims, regions = class_values(config), config["spatial_dims"], region_values_of(config)
         ignore = open_dataset(config["dataset_dir"]).ignore
         joint = JointPredictor(runs, output_dir=output / "predictions", device=device, overwrite=True)
         items = datalist(config["dataset_dir"], section="validation", fold=fold, folds=config["folds"])
         pairs += [pair_of(item, joint.predict_case(source_of(item))) for item in items]
         logger.info("fold %d: %d cases predicted by all together", fold, len(items))
     pairs.sort(key=lambda pair: pair.name)
-    rules = tuple(choose_rules(pairs, labels, ignore=ignore))
+    rules = () if regions else tuple(choose_rules(pairs, labels, ignore=ignore))
     em = wants_em(None, spatial_dims, labels)
-    summary = measure(pairs, labels, output / OUT_OF_FOLD, em=em, rules=rules, ignore=ignore)
+    summary = measure(pairs, labels, output / OUT_OF_FOLD, regions=regions, em=em, rules=rules, ignore=ignore)
     return Candidate(tuple(results), summary["mean_dice"], rules)
 
 

@@ -20,6 +20,7 @@ from medunet.bundle.workflow import (
     fit_data,
     measure,
     pair_of,
+    region_values_of,
     source_of,
     train_prepared,
     wants_em,
@@ -270,9 +271,10 @@ def _join(
     pairs.sort(key=lambda pair: pair.name)
     if not pairs:
         return CrossValidation(output, outcomes, failed_cases=failed)
-    em = wants_em(None, dataset.spatial_dims, labels)
-    summary = measure(pairs, labels, output / OUT_OF_FOLD, em=em, ignore=dataset.ignore)
-    rules = tuple(choose_rules(pairs, labels, ignore=dataset.ignore))
+    em, regions = wants_em(None, dataset.spatial_dims, labels), region_values_of(config)
+    summary = measure(pairs, labels, output / OUT_OF_FOLD, regions=regions, em=em, ignore=dataset.ignore)
+    # what is taken from one region would change those that overlap with it
+    rules = () if regions else tuple(choose_rules(pairs, labels, ignore=dataset.ignore))
     cleaned: Summary | None = None
     if any(rule.is_kept for rule in rules):
         cleaned = measure(pairs, labels, output / POSTPROCESSED, em=em, rules=rules, ignore=dataset.ignore)

@@ -87,6 +87,7 @@ def _with_members(config: dict[str, Any], folds: list[int]) -> dict[str, Any]:
                 "_target_": "medunet.networks.ensemble_of",
                 "member": "@member_def",
                 "count": f"$len(@{ENSEMBLE_FOLDS})",
+                **({"activation": "@activation"} if "activation" in config else {}),
             }
         elif key == "ckpt_path":
             value = [f"$@ckpt_dir + '/{_weights_name(fold)}'" for fold in folds]  # noqa: PLW2901

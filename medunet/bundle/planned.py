@@ -105,8 +105,7 @@ def write_plan(base: Path, output: Path, chosen: Plan) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".plan_") as temporary:
         folder = Path(temporary) / "bundle"
-        only = {"evaluate": chosen.only_evaluate} if chosen.only_evaluate else None
-        specialise(base, folder, chosen.values, only=only)
+        specialise(base, folder, chosen.values)
         metadata = _metadata(read_json(folder / "configs" / "metadata.json"), chosen.fingerprint)
         write_atomically(folder / "configs" / "metadata.json", to_json(metadata))
         template = (resource_dir("configs") / "docs.md").read_text(encoding="utf-8")
@@ -135,7 +134,7 @@ def _check_output(output: Path) -> None:
 def _metadata(metadata: Mapping[str, Any], print_: Fingerprint) -> dict[str, Any]:
     changed = dict(metadata)
     kinds = ", ".join(dict.fromkeys(_MODALITIES[channel.kind] for channel in print_.channels))
-    classes = ", ".join(entry.name for entry in print_.classes)
+    classes = ", ".join(print_.class_names)
     changed["name"] = f"U-Net for {print_.name}"
     changed["task"] = f"Segmentation of {classes} in {print_.spatial_dims}D images"
     changed["description"] = (

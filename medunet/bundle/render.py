@@ -127,7 +127,7 @@ def data_format(
     config: Mapping[str, Any], *, modality: str, network_size: list[int], output_size: list[int]
 ) -> dict[str, Any]:
     """The ``network_data_format`` of metadata.json; its names ``image`` and ``pred`` are MONAI's."""
-    channels, names = config["in_channels"], config["label_names"]
+    channels, names = config["in_channels"], config.get("region_names") or config["label_names"]
     return {
         "inputs": {
             "image": {
@@ -183,7 +183,9 @@ def render_docs(
     network = config["network_def"]
     image = metadata["network_data_format"]["inputs"]["image"]
     pred = metadata["network_data_format"]["outputs"]["pred"]
-    values = zip(config["label_values"], config["label_names"], strict=True)
+    classes = zip(config["label_values"], config["label_names"], strict=True)
+    if config.get("region_names"):
+        classes = zip(config["region_values"], config["region_names"], strict=True)
     return Template(template).substitute(
         bundle=bundle,
         origin=origin,
@@ -196,7 +198,7 @@ def render_docs(
         num_channels=image["num_channels"],
         network_size=" x ".join(map(str, image["spatial_shape"])),
         output_size=" x ".join(map(str, pred["spatial_shape"])),
-        classes=", ".join(f"{value} {label}" for value, label in values),
+        classes=", ".join(f"{value} {label}" for value, label in classes),
         data_source=metadata["data_source"],
     )
 

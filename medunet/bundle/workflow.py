@@ -246,7 +246,14 @@ def evaluate_bundle(
         path = predictor.predict_case(source_of(item))
         pairs.append(pair_of(item, path))
         logger.info("predicted %d/%d %s", index, len(items), item["name"])
-    return measure(pairs, labels, output, em=wants_em(em, dataset.spatial_dims, labels), ignore=dataset.ignore)
+    return measure(
+        pairs,
+        labels,
+        output,
+        regions=region_values_of(config),
+        em=wants_em(em, dataset.spatial_dims, labels),
+        ignore=dataset.ignore,
+    )
 
 
 def source_of(item: Mapping[str, str | list[str]]) -> Path | list[Path]:
@@ -265,6 +272,11 @@ def pair_of(item: Mapping[str, str | list[str]], pred: Path) -> Pair:
 def class_values(config: Mapping[str, Any]) -> dict[str, int]:
     """Value in the files by class name, in the order of the network's output."""
     return {name: int(value) for name, value in zip(config["label_names"], config["label_values"], strict=True)}
+
+
+def region_values_of(config: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Values in the files by the name of a region; empty where classes do not overlap."""
+    return dict(zip(config.get("region_names", ()), config.get("region_values", ()), strict=True))
 
 
 def evaluate_folders(predictions: Path, references: Path, output: Path, *, em: bool | None = None) -> Summary:
@@ -291,11 +303,12 @@ def measure(
     output: Path,
     *,
     em: bool,
+    regions: Mapping[str, Sequence[int]] | None = None,
     rules: Sequence[ClassRule] = (),
     ignore: int | None = None,
 ) -> Summary:
     """Measure pairs of files, cleaned by rules, and write the tables."""
-    results = list(evaluate_pairs(pairs, labels=labels, em=em, rules=rules, ignore=ignore))
+    results = list(evaluate_pairs(pairs, labels=labels, regions=regions, em=em, rules=rules, ignore=ignore))
     summary = summarise(results)
     write_tables(results, output, summary=summary)
     return summary

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import medunet
-from medunet.cli import bundle, check, demo, evaluate, plan, predict, report, runs, train
+from medunet.cli import bundle, check, demo, evaluate, label, plan, predict, report, runs, store, train
 from medunet.errors import find_cause
 
 EXIT_BAD_INPUT = 2
@@ -33,6 +33,8 @@ app.command(name="predict")(predict.predict)
 app.command(name="evaluate")(evaluate.evaluate)
 app.command(name="report")(report.report)
 app.add_typer(runs.app, name="runs")
+app.command(name="store")(store.store)
+app.command(name="label")(label.label)
 app.add_typer(bundle.app, name="bundle")
 
 

@@ -19,6 +19,11 @@ from .labels import label_values as label_values
 from .pairing import label_files as label_files
 from .phantom import make_phantom as make_phantom
 from .phantom import write_phantom_dataset as write_phantom_dataset
+from .prune import Pruned as Pruned
+from .prune import StoredCase as StoredCase
+from .prune import list_store as list_store
+from .prune import prune_store as prune_store
+from .regions import Region as Region
 from .statistics import CaseStatistics as CaseStatistics
 from .store import StoreDataset as StoreDataset
 from .store import foreground_indices as foreground_indices

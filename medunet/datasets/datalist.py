@@ -13,8 +13,8 @@ from medunet.io import ReadRecord, is_dicom_folder, output_name, read_header, sp
 
 from .dataset import Case, SegmentationDataset, split_fold
 from .dicom_folders import dicom_cases
-from .labels import parse_labels, scan_labels
-from .manifest import MANIFEST, load_manifest, read_msd, read_nnunet
+from .labels import ParsedLabels, scan_labels
+from .manifest import MANIFEST, labels_of, load_manifest, read_msd, read_nnunet
 from .pairing import group_channels, image_files, label_files, pair_folders
 
 Section = Literal["training", "validation", "all", "test"]
@@ -51,7 +51,7 @@ def open_dataset(path: str | os.PathLike[str], *, problems: list[MedunetError] |
     layout = _find_layout(given, problems)
     if not layout.cases:
         raise DataError("data set has no cases", file=layout.root, expected=_LAYOUTS)
-    channels, labels = layout.channels, layout.labels
+    channels, labels = layout.channels, layout.labels.labels
     header = _first_header(layout.cases, channels=len(channels) if len(channels) > 1 else None, problems=problems)
     if not channels:
         channels = ("image",) if header.channels == 1 else tuple(f"channel_{n}" for n in range(header.channels))
@@ -68,7 +68,8 @@ def open_dataset(path: str | os.PathLike[str], *, problems: list[MedunetError] |
         spatial_dims=len(header.geometry.shape),
         file_ending=split_suffix(Path(layout.cases[0].label or "").name)[1],
         test=layout.test,
-        ignore=layout.ignore,
+        ignore=layout.labels.ignore,
+        regions=layout.labels.regions,
     )
 
 
@@ -80,8 +81,7 @@ class _Layout:
     name: str
     cases: tuple[Case, ...]
     test: tuple[Case, ...] = ()
-    labels: dict[str, int] = field(default_factory=dict)
-    ignore: int | None = None
+    labels: ParsedLabels = field(default_factory=lambda: ParsedLabels({}))
     channels: tuple[str, ...] = ()
 
 
@@ -92,11 +92,10 @@ def _find_layout(given: Path, problems: list[MedunetError] | None) -> _Layout:
         manifest = load_manifest(manifest_file)
         name = str(manifest.get("name") or root.name)
         if "training" not in manifest and not (root / "imagesTr").is_dir() and (cases := dicom_cases(root, problems)):
-            labels, ignore = parse_labels(manifest.get("labels"), manifest_file)
-            return _Layout(root, name, cases, labels=labels, ignore=ignore)
+            return _Layout(root, name, cases, labels=labels_of(manifest, manifest_file))
         read = read_msd if manifest.get("training") and "channel_names" not in manifest else read_nnunet
-        cases, test, labels, ignore, channels = read(manifest, manifest_file, problems)
-        return _Layout(root, name, cases, test, labels, ignore, channels)
+        cases, test, labels, channels = read(manifest, manifest_file, problems)
+        return _Layout(root, name, cases, test, labels, channels)
     found = [pair for pair in _FOLDER_PAIRS if (root / pair[0]).is_dir()]
     if not found:
         if not (cases := dicom_cases(root, problems)):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from medunet.errors import ConfigError
 
+from .regions import Region
+
 
 @dataclass(frozen=True)
 class Case:
@@ -46,6 +48,7 @@ class SegmentationDataset:
         file_ending: of the labels: `.nii.gz`, `.png`, ...
         test: cases for testing only (MSD's and nnU-Net's `imagesTs`), with labels where `labelsTs` has them.
         ignore: value in the files of voxels without annotation, which belongs to no label.
+        regions: classes that overlap, if the data set declares some; then `labels` only names the single values.
     """
 
     root: Path
@@ -57,6 +60,7 @@ class SegmentationDataset:
     file_ending: str
     test: tuple[Case, ...] = ()
     ignore: int | None = None
+    regions: tuple[Region, ...] = ()
 
 
 def split_fold(cases: Sequence[Case], *, fold: int, folds: int = 5) -> tuple[tuple[Case, ...], tuple[Case, ...]]:

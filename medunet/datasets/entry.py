@@ -111,13 +111,16 @@ class Entry:
         return Entry(folder, manifest)
 
     @staticmethod
-    def write(folder: Path, item: Mapping[str, Any], indices: Mapping[str, list[np.ndarray]]) -> Entry:
+    def write(
+        folder: Path, item: Mapping[str, Any], indices: Mapping[str, list[np.ndarray]], *, source: Any = None
+    ) -> Entry:
         """Keep an item.
 
         Args:
             folder: where to; a damaged entry there is replaced.
             item: arrays and tensors of any shape, and values that JSON knows.
             indices: what `load_indices` shall give.
+            source: what the item was made from, see :func:`medunet.datasets.identity.describe_source`.
 
         Raises:
             DataError: it cannot be written, for instance because the disk is full.
@@ -126,7 +129,7 @@ class Entry:
         temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         try:
             temporary.mkdir(parents=True)
-            manifest = _write_files(temporary, item, indices)
+            manifest = _write_files(temporary, item, indices) | {"source": source}
             _write_synced(temporary / MANIFEST, json.dumps(manifest).encode())
             _put_in_place(temporary, folder)
         except OSError as error:
@@ -139,10 +142,11 @@ class Entry:
 def remove_remains(folder: Path) -> None:
     """Remove what killed writers of this entry have left; nobody may be writing it."""
     for remains in folder.parent.glob(f".{folder.name}.*"):
-        _remove(remains)
+        remove(remains)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a folder or a file, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -228,7 +232,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
         old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         with contextlib.suppress(FileNotFoundError):
             folder.rename(old)
-            _remove(old)
+            remove(old)
     temporary.rename(folder)
 
 

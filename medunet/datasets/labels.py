@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from medunet.errors import DataError, MedunetError
 from medunet.io import is_structure_file, label_names, read_volume
+
+from .regions import Region, has_regions, parse_regions
 
 MAX_LABELS = 32
 """More distinct values than this are taken for an image or for instances, not for classes."""
@@ -178,27 +181,38 @@ def _scan_names(files: Sequence[Path], problems: list[MedunetError] | None) -> d
     }
 
 
-def parse_labels(labels: object, file: Path) -> tuple[dict[str, int], int | None]:
+class ParsedLabels(NamedTuple):
+    """What a `dataset.json` says of labels.
+
+    Args:
+        labels: name to value, by value, background first.
+        ignore: value of voxels without annotation, if nnU-Net's ``"ignore"`` names one.
+        regions: unions of values, if some are declared.
+    """
+
+    labels: dict[str, int]
+    ignore: int | None = None
+    regions: tuple[Region, ...] = ()
+
+
+def parse_labels(labels: object, file: Path, *, order: object = None) -> ParsedLabels:
     """Labels of a `dataset.json`, MSD's ``{"0": "background"}`` or nnU-Net's ``{"background": 0}``.
 
-    Returns:
-        Name to value, by value, and the value to ignore, if nnU-Net's ``"ignore"`` names one.
+    Args:
+        labels: the entry `labels`.
+        file: for errors.
+        order: the entry `regions_class_order`, for regions such as ``{"whole": [1, 2], "core": 2}``.
 
     Raises:
-        DataError: neither style, regions (lists of values), or two names of one value.
+        DataError: neither style, two names of one value, or regions without an order.
     """
     if not isinstance(labels, Mapping) or not labels:
         raise DataError("labels are missing", file=file, expected='{"background": 0, "liver": 1, ...}')
+    if has_regions(labels):
+        return ParsedLabels(*parse_regions(labels, order, file))
     pairs: dict[str, int] = {}
-    for key, value in labels.items():
-        if isinstance(value, list | tuple):
-            raise DataError(
-                "regions of several labels are not supported",
-                file=file,
-                received={key: value},
-                expected="one value a label",
-                remedy="name each value as a class of its own; a region is the union of its classes",
-            )
+    for key, listed in labels.items():
+        value = listed[0] if isinstance(listed, list | tuple) and len(listed) == 1 else listed
         if isinstance(value, str) and str(key).isdigit() and not value.isdigit():
             name, number = value, int(key)  # MSD
         elif isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
@@ -211,4 +225,4 @@ def parse_labels(labels: object, file: Path) -> tuple[dict[str, int], int | None
     ignore = pairs.pop("ignore", None)
     if len(pairs) < 2:
         raise DataError("one label only", file=file, received=pairs, expected="background and at least one more")
-    return dict(sorted(pairs.items(), key=lambda pair: pair[1])), ignore
+    return ParsedLabels(dict(sorted(pairs.items(), key=lambda pair: pair[1])), ignore)

@@ -11,8 +11,9 @@ from typing import Any
 from medunet.errors import DataError, MedunetError, SecurityError
 
 from .dataset import Case
-from .labels import parse_labels
+from .labels import ParsedLabels, parse_labels
 from .pairing import MAX_NAMED, pair_folders, stem
+from .regions import ORDER_KEY
 
 MANIFEST = "dataset.json"
 
@@ -32,6 +33,11 @@ def load_manifest(file: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise DataError("is not a JSON object", file=file, received=type(manifest).__name__)
     return manifest
+
+
+def labels_of(manifest: Mapping[str, Any], file: Path) -> ParsedLabels:
+    """Labels and regions of a `dataset.json`; raises as `parse_labels`."""
+    return parse_labels(manifest.get("labels"), file, order=manifest.get(ORDER_KEY))
 
 
 def inside(root: Path, relative: object, file: Path) -> Path:
@@ -54,8 +60,8 @@ def inside(root: Path, relative: object, file: Path) -> Path:
 
 def read_msd(
     manifest: Mapping[str, Any], file: Path, problems: list[MedunetError] | None = None
-) -> tuple[tuple[Case, ...], tuple[Case, ...], dict[str, int], int | None, tuple[str, ...]]:
-    """Cases, test cases, labels, ignored value and channels of an MSD `dataset.json`.
+) -> tuple[tuple[Case, ...], tuple[Case, ...], ParsedLabels, tuple[str, ...]]:
+    """Cases, test cases, labels and channels of an MSD `dataset.json`.
 
     Args:
         manifest: the parsed file.
@@ -71,24 +77,23 @@ def read_msd(
     if not cases:
         raise DataError("lists no training cases", file=file, expected='"training": [{"image": ..., "label": ...}]')
     test = _entries(manifest.get("test") or (), root, file, problems, labelled=False)
-    labels, ignore = parse_labels(manifest.get("labels"), file)
-    return cases, test, labels, ignore, _channel_names(manifest.get("modality"))
+    return cases, test, labels_of(manifest, file), _channel_names(manifest.get("modality"))
 
 
 def read_nnunet(
     manifest: Mapping[str, Any], file: Path, problems: list[MedunetError] | None = None
-) -> tuple[tuple[Case, ...], tuple[Case, ...], dict[str, int], int | None, tuple[str, ...]]:
+) -> tuple[tuple[Case, ...], tuple[Case, ...], ParsedLabels, tuple[str, ...]]:
     """As `read_msd`, of an nnU-Net raw folder: `imagesTr/case_0000.ext` + `labelsTr/case.ext`."""
     root = file.parent
     channels = _channel_names(manifest.get("channel_names") or manifest.get("modality"))
-    labels, ignore = parse_labels(manifest.get("labels"), file)
+    labels = labels_of(manifest, file)
     if not (root / "imagesTr").is_dir():
         raise DataError("folder imagesTr is missing", file=root)
     cases = pair_folders(root / "imagesTr", root / "labelsTr", channels=len(channels), problems=problems)
     test: tuple[Case, ...] = ()
     if (root / "imagesTs").is_dir():
         test = pair_folders(root / "imagesTs", root / "labelsTs", channels=len(channels), partial=True)
-    return cases, test, labels, ignore, channels
+    return cases, test, labels, channels
 
 
 def _entries(

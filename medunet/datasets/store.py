@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -22,11 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from medunet import __version__
 from medunet.errors import DataError
-from medunet.files import CAN_LOCK, cache_folder, lock
+from medunet.files import CAN_LOCK, Hold, lock
 from medunet.transforms import IGNORE_INDEX
 
+from .entry import MANIFEST as ENTRY_MANIFEST
 from .entry import Entry, remove_remains
 from .identity import describe_source, digest
+from .prune import hold_path, store_folder
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +53,8 @@ class StoreDataset(Dataset):
     An entry is known by the files of the case (path, size, time of change), by the transforms with all their
     parameters and by the versions of medunet and MONAI, so that whatever is changed makes new entries. Entries are
     written whole or not at all; an interrupted preprocessing goes on where it was; processes that prepare the same
-    data share the work; a damaged entry is made anew. Old entries are never removed: delete the folder when you like.
+    data share the work; a damaged entry is made anew. Entries that nobody uses are removed by ``medunet store --prune``
+    or :func:`medunet.datasets.prune_store`; the folder may also be deleted as a whole.
 
     Items are those of `CacheDataset`, MetaTensors included, with three exceptions: labels that hold only whole numbers
     are kept in the smallest integer type that fits, the list of applied operations for inverting is empty, and tuples
@@ -91,6 +95,7 @@ class StoreDataset(Dataset):
         self.num_workers = num_workers
         self.progress = progress
         self._entries: dict[int, Entry] = {}
+        self._hold: Hold | None = None
         self._first_random: int | None = self.transform.get_index_of_first(
             lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
         )
@@ -101,8 +106,11 @@ class StoreDataset(Dataset):
     @property
     def folder(self) -> Path:
         """Folder of the entries that these transforms make."""
-        root = cache_folder() / "store" if self.store_dir is None else Path(self.store_dir)
-        return root / self._pipeline
+        return store_folder(self.store_dir) / self._pipeline
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process holds the entries for itself."""
+        return {**self.__dict__, "_hold": None}
 
     def prepare(self) -> None:
         """Preprocess the cases that are not on disk yet, several at a time.
@@ -113,6 +121,7 @@ class StoreDataset(Dataset):
             DataError: no room or no right to write.
             Exception: what a transform raises.
         """
+        self._use()
         with ThreadPoolExecutor(self._threads()) as pool:
             found = list(pool.map(self._open, range(len(self.data))))
             missing = [index for index, entry in enumerate(found) if entry is None]
@@ -141,6 +150,7 @@ class StoreDataset(Dataset):
         if (seed := getattr(index, "seed", None)) is not None:
             self.transform.set_random_state(seed=seed)
         index %= len(self.data)
+        self._use()
         try:
             entry = self._entries.get(index) or self._open(index) or self._make(index, wait=True)
             item, indices = self._load(entry)
@@ -170,14 +180,29 @@ class StoreDataset(Dataset):
         entry = Entry.open(self._entry_folder(index))
         if entry is not None:
             self._entries[index] = entry
+            with contextlib.suppress(OSError):  # a store that others have made may be read-only
+                os.utime(entry.folder / ENTRY_MANIFEST)  # the time of the last use, for pruning
         return entry
+
+    def _use(self) -> None:
+        """Keep `prune_store` away from the entries as long as this object lives."""
+        if self._hold is not None:
+            return
+        try:
+            self._make_folder(self.folder.parent)
+            self._hold = Hold(hold_path(self.folder))
+        except OSError as error:  # writing tells, if there is anything to write
+            logger.debug("%s is not held: %s", self.folder, error)
+
+    def _make_folder(self, folder: Path) -> None:
+        # a patient's images are nobody else's, unless the folder was chosen
+        folder.mkdir(mode=0o700 if self.store_dir is None else 0o777, parents=True, exist_ok=True)
 
     def _make(self, index: int, *, wait: bool) -> Entry | None:
         """Preprocess a case and keep it; None, unless `wait`, when somebody else is at it."""
         folder = self._entry_folder(index)
         try:
-            # a patient's images are nobody else's, unless the folder was chosen
-            folder.parent.mkdir(mode=0o700 if self.store_dir is None else 0o777, parents=True, exist_ok=True)
+            self._make_folder(folder.parent)
             with lock(folder.with_suffix(".lock"), wait=wait) as held:
                 if not held:
                     return None
@@ -185,7 +210,8 @@ class StoreDataset(Dataset):
                 if entry is None:
                     if CAN_LOCK:
                         remove_remains(folder)
-                    entry = Entry.write(folder, *self._preprocess(index))
+                    source = describe_source(self.data[index])
+                    entry = Entry.write(folder, *self._preprocess(index), source=source)
         except OSError as error:
             raise DataError(
                 f"the folder for preprocessed cases cannot be written: {error.strerror or error}",

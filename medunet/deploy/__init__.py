@@ -1,1 +1,1 @@
-"""Where annotators work: MONAI Label and 3D Slicer (to come)."""
+"""Where annotators work: MONAI Label and 3D Slicer."""

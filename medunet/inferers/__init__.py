@@ -1,6 +1,7 @@
 """Inference on images of any size, with every voxel computed once."""
 
 from .labels import LabelInferer as LabelInferer
+from .labels import SourceGridInferer as SourceGridInferer
 from .memory import free_memory as free_memory
 from .memory import peak_bytes as peak_bytes
 from .mirror import MirrorInferer as MirrorInferer

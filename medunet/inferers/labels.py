@@ -15,7 +15,7 @@ from monai.inferers import Inferer
 from medunet.errors import ConfigError, GeometryError
 
 from .overlap_tile import OverlapTileInferer, TileLogits
-from .restore import GridMap, restore_labels
+from .restore import MIXED, GridMap, restore_labels
 
 
 class SourceGridInferer(Inferer, ABC):
@@ -119,11 +119,14 @@ class LabelInferer(SourceGridInferer):
 
     Args:
         inferer: evaluates the network, `OverlapTileInferer` or another one.
-        threshold: probability above which a voxel of a network with one channel (sigmoid) is class 1.
+        threshold: probability above which a voxel of a network with one channel (sigmoid) is class 1, or belongs to a
+            region.
+        order: for regions (sigmoid of each channel) the class index that each one is painted with, later over earlier;
+            none for classes of which a voxel has one (softmax).
         to_source: whether to return to the grid that the image was read on; otherwise labels stay on the network's.
 
     Raises:
-        ConfigError: an impossible threshold; when called, images of different source grids in one batch.
+        ConfigError: an impossible threshold or order; when called, images of different source grids in one batch.
         GeometryError: when called, an image that does not know its source grid.
 
     Example:
@@ -134,17 +137,29 @@ class LabelInferer(SourceGridInferer):
         torch.Size([1, 1, 33, 35])
     """
 
-    def __init__(self, inferer: Inferer, *, threshold: float = 0.5, to_source: bool = True) -> None:
+    def __init__(
+        self, inferer: Inferer, *, threshold: float = 0.5, order: Sequence[int] = (), to_source: bool = True
+    ) -> None:
         super().__init__(inferer, to_source=to_source)
         if not 0 < threshold < 1:
             raise ConfigError("impossible threshold", received=threshold, expected="a probability between 0 and 1")
+        if len(set(order)) != len(order) or not all(0 < index < MIXED for index in order):
+            raise ConfigError(
+                "regions are painted with different class indices", received=list(order), expected=f"1 to {MIXED - 1}"
+            )
         self.threshold = math.log(threshold / (1 - threshold))
+        self.order = tuple(order)
+
+    @property
+    def activation(self) -> str:
+        """What makes probabilities of the network's answer, for the mean of an ensemble."""
+        return "sigmoid" if self.order else "softmax"
 
     def _empty(self, images: int, classes: int, size: tuple[int, ...]) -> torch.Tensor:
         return torch.zeros((images, 1, *size), dtype=torch.uint8)
 
     def _put(self, logits: torch.Tensor, grid: GridMap, out: torch.Tensor, region: tuple[slice, ...]) -> None:
-        restore_labels(logits, grid, threshold=self.threshold, out=out[0], region=region)
+        restore_labels(logits, grid, threshold=self.threshold, order=self.order, out=out[0], region=region)
 
 
 def _each(value: Any, count: int, *, ndim: int) -> Sequence[np.ndarray[Any, Any]]:

@@ -12,6 +12,7 @@ from monai.inferers import Inferer
 
 from medunet.errors import ConfigError
 from medunet.networks import check_activation, to_logits, to_probabilities
+from medunet.transforms import check_pairs, swapped_channels
 
 
 class MirrorInferer(Inferer):
@@ -28,9 +29,12 @@ class MirrorInferer(Inferer):
         batch_size: views that go to `inferer` in one batch, where they have one size; an `OverlapTileInferer` then
             takes its own `batch_size` of windows from it. More is faster for small images and takes more memory.
         activation: `softmax`, or `sigmoid` of each channel.
+        swaps: pairs of channels that differ in left and right: they trade places in views that are mirrored along
+            `swap_axis`, for there the network takes a left lung for a right one.
+        swap_axis: the spatial axis from left to right, in volumes that were turned to RAS the first.
 
     Raises:
-        ConfigError: no such axis, or an impossible batch size.
+        ConfigError: no such axis, an impossible batch size, or swaps that are no pairs or combined with `transpose`.
 
     Example:
         >>> from monai.inferers import SimpleInferer
@@ -49,8 +53,12 @@ class MirrorInferer(Inferer):
         transpose: bool = False,
         batch_size: int = 1,
         activation: str = "softmax",
+        swaps: Sequence[Sequence[int]] = (),
+        swap_axis: int = 0,
     ) -> None:
         super().__init__()
+        if swaps and transpose:
+            raise ConfigError("no axis runs from left to right in views that are transposed", received=list(swaps))
         if batch_size < 1:
             raise ConfigError("impossible batch_size", received=batch_size, expected="1 or more")
         self.inferer = inferer
@@ -58,6 +66,8 @@ class MirrorInferer(Inferer):
         self.transpose = transpose
         self.batch_size = batch_size
         self.activation = check_activation(activation)
+        self.swaps = check_pairs(swaps)
+        self.swap_axis = swap_axis
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Evaluate all views: `(B, C, *spatial)` to logits `(B, classes, *spatial)`, float32."""
@@ -77,11 +87,17 @@ class MirrorInferer(Inferer):
                 probabilities = to_probabilities(logits, self.activation)
                 probabilities = probabilities.transpose(2, 3) if swap else probabilities
                 for dims, view in zip(part, probabilities.split(len(image)), strict=True):
-                    total = view.flip(dims) if total is None else total.add_(view.flip(dims))
+                    straight = self._sides_restored(view, dims).flip(dims)
+                    total = straight if total is None else total.add_(straight)
         if total is None:
             raise ConfigError("batch holds no image", received=tuple(inputs.shape), expected="(B, C, *spatial), B >= 1")
         output = to_logits(total / len(views), self.activation)
         return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
+
+    def _sides_restored(self, view: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
+        if not self.swaps or 2 + self.swap_axis not in dims:
+            return view
+        return view[:, swapped_channels(self.swaps, view.shape[1])]
 
 
 def _subsets(axes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -2,7 +2,9 @@
 
 Trilinear interpolation is a convex combination: where the corners of a cell of the network's grid have one class in
 common as their largest, that class is the largest everywhere in the cell. So only voxels in cells whose corners
-disagree are interpolated, and the labels equal those of interpolating every class everywhere::
+disagree are interpolated, and the labels equal those of interpolating every class everywhere. The same holds for
+regions painted over one another: where all corners show region k, it exceeds the threshold between them too, and no
+later region does::
 
     network's grid   o---------o---------o      o: argmax at the nodes
                      | 1     1 | 1     2 |
@@ -22,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from medunet.errors import GeometryError
+from medunet.transforms import paint_regions
 
 MIXED = 255
 """Mark of a cell whose corners disagree; so a label map has at most 255 classes."""
@@ -122,6 +125,7 @@ def restore_labels(
     grid: GridMap,
     *,
     threshold: float = 0.0,
+    order: Sequence[int] = (),
     out: torch.Tensor | None = None,
     region: tuple[slice, ...] | None = None,
 ) -> torch.Tensor:
@@ -131,7 +135,9 @@ def restore_labels(
         logits: `(classes, *grid)`, or one tile of it. The class of equal logits is the lowest. One channel alone is
             class 1 where it exceeds `threshold`, else 0.
         grid: where the source's voxels lie.
-        threshold: of a single channel, on the scale of the logits.
+        threshold: of a single channel or of regions, on the scale of the logits.
+        order: for regions the class index that each channel is painted with, all different, later over earlier; none
+            for classes of which a voxel has one.
         out: `(*source)`, uint8, to write into; by default a new one.
         region: where on the network's grid the tile lies, for tiles of `OverlapTileInferer.tiles(extend=1)`, or of
             `tiles()` on a grid that is the source's own. Without it the logits are those of the whole grid.
@@ -152,12 +158,12 @@ def restore_labels(
     if out is None:
         out = torch.zeros(grid.source_size, dtype=torch.uint8, device=logits.device)
     if grid.is_identity:  # nothing lies between voxels, so that a tile needs no neighbour
-        out[region] = decide(logits, threshold)
+        out[region] = decide(logits, threshold, order)
         return out
     core = core_of(region, grid)
     axes = grid.axes
     if axes is None:
-        _restore_oblique(logits, grid, core, out, threshold)
+        _restore_oblique(logits, grid, core, out, threshold=threshold, order=order)
         return out
     # the network's axes in the order of the source's, so that both run in parallel
     logits = logits.permute(0, *(1 + axis for axis in axes))
@@ -165,7 +171,7 @@ def restore_labels(
     if parallel is None:
         return out
     spans, steps = parallel
-    _restore_parallel(logits, steps, out[spans], threshold)
+    _restore_parallel(logits, steps, out[spans], threshold=threshold, order=order)
     return out
 
 
@@ -204,13 +210,17 @@ def steps_along(
     return tuple(spans), steps
 
 
-def decide(values: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
+def decide(values: torch.Tensor, threshold: float = 0.0, order: Sequence[int] = ()) -> torch.Tensor:
     """Class of each position of `(classes, ...)`, uint8: the lowest of the largest, or one channel over a threshold.
+
+    With `order` the channels are regions, see :func:`medunet.transforms.paint_regions`.
 
     Example:
         >>> decide(torch.tensor([[1.0, 2.0], [1.0, 3.0]])).tolist()
         [0, 1]
     """
+    if order:
+        return paint_regions(values, order, threshold=threshold)
     if values.shape[0] == 1:
         return (values[0] > threshold).to(torch.uint8)
     rows = values.movedim(0, -1)
@@ -244,10 +254,12 @@ def _with_next(labels: torch.Tensor, axis: int, of_two: Callable[..., torch.Tens
     return found
 
 
-def _restore_parallel(logits: torch.Tensor, steps: list[AxisSteps], out: torch.Tensor, threshold: float) -> None:
+def _restore_parallel(
+    logits: torch.Tensor, steps: list[AxisSteps], out: torch.Tensor, *, threshold: float, order: Sequence[int]
+) -> None:
     device = logits.device
     steps = [AxisSteps(*(t.to(device) for t in (s.cell, s.fraction, s.outside))) for s in steps]
-    mixed = cells(decide(logits, threshold))
+    mixed = cells(decide(logits, threshold, order))
     nodes = Nodes(logits)
     first, *others = steps
     at_once = max(1, _SLAB_VOXELS // max(1, out[0].numel()))
@@ -263,7 +275,7 @@ def _restore_parallel(logits: torch.Tensor, steps: list[AxisSteps], out: torch.T
             index = (where[0] + start, *where[1:])
             corners = [step.cell[i] for step, i in zip(steps, index, strict=True)]
             fractions = [step.fraction[i] for step, i in zip(steps, index, strict=True)]
-            found[where] = nodes.labels(corners, fractions, threshold)
+            found[where] = nodes.labels(corners, fractions, threshold, order)
         for axis, step in enumerate([AxisSteps(first.cell[part], first.fraction[part], first.outside[part]), *others]):
             if step.outside.any():
                 found.index_fill_(axis, step.outside.nonzero()[:, 0], 0)
@@ -271,11 +283,17 @@ def _restore_parallel(logits: torch.Tensor, steps: list[AxisSteps], out: torch.T
 
 
 def _restore_oblique(
-    logits: torch.Tensor, grid: GridMap, core: list[range], out: torch.Tensor, threshold: float
+    logits: torch.Tensor,
+    grid: GridMap,
+    core: list[range],
+    out: torch.Tensor,
+    *,
+    threshold: float,
+    order: Sequence[int],
 ) -> None:
     """The same for any affine map: the cell of every source voxel is computed, a slab at a time."""
     device = logits.device
-    mixed, nodes = cells(decide(logits, threshold)), Nodes(logits)
+    mixed, nodes = cells(decide(logits, threshold, order)), Nodes(logits)
     matrix = torch.as_tensor(grid.matrix, device=device)
     at_once = max(1, _SLAB_VOXELS // 8 // max(1, int(np.prod(grid.source_size[1:]))))
     for start in range(0, grid.source_size[0], at_once):
@@ -289,7 +307,7 @@ def _restore_oblique(
         fractions = [s.fraction[mine] for s in steps]
         found = mixed[tuple(corners)]
         where = (found == MIXED).nonzero()[:, 0]
-        found[where] = nodes.labels([c[where] for c in corners], [f[where] for f in fractions], threshold)
+        found[where] = nodes.labels([c[where] for c in corners], [f[where] for f in fractions], threshold, order)
         found[torch.stack([s.outside[mine] for s in steps]).any(0)] = 0
         out.view(-1)[start * out[0].numel() + mine.to(out.device)] = found.to(out.device)
 
@@ -311,7 +329,11 @@ class Nodes:
         return self._rows
 
     def labels(
-        self, corner: Sequence[torch.Tensor], fraction: Sequence[torch.Tensor], threshold: float
+        self,
+        corner: Sequence[torch.Tensor],
+        fraction: Sequence[torch.Tensor],
+        threshold: float,
+        order: Sequence[int] = (),
     ) -> torch.Tensor:
         """Classes of `(voxels,)` between nodes: `corner` is the lower node along each axis, `fraction` the way on."""
         found = torch.empty(len(corner[0]), dtype=torch.uint8, device=self._source.device)
@@ -319,7 +341,10 @@ class Nodes:
         for start in range(0, len(found), at_once):
             part = slice(start, start + at_once)
             values = self.interpolated([c[part] for c in corner], [f[part] for f in fraction])
-            found[part] = values[:, 0] > threshold if self.classes == 1 else values.argmax(dim=1)
+            if order or self.classes == 1:
+                found[part] = decide(values.T, threshold, order)
+            else:
+                found[part] = values.argmax(dim=1)
         return found
 
     def interpolated(self, corner: Sequence[torch.Tensor], fraction: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -7,3 +7,4 @@ MONAI's follow them with ``softmax=True, to_onehot_y=True``; give them float32 l
 from .border_weighted import BorderWeightedCELoss as BorderWeightedCELoss
 from .deep_supervision import DeepSupervisionLoss as DeepSupervisionLoss
 from .dice import DiceCELoss as DiceCELoss
+from .regions import RegionDiceCELoss as RegionDiceCELoss

@@ -76,6 +76,7 @@ def evaluate_case(
     *,
     spacing_mm: Sequence[float],
     labels: Mapping[str, int],
+    regions: Mapping[str, Sequence[int]] | None = None,
     em: bool | str = False,
     name: str = "",
 ) -> CaseScores:
@@ -86,6 +87,7 @@ def evaluate_case(
         ref: reference label map of the same shape.
         spacing_mm: distance of neighbouring voxels along each axis.
         labels: name -> value, all values that occur. The background (see `BACKGROUND`) is no class.
+        regions: name -> values of their union, for classes that overlap; these are then scored, in place of the labels.
         em: also compute the scores of the ISBI 2012 challenge (2D): the name of the class that is the cells'
             interior, or True where there is only one class.
         name: the case's name, for tables.
@@ -119,8 +121,10 @@ def evaluate_case(
     pred_box, ref_box = (pred_array[box], ref_array[box]) if box else (pred_array[:0], ref_array[:0])
     _check_values(pred_box, labels=labels, of="prediction")
     _check_values(ref_box, labels=labels, of="reference")
+    scored = regions or {label: (value,) for label, value in values.items()}
     classes = {
-        label: _class_scores(pred_box == value, ref_box == value, spacing_mm=spacing) for label, value in values.items()
+        label: _class_scores(_any_of(pred_box, union), _any_of(ref_box, union), spacing_mm=spacing)
+        for label, union in scored.items()
     }
     scores = CaseScores(name=name, mean_dice=_mean(entry["dice"] for entry in classes.values()), classes=classes)
     if em:
@@ -160,6 +164,10 @@ def summarise(results: Sequence[CaseScores]) -> Summary:
     if em:
         summary["em"] = {key: _statistics(entry.get(key, math.nan) for entry in em) for key in em[0]}
     return summary
+
+
+def _any_of(array: Array, values: Sequence[int]) -> Array:
+    return array == values[0] if len(values) == 1 else np.isin(array, values)
 
 
 def _class_scores(pred: Array, ref: Array, *, spacing_mm: tuple[float, ...]) -> ClassScores:

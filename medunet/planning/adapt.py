@@ -14,6 +14,8 @@ from medunet.errors import ConfigError
 from medunet.geometry import Geometry
 from medunet.io import read_header
 
+from .regions import region_loss, region_values
+
 MAX_HEADERS = 50
 """Headers read to find median spacing and size; more cases hardly move a median."""
 
@@ -48,17 +50,30 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
         "label_values": list(dataset.labels.values()),
         "label_names": list(dataset.labels),
     }
+    regions = region_values(dataset)
+    if dataset.regions or config.get("region_names"):
+        found |= regions
     if config.get("planned"):
-        for id_ in ("in_channels", "label_values"):
-            if found[id_] != config[id_]:
+        for id_ in ("in_channels", "label_values", "region_values", "regions_class_order"):
+            if id_ in found and found[id_] != config.get(id_):
                 raise ConfigError(
                     f"the bundle was planned for data with other {id_}",
                     file=dataset.root,
                     received=found[id_],
-                    expected=config[id_],
+                    expected=config.get(id_),
                     remedy="plan again for these data",
                 )
         found = {}  # names of labels may have been edited
+    elif dataset.regions and not config.get("region_names"):
+        found["loss"] = region_loss()
+    elif config.get("region_names") and not dataset.regions:
+        raise ConfigError(
+            "the bundle is for regions that overlap, the data have none",
+            file=dataset.root,
+            received=list(dataset.labels),
+            expected=config["region_names"],
+            remedy=f"start from unet_{spatial_dims}d, or plan for these data",
+        )
     if len(dataset.cases) < config.get("folds", 0):
         found["folds"] = len(dataset.cases)  # few images: leave one out
     if config.get("planned"):

@@ -9,7 +9,8 @@ from medunet.transforms import IGNORE_INDEX
 
 from .fingerprint import Fingerprint
 from .measure import AIR
-from .orientation import anonymous
+from .orientation import anonymous, mirror_faults
+from .regions import region_loss
 from .topology import ANISOTROPY, Decision
 
 CROP_SHARE = 0.75
@@ -24,8 +25,9 @@ RARE_FOREGROUND = 0.05
 TURN = 0.35
 """Radians, 20 degrees: patients lie nearly straight."""
 
-BLANK_IGNORED = {"_target_": "medunet.transforms.BlankIgnoredd", "keys": ["pred", "label"]}
-ARGMAX = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+
+ENGINE_IDS = frozenset(["mirror_swaps"])
+"""Values of evaluate.json and inference.json, which train.json lacks."""
 
 
 def normalisation(print_: Fingerprint) -> Decision:
@@ -76,20 +78,45 @@ def cropping(print_: Fingerprint) -> list[Decision]:
     ]
 
 
-def mirroring(print_: Fingerprint, *, flat_axis: int | None = None) -> Decision:
-    """Mirror only where no label could become wrong by it."""
+def mirroring(print_: Fingerprint, *, flat_axis: int | None = None) -> list[Decision]:
+    """Mirror only where no label becomes wrong by it, or where left and right labels can trade places."""
     axes = [axis for axis in range(print_.spatial_dims) if axis != flat_axis]
-    id_, words, pairs = "augment::deform::flip_axes", print_.orientation_words, print_.side_pairs
-    if pairs:
-        named = ", ".join(f"{left} / {right}" for left, right in pairs)
-        return Decision(id_, [], "off: a mirror would turn left into right", f"labels {named}")
+    id_, words = "augment::deform::flip_axes", print_.orientation_words
+    if print_.side_pairs:
+        return _mirroring_of_sides(print_, id_, flat_axis=flat_axis)
     if words:
         named = ", ".join(f"{name} ('{word}')" for name, word in words.items())
-        return Decision(id_, [], "off: names of labels speak of directions", named)
-    if print_.placed and anonymous(print_.labels):
-        names = ", ".join(entry.name for entry in print_.classes)
-        return Decision(id_, [], "off: several classes without names; two of them may be left and right", names)
-    return Decision(id_, axes, "on: no label's name speaks of a direction", ", ".join(print_.labels))
+        return [Decision(id_, [], "off: names of labels speak of directions", named)]
+    classes = {"background": -1, **{name: k for k, name in enumerate(print_.regions)}}
+    if print_.placed and anonymous(classes if print_.regions else print_.labels):
+        names = ", ".join(print_.class_names)
+        return [Decision(id_, [], "off: several classes without names; two of them may be left and right", names)]
+    return [Decision(id_, axes, "on: no label's name speaks of a direction", ", ".join(print_.class_names))]
+
+
+def _mirroring_of_sides(print_: Fingerprint, id_: str, *, flat_axis: int | None) -> list[Decision]:
+    """From left to right only, where the files say which axis that is and every sided label has its partner."""
+    named = ", ".join(f"{left} / {right}" for left, right in print_.side_pairs)
+    off = "off: a mirror would turn left into right"
+    if print_.spatial_dims != 3 or not print_.placed:
+        return [Decision(id_, [], f"{off}, and pictures do not say which axis that is", named)]
+    if flat_axis == 0:
+        return [Decision(id_, [], f"{off}, across the planes", named)]
+    if print_.regions:
+        return [Decision(id_, [], f"{off}, and regions overlap, so that their values cannot trade places", named)]
+    if faults := mirror_faults(print_.labels):
+        lonely = ", ".join(f"{name} ('{word}')" for name, word in faults.items())
+        return [Decision(id_, [], f"{off}, and some have no partner to trade places with", f"{named}; {lonely}")]
+    names = list(print_.labels)
+    swaps = [[names.index(left), names.index(right)] for left, right in print_.side_pairs]
+    numbers = f"labels {named}"
+    return [
+        Decision(
+            id_, [0], "on from left to right, for labels of the two sides trade places; the body has no other", numbers
+        ),
+        Decision("augment::deform::swap_labels", swaps, "class indices that trade places in mirrored patches", numbers),
+        Decision("mirror_swaps", swaps, "channels that trade places where `mirror_axes` mirrors images", numbers),
+    ]
 
 
 def turning(
@@ -130,15 +157,20 @@ def loss(print_: Fingerprint, base: Mapping[str, Any]) -> list[Decision]:
     share = print_.foreground_share
     thin = share > THICK_BACKGROUND
     reason = f"Dice and cross entropy; the background counts {'as a class' if thin else 'in the cross entropy only'}"
+    if print_.regions:
+        reason = "Dice and binary cross entropy of each region, for regions overlap"
     numbers = f"foreground {100 * share:.3g} % of the voxels"
     part["include_background"] = thin
-    if print_.ignore is not None:
+    if print_.regions:
+        part = region_loss(print_.ignore)
+    elif print_.ignore is not None:
         part = {
             "_target_": "medunet.losses.DiceCELoss",
             "include_background": thin,
             "batch": True,
             "ignore_index": IGNORE_INDEX,
         }
+    if print_.ignore is not None:
         reason += f"; voxels labelled {print_.ignore} count nowhere"
         numbers += f", ignored value {print_.ignore}"
     value = part if inner is None else {**base, "loss": part}
@@ -146,14 +178,4 @@ def loss(print_: Fingerprint, base: Mapping[str, Any]) -> list[Decision]:
     if print_.ignore is not None:
         why = f"voxels labelled {print_.ignore} are not annotated"
         decisions.append(Decision("steps::encode::ignore_value", print_.ignore, why))
-        blank = {"_target_": "Compose", "transforms": [ARGMAX, BLANK_IGNORED]}
-        decisions.append(Decision("validate::postprocessing", blank, f"{why}: they do not count in validation"))
     return decisions
-
-
-def evaluation_overlay(print_: Fingerprint) -> dict[str, Any]:
-    """Values for evaluate.json only."""
-    if print_.ignore is None:
-        return {}
-    on_cpu = {"_target_": "EnsureTyped", "keys": ["pred", "label"], "device": "cpu"}
-    return {"postprocessing": {"_target_": "Compose", "transforms": [on_cpu, BLANK_IGNORED]}}

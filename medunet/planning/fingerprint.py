@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ class Fingerprint:
         side_pairs: labels that differ in left and right only.
         orientation_words: label name to the word in it that a mirror would falsify.
         broken: cases that could not be measured, with the cause.
+        regions: name to label values of classes that overlap; without them the classes are the network's.
     """
 
     name: str
@@ -124,6 +125,12 @@ class Fingerprint:
     side_pairs: tuple[tuple[str, str], ...]
     orientation_words: dict[str, str]
     broken: dict[str, str]
+    regions: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the network is to tell apart from the background."""
+        return tuple(self.regions) or tuple(entry.name for entry in self.classes)
 
     @property
     def thinnest(self) -> ClassPrint | None:
@@ -283,6 +290,8 @@ def summarise(
                 else 0.0,
             )
         )
+    # numbers are only to be different here
+    named = {region.name: number for number, region in enumerate(dataset.regions)} or dict(dataset.labels)
     channels = tuple(
         _channel(name, index, measures, spatial_dims=dataset.spatial_dims)
         for index, name in enumerate(dataset.channels)
@@ -301,9 +310,10 @@ def summarise(
         labels=dict(dataset.labels),
         ignore=dataset.ignore,
         foreground_share=_short(sum(entry.share for entry in classes)),
-        side_pairs=tuple(side_pairs(dataset.labels)),
-        orientation_words=orientation_words(dataset.labels),
+        side_pairs=tuple(side_pairs(named)),
+        orientation_words=orientation_words(named),
         broken=dict(broken or {}),
+        regions={region.name: list(region.values) for region in dataset.regions},
     )
 
 

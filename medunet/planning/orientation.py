@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
-
-from medunet.datasets import named_sides
 
 ORIENTATION_WORDS = frozenset(
     [
@@ -16,6 +15,12 @@ ORIENTATION_WORDS = frozenset(
     ]
 )
 """Words that lose their sense, or change their class, in a mirror."""
+
+SIDES = {
+    "left": frozenset(["left", "l", "lt", "lh", "sin", "sinister"]),
+    "right": frozenset(["right", "r", "rt", "rh", "dex", "dexter"]),
+}
+"""Words that tell the sides of a pair apart."""
 
 _ANONYMOUS = re.compile(r"(label|class)[_ ]?\d+$")
 
@@ -53,8 +58,27 @@ def side_pairs(labels: Mapping[str, int]) -> list[tuple[str, str]]:
         >>> side_pairs({"background": 0, "left lung": 1, "Right_Lung": 2, "heart": 3})
         [('left lung', 'Right_Lung')]
     """
-    names = {value: name for name, value in labels.items()}
-    return [(names[left], names[right]) for left, right in named_sides(names)]
+    sides: dict[tuple[str, ...], dict[str, list[str]]] = defaultdict(lambda: {"left": [], "right": []})
+    for name in labels:
+        words = words_of(name)
+        for side, spellings in SIDES.items():
+            if spellings & set(words):
+                sides[tuple(word for word in words if word not in spellings)][side].append(name)
+    return [(pair["left"][0], pair["right"][0]) for pair in sides.values() if list(map(len, pair.values())) == [1, 1]]
+
+
+def mirror_faults(labels: Mapping[str, int]) -> dict[str, str]:
+    """Labels that a mirror from left to right would make wrong although pairs trade places, with the word that says so.
+
+    Above and below, front and back stay where they are in such a mirror, and so do middle and side.
+
+    Example:
+        >>> mirror_faults({"background": 0, "left upper lobe": 1, "right upper lobe": 2, "left ventricle": 3})
+        {'left ventricle': 'left'}
+    """
+    paired = {name for pair in side_pairs(labels) for name in pair}
+    words = frozenset().union(*SIDES.values())
+    return {name: found[0] for name in labels if name not in paired and (found := sorted(words & set(words_of(name))))}
 
 
 def anonymous(labels: Mapping[str, int]) -> bool:

@@ -20,6 +20,7 @@ from medunet.networks import resolve_device, resolve_dtype
 from . import choices
 from .fingerprint import Fingerprint
 from .probe import StepCost, measure_step, training_bytes
+from .regions import region_values
 from .schedule import fit_schedule, spell_time
 from .topology import Budget, Decision, Spacing, Topology, choose_budget, choose_topology, target_spacing
 
@@ -45,7 +46,6 @@ class Plan:
         fingerprint: what they were made from.
         decisions: one a value, in the order in which a person reads them.
         notes: what was measured or estimated and is no value of the bundle.
-        only_evaluate: values by id for evaluate.json.
         topology: of the network.
         cost: of a training step, measured; None where that was not wanted.
         seconds: expected duration of the training; None without measurement.
@@ -54,7 +54,6 @@ class Plan:
     fingerprint: Fingerprint
     decisions: tuple[Decision, ...]
     notes: tuple[Decision, ...]
-    only_evaluate: dict[str, Any]
     topology: Topology
     cost: StepCost | None = None
     seconds: float | None = None
@@ -102,13 +101,13 @@ def plan(
     if fingerprint.spatial_dims == 3:
         decisions.append(Decision("spacing_mm", list(grid.spacing_mm), grid.reason, grid.numbers))
     decisions += choices.cropping(fingerprint)
-    decisions.append(choices.mirroring(fingerprint, flat_axis=flat_axis))
+    decisions += choices.mirroring(fingerprint, flat_axis=flat_axis)
     decisions += choices.turning(fingerprint, config["augment"]["deform"], grid.spacing_mm, flat_axis=flat_axis)
     decisions += choices.loss(fingerprint, config["loss"])
 
     available = memory or free_memory(where)
     search = _Search(
-        config=overlay(config, {decision.id: decision.value for decision in decisions}),
+        config=overlay(config, {d.id: d.value for d in decisions if d.id not in choices.ENGINE_IDS}),
         grid=grid,
         budget=budget,
         flat_axis=flat_axis,
@@ -145,7 +144,6 @@ def plan(
         fingerprint=fingerprint,
         decisions=tuple(decisions),
         notes=tuple(notes),
-        only_evaluate=choices.evaluation_overlay(fingerprint),
         topology=topology,
         cost=cost,
         seconds=duration,
@@ -206,7 +204,7 @@ class _Search:
     def _estimate(self, config: Mapping[str, Any]) -> int:
         network_def = {key: value for key, value in config["network_def"].items() if key != "_target_"}
         network_def |= {key: config[key] for key in ("spatial_dims", "in_channels")}
-        network_def["out_channels"] = len(config["label_values"])
+        network_def["out_channels"] = len(config.get("region_names") or config["label_values"])
         window = (config["batch_size"], config["in_channels"], *config["patch_size"])
         itemsize = resolve_dtype(self.device, config["autocast_dtype"]).itemsize
         return training_bytes(network_def, window, itemsize=itemsize, cpu=self.device.type == "cpu")
@@ -256,10 +254,16 @@ def _grid(print_: Fingerprint, budget: Budget, *, flat: bool) -> Spacing:
 
 def _data(dataset: SegmentationDataset) -> list[Decision]:
     source = f"{dataset.name}, {len(dataset.cases)} cases"
+    regions = []
+    if dataset.regions:
+        unions = ", ".join(f"{region.name}: {list(region.values)}" for region in dataset.regions)
+        reason = "classes that overlap: each is a channel of its own, and later ones are written over earlier ones"
+        regions = [Decision(id_, value, reason, unions) for id_, value in region_values(dataset).items()]
     return [
         Decision("in_channels", len(dataset.channels), "channels of the images", ", ".join(dataset.channels)),
         Decision("label_values", list(dataset.labels.values()), "values in the label files", source),
         Decision("label_names", list(dataset.labels), "their names", source),
+        *regions,
         Decision("folds", _folds(dataset), "cross-validation; few images: leave one out", source),
     ]
 

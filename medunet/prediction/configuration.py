@@ -17,7 +17,7 @@ from medunet.trust import require_trust
 DEFAULTS = {"result_format": "auto", "overwrite": False}
 """What a config says that nobody has changed; bundles made before these keys lack them."""
 
-SHARED_IDS = ("in_channels", "label_names", "label_values", "preprocessing")
+SHARED_IDS = ("in_channels", "label_names", "label_values", "region_values", "regions_class_order", "preprocessing")
 """What the members of an ensemble must have in common: one pass of reading feeds them all."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,7 @@ def evaluate_pairs(
     pairs: Iterable[Pair],
     *,
     labels: Mapping[str, int],
+    regions: Mapping[str, Sequence[int]] | None = None,
     em: bool | str = False,
     rules: Iterable[ClassRule] = (),
     ignore: int | None = None,
@@ -94,6 +95,7 @@ def evaluate_pairs(
     Args:
         pairs: what to compare.
         labels: value by class name, background included.
+        regions: values by name of classes that overlap, as of :func:`medunet.metrics.evaluate_case`.
         em: also the ISBI 2012 scores, see :func:`medunet.metrics.evaluate_case`.
         rules: by which the predictions are cleaned before they are compared.
         ignore: value in the references of voxels that do not count.
@@ -125,6 +127,7 @@ def evaluate_pairs(
             wanted,
             spacing_mm=spacing_mm,
             labels=labels,
+            regions=regions,
             em=em,
             name=pair.name,
         )

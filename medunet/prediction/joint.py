@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 
 from medunet.errors import ConfigError
-from medunet.transforms import CleanComponentsd, DecodeLabelsd
+from medunet.transforms import CleanComponentsd, DecideLabelsd, DecodeLabelsd
 
 from .predictor import Predictor, Source
 from .rules import ClassRule, as_step
@@ -62,13 +62,18 @@ class JointPredictor:
         ]
         first, self.labels = self.members[0], _labels(self.members[0])
         for bundle, member in zip(bundles, self.members, strict=True):
-            if (member.channels, _labels(member)) != (first.channels, self.labels):
+            if (member.channels, _labels(member), member.region_order) != (
+                first.channels,
+                self.labels,
+                first.region_order,
+            ):
                 raise ConfigError(
                     "members of an ensemble differ in channels or labels",
                     file=bundle,
                     received=(member.channels, _labels(member)),
                     expected=(first.channels, self.labels),
                 )
+        self.decide = DecideLabelsd("pred", order=first.region_order, prob_key=None)
         self.clean = CleanComponentsd("pred", **as_step(rules, classes=len(self.labels)))
         self.decode = DecodeLabelsd("pred", self.labels)
 
@@ -79,8 +84,8 @@ class JointPredictor:
         total = _probabilities(item)
         for member in others:
             total += _probabilities(member.decide(source))
-        item["pred"] = MetaTensor(total.argmax(dim=0, keepdim=True)).copy_meta_from(item["pred"])
-        return first.write(self.decode(self.clean(item)))
+        item["pred"] = MetaTensor(total / len(self.members)).copy_meta_from(item["pred"])
+        return first.write(self.decode(self.clean(self.decide(item))))
 
 
 def _probabilities(item: dict[Any, Any]) -> torch.Tensor:

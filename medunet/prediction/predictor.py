@@ -162,6 +162,9 @@ class Predictor:
         self.preprocessing = parser.get_parsed_content("preprocessing")
         self.postprocessing = parser.get_parsed_content("postprocessing")
         self.savers = _Way(self.preprocessing, self.postprocessing).savers
+        # bundles made before regions lack the id
+        known = "region_order" in parser
+        self.region_order: list[int] = parser.get_parsed_content("region_order") if known else []
         self.autocast_dtype: str = parser.get_parsed_content("autocast_dtype")
 
     @property

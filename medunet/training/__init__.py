@@ -12,6 +12,7 @@ from .early_stop import EarlyStop as EarlyStop
 from .handlers import HISTORY_NAME as HISTORY_NAME
 from .handlers import EpochSeeder as EpochSeeder
 from .handlers import HistoryHandler as HistoryHandler
+from .intensity import IntensityHandler as IntensityHandler
 from .loss_terms import LossTerms as LossTerms
 from .progress import ProgressHandler as ProgressHandler
 from .sampler import Draw as Draw

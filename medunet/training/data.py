@@ -13,7 +13,9 @@ import torch
 from ignite.engine import Engine, Events
 
 from medunet import errors
+from medunet.datasets import prune_store
 from medunet.errors import DataError, MedunetError
+from medunet.inferers.memory import parse_memory
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +84,20 @@ class DataHandler:
 
     Args:
         datasets: those with a method ``prepare()`` (:class:`medunet.datasets.StoreDataset`) are prepared.
+        store_dir: where the data sets keep preprocessed cases.
+        store_limit: size such as ``50GB``; of a larger store the cases go that were not used for longest. None: none.
     """
 
-    def __init__(self, datasets: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[Any] = (),
+        *,
+        store_dir: str | None = None,
+        store_limit: str | int | None = None,
+    ) -> None:
         self.datasets = tuple(datasets)
+        self.store_dir = store_dir
+        self.store_limit = None if store_limit is None else parse_memory(store_limit)
         self._waiting = 0.0
         self._asked = 0.0
         self._total = 0.0
@@ -105,6 +117,9 @@ class DataHandler:
         for dataset in self.datasets:
             if hasattr(dataset, "prepare"):
                 dataset.prepare()
+        if self.store_limit is not None:
+            freed = prune_store(self.store_dir, unused_days=None, max_bytes=self.store_limit).freed
+            logger.info("the store was pruned: %.1f GB freed", freed / 1e9)
 
     def epoch_started(self, engine: Any) -> None:
         """Begin to count."""

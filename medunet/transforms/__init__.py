@@ -1,5 +1,6 @@
 """MONAI dictionary transforms that medunet adds: labels, deformation, border weights, intensity, components."""
 
+from .batch_intensity import BatchIntensity as BatchIntensity
 from .body import AboveThreshold as AboveThreshold
 from .border_weights import BorderWeightMapd as BorderWeightMapd
 from .border_weights import border_weight_map as border_weight_map
@@ -15,4 +16,9 @@ from .normalise import NormalizeChannelsd as NormalizeChannelsd
 from .postprocess import CleanComponentsd as CleanComponentsd
 from .postprocess import Components as Components
 from .postprocess import clean_labels as clean_labels
+from .regions import RegionMasksd as RegionMasksd
+from .regions import paint_regions as paint_regions
+from .sides import SwapLabels as SwapLabels
+from .sides import check_pairs as check_pairs
+from .sides import swapped_channels as swapped_channels
 from .spatial import RandDeformd as RandDeformd

@@ -13,6 +13,8 @@ from monai.transforms import MapTransform
 
 from medunet.errors import ConfigError, DataError
 
+from .regions import paint_regions
+
 IGNORE_INDEX = 255
 """Class index of voxels that no loss and no metric shall count; the largest that uint8 holds."""
 
@@ -211,11 +213,15 @@ def _listed(values: Sequence[float]) -> str:
 class DecideLabelsd(MapTransform):
     """Class indices from probabilities, which move to a key of their own; a slab at a time, so that they may be mapped.
 
+    Of logits, too: with ``threshold=0`` where one channel or regions are decided.
+
     Args:
         keys: probabilities `(classes, *spatial)`; afterwards labels `(1, *spatial)`, uint8. The class of equal
             probabilities is the lowest. One channel alone is class 1 where it exceeds `threshold`.
-        prob_key: where the probabilities go, untouched and not copied.
-        threshold: probability of a single channel.
+        order: for regions the class index that each channel is painted with, see :func:`paint_regions`; none for
+            classes of which a voxel has one.
+        prob_key: where the probabilities go, untouched and not copied; None drops them.
+        threshold: probability of a single channel, or of a region.
         allow_missing_keys: as in MONAI.
 
     Example:
@@ -228,11 +234,13 @@ class DecideLabelsd(MapTransform):
         self,
         keys: KeysCollection,
         *,
-        prob_key: str = "prob",
+        order: Sequence[int] = (),
+        prob_key: str | None = "prob",
         threshold: float = 0.5,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.order = tuple(order)
         self.prob_key = prob_key
         self.threshold = threshold
 
@@ -240,13 +248,18 @@ class DecideLabelsd(MapTransform):
         """Decide every voxel of the item's probabilities."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[self.prob_key] = item[key]
+            if self.prob_key is not None:
+                item[self.prob_key] = item[key]
             probabilities = torch.as_tensor(item[key])
             if isinstance(probabilities, MetaTensor):
                 probabilities = probabilities.as_tensor()
             labels = torch.empty((1, *probabilities.shape[1:]), dtype=torch.uint8, device=probabilities.device)
             for row in range(probabilities.shape[1]):
-                slab = probabilities[:, row]
-                labels[0, row] = slab.argmax(dim=0) if len(slab) > 1 else slab[0] > self.threshold
+                labels[0, row] = self._decided(probabilities[:, row])
             item[key] = MetaTensor(labels).copy_meta_from(item[key]) if isinstance(item[key], MetaTensor) else labels
         return item
+
+    def _decided(self, slab: torch.Tensor) -> torch.Tensor:
+        if self.order:
+            return paint_regions(slab, self.order, threshold=self.threshold)
+        return slab.argmax(dim=0) if len(slab) > 1 else slab[0] > self.threshold

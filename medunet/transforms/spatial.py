@@ -11,12 +11,13 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import ensure_tuple_rep
+from monai.utils import ensure_tuple, ensure_tuple_rep
 
 from medunet.errors import ConfigError, DataError
 
 from .deformation import INTERPOLATION_MODES, PADDING_MODES, Deformation, resample
 from .labels import IGNORE_INDEX
+from .sides import SwapLabels
 
 
 class RandDeformd(RandomizableTransform, MapTransform):
@@ -42,9 +43,12 @@ class RandDeformd(RandomizableTransform, MapTransform):
         scale_range: smallest and largest magnification, log-uniform, the same for all axes; above 1 objects grow.
         axis_scale_range: the same for a further factor drawn for each axis by itself.
         scale_prob: probability of scaling.
-        flip_axes: spatial axes that are mirrored with probability `flip_prob` each. Left and right structures
-            swap their looks but not their labels.
+        flip_axes: spatial axes that are mirrored with probability `flip_prob` each.
         flip_prob: see `flip_axes`.
+        swap_labels: pairs of class indices that differ in left and right: in patches that are mirrored along
+            `swap_axis` they trade places in `swap_keys`, for a left lung then looks like a right one.
+        swap_axis: the axis from left to right, in volumes that were turned to RAS the first.
+        swap_keys: keys of labels, resampled by ``nearest`` or ``onehot``.
         elastic_prob: probability of the elastic displacement.
         control_points: control points along each axis, one number or one an axis, each at least 2. They span the patch.
         elastic_sigma: standard deviation in voxels of each component at the control points, one number or one an axis.
@@ -86,6 +90,9 @@ class RandDeformd(RandomizableTransform, MapTransform):
         scale_prob: float = 1.0,
         flip_axes: Sequence[int] = (),
         flip_prob: float = 0.5,
+        swap_labels: Sequence[Sequence[int]] = (),
+        swap_axis: int = 0,
+        swap_keys: KeysCollection = "label",
         elastic_prob: float = 1.0,
         control_points: int | Sequence[int] = 3,
         elastic_sigma: float | Sequence[float] = 0.0,
@@ -107,6 +114,9 @@ class RandDeformd(RandomizableTransform, MapTransform):
         self.scale_prob = scale_prob
         self.flip_axes = tuple(flip_axes)
         self.flip_prob = flip_prob
+        self.swap = SwapLabels(swap_labels)
+        self.swap_axis = swap_axis
+        self.swap_keys = ensure_tuple(swap_keys)
         self.elastic_prob = elastic_prob
         self.control_points = control_points
         self.elastic_sigma = elastic_sigma
@@ -117,11 +127,13 @@ class RandDeformd(RandomizableTransform, MapTransform):
         self.foreground_key = foreground_key
         self.foreground_prob = foreground_prob
         self._deformation: Deformation | None = None
+        self._swapped = False
         self._check_options()
 
     def randomize(self, data: Mapping[Hashable, Any]) -> None:
         """Draw the map for an item."""
         super().randomize(None)
+        self._swapped = False
         volume = next(data[key] for key in self.key_iterator(dict(data)))
         shape = tuple(volume.shape[1:])
         size = shape if self.spatial_size is None else self.spatial_size
@@ -151,6 +163,8 @@ class RandDeformd(RandomizableTransform, MapTransform):
             volume = item[key]
             mode = self.mode[key] or ("bilinear" if _is_floating(volume) else "nearest")
             patch = resample(volume, self._deformation, mode=mode, padding_mode=self.padding_mode[key])
+            if self._swapped and key in self.swap_keys:
+                patch = self.swap(patch)
             item[key] = MetaTensor(patch).copy_meta_from(volume) if isinstance(volume, MetaTensor) else patch
         return item
 
@@ -195,6 +209,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
     def _draw_matrix(self, dims: int) -> np.ndarray:
         """Offsets in the patch to offsets in the volume: rotation after scaling after flips."""
         flipped = [axis for axis in self.flip_axes if self.R.rand() < self.flip_prob]
+        self._swapped = self.swap_axis in flipped
         matrix = np.diag([-1.0 if axis in flipped else 1.0 for axis in range(dims)])
         if self.R.rand() < self.scale_prob:
             magnification = self._log_uniform(self.scale_range)

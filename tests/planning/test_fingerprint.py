@@ -169,13 +169,16 @@ def test_ignored_voxels_are_no_foreground(make_data: DataMaker) -> None:
     assert found.foreground_share == pytest.approx(32 / (16**3 - 32), rel=1e-4)
 
 
-def test_regions_are_refused_with_a_remedy(make_data: DataMaker) -> None:
-    root = make_data()
+def test_regions_are_known_and_their_values_measured(make_data: DataMaker) -> None:
+    root = make_data(labels={"background": 0, "rim": 1, "core": 2})
     manifest = json.loads((root / "dataset.json").read_text())
-    manifest["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
+    manifest |= {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
     (root / "dataset.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match="union of its classes"):
-        open_dataset(root)
+    found = fingerprint(open_dataset(root))
+    assert found.regions == {"whole": [1, 2], "core": [2]}
+    assert found.class_names == ("whole", "core")
+    assert [entry.name for entry in found.classes] == ["label_1", "core"]
+    assert Fingerprint.from_json(found.to_json()) == found
 
 
 def test_thickness_of_simple_shapes() -> None:

@@ -95,7 +95,9 @@ def test_zeros_around_a_small_image_do_not_count(tmp_path: Path) -> None:
     ("names", "axes"),
     [
         (["liver", "spleen"], [0, 1, 2]),
-        (["kidney_left", "kidney_right"], []),
+        (["kidney_left", "kidney_right"], [0]),
+        (["kidney_left", "kidney_right", "left ventricle"], []),  # without its partner
+        (["left upper lobe", "right upper lobe", "heart"], [0]),  # up stays up
         (["Anterior", "Posterior"], []),
         (["upper_lobe"], []),
         (["label_1"], [0, 1, 2]),
@@ -107,6 +109,33 @@ def test_mirroring_is_on_only_where_no_label_can_become_wrong(
 ) -> None:
     labels = {name: value for value, name in enumerate(["background", *names])}
     assert plan_for(make_data(labels=labels)).values["augment::deform::flip_axes"] == axes
+
+
+def test_left_and_right_trade_places(make_data: DataMaker) -> None:
+    labels = {"background": 0, "heart": 4, "lungR": 5, "lungL": 7}
+    values = plan_for(make_data(labels=labels)).values
+    assert values["augment::deform::flip_axes"] == [0]
+    assert values["augment::deform::swap_labels"] == [[3, 2]]  # class indices, not values
+    assert values["mirror_swaps"] == [[3, 2]]
+    flat = plan_for(make_data(labels=labels, shape=(12, 40, 40), spacing=(4, 1, 1)), dims=2).values
+    assert flat["augment::deform::flip_axes"] == []  # the planes are sagittal
+    assert "mirror_swaps" not in flat
+
+
+def test_pictures_with_sides_are_not_mirrored(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    for case in range(2):
+        label = np.zeros((48, 48), np.uint8)
+        label[10:12, 10:12], label[10:12, 30:32] = 1, 2
+        for folder, name in (("imagesTr", f"c{case}_0000.png"), ("labelsTr", f"c{case}.png")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            pillow.fromarray(label * (100 if folder == "imagesTr" else 1)).save(tmp_path / folder / name)
+    labels = {"background": 0, "left lung": 1, "right lung": 2}
+    manifest = {"channel_names": {"0": "X-ray"}, "labels": labels, "file_ending": ".png"}
+    (tmp_path / "dataset.json").write_text(json.dumps(manifest))
+    (decision,) = [d for d in plan_for(tmp_path).decisions if d.id == "augment::deform::flip_axes"]
+    assert decision.value == []
+    assert "which axis" in decision.reason
 
 
 def test_colour_images_have_three_channels(tmp_path: Path) -> None:
@@ -131,7 +160,20 @@ def test_ignored_voxels_count_nowhere(make_data: DataMaker) -> None:
     assert chosen.values["steps::encode::ignore_value"] == 2
     assert chosen.values["loss"]["ignore_index"] == 255
     assert chosen.values["label_values"] == [0, 1]
-    assert "postprocessing" in chosen.only_evaluate
+
+
+def test_regions_are_channels_of_their_own(make_data: DataMaker) -> None:
+    root = make_data(labels={"background": 0, "left rim": 1, "core": 2, "ignore": 3})
+    manifest = json.loads((root / "dataset.json").read_text())
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    (root / "dataset.json").write_text(json.dumps({**manifest, "labels": labels, "regions_class_order": [1, 2]}))
+    values = plan_for(root).values
+    assert values["region_names"] == ["whole", "core"]
+    assert (values["region_values"], values["regions_class_order"]) == ([[1, 2], [2]], [1, 2])
+    assert values["loss"]["_target_"] == "medunet.losses.RegionDiceCELoss"
+    assert values["loss"]["ignore_index"] == 255
+    assert values["label_values"] == [0, 1, 2]
+    assert values["augment::deform::flip_axes"] == [0, 1, 2]  # the names that count are the regions'
 
 
 def test_volumes_can_have_a_network_in_the_plane(make_data: DataMaker) -> None:

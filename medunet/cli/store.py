@@ -1,0 +1,68 @@
+"""`medunet store`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from medunet.datasets import StoredCase
+
+
+def store(
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove what nobody can need, and what was long unused.")
+    ] = False,
+    limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="With --prune: then remove the longest unused until it has SIZE.")
+    ] = None,
+    unused: Annotated[float, typer.Option(metavar="DAYS", help="What counts as long unused.")] = 30.0,
+    folder: Annotated[
+        Path | None, typer.Option(help="The store_dir of a training; medunet's cache folder by default.")
+    ] = None,
+) -> None:
+    """Show the preprocessed cases that trainings share, by the configuration that made them; --prune removes old ones.
+
+    What a running process uses stays.
+    """
+    from medunet.datasets import list_store, prune_store
+    from medunet.datasets.prune import store_folder
+    from medunet.errors import ConfigError
+    from medunet.inferers.memory import parse_memory
+
+    console = Console(highlight=False, soft_wrap=True)
+    if limit is not None and not prune:
+        raise ConfigError("--limit removes cases", remedy="give --prune as well")
+    if prune:
+        size = None if limit is None else parse_memory(limit)
+        done = prune_store(folder, unused_days=unused, max_bytes=size)
+        reasons: dict[str, int] = {}
+        for _, reason in done.removed:
+            kind = (
+                reason if reason[:8] in {"not used", "the stor", "damaged"} else "image or label has changed or is gone"
+            )
+            reasons[kind] = reasons.get(kind, 0) + 1
+        for reason, count in reasons.items():
+            console.print(f"{count} cases: {reason}")
+        console.print(f"removed {len(done.removed)} cases, {done.freed / 1e9:.2f} GB")
+    cases = list_store(folder)
+    groups: dict[Path, list[StoredCase]] = {}
+    for case in cases:
+        groups.setdefault(case.folder.parent, []).append(case)
+    table = Table("configuration", "cases", "GB", "days unused", "in use", "images in")
+    for group, found in groups.items():
+        sources = {str(Path(case.source).parent) for case in found if case.source}
+        days = (time.time() - max(case.last_used for case in found)) / 86_400
+        gigabytes = sum(case.nbytes for case in found) / 1e9
+        used = "yes" if any(case.in_use for case in found) else ""
+        table.add_row(
+            group.name, str(len(found)), f"{gigabytes:.2f}", f"{max(days, 0):.0f}", used, ", ".join(sorted(sources))
+        )
+    if groups:
+        console.print(table)
+    console.print(f"{len(cases)} cases, {sum(case.nbytes for case in cases) / 1e9:.2f} GB in {store_folder(folder)}")

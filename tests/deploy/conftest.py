@@ -1,0 +1,50 @@
+"""A bundle without training, and small images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from medunet.bundle import find_bundle, specialise
+from medunet.io import write_volume
+
+AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def make_bundle(folder: Path, *, seed: int = 0) -> Path:
+    changes = {
+        "network_def::channels": [4, 8],
+        "patch_size": [16, 16, 16],
+        "autocast_dtype": "float32",
+        "label_colors": {"posterior": [1, 2, 3]},
+    }
+    run = specialise(find_bundle("unet_3d"), folder, changes)
+    parser = ConfigParser()
+    parser.read_config(str(run / "configs" / "inference.json"))
+    torch.manual_seed(seed)
+    (run / "models").mkdir()
+    torch.save({"model": parser.get_parsed_content("network_def").state_dict()}, run / "models" / "model.pt")
+    return run
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("label") / "run")
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    voxels = np.random.default_rng(0).normal(size=(17, 19, 16)).astype(np.float32)
+    return write_volume(voxels, tmp_path / "case.nii.gz", affine=AFFINE)
+
+
+@pytest.fixture
+def label(tmp_path: Path) -> Path:
+    voxels = np.zeros((17, 19, 16), np.uint8)
+    voxels[4:9, 5:12, 3:10] = 1
+    voxels[10:14, 5:12, 3:10] = 2
+    return write_volume(voxels, tmp_path / "submitted.nii.gz", affine=AFFINE)

@@ -1,0 +1,135 @@
+"""A DICOMweb store for tests: Orthanc with its plugin, and made DICOM series to put into it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from medunet.datasets.phantom import Phantom
+from medunet.deploy.monailabel.server import free_port
+from medunet.geometry import flip_ras_lps
+
+SECONDS_TO_START = 60.0
+
+
+@contextmanager
+def orthanc(folder: Path) -> Iterator[str]:
+    """Orthanc's address. MEDUNET_ORTHANC may name a folder into which its packages were unpacked."""
+    root = os.environ.get("MEDUNET_ORTHANC", "")
+    program = shutil.which("Orthanc") or f"{root}/usr/sbin/Orthanc"
+    plugin = f"{root}/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
+    if not (Path(program).is_file() and Path(plugin).is_file()):
+        pytest.skip("Orthanc with DICOMweb is not installed (Debian: orthanc orthanc-dicomweb)")
+    port = free_port()
+    config = {
+        "Name": "tests",
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "storage"),
+        "HttpPort": port,
+        "DicomServerEnabled": False,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "Plugins": [plugin],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "orthanc.json").write_text(json.dumps(config), encoding="utf-8")
+    libraries = [f"{root}/usr/lib/x86_64-linux-gnu"] if root else []
+    variables = {**os.environ, "LD_LIBRARY_PATH": ":".join([*libraries, os.environ.get("LD_LIBRARY_PATH", "")])}
+    if root:
+        variables["DCMDICTPATH"] = f"{root}/usr/share/libdcmtk17/dicom.dic"
+    with (folder / "orthanc.log").open("w") as log:
+        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log, env=variables)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait(url, process, folder / "orthanc.log")
+            yield url
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def upload(url: str, series: Path) -> None:
+    """Store each file of a folder."""
+    for path in sorted(path for path in series.iterdir() if path.is_file()):
+        content = path.read_bytes()
+        if content[128:132] == b"DICM":
+            urllib.request.urlopen(urllib.request.Request(f"{url}/instances", data=content, method="POST")).read()
+
+
+def get(url: str) -> Any:
+    """JSON from Orthanc."""
+    with urllib.request.urlopen(url) as answer:
+        return json.loads(answer.read())
+
+
+def download(url: str) -> bytes:
+    """A file from Orthanc."""
+    with urllib.request.urlopen(url) as answer:
+        content: bytes = answer.read()
+        return content
+
+
+def write_series(phantom: Phantom, folder: Path, *, name: str = "Made^Organs") -> str:
+    """A made CT as a DICOM series; its SeriesInstanceUID."""
+    folder.mkdir(parents=True)
+    lps = flip_ras_lps(phantom.affine)
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    along_row, along_column = lps[:3, 0] / spacing[0], lps[:3, 1] / spacing[1]
+    study, series, frame = generate_uid(), generate_uid(), generate_uid()
+    voxels = np.rint(phantom.image).astype(np.int16)
+    for index in range(voxels.shape[2]):
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        path = folder / f"{index:03d}.dcm"
+        header = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+        header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        header.StudyInstanceUID, header.SeriesInstanceUID, header.FrameOfReferenceUID = study, series, frame
+        header.PatientName, header.PatientID, header.PatientBirthDate, header.PatientSex = name, "MADE-1", "", ""
+        header.StudyDate, header.StudyTime, header.StudyID, header.AccessionNumber = "20200102", "030405", "1", ""
+        header.SeriesDate, header.SeriesTime, header.ReferringPhysicianName = "20200102", "030405", ""
+        header.StudyDescription, header.SeriesDescription = "made organs", "made CT"
+        header.Modality, header.SeriesNumber, header.InstanceNumber = "CT", 1, index + 1
+        header.Manufacturer, header.PatientPosition, header.PositionReferenceIndicator = "medunet", "HFS", ""
+        header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        header.Rows, header.Columns = voxels.shape[1], voxels.shape[0]
+        header.PixelSpacing = [round(float(spacing[1]), 6), round(float(spacing[0]), 6)]
+        header.SliceThickness = round(float(spacing[2]), 6)
+        header.ImageOrientationPatient = [round(float(v), 6) for v in (*along_row, *along_column)]
+        header.ImagePositionPatient = [round(float(v), 6) for v in lps[:3, 3] + index * lps[:3, 2]]
+        header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+        header.BitsAllocated = header.BitsStored = 16
+        header.HighBit, header.PixelRepresentation = 15, 1
+        header.RescaleSlope, header.RescaleIntercept, header.RescaleType = 1, 0, "HU"
+        header.WindowCenter, header.WindowWidth = 40, 400
+        header.PixelData = np.ascontiguousarray(voxels[:, :, index].T).astype("<i2").tobytes()
+        header.save_as(path, enforce_file_format=True)
+    return str(series)
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            pytest.fail(f"Orthanc ended: {log.read_text()[-2000:]}")
+        try:
+            get(f"{url}/system")
+        except OSError:
+            time.sleep(0.3)
+        else:
+            return
+    pytest.fail("Orthanc does not answer")

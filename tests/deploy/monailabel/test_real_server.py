@@ -1,0 +1,304 @@
+"""A real MONAI Label server with a 3D and a 2D bundle, and a folder of studies: everything that a client may ask."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medunet.io import read_volume, write_volume
+from medunet.metrics import dice
+from medunet.prediction import Predictor
+
+from .real import TOKEN, environment, serving, train_2d, train_3d
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "medunet" / "deploy" / "slicer" / "MedUNet"))
+from MedUNetLib.client import LabelClient, ServerError
+from MedUNetLib.nrrd import read_nrrd
+
+pytestmark = [pytest.mark.slow, pytest.mark.label, pytest.mark.filterwarnings("ignore")]
+
+LATENCY_RATIO = 1.2
+"""Most times the engine's own time that the second request may take."""
+
+
+@dataclass
+class Ward:
+    """A server, what it serves, and the truth about it."""
+
+    url: str
+    folder: Path
+    data: Path
+    cells: Path
+    organs: Path
+    membranes: Path
+    studies: Path
+
+    @property
+    def client(self) -> LabelClient:
+        return LabelClient(self.url, TOKEN)
+
+    def image(self, name: str) -> Path:
+        return next(self.studies.glob(f"{name}.*"))
+
+    def truth(self, name: str) -> Path:
+        return self.data / "labelsTr" / f"{name}.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
+    environment()
+    folder = tmp_path_factory.mktemp("ward")
+    data, organs = train_3d(folder)
+    cells, membranes = train_2d(folder)
+    studies = folder / "studies"
+    studies.mkdir()
+    for path in [*sorted(data.glob("imagesTr/*"))[:4], *sorted(cells.glob("imagesTr/*"))[:1]]:
+        shutil.copy(path, studies)
+    with serving([organs, membranes], str(studies), folder) as url:
+        yield Ward(url, folder, data, cells, organs, membranes, studies)
+
+
+def predicted(bundle: Path, image: Path, folder: Path) -> Path:
+    """By the command of the manual."""
+    command = [sys.executable, "-m", "medunet", "predict", str(bundle), str(image), "--output", str(folder), "--force"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / image.name
+
+
+def raw(ward: Ward, method: str, path: str, **options: Any) -> tuple[str, bytes]:
+    return ward.client._request(method, path, **options)
+
+
+def test_info_names_models_labels_and_strategies(ward: Ward) -> None:
+    info = ward.client.info()
+    organs = info["models"]["organs"]
+    assert (
+        organs["labels"] == {"liver": 1, "spleen": 2, "kidney_left": 3, "kidney_right": 4, "spine": 5}
+        or organs["labels"]
+    )
+    assert (organs["type"], organs["dimension"]) == ("segmentation", 3)
+    assert info["models"]["membranes"]["dimension"] == 2
+    assert {"random", "uncertainty_organs", "uncertainty_membranes"} <= set(info["strategies"])
+    assert set(info["trainers"]) == {"organs", "membranes"}
+    assert "dice" in info["scoring"]
+
+
+def test_masks_equal_those_of_the_command_in_every_output(ward: Ward, tmp_path: Path) -> None:
+    expected = read_volume(predicted(ward.organs, ward.image("ct_000"), tmp_path / "own")).image
+    for ending in (".nii.gz", ".nrrd", ".seg.nrrd"):
+        params = json.dumps({"result_extension": ending})
+        _, body = raw(ward, "POST", "/infer/organs?image=ct_000&output=image", fields={"params": params}, files={})
+        (tmp_path / f"mask{ending}").write_bytes(body)
+        found = read_volume(tmp_path / f"mask{ending}").image
+        assert np.array_equal(found.numpy(), expected.numpy())
+        assert np.allclose(found.affine, expected.affine, atol=1e-4)
+    kind, body = raw(ward, "POST", "/infer/organs?image=ct_000&output=json", fields={}, files={})
+    assert kind.startswith("application/json")
+    assert json.loads(body)["label_names"] == ward.client.info()["models"]["organs"]["labels"]
+    answer = ward.client.infer("organs", ward.image("ct_000"), tmp_path / "all.seg.nrrd")
+    assert {"label_names", "label_colors", "volume_ml", "latencies"} <= set(answer)
+    sent = read_nrrd(tmp_path / "all.seg.nrrd")
+    assert np.array_equal(sent.array.transpose(), expected[0].numpy())
+    assert {segment.name for segment in sent.segments} <= set(answer["label_names"])
+
+
+def test_a_picture_gives_a_picture(ward: Ward, tmp_path: Path) -> None:
+    image = ward.image("cells_000")
+    expected = read_volume(predicted(ward.membranes, image, tmp_path / "own"), spatial_dims=2).image
+    _, body = raw(ward, "POST", "/infer/membranes?image=cells_000&output=image", fields={}, files={})
+    (tmp_path / "mask.png").write_bytes(body)
+    assert np.array_equal(read_volume(tmp_path / "mask.png", spatial_dims=2).image.numpy(), expected.numpy())
+
+
+def test_dicom_seg_of_a_folder_of_files_is_refused_clearly(ward: Ward) -> None:
+    with pytest.raises(ServerError, match="DICOM SEG"):
+        raw(ward, "POST", "/infer/organs?image=ct_000&output=dicom_seg", fields={}, files={})
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/infer/organs?image=unknown&output=image", "no such image"),
+        ("/infer/unknown?image=ct_000&output=image", "no model"),
+        ("/infer/organs?image=..%2Fct_000&output=image", "name, not a path"),
+        ("/infer/organs?output=image", "Neither Image"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_reason(ward: Ward, path: str, words: str) -> None:
+    with pytest.raises(ServerError, match=words):
+        raw(ward, "POST", path, fields={}, files={})
+
+
+def test_no_file_of_the_machine_is_an_image(ward: Ward) -> None:
+    params = json.dumps({"image": str(ward.data / "imagesTr" / "ct_000.nii.gz")})
+    with pytest.raises(ServerError, match="is no image of the datastore"):
+        raw(ward, "POST", "/infer/organs?image=ct_000&output=json", fields={"params": params}, files={})
+
+
+def test_nothing_is_answered_without_the_token(ward: Ward) -> None:
+    with pytest.raises(ServerError) as refused:
+        LabelClient(ward.url).info()
+    assert refused.value.status == 401
+
+
+def test_a_broken_image_gets_a_clear_error_and_the_server_lives(ward: Ward, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.nii.gz"
+    content = ward.image("ct_000").read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ServerError, match=r"422: .*truncated|422: .*ends early|422: .*gzip|422: .*remedy"):
+        ward.client.infer("organs", broken, tmp_path / "mask.seg.nrrd")
+    flat = write_volume(np.full((40, 40, 40), np.nan, np.float32), tmp_path / "nan.nii.gz")
+    with pytest.raises(ServerError, match="422"):
+        ward.client.infer("organs", flat, tmp_path / "mask.seg.nrrd")
+    assert ward.client.infer("organs", ward.image("ct_001"), tmp_path / "mask.seg.nrrd")["label_names"]
+
+
+def test_several_requests_at_once_get_the_answers_of_one_by_one(ward: Ward, tmp_path: Path) -> None:
+    names = ["ct_000", "ct_001", "ct_002", "ct_003"] * 2
+    alone = {name: tmp_path / f"{name}_alone.seg.nrrd" for name in names}
+    for name, path in alone.items():
+        ward.client.infer("organs", ward.image(name), path)
+    failures: list[str] = []
+
+    def ask(name: str, number: int) -> None:
+        try:
+            path = tmp_path / f"{number}.seg.nrrd"
+            ward.client.infer("organs", ward.image(name), path)
+            if not np.array_equal(read_nrrd(path).array, read_nrrd(alone[name]).array):
+                failures.append(f"{name} differs")
+        except ServerError as error:
+            failures.append(str(error))
+
+    threads = [threading.Thread(target=ask, args=(name, number)) for number, name in enumerate(names)]
+    for thread in threads:
+        thread.start()
+    assert ward.client.info()["name"] == "medunet"  # while they compute
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_the_second_request_takes_little_longer_than_the_engine(ward: Ward, tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).normal(size=(160, 160, 96)).astype(np.float32)
+    image = write_volume(voxels, ward.studies / "large.nii.gz", affine=np.diag([-1.0, -1.0, 1.0, 1.0]))
+    try:
+        predictor = Predictor(ward.organs, output_dir=tmp_path, device="cpu", overwrite=True)
+
+        def engine() -> float:
+            begun = time.perf_counter()
+            predictor.predict_case(image)
+            return time.perf_counter() - begun
+
+        def request() -> float:
+            begun = time.perf_counter()
+            raw(ward, "POST", "/infer/organs?image=large&output=image", fields={}, files={})
+            return time.perf_counter() - begun
+
+        time.sleep(1)  # until the server has seen the file
+        engine(), request()  # loading, and the choice of the number format
+        own, served = min(engine() for _ in range(4)), min(request() for _ in range(4))
+        print(f"engine {own:.3f} s, request {served:.3f} s, ratio {served / own:.2f}")  # noqa: T201
+        assert served <= LATENCY_RATIO * own
+    finally:
+        image.unlink()
+        time.sleep(1)
+
+
+def test_active_learning_offers_images_without_a_label(ward: Ward) -> None:
+    for strategy in ("random", "uncertainty_organs"):
+        offered = ward.client.next_sample(strategy)
+        assert ward.image(offered["id"]).exists()
+    assert ward.client.next_sample("uncertainty_organs")["uncertainty"] > 0
+
+
+def test_a_corrected_case_is_learnt_and_served(ward: Ward, tmp_path: Path) -> None:
+    name = "ct_003"
+    _, body = raw(
+        ward, "POST", f"/infer/organs?image={name}&output=image",
+        fields={"params": json.dumps({"save_label": True, "label_tag": "original"})}, files={},
+    )  # fmt: skip
+    before = mean_dice(ward, body, name, tmp_path)
+    saved = ward.client.save_label(name, ward.truth(name))
+    assert saved["label"] == name
+    store = json.loads(raw(ward, "GET", "/datastore/?output=all")[1])
+    assert {"final", "original"} <= set(store["objects"][name]["labels"])
+    assert json.loads(raw(ward, "GET", "/datastore/")[1])["completed"] == 1
+    assert name not in [ward.client.next_sample("random")["id"] for _ in range(5)]
+
+    scores = ward.client._json("POST", "/scoring/dice?run_sync=true", content={})
+    assert scores[name]["dice"] == pytest.approx(before, abs=0.01)
+
+    ward.client.train("organs", max_epochs=4, steps_per_epoch=15)
+    wait_for_training(ward)
+    assert ward.client.info()["train_stats"]["organs"]["epoch"] == 4
+    _, body = raw(ward, "POST", f"/infer/organs?image={name}&output=image", fields={}, files={})
+    after = mean_dice(ward, body, name, tmp_path)
+    print(f"Dice of the corrected case {before:.3f} -> {after:.3f}")  # noqa: T201
+    assert after > before
+    assert list((ward.folder / "work" / "trainings" / "organs").glob("001/run/eval/mlruns.db"))
+
+
+def mean_dice(ward: Ward, mask: bytes, name: str, folder: Path) -> float:
+    (folder / "mask.nii.gz").write_bytes(mask)
+    found, truth = (read_volume(path).image.numpy() for path in (folder / "mask.nii.gz", ward.truth(name)))
+    values = [dice(found == label, truth == label) for label in np.unique(truth) if label]
+    return float(np.mean(values))
+
+
+def wait_for_training(ward: Ward, seconds: float = 300.0) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        status = ward.client.train_status()
+        if status["status"] not in ("SUBMITTED", "RUNNING"):
+            assert status["status"] == "DONE", "\n".join(status.get("details", []))
+            return
+        time.sleep(1)
+    pytest.fail("the training does not end")
+
+
+CLIENT_SCRIPT = """
+import sys
+from monailabel.client import MONAILabelClient
+url, token, image, truth = sys.argv[1:]
+login = MONAILabelClient(url)
+assert login.auth_enabled()
+
+def client():  # one an operation, as Slicer's extension has it: a client keeps headers of its last upload
+    new = MONAILabelClient(url)
+    new.update_auth(login.auth_token("radiologist", token))
+    return new
+
+assert client().auth_valid_token()
+info = client().info()
+assert "organs" in info["models"], info
+path, params = client().infer("organs", "ct_001", {})
+assert path.endswith(".nii.gz") and params["label_names"], (path, params)
+assert client().next_sample("random", {})["id"]
+session = client().create_session(image)["session_id"]
+path, params = client().infer("organs", "", {}, session_id=session)
+assert path, params
+client().remove_session(session)
+assert client().upload_image(image, "sent")["image"] == "sent"
+assert client().save_label("sent", truth, "final")["label"] == "sent"
+assert client().datastore()["objects"]["sent"]["labels"]["final"]
+print("client is content")
+"""
+
+
+def test_monai_labels_own_client_works_as_in_slicer(ward: Ward) -> None:
+    """3D Slicer's MONAI Label extension brings the same client, and logs in by name and password."""
+    command = [str(environment().python), "-c", CLIENT_SCRIPT, ward.url, TOKEN]
+    files = [str(ward.data / "imagesTr" / "ct_004.nii.gz"), str(ward.truth("ct_004"))]
+    done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)
+    assert "client is content" in done.stdout, done.stderr[-2000:]

@@ -1,0 +1,137 @@
+"""What clients see of a bundle, what they get from it, and what they may teach it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from medunet.deploy.monailabel.results import describe_result, write_result
+from medunet.deploy.monailabel.scoring import score_labels
+from medunet.deploy.monailabel.served import ServedBundle, order_label_info, serve
+from medunet.deploy.monailabel.training import TrainingOptions, train_further, write_dataset
+from medunet.deploy.monailabel.uncertainty import disagreement, fold_answers, mirrored_answers, uncertainty
+from medunet.errors import ConfigError, DataError
+from medunet.io import read_volume, write_volume
+from medunet.prediction import Predictor
+
+
+def test_names_values_and_colours_are_the_bundles(bundle: Path) -> None:
+    (served,) = serve([bundle])
+    assert served.labels == {"anterior": 1, "posterior": 2}
+    assert served.segments[1].color == (1, 2, 3)
+    assert (served.spatial_dims, served.is_ensemble) == (3, False)
+
+
+def test_a_bundle_without_weights_is_refused(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no bundle"):
+        serve([])
+    with pytest.raises(ConfigError, match="twice"):
+        serve([bundle, bundle])
+    (tmp_path / "configs").mkdir()
+    for path in bundle.glob("configs/*"):
+        (tmp_path / "configs" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match="no weights"):
+        serve([tmp_path])
+
+
+def test_a_missing_organ_does_not_give_its_name_to_the_next(bundle: Path) -> None:
+    info = order_label_info([2], ServedBundle("run", bundle).segments, [{"name": "anterior"}, {"name": "posterior"}])
+    assert [entry["name"] for entry in info] == ["posterior"]
+    assert info[0]["segmentAttribute"]["labelID"] == 2
+    assert info[0]["segmentAttribute"]["recommendedDisplayRGBValue"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".seg.nrrd", ".mha"])
+def test_a_result_lies_on_the_images_grid_in_each_format(bundle: Path, tmp_path: Path, ending: str) -> None:
+    labels = torch.zeros(1, 5, 4, 3, dtype=torch.uint8)
+    labels[0, 1:3, 2, 1] = 2
+    affine = torch.diag(torch.tensor([0.5, 2.0, 3.0, 1.0], dtype=torch.float64))
+    segments = ServedBundle("run", bundle).segments
+    path = write_result(MetaTensor(labels, affine=affine), tmp_path, ending, segments=segments)
+    found = read_volume(path).image
+    assert np.array_equal(found[0].numpy(), labels[0].numpy())
+    assert torch.allclose(found.affine, affine)
+    assert describe_result(MetaTensor(labels, affine=affine), segments)["volume_ml"] == {
+        "anterior": 0.0,
+        "posterior": 0.006,  # 2 voxels of 3 mm³
+    }
+
+
+def test_an_unknown_type_of_result_leaves_no_file(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="result_dtype"):
+        write_result(MetaTensor(torch.zeros(1, 3, 3, 3)), tmp_path, ".nrrd", segments=(), dtype="of wood")
+    assert not list(tmp_path.iterdir())
+
+
+def test_submitted_labels_become_a_data_set_with_the_bundles_names(
+    bundle: Path, volume: Path, label: Path, tmp_path: Path
+) -> None:
+    assert write_dataset([(volume, label)], tmp_path / "data", ServedBundle("run", bundle)) == ["case"]
+    manifest = json.loads((tmp_path / "data" / "dataset.json").read_text(encoding="utf-8"))
+    assert manifest["labels"] == {"0": "background", "1": "anterior", "2": "posterior"}
+    assert (tmp_path / "data" / manifest["training"][0]["image"]).samefile(volume)
+
+
+def test_labels_that_the_bundle_does_not_know_are_refused(bundle: Path, volume: Path, tmp_path: Path) -> None:
+    other = write_volume(
+        np.full((17, 19, 16), 7, np.uint8), tmp_path / "7.nii.gz", affine=read_volume(volume).image.affine
+    )
+    with pytest.raises(DataError, match="does not know"):
+        write_dataset([(volume, other)], tmp_path / "data", ServedBundle("run", bundle))
+    with pytest.raises(DataError, match="no labels were submitted"):
+        write_dataset([], tmp_path / "none", ServedBundle("run", bundle))
+
+
+@pytest.mark.parametrize("wrong", [{"max_epochs": "many"}, {"learning_rate": -1}])
+def test_impossible_options_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        TrainingOptions.read(wrong)
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow and MONAI
+def test_one_corrected_case_trains_the_working_copy_and_leaves_the_bundle(
+    bundle: Path, volume: Path, label: Path, tmp_path: Path
+) -> None:
+    copy = ServedBundle("run", bundle).working_copy(tmp_path / "bundles")
+    before, stamp = (bundle / "models" / "model.pt").read_bytes(), copy.stamp
+    options = TrainingOptions(max_epochs=1, steps_per_epoch=2)
+    done = train_further(copy, [(volume, label)], tmp_path / "trainings", options=options, device="cpu")
+    assert (done.cases, done.held_out) == (1, 0)
+    assert copy.stamp != stamp
+    assert (bundle / "models" / "model.pt").read_bytes() == before
+    config = json.loads((done.run / "configs" / "train.json").read_text(encoding="utf-8"))
+    assert config["spacing_mm"] == [1.0, 1.0, 1.0]  # of the network, not of the one new case
+    assert (done.run / "eval" / "mlruns.db").is_file()
+
+
+def test_scores_are_by_label(volume: Path, label: Path, tmp_path: Path) -> None:
+    found = score_labels(label, label, {"anterior": 1, "posterior": 2, "other": 3}, image=volume)
+    assert (found["anterior"], found["posterior"]) == (1.0, 1.0)
+    assert math.isnan(found["other"])
+
+
+def test_disagreement_is_hand_computable() -> None:
+    a, b, none = np.array([1, 1, 0, 0]), np.array([0, 1, 1, 0]), np.zeros(4, int)
+    assert disagreement([a, b]) == 0.5
+    assert disagreement([a, none]) == 1.0
+    assert disagreement([none, none]) == 0.0
+    with pytest.raises(ConfigError):
+        disagreement([a])
+
+
+def test_uncertainty_comes_from_mirrored_views(bundle: Path, volume: Path, tmp_path: Path) -> None:
+    predictor = Predictor(bundle, output_dir=tmp_path, device="cpu")
+    image = predictor.preprocessing({"image": str(volume)})["image"]
+    answers = mirrored_answers(predictor, image)
+    assert len(answers) == 4
+    assert 0 < uncertainty(predictor, volume, by="mirror") < 1
+    with pytest.raises(ConfigError, match="no ensemble"):
+        fold_answers(predictor, image)
+    with pytest.raises(ConfigError, match="unknown measure"):
+        uncertainty(predictor, volume, by="guess")

@@ -1,0 +1,8 @@
+"""The module's library is on the path inside of Slicer; here a fixture puts it there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "medunet" / "deploy" / "slicer" / "MedUNet"))

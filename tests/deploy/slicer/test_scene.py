@@ -1,0 +1,73 @@
+"""Slicer's real scene (slicer-core): the volume goes in and out, segments have names, colours, place and volume."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medunet.datasets import make_phantom
+from medunet.io import read_volume, write_volume
+from medunet.io.segments import as_segments
+
+pytestmark = [pytest.mark.slow, pytest.mark.label]
+
+LIBRARY = Path(__file__).parents[3] / "medunet" / "deploy" / "slicer" / "MedUNet"
+
+VOLUME_TOLERANCE = 0.02
+"""Of a closed surface, against the voxels."""
+
+OBLIQUE = np.array([[0.0, -0.8, 0.6, 5], [1.5, 0, 0, -7], [0, 0.6, 0.8, 11], [0, 0, 0, 1]]) @ np.diag([1, 2, 2, 1])
+
+
+@pytest.fixture(params=["axial", "oblique"])
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path, dict[str, int]]:
+    phantom = make_phantom("ct", seed=3)
+    affine = phantom.affine if request.param == "axial" else OBLIQUE
+    image = write_volume(phantom.image.astype(np.int16), tmp_path / "ct.nrrd", affine=affine)
+    label = write_volume(phantom.label, tmp_path / "ct.seg.nrrd", affine=affine, labels=phantom.labels)
+    return image, label, phantom.labels
+
+
+def in_scene(image: Path, label: Path) -> dict[str, Any]:
+    folder = Path(os.environ.get("MEDUNET_SLICER_ENV", ""))
+    python = folder / "bin" / "python"
+    if not python.is_file():
+        pytest.skip("slicer-core is not set up: run bash scripts/test_label.sh")
+    script = Path(__file__).with_name("scene_check.py")
+    done = subprocess.run([python, script, LIBRARY, image, label], capture_output=True, text=True, check=False)
+    assert "FOUND" in done.stdout, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout.split("FOUND")[1])
+    return found
+
+
+def test_a_segmentation_enters_the_scene_as_it_is(case: tuple[Path, Path, dict[str, int]]) -> None:
+    image, label, labels = case
+    volume = read_volume(label).image
+    affine = np.asarray(volume.affine)
+    found = in_scene(image, label)
+    assert np.allclose(found["matrix"], affine, atol=1e-9)
+    assert list(found["segments"]) == [name for name in labels if name != "background"]
+    voxel_mm3 = abs(np.linalg.det(affine[:3, :3]))
+    for segment in as_segments(labels):
+        there = found["segments"][segment.name]
+        mask = volume[0].numpy() == segment.value
+        assert np.allclose(there["color"], np.array(segment.color) / 255, atol=1e-5)
+        assert np.allclose(there["matrix"], affine, atol=1e-9)
+        places = np.argwhere(mask)
+        extent = np.stack([places.min(axis=0), places.max(axis=0)]).T.ravel()
+        assert there["extent"] == extent.tolist()
+        assert there["surface_mm3"] == pytest.approx(mask.sum() * voxel_mm3, rel=VOLUME_TOLERANCE)
+
+
+def test_a_volume_leaves_the_scene_as_it_came(case: tuple[Path, Path, dict[str, int]]) -> None:
+    image, label, _ = case
+    in_scene(image, label)
+    before, after = read_volume(image).image, read_volume(image.with_name("exported.nrrd")).image
+    assert np.array_equal(before.numpy(), after.numpy())
+    assert np.allclose(before.affine, after.affine, atol=1e-6)
