@@ -25,12 +25,12 @@ RANKS = {
     "planning": 5,
     "training": 5,
     "prediction": 5,
-    "tracking": 5,
     "reports": 5,
-    "bundle": 6,
-    "deploy": 7,
-    "cli": 8,
-    "__main__": 9,
+    "tracking": 6,
+    "bundle": 7,
+    "deploy": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 MAX_LINES = 400
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

@@ -4,6 +4,7 @@ from .choice import Choice as Choice
 from .choice import choose as choose
 from .cross_validation import CrossValidation as CrossValidation
 from .cross_validation import FoldOutcome as FoldOutcome
+from .cross_validation import resume_folds as resume_folds
 from .cross_validation import train_folds as train_folds
 from .demo import run_demo as run_demo
 from .planned import PlannedBundle as PlannedBundle
@@ -16,6 +17,7 @@ from .report import report_runs as report_runs
 from .resources import find_bundle as find_bundle
 from .resources import resource_dir as resource_dir
 from .resources import shipped_bundles as shipped_bundles
+from .resume import resume_run as resume_run
 from .specialise import specialise as specialise
 from .verify import verify_bundle as verify_bundle
 from .workflow import TrainingResult as TrainingResult

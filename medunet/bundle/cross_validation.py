@@ -26,12 +26,13 @@ from medunet.bundle.workflow import (
     wants_em,
     write_run,
 )
-from medunet.datasets import SegmentationDataset, datalist
+from medunet.datasets import SegmentationDataset, datalist, open_dataset
 from medunet.errors import ConfigError, DataError, find_cause
 from medunet.files import check_target, claim
-from medunet.metrics import Summary
+from medunet.metrics import CSV_NAME, Summary
 from medunet.networks import load_checkpoint, resolve_device
 from medunet.prediction import ClassRule, Pair, Predictor, choose_rules
+from medunet.tracking import track_cross_validation
 from medunet.training import LAST_NAME
 from medunet.trust import require_trust
 
@@ -105,6 +106,7 @@ def train_folds(
     changes: Mapping[str, Any] | None = None,
     presets: Sequence[str] = (),
     device: str = "auto",
+    tracking_uri: str | None = None,
     trust: bool = False,
 ) -> CrossValidation:
     """Train folds into ``output/fold_K`` and make of ``output`` the bundle of their ensemble.
@@ -121,8 +123,9 @@ def train_folds(
         folds: which; None for all. They are shared out as the bundle's ``folds`` says.
         changes: values by config id, over those that follow from the data.
         presets: overlays of the bundle, under what follows from the data.
-        device: as in :func:`train_bundle`.
-        trust: as in :func:`train_bundle`.
+        device: as in :func:`train_bundle`, as are tracking_uri and trust.
+        tracking_uri: see device.
+        trust: see device.
 
     Raises:
         SecurityError: the bundle is not trusted.
@@ -135,13 +138,46 @@ def train_folds(
         raise DataError("the output folder holds a single run", file=output, remedy="give another --output")
     dataset, values = fit_data(bundle, data)
     values = {**values, **(changes or {})}
-    wanted = _checked_folds(folds, {**read_json(bundle / "configs" / "train.json"), **values})
+    config = read_json(bundle / "configs" / "train.json")
+    wanted = _checked_folds(folds, {**config, **values})
+    if "training_dir" in config:  # bundles made before tracking knew of folds lack it
+        values.setdefault("training_dir", "$@bundle_root + '/..'")
     runs = {fold: output / f"fold_{fold}" for fold in wanted}
+    uri = values.get("tracking_uri", tracking_uri)
     with claim(output):
         check_target(output)
         for fold, run in runs.items():
             write_run(bundle, data, run, values={**values, "fold": fold}, presets=presets)
-        return _train_and_join(runs, output, data, dataset, chosen_device, device=device)
+        return _train_and_join(runs, output, data, dataset, chosen_device, device=device, tracking_uri=uri)
+
+
+def resume_folds(
+    output: Path, *, device: str = "auto", tracking_uri: str | None = None, trust: bool = False
+) -> CrossValidation:
+    """Go on with a cross-validation as :func:`train_folds` would, from what its folder says.
+
+    Args:
+        output: its folder.
+        device: as in :func:`train_bundle`, as are tracking_uri and trust.
+        tracking_uri: see device.
+        trust: see device.
+
+    Raises:
+        SecurityError: a run of a fold is not trusted.
+        ConfigError: the folder holds no folds.
+    """
+    chosen_device = resolve_device(device)
+    configs = {path.parents[1]: read_json(path) for path in sorted(output.glob("fold_*/configs/train.json"))}
+    if not configs:
+        raise ConfigError("the folder holds no folds", file=output, remedy="train them with --folds")
+    runs = {config["fold"]: run for run, config in configs.items()}
+    for run in runs.values():
+        require_trust(run, trust=trust)
+    data = Path(next(iter(configs.values()))["dataset_dir"])
+    with claim(output):
+        check_target(output)
+        dataset = open_dataset(data)
+        return _train_and_join(runs, output, data, dataset, chosen_device, device=device, tracking_uri=tracking_uri)
 
 
 def _train_and_join(
@@ -152,20 +188,30 @@ def _train_and_join(
     chosen_device: torch.device,
     *,
     device: str,
+    tracking_uri: str | None,
 ) -> CrossValidation:
     outcomes: list[FoldOutcome] = []
     for fold, run in runs.items():
         logger.info("fold %d (%d of %d)", fold, len(outcomes) + 1, len(runs))
-        outcomes.append(_train(fold, run, chosen_device))
+        outcomes.append(_train(fold, run, chosen_device, tracking_uri))
         if outcomes[-1].status == "stopped":
             return CrossValidation(output, tuple(outcomes), is_interrupted=True)
     trained = {outcome.fold: outcome.run for outcome in outcomes if outcome.is_trained}
     if not trained:
         return CrossValidation(output, tuple(outcomes))
     try:
-        return _join(trained, output, data, dataset, outcomes=tuple(outcomes), device=device)
+        result = _join(trained, output, data, dataset, outcomes=tuple(outcomes), device=device)
     except KeyboardInterrupt:
         return CrossValidation(output, tuple(outcomes), is_interrupted=True)
+    if result.summary is not None:
+        track_cross_validation(
+            output,
+            uri=tracking_uri,
+            summary=result.postprocessed or result.summary,
+            table=output / (OUT_OF_FOLD if result.postprocessed is None else POSTPROCESSED) / CSV_NAME,
+            names=[case.name for case in dataset.cases],
+        )
+    return result
 
 
 def is_finished(run: Path) -> bool:
@@ -187,12 +233,12 @@ def _checked_folds(folds: Sequence[int] | None, config: Mapping[str, Any]) -> li
     return wanted
 
 
-def _train(fold: int, run: Path, device: torch.device) -> FoldOutcome:
+def _train(fold: int, run: Path, device: torch.device, tracking_uri: str | None) -> FoldOutcome:
     begun = time.perf_counter()
     try:
         if is_finished(run):
             return FoldOutcome(fold, run, "there already")
-        train_prepared(run, resume=True, device=device)
+        train_prepared(run, resume=True, device=device, tracking_uri=tracking_uri)
         return FoldOutcome(fold, run, "trained", time.perf_counter() - begun)
     except KeyboardInterrupt:
         return FoldOutcome(fold, run, "stopped", time.perf_counter() - begun)

@@ -15,6 +15,9 @@ from medunet.trust import MAX_CONFIG_BYTES, adopt, require_trust
 WORKFLOWS = ("train", "evaluate", "inference")
 """Configs that stand alone; other JSON files of a bundle are overlays."""
 
+CHANGES_NAME = "changes.json"
+"""In a bundle's docs: the shipped bundle it comes from, and each value of its training that is other than there."""
+
 LAUNCHED = "multi_gpu_train"
 """The overlay that works under torchrun only, so not as a preset."""
 
@@ -81,6 +84,7 @@ def specialise(
     metadata.pop("weights", None)  # they stay where they are
     _update_metadata(metadata, changed)
     files["configs/metadata.json"] = _like_before(metadata, output / "configs" / "metadata.json")
+    files[f"docs/{CHANGES_NAME}"] = to_json(_changes(bundle, changed["train"], presets=presets))
     for path in sorted(bundle.glob("configs/*")) + sorted(bundle.glob("docs/*")) + [bundle / "LICENSE"]:
         name = path.relative_to(bundle).as_posix()
         if name not in files and path.is_file():
@@ -168,6 +172,33 @@ def _takes(config: Mapping[str, Any], id_: str) -> bool:
             return False
         value = value[part]
     return isinstance(value, Mapping) and (last in value or "_target_" in value)
+
+
+def _changes(bundle: Path, train: Mapping[str, Any], *, presets: Sequence[str]) -> dict[str, Any]:
+    """What a training config has otherwise than the shipped bundle it descends from: ``[there, here]`` by id."""
+    path = bundle / "docs" / CHANGES_NAME
+    origin: dict[str, Any] = {"bundle": bundle.resolve().name, "presets": [], "changed": {}}
+    if path.is_file():
+        origin |= read_json(path)
+    found = dict(origin["changed"])
+    old, new = _values(read_json(bundle / "configs" / "train.json")), _values(train)
+    for id_ in sorted({*old, *new} - {"dataset_dir"}):
+        there, here = found.get(id_, [old.get(id_)])[0], new.get(id_)
+        found.pop(id_, None)
+        if there != here:
+            found[id_] = [there, here]
+    return {**origin, "presets": [*origin["presets"], *presets], "changed": found}
+
+
+def _values(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by id; a list is one value."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found |= _values(value, f"{prefix}{key}{SEPARATOR}")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def _update_metadata(metadata: dict[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:

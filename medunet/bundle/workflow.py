@@ -58,6 +58,7 @@ def train_bundle(
     presets: Sequence[str] = (),
     device: str = "auto",
     resume: bool = False,
+    tracking_uri: str | None = None,
     trust: bool = False,
 ) -> TrainingResult:
     """Fit a bundle to a data set and train it.
@@ -70,6 +71,7 @@ def train_bundle(
         presets: overlays of the bundle, under what follows from the data.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         resume: go on after the last whole epoch in ``output``.
+        tracking_uri: MLflow's store for this call; ``""``: none, None: as the bundle has it.
         trust: train a bundle that could run code of its own, see :func:`medunet.trust.require_trust`.
 
     Raises:
@@ -88,18 +90,20 @@ def train_bundle(
     with claim(output):
         check_target(output)
         prepare_run(bundle, data, output, changes=changes or {}, presets=presets)
-        return train_prepared(output, resume=resume, device=chosen)
+        return train_prepared(output, resume=resume, device=chosen, tracking_uri=tracking_uri)
 
 
-def train_prepared(run: Path, *, resume: bool, device: torch.device) -> TrainingResult:
+def train_prepared(run: Path, *, resume: bool, device: torch.device, tracking_uri: str | None = None) -> TrainingResult:
     """Train a run that :func:`prepare_run` made.
 
     Args:
         run: its folder.
         resume: go on after its last whole epoch, if there is one.
         device: where to train.
+        tracking_uri: as in :func:`train_bundle`.
     """
-    workflow = run_training(run, resume=resume, device=device)
+    tracking = {} if tracking_uri is None else {"tracking_uri": tracking_uri}
+    workflow = run_training(run, resume=resume, device=device, **tracking)
     record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     state = workflow.parser.get_parsed_content("train::trainer").state
     history = list(getattr(state, "history", []))

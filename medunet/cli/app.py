@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import medunet
-from medunet.cli import bundle, check, demo, evaluate, label, plan, predict, report, store, train
+from medunet.cli import bundle, check, demo, evaluate, label, plan, predict, report, runs, store, train
 from medunet.errors import find_cause
 
 EXIT_BAD_INPUT = 2
@@ -32,6 +32,7 @@ app.command(name="train")(train.train)
 app.command(name="predict")(predict.predict)
 app.command(name="evaluate")(evaluate.evaluate)
 app.command(name="report")(report.report)
+app.add_typer(runs.app, name="runs")
 app.command(name="store")(store.store)
 app.command(name="label")(label.label)
 app.add_typer(bundle.app, name="bundle")

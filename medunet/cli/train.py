@@ -37,11 +37,19 @@ def train(
         bool, typer.Option("--resume", help="Go on where the run in --output stopped; --folds always does.")
     ] = False,
     preset: Preset = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(
+            "--tracking-uri",
+            help="MLflow's server or store; '' for none. Else MLFLOW_TRACKING_URI, else mlruns.db beside the run.",
+        ),
+    ] = None,
     settings: Set = None,
     trust: Trust = False,
 ) -> None:
     """Train a bundle on labelled images. The run's folder is a bundle itself."""
     from medunet.bundle import find_bundle, train_bundle, train_folds
+    from medunet.tracking import default_store
 
     source = find_bundle(bundle)
     changes = parse_settings(settings)
@@ -54,16 +62,24 @@ def train(
     options: dict[str, Any] = {"presets": preset or (), "device": device, "trust": trust}
     if folds is not None:
         output = output or Path("runs") / f"{base}_folds"
-        _show_folds(train_folds(source, data, output, folds=_parse_folds(folds), changes=changes, **options))
+        chosen = _parse_folds(folds)
+        if tracking_uri is None and "tracking_uri" not in changes:
+            tracking_uri = default_store(output.parent)
+        options["tracking_uri"] = tracking_uri
+        show_folds(train_folds(source, data, output, folds=chosen, changes=changes, **options))
         return
     output = output or Path("runs") / f"{base}_fold{fold}"
+    if tracking_uri is None and "tracking_uri" not in changes:
+        tracking_uri = default_store(output.parent)
     changes = {"fold": fold, **changes}
     try:
-        result = train_bundle(source, data, output, changes=changes, resume=resume, **options)
+        result = train_bundle(
+            source, data, output, changes=changes, resume=resume, tracking_uri=tracking_uri, **options
+        )
     except KeyboardInterrupt:
         _errors().print("[bold red]stopped[/] the same command with --resume goes on after the last whole epoch")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    _show(result)
+    show_training(result)
 
 
 def _errors() -> Console:
@@ -81,7 +97,8 @@ def _parse_folds(text: str) -> list[int] | None:
         raise ConfigError("--folds takes all or numbers", received=text, expected="for instance --folds 0,2") from error
 
 
-def _show(result: TrainingResult) -> None:
+def show_training(result: TrainingResult) -> None:
+    """Print what came of a training."""
     console = Console()
     if result.best_dice:
         table = Table("class", "validation Dice", title=f"best epoch {result.best_epoch} of {result.epochs}")
@@ -92,7 +109,7 @@ def _show(result: TrainingResult) -> None:
     console.print(f"next: medunet predict {result.run} IMAGES --output DIR", highlight=False, soft_wrap=True)
 
 
-def _show_folds(result: CrossValidation) -> None:
+def show_folds(result: CrossValidation) -> None:
     """Print what was done; the exit code tells whether that is all."""
     console, errors = Console(highlight=False, soft_wrap=True), _errors()
     for outcome in result.folds:

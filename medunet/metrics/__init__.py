@@ -32,4 +32,5 @@ from .surface import SurfaceDistances as SurfaceDistances
 from .surface import hausdorff_distance as hausdorff_distance
 from .surface import mean_surface_distance as mean_surface_distance
 from .surface import surface_distances as surface_distances
+from .tables import CSV_NAME as CSV_NAME
 from .tables import write_tables as write_tables

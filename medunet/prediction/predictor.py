@@ -152,6 +152,9 @@ class Predictor:
         }
         parser = parse_inference(bundle, device=self.device, options=options, overrides=overrides, trust=trust)
         self.channels: int = parser.get_parsed_content("in_channels")
+        self.spatial_dims: int = parser.get_parsed_content("spatial_dims")
+        spacing = parser.get_parsed_content("spacing_mm") if "spacing_mm" in parser else None
+        self.spacing_mm: tuple[float, ...] = tuple(spacing or (1.0,) * self.spatial_dims)
         self.network = load_network(parser)
         self.inferer = parser.get_parsed_content("inferer")
         if ensemble:
@@ -217,6 +220,16 @@ class Predictor:
         """Everything for one case but writing: the item with label map, and with probabilities where they are saved."""
         case = _Case(source, _Way(self.preprocessing, self.postprocessing))
         self._read(case)
+        self._compute(case)
+        decided: dict[Any, Any] = _run(self.postprocessing, case.item, end=self._first_to_write)
+        return decided
+
+    def decide_array(self, image: MetaTensor) -> dict[Any, Any]:
+        """As :meth:`decide`, of an image ``(C, *spatial)`` in memory, with its affine in RAS millimetres."""
+        way = _Way(self.preprocessing, self.postprocessing)
+        case = _Case(Path(), way)
+        split = _steps_up_to(way.preprocessing, (LoadImage, LoadImaged), last=True)
+        case.item = _run(way.preprocessing, {"image": image}, start=split)
         self._compute(case)
         decided: dict[Any, Any] = _run(self.postprocessing, case.item, end=self._first_to_write)
         return decided

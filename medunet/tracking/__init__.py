@@ -1,3 +1,16 @@
-"""Experiment tracking."""
+"""Experiment tracking: MLflow."""
 
+from .bundle_model import BundleModel as BundleModel
+from .case_codes import CaseCodes as CaseCodes
 from .mlflow import TrackingHandler as TrackingHandler
+from .runs import BEST_METRIC as BEST_METRIC
+from .runs import TrackedRun as TrackedRun
+from .runs import best_run as best_run
+from .runs import default_store as default_store
+from .runs import differing as differing
+from .runs import find_run as find_run
+from .runs import folder_of as folder_of
+from .runs import folders_of as folders_of
+from .runs import list_runs as list_runs
+from .runs import send_waiting as send_waiting
+from .summary import track_cross_validation as track_cross_validation

@@ -12,8 +12,9 @@ from .early_stop import EarlyStop as EarlyStop
 from .handlers import HISTORY_NAME as HISTORY_NAME
 from .handlers import EpochSeeder as EpochSeeder
 from .handlers import HistoryHandler as HistoryHandler
-from .handlers import ProgressHandler as ProgressHandler
 from .intensity import IntensityHandler as IntensityHandler
+from .loss_terms import LossTerms as LossTerms
+from .progress import ProgressHandler as ProgressHandler
 from .sampler import Draw as Draw
 from .sampler import RepeatSampler as RepeatSampler
 from .trainer import Evaluator as Evaluator

@@ -1,9 +1,8 @@
-"""Handlers that MONAI lacks: reproducible epochs, a history file, a progress line."""
+"""Handlers that MONAI lacks: reproducible epochs, a history file."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 from collections.abc import Sequence
@@ -12,12 +11,8 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from medunet.files import write_atomically
-
-logger = logging.getLogger(__name__)
 
 HISTORY_NAME = "history.json"
 """One dictionary an epoch, in the training's output folder."""
@@ -62,7 +57,8 @@ class EpochSeeder:
 class HistoryHandler:
     """Keeps loss, learning rate, seconds and validation metrics of every epoch in ``history.json``.
 
-    Behind a :class:`DataHandler` also the share of the time of its steps that the network waited for data.
+    Behind a :class:`DataHandler` also the share of the time of its steps that the network waited for data, behind a
+    :class:`LossTerms` what the loss is the sum of.
 
     Args:
         folder: where the file goes.
@@ -94,7 +90,7 @@ class HistoryHandler:
         self.is_writer = is_writer
         self.epochs: list[dict[str, Any]] = []
         self._losses: list[float] = []
-        self._started = 0.0
+        self._started = self._last_step = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, after its validation handler."""
@@ -113,11 +109,12 @@ class HistoryHandler:
     def epoch_started(self, engine: Any) -> None:
         """Start the clock."""
         self._losses = []
-        self._started = time.perf_counter()
+        self._started = self._last_step = time.perf_counter()
 
     def iteration_completed(self, engine: Any) -> None:
         """Note the loss."""
         self._losses.append(loss_of(engine))
+        self._last_step = time.perf_counter()
 
     def epoch_completed(self, engine: Any) -> None:
         """Add the epoch and write the file."""
@@ -127,7 +124,10 @@ class HistoryHandler:
             "loss": math.fsum(self._losses) / max(len(self._losses), 1),
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "seconds": time.perf_counter() - self._started,
+            "steps_per_second": len(self._losses) / max(self._last_step - self._started, 1e-9),  # without validation
         }
+        if getattr(engine.state, "loss_terms", None):
+            entry["loss_terms"] = dict(engine.state.loss_terms)
         if hasattr(engine.state, "data_wait"):
             entry["data_wait"] = round(engine.state.data_wait, 4)
         metrics = validation_metrics(self.validator, engine.state.epoch)
@@ -170,105 +170,3 @@ def validation_dice(validator: Any, class_names: Sequence[str]) -> dict[str, flo
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
-
-
-class ProgressHandler:
-    """A progress bar with loss, validation Dice and time left; a log line an epoch where there is no terminal.
-
-    Args:
-        class_names: foreground classes, to name the Dice values.
-        validator: the evaluator whose metrics are shown.
-        console: where to draw; by default standard error.
-        is_writer: False on all but the first process.
-    """
-
-    def __init__(
-        self,
-        *,
-        class_names: Sequence[str] = (),
-        validator: Any = None,
-        console: Console | None = None,
-        is_writer: bool = True,
-    ) -> None:
-        self.class_names = tuple(class_names)
-        self.validator = validator
-        self.console = Console(stderr=True) if console is None else console
-        self.is_writer = is_writer
-        self._bar: Progress | None = None
-        self._task: Any = None
-        self._dice = ""
-        self._loss = math.nan
-        self._begun = 0.0
-        self._first_iteration = 0
-
-    def attach(self, engine: Engine) -> None:
-        """Register with the trainer, after its validation handler."""
-        if not self.is_writer:
-            return
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
-        engine.add_event_handler(Events.COMPLETED, self.stop)
-        engine.add_event_handler(Events.TERMINATE, self.stop)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
-
-    def start(self, engine: Any) -> None:
-        """Draw the bar."""
-        self._begun = time.perf_counter()
-        self._first_iteration = engine.state.iteration
-        total = engine.state.max_epochs * engine.state.epoch_length
-        if not self.console.is_terminal:
-            logger.info("training: %d epochs of %d steps", engine.state.max_epochs, engine.state.epoch_length)
-            return
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}"),
-            TextColumn("{task.fields[dice]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
-        self._bar.start()
-        self._task = self._bar.add_task("", total=total, completed=engine.state.iteration, loss=math.nan, dice="")
-
-    def iteration_completed(self, engine: Any) -> None:
-        """Move the bar."""
-        loss = loss_of(engine)
-        # an average over about twenty steps, readable while it moves
-        self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
-        if self._bar is not None:
-            self._bar.update(self._task, completed=engine.state.iteration, loss=self._loss)
-
-    def epoch_completed(self, engine: Any) -> None:
-        """Show the newest validation; write the line where there is no bar."""
-        state = engine.state
-        metrics = validation_metrics(self.validator, state.epoch)
-        if metrics:
-            named = validation_dice(self.validator, self.class_names)
-            self._dice = "Dice " + " ".join(f"{name} {value:.3f}" for name, value in named.items())
-        if self._bar is not None:
-            self._bar.update(self._task, dice=self._dice)
-            return
-        done = state.iteration - self._first_iteration
-        total = state.max_epochs * state.epoch_length
-        left = (time.perf_counter() - self._begun) / max(done, 1) * (total - state.iteration)
-        minutes, seconds = divmod(round(left), 60)
-        shown = self._dice if metrics else ""
-        logger.info(
-            "epoch %d/%d  loss %.3f  %s  left %d:%02d",
-            *(state.epoch, state.max_epochs, self._loss, shown, minutes, seconds),
-        )
-
-    def stop(self, engine: Any) -> None:
-        """Leave the finished bar on the screen."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def failed(self, engine: Any, error: BaseException) -> None:
-        """Give the terminal back before the error is shown."""
-        self.stop(engine)
-        raise error

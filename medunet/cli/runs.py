@@ -1,0 +1,157 @@
+"""`medunet runs`: list, compare, best, resume, sync."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from medunet.cli.options import Device, Trust
+from medunet.cli.train import show_folds, show_training
+
+if TYPE_CHECKING:
+    from medunet.tracking import TrackedRun
+
+app = typer.Typer(help="Look at trainings that MLflow has tracked.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Option("--runs", help="Folder that the runs' folders lie in.")]
+Uri = Annotated[
+    str | None,
+    typer.Option("--tracking-uri", help="MLflow's store; else MLFLOW_TRACKING_URI, else mlruns.db in the folder."),
+]
+Experiment = Annotated[str, typer.Option("--experiment", help="MLflow experiment.")]
+Folds = Annotated[bool, typer.Option("--folds", help="Folds one by one.")]
+RUNS, EXPERIMENT = Path("runs"), "medunet"
+
+_COLOURS = {"FINISHED": "green", "RUNNING": "cyan", "FAILED": "bold red", "KILLED": "yellow"}
+
+
+@app.command("list")
+def list_(folder: Folder = RUNS, uri: Uri = None, experiment: Experiment = EXPERIMENT, folds: Folds = False) -> None:
+    """Show trainings, newest first."""
+    from medunet.tracking import BEST_METRIC
+
+    table = Table("run", "id", "status", "started", "time", "epochs", "best Dice", "changed from the preset")
+    for run in _runs(folder, uri, experiment, folds=folds):
+        colour = _COLOURS.get(run.status, "white")
+        best = run.metrics.get(BEST_METRIC)
+        table.add_row(
+            escape(run.name if run.kind == "training" else f"  {run.name}"),
+            run.run_id[:8],
+            f"[{colour}]{run.status.lower()}[/]",
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started / 1000)),
+            "" if run.seconds is None else _spell(run.seconds),
+            run.params.get("epochs", ""),
+            "" if best is None else f"{best:.4f}",
+            escape(", ".join(run.changed[:4]) + (" ..." if len(run.changed) > 4 else "")),
+        )
+    Console().print(table)
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Names of runs, or the beginnings of their ids; none: all.")] = [],  # noqa: B006
+    folder: Folder = RUNS,
+    uri: Uri = None,
+    experiment: Experiment = EXPERIMENT,
+    folds: Folds = False,
+) -> None:
+    """Show runs side by side: parameters in which they differ, and their metrics."""
+    from medunet.tracking import differing, find_run
+
+    known = _runs(folder, uri, experiment, folds=folds or bool(names))
+    runs = [find_run(name, known) for name in names] if names else known
+    table = Table("", *(escape(f"{run.name}\n{run.run_id[:8]}") for run in runs))
+    for name, values in differing(runs).items():
+        table.add_row(escape(name), *(escape(value) for value in values))
+    table.add_section()
+    metrics = sorted({name for run in runs for name in run.metrics if not name.startswith("system/")})
+    for name in metrics:
+        cells = [f"{run.metrics[name]:.4g}" if name in run.metrics else "" for run in runs]
+        table.add_row(escape(name), *cells)
+    Console().print(table)
+
+
+@app.command()
+def best(
+    metric: Annotated[
+        str, typer.Option("--metric", help="Of losses, distances and times the lowest is the best.")
+    ] = "",
+    folder: Folder = RUNS,
+    uri: Uri = None,
+    experiment: Experiment = EXPERIMENT,
+    folds: Folds = False,
+) -> None:
+    """Show the best training by a metric, and where it lies."""
+    from medunet.tracking import BEST_METRIC, best_run, folder_of
+
+    metric = metric or BEST_METRIC
+    found = best_run(_runs(folder, uri, experiment, folds=folds), metric)
+    place = folder_of(found, folder)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(escape(f"{found.name} ({found.run_id}): {metric} {found.metrics[metric]:.4f}"))
+    if place is not None:
+        console.print(escape(f"next: medunet predict {place} IMAGES --output DIR"))
+
+
+@app.command()
+def resume(
+    name: Annotated[str, typer.Argument(help="Name of a training, or the beginning of its id.")],
+    folder: Folder = RUNS,
+    uri: Uri = None,
+    experiment: Experiment = EXPERIMENT,
+    device: Device = "auto",
+    trust: Trust = False,
+) -> None:
+    """Go on with a training that was stopped, after its last whole epoch."""
+    from medunet.bundle import TrainingResult, resume_run
+    from medunet.errors import DataError
+    from medunet.tracking import find_run, folder_of
+
+    run = find_run(name, _runs(folder, uri, experiment, folds=False))
+    place = folder_of(run, folder)
+    if place is None:
+        raise DataError(
+            "the run's folder is not here", file=folder, received=run.name, remedy="name its parent by --runs"
+        )
+    result = resume_run(place, device=device, tracking_uri=_store(folder, uri), trust=trust)
+    if isinstance(result, TrainingResult):
+        show_training(result)
+    else:
+        show_folds(result)
+
+
+@app.command()
+def sync(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, or the folder of several.")] = RUNS, uri: Uri = None
+) -> None:
+    """Send what could not be sent while the tracking server was down."""
+    from medunet.tracking import send_waiting
+
+    sent, left = send_waiting(folder, uri)
+    Console(highlight=False).print(f"{sent} records sent, {left} wait")
+    if left:
+        raise typer.Exit(1)
+
+
+def _store(folder: Path, uri: str | None) -> str:
+    from medunet.tracking import default_store
+
+    return uri or default_store(folder)
+
+
+def _runs(folder: Path, uri: str | None, experiment: str, *, folds: bool) -> list[TrackedRun]:
+    from medunet.tracking import list_runs
+
+    return list_runs(_store(folder, uri), experiment_name=experiment, folds=folds)
+
+
+def _spell(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,85 @@
+"""A bundle as it may leave the machine: its configs, docs and weights, without paths and names of cases."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from .case_codes import PATH_WORD, CaseCodes
+
+NEVER_PACKED = ("last.pt", "previous.pt")
+"""What only continuing needs."""
+
+_LEFT_OUT = re.compile(r"(Cases that were left out:\n\n)(?:- .*\n)+")
+"""The part of a planned bundle's docs that names cases."""
+
+
+def anonymous_config(config: Mapping[str, Any], codes: CaseCodes) -> dict[str, Any]:
+    """A bundle's config without the machine's paths and with codes for the cases that validate.
+
+    Example:
+        >>> anonymous_config({"dataset_dir": "/data/x", "validation_cases": ["b"], "epochs": 3}, CaseCodes("ab"))
+        {'dataset_dir': '.', 'validation_cases': ['case_002'], 'epochs': 3}
+    """
+    changed: dict[str, Any] = _without_paths(config)
+    if "dataset_dir" in changed:
+        changed["dataset_dir"] = "."
+    if "://" in str(changed.get("tracking_uri") or "").split("$")[0]:  # where others log to is theirs to say
+        changed["tracking_uri"] = ""
+    if isinstance(changed.get("validation_cases"), list):
+        changed["validation_cases"] = [codes[str(name)] for name in changed["validation_cases"]]
+    return changed
+
+
+def anonymous_fingerprint(text: str, codes: CaseCodes) -> str:
+    """A plan's fingerprint with codes for the cases."""
+    content = json.loads(text)
+    content["cases"] = [codes[str(name)] for name in content.get("cases", ())]
+    # what is wrong with a case names its files; that there are such cases is all that others need
+    content["broken"] = {f"left out {number}": "" for number, _ in enumerate(content.get("broken", ()), start=1)}
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def text_files(bundle: Path, codes: CaseCodes) -> dict[str, str]:
+    """Configs, docs and licence of a bundle by their path in it, fit to be shown."""
+    files: dict[str, str] = {}
+    for path in sorted([*bundle.glob("configs/*"), *bundle.glob("docs/*"), bundle / "LICENSE"]):
+        if not path.is_file():
+            continue
+        name, text = path.relative_to(bundle).as_posix(), path.read_text(encoding="utf-8")
+        if name == "docs/fingerprint.json":
+            text = anonymous_fingerprint(text, codes)
+        elif name.endswith(".json"):
+            text = json.dumps(anonymous_config(json.loads(text), codes), indent=2, ensure_ascii=False)
+        elif name.startswith("docs/"):
+            text = _LEFT_OUT.sub(r"\1- not named here\n", text)
+        files[name] = text
+    return files
+
+
+def pack_bundle(bundle: Path, codes: CaseCodes) -> bytes:
+    """A bundle with its weights as a ZIP file; equal bundles give equal bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in text_files(bundle, codes).items():
+            archive.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_DEFLATED)
+        for path in sorted(bundle.glob("models/*.pt")):
+            if path.name not in NEVER_PACKED:  # weights are noise to a compressor
+                archive.writestr(zipfile.ZipInfo(f"models/{path.name}"), path.read_bytes(), zipfile.ZIP_STORED)
+    return buffer.getvalue()
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, str):
+        is_path = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute() or value.startswith("~/")
+        return PATH_WORD if is_path or "sqlite:///" in value else value
+    if isinstance(value, Mapping):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(inner) for inner in value]
+    return value

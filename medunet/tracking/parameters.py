@@ -1,0 +1,77 @@
+"""What a run was configured with, as MLflow's parameters: flat, and those marked that the preset has otherwise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+SKIPPED = (
+    "imports",
+    "train",
+    "validate",
+    "initialize",
+    "run",
+    "training",
+    "finalize",
+    "bundle_root",
+    "dataset_dir",
+    "resume",
+)
+"""Wiring that is the same in all runs, and paths; the whole config is an artifact."""
+
+_EXPRESSION = ("$", "@", "%")
+
+
+def flat_parameters(config: Mapping[str, Any]) -> dict[str, str]:
+    """Values by config id, without expressions and references, whose value a config does not tell.
+
+    Example:
+        >>> flat_parameters({"epochs": 3, "network_def": {"channels": [4, 8], "spatial_dims": "@dims"}})
+        {'epochs': '3', 'network_def::channels': '[4, 8]'}
+    """
+    return {key: show(value) for key, value in _leaves(config) if not _is_expression(value)}
+
+
+def changed_parameters(changes: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """What a run has otherwise than its preset: the preset's value and its own, by id.
+
+    Args:
+        changes: `docs/changes.json` of a run, ``{id: [preset, run]}``.
+    """
+    chosen = {id_: pair for id_, pair in changes.items() if id_.partition("::")[0] not in SKIPPED}
+    return {id_: (show(before), show(after)) for id_, (before, after) in chosen.items()}
+
+
+def describe(base: str, changed: Mapping[str, tuple[str, str]]) -> str:
+    """The description of a run in MLflow's page (Markdown)."""
+    if not changed:
+        return f"As `{base}` has it." if base else ""
+    rows = [f"| `{id_}` | {_cell(before)} | {_cell(after)} |" for id_, (before, after) in changed.items()]
+    return "\n".join([f"Changed from `{base}`:", "", "| parameter | there | here |", "| --- | --- | --- |", *rows])
+
+
+def show(value: Any) -> str:
+    """A value as one line; texts as they are, all else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _cell(text: str) -> str:
+    return f"`{text[:200]}`".replace("|", "\\|").replace("\n", " ")
+
+
+def _is_expression(value: Any) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return any(isinstance(text, str) and text.startswith(_EXPRESSION) for text in texts)
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            if prefix or key not in SKIPPED:
+                yield from _leaves(inner, f"{prefix}::{key}" if prefix else str(key))
+    elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{prefix}::{index}")
+    else:
+        yield prefix, value

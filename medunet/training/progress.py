@@ -1,0 +1,200 @@
+"""What a training looks like while it runs: a live view in a terminal, a line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ignite.engine import Engine, Events
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from .handlers import loss_of, validation_dice, validation_metrics
+
+logger = logging.getLogger(__name__)
+
+BARS = "▁▂▃▄▅▆▇█"
+PLAIN_BARS = "_.-=+*#"
+"""For terminals without Unicode."""
+
+SPARK_WIDTH = 40
+"""Characters of a sparkline."""
+
+REFRESH = 4.0
+"""Times a second that the view is drawn anew."""
+
+
+def sparkline(values: Sequence[float], *, width: int = SPARK_WIDTH, bars: str = BARS) -> str:
+    """A row of bars from the lowest value to the highest; means where there are more values than room.
+
+    Example:
+        >>> sparkline([3, 2, 1, 2]), sparkline([1, 1, 3, 3], width=2), sparkline([1, float("nan"), 1])
+        ('█▅▁▅', '▁█', '▁ ▁')
+    """
+    if len(values) > width:
+        edges = [round(index * len(values) / width) for index in range(width + 1)]
+        values = [_mean(values[low:high]) for low, high in itertools.pairwise(edges)]
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return " " * len(values)
+    low, span = min(finite), max(finite) - min(finite)
+    scale = (len(bars) - 1) / span if span > 0 else 0.0
+    return "".join(bars[math.floor((value - low) * scale + 0.5)] if math.isfinite(value) else " " for value in values)
+
+
+class ProgressHandler:
+    """A live view with progress, loss, Dice by class and the time left; a log line an epoch where there is no terminal.
+
+    Args:
+        class_names: foreground classes, to name the Dice values.
+        validator: the evaluator whose metrics are shown.
+        console: where to draw; by default standard error.
+        is_writer: False on all but the first process.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_names: Sequence[str] = (),
+        validator: Any = None,
+        console: Console | None = None,
+        is_writer: bool = True,
+    ) -> None:
+        self.class_names = tuple(class_names)
+        self.validator = validator
+        self.console = Console(stderr=True) if console is None else console
+        self.is_writer = is_writer
+        self._live: Live | None = None
+        self._begun = 0.0
+        self._first_iteration = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer, after its history and validation handlers."""
+        if not self.is_writer:
+            return
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self.stop)
+        engine.add_event_handler(Events.TERMINATE, self.stop)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
+
+    def start(self, engine: Any) -> None:
+        """Open the view; a resumed training shows what it has behind it."""
+        self._begun = time.perf_counter()
+        state = engine.state
+        self._first_iteration = state.iteration
+        self._loss = math.nan
+        self._losses: list[float] = []
+        self._dice: dict[str, list[float]] = {name: [] for name in self.class_names}
+        for entry in getattr(state, "history", ()):
+            self._losses.append(entry["loss"])
+            self._add_dice(entry.get("val_dice", {}))
+        if not self.console.is_terminal:
+            logger.info("training: %d epochs of %d steps", state.max_epochs, state.epoch_length)
+            return
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left {task.fields[left]}"),
+            console=self.console,
+        )
+        self._task = self._bar.add_task(
+            "",
+            total=state.max_epochs * state.epoch_length,
+            completed=state.iteration,
+            epoch=state.epoch,
+            epochs=state.max_epochs,
+            rate="",
+            left="-:--",
+        )
+        self._live = Live(console=self.console, refresh_per_second=REFRESH, get_renderable=self._view)
+        self._live.start()
+
+    def iteration_completed(self, engine: Any) -> None:
+        """Note the step; the view draws itself."""
+        loss = loss_of(engine)
+        # an average over about twenty steps, readable while it moves
+        self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
+        if self._live is not None:
+            seconds = time.perf_counter() - self._begun
+            steps = engine.state.iteration - self._first_iteration
+            self._bar.update(
+                self._task,
+                completed=engine.state.iteration,
+                epoch=engine.state.epoch,
+                rate=f"{steps / seconds:.2g} steps/s",
+                left=_spell(self._seconds_left(engine)),
+            )
+
+    def epoch_completed(self, engine: Any) -> None:
+        """Take in loss and validation of the epoch; write the line where there is no view."""
+        state = engine.state
+        history = getattr(state, "history", ())
+        self._losses.append(history[-1]["loss"] if history else self._loss)
+        named: dict[str, float] = {}
+        if validation_metrics(self.validator, state.epoch):
+            named = validation_dice(self.validator, self.class_names)
+            self._add_dice(named)
+        if self._live is None:
+            dice = "Dice " + " ".join(f"{name} {value:.3f}" for name, value in named.items()) if named else ""
+            logger.info(
+                "epoch %d/%d  loss %.3f  %s  left %s",
+                *(state.epoch, state.max_epochs, self._loss, dice, _spell(self._seconds_left(engine))),
+            )
+
+    def stop(self, engine: Any) -> None:
+        """Leave the finished view on the screen."""
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.stop()
+
+    def failed(self, engine: Any, error: BaseException) -> None:
+        """Give the terminal back before the error is shown."""
+        self.stop(engine)
+        raise error
+
+    def _seconds_left(self, engine: Any) -> float:
+        state = engine.state
+        done = state.iteration - self._first_iteration
+        total = state.max_epochs * state.epoch_length
+        return (time.perf_counter() - self._begun) / max(done, 1) * (total - state.iteration)
+
+    def _add_dice(self, dice: dict[str, float]) -> None:
+        if dice:
+            for name, values in self._dice.items():
+                values.append(dice.get(name, math.nan))
+
+    def _view(self) -> RenderableType:
+        bars = BARS if self.console.encoding.lower().startswith("utf") else PLAIN_BARS
+        table = Table.grid(padding=(0, 2))
+        newest = self._losses[-1] if math.isnan(self._loss) and self._losses else self._loss
+        table.add_row("loss", f"{newest:.3f}", Text(sparkline(self._losses, bars=bars)), "")
+        for name, values in self._dice.items():
+            finite = [value for value in values if math.isfinite(value)]
+            if finite:
+                line = Text(sparkline(values, bars=bars), style="green")
+                table.add_row(Text(f"Dice {name}"), f"{values[-1]:.3f}", line, f"best {max(finite):.3f}")
+        return Group(self._bar, table)
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _spell(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
