@@ -246,7 +246,7 @@ def test_a_corrected_case_is_learnt_and_served(ward: Ward, tmp_path: Path) -> No
     after = mean_dice(ward, body, name, tmp_path)
     print(f"Dice of the corrected case {before:.3f} -> {after:.3f}")  # noqa: T201
     assert after > before
-    assert list((ward.folder / "work" / "trainings" / "organs").glob("001/run/eval/mlruns.db"))
+    assert list((ward.folder / "work" / "trainings" / "organs").glob("001/mlruns.db"))
 
 
 def mean_dice(ward: Ward, mask: bytes, name: str, folder: Path) -> float:
