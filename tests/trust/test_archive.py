@@ -43,7 +43,7 @@ def nothing_but(folder: Path, *names: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil", "/tmp/evil", "a/../../evil", "C:/evil", "a\\..\\..\\evil", "..", "a:stream"]
+    "name", ["../evil", "/etc/evil", "a/../../evil", "C:/evil", "a\\..\\..\\evil", "..", "a:stream"]
 )
 def test_no_path_leaves_the_folder(name: str, tmp_path: Path) -> None:
     zipped = make_zip(tmp_path / "a.zip", {name: b"x"})

@@ -65,7 +65,7 @@ def evil(marker: Path) -> dict[str, dict[str, Any]]:
         "writer by name": {"post/save": {"_target_": "SaveImaged", "keys": "pred", "writer": "subprocess.Popen"}},
         "merger by name": {"inferer": {"_target_": "PatchInferer", "merger_cls": "subprocess.Popen"}},
         "merger by name on a reviewed target": {"tile_inferer/merger_cls": "subprocess.Popen"},
-        "another file": {"network_def": "%/tmp/evil.json::network_def"},
+        "another file": {"network_def": "%/etc/evil.json::network_def"},
         "another file in the bundle": {"network_def": "%docs/evil.json::network_def"},
         "debugger": {"network_def/_mode_": "debug"},
         "breakpoint": {"network_def/_debug_": True},
