@@ -96,19 +96,24 @@ def monai_steps(deform: dict[str, Any], size: Sequence[int], *, tuned: bool) -> 
     return steps
 
 
-def pipelines(task: str, data: Path, cases: int, store: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Data sets by name, ready to be indexed, and what it took to make them so."""
-    parser, items = parse(task, data, cases)
+def monai_chain(parser: ConfigParser, size: Sequence[int], *, tuned: bool) -> Compose:
+    """From files to patches by MONAI's transforms alone, but for reading."""
     fixed = parser.get_parsed_content("steps")
     steps = [fixed["load"], fixed["load_label"], fixed["encode"], *parser.get_parsed_content("image_steps")]
-    deform, augment = parser["augment"]["deform"], parser["augment"]
-    deform = {**deform, "mode": parser["patch_modes"]}
+    augment = parser["augment"]
+    deform = {**augment["deform"], "mode": parser["patch_modes"]}
     intensity = [
         mt.RandScaleIntensityd("image", factors=augment["brightness"]["factors"], prob=augment["brightness"]["prob"]),
         mt.RandShiftIntensityd("image", offsets=augment["shift"]["offsets"], prob=augment["shift"]["prob"]),
         mt.RandGaussianNoised("image", std=augment["noise"]["std"][1], prob=augment["noise"]["prob"]),
         mt.EnsureTyped(KEYS, track_meta=False),
     ]
+    return Compose([*steps, *monai_steps(deform, size, tuned=tuned), *intensity])
+
+
+def pipelines(task: str, data: Path, cases: int, store: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Data sets by name, ready to be indexed, and what it took to make them so."""
+    parser, items = parse(task, data, cases)
     ready: dict[str, Any] = {}
     facts: dict[str, Any] = {"cases": len(items), "patch": list(PATCHES[task])}
 
@@ -126,8 +131,7 @@ def pipelines(task: str, data: Path, cases: int, store: Path) -> tuple[dict[str,
         return dataset
 
     def theirs(tuned: bool) -> CacheDataset:
-        chain = Compose([*steps, *monai_steps(deform, PATCHES[task], tuned=tuned), *intensity])
-        return CacheDataset(items, chain, progress=False, num_workers=2)
+        return CacheDataset(items, monai_chain(parser, PATCHES[task], tuned=tuned), progress=False, num_workers=2)
 
     make(OURS, ours)
     make(f"{OURS}, from the store of an earlier run", ours)

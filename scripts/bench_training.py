@@ -1,0 +1,245 @@
+"""Training beside nnU-Net v2 and a plain MONAI script: preprocessing, seconds a step, Dice after the same minutes.
+
+    python scripts/bench_training.py prepare --data DATA [--work W]      # time and memory, hippocampus and one large CT
+    python scripts/bench_training.py steps   --data DATA                 # the same network, patch and batch
+    python scripts/bench_training.py quality --data DATA --minutes 15 30 # nnU-Net; ours: bench_quality.py --planned
+
+DATA holds Task04_Hippocampus and CT_Lung1_001. Needs the extra `bench` (nnU-Net) and the machine to itself; `steps` and
+`quality` use what `prepare` left under --work. Results: scripts/results/training.json and a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+SCRIPTS = Path(__file__).parent
+RESULTS = SCRIPTS / "results" / "training.json"
+CONFIGURATION = "3d_fullres"
+DATASETS = {"hippocampus": (4, "Dataset004_Hippocampus"), "CT": (5, "Dataset005_CT")}
+FOLDS = 5
+POLL_SECONDS = 0.2
+GOALS = {"nnU-Net": 6.0, "MONAI, plain": 5.0}
+
+
+def environment(work: Path) -> dict[str, str]:
+    """nnU-Net's folders, and as many processes as there are cores."""
+    cores = str(len(os.sched_getaffinity(0)))
+    folders = {f"nnUNet_{name}": str(work / "nnunet" / name) for name in ("raw", "preprocessed", "results")}
+    ours = {"MEDUNET_CACHE_DIR": str(work / "cache"), "nnUNet_extTrainer": str(SCRIPTS / "nnunet")}
+    return {**os.environ, **folders, **ours, "nnUNet_def_n_proc": cores, "MLFLOW_TRACKING_URI": ""}
+
+
+def program(name: str) -> str:
+    """A program of the environment that this one runs in."""
+    return str(Path(sys.executable).parent / name)
+
+
+def measured(command: list[str], env: dict[str, str], log: Path) -> dict[str, float]:
+    """Seconds and largest proportional set size of a command with all its processes."""
+    import psutil  # noqa: PLC0415
+
+    begun, peak = time.monotonic(), 0
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        process = psutil.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            total = 0
+            for part in [process, *_children(process)]:
+                try:
+                    total += part.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            peak = max(peak, total)
+            time.sleep(POLL_SECONDS)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed, see {log}")
+    return {"seconds": round(time.monotonic() - begun, 1), "peak_mib": peak >> 20}
+
+
+def _children(process: Any) -> list[Any]:
+    import psutil  # noqa: PLC0415
+
+    try:
+        return list(process.children(recursive=True))
+    except psutil.Error:
+        return []
+
+
+def raw_dataset(task: str, data: Path, work: Path) -> None:
+    """The same cases as a data set of nnU-Net, by links, and our folds for it."""
+    from medunet.datasets import open_dataset, split_fold  # noqa: PLC0415
+
+    _, name = DATASETS[task]
+    raw, preprocessed = (work / "nnunet" / part / name for part in ("raw", "preprocessed"))
+    if task == "hippocampus":
+        dataset = open_dataset(data / "Task04_Hippocampus")
+        cases = [(case.name, case.images[0], case.label) for case in dataset.cases]
+        splits = []
+        for fold in range(FOLDS):
+            training, validation = split_fold(dataset.cases, fold=fold)
+            splits.append({"train": [case.name for case in training], "val": [case.name for case in validation]})
+        preprocessed.mkdir(parents=True, exist_ok=True)
+        (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+        labels, channel = {"background": 0, "Anterior": 1, "Posterior": 2}, "MRI"
+    else:
+        folder = data / "CT_Lung1_001"
+        cases = [("ct", folder / "ct.nii.gz", folder / "labels.nii.gz")]
+        labels = {"background": 0, "left_lung": 1, "right_lung": 2, "cord": 3, "tumour": 4}
+        channel = "CT"
+    for case, image, label in cases:
+        for source, target in (
+            (image, raw / "imagesTr" / f"{case}_0000.nii.gz"),
+            (label, raw / "labelsTr" / f"{case}.nii.gz"),
+        ):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                target.symlink_to(Path(source).resolve())
+    manifest = {"channel_names": {"0": channel}, "labels": labels, "numTraining": len(cases), "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(manifest))
+
+
+def prepare(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Fingerprint, plan and preprocessing of both, from files to what training reads."""
+    env = environment(options.work)
+    for task, (number, name) in DATASETS.items():
+        raw_dataset(task, options.data, options.work)
+        command = [program("nnUNetv2_plan_and_preprocess"), "-d", str(number), "-c", CONFIGURATION]
+        cores = env["nnUNet_def_n_proc"]
+        theirs = measured([*command, "-np", cores, "-npfp", cores], env, options.work / f"prepare_{task}.log")
+        yield f"{task}, nnU-Net", theirs
+        source = options.work / "nnunet" / "raw" / name  # the same folder, which ours reads as well
+        ours = [
+            sys.executable,
+            __file__,
+            "_prepare",
+            "--data",
+            str(source),
+            "--work",
+            str(options.work / f"ours_{task}"),
+        ]
+        yield f"{task}, medunet", measured(ours, env, options.work / f"prepare_{task}_ours.log")
+
+
+def prepare_ours(data: Path, work: Path) -> None:
+    """What `medunet plan --estimate` and the first minutes of `medunet train` do."""
+    from monai.bundle import ConfigParser  # noqa: PLC0415
+
+    from medunet.bundle import plan_bundle  # noqa: PLC0415
+
+    folder = plan_bundle(data, work / "bundle", measure=False).folder
+    parser = ConfigParser()
+    parser.read_config(str(folder / "configs" / "train.json"))
+    parser.update(
+        {"dataset_dir": str(data), "store_dir": str(work / "store"), "folds": 1 if "CT" in data.name else FOLDS}
+    )
+    if "CT" in data.name:  # one case alone: nothing to validate
+        parser["train#dataset#data"] = f"$medunet.datasets.datalist({str(data)!r}, section='training')"
+        parser.get_parsed_content("train#dataset").prepare()
+        return
+    for part in ("train", "validate"):
+        parser.get_parsed_content(f"{part}#dataset").prepare()
+
+
+def steps(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Seconds a step of each, by turns in one process, data included."""
+    os.environ.update(environment(options.work))
+    logging.getLogger("medunet").setLevel(logging.WARNING)
+    import bench_training_systems as systems  # noqa: PLC0415
+
+    setting = systems.Setting.from_nnunet(options.work / "nnunet" / "preprocessed" / DATASETS["hippocampus"][1])
+    built: dict[str, Callable[[int], list[float]]] = {}
+    data = options.data / "Task04_Hippocampus"
+    for name, build in systems.SYSTEMS.items():
+        if options.only is None or options.only in name:
+            built[name] = build(setting, data, options.work)
+            built[name](options.warmup)
+    seconds: dict[str, list[float]] = {name: [] for name in built}
+    for _ in range(options.rounds):
+        for name, run in built.items():
+            seconds[name] += run(options.steps)
+    medians = {name: statistics.mean(values) for name, values in seconds.items()}
+    for name, mean in medians.items():
+        others = {other: round(medians[other] / mean, 2) for other in GOALS if other in medians}
+        yield (
+            f"step: {name}",
+            {
+                "mean_seconds": round(mean, 4),
+                "median_seconds": round(statistics.median(seconds[name]), 4),
+                "steps": len(seconds[name]),
+                "times_as_fast_as": others,
+                **setting.describe(),
+            },
+        )
+    systems.close()
+
+
+def quality(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`nnUNetv2_train` for so many minutes on fold 0, its own validation with its own inference."""
+    number, name = DATASETS["hippocampus"]
+    for minutes in options.minutes:
+        results = options.work / f"nnunet_{minutes:g}"
+        env = {**environment(options.work), "BENCH_MINUTES": f"{minutes:g}", "nnUNet_results": str(results)}
+        command = [
+            program("nnUNetv2_train"),
+            str(number),
+            CONFIGURATION,
+            "0",
+            "-tr",
+            "nnUNetTrainerTimed",
+            "-device",
+            "cpu",
+        ]
+        measured(command, env, results / "log.txt")
+        fold = next((results / name).glob("nnUNetTrainerTimed__*/fold_0"))
+        summary = json.loads((fold / "validation" / "summary.json").read_text())
+        curve = json.loads((fold / "curve.json").read_text())
+        yield (
+            f"nnU-Net, fold 0, {minutes:g} minutes",
+            {
+                "steps": curve[-1]["step"],
+                "curve": curve,
+                "mean_dice": summary["foreground_mean"]["Dice"],
+                "dice": {label: entry["Dice"] for label, entry in summary["mean"].items()},
+            },
+        )
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["prepare", "steps", "quality", "_prepare"])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/bench_training"))
+    parser.add_argument("--minutes", type=float, nargs="+", default=[15.0, 30.0])
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8, help="a turn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", help="steps: systems whose name has this")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    options.work = options.work.resolve()
+    if options.task == "_prepare":
+        prepare_ours(options.data, options.work)
+        return
+    from bench_quality import machine  # noqa: PLC0415
+
+    rows = {"prepare": prepare, "steps": steps, "quality": quality}[options.task](options)
+    document = json.loads(options.results.read_text()) if options.results.is_file() else {"rows": {}}
+    for name, row in rows:
+        document["rows"][name] = {**row, "machine": machine()}
+        options.results.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        print(name, {key: value for key, value in row.items() if key != "curve"}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
