@@ -18,7 +18,7 @@ from medunet.errors import ConfigError
 
 from .memory import WORKSPACE, free_memory, is_out_of_memory, parse_memory, peak_bytes
 from .padding import PADDING_MODES, PaddingMode, take_window
-from .tile_size import choose_tiles
+from .tile_size import choose_tiles, plan_one_window, resizes_output, with_less_halo
 from .tiling import SameSizeShapes, Tile, TileableShapes, TilePlan, plan_tiles
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,8 @@ class OverlapTileInferer(Inferer):
       ends, so that the network's own padding acts there as it does on the whole image.
     - Valid network: as in the paper. The image is mirrored at its borders, the outputs abut.
 
-    When memory runs out the image is evaluated again in smaller tiles, with the same result and a warning.
+    When memory runs out the image is evaluated again in smaller tiles, with the same result and a warning. Where not
+    even one tile with the whole halo has room, "exact" takes the largest part of it that has, with a warning, too.
 
     Images may be smaller than a tile, than the network's margin or than its total stride: what is missing is mirrored
     and trimmed.
@@ -191,7 +192,8 @@ class OverlapTileInferer(Inferer):
                     raise
             else:
                 return
-            self._warn("memory", "out of memory: going on with smaller tiles, the result is the same")
+            same = "" if "halo" in self._warned else ", the result is the same"
+            self._warn("memory", f"out of memory: going on with smaller tiles{same}")
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -222,14 +224,32 @@ class OverlapTileInferer(Inferer):
         axes = len(image_size)
         shapes = self._shapes(module, axes)
         halo = None if isinstance(self.halo, str) else _per_axis(self.halo, axes, "halo")
-        if _resizes_output(shapes):
-            plan = _plan_one_window(image_size, self._tile(axes), shapes)
+        if resizes_output(shapes):
+            plan = plan_one_window(image_size, self._tile(axes), shapes)
         elif max_voxels is not None:
-            plan = choose_tiles(image_size, max_voxels, shapes=shapes, halo=halo, extend=extend)
+            plan = self._fit(image_size, max_voxels, shapes, halo=halo, extend=extend)
         else:
             plan = plan_tiles(image_size, self._tile(axes), shapes=shapes, halo=halo, extend=extend)
         sizes = {size: len(tiles) for size, tiles in plan.by_window_size().items()}
         logger.debug("image %s, tile_size %s: number of windows by size %s", plan.image_size, self.tile_size, sizes)
+        return plan
+
+    def _fit(
+        self, size: Sequence[int], voxels: float, shapes: TileableShapes, *, halo: tuple[int, ...] | None, extend: int
+    ) -> TilePlan:
+        try:
+            return choose_tiles(size, voxels, shapes=shapes, halo=halo, extend=extend)
+        except ConfigError:
+            less = with_less_halo(size, voxels, shapes=shapes, extend=extend) if halo is None else None
+            if less is None:
+                raise
+        plan, halo = less
+        room = "memory has no room for a tile with the halo that the network asks for"
+        self._warn(
+            "halo",
+            f"{room}, {shapes.halo} voxels: it sees {halo}, and a few voxels where tiles meet may differ; "
+            "for the exact result free memory or give a larger `memory`",
+        )
         return plan
 
     def _evaluate(
@@ -328,27 +348,6 @@ class OverlapTileInferer(Inferer):
         start = [s.start - margin for s, margin in zip(tile.window, plan.margin, strict=True)]
         stop = [s.stop - margin for s, margin in zip(tile.window, plan.margin, strict=True)]
         return take_window(image, start, stop, mode=self.padding_mode)
-
-
-def _resizes_output(shapes: TileableShapes) -> bool:
-    # A padded network's output has the size of its input anyway.
-    return getattr(shapes, "resize_output", False) and getattr(shapes, "padding", None) == "valid"
-
-
-def _plan_one_window(
-    image_size: Sequence[int], tile: tuple[int | None, ...] | None, shapes: TileableShapes
-) -> TilePlan:
-    """Plan for a network that stretches its output to the size of its input: a tile would be stretched otherwise."""
-    plan = plan_tiles(image_size, None, shapes=shapes)
-    window = plan.tiles[0].window_size
-    if tile is not None and any(limit is not None and limit < size for limit, size in zip(tile, window, strict=True)):
-        raise ConfigError(
-            "a network that resizes its output to its input cannot be tiled, and the image is larger than one tile",
-            received=tile,
-            expected=f"at least {window}",
-            remedy="set tile_size to null for the whole image in one pass, or use the network without resizing",
-        )
-    return plan
 
 
 def _unwrap(network: Any) -> Any:

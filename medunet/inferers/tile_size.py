@@ -10,6 +10,9 @@ from medunet.errors import ConfigError
 
 from .tiling import TileableShapes, TilePlan, plan_tiles, smallest_tile
 
+LESS_HALO = (0.75, 0.5, 0.35, 0.25)
+"""Parts of the exact halo that are tried, largest first, where memory has no room for one tile with all of it."""
+
 MAX_LIMITS = 64
 """Tile sizes that are tried along one axis; of more, some are left out."""
 
@@ -59,6 +62,59 @@ def choose_tiles(
     best = min(fitting, key=lambda choice: (math.prod(c[1] for c in choice), math.prod(c[2] for c in choice)))
     tile = tuple(cut[0] for cut in best)
     return plan_tiles(image_size, tile, shapes=shapes, halo=halo, extend=extend)
+
+
+def with_less_halo(
+    image_size: Sequence[int], max_voxels: float, *, shapes: TileableShapes, extend: int = 0
+) -> tuple[TilePlan, tuple[int, ...]] | None:
+    """The tiles of an image, and their halo, where no window with the network's own halo has at most `max_voxels`.
+
+    The largest of some parts of the halo for which there are tiles is taken: the further away a voxel, the less it
+    weighs in what the network answers (Luo et al. 2016, "effective receptive field"). None where there are none at all,
+    as for valid networks, whose margin is not to be chosen.
+
+    Args:
+        image_size: as in `choose_tiles`, as are max_voxels, shapes and extend.
+        max_voxels: see image_size.
+        shapes: see image_size.
+        extend: see image_size.
+
+    Example:
+        >>> from medunet.inferers import SameSizeShapes
+        >>> shapes = SameSizeShapes(total_stride=(4, 4), halo=(16, 16))
+        >>> plan, halo = with_less_halo((200, 200), 900, shapes=shapes)
+        >>> halo, plan.tiles[0].window_size
+        ((12, 12), (28, 32))
+    """
+    if any(shapes.margin):
+        return None
+    for part in LESS_HALO:
+        halo = tuple(math.ceil(part * n / s) * s for n, s in zip(shapes.halo, shapes.total_stride, strict=True))
+        try:
+            return choose_tiles(image_size, max_voxels, shapes=shapes, halo=halo, extend=extend), halo
+        except ConfigError:
+            continue
+    return None
+
+
+def resizes_output(shapes: TileableShapes) -> bool:
+    """Whether a network stretches what it answers to the size of its input."""
+    # a padded network's output has the size of its input anyway.
+    return getattr(shapes, "resize_output", False) and getattr(shapes, "padding", None) == "valid"
+
+
+def plan_one_window(image_size: Sequence[int], tile: tuple[int | None, ...] | None, shapes: TileableShapes) -> TilePlan:
+    """Plan for a network that stretches its output to the size of its input: a tile would be stretched otherwise."""
+    plan = plan_tiles(image_size, None, shapes=shapes)
+    window = plan.tiles[0].window_size
+    if tile is not None and any(limit is not None and limit < size for limit, size in zip(tile, window, strict=True)):
+        raise ConfigError(
+            "a network that resizes its output to its input cannot be tiled, and the image is larger than one tile",
+            received=tile,
+            expected=f"at least {window}",
+            remedy="set tile_size to null for the whole image in one pass, or use the network without resizing",
+        )
+    return plan
 
 
 def _cuts(

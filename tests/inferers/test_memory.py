@@ -87,6 +87,29 @@ def test_impossible_memory_says_what_is_needed():
         OverlapTileInferer("auto", memory=1000).plan((512, 512), make_network())
 
 
+def test_memory_without_room_for_the_whole_halo_takes_a_part_of_it_and_says_so(caplog):
+    network, image = make_network(), torch.randn(1, 1, 160, 160)
+    halo, stride = network.shapes.halo[0], network.shapes.total_stride[0]
+    smallest = (2 * halo + stride) ** 2
+    inferer = OverlapTileInferer("auto")
+    inferer._max_voxels = lambda *_: 0.6 * smallest
+    with torch.inference_mode(), caplog.at_level(logging.WARNING):
+        found, whole = inferer(image, network), OverlapTileInferer(None)(image, network)
+    plan = inferer.plan((160, 160), network)
+    assert all(math.prod(tile.window_size) <= 0.6 * smallest for tile in plan.tiles)
+    assert found.shape == whole.shape
+    assert (found.argmax(1) == whole.argmax(1)).float().mean() > 0.95  # of random weights; only where tiles meet
+    assert sum("a few voxels where tiles meet may differ" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("padding, halo", [("same", 16), ("valid", "exact")])
+def test_a_halo_that_was_asked_for_and_the_margin_of_a_valid_network_are_never_made_smaller(padding, halo):
+    inferer = OverlapTileInferer("auto", halo=halo)
+    inferer._max_voxels = lambda *_: 300
+    with pytest.raises(ConfigError, match="smallest tile"):
+        inferer.plan((512, 512), make_network(padding=padding))
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40)),
