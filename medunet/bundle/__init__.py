@@ -26,3 +26,4 @@ from .workflow import evaluate_folders as evaluate_folders
 from .workflow import prepare_run as prepare_run
 from .workflow import run_training as run_training
 from .workflow import train_bundle as train_bundle
+from .workflow import train_prepared as train_prepared

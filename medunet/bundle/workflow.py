@@ -93,7 +93,15 @@ def train_bundle(
         return train_prepared(output, resume=resume, device=chosen, tracking_uri=tracking_uri)
 
 
-def train_prepared(run: Path, *, resume: bool, device: torch.device, tracking_uri: str | None = None) -> TrainingResult:
+def train_prepared(
+    run: Path,
+    *,
+    resume: bool,
+    device: torch.device,
+    tracking_uri: str | None = None,
+    overlays: Sequence[str] = (),
+    is_writer: bool = True,
+) -> TrainingResult:
     """Train a run that :func:`prepare_run` made.
 
     Args:
@@ -101,10 +109,13 @@ def train_prepared(run: Path, *, resume: bool, device: torch.device, tracking_ur
         resume: go on after its last whole epoch, if there is one.
         device: where to train.
         tracking_uri: as in :func:`train_bundle`.
+        overlays: configs of the run beside ``train``.
+        is_writer: False on all but the first of several processes.
     """
     tracking = {} if tracking_uri is None else {"tracking_uri": tracking_uri}
-    workflow = run_training(run, resume=resume, device=device, **tracking)
-    record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
+    workflow = run_training(run, overlays=overlays, resume=resume, device=device, **tracking)
+    if is_writer:
+        record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     state = workflow.parser.get_parsed_content("train::trainer").state
     history = list(getattr(state, "history", []))
     validated = [entry for entry in history if entry.get("val_dice")]
@@ -175,18 +186,19 @@ def write_run(
     specialise(bundle, output, values, only={"train": where, "evaluate": where}, presets=presets)
 
 
-def run_training(run: Path, **overrides: Any) -> ConfigWorkflow:
+def run_training(run: Path, *, overlays: Sequence[str] = (), **overrides: Any) -> ConfigWorkflow:
     """Train a prepared run.
 
     Args:
         run: its folder.
+        overlays: configs of the run beside ``train``.
         **overrides: values by config id for this call only, e.g. ``resume=True``.
 
     Returns:
         The finished workflow; its ``trainer`` holds the state.
     """
     workflow = ConfigWorkflow(
-        config_file=str(run / "configs" / "train.json"),
+        config_file=[str(run / "configs" / f"{name}.json") for name in ("train", *overlays)],
         meta_file=str(run / "configs" / "metadata.json"),
         logging_file=False,
         workflow_type="train",
