@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED
 from medunet.cli.options import Device, Preset, Set, Trust, parse_settings
-from medunet.cli.predict import EXIT_INTERRUPTED, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
     from medunet.bundle import CrossValidation, TrainingResult

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -30,13 +30,28 @@ def join_processes(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
-        distributed.init_process_group(backend="nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group(backend="nccl" if device.type == "cuda" else "gloo", **_fresh_store())
         if distributed.get_rank() == 0 and device.type != "cuda":
             logger.info("batch norm over all processes: medunet's, for torch.nn.SyncBatchNorm needs GPUs")
     # a host counts only the restarts that one of its own processes has caused
     count = torch.tensor(int(os.environ.get(RESTARTS, "0")), device=_place())
     distributed.all_reduce(count, op=distributed.ReduceOp.MAX)
     _restarted = int(count) > 0
+
+
+def _fresh_store() -> dict[str, Any]:
+    """Where processes of one host meet that were started again: not where the killed ones have left their addresses.
+
+    `torchrun` gives all its attempts one store, in which the new processes would find the dead and hang
+    (https://github.com/pytorch/pytorch/issues/135712). Of several hosts each counts its own attempts, so they need
+    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``, as ``medunet train --nnodes`` sets it.
+    """
+    value = os.environ.get
+    if value("TORCHELASTIC_USE_AGENT_STORE") != "True" or value("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    own = distributed.PrefixStore(f"medunet/{value(RESTARTS, '0')}", store)
+    return {"store": own, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
 
 
 def leave_processes() -> None:

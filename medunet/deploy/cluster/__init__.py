@@ -1,3 +1,8 @@
-"""Past one process and one machine: training by torch.distributed."""
+"""Past one process and one machine: training by torch.distributed, cohorts on Ray."""
 
+from .cohort import CohortResult as CohortResult
+from .cohort import predict_cohort as predict_cohort
 from .launch import train_processes as train_processes
+from .ledger import LEDGER_NAME as LEDGER_NAME
+from .ledger import Outcome as Outcome
+from .manifest import read_cohort as read_cohort

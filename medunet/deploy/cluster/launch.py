@@ -204,6 +204,7 @@ def _environment(processes: int, hosts: int, endpoint: str | None) -> Iterator[N
     """Variables that the processes inherit; what the user has set stays."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = {"OMP_NUM_THREADS": str(max(1, cores // processes))}
+    wanted["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # restarted processes would meet the dead there
     if hosts > 1 and endpoint:
         interface = _interface_of(_address_towards(*split_endpoint(endpoint)))
         wanted |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}
