@@ -4,7 +4,9 @@ from .choice import Choice as Choice
 from .choice import choose as choose
 from .cross_validation import CrossValidation as CrossValidation
 from .cross_validation import FoldOutcome as FoldOutcome
+from .cross_validation import FoldTrainer as FoldTrainer
 from .cross_validation import resume_folds as resume_folds
+from .cross_validation import train_fold as train_fold
 from .cross_validation import train_folds as train_folds
 from .demo import run_demo as run_demo
 from .planned import PlannedBundle as PlannedBundle

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED
+from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Where
 from medunet.cli.options import Device, Preset, Set, Trust, parse_settings
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ def train(
     rdzv_endpoint: Annotated[
         str | None, typer.Option("--rdzv-endpoint", metavar="HOST:PORT", help="Where the hosts meet: one of them.")
     ] = None,
+    on: Annotated[
+        Where | None,
+        typer.Option("--on", help="ray: the folds at the same time, on all machines of a cluster."),
+    ] = None,
     settings: Set = None,
     trust: Trust = False,
 ) -> None:
@@ -76,8 +80,14 @@ def train(
         if tracking_uri is None and "tracking_uri" not in changes:
             tracking_uri = default_store(output.parent)
         options["tracking_uri"] = tracking_uri
+        if on is not None:
+            from medunet.deploy.cluster import folds_on_ray
+
+            options["trainer"] = folds_on_ray
         show_folds(train_folds(source, data, output, folds=chosen, changes=changes, **options))
         return
+    if on is not None:
+        raise ConfigError("--on ray trains folds at the same time", remedy="add --folds all")
     output = output or Path("runs") / f"{base}_fold{fold}"
     if tracking_uri is None and "tracking_uri" not in changes:
         tracking_uri = default_store(output.parent)

@@ -2,6 +2,7 @@
 
 from .cohort import CohortResult as CohortResult
 from .cohort import predict_cohort as predict_cohort
+from .folds import folds_on_ray as folds_on_ray
 from .launch import train_processes as train_processes
 from .ledger import LEDGER_NAME as LEDGER_NAME
 from .ledger import Outcome as Outcome

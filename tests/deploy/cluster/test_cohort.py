@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +16,10 @@ from medunet.deploy.cluster.ledger import Ledger
 from medunet.errors import ConfigError, DataError, SecurityError
 from medunet.io import read_volume, write_volume
 
+from .ray_cluster import needs_ray, when
+
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 
-needs_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="ray is absent: bash scripts/test_cluster.sh"
-)
 # MONAI, ignite and Ray warn about themselves
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -138,36 +133,6 @@ def test_without_ray_the_extra_is_named(bundle: Path, tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"medunet\[ray\]"):
         predict_cohort(bundle, make_cohort(tmp_path / "in", cases=1), tmp_path / "out", where="ray")
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Two machines on this one, a core each."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=small)
-    made.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-    made.wait_for_nodes()
-    monkeypatch.setenv("RAY_ADDRESS", made.address)
-    yield made
-    ray.shutdown()
-    made.shutdown()
-
-
-def when(condition: Callable[[], bool], action: Callable[[], object]) -> threading.Thread:
-    """Do something as soon as something is so."""
-
-    def wait() -> None:
-        end = time.monotonic() + 240
-        while not condition() and time.monotonic() < end:
-            time.sleep(0.05)
-        action()
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
 
 
 def lines_of(output: Path) -> int:
