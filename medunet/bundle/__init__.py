@@ -25,7 +25,9 @@ from .verify import verify_bundle as verify_bundle
 from .workflow import TrainingResult as TrainingResult
 from .workflow import evaluate_bundle as evaluate_bundle
 from .workflow import evaluate_folders as evaluate_folders
+from .workflow import fit_data as fit_data
 from .workflow import prepare_run as prepare_run
 from .workflow import run_training as run_training
 from .workflow import train_bundle as train_bundle
 from .workflow import train_prepared as train_prepared
+from .workflow import write_run as write_run

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
@@ -25,6 +26,9 @@ from medunet.training import BEST_NAME, LAST_NAME, PREVIOUS_NAME, weights_of
 from medunet.trust import record_weights, require_trust
 
 logger = logging.getLogger(__name__)
+
+EpochReport = Callable[[Mapping[str, Any]], None]
+"""Takes an entry of ``history.json``."""
 
 OUT_OF_FOLD = "out_of_fold"
 """Folder in a cross-validation's output: predictions of cases by the fold that did not see them, measured."""
@@ -101,6 +105,7 @@ def train_prepared(
     tracking_uri: str | None = None,
     overlays: Sequence[str] = (),
     is_writer: bool = True,
+    on_epoch: EpochReport | None = None,
 ) -> TrainingResult:
     """Train a run that :func:`prepare_run` made.
 
@@ -111,9 +116,10 @@ def train_prepared(
         tracking_uri: as in :func:`train_bundle`.
         overlays: configs of the run beside ``train``.
         is_writer: False on all but the first of several processes.
+        on_epoch: called with every new entry of the history.
     """
     tracking = {} if tracking_uri is None else {"tracking_uri": tracking_uri}
-    workflow = run_training(run, overlays=overlays, resume=resume, device=device, **tracking)
+    workflow = run_training(run, overlays=overlays, on_epoch=on_epoch, resume=resume, device=device, **tracking)
     if is_writer:
         record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     state = workflow.parser.get_parsed_content("train::trainer").state
@@ -186,12 +192,15 @@ def write_run(
     specialise(bundle, output, values, only={"train": where, "evaluate": where}, presets=presets)
 
 
-def run_training(run: Path, *, overlays: Sequence[str] = (), **overrides: Any) -> ConfigWorkflow:
+def run_training(
+    run: Path, *, overlays: Sequence[str] = (), on_epoch: EpochReport | None = None, **overrides: Any
+) -> ConfigWorkflow:
     """Train a prepared run.
 
     Args:
         run: its folder.
         overlays: configs of the run beside ``train``.
+        on_epoch: called with every new entry of the history.
         **overrides: values by config id for this call only, e.g. ``resume=True``.
 
     Returns:
@@ -207,6 +216,9 @@ def run_training(run: Path, *, overlays: Sequence[str] = (), **overrides: Any) -
         **overrides,
     )
     workflow.initialize()
+    if on_epoch is not None:
+        trainer = workflow.parser.get_parsed_content("train::trainer")
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: on_epoch(engine.state.history[-1]))
     workflow.run()
     workflow.finalize()
     return workflow

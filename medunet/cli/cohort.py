@@ -26,13 +26,26 @@ class Where(str, Enum):
     ray = "ray"
 
 
-def predict_many(bundle: Path, inputs: Sequence[Path], output: Path, **options: Any) -> None:
-    """Predict the cases of one manifest or folder, and say what became of them."""
-    from medunet.deploy.cluster import predict_cohort
+def predict_many(
+    bundle: Path, inputs: Sequence[str], output: Path, *, query: Sequence[str], send_back: bool, **options: Any
+) -> None:
+    """Predict the cases of one manifest, folder or DICOMweb store, and say what became of them."""
+    from medunet.deploy.cluster import DicomWebStore, predict_cohort
     from medunet.errors import ConfigError
 
     if len(inputs) != 1:
-        raise ConfigError("a cohort is one CSV or one folder", received=len(inputs), remedy="list the images in a CSV")
+        raise ConfigError("a cohort is one CSV, folder or store", received=len(inputs), remedy="list images in a CSV")
+    source: Any = Path(inputs[0])
+    if inputs[0].startswith(("http://", "https://")):
+        pairs = [text.partition("=") for text in query]
+        if not all(key and value for key, _, value in pairs):
+            raise ConfigError("--query takes KEYWORD=VALUE", received=" ".join(query), expected="such as Modality=CT")
+        if send_back:
+            options["result_format"] = "dicom-seg"
+        wanted = {key: value for key, _, value in pairs}
+        source = list(DicomWebStore(inputs[0]).series(wanted, send_back=send_back))
+    elif query or send_back:
+        raise ConfigError("--query and --send-back are for a DICOMweb store", received=inputs[0])
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("predicting", total=None)
@@ -42,7 +55,7 @@ def predict_many(bundle: Path, inputs: Sequence[Path], output: Path, **options: 
             if outcome.error is not None:
                 console.print(f"[bold red]error[/] {escape(outcome.name)}: {escape(outcome.error)}")
 
-        result = predict_cohort(bundle, inputs[0], output, report=report, **options)
+        result = predict_cohort(bundle, source, output, report=report, **options)
     show_cohort(result)
 
 

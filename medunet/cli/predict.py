@@ -35,8 +35,7 @@ class ResultFormat(str, Enum):
 def predict(
     bundle: Annotated[str, typer.Argument(help="A run or a bundle with weights.")],
     inputs: Annotated[
-        list[Path],
-        typer.Argument(help="Images, folders of images, DICOM series folders; or one CSV of a cohort."),
+        list[str], typer.Argument(help="Images, folders, DICOM series; or one CSV of a cohort, or a DICOMweb address.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the label maps.")],
     device: Device = "auto",
@@ -58,6 +57,11 @@ def predict(
     on: Annotated[
         Where | None, typer.Option("--on", help="ray: on all machines of a Ray cluster, one predictor a GPU.")
     ] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Option("--query", metavar="KEYWORD=VALUE", help="Of a DICOMweb store, such as Modality=CT; repeatable."),
+    ] = None,
+    send_back: Annotated[bool, typer.Option("--send-back", help="Store DICOM SEGs in the DICOMweb store.")] = False,
     benchmark: Annotated[bool, typer.Option("--benchmark", help="Show where the time went.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show tiles, the choice of the fast network, and tracebacks.")
@@ -78,11 +82,13 @@ def predict(
 
     if verbose:
         logging.getLogger("medunet").setLevel(logging.DEBUG)
-    if on is not None or inputs[0].suffix.lower() == ".csv":
+    if on is not None or inputs[0].lower().endswith(".csv") or inputs[0].startswith(("http://", "https://")):
         predict_many(
             find_bundle(bundle),
             inputs,
             output,
+            query=query or (),
+            send_back=send_back,
             where="here" if on is None else on.value,
             device=device,
             probabilities=probabilities,

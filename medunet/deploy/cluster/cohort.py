@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from medunet.bundle.specialise import read_json
+from medunet.errors import ConfigError
 from medunet.files import check_target, claim
 from medunet.io import ResultFormat
 from medunet.prediction import NamedSource
@@ -17,8 +19,8 @@ from medunet.trust import require_trust
 
 from .ledger import Ledger, Outcome, bundle_digest
 from .manifest import read_cohort
-from .pool import RayPool, join_cluster
-from .resident import as_outcome, make_predictor
+from .pool import IN_FLIGHT, RayPool, join_cluster
+from .resident import Case, Resident, as_outcome, make_predictor
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class CohortResult:
 
 def predict_cohort(
     bundle: Path,
-    source: Path,
+    source: Path | Sequence[Case],
     output: Path,
     *,
     where: Where = "here",
@@ -70,7 +72,7 @@ def predict_cohort(
 
     Args:
         bundle: folder of a bundle or run with weights.
-        source: see :func:`read_cohort`.
+        source: a path, see :func:`read_cohort`; or cases, such as those of :class:`DicomWebStore`.
         output: folder of the results and of ``ledger.jsonl``.
         where: ``"ray"``: on the cluster of RAY_ADDRESS or of this machine, one predictor a GPU.
         device: as of :class:`medunet.prediction.Predictor`, as are the next four.
@@ -89,7 +91,8 @@ def predict_cohort(
     for one in (bundle, *ensemble):
         require_trust(one, trust=trust)
     check_target(output)
-    cases = read_cohort(source, channels=int(read_json(bundle / "configs" / "inference.json")["in_channels"]))
+    channels = int(read_json(bundle / "configs" / "inference.json")["in_channels"])
+    cases: list[Case] = [*read_cohort(source, channels=channels)] if isinstance(source, Path) else list(source)
     options = {
         "bundle": str(bundle.resolve()),
         "output_dir": str(output.resolve()),
@@ -120,9 +123,16 @@ def predict_cohort(
     return CohortResult(output, outcomes, len(cases), interrupted)
 
 
-def _here(options: Mapping[str, Any], cases: Iterable[NamedSource]) -> Generator[Outcome, None, None]:
+def _here(options: Mapping[str, Any], cases: Sequence[Case]) -> Generator[Outcome, None, None]:
     """By one predictor in this process."""
-    waiting = list(cases)
-    if waiting:
+    files = [case for case in cases if isinstance(case, NamedSource)]
+    remote = [case for case in cases if not isinstance(case, NamedSource)]
+    if files:
         output = Path(options["output_dir"])
-        yield from (as_outcome(result, output) for result in make_predictor(options).predict(waiting))
+        yield from (as_outcome(result, output) for result in make_predictor(options).predict(files))
+    if remote:
+        resident = Resident(options)
+        if (problem := resident.problem()) is not None:
+            raise ConfigError(problem)
+        with ThreadPoolExecutor(IN_FLIGHT) as threads:
+            yield from threads.map(resident.predict, remote)

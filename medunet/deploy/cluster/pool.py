@@ -11,10 +11,9 @@ from typing import Any
 
 from medunet.errors import ConfigError
 from medunet.io.extras import import_extra
-from medunet.prediction import NamedSource
 
 from .ledger import Outcome
-from .resident import Resident
+from .resident import Case, Resident
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +74,13 @@ class RayPool:
         self.ray = ray
         self.options = dict(options)
         self.seats: list[_Seat] = []
-        self._waiting: deque[tuple[NamedSource, int]] = deque()
-        self._suspects: deque[tuple[NamedSource, int]] = deque()
-        self._given: dict[Any, tuple[_Seat, NamedSource, int]] = {}
+        self._waiting: deque[tuple[Case, int]] = deque()
+        self._suspects: deque[tuple[Case, int]] = deque()
+        self._given: dict[Any, tuple[_Seat, Case, int]] = {}
         self._looked = -LOOK_SECONDS
         self._last_seat = time.monotonic()
 
-    def predict(self, cases: Iterable[NamedSource]) -> Generator[Outcome, None, None]:
+    def predict(self, cases: Iterable[Case]) -> Generator[Outcome, None, None]:
         """Predict; outcomes come as they are done. At most `IN_FLIGHT` cases a resident have been begun at any time.
 
         Raises:
@@ -141,7 +140,7 @@ class RayPool:
     def _free_next(self) -> _Seat:
         return min((seat for seat in self.seats if seat.is_ready), key=lambda seat: len(seat.refs))
 
-    def _give(self, seat: _Seat, case: NamedSource, attempts: int) -> None:
+    def _give(self, seat: _Seat, case: Case, attempts: int) -> None:
         ref = seat.actor.predict.remote(case)
         seat.refs.add(ref)
         self._given[ref] = (seat, case, attempts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import queue
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -15,7 +16,11 @@ from medunet.errors import MedunetError
 from medunet.networks import resolve_device
 from medunet.prediction import NamedSource, Prediction, Predictor
 
+from .dicomweb import DicomWebStore, RemoteSeries
 from .ledger import Outcome
+
+Case = NamedSource | RemoteSeries
+"""What a resident takes."""
 
 
 class Resident:
@@ -47,8 +52,26 @@ class Resident:
         """Why nothing can be predicted; None when all is well."""
         return self._problem
 
-    def predict(self, case: NamedSource) -> Outcome:
+    def predict(self, case: Case) -> Outcome:
         """Predict a case; raises RuntimeError where the predictor itself has broken down."""
+        if isinstance(case, NamedSource):
+            return self._predict(case)
+        try:
+            return self._predict_remote(case)
+        except MedunetError as error:
+            return Outcome(case.name, "failed", error=str(error), node=platform.node())
+
+    def _predict_remote(self, case: RemoteSeries) -> Outcome:
+        """A series is fetched in the caller's thread, while others are predicted, and not kept."""
+        store = DicomWebStore(case.store)
+        with tempfile.TemporaryDirectory(prefix="medunet-series-") as folder:
+            images = store.fetch(case, Path(folder) / "series")
+            outcome = self._predict(NamedSource((images,), case.name))
+        if case.send_back and outcome.path is not None:
+            store.store(self._output / outcome.path)
+        return outcome
+
+    def _predict(self, case: NamedSource) -> Outcome:
         result: Future[Prediction] = Future()
         with self._order:
             self._results.put(result)

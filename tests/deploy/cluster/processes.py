@@ -64,12 +64,12 @@ def wait_for(condition: Callable[[], Any], *, what: str, process: subprocess.Pop
     return answer
 
 
-def workers_of(pid: int) -> dict[int, psutil.Process]:
+def workers_of(pid: int, *, of: str = "medunet.deploy.cluster.worker") -> dict[int, psutil.Process]:
     """The processes of a training by rank, among the descendants of its launcher."""
     found = {}
     for child in psutil.Process(pid).children(recursive=True):
         try:
-            if "medunet.deploy.cluster.worker" in child.cmdline():
+            if of in child.cmdline() and "RANK" in child.environ():
                 found[int(child.environ()["RANK"])] = child
         except (psutil.Error, KeyError):
             continue

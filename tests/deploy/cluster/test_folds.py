@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,17 @@ def test_folds_on_two_machines_of_which_one_dies_equal_folds_on_one(tmp_path: Pa
     alone = cross_validate(data, tmp_path / "alone")
     output, store = tmp_path / "ray", f"sqlite:///{tmp_path / 'mlruns.db'}"
     victim = next(iter(cluster.worker_nodes))
-    checkpoints = lambda: len(list(output.glob("fold_*/models/last.pt"))) >= 2  # noqa: E731
-    killer = when(checkpoints, lambda: cluster.remove_node(victim, allow_graceful=False))
+    at_death: list[int] = []
+
+    def kill() -> None:
+        cluster.remove_node(victim, allow_graceful=False)
+        at_death.extend(len(json.loads(path.read_text())) for path in output.glob("fold_*/eval/history.json"))
+
+    killer = when(lambda: len(list(output.glob("fold_*/eval/history.json"))) >= 2, kill)
     result = cross_validate(data, output, store, trainer=folds_on_ray)
     killer.join()
     assert [outcome.status for outcome in result.folds] == ["trained"] * 3
+    assert max(at_death) < SMALL["epochs"]  # both were in mid-run
     assert result.is_whole and result.summary == alone.summary
     for fold in range(3):
         one, other = (

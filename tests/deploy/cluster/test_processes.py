@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,38 @@ def test_a_killed_process_goes_on_from_the_last_whole_checkpoint(
         said, _ = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 0, said[-3000:]
     assert "resumed after epoch" in said
+    assert [entry["epoch"] for entry in history(output)] == list(range(1, 41))
+    for name, tensor in weights(undisturbed).items():
+        assert torch.equal(weights(output)[name], tensor), name
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_processes_and_resume_goes_on(cells: Path, undisturbed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    parts = ("train", "unet_2d", "--data", cells, "--output", output, "--fold", 1, "--nproc", 2, "--epochs", 40)
+    with started(words(*parts, **LONG)) as (launcher,):
+        wait_for(lambda: epochs_of(output) >= 3, what="three epochs", process=launcher)
+        workers = workers_of(launcher.pid)
+        launcher.send_signal(signal.SIGINT)
+        said, _ = launcher.communicate(timeout=PATIENCE)
+    assert launcher.returncode == 130 and "--resume" in said, said[-3000:]
+    assert not any(worker.is_running() for worker in workers.values())
+    run(words(*parts, "--resume", **LONG))
+    for name, tensor in weights(undisturbed).items():
+        assert torch.equal(weights(output)[name], tensor), name
+
+
+@pytest.mark.slow
+def test_monai_s_command_under_torchrun_goes_on_after_a_kill(cells: Path, undisturbed: Path, tmp_path: Path) -> None:
+    configs, output = undisturbed / "configs", tmp_path / "run"
+    files = f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=2"]
+    command += ["-m", "monai.bundle", "run", "training", "--config_file", files, "--bundle_root", str(output)]
+    with started(command) as (launcher,):
+        wait_for(lambda: epochs_of(output) >= 3, what="three epochs", process=launcher)
+        os.kill(workers_of(launcher.pid, of="monai.bundle")[1].pid, signal.SIGKILL)
+        said, _ = launcher.communicate(timeout=PATIENCE)
+    assert launcher.returncode == 0, said[-3000:]
     assert [entry["epoch"] for entry in history(output)] == list(range(1, 41))
     for name, tensor in weights(undisturbed).items():
         assert torch.equal(weights(output)[name], tensor), name
