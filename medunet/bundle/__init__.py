@@ -4,7 +4,9 @@ from .choice import Choice as Choice
 from .choice import choose as choose
 from .cross_validation import CrossValidation as CrossValidation
 from .cross_validation import FoldOutcome as FoldOutcome
+from .cross_validation import FoldTrainer as FoldTrainer
 from .cross_validation import resume_folds as resume_folds
+from .cross_validation import train_fold as train_fold
 from .cross_validation import train_folds as train_folds
 from .demo import run_demo as run_demo
 from .planned import PlannedBundle as PlannedBundle
@@ -23,6 +25,9 @@ from .verify import verify_bundle as verify_bundle
 from .workflow import TrainingResult as TrainingResult
 from .workflow import evaluate_bundle as evaluate_bundle
 from .workflow import evaluate_folders as evaluate_folders
+from .workflow import fit_data as fit_data
 from .workflow import prepare_run as prepare_run
 from .workflow import run_training as run_training
 from .workflow import train_bundle as train_bundle
+from .workflow import train_prepared as train_prepared
+from .workflow import write_run as write_run

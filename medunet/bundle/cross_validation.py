@@ -5,12 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from medunet.bundle.ensemble import write_ensemble
 from medunet.bundle.specialise import read_json
@@ -42,6 +40,9 @@ POSTPROCESSED = f"{OUT_OF_FOLD}_postprocessed"
 """Folder with the metrics of the same predictions after the cleaning that was chosen."""
 
 Status = Literal["trained", "there already", "failed", "stopped"]
+
+FoldTrainer = Callable[[Mapping[int, Path], str, "str | None"], Iterable["FoldOutcome"]]
+"""Trains runs by fold, on a device by name, tracked by a store; gives outcomes as they are known, in any order."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def train_folds(
     device: str = "auto",
     tracking_uri: str | None = None,
     trust: bool = False,
+    trainer: FoldTrainer | None = None,
 ) -> CrossValidation:
     """Train folds into ``output/fold_K`` and make of ``output`` the bundle of their ensemble.
 
@@ -126,13 +128,14 @@ def train_folds(
         device: as in :func:`train_bundle`, as are tracking_uri and trust.
         tracking_uri: see device.
         trust: see device.
+        trainer: how the folds are trained; None: one after the other in this process.
 
     Raises:
         SecurityError: the bundle is not trusted.
         MedunetError: a data set, an option or a device that cannot work; an output folder that holds a single run, or
             runs of another configuration.
     """
-    chosen_device = resolve_device(device)
+    resolve_device(device)  # an error before anything is made
     require_trust(bundle, trust=trust)
     if (output / "models" / LAST_NAME).is_file():
         raise DataError("the output folder holds a single run", file=output, remedy="give another --output")
@@ -148,7 +151,7 @@ def train_folds(
         check_target(output)
         for fold, run in runs.items():
             write_run(bundle, data, run, values={**values, "fold": fold}, presets=presets)
-        return _train_and_join(runs, output, data, dataset, chosen_device, device=device, tracking_uri=uri)
+        return _train_and_join(runs, output, data, dataset, device=device, tracking_uri=uri, trainer=trainer)
 
 
 def resume_folds(
@@ -166,7 +169,7 @@ def resume_folds(
         SecurityError: a run of a fold is not trusted.
         ConfigError: the folder holds no folds.
     """
-    chosen_device = resolve_device(device)
+    resolve_device(device)
     configs = {path.parents[1]: read_json(path) for path in sorted(output.glob("fold_*/configs/train.json"))}
     if not configs:
         raise ConfigError("the folder holds no folds", file=output, remedy="train them with --folds")
@@ -177,7 +180,7 @@ def resume_folds(
     with claim(output):
         check_target(output)
         dataset = open_dataset(data)
-        return _train_and_join(runs, output, data, dataset, chosen_device, device=device, tracking_uri=tracking_uri)
+        return _train_and_join(runs, output, data, dataset, device=device, tracking_uri=tracking_uri)
 
 
 def _train_and_join(
@@ -185,17 +188,14 @@ def _train_and_join(
     output: Path,
     data: Path,
     dataset: SegmentationDataset,
-    chosen_device: torch.device,
     *,
     device: str,
     tracking_uri: str | None,
+    trainer: FoldTrainer | None = None,
 ) -> CrossValidation:
-    outcomes: list[FoldOutcome] = []
-    for fold, run in runs.items():
-        logger.info("fold %d (%d of %d)", fold, len(outcomes) + 1, len(runs))
-        outcomes.append(_train(fold, run, chosen_device, tracking_uri))
-        if outcomes[-1].status == "stopped":
-            return CrossValidation(output, tuple(outcomes), is_interrupted=True)
+    outcomes = sorted((trainer or _one_by_one)(runs, device, tracking_uri), key=lambda outcome: outcome.fold)
+    if any(outcome.status == "stopped" for outcome in outcomes):
+        return CrossValidation(output, tuple(outcomes), is_interrupted=True)
     trained = {outcome.fold: outcome.run for outcome in outcomes if outcome.is_trained}
     if not trained:
         return CrossValidation(output, tuple(outcomes))
@@ -233,12 +233,22 @@ def _checked_folds(folds: Sequence[int] | None, config: Mapping[str, Any]) -> li
     return wanted
 
 
-def _train(fold: int, run: Path, device: torch.device, tracking_uri: str | None) -> FoldOutcome:
+def _one_by_one(runs: Mapping[int, Path], device: str, tracking_uri: str | None) -> Iterator[FoldOutcome]:
+    for number, (fold, run) in enumerate(runs.items(), start=1):
+        logger.info("fold %d (%d of %d)", fold, number, len(runs))
+        outcome = train_fold(fold, run, device, tracking_uri)
+        yield outcome
+        if outcome.status == "stopped":
+            return
+
+
+def train_fold(fold: int, run: Path, device: str, tracking_uri: str | None) -> FoldOutcome:
+    """Train the run of a fold, or go on with it; what goes wrong is in the outcome."""
     begun = time.perf_counter()
     try:
         if is_finished(run):
             return FoldOutcome(fold, run, "there already")
-        train_prepared(run, resume=True, device=device, tracking_uri=tracking_uri)
+        train_prepared(run, resume=True, device=resolve_device(device), tracking_uri=tracking_uri)
         return FoldOutcome(fold, run, "trained", time.perf_counter() - begun)
     except KeyboardInterrupt:
         return FoldOutcome(fold, run, "stopped", time.perf_counter() - begun)

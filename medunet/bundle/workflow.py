@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
@@ -25,6 +26,9 @@ from medunet.training import BEST_NAME, LAST_NAME, PREVIOUS_NAME, weights_of
 from medunet.trust import record_weights, require_trust
 
 logger = logging.getLogger(__name__)
+
+EpochReport = Callable[[Mapping[str, Any]], None]
+"""Takes an entry of ``history.json``."""
 
 OUT_OF_FOLD = "out_of_fold"
 """Folder in a cross-validation's output: predictions of cases by the fold that did not see them, measured."""
@@ -93,7 +97,16 @@ def train_bundle(
         return train_prepared(output, resume=resume, device=chosen, tracking_uri=tracking_uri)
 
 
-def train_prepared(run: Path, *, resume: bool, device: torch.device, tracking_uri: str | None = None) -> TrainingResult:
+def train_prepared(
+    run: Path,
+    *,
+    resume: bool,
+    device: torch.device,
+    tracking_uri: str | None = None,
+    overlays: Sequence[str] = (),
+    is_writer: bool = True,
+    on_epoch: EpochReport | None = None,
+) -> TrainingResult:
     """Train a run that :func:`prepare_run` made.
 
     Args:
@@ -101,10 +114,14 @@ def train_prepared(run: Path, *, resume: bool, device: torch.device, tracking_ur
         resume: go on after its last whole epoch, if there is one.
         device: where to train.
         tracking_uri: as in :func:`train_bundle`.
+        overlays: configs of the run beside ``train``.
+        is_writer: False on all but the first of several processes.
+        on_epoch: called with every new entry of the history.
     """
     tracking = {} if tracking_uri is None else {"tracking_uri": tracking_uri}
-    workflow = run_training(run, resume=resume, device=device, **tracking)
-    record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
+    workflow = run_training(run, overlays=overlays, on_epoch=on_epoch, resume=resume, device=device, **tracking)
+    if is_writer:
+        record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     state = workflow.parser.get_parsed_content("train::trainer").state
     history = list(getattr(state, "history", []))
     validated = [entry for entry in history if entry.get("val_dice")]
@@ -175,18 +192,22 @@ def write_run(
     specialise(bundle, output, values, only={"train": where, "evaluate": where}, presets=presets)
 
 
-def run_training(run: Path, **overrides: Any) -> ConfigWorkflow:
+def run_training(
+    run: Path, *, overlays: Sequence[str] = (), on_epoch: EpochReport | None = None, **overrides: Any
+) -> ConfigWorkflow:
     """Train a prepared run.
 
     Args:
         run: its folder.
+        overlays: configs of the run beside ``train``.
+        on_epoch: called with every new entry of the history.
         **overrides: values by config id for this call only, e.g. ``resume=True``.
 
     Returns:
         The finished workflow; its ``trainer`` holds the state.
     """
     workflow = ConfigWorkflow(
-        config_file=str(run / "configs" / "train.json"),
+        config_file=[str(run / "configs" / f"{name}.json") for name in ("train", *overlays)],
         meta_file=str(run / "configs" / "metadata.json"),
         logging_file=False,
         workflow_type="train",
@@ -195,6 +216,9 @@ def run_training(run: Path, **overrides: Any) -> ConfigWorkflow:
         **overrides,
     )
     workflow.initialize()
+    if on_epoch is not None:
+        trainer = workflow.parser.get_parsed_content("train::trainer")
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: on_epoch(engine.state.history[-1]))
     workflow.run()
     workflow.finalize()
     return workflow

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import medunet
-from medunet.cli import bundle, check, demo, evaluate, label, plan, predict, report, runs, store, train
+from medunet.cli import bundle, check, demo, evaluate, label, plan, predict, report, runs, store, train, tune
 from medunet.errors import find_cause
 
 EXIT_BAD_INPUT = 2
@@ -29,6 +29,7 @@ app.command(name="demo")(demo.demo)
 app.command(name="check")(check.check)
 app.command(name="plan")(plan.plan)
 app.command(name="train")(train.train)
+app.command(name="tune")(tune.tune)
 app.command(name="predict")(predict.predict)
 app.command(name="evaluate")(evaluate.evaluate)
 app.command(name="report")(report.report)

@@ -15,14 +15,11 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Where, predict_many
 from medunet.cli.options import Device, Set, Trust, parse_settings
 
 if TYPE_CHECKING:
     from medunet.prediction import Prediction
-
-EXIT_SOME_FAILED = 2
-EXIT_INTERRUPTED = 130
-"""As shells report a command that Ctrl-C ended: 128 + SIGINT."""
 
 
 class ResultFormat(str, Enum):
@@ -37,7 +34,9 @@ class ResultFormat(str, Enum):
 
 def predict(
     bundle: Annotated[str, typer.Argument(help="A run or a bundle with weights.")],
-    inputs: Annotated[list[Path], typer.Argument(help="Images, folders of images, DICOM series folders.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Images, folders, DICOM series; or one CSV of a cohort, or a DICOMweb address.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the label maps.")],
     device: Device = "auto",
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
@@ -55,6 +54,14 @@ def predict(
             "--ensemble", metavar="RUN", help="A further run, such as another fold, to average with; repeatable."
         ),
     ] = None,
+    on: Annotated[
+        Where | None, typer.Option("--on", help="ray: on all machines of a Ray cluster, one predictor a GPU.")
+    ] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Option("--query", metavar="KEYWORD=VALUE", help="Of a DICOMweb store, such as Modality=CT; repeatable."),
+    ] = None,
+    send_back: Annotated[bool, typer.Option("--send-back", help="Store DICOM SEGs in the DICOMweb store.")] = False,
     benchmark: Annotated[bool, typer.Option("--benchmark", help="Show where the time went.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show tiles, the choice of the fast network, and tracebacks.")
@@ -65,7 +72,8 @@ def predict(
     """Segment images; a result bears its input's name and holds the data set's label values.
 
     Reading, network and writing overlap. A case that fails is reported and the rest goes on; after Ctrl-C all files are
-    whole, and --skip-existing goes on.
+    whole, and --skip-existing goes on. A CSV, or anything with --on ray, is kept account of in ledger.jsonl beside the
+    results: the same command goes on by itself.
     """
     from medunet.bundle import find_bundle
     from medunet.datasets import list_inputs
@@ -74,6 +82,23 @@ def predict(
 
     if verbose:
         logging.getLogger("medunet").setLevel(logging.DEBUG)
+    if on is not None or inputs[0].lower().endswith(".csv") or inputs[0].startswith(("http://", "https://")):
+        predict_many(
+            find_bundle(bundle),
+            inputs,
+            output,
+            query=query or (),
+            send_back=send_back,
+            where="here" if on is None else on.value,
+            device=device,
+            probabilities=probabilities,
+            result_format=result_format.value,
+            overrides=parse_settings(settings),
+            ensemble=[find_bundle(name) for name in ensemble or ()],
+            replace=force,
+            trust=trust,
+        )
+        return
     check_target(output)
     begun = time.perf_counter()
     predictor = Predictor(

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Where
 from medunet.cli.options import Device, Preset, Set, Trust, parse_settings
-from medunet.cli.predict import EXIT_INTERRUPTED, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
     from medunet.bundle import CrossValidation, TrainingResult
@@ -44,11 +44,23 @@ def train(
             help="MLflow's server or store; '' for none. Else MLFLOW_TRACKING_URI, else mlruns.db beside the run.",
         ),
     ] = None,
+    nproc: Annotated[
+        int | None, typer.Option("--nproc", help="Train in this many processes on this host, one a GPU, by torchrun.")
+    ] = None,
+    nnodes: Annotated[int, typer.Option("--nnodes", help="Hosts that run this same command.")] = 1,
+    rdzv_endpoint: Annotated[
+        str | None, typer.Option("--rdzv-endpoint", metavar="HOST:PORT", help="Where the hosts meet: one of them.")
+    ] = None,
+    on: Annotated[
+        Where | None,
+        typer.Option("--on", help="ray: the folds at the same time, on all machines of a cluster."),
+    ] = None,
     settings: Set = None,
     trust: Trust = False,
 ) -> None:
     """Train a bundle on labelled images. The run's folder is a bundle itself."""
     from medunet.bundle import find_bundle, train_bundle, train_folds
+    from medunet.errors import ConfigError
     from medunet.tracking import default_store
 
     source = find_bundle(bundle)
@@ -61,25 +73,39 @@ def train(
     base = f"{source.resolve().name}_{data_name}"
     options: dict[str, Any] = {"presets": preset or (), "device": device, "trust": trust}
     if folds is not None:
+        if nproc is not None or nnodes > 1:
+            raise ConfigError("several processes train one fold", received="--folds", remedy="give --fold K")
         output = output or Path("runs") / f"{base}_folds"
         chosen = _parse_folds(folds)
         if tracking_uri is None and "tracking_uri" not in changes:
             tracking_uri = default_store(output.parent)
         options["tracking_uri"] = tracking_uri
+        if on is not None:
+            from medunet.deploy.cluster import folds_on_ray
+
+            options["trainer"] = folds_on_ray
         show_folds(train_folds(source, data, output, folds=chosen, changes=changes, **options))
         return
+    if on is not None:
+        raise ConfigError("--on ray trains folds at the same time", remedy="add --folds all")
     output = output or Path("runs") / f"{base}_fold{fold}"
     if tracking_uri is None and "tracking_uri" not in changes:
         tracking_uri = default_store(output.parent)
-    changes = {"fold": fold, **changes}
+    options |= {"changes": {"fold": fold, **changes}, "resume": resume, "tracking_uri": tracking_uri}
+    result: TrainingResult | None
     try:
-        result = train_bundle(
-            source, data, output, changes=changes, resume=resume, tracking_uri=tracking_uri, **options
-        )
+        if nproc is None and nnodes == 1:
+            result = train_bundle(source, data, output, **options)
+        else:
+            from medunet.deploy.cluster import train_processes
+
+            options |= {"processes": nproc or 1, "hosts": nnodes, "endpoint": rdzv_endpoint}
+            result = train_processes(source, data, output, **options)
     except KeyboardInterrupt:
         _errors().print("[bold red]stopped[/] the same command with --resume goes on after the last whole epoch")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    show_training(result)
+    if result is not None:  # else this host trained, and another one wrote
+        show_training(result)
 
 
 def _errors() -> Console:

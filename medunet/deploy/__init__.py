@@ -1,1 +1,1 @@
-"""Where annotators work: MONAI Label and 3D Slicer."""
+"""Where annotators work (MONAI Label, 3D Slicer), and where one machine is not enough."""

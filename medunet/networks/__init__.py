@@ -12,6 +12,8 @@ from .autocast import autocast as autocast
 from .autocast import fast_dtype as fast_dtype
 from .autocast import resolve_device as resolve_device
 from .autocast import resolve_dtype as resolve_dtype
+from .batch_norm import SynchronizedBatchNorm as SynchronizedBatchNorm
+from .batch_norm import synchronize_norms as synchronize_norms
 from .ensemble import Ensemble as Ensemble
 from .ensemble import EnsembleLogits as EnsembleLogits
 from .ensemble import ensemble_of as ensemble_of

@@ -12,7 +12,7 @@ from medunet.io.writer import result_suffix
 _DICOM_ENDINGS = {"dicom-seg": ".dcm", "rtstruct": ".dcm"}
 
 
-def existing_result(source: Path | Sequence[Path], saver: SavePredictiond) -> Path | None:
+def existing_result(source: Path | Sequence[Path], saver: SavePredictiond, *, name: str | None = None) -> Path | None:
     """The label map that a saver wrote for an image, without reading the image; None where the case is not done.
 
     A case whose probabilities are wanted and missing is not done, and neither is one that was written in another
@@ -21,9 +21,11 @@ def existing_result(source: Path | Sequence[Path], saver: SavePredictiond) -> Pa
     Args:
         source: the image, or its channels.
         saver: the last transform of the bundle.
+        name: of the case, where it is not its file's.
     """
     first = Path(source if isinstance(source, str | os.PathLike) else source[0])
-    stem = output_name(source if isinstance(source, str | os.PathLike) else list(source)) + saver.suffix
+    own = output_name(source if isinstance(source, str | os.PathLike) else list(source))
+    stem = (name or own) + saver.suffix
     # how many axes an image has is known only after reading it, so both endings count
     endings = {2: result_suffix(first, spatial_dims=2), 3: result_suffix(first, spatial_dims=3)}
     if saver.prob_key is not None:

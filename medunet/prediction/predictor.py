@@ -27,7 +27,21 @@ from .timing import StageSeconds, Stopwatch
 
 logger = logging.getLogger(__name__)
 
-Source = Path | Sequence[Path]
+
+@dataclass(frozen=True)
+class NamedSource:
+    """An image, or its channels, with the name that its result is to bear.
+
+    Args:
+        images: one path a channel.
+        name: without ending, relative to the output folder; may have folders, such as ``patient_7/ct``.
+    """
+
+    images: tuple[Path, ...]
+    name: str
+
+
+Source = Path | Sequence[Path] | NamedSource
 
 IN_FLIGHT = 3
 """Cases between reading and the written file at once: one a stage. More would only hold more volumes in memory."""
@@ -262,11 +276,13 @@ class Predictor:
 
     def _read(self, case: _Case) -> None:
         if self.skip_done and case.way.savers:
-            found = [existing_result(case.source, saver) for saver in case.way.savers]
+            images, name = _parts(case.source)
+            found = [existing_result(images, saver, name=name) for saver in case.way.savers]
             if all(path is not None for path in found):
                 case.path, case.skipped = found[0], True
                 return
-        item: Any = {"image": _as_text(case.source)}
+        images, name = _parts(case.source)
+        item: Any = {"image": _as_text(images), **({} if name is None else {"name": name})}
         split = _steps_up_to(case.way.preprocessing, (LoadImage, LoadImaged), last=True)
         with case.watch.measure("read"):
             item = _run(case.way.preprocessing, item, end=split) if split else item
@@ -320,7 +336,14 @@ class Predictor:
         return joined.eval()
 
 
-def _as_text(source: Source) -> str | list[str]:
+def _parts(source: Source) -> tuple[Path | Sequence[Path], str | None]:
+    """The image or its channels, and the name where one is given."""
+    if not isinstance(source, NamedSource):
+        return source, None
+    return (source.images[0] if len(source.images) == 1 else source.images), source.name
+
+
+def _as_text(source: Path | Sequence[Path]) -> str | list[str]:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else [os.fspath(path) for path in source]
 
 
@@ -341,7 +364,8 @@ def _run(transform: Callable[..., Any], item: Any, *, start: int = 0, end: int |
 
 
 def _unexpected(failure: Exception, source: Source) -> DataError:
-    first = source if isinstance(source, str | os.PathLike) else source[0]
+    images, _ = _parts(source)
+    first = images if isinstance(images, str | os.PathLike) else images[0]
     error = DataError(
         "unexpected error",
         file=first,

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ignite.engine import Engine, Events
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME
 
 import medunet
-from medunet.files import write_atomically
+from medunet.files import lock, write_atomically
 from medunet.reports import render_curves
 
 from .anonymous import anonymous_config, pack_bundle, text_files
@@ -142,7 +143,8 @@ class TrackingHandler:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
         self._begun = now()
         server = Server(str(self.tracking_uri), experiment_name=self.experiment_name)
-        parent, state, is_new = self._states(server)
+        with self._parent_lock():
+            parent, state, is_new = self._states(server)
         spool = Spool(self.folder / SPOOL)
         self._sender = Sender(Delivery(spool, server, self._state_file))
         self._spool = spool
@@ -267,6 +269,11 @@ class TrackingHandler:
         self._run.metrics(values, step=entry["epoch"])
         write_atomically(self._logged_file, json.dumps(entry["epoch"]))
 
+    def _parent_lock(self) -> AbstractContextManager[bool]:
+        """Folds that are trained at the same time share a parent."""
+        self.training_dir.mkdir(parents=True, exist_ok=True)
+        return lock(self._parent_file.with_name(f".{PARENT_NAME}.lock"))
+
     @property
     def _parent_file(self) -> Path:
         return self.training_dir / PARENT_NAME
@@ -323,10 +330,12 @@ class TrackingHandler:
             self._run.file("bundle.zip", packed)
             is_alone = self.training_dir.resolve() == self.bundle_root.resolve()  # else the ensemble is registered
             self._run.model(packed, name=model_name(self.run_name) if is_alone else "")
-        parent = RunState.load(self._parent_file)
+        with self._parent_lock():
+            parent = RunState.load(self._parent_file)
+            if parent is not None and best:
+                parent.folds[str(self.fold)] = best
+                parent.save(self._parent_file)
         if parent is not None and best:
-            parent.folds[str(self.fold)] = best
-            parent.save(self._parent_file)
             trained = [entry for entry in parent.folds.values() if entry]
             means = {key: sum(entry[key] for entry in trained) / len(trained) for key in best if key != "best_epoch"}
             self._parent.metrics(means, step=len(trained))

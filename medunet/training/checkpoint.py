@@ -17,6 +17,7 @@ from medunet.networks import is_whole, load_checkpoint, load_weights, save_check
 from medunet.trust import forget_weights
 
 from .averaging import WeightAverage
+from .processes import from_first, is_distributed
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class CheckpointHandler:
         lr_scheduler: as in the trainer's ``LrScheduleHandler``.
         average: what ``model.pt`` gets instead of the newest weights; attached to the trainer here.
         validator: the evaluator whose ``state.best_metric`` decides; ``None`` when nothing is validated.
-        resume: continue from ``last.pt`` where there is one.
+        resume: continue from ``last.pt`` where there is one; of several processes the first reads it, for all.
         save_interval: epochs between two ``last.pt``; the final epoch is always written.
         is_writer: False on all but the first process of a distributed training.
     """
@@ -121,11 +122,10 @@ class CheckpointHandler:
             forget_weights(self.folder.parent)
         if not self.resume:
             return
-        path = self._newest()
-        if path is None:
+        state = from_first(lambda: self._load(engine.state.device))
+        if state is None:
             logger.info("nothing to resume at %s: starting from the first epoch", LAST_NAME)
             return
-        state = load_checkpoint(path, map_location=engine.state.device)
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.lr_scheduler is not None:
@@ -143,6 +143,11 @@ class CheckpointHandler:
         logger.info("resumed after epoch %d", state["epoch"])
         if engine.state.epoch >= engine.state.max_epochs or state.get("stopped", False):
             engine.terminate()
+
+    def _load(self, device: torch.device) -> dict[str, Any] | None:
+        path = self._newest()
+        where = torch.device("cpu") if is_distributed() else device  # other processes have other devices
+        return None if path is None else load_checkpoint(path, map_location=where)
 
     def _newest(self) -> Path | None:
         """The state to go on with; None where there is none."""

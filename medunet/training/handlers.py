@@ -14,6 +14,8 @@ from ignite.engine import Engine, Events
 
 from medunet.files import write_atomically
 
+from .processes import mean_of_processes
+
 HISTORY_NAME = "history.json"
 """One dictionary an epoch, in the training's output folder."""
 
@@ -58,7 +60,7 @@ class HistoryHandler:
     """Keeps loss, learning rate, seconds and validation metrics of every epoch in ``history.json``.
 
     Behind a :class:`DataHandler` also the share of the time of its steps that the network waited for data, behind a
-    :class:`LossTerms` what the loss is the sum of.
+    :class:`LossTerms` what the loss is the sum of. Of several processes the loss is the mean of all.
 
     Args:
         folder: where the file goes.
@@ -118,16 +120,18 @@ class HistoryHandler:
 
     def epoch_completed(self, engine: Any) -> None:
         """Add the epoch and write the file."""
+        loss = math.fsum(self._losses) / max(len(self._losses), 1)
+        means = mean_of_processes({"": loss, **getattr(engine.state, "loss_terms", {})})
         entry: dict[str, Any] = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
-            "loss": math.fsum(self._losses) / max(len(self._losses), 1),
+            "loss": means[""],
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "seconds": time.perf_counter() - self._started,
             "steps_per_second": len(self._losses) / max(self._last_step - self._started, 1e-9),  # without validation
         }
         if getattr(engine.state, "loss_terms", None):
-            entry["loss_terms"] = dict(engine.state.loss_terms)
+            entry["loss_terms"] = {name: means[name] for name in engine.state.loss_terms}
         if hasattr(engine.state, "data_wait"):
             entry["data_wait"] = round(engine.state.data_wait, 4)
         metrics = validation_metrics(self.validator, engine.state.epoch)

@@ -1,0 +1,240 @@
+"""A search for better settings: trainings with other values, the hopeless ones stopped early, by Ray Tune."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from medunet.bundle import fit_data, train_prepared, write_run
+from medunet.bundle.render import to_json
+from medunet.bundle.specialise import WORKFLOWS, apply, read_json
+from medunet.errors import ConfigError
+from medunet.files import check_target, claim, write_atomically
+from medunet.io.extras import import_extra
+from medunet.networks import resolve_device
+from medunet.tracking.server import Server
+from medunet.training import BEST_NAME, HISTORY_NAME, LAST_NAME, PREVIOUS_NAME
+from medunet.trust import record_weights, require_trust
+
+from .folds import share_of_fold
+from .pool import join_cluster
+from .ranges import Range
+
+logger = logging.getLogger(__name__)
+
+METRIC = "val_mean_dice"
+PREFIX = "trial_"
+MESSAGE_LENGTH = 300
+RESULTS_NAME = "tune.json"
+MAX_FAILURES = 2
+"""Times that a trial may lose its process; it goes on from its last checkpoint."""
+
+REDUCTION = 3
+"""One trial in so many goes on at each rung of ASHA (Li et al. 2020, arXiv 1810.05934, has 4; 3 suits few trials)."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a search.
+
+    Args:
+        run: its folder, a bundle.
+        values: by config id, as they were chosen.
+        metric: best validation Dice; None where nothing was validated.
+        epochs: trained.
+        error: why it failed.
+    """
+
+    run: Path
+    values: dict[str, Any]
+    metric: float | None = None
+    epochs: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search came to.
+
+    Args:
+        output: its folder.
+        trials: the best first.
+    """
+
+    output: Path
+    trials: tuple[Trial, ...] = field(default_factory=tuple)
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial with the best validation."""
+        return next((trial for trial in self.trials if trial.metric is not None), None)
+
+
+def tune_bundle(
+    bundle: Path,
+    data: Path,
+    output: Path,
+    *,
+    ranges: Sequence[Range],
+    trials: int,
+    seconds: float | None = None,
+    changes: Mapping[str, Any] | None = None,
+    presets: Sequence[str] = (),
+    device: str = "auto",
+    tracking_uri: str | None = None,
+    trust: bool = False,
+    seed: int = 0,
+) -> Search:
+    """Search with Optuna's sampler and ASHA: values follow what was good, and bad trainings end early.
+
+    Args:
+        bundle: as in :func:`medunet.bundle.train_bundle`, as are data, changes, presets, device and trust.
+        data: see bundle.
+        output: gets a run a trial and ``tune.json``.
+        ranges: what is chosen from.
+        trials: how many.
+        seconds: after which no more is begun or gone on with.
+        changes: see bundle; the same in all trials.
+        presets: see bundle.
+        device: see bundle.
+        tracking_uri: MLflow's store, which gets a run with a child a trial; None or '': none.
+        trust: see bundle.
+        seed: of the sampler.
+
+    Raises:
+        SecurityError: the bundle is not trusted.
+        MedunetError: an unknown key, impossible ranges, data that cannot be used; Ray or Optuna is missing.
+    """
+    resolve_device(device)
+    require_trust(bundle, trust=trust)
+    _dataset, fitted = fit_data(bundle, data)
+    values = {**fitted, **(changes or {}), "tracking_uri": ""}
+    configs = {name: read_json(bundle / "configs" / f"{name}.json") for name in WORKFLOWS}
+    config = apply(configs, {**values, **{entry.key: entry.example for entry in ranges}})["train"]
+    if trials < 1:
+        raise ConfigError("impossible number of trials", received=trials, expected="1 or more")
+    ray = join_cluster()
+    tune = import_extra("ray.tune", extra="ray", purpose="medunet tune")
+    optuna = import_extra("ray.tune.search.optuna", extra="ray", purpose="medunet tune")
+    schedulers = import_extra("ray.tune.schedulers", extra="ray", purpose="medunet tune")
+    import_extra("optuna", extra="ray", purpose="medunet tune")
+    job = {
+        "bundle": str(bundle.resolve()),
+        "data": str(data.resolve()),
+        "output": str(output.resolve()),
+        "values": values,
+        "presets": list(presets),
+        "device": device,
+    }
+    interval = int(config["val_interval"])
+    with claim(output), _quiet():
+        check_target(output)
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_train, job=job), _resources(ray, trials)),
+            param_space={entry.key: entry.to_tune(tune) for entry in ranges},
+            tune_config=tune.TuneConfig(
+                metric=METRIC,
+                mode="max",
+                num_samples=trials,
+                time_budget_s=seconds,
+                search_alg=optuna.OptunaSearch(seed=seed),
+                scheduler=schedulers.ASHAScheduler(
+                    time_attr="epoch",
+                    max_t=int(config["epochs"]) + 1,  # who comes to the end ends by itself
+                    grace_period=min(int(config["epochs"]), 2 * interval),
+                    reduction_factor=REDUCTION,
+                ),
+            ),
+            run_config=tune.RunConfig(
+                name="ray",
+                storage_path=str(output.resolve()),
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                verbose=0,
+            ),
+        )
+        errors = {str(result.path): str(result.error) for result in tuner.fit() if result.error is not None}
+        found = [_trial(file, errors) for file in sorted(output.glob(f"{PREFIX}*.json"))]
+        found.sort(key=lambda trial: -1.0 if trial.metric is None else trial.metric, reverse=True)
+        search = Search(output, tuple(found))
+        rows = [{**asdict(trial), "run": trial.run.name} for trial in search.trials]
+        write_atomically(output / RESULTS_NAME, json.dumps(rows, indent=1))
+    if tracking_uri:
+        track_search(search, Server(tracking_uri))
+    return search
+
+
+def _train(config: Mapping[str, Any], job: Mapping[str, Any]) -> None:
+    """A trial, on a machine of the cluster; started again it goes on."""
+    tune = import_extra("ray.tune", extra="ray", purpose="medunet tune")
+    logging.getLogger("monai").setLevel(logging.ERROR)
+    run = Path(job["output"]) / f"{PREFIX}{tune.get_context().get_trial_id()}"
+    write_atomically(run.with_suffix(".json"), json.dumps(dict(config)))
+
+    def report(entry: Mapping[str, Any]) -> None:
+        if METRIC in entry.get("val_metrics", {}):
+            tune.report({METRIC: entry["val_metrics"][METRIC], "epoch": entry["epoch"]})
+
+    values = {**job["values"], **config}
+    write_run(Path(job["bundle"]), Path(job["data"]), run, values=values, presets=job["presets"])
+    train_prepared(run, resume=True, device=resolve_device(job["device"]), on_epoch=report)
+
+
+def _resources(ray: Any, trials: int) -> dict[str, float]:
+    share = share_of_fold(ray, trials)
+    return {"cpu": share["num_cpus"], "gpu": share.get("num_gpus", 0)}
+
+
+def _trial(file: Path, errors: Mapping[str, str]) -> Trial:
+    """What a trial has left in the output folder."""
+    run = file.with_suffix("")
+    entries = json.loads(path.read_text()) if (path := run / "eval" / HISTORY_NAME).is_file() else []
+    values = [entry["val_metrics"][METRIC] for entry in entries if METRIC in entry.get("val_metrics", {})]
+    if (run / "models" / BEST_NAME).is_file():  # a trial that was ended early had no time for it
+        record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
+    number = run.name.removeprefix(PREFIX)
+    error = next((" ".join(text.split())[-MESSAGE_LENGTH:] for path, text in errors.items() if number in path), None)
+    return Trial(run, json.loads(file.read_text()), max(values, default=None), len(entries), error)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Tune's own log files and banners."""
+    wanted = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_WARN_THRESHOLD_S": "60"}
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def track_search(search: Search, server: Server) -> None:
+    """Log a run for the search and a child for every trial: its values and its best Dice."""
+    name, now = search.output.resolve().name, int(1000 * time.time())
+    client = server.client
+    parent = server.create_run(key=secrets.token_hex(16), name=name, tags={"medunet.kind": "search"}, start_time=now)
+    for number, trial in enumerate(search.trials):
+        tags = {"medunet.kind": "trial", MLFLOW_PARENT_RUN_ID: parent, "medunet.machine": platform.node()}
+        child = server.create_run(
+            key=secrets.token_hex(16), name=f"{name} {trial.run.name}", tags=tags, start_time=now + number
+        )
+        for key, value in trial.values.items():
+            client.log_param(child, key.replace("::", "."), value)
+        if trial.metric is not None:
+            client.log_metric(child, f"best_{METRIC}", trial.metric, step=trial.epochs)
+        client.set_terminated(child, "FINISHED" if trial.error is None else "FAILED")
+    if search.best is not None and search.best.metric is not None:
+        client.log_metric(parent, f"best_{METRIC}", search.best.metric)
+    client.set_terminated(parent, "FINISHED")

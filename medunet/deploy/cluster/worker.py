@@ -1,0 +1,109 @@
+"""One process of a training in several, started by `torch.distributed`: ``-m medunet.deploy.cluster.worker JOB``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from medunet.bundle import prepare_run, train_prepared
+from medunet.errors import DataError, MedunetError, find_cause
+from medunet.files import check_target, claim
+from medunet.networks import resolve_device
+from medunet.training import LAST_NAME, from_first, join_processes, leave_processes, was_restarted
+
+from .job import OVERLAY, TrainingJob
+
+logger = logging.getLogger(__name__)
+
+BAD_INPUT = 2
+"""Exit code, as of the command line."""
+
+LOST = 1
+"""Exit code of a process that could not reach another one: started again, it goes on."""
+
+CHATTY = ("monai.bundle.workflows", "monai.data.image_reader", "monai.data.nvimgcodec_pydicom_plugin")
+"""Loggers that say in every process what is of no use to the user."""
+
+
+def run_job(job: TrainingJob) -> None:
+    """Train as one of several processes; the first has the output folder to itself and writes the run.
+
+    Raises:
+        MedunetError: as :func:`medunet.bundle.train_bundle`.
+    """
+    device = device_of_rank(job.device)
+    join_processes(device)
+    is_first, run = distributed.get_rank() == 0, Path(job.output)
+    resume = job.resume or was_restarted()
+    with ExitStack() as stack:
+        # all processes hear of an error, so that none waits for the first
+        if error := from_first(lambda: prepare(job, stack, resume=resume)):
+            raise MedunetError(error)
+        result = train_prepared(
+            run, resume=resume, device=device, tracking_uri=job.tracking_uri, overlays=[OVERLAY], is_writer=is_first
+        )
+        if is_first:
+            job.finish(result)
+    leave_processes()
+
+
+def prepare(job: TrainingJob, stack: ExitStack, *, resume: bool) -> str | None:
+    """Have the output folder until the stack closes, and make the run; returns what is wrong with the input."""
+    run = Path(job.output)
+    try:
+        if (run / "models" / LAST_NAME).is_file() and not resume:
+            raise DataError(
+                "the output folder holds a trained run",
+                file=run,
+                remedy="go on with --resume, or give another --output",
+            )
+        stack.enter_context(claim(run))
+        check_target(run)
+        prepare_run(Path(job.bundle), Path(job.data), run, changes=job.changes, presets=job.presets)
+    except Exception as error:
+        cause = find_cause(error)
+        if cause is None:
+            raise
+        return str(cause)
+    return None
+
+
+def device_of_rank(name: str) -> torch.device:
+    """This process's device: of several GPUs the one that has its number."""
+    device = resolve_device(name)
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.type == "cuda" else device
+
+
+def main(path: str) -> None:
+    """Run the job of a file; an error with a type is noted there, so that nobody tries again in vain."""
+    is_first = os.environ.get("RANK") == "0"
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("medunet").setLevel(logging.INFO if is_first else logging.WARNING)
+    for name in CHATTY:
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
+    warnings.filterwarnings("ignore")
+    job = TrainingJob.load(Path(path))
+    if job.failure() is not None:
+        sys.exit(BAD_INPUT)
+    try:
+        run_job(job)
+    except Exception as error:
+        cause = find_cause(error)
+        if cause is not None:
+            job.fail(str(cause))
+            sys.exit(BAD_INPUT)
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            logger.warning("process %s lost the others", os.environ.get("RANK"))
+            sys.exit(LOST)
+        raise
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,81 @@
+"""Strong scaling: the training step of one process with all cores, and of two with half the cores and the batch each.
+
+    python scripts/bench_scaling.py [--bundle unet_3d] [--batch 4] [--steps 20] [--processes 2]
+
+Trains on made data, the shipped network and patch. Counted is `steps_per_second` of the history, without validation,
+the median over the epochs after the first. The cores are shared out, so efficiency 1 means that a step takes as long in
+two processes as in one. Results go to scripts/results/scaling.json. Give it the machine to itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from medunet.bundle import find_bundle
+from medunet.datasets import write_phantom_dataset
+from medunet.deploy.cluster import train_processes
+
+RESULTS = Path(__file__).parent / "results" / "scaling.json"
+EPOCHS = 4
+
+
+def seconds_a_step(data: Path, run: Path, *, bundle: str, processes: int, batch: int, steps: int) -> float:
+    """The median over epochs; every process waits for the others, so that of the first is that of all."""
+    changes: dict[str, Any] = {
+        "epochs": EPOCHS,
+        "steps_per_epoch": steps,
+        "batch_size": batch // processes,
+        "val_interval": EPOCHS,
+        "tracking_uri": "",
+    }
+    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    result = train_processes(find_bundle(bundle), data, run, processes=processes, changes=changes, device="cpu")
+    assert result is not None
+    return 1 / statistics.median(entry["steps_per_second"] for entry in result.history[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", default="unet_3d")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
+    seconds: dict[int, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        kind = "ct" if arguments.bundle == "unet_3d" else "cells"
+        write_phantom_dataset(data, kind=kind, cases=6, size=(64, 64, 48) if kind == "ct" else (512, 512))
+        for processes in (1, arguments.processes):
+            seconds[processes] = seconds_a_step(
+                data,
+                Path(folder) / f"run_{processes}",
+                bundle=arguments.bundle,
+                processes=processes,
+                batch=arguments.batch,
+                steps=arguments.steps,
+            )
+    one, many = seconds.values()
+    row = {
+        "date": datetime.date.today().isoformat(),
+        "machine": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "bundle": arguments.bundle,
+        "batch": arguments.batch,
+        "seconds_a_step": {str(key): round(value, 4) for key, value in seconds.items()},
+        "efficiency": round(one / many, 3),
+    }
+    RESULTS.write_text(json.dumps(row, indent=1) + "\n")
+    print(f"1 process {one:.3f} s a step, {arguments.processes} processes {many:.3f} s: efficiency {one / many:.2f}")
+
+
+if __name__ == "__main__":
+    main()

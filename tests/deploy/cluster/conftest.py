@@ -1,0 +1,15 @@
+"""A cluster for each test that asks for one: machines die in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from .ray_cluster import two_machines
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    yield from two_machines()

@@ -1,0 +1,99 @@
+"""Commands as a user types them, in processes of their own, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+SETTINGS = {
+    "network_def::channels": "[4,8]",
+    "patch_size": "[32,32]",
+    "steps_per_epoch": "2",
+    "batch_size": "2",
+    "val_interval": "1",
+    "folds": "2",
+    "tracking_uri": "",
+    # of one patch the same whoever cuts it, and a loss that is a mean over voxels: so N processes equal one
+    "batch_intensity": "false",
+    "loss::lambda_dice": "0.0",
+    "autocast_dtype": "float32",
+}
+"""As small as the pipeline allows."""
+
+PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+
+PATIENCE = 240.0
+"""Seconds until a test gives up; the machine may have other work."""
+
+
+def words(*parts: object, **changes: object) -> list[str]:
+    """`medunet PARTS`, with values of the config."""
+    settings = {**SETTINGS, **{key: str(value) for key, value in changes.items()}}
+    chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return [sys.executable, "-m", "medunet", *map(str, parts), *chosen]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", **changes}
+
+
+def run(command: Sequence[str], *, expected: int = 0) -> str:
+    """Everything that a command said."""
+    done = subprocess.run(command, **PIPES, check=False, env=environment(), timeout=PATIENCE, stdin=subprocess.DEVNULL)
+    assert done.returncode == expected, done.stdout[-4000:]
+    return done.stdout
+
+
+def wait_for(condition: Callable[[], Any], *, what: str, process: subprocess.Popen[str] | None = None) -> Any:
+    """Ask until the answer is yes."""
+    end = time.monotonic() + PATIENCE
+    while not (answer := condition()):
+        assert time.monotonic() < end, f"never: {what}"
+        assert process is None or process.poll() is None, f"ended before: {what}"
+        time.sleep(0.05)
+    return answer
+
+
+def workers_of(pid: int, *, of: str = "medunet.deploy.cluster.worker") -> dict[int, psutil.Process]:
+    """The processes of a training by rank, among the descendants of its launcher."""
+    found = {}
+    for child in psutil.Process(pid).children(recursive=True):
+        try:
+            if of in child.cmdline() and "RANK" in child.environ():
+                found[int(child.environ()["RANK"])] = child
+        except (psutil.Error, KeyError):
+            continue
+    return found
+
+
+def history(run_folder: Path) -> list[dict[str, Any]]:
+    return json.loads((run_folder / "eval" / "history.json").read_text())
+
+
+def weights(run_folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run_folder / "models" / "last.pt", weights_only=True)["model"]
+
+
+@contextmanager
+def started(*commands: Sequence[str]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Commands side by side; those that still run when the block ends are ended, with all that they started."""
+    running = [subprocess.Popen(c, **PIPES, env=environment(), stdin=subprocess.DEVNULL) for c in commands]
+    try:
+        yield running
+    finally:
+        for process in running:
+            if process.poll() is None:
+                for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+                    with suppress(psutil.Error):
+                        child.kill()
+            process.communicate()

@@ -1,0 +1,148 @@
+"""Series from a DICOMweb store, and segmentations back into it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pydicom
+import pytest
+
+from medunet.cli.app import main
+from medunet.deploy.cluster import DicomWebStore
+from medunet.deploy.cluster.dicomweb import parts_of
+from medunet.errors import DataError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+needs_highdicom = pytest.mark.skipif(importlib.util.find_spec("highdicom") is None, reason="highdicom is absent")
+
+
+class Store(ThreadingHTTPServer):
+    """As much of PS3.18 as is asked for; `files` by series, results in `stored`."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.files: dict[str, list[bytes]] = {}
+        self.entries: list[dict[str, Any]] = []
+        self.stored: list[bytes] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/dicom-web"
+
+    def add(self, folder: Path) -> str:
+        contents = [path.read_bytes() for path in sorted(folder.iterdir())]
+        header = pydicom.dcmread(sorted(folder.iterdir())[0])
+        uid = str(header.SeriesInstanceUID)
+        self.files[uid] = contents
+        self.entries.append({"0020000D": tag(header.StudyInstanceUID), "0020000E": tag(uid), "00080060": tag("CT")})
+        return uid
+
+
+def tag(value: object) -> dict[str, Any]:
+    return {"vr": "UI", "Value": [str(value)]}
+
+
+class _Answer(BaseHTTPRequestHandler):
+    server: Store
+
+    def do_GET(self) -> None:
+        place = urlsplit(self.path)
+        if place.path == "/dicom-web/series":
+            query = {key: values[0] for key, values in parse_qs(place.query).items()}
+            start = int(query["offset"])
+            wanted = [e for e in self.server.entries if query.get("Modality") in (None, e["00080060"]["Value"][0])]
+            self._say("application/dicom+json", json.dumps(wanted[start : start + int(query["limit"])]).encode())
+            return
+        contents = self.server.files.get(place.path.rpartition("/")[2])
+        if contents is None:
+            self.send_error(404)
+            return
+        body = (
+            b"".join(b"--b\r\nContent-Type: application/dicom\r\n\r\n" + c + b"\r\n" for c in contents) + b"--b--\r\n"
+        )
+        self._say('multipart/related; type="application/dicom"; boundary=b', body)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.stored += parts_of(body, self.headers["Content-Type"])
+        self._say("application/dicom+json", b"{}")
+
+    def _say(self, kind: str, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def medunet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[object, str]]:
+    """Run `medunet WORDS` in this process: exit code and standard error."""
+
+    def run(*words: object) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["medunet", *map(str, words)])
+        with pytest.raises(SystemExit) as info:
+            main()
+        return info.value.code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    made = Store()
+    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    thread.start()
+    yield made
+    made.shutdown()
+    made.server_close()
+    thread.join()
+
+
+def test_series_of_images_are_found_page_by_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medunet.deploy.cluster.dicomweb.PAGE", 3)
+    for index, modality in enumerate(["CT", "SEG", "MR", "CT", "RTSTRUCT", "CT", "CT"]):
+        store.entries.append({"0020000D": tag("1"), "0020000E": tag(index), "00080060": tag(modality)})
+    assert [found.series for found in DicomWebStore(store.url).series()] == ["0", "2", "3", "5", "6"]
+    assert [found.series for found in DicomWebStore(store.url).series({"Modality": "MR"})] == ["2"]
+
+
+def test_pixels_that_look_like_a_boundary_end_no_part() -> None:
+    body = b"--b\r\nA: 1\r\n\r\nx--b\r\ny--b--z\r\n--b--"
+    assert list(parts_of(body, "multipart/related; boundary=b")) == [b"x--b\r\ny--b--z"]
+
+
+def test_a_store_that_is_down_is_one_typed_error() -> None:
+    with pytest.raises(DataError, match="does not answer"):
+        list(DicomWebStore("http://127.0.0.1:9/dicom-web").series())
+
+
+@needs_highdicom
+def test_segmentations_go_back_into_the_store(
+    bundle: Path,
+    store: Store,
+    make_series: Callable[..., Path],
+    medunet: Callable[..., tuple[object, str]],
+    tmp_path: Path,
+) -> None:
+    uids = [store.add(make_series(tmp_path / f"in_{index}", columns=16, rows=16, slices=16)) for index in range(2)]
+    store.entries.append({"0020000D": tag("1.2"), "0020000E": tag("1.2.3"), "00080060": tag("CT")})  # cannot be fetched
+    options = ["--query", "Modality=CT", "--send-back", "--device", "cpu"]
+    code, said = medunet("predict", bundle, store.url, "--output", tmp_path / "out", *options)
+    assert code == 2
+    assert "2 of 3 cases have results" in said and "1.2.3" in said and "404" in said
+    results = [pydicom.dcmread(pydicom.filebase.DicomBytesIO(content)) for content in store.stored]
+    assert [result.Modality for result in results] == ["SEG", "SEG"]
+    referenced = {result.ReferencedSeriesSequence[0].SeriesInstanceUID for result in results}
+    assert referenced == set(uids)
+    # the series themselves are not kept
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.dcm")) == sorted(f"{uid}.dcm" for uid in uids)

@@ -1,0 +1,66 @@
+"""Folds on a Ray cluster come to what folds come to one after the other."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medunet.bundle import CrossValidation, find_bundle, train_folds
+from medunet.datasets import write_phantom_dataset
+from medunet.deploy.cluster import folds_on_ray
+
+from .ray_cluster import needs_ray, when
+
+pytestmark = [needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+SMALL: dict[str, Any] = {
+    "network_def::channels": [4, 8],
+    "patch_size": [32, 32],
+    "steps_per_epoch": 2,
+    "batch_size": 2,
+    "val_interval": 1,
+    "epochs": 12,
+    "folds": 3,
+    "autocast_dtype": "float32",
+}
+
+
+def cross_validate(data: Path, output: Path, uri: str = "", **options: Any) -> CrossValidation:
+    return train_folds(find_bundle("unet_2d"), data, output, changes=SMALL, device="cpu", tracking_uri=uri, **options)
+
+
+def test_folds_on_two_machines_of_which_one_dies_equal_folds_on_one(tmp_path: Path, cluster: Any) -> None:
+    data = tmp_path / "data"
+    write_phantom_dataset(data, kind="cells", cases=6, size=(48, 48))
+    alone = cross_validate(data, tmp_path / "alone")
+    output, store = tmp_path / "ray", f"sqlite:///{tmp_path / 'mlruns.db'}"
+    victim = next(iter(cluster.worker_nodes))
+    at_death: list[int] = []
+
+    def kill() -> None:
+        cluster.remove_node(victim, allow_graceful=False)
+        at_death.extend(len(json.loads(path.read_text())) for path in output.glob("fold_*/eval/history.json"))
+
+    killer = when(lambda: len(list(output.glob("fold_*/eval/history.json"))) >= 2, kill)
+    result = cross_validate(data, output, store, trainer=folds_on_ray)
+    killer.join()
+    assert [outcome.status for outcome in result.folds] == ["trained"] * 3
+    assert max(at_death) < SMALL["epochs"]  # both were in mid-run
+    assert result.is_whole and result.summary == alone.summary
+    for fold in range(3):
+        one, other = (
+            torch.load(folder / f"models/fold_{fold}.pt", weights_only=True)["model"]
+            for folder in (output, alone.output)
+        )
+        assert all(torch.equal(one[key], other[key]) for key in other)
+    with sqlite3.connect(tmp_path / "mlruns.db") as database:
+        runs = database.execute("select count(*) from runs").fetchone()[0]
+    database.close()
+    assert runs == 4  # the training and its folds
+    again = cross_validate(data, output, store, trainer=folds_on_ray)
+    assert [outcome.status for outcome in again.folds] == ["there already"] * 3

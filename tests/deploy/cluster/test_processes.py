@@ -1,0 +1,204 @@
+"""Training in several processes is the training in one: `medunet train --nproc`, kills, two hosts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from medunet.bundle import find_bundle
+from medunet.datasets import write_phantom_dataset
+from medunet.deploy.cluster import train_processes
+from medunet.errors import ConfigError
+
+from .processes import PATIENCE, history, run, started, wait_for, weights, words, workers_of
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven images: fold 1 trains on four and validates three, which two processes cannot share evenly."""
+    root = tmp_path_factory.mktemp("cells")
+    write_phantom_dataset(root, kind="cells", cases=7, size=(48, 48))
+    return root
+
+
+def train(data: Path, output: Path, *options: object, expected: int = 0, **changes: object) -> str:
+    command = words("train", "unet_2d", "--data", data, "--output", output, "--fold", 1, *options, **changes)
+    return run(command, expected=expected)
+
+
+@pytest.fixture(scope="module")
+def alone(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process with batches of four."""
+    output = tmp_path_factory.mktemp("alone") / "run"
+    train(cells, output, "--epochs", 2, batch_size=4)
+    return output
+
+
+def assert_equal_trainings(one: Path, other: Path) -> None:
+    first, second = history(one), history(other)
+    assert len(first) == len(second)
+    for expected, entry in zip(first, second, strict=True):
+        assert entry["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert entry["val_dice"] == pytest.approx(expected["val_dice"], rel=1e-4)
+    expected_weights, found = weights(one), weights(other)
+    assert found.keys() == expected_weights.keys()
+    for name, tensor in expected_weights.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_two_processes_train_what_one_trains_with_twice_the_batch(cells: Path, alone: Path, tmp_path: Path) -> None:
+    said = train(cells, tmp_path / "run", "--nproc", 2, "--epochs", 2, batch_size=2)
+    assert_equal_trainings(alone, tmp_path / "run")
+    assert said.count("epoch 2/2") == 1  # the first process speaks
+    assert said.count("SyncBatchNorm needs GPUs") == 1
+    # and an error in the input is one line, without a second try
+    again = train(cells, tmp_path / "run", "--nproc", 2, "--epochs", 2, expected=2, batch_size=2)
+    assert again.count("holds a trained run") == 1
+    assert "Traceback" not in again
+
+
+def test_what_cannot_work_is_refused_before_anything_starts(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = find_bundle("unet_2d")
+    with pytest.raises(ConfigError, match="--rdzv-endpoint"):
+        train_processes(bundle, cells, tmp_path / "run", processes=1, hosts=2)
+    with pytest.raises(ConfigError, match="impossible number of processes"):
+        train_processes(bundle, cells, tmp_path / "run", processes=0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="more processes than GPUs"):
+        train_processes(bundle, cells, tmp_path / "run", processes=3)
+    with pytest.raises(ConfigError, match="one GPU for several processes"):
+        train_processes(bundle, cells, tmp_path / "run", processes=2, device="cuda:1")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_four_processes_train_what_one_trains(cells: Path, alone: Path, tmp_path: Path) -> None:
+    # three cases to validate: fewer than processes
+    train(cells, tmp_path / "run", "--nproc", 4, "--epochs", 2, batch_size=1)
+    assert_equal_trainings(alone, tmp_path / "run")
+
+
+LONG = {"steps_per_epoch": 4, "batch_size": 2}
+"""With 40 epochs some seconds, in which something can be killed."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(cells, output, "--nproc", 2, "--epochs", 40, **LONG)
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_goes_on_from_the_last_whole_checkpoint(
+    rank: int, cells: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    command = words(
+        *("train", "unet_2d", "--data", cells, "--output", output, "--fold", 1, "--nproc", 2, "--epochs", 40), **LONG
+    )
+    with started(command) as (launcher,):
+        wait_for(lambda: epochs_of(output) >= 3, what="three epochs", process=launcher)
+        os.kill(workers_of(launcher.pid)[rank].pid, signal.SIGKILL)
+        said, _ = launcher.communicate(timeout=PATIENCE)
+    assert launcher.returncode == 0, said[-3000:]
+    assert "resumed after epoch" in said
+    assert [entry["epoch"] for entry in history(output)] == list(range(1, 41))
+    for name, tensor in weights(undisturbed).items():
+        assert torch.equal(weights(output)[name], tensor), name
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_processes_and_resume_goes_on(cells: Path, undisturbed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    parts = ("train", "unet_2d", "--data", cells, "--output", output, "--fold", 1, "--nproc", 2, "--epochs", 40)
+    with started(words(*parts, **LONG)) as (launcher,):
+        wait_for(lambda: epochs_of(output) >= 3, what="three epochs", process=launcher)
+        workers = workers_of(launcher.pid)
+        launcher.send_signal(signal.SIGINT)
+        said, _ = launcher.communicate(timeout=PATIENCE)
+    assert launcher.returncode == 130 and "--resume" in said, said[-3000:]
+    assert not any(worker.is_running() for worker in workers.values())
+    run(words(*parts, "--resume", **LONG))
+    for name, tensor in weights(undisturbed).items():
+        assert torch.equal(weights(output)[name], tensor), name
+
+
+@pytest.mark.slow
+def test_monai_s_command_under_torchrun_goes_on_after_a_kill(cells: Path, undisturbed: Path, tmp_path: Path) -> None:
+    configs, output = undisturbed / "configs", tmp_path / "run"
+    files = f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=2"]
+    command += ["-m", "monai.bundle", "run", "training", "--config_file", files, "--bundle_root", str(output)]
+    with started(command) as (launcher,):
+        wait_for(lambda: epochs_of(output) >= 3, what="three epochs", process=launcher)
+        os.kill(workers_of(launcher.pid, of="monai.bundle")[1].pid, signal.SIGKILL)
+        said, _ = launcher.communicate(timeout=PATIENCE)
+    assert launcher.returncode == 0, said[-3000:]
+    assert [entry["epoch"] for entry in history(output)] == list(range(1, 41))
+    for name, tensor in weights(undisturbed).items():
+        assert torch.equal(weights(output)[name], tensor), name
+
+
+def epochs_of(output: Path) -> int:
+    try:
+        return len(history(output))
+    except (OSError, ValueError):
+        return 0
+
+
+def ip(*parts: str) -> None:
+    done = subprocess.run(["ip", *parts], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"network namespaces cannot be made here: ip {' '.join(parts)}: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[dict[str, str]]:
+    """Two network namespaces with one wire between them: address by name."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("network namespaces need root and the program ip")
+    hosts = {f"medunet-{side}-{os.getpid()}": f"10.77.0.{number}" for number, side in ((1, "a"), (2, "b"))}
+    first, second = hosts
+    try:
+        for name in hosts:
+            ip("netns", "add", name)
+        ip("-n", first, "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", second)
+        for name, address in hosts.items():
+            ip("-n", name, "address", "add", f"{address}/24", "dev", "wire")
+            for link in ("wire", "lo"):
+                ip("-n", name, "link", "set", link, "up")
+        yield hosts
+    finally:
+        for name in hosts:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+@pytest.mark.slow
+def test_two_hosts_train_what_one_process_trains(
+    two_hosts: dict[str, str], cells: Path, alone: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    place = next(iter(two_hosts.values())) + ":29400"
+    command = words(
+        *("train", "unet_2d", "--data", cells, "--output", output, "--fold", 1, "--epochs", 2),
+        *("--nproc", 1, "--nnodes", 2, "--rdzv-endpoint", place),
+        batch_size=2,
+    )
+    with started(*(["ip", "netns", "exec", name, *command] for name in two_hosts)) as launchers:
+        said = [launcher.communicate(timeout=PATIENCE)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], "\n".join(said)[-4000:]
+    assert_equal_trainings(alone, output)
+    assert sum("validation Dice" in text for text in said) == 1  # one host wrote

@@ -1,0 +1,84 @@
+"""A small search, and the ranges that it is given."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medunet.bundle import find_bundle, verify_bundle
+from medunet.datasets import write_phantom_dataset
+from medunet.deploy.cluster import parse_ranges, tune_bundle
+from medunet.errors import ConfigError
+
+from .ray_cluster import needs_ray
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_ranges_are_read_as_typed() -> None:
+    texts = ["learning_rate=1e-4:1e-2:log", "batch_size=2:8:int", "network_def::norm=batch|null"]
+    rate, size, norm = parse_ranges(texts)
+    assert (rate.low, rate.high, rate.is_log) == (1e-4, 1e-2, True)
+    assert size.is_whole and size.example == 2
+    assert norm.choices == ("batch", None)
+
+
+@pytest.mark.parametrize("text", ["learning_rate", "a=1", "a=2:1", "a=0:1:log", "a=x:y", "a=1:2:odd"])
+def test_an_impossible_range_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_ranges([text])
+
+
+def test_nothing_to_search_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--set-range"):
+        parse_ranges([])
+
+
+def test_a_key_that_is_not_there_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    write_phantom_dataset(tmp_path / "data", kind="cells", cases=2, size=(48, 48))
+    ranges = parse_ranges(["lerning_rate=1e-4:1e-2"])
+    with pytest.raises(ConfigError, match="lerning_rate"):
+        tune_bundle(find_bundle("unet_2d"), tmp_path / "data", tmp_path / "out", ranges=ranges, trials=1)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_search_leaves_runs_a_table_and_children_in_mlflow(tmp_path: Path, cluster: Any) -> None:
+    pytest.importorskip("optuna", reason="optuna is absent: bash scripts/test_cluster.sh")
+    write_phantom_dataset(tmp_path / "data", kind="cells", cases=4, size=(48, 48))
+    changes = {
+        "network_def::channels": [4, 8],
+        "patch_size": [32, 32],
+        "steps_per_epoch": 2,
+        "batch_size": 2,
+        "val_interval": 1,
+        "epochs": 4,
+        "folds": 2,
+    }
+    search = tune_bundle(
+        find_bundle("unet_2d"),
+        tmp_path / "data",
+        tmp_path / "out",
+        ranges=parse_ranges(["learning_rate=1e-5:1e-1:log", "clip_grad_norm=1|12"]),
+        trials=4,
+        changes=changes,
+        device="cpu",
+        tracking_uri=f"sqlite:///{tmp_path / 'mlruns.db'}",
+    )
+    assert len(search.trials) == 4
+    assert all(trial.error is None and trial.metric is not None for trial in search.trials)
+    assert search.best is not None and search.best.metric == max(trial.metric or 0 for trial in search.trials)
+    assert len(json.loads((tmp_path / "out" / "tune.json").read_text())) == 4
+    used = json.loads((search.best.run / "configs" / "train.json").read_text())
+    assert used["learning_rate"] == search.best.values["learning_rate"]
+    assert {name: fault for name, fault in verify_bundle(search.best.run).items() if fault} == {}
+    with sqlite3.connect(tmp_path / "mlruns.db") as database:
+        kinds = [row[0] for row in database.execute("select value from tags where key = 'medunet.kind'")]
+        rates = database.execute("select count(*) from params where key = 'learning_rate'").fetchone()[0]
+    database.close()
+    assert sorted(kinds) == ["search", *["trial"] * 4]
+    assert rates == 4

@@ -1,0 +1,117 @@
+"""Batch norm over two processes is batch norm over their batches together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from medunet.networks import SynchronizedBatchNorm, UNet, synchronize_norms
+
+PROCESS = """
+import sys, torch
+from torch import distributed
+from medunet.networks import SynchronizedBatchNorm
+rank, out = int(sys.argv[1]), sys.argv[2]
+distributed.init_process_group("gloo", rank=rank, world_size=2)
+case = torch.load(out + "/case.pt")
+results = {}
+for name, (parts, weighting) in case.items():
+    norm = SynchronizedBatchNorm(3, momentum=0.3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, 1.0, -2.0]))
+        norm.bias.copy_(torch.tensor([0.1, 0.0, 0.3]))
+    x = parts[rank].requires_grad_()
+    for _ in range(2):
+        y = norm(x)
+    (y.float() * weighting[rank]).sum().backward()
+    results[name] = {"y": y.detach(), "dx": x.grad, "dw": norm.weight.grad, "db": norm.bias.grad, **norm.state_dict()}
+torch.save(results, f"{out}/result_{rank}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def make(*sizes: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[list[torch.Tensor], ...]:
+    generator = torch.Generator().manual_seed(0)
+    parts = [(5 + 2 * torch.randn(size, 3, *shape, generator=generator)).to(dtype) for size in sizes]
+    return parts, [torch.randn(part.shape, generator=generator) for part in parts]
+
+
+CASES = {
+    "planes": make(2, 2, shape=(5, 4)),
+    "volumes of unequal number": make(1, 3, shape=(3, 4, 2)),
+    "bfloat16": make(2, 2, shape=(8, 8), dtype=torch.bfloat16),
+}
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
+    folder = tmp_path_factory.mktemp("norm")
+    torch.save(CASES, folder / "case.pt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen([sys.executable, "-c", PROCESS, str(rank), str(folder)], env=environment) for rank in (0, 1)
+    ]
+    assert [process.wait(120) for process in started] == [0, 0]
+    return [torch.load(folder / f"result_{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_two_processes_are_one_with_both_batches(
+    name: str, of_two_processes: list[dict[str, dict[str, torch.Tensor]]]
+) -> None:
+    parts, weighting = CASES[name]
+    norm = torch.nn.BatchNorm2d(3, momentum=0.3) if parts[0].dim() == 4 else torch.nn.BatchNorm3d(3, momentum=0.3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, 1.0, -2.0]))
+        norm.bias.copy_(torch.tensor([0.1, 0.0, 0.3]))
+    whole = torch.cat(parts).detach().clone().requires_grad_()
+    for _ in range(2):
+        y = norm(whole)
+    (y.float() * torch.cat(weighting)).sum().backward()
+    first, second = (result[name] for result in of_two_processes)
+    tolerance = {"rtol": 2e-2, "atol": 3e-2} if whole.dtype is torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(torch.cat([first["y"], second["y"]]), y.detach(), **tolerance)
+    torch.testing.assert_close(torch.cat([first["dx"], second["dx"]]), whole.grad, **tolerance)
+    # of the weights each process has its part
+    torch.testing.assert_close(first["dw"] + second["dw"], norm.weight.grad, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(first["db"] + second["db"], norm.bias.grad, rtol=1e-4, atol=1e-4)
+    for key, expected in norm.state_dict().items():
+        torch.testing.assert_close(first[key], expected, rtol=1e-3, atol=1e-4)
+        assert torch.equal(first[key], second[key])
+
+
+def test_a_network_keeps_its_weights_and_answers() -> None:
+    torch.manual_seed(0)
+    network = UNet(2, 1, 2, channels=(4, 8), norm="batch")
+    image = torch.randn(2, 1, 16, 16)
+    expected, names = network(image), list(network.state_dict())
+    held = {id(parameter) for parameter in network.parameters()}
+    changed = synchronize_norms(network)
+    assert any(isinstance(module, SynchronizedBatchNorm) for module in changed.modules())
+    assert list(changed.state_dict()) == names
+    assert {id(parameter) for parameter in changed.parameters()} == held
+    torch.testing.assert_close(changed(image), expected)  # one process: plain batch norm
+
+
+def test_one_axis_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 axes"):
+        SynchronizedBatchNorm(3)(torch.zeros(3))
+
+
+def test_this_module_is_needed_on_a_cpu(tmp_path: Path) -> None:
+    """PyTorch's refuses the CPU; once it does not, ours can go."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match="GPU"):
+            torch.nn.SyncBatchNorm(3)(torch.zeros(2, 3, 4))
+    finally:
+        torch.distributed.destroy_process_group()
