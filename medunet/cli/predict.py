@@ -55,6 +55,10 @@ def predict(
             "--ensemble", metavar="RUN", help="A further run, such as another fold, to average with; repeatable."
         ),
     ] = None,
+    isolate: Annotated[
+        bool,
+        typer.Option("--isolate", help="Decode images of unknown origin in a child process with limits; see README."),
+    ] = False,
     benchmark: Annotated[bool, typer.Option("--benchmark", help="Show where the time went.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show tiles, the choice of the fast network, and tracebacks.")
@@ -88,6 +92,7 @@ def predict(
         ensemble=[find_bundle(name) for name in ensemble or ()],
         benchmark=benchmark,
         trust=trust,
+        isolated=isolate or None,
     )
     sources = list_inputs(inputs, channels=predictor.channels)
     console = Console(stderr=True, soft_wrap=True, highlight=False)

@@ -22,6 +22,7 @@ from medunet.networks import EnsembleLogits, autocast, resolve_device
 
 from .configuration import check_same_input, load_network, parse_inference
 from .existing import existing_result
+from .isolation import isolate_reading
 from .pipeline import overlap
 from .timing import StageSeconds, Stopwatch
 
@@ -112,6 +113,8 @@ class Predictor:
         benchmark: measure the forward passes apart from the inferer around them, see :class:`StageSeconds`.
         in_flight: cases between reading and the written file at once; 1 overlaps nothing.
         trust: run bundles that could run code of their own, see :func:`medunet.trust.require_trust`.
+        isolated: decode images in a child process with limits of memory and time, see :mod:`medunet.io.isolation`; None
+            as the environment says.
 
     Raises:
         SecurityError: a bundle is not trusted.
@@ -134,6 +137,7 @@ class Predictor:
         benchmark: bool = False,
         in_flight: int = IN_FLIGHT,
         trust: bool = False,
+        isolated: bool | None = None,
     ) -> None:
         if overwrite and skip_done:
             raise ConfigError("results are either replaced or skipped", received="overwrite and skip_done")
@@ -160,6 +164,8 @@ class Predictor:
         if ensemble:
             self.network = self._join(parser, ensemble, overrides, trust=trust)
         self.preprocessing = parser.get_parsed_content("preprocessing")
+        if isolated is not None:
+            isolate_reading(self.preprocessing, isolated)
         self.postprocessing = parser.get_parsed_content("postprocessing")
         self.savers = _Way(self.preprocessing, self.postprocessing).savers
         # bundles made before regions lack the id
