@@ -23,7 +23,8 @@ def existing_result(source: Path | Sequence[Path], saver: SavePredictiond) -> Pa
         saver: the last transform of the bundle.
     """
     first = Path(source if isinstance(source, str | os.PathLike) else source[0])
-    stem = output_name(source if isinstance(source, str | os.PathLike) else list(source)) + saver.suffix
+    name = output_name(source if isinstance(source, str | os.PathLike) else list(source))
+    stem = (name if saver.pseudonyms is None else saver.pseudonyms.code(first)) + saver.suffix
     # how many axes an image has is known only after reading it, so both endings count
     endings = {2: result_suffix(first, spatial_dims=2), 3: result_suffix(first, spatial_dims=3)}
     if saver.prob_key is not None:

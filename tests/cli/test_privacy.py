@@ -223,3 +223,31 @@ def test_no_command_leaks_what_a_data_set_holds(tmp_path: Path, make_series: Cal
         "run/configs/train.json",
         "run/configs/evaluate.json",
     }
+
+
+def test_deidentified_results_and_lines_name_nobody(tmp_path: Path, run: Path, series: Path, call: Call) -> None:
+    pytest.importorskip("highdicom")
+    named = series.parent / "Namix_John"
+    series.rename(named)
+    broken = series.parent / "Brokenix.nii.gz"
+    broken.write_bytes(b"\x1f\x8b")
+    table = tmp_path / "table.csv"
+    words = WORDS | {"Namix", "Brokenix"}
+    for index, kind in enumerate(("auto", "rtstruct", "nii.gz", "seg.nrrd")):
+        out = tmp_path / "written" / f"o{index}"
+        more = ["--verbose", "--probabilities"] if kind == "nii.gz" else []
+        options = ["-o", out, "--format", kind, "--deidentify", "--pseudonym-table", table, *more]
+        code, shown = call("predict", run, broken, named, *options)
+        assert code == 2, shown
+        assert "case_0001: " in shown and "case_0002" in shown
+        lines = shown.replace(str(tmp_path), "")
+        assert not [word for word in words if word in lines], lines
+        assert all(path.name.startswith("case_0002") for path in out.iterdir())
+        for result in out.glob("*.dcm"):
+            assert pydicom.dcmread(result).PatientIdentityRemoved == "YES"
+        again = call("predict", run, broken, named, *options, "--skip-existing")
+        assert "1 were there already" in again[1]
+        rows = table.read_text(encoding="utf-8").splitlines()
+        assert rows == ["case,input", f"case_0001,{broken}", f"case_0002,{named}"]
+        assert table.stat().st_mode & 0o77 == 0
+    assert leaks(tmp_path / "written", words=words) == set()
