@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import Device, Preset, Set, Trust, parse_settings
+from medunet.cli.options import Device, Preset, Set, SkipBad, Trust, parse_settings
 from medunet.cli.predict import EXIT_INTERRUPTED, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def train(
     ] = None,
     settings: Set = None,
     trust: Trust = False,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Train a bundle on labelled images. The run's folder is a bundle itself."""
     from medunet.bundle import find_bundle, train_bundle, train_folds
@@ -59,7 +60,7 @@ def train(
         changes["init_from"] = str(init_from.resolve())
     data_name = data.resolve().parent.name if data.is_file() else data.resolve().name
     base = f"{source.resolve().name}_{data_name}"
-    options: dict[str, Any] = {"presets": preset or (), "device": device, "trust": trust}
+    options: dict[str, Any] = {"presets": preset or (), "device": device, "trust": trust, "skip_bad": skip_bad}
     if folds is not None:
         output = output or Path("runs") / f"{base}_folds"
         chosen = _parse_folds(folds)
@@ -105,6 +106,8 @@ def show_training(result: TrainingResult) -> None:
         for name, value in result.best_dice.items():
             table.add_row(name, f"{value:.4f}")
         console.print(table)
+    if result.left_out:
+        console.print(f"[yellow]left out[/] {escape(', '.join(result.left_out))}", highlight=False, soft_wrap=True)
     console.print(f"run: {result.run}", highlight=False, soft_wrap=True)
     console.print(f"next: medunet predict {result.run} IMAGES --output DIR", highlight=False, soft_wrap=True)
 

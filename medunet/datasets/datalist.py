@@ -131,6 +131,7 @@ def datalist(
     fold: int = 0,
     folds: int = 5,
     validation_cases: Sequence[str] = (),
+    skip_cases: Sequence[str] = (),
 ) -> list[dict[str, str | list[str]]]:
     """Items of one section, for `train#dataset#data` in a config.
 
@@ -140,6 +141,8 @@ def datalist(
         fold: which fold of `split_fold` validates.
         folds: how many there are.
         validation_cases: names of the cases that validate, instead of a fold.
+        skip_cases: names of cases that are left out; the folds of the others stay. With any, what is wrong with single
+            cases is no error: it is known.
 
     Returns:
         ``[{"image": ..., "label": ..., "name": ...}, ...]``, sorted by name.
@@ -150,11 +153,11 @@ def datalist(
     """
     if section not in ("training", "validation", "all", "test"):
         raise ConfigError("unknown section", received=section, expected="training, validation, all or test")
-    dataset = open_dataset(path)
-    if section == "all":
-        return [case.item() for case in dataset.cases]
-    if section == "test":
-        return [case.item() for case in dataset.test]
+    dataset = open_dataset(path, problems=[] if skip_cases else None)
+    skipped = frozenset(skip_cases)
+    if section in ("all", "test"):
+        cases = dataset.cases if section == "all" else dataset.test
+        return [case.item() for case in cases if case.name not in skipped]
     if validation_cases:
         wanted = set(validation_cases)
         if unknown := sorted(wanted - {case.name for case in dataset.cases}):
@@ -165,7 +168,7 @@ def datalist(
             raise ConfigError("all cases validate, none is left to train", file=dataset.root)
     else:
         training, validation = split_fold(dataset.cases, fold=fold, folds=folds)
-    return [case.item() for case in (training if section == "training" else validation)]
+    return [case.item() for case in (training if section == "training" else validation) if case.name not in skipped]
 
 
 def list_inputs(
