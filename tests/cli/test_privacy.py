@@ -207,6 +207,10 @@ def test_no_command_leaks_what_a_data_set_holds(tmp_path: Path, make_series: Cal
         ("plan", data, "-o", written / "plan", "--estimate"),
         ("train", "unet_3d", "--data", data, "--output", written / "run", *sets, "--set", "patch_size=[16,16,8]"),
         ("evaluate", written / "run", "--data", data, "-o", written / "evaluation"),
+        ("evaluate", written / "run", "--data", data),
+        ("report", written / "run"),
+        ("runs", "list", "--runs", written),
+        ("runs", "compare", "--runs", written),
     ]
     for command in commands:
         code, shown = call(*command)
@@ -216,6 +220,8 @@ def test_no_command_leaks_what_a_data_set_holds(tmp_path: Path, make_series: Cal
         linked = {word for value in LINKS.values() for word in value.split("^")}
         assert not [word for word in WORDS - linked if word.encode() in result.read_bytes()]
         result.unlink()
+    stores = [path for path in written.rglob("mlruns*") if path.stat().st_size]
+    assert stores and (written / "run" / "report.html").is_file()
     assert leaks(written, words=WORDS) == set()
     # where the data lie stands in the configs that read them and in the user's cache, and nowhere else
     named = {name for name, _ in leaks(written, words={"Pathnix"})}

@@ -18,13 +18,16 @@ UPLOAD_VARIABLE = "MEDUNET_LABEL_MAX_UPLOAD"
 """Largest body of a request, such as 2GB."""
 
 REQUESTS_VARIABLE = "MEDUNET_LABEL_MAX_REQUESTS"
-"""Requests that are worked on at a time; more are told to come back."""
+"""Requests that are worked on at a time; more wait, and when too many do, they are told to come back."""
 
 MAX_UPLOAD = "4GB"
 """A CT of 512 x 512 x 2,000 voxels takes 1 GB as it is."""
 
 MAX_REQUESTS = 16
 """Four clients that load a page of OHIF, and some that compute."""
+
+WAITING = 4
+"""Times as many requests may wait: browsers send six at a time and do not come back."""
 
 LONGEST_SILENCE = 60.0
 """Seconds between two parts of a body."""
@@ -42,7 +45,7 @@ class Limits:
     Args:
         app: the application.
         max_upload: bytes of a body, whether its length is announced or not.
-        max_requests: at a time.
+        max_requests: at a time; `WAITING` times as many may wait.
         silence: seconds that a client may let pass between parts of a body.
 
     Raises:
@@ -63,7 +66,9 @@ class Limits:
         self.max_upload = parse_memory(max_upload)
         self.max_requests = max_requests
         self.silence = silence
-        self.running = 0
+        self.present = 0
+        """Requests that are worked on or wait."""
+        self._places = asyncio.Semaphore(max_requests)
 
     @classmethod
     def from_environment(cls, app: App) -> Limits:
@@ -86,15 +91,16 @@ class Limits:
         if not length.isdigit() or int(length) > self.max_upload:
             await self._refuse_size(send)
             return
-        if self.running >= self.max_requests:
+        if self.present >= self.max_requests * (1 + WAITING):
             again = [(b"retry-after", str(RETRY_SECONDS).encode())]
             await answer(send, 503, {"detail": "the server is busy, try again in a moment"}, again)
             return
-        self.running += 1
+        self.present += 1
         try:
-            await self._pass(scope, receive, send)
+            async with self._places:
+                await self._pass(scope, receive, send)
         finally:
-            self.running -= 1
+            self.present -= 1
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         received, whole, begun = 0, False, False

@@ -68,14 +68,24 @@ def test_who_sends_too_slowly_is_not_waited_for() -> None:
     assert (status, answer["detail"]) == (408, "nothing was sent for 0.05 s")
 
 
-def test_more_requests_than_allowed_are_told_to_come_back_and_later_pass() -> None:
-    limits = Limits(reading, max_requests=2)
+def test_more_requests_than_allowed_wait_and_too_many_are_told_to_come_back() -> None:
+    at_once, most = 0, 0
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await reading(scope, receive, send)
+        at_once -= 1
+
+    limits = Limits(noting, max_requests=2)
 
     async def many() -> list[int]:
-        answers = await asyncio.gather(*(ask(limits, [b"1"], pause=0.1) for _ in range(5)))
+        answers = await asyncio.gather(*(ask(limits, [b"1"], pause=0.05) for _ in range(13)))
         return [status for status, _ in answers]
 
-    assert sorted(asyncio.run(many())) == [200, 200, 503, 503, 503]
+    assert sorted(asyncio.run(many())) == [200] * 10 + [503] * 3
+    assert most == 2
     assert run(limits, [b"1"])[0] == 200
 
 
@@ -87,7 +97,7 @@ def test_what_the_application_raises_passes_and_frees_its_place() -> None:
     for _ in range(3):
         with pytest.raises(ValueError, match="its own"):
             run(limits, [b""])
-    assert limits.running == 0
+    assert limits.present == 0
 
 
 def test_the_environment_sets_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
