@@ -13,6 +13,7 @@ import pytest
 from medunet.bundle import find_bundle, train_bundle
 from medunet.cli.app import main
 from medunet.datasets import datalist, write_phantom_dataset
+from medunet.errors import DataError
 from medunet.files import claim
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -154,3 +155,24 @@ def test_prediction_reports_it_at_the_end(good: Path, run: Path, call: Call, tmp
     written = cut(sorted((tmp_path / "out").iterdir())[0])
     code, shown = call("evaluate", "--pred", tmp_path / "out", "--ref", good / "labelsTr", "-o", tmp_path / "m")
     assert code == 2 and f"error {written.stem}" in shown and "4 cases" in shown
+
+
+def test_a_case_that_is_mended_later_moves_no_other_to_another_fold(good: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(good, data)
+    names = [str(item["name"]) for item in datalist(data, section="all")]
+    missing = Path(str(datalist(data, section="all")[0]["image"]))
+    content = missing.read_bytes()
+
+    def validated() -> list[str]:
+        items = datalist(data, section="validation", fold=0, folds=2, skip_cases=[names[0]])
+        return [str(item["name"]) for item in items]
+
+    missing.unlink()
+    before = validated()
+    assert before == [names[1], names[3], names[5]]
+    missing.write_bytes(content)
+    assert validated() == before
+    Path(str(datalist(data, section="all")[2]["image"])).unlink()
+    with pytest.raises(DataError, match=names[2]):  # nobody has said that this one is bad
+        validated()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -141,8 +141,8 @@ def datalist(
         fold: which fold of `split_fold` validates.
         folds: how many there are.
         validation_cases: names of the cases that validate, instead of a fold.
-        skip_cases: names of cases that are left out; the folds of the others stay. With any, what is wrong with single
-            cases is no error: it is known.
+        skip_cases: names of cases that are left out before the others are shared out to folds, so that these stay the
+            same when a case is mended. What is wrong with such a case is no error: it is known.
 
     Returns:
         ``[{"image": ..., "label": ..., "name": ...}, ...]``, sorted by name.
@@ -153,11 +153,11 @@ def datalist(
     """
     if section not in ("training", "validation", "all", "test"):
         raise ConfigError("unknown section", received=section, expected="training, validation, all or test")
-    dataset = open_dataset(path, problems=[] if skip_cases else None)
-    skipped = frozenset(skip_cases)
-    if section in ("all", "test"):
-        cases = dataset.cases if section == "all" else dataset.test
-        return [case.item() for case in cases if case.name not in skipped]
+    dataset = _open_without(path, frozenset(skip_cases))
+    if section == "all":
+        return [case.item() for case in dataset.cases]
+    if section == "test":
+        return [case.item() for case in dataset.test]
     if validation_cases:
         wanted = set(validation_cases)
         if unknown := sorted(wanted - {case.name for case in dataset.cases}):
@@ -168,7 +168,19 @@ def datalist(
             raise ConfigError("all cases validate, none is left to train", file=dataset.root)
     else:
         training, validation = split_fold(dataset.cases, fold=fold, folds=folds)
-    return [case.item() for case in (training if section == "training" else validation) if case.name not in skipped]
+    return [case.item() for case in (training if section == "training" else validation)]
+
+
+def _open_without(path: str | os.PathLike[str], skipped: frozenset[str]) -> SegmentationDataset:
+    """The data set without cases that are known to be bad; any other bad one is an error, not a shift of folds."""
+    if not skipped:
+        return open_dataset(path)
+    problems: list[MedunetError] = []
+    dataset = open_dataset(path, problems=problems)
+    for problem in problems:
+        if output_name(problem.file or "unknown") not in skipped:
+            raise problem
+    return replace(dataset, cases=tuple(case for case in dataset.cases if case.name not in skipped))
 
 
 def list_inputs(
