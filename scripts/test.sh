@@ -13,6 +13,7 @@ fi
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 .venv/bin/medunet bundle render --check
+scripts/audit.sh
 # one thread a process: two test processes with two threads each would wait for each other
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MPLBACKEND=agg
 exec .venv/bin/python -m pytest -n "${MEDUNET_TEST_PROCESSES:-2}" --dist worksteal -m "$markers" "$@"

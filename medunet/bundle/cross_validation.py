@@ -29,7 +29,7 @@ from medunet.errors import ConfigError, DataError, find_cause
 from medunet.files import check_target, claim
 from medunet.metrics import CSV_NAME, Summary
 from medunet.networks import load_checkpoint, resolve_device
-from medunet.prediction import ClassRule, Pair, Predictor, choose_rules
+from medunet.prediction import ClassRule, Pair, Predictor, choose_rules, reason
 from medunet.tracking import track_cross_validation
 from medunet.training import LAST_NAME
 from medunet.trust import require_trust
@@ -110,6 +110,7 @@ def train_folds(
     tracking_uri: str | None = None,
     trust: bool = False,
     trainer: FoldTrainer | None = None,
+    skip_bad: bool = False,
 ) -> CrossValidation:
     """Train folds into ``output/fold_K`` and make of ``output`` the bundle of their ensemble.
 
@@ -125,10 +126,11 @@ def train_folds(
         folds: which; None for all. They are shared out as the bundle's ``folds`` says.
         changes: values by config id, over those that follow from the data.
         presets: overlays of the bundle, under what follows from the data.
-        device: as in :func:`train_bundle`, as are tracking_uri and trust.
+        device: as in :func:`train_bundle`, as are tracking_uri, trust and skip_bad.
         tracking_uri: see device.
         trust: see device.
         trainer: how the folds are trained; None: one after the other in this process.
+        skip_bad: see device.
 
     Raises:
         SecurityError: the bundle is not trusted.
@@ -139,7 +141,7 @@ def train_folds(
     require_trust(bundle, trust=trust)
     if (output / "models" / LAST_NAME).is_file():
         raise DataError("the output folder holds a single run", file=output, remedy="give another --output")
-    dataset, values = fit_data(bundle, data)
+    dataset, values = fit_data(bundle, data, skip_bad=skip_bad)
     values = {**values, **(changes or {})}
     config = read_json(bundle / "configs" / "train.json")
     wanted = _checked_folds(folds, {**config, **values})
@@ -179,7 +181,8 @@ def resume_folds(
     data = Path(next(iter(configs.values()))["dataset_dir"])
     with claim(output):
         check_target(output)
-        dataset = open_dataset(data)
+        skipped = next(iter(configs.values())).get("skip_cases")
+        dataset = open_dataset(data, problems=[] if skipped else None)
         return _train_and_join(runs, output, data, dataset, device=device, tracking_uri=tracking_uri)
 
 
@@ -282,7 +285,9 @@ def _join(
     if not pairs:
         return CrossValidation(output, outcomes, failed_cases=failed)
     em, regions = wants_em(None, dataset.spatial_dims, labels), region_values_of(config)
-    summary = measure(pairs, labels, output / OUT_OF_FOLD, regions=regions, em=em, ignore=dataset.ignore)
+    summary = measure(pairs, labels, output / OUT_OF_FOLD, regions=regions, em=em, ignore=dataset.ignore, failed=failed)
+    failed = summary.get("failed_cases", {})
+    pairs = [pair for pair in pairs if pair.name not in failed]
     # what is taken from one region would change those that overlap with it
     rules = () if regions else tuple(choose_rules(pairs, labels, ignore=dataset.ignore))
     cleaned: Summary | None = None
@@ -303,14 +308,15 @@ def _join(
 
 def _predict(run: Path, data: Path, *, fold: int, folds: int, device: str) -> tuple[list[Pair], dict[str, str]]:
     """A fold's validation cases, predicted by its own run; those that lie there already are kept."""
-    items = datalist(data, section="validation", fold=fold, folds=folds)
+    skipped = read_json(run / "configs" / "train.json").get("skip_cases", ())
+    items = datalist(data, section="validation", fold=fold, folds=folds, skip_cases=skipped)
     predictor = Predictor(run, output_dir=run / "predictions", device=device, skip_done=True)
     pairs: list[Pair] = []
     failed: dict[str, str] = {}
     results = predictor.predict([source_of(item) for item in items])
     for item, result in zip(items, results, strict=True):
         if result.path is None:
-            failed[str(item["name"])] = str(result.error)
+            failed[str(item["name"])] = reason(result.error or DataError("no label map"))
             logger.error("no out-of-fold prediction: %s", result.error)
         else:
             pairs.append(pair_of(item, result.path))

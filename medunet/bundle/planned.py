@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 from medunet.bundle.render import render_docs, to_json
 from medunet.bundle.resources import find_bundle, resource_dir
 from medunet.bundle.specialise import read_json, specialise
-from medunet.datasets import open_dataset
+from medunet.datasets import MAX_NAMED, open_dataset
 from medunet.errors import DataError, MedunetError
-from medunet.files import check_target, write_atomically
+from medunet.files import check_target, claim, write_atomically
 from medunet.planning import Decision, Fingerprint, Plan, fingerprint, plan
 from medunet.training import LAST_NAME
 from medunet.trust import adopt
@@ -53,6 +53,7 @@ def plan_bundle(
     device: str = "auto",
     measure: bool = True,
     jobs: int | None = None,
+    skip_bad: bool = False,
     cache: Path | None = None,
     started: Callable[[int], None] | None = None,
     done: Callable[[], None] | None = None,
@@ -69,35 +70,60 @@ def plan_bundle(
         device: see dims.
         measure: see dims.
         jobs: as in `medunet.planning.fingerprint`, as are cache, started and done.
+        skip_bad: leave out cases that cannot be used, which otherwise are an error.
         cache: see jobs.
         started: see jobs.
         done: see jobs.
         measured: called with the fingerprint before planning begins.
 
     Raises:
-        DataError: no usable data set, or an output folder that holds something else.
+        DataError: no usable data set, cases that cannot be used (all of them in one error), or an output folder that
+            holds something else or that another process writes into.
         ConfigError: options that cannot be met.
     """
     _check_output(output)
-    check_target(output.parent)
+    with claim(output):
+        check_target(output.parent)
+        return _plan_bundle(
+            data,
+            output,
+            skip_bad=skip_bad,
+            measured=measured,
+            fingerprint_options={"jobs": jobs, "cache": cache, "started": started, "done": done},
+            plan_options={"dims": dims, "memory": memory, "seconds": seconds, "device": device, "measure": measure},
+        )
+
+
+def _plan_bundle(
+    data: Path,
+    output: Path,
+    *,
+    skip_bad: bool,
+    measured: Callable[[Fingerprint], None] | None,
+    fingerprint_options: Mapping[str, Any],
+    plan_options: Mapping[str, Any],
+) -> PlannedBundle:
     problems: list[MedunetError] = []
     dataset = open_dataset(data, problems=problems)
-    print_ = fingerprint(dataset, jobs=jobs, cache=cache, started=started, done=done)
+    print_ = fingerprint(dataset, **fingerprint_options)
+    if not skip_bad:
+        _refuse_bad(data, [*map(str, problems), *(f"{name}: {cause}" for name, cause in print_.broken.items())])
     if measured is not None:
         measured(print_)
     base = find_bundle(f"unet_{dataset.spatial_dims}d")
-    chosen = plan(
-        dataset,
-        read_json(base / "configs" / "train.json"),
-        fingerprint=print_,
-        dims=dims,
-        memory=memory,
-        seconds=seconds,
-        device=device,
-        measure=measure,
-    )
+    chosen = plan(dataset, read_json(base / "configs" / "train.json"), fingerprint=print_, **plan_options)
     write_plan(base, output, chosen)
     return PlannedBundle(output, chosen, tuple(problems))
+
+
+def _refuse_bad(data: Path, reasons: Sequence[str]) -> None:
+    if reasons:
+        raise DataError(
+            f"{len(reasons)} cases cannot be used",
+            file=data,
+            received="; ".join(reasons[:MAX_NAMED]) + (" ..." if len(reasons) > MAX_NAMED else ""),
+            remedy="mend them (`medunet check` says more), or plan and train without them: --skip-bad",
+        )
 
 
 def write_plan(base: Path, output: Path, chosen: Plan) -> None:

@@ -164,7 +164,7 @@ def _gather(run: Path, name: str, data: Path | None, device: str) -> FoundRun:
     notes: list[str] = []
     dataset: SegmentationDataset | None = None
     if where is not None:
-        dataset = open_dataset(where)
+        dataset = open_dataset(where, problems=[])  # a case that cannot be read has no figures
     if not is_measured(run):
         is_ensemble = ENSEMBLE_FOLDS in read_json(run / "configs" / "evaluate.json")
         if where is None or is_ensemble or not is_trained(run):

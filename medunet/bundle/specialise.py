@@ -182,7 +182,7 @@ def _changes(bundle: Path, train: Mapping[str, Any], *, presets: Sequence[str]) 
         origin |= read_json(path)
     found = dict(origin["changed"])
     old, new = _values(read_json(bundle / "configs" / "train.json")), _values(train)
-    for id_ in sorted({*old, *new} - {"dataset_dir"}):
+    for id_ in sorted({*old, *new} - {"dataset_dir", "skip_cases"}):  # what names data is nobody else's
         there, here = found.get(id_, [old.get(id_)])[0], new.get(id_)
         found.pop(id_, None)
         if there != here:

@@ -15,13 +15,22 @@ from monai.bundle import ConfigWorkflow
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
 from medunet.bundle.render import to_json
 from medunet.bundle.specialise import read_json, specialise
-from medunet.datasets import SegmentationDataset, check_dataset, datalist, label_values, open_dataset, raise_on_error
-from medunet.errors import ConfigError, DataError
+from medunet.datasets import (
+    Finding,
+    SegmentationDataset,
+    check_dataset,
+    datalist,
+    label_values,
+    open_dataset,
+    raise_on_error,
+    usable,
+)
+from medunet.errors import ConfigError, DataError, GeometryError, MedunetError
 from medunet.files import check_target, claim
 from medunet.metrics import Summary, summarise, write_tables
 from medunet.networks import resolve_device
 from medunet.planning import adapt
-from medunet.prediction import ClassRule, Pair, Predictor, evaluate_pairs, pair_files
+from medunet.prediction import ClassRule, Pair, Predictor, evaluate_pairs, pair_files, reason
 from medunet.training import BEST_NAME, LAST_NAME, PREVIOUS_NAME, weights_of
 from medunet.trust import record_weights, require_trust
 
@@ -44,6 +53,7 @@ class TrainingResult:
         best_epoch: the epoch whose weights are kept.
         best_dice: validation Dice by class name at that epoch.
         history: one dictionary an epoch.
+        left_out: names of cases that could not be used (``skip_bad``).
     """
 
     run: Path
@@ -51,6 +61,7 @@ class TrainingResult:
     best_epoch: int
     best_dice: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    left_out: tuple[str, ...] = ()
 
 
 def train_bundle(
@@ -64,6 +75,7 @@ def train_bundle(
     resume: bool = False,
     tracking_uri: str | None = None,
     trust: bool = False,
+    skip_bad: bool = False,
 ) -> TrainingResult:
     """Fit a bundle to a data set and train it.
 
@@ -77,6 +89,7 @@ def train_bundle(
         resume: go on after the last whole epoch in ``output``.
         tracking_uri: MLflow's store for this call; ``""``: none, None: as the bundle has it.
         trust: train a bundle that could run code of its own, see :func:`medunet.trust.require_trust`.
+        skip_bad: leave out cases that cannot be used, which otherwise are an error; every voxel is read to find them.
 
     Raises:
         SecurityError: the bundle is not trusted.
@@ -93,7 +106,7 @@ def train_bundle(
         )
     with claim(output):
         check_target(output)
-        prepare_run(bundle, data, output, changes=changes or {}, presets=presets)
+        prepare_run(bundle, data, output, changes=changes or {}, presets=presets, skip_bad=skip_bad)
         return train_prepared(output, resume=resume, device=chosen, tracking_uri=tracking_uri)
 
 
@@ -132,6 +145,7 @@ def train_prepared(
         best_epoch=best.get("epoch", state.epoch),
         best_dice=best.get("val_dice", {}),
         history=history,
+        left_out=tuple(read_json(run / "configs" / "train.json").get("skip_cases", ())),
     )
 
 
@@ -141,7 +155,13 @@ def _mean_dice(entry: Mapping[str, Any]) -> float:
 
 
 def prepare_run(
-    bundle: Path, data: Path, output: Path, *, changes: Mapping[str, Any], presets: Sequence[str] = ()
+    bundle: Path,
+    data: Path,
+    output: Path,
+    *,
+    changes: Mapping[str, Any],
+    presets: Sequence[str] = (),
+    skip_bad: bool = False,
 ) -> SegmentationDataset:
     """Make a run: a bundle fitted to a data set, with the options of this training written into its configs.
 
@@ -150,27 +170,40 @@ def prepare_run(
     Returns:
         The data set.
     """
-    dataset, values = fit_data(bundle, data)
+    dataset, values = fit_data(bundle, data, skip_bad=skip_bad)
     write_run(bundle, data, output, values={**values, **changes}, presets=presets)
     return dataset
 
 
-def fit_data(bundle: Path, data: Path) -> tuple[SegmentationDataset, dict[str, Any]]:
+def fit_data(bundle: Path, data: Path, *, skip_bad: bool = False) -> tuple[SegmentationDataset, dict[str, Any]]:
     """Open a data set, check its headers, and say what a bundle's configuration takes over from it.
+
+    Args:
+        bundle: folder of the bundle.
+        data: the data set.
+        skip_bad: leave out cases that cannot be used; their voxels are checked, too.
 
     Returns:
         The data set, and values by config id.
 
     Raises:
         ConfigError: the bundle is an ensemble of folds, or does not fit the data.
+        DataError: cases that cannot be used, all of them in one error; or nothing else.
     """
     if ENSEMBLE_FOLDS in read_json(bundle / "configs" / "inference.json"):
         raise ConfigError(
             "an ensemble of folds cannot be trained", file=bundle, remedy="start from the bundle that its folds were of"
         )
-    dataset = open_dataset(data)
-    raise_on_error(check_dataset(dataset, level="header"))
-    return dataset, adapt(dataset, read_json(bundle / "configs" / "train.json"))
+    config = read_json(bundle / "configs" / "train.json")
+    problems: list[MedunetError] = []
+    dataset = open_dataset(data, problems=problems)
+    if not skip_bad:
+        known = [Finding.of(problem, file=data) for problem in problems]
+        raise_on_error([*known, *check_dataset(dataset, level="header")])
+        return dataset, adapt(dataset, config)
+    dataset, left_out = usable(dataset, problems)
+    skipped: dict[str, Any] = {"skip_cases": left_out} if left_out else {}
+    return dataset, {**adapt(dataset, config), **skipped}
 
 
 def write_run(
@@ -244,6 +277,12 @@ def evaluate_bundle(
         device: as in :func:`train_bundle`.
         em: also the ISBI 2012 scores; ``None``: where the data are 2D with two labels.
         trust: as in :func:`train_bundle`.
+
+    Returns:
+        Statistics of the cases that could be predicted and measured; `failed_cases` names the others, with the reason.
+
+    Raises:
+        DataError: no case could be measured.
     """
     if section not in ("validation", "all", "training"):
         raise ConfigError("unknown section", received=section, expected="validation or all")
@@ -263,17 +302,24 @@ def evaluate_bundle(
         fold=config["fold"],
         folds=config["folds"],
         validation_cases=config["validation_cases"],
+        skip_cases=config.get("skip_cases", ()),
     )
     labels = class_values(config)
     pairs: list[Pair] = []
-    for index, item in enumerate(items, start=1):
-        path = predictor.predict_case(source_of(item))
-        pairs.append(pair_of(item, path))
+    failed: dict[str, str] = {}
+    results = predictor.predict([source_of(item) for item in items])
+    for index, (item, result) in enumerate(zip(items, results, strict=True), start=1):
+        if result.path is None or result.error is not None:
+            failed[str(item["name"])] = reason(result.error or DataError("no label map"))
+            logger.error("not predicted: %s", result.error)
+            continue
+        pairs.append(pair_of(item, result.path))
         logger.info("predicted %d/%d %s", index, len(items), item["name"])
     return measure(
         pairs,
         labels,
         output,
+        failed=failed,
         regions=region_values_of(config),
         em=wants_em(em, dataset.spatial_dims, labels),
         ignore=dataset.ignore,
@@ -313,12 +359,22 @@ def evaluate_folders(predictions: Path, references: Path, output: Path, *, em: b
         em: as in :func:`evaluate_bundle`.
     """
     pairs = pair_files(predictions, references)
-    values = sorted({value for pair in pairs for path in (pair.pred, pair.ref) for value in label_values(path)} | {0})
+    found, failed = {0}, dict[str, str]()
+    for pair in pairs:
+        try:
+            found |= {value for path in (pair.pred, pair.ref) for value in label_values(path)}
+        except (DataError, GeometryError) as error:
+            failed[pair.name] = reason(error)
+            logger.error("not measured: %s", error)
+    values = sorted(found)
+    pairs = [pair for pair in pairs if pair.name not in failed]
     labels = {("background" if value == 0 else f"label_{value}"): value for value in values}
+    if not pairs:
+        raise DataError("no case could be measured", file=predictions, received="; ".join(failed.values()))
     if len(labels) == 1:
         raise DataError("predictions and references are all background", file=predictions)
     planar = pairs[0].ref.suffix.lower() in {".png", ".tif", ".tiff", ".bmp"}
-    return measure(pairs, labels, output, em=wants_em(em, 2 if planar else 3, labels))
+    return measure(pairs, labels, output, em=wants_em(em, 2 if planar else 3, labels), failed=failed)
 
 
 def measure(
@@ -330,10 +386,24 @@ def measure(
     regions: Mapping[str, Sequence[int]] | None = None,
     rules: Sequence[ClassRule] = (),
     ignore: int | None = None,
+    failed: Mapping[str, str] | None = None,
 ) -> Summary:
-    """Measure pairs of files, cleaned by rules, and write the tables."""
-    results = list(evaluate_pairs(pairs, labels=labels, regions=regions, em=em, rules=rules, ignore=ignore))
+    """Measure pairs of files, cleaned by rules, and write the tables.
+
+    A pair that cannot be read is named in the summary's `failed_cases`, beside those that have failed before.
+
+    Raises:
+        DataError: none could be measured.
+    """
+    lost = dict(failed or {})
+    results = list(
+        evaluate_pairs(pairs, labels=labels, regions=regions, em=em, rules=rules, ignore=ignore, failed=lost)
+    )
+    if not results:
+        raise DataError("no case could be measured", file=output, received="; ".join(lost.values()) or "no case")
     summary = summarise(results)
+    if lost:
+        summary["failed_cases"] = dict(sorted(lost.items()))
     write_tables(results, output, summary=summary)
     return summary
 

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli.options import Device, Trust
+from medunet.cli.predict import EXIT_SOME_FAILED
 
 
 def evaluate(
@@ -56,3 +58,10 @@ def evaluate(
     for name, statistics in result.get("em", {}).items():
         console.print(f"{name}: {statistics['mean']:.5f}")
     console.print(f"tables: {output}", highlight=False, soft_wrap=True)
+    failed = result.get("failed_cases", {})
+    for name, cause in failed.items():
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"[bold red]error[/] {escape(name)}: {escape(cause)}"
+        )
+    if failed:
+        raise typer.Exit(EXIT_SOME_FAILED)

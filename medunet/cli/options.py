@@ -23,6 +23,11 @@ Trust = Annotated[
 ]
 
 
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Go on without cases that cannot be used; they are named. Else they stop it.")
+]
+
+
 def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
     """`key=value` texts as a dictionary; values are YAML, or MONAI expressions that begin with `$` or `@`.
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from medunet.cli.options import Device
+from medunet.cli.options import Device, SkipBad
 
 DIMS = {"auto": None, "2": 2, "3": 3}
 
@@ -28,6 +28,7 @@ def plan(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Make no training step: memory is estimated, epochs stay.")
     ] = False,
+    skip_bad: SkipBad = False,
     jobs: Annotated[int | None, typer.Option(help="Cases measured at once; each is held in memory.")] = None,
 ) -> None:
     """Measure a data set and make the bundle that suits it, the machine and the time; its docs say why."""
@@ -51,6 +52,7 @@ def plan(
             device=device,
             measure=not estimate,
             jobs=jobs,
+            skip_bad=skip_bad,
             cache=default_cache(),
             started=lambda total: progress.update(task, total=total, description="measuring cases"),
             done=lambda: progress.advance(task),
@@ -69,6 +71,8 @@ def plan(
     console.print(table)
     for problem in result.problems:
         errors.print(f"[yellow]left out[/] {escape(str(problem))}", highlight=False, soft_wrap=True)
+    for name, cause in result.plan.fingerprint.broken.items():
+        errors.print(f"[yellow]left out[/] {escape(name)}: {escape(cause)}", highlight=False, soft_wrap=True)
     if result.plan.seconds is not None:
         console.print(f"training will take about {spell_time(result.plan.seconds)}", highlight=False)
     console.print(f"bundle: {output}", highlight=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import logging
 import time
 from enum import Enum
@@ -62,6 +63,28 @@ def predict(
         typer.Option("--query", metavar="KEYWORD=VALUE", help="Of a DICOMweb store, such as Modality=CT; repeatable."),
     ] = None,
     send_back: Annotated[bool, typer.Option("--send-back", help="Store DICOM SEGs in the DICOMweb store.")] = False,
+    isolate: Annotated[
+        bool,
+        typer.Option("--isolate", help="Decode images of unknown origin in a child process with limits; see README."),
+    ] = False,
+    deidentify: Annotated[
+        bool,
+        typer.Option(
+            "--deidentify", help="Number cases instead of naming them; DICOM results by PS3.15's basic profile."
+        ),
+    ] = False,
+    pseudonym_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--pseudonym-key", metavar="FILE", help="With --deidentify: names by a secret key, always the same."
+        ),
+    ] = None,
+    pseudonym_table: Annotated[
+        Path | None,
+        typer.Option(
+            "--pseudonym-table", metavar="FILE", help="With --deidentify: also write which case is which (CSV)."
+        ),
+    ] = None,
     benchmark: Annotated[bool, typer.Option("--benchmark", help="Show where the time went.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show tiles, the choice of the fast network, and tracebacks.")
@@ -77,12 +100,22 @@ def predict(
     """
     from medunet.bundle import find_bundle
     from medunet.datasets import list_inputs
+    from medunet.errors import ConfigError
     from medunet.files import check_target, claim
+    from medunet.io import Pseudonyms
     from medunet.prediction import Predictor
 
     if verbose:
         logging.getLogger("medunet").setLevel(logging.DEBUG)
+    if (pseudonym_key or pseudonym_table) and not deidentify:
+        raise ConfigError("pseudonyms are for de-identified results", remedy="give --deidentify as well")
     if on is not None or inputs[0].lower().endswith(".csv") or inputs[0].startswith(("http://", "https://")):
+        if deidentify or isolate:
+            raise ConfigError(
+                "not for manifests, DICOMweb stores and Ray",
+                received="--deidentify" if deidentify else "--isolate",
+                remedy="predict files or folders; a manifest's column `name` may hold pseudonyms",
+            )
         predict_many(
             find_bundle(bundle),
             inputs,
@@ -100,6 +133,7 @@ def predict(
         )
         return
     check_target(output)
+    pseudonyms = Pseudonyms.from_file(pseudonym_key) if deidentify else None
     begun = time.perf_counter()
     predictor = Predictor(
         find_bundle(bundle),
@@ -113,6 +147,8 @@ def predict(
         ensemble=[find_bundle(name) for name in ensemble or ()],
         benchmark=benchmark,
         trust=trust,
+        isolated=isolate or None,
+        pseudonyms=pseudonyms,
     )
     sources = list_inputs(inputs, channels=predictor.channels)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -136,6 +172,8 @@ def predict(
     except KeyboardInterrupt:
         interrupted = True
     seconds = time.perf_counter() - loaded
+    if pseudonyms is not None and pseudonym_table is not None:
+        _write_table(pseudonyms.table(), pseudonym_table)
 
     failed = [result for result in results if result.error is not None]
     skipped = sum(result.skipped for result in results)
@@ -151,6 +189,16 @@ def predict(
         raise typer.Exit(EXIT_INTERRUPTED)
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _write_table(rows: list[tuple[str, str]], path: Path) -> None:
+    """For the owner's eyes only."""
+    from medunet.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        temporary.touch(mode=0o600)
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("case", "input"), *rows])
 
 
 def _print_result(result: Prediction) -> None:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Where
-from medunet.cli.options import Device, Preset, Set, Trust, parse_settings
+from medunet.cli.options import Device, Preset, Set, SkipBad, Trust, parse_settings
 
 if TYPE_CHECKING:
     from medunet.bundle import CrossValidation, TrainingResult
@@ -57,6 +57,7 @@ def train(
     ] = None,
     settings: Set = None,
     trust: Trust = False,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Train a bundle on labelled images. The run's folder is a bundle itself."""
     from medunet.bundle import find_bundle, train_bundle, train_folds
@@ -71,7 +72,7 @@ def train(
         changes["init_from"] = str(init_from.resolve())
     data_name = data.resolve().parent.name if data.is_file() else data.resolve().name
     base = f"{source.resolve().name}_{data_name}"
-    options: dict[str, Any] = {"presets": preset or (), "device": device, "trust": trust}
+    options: dict[str, Any] = {"presets": preset or (), "device": device, "trust": trust, "skip_bad": skip_bad}
     if folds is not None:
         if nproc is not None or nnodes > 1:
             raise ConfigError("several processes train one fold", received="--folds", remedy="give --fold K")
@@ -131,6 +132,8 @@ def show_training(result: TrainingResult) -> None:
         for name, value in result.best_dice.items():
             table.add_row(name, f"{value:.4f}")
         console.print(table)
+    if result.left_out:
+        console.print(f"[yellow]left out[/] {escape(', '.join(result.left_out))}", highlight=False, soft_wrap=True)
     console.print(f"run: {result.run}", highlight=False, soft_wrap=True)
     console.print(f"next: medunet predict {result.run} IMAGES --output DIR", highlight=False, soft_wrap=True)
 

@@ -13,6 +13,7 @@ from .dataset import SegmentationDataset as SegmentationDataset
 from .dataset import split_fold as split_fold
 from .examination import Examination as Examination
 from .examination import examine as examine
+from .finding import MAX_NAMED as MAX_NAMED
 from .finding import Finding as Finding
 from .finding import raise_on_error as raise_on_error
 from .labels import label_values as label_values
@@ -27,3 +28,4 @@ from .regions import Region as Region
 from .statistics import CaseStatistics as CaseStatistics
 from .store import StoreDataset as StoreDataset
 from .store import foreground_indices as foreground_indices
+from .usable import usable as usable

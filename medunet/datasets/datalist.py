@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -131,6 +131,7 @@ def datalist(
     fold: int = 0,
     folds: int = 5,
     validation_cases: Sequence[str] = (),
+    skip_cases: Sequence[str] = (),
 ) -> list[dict[str, str | list[str]]]:
     """Items of one section, for `train#dataset#data` in a config.
 
@@ -140,6 +141,8 @@ def datalist(
         fold: which fold of `split_fold` validates.
         folds: how many there are.
         validation_cases: names of the cases that validate, instead of a fold.
+        skip_cases: names of cases that are left out before the others are shared out to folds, so that these stay the
+            same when a case is mended. What is wrong with such a case is no error: it is known.
 
     Returns:
         ``[{"image": ..., "label": ..., "name": ...}, ...]``, sorted by name.
@@ -150,7 +153,7 @@ def datalist(
     """
     if section not in ("training", "validation", "all", "test"):
         raise ConfigError("unknown section", received=section, expected="training, validation, all or test")
-    dataset = open_dataset(path)
+    dataset = _open_without(path, frozenset(skip_cases))
     if section == "all":
         return [case.item() for case in dataset.cases]
     if section == "test":
@@ -166,6 +169,18 @@ def datalist(
     else:
         training, validation = split_fold(dataset.cases, fold=fold, folds=folds)
     return [case.item() for case in (training if section == "training" else validation)]
+
+
+def _open_without(path: str | os.PathLike[str], skipped: frozenset[str]) -> SegmentationDataset:
+    """The data set without cases that are known to be bad; any other bad one is an error, not a shift of folds."""
+    if not skipped:
+        return open_dataset(path)
+    problems: list[MedunetError] = []
+    dataset = open_dataset(path, problems=problems)
+    for problem in problems:
+        if output_name(problem.file or "unknown") not in skipped:
+            raise problem
+    return replace(dataset, cases=tuple(case for case in dataset.cases if case.name not in skipped))
 
 
 def list_inputs(

@@ -12,6 +12,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
 from medunet.errors import DataError, MedunetError
+from medunet.io.limits import refuse_deflate_bomb
 
 from .dataset import Case
 
@@ -169,6 +170,10 @@ def _series_uid(path: Path) -> str:
 
 def _header(path: Path) -> pydicom.Dataset:
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_REFERENCE_TAGS))
+        with path.open("rb") as file:
+            refuse_deflate_bomb(file, path)
+            return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_REFERENCE_TAGS))
+    except MedunetError:
+        raise
     except Exception as error:  # pydicom raises many kinds for damaged bytes
         raise DataError(f"damaged DICOM header: {type(error).__name__}", file=path) from error

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from medunet.errors import DataError, GeometryError, MedunetError
 
+MAX_NAMED = 20
+"""Findings that an error names beside the first; `medunet check` shows all."""
+
 _NUMBER = re.compile(r"\d[\d.e+-]*")
 
 
@@ -57,7 +60,7 @@ class Finding:
 
 
 def raise_on_error(findings: Iterable[Finding]) -> None:
-    """Raise the first error among the findings, telling how many more there are.
+    """Raise the first error among the findings, and name all the others in it.
 
     Raises:
         DataError: or a `GeometryError`, as the finding's.
@@ -66,6 +69,10 @@ def raise_on_error(findings: Iterable[Finding]) -> None:
     if not errors:
         return
     first = errors[0]
-    more = f" (and {len(errors) - 1} more problems)" if len(errors) > 1 else ""
+    more = ""
+    if len(errors) > 1:
+        shown = [f"{Path(error.file).name}: {error.cause}" for error in errors[1 : MAX_NAMED + 1]]
+        left = [f"and {len(errors) - 1 - MAX_NAMED} others"] if len(errors) - 1 > MAX_NAMED else []
+        more = f" (and {len(errors) - 1} more problems: {'; '.join([*shown, *left])})"
     kind = GeometryError if isinstance(first.error, GeometryError) else DataError
     raise kind(first.cause + more, file=first.file or None, remedy=first.remedy) from first.error

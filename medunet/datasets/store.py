@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medunet import __version__
-from medunet.errors import DataError
+from medunet.errors import DataError, find_cause
 from medunet.files import CAN_LOCK, Hold, lock
 from medunet.transforms import IGNORE_INDEX
 
 from .entry import MANIFEST as ENTRY_MANIFEST
 from .entry import Entry, remove_remains
+from .finding import MAX_NAMED
 from .identity import describe_source, digest
 from .prune import hold_path, store_folder
 
@@ -118,7 +119,7 @@ class StoreDataset(Dataset):
         Items would otherwise be preprocessed when they are asked for, one by one.
 
         Raises:
-            DataError: no room or no right to write.
+            DataError: no room or no right to write; of several cases that cannot be used, all of them in one error.
             Exception: what a transform raises.
         """
         self._use()
@@ -132,8 +133,14 @@ class StoreDataset(Dataset):
             with _progress_bar(self.progress) as bar:
                 task = bar.add_task("", total=len(missing))
 
+                failures: dict[int, Exception] = {}
+
                 def make(index: int, *, wait: bool) -> bool:
-                    done = self._make(index, wait=wait) is not None
+                    try:
+                        done = self._make(index, wait=wait) is not None
+                    except Exception as failure:  # the others are prepared all the same, and all failures told
+                        failures[index] = failure
+                        return True
                     if done:
                         bar.advance(task)
                     return done
@@ -143,6 +150,8 @@ class StoreDataset(Dataset):
                 others = [index for index, done in zip(missing, made, strict=True) if not done]
                 for _ in pool.map(lambda index: make(index, wait=True), others):
                     pass
+        if failures:
+            raise _joined(failures)
         megabytes = sum(self._entries[index].nbytes for index in missing) / 1e6
         logger.info("prepared %d cases, %.0f MB, in %.1f s", len(missing), megabytes, time.perf_counter() - begun)
 
@@ -286,6 +295,21 @@ def _smallest_integers(label: Any) -> Any:
                 return small.numpy()
             return MetaTensor(small).copy_meta_from(label) if isinstance(label, MetaTensor) else small
     return label
+
+
+def _joined(failures: dict[int, Exception]) -> Exception:
+    """The first failure; with several that are faults of the data, one error that names them all."""
+    ordered = [failures[index] for index in sorted(failures)]
+    reasons = list(dict.fromkeys(str(cause) for failure in ordered if (cause := find_cause(failure)) is not None))
+    if len(reasons) < 2:
+        return ordered[0]
+    error = DataError(
+        f"{len(reasons)} cases cannot be used",
+        received="; ".join(reasons[:MAX_NAMED]) + (" ..." if len(reasons) > MAX_NAMED else ""),
+        remedy="mend them, or train without them: --skip-bad",
+    )
+    error.__cause__ = ordered[0]
+    return error
 
 
 def _progress_bar(wanted: bool) -> Progress:

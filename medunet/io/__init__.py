@@ -1,5 +1,6 @@
 """Reading and writing images: headers are verified before a voxel is used, files are written whole or not at all."""
 
+from .deidentify import Pseudonyms as Pseudonyms
 from .dicom import is_dicom_folder as is_dicom_folder
 from .label import LoadLabeld as LoadLabeld
 from .label import is_structure_file as is_structure_file

@@ -7,9 +7,10 @@ used, zlib does the same work more slowly. The files are ordinary: one member, r
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -49,6 +50,14 @@ _SKIM_BYTES = 1 << 20
 _SLACK_BYTES = 1 << 20
 """How much more than is wanted is decompressed in one call, so as to verify the checksum at the end."""
 
+LARGEST_EXCESS = 64 << 20
+"""Unpacked bytes behind the wanted ones that are looked through for a wrong checksum; a file with more is a bomb."""
+
+_MOST_EMPTY_MEMBERS = 1000
+"""Each costs time and none; block-compressed files end with one."""
+
+_ZEROS = re.compile(rb"\0*")
+
 _MAX_LENGTH_FIELD = 1 << 32
 """Gzip keeps the length modulo this."""
 
@@ -68,7 +77,8 @@ def gunzip(data: bytes, *, wanted: int, file: str | os.PathLike[str] | None = No
 
     Raises:
         DataError: not gzip, damaged (checksum, length, stream) or truncated.
-        SecurityError: so many bytes cannot come out of so small a file; refused before any are reserved.
+        SecurityError: so many bytes cannot come out of so small a file, refused before any are reserved; or far more
+            come out than are wanted.
 
     Example:
         >>> gunzip(compress(b"voxels"), wanted=6).tobytes()
@@ -101,25 +111,72 @@ def _gunzip_at_once(data: bytes, wanted: int) -> memoryview | None:
 
 
 def _gunzip_members(data: bytes, wanted: int, file: str | os.PathLike[str] | None) -> memoryview:
-    parts: list[bytes] = []
-    total = 0
+    source, kept = _Source(data), bytearray()
+    empty = excess = 0
+
+    def missing() -> int:
+        return max(wanted - len(kept), 0)
+
     while True:
-        member = _engine.decompressobj(wbits=31)
+        length = 0
+        for part in _member(source, missing, file):
+            length += len(part)
+            if len(kept) < wanted:
+                kept.extend(part)
+            else:
+                excess += len(part)
+        empty += not length
+        if excess > LARGEST_EXCESS or empty > _MOST_EMPTY_MEMBERS:
+            raise SecurityError(
+                "gzip file unpacks to more than its header says",
+                file=file,
+                received=f"{excess >> 20} MiB more" if excess else f"{empty} empty members",
+                remedy="copy it again from its source",
+            )
+        if not source.skip_to_member():
+            return memoryview(kept)
+
+
+def _member(source: _Source, missing: Callable[[], int], file: str | os.PathLike[str] | None) -> Iterator[bytes]:
+    """The content of the next member in parts; its end is reached unless far too much comes out."""
+    member, piece, more, skimmed = _engine.decompressobj(wbits=31), b"", False, 0
+    while not member.eof and skimmed <= LARGEST_EXCESS:
+        if not piece and not more and not (piece := source.take()):
+            raise DataError("truncated gzip file", file=file, remedy="copy it again from its source")
+        # Two bytes more than wanted: the checksum is compared only when the stream may go on to its end.
+        limit = wanted + 2 if (wanted := missing()) else _SKIM_BYTES
         try:
-            # Two bytes more than wanted: the checksum is compared only when the stream may go on to its end.
-            parts.append(member.decompress(data, max(wanted - total, 0) + 2))
-            while not member.eof:  # what is wanted is complete: skim what follows
-                if not member.decompress(member.unconsumed_tail, _SKIM_BYTES) and not member.unconsumed_tail:
-                    break
+            part = member.decompress(piece, limit)
         except (zlib.error, _engine.error) as error:
             raise DataError(f"damaged gzip file: {error}", file=file, remedy="copy it again from its source") from error
-        if not member.eof:
-            raise DataError("truncated gzip file", file=file, remedy="copy it again from its source")
-        total += len(parts[-1])
-        # Zero padding may follow a member; like gzip, ignore other bytes that start no member.
-        data = member.unused_data.lstrip(b"\0")
-        if not data.startswith(GZIP_MAGIC):
-            return memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
+        more, piece = len(part) == limit, member.unconsumed_tail
+        skimmed += 0 if wanted else len(part)
+        yield part
+    source.put_back(len(member.unused_data))
+
+
+class _Source:
+    """The bytes of the file, piece by piece: files of many small members would otherwise be copied for each of them."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.place = 0
+
+    def take(self) -> bytes:
+        """The next piece; empty at the end."""
+        piece = self.data[self.place : self.place + _SKIM_BYTES]
+        self.place += len(piece)
+        return piece
+
+    def put_back(self, count: int) -> None:
+        """Bytes that belonged to no member."""
+        self.place -= count
+
+    def skip_to_member(self) -> bool:
+        """Pass over zero padding; False where no member follows: like gzip, ignore other bytes."""
+        found = _ZEROS.match(self.data, self.place)
+        self.place = found.end() if found else self.place
+        return self.data.startswith(GZIP_MAGIC, self.place)
 
 
 def compress(data: Buffer, *, level: int = FAST_LEVEL) -> bytes:

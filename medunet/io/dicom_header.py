@@ -12,9 +12,10 @@ from typing import BinaryIO, Literal
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from medunet.errors import DataError
+from medunet.errors import DataError, SecurityError
 
 from .dicom_values import BINARY_TAGS, TEMPORAL_KEYS, TOP_LEVEL_TAGS, decimals, has, items, number, text
+from .limits import refuse_deflate_bomb
 
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 """Endings that announce DICOM; files of a series often have none."""
@@ -124,6 +125,7 @@ def read_frames(path: Path) -> list[Frame] | None:
 
     Raises:
         DataError: a DICOM image whose header or pixel data is damaged or truncated.
+        SecurityError: deflated, and far larger than images are.
     """
     if not looks_like_dicom(path):
         if path.stat().st_size == 0 and path.suffix.lower() in DICOM_SUFFIXES:
@@ -133,7 +135,7 @@ def read_frames(path: Path) -> list[Frame] | None:
         with path.open("rb") as file:
             if _DIRECTORY_MARK in file.read(_META_BYTES):
                 return None
-            file.seek(0)
+            refuse_deflate_bomb(file, path)
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TOP_LEVEL_TAGS)
             meta = header.file_meta
             kind = str(meta.get("MediaStorageSOPClassUID", "")) or text(header, "SOPClassUID")
@@ -147,7 +149,7 @@ def read_frames(path: Path) -> list[Frame] | None:
             image = replace(_image_file(path, header, syntax), pixel_offset=file.tell())
             image = _with_pixel_offset(image, file)
             return _frames(image, header)
-    except DataError:
+    except (DataError, SecurityError):
         raise
     except InvalidDicomError:
         return None

@@ -13,6 +13,7 @@ from medunet.errors import DataError
 from .dicom_codec import Decoder, is_plain
 from .dicom_header import Frame
 from .layout import transpose
+from .limits import require_memory
 
 SLAB = 64
 """Slices rescaled and transposed at once: with fewer the cache lines of the volume, whose last axis counts slices, are
@@ -80,9 +81,10 @@ def read_voxels(frames: Sequence[Frame]) -> tuple[npt.NDArray[np.float32], list[
     """The volume ``(columns, rows, slices)`` of frames in order, and warnings.
 
     Raises:
-        DataError: pixels that cannot be decoded.
+        DataError: pixels that cannot be decoded, or more of them than memory holds.
     """
     file = frames[0].file
+    require_memory((file.columns, file.rows, len(frames)), 1, file.path)
     volume = np.empty((file.columns, file.rows, len(frames)), dtype=np.float32)
     padding = _Padding()
     decoder = Decoder()

@@ -22,6 +22,7 @@ from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry, flip_ras_lps
 
 from .lattice import LATTICE_TOLERANCE_VOXELS
+from .limits import refuse_deflate_bomb
 
 _PREAMBLE = 128
 _NEW_WRITER = int(pydicom.__version__.partition(".")[0]) >= 3
@@ -48,9 +49,12 @@ def read_dataset(path: Path, *, tags: Sequence[str] | None = None) -> FileDatase
 
     Raises:
         DataError: it is none, or it is damaged.
+        SecurityError: deflated, and far larger than images are.
     """
     try:
-        return pydicom.dcmread(path, specific_tags=None if tags is None else list(tags))
+        with path.open("rb") as file:
+            refuse_deflate_bomb(file, path)
+            return pydicom.dcmread(file, specific_tags=None if tags is None else list(tags))
     except (InvalidDicomError, EOFError, ValueError, OSError, AttributeError, KeyError) as error:
         raise DataError("is no readable DICOM file", file=path, remedy="export it again") from error
 
@@ -70,7 +74,9 @@ def read_planes(path: Path, geometry: Geometry, *, series: str | None = None) ->
     found: dict[str, list[SourcePlane]] = defaultdict(list)
     for file in sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]:
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True)
+            with file.open("rb") as stream:
+                refuse_deflate_bomb(stream, file)
+                header = pydicom.dcmread(stream, stop_before_pixels=True)
         except (InvalidDicomError, EOFError, ValueError, OSError, AttributeError, KeyError):
             continue
         uid = str(header.get("SeriesInstanceUID", ""))

@@ -19,6 +19,7 @@ from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
 from .layout import copy_in_order
+from .limits import refuse_foreign_data, require_memory
 from .record import ReadRecord
 
 PILLOW_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
@@ -44,6 +45,7 @@ def read_pillow(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
         DataError: unreadable, truncated, or a mode such as CMYK.
     """
     record = read_pillow_header(path)
+    require_memory(record.geometry.shape, record.channels, path)
     try:
         with Image.open(path) as image:
             array = np.asarray(image)
@@ -81,6 +83,7 @@ def read_tiff(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
         DataError: unreadable, truncated, pages of several sizes, NaN pixels, or complex numbers.
     """
     record = read_tiff_header(path)
+    require_memory(record.geometry.shape, record.channels, path)
     try:
         array = tifffile.imread(path, series=0)
     except Exception as error:  # tifffile and its codecs raise many kinds for damaged data
@@ -141,10 +144,12 @@ def read_itk(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
     Raises:
         DataError: unreadable, or NaN voxels.
         GeometryError: impossible spacing.
+        SecurityError: a header that takes its voxels from another folder.
     """
     record = read_itk_header(path)
+    require_memory(record.geometry.shape, record.channels, path)
     try:
-        image = sitk.ReadImage(str(path))
+        image = sitk.ReadImage(str(path), imageIO=_itk_format(path))
     except RuntimeError as error:
         raise DataError(f"cannot be read: {_itk_cause(error)}", file=path) from error
     return itk_voxels(image, path), record
@@ -153,8 +158,10 @@ def read_itk(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
 def read_itk_header(path: Path) -> ReadRecord:
     """The record of `read_itk` without the voxels."""
     _refuse_missing_or_empty(path)
+    refuse_foreign_data(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    reader.SetImageIO(_itk_format(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -169,6 +176,11 @@ def read_itk_header(path: Path) -> ReadRecord:
         channels=reader.GetNumberOfComponents(),
         dtype=name,
     )
+
+
+def _itk_format(path: Path) -> str:
+    """The one of ITK's some thirty parsers that a file gets: the one of its name, whatever its content claims."""
+    return "NrrdImageIO" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImageIO"
 
 
 def itk_geometry(image: Any, path: Path) -> Geometry:

@@ -17,6 +17,7 @@ from medunet.geometry import Geometry
 
 from .deflate import GZIP_MAGIC, MAX_RATIO, gunzip
 from .layout import copy_in_order
+from .limits import require_memory
 from .options import DEFAULTS, Form, ReadOptions
 from .record import ReadRecord
 
@@ -58,6 +59,8 @@ def read_nifti(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray
     """
     stream = _Stream(path)
     layout = _parse(stream.head, path, options)
+    stream.require(layout.offset + layout.nbytes)
+    require_memory(layout.record.geometry.shape, layout.record.channels, path)
     raw = stream.read(layout.offset, layout.nbytes)
     # One pass from the file's (Fortran) order and type to contiguous float32.
     stored = np.frombuffer(raw, dtype=layout.dtype).reshape(layout.stored_shape, order="F").squeeze(layout.dropped)
@@ -102,9 +105,8 @@ class _Stream:
                 raise DataError(f"damaged gzip file: {error}", file=path) from error
         self.head = head
 
-    def read(self, offset: int, nbytes: int) -> memoryview:
-        """`nbytes` from `offset` of the decompressed file, after its length and gzip's checksum have been verified."""
-        needed = offset + nbytes
+    def require(self, needed: int) -> None:
+        """Refuse a file that cannot hold so many bytes, decompressed."""
         bound = self.size * MAX_RATIO if self.gzipped else self.size
         if needed > bound:
             raise DataError(
@@ -114,6 +116,10 @@ class _Stream:
                 expected=f"{needed} bytes",
                 remedy="copy it again from its source",
             )
+
+    def read(self, offset: int, nbytes: int) -> memoryview:
+        """`nbytes` from `offset` of the decompressed file, after its length and gzip's checksum have been verified."""
+        needed = offset + nbytes
         content = self.path.read_bytes()
         data = gunzip(content, wanted=needed, file=self.path) if self.gzipped else memoryview(content)
         if len(data) < needed:

@@ -17,6 +17,7 @@ from medunet.geometry import Geometry, flip_ras_lps
 from .deflate import compress
 from .images import itk_geometry
 from .lattice import lattice_map, lay_on
+from .limits import refuse_foreign_data
 from .segments import Segment
 from .structures import Painting, Structure
 
@@ -74,8 +75,10 @@ def read_seg_nrrd(path: Path) -> list[Structure]:
         DataError: unreadable.
         GeometryError: an impossible grid.
     """
+    refuse_foreign_data(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    reader.SetImageIO("NrrdImageIO")
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -98,7 +101,7 @@ def read_seg_nrrd(path: Path) -> list[Structure]:
 
 def _paint(path: Path, layer: int, value: int, reference: Geometry) -> Painting:
     try:
-        image = sitk.ReadImage(str(path))
+        image = sitk.ReadImage(str(path), imageIO="NrrdImageIO")
     except RuntimeError as error:
         raise DataError("voxels cannot be read", file=path) from error
     voxels = sitk.GetArrayViewFromImage(image)

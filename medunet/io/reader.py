@@ -29,6 +29,7 @@ from .images import (
     read_tiff,
     read_tiff_header,
 )
+from .isolation import is_wanted, shared_process
 from .names import output_name
 from .nifti import NIFTI_SUFFIXES, read_nifti, read_nifti_header
 from .options import Form, ReadOptions, Tilt, Uneven
@@ -59,6 +60,7 @@ def read_volume(
     tilt: Tilt = "keep",
     phase: int | None = None,
     spatial_dims: int | None = None,
+    isolated: bool | None = None,
 ) -> Volume:
     """Read an image in the plane or a volume.
 
@@ -73,6 +75,8 @@ def read_volume(
         phase: DICOM: which phase of a sequence in time, counted from 0; without it such a series is refused.
         spatial_dims: 3 refuses an image in the plane, and a volume of one slice; 2 refuses volumes, and reads one slice
             as an image in the plane. None takes what is there, but refuses a DICOM folder with a single slice.
+        isolated: decode in a child process with limits of memory and time, see `medunet.io.isolation`; by default where
+            the environment says so (`MEDUNET_ISOLATE=1`).
 
     Returns:
         ``Volume(image, record)``: NIfTI, NRRD, MetaImage and DICOM in the order ``(C, x, y, z)`` of their affine, a
@@ -86,7 +90,7 @@ def read_volume(
         ConfigError: an option that does not exist.
     """
     options = ReadOptions(channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims)
-    array, meta, record = _read_all(_as_paths(path), options)
+    array, meta, record = _read_all(_as_paths(path), options, isolated)
     affine = torch.as_tensor(meta.pop("affine"))
     return Volume(MetaTensor(array if record.channels > 1 else array[None], affine=affine, meta=meta), record)
 
@@ -101,10 +105,13 @@ def read_header(
     tilt: Tilt = "keep",
     phase: int | None = None,
     spatial_dims: int | None = None,
+    isolated: bool | None = None,
 ) -> ReadRecord:
     """The record that `read_volume` gives, from the headers alone (milliseconds; damaged voxels are not seen)."""
     options = ReadOptions(channels, form, None, series_uid, uneven, tilt, phase, spatial_dims)
-    return _joined([_header_of(item, options) for item in _as_paths(path)])
+    paths = _as_paths(path)
+    read = shared_process().read_header if is_wanted(isolated) else read_one_header
+    return _joined([_with_dims(read(item, options), options.spatial_dims) for item in paths])
 
 
 class MedunetReader(ImageReader):
@@ -127,6 +134,7 @@ class MedunetReader(ImageReader):
         tilt: DICOM rule for a tilted gantry.
         phase: DICOM phase.
         spatial_dims: number of spatial axes that the model takes.
+        isolated: whether files are decoded in a child process.
 
     Raises:
         ConfigError: an option that does not exist.
@@ -143,8 +151,10 @@ class MedunetReader(ImageReader):
         tilt: Tilt = "keep",
         phase: int | None = None,
         spatial_dims: int | None = None,
+        isolated: bool | None = None,
     ) -> None:
         super().__init__()
+        self.isolated = isolated
         self.options = ReadOptions(channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims)
 
     def verify_suffix(self, filename: PathLike | Sequence[PathLike]) -> bool:
@@ -158,16 +168,17 @@ class MedunetReader(ImageReader):
 
     def get_data(self, img: tuple[Path, ...]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """Read what `read` has taken: ``(*spatial)``, or ``(C, *spatial)`` for several channels, and the meta data."""
-        array, meta, _ = _read_all(img, self.options)
+        array, meta, _ = _read_all(img, self.options, self.isolated)
         return array, meta
 
 
 def _read_all(
-    paths: tuple[Path, ...], options: ReadOptions
+    paths: tuple[Path, ...], options: ReadOptions, isolated: bool | None
 ) -> tuple[npt.NDArray[np.float32], dict[str, Any], ReadRecord]:
     arrays, records = [], []
+    read = shared_process().read if is_wanted(isolated) else read_one
     for path in paths:
-        array, record = _read_one(path, options)
+        array, record = read(path, options)
         record = _with_dims(record, options.spatial_dims)
         arrays.append(array.reshape((record.channels,) * (record.channels > 1) + record.geometry.shape))
         records.append(record)
@@ -189,7 +200,8 @@ def _read_all(
     return array, meta, record
 
 
-def _read_one(path: Path, options: ReadOptions) -> tuple[npt.NDArray[np.float32], ReadRecord]:
+def read_one(path: Path, options: ReadOptions) -> tuple[npt.NDArray[np.float32], ReadRecord]:
+    """Read one file or series in this process, by the reader of its format."""
     suffix = _suffix(path)
     if suffix == _DICOM:
         return read_dicom(path, options)
@@ -200,17 +212,16 @@ def _read_one(path: Path, options: ReadOptions) -> tuple[npt.NDArray[np.float32]
     return read_tiff(path) if suffix in TIFF_SUFFIXES else read_itk(path)
 
 
-def _header_of(path: Path, options: ReadOptions) -> ReadRecord:
+def read_one_header(path: Path, options: ReadOptions) -> ReadRecord:
+    """The record of one file or series, in this process."""
     suffix = _suffix(path)
     if suffix == _DICOM:
-        record = read_dicom_header(path, options)
-    elif suffix in NIFTI_SUFFIXES:
-        record = read_nifti_header(path, options)
-    elif suffix in PILLOW_SUFFIXES:
-        record = read_pillow_header(path)
-    else:
-        record = read_tiff_header(path) if suffix in TIFF_SUFFIXES else read_itk_header(path)
-    return _with_dims(record, options.spatial_dims)
+        return read_dicom_header(path, options)
+    if suffix in NIFTI_SUFFIXES:
+        return read_nifti_header(path, options)
+    if suffix in PILLOW_SUFFIXES:
+        return read_pillow_header(path)
+    return read_tiff_header(path) if suffix in TIFF_SUFFIXES else read_itk_header(path)
 
 
 def _with_dims(record: ReadRecord, spatial_dims: int | None) -> ReadRecord:

@@ -19,6 +19,7 @@ from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.files import atomic_path
 from medunet.geometry import Geometry
 
+from .deidentify import Pseudonyms, deidentify
 from .dicom_header import looks_like_dicom
 from .dicom_seg import make_dicom_seg
 from .dicom_source import SourcePlane, read_planes, save_dataset
@@ -106,6 +107,8 @@ class SavePredictiond(MapTransform):
         self.suffix = suffix
         self.overwrite = overwrite
         self.source_grid = source_grid
+        self.pseudonyms: Pseudonyms | None = None
+        """Where results are de-identified, the names of the cases; set by `Predictor`."""
         self._known_planes: tuple[tuple[Any, ...], tuple[SourcePlane, ...]] | None = None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -174,6 +177,8 @@ class SavePredictiond(MapTransform):
             dataset = make_dicom_seg(whole, segments, planes, algorithm=self.algorithm)
         else:
             dataset = make_rtstruct(whole, geometry, segments, planes, algorithm=self.algorithm)
+        if self.pseudonyms is not None:
+            deidentify(dataset, self.pseudonyms)
         with atomic_path(path, overwrite=self.overwrite) as temporary:
             save_dataset(dataset, temporary, implicit=kind == "rtstruct")  # contours have no limit of points
 
@@ -194,19 +199,23 @@ class SavePredictiond(MapTransform):
             )
         if self.format != "auto" or not is_dicom:
             return self.format
+        shown = source if self.pseudonyms is None else self.pseudonyms.code(source)
         if not has_package("highdicom"):
-            logger.warning("%s: written as .nii.gz; DICOM SEG needs pip install 'medunet[dicom]'", source)
+            logger.warning("%s: written as .nii.gz; DICOM SEG needs pip install 'medunet[dicom]'", shown)
             return "nii.gz"
         try:
             self._planes(meta, geometry)
         except (DataError, GeometryError) as error:
-            logger.warning("%s: written as .nii.gz, not as DICOM SEG: %s", source, error.cause)
+            logger.warning("%s: written as .nii.gz, not as DICOM SEG: %s", shown, error.cause)
             return "nii.gz"
         return "dicom-seg"
 
     def _stem(self, item: Mapping[Hashable, Any], meta: Mapping[str, Any], key: Hashable) -> str:
         source = os.fspath(meta["filename_or_obj"])
-        stem = str(item.get(self.name_key) or meta.get("name") or output_name(source)) + self.suffix
+        if self.pseudonyms is not None:
+            stem = self.pseudonyms.code(source) + self.suffix
+        else:
+            stem = str(item.get(self.name_key) or meta.get("name") or output_name(source)) + self.suffix
         return f"{stem}_{key}" if len(self.keys) > 1 else stem
 
     def _refuse_existing(self, path: Path) -> None:

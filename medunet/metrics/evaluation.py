@@ -68,6 +68,8 @@ class Summary(TypedDict):
     """Mean over classes of the mean over cases (nnU-Net's foreground mean)."""
     classes: dict[str, ClassSummary]
     em: NotRequired[dict[str, Statistics]]
+    failed_cases: NotRequired[dict[str, str]]
+    """Why cases could not be measured, by name; not there where all were."""
 
 
 def evaluate_case(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -45,9 +46,13 @@ def parse_inference(
     file = bundle / "configs" / "inference.json"
     if not file.is_file():
         raise ConfigError("the bundle lacks inference.json", file=bundle, remedy="give a bundle or a run")
-    require_trust(bundle, trust=trust)
+    verdict = require_trust(bundle, trust=trust)
     parser = ConfigParser()
-    parser.read_config(str(file))
+    # what was judged, and not what may lie there by now
+    judged = verdict.configs.get("configs/inference.json")
+    if not isinstance(judged, dict):
+        raise ConfigError("not a JSON object", file=file, remedy="render it again by `medunet bundle render`")
+    parser.read_config(copy.deepcopy(judged))
     if unknown := [key for key in overrides or {} if key not in parser]:
         raise ConfigError("unknown config key", file=file, received=", ".join(unknown))
     asked = {key: value for key, value in (options or {}).items() if key not in DEFAULTS or value != DEFAULTS[key]}

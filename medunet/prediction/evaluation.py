@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from medunet.datasets import label_files
-from medunet.errors import DataError, GeometryError
+from medunet.errors import DataError, GeometryError, MedunetError
 from medunet.io import Volume, is_structure_file, output_name, read_header, read_label, read_volume, split_suffix
 from medunet.metrics import CaseScores, evaluate_case
 from medunet.transforms import clean_labels
 
 from .rules import ClassRule, by_value
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ def evaluate_pairs(
     em: bool | str = False,
     rules: Iterable[ClassRule] = (),
     ignore: int | None = None,
+    failed: dict[str, str] | None = None,
 ) -> Iterator[CaseScores]:
     """Measure pair after pair.
 
@@ -99,6 +105,7 @@ def evaluate_pairs(
         em: also the ISBI 2012 scores, see :func:`medunet.metrics.evaluate_case`.
         rules: by which the predictions are cleaned before they are compared.
         ignore: value in the references of voxels that do not count.
+        failed: gets why a case could not be measured, by name, so that the rest goes on; None raises it.
 
     Raises:
         GeometryError: prediction and reference lie on different grids.
@@ -106,31 +113,43 @@ def evaluate_pairs(
     """
     values, background = by_value(rules), next(iter(labels.values()), 0)
     for pair in pairs:
-        pred, ref = read_pair(pair, labels)
-        if not pred.record.geometry.is_close(ref.record.geometry):
-            raise GeometryError(
-                "prediction and reference lie on different grids",
-                file=pair.pred,
-                received=f"{pred.record.geometry.shape} at {_rounded(pred.record.geometry.spacing_mm)} mm",
-                expected=f"{ref.record.geometry.shape} at {_rounded(ref.record.geometry.spacing_mm)} mm",
-                remedy="predict on the image that the reference was drawn on",
+        try:
+            found, wanted, spacing_mm = _compared(pair, labels)
+            if values:
+                found = clean_labels(found, values, voxel_size=math.prod(spacing_mm), background=background)
+            if ignore is not None:
+                counted = wanted != ignore
+                found, wanted = found * counted, wanted * counted
+            scores = evaluate_case(
+                found, wanted, spacing_mm=spacing_mm, labels=labels, regions=regions, em=em, name=pair.name
             )
-        spacing_mm = ref.record.geometry.spacing_mm
-        found, wanted = np.asarray(pred.image[0]), np.asarray(ref.image[0])
-        if values:
-            found = clean_labels(found, values, voxel_size=math.prod(spacing_mm), background=background)
-        if ignore is not None:
-            counted = wanted != ignore
-            found, wanted = found * counted, wanted * counted
-        yield evaluate_case(
-            found,
-            wanted,
-            spacing_mm=spacing_mm,
-            labels=labels,
-            regions=regions,
-            em=em,
-            name=pair.name,
+        except (DataError, GeometryError) as error:
+            if failed is None:
+                raise
+            failed[pair.name] = reason(error)
+            logger.error("not measured: %s", error)
+        else:
+            yield scores
+
+
+def reason(error: MedunetError) -> str:
+    """Why a case failed, for a table: with the file's name, without its folders."""
+    name = "" if error.file is None else f"{Path(error.file).name}: "
+    return f"{name}{error.cause}"
+
+
+def _compared(pair: Pair, labels: Mapping[str, int]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], tuple[float, ...]]:
+    """Both label maps, which lie on one grid, and their spacing."""
+    pred, ref = read_pair(pair, labels)
+    if not pred.record.geometry.is_close(ref.record.geometry):
+        raise GeometryError(
+            "prediction and reference lie on different grids",
+            file=pair.pred,
+            received=f"{pred.record.geometry.shape} at {_rounded(pred.record.geometry.spacing_mm)} mm",
+            expected=f"{ref.record.geometry.shape} at {_rounded(ref.record.geometry.spacing_mm)} mm",
+            remedy="predict on the image that the reference was drawn on",
         )
+    return np.asarray(pred.image[0]), np.asarray(ref.image[0]), ref.record.geometry.spacing_mm
 
 
 def read_pair(pair: Pair, labels: Mapping[str, int]) -> tuple[Volume, Volume]:

@@ -25,7 +25,8 @@ def existing_result(source: Path | Sequence[Path], saver: SavePredictiond, *, na
     """
     first = Path(source if isinstance(source, str | os.PathLike) else source[0])
     own = output_name(source if isinstance(source, str | os.PathLike) else list(source))
-    stem = (name or own) + saver.suffix
+    code = None if saver.pseudonyms is None else saver.pseudonyms.code(first)
+    stem = (code or name or own) + saver.suffix
     # how many axes an image has is known only after reading it, so both endings count
     endings = {2: result_suffix(first, spatial_dims=2), 3: result_suffix(first, spatial_dims=3)}
     if saver.prob_key is not None:

@@ -17,11 +17,12 @@ from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Compose, LoadImage, LoadImaged
 
 from medunet.errors import ConfigError, DataError, MedunetError, find_cause
-from medunet.io import ResultFormat, SavePredictiond
+from medunet.io import Pseudonyms, ResultFormat, SavePredictiond
 from medunet.networks import EnsembleLogits, autocast, resolve_device
 
 from .configuration import check_same_input, load_network, parse_inference
 from .existing import existing_result
+from .isolation import isolate_reading
 from .pipeline import overlap
 from .timing import StageSeconds, Stopwatch
 
@@ -126,6 +127,9 @@ class Predictor:
         benchmark: measure the forward passes apart from the inferer around them, see :class:`StageSeconds`.
         in_flight: cases between reading and the written file at once; 1 overlaps nothing.
         trust: run bundles that could run code of their own, see :func:`medunet.trust.require_trust`.
+        isolated: decode images in a child process with limits of memory and time, see :mod:`medunet.io.isolation`; None
+            as the environment says.
+        pseudonyms: names for cases in place of their own, in files, DICOM results, errors and logs.
 
     Raises:
         SecurityError: a bundle is not trusted.
@@ -148,6 +152,8 @@ class Predictor:
         benchmark: bool = False,
         in_flight: int = IN_FLIGHT,
         trust: bool = False,
+        isolated: bool | None = None,
+        pseudonyms: Pseudonyms | None = None,
     ) -> None:
         if overwrite and skip_done:
             raise ConfigError("results are either replaced or skipped", received="overwrite and skip_done")
@@ -174,8 +180,13 @@ class Predictor:
         if ensemble:
             self.network = self._join(parser, ensemble, overrides, trust=trust)
         self.preprocessing = parser.get_parsed_content("preprocessing")
+        if isolated is not None:
+            isolate_reading(self.preprocessing, isolated)
         self.postprocessing = parser.get_parsed_content("postprocessing")
         self.savers = _Way(self.preprocessing, self.postprocessing).savers
+        self.pseudonyms = pseudonyms
+        for saver in self.savers:
+            saver.pseudonyms = pseudonyms
         # bundles made before regions lack the id
         known = "region_order" in parser
         self.region_order: list[int] = parser.get_parsed_content("region_order") if known else []
@@ -319,9 +330,13 @@ class Predictor:
         except Exception as failure:
             case.item, case.path = {}, None
             case.error = find_cause(failure)
+            hidden = self.pseudonyms
             if case.error is None:  # no fault of the input that was foreseen: the traceback belongs into the log
-                logger.debug("%s: unexpected error", case.source, exc_info=True)
+                shown = case.source if hidden is None else hidden.code(case.source)
+                logger.debug("%s: unexpected error", shown, exc_info=hidden is None)
                 case.error = _unexpected(failure, case.source)
+            if hidden is not None:
+                case.error = hidden.hide(case.error, case.source)
         return case
 
     def _join(

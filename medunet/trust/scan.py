@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,13 @@ class Scan:
         findings: everything that is not known to be harmless.
         digest: SHA-256 over all that can run code and over the findings; another one after any change of either.
         weights: files of `models/` whose SHA-256 is the recorded one.
+        configs: content of the JSON files by name, as it was looked at; who reads a file again may find another one.
     """
 
     findings: tuple[Finding, ...]
     digest: str
     weights: tuple[str, ...] = ()
+    configs: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 def scan_bundle(bundle: Path) -> Scan:
@@ -82,7 +84,7 @@ def scan_bundle(bundle: Path) -> Scan:
     """
     findings: list[Finding] = []
     texts: list[tuple[str, str]] = []
-    metadata: Any = None
+    configs: dict[str, Any] = {}
     for path in _files(bundle, findings):
         name = path.relative_to(bundle).as_posix()
         in_configs = name.startswith("configs/")
@@ -95,13 +97,13 @@ def scan_bundle(bundle: Path) -> Scan:
         elif in_configs and path.suffix == ".json":
             content, text = _scan_json(path, _safe(name), findings)
             texts.append((name, text))
-            metadata = content if name == "configs/metadata.json" else metadata
+            configs[name] = content
         elif in_configs:
             findings += _scan_other(path, _safe(name))
             texts.append((name, _digest_of(path)))
-    weights = _scan_weights(bundle, metadata, findings)
+    weights = _scan_weights(bundle, configs.get("configs/metadata.json"), findings)
     seen = hashlib.sha256(json.dumps([sorted(texts), sorted(map(str, findings))]).encode("utf-8", "backslashreplace"))
-    return Scan(tuple(findings), seen.hexdigest(), weights)
+    return Scan(tuple(findings), seen.hexdigest(), weights, configs)
 
 
 def _files(bundle: Path, findings: list[Finding]) -> Iterator[Path]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from medunet.errors import SecurityError
 
@@ -52,6 +53,7 @@ class Verdict:
         reason: why it is trusted; 'none': it is not.
         digest: of everything in it that can run; what `--trust` records.
         weights: files of models/ whose recorded SHA-256 was confirmed.
+        configs: content of the JSON files by name, as it was judged.
     """
 
     bundle: Path
@@ -59,6 +61,7 @@ class Verdict:
     reason: Reason
     digest: str
     weights: tuple[str, ...] = ()
+    configs: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_trusted(self) -> bool:
@@ -99,7 +102,7 @@ def judge(bundle: Path) -> Verdict:
         reason = "known"
     elif is_remembered(scan.digest):
         reason = "recorded"
-    return Verdict(bundle, against, reason, scan.digest, scan.weights)
+    return Verdict(bundle, against, reason, scan.digest, scan.weights, scan.configs)
 
 
 def require_trust(bundle: Path, *, trust: bool = False) -> Verdict:
@@ -119,7 +122,7 @@ def require_trust(bundle: Path, *, trust: bool = False) -> Verdict:
         raise UntrustedBundleError(bundle, verdict.findings)
     remember(verdict.digest)
     logger.warning("trusted by your word: %s", "; ".join(map(str, verdict.findings[:SHOWN_FINDINGS])))
-    return Verdict(bundle, verdict.findings, "given", verdict.digest, verdict.weights)
+    return dataclasses.replace(verdict, reason="given")
 
 
 def adopt(bundle: Path) -> None:

@@ -207,6 +207,10 @@ def test_no_command_leaks_what_a_data_set_holds(tmp_path: Path, make_series: Cal
         ("plan", data, "-o", written / "plan", "--estimate"),
         ("train", "unet_3d", "--data", data, "--output", written / "run", *sets, "--set", "patch_size=[16,16,8]"),
         ("evaluate", written / "run", "--data", data, "-o", written / "evaluation"),
+        ("evaluate", written / "run", "--data", data),
+        ("report", written / "run"),
+        ("runs", "list", "--runs", written),
+        ("runs", "compare", "--runs", written),
     ]
     for command in commands:
         code, shown = call(*command)
@@ -216,6 +220,8 @@ def test_no_command_leaks_what_a_data_set_holds(tmp_path: Path, make_series: Cal
         linked = {word for value in LINKS.values() for word in value.split("^")}
         assert not [word for word in WORDS - linked if word.encode() in result.read_bytes()]
         result.unlink()
+    stores = [path for path in written.rglob("mlruns*") if path.stat().st_size]
+    assert stores and (written / "run" / "report.html").is_file()
     assert leaks(written, words=WORDS) == set()
     # where the data lie stands in the configs that read them and in the user's cache, and nowhere else
     named = {name for name, _ in leaks(written, words={"Pathnix"})}
@@ -223,3 +229,31 @@ def test_no_command_leaks_what_a_data_set_holds(tmp_path: Path, make_series: Cal
         "run/configs/train.json",
         "run/configs/evaluate.json",
     }
+
+
+def test_deidentified_results_and_lines_name_nobody(tmp_path: Path, run: Path, series: Path, call: Call) -> None:
+    pytest.importorskip("highdicom")
+    named = series.parent / "Namix_John"
+    series.rename(named)
+    broken = series.parent / "Brokenix.nii.gz"
+    broken.write_bytes(b"\x1f\x8b")
+    table = tmp_path / "table.csv"
+    words = WORDS | {"Namix", "Brokenix"}
+    for index, kind in enumerate(("auto", "rtstruct", "nii.gz", "seg.nrrd")):
+        out = tmp_path / "written" / f"o{index}"
+        more = ["--verbose", "--probabilities"] if kind == "nii.gz" else []
+        options = ["-o", out, "--format", kind, "--deidentify", "--pseudonym-table", table, *more]
+        code, shown = call("predict", run, broken, named, *options)
+        assert code == 2, shown
+        assert "case_0001: " in shown and "case_0002" in shown
+        lines = shown.replace(str(tmp_path), "")
+        assert not [word for word in words if word in lines], lines
+        assert all(path.name.startswith("case_0002") for path in out.iterdir())
+        for result in out.glob("*.dcm"):
+            assert pydicom.dcmread(result).PatientIdentityRemoved == "YES"
+        again = call("predict", run, broken, named, *options, "--skip-existing")
+        assert "1 were there already" in again[1]
+        rows = table.read_text(encoding="utf-8").splitlines()
+        assert rows == ["case,input", f"case_0001,{broken}", f"case_0002,{named}"]
+        assert table.stat().st_mode & 0o77 == 0
+    assert leaks(tmp_path / "written", words=words) == set()

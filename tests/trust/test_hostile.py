@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from medunet.bundle import evaluate_bundle, specialise, train_bundle, train_folds, verify_bundle
+from medunet.bundle import evaluate_bundle, find_bundle, specialise, train_bundle, train_folds, verify_bundle
 from medunet.errors import DataError, MedunetError, SecurityError
 from medunet.networks import UNet, load_checkpoint
 from medunet.prediction import Predictor
-from medunet.trust import UntrustedBundleError, judge
+from medunet.prediction.configuration import parse_inference
+from medunet.trust import UntrustedBundleError, judge, require_trust
+from medunet.trust.verdict import Verdict
 
 from .conftest import Payload, change
 
@@ -228,3 +230,21 @@ def test_a_long_list_is_whole_in_the_error_object(foreign: Make, tmp_path: Path)
         Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
     assert len(caught.value.findings) == 40
     json.dumps([str(finding) for finding in caught.value.findings])
+
+
+def test_what_runs_is_what_was_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = specialise(find_bundle("unet_2d"), tmp_path / "run", {"network_def::channels": [4, 8]})
+    marker = tmp_path / "ran"
+
+    def judge_and_swap(bundle: Path, *, trust: bool = False) -> Verdict:
+        verdict = require_trust(bundle, trust=trust)
+        file = bundle / "configs" / "inference.json"
+        evil = json.loads(file.read_text()) | {"imports": [f"$__import__('pathlib').Path({str(marker)!r}).touch()"]}
+        file.write_text(json.dumps(evil))
+        return verdict
+
+    monkeypatch.setattr("medunet.prediction.configuration.require_trust", judge_and_swap)
+    parser = parse_inference(folder, device=torch.device("cpu"))
+    assert parser.get_parsed_content("in_channels") == 1
+    parser.get_parsed_content("imports")
+    assert not marker.exists()

@@ -25,7 +25,7 @@ class TrainingJob:
 
     Args:
         folder: for these files.
-        bundle: see there, as data, output, changes, presets, device, resume and tracking_uri.
+        bundle: see there, as data, output, changes, presets, device, resume, tracking_uri and skip_bad.
     """
 
     folder: str
@@ -37,6 +37,7 @@ class TrainingJob:
     device: str = "auto"
     resume: bool = False
     tracking_uri: str | None = None
+    skip_bad: bool = False
 
     def save(self) -> Path:
         """Write it; the path is the only argument of a process."""
@@ -68,4 +69,4 @@ class TrainingJob:
         if not path.is_file():
             return None
         values = json.loads(path.read_text(encoding="utf-8"))
-        return TrainingResult(**{**values, "run": Path(values["run"])})
+        return TrainingResult(**{**values, "run": Path(values["run"]), "left_out": tuple(values["left_out"])})

@@ -54,6 +54,7 @@ def train_processes(
     resume: bool = False,
     tracking_uri: str | None = None,
     trust: bool = False,
+    skip_bad: bool = False,
     max_restarts: int = MAX_RESTARTS,
 ) -> TrainingResult | None:
     """As :func:`medunet.bundle.train_bundle` in several processes; called once on every host, with equal arguments.
@@ -63,8 +64,8 @@ def train_processes(
     and goes on from the last whole checkpoint. Errors in the input are not tried again.
 
     Args:
-        bundle: as in train_bundle, as are data, output, changes, presets, device, resume, tracking_uri and trust; all
-            hosts see the folders under the same paths.
+        bundle: as in train_bundle, as are data, output, changes, presets, device, resume, tracking_uri, trust and
+            skip_bad; all hosts see the folders under the same paths.
         data: see bundle.
         output: see bundle.
         processes: on this host, one a GPU.
@@ -76,6 +77,7 @@ def train_processes(
         resume: see bundle.
         tracking_uri: see bundle.
         trust: see bundle.
+        skip_bad: see bundle.
         max_restarts: how often killed processes are started again.
 
     Returns:
@@ -106,6 +108,7 @@ def train_processes(
             device=device,
             resume=resume,
             tracking_uri=tracking_uri,
+            skip_bad=skip_bad,
         )
         config = launch_config(processes, hosts=hosts, endpoint=endpoint, max_restarts=max_restarts, folder=folder)
         try:

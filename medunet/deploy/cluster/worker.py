@@ -66,7 +66,9 @@ def prepare(job: TrainingJob, stack: ExitStack, *, resume: bool) -> str | None:
             )
         stack.enter_context(claim(run))
         check_target(run)
-        prepare_run(Path(job.bundle), Path(job.data), run, changes=job.changes, presets=job.presets)
+        prepare_run(
+            Path(job.bundle), Path(job.data), run, changes=job.changes, presets=job.presets, skip_bad=job.skip_bad
+        )
     except Exception as error:
         cause = find_cause(error)
         if cause is None:

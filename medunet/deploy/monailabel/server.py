@@ -15,6 +15,7 @@ from medunet.files import write_atomically
 
 from .environment import LabelEnvironment
 from .guard import is_loopback
+from .limits import limit_variables
 from .served import ServedBundle
 
 TOKEN_VARIABLE = "MEDUNET_LABEL_TOKEN"
@@ -142,6 +143,7 @@ class LabelServer:
             # a scoring would start a process after every next sample; it is run when somebody asks for it
             "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
             "MPLBACKEND": "agg",
+            **limit_variables(),
         }
         if self.token is not None:
             own[TOKEN_VARIABLE] = self.token

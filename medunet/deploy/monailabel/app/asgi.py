@@ -14,6 +14,7 @@ from monailabel.endpoints import activelearning, infer
 from monailabel.interfaces.exception import MONAILabelException
 
 from medunet.deploy.monailabel.guard import Guard
+from medunet.deploy.monailabel.limits import Limits
 from medunet.deploy.monailabel.server import SETTINGS_VARIABLE, TOKEN_VARIABLE
 from medunet.errors import MedunetError, find_cause
 
@@ -56,4 +57,4 @@ for _kind in (MedunetError, MONAILabelException):
     _monai_label.add_exception_handler(_kind, _report)
 _monai_label.add_exception_handler(Exception, _report_unforeseen)
 _settings = json.loads(Path(os.environ[SETTINGS_VARIABLE]).read_text(encoding="utf-8"))
-app = Guard(_monai_label, token=os.environ.get(TOKEN_VARIABLE), loopback=_settings["loopback"])
+app = Guard(Limits.from_environment(_monai_label), token=os.environ.get(TOKEN_VARIABLE), loopback=_settings["loopback"])

@@ -1,0 +1,40 @@
+"""A data set without the cases that cannot be used."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+from medunet.errors import DataError, MedunetError
+from medunet.io import output_name
+
+from .check import check_dataset
+from .dataset import SegmentationDataset
+from .finding import raise_on_error
+
+logger = logging.getLogger(__name__)
+
+
+def usable(dataset: SegmentationDataset, problems: Sequence[MedunetError]) -> tuple[SegmentationDataset, list[str]]:
+    """What is left of a data set without the cases that cannot be used, and the names of those.
+
+    Args:
+        dataset: what :func:`open_dataset` gives.
+        problems: what it has collected; these cases are no part of the data set any more.
+
+    Raises:
+        DataError: nothing is left, or what is wrong is no single case's fault.
+    """
+    findings = [finding for finding in check_dataset(dataset, level="voxels") if finding.severity == "error"]
+    raise_on_error([finding for finding in findings if not finding.case])
+    reasons = {finding.case: finding.cause for finding in reversed(findings)}
+    for problem in problems:
+        reasons.setdefault(output_name(problem.file or "unknown"), problem.cause)
+    for name, cause in sorted(reasons.items()):
+        logger.warning("left out: %s: %s", name, cause)
+    cases = tuple(case for case in dataset.cases if case.name not in reasons)
+    if not cases:
+        raise_on_error(findings)
+        raise DataError("no case can be used", file=dataset.root)
+    return dataclasses.replace(dataset, cases=cases), sorted(reasons)

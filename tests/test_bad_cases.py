@@ -1,0 +1,178 @@
+"""One truncated file among good ones: every command names it, does the rest, and its exit code tells."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medunet.bundle import find_bundle, train_bundle
+from medunet.cli.app import main
+from medunet.datasets import datalist, write_phantom_dataset
+from medunet.errors import DataError
+from medunet.files import claim
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SMALL = ["network_def::channels=[4,8]", "patch_size=[32,32]", "epochs=1", "steps_per_epoch=2", "batch_size=2"]
+SMALL += ["val_interval=1", "folds=2"]
+SETS = [word for value in SMALL for word in ("--set", value)]
+
+Call = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    def run_command(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["medunet", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        shown = capfd.readouterr()
+        return code, " ".join((shown.out + shown.err).split())
+
+    return run_command
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tmp_path_factory.mktemp("good") / "data"
+    write_phantom_dataset(data, kind="cells", cases=6, size=(48, 48))
+    return data
+
+
+@pytest.fixture(scope="module")
+def run(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    changes = {"network_def::channels": [4, 8], "patch_size": [32, 32], "epochs": 1, "steps_per_epoch": 2}
+    options = {"batch_size": 2, "val_interval": 1, "folds": 2, "tracking_uri": ""}
+    train_bundle(find_bundle("unet_2d"), good, folder, changes={**changes, **options}, device="cpu")
+    return folder
+
+
+def cut(path: Path, *, keep: float = 0.7) -> Path:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    return path
+
+
+@pytest.fixture
+def bad(good: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A data set with a truncated image and a truncated label; its path and the names of the two cases."""
+    data = tmp_path / "data"
+    shutil.copytree(good, data)
+    images, labels = sorted((data / "imagesTr").iterdir()), sorted((data / "labelsTr").iterdir())
+    return data, [cut(images[1]).name.split(".")[0].removesuffix("_0000"), cut(labels[3]).name.split(".")[0]]
+
+
+def test_check_names_all_and_fails(bad: tuple[Path, list[str]], call: Call) -> None:
+    data, names = bad
+    code, shown = call("check", data, "--json")
+    assert code == 1
+    assert all(name in shown for name in names)
+
+
+def test_plan_refuses_with_the_list_unless_told_to_go_on(
+    bad: tuple[Path, list[str]], call: Call, tmp_path: Path
+) -> None:
+    data, names = bad
+    code, shown = call("plan", data, "-o", tmp_path / "plan", "--estimate")
+    assert code == 2
+    assert "2 cases cannot be used" in shown and "--skip-bad" in shown
+    assert all(name in shown for name in names)
+    assert not (tmp_path / "plan").exists()
+    code, shown = call("plan", data, "-o", tmp_path / "plan", "--estimate", "--skip-bad")
+    assert code == 0, shown
+    assert shown.count("left out") >= 2 and all(name in shown for name in names)
+    assert set(json.loads((tmp_path / "plan" / "docs" / "fingerprint.json").read_text())["broken"]) == set(names)
+    with claim(tmp_path / "plan"):
+        code, shown = call("plan", data, "-o", tmp_path / "plan", "--estimate", "--skip-bad")
+    assert code == 2 and "another process writes" in shown
+
+
+def test_training_refuses_with_the_list_unless_told_to_go_on(
+    bad: tuple[Path, list[str]], call: Call, tmp_path: Path
+) -> None:
+    data, names = bad
+    command = ("train", "unet_2d", "--data", data, "--output", tmp_path / "run", "--tracking-uri", "", *SETS)
+    code, shown = call(*command)
+    assert code == 2
+    assert all(name in shown for name in names), shown
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    code, shown = call(*command, "--skip-bad")
+    assert code == 0, shown
+    assert f"left out {', '.join(sorted(names))}" in shown
+    config = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())
+    assert config["skip_cases"] == sorted(names)
+    assert "skip_cases" not in (tmp_path / "run" / "docs" / "changes.json").read_text()
+    code, shown = call("evaluate", tmp_path / "run", "--data", data)
+    assert code == 0, shown
+
+
+@pytest.mark.slow
+def test_folds_go_on_without_the_cases(bad: tuple[Path, list[str]], call: Call, tmp_path: Path) -> None:
+    data, _ = bad
+    command = ("train", "unet_2d", "--data", data, "--output", tmp_path / "cv", "--tracking-uri", "", *SETS)
+    code, shown = call(*command, "--folds", "all", "--skip-bad")
+    assert code == 0, shown
+    assert "out of fold, 4 cases" in shown
+
+
+def test_a_case_that_goes_bad_later_is_reported_and_the_others_measured(
+    good: Path, run: Path, call: Call, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(good, data)
+    items = datalist(data, section="validation", fold=0, folds=2)
+    assert len(items) == 3
+    cut(Path(str(items[0]["image"])))
+    cut(Path(str(items[1]["label"])))
+    code, shown = call("evaluate", run, "--data", data, "-o", tmp_path / "measured")
+    assert code == 2
+    assert "1 cases, mean (sd)" in shown
+    content = json.loads((tmp_path / "measured" / "metrics.json").read_text())
+    assert set(content["summary"]["failed_cases"]) == {items[0]["name"], items[1]["name"]}
+    assert str(tmp_path) not in json.dumps(content)
+    for name in content["summary"]["failed_cases"]:
+        assert f"error {name}: " in shown
+
+
+def test_prediction_reports_it_at_the_end(good: Path, run: Path, call: Call, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(good / "imagesTr", images)
+    broken = cut(sorted(images.iterdir())[2])
+    code, shown = call("predict", run, images, "-o", tmp_path / "out")
+    assert code == 2
+    assert f"{broken.name}: " in shown and "5 of 6 written" in shown
+    code, shown = call("evaluate", "--pred", tmp_path / "out", "--ref", good / "labelsTr", "-o", tmp_path / "m")
+    assert code == 0, shown
+    written = cut(sorted((tmp_path / "out").iterdir())[0])
+    code, shown = call("evaluate", "--pred", tmp_path / "out", "--ref", good / "labelsTr", "-o", tmp_path / "m")
+    assert code == 2 and f"error {written.stem}" in shown and "4 cases" in shown
+
+
+def test_a_case_that_is_mended_later_moves_no_other_to_another_fold(good: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(good, data)
+    names = [str(item["name"]) for item in datalist(data, section="all")]
+    missing = Path(str(datalist(data, section="all")[0]["image"]))
+    content = missing.read_bytes()
+
+    def validated() -> list[str]:
+        items = datalist(data, section="validation", fold=0, folds=2, skip_cases=[names[0]])
+        return [str(item["name"]) for item in items]
+
+    missing.unlink()
+    before = validated()
+    assert before == [names[1], names[3], names[5]]
+    missing.write_bytes(content)
+    assert validated() == before
+    Path(str(datalist(data, section="all")[2]["image"])).unlink()
+    with pytest.raises(DataError, match=names[2]):  # nobody has said that this one is bad
+        validated()

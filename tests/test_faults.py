@@ -1,0 +1,188 @@
+"""A clock that runs backwards, a drive that is slow, a memory that is short: the result is the same."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medunet.bundle import find_bundle, specialise, train_bundle
+from medunet.datasets import prune_store, write_phantom_dataset
+from medunet.files import lock
+from medunet.io import read_volume
+from medunet.networks import UNet, load_checkpoint, save_weights
+from medunet.prediction import Predictor
+from medunet.training import LAST_NAME, PREVIOUS_NAME
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+YEAR = 365 * 86_400.0
+
+SHORT: dict[str, Any] = {
+    "network_def::channels": [4, 8],
+    "patch_size": [32, 32],
+    "epochs": 3,
+    "steps_per_epoch": 2,
+    "batch_size": 2,
+    "val_interval": 1,
+    "folds": 3,
+    "num_workers": 0,
+    "tracking_uri": "",
+}
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tmp_path_factory.mktemp("cells") / "data"
+    write_phantom_dataset(data, kind="cells", cases=3, size=(48, 48))
+    return data
+
+
+def train(data: Path, output: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    train_bundle(find_bundle("unet_2d"), data, output, changes={**SHORT, **changes}, device="cpu", resume=True)
+    weights: dict[str, torch.Tensor] = load_checkpoint(output / "models" / "model.pt")["model"]
+    return weights
+
+
+def backwards(start: float) -> Iterator[float]:
+    return (start - 60.0 * step for step in itertools.count())
+
+
+@pytest.mark.slow
+def test_a_clock_that_runs_backwards_changes_no_weight(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train(cells, tmp_path / "calm")
+    clock = backwards(time.time())
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    train(cells, tmp_path / "run", epochs=2)
+    models = tmp_path / "run" / "models"
+    # the newest checkpoint is the one of the latest epoch, whatever the files' times say
+    now = next(clock)
+    os.utime(models / LAST_NAME, (now - YEAR, now - YEAR))
+    os.utime(models / PREVIOUS_NAME, (now + YEAR, now + YEAR))
+    for name in ("train", "evaluate"):
+        config = tmp_path / "run" / "configs" / f"{name}.json"
+        config.write_text(config.read_text().replace('"epochs": 2', '"epochs": 3'))
+    found = train(cells, tmp_path / "run")
+    assert load_checkpoint(models / LAST_NAME)["epoch"] == 3
+    assert found.keys() == expected.keys()
+    train(cells, tmp_path / "run")  # nothing is left to do
+
+
+def test_prepared_cases_of_the_future_are_not_taken_for_old(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDUNET_CACHE_DIR", str(tmp_path))
+    train(cells, tmp_path / "run", epochs=1)
+    monkeypatch.setattr(time, "time", lambda: 1e9)  # 2001
+    assert prune_store(unused_days=1).removed == []
+
+
+def test_a_lock_left_by_a_clock_of_the_future_is_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    path.touch()
+    os.utime(path, (time.time() + YEAR, time.time() + YEAR))
+    with lock(path, wait=False) as held:
+        assert held
+
+
+@pytest.fixture
+def slow_drive(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Each opening, reading and renaming waits, as on a network drive that is far away; what was touched."""
+    touched: list[str] = []
+    for name in ("open", "read_bytes", "stat", "replace", "iterdir"):
+        real = getattr(Path, name)
+
+        def late(self: Path, *arguments: Any, _real: Any = real, **options: Any) -> Any:
+            touched.append(str(self))
+            time.sleep(0.01)
+            return _real(self, *arguments, **options)
+
+        monkeypatch.setattr(Path, name, late)
+    return touched
+
+
+def little_bundle(folder: Path) -> Path:
+    changes = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
+    run = specialise(find_bundle("unet_3d"), folder, changes)
+    torch.manual_seed(0)
+    save_weights(UNet(3, 1, 3, channels=(4, 8), norm="batch").state_dict(), run / "models" / "model.pt")
+    return run
+
+
+def test_a_slow_drive_changes_no_result(tmp_path: Path, slow_drive: list[str]) -> None:
+    write_phantom_dataset(tmp_path / "data", kind="ct", cases=3, size=(32, 32, 24))
+    images = sorted((tmp_path / "data" / "imagesTr").iterdir())
+    run = little_bundle(tmp_path / "run")
+    slow_drive.clear()
+    slow = list(Predictor(run, output_dir=tmp_path / "slow", device="cpu").predict(images))
+    assert len(slow_drive) > 20
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", lambda seconds: None)
+        fast = list(Predictor(run, output_dir=tmp_path / "fast", device="cpu").predict(images))
+    for a, b in zip(slow, fast, strict=True):
+        assert a.error is None and a.path is not None and b.path is not None
+        assert a.path.read_bytes() == b.path.read_bytes()
+
+
+@pytest.mark.slow
+def test_training_on_a_slow_drive_gives_the_same_weights(
+    cells: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDUNET_CACHE_DIR", str(tmp_path / "fast_cache"))
+    expected = train(cells, tmp_path / "fast")
+    request.getfixturevalue("slow_drive")
+    monkeypatch.setenv("MEDUNET_CACHE_DIR", str(tmp_path / "slow_cache"))
+    found = train(cells, tmp_path / "slow")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+SHORT_OF_MEMORY = """
+import logging, resource, sys
+import numpy as np, psutil, torch
+from medunet.inferers import OverlapTileInferer
+from medunet.networks import UNet
+
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+torch.set_num_threads(1)
+torch.manual_seed(0)
+network = UNet(2, 1, 2, channels=(16, 32), norm="batch").eval()
+image = torch.randn(1, 1, 2048, 2048)
+with torch.inference_mode():
+    whole = OverlapTileInferer(None)(image, network)
+    taken = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (300 << 20), resource.RLIM_INFINITY))
+    tiled = OverlapTileInferer(None)(image, network)
+print("largest difference", float((tiled - whole).abs().max()))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+def test_want_of_memory_in_earnest_makes_tiles_smaller_and_the_result_the_same() -> None:
+    command = [sys.executable, "-c", SHORT_OF_MEMORY]
+    environment = {**os.environ, "MEDUNET_KEEP_MEMORY": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "out of memory: going on with smaller tiles" in done.stderr
+    assert float(done.stdout.rpartition(" ")[2]) < 1e-4
+
+
+def test_predictions_are_read_whole_while_they_are_replaced(tmp_path: Path) -> None:
+    """Who reads a result while it is written again gets the old one or the new one."""
+    write_phantom_dataset(tmp_path / "data", kind="ct", cases=1, size=(32, 32, 24))
+    image = next((tmp_path / "data" / "imagesTr").iterdir())
+    predictor = Predictor(little_bundle(tmp_path / "run"), output_dir=tmp_path / "out", device="cpu", overwrite=True)
+    first = np.asarray(read_volume(predictor.predict_case(image)).image)
+    for _ in range(5):
+        path = predictor.predict_case(image)
+        assert np.array_equal(np.asarray(read_volume(path).image), first)

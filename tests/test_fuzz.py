@@ -1,0 +1,250 @@
+"""Damaged and malicious files of every format: read right or refused by a typed error, and nothing else.
+
+MEDUNET_FUZZ_MINUTES says for how long each format is tried (scripts/fuzz.sh); without it some hundred files are. Every
+file that once broke a reader is kept in `FOUND`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGLSLossless, RLELossless
+
+from medunet.errors import MedunetError
+from medunet.io import limits, read_header, read_label, read_volume, write_volume
+from medunet.io.dicom_seg import make_dicom_seg
+from medunet.io.dicom_source import read_planes, save_dataset
+from medunet.io.rtstruct import make_rtstruct
+from medunet.io.segments import as_segments
+from medunet.trust import judge
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+MINUTES = float(os.environ.get("MEDUNET_FUZZ_MINUTES", "0"))
+EXAMPLES = int(os.environ.get("MEDUNET_FUZZ_EXAMPLES", "150"))
+
+LARGEST = 1 << 28
+"""Bytes of an image: what asks for more is refused, so that the fuzzer does not fill the machine."""
+
+WORDS = [0, 1, 2, 3, 7, 8, 9, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 1 << 24, (1 << 31) - 1, 1 << 31]
+NUMBERS = [word.to_bytes(4, order) for word in WORDS for order in ("little", "big")]
+FLOATS = [np.array(x, "<f4").tobytes() for x in (np.nan, np.inf, -np.inf, 0.0, -1.0, 1e38, 1e-38)]
+TEXTS = [b"-1", b"0", b"nan", b"1e999", b"99999999999999999999", b"\n", b"\0", b"\\", b"%s", b"raw", b"gzip", b"LIST"]
+
+CHANGES = st.lists(
+    st.tuples(
+        st.floats(0, 1),
+        st.one_of(st.binary(min_size=1, max_size=8), st.sampled_from([*NUMBERS, *FLOATS, *TEXTS])),
+        st.sampled_from(["replace", "replace", "replace", "insert", "delete", "cut", "repeat"]),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=6,
+)
+"""Where (as a part of the file, or of its first 512 bytes), what, and how."""
+
+
+def changed(content: bytes, changes: list[tuple[float, bytes, str, bool]]) -> bytes:
+    data = bytearray(content)
+    for where, what, how, is_head in changes:
+        place = int(where * min(len(data), 512 if is_head else len(data)))
+        if how == "replace":
+            data[place : place + len(what)] = what
+        elif how == "insert":
+            data[place:place] = what
+        elif how == "delete":
+            del data[place : place + len(what)]
+        elif how == "cut" and not is_head:
+            del data[place:]
+        elif how == "repeat":
+            data[place:place] = data[place : place + 64]
+    return bytes(data)
+
+
+def read_all(path: Path) -> None:
+    """Both readers; whatever they give is what their record says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            record = read_header(path)
+            assert 2 <= len(record.geometry.shape) <= 3
+        except MedunetError as error:
+            assert "\n" not in str(error)
+        try:
+            volume = read_volume(path)
+        except MedunetError as error:
+            assert "\n" not in str(error)
+            return
+    assert volume.image.shape == (volume.record.channels, *volume.record.geometry.shape)
+    assert np.isfinite(np.asarray(volume.image)).all()
+    assert np.isfinite(np.asarray(volume.image.affine)).all()
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small whole files of every format."""
+    folder = tmp_path_factory.mktemp("seeds")
+    voxels = np.random.default_rng(0).integers(0, 3, (7, 6, 5)).astype(np.uint8)
+    affine = np.array([[0.7, 0.1, 0, 5], [-0.1, 0.9, 0, 7], [0, 0, 2.5, -3], [0, 0, 0, 1]])
+    for name in ("a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.seg.nrrd"):
+        labels = as_segments({"kidney": 1, "liver": 2}) if name == "a.seg.nrrd" else None
+        write_volume(voxels, folder / name, affine=affine, labels=labels)
+    Image.fromarray(voxels[:, :, 0]).save(folder / "a.png")
+    Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(folder / "a.jpg")
+    Image.fromarray(np.zeros((9, 8), np.uint8)).save(folder / "a.bmp")
+    tifffile.imwrite(folder / "a.tif", voxels.astype(np.uint16))
+    tifffile.imwrite(folder / "b.tif", voxels, compression="zlib")
+    return folder
+
+
+@pytest.fixture
+def dicom(tmp_path: Path, make_series: Callable[..., Path]) -> Path:
+    series = make_series(tmp_path / "ct", columns=8, rows=7, slices=3)
+    first = sorted(series.iterdir())[0]
+    header = pydicom.dcmread(first)
+    folder = tmp_path / "seeds"
+    folder.mkdir()
+    (folder / "a.dcm").write_bytes(first.read_bytes())
+    header.compress(RLELossless)
+    header.save_as(folder / "rle.dcm")
+    header = pydicom.dcmread(first)
+    header.PixelData = encapsulate([b"\xff\xd8" + bytes(40) + b"\xff\xd9"])
+    header["PixelData"].is_undefined_length = True
+    header.file_meta.TransferSyntaxUID = JPEGLSLossless
+    header.save_as(folder / "jls.dcm")
+    geometry = read_header(series).geometry
+    planes = read_planes(series, geometry)
+    voxels = np.zeros(geometry.shape, np.uint8)
+    voxels[2:5, 2:5, 1] = 1
+    named, algorithm = as_segments({"kidney": 1}), {"name": "one", "version": "1"}
+    save_dataset(make_rtstruct(voxels, geometry, named, planes, algorithm=algorithm), folder / "rtstruct.dcm")
+    save_dataset(make_dicom_seg(voxels, named, planes, algorithm=algorithm), folder / "seg.dcm")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "available_memory", lambda: LARGEST)
+
+
+def fuzz(check: Callable[[list[tuple[float, bytes, str, bool]]], None]) -> int:
+    """Try it with some hundred changes, or for the minutes that were asked for; how many times."""
+    begun, tried, rounds = time.monotonic(), 0, 0
+
+    def counted(changes: list[tuple[float, bytes, str, bool]]) -> None:
+        nonlocal tried
+        tried += 1
+        check(changes)
+
+    # function-scoped fixtures do not change from example to example
+    quiet = {"suppress_health_check": list(HealthCheck), "deadline": None, "database": None}
+    while not rounds or time.monotonic() - begun < 60 * MINUTES:
+        number = int(time.time()) if MINUTES else 8
+        test = given(changes=CHANGES)(counted)
+        seed(number + rounds)(settings(max_examples=EXAMPLES, **quiet)(test))()  # type: ignore[arg-type]
+        rounds += 1
+    print(json.dumps({"tried": tried, "minutes": round((time.monotonic() - begun) / 60, 1)}))  # noqa: T201 (figures, shown by -s)
+    return tried
+
+
+FILES = ["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.png", "a.jpg", "a.bmp", "a.tif", "b.tif"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_file_is_read_or_refused(name: str, seeds: Path) -> None:
+    content = (seeds / name).read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"changed{name[1:]}"
+
+        def check(changes: list[tuple[float, bytes, str, bool]]) -> None:
+            path.write_bytes(changed(content, changes))
+            read_all(path)
+
+        assert fuzz(check)
+
+
+def test_what_a_gzip_file_unpacks_to_may_be_anything(seeds: Path) -> None:
+    content = (seeds / "a.nii").read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "changed.nii.gz"
+
+        def check(changes: list[tuple[float, bytes, str, bool]]) -> None:
+            path.write_bytes(gzip.compress(changed(content, changes), 1))
+            read_all(path)
+
+        assert fuzz(check)
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "rle.dcm", "jls.dcm"])
+def test_a_changed_dicom_file_is_read_or_refused(name: str, dicom: Path) -> None:
+    content = (dicom / name).read_bytes()
+
+    def check(changes: list[tuple[float, bytes, str, bool]]) -> None:
+        path = dicom / "changed.dcm"
+        path.write_bytes(changed(content, changes))
+        read_all(path)
+
+    assert fuzz(check)
+
+
+@pytest.mark.parametrize("name", ["rtstruct.dcm", "seg.dcm", "a.seg.nrrd"])
+def test_changed_structures_are_read_or_refused(name: str, dicom: Path, seeds: Path) -> None:
+    source = (dicom if name.endswith(".dcm") else seeds) / name
+    reference = dicom.parent / "ct" if name.endswith(".dcm") else seeds / "a.nii"
+    geometry = read_header(reference).geometry
+    content = source.read_bytes()
+    path = dicom / f"changed{name[name.index('.') :]}"
+
+    def check(changes: list[tuple[float, bytes, str, bool]]) -> None:
+        path.write_bytes(changed(content, changes))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                volume = read_label(path, reference=geometry, labels={"background": 0, "kidney": 1, "liver": 2})
+            except MedunetError as error:
+                assert "\n" not in str(error)
+                return
+        assert volume.image.shape[1:] == volume.record.geometry.shape
+
+    assert fuzz(check)
+
+
+def test_a_changed_bundle_is_judged(tmp_path: Path) -> None:
+    configs = tmp_path / "bundle" / "configs"
+    configs.mkdir(parents=True)
+    good = {"device": "cpu", "steps": {"load": {"_target_": "LoadImaged", "keys": ["image"]}}, "x": ["$@device", 1.5]}
+    content = json.dumps(good).encode()
+    log = b"[loggers]\nkeys=root\n[handlers]\nkeys=a\n[handler_a]\nclass=StreamHandler\nargs=(sys.stdout,)\n"
+    (configs / "metadata.json").write_text('{"weights": {"model.pt": "00"}}')
+
+    def check(changes: list[tuple[float, bytes, str, bool]]) -> None:
+        (configs / "inference.json").write_bytes(changed(content, changes))
+        (configs / "logging.conf").write_bytes(changed(log, changes))
+        assert all(line.isprintable() for line in judge(tmp_path / "bundle").lines())
+
+    assert fuzz(check)
+
+
+FOUND: dict[str, bytes] = {}
+"""Files that broke a reader once, by a name with their ending."""
+
+
+@pytest.mark.parametrize("name", sorted(FOUND))
+def test_what_broke_a_reader_once_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(FOUND[name])
+    read_all(tmp_path / name)

@@ -1,0 +1,67 @@
+"""A thousand predictions in one process: memory and file handles stay where they were after the first ones.
+
+MEDUNET_SOAK_CASES says how many; scripts/test_reliability.sh takes 1,000.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from medunet.bundle import find_bundle, specialise
+from medunet.io import write_volume
+from medunet.io.isolation import shared_process
+from medunet.networks import UNet, save_weights
+from medunet.prediction import Predictor
+
+CASES = int(os.environ.get("MEDUNET_SOAK_CASES", "60"))
+GROWTH = 1.05
+"""Most times the memory after warm-up that may be in use at the end."""
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux"),
+]
+
+
+@pytest.mark.parametrize("isolated", [False, True], ids=["plain", "isolated"])
+def test_memory_and_handles_stay_constant(isolated: bool, tmp_path: Path) -> None:
+    changes = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
+    run = specialise(find_bundle("unet_3d"), tmp_path / "run", changes)
+    save_weights(UNet(3, 1, 3, channels=(4, 8), norm="batch").state_dict(), run / "models" / "model.pt")
+    rng = np.random.default_rng(0)
+    images = []
+    for index, size in enumerate([(40, 40, 32), (33, 45, 28), (48, 30, 35), (21, 34, 55)]):
+        voxels = rng.normal(size=size).astype(np.float32)
+        images.append(write_volume(voxels, tmp_path / f"in_{index}.nii.gz", affine=np.diag([-1.0, -1.0, 1.0, 1.0])))
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(images[0].read_bytes()[:500])
+    sources = [(images[n % 4] if n % 25 else broken) for n in range(CASES)]
+    predictor = Predictor(run, output_dir=tmp_path / "out", device="cpu", overwrite=True, isolated=isolated)
+    own = psutil.Process()
+    warm = max(CASES // 5, 20)
+    threads, failures = torch.get_num_threads(), 0
+    figures: list[tuple[int, int, int]] = []
+    for number, result in enumerate(predictor.predict(sources), start=1):
+        failures += result.error is not None
+        if number in (warm, CASES):
+            gc.collect()
+            child = psutil.Process(shared_process().pid).memory_info().rss if isolated else 0
+            figures.append((own.memory_info().rss, own.num_fds(), child))
+    (before, handles_before, child_before), (after, handles_after, child_after) = figures
+    line = {"cases": CASES, "isolated": isolated, "MiB_warm": before >> 20, "MiB_end": after >> 20}
+    print(json.dumps({**line, "handles": [handles_before, handles_after], "child_MiB": child_after >> 20}))  # noqa: T201 (figures, shown by -s)
+    assert failures == len([source for source in sources if source == broken])
+    assert after <= before * GROWTH
+    assert child_after <= child_before * GROWTH
+    assert abs(handles_after - handles_before) <= 2  # of the files that are open at this moment
+    assert torch.get_num_threads() == threads
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {image.name for image in images}
