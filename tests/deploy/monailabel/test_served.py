@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from medunet.deploy.monailabel.uncertainty import disagreement, fold_answers, mi
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume, write_volume
 from medunet.prediction import Predictor
+from medunet.trust import judge, record_weights
 
 
 def test_names_values_and_colours_are_the_bundles(bundle: Path) -> None:
@@ -98,6 +100,8 @@ def test_impossible_options_are_refused(wrong: dict[str, object]) -> None:
 def test_one_corrected_case_trains_the_working_copy_and_leaves_the_bundle(
     bundle: Path, volume: Path, label: Path, tmp_path: Path
 ) -> None:
+    bundle = Path(shutil.copytree(bundle, tmp_path / "run"))
+    record_weights(bundle, to_text=json.dumps)
     copy = ServedBundle("run", bundle).working_copy(tmp_path / "bundles")
     before, stamp = (bundle / "models" / "model.pt").read_bytes(), copy.stamp
     options = TrainingOptions(max_epochs=1, steps_per_epoch=2)
@@ -108,6 +112,16 @@ def test_one_corrected_case_trains_the_working_copy_and_leaves_the_bundle(
     config = json.loads((done.run / "configs" / "train.json").read_text(encoding="utf-8"))
     assert config["spacing_mm"] == [1.0, 1.0, 1.0]  # of the network, not of the one new case
     assert (done.run.parent / "mlruns.db").is_file()
+    # hashes of the weights that the bundle came with do not speak against those that it has learnt
+    assert Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu").decide(volume)["pred"].shape == (
+        1,
+        17,
+        19,
+        16,
+    )
+    again = ServedBundle("run", bundle).working_copy(tmp_path / "bundles")
+    assert again.stamp == copy.stamp
+    assert judge(again.folder).is_trusted
 
 
 def test_scores_are_by_label(volume: Path, label: Path, tmp_path: Path) -> None:

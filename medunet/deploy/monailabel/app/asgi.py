@@ -14,9 +14,11 @@ from monailabel.endpoints import activelearning, infer
 from monailabel.interfaces.exception import MONAILabelException
 
 from medunet.deploy.monailabel.guard import Guard
+from medunet.deploy.monailabel.private_log import HiddenImages
 from medunet.deploy.monailabel.server import SETTINGS_VARIABLE, TOKEN_VARIABLE
 from medunet.errors import MedunetError, find_cause
 
+from .hidden import HIDDEN
 from .segmentation_objects import use_own_names
 
 UNUSABLE = 422
@@ -56,4 +58,4 @@ for _kind in (MedunetError, MONAILabelException):
     _monai_label.add_exception_handler(_kind, _report)
 _monai_label.add_exception_handler(Exception, _report_unforeseen)
 _settings = json.loads(Path(os.environ[SETTINGS_VARIABLE]).read_text(encoding="utf-8"))
-app = Guard(_monai_label, token=os.environ.get(TOKEN_VARIABLE), loopback=_settings["loopback"])
+app = Guard(HiddenImages(_monai_label, HIDDEN), token=os.environ.get(TOKEN_VARIABLE), loopback=_settings["loopback"])
