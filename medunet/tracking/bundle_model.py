@@ -42,8 +42,8 @@ class BundleModel(PythonModel):
     The answer is an array ``(*spatial)`` with the label values of the data set, on the grid of the image: what
     ``medunet predict`` writes.
 
-    A bundle that could run code of its own is refused, unless this user has trusted it before, or ``MEDUNET_TRUST`` in the
-    environment has its hash, which the refusal names: see :func:`medunet.trust.judge`.
+    A bundle that could run code of its own is refused, unless this user has trusted it before, or ``MEDUNET_TRUST`` in
+    the environment has its hash, which the refusal names: see :func:`medunet.trust.judge`.
 
     Example::
 

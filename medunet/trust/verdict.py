@@ -99,8 +99,9 @@ def judge(bundle: Path) -> Verdict:
     """Look at a bundle without running anything of it.
 
     Trusted is what holds only expressions that medunet renders, reviewed targets, plain values, and weights of the
-    recorded hash; what was trusted before and is unchanged; or what ``MEDUNET_TRUST`` names by its hash. So any value may be edited, while a new expression or
-    target asks. In a bundle that medunet made on this machine values may be paths and addresses outside of it.
+    recorded hash; what was trusted before and is unchanged; or what ``MEDUNET_TRUST`` names by its hash. So any value
+    may be edited, while a new expression or target asks. In a bundle that medunet made on this machine values may be
+    paths and addresses outside of it.
     """
     scan = scan_bundle(bundle)
     own = bool(scan.findings) and is_made_here(bundle)

@@ -20,6 +20,7 @@ SHORT = 6
 """A name of fewer characters is hidden where it stands as a word only: `ct` is a part of many others."""
 
 CODE_DIGITS = 8
+_CODE = re.compile(rf"image-[0-9a-f]{{{CODE_DIGITS}}}")
 
 UID = re.compile(r"(?<![\d.])[0-2](?:\.(?:0|[1-9]\d*)){5,}(?![\d.]*\d)")
 """DICOM's identifiers of studies and series, which lead to the patient. Addresses and versions have fewer parts."""
@@ -31,6 +32,15 @@ _SPELLINGS: tuple[Callable[[str], str], ...] = (
     lambda name: re.sub(r"[^A-Za-z0-9._-]+", "_", name),  # of a case in a data set
     lambda name: ascii(name)[1:-1],  # in JSON and in what Python prints
 )
+
+
+_IMAGE_ENDING = r"(?=\.(?:nii|nrrd|nhdr|mha|mhd|dcm|png|jpe?g|tiff?|bmp|zip)\b)"
+_IMAGE_FILE = re.compile(
+    # after a separator a name may hold spaces; elsewhere they end it
+    rf"(?:(?<=[/\\'\"=])[^/\\'\"=\n]+?|[^\s/\\'\"=]+?){_IMAGE_ENDING}",
+    re.IGNORECASE,
+)
+_UPLOAD = re.compile(r"""filename=(['"])(.+?)\1""")
 
 
 class PrivateNames:
@@ -65,12 +75,15 @@ class PrivateNames:
                 self._codes |= {text: code for text in spelt if text.strip("._- ")}
 
     def code(self, name: str) -> str:
-        """What stands for a name."""
+        """What stands for a name; a code stands for itself."""
+        if _CODE.fullmatch(name):
+            return name
         digest = hmac.new(self._key, name.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
         return f"image-{digest[:CODE_DIGITS]}"
 
     def mask(self, text: str) -> str:
-        """A text without the names, and without DICOM's identifiers."""
+        """A text without the names, without any name of an image file or an upload, and without DICOM's identifiers."""
+        self.hide(*(re.split(r"[/\\]", match[2])[-1] for match in _UPLOAD.finditer(text)))
         with self._lock:
             found = [name for name in self._codes if name in text]
         for name in sorted(found, key=len, reverse=True):  # the longer first: it may hold the shorter
@@ -78,7 +91,9 @@ class PrivateNames:
                 text = text.replace(name, self._codes[name])
             else:
                 text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", self._codes[name], text)
-        return UID.sub(lambda match: self.code(match[0]), text)
+        for pattern in (UID, _IMAGE_FILE):
+            text = pattern.sub(lambda match: self.code(match[0]), text)
+        return text
 
 
 def mask_log(names: PrivateNames) -> Callable[[], None]:

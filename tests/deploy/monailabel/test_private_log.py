@@ -44,6 +44,23 @@ def test_neither_names_nor_identifiers_are_left(line: str) -> None:
     assert names.mask(masked) == masked
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Adding Image: /ward/Mustermann Max.nii.gz",
+        "{'image': '/sessions/17/Mustermann Max.nrrd'}",
+        "UploadFile(filename='Mustermann Max', size=3) => Mustermann Max",
+        'form-data; name="file"; filename="C:\\ward\\Mustermann Max.png"',
+        "Mustermann.dcm is broken",
+    ],
+)
+def test_files_and_uploads_of_which_nobody_told_are_not_named(line: str) -> None:
+    names = PrivateNames(KEY)
+    masked = names.mask(line)
+    assert "Mustermann" not in masked
+    assert names.mask(masked) == masked
+
+
 def test_a_name_has_one_code_in_all_spellings_and_processes_and_another_by_another_key() -> None:
     one, other, foreign = PrivateNames(KEY), PrivateNames(KEY), PrivateNames(b"another")
     for names in (one, other, foreign):

@@ -12,6 +12,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from medunet.bundle import find_bundle, train_folds
+from medunet.datasets import write_phantom_dataset
 from medunet.deploy.monailabel.results import describe_result, write_result
 from medunet.deploy.monailabel.scoring import score_labels
 from medunet.deploy.monailabel.served import ServedBundle, order_label_info, serve
@@ -149,3 +151,32 @@ def test_uncertainty_comes_from_mirrored_views(bundle: Path, volume: Path, tmp_p
         fold_answers(predictor, image)
     with pytest.raises(ConfigError, match="unknown measure"):
         uncertainty(predictor, volume, by="guess")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of MLflow and MONAI
+def test_folds_that_were_trained_apart_disagree(tmp_path: Path) -> None:
+    data = write_phantom_dataset(tmp_path / "cells", kind="cells", cases=4, size=[64, 64], seed=8).parent
+    changes = {
+        "network_def::channels": [4, 8],
+        "autocast_dtype": "float32",
+        "patch_size": [32, 32],
+        "steps_per_epoch": 4,
+        "batch_size": 2,
+        "epochs": 1,
+        "folds": 2,
+        "tracking_uri": "",
+    }
+    train_folds(find_bundle("unet_2d"), data, tmp_path / "run", changes=changes, device="cpu")
+    (served,) = serve([tmp_path / "run"])
+    assert served.is_ensemble
+    assert len(served.weights) == 2
+    copy = served.working_copy(tmp_path / "bundles")
+    predictor = Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu")
+    image = sorted(data.glob("imagesTr/*"))[0]
+    one, other = fold_answers(predictor, predictor.preprocessing({"image": str(image)})["image"])
+    found = uncertainty(predictor, image, by="folds")
+    assert found == disagreement([one, other])
+    assert 0 < found < 1
+    with pytest.raises(ConfigError, match="cannot be trained"):
+        train_further(copy, [(image, image)], tmp_path / "trainings")
