@@ -105,12 +105,15 @@ def test_metrics_parameters_and_artifacts_are_all_there(fold: tuple[mlflow.Mlflo
 def test_the_data_are_a_dataset_with_a_digest_of_its_content(
     fold: tuple[mlflow.MlflowClient, mlflow.entities.Run],
 ) -> None:
-    _, run = fold
+    client, run = fold
     contexts = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
     assert set(contexts) == {"training", "validation"}
     assert contexts["training"].name == "study"
     assert len({one.digest for one in contexts.values()}) == 2
     assert json.loads(contexts["training"].profile) == {"cases": 2}
+    # and the whole of it that of the training, where lists of runs show it
+    [whole] = client.get_run(run.data.tags["mlflow.parentRunId"]).inputs.dataset_inputs
+    assert json.loads(whole.dataset.profile) == {"cases": 4}
 
 
 def test_no_name_of_a_case_and_no_path_is_logged(

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from browser import page
 from PIL import Image
 
-from .browser import page
 from .clinic import Clinic
 from .real import TOKEN
 

@@ -31,14 +31,16 @@ class Page:
     def __init__(self, read: int, write: int) -> None:
         self.read, self.write = read, write
         self.number, self.rest = 0, b""
+        self.events: list[dict[str, Any]] = []
         self.session: str | None = None
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self.send("Emulation.setDeviceMetricsOverride", width=1500, height=950, deviceScaleFactor=1, mobile=False)
-        self.send("Network.enable")
+        self.size(1500, 950)
+        for domain in ("Network", "Runtime", "Log", "Page"):
+            self.send(f"{domain}.enable")
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
-        """A command's answer; events in between are passed over."""
+        """A command's answer; events in between are kept."""
         self.number += 1
         message: dict[str, Any] = {"id": self.number, "method": method, "params": params}
         if self.session is not None:
@@ -50,6 +52,31 @@ class Page:
             raise RuntimeError(f"{method}: {answer['error']}")
         result: dict[str, Any] = answer["result"]
         return result
+
+    @property
+    def errors(self) -> list[str]:
+        """What the console shows in red: thrown, written, or not loaded."""
+        self.run("0")  # takes in what has happened meanwhile
+        found = []
+        for event in self.events:
+            values = event.get("params", {})
+            if event["method"] == "Runtime.exceptionThrown":
+                details = values["exceptionDetails"]
+                found.append(str(details.get("exception", {}).get("description") or details["text"]))
+            elif event["method"] == "Runtime.consoleAPICalled" and values["type"] in ("error", "assert"):
+                found.append(" ".join(str(one.get("value", one.get("description"))) for one in values["args"]))
+            elif event["method"] == "Log.entryAdded" and values["entry"]["level"] == "error":
+                found.append(f"{values['entry']['text']} {values['entry'].get('url', '')}".strip())
+        return found
+
+    def size(self, width: int, height: int, *, mobile: bool = False) -> None:
+        """Of the window, in CSS pixels."""
+        options = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+        self.send("Emulation.setDeviceMetricsOverride", **options)
+
+    def scheme(self, name: str) -> None:
+        """`light` or `dark`, as the system prefers it."""
+        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
 
     def open(self, url: str) -> None:
         """Go there."""
@@ -63,17 +90,30 @@ class Page:
         return answer["result"].get("value")
 
     def wait(self, script: str, seconds: float = 90.0) -> Any:
-        """Until an expression is true."""
+        """Until an expression is true; one that fails may be of a page that is not there yet."""
         end = time.monotonic() + seconds
+        failure = ""
         while time.monotonic() < end:
-            if value := self.run(script):
-                return value
+            try:
+                if value := self.run(script):
+                    return value
+            except RuntimeError as error:
+                failure = str(error)
             time.sleep(0.5)
-        pytest.fail(f"the page never had: {script}; it says {self.run('document.body.innerText')[:800]!r}")
+        text = self.run("document.body ? document.body.innerText : ''")
+        pytest.fail(f"the page never had: {script} {failure}; it says {text[:800]!r}; {self.errors[:3]}")
 
-    def screenshot(self, path: Path) -> Path:
-        """As PNG."""
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
+    def click(self, text: str) -> None:
+        """The first element that has a text of its own with these words, when it is there."""
+        path = json.dumps(f"//*[text()[contains(., '{text}')]]")
+        found = f"document.evaluate({path}, document.body, null, XPathResult.FIRST_ORDERED_NODE_TYPE).singleNodeValue"
+        self.wait(f"(one => !!one && one.dispatchEvent(new MouseEvent('click', {{bubbles: true}})))({found})")
+
+    def screenshot(self, path: Path, *, whole: bool = False) -> Path:
+        """As PNG; the whole page, or the window."""
+        answer = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(base64.b64decode(answer["data"]))
         return path
 
     def _next(self) -> dict[str, Any]:
@@ -84,6 +124,8 @@ class Page:
             self.rest += os.read(self.read, 1 << 20)
         message, _, self.rest = self.rest.partition(b"\0")
         found: dict[str, Any] = json.loads(message)
+        if "method" in found:
+            self.events.append(found)
         return found
 
 
