@@ -22,7 +22,7 @@ from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from .conftest import Browser
+    from .conftest import ReportBrowser
 
 # MONAI and ignite warn about themselves
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -145,7 +145,7 @@ def test_the_command_writes_beside_the_run(
     assert "no such bundle" in capsys.readouterr().err
 
 
-def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, browser: Browser) -> None:
+def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, browser: ReportBrowser) -> None:
     write_phantom_dataset(tmp_path / "cells", kind="cells", cases=4, size=(48, 48))
     changes = {**SMALL, "patch_size": [32, 32], "epochs": 1, "folds": 2}
     output = train_folds(
@@ -167,7 +167,7 @@ def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, bro
 @pytest.mark.parametrize("name", ["page", "both"])
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_browser_has_nothing_to_complain_of(
-    name: str, dark: bool, browser: Browser, request: pytest.FixtureRequest
+    name: str, dark: bool, browser: ReportBrowser, request: pytest.FixtureRequest
 ) -> None:
     browser.open(request.getfixturevalue(name), dark=dark)
     assert browser.errors == []
@@ -177,7 +177,7 @@ def test_the_browser_has_nothing_to_complain_of(
 
 
 @pytest.mark.parametrize("name", ["page", "both"])
-def test_a_phone_scrolls_down_only(name: str, browser: Browser, request: pytest.FixtureRequest) -> None:
+def test_a_phone_scrolls_down_only(name: str, browser: ReportBrowser, request: pytest.FixtureRequest) -> None:
     browser.open(request.getfixturevalue(name), width=PHONE, height=844)
     assert browser.run("document.documentElement.scrollWidth") == PHONE
     wide = (
@@ -188,7 +188,7 @@ def test_a_phone_scrolls_down_only(name: str, browser: Browser, request: pytest.
     assert browser.errors == []
 
 
-def test_a_click_sorts_the_table_and_typing_filters_it(page: Path, browser: Browser) -> None:
+def test_a_click_sorts_the_table_and_typing_filters_it(page: Path, browser: ReportBrowser) -> None:
     browser.open(page)
     names = (
         "[...document.querySelectorAll('#table tbody tr')].filter(r => !r.hidden).map(r => r.cells[0].dataset.value)"
@@ -208,7 +208,7 @@ def test_a_click_sorts_the_table_and_typing_filters_it(page: Path, browser: Brow
     assert browser.errors == []
 
 
-def test_the_slider_moves_through_the_slices(page: Path, browser: Browser) -> None:
+def test_the_slider_moves_through_the_slices(page: Path, browser: ReportBrowser) -> None:
     browser.open(page)
     caption = "document.querySelector('#planes .caption').textContent"
     picture = "document.querySelector('#planes canvas').toDataURL()"
@@ -226,7 +226,7 @@ def test_the_slider_moves_through_the_slices(page: Path, browser: Browser) -> No
     assert browser.errors == []
 
 
-def test_contours_can_be_hidden_and_cases_chosen(both: Path, browser: Browser) -> None:
+def test_contours_can_be_hidden_and_cases_chosen(both: Path, browser: ReportBrowser) -> None:
     browser.open(both)
     assert browser.run("document.querySelectorAll('#planes .row:not(.sliders)').length") == 2  # a row a run
     picture = "[...document.querySelectorAll('#planes canvas')].map(c => c.toDataURL()).join()"
@@ -245,7 +245,7 @@ def test_contours_can_be_hidden_and_cases_chosen(both: Path, browser: Browser) -
     assert browser.errors == []
 
 
-def test_outlines_close_and_enclose(page: Path, browser: Browser) -> None:
+def test_outlines_close_and_enclose(page: Path, browser: ReportBrowser) -> None:
     browser.open(page)
     # a square with a hole, a single voxel at the border, and two voxels that touch at a corner
     script = """(() => {

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through two pipes by its DevTools protocol."""
+"""A real browser: headless Chromium, driven through two pipes by its own protocol, without any driver program."""
 
 from __future__ import annotations
 
@@ -17,146 +17,186 @@ from typing import Any
 import pytest
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+
 ANSWER_SECONDS = 60.0
+"""Longest wait for an answer; the machine may have other work."""
+
+WAIT_SECONDS = 90.0
+"""Longest wait for a page to become what it should be."""
+
+OPTIONS = (
+    *("--headless=new", "--no-sandbox", "--remote-debugging-pipe", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update"),
+    *("--use-angle=swiftshader", "--enable-unsafe-swiftshader"),  # WebGL without a graphics card
+)
 
 
-class Page:
-    """One tab.
+class BrowserError(Exception):
+    """The browser refused a command, or a script failed."""
+
+
+class Browser:
+    """One page: commands go in through the browser's file descriptor 3, answers and events come out of 4.
 
     Args:
-        read: descriptor of the browser's answers.
-        write: descriptor of its commands.
+        program: Chromium.
+        profile: a folder of its own.
+        noted: kinds of messages on the console that count as errors.
     """
 
-    def __init__(self, read: int, write: int) -> None:
-        self.read, self.write = read, write
-        self.number, self.rest = 0, b""
-        self.events: list[dict[str, Any]] = []
+    def __init__(self, program: str, profile: Path, *, noted: tuple[str, ...] = ("error", "assert")) -> None:
+        to_browser, self.out = os.pipe()
+        self.incoming, from_browser = os.pipe()
+        launch = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'  # the shell moves the pipes
+        self.process = subprocess.Popen(
+            ["/bin/bash", "-c", launch, "chromium", program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
+            pass_fds=(to_browser, from_browser),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_browser)
+        os.close(from_browser)
+        self.noted = noted
+        self.buffer = b""
+        self.number = 0
         self.session: str | None = None
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self.size(1500, 950)
-        for domain in ("Network", "Runtime", "Log", "Page"):
-            self.send(f"{domain}.enable")
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        target = self("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self(f"{domain}.enable")
+        self.resize(1500, 950)
 
-    def send(self, method: str, **params: Any) -> dict[str, Any]:
-        """A command's answer; events in between are kept."""
+    def __call__(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Send a command and return its answer; what happens meanwhile is noted."""
         self.number += 1
-        message: dict[str, Any] = {"id": self.number, "method": method, "params": params}
+        message: dict[str, Any] = {"id": self.number, "method": method, "params": parameters}
         if self.session is not None:
             message["sessionId"] = self.session
-        os.write(self.write, json.dumps(message).encode() + b"\0")
+        os.write(self.out, json.dumps(message).encode() + b"\0")
         while (answer := self._next()).get("id") != self.number:
             pass
         if "error" in answer:
-            raise RuntimeError(f"{method}: {answer['error']}")
+            raise BrowserError(f"{method}: {answer['error']}")
         result: dict[str, Any] = answer["result"]
         return result
 
-    @property
-    def errors(self) -> list[str]:
-        """What the console shows in red: thrown, written, or not loaded."""
-        self.run("0")  # takes in what has happened meanwhile
-        found = []
-        for event in self.events:
-            values = event.get("params", {})
-            if event["method"] == "Runtime.exceptionThrown":
-                details = values["exceptionDetails"]
-                found.append(str(details.get("exception", {}).get("description") or details["text"]))
-            elif event["method"] == "Runtime.consoleAPICalled" and values["type"] in ("error", "assert"):
-                found.append(" ".join(str(one.get("value", one.get("description"))) for one in values["args"]))
-            elif event["method"] == "Log.entryAdded" and values["entry"]["level"] == "error":
-                found.append(f"{values['entry']['text']} {values['entry'].get('url', '')}".strip())
-        return found
-
-    def size(self, width: int, height: int, *, mobile: bool = False) -> None:
-        """Of the window, in CSS pixels."""
-        options = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
-        self.send("Emulation.setDeviceMetricsOverride", **options)
-
-    def scheme(self, name: str) -> None:
-        """`light` or `dark`, as the system prefers it."""
-        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
+    def resize(self, width: int, height: int, *, scale: float = 1, dark: bool = False) -> None:
+        """Of the window, in CSS pixels; a narrow one is a phone's."""
+        phone = width < 600
+        self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone)
+        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self("Emulation.setEmulatedMedia", features=features)
 
     def open(self, url: str) -> None:
         """Go there."""
-        self.send("Page.navigate", url=url)
+        self("Page.navigate", url=url)
 
     def run(self, script: str) -> Any:
-        """The value of an expression."""
-        answer = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        """The value of an expression in the page; of a promise, what it comes to."""
+        answer = self("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
-            raise RuntimeError(str(answer["exceptionDetails"])[:500])
+            raise BrowserError(str(answer["exceptionDetails"])[:500])
         return answer["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 90.0) -> Any:
+    def wait(self, condition: str, seconds: float = WAIT_SECONDS) -> Any:
         """Until an expression is true; one that fails may be of a page that is not there yet."""
         end = time.monotonic() + seconds
         failure = ""
         while time.monotonic() < end:
             try:
-                if value := self.run(script):
+                if value := self.run(condition):
                     return value
-            except RuntimeError as error:
+            except BrowserError as error:
                 failure = str(error)
-            time.sleep(0.5)
+            time.sleep(0.05)
         text = self.run("document.body ? document.body.innerText : ''")
-        pytest.fail(f"the page never had: {script} {failure}; it says {text[:800]!r}; {self.errors[:3]}")
+        pytest.fail(f"never true: {condition} {failure}; the page says {text[:800]!r}; {self.errors[:3]}")
 
-    def click(self, text: str) -> None:
-        """The first element that has a text of its own with these words, when it is there."""
+    def pause(self, seconds: float) -> None:
+        """Wait, while events are taken in."""
+        self.run(f"new Promise(done => setTimeout(done, {seconds * 1000}))")
+
+    def click(self, selector: str, *, x: float = 0.5, y: float = 0.5) -> None:
+        """Press the mouse on an element, at a part of its width and height."""
+        box = self.run(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); "
+            "e.scrollIntoView({block: 'center', behavior: 'instant'}); const b = e.getBoundingClientRect(); "
+            "return [b.left, b.top, b.width, b.height]; })()"
+        )
+        place = {"x": box[0] + x * box[2], "y": box[1] + y * box[3], "button": "left", "clickCount": 1}
+        self("Input.dispatchMouseEvent", type="mousePressed", **place)
+        self("Input.dispatchMouseEvent", type="mouseReleased", **place)
+
+    def click_text(self, text: str) -> None:
+        """The first element that has a text of its own with these words, once it is there."""
         path = json.dumps(f"//*[text()[contains(., '{text}')]]")
         found = f"document.evaluate({path}, document.body, null, XPathResult.FIRST_ORDERED_NODE_TYPE).singleNodeValue"
         self.wait(f"(one => !!one && one.dispatchEvent(new MouseEvent('click', {{bubbles: true}})))({found})")
 
-    def screenshot(self, path: Path, *, whole: bool = False) -> Path:
-        """As PNG; the whole page, or the window."""
-        answer = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(base64.b64decode(answer["data"]))
-        return path
+    def press(self, key: str, code: int) -> None:
+        """Press a key on what has the focus."""
+        for kind in ("keyDown", "keyUp"):
+            self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def screenshot(self, path: Path | None = None, *, whole: bool = False) -> bytes:
+        """What is in sight, or the whole page, as PNG."""
+        content = base64.b64decode(self("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return content
+
+    def close(self) -> None:
+        """End the browser."""
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
+        os.close(self.out)
+        os.close(self.incoming)
 
     def _next(self) -> dict[str, Any]:
         end = time.monotonic() + ANSWER_SECONDS
-        while b"\0" not in self.rest:
-            if not select.select([self.read], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise TimeoutError("the browser does not answer")
-            self.rest += os.read(self.read, 1 << 20)
-        message, _, self.rest = self.rest.partition(b"\0")
-        found: dict[str, Any] = json.loads(message)
-        if "method" in found:
-            self.events.append(found)
-        return found
+        while b"\0" not in self.buffer:
+            ready, _, _ = select.select([self.incoming], [], [], max(0.0, end - time.monotonic()))
+            assert ready, "Chromium does not answer"
+            part = os.read(self.incoming, 1 << 20)
+            assert part, "Chromium ended"
+            self.buffer += part
+        text, _, self.buffer = self.buffer.partition(b"\0")
+        message: dict[str, Any] = json.loads(text)
+        self._note(message.get("method"), message.get("params", {}))
+        return message
+
+    def _note(self, method: str | None, event: dict[str, Any]) -> None:
+        if method == "Runtime.exceptionThrown":
+            details = event["exceptionDetails"]
+            self.errors.append(details.get("exception", {}).get("description") or details["text"])
+        elif method == "Runtime.consoleAPICalled" and event["type"] in self.noted:
+            self.errors.append(str([one.get("value", one.get("description")) for one in event["args"]]))
+        elif method == "Log.entryAdded" and event["entry"]["level"] in self.noted:
+            self.errors.append(f"{event['entry']['text']} {event['entry'].get('url', '')}".strip())
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(event["request"]["url"])
+
+
+def program() -> str:
+    """Chromium's, or the test is skipped."""
+    found = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("Chromium is absent: apt-get install chromium")
+    return found
 
 
 @contextmanager
-def page(folder: Path) -> Iterator[Page]:
-    """A tab of a browser that ends with the block."""
-    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.skip("Chromium is not installed")
-    commands, answers = os.pipe(), os.pipe()
-    options = ["--headless=new", "--no-sandbox", "--remote-debugging-pipe", f"--user-data-dir={folder / 'profile'}"]
-    options += ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--hide-scrollbars", "--no-first-run"]
-    # the protocol wants its pipes at the descriptors 3 and 4
-    shell = f'exec "$0" "$@" 3<&{commands[0]} 4>&{answers[1]}'
-    with (folder / "browser.log").open("w") as log:
-        process = subprocess.Popen(
-            ["bash", "-c", shell, program, *options],
-            pass_fds=(commands[0], answers[1]),
-            stdout=log,
-            stderr=log,
-        )
-        os.close(commands[0])
-        os.close(answers[1])
-        try:
-            yield Page(answers[0], commands[1])
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            os.close(commands[1])
-            os.close(answers[0])
+def page(folder: Path) -> Iterator[Browser]:
+    """A browser that ends with the block."""
+    found = Browser(program(), folder / "profile")
+    try:
+        yield found
+    finally:
+        found.close()

@@ -58,8 +58,8 @@ def test_a_training_is_seen_with_its_metrics_parameters_and_pictures(
             if name == "metrics":
                 tab.wait("document.querySelectorAll('.js-plotly-plot .scatterlayer path').length > 2")
             if name == "artifacts":
-                tab.click("validation")
-                tab.click("_worst.png")
+                tab.click_text("validation")
+                tab.click_text("_worst.png")
                 tab.wait("[...document.images].some(image => image.naturalWidth > 200)")
             tab.screenshot(shots / f"mlflow_{name}.png")
         assert "Mustermann" not in tab.run("document.documentElement.outerHTML")
