@@ -20,6 +20,7 @@ from medunet.bundle.results import find_run, read_cases
 from medunet.cli.app import main
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
+from medunet.io import read_volume, write_volume
 
 if TYPE_CHECKING:
     from .conftest import ReportBrowser
@@ -156,12 +157,66 @@ def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, bro
     text = written.page.read_text()
     assert "each by the fold that had not seen it" in text
     assert "V_rand" in text and "Cleaning after the network" in text
+    assert "HD95 (px)" in text and " mm" not in re.sub(r"<table.*?</table>", "", text, flags=re.DOTALL)  # no scale
     browser.open(written.page)
     assert browser.errors == []
     assert browser.run("document.querySelectorAll('#planes canvas').length") == 1  # no slider for a picture
     assert browser.run("document.querySelector('#planes canvas').clientHeight") > 300
     assert browser.run("document.querySelectorAll('input[type=range]').length") == 0
     assert browser.run("document.querySelectorAll('#table tbody tr').length") == 4
+
+
+DRAWN = """
+(() => {
+  const strokes = [];
+  const real = CanvasRenderingContext2D.prototype.stroke;
+  CanvasRenderingContext2D.prototype.stroke = function () {
+    strokes.push([this.strokeStyle, this.getLineDash().length]);
+  };
+  window.dispatchEvent(new Event("resize"));
+  const box = document.querySelector("#reference");
+  box.dispatchEvent(new Event("input"));
+  CanvasRenderingContext2D.prototype.stroke = real;
+  return strokes;
+})()
+"""
+"""What the viewer draws: colours of lines, and whether they are dashed."""
+
+
+def test_regions_are_drawn_and_measured_as_the_unions_that_they_are(
+    volumes: Path, tmp_path: Path, browser: ReportBrowser
+) -> None:
+    data = Path(shutil.copytree(volumes, tmp_path / "data"))
+    manifest = json.loads((data / "dataset.json").read_text())
+    manifest["labels"] = {"background": 0, "trunk": [1, 2, 3, 4, 5], "abdomen": [2, 3, 4], "liver": 2}
+    manifest["regions_class_order"] = [1, 3, 2]
+    (data / "dataset.json").write_text(json.dumps(manifest))
+    changes = {**SMALL, "patch_size": [16, 16, 16], "epochs": 1, "folds": 3}
+    train_bundle(find_bundle("unet_3d"), data, tmp_path / "run", changes=changes, device="cpu")
+    evaluate_bundle(tmp_path / "run", data, tmp_path / "run" / "evaluation", device="cpu")
+    # a perfect prediction, written as medunet writes regions
+    found = find_run(tmp_path / "run", "run", dataset=open_dataset(data))
+    for name, path in found.predictions.items():
+        reference = read_volume(data / "labelsTr" / f"{name}.nii.gz")
+        painted = np.asarray(reference.image[0])
+        painted = np.where(np.isin(painted, (3, 4)), 3, np.where(painted == 5, 1, painted)).astype(np.uint8)
+        write_volume(painted, path, affine=reference.image.affine)
+    written = report_runs([tmp_path / "run"], tmp_path / "r.html", device="cpu")
+    document = json.loads(re.search(r'id="document">(.*?)</script>', written.page.read_text()).group(1))  # type: ignore[union-attr]
+    assert [entry["name"] for entry in document["classes"]] == ["trunk", "abdomen", "liver"]
+    assert sorted(document["unions"]) == [[1, 2], [1, 2, 3]]
+    browser.open(written.page)
+    assert browser.errors == []
+    # reference and prediction mean the same wherever they are
+    band = "[...document.querySelectorAll('.band')].some(band => {const pixels = band.getContext('2d').getImageData("
+    band += (
+        "0, 0, band.width, band.height).data; return pixels.some((v, i) => i % 4 === 0 && v > 200 && pixels[i + 3])})"
+    )
+    assert browser.run(band) is False
+    lines = browser.run(DRAWN)
+    assert {colour for colour, dashed in lines if not dashed} == {entry["colour"] for entry in document["classes"]}
+    assert {colour for colour, dashed in lines if dashed} == {"#ffffff"}
+    assert (tmp_path / "r_figures" / "cases").is_dir()
 
 
 @pytest.mark.parametrize("name", ["page", "both"])
