@@ -21,11 +21,11 @@ from medunet.files import write_atomically
 from medunet.io import Volume, is_structure_file, output_name, read_label, read_volume
 from medunet.metrics.evaluation import BACKGROUND
 from medunet.reports import (
+    ClassCodes,
     Stack,
     class_names,
     lowest_dice,
     pack_case,
-    places_of,
     render_overlay,
     write_figures,
     write_report,
@@ -101,6 +101,7 @@ def report_runs(
     results = [run.results for run in found]
     names = class_names(results)
     order = list(lowest_dice(results))
+    codes = ClassCodes(names)
     room = megabytes * 1e6 - REST_BYTES
     count = min(len(order), max(1, int(room / CASE_BYTES[0])))
     share = int(min(CASE_BYTES[1], room / max(count, 1)))
@@ -115,9 +116,9 @@ def report_runs(
             continue
         if drawn is None:
             continue
-        values = [_values(found[index].labels, names) for index in drawn.runs]
-        coded = [places_of(drawn.reference, values[0])]
-        coded += [places_of(pred, own) for pred, own in zip(drawn.predictions, values, strict=True)]
+        coded = [codes.encode(drawn.reference, found[drawn.runs[0]].members)]
+        for index, pred in zip(drawn.runs, drawn.predictions, strict=True):
+            coded.append(codes.encode(pred, found[index].members))
         stacks[name] = pack_case(drawn.image, coded, affine=drawn.affine, max_bytes=share)
         maps[name] = [LETTERS[index] for index in drawn.runs]
         if folder is not None:
@@ -129,7 +130,7 @@ def report_runs(
     if folder is not None:
         write_figures(folder, results)
     headline = title or ", ".join(run.name for run in results)
-    page = write_report(output, results, title=headline, stacks=stacks, maps=maps)
+    page = write_report(output, results, title=headline, stacks=stacks, maps=maps, unions=codes.unions)
     return WrittenReport(page, folder, len(order), len(stacks))
 
 
@@ -232,19 +233,16 @@ def _find_case(dataset: SegmentationDataset | None, name: str) -> Case | None:
     return next((case for case in (*dataset.cases, *dataset.test) if case.name == name), None)
 
 
-def _values(labels: dict[str, int], names: Sequence[str]) -> list[int | None]:
-    """Value in a run's files by place in the page's list of classes; background first."""
-    return [labels.get(BACKGROUND, 0), *(labels.get(name) for name in names)]
-
-
 def _draw(drawn: _Drawn, found: Sequence[FoundRun], name: str, folder: Path, stem: str, *, several: bool) -> None:
     for index, pred in zip(drawn.runs, drawn.predictions, strict=True):
         letter = f"_{LETTERS[index]}" if several else ""
+        codes = ClassCodes([one for one in found[index].members if one != BACKGROUND])
+        reference, coded = (codes.encode(labels, found[index].members) for labels in (drawn.reference, pred))
         content = render_overlay(
             drawn.image,
-            pred,
-            drawn.reference,
-            labels=found[index].labels,
+            coded,
+            reference,
+            labels=codes.labels(BACKGROUND),
             affine=drawn.affine,
             spacing_mm=drawn.spacing_mm,
             title=f"{LETTERS[index]}  {name}" if several else name,

@@ -12,7 +12,7 @@ from typing import Any, cast
 from medunet.bundle.described import settings_of
 from medunet.bundle.ensemble import DECISION_NAME
 from medunet.bundle.specialise import read_json
-from medunet.bundle.workflow import OUT_OF_FOLD, class_values
+from medunet.bundle.workflow import OUT_OF_FOLD, class_values, region_values_of
 from medunet.datasets import SegmentationDataset, split_fold
 from medunet.errors import ConfigError, DataError
 from medunet.io import split_suffix
@@ -23,6 +23,9 @@ from medunet.training import BEST_NAME, HISTORY_NAME
 
 EVALUATION = "evaluation"
 """Folder in a run in which `medunet evaluate` measures."""
+
+PICTURE_ENDINGS = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"})
+"""Of label maps whose pixels have no size."""
 
 STALE_SECONDS = 60.0
 """Weights that are newer than their metrics by more than this were trained after them; a copy may shuffle less."""
@@ -35,12 +38,14 @@ class FoundRun:
     Args:
         results: for the page.
         labels: value in the files by class name.
+        members: values in the files of each class that was measured; of several where classes overlap.
         predictions: label maps by name of the case.
         dataset: that the run was measured on; None where it is not to be found.
     """
 
     results: RunResults
     labels: dict[str, int]
+    members: dict[str, tuple[int, ...]]
     predictions: dict[str, Path] = field(default_factory=dict)
     dataset: SegmentationDataset | None = None
 
@@ -116,8 +121,13 @@ def find_run(
         trained_on=seen,
         groups=groups,
         cleaning=_cleaning(run) if is_joined else (),
+        unit=_unit(predictions),
     )
-    return FoundRun(results, class_values(config), predictions, dataset)
+    labels = class_values(config)
+    members = {name: tuple(values) for name, values in region_values_of(config).items()}
+    return FoundRun(
+        results, labels, members or {name: (value,) for name, value in labels.items()}, predictions, dataset
+    )
 
 
 def read_cases(path: Path) -> list[CaseScores]:
@@ -196,7 +206,8 @@ def _facts(
             for record in history
             if record.get("val_dice")
         }
-        text = f"{history[-1]['epoch']} epochs, {history[-1]['iteration']} steps, {minutes:.0f} min"
+        took = f"{minutes:.0f} min" if minutes >= 1.5 else f"{60 * minutes:.0f} s"
+        text = f"{history[-1]['epoch']} epochs, {history[-1]['iteration']} steps, {took}"
         if scored:
             text += f", best at epoch {max(scored, key=lambda epoch: scored[epoch])}"
         waits = [record["data_wait"] for record in history if "data_wait" in record]
@@ -206,6 +217,12 @@ def _facts(
     if measured:
         facts["measured"] = measured
     return facts
+
+
+def _unit(predictions: Mapping[str, Path]) -> str:
+    """Of distances: pictures have no millimetres."""
+    endings = {split_suffix(path.name)[1].lower() for path in predictions.values()}
+    return "px" if endings and endings <= PICTURE_ENDINGS else "mm"
 
 
 def _kind(

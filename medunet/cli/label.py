@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from medunet.cli.options import Device
+from medunet.cli.options import Device, Trust
 
 
 def label(
@@ -38,6 +38,7 @@ def label(
     python: Annotated[
         str | None, typer.Option("--python", help="Python 3.10 to 3.12 to make it from; this one by default.")
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Serve bundles to 3D Slicer and OHIF by MONAI Label; learn from what annotators correct.
 
@@ -69,6 +70,7 @@ def label(
         device=device,
         token=os.environ.get(TOKEN_VARIABLE) or None,
         modality=modality,
+        trust=trust,
     )
     home.check()
     check_port(server.host, server.port)

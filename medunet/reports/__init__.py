@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .class_codes import ClassCodes as ClassCodes
 from .colours import class_colours as class_colours
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
@@ -19,4 +20,3 @@ from .page import write_figures as write_figures
 from .page import write_report as write_report
 from .stack import Stack as Stack
 from .stack import pack_case as pack_case
-from .stack import places_of as places_of

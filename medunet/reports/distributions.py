@@ -20,8 +20,8 @@ from .panels import RUN_COLOURS, Panel, Theme
 Scores: TypeAlias = Mapping[str, float]
 """A number by case name; cases without one are left out."""
 
-METRICS = {"dice": "Dice", "msd_mm": "mean surface distance (mm)", "hd95_mm": "HD95 (mm)"}
-"""Numbers of a class that are drawn, and their titles."""
+METRICS = ("dice", "msd_mm", "hd95_mm")
+"""Numbers of a class that are drawn."""
 
 EM_TITLES = {"v_rand": "V_rand", "v_info": "V_info", "pixel_error": "pixel error", "warping_error": "warping error"}
 
@@ -34,6 +34,9 @@ SPREAD = 0.3
 
 INCHES = (3.5, 2.7)
 """Of a panel with few boxes; as three of them stand side by side in the page, they are smaller than curves."""
+
+NARROW = 2.6
+"""Width of a panel with a single box."""
 
 INCHES_PER_BOX = 0.42
 INCHES_PER_LETTER = 0.075
@@ -79,16 +82,30 @@ def em_scores_of(cases: Sequence[CaseScores], key: str) -> dict[str, float]:
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def distribution_panels(runs: Mapping[str, Sequence[CaseScores]], *, names: Sequence[str]) -> list[Panel]:
+def metric_titles(unit: str) -> dict[str, str]:
+    """What the numbers of a class are called.
+
+    Example:
+        >>> metric_titles("px")["hd95_mm"]
+        'HD95 (px)'
+    """
+    return {"dice": "Dice", "msd_mm": f"mean surface distance ({unit})", "hd95_mm": f"HD95 ({unit})"}
+
+
+def distribution_panels(
+    runs: Mapping[str, Sequence[CaseScores]], *, names: Sequence[str], unit: str = "mm"
+) -> list[Panel]:
     """Panels of Dice, surface distances and, where there are any, EM scores.
 
     Args:
         runs: cases by the run's letter.
         names: of the classes.
+        unit: of distances.
     """
     colours = class_colours(names)
+    titles = metric_titles(unit)
     panels = []
-    for metric, title in METRICS.items():
+    for metric in METRICS:
         groups = {
             name: [
                 Strip(letter, class_scores(cases, name, metric), _run_colour(runs, letter) or colours[name])
@@ -96,14 +113,14 @@ def distribution_panels(runs: Mapping[str, Sequence[CaseScores]], *, names: Sequ
             ]
             for name in names
         }
-        panels.append(_panel(title, groups, key=metric, is_distance=metric != "dice"))
+        panels.append(_panel(titles[metric], groups, key=metric, is_distance=metric != "dice"))
     for key in dict.fromkeys(key for cases in runs.values() for case in cases for key in case.get("em", {})):
         title = EM_TITLES.get(key, key)
         strips = [
             Strip(letter, em_scores_of(cases, key), _run_colour(runs, letter) or RUN_COLOURS[-1])
             for letter, cases in runs.items()
         ]
-        panels.append(_panel(title, {title: strips}, key=f"em-{key}", is_distance=False))
+        panels.append(_panel(title, {"": strips}, key=f"em-{key}", is_distance=False))
     return [panel for panel in panels if panel.points]
 
 
@@ -141,7 +158,8 @@ def _run_colour(runs: Mapping[str, object], letter: str) -> str | None:
 def _panel(title: str, groups: Mapping[str, Sequence[Strip]], *, key: str, is_distance: bool) -> Panel:
     strips = [strip for group in groups.values() for strip in group]
     points = {f"strip-{key}-{place}": list(strip.scores) for place, strip in enumerate(strips) if strip.scores}
-    inches = (max(INCHES[0], 0.8 + INCHES_PER_BOX * (len(strips) + 0.6 * len(groups))), INCHES[1])
+    width = max(INCHES[0], 0.8 + INCHES_PER_BOX * (len(strips) + 0.6 * len(groups)))
+    inches = (width if len(strips) > 1 else NARROW, INCHES[1])
     draw = partial(_boxes, groups=groups, key=key, is_distance=is_distance, width=inches[0])
     return Panel(title, draw, inches=inches, points=points)
 

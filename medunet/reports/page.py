@@ -23,7 +23,7 @@ from medunet.metrics.overlap import Status
 from .colours import class_colours
 from .comparison import compare
 from .curves import EpochRecord, curve_panels
-from .distributions import EM_TITLES, METRICS, difference_panel, distribution_panels
+from .distributions import EM_TITLES, difference_panel, distribution_panels, metric_titles
 from .panels import RUN_COLOURS, Panel, render_png, render_svg
 from .stack import Stack
 
@@ -63,6 +63,7 @@ class RunResults:
         trained_on: names of cases that the network has seen in training.
         groups: what a case belongs to, such as its fold.
         cleaning: of a cross-validation: header and rows of what was tried after the network.
+        unit: of distances: `mm`, or `px` of pictures without a scale.
     """
 
     name: str
@@ -74,6 +75,7 @@ class RunResults:
     trained_on: frozenset[str] = frozenset()
     groups: Mapping[str, str] = field(default_factory=dict)
     cleaning: Sequence[Sequence[str]] = ()
+    unit: str = "mm"
 
 
 def lowest_dice(runs: Sequence[RunResults]) -> dict[str, float]:
@@ -92,11 +94,11 @@ def figures(runs: Sequence[RunResults]) -> dict[str, list[Panel]]:
     lettered = dict(zip(LETTERS, runs, strict=False))
     names = class_names(runs)
     cases = {letter: run.cases for letter, run in lettered.items() if run.cases}
-    found = {"scores": distribution_panels(cases, names=names) if cases else []}
+    found = {"scores": distribution_panels(cases, names=names, unit=unit_of(runs)) if cases else []}
     if len(cases) > 1:
         found["differences"] = [
             difference_panel(
-                f"{METRICS[metric]}, {comparison.title}",
+                f"{metric_titles(unit_of(runs))[metric]}, {comparison.title}",
                 comparison.differences(metric),
                 key=f"difference-{comparison.other}-{metric}",
                 colour=RUN_COLOURS[LETTERS.index(comparison.other) % len(RUN_COLOURS)],
@@ -122,6 +124,12 @@ def class_names(runs: Sequence[RunResults]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for case in run.cases for name in case["classes"]))
 
 
+def unit_of(runs: Sequence[RunResults]) -> str:
+    """Of distances in all runs; none where they differ."""
+    units = {run.unit for run in runs if run.cases}
+    return units.pop() if len(units) == 1 else "mm or px" if units else "mm"
+
+
 def write_figures(folder: str | os.PathLike[str], runs: Sequence[RunResults]) -> list[Path]:
     """Write the figures of the page as PNG files and return their paths."""
     return [
@@ -137,6 +145,7 @@ def write_report(
     title: str,
     stacks: Mapping[str, Stack] | None = None,
     maps: Mapping[str, Sequence[str]] | None = None,
+    unions: Sequence[Sequence[int]] = (),
 ) -> Path:
     """Write the page and return its path. All text is escaped; pictures are embedded.
 
@@ -144,9 +153,10 @@ def write_report(
         path: the HTML file; it appears whole or not at all.
         runs: one, or several to compare; at most 26.
         title: headline.
-        stacks: small volumes by case name; cases without one stand in the table alone. Label maps name the classes by
-            their place in `class_names`, from 1.
+        stacks: small volumes by case name; cases without one stand in the table alone. Label maps are in the numbers of
+            :class:`ClassCodes` for `class_names`.
         maps: for every stack the letters of the runs whose predictions follow the reference; by default all runs.
+        unions: of :class:`ClassCodes`, where classes overlap.
     """
     runs = list(runs)[: len(LETTERS)]
     lettered = dict(zip(LETTERS, runs, strict=False))
@@ -159,6 +169,7 @@ def write_report(
     document = {
         "cases": order,
         "classes": [{"name": name, "colour": colours[name]} for name in names],
+        "unions": [list(places) for places in unions],
         "points": {
             gid: [order.index(case) for case in cases]
             for section in panels.values()
@@ -183,7 +194,8 @@ def write_report(
         em_keys=list(dict.fromkeys(k for cases in measured.values() for case in cases for k in case.get("em", {}))),
         em_titles=EM_TITLES,
         comparisons=compare(measured) if len(measured) > 1 else [],
-        metrics=METRICS,
+        metrics=metric_titles(unit_of(runs)),
+        unit=unit_of(runs),
         order=order,
         lowest=lowest,
         nan=math.nan,

@@ -69,8 +69,8 @@ class Stack:
         image: WebP of all slices, `across` in a row.
         image_shape: (slices, rows, columns) of the image, which covers the same box.
         across: slices in a row of the sprite.
-        labels: zlib of uint8 maps one after the other: reference, then each prediction; the values are places in the
-            list of classes, 0 is the background.
+        labels: zlib of uint8 maps one after the other: reference, then each prediction, in the numbers of
+            :class:`medunet.reports.ClassCodes`.
         maps: how many there are.
         is_placed: whether the directions in the patient are known.
         is_cut: whether only the surroundings of the labels are kept.
@@ -121,7 +121,7 @@ def pack_case(
 
     Args:
         image: `(C, *spatial)`; the first channel is shown, of a picture with three all as colours.
-        maps: reference, then predictions, `(*spatial)` as of `places_of`.
+        maps: reference, then predictions, `(*spatial)` in the numbers of :class:`medunet.reports.ClassCodes`.
         affine: 4x4 from voxels to RAS mm; None for pictures and stacks of pictures without a place in a patient.
         spacing_mm: along each axis, where there is no affine; 1 by default.
         max_bytes: in a page. A case that cannot be made as small is returned as small as it got.
@@ -161,26 +161,6 @@ def pack_case(
         is_cut=is_cut,
         is_coarser=not full == shape == label_shape,
     )
-
-
-def places_of(found: npt.ArrayLike, values: Sequence[int | None]) -> Labels:
-    """A label map whose values are places in the list of classes.
-
-    Args:
-        found: label map `(*spatial)`.
-        values: in the map by place, background first; None for a class that the map does not know. Other values count
-            as background.
-
-    Example:
-        >>> places_of([[7, 3, 0]], [0, 3, None, 7]).tolist()
-        [[3, 1, 0]]
-    """
-    array = np.asarray(found)
-    places = np.zeros(array.shape, np.uint8)
-    for place, value in enumerate(values):
-        if place and value is not None:
-            places[array == value] = place
-    return places
 
 
 def _as_seen(

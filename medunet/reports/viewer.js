@@ -7,6 +7,14 @@ const PLANES = [
   { name: "sagittal", axes: [2, 0, 1], left: "A", top: "S" },
 ]; // axes: the one that is cut, rows, columns
 
+// For each class, whether a number of the label maps belongs to it: its own, and those of several classes at once.
+const members = page.classes.map((_, place) => {
+  const inside = new Uint8Array(256);
+  inside[place + 1] = 1;
+  page.unions.forEach((places, number) => { inside[page.classes.length + 1 + number] = +places.includes(place + 1); });
+  return inside;
+});
+
 async function decode(index) {
   const found = JSON.parse(byId(`picture-${index}`).textContent);
   const [slices, height, width] = found.imageShape, [, rows, columns] = found.shape;
@@ -254,21 +262,21 @@ class Viewer {
     const lines = (map, style) => {
       const values = new Uint8Array(rows * columns), present = new Set();
       cut(this.volume, plane, slice, (to, from) => { values[to] = map[from]; if (map[from]) present.add(map[from]); });
-      for (const value of present) {
-        if (this.hidden.has(value)) continue;
+      for (const [place, inside] of members.entries()) {
+        if (this.hidden.has(place + 1) || ![...present].some((value) => inside[value])) continue;
         pen.beginPath();
-        for (const line of outlines(values.map((entry) => +(entry === value)), rows, columns)) {
-          line.forEach(([x, y], place) => {
-            pen[place ? "lineTo" : "moveTo"](((x + .5) / columns) * canvas.width, ((y + .5) / rows) * canvas.height);
+        for (const line of outlines(values.map((entry) => inside[entry]), rows, columns)) {
+          line.forEach(([x, y], number) => {
+            pen[number ? "lineTo" : "moveTo"](((x + .5) / columns) * canvas.width, ((y + .5) / rows) * canvas.height);
           });
           pen.closePath();
         }
-        style(value);
+        style(page.classes[place].colour);
         pen.stroke();
       }
     };
     if (byId("predictions").checked) {
-      lines(maps[1 + run], (value) => { pen.setLineDash([]); pen.lineWidth = 1.8 * scale; pen.strokeStyle = page.classes[value - 1].colour; });
+      lines(maps[1 + run], (colour) => { pen.setLineDash([]); pen.lineWidth = 1.8 * scale; pen.strokeStyle = colour; });
     }
     if (byId("reference").checked) {
       lines(maps[0], () => { pen.setLineDash([4 * scale, 3 * scale]); pen.lineWidth = 1.2 * scale; pen.strokeStyle = "#ffffff"; });

@@ -42,6 +42,9 @@ class BundleModel(PythonModel):
     The answer is an array ``(*spatial)`` with the label values of the data set, on the grid of the image: what
     ``medunet predict`` writes.
 
+    A bundle that could run code of its own is refused, unless this user has trusted it before, or ``MEDUNET_TRUST`` in
+    the environment has its hash, which the refusal names: see :func:`medunet.trust.judge`.
+
     Example::
 
         model = mlflow.pyfunc.load_model("models:/NAME/1")
@@ -50,7 +53,11 @@ class BundleModel(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        """Load the bundle that lies beside the model."""
+        """Load the bundle that lies beside the model.
+
+        Raises:
+            SecurityError: it is not trusted; nothing of it was run.
+        """
         self._folder = tempfile.TemporaryDirectory()
         self._lock = threading.Lock()  # a server may ask from several threads
         self.predictor = Predictor(

@@ -248,10 +248,14 @@ class TrackingHandler:
 
     def _log_datasets(self) -> None:
         name = self.dataset_dir.resolve().name if self.dataset_dir is not None else "dataset"
+        whole: list[Mapping[str, Any]] = []
         for dataset, context in zip(self.datasets, ("training", "validation"), strict=False):
             items = [item for item in getattr(dataset, "data", ()) if isinstance(item, Mapping)]
+            whole += items
             if items:
                 self._run.record(dataset_record(name, items, context=context))
+        if whole:  # of all folds the same
+            self._parent.record(dataset_record(name, whole, context="training"))
 
     def _repeat_history(self, engine: Any, *, is_new: bool) -> None:
         """Log the epochs whose records a killed process could not write."""

@@ -10,6 +10,7 @@ from .scan import MAX_CONFIG_BYTES as MAX_CONFIG_BYTES
 from .scan import Finding as Finding
 from .scan import Scan as Scan
 from .scan import scan_bundle as scan_bundle
+from .verdict import TRUST_VARIABLE as TRUST_VARIABLE
 from .verdict import UntrustedBundleError as UntrustedBundleError
 from .verdict import Verdict as Verdict
 from .verdict import adopt as adopt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,13 @@ from .scan import Finding, scan_bundle
 
 logger = logging.getLogger(__name__)
 
+TRUST_VARIABLE = "MEDUNET_TRUST"
+"""Environment: SHA-256 of bundles that may run, with commas between.
+
+For programs without a command line of ours, such as `mlflow models serve`, and containers whose files are not kept. It
+is no switch: a word that holds for one content is none for what the same environment may load later.
+"""
+
 SHOWN_FINDINGS = 12
 """So many stand in the one line of an error; `medunet bundle verify` prints them all."""
 
@@ -24,14 +32,14 @@ Reason = Literal["known", "recorded", "given", "none"]
 _REASONS = {
     "known": "everything in it that could run is medunet's own or on the list of reviewed targets",
     "recorded": "it is what you trusted before, unchanged",
-    "given": "you said so (--trust)",
+    "given": f"you said so (--trust or {TRUST_VARIABLE})",
 }
 
 
 class UntrustedBundleError(SecurityError):
     """A bundle that could run code of its own; ``findings`` is the whole list."""
 
-    def __init__(self, bundle: Path, findings: Sequence[Finding]) -> None:
+    def __init__(self, bundle: Path, findings: Sequence[Finding], digest: str) -> None:
         self.findings = tuple(findings)
         shown = "; ".join(map(str, findings[:SHOWN_FINDINGS]))
         more = f"; and {len(findings) - SHOWN_FINDINGS} more" if len(findings) > SHOWN_FINDINGS else ""
@@ -39,7 +47,10 @@ class UntrustedBundleError(SecurityError):
             "the bundle is not trusted, nothing of it was run",
             file=bundle,
             received=shown + more,
-            remedy="read `medunet bundle verify`; if you know who made it and trust them, repeat with --trust",
+            remedy=(
+                "read `medunet bundle verify`; if you know who made it and trust them, repeat with --trust, or with "
+                f"{TRUST_VARIABLE}={digest} where there is no such option"
+            ),
         )
 
 
@@ -80,7 +91,7 @@ class Verdict:
             "NOT TRUSTED. Running this bundle could run code that its author chose, with all your rights.",
             *self._listed("What medunet does not know:"),
             "Nothing of it was run. If you know who made it and have read these lines, --trust runs it and",
-            f"remembers this exact content (SHA-256 {self.digest[:16]}...); after any change you are asked again.",
+            f"remembers this exact content (SHA-256 {self.digest}); after any change you are asked again.",
         ]
 
     def _listed(self, head: str) -> list[str]:
@@ -91,8 +102,9 @@ def judge(bundle: Path) -> Verdict:
     """Look at a bundle without running anything of it.
 
     Trusted is what holds only expressions that medunet renders, reviewed targets, plain values, and weights of the
-    recorded hash; or what was trusted before and is unchanged. So any value may be edited, while a new expression or
-    target asks. In a bundle that medunet made on this machine values may be paths and addresses outside of it.
+    recorded hash; what was trusted before and is unchanged; or what ``MEDUNET_TRUST`` names by its hash. So any value
+    may be edited, while a new expression or target asks. In a bundle that medunet made on this machine values may be
+    paths and addresses outside of it.
     """
     scan = scan_bundle(bundle)
     own = bool(scan.findings) and is_made_here(bundle)
@@ -102,6 +114,8 @@ def judge(bundle: Path) -> Verdict:
         reason = "known"
     elif is_remembered(scan.digest):
         reason = "recorded"
+    elif scan.digest in os.environ.get(TRUST_VARIABLE, "").lower().replace(",", " ").split():
+        reason = "given"
     return Verdict(bundle, against, reason, scan.digest, scan.weights, scan.configs)
 
 
@@ -119,7 +133,7 @@ def require_trust(bundle: Path, *, trust: bool = False) -> Verdict:
     if verdict.is_trusted:
         return verdict
     if not trust:
-        raise UntrustedBundleError(bundle, verdict.findings)
+        raise UntrustedBundleError(bundle, verdict.findings, verdict.digest)
     remember(verdict.digest)
     logger.warning("trusted by your word: %s", "; ".join(map(str, verdict.findings[:SHOWN_FINDINGS])))
     return dataclasses.replace(verdict, reason="given")

@@ -20,9 +20,10 @@ from medunet.bundle.results import find_run, read_cases
 from medunet.cli.app import main
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
+from medunet.io import read_volume, write_volume
 
 if TYPE_CHECKING:
-    from .conftest import Browser
+    from .conftest import ReportBrowser
 
 # MONAI and ignite warn about themselves
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -145,7 +146,7 @@ def test_the_command_writes_beside_the_run(
     assert "no such bundle" in capsys.readouterr().err
 
 
-def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, browser: Browser) -> None:
+def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, browser: ReportBrowser) -> None:
     write_phantom_dataset(tmp_path / "cells", kind="cells", cases=4, size=(48, 48))
     changes = {**SMALL, "patch_size": [32, 32], "epochs": 1, "folds": 2}
     output = train_folds(
@@ -156,6 +157,7 @@ def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, bro
     text = written.page.read_text()
     assert "each by the fold that had not seen it" in text
     assert "V_rand" in text and "Cleaning after the network" in text
+    assert "HD95 (px)" in text and " mm" not in re.sub(r"<table.*?</table>", "", text, flags=re.DOTALL)  # no scale
     browser.open(written.page)
     assert browser.errors == []
     assert browser.run("document.querySelectorAll('#planes canvas').length") == 1  # no slider for a picture
@@ -164,10 +166,63 @@ def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, bro
     assert browser.run("document.querySelectorAll('#table tbody tr').length") == 4
 
 
+DRAWN = """
+(() => {
+  const strokes = [];
+  const real = CanvasRenderingContext2D.prototype.stroke;
+  CanvasRenderingContext2D.prototype.stroke = function () {
+    strokes.push([this.strokeStyle, this.getLineDash().length]);
+  };
+  window.dispatchEvent(new Event("resize"));
+  const box = document.querySelector("#reference");
+  box.dispatchEvent(new Event("input"));
+  CanvasRenderingContext2D.prototype.stroke = real;
+  return strokes;
+})()
+"""
+"""What the viewer draws: colours of lines, and whether they are dashed."""
+
+
+def test_regions_are_drawn_and_measured_as_the_unions_that_they_are(
+    volumes: Path, tmp_path: Path, browser: ReportBrowser
+) -> None:
+    data = Path(shutil.copytree(volumes, tmp_path / "data"))
+    manifest = json.loads((data / "dataset.json").read_text())
+    manifest["labels"] = {"background": 0, "trunk": [1, 2, 3, 4, 5], "abdomen": [2, 3, 4], "liver": 2}
+    manifest["regions_class_order"] = [1, 3, 2]
+    (data / "dataset.json").write_text(json.dumps(manifest))
+    changes = {**SMALL, "patch_size": [16, 16, 16], "epochs": 1, "folds": 3}
+    train_bundle(find_bundle("unet_3d"), data, tmp_path / "run", changes=changes, device="cpu")
+    evaluate_bundle(tmp_path / "run", data, tmp_path / "run" / "evaluation", device="cpu")
+    # a perfect prediction, written as medunet writes regions
+    found = find_run(tmp_path / "run", "run", dataset=open_dataset(data))
+    for name, path in found.predictions.items():
+        reference = read_volume(data / "labelsTr" / f"{name}.nii.gz")
+        painted = np.asarray(reference.image[0])
+        painted = np.where(np.isin(painted, (3, 4)), 3, np.where(painted == 5, 1, painted)).astype(np.uint8)
+        write_volume(painted, path, affine=reference.image.affine)
+    written = report_runs([tmp_path / "run"], tmp_path / "r.html", device="cpu")
+    document = json.loads(re.search(r'id="document">(.*?)</script>', written.page.read_text()).group(1))  # type: ignore[union-attr]
+    assert [entry["name"] for entry in document["classes"]] == ["trunk", "abdomen", "liver"]
+    assert sorted(document["unions"]) == [[1, 2], [1, 2, 3]]
+    browser.open(written.page)
+    assert browser.errors == []
+    # reference and prediction mean the same wherever they are
+    band = "[...document.querySelectorAll('.band')].some(band => {const pixels = band.getContext('2d').getImageData("
+    band += (
+        "0, 0, band.width, band.height).data; return pixels.some((v, i) => i % 4 === 0 && v > 200 && pixels[i + 3])})"
+    )
+    assert browser.run(band) is False
+    lines = browser.run(DRAWN)
+    assert {colour for colour, dashed in lines if not dashed} == {entry["colour"] for entry in document["classes"]}
+    assert {colour for colour, dashed in lines if dashed} == {"#ffffff"}
+    assert (tmp_path / "r_figures" / "cases").is_dir()
+
+
 @pytest.mark.parametrize("name", ["page", "both"])
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_browser_has_nothing_to_complain_of(
-    name: str, dark: bool, browser: Browser, request: pytest.FixtureRequest
+    name: str, dark: bool, browser: ReportBrowser, request: pytest.FixtureRequest
 ) -> None:
     browser.open(request.getfixturevalue(name), dark=dark)
     assert browser.errors == []
@@ -177,7 +232,7 @@ def test_the_browser_has_nothing_to_complain_of(
 
 
 @pytest.mark.parametrize("name", ["page", "both"])
-def test_a_phone_scrolls_down_only(name: str, browser: Browser, request: pytest.FixtureRequest) -> None:
+def test_a_phone_scrolls_down_only(name: str, browser: ReportBrowser, request: pytest.FixtureRequest) -> None:
     browser.open(request.getfixturevalue(name), width=PHONE, height=844)
     assert browser.run("document.documentElement.scrollWidth") == PHONE
     wide = (
@@ -188,7 +243,7 @@ def test_a_phone_scrolls_down_only(name: str, browser: Browser, request: pytest.
     assert browser.errors == []
 
 
-def test_a_click_sorts_the_table_and_typing_filters_it(page: Path, browser: Browser) -> None:
+def test_a_click_sorts_the_table_and_typing_filters_it(page: Path, browser: ReportBrowser) -> None:
     browser.open(page)
     names = (
         "[...document.querySelectorAll('#table tbody tr')].filter(r => !r.hidden).map(r => r.cells[0].dataset.value)"
@@ -208,7 +263,7 @@ def test_a_click_sorts_the_table_and_typing_filters_it(page: Path, browser: Brow
     assert browser.errors == []
 
 
-def test_the_slider_moves_through_the_slices(page: Path, browser: Browser) -> None:
+def test_the_slider_moves_through_the_slices(page: Path, browser: ReportBrowser) -> None:
     browser.open(page)
     caption = "document.querySelector('#planes .caption').textContent"
     picture = "document.querySelector('#planes canvas').toDataURL()"
@@ -226,7 +281,7 @@ def test_the_slider_moves_through_the_slices(page: Path, browser: Browser) -> No
     assert browser.errors == []
 
 
-def test_contours_can_be_hidden_and_cases_chosen(both: Path, browser: Browser) -> None:
+def test_contours_can_be_hidden_and_cases_chosen(both: Path, browser: ReportBrowser) -> None:
     browser.open(both)
     assert browser.run("document.querySelectorAll('#planes .row:not(.sliders)').length") == 2  # a row a run
     picture = "[...document.querySelectorAll('#planes canvas')].map(c => c.toDataURL()).join()"
@@ -245,7 +300,7 @@ def test_contours_can_be_hidden_and_cases_chosen(both: Path, browser: Browser) -
     assert browser.errors == []
 
 
-def test_outlines_close_and_enclose(page: Path, browser: Browser) -> None:
+def test_outlines_close_and_enclose(page: Path, browser: ReportBrowser) -> None:
     browser.open(page)
     # a square with a hole, a single voxel at the border, and two voxels that touch at a corner
     script = """(() => {

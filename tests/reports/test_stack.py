@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from medunet.errors import GeometryError
-from medunet.reports import Stack, pack_case, places_of
+from medunet.reports import Stack, pack_case
 
 RAS, LPS = np.eye(4), np.diag([-1.0, -1, 1, 1])
 
@@ -135,7 +135,3 @@ def test_the_document_is_json() -> None:
 def test_a_map_of_another_size_is_an_error() -> None:
     with pytest.raises(GeometryError, match="grid"):
         pack_case(np.zeros((1, 4, 5, 6)), [np.zeros((4, 5), np.uint8)], affine=RAS)
-
-
-def test_values_become_places_and_unknown_ones_background() -> None:
-    assert places_of(np.array([255, 0, 9]), [0, None, 255]).tolist() == [2, 0, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,9 +20,12 @@ import yaml
 from medunet.bundle import find_bundle, resume_run, train_bundle, train_folds
 from medunet.cli.app import main
 from medunet.datasets import open_dataset
+from medunet.errors import SecurityError
 from medunet.io import read_volume
 from medunet.prediction import Predictor
-from medunet.tracking import best_run, differing, find_run, folder_of, list_runs
+from medunet.tracking import CaseCodes, best_run, differing, find_run, folder_of, list_runs
+from medunet.tracking.anonymous import pack_bundle
+from medunet.tracking.logged_model import save_model
 from medunet.trust import judge, unpack
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -101,12 +105,15 @@ def test_metrics_parameters_and_artifacts_are_all_there(fold: tuple[mlflow.Mlflo
 def test_the_data_are_a_dataset_with_a_digest_of_its_content(
     fold: tuple[mlflow.MlflowClient, mlflow.entities.Run],
 ) -> None:
-    _, run = fold
+    client, run = fold
     contexts = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
     assert set(contexts) == {"training", "validation"}
     assert contexts["training"].name == "study"
     assert len({one.digest for one in contexts.values()}) == 2
     assert json.loads(contexts["training"].profile) == {"cases": 2}
+    # and the whole of it that of the training, where lists of runs show it
+    [whole] = client.get_run(run.data.tags["mlflow.parentRunId"]).inputs.dataset_inputs
+    assert json.loads(whole.dataset.profile) == {"cases": 4}
 
 
 def test_no_name_of_a_case_and_no_path_is_logged(
@@ -150,6 +157,33 @@ def test_the_model_predicts_what_the_command_predicts(
     assert np.array_equal(one, wanted)
     assert np.array_equal(two, wanted)
     assert not list(Path(model._model_impl.context.artifacts["bundle"]).parents[1].rglob("*.pkl"))
+
+
+def test_a_model_with_somebodys_expression_asks_for_a_word_that_names_its_content(
+    tracked: tuple[Path, str], patients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "config"))  # of a machine that never saw the run
+    marker = tmp_path / "executed"
+    run = Path(shutil.copytree(tracked[0], tmp_path / "run"))
+    config = json.loads((run / "configs" / "inference.json").read_text())
+    config["spacing_mm"] = f"$(__import__('pathlib').Path({str(marker)!r}).touch(), [1.0, 1.0])[1]"
+    (run / "configs" / "inference.json").write_text(json.dumps(config))
+    packed = tmp_path / "bundle.zip"
+    packed.write_bytes(pack_bundle(run, CaseCodes([])))
+    model = save_model(packed, tmp_path / "model")
+    assert not marker.exists()  # logging a model runs nothing of it
+    with pytest.raises(SecurityError, match="executed") as info:
+        mlflow.pyfunc.load_model(str(model))
+    assert not marker.exists()
+    word = re.search("MEDUNET_TRUST=([0-9a-f]{64})", str(info.value))
+    assert word is not None
+    monkeypatch.setenv("MEDUNET_TRUST", word[1])
+    image = sorted((patients / "imagesTr").iterdir())[0]
+    assert mlflow.pyfunc.load_model(str(model)).predict(str(image)).shape == (48, 48)
+    assert marker.exists()
+    monkeypatch.delenv("MEDUNET_TRUST")
+    with pytest.raises(SecurityError):
+        mlflow.pyfunc.load_model(str(model))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from medunet.bundle import find_bundle, plan_bundle, shipped_bundles, specialise
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.networks import load_checkpoint
 from medunet.prediction import Predictor
-from medunet.trust import UntrustedBundleError, judge, require_trust
+from medunet.trust import TRUST_VARIABLE, UntrustedBundleError, judge, require_trust
 
 from .conftest import change
 
@@ -60,6 +60,26 @@ def test_trust_is_for_exactly_this_content(foreign: Make) -> None:
     assert not judge(bundle).is_trusted
     require_trust(bundle, trust=True)
     (bundle / "more.py").write_text("import os")
+    assert not judge(bundle).is_trusted
+
+
+def test_the_environment_trusts_exactly_what_it_names_and_records_nothing(
+    foreign: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = foreign(train={"device": "$torch.device('cpu')"})
+    with pytest.raises(UntrustedBundleError) as info:
+        require_trust(bundle)
+    digest = judge(bundle).digest
+    assert f"{TRUST_VARIABLE}={digest}" in str(info.value)
+    for wrong in ("1", "yes", digest[:16], "*"):
+        monkeypatch.setenv(TRUST_VARIABLE, wrong)
+        assert not judge(bundle).is_trusted
+    monkeypatch.setenv(TRUST_VARIABLE, f"{'0' * 64}, {digest.upper()}")
+    assert require_trust(bundle).reason == "given"
+    change(bundle / "configs" / "train.json", {"device": "$torch.device('cuda')"})
+    assert not judge(bundle).is_trusted
+    change(bundle / "configs" / "train.json", {"device": "$torch.device('cpu')"})
+    monkeypatch.delenv(TRUST_VARIABLE)
     assert not judge(bundle).is_trusted
 
 

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 TORCH = "torch==2.13.0"
 """Exact, and installed first and alone: a range would let another package choose a build with gigabytes of CUDA."""
 
+MONAI_LABEL = "monailabel==0.8.5"
+"""Installed last and without what it asks for, see requirements.txt."""
+
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 PYTHONS = ((3, 10), (3, 12))
@@ -99,9 +102,8 @@ class LabelEnvironment:
             _run([base, "-m", "venv", os.fspath(self.folder)])
         install = [os.fspath(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         _run([*install, TORCH])
-        constraints = self.folder / "constraints.txt"
-        write_atomically(constraints, f"{TORCH}\n{REQUIREMENTS.read_text(encoding='utf-8')}")
-        _run([*install, "--constraint", os.fspath(constraints), TORCH, "--requirement", os.fspath(REQUIREMENTS)])
+        _run([*install, TORCH, "--requirement", os.fspath(REQUIREMENTS)])
+        _run([*install, "--no-deps", MONAI_LABEL])
         self._show_package()
         write_atomically(self.folder / STAMP, json.dumps(_stamp()))
 
@@ -153,7 +155,7 @@ def _version(interpreter: str) -> tuple[int, int]:
 
 def _stamp() -> dict[str, str]:
     """What an environment must have been made from to be used."""
-    return {"torch": TORCH, "requirements": REQUIREMENTS.read_text(encoding="utf-8")}
+    return {"torch": TORCH, "monailabel": MONAI_LABEL, "requirements": REQUIREMENTS.read_text(encoding="utf-8")}
 
 
 def _run(command: Sequence[str]) -> str:

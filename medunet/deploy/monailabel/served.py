@@ -16,6 +16,7 @@ from medunet.errors import ConfigError, DataError
 from medunet.files import atomic_path
 from medunet.io.segments import Segment, as_segments
 from medunet.training import BEST_NAME
+from medunet.trust import adopt, forget_weights, require_trust
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class ServedBundle:
     def working_copy(self, folder: Path) -> ServedBundle:
         """A copy that training may change, under ``folder/<name>``; one that is there keeps its weights.
 
+        The bundle must have been judged: its copy is trusted as it is. Hashes of weights are left out of the copy.
+
         Raises:
             DataError: it cannot be written.
         """
@@ -102,10 +105,12 @@ class ServedBundle:
         for path in sorted([*self.folder.glob("configs/*"), *self.folder.glob("docs/*"), self.folder / "LICENSE"]):
             if path.is_file():
                 _copy(path, target / path.relative_to(self.folder))
+        forget_weights(target)
         for path in self.weights:
             new = target / path.relative_to(self.folder)
             if not new.is_file():
                 _copy(path, new)
+        adopt(target)
         return ServedBundle(self.name, target)
 
 
@@ -127,6 +132,22 @@ def serve(folders: Sequence[Path]) -> tuple[ServedBundle, ...]:
     bundles = name_bundles(folders)
     for bundle in bundles:
         bundle.check()
+    return bundles
+
+
+def judge_served(settings: Path) -> tuple[ServedBundle, ...]:
+    """The bundles of a server's settings, each judged before anything of it is loaded.
+
+    Args:
+        settings: the file that :meth:`medunet.deploy.monailabel.LabelServer.prepare` writes.
+
+    Raises:
+        SecurityError: one that could run code of its own, and no `--trust`.
+    """
+    content = read_json(settings)
+    bundles = tuple(ServedBundle(name, Path(folder)) for name, folder in content["bundles"])
+    for bundle in bundles:
+        require_trust(bundle.folder, trust=bool(content["trust"]))
     return bundles
 
 

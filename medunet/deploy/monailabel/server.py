@@ -12,6 +12,7 @@ from pathlib import Path
 
 from medunet.errors import ConfigError, DataError
 from medunet.files import write_atomically
+from medunet.trust import require_trust
 
 from .environment import LabelEnvironment
 from .guard import is_loopback
@@ -23,6 +24,9 @@ TOKEN_VARIABLE = "MEDUNET_LABEL_TOKEN"
 
 SETTINGS_VARIABLE = "MEDUNET_LABEL_SETTINGS"
 """Path of the JSON file that tells the server's processes what to serve."""
+
+LOG_KEY = "log_key"
+"""File beside the settings: the key of :class:`medunet.deploy.monailabel.private_log.PrivateNames`."""
 
 SHORTEST_TOKEN = 16
 
@@ -52,6 +56,7 @@ class LabelServer:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         token: what clients must bear.
         modality: which series of a DICOMweb service are offered; by default all images.
+        trust: serve bundles that could run code of their own, see :func:`medunet.trust.require_trust`.
 
     Raises:
         ConfigError: no token, or a short one, where others than this machine's users could reach the server; a port
@@ -68,6 +73,7 @@ class LabelServer:
     device: str = "auto"
     token: str | None = field(default=None, repr=False)
     modality: str | None = None
+    trust: bool = False
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and self.token is None:
@@ -96,11 +102,14 @@ class LabelServer:
         return self.work / "app"
 
     def prepare(self) -> None:
-        """Make the folders, working copies and the file of settings.
+        """Judge the bundles; then make the folders, working copies and the file of settings.
 
         Raises:
+            SecurityError: a bundle is not trusted; nothing was made.
             DataError: a folder cannot be written.
         """
+        for bundle in self.bundles:
+            require_trust(bundle.folder, trust=self.trust)
         for name in ("app/bin", "app/lib", "app/logs", "app/model", "tmp", "sessions", "dicom"):
             try:
                 (self.work / name).mkdir(parents=True, exist_ok=True)
@@ -113,8 +122,17 @@ class LabelServer:
             "work": str(self.work.resolve()),
             "device": self.device,
             "loopback": is_loopback(self.host),
+            "trust": self.trust,
         }
+        self._make_log_key()
         write_atomically(self.app / "settings.json", json.dumps(settings, indent=2))
+
+    def _make_log_key(self) -> None:
+        """Kept from start to start, so that an image has one code in all logs."""
+        path = self.app / LOG_KEY
+        if not path.is_file():
+            write_atomically(path, secrets.token_hex(32))
+            path.chmod(0o600)
 
     def command(self) -> list[str]:
         """What runs in the environment."""

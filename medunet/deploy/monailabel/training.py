@@ -145,6 +145,7 @@ def train_further(
     *,
     options: TrainingOptions | None = None,
     device: str = "auto",
+    trust: bool = False,
 ) -> Training:
     """Train a working copy on submitted labels, through the bundle's own training config; then it serves the result.
 
@@ -154,6 +155,7 @@ def train_further(
         folder: each training makes a new folder in it, with data set and run.
         options: what the client chose.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        trust: as of the server.
 
     Raises:
         ConfigError: an ensemble, which has no one network to train, or an impossible option.
@@ -188,6 +190,7 @@ def train_further(
         changes=changes,
         presets=[name for name in options.preset.split(",") if name],
         device=device,
+        trust=trust,
     )
     publish(place / "run", bundle)
     return Training(

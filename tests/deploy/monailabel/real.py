@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from medunet.bundle import find_bundle, train_bundle
+from medunet.bundle import find_bundle, train_bundle, train_folds
 from medunet.datasets import write_phantom_dataset
 from medunet.deploy.monailabel import LabelEnvironment
 from medunet.deploy.monailabel.server import TOKEN_VARIABLE, free_port
@@ -62,6 +62,12 @@ def train_2d(folder: Path) -> tuple[Path, Path]:
     data = write_phantom_dataset(folder / "cells", kind="cells", cases=4, size=[96, 96], seed=8).parent
     train_bundle(find_bundle("unet_2d"), data, folder / "membranes", changes={**LITTLE_2D, "epochs": 2}, device="cpu")
     return data, folder / "membranes"
+
+
+def train_ensemble(data: Path, folder: Path) -> Path:
+    """Two folds of the cells, and the bundle of both."""
+    train_folds(find_bundle("unet_2d"), data, folder, changes={**LITTLE_2D, "epochs": 2}, device="cpu")
+    return folder
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medunet.deploy.monailabel.uncertainty import uncertainty
 from medunet.io import read_volume, write_volume
 from medunet.metrics import dice
 from medunet.prediction import Predictor
 
-from .real import TOKEN, environment, serving, train_2d, train_3d
+from .real import TOKEN, environment, serving, train_2d, train_3d, train_ensemble
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "medunet" / "deploy" / "slicer" / "MedUNet"))
 from MedUNetLib.client import LabelClient, ServerError
@@ -42,6 +43,7 @@ class Ward:
     cells: Path
     organs: Path
     membranes: Path
+    folds: Path
     studies: Path
 
     @property
@@ -61,12 +63,13 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
     folder = tmp_path_factory.mktemp("ward")
     data, organs = train_3d(folder)
     cells, membranes = train_2d(folder)
+    folds = train_ensemble(cells, folder / "folds")
     studies = folder / "studies"
     studies.mkdir()
     for path in [*sorted(data.glob("imagesTr/*"))[:4], *sorted(cells.glob("imagesTr/*"))[:1]]:
         shutil.copy(path, studies)
-    with serving([organs, membranes], str(studies), folder) as url:
-        yield Ward(url, folder, data, cells, organs, membranes, studies)
+    with serving([organs, membranes, folds], str(studies), folder) as url:
+        yield Ward(url, folder, data, cells, organs, membranes, folds, studies)
 
 
 def predicted(bundle: Path, image: Path, folder: Path) -> Path:
@@ -89,7 +92,8 @@ def test_info_names_models_labels_and_strategies(ward: Ward) -> None:
     )
     assert (organs["type"], organs["dimension"]) == ("segmentation", 3)
     assert info["models"]["membranes"]["dimension"] == 2
-    assert {"random", "uncertainty_organs", "uncertainty_membranes"} <= set(info["strategies"])
+    strategies = {"random", "uncertainty_organs", "uncertainty_membranes", "uncertainty_folds"}
+    assert set(info["strategies"]) == {*strategies, "fold_disagreement_folds"}
     assert set(info["trainers"]) == {"organs", "membranes"}
     assert "dice" in info["scoring"]
 
@@ -222,6 +226,16 @@ def test_active_learning_offers_images_without_a_label(ward: Ward) -> None:
     assert ward.client.next_sample("uncertainty_organs")["uncertainty"] > 0
 
 
+def test_folds_that_disagree_offer_an_image(ward: Ward, tmp_path: Path) -> None:
+    # the volumes are no images for folds that were trained on pictures
+    offered = ward.client.next_sample("fold_disagreement_folds")
+    assert offered["id"] == "cells_000"
+    predictor = Predictor(ward.folds, output_dir=tmp_path, device="cpu")
+    expected = uncertainty(predictor, ward.image("cells_000"), by="folds")
+    assert offered["uncertainty"] == pytest.approx(expected, abs=1e-3)
+    assert 0 < expected < 1
+
+
 def test_a_corrected_case_is_learnt_and_served(ward: Ward, tmp_path: Path) -> None:
     name = "ct_003"
     _, body = raw(
@@ -302,3 +316,18 @@ def test_monai_labels_own_client_works_as_in_slicer(ward: Ward) -> None:
     files = [str(ward.data / "imagesTr" / "ct_004.nii.gz"), str(ward.truth("ct_004"))]
     done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)
     assert "client is content" in done.stdout, done.stderr[-2000:]
+
+
+def test_the_log_names_no_image(ward: Ward, tmp_path: Path) -> None:
+    """After all of the above: answers, errors, scores, a training, uploads."""
+    sent = tmp_path / "Mustermann_Max.nii.gz"
+    shutil.copy(ward.image("ct_001"), sent)
+    raw(ward, "PUT", "/datastore/?image=Mustermann_Max", fields={}, files={"file": sent})
+    raw(ward, "POST", "/infer/organs?image=Mustermann_Max&output=image", fields={}, files={})
+    shutil.copy(sent, ward.studies / "Mustermann_Eva.nii.gz")  # past the server
+    ward.client.next_sample("uncertainty_organs")
+    ward.client.save_label("Mustermann_Max", ward.truth("ct_001"))
+    log = (ward.folder / "server.log").read_text(encoding="utf-8")
+    assert "image-" in log
+    found = [line for line in log.splitlines() for name in ("ct_00", "cells_00", "Mustermann") if name in line]
+    assert not found, "\n".join(found[:20])

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from browser import page
 from PIL import Image
 
-from .browser import page
 from .clinic import Clinic
 from .real import TOKEN
 
@@ -39,13 +39,14 @@ def test_ohif_shows_the_segmentation(clinic: Clinic, tmp_path: Path) -> None:
         tab.wait("document.querySelectorAll('canvas').length > 0")
         connect = "document.querySelector('.settingsTable .actionButton').click()"
         tab.run(f"document.getElementById('monailabelServerURL').value = '{clinic.url}/'; {connect}")
-        tab.run("new Promise(done => setTimeout(() => done(true), 1000))")
+        tab.pause(1)
         tab.run(connect)  # the first press only makes OHIF take the address
         tab.wait("!!document.querySelector('button[title=\"Run Segmentation\"]')")
-        tab.wait("new Promise(done => setTimeout(() => done(true), 12000))")
-        before = coloured(tab.screenshot(shots / "ohif_before.png"))
+        tab.pause(12)
+        tab.screenshot(shots / "ohif_before.png")
         tab.run("document.querySelector('button[title=\"Run Segmentation\"]').click()")
         tab.wait("document.body.innerText.includes('Successful')")
-        tab.wait("new Promise(done => setTimeout(() => done(true), 6000))")
-        after = coloured(tab.screenshot(shots / "ohif.png"))
+        tab.pause(6)
+        tab.screenshot(shots / "ohif.png")
+    before, after = coloured(shots / "ohif_before.png"), coloured(shots / "ohif.png")
     assert after > before + MIN_COLOURED, (before, after)

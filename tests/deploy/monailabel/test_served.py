@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from medunet.bundle import find_bundle, train_folds
+from medunet.datasets import write_phantom_dataset
 from medunet.deploy.monailabel.results import describe_result, write_result
 from medunet.deploy.monailabel.scoring import score_labels
 from medunet.deploy.monailabel.served import ServedBundle, order_label_info, serve
@@ -19,6 +22,7 @@ from medunet.deploy.monailabel.uncertainty import disagreement, fold_answers, mi
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume, write_volume
 from medunet.prediction import Predictor
+from medunet.trust import judge, record_weights
 
 
 def test_names_values_and_colours_are_the_bundles(bundle: Path) -> None:
@@ -98,6 +102,8 @@ def test_impossible_options_are_refused(wrong: dict[str, object]) -> None:
 def test_one_corrected_case_trains_the_working_copy_and_leaves_the_bundle(
     bundle: Path, volume: Path, label: Path, tmp_path: Path
 ) -> None:
+    bundle = Path(shutil.copytree(bundle, tmp_path / "run"))
+    record_weights(bundle, to_text=json.dumps)
     copy = ServedBundle("run", bundle).working_copy(tmp_path / "bundles")
     before, stamp = (bundle / "models" / "model.pt").read_bytes(), copy.stamp
     options = TrainingOptions(max_epochs=1, steps_per_epoch=2)
@@ -108,6 +114,16 @@ def test_one_corrected_case_trains_the_working_copy_and_leaves_the_bundle(
     config = json.loads((done.run / "configs" / "train.json").read_text(encoding="utf-8"))
     assert config["spacing_mm"] == [1.0, 1.0, 1.0]  # of the network, not of the one new case
     assert (done.run.parent / "mlruns.db").is_file()
+    # hashes of the weights that the bundle came with do not speak against those that it has learnt
+    assert Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu").decide(volume)["pred"].shape == (
+        1,
+        17,
+        19,
+        16,
+    )
+    again = ServedBundle("run", bundle).working_copy(tmp_path / "bundles")
+    assert again.stamp == copy.stamp
+    assert judge(again.folder).is_trusted
 
 
 def test_scores_are_by_label(volume: Path, label: Path, tmp_path: Path) -> None:
@@ -135,3 +151,32 @@ def test_uncertainty_comes_from_mirrored_views(bundle: Path, volume: Path, tmp_p
         fold_answers(predictor, image)
     with pytest.raises(ConfigError, match="unknown measure"):
         uncertainty(predictor, volume, by="guess")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of MLflow and MONAI
+def test_folds_that_were_trained_apart_disagree(tmp_path: Path) -> None:
+    data = write_phantom_dataset(tmp_path / "cells", kind="cells", cases=4, size=[64, 64], seed=8).parent
+    changes = {
+        "network_def::channels": [4, 8],
+        "autocast_dtype": "float32",
+        "patch_size": [32, 32],
+        "steps_per_epoch": 4,
+        "batch_size": 2,
+        "epochs": 1,
+        "folds": 2,
+        "tracking_uri": "",
+    }
+    train_folds(find_bundle("unet_2d"), data, tmp_path / "run", changes=changes, device="cpu")
+    (served,) = serve([tmp_path / "run"])
+    assert served.is_ensemble
+    assert len(served.weights) == 2
+    copy = served.working_copy(tmp_path / "bundles")
+    predictor = Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu")
+    image = sorted(data.glob("imagesTr/*"))[0]
+    one, other = fold_answers(predictor, predictor.preprocessing({"image": str(image)})["image"])
+    found = uncertainty(predictor, image, by="folds")
+    assert found == disagreement([one, other])
+    assert 0 < found < 1
+    with pytest.raises(ConfigError, match="cannot be trained"):
+        train_further(copy, [(image, image)], tmp_path / "trainings")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 
+from medunet.cli.label import label
 from medunet.deploy.monailabel import LabelEnvironment, LabelServer, ServedBundle
 from medunet.deploy.monailabel import environment as environment_module
 from medunet.deploy.monailabel.environment import REQUIREMENTS, check_python
-from medunet.deploy.monailabel.server import SETTINGS_VARIABLE, TOKEN_VARIABLE, check_port
+from medunet.deploy.monailabel.served import judge_served
+from medunet.deploy.monailabel.server import LOG_KEY, SETTINGS_VARIABLE, TOKEN_VARIABLE, check_port
 from medunet.errors import ConfigError, DataError
+from medunet.trust import UntrustedBundleError
 
 ROOT = Path(__file__).parents[3]
 TOKEN = "a-long-token-of-a-ward"
@@ -69,6 +73,68 @@ def test_a_second_start_keeps_what_was_trained(tmp_path: Path, bundle: Path) -> 
     assert weights.read_bytes() == b"trained further"
 
 
+def test_the_key_of_the_log_stays_and_is_the_users_own(tmp_path: Path, bundle: Path) -> None:
+    made = server(tmp_path, bundle)
+    made.prepare()
+    key = made.app / LOG_KEY
+    first = key.read_text()
+    made.prepare()
+    assert key.read_text() == first
+    assert key.stat().st_mode & 0o077 == 0
+    assert first not in (made.app / "settings.json").read_text()
+
+
+def untrusted(bundle: Path, folder: Path) -> Path:
+    """A run as it comes from somebody else, with an expression that medunet does not know."""
+    shutil.copytree(bundle, folder)
+    path = folder / "configs" / "inference.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, "mine": "$print('executed')"}), encoding="utf-8")
+    return folder
+
+
+def test_a_bundle_that_is_not_trusted_is_not_served(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "config"))
+    foreign = untrusted(bundle, tmp_path / "foreign")
+    with pytest.raises(UntrustedBundleError, match="executed"):
+        server(tmp_path, foreign).prepare()
+    assert not (tmp_path / "work").exists()
+    with pytest.raises(UntrustedBundleError):
+        call_label(foreign, tmp_path)
+
+
+def test_the_servers_process_judges_by_itself_and_the_users_word_reaches_it(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "config"))
+    foreign = untrusted(bundle, tmp_path / "foreign")
+    made = server(tmp_path, foreign, trust=True)
+    made.prepare()
+    settings = made.app / "settings.json"
+    # by the user's word itself where nothing could be recorded, and by the record after a restart
+    monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "other"))
+    assert [one.name for one in judge_served(settings)] == ["run"]
+    server(tmp_path, foreign).prepare()
+    assert judge_served(settings)
+    # somebody changes the copy
+    path = made.work / "bundles" / "run" / "configs" / "inference.json"
+    path.write_text(path.read_text().replace("executed", "changed"))
+    with pytest.raises(UntrustedBundleError, match="changed"):
+        judge_served(settings)
+
+
+def call_label(bundle: Path, tmp_path: Path) -> None:
+    """The command, up to the start of the server's process."""
+    home = tmp_path / "ready"
+    made = LabelEnvironment(home)
+    made.bin.mkdir(parents=True, exist_ok=True)
+    made.python.touch()
+    (home / environment_module.STAMP).write_text(json.dumps(environment_module._stamp()))
+    label([str(bundle)], studies=str(tmp_path / "studies"), port=0, work=tmp_path / "work", environment=home)
+
+
 def test_studies_must_be_there(tmp_path: Path, bundle: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         server(tmp_path, bundle, studies=str(tmp_path / "nowhere"))
@@ -110,6 +176,32 @@ def test_an_interrupted_setup_is_no_environment(tmp_path: Path, monkeypatch: pyt
     assert not made.is_ready
     torch_first = next(command[-1] for command in calls if "install" in command)
     assert re.fullmatch(r"torch==[\d.]+", torch_first)
+
+
+def test_an_environment_gets_torch_then_its_packages_then_monai_label_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed: list[list[str]] = []
+
+    def run(command: list[str]) -> str:
+        if "venv" in command:
+            LabelEnvironment(tmp_path).bin.mkdir()
+            LabelEnvironment(tmp_path).python.touch()
+        if "install" in command:
+            installed.append(command[command.index("--disable-pip-version-check") + 1 :])
+        return "3 11\n"
+
+    monkeypatch.setattr(environment_module, "_run", run)
+    made = LabelEnvironment(tmp_path)
+    made.make()
+    assert made.is_ready
+    torch, packages, server = installed
+    assert torch == packages[:1]
+    assert packages[1:] == ["--requirement", str(REQUIREMENTS)]
+    assert server[0] == "--no-deps"
+    assert re.fullmatch(r"monailabel==[\d.]+", server[1])
+    made.make()
+    assert len(installed) == 3  # one that is ready is left as it is
 
 
 def test_the_environment_gets_whatever_medunet_needs() -> None:

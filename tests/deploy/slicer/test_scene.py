@@ -35,15 +35,19 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path, di
 
 
 def in_scene(image: Path, label: Path) -> dict[str, Any]:
-    folder = Path(os.environ.get("MEDUNET_SLICER_ENV", ""))
-    python = folder / "bin" / "python"
+    found: dict[str, Any] = json.loads(in_slicer("scene_check.py", LIBRARY, image, label).split("FOUND")[1])
+    return found
+
+
+def in_slicer(script: str, *words: Path) -> str:
+    """What a script prints in slicer-core's Python."""
+    python = Path(os.environ.get("MEDUNET_SLICER_ENV", "")) / "bin" / "python"
     if not python.is_file():
         pytest.skip("slicer-core is not set up: run bash scripts/test_label.sh")
-    script = Path(__file__).with_name("scene_check.py")
-    done = subprocess.run([python, script, LIBRARY, image, label], capture_output=True, text=True, check=False)
-    assert "FOUND" in done.stdout, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout.split("FOUND")[1])
-    return found
+    command = [python, Path(__file__).with_name(script), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def test_a_segmentation_enters_the_scene_as_it_is(case: tuple[Path, Path, dict[str, int]]) -> None:
@@ -71,3 +75,7 @@ def test_a_volume_leaves_the_scene_as_it_came(case: tuple[Path, Path, dict[str, 
     before, after = read_volume(image).image, read_volume(image.with_name("exported.nrrd")).image
     assert np.array_equal(before.numpy(), after.numpy())
     assert np.allclose(before.affine, after.affine, atol=1e-6)
+
+
+def test_the_modules_self_test_passes() -> None:
+    assert "Tests passed" in in_slicer("self_test.py", LIBRARY)

@@ -6,12 +6,15 @@ import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 
 import uvicorn
 from monailabel.config import settings
 
 from medunet.deploy.monailabel.guard import is_loopback
-from medunet.deploy.monailabel.server import TOKEN_VARIABLE
+from medunet.deploy.monailabel.served import judge_served
+from medunet.deploy.monailabel.server import SETTINGS_VARIABLE, TOKEN_VARIABLE
+from medunet.errors import MedunetError
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,10 @@ def main() -> None:
     options = parser.parse_args()
     if not is_loopback(options.host) and not os.environ.get(TOKEN_VARIABLE):
         sys.exit(f"a server on {options.host} needs a token in {TOKEN_VARIABLE}")
+    try:
+        judge_served(Path(os.environ[SETTINGS_VARIABLE]))  # before anything of a bundle is read by anybody else
+    except MedunetError as error:
+        sys.exit(f"error {error}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     chosen = {
         "MONAI_LABEL_APP_DIR": options.app,

@@ -14,10 +14,11 @@ from typing import Any
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 
-from medunet.deploy.monailabel.served import ServedBundle
-from medunet.deploy.monailabel.server import SETTINGS_VARIABLE
+from medunet.deploy.monailabel.served import judge_served
+from medunet.deploy.monailabel.server import FILE_PATTERNS, SETTINGS_VARIABLE
 from medunet.errors import DataError
 
+from .hidden import HIDDEN
 from .inference import BundleInference, ResidentPredictor
 from .segmentation_objects import know
 from .tasks import BundleTraining, LabelDice, RandomImage, Uncertainty
@@ -39,13 +40,17 @@ class MedunetLabelApp(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str] | None = None) -> None:
-        settings = json.loads(Path(os.environ[SETTINGS_VARIABLE]).read_text(encoding="utf-8"))
+        file = Path(os.environ[SETTINGS_VARIABLE])
+        settings = json.loads(file.read_text(encoding="utf-8"))
         self.work = Path(settings["work"])
-        self.bundles = [ServedBundle(name, Path(folder)) for name, folder in settings["bundles"]]
+        self.bundles = judge_served(file)
         self.device: str = settings["device"]
+        self.trust: bool = settings["trust"]
         know(self.bundles)
         scratch = Path(tempfile.gettempdir())
-        self.residents = {bundle.name: ResidentPredictor(bundle, scratch, self.device) for bundle in self.bundles}
+        self.residents = {
+            bundle.name: ResidentPredictor(bundle, scratch, self.device, trust=self.trust) for bundle in self.bundles
+        }
         names = ", ".join(bundle.name for bundle in self.bundles)
         super().__init__(
             app_dir=app_dir,
@@ -63,7 +68,7 @@ class MedunetLabelApp(MONAILabelApp):
     def init_trainers(self) -> dict[str, Any]:
         """A training a bundle, but not of ensembles."""
         return {
-            bundle.name: BundleTraining(bundle, self.work / "trainings" / bundle.name, self.device)
+            bundle.name: BundleTraining(bundle, self.work / "trainings" / bundle.name, self.device, trust=self.trust)
             for bundle in self.bundles
             if not bundle.is_ensemble
         }
@@ -85,6 +90,9 @@ class MedunetLabelApp(MONAILabelApp):
 
     def init_datastore(self) -> Datastore:
         """As MONAI Label's, but a file that is moved into the folder is seen, and a store offers images only."""
+        folder = Path(self.studies)
+        if folder.is_dir():  # what is there is named while the datastore is made
+            HIDDEN.hide(*(path.name for pattern in FILE_PATTERNS for path in folder.rglob(pattern)))
         datastore = super().init_datastore()
         client = getattr(datastore, "_client", None)
         if client is not None:

@@ -15,9 +15,11 @@ from monailabel.interfaces.exception import MONAILabelException
 
 from medunet.deploy.monailabel.guard import Guard
 from medunet.deploy.monailabel.limits import Limits
+from medunet.deploy.monailabel.private_log import HiddenImages
 from medunet.deploy.monailabel.server import SETTINGS_VARIABLE, TOKEN_VARIABLE
 from medunet.errors import MedunetError, find_cause
 
+from .hidden import HIDDEN
 from .segmentation_objects import use_own_names
 
 UNUSABLE = 422
@@ -57,4 +59,5 @@ for _kind in (MedunetError, MONAILabelException):
     _monai_label.add_exception_handler(_kind, _report)
 _monai_label.add_exception_handler(Exception, _report_unforeseen)
 _settings = json.loads(Path(os.environ[SETTINGS_VARIABLE]).read_text(encoding="utf-8"))
-app = Guard(Limits.from_environment(_monai_label), token=os.environ.get(TOKEN_VARIABLE), loopback=_settings["loopback"])
+_limited = Limits.from_environment(HiddenImages(_monai_label, HIDDEN))
+app = Guard(_limited, token=os.environ.get(TOKEN_VARIABLE), loopback=_settings["loopback"])

@@ -29,12 +29,14 @@ class ResidentPredictor:
         bundle: whose weights may be replaced at any time.
         folder: for files on the way.
         device: where it computes when a request names nothing that is here.
+        trust: as of the server.
     """
 
-    def __init__(self, bundle: ServedBundle, folder: Path, device: str) -> None:
+    def __init__(self, bundle: ServedBundle, folder: Path, device: str, *, trust: bool = False) -> None:
         self.bundle = bundle
         self.folder = folder
         self.device = device
+        self.trust = trust
         self.lock = threading.RLock()
         self._loaded: tuple[str, Predictor] | None = None
 
@@ -46,7 +48,9 @@ class ResidentPredictor:
             self._loaded = None  # the old network is let go before the new one is there
             # it decides and never writes: an upload's name is that of no result
             unused = self.folder / "predictions"
-            predictor = Predictor(self.bundle.folder, output_dir=unused, device=self.device, overwrite=True)
+            predictor = Predictor(
+                self.bundle.folder, output_dir=unused, device=self.device, overwrite=True, trust=self.trust
+            )
             self._loaded = stamp, predictor
         return self._loaded[1]
 

@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from medunet.errors import MedunetError
 from medunet.files import write_atomically
 from medunet.training import HISTORY_NAME
 
+from .hidden import HIDDEN
 from .inference import ResidentPredictor, explained
 
 logger = logging.getLogger(__name__)
@@ -38,13 +40,15 @@ class BundleTraining(TrainTask):
         bundle: the working copy.
         folder: for data sets and runs.
         device: as of the server.
+        trust: as of the server.
     """
 
-    def __init__(self, bundle: ServedBundle, folder: Path, device: str) -> None:
+    def __init__(self, bundle: ServedBundle, folder: Path, device: str, *, trust: bool = False) -> None:
         super().__init__(f"Train {bundle.name} further on the submitted labels")
         self.bundle = bundle
         self.folder = folder
         self.device = device
+        self.trust = trust
 
     def config(self) -> dict[str, Any]:
         """What clients show as options."""
@@ -63,7 +67,15 @@ class BundleTraining(TrainTask):
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train on every image with a final label."""
         pairs = [(Path(pair["image"]), Path(pair["label"])) for pair in datastore.datalist()]
-        done = train_further(self.bundle, pairs, self.folder, options=TrainingOptions.read(request), device=self.device)
+        HIDDEN.hide(*(path.name for pair in pairs for path in pair))
+        done = train_further(
+            self.bundle,
+            pairs,
+            self.folder,
+            options=TrainingOptions.read(request),
+            device=self.device,
+            trust=self.trust,
+        )
         return {
             "run": str(done.run),
             "cases": done.cases,
@@ -80,7 +92,7 @@ class LabelDice(ScoringMethod):
         bundles: their label values must not contradict each other.
     """
 
-    def __init__(self, bundles: list[ServedBundle]) -> None:
+    def __init__(self, bundles: Sequence[ServedBundle]) -> None:
         super().__init__("Dice of each label, predicted against submitted")
         self.labels = {name: value for bundle in bundles for name, value in bundle.labels.items()}
 
@@ -88,7 +100,9 @@ class LabelDice(ScoringMethod):
         """Score every image that has both labels."""
         tags = request.get("y", DefaultLabelTag.FINAL), request.get("y_pred", DefaultLabelTag.ORIGINAL)
         found: dict[str, Any] = {}
-        for image in datastore.list_images():
+        images = datastore.list_images()
+        HIDDEN.hide(*images)
+        for image in images:
             submitted, predicted = (datastore.get_label_by_image_id(image, tag) for tag in tags)
             if not (submitted and predicted):
                 continue
@@ -115,7 +129,7 @@ class RandomImage(Strategy):
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         """MONAI Label's own fails when all images were offered within the last second."""
-        images = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
+        images = unlabelled(request, datastore)
         if not images:
             return None
         offered = [datastore.get_image_info(image).get("strategy", {}).get("random", {}) for image in images]
@@ -142,7 +156,7 @@ class Uncertainty(Strategy):
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         """The least sure one of the images seen so far; a request looks at new ones for ``max_seconds``."""
-        images = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
+        images = unlabelled(request, datastore)
         stamp = self.resident.bundle.stamp
         known = read_known(self.file, stamp)
         end = time.monotonic() + float(request.get("max_seconds") or SECONDS)
@@ -165,6 +179,13 @@ class Uncertainty(Strategy):
             return None
         chosen = max(open_ones, key=lambda image: open_ones[image])
         return {"id": chosen, "weight": open_ones[chosen], "uncertainty": open_ones[chosen], "seen": len(open_ones)}
+
+
+def unlabelled(request: dict[str, Any], datastore: Datastore) -> list[str]:
+    """Images that a strategy may offer; the log does not name them."""
+    images = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
+    HIDDEN.hide(*images)
+    return images
 
 
 def read_known(file: Path, stamp: str) -> dict[str, float]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import shlex
+import shutil
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +15,18 @@ import ctk
 import numpy as np
 import qt
 import slicer
+import vtk
 from MedUNetLib.client import LabelClient, ServerError
 from MedUNetLib.jobs import Job, LocalJob, RemoteJob, State
 from MedUNetLib.nrrd import NrrdError, NrrdVolume, SegmentInfo, write_nrrd
-from MedUNetLib.scene import add_segmentation, add_volume, read_volume_node
+from MedUNetLib.scene import add_segmentation, add_volume, matrix_to_array, read_volume_node
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
     ScriptedLoadableModuleWidget,
 )
+from vtk.util.numpy_support import vtk_to_numpy
 
 POLL_MILLISECONDS = 200
 
@@ -262,27 +267,107 @@ class MedUNetWidget(ScriptedLoadableModuleWidget):
 
 
 class MedUNetTest(ScriptedLoadableModuleTest):
-    """Runs inside of Slicer: Reload and Test, or ctest."""
+    """Runs inside of Slicer (Reload and Test, or ctest); needs neither medunet nor a server.
+
+    In the place of `medunet predict` stands a program that takes the bright voxels for an organ.
+    """
+
+    AFFINE = np.array([[0.0, -2.0, 0, 5], [1.5, 0, 0, -7], [0, 0, 3, 11], [0, 0, 0, 1]])
+    SECONDS = 60.0
+    STAND_IN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {library!r})
+from MedUNetLib.nrrd import NrrdVolume, read_nrrd, write_nrrd
+image, output = Path(sys.argv[3]), Path(sys.argv[5])
+if not (Path(sys.argv[2]) / "configs" / "inference.json").is_file():
+    sys.exit("error run: the bundle lacks inference.json")
+volume = read_nrrd(image)
+path = write_nrrd(output / "image.seg.nrrd", NrrdVolume((volume.array > 40).astype("uint8"), volume.ijk_to_ras))
+head, _, voxels = path.read_bytes().partition(b"\\n\\n")
+names = b"\\nSegment0_ID:=s0\\nSegment0_Name:=organ\\nSegment0_LabelValue:=1\\nSegment0_Color:=1 0 0"
+path.write_bytes(head + names + b"\\n\\n" + voxels)
+"""
+
+    def setUp(self) -> None:
+        """An empty scene with a made volume."""
+        slicer.mrmlScene.Clear()
+        self.voxels = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+        self.node = add_volume(slicer.mrmlScene, NrrdVolume(self.voxels, self.AFFINE), "made")
 
     def runTest(self) -> None:
-        """A made volume leaves the scene and a made segmentation enters it."""
-        slicer.mrmlScene.Clear()
-        affine = np.array([[0.0, -2.0, 0, 5], [1.5, 0, 0, -7], [0, 0, 3, 11], [0, 0, 0, 1]])
-        node = add_volume(slicer.mrmlScene, NrrdVolume(np.arange(60, dtype=np.int16).reshape(3, 4, 5), affine), "made")
-        back = read_volume_node(node)
-        assert np.array_equal(back.ijk_to_ras, affine)
+        """Each test on a scene of its own."""
+        for test in (
+            self.test_a_volume_leaves_the_scene_and_a_segmentation_enters_it,
+            self.test_a_program_segments_a_volume,
+            self.test_a_program_that_fails_says_why_and_leaves_nothing,
+        ):
+            self.setUp()
+            test()
+            logging.info("MedUNet: %s", test.__name__)
+        self.delayDisplay("Tests passed")
+
+    def test_a_volume_leaves_the_scene_and_a_segmentation_enters_it(self) -> None:
+        """Voxels, placement, names and colours stay."""
+        back = read_volume_node(self.node)
+        assert np.array_equal(back.ijk_to_ras, self.AFFINE)
+        assert np.array_equal(back.array, self.voxels)
         labels = np.zeros((3, 4, 5), np.uint8)
         labels[1, 1:3, 2:4] = 2
-        result = NrrdVolume(labels, affine, (SegmentInfo("organ", 2, (1.0, 0.0, 0.0)),))
+        result = NrrdVolume(labels, self.AFFINE, (SegmentInfo("organ", 2, (1.0, 0.0, 0.0)),))
         made = add_segmentation(
             slicer.mrmlScene,
             result,
             "made segmentation",
-            reference=node,
+            reference=self.node,
             oriented_image=slicer.vtkOrientedImageData,
         )
-        segments = made.GetSegmentation()
+        self._has_organ(made, voxels=4)
+
+    def test_a_program_segments_a_volume(self) -> None:
+        """From the button to the node: export, process, polling, result."""
+        logic = MedUNetLogic()
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "configs").mkdir()
+            (Path(folder) / "configs" / "inference.json").write_text("{}", encoding="utf-8")
+            logic.start_local(self.node, command=self._stand_in(Path(folder)), bundle=folder)
+            assert self._wait(logic) == (State.DONE, "done")
+            made = logic.finish()
+        assert made.GetName() == "made segmentation"
+        self._has_organ(made, voxels=int((self.voxels > 40).sum()))
+        assert logic.job is None
+
+    def test_a_program_that_fails_says_why_and_leaves_nothing(self) -> None:
+        """Its last words are shown, and no node is made."""
+        logic = MedUNetLogic()
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "configs").mkdir()
+            logic.start_local(self.node, command=self._stand_in(Path(folder)), bundle=folder)
+            assert self._wait(logic) == (State.FAILED, "run: the bundle lacks inference.json")
+        logic.clean_up()
+        assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+    def _has_organ(self, node: Any, *, voxels: int) -> None:
+        segments = node.GetSegmentation()
         assert segments.GetNumberOfSegments() == 1
-        assert segments.GetNthSegment(0).GetName() == "organ"
-        logging.info("MedUNet: tests passed")
-        self.delayDisplay("Tests passed")
+        segment = segments.GetNthSegment(0)
+        assert segment.GetName() == "organ"
+        assert np.allclose(segment.GetColor(), (1.0, 0.0, 0.0))
+        mask = segment.GetRepresentation("Binary labelmap")
+        assert vtk_to_numpy(mask.GetPointData().GetScalars()).sum() == voxels
+        matrix = vtk.vtkMatrix4x4()
+        mask.GetImageToWorldMatrix(matrix)
+        assert np.allclose(matrix_to_array(matrix), self.AFFINE)
+
+    def _stand_in(self, folder: Path) -> str:
+        program = folder / "program.py"
+        program.write_text(self.STAND_IN.format(library=str(Path(__file__).parent)), encoding="utf-8")
+        return shlex.join([shutil.which("PythonSlicer") or sys.executable, str(program)])
+
+    def _wait(self, logic: MedUNetLogic) -> tuple[State, str]:
+        job = logic.job
+        assert job is not None
+        end = time.monotonic() + self.SECONDS
+        while (state := job.poll()) is State.RUNNING and time.monotonic() < end:
+            time.sleep(0.05)
+        return state, job.message
