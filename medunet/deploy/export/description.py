@@ -56,8 +56,14 @@ def describe(
         "in_channels": _value(parser, "in_channels", 1),
         "out_channels": _value(parser, "out_channels", len(names)),
         "activation": _value(parser, "activation", "softmax"),
-        "labels": dict(zip(names, values, strict=True)),
-        "regions": dict(zip(_value(parser, "region_names", []), _value(parser, "region_values", []), strict=True)),
+        # lists, for their order is that of the network's classes
+        "labels": [{"name": name, "value": value} for name, value in zip(names, values, strict=True)],
+        "regions": [
+            {"name": name, "values": inside}
+            for name, inside in zip(
+                _value(parser, "region_names", []), _value(parser, "region_values", []), strict=True
+            )
+        ],
         "regions_class_order": _value(parser, "regions_class_order", []),
         "orientation": is_oriented,
         "spacing_mm": _value(parser, "spacing_mm", None) if "spacing" in steps else None,

@@ -27,8 +27,7 @@ from medunet.tracking.anonymous import text_files
 from medunet.tracking.case_codes import PATH_WORD
 from medunet.trust import record_weights, require_trust
 
-from .tile_network import load_tile_network
-from .torchscript_file import TorchScriptFile
+from .exporting import export_bundle
 
 ZOO_FILE_BYTES = 25 << 20
 """The model zoo's limit for a file in its repository; what is larger is linked to in `large_files.yml`."""
@@ -92,7 +91,7 @@ def package_bundle(
         bundle: folder of a bundle or run with weights.
         output: the file, `NAME.zip` or `NAME_vVERSION.zip`.
         name: of the folder in it; by default as the file says.
-        torchscript: also write `models/model.ts`.
+        torchscript: also write `models/model.ts`, compared as :func:`export_bundle` does.
         overwrite: replace a file that exists.
         trust: of a bundle that could run code of its own, see :func:`medunet.trust.require_trust`.
 
@@ -123,7 +122,7 @@ def package_bundle(
             told = "; ".join(f"{key}: {fault}" for key, fault in faults.items())
             raise ConfigError(f"the bundle fails a check: {told}", file=bundle, remedy="medunet bundle verify")
         if torchscript:
-            TorchScriptFile().write(load_tile_network(bundle, trust=trust), folder / "models" / "model.ts")
+            export_bundle(bundle, folder / "models" / "model.ts", to="torchscript", trust=trust)
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         content = _zip(folder, files)
         remarks = tuple(_remarks(bundle, folder, files))

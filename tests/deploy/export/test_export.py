@@ -92,7 +92,8 @@ def test_no_path_and_no_line_of_source_is_in_a_file(name: str, bundles: dict[str
 
 def test_the_description_tells_all_that_another_program_needs(bundles: dict[str, Path]) -> None:
     description = load_tile_network(bundles["padded"]).description
-    assert description["labels"] == {"background": 0, "anterior": 1, "posterior": 2}
+    labels = [(label["name"], label["value"]) for label in description["labels"]]
+    assert labels == [("background", 0), ("anterior", 1), ("posterior", 2)]
     assert description["spacing_mm"] == [1.0, 1.0, 1.0]
     assert description["orientation"] == "RAS"
     assert [step["_target_"] for step in description["preprocessing"]] == [
