@@ -1,4 +1,4 @@
-"""`medunet bundle`: init, render, verify, unpack."""
+"""`medunet bundle`: init, render, verify, unpack; export and package have a file of their own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from medunet.cli import export
 from medunet.cli.options import Preset, Set, Trust, parse_settings
 
-app = typer.Typer(help="Make and check bundles.", no_args_is_help=True)
+app = typer.Typer(help="Make, check, export and package bundles.", no_args_is_help=True)
+app.command(name="export")(export.export)
+app.command(name="package")(export.package)
 
 
 @app.command()

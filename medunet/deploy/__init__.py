@@ -1,1 +1,1 @@
-"""Where annotators work (MONAI Label, 3D Slicer), and where one machine is not enough."""
+"""Where bundles go: annotators (MONAI Label, 3D Slicer), other engines and the model zoo, more than one machine."""

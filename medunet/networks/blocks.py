@@ -284,7 +284,12 @@ def pad_end(image: Tensor, like: Tensor) -> Tensor:
     missing: list[int] = []
     for axis in range(image.dim() - 1, 1, -1):
         missing += [0, like.size(axis) - image.size(axis)]
-    if max(missing) > 0:
+    if torch.jit.is_scripting():
+        needed = max(missing) > 0
+    else:
+        # sizes that an export leaves open are symbols: a comparison would fix them, a zero of padding does not
+        needed = any(isinstance(number, torch.SymInt) for number in missing) or max(missing) > 0
+    if needed:
         image = F.pad(image, missing)
     return image
 

@@ -1,0 +1,44 @@
+# syntax=docker/dockerfile:1
+# CPU:   docker build -t medunet:cpu .
+# CUDA:  docker build -t medunet:cuda --build-arg TORCH_INDEX=https://pypi.org/simple .
+# Label: docker build -t medunet:label --target label .
+# CUDA's libraries come with torch's wheel, so both have the same base; the host needs a driver and NVIDIA's container toolkit.
+ARG PYTHON=3.12
+
+FROM python:${PYTHON}-slim AS build
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG EXTRAS=dicom,export,openvino
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/medunet
+ENV PATH=/opt/medunet/bin:$PATH
+WORKDIR /source
+# torch first and alone, in a layer of its own: what follows may neither choose its build nor load it again
+COPY scripts/constraints.txt scripts/
+RUN pip install --constraint scripts/constraints.txt --index-url "$TORCH_INDEX" torch
+COPY pyproject.toml README.md LICENSE ./
+COPY configs configs
+COPY bundles bundles
+COPY medunet medunet
+RUN pip install --constraint scripts/constraints.txt ".[$EXTRAS]"
+
+FROM python:${PYTHON}-slim AS runtime
+RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin medunet \
+    && install --directory --owner medunet /work /cache
+COPY --from=build /opt/medunet /opt/medunet
+ENV PATH=/opt/medunet/bin:$PATH MEDUNET_CACHE_DIR=/cache MLFLOW_DISABLE_TELEMETRY=true PYTHONUNBUFFERED=1
+USER 10001
+WORKDIR /work
+VOLUME /cache
+ENTRYPOINT ["medunet"]
+CMD ["--help"]
+
+# MONAI Label has an environment of its own, see docs/label.md
+FROM runtime AS label
+USER root
+ENV MEDUNET_LABEL_ENV=/opt/medunet-label
+RUN medunet label --setup
+USER 10001
+EXPOSE 8000
+
+# the last stage is what is built without --target
+FROM runtime

@@ -1,0 +1,72 @@
+"""Segment a NIfTI image with an ONNX file of `medunet bundle export`: onnxruntime, numpy and nibabel, nothing else.
+
+python scripts/onnx_example.py NETWORK.onnx IMAGE.nii.gz LABELS.nii.gz
+"""
+
+import itertools
+import json
+import sys
+
+import nibabel as nib
+import numpy as np
+import onnxruntime as ort
+
+
+def resample(image, size, ratio):  # channels (C, *spatial) linearly to another size: new voxel k is the old k * ratio
+    for axis, (n, step) in enumerate(zip(size, ratio, strict=True), start=1):
+        at = np.clip(np.arange(n) * step, 0, image.shape[axis] - 1)
+        low, weight = at.astype(int), (at % 1).astype(np.float32).reshape(-1, *(1,) * (image.ndim - axis - 1))
+        high = np.minimum(low + 1, image.shape[axis] - 1)
+        image = image.take(low, axis) * (1 - weight) + image.take(high, axis) * weight
+    return image
+
+
+def normalise(image, step):
+    if step["_target_"] == "ScaleIntensityRanged":  # CT
+        return np.interp(image, [step["a_min"], step["a_max"]], [step["b_min"], step["b_max"]]).astype(np.float32)
+    if step["_target_"] != "NormalizeIntensityd":
+        raise SystemExit(f"this example does not know the step {step['_target_']}")
+    axes = tuple(range(1, image.ndim))
+    return (image - image.mean(axes, keepdims=True)) / image.std(axes, keepdims=True)
+
+
+def logits(session, image, tile, edge=128):  # each tile sees all that its answer depends on: tiles change no voxel
+    halo, margin, stride, rest, multiple = (
+        np.array(tile[key]) for key in ("halo", "margin", "stride", "remainder", "multiple")
+    )
+    size, step, found = np.array(image.shape[1:]), edge // stride * stride, None
+    width = step + 2 * margin + (rest - step - 2 * margin) % multiple
+    if margin.any():  # an unpadded network: the image is mirrored at its borders
+        image = np.pad(image, [(0, 0), *((m, m + 2 * s) for m, s in zip(margin, step, strict=True))], "reflect")
+    for start in map(np.array, itertools.product(*map(range, size * 0, size, step))):
+        end = np.minimum(start + step, size)
+        low = start if margin.any() else np.maximum(start - halo, 0)
+        high = start + width if margin.any() else np.minimum(start + step + halo, size)
+        answer = session.run(None, {"image": image[(None, slice(None), *map(slice, low, high))]})[0][0]
+        found = np.empty((len(answer), *size), np.float32) if found is None else found
+        found[(slice(None), *map(slice, start, end))] = answer[(slice(None), *map(slice, start - low, end - low))]
+    return found
+
+
+def main(network, source, target):
+    session = ort.InferenceSession(network, providers=["CPUExecutionProvider"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["medunet"])
+    given = nib.load(source)
+    turned = nib.as_closest_canonical(given) if about["orientation"] == "RAS" else given
+    image, size = turned.get_fdata(dtype=np.float32)[None], turned.shape
+    ratio = np.divide(about["spacing_mm"] or turned.header.get_zooms(), turned.header.get_zooms())
+    for step in about["preprocessing"]:
+        if step["_target_"] == "Spacingd":
+            image = resample(image, [round((n - 1) / r) + 1 for n, r in zip(size, ratio, strict=True)], ratio)
+        elif step["_target_"] != "Orientationd":
+            image = normalise(image, step)
+    classes = resample(logits(session, image, about["tile"]), size, 1 / ratio).argmax(0)
+    labels = np.array([label["value"] for label in about["labels"]], np.uint8)[
+        classes
+    ]  # (overlapping regions: see the description)
+    back = nib.orientations.ornt_transform(nib.io_orientation(turned.affine), nib.io_orientation(given.affine))
+    nib.save(nib.Nifti1Image(labels, turned.affine).as_reoriented(back), target)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

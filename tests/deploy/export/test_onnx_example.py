@@ -1,0 +1,96 @@
+"""The example of README: an ONNX file, onnxruntime, numpy and nibabel give the labels of `medunet predict`."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from medunet.deploy.export import export_bundle, format_of, load_tile_network
+from medunet.inferers import OverlapTileInferer
+from medunet.prediction import Predictor
+
+from .conftest import needs, with_weights
+
+SCRIPT = Path(__file__).parents[3] / "scripts" / "onnx_example.py"
+
+MAX_UNLIKE = 1e-3
+"""Share of voxels that may differ after resampling, which the example does axis by axis: voxels of a near tie."""
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    needs("onnx")
+    spec = importlib.util.spec_from_file_location("onnx_example", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def segment_both_ways(bundle: Path, image: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    export_bundle(bundle, folder / "network.onnx", to="onnx", overwrite=True)
+    words = [sys.executable, str(SCRIPT), str(folder / "network.onnx"), str(image), str(folder / "labels.nii.gz")]
+    subprocess.run(words, check=True, timeout=300)
+    overrides = {"autocast_dtype": "float32"}
+    path = Predictor(bundle, output_dir=folder / "out", device="cpu", overrides=overrides).predict_case(image)
+    ours, theirs = nib.load(folder / "labels.nii.gz"), nib.load(path)
+    assert np.allclose(ours.affine, theirs.affine)
+    return np.asarray(ours.dataobj), np.asarray(theirs.dataobj)
+
+
+@pytest.mark.data
+def test_labels_of_a_real_case_are_those_of_medunet_predict(
+    bundles: dict[str, Path], test_data: Path, tmp_path: Path
+) -> None:
+    needs("onnx")
+    image = test_data / "Task04_Hippocampus" / "imagesTr" / "hippocampus_001.nii.gz"
+    ours, theirs = segment_both_ways(bundles["padded"], image, tmp_path)
+    assert len(np.unique(theirs)) > 1
+    assert (ours != theirs).mean() <= 1e-4
+
+
+def test_another_spacing_and_orientation_come_back_to_the_files_grid(tmp_path: Path) -> None:
+    needs("onnx")
+    changes = {"network_def::channels": [4, 8], "spacing_mm": [1.5, 1.0, 2.0], "autocast_dtype": "float32"}
+    ct = {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -50, "a_max": 90, "b_min": -2, "b_max": 1.5}
+    bundle = with_weights("unet_3d", tmp_path / "run", {**changes, "steps::normalize": {**ct, "clip": True}})
+    rng = np.random.default_rng(0)
+    smooth = np.kron(rng.normal(20, 60, size=(5, 6, 4)), np.ones((5, 4, 6)))
+    affine = np.array([[0, -1.1, 0, 5], [0.9, 0, 0, -7], [0, 0, -2.5, 11], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(smooth.astype(np.float32), affine), tmp_path / "ct.nii.gz")
+    ours, theirs = segment_both_ways(bundle, tmp_path / "ct.nii.gz", tmp_path)
+    assert ours.shape == (25, 24, 24)
+    assert len(np.unique(theirs)) > 1
+    assert (ours != theirs).mean() <= MAX_UNLIKE
+
+
+@pytest.mark.parametrize("kind", ["padded", "unpadded"])
+def test_its_tiles_change_no_voxel(kind: str, example: ModuleType, bundles: dict[str, Path], tmp_path: Path) -> None:
+    export_bundle(bundles[kind], tmp_path / "network.onnx", to="onnx")
+    network = load_tile_network(bundles[kind])
+    size = {"padded": (50, 37, 41), "unpadded": (101, 75)}[kind]
+    image = np.random.default_rng(0).normal(size=(1, *size)).astype(np.float32)
+    session = example.ort.InferenceSession(tmp_path / "network.onnx")
+    found = example.logits(session, image, network.description["tile"], edge=24)
+    with torch.inference_mode():
+        expected = OverlapTileInferer(None)(torch.from_numpy(image)[None], network.reference)[0].numpy()
+    assert np.abs(found - expected).max() < 1e-4 * expected.std()
+    assert format_of(tmp_path / "network.onnx").name == "onnx"
+
+
+def test_it_is_short_and_needs_nothing_else() -> None:
+    text = SCRIPT.read_text(encoding="utf-8")
+    assert sum(bool(line.strip()) for line in text.splitlines()) <= 60
+    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in imports for alias in node.names}
+    assert names == {"itertools", "json", "sys", "nibabel", "numpy", "onnxruntime"}

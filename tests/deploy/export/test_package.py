@@ -1,0 +1,187 @@
+"""A packed bundle passes what MONAI and its model zoo check, and tells nothing of who made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from monai.data import load_net_with_metadata
+
+from medunet.bundle import find_bundle, resource_dir, shipped_bundles, specialise, verify_bundle
+from medunet.cli.app import main
+from medunet.datasets import write_phantom_dataset
+from medunet.deploy.export import package_bundle
+from medunet.errors import ConfigError, DataError
+from medunet.prediction import Predictor
+from medunet.trust import judge, unpack
+
+from .conftest import with_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+ZOO_NEEDS = ("configs/metadata.json", "LICENSE", "models/model.pt", "configs/inference.json", "docs/README.md")
+"""The necessary and the preferred files of the model zoo's ci/verify_bundle.py, and the readme of its guide."""
+
+
+@pytest.fixture(scope="session", params=shipped_bundles())
+def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A shipped bundle with weights, packed and unpacked."""
+    folder = tmp_path_factory.mktemp(request.param)
+    bundle = with_weights(request.param, folder / "run", {})
+    package_bundle(bundle, folder / f"{request.param}_v0.1.0.zip")
+    with zipfile.ZipFile(folder / f"{request.param}_v0.1.0.zip") as archive:
+        archive.extractall(folder / "models")  # as MONAI's own download does
+    yield folder / "models" / request.param
+    shutil.rmtree(folder)
+
+
+def test_the_zoo_finds_its_files_and_the_version_in_the_changelog(packed: Path) -> None:
+    assert [name for name in ZOO_NEEDS if not (packed / name).is_file()] == []
+    metadata = json.loads((packed / "configs" / "metadata.json").read_text())
+    assert metadata["version"] in metadata["changelog"]
+    assert "supported_apps" in metadata
+
+
+def test_the_zoo_takes_the_metadata(packed: Path) -> None:
+    schema = packed / "eval" / "schema.json"
+    schema.parent.mkdir(exist_ok=True)
+    shutil.copyfile(resource_dir("configs") / "metadata.schema.json", schema)  # else MONAI downloads it
+    verify_metadata(meta_file=str(packed / "configs" / "metadata.json"), filepath=str(schema))
+
+
+def test_the_zoo_takes_the_networks_sizes(packed: Path) -> None:
+    configs = packed / "configs"
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(configs / "metadata.json"),
+        config_file=str(configs / "inference.json"),
+        device="cpu",
+        bundle_root=str(packed),
+    )
+
+
+def test_the_zoo_exports_the_weights_without_a_key(packed: Path) -> None:
+    target = packed / "models" / "verify_model.ts"
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(target),
+        ckpt_file=str(packed / "models" / "model.pt"),
+        meta_file=str(packed / "configs" / "metadata.json"),
+        config_file=str(packed / "configs" / "inference.json"),
+        bundle_root=str(packed),
+    )
+    assert torch.jit.load(target)
+    target.unlink()
+
+
+def test_no_property_is_missing(packed: Path, tmp_path: Path) -> None:
+    kind = "ct" if packed.name == "unet_3d" else "cells"
+    write_phantom_dataset(tmp_path, kind=kind, cases=1, size=(24, 24, 24) if kind == "ct" else (32, 32))
+    workflow = ConfigWorkflow(
+        workflow_type="inference",
+        bundle_root=str(packed),
+        config_file=str(packed / "configs" / "inference.json"),
+        logging_file=str(packed / "configs" / "logging.conf"),
+        meta_file=str(packed / "configs" / "metadata.json"),
+        dataset_dir=str(tmp_path / "imagesTr"),
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+def test_medunet_trusts_and_verifies_what_it_packed(packed: Path) -> None:
+    assert judge(packed).reason == "known"
+    assert judge(packed).weights == ("model.pt",)
+    assert [fault for fault in verify_bundle(packed).values() if fault] == []
+
+
+def test_equal_bundles_give_equal_bytes(bundles: dict[str, Path], tmp_path: Path) -> None:
+    first = package_bundle(bundles["padded"], tmp_path / "a" / "organs.zip", torchscript=True)
+    again = shutil.copytree(bundles["padded"], tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    second = package_bundle(again, tmp_path / "b" / "organs.zip", torchscript=True)
+    assert first.sha256 == second.sha256 == hashlib.sha256(second.path.read_bytes()).hexdigest()
+    entries = zipfile.ZipFile(second.path).infolist()
+    assert [entry.filename for entry in entries] == sorted(entry.filename for entry in entries)
+    assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
+    assert {entry.filename.split("/")[0] for entry in entries} == {"organs"}
+
+
+def test_nothing_of_the_maker_is_in_it(bundles: dict[str, Path], tmp_path: Path) -> None:
+    data = str(tmp_path / "clinic" / "patients")
+    own = {"dataset_dir": data}
+    train = {**own, "store_dir": "/scratch/store", "validation_cases": ["Doe_Jane"]}
+    train["tracking_uri"] = "http://tracking.clinic:5000"
+    run = specialise(bundles["padded"], tmp_path / "run", {}, only={"train": train, "evaluate": own})
+    shutil.copytree(bundles["padded"] / "models", run / "models")
+    shutil.copyfile(run / "models" / "model.pt", run / "models" / "last.pt")
+    (run / "eval").mkdir()
+    (run / "eval" / "metrics.csv").write_text("Doe_Jane,0.9\n")
+    (run / "predictions").mkdir()
+    (run / "predictions" / "Doe_Jane.nii.gz").write_bytes(b"label")
+    (run / "docs" / "README.md").write_text(f"# Organs\n\nTrained on `{data}/imagesTr`.\n")
+    done = package_bundle(run, tmp_path / "organs.zip")
+    assert any("predictions" in line for line in done.remarks)
+    archive = zipfile.ZipFile(done.path)
+    assert {name for name in archive.namelist() if "/models/" in name} == {"organs/models/model.pt"}
+    for name in archive.namelist():
+        content = archive.read(name)
+        for secret in ("Doe", "clinic", "/scratch", str(tmp_path), "patients"):
+            assert secret.encode() not in content, f"{secret} in {name}"
+    unpacked = unpack(done.path, tmp_path / "theirs")
+    assert json.loads((unpacked / "configs" / "train.json").read_text())["store_dir"] is None
+    assert judge(unpacked).reason == "known"
+
+
+def test_a_packed_bundle_predicts_as_before(bundles: dict[str, Path], volume: Path, tmp_path: Path) -> None:
+    done = package_bundle(bundles["padded"], tmp_path / "organs_v0.1.0.zip", torchscript=True)
+    assert done.name == "organs"
+    theirs = unpack(done.path, tmp_path / "theirs")
+    found = [
+        Predictor(bundle, output_dir=tmp_path / "out", device="cpu").decide(volume)["pred"]
+        for bundle in (bundles["padded"], theirs)
+    ]
+    assert torch.equal(*found)
+    network, metadata, _ = load_net_with_metadata(str(theirs / "models" / "model.ts"))
+    assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == 3
+    assert network(torch.zeros(1, 1, 16, 20, 24)).shape == (1, 3, 16, 20, 24)
+
+
+def test_a_version_without_a_word_in_the_changelog_is_refused(bundles: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(bundles["padded"], tmp_path / "run")
+    path = run / "configs" / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": "0.2.0"}))
+    with pytest.raises(ConfigError, match="changelog"):
+        package_bundle(run, tmp_path / "a.zip")
+
+
+def test_a_bundle_that_fails_a_check_is_not_packed(bundles: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(bundles["padded"], tmp_path / "run")
+    (run / "LICENSE").unlink()
+    with pytest.raises(ConfigError, match="LICENSE"):
+        package_bundle(run, tmp_path / "a.zip")
+    with pytest.raises(DataError, match="no checkpoint"):
+        package_bundle(find_bundle("unet_2d"), tmp_path / "a.zip")
+    with pytest.raises(ConfigError, match="not a name"):
+        package_bundle(bundles["padded"], tmp_path / "a.zip", name="../evil")
+    assert not (tmp_path / "a.zip").exists()
+
+
+def test_the_command_gives_the_checksums(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["medunet", "bundle", "package", str(bundles["padded"]), "-o", str(tmp_path / "organs.zip")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as info:
+        main()
+    assert not info.value.code
+    shown = capsys.readouterr().out
+    for kind in ("sha256", "sha1"):
+        assert hashlib.new(kind, (tmp_path / "organs.zip").read_bytes()).hexdigest() in shown
