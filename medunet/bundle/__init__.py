@@ -9,6 +9,8 @@ from .cross_validation import resume_folds as resume_folds
 from .cross_validation import train_fold as train_fold
 from .cross_validation import train_folds as train_folds
 from .demo import run_demo as run_demo
+from .measuring import evaluate_bundle as evaluate_bundle
+from .measuring import evaluate_folders as evaluate_folders
 from .planned import PlannedBundle as PlannedBundle
 from .planned import plan_bundle as plan_bundle
 from .planned import show as show
@@ -23,8 +25,6 @@ from .resume import resume_run as resume_run
 from .specialise import specialise as specialise
 from .verify import verify_bundle as verify_bundle
 from .workflow import TrainingResult as TrainingResult
-from .workflow import evaluate_bundle as evaluate_bundle
-from .workflow import evaluate_folders as evaluate_folders
 from .workflow import fit_data as fit_data
 from .workflow import prepare_run as prepare_run
 from .workflow import run_training as run_training

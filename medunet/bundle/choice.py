@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle.ensemble import DECISION_NAME
+from medunet.bundle.measuring import OUT_OF_FOLD, class_values, measure, pair_of, region_values_of, source_of, wants_em
 from medunet.bundle.specialise import read_json
-from medunet.bundle.workflow import OUT_OF_FOLD, class_values, measure, pair_of, region_values_of, source_of, wants_em
 from medunet.datasets import datalist, open_dataset
 from medunet.errors import ConfigError
 from medunet.files import write_atomically

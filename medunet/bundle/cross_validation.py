@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medunet.bundle.ensemble import write_ensemble
-from medunet.bundle.specialise import read_json
-from medunet.bundle.workflow import (
+from medunet.bundle.measuring import (
     OUT_OF_FOLD,
     class_values,
-    fit_data,
     measure,
     pair_of,
     region_values_of,
     source_of,
-    train_prepared,
     wants_em,
-    write_run,
 )
+from medunet.bundle.specialise import read_json
+from medunet.bundle.workflow import fit_data, train_prepared, write_run
 from medunet.datasets import SegmentationDataset, datalist, open_dataset
 from medunet.errors import ConfigError, DataError, find_cause
 from medunet.files import check_target, claim

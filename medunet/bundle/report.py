@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
+from medunet.bundle.measuring import evaluate_bundle
 from medunet.bundle.results import EVALUATION, FoundRun, data_of, find_run, is_measured, is_trained
 from medunet.bundle.specialise import read_json
-from medunet.bundle.workflow import evaluate_bundle
 from medunet.datasets import Case, SegmentationDataset, open_dataset
 from medunet.errors import ConfigError, GeometryError, MedunetError
 from medunet.files import write_atomically

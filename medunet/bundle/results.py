@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from medunet.bundle.described import settings_of
 from medunet.bundle.ensemble import DECISION_NAME
+from medunet.bundle.measuring import OUT_OF_FOLD, class_values, region_values_of
 from medunet.bundle.specialise import read_json
-from medunet.bundle.workflow import OUT_OF_FOLD, class_values, region_values_of
 from medunet.datasets import SegmentationDataset, split_fold
 from medunet.errors import ConfigError, DataError
 from medunet.io import split_suffix

@@ -330,13 +330,13 @@ class Predictor:
         except Exception as failure:
             case.item, case.path = {}, None
             case.error = find_cause(failure)
-            hidden = self.pseudonyms
+            hidden, (images, _) = self.pseudonyms, _parts(case.source)
             if case.error is None:  # no fault of the input that was foreseen: the traceback belongs into the log
-                shown = case.source if hidden is None else hidden.code(case.source)
+                shown = case.source if hidden is None else hidden.code(images)
                 logger.debug("%s: unexpected error", shown, exc_info=hidden is None)
                 case.error = _unexpected(failure, case.source)
             if hidden is not None:
-                case.error = hidden.hide(case.error, case.source)
+                case.error = hidden.hide(case.error, images)
         return case
 
     def _join(
