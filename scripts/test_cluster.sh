@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
 # Several processes, hosts and machines: sets up .venv with Ray (about 250 MB) and runs all tests of medunet.deploy.cluster, the
 # slow ones too: 2 and 4 training processes, kills, 2 hosts as network namespaces (root), a Ray cluster of 2 machines of which one dies.
-# Arguments go to pytest. About 10 minutes on two cores.
+# On Debian also Orthanc, as a DICOMweb store. Arguments go to pytest. About 10 minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh dev,ray
+if ! command -v Orthanc >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" -eq 0 ]; then
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends orthanc orthanc-dicomweb; } >/dev/null 2>&1 ||
+        echo "Orthanc is not installed; the test of a DICOMweb store skips" >&2
+fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MPLBACKEND=agg
-exec .venv/bin/python -m pytest tests/deploy/cluster tests/networks/test_batch_norm.py "$@"
+exec .venv/bin/python -m pytest tests/deploy/cluster tests/deploy/monailabel/test_orthanc_cohort.py tests/networks/test_batch_norm.py "$@"

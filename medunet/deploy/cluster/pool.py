@@ -109,7 +109,7 @@ class RayPool:
             share = {"num_gpus": 1, "num_cpus": 0} if has_gpus else {"num_cpus": int(resources.get("CPU", 0))}
             for _ in range(wanted - sum(seat.node == node for seat in self.seats)):
                 self.seats.append(self._seat(node, share))
-        if self.seats:
+        if any(seat.is_ready for seat in self.seats):
             self._last_seat = time.monotonic()
         elif time.monotonic() - self._last_seat > START_SECONDS:
             raise ConfigError("no machine of the Ray cluster takes a predictor", received=nodes or "no machine")
