@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class MedunetError(Exception):
@@ -48,7 +51,7 @@ class MedunetError(Exception):
             text += f" ({', '.join(values)})"
         if remedy is not None:
             text += f"; remedy: {remedy}"
-        super().__init__(text)
+        super().__init__(_CONTROL.sub(" ", text))  # what a header held may not write lines into a log
 
 
 class ConfigError(MedunetError):

@@ -160,19 +160,28 @@ def test_prediction_reports_it_at_the_end(good: Path, run: Path, call: Call, tmp
 def test_a_case_that_is_mended_later_moves_no_other_to_another_fold(good: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(good, data)
+    (data / "dataset.json").unlink()  # so that labels are read to find their values
     names = [str(item["name"]) for item in datalist(data, section="all")]
-    missing = Path(str(datalist(data, section="all")[0]["image"]))
-    content = missing.read_bytes()
+    label = Path(str(datalist(data, section="all")[0]["label"]))
+    content = label.read_bytes()
 
     def validated() -> list[str]:
         items = datalist(data, section="validation", fold=0, folds=2, skip_cases=[names[0]])
         return [str(item["name"]) for item in items]
 
-    missing.unlink()
+    cut(label)
     before = validated()
     assert before == [names[1], names[3], names[5]]
-    missing.write_bytes(content)
+    label.write_bytes(content)
     assert validated() == before
-    Path(str(datalist(data, section="all")[2]["image"])).unlink()
+    cut(Path(str(datalist(data, section="all")[2]["label"])))
     with pytest.raises(DataError, match=names[2]):  # nobody has said that this one is bad
         validated()
+
+
+def test_a_list_with_missing_files_is_no_bad_case(good: Path, tmp_path: Path, call: Call) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(good, data)
+    next((data / "imagesTr").iterdir()).unlink()
+    code, shown = call("train", "unet_2d", "--data", data, "--output", tmp_path / "run", "--skip-bad")
+    assert code == 2 and "lists 1 missing files" in shown

@@ -240,6 +240,25 @@ def test_a_changed_bundle_is_judged(tmp_path: Path) -> None:
     assert fuzz(check)
 
 
+def test_a_damaged_segmentation_is_refused_and_its_header_not_quoted(
+    dicom: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A length in group 2 that swallows the rest: pydicom raised an error of its own, and logged the whole header."""
+    geometry = read_header(dicom.parent / "ct").geometry
+    content = (dicom / "seg.dcm").read_bytes()
+    path = dicom / "changed.dcm"
+    for place in range(132, 400, 3):
+        path.write_bytes(content[:place] + b"\0\0\0" + content[place + 3 :])
+        try:
+            read_label(path, reference=geometry)
+        except MedunetError as error:
+            assert "Secret" not in str(error)
+    shown = capfd.readouterr()
+    text = caplog.text + shown.out + shown.err
+    assert "unusual value" in caplog.text
+    assert not [word for word in ("Secret", "ller", "4711", "19500101") if word in text]
+
+
 FOUND: dict[str, bytes] = {}
 """Files that broke a reader once, by a name with their ending."""
 

@@ -21,16 +21,20 @@ def usable(dataset: SegmentationDataset, problems: Sequence[MedunetError]) -> tu
 
     Args:
         dataset: what :func:`open_dataset` gives.
-        problems: what it has collected; these cases are no part of the data set any more.
+        problems: what it has collected.
 
     Raises:
-        DataError: nothing is left, or what is wrong is no single case's fault.
+        DataError: nothing is left, or what is wrong is no single case's fault: a list with files that are missing, or
+            images without labels, must be mended, for folds follow from the list.
     """
     findings = [finding for finding in check_dataset(dataset, level="voxels") if finding.severity == "error"]
     raise_on_error([finding for finding in findings if not finding.case])
     reasons = {finding.case: finding.cause for finding in reversed(findings)}
+    names = {case.name for case in dataset.cases}
     for problem in problems:
-        reasons.setdefault(output_name(problem.file or "unknown"), problem.cause)
+        if (name := output_name(problem.file or "unknown")) not in names:
+            raise problem
+        reasons.setdefault(name, problem.cause)
     for name, cause in sorted(reasons.items()):
         logger.warning("left out: %s: %s", name, cause)
     cases = tuple(case for case in dataset.cases if case.name not in reasons)

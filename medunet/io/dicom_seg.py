@@ -22,6 +22,7 @@ from medunet.geometry import Geometry
 from .dicom_source import SourcePlane, frame_groups, keep_only_links, plane_geometry, read_dataset
 from .extras import import_extra
 from .lattice import lattice_map, lay_on
+from .limits import require_memory
 from .segments import Code, Segment
 from .structures import Painting, Structure
 
@@ -152,10 +153,11 @@ def _paint(dataset: Dataset, number: int, path: Path, reference: Geometry) -> Pa
 
 
 def _frames(dataset: Dataset, n_frames: int, path: Path) -> npt.NDArray[Any]:
+    require_memory((dataset.get("Rows") or 0, dataset.get("Columns") or 0, n_frames), 1, path)
     try:
         pixels = dataset.pixel_array
     except Exception as error:  # codecs raise what they like
-        raise DataError("pixel data cannot be decoded", file=path, received=str(error)) from error
+        raise DataError("pixel data cannot be decoded", file=path, received=type(error).__name__) from error
     pixels = pixels.reshape(-1, int(dataset.Rows), int(dataset.Columns))
     if len(pixels) != n_frames:
         raise DataError("frames and their headers differ in number", file=path, received=len(pixels), expected=n_frames)

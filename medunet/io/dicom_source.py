@@ -15,10 +15,9 @@ from pydicom.config import IGNORE
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from medunet.errors import DataError, GeometryError
+from medunet.errors import DataError, GeometryError, SecurityError
 from medunet.geometry import Geometry, flip_ras_lps
 
 from .lattice import LATTICE_TOLERANCE_VOXELS
@@ -55,7 +54,9 @@ def read_dataset(path: Path, *, tags: Sequence[str] | None = None) -> FileDatase
         with path.open("rb") as file:
             refuse_deflate_bomb(file, path)
             return pydicom.dcmread(file, specific_tags=None if tags is None else list(tags))
-    except (InvalidDicomError, EOFError, ValueError, OSError, AttributeError, KeyError) as error:
+    except SecurityError:
+        raise
+    except Exception as error:  # pydicom raises many kinds for damaged bytes
         raise DataError("is no readable DICOM file", file=path, remedy="export it again") from error
 
 
@@ -77,7 +78,9 @@ def read_planes(path: Path, geometry: Geometry, *, series: str | None = None) ->
             with file.open("rb") as stream:
                 refuse_deflate_bomb(stream, file)
                 header = pydicom.dcmread(stream, stop_before_pixels=True)
-        except (InvalidDicomError, EOFError, ValueError, OSError, AttributeError, KeyError):
+        except SecurityError:
+            raise
+        except Exception:  # as above; the reader has said what is wrong with it
             continue
         uid = str(header.get("SeriesInstanceUID", ""))
         if "Rows" in header and (not series or hashlib.sha256(uid.encode()).hexdigest().startswith(series)):

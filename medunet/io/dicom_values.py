@@ -6,11 +6,26 @@ file, and take most of the time of a series of many slices.
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
+import warnings
 
 import pydicom
 from pydicom.tag import Tag
+
+
+class _WithoutValues(logging.Filter):
+    """Lets pydicom warn, but not quote: of a damaged header its message may hold everything behind the damage."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = "a DICOM header has an unusual value (not quoted here)", ()
+        return True
+
+
+# wherever pydicom is asked for a value: a patient's name in a log cannot be called back
+logging.getLogger("pydicom").addFilter(_WithoutValues())
+warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")  # they say the same
 
 TEMPORAL_KEYS = (
     "TemporalPositionIdentifier",

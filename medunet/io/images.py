@@ -26,6 +26,9 @@ PILLOW_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 
+_PILLOW_FORMATS = ("PNG", "BMP", "DIB", "JPEG", "MPO")
+"""Of Pillow's some forty parsers, one of which starts Ghostscript, those of the files that are read."""
+
 _RGB_SAMPLES = (3, 4)
 """Lengths of a last axis that is colour: RGB, and RGBA whose alpha is dropped."""
 
@@ -47,9 +50,9 @@ def read_pillow(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
     record = read_pillow_header(path)
     require_memory(record.geometry.shape, record.channels, path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_PILLOW_FORMATS) as image:
             array = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow and its codecs raise many kinds for damaged data
         raise DataError(f"image cannot be decoded: {error}", file=path) from error
     if array.ndim == 3:
         array = np.moveaxis(array, -1, 0)[: record.channels]  # alpha dropped
@@ -61,9 +64,9 @@ def read_pillow_header(path: Path) -> ReadRecord:
     """The record of `read_pillow` without decoding pixels."""
     _refuse_missing_or_empty(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_PILLOW_FORMATS) as image:
             mode, (width, height), kind = image.mode, image.size, (image.format or "").lower()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # as above
         raise DataError("not a readable image", file=path, remedy="check that it opens in a viewer") from error
     channels = 1 if mode == "P" else _PILLOW_CHANNELS.get(mode)
     if channels is None:
@@ -88,14 +91,17 @@ def read_tiff(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
         array = tifffile.imread(path, series=0)
     except Exception as error:  # tifffile and its codecs raise many kinds for damaged data
         raise DataError(f"image cannot be decoded: {error}", file=path) from error
-    if record.channels > 1:
-        # planar TIFFs have colour first, chunky ones last
-        if array.shape[-1] not in _RGB_SAMPLES:
-            array = np.moveaxis(array, -3, -1)
-        array = np.moveaxis(array, -1, 0)[: record.channels]
-        array = array.reshape(record.channels, *record.geometry.shape)
-    else:
-        array = array.reshape(record.geometry.shape)
+    try:
+        if record.channels > 1:
+            # planar TIFFs have colour first, chunky ones last
+            if array.shape[-1] not in _RGB_SAMPLES:
+                array = np.moveaxis(array, -3, -1)
+            array = np.moveaxis(array, -1, 0)[: record.channels]
+            array = array.reshape(record.channels, *record.geometry.shape)
+        else:
+            array = array.reshape(record.geometry.shape)
+    except ValueError as error:  # pages of which some are damaged
+        raise DataError("pixels are not those of the header", file=path, received=array.shape) from error
     voxels = np.array(array, dtype=np.float32, order="C")
     if not np.isfinite(voxels).all():
         raise DataError("pixels are NaN or infinite", file=path)

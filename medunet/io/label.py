@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from medunet.errors import DataError, GeometryError
+from medunet.errors import DataError, GeometryError, MedunetError
 from medunet.geometry import Geometry
 
 from .dicom_header import looks_like_dicom
@@ -72,7 +73,8 @@ def read_label(path: PathLike, *, reference: PathLike | Geometry, labels: Mappin
 def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, placed: bool) -> Volume:
     """As `read_label`; an image that is not `placed` in a patient shares its shape with the label and no more."""
     file, kind = _structure_file(path)
-    structures = _READERS[kind](file) if kind else []
+    with _refused_if_damaged(file):
+        structures = _READERS[kind](file) if kind else []
     if not structures:  # voxels with values, which a NIfTI may name
         volume = read_volume(file, spatial_dims=2 if len(grid.shape) == 2 else None)
         placed = placed and volume.record.format not in _UNPLACED_FORMATS
@@ -80,7 +82,8 @@ def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, place
         if names := _nifti_labels(file):
             volume.image.meta["labels"] = names
         return volume
-    voxels, names, warnings = paint_structures(structures, grid, labels=labels, file=file)
+    with _refused_if_damaged(file):
+        voxels, names, warnings = paint_structures(structures, grid, labels=labels, file=file)
     meta = {
         "original_affine": np.array(grid.affine),
         "spatial_shape": np.array(grid.shape),
@@ -101,9 +104,23 @@ def label_names(path: PathLike) -> dict[str, int] | None:
         DataError: unreadable.
     """
     file, kind = _structure_file(Path(path))
-    if kind and (structures := _READERS[kind](file)):
-        return number_structures(structures)
+    with _refused_if_damaged(file):
+        if kind and (structures := _READERS[kind](file)):
+            return number_structures(structures)
     return _nifti_labels(file)
+
+
+@contextmanager
+def _refused_if_damaged(file: Path) -> Iterator[None]:
+    """Structures are read item by item, and each item may be of any type where bytes were changed."""
+    try:
+        yield
+    except MedunetError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"structures are damaged: {type(error).__name__}", file=file, remedy="export it again"
+        ) from error
 
 
 def is_structure_file(path: PathLike) -> bool:
@@ -189,10 +206,11 @@ def _dicom_kind(path: Path) -> StructureFormat | None:
 def _nifti_labels(path: Path) -> dict[str, int] | None:
     if not path.name.lower().endswith(NIFTI_SUFFIXES):
         return None
-    for extension in nib.load(path).header.extensions:
-        content = extension.get_content()
-        if names := parse_label_names(content if isinstance(content, bytes) else str(content).encode()):
-            return names
+    with _refused_if_damaged(path):
+        for extension in nib.load(path).header.extensions:
+            content = extension.get_content()
+            if names := parse_label_names(content if isinstance(content, bytes) else str(content).encode()):
+                return names
     return None
 
 
