@@ -30,7 +30,7 @@ def normalise(image, step):
     return (image - image.mean(axes, keepdims=True)) / image.std(axes, keepdims=True)
 
 
-def logits(session, image, tile, edge=128):  # each tile sees all that its answer depends on: tiles change no voxel
+def logits(session, image, tile, edge):  # each tile sees all that its answer depends on: tiles change no voxel
     halo, margin, stride, rest, multiple = (
         np.array(tile[key]) for key in ("halo", "margin", "stride", "remainder", "multiple")
     )
@@ -51,6 +51,8 @@ def logits(session, image, tile, edge=128):  # each tile sees all that its answe
 def main(network, source, target):
     session = ort.InferenceSession(network, providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["medunet"])
+    if about["regions"] or about["postprocessing"] or about["mirror_axes"]:
+        raise SystemExit("this example knows neither overlapping regions nor postprocessing nor mirrored views")
     given = nib.load(source)
     turned = nib.as_closest_canonical(given) if about["orientation"] == "RAS" else given
     image, size = turned.get_fdata(dtype=np.float32)[None], turned.shape
@@ -60,10 +62,9 @@ def main(network, source, target):
             image = resample(image, [round((n - 1) / r) + 1 for n, r in zip(size, ratio, strict=True)], ratio)
         elif step["_target_"] != "Orientationd":
             image = normalise(image, step)
-    classes = resample(logits(session, image, about["tile"]), size, 1 / ratio).argmax(0)
-    labels = np.array([label["value"] for label in about["labels"]], np.uint8)[
-        classes
-    ]  # (overlapping regions: see the description)
+    edge = 128 if about["tile"]["exact"] else max(image.shape) + 64  # instance norm sees the whole image
+    classes = resample(logits(session, image, about["tile"], edge), size, 1 / ratio).argmax(0)
+    labels = np.array([label["value"] for label in about["labels"]], np.uint8)[classes]
     back = nib.orientations.ornt_transform(nib.io_orientation(turned.affine), nib.io_orientation(given.affine))
     nib.save(nib.Nifti1Image(labels, turned.affine).as_reoriented(back), target)
 

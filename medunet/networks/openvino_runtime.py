@@ -107,11 +107,11 @@ class OpenVinoNetwork(nn.Module):
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        return _core().compile_model(model, "CPU", settings).create_infer_request()
+        return core().compile_model(model, "CPU", settings).create_infer_request()
 
 
 @cache
-def _core() -> Any:
+def core() -> Any:
     """The one core of the process, kept to its end.
 
     A core that is let go frees the stack that it gave the thread for signals (openvinotoolkit/openvino#11894); of

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from medunet.networks.openvino_runtime import core
 
 from .description import KEY
 from .formats import ExportFormat, Runner, need, on_cpu, quiet, to_text
@@ -46,14 +47,14 @@ class OpenVinoFile(ExportFormat):
 
     def open(self, path: Path) -> Runner:
         """Run by OpenVINO with as many threads as torch has; float32 also where the CPU has faster formats."""
-        openvino = self._openvino()
+        self._openvino()
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        compiled = _core(openvino).compile_model(str(path), "CPU", settings)
+        compiled = core().compile_model(str(path), "CPU", settings)
         request = compiled.create_infer_request()
 
         def run(image: torch.Tensor) -> torch.Tensor:
@@ -64,14 +65,9 @@ class OpenVinoFile(ExportFormat):
 
     def read_text(self, path: Path) -> str | None:
         """Of the model's `rt_info`."""
-        model = _core(self._openvino()).read_model(str(path))
+        self._openvino()
+        model = core().read_model(str(path))
         return str(model.get_rt_info([KEY]).astype(str)) if model.has_rt_info([KEY]) else None
 
     def _openvino(self) -> Any:
         return need("openvino", extra=EXTRA, purpose="export to OpenVINO")
-
-
-@cache
-def _core(openvino: Any) -> Any:
-    """One core for the process, kept to its end, see :mod:`medunet.networks.openvino_runtime`."""
-    return openvino.Core()
