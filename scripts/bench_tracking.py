@@ -74,7 +74,7 @@ def main() -> None:
         root = Path(temporary)
         write_phantom_dataset(root / "data", kind="cells", cases=10, size=(256, 256))
         uri = f"sqlite:///{root}/mlruns.db"
-        measure(root / "data", root / "warm", uri=uri, epochs=1, steps=2)  # makes the store and prepares the cases
+        measure(root / "data", root / "warm", uri=uri, epochs=2, steps=2)  # makes the store and prepares the cases
         for number in range(options.rounds):
             turns = [("without", ""), ("with", uri)]
             for name, where in turns if number % 2 == 0 else turns[::-1]:

@@ -270,7 +270,7 @@ def mean_dice(ward: Ward, mask: bytes, name: str, folder: Path) -> float:
     return float(np.mean(values))
 
 
-def wait_for_training(ward: Ward, seconds: float = 300.0) -> None:
+def wait_for_training(ward: Ward, seconds: float = 900.0) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         status = ward.client.train_status()
