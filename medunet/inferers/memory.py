@@ -24,7 +24,13 @@ SHARE_OF_FREE = 0.6
 
 _UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "could not create a memory object")
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "could not create a memory object",
+    "could not create a primitive",  # for its scratch memory; also for other reasons, then smaller tiles fail as well
+)
 """What torch and oneDNN say when the CPU has none left; there is no exception of its own for it."""
 
 

@@ -24,7 +24,7 @@ class TensorRtFile(ExportFormat):
     """An engine made of the ONNX file, without TF32, for tiles around the usual one.
 
     An engine has no room for a description: it lies beside it, in the file of the same name with `.json` added.
-    Written after TensorRT's documentation and not run yet, for want of a GPU; the comparison guards it as all others.
+    Not run yet, for want of a GPU; the comparison guards it as all others.
     """
 
     name = "tensorrt"
