@@ -157,7 +157,7 @@ image = torch.randn(1, 1, 2048, 2048)
 with torch.inference_mode():
     whole = OverlapTileInferer(None)(image, network)
     taken = psutil.Process().memory_info().vms
-    resource.setrlimit(resource.RLIMIT_AS, (taken + (300 << 20), resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (500 << 20), resource.RLIM_INFINITY))
     tiled = OverlapTileInferer(None)(image, network)
 print("largest difference", float((tiled - whole).abs().max()))
 """

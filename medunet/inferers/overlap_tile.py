@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
+from traceback import clear_frames
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -187,6 +188,7 @@ class OverlapTileInferer(Inferer):
             try:
                 yield from self._evaluate(image, run, plan, module=_unwrap(network), device=device)
             except (RuntimeError, MemoryError) as error:
+                clear_frames(error.__traceback__)  # they hold the tensors of the pass that failed
                 max_voxels = max(math.prod(tile.window_size) for tile in plan.tiles) / 2
                 if not is_out_of_memory(error) or not self._can_shrink(image, network, extend, max_voxels):
                     raise
