@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import threading
 import warnings
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,11 +60,12 @@ class BundleModel(PythonModel):
         Raises:
             SecurityError: it is not trusted; nothing of it was run.
         """
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder = tempfile.mkdtemp(prefix="medunet-")
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._lock = threading.Lock()  # a server may ask from several threads
         self.predictor = Predictor(
             Path(context.artifacts["bundle"]),
-            output_dir=Path(self._folder.name),
+            output_dir=Path(self._folder),
             device=os.environ.get(DEVICE_VARIABLE, "auto"),
             overwrite=True,
         )

@@ -54,6 +54,7 @@ def assert_equal_trainings(one: Path, other: Path) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains_with_twice_the_batch(cells: Path, alone: Path, tmp_path: Path) -> None:
     said = train(cells, tmp_path / "run", "--nproc", 2, "--epochs", 2, batch_size=2)
     assert_equal_trainings(alone, tmp_path / "run")
