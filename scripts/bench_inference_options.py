@@ -28,6 +28,7 @@ class Options:
     training_steps: int
     settings: tuple[str, ...]
     device: torch.device
+    without: tuple[str, ...] = ()
     done: frozenset[str] = frozenset()
 
     @property

@@ -15,6 +15,9 @@ from .case_codes import PATH_WORD, CaseCodes
 NEVER_PACKED = ("last.pt", "previous.pt")
 """What only continuing needs."""
 
+CHANGES = "docs/changes.json"
+"""What a run has changed of the bundle that it was made of."""
+
 _LEFT_OUT = re.compile(r"(Cases that were left out:\n\n)(?:- .*\n)+")
 """The part of a planned bundle's docs that names cases."""
 
@@ -47,6 +50,18 @@ def anonymous_fingerprint(text: str, codes: CaseCodes) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 
+def anonymous_changes(changes: Mapping[str, list[Any]], codes: CaseCodes) -> dict[str, list[Any]]:
+    """What a run has changed of its preset, ``{id: [preset, run]}``, as `anonymous_config` shows values.
+
+    Example:
+        >>> anonymous_changes({"validation_cases": [[], ["b"]], "epochs": [60, 3]}, CaseCodes("ab"))
+        {'validation_cases': [[], ['case_002']], 'epochs': [60, 3]}
+    """
+    return {
+        name: [anonymous_config({name: value}, codes)[name] for value in values] for name, values in changes.items()
+    }
+
+
 def text_files(bundle: Path, codes: CaseCodes) -> dict[str, str]:
     """Configs, docs and licence of a bundle by their path in it, fit to be shown."""
     files: dict[str, str] = {}
@@ -56,6 +71,10 @@ def text_files(bundle: Path, codes: CaseCodes) -> dict[str, str]:
         name, text = path.relative_to(bundle).as_posix(), path.read_text(encoding="utf-8")
         if name == "docs/fingerprint.json":
             text = anonymous_fingerprint(text, codes)
+        elif name == CHANGES:
+            content: dict[str, Any] = anonymous_config(json.loads(text), codes)
+            content["changed"] = anonymous_changes(content.get("changed", {}), codes)
+            text = json.dumps(content, indent=2, ensure_ascii=False)
         elif name.endswith(".json"):
             text = json.dumps(anonymous_config(json.loads(text), codes), indent=2, ensure_ascii=False)
         elif name.startswith("docs/"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,13 @@ def test_a_packed_bundle_names_neither_paths_nor_cases(tmp_path: Path) -> None:
     (tmp_path / "configs" / "train.json").write_text(text)
     (tmp_path / "docs" / "fingerprint.json").write_text('{"cases": ["Doe"], "broken": {"Roe": "Roe.nii: empty"}}')
     (tmp_path / "docs" / "README.md").write_text("Cases that were left out:\n\n- Roe: empty\n- Poe: empty\n\n## Next\n")
+    changed = {
+        "validation_cases": [[], ["Doe"]],
+        "tracking_uri": ["", "https://ward.example"],
+        "skip_cases": [[], ["Roe"]],
+    }
+    changes = {"bundle": "unet_3d", "presets": [], "changed": changed}
+    (tmp_path / "docs" / "changes.json").write_text(json.dumps(changes))
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "model.pt").write_bytes(b"weights")
     (tmp_path / "models" / "last.pt").write_bytes(b"state of the optimizer")
