@@ -9,8 +9,8 @@ FROM python:${PYTHON}-slim AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG EXTRAS=dicom,export,openvino
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/medunet
-ENV PATH=/opt/medunet/bin:$PATH
+RUN python -m venv /venv
+ENV PATH=/venv/bin:$PATH
 WORKDIR /source
 # torch first and alone, in a layer of its own: what follows may neither choose its build nor load it again
 COPY scripts/constraints.txt scripts/
@@ -23,11 +23,11 @@ RUN pip install --constraint scripts/constraints.txt ".[$EXTRAS]"
 
 FROM python:${PYTHON}-slim AS runtime
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin medunet \
-    && install --directory --owner medunet /work /cache
-COPY --from=build /opt/medunet /opt/medunet
-ENV PATH=/opt/medunet/bin:$PATH MEDUNET_CACHE_DIR=/cache MLFLOW_DISABLE_TELEMETRY=true PYTHONUNBUFFERED=1
+    && install --directory --owner medunet /data /cache
+COPY --from=build /venv /venv
+ENV PATH=/venv/bin:$PATH MEDUNET_CACHE_DIR=/cache MLFLOW_DISABLE_TELEMETRY=true PYTHONUNBUFFERED=1
 USER 10001
-WORKDIR /work
+WORKDIR /data
 VOLUME /cache
 ENTRYPOINT ["medunet"]
 CMD ["--help"]
@@ -35,7 +35,7 @@ CMD ["--help"]
 # MONAI Label has an environment of its own, see docs/label.md
 FROM runtime AS label
 USER root
-ENV MEDUNET_LABEL_ENV=/opt/medunet-label
+ENV MEDUNET_LABEL_ENV=/label
 RUN medunet label --setup
 USER 10001
 EXPOSE 8000

@@ -105,7 +105,7 @@ def main() -> int:
     parser.add_argument("--readme", type=Path, help="also replace the tables between their marks in this file")
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: to try the script")
     parser.add_argument("--only", default="", help="measure what has this in its name")
-    parser.add_argument("--without", nargs="+", default=[], help="systems: leave out those with this in their name")
+    parser.add_argument("--without", nargs="+", default=[], help="systems: leave out those whose name matches")
     parser.add_argument("--resume", action="store_true", help="leave out rows measured with this revision")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--longest", type=float, default=900.0, help="seconds; slower systems are skipped on a volume")

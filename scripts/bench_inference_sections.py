@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -91,7 +92,7 @@ def _systems(network: nn.Module, options: Options, *, classes: int, **nnunet: An
             nnunet.setdefault("patch_size", (64, 64, 64))
         for name, mirroring in (("nnU-Net, no mirroring", False), ("nnU-Net", True)):
             found.append(NNUNetSystem(name, network, device, classes=classes, mirroring=mirroring, **nnunet))
-    return [system for system in found if not any(text in system.name for text in options.without)]
+    return [system for system in found if not any(re.search(text, system.name) for text in options.without)]
 
 
 def _compare(

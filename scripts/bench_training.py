@@ -44,6 +44,14 @@ def program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
+def run(command: list[str], env: dict[str, str], log: Path) -> None:
+    """Run a command to its end; what it prints goes to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        if subprocess.run(command, env=env, stdout=file, stderr=subprocess.STDOUT, check=False).returncode:
+            raise SystemExit(f"{' '.join(command)} failed, see {log}")
+
+
 def measured(command: list[str], env: dict[str, str], log: Path) -> dict[str, float]:
     """Seconds and largest proportional set size of a command with all its processes."""
     import psutil  # noqa: PLC0415
@@ -118,20 +126,13 @@ def prepare(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]
         theirs = measured([*command, "-np", cores, "-npfp", cores], env, options.work / f"prepare_{task}.log")
         yield f"{task}, nnU-Net", theirs
         source = options.work / "nnunet" / "raw" / name  # the same folder, which ours reads as well
-        ours = [
-            sys.executable,
-            __file__,
-            "_prepare",
-            "--data",
-            str(source),
-            "--work",
-            str(options.work / f"ours_{task}"),
-        ]
+        own = options.work / f"ours_{task}"
+        ours = [sys.executable, __file__, "_prepare", "--data", str(source), "--work", str(own)]
         yield f"{task}, medunet", measured(ours, env, options.work / f"prepare_{task}_ours.log")
 
 
 def prepare_ours(data: Path, work: Path) -> None:
-    """What `medunet plan --estimate` and the first minutes of `medunet train` do."""
+    """What `medunet plan --estimate` and the start of `medunet train` do."""
     from monai.bundle import ConfigParser  # noqa: PLC0415
 
     from medunet.bundle import plan_bundle  # noqa: PLC0415
@@ -139,15 +140,9 @@ def prepare_ours(data: Path, work: Path) -> None:
     folder = plan_bundle(data, work / "bundle", measure=False).folder
     parser = ConfigParser()
     parser.read_config(str(folder / "configs" / "train.json"))
-    parser.update(
-        {"dataset_dir": str(data), "store_dir": str(work / "store"), "folds": 1 if "CT" in data.name else FOLDS}
-    )
-    if "CT" in data.name:  # one case alone: nothing to validate
-        parser["train#dataset#data"] = f"$medunet.datasets.datalist({str(data)!r}, section='training')"
-        parser.get_parsed_content("train#dataset").prepare()
-        return
-    for part in ("train", "validate"):
-        parser.get_parsed_content(f"{part}#dataset").prepare()
+    parser.update({"dataset_dir": str(data), "store_dir": str(work / "store")})
+    parser["train#dataset#data"] = f"$medunet.datasets.datalist({str(data)!r}, section='training')"  # of all folds
+    parser.get_parsed_content("train#dataset").prepare()
 
 
 def steps(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -165,11 +160,11 @@ def steps(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             built[name](options.warmup)
     seconds: dict[str, list[float]] = {name: [] for name in built}
     for _ in range(options.rounds):
-        for name, run in built.items():
-            seconds[name] += run(options.steps)
-    medians = {name: statistics.mean(values) for name, values in seconds.items()}
-    for name, mean in medians.items():
-        others = {other: round(medians[other] / mean, 2) for other in GOALS if other in medians}
+        for name, advance in built.items():
+            seconds[name] += advance(options.steps)
+    means = {name: statistics.mean(values) for name, values in seconds.items()}
+    for name, mean in means.items():
+        others = {other: round(means[other] / mean, 2) for other in GOALS if other in means}
         yield (
             f"step: {name}",
             {
@@ -189,17 +184,9 @@ def quality(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]
     for minutes in options.minutes:
         results = options.work / f"nnunet_{minutes:g}"
         env = {**environment(options.work), "BENCH_MINUTES": f"{minutes:g}", "nnUNet_results": str(results)}
-        command = [
-            program("nnUNetv2_train"),
-            str(number),
-            CONFIGURATION,
-            "0",
-            "-tr",
-            "nnUNetTrainerTimed",
-            "-device",
-            "cpu",
-        ]
-        measured(command, env, results / "log.txt")
+        which = [str(number), CONFIGURATION, "0", "-tr", "nnUNetTrainerTimed", "-device", "cpu"]
+        command = [program("nnUNetv2_train"), *which]
+        run(command, env, results / "log.txt")
         fold = next((results / name).glob("nnUNetTrainerTimed__*/fold_0"))
         summary = json.loads((fold / "validation" / "summary.json").read_text())
         curve = json.loads((fold / "curve.json").read_text())

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 import torch
+from small import SMALL_2D, untrained_run
 
-from medunet.bundle import find_bundle, specialise, train_bundle
+from medunet.bundle import find_bundle, train_bundle
 from medunet.datasets import write_phantom_dataset
 from medunet.errors import DataError
 from medunet.files import CAN_LOCK, atomic_path, check_target, claim, keep_as, remove_remains, write_atomically
@@ -244,18 +245,7 @@ with claim({str(tmp_path)!r}):
     assert list(tmp_path.iterdir()) == []
 
 
-SHORT = {
-    "network_def::channels": [4, 8],
-    "patch_size": [32, 32],
-    "epochs": 4,
-    "steps_per_epoch": 2,
-    "batch_size": 2,
-    "val_interval": 2,
-    "folds": 3,
-    "num_workers": 0,
-    "tracking_uri": "",
-    "device": "cpu",
-}
+SHORT = {**SMALL_2D, "epochs": 4, "val_interval": 2, "folds": 3, "num_workers": 0, "tracking_uri": "", "device": "cpu"}
 
 
 def train(data: Path, output: Path) -> None:
@@ -304,10 +294,7 @@ def test_a_prediction_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path
     data = tmp_path / "data"
     write_phantom_dataset(data, kind="ct", cases=3, size=(32, 32, 24))
     images = sorted((data / "imagesTr").iterdir())
-    changes = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
-    run = specialise(find_bundle("unet_3d"), tmp_path / "run", changes)
-    network = UNet(3, 1, 3, channels=(4, 8), norm="batch")
-    save_weights(network.state_dict(), run / "models" / "model.pt")
+    run = untrained_run(tmp_path / "run")
     begun = time.monotonic()
     predict(run, images, tmp_path / "calm")
     seconds = time.monotonic() - begun

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import SMALL_2D, untrained_run
 
-from medunet.bundle import find_bundle, specialise, train_bundle
+from medunet.bundle import find_bundle, train_bundle
 from medunet.datasets import prune_store, write_phantom_dataset
 from medunet.files import lock
 from medunet.io import read_volume
-from medunet.networks import UNet, load_checkpoint, save_weights
+from medunet.networks import UNet, load_checkpoint
 from medunet.prediction import Predictor
 from medunet.training import LAST_NAME, PREVIOUS_NAME, CheckpointHandler
 
@@ -27,17 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 YEAR = 365 * 86_400.0
 
-SHORT: dict[str, Any] = {
-    "network_def::channels": [4, 8],
-    "patch_size": [32, 32],
-    "epochs": 3,
-    "steps_per_epoch": 2,
-    "batch_size": 2,
-    "val_interval": 1,
-    "folds": 3,
-    "num_workers": 0,
-    "tracking_uri": "",
-}
+SHORT: dict[str, Any] = {**SMALL_2D, "epochs": 3, "folds": 3, "num_workers": 0, "tracking_uri": ""}
 
 
 @pytest.fixture(scope="module")
@@ -108,18 +99,10 @@ def slow_drive(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return touched
 
 
-def little_bundle(folder: Path) -> Path:
-    changes = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
-    run = specialise(find_bundle("unet_3d"), folder, changes)
-    torch.manual_seed(0)
-    save_weights(UNet(3, 1, 3, channels=(4, 8), norm="batch").state_dict(), run / "models" / "model.pt")
-    return run
-
-
 def test_a_slow_drive_changes_no_result(tmp_path: Path, slow_drive: list[str]) -> None:
     write_phantom_dataset(tmp_path / "data", kind="ct", cases=3, size=(32, 32, 24))
     images = sorted((tmp_path / "data" / "imagesTr").iterdir())
-    run = little_bundle(tmp_path / "run")
+    run = untrained_run(tmp_path / "run")
     slow_drive.clear()
     slow = list(Predictor(run, output_dir=tmp_path / "slow", device="cpu").predict(images))
     assert len(slow_drive) > 20
@@ -177,7 +160,7 @@ def test_predictions_are_read_whole_while_they_are_replaced(tmp_path: Path) -> N
     """Who reads a result while it is written again gets the old one or the new one."""
     write_phantom_dataset(tmp_path / "data", kind="ct", cases=1, size=(32, 32, 24))
     image = next((tmp_path / "data" / "imagesTr").iterdir())
-    predictor = Predictor(little_bundle(tmp_path / "run"), output_dir=tmp_path / "out", device="cpu", overwrite=True)
+    predictor = Predictor(untrained_run(tmp_path / "run"), output_dir=tmp_path / "out", device="cpu", overwrite=True)
     first = np.asarray(read_volume(predictor.predict_case(image)).image)
     for _ in range(5):
         path = predictor.predict_case(image)

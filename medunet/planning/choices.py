@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,19 @@ TURN = 0.35
 """Radians, 20 degrees: patients lie nearly straight."""
 
 
-ENGINE_IDS = frozenset(["mirror_swaps"])
+FLIP_AXES = "augment::deform::flip_axes"
+"""The id of the axes along which patches are mirrored."""
+
+CHEAP_VOXELS = 2_000_000
+"""Voxels of all views of the median image that cost a prediction next to nothing: half a second on two cores."""
+
+THIN = 4.0
+"""Where the thinnest class is thinner than this, in voxels, its border between voxels decides about its Dice."""
+
+ENLARGED = (1.15, 1.3)
+"""Enlarged views of a small volume; about as large as training has shown it (`scale_range`), and a little more."""
+
+ENGINE_IDS = frozenset(["mirror_axes", "mirror_swaps", "view_scales"])
 """Values of evaluate.json and inference.json, which train.json lacks."""
 
 
@@ -81,7 +94,7 @@ def cropping(print_: Fingerprint) -> list[Decision]:
 def mirroring(print_: Fingerprint, *, flat_axis: int | None = None) -> list[Decision]:
     """Mirror only where no label becomes wrong by it, or where left and right labels can trade places."""
     axes = [axis for axis in range(print_.spatial_dims) if axis != flat_axis]
-    id_, words = "augment::deform::flip_axes", print_.orientation_words
+    id_, words = FLIP_AXES, print_.orientation_words
     if print_.side_pairs:
         return _mirroring_of_sides(print_, id_, flat_axis=flat_axis)
     if words:
@@ -117,6 +130,34 @@ def _mirroring_of_sides(print_: Fingerprint, id_: str, *, flat_axis: int | None)
         Decision("augment::deform::swap_labels", swaps, "class indices that trade places in mirrored patches", numbers),
         Decision("mirror_swaps", swaps, "channels that trade places where `mirror_axes` mirrors images", numbers),
     ]
+
+
+def views(
+    print_: Fingerprint, size: Sequence[int], spacing_mm: Sequence[float], *, flips: Sequence[int], flat: bool = False
+) -> list[Decision]:
+    """Predictions as the mean over several views of an image, where images are so small that it costs nothing.
+
+    Args:
+        print_: of the data.
+        size: voxels of the median image along each axis.
+        spacing_mm: of these voxels.
+        flips: axes that are mirrored in training.
+        flat: whether the network works in planes of volumes.
+    """
+    decisions = []
+    voxels = 2 ** len(flips) * math.prod(size)
+    if flips and voxels <= CHEAP_VOXELS:
+        reason = "predictions are the mean over mirrored views, which cost little: images are small"
+        numbers = f"{2 ** len(flips)} views of the median image hold {voxels:,} voxels"
+        decisions.append(Decision("mirror_axes", list(flips), reason, numbers))
+    thinnest = print_.thinnest
+    if print_.spatial_dims == 3 and not flat and thinnest is not None:
+        thick = thinnest.thickness_mm / min(spacing_mm)
+        if thick < THIN and voxels * (1 + sum(scale**3 for scale in ENLARGED)) <= CHEAP_VOXELS:
+            reason = "predictions are the mean over the image and enlarged views: borders are found between voxels"
+            numbers = f"{thinnest.name} is {thick:.1f} voxels thick; the median image holds {math.prod(size):,} voxels"
+            decisions.append(Decision("view_scales", [1.0, *ENLARGED], reason, numbers))
+    return decisions
 
 
 def turning(

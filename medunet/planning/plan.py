@@ -101,7 +101,10 @@ def plan(
     if fingerprint.spatial_dims == 3:
         decisions.append(Decision("spacing_mm", list(grid.spacing_mm), grid.reason, grid.numbers))
     decisions += choices.cropping(fingerprint)
-    decisions += choices.mirroring(fingerprint, flat_axis=flat_axis)
+    mirroring = choices.mirroring(fingerprint, flat_axis=flat_axis)
+    (flips,) = (d.value for d in mirroring if d.id == choices.FLIP_AXES)
+    views = choices.views(fingerprint, grid.size, grid.spacing_mm, flips=flips, flat=flat_axis is not None)
+    decisions += [*mirroring, *views]
     decisions += choices.turning(fingerprint, config["augment"]["deform"], grid.spacing_mm, flat_axis=flat_axis)
     decisions += choices.loss(fingerprint, config["loss"])
 

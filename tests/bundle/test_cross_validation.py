@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from small import SMALL_2D
 
 from medunet.bundle import (
     CrossValidation,
@@ -34,11 +35,7 @@ from medunet.transforms import Components, clean_labels
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SMALL: dict[str, Any] = {
-    "network_def::channels": [4, 8],
-    "patch_size": [32, 32],
-    "steps_per_epoch": 2,
-    "batch_size": 2,
-    "val_interval": 1,
+    **SMALL_2D,
     "epochs": 1,
     "folds": 2,
     "tracking_uri": "",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from PIL import Image
+from small import SMALL_2D
 
 from medunet.bundle import evaluate_bundle, find_bundle, report_runs, train_bundle, train_folds
 from medunet.bundle.described import planned_reasons, settings_of
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 # MONAI and ignite warn about themselves
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SMALL = {"network_def::channels": [4, 8], "steps_per_epoch": 2, "batch_size": 2, "val_interval": 1, "tracking_uri": ""}
+SMALL = {**SMALL_2D, "tracking_uri": ""}
 PHONE = 390
 
 
@@ -148,7 +149,7 @@ def test_the_command_writes_beside_the_run(
 
 def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, browser: ReportBrowser) -> None:
     write_phantom_dataset(tmp_path / "cells", kind="cells", cases=4, size=(48, 48))
-    changes = {**SMALL, "patch_size": [32, 32], "epochs": 1, "folds": 2}
+    changes = {**SMALL, "epochs": 1, "folds": 2}
     output = train_folds(
         find_bundle("unet_2d"), tmp_path / "cells", tmp_path / "cv", changes=changes, device="cpu"
     ).output

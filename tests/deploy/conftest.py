@@ -6,29 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from monai.bundle import ConfigParser
+from small import untrained_run
 
-from medunet.bundle import find_bundle, specialise
 from medunet.io import write_volume
 
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def make_bundle(folder: Path, *, seed: int = 0) -> Path:
-    changes = {
-        "network_def::channels": [4, 8],
-        "patch_size": [16, 16, 16],
-        "autocast_dtype": "float32",
-        "label_colors": {"posterior": [1, 2, 3]},
-    }
-    run = specialise(find_bundle("unet_3d"), folder, changes)
-    parser = ConfigParser()
-    parser.read_config(str(run / "configs" / "inference.json"))
-    torch.manual_seed(seed)
-    (run / "models").mkdir()
-    torch.save({"model": parser.get_parsed_content("network_def").state_dict()}, run / "models" / "model.pt")
-    return run
+    return untrained_run(folder, seed=seed, label_colors={"posterior": [1, 2, 3]})
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,8 @@ def test_hippocampus_is_planned_as_it_was_measured(test_data: Path) -> None:
     assert (values["network_def::strides"], values["network_def::kernel_sizes"]) == (2, 3)
     assert values["spacing_mm"] == [1.0, 1.0, 1.0]
     assert values["augment::deform::flip_axes"] == []  # anterior and posterior
+    assert "mirror_axes" not in values
+    assert values["view_scales"] == [1.0, 1.15, 1.3]  # two voxels thick
     assert values["steps::normalize"]["_target_"] == "NormalizeIntensityd"
 
 
@@ -48,7 +50,8 @@ def test_cells_are_planned_as_they_were_measured(test_data: Path) -> None:
     values = plan_for(test_data / "ISBI2012_EM").values
     assert (values["patch_size"], values["batch_size"]) == ([256, 256], 4)
     assert values["network_def::channels"] == [32, 64, 128, 256, 512]
-    assert values["augment::deform::flip_axes"] == [0, 1]
+    assert values["augment::deform::flip_axes"] == values["mirror_axes"] == [0, 1]
+    assert "view_scales" not in values  # in volumes only
     assert values["loss"]["include_background"] is True  # membranes are thin
     assert "spacing_mm" not in values
 
@@ -63,6 +66,7 @@ def test_sarcomas_are_ct_in_thick_slices(test_data: Path) -> None:
     assert values["network_def::strides"][0] == [2, 2, 1]
     assert values["augment::deform::rotate_range"] == [0.0, 0.0, 0.35]
     assert values["augment::deform::flip_axes"] == [0, 1, 2]
+    assert not {"mirror_axes", "view_scales"} & values.keys()  # large images: views would cost
 
 
 def test_ct_is_clipped_and_scaled_by_the_foreground(make_data: DataMaker) -> None:

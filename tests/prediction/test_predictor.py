@@ -123,3 +123,16 @@ def test_mirrored_views_are_one_value_of_the_config(bundle: Path, volume: Path, 
     )
     np.testing.assert_allclose(mean, (first + second[:, :, ::-1]) / 2, atol=1e-5)
     assert not np.allclose(mean, first, atol=1e-4)
+
+
+def test_views_of_several_sizes_are_one_value_of_the_config(bundle: Path, volume: Path, tmp_path: Path) -> None:
+    def probabilities(scales: list[float], mirrored: list[int]) -> np.ndarray:
+        changes = {"view_scales": scales, "mirror_axes": mirrored}
+        folder = tmp_path / str(scales) / str(mirrored)
+        predictor = Predictor(bundle, output_dir=folder, device="cpu", probabilities=True, overrides=changes)
+        return np.asarray(nib.load(predictor.predict_case(volume).with_name("case_prob.nii.gz")).dataobj)
+
+    for mirrored in ([], [2]):
+        plain, enlarged = probabilities([], mirrored), probabilities([1.5], mirrored)
+        assert not np.allclose(plain, enlarged, atol=1e-4)
+        np.testing.assert_allclose(probabilities([1.0, 1.5], mirrored), (plain + enlarged) / 2, atol=1e-5)

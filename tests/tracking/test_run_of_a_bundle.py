@@ -16,6 +16,7 @@ import pytest
 import requests
 import torch
 import yaml
+from small import SMALL_2D
 
 from medunet.bundle import find_bundle, resume_run, train_bundle, train_folds
 from medunet.cli.app import main
@@ -30,15 +31,7 @@ from medunet.trust import judge, unpack
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SMALL = {
-    "network_def::channels": [4, 8],
-    "steps_per_epoch": 2,
-    "batch_size": 2,
-    "patch_size": [32, 32],
-    "val_interval": 1,
-    "epochs": 2,
-    "folds": 2,
-}
+SMALL = {**SMALL_2D, "epochs": 2, "folds": 2}
 
 
 @pytest.fixture(scope="module")

@@ -10,21 +10,14 @@ from typing import Any
 import mlflow
 import pytest
 from browser import page
+from small import SMALL_2D
 
 from medunet.bundle import find_bundle, train_bundle
 
 # MLflow and SQLAlchemy warn about themselves
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-SMALL = {
-    "network_def::channels": [4, 8],
-    "steps_per_epoch": 2,
-    "batch_size": 2,
-    "patch_size": [32, 32],
-    "val_interval": 1,
-    "epochs": 3,
-    "folds": 2,
-}
+SMALL = {**SMALL_2D, "epochs": 3, "folds": 2}
 
 MLFLOWS_OWN = ("ResizeObserver loop", "/ajax-api/2.0/mlflow/users/current")
 """What the pages of MLflow 3.17 complain about with any run: its layout, and a user where nobody has logged in."""

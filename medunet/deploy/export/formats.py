@@ -16,7 +16,11 @@ import torch
 from medunet.errors import ConfigError, DataError
 from medunet.io.extras import import_extra
 
+from .description import KEY
 from .tile_network import TileNetwork
+
+EXTRA_FILE = f"{KEY}.json"
+"""The description, where a format takes extra files."""
 
 Runner = Callable[[torch.Tensor], torch.Tensor]
 """`(B, C, *spatial)` float32 on the CPU to logits, float32 on the CPU."""
@@ -70,6 +74,16 @@ class ExportFormat(ABC):
             raise DataError("the file holds no description by medunet", file=path, remedy="medunet bundle export")
         content: dict[str, Any] = json.loads(text)
         return content
+
+
+def module_runner(module: Callable[[torch.Tensor], torch.Tensor]) -> Runner:
+    """Run a module of torch without gradients."""
+
+    def run(image: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return module(on_cpu(image))
+
+    return run
 
 
 def to_text(description: Mapping[str, Any]) -> str:

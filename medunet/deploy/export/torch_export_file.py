@@ -6,11 +6,8 @@ from pathlib import Path
 
 import torch
 
-from .description import KEY
-from .formats import ExportFormat, Runner, on_cpu, quiet, to_text
+from .formats import EXTRA_FILE, ExportFormat, Runner, module_runner, quiet, to_text
 from .tile_network import TileNetwork
-
-EXTRA_FILE = f"{KEY}.json"
 
 
 class TorchExportFile(ExportFormat):
@@ -36,14 +33,7 @@ class TorchExportFile(ExportFormat):
     def open(self, path: Path) -> Runner:
         """Run by torch, without medunet's classes."""
         with quiet():
-            module = torch.export.load(str(path)).module()
-
-        def run(image: torch.Tensor) -> torch.Tensor:
-            with torch.inference_mode():
-                logits: torch.Tensor = module(on_cpu(image))
-            return logits
-
-        return run
+            return module_runner(torch.export.load(str(path)).module())
 
     def read_text(self, path: Path) -> str | None:
         """Of the extra file."""

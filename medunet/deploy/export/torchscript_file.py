@@ -7,11 +7,8 @@ from pathlib import Path
 
 import torch
 
-from .description import KEY
-from .formats import ExportFormat, Runner, on_cpu, quiet, to_text
+from .formats import EXTRA_FILE, ExportFormat, Runner, module_runner, quiet, to_text
 from .tile_network import TileNetwork
-
-EXTRA_FILE = f"{KEY}.json"
 
 MONAI_FILE = "metadata.json"
 """Where `monai.data.load_net_with_metadata` and MONAI Deploy look; it holds the bundle's metadata."""
@@ -50,14 +47,7 @@ class TorchScriptFile(ExportFormat):
     def open(self, path: Path) -> Runner:
         """Run by torch, without medunet's classes."""
         with quiet():
-            module = torch.jit.load(str(path), map_location="cpu").eval()
-
-        def run(image: torch.Tensor) -> torch.Tensor:
-            with torch.inference_mode():
-                logits: torch.Tensor = module(on_cpu(image))
-            return logits
-
-        return run
+            return module_runner(torch.jit.load(str(path), map_location="cpu").eval())
 
     def read_text(self, path: Path) -> str | None:
         """Of the extra file."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import SMALL_2D
 
 from medunet.bundle import CrossValidation, find_bundle, train_folds
 from medunet.datasets import write_phantom_dataset
@@ -18,16 +19,7 @@ from .ray_cluster import needs_ray, when
 
 pytestmark = [needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-SMALL: dict[str, Any] = {
-    "network_def::channels": [4, 8],
-    "patch_size": [32, 32],
-    "steps_per_epoch": 2,
-    "batch_size": 2,
-    "val_interval": 1,
-    "epochs": 12,
-    "folds": 3,
-    "autocast_dtype": "float32",
-}
+SMALL: dict[str, Any] = {**SMALL_2D, "epochs": 12, "folds": 3, "autocast_dtype": "float32"}
 
 
 def cross_validate(data: Path, output: Path, uri: str = "", **options: Any) -> CrossValidation:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small import SMALL_2D
 
 from medunet.bundle import find_bundle, verify_bundle
 from medunet.datasets import write_phantom_dataset
@@ -50,15 +51,7 @@ def test_a_key_that_is_not_there_is_refused_before_ray_starts(tmp_path: Path) ->
 def test_a_search_leaves_runs_a_table_and_children_in_mlflow(tmp_path: Path, cluster: Any) -> None:
     pytest.importorskip("optuna", reason="optuna is absent: bash scripts/test_cluster.sh")
     write_phantom_dataset(tmp_path / "data", kind="cells", cases=4, size=(48, 48))
-    changes = {
-        "network_def::channels": [4, 8],
-        "patch_size": [32, 32],
-        "steps_per_epoch": 2,
-        "batch_size": 2,
-        "val_interval": 1,
-        "epochs": 4,
-        "folds": 2,
-    }
+    changes = {**SMALL_2D, "epochs": 4, "folds": 2}
     search = tune_bundle(
         find_bundle("unet_2d"),
         tmp_path / "data",

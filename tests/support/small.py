@@ -1,0 +1,32 @@
+"""Settings and bundles so small that a test trains or predicts with them in a moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from medunet.bundle import find_bundle, specialise
+from medunet.networks import save_weights
+
+SMALL_2D: dict[str, Any] = {
+    "network_def::channels": [4, 8],
+    "patch_size": [32, 32],
+    "steps_per_epoch": 2,
+    "batch_size": 2,
+    "val_interval": 1,
+}
+"""Changes to `unet_2d` for trainings of a second on phantoms of 48 x 48."""
+
+
+def untrained_run(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """A run of `unet_3d` with three classes in two levels, its weights drawn by seed."""
+    small = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
+    run = specialise(find_bundle("unet_3d"), folder, {**small, **changes})
+    parser = ConfigParser()
+    parser.read_config(str(run / "configs" / "inference.json"))
+    torch.manual_seed(seed)
+    save_weights(parser.get_parsed_content("network_def").state_dict(), run / "models" / "model.pt")
+    return run
