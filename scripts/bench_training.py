@@ -141,7 +141,7 @@ def prepare_ours(data: Path, work: Path) -> None:
     parser = ConfigParser()
     parser.read_config(str(folder / "configs" / "train.json"))
     parser.update({"dataset_dir": str(data), "store_dir": str(work / "store")})
-    parser["train#dataset#data"] = f"$medunet.datasets.datalist({str(data)!r}, section='training')"  # of all folds
+    parser["train#dataset#data"] = f"$medunet.datasets.datalist({str(data)!r}, section='all')"
     parser.get_parsed_content("train#dataset").prepare()
 
 
@@ -161,6 +161,7 @@ def steps(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     seconds: dict[str, list[float]] = {name: [] for name in built}
     for _ in range(options.rounds):
         for name, advance in built.items():
+            advance(options.settle)
             seconds[name] += advance(options.steps)
     means = {name: statistics.mean(values) for name, values in seconds.items()}
     for name, mean in means.items():
@@ -209,7 +210,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/bench_training"))
     parser.add_argument("--minutes", type=float, nargs="+", default=[15.0, 30.0])
     parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8, help="a turn")
+    parser.add_argument("--settle", type=int, default=8, help="untimed steps of a turn, for batches wait in queues")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of a turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", help="steps: systems whose name has this")
     parser.add_argument("--results", type=Path, default=RESULTS)
