@@ -16,6 +16,7 @@ from .examination import examine as examine
 from .finding import MAX_NAMED as MAX_NAMED
 from .finding import Finding as Finding
 from .finding import raise_on_error as raise_on_error
+from .labels import MAX_CLASSES as MAX_CLASSES
 from .labels import label_values as label_values
 from .pairing import label_files as label_files
 from .phantom import make_phantom as make_phantom

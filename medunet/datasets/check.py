@@ -19,7 +19,7 @@ from medunet.io import ReadRecord, is_structure_file, label_names, read_header, 
 from .comparison import compare_cases, compare_records
 from .dataset import Case, SegmentationDataset
 from .finding import Finding
-from .labels import distinct_values
+from .labels import MAX_LABELS, distinct_values
 from .statistics import PLANAR_FORMATS, CaseStatistics, measure_case
 
 Level = Literal["header", "voxels"]
@@ -188,7 +188,7 @@ def _check_label(
         return None, []
     record, voxels = volume.record, volume.image.numpy()
     _require_same_grid(image, record, file)
-    values = distinct_values(voxels, file)
+    values = distinct_values(voxels, file, limit=max(MAX_LABELS, len(labels or ())))
     unknown = sorted(set(values) - set(labels.values())) if labels else []
     if unknown:
         raise DataError(

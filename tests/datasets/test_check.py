@@ -133,3 +133,14 @@ def test_every_case_is_counted_and_shown_once(dataset):
     survey(dataset, done=lambda: count.append(1), visit=lambda view: seen.append(view.case.name))
     assert len(count) == 3
     assert sorted(seen) == ["mr_000", "mr_001", "mr_002"]
+
+
+def test_as_many_values_as_are_named_are_classes(tmp_path):
+    """TotalSegmentator has 117 classes; without names so many values would be taken for instances."""
+    label = (np.arange(5 * 6 * 7) % 118).astype(np.uint8).reshape(5, 6, 7)
+    image = write_volume(label.astype(np.float32), tmp_path / "a.nii.gz")
+    case = Case("a", (image,), write_volume(label, tmp_path / "b.nii.gz"))
+    names = {"background": 0, **{f"organ {value}": value for value in range(1, 118)}}
+    assert [f.severity for f in check_pair(case, names, level="voxels")] == []
+    (finding,) = check_pair(case, level="voxels")
+    assert "too many values" in finding.cause
