@@ -100,6 +100,7 @@ def measure_case(
     label: npt.NDArray[np.float32],
     record: ReadRecord,
     *,
+    background: int = 0,
     ignore: int | None = None,
 ) -> CaseMeasure:
     """Measure one case.
@@ -109,18 +110,19 @@ def measure_case(
         image: ``(C, *spatial)``.
         label: ``(1, *spatial)`` of whole numbers on the image's grid.
         record: of the image.
+        background: value in the label of what is no class.
         ignore: value in the label of voxels without annotation.
     """
     geometry = record.geometry
     classes = label[0].astype(np.uint16)
     spacing = geometry.spacing_mm
     placed = record.format not in PLANAR_FORMATS
-    foreground = classes > 0
+    foreground = classes != background
     if ignore is not None:
         foreground &= classes != ignore
     counts = np.bincount(classes.ravel())
     voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value != ignore}
-    thick = {value: _class_thickness(classes, value, spacing) for value in voxels if value}
+    thick = {value: _class_thickness(classes, value, spacing) for value in voxels if value != background}
     ordered = [image.shape[1:], spacing, _box(np.any(image != 0, axis=0)), _box(np.any(image > AIR, axis=0))]
     if placed and image.ndim == 4:
         ordered = [in_ras_order(values, geometry) for values in ordered]
