@@ -13,6 +13,7 @@ from typing import Any, Literal
 from medunet.bundle.ensemble import write_ensemble
 from medunet.bundle.measuring import (
     OUT_OF_FOLD,
+    best_rules,
     class_values,
     measure,
     pair_of,
@@ -27,7 +28,7 @@ from medunet.errors import ConfigError, DataError, find_cause
 from medunet.files import check_target, claim
 from medunet.metrics import CSV_NAME, Summary
 from medunet.networks import load_checkpoint, resolve_device
-from medunet.prediction import ClassRule, Pair, Predictor, choose_rules, reason
+from medunet.prediction import ClassRule, Pair, Predictor, reason
 from medunet.tracking import track_cross_validation
 from medunet.training import LAST_NAME
 from medunet.trust import require_trust
@@ -115,7 +116,8 @@ def train_folds(
     Called again with the same options it goes on where it was: finished folds are kept, an unfinished one is resumed,
     a failed one tried again. A fold that fails is reported and the rest goes on. Then every case of the folds is
     predicted by the run that did not train on it (``fold_K/predictions``), measured (``out_of_fold/metrics.csv`` and
-    ``.json``), and cleaning of the label maps is decided upon (see :func:`medunet.prediction.choose_rules`).
+    ``.json``), and cleaning of the label maps is decided upon (see :func:`medunet.prediction.choose_rules` and
+    :func:`medunet.prediction.choose_region_rules`).
 
     Args:
         bundle: folder of the bundle to start from.
@@ -286,11 +288,11 @@ def _join(
     summary = measure(pairs, labels, output / OUT_OF_FOLD, regions=regions, em=em, ignore=dataset.ignore, failed=failed)
     failed = summary.get("failed_cases", {})
     pairs = [pair for pair in pairs if pair.name not in failed]
-    # what is taken from one region would change those that overlap with it
-    rules = () if regions else tuple(choose_rules(pairs, labels, ignore=dataset.ignore))
+    rules = best_rules(pairs, config, ignore=dataset.ignore)
     cleaned: Summary | None = None
     if any(rule.is_kept for rule in rules):
-        cleaned = measure(pairs, labels, output / POSTPROCESSED, em=em, rules=rules, ignore=dataset.ignore)
+        options: dict[str, Any] = {"regions": regions, "em": em, "ignore": dataset.ignore}
+        cleaned = measure(pairs, labels, output / POSTPROCESSED, rules=rules, **options)
     decision = {
         "folds": list(trained),
         "of_folds": config["folds"],
