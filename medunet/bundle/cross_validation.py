@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 POSTPROCESSED = f"{OUT_OF_FOLD}_postprocessed"
 """Folder with the metrics of the same predictions after the cleaning that was chosen."""
+
+PREDICTIONS = "predictions"
+"""Folder in a fold's run."""
 
 Status = Literal["trained", "there already", "failed", "stopped"]
 
@@ -251,6 +255,7 @@ def train_fold(fold: int, run: Path, device: str, tracking_uri: str | None) -> F
     try:
         if is_finished(run):
             return FoldOutcome(fold, run, "there already")
+        shutil.rmtree(run / PREDICTIONS, ignore_errors=True)  # of an earlier training, whose weights are gone
         train_prepared(run, resume=True, device=resolve_device(device), tracking_uri=tracking_uri)
         return FoldOutcome(fold, run, "trained", time.perf_counter() - begun)
     except KeyboardInterrupt:
@@ -310,7 +315,7 @@ def _predict(run: Path, data: Path, *, fold: int, folds: int, device: str) -> tu
     """A fold's validation cases, predicted by its own run; those that lie there already are kept."""
     skipped = read_json(run / "configs" / "train.json").get("skip_cases", ())
     items = datalist(data, section="validation", fold=fold, folds=folds, skip_cases=skipped)
-    predictor = Predictor(run, output_dir=run / "predictions", device=device, skip_done=True)
+    predictor = Predictor(run, output_dir=run / PREDICTIONS, device=device, skip_done=True)
     pairs: list[Pair] = []
     failed: dict[str, str] = {}
     results = predictor.predict([source_of(item) for item in items])

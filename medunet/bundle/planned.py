@@ -16,7 +16,6 @@ from medunet.datasets import MAX_NAMED, open_dataset
 from medunet.errors import DataError, MedunetError
 from medunet.files import check_target, claim, write_atomically
 from medunet.planning import Decision, Fingerprint, Plan, fingerprint, fit_preset, plan
-from medunet.training import LAST_NAME
 from medunet.trust import adopt
 
 FINGERPRINT_NAME = "fingerprint.json"
@@ -151,7 +150,7 @@ def write_plan(base: Path, output: Path, chosen: Plan) -> None:
 
 
 def _check_output(output: Path) -> None:
-    if (output / "models" / LAST_NAME).is_file():
+    if any(output.glob("models/*.pt")) or any(output.glob("fold_*/models/*.pt")):
         raise DataError("the output folder holds a trained run", file=output, remedy="give another --output")
     config = output / "configs" / "train.json"
     planned = config.is_file() and read_json(config).get("planned") is True

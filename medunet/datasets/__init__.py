@@ -8,6 +8,7 @@ from .comparison import named_sides as named_sides
 from .datalist import datalist as datalist
 from .datalist import list_inputs as list_inputs
 from .datalist import open_dataset as open_dataset
+from .dataset import SECOND_CASE as SECOND_CASE
 from .dataset import Case as Case
 from .dataset import SegmentationDataset as SegmentationDataset
 from .dataset import split_fold as split_fold

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from medunet.datasets import SegmentationDataset
-from medunet.errors import ConfigError, DataError
+from medunet.errors import ConfigError
 from medunet.geometry import Geometry
 from medunet.io import read_header
 
@@ -37,7 +37,6 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
     Raises:
         ConfigError: the bundle has another number of spatial dimensions than the data, or was planned for data with
             other channels or label values.
-        DataError: one case only.
     """
     spatial_dims = config["spatial_dims"]
     if dataset.spatial_dims != spatial_dims:
@@ -75,7 +74,6 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
             expected=config["region_names"],
             remedy=f"start from unet_{spatial_dims}d, or plan for these data",
         )
-    require_two(len(dataset.cases), dataset)
     if len(dataset.cases) < config.get("folds", 0):
         found["folds"] = len(dataset.cases)  # few images: leave one out
     if config.get("planned"):
@@ -94,18 +92,6 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
             np.median(sizes, axis=0), voxels=math.prod(config["patch_size"]), multiple=2**levels
         )
     return {id_: value for id_, value in found.items() if config.get(id_) != value}
-
-
-def require_two(cases: int, dataset: SegmentationDataset) -> None:
-    """Refuse a single case: nothing would be left to choose the weights by; raises DataError."""
-    if cases < 2:
-        raise DataError(
-            "training needs a second case, which validates",
-            file=dataset.root,
-            received=f"{cases} labelled",
-            expected="2 or more",
-            remedy="label another image, or cut this one in two",
-        )
 
 
 def fit_patch(size: Sequence[float], *, voxels: int, multiple: int) -> list[int]:

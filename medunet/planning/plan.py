@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from medunet.datasets import SegmentationDataset
-from medunet.errors import ConfigError
+from medunet.datasets import SECOND_CASE, SegmentationDataset
+from medunet.errors import ConfigError, DataError
 from medunet.inferers import free_memory
 from medunet.networks import resolve_device, resolve_dtype
 
 from . import choices
-from .adapt import require_two
 from .fingerprint import Fingerprint
 from .probe import StepCost, measure_step, training_bytes
 from .regions import region_values
@@ -92,7 +91,13 @@ def plan(
         ConfigError: dimensions that the images do not have; a time without measurement; too little memory.
         DataError: one case only.
     """
-    require_two(len(fingerprint.cases), dataset)
+    if len(fingerprint.cases) < 2:
+        raise DataError(
+            "training needs a second case, which validates",
+            file=dataset.root,
+            received=", ".join(fingerprint.cases),
+            remedy=SECOND_CASE,
+        )
     if seconds is not None and not measure:
         raise ConfigError("a time cannot be planned without measuring a step", remedy="leave out one of the two")
     flat_axis = _flat_axis(fingerprint, dims)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,10 +149,13 @@ def test_evaluation_leaves_out_what_is_ignored(tmp_path: Path) -> None:
 def test_a_plan_is_replaced_but_nothing_else_is(tmp_path: Path) -> None:
     data, bundle = make(tmp_path, "cells")
     plan_bundle(data, bundle, device="cpu", measure=False)
-    (bundle / "models").mkdir()
-    (bundle / "models" / "last.pt").write_bytes(b"")
-    with pytest.raises(DataError, match="trained run"):
-        plan_bundle(data, bundle, device="cpu", measure=False)
+    # a run, the ensemble of a cross-validation, and one that is not yet joined
+    for weights in ("models/last.pt", "models/fold_0.pt", "fold_1/models/last.pt"):
+        (bundle / weights).parent.mkdir(parents=True)
+        (bundle / weights).write_bytes(b"")
+        with pytest.raises(DataError, match="trained run"):
+            plan_bundle(data, bundle, device="cpu", measure=False)
+        shutil.rmtree((bundle / weights).parent)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("")
     with pytest.raises(DataError, match="something else"):
