@@ -15,6 +15,7 @@ from medunet.datasets import Case, open_dataset
 from medunet.errors import DataError
 from medunet.io import read_volume, write_volume
 from medunet.planning import Fingerprint, fingerprint
+from medunet.planning.cache import MeasureCache
 from medunet.planning.measure import CaseMeasure, thickness
 from medunet.planning.orientation import anonymous, orientation_words, side_pairs, words_of
 
@@ -98,6 +99,18 @@ def test_a_changed_file_is_measured_again(two_cases: Path, tmp_path: Path) -> No
     # the line of the old file is gone
     lines = next(cache.glob("*.jsonl")).read_text().splitlines()
     assert len(lines) == 2
+
+
+def test_voxels_beside_their_header_count_as_the_case(two_cases: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(two_cases)
+    measure = MODULE._measure(dataset.cases[0], dataset.labels, None, dataset)
+    for name in ("c.mhd", "c.raw"):
+        (tmp_path / name).write_bytes(b"1")
+    case = Case("c", (tmp_path / "c.mhd",))
+    MeasureCache(tmp_path / "cache", dataset).put(case, measure)
+    assert MeasureCache(tmp_path / "cache", dataset).get(case) == measure
+    (tmp_path / "c.raw").write_bytes(b"12")
+    assert MeasureCache(tmp_path / "cache", dataset).get(case) is None
 
 
 def test_an_interrupted_measurement_goes_on(two_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
