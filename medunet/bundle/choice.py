@@ -9,13 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle.ensemble import DECISION_NAME
-from medunet.bundle.measuring import OUT_OF_FOLD, class_values, measure, pair_of, region_values_of, source_of, wants_em
+from medunet.bundle.measuring import (
+    OUT_OF_FOLD,
+    best_rules,
+    class_values,
+    measure,
+    pair_of,
+    region_values_of,
+    source_of,
+    wants_em,
+)
 from medunet.bundle.specialise import read_json
 from medunet.datasets import datalist, open_dataset
 from medunet.errors import ConfigError
 from medunet.files import write_atomically
 from medunet.metrics.tables import json_text
-from medunet.prediction import ClassRule, JointPredictor, choose_rules
+from medunet.prediction import ClassRule, JointPredictor
 
 logger = logging.getLogger(__name__)
 
@@ -105,21 +114,22 @@ def _check_comparable(results: Sequence[Path], decisions: Sequence[dict[str, Any
 
 def _measure_together(results: Sequence[Path], folds: Sequence[int], output: Path, *, device: str) -> Candidate:
     pairs = []
-    labels: dict[str, int] = {}
-    regions: dict[str, list[int]] = {}
-    spatial_dims, ignore = 3, None
+    config: dict[str, Any] = {}
+    ignore = None
     for fold in folds:
         runs = [result / f"fold_{fold}" for result in results]
         config = read_json(runs[0] / "configs" / "evaluate.json")
-        labels, spatial_dims, regions = class_values(config), config["spatial_dims"], region_values_of(config)
-        ignore = open_dataset(config["dataset_dir"]).ignore
+        skipped = config.get("skip_cases", ())
+        ignore = open_dataset(config["dataset_dir"], problems=[] if skipped else None).ignore
         joint = JointPredictor(runs, output_dir=output / "predictions", device=device, overwrite=True)
-        items = datalist(config["dataset_dir"], section="validation", fold=fold, folds=config["folds"])
+        items = datalist(
+            config["dataset_dir"], section="validation", fold=fold, folds=config["folds"], skip_cases=skipped
+        )
         pairs += [pair_of(item, joint.predict_case(source_of(item))) for item in items]
         logger.info("fold %d: %d cases predicted by all together", fold, len(items))
     pairs.sort(key=lambda pair: pair.name)
-    rules = () if regions else tuple(choose_rules(pairs, labels, ignore=ignore))
-    em = wants_em(None, spatial_dims, labels)
+    rules, labels, regions = best_rules(pairs, config, ignore=ignore), class_values(config), region_values_of(config)
+    em = wants_em(None, config["spatial_dims"], labels)
     summary = measure(pairs, labels, output / OUT_OF_FOLD, regions=regions, em=em, rules=rules, ignore=ignore)
     return Candidate(tuple(results), summary["mean_dice"], rules)
 

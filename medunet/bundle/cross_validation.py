@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from medunet.bundle.ensemble import write_ensemble
 from medunet.bundle.measuring import (
     OUT_OF_FOLD,
+    best_rules,
     class_values,
     measure,
     pair_of,
@@ -27,7 +29,7 @@ from medunet.errors import ConfigError, DataError, find_cause
 from medunet.files import check_target, claim
 from medunet.metrics import CSV_NAME, Summary
 from medunet.networks import load_checkpoint, resolve_device
-from medunet.prediction import ClassRule, Pair, Predictor, choose_rules, reason
+from medunet.prediction import ClassRule, Pair, Predictor, reason
 from medunet.tracking import track_cross_validation
 from medunet.training import LAST_NAME
 from medunet.trust import require_trust
@@ -36,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 POSTPROCESSED = f"{OUT_OF_FOLD}_postprocessed"
 """Folder with the metrics of the same predictions after the cleaning that was chosen."""
+
+PREDICTIONS = "predictions"
+"""Folder in a fold's run."""
 
 Status = Literal["trained", "there already", "failed", "stopped"]
 
@@ -115,7 +120,8 @@ def train_folds(
     Called again with the same options it goes on where it was: finished folds are kept, an unfinished one is resumed,
     a failed one tried again. A fold that fails is reported and the rest goes on. Then every case of the folds is
     predicted by the run that did not train on it (``fold_K/predictions``), measured (``out_of_fold/metrics.csv`` and
-    ``.json``), and cleaning of the label maps is decided upon (see :func:`medunet.prediction.choose_rules`).
+    ``.json``), and cleaning of the label maps is decided upon (see :func:`medunet.prediction.choose_rules` and
+    :func:`medunet.prediction.choose_region_rules`).
 
     Args:
         bundle: folder of the bundle to start from.
@@ -249,6 +255,7 @@ def train_fold(fold: int, run: Path, device: str, tracking_uri: str | None) -> F
     try:
         if is_finished(run):
             return FoldOutcome(fold, run, "there already")
+        shutil.rmtree(run / PREDICTIONS, ignore_errors=True)  # of an earlier training, whose weights are gone
         train_prepared(run, resume=True, device=resolve_device(device), tracking_uri=tracking_uri)
         return FoldOutcome(fold, run, "trained", time.perf_counter() - begun)
     except KeyboardInterrupt:
@@ -286,11 +293,11 @@ def _join(
     summary = measure(pairs, labels, output / OUT_OF_FOLD, regions=regions, em=em, ignore=dataset.ignore, failed=failed)
     failed = summary.get("failed_cases", {})
     pairs = [pair for pair in pairs if pair.name not in failed]
-    # what is taken from one region would change those that overlap with it
-    rules = () if regions else tuple(choose_rules(pairs, labels, ignore=dataset.ignore))
+    rules = best_rules(pairs, config, ignore=dataset.ignore)
     cleaned: Summary | None = None
     if any(rule.is_kept for rule in rules):
-        cleaned = measure(pairs, labels, output / POSTPROCESSED, em=em, rules=rules, ignore=dataset.ignore)
+        options: dict[str, Any] = {"regions": regions, "em": em, "ignore": dataset.ignore}
+        cleaned = measure(pairs, labels, output / POSTPROCESSED, rules=rules, **options)
     decision = {
         "folds": list(trained),
         "of_folds": config["folds"],
@@ -308,7 +315,7 @@ def _predict(run: Path, data: Path, *, fold: int, folds: int, device: str) -> tu
     """A fold's validation cases, predicted by its own run; those that lie there already are kept."""
     skipped = read_json(run / "configs" / "train.json").get("skip_cases", ())
     items = datalist(data, section="validation", fold=fold, folds=folds, skip_cases=skipped)
-    predictor = Predictor(run, output_dir=run / "predictions", device=device, skip_done=True)
+    predictor = Predictor(run, output_dir=run / PREDICTIONS, device=device, skip_done=True)
     pairs: list[Pair] = []
     failed: dict[str, str] = {}
     results = predictor.predict([source_of(item) for item in items])

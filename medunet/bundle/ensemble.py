@@ -102,11 +102,11 @@ def _with_rules(config: dict[str, Any], rules: Sequence[ClassRule], *, source: P
         raise ConfigError(
             "the bundle has no id postprocess_steps", file=source, remedy="render it again by this medunet, then train"
         )
-    step = {
-        "_target_": "medunet.transforms.CleanComponentsd",
-        "keys": "pred",
-        **as_step(rules, classes=len(config["label_values"])),
-    }
+    step: dict[str, Any] = {"_target_": "medunet.transforms.CleanComponentsd", "keys": "pred"}
+    if config.get("region_names"):
+        step["_target_"] = "medunet.transforms.CleanRegionsd"
+        step |= {"regions": "@region_indices", "order": "@region_order"}
+    step |= as_step(rules, classes=len(config.get("region_names") or config["label_values"]))
     return {
         **config,
         "post": {**config["post"], "components": step},

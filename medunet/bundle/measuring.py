@@ -9,10 +9,19 @@ from typing import Any
 
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
 from medunet.bundle.specialise import read_json
-from medunet.datasets import datalist, label_values, open_dataset
+from medunet.datasets import MAX_CLASSES, datalist, label_values, open_dataset
 from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.metrics import Summary, summarise, write_tables
-from medunet.prediction import ClassRule, Pair, Predictor, evaluate_pairs, pair_files, reason
+from medunet.prediction import (
+    ClassRule,
+    Pair,
+    Predictor,
+    choose_region_rules,
+    choose_rules,
+    evaluate_pairs,
+    pair_files,
+    reason,
+)
 from medunet.trust import require_trust
 
 logger = logging.getLogger(__name__)
@@ -51,8 +60,9 @@ def evaluate_bundle(
     if section not in ("validation", "all", "training"):
         raise ConfigError("unknown section", received=section, expected="validation or all")
     require_trust(bundle, trust=trust)
-    dataset = open_dataset(data)
     config = read_json(bundle / "configs" / "evaluate.json")
+    skipped = config.get("skip_cases", ())
+    dataset = open_dataset(data, problems=[] if skipped else None)
     if section == "validation" and ENSEMBLE_FOLDS in config:
         raise ConfigError(
             "every case of an ensemble's data set has trained one of its members",
@@ -66,7 +76,7 @@ def evaluate_bundle(
         fold=config["fold"],
         folds=config["folds"],
         validation_cases=config["validation_cases"],
-        skip_cases=config.get("skip_cases", ()),
+        skip_cases=skipped,
     )
     labels = class_values(config)
     pairs: list[Pair] = []
@@ -113,6 +123,21 @@ def region_values_of(config: Mapping[str, Any]) -> dict[str, list[int]]:
     return dict(zip(config.get("region_names", ()), config.get("region_values", ()), strict=True))
 
 
+def best_rules(pairs: Sequence[Pair], config: Mapping[str, Any], *, ignore: int | None) -> tuple[ClassRule, ...]:
+    """How predictions of a bundle are best cleaned, class by class or region by region.
+
+    Args:
+        pairs: predictions of cases that the bundle was not trained on, and their references.
+        config: the bundle's ``evaluate.json``.
+        ignore: value in the references of voxels that do not count.
+    """
+    labels, regions = class_values(config), region_values_of(config)
+    if not regions:
+        return tuple(choose_rules(pairs, labels, ignore=ignore))
+    order = config["regions_class_order"]
+    return tuple(choose_region_rules(pairs, labels, regions, order=order, ignore=ignore))
+
+
 def evaluate_folders(predictions: Path, references: Path, output: Path, *, em: bool | None = None) -> Summary:
     """Measure label maps against the references of the same names.
 
@@ -126,7 +151,7 @@ def evaluate_folders(predictions: Path, references: Path, output: Path, *, em: b
     found, failed = {0}, dict[str, str]()
     for pair in pairs:
         try:
-            found |= {value for path in (pair.pred, pair.ref) for value in label_values(path)}
+            found |= {value for path in (pair.pred, pair.ref) for value in label_values(path, limit=MAX_CLASSES)}
         except (DataError, GeometryError) as error:
             failed[pair.name] = reason(error)
             logger.error("not measured: %s", error)

@@ -11,12 +11,11 @@ from typing import Any
 
 from medunet.bundle.render import render_docs, to_json
 from medunet.bundle.resources import find_bundle, resource_dir
-from medunet.bundle.specialise import read_json, specialise
+from medunet.bundle.specialise import preset_names, read_json, read_preset, specialise
 from medunet.datasets import MAX_NAMED, open_dataset
 from medunet.errors import DataError, MedunetError
 from medunet.files import check_target, claim, write_atomically
-from medunet.planning import Decision, Fingerprint, Plan, fingerprint, plan
-from medunet.training import LAST_NAME
+from medunet.planning import Decision, Fingerprint, Plan, fingerprint, fit_preset, plan
 from medunet.trust import adopt
 
 FINGERPRINT_NAME = "fingerprint.json"
@@ -132,6 +131,10 @@ def write_plan(base: Path, output: Path, chosen: Plan) -> None:
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".plan_") as temporary:
         folder = Path(temporary) / "bundle"
         specialise(base, folder, chosen.values)
+        train = read_json(base / "configs" / "train.json")
+        for preset in preset_names(folder):
+            fitted = fit_preset(read_preset(folder, preset), chosen.values, train)
+            write_atomically(folder / "configs" / f"{preset}.json", to_json(fitted))
         metadata = _metadata(read_json(folder / "configs" / "metadata.json"), chosen.fingerprint)
         write_atomically(folder / "configs" / "metadata.json", to_json(metadata))
         template = (resource_dir("configs") / "docs.md").read_text(encoding="utf-8")
@@ -147,7 +150,7 @@ def write_plan(base: Path, output: Path, chosen: Plan) -> None:
 
 
 def _check_output(output: Path) -> None:
-    if (output / "models" / LAST_NAME).is_file():
+    if any(output.glob("models/*.pt")) or any(output.glob("fold_*/models/*.pt")):
         raise DataError("the output folder holds a trained run", file=output, remedy="give another --output")
     config = output / "configs" / "train.json"
     planned = config.is_file() and read_json(config).get("planned") is True

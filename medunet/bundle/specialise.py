@@ -119,15 +119,20 @@ def _like_before(metadata: Mapping[str, Any], path: Path) -> str:
     return to_json(metadata)
 
 
+def preset_names(bundle: Path) -> list[str]:
+    """The overlays that a training from this bundle may add, sorted."""
+    return sorted({path.stem for path in bundle.glob("configs/*.json")} - {*WORKFLOWS, "metadata", LAUNCHED})
+
+
 def read_preset(bundle: Path, name: str) -> dict[str, Any]:
     """An overlay of a bundle: values by config id.
 
     Raises:
         ConfigError: the bundle has none of this name.
     """
-    known = {path.stem for path in bundle.glob("configs/*.json")} - {*WORKFLOWS, "metadata", LAUNCHED}
+    known = preset_names(bundle)
     if name not in known:
-        raise ConfigError("the bundle has no such preset", file=bundle, received=name, expected=sorted(known) or "none")
+        raise ConfigError("the bundle has no such preset", file=bundle, received=name, expected=known or "none")
     return read_json(bundle / "configs" / f"{name}.json")
 
 

@@ -8,6 +8,7 @@ from .comparison import named_sides as named_sides
 from .datalist import datalist as datalist
 from .datalist import list_inputs as list_inputs
 from .datalist import open_dataset as open_dataset
+from .dataset import SECOND_CASE as SECOND_CASE
 from .dataset import Case as Case
 from .dataset import SegmentationDataset as SegmentationDataset
 from .dataset import split_fold as split_fold
@@ -16,6 +17,7 @@ from .examination import examine as examine
 from .finding import MAX_NAMED as MAX_NAMED
 from .finding import Finding as Finding
 from .finding import raise_on_error as raise_on_error
+from .labels import MAX_CLASSES as MAX_CLASSES
 from .labels import label_values as label_values
 from .pairing import label_files as label_files
 from .phantom import make_phantom as make_phantom

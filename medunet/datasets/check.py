@@ -19,7 +19,7 @@ from medunet.io import ReadRecord, is_structure_file, label_names, read_header, 
 from .comparison import compare_cases, compare_records
 from .dataset import Case, SegmentationDataset
 from .finding import Finding
-from .labels import distinct_values
+from .labels import MAX_LABELS, distinct_values
 from .statistics import PLANAR_FORMATS, CaseStatistics, measure_case
 
 Level = Literal["header", "voxels"]
@@ -128,6 +128,10 @@ def survey(
     return Survey(sorted(findings, key=lambda finding: finding.severity != "error"), statistics)
 
 
+SLICES = "save pictures without the third axis (numpy's squeeze), or stack slices to volumes"
+"""What helps where each file is a slice that says it is a volume."""
+
+
 class _Result(NamedTuple):
     findings: list[Finding]
     record: ReadRecord | None
@@ -154,6 +158,9 @@ def _check_case(
         else:
             record = read_header(case.images, channels=channels)
         findings += [Finding("warning", str(case.images[0]), text, case=case.name) for text in record.warnings]
+        if len(record.geometry.shape) == 3 and min(record.geometry.shape) == 1:
+            cause = f"single slice where a volume is needed (received {record.geometry.shape})"
+            findings.append(Finding("error", str(case.images[0]), cause, SLICES, case=case.name))
     except MedunetError as error:
         findings.append(Finding.of(error, file=case.images[0], case=case.name))
     if case.label is not None:
@@ -188,7 +195,7 @@ def _check_label(
         return None, []
     record, voxels = volume.record, volume.image.numpy()
     _require_same_grid(image, record, file)
-    values = distinct_values(voxels, file)
+    values = distinct_values(voxels, file, limit=max(MAX_LABELS, len(labels or ())))
     unknown = sorted(set(values) - set(labels.values())) if labels else []
     if unknown:
         raise DataError(

@@ -13,7 +13,7 @@ from medunet.io import ReadRecord, is_dicom_folder, output_name, read_header, sp
 
 from .dataset import Case, SegmentationDataset, split_fold
 from .dicom_folders import dicom_cases
-from .labels import ParsedLabels, scan_labels
+from .labels import MAX_CLASSES, ParsedLabels, scan_labels
 from .manifest import MANIFEST, labels_of, load_manifest, read_msd, read_nnunet
 from .pairing import group_channels, image_files, label_files, pair_folders
 
@@ -59,6 +59,14 @@ def open_dataset(path: str | os.PathLike[str], *, problems: list[MedunetError] |
         channels = tuple(f"{channels[0]}_{n}" for n in range(header.channels))
     if not labels:
         labels = scan_labels([case.label for case in layout.cases if case.label is not None], problems)
+    if len(labels) > MAX_CLASSES:
+        raise DataError(
+            "too many classes for one label map",
+            file=layout.root,
+            received=len(labels),
+            expected=f"at most {MAX_CLASSES}, the background among them",
+            remedy="join some, or train several networks",
+        )
     return SegmentationDataset(
         root=layout.root,
         name=layout.name,

@@ -10,6 +10,9 @@ from medunet.errors import ConfigError
 
 from .regions import Region
 
+SECOND_CASE = "label another image, or cut this one in two"
+"""What helps where there is one case only: nothing would be left to choose the weights by."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -83,7 +86,7 @@ def split_fold(cases: Sequence[Case], *, fold: int, folds: int = 5) -> tuple[tup
         (['a', 'c', 'd'], ['b', 'e'])
     """
     if folds < 2:
-        raise ConfigError("cross-validation needs two folds", received=folds, expected=">= 2")
+        raise ConfigError("cross-validation needs two folds", received=folds, expected=">= 2", remedy=SECOND_CASE)
     if not 0 <= fold < folds:
         raise ConfigError("no such fold", received=fold, expected=f"0 to {folds - 1}")
     if len(cases) < folds:

@@ -17,7 +17,10 @@ from medunet.io import is_structure_file, label_names, read_volume
 from .regions import Region, has_regions, parse_regions
 
 MAX_LABELS = 32
-"""More distinct values than this are taken for an image or for instances, not for classes."""
+"""More distinct values than this, where no `dataset.json` names them, are taken for an image or for instances."""
+
+MAX_CLASSES = 255
+"""A predicted label map is made of 8-bit class indices, of which one marks cells without a class of their own."""
 
 BACKGROUND = "background"
 """Name of what no structure covers."""
@@ -26,20 +29,21 @@ SCAN_THREADS = 4
 """Readers at once: decompression releases the interpreter's lock."""
 
 
-def label_values(path: Path) -> tuple[int, ...]:
-    """The distinct values of a label file, sorted; raises as the reader and `distinct_values`."""
-    return distinct_values(read_volume(path).image.numpy(), path)
+def label_values(path: Path, *, limit: int = MAX_LABELS) -> tuple[int, ...]:
+    """The distinct values of a label file, sorted; arguments and errors as of the reader and `distinct_values`."""
+    return distinct_values(read_volume(path).image.numpy(), path, limit=limit)
 
 
-def distinct_values(voxels: npt.NDArray[np.float32], file: Path) -> tuple[int, ...]:
+def distinct_values(voxels: npt.NDArray[np.float32], file: Path, *, limit: int = MAX_LABELS) -> tuple[int, ...]:
     """The distinct values of a label map, sorted.
 
     Args:
         voxels: ``(1, *spatial)``.
         file: for errors.
+        limit: number of values; as many as `dataset.json` names, where it names more than `MAX_LABELS`.
 
     Raises:
-        DataError: fractional or negative values, several channels, or more than `MAX_LABELS` values.
+        DataError: fractional or negative values, several channels, or more than `limit` values.
     """
     if voxels.shape[0] > 1:
         raise DataError(
@@ -57,13 +61,13 @@ def distinct_values(voxels: npt.NDArray[np.float32], file: Path) -> tuple[int, .
         if not np.array_equal(values, np.round(values)):
             fraction = float(values[values != np.round(values)][0])
             raise DataError("label has fractional values", file=file, received=fraction, remedy="resample by nearest")
-    if len(values) > MAX_LABELS:
+    if len(values) > limit:
         raise DataError(
             "label has too many values for classes",
             file=file,
             received=len(values),
-            expected=f"at most {MAX_LABELS}",
-            remedy="check that this is a label map; turn instances or a lossy JPEG into classes",
+            expected=f"at most {limit}",
+            remedy="check that this is a label map, no instances, no lossy JPEG; name so many classes in dataset.json",
         )
     return tuple(int(value) for value in values)
 
@@ -120,7 +124,7 @@ def scan_labels(files: Sequence[Path], problems: list[MedunetError] | None = Non
             file=files[0].parent,
             received=len(values),
             expected=f"at most {MAX_LABELS}",
-            remedy="check that these are label maps",
+            remedy="check that these are label maps, and name so many classes in dataset.json",
         )
     if len(values) < 2:
         raise DataError("labels hold one value only", file=files[0].parent, received=list(values))

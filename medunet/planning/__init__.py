@@ -7,6 +7,7 @@ from .fingerprint import Fingerprint as Fingerprint
 from .fingerprint import fingerprint as fingerprint
 from .plan import Plan as Plan
 from .plan import plan as plan
+from .presets import fit_preset as fit_preset
 from .schedule import parse_time as parse_time
 from .schedule import spell_time as spell_time
 from .topology import Decision as Decision

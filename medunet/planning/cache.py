@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 from pathlib import Path
 
 from medunet.datasets import Case, SegmentationDataset
+from medunet.datasets.identity import describe_source
 from medunet.errors import DataError
 from medunet.files import cache_folder, write_atomically
 
@@ -17,7 +17,7 @@ from .measure import SAMPLE, CaseMeasure
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Of what is measured; a change makes everything be measured again."""
 
 
@@ -88,15 +88,5 @@ class MeasureCache:
                 continue
 
     def _key(self, case: Case) -> str:
-        files: list[Path] = []
-        for path in [*case.images, *([case.label] if case.label else [])]:
-            files += sorted(path.rglob("*")) if path.is_dir() else [path]
-        stamps = [(str(file), stat.st_size, stat.st_mtime_ns) for file in files if (stat := _stat(file))]
-        return hashlib.sha256(f"{self._options} {case.name} {stamps}".encode()).hexdigest()[:32]
-
-
-def _stat(file: Path) -> os.stat_result | None:
-    try:
-        return file.stat()
-    except OSError:
-        return None
+        files = describe_source([*case.images, *([case.label] if case.label else [])])
+        return hashlib.sha256(f"{self._options} {case.name} {files}".encode()).hexdigest()[:32]

@@ -41,7 +41,7 @@ PERCENTILES = (0.5, 99.5)
 
 @dataclass(frozen=True)
 class ChannelPrint:
-    """One channel over all cases; intensities under any foreground label, each case counting the same.
+    """One channel over all cases; intensities under any foreground label, each case that has some counting the same.
 
     Args:
         name: of the channel.
@@ -260,7 +260,8 @@ def _measure(
         return "no label"
     if view.image.ndim - 1 != dataset.spatial_dims or len(view.image) != len(dataset.channels):
         return f"{len(view.image)} channels and {view.image.ndim - 1} axes, unlike the other cases"
-    return measure_case(case.name, view.image, label, view.record, ignore=dataset.ignore)
+    background = next(iter(dataset.labels.values()))
+    return measure_case(case.name, view.image, label, view.record, background=background, ignore=dataset.ignore)
 
 
 def summarise(
@@ -293,7 +294,7 @@ def summarise(
     # numbers are only to be different here
     named = {region.name: number for number, region in enumerate(dataset.regions)} or dict(dataset.labels)
     channels = tuple(
-        _channel(name, index, measures, spatial_dims=dataset.spatial_dims)
+        _channel(name, index, measures, spatial_dims=dataset.spatial_dims, background=background)
         for index, name in enumerate(dataset.channels)
     )
     return Fingerprint(
@@ -317,9 +318,11 @@ def summarise(
     )
 
 
-def _channel(name: str, index: int, measures: list[CaseMeasure], *, spatial_dims: int) -> ChannelPrint:
+def _channel(name: str, index: int, measures: list[CaseMeasure], *, spatial_dims: int, background: int) -> ChannelPrint:
     modality = guess_modality(name, index, measures, spatial_dims=spatial_dims)
-    parts = [case.channels[index] for case in measures]
+    # of a case without foreground the whole image was measured, air included: it tells nothing of the organs
+    having = [case for case in measures if set(case.class_voxels) - {background}] or measures
+    parts = [case.channels[index] for case in having]
     mean = float(np.mean([part.mean for part in parts]))
     # the variance within the cases and that between them
     variance = float(np.mean([part.std**2 + part.mean**2 for part in parts])) - mean**2

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from medunet.datasets import SegmentationDataset
-from medunet.errors import ConfigError
+from medunet.datasets import SECOND_CASE, SegmentationDataset
+from medunet.errors import ConfigError, DataError
 from medunet.inferers import free_memory
 from medunet.networks import resolve_device, resolve_dtype
 
@@ -21,7 +21,7 @@ from . import choices
 from .fingerprint import Fingerprint
 from .probe import StepCost, measure_step, training_bytes
 from .regions import region_values
-from .schedule import fit_schedule, spell_time
+from .schedule import Schedule, fit_schedule, spell_time
 from .topology import Budget, Decision, Spacing, Topology, choose_budget, choose_topology, target_spacing
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,15 @@ def plan(
 
     Raises:
         ConfigError: dimensions that the images do not have; a time without measurement; too little memory.
+        DataError: one case only.
     """
+    if len(fingerprint.cases) < 2:
+        raise DataError(
+            "training needs a second case, which validates",
+            file=dataset.root,
+            received=", ".join(fingerprint.cases),
+            remedy=SECOND_CASE,
+        )
     if seconds is not None and not measure:
         raise ConfigError("a time cannot be planned without measuring a step", remedy="leave out one of the two")
     flat_axis = _flat_axis(fingerprint, dims)
@@ -137,7 +145,7 @@ def plan(
         duration = schedule.seconds
         decisions += [
             Decision("epochs", schedule.epochs, schedule.reason, schedule.numbers),
-            Decision("steps_per_epoch", schedule.steps_per_epoch, "an epoch is a number of steps, as in the bundle"),
+            Decision("steps_per_epoch", schedule.steps_per_epoch, _epoch_reason(config, schedule)),
             Decision("val_interval", schedule.val_interval, "the last epoch is validated as well", schedule.numbers),
         ]
         steps = schedule.epochs * schedule.steps_per_epoch
@@ -269,6 +277,12 @@ def _data(dataset: SegmentationDataset) -> list[Decision]:
         *regions,
         Decision("folds", _folds(dataset), "cross-validation; few images: leave one out", source),
     ]
+
+
+def _epoch_reason(config: Mapping[str, Any], schedule: Schedule) -> str:
+    usual = config["steps_per_epoch"]
+    kept = schedule.steps_per_epoch == usual
+    return "an epoch is a number of steps, as in the bundle" if kept else f"the time does not hold {usual} steps"
 
 
 def _folds(dataset: SegmentationDataset) -> int:

@@ -95,11 +95,11 @@ def fit_schedule(
         time = UNLIMITED_STEPS[device] * step + VALIDATIONS * validation
         reason = f"no time was given: about {UNLIMITED_STEPS[device]:,} steps, the default on {device}"
     else:
-        time = max(seconds * USABLE - START_SECONDS, step + validation)
+        time = max(seconds * USABLE - START_SECONDS, step)
         reason = f"fits {spell_time(seconds)}, {100 * (1 - USABLE):.0f} % of it in reserve"
-    if validation > time / 2:
-        reason += "; one validation takes more than half of it, which goes beyond the time"
-        time = time / 2 + validation
+        if validation > time / 2:
+            reason = f"steps for half of {spell_time(seconds)}; one validation takes longer than the other half"
+            time = time / 2 + validation
     if time - validation < steps_per_epoch * step:
         steps_per_epoch = max(1, int((time - validation) / step))
         reason += "; not even one epoch fits, so that the epoch is shorter"

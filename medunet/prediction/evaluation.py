@@ -16,9 +16,9 @@ from medunet.datasets import label_files
 from medunet.errors import DataError, GeometryError, MedunetError
 from medunet.io import Volume, is_structure_file, output_name, read_header, read_label, read_volume, split_suffix
 from medunet.metrics import CaseScores, evaluate_case
-from medunet.transforms import clean_labels
+from medunet.transforms import clean_labels, clean_regions
 
-from .rules import ClassRule, by_value
+from .rules import ClassRule, by_region, by_value
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def evaluate_pairs(
         labels: value by class name, background included.
         regions: values by name of classes that overlap, as of :func:`medunet.metrics.evaluate_case`.
         em: also the ISBI 2012 scores, see :func:`medunet.metrics.evaluate_case`.
-        rules: by which the predictions are cleaned before they are compared.
+        rules: by which the predictions are cleaned before they are compared; with regions one for each of them.
         ignore: value in the references of voxels that do not count.
         failed: gets why a case could not be measured, by name, so that the rest goes on; None raises it.
 
@@ -111,15 +111,19 @@ def evaluate_pairs(
         GeometryError: prediction and reference lie on different grids.
         DataError: unreadable file or unexpected value.
     """
-    values, background = by_value(rules), next(iter(labels.values()), 0)
+    rules, background = tuple(rules), next(iter(labels.values()), 0)
     for pair in pairs:
         try:
             found, wanted, spacing_mm = _compared(pair, labels)
-            if values:
-                found = clean_labels(found, values, voxel_size=math.prod(spacing_mm), background=background)
+            size = math.prod(spacing_mm)
+            if rules and regions:
+                written = [rule.value for rule in rules]
+                found = clean_regions(found, by_region(rules), list(regions.values()), order=written, voxel_size=size)
+            elif rules:
+                found = clean_labels(found, by_value(rules), voxel_size=size, background=background)
             if ignore is not None:
-                counted = wanted != ignore
-                found, wanted = found * counted, wanted * counted
+                unknown = wanted == ignore
+                found, wanted = (np.where(unknown, background, labels_) for labels_ in (found, wanted))
             scores = evaluate_case(
                 found, wanted, spacing_mm=spacing_mm, labels=labels, regions=regions, em=em, name=pair.name
             )

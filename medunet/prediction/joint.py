@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 
 from medunet.errors import ConfigError
-from medunet.transforms import CleanComponentsd, DecideLabelsd, DecodeLabelsd
+from medunet.transforms import CleanComponentsd, CleanRegionsd, DecideLabelsd, DecodeLabelsd
 
 from .predictor import Predictor, Source
 from .rules import ClassRule, as_step
@@ -74,7 +74,12 @@ class JointPredictor:
                     expected=(first.channels, self.labels),
                 )
         self.decide = DecideLabelsd("pred", order=first.region_order, prob_key=None)
-        self.clean = CleanComponentsd("pred", **as_step(rules, classes=len(self.labels)))
+        self.clean: CleanComponentsd | CleanRegionsd = CleanComponentsd("pred")
+        if first.regions:
+            step = as_step(rules, classes=len(first.regions))
+            self.clean = CleanRegionsd("pred", first.regions, order=first.region_order, **step)
+        elif rules:
+            self.clean = CleanComponentsd("pred", **as_step(rules, classes=len(self.labels)))
         self.decode = DecodeLabelsd("pred", self.labels)
 
     def predict_case(self, source: Source) -> Path:

@@ -190,6 +190,7 @@ class Predictor:
         # bundles made before regions lack the id
         known = "region_order" in parser
         self.region_order: list[int] = parser.get_parsed_content("region_order") if known else []
+        self.regions: list[list[int]] = parser.get_parsed_content("region_indices") if known else []
         self.autocast_dtype: str = parser.get_parsed_content("autocast_dtype")
 
     @property

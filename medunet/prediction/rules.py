@@ -9,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ClassRule:
-    """The best rule for one class, and whether it is worth keeping.
+    """The best rule for one class or region, and whether it is worth keeping.
 
     Args:
         name: of the class.
         index: of the class in the network's output.
-        value: of the class in the files.
+        value: of the class in the files; of a region the one that it is written with.
         keep_largest: only the largest component stays.
         min_size: smaller components go; mm³, in the plane mm².
         is_kept: whether the rule is to be used; a rule that does not pay is reported all the same.
@@ -47,10 +47,10 @@ def by_value(rules: Iterable[ClassRule]) -> dict[int, tuple[bool, float]]:
 
 
 def as_step(rules: Iterable[ClassRule], *, classes: int) -> dict[str, Any]:
-    """The arguments of `medunet.transforms.CleanComponentsd` for the rules that are kept.
+    """The arguments of `medunet.transforms.CleanComponentsd`, or `CleanRegionsd`, for the rules that are kept.
 
     Args:
-        rules: of the classes.
+        rules: of the classes, or of the regions.
         classes: how many the network's output has.
 
     Example:
@@ -62,3 +62,13 @@ def as_step(rules: Iterable[ClassRule], *, classes: int) -> dict[str, Any]:
     for rule in kept:
         sizes[rule.index] = rule.min_size
     return {"keep_largest": [rule.index for rule in kept if rule.keep_largest], "min_size": sizes}
+
+
+def by_region(rules: Iterable[ClassRule]) -> dict[int, tuple[bool, float]]:
+    """The rules of regions that are kept, as `medunet.transforms.clean_regions` takes them.
+
+    Example:
+        >>> by_region([ClassRule("whole", 0, 1, keep_largest=True, is_kept=True), ClassRule("core", 1, 2)])
+        {0: (True, 0.0)}
+    """
+    return {rule.index: (rule.keep_largest, rule.min_size) for rule in rules if rule.is_kept}

@@ -27,3 +27,4 @@ from .trainer import Evaluator as Evaluator
 from .trainer import Trainer as Trainer
 from .transfer import WeightsTransfer as WeightsTransfer
 from .transfer import weights_of as weights_of
+from .validation import ValidationHandler as ValidationHandler

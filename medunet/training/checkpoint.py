@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 
-from medunet.errors import DataError
+from medunet.errors import ConfigError, DataError
 from medunet.files import check_target, keep_as, remove_remains
 from medunet.networks import is_whole, load_checkpoint, load_weights, save_checkpoint, save_weights
 from medunet.trust import forget_weights
@@ -27,6 +27,9 @@ LAST_NAME = "last.pt"
 """Everything that continuing needs; written after every epoch."""
 PREVIOUS_NAME = "previous.pt"
 """The last but one: taken where a failing disk has broken the last."""
+
+FIXED = ("initial_lr", "max_lr", "weight_decay", "total_steps", "total_iters")
+"""Of optimizers and schedules, what does not change while they run."""
 
 SPARE_COPIES = 3
 """Checkpoints that must find room at the start: a new one beside the last and the one before."""
@@ -112,6 +115,7 @@ class CheckpointHandler:
 
         Raises:
             DataError: the folder cannot be written or has no room; ``last.pt`` and ``previous.pt`` are both broken.
+            ConfigError: the training was begun with another learning rate or number of steps.
         """
         # registered only now, so that it runs after all other handlers of an epoch (validation, schedule, history)
         if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
@@ -126,6 +130,7 @@ class CheckpointHandler:
         if state is None:
             logger.info("nothing to resume at %s: starting from the first epoch", LAST_NAME)
             return
+        self._check_unchanged(state)
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.lr_scheduler is not None:
@@ -143,6 +148,23 @@ class CheckpointHandler:
         logger.info("resumed after epoch %d", state["epoch"])
         if engine.state.epoch >= engine.state.max_epochs or state.get("stopped", False):
             engine.terminate()
+
+    def _check_unchanged(self, state: Mapping[str, Any]) -> None:
+        """Refuse what the saved state would silently undo, or break on: a schedule is made for a number of steps."""
+        pairs = list(zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=False))
+        if self.lr_scheduler is not None:
+            pairs.append((self.lr_scheduler.state_dict(), state["lr_scheduler"]))
+        for here, before in pairs:
+            changed = [name for name in FIXED if name in here and before.get(name, here[name]) != here[name]]
+            if changed:
+                raise ConfigError(
+                    "a training goes on with the values that it was begun with",
+                    file=self.folder / LAST_NAME,
+                    received=", ".join(f"{name} {here[name]:g}" for name in changed),
+                    expected=", ".join(f"{name} {before[name]:g}" for name in changed),
+                    remedy="set epochs, steps_per_epoch and learning_rate back, or train into another --output with "
+                    "--init-from this run",
+                )
 
     def _load(self, device: torch.device) -> dict[str, Any] | None:
         path = self._newest()

@@ -16,6 +16,11 @@ from .normalise import NormalizeChannelsd as NormalizeChannelsd
 from .postprocess import CleanComponentsd as CleanComponentsd
 from .postprocess import Components as Components
 from .postprocess import clean_labels as clean_labels
+from .region_components import CleanRegionsd as CleanRegionsd
+from .region_components import by_size as by_size
+from .region_components import clean_regions as clean_regions
+from .region_components import regions_within as regions_within
+from .region_components import values_outside as values_outside
 from .regions import RegionMasksd as RegionMasksd
 from .regions import paint_regions as paint_regions
 from .sides import SwapLabels as SwapLabels

@@ -87,13 +87,11 @@ class CleanComponentsd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        sizes = dict(enumerate(float(size) for size in min_size))
+        sizes = check_sizes(min_size)
         if any(index < 1 for index in keep_largest) or sizes.get(0, 0) != 0:
             raise ConfigError(
                 "the background has no components to remove", received=f"keep_largest={list(keep_largest)}, {sizes}"
             )
-        if not all(math.isfinite(size) and size >= 0 for size in sizes.values()):
-            raise ConfigError("min_size is no size", received=list(min_size), expected="numbers >= 0")
         indices = sorted({*keep_largest, *(index for index, size in sizes.items() if size > 0)})
         self.rules = {index: (index in keep_largest, sizes.get(index, 0.0)) for index in indices}
 
@@ -102,7 +100,7 @@ class CleanComponentsd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             labels = item[key]
-            cleaned = clean_labels(_as_array(labels[0]), self.rules, voxel_size=voxel_size(labels))
+            cleaned = clean_labels(as_array(labels[0]), self.rules, voxel_size=voxel_size(labels))
             tensor = torch.from_numpy(cleaned)[None].to(labels.device)
             item[key] = MetaTensor(tensor).copy_meta_from(labels) if isinstance(labels, MetaTensor) else tensor
         return item
@@ -137,7 +135,16 @@ def voxel_size(labels: torch.Tensor) -> float:
     return float(np.prod(np.linalg.norm(columns, axis=0)))
 
 
-def _as_array(labels: torch.Tensor) -> Array:
+def check_sizes(min_size: Sequence[float]) -> dict[int, float]:
+    """Smallest sizes by index; raises ConfigError for anything that is no size."""
+    sizes = dict(enumerate(float(size) for size in min_size))
+    if not all(math.isfinite(size) and size >= 0 for size in sizes.values()):
+        raise ConfigError("min_size is no size", received=list(min_size), expected="numbers >= 0")
+    return sizes
+
+
+def as_array(labels: torch.Tensor) -> Array:
+    """A tensor's numbers without its metadata, on the CPU."""
     tensor = labels.as_tensor() if isinstance(labels, MetaTensor) else torch.as_tensor(labels)
     array: Array = tensor.detach().cpu().numpy()
     return array

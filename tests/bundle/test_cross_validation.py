@@ -141,6 +141,19 @@ def test_ctrl_c_ends_everything(cells: Path, tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "out" / "configs").exists()
 
 
+def test_what_an_earlier_training_predicted_is_not_measured(
+    whole: CrossValidation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights were removed so that it is trained again."""
+    monkeypatch.setattr(cross_validation, "train_prepared", lambda *_, **__: None)
+    for run, kept in ((tmp_path / "fold_0", False), (whole.folds[0].run, True)):
+        (run / "predictions").mkdir(parents=True, exist_ok=True)
+        (run / "predictions" / "old.txt").touch()
+        cross_validation.train_fold(0, run, "cpu", "")
+        assert (run / "predictions" / "old.txt").exists() is kept
+    (whole.folds[0].run / "predictions" / "old.txt").unlink()
+
+
 @pytest.mark.parametrize("folds", [[2], [], [-1]])
 def test_a_fold_that_does_not_exist_is_refused(cells: Path, tmp_path: Path, folds: list[int]) -> None:
     with pytest.raises(ConfigError, match="no such fold"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,12 +149,47 @@ def test_evaluation_leaves_out_what_is_ignored(tmp_path: Path) -> None:
 def test_a_plan_is_replaced_but_nothing_else_is(tmp_path: Path) -> None:
     data, bundle = make(tmp_path, "cells")
     plan_bundle(data, bundle, device="cpu", measure=False)
-    (bundle / "models").mkdir()
-    (bundle / "models" / "last.pt").write_bytes(b"")
-    with pytest.raises(DataError, match="trained run"):
-        plan_bundle(data, bundle, device="cpu", measure=False)
+    # a run, the ensemble of a cross-validation, and one that is not yet joined
+    for weights in ("models/last.pt", "models/fold_0.pt", "fold_1/models/last.pt"):
+        (bundle / weights).parent.mkdir(parents=True)
+        (bundle / weights).write_bytes(b"")
+        with pytest.raises(DataError, match="trained run"):
+            plan_bundle(data, bundle, device="cpu", measure=False)
+        shutil.rmtree((bundle / weights).parent)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("")
     with pytest.raises(DataError, match="something else"):
         plan_bundle(data, tmp_path / "other", device="cpu", measure=False)
     assert not list(tmp_path.glob(".plan_*"))
+
+
+@pytest.mark.parametrize(("options", "axes"), [({}, [0.0, 0.0, 0.5]), ({"dims": 2}, [0.0, 0.0, 0.5])])
+def test_the_preset_for_few_images_mixes_no_planes_that_lie_far_apart(
+    tmp_path: Path, options: dict[str, Any], axes: list[float]
+) -> None:
+    _, bundle = make(tmp_path, "anisotropic", **options)
+    few = read_json(bundle / "configs" / "few.json")
+    assert few["augment::deform::rotate_range"] == axes
+    assert few["augment::deform::elastic_sigma"] == [3.0, 3.0, 0.0]
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_few_images_with_regions_or_ignored_pixels_are_trained_on(tmp_path: Path, regions: bool) -> None:
+    data = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    for case in range(2):
+        label = np.zeros((64, 64), np.uint8)
+        label[8:40, 8:40], label[16:30, 16:30], label[50:, :] = 1, 2, 3
+        image = (label * 50 + rng.normal(0, 5, label.shape)).astype(np.float32)
+        write_volume(image, data / "imagesTr" / f"c_{case}_0000.nii.gz", affine=np.eye(4))
+        write_volume(label, data / "labelsTr" / f"c_{case}.nii.gz", affine=np.eye(4))
+    labels: dict[str, Any] = {"background": 0, "whole": [1, 2] if regions else 1, "core": 2, "ignore": 3}
+    manifest = {"channel_names": {"0": "EM"}, "labels": labels, "file_ending": ".nii.gz"}
+    manifest |= {"regions_class_order": [1, 2]} if regions else {}
+    (data / "dataset.json").write_text(json.dumps(manifest))
+    bundle = plan_bundle(data, tmp_path / "bundle", device="cpu", measure=False).folder
+    result = train_bundle(bundle, data, tmp_path / "run", changes=short(bundle), presets=["few"], device="cpu")
+    assert np.isfinite(result.history[0]["loss"])
+    loss = read_json(tmp_path / "run" / "configs" / "train.json")["loss"]
+    assert loss["ignore_index"] == 255
+    assert loss["_target_"].rpartition(".")[2] == ("RegionDiceCELoss" if regions else "BorderWeightedCELoss")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -133,3 +134,34 @@ def test_every_case_is_counted_and_shown_once(dataset):
     survey(dataset, done=lambda: count.append(1), visit=lambda view: seen.append(view.case.name))
     assert len(count) == 3
     assert sorted(seen) == ["mr_000", "mr_001", "mr_002"]
+
+
+def test_as_many_values_as_are_named_are_classes(tmp_path):
+    """TotalSegmentator has 117 classes; without names so many values would be taken for instances."""
+    label = (np.arange(5 * 6 * 7) % 118).astype(np.uint8).reshape(5, 6, 7)
+    image = write_volume(label.astype(np.float32), tmp_path / "a.nii.gz")
+    case = Case("a", (image,), write_volume(label, tmp_path / "b.nii.gz"))
+    names = {"background": 0, **{f"organ {value}": value for value in range(1, 118)}}
+    assert [f.severity for f in check_pair(case, names, level="voxels")] == []
+    (finding,) = check_pair(case, level="voxels")
+    assert "too many values" in finding.cause
+
+
+def test_slices_that_say_they_are_volumes_are_found_before_training(tmp_path):
+    for name in ("a", "b"):
+        write_volume(np.ones((9, 8, 1), np.float32), tmp_path / "images" / f"{name}.nii.gz")
+        write_volume(np.eye(9, 8, dtype=np.uint8)[..., None], tmp_path / "labels" / f"{name}.nii.gz")
+    findings = check_dataset(open_dataset(tmp_path))
+    assert [(f.severity, f.case) for f in findings] == [("error", "a"), ("error", "b")]
+    with pytest.raises(DataError, match=r"single slice.*without the third axis"):
+        raise_on_error(findings[:1])
+
+
+def test_more_classes_than_a_label_map_can_hold_are_refused(tmp_path):
+    write_volume(np.ones((9, 8, 7), np.float32), tmp_path / "imagesTr" / "a_0000.nii.gz")
+    write_volume(np.ones((9, 8, 7), np.uint8), tmp_path / "labelsTr" / "a.nii.gz")
+    labels = {"background": 0, **{f"part {value}": value for value in range(1, 256)}}
+    manifest = {"channel_names": {"0": "MR"}, "labels": labels, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="too many classes"):
+        open_dataset(tmp_path)

@@ -17,7 +17,7 @@ BRATS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 
 
 def write(root: Path, labels: dict[str, Any], values: list[int] | None = None, **manifest: Any) -> Path:
-    label = np.array([[*(values or [0, 1, 2, 3])]], dtype=np.uint8).repeat(3, axis=0)[None]
+    label = np.array([[*(values or [0, 1, 2, 3])]], dtype=np.uint8).repeat(3, axis=0)[None].repeat(2, axis=0)
     write_volume(label, root / "labelsTr" / "a.nii.gz", affine=np.eye(4))
     write_volume(label.astype(np.float32), root / "imagesTr" / "a_0000.nii.gz", affine=np.eye(4))
     content = {"channel_names": {"0": "MR"}, "labels": labels, "file_ending": ".nii.gz", **manifest}

@@ -13,8 +13,9 @@ import pytest
 
 from medunet.datasets import Case, open_dataset
 from medunet.errors import DataError
-from medunet.io import write_volume
+from medunet.io import read_volume, write_volume
 from medunet.planning import Fingerprint, fingerprint
+from medunet.planning.cache import MeasureCache
 from medunet.planning.measure import CaseMeasure, thickness
 from medunet.planning.orientation import anonymous, orientation_words, side_pairs, words_of
 
@@ -100,6 +101,18 @@ def test_a_changed_file_is_measured_again(two_cases: Path, tmp_path: Path) -> No
     assert len(lines) == 2
 
 
+def test_voxels_beside_their_header_count_as_the_case(two_cases: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(two_cases)
+    measure = MODULE._measure(dataset.cases[0], dataset.labels, None, dataset)
+    for name in ("c.mhd", "c.raw"):
+        (tmp_path / name).write_bytes(b"1")
+    case = Case("c", (tmp_path / "c.mhd",))
+    MeasureCache(tmp_path / "cache", dataset).put(case, measure)
+    assert MeasureCache(tmp_path / "cache", dataset).get(case) == measure
+    (tmp_path / "c.raw").write_bytes(b"12")
+    assert MeasureCache(tmp_path / "cache", dataset).get(case) is None
+
+
 def test_an_interrupted_measurement_goes_on(two_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     whole = fingerprint(open_dataset(two_cases), cache=cache)
@@ -167,6 +180,33 @@ def test_ignored_voxels_are_no_foreground(make_data: DataMaker) -> None:
     assert [entry.name for entry in found.classes] == ["organ"]
     # 4 x 4 x 2 voxels of either, in 16**3
     assert found.foreground_share == pytest.approx(32 / (16**3 - 32), rel=1e-4)
+
+
+def test_cases_without_foreground_tell_nothing_of_its_intensities(two_cases: Path) -> None:
+    for name in ("air_1", "air_2", "air_3"):  # more of them than of the others
+        write_case(two_cases, name, np.full((10, 8, 6), -1000), np.zeros((10, 8, 6)), np.diag([1.0, 2.0, 3.0, 1.0]))
+    found = fingerprint(open_dataset(two_cases))
+    assert len(found.cases) == 5
+    assert (found.channels[0].mean, found.channels[0].low) == (20.0, 10.0)
+
+
+def test_the_background_may_have_another_value_than_0(two_cases: Path) -> None:
+    """As of scribbles: 0 is not annotated, 1 background, 2 the cell."""
+    for path in (two_cases / "labels").iterdir():
+        label = np.asarray(read_volume(path).image[0]) + 1
+        label[:3] = 0
+        write_volume(label.astype(np.uint8), path, affine=np.diag([1.0, 2.0, 3.0, 1.0]), overwrite=True)
+    (two_cases / "images").rename(two_cases / "imagesTr")
+    (two_cases / "labels").rename(two_cases / "labelsTr")
+    for path in (two_cases / "imagesTr").iterdir():
+        path.rename(path.with_name(path.name.replace(".nii", "_0000.nii")))
+    labels = {"ignore": 0, "background": 1, "cell": 2}
+    manifest = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
+    (two_cases / "dataset.json").write_text(json.dumps(manifest))
+    found = fingerprint(open_dataset(two_cases))
+    assert found.labels == {"background": 1, "cell": 2}
+    assert found.channels[0].mean == 20.0
+    assert [entry.name for entry in found.classes] == ["cell"]
 
 
 def test_regions_are_known_and_their_values_measured(make_data: DataMaker) -> None:

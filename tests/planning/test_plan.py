@@ -12,7 +12,7 @@ import torch
 
 from medunet.bundle import find_bundle
 from medunet.datasets import open_dataset, write_phantom_dataset
-from medunet.errors import ConfigError
+from medunet.errors import ConfigError, DataError
 from medunet.io import write_volume
 from medunet.networks import UNet
 from medunet.planning import Plan, adapt, fingerprint, parse_time, plan
@@ -278,6 +278,20 @@ def test_the_schedule_fits_the_time(seconds: float, image_seconds: float) -> Non
     assert found.seconds == pytest.approx(total)
     if seconds >= 600:
         assert total > 0.7 * seconds  # and uses it
+
+
+def test_a_validation_longer_than_the_time_does_not_lengthen_the_training() -> None:
+    cost = StepCost(True, step_seconds=0.3, image_seconds=10.0)
+    found = fit_schedule(cost, steps_per_epoch=20, validation_cases=400, seconds=600, device="cpu")
+    assert found.epochs * found.steps_per_epoch * 0.3 <= 300
+    assert found.seconds <= 300 + 4000 + START_SECONDS
+    assert "longer than the other half" in found.reason
+
+
+def test_one_case_cannot_be_planned_for(make_data: DataMaker) -> None:
+    with pytest.raises(DataError, match=r"second case.*cut this one in two"):
+        plan_for(make_data(cases=1))
+    assert plan_for(make_data(cases=2)).values["folds"] == 2
 
 
 def test_without_a_time_a_gpu_makes_more_steps() -> None:

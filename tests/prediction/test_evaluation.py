@@ -62,3 +62,16 @@ def test_different_grids_are_not_compared(tmp_path: Path) -> None:
 def test_a_result_bears_its_inputs_name(tmp_path: Path) -> None:
     for source in ("hippocampus_001.nii.gz", "em_16.png"):
         assert prediction_path(tmp_path / source, Path("out")) == Path("out") / source
+
+
+def test_what_is_ignored_counts_as_background_whatever_its_value(tmp_path: Path) -> None:
+    """Scribbles: 0 is not annotated, 1 background, 3 liver."""
+    ref = np.zeros((6, 6, 6), np.uint8)
+    ref[:, :3], ref[:2, :3] = 1, 3
+    pred = np.ones((6, 6, 6), np.uint8)
+    pred[:2] = 3
+    write_volume(ref, tmp_path / "ref" / "a.nii.gz")
+    write_volume(pred, tmp_path / "pred" / "a.nii.gz")
+    pairs = pair_files(tmp_path / "pred", tmp_path / "ref")
+    [scores] = evaluate_pairs(pairs, labels={"background": 1, "liver": 3}, ignore=0)
+    assert scores["classes"]["liver"]["dice"] == 1.0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from medunet.io import read_volume, write_volume
 from medunet.metrics import summarise
-from medunet.prediction import Pair, choose_rules, evaluate_pairs
+from medunet.prediction import Pair, choose_region_rules, choose_rules, evaluate_pairs
 
 LABELS = {"background": 0, "liver": 5, "vessel": 9}
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
@@ -91,3 +92,66 @@ def test_islands_where_nothing_was_annotated_do_not_count(pairs: list[Pair]) -> 
     liver, _ = choose_rules(pairs, LABELS, ignore=255)
     assert liver.dice_before == 1.0
     assert not liver.is_kept
+
+
+REGIONS = {"whole": [1, 2, 5], "core": [2, 5], "enhancing": [5]}
+ORDER = [1, 2, 5]
+REGION_LABELS = {"background": 0, "label_1": 1, "label_2": 2, "enhancing": 5}
+
+
+@pytest.fixture
+def tumours(tmp_path: Path) -> list[Pair]:
+    """Tumours are balls within balls; predictions have a false tumour, and a false core within the true one."""
+    found = []
+    for case in range(3):
+        ref = np.zeros((32, 32, 20), np.uint8)
+        for value, radius in ((1, 8), (2, 4), (5, 2)):
+            ref[ball((12, 12, 9), radius)] = value
+        pred = ref.copy()
+        for value, radius in ((1, 3), (2, 2), (5, 1)):
+            pred[ball((27, 27 - case, 14), radius)] = value
+        pred[ball((12, 19, 9), 1)] = 2
+        files = [tmp_path / name / f"case_{case}.nii.gz" for name in ("pred", "ref")]
+        for file, labels in zip(files, (pred, ref), strict=True):
+            write_volume(labels, file, affine=AFFINE)
+        found.append(Pair(f"case_{case}", *files))
+    return found
+
+
+def test_false_regions_go_and_those_around_them_stay(tumours: list[Pair]) -> None:
+    whole, core, enhancing = choose_region_rules(tumours, REGION_LABELS, REGIONS, order=ORDER)
+    assert (whole.name, whole.index, whole.value) == ("whole", 0, 1)
+    assert whole.is_kept and core.is_kept
+    assert not enhancing.is_kept  # its false part went with the false tumour
+    assert enhancing.dice_before < enhancing.dice_after == 1.0
+    assert whole.dice_after == core.dice_after == 1.0
+
+
+def test_the_promised_dice_of_regions_is_that_of_the_cleaned_files(tumours: list[Pair]) -> None:
+    options: dict[str, Any] = {"labels": REGION_LABELS, "regions": REGIONS}
+    rules = choose_region_rules(tumours, REGION_LABELS, REGIONS, order=ORDER)
+    before = summarise(list(evaluate_pairs(tumours, **options)))
+    after = summarise(list(evaluate_pairs(tumours, **options, rules=rules)))
+    for rule in rules:
+        assert before["classes"][rule.name]["scores"]["dice"]["mean"] == pytest.approx(rule.dice_before, abs=1e-12)
+        assert after["classes"][rule.name]["scores"]["dice"]["mean"] == pytest.approx(rule.dice_after, abs=1e-12)
+
+
+def test_a_rule_that_would_cost_a_region_within_is_not_kept(tumours: list[Pair]) -> None:
+    """The second tumour is wrong but for its enhancing core, which the first one lacks: without it none is left."""
+    for pair in tumours:
+        ref = np.zeros((32, 32, 20), np.uint8)
+        ref[ball((12, 12, 9), 8)] = 1
+        pred = ref.copy()
+        pred[ball((27, 26, 14), 3)] = 1
+        ref[ball((27, 26, 14), 1)] = pred[ball((27, 26, 14), 1)] = 5
+        write_volume(ref, pair.ref, affine=AFFINE, overwrite=True)
+        write_volume(pred, pair.pred, affine=AFFINE, overwrite=True)
+    whole, core, enhancing = choose_region_rules(tumours, REGION_LABELS, REGIONS, order=ORDER)
+    assert not (whole.is_kept or core.is_kept or enhancing.is_kept)
+
+
+def test_regions_without_a_value_of_their_own_are_left_alone(tumours: list[Pair]) -> None:
+    regions = {"one": [1, 5], "other": [2, 5]}
+    rules = choose_region_rules(tumours, REGION_LABELS, regions, order=[1, 5])
+    assert not rules[0].is_kept

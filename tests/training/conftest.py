@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from monai.data import DataLoader, Dataset
-from monai.handlers import MeanDice, ValidationHandler, from_engine
+from monai.handlers import MeanDice, from_engine
 from monai.transforms import AsDiscreted
 
 from medunet.training import (
@@ -19,6 +19,7 @@ from medunet.training import (
     Evaluator,
     RepeatSampler,
     Trainer,
+    ValidationHandler,
     WeightAverage,
     WeightsTransfer,
 )
@@ -42,6 +43,7 @@ def make_validated() -> Callable[..., Trainer]:
         resume: bool = False,
         decay: float = 0.99,
         patience: int = 0,
+        interval: int = 1,
         learning_rate: float = 0.01,
         init_from: Path | None = None,
         network: torch.nn.Module | None = None,
@@ -68,8 +70,8 @@ def make_validated() -> Callable[..., Trainer]:
             ),
             WeightsTransfer(init_from, network),
             EpochSeeder(3, dataset, sampler=sampler),
-            ValidationHandler(interval=1, validator=validator),
-            EarlyStop(patience, validator=validator),
+            ValidationHandler(interval=interval, validator=validator),
+            EarlyStop(patience, validator=validator, interval=interval),
         ]
         return Trainer(
             device=device,

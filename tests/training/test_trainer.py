@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.data import DataLoader, Dataset
 
 from medunet.errors import ConfigError, DataError
@@ -171,3 +172,28 @@ def test_sampler_changes_with_the_epoch_and_repeats_with_the_seed() -> None:
     assert first == list(twin)
     sampler.set_epoch(1)
     assert first != list(sampler)
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "named"), [(0.1, 8, "initial_lr"), (0.01, 12, "total_steps 12"), (0.01, 6, "total_steps 6")]
+)
+def test_a_training_is_not_resumed_with_a_schedule_of_other_length_or_height(
+    tmp_path: Path, rate: float, steps: int, named: str
+) -> None:
+    def handler(rate: float, steps: int, *, resume: bool) -> tuple[CheckpointHandler, Engine]:
+        network = torch.nn.Conv2d(1, 2, 3)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps)
+        engine = Engine(lambda *_: None)
+        engine.state.device, engine.state.iteration, engine.grad_scaler = torch.device("cpu"), 4, None
+        engine.state.epoch, engine.state.max_epochs = 2, 4
+        kept = CheckpointHandler(str(tmp_path), network, optimizer=optimizer, lr_scheduler=schedule, resume=resume)
+        return kept, engine
+
+    first, engine = handler(0.01, 8, resume=False)
+    first.save(engine)
+    same, engine = handler(0.01, 8, resume=True)
+    same.start(engine)
+    other, engine = handler(rate, steps, resume=True)
+    with pytest.raises(ConfigError, match=named):
+        other.start(engine)
