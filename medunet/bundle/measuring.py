@@ -51,8 +51,9 @@ def evaluate_bundle(
     if section not in ("validation", "all", "training"):
         raise ConfigError("unknown section", received=section, expected="validation or all")
     require_trust(bundle, trust=trust)
-    dataset = open_dataset(data)
     config = read_json(bundle / "configs" / "evaluate.json")
+    skipped = config.get("skip_cases", ())
+    dataset = open_dataset(data, problems=[] if skipped else None)  # of any other bad case `datalist` tells
     if section == "validation" and ENSEMBLE_FOLDS in config:
         raise ConfigError(
             "every case of an ensemble's data set has trained one of its members",
@@ -66,7 +67,7 @@ def evaluate_bundle(
         fold=config["fold"],
         folds=config["folds"],
         validation_cases=config["validation_cases"],
-        skip_cases=config.get("skip_cases", ()),
+        skip_cases=skipped,
     )
     labels = class_values(config)
     pairs: list[Pair] = []
