@@ -116,7 +116,7 @@ def find_run(
         cases=cases,
         histories=cast("Mapping[str, Sequence[EpochRecord]]", histories),
         facts=_facts(config, dataset, histories, measured=kind),
-        settings=settings_of(run),
+        settings=[setting for setting in settings_of(run) if not (folds and setting.id == "fold")],  # it has all
         notes=told,
         trained_on=seen,
         groups=groups,
