@@ -129,7 +129,7 @@ def write_dataset(pairs: Sequence[tuple[Path, Path]], folder: Path, bundle: Serv
             _link(source, folder / relative)
         entries.append(files)
     channels = {str(index): f"channel_{index}" for index in range(int(config["in_channels"]))}
-    manifest = {
+    manifest: dict[str, Any] = {
         "name": bundle.name,
         "modality": channels,
         "labels": {str(value): name for name, value in labels.items()},
@@ -137,7 +137,8 @@ def write_dataset(pairs: Sequence[tuple[Path, Path]], folder: Path, bundle: Serv
         "test": [],
     }
     if regions := region_values_of(config):  # classes that overlap, in nnU-Net's words
-        manifest |= {"labels": {"background": 0, **regions}, ORDER_KEY: config["regions_class_order"]}
+        manifest["labels"] = {"background": 0, **regions}
+        manifest[ORDER_KEY] = config["regions_class_order"]
     write_atomically(folder / "dataset.json", json.dumps(manifest, indent=2))
     return names
 
