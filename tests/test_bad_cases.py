@@ -113,6 +113,9 @@ def test_training_refuses_with_the_list_unless_told_to_go_on(
     assert "skip_cases" not in (tmp_path / "run" / "docs" / "changes.json").read_text()
     code, shown = call("evaluate", tmp_path / "run", "--data", data)
     assert code == 0, shown
+    (data / "dataset.json").unlink()  # so that labels are read to find their values
+    code, shown = call("evaluate", tmp_path / "run", "--data", data)
+    assert code == 0, shown
 
 
 @pytest.mark.slow

@@ -119,12 +119,10 @@ def _measure_together(results: Sequence[Path], folds: Sequence[int], output: Pat
     for fold in folds:
         runs = [result / f"fold_{fold}" for result in results]
         config = read_json(runs[0] / "configs" / "evaluate.json")
-        skipped = config.get("skip_cases", ())
-        ignore = open_dataset(config["dataset_dir"], problems=[] if skipped else None).ignore
+        data, skipped = config["dataset_dir"], config.get("skip_cases", ())
+        ignore = open_dataset(data, problems=[] if skipped else None).ignore
         joint = JointPredictor(runs, output_dir=output / "predictions", device=device, overwrite=True)
-        items = datalist(
-            config["dataset_dir"], section="validation", fold=fold, folds=config["folds"], skip_cases=skipped
-        )
+        items = datalist(data, section="validation", fold=fold, folds=config["folds"], skip_cases=skipped)
         pairs += [pair_of(item, joint.predict_case(source_of(item))) for item in items]
         logger.info("fold %d: %d cases predicted by all together", fold, len(items))
     pairs.sort(key=lambda pair: pair.name)

@@ -62,7 +62,7 @@ def evaluate_bundle(
     require_trust(bundle, trust=trust)
     config = read_json(bundle / "configs" / "evaluate.json")
     skipped = config.get("skip_cases", ())
-    dataset = open_dataset(data, problems=[] if skipped else None)
+    dataset = open_dataset(data, problems=[] if skipped else None)  # of any other bad case `datalist` tells
     if section == "validation" and ENSEMBLE_FOLDS in config:
         raise ConfigError(
             "every case of an ensemble's data set has trained one of its members",

@@ -116,7 +116,7 @@ def find_run(
         cases=cases,
         histories=cast("Mapping[str, Sequence[EpochRecord]]", histories),
         facts=_facts(config, dataset, histories, measured=kind),
-        settings=settings_of(run),
+        settings=[setting for setting in settings_of(run) if not (folds and setting.id == "fold")],  # it has all
         notes=told,
         trained_on=seen,
         groups=groups,
@@ -175,10 +175,12 @@ def _trained_on(config: Mapping[str, Any], dataset: SegmentationDataset | None, 
         return frozenset()
     if is_ensemble:
         return frozenset(case.name for case in dataset.cases)
+    skipped = frozenset(config.get("skip_cases", ()))
+    cases = [case for case in dataset.cases if case.name not in skipped]
     if chosen := config.get("validation_cases"):
-        return frozenset(case.name for case in dataset.cases) - set(chosen)
+        return frozenset(case.name for case in cases) - set(chosen)
     try:
-        training, _ = split_fold(dataset.cases, fold=config["fold"], folds=config["folds"])
+        training, _ = split_fold(cases, fold=config["fold"], folds=config["folds"])
     except ConfigError:  # measured on other data than it was trained on
         return frozenset()
     return frozenset(case.name for case in training)

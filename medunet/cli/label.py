@@ -77,8 +77,7 @@ def label(
     server.prepare()
     for line in describe(server.bundles):
         console.print(line)
-    address = f"http://{server.host}:{server.port}"
-    console.print(f"MONAI Label: {address}" + (f", OHIF: {address}/ohif/" if server.is_remote else ""))
+    console.print(f"MONAI Label: {server.address}" + (f", OHIF: {server.address}/ohif/" if server.is_remote else ""))
     command, variables = server.command(), server.variables()
     sys.stdout.flush()
     if os.name == "posix":

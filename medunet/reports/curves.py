@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from typing_extensions import NotRequired
@@ -20,6 +21,7 @@ from .colours import class_colours
 from .panels import RUN_COLOURS, Panel, Theme, render_png
 
 PanelName: TypeAlias = Literal["training loss", "validation Dice"]
+Corner: TypeAlias = Literal["upper right", "lower right"]
 
 LOG_SCALE_RATIO = 20.0
 """A loss that falls by more than this factor is drawn on a logarithmic axis, or its end would be a flat line."""
@@ -134,7 +136,7 @@ def _means(histories: _Histories, axes: Axes, theme: Theme) -> None:
         epochs = [record["epoch"] for record in validated]
         axes.plot(epochs, means, color=colour, label=name, **_stroke(len(validated)))
     _from_lowest(axes, drawn)
-    _legend(axes, theme, location="lower right", columns=1 + len(histories) // 6)
+    _legend(axes, theme, location=_free_corner(axes), columns=1 + len(histories) // 6)
     _epochs(axes, theme)
 
 
@@ -154,7 +156,7 @@ def _classes(histories: _Histories, axes: Axes, theme: Theme) -> None:
         means = [mean_dice(entry) for entry in dice]
         axes.plot(epochs, means, color=theme["line"], label="mean", linestyle=(0, (4, 2)), **stroke)
     _from_lowest(axes, drawn)
-    _legend(axes, theme, location="lower right", columns=1 + len(shown) // 6)
+    _legend(axes, theme, location=_free_corner(axes), columns=1 + len(shown) // 6)
     _epochs(axes, theme)
 
 
@@ -163,12 +165,19 @@ def _from_lowest(axes: Axes, drawn: Sequence[float]) -> None:
     axes.set_ylim(max(0.0, lowest - ROOM_BELOW), 1)
 
 
+def _free_corner(axes: Axes) -> Corner:
+    """The corner on the right where the curves do not end."""
+    ends = [float(np.asarray(line.get_ydata())[-1]) for line in axes.get_lines() if len(np.asarray(line.get_ydata()))]
+    finite = [end for end in ends if math.isfinite(end)]
+    return "upper right" if finite and sum(finite) / len(finite) < sum(axes.get_ylim()) / 2 else "lower right"
+
+
 def _epochs(axes: Axes, theme: Theme) -> None:
     axes.set_xlabel("epoch", fontsize=8.5, color=theme["ink"], loc="right")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _legend(axes: Axes, theme: Theme, *, location: Literal["upper right", "lower right"], columns: int) -> None:
+def _legend(axes: Axes, theme: Theme, *, location: Corner, columns: int) -> None:
     legend = axes.legend(loc=location, fontsize=8, frameon=False, labelcolor=theme["ink"], ncols=columns)
     legend.set_in_layout(False)
 

@@ -200,7 +200,7 @@ def write_report(
         lowest=lowest,
         nan=math.nan,
         scores={letter: {case["name"]: case for case in cases} for letter, cases in measured.items()},
-        seen={name for run in runs for name in run.trained_on} & set(order),
+        seen=_measured_and_trained_on(lettered),
         settings=_settings(lettered),
         svgs={
             section: [
@@ -214,6 +214,16 @@ def write_report(
         failures=FAILURES,
     )
     return write_atomically(path, re.sub(r"\n\s*\n+", "\n", text))
+
+
+def _measured_and_trained_on(runs: Mapping[str, RunResults]) -> dict[str, str]:
+    """Letters of the runs that were measured on a case which they had trained on, by its name."""
+    seen: dict[str, str] = {}
+    for letter, run in runs.items():
+        for case in run.cases:
+            if case["name"] in run.trained_on:
+                seen[case["name"]] = seen.get(case["name"], "") + letter
+    return seen
 
 
 @dataclass(frozen=True)

@@ -232,11 +232,14 @@ class TrackingHandler:
         values |= {f"device::{name}": show(value) for name, value in surroundings["device"].items()}
         origin = json.loads(files.get("docs/changes.json", "{}"))
         changed = changed_parameters(origin.get("changed", {}))
-        tags = {MLFLOW_RUN_NOTE: describe(str(origin.get("bundle", "")), changed)} if origin else {}
-        if changed:
-            tags["medunet.changed"] = ", ".join(changed)[:5000]
         for journal in (self._parent, self._run):
-            journal.params({key: value for key, value in values.items() if journal is self._run or key != "fold"})
+            left_out = {"fold"} if journal is self._parent else set()  # it is of all folds
+            own = {key: value for key, value in values.items() if key not in left_out}
+            told = {key: pair for key, pair in changed.items() if key not in left_out}
+            journal.params(own)
+            tags = {MLFLOW_RUN_NOTE: describe(str(origin.get("bundle", "")), told)} if origin else {}
+            if told:
+                tags["medunet.changed"] = ", ".join(told)[:5000]
             if tags:
                 journal.tags(tags)
         for name, text in files.items():

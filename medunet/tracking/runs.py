@@ -23,7 +23,8 @@ URI_VARIABLE = "MLFLOW_TRACKING_URI"
 STORE_NAME = "mlruns.db"
 """The SQLite store beside the folders of the runs."""
 
-MAX_RUNS = 1000
+RUNS_AT_ONCE = 1000
+"""In one answer of the store."""
 
 BEST_METRIC = "best_val_mean_dice"
 
@@ -208,7 +209,15 @@ def _search(uri: str, experiment_name: str) -> list[Run]:
         experiment = server.client.get_experiment_by_name(experiment_name)
         if experiment is None:
             raise ConfigError("the store has no such experiment", file=server.name, received=experiment_name)
-        return list(server.client.search_runs([experiment.experiment_id], max_results=MAX_RUNS))
+        found: list[Run] = []
+        token: str | None = ""
+        while token is not None:
+            page = server.client.search_runs(
+                [experiment.experiment_id], max_results=RUNS_AT_ONCE, page_token=token or None
+            )
+            found += page
+            token = page.token or None
+        return found
     except ConfigError:
         raise
     except Exception as error:  # MLflow raises many types

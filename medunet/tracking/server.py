@@ -37,6 +37,9 @@ KEY_TAG = "medunet.key"
 PROBE_SECONDS = 5.0
 """A server that says nothing for so long does not answer."""
 
+PROXY_ALONE = (502, 503, 504)
+"""What a proxy answers whose server does not."""
+
 BATCH = 100
 """Parameters and tags in one request; MLflow takes no more."""
 
@@ -94,16 +97,17 @@ class Server:
         raise AssertionError
 
     def is_up(self) -> bool:
-        """Whether the store answers at all; any answer counts, so that logins and proxies are MLflow's affair."""
+        """Whether the store answers; any word of it counts, so that logins are MLflow's affair, but not a proxy's."""
         if not self.uri.startswith(("http://", "https://")):
             return True
+        health = f"{self.uri.rstrip('/')}/health"
         try:
-            requests.get(f"{self.uri.rstrip('/')}/health", timeout=PROBE_SECONDS, headers=resolve_request_headers())
+            found = requests.get(health, timeout=PROBE_SECONDS, headers=resolve_request_headers())
         except requests.exceptions.SSLError:
             return True
         except requests.exceptions.RequestException:
             return False
-        return True
+        return found.status_code not in PROXY_ALONE
 
     def check(self) -> None:
         """Find out before a training whether the store can be used.

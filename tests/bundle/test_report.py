@@ -109,6 +109,21 @@ def test_cases_that_were_trained_on_are_told(runs: list[Path], volumes: Path, tm
     assert "some of them trained on" in results.facts["measured"]
 
 
+def test_a_case_that_was_left_out_moves_no_other_between_training_and_validation(volumes: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(volumes, tmp_path / "data"))
+    image = data / "imagesTr" / "ct_000.nii.gz"
+    image.write_bytes(image.read_bytes()[:-2000])  # its header is whole, so it is one of the data set's cases
+    changes = {**SMALL, "patch_size": [16, 16, 16], "epochs": 1, "folds": 2}
+    run = tmp_path / "run"
+    train_bundle(find_bundle("unet_3d"), data, run, changes=changes, device="cpu", skip_bad=True)
+    evaluate_bundle(run, data, run / "evaluation", device="cpu")
+    results = find_run(run, "run", dataset=open_dataset(data)).results
+    assert [case["name"] for case in results.cases] == ["ct_001", "ct_003", "ct_005"]
+    assert results.trained_on == {"ct_002", "ct_004"}
+    assert not results.notes
+    assert results.facts["measured"].endswith("validation of fold 0")
+
+
 def test_a_moved_data_set_costs_the_slices_only(runs: list[Path], page: Path, tmp_path: Path) -> None:
     run = shutil.copytree(runs[0], tmp_path / "run")
     config = json.loads((run / "configs" / "evaluate.json").read_text())
@@ -158,6 +173,7 @@ def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, bro
     text = written.page.read_text()
     assert "each by the fold that had not seen it" in text
     assert "V_rand" in text and "Cleaning after the network" in text
+    assert "<code>folds</code>" in text and "<code>fold</code>" not in text  # not that of its first member
     assert "HD95 (px)" in text and " mm" not in re.sub(r"<table.*?</table>", "", text, flags=re.DOTALL)  # no scale
     browser.open(written.page)
     assert browser.errors == []

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from medunet.errors import DataError
 from medunet.reports import EpochRecord, curves_png, render_curves
-from medunet.reports.curves import panels_of
+from medunet.reports.curves import curve_panels, panels_of
+from medunet.reports.panels import LIGHT
 
 
 def history(epochs: int, *, validate: bool = True) -> list[EpochRecord]:
@@ -46,6 +48,21 @@ def test_one_epoch_is_visible() -> None:
     nothing = history(1)
     nothing[0]["loss"] = math.nan
     assert picture(render_curves(history(1))).min() < 60 < picture(render_curves(nothing)).min()
+
+
+@pytest.mark.parametrize("dice", [0.05, 0.3, 0.7, 0.95])
+def test_the_legend_of_several_folds_does_not_lie_where_their_curves_end(dice: float) -> None:
+    records = history(8)
+    for record in records:
+        if "val_dice" in record:
+            record["val_dice"] = {"liver": dice * record["epoch"] / 8}
+    panel = curve_panels({f"fold {fold}": records for fold in range(5)})[1]
+    figure = Figure(panel.inches)
+    axes = figure.subplots()
+    panel.draw(axes, LIGHT)
+    figure.draw_without_rendering()
+    end = axes.transData.transform((8, dice))
+    assert not axes.get_legend().get_window_extent().contains(*end)
 
 
 def test_the_file_is_written(tmp_path: Path) -> None:

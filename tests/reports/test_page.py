@@ -191,6 +191,14 @@ def test_cases_that_were_trained_on_are_marked(tmp_path: Path) -> None:
     assert found.text.split("\n").count("trained on") == 1
 
 
+def test_of_several_runs_a_case_is_marked_for_those_whose_numbers_it_flatters(tmp_path: Path) -> None:
+    # the first predicted each case by a fold that had not seen it, the second was measured on what it had trained on
+    first = results("first", cases=[case("one", 3), case("two", 4), case("three", 5)])
+    second = results("second", cases=[case("one", 9), case("two", 9)], trained_on=frozenset({"one", "three"}))
+    found = Page(write_report(tmp_path / "r.html", [first, second], title="t"))
+    assert [line for line in found.text.split("\n") if line.startswith("trained on")] == ["trained on by B"]
+
+
 def test_a_run_without_metrics_shows_its_curves(tmp_path: Path) -> None:
     found = Page(write_report(tmp_path / "r.html", [results(cases=())], title="training"))
     assert found.open == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from medunet.errors import ConfigError
-from medunet.tracking import TrackingHandler, send_waiting
+from medunet.tracking import TrackingHandler, list_runs, send_waiting
 from medunet.training import HistoryHandler
 
 # MLflow and SQLAlchemy warn about themselves
@@ -78,6 +79,33 @@ def test_a_training_is_a_run_and_its_fold_a_child(tmp_path: Path) -> None:
     names = {file.path for file in client.list_artifacts(fold.info.run_id)}
     assert {"environment", "plots", "history.json"} <= names
     assert not list((tmp_path / "tracking").glob("0*"))
+
+
+def test_a_training_of_folds_is_not_told_to_be_one_of_them(tmp_path: Path) -> None:
+    run, uri = tmp_path / "fold_3", f"sqlite:///{tmp_path}/mlruns.db"
+    changes = {"bundle": "unet_2d", "changed": {"fold": [0, 3], "epochs": [60, 2]}}
+    for name, content in (("configs/train", {"fold": 3, "epochs": 2}), ("docs/changes", changes)):
+        path = run / f"{name}.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content))
+    train(run / "eval", uri, bundle_root=str(run), training_dir=str(tmp_path), fold=3, model=False)
+    _, training, fold = runs_of(uri)
+    assert (training.data.tags["medunet.changed"], fold.data.tags["medunet.changed"]) == ("epochs", "fold, epochs")
+    assert "`fold`" in fold.data.tags["mlflow.note.content"]
+    assert "`fold`" not in training.data.tags["mlflow.note.content"]
+    assert "fold" in fold.data.params and "fold" not in training.data.params
+
+
+def test_all_runs_are_listed_however_many_the_store_gives_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlruns.db"
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("e")
+    for number in range(5):
+        client.create_run(experiment, run_name=str(number), start_time=1 + number, tags={"medunet.kind": "training"})
+    monkeypatch.setattr("medunet.tracking.runs.RUNS_AT_ONCE", 2)
+    assert [run.name for run in list_runs(uri, experiment_name="e")] == ["4", "3", "2", "1", "0"]
 
 
 @pytest.mark.parametrize("uri", [None, ""])

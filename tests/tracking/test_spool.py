@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,28 @@ def test_nothing_is_removed_while_the_server_is_down(tmp_path: Path) -> None:
     server.up = False
     assert Delivery(spool, server, tmp_path / "state").run() == "down"
     assert len(spool) == 1
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(502, "down"), (503, "down"), (504, "down"), (404, "empty")])
+def test_a_proxy_without_its_server_is_a_server_that_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, outcome: str
+) -> None:
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        server = Server(f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.setattr(server, "send", lambda *_, **__: None)
+        spool = Spool(tmp_path)
+        spool.put({"kind": "metrics", "run_id": "r"})
+        assert Delivery(spool, server, tmp_path / "state").run() == outcome
+        assert len(spool) == (outcome == "down")
+        proxy.shutdown()
 
 
 def test_a_record_that_the_server_will_never_take_does_not_hold_up_the_others(

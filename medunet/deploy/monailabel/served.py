@@ -13,7 +13,7 @@ from typing import Any
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
 from medunet.bundle.specialise import read_json
 from medunet.errors import ConfigError, DataError
-from medunet.files import atomic_path
+from medunet.files import atomic_path, sha256_of, write_atomically
 from medunet.io.segments import Segment, as_segments
 from medunet.training import BEST_NAME
 from medunet.trust import adopt, forget_weights, require_trust
@@ -94,22 +94,27 @@ class ServedBundle:
         _ = self.spatial_dims, self.segments
 
     def working_copy(self, folder: Path) -> ServedBundle:
-        """A copy that training may change, under ``folder/<name>``; one that is there keeps its weights.
+        """A copy that training may change, under ``folder/<name>``.
 
-        The bundle must have been judged: its copy is trusted as it is. Hashes of weights are left out of the copy.
+        One that is there keeps its weights, unless the bundle has others by now or another bundle bore its name: then
+        it begins anew. The bundle must have been judged: its copy is trusted as it is. Hashes of weights are left out
+        of the copy.
 
         Raises:
             DataError: it cannot be written.
         """
-        target = folder / self.name
+        target, origin = folder / self.name, folder / f"{self.name}.origin"
+        digest = " ".join(sha256_of(path) for path in self.weights)
+        goes_on = origin.is_file() and origin.read_text(encoding="ascii") == digest
         for path in sorted([*self.folder.glob("configs/*"), *self.folder.glob("docs/*"), self.folder / "LICENSE"]):
             if path.is_file():
                 _copy(path, target / path.relative_to(self.folder))
         forget_weights(target)
         for path in self.weights:
             new = target / path.relative_to(self.folder)
-            if not new.is_file():
+            if not (goes_on and new.is_file()):
                 _copy(path, new)
+        write_atomically(origin, digest)
         adopt(target)
         return ServedBundle(self.name, target)
 

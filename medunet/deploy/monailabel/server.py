@@ -101,6 +101,12 @@ class LabelServer:
         """The folder that MONAI Label takes for an app."""
         return self.work / "app"
 
+    @property
+    def address(self) -> str:
+        """Where browsers and clients find it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
     def prepare(self) -> None:
         """Judge the bundles; then make the folders, working copies and the file of settings.
 

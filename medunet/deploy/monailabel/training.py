@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle import train_bundle
+from medunet.bundle.measuring import region_values_of
 from medunet.bundle.specialise import read_json
+from medunet.datasets.regions import ORDER_KEY
 from medunet.errors import ConfigError, DataError
 from medunet.files import atomic_path, write_atomically
 from medunet.io import read_label, split_suffix
@@ -127,13 +129,16 @@ def write_dataset(pairs: Sequence[tuple[Path, Path]], folder: Path, bundle: Serv
             _link(source, folder / relative)
         entries.append(files)
     channels = {str(index): f"channel_{index}" for index in range(int(config["in_channels"]))}
-    manifest = {
+    manifest: dict[str, Any] = {
         "name": bundle.name,
         "modality": channels,
         "labels": {str(value): name for name, value in labels.items()},
         "training": entries,
         "test": [],
     }
+    if regions := region_values_of(config):  # classes that overlap, in nnU-Net's words
+        manifest["labels"] = {"background": 0, **regions}
+        manifest[ORDER_KEY] = config["regions_class_order"]
     write_atomically(folder / "dataset.json", json.dumps(manifest, indent=2))
     return names
 

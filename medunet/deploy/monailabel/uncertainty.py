@@ -17,6 +17,7 @@ from medunet.inferers import SourceGridInferer
 from medunet.metrics import dice
 from medunet.networks import EnsembleLogits, autocast
 from medunet.prediction import Predictor
+from medunet.transforms import paint_regions
 
 
 def disagreement(maps: Sequence[npt.NDArray[np.integer]]) -> float:
@@ -101,5 +102,8 @@ def _labels(
     plain = image.as_tensor() if isinstance(image, MetaTensor) else image
     with autocast(predictor.device, predictor.autocast_dtype):
         logits = torch.as_tensor(inferer(plain.flip(flip)[None].to(predictor.device), network))[0].float()
-    labels = logits.argmax(dim=0) if len(logits) > 1 else (logits[0] > 0).long()
+    if predictor.region_order:
+        labels = paint_regions(logits, predictor.region_order)
+    else:
+        labels = logits.argmax(dim=0) if len(logits) > 1 else (logits[0] > 0).long()
     return np.asarray(labels.flip([axis - 1 for axis in flip]).to(torch.uint8).cpu())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from small import untrained_run
 
 from medunet.bundle import find_bundle, train_folds
 from medunet.datasets import write_phantom_dataset
@@ -124,6 +125,26 @@ def test_one_corrected_case_trains_the_working_copy_and_leaves_the_bundle(
     again = ServedBundle("run", bundle).working_copy(tmp_path / "bundles")
     assert again.stamp == copy.stamp
     assert judge(again.folder).is_trusted
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow and MONAI
+def test_a_bundle_of_regions_learns_from_corrections_and_says_how_sure_it_is(
+    volume: Path, label: Path, tmp_path: Path
+) -> None:
+    regions = {"region_names": ["whole", "core"], "region_values": [[1, 2], [2]], "regions_class_order": [1, 2]}
+    loss = {"_target_": "medunet.losses.RegionDiceCELoss", "regions": "@region_indices", "batch": True}
+    bundle = untrained_run(tmp_path / "run", **regions, loss=loss)
+    copy = ServedBundle("run", bundle).working_copy(tmp_path / "bundles")
+    options = TrainingOptions(max_epochs=1, steps_per_epoch=2)
+    done = train_further(copy, [(volume, label)], tmp_path / "trainings", options=options, device="cpu")
+    assert set(done.dice) <= {"whole", "core"}
+    config = json.loads((done.run / "configs" / "train.json").read_text(encoding="utf-8"))
+    assert {key: config[key] for key in regions} == regions
+    predictor = Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu")
+    image = predictor.preprocessing({"image": str(volume)})["image"]
+    same = torch.from_numpy(mirrored_answers(predictor, image)[0].astype(np.int64))
+    logits = predictor.inferer.inferer(image.as_tensor()[None], predictor.network)[0]
+    assert torch.equal(same, torch.where(logits[1] > 0, 2, (logits[0] > 0).long()))
 
 
 def test_scores_are_by_label(volume: Path, label: Path, tmp_path: Path) -> None:

@@ -73,6 +73,23 @@ def test_a_second_start_keeps_what_was_trained(tmp_path: Path, bundle: Path) -> 
     assert weights.read_bytes() == b"trained further"
 
 
+def test_new_weights_of_a_bundle_and_another_bundle_of_its_name_are_served(tmp_path: Path, bundle: Path) -> None:
+    first = Path(shutil.copytree(bundle, tmp_path / "a" / "run"))
+    copy = ServedBundle("run", first).working_copy(tmp_path / "bundles")
+    copy.weights[0].write_bytes(b"trained further on corrections")
+    (first / "models" / "model.pt").write_bytes(b"trained anew")
+    copy = ServedBundle("run", first).working_copy(tmp_path / "bundles")
+    assert copy.weights[0].read_bytes() == b"trained anew"
+    other = Path(shutil.copytree(bundle, tmp_path / "b" / "run"))
+    copy = ServedBundle("run", other).working_copy(tmp_path / "bundles")
+    assert copy.weights[0].read_bytes() == (bundle / "models" / "model.pt").read_bytes()
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("localhost", "localhost")])
+def test_the_address_that_is_shown_can_be_opened(tmp_path: Path, bundle: Path, host: str, shown: str) -> None:
+    assert server(tmp_path, bundle, host=host, port=8000).address == f"http://{shown}:8000"
+
+
 def test_the_key_of_the_log_stays_and_is_the_users_own(tmp_path: Path, bundle: Path) -> None:
     made = server(tmp_path, bundle)
     made.prepare()

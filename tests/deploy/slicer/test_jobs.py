@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from MedUNetLib.client import LabelClient, ServerError
-from MedUNetLib.jobs import Job, LocalJob, RemoteJob, State, clean_environment, named
+from MedUNetLib.jobs import Job, LocalJob, RemoteJob, State, clean_environment, named, split_command
 from MedUNetLib.nrrd import NrrdVolume, write_nrrd
 
 from medunet.io import write_volume
@@ -171,6 +171,34 @@ def test_a_remote_job_that_is_cancelled_is_not_waited_for(server: ThreadingHTTPS
     assert job.poll() is State.RUNNING
     job.cancel()
     assert job.poll() is State.CANCELLED
+
+
+def test_a_cancelled_request_ends_at_once_and_leaves_no_thread(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    _Server.delay = 30.0
+    (tmp_path / "image.nrrd").write_bytes(b"voxels")
+    job = RemoteJob(LabelClient(address(server)), "model", tmp_path / "image.nrrd", tmp_path)
+    job.start()
+    end = time.monotonic() + 10
+    while not _Server.seen and time.monotonic() < end:  # the image is there, and the answer is waited for
+        time.sleep(0.02)
+    job.cancel()
+    assert job._thread is not None
+    job._thread.join(10)
+    assert not job._thread.is_alive()
+
+
+def test_a_command_is_split_as_its_system_does(tmp_path: Path) -> None:
+    assert split_command("/opt/a\\ b/medunet -v", windows=False) == ["/opt/a b/medunet", "-v"]
+    assert split_command(r'"C:\Program Files\py\python.exe" -m medunet', windows=True) == [
+        r"C:\Program Files\py\python.exe",
+        "-m",
+        "medunet",
+    ]
+    program = tmp_path / "my programs" / "medunet"
+    program.parent.mkdir()
+    program.touch()
+    for windows in (False, True):
+        assert split_command(f" {program} ", windows=windows) == [str(program)]
 
 
 @pytest.mark.slow

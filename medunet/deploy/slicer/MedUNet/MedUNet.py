@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import shutil
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import qt
 import slicer
 import vtk
 from MedUNetLib.client import LabelClient, ServerError
-from MedUNetLib.jobs import Job, LocalJob, RemoteJob, State
+from MedUNetLib.jobs import Job, LocalJob, RemoteJob, State, split_command
 from MedUNetLib.nrrd import NrrdError, NrrdVolume, SegmentInfo, write_nrrd
 from MedUNetLib.scene import add_segmentation, add_volume, matrix_to_array, read_volume_node
 from slicer.ScriptedLoadableModule import (
@@ -72,7 +71,7 @@ class MedUNetLogic(ScriptedLoadableModuleLogic):
         if not (Path(bundle) / "configs").is_dir():
             raise ValueError(f"{bundle or 'nothing'} is no bundle: it has no folder configs")
         image, output = self._export(volume)
-        self._begin(LocalJob(shlex.split(command), Path(bundle), image, output, device))
+        self._begin(LocalJob(split_command(command), Path(bundle), image, output, device))
 
     def start_remote(self, volume: Any, *, client: LabelClient, model: str) -> None:
         """Segment on a MONAI Label server.
@@ -362,7 +361,7 @@ path.write_bytes(head + names + b"\\n\\n" + voxels)
     def _stand_in(self, folder: Path) -> str:
         program = folder / "program.py"
         program.write_text(self.STAND_IN.format(library=str(Path(__file__).parent)), encoding="utf-8")
-        return shlex.join([shutil.which("PythonSlicer") or sys.executable, str(program)])
+        return f'"{shutil.which("PythonSlicer") or sys.executable}" "{program}"'
 
     def _wait(self, logic: MedUNetLogic) -> tuple[State, str]:
         job = logic.job

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.parser
 import email.policy
 import http.client
 import json
 import secrets
+import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,7 +122,8 @@ class LabelClient:
         """Break off the request that another thread waits for."""
         connection = self._connection
         if connection is not None and connection.sock is not None:
-            connection.sock.close()
+            with contextlib.suppress(OSError):  # the server was quicker
+                connection.sock.shutdown(socket.SHUT_RDWR)  # closing would not wake the thread that reads
 
     def _json(self, method: str, path: str, content: Any = None) -> dict[str, Any]:
         _, body = self._request(method, path, content=content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import shlex
 import signal
 import subprocess
 import threading
@@ -217,6 +218,23 @@ def predict_command(command: Sequence[str], bundle: Path, image: Path, folder: P
     """
     options = ["--output", str(folder), "--format", "seg.nrrd", "--device", device]
     return [*command, "predict", str(bundle), str(image), *options]
+
+
+def split_command(text: str, *, windows: bool = os.name == "nt") -> list[str]:
+    r"""The words of a command line that a person typed; a file that is there is one word, whatever is in its name.
+
+    Raises:
+        ValueError: a quotation that does not end.
+
+    Example:
+        >>> split_command("python -m medunet"), split_command(r"C:\me\medunet.exe", windows=True)
+        (['python', '-m', 'medunet'], ['C:\\me\\medunet.exe'])
+    """
+    if Path(text.strip()).is_file():
+        return [text.strip()]
+    if not windows:
+        return shlex.split(text)
+    return [word.strip('"') for word in shlex.split(text, posix=False)]  # a backslash parts folders there
 
 
 def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
