@@ -100,7 +100,15 @@ def write_specialised(
         check_config(config, source=f"{name}.json")
     files = {f"configs/{name}.json": to_json(config) for name, config in changed.items()}
     metadata = {key: value for key, value in judged_config(judged, "metadata").items() if key != "weights"}
-    _update_metadata(metadata, changed)
+    try:
+        _update_metadata(metadata, changed)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            "train.json and metadata.json do not say what a network takes and gives",
+            file=bundle,
+            received=f"{type(error).__name__}: {error}",
+            remedy="medunet bundle verify says more; or start from a shipped bundle",
+        ) from error
     files["configs/metadata.json"] = _like_before(metadata, output / "configs" / "metadata.json")
     files[f"docs/{CHANGES_NAME}"] = to_json(_changes(bundle, changed["train"], presets=presets))
     for path in sorted(bundle.glob("configs/*")) + sorted(bundle.glob("docs/*")) + [bundle / "LICENSE"]:
@@ -227,9 +235,10 @@ def _changes(bundle: Path, train: Mapping[str, Any], *, presets: Sequence[str]) 
     """What a training config has otherwise than the shipped bundle it descends from: ``[there, here]`` by id."""
     path = bundle / "docs" / CHANGES_NAME
     origin: dict[str, Any] = {"bundle": bundle.resolve().name, "presets": [], "changed": {}}
-    if path.is_file():
-        origin |= read_json(path)
-    found = dict(origin["changed"])
+    known = read_json(path) if path.is_file() else {}
+    if isinstance(known.get("changed"), dict) and isinstance(known.get("presets"), list):  # else somebody else's notes
+        origin |= known
+    found = {id_: pair for id_, pair in origin["changed"].items() if isinstance(pair, list) and len(pair) == 2}
     old, new = _values(read_json(bundle / "configs" / "train.json")), _values(train)
     for id_ in sorted({*old, *new} - {"dataset_dir", "skip_cases"}):  # what names data is nobody else's
         there, here = found.get(id_, [old.get(id_)])[0], new.get(id_)

@@ -340,3 +340,29 @@ def test_an_overlay_that_is_changed_while_it_is_copied_is_refused(
     with pytest.raises(SecurityError, match="changed while it was read"):
         specialise(bundle, tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("configs/metadata.json", {}),
+        ("configs/train.json", {}),
+        ("configs/train.json", {"network_def": "x"}),
+        ("configs/inference.json", {}),
+        ("docs/changes.json", {"changed": {"epochs": 5}, "presets": []}),
+        ("docs/changes.json", {"changed": "x"}),
+    ],
+)
+def test_what_is_no_bundle_of_ours_is_an_error_or_nothing(
+    file: str, content: object, tmp_path: Path, foreign: Make
+) -> None:
+    bundle = foreign()
+    (bundle / file).write_text(json.dumps(content))
+    for call in (
+        lambda: specialise(bundle, tmp_path / "out", {}),
+        lambda: Predictor(bundle, output_dir=tmp_path / "predicted", device="cpu"),
+    ):
+        try:
+            call()
+        except MedunetError as error:
+            assert error.remedy or error.received
