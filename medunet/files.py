@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from medunet.errors import DataError
 
@@ -166,6 +167,11 @@ def remove_remains(folder: str | os.PathLike[str]) -> None:
 OWNER_NAME = ".medunet.lock"
 
 
+def _open_no_link(path: Path, flags: int) -> BinaryIO:
+    """For writing, but no link: in a folder of somebody else a lock may be one to a file of the user."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | flags | getattr(os, "O_NOFOLLOW", 0), 0o666), "wb")
+
+
 @contextmanager
 def claim(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Have an output folder for oneself; the lock goes with the process, however it ends.
@@ -181,7 +187,7 @@ def claim(folder: str | os.PathLike[str]) -> Iterator[None]:
         stack.enter_context(_only_if_used(folder))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            _open_no_link(path, 0).close()
         except OSError as error:
             raise DataError(f"cannot be written: {error.strerror or error}", file=folder) from error
         held = stack.enter_context(lock(path, wait=False))
@@ -195,10 +201,8 @@ def claim(folder: str | os.PathLike[str]) -> Iterator[None]:
                 received=owner or "an owner without a name",
                 remedy="wait for it, stop it, or give another --output",
             )
-        with contextlib.suppress(OSError):
-            path.write_text(
-                f"process {os.getpid()} on {platform.node()} since {time.strftime('%H:%M')}\n", encoding="utf-8"
-            )
+        with contextlib.suppress(OSError), _open_no_link(path, os.O_TRUNC) as file:
+            file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%H:%M')}\n".encode())
         remove_remains(folder)
         yield
 
@@ -273,7 +277,7 @@ def knows_locks(folder: str | os.PathLike[str]) -> bool:
 @contextmanager
 def _locked_file(path: Path, *, wait: bool, shared: bool = False) -> Iterator[bool]:
     while True:
-        with path.open("ab") as file:
+        with _open_no_link(path, 0) as file:
             try:
                 fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
             except OSError as error:

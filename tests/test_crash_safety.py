@@ -22,7 +22,16 @@ from small import SMALL_2D, untrained_run
 from medunet.bundle import find_bundle, train_bundle
 from medunet.datasets import write_phantom_dataset
 from medunet.errors import DataError
-from medunet.files import CAN_LOCK, atomic_path, check_target, claim, keep_as, remove_remains, write_atomically
+from medunet.files import (
+    CAN_LOCK,
+    OWNER_NAME,
+    atomic_path,
+    check_target,
+    claim,
+    keep_as,
+    remove_remains,
+    write_atomically,
+)
 from medunet.networks import UNet, is_whole, load_checkpoint, save_checkpoint, save_weights
 from medunet.prediction import Predictor
 from medunet.training import LAST_NAME, PREVIOUS_NAME, CheckpointHandler
@@ -255,6 +264,21 @@ def train(data: Path, output: Path) -> None:
 
 @needs_fork
 @pytest.mark.slow
+def test_a_lock_that_is_a_link_destroys_no_other_file(tmp_path: Path) -> None:
+    victim, out = tmp_path / "thesis.txt", tmp_path / "out"
+    victim.write_text("years of work")
+    out.mkdir()
+    (out / OWNER_NAME).symlink_to(victim)
+    with pytest.raises(DataError, match="cannot be written"), claim(out):
+        pass
+    assert victim.read_text() == "years of work"
+    (out / OWNER_NAME).unlink()
+    (out / OWNER_NAME).symlink_to(tmp_path / "new")
+    with pytest.raises(DataError, match="cannot be written"), claim(out):
+        pass
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_training_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     kills = int(os.environ.get("MEDUNET_TEST_KILLS", "12"))
     data = tmp_path / "data"

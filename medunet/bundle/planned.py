@@ -11,7 +11,7 @@ from typing import Any
 
 from medunet.bundle.render import render_docs, to_json
 from medunet.bundle.resources import find_bundle, resource_dir
-from medunet.bundle.specialise import preset_names, read_json, read_preset, specialise
+from medunet.bundle.specialise import preset_names, read_json, specialise
 from medunet.datasets import MAX_NAMED, open_dataset
 from medunet.errors import DataError, MedunetError
 from medunet.files import check_target, claim, write_atomically
@@ -132,8 +132,8 @@ def write_plan(base: Path, output: Path, chosen: Plan) -> None:
         folder = Path(temporary) / "bundle"
         specialise(base, folder, chosen.values)
         train = read_json(base / "configs" / "train.json")
-        for preset in preset_names(folder):
-            fitted = fit_preset(read_preset(folder, preset), chosen.values, train)
+        for preset in preset_names(path.stem for path in (folder / "configs").glob("*.json")):
+            fitted = fit_preset(read_json(folder / "configs" / f"{preset}.json"), chosen.values, train)
             write_atomically(folder / "configs" / f"{preset}.json", to_json(fitted))
         metadata = _metadata(read_json(folder / "configs" / "metadata.json"), chosen.fingerprint)
         write_atomically(folder / "configs" / "metadata.json", to_json(metadata))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medunet.bundle.cross_validation import CrossValidation, resume_folds
+from medunet.bundle.specialise import judged_config
 from medunet.bundle.workflow import TrainingResult, train_prepared
 from medunet.errors import DataError
 from medunet.files import check_target, claim
@@ -32,7 +33,8 @@ def resume_run(
     if not (folder / "configs" / "train.json").is_file():
         raise DataError("the folder holds no run", file=folder)
     chosen = resolve_device(device)
-    require_trust(folder, trust=trust)
+    judged = require_trust(folder, trust=trust)
+    configs = {name: judged_config(judged, name) for name in ("train", "metadata")}
     with claim(folder):
         check_target(folder)
-        return train_prepared(folder, resume=True, device=chosen, tracking_uri=tracking_uri)
+        return train_prepared(folder, resume=True, device=chosen, tracking_uri=tracking_uri, configs=configs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 from medunet.bundle.merge import SEPARATOR, all_ids, check_config, closest, get_id
 from medunet.bundle.render import data_format, differences, set_id, to_json, write_bundle
 from medunet.errors import ConfigError, DataError, SecurityError
-from medunet.trust import MAX_CONFIG_BYTES, adopt, require_trust
+from medunet.trust import MAX_CONFIG_BYTES, Verdict, adopt, require_trust
 
 WORKFLOWS = ("train", "evaluate", "inference")
 """Configs that stand alone; other JSON files of a bundle are overlays."""
@@ -70,25 +72,51 @@ def specialise(
         ConfigError: an id that no config has, an impossible value.
         DataError: the output holds another configuration.
     """
-    require_trust(bundle, trust=trust)  # first of all: checking a target's arguments imports it
-    configs = {name: read_json(bundle / "configs" / f"{name}.json") for name in WORKFLOWS}
+    write_specialised(bundle, output, changes, only=only, presets=presets, trust=trust)
+    return output
+
+
+def write_specialised(
+    bundle: Path,
+    output: Path,
+    changes: Mapping[str, Any],
+    *,
+    only: Mapping[str, Mapping[str, Any]] | None = None,
+    presets: Sequence[str] = (),
+    trust: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """As :func:`specialise`; returns the configs that were written, by name, for those who run them at once.
+
+    They are made of what was judged: what lies in the bundle by now may be something else.
+    """
+    judged = require_trust(bundle, trust=trust)  # first of all: checking a target's arguments imports it
+    configs = {name: judged_config(judged, name) for name in WORKFLOWS}
     for name in presets:
-        configs = apply(configs, read_preset(bundle, name), define=True)
+        configs = apply(configs, _preset(judged, name), define=True)
     changed = apply(configs, changes)
     for name, own in (only or {}).items():
         changed |= apply({name: changed[name]}, own)
     for name, config in changed.items():
         check_config(config, source=f"{name}.json")
     files = {f"configs/{name}.json": to_json(config) for name, config in changed.items()}
-    metadata = read_json(bundle / "configs" / "metadata.json")
-    metadata.pop("weights", None)  # they stay where they are
-    _update_metadata(metadata, changed)
+    metadata = {key: value for key, value in judged_config(judged, "metadata").items() if key != "weights"}
+    try:
+        _update_metadata(metadata, changed)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            "train.json and metadata.json do not say what a network takes and gives",
+            file=bundle,
+            received=f"{type(error).__name__}: {error}",
+            remedy="medunet bundle verify says more; or start from a shipped bundle",
+        ) from error
     files["configs/metadata.json"] = _like_before(metadata, output / "configs" / "metadata.json")
     files[f"docs/{CHANGES_NAME}"] = to_json(_changes(bundle, changed["train"], presets=presets))
     for path in sorted(bundle.glob("configs/*")) + sorted(bundle.glob("docs/*")) + [bundle / "LICENSE"]:
         name = path.relative_to(bundle).as_posix()
         if name not in files and path.is_file():
             files[name] = path.read_text(encoding="utf-8")
+            if name.startswith("configs/") and path.suffix == ".json":
+                _refuse_other(files[name], judged, name)
     # a process that was killed while writing leaves some of the files: they are completed
     missing = {name for name in files if not (output / name).exists()}
     if (output / "configs").is_dir() and (wrong := sorted(set(_visible(differences(files, output))) - missing)):
@@ -101,7 +129,33 @@ def specialise(
     write_bundle(files, output)
     if missing:
         adopt(output)
-    return output
+    return {**changed, "metadata": metadata}
+
+
+def judged_config(verdict: Verdict, name: str) -> dict[str, Any]:
+    """A config as it was judged; a copy.
+
+    Raises:
+        ConfigError: missing or not a JSON object.
+    """
+    file = f"configs/{name}.json"
+    if file not in verdict.configs:
+        raise ConfigError("the bundle lacks a config", file=verdict.bundle / file, remedy="render it again")
+    content = copy.deepcopy(verdict.configs[file])
+    if not isinstance(content, dict):
+        raise ConfigError("not a JSON object", file=verdict.bundle / file)
+    return content
+
+
+def _refuse_other(text: str, judged: Verdict, name: str) -> None:
+    if name in judged.configs and (content := judged.configs[name]) is None:
+        return  # no plain JSON, and trusted by the user's word
+    with contextlib.suppress(ValueError):
+        if name in judged.configs and json.loads(text) == content:
+            return
+    raise SecurityError(
+        "changed while it was read", file=judged.bundle / name, remedy="let nobody else write into the bundle"
+    )
 
 
 def _visible(names: Iterable[str]) -> Iterator[str]:
@@ -119,21 +173,22 @@ def _like_before(metadata: Mapping[str, Any], path: Path) -> str:
     return to_json(metadata)
 
 
-def preset_names(bundle: Path) -> list[str]:
-    """The overlays that a training from this bundle may add, sorted."""
-    return sorted({path.stem for path in bundle.glob("configs/*.json")} - {*WORKFLOWS, "metadata", LAUNCHED})
+def preset_names(configs: Iterable[str]) -> list[str]:
+    """The overlays that a training may add, sorted, of the names of a bundle's configs."""
+    return sorted({*configs} - {*WORKFLOWS, "metadata", LAUNCHED})
 
 
-def read_preset(bundle: Path, name: str) -> dict[str, Any]:
+def _preset(verdict: Verdict, name: str) -> dict[str, Any]:
     """An overlay of a bundle: values by config id.
 
     Raises:
         ConfigError: the bundle has none of this name.
     """
-    known = preset_names(bundle)
+    files = (Path(path) for path in verdict.configs)
+    known = preset_names(file.stem for file in files if file.parent == Path("configs"))
     if name not in known:
-        raise ConfigError("the bundle has no such preset", file=bundle, received=name, expected=known or "none")
-    return read_json(bundle / "configs" / f"{name}.json")
+        raise ConfigError("the bundle has no such preset", file=verdict.bundle, received=name, expected=known or "none")
+    return judged_config(verdict, name)
 
 
 def apply(
@@ -183,9 +238,10 @@ def _changes(bundle: Path, train: Mapping[str, Any], *, presets: Sequence[str]) 
     """What a training config has otherwise than the shipped bundle it descends from: ``[there, here]`` by id."""
     path = bundle / "docs" / CHANGES_NAME
     origin: dict[str, Any] = {"bundle": bundle.resolve().name, "presets": [], "changed": {}}
-    if path.is_file():
-        origin |= read_json(path)
-    found = dict(origin["changed"])
+    known = read_json(path) if path.is_file() else {}
+    if isinstance(known.get("changed"), dict) and isinstance(known.get("presets"), list):  # else somebody else's notes
+        origin |= known
+    found = {id_: pair for id_, pair in origin["changed"].items() if isinstance(pair, list) and len(pair) == 2}
     old, new = _values(read_json(bundle / "configs" / "train.json")), _values(train)
     for id_ in sorted({*old, *new} - {"dataset_dir", "skip_cases"}):  # what names data is nobody else's
         there, here = found.get(id_, [old.get(id_)])[0], new.get(id_)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,12 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.utils import merge_kv
 
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
 from medunet.bundle.render import to_json
-from medunet.bundle.specialise import read_json, specialise
+from medunet.bundle.specialise import read_json, write_specialised
 from medunet.datasets import (
     Finding,
     SegmentationDataset,
@@ -34,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 EpochReport = Callable[[Mapping[str, Any]], None]
 """Takes an entry of ``history.json``."""
+
+Configs = Mapping[str, Mapping[str, Any]]
+"""By name, such as ``train``."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,9 @@ def train_bundle(
         )
     with claim(output):
         check_target(output)
-        prepare_run(bundle, data, output, changes=changes or {}, presets=presets, skip_bad=skip_bad)
-        return train_prepared(output, resume=resume, device=chosen, tracking_uri=tracking_uri)
+        _, values = fit_data(bundle, data, skip_bad=skip_bad)
+        configs = write_run(bundle, data, output, values={**values, **(changes or {})}, presets=presets)
+        return train_prepared(output, resume=resume, device=chosen, tracking_uri=tracking_uri, configs=configs)
 
 
 def train_prepared(
@@ -112,6 +118,7 @@ def train_prepared(
     overlays: Sequence[str] = (),
     is_writer: bool = True,
     on_epoch: EpochReport | None = None,
+    configs: Configs | None = None,
 ) -> TrainingResult:
     """Train a run that :func:`prepare_run` made.
 
@@ -123,9 +130,12 @@ def train_prepared(
         overlays: configs of the run beside ``train``.
         is_writer: False on all but the first of several processes.
         on_epoch: called with every new entry of the history.
+        configs: as of :func:`run_training`.
     """
     tracking = {} if tracking_uri is None else {"tracking_uri": tracking_uri}
-    workflow = run_training(run, overlays=overlays, on_epoch=on_epoch, resume=resume, device=device, **tracking)
+    workflow = run_training(
+        run, overlays=overlays, on_epoch=on_epoch, configs=configs, resume=resume, device=device, **tracking
+    )
     if is_writer:
         record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     state = workflow.parser.get_parsed_content("train::trainer").state
@@ -201,8 +211,8 @@ def fit_data(bundle: Path, data: Path, *, skip_bad: bool = False) -> tuple[Segme
 
 def write_run(
     bundle: Path, data: Path, output: Path, *, values: Mapping[str, Any], presets: Sequence[str] = ()
-) -> None:
-    """Write a run's configs.
+) -> Configs:
+    """Write a run's configs, and return them by name.
 
     Args:
         bundle: folder of the bundle to start from.
@@ -215,11 +225,16 @@ def write_run(
     if source and not weights_of(source).is_file():
         raise DataError("no weights to start from", file=source, expected=f"a run with models/{BEST_NAME}")
     where = {"dataset_dir": str(data.resolve())}
-    specialise(bundle, output, values, only={"train": where, "evaluate": where}, presets=presets)
+    return write_specialised(bundle, output, values, only={"train": where, "evaluate": where}, presets=presets)
 
 
 def run_training(
-    run: Path, *, overlays: Sequence[str] = (), on_epoch: EpochReport | None = None, **overrides: Any
+    run: Path,
+    *,
+    overlays: Sequence[str] = (),
+    on_epoch: EpochReport | None = None,
+    configs: Configs | None = None,
+    **overrides: Any,
 ) -> ConfigWorkflow:
     """Train a prepared run.
 
@@ -227,6 +242,7 @@ def run_training(
         run: its folder.
         overlays: configs of the run beside ``train``.
         on_epoch: called with every new entry of the history.
+        configs: of the run by name, as they were judged; None: as its files say.
         **overrides: values by config id for this call only, e.g. ``resume=True``.
 
     Returns:
@@ -241,6 +257,14 @@ def run_training(
         bundle_root=str(run),
         **overrides,
     )
+    if configs is not None:  # what was judged, and not what may lie there by now
+        merged = ConfigParser(config={})
+        for name in ("train", *overlays):
+            for key, value in configs[name].items():
+                merge_kv(merged, key, copy.deepcopy(value))
+        workflow.parser.read_config(merged.get())
+        workflow.parser.read_meta(dict(configs["metadata"]))
+        workflow.parser.update({"bundle_root": str(run), **overrides})
     workflow.initialize()
     if on_epoch is not None:
         trainer = workflow.parser.get_parsed_content("train::trainer")

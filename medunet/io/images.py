@@ -26,6 +26,9 @@ PILLOW_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 
+_ONE_FILE: dict[str, Any] = {"_multifile": False, "is_mmstack": False, "is_ndtiff": False}
+"""OME-TIFF and Micro-Manager's kinds name other files that hold pages of theirs, in any folder."""
+
 _PILLOW_FORMATS = ("PNG", "BMP", "DIB", "JPEG", "MPO")
 """Of Pillow's some forty parsers, one of which starts Ghostscript, those of the files that are read."""
 
@@ -88,7 +91,8 @@ def read_tiff(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
     record = read_tiff_header(path)
     require_memory(record.geometry.shape, record.channels, path)
     try:
-        array = tifffile.imread(path, series=0)
+        with tifffile.TiffFile(path, **_ONE_FILE) as tiff:
+            array = tiff.asarray(series=0)
     except Exception as error:  # tifffile and its codecs raise many kinds for damaged data
         raise DataError(f"image cannot be decoded: {error}", file=path) from error
     try:
@@ -112,7 +116,7 @@ def read_tiff_header(path: Path) -> ReadRecord:
     """The record of `read_tiff` without decoding pixels."""
     _refuse_missing_or_empty(path)
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with tifffile.TiffFile(path, **_ONE_FILE) as tiff:
             n_series = len(tiff.series)
             series = tiff.series[0]
             shape, dtype, axes = tuple(series.shape), series.dtype, series.axes

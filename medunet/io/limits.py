@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,11 +39,16 @@ _PIECE = 1 << 20
 _HEADER_BYTES = 1 << 20
 """Text headers are shorter."""
 
-_DATA_FILE = {
-    "nrrd": re.compile(rb"^data ?file\s*:\s*(.*)$", re.IGNORECASE | re.MULTILINE),
-    "meta": re.compile(rb"^\s*ElementDataFile\s*=\s*(.*)$", re.IGNORECASE | re.MULTILINE),
-}
-"""The field that names where the voxels of a NRRD or MetaImage lie."""
+_LONGEST_NAME = 255
+"""Characters of a data file's name; C's readers cut longer ones, so that they would read another file."""
+
+_NRRD_FILE = re.compile(rb"^data ?file\s*:\s*(.*)$", re.IGNORECASE | re.MULTILINE)
+_META_KEY, _META_FILE = b"ElementDataFile", re.compile(rb"ElementDataFile[^=:]*[=:]([^\r\n]*)")
+"""The field that names where the voxels of a NRRD or MetaImage lie; MetaIO takes `:` for `=`, too."""
+
+_LIST = re.compile(r"LIST( +\d+D?)?")
+_NUMBERED = re.compile(r"[^%]*%\d*d[^%]*")
+"""A pattern of file names; ITK hands it to C's `sprintf` as it is."""
 
 
 def available_memory() -> int:
@@ -89,40 +95,66 @@ def refuse_foreign_data(path: Path) -> None:
         SecurityError: a data file that lies elsewhere or is no plain file.
         DataError: the file cannot be opened.
     """
+    files = _nrrd_files if path.suffix.lower() in (".nrrd", ".nhdr") else _meta_files
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEADER_BYTES)
-    except OSError as error:
-        raise DataError(f"cannot be opened: {error.strerror or error}", file=path) from error
-    whole = len(head) < _HEADER_BYTES
-    kind = "nrrd" if head.startswith(b"NRRD") else "meta"
-    if kind == "nrrd":
-        head, *rest = re.split(rb"\r?\n\r?\n", head, maxsplit=1)
-        whole = whole or bool(rest)
-    found = _DATA_FILE[kind].search(head)
-    if found is None:
-        if kind == "meta" or not whole:
-            raise DataError("cannot be read: its header has no end", file=path, remedy="copy it again from its source")
-        return
-    value = found[1].strip()
-    if kind == "meta" and value.upper() == b"LOCAL":
-        return
-    lines = [value]
-    if value.upper().startswith(b"LIST"):
-        lines = [line.strip() for line in head[found.end() :].splitlines() if line.strip()]
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            names = [os.fsdecode(text) for value in files(content, path) if (text := value.strip())]
+    except (OSError, ValueError) as error:  # of an empty file, too
+        raise DataError(f"cannot be opened: {getattr(error, 'strerror', None) or error}", file=path) from error
     folder = path.parent.resolve()
-    for line in lines:
-        # a pattern (slice%03d.raw 1 9 1) is judged by its folder
-        name = os.fsdecode(line.split(b"%")[0] if b"%" in line else line)
-        target = (path.parent / name).resolve()
-        outside = target != folder and folder not in target.parents
-        if outside or (target.exists() and not (target.is_file() or target.is_dir())):
+    for name in names:
+        if not _LIST.fullmatch(name) and _is_outside(name, folder):
             raise SecurityError(
                 "header takes its voxels from outside of its folder",
                 file=path,
-                received=name,
+                received=repr(name)[:200],
                 remedy="put the data beside the header, or convert to one file",
             )
+
+
+def _nrrd_files(content: mmap.mmap, path: Path) -> Iterator[bytes]:
+    # a return alone ends a line for ITK
+    text = re.sub(rb"\r\n?", b"\n", content[:_HEADER_BYTES])
+    head, end, _ = text.partition(b"\n\n")
+    if not end and len(content) > _HEADER_BYTES:
+        raise _endless(path)
+    for found in _NRRD_FILE.finditer(head):
+        yield found[1]
+        if found[1].strip().upper().startswith(b"LIST"):  # it goes on behind an empty line
+            if len(content) > _HEADER_BYTES:
+                raise _endless(path)
+            yield from text[found.end() :].splitlines()
+
+
+def _meta_files(content: mmap.mmap, path: Path) -> Iterator[bytes]:
+    """Whatever MetaIO could take for the name, wherever it stands: which fields it skips is for it alone to know."""
+    place = content.find(_META_KEY)
+    if not 0 <= place < _HEADER_BYTES:
+        raise _endless(path)
+    while place >= 0:
+        found = _META_FILE.match(content, place)
+        if found is not None and found[1].strip().upper() != b"LOCAL":
+            yield found[1]
+            if found[1].strip().upper().startswith(b"LIST"):
+                if len(content) - found.end() > _HEADER_BYTES:
+                    raise _endless(path)
+                yield from content[found.end() :].splitlines()
+        place = content.find(_META_KEY, place + len(_META_KEY))
+
+
+def _is_outside(name: str, folder: Path) -> bool:
+    """Whether a name could lead out of a folder, or to what is no plain file; a pattern is judged by its words."""
+    if "\0" in name or len(name) > _LONGEST_NAME or ("%" in name and not _NUMBERED.fullmatch(name)):
+        return True
+    if "%" in name and (".." in name or Path(name).is_absolute()):
+        return True
+    target = (folder / name.partition("%")[0]).resolve()
+    outside = target != folder and folder not in target.parents
+    return outside or (target.exists() and not (target.is_file() or target.is_dir()))
+
+
+def _endless(path: Path) -> DataError:
+    return DataError("cannot be read: its header has no end", file=path, remedy="copy it again from its source")
 
 
 def refuse_deflate_bomb(file: BinaryIO, path: Path) -> None:

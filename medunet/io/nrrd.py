@@ -17,7 +17,7 @@ from medunet.geometry import Geometry, flip_ras_lps
 from .deflate import compress
 from .images import itk_geometry
 from .lattice import lattice_map, lay_on
-from .limits import refuse_foreign_data
+from .limits import refuse_foreign_data, require_memory
 from .segments import Segment
 from .structures import Painting, Structure
 
@@ -83,6 +83,7 @@ def read_seg_nrrd(path: Path) -> list[Structure]:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise DataError("is no readable NRRD", file=path) from error
+    require_memory(reader.GetSize(), reader.GetNumberOfComponents(), path)
     fields = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
     n_segments = 0
     while f"Segment{n_segments}_ID" in fields:

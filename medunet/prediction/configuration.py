@@ -18,6 +18,8 @@ from medunet.trust import require_trust
 DEFAULTS = {"result_format": "auto", "overwrite": False}
 """What a config says that nobody has changed; bundles made before these keys lack them."""
 
+REQUIRED_IDS = ("in_channels", "spatial_dims", "network_def", "network", "ckpt_path", "inferer", "autocast_dtype")
+
 SHARED_IDS = ("in_channels", "label_names", "label_values", "region_values", "regions_class_order", "preprocessing")
 """What the members of an ensemble must have in common: one pass of reading feeds them all."""
 
@@ -53,6 +55,8 @@ def parse_inference(
     if not isinstance(judged, dict):
         raise ConfigError("not a JSON object", file=file, remedy="render it again by `medunet bundle render`")
     parser.read_config(copy.deepcopy(judged))
+    if missing := [key for key in REQUIRED_IDS if key not in parser]:
+        raise ConfigError("the bundle lacks what prediction needs", file=file, received=f"no {', '.join(missing)}")
     if unknown := [key for key in overrides or {} if key not in parser]:
         raise ConfigError("unknown config key", file=file, received=", ".join(unknown))
     asked = {key: value for key, value in (options or {}).items() if key not in DEFAULTS or value != DEFAULTS[key]}

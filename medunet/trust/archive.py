@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import secrets
 import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -18,6 +22,10 @@ MAX_FILES = 2_000
 MAX_BYTES = 4 << 30
 """All files together, unpacked; the weights of an ensemble of five large networks stay below."""
 _CHUNK = 1 << 20
+_LARGEST_HEADER = 8 << 20
+"""Of a .tar: `tarfile` reads a header at once, whatever size it claims."""
+
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 _Opener = Callable[[Any], "IO[bytes] | None"]
 
 
@@ -55,18 +63,40 @@ def unpack(archive: Path, output: Path, *, max_bytes: int = MAX_BYTES, max_files
             with zipfile.ZipFile(archive) as opened:
                 _write(archive, _zip_members(opened), opened.open, temporary, (max_bytes, max_files))
         else:
-            with tarfile.open(archive) as tar:
+            with _bounded(archive, max_bytes) as content, tarfile.open(fileobj=content, mode="r:") as tar:
                 _write(archive, _tar_members(tar), tar.extractfile, temporary, (max_bytes, max_files))
         inside = list(temporary.iterdir())
         top = inside[0] if len(inside) == 1 and inside[0].is_dir() and inside[0].name != "configs" else temporary
         top.rename(output)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (*_DAMAGED, NotImplementedError, RuntimeError, ValueError) as error:
         raise DataError(f"cannot be unpacked: {error}", file=archive, expected="a .zip, .tar or .tar.gz") from error
     except OSError as error:
         raise DataError(f"cannot be unpacked: {error.strerror or error}", file=archive) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return output
+
+
+class _Bounded:
+    """A file that gives no more at once than a header may have."""
+
+    def __init__(self, file: Any, archive: Path, max_bytes: int) -> None:
+        self.file, self.archive, self.max_bytes = file, archive, max_bytes
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _LARGEST_HEADER:
+            raise _too_large(self.archive, self.max_bytes)
+        content: bytes = self.file.read(size)
+        return content
+
+
+@contextmanager
+def _bounded(archive: Path, max_bytes: int) -> Iterator[Any]:
+    with archive.open("rb") as file:
+        opener = gzip.open if file.read(2) == b"\x1f\x8b" else Path.open
+    with opener(archive, "rb") as content:
+        yield _Bounded(content, archive, max_bytes)
 
 
 def _zip_members(opened: zipfile.ZipFile) -> Iterator[_Member]:

@@ -43,14 +43,19 @@ GADGET_ARGUMENTS: Mapping[str, tuple[frozenset[Any], str]] = {
     "merger_cls": (frozenset(), "a string here is a name that MONAI imports and calls"),
     "allow_pickle": (frozenset({False}), "pickles run code when they are loaded"),
     "weights_only": (frozenset({True}), "pickles run code when they are loaded"),
-    "_mode_": (frozenset({"default", "callable"}), "starts a debugger or something unknown"),
+    "_mode_": (frozenset({"default"}), "starts a debugger, or lets something else give the arguments"),
     "_debug_": (frozenset({False}), "starts a debugger"),
     "_wrapper_": (frozenset(), "calls what it names"),
 }
 """Arguments by which a harmless target runs something else: the values that are allowed, and why not the others.
 
 They are looked for by name wherever they stand, so that a flat key (`a::b::reader`) or another target is no way around.
-A component in their place is judged by its own target.
+"""
+
+GADGET_COMPONENTS: Mapping[str, frozenset[str]] = {"reader": frozenset({"medunet.io.MedunetReader"})}
+"""What else may stand in their place: components of these targets.
+
+Any other mapping may not: MONAI takes whatever can be iterated for a list of names, the keys of a mapping too.
 """
 
 

@@ -13,7 +13,15 @@ from typing import Any
 
 from medunet.files import sha256_of
 
-from .known import EXPRESSION, GADGET_ARGUMENTS, KNOWN_TARGETS, MACRO, TARGET, is_known_expression
+from .known import (
+    EXPRESSION,
+    GADGET_ARGUMENTS,
+    GADGET_COMPONENTS,
+    KNOWN_TARGETS,
+    MACRO,
+    TARGET,
+    is_known_expression,
+)
 from .logging_conf import suspicious_lines
 
 MAX_CONFIG_BYTES = 8 << 20
@@ -87,7 +95,9 @@ def scan_bundle(bundle: Path) -> Scan:
     configs: dict[str, Any] = {}
     for path in _files(bundle, findings):
         name = path.relative_to(bundle).as_posix()
-        in_configs = name.startswith("configs/")
+        in_configs = name.casefold().startswith("configs/")
+        if in_configs:  # not every file system tells Configs from configs
+            name = f"configs/{name[len('configs/') :]}"
         if path.suffix.lower() in CODE_SUFFIXES:
             findings.append(Finding(_safe(name), "", "", "code, or a config that other programs would run"))
             texts.append((name, _digest_of(path)))
@@ -108,14 +118,23 @@ def scan_bundle(bundle: Path) -> Scan:
 
 def _files(bundle: Path, findings: list[Finding]) -> Iterator[Path]:
     root = bundle.resolve()
-    for folder, folders, names in os.walk(bundle):
+
+    def note(path: Path, why: str, *, outside: bool = False) -> None:
+        findings.append(Finding(_safe(path.relative_to(bundle).as_posix()), "", "", why, outside))
+
+    def closed(error: OSError) -> None:  # names in it may be opened all the same
+        note(Path(error.filename or bundle), "a folder that cannot be listed")
+
+    for folder, folders, names in os.walk(bundle, onerror=closed):
         for name in sorted([*folders, *names]):
             path = Path(folder) / name
-            if path.is_symlink():
-                target = path.resolve()
-                if target != root and root not in target.parents:
-                    where = _safe(path.relative_to(bundle).as_posix())
-                    findings.append(Finding(where, "", "", "a link that leaves the bundle", outside=True))
+            if not path.is_symlink():
+                continue
+            target = path.resolve()
+            leaves = target != root and root not in target.parents
+            if leaves or name in folders:
+                why = "a link that leaves the bundle" if leaves else "a link to a folder, in which nobody looks"
+                note(path, why, outside=leaves and name.casefold() != "configs")
         yield from (path for name in sorted(names) if (path := Path(folder) / name).is_file())
 
 
@@ -173,10 +192,21 @@ def _argument(key: str) -> str:
     Example:
         >>> _argument("steps::load::reader::0"), _argument("+steps#load#reader"), _argument("7")
         ('reader', 'reader', '7')
+        >>> _argument("steps::load::reader:: 0")
+        'reader'
     """
     parts = [part.lstrip("+~") for part in re.split(r"::|#", key)]
-    named = [part for part in parts if not part.lstrip("-").isdigit()]
+    named = [part for part in parts if not _is_number(part)]
     return named[-1] if named else parts[-1]
+
+
+def _is_number(text: str) -> bool:
+    """As MONAI would take it for an index: by `int`, to which " 0" and "0_0" are numbers, too."""
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] | None:
@@ -184,9 +214,13 @@ def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] |
         if not isinstance(value, str) or value not in KNOWN_TARGETS:
             return str(value), "is imported and called, and is not on the list of reviewed targets", False
         return None
-    if key in GADGET_ARGUMENTS and not isinstance(value, Mapping | list) and value is not None:
+    if key in GADGET_ARGUMENTS and not isinstance(value, list) and value is not None:
         allowed, why = GADGET_ARGUMENTS[key]
-        if value not in allowed:
+        if isinstance(value, Mapping):
+            target = value.get(TARGET)
+            if not isinstance(target, str) or target not in GADGET_COMPONENTS.get(key, ()):
+                return f"{key}={{{', '.join(map(str, value))}}}", why, False
+        elif value not in allowed:
             return f"{key}={value}", why, False
     if not isinstance(value, str):
         return None
@@ -195,9 +229,14 @@ def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] |
         return None if is_known_expression(value) else (value, "runs as Python code", False)
     if stripped.startswith(MACRO):
         return value, "takes in another file", False
-    if paths and key not in READ_ONLY_IDS and _OUTSIDE.match(stripped):
+    if paths and key not in READ_ONLY_IDS and (_OUTSIDE.match(stripped) or _borrows(stripped)):
         return value, "reaches outside of the bundle's folder", True
     return None
+
+
+def _borrows(text: str) -> bool:
+    """Whether a reference fetches a value that may lie outside, because where it stands it is only read."""
+    return text.startswith("@") and ("_meta_" in text or _argument(text[1:]) in READ_ONLY_IDS)
 
 
 def _scan_other(path: Path, name: str) -> Iterator[Finding]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from canary import LINKS, SECRETS, WORDS, leaks
 from monai.bundle import ConfigParser
 
 from medunet.bundle import find_bundle, specialise
@@ -23,75 +23,6 @@ from medunet.io.segments import as_segments
 from medunet.networks import save_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-# unusual words, each found by itself; DICOM results may keep those by which they belong to the study
-LINKS = {
-    "PatientName": "Zyxqwv^Canaryna",
-    "PatientID": "CANARYPID77",
-    "PatientBirthDate": "19031129",
-    "StudyID": "CANARYSTUDY",
-    "AccessionNumber": "CANARYACC",
-    "StudyDate": "20010917",
-    "StudyTime": "041357",
-}
-SECRETS = {
-    "ReferringPhysicianName": "Referrix^Canary",
-    "OtherPatientNames": "Othernix^Canary",
-    "PatientAddress": "Canarystreet 9",
-    "PatientTelephoneNumbers": "+49CANARY123",
-    "PatientComments": "Canarycomment",
-    "PatientMotherBirthName": "Mothernix",
-    "PatientAge": "097Y",
-    "EthnicGroup": "Canaryethnic",
-    "Occupation": "Canaryjob",
-    "AdditionalPatientHistory": "Canaryhistory",
-    "MedicalRecordLocator": "CANARYLOC",
-    "InstitutionName": "Canaryclinic",
-    "InstitutionAddress": "Clinicstreet 1",
-    "InstitutionalDepartmentName": "Canaryward",
-    "StationName": "CANARYSTATION",
-    "OperatorsName": "Operatrix^Canary",
-    "PerformingPhysicianName": "Performix^Canary",
-    "PhysiciansOfRecord": "Recordix^Canary",
-    "NameOfPhysiciansReadingStudy": "Readix^Canary",
-    "RequestingPhysician": "Requestix^Canary",
-    "AdmissionID": "CANARYADM",
-    "AdmittingDiagnosesDescription": "Canarydiagnosis",
-    "StudyDescription": "Canarystudytext",
-    "SeriesDescription": "Canaryseriestext",
-    "ProtocolName": "Canaryprotocol",
-    "DeviceSerialNumber": "CANARYDEVICE",
-    "ImageComments": "Canaryimagetext",
-    "ClinicalTrialSubjectID": "CANARYTRIAL",
-    "ClinicalTrialSponsorName": "Canarysponsor",
-    "SeriesDate": "20020318",
-    "AcquisitionDate": "20030419",
-    "ContentDate": "20040520",
-}
-WORDS = {word for value in (*LINKS.values(), *SECRETS.values()) for word in value.split("^") if word != "Canary"}
-
-
-def readable(path: Path) -> Iterator[bytes]:
-    """The content of a file, and what its compressed parts hold."""
-    content = path.read_bytes()
-    yield content
-    for start in (i for i in range(len(content)) if content[i : i + 2] in (b"\x1f\x8b", b"x\x9c", b"x\xda", b"x\x01")):
-        try:
-            yield zlib.decompressobj(wbits=47).decompress(content[start:], 1 << 22)
-        except zlib.error:
-            continue
-
-
-def leaks(folder: Path, *, words: set[str]) -> set[tuple[str, str]]:
-    """Words in names and contents of files."""
-    found = set()
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        found |= {(name, word) for word in words if word.lower() in name.lower()}
-        if path.is_file() and path.stat().st_size < 4 << 20:
-            contents = list(readable(path)) if path.stat().st_size < 200_000 else [path.read_bytes()]
-            found |= {(name, word) for word in words for content in contents if word.encode() in content}
-    return found
 
 
 @pytest.fixture

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import shutil
 import stat
 import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medunet.errors import DataError, SecurityError
@@ -105,3 +108,30 @@ def test_a_plain_archive_becomes_a_folder(tmp_path: Path) -> None:
     assert (unpack(flat, tmp_path / "flat") / "configs" / "train.json").is_file()
     with pytest.raises(DataError, match="exists already"):
         unpack(flat, tmp_path / "flat")
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.type, info.size = tarfile.XHDTYPE, 12 << 20
+    path = tmp_path / "a.tgz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(info.tobuf() + bytes(info.size))
+    with pytest.raises(SecurityError, match="unpacks to too much"):
+        unpack(path, tmp_path / "out")
+    assert nothing_but(tmp_path, "a.tgz")
+
+
+def test_damage_anywhere_is_an_error_of_the_archive(tmp_path: Path) -> None:
+    content = bytes(np.random.default_rng(1).integers(0, 9, 3000, dtype=np.uint8))
+    wholes = {
+        "a.zip": make_zip(tmp_path / "a.zip", {"configs/é.json": content, "x": content}).read_bytes(),
+        "a.tgz": make_tar(tmp_path / "a.tgz", member("x"), content=content).read_bytes(),
+    }
+    for name, whole in wholes.items():
+        for place in range(0, len(whole), 7):
+            (tmp_path / name).write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+            try:
+                shutil.rmtree(unpack(tmp_path / name, tmp_path / "out"))
+            except (DataError, SecurityError):
+                continue
+    assert nothing_but(tmp_path, "a.zip", "a.tgz")

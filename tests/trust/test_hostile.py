@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -15,7 +16,16 @@ from typing import Any
 import pytest
 import torch
 
-from medunet.bundle import evaluate_bundle, find_bundle, specialise, train_bundle, train_folds, verify_bundle
+from medunet.bundle import (
+    evaluate_bundle,
+    find_bundle,
+    run_training,
+    specialise,
+    train_bundle,
+    train_folds,
+    verify_bundle,
+)
+from medunet.bundle.specialise import write_specialised
 from medunet.errors import DataError, MedunetError, SecurityError
 from medunet.networks import UNet, load_checkpoint
 from medunet.prediction import Predictor
@@ -62,6 +72,14 @@ def evil(marker: Path) -> dict[str, dict[str, Any]]:
         "reader by reference": {"evil": "subprocess.Popen", "steps/load/reader": "@evil"},
         "reader by flat key": {"steps::load::reader": "subprocess.Popen"},
         "reader by flat key into a list": {"steps#load#reader#0": "subprocess.Popen"},
+        "reader by name as a key": {
+            "steps/load": {"_target_": "LoadImaged", "keys": "image", "reader": {"os.system": 1}, "command": touch}
+        },
+        "reader by a component that gives names": {
+            "steps/load/reader": {"_target_": "DataLoader", "dataset": ["os.system"], "batch_size": None}
+        },
+        "reader by flat key, as int reads it": {"steps::load::reader:: 0": "os.system", "steps/load/reader": []},
+        "reader by a later call": {"steps/load": {"_target_": "LoadImaged", "_mode_": "callable", "command": touch}},
         "pickles for readers": {"steps/load/allow_pickle": True},
         "pickles for readers by a known expression": {"steps/load/allow_pickle": "$@rank == 0"},
         "writer by name": {"post/save": {"_target_": "SaveImaged", "keys": "pred", "writer": "subprocess.Popen"}},
@@ -74,6 +92,9 @@ def evil(marker: Path) -> dict[str, dict[str, Any]]:
         "results over the user's images": {"prediction_dir": "/home"},
         "results beside the bundle": {"output_dir": "../../thesis"},
         "results to a stranger": {"output_dir": "http://example.org/collect"},
+        "results to a stranger by reference": {"data": "http://example.org/collect", "output_dir": "@data"},
+        "results to a stranger by relative reference": {"x": {"source": ["/home"], "output_dir": "@#source#0"}},
+        "results to a stranger by the metadata": {"output_dir": "@_meta_#homepage"},
     }
 
 
@@ -163,6 +184,38 @@ def test_a_link_out_of_the_bundle_is_refused(foreign: Make, tmp_path: Path) -> N
     assert [finding.file for finding in judge(bundle).findings] == ["models"]
 
 
+def test_a_folder_behind_a_link_is_not_taken_for_looked_at(foreign: Make, marker: Path, tmp_path: Path) -> None:
+    bundle = foreign(train={"device": f"$__import__('os').system('touch {marker}')"})
+    (bundle / "configs").rename(bundle / "more")
+    (bundle / "configs").symlink_to("more")
+    with pytest.raises(UntrustedBundleError, match="a link to a folder"):
+        specialise(bundle, tmp_path / "out", {})
+    own = specialise(find_bundle("unet_2d"), tmp_path / "own", {})
+    (own / "configs").rename(tmp_path / "elsewhere")
+    (own / "configs").symlink_to(tmp_path / "elsewhere")
+    assert not judge(own).is_trusted
+    assert not marker.exists()
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(foreign: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = foreign()
+    scandir = os.scandir
+
+    def closed(path: str) -> Any:
+        if Path(path).name == "configs":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", closed)
+    assert [finding.why for finding in judge(bundle).findings] == ["a folder that cannot be listed"]
+
+
+def test_capitals_are_no_way_around(foreign: Make) -> None:
+    bundle = foreign(train={"device": "$evil()"})
+    (bundle / "configs").rename(bundle / "Configs")
+    assert [finding.file for finding in judge(bundle).findings] == ["configs/train.json"]
+
+
 def test_a_pickle_as_weights_is_not_run(foreign: Make, marker: Path, tmp_path: Path) -> None:
     bundle = foreign(inference={"network_def/channels": [4, 8]})
     (bundle / "models").mkdir()
@@ -248,3 +301,68 @@ def test_what_runs_is_what_was_judged(tmp_path: Path, monkeypatch: pytest.Monkey
     assert parser.get_parsed_content("in_channels") == 1
     parser.get_parsed_content("imports")
     assert not marker.exists()
+
+
+def test_what_is_trained_is_what_was_judged(tmp_path: Path, foreign: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, marker = foreign(train={"network_def/channels": [4, 8]}), tmp_path / "ran"
+    evil = {"device": f"$__import__('pathlib').Path({str(marker)!r}).touch()"}
+
+    def judge_and_swap(folder: Path, *, trust: bool = False) -> Verdict:
+        verdict = require_trust(folder, trust=trust)
+        change(folder / "configs" / "train.json", evil)
+        return verdict
+
+    monkeypatch.setattr(sys.modules["medunet.bundle.specialise"], "require_trust", judge_and_swap)
+    run = tmp_path / "run"
+    configs = write_specialised(bundle, run, {})
+    assert judge(run).reason == "known"
+    monkeypatch.undo()
+    change(run / "configs" / "train.json", evil | {"imports": [evil["device"]], "initialize": [evil["device"]]})
+    monkeypatch.setattr("monai.bundle.ConfigWorkflow.run", lambda self: self.parser.get_parsed_content("device"))
+    workflow = run_training(run, configs=configs, dataset_dir="elsewhere")
+    assert workflow.parser["dataset_dir"] == "elsewhere"
+    assert workflow.parser["bundle_root"] == str(run)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["few", "new"])
+def test_an_overlay_that_is_changed_while_it_is_copied_is_refused(
+    name: str, tmp_path: Path, foreign: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = foreign()
+
+    def judge_and_swap(folder: Path, *, trust: bool = False) -> Verdict:
+        verdict = require_trust(folder, trust=trust)
+        (folder / "configs" / f"{name}.json").write_text('{"device": "$evil()"}')
+        return verdict
+
+    monkeypatch.setattr(sys.modules["medunet.bundle.specialise"], "require_trust", judge_and_swap)
+    with pytest.raises(SecurityError, match="changed while it was read"):
+        specialise(bundle, tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("configs/metadata.json", {}),
+        ("configs/train.json", {}),
+        ("configs/train.json", {"network_def": "x"}),
+        ("configs/inference.json", {}),
+        ("docs/changes.json", {"changed": {"epochs": 5}, "presets": []}),
+        ("docs/changes.json", {"changed": "x"}),
+    ],
+)
+def test_what_is_no_bundle_of_ours_is_an_error_or_nothing(
+    file: str, content: object, tmp_path: Path, foreign: Make
+) -> None:
+    bundle = foreign()
+    (bundle / file).write_text(json.dumps(content))
+    for call in (
+        lambda: specialise(bundle, tmp_path / "out", {}),
+        lambda: Predictor(bundle, output_dir=tmp_path / "predicted", device="cpu"),
+    ):
+        try:
+            call()
+        except MedunetError as error:
+            assert error.remedy or error.received

@@ -63,6 +63,17 @@ def test_trust_is_for_exactly_this_content(foreign: Make) -> None:
     assert not judge(bundle).is_trusted
 
 
+def test_trust_holds_for_one_command_where_nothing_can_be_recorded(
+    foreign: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "file" / "config"))
+    bundle = foreign(train={"device": "$torch.device('cpu')"})
+    require_trust(bundle, trust=True)
+    specialise(bundle, tmp_path / "out", {})  # as `medunet train --trust` does, which looks twice
+    assert judge(tmp_path / "out").reason == "recorded"
+
+
 def test_the_environment_trusts_exactly_what_it_names_and_records_nothing(
     foreign: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,107 @@
+"""What the label server prints about DICOM files names no patient; MONAI Label itself is played by stand-ins."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pydicom
+import pytest
+from canary import LINKS, SECRETS, WORDS, leaks
+from monai.bundle import ConfigParser
+
+from medunet.bundle import find_bundle, specialise
+from medunet.deploy.monailabel.server import LOG_KEY, SETTINGS_VARIABLE
+from medunet.networks import save_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+PROGRAM = """
+import json, logging, sys, types
+from pathlib import Path
+
+for name in ("monailabel", "monailabel.interfaces", "monailabel.interfaces.tasks"):
+    sys.modules[name] = types.ModuleType(name)
+module = sys.modules["monailabel.interfaces.tasks.infer_v2"] = types.ModuleType("infer_v2")
+module.InferTask = type("InferTask", (), {"__init__": lambda self, **options: None})
+module.InferType = types.SimpleNamespace(SEGMENTATION="segmentation")
+
+logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+from medunet.deploy.monailabel.app.hidden import HIDDEN
+from medunet.deploy.monailabel.app.inference import BundleInference, ResidentPredictor
+from medunet.deploy.monailabel.served import ServedBundle
+import pydicom
+
+run, *folders = map(Path, sys.argv[1:])
+resident = ResidentPredictor(ServedBundle("organs", run), Path(sys.argv[-1]), "cpu")
+for folder in folders[:-1]:
+    HIDDEN.hide(folder.name)  # as of a request that names its image
+    for file in sorted(folder.iterdir()):  # as MONAI Label's datastore does
+        header = pydicom.dcmread(file)
+        str(header)
+    try:
+        path, answer = BundleInference(resident)({"image": str(folder), "result_extension": ".nrrd"})
+        print("done", json.dumps(answer))
+    except Exception as error:
+        logging.getLogger("monailabel.endpoints.infer").exception("%s failed", folder.name)
+"""
+
+
+def test_the_server_prints_nothing_of_a_dicom_header(tmp_path: Path, make_series: Callable[..., Path]) -> None:
+    changes = {"network_def::channels": [4, 8], "patch_size": [16, 16, 8], "autocast_dtype": "float32"}
+    run = specialise(find_bundle("unet_3d"), tmp_path / "run", changes)
+    parser = ConfigParser()
+    parser.read_config(str(run / "configs" / "inference.json"))
+    (run / "models").mkdir()
+    save_weights(parser.get_parsed_content("network_def").state_dict(), run / "models" / "model.pt")
+    good = make_series(tmp_path / "in" / "Namix_John", **LINKS, **SECRETS)
+    wrong = {
+        "PixelSpacing": ("LO", "Zyxqwv"),
+        "RescaleSlope": ("LO", "Canarystreet 9"),
+        "PatientBirthDate": ("LO", "Othernix"),
+        "StudyInstanceUID": ("LO", "CANARYPID77"),
+        "PatientAge": ("LO", "Canaryhistory and more than sixteen letters"),
+        "Rows": ("LO", "CANARYADM"),
+    }
+    broken = []
+    for name, (kind, value) in wrong.items():
+        folder = make_series(tmp_path / "in" / f"Brokenix_{name}", **LINKS, **SECRETS)
+        file = sorted(folder.iterdir())[1]
+        header = pydicom.dcmread(file)
+        header[name] = pydicom.DataElement(name, kind, value)
+        header.save_as(file)
+        content = file.read_bytes()
+        for right in (b"DS", b"DA", b"UI", b"AS", b"US"):  # the value stays, its kind is what the standard says
+            tag = header[name].tag
+            start = tag.group.to_bytes(2, "little") + tag.element.to_bytes(2, "little")
+            expected = pydicom.datadict.dictionary_VR(tag).encode()
+            if right == expected:
+                content = content.replace(start + b"LO", start + right)
+        file.write_bytes(content)
+        broken.append(folder)
+    (tmp_path / "work").mkdir()
+    settings = tmp_path / "work" / "settings.json"
+    settings.write_text(json.dumps({}))
+    settings.with_name(LOG_KEY).write_text("0" * 64)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    for isolate in ("0", "1"):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *map(str, (run, good, *broken, scratch))],
+            env={**os.environ, SETTINGS_VARIABLE: str(settings), "MEDUNET_ISOLATE": isolate, "TMPDIR": str(scratch)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        shown = done.stdout + done.stderr
+        assert done.returncode == 0, shown
+        assert shown.count("done") >= 1, shown
+        assert shown.count("failed") >= 3, shown
+        found = {word for word in {*WORDS, "Namix", "Brokenix"} if word in shown.replace(str(tmp_path / "in"), "")}
+        assert found == set(), shown
+    assert leaks(scratch, words={*WORDS, "Namix", "Brokenix"}) == set()
