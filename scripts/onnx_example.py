@@ -50,11 +50,9 @@ def logits(session, image, tile, edge):  # each tile sees all that its answer de
 def main(network, source, target):
     session = ort.InferenceSession(network, providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["medunet"])
-    if (
-        any(about[key] for key in ("regions", "postprocessing", "mirror_axes", "view_scales"))
-        or about["in_channels"] > 1
-    ):
-        raise SystemExit("this example knows no regions, postprocessing, views beside the image, and no second channel")
+    unknown = [key for key in ("regions", "postprocessing", "mirror_axes", "view_scales") if about[key]]
+    if unknown or about["in_channels"] > 1:
+        raise SystemExit(f"this example knows one channel, and none of {unknown}")
     given = nib.load(source)
     turned = nib.as_closest_canonical(given) if about["orientation"] == "RAS" else given
     image, size = turned.get_fdata(dtype=np.float32)[None], turned.shape
