@@ -24,10 +24,9 @@ def resample(image, size, ratio):  # channels (C, *spatial) linearly to another 
 def normalise(image, step):
     if step["_target_"] == "ScaleIntensityRanged":  # CT
         return np.interp(image, [step["a_min"], step["a_max"]], [step["b_min"], step["b_max"]]).astype(np.float32)
-    if step["_target_"] != "NormalizeIntensityd":
-        raise SystemExit(f"this example does not know the step {step['_target_']}")
-    axes = tuple(range(1, image.ndim))
-    return (image - image.mean(axes, keepdims=True)) / image.std(axes, keepdims=True)
+    if step["_target_"] != "NormalizeIntensityd" or step.keys() - {"_target_", "keys", "channel_wise"}:
+        raise SystemExit(f"this example does not know the step {step}")
+    return (image - image.mean()) / (image.std() or 1)
 
 
 def logits(session, image, tile, edge):  # each tile sees all that its answer depends on: tiles change no voxel
@@ -51,20 +50,21 @@ def logits(session, image, tile, edge):  # each tile sees all that its answer de
 def main(network, source, target):
     session = ort.InferenceSession(network, providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["medunet"])
-    if about["regions"] or about["postprocessing"] or about["mirror_axes"]:
-        raise SystemExit("this example knows neither overlapping regions nor postprocessing nor mirrored views")
+    unknown = [key for key in ("regions", "postprocessing", "mirror_axes", "view_scales") if about[key]]
+    if unknown or about["in_channels"] > 1:
+        raise SystemExit(f"this example knows one channel, and none of {unknown}")
     given = nib.load(source)
     turned = nib.as_closest_canonical(given) if about["orientation"] == "RAS" else given
     image, size = turned.get_fdata(dtype=np.float32)[None], turned.shape
     ratio = np.divide(about["spacing_mm"] or turned.header.get_zooms(), turned.header.get_zooms())
     for step in about["preprocessing"]:
         if step["_target_"] == "Spacingd":
-            image = resample(image, [round((n - 1) / r) + 1 for n, r in zip(size, ratio, strict=True)], ratio)
+            image = resample(image, [round((n - 1) / r + 1) for n, r in zip(size, ratio, strict=True)], ratio)
         elif step["_target_"] != "Orientationd":
             image = normalise(image, step)
     edge = 128 if about["tile"]["exact"] else max(image.shape) + 64  # instance norm sees the whole image
     classes = resample(logits(session, image, about["tile"], edge), size, 1 / ratio).argmax(0)
-    labels = np.array([label["value"] for label in about["labels"]], np.uint8)[classes]
+    labels = np.array([label["value"] for label in about["labels"]], np.int16)[classes]
     back = nib.orientations.ornt_transform(nib.io_orientation(turned.affine), nib.io_orientation(given.affine))
     nib.save(nib.Nifti1Image(labels, turned.affine).as_reoriented(back), target)
 

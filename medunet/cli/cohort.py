@@ -56,10 +56,10 @@ def predict_many(
                 console.print(f"[bold red]error[/] {escape(outcome.name)}: {escape(outcome.error)}")
 
         result = predict_cohort(bundle, source, output, report=report, **options)
-    show_cohort(result)
+    show_cohort(result, was_forced=bool(options.get("replace")))
 
 
-def show_cohort(result: CohortResult) -> None:
+def show_cohort(result: CohortResult, *, was_forced: bool = False) -> None:
     """Print what was done; the exit code tells whether that is all."""
     from medunet.deploy.cluster import LEDGER_NAME
 
@@ -69,8 +69,9 @@ def show_cohort(result: CohortResult) -> None:
     console.print(escape(f"{done} of {result.cases} cases have results in {result.output}, {failed} failed"))
     console.print(escape(f"every case: {result.output / LEDGER_NAME}"))
     if result.is_interrupted:
-        console.print("[bold red]stopped[/] what is written is whole; the same command goes on")
+        again = "the same command without --force goes on" if was_forced else "the same command goes on"
+        console.print(f"[bold red]stopped[/] what is written is whole; {again}")
         raise typer.Exit(EXIT_INTERRUPTED)
     if failed:
-        console.print("the same command tries again what failed")
+        console.print(f"the same command{' without --force' if was_forced else ''} tries again what failed")
         raise typer.Exit(EXIT_SOME_FAILED)

@@ -29,6 +29,9 @@ def tune(
     tracking_uri: Annotated[
         str | None, typer.Option("--tracking-uri", help="MLflow's store; '' for none; else as of `medunet train`.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the search in --output, given the same arguments again.")
+    ] = False,
     settings: Set = None,
     trust: Trust = False,
 ) -> None:
@@ -52,6 +55,7 @@ def tune(
         presets=preset or (),
         device=device,
         tracking_uri=default_store(output.parent) if tracking_uri is None else tracking_uri,
+        resume=resume,
         trust=trust,
     )
     console = Console(highlight=False, soft_wrap=True)

@@ -80,7 +80,7 @@ def predict_cohort(
         result_format: see device.
         overrides: see device.
         ensemble: see device.
-        replace: predict everything anew.
+        replace: predict everything anew; called again without it, such a run goes on.
         trust: see device.
         report: called with every new outcome.
 
@@ -99,16 +99,16 @@ def predict_cohort(
         "device": device,
         "probabilities": probabilities,
         "result_format": result_format,
-        "overwrite": replace,
-        "skip_done": not replace,
         "overrides": dict(overrides or {}),
+        "trust": trust,
         "ensemble": [str(one.resolve()) for one in ensemble],
     }
     asked = (probabilities, result_format, sorted((overrides or {}).items()), [bundle_digest(one) for one in ensemble])
     ray = join_cluster() if where == "ray" else None
     interrupted = False
     with claim(output), Ledger(output, digest=bundle_digest(bundle, *asked), replace=replace) as ledger:
-        missing = [case for case in cases if not ledger.is_done(case.name)]
+        options |= {"overwrite": ledger.replaces, "skip_done": not ledger.replaces}
+        missing = [case for case in cases if not ledger.is_done(case.name, sent=_is_sent_back(case))]
         logger.info("%d cases, %d have results", len(cases), len(cases) - len(missing))
         found = RayPool(options, ray=ray).predict(missing) if ray is not None else _here(options, missing)
         try:
@@ -121,6 +121,10 @@ def predict_cohort(
             interrupted = True
         outcomes = tuple(ledger.outcomes[case.name] for case in cases if case.name in ledger.outcomes)
     return CohortResult(output, outcomes, len(cases), interrupted)
+
+
+def _is_sent_back(case: Case) -> bool:
+    return not isinstance(case, NamedSource) and case.send_back
 
 
 def _here(options: Mapping[str, Any], cases: Sequence[Case]) -> Generator[Outcome, None, None]:

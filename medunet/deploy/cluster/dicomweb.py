@@ -84,7 +84,8 @@ class DicomWebStore:
                 seen.add(_value(entry, _SERIES))
                 if _value(entry, _MODALITY) in ("", *IMAGE_MODALITIES):
                     yield RemoteSeries(self.url, _value(entry, _STUDY), _value(entry, _SERIES), send_back)
-            if len(entries) < PAGE or not fresh:  # a store that knows no offset would give the first page for ever
+            # a store may give less than a page; one that knows no offset would give the first page for ever
+            if not fresh:
                 return
             offset += len(entries)
 

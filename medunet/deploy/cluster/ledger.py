@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from medunet.errors import DataError
 from medunet.files import sha256_of, sync_folder
+from medunet.networks import SAFE_SUFFIX
+from medunet.training import LAST_NAME, PREVIOUS_NAME
 
 LEDGER_NAME = "ledger.jsonl"
 
@@ -32,6 +34,7 @@ class Outcome:
         seconds: of work.
         attempts: how many processes tried it.
         node: which machine.
+        sent: whether the store that the images came from has the result.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Outcome:
     seconds: float = 0.0
     attempts: int = 1
     node: str = ""
+    sent: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -59,6 +63,9 @@ class Ledger:
         digest: of the bundle, see :func:`bundle_digest`.
         replace: begin anew, whatever the folder holds.
 
+    Attributes:
+        replaces: whether results that no line tells of are older ones, which are to be replaced: so it was begun.
+
     Raises:
         DataError: the results that it tells of are another bundle's.
     """
@@ -70,9 +77,10 @@ class Ledger:
         if replace:
             self.path.unlink(missing_ok=True)
         known = None
+        self.replaces = replace
         for entry in _entries(self.path):
             if "bundle" in entry:
-                known = entry["bundle"]
+                known, self.replaces = entry["bundle"], entry.get("replaces", False)
             elif "name" in entry:
                 entry.pop("time", None)
                 self.outcomes[entry["name"]] = Outcome(**entry)
@@ -88,7 +96,7 @@ class Ledger:
         if not whole:
             self._file.write("\n")  # the rest of a line that was cut
         if known is None:
-            self._append({"bundle": digest})
+            self._append({"bundle": digest, "replaces": replace})
         sync_folder(folder)
 
     def __enter__(self) -> Ledger:
@@ -99,10 +107,12 @@ class Ledger:
     ) -> None:
         self._file.close()
 
-    def is_done(self, name: str) -> bool:
-        """Whether a case has a result, and it is still there."""
+    def is_done(self, name: str, *, sent: bool = False) -> bool:
+        """Whether a case has a result, and it is still there; where asked for, in the store as well."""
         outcome = self.outcomes.get(name)
-        return bool(outcome and outcome.is_done and outcome.path and (self.folder / outcome.path).is_file())
+        if outcome is None or (sent and not outcome.sent):
+            return False
+        return bool(outcome.is_done and outcome.path and (self.folder / outcome.path).is_file())
 
     def add(self, outcome: Outcome) -> None:
         """Append, to the disk."""
@@ -128,9 +138,10 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def bundle_digest(bundle: Path, *more: object) -> str:
-    """What results depend on: weights, configuration and options."""
+    """What results depend on: configuration, weights (of all members of an ensemble) and options."""
     digest = hashlib.sha256(repr(more).encode())
-    for name in ("configs/inference.json", "models/model.pt"):
-        path = bundle / name
-        digest.update(sha256_of(path).encode() if path.is_file() else b"-")
+    kept = (path for path in (bundle / "models").glob("*") if path.suffix in (".pt", SAFE_SUFFIX))
+    weights = sorted(path for path in kept if path.name not in (LAST_NAME, PREVIOUS_NAME))
+    for path in (bundle / "configs" / "inference.json", *weights):
+        digest.update(f"{path.name} {sha256_of(path) if path.is_file() else '-'}".encode())
     return digest.hexdigest()

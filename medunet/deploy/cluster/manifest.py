@@ -64,7 +64,7 @@ def _rows(file: Path, *, channels: int) -> Iterator[NamedSource]:
         raise DataError("no column with images", file=file, received=rows.fieldnames, expected=IMAGE_COLUMN)
     for row in rows:
         words = [word.strip() for word in (row[IMAGE_COLUMN] or "").split(SEPARATOR) if word.strip()]
-        if not words:
+        if not words and not any((row.get(key) or "").strip() for key in NAME_COLUMNS):
             continue
         if len(words) != channels:
             raise DataError(
@@ -92,7 +92,7 @@ def checked_name(text: str, file: Path) -> str:
         >>> checked_name("patient_7/ct.nii.gz", Path("m.csv"))
         'patient_7/ct'
     """
-    path = PurePosixPath(text.replace("\\\\", "/"))
+    path = PurePosixPath(text.replace("\\", "/"))
     stem = split_suffix(path.name)[0]
     if path.is_absolute() or ".." in path.parts or ":" in text or not stem or stem.startswith("."):
         raise SecurityError(

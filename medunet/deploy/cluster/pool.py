@@ -105,8 +105,10 @@ class RayPool:
         nodes = {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
         has_gpus = any(resources.get("GPU", 0) >= 1 for resources in nodes.values())
         for node, resources in nodes.items():
-            wanted = int(resources.get("GPU", 0)) if has_gpus else int(resources.get("CPU", 0) >= 1)
-            share = {"num_gpus": 1, "num_cpus": 0} if has_gpus else {"num_cpus": int(resources.get("CPU", 0))}
+            gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+            wanted = gpus if has_gpus else int(cores >= 1)
+            # Ray gives a process as many threads as it asks for cores, one where it asks for none
+            share = {"num_gpus": 1, "num_cpus": cores // max(gpus, 1)} if has_gpus else {"num_cpus": cores}
             for _ in range(wanted - sum(seat.node == node for seat in self.seats)):
                 self.seats.append(self._seat(node, share))
         if any(seat.is_ready for seat in self.seats):

@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Resident:
             return self._predict(case)
         try:
             return self._predict_remote(case)
-        except MedunetError as error:
+        except (MedunetError, OSError) as error:  # such as no room for the files of the series
             return Outcome(case.name, "failed", error=str(error), node=platform.node())
 
     def _predict_remote(self, case: RemoteSeries) -> Outcome:
@@ -69,6 +70,7 @@ class Resident:
             outcome = self._predict(NamedSource((images,), case.name))
         if case.send_back and outcome.path is not None:
             store.store(self._output / outcome.path)
+            return replace(outcome, sent=True)
         return outcome
 
     def _predict(self, case: NamedSource) -> Outcome:

@@ -19,7 +19,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from medunet.bundle import fit_data, train_prepared, write_run
 from medunet.bundle.render import to_json
 from medunet.bundle.specialise import WORKFLOWS, apply, read_json
-from medunet.errors import ConfigError
+from medunet.errors import ConfigError, DataError
 from medunet.files import check_target, claim, write_atomically
 from medunet.io.extras import import_extra
 from medunet.networks import resolve_device
@@ -37,6 +37,12 @@ METRIC = "val_mean_dice"
 PREFIX = "trial_"
 MESSAGE_LENGTH = 300
 RESULTS_NAME = "tune.json"
+ASKED_NAME = "search.json"
+"""What was asked for, so that nobody goes on with another search."""
+
+STATE = "ray"
+"""Folder of Ray Tune's own state."""
+
 MAX_FAILURES = 2
 """Times that a trial may lose its process; it goes on from its last checkpoint."""
 
@@ -93,10 +99,15 @@ def tune_bundle(
     presets: Sequence[str] = (),
     device: str = "auto",
     tracking_uri: str | None = None,
+    resume: bool = False,
     trust: bool = False,
     seed: int = 0,
 ) -> Search:
     """Search with Optuna's sampler and ASHA: values follow what was good, and bad trainings end early.
+
+    A search that was stopped or killed goes on by `resume`: finished trials are kept, unfinished ones go on after their
+    last whole epoch, those that failed are tried again. Ray Tune keeps its state as pickles, which run code when they
+    are loaded: resume searches of your own only.
 
     Args:
         bundle: as in :func:`medunet.bundle.train_bundle`, as are data, changes, presets, device and trust.
@@ -109,12 +120,14 @@ def tune_bundle(
         presets: see bundle.
         device: see bundle.
         tracking_uri: MLflow's store, which gets a run with a child a trial; None or '': none.
+        resume: go on with the search in ``output``, begun with the same arguments; `seconds` count anew.
         trust: see bundle.
         seed: of the sampler.
 
     Raises:
         SecurityError: the bundle is not trusted.
-        MedunetError: an unknown key, impossible ranges, data that cannot be used; Ray or Optuna is missing.
+        MedunetError: an unknown key, impossible ranges, data that cannot be used; Ray or Optuna is missing; a folder
+            that holds a search when ``resume`` is False, or another one.
     """
     resolve_device(device)
     require_trust(bundle, trust=trust)
@@ -124,6 +137,17 @@ def tune_bundle(
     config = apply(configs, {**values, **{entry.key: entry.example for entry in ranges}})["train"]
     if trials < 1:
         raise ConfigError("impossible number of trials", received=trials, expected="1 or more")
+    asked = {
+        "bundle": str(bundle.resolve()),
+        "data": str(data.resolve()),
+        "values": values,
+        "presets": list(presets),
+        "ranges": [asdict(entry) for entry in ranges],
+        "trials": trials,
+        "seconds": seconds,
+        "seed": seed,
+    }
+    _check_asked(output, asked, resume=resume)
     ray = join_cluster()
     tune = import_extra("ray.tune", extra="ray", purpose="medunet tune")
     optuna = import_extra("ray.tune.search.optuna", extra="ray", purpose="medunet tune")
@@ -140,8 +164,10 @@ def tune_bundle(
     interval = int(config["val_interval"])
     with claim(output), _quiet():
         check_target(output)
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_train, job=job), _resources(ray, trials)),
+        key = _note_asked(output, asked)
+        trainable = tune.with_resources(tune.with_parameters(_train, job=job), _resources(ray, trials))
+        tuner = _begun(tune, output / STATE, trainable) or tune.Tuner(
+            trainable,
             param_space={entry.key: entry.to_tune(tune) for entry in ranges},
             tune_config=tune.TuneConfig(
                 metric=METRIC,
@@ -157,21 +183,63 @@ def tune_bundle(
                 ),
             ),
             run_config=tune.RunConfig(
-                name="ray",
+                name=STATE,
                 storage_path=str(output.resolve()),
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
                 verbose=0,
             ),
         )
-        errors = {str(result.path): str(result.error) for result in tuner.fit() if result.error is not None}
-        found = [_trial(file, errors) for file in sorted(output.glob(f"{PREFIX}*.json"))]
+        errors = {str(result.path): result.error for result in tuner.fit()}
+        files = sorted(output.glob(f"{PREFIX}*.json"))
+        # those that are not Ray's were begun in the last second before a kill, and others took their places
+        found = [_trial(file, errors) for file in files if any(_number(file) in path for path in errors)]
         found.sort(key=lambda trial: -1.0 if trial.metric is None else trial.metric, reverse=True)
         search = Search(output, tuple(found))
         rows = [{**asdict(trial), "run": trial.run.name} for trial in search.trials]
         write_atomically(output / RESULTS_NAME, json.dumps(rows, indent=1))
     if tracking_uri:
-        track_search(search, Server(tracking_uri))
+        track_search(search, Server(tracking_uri), key=key)
     return search
+
+
+def _check_asked(output: Path, asked: Mapping[str, Any], *, resume: bool) -> None:
+    """Refuse to begin where a search lies, and to go on with another one."""
+    path = output / ASKED_NAME
+    if not path.is_file():
+        return
+    if not resume:
+        raise DataError(
+            "the output folder holds a search", file=output, remedy="go on with --resume, or give another --output"
+        )
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    if other := [name for name, value in _as_json(asked).items() if value != begun["asked"].get(name)]:
+        raise ConfigError(
+            "the search was begun with other arguments",
+            file=path,
+            received=", ".join(other),
+            remedy="repeat those of then, or give another --output",
+        )
+
+
+def _note_asked(output: Path, asked: Mapping[str, Any]) -> str:
+    """Note what was asked for when a search begins; gives the key that it has in MLflow."""
+    path = output / ASKED_NAME
+    if not path.is_file():
+        begun = {"key": secrets.token_hex(16), "asked": _as_json(asked)}
+        write_atomically(path, json.dumps(begun, indent=1))
+    return str(json.loads(path.read_text(encoding="utf-8"))["key"])
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they come back from a file: tuples are lists."""
+    return dict(json.loads(json.dumps(values)))
+
+
+def _begun(tune: Any, state: Path, trainable: Any) -> Any:
+    """The search that goes on; None where Ray has not noted a trial yet."""
+    if not any(state.glob("experiment_state*.json")) or not tune.Tuner.can_restore(str(state.resolve())):
+        return None
+    return tune.Tuner.restore(str(state.resolve()), trainable, resume_errored=True)
 
 
 def _train(config: Mapping[str, Any], job: Mapping[str, Any]) -> None:
@@ -180,13 +248,15 @@ def _train(config: Mapping[str, Any], job: Mapping[str, Any]) -> None:
     logging.getLogger("monai").setLevel(logging.ERROR)
     run = Path(job["output"]) / f"{PREFIX}{tune.get_context().get_trial_id()}"
     write_atomically(run.with_suffix(".json"), json.dumps(dict(config)))
+    values = {**job["values"], **config}
 
     def report(entry: Mapping[str, Any]) -> None:
         if METRIC in entry.get("val_metrics", {}):
             tune.report({METRIC: entry["val_metrics"][METRIC], "epoch": entry["epoch"]})
 
-    values = {**job["values"], **config}
     write_run(Path(job["bundle"]), Path(job["data"]), run, values=values, presets=job["presets"])
+    for entry in _history(run):  # what a search that goes on has forgotten
+        report(entry)
     train_prepared(run, resume=True, device=resolve_device(job["device"]), on_epoch=report)
 
 
@@ -195,22 +265,33 @@ def _resources(ray: Any, trials: int) -> dict[str, float]:
     return {"cpu": share["num_cpus"], "gpu": share.get("num_gpus", 0)}
 
 
-def _trial(file: Path, errors: Mapping[str, str]) -> Trial:
-    """What a trial has left in the output folder."""
+def _history(run: Path) -> list[dict[str, Any]]:
+    path = run / "eval" / HISTORY_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def _number(file: Path) -> str:
+    """Ray's name of a trial."""
+    return file.stem.removeprefix(PREFIX)
+
+
+def _trial(file: Path, errors: Mapping[str, Exception | None]) -> Trial:
+    """What a trial has left in the output folder; errors by Ray's folders."""
     run = file.with_suffix("")
-    entries = json.loads(path.read_text()) if (path := run / "eval" / HISTORY_NAME).is_file() else []
+    entries = _history(run)
     values = [entry["val_metrics"][METRIC] for entry in entries if METRIC in entry.get("val_metrics", {})]
     if (run / "models" / BEST_NAME).is_file():  # a trial that was ended early had no time for it
         record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
-    number = run.name.removeprefix(PREFIX)
-    error = next((" ".join(text.split())[-MESSAGE_LENGTH:] for path, text in errors.items() if number in path), None)
-    return Trial(run, json.loads(file.read_text()), max(values, default=None), len(entries), error)
+    error = next((error for path, error in errors.items() if _number(file) in path and error is not None), None)
+    text = None if error is None else " ".join(str(error).split())[-MESSAGE_LENGTH:]
+    return Trial(run, json.loads(file.read_text()), max(values, default=None), len(entries), text)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Tune's own log files and banners."""
+    """Without Tune's own log files and banners; its state is kept second by second, for who goes on after a kill."""
     wanted = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_WARN_THRESHOLD_S": "60"}
+    wanted["TUNE_GLOBAL_CHECKPOINT_S"] = "1"
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -220,18 +301,24 @@ def _quiet() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def track_search(search: Search, server: Server) -> None:
-    """Log a run for the search and a child for every trial: its values and its best Dice."""
+def track_search(search: Search, server: Server, *, key: str) -> None:
+    """Log a run for the search and a child for every trial: its values and its best Dice; going on adds to them.
+
+    Args:
+        search: what it came to.
+        server: of MLflow.
+        key: of the search, the same however often it goes on.
+    """
     name, now = search.output.resolve().name, int(1000 * time.time())
     client = server.client
-    parent = server.create_run(key=secrets.token_hex(16), name=name, tags={"medunet.kind": "search"}, start_time=now)
+    parent = server.create_run(key=key, name=name, tags={"medunet.kind": "search"}, start_time=now)
     for number, trial in enumerate(search.trials):
         tags = {"medunet.kind": "trial", MLFLOW_PARENT_RUN_ID: parent, "medunet.machine": platform.node()}
         child = server.create_run(
-            key=secrets.token_hex(16), name=f"{name} {trial.run.name}", tags=tags, start_time=now + number
+            key=f"{key} {trial.run.name}", name=f"{name} {trial.run.name}", tags=tags, start_time=now + number
         )
-        for key, value in trial.values.items():
-            client.log_param(child, key.replace("::", "."), value)
+        for id_, value in trial.values.items():
+            client.log_param(child, id_.replace("::", "."), value)
         if trial.metric is not None:
             client.log_metric(child, f"best_{METRIC}", trial.metric, step=trial.epochs)
         client.set_terminated(child, "FINISHED" if trial.error is None else "FAILED")

@@ -70,6 +70,8 @@ def describe(
         "preprocessing": list(steps.values()),
         "postprocessing": [plain(parser, parser[name]) for name in _names(parser, "postprocess_steps")],
         "mirror_axes": _value(parser, "mirror_axes", []),
+        "mirror_swaps": _value(parser, "mirror_swaps", []),
+        "view_scales": _value(parser, "view_scales", []),
         "padding": shapes.padding,
         "tile": {
             "size": _value(parser, "tile_size", "auto"),

@@ -32,7 +32,7 @@ SETTINGS = {
 
 PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
-PATIENCE = 480.0
+PATIENCE = 1800.0
 """Seconds until a test gives up; the machine may have other work."""
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -18,31 +18,59 @@ MEMORY = 80 * 2**20
 """Bytes of the object store of each machine: the smallest that Ray takes; only names go through it, no images."""
 
 
+PATIENCE = 1800.0
+"""Seconds until a test gives up; the machine may have other work."""
+
+RAYS_PATIENCE = {
+    "RAY_health_check_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "900",
+    "RAY_raylet_start_wait_time_s": "900",
+    "RAY_gcs_server_request_timeout_seconds": "900",
+    "RAY_gcs_rpc_server_connect_timeout_s": "300",
+    "RAY_py_gcs_connect_timeout_s": "300",
+}
+"""A machine that is slow to answer is not dead; one whose processes are gone is noticed as soon as ever."""
+
+
 def two_machines() -> Iterator[Any]:
     """A core each; the first holds the cluster's state, the second may die."""
     import ray
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        small = {"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False}
-        made = Cluster(initialize_head=True, head_node_args=small)
-        made.add_node(num_cpus=1, object_store_memory=MEMORY)
-        made.wait_for_nodes()
-        patch.setenv("RAY_ADDRESS", made.address)
-        yield made
-        ray.shutdown()
-        made.shutdown()
+        for name, value in RAYS_PATIENCE.items():
+            patch.setenv(name, value)
+        patch.setattr("medunet.deploy.cluster.pool.START_SECONDS", PATIENCE)
+        small = {"num_cpus": 1, "object_store_memory": MEMORY, "wait": False}
+        made = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+        try:
+            made.wait_for_nodes(timeout=PATIENCE)  # programs connect to the machine that came first
+            made.add_node(**small)
+            made.wait_for_nodes(timeout=PATIENCE)
+            patch.setenv("RAY_ADDRESS", made.address)
+            yield made
+        finally:
+            ray.shutdown()
+            made.shutdown()
 
 
-def when(condition: Callable[[], bool], action: Callable[[], object]) -> threading.Thread:
-    """Do something as soon as something is so."""
+@contextmanager
+def when(condition: Callable[[], bool], action: Callable[[], object]) -> Iterator[None]:
+    """Do something beside the block as soon as something is so; an error if the block ends before."""
+    over, done = threading.Event(), threading.Event()
 
     def wait() -> None:
-        end = time.monotonic() + 240
-        while not condition() and time.monotonic() < end:
-            time.sleep(0.05)
+        while not condition():
+            if over.wait(0.05):
+                return
         action()
+        done.set()
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert done.is_set(), "what was waited for did not come, or failed"

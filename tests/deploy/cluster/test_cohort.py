@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +17,9 @@ import pytest
 
 from medunet.cli.app import main
 from medunet.deploy.cluster import LEDGER_NAME, Outcome, predict_cohort, read_cohort
-from medunet.deploy.cluster.ledger import Ledger
+from medunet.deploy.cluster.ledger import Ledger, bundle_digest
+from medunet.deploy.cluster.pool import RayPool
+from medunet.deploy.cluster.resident import Resident
 from medunet.errors import ConfigError, DataError, SecurityError
 from medunet.io import read_volume, write_volume
 
@@ -57,7 +64,7 @@ def test_a_manifest_names_cases(tmp_path: Path) -> None:
         read_cohort(manifest, channels=1)
 
 
-@pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../b", "C:x", ".hidden"])
+@pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../b", "C:x", ".hidden", "..\\out"])
 def test_a_name_stays_in_the_output_folder(name: str, tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text(f"image,name\na.nii.gz,{name}\n")
     with pytest.raises(SecurityError):
@@ -89,6 +96,84 @@ def test_the_ledger_outlives_a_cut_line(tmp_path: Path) -> None:
         assert not ledger.is_done("c")  # the file is not there
     with pytest.raises(DataError, match="another bundle"):
         Ledger(tmp_path, digest="other")
+
+
+def test_a_row_without_an_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("image,name\na.nii.gz,one\n,two\n\n,\n")
+    with pytest.raises(DataError, match="line 3"):
+        read_cohort(tmp_path / "m.csv")
+
+
+def test_another_member_of_an_ensemble_is_another_bundle(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "inference.json").write_text("{}")
+    (tmp_path / "models").mkdir()
+    digests = set()
+    for file, content in (("fold_0.pt", b"1"), ("fold_0.pt", b"2"), ("model.safetensors", b"1")):
+        (tmp_path / "models" / file).write_bytes(content)
+        digests.add(bundle_digest(tmp_path))
+    assert len(digests) == 3
+    (tmp_path / "models" / "last.pt").write_bytes(b"of a training")
+    assert bundle_digest(tmp_path) in digests
+
+
+def test_replacing_goes_on_where_it_stopped(bundle: Path, tmp_path: Path) -> None:
+    manifest, output = make_cohort(tmp_path / "in", cases=4), tmp_path / "out"
+    predict_cohort(bundle, manifest, output, device="cpu")
+    old = {path: path.stat().st_mtime_ns for path in output.rglob("*.nii.gz")}
+
+    def stop(outcome: Outcome) -> None:
+        raise KeyboardInterrupt
+
+    result = predict_cohort(bundle, manifest, output, device="cpu", replace=True, report=stop)
+    assert result.is_interrupted
+    assert len(result.outcomes) == 1
+    seen: list[Outcome] = []
+    predict_cohort(bundle, manifest, output, device="cpu", report=seen.append)
+    assert [outcome.status for outcome in seen] == ["written"] * 3  # what lay there before is another's
+    assert all(path.stat().st_mtime_ns != before for path, before in old.items())
+
+
+def test_a_machine_of_the_cluster_takes_the_users_word(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = shutil.copytree(bundle, tmp_path / "foreign")
+    path = foreign / "configs" / "inference.json"
+    path.write_text(path.read_text().replace('"$import os"', '"$print(1)"'))
+
+    class Elsewhere:
+        """A pool of one resident on a machine where nothing is remembered."""
+
+        def __init__(self, options: dict[str, Any], *, ray: Any) -> None:
+            monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "elsewhere"))
+            self.resident = Resident(options)
+
+        def predict(self, cases: list[Any]) -> Iterator[Outcome]:
+            assert self.resident.problem() is None
+            yield from map(self.resident.predict, cases)
+
+    monkeypatch.setattr("medunet.deploy.cluster.cohort.join_cluster", lambda: "ray")
+    monkeypatch.setattr("medunet.deploy.cluster.cohort.RayPool", Elsewhere)
+    manifest = make_cohort(tmp_path / "in", cases=1)
+    with pytest.raises(SecurityError):
+        predict_cohort(foreign, manifest, tmp_path / "out", where="ray", device="cpu")
+    assert not predict_cohort(foreign, manifest, tmp_path / "out", where="ray", device="cpu", trust=True).failed
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [({"CPU": 16.0, "GPU": 2.0}, [{"num_gpus": 1, "num_cpus": 8}] * 2), ({"CPU": 4.0}, [{"num_cpus": 4}])],
+)
+def test_a_predictor_has_the_cores_of_its_gpu(
+    resources: dict[str, float], expected: list[dict[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = SimpleNamespace(nodes=lambda: [{"NodeID": "a", "Alive": True, "Resources": resources}])
+    pool, shares = RayPool({}, ray=ray), []
+    monkeypatch.setattr(
+        pool, "_seat", lambda node, share: shares.append(share) or SimpleNamespace(node=node, is_ready=True)
+    )
+    pool._seat_residents()
+    assert shares == expected
 
 
 def test_a_cohort_goes_on_and_accounts_for_every_case(bundle: Path, tmp_path: Path) -> None:
@@ -135,23 +220,38 @@ def test_without_ray_the_extra_is_named(bundle: Path, tmp_path: Path, monkeypatc
         predict_cohort(bundle, make_cohort(tmp_path / "in", cases=1), tmp_path / "out", where="ray")
 
 
-def lines_of(output: Path) -> int:
-    path = output / LEDGER_NAME
-    return len(path.read_text().splitlines()) if path.is_file() else 0
-
-
 @needs_ray
 @pytest.mark.slow
-def test_a_machine_that_dies_in_mid_run_loses_nothing(bundle: Path, tmp_path: Path, cluster: Any) -> None:
+def test_a_machine_that_dies_in_mid_run_loses_nothing(
+    bundle: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest, output = make_cohort(tmp_path / "in", cases=60, broken=3), tmp_path / "out"
     victim = next(iter(cluster.worker_nodes))
-    killer = when(lambda: lines_of(output) >= 15, lambda: cluster.remove_node(victim, allow_graceful=False))
-    result = predict_cohort(bundle, manifest, output, where="ray", device="cpu")
-    killer.join()
+    doomed, ledger, hangs = victim.node_id, output / LEDGER_NAME, tmp_path / "hangs"
+    from medunet.deploy.cluster import pool
+
+    class Held(pool.Resident):
+        """The doomed machine does some cases, then hangs until it dies with others; only then the other one begins."""
+
+        def predict(self, case: Any) -> Outcome:
+            import ray
+
+            if ray.get_runtime_context().get_node_id() != doomed:
+                while not hangs.exists():
+                    time.sleep(0.05)
+            elif len(ledger.read_text().splitlines()) > 15:
+                hangs.touch()
+                threading.Event().wait()
+            return super().predict(case)
+
+    monkeypatch.setattr(pool, "Resident", Held)
+    with when(hangs.exists, lambda: cluster.remove_node(victim, allow_graceful=False)):
+        result = predict_cohort(bundle, manifest, output, where="ray", device="cpu")
     assert len(result.outcomes) == result.cases == 60
     assert len(result.failed) == 3
     assert len(list(output.rglob("case_*.nii.gz"))) == 57
     assert max(outcome.attempts for outcome in result.outcomes) > 1  # it did die with cases
+    monkeypatch.undo()
     # the same labels as without Ray
     alone = predict_cohort(bundle, manifest, tmp_path / "alone", device="cpu")
     assert {o.name: o.is_done for o in alone.outcomes} == {o.name: o.is_done for o in result.outcomes}

@@ -16,8 +16,8 @@ import pydicom
 import pytest
 
 from medunet.cli.app import main
-from medunet.deploy.cluster import DicomWebStore
-from medunet.deploy.cluster.dicomweb import parts_of
+from medunet.deploy.cluster import DicomWebStore, predict_cohort
+from medunet.deploy.cluster.dicomweb import RemoteSeries, parts_of
 from medunet.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -33,6 +33,7 @@ class Store(ThreadingHTTPServer):
         self.files: dict[str, list[bytes]] = {}
         self.entries: list[dict[str, Any]] = []
         self.stored: list[bytes] = []
+        self.most = 1000
         self.url = f"http://127.0.0.1:{self.server_port}/dicom-web"
 
     def add(self, folder: Path) -> str:
@@ -55,9 +56,9 @@ class _Answer(BaseHTTPRequestHandler):
         place = urlsplit(self.path)
         if place.path == "/dicom-web/series":
             query = {key: values[0] for key, values in parse_qs(place.query).items()}
-            start = int(query["offset"])
+            start, most = int(query["offset"]), min(int(query["limit"]), self.server.most)
             wanted = [e for e in self.server.entries if query.get("Modality") in (None, e["00080060"]["Value"][0])]
-            self._say("application/dicom+json", json.dumps(wanted[start : start + int(query["limit"])]).encode())
+            self._say("application/dicom+json", json.dumps(wanted[start : start + most]).encode())
             return
         contents = self.server.files.get(place.path.rpartition("/")[2])
         if contents is None:
@@ -116,6 +117,13 @@ def test_series_of_images_are_found_page_by_page(store: Store, monkeypatch: pyte
     assert [found.series for found in DicomWebStore(store.url).series({"Modality": "MR"})] == ["2"]
 
 
+def test_a_store_may_give_less_than_a_page(store: Store) -> None:
+    store.most = 2
+    for index in range(5):
+        store.entries.append({"0020000D": tag("1"), "0020000E": tag(index), "00080060": tag("CT")})
+    assert [found.series for found in DicomWebStore(store.url).series()] == ["0", "1", "2", "3", "4"]
+
+
 def test_pixels_that_look_like_a_boundary_end_no_part() -> None:
     body = b"--b\r\nA: 1\r\n\r\nx--b\r\ny--b--z\r\n--b--"
     assert list(parts_of(body, "multipart/related; boundary=b")) == [b"x--b\r\ny--b--z"]
@@ -124,6 +132,19 @@ def test_pixels_that_look_like_a_boundary_end_no_part() -> None:
 def test_a_store_that_is_down_is_one_typed_error() -> None:
     with pytest.raises(DataError, match="does not answer"):
         list(DicomWebStore("http://127.0.0.1:9/dicom-web").series())
+
+
+def test_no_room_for_a_series_fails_that_case_only(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DicomWebStore, "fetch", full)
+    cases = [RemoteSeries("http://127.0.0.1:9", "1", uid) for uid in ("1.1", "1.2")]
+    result = predict_cohort(bundle, cases, tmp_path / "out", device="cpu")
+    assert [outcome.name for outcome in result.failed] == ["1.1", "1.2"]
+    assert "No space left" in str(result.failed[0].error)
 
 
 @needs_highdicom
@@ -144,5 +165,12 @@ def test_segmentations_go_back_into_the_store(
     assert [result.Modality for result in results] == ["SEG", "SEG"]
     referenced = {result.ReferencedSeriesSequence[0].SeriesInstanceUID for result in results}
     assert referenced == set(uids)
+    # sent once; results that lie there from a prediction that did not send are sent
+    store.stored.clear()
+    ledger = tmp_path / "out" / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"sent": true', '"sent": false', 1))
+    code, said = medunet("predict", bundle, store.url, "--output", tmp_path / "out", *options)
+    assert code == 2 and "2 of 3 cases have results" in said
+    assert len(store.stored) == 1
     # the series themselves are not kept
     assert sorted(path.name for path in (tmp_path / "out").glob("*.dcm")) == sorted(f"{uid}.dcm" for uid in uids)

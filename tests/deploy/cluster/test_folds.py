@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from small import SMALL_2D
 
 from medunet.bundle import CrossValidation, find_bundle, train_folds
 from medunet.datasets import write_phantom_dataset
-from medunet.deploy.cluster import folds_on_ray
+from medunet.deploy.cluster import folds, folds_on_ray
 
 from .ray_cluster import needs_ray, when
 
@@ -26,23 +30,44 @@ def cross_validate(data: Path, output: Path, uri: str = "", **options: Any) -> C
     return train_folds(find_bundle("unet_2d"), data, output, changes=SMALL, device="cpu", tracking_uri=uri, **options)
 
 
-def test_folds_on_two_machines_of_which_one_dies_equal_folds_on_one(tmp_path: Path, cluster: Any) -> None:
+def test_folds_on_two_machines_of_which_one_dies_equal_folds_on_one(
+    tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tmp_path / "data"
     write_phantom_dataset(data, kind="cells", cases=6, size=(48, 48))
     alone = cross_validate(data, tmp_path / "alone")
     output, store = tmp_path / "ray", f"sqlite:///{tmp_path / 'mlruns.db'}"
     victim = next(iter(cluster.worker_nodes))
+    doomed, frozen, train = victim.node_id, tmp_path / "frozen", folds._train
     at_death: list[int] = []
+
+    def train_and_freeze(fold: int, run: Path, *options: Any) -> Any:
+        """On the doomed machine the process stands still after three epochs, until it is killed."""
+        import ray
+
+        def freeze() -> None:
+            history = run / "eval" / "history.json"
+            while not history.is_file() or len(json.loads(history.read_text())) < 3:
+                time.sleep(0.01)
+            frozen.with_suffix(".new").write_text(f"{os.getpid()} {run}")
+            frozen.with_suffix(".new").rename(frozen)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+        if ray.get_runtime_context().get_node_id() == doomed:
+            threading.Thread(target=freeze, daemon=True).start()
+        return train(fold, run, *options)
 
     def kill() -> None:
         cluster.remove_node(victim, allow_graceful=False)
-        at_death.extend(len(json.loads(path.read_text())) for path in output.glob("fold_*/eval/history.json"))
+        process, _, run = frozen.read_text().partition(" ")
+        os.kill(int(process), signal.SIGKILL)
+        at_death.append(len(json.loads((Path(run) / "eval" / "history.json").read_text())))
 
-    killer = when(lambda: len(list(output.glob("fold_*/eval/history.json"))) >= 2, kill)
-    result = cross_validate(data, output, store, trainer=folds_on_ray)
-    killer.join()
+    monkeypatch.setattr(folds, "_train", train_and_freeze)
+    with when(frozen.exists, kill):
+        result = cross_validate(data, output, store, trainer=folds_on_ray)
     assert [outcome.status for outcome in result.folds] == ["trained"] * 3
-    assert max(at_death) < SMALL["epochs"]  # both were in mid-run
+    assert at_death[0] < SMALL["epochs"]  # it was in mid-run
     assert result.is_whole and result.summary == alone.summary
     for fold in range(3):
         one, other = (

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from small import SMALL_2D
 
 from medunet.bundle import find_bundle, verify_bundle
 from medunet.datasets import write_phantom_dataset
 from medunet.deploy.cluster import parse_ranges, tune_bundle
-from medunet.errors import ConfigError
+from medunet.errors import ConfigError, DataError
 
+from .processes import history, run, started, wait_for, words
 from .ray_cluster import needs_ray
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -46,6 +49,18 @@ def test_a_key_that_is_not_there_is_refused_before_ray_starts(tmp_path: Path) ->
         tune_bundle(find_bundle("unet_2d"), tmp_path / "data", tmp_path / "out", ranges=ranges, trials=1)
 
 
+def test_a_search_is_neither_mixed_with_another_nor_changed(tmp_path: Path) -> None:
+    write_phantom_dataset(tmp_path / "data", kind="cells", cases=2, size=(48, 48))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "search.json").write_text(json.dumps({"key": "a", "asked": {"trials": 2, "seed": 0}}))
+    arguments = find_bundle("unet_2d"), tmp_path / "data", tmp_path / "out"
+    ranges = parse_ranges(["learning_rate=1e-4:1e-2"])
+    with pytest.raises(DataError, match="holds a search"):
+        tune_bundle(*arguments, ranges=ranges, trials=1)
+    with pytest.raises(ConfigError, match=r"other arguments.*ranges, trials"):
+        tune_bundle(*arguments, ranges=ranges, trials=1, resume=True)
+
+
 @needs_ray
 @pytest.mark.slow
 def test_a_search_leaves_runs_a_table_and_children_in_mlflow(tmp_path: Path, cluster: Any) -> None:
@@ -75,3 +90,53 @@ def test_a_search_leaves_runs_a_table_and_children_in_mlflow(tmp_path: Path, clu
     database.close()
     assert sorted(kinds) == ["search", *["trial"] * 4]
     assert rates == 4
+
+
+def trials_of_ray() -> bool:
+    """Whether a process of a cluster is at work."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            name = "".join(process.cmdline()[:1])
+            if name.startswith("ray::") and not name.endswith(("IDLE", "Agent")):
+                return True
+    return False
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_killed_search_goes_on(tmp_path: Path, cluster: Any) -> None:
+    pytest.importorskip("optuna", reason="optuna is absent: bash scripts/test_cluster.sh")
+    data, output, store = tmp_path / "data", tmp_path / "out", f"sqlite:///{tmp_path / 'mlruns.db'}"
+    write_phantom_dataset(data, kind="cells", cases=4, size=(48, 48))
+    parts = ("tune", "unet_2d", "--data", data, "--output", output, "--trials", 3, "--epochs", 30, "--device", "cpu")
+    command = words(*parts, "--set-range", "learning_rate=1e-4:1e-2:log", "--tracking-uri", store)
+
+    def begun() -> dict[str, list[Any]]:
+        """Histories of the trials that Ray has noted, and that are in mid-run."""
+        noted = "".join(path.read_text() for path in output.glob("ray/experiment_state*.json"))
+        runs = [path.parents[1] for path in output.glob("trial_*/eval/history.json")]
+        return {run.name: history(run) for run in runs if run.name.removeprefix("trial_") in noted}
+
+    with started(command) as (driver,):
+        wait_for(lambda: any(len(epochs) >= 3 for epochs in begun().values()), what="three epochs", process=driver)
+        driver.kill()
+        driver.wait()
+    wait_for(lambda: not trials_of_ray(), what="the end of the trials")
+    before = begun()
+    run(command, expected=2)  # the folder holds a search
+    run([*command, "--resume"])
+    rows = json.loads((output / "tune.json").read_text())
+    assert len(rows) == 3
+    assert all(row["error"] is None and row["metric"] is not None for row in rows)
+    for name, epochs in before.items():  # not trained a second time, but for an epoch that was not yet kept
+        later = history(output / name)[: len(epochs)]
+        assert later[:-1] == epochs[:-1]
+        assert later[-1]["loss"] == epochs[-1]["loss"]
+        assert name in [row["run"] for row in rows]
+    # and once more there is nothing to do, in MLflow either
+    run([*command, "--resume"])
+    assert json.loads((output / "tune.json").read_text()) == rows
+    with sqlite3.connect(tmp_path / "mlruns.db") as database:
+        kinds = [row[0] for row in database.execute("select value from tags where key = 'medunet.kind'")]
+    database.close()
+    assert sorted(kinds) == ["search", *["trial"] * 3]

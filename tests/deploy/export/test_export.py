@@ -96,6 +96,7 @@ def test_the_description_tells_all_that_another_program_needs(bundles: dict[str,
     assert labels == [("background", 0), ("anterior", 1), ("posterior", 2)]
     assert description["spacing_mm"] == [1.0, 1.0, 1.0]
     assert description["orientation"] == "RAS"
+    assert (description["mirror_axes"], description["mirror_swaps"], description["view_scales"]) == ([], [], [])
     assert [step["_target_"] for step in description["preprocessing"]] == [
         "Orientationd",
         "Spacingd",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 from medunet.deploy.export import export_bundle, format_of, load_tile_network
+from medunet.deploy.export.onnx_file import OnnxFile
 from medunet.inferers import OverlapTileInferer
 from medunet.prediction import Predictor
 
@@ -40,7 +43,7 @@ def example() -> ModuleType:
 def segment_both_ways(bundle: Path, image: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     export_bundle(bundle, folder / "network.onnx", to="onnx", overwrite=True)
     words = [sys.executable, str(SCRIPT), str(folder / "network.onnx"), str(image), str(folder / "labels.nii.gz")]
-    subprocess.run(words, check=True, timeout=300)
+    subprocess.run(words, check=True, timeout=1800)
     overrides = {"autocast_dtype": "float32"}
     path = Predictor(bundle, output_dir=folder / "out", device="cpu", overrides=overrides).predict_case(image)
     ours, theirs = nib.load(folder / "labels.nii.gz"), nib.load(path)
@@ -72,6 +75,40 @@ def test_another_spacing_and_orientation_come_back_to_the_files_grid(tmp_path: P
     assert ours.shape == (25, 24, 24)
     assert len(np.unique(theirs)) > 1
     assert (ours != theirs).mean() <= MAX_UNLIKE
+
+
+def test_half_a_voxel_is_rounded_as_by_spacingd(bundles: dict[str, Path], tmp_path: Path) -> None:
+    needs("onnx")
+    voxels = np.kron(np.random.default_rng(0).normal(size=(6, 5, 4)), np.ones((4, 4, 5))).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.diag([0.5, 0.5, 0.5, 1])), tmp_path / "fine.nii.gz")
+    ours, theirs = segment_both_ways(bundles["padded"], tmp_path / "fine.nii.gz", tmp_path)
+    assert len(np.unique(theirs)) > 1
+    assert (ours != theirs).mean() <= MAX_UNLIKE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"in_channels": 2},
+        {"view_scales": [1.0, 1.3]},
+        {"preprocessing": [{"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True}]},
+    ],
+)
+def test_what_it_does_not_know_it_refuses(changes: dict[str, Any], bundles: dict[str, Path], tmp_path: Path) -> None:
+    needs("onnx")
+    import onnx
+
+    OnnxFile().write(load_tile_network(bundles["padded"]), tmp_path / "network.onnx")
+    model = onnx.load(tmp_path / "network.onnx")
+    about = next(entry for entry in model.metadata_props if entry.key == "medunet")
+    about.value = json.dumps({**json.loads(about.value), **changes})
+    onnx.save(model, tmp_path / "network.onnx")
+    nib.save(nib.Nifti1Image(np.zeros((16, 16, 16), np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    words = [sys.executable, SCRIPT, *(tmp_path / name for name in ("network.onnx", "a.nii.gz", "labels.nii.gz"))]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 1
+    assert "this example" in done.stderr
+    assert not (tmp_path / "labels.nii.gz").exists()
 
 
 @pytest.mark.parametrize("kind", ["padded", "unpadded"])
