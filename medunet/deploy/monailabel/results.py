@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,7 @@ def describe_result(labels: MetaTensor, segments: Sequence[Segment]) -> dict[str
     """
     voxels = np.asarray(labels.as_tensor().cpu())[0]
     affine = np.asarray(labels.affine.cpu())
-    found, numbers = np.unique(voxels, return_counts=True)
-    counts: Mapping[int, int] = dict(zip(found.tolist(), numbers.tolist(), strict=True))
+    counts = _counts(voxels)
     unit = abs(float(np.linalg.det(affine[: voxels.ndim, : voxels.ndim])))
     sizes = {s.name: counts.get(s.value, 0) * unit for s in segments}
     return {
@@ -98,6 +97,14 @@ def describe_result(labels: MetaTensor, segments: Sequence[Segment]) -> dict[str
             else {"area_mm2": {name: round(size, 4) for name, size in sizes.items()}}
         ),
     }
+
+
+def _counts(voxels: npt.NDArray[Any]) -> dict[int, int]:
+    """Voxels of each value."""
+    if voxels.dtype == np.uint8:  # nearly always, and eight times as fast
+        return dict(enumerate(np.bincount(voxels.ravel()).tolist()))
+    found, numbers = np.unique(voxels, return_counts=True)
+    return dict(zip(found.tolist(), numbers.tolist(), strict=True))
 
 
 def _number_type(asked: str | None, voxels: npt.NDArray[Any], segments: Sequence[Segment]) -> np.dtype[Any]:
