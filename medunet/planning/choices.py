@@ -31,7 +31,7 @@ FLIP_AXES = "augment::deform::flip_axes"
 """The id of the axes along which patches are mirrored."""
 
 CHEAP_VOXELS = 2_000_000
-"""Voxels of all views of the median image that cost a prediction next to nothing: half a second on two cores."""
+"""Voxels of all views of the median image that cost a prediction little: about a second on two cores."""
 
 THIN = 4.0
 """Where the thinnest class is thinner than this, in voxels, its border between voxels decides about its Dice."""

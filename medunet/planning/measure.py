@@ -123,9 +123,10 @@ def measure_case(
         foreground &= classes != ignore
     counts = np.bincount(classes.ravel())
     voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value != ignore}
-    boxes = ndimage.find_objects(classes)  # of all classes in one pass, for there may be a hundred
+    # of all classes in one pass, for there may be a hundred; 0 may be one of them
+    boxes = ndimage.find_objects(classes.astype(np.int32) + 1)
     thick = {
-        value: _short(thickness(classes[boxes[value - 1]] == value, spacing)) for value in voxels if value != background
+        value: _short(thickness(classes[boxes[value]] == value, spacing)) for value in voxels if value != background
     }
     ordered = [image.shape[1:], spacing, _box(np.any(image != 0, axis=0)), _box(np.any(image > AIR, axis=0))]
     if placed and image.ndim == 4:

@@ -16,7 +16,7 @@ from medunet.errors import DataError
 from medunet.io import read_volume, write_volume
 from medunet.planning import Fingerprint, fingerprint
 from medunet.planning.cache import MeasureCache
-from medunet.planning.measure import CaseMeasure, thickness
+from medunet.planning.measure import CaseMeasure, measure_case, thickness
 from medunet.planning.orientation import anonymous, orientation_words, side_pairs, words_of
 
 from .conftest import DataMaker
@@ -254,3 +254,13 @@ def test_pairs_and_nameless_classes() -> None:
     assert words_of("LeftLung") == ["left", "lung"]
     assert anonymous({"background": 0, "label_1": 1, "label_2": 2})
     assert not anonymous({"background": 0, "liver": 1, "label_2": 2})
+
+
+def test_a_class_of_value_0_beside_another_background_is_measured(tmp_path: Path) -> None:
+    label = np.full((20, 20, 20), 1, np.uint8)
+    label[4:8] = 0  # a plate
+    label[12:14] = 2
+    volume = read_volume(write_volume(label.astype(np.float32), tmp_path / "a.nii.gz", affine=np.eye(4)))
+    case = measure_case("a", volume.image, label[None].astype(np.float32), volume.record, background=1)
+    whole, half = (thickness(label == value, (1.0, 1.0, 1.0)) for value in (0, 2))
+    assert case.class_thickness_mm == pytest.approx({0: whole, 2: half}, rel=1e-4)
