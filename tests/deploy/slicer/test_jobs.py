@@ -116,7 +116,7 @@ class _Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
-    _Server.seen, _Server.delay = [], 0.0
+    _Server.seen, _Server.delay, _Server.answer = [], 0.0, (200, "application/json", b"{}")
     with ThreadingHTTPServer(("127.0.0.1", 0), _Server) as found:
         thread = threading.Thread(target=found.serve_forever, daemon=True)
         thread.start()
@@ -185,6 +185,28 @@ def test_a_cancelled_request_ends_at_once_and_leaves_no_thread(server: Threading
     assert job._thread is not None
     job._thread.join(10)
     assert not job._thread.is_alive()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.003, 0.01])
+def test_a_request_is_cancelled_at_any_moment(server: ThreadingHTTPServer, tmp_path: Path, seconds: float) -> None:
+    _Server.delay = 30.0
+    (tmp_path / "image.nrrd").write_bytes(b"voxels")
+    for _ in range(5):
+        job = RemoteJob(LabelClient(address(server)), "model", tmp_path / "image.nrrd", tmp_path)
+        job.start()
+        time.sleep(seconds)
+        job.cancel()
+        assert job._thread is not None
+        job._thread.join(10)
+        assert not job._thread.is_alive()
+        assert job.poll() is State.CANCELLED
+
+
+def test_a_client_that_is_closed_makes_no_request(server: ThreadingHTTPServer) -> None:
+    client = LabelClient(address(server))
+    client.close()
+    with pytest.raises(ServerError, match="broken off"):
+        client.info()
 
 
 def test_a_command_is_split_as_its_system_does(tmp_path: Path) -> None:

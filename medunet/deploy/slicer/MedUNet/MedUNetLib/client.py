@@ -54,7 +54,8 @@ class LabelClient:
             raise ServerError(f"{url!r} is no address of a server (expected for instance http://127.0.0.1:8000)")
         self.parts = parts
         self.token = token
-        self._connection: http.client.HTTPConnection | None = None
+        self._socket: socket.socket | None = None
+        self._closed = False
 
     def info(self) -> dict[str, Any]:
         """Name, models with their labels, and strategies."""
@@ -119,11 +120,10 @@ class LabelClient:
         return self._json("GET", "/train/")
 
     def close(self) -> None:
-        """Break off the request that another thread waits for."""
-        connection = self._connection
-        if connection is not None and connection.sock is not None:
-            with contextlib.suppress(OSError):  # the server was quicker
-                connection.sock.shutdown(socket.SHUT_RDWR)  # closing would not wake the thread that reads
+        """Break off the request that another thread waits for; a later one is refused."""
+        self._closed = True  # before the look at the socket: a request looks the other way round
+        if self._socket is not None:
+            _wake(self._socket)
 
     def _json(self, method: str, path: str, content: Any = None) -> dict[str, Any]:
         _, body = self._request(method, path, content=content)
@@ -151,26 +151,35 @@ class LabelClient:
         elif content is not None:
             headers["Content-Type"] = "application/json"
             body = json.dumps(content).encode()
-        connection = self._connect(INFER_TIMEOUT if files is not None else TIMEOUT)
-        self._connection = connection
+        connection = self._connect()
         try:
+            connection.connect()
+            connection.sock.settimeout(INFER_TIMEOUT if files is not None else TIMEOUT)
+            self._socket = connection.sock  # kept here: a connection lets go of it as soon as the answer begins
+            if self._closed:
+                raise ConnectionAbortedError("the request was broken off")
             connection.request(method, self.parts.path.rstrip("/") + path, body=body, headers=headers)
             response = connection.getresponse()
             answer = response.read()
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise ServerError(f"no answer from {self.parts.netloc}: {error}") from error
         finally:
-            self._connection = None
+            self._socket = None
             connection.close()
         if response.status != http.client.OK:
             raise ServerError(_reason(response.status, answer), response.status)
         return response.headers.get("Content-Type", ""), answer
 
-    def _connect(self, timeout: float) -> http.client.HTTPConnection:
+    def _connect(self) -> http.client.HTTPConnection:
         host, port = self.parts.hostname or "", self.parts.port
         if self.parts.scheme == "https":
-            return http.client.HTTPSConnection(host, port, timeout=timeout, context=ssl.create_default_context())
-        return http.client.HTTPConnection(host, port, timeout=timeout)
+            return http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=ssl.create_default_context())
+        return http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+
+
+def _wake(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the server was quicker
+        connected.shutdown(socket.SHUT_RDWR)  # closing would not wake the thread that reads
 
 
 def write_multipart(fields: dict[str, str], files: dict[str, Path], boundary: str) -> Iterator[bytes]:
