@@ -130,7 +130,7 @@ def resume(
 def sync(
     folder: Annotated[Path, typer.Argument(help="A run's folder, or the folder of several.")] = RUNS, uri: Uri = None
 ) -> None:
-    """Send what could not be sent while the tracking server was down."""
+    """Send what could not be sent while the tracking server was down or did not take the login."""
     from medunet.tracking import send_waiting
 
     sent, left = send_waiting(folder, uri)

@@ -62,8 +62,10 @@ class ClassCodes:
             coded[array == value] = code
         return coded
 
-    def labels(self, background: str) -> dict[str, int]:
-        """Number by name; of several classes at once, the names together."""
-        named = {" + ".join(self.names[place - 1] for place in places): code for code, places in enumerate(self._sets)}
-        named.pop("", None)
-        return {background: 0, **named}
+    def labels(self, background: str) -> dict[str, int | tuple[int, ...]]:
+        """Numbers of each class by its name."""
+        numbers = {
+            name: tuple(code for code, places in enumerate(self._sets) if place in places)
+            for place, name in enumerate(self.names, start=1)
+        }
+        return {background: 0, **numbers}

@@ -72,7 +72,7 @@ def overlay_png(
     ref: ArrayOrTensor | None = None,
     *,
     path: str | os.PathLike[str],
-    labels: Mapping[str, int],
+    labels: Mapping[str, int | Sequence[int]],
     spacing_mm: Sequence[float] | None = None,
     affine: ArrayOrTensor | None = None,
     title: str = "",
@@ -90,7 +90,7 @@ def render_overlay(
     pred: ArrayOrTensor,
     ref: ArrayOrTensor | None = None,
     *,
-    labels: Mapping[str, int],
+    labels: Mapping[str, int | Sequence[int]],
     spacing_mm: Sequence[float] | None = None,
     affine: ArrayOrTensor | None = None,
     title: str = "",
@@ -105,7 +105,7 @@ def render_overlay(
         image: `(C, *spatial)` or `(*spatial)`.
         pred: label map `(1, *spatial)` or `(*spatial)`.
         ref: reference label map, if there is one.
-        labels: name -> value, background first.
+        labels: name -> value, background first; a region has several values, and regions may have values in common.
         spacing_mm: distance of neighbouring voxels along each axis; from the affine, or 1 mm, where it is not given.
         affine: `(4, 4)` from voxels to RAS millimetres; None takes the image's own (`MetaTensor.affine`), if any.
         title: text in the upper left corner.
@@ -141,8 +141,9 @@ def render_overlay(
     else:
         spacing = (1.0,) * spatial_dims
 
-    background = labels.get(BACKGROUND, 0)
-    values = {name: value for name, value in labels.items() if value != background}
+    members = {name: tuple(np.atleast_1d(value).tolist()) for name, value in labels.items()}
+    (background,) = members.get(BACKGROUND, (0,))
+    values = {name: found for name, found in members.items() if found != (background,)}
     if spatial_dims == 2:
         planes = [Plane(image_array, pred_array, ref_array, spacing[0], spacing[1], "", "", "")]
     else:
@@ -219,7 +220,7 @@ def _draw(
     planes: Sequence[Plane],
     *,
     window: tuple[float, float],
-    values: Mapping[str, int],
+    values: Mapping[str, tuple[int, ...]],
     title: str,
     with_reference: bool,
 ) -> bytes:
@@ -259,7 +260,9 @@ def _draw(
     return buffer.getvalue()
 
 
-def _draw_plane(axes: Axes, plane: Plane, *, window: tuple[float, float], values: Mapping[str, int]) -> None:
+def _draw_plane(
+    axes: Axes, plane: Plane, *, window: tuple[float, float], values: Mapping[str, tuple[int, ...]]
+) -> None:
     axes.set_axis_off()
     axes.set_facecolor(PAPER)
     rows, columns = plane.image.shape
@@ -267,10 +270,10 @@ def _draw_plane(axes: Axes, plane: Plane, *, window: tuple[float, float], values
     aspect = plane.row_mm / plane.column_mm
     axes.imshow(plane.image, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="auto")
     for name, colour in class_colours(values).items():
-        _contour(axes, plane.pred == values[name], colour=colour, linewidth=1.5, linestyle="solid")
+        _contour(axes, np.isin(plane.pred, values[name]), colour=colour, linewidth=1.5, linestyle="solid")
     if plane.ref is not None:
-        for value in values.values():
-            _contour(axes, plane.ref == value, colour=REFERENCE, linewidth=0.8, linestyle=(0, (3, 1.5)))
+        for members in values.values():
+            _contour(axes, np.isin(plane.ref, members), colour=REFERENCE, linewidth=0.8, linestyle=(0, (3, 1.5)))
     axes.set_xlim(-0.5, columns - 0.5)
     axes.set_ylim(rows - 0.5, -0.5)
     small: dict[str, Any] = {"color": INK, "fontsize": 7.5, "transform": axes.transAxes, "path_effects": [OUTLINE]}

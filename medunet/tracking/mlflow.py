@@ -66,6 +66,7 @@ class TrackingHandler:
         validator: evaluator whose metrics are logged in the epochs in which it ran.
         class_names: all classes, background first.
         params: values as they came to be, over those of the bundle's ``train.json``.
+        regions: class indices of each class where they overlap, as the validator's postprocessing has them.
         pictures: draw the worst, median and best validation case of each best epoch.
         system_metrics: log MLflow's system and GPU metrics.
         model: pack the bundle at the end and make it the run's model; registered under the training's name.
@@ -89,6 +90,7 @@ class TrackingHandler:
         validator: Any = None,
         class_names: Sequence[str] = (),
         params: Mapping[str, Any] | None = None,
+        regions: Sequence[Sequence[int]] = (),
         pictures: bool = True,
         system_metrics: bool = True,
         model: bool = True,
@@ -108,6 +110,7 @@ class TrackingHandler:
         self.validator = validator
         self.class_names = tuple(class_names)
         self.params = dict(params or {})
+        self.regions = regions
         self.pictures = pictures
         self.system_metrics = system_metrics
         self.model = model
@@ -125,7 +128,11 @@ class TrackingHandler:
         self.codes = CaseCodes(names)
         if self.validator is not None:
             self._cases = ValidationCases(
-                self.validator, class_names=self.class_names, codes=self.codes, keep=self.pictures
+                self.validator,
+                class_names=self.class_names,
+                codes=self.codes,
+                regions=self.regions,
+                keep=self.pictures,
             )
             self._cases.attach(self.validator)
         engine.add_event_handler(Events.STARTED, self.start)
@@ -299,7 +306,7 @@ class TrackingHandler:
     def _log_cases(self, epoch: int, table: str, chosen: Sequence[Picture]) -> None:
         self._run.file("validation/cases.csv", table)
         for picture in chosen:
-            self._run.file(f"validation/epoch_{epoch:05d}_{picture.rank}.png", picture.render(self.class_names))
+            self._run.file(f"validation/epoch_{epoch:05d}_{picture.rank}.png", picture.render())
 
     def _finish(self, engine: Any, status: str) -> None:
         if self._sender is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from medunet.reports import render_overlay
+from medunet.reports import ClassCodes, render_overlay
 
 from .case_codes import CaseCodes
 
@@ -29,21 +29,21 @@ class Picture:
         rank: 'worst', 'median' or 'best'.
         title: says case and Dice.
         image: `(C, *spatial)`, as the network sees it.
-        pred: class indices `(*spatial)`.
-        ref: class indices `(*spatial)`.
+        pred: label map `(*spatial)`.
+        ref: label map `(*spatial)`.
+        labels: name -> value or values in them, background first; a label that is ignored is not among them.
     """
 
     rank: str
     title: str
     image: Any
     pred: np.ndarray
-    ref: Any
+    ref: np.ndarray
+    labels: Mapping[str, int | Sequence[int]]
 
-    def render(self, class_names: Sequence[str]) -> bytes:
+    def render(self) -> bytes:
         """As PNG."""
-        labels = {name: index for index, name in enumerate(class_names)}
-        # a label that is ignored has no contour
-        return render_overlay(self.image, self.pred, self.ref, labels=labels, title=self.title)
+        return render_overlay(self.image, self.pred, self.ref, labels=self.labels, title=self.title)
 
 
 class ValidationCases:
@@ -53,13 +53,23 @@ class ValidationCases:
         validator: MONAI's evaluator, whose data have a `name` and whose key metric has one value a case and class.
         class_names: all classes, background first.
         codes: what cases are called.
+        regions: class indices of each class where they overlap; predictions are then one mask a class.
         keep: whether predictions are kept; else there is only the table.
     """
 
-    def __init__(self, validator: Any, *, class_names: Sequence[str], codes: CaseCodes, keep: bool = True) -> None:
+    def __init__(
+        self,
+        validator: Any,
+        *,
+        class_names: Sequence[str],
+        codes: CaseCodes,
+        regions: Sequence[Sequence[int]] = (),
+        keep: bool = True,
+    ) -> None:
         self.validator = validator
         self.class_names = tuple(class_names)
         self.codes = codes
+        self.regions = tuple(tuple(region) for region in regions)
         self.keep = keep
         self._kept: list[tuple[str, tuple[int, ...], bytes]] = []
 
@@ -78,8 +88,9 @@ class ValidationCases:
         for item, source in zip(outputs, batch, strict=True):
             pred = np.asarray(torch.as_tensor(item["pred"]).detach().cpu())
             packed = b""
-            if self.keep and pred.ndim > 2 and pred.shape[0] == 1:
-                packed = zlib.compress(np.ascontiguousarray(pred[0].astype(np.uint8)).tobytes(), LEVEL)
+            if self.keep and pred.ndim > 2 and pred.shape[0] == (len(self.regions) or 1):
+                indices = indices_of_masks(pred, self.regions) if self.regions else pred[0].astype(np.uint8)
+                packed = zlib.compress(np.ascontiguousarray(indices).tobytes(), LEVEL)
             self._kept.append((str(source.get("name", "")), pred.shape[1:], packed))
 
     def dice(self) -> list[tuple[str, list[float]]]:
@@ -123,5 +134,37 @@ class ValidationCases:
             item = dataset[places[name]]
             pred = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape)
             title = f"{rank}: {self.codes[name]}, Dice {means[index]:.3f}"
-            pictures.append(Picture(rank, title, item["image"], pred, np.asarray(item["label"])[0]))
+            pictures.append(Picture(rank, title, item["image"], *self._drawn(pred, np.asarray(item["label"])[0])))
         return pictures
+
+    def _drawn(
+        self, pred: np.ndarray, ref: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Mapping[str, int | Sequence[int]]]:
+        """Both label maps, and their values by name."""
+        background, *names = self.class_names
+        if not self.regions:
+            return pred, ref, {name: value for value, name in enumerate(self.class_names)}
+        codes, members = ClassCodes(names), dict(zip(names, self.regions, strict=True))
+        ref, pred = (codes.encode(found, members) for found in (ref, pred))
+        return pred, ref, codes.labels(background)
+
+
+def indices_of_masks(masks: np.ndarray, regions: Sequence[Sequence[int]]) -> np.ndarray:
+    """A map of class indices that has these masks: what :class:`medunet.transforms.RegionMasksd` undoes.
+
+    Args:
+        masks: `(regions, *spatial)`, above 0 inside.
+        regions: class indices of each region.
+
+    Returns:
+        `(*spatial)`, uint8; 0 where there is no region.
+
+    Example:
+        >>> indices_of_masks(np.array([[0, 1, 1], [0, 0, 1]]), [[1, 2], [2]]).tolist()
+        [0, 1, 2]
+    """
+    found = np.zeros(masks.shape[1:], np.uint8)
+    for index in sorted({index for region in regions for index in region}):
+        same = [(mask > 0) == (index in region) for mask, region in zip(masks, regions, strict=True)]
+        found[np.logical_and.reduce(same)] = index
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from medunet.errors import ConfigError, DataError
 
-from .sender import Delivery
+from .sender import UNREACHABLE, Delivery
 from .server import SQLITE_SCHEME, Server
 from .spool import Spool
 from .state import PARENT_NAME, STATE_NAME, RunState
+
+logger = logging.getLogger(__name__)
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 
@@ -172,27 +175,30 @@ def folder_of(run: TrackedRun, root: Path) -> Path | None:
 
 
 def send_waiting(folder: Path, uri: str | None = None) -> tuple[int, int]:
-    """Send what trainings below a folder could not send.
+    """Send what trainings below a folder could not send, and what the server did not take then.
 
     Args:
         folder: of a run, of a cross-validation, or of several of them.
         uri: of the store, where its address needs a password; by default the one that each run noted.
 
     Returns:
-        How many records were sent, and how many still wait.
+        How many records were sent, and how many still wait or were refused.
     """
     sent = left = 0
     for pattern in SPOOLS:
         for place in sorted(folder.glob(f"{pattern}/tracking")):
             spool = Spool(place)
+            spool.readmit()
             # what a cross-validation sums up belongs to the parent, and all its records say so
             state = RunState.load(place.parent / STATE_NAME) or RunState.load(place.parents[1] / PARENT_NAME)
             if not len(spool) or state is None:
                 continue
             server = Server(uri or state.uri, experiment_name=state.experiment)
             delivery = Delivery(spool, server, place.parent / STATE_NAME)
-            delivery.run()
-            sent, left = sent + delivery.delivered, left + len(spool)
+            outcome = delivery.run()
+            if outcome in UNREACHABLE:
+                logger.warning("MLflow at %s %s", server.name, UNREACHABLE[outcome])
+            sent, left = sent + delivery.delivered, left + len(spool) + len(spool.refused())
     return sent, left
 
 

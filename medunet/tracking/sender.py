@@ -32,7 +32,11 @@ TRIES = 5
 FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE", "PERMISSION_DENIED")
 """Answers of a server that another attempt would not change."""
 
-Outcome = Literal["empty", "down", "failed", "busy"]
+Outcome = Literal["empty", "down", "locked", "failed", "busy"]
+"""``locked``: the server answers, but does not take the login any more."""
+
+UNREACHABLE = {"down": "does not answer", "locked": "does not take the login any more"}
+"""What that means for all records, in words."""
 
 
 class Delivery:
@@ -64,28 +68,32 @@ class Delivery:
                     break
                 if not self.server.is_up():
                     return "down"
-                if not self._deliver(name):
-                    return "failed"
+                outcome = self._deliver(name)
+                if outcome is not None:
+                    return outcome
         return "failed" if len(self.spool) else "empty"
 
-    def _deliver(self, name: str) -> bool:
+    def _deliver(self, name: str) -> Outcome | None:
+        """Send a record, or put it aside; else what stands in the way of all."""
         try:
             record = self.spool.read(name)
             self._send(name, record)
         except Exception as error:  # MLflow raises many types, its server's among them
+            if not isinstance(error, MedunetError) and not self.server.lets_in():
+                return "locked"
             self._failures[name] = self._failures.get(name, 0) + 1
             is_final = isinstance(error, MedunetError) or getattr(error, "error_code", "") in FINAL
             if not is_final and self._failures[name] < TRIES:
                 logger.debug("MLflow did not take a record: %s", error)
-                return False
+                return "failed"
             place = self.spool.refuse(name)
             self.refused += 1
             text = error.message if isinstance(error, MlflowException) else str(error)
             logger.warning("MLflow does not take a record (%s): %s", place, " ".join(str(text).split())[:300])
-            return True
+            return None
         self.spool.remove(name)
         self.delivered += 1
-        return True
+        return None
 
     def _send(self, name: str, record: dict[str, Any]) -> None:
         run_id = record.get("run_id", "")
@@ -119,7 +127,7 @@ class Sender:
         self._closing = threading.Event()
         self._deadline: float | None = None
         self._thread: threading.Thread | None = None
-        self._is_down = False
+        self._said: Outcome = "empty"
 
     def start(self) -> None:
         """Begin."""
@@ -160,7 +168,7 @@ class Sender:
                 outcome = "failed"
             self._say(outcome)
             if self._closing.is_set():
-                if outcome in ("empty", "down") or self._is_late():
+                if outcome in ("empty", *UNREACHABLE) or self._is_late():
                     return
                 time.sleep(AT_THE_END)
             elif outcome == "empty":
@@ -174,12 +182,14 @@ class Sender:
         return self._deadline is not None and time.monotonic() > self._deadline
 
     def _say(self, outcome: Outcome) -> None:
-        if outcome == "down" and not self._is_down:
-            self._is_down = True
-            logger.warning(
-                "MLflow at %s does not answer: training goes on, what it would log is kept and sent later",
-                self.delivery.server.name,
-            )
-        elif outcome == "empty" and self._is_down:
-            self._is_down = False
+        """Once what stands in the way, and once that it does no more."""
+        if outcome == self._said or outcome not in ("empty", *UNREACHABLE):
+            return
+        self._said = outcome
+        if outcome == "empty":
             logger.info("MLflow answers again: all that was kept has been sent")
+            return
+        logger.warning(
+            "MLflow at %s %s: training goes on, what it would log is kept and sent later",
+            *(self.delivery.server.name, UNREACHABLE[outcome]),
+        )

@@ -37,6 +37,9 @@ KEY_TAG = "medunet.key"
 PROBE_SECONDS = 5.0
 """A server that says nothing for so long does not answer."""
 
+NO_ENTRY = (401, 403)
+"""What a server, or a proxy before it, answers to a login that is not or no longer good."""
+
 PROXY_ALONE = (502, 503, 504)
 """What a proxy answers whose server does not."""
 
@@ -108,6 +111,18 @@ class Server:
         except requests.exceptions.RequestException:
             return False
         return found.status_code not in PROXY_ALONE
+
+    def lets_in(self) -> bool:
+        """Whether it still takes the login that it is given; asked by reading the experiment."""
+        if not self.uri.startswith(("http://", "https://")):
+            return True
+        try:
+            self.client.get_experiment(self.experiment_id)
+        except MlflowException as error:
+            return error.get_http_status_code() not in NO_ENTRY
+        except Exception:  # whatever else it is, it is not the login
+            return True
+        return True
 
     def check(self) -> None:
         """Find out before a training whether the store can be used.

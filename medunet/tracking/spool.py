@@ -38,7 +38,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
-        self._last = max((int(name) for name in self.names()), default=0)
+        self._last = max((int(name) for name in (*self.names(), *self.refused())), default=0)
 
     def put(self, record: Mapping[str, Any], *, content: bytes | None = None) -> None:
         """Append a record.
@@ -61,6 +61,10 @@ class Spool:
         """Names of the records that wait, oldest first."""
         found = self.folder.glob("[0-9]*.json") if self.folder.is_dir() else ()
         return sorted(path.stem for path in found)
+
+    def refused(self) -> list[str]:
+        """Names of the records that were put aside, oldest first."""
+        return sorted(path.stem for path in (self.folder / REFUSED).glob("[0-9]*.json"))
 
     def __len__(self) -> int:
         """How many wait."""
@@ -89,6 +93,15 @@ class Spool:
         """Forget a record that has been delivered."""
         (self.folder / f"{name}.json").unlink(missing_ok=True)
         self.payload(name).unlink(missing_ok=True)
+
+    def readmit(self) -> int:
+        """Let the records that were put aside wait again, as the oldest; returns how many."""
+        names = self.refused()
+        for name in names:
+            for path in (self.payload(name), self.folder / f"{name}.json"):  # its description makes it a record
+                if (self.folder / REFUSED / path.name).is_file():
+                    shutil.move(self.folder / REFUSED / path.name, path)
+        return len(names)
 
     def refuse(self, name: str) -> Path:
         """Put aside a record that cannot be delivered, so that others can; returns where it lies."""

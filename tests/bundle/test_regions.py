@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from monai.bundle import ConfigWorkflow
 
@@ -18,6 +19,7 @@ from medunet.errors import ConfigError
 from medunet.io import read_volume, write_volume
 from medunet.metrics import evaluate_case
 from medunet.prediction import ClassRule, JointPredictor, Predictor
+from medunet.reports import class_colours
 from medunet.transforms import clean_regions
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -69,7 +71,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
     root = tmp_path_factory.mktemp("regions")
     data = write_tumours(root / "data")
     plan_bundle(data, root / "bundle", device="cpu", measure=False)
-    result = train_bundle(root / "bundle", data, root / "run", changes=short(root / "bundle"), device="cpu")
+    tracked = {"tracking_uri": f"sqlite:///{root}/mlruns.db", "tracking_model": False, "system_metrics": False}
+    changes = short(root / "bundle", **tracked)
+    result = train_bundle(root / "bundle", data, root / "run", changes=changes, device="cpu")
     return data, root / "run", result
 
 
@@ -103,6 +107,16 @@ def test_a_label_map_is_written_and_measured_region_by_region(trained: tuple[Pat
         pred, ref = (np.isin(volume.image, values) for volume in (found, wanted))
         dice = 2 * (pred & ref).sum() / (pred.sum() + ref.sum())
         assert measured[name] == pytest.approx(dice)
+
+
+def test_worst_median_and_best_case_are_drawn_with_a_line_a_region(trained: tuple[Path, Path, Any]) -> None:
+    _, run, _ = trained
+    drawn = sorted(run.parent.glob("mlruns/**/validation/epoch_*_worst.png"))
+    assert drawn
+    pixels = np.asarray(PIL.Image.open(drawn[-1]).convert("RGB"), int)
+    for colour in class_colours(["whole", "core", "enhancing"]).values():
+        channels = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+        assert (np.abs(pixels - channels).max(axis=-1) < 12).sum() > 100
 
 
 def test_monais_evaluation_gives_the_same_dice(trained: tuple[Path, Path, Any], tmp_path: Path) -> None:

@@ -108,6 +108,16 @@ def test_each_class_is_drawn_in_its_colour_and_the_reference_in_white(tmp_path: 
     assert pixels_of(without, "#ffffff") < 100 < pixels_of(with_reference, "#ffffff")
 
 
+def test_a_region_is_one_line_around_all_its_values() -> None:
+    image, pred = np.zeros((33, 35)), np.zeros((33, 35), int)
+    pred[5:25, 5:25], pred[10:20, 10:20] = 1, 2
+    regions = {"background": 0, "whole": (1, 2)}
+    found = render_overlay(image, pred, labels=regions, spacing_mm=(1, 1))
+    assert np.array_equal(decoded(found), decoded(render_overlay(image, pred > 0, labels=regions, spacing_mm=(1, 1))))
+    core = pixels_of(decoded(render_overlay(image, pred, labels={**regions, "core": 2}, spacing_mm=(1, 1))), "#3b9be0")
+    assert core > pixels_of(decoded(found), "#3b9be0") + 300
+
+
 def test_channels_and_metatensors_are_understood() -> None:
     image, pred = volume()
     plain = render_overlay(image, pred, labels=LABELS, affine=LPS)

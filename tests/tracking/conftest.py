@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,53 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     found.start()
     yield found
     found.stop()
+
+
+class Gate:
+    """A proxy before a server, which lets in who knows the token, and says `status` to others."""
+
+    def __init__(self, server: str, *, token: str, status: int) -> None:
+        self.token = token
+        gate = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                known = self.headers.get("Authorization") == f"Bearer {gate.token}"
+                if known or self.path == "/health":
+                    headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
+                    found = requests.request(self.command, server + self.path, headers=headers, data=body, timeout=60)
+                    answer, code, kind = found.content, found.status_code, found.headers.get("Content-Type", "")
+                else:
+                    answer, code, kind = b"<html>log in</html>", status, "text/html"
+                self.send_response(code)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.uri = f"http://127.0.0.1:{self._proxy.server_port}"
+
+    def __enter__(self) -> Gate:
+        threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._proxy.shutdown()
+        self._proxy.server_close()
+
+
+@pytest.fixture
+def gate(server: Process, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Gate]:
+    """A gate before the server, and its token as MLflow's client reads it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of today")
+    return lambda status: Gate(server.uri, token="of today", status=status)
 
 
 @pytest.fixture(scope="session")

@@ -225,6 +225,29 @@ def test_what_a_training_could_not_send_is_sent_by_the_next_one_or_by_hand(
     assert (training.info.status, fold.info.status) == ("FINISHED", "FINISHED")
 
 
+def test_nothing_is_lost_when_the_login_ends_in_mid_run(
+    tmp_path: Path, gate: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    with gate(401) as proxy:
+
+        def disturb(epoch: int) -> None:
+            if epoch == 2:
+                proxy.token = "of tomorrow"
+
+        with caplog.at_level(logging.WARNING, logger="medunet"):
+            train(tmp_path / "eval", proxy.uri, epochs=4, after=disturb)
+        assert caplog.text.count("does not take the login any more: training goes on") == 1
+        assert send_waiting(tmp_path)[0] == 0
+        assert not list((tmp_path / "eval" / "tracking").glob("refused/*"))
+        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of tomorrow")
+        assert send_waiting(tmp_path)[1] == 0
+        client, training, fold = runs_of(proxy.uri)
+        assert losses(client, fold) == {1: 3.0, 2: 1.5, 3: 0.75, 4: 0.375}
+        assert (training.info.status, fold.info.status) == ("FINISHED", "FINISHED")
+        assert {file.path for file in client.list_artifacts(fold.info.run_id)} >= {"plots", "history.json"}
+
+
 def test_a_fold_that_starts_while_the_server_is_down_gets_its_run_later(
     tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ class FakeServer(Server):
     def is_up(self) -> bool:
         return self.up
 
+    def lets_in(self) -> bool:
+        return True
+
     def send(self, record: Any, *, run_id: str, payload: Path) -> None:
         if self.error is not None and record.get("bad"):
             raise self.error
@@ -59,26 +63,51 @@ def test_nothing_is_removed_while_the_server_is_down(tmp_path: Path) -> None:
     assert len(spool) == 1
 
 
+@pytest.fixture
+def answering() -> Iterator[Callable[[int], str]]:
+    """Something before a server that answers everything with one status; gives its address."""
+    started: list[ThreadingHTTPServer] = []
+
+    def start(status: int) -> str:
+        class Proxy(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_error(status)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        started.append(ThreadingHTTPServer(("127.0.0.1", 0), Proxy))
+        threading.Thread(target=started[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{started[-1].server_port}"
+
+    yield start
+    for proxy in started:
+        proxy.shutdown()
+        proxy.server_close()
+
+
 @pytest.mark.parametrize(("status", "outcome"), [(502, "down"), (503, "down"), (504, "down"), (404, "empty")])
 def test_a_proxy_without_its_server_is_a_server_that_is_down(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, outcome: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answering: Callable[[int], str], status: int, outcome: str
 ) -> None:
-    class Proxy(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(status)
+    server = Server(answering(status))
+    monkeypatch.setattr(server, "send", lambda *_, **__: None)
+    spool = Spool(tmp_path)
+    spool.put({"kind": "metrics", "run_id": "r"})
+    assert Delivery(spool, server, tmp_path / "state").run() == outcome
+    assert len(spool) == (outcome == "down")
 
-        def log_message(self, *_: object) -> None:
-            pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        server = Server(f"http://127.0.0.1:{proxy.server_port}")
-        monkeypatch.setattr(server, "send", lambda *_, **__: None)
-        spool = Spool(tmp_path)
-        spool.put({"kind": "metrics", "run_id": "r"})
-        assert Delivery(spool, server, tmp_path / "state").run() == outcome
-        assert len(spool) == (outcome == "down")
-        proxy.shutdown()
+@pytest.mark.parametrize(("status", "outcome"), [(401, "locked"), (403, "locked"), (404, "failed")])
+def test_a_login_that_is_not_taken_any_more_does_not_cost_records(
+    tmp_path: Path, answering: Callable[[int], str], status: int, outcome: str
+) -> None:
+    spool, server = Spool(tmp_path), Server(answering(status))
+    spool.put({"kind": "metrics", "run_id": "r", "time": 0, "step": 1, "values": {"loss": 1.0}})
+    delivery = Delivery(spool, server, tmp_path / "state")
+    assert [delivery.run() for _ in range(TRIES - 1)] == [outcome] * (TRIES - 1)
+    delivery.run()
+    assert len(spool) == (outcome == "locked")
 
 
 def test_a_record_that_the_server_will_never_take_does_not_hold_up_the_others(
@@ -94,6 +123,12 @@ def test_a_record_that_the_server_will_never_take_does_not_hold_up_the_others(
     assert (delivery.delivered, delivery.refused) == (1, 1)
     assert sorted(path.name for path in (tmp_path / "refused").iterdir()) == ["00000001.bin", "00000001.json"]
     assert "no such run" in caplog.text
+    later = Spool(tmp_path)
+    later.put({"kind": "metrics", "number": 3, "run_id": "r"})
+    assert later.names() == ["00000002"]  # not the number of the one that was put aside
+    assert later.readmit() == 1
+    assert (later.names(), later.refused()) == (["00000001", "00000002"], [])
+    assert later.payload("00000001").read_bytes() == b"x"
 
 
 def test_another_error_is_tried_again_but_not_for_ever(tmp_path: Path) -> None:
