@@ -25,6 +25,14 @@ TOKEN_VARIABLE = "MEDUNET_LABEL_TOKEN"
 SETTINGS_VARIABLE = "MEDUNET_LABEL_SETTINGS"
 """Path of the JSON file that tells the server's processes what to serve."""
 
+MALLOC_VARIABLES = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
+}
+"""For glibc. Many threads answer requests; with a heap for each, large arrays go back to the system after every request
+and are taken anew (a fifth of a short request), and what one thread has freed is of no use to the next."""
+
 LOG_KEY = "log_key"
 """File beside the settings: the key of :class:`medunet.deploy.monailabel.private_log.PrivateNames`."""
 
@@ -172,7 +180,7 @@ class LabelServer:
         if self.token is not None:
             own[TOKEN_VARIABLE] = self.token
         kept = {key: value for key, value in os.environ.items() if key not in (TOKEN_VARIABLE, "PYTHONHOME")}
-        return {**kept, **own}
+        return {**MALLOC_VARIABLES, **kept, **own}
 
 
 def free_port(host: str = "127.0.0.1") -> int:
