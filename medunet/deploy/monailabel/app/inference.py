@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from monai.data import MetaTensor
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from medunet.deploy.monailabel.results import choose_ending, describe_result, write_result
@@ -21,9 +22,15 @@ from medunet.prediction import Predictor
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+COMPUTING = ThreadPoolExecutor(1, "medunet-predict")
+"""The thread that computes, for all bundles: if the web application's threads, up to forty, did so in turn, each would
+keep workers and scratch memory of the network's libraries."""
+
 
 class ResidentPredictor:
-    """A bundle's predictor that stays in memory; one case at a time.
+    """A bundle's predictor that stays in memory; one case at a time, in the thread that computes.
 
     Args:
         bundle: whose weights may be replaced at any time.
@@ -37,11 +44,13 @@ class ResidentPredictor:
         self.folder = folder
         self.device = device
         self.trust = trust
-        self.lock = threading.RLock()
         self._loaded: tuple[str, Predictor] | None = None
 
-    def get(self) -> Predictor:
-        """The predictor with the weights of now; hold :attr:`lock` while using it."""
+    def compute(self, work: Callable[[Predictor], T]) -> T:
+        """What `work` makes of the predictor with the weights of now; other requests wait."""
+        return COMPUTING.submit(lambda: work(self._get())).result()
+
+    def _get(self) -> Predictor:
         stamp = self.bundle.stamp
         if self._loaded is None or self._loaded[0] != stamp:
             logger.info("loading %s", self.bundle.name)
@@ -95,11 +104,16 @@ class BundleInference(InferTask):
             raise DataError("no such image in the datastore", received=source.name or None)
         image = find_series(source)
         ending = choose_ending(request.get("result_extension"), source, spatial_dims=bundle.spatial_dims)
-        with self.resident.lock:
-            predictor = self.resident.get()
+        ready = begun
+
+        def decide(predictor: Predictor) -> MetaTensor:
+            nonlocal ready
             ready = time.perf_counter()
-            with explained(image):
-                labels = predictor.decide(image)["pred"]
+            labels: MetaTensor = predictor.decide(image)["pred"]
+            return labels
+
+        with explained(image):
+            labels = self.resident.compute(decide)
         decided = time.perf_counter()
         path = write_result(
             labels, self.resident.folder, ending, segments=bundle.segments, dtype=request.get("result_dtype")

@@ -8,6 +8,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +167,10 @@ class Uncertainty(Strategy):
             if known and time.monotonic() > end:
                 break
             try:
-                with self.resident.lock:
-                    source = Path(datastore.get_image_uri(image))
-                    with explained(source):
-                        known[image] = round(uncertainty(self.resident.get(), source, by=self.by), 6)
+                source = Path(datastore.get_image_uri(image))
+                with explained(source):
+                    found = self.resident.compute(partial(uncertainty, source=source, by=self.by))
+                known[image] = round(found, 6)
             except MedunetError as error:
                 logger.warning("%s cannot be offered: %s", image, error)
                 known[image] = -1.0
