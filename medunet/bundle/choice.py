@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ def choose(results: Sequence[Path], output: Path, *, device: str = "auto") -> Ch
 
     Raises:
         ConfigError: results that cannot be compared.
+        MedunetError: a case that each plan has predicted cannot be predicted by all together.
     """
     decisions = [read_json(result / DECISION_NAME) for result in results]
     _check_comparable(results, decisions)
@@ -83,7 +84,10 @@ def choose(results: Sequence[Path], output: Path, *, device: str = "auto") -> Ch
         Candidate((result,), decision["mean_dice_postprocessed"], tuple(map(_rule, decision["postprocessing"])))
         for result, decision in zip(results, decisions, strict=True)
     ]
-    together = _measure_together(results, decisions[0]["folds"], output, device=device)
+    failed = _failed(decisions[0])
+    for name, why in failed.items():
+        logger.warning("%s counts nowhere, for it was not predicted: %s", name, why)
+    together = _measure_together(results, decisions[0]["folds"], output, without=failed, device=device)
     best = max(alone, key=lambda candidate: candidate.mean_dice)
     chosen = together if together.mean_dice > best.mean_dice + MIN_ENSEMBLE_GAIN else best
     choice = Choice(chosen, (*alone, together))
@@ -99,7 +103,7 @@ def _check_comparable(results: Sequence[Path], decisions: Sequence[dict[str, Any
 
     def kind(decision: dict[str, Any]) -> tuple[Any, ...]:
         classes = [(rule["name"], rule["value"]) for rule in decision["postprocessing"]]
-        return decision["folds"], decision["of_folds"], decision["cases"], classes
+        return decision["folds"], decision["of_folds"], decision["cases"], sorted(_failed(decision)), classes
 
     for result, decision in zip(results, decisions, strict=True):
         if kind(decision) != kind(decisions[0]):
@@ -112,7 +116,14 @@ def _check_comparable(results: Sequence[Path], decisions: Sequence[dict[str, Any
             )
 
 
-def _measure_together(results: Sequence[Path], folds: Sequence[int], output: Path, *, device: str) -> Candidate:
+def _failed(decision: Mapping[str, Any]) -> dict[str, str]:
+    """Cases that the folds could not predict, with the reason; results of earlier versions name none."""
+    return dict(decision.get("failed_cases", {}))
+
+
+def _measure_together(
+    results: Sequence[Path], folds: Sequence[int], output: Path, *, without: Container[str], device: str
+) -> Candidate:
     pairs = []
     config: dict[str, Any] = {}
     ignore = None
@@ -122,7 +133,8 @@ def _measure_together(results: Sequence[Path], folds: Sequence[int], output: Pat
         data, skipped = config["dataset_dir"], config.get("skip_cases", ())
         ignore = open_dataset(data, problems=[] if skipped else None).ignore
         joint = JointPredictor(runs, output_dir=output / "predictions", device=device, overwrite=True)
-        items = datalist(data, section="validation", fold=fold, folds=config["folds"], skip_cases=skipped)
+        found = datalist(data, section="validation", fold=fold, folds=config["folds"], skip_cases=skipped)
+        items = [item for item in found if str(item["name"]) not in without]
         pairs += [pair_of(item, joint.predict_case(source_of(item))) for item in items]
         logger.info("fold %d: %d cases predicted by all together", fold, len(items))
     pairs.sort(key=lambda pair: pair.name)

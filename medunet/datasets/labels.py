@@ -84,6 +84,29 @@ def _count_whole(voxels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64] | Non
     return counts
 
 
+def index_values(
+    label: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint16]]:
+    """A label map as places in a table of values, small enough to count by.
+
+    Args:
+        label: whole numbers, none negative.
+
+    Returns:
+        The table, and the map `(*spatial)` of places in it. Up to 65,535 each value is its own place.
+
+    Example:
+        >>> values, places = index_values(np.array([0.0, 70000.0, 5.0], np.float32))
+        >>> values.tolist(), places.tolist()
+        ([0, 5, 70000], [0, 2, 1])
+    """
+    largest = int(label.max(initial=0))
+    if largest < 1 << 16:
+        return np.arange(largest + 1), label.astype(np.uint16)
+    values, places = np.unique(label, return_inverse=True)
+    return values.astype(np.int64), places.reshape(label.shape).astype(np.uint16)
+
+
 def scan_labels(files: Sequence[Path], problems: list[MedunetError] | None = None) -> dict[str, int]:
     """Names and values from all label files: 0 is 'background', any other value v is 'label_v'.
 

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from medunet.geometry import Geometry
 from medunet.io import ReadRecord
 
+from .labels import index_values
+
 PLANAR_FORMATS = frozenset({"png", "bmp", "jpeg", "tiff"})
 """Formats without placement: their axes have no directions in a patient, their spacing is no distance."""
 
@@ -99,7 +101,10 @@ def measure_case(
     voxels: dict[int, int] = {}
     right_mm: dict[int, float] = {}
     if label is not None:
-        voxels, right_mm = _classes(label[0].astype(np.uint16), geometry, placed=placed)
+        values, places = index_values(label[0])
+        counts, centres = _classes(places, geometry, placed=placed)
+        voxels = {int(values[place]): number for place, number in counts.items()}
+        right_mm = {int(values[place]): centre for place, centre in centres.items() if values[place]}
     return CaseStatistics(
         name=name,
         section=section,
@@ -149,7 +154,7 @@ def _classes(
             steps = (np.arange(len(planes)) - middle[axis]) * geometry.affine[0, axis]
             right += steps @ table / np.maximum(counts, 1)
     present = [int(value) for value in np.flatnonzero(counts)]
-    centres = {value: float(right[value]) for value in present if value} if axes else {}
+    centres = {value: float(right[value]) for value in present} if axes else {}
     return {value: int(counts[value]) for value in present}, centres
 
 

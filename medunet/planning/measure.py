@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from medunet.datasets.labels import index_values
 from medunet.datasets.statistics import PLANAR_FORMATS
 from medunet.io import ReadRecord
 
@@ -115,18 +116,22 @@ def measure_case(
         ignore: value in the label of voxels without annotation.
     """
     geometry = record.geometry
-    classes = label[0].astype(np.uint16)
+    values, classes = index_values(label[0])
     spacing = geometry.spacing_mm
     placed = record.format not in PLANAR_FORMATS
-    foreground = classes != background
-    if ignore is not None:
-        foreground &= classes != ignore
     counts = np.bincount(classes.ravel())
-    voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value != ignore}
+    places = {int(values[place]): int(place) for place in np.flatnonzero(counts)}
+    foreground = np.ones(classes.shape, bool)
+    for value in (background, ignore):
+        if value in places:
+            foreground &= classes != places[value]
+    voxels = {value: int(counts[place]) for value, place in places.items() if value != ignore}
     # of all classes in one pass, for there may be a hundred; 0 may be one of them
     boxes = ndimage.find_objects(classes.astype(np.int32) + 1)
     thick = {
-        value: _short(thickness(classes[boxes[value]] == value, spacing)) for value in voxels if value != background
+        value: _short(thickness(classes[boxes[places[value]]] == places[value], spacing))
+        for value in voxels
+        if value != background
     }
     ordered = [image.shape[1:], spacing, _box(np.any(image != 0, axis=0)), _box(np.any(image > AIR, axis=0))]
     if placed and image.ndim == 4:

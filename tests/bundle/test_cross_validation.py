@@ -259,31 +259,55 @@ def test_the_choice_is_the_best_out_of_fold(
     assert not list((tmp_path / "twice").glob("*_prob*"))
 
 
-def test_plans_are_compared_on_the_folds_that_they_were_trained_on(
-    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Cases that were left out shift the folds of the others; a shifted fold would measure what it has trained on."""
+@pytest.fixture
+def plans(cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Path], dict[str, Any], list[str]]:
+    """Results of two plans of the same fold, their decision, and the cases that are predicted by both together."""
     config = {"label_names": ["background", "cell"], "label_values": [0, 255], "spatial_dims": 2, "folds": 2}
     config |= {"dataset_dir": str(cells), "skip_cases": ["cells_000"]}
     decision = {"folds": [0], "of_folds": 2, "cases": 2, "mean_dice_postprocessed": 0.5, "postprocessing": []}
-    for plan in (tmp_path / "one", tmp_path / "two"):
+    found = [tmp_path / "one", tmp_path / "two"]
+    for plan in found:
         for name, content in (("fold_0/configs/evaluate", config), ("docs/cross_validation", decision)):
             path = plan / f"{name}.json"
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps(content))
-    predicted = []
+    predicted: list[str] = []
 
     class Oracle:
         def __init__(self, *_: Any, **__: Any) -> None:
             pass
 
         def predict_case(self, image: Path) -> Path:
-            predicted.append(image.name)
+            predicted.append(image.name.split(".")[0])
             return cells / "labelsTr" / image.name
 
     monkeypatch.setattr("medunet.bundle.choice.JointPredictor", Oracle)
-    choose([tmp_path / "one", tmp_path / "two"], tmp_path / "choice", device="cpu")
-    assert [name.split(".")[0] for name in predicted] == ["cells_001", "cells_003"]
+    return found, decision, predicted
+
+
+def test_plans_are_compared_on_the_folds_that_they_were_trained_on(
+    plans: tuple[list[Path], dict[str, Any], list[str]], tmp_path: Path
+) -> None:
+    """Cases that were left out shift the folds of the others; a shifted fold would measure what it has trained on."""
+    found, _, predicted = plans
+    choose(found, tmp_path / "choice", device="cpu")
+    assert predicted == ["cells_001", "cells_003"]
+
+
+def test_plans_are_compared_without_the_cases_that_none_could_predict(
+    plans: tuple[list[Path], dict[str, Any], list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found, decision, predicted = plans
+    failed = json.dumps({**decision, "cases": 1, "failed_cases": {"cells_003": "cells_003.png: cannot be read"}})
+    for plan in found:
+        (plan / "docs" / "cross_validation.json").write_text(failed)
+    choose(found, tmp_path / "choice", device="cpu")
+    assert predicted == ["cells_001"]
+    assert "cells_003 counts nowhere" in caplog.text
+    other = json.dumps({**decision, "cases": 1, "failed_cases": {"cells_001": "cells_001.png: cannot be read"}})
+    (found[1] / "docs" / "cross_validation.json").write_text(other)
+    with pytest.raises(ConfigError, match="different folds, cases or classes"):
+        choose(found, tmp_path / "choice", device="cpu")
 
 
 def test_results_of_other_folds_are_not_compared(whole: CrossValidation, tmp_path: Path) -> None:

@@ -26,6 +26,13 @@ def test_classes_are_counted_and_placed(label):
     assert found.voxel_ml == pytest.approx(0.006)
 
 
+def test_values_that_no_short_number_holds_stay_themselves(label):
+    large = np.where(label == 2, 70_000, label)
+    found = measure_case("a", large, record((35, 9, 7), np.diag([2.0, 1, 3, 1])), large)
+    assert found.class_voxels == {0: 35 * 9 * 7 - 6, 70_000: 6}
+    assert found.class_right_mm == {70_000: pytest.approx(22.0)}
+
+
 def test_place_does_not_depend_on_the_order_of_axes(label):
     affine = np.array([[0, 0, -2, 5], [1, 0, 0, 6], [0, 3, 0, 7], [0, 0, 0, 1.0]])  # axes run A, S, L
     turned = np.moveaxis(label[0], 0, 2)[None]

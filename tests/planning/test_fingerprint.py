@@ -264,3 +264,14 @@ def test_a_class_of_value_0_beside_another_background_is_measured(tmp_path: Path
     case = measure_case("a", volume.image, label[None].astype(np.float32), volume.record, background=1)
     whole, half = (thickness(label == value, (1.0, 1.0, 1.0)) for value in (0, 2))
     assert case.class_thickness_mm == pytest.approx({0: whole, 2: half}, rel=1e-4)
+
+
+def test_values_that_no_short_number_holds_stay_themselves(tmp_path: Path) -> None:
+    label = np.zeros((20, 20, 20), np.int32)
+    label[4:8] = 70_000
+    label[12:14] = 70_001  # annotated by nobody
+    volume = read_volume(write_volume(label.astype(np.float32), tmp_path / "a.nii.gz", affine=np.eye(4)))
+    case = measure_case("a", volume.image, label[None].astype(np.float32), volume.record, ignore=70_001)
+    assert case.class_voxels == {0: 14 * 400, 70_000: 4 * 400}
+    assert case.class_thickness_mm == pytest.approx({70_000: thickness(label == 70_000, (1.0, 1.0, 1.0))}, rel=1e-4)
+    assert case.channels[0].mean == pytest.approx(70_000)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from medunet.io import read_label, read_volume
@@ -25,3 +25,16 @@ def score_labels(predicted: Path, reference: Path, labels: Mapping[str, int], *,
     grid = read_volume(image).record.geometry
     one, other = (read_label(path, reference=grid, labels=labels).image for path in (predicted, reference))
     return {name: dice(one == value, other == value) for name, value in labels.items() if value}
+
+
+def labels_agree(tables: Iterable[Mapping[str, int]]) -> bool:
+    """Whether tables of labels contradict each other nowhere: no name with two values, no value with two names.
+
+    Example:
+        >>> labels_agree([{"liver": 1, "spleen": 2}, {"cell": 255}]), labels_agree([{"liver": 1}, {"tumour": 1}])
+        (True, False)
+        >>> labels_agree([{"liver": 1}, {"liver": 5}])
+        False
+    """
+    pairs = {pair for labels in tables for pair in labels.items()}
+    return len(pairs) == len({name for name, _ in pairs}) == len({value for _, value in pairs})

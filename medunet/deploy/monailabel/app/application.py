@@ -14,6 +14,7 @@ from typing import Any
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 
+from medunet.deploy.monailabel.scoring import labels_agree
 from medunet.deploy.monailabel.served import judge_served
 from medunet.deploy.monailabel.server import FILE_PATTERNS, SETTINGS_VARIABLE
 from medunet.errors import DataError
@@ -85,8 +86,10 @@ class MedunetLabelApp(MONAILabelApp):
         return found
 
     def init_scoring_methods(self) -> dict[str, Any]:
-        """Dice by label."""
-        return {"dice": LabelDice(self.bundles)}
+        """Dice by label; of each bundle by itself where their labels contradict each other."""
+        if labels_agree(bundle.labels for bundle in self.bundles):
+            return {"dice": LabelDice(self.bundles)}
+        return {f"dice_{bundle.name}": LabelDice([bundle]) for bundle in self.bundles}
 
     def init_datastore(self) -> Datastore:
         """As MONAI Label's, but a file that is moved into the folder is seen, and a store offers images only."""
