@@ -58,6 +58,10 @@ def predict(
     on: Annotated[
         Where | None, typer.Option("--on", help="ray: on all machines of a Ray cluster, one predictor a GPU.")
     ] = None,
+    case_minutes: Annotated[
+        float,
+        typer.Option("--case-minutes", min=0.1, help="With --on ray: a case that takes longer is tried elsewhere."),
+    ] = 60.0,
     query: Annotated[
         list[str] | None,
         typer.Option("--query", metavar="KEYWORD=VALUE", help="Of a DICOMweb store, such as Modality=CT; repeatable."),
@@ -130,6 +134,7 @@ def predict(
             ensemble=[find_bundle(name) for name in ensemble or ()],
             replace=force,
             trust=trust,
+            case_seconds=60 * case_minutes,
         )
         return
     check_target(output)

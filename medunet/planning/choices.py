@@ -39,6 +39,9 @@ THIN = 4.0
 ENLARGED = (1.15, 1.3)
 """Enlarged views of a small volume; about as large as training has shown it (`scale_range`), and a little more."""
 
+BENT_SHARE = 1 / 3
+"""Of the thinnest structure's thickness: control points that move by more tear it, and wrong borders are learnt."""
+
 ENGINE_IDS = frozenset(["mirror_axes", "mirror_swaps", "view_scales"])
 """Values of evaluate.json and inference.json, which train.json lacks."""
 
@@ -178,16 +181,25 @@ def turning(
             decisions.append(Decision(f"{prefix}foreground_prob", 0.5, reason, numbers))
         return decisions
     finest, coarsest = min(spacing_mm), max(spacing_mm)
+    sigma = deform.get("elastic_sigma", 2.0)
+    sigma = 2.0 if isinstance(sigma, list) else float(sigma)
+    thinnest = print_.thinnest
+    thick = math.inf if thinnest is None else thinnest.thickness_mm / finest
+    reason, numbers = "", ""
+    if thinnest is not None and BENT_SHARE * thick < sigma:
+        sigma = round(BENT_SHARE * thick, 2)
+        reason = "thin structures are bent by no more than a third of their thickness"
+        numbers = f"{thinnest.name} is {thick:.1f} voxels thick"
     axis = flat_axis if flat_axis is not None else list(spacing_mm).index(coarsest)
     if flat_axis is None and coarsest <= ANISOTROPY * finest:
-        return decisions
-    numbers = f"spacing {' x '.join(f'{value:g}' for value in spacing_mm)} mm"
-    reason = "the planes lie far apart: turned within them only" if flat_axis is None else "turned within the plane"
+        return [Decision(f"{prefix}elastic_sigma", sigma, reason, numbers)] if reason else []
+    apart = f"spacing {' x '.join(f'{value:g}' for value in spacing_mm)} mm"
+    why = "the planes lie far apart: turned within them only" if flat_axis is None else "turned within the plane"
     turns = [TURN if k == axis else 0.0 for k in range(3)]
-    decisions.append(Decision(f"{prefix}rotate_range", turns, reason, numbers))
-    sigma = float(deform.get("elastic_sigma", 2.0) if not isinstance(deform.get("elastic_sigma"), list) else 2.0)
+    decisions.append(Decision(f"{prefix}rotate_range", turns, why, apart))
     bends = [0.0 if k == axis else round(sigma * finest / width, 3) for k, width in enumerate(spacing_mm)]
-    decisions.append(Decision(f"{prefix}elastic_sigma", bends, "bent within the planes only", numbers))
+    why = "; ".join(filter(None, ["bent within the planes only", reason]))
+    decisions.append(Decision(f"{prefix}elastic_sigma", bends, why, "; ".join(filter(None, [apart, numbers]))))
     return decisions
 
 

@@ -42,6 +42,7 @@ def test_hippocampus_is_planned_as_it_was_measured(test_data: Path) -> None:
     assert values["augment::deform::flip_axes"] == []  # anterior and posterior
     assert "mirror_axes" not in values
     assert values["view_scales"] == [1.0, 1.15, 1.3]  # two voxels thick
+    assert 0.6 < values["augment::deform::elastic_sigma"] < 0.8  # so bent little
     assert values["steps::normalize"]["_target_"] == "NormalizeIntensityd"
 
 

@@ -19,7 +19,7 @@ from medunet.trust import require_trust
 
 from .ledger import Ledger, Outcome, bundle_digest
 from .manifest import read_cohort
-from .pool import IN_FLIGHT, RayPool, join_cluster
+from .pool import CASE_SECONDS, IN_FLIGHT, RayPool, join_cluster
 from .resident import Case, Resident, as_outcome, make_predictor
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ def predict_cohort(
     ensemble: Sequence[Path] = (),
     replace: bool = False,
     trust: bool = False,
+    case_seconds: float = CASE_SECONDS,
     report: Callable[[Outcome], None] | None = None,
 ) -> CohortResult:
     """Predict the cases of a manifest or a folder, and keep a ledger beside the results.
@@ -82,6 +83,7 @@ def predict_cohort(
         ensemble: see device.
         replace: predict everything anew; called again without it, such a run goes on.
         trust: see device.
+        case_seconds: on a cluster, a process that has a case for longer hangs: it is ended, and the case tried again.
         report: called with every new outcome.
 
     Raises:
@@ -110,7 +112,11 @@ def predict_cohort(
         options |= {"overwrite": ledger.replaces, "skip_done": not ledger.replaces}
         missing = [case for case in cases if not ledger.is_done(case.name, sent=_is_sent_back(case))]
         logger.info("%d cases, %d have results", len(cases), len(cases) - len(missing))
-        found = RayPool(options, ray=ray).predict(missing) if ray is not None else _here(options, missing)
+        found = (
+            RayPool(options, ray=ray, case_seconds=case_seconds).predict(missing)
+            if ray is not None
+            else _here(options, missing)
+        )
         try:
             with contextlib.closing(found):
                 for outcome in found:

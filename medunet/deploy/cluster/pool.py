@@ -21,7 +21,10 @@ IN_FLIGHT = 4
 """Cases that a resident has at once: one a stage (read, compute, write) and one that waits."""
 
 MAX_ATTEMPTS = 3
-"""Processes that may die over one case."""
+"""Processes that may die over one case, or hang."""
+
+CASE_SECONDS = 3600.0
+"""For how long a resident may have a case, with those before it: one that takes longer hangs."""
 
 LOOK_SECONDS = 5.0
 """Time between two looks for machines that have come or gone."""
@@ -62,21 +65,24 @@ class _Seat:
 class RayPool:
     """One resident a GPU of the cluster; where there are no GPUs, one a machine with all its cores.
 
-    A case whose process or machine dies is given to another resident; from then on alone, so that a case that kills
-    processes takes no others with it, and the third time it has failed. Machines that come later get residents, too.
+    A case whose process or machine dies or hangs is given to another resident; from then on alone, so that a case that
+    kills processes takes no others with it, and the third time it has failed. Machines that come later get residents,
+    too.
 
     Args:
         options: of the predictor.
         ray: the connected module.
+        case_seconds: a resident that has a case for longer hangs, and is ended.
     """
 
-    def __init__(self, options: Mapping[str, Any], *, ray: Any) -> None:
+    def __init__(self, options: Mapping[str, Any], *, ray: Any, case_seconds: float = CASE_SECONDS) -> None:
         self.ray = ray
+        self.case_seconds = case_seconds
         self.options = dict(options)
         self.seats: list[_Seat] = []
         self._waiting: deque[tuple[Case, int]] = deque()
         self._suspects: deque[tuple[Case, int]] = deque()
-        self._given: dict[Any, tuple[_Seat, Case, int]] = {}
+        self._given: dict[Any, tuple[_Seat, Case, int, float]] = {}
         self._looked = -LOOK_SECONDS
         self._last_seat = time.monotonic()
 
@@ -92,6 +98,7 @@ class RayPool:
                 self._seat_residents()
                 self._hand_out()
                 yield from self._collect()
+                yield from self._end_those_that_hang()
         finally:
             for seat in self.seats:
                 self.ray.kill(seat.actor)
@@ -145,7 +152,7 @@ class RayPool:
     def _give(self, seat: _Seat, case: Case, attempts: int) -> None:
         ref = seat.actor.predict.remote(case)
         seat.refs.add(ref)
-        self._given[ref] = (seat, case, attempts)
+        self._given[ref] = (seat, case, attempts, time.monotonic())
 
     def _collect(self) -> Iterator[Outcome]:
         greetings = {seat.greeting: seat for seat in self.seats if not seat.is_ready}
@@ -153,7 +160,7 @@ class RayPool:
         if not waited:
             time.sleep(0.1)
             return
-        done, _ = self.ray.wait(waited, num_returns=1, timeout=LOOK_SECONDS)
+        done, _ = self.ray.wait(waited, num_returns=1, timeout=min(LOOK_SECONDS, self.case_seconds))
         for ref in done:
             if ref in greetings:
                 self._greet(greetings[ref])
@@ -171,7 +178,7 @@ class RayPool:
         seat.is_ready = True
 
     def _take(self, ref: Any) -> Iterator[Outcome]:
-        seat, _, attempts = self._given[ref]
+        seat, _, attempts, _ = self._given[ref]
         try:
             outcome: Outcome = self.ray.get(ref)
         except self.ray.exceptions.RayError as error:  # the process has died, or its predictor has broken down
@@ -182,21 +189,27 @@ class RayPool:
         seat.alone = False
         yield replace(outcome, attempts=attempts + 1)
 
+    def _end_those_that_hang(self) -> Iterator[Outcome]:
+        latest = time.monotonic() - self.case_seconds
+        for seat in {id(seat): seat for seat, _, _, begun in self._given.values() if begun < latest}.values():
+            yield from self._lose(seat, TimeoutError(f"no result in {self.case_seconds:g} seconds"))
+
     def _lose(self, seat: _Seat, error: Exception) -> list[Outcome]:
         """A resident is gone: its cases go to others, or have failed."""
+        reason = str(error) if isinstance(error, TimeoutError) else type(error).__name__
         if seat in self.seats:
             self.seats.remove(seat)
         if seat.is_ready:
-            logger.warning("a predictor was lost (%s); its cases go to another", type(error).__name__)
+            logger.warning("a predictor was lost (%s); its cases go to another", reason)
         self._looked = -LOOK_SECONDS
         self.ray.kill(seat.actor)
         failed = []
         for ref in list(seat.refs):
-            _, case, attempts = self._given.pop(ref)
+            _, case, attempts, _ = self._given.pop(ref)
             if attempts + 1 < MAX_ATTEMPTS:
                 self._suspects.append((case, attempts + 1))
                 continue
-            text = f"{attempts + 1} processes have died over this case; memory may have run out"
+            text = f"{attempts + 1} processes have died over this case (the last: {reason}); memory may have run out"
             failed.append(Outcome(case.name, "failed", error=text, attempts=attempts + 1, node=seat.node))
         seat.refs.clear()
         return failed

@@ -287,6 +287,27 @@ def test_a_case_that_kills_its_process_takes_no_other_with_it(
 
 @needs_ray
 @pytest.mark.slow
+def test_a_case_that_hangs_is_given_up_and_holds_up_no_other(
+    bundle: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = make_cohort(tmp_path / "in", cases=12)
+    from medunet.deploy.cluster import pool
+
+    class Stalled(pool.Resident):  # such as a read from a drive that has gone
+        def predict(self, case: Any) -> Outcome:
+            if case.name.endswith("0005"):
+                threading.Event().wait()
+            return super().predict(case)
+
+    monkeypatch.setattr(pool, "Resident", Stalled)
+    result = predict_cohort(bundle, manifest, tmp_path / "out", where="ray", device="cpu", case_seconds=8.0)
+    assert [outcome.name for outcome in result.failed] == ["site_2/case_0005"]
+    assert "no result in 8 seconds" in str(result.failed[0].error)
+    assert len(list((tmp_path / "out").rglob("case_*.nii.gz"))) == 11
+
+
+@needs_ray
+@pytest.mark.slow
 def test_a_thousand_cases_with_twenty_failures_are_all_accounted_for(
     bundle: Path, tmp_path: Path, cluster: Any
 ) -> None:
