@@ -279,6 +279,44 @@ def test_a_lock_that_is_a_link_destroys_no_other_file(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def kill_at_random(
+    work: Callable[..., None],
+    arguments: Callable[[int], tuple[Any, ...]],
+    *,
+    kills: int,
+    seconds: float,
+    check: Callable[[int], None] = lambda index: None,
+) -> int:
+    """Do some work in a process, and kill that at random moments; what has ended before its moment does not count.
+
+    Args:
+        work: what is done; it goes on where a process before it was killed.
+        arguments: of the work, by number; the next number after every sixth kill, and when the work is done.
+        kills: how many.
+        seconds: that the work takes.
+        check: is called after each process with the number.
+
+    Returns:
+        How many numbers were used.
+    """
+    chance, index, killed, here = random.Random(8), 0, 0, 0
+    while killed < kills:
+        process = multiprocessing.get_context("fork").Process(target=work, args=arguments(index))
+        process.start()
+        process.join(chance.uniform(0, seconds))
+        was_alive = process.is_alive()
+        if was_alive:
+            os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+        check(index)
+        if was_alive and process.exitcode:
+            killed, here = killed + 1, here + 1
+        if process.exitcode == 0 or here == 6:
+            index, here = index + 1, 0
+    return index + 1
+
+
 def test_a_training_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     kills = int(os.environ.get("MEDUNET_TEST_KILLS", "12"))
     data = tmp_path / "data"
@@ -287,17 +325,8 @@ def test_a_training_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: 
     train(data, tmp_path / "calm")
     seconds = time.monotonic() - begun
     expected = load_checkpoint(tmp_path / "calm" / "models" / "model.pt")["model"]
-    chance = random.Random(8)
-    done = 0
-    while done < kills:
-        process = multiprocessing.get_context("fork").Process(target=train, args=(data, tmp_path / f"run{done // 6}"))
-        process.start()
-        process.join(chance.uniform(0, seconds))
-        if process.is_alive():
-            os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
-        done += 1
-    for index in range((kills + 5) // 6):
+    runs = kill_at_random(train, lambda index: (data, tmp_path / f"run{index}"), kills=kills, seconds=seconds)
+    for index in range(runs):
         run = tmp_path / f"run{index}"
         train(data, run)
         found = load_checkpoint(run / "models" / "model.pt")["model"]
@@ -324,19 +353,21 @@ def test_a_prediction_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path
     seconds = time.monotonic() - begun
     expected = {path.name: path.read_bytes() for path in (tmp_path / "calm").iterdir()}
     assert len(expected) == 3
-    chance = random.Random(8)
-    for index in range(kills):
-        output = tmp_path / f"out{index // 3}"
-        process = multiprocessing.get_context("fork").Process(target=predict, args=(run, images, output))
-        process.start()
-        process.join(chance.uniform(0, seconds))
-        if process.is_alive():
-            os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
+
+    def whole_or_not_there(index: int) -> None:
+        output = tmp_path / f"out{index}"
         for path in output.glob("*.nii.gz") if output.is_dir() else ():
             if not path.name.startswith("."):
                 assert path.read_bytes() == expected[path.name]
-    for index in range((kills + 2) // 3):
+
+    runs = kill_at_random(
+        predict,
+        lambda index: (run, images, tmp_path / f"out{index}"),
+        kills=kills,
+        seconds=seconds,
+        check=whole_or_not_there,
+    )
+    for index in range(runs):
         output = tmp_path / f"out{index}"
         predict(run, images, output)
         remove_remains(output)
