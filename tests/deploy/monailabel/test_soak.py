@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.label, pytest.mark.filterwarnings("i
 MINUTES = float(os.environ.get("MEDUNET_SOAK_MINUTES", "0.5"))
 CLIENTS = 4
 GROWTH = 1.05
-WARM_REQUESTS, WARM_SECONDS = 3, 300
+WARM_REQUESTS, WARM_SECONDS = 25, 300
 
 
 def usage(root: psutil.Process) -> tuple[int, int]:
