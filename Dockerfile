@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
 # CPU:   docker build -t medunet:cpu .
 # CUDA:  docker build -t medunet:cuda --build-arg TORCH_INDEX=https://pypi.org/simple .
+# Ray:   docker build -t medunet:ray --build-arg EXTRAS=dicom,export,openvino,ray .   (250 MB more)
 # Label: docker build -t medunet:label --target label .
 # CUDA's libraries come with torch's wheel, so both have the same base; the host needs a driver and NVIDIA's container toolkit.
 ARG PYTHON=3.12
