@@ -22,6 +22,7 @@ from medunet.files import cache_folder, write_atomically
 from .allocation import keep_freed_memory
 from .autocast import DTYPES, fast_dtype
 from .folding import fold_batch_norm
+from .onednn import use_onednn
 from .openvino_runtime import OpenVinoNetwork, has_openvino
 
 logger = logging.getLogger(__name__)
@@ -259,6 +260,8 @@ def prepare(network: nn.Module, candidate: Candidate) -> nn.Module:
     if candidate.backend == "openvino":
         return OpenVinoNetwork(ready.float(), dtype=candidate.dtype)
     ready = ready.to(dtype=DTYPES[candidate.dtype])
+    if candidate.backend == "eager" and candidate.dtype == "float32":
+        use_onednn(ready)
     if candidate.channels_last:
         for tensor in ready.parameters():
             if tensor.ndim in _FORMATS:

@@ -25,7 +25,7 @@ def _own_cache(tmp_path, monkeypatch):
 def make_network(spatial_dims: int = 2, **options) -> UNet:
     """In evaluation mode, with a normalisation that has seen other data than it will meet."""
     torch.manual_seed(spatial_dims)
-    network = UNet(spatial_dims, 1, 3, channels=(4, 6, 8), **{"norm": "batch", **options}).eval()
+    network = UNet(spatial_dims, 1, 3, **{"channels": (4, 6, 8), "norm": "batch", **options}).eval()
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             nn.init.normal_(module.running_mean, std=0.3)
@@ -80,6 +80,23 @@ def test_float32_is_exact(norm):
         torch.testing.assert_close(fast(image), expected, atol=1e-4 * float(expected.std()), rtol=0)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert fast(image).dtype is torch.float32
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("options", [{}, {"padding": "valid"}, {"block": "residual", "downsample": "conv"}], ids=str)
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_small_images_are_not_unfolded_into_matrices(spatial_dims, options):
+    network = make_network(spatial_dims, **{"channels": (16, 24, 32), **options})
+    fast = FastNetwork(network, dtype="float32").eval()
+    image = torch.randn(1, 1, *network.shapes.next_valid_input((20,) * spatial_dims))
+    with torch.inference_mode():
+        expected = network(image)
+        torch.testing.assert_close(fast(image), expected, atol=1e-4 * float(expected.std()), rtol=0)
+        with torch.profiler.profile(record_shapes=True) as profile:
+            fast(image)
+    slow = [event for event in profile.events() if event.name in ("aten::slow_conv3d", "aten::thnn_conv2d")]
+    assert all(event.input_shapes[0][1] == 1 or set(event.input_shapes[1][2:]) == {1} for event in slow)
+    assert any(event.name == "aten::mkldnn_convolution" for event in profile.events())
 
 
 def test_new_weights_are_noticed():
