@@ -7,10 +7,13 @@ import hmac
 import logging
 import re
 import threading
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
+from medunet.errors import MedunetError
 from medunet.io import split_suffix
 
 ID_PARAMETERS = frozenset({"image", "label", "id"})
@@ -24,6 +27,9 @@ _CODE = re.compile(rf"image-[0-9a-f]{{{CODE_DIGITS}}}")
 
 UID = re.compile(r"(?<![\d.])[0-2](?:\.(?:0|[1-9]\d*)){5,}(?![\d.]*\d)")
 """DICOM's identifiers of studies and series, which lead to the patient. Addresses and versions have fewer parts."""
+
+SPEAKING = (MedunetError, OSError, MemoryError, ImportError)
+"""Errors whose words go into the log, with names of images masked."""
 
 _SPELLINGS: tuple[Callable[[str], str], ...] = (
     str,
@@ -63,6 +69,7 @@ class PrivateNames:
     def __init__(self, key: bytes) -> None:
         self._key = key
         self._codes: dict[str, str] = {}
+        self._lengths: set[int] = set()
         self._lock = threading.Lock()
 
     def hide(self, *names: str) -> None:
@@ -72,7 +79,10 @@ class PrivateNames:
             code = self.code(stem)
             spelt = {way(one) for one in (name, stem) for way in _SPELLINGS}
             with self._lock:
-                self._codes |= {text: code for text in spelt if text.strip("._- ")}
+                for text in spelt:
+                    if text.strip("._- "):
+                        self._codes[text] = code
+                        self._lengths.add(len(text))
 
     def code(self, name: str) -> str:
         """What stands for a name; a code stands for itself."""
@@ -84,9 +94,7 @@ class PrivateNames:
     def mask(self, text: str) -> str:
         """A text without the names, without any name of an image file or an upload, and without DICOM's identifiers."""
         self.hide(*(re.split(r"[/\\]", match[2])[-1] for match in _UPLOAD.finditer(text)))
-        with self._lock:
-            found = [name for name in self._codes if name in text]
-        for name in sorted(found, key=len, reverse=True):  # the longer first: it may hold the shorter
+        for name in sorted(self._found_in(text), key=len, reverse=True):  # the longer first: it may hold the shorter
             if len(name) >= SHORT:
                 text = text.replace(name, self._codes[name])
             else:
@@ -94,6 +102,12 @@ class PrivateNames:
         for pattern in (UID, _IMAGE_FILE):
             text = pattern.sub(lambda match: self.code(match[0]), text)
         return text
+
+    def _found_in(self, text: str) -> set[str]:
+        """By all parts of the text that are as long as some name, for there may be many thousands of names."""
+        with self._lock:
+            parts = (text[place : place + length] for length in self._lengths for place in range(len(text)))
+            return {part for part in parts if part in self._codes}
 
 
 def mask_log(names: PrivateNames) -> Callable[[], None]:
@@ -114,11 +128,41 @@ def mask_log(names: PrivateNames) -> Callable[[], None]:
             text = f"{record.msg} {record.args}"
         record.msg, record.args = names.mask(text), ()
         if record.exc_info and record.exc_info[0] is not None:
-            record.exc_text = names.mask(logging.Formatter().formatException(record.exc_info))
+            record.exc_text = names.mask(describe_error(record.exc_info[1]))
         return record
 
     logging.setLogRecordFactory(make)
     return lambda: logging.setLogRecordFactory(before)
+
+
+def describe_error(error: BaseException | None) -> str:
+    """A traceback in which only errors that quote no image speak: a decoder's may hold what stands in a header.
+
+    Args:
+        error: with those that it came from.
+
+    Example:
+        >>> try:
+        ...     raise ValueError("invalid value 'Doe^Jane'")
+        ... except ValueError as error:
+        ...     describe_error(error).splitlines()[-1]
+        'ValueError'
+    """
+    parts: list[str] = []
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        frames = "".join(traceback.extract_tb(error.__traceback__).format())
+        words = f": {error}" if isinstance(error, SPEAKING) or _is_torchs(error) else ""
+        parts.append(f"Traceback (most recent call last):\n{frames}{type(error).__qualname__}{words}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n\nand so, or meanwhile:\n\n".join(reversed(parts))
+
+
+def _is_torchs(error: BaseException) -> bool:
+    """Whether it was raised in PyTorch, which knows nothing but tensors."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and "torch" in Path(frames[-1].filename).parts
 
 
 class HiddenImages:
