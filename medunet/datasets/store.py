@@ -150,6 +150,9 @@ class StoreDataset(Dataset):
                 others = [index for index, done in zip(missing, made, strict=True) if not done]
                 for _ in pool.map(lambda index: make(index, wait=True), others):
                     pass
+        for left in self.folder.glob("*.lock"):  # by a process that was killed when its case was in place
+            with lock(left, wait=False):
+                pass  # it goes when it is let go
         if failures:
             raise _joined(failures)
         megabytes = sum(self._entries[index].nbytes for index in missing) / 1e6

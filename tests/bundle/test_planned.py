@@ -170,7 +170,9 @@ def test_the_preset_for_few_images_mixes_no_planes_that_lie_far_apart(
     _, bundle = make(tmp_path, "anisotropic", **options)
     few = read_json(bundle / "configs" / "few.json")
     assert few["augment::deform::rotate_range"] == axes
-    assert few["augment::deform::elastic_sigma"] == [3.0, 3.0, 0.0]
+    x, y, across = few["augment::deform::elastic_sigma"]
+    assert 1.5 < x == y <= 3.0
+    assert across == 0.0
 
 
 @pytest.mark.parametrize("regions", [False, True])

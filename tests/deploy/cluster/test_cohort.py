@@ -144,7 +144,7 @@ def test_a_machine_of_the_cluster_takes_the_users_word(
     class Elsewhere:
         """A pool of one resident on a machine where nothing is remembered."""
 
-        def __init__(self, options: dict[str, Any], *, ray: Any) -> None:
+        def __init__(self, options: dict[str, Any], *, ray: Any, case_seconds: float) -> None:
             monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "elsewhere"))
             self.resident = Resident(options)
 
@@ -300,9 +300,9 @@ def test_a_case_that_hangs_is_given_up_and_holds_up_no_other(
             return super().predict(case)
 
     monkeypatch.setattr(pool, "Resident", Stalled)
-    result = predict_cohort(bundle, manifest, tmp_path / "out", where="ray", device="cpu", case_seconds=8.0)
+    result = predict_cohort(bundle, manifest, tmp_path / "out", where="ray", device="cpu", case_seconds=15.0)
     assert [outcome.name for outcome in result.failed] == ["site_2/case_0005"]
-    assert "no result in 8 seconds" in str(result.failed[0].error)
+    assert "no result in 15 seconds" in str(result.failed[0].error)
     assert len(list((tmp_path / "out").rglob("case_*.nii.gz"))) == 11
 
 
