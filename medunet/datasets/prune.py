@@ -70,6 +70,13 @@ def hold_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.use")
 
 
+def remove_free_locks(folder: Path) -> None:
+    """Remove the lock files of processes that were killed; those that are held stay."""
+    for file in folder.glob("*.lock"):
+        with lock(file, wait=False):
+            pass  # it goes when it is let go
+
+
 def list_store(store_dir: str | os.PathLike[str] | None = None) -> list[StoredCase]:
     """All preprocessed cases, the one that was not used for longest first."""
     cases: list[StoredCase] = []
@@ -222,8 +229,6 @@ def _tidy(root: Path) -> None:
                 continue
             for remains in folder.glob(".*"):
                 remove(remains)
-            for file in folder.glob("*.lock"):
-                with lock(file, wait=False):
-                    pass  # it goes when it is let go
+            remove_free_locks(folder)
             if not any(folder.iterdir()):
                 folder.rmdir()

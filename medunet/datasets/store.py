@@ -30,7 +30,7 @@ from .entry import MANIFEST as ENTRY_MANIFEST
 from .entry import Entry, remove_remains
 from .finding import MAX_NAMED
 from .identity import describe_source, digest
-from .prune import hold_path, store_folder
+from .prune import hold_path, remove_free_locks, store_folder
 
 logger = logging.getLogger(__name__)
 
@@ -150,9 +150,7 @@ class StoreDataset(Dataset):
                 others = [index for index, done in zip(missing, made, strict=True) if not done]
                 for _ in pool.map(lambda index: make(index, wait=True), others):
                     pass
-        for left in self.folder.glob("*.lock"):  # by a process that was killed when its case was in place
-            with lock(left, wait=False):
-                pass  # it goes when it is let go
+        remove_free_locks(self.folder)  # of a process that was killed when its case was in place
         if failures:
             raise _joined(failures)
         megabytes = sum(self._entries[index].nbytes for index in missing) / 1e6

@@ -15,7 +15,7 @@ def use_onednn(network: nn.Module) -> nn.Module:
 
     PyTorch takes a kernel of its own where batch x channels x the first two axes are at most 20,480 and the batch is
     one (``use_mkldnn`` in aten/src/ATen/native/Convolution.cpp): it unfolds the image into a matrix of 27 times its
-    size, and took 1.6 to 12 times as long for ten layers of 3D networks (one core, AVX512). Pointwise convolutions, and
+    size, and took 1.6 to 12 times as long for nine 3D layers (one core, AVX512). Pointwise convolutions, and
     those of one channel, for which that kernel was quicker where they are large, stay as they are.
 
     Args:
