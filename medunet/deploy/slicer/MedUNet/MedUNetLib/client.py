@@ -122,8 +122,9 @@ class LabelClient:
     def close(self) -> None:
         """Break off the request that another thread waits for; a later one is refused."""
         self._closed = True  # before the look at the socket: a request looks the other way round
-        if self._socket is not None:
-            _wake(self._socket)
+        connected = self._socket  # the other thread may let go of it at any moment
+        if connected is not None:
+            _wake(connected)
 
     def _json(self, method: str, path: str, content: Any = None) -> dict[str, Any]:
         _, body = self._request(method, path, content=content)
