@@ -105,11 +105,12 @@ def _figures(summary: dict[str, Any]) -> Table:
 
 
 def _classes(classes: dict[str, dict[str, float]], n_cases: int) -> Table:
-    table = Table("class", "value", "in cases", "voxels", "median volume")
+    table = Table("class", "value", "in cases", "voxels", "median size")
     for name, entry in classes.items():
-        volume = f"{entry['median_ml']:.4g} ml" if "median_ml" in entry else ""
+        units = {"median_ml": "ml", "median_mm2": "mm²"}
+        size = next((f"{entry[key]:.4g} {unit}" for key, unit in units.items() if key in entry), "")
         cases = f"{entry['cases']} of {n_cases}"
-        table.add_row(escape(name), str(entry["value"]), cases, f"{100 * entry['fraction']:.3g} %", volume)
+        table.add_row(escape(name), str(entry["value"]), cases, f"{100 * entry['fraction']:.3g} %", size)
     return table
 
 

@@ -58,6 +58,7 @@ def check_pair(
     labels: Mapping[str, int] | None = None,
     *,
     channels: int | None = None,
+    spatial_dims: int | None = None,
     level: Level = "header",
     visit: Callable[[CaseView], None] | None = None,
 ) -> list[Finding]:
@@ -67,10 +68,12 @@ def check_pair(
         case: image and label.
         labels: name to value; other values in the label are an error (at level 'voxels').
         channels: number of channels of a volume with a fourth axis.
+        spatial_dims: of the data set; 2 takes volumes of one slice, otherwise an error, as images in the plane.
         level: 'header' reads the first bytes of each file, 'voxels' all.
         visit: called with the voxels, where they could be read; with findings of severity 'error' the label is None.
     """
-    return _check_case(case, labels, channels, level, visit=visit, measure=False).findings
+    wanted = _Wanted(channels, 2 if spatial_dims == 2 else None)
+    return _check_case(case, labels, wanted, level, visit=visit, measure=False).findings
 
 
 def check_dataset(dataset: SegmentationDataset, *, level: Level = "header") -> list[Finding]:
@@ -101,13 +104,14 @@ def survey(
         visit: called with each case whose voxels could be read, from several threads.
     """
     channels = len(dataset.channels) if len(dataset.channels) > 1 else None
+    wanted = _Wanted(channels, 2 if dataset.spatial_dims == 2 else None)
     allowed = dict(dataset.labels)
     if dataset.ignore is not None:
         allowed["ignore"] = dataset.ignore
 
     def check(item: tuple[Case, Section]) -> _Result:
         case, section = item
-        result = _check_case(case, allowed, channels, level, section=section, visit=visit)
+        result = _check_case(case, allowed, wanted, level, section=section, visit=visit)
         if done is not None:
             done()
         return result
@@ -128,8 +132,15 @@ def survey(
     return Survey(sorted(findings, key=lambda finding: finding.severity != "error"), statistics)
 
 
-SLICES = "save pictures without the third axis (numpy's squeeze), or stack slices to volumes"
-"""What helps where each file is a slice that says it is a volume."""
+SLICES = "give volumes, or slices only, (x, y) or (x, y, 1): then the data set is one of images in the plane"
+"""What helps where a file is a slice that says it is a volume."""
+
+
+class _Wanted(NamedTuple):
+    """How images are to be read."""
+
+    channels: int | None
+    spatial_dims: int | None
 
 
 class _Result(NamedTuple):
@@ -141,7 +152,7 @@ class _Result(NamedTuple):
 def _check_case(
     case: Case,
     labels: Mapping[str, int] | None,
-    channels: int | None,
+    wanted: _Wanted,
     level: Level,
     *,
     section: Section = "training",
@@ -153,10 +164,10 @@ def _check_case(
     image = label = None
     try:
         if level == "voxels":
-            volume = read_volume(case.images, channels=channels)
+            volume = read_volume(case.images, channels=wanted.channels, spatial_dims=wanted.spatial_dims)
             image, record = volume.image.numpy(), volume.record
         else:
-            record = read_header(case.images, channels=channels)
+            record = read_header(case.images, channels=wanted.channels, spatial_dims=wanted.spatial_dims)
         findings += [Finding("warning", str(case.images[0]), text, case=case.name) for text in record.warnings]
         if len(record.geometry.shape) == 3 and min(record.geometry.shape) == 1:
             cause = f"single slice where a volume is needed (received {record.geometry.shape})"
@@ -183,15 +194,16 @@ def _check_label(
 ) -> tuple[npt.NDArray[np.float32] | None, list[Finding]]:
     """The label's voxels (at level 'voxels') and what is unusual; raises what is wrong."""
     structures = is_structure_file(file)
+    spatial_dims = 2 if image is not None and len(image.geometry.shape) == 2 else None
     if structures and (level == "header" or image is None):
         label_names(file)  # what it holds has no grid of its own: only the header can be read
         return None, []
     if structures and image is not None:
         volume = read_label(file, reference=image.geometry, labels=labels)
     elif level == "voxels":
-        volume = read_volume(file)
+        volume = read_volume(file, spatial_dims=spatial_dims)
     else:
-        _require_same_grid(image, read_header(file), file)
+        _require_same_grid(image, read_header(file, spatial_dims=spatial_dims), file)
         return None, []
     record, voxels = volume.record, volume.image.numpy()
     _require_same_grid(image, record, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,8 @@ def open_dataset(path: str | os.PathLike[str], *, problems: list[MedunetError] |
         CASE/... of DICOM files                 a series and the SEG or RTSTRUCT that refers to it; `dataset.json` may
                                                 choose among their structures by "labels"
 
+    Volumes of a single slice ``(x, y, 1)`` are images in the plane where all cases are such.
+
     Args:
         path: the folder, or its `dataset.json`.
         problems: collects what is wrong with single cases instead of raising it; the data set is then what is left.
@@ -52,7 +55,9 @@ def open_dataset(path: str | os.PathLike[str], *, problems: list[MedunetError] |
     if not layout.cases:
         raise DataError("data set has no cases", file=layout.root, expected=_LAYOUTS)
     channels, labels = layout.channels, layout.labels.labels
-    header = _first_header(layout.cases, channels=len(channels) if len(channels) > 1 else None, problems=problems)
+    n_channels = len(channels) if len(channels) > 1 else None
+    header = _first_header(layout.cases, channels=n_channels, problems=problems)
+    planar = header.is_single_slice and _are_single_slices(layout.cases, channels=n_channels)
     if not channels:
         channels = ("image",) if header.channels == 1 else tuple(f"channel_{n}" for n in range(header.channels))
     elif len(channels) == 1 < header.channels:  # a colour picture, named once
@@ -73,7 +78,7 @@ def open_dataset(path: str | os.PathLike[str], *, problems: list[MedunetError] |
         cases=layout.cases,
         labels=labels,
         channels=channels,
-        spatial_dims=len(header.geometry.shape),
+        spatial_dims=2 if planar else len(header.geometry.shape),
         file_ending=split_suffix(Path(layout.cases[0].label or "").name)[1],
         test=layout.test,
         ignore=layout.labels.ignore,
@@ -130,6 +135,16 @@ def _first_header(cases: Sequence[Case], *, channels: int | None, problems: list
                 raise
             problems.append(error)
     raise DataError("none of the images can be read", file=cases[0].images[0].parent)
+
+
+def _are_single_slices(cases: Sequence[Case], *, channels: int | None) -> bool:
+    """Whether all cases that can be read are volumes of one slice, as programs store images in the plane as NIfTI."""
+    for case in cases:
+        with contextlib.suppress(MedunetError):  # what is wrong with it is told where it is checked
+            header = read_header(case.images, channels=channels)
+            if len(header.geometry.shape) == 3 and not header.is_single_slice:
+                return False
+    return True
 
 
 def datalist(

@@ -95,10 +95,11 @@ class Examination:
         result: dict[str, dict[str, float]] = {}
         for name, value in labels.items():
             voxels = [case.class_voxels.get(value, 0) for case in labelled]
-            having = [n * case.voxel_ml for n, case in zip(voxels, labelled, strict=True) if n]
+            having = [n * case.voxel_size for n, case in zip(voxels, labelled, strict=True) if n]
             result[name] = {"value": value, "cases": len(having), "fraction": sum(voxels) / total}
             if having and all(case.orientation for case in labelled):
-                result[name]["median_ml"] = float(np.median(having))
+                unit = "median_ml" if len(labelled[0].shape) == 3 else "median_mm2"
+                result[name][unit] = float(np.median(having))
         return result
 
 

@@ -70,9 +70,9 @@ class CaseStatistics:
     label_digest: str = ""
 
     @property
-    def voxel_ml(self) -> float:
-        """Volume of a voxel; meaningless in formats without placement."""
-        return math.prod(self.spacing_mm) / 1000
+    def voxel_size(self) -> float:
+        """Volume of a voxel in ml, or area of a pixel in mm2; meaningless in formats without placement."""
+        return math.prod(self.spacing_mm) / (1000 if len(self.spacing_mm) == 3 else 1)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; digests are left out, for they mean nothing to a reader."""

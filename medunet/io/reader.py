@@ -123,7 +123,8 @@ class MedunetReader(ImageReader):
     them in a RuntimeError whose `__cause__` is the typed error.)
 
     Meta data: `affine`, `original_affine` (4x4, RAS), `spatial_shape`, `original_channel_dim` (0, or NaN for none),
-    `space`, `filename_or_obj`, and `name`, under which `SavePredictiond` writes. None of a patient.
+    `space`, `filename_or_obj`, `name`, under which `SavePredictiond` writes, and `single_slice` where a volume of one
+    slice was read as an image in the plane. None of a patient.
 
     Args:
         channels: this and all others as in `read_volume`.
@@ -175,11 +176,12 @@ class MedunetReader(ImageReader):
 def _read_all(
     paths: tuple[Path, ...], options: ReadOptions, isolated: bool | None
 ) -> tuple[npt.NDArray[np.float32], dict[str, Any], ReadRecord]:
-    arrays, records = [], []
+    arrays, records, flattened = [], [], False
     read = shared_process().read if is_wanted(isolated) else read_one
     for path in paths:
-        array, record = read(path, options)
-        record = _with_dims(record, options.spatial_dims)
+        array, found = read(path, options)
+        record = _with_dims(found, options.spatial_dims)
+        flattened |= record is not found
         arrays.append(array.reshape((record.channels,) * (record.channels > 1) + record.geometry.shape))
         records.append(record)
     record = _joined(records)
@@ -197,6 +199,8 @@ def _read_all(
         "filename_or_obj": str(paths[0]),
         "name": output_name(paths if len(paths) > 1 else paths[0]),
     }
+    if flattened:
+        meta["single_slice"] = True
     return array, meta, record
 
 
@@ -227,7 +231,7 @@ def read_one_header(path: Path, options: ReadOptions) -> ReadRecord:
 def _with_dims(record: ReadRecord, spatial_dims: int | None) -> ReadRecord:
     """Refuse a volume where an image in the plane is wanted, and the other way round."""
     shape = record.geometry.shape
-    if spatial_dims == 2 and len(shape) == 3 and shape[2] == 1 and record.format != "tiff":
+    if spatial_dims == 2 and record.is_single_slice:
         return replace(record, geometry=Geometry(record.geometry.affine, shape[:2]))
     if spatial_dims == 3 and (len(shape) == 2 or min(shape) == 1):
         raise GeometryError(

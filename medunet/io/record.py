@@ -38,3 +38,8 @@ class ReadRecord:
     files: int = 1
     modality: str = ""
     series: str = ""
+
+    @property
+    def is_single_slice(self) -> bool:
+        """Whether it is a volume ``(x, y, 1)``, which `spatial_dims=2` reads as an image in the plane."""
+        return len(self.geometry.shape) == 3 and self.geometry.shape[2] == 1 and self.format != "tiff"

@@ -166,11 +166,13 @@ class SavePredictiond(MapTransform):
         planar = not path.name.endswith((".nii", ".nii.gz", ".seg.nrrd", ".dcm"))
         whole = labels.astype(label_dtype(labels, planar=planar))
         segments = as_segments(self.labels, values=whole, colors=self.label_colors, codes=self.label_codes)
+        if meta.get("single_slice") and not planar:
+            whole = whole[..., None]  # as the input's file has it
         if kind not in _DICOM_FORMATS:
             names = segments if kind == "seg.nrrd" else self.labels
             write_volume(whole, path, affine=affine, labels=names, overwrite=self.overwrite)
             return
-        planes = self._planes(meta, Geometry(affine.numpy(), whole.shape))
+        planes = self._planes(meta, Geometry(affine.numpy(), labels.shape))
         whole = whole.reshape((*whole.shape, 1)[:3])  # an image in the plane is a volume of one slice
         geometry = Geometry(affine.numpy(), whole.shape)
         if kind == "dicom-seg":

@@ -72,7 +72,7 @@ class ClassPrint:
         cases: how many have it.
         share: of all voxels with annotation.
         median_voxels: in the cases that have it.
-        median_ml: its volume there; 0 where the files know no placement.
+        median_ml: its volume there; 0 in the plane, and where the files know no placement.
         thickness_mm: median of twice its volume over its surface (see `medunet.planning.measure.thickness`).
     """
 
@@ -251,7 +251,8 @@ def _measure(
 ) -> CaseMeasure | str:
     """The measure, or why there is none."""
     views: list[CaseView] = []
-    findings = check_pair(case, labels, channels=channels, level="voxels", visit=views.append)
+    dims = dataset.spatial_dims
+    findings = check_pair(case, labels, channels=channels, spatial_dims=dims, level="voxels", visit=views.append)
     errors = [finding.cause for finding in findings if finding.severity == "error"]
     if errors:
         return errors[0]
@@ -278,6 +279,7 @@ def summarise(
             continue
         voxels = [case.class_voxels[value] for case in having]
         volumes = [n * math.prod(case.spacing_mm) / 1000 for n, case in zip(voxels, having, strict=True)]
+        has_volume = placed and dataset.spatial_dims == 3
         classes.append(
             ClassPrint(
                 name=name,
@@ -285,7 +287,7 @@ def summarise(
                 cases=len(having),
                 share=_short(sum(voxels) / total),
                 median_voxels=float(np.median(voxels)) if voxels else 0.0,
-                median_ml=_short(float(np.median(volumes))) if volumes and placed else 0.0,
+                median_ml=_short(float(np.median(volumes))) if volumes and has_volume else 0.0,
                 thickness_mm=_short(float(np.median([case.class_thickness_mm[value] for case in having])))
                 if having
                 else 0.0,

@@ -165,12 +165,17 @@ def read_pair(pair: Pair, labels: Mapping[str, int]) -> tuple[Volume, Volume]:
             file=pair.pred,
             remedy="predict with --format nii.gz",
         )
-    volumes = {path: read_volume(path) for path in drawn if not drawn[path]}
+    volumes = {path: _read_map(path) for path in drawn if not drawn[path]}
     grid = next((v.record.geometry for v in volumes.values()), None) or read_header(pair.image or ()).geometry
     for path in drawn:
         if path not in volumes:
             volumes[path] = read_label(path, reference=grid, labels=labels)
     return volumes[pair.pred], volumes[pair.ref]
+
+
+def _read_map(path: Path) -> Volume:
+    """A label map; one of a single slice is one in the plane, so that its surface is its outline."""
+    return read_volume(path, spatial_dims=2 if read_header(path).is_single_slice else None)
 
 
 def _rounded(values: Iterable[float]) -> tuple[float, ...]:

@@ -147,14 +147,18 @@ def test_as_many_values_as_are_named_are_classes(tmp_path):
     assert "too many values" in finding.cause
 
 
-def test_slices_that_say_they_are_volumes_are_found_before_training(tmp_path):
-    for name in ("a", "b"):
-        write_volume(np.ones((9, 8, 1), np.float32), tmp_path / "images" / f"{name}.nii.gz")
-        write_volume(np.eye(9, 8, dtype=np.uint8)[..., None], tmp_path / "labels" / f"{name}.nii.gz")
-    findings = check_dataset(open_dataset(tmp_path))
-    assert [(f.severity, f.case) for f in findings] == [("error", "a"), ("error", "b")]
-    with pytest.raises(DataError, match=r"single slice.*without the third axis"):
-        raise_on_error(findings[:1])
+@pytest.mark.parametrize("shape", [(9, 8, 1), (1, 9, 8)])
+def test_a_slice_among_volumes_is_found_before_training(tmp_path, shape):
+    for name, size in (("a", shape), ("b", (9, 8, 7)), ("c", (9, 8, 7))):
+        write_volume(np.ones(size, np.float32), tmp_path / "images" / f"{name}.nii.gz")
+        label = np.arange(np.prod(size)).reshape(size) % 2
+        write_volume(label.astype(np.uint8), tmp_path / "labels" / f"{name}.nii.gz")
+    dataset = open_dataset(tmp_path)
+    assert dataset.spatial_dims == 3
+    findings = check_dataset(dataset)
+    assert [(f.severity, f.case) for f in findings] == [("error", "a")]
+    with pytest.raises(DataError, match=r"single slice.*slices only, \(x, y\) or \(x, y, 1\)"):
+        raise_on_error(findings)
 
 
 def test_more_classes_than_a_label_map_can_hold_are_refused(tmp_path):

@@ -23,7 +23,7 @@ def test_classes_are_counted_and_placed(label):
     found = measure_case("a", label, record((35, 9, 7), np.diag([2.0, 1, 3, 1])), label)
     assert found.class_voxels == {0: 35 * 9 * 7 - 6, 2: 6}
     assert found.class_right_mm == {2: pytest.approx(22.0)}
-    assert found.voxel_ml == pytest.approx(0.006)
+    assert found.voxel_size == pytest.approx(0.006)
 
 
 def test_values_that_no_short_number_holds_stay_themselves(label):

@@ -1,0 +1,92 @@
+"""Images in the plane that programs store as volumes of one slice are 2D images, from check to result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from medunet.bundle import evaluate_bundle, plan_bundle, train_bundle
+from medunet.cli.app import app
+from medunet.datasets import open_dataset
+from medunet.io import read_volume, write_volume
+from medunet.prediction import Predictor
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+AFFINE = np.array([[0.7, 0, 0, -20], [0, -0.7, 0, 31], [0, 0, 5, 112], [0, 0, 0, 1]])
+SHAPE = (40, 48, 1)
+SHORT = {
+    "epochs": 1,
+    "steps_per_epoch": 2,
+    "batch_size": 2,
+    "val_interval": 1,
+    "network_def::channels": [4, 8],
+    "network_def::strides": [2],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Discs; NIfTI files of ``(x, y, 1)``."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    x, y, _ = np.ogrid[: SHAPE[0], : SHAPE[1], :1]
+    for number in range(6):
+        disc = np.hypot(x - rng.integers(12, 28), y - rng.integers(12, 36)) < 9
+        image = rng.normal(100 * disc, 20).astype(np.float32)
+        write_volume(image, root / "images" / f"{number}.nii.gz", affine=AFFINE)
+        write_volume(disc.astype(np.uint8), root / "labels" / f"{number}.nii.gz", affine=AFFINE)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Planned and trained."""
+    folder = tmp_path_factory.mktemp("run")
+    bundle = plan_bundle(data, folder / "bundle", measure=False).folder
+    return train_bundle(bundle, data, folder / "run", changes=SHORT).run
+
+
+def test_results_lie_on_their_grid(run: Path, data: Path, tmp_path: Path) -> None:
+    assert json.loads((run / "configs" / "inference.json").read_text())["spatial_dims"] == 2
+    (first, *_) = open_dataset(data).cases
+    written = Predictor(run, output_dir=tmp_path, probabilities=True).predict_case(first.images)
+    found, source = nib.load(written), nib.load(first.images[0])
+    assert found.shape == source.shape == SHAPE
+    np.testing.assert_allclose(found.affine, source.affine, atol=1e-5)
+    assert np.load(tmp_path / "0_prob.npy").shape == (2, *SHAPE[:2])
+
+
+def test_segments_for_slicer_are_a_volume(run: Path, data: Path, tmp_path: Path) -> None:
+    (first, *_) = open_dataset(data).cases
+    written = Predictor(run, output_dir=tmp_path, result_format="seg.nrrd").predict_case(first.images)
+    assert read_volume(written).image.shape == (1, *SHAPE)
+
+
+def test_they_are_measured_in_the_plane(run: Path, data: Path, tmp_path: Path) -> None:
+    assert evaluate_bundle(run, data, tmp_path)["cases"] == 2
+    case = (tmp_path / "metrics.json").read_text()
+    assert "area_ref_mm2" in case
+    assert "volume_ref_ml" not in case
+
+
+def test_check_gives_areas(data: Path) -> None:
+    result = CliRunner().invoke(app, ["check", str(data)])
+    assert result.exit_code == 0, result.output
+    assert "2D" in result.output
+    assert "mm²" in result.output
+
+
+def test_a_channel_a_file_is_one_image(tmp_path: Path) -> None:
+    for number in range(2):
+        for channel in range(2):
+            write_volume(np.ones(SHAPE, np.float32), tmp_path / "imagesTr" / f"{number}_{channel:04d}.nii.gz")
+        label = np.eye(*SHAPE[:2], dtype=np.uint8)[..., None]
+        write_volume(label, tmp_path / "labelsTr" / f"{number}.nii.gz")
+    dataset = open_dataset(tmp_path)
+    assert (dataset.spatial_dims, len(dataset.channels)) == (2, 2)
