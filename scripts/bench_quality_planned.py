@@ -7,7 +7,7 @@ a training that was interrupted goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,12 @@ def hippocampus(options: Options) -> Rows:
         yield f"planned, fold 0, {minutes:g} minutes", lambda m=minutes, f=folder: _fold_0(options, f, m)
 
 
+def draw(cases: Sequence[Case], size: int, *, seed: int) -> list[Case]:
+    """So many of the cases, in their order."""
+    drawn = np.random.default_rng(seed).choice(len(cases), size, replace=False)
+    return [cases[index] for index in sorted(drawn)]
+
+
 def few(options: Options) -> Rows:
     """Some of the training cases of fold 0, drawn by seed; all its validation cases are measured."""
     (minutes, *_) = options.minutes
@@ -81,8 +87,7 @@ def few(options: Options) -> Rows:
     training, validation = split_fold(dataset.cases, fold=0)
     for size in options.sizes:
         for seed in range(options.seeds):
-            drawn = np.random.default_rng(seed).choice(len(training), size, replace=False)
-            chosen = [training[index] for index in sorted(drawn)]
+            chosen = draw(training, size, seed=seed)
             for name, changes in FEW_VARIANTS.items():
                 folder = options.work / f"few_{size}_{seed}_{name.replace(',', '').replace(' ', '_')}"
 

@@ -3,6 +3,7 @@
     python scripts/bench_training.py prepare --data DATA [--work W]      # time and memory, hippocampus and one large CT
     python scripts/bench_training.py steps   --data DATA                 # the same network, patch and batch
     python scripts/bench_training.py quality --data DATA --minutes 15 30 # nnU-Net; ours: bench_quality.py --planned
+    python scripts/bench_training.py few     --data DATA --minutes 8     # nnU-Net; ours: bench_quality.py few
 
 DATA holds Task04_Hippocampus and CT_Lung1_001. Needs the extra `bench` (nnU-Net) and the machine to itself; `steps` and
 `quality` use what `prepare` left under --work. Results: scripts/results/training.json and a table.
@@ -18,14 +19,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 SCRIPTS = Path(__file__).parent
 RESULTS = SCRIPTS / "results" / "training.json"
 CONFIGURATION = "3d_fullres"
+HIPPOCAMPUS = {"background": 0, "Anterior": 1, "Posterior": 2}
 DATASETS = {"hippocampus": (4, "Dataset004_Hippocampus"), "CT": (5, "Dataset005_CT")}
+FEW_DATASET = 100
+"""Number of nnU-Net's data sets of a few cases, plus how many."""
 FOLDS = 5
 POLL_SECONDS = 0.2
 GOALS = {"nnU-Net": 6.0, "MONAI, plain": 5.0}
@@ -88,22 +92,21 @@ def raw_dataset(task: str, data: Path, work: Path) -> None:
     from medunet.datasets import open_dataset, split_fold  # noqa: PLC0415
 
     _, name = DATASETS[task]
-    raw, preprocessed = (work / "nnunet" / part / name for part in ("raw", "preprocessed"))
     if task == "hippocampus":
         dataset = open_dataset(data / "Task04_Hippocampus")
         cases = [(case.name, case.images[0], case.label) for case in dataset.cases]
-        splits = []
-        for fold in range(FOLDS):
-            training, validation = split_fold(dataset.cases, fold=fold)
-            splits.append({"train": [case.name for case in training], "val": [case.name for case in validation]})
-        preprocessed.mkdir(parents=True, exist_ok=True)
-        (preprocessed / "splits_final.json").write_text(json.dumps(splits))
-        labels, channel = {"background": 0, "Anterior": 1, "Posterior": 2}, "MRI"
+        link_cases(work, name, cases, HIPPOCAMPUS, "MRI")
+        write_splits(work, name, [split_fold(dataset.cases, fold=fold) for fold in range(FOLDS)])
     else:
         folder = data / "CT_Lung1_001"
         cases = [("ct", folder / "ct.nii.gz", folder / "labels.nii.gz")]
         labels = {"background": 0, "left_lung": 1, "right_lung": 2, "cord": 3, "tumour": 4}
-        channel = "CT"
+        link_cases(work, name, cases, labels, "CT")
+
+
+def link_cases(work: Path, name: str, cases: Sequence[Any], labels: dict[str, int], channel: str) -> None:
+    """A data set of nnU-Net of (name, image, label)."""
+    raw = work / "nnunet" / "raw" / name
     for case, image, label in cases:
         for source, target in (
             (image, raw / "imagesTr" / f"{case}_0000.nii.gz"),
@@ -114,6 +117,14 @@ def raw_dataset(task: str, data: Path, work: Path) -> None:
                 target.symlink_to(Path(source).resolve())
     manifest = {"channel_names": {"0": channel}, "labels": labels, "numTraining": len(cases), "file_ending": ".nii.gz"}
     (raw / "dataset.json").write_text(json.dumps(manifest))
+
+
+def write_splits(work: Path, name: str, folds: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> None:
+    """Training and validation cases of the folds, as nnU-Net reads them."""
+    folder = work / "nnunet" / "preprocessed" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = [{"train": [case.name for case in train], "val": [case.name for case in val]} for train, val in folds]
+    (folder / "splits_final.json").write_text(json.dumps(splits))
 
 
 def prepare(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -183,32 +194,57 @@ def quality(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]
     """`nnUNetv2_train` for so many minutes on fold 0, its own validation with its own inference."""
     number, name = DATASETS["hippocampus"]
     for minutes in options.minutes:
-        results = options.work / f"nnunet_{minutes:g}"
-        env = {**environment(options.work), "BENCH_MINUTES": f"{minutes:g}", "nnUNet_results": str(results)}
-        which = [str(number), CONFIGURATION, "0", "-tr", "nnUNetTrainerTimed", "-device", "cpu"]
-        command = [program("nnUNetv2_train"), *which]
-        run(command, env, results / "log.txt")
-        fold = next((results / name).glob("nnUNetTrainerTimed__*/fold_0"))
-        summary = json.loads((fold / "validation" / "summary.json").read_text())
-        curve = json.loads((fold / "curve.json").read_text())
-        yield (
-            f"nnU-Net, fold 0, {minutes:g} minutes",
-            {
-                "steps": curve[-1]["step"],
-                "curve": curve,
-                "mean_dice": summary["foreground_mean"]["Dice"],
-                "dice": {label: entry["Dice"] for label, entry in summary["mean"].items()},
-            },
-        )
+        row = trained(options.work, number, name, minutes, options.work / f"nnunet_{minutes:g}")
+        yield f"nnU-Net, fold 0, {minutes:g} minutes", row
+
+
+def few(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The cases that bench_quality.py few draws by seed 0; nnU-Net plans on those that are measured as well."""
+    from bench_quality_planned import draw  # noqa: PLC0415
+
+    from medunet.datasets import open_dataset, split_fold  # noqa: PLC0415
+
+    minutes, *_ = options.minutes
+    dataset = open_dataset(options.data / "Task04_Hippocampus")
+    training, validation = split_fold(dataset.cases, fold=0)
+    env = environment(options.work)
+    for size in options.sizes:
+        number, name = FEW_DATASET + size, f"Dataset{FEW_DATASET + size}_Hippocampus{size}"
+        chosen = draw(training, size, seed=0)
+        cases = [(case.name, case.images[0], case.label) for case in (*chosen, *validation)]
+        link_cases(options.work, name, cases, HIPPOCAMPUS, "MRI")
+        command = [program("nnUNetv2_plan_and_preprocess"), "-d", str(number), "-c", CONFIGURATION]
+        cores = env["nnUNet_def_n_proc"]
+        run([*command, "-np", cores, "-npfp", cores], env, options.work / f"prepare_few_{size}.log")
+        write_splits(options.work, name, [(chosen, validation)])
+        row = trained(options.work, number, name, minutes, options.work / f"nnunet_few_{size}")
+        yield f"nnU-Net, {size} cases, seed 0, {minutes:g} minutes", row
+
+
+def trained(work: Path, number: int, name: str, minutes: float, results: Path) -> dict[str, Any]:
+    """`nnUNetv2_train` on the first fold, and what its validation says."""
+    env = {**environment(work), "BENCH_MINUTES": f"{minutes:g}", "nnUNet_results": str(results)}
+    which = [str(number), CONFIGURATION, "0", "-tr", "nnUNetTrainerTimed", "-device", "cpu"]
+    run([program("nnUNetv2_train"), *which], env, results / "log.txt")
+    fold = next((results / name).glob("nnUNetTrainerTimed__*/fold_0"))
+    summary = json.loads((fold / "validation" / "summary.json").read_text())
+    curve = json.loads((fold / "curve.json").read_text())
+    return {
+        "steps": curve[-1]["step"],
+        "curve": curve,
+        "mean_dice": summary["foreground_mean"]["Dice"],
+        "dice": {label: entry["Dice"] for label, entry in summary["mean"].items()},
+    }
 
 
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["prepare", "steps", "quality", "_prepare"])
+    parser.add_argument("task", choices=["prepare", "steps", "quality", "few", "_prepare"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/bench_training"))
     parser.add_argument("--minutes", type=float, nargs="+", default=[15.0, 30.0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[5, 10, 20], help="few: numbers of cases")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--settle", type=int, default=8, help="untimed steps of a turn, for batches wait in queues")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a turn")
@@ -222,7 +258,7 @@ def main() -> None:
         return
     from bench_quality import machine  # noqa: PLC0415
 
-    rows = {"prepare": prepare, "steps": steps, "quality": quality}[options.task](options)
+    rows = {"prepare": prepare, "steps": steps, "quality": quality, "few": few}[options.task](options)
     document = json.loads(options.results.read_text()) if options.results.is_file() else {"rows": {}}
     for name, row in rows:
         document["rows"][name] = {**row, "machine": machine()}
