@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,9 @@ PAGE = 100
 
 SECONDS = 120.0
 """A store that says nothing for so long does not answer."""
+
+CHUNK = 1 << 20
+"""Bytes of an answer that are in memory at once."""
 
 _STUDY, _SERIES, _MODALITY = "0020000D", "0020000E", "00080060"
 
@@ -90,19 +96,30 @@ class DicomWebStore:
             offset += len(entries)
 
     def fetch(self, series: RemoteSeries, folder: Path) -> Path:
-        """Write the files of a series into a folder, numbered.
+        """Write the files of a series into a folder, numbered; no more than one of them is in memory.
 
         Raises:
-            DataError: no answer, or none that holds files.
+            DataError: no answer, one that breaks off, or one without files.
+            OSError: no room for them.
         """
         path = f"studies/{quote(series.study, safe='')}/series/{quote(series.series, safe='')}"
-        answer = self._get(path, 'multipart/related; type="application/dicom"; transfer-syntax=*')
-        parts = list(parts_of(answer.content, answer.headers.get("Content-Type", "")))
-        if not parts:
-            raise DataError("the store gave no files", file=f"{self.url}/{path}")
+        accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
         folder.mkdir(parents=True, exist_ok=True)
-        for number, part in enumerate(parts):
-            (folder / f"{number:06d}.dcm").write_bytes(part)
+        number = 0
+        with self._get(path, accept, stream=True) as answer, tempfile.TemporaryFile(dir=folder) as file:
+            try:
+                for chunk in answer.iter_content(CHUNK):
+                    file.write(chunk)
+            except requests.RequestException as error:
+                raise self._failure(path, error) from error
+            file.flush()
+            if file.tell():
+                with closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as body:
+                    for part in parts_of(body, answer.headers.get("Content-Type", "")):
+                        (folder / f"{number:06d}.dcm").write_bytes(part)
+                        number += 1
+        if not number:
+            raise DataError("the store gave no files", file=f"{self.url}/{path}")
         return folder
 
     def store(self, file: Path) -> None:
@@ -118,22 +135,26 @@ class DicomWebStore:
         headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
         self._ask("POST", "studies", headers=headers, data=body)
 
-    def _get(self, path: str, accept: str, parameters: Mapping[str, str] | None = None) -> requests.Response:
-        return self._ask("GET", path, headers={"Accept": accept}, params=dict(parameters or {}))
+    def _get(
+        self, path: str, accept: str, parameters: Mapping[str, str] | None = None, *, stream: bool = False
+    ) -> requests.Response:
+        return self._ask("GET", path, headers={"Accept": accept}, params=dict(parameters or {}), stream=stream)
 
     def _ask(self, method: str, path: str, **options: Any) -> requests.Response:
-        place = f"{self.url}/{path}"
         try:
-            answer = self._session.request(method, place, timeout=SECONDS, **options)
+            answer = self._session.request(method, f"{self.url}/{path}", timeout=SECONDS, **options)
             answer.raise_for_status()
         except requests.RequestException as error:
-            raise DataError(
-                "the DICOMweb store does not answer as it should",
-                file=place,
-                received=" ".join(str(error).split())[:200],
-                remedy=f"look at its address; a token is taken from {TOKEN_VARIABLE}",
-            ) from error
+            raise self._failure(path, error) from error
         return answer
+
+    def _failure(self, path: str, error: Exception) -> DataError:
+        return DataError(
+            "the DICOMweb store does not answer as it should",
+            file=f"{self.url}/{path}",
+            received=" ".join(str(error).split())[:200],
+            remedy=f"look at its address; a token is taken from {TOKEN_VARIABLE}",
+        )
 
     def _json(self, answer: requests.Response) -> list[dict[str, Any]]:
         try:
@@ -145,8 +166,8 @@ class DicomWebStore:
         return content
 
 
-def parts_of(body: bytes, content_type: str) -> Iterator[bytes]:
-    r"""The parts of a multipart answer, without their headers.
+def parts_of(body: bytes | mmap.mmap, content_type: str) -> Iterator[bytes]:
+    r"""The parts of a multipart answer, one after the other, without their headers.
 
     Example:
         >>> body = b"--x\r\nContent-Type: a/b\r\n\r\none\r\n--x\r\n\r\ntwo\r\n--x--"
@@ -158,12 +179,21 @@ def parts_of(body: bytes, content_type: str) -> Iterator[bytes]:
     if not boundary:
         return
     # a boundary begins a line, so pixels that hold its letters by chance do not end a part
-    for part in (b"\r\n" + body).split(f"\r\n--{boundary}".encode())[1:]:
-        if part.startswith(b"--"):
-            return
-        _, blank, content = part.partition(b"\r\n\r\n")
-        if blank:
-            yield content
+    between = f"\r\n--{boundary}".encode()
+    first = between[2:]
+    start = len(first) if body[: len(first)] == first else _behind(body, between, 0)
+    while start != -1 and body[start : start + 2] != b"--":
+        end = body.find(between, start)
+        blank = body.find(b"\r\n\r\n", start, len(body) if end == -1 else end)
+        if blank != -1:
+            yield body[blank + 4 : len(body) if end == -1 else end]
+        start = -1 if end == -1 else end + len(between)
+
+
+def _behind(body: bytes | mmap.mmap, wanted: bytes, start: int) -> int:
+    """Where what is wanted ends; -1 where it is missing."""
+    found = body.find(wanted, start)
+    return -1 if found == -1 else found + len(wanted)
 
 
 def _value(entry: Mapping[str, Any], tag: str) -> str:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,6 +35,7 @@ class Store(ThreadingHTTPServer):
         self.entries: list[dict[str, Any]] = []
         self.stored: list[bytes] = []
         self.most = 1000
+        self.cut: int | None = None
         self.url = f"http://127.0.0.1:{self.server_port}/dicom-web"
 
     def add(self, folder: Path) -> str:
@@ -64,22 +66,22 @@ class _Answer(BaseHTTPRequestHandler):
         if contents is None:
             self.send_error(404)
             return
-        body = (
-            b"".join(b"--b\r\nContent-Type: application/dicom\r\n\r\n" + c + b"\r\n" for c in contents) + b"--b--\r\n"
-        )
-        self._say('multipart/related; type="application/dicom"; boundary=b', body)
+        head = b"--b\r\nContent-Type: application/dicom\r\n\r\n"
+        body = [part for content in contents for part in (head, content, b"\r\n")]
+        self._say('multipart/related; type="application/dicom"; boundary=b', *body, b"--b--\r\n")
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.stored += parts_of(body, self.headers["Content-Type"])
         self._say("application/dicom+json", b"{}")
 
-    def _say(self, kind: str, body: bytes) -> None:
+    def _say(self, kind: str, *body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(sum(map(len, body))))
         self.end_headers()
-        self.wfile.write(body)
+        for part in body[: self.server.cut]:
+            self.wfile.write(part)
 
     def log_message(self, *_: Any) -> None:
         """Nothing."""
@@ -127,6 +129,30 @@ def test_a_store_may_give_less_than_a_page(store: Store) -> None:
 def test_pixels_that_look_like_a_boundary_end_no_part() -> None:
     body = b"--b\r\nA: 1\r\n\r\nx--b\r\ny--b--z\r\n--b--"
     assert list(parts_of(body, "multipart/related; boundary=b")) == [b"x--b\r\ny--b--z"]
+
+
+def test_a_long_series_is_not_held_in_memory(store: Store, tmp_path: Path) -> None:
+    slices = [bytes([number]) * (1 << 20) for number in range(64)]
+    store.files["1.2"] = slices
+    tracemalloc.start()
+    folder = DicomWebStore(store.url).fetch(RemoteSeries(store.url, "1", "1.2"), tmp_path / "series")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 8 << 20
+    assert [path.read_bytes() for path in sorted(folder.iterdir())] == slices
+
+
+def test_an_answer_that_breaks_off_is_one_typed_error(store: Store, tmp_path: Path) -> None:
+    store.files["1.2"], store.cut = [b"a" * 100, b"b" * 100], 4
+    with pytest.raises(DataError, match=r"does not answer as it should.*IncompleteRead"):
+        DicomWebStore(store.url).fetch(RemoteSeries(store.url, "1", "1.2"), tmp_path / "series")
+    assert list((tmp_path / "series").iterdir()) == []
+
+
+def test_an_answer_without_files_is_one_typed_error(store: Store, tmp_path: Path) -> None:
+    store.files["1.2"] = []
+    with pytest.raises(DataError, match="gave no files"):
+        DicomWebStore(store.url).fetch(RemoteSeries(store.url, "1", "1.2"), tmp_path / "series")
 
 
 def test_a_store_that_is_down_is_one_typed_error() -> None:
