@@ -4,9 +4,10 @@
     python scripts/bench_training.py steps   --data DATA                 # the same network, patch and batch
     python scripts/bench_training.py quality --data DATA --minutes 15 30 # nnU-Net; ours: bench_quality.py --planned
     python scripts/bench_training.py few     --data DATA --minutes 8     # nnU-Net; ours: bench_quality.py few
+    python scripts/bench_training.py em      --data DATA --minutes 30    # nnU-Net 2D; ours: bench_quality.py em
 
-DATA holds Task04_Hippocampus and CT_Lung1_001. Needs the extra `bench` (nnU-Net) and the machine to itself; `steps` and
-`quality` use what `prepare` left under --work. Results: scripts/results/training.json and a table.
+DATA holds Task04_Hippocampus, CT_Lung1_001 and ISBI2012_EM. Needs the extra `bench` (nnU-Net), the machine to itself;
+`steps` and `quality` use what `prepare` left under --work. Results: scripts/results/training.json and a table.
 """
 
 from __future__ import annotations
@@ -23,15 +24,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 SCRIPTS = Path(__file__).parent
 RESULTS = SCRIPTS / "results" / "training.json"
 CONFIGURATION = "3d_fullres"
+PLANAR_CONFIGURATION = "2d"
 HIPPOCAMPUS = {"background": 0, "Anterior": 1, "Posterior": 2}
-DATASETS = {"hippocampus": (4, "Dataset004_Hippocampus"), "CT": (5, "Dataset005_CT")}
+DATASETS = {"hippocampus": (4, "Dataset004_Hippocampus"), "CT": (5, "Dataset005_CT"), "EM": (6, "Dataset006_EM")}
 FEW_DATASET = 100
 """Number of nnU-Net's data sets of a few cases, plus how many."""
 FOLDS = 5
 POLL_SECONDS = 0.2
+HALF = 0.5
+"""Threshold, and membrane probability between cells, of a network whose loss weighs both classes alike."""
 GOALS = {"nnU-Net": 6.0, "MONAI, plain": 5.0}
 
 
@@ -104,18 +110,20 @@ def raw_dataset(task: str, data: Path, work: Path) -> None:
         link_cases(work, name, cases, labels, "CT")
 
 
-def link_cases(work: Path, name: str, cases: Sequence[Any], labels: dict[str, int], channel: str) -> None:
+def link_cases(
+    work: Path, name: str, cases: Sequence[Any], labels: dict[str, int], channel: str, *, ending: str = ".nii.gz"
+) -> None:
     """A data set of nnU-Net of (name, image, label)."""
     raw = work / "nnunet" / "raw" / name
     for case, image, label in cases:
         for source, target in (
-            (image, raw / "imagesTr" / f"{case}_0000.nii.gz"),
-            (label, raw / "labelsTr" / f"{case}.nii.gz"),
+            (image, raw / "imagesTr" / f"{case}_0000{ending}"),
+            (label, raw / "labelsTr" / f"{case}{ending}"),
         ):
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists():
                 target.symlink_to(Path(source).resolve())
-    manifest = {"channel_names": {"0": channel}, "labels": labels, "numTraining": len(cases), "file_ending": ".nii.gz"}
+    manifest = {"channel_names": {"0": channel}, "labels": labels, "numTraining": len(cases), "file_ending": ending}
     (raw / "dataset.json").write_text(json.dumps(manifest))
 
 
@@ -130,7 +138,8 @@ def write_splits(work: Path, name: str, folds: Sequence[tuple[Sequence[Any], Seq
 def prepare(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Fingerprint, plan and preprocessing of both, from files to what training reads."""
     env = environment(options.work)
-    for task, (number, name) in DATASETS.items():
+    for task in ("hippocampus", "CT"):
+        number, name = DATASETS[task]
         raw_dataset(task, options.data, options.work)
         command = [program("nnUNetv2_plan_and_preprocess"), "-d", str(number), "-c", CONFIGURATION]
         cores = env["nnUNet_def_n_proc"]
@@ -221,10 +230,46 @@ def few(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"nnU-Net, {size} cases, seed 0, {minutes:g} minutes", row
 
 
-def trained(work: Path, number: int, name: str, minutes: float, results: Path) -> dict[str, Any]:
+def em(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """nnU-Net 2D on slices 0 to 15; slices 16 to 19 are scored as bench_quality.py em scores ours."""
+    from bench_quality import EM_VALIDATION, separated  # noqa: PLC0415
+
+    from medunet.datasets import open_dataset  # noqa: PLC0415
+    from medunet.io import read_volume, write_volume  # noqa: PLC0415
+    from medunet.metrics import best_em_scores, em_scores  # noqa: PLC0415
+
+    minutes, *_ = options.minutes
+    number, name = DATASETS["EM"]
+    dataset, cases, interior = open_dataset(options.data / "ISBI2012_EM"), [], {}
+    for case in dataset.cases:
+        interior[case.name] = read_volume(case.label).image[0].numpy() > 0
+        label = options.work / "em_labels" / f"{case.name}.png"  # nnU-Net wants classes counted from 0
+        cases.append((case.name, case.images[0], write_volume(interior[case.name].astype("uint8"), label)))
+    link_cases(options.work, name, cases, {"background": 0, "interior": 1}, "EM", ending=".png")
+    env = environment(options.work)
+    cores = env["nnUNet_def_n_proc"]
+    command = [program("nnUNetv2_plan_and_preprocess"), "-d", str(number), "-c", PLANAR_CONFIGURATION]
+    run([*command, "-np", cores, "-npfp", cores], env, options.work / "prepare_em.log")
+    validation = [case for case in dataset.cases if case.name in EM_VALIDATION]
+    write_splits(options.work, name, [([case for case in dataset.cases if case not in validation], validation)])
+    results = options.work / f"nnunet_em_{minutes:g}"
+    row = trained(options.work, number, name, minutes, results, configuration=PLANAR_CONFIGURATION)
+    folder = next((results / name).glob("nnUNetTrainerTimed__*/fold_0/validation"))
+    maps = [np.load(folder / f"{case}.npz")["probabilities"][1].squeeze() for case in EM_VALIDATION]
+    references = [interior[case] for case in EM_VALIDATION]
+    plain = [em_scores(found > HALF, ref) for found, ref in zip(maps, references, strict=True)]
+    row["em"] = {key: statistics.mean(getattr(scores, key) for scores in plain) for key in plain[0]._fields}
+    row["best_threshold"] = best_em_scores(maps, references)._asdict()
+    row["separated_cells"] = separated(maps, references, HALF)
+    yield f"nnU-Net 2D, EM, {minutes:g} minutes", row
+
+
+def trained(
+    work: Path, number: int, name: str, minutes: float, results: Path, *, configuration: str = CONFIGURATION
+) -> dict[str, Any]:
     """`nnUNetv2_train` on the first fold, and what its validation says."""
     env = {**environment(work), "BENCH_MINUTES": f"{minutes:g}", "nnUNet_results": str(results)}
-    which = [str(number), CONFIGURATION, "0", "-tr", "nnUNetTrainerTimed", "-device", "cpu"]
+    which = [str(number), configuration, "0", "-tr", "nnUNetTrainerTimed", "-device", "cpu", "--npz"]
     run([program("nnUNetv2_train"), *which], env, results / "log.txt")
     fold = next((results / name).glob("nnUNetTrainerTimed__*/fold_0"))
     summary = json.loads((fold / "validation" / "summary.json").read_text())
@@ -240,7 +285,7 @@ def trained(work: Path, number: int, name: str, minutes: float, results: Path) -
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["prepare", "steps", "quality", "few", "_prepare"])
+    parser.add_argument("task", choices=["prepare", "steps", "quality", "few", "em", "_prepare"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/bench_training"))
     parser.add_argument("--minutes", type=float, nargs="+", default=[15.0, 30.0])
@@ -258,7 +303,8 @@ def main() -> None:
         return
     from bench_quality import machine  # noqa: PLC0415
 
-    rows = {"prepare": prepare, "steps": steps, "quality": quality, "few": few}[options.task](options)
+    tasks = {"prepare": prepare, "steps": steps, "quality": quality, "few": few, "em": em}
+    rows = tasks[options.task](options)
     document = json.loads(options.results.read_text()) if options.results.is_file() else {"rows": {}}
     for name, row in rows:
         document["rows"][name] = {**row, "machine": machine()}
