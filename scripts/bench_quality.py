@@ -109,7 +109,7 @@ def train(bundle: str, data: Path, work: Path, name: str, changes: dict[str, Any
         "run": run,
         "training_minutes": round(seconds / 60, 1),
         "steps": result.history[-1]["iteration"],
-        "best_epoch": result.best_epoch,
+        "kept_epoch": result.kept_epoch,
         "epochs": result.epochs,
     }
 

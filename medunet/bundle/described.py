@@ -18,7 +18,8 @@ TOLD = (
     *("in_channels", "label_names", "label_values", "spatial_dims", "spacing_mm", "patch_size", "tile_size"),
     *("network_def", "body_threshold", "crop_steps", "image_steps", "steps::normalize", "intensity"),
     *("batch_size", "steps_per_epoch", "epochs", "learning_rate", "optimizer", "lr_scheduler", "clip_grad_norm"),
-    *("loss", "border_weights", "augment_steps", "augment", "ema_decay", "patience", "val_interval", "seed"),
+    *("loss", "border_weights", "augment_steps", "augment", "ema_decay"),
+    *("val_interval", "keep_epoch", "patience", "seed"),
     *("folds", "fold", "validation_cases", "init_from", "autocast_dtype", "planned"),
 )
 """Ids that are told, and the order: what decides about the result. Folders and servers are not among them."""

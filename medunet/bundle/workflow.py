@@ -48,16 +48,16 @@ class TrainingResult:
     Args:
         run: folder of the run, a bundle with weights.
         epochs: how many were trained, earlier parts of a resumed training included.
-        best_epoch: the epoch whose weights are kept.
-        best_dice: validation Dice by class name at that epoch.
+        kept_epoch: the epoch whose weights are kept.
+        kept_dice: validation Dice by class name at that epoch.
         history: one dictionary an epoch.
         left_out: names of cases that could not be used (``skip_bad``).
     """
 
     run: Path
     epochs: int
-    best_epoch: int
-    best_dice: dict[str, float] = field(default_factory=dict)
+    kept_epoch: int
+    kept_dice: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     left_out: tuple[str, ...] = ()
 
@@ -141,14 +141,16 @@ def train_prepared(
     state = workflow.parser.get_parsed_content("train::trainer").state
     history = list(getattr(state, "history", []))
     validated = [entry for entry in history if entry.get("val_dice")]
-    best: dict[str, Any] = max(validated, key=_mean_dice, default={})
+    config = read_json(run / "configs" / "train.json")
+    keeps_last = config.get("keep_epoch") == "last" and bool(validated)
+    kept: dict[str, Any] = validated[-1] if keeps_last else max(validated, key=_mean_dice, default={})
     return TrainingResult(
         run=run,
         epochs=state.epoch,
-        best_epoch=best.get("epoch", state.epoch),
-        best_dice=best.get("val_dice", {}),
+        kept_epoch=kept.get("epoch", state.epoch),
+        kept_dice=kept.get("val_dice", {}),
         history=history,
-        left_out=tuple(read_json(run / "configs" / "train.json").get("skip_cases", ())),
+        left_out=tuple(config.get("skip_cases", ())),
     )
 
 

@@ -127,9 +127,9 @@ def _parse_folds(text: str) -> list[int] | None:
 def show_training(result: TrainingResult) -> None:
     """Print what came of a training."""
     console = Console()
-    if result.best_dice:
-        table = Table("class", "validation Dice", title=f"best epoch {result.best_epoch} of {result.epochs}")
-        for name, value in result.best_dice.items():
+    if result.kept_dice:
+        table = Table("class", "validation Dice", title=f"kept: epoch {result.kept_epoch} of {result.epochs}")
+        for name, value in result.kept_dice.items():
             table.add_row(name, f"{value:.4f}")
         console.print(table)
     if result.left_out:

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 FOLDS = 5
 
+FEW_VALIDATED = 10
+"""Fewer validation cases than this choose no epoch: their mean Dice swings more than epochs differ."""
+
 MAX_ATTEMPTS = 20
 """Times that patch or batch are made smaller where a step does not fit."""
 
@@ -134,11 +137,12 @@ def plan(
         decisions.append(Decision("validate::inferer::memory", half, reason, _gigabytes(memory)))
     notes = [note]
     duration = None
+    validated = math.ceil(len(dataset.cases) / _folds(dataset))
     if cost is not None:
         schedule = fit_schedule(
             cost,
             steps_per_epoch=config["steps_per_epoch"],
-            validation_cases=math.ceil(len(dataset.cases) / _folds(dataset)),
+            validation_cases=validated,
             seconds=seconds,
             device=where.type,
         )
@@ -150,6 +154,9 @@ def plan(
         ]
         steps = schedule.epochs * schedule.steps_per_epoch
         notes.append(Decision("time", spell_time(duration), f"expected for {steps:,} steps", schedule.numbers))
+    if validated < FEW_VALIDATED:
+        reason = "too few cases validate to choose an epoch by them, and the schedule ends in small steps"
+        decisions.append(Decision("keep_epoch", "last", reason, f"{validated} cases validate"))
     decisions.append(Decision("planned", True, "`medunet train` keeps these values"))
     return Plan(
         fingerprint=fingerprint,

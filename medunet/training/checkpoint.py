@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from ignite.engine import Engine, Events
@@ -22,7 +22,7 @@ from .processes import from_first, is_distributed
 logger = logging.getLogger(__name__)
 
 BEST_NAME = "model.pt"
-"""Weights with the best validation metric, `{"model": state_dict}`: the file that MONAI's tools look for."""
+"""The weights that are kept, `{"model": state_dict}`: the file that MONAI's tools look for."""
 LAST_NAME = "last.pt"
 """Everything that continuing needs; written after every epoch."""
 PREVIOUS_NAME = "previous.pt"
@@ -62,10 +62,11 @@ class CheckpointHandler:
     """Keeps the best and the last state of a training.
 
     Attach to the trainer (as one of its ``train_handlers``). After every epoch ``last.pt`` holds network, optimizer,
-    schedule, loss scaler and epoch; when the validator's key metric improves, ``model.pt`` holds the network's
-    weights, averaged where averaging is on. Where nothing is validated, ``model.pt`` follows the last epoch. Both are
-    written atomically; ``model.safetensors`` holds the same weights as ``model.pt``, ``previous.pt`` what was
-    ``last.pt`` before. Before the first step it is made sure that there is room for them.
+    schedule, loss scaler and epoch; when the validator's key metric improves, or with ``keep="last"`` after every
+    validation, ``model.pt`` holds the network's weights, averaged where averaging is on. Where nothing is validated,
+    ``model.pt`` follows the last epoch. Both are written atomically; ``model.safetensors`` holds the same weights as
+    ``model.pt``, ``previous.pt`` what was ``last.pt`` before. Before the first step it is made sure that there is room
+    for them.
 
     Args:
         folder: where to write.
@@ -77,6 +78,11 @@ class CheckpointHandler:
         resume: continue from ``last.pt`` where there is one; of several processes the first reads it, for all.
         save_interval: epochs between two ``last.pt``; the final epoch is always written.
         is_writer: False on all but the first process of a distributed training.
+        keep: 'best' or 'last' of the epochs that were validated. A metric on few cases says more of these cases than of
+            the epoch, and a figure that was chosen by is too good; a schedule that ends in small steps needs no choice.
+
+    Raises:
+        ConfigError: another `keep`.
     """
 
     def __init__(
@@ -91,7 +97,11 @@ class CheckpointHandler:
         resume: bool = False,
         save_interval: int = 1,
         is_writer: bool = True,
+        keep: Literal["best", "last"] = "best",
     ) -> None:
+        if keep not in ("best", "last"):
+            raise ConfigError("unknown choice of an epoch", received=keep, expected="best or last")
+        self.keep = keep
         self.folder = Path(folder)
         self.network = network
         self.optimizer = optimizer
@@ -200,7 +210,7 @@ class CheckpointHandler:
             self.best_metric, self.best_epoch = metric, epoch
         if not self.is_writer:
             return
-        if improved or self.best_metric is None:
+        if improved or self.best_metric is None or (self.keep == "last" and metric is not None):
             best = self.network.state_dict() if self.average is None else self.average.weights()
             save_weights(best, self.folder / BEST_NAME)
         if epoch % self.save_interval and epoch != engine.state.max_epochs and not engine.should_terminate:

@@ -86,7 +86,7 @@ class Training:
         run: its folder, a bundle; MLflow's record lies in its ``eval``.
         cases: how many labelled cases trained.
         held_out: how many validated only.
-        dice: of validation by class, at the best epoch.
+        dice: of validation by class, at the epoch that is kept.
         seconds: it took.
     """
 
@@ -202,7 +202,7 @@ def train_further(
         run=place / "run",
         cases=len(cases) - held_out,
         held_out=held_out,
-        dice=result.best_dice,
+        dice=result.kept_dice,
         seconds=time.perf_counter() - begun,
     )
 

@@ -1,0 +1,41 @@
+"""Which epoch's weights a training leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+import pytest
+import torch
+
+from medunet.errors import ConfigError
+from medunet.networks import load_checkpoint
+from medunet.training import BEST_NAME, CheckpointHandler
+
+METRICS = {1: 0.6, 2: None, 3: 0.8, 4: 0.7, 5: None}
+"""By epoch; None: not validated."""
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("best", 3), ("last", 4)])
+def test_the_best_or_the_last_validated_epoch_is_kept(tmp_path: Path, keep: Literal["best", "last"], kept: int) -> None:
+    network = torch.nn.Linear(1, 1, bias=False)
+    validator = SimpleNamespace(state=SimpleNamespace(epoch=0, key_metric_name="dice", metrics={}))
+    handler = CheckpointHandler(
+        str(tmp_path), network, optimizer=torch.optim.SGD(network.parameters(), 0.1), validator=validator, keep=keep
+    )
+    for epoch, metric in METRICS.items():
+        torch.nn.init.constant_(network.weight, epoch)
+        if metric is not None:
+            validator.state.epoch, validator.state.metrics = epoch, {"dice": metric}
+        state = SimpleNamespace(epoch=epoch, max_epochs=5, iteration=epoch)
+        handler.save(SimpleNamespace(state=state, should_terminate=False, grad_scaler=None))
+    assert load_checkpoint(tmp_path / BEST_NAME)["model"]["weight"].item() == kept
+    assert (handler.best_metric, handler.best_epoch) == (0.8, 3)  # what early stopping goes by
+
+
+def test_another_choice_is_refused(tmp_path: Path) -> None:
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    with pytest.raises(ConfigError, match="best or last"):
+        CheckpointHandler(str(tmp_path), network, optimizer=optimizer, keep="first")  # type: ignore[arg-type]
