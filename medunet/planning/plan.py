@@ -266,6 +266,7 @@ def _grid(print_: Fingerprint, budget: Budget, *, flat: bool) -> Spacing:
         print_.spacings_mm,
         print_.crop_shapes,
         max_voxels=math.inf if flat else budget.image_patches * budget.patch_voxels,
+        context_voxels=math.inf if flat else budget.context_patches * budget.patch_voxels,
         thinnest_mm=thinnest.thickness_mm if thinnest is not None else math.inf,
     )
 

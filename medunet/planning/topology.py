@@ -30,6 +30,9 @@ MAX_LEVELS = 6
 MIN_THICKNESS = 3.0
 """Voxels: coarser target spacings than a third of a structure's thickness would lose it (see `measure.thickness`)."""
 
+CONTEXT_THICKNESS = 5.0
+"""Voxels that structures keep where images are made coarser only so that a patch shows more of them."""
+
 MAX_COARSENING = 3.0
 """The target spacing is at most this many times the median one."""
 
@@ -67,6 +70,7 @@ class Budget:
         patch_voxels: largest patch.
         batch_voxels: all patches of a batch together.
         image_patches: the target spacing is made coarser until the median image has at most so many patches.
+        context_patches: and further until it has so many, as far as all structures stay thick.
         name: for reasons.
     """
 
@@ -74,23 +78,23 @@ class Budget:
     patch_voxels: int
     batch_voxels: int
     image_patches: int
+    context_patches: float
     name: str
 
 
-CPU_3D = Budget((16, 48, 96, 192, 256), 180_000, 360_000, 64, "a CPU")
-"""Measured: with 40 x 56 x 40 patches, batch 4 and these channels a step takes a quarter of what nnU-Net's 32 to 320
-channels take, and 2,200 steps (23 minutes on two cores) give the hippocampus a mean Dice of 0.889."""
+CPU_3D = Budget((16, 48, 96, 192, 256), 180_000, 360_000, 64, 2, "a CPU")
+"""With 40 x 56 x 40 patches and batch 4 a step takes a quarter of what it takes with nnU-Net's 32 to 320 channels."""
 
-CPU_3D_LONG = Budget((24, 64, 128, 256, 320), 262_144, 524_288, 64, "a CPU and hours")
+CPU_3D_LONG = Budget((24, 64, 128, 256, 320), 262_144, 524_288, 64, math.inf, "a CPU and hours")
 """For budgets of `LONG_SECONDS` and more."""
 
-GPU_3D = Budget((32, 64, 128, 256, 320), 128**3, 2 * 128**3, 512, "a GPU")
+GPU_3D = Budget((32, 64, 128, 256, 320), 128**3, 2 * 128**3, 512, math.inf, "a GPU")
 """nnU-Net's channels, patch and batch for a GPU of 11 GB."""
 
-CPU_2D = Budget((32, 64, 128, 256, 512), 256 * 256, 4 * 256 * 256, 64, "a CPU")
+CPU_2D = Budget((32, 64, 128, 256, 512), 256 * 256, 4 * 256 * 256, 64, math.inf, "a CPU")
 """As measured on the ISBI cells: 256 x 256, batch 4, 0.4 s a step on two cores with AMX."""
 
-GPU_2D = Budget((32, 64, 128, 256, 512), 512 * 512, 12 * 512 * 512, 512, "a GPU")
+GPU_2D = Budget((32, 64, 128, 256, 512), 512 * 512, 12 * 512 * 512, 512, math.inf, "a GPU")
 """nnU-Net's patch and batch in the plane."""
 
 LONG_SECONDS = 2 * 3600
@@ -128,6 +132,7 @@ def target_spacing(
     shapes: Sequence[Sequence[int]],
     *,
     max_voxels: float = math.inf,
+    context_voxels: float = math.inf,
     thinnest_mm: float = math.inf,
 ) -> Spacing:
     """The median spacing; finer along a far coarser axis where some images are, coarser where images are huge.
@@ -136,6 +141,7 @@ def target_spacing(
         spacings_mm: of each case.
         shapes: voxels along each axis, of each case.
         max_voxels: the median image is made coarser until it has no more voxels than this.
+        context_voxels: and further until it has no more than this, while the thinnest class keeps `CONTEXT_THICKNESS`.
         thinnest_mm: thickness of the thinnest class, which limits how coarse that may be.
 
     Example:
@@ -145,9 +151,8 @@ def target_spacing(
         (0.8, 0.8, 4.1)
     """
     all_spacings, all_shapes = np.array(spacings_mm, dtype=float), np.array(shapes, dtype=float)
-    median = np.median(all_spacings, axis=0)
+    target = np.median(all_spacings, axis=0)
     extent = np.median(all_spacings * all_shapes, axis=0)
-    target = median.copy()
     reason = "median of the cases, axis by axis, in RAS order"
     numbers = f"{len(all_spacings)} cases, {_times(all_spacings.min(axis=0))} to {_times(all_spacings.max(axis=0))} mm"
     worst = int(np.argmax(target))
@@ -158,20 +163,22 @@ def target_spacing(
         if finer < target[worst]:
             target[worst] = finer
             reason += "; the coarsest axis takes its 10th percentile, for it is thrice as coarse as the others"
-    target, coarser = _coarsened(target, extent, max_voxels=max_voxels, thinnest_mm=thinnest_mm)
-    if coarser:
+    most = target * MAX_COARSENING
+    fine = _coarsened(target, extent, max_voxels=max_voxels, limit=np.minimum(most, thinnest_mm / MIN_THICKNESS))
+    if (fine > target).any():
         reason += f"; made coarser, for the median image has {_times(size)} voxels"
-        numbers += f", thinnest class {thinnest_mm:.3g} mm" if math.isfinite(thinnest_mm) else ""
-    rounded = tuple(float(f"{value:.4g}") for value in target)
+    wide = _coarsened(fine, extent, max_voxels=context_voxels, limit=np.minimum(most, thinnest_mm / CONTEXT_THICKNESS))
+    if (wide > fine).any():
+        reason += "; so coarse that a patch shows much of the image, while all structures stay thick"
+    if (wide > target).any() and math.isfinite(thinnest_mm):
+        numbers += f", thinnest class {thinnest_mm:.3g} mm"
+    rounded = tuple(float(f"{value:.4g}") for value in wide)
     fitted = tuple(max(1, round(float(e) / s)) for e, s in zip(extent, rounded, strict=True))
     return Spacing(rounded, fitted, reason, numbers)
 
 
-def _coarsened(
-    target: np.ndarray, extent: np.ndarray, *, max_voxels: float, thinnest_mm: float
-) -> tuple[np.ndarray, bool]:
+def _coarsened(target: np.ndarray, extent: np.ndarray, *, max_voxels: float, limit: np.ndarray) -> np.ndarray:
     """The finest axes grow first, so that the grid becomes isotropic before it becomes coarse."""
-    limit = np.maximum(np.minimum(target * MAX_COARSENING, thinnest_mm / MIN_THICKNESS), target)
     result = target.copy()
     while np.prod(extent / result) > max_voxels:
         free = [axis for axis in range(len(result)) if result[axis] < limit[axis]]
@@ -181,7 +188,7 @@ def _coarsened(
         for axis in free:
             if result[axis] < 1.01 * finest:
                 result[axis] = min(result[axis] * 1.05, limit[axis])
-    return result, bool((result > target).any())
+    return result
 
 
 @dataclass(frozen=True)

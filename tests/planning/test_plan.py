@@ -58,14 +58,13 @@ def test_cells_are_planned_as_they_were_measured(test_data: Path) -> None:
 
 
 @pytest.mark.data
-def test_sarcomas_are_ct_in_thick_slices(test_data: Path) -> None:
+def test_sarcomas_are_ct_made_coarser_so_that_a_patch_shows_much(test_data: Path) -> None:
     values = plan_for(test_data / "STS_GTV_CT").values
     normalise = values["steps::normalize"]
     assert normalise["_target_"] == "ScaleIntensityRanged"
     assert -200 < normalise["a_min"] < 0 < normalise["a_max"] < 1000
-    assert values["spacing_mm"] == pytest.approx([0.9766, 0.9766, 3.27])
-    assert values["network_def::strides"][0] == [2, 2, 1]
-    assert values["augment::deform::rotate_range"] == [0.0, 0.0, 0.35]
+    assert values["spacing_mm"] == pytest.approx([2.03, 2.03, 3.27])
+    assert values["network_def::strides"][0] == [2, 2, 2]
     assert values["augment::deform::flip_axes"] == [0, 1, 2]
     assert not {"mirror_axes", "view_scales"} & values.keys()  # large images: views would cost
 
@@ -185,7 +184,6 @@ def test_volumes_can_have_a_network_in_the_plane(make_data: DataMaker) -> None:
     values = plan_for(make_data(shape=(40, 40, 12), spacing=(1, 1, 4)), dims=2).values
     assert values["patch_size"][2] == 1
     assert {row[2] for row in values["network_def::strides"]} == {1}
-    assert values["augment::deform::rotate_range"] == [0.0, 0.0, 0.35]
     assert values["augment::deform::flip_axes"] == [0, 1]
 
 

@@ -149,3 +149,20 @@ def test_a_huge_image_is_made_coarser_but_not_beyond_its_structures() -> None:
     assert thin.spacing_mm == (1.5, 1.5, 3.0)
     thinner = target_spacing(spacings, shapes, max_voxels=4e6, thinnest_mm=1.0)
     assert thinner.spacing_mm == (0.9, 0.9, 3.0)
+
+
+def test_a_patch_shows_much_of_the_image_where_structures_stay_thick() -> None:
+    spacings, shapes = [[1.0, 1.0, 3.0]] * 3, [[160, 160, 55]] * 3
+    plain = target_spacing(spacings, shapes, thinnest_mm=12)
+    wide = target_spacing(spacings, shapes, context_voxels=360_000, thinnest_mm=12)
+    assert plain.spacing_mm == (1.0, 1.0, 3.0)
+    assert math.prod(wide.size) <= 370_000
+    assert "shows much of the image" in wide.reason and "12 mm" in wide.numbers
+    thin = target_spacing(spacings, shapes, context_voxels=360_000, thinnest_mm=6)
+    assert thin.spacing_mm == (1.2, 1.2, 3.0)  # five voxels thick, not beyond
+    assert target_spacing([[1.0] * 3] * 3, [[160] * 3] * 3, context_voxels=1, thinnest_mm=99).spacing_mm == (3.0,) * 3
+
+
+def test_only_short_trainings_on_a_cpu_give_resolution_for_context() -> None:
+    assert CPU_3D.context_patches < math.inf
+    assert {budget.context_patches for budget in (CPU_3D_LONG, GPU_3D, CPU_2D, GPU_2D)} == {math.inf}
