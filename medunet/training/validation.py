@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 class ValidationHandler(monai.handlers.ValidationHandler):
     """MONAI's ``ValidationHandler`` that validates the last epoch, too, whatever the interval.
 
-    Weights are kept where validation finds them best, so epochs after the last validation would be trained for nothing:
+    Only weights of validated epochs are kept, so epochs after the last validation would be trained for nothing:
     of 33 epochs with an interval of 5 the last three, in which the learning rate is smallest and Dice highest.
 
     Arguments as of ``monai.handlers.ValidationHandler``.
