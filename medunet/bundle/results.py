@@ -19,7 +19,7 @@ from medunet.io import split_suffix
 from medunet.metrics import CaseScores
 from medunet.metrics.tables import JSON_NAME
 from medunet.reports import EpochRecord, RunResults
-from medunet.training import BEST_NAME, HISTORY_NAME
+from medunet.training import BEST_NAME, HISTORY_NAME, kept_entry
 
 EVALUATION = "evaluation"
 """Folder in a run in which `medunet evaluate` measures."""
@@ -203,15 +203,10 @@ def _facts(
         facts["network"] += ", channels " + "-".join(map(str, network["channels"]))
     for part, history in histories.items():
         minutes = sum(float(record.get("seconds", 0)) for record in history) / 60
-        scored = {
-            record["epoch"]: sum(record["val_dice"].values()) / len(record["val_dice"])
-            for record in history
-            if record.get("val_dice")
-        }
         took = f"{minutes:.0f} min" if minutes >= 1.5 else f"{60 * minutes:.0f} s"
         text = f"{history[-1]['epoch']} epochs, {history[-1]['iteration']} steps, {took}"
-        if scored:
-            text += f", best at epoch {max(scored, key=lambda epoch: scored[epoch])}"
+        if kept := kept_entry(history, config):
+            text += f", weights of epoch {kept['epoch']}"
         waits = [record["data_wait"] for record in history if "data_wait" in record]
         if waits:
             text += f", waited for data {sum(waits) / len(waits):.0%} of the time"

@@ -29,7 +29,7 @@ from medunet.errors import ConfigError, DataError, MedunetError
 from medunet.files import check_target, claim
 from medunet.networks import resolve_device
 from medunet.planning import adapt
-from medunet.training import BEST_NAME, LAST_NAME, PREVIOUS_NAME, weights_of
+from medunet.training import BEST_NAME, LAST_NAME, PREVIOUS_NAME, kept_entry, weights_of
 from medunet.trust import record_weights, require_trust
 
 logger = logging.getLogger(__name__)
@@ -140,10 +140,8 @@ def train_prepared(
         record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     state = workflow.parser.get_parsed_content("train::trainer").state
     history = list(getattr(state, "history", []))
-    validated = [entry for entry in history if entry.get("val_dice")]
     config = read_json(run / "configs" / "train.json")
-    keeps_last = config.get("keep_epoch") == "last" and bool(validated)
-    kept: dict[str, Any] = validated[-1] if keeps_last else max(validated, key=_mean_dice, default={})
+    kept = kept_entry(history, config)
     return TrainingResult(
         run=run,
         epochs=state.epoch,
@@ -152,11 +150,6 @@ def train_prepared(
         history=history,
         left_out=tuple(config.get("skip_cases", ())),
     )
-
-
-def _mean_dice(entry: Mapping[str, Any]) -> float:
-    values = entry["val_dice"].values()
-    return float(sum(values) / len(values))
 
 
 def prepare_run(
@@ -224,7 +217,8 @@ def write_run(
         presets: overlays of the bundle, under the values.
     """
     source = values.get("init_from")
-    if source and not weights_of(source).is_file():
+    goes_on = any((output / "models" / name).is_file() for name in (LAST_NAME, PREVIOUS_NAME))
+    if source and not goes_on and not weights_of(source).is_file():
         raise DataError("no weights to start from", file=source, expected=f"a run with models/{BEST_NAME}")
     where = {"dataset_dir": str(data.resolve())}
     return write_specialised(bundle, output, values, only={"train": where, "evaluate": where}, presets=presets)

@@ -36,7 +36,7 @@ def list_(folder: Folder = RUNS, uri: Uri = None, experiment: Experiment = EXPER
     """Show trainings, newest first."""
     from medunet.tracking import BEST_METRIC
 
-    table = Table("run", "id", "status", "started", "time", "epochs", "best Dice", "changed from the preset")
+    table = Table("run", "id", "status", "started", "time", "epochs", "Dice", "changed from the preset")
     for run in _runs(folder, uri, experiment, folds=folds):
         colour = _COLOURS.get(run.status, "white")
         best = run.metrics.get(BEST_METRIC)

@@ -82,8 +82,11 @@ def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, place
         if names := _nifti_labels(file):
             volume.image.meta["labels"] = names
         return volume
+    is_slice = placed and len(grid.shape) == 2  # an image in the plane that lies in a patient
+    canvas = Geometry(grid.affine, (*grid.shape, 1)) if is_slice else grid
     with _refused_if_damaged(file):
-        voxels, names, warnings = paint_structures(structures, grid, labels=labels, file=file)
+        voxels, names, warnings = paint_structures(structures, canvas, labels=labels, file=file)
+    voxels = voxels.reshape(grid.shape)
     meta = {
         "original_affine": np.array(grid.affine),
         "spatial_shape": np.array(grid.shape),

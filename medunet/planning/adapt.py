@@ -35,8 +35,8 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
         New values by id. Ids whose value is right already are left out.
 
     Raises:
-        ConfigError: the bundle has another number of spatial dimensions than the data, or was planned for data with
-            other channels or label values.
+        ConfigError: the bundle has another number of spatial dimensions than the data, was planned for data with
+            other channels or label values, or does not leave out the voxels that the data say to ignore.
     """
     spatial_dims = config["spatial_dims"]
     if dataset.spatial_dims != spatial_dims:
@@ -44,6 +44,13 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
             f"the bundle is {spatial_dims}-D, the images are {dataset.spatial_dims}-D",
             file=dataset.root,
             remedy=f"use unet_{dataset.spatial_dims}d",
+        )
+    if dataset.ignore is not None and config.get("steps", {}).get("encode", {}).get("ignore_value") != dataset.ignore:
+        raise ConfigError(
+            "the data have voxels without annotation, of which the bundle does not know",
+            file=dataset.root,
+            received=f"ignored value {dataset.ignore}",
+            remedy="plan for these data: `medunet plan`",
         )
     found: dict[str, Any] = {
         "in_channels": len(dataset.channels),
@@ -79,7 +86,10 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
     if config.get("planned"):
         return found
     chosen = dataset.cases[:: math.ceil(len(dataset.cases) / MAX_HEADERS)]
-    geometries = [read_header(case.images[0], channels=len(dataset.channels)).geometry for case in chosen]
+    # volumes of one slice are images in the plane
+    plane = 2 if spatial_dims == 2 else None
+    headers = [read_header(case.images[0], channels=len(dataset.channels), spatial_dims=plane) for case in chosen]
+    geometries = [header.geometry for header in headers]
     sizes = np.array([geometry.shape for geometry in geometries], dtype=float)
     if spatial_dims == 3:
         spacings = np.array([in_ras_order(geometry.spacing_mm, geometry) for geometry in geometries])

@@ -17,6 +17,9 @@ from .topology import ANISOTROPY, Decision
 CROP_SHARE = 0.75
 """Where the box around all that is not 0 is smaller than this part, the zeros are no image (nnU-Net)."""
 
+BODY_MARGIN = 8
+"""Voxels on each side of the body that `crop_body` of configs/dims/3d.yaml leaves."""
+
 THICK_BACKGROUND = 0.5
 """Where the foreground takes more than this part, the background is thin and counts in Dice as a class of its own."""
 
@@ -92,6 +95,16 @@ def cropping(print_: Fingerprint) -> list[Decision]:
         Decision("crop_steps", ["@steps#crop_body"], reason, numbers),
         Decision("body_threshold", AIR, "air is not above it", numbers),
     ]
+
+
+def kept_shapes(print_: Fingerprint) -> tuple[tuple[int, ...], ...]:
+    """Voxels along each axis that are left of each case: the body with its margin, where images are cropped to it."""
+    if not cropping(print_):
+        return print_.shapes
+    return tuple(
+        tuple(min(edge + 2 * BODY_MARGIN, whole) for edge, whole in zip(body, shape, strict=True))
+        for body, shape in zip(print_.body_shapes, print_.shapes, strict=True)
+    )
 
 
 def mirroring(print_: Fingerprint, *, flat_axis: int | None = None) -> list[Decision]:

@@ -159,23 +159,26 @@ def _compared(pair: Pair, labels: Mapping[str, int]) -> tuple[npt.NDArray[Any], 
 def read_pair(pair: Pair, labels: Mapping[str, int]) -> tuple[Volume, Volume]:
     """Prediction and reference; a DICOM SEG or RTSTRUCT is laid on the grid of the other one, or of the image."""
     drawn = {path: is_structure_file(path) for path in (pair.pred, pair.ref)}
-    if all(drawn.values()) and pair.image is None:
+    volumes = {path: read_volume(path, spatial_dims=_plane(path)) for path in drawn if not drawn[path]}
+    if volumes:
+        grid = next(iter(volumes.values())).record.geometry
+    elif pair.image is not None:
+        grid = read_header(pair.image, spatial_dims=_plane(pair.image)).geometry
+    else:
         raise DataError(
             "neither prediction nor reference has a grid of its own",
             file=pair.pred,
             remedy="predict with --format nii.gz",
         )
-    volumes = {path: _read_map(path) for path in drawn if not drawn[path]}
-    grid = next((v.record.geometry for v in volumes.values()), None) or read_header(pair.image or ()).geometry
     for path in drawn:
         if path not in volumes:
             volumes[path] = read_label(path, reference=grid, labels=labels)
     return volumes[pair.pred], volumes[pair.ref]
 
 
-def _read_map(path: Path) -> Volume:
-    """A label map; one of a single slice is one in the plane, so that its surface is its outline."""
-    return read_volume(path, spatial_dims=2 if read_header(path).is_single_slice else None)
+def _plane(path: Path) -> int | None:
+    """2 for a volume of a single slice: as an image in the plane its surface is its outline."""
+    return 2 if read_header(path).is_single_slice else None
 
 
 def _rounded(values: Iterable[float]) -> tuple[float, ...]:

@@ -67,7 +67,7 @@ class TrackingHandler:
         class_names: all classes, background first.
         params: values as they came to be, over those of the bundle's ``train.json``.
         regions: class indices of each class where they overlap, as the validator's postprocessing has them.
-        pictures: draw the worst, median and best validation case of each best epoch.
+        pictures: draw the worst, median and best validation case of each best epoch, and of the last where it is kept.
         system_metrics: log MLflow's system and GPU metrics.
         model: pack the bundle at the end and make it the run's model; registered under the training's name.
         resume: go on in the run that the folder belongs to.
@@ -183,12 +183,17 @@ class TrackingHandler:
             return
         entry = history[-1]
         self._log_epoch(entry)
-        is_best = self.validator is not None and (
-            self.validator.state.epoch == entry["epoch"] == getattr(self.validator.state, "best_metric_epoch", -1)
-        )
-        if is_best and self._cases is not None:
+        if self._cases is not None and self._is_shown(engine, entry["epoch"]):
             table, chosen = self._cases.table(), self._cases.chosen() if self.pictures else []
             self._do(lambda: self._log_cases(entry["epoch"], table, chosen))
+
+    def _is_shown(self, engine: Any, epoch: int) -> bool:
+        """Whether weights are kept of this epoch, and it is the best so far or the last of all."""
+        state = self.validator.state
+        if not epoch == state.epoch == getattr(engine.state, "kept_epoch", 0):
+            return False
+        is_end = epoch == engine.state.max_epochs or engine.should_terminate
+        return bool(is_end or epoch == getattr(state, "best_metric_epoch", 0))
 
     def complete(self, engine: Any) -> None:
         """Log what came of it, and close the run."""
@@ -331,7 +336,7 @@ class TrackingHandler:
         if history:
             self._run.file("plots/curves.png", render_curves(history))
             self._run.json("history.json", history)
-        best = self._best()
+        best = self._best(engine)
         if best:
             self._run.metrics(best, step=int(best["best_epoch"]))
         if (
@@ -351,17 +356,24 @@ class TrackingHandler:
                 parent.save(self._parent_file)
         if parent is not None and best:
             trained = [entry for entry in parent.folds.values() if entry]
-            means = {key: sum(entry[key] for entry in trained) / len(trained) for key in best if key != "best_epoch"}
+            common = [key for key in best if all(key in entry for entry in trained) and not key.endswith("_epoch")]
+            means = {key: sum(entry[key] for entry in trained) / len(trained) for key in common}
             self._parent.metrics(means, step=len(trained))
         for journal in (self._run, self._parent):
             journal.status(status)
 
-    def _best(self) -> dict[str, float]:
+    def _best(self, engine: Any) -> dict[str, float]:
+        """Of the epoch with the best validation, and of the one whose weights are kept."""
         state = getattr(self.validator, "state", None)
         metric = getattr(state, "best_metric", None)
         if state is None or metric is None or state.best_metric_epoch < 1:
             return {}
-        return {f"best_{state.key_metric_name}": float(metric), "best_epoch": float(state.best_metric_epoch)}
+        name, kept = state.key_metric_name, getattr(engine.state, "kept_epoch", 0)
+        best = {f"best_{name}": float(metric), "best_epoch": float(state.best_metric_epoch)}
+        for entry in getattr(engine.state, "history", ()):
+            if entry["epoch"] == kept and name in entry.get("val_metrics", {}):
+                best |= {f"kept_{name}": entry["val_metrics"][name], "kept_epoch": float(kept)}
+        return best
 
     def _do(self, work: Any) -> None:
         """Work that takes longer, in the background; what goes wrong in it is a warning."""

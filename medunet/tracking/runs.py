@@ -29,7 +29,11 @@ STORE_NAME = "mlruns.db"
 RUNS_AT_ONCE = 1000
 """In one answer of the store."""
 
-BEST_METRIC = "best_val_mean_dice"
+BEST_METRIC = "kept_val_mean_dice"
+"""By what runs are ranked: of the weights that they left."""
+
+BEST_EPOCH_METRIC = "best_val_mean_dice"
+"""Of the best epoch, which runs kept that do not name the other one."""
 
 LOWER_IS_BETTER = ("loss", "hd95", "msd", "seconds", "wait", "error")
 """Parts of a metric's name that say so."""
@@ -234,6 +238,9 @@ def _search(uri: str, experiment_name: str) -> list[Run]:
 def _tracked(run: Run) -> TrackedRun:
     info, data = run.info, run.data
     tags: Mapping[str, Any] = data.tags
+    metrics: dict[str, float] = dict(data.metrics)
+    if BEST_EPOCH_METRIC in metrics:
+        metrics.setdefault(BEST_METRIC, metrics[BEST_EPOCH_METRIC])
     return TrackedRun(
         run_id=info.run_id,
         name=info.run_name,
@@ -242,6 +249,6 @@ def _tracked(run: Run) -> TrackedRun:
         started=info.start_time,
         seconds=None if not info.end_time else (info.end_time - info.start_time) / 1000,
         params=dict(data.params),
-        metrics=dict(data.metrics),
+        metrics=metrics,
         tags=dict(tags),
     )

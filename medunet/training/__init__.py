@@ -13,6 +13,7 @@ from .handlers import HISTORY_NAME as HISTORY_NAME
 from .handlers import EpochSeeder as EpochSeeder
 from .handlers import HistoryHandler as HistoryHandler
 from .intensity import IntensityHandler as IntensityHandler
+from .kept import kept_entry as kept_entry
 from .loss_terms import LossTerms as LossTerms
 from .processes import from_first as from_first
 from .processes import is_distributed as is_distributed

@@ -114,6 +114,7 @@ class CheckpointHandler:
         self.is_writer = is_writer
         self.best_metric: float | None = None
         self.best_epoch = 0
+        self.kept_epoch = 0
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, as the first of its handlers: the others then see the epoch that was resumed."""
@@ -151,6 +152,7 @@ class CheckpointHandler:
         if self.average is not None and "average" in state:
             self.average.load_state_dict(state["average"])
         self.best_metric, self.best_epoch = state["best_metric"], state["best_epoch"]
+        self.kept_epoch = engine.state.kept_epoch = state.get("kept_epoch", self.best_epoch)
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["iteration"]
         if self.validator is not None and self.best_metric is not None:
@@ -209,9 +211,12 @@ class CheckpointHandler:
         improved = metric is not None and (self.best_metric is None or metric > self.best_metric)
         if improved:
             self.best_metric, self.best_epoch = metric, epoch
+        keeps = improved or self.best_metric is None or (self.keep == "last" and metric is not None)
+        if keeps:
+            self.kept_epoch = engine.state.kept_epoch = epoch
         if not self.is_writer:
             return
-        if improved or self.best_metric is None or (self.keep == "last" and metric is not None):
+        if keeps:
             best = self.network.state_dict() if self.average is None else self.average.weights()
             save_weights(best, self.folder / BEST_NAME)
         if epoch % self.save_interval and epoch != engine.state.max_epochs and not engine.should_terminate:
@@ -232,6 +237,7 @@ class CheckpointHandler:
                 "finished": bool(engine.should_terminate) or epoch >= engine.state.max_epochs,
                 "best_metric": self.best_metric,
                 "best_epoch": self.best_epoch,
+                "kept_epoch": self.kept_epoch,
             },
             self.folder / LAST_NAME,
         )

@@ -77,3 +77,11 @@ def test_every_id_that_is_overridden_in_the_docs_exists() -> None:
 def test_an_unknown_bundle_names_the_shipped_ones() -> None:
     with pytest.raises(ConfigError, match="unet_2015, unet_2d, unet_3d"):
         find_bundle("unet_4d")
+
+
+@pytest.mark.parametrize(("patience", "kept"), [(0, "last"), (3, "best")])
+def test_a_training_that_may_end_early_keeps_its_best_epoch(patience: int, kept: str) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(find_bundle("unet_3d") / "configs" / "train.json"))
+    parser.update({"keep_epoch": "last", "patience": patience})
+    assert parser.get_parsed_content("train::handlers::0::keep") == kept

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from medunet.bundle import evaluate_bundle, plan_bundle, train_bundle
+from medunet.bundle import evaluate_bundle, find_bundle, plan_bundle, train_bundle
 from medunet.cli.app import app
-from medunet.datasets import open_dataset
-from medunet.io import read_volume, write_volume
-from medunet.prediction import Predictor
+from medunet.datasets import check_dataset, open_dataset
+from medunet.io import read_label, read_volume, write_volume
+from medunet.prediction import Pair, Predictor
+from medunet.prediction.evaluation import read_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -66,6 +67,27 @@ def test_segments_for_slicer_are_a_volume(run: Path, data: Path, tmp_path: Path)
     (first, *_) = open_dataset(data).cases
     written = Predictor(run, output_dir=tmp_path, result_format="seg.nrrd").predict_case(first.images)
     assert read_volume(written).image.shape == (1, *SHAPE)
+
+
+def test_drawn_labels_are_laid_on_the_slice(data: Path, tmp_path: Path) -> None:
+    for case in open_dataset(data).cases:
+        found = read_volume(case.label).image[0].numpy().astype(np.uint8)
+        write_volume(found, tmp_path / "labels" / f"{case.name}.seg.nrrd", affine=AFFINE, labels={"disc": 1})
+    (tmp_path / "images").symlink_to(data / "images")
+    drawn = open_dataset(tmp_path)
+    assert drawn.spatial_dims == 2
+    assert not [finding for finding in check_dataset(drawn, level="voxels") if finding.severity == "error"]
+    for case in drawn.cases:
+        expected = read_volume(data / "labels" / f"{case.name}.nii.gz", spatial_dims=2).image
+        image = read_volume(case.images[0], spatial_dims=2)
+        np.testing.assert_array_equal(read_label(case.label, reference=image.record.geometry).image, expected)
+        pred, ref = read_pair(Pair(case.name, case.label, data / "labels" / f"{case.name}.nii.gz"), {"disc": 1})
+        assert pred.image.shape == ref.image.shape == (1, *SHAPE[:2])
+
+
+def test_a_shipped_bundle_trains_on_them(data: Path, tmp_path: Path) -> None:
+    run = train_bundle(find_bundle("unet_2d"), data, tmp_path / "run", changes=SHORT).run
+    assert json.loads((run / "configs" / "train.json").read_text())["patch_size"] == [48, 48]
 
 
 def test_they_are_measured_in_the_plane(run: Path, data: Path, tmp_path: Path) -> None:

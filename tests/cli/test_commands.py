@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,9 +101,13 @@ def test_a_run_is_a_bundle_with_weights_history_and_tracking(run_2d: Path) -> No
     assert (run_2d.parent / "mlruns.db").is_file()  # one store for all runs of a folder
 
 
-def test_resuming_with_more_to_do_goes_on(cells: Path, tmp_path: Path, medunet: Callable[..., int]) -> None:
-    options = ["--data", cells, "--output", tmp_path / "run", "--epochs", 2, *SMALL_2D]
+def test_resuming_with_more_to_do_goes_on(
+    run_2d: Path, cells: Path, tmp_path: Path, medunet: Callable[..., int]
+) -> None:
+    start = shutil.copytree(run_2d, tmp_path / "start")
+    options = ["--data", cells, "--output", tmp_path / "run", "--epochs", 2, *SMALL_2D, "--init-from", start]
     assert medunet("train", "unet_2d", *options) == 0
+    shutil.rmtree(start)  # it was needed for the first step alone
     # as after a crash between the epochs: the second is lost, the first is whole
     last = torch.load(tmp_path / "run" / "models" / "last.pt", weights_only=True)
     assert last["epoch"] == 2

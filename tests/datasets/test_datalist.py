@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medunet.datasets import Case, datalist, list_inputs, open_dataset, split_fold
 from medunet.errors import ConfigError, DataError, SecurityError
@@ -104,6 +105,20 @@ def test_nnunet_ignore_label_is_kept_apart(tmp_path):
     dataset = open_dataset(nnunet(tmp_path, channels={"0": "CT"}, labels={**NNUNET_LABELS, "ignore": 2}))
     assert dataset.labels == NNUNET_LABELS
     assert dataset.ignore == 2
+
+
+def test_a_colour_picture_of_nnunet_has_all_its_channels_in_one_file(tmp_path):
+    for case in ("road-1", "road-2"):
+        colours = np.random.default_rng(0).integers(0, 255, (3, 5, 7)).astype(np.uint8)
+        for folder in ("imagesTr", "imagesTs"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(colours.transpose(2, 1, 0)).save(tmp_path / folder / f"{case}_0000.png")
+        picture(tmp_path / "labelsTr" / f"{case}.png", (0, 1))
+    manifest(tmp_path, channel_names={"0": "R", "1": "G", "2": "B"}, labels=NNUNET_LABELS, file_ending=".png")
+    dataset = open_dataset(tmp_path)
+    assert names(dataset.cases) == names(dataset.test) == ["road-1", "road-2"]
+    assert (dataset.channels, dataset.spatial_dims) == (("R", "G", "B"), 2)
+    assert [len(case.images) for case in dataset.cases] == [1, 1]
 
 
 def test_nnunet_channels_are_recognised_without_json(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from medunet.errors import ConfigError, DataError
 from medunet.io import write_volume
 from medunet.networks import UNet
 from medunet.planning import Plan, adapt, fingerprint, parse_time, plan
+from medunet.planning.plan import _grid
 from medunet.planning.probe import PROCESS_BYTES, StepCost, measure_step, training_bytes
 from medunet.planning.schedule import START_SECONDS, fit_schedule
+from medunet.planning.topology import choose_budget
 
 from .conftest import DataMaker
 
@@ -67,6 +70,17 @@ def test_sarcomas_are_ct_made_coarser_so_that_a_patch_shows_much(test_data: Path
     assert values["network_def::strides"][0] == [2, 2, 2]
     assert values["augment::deform::flip_axes"] == [0, 1, 2]
     assert not {"mirror_axes", "view_scales"} & values.keys()  # large images: views would cost
+
+
+@pytest.mark.parametrize(("channel", "size"), [("CT", (76, 66, 60)), ("MR", (200, 200, 60))])
+def test_images_are_planned_as_the_network_gets_them(
+    channel: str, size: tuple[int, int, int], make_data: DataMaker
+) -> None:
+    # CT is cropped to the body, with 8 voxels on each side; MR around which all is 0 is not cropped
+    found = fingerprint(open_dataset(make_data(channels=[channel], low=-1000, high=400)))
+    box, whole = [(edges,) * 3 for edges in ((60, 50, 60), (200, 200, 60))]
+    found = replace(found, shapes=whole, body_shapes=box, crop_shapes=whole if channel == "CT" else box)
+    assert _grid(found, choose_budget(3, cuda=False, seconds=None), flat=False).size == size
 
 
 def test_ct_is_clipped_and_scaled_by_the_foreground(make_data: DataMaker) -> None:

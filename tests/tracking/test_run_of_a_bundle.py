@@ -31,7 +31,7 @@ from medunet.trust import judge, unpack
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SMALL = {**SMALL_2D, "epochs": 2, "folds": 2}
+SMALL = {**SMALL_2D, "epochs": 2, "folds": 2, "keep_epoch": "last"}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,22 @@ def test_metrics_parameters_and_artifacts_are_all_there(fold: tuple[mlflow.Mlflo
     assert {"config/train.json", "environment/environment.json", "environment/requirements.txt"} <= files
     assert {"plots/curves.png", "history.json", "validation/cases.csv", "bundle.zip"} <= files
     assert any(name.startswith("validation/epoch_0000") and name.endswith("worst.png") for name in files)
+
+
+def test_a_run_is_ranked_by_the_weights_that_it_left(
+    tracked: tuple[Path, str], fold: tuple[mlflow.MlflowClient, mlflow.entities.Run]
+) -> None:
+    _, run = fold
+    values = [
+        entry["val_metrics"]["val_mean_dice"]
+        for entry in json.loads((tracked[0] / "eval" / "history.json").read_text())
+    ]
+    found = run.data.metrics
+    assert (found["kept_epoch"], found["kept_val_mean_dice"]) == (2.0, pytest.approx(values[1]))
+    assert found["best_val_mean_dice"] == pytest.approx(max(values))
+    [training] = list_runs(tracked[1])
+    assert best_run([training]) == training
+    assert training.metrics["kept_val_mean_dice"] == pytest.approx(values[1])
 
 
 def test_the_data_are_a_dataset_with_a_digest_of_its_content(
@@ -209,7 +225,7 @@ def test_runs_are_listed_compared_and_found_again(
     assert rows["learning_rate"] == ["0.0", "0.003"]
     assert "seed" not in rows
     best = best_run(found)
-    assert best.metrics["best_val_mean_dice"] == max(one.metrics["best_val_mean_dice"] for one in found)
+    assert best.metrics["kept_val_mean_dice"] == max(one.metrics["kept_val_mean_dice"] for one in found)
     assert folder_of(find_run("mine", found), run.parent) == run
 
     def medunet(*words: object) -> str:

@@ -31,6 +31,7 @@ def test_the_best_or_the_last_validated_epoch_is_kept(tmp_path: Path, keep: Lite
         state = SimpleNamespace(epoch=epoch, max_epochs=5, iteration=epoch)
         handler.save(SimpleNamespace(state=state, should_terminate=False, grad_scaler=None))
     assert load_checkpoint(tmp_path / BEST_NAME)["model"]["weight"].item() == kept
+    assert handler.kept_epoch == kept
     assert (handler.best_metric, handler.best_epoch) == (0.8, 3)  # what early stopping goes by
 
 

@@ -24,7 +24,7 @@ from medunet.files import check_target, claim, write_atomically
 from medunet.io.extras import import_extra
 from medunet.networks import resolve_device
 from medunet.tracking.server import Server
-from medunet.training import BEST_NAME, HISTORY_NAME, LAST_NAME, PREVIOUS_NAME
+from medunet.training import BEST_NAME, HISTORY_NAME, LAST_NAME, PREVIOUS_NAME, kept_entry
 from medunet.trust import record_weights, require_trust
 
 from .folds import share_of_fold
@@ -57,7 +57,7 @@ class Trial:
     Args:
         run: its folder, a bundle.
         values: by config id, as they were chosen.
-        metric: best validation Dice; None where nothing was validated.
+        metric: validation Dice of the epoch that it keeps; None where nothing was validated.
         epochs: trained.
         error: why it failed.
     """
@@ -279,12 +279,14 @@ def _trial(file: Path, errors: Mapping[str, Exception | None]) -> Trial:
     """What a trial has left in the output folder; errors by Ray's folders."""
     run = file.with_suffix("")
     entries = _history(run)
-    values = [entry["val_metrics"][METRIC] for entry in entries if METRIC in entry.get("val_metrics", {})]
+    values = json.loads(file.read_text())
+    config = run / "configs" / "train.json"
+    kept = kept_entry(entries, read_json(config) if config.is_file() else {})
     if (run / "models" / BEST_NAME).is_file():  # a trial that was ended early had no time for it
         record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     error = next((error for path, error in errors.items() if _number(file) in path and error is not None), None)
     text = None if error is None else " ".join(str(error).split())[-MESSAGE_LENGTH:]
-    return Trial(run, json.loads(file.read_text()), max(values, default=None), len(entries), text)
+    return Trial(run, values, kept.get("val_metrics", {}).get(METRIC), len(entries), text)
 
 
 @contextmanager

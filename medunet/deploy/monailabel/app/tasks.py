@@ -17,13 +17,14 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
+from medunet.bundle.specialise import read_json
 from medunet.deploy.monailabel.scoring import score_labels
 from medunet.deploy.monailabel.served import ServedBundle
 from medunet.deploy.monailabel.training import EPOCHS, TrainingOptions, train_further
 from medunet.deploy.monailabel.uncertainty import uncertainty
 from medunet.errors import MedunetError
 from medunet.files import write_atomically
-from medunet.training import HISTORY_NAME
+from medunet.training import HISTORY_NAME, kept_entry
 
 from .hidden import HIDDEN
 from .inference import ResidentPredictor, explained
@@ -56,14 +57,14 @@ class BundleTraining(TrainTask):
         return {"max_epochs": EPOCHS, "steps_per_epoch": 0, "learning_rate": 0.0, "preset": ""}
 
     def stats(self) -> dict[str, Any]:
-        """Of the last training: epochs and the best validation Dice."""
+        """Of the last training: epochs, and the validation Dice of the one that was kept."""
         runs = sorted(self.folder.glob(f"*/run/eval/{HISTORY_NAME}"))
         if not runs:
             return {}
         history = read_history(runs[-1])
-        scores = [entry["val_dice"] for entry in history if entry.get("val_dice")]
-        best: dict[str, float] = max(scores, key=_mean, default={})
-        return {"epoch": len(history), "total_time": "", "best_metric": round(_mean(best), 4), "dice": best}
+        config = read_json(runs[-1].parents[1] / "configs" / "train.json")
+        dice: dict[str, float] = kept_entry(history, config).get("val_dice", {})
+        return {"epoch": len(history), "total_time": "", "best_metric": round(_mean(dice), 4), "dice": dice}
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train on every image with a final label."""
