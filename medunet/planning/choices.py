@@ -85,25 +85,39 @@ def normalisation(print_: Fingerprint) -> Decision:
 
 
 def cropping(print_: Fingerprint) -> list[Decision]:
-    """Leave out the air around the body, in CT volumes where it takes much of them."""
-    is_ct = all(channel.kind == "CT" for channel in print_.channels)
-    if print_.spatial_dims != 3 or not is_ct or print_.body_share >= CROP_SHARE:
+    """Leave out the air around the body, or the zeros around the brain, in volumes where they take much of them."""
+    if print_.spatial_dims != 3:
         return []
-    numbers = f"the box around all above {AIR:g} HU takes {100 * print_.body_share:.0f} % of the median image"
-    reason = "images are cropped to the body, in training and prediction alike; what is outside is background"
-    return [
-        Decision("crop_steps", ["@steps#crop_body"], reason, numbers),
-        Decision("body_threshold", AIR, "air is not above it", numbers),
-    ]
+    reason = "images are cropped to {}, in training and prediction alike; what is outside is background"
+    steps = ["@steps#crop_body"]
+    if _is_ct(print_) and print_.body_share < CROP_SHARE:
+        numbers = f"the box around all above {AIR:g} HU takes {100 * print_.body_share:.0f} % of the median image"
+        return [
+            Decision("crop_steps", steps, reason.format("the body"), numbers),
+            Decision("body_threshold", AIR, "air is not above it", numbers),
+        ]
+    if print_.crop_share < CROP_SHARE:
+        numbers = f"the box around all that is not 0 takes {100 * print_.crop_share:.0f} % of the median image"
+        return [
+            Decision("crop_steps", steps, reason.format("what is not 0"), numbers),
+            Decision("body_threshold", 0.0, "as where a brain was cut out", numbers),
+            Decision("steps::crop_body::select_fn::absolute", True, "negative values are image as well"),
+        ]
+    return []
+
+
+def _is_ct(print_: Fingerprint) -> bool:
+    return all(channel.kind == "CT" for channel in print_.channels)
 
 
 def kept_shapes(print_: Fingerprint) -> tuple[tuple[int, ...], ...]:
-    """Voxels along each axis that are left of each case: the body with its margin, where images are cropped to it."""
+    """Voxels along each axis that are left of each case: where images are cropped the box with its margin."""
     if not cropping(print_):
         return print_.shapes
+    boxes = print_.body_shapes if _is_ct(print_) and print_.body_share < CROP_SHARE else print_.crop_shapes
     return tuple(
-        tuple(min(edge + 2 * BODY_MARGIN, whole) for edge, whole in zip(body, shape, strict=True))
-        for body, shape in zip(print_.body_shapes, print_.shapes, strict=True)
+        tuple(min(edge + 2 * BODY_MARGIN, whole) for edge, whole in zip(box, shape, strict=True))
+        for box, shape in zip(boxes, print_.shapes, strict=True)
     )
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -259,16 +259,13 @@ def _grid(print_: Fingerprint, budget: Budget, *, flat: bool) -> Spacing:
         size = tuple(int(n) for n in np.median(images, axis=0))
         return Spacing((1.0, 1.0), size, "images in the plane are not resampled", "")
     thinnest = print_.thinnest
-    grid = target_spacing(
+    return target_spacing(
         print_.spacings_mm,
-        np.minimum(images, print_.crop_shapes).tolist(),  # a patch need not show what is empty
+        images.tolist(),
         max_voxels=math.inf if flat else budget.image_patches * budget.patch_voxels,
         context_voxels=math.inf if flat else budget.context_patches * budget.patch_voxels,
         thinnest_mm=thinnest.thickness_mm if thinnest is not None else math.inf,
     )
-    extent_mm = np.median(images * print_.spacings_mm, axis=0)
-    size = tuple(max(1, round(extent / step)) for extent, step in zip(extent_mm.tolist(), grid.spacing_mm, strict=True))
-    return replace(grid, size=size)
 
 
 def _data(dataset: SegmentationDataset) -> list[Decision]:

@@ -52,9 +52,9 @@ def write_volumes(root: Path, kind: str) -> None:
         image = label * 100 + rng.normal(0, 10, label.shape)
         if kind == "ignore":
             label[:, :, :3] = 3
-        if kind == "air":
+        if around := {"air": (-1000.0,), "zeros": (0.0,)}.get(kind):
             label, image = (np.pad(array, ((8, 24), (20, 12), (0, 0))) for array in (label, image))
-            image[:8], image[40:], image[:, :20], image[:, 52:] = (-1000.0,) * 4
+            image[:8], image[40:], image[:, :20], image[:, 52:] = around * 4
         write_volume(label, root / "labelsTr" / f"c_{case}.nii.gz", affine=affine)
         for channel in range(len(channels)):
             name = f"c_{case}_{channel:04d}.nii.gz"
@@ -108,6 +108,7 @@ def test_monai_trains_a_planned_bundle(tmp_path: Path) -> None:
         ("ignore", {}),
         ("two channels", {}),
         ("air", {}),
+        ("zeros", {}),
     ],
 )
 def test_it_trains_and_predicts_with_no_edit(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
@@ -127,8 +128,8 @@ def test_it_trains_and_predicts_with_no_edit(tmp_path: Path, kind: str, options:
     assert found.record.geometry.is_close(read_volume(case.images[0]).record.geometry)
     assert set(np.unique(found.image)) <= set(open_dataset(data).labels.values())
     if planned["spatial_dims"] == 3:
-        assert planned["crop_steps"] == (["@steps#crop_body"] if kind == "air" else [])
-    if kind == "air":
+        assert planned["crop_steps"] == (["@steps#crop_body"] if kind in ("air", "zeros") else [])
+    if kind in ("air", "zeros"):
         assert not found.image[0, 52:].any()  # the box and its margin of 8 voxels end before
 
 

@@ -308,6 +308,25 @@ def test_a_case_that_hangs_is_given_up_and_holds_up_no_other(
 
 @needs_ray
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="shows what a process was started with")
+def test_predictors_start_with_one_heap(
+    bundle: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "environ"
+    from medunet.deploy.cluster import pool
+
+    class Seen(pool.Resident):
+        def predict(self, case: Any) -> Outcome:
+            seen.write_bytes(Path("/proc/self/environ").read_bytes())  # at the start, when the C library looked
+            return super().predict(case)
+
+    monkeypatch.setattr(pool, "Resident", Seen)
+    assert not predict_cohort(bundle, make_cohort(tmp_path / "in", cases=1), tmp_path / "out", where="ray").failed
+    assert b"MALLOC_ARENA_MAX=1" in seen.read_bytes().split(b"\0")
+
+
+@needs_ray
+@pytest.mark.slow
 def test_a_thousand_cases_with_twenty_failures_are_all_accounted_for(
     bundle: Path, tmp_path: Path, cluster: Any
 ) -> None:
