@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,11 +119,15 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> tuple[float, floa
 def compare_labels(network: TileNetwork, run: Runner, image: Path, *, trust: bool = False) -> tuple[int, int]:
     """Voxels of a case that a file labels otherwise than PyTorch in float32, and all of them.
 
-    Both go the whole way of ``medunet predict``: reading, tiles, classes, the grid of the file.
+    Both go the whole way of ``medunet predict``: reading, tiles, classes, the grid of the file; by the same tiles,
+    which change the answer of some networks.
     """
+    overrides: dict[str, Any] = dict(EXACT)
+    if network.largest is not None:
+        overrides["tile_size"] = within(network.description["tile"]["size"], network.largest)
     with tempfile.TemporaryDirectory() as folder:
         predictor = Predictor(
-            network.bundle, output_dir=Path(folder), device="cpu", overwrite=True, overrides=EXACT, trust=trust
+            network.bundle, output_dir=Path(folder), device="cpu", overwrite=True, overrides=overrides, trust=trust
         )
         expected = np.asarray(predictor.decide(image)["pred"])
         predictor.network = ExportedNetwork(run, network.reference).eval()
@@ -136,6 +141,19 @@ def compare_labels(network: TileNetwork, run: Runner, image: Path, *, trust: boo
     if found.shape != expected.shape:
         return expected.size, expected.size
     return int((found != expected).sum()), expected.size
+
+
+def within(tile_size: Any, largest: Sequence[int]) -> list[int]:
+    """A bundle's `tile_size`, but nowhere larger than a file takes.
+
+    Example:
+        >>> within("auto", (152, 168)), within([-1, 64], (152, 168)), within(256, (152, 168))
+        ([152, 168], [152, 64], [152, 168])
+    """
+    if tile_size is None or isinstance(tile_size, str):
+        return list(largest)
+    sizes = [tile_size] * len(largest) if isinstance(tile_size, int) else tile_size
+    return [most if n is None or n < 1 else min(n, most) for n, most in zip(sizes, largest, strict=True)]
 
 
 def _decided(logits: torch.Tensor) -> torch.Tensor:

@@ -80,6 +80,7 @@ def describe(
             "margin": list(shapes.margin),
             "receptive_radius": list(shapes.receptive_radius),
             "least": list(sizes.least),
+            "largest": None,  # any, unless the format has one
             "remainder": list(sizes.remainder),
             "multiple": list(sizes.multiple),
             "exact": bool(getattr(network, "tileable", True)),

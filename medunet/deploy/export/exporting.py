@@ -111,6 +111,7 @@ def export_bundle(
     chosen.check()
     check_target(output.parent)
     network = load_tile_network(bundle, trust=trust)
+    network = network.limited(chosen.largest(network))
     output.parent.mkdir(parents=True, exist_ok=True)
     # what has not been compared never has the name that the user gave
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:

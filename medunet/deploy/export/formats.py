@@ -51,6 +51,10 @@ class ExportFormat(ABC):
             ConfigError: a package or a device is missing.
         """
 
+    def largest(self, network: TileNetwork) -> tuple[int, ...] | None:
+        """The largest tile that its files take of a network; None for any."""
+        return None
+
     @abstractmethod
     def write(self, network: TileNetwork, path: Path) -> None:
         """Write the network and its description; other files may come to lie beside `path`, with its stem."""

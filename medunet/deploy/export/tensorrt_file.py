@@ -15,13 +15,11 @@ from medunet.io.extras import has_package
 from .formats import ExportFormat, Runner, on_cpu, to_text
 from .onnx_file import OnnxFile
 from .tile_network import TileNetwork
-
-LARGEST = 2
-"""An engine takes tiles up to this many times the usual one on each axis; it is tuned for the usual one."""
+from .tile_sizes import largest_tile
 
 
 class TensorRtFile(ExportFormat):
-    """An engine made of the ONNX file, without TF32, for tiles around the usual one.
+    """An engine made of the ONNX file, without TF32, tuned for the usual tile.
 
     An engine has no room for a description: it lies beside it, in the file of the same name with `.json` added.
     Not run yet, for want of a GPU; the comparison guards it as all others.
@@ -47,6 +45,10 @@ class TensorRtFile(ExportFormat):
         self._tensorrt()
         OnnxFile().check()
 
+    def largest(self, network: TileNetwork) -> tuple[int, ...]:
+        """Of the profile: an engine sets memory aside for it."""
+        return largest_tile(network.shapes, network.patch)
+
     def write(self, network: TileNetwork, path: Path) -> None:
         """Write the engine and its description."""
         trt = self._tensorrt()
@@ -60,10 +62,8 @@ class TensorRtFile(ExportFormat):
             if not parser.parse_from_file(str(source)):
                 raise RuntimeError("; ".join(str(parser.get_error(index)) for index in range(parser.num_errors)))
         profile = builder.create_optimization_profile()
-        usual = network.patch
-        largest = network.sizes.fit(tuple(LARGEST * n for n in usual))
-        smallest, channels = network.sizes.least, network.channels
-        profile.set_shape("image", (1, channels, *smallest), (1, channels, *usual), (2, channels, *largest))
+        smallest, largest, channels = network.sizes.least, self.largest(network), network.channels
+        profile.set_shape("image", (1, channels, *smallest), (1, channels, *network.patch), (2, channels, *largest))
         settings = builder.create_builder_config()
         settings.clear_flag(trt.BuilderFlag.TF32)  # ten bits of fraction are not float32
         settings.add_optimization_profile(profile)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class TileNetwork:
         patch: a usual tile, as the bundle's metadata have it.
         description: what a file says about itself.
         metadata: the bundle's, without hashes of its files.
+        largest: tile that the file takes; None for any.
     """
 
     bundle: Path
@@ -46,11 +47,19 @@ class TileNetwork:
     patch: tuple[int, ...]
     description: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    largest: tuple[int, ...] | None = None
 
     @property
     def channels(self) -> int:
         """Of the image."""
         return int(self.description["in_channels"])
+
+    def limited(self, largest: tuple[int, ...] | None) -> TileNetwork:
+        """The same for files that take tiles up to a size, and say so."""
+        if largest is None:
+            return self
+        tile = {**self.description["tile"], "largest": list(largest)}
+        return replace(self, largest=largest, description={**self.description, "tile": tile})
 
     def dynamic_shapes(self) -> dict[int, Any]:
         """The axes whose sizes stay open, as `torch.export` takes them."""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from medunet.inferers import smallest_tile
 from medunet.networks import UNetShapes
+
+ROOM = 2
+"""Formats with a largest tile take at least this many times the usual one on each axis."""
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,32 @@ class TileSizes:
     def example(self) -> tuple[int, ...]:
         """A size that is odd, larger than the least, and another one on every axis."""
         return self.fit(tuple(n + (n // 2 | 1) + axis for axis, n in enumerate(self.least)))
+
+
+def largest_tile(shapes: UNetShapes, patch: tuple[int, ...]) -> tuple[int, ...]:
+    """The tile for a format that must name a largest: with it images of any size are evaluated exactly.
+
+    Within a tile that lies inside an image only what is a halo away from all its edges is kept. So the largest one
+    holds the usual patch and what that sees around it:
+
+    ```
+    [---- halo ----|==== patch ====|---- halo ----]
+    ```
+
+    Args:
+        shapes: of the network.
+        patch: a usual tile.
+
+    Example:
+        >>> largest_tile(UNetShapes.of(3, 4), (40, 56, 40))
+        (152, 168, 152)
+    """
+    sizes = TileSizes.of(shapes)
+    seen = shapes.margin if any(shapes.margin) else shapes.halo
+    wanted = (
+        tuple(n + 2 * context for n, context in zip(patch, seen, strict=True)),
+        tuple(ROOM * n for n in patch),
+        smallest_tile(shapes, extend=1),  # labels are interpolated between neighbours within one tile
+        sizes.example(),  # of the comparison
+    )
+    return sizes.fit(tuple(map(max, *wanted)))

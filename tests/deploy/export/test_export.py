@@ -8,21 +8,36 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
+from medunet.bundle import find_bundle
 from medunet.bundle.ensemble import write_ensemble
 from medunet.cli.app import main
 from medunet.cli.export import FileFormat
-from medunet.deploy.export import FORMATS, Agreement, export_bundle, find_format, format_of, load_tile_network
+from medunet.deploy.export import (
+    FORMATS,
+    Agreement,
+    TileNetwork,
+    export_bundle,
+    find_format,
+    format_of,
+    load_tile_network,
+)
 from medunet.deploy.export.agreement import MAX_RMS, compare, difference
 from medunet.deploy.export.formats import Runner
 from medunet.deploy.export.onnx_file import OnnxFile
+from medunet.deploy.export.tensorrt_file import TensorRtFile
+from medunet.deploy.export.tile_sizes import TileSizes, largest_tile
 from medunet.deploy.export.torchscript_file import TorchScriptFile
 from medunet.errors import ConfigError, DataError
 from medunet.files import sha256_of
+from medunet.inferers import OverlapTileInferer
+from medunet.io import write_volume
 from medunet.networks import UNet
 from medunet.trust import UntrustedBundleError
 
@@ -178,6 +193,68 @@ def test_a_few_ties_are_rounding() -> None:
     assert Agreement(case_unlike=6, case_voxels=62_475).fault is None
     assert Agreement(case_unlike=7, case_voxels=62_475).fault is not None
     assert Agreement(rms=float("nan")).fault is not None
+
+
+@pytest.mark.parametrize("shipped", ["unet_3d", "unet_2d", "unet_2015"])
+def test_an_image_of_any_size_is_cut_into_tiles_within_the_largest(shipped: str) -> None:
+    folder = find_bundle(shipped) / "configs"
+    parser = ConfigParser()
+    parser.read_config(str(folder / "inference.json"))
+    network = parser.get_parsed_content("network_def")
+    axes = network.shapes.spatial_dims
+    largest = largest_tile(network.shapes, tuple(parser["patch_size"]))
+    if shipped == "unet_3d":
+        assert network.shapes.halo == (56, 56, 56)
+        assert largest == (152, 168, 152)
+    for size in (largest, (512, 512, 301)[:axes], (1001, 153, 170)[:axes]):
+        for extend in (0, 1):
+            plan = OverlapTileInferer(largest).plan(size, network, extend=extend)
+            assert all(n <= most for tile in plan.tiles for n, most in zip(tile.window_size, largest, strict=True))
+    assert all(n <= most for n, most in zip(TileSizes.of(network.shapes).example(), largest, strict=True))
+
+
+def test_a_tensorrt_profile_goes_up_to_the_largest_tile(bundles: dict[str, Path]) -> None:
+    network = load_tile_network(bundles["padded"])
+    assert TensorRtFile().largest(network) == largest_tile(network.shapes, network.patch)
+    assert OnnxFile().largest(network) is None
+    assert network.description["tile"]["largest"] is None
+
+
+class Limited(TorchScriptFile):
+    """Takes tiles up to a size, as an engine does."""
+
+    seen: ClassVar[set[tuple[int, ...]]] = set()
+
+    def largest(self, network: TileNetwork) -> tuple[int, ...]:
+        return largest_tile(network.shapes, network.patch)
+
+    def open(self, path: Path) -> Runner:
+        most = self.describe(path)["tile"]["largest"]
+        run = super().open(path)
+
+        def limited(image: torch.Tensor) -> torch.Tensor:
+            self.seen.add(tuple(image.shape[2:]))
+            if any(n > limit for n, limit in zip(image.shape[2:], most, strict=True)):
+                raise RuntimeError(f"no tiles of {tuple(image.shape)}")
+            return run(image)
+
+        return limited
+
+
+def test_a_case_larger_than_the_largest_tile_is_compared_tile_by_tile(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMATS, "torchscript", Limited())  # type: ignore[arg-type]
+    voxels = np.random.default_rng(0).normal(size=(90, 40, 33)).astype(np.float32)
+    image = write_volume(voxels, tmp_path / "case.nii.gz", affine=np.eye(4))
+    agreement = export_bundle(bundles["padded"], tmp_path / "a.ts", to="torchscript", image=image).agreement
+    assert (agreement.case_unlike, agreement.case_voxels) == (0, 90 * 40 * 33)
+    assert (90, 40, 33) not in Limited.seen
+    network = load_tile_network(bundles["padded"])
+    assert (
+        format_of(tmp_path / "a.ts").describe(tmp_path / "a.ts")
+        == network.limited(Limited().largest(network)).description
+    )
 
 
 def test_a_missing_package_names_the_extra(
