@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import socket
@@ -38,6 +39,9 @@ JOIN_SECONDS = 600
 
 WORKER = "medunet.deploy.cluster.worker"
 DEFAULT_PORT = 29400
+
+ELSEWHERE = "192.0.2.1"
+"""An address that no host has (RFC 5737): the way to it is the way out of this host."""
 
 
 def train_processes(
@@ -159,7 +163,7 @@ def check_request(processes: int, *, hosts: int, endpoint: str | None, device: s
 def launch_config(processes: int, *, hosts: int, endpoint: str | None, max_restarts: int, folder: str) -> LaunchConfig:
     """How the elastic launcher starts the processes of this host, and where it meets the other hosts."""
     host, port = split_endpoint(endpoint) if endpoint and hosts > 1 else ("localhost", 0)
-    own = _address_towards(host, port) if hosts > 1 else None
+    own = _reachable_address(host, port) if hosts > 1 else None
     return LaunchConfig(
         min_nodes=hosts,
         max_nodes=hosts,
@@ -209,7 +213,7 @@ def _environment(processes: int, hosts: int, endpoint: str | None) -> Iterator[N
     wanted = {"OMP_NUM_THREADS": str(max(1, cores // processes))}
     wanted["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # restarted processes would meet the dead there
     if hosts > 1 and endpoint:
-        interface = _interface_of(_address_towards(*split_endpoint(endpoint)))
+        interface = _interface_of(_reachable_address(*split_endpoint(endpoint)))
         wanted |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     chatty = logging.getLogger("torch.distributed.elastic")
@@ -224,6 +228,29 @@ def _environment(processes: int, hosts: int, endpoint: str | None) -> Iterator[N
             os.environ.pop(name, None)
 
 
+def _reachable_address(host: str, port: int) -> str:
+    """This host's address for the others.
+
+    Debian and Ubuntu give a host's own name the address 127.0.1.1 (`/etc/hosts`), so the way from the endpoint's host
+    to the endpoint is a loopback, where the others would find themselves.
+    """
+    address = _address_towards(host, port)
+    if not _is_loopback(address):
+        return address
+    outward = None
+    with contextlib.suppress(ConfigError):  # a cluster without a way out
+        outward = _address_towards(ELSEWHERE, port)
+    found = sorted(_outer_addresses(), key=lambda each: (each != outward, ":" in each))
+    if not found:
+        raise ConfigError(
+            "the endpoint's name is a loopback address here, and this host has no other address",
+            received=f"{host}:{port}, {address}",
+            expected="an address that the other hosts reach",
+            remedy="connect the network, and give --rdzv-endpoint the IP address of this host",
+        )
+    return found[0]
+
+
 def _address_towards(host: str, port: int) -> str:
     """This host's address as the other one sees it; nothing is sent."""
     try:
@@ -235,10 +262,29 @@ def _address_towards(host: str, port: int) -> str:
         raise ConfigError(f"no way to the endpoint: {error.strerror or error}", received=f"{host}:{port}") from error
 
 
+def _outer_addresses() -> Iterator[str]:
+    """Of the interfaces that are up, without loopbacks and those that are valid on one wire only."""
+    running = psutil.net_if_stats()
+    for name, entries in psutil.net_if_addrs().items():
+        if name not in running or not running[name].isup:
+            continue
+        for entry in entries:
+            if entry.family in (socket.AF_INET, socket.AF_INET6):
+                address = ipaddress.ip_address(entry.address.partition("%")[0])
+                if not address.is_loopback and not address.is_link_local:
+                    yield entry.address
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
 def _is_own_address(host: str) -> bool:
-    wanted = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+    wanted = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
     own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
-    return bool(wanted & own)
+    if wanted & own or any(map(_is_loopback, wanted)):
+        return True
+    return host.lower() in {socket.gethostname().lower(), socket.getfqdn().lower()}
 
 
 def _interface_of(address: str) -> str | None:

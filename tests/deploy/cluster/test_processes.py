@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from medunet.bundle import find_bundle
 from medunet.datasets import write_phantom_dataset
-from medunet.deploy.cluster import train_processes
+from medunet.deploy.cluster import launch, train_processes
 from medunet.errors import ConfigError
 
 from .processes import PATIENCE, history, run, started, wait_for, weights, words, workers_of
@@ -81,6 +83,51 @@ def test_what_cannot_work_is_refused_before_anything_starts(
     with pytest.raises(ConfigError, match="one GPU for several processes"):
         train_processes(bundle, cells, tmp_path / "run", processes=2, device="cuda:1")
     assert not (tmp_path / "run").exists()
+
+
+LO, WIRE, BRIDGE = ("lo", "127.0.0.1"), ("eth0", "10.9.8.7"), ("br0", "172.30.0.1")
+
+
+def as_host(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, str], names: dict[str, str]) -> None:
+    """A host with these interfaces and a file of names; bridges are down."""
+    kind = {True: socket.AF_INET6, False: socket.AF_INET}
+    found = {name: [SimpleNamespace(family=kind[":" in text], address=text)] for name, text in addresses}
+    monkeypatch.setattr("psutil.net_if_addrs", lambda: found)
+    monkeypatch.setattr("psutil.net_if_stats", lambda: {n: SimpleNamespace(isup=not n.startswith("br")) for n in found})
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(
+        "socket.getaddrinfo", lambda host, *args, **kw: look_up(names.get(host.lower(), host), *args, **kw)
+    )
+
+
+def test_a_host_whose_own_name_is_a_loopback_is_reached_by_its_wire(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_host(monkeypatch, LO, BRIDGE, ("eth1", "fd00::7"), WIRE, names={"gpu-1": "127.0.1.1"})
+    config = launch.launch_config(2, hosts=2, endpoint="gpu-1:29400", max_restarts=0, folder="run")
+    assert config.rdzv_configs["is_host"] is True
+    assert config.local_addr == "10.9.8.7"
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    with launch._environment(2, 2, "gpu-1:29400"):
+        assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("eth0", "eth0")
+
+
+def test_a_host_with_a_loopback_only_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_host(monkeypatch, LO, BRIDGE, ("eth0", "fe80::1%eth0"), names={"gpu-1": "127.0.1.1"})
+    with pytest.raises(ConfigError, match=r"gpu-1:29400, 127\..*IP address"), launch._environment(1, 2, "gpu-1"):
+        pass
+
+
+def test_a_host_knows_its_own_name_and_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_host(monkeypatch, LO, WIRE, names={"gpu-1": "10.9.8.1", "gpu-2": "10.9.8.2", "wire": "10.9.8.7"})
+    monkeypatch.setattr("socket.gethostname", lambda: "gpu-1")
+    monkeypatch.setattr("socket.getfqdn", lambda: "gpu-1.example.org")
+    assert [launch._is_own_address(host) for host in ("gpu-1", "GPU-1", "wire", "127.0.1.1", "::1")] == [True] * 5
+    assert not launch._is_own_address("gpu-2")
+
+
+def test_processes_of_one_host_meet_on_its_loopback() -> None:
+    config = launch.launch_config(2, hosts=1, endpoint=None, max_restarts=0, folder="run")
+    assert (config.local_addr, config.rdzv_configs["is_host"]) == ("127.0.0.1", True)
 
 
 @pytest.mark.slow
