@@ -38,6 +38,18 @@ class Range:
         """A value in it."""
         return self.choices[0] if self.choices else int(self.low or 0) if self.is_whole else self.low
 
+    @property
+    def largest(self) -> Any:
+        """The largest value in it."""
+        if not self.choices:
+            return self.high
+        try:
+            return max(self.choices)
+        except TypeError as error:
+            raise ConfigError(
+                "not all choices are numbers", received=f"{self.key}={CHOICE.join(map(str, self.choices))}"
+            ) from error
+
     def to_tune(self, tune: Any) -> Any:
         """As a domain of Ray Tune."""
         if self.choices:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import secrets
@@ -137,6 +138,7 @@ def tune_bundle(
     config = apply(configs, {**values, **{entry.key: entry.example for entry in ranges}})["train"]
     if trials < 1:
         raise ConfigError("impossible number of trials", received=trials, expected="1 or more")
+    limits = rungs(config, ranges)
     asked = {
         "bundle": str(bundle.resolve()),
         "data": str(data.resolve()),
@@ -161,7 +163,6 @@ def tune_bundle(
         "presets": list(presets),
         "device": device,
     }
-    interval = int(config["val_interval"])
     with claim(output), _quiet():
         check_target(output)
         key = _note_asked(output, asked)
@@ -177,9 +178,8 @@ def tune_bundle(
                 search_alg=optuna.OptunaSearch(seed=seed),
                 scheduler=schedulers.ASHAScheduler(
                     time_attr="epoch",
-                    max_t=int(config["epochs"]) + 1,  # who comes to the end ends by itself
-                    grace_period=min(int(config["epochs"]), 2 * interval),
                     reduction_factor=REDUCTION,
+                    **limits,
                 ),
             ),
             run_config=tune.RunConfig(
@@ -200,6 +200,29 @@ def tune_bundle(
     if tracking_uri:
         track_search(search, Server(tracking_uri), key=key)
     return search
+
+
+def rungs(config: Mapping[str, Any], ranges: Sequence[Range]) -> dict[str, int]:
+    """ASHA's first and last epoch: no trial is judged before it can have been validated twice, or cut at the last.
+
+    Args:
+        config: the training's.
+        ranges: what is chosen from; `epochs` and `val_interval` may be among it.
+
+    Raises:
+        ConfigError: choices of these that are not numbers.
+
+    Example:
+        >>> rungs({"epochs": 100, "val_interval": 5}, [])
+        {'max_t': 101, 'grace_period': 10}
+    """
+    largest = {entry.key: entry.largest for entry in ranges if entry.key in ("epochs", "val_interval")}
+    try:
+        epochs, interval = (math.ceil(largest.get(key, config[key])) for key in ("epochs", "val_interval"))
+    except TypeError as error:
+        raise ConfigError("epochs are counted in numbers", received=largest) from error
+    # who comes to the end ends by itself
+    return {"max_t": epochs + 1, "grace_period": min(epochs, 2 * interval)}
 
 
 def _check_asked(output: Path, asked: Mapping[str, Any], *, resume: bool) -> None:

@@ -15,6 +15,7 @@ from small import SMALL_2D
 from medunet.bundle import find_bundle, verify_bundle
 from medunet.datasets import write_phantom_dataset
 from medunet.deploy.cluster import parse_ranges, tune_bundle
+from medunet.deploy.cluster.tune import rungs
 from medunet.errors import ConfigError, DataError
 
 from .processes import history, run, started, wait_for, words
@@ -40,6 +41,29 @@ def test_an_impossible_range_is_refused(text: str) -> None:
 def test_nothing_to_search_is_refused() -> None:
     with pytest.raises(ConfigError, match="--set-range"):
         parse_ranges([])
+
+
+@pytest.mark.parametrize(
+    ("texts", "last", "first"),
+    [
+        (["learning_rate=1e-4:1e-2"], 100, 10),
+        (["epochs=10:60:int"], 60, 10),
+        (["epochs=10|60|30"], 60, 10),
+        (["val_interval=1:20:int"], 100, 40),
+        (["val_interval=20|1", "epochs=10|30"], 30, 30),
+    ],
+)
+def test_no_trial_is_cut_before_its_last_epoch_or_judged_by_one_validation(
+    texts: list[str], last: int, first: int
+) -> None:
+    limits = rungs({"epochs": 100, "val_interval": 5}, parse_ranges(texts))
+    assert limits == {"max_t": last + 1, "grace_period": first}
+
+
+@pytest.mark.parametrize("text", ["epochs=null|null", "epochs=10|null", "val_interval=often|seldom"])
+def test_epochs_that_are_no_numbers_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="numbers"):
+        rungs({"epochs": 100, "val_interval": 5}, parse_ranges([text]))
 
 
 def test_a_key_that_is_not_there_is_refused_before_ray_starts(tmp_path: Path) -> None:
