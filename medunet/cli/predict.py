@@ -60,7 +60,12 @@ def predict(
     ] = None,
     case_minutes: Annotated[
         float,
-        typer.Option("--case-minutes", min=0.1, help="With --on ray: a case that takes longer is tried elsewhere."),
+        typer.Option(
+            "--case-minutes",
+            min=0.1,
+            help="With --on ray: a case that takes longer, counted from when those that its predictor got before have "
+            "come back, is tried elsewhere.",
+        ),
     ] = 60.0,
     query: Annotated[
         list[str] | None,

@@ -83,7 +83,8 @@ def predict_cohort(
         ensemble: see device.
         replace: predict everything anew; called again without it, such a run goes on.
         trust: see device.
-        case_seconds: on a cluster, a process that has a case for longer hangs: it is ended, and the case tried again.
+        case_seconds: on a cluster, a process that is at a case for longer hangs: it is ended, and the case tried again.
+            Counted from when the cases that the process got before have come back.
         report: called with every new outcome.
 
     Raises:

@@ -24,7 +24,8 @@ MAX_ATTEMPTS = 3
 """Processes that may die over one case, or hang."""
 
 CASE_SECONDS = 3600.0
-"""For how long a resident may have a case, with those before it: one that takes longer hangs."""
+"""For how long a resident may be at a case: one that takes longer hangs. The time counts from when those that the
+resident got before have come back, or from when it got the case where there were none."""
 
 LOOK_SECONDS = 5.0
 """Time between two looks for machines that have come or gone."""
@@ -57,14 +58,33 @@ def join_cluster() -> Any:
 
 @dataclass
 class _Seat:
-    """A resident, and what it has been given."""
+    """A resident, and what it has been given: in that order, and since when the first of it is what it should be at."""
 
     node: str
     actor: Any
     greeting: Any
     is_ready: bool = False
-    refs: set[Any] = field(default_factory=set)
+    refs: list[Any] = field(default_factory=list)
     alone: bool = False
+    since: float = 0.0
+
+    def add(self, ref: Any) -> None:
+        """Note a case that it was given."""
+        if not self.refs:
+            self.since = time.monotonic()
+        self.refs.append(ref)
+
+    def remove(self, ref: Any) -> None:
+        """Note a case that came back."""
+        # Residents take up to `IN_FLIGHT` cases at once and in their order, so only the first one's clock runs:
+        #
+        #   given a b c d   | a           | b       | c  ...
+        #                   a back        b back
+        #
+        # one that overtakes it does not stop the clock, else those that follow would hide a case that hangs
+        if ref == self.refs[0]:
+            self.since = time.monotonic()
+        self.refs.remove(ref)
 
 
 class RayPool:
@@ -77,7 +97,7 @@ class RayPool:
     Args:
         options: of the predictor.
         ray: the connected module.
-        case_seconds: a resident that has a case for longer hangs, and is ended.
+        case_seconds: a resident that is at a case for longer hangs, and is ended; see :data:`CASE_SECONDS`.
     """
 
     def __init__(self, options: Mapping[str, Any], *, ray: Any, case_seconds: float = CASE_SECONDS) -> None:
@@ -87,7 +107,7 @@ class RayPool:
         self.seats: list[_Seat] = []
         self._waiting: deque[tuple[Case, int]] = deque()
         self._suspects: deque[tuple[Case, int]] = deque()
-        self._given: dict[Any, tuple[_Seat, Case, int, float]] = {}
+        self._given: dict[Any, tuple[_Seat, Case, int]] = {}
         self._looked = -LOOK_SECONDS
         self._last_seat = time.monotonic()
 
@@ -160,8 +180,8 @@ class RayPool:
 
     def _give(self, seat: _Seat, case: Case, attempts: int) -> None:
         ref = seat.actor.predict.remote(case)
-        seat.refs.add(ref)
-        self._given[ref] = (seat, case, attempts, time.monotonic())
+        seat.add(ref)
+        self._given[ref] = (seat, case, attempts)
 
     def _collect(self) -> Iterator[Outcome]:
         greetings = {seat.greeting: seat for seat in self.seats if not seat.is_ready}
@@ -187,20 +207,20 @@ class RayPool:
         seat.is_ready = True
 
     def _take(self, ref: Any) -> Iterator[Outcome]:
-        seat, _, attempts, _ = self._given[ref]
+        seat, _, attempts = self._given[ref]
         try:
             outcome: Outcome = self.ray.get(ref)
         except self.ray.exceptions.RayError as error:  # the process has died, or its predictor has broken down
             yield from self._lose(seat, error)
             return
         del self._given[ref]
-        seat.refs.discard(ref)
+        seat.remove(ref)
         seat.alone = False
         yield replace(outcome, attempts=attempts + 1)
 
     def _end_those_that_hang(self) -> Iterator[Outcome]:
         latest = time.monotonic() - self.case_seconds
-        for seat in {id(seat): seat for seat, _, _, begun in self._given.values() if begun < latest}.values():
+        for seat in [seat for seat in self.seats if seat.refs and seat.since < latest]:
             yield from self._lose(seat, TimeoutError(f"no result in {self.case_seconds:g} seconds"))
 
     def _lose(self, seat: _Seat, error: Exception) -> list[Outcome]:
@@ -213,8 +233,8 @@ class RayPool:
         self._looked = -LOOK_SECONDS
         self.ray.kill(seat.actor)
         failed = []
-        for ref in list(seat.refs):
-            _, case, attempts, _ = self._given.pop(ref)
+        for ref in seat.refs:
+            _, case, attempts = self._given.pop(ref)
             if attempts + 1 < MAX_ATTEMPTS:
                 self._suspects.append((case, attempts + 1))
                 continue

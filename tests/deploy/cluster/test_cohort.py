@@ -18,10 +18,11 @@ import pytest
 from medunet.cli.app import main
 from medunet.deploy.cluster import LEDGER_NAME, Outcome, predict_cohort, read_cohort
 from medunet.deploy.cluster.ledger import Ledger, bundle_digest
-from medunet.deploy.cluster.pool import RayPool
+from medunet.deploy.cluster.pool import LOOK_SECONDS, RayPool, _Seat
 from medunet.deploy.cluster.resident import Resident
 from medunet.errors import ConfigError, DataError, SecurityError
 from medunet.io import read_volume, write_volume
+from medunet.prediction import NamedSource
 
 from .ray_cluster import needs_ray, when
 
@@ -174,6 +175,73 @@ def test_a_predictor_has_the_cores_of_its_gpu(
     )
     pool._seat_residents()
     assert shares == expected
+
+
+class MadeTime:
+    """A cluster of one machine, and its clock: cases take their seconds one after the other, some never end.
+
+    Those that hang hold up no other, as a case whose download does not go on.
+    """
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds, self.now, self.lost = seconds, 0.0, []
+        self.exceptions = SimpleNamespace(RayError=RuntimeError)
+        self.ends: dict[str, float] = {}
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def seat(self, node: str, share: dict[str, float]) -> _Seat:
+        self.ends, free = {}, self.now
+
+        def predict(case: Any) -> str:
+            nonlocal free
+            if np.isfinite(self.seconds[case.name]):
+                free = max(free, self.now) + self.seconds[case.name]
+            self.ends[case.name] = free if np.isfinite(self.seconds[case.name]) else np.inf
+            return case.name
+
+        return _Seat(node, SimpleNamespace(predict=SimpleNamespace(remote=predict)), None, is_ready=True)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}}]
+
+    def wait(self, refs: list[str], *, num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        first = min(refs, key=self.ends.__getitem__)
+        done = self.ends[first] <= self.now + timeout
+        self.now = max(self.now, self.ends[first]) if done else self.now + timeout
+        return ([first], []) if done else ([], [])
+
+    def get(self, ref: str) -> Outcome:
+        return Outcome(ref, "written")
+
+    def kill(self, actor: Any) -> None:
+        self.lost.append(self.now)
+
+    def predict(self, monkeypatch: pytest.MonkeyPatch, *, case_seconds: float) -> dict[str, Outcome]:
+        monkeypatch.setattr("medunet.deploy.cluster.pool.time", self)
+        pool = RayPool({}, ray=self, case_seconds=case_seconds)
+        monkeypatch.setattr(pool, "_seat", self.seat)
+        cases = [NamedSource((Path(name),), name) for name in self.seconds]
+        return {outcome.name: outcome for outcome in pool.predict(cases)}
+
+
+def test_a_predictor_that_is_at_each_case_for_less_than_the_limit_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = MadeTime({f"case_{index}": 40.0 for index in range(12)})
+    outcomes = cluster.predict(monkeypatch, case_seconds=60)
+    assert {(outcome.status, outcome.attempts) for outcome in outcomes.values()} == {("written", 1)}
+    assert cluster.lost == [12 * 40.0]  # at the end of all
+
+
+def test_a_case_that_hangs_is_found_though_others_pass_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = MadeTime({f"case_{index}": np.inf if index == 3 else 5.0 for index in range(200)})
+    outcomes = cluster.predict(monkeypatch, case_seconds=60)
+    assert [name for name, outcome in outcomes.items() if outcome.status == "failed"] == ["case_3"]
+    assert outcomes["case_3"].attempts == 3
+    assert len(outcomes) == 200
+    assert cluster.lost[0] <= 3 * 5 + 60 + LOOK_SECONDS + 5
 
 
 def test_a_cohort_goes_on_and_accounts_for_every_case(bundle: Path, tmp_path: Path) -> None:
