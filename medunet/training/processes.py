@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -78,11 +79,12 @@ def was_restarted() -> bool:
     return _restarted
 
 
-def from_first(make: Callable[[], T]) -> T:
+def from_first(make: Callable[[], T], *, patience: timedelta | None = None) -> T:
     """What the first process makes, given to all: they go on from one state, also where a disk shows them another.
 
     Args:
         make: called by the first process only; its result is pickled, with tensors on the CPU.
+        patience: how long the others wait; None as long as for a step of the training, ten minutes with NCCL.
 
     Example:
         >>> from_first(lambda: 3)
@@ -90,8 +92,10 @@ def from_first(make: Callable[[], T]) -> T:
     """
     if not is_distributed():
         return make()
+    # a group of its own, so that a process that hangs in the training is found as soon as ever; closed with the others
+    group = None if patience is None else distributed.new_group(backend="gloo", timeout=patience)
     parcel = [make() if distributed.get_rank() == 0 else None]
-    distributed.broadcast_object_list(parcel, src=0)
+    distributed.broadcast_object_list(parcel, src=0, group=group)
     return parcel[0]  # type: ignore[return-value] # the first process's is a T
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -28,6 +29,10 @@ BAD_INPUT = 2
 LOST = 1
 """Exit code of a process that could not reach another one: started again, it goes on."""
 
+PREPARATION = timedelta(hours=24)
+"""How long processes wait while the first one prepares the run: with `skip_bad` it reads every voxel of the data. If it
+dies meanwhile the launcher notices; only a host that is switched off is waited for as long."""
+
 CHATTY = ("monai.bundle.workflows", "monai.data.image_reader", "monai.data.nvimgcodec_pydicom_plugin")
 """Loggers that say in every process what is of no use to the user."""
 
@@ -44,7 +49,7 @@ def run_job(job: TrainingJob) -> None:
     resume = job.resume or was_restarted()
     with ExitStack() as stack:
         # all processes hear of an error, so that none waits for the first
-        if error := from_first(lambda: prepare(job, stack, resume=resume)):
+        if error := from_first(lambda: prepare(job, stack, resume=resume), patience=PREPARATION):
             raise MedunetError(error)
         result = train_prepared(
             run, resume=resume, device=device, tracking_uri=job.tracking_uri, overlays=[OVERLAY], is_writer=is_first

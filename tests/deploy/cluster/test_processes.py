@@ -9,16 +9,19 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from medunet.bundle import find_bundle
 from medunet.datasets import write_phantom_dataset
-from medunet.deploy.cluster import launch, train_processes
-from medunet.errors import ConfigError
+from medunet.deploy.cluster import launch, train_processes, worker
+from medunet.deploy.cluster.job import TrainingJob
+from medunet.errors import ConfigError, MedunetError
 
 from .processes import PATIENCE, history, run, started, wait_for, weights, words, workers_of
 
@@ -83,6 +86,23 @@ def test_what_cannot_work_is_refused_before_anything_starts(
     with pytest.raises(ConfigError, match="one GPU for several processes"):
         train_processes(bundle, cells, tmp_path / "run", processes=2, device="cuda:1")
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_wait_hours_for_the_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[timedelta | None] = []
+
+    def from_first(make: Any, *, patience: timedelta | None = None) -> str:
+        asked.append(patience)
+        return "stop here"
+
+    monkeypatch.setattr(worker, "from_first", from_first)
+    monkeypatch.setattr(worker, "join_processes", lambda device: None)
+    monkeypatch.setattr(worker, "distributed", SimpleNamespace(get_rank=lambda: 1))
+    job = TrainingJob(folder="job", bundle="bundle", data="data", output="run", device="cpu", skip_bad=True)
+    with pytest.raises(MedunetError, match="stop here"):
+        worker.run_job(job)
+    assert asked == [worker.PREPARATION]
+    assert timedelta(hours=2) <= worker.PREPARATION
 
 
 LO, WIRE, BRIDGE = ("lo", "127.0.0.1"), ("eth0", "10.9.8.7"), ("br0", "172.30.0.1")
