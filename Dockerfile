@@ -2,12 +2,13 @@
 # CPU:   docker build -t medunet:cpu .
 # CUDA:  docker build -t medunet:cuda --build-arg TORCH_INDEX=https://pypi.org/simple .
 # Ray:   docker build -t medunet:ray --build-arg EXTRAS=dicom,export,openvino,ray .   (250 MB more)
-# Label: docker build -t medunet:label --target label .
+# Label: docker build -t medunet:label --target label .   (on CUDA with the same --build-arg)
 # CUDA's libraries come with torch's wheel, so both have the same base; the host needs a driver and NVIDIA's container toolkit.
 ARG PYTHON=3.12
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 FROM python:${PYTHON}-slim AS build
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX
 ARG EXTRAS=dicom,export,openvino
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
@@ -35,9 +36,10 @@ CMD ["--help"]
 
 # MONAI Label has an environment of its own, see docs/label.md
 FROM runtime AS label
+ARG TORCH_INDEX
 USER root
 ENV MEDUNET_LABEL_ENV=/label
-RUN medunet label --setup
+RUN medunet label --setup --torch-index "$TORCH_INDEX"
 USER 10001
 EXPOSE 8000
 

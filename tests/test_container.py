@@ -23,6 +23,13 @@ def copied() -> list[str]:
     return [source for parts in words("COPY") if not parts[0].startswith("--from") for source in parts[:-1]]
 
 
+def stage_of(name: str) -> list[str]:
+    """Its lines."""
+    begin = next(i for i, line in enumerate(LINES) if line.startswith("FROM") and line.endswith(f" AS {name}"))
+    end = next((i for i in range(begin + 1, len(LINES)) if LINES[i].startswith("FROM")), len(LINES))
+    return LINES[begin:end]
+
+
 def test_what_is_copied_exists_and_is_not_ignored() -> None:
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert copied()
@@ -46,11 +53,21 @@ def test_torch_comes_first_and_all_by_the_constraints() -> None:
     assert set(extras.split(",")) <= project["optional-dependencies"].keys()
 
 
+@pytest.mark.parametrize(
+    ("stage", "installs"), [("build", '--index-url "$TORCH_INDEX" torch'), ("label", '--torch-index "$TORCH_INDEX"')]
+)
+def test_every_torch_comes_from_the_index_of_the_build(stage: str, installs: str) -> None:
+    first = next(i for i, line in enumerate(LINES) if line.startswith("FROM"))
+    assert "ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu" in LINES[:first]
+    lines = stage_of(stage)
+    # an argument of the whole file is empty in a stage that does not name it again
+    declared, used = lines.index("ARG TORCH_INDEX"), next(i for i, line in enumerate(lines) if installs in line)
+    assert declared < used
+
+
 @pytest.mark.parametrize("stage", ["runtime", "label"])
 def test_no_stage_ends_as_root(stage: str) -> None:
-    begin = next(i for i, line in enumerate(LINES) if line.startswith("FROM") and line.endswith(f" AS {stage}"))
-    end = next((i for i in range(begin + 1, len(LINES)) if LINES[i].startswith("FROM")), len(LINES))
-    users = [line.split()[1] for line in LINES[begin:end] if line.startswith("USER")]
+    users = [line.split()[1] for line in stage_of(stage) if line.startswith("USER")]
     assert users[-1] == "10001"
 
 

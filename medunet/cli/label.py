@@ -38,6 +38,14 @@ def label(
     python: Annotated[
         str | None, typer.Option("--python", help="Python 3.10 to 3.12 to make it from; this one by default.")
     ] = None,
+    torch_index: Annotated[
+        str | None,
+        typer.Option(
+            "--torch-index",
+            metavar="URL",
+            help="With --setup: package index of torch, such as https://download.pytorch.org/whl/cpu for no CUDA.",
+        ),
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Serve bundles to 3D Slicer and OHIF by MONAI Label; learn from what annotators correct.
@@ -54,7 +62,7 @@ def label(
     console = Console(highlight=False, soft_wrap=True)
     home = LabelEnvironment(environment)
     if setup:
-        home.make(python=python)
+        home.make(python=python, torch_index=torch_index)
         console.print(f"MONAI Label is set up in {home.folder}")
         if not bundles:
             return

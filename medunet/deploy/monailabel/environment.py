@@ -82,11 +82,13 @@ class LabelEnvironment:
             )
         self._show_package()
 
-    def make(self, *, python: str | None = None) -> None:
+    def make(self, *, python: str | None = None, torch_index: str | None = None) -> None:
         """Make it, or complete one that was interrupted; one that is ready is left as it is.
 
         Args:
             python: the interpreter to make it from; by default the running one.
+            torch_index: URL of the package index that torch alone is taken from; by default that of all packages,
+                which for Linux is often one with CUDA.
 
         Raises:
             ConfigError: a Python that MONAI Label does not run on.
@@ -101,7 +103,7 @@ class LabelEnvironment:
         if not self.python.is_file():
             _run([base, "-m", "venv", os.fspath(self.folder)])
         install = [os.fspath(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        _run([*install, TORCH])
+        _run([*install, *(["--index-url", torch_index] if torch_index else []), TORCH])
         _run([*install, TORCH, "--requirement", os.fspath(REQUIREMENTS)])
         _run([*install, "--no-deps", MONAI_LABEL])
         self._show_package()

@@ -221,6 +221,16 @@ def test_an_environment_gets_torch_then_its_packages_then_monai_label_alone(
     assert len(installed) == 3  # one that is ready is left as it is
 
 
+def test_torch_alone_comes_from_the_index_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(environment_module, "_run", lambda command: calls.append(command) or "3 11\n")
+    LabelEnvironment(tmp_path).make(torch_index="https://index.example.org/cpu")
+    torch, *others = [command for command in calls if "install" in command]
+    assert torch[-3:-1] == ["--index-url", "https://index.example.org/cpu"]
+    assert torch[-1].startswith("torch==")
+    assert not any("--index-url" in command for command in others)
+
+
 def test_the_environment_gets_whatever_medunet_needs() -> None:
     wanted = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
     assert wanted is not None
