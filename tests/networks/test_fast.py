@@ -13,7 +13,7 @@ from torch import nn
 
 from medunet.errors import ConfigError
 from medunet.networks import FastNetwork, UNet, fold_batch_norm, presets
-from medunet.networks.fast import Candidate, calibrate
+from medunet.networks.calibration import Candidate, calibrate
 from medunet.networks.openvino_runtime import COMPILE_SECONDS, OpenVinoNetwork
 
 
