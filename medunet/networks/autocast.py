@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from typing import cast
+import threading
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 
@@ -85,3 +87,57 @@ def resolve_dtype(device: torch.device, dtype: str | torch.dtype) -> torch.dtype
     if dtype not in DTYPES:
         raise ConfigError("unknown autocast_dtype", received=dtype, expected=["auto", *DTYPES])
     return DTYPES[dtype]
+
+
+class _Tf32Switch:
+    """PyTorch's switch of TF32 in cuDNN, which is the process's own: off while at least one caller is inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: tuple[Any, str, Any] = (None, "", None)
+
+    def enter(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before = _tf32_state()
+                holder, name, value = self._before
+                setattr(holder, name, False if isinstance(value, bool) else "ieee")
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                setattr(*self._before)
+
+
+def _tf32_state() -> tuple[Any, str, Any]:
+    """Where the switch is and how it stands; of PyTorch's two names for it the one that this program uses."""
+    cudnn: Any = torch.backends.cudnn
+    try:
+        return cudnn, "allow_tf32", cudnn.allow_tf32
+    except RuntimeError:  # the newer one was set, and PyTorch refuses the older from then on
+        return cudnn.conv, "fp32_precision", cudnn.conv.fp32_precision
+
+
+_tf32 = _Tf32Switch()
+
+
+@contextlib.contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Convolve float32 in float32: by default cuDNN rounds to TF32, 10 bits, on GPUs that have it. Elsewhere nothing.
+
+    Example:
+        >>> with exact_float32(torch.device("cuda")):
+        ...     torch.backends.cudnn.allow_tf32
+        False
+    """
+    if device.type != "cuda":
+        yield
+        return
+    _tf32.enter()
+    try:
+        yield
+    finally:
+        _tf32.leave()

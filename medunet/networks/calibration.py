@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .autocast import DTYPES
+from .autocast import DTYPES, exact_float32
 from .folding import fold_batch_norm
 from .onednn import use_onednn
 from .openvino_runtime import OpenVinoNetwork
@@ -124,7 +124,8 @@ def convert(image: torch.Tensor, candidate: Candidate) -> torch.Tensor:
 
 def calibrate(network: nn.Module, window: torch.Tensor, candidates: list[Candidate]) -> Choice:
     """Time candidates in turns and compare their answers with the network's own in float32."""
-    with torch.inference_mode(), torch.autocast(window.device.type, enabled=False):
+    device = window.device
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact_float32(device):
         expected = _first(network.eval()(window)).float()
         spread = float(expected.std()) or 1.0
         best: dict[str, float] = {}
@@ -151,8 +152,8 @@ def calibrate(network: nn.Module, window: torch.Tensor, candidates: list[Candida
                     continue
                 begun = time.perf_counter()
                 module(image)
-                if image.device.type == "cuda":
-                    torch.cuda.synchronize(image.device)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
                 milliseconds = 1e3 * (time.perf_counter() - begun)
                 best[name] = min(milliseconds, best.get(name, milliseconds))
     fastest = min(best, key=lambda name: best[name], default=str(Candidate()))

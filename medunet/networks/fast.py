@@ -18,7 +18,7 @@ from medunet.errors import ConfigError, DataError
 from medunet.files import cache_folder, write_atomically
 
 from .allocation import keep_freed_memory
-from .autocast import DTYPES, fast_dtype
+from .autocast import DTYPES, exact_float32, fast_dtype
 from .calibration import Candidate, Choice, calibrate, convert, prepare_choice
 from .openvino_runtime import has_openvino
 
@@ -40,7 +40,8 @@ class FastNetwork(nn.Module):
 
     Args:
         network: in training mode it is called as it is.
-        dtype: `auto`, or a number format, which is then used without measuring: `float32` is the exact mode.
+        dtype: `auto`, or a number format, which is then used without measuring: `float32` is the exact mode, without
+            TF32 on a GPU.
         backend: `eager`; `compile` for `torch.compile`, which takes tens of seconds at the first call; `openvino` (CPU;
             extra `openvino`), which takes seconds for each new size of a window; `auto` measures `eager` and, where it
             is installed, `openvino`, which then serves the sizes that recur or are large: one image may come out with
@@ -109,7 +110,7 @@ class FastNetwork(nn.Module):
             self._ready = [prepare_choice(self.network, self.choice)]
             self._state = state
         candidate = Candidate() if self.choice is None else self.choice.candidate
-        with torch.autocast(image.device.type, enabled=False):
+        with torch.autocast(image.device.type, enabled=False), exact_float32(image.device):
             return self._ready[0](convert(image, candidate))
 
     def _choose(self, image: torch.Tensor) -> Choice:
