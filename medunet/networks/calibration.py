@@ -43,6 +43,11 @@ class Candidate:
     channels_last: bool = False
     backend: str = "eager"
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether it rounds as the network itself does, whatever the weights."""
+        return self.dtype == "float32" and self.backend != "openvino"
+
     def __str__(self) -> str:
         return f"{self.backend} {self.dtype}{' channels-last' if self.channels_last else ''}"
 
@@ -126,24 +131,19 @@ def calibrate(network: nn.Module, window: torch.Tensor, candidates: list[Candida
     """Time candidates in turns and compare their answers with the network's own in float32."""
     device = window.device
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact_float32(device):
-        expected = _first(network.eval()(window)).float()
-        spread = float(expected.std()) or 1.0
+        expected = first_output(network.eval()(window)).float()
         best: dict[str, float] = {}
         refused: dict[str, str] = {}
         ready: dict[str, tuple[nn.Module, torch.Tensor]] = {}
         for candidate in candidates:
             try:
                 module, image = prepare(network, candidate), convert(window, candidate)
-                found = _first(module(image)).float()
+                found = first_output(module(image)).float()
             except (RuntimeError, NotImplementedError) as error:
-                refused[str(candidate)] = str(error).splitlines()[0]
+                refused[str(candidate)] = _first_line(error)
                 continue
-            difference = float((found - expected).square().mean().sqrt()) / spread
-            agreement = float((_decided(found) == _decided(expected)).float().mean())
-            if not difference <= MAX_DIFFERENCE or agreement < MIN_AGREEMENT:
-                refused[str(candidate)] = (
-                    f"its logits differ by {difference:.2g} standard deviations, {agreement:.1%} of voxels agree"
-                )
+            if reason := _disagreement(found, expected):
+                refused[str(candidate)] = reason
                 continue
             ready[str(candidate)] = module, image
         for _ in range(_ROUNDS):
@@ -170,7 +170,45 @@ def calibrate(network: nn.Module, window: torch.Tensor, candidates: list[Candida
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def _first(output: Any) -> torch.Tensor:
+def refusal(network: nn.Module, window: torch.Tensor, choice: Choice) -> str:
+    """Why a choice made with other weights may not be used with these; empty if it may.
+
+    One window is compared with float32, and nothing timed. A compiled candidate is compared without compiling it: its
+    kernels depend on the shapes, for which it was chosen, and only the range of numbers on the weights.
+    """
+    device = window.device
+    doubtful = [c for c in (choice.candidate, choice.meanwhile) if c is not None and not c.is_exact]
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact_float32(device):
+        expected = first_output(network.eval()(window)).float()
+        for candidate in doubtful:
+            plain = replace(candidate, backend="eager") if candidate.backend == "compile" else candidate
+            try:
+                found = first_output(prepare(network, plain)(convert(window, plain))).float()
+            except torch.OutOfMemoryError:  # says nothing of the candidate: smaller tiles may be tried
+                raise
+            except (RuntimeError, NotImplementedError) as error:
+                return f"{candidate}: {_first_line(error)}"
+            if reason := _disagreement(found, expected):
+                return f"{candidate}: {reason}"
+    return ""
+
+
+def _disagreement(found: torch.Tensor, expected: torch.Tensor) -> str:
+    """How logits are too far from those in float32; empty if they are not."""
+    spread = float(expected.std()) or 1.0
+    difference = float((found - expected).square().mean().sqrt()) / spread
+    agreement = float((_decided(found) == _decided(expected)).float().mean())
+    if difference <= MAX_DIFFERENCE and agreement >= MIN_AGREEMENT:
+        return ""
+    return f"its logits differ by {difference:.2g} standard deviations, {agreement:.1%} of voxels agree"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def first_output(output: Any) -> torch.Tensor:
+    """Of several outputs (deep supervision) the first."""
     return output[0] if isinstance(output, list | tuple) else output
 
 

@@ -19,7 +19,7 @@ from medunet.files import cache_folder, write_atomically
 
 from .allocation import keep_freed_memory
 from .autocast import DTYPES, exact_float32, fast_dtype
-from .calibration import Candidate, Choice, calibrate, convert, prepare_choice
+from .calibration import Candidate, Choice, calibrate, convert, first_output, prepare_choice, refusal
 from .openvino_runtime import has_openvino
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,9 @@ BACKENDS = ("eager", "compile", "openvino", "auto")
 CALIBRATION_EDGE = 64
 """Voxels an axis of the window that is timed, in 2D four times as many: long enough to tell, short enough to wait."""
 
+KEPT_DIGESTS = 64
+"""Weights that are remembered as having been compared with a choice; the oldest is compared again."""
+
 
 class FastNetwork(nn.Module):
     """Wraps a network for inference.
@@ -36,7 +39,7 @@ class FastNetwork(nn.Module):
     At the first call in evaluation mode, and again when its weights have changed, a private copy is prepared: batch
     norm folded into the convolutions, weights in the fastest number format and memory layout. Which these are is
     measured once on a window of the first image and kept in a file; a candidate whose answer differs from the float32
-    network's is refused.
+    network's is refused. What was measured with other weights is compared once with these, on one window.
 
     Args:
         network: in training mode it is called as it is.
@@ -103,7 +106,8 @@ class FastNetwork(nn.Module):
         if self.training or image.device.type == "meta" or not image.is_floating_point():
             return self.network(image)
         state = _state_of(self.network, image.device)
-        if state != self._state:
+        is_new = state != self._state
+        if is_new:
             if image.device.type == "cpu":
                 keep_freed_memory()
             self.choice = self._choose(image)
@@ -111,25 +115,42 @@ class FastNetwork(nn.Module):
             self._state = state
         candidate = Candidate() if self.choice is None else self.choice.candidate
         with torch.autocast(image.device.type, enabled=False), exact_float32(image.device):
-            return self._ready[0](convert(image, candidate))
+            logits = self._ready[0](convert(image, candidate))
+            if is_new and candidate.dtype != "float32" and not _is_finite(first_output(logits)):
+                logger.warning(
+                    "%s gives logits that are not finite with these weights: if the image's voxels are finite, "
+                    "take the exact mode, dtype float32 (in a bundle: autocast_dtype)",
+                    candidate,
+                )
+            return logits
 
     def _choose(self, image: torch.Tensor) -> Choice:
         candidates = self._candidates(image.device)
         if len(candidates) == 1:
             return Choice(candidates[0])
-        path = _cache_file(self.cache_dir)
-        key = self._key(image)
-        known = Choice.read(_read(path).get(key), candidates)
-        if known is not None:
+        path, key = _cache_file(self.cache_dir), self._key(image)
+        kept = _read(path)
+        known = Choice.read(kept.get(key), candidates)
+        if known is not None and known.candidate.is_exact:
             return known
-        choice = calibrate(self.network, self._window(image), candidates)
+        window, weights, whose = self._window(image), _digest(self.network), "on this machine"
+        if known is not None:
+            own = f"{key} {weights}"
+            if (refused_before := Choice.read(kept.get(own), candidates)) is not None:
+                return refused_before
+            checked = kept[key].get("checked")
+            checked = checked if isinstance(checked, list) else []
+            if weights in checked:
+                return known
+            if not refusal(self.network, window, known):
+                _keep(path, key, {**kept[key], "checked": [*checked, weights][-KEPT_DIGESTS:]})
+                return known
+            key, whose = own, "with these weights"  # the choice stays for weights that it suits
+        choice = calibrate(self.network, window, candidates)
         logger.debug("%s: %s of %s ms", type(self.network).__name__, choice.candidate, choice.milliseconds)
         for name, reason in choice.refused.items():
-            logger.warning("%s is not used on this machine: %s", name, reason)
-        try:
-            write_atomically(path, json.dumps({**_read(path), key: choice.kept()}, indent=1))
-        except (OSError, DataError) as error:
-            logger.debug("calibration is not kept: %s", error)
+            logger.warning("%s is not used %s: %s", name, whose, reason)
+        _keep(path, key, {**choice.kept(), "checked": [weights]})
         return choice
 
     def _candidates(self, device: torch.device) -> list[Candidate]:
@@ -160,14 +181,32 @@ class FastNetwork(nn.Module):
         return image[:1].float()
 
     def _key(self, image: torch.Tensor) -> str:
-        device = image.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-        threads = torch.get_num_threads() if device.type == "cpu" else 0
         shapes = sorted((n, tuple(t.shape)) for n, t in self.network.state_dict().items())
         options = (torch.__version__, self.dtype, self.backend)
         size = round(math.log2(self._window(image).numel()))  # images of a data set differ a little in size
-        text = repr((name, threads, options, size, shapes))
+        text = repr((*_machine(image.device), options, size, shapes))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _machine(device: torch.device) -> tuple[Any, ...]:
+    """What else the choice depends on: kernels of cuDNN have been wrong in some releases."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device), 0, torch.version.cuda, torch.backends.cudnn.version()
+    return _cpu_name(), torch.get_num_threads() if device.type == "cpu" else 0
+
+
+def _digest(network: nn.Module) -> str:
+    """Of the weights: 30 million of them take 0.1 s."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
+def _is_finite(logits: torch.Tensor) -> bool:
+    """By their sum, which needs no memory of their size."""
+    return bool(logits.sum(dtype=torch.float32).isfinite())
 
 
 def _state_of(network: nn.Module, device: torch.device) -> tuple[Any, ...]:
@@ -182,6 +221,14 @@ def _state_of(network: nn.Module, device: torch.device) -> tuple[Any, ...]:
 
 def _cache_file(folder: str | os.PathLike[str] | None) -> Path:
     return cache_folder(folder) / "calibration.json"
+
+
+def _keep(path: Path, key: str, value: dict[str, Any]) -> None:
+    """Beside what others have written."""
+    try:
+        write_atomically(path, json.dumps({**_read(path), key: value}, indent=1))
+    except (OSError, DataError) as error:
+        logger.debug("calibration is not kept: %s", error)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import nn
 
 from medunet.errors import ConfigError
 from medunet.networks import FastNetwork, UNet, fold_batch_norm, presets
-from medunet.networks.calibration import Candidate, calibrate
+from medunet.networks import fast as fast_module
+from medunet.networks.calibration import Candidate, Choice, calibrate, refusal
 from medunet.networks.openvino_runtime import COMPILE_SECONDS, OpenVinoNetwork
 
 
@@ -149,6 +150,102 @@ def test_damaged_cache_is_measured_anew(tmp_path):
     with torch.inference_mode():
         fast(torch.randn(1, 1, 32, 32))
     assert len(json.loads((tmp_path / "cache" / "calibration.json").read_text())) == 1
+
+
+class Scaled(nn.Module):
+    """The same function at any scale, but in float16 numbers between its layers may be too large."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
+        self.eval().requires_grad_(False)
+        for part in self.first.parameters():
+            part.mul_(scale)
+        self.second.weight.div_(scale)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(image))
+
+
+TOO_LARGE = 1e6
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Starts a program with weights of a scale: its choice, and what it did to make it. float16 is kept as fastest."""
+    monkeypatch.setattr(fast_module, "fast_dtype", lambda device: torch.float16)
+    did: list[str] = []
+    for name in ("calibrate", "refusal"):
+        work = getattr(fast_module, name)
+        monkeypatch.setattr(fast_module, name, lambda *args, n=name, w=work: did.append(n) or w(*args))
+
+    def run(scale: float) -> tuple[Candidate, list[str]]:
+        did.clear()
+        fast = FastNetwork(Scaled(scale)).eval()
+        with torch.inference_mode():
+            fast(torch.randn(1, 1, 32, 32))
+        return fast.choice.candidate, [*did]
+
+    run(1.0)
+    path = tmp_path / "cache" / "calibration.json"
+    ((key, kept),) = json.loads(path.read_text()).items()
+    kept["candidate"] = {"dtype": "float16", "channels_last": False, "backend": "eager"}
+    path.write_text(json.dumps({key: kept}))
+    return run
+
+
+def test_other_weights_of_the_same_shapes_are_compared_once(start):
+    assert start(1.0) == (Candidate("float16"), [])  # those that were measured
+    assert start(2.0) == (Candidate("float16"), ["refusal"])
+    assert start(2.0) == (Candidate("float16"), [])
+
+
+def test_weights_that_a_kept_choice_does_not_suit_have_their_own(start, caplog):
+    chosen, did = start(TOO_LARGE)
+    assert (chosen.dtype, did) == ("float32", ["refusal", "calibrate"])
+    assert "eager float16 is not used with these weights" in caplog.text
+    assert start(TOO_LARGE) == (chosen, [])
+    assert start(1.0) == (Candidate("float16"), [])
+
+
+def test_an_exact_choice_is_never_compared(start, tmp_path):
+    path = tmp_path / "cache" / "calibration.json"
+    path.write_text(path.read_text().replace("float16", "float32"))
+    assert start(2.0) == (Candidate("float32"), [])
+
+
+def test_a_damaged_list_of_compared_weights_is_begun_anew(start, tmp_path):
+    path = tmp_path / "cache" / "calibration.json"
+    path.write_text(json.dumps({key: {**kept, "checked": 7} for key, kept in json.loads(path.read_text()).items()}))
+    assert start(1.0) == (Candidate("float16"), ["refusal"])
+    assert start(1.0) == (Candidate("float16"), [])
+
+
+def test_compiled_candidates_are_compared_without_compiling(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled"))
+    choice = Choice(Candidate("float16", backend="compile"))
+    assert refusal(Scaled(1.0), torch.randn(1, 1, 32, 32), choice) == ""
+    assert "compile float16: its logits differ" in refusal(Scaled(TOO_LARGE), torch.randn(1, 1, 32, 32), choice)
+
+
+@pytest.mark.parametrize("scale", [1.0, TOO_LARGE])
+def test_a_given_format_too_small_for_the_weights_is_warned_of(scale, caplog):
+    fast = FastNetwork(Scaled(scale), dtype="float16").eval()
+    with torch.inference_mode():
+        for _ in range(2):
+            fast(torch.randn(1, 1, 32, 32))
+    assert caplog.text.count("not finite") == (scale == TOO_LARGE)
+
+
+def test_another_cudnn_is_measured_anew(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA X")
+    found = set()
+    for cuda, cudnn in (("12.8", 90800), ("12.8", 91000), ("13.0", 91000)):
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda number=cudnn: number)
+        found.add(fast_module._machine(torch.device("cuda")))
+    assert len(found) == 3
 
 
 class WrongInBfloat16(nn.Module):
