@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
-from monai.data import MetaTensor, decollate_batch, list_data_collate
+from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, LoadImage, LoadImaged
 
 from medunet.errors import ConfigError, DataError, MedunetError, find_cause
@@ -25,6 +25,7 @@ from .existing import existing_result
 from .isolation import isolate_reading
 from .pipeline import overlap
 from .timing import StageSeconds, Stopwatch
+from .transfer import batch_on, pinned
 
 logger = logging.getLogger(__name__)
 
@@ -209,9 +210,13 @@ class Predictor:
         for _ in range(self.in_flight):
             ways.put(copy.deepcopy(original))
 
+        def read_ahead(case: _Case) -> None:
+            self._read(case)
+            if not case.is_over:
+                case.item["image"] = pinned(case.item["image"], self.device)
+
         def read(source: Source) -> _Case:
-            case = _Case(source, ways.get())
-            return self._guarded(self._read, case)
+            return self._guarded(read_ahead, _Case(source, ways.get()))
 
         def compute(case: _Case) -> _Case:
             return self._guarded(self._compute, case)
@@ -276,10 +281,8 @@ class Predictor:
             ``(classes, *spatial)``, float32, on the CPU, with the metadata of the image; of an inferer that goes back
             to the source grid what it gives, with its own metadata.
         """
-        # collated as a DataLoader does, which is what inferers meet in MONAI's engine
-        batch = list_data_collate([image]) if isinstance(image, MetaTensor) else image[None]
         with autocast(self.device, self.autocast_dtype):
-            output = self.inferer(batch.to(self.device), self.network)
+            output = self.inferer(batch_on(image, self.device), self.network)
         first: torch.Tensor = decollate_batch(output)[0] if getattr(output, "is_batch", False) else output[0]
         first = first.cpu() if not first.is_floating_point() else first.float().cpu()
         if isinstance(image, MetaTensor) and not isinstance(first, MetaTensor):

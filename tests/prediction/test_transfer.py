@@ -1,0 +1,137 @@
+"""An image comes to a GPU from pinned memory, filled while the case before is computed; on a CPU nothing changes."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor, list_data_collate
+
+from medunet.io import read_label, write_volume
+from medunet.prediction import Predictor
+from medunet.prediction.transfer import batch_on, pinned
+
+from .conftest import make_bundle
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+FIT_STEPS = 40
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture
+def image() -> MetaTensor:
+    return MetaTensor(torch.rand(1, 5, 6, 7), affine=torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0])))
+
+
+def test_for_a_cpu_nothing_is_pinned(image: MetaTensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pytest.fail("pinned"))
+    assert pinned(image, CPU) is image
+    assert pinned(image.to("meta"), CUDA).device.type == "meta"  # what is on a device already stays there
+
+
+def test_where_no_memory_can_be_pinned_the_image_goes_as_it_is(
+    image: MetaTensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    assert pinned(image, CUDA) is image
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta", pytest.param("cuda", marks=[pytest.mark.cuda, NEEDS_CUDA])])
+def test_a_batch_is_what_a_loader_makes(image: MetaTensor, device: str) -> None:
+    expected = list_data_collate([image])
+    batch = batch_on(pinned(image, torch.device(device)), torch.device(device))
+    assert isinstance(batch, MetaTensor)
+    assert batch.is_batch
+    assert batch.shape == expected.shape
+    assert batch.device.type == device
+    assert torch.equal(batch.affine, expected.affine)
+    assert batch.meta.keys() == expected.meta.keys()
+    if device != "meta":
+        assert torch.equal(batch.as_tensor().cpu(), expected.as_tensor())
+    assert batch_on(image.as_tensor(), torch.device(device)).shape == expected.shape
+
+
+def test_cases_are_pinned_by_the_reading_thread(
+    bundle: Path, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[Any] = []
+
+    def note(image: torch.Tensor, device: torch.device) -> torch.Tensor:
+        threads.append(threading.current_thread())
+        return pinned(image, device)
+
+    monkeypatch.setattr("medunet.prediction.predictor.pinned", note)
+    predictor = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
+    missing = tmp_path / "missing.nii.gz"
+    good, bad = predictor.predict([volume, missing])
+    assert good.error is None
+    assert bad.error is not None
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
+
+
+@pytest.mark.cuda
+@NEEDS_CUDA
+def test_an_image_for_a_gpu_is_pinned(image: MetaTensor) -> None:
+    ready = pinned(image, CUDA)
+    assert isinstance(ready, MetaTensor)
+    assert ready.is_pinned()
+    assert torch.equal(ready.affine, image.affine)
+
+
+@pytest.fixture(scope="module")
+def sure(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run that knows three grey values apart, and an image of them: no voxel is undecided, as with chance weights."""
+    folder = tmp_path_factory.mktemp("sure")
+    run = make_bundle(folder / "run", seed=0)
+    voxels = ((np.indices((33, 34, 35)) // 11).sum(axis=0) % 3).astype(np.float32)
+    volume = write_volume(voxels, folder / "case.nii.gz", affine=np.diag([-1.0, -1.0, 1.0, 1.0]))
+    predictor = Predictor(run, output_dir=folder / "out", device="cpu")
+    images = predictor.preprocessing({"image": str(volume)})["image"].as_tensor()[None]
+    label = (images > -0.5).long()[:, 0] + (images > 0.5).long()[:, 0]  # after normalisation about -1.2, 0 and 1.2
+    network = predictor.network.network.train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    for _ in range(FIT_STEPS):
+        optimizer.zero_grad()
+        logits = network(images)
+        logits = logits[0] if isinstance(logits, list | tuple) else logits
+        torch.nn.functional.cross_entropy(logits, label).backward()
+        optimizer.step()
+    torch.save({"model": network.state_dict()}, run / "models" / "model.pt")
+    return run, volume
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "agreement"),
+    [
+        ("cpu", "bfloat16", 0.999),
+        # of 39,270 voxels three may be rounded to the other side
+        pytest.param("cuda", "float32", 0.9999, marks=[pytest.mark.cuda, NEEDS_CUDA]),
+        pytest.param("cuda", "auto", 0.999, marks=[pytest.mark.cuda, NEEDS_CUDA]),
+        pytest.param("cuda", "float16", 0.999, marks=[pytest.mark.cuda, NEEDS_CUDA]),
+    ],
+)
+def test_labels_are_those_of_the_cpu_in_float32(
+    sure: tuple[Path, Path], tmp_path: Path, device: str, dtype: str, agreement: float
+) -> None:
+    run, volume = sure
+
+    def labels(device: str, dtype: str) -> np.ndarray[Any, Any]:
+        folder = tmp_path / f"{device} {dtype}"
+        predictor = Predictor(run, output_dir=folder, device=device, overrides={"autocast_dtype": dtype})
+        [done] = predictor.predict([volume])
+        assert done.path is not None, done.error
+        return read_label(done.path, reference=volume).image[0].numpy()
+
+    expected = labels("cpu", "float32")
+    assert np.unique(expected).tolist() == [0, 1, 2]
+    assert (labels(device, dtype) == expected).mean() >= agreement
