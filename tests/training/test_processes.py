@@ -1,4 +1,4 @@
-"""Processes that wait for the first one."""
+"""What processes agree on, and for how long they wait for the first of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+import torch
+from torch import distributed
 
-from medunet.training import from_first, processes
+from medunet.training import from_first, join_processes, leave_processes, processes, was_restarted
+from medunet.training.processes import RESTARTS, is_distributed, mean_of_processes
 
 WAITS = """
 import importlib.util, os, sys, time
@@ -33,6 +37,8 @@ processes.leave_processes()
 """
 """One of two processes; the second loses its patience while the first is at work."""
 
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the interface has another name")
 def test_processes_wait_for_the_first_as_long_as_they_are_told() -> None:
@@ -53,3 +59,31 @@ def test_processes_wait_for_the_first_as_long_as_they_are_told() -> None:
 
 def test_one_process_alone_waits_for_nobody() -> None:
     assert from_first(lambda: 3, patience=timedelta(0)) == 3
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, NEEDS_CUDA])])
+def group(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Joined as under torchrun, with gloo or NCCL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    facts = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in facts.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(RESTARTS, raising=False)
+    join_processes(torch.device(request.param, 0) if request.param == "cuda" else torch.device("cpu"))
+    yield request.param
+    leave_processes()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_process_hears_itself(group: str) -> None:
+    assert distributed.get_backend() == ("nccl" if group == "cuda" else "gloo")
+    assert not was_restarted()
+    state = {"weight": torch.arange(3.0), "epoch": 7}
+    heard = from_first(lambda: state)
+    assert heard["epoch"] == 7
+    assert torch.equal(heard["weight"], state["weight"])
+    assert mean_of_processes({"loss": 0.25, "dice": 1 / 3}) == {"dice": 1 / 3, "loss": 0.25}
+    leave_processes()
+    assert not is_distributed()

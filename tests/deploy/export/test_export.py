@@ -348,3 +348,16 @@ def test_what_is_no_number_differs_infinitely() -> None:
     expected = torch.randn(1, 2, 4, 4)
     assert difference(expected[..., :3], expected)[0] == np.inf
     assert difference(expected * torch.nan, expected)[0] == np.inf
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_weights_that_were_kept_on_a_gpu_are_exported(bundles: dict[str, Path], tmp_path: Path) -> None:
+    needs("onnx")
+    run = tmp_path / "run"
+    shutil.copytree(bundles["padded"], run)
+    path = run / "models" / "model.pt"
+    weights = torch.load(path, weights_only=True)["model"]
+    torch.save({"model": {name: tensor.cuda() for name, tensor in weights.items()}}, path)
+    done = export_bundle(run, tmp_path / "network.onnx", to="onnx")
+    assert done.agreement.rms < MAX_RMS
