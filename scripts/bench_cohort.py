@@ -3,7 +3,7 @@
     python scripts/bench_cohort.py RUN [--cases 40] [--size 96]
 
 RUN is a bundle with weights. Counted is the wall time from the first to the last line of the ledger, so without loading
-the network. Results go to scripts/results/cohort.json. Give it the machine to itself.
+the network. Results go to scripts/results/cohort.json (--results). Give it the machine to itself.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--cases", type=int, default=40)
     parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     seconds: dict[str, list[float]] = {"here": [], "ray": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +56,7 @@ def main() -> None:
         "seconds_a_case": {"here": round(here, 4), "ray": round(ray, 4)},
         "overhead": round(ray / here - 1, 4),
     }
-    RESULTS.write_text(json.dumps(row, indent=1) + "\n")
+    arguments.results.write_text(json.dumps(row, indent=1) + "\n")
     print(f"{here:.3f} s a case here, {ray:.3f} s on Ray: {ray / here - 1:+.1%}")
 
 

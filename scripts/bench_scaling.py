@@ -1,10 +1,11 @@
 """Strong scaling: the training step of one process with all cores, and of two with half the cores and the batch each.
 
-    python scripts/bench_scaling.py [--bundle unet_3d] [--batch 4] [--steps 20] [--processes 2]
+    python scripts/bench_scaling.py [--bundle unet_3d] [--batch 4] [--steps 20] [--processes 2] [--device cpu]
 
 Trains on made data, the shipped network and patch. Counted is `steps_per_second` of the history, without validation,
 the median over the epochs after the first. The cores are shared out, so efficiency 1 means that a step takes as long in
-two processes as in one. Results go to scripts/results/scaling.json. Give it the machine to itself.
+two processes as in one; with --device cuda each has a GPU of its own, and it means that N take 1/N of the time. Results
+go to scripts/results/scaling.json (--results). Give it the machine to itself.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ RESULTS = Path(__file__).parent / "results" / "scaling.json"
 EPOCHS = 4
 
 
-def seconds_a_step(data: Path, run: Path, *, bundle: str, processes: int, batch: int, steps: int) -> float:
+def seconds_a_step(data: Path, run: Path, *, bundle: str, processes: int, batch: int, steps: int, device: str) -> float:
     """The median over epochs; every process waits for the others, so that of the first is that of all."""
     changes: dict[str, Any] = {
         "epochs": EPOCHS,
@@ -37,7 +38,7 @@ def seconds_a_step(data: Path, run: Path, *, bundle: str, processes: int, batch:
         "tracking_uri": "",
     }
     os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
-    result = train_processes(find_bundle(bundle), data, run, processes=processes, changes=changes, device="cpu")
+    result = train_processes(find_bundle(bundle), data, run, processes=processes, changes=changes, device=device)
     assert result is not None
     return 1 / statistics.median(entry["steps_per_second"] for entry in result.history[1:])
 
@@ -48,6 +49,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     seconds: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -62,19 +65,22 @@ def main() -> None:
                 processes=processes,
                 batch=arguments.batch,
                 steps=arguments.steps,
+                device=arguments.device,
             )
     one, many = seconds.values()
+    efficiency = one / many / (arguments.processes if arguments.device == "cuda" else 1)
     row = {
         "date": datetime.date.today().isoformat(),
         "machine": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
+        "device": arguments.device,
         "bundle": arguments.bundle,
         "batch": arguments.batch,
         "seconds_a_step": {str(key): round(value, 4) for key, value in seconds.items()},
-        "efficiency": round(one / many, 3),
+        "efficiency": round(efficiency, 3),
     }
-    RESULTS.write_text(json.dumps(row, indent=1) + "\n")
-    print(f"1 process {one:.3f} s a step, {arguments.processes} processes {many:.3f} s: efficiency {one / many:.2f}")
+    arguments.results.write_text(json.dumps(row, indent=1) + "\n")
+    print(f"1 process {one:.3f} s a step, {arguments.processes} processes {many:.3f} s: efficiency {efficiency:.2f}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from medunet.prediction import Predictor
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -85,12 +87,56 @@ def test_all_steps_fit_into_25_minutes_and_name_what_exists(check: ModuleType, t
     todo = check.steps(tmp_path, data=tmp_path, run=None)
     assert sum(step.limit for step in todo) <= check.BUDGET_SECONDS < 25 * 60
     for step in todo:
+        files = [Path(word) for word in step.command if word.endswith(".py")]
         for word in step.command:
-            assert not word.endswith(".py") or Path(word).is_file()
+            if files and word.startswith("--"):
+                assert f'"{word}"' in files[0].read_text(), f"{files[0].name} knows no {word}"
     sections = (ROOT / "scripts" / "bench_inference.py").read_text()
     for step in todo:
         if "bench_inference.py" in " ".join(step.command):
             assert f'"{step.command[-1]}": ' in sections
+
+
+def test_a_step_has_the_time_that_others_have_left(check: ModuleType) -> None:
+    step, later, absent = (check.Step(name, (), 60, missing=why) for name, why in (("a", ""), ("b", ""), ("c", "no")))
+    assert check.limit_of(step, [later], left=120) == 60
+    assert check.limit_of(step, [later, absent], left=150) == 90
+    assert check.limit_of(step, [later], left=1000) == 120
+    assert check.limit_of(step, [later], left=20) == 20
+
+
+def test_what_cannot_be_made_here_is_said_and_is_no_failure(check: ModuleType, tmp_path: Path) -> None:
+    outcomes: list = []
+    todo = [
+        check.Step("two GPUs", python("raise SystemExit(1)"), 60, missing="there is one GPU"),
+        check.Step("good", python("print('a | 1\\nb | 2\\nend')"), 60, check.line_with("a |")),
+    ]
+    assert check.run_steps(
+        todo, budget=60, folder=tmp_path, done=lambda found: outcomes.__setitem__(slice(None), found)
+    )
+    text = check.table(outcomes, {})
+    assert "| two GPUs | left out: there is one GPU | 0 |  |" in text
+    assert "| a / 1 |" in text
+
+
+def test_every_step_is_possible_where_there_is_everything(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(check.importlib.util, "find_spec", lambda name: name)
+    (tmp_path / check.HIPPOCAMPUS).mkdir()
+    assert not any(step.missing for step in check.steps(tmp_path, data=tmp_path, run=None))
+    monkeypatch.undo()
+    assert any(step.missing for step in check.steps(tmp_path, data=None, run=None))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_run_that_is_made_predicts_the_image_that_is_made(check: ModuleType, tmp_path: Path) -> None:
+    small = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
+    for _ in range(2):  # the second time it is there
+        check.make_material(tmp_path, size=(24, 24, 24), **small)
+    run, image = check.material_of(tmp_path)
+    assert Predictor(run, output_dir=tmp_path / "out", device="cpu").predict_case(image).is_file()
 
 
 @pytest.mark.filterwarnings("ignore")
