@@ -33,6 +33,8 @@ def monai_bundle(*words: str, launcher: tuple[str, ...] = (), **options: object)
     for key, value in options.items():
         command += [f"--{key}", str(value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    if launcher:
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # a machine may have fewer GPUs than processes
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr

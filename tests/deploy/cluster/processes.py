@@ -44,7 +44,9 @@ def words(*parts: object, **changes: object) -> list[str]:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", **changes}
+    """On the CPU: a machine may have fewer GPUs than a test has processes."""
+    fixed = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **fixed, **changes}
 
 
 def run(command: Sequence[str], *, expected: int = 0) -> str:
