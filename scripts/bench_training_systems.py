@@ -106,7 +106,9 @@ def nnunet(setting: Setting, data: Path, work: Path) -> Run:
     return run
 
 
-def medunet(network: Callable[[Setting], dict[str, Any]]) -> Callable[[Setting, Path, Path], Run]:
+def medunet(
+    network: Callable[[Setting], dict[str, Any]], *, compiled: bool = False
+) -> Callable[[Setting, Path, Path], Run]:
     """Our training config with a network and nnU-Net's patch and batch."""
 
     def build(setting: Setting, data: Path, work: Path) -> Run:
@@ -120,6 +122,7 @@ def medunet(network: Callable[[Setting], dict[str, Any]]) -> Callable[[Setting, 
                 "batch_intensity": True,
                 "epochs": 1000,
                 "steps_per_epoch": 250,
+                "compile": compiled,
             }
         )
         parser["imports"] = [*parser["imports"], "$import torch.nn.modules", "$import dynamic_network_architectures"]
@@ -184,7 +187,9 @@ def _stepwise(trainer: SupervisedTrainer) -> Run:
 SYSTEMS: dict[str, Callable[[Setting, Path, Path], Run]] = {
     "nnU-Net": nnunet,
     "medunet, nnU-Net's network": medunet(Setting.nnunet_network),
+    "medunet, nnU-Net's network, compiled": medunet(Setting.nnunet_network, compiled=True),
     "medunet, its own with the same widths": medunet(Setting.own_network),
+    "medunet, its own with the same widths, compiled": medunet(Setting.own_network, compiled=True),
     "MONAI, plain": plain_monai,
 }
 

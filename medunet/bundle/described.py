@@ -20,7 +20,7 @@ TOLD = (
     *("batch_size", "steps_per_epoch", "epochs", "learning_rate", "optimizer", "lr_scheduler", "clip_grad_norm"),
     *("loss", "border_weights", "augment_steps", "augment", "ema_decay"),
     *("val_interval", "keep_epoch", "patience", "seed"),
-    *("folds", "fold", "validation_cases", "init_from", "autocast_dtype", "planned"),
+    *("folds", "fold", "validation_cases", "init_from", "autocast_dtype", "compile", "planned"),
 )
 """Ids that are told, and the order: what decides about the result. Folders and servers are not among them."""
 

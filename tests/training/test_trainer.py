@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,27 @@ def test_loss_is_computed_in_float32_under_bfloat16(tmp_path: Path) -> None:
 def test_options_bound_to_cuda_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="amp"):
         make_trainer(tmp_path, amp=True)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_training_ends_with_the_weights_of_a_plain_one(tmp_path: Path) -> None:
+    weights = []
+    for compiled in (False, True):
+        trainer = make_trainer(tmp_path / str(compiled), compile_network=compiled)
+        trainer.run()
+        weights.append(load_checkpoint(tmp_path / str(compiled) / BEST_NAME)["model"])
+    plain, fused = weights
+    assert plain.keys() == fused.keys()  # the names are the network's own
+    for name, tensor in plain.items():
+        torch.testing.assert_close(fused[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_compiler_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"g\+\+"):
+        make_trainer(tmp_path, compile_network=True)
 
 
 def test_a_broken_checkpoint_is_a_data_error(tmp_path: Path) -> None:
