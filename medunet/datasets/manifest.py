@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from medunet.errors import DataError, MedunetError, SecurityError
-from medunet.io import split_channel
 
 from .dataset import Case
 from .labels import ParsedLabels, parse_labels
-from .pairing import MAX_NAMED, image_files, pair_folders, stem
+from .pairing import MAX_NAMED, pair_folders, stem
 from .regions import ORDER_KEY
 
 MANIFEST = "dataset.json"
@@ -90,19 +89,11 @@ def read_nnunet(
     labels = labels_of(manifest, file)
     if not (root / "imagesTr").is_dir():
         raise DataError("folder imagesTr is missing", file=root)
-    files = _files_a_case(root / "imagesTr", channels)
-    cases = pair_folders(root / "imagesTr", root / "labelsTr", channels=files, problems=problems)
+    cases = pair_folders(root / "imagesTr", root / "labelsTr", channels=len(channels), problems=problems)
     test: tuple[Case, ...] = ()
     if (root / "imagesTs").is_dir():
-        files = _files_a_case(root / "imagesTs", channels)
-        test = pair_folders(root / "imagesTs", root / "labelsTs", channels=files, partial=True)
+        test = pair_folders(root / "imagesTs", root / "labelsTs", channels=len(channels), partial=True)
     return cases, test, labels, channels
-
-
-def _files_a_case(folder: Path, channels: Sequence[str]) -> int:
-    """One a channel; or one with all of them, such as an RGB picture, which nnU-Net numbers 0000 as well."""
-    numbers = {split_channel(stem(path))[1] for path in image_files(folder)}
-    return 1 if numbers == {0} else len(channels)
 
 
 def _entries(

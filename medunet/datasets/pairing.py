@@ -33,7 +33,8 @@ def group_channels(images: Iterable[Path], *, channels: int) -> list[tuple[str, 
     """Cases by name: ``(name, files)``, where `case_0000`, `case_0001`, ... of nnU-Net make one case.
 
     Numbers are taken for channels only where a case has exactly those of `channels`: the frames of a sequence,
-    `frame_0000` to `frame_0099`, stay single images.
+    `frame_0000` to `frame_0099`, stay single images. Where 0000 is the only number of all cases, their files hold all
+    channels, such as colour pictures.
 
     Raises:
         DataError: two images of one name (`a.png` and `a.tif`).
@@ -48,9 +49,10 @@ def group_channels(images: Iterable[Path], *, channels: int) -> list[tuple[str, 
             groups[case, split_suffix(path.name)[1]][channel] = path
     cases: dict[str, tuple[Path, ...]] = {}
     found: list[tuple[str, tuple[Path, ...]]] = [(stem(path), (path,)) for path in singles]
+    numbers = [0] if all(files.keys() == {0} for files in groups.values()) else list(range(channels))
     for (case, _), files in groups.items():
-        if sorted(files) == list(range(channels)):
-            found.append((case, tuple(files[channel] for channel in range(channels))))
+        if sorted(files) == numbers:
+            found.append((case, tuple(files[number] for number in numbers)))
         else:
             found.extend((stem(path), (path,)) for path in files.values())
     for name, paths in found:

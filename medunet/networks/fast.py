@@ -39,7 +39,8 @@ class FastNetwork(nn.Module):
     At the first call in evaluation mode, and again when its weights have changed, a private copy is prepared: batch
     norm folded into the convolutions, weights in the fastest number format and memory layout. Which these are is
     measured once on a window of the first image and kept in a file; a candidate whose answer differs from the float32
-    network's is refused. What was measured with other weights is compared once with these, on one window.
+    network's is refused. What was measured with other weights is compared once with the first
+    weights that an instance meets, on one window; not with each that a training gives it.
 
     Args:
         network: in training mode it is called as it is.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from medunet.transforms import IGNORE_INDEX
 
@@ -86,17 +86,16 @@ def normalisation(print_: Fingerprint) -> Decision:
 
 def cropping(print_: Fingerprint) -> list[Decision]:
     """Leave out the air around the body, or the zeros around the brain, in volumes where they take much of them."""
-    if print_.spatial_dims != 3:
-        return []
+    box = _box(print_)
     reason = "images are cropped to {}, in training and prediction alike; what is outside is background"
     steps = ["@steps#crop_body"]
-    if _is_ct(print_) and print_.body_share < CROP_SHARE:
+    if box == "body":
         numbers = f"the box around all above {AIR:g} HU takes {100 * print_.body_share:.0f} % of the median image"
         return [
             Decision("crop_steps", steps, reason.format("the body"), numbers),
             Decision("body_threshold", AIR, "air is not above it", numbers),
         ]
-    if print_.crop_share < CROP_SHARE:
+    if box == "nonzero":
         numbers = f"the box around all that is not 0 takes {100 * print_.crop_share:.0f} % of the median image"
         return [
             Decision("crop_steps", steps, reason.format("what is not 0"), numbers),
@@ -106,15 +105,21 @@ def cropping(print_: Fingerprint) -> list[Decision]:
     return []
 
 
-def _is_ct(print_: Fingerprint) -> bool:
-    return all(channel.kind == "CT" for channel in print_.channels)
+def _box(print_: Fingerprint) -> Literal["body", "nonzero"] | None:
+    """What images are cropped to."""
+    if print_.spatial_dims != 3:
+        return None
+    if all(channel.kind == "CT" for channel in print_.channels) and print_.body_share < CROP_SHARE:
+        return "body"
+    return "nonzero" if print_.crop_share < CROP_SHARE else None
 
 
 def kept_shapes(print_: Fingerprint) -> tuple[tuple[int, ...], ...]:
     """Voxels along each axis that are left of each case: where images are cropped the box with its margin."""
-    if not cropping(print_):
+    box = _box(print_)
+    if box is None:
         return print_.shapes
-    boxes = print_.body_shapes if _is_ct(print_) and print_.body_share < CROP_SHARE else print_.crop_shapes
+    boxes = print_.body_shapes if box == "body" else print_.crop_shapes
     return tuple(
         tuple(min(edge + 2 * BODY_MARGIN, whole) for edge, whole in zip(box, shape, strict=True))
         for box, shape in zip(boxes, print_.shapes, strict=True)

@@ -22,10 +22,10 @@ def kept_entry(history: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) 
     validated = [entry for entry in history if entry.get("val_dice")]
     if config.get("keep_epoch") == "last" and not config.get("patience"):
         return validated[-1] if validated else {}
-    return max(validated, key=mean_dice, default={})
+    return max(validated, key=_mean_dice, default={})
 
 
-def mean_dice(entry: Mapping[str, Any]) -> float:
+def _mean_dice(entry: Mapping[str, Any]) -> float:
     """Mean over the classes of an entry that was validated."""
     values = entry["val_dice"].values()
     return float(sum(values) / len(values))

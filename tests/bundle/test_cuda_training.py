@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import SMALL_2D
 
 from medunet.bundle import find_bundle, train_bundle
 from medunet.datasets import write_phantom_dataset
@@ -23,16 +24,7 @@ pytestmark = [
 ]
 
 DEVICE = "cuda"
-ONE_STEP: dict[str, Any] = {
-    "network_def::channels": [4, 8],
-    "patch_size": [32, 32],
-    "epochs": 1,
-    "steps_per_epoch": 1,
-    "batch_size": 2,
-    "val_interval": 1,
-    "folds": 3,
-    "num_workers": 0,
-}
+ONE_STEP: dict[str, Any] = {**SMALL_2D, "epochs": 1, "steps_per_epoch": 1, "folds": 3, "num_workers": 0}
 
 
 @pytest.fixture(scope="module")

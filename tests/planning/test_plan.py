@@ -16,7 +16,7 @@ from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.io import write_volume
 from medunet.networks import UNet
-from medunet.planning import Plan, adapt, fingerprint, parse_time, plan
+from medunet.planning import Plan, adapt, choices, fingerprint, parse_time, plan
 from medunet.planning.plan import _grid
 from medunet.planning.probe import PROCESS_BYTES, StepCost, measure_step, training_bytes
 from medunet.planning.schedule import START_SECONDS, fit_schedule
@@ -79,6 +79,8 @@ def test_images_are_planned_as_the_network_gets_them(channel: str, make_data: Da
     box, whole = [(edges,) * 3 for edges in ((60, 50, 60), (200, 200, 60))]
     found = replace(found, shapes=whole, body_shapes=box, crop_shapes=whole if channel == "CT" else box)
     assert _grid(found, choose_budget(3, cuda=False, seconds=None), flat=False).size == (76, 66, 60)
+    config = json.loads((find_bundle("unet_3d") / "configs" / "train.json").read_text())
+    assert config["steps"]["crop_body"]["margin"] == choices.BODY_MARGIN
 
 
 def test_ct_is_clipped_and_scaled_by_the_foreground(make_data: DataMaker) -> None:
