@@ -1,4 +1,4 @@
-"""Train the shipped bundles on real images and measure them on cases they have not seen.
+"""Train shipped and planned bundles on real images and measure them on cases they have not seen.
 
     python scripts/bench_quality.py hippocampus --data DATA/Task04_Hippocampus
     python scripts/bench_quality.py em          --data DATA/ISBI2012_EM
@@ -20,6 +20,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,15 @@ EM_VALIDATION = [f"em_{number}" for number in range(16, 20)]
 ONE_VIEW = {"_target_": "medunet.inferers.OverlapTileInferer", "tile_size": "@tile_size"}
 EIGHT_VIEWS = {"_target_": "medunet.inferers.MirrorInferer", "inferer": ONE_VIEW, "axes": [0, 1], "transpose": True}
 THREE_SIZES = {"_target_": "medunet.inferers.ScaleInferer", "inferer": EIGHT_VIEWS, "scales": [0.75, 0.87, 1.0]}
-VIEWS = {"one view": ONE_VIEW, "eight views": EIGHT_VIEWS, "eight views of three sizes": THREE_SIZES}
+VIEWS: dict[str, dict[str, Any]] = {
+    "one view": {"tile_inferer": ONE_VIEW},
+    "eight views": {"tile_inferer": EIGHT_VIEWS},
+    "eight views of three sizes": {"tile_inferer": THREE_SIZES},
+}
+PLANNED_VIEWS: dict[str, dict[str, Any]] = {
+    "as planned": {},
+    "eight views of three sizes": {"tile_inferer": THREE_SIZES, "mirror_axes": []},
+}
 EM_VARIANTS: dict[str, dict[str, Any]] = {
     "unet_2d": {
         "bundle": "unet_2d",
@@ -79,6 +88,8 @@ EM_VARIANTS: dict[str, dict[str, Any]] = {
         },
         "boundary": 0.77,  # balanced classes: the share of interior in the slices that train
     },
+    "planned": {"minutes": 30.0, "boundary": 0.5},
+    "planned, few": {"minutes": 30.0, "presets": ["few"], "boundary": 0.77},
 }
 
 
@@ -100,13 +111,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def train(bundle: str, data: Path, work: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Train (or resume) a run; returns its folder, minutes and steps."""
-    run = work / name.replace(",", "").replace(" ", "_")
-    result = train_bundle(find_bundle(bundle), data, run, changes=changes, resume=True)
+def train(
+    bundle: str | Path, data: Path, run: Path, *, changes: dict[str, Any], presets: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Train (or resume) a run; returns minutes, steps and epochs."""
+    result = train_bundle(find_bundle(bundle), data, run, changes=changes, presets=presets, resume=True)
     seconds = sum(entry["seconds"] for entry in result.history)
     return {
-        "run": run,
         "training_minutes": round(seconds / 60, 1),
         "steps": result.history[-1]["iteration"],
         "kept_epoch": result.kept_epoch,
@@ -116,8 +127,8 @@ def train(bundle: str, data: Path, work: Path, name: str, changes: dict[str, Any
 
 def hippocampus(data: Path, work: Path) -> dict[str, Any]:
     """Fold 0: cases 0, 5, 10 ... of the sorted names are measured, the others train."""
-    trained = train("unet_3d", data, work, "hippocampus_unet_3d", {"fold": 0})
-    run = trained.pop("run")
+    run = work / "hippocampus_unet_3d"
+    trained = train("unet_3d", data, run, changes={"fold": 0})
     summary = evaluate_bundle(run, data, run / "evaluation")
     draw_median(run, data, RESULTS / "hippocampus.png")
     case = open_dataset(data).cases[0].images[0]
@@ -164,13 +175,15 @@ def em(data: Path, work: Path, only: str | None = None) -> dict[str, Any]:
         dataset = open_dataset(data)
         cases = [case for case in dataset.cases if case.name in EM_VALIDATION]
         interior = [np.asarray(read_volume(case.label).image[0]) > 0 for case in cases]
-        changes = {**variant["changes"], "validation_cases": EM_VALIDATION}
-        trained = train(variant["bundle"], data, work, f"em_{name}", changes)
-        run = trained.pop("run")
-        for views, inferer in VIEWS.items():
+        changes = {**variant.get("changes", {}), "validation_cases": EM_VALIDATION}
+        minutes = variant.get("minutes")
+        bundle = bench_quality_planned.bundle(data, work / f"em_{minutes:g}", minutes) if minutes else variant["bundle"]
+        run = work / f"em_{name}".replace(",", "").replace(" ", "_")
+        trained = train(bundle, data, run, changes=changes, presets=variant.get("presets", ()))
+        for views, overrides in (PLANNED_VIEWS if minutes else VIEWS).items():
             folder = run / views.replace(" ", "_")
             options = {"output_dir": folder, "probabilities": True, "overwrite": True}
-            predictor = Predictor(run, overrides={"tile_inferer": inferer}, **options)
+            predictor = Predictor(run, overrides=overrides, **options)
             pairs = [Pair(case.name, predictor.predict_case(case.images), case.label) for case in cases]
             summary = summarise(list(evaluate_pairs(pairs, labels=dataset.labels, em=True)))
             maps = [np.load(folder / f"{case.name}_prob.npy")[1] for case in cases]

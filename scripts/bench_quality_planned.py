@@ -108,9 +108,9 @@ def sts(options: Options) -> Rows:
 
     def run() -> dict[str, Any]:
         folder = options.work / "sts"
-        bundle = _bundle(options.data, folder, minutes)
+        planned = bundle(options.data, folder, minutes)
         changes = {"folds": min(STS_FOLDS, len(open_dataset(options.data).cases)), **options.changes}
-        result = train_folds(bundle, options.data, folder / "folds", changes=changes)
+        result = train_folds(planned, options.data, folder / "folds", changes=changes)
         if not result.is_whole or result.summary is None:
             raise SystemExit("not all folds are trained; the same command goes on")
         cases = json.loads((folder / "folds" / "out_of_fold" / "metrics.json").read_text(encoding="utf-8"))["cases"]
@@ -131,11 +131,11 @@ def _planned(
     options: Options, folder: Path, minutes: float, *, plan_on: Path, train_on: Path, changes: dict[str, Any]
 ) -> dict[str, Any]:
     """Plan, train (or go on) and measure on the cases that were not trained on."""
-    bundle = _bundle(plan_on, folder, minutes)
+    planned = bundle(plan_on, folder, minutes)
     presets = ["few"] if "validation_cases" in changes else []
     run = folder / "run"
     wanted = {**changes, **options.changes}
-    result = train_bundle(bundle, train_on, run, changes=wanted, presets=presets, resume=(run / "models").is_dir())
+    result = train_bundle(planned, train_on, run, changes=wanted, presets=presets, resume=(run / "models").is_dir())
     summary = evaluate_bundle(run, train_on, run / "evaluation")
     history = result.history
     return {
@@ -146,12 +146,12 @@ def _planned(
     }
 
 
-def _bundle(data: Path, folder: Path, minutes: float) -> Path:
+def bundle(data: Path, folder: Path, minutes: float) -> Path:
     """The plan, made once: its schedule follows from a measurement, and a resumed training needs the same."""
-    bundle = folder / "bundle"
-    if not (bundle / "docs" / "README.md").is_file() and not (folder / "run" / "models" / LAST_NAME).is_file():
-        plan_bundle(data, bundle, seconds=60 * minutes)
-    return bundle
+    planned = folder / "bundle"
+    if not (planned / "docs" / "README.md").is_file() and not (folder / "run" / "models" / LAST_NAME).is_file():
+        plan_bundle(data, planned, seconds=60 * minutes)
+    return planned
 
 
 def _subset(data: Path, folder: Path, cases: list[Case]) -> Path:

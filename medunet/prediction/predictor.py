@@ -25,7 +25,7 @@ from .existing import existing_result
 from .isolation import isolate_reading
 from .pipeline import overlap
 from .timing import StageSeconds, Stopwatch
-from .transfer import batch_on, pinned
+from .transfer import batch_on, pinned, preprocess_on
 
 logger = logging.getLogger(__name__)
 
@@ -260,7 +260,7 @@ class Predictor:
         way = _Way(self.preprocessing, self.postprocessing)
         case = _Case(Path(), way)
         split = _steps_up_to(way.preprocessing, (LoadImage, LoadImaged), last=True)
-        case.item = _run(way.preprocessing, {"image": image}, start=split)
+        case.item = self._preprocess(way, {"image": image}, start=split)
         self._compute(case)
         decided: dict[Any, Any] = _run(self.postprocessing, case.item, end=self._first_to_write)
         return decided
@@ -304,10 +304,13 @@ class Predictor:
             for saver in case.way.savers if split else ():
                 saver.check(item)
         with case.watch.measure("preprocess"):
-            item = _run(case.way.preprocessing, item, start=split)
+            item = self._preprocess(case.way, item, start=split)
             for saver in () if split else case.way.savers:
                 saver.check(item)
         case.item = item
+
+    def _preprocess(self, way: _Way, item: dict[Any, Any], *, start: int) -> Any:
+        return preprocess_on(self.device, lambda given: _run(way.preprocessing, given, start=start), item)
 
     def _compute(self, case: _Case) -> None:
         with self._measure_network(case.watch):

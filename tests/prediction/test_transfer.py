@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor, list_data_collate
+from monai.transforms import Compose, CropForegroundd, Lambdad, NormalizeIntensityd, Orientationd, Spacingd
 
+from medunet.errors import DataError
 from medunet.io import read_label, write_volume
 from medunet.prediction import Predictor
-from medunet.prediction.transfer import batch_on, pinned
+from medunet.prediction.transfer import _has_room, batch_on, pinned, preprocess_on
+from medunet.transforms import AboveThreshold
 
 from .conftest import make_bundle
 
@@ -77,6 +80,70 @@ def test_cases_are_pinned_by_the_reading_thread(
     assert bad.error is not None
     assert len(threads) == 1
     assert threads[0] is not threading.main_thread()
+
+
+STEPS = Compose(
+    [
+        Orientationd("image", "RAS", labels=None),
+        CropForegroundd("image", "image", select_fn=AboveThreshold(0.5), allow_smaller=True),
+        Spacingd("image", (1.5, 1.5, 1.5), mode="bilinear"),
+        NormalizeIntensityd("image", channel_wise=True),
+    ]
+)
+
+
+def test_what_does_not_run_on_the_device_runs_on_the_cpu(image: MetaTensor) -> None:
+    tried: list[str] = []
+
+    def steps(item: dict[Any, Any]) -> dict[Any, Any]:
+        tried.append(item["image"].device.type)
+        return STEPS(item)
+
+    expected = STEPS({"image": image})["image"]
+    # a device without voxels, on which no step finds the foreground
+    result = preprocess_on(torch.device("meta"), steps, {"image": image, "name": "case"})
+    assert tried == ["meta", "cpu"]
+    assert result["name"] == "case"
+    assert torch.equal(result["image"].as_tensor(), expected.as_tensor())
+    done, wanted = ([step["class"] for step in found.applied_operations] for found in (result["image"], expected))
+    assert done == wanted  # what was begun on the device leaves no trace
+
+
+def test_what_runs_on_the_device_stays_there(image: MetaTensor) -> None:
+    steps = Compose([Lambdad("image", lambda voxels: voxels * 2)])
+    assert preprocess_on(torch.device("meta"), steps, {"image": image})["image"].device.type == "meta"
+    assert image.device.type == "cpu"
+    assert image.applied_operations == []
+
+
+def test_an_image_that_is_wrong_fails_as_on_the_cpu(image: MetaTensor) -> None:
+    def refuse(item: dict[Any, Any]) -> dict[Any, Any]:
+        raise DataError("image is empty")
+
+    for device in ("cpu", "meta"):
+        with pytest.raises(DataError, match="image is empty"):
+            preprocess_on(torch.device(device), refuse, {"image": image})
+
+
+def test_an_image_that_leaves_no_room_stays_on_the_cpu(image: MetaTensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (40_000, 80_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2_000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1_680)
+    # 12 copies of 210 float32 are 10,080 bytes, a quarter of the 40,320 that are free or cached
+    assert _has_room(CUDA, image.numel())
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1_681)
+    assert not _has_room(CUDA, image.numel())
+    assert preprocess_on(CUDA, STEPS, {"image": image})["image"].device.type == "cpu"
+
+
+@pytest.mark.cuda
+@NEEDS_CUDA
+def test_an_image_is_preprocessed_on_the_gpu(image: MetaTensor) -> None:
+    expected = STEPS({"image": image})["image"]
+    result = preprocess_on(CUDA, STEPS, {"image": image})["image"]
+    assert result.device.type == "cuda"
+    assert torch.allclose(result.cpu().as_tensor(), expected.as_tensor(), atol=1e-4)
+    assert torch.allclose(result.affine.cpu(), expected.affine)
 
 
 @pytest.mark.cuda
