@@ -4,10 +4,11 @@
 # Ray:   docker build -t medunet:ray --build-arg EXTRAS=dicom,export,openvino,ray .   (250 MB more)
 # Label: docker build -t medunet:label --target label .   (on CUDA with the same --build-arg)
 # CUDA's libraries come with torch's wheel, so both have the same base; the host needs a driver and NVIDIA's container toolkit.
-ARG PYTHON=3.12
+# another Python or registry: --build-arg BASE=registry.example/python:3.11-slim
+ARG BASE=python:3.12-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
-FROM python:${PYTHON}-slim AS build
+FROM ${BASE} AS build
 ARG TORCH_INDEX
 ARG EXTRAS=dicom,export,openvino
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -23,7 +24,7 @@ COPY bundles bundles
 COPY medunet medunet
 RUN pip install --constraint scripts/constraints.txt ".[$EXTRAS]"
 
-FROM python:${PYTHON}-slim AS runtime
+FROM ${BASE} AS runtime
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin medunet \
     && install --directory --owner medunet /data /cache
 COPY --from=build /venv /venv

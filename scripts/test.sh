@@ -6,7 +6,7 @@ source scripts/setup.sh dev
 source scripts/other_programs.sh
 markers="not slow"
 if [ "${1:-}" = "--slow" ]; then
-    markers=""
+    markers="not services" # those have a script of their own
     shift
 fi
 .venv/bin/ruff check .

@@ -51,13 +51,14 @@ class Guard:
 
     - with a token, each request must bear it: `Authorization: Bearer TOKEN`, or a Basic login with any user and the
       token as password, which browsers (OHIF) and 3D Slicer's MONAI Label extension can give;
-    - a page of another origin is refused, and on loopback so is another host name (DNS rebinding);
+    - a page of another origin is refused, and so is another host name on loopback (DNS rebinding) where no token is
+      asked for; with one, a proxy on this machine may pass its own name on;
     - names that would leave a folder are refused.
 
     Args:
         app: the application.
         token: what a request must bear; None asks for nothing.
-        loopback: whether only this machine's own names are allowed as `Host`.
+        loopback: whether only this machine reaches the server; without a token `Host` must be one of its own names.
 
     Example:
         >>> guard = Guard(None, token="secret", loopback=False)
@@ -97,7 +98,8 @@ class Guard:
         """Why a request is refused whoever asks: ``(kind, text)``, or None."""
         host = headers.get("host", "")
         name = urlsplit(f"//{host}").hostname or ""
-        if self.loopback and f"[{name}]" not in LOOPBACK_NAMES and name not in LOOPBACK_NAMES:
+        unasked = self.loopback and self.token is None
+        if unasked and f"[{name}]" not in LOOPBACK_NAMES and name not in LOOPBACK_NAMES:
             return "host", f"this server answers to {', '.join(LOOPBACK_NAMES)}, not to '{name}'"
         origin = headers.get("origin")
         if origin and urlsplit(origin).netloc != host:

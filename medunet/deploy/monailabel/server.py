@@ -69,7 +69,7 @@ class LabelServer:
     Raises:
         ConfigError: no token, or a short one, where others than this machine's users could reach the server; a port
             that is none or taken.
-        DataError: no such folder of studies.
+        DataError: no such folder of studies, or none that may be written.
     """
 
     bundles: tuple[ServedBundle, ...]
@@ -98,6 +98,12 @@ class LabelServer:
             raise ConfigError("no such port", received=self.port, expected="0 to 65535")
         if not self.is_remote and not Path(self.studies).is_dir():
             raise DataError("folder of studies does not exist", file=self.studies, remedy="make it, or give a URL")
+        if not self.is_remote and not os.access(self.studies, os.W_OK | os.X_OK):
+            raise DataError(
+                "folder of studies cannot be written",
+                file=self.studies,
+                remedy="labels are kept in it: let this user write there, or give the URL of a DICOMweb store",
+            )
 
     @property
     def is_remote(self) -> bool:

@@ -82,6 +82,16 @@ def test_another_host_name_is_refused_on_loopback(host: str) -> None:
     assert ask(Guard(inner, token=None, loopback=True), host=host)[0] == 403
 
 
+def test_with_a_token_a_proxy_on_this_machine_may_pass_its_name_on() -> None:
+    guard = Guard(inner, token=TOKEN, loopback=True)
+    own = "https://label.example.org"
+    assert ask(guard, host="label.example.org", origin=own, authorization=f"Bearer {TOKEN}")[0] == 200
+    assert ask(guard, host="label.example.org", origin=own)[0] == 401
+    assert (
+        ask(guard, host="label.example.org", origin="https://evil.example", authorization=f"Bearer {TOKEN}")[0] == 403
+    )
+
+
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9000"])
 def test_a_page_of_another_origin_is_refused(origin: str) -> None:
     assert ask(Guard(inner, token=None, loopback=True), origin=origin)[0] == 403

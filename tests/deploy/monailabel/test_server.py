@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -156,6 +157,16 @@ def test_studies_must_be_there(tmp_path: Path, bundle: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         server(tmp_path, bundle, studies=str(tmp_path / "nowhere"))
     assert server(tmp_path, bundle, studies="http://127.0.0.1:8042/dicom-web").is_remote
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="root may write anywhere; tests/deploy/test_image.py asks as another user"
+)
+def test_studies_must_be_writable(tmp_path: Path, bundle: Path) -> None:
+    studies = tmp_path / "kept"
+    studies.mkdir(mode=0o555)
+    with pytest.raises(DataError, match="cannot be written"):
+        server(tmp_path, bundle, studies=str(studies))
 
 
 def test_a_taken_port_is_named() -> None:

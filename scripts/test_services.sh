@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# What docs/deployment.md shows, with real parts: the label server and MLflow behind nginx, the Dockerfile's images built and used.
+# Sets up .venv and MONAI Label's environment (.venv-label), on Debian also nginx and, where there is no Docker, Podman. Arguments go
+# to pytest; about 15 minutes on two cores, half of them for the images (3.4 GB each, removed at the end).
+#   MEDUNET_CONTAINER        the program and options for each call of it, such as "podman --runtime runc"; else docker or podman
+#   MEDUNET_CONTAINER_BUILD  further options of `build`, such as "--build-arg BASE=registry.example/python:3.11-slim"
+#   MEDUNET_CONTAINER_RUN    further options of `run`
+#   MEDUNET_CONTAINER_BASE   debian: the base image is made of Debian's packages (debootstrap, root) where no registry is reached
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/setup.sh dev
+export MEDUNET_LABEL_ENV="${MEDUNET_LABEL_ENV:-$PWD/.venv-label}"
+.venv/bin/medunet label --setup
+install() { # the packages of a program that is not there
+    if ! command -v "$1" >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" -eq 0 ]; then
+        local policy=/usr/sbin/policy-rc.d made=""
+        # Debian would start services at once, for everybody who reaches this machine; the tests start their own
+        if [ ! -e "$policy" ]; then
+            printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && made=yes
+        fi
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@"; } >/dev/null 2>&1 ||
+            echo "not installed: $*; the tests that need it skip" >&2
+        if [ -n "$made" ]; then
+            rm -f "$policy"
+        fi
+    fi
+}
+PATH="$PATH:/usr/sbin"
+install nginx openssl
+command -v docker >/dev/null || install podman runc
+if [ "${MEDUNET_CONTAINER_BASE:-}" = debian ]; then
+    install debootstrap
+    read -ra engine <<<"${MEDUNET_CONTAINER:-$(command -v docker || command -v podman)}"
+    if ! "${engine[@]}" image inspect localhost/python:debian >/dev/null 2>&1; then
+        base="$(mktemp -d)"
+        trap 'rm -rf "$base"' EXIT
+        # this system's own release, whose Python the packages at hand are made for
+        debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates \
+            "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$base" >/dev/null
+        ln -s python3 "$base/usr/bin/python"
+        tar -C "$base" -c . | "${engine[@]}" import - localhost/python:debian
+    fi
+    MEDUNET_CONTAINER_BUILD="--build-arg BASE=localhost/python:debian ${MEDUNET_CONTAINER_BUILD:-}"
+fi
+export MEDUNET_CONTAINER_BUILD="${MEDUNET_CONTAINER_BUILD:-}" MPLBACKEND=agg OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+.venv/bin/python -m pytest -m services tests/deploy tests/tracking "$@"

@@ -1,0 +1,99 @@
+"""nginx with the proxy that docs/deployment.md shows, on a free port of the loopback."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+NAME = "label.example.org"
+GUIDE = Path(__file__).parents[2] / "docs" / "deployment.md"
+START_SECONDS = 20.0
+
+
+@dataclass
+class Proxy:
+    """Where it listens, and the certificate by which it is known."""
+
+    port: int
+    certificate: Path
+
+    @property
+    def url(self) -> str:
+        return f"https://localhost:{self.port}"
+
+
+def guide_block() -> str:
+    """The server block of the guide, as it stands there."""
+    [block] = re.findall(r"```nginx\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return str(block)
+
+
+@contextmanager
+def proxied(upstream: str, folder: Path, *, passwords: str | None = None) -> Iterator[Proxy]:
+    """nginx before a server until the end of the block, configured as the guide says but for addresses and files.
+
+    Args:
+        upstream: address of the server, as in ``http://127.0.0.1:8000``.
+        folder: for its files.
+        passwords: lines of nginx' password file; each request needs one of them.
+    """
+    program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if program is None or shutil.which("openssl") is None:
+        pytest.skip("nginx or openssl is not installed: run bash scripts/test_services.sh")
+    folder.mkdir(parents=True, exist_ok=True)
+    certificate, key = folder / "proxy.pem", folder / "proxy.key"
+    names = f"subjectAltName=DNS:{NAME},DNS:localhost"
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={NAME}"]
+    command = [*words, "-addext", names, "-out", str(certificate), "-keyout", str(key)]
+    subprocess.run(command, check=True, capture_output=True)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = int(found.getsockname()[1])
+    changes = {
+        "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
+        "/etc/ssl/label.pem": str(certificate),
+        "/etc/ssl/label.key": str(key),
+        "http://127.0.0.1:8000;": f"{upstream};",
+    }
+    block = guide_block()
+    for given, wanted in changes.items():
+        assert block.count(given) == 1, f"the guide says {given!r} {block.count(given)} times"
+        block = block.replace(given, wanted)
+    if passwords is not None:
+        (folder / "passwords").write_text(passwords, encoding="utf-8")
+        asked = f"auth_basic people; auth_basic_user_file {folder / 'passwords'};"
+        block = block.replace("location / {", f"{asked}\n    location / {{")
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    spools = "\n".join(f"{kind}_temp_path {folder / kind};" for kind in kinds)
+    root = "user root;\n" if os.geteuid() == 0 else ""  # its workers must reach the folder of the test
+    log = folder / "nginx.log"
+    text = f"{root}pid {folder / 'nginx.pid'}; error_log {log} info;\nevents {{}}\n"
+    (folder / "nginx.conf").write_text(f"{text}http {{ access_log off;\n{spools}\n{block}}}\n", encoding="utf-8")
+    start = [program, "-p", str(folder), "-e", str(log), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
+    process = subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    try:
+        _wait(process, port, log)
+        yield Proxy(port, certificate)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    pytest.fail(f"nginx does not answer: {log.read_text(encoding='utf-8')[-2000:] if log.is_file() else ''}")
