@@ -1,7 +1,7 @@
 """Train shipped and planned bundles on real images and measure them on cases they have not seen.
 
     python scripts/bench_quality.py hippocampus --data DATA/Task04_Hippocampus
-    python scripts/bench_quality.py em          --data DATA/ISBI2012_EM
+    python scripts/bench_quality.py em          --data DATA/ISBI2012_EM [--only planned --slices 0 1 2 3]
     python scripts/bench_quality.py hippocampus --data DATA/Task04_Hippocampus --planned [--minutes 15 30]
     python scripts/bench_quality.py few         --data DATA/Task04_Hippocampus [--minutes 8]
     python scripts/bench_quality.py sts         --data DATA/STS_GTV_CT [--minutes 30]
@@ -39,7 +39,8 @@ from medunet.reports import overlay_png
 from medunet.transforms import separate_cells
 
 RESULTS = Path(__file__).parent / "results"
-EM_VALIDATION = [f"em_{number}" for number in range(16, 20)]
+EM_SLICES = (16, 17, 18, 19)
+EM_VALIDATION = [f"em_{number}" for number in EM_SLICES]
 ONE_VIEW = {"_target_": "medunet.inferers.OverlapTileInferer", "tile_size": "@tile_size"}
 EIGHT_VIEWS = {"_target_": "medunet.inferers.MirrorInferer", "inferer": ONE_VIEW, "axes": [0, 1], "transpose": True}
 THREE_SIZES = {"_target_": "medunet.inferers.ScaleInferer", "inferer": EIGHT_VIEWS, "scales": [0.75, 0.87, 1.0]}
@@ -164,21 +165,23 @@ def with_neighbours(data: Path, folder: Path) -> Path:
     return folder
 
 
-def em(data: Path, work: Path, only: str | None = None) -> dict[str, Any]:
-    """Slices 0-15 train, 16-19 are measured; scores at the threshold 0.5 and at the best one, as the challenge."""
+def em(data: Path, work: Path, *, only: str | None, slices: Sequence[int], settings: dict[str, Any]) -> dict[str, Any]:
+    """Some slices are measured, the others train; scores at the threshold 0.5 and at the best one, as the challenge."""
     rows: dict[str, Any] = {}
     plain = data
+    measured = [f"em_{number:02d}" for number in slices]
+    others = "" if tuple(slices) == EM_SLICES else f", slices {' '.join(map(str, slices))}"
     for name, variant in EM_VARIANTS.items():
         if only is not None and only != name:
             continue
         data = with_neighbours(plain, work / "em_neighbours") if variant.get("neighbours") else plain
         dataset = open_dataset(data)
-        cases = [case for case in dataset.cases if case.name in EM_VALIDATION]
+        cases = [case for case in dataset.cases if case.name in measured]
         interior = [np.asarray(read_volume(case.label).image[0]) > 0 for case in cases]
-        changes = {**variant.get("changes", {}), "validation_cases": EM_VALIDATION}
+        changes = {**variant.get("changes", {}), "validation_cases": measured, **settings}
         minutes = variant.get("minutes")
         bundle = bench_quality_planned.bundle(data, work / f"em_{minutes:g}", minutes) if minutes else variant["bundle"]
-        run = work / f"em_{name}".replace(",", "").replace(" ", "_")
+        run = work / f"em_{name}{others}".replace(",", "").replace(" ", "_")
         trained = train(bundle, data, run, changes=changes, presets=variant.get("presets", ()))
         for views, overrides in (PLANNED_VIEWS if minutes else VIEWS).items():
             folder = run / views.replace(" ", "_")
@@ -187,7 +190,7 @@ def em(data: Path, work: Path, only: str | None = None) -> dict[str, Any]:
             pairs = [Pair(case.name, predictor.predict_case(case.images), case.label) for case in cases]
             summary = summarise(list(evaluate_pairs(pairs, labels=dataset.labels, em=True)))
             maps = [np.load(folder / f"{case.name}_prob.npy")[1] for case in cases]
-            rows[f"{name}, {views}"] = {
+            rows[f"{name}, {views}{others}"] = {
                 **trained,
                 "metrics": summary,
                 "best_threshold": best_em_scores(maps, interior)._asdict(),
@@ -236,12 +239,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/bench"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--only", choices=list(EM_VARIANTS), help="em: one variant; other results stay")
+    parser.add_argument("--slices", type=int, nargs="+", default=EM_SLICES, help="em: which are measured")
+    parser.add_argument("--set", action="append", help="a value of the bundle, for a trial")
     planned = parser.add_argument_group("of the tasks that plan")
     planned.add_argument("--planned", action="store_true", help="hippocampus: by `medunet plan`")
     planned.add_argument("--minutes", type=float, nargs="+", help="of a training")
     planned.add_argument("--sizes", type=int, nargs="+", default=[5, 10, 20], help="few: numbers of cases")
     planned.add_argument("--seeds", type=int, default=3, help="few: how many")
-    planned.add_argument("--set", action="append", help="a value of the bundle, for a trial")
     options = parser.parse_args()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     options.results.mkdir(parents=True, exist_ok=True)
@@ -249,14 +253,21 @@ def main() -> None:
         rows = measure_planned(options)
     else:
         file = options.results / f"quality_{options.task}.json"
-        document = {"rows": {}, **(json.loads(file.read_text(encoding="utf-8")) if options.only else {})}
+        some = options.only or tuple(options.slices) != EM_SLICES  # the other rows stay
+        document = {"rows": {}, **(json.loads(file.read_text(encoding="utf-8")) if some else {})}
         rows = (
-            em(options.data, options.work, options.only)
+            em(
+                options.data,
+                options.work,
+                only=options.only,
+                slices=options.slices,
+                settings=parse_settings(options.set),
+            )
             if options.task == "em"
             else hippocampus(options.data, options.work)
         )
         document["machine"] = document.get("machine") or machine()
-        document["rows"] |= {name: {**row, "machine": machine()} if options.only else row for name, row in rows.items()}
+        document["rows"] |= {name: {**row, "machine": machine()} if some else row for name, row in rows.items()}
         file.write_text(json.dumps(document, indent=1), encoding="utf-8")
     for name, row in rows.items():
         metrics = row["metrics"]

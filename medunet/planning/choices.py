@@ -235,23 +235,6 @@ def turning(
     return decisions
 
 
-def advice(print_: Fingerprint) -> list[Decision]:
-    """What the plan leaves to the user, for it gives one thing for another.
-
-    Example:
-        On ISBI 2012 EM (`scripts/bench_quality.py em`), `few` raised V_rand from 0.87 to 0.93 and lowered Dice by 0.01.
-    """
-    share = print_.foreground_share
-    if print_.spatial_dims != 2 or print_.regions or share <= THICK_BACKGROUND:
-        return []
-    reason = (
-        "border weights, as in the U-Net paper, keep more objects apart where they nearly touch, and fewer pixels "
-        "are right: `medunet train ... --preset few`"
-    )
-    numbers = f"foreground {100 * share:.3g} % of the pixels: what parts it is thin"
-    return [Decision("preset", "few, if objects are counted or followed", reason, numbers)]
-
-
 def loss(print_: Fingerprint, base: Mapping[str, Any]) -> list[Decision]:
     """The bundle's loss with the background counted where it is thin, and with ignored voxels left out."""
     inner = base.get("loss") if isinstance(base.get("loss"), Mapping) else None

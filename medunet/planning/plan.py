@@ -132,7 +132,7 @@ def plan(
         half = f"{memory >> 21}MB"
         reason = "validation shares the memory that was given: larger images are cut into tiles"
         decisions.append(Decision("validate::inferer::memory", half, reason, _gigabytes(memory)))
-    notes = [note, *choices.advice(fingerprint)]
+    notes = [note]
     duration = None
     validated = math.ceil(len(dataset.cases) / _folds(dataset))
     if cost is not None:

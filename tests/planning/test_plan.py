@@ -27,10 +27,6 @@ from .conftest import DataMaker
 GB = 1 << 30
 
 
-def advised(plan: Plan) -> list[Any]:
-    return [note.value for note in plan.notes if note.id == "preset"]
-
-
 def plan_for(data: Path, *, measure: bool = False, **options: Any) -> Plan:
     dataset = open_dataset(data)
     config = json.loads((find_bundle(f"unet_{dataset.spatial_dims}d") / "configs" / "train.json").read_text())
@@ -62,22 +58,6 @@ def test_cells_are_planned_as_they_were_measured(test_data: Path) -> None:
     assert "view_scales" not in values  # in volumes only
     assert values["loss"]["include_background"] is True  # membranes are thin
     assert "spacing_mm" not in values
-
-
-@pytest.mark.data
-def test_what_is_one_structure_gets_no_advice(test_data: Path) -> None:
-    assert advised(plan_for(test_data / "Task04_Hippocampus")) == []
-
-
-@pytest.mark.parametrize(("gap", "presets"), [(1, ["few, if objects are counted or followed"]), (8, [])])
-def test_border_weights_are_advised_where_thin_gaps_part_objects(tmp_path: Path, gap: int, presets: list[str]) -> None:
-    label = np.zeros((32, 32), np.uint8)
-    label[:, : 16 - gap] = label[:, 16:] = 1
-    label[:16] *= gap == 1
-    for case in range(3):
-        write_volume(label, tmp_path / "labels" / f"{case}.png")
-        write_volume(np.roll(label, case) * 9, tmp_path / "images" / f"{case}.png")
-    assert advised(plan_for(tmp_path)) == presets
 
 
 @pytest.mark.data
