@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What docs/deployment.md shows, with real parts: the label server and MLflow behind nginx, the Dockerfile's images built and used.
 # Sets up .venv and MONAI Label's environment (.venv-label), on Debian also nginx and, where there is no Docker, Podman. Arguments go
-# to pytest; about 15 minutes on two cores, half of them for the images (3.4 GB each, removed at the end).
+# to pytest; 28 minutes on one busy core, half of them for the images (3.4 and 6.4 GB, removed at the end).
 #   MEDUNET_CONTAINER        the program and options for each call of it, such as "podman --runtime runc"; else docker or podman
 #   MEDUNET_CONTAINER_BUILD  further options of `build`, such as "--build-arg BASE=registry.example/python:3.11-slim"
 #   MEDUNET_CONTAINER_RUN    further options of `run`

@@ -23,8 +23,8 @@ def preprocess_on(
 ) -> dict[Any, Any]:
     """Run the steps between file and network on the device of the network, on the CPU where they do not run there.
 
-    On a GPU resampling takes milliseconds instead of seconds. An image that might not leave room for the network stays
-    on the CPU; so does one for which a step fails on the device, as MONAI's do that know no GPU.
+    The cores beside a GPU then only read. An image that might not leave room for the network stays on the CPU; so does
+    one for which a step fails on the device, as a step of MONAI's does that knows no GPU.
 
     Args:
         device: of the network.
