@@ -5,9 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh dev,ray
-if ! command -v Orthanc >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" -eq 0 ]; then
-    { apt-get update -qq && apt-get install -y -qq --no-install-recommends orthanc orthanc-dicomweb; } >/dev/null 2>&1 ||
-        echo "Orthanc is not installed; the test of a DICOMweb store skips" >&2
-fi
+source scripts/debian_packages.sh
+install_packages Orthanc "the test of a DICOMweb store" orthanc orthanc-dicomweb
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MPLBACKEND=agg
 exec .venv/bin/python -m pytest tests/deploy/cluster tests/deploy/monailabel/test_orthanc_cohort.py tests/networks/test_batch_norm.py "$@"

@@ -9,27 +9,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh dev
+source scripts/debian_packages.sh
 export MEDUNET_LABEL_ENV="${MEDUNET_LABEL_ENV:-$PWD/.venv-label}"
 .venv/bin/medunet label --setup
-install() { # the packages of a program that is not there
-    if ! command -v "$1" >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" -eq 0 ]; then
-        local policy=/usr/sbin/policy-rc.d made=""
-        # Debian would start services at once, for everybody who reaches this machine; the tests start their own
-        if [ ! -e "$policy" ]; then
-            printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && made=yes
-        fi
-        { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@"; } >/dev/null 2>&1 ||
-            echo "not installed: $*; the tests that need it skip" >&2
-        if [ -n "$made" ]; then
-            rm -f "$policy"
-        fi
-    fi
-}
 PATH="$PATH:/usr/sbin"
-install nginx openssl
-command -v docker >/dev/null || install podman runc
+install_packages nginx "the tests of a proxy" nginx openssl
+command -v docker >/dev/null || install_packages podman "the tests of images" podman runc
 if [ "${MEDUNET_CONTAINER_BASE:-}" = debian ]; then
-    install debootstrap
+    install_packages debootstrap "the tests of images" debootstrap
     read -ra engine <<<"${MEDUNET_CONTAINER:-$(command -v docker || command -v podman)}"
     if ! "${engine[@]}" image inspect localhost/python:debian >/dev/null 2>&1; then
         base="$(mktemp -d)"
