@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 
+from typing_extensions import Self
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -52,6 +54,15 @@ class MedunetError(Exception):
         if remedy is not None:
             text += f"; remedy: {remedy}"
         super().__init__(_CONTROL.sub(" ", text))  # what a header held may not write lines into a log
+
+    def at(self, file: str | os.PathLike[str] | None) -> Self:
+        """Return the same error with another file or folder that it is about.
+
+        Example:
+            >>> str(GeometryError("no spacing", remedy="write it again").at("a.nrrd"))
+            'a.nrrd: no spacing; remedy: write it again'
+        """
+        return type(self)(self.cause, file=file, received=self.received, expected=self.expected, remedy=self.remedy)
 
 
 class ConfigError(MedunetError):

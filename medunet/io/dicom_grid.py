@@ -283,4 +283,4 @@ def _geometry(
             shape=shape,
         )
     except GeometryError as error:
-        raise GeometryError(error.cause, file=folder, received=error.received, expected=error.expected) from error
+        raise error.at(folder) from error

@@ -1,4 +1,4 @@
-"""PNG, TIFF, BMP and JPEG through Pillow and tifffile; NRRD and MetaImage through SimpleITK.
+"""PNG, TIFF, BMP and JPEG through Pillow and tifffile.
 
 Images in the plane are never transposed: axis 0 counts rows, axis 1 columns. They have no placement in a patient, so
 that their affine is the identity.
@@ -11,20 +11,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from medunet.errors import DataError, GeometryError
+from medunet.errors import DataError
 from medunet.geometry import Geometry
 
-from .layout import copy_in_order
-from .limits import refuse_foreign_data, require_memory
+from .limits import require_content, require_memory
 from .record import ReadRecord
 
 PILLOW_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 
 _ONE_FILE: dict[str, Any] = {"_multifile": False, "is_mmstack": False, "is_ndtiff": False}
 """OME-TIFF and Micro-Manager's kinds name other files that hold pages of theirs, in any folder."""
@@ -65,7 +62,7 @@ def read_pillow(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
 
 def read_pillow_header(path: Path) -> ReadRecord:
     """The record of `read_pillow` without decoding pixels."""
-    _refuse_missing_or_empty(path)
+    require_content(path)
     try:
         with Image.open(path, formats=_PILLOW_FORMATS) as image:
             mode, (width, height), kind = image.mode, image.size, (image.format or "").lower()
@@ -114,7 +111,7 @@ def read_tiff(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
 
 def read_tiff_header(path: Path) -> ReadRecord:
     """The record of `read_tiff` without decoding pixels."""
-    _refuse_missing_or_empty(path)
+    require_content(path)
     try:
         with tifffile.TiffFile(path, **_ONE_FILE) as tiff:
             n_series = len(tiff.series)
@@ -145,103 +142,8 @@ def read_tiff_header(path: Path) -> ReadRecord:
     return _planar_record(path, kind="tiff", shape=spatial, channels=channels, dtype=dtype.name, warnings=warnings)
 
 
-def read_itk(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
-    """Read NRRD, MHA or MHD.
-
-    Returns:
-        ``(x, y[, z])``, with a leading axis of channels for vector images, and the record in RAS.
-
-    Raises:
-        DataError: unreadable, or NaN voxels.
-        GeometryError: impossible spacing.
-        SecurityError: a header that takes its voxels from another folder.
-    """
-    record = read_itk_header(path)
-    require_memory(record.geometry.shape, record.channels, path)
-    try:
-        image = sitk.ReadImage(str(path), imageIO=_itk_format(path))
-    except RuntimeError as error:
-        raise DataError(f"cannot be read: {_itk_cause(error)}", file=path) from error
-    return itk_voxels(image, path), record
-
-
-def read_itk_header(path: Path) -> ReadRecord:
-    """The record of `read_itk` without the voxels."""
-    _refuse_missing_or_empty(path)
-    refuse_foreign_data(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO(_itk_format(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise DataError(f"cannot be read: {_itk_cause(error)}", file=path) from error
-    name = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    if "complex" in name:
-        raise DataError("voxels have no order", file=path, received=name)
-    return ReadRecord(
-        path=path,
-        format=path.suffix.lower().lstrip("."),
-        geometry=itk_geometry(reader, path),
-        channels=reader.GetNumberOfComponents(),
-        dtype=name,
-    )
-
-
-def _itk_format(path: Path) -> str:
-    """The one of ITK's some thirty parsers that a file gets: the one of its name, whatever its content claims."""
-    return "NrrdImageIO" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImageIO"
-
-
-def itk_geometry(image: Any, path: Path) -> Geometry:
-    """Geometry in RAS of a `SimpleITK.Image`, or of a reader that has read the header."""
-    n_axes = image.GetDimension()
-    if n_axes not in (2, 3):
-        raise GeometryError("an image has two or three axes", file=path, received=n_axes)
-    direction = np.eye(3)
-    direction[:n_axes, :n_axes] = np.reshape(image.GetDirection(), (n_axes, n_axes))
-    try:
-        return Geometry.from_lps(
-            origin=(*image.GetOrigin(), 0.0)[:3],
-            spacing=(*image.GetSpacing(), 1.0)[:3],
-            direction=direction.ravel().tolist(),
-            shape=image.GetSize(),
-        )
-    except GeometryError as error:
-        raise GeometryError(error.cause, file=path, received=error.received, expected=error.expected) from error
-
-
-def itk_voxels(image: sitk.Image, path: Path) -> npt.NDArray[np.float32]:
-    """Voxels in the order of the affine: SimpleITK's arrays count z first, ours x."""
-    array = sitk.GetArrayViewFromImage(image)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        array = np.moveaxis(array, -1, 0)
-        array = array.transpose(0, *range(array.ndim - 1, 0, -1))
-    else:
-        array = array.T
-    voxels = copy_in_order(array, dtype=np.float32)
-    if not np.isfinite(voxels).all():
-        raise DataError("voxels are NaN or infinite", file=path)
-    return voxels
-
-
 def _planar_record(
     path: Path, *, kind: str, shape: tuple[int, ...], channels: int, dtype: str, warnings: tuple[str, ...]
 ) -> ReadRecord:
     geometry = Geometry(np.eye(4), shape)
     return ReadRecord(path=path, format=kind, geometry=geometry, channels=channels, dtype=dtype, warnings=warnings)
-
-
-def _refuse_missing_or_empty(path: Path) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"cannot be opened: {error.strerror or error}", file=path) from error
-    if size == 0:
-        raise DataError("file has zero bytes", file=path, remedy="copy it again from its source")
-
-
-def _itk_cause(error: RuntimeError) -> str:
-    """The last line of ITK's several, which holds the cause."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else "unknown cause"

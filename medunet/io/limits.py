@@ -8,6 +8,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,7 +37,7 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 _PIECE = 1 << 20
 
-_HEADER_BYTES = 1 << 20
+HEADER_BYTES = 1 << 20
 """Text headers are shorter."""
 
 _LONGEST_NAME = 255
@@ -86,6 +87,34 @@ def require_memory(shape: Sequence[int], channels: int, file: Path) -> None:
         )
 
 
+def require_content(path: Path) -> None:
+    """Reject a file that does not exist, cannot be reached or is empty.
+
+    Raises:
+        DataError: as above.
+    """
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:  # ValueError for a null character in the name
+        raise DataError(f"cannot be opened: {getattr(error, 'strerror', None) or error}", file=path) from error
+    if size == 0:
+        raise DataError("file has zero bytes", file=path, remedy="copy it again from its source")
+
+
+@contextmanager
+def open_for_reading(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read it; what the system or the file's name does not allow is a typed error.
+
+    Raises:
+        DataError: it cannot be opened or read.
+    """
+    try:
+        with path.open("rb") as file:
+            yield file
+    except (OSError, ValueError) as error:  # ValueError for a null character in the name
+        raise DataError(f"cannot be opened: {getattr(error, 'strerror', None) or error}", file=path) from error
+
+
 def refuse_foreign_data(path: Path) -> None:
     """Refuse a NRRD or MetaImage header that takes its voxels from outside of its folder.
 
@@ -96,11 +125,9 @@ def refuse_foreign_data(path: Path) -> None:
         DataError: the file cannot be opened.
     """
     files = _nrrd_files if path.suffix.lower() in (".nrrd", ".nhdr") else _meta_files
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            names = [os.fsdecode(text) for value in files(content, path) if (text := value.strip())]
-    except (OSError, ValueError) as error:  # of an empty file, too
-        raise DataError(f"cannot be opened: {getattr(error, 'strerror', None) or error}", file=path) from error
+    require_content(path)
+    with open_for_reading(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        names = [os.fsdecode(text) for value in files(content, path) if (text := value.strip())]
     folder = path.parent.resolve()
     for name in names:
         if not _LIST.fullmatch(name) and _is_outside(name, folder):
@@ -114,14 +141,14 @@ def refuse_foreign_data(path: Path) -> None:
 
 def _nrrd_files(content: mmap.mmap, path: Path) -> Iterator[bytes]:
     # a return alone ends a line for ITK
-    text = re.sub(rb"\r\n?", b"\n", content[:_HEADER_BYTES])
+    text = re.sub(rb"\r\n?", b"\n", content[:HEADER_BYTES])
     head, end, _ = text.partition(b"\n\n")
-    if not end and len(content) > _HEADER_BYTES:
+    if not end and len(content) > HEADER_BYTES:
         raise _endless(path)
     for found in _NRRD_FILE.finditer(head):
         yield found[1]
         if found[1].strip().upper().startswith(b"LIST"):  # it goes on behind an empty line
-            if len(content) > _HEADER_BYTES:
+            if len(content) > HEADER_BYTES:
                 raise _endless(path)
             yield from text[found.end() :].splitlines()
 
@@ -129,14 +156,14 @@ def _nrrd_files(content: mmap.mmap, path: Path) -> Iterator[bytes]:
 def _meta_files(content: mmap.mmap, path: Path) -> Iterator[bytes]:
     """Whatever MetaIO could take for the name, wherever it stands: which fields it skips is for it alone to know."""
     place = content.find(_META_KEY)
-    if not 0 <= place < _HEADER_BYTES:
+    if not 0 <= place < HEADER_BYTES:
         raise _endless(path)
     while place >= 0:
         found = _META_FILE.match(content, place)
         if found is not None and found[1].strip().upper() != b"LOCAL":
             yield found[1]
             if found[1].strip().upper().startswith(b"LIST"):
-                if len(content) - found.end() > _HEADER_BYTES:
+                if len(content) - found.end() > HEADER_BYTES:
                     raise _endless(path)
                 yield from content[found.end() :].splitlines()
         place = content.find(_META_KEY, place + len(_META_KEY))

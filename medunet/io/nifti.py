@@ -181,9 +181,7 @@ def _parse(head: bytes, path: Path, options: ReadOptions) -> _Layout:
         affine, warnings = _placement(header, shape, options.form)
         geometry = Geometry(affine, shape)
     except GeometryError as error:
-        raise GeometryError(
-            error.cause, file=path, received=error.received, expected=error.expected, remedy=error.remedy
-        ) from error
+        raise error.at(path) from error
     record = ReadRecord(
         path=path,
         format="nifti",

@@ -15,9 +15,9 @@ from medunet.errors import DataError
 from medunet.geometry import Geometry, flip_ras_lps
 
 from .deflate import compress
-from .images import itk_geometry
+from .itk import check_placement, itk_geometry, open_header, read_verified
 from .lattice import lattice_map, lay_on
-from .limits import refuse_foreign_data, require_memory
+from .limits import require_memory
 from .segments import Segment
 from .structures import Painting, Structure
 
@@ -75,15 +75,9 @@ def read_seg_nrrd(path: Path) -> list[Structure]:
         DataError: unreadable.
         GeometryError: an impossible grid.
     """
-    refuse_foreign_data(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO("NrrdImageIO")
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise DataError("is no readable NRRD", file=path) from error
+    reader = open_header(path)
     require_memory(reader.GetSize(), reader.GetNumberOfComponents(), path)
+    check_placement(path, n_axes=reader.GetDimension())
     fields = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
     n_segments = 0
     while f"Segment{n_segments}_ID" in fields:
@@ -101,10 +95,7 @@ def read_seg_nrrd(path: Path) -> list[Structure]:
 
 
 def _paint(path: Path, layer: int, value: int, reference: Geometry) -> Painting:
-    try:
-        image = sitk.ReadImage(str(path), imageIO="NrrdImageIO")
-    except RuntimeError as error:
-        raise DataError("voxels cannot be read", file=path) from error
+    image = read_verified(path)
     voxels = sitk.GetArrayViewFromImage(image)
     voxels = voxels[..., layer] if image.GetNumberOfComponentsPerPixel() > 1 else voxels
     mapping = lattice_map(itk_geometry(image, path), reference, file=path)

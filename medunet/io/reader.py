@@ -19,17 +19,15 @@ from medunet.geometry import Geometry
 
 from .dicom import DICOM_SUFFIXES, is_dicom_file, read_dicom, read_dicom_header
 from .images import (
-    ITK_SUFFIXES,
     PILLOW_SUFFIXES,
     TIFF_SUFFIXES,
-    read_itk,
-    read_itk_header,
     read_pillow,
     read_pillow_header,
     read_tiff,
     read_tiff_header,
 )
 from .isolation import is_wanted, shared_process
+from .itk import ITK_SUFFIXES, read_itk, read_itk_header
 from .names import output_name
 from .nifti import NIFTI_SUFFIXES, read_nifti, read_nifti_header
 from .options import Form, ReadOptions, Tilt, Uneven
@@ -213,7 +211,7 @@ def read_one(path: Path, options: ReadOptions) -> tuple[npt.NDArray[np.float32],
         return read_nifti(path, options)
     if suffix in PILLOW_SUFFIXES:
         return read_pillow(path)
-    return read_tiff(path) if suffix in TIFF_SUFFIXES else read_itk(path)
+    return read_tiff(path) if suffix in TIFF_SUFFIXES else read_itk(path, options)
 
 
 def read_one_header(path: Path, options: ReadOptions) -> ReadRecord:
@@ -225,7 +223,7 @@ def read_one_header(path: Path, options: ReadOptions) -> ReadRecord:
         return read_nifti_header(path, options)
     if suffix in PILLOW_SUFFIXES:
         return read_pillow_header(path)
-    return read_tiff_header(path) if suffix in TIFF_SUFFIXES else read_itk_header(path)
+    return read_tiff_header(path) if suffix in TIFF_SUFFIXES else read_itk_header(path, options)
 
 
 def _with_dims(record: ReadRecord, spatial_dims: int | None) -> ReadRecord:

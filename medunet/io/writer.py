@@ -90,7 +90,7 @@ def write_volume(
     try:
         geometry = Geometry(matrix, voxels.shape[:3])
     except GeometryError as error:
-        raise GeometryError(error.cause, file=target, received=error.received, expected=error.expected) from error
+        raise error.at(target) from error
     suffix = next((s for s in WRITE_SUFFIXES if target.name.lower().endswith(s)), None)
     if suffix in (".nii", ".nii.gz"):
         data = _nifti_parts(voxels, geometry, target, extension=_label_extension(labels))

@@ -260,7 +260,7 @@ class BorderWeightMapd(MapTransform):
             try:
                 weights, classes = self._maps(array[0])
             except DataError as error:
-                raise DataError(error.cause, file=file, received=error.received, expected=error.expected) from error
+                raise error.at(file) from error
             item[output_key] = _like(label, weights)
             if self.class_key is not None:
                 item[self.class_key] = _like(label, classes)

@@ -49,7 +49,8 @@ def test_data_beside_the_header_may_be_named(tmp_path: Path) -> None:
     folder.mkdir()
     for number in (1, 2):
         (folder / f"slice{number}.raw").write_bytes(bytes([number] * 16))
-    meta = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 2\nElementType = MET_UCHAR\nElementDataFile = {}\n"
+    meta = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 2\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
+    meta += "ElementDataFile = {}\n"
     for name in ("LIST\nslice1.raw\nslice2.raw", "LIST 2D\nslice1.raw\nslice2.raw", "slice%d.raw 1 2 1"):
         (folder / "a.mhd").write_text(meta.format(name))
         assert read_volume(folder / "a.mhd").image[0, 0, 0].tolist() == [1, 2]

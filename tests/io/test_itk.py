@@ -1,0 +1,110 @@
+"""NRRD and MetaImage: data that are damaged, truncated or too long, and headers without placement, are rejected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from medunet.errors import DataError, GeometryError
+from medunet.io import read_header, read_label, read_volume
+
+VOXELS = np.random.default_rng(0).integers(0, 200, (5, 6, 7)).astype(np.int16)
+
+NAMES = ("a.mha", "a.mhd", "a.nrrd", "a.nhdr")
+
+
+def saved(folder: Path, name: str, *, compressed: bool = True) -> tuple[Path, Path]:
+    """The header, and the file that has the voxels."""
+    image = sitk.GetImageFromArray(VOXELS)
+    image.SetSpacing((0.5, 0.6, 2.0))
+    sitk.WriteImage(image, str(folder / name), useCompression=compressed)
+    beside = [path for path in folder.iterdir() if path.name != name]
+    return folder / name, beside[0] if beside else folder / name
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    data = bytearray(content)
+    data[bit // 8] ^= 1 << bit % 8
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_flipped_bit_in_compressed_voxels_changes_the_image_silently(name: str, tmp_path: Path) -> None:
+    path, data = saved(tmp_path, name)
+    whole = data.read_bytes()
+    n_bits = 8 * 250  # at the end of the file: compressed voxels and their checksum
+    assert len(whole) > 250
+    rejected = 0
+    for bit in np.random.default_rng(1).integers(0, n_bits, 60):
+        data.write_bytes(flipped(whole, 8 * len(whole) - 1 - int(bit)))
+        try:
+            found = read_volume(path).image[0].numpy()
+        except DataError:
+            rejected += 1
+        else:
+            assert np.array_equal(found, VOXELS.T)
+    assert rejected > 50
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_truncated_and_extra_data_are_rejected(name: str, compressed: bool, tmp_path: Path) -> None:
+    path, data = saved(tmp_path, name, compressed=compressed)
+    whole = data.read_bytes()
+    assert np.array_equal(read_volume(path).image[0].numpy(), VOXELS.T)
+    for content in (whole[:-1], whole[:-40], whole + b"x", whole + bytes(1000)):
+        data.write_bytes(content)
+        with pytest.raises(DataError, match=r"shorter than|longer than|truncated|data follow"):
+            read_volume(path)
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
+def test_a_header_that_claims_more_voxels_than_the_stream_has_is_rejected(name: str, tmp_path: Path) -> None:
+    path, _ = saved(tmp_path, name)
+    content = path.read_bytes()
+    for old, new, cause in ((b"7 6 5", b"7 6 6", "shorter than"), (b"7 6 5", b"7 6 4", "longer than")):
+        path.write_bytes(content.replace(old, new))
+        with pytest.raises(DataError, match=cause):
+            read_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "with_spacing_only"),
+    [
+        ("a.mha", b"ElementSpacing", None),
+        ("a.nrrd", b"space directions", None),
+        ("a.nrrd", b"space: ", (0.5, 0.6, 2.0)),
+    ],
+)
+def test_a_header_without_placement_is_rejected(
+    name: str, field: bytes, with_spacing_only: tuple[float, ...] | None, tmp_path: Path
+) -> None:
+    path, _ = saved(tmp_path, name)
+    before, _, after = path.read_bytes().partition(field)
+    rest = after.partition(b"\n")[2]
+    path.write_bytes(before + (b"space dimension: 3\n" if field == b"space: " else b"") + rest)
+    for read in (read_header, read_volume):
+        with pytest.raises(GeometryError, match=r"header has no (spacing|orientation)"):
+            read(path)
+    if with_spacing_only is not None:
+        assert read_volume(path, form="pixdim").record.geometry.spacing_mm == pytest.approx(with_spacing_only)
+
+
+def test_a_nrrd_with_spacings_but_no_directions_needs_a_decision(tmp_path: Path) -> None:
+    head = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 3 4\nspacings: 0.5 0.6 2\nencoding: raw\n\n"
+    (tmp_path / "a.nrrd").write_bytes(head.encode() + bytes(range(24)))
+    with pytest.raises(GeometryError, match=r"no orientation.*form='pixdim'"):
+        read_volume(tmp_path / "a.nrrd")
+    volume = read_volume(tmp_path / "a.nrrd", form="pixdim")
+    assert volume.record.geometry.affine.tolist() == np.diag([0.5, 0.6, 2, 1]).tolist()
+    assert volume.record.warnings == ("placement ignored: spacing only",)
+
+
+def test_a_segmentation_without_orientation_is_rejected(tmp_path: Path) -> None:
+    head = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 3 4\nspacings: 1 1 1\nencoding: raw\nSegment0_ID:=a\n\n"
+    (tmp_path / "a.seg.nrrd").write_bytes(head.encode() + bytes([1] * 24))
+    with pytest.raises(GeometryError, match="no orientation"):
+        read_label(tmp_path / "a.seg.nrrd", reference=read_header(saved(tmp_path, "b.mha")[0]).geometry)
