@@ -128,11 +128,11 @@ def dicom(tmp_path: Path, make_series: Callable[..., Path]) -> Path:
     header.file_meta.TransferSyntaxUID = JPEGLSLossless
     header.save_as(folder / "jls.dcm")
     geometry = read_header(series).geometry
-    planes = read_planes(series, geometry)
+    planes = read_planes(read_header(series).frames, geometry)
     voxels = np.zeros(geometry.shape, np.uint8)
     voxels[2:5, 2:5, 1] = 1
     named, algorithm = as_segments({"kidney": 1}), {"name": "one", "version": "1"}
-    save_dataset(make_rtstruct(voxels, geometry, named, planes, algorithm=algorithm), folder / "rtstruct.dcm")
+    save_dataset(make_rtstruct(voxels, named, planes, algorithm=algorithm), folder / "rtstruct.dcm")
     save_dataset(make_dicom_seg(voxels, named, planes, algorithm=algorithm), folder / "seg.dcm")
     return folder
 

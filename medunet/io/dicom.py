@@ -26,7 +26,7 @@ from .dicom_pixels import check_pixels, read_voxels
 from .dicom_resample import resample
 from .dicom_values import items, text
 from .options import DEFAULTS, ReadOptions
-from .record import ReadRecord
+from .record import ReadRecord, SourceFrame
 
 _META_START = 132 + 12
 """Preamble, magic word and the element that gives the length of the rest of the file meta information."""
@@ -79,6 +79,7 @@ def _verified(path: Path, options: ReadOptions) -> tuple[Grid, ReadRecord]:
     planar = options.spatial_dims == 2 or (options.spatial_dims is None and path.is_file() and len(frames) == 1)
     grid = build_grid(frames, path, options=options, planar=planar, same_pixels=same_pixels)
     first = grid.frames[0].file
+    is_resampled = grid.interpolate or grid.shifts is not None
     record = ReadRecord(
         path=path,
         format="dicom",
@@ -88,6 +89,7 @@ def _verified(path: Path, options: ReadOptions) -> tuple[Grid, ReadRecord]:
         files=len({frame.file.path for frame in grid.frames}),
         modality=first.modality,
         series=hashlib.sha256(first.series_uid.encode()).hexdigest()[:_HASH_DIGITS],
+        frames=() if is_resampled else tuple(SourceFrame(frame.file.path, frame.index) for frame in grid.frames),
     )
     return grid, record
 

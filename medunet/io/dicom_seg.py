@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,12 +13,13 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code as DicomCode
 from pydicom.uid import generate_uid
+from pydicom.valuerep import format_number_as_ds
 from skimage.color import rgb2lab
 
 from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
-from .dicom_source import SourcePlane, frame_groups, keep_only_links, plane_geometry, read_dataset
+from .dicom_source import LINKS, SourcePlane, copy_values, frame_groups, plane_geometry, read_dataset
 from .extras import import_extra
 from .lattice import lattice_map, lay_on
 from .limits import require_memory
@@ -57,7 +57,7 @@ def make_dicom_seg(
 
     Raises:
         ConfigError: highdicom is not installed.
-        DataError: no segment, or headers that highdicom refuses.
+        DataError: no segment, slices of several multi-frame files, or headers that highdicom rejects.
     """
     hd = import_extra("highdicom", extra="dicom", purpose="writing DICOM SEG")
     if not segments:
@@ -66,41 +66,36 @@ def make_dicom_seg(
     by_slice = voxels.transpose(2, 1, 0)
     for number, segment in enumerate(segments, start=1):
         numbers[by_slice == segment.value] = number
-    headers = [plane.header for plane in planes]
-    if planes[0].frame is not None:  # highdicom wants a multi-frame file once, and its frames in their own order
-        order = np.argsort([plane.frame or 0 for plane in planes])
-        headers, numbers = headers[:1], numbers[order]
-    first = headers[0]
+    first = planes[0].header
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # one of them prints the patient's name
-            made: Dataset = hd.seg.Segmentation(
-                source_images=headers,
-                pixel_array=numbers,
-                segmentation_type="BINARY",
-                segment_descriptions=[
-                    _description(hd, segment, number, algorithm) for number, segment in enumerate(segments, start=1)
-                ],
-                series_instance_uid=generate_uid(prefix=None),
-                series_number=_series_number(first),
-                sop_instance_uid=generate_uid(prefix=None),
-                instance_number=1,
-                manufacturer="medunet",
-                manufacturer_model_name=algorithm["name"],
-                software_versions=algorithm["version"],
-                device_serial_number="0",
-                omit_empty_frames=bool(numbers.any()),
-                content_label="SEGMENTATION",
-                content_description=description,
-                series_description=description,
-            )
+        images, frame_numbers = _source_images(planes)
+        made: Dataset = hd.seg.Segmentation(
+            source_images=images,
+            pixel_array=numbers,
+            segmentation_type="BINARY",
+            segment_descriptions=[
+                _description(hd, segment, number, algorithm) for number, segment in enumerate(segments, start=1)
+            ],
+            series_instance_uid=generate_uid(prefix=None),
+            series_number=_series_number(first),
+            sop_instance_uid=generate_uid(prefix=None),
+            instance_number=1,
+            manufacturer="medunet",
+            manufacturer_model_name=algorithm["name"],
+            software_versions=algorithm["version"],
+            device_serial_number="0",
+            omit_empty_frames=bool(numbers.any()),
+            content_label="SEGMENTATION",
+            content_description=description,
+            series_description=description,
+        )
     except (ValueError, TypeError, AttributeError) as error:
         # its words may quote a header, so they are not passed on
         kind = type(error).__name__
         raise DataError(f"highdicom refuses the series' headers ({kind})", remedy="write .nii.gz") from None
-    keep_only_links(made, first)
-    if "ContentCreatorName" not in made:
-        made.ContentCreatorName = ""  # nobody, but the standard wants the attribute
+    _refer_to_frames(made, frame_numbers)
+    copy_values(first, made, LINKS)
+    made.ReferringPhysicianName = made.ContentCreatorName = ""  # the standard demands both attributes, maybe empty
     return made
 
 
@@ -179,6 +174,95 @@ def _thick_as(plane: Geometry, reference: Geometry) -> Geometry:
     sign = np.sign(reference.direction[:, normal_axis] @ plane.direction[:, 2])
     affine[:3, 2] = sign * reference.affine[:3, normal_axis]
     return Geometry(affine, plane.shape)
+
+
+def _source_images(planes: Sequence[SourcePlane]) -> tuple[list[Dataset], list[int]]:
+    """Return what highdicom needs to know of the planes' files, without the patient, and the planes' frame numbers.
+
+    highdicom takes a single multi-frame file, and all of its frames. A file may have more frames than were read, such
+    as other phases at the same positions, so it is described with the frames that were read alone.
+    """
+    numbers = [plane.frame for plane in planes if plane.frame is not None]
+    thickness = _thickness(planes)
+    if not numbers:
+        return [_described(plane.header, _placement(plane, thickness)) for plane in planes], []
+    header = planes[0].header
+    if len(numbers) < len(planes) or any(plane.header is not header for plane in planes):
+        raise DataError("a DICOM SEG can refer to the frames of one multi-frame file only")
+    placements = [_placement(plane, thickness) for plane in planes]
+    image = _described(header, Dataset())
+    image.NumberOfFrames = len(numbers)
+    shared, groups = Dataset(), [Dataset() for _ in planes]
+    shared.PlaneOrientationSequence = shared.PixelMeasuresSequence = placements[:1]
+    for group, placement in zip(groups, placements, strict=True):
+        group.PlanePositionSequence = [placement]
+    image.SharedFunctionalGroupsSequence, image.PerFrameFunctionalGroupsSequence = [shared], groups
+    return [image], numbers
+
+
+_DESCRIPTION = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "Modality",
+    "Rows",
+    "Columns",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
+"""What highdicom takes from an image besides its placement and `LINKS`."""
+
+
+def _described(header: Dataset, placement: Dataset) -> Dataset:
+    image = Dataset()
+    image.SpecificCharacterSet = "ISO_IR 192"  # names of labels may be in any script
+    for name in LINKS:
+        setattr(image, name, "")  # copied later: highdicom rejects headers that lack one, or have an invalid value
+    for name in _DESCRIPTION:
+        if name in header:
+            image.add(header[name])
+    image.update(placement)
+    return image
+
+
+def _placement(plane: SourcePlane, thickness: float) -> Dataset:
+    position, spacing, direction = plane.geometry.to_lps()
+    columns = np.reshape(direction, (3, 3)).T
+    item = Dataset()
+    item.ImagePositionPatient = [format_number_as_ds(value) for value in position]
+    item.ImageOrientationPatient = [format_number_as_ds(value) for value in columns[:2].ravel().tolist()]
+    item.PixelSpacing = [format_number_as_ds(value) for value in (spacing[1], spacing[0])]
+    item.SliceThickness = format_number_as_ds(thickness)
+    return item
+
+
+def _thickness(planes: Sequence[SourcePlane]) -> float:
+    """Return the source's slice thickness; if the source does not say, the distance of its slices."""
+    header, frame = planes[0].header, planes[0].frame
+    shared, groups = frame_groups(header)
+    places = (groups[frame - 1] if frame else None, shared)
+    measures = [place.PixelMeasuresSequence[0] for place in places if place and place.get("PixelMeasuresSequence")]
+    for place in (*measures, header):
+        if thickness := place.get("SliceThickness"):
+            return float(thickness)
+    if len(planes) == 1:
+        raise DataError("the header lacks SliceThickness, which a DICOM SEG needs")
+    first, second = (plane.geometry.affine for plane in planes[:2])
+    return float(abs((second - first)[:3, 3] @ first[:3, 2]))  # the third axis of a plane is 1 mm long
+
+
+def _refer_to_frames(made: Dataset, numbers: Sequence[int]) -> None:
+    """Replace the numbers of the reduced header's frames by those of the file's."""
+    if not numbers:
+        return
+    for group in made.PerFrameFunctionalGroupsSequence:
+        for derivation in group.get("DerivationImageSequence") or ():
+            for image in derivation.SourceImageSequence:
+                image.ReferencedFrameNumber = numbers[int(image.ReferencedFrameNumber) - 1]
 
 
 def _description(hd: ModuleType, segment: Segment, number: int, algorithm: Mapping[str, str]) -> Any:

@@ -1,10 +1,8 @@
-"""The DICOM images that a label map was made from: what DICOM SEG and RTSTRUCT refer to."""
+"""The DICOM slices that a volume was read from: what DICOM SEG and RTSTRUCT refer to."""
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from medunet.geometry import Geometry, flip_ras_lps
 
 from .lattice import LATTICE_TOLERANCE_VOXELS
 from .limits import refuse_deflate_bomb
+from .record import SourceFrame
 
 _PREAMBLE = 128
 _NEW_WRITER = int(pydicom.__version__.partition(".")[0]) >= 3
@@ -43,65 +42,83 @@ class SourcePlane:
     geometry: Geometry
 
 
-def read_dataset(path: Path, *, tags: Sequence[str] | None = None) -> FileDataset:
-    """A DICOM file, whole or these tags only.
+def read_dataset(path: Path, *, tags: Sequence[str] | None = None, stop_before_pixels: bool = False) -> FileDataset:
+    """Read a DICOM file: all of it, these tags only, or what precedes the pixels.
 
     Raises:
-        DataError: it is none, or it is damaged.
+        DataError: it is not DICOM, or it is damaged.
         SecurityError: deflated, and far larger than images are.
     """
     try:
         with path.open("rb") as file:
             refuse_deflate_bomb(file, path)
-            return pydicom.dcmread(file, specific_tags=None if tags is None else list(tags))
+            names = None if tags is None else list(tags)
+            return pydicom.dcmread(file, specific_tags=names, stop_before_pixels=stop_before_pixels)
     except SecurityError:
         raise
     except Exception as error:  # pydicom raises many kinds for damaged bytes
-        raise DataError("is no readable DICOM file", file=path, remedy="export it again") from error
+        raise DataError(f"cannot be read as DICOM: {type(error).__name__}", file=path) from error
 
 
-def read_planes(path: Path, geometry: Geometry, *, series: str | None = None) -> tuple[SourcePlane, ...]:
-    """The slices of a series that make up a volume, in the order of its last axis.
+def read_planes(frames: Sequence[SourceFrame], geometry: Geometry) -> tuple[SourcePlane, ...]:
+    """Read the headers of the slices that a volume was read from, in the order of its last axis.
 
     Args:
-        path: folder of the series, or a multi-frame file.
-        geometry: of the volume ``(columns, rows, slices)`` as `read_volume` gives it.
-        series: which one, where the folder holds several: `ReadRecord.series`.
+        frames: at least one, as the reader recorded them in `ReadRecord.frames`.
+        geometry: of the volume ``(columns, rows, slices)`` that the reader gave.
 
     Raises:
-        DataError: no series, or several, on this grid; one without study or frame of reference.
-        GeometryError: the volume is not on the grid of any series there.
+        DataError: a file can no longer be read, or lacks the identifiers that references need.
+        GeometryError: the frames are not the volume's slices in number or position.
     """
-    found: dict[str, list[SourcePlane]] = defaultdict(list)
-    for file in sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]:
-        try:
-            with file.open("rb") as stream:
-                refuse_deflate_bomb(stream, file)
-                header = pydicom.dcmread(stream, stop_before_pixels=True)
-        except SecurityError:
-            raise
-        except Exception:  # as above; the reader has said what is wrong with it
-            continue
-        uid = str(header.get("SeriesInstanceUID", ""))
-        if "Rows" in header and (not series or hashlib.sha256(uid.encode()).hexdigest().startswith(series)):
-            found[uid] += _planes(header)
-    if not found:
-        raise DataError("no DICOM image", file=path, remedy="give the folder of the series")
-    fitting = [ordered for planes in found.values() if (ordered := _in_order(planes, geometry))]
-    if not fitting:
+    if len(frames) != geometry.shape[2]:
         raise GeometryError(
-            "the result does not lie on the grid of the DICOM series",
-            file=path,
-            received=f"{geometry.shape[-1]} slices",
-            expected="one slice of the series for each slice of the result",
-            remedy="write .nii.gz or .seg.nrrd",
+            "each slice of the volume must be a slice of the series",
+            file=frames[0].file.parent,
+            received=f"{geometry.shape[2]} slices",
+            expected=len(frames),
         )
-    if len(fitting) > 1:
-        raise DataError("several series lie on this grid", file=path, remedy="choose one by `series_uid`")
-    for name in ("StudyInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID", "SOPClassUID"):
-        if not fitting[0][0].header.get(name):
-            raise DataError(f"series lacks {name}", file=path, remedy="write .nii.gz or .seg.nrrd")
-    return fitting[0]
+    headers: dict[Path, Dataset] = {}
+    planes = []
+    for index, (file, frame) in enumerate(frames):
+        if file not in headers:
+            headers[file] = _referable(read_dataset(file, stop_before_pixels=True), file)
+        plane = _plane(headers[file], frame)
+        if plane is None or not _is_slice(plane.geometry, geometry, index):
+            raise GeometryError("a slice of the series has no position, or another one than it was read at", file=file)
+        planes.append(plane)
+    return tuple(planes)
+
+
+def _referable(header: Dataset, file: Path) -> Dataset:
+    """Return a header that has the identifiers that references to it need."""
+    names = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID", "SOPClassUID")
+    missing = [name for name in names if not header.get(name)]
+    if missing:
+        raise DataError(f"the header lacks {', '.join(missing)}, which references need", file=file)
+    return header
+
+
+def _plane(header: Dataset, frame: int) -> SourcePlane | None:
+    shared, groups = frame_groups(header)
+    if not groups and int(header.get("NumberOfFrames") or 1) == 1:
+        number, geometry = None, plane_geometry(header)
+    elif frame < len(groups):
+        number, geometry = frame + 1, plane_geometry(header, groups[frame], shared)
+    else:
+        return None
+    return None if geometry is None else SourcePlane(header, number, geometry)
+
+
+def _is_slice(plane: Geometry, volume: Geometry, index: int) -> bool:
+    """Whether a plane lies where a slice of a volume lies."""
+    columns, rows = volume.shape[:2]
+    if plane.shape[:2] != (columns, rows):
+        return False
+    to_volume = np.linalg.inv(volume.affine) @ plane.affine
+    corners = np.array([(0, 0, 0, 1), (columns - 1, 0, 0, 1), (0, rows - 1, 0, 1)])
+    away = corners @ to_volume.T - (corners + np.array((0, 0, index, 0)))
+    return bool(np.abs(away).max() <= LATTICE_TOLERANCE_VOXELS)
 
 
 def copy_values(source: Dataset, target: Dataset, names: Sequence[str]) -> None:
@@ -126,22 +143,6 @@ LINKS = (
     "AccessionNumber",
 )
 """What makes an object part of the patient's study; more of the patient goes into no result."""
-
-_TECHNICAL = ("SpecificCharacterSet", "PositionReferenceIndicator")
-_TELLING_VRS = {"AS", "DA", "DT", "LO", "LT", "PN", "SH", "SQ", "ST", "TM", "UC", "UT"}
-"""Texts, dates and sequences: what can tell of a person."""
-
-
-def keep_only_links(made: Dataset, source: Dataset) -> None:
-    """Remove what was copied from the source and tells more of the patient than which study it is.
-
-    ReferringPhysicianName must be there by the standard, but may be empty.
-    """
-    kept = {*LINKS, *_TECHNICAL}
-    for element in [element for element in made if element.VR in _TELLING_VRS and element.keyword not in kept]:
-        if element.tag in source and source[element.tag].value == element.value:
-            del made[element.tag]
-    made.ReferringPhysicianName = ""
 
 
 def save_dataset(dataset: Dataset, path: Path, *, implicit: bool = False) -> None:
@@ -203,33 +204,3 @@ def frame_groups(header: Dataset) -> tuple[Dataset | None, list[Dataset]]:
     """Shared and per-frame functional groups of a multi-frame file."""
     shared = header.get("SharedFunctionalGroupsSequence")
     return (shared[0] if shared else None), list(header.get("PerFrameFunctionalGroupsSequence") or ())
-
-
-def _planes(header: Dataset) -> list[SourcePlane]:
-    shared, frames = frame_groups(header)
-    if int(header.get("NumberOfFrames") or 1) == 1 and not frames:
-        grids: list[tuple[int | None, Geometry | None]] = [(None, plane_geometry(header))]
-    else:
-        grids = [(n, plane_geometry(header, frame, shared)) for n, frame in enumerate(frames, start=1)]
-    return [SourcePlane(header, number, grid) for number, grid in grids if grid is not None]
-
-
-def _in_order(planes: list[SourcePlane], geometry: Geometry) -> tuple[SourcePlane, ...]:
-    """One plane for each slice of the volume, or nothing."""
-    if len(geometry.shape) != 3:
-        return ()
-    inverse = np.linalg.inv(geometry.affine)
-    slices: dict[int, SourcePlane] = {}
-    for plane in planes:
-        if plane.geometry.shape[:2] != geometry.shape[:2]:
-            return ()
-        first, last = (0, 0, 0, 1), (*(n - 1 for n in geometry.shape[:2]), 0, 1)
-        begin, end = ((inverse @ plane.geometry.affine @ corner)[:3] for corner in (first, last))
-        index = round(float(begin[2]))
-        away = max(np.abs(begin - (0, 0, index)).max(), np.abs(end - (*last[:2], index)).max())
-        if away > LATTICE_TOLERANCE_VOXELS or not 0 <= index < geometry.shape[2]:
-            return ()
-        slices.setdefault(index, plane)  # a second image of one place is a duplicate, which the reader has judged
-    if len(slices) != geometry.shape[2]:
-        return ()
-    return tuple(slices[index] for index in range(geometry.shape[2]))

@@ -22,7 +22,7 @@ from medunet.errors import DataError, MedunetError
 
 from .options import ReadOptions
 from .reader import read_one, read_one_header
-from .record import ReadRecord
+from .record import ReadRecord, encode_frames
 
 _GRACE_SECONDS = 5
 """The parent ends a child that takes too long; one whose parent has died ends itself so much later."""
@@ -93,6 +93,7 @@ def _as_json(record: ReadRecord) -> dict[str, Any]:
         "shape": record.geometry.shape,
         **{name: getattr(record, name) for name in ("format", "channels", "dtype", "files", "modality", "series")},
         "warnings": record.warnings,
+        "frames": encode_frames(record.frames),
     }
 
 

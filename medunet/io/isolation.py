@@ -33,7 +33,7 @@ from medunet.errors import ConfigError, DataError, GeometryError, MedunetError, 
 from medunet.geometry import Geometry
 
 from .options import ReadOptions
-from .record import ReadRecord
+from .record import ReadRecord, decode_frames
 
 logger = logging.getLogger(__name__)
 
@@ -257,6 +257,7 @@ def _record(content: dict[str, Any]) -> ReadRecord:
     values = dict(content)
     geometry = Geometry(np.array(values.pop("affine"), dtype=np.float64), tuple(values.pop("shape")))
     values["warnings"] = tuple(values["warnings"])
+    values["frames"] = decode_frames(values["frames"])
     return ReadRecord(geometry=geometry, **values)
 
 

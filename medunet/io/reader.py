@@ -31,7 +31,7 @@ from .itk import ITK_SUFFIXES, read_itk, read_itk_header
 from .names import output_name
 from .nifti import NIFTI_SUFFIXES, read_nifti, read_nifti_header
 from .options import Form, ReadOptions, Tilt, Uneven
-from .record import ReadRecord
+from .record import ReadRecord, encode_frames
 
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *PILLOW_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES)
 """Endings of the files that can be read, in lower case. DICOM has none that can be relied on: a folder is taken for a
@@ -122,7 +122,8 @@ class MedunetReader(ImageReader):
 
     Meta data: `affine`, `original_affine` (4x4, RAS), `spatial_shape`, `original_channel_dim` (0, or NaN for none),
     `space`, `filename_or_obj`, `name`, under which `SavePredictiond` writes, and `single_slice` where a volume of one
-    slice was read as an image in the plane. None of a patient.
+    slice was read as an image in the plane. `dicom_frames` of a DICOM series names the files and frames that were read,
+    in the order of the volume's slices; `SavePredictiond` refers to these. None of a patient.
 
     Args:
         channels: this and all others as in `read_volume`.
@@ -199,6 +200,8 @@ def _read_all(
     }
     if flattened:
         meta["single_slice"] = True
+    if record.format == "dicom":
+        meta["dicom_frames"] = encode_frames(record.frames)
     return array, meta, record
 
 
@@ -269,6 +272,7 @@ def _joined(records: list[ReadRecord]) -> ReadRecord:
         files=sum(r.files for r in records),
         modality=first.modality,
         series=first.series,
+        frames=first.frames,
     )
 
 

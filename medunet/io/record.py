@@ -1,16 +1,46 @@
 """What was read: kept beside the voxels, without patient identity.
 
-A record never holds a name, a patient's or study's identifier, a date, an institution or a description. `path` is what
-the caller gave. Of a DICOM series it keeps the modality and a hash of the SeriesInstanceUID, by which two readings of
-one series are recognised while nobody finds the series in an archive by it.
+A record never contains a name, a patient's or study's identifier, a date, an institution or a description. `path` is
+what the caller gave. Of a DICOM series it keeps the modality, the files that were read, and a hash of the
+SeriesInstanceUID: two readings of one series are recognised by it, but the series cannot be looked up in an archive.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from medunet.geometry import Geometry
+
+
+class SourceFrame(NamedTuple):
+    """One DICOM slice that was read.
+
+    Args:
+        file: its file.
+        number: of the frame in the file, counted from 0.
+    """
+
+    file: Path
+    number: int
+
+
+def encode_frames(frames: Sequence[SourceFrame]) -> str:
+    """Return frames as text: unlike a list, text passes through the collation of batches of any size."""
+    return json.dumps([[str(frame.file), frame.number] for frame in frames])
+
+
+def decode_frames(text: str) -> tuple[SourceFrame, ...]:
+    """Return the frames of `encode_frames`.
+
+    Example:
+        >>> decode_frames(encode_frames([SourceFrame(Path("ct/7.dcm"), 0)]))[0].number
+        0
+    """
+    return tuple(SourceFrame(Path(file), number) for file, number in json.loads(text))
 
 
 @dataclass(frozen=True)
@@ -27,6 +57,8 @@ class ReadRecord:
         files: number of files that the voxels came from.
         modality: DICOM's code of two letters or more, such as 'CT'; '' for other formats.
         series: first 12 hexadecimal digits of the SHA-256 of the SeriesInstanceUID; '' for other formats.
+        frames: the DICOM slices that were read, in the order of the volume's slices; empty for other formats, and for
+            a series that was resampled, whose volume has other slices than the series.
     """
 
     path: Path
@@ -38,6 +70,7 @@ class ReadRecord:
     files: int = 1
     modality: str = ""
     series: str = ""
+    frames: tuple[SourceFrame, ...] = field(default=(), repr=False)
 
     @property
     def is_single_slice(self) -> bool:

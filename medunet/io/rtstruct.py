@@ -42,7 +42,6 @@ _CLOSED = ("CLOSED_PLANAR", "CLOSED_PLANAR_XOR", "CLOSEDPLANAR_XOR")
 
 def make_rtstruct(
     voxels: npt.NDArray[Any],
-    geometry: Geometry,
     segments: Sequence[Segment],
     planes: Sequence[SourcePlane],
     *,
@@ -53,7 +52,6 @@ def make_rtstruct(
 
     Args:
         voxels: ``(columns, rows, slices)`` of label values.
-        geometry: of the voxels.
         segments: numbered from 1 in this order.
         planes: the slices of the source, as of `read_planes`.
         algorithm: `name` and `version` of what made the labels.
@@ -69,7 +67,6 @@ def make_rtstruct(
     dataset.FrameOfReferenceUID = first.FrameOfReferenceUID
     dataset.PositionReferenceIndicator = str(first.get("PositionReferenceIndicator") or "")
     dataset.ReferencedFrameOfReferenceSequence = [_frame_of_reference(planes)]
-    lps = flip_ras_lps(geometry.affine)
     for number, segment in enumerate(segments, start=1):
         roi = Dataset()
         roi.ROINumber = number
@@ -82,8 +79,8 @@ def make_rtstruct(
         contours.ROIDisplayColor = list(segment.color)
         contours.ReferencedROINumber = number
         items = [
-            _contour(polygon, index, planes[index], lps)
-            for index in range(voxels.shape[2])
+            _contour(polygon, plane)
+            for index, plane in enumerate(planes)
             for polygon in trace_contours(voxels[:, :, index] == segment.value)
         ]
         if items:
@@ -193,8 +190,9 @@ def _points(item: Dataset, path: Path) -> npt.NDArray[np.float64]:
     return numbers.reshape(-1, 3)
 
 
-def _contour(polygon: Polygon, index: int, plane: SourcePlane, lps: npt.NDArray[np.float64]) -> Dataset:
-    points = np.column_stack([polygon, np.full(len(polygon), index)]) @ lps[:3, :3].T + lps[:3, 3]
+def _contour(polygon: Polygon, plane: SourcePlane) -> Dataset:
+    lps = flip_ras_lps(plane.geometry.affine)
+    points = polygon @ lps[:3, :2].T + lps[:3, 3]
     item = Dataset()
     item.ContourImageSequence = [_image(plane)]
     item.ContourGeometricType = "CLOSED_PLANAR"

@@ -20,12 +20,12 @@ from medunet.files import atomic_path
 from medunet.geometry import Geometry
 
 from .deidentify import Pseudonyms, deidentify
-from .dicom_header import looks_like_dicom
 from .dicom_seg import make_dicom_seg
 from .dicom_source import SourcePlane, read_planes, save_dataset
 from .extras import has_package, import_extra
 from .names import output_name
 from .reader import PathLike
+from .record import decode_frames
 from .rtstruct import make_rtstruct
 from .segments import as_segments
 from .writer import label_dtype, result_suffix, write_volume
@@ -174,11 +174,10 @@ class SavePredictiond(MapTransform):
             return
         planes = self._planes(meta, Geometry(affine.numpy(), labels.shape))
         whole = whole.reshape((*whole.shape, 1)[:3])  # an image in the plane is a volume of one slice
-        geometry = Geometry(affine.numpy(), whole.shape)
         if kind == "dicom-seg":
             dataset = make_dicom_seg(whole, segments, planes, algorithm=self.algorithm)
         else:
-            dataset = make_rtstruct(whole, geometry, segments, planes, algorithm=self.algorithm)
+            dataset = make_rtstruct(whole, segments, planes, algorithm=self.algorithm)
         if self.pseudonyms is not None:
             deidentify(dataset, self.pseudonyms)
         with atomic_path(path, overwrite=self.overwrite) as temporary:
@@ -190,11 +189,18 @@ class SavePredictiond(MapTransform):
         key = (source, geometry.affine.tobytes(), geometry.shape)
         if self._known_planes is None or self._known_planes[0] != key:
             volume = Geometry(geometry.affine, (*geometry.shape, 1)[:3])
-            self._known_planes = key, read_planes(Path(source), volume, series=meta.get("series"))
+            frames = decode_frames(meta["dicom_frames"])
+            if not frames:
+                raise DataError(
+                    "the series was resampled, so no slice of the result is a slice of the series",
+                    file=source,
+                    remedy="write .nii.gz or .seg.nrrd",
+                )
+            self._known_planes = key, read_planes(frames, volume)
         return self._known_planes[1]
 
     def _format(self, source: str, meta: Mapping[str, Any], geometry: Geometry) -> ResultFormat:
-        is_dicom = Path(source).is_dir() or looks_like_dicom(Path(source))
+        is_dicom = "dicom_frames" in meta
         if self.format in _DICOM_FORMATS and not is_dicom:
             raise DataError(
                 f"{self.format} needs a DICOM series as input", file=source, remedy="choose nii.gz or seg.nrrd"

@@ -43,9 +43,9 @@ def data(tmp_path: Path, make_series: Callable[..., Path]) -> Path:
     for name in ("a", "b", "c"):
         series = make_series(tmp_path / "data" / name / "ct")
         grid = read_header(series).geometry
-        planes = read_planes(series, grid)
+        planes = read_planes(read_header(series).frames, grid)
         if name == "c":
-            label = make_rtstruct(voxels, grid, as_segments(LABELS), planes, algorithm=ALGORITHM)
+            label = make_rtstruct(voxels, as_segments(LABELS), planes, algorithm=ALGORITHM)
         else:
             label = make_dicom_seg(voxels, as_segments(LABELS), planes, algorithm=ALGORITHM)
         save_dataset(label, tmp_path / "data" / name / "label.dcm", implicit=name == "c")

@@ -126,7 +126,7 @@ def test_no_command_leaks_what_a_data_set_holds(tmp_path: Path, make_series: Cal
     written.mkdir()
     for name in ("a", "b", "c"):
         series = make_series(data / name / "ct", **LINKS, **SECRETS)
-        planes = read_planes(series, read_header(series).geometry)
+        planes = read_planes((record := read_header(series)).frames, record.geometry)
         segments = as_segments({"background": 0, "kidney": 1, "liver": 2})
         label = make_dicom_seg(voxels, segments, planes, algorithm={"name": "one", "version": "1"})
         save_dataset(label, data / name / "label.dcm")

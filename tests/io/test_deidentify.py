@@ -30,12 +30,12 @@ def series(tmp_path: Path, make_series: Callable[..., Path]) -> Path:
 def results(series: Path) -> Iterator[Dataset]:
     pytest.importorskip("highdicom")
     geometry = read_header(series).geometry
-    planes: tuple[SourcePlane, ...] = read_planes(series, geometry)
+    planes: tuple[SourcePlane, ...] = read_planes(read_header(series).frames, geometry)
     voxels = np.zeros(geometry.shape, np.uint8)
     voxels[3:9, 4:9, 1:3] = 1
     algorithm = {"name": "one", "version": "1"}
     yield make_dicom_seg(voxels, SEGMENTS, planes, algorithm=algorithm)
-    yield make_rtstruct(voxels, geometry, SEGMENTS, planes, algorithm=algorithm)
+    yield make_rtstruct(voxels, SEGMENTS, planes, algorithm=algorithm)
 
 
 def uids(dataset: Dataset) -> set[str]:

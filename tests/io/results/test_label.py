@@ -24,7 +24,9 @@ def rtstruct(folder, voxels, path):
     geometry = read_header(folder).geometry
     segments = as_segments(LABELS)
     algorithm = {"name": "medunet", "version": "1"}
-    save_dataset(make_rtstruct(voxels, geometry, segments, read_planes(folder, geometry), algorithm=algorithm), path)
+    save_dataset(
+        make_rtstruct(voxels, segments, read_planes(read_header(folder).frames, geometry), algorithm=algorithm), path
+    )
     return path
 
 

@@ -54,7 +54,7 @@ def complaints(path: Path) -> list[str]:
 
 def segmentation(folder: Path, voxels: np.ndarray, path: Path) -> Path:
     pytest.importorskip("highdicom")
-    planes = read_planes(folder, read_header(folder).geometry)
+    planes = read_planes((record := read_header(folder)).frames, record.geometry)
     save_dataset(make_dicom_seg(voxels, as_segments(LABELS), planes, algorithm=ALGORITHM), path)
     return path
 
@@ -67,7 +67,9 @@ def test_dciodvfy_has_no_complaint_of_a_structure_set(tmp_path, make_series, lab
     folder = make_series(tmp_path / "ct")
     geometry = read_header(folder).geometry
     segments = as_segments(LABELS, codes={"Leber": {"type": ["10200004", "SCT", "Liver"]}})
-    dataset = make_rtstruct(labelled(), geometry, segments, read_planes(folder, geometry), algorithm=ALGORITHM)
+    dataset = make_rtstruct(
+        labelled(), segments, read_planes(read_header(folder).frames, geometry), algorithm=ALGORITHM
+    )
     save_dataset(dataset, tmp_path / "a.dcm", implicit=True)
     assert complaints(tmp_path / "a.dcm") == []
 

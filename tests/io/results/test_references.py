@@ -1,0 +1,168 @@
+"""DICOM results refer to the images that were read: each reference has the position and voxels of its slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
+from monai.transforms import LoadImaged
+
+from medunet.errors import DataError
+from medunet.io import MedunetReader, SavePredictiond, read_header
+
+IDENTITY = {
+    "StudyInstanceUID": "1.2.3",
+    "FrameOfReferenceUID": "1.2.4",
+    "PatientBirthDate": "",
+    "PatientSex": "",
+    "AccessionNumber": "",
+    "StudyID": "",
+    "StudyDate": "",
+    "StudyTime": "",
+}
+
+
+def two_phases(made: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
+    for phase in (0, 1):
+        made.series(
+            folder,
+            made.positions(),
+            prefix=f"p{phase}_",
+            series="1.2.5",
+            pixels=lambda n, phase=phase: made.pixels(n + 10 * phase),
+            TemporalPositionIdentifier=phase + 1,
+            **IDENTITY,
+        )
+    return folder, {"phase": 1}
+
+
+def two_kernels(made: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
+    made.series(folder, made.positions(), prefix="a", series="1.2.5", **IDENTITY)
+    made.series(folder, made.positions(), prefix="b", series="1.2.6", pixels=lambda n: made.pixels(n + 10), **IDENTITY)
+    return folder, {"series_uid": "1.2.6"}
+
+
+def with_localizer(made: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
+    made.series(folder, made.positions(), prefix="z", series="1.2.5", **IDENTITY)
+    made.series(
+        folder,
+        made.positions(1),
+        prefix="a",
+        series="1.2.5",
+        pixels=lambda n: made.pixels(20),
+        ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
+        **IDENTITY,
+    )
+    return folder, {}
+
+
+def with_duplicates(made: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
+    made.series(folder, made.positions(), prefix="a", series="1.2.5", **IDENTITY)
+    made.series(
+        folder, made.positions()[1:3], prefix="b", series="1.2.5", pixels=lambda n: made.pixels(n + 1), **IDENTITY
+    )
+    return folder, {}
+
+
+def gantry_tilt(made: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
+    positions = made.positions()
+    positions[:, 1] += 0.4 * np.arange(len(positions))
+    return made.series(folder, positions, **IDENTITY), {}
+
+
+def multi_frame(made: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
+    positions = np.repeat(made.positions()[::-1], 2, axis=0)  # descending, two phases at each position
+    folder.mkdir()
+    return made.multiframe(folder / "all.dcm", positions, moments=[1, 2] * 4, **IDENTITY), {"phase": 1}
+
+
+KINDS = (two_phases, two_kernels, with_localizer, with_duplicates, gantry_tilt, multi_frame)
+
+
+def loaded(path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Read an image as a bundle does, in a batch, and add a prediction with voxels in all slices but the last."""
+    load = LoadImaged(["image"], reader=MedunetReader(**options), ensure_channel_first=True)
+    [batch] = DataLoader(Dataset([{"image": str(path)}], load), batch_size=1)
+    [item] = decollate_batch(batch)
+    label = torch.zeros(item["image"].shape)
+    label[0, 1:4, 2:4, :-1] = 1
+    return {**item, "pred": MetaTensor(label, affine=item["image"].affine)}
+
+
+def voxels_of(image: pydicom.Dataset, frame: int | None) -> np.ndarray:
+    pixels = image.pixel_array if frame is None else image.pixel_array[frame - 1]
+    slope = image.get("RescaleSlope", 1)
+    if frame is not None:
+        slope = image.PerFrameFunctionalGroupsSequence[frame - 1].PixelValueTransformationSequence[0].RescaleSlope
+    return pixels.T * float(slope) - 1000
+
+
+def position_of(image: pydicom.Dataset, frame: int | None) -> np.ndarray:
+    if frame is not None:
+        image = image.PerFrameFunctionalGroupsSequence[frame - 1].PlanePositionSequence[0]
+    return np.array(image.ImagePositionPatient, dtype=float)
+
+
+def cited(path: Path) -> list[tuple[np.ndarray, str, int | None]]:
+    """Position, instance and frame number of each reference of a SEG's frames or an RTSTRUCT's contours."""
+    result = pydicom.dcmread(path)
+    found = []
+    if result.Modality == "SEG":
+        for group in result.PerFrameFunctionalGroupsSequence:
+            [source] = group.DerivationImageSequence[0].SourceImageSequence
+            position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
+            found.append((position, source.ReferencedSOPInstanceUID, source.get("ReferencedFrameNumber")))
+    else:
+        for contour in result.ROIContourSequence[0].ContourSequence:
+            [source] = contour.ContourImageSequence
+            place = np.array(contour.ContourData[:3], dtype=float)
+            found.append((place, source.ReferencedSOPInstanceUID, source.get("ReferencedFrameNumber")))
+    return found
+
+
+@pytest.mark.parametrize("format", ["dicom-seg", "rtstruct"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_references_have_the_position_and_voxels_of_their_slices(
+    tmp_path: Path, made: Any, kind: Callable[..., tuple[Path, dict[str, Any]]], format: str
+) -> None:
+    if format == "dicom-seg":
+        pytest.importorskip("highdicom")
+    path, options = kind(made, tmp_path / "in")
+    item = loaded(path, options)
+    save = SavePredictiond(output_dir=tmp_path / "out", format=format, labels={"liver": 1})
+    save.check(item)
+    references = cited(Path(save(item)["pred_path"]))
+    images = {header.SOPInstanceUID: header for header in map(pydicom.dcmread, (tmp_path / "in").iterdir())}
+    volume = item["image"][0].numpy()
+    assert len(references) == volume.shape[2] - 1
+    to_voxel = np.linalg.inv(read_header(path, **options).geometry.affine)
+    for place, uid, frame in references:
+        slice_number = round(float((to_voxel @ [-place[0], -place[1], place[2], 1])[2]))
+        position = position_of(images[uid], frame)
+        assert place[2] == pytest.approx(position[2], abs=1e-4)
+        if format == "dicom-seg":
+            assert np.allclose(place, position, atol=1e-4)
+        assert np.array_equal(voxels_of(images[uid], frame), volume[..., slice_number])
+
+
+@pytest.mark.parametrize("options", [{"uneven": "resample"}, {"tilt": "resample"}])
+def test_resampled_series_is_not_referred_to(
+    tmp_path: Path, made: Any, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    positions = made.positions()
+    if "uneven" in options:
+        positions[-1, 2] += 0.6
+    else:
+        positions[:, 1] += 0.4 * np.arange(len(positions))
+    item = loaded(made.series(tmp_path / "ct", positions, **IDENTITY), options)
+    with pytest.raises(DataError, match="ct: the series was resampled"):
+        SavePredictiond(output_dir=tmp_path, format="rtstruct", labels={"liver": 1}).check(item)
+    pytest.importorskip("highdicom")
+    assert SavePredictiond(output_dir=tmp_path, labels={"liver": 1})(item)["pred_path"].endswith("ct.nii.gz")
+    assert "the series was resampled" in caplog.text
