@@ -25,8 +25,9 @@ from medunet.bundle.measuring import (
 from medunet.bundle.specialise import read_json
 from medunet.bundle.workflow import fit_data, train_prepared, write_run
 from medunet.datasets import SegmentationDataset, datalist, open_dataset
-from medunet.errors import ConfigError, DataError, find_cause
+from medunet.errors import ConfigError, DataError, MedunetError, find_cause
 from medunet.files import check_target, claim
+from medunet.io.options import ReadOptions
 from medunet.metrics import CSV_NAME, Summary
 from medunet.networks import load_checkpoint, resolve_device
 from medunet.prediction import ClassRule, Pair, Predictor, reason
@@ -145,7 +146,7 @@ def train_folds(
     require_trust(bundle, trust=trust)
     if (output / "models" / LAST_NAME).is_file():
         raise DataError("the output folder holds a single run", file=output, remedy="give another --output")
-    dataset, values = fit_data(bundle, data, skip_bad=skip_bad)
+    dataset, values = fit_data(bundle, data, changes=changes, skip_bad=skip_bad)
     values = {**values, **(changes or {})}
     config = read_json(bundle / "configs" / "train.json")
     wanted = _checked_folds(folds, {**config, **values})
@@ -185,8 +186,9 @@ def resume_folds(
     data = Path(next(iter(configs.values()))["dataset_dir"])
     with claim(output):
         check_target(output)
-        skipped = next(iter(configs.values())).get("skip_cases")
-        dataset = open_dataset(data, problems=[] if skipped else None)
+        config = next(iter(configs.values()))
+        problems: list[MedunetError] | None = [] if config.get("skip_cases") else None
+        dataset = open_dataset(data, problems=problems, read=ReadOptions.of_config(config))
         return _train_and_join(runs, output, data, dataset, device=device, tracking_uri=tracking_uri)
 
 

@@ -11,6 +11,7 @@ from medunet.bundle.ensemble import ENSEMBLE_FOLDS
 from medunet.bundle.specialise import read_json
 from medunet.datasets import MAX_CLASSES, datalist, label_values, open_dataset
 from medunet.errors import ConfigError, DataError, GeometryError
+from medunet.io.options import ReadOptions
 from medunet.metrics import Summary, summarise, write_tables
 from medunet.prediction import (
     ClassRule,
@@ -62,7 +63,8 @@ def evaluate_bundle(
     require_trust(bundle, trust=trust)
     config = read_json(bundle / "configs" / "evaluate.json")
     skipped = config.get("skip_cases", ())
-    dataset = open_dataset(data, problems=[] if skipped else None)  # of any other bad case `datalist` tells
+    read = ReadOptions.of_config(config)
+    dataset = open_dataset(data, problems=[] if skipped else None, read=read)  # of any other bad case `datalist` tells
     if section == "validation" and ENSEMBLE_FOLDS in config:
         raise ConfigError(
             "every case of an ensemble's data set has trained one of its members",

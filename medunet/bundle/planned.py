@@ -15,6 +15,7 @@ from medunet.bundle.specialise import preset_names, read_json, specialise
 from medunet.datasets import MAX_NAMED, open_dataset
 from medunet.errors import DataError, MedunetError
 from medunet.files import check_target, claim, write_atomically
+from medunet.io.options import DEFAULTS, ReadOptions
 from medunet.planning import Decision, Fingerprint, Plan, fingerprint, fit_preset, plan
 from medunet.trust import adopt
 
@@ -53,6 +54,7 @@ def plan_bundle(
     measure: bool = True,
     jobs: int | None = None,
     skip_bad: bool = False,
+    read: ReadOptions = DEFAULTS,
     cache: Path | None = None,
     started: Callable[[int], None] | None = None,
     done: Callable[[], None] | None = None,
@@ -70,6 +72,7 @@ def plan_bundle(
         measure: see dims.
         jobs: as in `medunet.planning.fingerprint`, as are cache, started and done.
         skip_bad: leave out cases that cannot be used, which otherwise are an error.
+        read: how to read images that can be interpreted in more than one way; written into the bundle.
         cache: see jobs.
         started: see jobs.
         done: see jobs.
@@ -87,6 +90,7 @@ def plan_bundle(
             data,
             output,
             skip_bad=skip_bad,
+            read=read,
             measured=measured,
             fingerprint_options={"jobs": jobs, "cache": cache, "started": started, "done": done},
             plan_options={"dims": dims, "memory": memory, "seconds": seconds, "device": device, "measure": measure},
@@ -98,12 +102,13 @@ def _plan_bundle(
     output: Path,
     *,
     skip_bad: bool,
+    read: ReadOptions,
     measured: Callable[[Fingerprint], None] | None,
     fingerprint_options: Mapping[str, Any],
     plan_options: Mapping[str, Any],
 ) -> PlannedBundle:
     problems: list[MedunetError] = []
-    dataset = open_dataset(data, problems=problems)
+    dataset = open_dataset(data, problems=problems, read=read)
     print_ = fingerprint(dataset, **fingerprint_options)
     if not skip_bad:
         _refuse_bad(data, [*map(str, problems), *(f"{name}: {cause}" for name, cause in print_.broken.items())])

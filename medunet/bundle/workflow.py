@@ -27,6 +27,7 @@ from medunet.datasets import (
 )
 from medunet.errors import ConfigError, DataError, MedunetError
 from medunet.files import check_target, claim
+from medunet.io.options import ReadOptions
 from medunet.networks import resolve_device
 from medunet.planning import adapt
 from medunet.training import BEST_NAME, LAST_NAME, PREVIOUS_NAME, kept_entry, weights_of
@@ -104,7 +105,7 @@ def train_bundle(
         )
     with claim(output):
         check_target(output)
-        _, values = fit_data(bundle, data, skip_bad=skip_bad)
+        _, values = fit_data(bundle, data, changes=changes, skip_bad=skip_bad)
         configs = write_run(bundle, data, output, values={**values, **(changes or {})}, presets=presets)
         return train_prepared(output, resume=resume, device=chosen, tracking_uri=tracking_uri, configs=configs)
 
@@ -168,17 +169,20 @@ def prepare_run(
     Returns:
         The data set.
     """
-    dataset, values = fit_data(bundle, data, skip_bad=skip_bad)
+    dataset, values = fit_data(bundle, data, changes=changes, skip_bad=skip_bad)
     write_run(bundle, data, output, values={**values, **changes}, presets=presets)
     return dataset
 
 
-def fit_data(bundle: Path, data: Path, *, skip_bad: bool = False) -> tuple[SegmentationDataset, dict[str, Any]]:
+def fit_data(
+    bundle: Path, data: Path, *, changes: Mapping[str, Any] | None = None, skip_bad: bool = False
+) -> tuple[SegmentationDataset, dict[str, Any]]:
     """Open a data set, check its headers, and say what a bundle's configuration takes over from it.
 
     Args:
         bundle: folder of the bundle.
         data: the data set.
+        changes: the user's values by config id; how to read files counts here.
         skip_bad: leave out cases that cannot be used; their voxels are checked, too.
 
     Returns:
@@ -194,7 +198,8 @@ def fit_data(bundle: Path, data: Path, *, skip_bad: bool = False) -> tuple[Segme
         )
     config = read_json(bundle / "configs" / "train.json")
     problems: list[MedunetError] = []
-    dataset = open_dataset(data, problems=problems)
+    read = ReadOptions.of_config({**config, **(changes or {})})
+    dataset = open_dataset(data, problems=problems, read=read)
     if not skip_bad:
         known = [Finding.of(problem, file=data) for problem in problems]
         raise_on_error([*known, *check_dataset(dataset, level="header")])

@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from medunet.cli.options import with_reading
+
 if TYPE_CHECKING:
     from medunet.datasets import Examination
 
@@ -22,6 +24,7 @@ MAX_NAMED = 3
 _COLOURS = {"error": "bold red", "warning": "yellow"}
 
 
+@with_reading
 def check(
     data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, images/ + labels/, or DICOM cases.")],
     sheet: Annotated[
@@ -29,6 +32,8 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
     headers: Annotated[bool, typer.Option("--headers", help="Read headers only: fast, without statistics.")] = False,
+    *,
+    reading: dict[str, Any],
 ) -> None:
     """Check a data set before training: every header and voxel, all cases against each other, and statistics.
 
@@ -36,6 +41,7 @@ def check(
     """
     from medunet.datasets import CaseView, examine
     from medunet.errors import ConfigError
+    from medunet.io import ReadOptions
     from medunet.reports import ContactSheet
 
     if sheet is not None and headers:
@@ -54,6 +60,7 @@ def check(
         result = examine(
             data,
             level="header" if headers else "voxels",
+            read=ReadOptions(**reading),
             started=lambda total: progress.update(task, total=total, description="checking"),
             done=lambda: progress.advance(task),
             visit=visit if sheet is not None else None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +27,50 @@ Trust = Annotated[
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Go on without cases that cannot be used; they are named. Else they stop it.")
 ]
+
+
+READING: dict[str, Any] = {
+    "series_uid": Annotated[
+        str | None, typer.Option("--series-uid", metavar="UID", help="DICOM: the series to read, of several.")
+    ],
+    "phase": Annotated[
+        int | None, typer.Option("--phase", metavar="N", help="DICOM: the phase of a time series to read, from 0.")
+    ],
+    "uneven": Annotated[
+        str | None,
+        typer.Option("--uneven", metavar="refuse|resample", help="DICOM: what to do with uneven slice distances."),
+    ],
+    "tilt": Annotated[
+        str | None, typer.Option("--tilt", metavar="keep|resample", help="DICOM: what to do with a tilted gantry.")
+    ],
+    "form": Annotated[
+        str | None,
+        typer.Option(
+            "--form", metavar="agree|sform|qform|pixdim", help="NIfTI: the placement to use if they contradict."
+        ),
+    ],
+    "fill_value": Annotated[
+        float | None, typer.Option("--fill-value", metavar="X", help="NIfTI: replaces NaN and infinite voxels.")
+    ],
+}
+"""Options of the commands that read images, by field of `medunet.io.ReadOptions`; None leaves the default."""
+
+
+def with_reading(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of `READING` to a command. It gets those that were given as the dictionary `reading`."""
+    own = inspect.signature(command, eval_str=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    more = [inspect.Parameter(name, kind, default=None, annotation=type_) for name, type_ in READING.items()]
+    parameters = [parameter for name, parameter in own.parameters.items() if name != "reading"]
+
+    def extended(**arguments: Any) -> None:
+        reading = {name: value for name in READING if (value := arguments.pop(name)) is not None}
+        command(**arguments, reading=reading)
+
+    extended.__doc__ = command.__doc__
+    extended.__signature__ = inspect.Signature([*parameters, *more])  # type: ignore[attr-defined] # typer reads it
+    extended.__annotations__ = {}
+    return extended
 
 
 def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,11 +11,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from medunet.cli.options import Device, SkipBad
+from medunet.cli.options import Device, SkipBad, with_reading
 
 DIMS = {"auto": None, "2": 2, "3": 3}
 
 
+@with_reading
 def plan(
     data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, images/ + labels/, or DICOM cases.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],
@@ -30,11 +31,14 @@ def plan(
     ] = False,
     skip_bad: SkipBad = False,
     jobs: Annotated[int | None, typer.Option(help="Cases measured at once; each is held in memory.")] = None,
+    *,
+    reading: dict[str, Any],
 ) -> None:
     """Measure a data set and make the bundle that suits it, the machine and the time; its docs say why."""
     from medunet.bundle import plan_bundle, show
     from medunet.errors import ConfigError
     from medunet.inferers.memory import parse_memory
+    from medunet.io import ReadOptions
     from medunet.planning import default_cache, parse_time, spell_time
 
     if dims not in DIMS:
@@ -53,6 +57,7 @@ def plan(
             measure=not estimate,
             jobs=jobs,
             skip_bad=skip_bad,
+            read=ReadOptions(**reading),
             cache=default_cache(),
             started=lambda total: progress.update(task, total=total, description="measuring cases"),
             done=lambda: progress.advance(task),

@@ -8,7 +8,7 @@ import logging
 import time
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Where, predict_many
-from medunet.cli.options import Device, Set, Trust, parse_settings
+from medunet.cli.options import Device, Set, Trust, parse_settings, with_reading
 
 if TYPE_CHECKING:
     from medunet.prediction import Prediction
@@ -33,6 +33,7 @@ class ResultFormat(str, Enum):
     rtstruct = "rtstruct"
 
 
+@with_reading
 def predict(
     bundle: Annotated[str, typer.Argument(help="A run or a bundle with weights.")],
     inputs: Annotated[
@@ -100,6 +101,8 @@ def predict(
     ] = False,
     settings: Set = None,
     trust: Trust = False,
+    *,
+    reading: dict[str, Any],
 ) -> None:
     """Segment images; a result bears its input's name and holds the data set's label values.
 
@@ -118,6 +121,7 @@ def predict(
         logging.getLogger("medunet").setLevel(logging.DEBUG)
     if (pseudonym_key or pseudonym_table) and not deidentify:
         raise ConfigError("pseudonyms are for de-identified results", remedy="give --deidentify as well")
+    overrides = {**reading, **parse_settings(settings)}
     if on is not None or inputs[0].lower().endswith(".csv") or inputs[0].startswith(("http://", "https://")):
         if deidentify or isolate:
             raise ConfigError(
@@ -135,7 +139,7 @@ def predict(
             device=device,
             probabilities=probabilities,
             result_format=result_format.value,
-            overrides=parse_settings(settings),
+            overrides=overrides,
             ensemble=[find_bundle(name) for name in ensemble or ()],
             replace=force,
             trust=trust,
@@ -152,7 +156,7 @@ def predict(
         probabilities=probabilities,
         result_format=result_format.value,
         overwrite=force,
-        overrides=parse_settings(settings),
+        overrides=overrides,
         skip_done=skip_existing,
         ensemble=[find_bundle(name) for name in ensemble or ()],
         benchmark=benchmark,

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from medunet.errors import DataError, GeometryError, MedunetError
 from medunet.io import ReadRecord, is_structure_file, label_names, read_header, read_label, read_volume
+from medunet.io.options import DEFAULTS, ReadOptions
 
 from .comparison import compare_cases, compare_records
 from .dataset import Case, SegmentationDataset
@@ -57,8 +58,7 @@ def check_pair(
     case: Case,
     labels: Mapping[str, int] | None = None,
     *,
-    channels: int | None = None,
-    spatial_dims: int | None = None,
+    read: ReadOptions = DEFAULTS,
     level: Level = "header",
     visit: Callable[[CaseView], None] | None = None,
 ) -> list[Finding]:
@@ -67,13 +67,11 @@ def check_pair(
     Args:
         case: image and label.
         labels: name to value; other values in the label are an error (at level 'voxels').
-        channels: number of channels of a volume with a fourth axis.
-        spatial_dims: of the data set; 2 takes volumes of one slice, otherwise an error, as images in the plane.
+        read: how to read the image.
         level: 'header' reads the first bytes of each file, 'voxels' all.
         visit: called with the voxels, where they could be read; with findings of severity 'error' the label is None.
     """
-    wanted = _Wanted(channels, 2 if spatial_dims == 2 else None)
-    return _check_case(case, labels, wanted, level, visit=visit, measure=False).findings
+    return _check_case(case, labels, read, level, visit=visit, measure=False).findings
 
 
 def check_dataset(dataset: SegmentationDataset, *, level: Level = "header") -> list[Finding]:
@@ -103,15 +101,14 @@ def survey(
         done: called after each case, from several threads.
         visit: called with each case whose voxels could be read, from several threads.
     """
-    channels = len(dataset.channels) if len(dataset.channels) > 1 else None
-    wanted = _Wanted(channels, 2 if dataset.spatial_dims == 2 else None)
+    read = dataset.read_options
     allowed = dict(dataset.labels)
     if dataset.ignore is not None:
         allowed["ignore"] = dataset.ignore
 
     def check(item: tuple[Case, Section]) -> _Result:
         case, section = item
-        result = _check_case(case, allowed, wanted, level, section=section, visit=visit)
+        result = _check_case(case, allowed, read, level, section=section, visit=visit)
         if done is not None:
             done()
         return result
@@ -136,13 +133,6 @@ SLICES = "give volumes, or slices only, (x, y) or (x, y, 1): then the data set i
 """What helps where a file is a slice that says it is a volume."""
 
 
-class _Wanted(NamedTuple):
-    """How images are to be read."""
-
-    channels: int | None
-    spatial_dims: int | None
-
-
 class _Result(NamedTuple):
     findings: list[Finding]
     record: ReadRecord | None
@@ -152,7 +142,7 @@ class _Result(NamedTuple):
 def _check_case(
     case: Case,
     labels: Mapping[str, int] | None,
-    wanted: _Wanted,
+    read: ReadOptions,
     level: Level,
     *,
     section: Section = "training",
@@ -164,10 +154,10 @@ def _check_case(
     image = label = None
     try:
         if level == "voxels":
-            volume = read_volume(case.images, channels=wanted.channels, spatial_dims=wanted.spatial_dims)
+            volume = read_volume(case.images, **dataclasses.asdict(read))
             image, record = volume.image.numpy(), volume.record
         else:
-            record = read_header(case.images, channels=wanted.channels, spatial_dims=wanted.spatial_dims)
+            record = read_header(case.images, **dataclasses.asdict(read))
         findings += [Finding("warning", str(case.images[0]), text, case=case.name) for text in record.warnings]
         if len(record.geometry.shape) == 3 and min(record.geometry.shape) == 1:
             cause = f"single slice where a volume is needed (received {record.geometry.shape})"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from medunet.errors import ConfigError, DataError, MedunetError
 from medunet.io import ReadRecord, is_dicom_folder, output_name, read_header, split_suffix
+from medunet.io.options import DEFAULTS, ReadOptions
 
 from .dataset import Case, SegmentationDataset, split_fold
 from .dicom_folders import dicom_cases
@@ -25,7 +26,9 @@ _FOLDER_PAIRS = (("imagesTr", "labelsTr"), ("images", "labels"))
 _LAYOUTS = "dataset.json (MSD or nnU-Net), imagesTr + labelsTr, images + labels, or a folder of DICOM files a case"
 
 
-def open_dataset(path: str | os.PathLike[str], *, problems: list[MedunetError] | None = None) -> SegmentationDataset:
+def open_dataset(
+    path: str | os.PathLike[str], *, problems: list[MedunetError] | None = None, read: ReadOptions = DEFAULTS
+) -> SegmentationDataset:
     """Find out what lies in a folder; only headers are read, and labels where no `dataset.json` names them.
 
     Known layouts::
@@ -42,22 +45,17 @@ def open_dataset(path: str | os.PathLike[str], *, problems: list[MedunetError] |
     Args:
         path: the folder, or its `dataset.json`.
         problems: collects what is wrong with single cases instead of raising it; the data set is then what is left.
+        read: how to read images that can be interpreted in more than one way; channels and spatial_dims are ignored.
 
     Raises:
         DataError: no known layout, an image or label without partner, missing files, unusable labels.
         SecurityError: a path in `dataset.json` leaves the folder.
     """
-    # Made absolute without following links: a data set of links into a store keeps its own names.
-    given = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (resolve() would follow links)
-    if not given.exists():
-        raise DataError("does not exist", file=given, expected=_LAYOUTS)
-    layout = _find_layout(given, problems)
-    if not layout.cases:
-        raise DataError("data set has no cases", file=layout.root, expected=_LAYOUTS)
+    layout = _open_layout(path, problems)
     channels, labels = layout.channels, layout.labels.labels
-    n_channels = len(channels) if len(channels) > 1 else None
-    header = _first_header(layout.cases, channels=n_channels, problems=problems)
-    planar = header.is_single_slice and _are_single_slices(layout.cases, channels=n_channels)
+    read = replace(read, channels=len(channels) if len(channels) > 1 else None, spatial_dims=None)
+    header = _first_header(layout.cases, read, problems=problems)
+    planar = header.is_single_slice and _are_single_slices(layout.cases, read)
     if not channels:
         channels = ("image",) if header.channels == 1 else tuple(f"channel_{n}" for n in range(header.channels))
     elif len(channels) == 1 < header.channels:  # a colour picture, named once
@@ -83,6 +81,7 @@ def open_dataset(path: str | os.PathLike[str], *, problems: list[MedunetError] |
         test=layout.test,
         ignore=layout.labels.ignore,
         regions=layout.labels.regions,
+        read=read,
     )
 
 
@@ -125,11 +124,11 @@ def _find_layout(given: Path, problems: list[MedunetError] | None) -> _Layout:
     return _Layout(root, root.name, cases, test)
 
 
-def _first_header(cases: Sequence[Case], *, channels: int | None, problems: list[MedunetError] | None) -> ReadRecord:
+def _first_header(cases: Sequence[Case], read: ReadOptions, *, problems: list[MedunetError] | None) -> ReadRecord:
     """The header of the first case, or of the first that can be read where problems are collected."""
     for case in cases:
         try:
-            return read_header(case.images, channels=channels)
+            return read_header(case.images, **asdict(read))
         except MedunetError as error:
             if problems is None:
                 raise
@@ -137,11 +136,11 @@ def _first_header(cases: Sequence[Case], *, channels: int | None, problems: list
     raise DataError("none of the images can be read", file=cases[0].images[0].parent)
 
 
-def _are_single_slices(cases: Sequence[Case], *, channels: int | None) -> bool:
+def _are_single_slices(cases: Sequence[Case], read: ReadOptions) -> bool:
     """Whether all cases that can be read are volumes of one slice, as programs store images in the plane as NIfTI."""
     for case in cases:
         with contextlib.suppress(MedunetError):  # what is wrong with it is told where it is checked
-            header = read_header(case.images, channels=channels)
+            header = read_header(case.images, **asdict(read))
             if len(header.geometry.shape) == 3 and not header.is_single_slice:
                 return False
     return True
@@ -176,34 +175,46 @@ def datalist(
     """
     if section not in ("training", "validation", "all", "test"):
         raise ConfigError("unknown section", received=section, expected="training, validation, all or test")
-    dataset = _open_without(path, frozenset(skip_cases))
+    layout = _find_without(path, frozenset(skip_cases))
     if section == "all":
-        return [case.item() for case in dataset.cases]
+        return [case.item() for case in layout.cases]
     if section == "test":
-        return [case.item() for case in dataset.test]
+        return [case.item() for case in layout.test]
     if validation_cases:
         wanted = set(validation_cases)
-        if unknown := sorted(wanted - {case.name for case in dataset.cases}):
-            raise ConfigError("no such validation cases", file=dataset.root, received=unknown)
-        training = tuple(case for case in dataset.cases if case.name not in wanted)
-        validation = tuple(case for case in dataset.cases if case.name in wanted)
+        if unknown := sorted(wanted - {case.name for case in layout.cases}):
+            raise ConfigError("no such validation cases", file=layout.root, received=unknown)
+        training = tuple(case for case in layout.cases if case.name not in wanted)
+        validation = tuple(case for case in layout.cases if case.name in wanted)
         if not training:
-            raise ConfigError("all cases validate, none is left to train", file=dataset.root)
+            raise ConfigError("all cases validate, none is left to train", file=layout.root)
     else:
-        training, validation = split_fold(dataset.cases, fold=fold, folds=folds)
+        training, validation = split_fold(layout.cases, fold=fold, folds=folds)
     return [case.item() for case in (training if section == "training" else validation)]
 
 
-def _open_without(path: str | os.PathLike[str], skipped: frozenset[str]) -> SegmentationDataset:
-    """The data set without cases that are known to be bad; any other bad one is an error, not a shift of folds."""
-    if not skipped:
-        return open_dataset(path)
-    problems: list[MedunetError] = []
-    dataset = open_dataset(path, problems=problems)
-    for problem in problems:
+def _find_without(path: str | os.PathLike[str], skipped: frozenset[str]) -> _Layout:
+    """The data set's files without cases that are known to be bad; any other bad one is an error, not a shift of folds.
+
+    No image is opened: `train` and `evaluate` have checked the data set before they take a list.
+    """
+    problems: list[MedunetError] | None = [] if skipped else None
+    layout = _open_layout(path, problems)
+    for problem in problems or ():
         if output_name(problem.file or "unknown") not in skipped:
             raise problem
-    return replace(dataset, cases=tuple(case for case in dataset.cases if case.name not in skipped))
+    return replace(layout, cases=tuple(case for case in layout.cases if case.name not in skipped))
+
+
+def _open_layout(path: str | os.PathLike[str], problems: list[MedunetError] | None) -> _Layout:
+    # made absolute without following links: a data set of links into a store keeps its own names
+    given = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (resolve() would follow links)
+    if not given.exists():
+        raise DataError("does not exist", file=given, expected=_LAYOUTS)
+    layout = _find_layout(given, problems)
+    if not layout.cases:
+        raise DataError("data set has no cases", file=layout.root, expected=_LAYOUTS)
+    return layout
 
 
 def list_inputs(

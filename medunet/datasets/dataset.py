@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medunet.errors import ConfigError
+from medunet.io.options import DEFAULTS, ReadOptions
 
 from .regions import Region
 
@@ -52,6 +53,7 @@ class SegmentationDataset:
         test: cases for testing only (MSD's and nnU-Net's `imagesTs`), with labels where `labelsTs` has them.
         ignore: value in the files of voxels without annotation, which belongs to no label.
         regions: classes that overlap, if the data set declares some; then `labels` only names the single values.
+        read: what the user chose for images that can be interpreted in more than one way.
     """
 
     root: Path
@@ -64,6 +66,13 @@ class SegmentationDataset:
     test: tuple[Case, ...] = ()
     ignore: int | None = None
     regions: tuple[Region, ...] = ()
+    read: ReadOptions = DEFAULTS
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """Options to read an image of this data set: the user's choices, its channels and its dimensions."""
+        channels = len(self.channels) if len(self.channels) > 1 else None
+        return replace(self.read, channels=channels, spatial_dims=2 if self.spatial_dims == 2 else None)
 
 
 def split_fold(cases: Sequence[Case], *, fold: int, folds: int = 5) -> tuple[tuple[Case, ...], tuple[Case, ...]]:

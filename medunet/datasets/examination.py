@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from medunet.errors import DataError, GeometryError, MedunetError, SecurityError
+from medunet.io.options import DEFAULTS, ReadOptions
 
 from .check import CaseView, Level, survey
 from .datalist import open_dataset
@@ -107,6 +108,7 @@ def examine(
     path: str | os.PathLike[str],
     *,
     level: Level = "voxels",
+    read: ReadOptions = DEFAULTS,
     started: Callable[[int], None] | None = None,
     done: Callable[[], None] | None = None,
     visit: Callable[[CaseView], None] | None = None,
@@ -118,6 +120,7 @@ def examine(
     Args:
         path: a data set in a layout of `open_dataset`.
         level: 'header' reads the first bytes of each file, 'voxels' all, and measures.
+        read: how to read images that can be interpreted in more than one way.
         started: called once with the number of cases.
         done: called after each case, from several threads.
         visit: called with each case whose voxels could be read, from several threads.
@@ -130,7 +133,7 @@ def examine(
         raise DataError("does not exist", file=root)
     problems: list[MedunetError] = []
     try:
-        dataset = open_dataset(root, problems=problems)
+        dataset = open_dataset(root, problems=problems, read=read)
     except (DataError, GeometryError, SecurityError) as error:
         return Examination(root, [Finding.of(e, file=root) for e in [*problems, error]])
     if started is not None:

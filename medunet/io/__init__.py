@@ -9,6 +9,7 @@ from .label import read_label as read_label
 from .names import output_name as output_name
 from .names import split_channel as split_channel
 from .names import split_suffix as split_suffix
+from .options import ReadOptions as ReadOptions
 from .reader import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .reader import MedunetReader as MedunetReader
 from .reader import Volume as Volume

@@ -1,22 +1,29 @@
-"""How to read: what a user may decide where a file leaves a choice."""
+"""Options for reading files that can be interpreted in more than one way."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from medunet.errors import ConfigError
 
 Form = Literal["agree", "sform", "qform", "pixdim"]
-"""Which of a NIfTI header's placements to use: 'agree' refuses when sform and qform contradict each other or both are
-missing; 'pixdim' uses the spacing only."""
+"""Which placement of a NIfTI header to use: 'agree' rejects a file whose sform and qform contradict each other or are
+both missing; 'pixdim' uses the spacing only."""
 
 Uneven = Literal["refuse", "resample"]
-"""What to do with DICOM slices at uneven distances: refuse them, or interpolate linearly between neighbours. A missing
-slice is refused in any case."""
+"""What to do with DICOM slices at uneven distances: reject them, or interpolate linearly between neighbours. A missing
+slice is always rejected."""
 
 Tilt = Literal["keep", "resample"]
 """What to do with a tilted gantry: keep the shear in the affine, or resample to a grid with right angles."""
+
+_TYPES: dict[str, tuple[Any, str]] = {
+    "series_uid": (str, "a SeriesInstanceUID"),
+    "phase": (int, "a whole number"),
+    "fill_value": ((int, float), "a number"),
+}
 
 _CHOICES = {
     "form": ("agree", "sform", "qform", "pixdim"),
@@ -26,23 +33,27 @@ _CHOICES = {
 }
 
 
+READING_IDS = ("series_uid", "phase", "uneven", "tilt", "form", "fill_value")
+"""Options that a user chooses. A bundle's configs have ids of these names; the bundle sets the other options itself."""
+
+
 @dataclass(frozen=True)
 class ReadOptions:
-    """The keyword arguments of `medunet.io.read_volume`.
+    """The keyword arguments of `medunet.io.read_volume`. The defaults reject every ambiguous file.
 
     Args:
-        channels: number of channels that a NIfTI file with a fourth axis must have; without it such files are refused.
+        channels: number of channels that a NIfTI file with a fourth axis must have; None rejects such files.
         form: NIfTI: which placement of the header to use.
-        fill_value: NIfTI: replaces NaN and infinite voxels, which are refused otherwise.
-        series_uid: DICOM: SeriesInstanceUID to read where there are several series.
+        fill_value: NIfTI: replaces NaN and infinite voxels; None rejects them.
+        series_uid: DICOM: SeriesInstanceUID of the series to read from a folder with several.
         uneven: DICOM: what to do with slices at uneven distances.
         tilt: DICOM: what to do with a tilted gantry.
-        phase: DICOM: which phase of a sequence in time, counted from 0; without it such a series is refused.
-        spatial_dims: 3 refuses an image in the plane, and a volume of one slice; 2 refuses volumes, and reads one slice
-            as an image in the plane. None takes what is there, but refuses a DICOM folder with a single slice.
+        phase: DICOM: which phase of a time series to read, counted from 0; None rejects a series with several.
+        spatial_dims: 3 rejects 2D images and volumes of one slice; 2 rejects volumes and reads a single slice as a 2D
+            image. None accepts both, but rejects a DICOM folder with a single slice.
 
     Raises:
-        ConfigError: an unknown choice.
+        ConfigError: an unknown choice, or a value of the wrong type.
     """
 
     channels: int | None = None
@@ -59,7 +70,25 @@ class ReadOptions:
             value = getattr(self, name)
             if value not in known:
                 raise ConfigError(f"unknown {name}", received=value, expected=", ".join(map(str, known)))
+        for name, (kinds, expected) in _TYPES.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+                raise ConfigError(f"{name} must be {expected}", received=repr(value))
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What a user chose: the values of `READING_IDS` that differ from the defaults.
+
+        Example:
+            >>> ReadOptions(channels=2, phase=1).chosen
+            {'phase': 1}
+        """
+        return {name: getattr(self, name) for name in READING_IDS if getattr(self, name) != getattr(DEFAULTS, name)}
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any], **others: Any) -> ReadOptions:
+        """The options that a bundle's config sets by `READING_IDS`, and others by keyword."""
+        return cls(**{name: config[name] for name in READING_IDS if name in config}, **others)
 
 
 DEFAULTS = ReadOptions()
-"""Nothing decided: whatever leaves a choice is refused."""

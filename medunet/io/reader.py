@@ -98,6 +98,7 @@ def read_header(
     *,
     channels: int | None = None,
     form: Form = "agree",
+    fill_value: float | None = None,
     series_uid: str | None = None,
     uneven: Uneven = "refuse",
     tilt: Tilt = "keep",
@@ -105,8 +106,8 @@ def read_header(
     spatial_dims: int | None = None,
     isolated: bool | None = None,
 ) -> ReadRecord:
-    """The record that `read_volume` gives, from the headers alone (milliseconds; damaged voxels are not seen)."""
-    options = ReadOptions(channels, form, None, series_uid, uneven, tilt, phase, spatial_dims)
+    """Return the record of `read_volume` from the headers alone, in milliseconds; damaged voxels go unnoticed."""
+    options = ReadOptions(channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims)
     paths = _as_paths(path)
     read = shared_process().read_header if is_wanted(isolated) else read_one_header
     return _joined([_with_dims(read(item, options), options.spatial_dims) for item in paths])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import nibabel as nib
@@ -86,9 +87,7 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
     if config.get("planned"):
         return found
     chosen = dataset.cases[:: math.ceil(len(dataset.cases) / MAX_HEADERS)]
-    # volumes of one slice are images in the plane
-    plane = 2 if spatial_dims == 2 else None
-    headers = [read_header(case.images[0], channels=len(dataset.channels), spatial_dims=plane) for case in chosen]
+    headers = [read_header(case.images[0], **asdict(dataset.read_options)) for case in chosen]
     geometries = [header.geometry for header in headers]
     sizes = np.array([geometry.shape for geometry in geometries], dtype=float)
     if spatial_dims == 3:

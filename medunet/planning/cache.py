@@ -38,7 +38,8 @@ class MeasureCache:
 
     def __init__(self, folder: Path | None, dataset: SegmentationDataset) -> None:
         self._lock = threading.Lock()
-        self._options = f"{VERSION} {SAMPLE} {dataset.ignore} {sorted(dataset.labels.items())} {len(dataset.channels)}"
+        labels = sorted(dataset.labels.items())
+        self._options = f"{VERSION} {SAMPLE} {dataset.ignore} {labels} {dataset.read_options}"
         root = hashlib.sha256(str(dataset.root).encode()).hexdigest()[:16]
         self.path = None if folder is None else folder / f"{root}.jsonl"
         self._known: dict[str, CaseMeasure] = {}

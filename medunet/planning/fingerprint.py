@@ -203,11 +203,10 @@ def fingerprint(
     """
     kept = MeasureCache(cache, dataset)
     labels = dict(dataset.labels) | ({} if dataset.ignore is None else {"ignore": dataset.ignore})
-    channels = len(dataset.channels) if len(dataset.channels) > 1 else None
 
     def measure(case: Case) -> CaseMeasure | str:
         found = kept.get(case)
-        result: CaseMeasure | str = found or _measure(case, labels, channels, dataset)
+        result: CaseMeasure | str = found or _measure(case, labels, dataset)
         if found is None and isinstance(result, CaseMeasure):
             kept.put(case, result)
         if done is not None:
@@ -241,18 +240,16 @@ def _jobs(dataset: SegmentationDataset) -> int:
     voxels = 1
     for case in dataset.cases[:: math.ceil(len(dataset.cases) / MAX_HEADERS)]:
         with contextlib.suppress(MedunetError):  # what is wrong with it is told where it is measured
-            voxels = max(voxels, math.prod(read_header(case.images[0], channels=len(dataset.channels)).geometry.shape))
+            header = read_header(case.images[0], **asdict(dataset.read_options))
+            voxels = max(voxels, math.prod(header.geometry.shape))
     held = voxels * (4 * len(dataset.channels) + LABEL_BYTES)
     return int(min(MAX_JOBS, os.cpu_count() or 1, max(1, free_memory(torch.device("cpu")) // held)))
 
 
-def _measure(
-    case: Case, labels: Mapping[str, int], channels: int | None, dataset: SegmentationDataset
-) -> CaseMeasure | str:
+def _measure(case: Case, labels: Mapping[str, int], dataset: SegmentationDataset) -> CaseMeasure | str:
     """The measure, or why there is none."""
     views: list[CaseView] = []
-    dims = dataset.spatial_dims
-    findings = check_pair(case, labels, channels=channels, spatial_dims=dims, level="voxels", visit=views.append)
+    findings = check_pair(case, labels, read=dataset.read_options, level="voxels", visit=views.append)
     errors = [finding.cause for finding in findings if finding.severity == "error"]
     if errors:
         return errors[0]

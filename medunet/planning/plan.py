@@ -281,6 +281,7 @@ def _data(dataset: SegmentationDataset) -> list[Decision]:
         Decision("label_names", list(dataset.labels), "their names", source),
         *regions,
         Decision("folds", _folds(dataset), "cross-validation; few images: leave one out", source),
+        *(Decision(id_, value, "chosen by the user", "") for id_, value in dataset.read.chosen.items()),
     ]
 
 

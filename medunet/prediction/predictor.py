@@ -17,7 +17,7 @@ from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, LoadImage, LoadImaged
 
 from medunet.errors import ConfigError, DataError, MedunetError, find_cause
-from medunet.io import Pseudonyms, ResultFormat, SavePredictiond
+from medunet.io import Pseudonyms, ReadOptions, ResultFormat, SavePredictiond
 from medunet.networks import EnsembleLogits, autocast, resolve_device
 
 from .configuration import check_same_input, load_network, parse_inference
@@ -121,6 +121,7 @@ class Predictor:
         probabilities: also write class probabilities.
         result_format: of the label maps, see :class:`medunet.io.SavePredictiond`.
         overwrite: replace results that exist; otherwise such a case is refused before the network runs.
+        read: how to read images that can be interpreted in more than one way, such as ``ReadOptions(phase=1)``.
         overrides: values by config id, for the members of an ensemble too.
         skip_done: pass over cases whose results exist, without reading them.
         ensemble: further bundles, such as other folds; the class probabilities of all networks are averaged, in one
@@ -128,8 +129,7 @@ class Predictor:
         benchmark: measure the forward passes apart from the inferer around them, see :class:`StageSeconds`.
         in_flight: cases between reading and the written file at once; 1 overlaps nothing.
         trust: run bundles that could run code of their own, see :func:`medunet.trust.require_trust`.
-        isolated: decode images in a child process with limits of memory and time, see :mod:`medunet.io.isolation`; None
-            as the environment says.
+        isolated: decode images in a child process, see :mod:`medunet.io.isolation`; None: as the environment says.
         pseudonyms: names for cases in place of their own, in files, DICOM results, errors and logs.
 
     Raises:
@@ -147,6 +147,7 @@ class Predictor:
         probabilities: bool = False,
         result_format: ResultFormat = "auto",
         overwrite: bool = False,
+        read: ReadOptions | None = None,
         overrides: Mapping[str, Any] | None = None,
         skip_done: bool = False,
         ensemble: Sequence[Path] = (),
@@ -160,6 +161,7 @@ class Predictor:
             raise ConfigError("results are either replaced or skipped", received="overwrite and skip_done")
         if in_flight < 1:
             raise ConfigError("impossible in_flight", received=in_flight, expected="1 or more")
+        overrides = {**(read.chosen if read else {}), **(overrides or {})}
         self.device = resolve_device(device)
         self.skip_done = skip_done
         self.benchmark = benchmark

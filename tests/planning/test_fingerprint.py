@@ -103,7 +103,7 @@ def test_a_changed_file_is_measured_again(two_cases: Path, tmp_path: Path) -> No
 
 def test_voxels_beside_their_header_count_as_the_case(two_cases: Path, tmp_path: Path) -> None:
     dataset = open_dataset(two_cases)
-    measure = MODULE._measure(dataset.cases[0], dataset.labels, None, dataset)
+    measure = MODULE._measure(dataset.cases[0], dataset.labels, dataset)
     for name in ("c.mhd", "c.raw"):
         (tmp_path / name).write_bytes(b"1")
     case = Case("c", (tmp_path / "c.mhd",))

@@ -132,7 +132,7 @@ def tune_bundle(
     """
     resolve_device(device)
     require_trust(bundle, trust=trust)
-    _dataset, fitted = fit_data(bundle, data)
+    _dataset, fitted = fit_data(bundle, data, changes=changes)
     values = {**fitted, **(changes or {}), "tracking_uri": ""}
     configs = {name: read_json(bundle / "configs" / f"{name}.json") for name in WORKFLOWS}
     config = apply(configs, {**values, **{entry.key: entry.example for entry in ranges}})["train"]
