@@ -22,6 +22,7 @@ from .dicom_grid import GAP_TOLERANCE_MM as GAP_TOLERANCE_MM
 from .dicom_grid import Grid, build_grid
 from .dicom_header import DICOM_SUFFIXES as DICOM_SUFFIXES
 from .dicom_header import DIRECTORY_CLASS, Frame, looks_like_dicom, read_frames
+from .dicom_mosaic import split_mosaic
 from .dicom_pixels import check_pixels, read_voxels
 from .dicom_resample import resample
 from .dicom_values import items, text
@@ -105,7 +106,7 @@ def _find_series(path: Path, series_uid: str | None) -> tuple[list[Frame], list[
         elif frames[0].file.is_localizer:
             ignored["localizers dropped"] += 1
         else:
-            series[frames[0].file.series_uid] += frames
+            series[frames[0].file.series_uid] += split_mosaic(frames[0]) if frames[0].file.is_mosaic else frames
     if not series:
         what = "no DICOM image" if not ignored["localizers dropped"] else "localizers only"
         raise DataError(

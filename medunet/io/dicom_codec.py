@@ -7,6 +7,7 @@ GDCM, which knows all of these syntaxes too, is not used: a damaged JPEG-LS code
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +70,32 @@ class Decoder:
             DataError: truncated or damaged pixels, or no decoder for the transfer syntax.
         """
         file = frame.file
-        if is_plain(file):
-            order = ">" if file.syntax == BIG_ENDIAN else "<"
-            dtype = np.dtype(f"{order}{'i' if file.is_signed else 'u'}{file.bits_allocated // 8}")
-            offset = (file.pixel_offset or 0) + frame.index * file.frame_bytes
-            values = np.fromfile(file.path, dtype=dtype, count=file.rows * file.columns, offset=offset)
-            if values.size < file.rows * file.columns:
-                raise DataError("truncated pixel data", file=file.path, remedy="export the series again")
-            return values.reshape(file.rows, file.columns)
+        if file.tiles == 1 and is_plain(file):
+            return _native(file, frame.index)
         if self._path != file.path:
-            self._frames = _decode(file).reshape(file.n_frames, file.rows, file.columns)
-            self._path = file.path
+            self._frames, self._path = _all_frames(file), file.path
         return np.asarray(self._frames[frame.index])
+
+
+def _native(file: ImageFile, index: int) -> Stored:
+    """One frame of uncompressed pixels, straight from the file."""
+    order = ">" if file.syntax == BIG_ENDIAN else "<"
+    dtype = np.dtype(f"{order}{'i' if file.is_signed else 'u'}{file.bits_allocated // 8}")
+    offset = (file.pixel_offset or 0) + index * file.frame_bytes
+    values = np.fromfile(file.path, dtype=dtype, count=file.rows * file.columns, offset=offset)
+    if values.size < file.rows * file.columns:
+        raise DataError("truncated pixel data", file=file.path, remedy="export the series again")
+    return values.reshape(file.rows, file.columns)
+
+
+def _all_frames(file: ImageFile) -> Stored:
+    """All frames of a compressed file, or all tiles of a mosaic."""
+    n, rows, columns = file.tiles, file.rows, file.columns
+    if n == 1:
+        return _decode(file).reshape(file.n_frames, rows, columns)
+    whole = replace(file, tiles=1, rows=n * rows, columns=n * columns)
+    pixels = _native(whole, 0) if is_plain(whole) else _decode(whole)
+    return pixels.reshape(n, rows, n, columns).swapaxes(1, 2).reshape(n * n, rows, columns)
 
 
 def is_plain(file: ImageFile) -> bool:

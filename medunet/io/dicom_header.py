@@ -14,6 +14,7 @@ from pydicom.errors import InvalidDicomError
 
 from medunet.errors import DataError, SecurityError
 
+from .dicom_lut import ModalityLut, read_modality_lut
 from .dicom_values import BINARY_TAGS, TEMPORAL_KEYS, TOP_LEVEL_TAGS, decimals, has, items, number, text
 from .limits import refuse_deflate_bomb
 
@@ -87,8 +88,12 @@ class ImageFile:
     padding: tuple[int, int] | None
     """Smallest and largest stored value that marks 'no image here'."""
     is_lossy: bool
+    is_mosaic: bool = False
     pixel_offset: int | None = None
     """Where native pixels begin in the file; None for compressed ones."""
+    tiles: int = 1
+    """Tiles per row of a Siemens mosaic; `rows` and `columns` are then a tile's, and a frame's index counts tiles."""
+    lut: ModalityLut | None = field(default=None, compare=False)
 
     @property
     def frame_bytes(self) -> int:
@@ -175,6 +180,7 @@ def _image_file(path: Path, header: pydicom.Dataset, syntax: str) -> ImageFile:
     limit = number(header, "PixelPaddingRangeLimit")
     ends = [_as_stored(v, bits, signed) for v in (padding, limit if padding is not None else None) if v is not None]
     frames = decimals(header, "NumberOfFrames") or (1.0,)
+    image_type = text(header, "ImageType").split("\\")
     n_frames = int(frames[0]) if math.isfinite(frames[0]) else 0
     if n_frames < 1 or bits not in (8, 16, 32) or not 1 <= stored <= bits:
         raise DataError(
@@ -184,7 +190,7 @@ def _image_file(path: Path, header: pydicom.Dataset, syntax: str) -> ImageFile:
         path=path,
         series_uid=text(header, "SeriesInstanceUID"),
         modality=text(header, "Modality"),
-        is_localizer="LOCALIZER" in text(header, "ImageType").split("\\"),
+        is_localizer="LOCALIZER" in image_type,
         syntax=syntax,
         rows=whole("Rows", 0),
         columns=whole("Columns", 0),
@@ -197,6 +203,8 @@ def _image_file(path: Path, header: pydicom.Dataset, syntax: str) -> ImageFile:
         n_frames=n_frames,
         padding=(min(ends), max(ends)) if ends else None,
         is_lossy=text(header, "LossyImageCompression") == "01",
+        is_mosaic="MOSAIC" in image_type,
+        lut=read_modality_lut(header, path, is_signed=signed, is_big_endian=syntax == BIG_ENDIAN),
     )
 
 

@@ -65,8 +65,15 @@ def check_pixels(frames: Sequence[Frame], folder: Path) -> list[str]:
             )
         if frame.intercept is not None and not np.isfinite(frame.intercept):
             raise DataError("impossible RescaleIntercept", file=file.path, received=frame.intercept)
+        if file.lut is not None and (frame.slope or 1.0, frame.intercept or 0.0) != (1.0, 0.0):
+            raise DataError(
+                "ModalityLUTSequence and a rescale slope contradict each other",
+                file=file.path,
+                received=f"slope {frame.slope}, intercept {frame.intercept}",
+                remedy="export the original series",
+            )
     warnings = []
-    bare = sum(frame.slope is None for frame in frames)
+    bare = sum(frame.slope is None and frame.file.lut is None for frame in frames)
     if bare and (first.modality in RESCALE_REQUIRED or bare < len(frames)):
         warnings.append(f"{bare} of {len(frames)} slices have no rescale slope: stored values are used")
     if first.photometric == "MONOCHROME1":
@@ -113,8 +120,10 @@ def _rescale(frame: Frame, decoder: Decoder, target: npt.NDArray[np.float32]) ->
         stored = (stored.astype(stored.dtype.newbyteorder("=")) << unused) >> unused
         if mask is not None:
             stored[mask] = 0 if file.padding is None else np.array(file.padding[0]).astype(stored.dtype)
+    if file.lut is not None:
+        stored = file.lut.apply(stored)
     if file.photometric == "MONOCHROME1" and file.modality not in MEASURED:
-        ends = -1 if file.is_signed else (1 << file.bits_stored) - 1
+        ends = -1 if file.is_signed and file.lut is None else (1 << (file.lut or file).bits_stored) - 1
         stored = ends - stored.astype(np.int64)
     slope, intercept = frame.slope or 1.0, frame.intercept or 0.0
     if slope == 1 and intercept == round(intercept) and file.bits_allocated < 32:

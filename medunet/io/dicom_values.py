@@ -90,10 +90,11 @@ _SEQUENCES = (
     "MREchoSequence",
     "MRDiffusionSequence",
     "DirectoryRecordSequence",
+    "ModalityLUTSequence",
 )
 _TAG = {keyword: Tag(keyword) for keyword in (*_TEXT, *BINARY_TAGS, *_SEQUENCES)}
 
-TOP_LEVEL_TAGS = [_TAG[keyword] for keyword in (*_TEXT, *BINARY_TAGS, *_SEQUENCES[:2])]
+TOP_LEVEL_TAGS = [_TAG[keyword] for keyword in (*_TEXT, *BINARY_TAGS, *_SEQUENCES[:2], "ModalityLUTSequence")]
 """What is read of each header: no tag with the patient's identity."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 ROWS, COLUMNS = 5, 7
 
@@ -126,6 +127,59 @@ def write_multiframe(path: Path, positions: np.ndarray, *, moments: list[int] | 
     return save(header)
 
 
+def csa_header(*tags: tuple[str, str, list[Any]]) -> bytes:
+    """A Siemens CSA2 header of tags: name, representation and values; as in real ones, each has at least six items."""
+    content = b"SV10\4\3\2\1" + struct.pack("<2I", len(tags), 77)
+    for name, kind, values in tags:
+        n_items = max(6, len(values))
+        content += struct.pack("<64si4s3i", name.encode(), len(values), kind.encode(), 0, n_items, 77)
+        for number in range(n_items):
+            text = f"{values[number]}\0".encode() if number < len(values) else b""
+            content += struct.pack("<4i", len(text), len(text), 77, len(text)) + text + bytes(-len(text) % 4)
+    return content + bytes(len(content) % 2)
+
+
+def write_mosaic(path: Path, *, slices: int = 5, normal: float = 1.0, moment: int = 1, **tags: Any) -> Path:
+    """A Siemens mosaic whose tile k has the pixels of slice k; the first tile is placed at (10, 20, 30) LPS mm.
+
+    `normal` is the sign of the CSA header's normal, `moment` the AcquisitionNumber. A tag may be 'del'.
+    """
+    header = empty_file(path, MRImageStorage)
+    header.SeriesInstanceUID, header.StudyInstanceUID = "1.2.3", "1.2.4"
+    header.Modality, header.Manufacturer = "MR", "SIEMENS"
+    header.SeriesNumber, header.SeriesDescription = 7, "mosaic"
+    header.AcquisitionNumber = header.InstanceNumber = moment
+    header.AcquisitionDate, header.AcquisitionTime = "20200101", f"1200{moment:02d}"
+    header.RepetitionTime, header.EchoTime = "2000", "30"
+    header.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+    tiles = int(np.ceil(np.sqrt(slices)))
+    pixels = np.zeros((tiles * ROWS, tiles * COLUMNS), "<u2")
+    for k in range(slices):
+        row, column = divmod(k, tiles)
+        tile = slice_pixels(k) + 1000 * moment
+        pixels[row * ROWS : (row + 1) * ROWS, column * COLUMNS : (column + 1) * COLUMNS] = tile
+    header.PixelSpacing, header.SpacingBetweenSlices, header.SliceThickness = [0.5, 0.7], 2.5, 2
+    header.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    corner = np.array([10, 20, 30]) - (tiles - 1) / 2 * np.array([0.7 * COLUMNS, 0.5 * ROWS, 0])
+    header.ImagePositionPatient = [float(x) for x in corner]
+    add_pixels(header, pixels)
+    block = header.private_block(0x29, "SIEMENS CSA HEADER", create=True)
+    csa = csa_header(
+        ("NumberOfImagesInMosaic", "US", [slices]),
+        ("SliceNormalVector", "FD", [0.0, 0.0, normal]),
+        ("AcquisitionMatrixText", "SH", [f"{COLUMNS}*{ROWS}"]),
+        ("MosaicRefAcqTimes", "FD", [float(k) for k in range(slices)]),
+    )
+    block.add_new(0x08, "CS", "IMAGE NUM 4")
+    block.add_new(0x10, "OB", csa)
+    for tag, value in tags.items():
+        if isinstance(value, str) and value == "del":
+            delattr(header, tag)
+        else:
+            setattr(header, tag, value)
+    return save(header)
+
+
 class MadeDicom:
     """What the tests of DICOM share, in one fixture: test modules cannot import each other."""
 
@@ -133,6 +187,7 @@ class MadeDicom:
     pixels = staticmethod(slice_pixels)
     series = staticmethod(write_series)
     multiframe = staticmethod(write_multiframe)
+    mosaic = staticmethod(write_mosaic)
     empty_file = staticmethod(empty_file)
     save = staticmethod(save)
 
