@@ -19,7 +19,7 @@ from skimage.color import rgb2lab
 from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
-from .dicom_source import LINKS, SourcePlane, copy_values, frame_groups, plane_geometry, read_dataset
+from .dicom_source import LINKS, SourcePlane, copy_values, frame_groups, plane_geometry, read_dataset, series_number
 from .extras import import_extra
 from .lattice import lattice_map, lay_on
 from .limits import require_memory
@@ -77,7 +77,7 @@ def make_dicom_seg(
                 _description(hd, segment, number, algorithm) for number, segment in enumerate(segments, start=1)
             ],
             series_instance_uid=generate_uid(prefix=None),
-            series_number=_series_number(first),
+            series_number=1000 + series_number(first),
             sop_instance_uid=generate_uid(prefix=None),
             instance_number=1,
             manufacturer="medunet",
@@ -92,7 +92,7 @@ def make_dicom_seg(
     except (ValueError, TypeError, AttributeError) as error:
         # its words may quote a header, so they are not passed on
         kind = type(error).__name__
-        raise DataError(f"highdicom refuses the series' headers ({kind})", remedy="write .nii.gz") from None
+        raise DataError(f"highdicom rejects the series' headers ({kind})", remedy="write .nii.gz") from None
     _refer_to_frames(made, frame_numbers)
     copy_values(first, made, LINKS)
     made.ReferringPhysicianName = made.ContentCreatorName = ""  # the standard demands both attributes, maybe empty
@@ -285,8 +285,3 @@ def _description(hd: ModuleType, segment: Segment, number: int, algorithm: Mappi
 
 def _dicom_code(code: Code) -> DicomCode:
     return DicomCode(code.value, code.scheme, code.meaning)
-
-
-def _series_number(source: Dataset) -> int:
-    """Beside the source's in a viewer: 1003 for series 3."""
-    return 1000 + int(source.get("SeriesNumber") or 0) % 1000

@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
@@ -145,19 +147,27 @@ LINKS = (
 """What makes an object part of the patient's study; more of the patient goes into no result."""
 
 
-def save_dataset(dataset: Dataset, path: Path, *, implicit: bool = False) -> None:
+def series_number(source: Dataset) -> int:
+    """Return the last three digits of the source's SeriesNumber, or 0: 1003 and 2003 are results of series 3."""
+    try:
+        return int(source.get("SeriesNumber") or 0) % 1000
+    except ValueError:
+        return 0
+
+
+def save_dataset(dataset: Dataset, path: Path | BinaryIO, *, implicit: bool = False) -> None:
     """Write a whole DICOM file, little endian, with pydicom 2 or 3.
 
     Args:
         dataset: with SOPClassUID and SOPInstanceUID.
-        path: of the file.
+        path: of the file, or an open file.
         implicit: leave types out of the file: only so can a value have more than 64 kB.
     """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-    file = FileDataset(str(path), dataset, file_meta=meta, preamble=bytes(_PREAMBLE))
+    file = FileDataset(BytesIO(), dataset, file_meta=meta, preamble=bytes(_PREAMBLE))
     if _NEW_WRITER:
         file.save_as(path, enforce_file_format=True)
     else:

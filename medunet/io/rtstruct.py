@@ -19,7 +19,7 @@ from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry, flip_ras_lps
 
 from .contours import Polygon, fill_contours, trace_contours
-from .dicom_source import LINKS, SourcePlane, copy_values, read_dataset
+from .dicom_source import LINKS, SourcePlane, copy_values, read_dataset, series_number
 from .segments import TISSUE, Segment
 from .structures import Painting, Structure
 
@@ -236,7 +236,7 @@ def _empty_structure_set(source: Dataset, algorithm: Mapping[str, str], descript
     dataset.ReferringPhysicianName = ""  # the standard wants the attribute, not the name
     dataset.Modality = "RTSTRUCT"
     dataset.SeriesInstanceUID = generate_uid(prefix=None)
-    dataset.SeriesNumber = 2000 + int(source.get("SeriesNumber") or 0) % 1000
+    dataset.SeriesNumber = 2000 + series_number(source)
     dataset.SeriesDescription = description
     dataset.OperatorsName = ""
     dataset.Manufacturer = "medunet"

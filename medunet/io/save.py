@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,21 +14,21 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from pydicom.dataset import Dataset
 
 from medunet import __version__
-from medunet.errors import ConfigError, DataError, GeometryError
+from medunet.errors import ConfigError, DataError, GeometryError, MedunetError
 from medunet.files import atomic_path
 from medunet.geometry import Geometry
 
 from .deidentify import Pseudonyms, deidentify
 from .dicom_seg import make_dicom_seg
 from .dicom_source import SourcePlane, read_planes, save_dataset
-from .extras import has_package, import_extra
 from .names import output_name
 from .reader import PathLike
 from .record import decode_frames
 from .rtstruct import make_rtstruct
-from .segments import as_segments
+from .segments import Segment, as_segments
 from .writer import label_dtype, result_suffix, write_volume
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class SavePredictiond(MapTransform):
         self.source_grid = source_grid
         self.pseudonyms: Pseudonyms | None = None
         """Where results are de-identified, the names of the cases; set by `Predictor`."""
-        self._known_planes: tuple[tuple[Any, ...], tuple[SourcePlane, ...]] | None = None
+        self._chosen: tuple[tuple[Any, ...], tuple[ResultFormat, tuple[SourcePlane, ...]]] | None = None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the files of one item, without batch axis."""
@@ -118,17 +119,18 @@ class SavePredictiond(MapTransform):
             image = item[key]
             meta = self._source_meta(item, image)
             source = os.fspath(meta["filename_or_obj"])
-            affine = self._checked_affine(image, meta, source)
+            chosen = self._choose(source, meta)
+            kind = chosen[0]
+            affine = self._checked_affine(image, meta, source, kind)
             labels = np.asarray(torch.as_tensor(image).detach().cpu())
             if labels.ndim not in (3, 4) or labels.shape[0] != 1:
                 raise DataError(
                     "prediction is not a label map", file=source, received=labels.shape, expected="(1, *spatial)"
                 )
-            kind = self._format(source, meta, Geometry(affine.numpy(), labels.shape[1:]))
             stem = self._stem(item, meta, key)
             path = self.output_dir / (stem + _ending(kind, source, labels.ndim - 1))
             self._refuse_existing(path)
-            self._write(labels[0], path, kind, affine, meta)
+            self._write(labels[0], path, chosen, affine, meta)
             item[f"{key}_path"] = str(path)
             logger.debug("written: %s", path)
             if self.prob_key is not None and self.prob_key in item:
@@ -149,20 +151,21 @@ class SavePredictiond(MapTransform):
         for key in self.keys:
             meta = self._source_meta(item, item.get(key))
             source = os.fspath(meta["filename_or_obj"])
-            spatial_shape = tuple(int(n) for n in np.asarray(meta["spatial_shape"]).ravel())
-            geometry = Geometry(np.asarray(meta["original_affine"], dtype=np.float64), spatial_shape)
-            kind, stem = self._format(source, meta, geometry), self._stem(item, meta, key)
-            self._refuse_existing(self.output_dir / (stem + _ending(kind, source, len(spatial_shape))))
+            kind, _ = self._choose(source, meta)
+            stem, spatial_dims = self._stem(item, meta, key), np.size(meta["spatial_shape"])
+            self._refuse_existing(self.output_dir / (stem + _ending(kind, source, spatial_dims)))
             if self.prob_key is not None:
-                self._refuse_existing(self._probability_path(stem, len(spatial_shape)))
-            if kind == "dicom-seg":
-                import_extra("highdicom", extra="dicom", purpose="writing DICOM SEG")
-            if kind in _DICOM_FORMATS:
-                self._planes(meta, geometry)
+                self._refuse_existing(self._probability_path(stem, spatial_dims))
 
     def _write(
-        self, labels: np.ndarray[Any, Any], path: Path, kind: str, affine: torch.Tensor, meta: Mapping[str, Any]
+        self,
+        labels: np.ndarray[Any, Any],
+        path: Path,
+        chosen: tuple[ResultFormat, tuple[SourcePlane, ...]],
+        affine: torch.Tensor,
+        meta: Mapping[str, Any],
     ) -> None:
+        kind, planes = chosen
         planar = not path.name.endswith((".nii", ".nii.gz", ".seg.nrrd", ".dcm"))
         whole = labels.astype(label_dtype(labels, planar=planar))
         segments = as_segments(self.labels, values=whole, colors=self.label_colors, codes=self.label_codes)
@@ -172,51 +175,63 @@ class SavePredictiond(MapTransform):
             names = segments if kind == "seg.nrrd" else self.labels
             write_volume(whole, path, affine=affine, labels=names, overwrite=self.overwrite)
             return
-        planes = self._planes(meta, Geometry(affine.numpy(), labels.shape))
         whole = whole.reshape((*whole.shape, 1)[:3])  # an image in the plane is a volume of one slice
-        if kind == "dicom-seg":
-            dataset = make_dicom_seg(whole, segments, planes, algorithm=self.algorithm)
-        else:
-            dataset = make_rtstruct(whole, segments, planes, algorithm=self.algorithm)
+        dataset = self._dicom(kind, whole, segments, planes)
         if self.pseudonyms is not None:
             deidentify(dataset, self.pseudonyms)
         with atomic_path(path, overwrite=self.overwrite) as temporary:
             save_dataset(dataset, temporary, implicit=kind == "rtstruct")  # contours have no limit of points
 
-    def _planes(self, meta: Mapping[str, Any], geometry: Geometry) -> tuple[SourcePlane, ...]:
-        """Slices of the source; kept from the check to the writing, for a series is many files."""
-        source = os.fspath(meta["filename_or_obj"])
-        key = (source, geometry.affine.tobytes(), geometry.shape)
-        if self._known_planes is None or self._known_planes[0] != key:
-            volume = Geometry(geometry.affine, (*geometry.shape, 1)[:3])
-            frames = decode_frames(meta["dicom_frames"])
-            if not frames:
-                raise DataError(
-                    "the series was resampled, so no slice of the result is a slice of the series",
-                    file=source,
-                    remedy="write .nii.gz or .seg.nrrd",
-                )
-            self._known_planes = key, read_planes(frames, volume)
-        return self._known_planes[1]
+    def _dicom(
+        self,
+        kind: ResultFormat,
+        voxels: np.ndarray[Any, Any],
+        segments: Sequence[Segment],
+        planes: Sequence[SourcePlane],
+    ) -> Dataset:
+        make = make_dicom_seg if kind == "dicom-seg" else make_rtstruct
+        return make(voxels, segments, planes, algorithm=self.algorithm)
 
-    def _format(self, source: str, meta: Mapping[str, Any], geometry: Geometry) -> ResultFormat:
+    def _choose(self, source: str, meta: Mapping[str, Any]) -> tuple[ResultFormat, tuple[SourcePlane, ...]]:
+        """Return the format, and for DICOM the slices of the source; kept from the check to the writing."""
+        key = (source, meta.get("dicom_frames"))
+        if self._chosen is None or self._chosen[0] != key:
+            self._chosen = key, self._decide(source, meta)
+        return self._chosen[1]
+
+    def _decide(self, source: str, meta: Mapping[str, Any]) -> tuple[ResultFormat, tuple[SourcePlane, ...]]:
         is_dicom = "dicom_frames" in meta
         if self.format in _DICOM_FORMATS and not is_dicom:
             raise DataError(
                 f"{self.format} needs a DICOM series as input", file=source, remedy="choose nii.gz or seg.nrrd"
             )
+        if self.format in _DICOM_FORMATS:
+            return self.format, self._verified_planes(self.format, source, meta)
         if self.format != "auto" or not is_dicom:
-            return self.format
-        shown = source if self.pseudonyms is None else self.pseudonyms.code(source)
-        if not has_package("highdicom"):
-            logger.warning("%s: written as .nii.gz; DICOM SEG needs pip install 'medunet[dicom]'", shown)
-            return "nii.gz"
+            return self.format, ()
         try:
-            self._planes(meta, geometry)
-        except (DataError, GeometryError) as error:
-            logger.warning("%s: written as .nii.gz, not as DICOM SEG: %s", shown, error.cause)
-            return "nii.gz"
-        return "dicom-seg"
+            return "dicom-seg", self._verified_planes("dicom-seg", source, meta)
+        except (ConfigError, DataError, GeometryError) as error:
+            hidden = self.pseudonyms
+            shown, cause = (source, error) if hidden is None else (hidden.code(source), hidden.hide(error, source))
+            logger.warning("%s: written as .nii.gz, not as DICOM SEG: %s", shown, cause)
+            return "nii.gz", ()
+
+    def _verified_planes(self, kind: ResultFormat, source: str, meta: Mapping[str, Any]) -> tuple[SourcePlane, ...]:
+        """Return the slices of the source, after a trial: an empty result of the first two of them can be written."""
+        frames = decode_frames(meta["dicom_frames"])
+        if not frames:
+            raise DataError("the series was resampled, so no slice of the result is a slice of the series", file=source)
+        geometry = _source_grid(meta)
+        planes = read_planes(frames, Geometry(geometry.affine, (*geometry.shape, 1)[:3]))
+        segments = as_segments(self.labels or {"label": 1}, colors=self.label_colors, codes=self.label_codes)
+        few = planes[:2]
+        try:
+            trial = self._dicom(kind, np.zeros((*geometry.shape[:2], len(few)), np.uint8), segments, few)
+            save_dataset(trial, BytesIO(), implicit=kind == "rtstruct")
+        except MedunetError as error:
+            raise type(error)(error.cause, file=frames[0].file, received=error.received, remedy=error.remedy) from error
+        return planes
 
     def _stem(self, item: Mapping[Hashable, Any], meta: Mapping[str, Any], key: Hashable) -> str:
         source = os.fspath(meta["filename_or_obj"])
@@ -257,27 +272,31 @@ class SavePredictiond(MapTransform):
             remedy="read it by LoadImaged(reader='medunet.io.MedunetReader')",
         )
 
-    def _checked_affine(self, image: Any, meta: Mapping[str, Any], source: str) -> torch.Tensor:
+    def _checked_affine(self, image: Any, meta: Mapping[str, Any], source: str, kind: ResultFormat) -> torch.Tensor:
         original = meta.get("original_affine")
         affine = torch.as_tensor(image.affine if isinstance(image, MetaTensor) else original).to(torch.float64).cpu()
         if affine.shape[-1] == 3:  # MONAI's readers keep 3x3 for images in the plane; ours and files want 4x4
             planar, affine = affine, torch.eye(4, dtype=torch.float64)
             affine[:2, :2], affine[:2, 3] = planar[:2, :2], planar[:2, 2]
-        spatial_shape = meta.get("spatial_shape")
-        if not self.source_grid or original is None or spatial_shape is None:
+        free = not self.source_grid and kind not in _DICOM_FORMATS
+        if free or original is None or meta.get("spatial_shape") is None:
             return affine
-        shape = tuple(int(n) for n in np.asarray(spatial_shape).ravel())[: image.ndim - 1]
         written = Geometry(affine.numpy(), tuple(image.shape[1:]))
-        expected = Geometry(np.asarray(original, dtype=np.float64), shape)
+        expected = _source_grid(meta)
         if not written.is_close(expected):
             raise GeometryError(
                 "prediction does not lie on the input's grid",
                 file=source,
                 received=f"shape {written.shape}, spacing {written.spacing_mm} mm, axes {written.axis_codes}",
-                expected=f"shape {shape}, spacing {expected.spacing_mm} mm, axes {expected.axis_codes}",
+                expected=f"shape {expected.shape}, spacing {expected.spacing_mm} mm, axes {expected.axis_codes}",
                 remedy="undo the preprocessing with Invertd before saving",
             )
         return affine
+
+
+def _source_grid(meta: Mapping[str, Any]) -> Geometry:
+    shape = tuple(int(n) for n in np.asarray(meta["spatial_shape"]).ravel())
+    return Geometry(np.asarray(meta["original_affine"], dtype=np.float64), shape)
 
 
 def _ending(kind: ResultFormat, source: str, spatial_dims: int) -> str:

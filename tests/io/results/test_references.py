@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,12 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import LoadImaged
+from pydicom.uid import SegmentationStorage
 
 from medunet.errors import DataError
 from medunet.io import MedunetReader, SavePredictiond, read_header
 
-IDENTITY = {
-    "StudyInstanceUID": "1.2.3",
-    "FrameOfReferenceUID": "1.2.4",
-    "PatientBirthDate": "",
-    "PatientSex": "",
-    "AccessionNumber": "",
-    "StudyID": "",
-    "StudyDate": "",
-    "StudyTime": "",
-}
+IDENTITY = {"StudyInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4"}
 
 
 def two_phases(made: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -76,13 +69,21 @@ def gantry_tilt(made: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
     return made.series(folder, positions, **IDENTITY), {}
 
 
+def beside_a_segmentation(made: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
+    made.series(folder, made.positions(), prefix="a", **IDENTITY)
+    other = made.empty_file(folder / "segmentation.dcm", SegmentationStorage)
+    other.Rows = other.Columns = 5
+    made.save(other)
+    return folder, {}
+
+
 def multi_frame(made: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
     positions = np.repeat(made.positions()[::-1], 2, axis=0)  # descending, two phases at each position
     folder.mkdir()
     return made.multiframe(folder / "all.dcm", positions, moments=[1, 2] * 4, **IDENTITY), {"phase": 1}
 
 
-KINDS = (two_phases, two_kernels, with_localizer, with_duplicates, gantry_tilt, multi_frame)
+KINDS = (two_phases, two_kernels, with_localizer, with_duplicates, gantry_tilt, beside_a_segmentation, multi_frame)
 
 
 def loaded(path: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -166,3 +167,44 @@ def test_resampled_series_is_not_referred_to(
     pytest.importorskip("highdicom")
     assert SavePredictiond(output_dir=tmp_path, labels={"liver": 1})(item)["pred_path"].endswith("ct.nii.gz")
     assert "the series was resampled" in caplog.text
+
+
+UNUSUAL = {
+    "no date of birth, sex or accession number": {},
+    "dates that are no dates": {"StudyDate": "***", "PatientBirthDate": "***", "StudyTime": "noon"},
+    "unknown sex": {"PatientSex": "X"},
+    "no thickness": {"SliceThickness": ""},
+}
+
+
+@pytest.mark.parametrize("format", ["dicom-seg", "rtstruct"])
+@pytest.mark.parametrize("unusual", UNUSUAL)
+def test_unusual_headers_do_not_prevent_a_dicom_result(tmp_path: Path, made: Any, unusual: str, format: str) -> None:
+    if format == "dicom-seg":
+        pytest.importorskip("highdicom")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # pydicom's, of the invalid values
+        folder = made.series(tmp_path / "ct", made.positions(), **IDENTITY, **UNUSUAL[unusual])
+    item = loaded(folder, {})
+    save = SavePredictiond(output_dir=tmp_path / "out", format=format, labels={"liver": 1})
+    save.check(item)
+    result = pydicom.dcmread(save(item)["pred_path"])
+    assert result.StudyInstanceUID == IDENTITY["StudyInstanceUID"]
+    assert "PatientBirthDate" in result
+    assert "PatientSex" in result
+
+
+def test_result_that_cannot_be_dicom_is_detected_before_the_network_runs(
+    tmp_path: Path, made: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("highdicom")
+    folder = made.series(tmp_path / "ct", made.positions(), StudyInstanceUID="1.2.3")
+    item = loaded(folder, {})
+    image = {"image": item["image"]}
+    with pytest.raises(DataError, match="ct/s04: the header lacks FrameOfReferenceUID"):
+        SavePredictiond(output_dir=tmp_path, format="dicom-seg", labels={"liver": 1}).check(image)
+    save = SavePredictiond(output_dir=tmp_path, labels={"liver": 1})
+    save.check(image)
+    assert save(item)["pred_path"].endswith("ct.nii.gz")
+    [line] = [line for line in caplog.messages if "not as DICOM SEG" in line]
+    assert "ct/s04: the header lacks FrameOfReferenceUID" in line

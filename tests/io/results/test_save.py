@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pydicom
 import pytest
@@ -9,7 +11,6 @@ from monai.data import MetaTensor
 from medunet.errors import ConfigError, DataError
 from medunet.geometry import Geometry
 from medunet.io import RESULT_FORMATS, SavePredictiond, label_names, read_label, read_volume, write_volume
-from medunet.io import save as save_module
 
 LABELS = {"background": 0, "liver": 1, "kidney": 5}
 
@@ -58,7 +59,7 @@ def test_no_name_and_no_log_line_bears_the_patient(tmp_path, make_series, labell
 
 
 def test_series_without_highdicom_becomes_nifti_with_a_warning(tmp_path, make_series, labelled, caplog, monkeypatch):
-    monkeypatch.setattr(save_module, "has_package", lambda name: False)
+    monkeypatch.setitem(sys.modules, "highdicom", None)
     item = loaded(make_series(tmp_path / "ct"), labelled())
     item = SavePredictiond(output_dir=tmp_path / "out", labels=LABELS)(item)
     assert item["pred_path"].endswith("ct.nii.gz")
