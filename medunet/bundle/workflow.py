@@ -18,11 +18,13 @@ from medunet.bundle.ensemble import ENSEMBLE_FOLDS
 from medunet.bundle.render import to_json
 from medunet.bundle.specialise import read_json, write_specialised
 from medunet.datasets import (
+    FOLDS,
     Finding,
     SegmentationDataset,
     check_dataset,
     open_dataset,
     raise_on_error,
+    split_patients,
     usable,
 )
 from medunet.errors import ConfigError, DataError, MedunetError
@@ -200,12 +202,15 @@ def fit_data(
     problems: list[MedunetError] = []
     read = ReadOptions.of_config({**config, **(changes or {})})
     dataset = open_dataset(data, problems=problems, read=read)
-    if not skip_bad:
+    skipped: dict[str, Any] = {}
+    if skip_bad:
+        dataset, left_out = usable(dataset, problems)
+        skipped = {"skip_cases": left_out} if left_out else {}
+    else:
         known = [Finding.of(problem, file=data) for problem in problems]
         raise_on_error([*known, *check_dataset(dataset, level="header")])
-        return dataset, adapt(dataset, config)
-    dataset, left_out = usable(dataset, problems)
-    skipped: dict[str, Any] = {"skip_cases": left_out} if left_out else {}
+    for finding in split_patients(dataset.cases, folds=config.get("folds", FOLDS)):
+        logger.warning("%s; %s", finding.cause, finding.remedy)
     return dataset, {**adapt(dataset, config), **skipped}
 
 

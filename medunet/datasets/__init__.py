@@ -11,12 +11,14 @@ from .datalist import open_dataset as open_dataset
 from .dataset import SECOND_CASE as SECOND_CASE
 from .dataset import Case as Case
 from .dataset import SegmentationDataset as SegmentationDataset
-from .dataset import split_fold as split_fold
 from .examination import Examination as Examination
 from .examination import examine as examine
 from .finding import MAX_NAMED as MAX_NAMED
 from .finding import Finding as Finding
 from .finding import raise_on_error as raise_on_error
+from .folds import FOLDS as FOLDS
+from .folds import split_fold as split_fold
+from .folds import split_patients as split_patients
 from .labels import MAX_CLASSES as MAX_CLASSES
 from .labels import label_values as label_values
 from .pairing import label_files as label_files

@@ -85,7 +85,7 @@ def _doubles(cases: Sequence[CaseStatistics], images: Files) -> list[Finding]:
                 continue
             both = case.label_digest and first.label_digest
             labels = ", with another label" if both and case.label_digest != first.label_digest else ""
-            remedy = "keep one: in different folds it leaks from training into validation"
+            remedy = 'keep one, or declare both one group ("groups" in dataset.json): folds separate them'
             findings.append(Finding("warning", file, f"same image as {first.name}{labels}", remedy))
     owners: dict[str, CaseStatistics] = {}
     for case in cases:

@@ -13,15 +13,14 @@ from medunet.errors import ConfigError, DataError, MedunetError
 from medunet.io import ReadRecord, is_dicom_folder, output_name, read_header, split_suffix
 from medunet.io.options import DEFAULTS, ReadOptions
 
-from .dataset import Case, SegmentationDataset, split_fold
+from .dataset import Case, SegmentationDataset
 from .dicom_folders import dicom_cases
+from .folds import FOLDS, split_fold
 from .labels import MAX_CLASSES, ParsedLabels, scan_labels
-from .manifest import MANIFEST, labels_of, load_manifest, read_msd, read_nnunet
-from .pairing import group_channels, image_files, label_files, pair_folders
+from .manifest import MANIFEST, labels_of, load_manifest, read_msd, read_nnunet, with_groups
+from .pairing import find_folders, group_channels, image_files, label_files, pair_folders
 
 Section = Literal["training", "validation", "all", "test"]
-
-_FOLDER_PAIRS = (("imagesTr", "labelsTr"), ("images", "labels"))
 
 _LAYOUTS = "dataset.json (MSD or nnU-Net), imagesTr + labelsTr, images + labels, or a folder of DICOM files a case"
 
@@ -40,7 +39,8 @@ def open_dataset(
         CASE/... of DICOM files                 a series and the SEG or RTSTRUCT that refers to it; `dataset.json` may
                                                 choose among their structures by "labels"
 
-    Volumes of a single slice ``(x, y, 1)`` are images in the plane where all cases are such.
+    Volumes of a single slice ``(x, y, 1)`` are images in the plane where all cases are such. In each layout a
+    `dataset.json` may have ``"groups": {"case_1": "patient_1", ...}``; folds do not split a group.
 
     Args:
         path: the folder, or its `dataset.json`.
@@ -103,17 +103,19 @@ def _find_layout(given: Path, problems: list[MedunetError] | None) -> _Layout:
     if manifest_file.is_file():
         manifest = load_manifest(manifest_file)
         name = str(manifest.get("name") or root.name)
-        if "training" not in manifest and not (root / "imagesTr").is_dir() and (cases := dicom_cases(root, problems)):
-            return _Layout(root, name, cases, labels=labels_of(manifest, manifest_file))
-        read = read_msd if manifest.get("training") and "channel_names" not in manifest else read_nnunet
-        cases, test, labels, channels = read(manifest, manifest_file, problems)
-        return _Layout(root, name, cases, test, labels, channels)
-    found = [pair for pair in _FOLDER_PAIRS if (root / pair[0]).is_dir()]
-    if not found:
+        if "training" not in manifest and find_folders(root) is None and (cases := dicom_cases(root, problems)):
+            layout = _Layout(root, name, cases, labels=labels_of(manifest, manifest_file))
+        else:
+            read = read_msd if manifest.get("training") and "channel_names" not in manifest else read_nnunet
+            layout = _Layout(root, name, *read(manifest, manifest_file, problems))
+        known = {case.name for case in layout.test} | {output_name(p.file) for p in problems or () if p.file}
+        return replace(layout, cases=with_groups(layout.cases, manifest.get("groups"), manifest_file, others=known))
+    folders = find_folders(root)
+    if folders is None:
         if not (cases := dicom_cases(root, problems)):
             raise DataError("no data set found", file=root, expected=_LAYOUTS)
         return _Layout(root, root.name, cases)
-    images, reference = (root / part for part in found[0])
+    images, reference = (root / part for part in folders)
     if not reference.is_dir():
         raise DataError(f"folder {reference.name} is missing", file=root, expected=_LAYOUTS)
     n_channels = _guess_channels(images, reference)
@@ -151,7 +153,7 @@ def datalist(
     *,
     section: Section,
     fold: int = 0,
-    folds: int = 5,
+    folds: int = FOLDS,
     validation_cases: Sequence[str] = (),
     skip_cases: Sequence[str] = (),
 ) -> list[dict[str, str | list[str]]]:
@@ -160,8 +162,8 @@ def datalist(
     Args:
         path: as in `open_dataset`.
         section: 'training' and 'validation' part the labelled cases; 'all' gives them all, 'test' the test cases.
-        fold: which fold of `split_fold` validates.
-        folds: how many there are.
+        fold: index of the fold of `split_fold` that validates.
+        folds: number of folds.
         validation_cases: names of the cases that validate, instead of a fold.
         skip_cases: names of cases that are left out before the others are shared out to folds, so that these stay the
             same when a case is mended. What is wrong with such a case is no error: it is known.

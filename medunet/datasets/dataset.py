@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medunet.errors import ConfigError
 from medunet.io.options import DEFAULTS, ReadOptions
 
 from .regions import Region
@@ -23,11 +21,13 @@ class Case:
         name: file name of the image without ending (`hippocampus_001`); results bear it.
         images: one file (or DICOM folder) a channel; usually one.
         label: file of the reference, or None.
+        group: name of the patient, or of whatever cases a fold must not split; None if the data set declares no groups.
     """
 
     name: str
     images: tuple[Path, ...]
     label: Path | None = None
+    group: str | None = None
 
     def item(self) -> dict[str, str | list[str]]:
         """As MONAI's datasets take it: ``{"image": path or paths, "label": path, "name": name}``; no label, no key."""
@@ -74,35 +74,7 @@ class SegmentationDataset:
         channels = len(self.channels) if len(self.channels) > 1 else None
         return replace(self.read, channels=channels, spatial_dims=2 if self.spatial_dims == 2 else None)
 
-
-def split_fold(cases: Sequence[Case], *, fold: int, folds: int = 5) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """Training and validation cases of one fold of cross-validation.
-
-    Over the names in sorted order fold k validates cases k, k + folds, k + 2 folds, ...
-
-    Args:
-        cases: all labelled cases.
-        fold: which, from 0.
-        folds: how many.
-
-    Raises:
-        ConfigError: no such fold, or fewer cases than folds.
-
-    Example:
-        >>> cases = [Case(name, ()) for name in "bacde"]
-        >>> train, validation = split_fold(cases, fold=1, folds=3)
-        >>> [c.name for c in train], [c.name for c in validation]
-        (['a', 'c', 'd'], ['b', 'e'])
-    """
-    if folds < 2:
-        raise ConfigError("cross-validation needs two folds", received=folds, expected=">= 2", remedy=SECOND_CASE)
-    if not 0 <= fold < folds:
-        raise ConfigError("no such fold", received=fold, expected=f"0 to {folds - 1}")
-    if len(cases) < folds:
-        raise ConfigError(
-            "fewer cases than folds", received=len(cases), expected=f">= {folds}", remedy="choose fewer folds"
-        )
-    ordered = sorted(cases, key=lambda case: case.name)
-    validation = tuple(ordered[fold::folds])
-    training = tuple(case for index, case in enumerate(ordered) if index % folds != fold)
-    return training, validation
+    @property
+    def n_groups(self) -> int:
+        """Number of parts of the labelled cases that folds can separate: groups, or else cases."""
+        return len({case.group or case.name for case in self.cases})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +43,7 @@ IMAGE_CLASSES = (
 MAX_DEPTH = 4
 """Levels of folders below a case: CASE/study/series/files is common, more is another archive."""
 
-_REFERENCE_TAGS = ["SeriesInstanceUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"]
+_REFERENCE_TAGS = ("SeriesInstanceUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence")
 
 
 @dataclass
@@ -83,6 +83,18 @@ def dicom_cases(root: Path, problems: list[MedunetError] | None = None) -> tuple
                 raise
             problems.append(error)
     return tuple(cases)
+
+
+def patient_of(folder: Path) -> str:
+    """Return the PatientID in the first DICOM file of an image; empty if there is none. Never log or store it.
+
+    Raises:
+        MedunetError: a damaged header.
+    """
+    for path in _files(folder, 0) if folder.is_dir() else ():
+        if _is_image(_storage_class(path)):
+            return str(_header(path, ("PatientID",)).get("PatientID") or "")
+    return ""
 
 
 def _pair(folder: Path, found: _Found) -> Case:
@@ -132,15 +144,24 @@ def _drawn_on(structure: Path, found: _Found, folder: Path) -> Path:
 def _find(folder: Path) -> _Found:
     found = _Found()
     for path in _files(folder, MAX_DEPTH):
-        try:
-            kind = str(read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
-        except (InvalidDicomError, OSError, EOFError, ValueError, AttributeError, KeyError):
-            continue
+        kind = _storage_class(path)
         if kind in STRUCTURE_CLASSES:
             found.structures.append(path)
-        elif any(kind == uid or kind.startswith(uid + ".") for uid in IMAGE_CLASSES):
+        elif _is_image(kind):
             found.images.setdefault(path.parent, path)
     return found
+
+
+def _storage_class(path: Path) -> str:
+    """SOP class of a DICOM file; empty for any other file."""
+    try:
+        return str(read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
+    except (InvalidDicomError, OSError, EOFError, ValueError, AttributeError, KeyError):
+        return ""
+
+
+def _is_image(kind: str) -> bool:
+    return any(kind == uid or kind.startswith(uid + ".") for uid in IMAGE_CLASSES)
 
 
 def _files(folder: Path, depth: int) -> Iterator[Path]:
@@ -168,11 +189,11 @@ def _series_uid(path: Path) -> str:
     return str(_header(path).get("SeriesInstanceUID", ""))
 
 
-def _header(path: Path) -> pydicom.Dataset:
+def _header(path: Path, tags: Sequence[str] = _REFERENCE_TAGS) -> pydicom.Dataset:
     try:
         with path.open("rb") as file:
             refuse_deflate_bomb(file, path)
-            return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_REFERENCE_TAGS))
+            return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
     except MedunetError:
         raise
     except Exception as error:  # pydicom raises many kinds for damaged bytes

@@ -17,6 +17,7 @@ from .check import CaseView, Level, survey
 from .datalist import open_dataset
 from .dataset import SegmentationDataset
 from .finding import Finding
+from .folds import split_patients
 from .statistics import CaseStatistics
 
 
@@ -139,7 +140,7 @@ def examine(
     if started is not None:
         started(len(dataset.cases) + len(dataset.test))
     result = survey(dataset, level=level, done=done, visit=visit)
-    findings = list(result.findings)
+    findings = [*result.findings, *split_patients(dataset.cases)]
     known = {(finding.file, finding.cause) for finding in findings}
     for problem in problems:
         finding = Finding.of(problem, file=root)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from medunet.errors import DataError, MedunetError, SecurityError
 
 from .dataset import Case
 from .labels import ParsedLabels, parse_labels
-from .pairing import MAX_NAMED, pair_folders, stem
+from .pairing import FOLDERS, find_folders, pair_folders, shown, stem
 from .regions import ORDER_KEY
 
 MANIFEST = "dataset.json"
@@ -36,8 +37,37 @@ def load_manifest(file: Path) -> dict[str, Any]:
 
 
 def labels_of(manifest: Mapping[str, Any], file: Path) -> ParsedLabels:
-    """Labels and regions of a `dataset.json`; raises as `parse_labels`."""
+    """Return labels and regions of a `dataset.json`, none if it has no entry `labels`; raises as `parse_labels`."""
+    if "labels" not in manifest:
+        return ParsedLabels({})
     return parse_labels(manifest.get("labels"), file, order=manifest.get(ORDER_KEY))
+
+
+def with_groups(cases: Sequence[Case], groups: object, file: Path, *, others: Collection[str] = ()) -> tuple[Case, ...]:
+    """Return the cases with the groups that a `dataset.json` declares for folds, usually patients.
+
+    Args:
+        cases: all labelled cases.
+        groups: the entry `groups`: case name to the name or number of its group, for every case. None: no groups.
+        file: for errors.
+        others: further names that may occur, of test cases and of cases that cannot be used.
+
+    Raises:
+        DataError: another form, an unknown or a missing case, or one group for all cases.
+    """
+    if groups is None:
+        return tuple(cases)
+    if not isinstance(groups, Mapping) or not all(type(group) in (str, int) for group in groups.values()):
+        raise DataError('"groups" must map each case to a name', file=file, expected='{"case_1": "patient_1", ...}')
+    names = {case.name for case in cases}
+    if unknown := sorted(groups.keys() - names - set(others)):
+        raise DataError('"groups" has unknown cases', file=file, received=shown(unknown))
+    if missing := sorted(names - groups.keys()):
+        raise DataError('"groups" must name every training case', file=file, received=f"none for {shown(missing)}")
+    grouped = tuple(replace(case, group=str(groups[case.name])) for case in cases)
+    if len({case.group for case in grouped}) < 2 <= len(grouped):
+        raise DataError('"groups" must have at least two groups', file=file, received=grouped[0].group)
+    return grouped
 
 
 def inside(root: Path, relative: object, file: Path) -> Path:
@@ -83,13 +113,14 @@ def read_msd(
 def read_nnunet(
     manifest: Mapping[str, Any], file: Path, problems: list[MedunetError] | None = None
 ) -> tuple[tuple[Case, ...], tuple[Case, ...], ParsedLabels, tuple[str, ...]]:
-    """As `read_msd`, of an nnU-Net raw folder: `imagesTr/case_0000.ext` + `labelsTr/case.ext`."""
+    """As `read_msd`, of an nnU-Net raw folder: `imagesTr/case_0000.ext` + `labelsTr/case.ext`, or images + labels."""
     root = file.parent
     channels = _channel_names(manifest.get("channel_names") or manifest.get("modality"))
     labels = labels_of(manifest, file)
-    if not (root / "imagesTr").is_dir():
-        raise DataError("folder imagesTr is missing", file=root)
-    cases = pair_folders(root / "imagesTr", root / "labelsTr", channels=len(channels), problems=problems)
+    images, reference = find_folders(root) or FOLDERS[0]
+    if not (root / images).is_dir():
+        raise DataError(f"folder {images} is missing", file=root)
+    cases = pair_folders(root / images, root / reference, channels=len(channels), problems=problems)
     test: tuple[Case, ...] = ()
     if (root / "imagesTs").is_dir():
         test = pair_folders(root / "imagesTs", root / "labelsTs", channels=len(channels), partial=True)
@@ -119,9 +150,8 @@ def _entries(
             raise DataError("two cases have one name", file=file, received=case.name, remedy="rename one of them")
         cases[case.name] = case
     if missing:
-        more = ", ..." if len(missing) > MAX_NAMED else ""
         error = DataError(
-            f"lists {len(missing)} missing files: {', '.join(missing[:MAX_NAMED])}{more}",
+            f"lists {len(missing)} missing files: {shown(missing)}",
             file=file,
             remedy="complete the download or correct the list",
         )

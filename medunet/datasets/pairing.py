@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from medunet.errors import DataError, MedunetError
@@ -13,6 +13,15 @@ from .dataset import Case
 
 MAX_NAMED = 5
 """How many files an error names; the rest is counted."""
+
+
+FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
+"""Names of folders with images and labels."""
+
+
+def find_folders(root: Path) -> tuple[str, str] | None:
+    """Return the first of `FOLDERS` whose images are in a folder."""
+    return next((pair for pair in FOLDERS if (root / pair[0]).is_dir()), None)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -109,9 +118,9 @@ def pair_folders(
         names = {name for name, _ in cases}
         causes = []
         if lonely := [paths[0].name for name, paths in cases if name not in by_name]:
-            causes.append(f"{_count(lonely, 'image')} without label: {_some(lonely)}")
+            causes.append(f"{_count(lonely, 'image')} without label: {shown(lonely)}")
         if lonely := [path.name for name, path in by_name.items() if name not in names]:
-            causes.append(f"{_count(lonely, 'label')} without image: {_some(lonely)}")
+            causes.append(f"{_count(lonely, 'label')} without image: {shown(lonely)}")
         if causes:
             remedy = f"give pairs one name in {images.name} and {labels.name}"
             error = DataError("; ".join(causes), file=images.parent, remedy=remedy)
@@ -126,5 +135,7 @@ def _count(names: list[str], noun: str) -> str:
     return f"{len(names)} {noun}{'s' if len(names) > 1 else ''}"
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+def shown(names: Collection[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(sorted(names)[:MAX_NAMED]) + more

@@ -115,8 +115,8 @@ def measure_case(
         intensity=tuple(_intensity(channel) for channel in image),
         class_voxels=voxels,
         class_right_mm=right_mm,
-        image_digest=_digest(image, geometry),
-        label_digest="" if label is None else _digest(label, geometry),
+        image_digest=voxel_digest(image, geometry),
+        label_digest="" if label is None else voxel_digest(label, geometry),
     )
 
 
@@ -158,8 +158,8 @@ def _classes(
     return {value: int(counts[value]) for value in present}, centres
 
 
-def _digest(voxels: npt.NDArray[np.float32], geometry: Geometry) -> str:
-    """Fingerprint of the voxels in RAS order, as float32."""
+def voxel_digest(voxels: npt.NDArray[np.float32], geometry: Geometry) -> str:
+    """Return a digest of the voxels in RAS order, as float32."""
     hasher = hashlib.sha256()  # processors have instructions for it: twice as fast as BLAKE2
     turn = nib.orientations.io_orientation(geometry.affine)[: len(geometry.shape)]
     for channel in voxels:

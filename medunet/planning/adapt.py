@@ -82,8 +82,8 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
             expected=config["region_names"],
             remedy=f"start from unet_{spatial_dims}d, or plan for these data",
         )
-    if len(dataset.cases) < config.get("folds", 0):
-        found["folds"] = len(dataset.cases)  # few images: leave one out
+    if dataset.n_groups < config.get("folds", 0):
+        found["folds"] = dataset.n_groups  # few images: leave one out
     if config.get("planned"):
         return found
     chosen = dataset.cases[:: math.ceil(len(dataset.cases) / MAX_HEADERS)]

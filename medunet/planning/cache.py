@@ -17,7 +17,7 @@ from .measure import SAMPLE, CaseMeasure
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Of what is measured; a change makes everything be measured again."""
 
 

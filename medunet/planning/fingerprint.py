@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medunet.datasets import Case, CaseView, SegmentationDataset, check_pair
+from medunet.datasets import Case, CaseView, SegmentationDataset, check_pair, split_patients
 from medunet.errors import DataError, MedunetError
 from medunet.inferers import free_memory
 from medunet.io import read_header
@@ -232,6 +232,8 @@ def fingerprint(
             received=next(iter(broken.values()), "no case"),
             remedy="look at it with `medunet check`",
         )
+    for finding in split_patients(dataset.cases, digests={case.name: case.image_digest for case in measures}):
+        logger.warning("%s; %s", finding.cause, finding.remedy)
     return summarise(dataset, measures, broken=broken)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medunet.datasets import SECOND_CASE, SegmentationDataset
+from medunet.datasets import FOLDS, SECOND_CASE, SegmentationDataset
 from medunet.errors import ConfigError, DataError
 from medunet.inferers import free_memory
 from medunet.networks import resolve_device, resolve_dtype
@@ -25,8 +25,6 @@ from .schedule import Schedule, fit_schedule, spell_time
 from .topology import Budget, Decision, Spacing, Topology, choose_budget, choose_topology, target_spacing
 
 logger = logging.getLogger(__name__)
-
-FOLDS = 5
 
 MAX_ATTEMPTS = 20
 """Times that patch or batch are made smaller where a step does not fit."""
@@ -292,7 +290,7 @@ def _epoch_reason(config: Mapping[str, Any], schedule: Schedule) -> str:
 
 
 def _folds(dataset: SegmentationDataset) -> int:
-    return max(2, min(FOLDS, len(dataset.cases)))
+    return max(2, min(FOLDS, dataset.n_groups))
 
 
 def _gigabytes(n_bytes: int) -> str:

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medunet.bundle import find_bundle
+from medunet.bundle.workflow import fit_data
+from medunet.datasets import Case, datalist, examine, open_dataset, split_fold, split_patients
+from medunet.datasets.folds import make_folds
+from medunet.errors import ConfigError, DataError
+from medunet.io import write_volume
+from medunet.planning import fingerprint
+
+
+def cases(*names: str) -> list[Case]:
+    return [Case(name, (Path(f"{name}.png"),)) for name in names]
+
+
+def names(found) -> list[str]:
+    return [case.name for case in found]
+
+
+def test_without_groups_fold_k_has_every_kth_sorted_name():
+    ordered = [f"c{k:02d}" for k in range(13)]
+    seen = []
+    for fold in range(5):
+        training, validation = split_fold(cases(*ordered[::-1]), fold=fold)
+        assert names(validation) == ordered[fold::5]
+        assert names(training) == [name for k, name in enumerate(ordered) if k % 5 != fold]
+        seen += names(validation)
+    assert sorted(seen) == ordered
+
+
+def test_groups_stay_together_in_folds_of_equal_size():
+    sizes = {"p0": 7, "p1": 3, "p2": 3, "p3": 2, "p4": 2, "p5": 2, "p6": 1, "p7": 1}
+    grouped = [Case(f"{patient}_{k}", (), group=patient) for patient, size in sizes.items() for k in range(size)]
+    folds = make_folds(grouped, 3)
+    assert [len(fold) for fold in folds] == [7, 7, 7]
+    assert sorted(patient for fold in folds for patient in {case.group for case in fold}) == list(sizes)
+
+
+@pytest.mark.parametrize(("fold", "folds", "count"), [(5, 5, 9), (-1, 5, 9), (0, 1, 9), (0, 5, 4)])
+def test_impossible_folds_are_rejected(fold, folds, count):
+    with pytest.raises(ConfigError):
+        split_fold(cases(*map(str, range(count))), fold=fold, folds=folds)
+
+
+def test_fewer_groups_than_folds_are_rejected():
+    grouped = [Case(str(k), (), group="ab"[k % 2]) for k in range(9)]
+    with pytest.raises(ConfigError, match=r"fewer groups of cases than folds \(received 2, expected >= 3\)"):
+        split_fold(grouped, fold=0, folds=3)
+
+
+def dataset(root: Path, *names: str, **manifest: object) -> Path:
+    for index, name in enumerate(names):
+        voxels = np.random.default_rng(index).integers(0, 99, (9, 8)).astype(np.uint8)
+        write_volume(voxels, root / "images" / f"{name}.png")
+        write_volume((voxels > 50).astype(np.uint8), root / "labels" / f"{name}.png")
+    if manifest:
+        (root / "dataset.json").write_text(json.dumps(manifest))
+    return root
+
+
+def test_groups_of_dataset_json_decide_the_folds(tmp_path):
+    root = dataset(tmp_path, "a", "b", "c", "d", groups={"a": "p1", "b": "p1", "c": "p2", "d": 3})
+    assert [case.group for case in open_dataset(root).cases] == ["p1", "p1", "p2", "3"]
+    assert open_dataset(root).n_groups == 3
+    validated = [datalist(root, section="validation", fold=fold, folds=2) for fold in (0, 1)]
+    assert [[item["name"] for item in items] for items in validated] == [["a", "b"], ["c", "d"]]
+
+
+@pytest.mark.parametrize(
+    ("groups", "cause"),
+    [
+        ({"a": 1, "b": 1, "c": 2, "x": 2}, r"unknown cases \(received x\)"),
+        ({"a": 1, "b": 2}, r"must name every training case \(received none for c\)"),
+        ({"a": 1, "b": 1, "c": 1}, "at least two groups"),
+        (["p1", "p1", "p2"], "must map each case to a name"),
+        ({"a": 1, "b": [1], "c": 2}, "must map each case to a name"),
+    ],
+)
+def test_groups_that_do_not_fit_the_cases_are_rejected(tmp_path, groups, cause):
+    root = dataset(tmp_path, "a", "b", "c", groups=groups)
+    with pytest.raises(DataError, match=f'dataset.json: "groups".* {cause}'):
+        open_dataset(root)
+    assert examine(root).fails
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        ("patient01_a", "patient01_b", "patient02_a", "patient02_b"),
+        ("sub-ABC_ses-1", "sub-ABC_ses-2", "sub-DEF_ses-1"),
+        ("ACDC_patient001_frame01", "ACDC_patient001_frame12", "ACDC_patient002_frame01"),
+        ("p1", "p1_repeat", "p2"),
+        ("TCGA-DU-7304-1996", "TCGA-DU-7304-1997", "TCGA-CS-6665-2001"),
+    ],
+)
+def test_common_stems_of_names_are_suspected(split):
+    (finding,) = split_patients(cases(*split))
+    assert finding.severity == "warning"
+    assert f"folds seem to split a patient: names have a common stem ({split[0]}, {split[1]})" in finding.cause.replace(
+        "2 patients", "a patient"
+    )
+    assert '"groups"' in str(finding.remedy)
+
+
+@pytest.mark.parametrize(
+    "separate",
+    [
+        ("hippocampus_001", "hippocampus_003", "hippocampus_004"),
+        ("BraTS20_Training_001", "BraTS20_Training_002", "BraTS20_Training_003"),
+        ("MR_T1_001", "MR_T1_002", "MR_T2_001", "MR_T2_002"),
+        ("2018_001", "2018_002", "2019_001", "2019_002"),
+        ("t000", "t001", "t002"),
+        ("liver_a", "liver_b", "spleen_a", "spleen_b"),
+    ],
+)
+def test_ordinary_names_are_not_suspected(separate):
+    assert split_patients(cases(*separate)) == []
+
+
+def test_declared_groups_are_not_judged_by_names():
+    grouped = [Case(name, (), group=name) for name in ("patient01_a", "patient01_b", "patient02_a")]
+    assert split_patients(grouped) == []
+
+
+def test_equal_images_are_suspected_unless_one_fold_has_them():
+    digests = {"a": "1", "b": "1", "c": "2"}
+    (finding,) = split_patients(cases("a", "b", "c"), digests=digests)
+    assert finding.cause == "folds seem to split a patient: images are equal (a, b)"
+    together = [Case(name, (), group=group) for name, group in (("a", "p"), ("b", "p"), ("c", "q"))]
+    assert split_patients(together, digests=digests) == []
+
+
+def test_one_dicom_patient_in_two_cases_is_suspected_without_naming_the_patient(tmp_path, make_series):
+    for name, patient in (("x", "ID-1"), ("y", "ID-1"), ("z", "ID-2")):
+        make_series(tmp_path / name, PatientID=patient)
+    found = split_patients([Case(name, (tmp_path / name,)) for name in "xyz"])
+    assert [finding.cause for finding in found] == [
+        "folds seem to split a patient: DICOM's PatientID is the same (x, y)"
+    ]
+    assert "ID-1" not in str(found)
+    assert split_patients([Case(name, (tmp_path / name,)) for name in "xy"]) == []  # as after anonymisation
+
+
+def test_check_reports_folds_that_split_a_patient(tmp_path):
+    root = dataset(tmp_path, "p1_a", "p1_b", "p2_a")
+    assert [f.cause for f in examine(root).findings if "folds" in f.cause] == [
+        "folds seem to split a patient: names have a common stem (p1_a, p1_b)"
+    ]
+
+
+def test_train_and_plan_warn_of_folds_that_split_a_patient(tmp_path, caplog):
+    root = dataset(tmp_path, "p1_a", "p1_b", "p2_a")
+    fit_data(find_bundle("unet_2d"), root)
+    assert "folds seem to split a patient: names have a common stem (p1_a, p1_b); if these are" in caplog.text
+    caplog.clear()
+    fingerprint(open_dataset(root))
+    assert "folds seem to split a patient" in caplog.text
+
+
+def test_real_data_sets_are_not_suspected(test_data):
+    for folder in ("Task04_Hippocampus", "ISBI2012_EM", "STS_GTV_CT"):
+        assert split_patients(open_dataset(test_data / folder).cases) == []
