@@ -38,19 +38,23 @@ SAFE_READERS = frozenset({"ITKReader", "NibabelReader", "NrrdReader", "PILReader
 """Values of `reader` that MONAI looks up among its own; any other string it would import and call."""
 
 GADGET_ARGUMENTS: Mapping[str, tuple[frozenset[Any], str]] = {
-    "reader": (SAFE_READERS, "a string here is a name that MONAI imports and calls"),
-    "writer": (frozenset(), "a string here is a name that MONAI imports and calls"),
-    "merger_cls": (frozenset(), "a string here is a name that MONAI imports and calls"),
+    "reader": (SAFE_READERS | {None}, "a string here is a name that MONAI imports and calls"),
+    "writer": (frozenset({None}), "a string here is a name that MONAI imports and calls"),
+    "merger_cls": (frozenset({None}), "a string here is a name that MONAI imports and calls"),
     "allow_pickle": (frozenset({False}), "pickles run code when they are loaded"),
     "weights_only": (frozenset({True}), "pickles run code when they are loaded"),
     "_mode_": (frozenset({"default"}), "starts a debugger, or lets something else give the arguments"),
     "_debug_": (frozenset({False}), "starts a debugger"),
     "_wrapper_": (frozenset(), "calls what it names"),
 }
-"""Arguments by which a harmless target runs something else: the values that are allowed, and why not the others.
+"""Arguments through which a harmless target runs something else: their allowed values, and why others are rejected.
 
-They are looked for by name wherever they stand, so that a flat key (`a::b::reader`) or another target is no way around.
+The scan looks for these names everywhere, so a flat key (`a::b::reader`) or another target cannot avoid it. A list or a
+mapping is never an allowed value, because Python takes a container with anything in it for true.
 """
+
+LISTED_ARGUMENTS = frozenset({"reader"})
+"""The arguments above that may also be a flat list; each entry is judged as if it were the value."""
 
 GADGET_COMPONENTS: Mapping[str, frozenset[str]] = {"reader": frozenset({"medunet.io.MedunetReader"})}
 """What else may stand in their place: components of these targets.

@@ -18,6 +18,7 @@ from .known import (
     GADGET_ARGUMENTS,
     GADGET_COMPONENTS,
     KNOWN_TARGETS,
+    LISTED_ARGUMENTS,
     MACRO,
     TARGET,
     is_known_expression,
@@ -38,7 +39,7 @@ SHOWN_CHARACTERS = 200
 READ_ONLY_IDS = frozenset({"dataset_dir", "init_from", "ckpt_path", "source", "data", "path", "_desc_"})
 """Ids whose paths are only read, and never as code."""
 
-_OUTSIDE = re.compile(r"(/|~|\\\\|[A-Za-z]:[\\/])|.*://|(.*[\\/])?\.\.([\\/]|$)", re.DOTALL)
+_OUTSIDE = re.compile(r"(/|~|\\\\)|.*:[\\/]|(.*[\\/])?\.\.([\\/]|$)", re.DOTALL)
 
 WEIGHTS = "weights"
 """Key of metadata.json: SHA-256 by file of `models/`."""
@@ -178,24 +179,26 @@ def _scan_values(content: Any, file: str, *, paths: bool) -> Iterator[Finding]:
         if finding is not None:
             text, why, outside = finding
             yield Finding(file, _safe(id_), _safe(text), why, outside)
-        own = [(str(k), k, v) for k, v in value.items()] if isinstance(value, Mapping) else []
+        own = [(str(k), str(k), v) for k, v in value.items()] if isinstance(value, Mapping) else []
         own += [(str(k), key, v) for k, v in enumerate(value)] if isinstance(value, list) else []
-        waiting += [(f"{id_}::{name}" if id_ else name, _argument(str(k)), inner) for name, k, inner in own]
+        waiting += [(f"{id_}::{name}" if id_ else name, k, inner) for name, k, inner in own]
+
+
+def _parts(key: str) -> list[str]:
+    """Split a key as MONAI does: `+a::b` and `a#b` address the same value as `a` with `b` inside."""
+    return [part.lstrip("+~") for part in re.split(r"::|#", key)]
 
 
 def _argument(key: str) -> str:
-    """The argument that a key stands for.
-
-    `+a::b` and `a#b` address the same value as `a` with `b` inside, and a number an entry of a list, which stands for
-    the argument that the list is given to.
+    """Return the name of the argument that a key sets; a number addresses an entry of the argument before it.
 
     Example:
-        >>> _argument("steps::load::reader::0"), _argument("+steps#load#reader"), _argument("7")
-        ('reader', 'reader', '7')
-        >>> _argument("steps::load::reader:: 0")
-        'reader'
+        >>> _argument("steps::load::data::0"), _argument("+steps#load#data"), _argument("7")
+        ('data', 'data', '7')
+        >>> _argument("steps::load::data:: 0")
+        'data'
     """
-    parts = [part.lstrip("+~") for part in re.split(r"::|#", key)]
+    parts = _parts(key)
     named = [part for part in parts if not _is_number(part)]
     return named[-1] if named else parts[-1]
 
@@ -210,18 +213,19 @@ def _is_number(text: str) -> bool:
 
 
 def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] | None:
-    if key == TARGET:
+    *path, name = _parts(key)
+    for outer in path:
+        # `reader::_target_` and `allow_pickle::x` turn an allowed value into another one, piece by piece
+        if outer in GADGET_ARGUMENTS:
+            return f"{key}={value}", GADGET_ARGUMENTS[outer][1], False
+    if name == TARGET:
         if not isinstance(value, str) or value not in KNOWN_TARGETS:
             return str(value), "is imported and called, and is not on the list of reviewed targets", False
         return None
-    if key in GADGET_ARGUMENTS and not isinstance(value, list) and value is not None:
-        allowed, why = GADGET_ARGUMENTS[key]
-        if isinstance(value, Mapping):
-            target = value.get(TARGET)
-            if not isinstance(target, str) or target not in GADGET_COMPONENTS.get(key, ()):
-                return f"{key}={{{', '.join(map(str, value))}}}", why, False
-        elif value not in allowed:
-            return f"{key}={value}", why, False
+    if name in GADGET_ARGUMENTS and not _is_allowed(name, value):
+        shown = f"{{{', '.join(map(str, value))}}}" if isinstance(value, Mapping) else value
+        return f"{name}={shown}", GADGET_ARGUMENTS[name][1], False
+    key = _argument(key)
     if not isinstance(value, str):
         return None
     stripped = value.lstrip()
@@ -232,6 +236,16 @@ def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] |
     if paths and key not in READ_ONLY_IDS and (_OUTSIDE.match(stripped) or _borrows(stripped)):
         return value, "reaches outside of the bundle's folder", True
     return None
+
+
+def _is_allowed(argument: str, value: Any) -> bool:
+    """Whether a dangerous argument has one of its allowed values; the type counts, so 0 is not `False`."""
+    if isinstance(value, list):
+        return argument in LISTED_ARGUMENTS and not any(isinstance(one, list) for one in value)  # entries follow
+    if isinstance(value, Mapping):
+        target = value.get(TARGET)
+        return isinstance(target, str) and target in GADGET_COMPONENTS.get(argument, ())
+    return isinstance(value, bool | str | None) and value in GADGET_ARGUMENTS[argument][0]
 
 
 def _borrows(text: str) -> bool:
