@@ -40,6 +40,7 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     if path.exists() and not overwrite:
         raise DataError("exists already", file=path, remedy="choose another name or allow overwriting")
     temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    ours = {str(temporary), str(path), *map(str, path.parents)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -48,6 +49,8 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
         temporary.replace(path)
         sync_folder(path.parent)  # else it can bring the old name back
     except OSError as error:
+        if error.filename is not None and str(error.filename) not in ours:
+            raise  # the block could not read another file
         raise DataError(f"cannot be written: {error.strerror or error}", file=path) from error
     finally:
         with contextlib.suppress(OSError):  # a read-only file system refuses even to remove nothing
@@ -108,6 +111,9 @@ def keep_as(path: Path, name: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk or a quota without free space."""
+
 PROBE_BYTES = 1 << 16
 """Written and removed again, to see whether a folder takes anything."""
 
@@ -122,6 +128,29 @@ def _only_if_used(folder: Path) -> Iterator[None]:
         for path in made:
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+def reject_other_files(folder: str | os.PathLike[str], *, own: str | None = None) -> None:
+    """Reject an output folder with files that another program or person put there; hidden files do not count.
+
+    Args:
+        folder: an output folder; need not exist.
+        own: pattern of a path that shows that the same command wrote into the folder before.
+
+    Raises:
+        DataError: a file, or a folder with other files.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise DataError("the output must be a folder", file=folder, received="a file")
+    others = sorted(path.name for path in folder.glob("*") if not path.name.startswith("."))
+    if others and (own is None or next(folder.glob(own), None) is None):
+        raise DataError(
+            "the output folder contains other files",
+            file=folder,
+            received=", ".join(others[:3]) + (" ..." if len(others) > 3 else ""),
+            expected="an empty or a new folder",
+        )
 
 
 def check_target(folder: str | os.PathLike[str], *, needed: int = 0) -> None:
@@ -142,7 +171,9 @@ def check_target(folder: str | os.PathLike[str], *, needed: int = 0) -> None:
             probe.unlink(missing_ok=True)
             free = shutil.disk_usage(folder).free
         except DataError as error:
-            raise DataError(error.cause, file=folder, remedy="make room, or give another --output") from error
+            is_full = isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL_DISK
+            remedy = "make room, or give another --output" if is_full else "give another --output"
+            raise DataError(error.cause, file=folder, remedy=remedy) from error
     if free < needed:
         raise DataError(
             "there is no room for the results",

@@ -13,6 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "medunet"
 RANKS = {
     "errors": 0,
     "files": 1,
+    "overrides": 1,
+    "resources": 1,
     "geometry": 2,
     "networks": 2,
     "losses": 2,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from pathlib import Path
@@ -9,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from medunet.errors import DataError
-from medunet.files import CAN_LOCK, atomic_path, cache_folder, lock, write_atomically
+from medunet.files import (
+    CAN_LOCK,
+    atomic_path,
+    cache_folder,
+    check_target,
+    lock,
+    reject_other_files,
+    write_atomically,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +40,41 @@ def test_an_error_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
         temporary.write_bytes(b"half")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read_is_not_reported_as_one_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="source"), atomic_path(tmp_path / "copy"):
+        (tmp_path / "source").read_bytes()
+    with pytest.raises(DataError, match="copy: cannot be written"), atomic_path(tmp_path / "copy") as temporary:
+        temporary.with_name(temporary.name).open("rb")
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(errno.EROFS, "give another --output"), (errno.ENOSPC, "make room, or give another --output")]
+)
+def test_the_remedy_fits_the_reason_why_a_target_cannot_be_written(
+    code: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(DataError, match=os.strerror(code)) as info:
+        check_target(tmp_path)
+    assert info.value.remedy == remedy
+
+
+def test_an_output_folder_is_empty_or_of_the_same_command(tmp_path: Path) -> None:
+    reject_other_files(tmp_path / "new", own="configs")
+    (tmp_path / ".hidden").touch()
+    reject_other_files(tmp_path, own="configs")
+    (tmp_path / "thesis.doc").touch()
+    with pytest.raises(DataError, match=r"contains other files \(received thesis\.doc"):
+        reject_other_files(tmp_path, own="configs")
+    with pytest.raises(DataError, match="must be a folder"):
+        reject_other_files(tmp_path / "thesis.doc", own="configs")
+    (tmp_path / "configs").mkdir()
+    reject_other_files(tmp_path, own="configs")
 
 
 def test_the_temporary_name_keeps_the_ending(tmp_path: Path) -> None:

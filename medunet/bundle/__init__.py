@@ -1,5 +1,9 @@
 """MONAI bundles: rendered from YAML, planned for or fitted to data, trained, measured, verified."""
 
+from medunet.resources import find_bundle as find_bundle
+from medunet.resources import resource_dir as resource_dir
+from medunet.resources import shipped_bundles as shipped_bundles
+
 from .choice import Choice as Choice
 from .choice import choose as choose
 from .cross_validation import CrossValidation as CrossValidation
@@ -18,9 +22,6 @@ from .render import render as render
 from .render import render_all as render_all
 from .report import WrittenReport as WrittenReport
 from .report import report_runs as report_runs
-from .resources import find_bundle as find_bundle
-from .resources import resource_dir as resource_dir
-from .resources import shipped_bundles as shipped_bundles
 from .resume import resume_run as resume_run
 from .specialise import specialise as specialise
 from .verify import verify_bundle as verify_bundle

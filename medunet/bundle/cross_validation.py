@@ -26,7 +26,7 @@ from medunet.bundle.specialise import read_json
 from medunet.bundle.workflow import fit_data, train_prepared, write_run
 from medunet.datasets import SegmentationDataset, datalist, open_dataset
 from medunet.errors import ConfigError, DataError, MedunetError, find_cause
-from medunet.files import check_target, claim
+from medunet.files import check_target, claim, reject_other_files
 from medunet.io.options import ReadOptions
 from medunet.metrics import CSV_NAME, Summary
 from medunet.networks import load_checkpoint, resolve_device
@@ -146,6 +146,7 @@ def train_folds(
     require_trust(bundle, trust=trust)
     if (output / "models" / LAST_NAME).is_file():
         raise DataError("the output folder holds a single run", file=output, remedy="give another --output")
+    reject_other_files(output, own="fold_*")
     dataset, values = fit_data(bundle, data, changes=changes, skip_bad=skip_bad)
     values = {**values, **(changes or {})}
     config = read_json(bundle / "configs" / "train.json")

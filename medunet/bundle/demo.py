@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle.report import report_runs
-from medunet.bundle.resources import find_bundle
 from medunet.bundle.results import EVALUATION
 from medunet.bundle.workflow import train_bundle
 from medunet.datasets import Case, SegmentationDataset, open_dataset, write_phantom_dataset
@@ -20,6 +19,7 @@ from medunet.io import read_volume
 from medunet.metrics import summarise, write_tables
 from medunet.prediction import Pair, Predictor, evaluate_pairs
 from medunet.reports import overlay_png
+from medunet.resources import find_bundle
 
 logger = logging.getLogger(__name__)
 

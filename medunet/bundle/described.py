@@ -10,9 +10,9 @@ from typing import Any
 from medunet.bundle.merge import SEPARATOR
 from medunet.bundle.planned import show
 from medunet.bundle.render import recipes
-from medunet.bundle.resources import resource_dir
 from medunet.bundle.specialise import read_json
 from medunet.reports import Setting
+from medunet.resources import resource_dir
 
 TOLD = (
     *("in_channels", "label_names", "label_values", "spatial_dims", "spacing_mm", "patch_size", "tile_size"),

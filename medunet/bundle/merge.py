@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import pydoc
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from monai.bundle import ComponentLocator
 from monai.bundle.reference_resolver import ReferenceResolver
 
 from medunet.errors import ConfigError
+from medunet.overrides import parse_yaml
 
 TARGET = "_target_"
 SEPARATOR = "::"
@@ -24,24 +24,19 @@ COMPONENT_KEYS = {TARGET, "_requires_", "_disabled_", "_desc_", "_mode_", "_wrap
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read a source; a number such as ``1e-3``, which YAML takes for a string, is refused.
+    """Read a source.
 
     Raises:
-        ConfigError: missing, not YAML, not a mapping, or a string that was meant as a number.
+        ConfigError: missing, not YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError("no such config source", file=path) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {' '.join(str(error).split())}", file=path) from error
     if not isinstance(content, dict):
         raise ConfigError("not a mapping", file=path, received=type(content).__name__)
-    for key, value in _leaves(content):
-        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value):
-            raise ConfigError(
-                "YAML reads this number as text", file=path, received=f"{key}: {value}", remedy="write it as 1.0e-3"
-            )
     return content
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle.render import render_docs, to_json
-from medunet.bundle.resources import find_bundle, resource_dir
 from medunet.bundle.specialise import preset_names, read_json, specialise
 from medunet.datasets import MAX_NAMED, open_dataset
 from medunet.errors import DataError, MedunetError
-from medunet.files import check_target, claim, write_atomically
+from medunet.files import check_target, claim, reject_other_files, write_atomically
 from medunet.io.options import DEFAULTS, ReadOptions
 from medunet.planning import Decision, Fingerprint, Plan, fingerprint, fit_preset, plan
+from medunet.resources import find_bundle, resource_dir
 from medunet.trust import adopt
 
 FINGERPRINT_NAME = "fingerprint.json"
@@ -159,10 +159,8 @@ def _check_output(output: Path) -> None:
         raise DataError("the output folder holds a trained run", file=output, remedy="give another --output")
     config = output / "configs" / "train.json"
     planned = config.is_file() and read_json(config).get("planned") is True
-    if output.exists() and not planned and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(
-            "the output folder holds something else", file=output, remedy="give another --output, or empty this one"
-        )
+    if not planned:
+        reject_other_files(output)
 
 
 def _metadata(metadata: Mapping[str, Any], print_: Fingerprint) -> dict[str, Any]:

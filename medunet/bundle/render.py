@@ -10,9 +10,9 @@ from string import Template
 from typing import Any
 
 from medunet.bundle.merge import SEPARATOR, all_ids, check_config, closest, known_part, load_yaml, merge
-from medunet.bundle.resources import resource_dir
 from medunet.errors import ConfigError
 from medunet.files import write_atomically
+from medunet.resources import resource_dir
 from medunet.trust import missing_from_known, write_expressions
 from medunet.trust.known import EXPRESSIONS_FILE, TARGETS_FILE
 

@@ -12,6 +12,8 @@ from typing import Any
 from medunet.bundle.merge import SEPARATOR, all_ids, check_config, closest, get_id
 from medunet.bundle.render import data_format, differences, set_id, to_json, write_bundle
 from medunet.errors import ConfigError, DataError, SecurityError
+from medunet.files import reject_other_files
+from medunet.overrides import check_type
 from medunet.trust import MAX_CONFIG_BYTES, Verdict, adopt, require_trust
 
 WORKFLOWS = ("train", "evaluate", "inference")
@@ -70,7 +72,7 @@ def specialise(
     Raises:
         SecurityError: the bundle is not trusted.
         ConfigError: an id that no config has, an impossible value.
-        DataError: the output holds another configuration.
+        DataError: the output folder contains other files or another configuration.
     """
     write_specialised(bundle, output, changes, only=only, presets=presets, trust=trust)
     return output
@@ -89,6 +91,7 @@ def write_specialised(
 
     They are made of what was judged: what lies in the bundle by now may be something else.
     """
+    reject_other_files(output, own="configs")
     judged = require_trust(bundle, trust=trust)  # first of all: checking a target's arguments imports it
     configs = {name: judged_config(judged, name) for name in WORKFLOWS}
     for name in presets:
@@ -202,7 +205,8 @@ def apply(
         define: whether an id that no config has is added to the training's.
 
     Raises:
-        ConfigError: an id that none of them has or may get, nor an argument of a component in them.
+        ConfigError: an id that none of them has or may get, nor an argument of a component in them; or a value that
+            cannot replace a number or a boolean.
     """
     changed = dict(configs)
     for id_, value in changes.items():
@@ -214,6 +218,7 @@ def apply(
             ids = {known for config in changed.values() for known in all_ids(config)}
             raise ConfigError("unknown config key", received=id_, expected=closest(name, ids))
         for key in holders:
+            check_type(name, value, get_id(changed[key], name))
             changed[key] = set_id(changed[key], name, value)
     return changed
 

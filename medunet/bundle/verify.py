@@ -14,10 +14,10 @@ from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils import BundleProperty, BundlePropertyConfig
 
 from medunet.bundle.merge import SEPARATOR, all_ids, check_config, get_id
-from medunet.bundle.resources import resource_dir
 from medunet.bundle.specialise import WORKFLOWS, read_json
 from medunet.errors import ConfigError
 from medunet.networks import load_weights
+from medunet.resources import resource_dir
 from medunet.trust import judge, require_trust
 
 REQUIRED_FILES = (

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from medunet.cli import export
-from medunet.cli.options import Preset, Set, Trust, parse_settings
+from medunet.cli.options import Preset, Set, Trust, next_command
+from medunet.overrides import parse_settings
 
 app = typer.Typer(help="Make, check, export and package bundles.", no_args_is_help=True)
 app.command(name="export")(export.export)
@@ -29,7 +30,7 @@ def init(
     from medunet.bundle import find_bundle, specialise
 
     specialise(find_bundle(bundle), output, parse_settings(settings), presets=preset or (), trust=trust)
-    Console(soft_wrap=True, highlight=False).print(f"bundle: {output}")
+    typer.echo(f"bundle: {output}")
 
 
 @app.command()
@@ -87,5 +88,5 @@ def unpack(
     folder = trust.unpack(archive, output)
     for line in trust.judge(folder).lines():
         console.print(escape(line))
-    console.print(f"bundle: {escape(str(folder))}")
-    console.print(f"next: medunet bundle verify {escape(str(folder))}")
+    typer.echo(f"bundle: {folder}")
+    typer.echo(next_command("bundle", "verify", folder))

@@ -28,5 +28,5 @@ def demo(
     for name, value in result.dice.items():
         table.add_row(name, f"{value:.3f}")
     console.print(table)
-    console.print(f"run (a MONAI bundle): {result.run}")
-    console.print(f"report: {result.report}")
+    typer.echo(f"run (a MONAI bundle): {result.run}")
+    typer.echo(f"report: {result.report}")

@@ -57,7 +57,7 @@ def evaluate(
     console.print(f"mean Dice of the classes: {result['mean_dice']:.4f}")
     for name, statistics in result.get("em", {}).items():
         console.print(f"{name}: {statistics['mean']:.5f}")
-    console.print(f"tables: {output}", highlight=False, soft_wrap=True)
+    typer.echo(f"tables: {output}")
     failed = result.get("failed_cases", {})
     for name, cause in failed.items():
         Console(stderr=True, soft_wrap=True, highlight=False).print(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -73,37 +74,11 @@ def with_reading(command: Callable[..., None]) -> Callable[..., None]:
     return extended
 
 
-def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
-    """`key=value` texts as a dictionary; values are YAML, or MONAI expressions that begin with `$` or `@`.
-
-    Raises:
-        ConfigError: a text without `=`.
+def next_command(*words: object) -> str:
+    """Return the line that suggests the next command, quoted for the shell.
 
     Example:
-        >>> parse_settings(["epochs=3", "patch_size=[64,64]", "device=$torch.device('cpu')"])
-        {'epochs': 3, 'patch_size': [64, 64], 'device': "$torch.device('cpu')"}
+        >>> next_command("predict", "my runs/a", "IMAGES")
+        "next: medunet predict 'my runs/a' IMAGES"
     """
-    import yaml
-
-    from medunet.errors import ConfigError
-
-    values: dict[str, Any] = {}
-    for text in settings or ():
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError("--set takes KEY=VALUE", received=text, expected="for instance --set batch_size=2")
-        try:
-            values[key] = value if value[:1] in "$@" else yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError("--set: not a YAML value", received=text) from error
-        if isinstance(values[key], str) and value[:1] not in "$@":
-            values[key] = _as_number(values[key])
-    return values
-
-
-def _as_number(text: str) -> str | float:
-    """YAML takes `1e-3` for text."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return f"next: {shlex.join(['medunet', *map(str, words)])}"

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from medunet.cli.options import Device, SkipBad, with_reading
+from medunet.cli.options import Device, SkipBad, next_command, with_reading
 
 DIMS = {"auto": None, "2": 2, "3": 3}
 
@@ -80,5 +80,5 @@ def plan(
         errors.print(f"[yellow]left out[/] {escape(name)}: {escape(cause)}", highlight=False, soft_wrap=True)
     if result.plan.seconds is not None:
         console.print(f"training will take about {spell_time(result.plan.seconds)}", highlight=False)
-    console.print(f"bundle: {output}", highlight=False, soft_wrap=True)
-    console.print(f"next: medunet train {output} --data {data}", highlight=False, soft_wrap=True)
+    typer.echo(f"bundle: {output}")
+    typer.echo(next_command("train", output, "--data", data))

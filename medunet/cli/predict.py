@@ -17,7 +17,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Where, predict_many
-from medunet.cli.options import Device, Set, Trust, parse_settings, with_reading
+from medunet.cli.options import Device, Set, Trust, with_reading
+from medunet.overrides import parse_settings
 
 if TYPE_CHECKING:
     from medunet.prediction import Prediction

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from medunet.cli.options import Device
 
@@ -33,8 +32,7 @@ def report(
         find_bundle(folder.absolute())  # by its path: a shipped bundle has nothing to report
     page = output or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
     written = report_runs(folders, page, data=data, title=title, device=device, megabytes=megabytes, figures=figures)
-    console = Console(highlight=False, soft_wrap=True)
     size = written.page.stat().st_size / 1e6
-    console.print(f"report: {written.page} ({written.cases} cases, {written.drawn} with slices, {size:.1f} MB)")
+    typer.echo(f"report: {written.page} ({written.cases} cases, {written.drawn} with slices, {size:.1f} MB)")
     if written.figures is not None:
-        console.print(f"figures: {written.figures}")
+        typer.echo(f"figures: {written.figures}")

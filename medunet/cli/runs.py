@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import Device, Trust
+from medunet.cli.options import Device, Trust, next_command
 from medunet.cli.train import show_folds, show_training
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def best(
     console = Console(highlight=False, soft_wrap=True)
     console.print(escape(f"{found.name} ({found.run_id}): {metric} {found.metrics[metric]:.4f}"))
     if place is not None:
-        console.print(escape(f"next: medunet predict {place} IMAGES --output DIR"))
+        typer.echo(next_command("predict", place, "IMAGES", "--output", "DIR"))
 
 
 @app.command()

@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Where
-from medunet.cli.options import Device, Preset, Set, SkipBad, Trust, parse_settings
+from medunet.cli.options import Device, Preset, Set, SkipBad, Trust, next_command
+from medunet.overrides import parse_settings
 
 if TYPE_CHECKING:
     from medunet.bundle import CrossValidation, TrainingResult
@@ -134,8 +135,8 @@ def show_training(result: TrainingResult) -> None:
         console.print(table)
     if result.left_out:
         console.print(f"[yellow]left out[/] {escape(', '.join(result.left_out))}", highlight=False, soft_wrap=True)
-    console.print(f"run: {result.run}", highlight=False, soft_wrap=True)
-    console.print(f"next: medunet predict {result.run} IMAGES --output DIR", highlight=False, soft_wrap=True)
+    typer.echo(f"run: {result.run}")
+    typer.echo(next_command("predict", result.run, "IMAGES", "--output", "DIR"))
 
 
 def show_folds(result: CrossValidation) -> None:
@@ -153,8 +154,8 @@ def show_folds(result: CrossValidation) -> None:
             table.add_row(rule.name, f"{rule.dice_before:.4f}", after)
         console.print(table)
         console.print(f"mean Dice of the classes: {(result.postprocessed or result.summary)['mean_dice']:.4f}")
-        console.print(f"ensemble: {result.output}")
-        console.print(f"next: medunet predict {result.output} IMAGES --output DIR")
+        typer.echo(f"ensemble: {result.output}")
+        typer.echo(next_command("predict", result.output, "IMAGES", "--output", "DIR"))
     for outcome in result.folds:
         if outcome.error is not None:
             errors.print(f"[bold red]error[/] fold {outcome.fold}: {escape(outcome.error)}")

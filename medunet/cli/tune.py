@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import Device, Preset, Set, Trust, parse_settings
+from medunet.cli.options import Device, Preset, Set, Trust, next_command
+from medunet.overrides import parse_settings
 
 
 def tune(
@@ -68,5 +69,5 @@ def tune(
     console.print(table)
     if search.best is None:
         raise typer.Exit(2)
-    console.print(f"best: {search.best.run}")
-    console.print(f"next: medunet predict {search.best.run} IMAGES --output DIR")
+    typer.echo(f"best: {search.best.run}")
+    typer.echo(next_command("predict", search.best.run, "IMAGES", "--output", "DIR"))

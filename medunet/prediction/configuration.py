@@ -13,6 +13,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 
 from medunet.errors import ConfigError
 from medunet.networks import load_weights
+from medunet.overrides import check_type
 from medunet.trust import require_trust
 
 DEFAULTS = {"result_format": "auto", "overwrite": False}
@@ -59,6 +60,8 @@ def parse_inference(
         raise ConfigError("the bundle lacks what prediction needs", file=file, received=f"no {', '.join(missing)}")
     if unknown := [key for key in overrides or {} if key not in parser]:
         raise ConfigError("unknown config key", file=file, received=", ".join(unknown))
+    for key, value in (overrides or {}).items():
+        check_type(key, value, parser[key])
     asked = {key: value for key, value in (options or {}).items() if key not in DEFAULTS or value != DEFAULTS[key]}
     if unknown := [key for key in asked if key in DEFAULTS and key not in parser]:
         raise ConfigError(

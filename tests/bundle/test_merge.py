@@ -51,11 +51,10 @@ def test_arguments_of_base_classes_count_where_they_are_passed_on() -> None:
     assert {"clip_grad_norm", "max_epochs"} <= accepted
 
 
-def test_a_number_that_yaml_takes_for_text_is_refused(tmp_path: Path) -> None:
+def test_a_number_without_a_point_is_a_number(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
-    path.write_text("learning_rate: 1e-3\n")
-    with pytest.raises(ConfigError, match=r"1\.0e-3"):
-        load_yaml(path)
+    path.write_text("learning_rate: 1e-3\nrates: [0, -1E+2]\n")
+    assert load_yaml(path) == {"learning_rate": 0.001, "rates": [0, -100.0]}
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n"])

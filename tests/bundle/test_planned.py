@@ -159,7 +159,7 @@ def test_a_plan_is_replaced_but_nothing_else_is(tmp_path: Path) -> None:
         shutil.rmtree((bundle / weights).parent)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("")
-    with pytest.raises(DataError, match="something else"):
+    with pytest.raises(DataError, match="contains other files"):
         plan_bundle(data, tmp_path / "other", device="cpu", measure=False)
     assert not list(tmp_path.glob(".plan_*"))
 

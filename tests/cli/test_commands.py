@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from medunet.cli.app import main
-from medunet.cli.options import parse_settings
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError
 from medunet.io import read_volume, write_volume
+from medunet.overrides import parse_settings
 
 # MONAI and ignite warn about themselves; the command line silences them in its own process
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -284,9 +284,9 @@ def test_bundle_init_makes_a_bundle_that_verifies(tmp_path: Path, medunet: Calla
 
 
 def test_settings_are_yaml_numbers_lists_and_expressions() -> None:
-    texts = ["a=1e-3", "b=[1, 2]", "c=true", "d=$torch.device('cpu')", "e=@x", "f=cpu", "g="]
+    texts = ["a=1e-3", "b=[1, 2e1]", "c=true", "d=$torch.device('cpu')", "e=@x", "f=cpu", "g="]
     parsed = parse_settings(texts)
-    assert parsed == {"a": 1e-3, "b": [1, 2], "c": True, "d": "$torch.device('cpu')", "e": "@x", "f": "cpu", "g": ""}
+    assert parsed == {"a": 1e-3, "b": [1, 20.0], "c": True, "d": "$torch.device('cpu')", "e": "@x", "f": "cpu", "g": ""}
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         parse_settings(["epochs"])
 

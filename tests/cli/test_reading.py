@@ -15,7 +15,6 @@ from monai.bundle import ConfigParser
 from small import untrained_run
 
 from medunet.bundle import evaluate_bundle, find_bundle, specialise, train_bundle
-from medunet.bundle.resources import shipped_bundles
 from medunet.cli.app import main
 from medunet.cli.options import READING
 from medunet.datasets import write_phantom_dataset
@@ -23,6 +22,7 @@ from medunet.errors import ConfigError
 from medunet.io import MedunetReader, ReadOptions, read_header, read_label
 from medunet.io.options import READING_IDS
 from medunet.prediction import Predictor
+from medunet.resources import shipped_bundles
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

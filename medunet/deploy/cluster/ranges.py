@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from medunet.errors import ConfigError
+from medunet.overrides import parse_yaml
 
 CHOICE = "|"
 
@@ -68,15 +67,15 @@ def parse_range(text: str) -> Range:
     Example:
         >>> parse_range("learning_rate=1e-4:1e-2:log").low
         0.0001
-        >>> parse_range("batch_size=2|4").choices
-        (2, 4)
+        >>> parse_range("learning_rate=1e-4|1e-3").choices
+        (0.0001, 0.001)
     """
     expected = "KEY=LOW:HIGH[:log][:int] or KEY=A|B"
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise ConfigError("--set-range takes a range", received=text, expected=expected)
     if CHOICE in value:
-        return Range(key, choices=tuple(yaml.safe_load(word) for word in value.split(CHOICE)))
+        return Range(key, choices=tuple(parse_yaml(word) for word in value.split(CHOICE)))
     words = value.split(":")
     flags = set(words[2:])
     try:

@@ -1,4 +1,4 @@
-"""Where the YAML sources and the rendered bundles lie: inside the installed package or at the top of a checkout."""
+"""The YAML sources and the rendered bundles: in the installed package, or at the top of a checkout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medunet.errors import ConfigError
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parent
 
 
 def resource_dir(name: str) -> Path:
