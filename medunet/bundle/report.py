@@ -46,9 +46,6 @@ CASE_BYTES = (60_000, 400_000)
 MAX_FILE_NAME = 80
 """Letters of a case's name in the name of its picture."""
 
-UNPLACED_FORMATS = ("png", "bmp", "jpeg", "tiff")
-"""Images without a place in a patient."""
-
 
 @dataclass(frozen=True)
 class WrittenReport:
@@ -210,9 +207,8 @@ def _read(found: Sequence[FoundRun], name: str) -> _Drawn | None:
             return None
         if ignored is not None:
             reference = np.where(ignored, run.labels.get(BACKGROUND, 0), reference)
-        placed = volume.record.format not in UNPLACED_FORMATS
         geometry = volume.record.geometry
-        affine = np.asarray(geometry.affine) if placed else None
+        affine = np.asarray(geometry.affine) if volume.record.is_placed else None
         return _Drawn(np.asarray(volume.image), reference, predictions, runs, affine, geometry.spacing_mm)
     return None
 

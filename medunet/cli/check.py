@@ -49,8 +49,7 @@ def check(
     pictures = ContactSheet()
 
     def visit(view: CaseView) -> None:
-        placed = view.record.format not in ("png", "bmp", "jpeg", "tiff")
-        affine = view.record.geometry.affine if placed else None
+        affine = view.record.geometry.affine if view.record.is_placed else None
         pictures.add(view.case.name, view.image, view.label, affine=affine)
 
     errors = Console(stderr=True)

@@ -21,7 +21,7 @@ from .comparison import compare_cases, compare_records
 from .dataset import Case, SegmentationDataset
 from .finding import Finding
 from .labels import MAX_LABELS, distinct_values
-from .statistics import PLANAR_FORMATS, CaseStatistics, measure_case
+from .statistics import CaseStatistics, measure_case
 
 Level = Literal["header", "voxels"]
 Section = Literal["training", "test"]
@@ -229,7 +229,7 @@ def _require_same_grid(image: ReadRecord | None, label: ReadRecord, file: Path) 
             expected=image.geometry.shape,
             remedy=f"resample the label to {image.path.name}",
         )
-    if PLANAR_FORMATS & {image.format, label.format}:
+    if not (image.is_placed and label.is_placed):
         return  # without placement there is nothing to compare
     if not label.geometry.is_close(image.geometry):
         raise GeometryError(

@@ -16,9 +16,6 @@ from medunet.io import ReadRecord
 
 from .labels import index_values
 
-PLANAR_FORMATS = frozenset({"png", "bmp", "jpeg", "tiff"})
-"""Formats without placement: their axes have no directions in a patient, their spacing is no distance."""
-
 PERCENTILES = (0.5, 50.0, 99.5)
 """Robust ends and middle of the intensities: a metal clip or a padding value must not decide them."""
 
@@ -97,12 +94,11 @@ def measure_case(
         section: where the case belongs.
     """
     geometry = record.geometry
-    placed = record.format not in PLANAR_FORMATS
     voxels: dict[int, int] = {}
     right_mm: dict[int, float] = {}
     if label is not None:
         values, places = index_values(label[0])
-        counts, centres = _classes(places, geometry, placed=placed)
+        counts, centres = _classes(places, geometry, placed=record.is_placed)
         voxels = {int(values[place]): number for place, number in counts.items()}
         right_mm = {int(values[place]): centre for place, centre in centres.items() if values[place]}
     return CaseStatistics(
@@ -110,7 +106,7 @@ def measure_case(
         section=section,
         shape=geometry.shape,
         spacing_mm=geometry.spacing_mm,
-        orientation=geometry.axis_codes if placed else "",
+        orientation=geometry.axis_codes if record.is_placed else "",
         dtype=record.dtype,
         intensity=tuple(_intensity(channel) for channel in image),
         class_voxels=voxels,

@@ -1,7 +1,7 @@
 """PNG, TIFF, BMP and JPEG through Pillow and tifffile.
 
-Images in the plane are never transposed: axis 0 counts rows, axis 1 columns. They have no placement in a patient, so
-that their affine is the identity.
+Axes are those of MONAI's readers: ``(x, y)``, x along the width from the left and y along the height from the top;
+pages of a stack are the third axis. Pictures have no placement in a patient, so that their affine is the identity.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_pillow(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
     A palette image yields its indices: so do label editors store label maps.
 
     Returns:
-        ``(H, W)`` for grey images, ``(3, H, W)`` for colour, and the record.
+        ``(x, y)`` for grey images, ``(3, x, y)`` for colour, and the record.
 
     Raises:
         DataError: unreadable, truncated, or a mode such as CMYK.
@@ -54,9 +54,9 @@ def read_pillow(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
             array = np.asarray(image)
     except Exception as error:  # Pillow and its codecs raise many kinds for damaged data
         raise DataError(f"image cannot be decoded: {error}", file=path) from error
+    array = array.T  # (x, y), (samples, x, y)
     if array.ndim == 3:
-        array = np.moveaxis(array, -1, 0)[: record.channels]  # alpha dropped
-        array = array[0] if record.channels == 1 else array
+        array = array[: record.channels] if record.channels > 1 else array[0]  # alpha dropped
     return np.array(array, dtype=np.float32, order="C"), record
 
 
@@ -73,14 +73,14 @@ def read_pillow_header(path: Path) -> ReadRecord:
         raise DataError("unsupported colours", file=path, received=mode, expected="grey, palette or RGB")
     dtype = {"I": "int32", "F": "float32"}.get(mode, "uint16" if mode.startswith("I;16") else "uint8")
     dropped = ("alpha channel dropped",) if mode in ("LA", "RGBA") else ()
-    return _planar_record(path, kind=kind, shape=(height, width), channels=channels, dtype=dtype, warnings=dropped)
+    return _planar_record(path, kind=kind, shape=(width, height), channels=channels, dtype=dtype, warnings=dropped)
 
 
 def read_tiff(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
     """Read a TIFF: one page is an image in the plane, several pages of equal size are a volume.
 
     Returns:
-        ``(H, W)``, ``(pages, H, W)``, or with a leading axis of channels for colour; and the record.
+        ``(x, y)``, ``(x, y, pages)``, or with a leading axis of channels for colour; and the record.
 
     Raises:
         DataError: unreadable, truncated, pages of several sizes, NaN pixels, or complex numbers.
@@ -97,10 +97,9 @@ def read_tiff(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
             # planar TIFFs have colour first, chunky ones last
             if array.shape[-1] not in _RGB_SAMPLES:
                 array = np.moveaxis(array, -3, -1)
-            array = np.moveaxis(array, -1, 0)[: record.channels]
-            array = array.reshape(record.channels, *record.geometry.shape)
+            array = array.reshape(*record.geometry.shape[::-1], -1)[..., : record.channels].T
         else:
-            array = array.reshape(record.geometry.shape)
+            array = array.reshape(record.geometry.shape[::-1]).T
     except ValueError as error:  # pages of which some are damaged
         raise DataError("pixels are not those of the header", file=path, received=array.shape) from error
     voxels = np.array(array, dtype=np.float32, order="C")
@@ -139,7 +138,9 @@ def read_tiff_header(path: Path) -> ReadRecord:
             "too many axes", file=path, received=f"{axes} {shape}", expected="an image or one stack", remedy="split it"
         )
     warnings = ("alpha channel dropped",) if colour >= 0 and shape[colour] == 4 else ()
-    return _planar_record(path, kind="tiff", shape=spatial, channels=channels, dtype=dtype.name, warnings=warnings)
+    return _planar_record(
+        path, kind="tiff", shape=spatial[::-1], channels=channels, dtype=dtype.name, warnings=warnings
+    )
 
 
 def _planar_record(

@@ -39,8 +39,7 @@ PathLike = str | os.PathLike[str]
 StructureFormat = Literal["dicom-seg", "rtstruct", "seg.nrrd"]
 
 _UNPLACED_SUFFIXES = (*PILLOW_SUFFIXES, *TIFF_SUFFIXES)
-_UNPLACED_FORMATS = ("png", "bmp", "jpeg", "tiff")
-"""Images without a placement in a patient."""
+"""Endings of images without a placement in a patient."""
 
 _READERS = {"dicom-seg": read_segments, "rtstruct": read_regions, "seg.nrrd": read_seg_nrrd}
 
@@ -67,7 +66,7 @@ def read_label(path: PathLike, *, reference: PathLike | Geometry, labels: Mappin
     if isinstance(reference, Geometry):
         return _read(Path(path), reference, labels, placed=True)
     record = read_header(reference)
-    return _read(Path(path), record.geometry, labels, placed=record.format not in _UNPLACED_FORMATS)
+    return _read(Path(path), record.geometry, labels, placed=record.is_placed)
 
 
 def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, placed: bool) -> Volume:
@@ -77,7 +76,7 @@ def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, place
         structures = _READERS[kind](file) if kind else []
     if not structures:  # voxels with values, which a NIfTI may name
         volume = read_volume(file, spatial_dims=2 if len(grid.shape) == 2 else None)
-        placed = placed and volume.record.format not in _UNPLACED_FORMATS
+        placed = placed and volume.record.is_placed
         _check_grid(volume.record.geometry, grid, file, placed=placed)
         if names := _nifti_labels(file):
             volume.image.meta["labels"] = names

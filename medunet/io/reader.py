@@ -78,8 +78,8 @@ def read_volume(
 
     Returns:
         ``Volume(image, record)``: NIfTI, NRRD, MetaImage and DICOM in the order ``(C, x, y, z)`` of their affine, a
-        DICOM file with one slice as ``(C, x, y)``; PNG, TIFF, BMP and JPEG as ``(C, H, W)``, a TIFF stack as
-        ``(C, pages, H, W)``.
+        DICOM file with one slice as ``(C, x, y)``; PNG, TIFF, BMP and JPEG as ``(C, x, y)``, x along the width and y
+        along the height as MONAI's readers give them, a TIFF stack as ``(C, x, y, pages)``.
 
     Raises:
         DataError: unreadable, damaged, unknown format, NaN voxels, an axis, a series or a phase that must be chosen.

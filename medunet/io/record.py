@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 from medunet.geometry import Geometry
 
+PICTURE_FORMATS = ("png", "bmp", "jpeg", "tiff")
+"""Formats without a placement in a patient."""
+
 
 class SourceFrame(NamedTuple):
     """One DICOM slice that was read.
@@ -73,6 +76,11 @@ class ReadRecord:
     frames: tuple[SourceFrame, ...] = field(default=(), repr=False)
 
     @property
+    def is_placed(self) -> bool:
+        """Whether the format places images in a patient; pictures have no placement."""
+        return self.format not in PICTURE_FORMATS
+
+    @property
     def is_single_slice(self) -> bool:
         """Whether it is a volume ``(x, y, 1)``, which `spatial_dims=2` reads as an image in the plane."""
-        return len(self.geometry.shape) == 3 and self.geometry.shape[2] == 1 and self.format != "tiff"
+        return len(self.geometry.shape) == 3 and self.geometry.shape[2] == 1 and self.is_placed

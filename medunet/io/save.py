@@ -62,7 +62,7 @@ class SavePredictiond(MapTransform):
             the prediction's own meta data serves.
         name_key: key of the case's name; where it is missing, the name follows from the file's.
         prob_key: key of probabilities ``(C, *spatial)`` to write as ``<name>_prob.nii.gz``, channels last, or in the
-            plane as ``<name>_prob.npy`` ``(C, H, W)``; None for none.
+            plane as ``<name>_prob.npy`` ``(C, x, y)``; None for none.
         suffix: goes between name and ending, such as ``"_seg"``.
         overwrite: whether existing files may be replaced.
         source_grid: whether a prediction on another grid than the input's is refused.

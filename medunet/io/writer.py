@@ -66,7 +66,7 @@ def write_volume(
         array: ``(*spatial)``, without channel axis, in the order that `read_volume` gives; for NIfTI and `.npy` a last
             axis of channels may follow three spatial ones.
         path: `.nii`, `.nii.gz`, `.nrrd`, `.seg.nrrd`, `.mha` (placed in the patient), `.png` (in the plane), `.tif` (an
-            image or a stack of pages), `.npy`.
+            image or a stack of pages), `.npy`. Pictures are ``(x, y)``, x along the width; stacks ``(x, y, pages)``.
         affine: 4x4, RAS mm; identity when missing. PNG, TIFF and npy do not keep it.
         dtype: type in the file; values that it cannot hold are refused. By default the array's own type.
         labels: what the values of a label map are called. A `.seg.nrrd` keeps them as segments, a NIfTI file in an
@@ -236,7 +236,7 @@ def _planar(voxels: npt.NDArray[Any], path: Path, *, axes: tuple[int, ...]) -> n
         voxels = _cast(voxels, label_dtype(voxels, planar=True), path)
     if voxels.dtype == np.float32 and path.suffix.lower() == ".png":
         voxels = _cast(voxels, label_dtype(voxels, planar=True), path)
-    return np.ascontiguousarray(voxels)
+    return np.ascontiguousarray(voxels.T)  # files keep rows first
 
 
 def _itk_image(voxels: npt.NDArray[Any], geometry: Geometry, path: Path) -> sitk.Image:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from medunet.datasets.labels import index_values
-from medunet.datasets.statistics import PLANAR_FORMATS, voxel_digest
+from medunet.datasets.statistics import voxel_digest
 from medunet.io import ReadRecord
 
 from .adapt import in_ras_order
@@ -120,7 +120,7 @@ def measure_case(
     geometry = record.geometry
     values, classes = index_values(label[0])
     spacing = geometry.spacing_mm
-    placed = record.format not in PLANAR_FORMATS
+    placed = record.is_placed
     counts = np.bincount(classes.ravel())
     places = {int(values[place]): int(place) for place in np.flatnonzero(counts)}
     foreground = np.ones(classes.shape, bool)

@@ -73,25 +73,28 @@ class ContactSheet:
         """
         planes = [image[0]] if label is None else [image[0], label[0]]
         spacing = (1.0, 1.0)
-        if planes[0].ndim == 3:
-            matrix = np.eye(4) if affine is None else np.asarray(affine, dtype=np.float64)
+        placed = planes[0].ndim == 3 and affine is not None
+        if placed:
+            matrix = np.asarray(affine, dtype=np.float64)
             turn = nib.orientations.io_orientation(matrix)
             planes = [nib.orientations.apply_orientation(plane, turn) for plane in planes]
             sizes = nib.affines.voxel_sizes(matrix)
             by_patient_axis = [float(sizes[int(np.flatnonzero(turn[:, 0] == axis)[0])]) for axis in range(3)]
+            spacing = (by_patient_axis[1], by_patient_axis[0])
+        if planes[0].ndim == 3:
             index = planes[0].shape[2] // 2
             if label is not None and (areas := (planes[1] != 0).sum(axis=(0, 1))).any():
                 index = int(areas.argmax())
-            # Columns then run to the patient's left and rows to the back.
-            planes = [plane[:, :, index].T[::-1, ::-1] for plane in planes]
-            spacing = (by_patient_axis[1], by_patient_axis[0])
+            planes = [plane[:, :, index] for plane in planes]
+        # Of a volume, columns then run to the patient's left and rows to the back; pictures stay as they are.
+        step = -1 if placed else 1
+        planes = [plane.T[::step, ::step] for plane in planes]
         size = _fit(planes[0].shape, spacing)
         grey = Image.fromarray(_window(planes[0])).resize(size, _filter(planes[0], size))
         shown = None
         if label is not None:
             nearest = Image.fromarray(planes[1].astype(np.float32)).resize(size, Image.Resampling.NEAREST)
             shown = np.asarray(nearest).astype(np.uint16)
-        placed = image.ndim == 4 and affine is not None
         self.thumbnails[name] = _Thumbnail(np.asarray(grey), shown, placed)
 
     def render(self, labels: Mapping[str, int], *, severities: Mapping[str, str] | None = None) -> bytes:

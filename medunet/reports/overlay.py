@@ -145,14 +145,15 @@ def render_overlay(
     (background,) = members.get(BACKGROUND, (0,))
     values = {name: found for name, found in members.items() if found != (background,)}
     if spatial_dims == 2:
-        planes = [Plane(image_array, pred_array, ref_array, spacing[0], spacing[1], "", "", "")]
+        drawn_ref = None if ref_array is None else ref_array.T
+        planes = [Plane(image_array.T, pred_array.T, drawn_ref, spacing[1], spacing[0], "", "", "")]
     else:
         planes = _three_planes(image_array, pred_array, ref_array, spacing, matrix, background=background)
     return _draw(planes, window=_window(image_array), values=values, title=title, with_reference=ref is not None)
 
 
 def _spatial_dims(pred: Array) -> int:
-    """Return the number of spatial axes: `(1, H, W)` is a slice with a channel axis, not a volume of one row."""
+    """Return the number of spatial axes: `(1, x, y)` is a slice with a channel axis, not a volume of one row."""
     has_channel = pred.ndim == 4 or (pred.ndim == 3 and pred.shape[0] == 1)
     spatial_dims = pred.ndim - has_channel
     if spatial_dims not in (2, 3):
@@ -179,14 +180,15 @@ def _three_planes(
     foreground = pred != background if ref is None else (pred != background) | (ref != background)
     planes = []
     # Axes of RAS point to the patient's right, front and head; a picture's columns point to the patient's left or back
-    # and its rows downwards, so all of them are reversed.
+    # and its rows downwards, so all of them are reversed. Pictures without placement stay as they are.
+    step = 1 if affine is None else -1
     for axis, name, left, top in ((2, "axial", "R", "A"), (1, "coronal", "R", "S"), (0, "sagittal", "A", "S")):
         areas = foreground.sum(axis=tuple(other for other in range(3) if other != axis))
         index = int(np.argmax(areas)) if areas.any() else image.shape[axis] // 2
         column_axis, row_axis = (other for other in range(3) if other != axis)
         # A basic index is a view; np.take would first copy a volume that is not in C order.
         cut = (*(slice(None),) * axis, index)
-        shown = [None if array is None else array[cut].T[::-1, ::-1] for array in (image, pred, ref)]
+        shown = [None if array is None else array[cut].T[::step, ::step] for array in (image, pred, ref)]
         planes.append(
             Plane(
                 image=np.asarray(shown[0]),

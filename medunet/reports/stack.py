@@ -170,8 +170,8 @@ def _as_seen(
     planar = arrays[0].ndim == 2
     if affine is None:
         given = tuple(spacing_mm or (1.0,) * arrays[0].ndim)
-        shown = [array[None] if planar else array for array in arrays]
-        depth_mm, row_mm, column_mm = (1.0, *given) if planar else given
+        shown = [array.T[None] if planar else array.T for array in arrays]
+        column_mm, row_mm, depth_mm = (*given, 1.0) if planar else given
         return shown, (depth_mm, row_mm, column_mm)
     matrix = np.asarray(affine, dtype=float)
     if planar:

@@ -16,12 +16,15 @@ def ramp(*shape: int, dtype: str = "uint8") -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_image_in_the_plane_is_read_as_written_rows_first(tmp_path, suffix, dtype):
+def test_a_picture_is_read_as_written_and_its_first_axis_is_the_width(tmp_path, suffix, dtype):
     pixels = ramp(33, 35, dtype=dtype) * (200 if dtype == "uint16" else 1)
     path = write_volume(pixels, tmp_path / f"a{suffix}")
     volume = read_volume(path)
     assert volume.image.shape == (1, 33, 35)
     assert np.array_equal(volume.image[0].numpy(), pixels)
+    with Image.open(path) as picture:
+        assert picture.size == (33, 35)
+        assert np.array_equal(np.asarray(picture), pixels.T)
     assert volume.image.affine.tolist() == np.eye(4).tolist()
     assert read_header(path).dtype == dtype
 
@@ -32,7 +35,7 @@ def test_colour_becomes_three_channels(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     Image.fromarray(pixels).save(path)
     volume = read_volume(path)
-    assert np.array_equal(volume.image.numpy(), np.moveaxis(pixels, -1, 0))
+    assert np.array_equal(volume.image.numpy(), pixels.T)
     assert read_header(path).channels == 3
 
 
@@ -40,7 +43,7 @@ def test_alpha_is_dropped_and_recorded(tmp_path):
     pixels = ramp(5, 6, 4)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     volume = read_volume(tmp_path / "a.png")
-    assert np.array_equal(volume.image.numpy(), np.moveaxis(pixels[..., :3], -1, 0))
+    assert np.array_equal(volume.image.numpy(), pixels[..., :3].T)
     assert volume.record.warnings == ("alpha channel dropped",)
 
 
@@ -48,20 +51,21 @@ def test_palette_yields_its_indices(tmp_path):
     image = Image.fromarray(ramp(5, 6) % 3)
     image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
     image.save(tmp_path / "a.png")
-    assert np.array_equal(read_volume(tmp_path / "a.png").image[0].numpy(), ramp(5, 6) % 3)
+    assert np.array_equal(read_volume(tmp_path / "a.png").image[0].numpy(), ramp(5, 6).T % 3)
 
 
 def test_tiff_pages_are_a_volume(tmp_path):
-    pages = ramp(7, 33, 34)
-    path = write_volume(pages, tmp_path / "stack.tif")
-    assert np.array_equal(read_volume(path).image[0].numpy(), pages)
-    assert read_header(path).geometry.shape == (7, 33, 34)
+    voxels = ramp(33, 34, 7)
+    path = write_volume(voxels, tmp_path / "stack.tif")
+    assert np.array_equal(read_volume(path).image[0].numpy(), voxels)
+    assert read_header(path).geometry.shape == (33, 34, 7)
+    assert np.array_equal(tifffile.imread(path), voxels.T)
 
 
 def test_planar_colour_tiff_has_colour_first(tmp_path):
     pixels = ramp(3, 33, 34)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", planarconfig="separate")
-    assert np.array_equal(read_volume(tmp_path / "a.tif").image.numpy(), pixels)
+    assert np.array_equal(read_volume(tmp_path / "a.tif").image.numpy(), pixels.swapaxes(1, 2))
 
 
 def test_tiff_with_pages_of_several_sizes_is_refused(tmp_path):

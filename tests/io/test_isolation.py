@@ -162,8 +162,10 @@ def test_a_header_may_not_take_voxels_from_elsewhere(name: str, tmp_path: Path) 
     folder = tmp_path / "in"
     folder.mkdir()
     (tmp_path / "outside.raw").write_bytes(bytes(64))
-    nrrd = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 4 4\nencoding: raw\ndata file: {}\n\n"
-    meta = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_UCHAR\nElementDataFile = {}\n"
+    nrrd = "NRRD0004\ntype: uint8\ndimension: 3\nspace: RAS\nsizes: 4 4 4\nspace directions: (1,0,0) (0,1,0) (0,0,1)\n"
+    nrrd += "encoding: raw\ndata file: {}\n\n"
+    meta = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
+    meta += "ElementDataFile = {}\n"
     texts = {"a.nrrd": nrrd, "a.nhdr": nrrd, "a.mhd": meta, "a.mha": meta}
     for file, text in texts.items():
         (folder / file).write_text(text.format(name))

@@ -20,7 +20,7 @@ def drawn(sheet: ContactSheet, **options) -> np.ndarray:
 
 def test_picture_is_shown_as_it_is_with_its_label():
     image = np.zeros((1, 36, 36), np.float32)
-    image[0, :, 18:] = 1000
+    image[0, 18:] = 1000  # the right half
     label = np.zeros_like(image)
     label[0, :9, :9] = 3
     sheet = ContactSheet()

@@ -78,24 +78,26 @@ def test_spacing_follows_its_axis() -> None:
     assert found["sagittal"].aspect == pytest.approx(11 * 3 / (13 * 5))
 
 
-def test_without_orientation_nothing_is_claimed() -> None:
+def test_without_orientation_nothing_is_claimed_and_nothing_is_flipped() -> None:
     _, pred = volume()
     assert {(plane.left, plane.top) for plane in planes(pred, None).values()} == {("", "")}
+    drawn = _three_planes(pred.astype(float), pred, None, (1, 1, 1), None, background=0)[0]
+    assert np.array_equal(drawn.pred, pred[:, :, 2].T)
 
 
 def test_a_2d_picture_has_the_proportions_of_the_image() -> None:
-    image = np.random.default_rng(0).random((33, 35))
-    for spacing_mm, ratio in (((1.0, 1.0), 35 / 33), ((1.0, 2.0), 70 / 33), ((1.0, 50.0), MAX_ASPECT)):
-        png = render_overlay(image, np.zeros((33, 35), int), labels=LABELS, spacing_mm=spacing_mm)
+    image = np.random.default_rng(0).random((35, 33))
+    for spacing_mm, ratio in (((1.0, 1.0), 35 / 33), ((2.0, 1.0), 70 / 33), ((50.0, 1.0), MAX_ASPECT)):
+        png = render_overlay(image, np.zeros((35, 33), int), labels=LABELS, spacing_mm=spacing_mm)
         height, width, _ = decoded(png).shape
         assert width / (height * 6.6 / (6.6 + 0.34)) == pytest.approx(ratio, rel=0.02)
 
 
 def test_each_class_is_drawn_in_its_colour_and_the_reference_in_white(tmp_path: Path) -> None:
-    image = np.zeros((33, 35))
-    pred, ref = np.zeros((33, 35), int), np.zeros((33, 35), int)
+    image = np.zeros((35, 33))
+    pred, ref = np.zeros((35, 33), int), np.zeros((35, 33), int)
     pred[5:15, 5:15], pred[18:30, 18:30] = 1, 2
-    ref[8:20, 3:9] = 1
+    ref[3:9, 8:20] = 1
     colours = class_colours(["liver", "spleen"])
     assert colours["liver"] != colours["spleen"]
     # In the legend alone there are few pixels of a colour; the contours have hundreds.

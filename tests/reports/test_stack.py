@@ -101,7 +101,7 @@ def test_pictures_stay_as_they_are_and_colours_are_kept() -> None:
     places = np.zeros((33, 35), np.uint8)
     places[:10, :10] = 1
     stack = pack_case(picture, [places, places])
-    assert stack.shape == (1, 33, 35) and not stack.is_placed
+    assert stack.shape == (1, 35, 33) and not stack.is_placed
     assert labels_of(stack)[0, 0, 0, 0] == 1
     red = np.asarray(Image.open(io.BytesIO(stack.image)).convert("RGB"))[4, 4]
     assert red[0] > 200
