@@ -90,7 +90,9 @@ def _verified(path: Path, options: ReadOptions) -> tuple[Grid, ReadRecord]:
         files=len({frame.file.path for frame in grid.frames}),
         modality=first.modality,
         series=hashlib.sha256(first.series_uid.encode()).hexdigest()[:_HASH_DIGITS],
-        frames=() if is_resampled else tuple(SourceFrame(frame.file.path, frame.index) for frame in grid.frames),
+        frames=()
+        if is_resampled
+        else tuple(SourceFrame(frame.file.path, 0 if frame.file.is_mosaic else frame.index) for frame in grid.frames),
     )
     return grid, record
 

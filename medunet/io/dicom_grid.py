@@ -25,7 +25,7 @@ from medunet.errors import GeometryError
 from medunet.geometry import SHEAR_TOLERANCE, Geometry
 
 from .dicom_header import Frame
-from .dicom_phase import choose_phase, drop_duplicates, group_positions
+from .dicom_phase import choose_frames, group_positions
 from .options import ReadOptions, Uneven
 
 GAP_TOLERANCE_MM = 0.05
@@ -109,10 +109,8 @@ def build_grid(
     normal = np.cross(axes[0], axes[1])
     normal /= np.linalg.norm(normal)
     groups = group_positions(frames, [float(np.dot(_numbers(f, "position", 3), normal)) for f in frames])
-    groups, chosen = choose_phase(groups, options.phase, folder)
-    warnings += chosen
-    ordered, dropped = drop_duplicates(groups, same_pixels)
-    warnings += dropped
+    ordered, notes = choose_frames(groups, options.phase, folder, same_pixels)
+    warnings += notes
     positions = np.array([_numbers(f, "position", 3) for f in ordered])
     if planar != (len(ordered) == 1):
         raise GeometryError(

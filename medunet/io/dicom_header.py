@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,6 +64,8 @@ _END_OF_CODESTREAM = b"\xff\xd9"
 _JPEG_FAMILY = ("50", "51", "57", "70", "80", "81", "90", "91", "201", "202", "203")
 """Last parts of the transfer syntaxes of JPEG, JPEG-LS, JPEG 2000 and high-throughput JPEG 2000."""
 
+_WHOLE = re.compile(r"\s*[+-]?\d{1,12}\s*")
+
 _MOMENT_SEQUENCE = {"EffectiveEchoTime": "MREchoSequence", "DiffusionBValue": "MRDiffusionSequence"}
 """Functional group of a temporal key where it is not FrameContentSequence."""
 
@@ -114,6 +117,8 @@ class Frame:
     intercept: float | None
     moments: Mapping[str, str] = field(default_factory=dict)
     """The `TEMPORAL_KEYS` that the frame has."""
+    number: int | None = None
+    """InstanceNumber of the file."""
 
 
 def looks_like_dicom(path: Path) -> bool:
@@ -314,6 +319,7 @@ def _frame(image: ImageFile, index: int, levels: list[pydicom.Dataset]) -> Frame
             value = number(item, keyword) if keyword in BINARY_TAGS else text(item, keyword)
             if value not in (None, ""):
                 moments[keyword] = f"{value:g}" if isinstance(value, float) else str(value)
+    instance = text(levels[-1], "InstanceNumber")
     return Frame(
         file=image,
         index=index,
@@ -323,4 +329,5 @@ def _frame(image: ImageFile, index: int, levels: list[pydicom.Dataset]) -> Frame
         slope=slope[0] if slope else None,
         intercept=intercept[0] if intercept else None,
         moments=moments,
+        number=int(instance) if _WHOLE.fullmatch(instance) else None,
     )

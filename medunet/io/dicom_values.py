@@ -36,6 +36,9 @@ TEMPORAL_KEYS = (
     "EchoNumbers",
     "EchoTime",
     "EffectiveEchoTime",
+    "InversionTime",
+    "FlipAngle",
+    "ImageType",
     "AcquisitionNumber",
     "FrameAcquisitionNumber",
     "AcquisitionTime",
@@ -62,7 +65,6 @@ BINARY_TAGS = {
 """Tags kept in binary, with their `struct` format; all others are text."""
 
 _TEXT = (
-    "ImageType",
     "SOPClassUID",
     "SOPInstanceUID",
     "Modality",
@@ -77,6 +79,7 @@ _TEXT = (
     "RescaleIntercept",
     "LossyImageCompression",
     "ReferencedFileID",
+    "InstanceNumber",
     *(key for key in TEMPORAL_KEYS if key not in BINARY_TAGS),
 )
 _SEQUENCES = (

@@ -161,7 +161,7 @@ def phases(made, folder, **tags):
 )
 def test_sequence_in_time_is_refused_unless_a_phase_is_chosen(tmp_path, made, tag, values):
     folder = phases(made, tmp_path / "ct", **{tag: values})
-    with pytest.raises(DataError, match=rf"ct: series has 2 phases .*{tag}.*choose one by `phase`"):
+    with pytest.raises(DataError, match=rf"ct: series has 2 phases .*{tag}.*choose one, such as --phase 1"):
         read_volume(folder)
     early, late = read_volume(folder, phase=0), read_volume(folder, phase=1)
     assert early.image[0, 0, 0].tolist() == [-900, -700, -500]  # the odd slices have the smaller value
