@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medunet.bundle.ensemble import ENSEMBLE_FOLDS
 from medunet.bundle.measuring import evaluate_bundle
-from medunet.bundle.results import EVALUATION, FoundRun, data_of, find_run, is_measured, is_trained
-from medunet.bundle.specialise import read_json
+from medunet.bundle.results import FoundRun, data_of, find_run, is_measured, is_trained, read_cases
+from medunet.bundle.seen import EVALUATION, SeenCases, seen_cases
 from medunet.datasets import Case, SegmentationDataset, open_dataset
 from medunet.errors import ConfigError, GeometryError, MedunetError
 from medunet.files import write_atomically
 from medunet.io import Volume, is_structure_file, output_name, read_label, read_volume
 from medunet.metrics.evaluation import BACKGROUND
+from medunet.metrics.tables import JSON_NAME
 from medunet.reports import (
     ClassCodes,
     Stack,
@@ -76,13 +76,14 @@ def report_runs(
 ) -> WrittenReport:
     """Write the page about one run, or about several side by side.
 
-    A run that is trained but not measured is measured first, on its validation cases (``RUN/evaluation``). A run that
-    is still training shows its curves and configuration.
+    A run that is trained but not evaluated on the data is evaluated first, on the cases that it was not trained on. A
+    run that is still training shows its curves and configuration.
 
     Args:
         runs: folders of runs or cross-validations; the first one is what the others are compared with.
         output: the HTML file; the figures go to a folder of its name beside it.
-        data: where the data set lies now; None takes what each run's config says.
+        data: where the data set is now, or another one, on which the runs are then evaluated; None takes what each
+            run's config says.
         title: headline; the runs' names by default.
         device: for measuring; as in `train_bundle`.
         megabytes: largest size of the page; the worst cases have slices, the others only numbers.
@@ -161,18 +162,33 @@ def _gather(run: Path, name: str, data: Path | None, device: str) -> FoundRun:
     where = data or data_of(run)
     notes: list[str] = []
     dataset: SegmentationDataset | None = None
+    seen: SeenCases | None = None
     if where is not None:
         dataset = open_dataset(where, problems=[])  # a case that cannot be read has no figures
-    if not is_measured(run):
-        is_ensemble = ENSEMBLE_FOLDS in read_json(run / "configs" / "evaluate.json")
-        if where is None or is_ensemble or not is_trained(run):
-            missing = "its data set is not at hand" if where is None else "there are no weights of it to measure"
+        seen = seen_cases(run, dataset)
+    folder = EVALUATION if seen is None else seen.folder
+    if not _is_measured_on(run, folder, dataset):
+        missing = ""
+        if where is None or dataset is None or seen is None:
+            missing = "its data set is not at hand"
+        elif not is_trained(run):
+            missing = "there are no weights of it to measure"
+        elif seen.names >= {case.name for case in dataset.cases}:
+            missing = "it was trained on every case"
+        if missing or where is None:
             notes.append(f"Not measured: {missing}.")
             logger.warning("%s is not measured: %s", name, missing)
         else:
-            logger.info("%s was not measured yet: predicting its validation cases", name)
-            evaluate_bundle(run, where, run / EVALUATION, device=device)
-    return find_run(run, name, dataset=dataset, notes=notes)
+            logger.info("%s was not evaluated yet: predicting the cases that it was not trained on", name)
+            evaluate_bundle(run, where, run / folder, device=device)
+    return find_run(run, name, dataset=dataset, seen=seen, notes=notes)
+
+
+def _is_measured_on(run: Path, folder: str, dataset: SegmentationDataset | None) -> bool:
+    """Whether a run has metrics; those on another data set must be of these cases, not of a data set of this name."""
+    if not is_measured(run, folder) or dataset is None or folder == EVALUATION:
+        return is_measured(run, folder)
+    return {case["name"] for case in read_cases(run / folder / JSON_NAME)} <= {case.name for case in dataset.cases}
 
 
 def _read(found: Sequence[FoundRun], name: str) -> _Drawn | None:

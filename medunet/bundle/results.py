@@ -12,17 +12,15 @@ from typing import Any, cast
 from medunet.bundle.described import settings_of
 from medunet.bundle.ensemble import DECISION_NAME
 from medunet.bundle.measuring import OUT_OF_FOLD, class_values, region_values_of
+from medunet.bundle.seen import EVALUATION, SeenCases, seen_cases
 from medunet.bundle.specialise import read_json
-from medunet.datasets import SegmentationDataset, split_fold
-from medunet.errors import ConfigError, DataError
+from medunet.datasets import SegmentationDataset
+from medunet.errors import DataError
 from medunet.io import split_suffix
 from medunet.metrics import CaseScores
 from medunet.metrics.tables import JSON_NAME
 from medunet.reports import EpochRecord, RunResults
 from medunet.training import BEST_NAME, HISTORY_NAME, kept_entry
-
-EVALUATION = "evaluation"
-"""Folder in a run in which `medunet evaluate` measures."""
 
 PICTURE_ENDINGS = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"})
 """Of label maps whose pixels have no size."""
@@ -50,14 +48,15 @@ class FoundRun:
     dataset: SegmentationDataset | None = None
 
 
-def is_measured(run: Path) -> bool:
-    """Whether metrics of single cases lie in a run: of `medunet evaluate`, or out of fold."""
-    return any((run / folder / JSON_NAME).is_file() for folder in (EVALUATION, OUT_OF_FOLD))
+def is_measured(run: Path, folder: str = EVALUATION) -> bool:
+    """Whether a run has metrics of single cases: in a folder of `medunet evaluate`, or out of fold."""
+    folders = (EVALUATION, OUT_OF_FOLD) if folder == EVALUATION else (folder,)
+    return any((run / name / JSON_NAME).is_file() for name in folders)
 
 
 def is_trained(run: Path) -> bool:
-    """Whether a run has weights to measure."""
-    return (run / "models" / BEST_NAME).is_file()
+    """Whether a run, or an ensemble of folds, has weights."""
+    return (run / "models" / BEST_NAME).is_file() or any(run.glob("models/fold_*.pt"))
 
 
 def data_of(run: Path) -> Path | None:
@@ -68,7 +67,12 @@ def data_of(run: Path) -> Path | None:
 
 
 def find_run(
-    run: Path, name: str, *, dataset: SegmentationDataset | None = None, notes: Sequence[str] = ()
+    run: Path,
+    name: str,
+    *,
+    dataset: SegmentationDataset | None = None,
+    seen: SeenCases | None = None,
+    notes: Sequence[str] = (),
 ) -> FoundRun:
     """Gather what is in a run's folder; what is not there stays empty.
 
@@ -76,6 +80,7 @@ def find_run(
         run: a run, or the folder of a cross-validation.
         name: what the report calls it.
         dataset: that it was measured on.
+        seen: what :func:`medunet.bundle.seen.seen_cases` returns for the data set, if it is known already.
         notes: what the reader must know.
 
     Raises:
@@ -84,8 +89,12 @@ def find_run(
     """
     config = read_json(run / "configs" / "evaluate.json")
     folds = sorted(run.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
-    is_joined = (run / OUT_OF_FOLD / JSON_NAME).is_file() and not (run / EVALUATION / JSON_NAME).is_file()
-    metrics = run / (OUT_OF_FOLD if is_joined else EVALUATION) / JSON_NAME
+    if seen is None and dataset is not None:
+        seen = seen_cases(run, dataset)
+    folder = EVALUATION if seen is None else seen.folder
+    is_joined = not (run / folder / JSON_NAME).is_file() and folder == EVALUATION
+    is_joined &= (run / OUT_OF_FOLD / JSON_NAME).is_file()
+    metrics = run / (OUT_OF_FOLD if is_joined else folder) / JSON_NAME
     cases = read_cases(metrics) if metrics.is_file() else []
     predictions: dict[str, Path] = {}
     groups: dict[str, str] = {}
@@ -95,16 +104,16 @@ def find_run(
             predictions |= found
             groups |= dict.fromkeys(found, fold.name.replace("_", " "))
     else:
-        predictions = _label_maps(run / EVALUATION / "predictions")
+        predictions = _label_maps(run / folder / "predictions")
     histories = {fold.name.replace("_", " "): read_history(fold) for fold in folds} or {"": read_history(run)}
     histories = {part: records for part, records in histories.items() if records}
-    seen = frozenset[str]() if is_joined else _trained_on(config, dataset, bool(folds))
+    trained_on = frozenset[str]() if is_joined or seen is None else seen.names
     measured = [case["name"] for case in cases]
     kind = "each by the fold that had not seen it" if is_joined else _kind(config, dataset, measured, seen)
     kind = f"{len(measured)} cases on the grid of their images, {kind}" if measured else ""
     told = list(notes)
-    if seen & set(measured):
-        count = len(seen & set(measured))
+    if trained_on & set(measured):
+        count = len(trained_on & set(measured))
         told.append(
             f"{count} of {len(measured)} measured cases were trained on: their numbers say little about new images."
         )
@@ -118,7 +127,7 @@ def find_run(
         facts=_facts(config, dataset, histories, measured=kind),
         settings=[setting for setting in settings_of(run) if not (folds and setting.id == "fold")],  # it has all
         notes=told,
-        trained_on=seen,
+        trained_on=trained_on,
         groups=groups,
         cleaning=_cleaning(run) if is_joined else (),
         unit=_unit(predictions),
@@ -170,22 +179,6 @@ def _label_maps(folder: Path) -> dict[str, Path]:
     return {stem: path for stem, path in names if not stem.endswith("_prob")}
 
 
-def _trained_on(config: Mapping[str, Any], dataset: SegmentationDataset | None, is_ensemble: bool) -> frozenset[str]:
-    if dataset is None:
-        return frozenset()
-    if is_ensemble:
-        return frozenset(case.name for case in dataset.cases)
-    skipped = frozenset(config.get("skip_cases", ()))
-    cases = [case for case in dataset.cases if case.name not in skipped]
-    if chosen := config.get("validation_cases"):
-        return frozenset(case.name for case in cases) - set(chosen)
-    try:
-        training, _ = split_fold(cases, fold=config["fold"], folds=config["folds"])
-    except ConfigError:  # measured on other data than it was trained on
-        return frozenset()
-    return frozenset(case.name for case in training)
-
-
 def _facts(
     config: Mapping[str, Any],
     dataset: SegmentationDataset | None,
@@ -205,7 +198,7 @@ def _facts(
         minutes = sum(float(record.get("seconds", 0)) for record in history) / 60
         took = f"{minutes:.0f} min" if minutes >= 1.5 else f"{60 * minutes:.0f} s"
         text = f"{history[-1]['epoch']} epochs, {history[-1]['iteration']} steps, {took}"
-        if kept := kept_entry(history, config):
+        if kept := kept_entry(history):
             text += f", weights of epoch {kept['epoch']}"
         waits = [record["data_wait"] for record in history if "data_wait" in record]
         if waits:
@@ -226,17 +219,19 @@ def _kind(
     config: Mapping[str, Any],
     dataset: SegmentationDataset | None,
     measured: Sequence[str],
-    seen: frozenset[str],
+    seen: SeenCases | None,
 ) -> str:
-    if dataset is None:
+    if dataset is None or seen is None:
         return "whose data set is not at hand"
-    if set(measured) & seen:
+    if set(measured) & seen.names:
         return "some of them trained on"
+    if seen.folder == EVALUATION and set(measured) <= {case.name for case in dataset.cases}:
+        return "chosen for validation" if config.get("validation_cases") else f"validation of fold {config['fold']}"
     if set(measured) <= {case.name for case in dataset.test}:
         return "all of them for testing only"
-    if set(measured) <= {case.name for case in dataset.cases}:
-        return "chosen for validation" if config.get("validation_cases") else f"validation of fold {config['fold']}"
-    return "from other data"
+    if not seen.is_known:
+        return "and it is not recorded which cases the run was trained on"
+    return f"of {dataset.name}, none of them trained on"
 
 
 def _cleaning(run: Path) -> list[list[str]]:

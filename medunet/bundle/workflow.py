@@ -46,20 +46,22 @@ Configs = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training came to.
+    """The result of a training run.
 
     Args:
         run: folder of the run, a bundle with weights.
-        epochs: how many were trained, earlier parts of a resumed training included.
+        epochs: trained epochs, including those before a resume.
         kept_epoch: the epoch whose weights are kept.
-        kept_dice: validation Dice by class name at that epoch.
-        history: one dictionary an epoch.
+        best_epoch: the epoch with the best validation; 0 if nothing was validated.
+        kept_dice: validation Dice by class name at the kept epoch.
+        history: one dictionary per epoch.
         left_out: names of cases that could not be used (``skip_bad``).
     """
 
     run: Path
     epochs: int
     kept_epoch: int
+    best_epoch: int = 0
     kept_dice: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     left_out: tuple[str, ...] = ()
@@ -144,11 +146,12 @@ def train_prepared(
     state = workflow.parser.get_parsed_content("train::trainer").state
     history = list(getattr(state, "history", []))
     config = read_json(run / "configs" / "train.json")
-    kept = kept_entry(history, config)
+    kept = kept_entry(history)
     return TrainingResult(
         run=run,
         epochs=state.epoch,
         kept_epoch=kept.get("epoch", state.epoch),
+        best_epoch=getattr(state, "best_epoch", 0),
         kept_dice=kept.get("val_dice", {}),
         history=history,
         left_out=tuple(config.get("skip_cases", ())),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,15 +13,40 @@ from rich.table import Table
 from medunet.cli.options import Device, Trust
 from medunet.cli.predict import EXIT_SOME_FAILED
 
+if TYPE_CHECKING:
+    from medunet.metrics import Summary
+    from medunet.metrics.evaluation import Statistics
+
+MAX_SHOWN = 20
+"""Names of cases in one line; metrics.json has them all."""
+
 
 def evaluate(
     bundle: Annotated[str | None, typer.Argument(help="A run or a bundle with weights; not with --pred.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Labelled data set; predicts and measures.")] = None,
     pred: Annotated[Path | None, typer.Option("--pred", help="Folder of predicted label maps.")] = None,
     ref: Annotated[Path | None, typer.Option("--ref", help="Folder of reference label maps.")] = None,
-    section: Annotated[str, typer.Option(help="validation (the cases the run did not train on) or all")] = "validation",
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=VALUE,...", help="Names of the label values with --pred; those of dataset.json by default."
+        ),
+    ] = None,
+    section: Annotated[
+        str,
+        typer.Option(
+            help="Cases to evaluate: unseen (all that the run was not trained on), validation (its fold), all, or test "
+            "(imagesTs with labelsTs)."
+        ),
+    ] = "unseen",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for metrics.csv and metrics.json. Default: evaluation in the run, evaluation_NAME for other "
+            "data, PRED_evaluation with --pred.",
+        ),
     ] = None,
     em: Annotated[
         bool | None,
@@ -33,31 +58,14 @@ def evaluate(
     """Measure a run on labelled images, or a folder of predictions against references."""
     from medunet.bundle import evaluate_bundle, evaluate_folders, find_bundle
     from medunet.errors import ConfigError
-    from medunet.files import claim
 
-    if bundle is not None and data is not None and pred is None and ref is None:
-        folder = find_bundle(bundle)
-        output = output or folder / "evaluation"
-        with claim(output):
-            result = evaluate_bundle(folder, data, output, section=section, device=device, em=em, trust=trust)
+    if bundle is not None and data is not None and pred is None and ref is None and labels is None:
+        result = evaluate_bundle(find_bundle(bundle), data, output, section=section, device=device, em=em, trust=trust)
     elif pred is not None and ref is not None and bundle is None and data is None:
-        output = output or pred
-        result = evaluate_folders(pred, ref, output, em=em)
+        result = evaluate_folders(pred, ref, output, labels=_parse_labels(labels), em=em)
     else:
-        raise ConfigError("evaluate takes either BUNDLE --data DATA, or --pred DIR --ref DIR")
-
-    table = Table("class", "Dice", "IoU", "HD95 mm", "surface mm", title=f"{result['cases']} cases, mean (sd)")
-    for name, entry in result["classes"].items():
-        values = entry["scores"]
-        cells = [f"{values[key]['mean']:.4f} ({values[key]['std']:.4f})" for key in ("dice", "iou")]
-        cells += [f"{values[key]['mean']:.2f} ({values[key]['std']:.2f})" for key in ("hd95_mm", "msd_mm")]
-        table.add_row(name, *cells)
-    console = Console()
-    console.print(table)
-    console.print(f"mean Dice of the classes: {result['mean_dice']:.4f}")
-    for name, statistics in result.get("em", {}).items():
-        console.print(f"{name}: {statistics['mean']:.5f}")
-    typer.echo(f"tables: {output}")
+        raise ConfigError("evaluate takes either BUNDLE --data DATA, or --pred DIR --ref DIR [--labels NAME=VALUE,...]")
+    _show(result)
     failed = result.get("failed_cases", {})
     for name, cause in failed.items():
         Console(stderr=True, soft_wrap=True, highlight=False).print(
@@ -65,3 +73,50 @@ def evaluate(
         )
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _parse_labels(text: str | None) -> dict[str, int] | None:
+    from medunet.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        return {name.strip(): int(value) for name, _, value in (word.rpartition("=") for word in text.split(","))}
+    except ValueError as error:
+        raise ConfigError(
+            "--labels takes NAME=VALUE,...", received=text, expected="such as liver=1,tumour=2"
+        ) from error
+
+
+def _show(result: Summary) -> None:
+    columns = ("class", "Dice", "median", "IoU", "HD95 mm", "surface mm", "missed", "spurious")
+    table = Table(*columns, title=f"{result['cases']} cases, mean (sd)")
+    for name, entry in result["classes"].items():
+        scores, status = entry["scores"], entry["status"]
+        cells = [_cell(scores["dice"], 4, result["cases"]), f"{scores['dice']['median']:.4f}"]
+        cells += [_cell(scores["iou"], 4, result["cases"])]
+        cells += [_cell(scores[key], 2, result["cases"]) for key in ("hd95_mm", "msd_mm")]
+        table.add_row(escape(name), *cells, str(status["missed"]), str(status["spurious"]))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"mean Dice of the classes: {result['mean_dice']:.4f}")
+    for name, statistics in result.get("em", {}).items():
+        console.print(f"{name}: {statistics['mean']:.5f}")
+    trained_on = result.get("trained_on", [])
+    if trained_on is None:
+        console.print("[yellow]warning[/] the bundle does not record which cases it was trained on")
+    elif trained_on:
+        console.print(f"[yellow]warning[/] {len(trained_on)} of these cases were trained on: {_names(trained_on)}")
+    if left_out := result.get("left_out"):
+        console.print(f"left out, because the run was trained on them: {_names(left_out)}")
+    typer.echo(f"tables: {result['folder']}")
+
+
+def _cell(statistics: Statistics, digits: int, cases: int) -> str:
+    """Mean and standard deviation, with the number of cases unless it is all of them."""
+    text = f"{statistics['mean']:.{digits}f} ({statistics['std']:.{digits}f})"
+    return text if statistics["n"] == cases else f"{text} n={statistics['n']}"
+
+
+def _names(names: list[str]) -> str:
+    return escape(", ".join(names[:MAX_SHOWN]) + (f" and {len(names) - MAX_SHOWN} more" if names[MAX_SHOWN:] else ""))

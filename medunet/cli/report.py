@@ -18,7 +18,9 @@ def report(
         Path | None,
         typer.Option("--output", "-o", help="The page; RUN/report.html, of several runs ./report.html by default."),
     ] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Where the data set lies now, if it was moved.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Where the data set is now, or another one to evaluate.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Headline.")] = None,
     megabytes: Annotated[float, typer.Option(help="Largest page; the worst cases have slices.")] = 5.0,
     figures: Annotated[bool, typer.Option(help="Also write the figures as PNG, beside the page.")] = True,

@@ -129,7 +129,8 @@ def show_training(result: TrainingResult) -> None:
     """Print what came of a training."""
     console = Console()
     if result.kept_dice:
-        table = Table("class", "validation Dice", title=f"kept: epoch {result.kept_epoch} of {result.epochs}")
+        title = f"kept: epoch {result.kept_epoch} of {result.epochs}, {_why_kept(result)}"
+        table = Table("class", "validation Dice", title=title)
         for name, value in result.kept_dice.items():
             table.add_row(name, f"{value:.4f}")
         console.print(table)
@@ -137,6 +138,12 @@ def show_training(result: TrainingResult) -> None:
         console.print(f"[yellow]left out[/] {escape(', '.join(result.left_out))}", highlight=False, soft_wrap=True)
     typer.echo(f"run: {result.run}")
     typer.echo(next_command("predict", result.run, "IMAGES", "--output", "DIR"))
+
+
+def _why_kept(result: TrainingResult) -> str:
+    if result.kept_epoch == result.best_epoch:
+        return "the best validation"
+    return f"the last validation (keep_epoch: last); epoch {result.best_epoch} has the best"
 
 
 def show_folds(result: CrossValidation) -> None:

@@ -5,6 +5,7 @@ from .check import check_dataset as check_dataset
 from .check import check_pair as check_pair
 from .check import survey as survey
 from .comparison import named_sides as named_sides
+from .content import image_digest as image_digest
 from .datalist import datalist as datalist
 from .datalist import list_inputs as list_inputs
 from .datalist import open_dataset as open_dataset

@@ -45,7 +45,7 @@ class CaseScores(TypedDict):
 
 
 class Statistics(TypedDict):
-    """Mean, median and standard deviation (of the population) over the `n` cases where the number exists."""
+    """Mean, median and sample standard deviation (NaN for one case) over the `n` cases where the number exists."""
 
     mean: float
     median: float
@@ -69,7 +69,15 @@ class Summary(TypedDict):
     classes: dict[str, ClassSummary]
     em: NotRequired[dict[str, Statistics]]
     failed_cases: NotRequired[dict[str, str]]
-    """Why cases could not be measured, by name; not there where all were."""
+    """Why cases could not be measured, by name; absent if all were measured."""
+    section: NotRequired[str]
+    """Which cases of the data set were evaluated: unseen, validation, all, test or training."""
+    trained_on: NotRequired[list[str] | None]
+    """Evaluated cases that the network was trained on; None if the bundle does not record its training cases."""
+    left_out: NotRequired[list[str]]
+    """Cases of the data set that were not evaluated because the network was trained on them."""
+    folder: NotRequired[str]
+    """Where the tables are; not part of them."""
 
 
 def evaluate_case(
@@ -228,5 +236,8 @@ def _statistics(numbers: Iterable[float]) -> Statistics:
     if found.size == 0:
         return Statistics(mean=math.nan, median=math.nan, std=math.nan, n=0)
     return Statistics(
-        mean=float(found.mean()), median=float(np.median(found)), std=float(found.std()), n=int(found.size)
+        mean=float(found.mean()),
+        median=float(np.median(found)),
+        std=float(found.std(ddof=1)) if found.size > 1 else math.nan,
+        n=int(found.size),
     )

@@ -6,14 +6,15 @@ from .checkpoint import LAST_NAME as LAST_NAME
 from .checkpoint import PREVIOUS_NAME as PREVIOUS_NAME
 from .checkpoint import CheckpointHandler as CheckpointHandler
 from .checkpoint import WeightsLoader as WeightsLoader
+from .data import TRAINED_ON_NAME as TRAINED_ON_NAME
 from .data import DataHandler as DataHandler
 from .data import DataLoader as DataLoader
 from .early_stop import EarlyStop as EarlyStop
 from .handlers import HISTORY_NAME as HISTORY_NAME
 from .handlers import EpochSeeder as EpochSeeder
 from .handlers import HistoryHandler as HistoryHandler
+from .handlers import kept_entry as kept_entry
 from .intensity import IntensityHandler as IntensityHandler
-from .kept import kept_entry as kept_entry
 from .loss_terms import LossTerms as LossTerms
 from .processes import from_first as from_first
 from .processes import is_distributed as is_distributed

@@ -119,6 +119,10 @@ class CheckpointHandler:
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, as the first of its handlers: the others then see the epoch that was resumed."""
         engine.add_event_handler(Events.STARTED, self.start)
+        # the history, which is written before the weights, says which epoch they are of
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.choose)
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.COMPLETED, lambda _: self.choose(engine))
         if self.average is not None:
             self.average.attach(engine)
 
@@ -153,6 +157,7 @@ class CheckpointHandler:
             self.average.load_state_dict(state["average"])
         self.best_metric, self.best_epoch = state["best_metric"], state["best_epoch"]
         self.kept_epoch = engine.state.kept_epoch = state.get("kept_epoch", self.best_epoch)
+        engine.state.best_epoch = self.best_epoch
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["iteration"]
         if self.validator is not None and self.best_metric is not None:
@@ -204,19 +209,24 @@ class CheckpointHandler:
         states = 3 + (self.average is not None)  # weights and, at most, two moments of the optimizer
         check_target(self.folder, needed=SPARE_COPIES * states * size)
 
-    def save(self, engine: Any) -> None:
-        """Write what the finished epoch gave."""
+    def choose(self, engine: Any) -> None:
+        """Decide whether the weights of this epoch are kept; before and after its validation."""
         epoch = engine.state.epoch
         metric = self._new_metric(epoch)
         improved = metric is not None and (self.best_metric is None or metric > self.best_metric)
         if improved:
             self.best_metric, self.best_epoch = metric, epoch
-        keeps = improved or self.best_metric is None or (self.keep == "last" and metric is not None)
-        if keeps:
-            self.kept_epoch = engine.state.kept_epoch = epoch
+        if improved or self.best_metric is None or (self.keep == "last" and metric is not None):
+            self.kept_epoch = epoch
+        engine.state.kept_epoch, engine.state.best_epoch = self.kept_epoch, self.best_epoch
+
+    def save(self, engine: Any) -> None:
+        """Write what the finished epoch gave."""
+        epoch = engine.state.epoch
+        self.choose(engine)
         if not self.is_writer:
             return
-        if keeps:
+        if self.kept_epoch == epoch:
             best = self.network.state_dict() if self.average is None else self.average.weights()
             save_weights(best, self.folder / BEST_NAME)
         if epoch % self.save_interval and epoch != engine.state.max_epochs and not engine.should_terminate:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import monai.data
@@ -13,11 +15,15 @@ import torch
 from ignite.engine import Engine, Events
 
 from medunet import errors
-from medunet.datasets import prune_store
+from medunet.datasets import image_digest, prune_store
 from medunet.errors import DataError, MedunetError
+from medunet.files import write_atomically
 from medunet.inferers.memory import parse_memory
 
 logger = logging.getLogger(__name__)
+
+TRAINED_ON_NAME = "trained_on.json"
+"""Digest of the image by case name, of the cases that a run trains on; in its output folder."""
 
 STARVED = 0.2
 """Share of the time spent waiting for data above which a word is said about it."""
@@ -83,7 +89,11 @@ class DataHandler:
     The share of the epoch's steps spent waiting is left in ``engine.state.data_wait``, for :class:`HistoryHandler`.
 
     Args:
-        datasets: those with a method ``prepare()`` (:class:`medunet.datasets.StoreDataset`) are prepared.
+        datasets: those with a method ``prepare()`` (:class:`medunet.datasets.StoreDataset`) are prepared; the first
+            one is trained on.
+        folder: gets ``trained_on.json``, by which an evaluation recognises the cases that the run was trained on;
+            None writes nothing.
+        is_writer: False on all but the first process.
         store_dir: where the data sets keep preprocessed cases.
         store_limit: size such as ``50GB``; of a larger store the cases go that were not used for longest. None: none.
     """
@@ -92,10 +102,13 @@ class DataHandler:
         self,
         datasets: Sequence[Any] = (),
         *,
+        folder: str | None = None,
+        is_writer: bool = True,
         store_dir: str | None = None,
         store_limit: str | int | None = None,
     ) -> None:
         self.datasets = tuple(datasets)
+        self.folder = Path(folder) if folder is not None and is_writer else None
         self.store_dir = store_dir
         self.store_limit = None if store_limit is None else parse_memory(store_limit)
         self._waiting = 0.0
@@ -117,6 +130,8 @@ class DataHandler:
         for dataset in self.datasets:
             if hasattr(dataset, "prepare"):
                 dataset.prepare()
+        if self.folder is not None and self.datasets:
+            write_atomically(self.folder / TRAINED_ON_NAME, json.dumps(_digests(self.datasets[0]), indent=1))
         if self.store_limit is not None:
             freed = prune_store(self.store_dir, unused_days=None, max_bytes=self.store_limit).freed
             logger.info("the store was pruned: %.1f GB freed", freed / 1e9)
@@ -144,3 +159,8 @@ class DataHandler:
         if share > STARVED and engine.state.epoch > 1 and not self._warned:
             logger.warning("the network waits for data %.0f %% of the time: raise num_workers", 100 * share)
             self._warned = True
+
+
+def _digests(dataset: Any) -> dict[str, str]:
+    items = [item for item in getattr(dataset, "data", ()) if isinstance(item, Mapping) and "image" in item]
+    return {str(item.get("name", "")): image_digest(item["image"]) for item in items}

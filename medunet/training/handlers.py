@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,9 @@ class EpochSeeder:
 class HistoryHandler:
     """Keeps loss, learning rate, seconds and validation metrics of every epoch in ``history.json``.
 
-    Behind a :class:`DataHandler` also the share of the time of its steps that the network waited for data, behind a
-    :class:`LossTerms` what the loss is the sum of. Of several processes the loss is the mean of all.
+    With a :class:`DataHandler` before it, also the share of the steps' time that the network waited for data; with a
+    :class:`LossTerms`, the parts of the loss; with a :class:`CheckpointHandler`, the epoch whose weights are kept so
+    far. With several processes the loss is their mean.
 
     Args:
         folder: where the file goes.
@@ -134,6 +135,8 @@ class HistoryHandler:
             entry["loss_terms"] = {name: means[name] for name in engine.state.loss_terms}
         if hasattr(engine.state, "data_wait"):
             entry["data_wait"] = round(engine.state.data_wait, 4)
+        if kept := getattr(engine.state, "kept_epoch", 0):
+            entry["kept_epoch"] = kept
         metrics = validation_metrics(self.validator, engine.state.epoch)
         if metrics:
             entry["val_metrics"] = {name: value for name, value in metrics.items() if isinstance(value, float)}
@@ -144,6 +147,17 @@ class HistoryHandler:
         engine.state.history = self.epochs
         if self.is_writer:
             write_atomically(self.path, json.dumps(self.epochs, indent=1))
+
+
+def kept_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the entry of the epoch whose weights a run keeps; empty if the history does not name it.
+
+    Example:
+        >>> kept_entry([{"epoch": 1, "kept_epoch": 1}, {"epoch": 2, "kept_epoch": 1}])["epoch"]
+        1
+    """
+    kept = history[-1].get("kept_epoch") if history else None
+    return next((entry for entry in history if entry["epoch"] == kept), {})
 
 
 def loss_of(engine: Any) -> float:

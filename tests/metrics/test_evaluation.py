@@ -129,7 +129,7 @@ def test_statistics_leave_nan_out_and_say_so() -> None:
     assert liver["scores"]["dice"]["n"] == 3
     assert liver["scores"]["dice"]["mean"] == pytest.approx(5 / 9)
     assert liver["scores"]["dice"]["median"] == pytest.approx(2 / 3)
-    assert liver["scores"]["dice"]["std"] == pytest.approx(np.std([1, 2 / 3, 0]))
+    assert liver["scores"]["dice"]["std"] == pytest.approx(np.std([1, 2 / 3, 0], ddof=1))
     assert liver["scores"]["hd95_mm"]["n"] == 2
     assert liver["status"] == {"both": 2, "missed": 1, "spurious": 0, "absent": 1}
     assert summary["cases"] == 4

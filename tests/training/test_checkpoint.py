@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -11,7 +13,7 @@ import torch
 
 from medunet.errors import ConfigError
 from medunet.networks import load_checkpoint
-from medunet.training import BEST_NAME, CheckpointHandler
+from medunet.training import BEST_NAME, LAST_NAME, CheckpointHandler, HistoryHandler, Trainer, kept_entry
 
 METRICS = {1: 0.6, 2: None, 3: 0.8, 4: 0.7, 5: None}
 """By epoch; None: not validated."""
@@ -40,3 +42,15 @@ def test_another_choice_is_refused(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     with pytest.raises(ConfigError, match="best or last"):
         CheckpointHandler(str(tmp_path), network, optimizer=optimizer, keep="first")  # type: ignore[arg-type]
+
+
+def test_the_history_names_the_epoch_whose_weights_are_kept(
+    tmp_path: Path, make_validated: Callable[..., Trainer]
+) -> None:
+    trainer = make_validated(tmp_path, epochs=5, interval=2, learning_rate=0.3, decay=0.0)
+    HistoryHandler(str(tmp_path), optimizer=trainer.optimizer).attach(trainer)
+    trainer.run()
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert [entry["kept_epoch"] for entry in history][:2] == [1, 2]  # before the first validation, the newest epoch
+    last = load_checkpoint(tmp_path / LAST_NAME)
+    assert kept_entry(history)["epoch"] == last["kept_epoch"] == last["best_epoch"]

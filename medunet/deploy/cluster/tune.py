@@ -303,13 +303,11 @@ def _trial(file: Path, errors: Mapping[str, Exception | None]) -> Trial:
     run = file.with_suffix("")
     entries = _history(run)
     values = json.loads(file.read_text())
-    config = run / "configs" / "train.json"
-    kept = kept_entry(entries, read_json(config) if config.is_file() else {})
     if (run / "models" / BEST_NAME).is_file():  # a trial that was ended early had no time for it
         record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     error = next((error for path, error in errors.items() if _number(file) in path and error is not None), None)
     text = None if error is None else " ".join(str(error).split())[-MESSAGE_LENGTH:]
-    return Trial(run, values, kept.get("val_metrics", {}).get(METRIC), len(entries), text)
+    return Trial(run, values, kept_entry(entries).get("val_metrics", {}).get(METRIC), len(entries), text)
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
-from medunet.bundle.specialise import read_json
 from medunet.deploy.monailabel.scoring import score_labels
 from medunet.deploy.monailabel.served import ServedBundle
 from medunet.deploy.monailabel.training import EPOCHS, TrainingOptions, train_further
@@ -62,8 +61,7 @@ class BundleTraining(TrainTask):
         if not runs:
             return {}
         history = read_history(runs[-1])
-        config = read_json(runs[-1].parents[1] / "configs" / "train.json")
-        dice: dict[str, float] = kept_entry(history, config).get("val_dice", {})
+        dice: dict[str, float] = kept_entry(history).get("val_dice", {})
         return {"epoch": len(history), "total_time": "", "best_metric": round(_mean(dice), 4), "dice": dice}
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""Recognise an image by its content, whatever its name and folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from medunet.errors import DataError
+
+SAMPLE_BYTES = 1 << 20
+"""Bytes of an image that are read; acquired images differ within them, and a slow drive reads them in a moment."""
+
+BLOCK_BYTES = 1 << 16
+"""Bytes that are read in one place of a file."""
+
+
+def image_digest(images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> str:
+    """Return a digest of an image that does not depend on the names of its files.
+
+    It covers the size of each file and blocks that are spread evenly over it, so two different files that agree in all
+    of these blocks get the same digest. Small files are read whole.
+
+    Args:
+        images: a file, a folder of DICOM files, or several of them (channels).
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    given = [images] if isinstance(images, str | os.PathLike) else images
+    files = [file for path in map(Path, given) for file in _files(path)]
+    blocks = max(1, SAMPLE_BYTES // BLOCK_BYTES // max(len(files), 1))
+    return hashlib.sha256("\n".join(sorted(_sampled(file, blocks) for file in files)).encode()).hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
+
+def _sampled(path: Path, blocks: int) -> str:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(str(size).encode())
+            last = max(size - BLOCK_BYTES, 0)
+            for start in sorted({last * index // max(blocks - 1, 1) for index in range(blocks)}):
+                file.seek(start)
+                digest.update(file.read(BLOCK_BYTES))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", file=path) from error
+    return digest.hexdigest()
