@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medunet.bundle import choose, evaluate_bundle, find_bundle, train_bundle, train_folds
+from medunet.bundle import find_bundle, train_bundle
 from medunet.cli.app import main
 from medunet.datasets import datalist, write_phantom_dataset
 from medunet.errors import DataError
@@ -188,20 +188,3 @@ def test_a_list_with_missing_files_is_no_bad_case(good: Path, tmp_path: Path, ca
     next((data / "imagesTr").iterdir()).unlink()
     code, shown = call("train", "unet_2d", "--data", data, "--output", tmp_path / "run", "--skip-bad")
     assert code == 2 and "lists 1 missing files" in shown
-
-
-def test_plans_are_compared_and_measured_without_the_cases_that_trained_none(good: Path, tmp_path: Path) -> None:
-    """The first case is bad, by whose header the others are known."""
-    data = tmp_path / "data"
-    shutil.copytree(good, data)
-    cut(sorted((data / "imagesTr").iterdir())[0], keep=0.0)
-    changes = {"network_def::channels": [4, 8], "patch_size": [32, 32], "epochs": 1, "steps_per_epoch": 2}
-    changes |= {"batch_size": 2, "val_interval": 1, "folds": 2, "tracking_uri": "", "autocast_dtype": "float32"}
-    one, two = tmp_path / "one", tmp_path / "two"
-    result = train_folds(find_bundle("unet_2d"), data, one, changes=changes, device="cpu", skip_bad=True)
-    assert result.summary is not None and result.summary["cases"] == 5
-    shutil.copytree(one, two)
-    choice = choose([one, two], tmp_path / "choice", device="cpu")
-    alone, _, together = choice.candidates
-    assert together.mean_dice == pytest.approx(alone.mean_dice, abs=1e-6)  # one plan twice is that plan
-    assert evaluate_bundle(one / "fold_0", data, tmp_path / "measured", device="cpu")["cases"] == 3

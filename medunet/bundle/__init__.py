@@ -4,8 +4,6 @@ from medunet.resources import find_bundle as find_bundle
 from medunet.resources import resource_dir as resource_dir
 from medunet.resources import shipped_bundles as shipped_bundles
 
-from .choice import Choice as Choice
-from .choice import choose as choose
 from .cross_validation import CrossValidation as CrossValidation
 from .cross_validation import FoldOutcome as FoldOutcome
 from .cross_validation import FoldTrainer as FoldTrainer

@@ -6,7 +6,6 @@ from .evaluation import pair_files as pair_files
 from .evaluation import prediction_path as prediction_path
 from .evaluation import read_pair as read_pair
 from .evaluation import reason as reason
-from .joint import JointPredictor as JointPredictor
 from .postprocessing import choose_region_rules as choose_region_rules
 from .postprocessing import choose_rules as choose_rules
 from .predictor import NamedSource as NamedSource

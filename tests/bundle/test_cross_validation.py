@@ -16,7 +16,6 @@ from small import SMALL_2D
 
 from medunet.bundle import (
     CrossValidation,
-    choose,
     cross_validation,
     evaluate_bundle,
     find_bundle,
@@ -28,7 +27,7 @@ from medunet.bundle.ensemble import write_ensemble
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume
-from medunet.prediction import ClassRule, JointPredictor, Predictor
+from medunet.prediction import ClassRule, Predictor
 from medunet.transforms import Components, clean_labels
 
 # MONAI and ignite warn about themselves
@@ -234,88 +233,3 @@ def test_probabilities_are_written_by_an_ensemble_too(volumes: Path, tmp_path: P
     name = image.name.removesuffix(".nii.gz")
     joined = np.asarray(read_volume(tmp_path / "p" / f"{name}_prob.nii.gz", channels=len(labels)).image)
     np.testing.assert_allclose(joined.sum(axis=0), 1, atol=1e-4)
-
-
-def test_the_choice_is_the_best_out_of_fold(
-    whole: CrossValidation, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wider = {**SMALL, "network_def::channels": [6, 8, 12], "epochs": 4}
-    other = train_folds(find_bundle("unet_2d"), cells, tmp_path / "wider", changes=wider, device="cpu")
-    choice = choose([whole.output, other.output], tmp_path / "choice", device="cpu")
-    alone = [(result.postprocessed or result.summary)["mean_dice"] for result in (whole, other)]
-    assert [candidate.mean_dice for candidate in choice.candidates[:2]] == alone
-    together = choice.candidates[2]
-    best = choice.candidates[int(np.argmax(alone))]
-    assert choice.chosen is (together if together.mean_dice > max(alone) + 1e-3 else best)
-    written = json.loads((tmp_path / "choice" / "choice.json").read_text())
-    assert written["chosen"]["members"] == [str(member) for member in choice.chosen.members]
-    assert len(written["of"]) == 3
-    # one plan twice is that plan
-    images = [case.images[0] for case in open_dataset(cells).cases]
-    twice = JointPredictor([whole.folds[0].run] * 2, output_dir=tmp_path / "twice", device="cpu")
-    for image in images[::2]:
-        once = read_volume(whole.output / "fold_0" / "predictions" / image.name).image
-        np.testing.assert_array_equal(read_volume(twice.predict_case(image)).image, once)
-    assert not list((tmp_path / "twice").glob("*_prob*"))
-
-
-@pytest.fixture
-def plans(cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Path], dict[str, Any], list[str]]:
-    """Results of two plans of the same fold, their decision, and the cases that are predicted by both together."""
-    config = {"label_names": ["background", "cell"], "label_values": [0, 255], "spatial_dims": 2, "folds": 2}
-    config |= {"dataset_dir": str(cells), "skip_cases": ["cells_000"]}
-    decision = {"folds": [0], "of_folds": 2, "cases": 2, "mean_dice_postprocessed": 0.5, "postprocessing": []}
-    found = [tmp_path / "one", tmp_path / "two"]
-    for plan in found:
-        for name, content in (("fold_0/configs/evaluate", config), ("docs/cross_validation", decision)):
-            path = plan / f"{name}.json"
-            path.parent.mkdir(parents=True)
-            path.write_text(json.dumps(content))
-    predicted: list[str] = []
-
-    class Oracle:
-        def __init__(self, *_: Any, **__: Any) -> None:
-            pass
-
-        def predict_case(self, image: Path) -> Path:
-            predicted.append(image.name.split(".")[0])
-            return cells / "labelsTr" / image.name
-
-    monkeypatch.setattr("medunet.bundle.choice.JointPredictor", Oracle)
-    return found, decision, predicted
-
-
-def test_plans_are_compared_on_the_folds_that_they_were_trained_on(
-    plans: tuple[list[Path], dict[str, Any], list[str]], tmp_path: Path
-) -> None:
-    """Cases that were left out shift the folds of the others; a shifted fold would measure what it has trained on."""
-    found, _, predicted = plans
-    choose(found, tmp_path / "choice", device="cpu")
-    assert predicted == ["cells_001", "cells_003"]
-
-
-def test_plans_are_compared_without_the_cases_that_none_could_predict(
-    plans: tuple[list[Path], dict[str, Any], list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    found, decision, predicted = plans
-    failed = json.dumps({**decision, "cases": 1, "failed_cases": {"cells_003": "cells_003.png: cannot be read"}})
-    for plan in found:
-        (plan / "docs" / "cross_validation.json").write_text(failed)
-    choose(found, tmp_path / "choice", device="cpu")
-    assert predicted == ["cells_001"]
-    assert "cells_003 counts nowhere" in caplog.text
-    other = json.dumps({**decision, "cases": 1, "failed_cases": {"cells_001": "cells_001.png: cannot be read"}})
-    (found[1] / "docs" / "cross_validation.json").write_text(other)
-    with pytest.raises(ConfigError, match="different folds, cases or classes"):
-        choose(found, tmp_path / "choice", device="cpu")
-
-
-def test_results_of_other_folds_are_not_compared(whole: CrossValidation, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing to choose"):
-        choose([whole.output], tmp_path)
-    other = tmp_path / "other" / "docs"
-    other.mkdir(parents=True)
-    decision = json.loads((whole.output / "docs" / "cross_validation.json").read_text())
-    (other / "cross_validation.json").write_text(json.dumps({**decision, "cases": 4}))
-    with pytest.raises(ConfigError, match="cannot be compared"):
-        choose([whole.output, tmp_path / "other"], tmp_path / "choice")

@@ -11,14 +11,14 @@ import PIL.Image
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from medunet.bundle import choose, evaluate_bundle, find_bundle, plan_bundle, train_bundle, train_folds, verify_bundle
+from medunet.bundle import evaluate_bundle, find_bundle, plan_bundle, train_bundle, train_folds, verify_bundle
 from medunet.bundle.ensemble import write_ensemble
 from medunet.bundle.specialise import read_json
 from medunet.datasets import open_dataset
 from medunet.errors import ConfigError
 from medunet.io import read_volume, write_volume
 from medunet.metrics import evaluate_case
-from medunet.prediction import ClassRule, JointPredictor, Predictor
+from medunet.prediction import ClassRule, Predictor
 from medunet.reports import class_colours
 from medunet.transforms import clean_regions
 
@@ -171,28 +171,25 @@ def test_shipped_bundles_train_on_regions_too_and_few_images(tmp_path: Path) -> 
         train_bundle(run, plain, tmp_path / "other", device="cpu")
 
 
-def test_folds_of_regions_are_joined_and_chosen_from(tmp_path: Path) -> None:
+def test_folds_of_regions_are_joined_and_cleaned(tmp_path: Path) -> None:
     data = write_tumours(tmp_path / "data", cases=4, ignore=True)
     plan_bundle(data, tmp_path / "bundle", device="cpu", measure=False)
     more = {"epochs": 1, "val_interval": 1, "steps_per_epoch": 2, "folds": 2}
     changes = short(tmp_path / "bundle", **more)
-    outputs = [tmp_path / "one", tmp_path / "two"]
-    for output in outputs:
-        result = train_folds(tmp_path / "bundle", data, output, changes=changes, device="cpu")
-        assert result.is_whole
-        assert list(result.summary["classes"] if result.summary else ()) == ["whole", "core", "enhancing"]
-        assert [rule.name for rule in result.rules] == ["whole", "core", "enhancing"]
-    assert {check: fault for check, fault in verify_bundle(outputs[0]).items() if fault} == {}
-    written = Predictor(outputs[0], output_dir=tmp_path / "out", device="cpu").predict_case(
+    output = tmp_path / "folds"
+    result = train_folds(tmp_path / "bundle", data, output, changes=changes, device="cpu")
+    assert result.is_whole
+    assert list(result.summary["classes"] if result.summary else ()) == ["whole", "core", "enhancing"]
+    assert [rule.name for rule in result.rules] == ["whole", "core", "enhancing"]
+    assert {check: fault for check, fault in verify_bundle(output).items() if fault} == {}
+    written = Predictor(output, output_dir=tmp_path / "out", device="cpu").predict_case(
         open_dataset(data).cases[0].images[0]
     )
     assert set(np.unique(read_volume(written).image)) <= {0, 1, 2, 5}
-    choice = choose(outputs, tmp_path / "choice", device="cpu")
-    assert len(choice.candidates) == 3
 
     # the bundle cleans as the rules say
     image = open_dataset(data).cases[0].images[0]
-    runs = {fold: outputs[0] / f"fold_{fold}" for fold in (0, 1)}
+    runs = {fold: output / f"fold_{fold}" for fold in (0, 1)}
     plain = Predictor(runs[0], ensemble=[runs[1]], output_dir=tmp_path / "plain", device="cpu").predict_case(image)
     rule = ClassRule("core", 1, 2, keep_largest=True, min_size=6.0, is_kept=True)
     write_ensemble(tmp_path / "cleaned", runs, rules=[rule], decision={"cases": 4})
@@ -206,8 +203,6 @@ def test_folds_of_regions_are_joined_and_chosen_from(tmp_path: Path) -> None:
         voxel_size=1.5,
     )
     np.testing.assert_array_equal(np.asarray(read_volume(cleaned).image[0]), expected)
-    joint = JointPredictor([*runs.values()], output_dir=tmp_path / "joint", device="cpu", rules=[rule])
-    assert (np.asarray(read_volume(joint.predict_case(image)).image[0]) == expected).mean() > 0.999
 
 
 def test_regions_are_scored_as_unions() -> None:
