@@ -8,9 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fastapi import Request
+from fastapi import Depends, Request
 from fastapi.responses import JSONResponse
+from monailabel.config import settings
 from monailabel.endpoints import activelearning, infer
+from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.exception import MONAILabelException
 
 from medunet.deploy.monailabel.guard import Guard
@@ -38,23 +40,30 @@ async def _report(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(getattr(error, "msg", error))}, status_code=UNUSABLE)
 
 
-def _compute_beside_the_loop() -> Any:
-    """MONAI Label's application, changed so that it answers others while a network computes.
+_as_user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+"""The role that MONAI Label asks for on the routes replaced below; without MONAI_LABEL_AUTH_ENABLE anyone has it."""
 
-    Its own endpoints compute in the event loop itself; a plain function is run in a thread by FastAPI. The change must
-    come before the application takes their routes.
+
+def _sample(strategy: str, params: dict[str, Any] | None = None, user: User = _as_user) -> dict[str, Any]:
+    answer: dict[str, Any] = activelearning.sample(strategy, params, user.username)
+    return answer
+
+
+def _import_application() -> Any:
+    """Import MONAI Label's application so that it answers other requests while a network runs.
+
+    MONAI Label runs these two endpoints in the event loop; FastAPI runs a plain function in a thread. The routes must be
+    replaced before the application includes them.
     """
-    for router, path, function in (
-        (infer.router, "/{model}", infer.run_inference),
-        (activelearning.router, "/{strategy}", activelearning.sample),
-    ):
-        router.routes.clear()
-        router.add_api_route(path, function, methods=["POST"])
+    infer.router.routes.clear()
+    infer.router.add_api_route("/{model}", infer.run_inference, methods=["POST"], dependencies=[_as_user])
+    activelearning.router.routes.clear()
+    activelearning.router.add_api_route("/{strategy}", _sample, methods=["POST"])
     return importlib.import_module("monailabel.app").app
 
 
 use_own_names()
-_monai_label = _compute_beside_the_loop()
+_monai_label = _import_application()
 for _kind in (MedunetError, MONAILabelException):
     _monai_label.add_exception_handler(_kind, _report)
 _monai_label.add_exception_handler(Exception, _report_unforeseen)
