@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -10,16 +11,17 @@ from typing import Any, cast
 import torch
 from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
+from yaml import YAMLError
 
 from medunet.errors import ConfigError
 from medunet.networks import load_weights
 from medunet.overrides import check_type
-from medunet.trust import require_trust
+from medunet.trust import Verdict, require_trust
+
+from .foreign import complete, is_foreign
 
 DEFAULTS = {"result_format": "auto", "overwrite": False}
 """What a config says that nobody has changed; bundles made before these keys lack them."""
-
-REQUIRED_IDS = ("in_channels", "spatial_dims", "network_def", "network", "ckpt_path", "inferer", "autocast_dtype")
 
 SHARED_IDS = ("in_channels", "label_names", "label_values", "region_values", "regions_class_order", "preprocessing")
 """What the members of an ensemble must have in common: one pass of reading feeds them all."""
@@ -46,18 +48,15 @@ def parse_inference(
         SecurityError: the bundle is not trusted.
         ConfigError: no such file, an unknown key, or an option that the bundle is too old for.
     """
-    file = bundle / "configs" / "inference.json"
-    if not file.is_file():
-        raise ConfigError("the bundle lacks inference.json", file=bundle, remedy="give a bundle or a run")
+    file = _inference_file(bundle)
     verdict = require_trust(bundle, trust=trust)
     parser = ConfigParser()
-    # what was judged, and not what may lie there by now
-    judged = verdict.configs.get("configs/inference.json")
-    if not isinstance(judged, dict):
-        raise ConfigError("not a JSON object", file=file, remedy="render it again by `medunet bundle render`")
-    parser.read_config(copy.deepcopy(judged))
-    if missing := [key for key in REQUIRED_IDS if key not in parser]:
-        raise ConfigError("the bundle lacks what prediction needs", file=file, received=f"no {', '.join(missing)}")
+    parser.read_config(_judged(verdict, file))
+    if is_foreign(parser):
+        metadata = _judged(verdict, bundle / "configs" / "metadata.json")
+        parser.read_meta(metadata)
+        complete(parser, metadata, file=file)
+        _import_from(bundle)
     if unknown := [key for key in overrides or {} if key not in parser]:
         raise ConfigError("unknown config key", file=file, received=", ".join(unknown))
     for key, value in (overrides or {}).items():
@@ -80,8 +79,16 @@ def load_network(parser: ConfigParser) -> torch.nn.Module:
     Raises:
         DataError: no weights, or weights of another network.
     """
-    load_weights(parser.get_parsed_content("network_def"), parser.get_parsed_content("ckpt_path"))
-    return cast("torch.nn.Module", parser.get_parsed_content("network").eval())
+    defined = parser.get_parsed_content("network_def")
+    load_weights(defined, parser.get_parsed_content("ckpt_path"))
+    network = cast("torch.nn.Module", parser.get_parsed_content("network").eval())
+    if all(module is not defined for module in network.modules()):
+        raise ConfigError(
+            "network must be network_def, or contain it: the weights are loaded into network_def",
+            received=type(network).__name__,
+            expected=type(defined).__name__,
+        )
+    return network
 
 
 def check_same_input(first: ConfigParser, other: ConfigParser, *, bundle: Path) -> None:
@@ -107,6 +114,35 @@ def check_same_input(first: ConfigParser, other: ConfigParser, *, bundle: Path) 
                 expected=ours.get(key),
                 remedy="join runs of one plan, such as the folds of a data set",
             )
+
+
+def _inference_file(bundle: Path) -> Path:
+    """Return the config to predict with; medunet's bundles are JSON, some of the model zoo's are YAML."""
+    candidates = [bundle / "configs" / f"inference{suffix}" for suffix in (".json", ".yaml", ".yml")]
+    for file in candidates:
+        if file.is_file():
+            return file
+    raise ConfigError("the bundle has no configs/inference.json", file=bundle, remedy="give a bundle or a run")
+
+
+def _judged(verdict: Verdict, file: Path) -> dict[str, Any]:
+    """Return a config as it was judged, not as the file may be by now; YAML is never trusted without the user."""
+    if file.suffix == ".json":
+        content = copy.deepcopy(verdict.configs.get(f"configs/{file.name}"))
+    else:
+        try:
+            content = ConfigParser.load_config_file(str(file))
+        except (OSError, ValueError, YAMLError) as error:
+            raise ConfigError(f"not YAML: {' '.join(str(error).split())}", file=file) from error
+    if not isinstance(content, dict):
+        raise ConfigError("not a mapping of ids to values", file=file)
+    return content
+
+
+def _import_from(bundle: Path) -> None:
+    """Let `_target_: scripts.NAME` find the bundle's own code, as `python -m monai.bundle` in its folder does."""
+    if (folder := str(bundle.resolve())) not in sys.path and (bundle / "scripts").is_dir():
+        sys.path.append(folder)
 
 
 def _closure(parser: ConfigParser, ids: tuple[str, ...]) -> dict[str, Any]:

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medunet.io import SavePredictiond, output_name
+from medunet.io.reader import PathLike
 from medunet.io.writer import result_suffix
 
 _DICOM_ENDINGS = {"dicom-seg": ".dcm", "rtstruct": ".dcm"}
 
 
-def existing_result(source: Path | Sequence[Path], saver: SavePredictiond, *, name: str | None = None) -> Path | None:
+def existing_result(
+    source: PathLike | Sequence[PathLike], saver: SavePredictiond, *, name: str | None = None
+) -> Path | None:
     """The label map that a saver wrote for an image, without reading the image; None where the case is not done.
 
     A case whose probabilities are wanted and missing is not done, and neither is one that was written in another

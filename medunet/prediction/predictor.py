@@ -5,23 +5,28 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from monai.data import MetaTensor, decollate_batch
-from monai.transforms import Compose, LoadImage, LoadImaged
+from monai.transforms import Compose, LoadImage, LoadImaged, Orientation, Orientationd, Spacing, Spacingd
 
-from medunet.errors import ConfigError, DataError, MedunetError, find_cause
+from medunet.errors import ConfigError, DataError, GeometryError, MedunetError, find_cause
+from medunet.geometry import Geometry
 from medunet.io import Pseudonyms, ReadOptions, ResultFormat, SavePredictiond
+from medunet.io.reader import PathLike
 from medunet.networks import EnsembleLogits, autocast, resolve_device
 
 from .configuration import check_same_input, load_network, parse_inference
 from .existing import existing_result
+from .foreign import only_tensor, saved_by_medunet
 from .isolation import isolate_reading
 from .pipeline import overlap
 from .timing import StageSeconds, Stopwatch
@@ -35,15 +40,15 @@ class NamedSource:
     """An image, or its channels, with the name that its result is to bear.
 
     Args:
-        images: one path a channel.
+        images: one path per channel.
         name: without ending, relative to the output folder; may have folders, such as ``patient_7/ct``.
     """
 
-    images: tuple[Path, ...]
+    images: tuple[PathLike, ...]
     name: str
 
 
-Source = Path | Sequence[Path] | NamedSource
+Source = PathLike | Sequence[PathLike] | NamedSource
 
 IN_FLIGHT = 3
 """Cases between reading and the written file at once: one a stage. More would only hold more volumes in memory."""
@@ -108,15 +113,17 @@ class _Case:
 
 
 class Predictor:
-    """Runs a bundle's ``inference.json`` without MONAI's engine around it.
+    """A bundle's ``inference.json``, run without MONAI's engine around it.
 
     Pre- and postprocessing, network and inferer are the bundle's own, so the result is that of
     ``python -m monai.bundle run inference``. The network is loaded when the predictor is made and stays. Reading,
-    network and writing of different cases overlap.
+    network and writing of different cases overlap. A bundle that medunet did not make, such as one of MONAI's model
+    zoo, keeps its own steps; only its results are written by medunet.
 
     Args:
         bundle: folder of a bundle or run with weights in ``models/model.pt``.
-        output_dir: where label maps are written.
+        output_dir: where label maps are written. Without it :meth:`decide` and :meth:`decide_array` work, and
+            :meth:`predict` and :meth:`predict_case` do not.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         probabilities: also write class probabilities.
         result_format: of the label maps, see :class:`medunet.io.SavePredictiond`.
@@ -140,9 +147,9 @@ class Predictor:
 
     def __init__(
         self,
-        bundle: Path,
+        bundle: PathLike,
         *,
-        output_dir: Path,
+        output_dir: PathLike | None = None,
         device: str = "auto",
         probabilities: bool = False,
         result_format: ResultFormat = "auto",
@@ -150,7 +157,7 @@ class Predictor:
         read: ReadOptions | None = None,
         overrides: Mapping[str, Any] | None = None,
         skip_done: bool = False,
-        ensemble: Sequence[Path] = (),
+        ensemble: Sequence[PathLike] = (),
         benchmark: bool = False,
         in_flight: int = IN_FLIGHT,
         trust: bool = False,
@@ -162,12 +169,14 @@ class Predictor:
         if in_flight < 1:
             raise ConfigError("impossible in_flight", received=in_flight, expected="1 or more")
         overrides = {**(read.chosen if read else {}), **(overrides or {})}
+        bundle, members = Path(bundle), [Path(member) for member in ensemble]
         self.device = resolve_device(device)
+        self.output_dir = None if output_dir is None else Path(output_dir)
         self.skip_done = skip_done
         self.benchmark = benchmark
         self.in_flight = in_flight
         options = {
-            "prediction_dir": str(output_dir),
+            **({} if output_dir is None else {"prediction_dir": os.fspath(output_dir)}),
             "save_probabilities": probabilities,
             "result_format": result_format,
             # a case that is not done may still have one of its files, from a run that was interrupted between the two
@@ -176,16 +185,16 @@ class Predictor:
         parser = parse_inference(bundle, device=self.device, options=options, overrides=overrides, trust=trust)
         self.channels: int = parser.get_parsed_content("in_channels")
         self.spatial_dims: int = parser.get_parsed_content("spatial_dims")
-        spacing = parser.get_parsed_content("spacing_mm") if "spacing_mm" in parser else None
-        self.spacing_mm: tuple[float, ...] = tuple(spacing or (1.0,) * self.spatial_dims)
         self.network = load_network(parser)
         self.inferer = parser.get_parsed_content("inferer")
-        if ensemble:
-            self.network = self._join(parser, ensemble, overrides, trust=trust)
+        if members:
+            self.network = self._join(parser, members, overrides, trust=trust)
         self.preprocessing = parser.get_parsed_content("preprocessing")
         if isolated is not None:
             isolate_reading(self.preprocessing, isolated)
         self.postprocessing = parser.get_parsed_content("postprocessing")
+        if not _Way(self.preprocessing, self.postprocessing).savers:
+            self.postprocessing = saved_by_medunet(self.postprocessing, parser)
         self.savers = _Way(self.preprocessing, self.postprocessing).savers
         self.pseudonyms = pseudonyms
         for saver in self.savers:
@@ -197,16 +206,29 @@ class Predictor:
         self.autocast_dtype: str = parser.get_parsed_content("autocast_dtype")
 
     @property
+    def needs_affine(self) -> bool:
+        """Whether an image in memory must come with its affine."""
+        steps = self.preprocessing.transforms if isinstance(self.preprocessing, Compose) else ()
+        on_grid = any(isinstance(step, Orientation | Orientationd | Spacing | Spacingd) for step in steps)
+        return self.spatial_dims == 3 or on_grid
+
+    @property
     def choices(self) -> tuple[Any, ...]:
         """What each :class:`medunet.networks.FastNetwork` of the bundle chose; known after the first case."""
         found = (getattr(module, "choice", None) for module in self.network.modules())
         return tuple(choice for choice in found if choice is not None)
 
     def predict(self, sources: Iterable[Source]) -> Generator[Prediction, None, None]:
-        """Predict case after case, in order; a case that fails is reported and the rest goes on.
+        """Predict case after case, in order; a case that fails is reported and the others are still predicted.
 
-        Whoever stops early (``close()``, Ctrl-C) finds whole files only: a file being written is written to its end.
+        After an early stop (``close()``, Ctrl-C) every file is complete: a file being written is written to its end.
+
+        Raises:
+            ConfigError: no ``output_dir``, or one path in place of a list of sources.
         """
+        self._require_output_dir()
+        if isinstance(sources, str | os.PathLike):
+            raise ConfigError("sources must be a list of images", received=sources, remedy="use predict_case")
         original = _Way(self.preprocessing, self.postprocessing)
         ways: SimpleQueue[_Way] = SimpleQueue()
         for _ in range(self.in_flight):
@@ -238,42 +260,67 @@ class Predictor:
             source: an image, or one image a channel.
 
         Raises:
+            ConfigError: no ``output_dir``.
             DataError: the image cannot be read, or the result exists and may not be replaced.
             GeometryError: the image's headers are wrong, or the result cannot lie on its grid in this format.
         """
+        self._require_output_dir()
         case = _Case(source, _Way(self.preprocessing, self.postprocessing))
-        for stage in (self._read, self._compute, self._write):
-            if not case.is_over:
-                stage(case)
-        if case.path is None:
-            raise DataError("the bundle writes no label map", received="postprocessing without SavePredictiond")
+        with _typed_errors():
+            for stage in (self._read, self._compute, self._write):
+                if not case.is_over:
+                    stage(case)
+        assert case.path is not None  # `_write` sets it, and a skipped case has it
         return case.path
 
     def decide(self, source: Source) -> dict[Any, Any]:
-        """Everything for one case but writing: the item with label map, and with probabilities where they are saved."""
-        case = _Case(source, _Way(self.preprocessing, self.postprocessing))
-        self._read(case)
-        self._compute(case)
-        decided: dict[Any, Any] = _run(self.postprocessing, case.item, end=self._first_to_write)
-        return decided
+        """Predict one case without writing it.
 
-    def decide_array(self, image: MetaTensor) -> dict[Any, Any]:
-        """As :meth:`decide`, of an image ``(C, *spatial)`` in memory, with its affine in RAS millimetres."""
+        Returns:
+            The item with the label map under ``pred``, and with probabilities if the bundle is to save them.
+
+        Raises:
+            MedunetError: as :meth:`predict_case`.
+        """
+        case = _Case(source, _Way(self.preprocessing, self.postprocessing))
+        with _typed_errors():
+            self._read(case)
+            return self._decided(case)
+
+    def decide_array(
+        self, image: npt.ArrayLike | torch.Tensor, *, affine: npt.ArrayLike | torch.Tensor | None = None
+    ) -> dict[Any, Any]:
+        """Decide one image in memory, as :meth:`decide` does for a file.
+
+        Args:
+            image: ``(C, *spatial)``, with the first spatial axis as a NIfTI file has it.
+            affine: 4x4, from voxel indices to millimetres towards right, anterior and superior (RAS), as nibabel's
+                ``affine``. A MetaTensor has its own; an image in the plane whose bundle uses no spacing needs none.
+
+        Raises:
+            GeometryError: no affine, an invalid one, or an image of another number of channels or axes.
+        """
         way = _Way(self.preprocessing, self.postprocessing)
         case = _Case(Path(), way)
         split = _steps_up_to(way.preprocessing, (LoadImage, LoadImaged), last=True)
-        case.item = self._preprocess(way, {"image": image}, start=split)
+        if affine is None and isinstance(image, MetaTensor):
+            affine = image.affine
+        if affine is None and not self.needs_affine:
+            affine = np.eye(4)  # as a PNG is read
+        volume = _as_if_read(image, affine, channels=self.channels, spatial_dims=self.spatial_dims)
+        with _typed_errors():
+            case.item = self._preprocess(way, {"image": volume}, start=split)
+            return self._decided(case)
+
+    def _decided(self, case: _Case) -> dict[Any, Any]:
         self._compute(case)
-        decided: dict[Any, Any] = _run(self.postprocessing, case.item, end=self._first_to_write)
+        end = _steps_up_to(self.postprocessing, (SavePredictiond,), last=False)
+        decided: dict[Any, Any] = _run(self.postprocessing, case.item, end=end)
         return decided
 
-    def write(self, item: dict[Any, Any]) -> Path:
-        """Write an item of :meth:`decide` and return the label map's path."""
-        return Path(_run(self.postprocessing, item, start=self._first_to_write)["pred_path"])
-
-    @property
-    def _first_to_write(self) -> int:
-        return _steps_up_to(self.postprocessing, (SavePredictiond,), last=False)
+    def _require_output_dir(self) -> None:
+        if self.output_dir is None:
+            raise ConfigError("output_dir is missing", expected="a folder for the label maps")
 
     @torch.inference_mode()
     def logits(self, image: torch.Tensor) -> torch.Tensor:
@@ -284,7 +331,7 @@ class Predictor:
             to the source grid what it gives, with its own metadata.
         """
         with autocast(self.device, self.autocast_dtype):
-            output = self.inferer(batch_on(image, self.device), self.network)
+            output = only_tensor(self.inferer(batch_on(image, self.device), self.network))
         first: torch.Tensor = decollate_batch(output)[0] if getattr(output, "is_batch", False) else output[0]
         first = first.cpu() if not first.is_floating_point() else first.float().cpu()
         if isinstance(image, MetaTensor) and not isinstance(first, MetaTensor):
@@ -360,14 +407,43 @@ class Predictor:
         return joined.eval()
 
 
-def _parts(source: Source) -> tuple[Path | Sequence[Path], str | None]:
+@contextmanager
+def _typed_errors() -> Iterator[None]:
+    """Raise the typed error that MONAI's transforms wrap into a RuntimeError."""
+    try:
+        yield
+    except Exception as failure:
+        cause = find_cause(failure)
+        if cause is None or cause is failure:
+            raise
+        raise cause from failure
+
+
+def _as_if_read(image: Any, affine: Any, *, channels: int, spatial_dims: int) -> MetaTensor:
+    """Give an image in memory the meta data that a reader gives."""
+    if affine is None:
+        raise GeometryError("an array needs an affine", expected="4x4, from voxel indices to RAS millimetres")
+    try:
+        voxels = torch.as_tensor(np.asarray(image, dtype=np.float32))
+        matrix = np.array(affine, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError("image and affine must be arrays of numbers", received=type(image).__name__) from error
+    if voxels.ndim != spatial_dims + 1 or voxels.shape[0] != channels:
+        expected = (channels, *"xyz"[:spatial_dims])
+        raise GeometryError("the array does not fit this bundle", received=tuple(voxels.shape), expected=expected)
+    Geometry(matrix, tuple(voxels.shape[1:]))  # rejects what is not an affine
+    meta = {"original_affine": matrix.copy(), "spatial_shape": np.array(voxels.shape[1:]), "original_channel_dim": 0}
+    return MetaTensor(voxels.contiguous(), affine=torch.from_numpy(matrix), meta=meta)
+
+
+def _parts(source: Source) -> tuple[PathLike | Sequence[PathLike], str | None]:
     """The image or its channels, and the name where one is given."""
     if not isinstance(source, NamedSource):
         return source, None
     return (source.images[0] if len(source.images) == 1 else source.images), source.name
 
 
-def _as_text(source: Path | Sequence[Path]) -> str | list[str]:
+def _as_text(source: PathLike | Sequence[PathLike]) -> str | list[str]:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else [os.fspath(path) for path in source]
 
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import threading
 import warnings
-import weakref
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType
-from monai.data import MetaTensor
 
-from medunet.errors import DataError, GeometryError
+from medunet.errors import GeometryError, find_cause
 from medunet.prediction import Predictor
 
 with warnings.catch_warnings():
@@ -33,25 +31,50 @@ DEVICE_VARIABLE = "MEDUNET_DEVICE"
 LABEL_TYPE = np.int32
 """Of the label maps."""
 
+EXAMPLE = ["scan.nii.gz"]
+"""Input that MLflow shows with the model; the serving endpoint takes it as ``{"inputs": ["scan.nii.gz"]}``."""
+
+
+class UnusableImageError(MlflowException):
+    """One line about an image that cannot be predicted; its cause is medunet's typed error."""
+
+    def __init__(self, line: str) -> None:
+        self._line = line
+        super().__init__(line, error_code=INVALID_PARAMETER_VALUE)
+
+    @property
+    def message(self) -> str:
+        """The line alone: MLflow's server would put the request's data before it, which may be a whole volume."""
+        return self._line
+
+    @message.setter
+    def message(self, text: str) -> None:
+        pass
+
 
 class BundleModel(PythonModel):
     """Predicts label maps with a bundle.
 
-    An image is a path that this machine can read (a file, or the folder of a DICOM series), a list of paths (one a
-    channel), or an array ``(C, *spatial)`` or ``(*spatial)``. An array knows no geometry: it is taken to lie on the
-    grid of the network (axes in RAS order, the bundle's spacing) unless ``params={"spacing_mm": [...]}`` is given.
+    An image is a path that this machine can read (a file, or the folder of a DICOM series), a list of paths (one per
+    channel), or an array ``(C, *spatial)`` or ``(*spatial)``. An array needs its geometry in `params`: ``affine``, 16
+    numbers row by row, from voxel indices to RAS millimetres; an image in the plane needs at most ``spacing_mm``, two
+    numbers.
 
     The answer is an array ``(*spatial)`` with the label values of the data set, on the grid of the image: what
     ``medunet predict`` writes.
 
-    A bundle that could run code of its own is refused, unless this user has trusted it before, or ``MEDUNET_TRUST`` in
-    the environment has its hash, which the refusal names: see :func:`medunet.trust.judge`.
+    The serving endpoint takes ``{"inputs": [IMAGE, ...], "params": {...}}``. MLflow rejects its other formats
+    (``instances``, ``dataframe_split``, ``dataframe_records``) for models whose input is not a table.
+
+    An untrusted bundle is rejected unless this user has trusted it before, or ``MEDUNET_TRUST`` in the environment has
+    its hash, which the message names: see :func:`medunet.trust.judge`.
 
     Example::
 
         model = mlflow.pyfunc.load_model("models:/NAME/1")
         model.predict("scan.nii.gz")  # an array
-        model.predict(["a.nii.gz", array])  # a list of arrays
+        model.predict(["a.nii.gz", "b.nii.gz"])  # a list of arrays
+        model.predict(array, params={"affine": affine.ravel().tolist()})
     """
 
     def load_context(self, context: Any) -> None:
@@ -60,78 +83,78 @@ class BundleModel(PythonModel):
         Raises:
             SecurityError: it is not trusted; nothing of it was run.
         """
-        self._folder = tempfile.mkdtemp(prefix="medunet-")
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._lock = threading.Lock()  # a server may ask from several threads
-        self.predictor = Predictor(
-            Path(context.artifacts["bundle"]),
-            output_dir=Path(self._folder),
-            device=os.environ.get(DEVICE_VARIABLE, "auto"),
-            overwrite=True,
-        )
+        self.predictor = Predictor(context.artifacts["bundle"], device=os.environ.get(DEVICE_VARIABLE, "auto"))
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
-        """Label maps: one for one image, a list for a list of images.
+        """Return label maps: one for one image, a list for a list of images.
 
         Args:
             context: MLflow's.
             model_input: an image or a list of images; the type hint is one of those from which MLflow infers nothing.
-            params: `spacing_mm` of arrays.
+            params: `affine` or `spacing_mm` of arrays.
 
         Raises:
-            MedunetError: an image that cannot be read or does not fit.
+            UnusableImageError: an image cannot be read, does not fit or lacks its geometry.
         """
-        spacing = (params or {}).get("spacing_mm")
         given: Any = model_input
-        if isinstance(given, str | os.PathLike | np.ndarray | torch.Tensor):
-            return self._one(given, spacing)
-        images = given.iloc[:, 0].tolist() if isinstance(given, pandas.DataFrame) else given
-        return [self._one(image, spacing) for image in images]
+        try:
+            affine = self._affine(params or {})
+            if isinstance(given, str | os.PathLike | np.ndarray | torch.Tensor):
+                return self._one(given, affine)
+            images = given.iloc[:, 0].tolist() if isinstance(given, pandas.DataFrame) else given
+            return [self._one(image, affine) for image in images]
+        except Exception as failure:
+            cause = find_cause(failure)
+            if cause is None:
+                raise
+            raise UnusableImageError(str(cause)) from cause
 
-    def _one(self, image: Any, spacing_mm: Sequence[float] | None) -> np.ndarray:
+    def _one(self, image: Any, affine: npt.NDArray[np.float64] | None) -> np.ndarray:
         is_paths = isinstance(image, list | tuple) and image and all(isinstance(part, str) for part in image)
         with self._lock:
-            if isinstance(image, str | os.PathLike):
-                item = self.predictor.decide(Path(image))
-            elif is_paths:
-                item = self.predictor.decide([Path(part) for part in image])
+            if isinstance(image, str | os.PathLike) or is_paths:
+                item = self.predictor.decide(image)
+            elif affine is None and self.predictor.needs_affine:
+                raise GeometryError(
+                    "an array needs its affine: spacing and orientation decide the result",
+                    expected="params={'affine': [16 numbers, row by row]}, from voxel indices to RAS millimetres",
+                )
             else:
-                item = self.predictor.decide_array(self._as_volume(image, spacing_mm))
+                array = np.asarray(image)
+                array = array[None] if array.ndim == self.predictor.spatial_dims else array
+                item = self.predictor.decide_array(array, affine=affine)
         return np.asarray(torch.as_tensor(item["pred"]))[0].astype(LABEL_TYPE)
 
-    def _as_volume(self, image: Any, spacing_mm: Sequence[float] | None) -> MetaTensor:
-        dims, channels = self.predictor.spatial_dims, self.predictor.channels
-        try:
-            array = np.asarray(image, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                "an image is neither a path nor an array of numbers", received=type(image).__name__
-            ) from error
-        if array.ndim == dims:
-            array = array[None]
-        if array.ndim != dims + 1 or array.shape[0] != channels:
+    def _affine(self, params: Mapping[str, Any]) -> npt.NDArray[np.float64] | None:
+        numbers, spacing = ([float(value) for value in params.get(key) or ()] for key in ("affine", "spacing_mm"))
+        if numbers and spacing:
+            raise GeometryError("give affine or spacing_mm, not both")
+        if numbers:
+            if len(numbers) != 16:
+                raise GeometryError("affine must have 16 numbers, row by row", received=len(numbers))
+            return np.reshape(numbers, (4, 4))
+        if not spacing:
+            return None
+        if self.predictor.spatial_dims != 2 or len(spacing) != 2:
             raise GeometryError(
-                "array is no image for this bundle", received=array.shape, expected=(channels, *"xyz"[:dims])
+                "spacing_mm must have two numbers and is for images in the plane; a volume also has an orientation",
+                received=spacing,
+                expected=f"{'spacing_mm' if self.predictor.spatial_dims == 2 else 'affine'}",
             )
-        spacing = self.predictor.spacing_mm if not spacing_mm else tuple(float(value) for value in spacing_mm)
-        if len(spacing) != dims or not all(np.isfinite(spacing)) or min(spacing) <= 0:
-            raise GeometryError("impossible spacing_mm", received=spacing_mm, expected=f"{dims} positive numbers")
-        affine = torch.from_numpy(np.diag([*spacing, *([1.0] * (3 - dims)), 1.0]))
-        volume = MetaTensor(torch.from_numpy(np.ascontiguousarray(array)), affine=affine)
-        volume.meta |= {"original_affine": affine.clone(), "spatial_shape": np.array(array.shape[1:])}  # as if read
-        return volume
+        return np.diag([*spacing, 1.0, 1.0])
 
 
 def signature(spatial_dims: int) -> ModelSignature:
-    """What a model takes and gives: anything that :class:`BundleModel` knows as an image, and a label map.
+    """Return what a model takes and gives: anything that :class:`BundleModel` knows as an image, and a label map.
 
-    A schema of MLflow is for columns of scalars or for arrays of one shape, not for paths as well as arrays; marked as
-    one that follows from type hints it describes the model, and checking is left to the model.
+    A schema of MLflow is for columns of scalars or for arrays of one shape, not for paths as well as arrays. Marked as
+    derived from type hints, it describes the model, and checking is left to the model.
     """
     found = ModelSignature(
         inputs=Schema([ColSpec(AnyType())]),
         outputs=Schema([TensorSpec(np.dtype(LABEL_TYPE), (-1,) * spatial_dims)]),
-        params=ParamSchema([ParamSpec("spacing_mm", DataType.double, [], shape=(-1,))]),
+        params=ParamSchema([ParamSpec(key, DataType.double, [], shape=(-1,)) for key in ("affine", "spacing_mm")]),
     )
     found._is_signature_from_type_hint = True
     return found

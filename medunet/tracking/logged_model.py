@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient, pyfunc
-from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 import medunet
 
-from .bundle_model import signature
+from .bundle_model import EXAMPLE, signature
 
 CODE = Path(__file__).with_name("model_code.py")
 
 ARTIFACT = "model"
 """What the model of a run is called: ``runs:/RUN/model``."""
+
+KEPT = "kept_"
+"""Prefix of the run's metrics of the epoch whose weights are in the model."""
 
 REQUIREMENTS = ("torch", "monai", "pytorch-ignite", "mlflow", "numpy", "nibabel", "SimpleITK", "pydicom")
 
@@ -51,10 +54,11 @@ def log_model(packed: Path, *, client: MlflowClient, run_id: str, name: str = ""
         run_id: of the run.
         name: of the registered model that gets a version; nothing is registered without one.
     """
-    experiment = client.get_run(run_id).info.experiment_id
+    run = client.get_run(run_id)
+    experiment = run.info.experiment_id
     known = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
     ready = [model for model in known if str(model.status) == str(LoggedModelStatus.READY)]
-    model = ready[0] if ready else _upload(packed, client, experiment_id=experiment, run_id=run_id)
+    model = ready[0] if ready else _upload(packed, client, run)
     if not name or client.search_model_versions(f"run_id = '{run_id}'"):
         return
     try:
@@ -67,9 +71,12 @@ def log_model(packed: Path, *, client: MlflowClient, run_id: str, name: str = ""
     )
 
 
-def _upload(packed: Path, client: MlflowClient, *, experiment_id: str, run_id: str) -> LoggedModel:
-    """As MLflow's `log_model` does, but for any store, not the one that is set for the whole process."""
-    model = client.create_logged_model(experiment_id, name=ARTIFACT, source_run_id=run_id)
+def _upload(packed: Path, client: MlflowClient, run: Run) -> LoggedModel:
+    """Log a model as MLflow's `log_model` does, but to any store, not the one that is set for the whole process."""
+    run_id = run.info.run_id
+    model = client.create_logged_model(
+        run.info.experiment_id, name=ARTIFACT, source_run_id=run_id, params=run.data.params
+    )
     description = Model(
         artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
     )
@@ -79,6 +86,10 @@ def _upload(packed: Path, client: MlflowClient, *, experiment_id: str, run_id: s
         client.log_model_artifacts(model.model_id, str(folder))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    epoch = int(run.data.metrics.get(f"{KEPT}epoch", 0))
+    for key, value in run.data.metrics.items():
+        if key.startswith(KEPT):  # the others are those of the last epoch, whose weights the model need not have
+            client.log_metric(run_id, key.removeprefix(KEPT), value, step=epoch, model_id=model.model_id)
     return model
 
 
@@ -113,5 +124,6 @@ def _content(bundle: Path) -> dict[str, Any]:
         "python_model": str(code),
         "artifacts": {"bundle": str(bundle)},
         "signature": signature(config["spatial_dims"]),
+        "input_example": EXAMPLE,
         "pip_requirements": [f"medunet=={medunet.__version__}", *requirements],
     }

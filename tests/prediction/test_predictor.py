@@ -9,11 +9,13 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import torch
+from monai.data import MetaTensor
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from medunet.cli import predict as predict_command
-from medunet.errors import ConfigError, DataError
+from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.io import RESULT_FORMATS, label_names, read_header, read_label, read_volume, write_volume
 from medunet.prediction import Predictor
 
@@ -136,3 +138,50 @@ def test_views_of_several_sizes_are_one_value_of_the_config(bundle: Path, volume
         plain, enlarged = probabilities([], mirrored), probabilities([1.5], mirrored)
         assert not np.allclose(plain, enlarged, atol=1e-4)
         np.testing.assert_allclose(probabilities([1.0, 1.5], mirrored), (plain + enlarged) / 2, atol=1e-5)
+
+
+def test_an_array_in_memory_is_decided_as_its_file(bundle: Path, tmp_path: Path) -> None:
+    affine = np.array([[0.0, -1.5, 0.0, 7.0], [-1.0, 0.0, 0.0, -3.0], [0.0, 0.0, 2.0, 11.0], [0.0, 0.0, 0.0, 1.0]])
+    voxels = np.random.default_rng(0).normal(size=(17, 19, 15)).astype(np.float32)
+    path = write_volume(voxels, tmp_path / "case.nii.gz", affine=affine)
+    predictor = Predictor(str(bundle), device="cpu")
+    expected = predictor.decide(str(path))["pred"]
+    assert len(np.unique(expected)) > 1
+    tensor = MetaTensor(torch.from_numpy(voxels[None]), affine=torch.from_numpy(affine))
+    for found in (predictor.decide_array(voxels[None], affine=affine)["pred"], predictor.decide_array(tensor)["pred"]):
+        assert np.array_equal(found, expected)
+        assert np.allclose(found.affine, affine)
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "message"),
+    [
+        ((1, 9, 9, 9), None, "an array needs an affine"),
+        ((1, 9, 9, 9), np.zeros((4, 4)), "affine"),
+        ((9, 9, 9), np.eye(4), "does not fit this bundle"),
+        ((2, 9, 9, 9), np.eye(4), "does not fit this bundle"),
+    ],
+)
+def test_an_array_without_geometry_is_rejected(
+    bundle: Path, shape: tuple[int, ...], affine: np.ndarray | None, message: str
+) -> None:
+    with pytest.raises(GeometryError, match=message):
+        Predictor(bundle, device="cpu").decide_array(np.zeros(shape, np.float32), affine=affine)
+
+
+def test_paths_are_str_or_path_and_writing_needs_a_folder(bundle: Path, volume: Path, tmp_path: Path) -> None:
+    written = Predictor(str(bundle), output_dir=str(tmp_path / "out"), device="cpu").predict_case(str(volume))
+    assert written.parent == tmp_path / "out"
+    memory = Predictor(bundle, device="cpu")
+    for call in (lambda: memory.predict_case(volume), lambda: next(memory.predict([volume]))):
+        with pytest.raises(ConfigError, match="output_dir is missing"):
+            call()
+    with pytest.raises(ConfigError, match="must be a list of images"):
+        next(Predictor(bundle, output_dir=tmp_path, device="cpu").predict(str(volume)))
+
+
+def test_errors_of_single_cases_are_typed(bundle: Path, tmp_path: Path) -> None:
+    predictor = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
+    for call in (predictor.predict_case, predictor.decide):
+        with pytest.raises(DataError, match=r"absent\.nii\.gz"):
+            call(tmp_path / "absent.nii.gz")

@@ -111,6 +111,16 @@ def test_a_run_is_ranked_by_the_weights_that_it_left(
     assert training.metrics["kept_val_mean_dice"] == pytest.approx(values[1])
 
 
+def test_the_logged_model_has_the_parameters_and_the_metrics_of_its_weights(
+    fold: tuple[mlflow.MlflowClient, mlflow.entities.Run],
+) -> None:
+    client, run = fold
+    [model] = client.search_logged_models([run.info.experiment_id])
+    assert model.params["network_def::channels"] == "[4, 8]"
+    metrics = {metric.key: (metric.value, metric.step) for metric in model.metrics}
+    assert metrics["val_mean_dice"] == (run.data.metrics["kept_val_mean_dice"], 2)
+
+
 def test_the_data_are_a_dataset_with_a_digest_of_its_content(
     fold: tuple[mlflow.MlflowClient, mlflow.entities.Run],
 ) -> None:
@@ -208,6 +218,10 @@ def test_a_served_model_answers_what_the_command_predicts(
         assert answer.ok, answer.text[:500]
         [found] = answer.json()["predictions"]
         assert np.array_equal(np.array(found), np.asarray(expected.as_tensor())[0])
+    absent = requests.post(f"{address}/invocations", json={"inputs": ["absent.png"]}, timeout=120)
+    assert absent.status_code == 400
+    assert "absent.png" in absent.json()["message"]
+    assert len(absent.text) < 400
 
 
 def test_runs_are_listed_compared_and_found_again(

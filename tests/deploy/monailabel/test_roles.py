@@ -27,8 +27,8 @@ from medunet.deploy.monailabel.app.asgi import app
 async def ask(path, role):
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
     headers += [(b"authorization", b"Bearer " + role.encode())] if role else []
-    scope = dict(type="http", method="POST", path=path, raw_path=path.encode(), query_string=b"image=a", headers=headers,
-                 scheme="http", server=("localhost", 80), client=("localhost", 1), root_path="", http_version="1.1")
+    scope = dict(type="http", method="POST", path=path, raw_path=path.encode(), query_string=b"image=a")
+    scope |= dict(headers=headers, scheme="http", server=("localhost", 80), client=("localhost", 1), root_path="")
     sent = []
     async def receive(): return {"type": "http.request", "body": b"", "more_body": False}
     async def send(message): sent.append(message)
@@ -38,8 +38,8 @@ async def ask(path, role):
         pass
     return sent[0]["status"]
 
-asks = [(path, role) for path in ("/infer/organs", "/activelearning/random") for role in ("", "guest", "monailabel-user")]
-found = [asyncio.run(ask(*one)) for one in asks]
+paths, roles = ("/infer/organs", "/activelearning/random"), ("", "guest", "monailabel-user")
+found = [asyncio.run(ask(path, role)) for path in paths for role in roles]
 print(json.dumps([found, len(seen)]))
 """
 

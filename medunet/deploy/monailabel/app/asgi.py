@@ -52,8 +52,8 @@ def _sample(strategy: str, params: dict[str, Any] | None = None, user: User = _a
 def _import_application() -> Any:
     """Import MONAI Label's application so that it answers other requests while a network runs.
 
-    MONAI Label runs these two endpoints in the event loop; FastAPI runs a plain function in a thread. The routes must be
-    replaced before the application includes them.
+    MONAI Label runs these two endpoints in the event loop; FastAPI runs a plain function in a thread. The routes must
+    be replaced before the application includes them.
     """
     infer.router.routes.clear()
     infer.router.add_api_route("/{model}", infer.run_inference, methods=["POST"], dependencies=[_as_user])

@@ -1,0 +1,149 @@
+"""Bundles that medunet did not make, such as those of MONAI's model zoo: what their configs leave open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose, SaveImage, SaveImaged
+
+from medunet.errors import ConfigError
+from medunet.io import SavePredictiond
+
+EXAMPLES = {
+    "network_def": '{"_target_": "UNet", ...}',
+    "preprocessing": '{"_target_": "Compose", "transforms": [{"_target_": "LoadImaged", "keys": "image"}, ...]}',
+    "inferer": '{"_target_": "SlidingWindowInferer", "roi_size": [96, 96, 96], "overlap": 0.5}',
+    "postprocessing": '{"_target_": "Compose", "transforms": [{"_target_": "AsDiscreted", "keys": "pred", '
+    '"argmax": true}]}',
+}
+"""Ids of MONAI's bundle specification that prediction needs, each with an example of the line to add."""
+
+DEFAULTS: Mapping[str, Any] = {
+    "network": "$@network_def.to(@device)",
+    "autocast_dtype": "float32",
+    "prediction_dir": "$@bundle_root + '/prediction'",
+    "result_format": "auto",
+    "overwrite": False,
+}
+"""Values of ids that only medunet's bundles have."""
+
+BACKGROUND = "background"
+
+
+OWN_IDS = ("in_channels", "spatial_dims", "network", "ckpt_path", "autocast_dtype", "prediction_dir")
+"""Ids that every bundle of medunet has, also the oldest."""
+
+
+def is_foreign(parser: ConfigParser) -> bool:
+    """Return whether a config is not one of medunet's."""
+    return any(key not in parser for key in OWN_IDS)
+
+
+def complete(parser: ConfigParser, metadata: Mapping[str, Any], *, file: Path) -> None:
+    """Fill in the ids of medunet that a bundle of another maker lacks.
+
+    Args:
+        parser: the bundle's inference config; changed in place.
+        metadata: the bundle's ``metadata.json``, which says how many channels and axes an image has.
+        file: the inference config, for messages.
+
+    Raises:
+        ConfigError: the config lacks an id that cannot be filled in; the message has the line to add.
+    """
+    image = _tensor(metadata, "inputs", "image")
+    shape, channels = image.get("spatial_shape"), image.get("num_channels")
+    examples = dict(EXAMPLES)
+    known = dict(DEFAULTS) | {"ckpt_path": _checkpoint(parser)}
+    if channels is not None:
+        known["in_channels"] = channels
+    if isinstance(shape, list):
+        known["spatial_dims"] = len(shape)
+    examples |= {"in_channels": "1", "spatial_dims": "3"}
+    if missing := [key for key in examples if key not in parser and key not in known]:
+        lines = ", ".join(f'"{key}": {examples[key]}' for key in missing)
+        raise ConfigError(
+            "the bundle lacks what prediction needs",
+            file=file,
+            received=f"no {', '.join(missing)}",
+            remedy=f"add to the file: {lines}",
+        )
+    parser.update({key: value for key, value in known.items() if key not in parser})
+
+
+def labels_of(metadata: Mapping[str, Any]) -> dict[str, int] | None:
+    """Return the value of each label by name, as an argmax over the network's channels gives it.
+
+    None if the channels are not those of a softmax with a background, because values are then up to the bundle.
+
+    Example:
+        >>> channels = {"0": "background", "1": "spleen"}
+        >>> labels_of({"network_data_format": {"outputs": {"pred": {"channel_def": channels}}}})
+        {'background': 0, 'spleen': 1}
+        >>> labels_of({"network_data_format": {"outputs": {"pred": {"channel_def": {"0": "tumour core"}}}}})
+    """
+    names = _tensor(metadata, "outputs", "pred").get("channel_def")
+    if not isinstance(names, Mapping) or str(names.get("0")).casefold() != BACKGROUND:
+        return None
+    labels = {str(name): int(value) for value, name in names.items() if str(value).isdigit()}
+    return {**labels, BACKGROUND: 0} if len(labels) == len(names) else None
+
+
+def saved_by_medunet(postprocessing: Callable[..., Any], parser: ConfigParser) -> Compose:
+    """Return a bundle's postprocessing with medunet's writer in place of MONAI's.
+
+    Raises:
+        ConfigError: class probabilities are to be written, which another maker's postprocessing does not keep.
+    """
+    if parser.get("save_probabilities"):
+        raise ConfigError(
+            "this bundle's postprocessing keeps no class probabilities",
+            received=parser.get("bundle_root"),
+            remedy="predict without --probabilities",
+        )
+    saver = SavePredictiond(
+        "pred",
+        output_dir=parser.get_parsed_content("prediction_dir"),
+        format=parser["result_format"],
+        overwrite=parser["overwrite"],
+        labels=labels_of(parser.get("_meta_", {})),
+    )
+    steps = postprocessing.transforms if isinstance(postprocessing, Compose) else (postprocessing,)
+    return Compose([*(step for step in steps if not isinstance(step, SaveImage | SaveImaged)), saver])
+
+
+def only_tensor(output: Any) -> torch.Tensor:
+    """Return the network's answer.
+
+    Raises:
+        ConfigError: it is not one tensor, as with deep supervision or several heads.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    raise ConfigError(
+        "the network must return one tensor",
+        received=type(output).__name__,
+        remedy="let `inferer` or `network_def` in inference.json choose one, for instance by deep_supervision: false",
+    )
+
+
+def _tensor(metadata: Mapping[str, Any], side: str, name: str) -> Mapping[str, Any]:
+    found: Any = metadata
+    for key in ("network_data_format", side, name):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _checkpoint(parser: ConfigParser) -> str:
+    """Return the place of the weights: that of the config's CheckpointLoader, else the usual one."""
+    handlers = parser.get("handlers", [])
+    count = len(handlers) if isinstance(handlers, list) else 0
+    for place in ("checkpointloader", *(f"handlers::{index}" for index in range(count))):
+        component = parser.get(place)
+        if isinstance(component, Mapping) and isinstance(component.get("load_path"), str | os.PathLike):
+            return f"@{place}::load_path"
+    return "$@bundle_root + '/models/model.pt'"
