@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import monai
 import torch
 from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 from yaml import YAMLError
 
-from medunet.errors import ConfigError
+from medunet.errors import ConfigError, find_cause
 from medunet.networks import load_weights
 from medunet.overrides import check_type
 from medunet.trust import Verdict, require_trust
@@ -22,6 +24,9 @@ from .foreign import complete, is_foreign
 
 DEFAULTS = {"result_format": "auto", "overwrite": False}
 """What a config says that nobody has changed; bundles made before these keys lack them."""
+
+OWN_CODE = "scripts"
+"""Package of a bundle that `_target_` of its configs may name."""
 
 SHARED_IDS = ("in_channels", "label_names", "label_values", "region_values", "regions_class_order", "preprocessing")
 """What the members of an ensemble must have in common: one pass of reading feeds them all."""
@@ -73,15 +78,40 @@ def parse_inference(
     return parser
 
 
-def load_network(parser: ConfigParser) -> torch.nn.Module:
-    """The bundle's network with its weights, in evaluation mode on the device of the config.
+def content(parser: ConfigParser, id_: str) -> Any:
+    """Return what an id of a config stands for.
 
     Raises:
+        MedunetError: what a component of medunet raises.
+        ConfigError: it cannot be built; the message has the first cause, without MONAI's words around it.
+    """
+    try:
+        return parser.get_parsed_content(id_)
+    except Exception as error:  # a config may call anything
+        if (typed := find_cause(error)) is not None:
+            raise typed from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        written_for = parser.get("_meta_::monai_version")
+        raise ConfigError(
+            f"{id_} cannot be built from the config: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}",
+            file=parser.get("bundle_root"),
+            received=written_for and f"a bundle for MONAI {written_for}",
+            expected=written_for and f"one for MONAI {monai.__version__}",
+        ) from error
+
+
+def load_network(parser: ConfigParser) -> torch.nn.Module:
+    """Return the bundle's network with its weights, in evaluation mode on the device of the config.
+
+    Raises:
+        ConfigError: the config does not give a network.
         DataError: no weights, or weights of another network.
     """
-    defined = parser.get_parsed_content("network_def")
-    load_weights(defined, parser.get_parsed_content("ckpt_path"))
-    network = cast("torch.nn.Module", parser.get_parsed_content("network").eval())
+    defined = content(parser, "network_def")
+    load_weights(defined, content(parser, "ckpt_path"))
+    network = cast("torch.nn.Module", content(parser, "network").eval())
     if all(module is not defined for module in network.modules()):
         raise ConfigError(
             "network must be network_def, or contain it: the weights are loaded into network_def",
@@ -103,7 +133,7 @@ def check_same_input(first: ConfigParser, other: ConfigParser, *, bundle: Path) 
         ConfigError: naming the first value that differs.
     """
     for parser in (first, other):
-        parser.get_parsed_content("in_channels")  # parsing spells all references in one way
+        content(parser, "in_channels")  # parsing spells all references in one way
     ours, theirs = (_closure(parser, SHARED_IDS) for parser in (first, other))
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
@@ -128,21 +158,24 @@ def _inference_file(bundle: Path) -> Path:
 def _judged(verdict: Verdict, file: Path) -> dict[str, Any]:
     """Return a config as it was judged, not as the file may be by now; YAML is never trusted without the user."""
     if file.suffix == ".json":
-        content = copy.deepcopy(verdict.configs.get(f"configs/{file.name}"))
+        config = copy.deepcopy(verdict.configs.get(f"configs/{file.name}"))
     else:
         try:
-            content = ConfigParser.load_config_file(str(file))
+            config = ConfigParser.load_config_file(str(file))
         except (OSError, ValueError, YAMLError) as error:
             raise ConfigError(f"not YAML: {' '.join(str(error).split())}", file=file) from error
-    if not isinstance(content, dict):
+    if not isinstance(config, dict):
         raise ConfigError("not a mapping of ids to values", file=file)
-    return content
+    return config
 
 
 def _import_from(bundle: Path) -> None:
     """Let `_target_: scripts.NAME` find the bundle's own code, as `python -m monai.bundle` in its folder does."""
-    if (folder := str(bundle.resolve())) not in sys.path and (bundle / "scripts").is_dir():
-        sys.path.append(folder)
+    if not (bundle / OWN_CODE).is_dir():
+        return
+    for name in [name for name in sys.modules if name.partition(".")[0] == OWN_CODE]:
+        del sys.modules[name]  # that of another bundle
+    sys.path.insert(0, os.fspath(bundle.resolve()))
 
 
 def _closure(parser: ConfigParser, ids: tuple[str, ...]) -> dict[str, Any]:

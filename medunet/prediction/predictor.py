@@ -24,7 +24,7 @@ from medunet.io import Pseudonyms, ReadOptions, ResultFormat, SavePredictiond
 from medunet.io.reader import PathLike
 from medunet.networks import EnsembleLogits, autocast, resolve_device
 
-from .configuration import check_same_input, load_network, parse_inference
+from .configuration import check_same_input, content, load_network, parse_inference
 from .existing import existing_result
 from .foreign import only_tensor, saved_by_medunet
 from .isolation import isolate_reading
@@ -183,16 +183,16 @@ class Predictor:
             "overwrite": overwrite or skip_done,
         }
         parser = parse_inference(bundle, device=self.device, options=options, overrides=overrides, trust=trust)
-        self.channels: int = parser.get_parsed_content("in_channels")
-        self.spatial_dims: int = parser.get_parsed_content("spatial_dims")
+        self.channels: int = content(parser, "in_channels")
+        self.spatial_dims: int = content(parser, "spatial_dims")
         self.network = load_network(parser)
-        self.inferer = parser.get_parsed_content("inferer")
+        self.inferer = content(parser, "inferer")
         if members:
             self.network = self._join(parser, members, overrides, trust=trust)
-        self.preprocessing = parser.get_parsed_content("preprocessing")
+        self.preprocessing = content(parser, "preprocessing")
         if isolated is not None:
             isolate_reading(self.preprocessing, isolated)
-        self.postprocessing = parser.get_parsed_content("postprocessing")
+        self.postprocessing = content(parser, "postprocessing")
         if not _Way(self.preprocessing, self.postprocessing).savers:
             self.postprocessing = saved_by_medunet(self.postprocessing, parser)
         self.savers = _Way(self.preprocessing, self.postprocessing).savers
@@ -201,9 +201,9 @@ class Predictor:
             saver.pseudonyms = pseudonyms
         # bundles made before regions lack the id
         known = "region_order" in parser
-        self.region_order: list[int] = parser.get_parsed_content("region_order") if known else []
-        self.regions: list[list[int]] = parser.get_parsed_content("region_indices") if known else []
-        self.autocast_dtype: str = parser.get_parsed_content("autocast_dtype")
+        self.region_order: list[int] = content(parser, "region_order") if known else []
+        self.regions: list[list[int]] = content(parser, "region_indices") if known else []
+        self.autocast_dtype: str = content(parser, "autocast_dtype")
 
     @property
     def needs_affine(self) -> bool:
