@@ -8,10 +8,10 @@ from .evaluation import read_pair as read_pair
 from .evaluation import reason as reason
 from .postprocessing import choose_region_rules as choose_region_rules
 from .postprocessing import choose_rules as choose_rules
-from .predictor import NamedSource as NamedSource
 from .predictor import Prediction as Prediction
 from .predictor import Predictor as Predictor
 from .rules import ClassRule as ClassRule
 from .rules import as_step as as_step
+from .source import NamedSource as NamedSource
 from .timing import STAGES as STAGES
 from .timing import StageSeconds as StageSeconds

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,8 +18,7 @@ import torch
 from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, LoadImage, LoadImaged, Orientation, Orientationd, Spacing, Spacingd
 
-from medunet.errors import ConfigError, DataError, GeometryError, MedunetError, find_cause
-from medunet.geometry import Geometry
+from medunet.errors import ConfigError, MedunetError, find_cause
 from medunet.io import Pseudonyms, ReadOptions, ResultFormat, SavePredictiond
 from medunet.io.reader import PathLike
 from medunet.networks import EnsembleLogits, autocast, resolve_device
@@ -29,32 +28,16 @@ from .existing import existing_result
 from .foreign import only_tensor, saved_by_medunet
 from .isolation import isolate_reading
 from .pipeline import overlap
+from .source import Source, as_if_read, as_text, parts, unexpected
+from .steps import run_steps, steps_up_to, typed_errors
 from .timing import StageSeconds, Stopwatch
 from .transfer import batch_on, pinned, preprocess_on
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class NamedSource:
-    """An image, or its channels, with the name that its result is to bear.
-
-    Args:
-        images: one path per channel.
-        name: without ending, relative to the output folder; may have folders, such as ``patient_7/ct``.
-    """
-
-    images: tuple[PathLike, ...]
-    name: str
-
-
-Source = PathLike | Sequence[PathLike] | NamedSource
-
 IN_FLIGHT = 3
 """Cases between reading and the written file at once: one a stage. More would only hold more volumes in memory."""
-
-MESSAGE_LENGTH = 300
-"""Characters of a foreign message that are shown; PyTorch's may be pages."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +249,7 @@ class Predictor:
         """
         self._require_output_dir()
         case = _Case(source, _Way(self.preprocessing, self.postprocessing))
-        with _typed_errors():
+        with typed_errors():
             for stage in (self._read, self._compute, self._write):
                 if not case.is_over:
                     stage(case)
@@ -283,7 +266,7 @@ class Predictor:
             MedunetError: as :meth:`predict_case`.
         """
         case = _Case(source, _Way(self.preprocessing, self.postprocessing))
-        with _typed_errors():
+        with typed_errors():
             self._read(case)
             return self._decided(case)
 
@@ -302,20 +285,20 @@ class Predictor:
         """
         way = _Way(self.preprocessing, self.postprocessing)
         case = _Case(Path(), way)
-        split = _steps_up_to(way.preprocessing, (LoadImage, LoadImaged), last=True)
+        split = steps_up_to(way.preprocessing, (LoadImage, LoadImaged), last=True)
         if affine is None and isinstance(image, MetaTensor):
             affine = image.affine
         if affine is None and not self.needs_affine:
             affine = np.eye(4)  # as a PNG is read
-        volume = _as_if_read(image, affine, channels=self.channels, spatial_dims=self.spatial_dims)
-        with _typed_errors():
+        volume = as_if_read(image, affine, channels=self.channels, spatial_dims=self.spatial_dims)
+        with typed_errors():
             case.item = self._preprocess(way, {"image": volume}, start=split)
             return self._decided(case)
 
     def _decided(self, case: _Case) -> dict[Any, Any]:
         self._compute(case)
-        end = _steps_up_to(self.postprocessing, (SavePredictiond,), last=False)
-        decided: dict[Any, Any] = _run(self.postprocessing, case.item, end=end)
+        end = steps_up_to(self.postprocessing, (SavePredictiond,), last=False)
+        decided: dict[Any, Any] = run_steps(self.postprocessing, case.item, end=end)
         return decided
 
     def _require_output_dir(self) -> None:
@@ -340,16 +323,16 @@ class Predictor:
 
     def _read(self, case: _Case) -> None:
         if self.skip_done and case.way.savers:
-            images, name = _parts(case.source)
+            images, name = parts(case.source)
             found = [existing_result(images, saver, name=name) for saver in case.way.savers]
             if all(path is not None for path in found):
                 case.path, case.skipped = found[0], True
                 return
-        images, name = _parts(case.source)
-        item: Any = {"image": _as_text(images), **({} if name is None else {"name": name})}
-        split = _steps_up_to(case.way.preprocessing, (LoadImage, LoadImaged), last=True)
+        images, name = parts(case.source)
+        item: Any = {"image": as_text(images), **({} if name is None else {"name": name})}
+        split = steps_up_to(case.way.preprocessing, (LoadImage, LoadImaged), last=True)
         with case.watch.measure("read"):
-            item = _run(case.way.preprocessing, item, end=split) if split else item
+            item = run_steps(case.way.preprocessing, item, end=split) if split else item
             for saver in case.way.savers if split else ():
                 saver.check(item)
         with case.watch.measure("preprocess"):
@@ -359,7 +342,7 @@ class Predictor:
         case.item = item
 
     def _preprocess(self, way: _Way, item: dict[Any, Any], *, start: int) -> Any:
-        return preprocess_on(self.device, lambda given: _run(way.preprocessing, given, start=start), item)
+        return preprocess_on(self.device, lambda given: run_steps(way.preprocessing, given, start=start), item)
 
     def _compute(self, case: _Case) -> None:
         with self._measure_network(case.watch):
@@ -367,11 +350,11 @@ class Predictor:
 
     def _write(self, case: _Case) -> None:
         item, case.item = case.item, {}
-        split = _steps_up_to(case.way.postprocessing, (SavePredictiond,), last=False)
+        split = steps_up_to(case.way.postprocessing, (SavePredictiond,), last=False)
         with case.watch.measure("restore"):
-            item = _run(case.way.postprocessing, item, end=split)
+            item = run_steps(case.way.postprocessing, item, end=split)
         with case.watch.measure("write"):
-            item = _run(case.way.postprocessing, item, start=split)
+            item = run_steps(case.way.postprocessing, item, start=split)
         case.path = Path(item["pred_path"])
 
     def _measure_network(self, watch: Stopwatch) -> AbstractContextManager[None]:
@@ -386,11 +369,11 @@ class Predictor:
         except Exception as failure:
             case.item, case.path = {}, None
             case.error = find_cause(failure)
-            hidden, (images, _) = self.pseudonyms, _parts(case.source)
+            hidden, (images, _) = self.pseudonyms, parts(case.source)
             if case.error is None:  # no fault of the input that was foreseen: the traceback belongs into the log
                 shown = case.source if hidden is None else hidden.code(images)
                 logger.debug("%s: unexpected error", shown, exc_info=hidden is None)
-                case.error = _unexpected(failure, case.source)
+                case.error = unexpected(failure, case.source)
             if hidden is not None:
                 case.error = hidden.hide(case.error, images)
         return case
@@ -405,72 +388,3 @@ class Predictor:
             members.append(load_network(member))
         joined = EnsembleLogits(members, activation=getattr(self.inferer, "activation", "softmax"))
         return joined.eval()
-
-
-@contextmanager
-def _typed_errors() -> Iterator[None]:
-    """Raise the typed error that MONAI's transforms wrap into a RuntimeError."""
-    try:
-        yield
-    except Exception as failure:
-        cause = find_cause(failure)
-        if cause is None or cause is failure:
-            raise
-        raise cause from failure
-
-
-def _as_if_read(image: Any, affine: Any, *, channels: int, spatial_dims: int) -> MetaTensor:
-    """Give an image in memory the meta data that a reader gives."""
-    if affine is None:
-        raise GeometryError("an array needs an affine", expected="4x4, from voxel indices to RAS millimetres")
-    try:
-        voxels = torch.as_tensor(np.asarray(image, dtype=np.float32))
-        matrix = np.array(affine, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError("image and affine must be arrays of numbers", received=type(image).__name__) from error
-    if voxels.ndim != spatial_dims + 1 or voxels.shape[0] != channels:
-        expected = (channels, *"xyz"[:spatial_dims])
-        raise GeometryError("the array does not fit this bundle", received=tuple(voxels.shape), expected=expected)
-    Geometry(matrix, tuple(voxels.shape[1:]))  # rejects what is not an affine
-    meta = {"original_affine": matrix.copy(), "spatial_shape": np.array(voxels.shape[1:]), "original_channel_dim": 0}
-    return MetaTensor(voxels.contiguous(), affine=torch.from_numpy(matrix), meta=meta)
-
-
-def _parts(source: Source) -> tuple[PathLike | Sequence[PathLike], str | None]:
-    """The image or its channels, and the name where one is given."""
-    if not isinstance(source, NamedSource):
-        return source, None
-    return (source.images[0] if len(source.images) == 1 else source.images), source.name
-
-
-def _as_text(source: PathLike | Sequence[PathLike]) -> str | list[str]:
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else [os.fspath(path) for path in source]
-
-
-def _steps_up_to(transform: Callable[..., Any], kinds: tuple[type, ...], *, last: bool) -> int:
-    """Number of steps of a Compose through the last, or before the first, of some kinds; 0 or all without one."""
-    steps = transform.transforms if isinstance(transform, Compose) else ()
-    places = [index for index, step in enumerate(steps) if isinstance(step, kinds)]
-    if last:
-        return places[-1] + 1 if places else 0
-    return places[0] if places else len(steps)
-
-
-def _run(transform: Callable[..., Any], item: Any, *, start: int = 0, end: int | None = None) -> Any:
-    """Some steps of a Compose; anything else runs whole, at the step 0."""
-    if isinstance(transform, Compose):
-        return transform(item, start=start, end=end)
-    return transform(item) if start == 0 and end is None else item
-
-
-def _unexpected(failure: Exception, source: Source) -> DataError:
-    images, _ = _parts(source)
-    first = images if isinstance(images, str | os.PathLike) else images[0]
-    error = DataError(
-        "unexpected error",
-        file=first,
-        received=f"{type(failure).__name__}: {' '.join(str(failure).split())[:MESSAGE_LENGTH]}",
-        remedy="the traceback is shown by --verbose",
-    )
-    error.__cause__ = failure
-    return error
