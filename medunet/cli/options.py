@@ -53,6 +53,10 @@ READING: dict[str, Any] = {
     "fill_value": Annotated[
         float | None, typer.Option("--fill-value", metavar="X", help="NIfTI: replaces NaN and infinite voxels.")
     ],
+    "skip_unreadable": Annotated[
+        bool | None,
+        typer.Option("--skip-unreadable", help="DICOM: leave out zeroed, truncated and unreadable files of a series."),
+    ],
 }
 """Options of the commands that read images, by field of `medunet.io.ReadOptions`; None leaves the default."""
 

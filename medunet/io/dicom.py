@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.filereader import read_dataset, read_file_meta_info
+from pydicom.uid import UID
 
 from medunet.errors import DataError, SecurityError
 
@@ -21,11 +23,12 @@ from .dicom_codec import same_pixels
 from .dicom_grid import GAP_TOLERANCE_MM as GAP_TOLERANCE_MM
 from .dicom_grid import Grid, build_grid
 from .dicom_header import DICOM_SUFFIXES as DICOM_SUFFIXES
-from .dicom_header import DIRECTORY_CLASS, Frame, looks_like_dicom, read_frames
+from .dicom_header import DIRECTORY_CLASS, Frame, ImageFile, looks_like_dicom, read_frames
 from .dicom_mosaic import split_mosaic
 from .dicom_pixels import check_pixels, read_voxels
 from .dicom_resample import resample
-from .dicom_values import items, text
+from .dicom_source import RTSTRUCT_CLASS, SEG_CLASSES, storage_class
+from .dicom_values import IDENTITY, items, text
 from .options import DEFAULTS, ReadOptions
 from .record import ReadRecord, SourceFrame
 
@@ -51,7 +54,7 @@ def read_dicom(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray
 
     Args:
         path: a folder (its subfolders are not searched), a file, or a DICOMDIR, whose images are taken.
-        options: `series_uid`, `uneven`, `tilt`, `phase` and `spatial_dims` are used.
+        options: `series_uid`, `uneven`, `tilt`, `phase`, `spatial_dims` and `skip_unreadable` are used.
 
     Returns:
         Rescaled voxels ``(columns, rows, slices)``, in the plane ``(columns, rows)``, and the record in RAS.
@@ -75,7 +78,7 @@ def read_dicom_header(path: Path, options: ReadOptions = DEFAULTS) -> ReadRecord
 
 
 def _verified(path: Path, options: ReadOptions) -> tuple[Grid, ReadRecord]:
-    frames, warnings = _find_series(path, options.series_uid)
+    frames, warnings = _find_series(path, options)
     warnings += check_pixels(frames, path)
     planar = options.spatial_dims == 2 or (options.spatial_dims is None and path.is_file() and len(frames) == 1)
     grid = build_grid(frames, path, options=options, planar=planar, same_pixels=same_pixels)
@@ -97,12 +100,22 @@ def _verified(path: Path, options: ReadOptions) -> tuple[Grid, ReadRecord]:
     return grid, record
 
 
-def _find_series(path: Path, series_uid: str | None) -> tuple[list[Frame], list[str]]:
-    """The frames of the one series that is there, or of the chosen one."""
+def _find_series(path: Path, options: ReadOptions) -> tuple[list[Frame], list[str]]:
+    """Return the frames of the only series, or of the chosen one, and warnings."""
     series: dict[str, list[Frame]] = defaultdict(list)
     ignored: Counter[str] = Counter()
-    for file in _files(path, ignored):
-        frames = read_frames(file)
+    skipped: list[str] = []
+    files = _files(path, ignored)
+    for file in files:
+        try:
+            frames = read_frames(file)
+        except DataError as error:
+            if options.skip_unreadable and path != file:
+                skipped.append(f"{file.name} skipped: {error.cause}")
+                continue
+            if path.is_dir():
+                raise _with_remedy(error, "export the series again, or pass --skip-unreadable") from error
+            raise
         if frames is None:
             ignored["files without an image ignored"] += 1
         elif frames[0].file.is_localizer:
@@ -110,20 +123,61 @@ def _find_series(path: Path, series_uid: str | None) -> tuple[list[Frame], list[
         else:
             series[frames[0].file.series_uid] += split_mosaic(frames[0]) if frames[0].file.is_mosaic else frames
     if not series:
-        what = "no DICOM image" if not ignored["localizers dropped"] else "localizers only"
+        raise _without_image(path, files, ignored)
+    uid = options.series_uid
+    if uid is None and len(series) > 1:
         raise DataError(
-            f"folder holds {what}" if path.is_dir() else f"file holds {what}",
+            "folder holds several series",
             file=path,
-            remedy="give the folder that holds the slices",
+            received=_listed(series),
+            remedy=f"choose one, such as --series-uid {min(series)}",
         )
-    if series_uid is None and len(series) > 1:
-        raise DataError(
-            "folder holds several series", file=path, received=_listed(series), remedy="choose one by `series_uid`"
-        )
-    if series_uid is not None and series_uid not in series:
-        raise DataError("folder does not hold this series", file=path, received=series_uid, expected=_listed(series))
-    warnings = [f"{count} {what}" for what, count in sorted(ignored.items())]
-    return series[next(iter(series)) if series_uid is None else series_uid], warnings
+    if uid is not None and uid not in series:
+        raise DataError("folder does not hold this series", file=path, received=uid, expected=_listed(series))
+    chosen = series[next(iter(series)) if uid is None else uid]
+    _require_one_identity(chosen)
+    return chosen, [*(f"{count} {what}" for what, count in sorted(ignored.items())), *skipped]
+
+
+def _with_remedy(error: DataError, remedy: str) -> DataError:
+    return DataError(error.cause, file=error.file, received=error.received, expected=error.expected, remedy=remedy)
+
+
+def _without_image(path: Path, files: Sequence[Path], ignored: Counter[str]) -> DataError:
+    """Return the error for a path without an image, which names what is there instead."""
+    where = "folder" if path.is_dir() else "file"
+    if ignored["localizers dropped"]:
+        return DataError(f"{where} holds localizers only", file=path, remedy="give the folder of the series")
+    classes = {kind for file in files if (kind := storage_class(file))}
+    if not classes:
+        return DataError(f"{where} holds no DICOM image", file=path, remedy="give the folder that holds the slices")
+    names = ", ".join(sorted(UID(kind).name.removesuffix(" Storage") for kind in classes))
+    is_label = classes & {*SEG_CLASSES, RTSTRUCT_CLASS}
+    return DataError(
+        f"{where} holds no DICOM image but {names}",
+        file=path,
+        remedy="read it as a label of its image: medunet.io.read_label"
+        if is_label
+        else "give the folder of the images",
+    )
+
+
+def _require_one_identity(frames: Sequence[Frame]) -> None:
+    """Reject a series whose files belong to several patients, studies or frames of reference.
+
+    Files that lack a value are not compared. The error quotes no value: most of them identify a person.
+    """
+    for keyword, what in IDENTITY.items():
+        first: ImageFile | None = None
+        for file in (frame.file for frame in frames if frame.file.identity.get(keyword)):
+            first = first or file
+            if file.identity[keyword] != first.identity[keyword]:
+                raise DataError(
+                    f"slices of several {what} in one series",
+                    file=file.path,
+                    received=f"another {keyword} than {first.path.name}",
+                    remedy="sort the files into one folder each",
+                )
 
 
 def _listed(series: dict[str, list[Frame]]) -> str:
@@ -141,7 +195,7 @@ def _files(path: Path, ignored: Counter[str]) -> list[Path]:
             raise DataError("DICOMDIR names a missing file", file=path, received=absent[0].name)
         return [path] if referenced is None else referenced
     files = []
-    for file in sorted(file for file in path.iterdir() if file.is_file()):
+    for file in sorted(file for file in path.iterdir() if file.is_file() or _is_dead_link(file)):
         try:
             is_directory = _referenced_files(file) is not None
         except DataError:  # damaged: ignored like a healthy one
@@ -151,6 +205,11 @@ def _files(path: Path, ignored: Counter[str]) -> list[Path]:
         else:
             files.append(file)
     return files
+
+
+def _is_dead_link(file: Path) -> bool:
+    """Whether a file is a link to nothing, such as a slice that git-annex has not fetched."""
+    return file.is_symlink() and not file.exists()
 
 
 def _referenced_files(path: Path) -> list[Path] | None:

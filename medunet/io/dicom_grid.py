@@ -139,7 +139,9 @@ def build_grid(
         )
     interpolate = not _is_even(offsets)
     planes = (
-        _planes(offsets, folder, options.uneven, warnings) if interpolate else np.linspace(0, offsets[-1], len(offsets))
+        _planes(offsets, _thicknesses(ordered), folder, options.uneven, warnings)
+        if interpolate
+        else np.linspace(0, offsets[-1], len(offsets))
     )
     gap = float(planes[-1] / (len(planes) - 1))
     slope = step - normal
@@ -232,14 +234,31 @@ def _is_even(offsets: npt.NDArray[np.float64]) -> bool:
     )
 
 
+def _thicknesses(frames: Sequence[Frame]) -> npt.NDArray[np.float64]:
+    """SliceThickness of frames in mm; the same for all if it is not known for all."""
+    values = np.array([frame.thickness or 0.0 for frame in frames], dtype=np.float64)
+    return values if np.isfinite(values).all() and values.min() > 0 else np.ones(len(frames))
+
+
 def _planes(
-    offsets: npt.NDArray[np.float64], folder: Path, uneven: Uneven, warnings: list[str]
+    offsets: npt.NDArray[np.float64],
+    thicknesses: npt.NDArray[np.float64],
+    folder: Path,
+    uneven: Uneven,
+    warnings: list[str],
 ) -> npt.NDArray[np.float64]:
-    """Planes spread evenly between the first and the last of uneven slices."""
+    """Return planes spread evenly between the first and the last of uneven slices.
+
+    A gap of several usual distances means that slices are missing, unless a slice beside it is thicker than usual by
+    the same factor: head CTs change from thin slices of the skull base to thick ones.
+    """
     gaps = np.diff(offsets)
     mean, usual = float(gaps.mean()), float(np.sort(gaps)[(len(gaps) - 1) // 2])  # the lower of two medians
     steps = gaps / usual
     missing = (np.rint(steps) >= 2) & (np.abs(steps - np.rint(steps)) <= MISSING_TOLERANCE_PART)
+    thicker = np.maximum(thicknesses[:-1], thicknesses[1:])
+    thicker /= np.median(thicker[np.rint(steps) <= 1])
+    missing &= thicker < steps * (1 - MISSING_TOLERANCE_PART)
     received = f"{gaps.min():.4g} to {gaps.max():.4g} mm"
     if missing.any():
         count = int(np.rint(steps[missing]).sum() - missing.sum())
@@ -256,7 +275,7 @@ def _planes(
             file=folder,
             received=received,
             expected=f"{mean:.4g} +- {min(GAP_TOLERANCE_MM, GAP_TOLERANCE_PART * mean):.2g} mm",
-            remedy="ask for uneven='resample', or complete the series",
+            remedy="pass --uneven resample, or complete the series",
         )
     n_planes = max(round(float(offsets[-1]) / usual), 1) + 1
     warnings.append(f"slices at uneven distances ({received}) resampled to {offsets[-1] / (n_planes - 1):.4g} mm")

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from medunet.errors import DataError, SecurityError
 
 from .dicom_lut import ModalityLut, read_modality_lut
-from .dicom_values import BINARY_TAGS, TEMPORAL_KEYS, TOP_LEVEL_TAGS, decimals, has, items, number, text
+from .dicom_values import BINARY_TAGS, IDENTITY, TEMPORAL_KEYS, TOP_LEVEL_TAGS, decimals, has, items, number, text
 from .limits import refuse_deflate_bomb
 
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
@@ -25,6 +24,8 @@ DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 """Media Storage Directory: a DICOMDIR."""
 
+_PREAMBLE_BYTES = 128
+_MAGIC_END = _PREAMBLE_BYTES + 4
 _DIRECTORY_MARK = DIRECTORY_CLASS.encode()
 _META_BYTES = 512
 """Where the class of the content is named. A directory is sent away before pydicom 2 makes its own object of it."""
@@ -91,6 +92,8 @@ class ImageFile:
     padding: tuple[int, int] | None
     """Smallest and largest stored value that marks 'no image here'."""
     is_lossy: bool
+    identity: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """The file's values of the tags `IDENTITY`; they are compared, and never recorded."""
     is_mosaic: bool = False
     pixel_offset: int | None = None
     """Where native pixels begin in the file; None for compressed ones."""
@@ -115,6 +118,7 @@ class Frame:
     spacing: tuple[float, ...] | None
     slope: float | None
     intercept: float | None
+    thickness: float | None = None
     moments: Mapping[str, str] = field(default_factory=dict)
     """The `TEMPORAL_KEYS` that the frame has."""
     number: int | None = None
@@ -125,21 +129,39 @@ def looks_like_dicom(path: Path) -> bool:
     """Whether a file has DICOM's magic word."""
     try:
         with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
+            return file.read(_MAGIC_END)[_PREAMBLE_BYTES:] == b"DICM"
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return False
 
 
+def _require_no_lost_slice(path: Path) -> None:
+    """Reject a file without DICOM's magic word that nevertheless must have been a slice.
+
+    Such a file has DICOM's ending, cannot be opened, is empty, or begins with zeros like DICOM's preamble. Hidden files
+    are notes of file systems and programs, such as macOS's ``._slice.dcm``.
+    """
+    if path.name.startswith("."):
+        return
+    try:
+        with path.open("rb") as file:
+            start = file.read(_MAGIC_END)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or type(error).__name__}", file=path) from error
+    if not start.strip(b"\0"):
+        raise DataError("file has zeros in place of a DICOM header" if start else "file has zero bytes", file=path)
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        raise DataError("file has a DICOM ending but no DICOM header", file=path)
+
+
 def read_frames(path: Path) -> list[Frame] | None:
-    """The frames of one file, or None for a file that holds no image (junk, a report, contours, a segmentation).
+    """Return the frames of one file, or None for a file without an image (a note, a report, contours, a segmentation).
 
     Raises:
-        DataError: a DICOM image whose header or pixel data is damaged or truncated.
+        DataError: a DICOM image whose header or pixel data is damaged, truncated or missing.
         SecurityError: deflated, and far larger than images are.
     """
     if not looks_like_dicom(path):
-        if path.stat().st_size == 0 and path.suffix.lower() in DICOM_SUFFIXES:
-            raise DataError("file has zero bytes", file=path, remedy="export the series again")
+        _require_no_lost_slice(path)
         return None
     try:
         with path.open("rb") as file:
@@ -161,8 +183,6 @@ def read_frames(path: Path) -> list[Frame] | None:
             return _frames(image, header)
     except (DataError, SecurityError):
         raise
-    except InvalidDicomError:
-        return None
     except Exception as error:  # pydicom raises many kinds for damaged bytes
         raise DataError(
             f"damaged DICOM header: {type(error).__name__}", file=path, remedy="export the series again"
@@ -208,6 +228,7 @@ def _image_file(path: Path, header: pydicom.Dataset, syntax: str) -> ImageFile:
         n_frames=n_frames,
         padding=(min(ends), max(ends)) if ends else None,
         is_lossy=text(header, "LossyImageCompression") == "01",
+        identity={keyword: text(header, keyword) for keyword in IDENTITY},
         is_mosaic="MOSAIC" in image_type,
         lut=read_modality_lut(header, path, is_signed=signed, is_big_endian=syntax == BIG_ENDIAN),
     )
@@ -312,6 +333,7 @@ def _frame(image: ImageFile, index: int, levels: list[pydicom.Dataset]) -> Frame
     slope = values("PixelValueTransformationSequence", "RescaleSlope")
     intercept = values("PixelValueTransformationSequence", "RescaleIntercept")
     spacing = values("PixelMeasuresSequence", "PixelSpacing")
+    thickness = values("PixelMeasuresSequence", "SliceThickness")
     moments = {}
     for keyword in TEMPORAL_KEYS:
         item = first(_MOMENT_SEQUENCE.get(keyword, "FrameContentSequence"), keyword)
@@ -328,6 +350,7 @@ def _frame(image: ImageFile, index: int, levels: list[pydicom.Dataset]) -> Frame
         spacing=spacing,
         slope=slope[0] if slope else None,
         intercept=intercept[0] if intercept else None,
+        thickness=thickness[0] if thickness else None,
         moments=moments,
         number=int(instance) if _WHOLE.fullmatch(instance) else None,
     )

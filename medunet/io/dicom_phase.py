@@ -85,10 +85,11 @@ def choose_frames(
             if not same_pixels(group[0], other):
                 if ordered is not None:
                     return _chosen(ordered, phase, folder)
+                several = sum(len(group) > 1 for group in groups)
                 raise GeometryError(
-                    "two slices have the same position but different pixels",
+                    "slices have the same position but different pixels, and no tag divides them into complete phases",
                     file=other.file.path,
-                    received=f"also {group[0].file.path.name}",
+                    received=f"also {group[0].file.path.name}; several slices at {several} of {len(groups)} positions",
                     remedy="remove one; if both are phases, export each phase as a series of its own",
                 )
             dropped += 1
@@ -104,7 +105,7 @@ def _chosen(phases: _Phases, phase: int | None, folder: Path) -> tuple[list[Fram
             f"series has {count} phases" + left_out,
             file=folder,
             received=f"{phases.by} {named}" + ("" if phase is None else f" and phase={phase}"),
-            expected=f"one of phase=0 to {count - 1}" if count > 1 else "phase=0",
+            expected=f"--phase 0 to {count - 1}" if count > 1 else "--phase 0",
             remedy=f"choose one, such as --phase {min(1, count - 1)}",
         )
     return phases.volumes[phase], [f"phase {phase} of {count} read ({phases.by} {phases.names[phase]}{left_out})"]

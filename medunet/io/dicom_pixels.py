@@ -73,9 +73,11 @@ def check_pixels(frames: Sequence[Frame], folder: Path) -> list[str]:
                 remedy="export the original series",
             )
     warnings = []
-    bare = sum(frame.slope is None and frame.file.lut is None for frame in frames)
-    if bare and (first.modality in RESCALE_REQUIRED or bare < len(frames)):
-        warnings.append(f"{bare} of {len(frames)} slices have no rescale slope: stored values are used")
+    bare = [frame for frame in frames if frame.slope is None and frame.file.lut is None]
+    if bare and (first.modality in RESCALE_REQUIRED or len(bare) < len(frames)):
+        shifted = any(frame.intercept for frame in bare)
+        used = "the intercept alone is applied" if shifted else "stored values are used"
+        warnings.append(f"{len(bare)} of {len(frames)} slices have no rescale slope: {used}")
     if first.photometric == "MONOCHROME1":
         kept = "kept: they are measurements" if first.modality in MEASURED else "turned round: large is bright"
         warnings.append(f"MONOCHROME1: values {kept}")
@@ -101,7 +103,9 @@ def read_voxels(frames: Sequence[Frame]) -> tuple[npt.NDArray[np.float32], list[
         for k, frame in enumerate(part):
             padding.note(_rescale(frame, decoder, slab[k]), slab[k], start + k)
         transpose(slab[: len(part)], dtype=np.float32, out=volume[..., start : start + len(part)])
-    if padding.lowest <= padding.highest and not np.isfinite([padding.lowest, padding.highest]).all():
+    if padding.lowest > padding.highest:
+        raise DataError("every pixel is padding", file=file.path, remedy="export the series again")
+    if not np.isfinite([padding.lowest, padding.highest]).all():
         raise DataError("rescaled pixels are not finite", file=file.path)
     return volume, padding.clamp(volume)
 

@@ -19,15 +19,21 @@ from skimage.color import rgb2lab
 from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
-from .dicom_source import LINKS, SourcePlane, copy_values, frame_groups, plane_geometry, read_dataset, series_number
+from .dicom_source import (
+    LINKS,
+    SEG_CLASSES,
+    SourcePlane,
+    copy_values,
+    frame_groups,
+    plane_geometry,
+    read_dataset,
+    series_number,
+)
 from .extras import import_extra
 from .lattice import lattice_map, lay_on
 from .limits import require_memory
 from .segments import Code, Segment
 from .structures import Painting, Structure
-
-SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-"""SOP classes Segmentation Storage and Label Map Segmentation Storage."""
 
 _LABELMAP = SEG_CLASSES[1]
 

@@ -20,9 +20,17 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from medunet.errors import DataError, GeometryError, SecurityError
 from medunet.geometry import Geometry, flip_ras_lps
 
+from .dicom_header import looks_like_dicom
+from .dicom_values import text
 from .lattice import LATTICE_TOLERANCE_VOXELS
 from .limits import refuse_deflate_bomb
 from .record import SourceFrame
+
+SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""SOP classes Segmentation Storage and Label Map Segmentation Storage."""
+
+RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+"""SOP class RT Structure Set Storage."""
 
 _PREAMBLE = 128
 _NEW_WRITER = int(pydicom.__version__.partition(".")[0]) >= 3
@@ -60,6 +68,15 @@ def read_dataset(path: Path, *, tags: Sequence[str] | None = None, stop_before_p
         raise
     except Exception as error:  # pydicom raises many kinds for damaged bytes
         raise DataError(f"cannot be read as DICOM: {type(error).__name__}", file=path) from error
+
+
+def storage_class(path: Path) -> str:
+    """Return the SOP class UID of a DICOM file, or '' for another file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    return text(read_dataset(path, tags=["SOPClassUID"]), "SOPClassUID") if looks_like_dicom(path) else ""
 
 
 def read_planes(frames: Sequence[SourceFrame], geometry: Geometry) -> tuple[SourcePlane, ...]:

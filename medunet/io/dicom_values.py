@@ -46,6 +46,14 @@ TEMPORAL_KEYS = (
 )
 """What may tell the phases of a series apart, the most telling first."""
 
+IDENTITY = {
+    "PatientID": "patients",
+    "PatientName": "patients",
+    "StudyInstanceUID": "studies",
+    "FrameOfReferenceUID": "frames of reference",
+}
+"""Tags whose values must agree within a series, and what different values mean."""
+
 BINARY_TAGS = {
     "SamplesPerPixel": "H",
     "Rows": "H",
@@ -72,6 +80,7 @@ _TEXT = (
     "PhotometricInterpretation",
     "NumberOfFrames",
     "PixelSpacing",
+    "SliceThickness",
     "ImagerPixelSpacing",
     "ImagePositionPatient",
     "ImageOrientationPatient",
@@ -81,6 +90,7 @@ _TEXT = (
     "ReferencedFileID",
     "InstanceNumber",
     *(key for key in TEMPORAL_KEYS if key not in BINARY_TAGS),
+    *IDENTITY,
 )
 _SEQUENCES = (
     "SharedFunctionalGroupsSequence",
@@ -98,7 +108,7 @@ _SEQUENCES = (
 _TAG = {keyword: Tag(keyword) for keyword in (*_TEXT, *BINARY_TAGS, *_SEQUENCES)}
 
 TOP_LEVEL_TAGS = [_TAG[keyword] for keyword in (*_TEXT, *BINARY_TAGS, *_SEQUENCES[:2], "ModalityLUTSequence")]
-"""What is read of each header: no tag with the patient's identity."""
+"""What is read of each header. Of the patient's identity only `IDENTITY` is read, and only to be compared."""
 
 
 def text(dataset: pydicom.Dataset, keyword: str) -> str:

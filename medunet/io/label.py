@@ -19,16 +19,15 @@ from monai.transforms import MapTransform
 from medunet.errors import DataError, GeometryError, MedunetError
 from medunet.geometry import Geometry
 
-from .dicom_header import looks_like_dicom
-from .dicom_seg import SEG_CLASSES, read_segments
-from .dicom_source import read_dataset
+from .dicom_seg import read_segments
+from .dicom_source import RTSTRUCT_CLASS, SEG_CLASSES, storage_class
 from .images import PILLOW_SUFFIXES, TIFF_SUFFIXES
 from .names import output_name
 from .nifti import NIFTI_SUFFIXES
 from .nrrd import SEG_NRRD_SUFFIX, read_seg_nrrd
-from .reader import Volume, read_header, read_volume
+from .reader import Volume, read_header, read_volume, system_errors
 from .record import ReadRecord
-from .rtstruct import RTSTRUCT_CLASS, read_regions
+from .rtstruct import read_regions
 from .structures import number_structures, paint_structures
 from .writer import parse_label_names
 
@@ -181,25 +180,22 @@ class LoadLabeld(MapTransform):
 
 def _structure_file(path: Path) -> tuple[Path, StructureFormat | None]:
     """The file that holds structures and its format; other paths as they are."""
-    if path.is_dir():
+    with system_errors(path):
+        if not path.is_dir():
+            return path, "seg.nrrd" if path.name.lower().endswith(SEG_NRRD_SUFFIX) else _dicom_kind(path)
         kinds = {file: kind for file in sorted(path.iterdir()) if file.is_file() and (kind := _dicom_kind(file))}
-        if len(kinds) > 1:
-            raise DataError(
-                "folder holds several segmentations",
-                file=path,
-                received=", ".join(file.name for file in kinds),
-                remedy="give one of the files",
-            )
-        return next(iter(kinds.items()), (path, None))
-    if path.name.lower().endswith(SEG_NRRD_SUFFIX):
-        return path, "seg.nrrd"
-    return path, _dicom_kind(path)
+    if len(kinds) > 1:
+        raise DataError(
+            "folder holds several segmentations",
+            file=path,
+            received=", ".join(file.name for file in kinds),
+            remedy="give one of the files",
+        )
+    return next(iter(kinds.items()), (path, None))
 
 
 def _dicom_kind(path: Path) -> StructureFormat | None:
-    if not looks_like_dicom(path):
-        return None
-    sop_class = read_dataset(path, tags=["SOPClassUID"]).get("SOPClassUID")
+    sop_class = storage_class(path)
     if sop_class in SEG_CLASSES:
         return "dicom-seg"
     return "rtstruct" if sop_class == RTSTRUCT_CLASS else None

@@ -33,7 +33,7 @@ _CHOICES = {
 }
 
 
-READING_IDS = ("series_uid", "phase", "uneven", "tilt", "form", "fill_value")
+READING_IDS = ("series_uid", "phase", "uneven", "tilt", "form", "fill_value", "skip_unreadable")
 """Options that a user chooses. A bundle's configs have ids of these names; the bundle sets the other options itself."""
 
 
@@ -51,6 +51,8 @@ class ReadOptions:
         phase: DICOM: which phase of a time series to read, counted from 0; None rejects a series with several.
         spatial_dims: 3 rejects 2D images and volumes of one slice; 2 rejects volumes and reads a single slice as a 2D
             image. None accepts both, but rejects a DICOM folder with a single slice.
+        skip_unreadable: DICOM: leave out files that are zeroed, truncated or unreadable, with a warning; False rejects
+            a folder with such a file. A slice that is then missing between others is still rejected.
 
     Raises:
         ConfigError: an unknown choice, or a value of the wrong type.
@@ -64,6 +66,7 @@ class ReadOptions:
     tilt: Tilt = "keep"
     phase: int | None = None
     spatial_dims: int | None = None
+    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -74,6 +77,8 @@ class ReadOptions:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
                 raise ConfigError(f"{name} must be {expected}", received=repr(value))
+        if not isinstance(self.skip_unreadable, bool):
+            raise ConfigError("skip_unreadable must be true or false", received=repr(self.skip_unreadable))
 
     @property
     def chosen(self) -> dict[str, Any]:

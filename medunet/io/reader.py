@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
 from .dicom import DICOM_SUFFIXES, is_dicom_file, read_dicom, read_dicom_header
+from .dicom_header import looks_like_dicom
 from .images import (
     PILLOW_SUFFIXES,
     TIFF_SUFFIXES,
@@ -58,6 +60,7 @@ def read_volume(
     tilt: Tilt = "keep",
     phase: int | None = None,
     spatial_dims: int | None = None,
+    skip_unreadable: bool = False,
     isolated: bool | None = None,
 ) -> Volume:
     """Read an image in the plane or a volume.
@@ -73,6 +76,7 @@ def read_volume(
         phase: DICOM: which phase of a sequence in time, counted from 0; without it such a series is refused.
         spatial_dims: 3 refuses an image in the plane, and a volume of one slice; 2 refuses volumes, and reads one slice
             as an image in the plane. None takes what is there, but refuses a DICOM folder with a single slice.
+        skip_unreadable: DICOM: leave out zeroed, truncated and unreadable files, with a warning; False rejects them.
         isolated: decode in a child process with limits of memory and time, see `medunet.io.isolation`; by default where
             the environment says so (`MEDUNET_ISOLATE=1`).
 
@@ -87,7 +91,7 @@ def read_volume(
         SecurityError: a DICOMDIR that points out of its folder.
         ConfigError: an option that does not exist.
     """
-    options = ReadOptions(channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims)
+    options = ReadOptions(channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims, skip_unreadable)
     array, meta, record = _read_all(_as_paths(path), options, isolated)
     affine = torch.as_tensor(meta.pop("affine"))
     return Volume(MetaTensor(array if record.channels > 1 else array[None], affine=affine, meta=meta), record)
@@ -104,10 +108,11 @@ def read_header(
     tilt: Tilt = "keep",
     phase: int | None = None,
     spatial_dims: int | None = None,
+    skip_unreadable: bool = False,
     isolated: bool | None = None,
 ) -> ReadRecord:
     """Return the record of `read_volume` from the headers alone, in milliseconds; damaged voxels go unnoticed."""
-    options = ReadOptions(channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims)
+    options = ReadOptions(channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims, skip_unreadable)
     paths = _as_paths(path)
     read = shared_process().read_header if is_wanted(isolated) else read_one_header
     return _joined([_with_dims(read(item, options), options.spatial_dims) for item in paths])
@@ -124,7 +129,8 @@ class MedunetReader(ImageReader):
     Meta data: `affine`, `original_affine` (4x4, RAS), `spatial_shape`, `original_channel_dim` (0, or NaN for none),
     `space`, `filename_or_obj`, `name`, under which `SavePredictiond` writes, and `single_slice` where a volume of one
     slice was read as an image in the plane. `dicom_frames` of a DICOM series names the files and frames that were read,
-    in the order of the volume's slices; `SavePredictiond` refers to these. None of a patient.
+    in the order of the volume's slices; `SavePredictiond` refers to these. `reader_warnings` has a line per warning.
+    None of a patient.
 
     Args:
         channels: this and all others as in `read_volume`.
@@ -135,6 +141,7 @@ class MedunetReader(ImageReader):
         tilt: DICOM rule for a tilted gantry.
         phase: DICOM phase.
         spatial_dims: number of spatial axes that the model takes.
+        skip_unreadable: whether DICOM files that cannot be read are left out.
         isolated: whether files are decoded in a child process.
 
     Raises:
@@ -152,11 +159,14 @@ class MedunetReader(ImageReader):
         tilt: Tilt = "keep",
         phase: int | None = None,
         spatial_dims: int | None = None,
+        skip_unreadable: bool = False,
         isolated: bool | None = None,
     ) -> None:
         super().__init__()
         self.isolated = isolated
-        self.options = ReadOptions(channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims)
+        self.options = ReadOptions(
+            channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims, skip_unreadable
+        )
 
     def verify_suffix(self, filename: PathLike | Sequence[PathLike]) -> bool:
         """Whether all paths are folders or files of a known kind."""
@@ -201,33 +211,46 @@ def _read_all(
     }
     if flattened:
         meta["single_slice"] = True
+    if record.warnings:
+        meta["reader_warnings"] = "\n".join(record.warnings)
     if record.format == "dicom":
         meta["dicom_frames"] = encode_frames(record.frames)
     return array, meta, record
 
 
+@contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the file system, such as a locked folder or a name that is too long, into a DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or type(error).__name__}", file=path) from error
+
+
 def read_one(path: Path, options: ReadOptions) -> tuple[npt.NDArray[np.float32], ReadRecord]:
     """Read one file or series in this process, by the reader of its format."""
-    suffix = _suffix(path)
-    if suffix == _DICOM:
-        return read_dicom(path, options)
-    if suffix in NIFTI_SUFFIXES:
-        return read_nifti(path, options)
-    if suffix in PILLOW_SUFFIXES:
-        return read_pillow(path)
-    return read_tiff(path) if suffix in TIFF_SUFFIXES else read_itk(path, options)
+    with system_errors(path):
+        suffix = _suffix(path)
+        if suffix == _DICOM:
+            return read_dicom(path, options)
+        if suffix in NIFTI_SUFFIXES:
+            return read_nifti(path, options)
+        if suffix in PILLOW_SUFFIXES:
+            return read_pillow(path)
+        return read_tiff(path) if suffix in TIFF_SUFFIXES else read_itk(path)
 
 
 def read_one_header(path: Path, options: ReadOptions) -> ReadRecord:
-    """The record of one file or series, in this process."""
-    suffix = _suffix(path)
-    if suffix == _DICOM:
-        return read_dicom_header(path, options)
-    if suffix in NIFTI_SUFFIXES:
-        return read_nifti_header(path, options)
-    if suffix in PILLOW_SUFFIXES:
-        return read_pillow_header(path)
-    return read_tiff_header(path) if suffix in TIFF_SUFFIXES else read_itk_header(path, options)
+    """Return the record of one file or series, in this process."""
+    with system_errors(path):
+        suffix = _suffix(path)
+        if suffix == _DICOM:
+            return read_dicom_header(path, options)
+        if suffix in NIFTI_SUFFIXES:
+            return read_nifti_header(path, options)
+        if suffix in PILLOW_SUFFIXES:
+            return read_pillow_header(path)
+        return read_tiff_header(path) if suffix in TIFF_SUFFIXES else read_itk_header(path)
 
 
 def _with_dims(record: ReadRecord, spatial_dims: int | None) -> ReadRecord:
@@ -292,6 +315,8 @@ def _suffix(path: Path, *, strict: bool = True) -> str | None:
     name = path.name.lower()
     for suffix in IMAGE_SUFFIXES:
         if name.endswith(suffix) and not path.is_dir():
+            if strict and looks_like_dicom(path):
+                raise DataError(f"is a DICOM file with the ending {suffix}", file=path, remedy="rename it to .dcm")
             return suffix
     if path.is_dir() or name.endswith(DICOM_SUFFIXES) or is_dicom_file(path):
         return _DICOM

@@ -13,17 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.uid import RTStructureSetStorage, generate_uid
+from pydicom.uid import generate_uid
 
 from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry, flip_ras_lps
 
 from .contours import Polygon, fill_contours, trace_contours
-from .dicom_source import LINKS, SourcePlane, copy_values, read_dataset, series_number
+from .dicom_source import LINKS, RTSTRUCT_CLASS, SourcePlane, copy_values, read_dataset, series_number
 from .segments import TISSUE, Segment
 from .structures import Painting, Structure
-
-RTSTRUCT_CLASS = str(RTStructureSetStorage)
 
 PLANE_TOLERANCE_VOXELS = 0.1
 """How far the points of one contour may leave their plane, and so how oblique it may lie."""

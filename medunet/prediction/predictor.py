@@ -333,6 +333,7 @@ class Predictor:
         split = steps_up_to(case.way.preprocessing, (LoadImage, LoadImaged), last=True)
         with case.watch.measure("read"):
             item = run_steps(case.way.preprocessing, item, end=split) if split else item
+            self._report_warnings(item.get("image"), images)
             for saver in case.way.savers if split else ():
                 saver.check(item)
         with case.watch.measure("preprocess"):
@@ -340,6 +341,13 @@ class Predictor:
             for saver in () if split else case.way.savers:
                 saver.check(item)
         case.item = item
+
+    def _report_warnings(self, image: Any, images: Path | Sequence[Path]) -> None:
+        """Log what the reader noticed in a file, under the case's name if cases have other names."""
+        meta = image.meta if isinstance(image, MetaTensor) else {}
+        for warning in meta.get("reader_warnings", "").splitlines():
+            shown = meta["filename_or_obj"] if self.pseudonyms is None else self.pseudonyms.code(images)
+            logger.warning("%s: %s", shown, warning)
 
     def _preprocess(self, way: _Way, item: dict[Any, Any], *, start: int) -> Any:
         return preprocess_on(self.device, lambda given: run_steps(way.preprocessing, given, start=start), item)

@@ -56,7 +56,7 @@ def test_uneven_spacing_is_refused_unless_resampling_is_asked_for(tmp_path, made
     positions = made.positions(5)
     positions[:, 2] = [0, 2, 5, 7, 9.9]  # gaps 2, 3, 2, 2.9
     folder = made.series(tmp_path / "ct", positions, pixels=lambda k: np.full((5, 7), 10 * positions[k, 2], "<i2"))
-    with pytest.raises(GeometryError, match=r"uneven \(received 2 to 3 mm.*uneven='resample'"):
+    with pytest.raises(GeometryError, match=r"uneven \(received 2 to 3 mm.*--uneven resample"):
         read_volume(folder)
     volume = read_volume(folder, uneven="resample")
     spacing = volume.record.geometry.spacing_mm[2]
@@ -143,6 +143,28 @@ def test_duplicate_position_with_other_pixels_is_refused(tmp_path, made):
         read_volume(made.series(tmp_path / "ct", made.positions()[[0, 1, 1, 2]]))
 
 
+def test_positions_with_several_slices_are_counted_if_no_tag_makes_them_phases(tmp_path, made):
+    folder = made.series(tmp_path / "ct", np.repeat(made.positions(), 2, axis=0)[:-1])
+    with pytest.raises(
+        GeometryError, match=r"no tag divides .*several slices at 3 of 4 positions.*series of its own"
+    ):
+        read_volume(folder)
+
+
+def test_change_to_thicker_slices_is_uneven_and_not_a_lack_of_slices(tmp_path, made):
+    heights = np.array([0, 2.5, 5, 7.5, 10, 15, 20, 25])
+    positions = np.column_stack([np.full(8, 10), np.full(8, 20), heights])
+    thick = {"SliceThickness": lambda n: 5 if heights[n] > 10 else 2.5}
+    folder = made.series(tmp_path / "thick", positions, **thick)
+    with pytest.raises(GeometryError, match=r"distances are uneven \(received 2.5 to 5 mm.*--uneven resample"):
+        read_volume(folder)
+    volume = read_volume(folder, uneven="resample")
+    assert volume.record.geometry.spacing_mm[2] == pytest.approx(2.5)
+    assert np.array_equal(volume.image[0, ..., 6], (made.pixels(5) + made.pixels(4)).T / 2 - 1000 + 50)
+    with pytest.raises(GeometryError, match="3 slices are missing"):
+        read_volume(made.series(tmp_path / "thin", positions, SliceThickness=2.5), uneven="resample")
+
+
 def test_duplicate_position_under_another_slope_is_refused(tmp_path, made):
     made.series(tmp_path / "ct", made.positions(), series="1.2.3", prefix="a")
     made.series(tmp_path / "ct", made.positions(1), series="1.2.3", prefix="b", RescaleSlope=2)
@@ -167,7 +189,7 @@ def test_sequence_in_time_is_refused_unless_a_phase_is_chosen(tmp_path, made, ta
     assert early.image[0, 0, 0].tolist() == [-900, -700, -500]  # the odd slices have the smaller value
     assert late.image[0, 0, 0].tolist() == [-1000, -800, -600]
     assert f"phase 1 of 2 read ({tag}" in late.record.warnings[0]
-    with pytest.raises(DataError, match=r"phase=2.*one of phase=0 to 1"):
+    with pytest.raises(DataError, match=r"phase=2.*expected --phase 0 to 1"):
         read_volume(folder, phase=2)
 
 

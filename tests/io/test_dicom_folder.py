@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from monai.transforms import LoadImage
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import SegmentationStorage
+from pydicom.uid import RTDoseStorage, SegmentationStorage
 
 from medunet.errors import DataError, GeometryError, SecurityError
-from medunet.io import MedunetReader, is_dicom_folder, read_header, read_volume
+from medunet.geometry import Geometry
+from medunet.io import MedunetReader, is_dicom_folder, read_header, read_label, read_volume
 
 DIRECTORY = "1.2.840.10008.1.3.10"
 
@@ -56,8 +60,117 @@ def test_junk_and_objects_that_are_no_image_are_ignored_and_counted(tmp_path, ma
     assert volume.image.shape == (1, 7, 5, 4)
     assert volume.record.warnings == ("4 files without an image ignored",)
     assert is_dicom_folder(folder)
-    with pytest.raises(DataError, match=r"seg\.dcm: file holds no DICOM image"):
+    with pytest.raises(DataError, match=r"seg\.dcm: file holds no DICOM image but Segmentation; .*read_label"):
         read_volume(folder / "seg.dcm")
+
+
+def test_object_that_is_not_an_image_is_named(tmp_path, made):
+    dose = made.empty_file(tmp_path / "dose.dcm", RTDoseStorage)
+    dose.Rows, dose.Columns = 5, 7
+    made.save(dose)
+    with pytest.raises(DataError, match=r"dose\.dcm: file holds no DICOM image but RT Dose"):
+        read_volume(tmp_path / "dose.dcm")
+    with pytest.raises(DataError, match=r"folder holds no DICOM image but RT Dose"):
+        read_volume(tmp_path)
+
+
+def damage(file, kind):
+    content = file.read_bytes()
+    file.unlink()
+    if kind == "link to nothing":
+        file.symlink_to(file.parent / "annex" / "object")
+    else:
+        kept = {"zeroed": 0, "empty": 0, "cut in the preamble": 100, "cut in the pixels": len(content) - 9}[kind]
+        file.write_bytes(bytes(len(content)) if kind == "zeroed" else content[:kept])
+
+
+DAMAGES = {
+    "zeroed": "zeros in place of a DICOM header",
+    "empty": "zero bytes",
+    "cut in the preamble": "zeros in place of a DICOM header",
+    "cut in the pixels": "truncated pixel data",
+    "link to nothing": "cannot be read: No such file",
+}
+
+
+@pytest.mark.parametrize("name", ["s01", "s01.dcm"])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_last_slice_is_rejected_and_named_or_skipped_on_request(tmp_path, made, kind, name):
+    folder = made.series(tmp_path / "ct", made.positions(5))
+    last = (folder / "s01").rename(folder / name)
+    damage(last, kind)
+    for read in (read_volume, read_header):
+        with pytest.raises(DataError, match=rf"ct/{name}: .*{DAMAGES[kind]}.*--skip-unreadable"):
+            read(folder)
+    volume = read_volume(folder, skip_unreadable=True)
+    assert volume.image.shape == (1, 7, 5, 4)
+    [warning] = volume.record.warnings
+    assert warning.startswith(f"{name} skipped: ")
+    assert DAMAGES[kind] in warning
+
+
+def test_damaged_slice_between_others_is_missing_even_if_it_is_skipped(tmp_path, made):
+    folder = made.series(tmp_path / "ct", made.positions(5))
+    damage(folder / "s03", "zeroed")
+    with pytest.raises(GeometryError, match="a slice is missing"):
+        read_volume(folder, skip_unreadable=True)
+
+
+def test_single_file_that_is_damaged_is_never_skipped(tmp_path, made):
+    file = made.series(tmp_path / "ct", made.positions(1)) / "s01"
+    damage(file, "cut in the pixels")
+    with pytest.raises(DataError, match="truncated pixel data"):
+        read_volume(file, skip_unreadable=True)
+
+
+def test_notes_of_file_systems_are_not_slices(tmp_path, made):
+    folder = made.series(tmp_path / "ct", made.positions())
+    (folder / "._s01.dcm").write_bytes(b"\0\5\x16\7" + bytes(4096))
+    assert read_volume(folder).record.warnings == ("1 files without an image ignored",)
+
+
+MIXED = {
+    "patients": {"PatientID": lambda n: f"SECRET-{n // 2}", "SeriesInstanceUID": "del"},
+    "studies": {"StudyInstanceUID": lambda n: f"1.2.{n // 2}"},
+    "frames of reference": {"FrameOfReferenceUID": lambda n: f"1.2.{n // 2}"},
+}
+
+
+@pytest.mark.parametrize("what", MIXED)
+def test_series_of_several_patients_studies_or_frames_of_reference_is_rejected(tmp_path, made, what):
+    folder = made.series(tmp_path / "ct", made.positions(), **MIXED[what])
+    for read in (read_volume, read_header):
+        with pytest.raises(DataError, match=rf"ct/s0\d: slices of several {what} in one series") as caught:
+            read(folder)
+        assert "SECRET" not in str(caught.value)
+
+
+def test_dicom_file_with_another_formats_ending_is_named_as_such(tmp_path, made):
+    file = (made.series(tmp_path / "ct", made.positions(1)) / "s01").rename(tmp_path / "ct.nii.gz")
+    for read in (read_volume, read_header):
+        with pytest.raises(DataError, match=r"ct\.nii\.gz: is a DICOM file .*rename it to \.dcm"):
+            read(file)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".nii.gz", "a" * 300 + ".dcm", "nul\0.dcm", "nul\0"])
+def test_impossible_name_is_a_typed_error(tmp_path, name):
+    for read in (read_volume, read_header):
+        with pytest.raises(DataError, match=r"cannot be read: File name too long|does not exist"):
+            read(tmp_path / name)
+    with pytest.raises(DataError, match=r"cannot be read: File name too long|does not exist"):
+        read_label(tmp_path / name, reference=Geometry(np.eye(4), (2, 2, 2)))
+
+
+def test_locked_folder_is_a_typed_error(tmp_path, made, monkeypatch):
+    folder = made.series(tmp_path / "ct", made.positions())
+
+    def locked(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "iterdir", locked)
+    for read in (read_volume, read_header, lambda path: read_label(path, reference=Geometry(np.eye(4), (2, 2, 2)))):
+        with pytest.raises(DataError, match="ct: cannot be read: Permission denied"):
+            read(folder)
 
 
 def test_empty_dicom_file_is_refused_since_a_slice_is_lost(tmp_path, made):

@@ -112,6 +112,20 @@ def test_padding_outside_the_range_is_clamped_and_recorded(tmp_path, made):
     assert volume.record.warnings == ("8 padding voxels (-3024) clamped to -924",)
 
 
+@pytest.mark.filterwarnings("ignore:.*PixelPaddingValue")
+def test_series_of_padding_alone_is_rejected(tmp_path, made):
+    pixels = lambda number: np.full((5, 7), -2000, "<i2")  # noqa: E731
+    folder = made.series(tmp_path / "ct", made.positions(), pixels=pixels, PixelPaddingValue=-2000)
+    with pytest.raises(DataError, match="every pixel is padding"):
+        read_volume(folder)
+
+
+def test_intercept_without_slope_is_applied_and_the_warning_says_so(tmp_path, made):
+    volume = read_volume(made.series(tmp_path / "ct", made.positions(), RescaleSlope="del"))
+    assert np.array_equal(volume.image[0, ..., 0], made.pixels(0).T - 1000)
+    assert volume.record.warnings == ("4 of 4 slices have no rescale slope: the intercept alone is applied",)
+
+
 def test_padding_that_no_tag_declares_is_no_padding(tmp_path, made):
     assert read_volume(made.series(tmp_path / "ct", made.positions(), pixels=padded)).image.min() == -3000
 
