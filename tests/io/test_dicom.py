@@ -145,9 +145,7 @@ def test_duplicate_position_with_other_pixels_is_refused(tmp_path, made):
 
 def test_positions_with_several_slices_are_counted_if_no_tag_makes_them_phases(tmp_path, made):
     folder = made.series(tmp_path / "ct", np.repeat(made.positions(), 2, axis=0)[:-1])
-    with pytest.raises(
-        GeometryError, match=r"no tag divides .*several slices at 3 of 4 positions.*series of its own"
-    ):
+    with pytest.raises(GeometryError, match=r"no tag divides .*several slices at 3 of 4 positions.*series of its own"):
         read_volume(folder)
 
 
