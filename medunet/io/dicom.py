@@ -104,14 +104,13 @@ def _find_series(path: Path, options: ReadOptions) -> tuple[list[Frame], list[st
     """Return the frames of the only series, or of the chosen one, and warnings."""
     series: dict[str, list[Frame]] = defaultdict(list)
     ignored: Counter[str] = Counter()
-    skipped: list[str] = []
     files = _files(path, ignored)
     for file in files:
         try:
             frames = read_frames(file)
         except DataError as error:
             if options.skip_unreadable and path != file:
-                skipped.append(f"{file.name} skipped: {error.cause}")
+                ignored[f"unreadable files skipped: {error.cause}"] += 1  # file names may be patients' names
                 continue
             if path.is_dir():
                 raise _with_remedy(error, "export the series again, or pass --skip-unreadable") from error
@@ -136,7 +135,7 @@ def _find_series(path: Path, options: ReadOptions) -> tuple[list[Frame], list[st
         raise DataError("folder does not hold this series", file=path, received=uid, expected=_listed(series))
     chosen = series[next(iter(series)) if uid is None else uid]
     _require_one_identity(chosen)
-    return chosen, [*(f"{count} {what}" for what, count in sorted(ignored.items())), *skipped]
+    return chosen, [f"{count} {what}" for what, count in sorted(ignored.items())]
 
 
 def _with_remedy(error: DataError, remedy: str) -> DataError:

@@ -342,7 +342,7 @@ class Predictor:
                 saver.check(item)
         case.item = item
 
-    def _report_warnings(self, image: Any, images: Path | Sequence[Path]) -> None:
+    def _report_warnings(self, image: Any, images: Any) -> None:
         """Log what the reader noticed in a file, under the case's name if cases have other names."""
         meta = image.meta if isinstance(image, MetaTensor) else {}
         for warning in meta.get("reader_warnings", "").splitlines():
