@@ -130,6 +130,16 @@ def _only_if_used(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
+def require_path(path: str | os.PathLike[str] | None) -> None:
+    """Reject a path that does not exist; None passes.
+
+    Raises:
+        DataError: it does not exist.
+    """
+    if path is not None and not Path(path).exists():
+        raise DataError("does not exist", file=path)
+
+
 def reject_other_files(folder: str | os.PathLike[str], *, own: str | None = None) -> None:
     """Reject an output folder with files that another program or person put there; hidden files do not count.
 

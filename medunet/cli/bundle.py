@@ -11,7 +11,9 @@ from rich.markup import escape
 
 from medunet.cli import export
 from medunet.cli.options import Preset, Set, Trust, next_command
+from medunet.files import check_target, reject_other_files
 from medunet.overrides import parse_settings
+from medunet.resources import find_bundle
 
 app = typer.Typer(help="Make, check, export and package bundles.", no_args_is_help=True)
 app.command(name="export")(export.export)
@@ -27,9 +29,12 @@ def init(
     trust: Trust = False,
 ) -> None:
     """Make a bundle of your own: a self-contained copy with values changed."""
-    from medunet.bundle import find_bundle, specialise
+    folder, changes = find_bundle(bundle), parse_settings(settings)
+    reject_other_files(output, own="configs")
+    check_target(output)
+    from medunet.bundle import specialise
 
-    specialise(find_bundle(bundle), output, parse_settings(settings), presets=preset or (), trust=trust)
+    specialise(folder, output, changes, presets=preset or (), trust=trust)
     typer.echo(f"bundle: {output}")
 
 
@@ -60,11 +65,11 @@ def verify(
 
     The first is done by reading alone. What runs parts of the bundle is left out while it is not trusted.
     """
-    from medunet.bundle import find_bundle, verify_bundle
+    folder = find_bundle(bundle)
+    from medunet.bundle import verify_bundle
     from medunet.trust import judge, require_trust
 
     console = Console(soft_wrap=True, highlight=False)
-    folder = find_bundle(bundle)
     verdict = require_trust(folder, trust=True) if trust else judge(folder)
     for line in verdict.lines():
         console.print(escape(line), style=None if verdict.is_trusted else "red")

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from medunet.cli.options import with_reading
+from medunet.files import require_path
 
 if TYPE_CHECKING:
     from medunet.datasets import Examination
@@ -39,6 +40,7 @@ def check(
 
     The exit code is 1 when training would fail, 0 otherwise.
     """
+    require_path(data)
     from medunet.datasets import CaseView, examine
     from medunet.errors import ConfigError
     from medunet.io import ReadOptions

@@ -12,6 +12,9 @@ from rich.table import Table
 
 from medunet.cli.options import Device, Trust
 from medunet.cli.predict import EXIT_SOME_FAILED
+from medunet.errors import ConfigError
+from medunet.files import check_target, require_path
+from medunet.resources import find_bundle
 
 if TYPE_CHECKING:
     from medunet.metrics import Summary
@@ -56,13 +59,20 @@ def evaluate(
     trust: Trust = False,
 ) -> None:
     """Measure a run on labelled images, or a folder of predictions against references."""
-    from medunet.bundle import evaluate_bundle, evaluate_folders, find_bundle
-    from medunet.errors import ConfigError
-
+    for path in (data, pred, ref):
+        require_path(path)
+    if output is not None:
+        check_target(output)
     if bundle is not None and data is not None and pred is None and ref is None and labels is None:
-        result = evaluate_bundle(find_bundle(bundle), data, output, section=section, device=device, em=em, trust=trust)
+        folder = find_bundle(bundle)
+        from medunet.bundle import evaluate_bundle
+
+        result = evaluate_bundle(folder, data, output, section=section, device=device, em=em, trust=trust)
     elif pred is not None and ref is not None and bundle is None and data is None:
-        result = evaluate_folders(pred, ref, output, labels=_parse_labels(labels), em=em)
+        names = _parse_labels(labels)
+        from medunet.bundle import evaluate_folders
+
+        result = evaluate_folders(pred, ref, output, labels=names, em=em)
     else:
         raise ConfigError("evaluate takes either BUNDLE --data DATA, or --pred DIR --ref DIR [--labels NAME=VALUE,...]")
     _show(result)
@@ -76,8 +86,6 @@ def evaluate(
 
 
 def _parse_labels(text: str | None) -> dict[str, int] | None:
-    from medunet.errors import ConfigError
-
     if text is None:
         return None
     try:

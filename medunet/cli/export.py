@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from medunet.cli.options import Trust
+from medunet.files import require_path
+from medunet.resources import find_bundle
 
 
 class FileFormat(str, Enum):
@@ -40,10 +42,11 @@ def export(
     The file is run and compared with PyTorch; one that answers otherwise is refused and removed. Only the network is
     in it: preprocessing, tiles and labels are described in the file, scripts/onnx_example.py follows the description.
     """
-    from medunet.bundle import find_bundle
+    folder = find_bundle(bundle)
+    require_path(image)
     from medunet.deploy.export import export_bundle
 
-    done = export_bundle(find_bundle(bundle), output, to=to.value, image=image, overwrite=force, trust=trust)
+    done = export_bundle(folder, output, to=to.value, image=image, overwrite=force, trust=trust)
     console = Console(soft_wrap=True, highlight=False)
     for path in done.paths:
         console.print(escape(f"{path}  {path.stat().st_size / 1e6:.1f} MB"))
@@ -65,10 +68,10 @@ def package(
     trust: Trust = False,
 ) -> None:
     """Make the .zip that MONAI and its model zoo take: no path, no case, nothing of this machine."""
-    from medunet.bundle import find_bundle
+    folder = find_bundle(bundle)
     from medunet.deploy.export import package_bundle
 
-    done = package_bundle(find_bundle(bundle), output, name=name, torchscript=torchscript, overwrite=force, trust=trust)
+    done = package_bundle(folder, output, name=name, torchscript=torchscript, overwrite=force, trust=trust)
     console = Console(soft_wrap=True, highlight=False)
     console.print(escape(f"{done.path}  {done.path.stat().st_size / 1e6:.1f} MB, {len(done.files)} files"))
     console.print(f"SHA-256 {done.sha256}")

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from medunet.cli.options import Device, Trust
+from medunet.resources import find_bundle
 
 
 def label(
@@ -53,7 +54,7 @@ def label(
     MONAI Label has an environment of its own, which --setup makes. Each request must bear the token of the variable
     MEDUNET_LABEL_TOKEN, if it is set; on addresses that other machines reach it must be.
     """
-    from medunet.bundle import find_bundle
+    folders = [find_bundle(name) for name in bundles or ()]
     from medunet.deploy.monailabel import LabelEnvironment, LabelServer
     from medunet.deploy.monailabel.served import serve
     from medunet.deploy.monailabel.server import TOKEN_VARIABLE, check_port, describe, free_port
@@ -69,7 +70,7 @@ def label(
     if studies is None:
         raise ConfigError("--studies is missing", expected="a folder of images, or the URL of a DICOMweb service")
     server = LabelServer(
-        bundles=serve([find_bundle(name) for name in bundles or ()]),
+        bundles=serve(folders),
         studies=studies,
         work=work,
         environment=home,

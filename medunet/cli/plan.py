@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from medunet.cli.options import Device, SkipBad, next_command, with_reading
+from medunet.errors import ConfigError
+from medunet.files import check_target, reject_other_files, require_path
 
 DIMS = {"auto": None, "2": 2, "3": 3}
 
@@ -35,14 +37,16 @@ def plan(
     reading: dict[str, Any],
 ) -> None:
     """Measure a data set and make the bundle that suits it, the machine and the time; its docs say why."""
+    if dims not in DIMS:
+        raise ConfigError("unknown --dims", received=dims, expected="auto, 2 or 3")
+    require_path(data)
+    reject_other_files(output, own="configs/train.json")
+    check_target(output)
     from medunet.bundle import plan_bundle, show
-    from medunet.errors import ConfigError
     from medunet.inferers.memory import parse_memory
     from medunet.io import ReadOptions
     from medunet.planning import default_cache, parse_time, spell_time
 
-    if dims not in DIMS:
-        raise ConfigError("unknown --dims", received=dims, expected="auto, 2 or 3")
     errors = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:

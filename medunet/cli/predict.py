@@ -18,7 +18,10 @@ from rich.table import Table
 
 from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Where, predict_many
 from medunet.cli.options import Device, Set, Trust, with_reading
+from medunet.errors import ConfigError
+from medunet.files import check_target, claim, require_path
 from medunet.overrides import parse_settings
+from medunet.resources import find_bundle
 
 if TYPE_CHECKING:
     from medunet.prediction import Prediction
@@ -111,19 +114,18 @@ def predict(
     whole, and --skip-existing goes on. A CSV, or anything with --on ray, is kept account of in ledger.jsonl beside the
     results: the same command goes on by itself.
     """
-    from medunet.bundle import find_bundle
-    from medunet.datasets import list_inputs
-    from medunet.errors import ConfigError
-    from medunet.files import check_target, claim
-    from medunet.io import Pseudonyms
-    from medunet.prediction import Predictor
-
     if verbose:
         logging.getLogger("medunet").setLevel(logging.DEBUG)
     if (pseudonym_key or pseudonym_table) and not deidentify:
         raise ConfigError("pseudonyms are for de-identified results", remedy="give --deidentify as well")
+    # PyTorch takes seconds to import: what can be wrong with the words themselves is rejected before
     overrides = {**reading, **parse_settings(settings)}
-    if on is not None or inputs[0].lower().endswith(".csv") or inputs[0].startswith(("http://", "https://")):
+    folder, members = find_bundle(bundle), [find_bundle(name) for name in ensemble or ()]
+    is_url = inputs[0].startswith(("http://", "https://"))
+    for path in () if is_url else inputs:
+        require_path(path)
+    check_target(output)
+    if on is not None or is_url or inputs[0].lower().endswith(".csv"):
         if deidentify or isolate:
             raise ConfigError(
                 "not for manifests, DICOMweb stores and Ray",
@@ -131,7 +133,7 @@ def predict(
                 remedy="predict files or folders; a manifest's column `name` may hold pseudonyms",
             )
         predict_many(
-            find_bundle(bundle),
+            folder,
             inputs,
             output,
             query=query or (),
@@ -141,17 +143,20 @@ def predict(
             probabilities=probabilities,
             result_format=result_format.value,
             overrides=overrides,
-            ensemble=[find_bundle(name) for name in ensemble or ()],
+            ensemble=members,
             replace=force,
             trust=trust,
             case_seconds=60 * case_minutes,
         )
         return
-    check_target(output)
+    from medunet.datasets import list_inputs
+    from medunet.io import Pseudonyms
+    from medunet.prediction import Predictor
+
     pseudonyms = Pseudonyms.from_file(pseudonym_key) if deidentify else None
     begun = time.perf_counter()
     predictor = Predictor(
-        find_bundle(bundle),
+        folder,
         output_dir=output,
         device=device,
         probabilities=probabilities,
@@ -159,7 +164,7 @@ def predict(
         overwrite=force,
         overrides=overrides,
         skip_done=skip_existing,
-        ensemble=[find_bundle(name) for name in ensemble or ()],
+        ensemble=members,
         benchmark=benchmark,
         trust=trust,
         isolated=isolate or None,

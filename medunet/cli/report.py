@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from medunet.cli.options import Device
+from medunet.files import require_path
+from medunet.resources import find_bundle
 
 
 def report(
@@ -27,11 +29,12 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Show runs in one HTML page that needs nothing else: curves, scores, slices of every case, configuration."""
-    from medunet.bundle import find_bundle, report_runs
-
     folders = [Path(run) for run in runs]
     for folder in folders:
         find_bundle(folder.absolute())  # by its path: a shipped bundle has nothing to report
+    require_path(data)
+    from medunet.bundle import report_runs
+
     page = output or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
     written = report_runs(folders, page, data=data, title=title, device=device, megabytes=megabytes, figures=figures)
     size = written.page.stat().st_size / 1e6

@@ -12,7 +12,10 @@ from rich.table import Table
 
 from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Where
 from medunet.cli.options import Device, Preset, Set, SkipBad, Trust, next_command
+from medunet.errors import ConfigError
+from medunet.files import check_target, reject_other_files, require_path
 from medunet.overrides import parse_settings
+from medunet.resources import find_bundle
 
 if TYPE_CHECKING:
     from medunet.bundle import CrossValidation, TrainingResult
@@ -61,11 +64,9 @@ def train(
     skip_bad: SkipBad = False,
 ) -> None:
     """Train a bundle on labelled images. The run's folder is a bundle itself."""
-    from medunet.bundle import find_bundle, train_bundle, train_folds
-    from medunet.errors import ConfigError
-    from medunet.tracking import default_store
-
     source = find_bundle(bundle)
+    require_path(data)
+    require_path(init_from)
     changes = parse_settings(settings)
     if epochs is not None:
         changes["epochs"] = epochs
@@ -79,6 +80,11 @@ def train(
             raise ConfigError("several processes train one fold", received="--folds", remedy="give --fold K")
         output = output or Path("runs") / f"{base}_folds"
         chosen = _parse_folds(folds)
+        reject_other_files(output, own="fold_*")
+        check_target(output)
+        from medunet.bundle import train_folds
+        from medunet.tracking import default_store
+
         if tracking_uri is None and "tracking_uri" not in changes:
             tracking_uri = default_store(output.parent)
         options["tracking_uri"] = tracking_uri
@@ -91,6 +97,11 @@ def train(
     if on is not None:
         raise ConfigError("--on ray trains folds at the same time", remedy="add --folds all")
     output = output or Path("runs") / f"{base}_fold{fold}"
+    reject_other_files(output, own="configs")
+    check_target(output)
+    from medunet.bundle import train_bundle
+    from medunet.tracking import default_store
+
     if tracking_uri is None and "tracking_uri" not in changes:
         tracking_uri = default_store(output.parent)
     options |= {"changes": {"fold": fold, **changes}, "resume": resume, "tracking_uri": tracking_uri}
@@ -115,8 +126,6 @@ def _errors() -> Console:
 
 
 def _parse_folds(text: str) -> list[int] | None:
-    from medunet.errors import ConfigError
-
     if text == "all":
         return None
     try:

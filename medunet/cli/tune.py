@@ -11,7 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli.options import Device, Preset, Set, Trust, next_command
+from medunet.files import require_path
 from medunet.overrides import parse_settings
+from medunet.resources import find_bundle
 
 
 def tune(
@@ -37,13 +39,13 @@ def tune(
     trust: Trust = False,
 ) -> None:
     """Search for better values with Ray Tune: Optuna chooses, ASHA stops what is hopeless. Needs the extra `ray`."""
-    from medunet.bundle import find_bundle
+    source = find_bundle(bundle)
+    require_path(data)
+    changes = parse_settings(settings) | ({} if epochs is None else {"epochs": epochs})
     from medunet.deploy.cluster import parse_ranges, tune_bundle
     from medunet.planning import parse_time
     from medunet.tracking import default_store
 
-    source = find_bundle(bundle)
-    changes = parse_settings(settings) | ({} if epochs is None else {"epochs": epochs})
     output = output or Path("runs") / f"{source.resolve().name}_{data.resolve().name}_tune"
     search = tune_bundle(
         source,

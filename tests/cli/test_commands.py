@@ -68,6 +68,54 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.rstrip().endswith("[]")
 
 
+MISTYPED = (
+    "predict nosuch . -o new",
+    "predict unet_3d nosuch -o new",
+    "predict unet_3d . -o new --ensemble nosuch",
+    "predict unet_3d . -o new --set x",
+    "predict unet_3d . -o file",
+    "train nosuch --data .",
+    "train unet_3d --data nosuch",
+    "train unet_3d --data . --output other",
+    "train unet_3d --data . --folds all --output other",
+    "train unet_3d --data . --init-from nosuch",
+    "train unet_3d --data . --set x",
+    "tune unet_3d --data nosuch --trials 1 --set-range epochs=1|2",
+    "plan nosuch -o new",
+    "plan . -o other",
+    "plan . -o new --dims 4",
+    "check nosuch",
+    "evaluate nosuch --data .",
+    "evaluate unet_3d --data nosuch",
+    "evaluate --pred nosuch --ref .",
+    "evaluate",
+    "report nosuch",
+    "bundle init nosuch -o new",
+    "bundle init unet_3d -o other",
+    "bundle export nosuch --to onnx -o new",
+    "bundle package nosuch -o new",
+    "bundle verify nosuch",
+    "label nosuch",
+)
+"""Each rejected for its words alone, by a typed error in one line."""
+
+
+def test_mistyped_words_are_rejected_before_pytorch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.doc").touch()
+    (tmp_path / "file").touch()
+    script = "import sys\nfrom medunet.cli.app import main\n"
+    script += f"for words in {MISTYPED}:\n    sys.argv = ['medunet', *words.split()]\n    try: main()\n"
+    script += "    except SystemExit as end: assert end.code == 2, words\n    else: assert False, words\n"
+    script += "    assert not {'torch', 'monai', 'numpy'} & set(sys.modules), words\n"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(MISTYPED)
+    assert all(line.startswith("error ") for line in lines)
+    assert {path.name for path in tmp_path.iterdir()} == {"other", "file"}
+
+
 def test_plan_says_why_and_its_bundle_trains(
     cells: Path, tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
