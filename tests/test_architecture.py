@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "medunet"
 RANKS = {
     "errors": 0,
     "files": 1,
+    "log": 1,
     "overrides": 1,
     "resources": 1,
     "geometry": 2,

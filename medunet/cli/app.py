@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from typing import Annotated
 
 import typer
@@ -12,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import medunet
+from medunet import log
 from medunet.cli import bundle, check, demo, evaluate, label, plan, predict, report, runs, store, train, tune
 from medunet.errors import find_cause
 
@@ -58,7 +57,7 @@ def main() -> None:
     # `medunet train ... --debug` is what one types after an error, so the flag counts anywhere
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
-    _quiet_libraries(debug)
+    log.set_up(debug=debug)
     try:
         app(args=arguments)
     except Exception as error:
@@ -67,23 +66,3 @@ def main() -> None:
             raise
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error[/] {escape(str(cause))}")
         sys.exit(EXIT_BAD_INPUT)
-
-
-CHATTY = (
-    "monai.bundle.workflows",
-    "monai.data.image_reader",
-    "monai.data.nvimgcodec_pydicom_plugin",
-    "mlflow.store.db.utils",
-)
-"""Loggers that say at every start what is of no use to the user; they set their own level and handler when imported."""
-
-
-def _quiet_libraries(debug: bool) -> None:
-    """Medunet's own log lines on standard error; of others only what went wrong."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("medunet").setLevel(logging.INFO)
-    if debug:
-        return
-    warnings.filterwarnings("ignore")
-    for name in CHATTY:
-        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)

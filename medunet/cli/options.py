@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -76,6 +79,24 @@ def with_reading(command: Callable[..., None]) -> Callable[..., None]:
     extended.__signature__ = inspect.Signature([*parameters, *more])  # type: ignore[attr-defined] # typer reads it
     extended.__annotations__ = {}
     return extended
+
+
+@contextmanager
+def on_sigterm(line: str) -> Iterator[None]:
+    """Print a line on standard error if SIGTERM ends the process, as schedulers end one whose time is up."""
+    own = os.getpid()
+
+    def end(number: int, _: object) -> None:
+        if os.getpid() == own:  # forked workers inherit the handler
+            typer.echo(line, err=True)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def next_command(*words: object) -> str:

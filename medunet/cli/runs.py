@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import Device, Trust, next_command
-from medunet.cli.train import show_folds, show_training
+from medunet.cli.options import Device, Trust, next_command, on_sigterm
+from medunet.cli.train import RERUN, show_folds, show_training
 
 if TYPE_CHECKING:
     from medunet.tracking import TrackedRun
@@ -119,7 +119,8 @@ def resume(
         raise DataError(
             "the run's folder is not here", file=folder, received=run.name, remedy="name its parent by --runs"
         )
-    result = resume_run(place, device=device, tracking_uri=_store(folder, uri), trust=trust)
+    with on_sigterm(RERUN):
+        result = resume_run(place, device=device, tracking_uri=_store(folder, uri), trust=trust)
     if isinstance(result, TrainingResult):
         show_training(result)
     else:

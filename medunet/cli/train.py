@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Where
-from medunet.cli.options import Device, Preset, Set, SkipBad, Trust, next_command
+from medunet.cli.options import Device, Preset, Set, SkipBad, Trust, next_command, on_sigterm
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
 from medunet.overrides import parse_settings
@@ -19,6 +19,10 @@ from medunet.resources import find_bundle
 
 if TYPE_CHECKING:
     from medunet.bundle import CrossValidation, TrainingResult
+
+
+RESUME = "interrupted: add --resume to the same command to continue from the last completed epoch"
+RERUN = "interrupted: rerun the same command to continue from the last completed epoch"
 
 
 def train(
@@ -66,7 +70,7 @@ def train(
     """Train a bundle on labelled images. The run's folder is a bundle itself."""
     source = find_bundle(bundle)
     require_path(data)
-    require_path(init_from)
+    require_path(None if resume else init_from)  # only the first step needs it
     changes = parse_settings(settings)
     if epochs is not None:
         changes["epochs"] = epochs
@@ -92,7 +96,9 @@ def train(
             from medunet.deploy.cluster import folds_on_ray
 
             options["trainer"] = folds_on_ray
-        show_folds(train_folds(source, data, output, folds=chosen, changes=changes, **options))
+        with on_sigterm(RERUN):
+            folds_done = train_folds(source, data, output, folds=chosen, changes=changes, **options)
+        show_folds(folds_done)
         return
     if on is not None:
         raise ConfigError("--on ray trains folds at the same time", remedy="add --folds all")
@@ -108,14 +114,15 @@ def train(
     result: TrainingResult | None
     try:
         if nproc is None and nnodes == 1:
-            result = train_bundle(source, data, output, **options)
+            with on_sigterm(RESUME):
+                result = train_bundle(source, data, output, **options)
         else:
             from medunet.deploy.cluster import train_processes
 
             options |= {"processes": nproc or 1, "hosts": nnodes, "endpoint": rdzv_endpoint}
             result = train_processes(source, data, output, **options)
     except KeyboardInterrupt:
-        _errors().print("[bold red]stopped[/] the same command with --resume goes on after the last whole epoch")
+        typer.echo(RESUME, err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if result is not None:  # else this host trained, and another one wrote
         show_training(result)
@@ -178,7 +185,7 @@ def show_folds(result: CrossValidation) -> None:
     for name, text in result.failed_cases.items():
         errors.print(f"[bold red]error[/] {escape(name)}: {escape(text)}")
     if result.is_interrupted:
-        errors.print("[bold red]stopped[/] the same command goes on after the last whole epoch")
+        typer.echo(RERUN, err=True)
         raise typer.Exit(EXIT_INTERRUPTED)
     if not result.is_whole:
         errors.print("the same command tries again what failed and keeps the rest")

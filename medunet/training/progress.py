@@ -30,6 +30,9 @@ SPARK_WIDTH = 40
 REFRESH = 4.0
 """Times a second that the view is drawn anew."""
 
+SIGN_SECONDS = 30.0
+"""Seconds between two lines of a log within an epoch, so that a reader can tell a slow run from a dead one."""
+
 
 def sparkline(values: Sequence[float], *, width: int = SPARK_WIDTH, bars: str = BARS) -> str:
     """A row of bars from the lowest value to the highest; means where there are more values than room.
@@ -85,10 +88,12 @@ class ProgressHandler:
         engine.add_event_handler(Events.COMPLETED, self.stop)
         engine.add_event_handler(Events.TERMINATE, self.stop)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
+        if isinstance(self.validator, Engine):
+            self.validator.add_event_handler(Events.ITERATION_COMPLETED, self.case_validated)
 
     def start(self, engine: Any) -> None:
         """Open the view; a resumed training shows what it has behind it."""
-        self._begun = time.perf_counter()
+        self._begun = self._last_line = time.perf_counter()
         state = engine.state
         self._first_iteration = state.iteration
         self._loss = math.nan
@@ -137,6 +142,23 @@ class ProgressHandler:
                 rate=f"{steps / seconds:.2g} steps/s",
                 left=_spell(self._seconds_left(engine)),
             )
+            return
+        state = engine.state
+        step = (state.iteration - 1) % state.epoch_length + 1
+        if step < state.epoch_length:
+            text = f"epoch {state.epoch}/{state.max_epochs}  step {step}/{state.epoch_length}"
+            self._give_sign(f"{text}  loss {self._loss:.3f}  left {_spell(self._seconds_left(engine))}")
+
+    def case_validated(self, engine: Any) -> None:
+        """Write a line now and then while many cases are validated."""
+        if self._live is None:
+            self._give_sign(f"validated {engine.state.iteration}/{engine.state.epoch_length} cases")
+
+    def _give_sign(self, line: str) -> None:
+        now = time.perf_counter()
+        if now - self._last_line >= SIGN_SECONDS:
+            self._last_line = now
+            logger.info(line)
 
     def epoch_completed(self, engine: Any) -> None:
         """Take in loss and validation of the epoch; write the line where there is no view."""
@@ -148,6 +170,7 @@ class ProgressHandler:
             named = validation_dice(self.validator, self.class_names)
             self._add_dice(named)
         if self._live is None:
+            self._last_line = time.perf_counter()
             dice = "Dice " + " ".join(f"{name} {value:.3f}" for name, value in named.items()) if named else ""
             logger.info(
                 "epoch %d/%d  loss %.3f  %s  left %s",

@@ -63,6 +63,7 @@ def test_weights_that_are_not_there_are_refused_before_anything_is_made(
     cells: Path, tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
+    (tmp_path / "none").mkdir()
     words = ["train", "unet_2d", "--data", cells, "--output", run, "--init-from", tmp_path / "none", *SMALL_2D]
     assert medunet(*words) == 2
     assert "no weights to start from" in capsys.readouterr().err

@@ -48,6 +48,25 @@ def test_lines_tell_epoch_dice_and_time_left(caplog: pytest.LogCaptureFixture) -
     assert console.file.getvalue() == ""
 
 
+def test_a_log_gets_lines_within_an_epoch_and_while_cases_are_validated(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medunet.training.progress.SIGN_SECONDS", 0.0)
+    validator = Engine(lambda engine, batch: None)
+    with caplog.at_level(logging.INFO, logger="medunet"):
+        run(ProgressHandler(console=Console(file=io.StringIO(), force_terminal=False), validator=validator), epochs=1)
+        validator.run([0, 1])
+    assert [message for message in caplog.messages if "step 1/2  loss 4.000  left 0:00" in message]
+    assert not [message for message in caplog.messages if "step 2/2" in message]
+    assert "validated 1/2 cases" in caplog.messages
+
+
+def test_a_quick_epoch_has_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="medunet"):
+        run(ProgressHandler(console=Console(file=io.StringIO(), force_terminal=False)))
+    assert len(caplog.messages) == 3  # the heading and two epochs
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_terminal_shows_loss_dice_and_progress(encoding: str) -> None:
     raw = io.BytesIO()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from medunet import log
 from medunet.bundle import prepare_run, train_prepared
 from medunet.errors import DataError, MedunetError, find_cause
 from medunet.files import check_target, claim
@@ -32,9 +32,6 @@ LOST = 1
 PREPARATION = timedelta(hours=24)
 """How long processes wait while the first one prepares the run: with `skip_bad` it reads every voxel of the data. If it
 dies meanwhile the launcher notices; only a host that is switched off is waited for as long."""
-
-CHATTY = ("monai.bundle.workflows", "monai.data.image_reader", "monai.data.nvimgcodec_pydicom_plugin")
-"""Loggers that say in every process what is of no use to the user."""
 
 
 def run_job(job: TrainingJob) -> None:
@@ -91,11 +88,7 @@ def device_of_rank(name: str) -> torch.device:
 def main(path: str) -> None:
     """Run the job of a file; an error with a type is noted there, so that nobody tries again in vain."""
     is_first = os.environ.get("RANK") == "0"
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("medunet").setLevel(logging.INFO if is_first else logging.WARNING)
-    for name in CHATTY:
-        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
-    warnings.filterwarnings("ignore")
+    log.set_up(level=logging.INFO if is_first else logging.WARNING)
     job = TrainingJob.load(Path(path))
     if job.failure() is not None:
         sys.exit(BAD_INPUT)

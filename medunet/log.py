@@ -1,0 +1,35 @@
+"""Log lines of medunet's processes on standard error; of other libraries only what went wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+CHATTY = (
+    "monai.bundle.workflows",
+    "monai.data.image_reader",
+    "monai.data.nvimgcodec_pydicom_plugin",
+    "mlflow.store.db.utils",
+)
+"""Loggers that report internals at every start; they set their own level and handler when they are imported."""
+
+
+def set_up(*, level: int = logging.INFO, debug: bool = False) -> None:
+    """Configure logging for this process and those that it starts.
+
+    Args:
+        level: of medunet's own lines.
+        debug: show everything that libraries log and warn about.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("medunet").setLevel(level)
+    if debug:
+        return
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # ignite logs each exception that it raises again; the process reports it once
+    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)
+    for name in CHATTY:
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)

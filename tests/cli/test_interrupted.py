@@ -1,0 +1,64 @@
+"""What a user reads when a long command ends early."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from medunet import log
+
+SIGTERM_IN_A_PROCESS_WITH_A_WORKER = """
+import os, signal, time
+from medunet.cli.options import on_sigterm
+
+ready, begin = os.pipe()
+with on_sigterm("add --resume"):
+    worker = os.fork()
+    if worker:
+        os.read(ready, 1)
+        os.kill(worker, signal.SIGTERM)
+        assert os.waitpid(worker, 0)[1] == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.write(begin, b".")
+    time.sleep(60)
+"""
+
+FAILURE_IN_AN_ENGINE = """
+import os
+from ignite.engine import Engine
+from medunet import log
+from medunet.errors import DataError
+
+def fail(engine, batch):
+    raise DataError("no voxel is labelled")
+
+log.set_up(debug=False)
+try:
+    Engine(fail).run([0])
+except DataError as error:
+    print(os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such signals")
+def test_sigterm_prints_one_line_that_says_how_to_resume_and_ends_the_process_as_before() -> None:
+    words = [sys.executable, "-c", SIGTERM_IN_A_PROCESS_WITH_A_WORKER]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == "add --resume\n"
+    assert done.returncode == -signal.SIGTERM
+
+
+def test_an_error_within_an_engine_is_not_logged_before_it_is_reported() -> None:
+    done = subprocess.run([sys.executable, "-c", FAILURE_IN_AN_ENGINE], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout == "false\n"
+
+
+def test_debug_keeps_the_lines_of_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", raising=False)
+    log.set_up(debug=True)
+    assert "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR" not in os.environ
