@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.uid import UID
 
-from medunet.errors import DataError, SecurityError
+from medunet.errors import DataError, SecurityError, system_errors
 
 from .dicom_codec import same_pixels
 from .dicom_grid import GAP_TOLERANCE_MM as GAP_TOLERANCE_MM
@@ -41,7 +41,8 @@ _HASH_DIGITS = 12
 
 def is_dicom_folder(path: Path) -> bool:
     """Whether a folder directly holds at least one DICOM file."""
-    return path.is_dir() and any(looks_like_dicom(file) for file in sorted(path.iterdir()) if file.is_file())
+    with system_errors(path):
+        return path.is_dir() and any(looks_like_dicom(file) for file in sorted(path.iterdir()) if file.is_file())
 
 
 def is_dicom_file(path: Path) -> bool:

@@ -100,9 +100,14 @@ def read_planes(frames: Sequence[SourceFrame], geometry: Geometry) -> tuple[Sour
     headers: dict[Path, Dataset] = {}
     planes = []
     for index, (file, frame) in enumerate(frames):
-        if file not in headers:
-            headers[file] = _referable(read_dataset(file, stop_before_pixels=True), file)
-        plane = _plane(headers[file], frame)
+        try:
+            if file not in headers:
+                headers[file] = _referable(read_dataset(file, stop_before_pixels=True), file)
+            plane = _plane(headers[file], frame)
+        except (DataError, SecurityError):
+            raise
+        except Exception as error:  # as in read_dataset: values are converted when they are asked for
+            raise DataError(f"damaged DICOM header: {type(error).__name__}", file=file) from error
         if plane is None or not _is_slice(plane.geometry, geometry, index):
             raise GeometryError("a slice of the series has no position, or another one than it was read at", file=file)
         planes.append(plane)

@@ -16,7 +16,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from medunet.errors import DataError, GeometryError, MedunetError
+from medunet.errors import DataError, GeometryError, MedunetError, system_errors
 from medunet.geometry import Geometry
 
 from .dicom_seg import read_segments
@@ -25,7 +25,7 @@ from .images import PILLOW_SUFFIXES, TIFF_SUFFIXES
 from .names import output_name
 from .nifti import NIFTI_SUFFIXES
 from .nrrd import SEG_NRRD_SUFFIX, read_seg_nrrd
-from .reader import Volume, read_header, read_volume, system_errors
+from .reader import Volume, read_header, read_volume
 from .record import ReadRecord
 from .rtstruct import read_regions
 from .structures import number_structures, paint_structures

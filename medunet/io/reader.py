@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import torch
 from monai.data import MetaTensor
 from monai.data.image_reader import ImageReader
 
-from medunet.errors import DataError, GeometryError
+from medunet.errors import DataError, GeometryError, system_errors
 from medunet.geometry import Geometry
 
 from .dicom import DICOM_SUFFIXES, is_dicom_file, read_dicom, read_dicom_header
@@ -216,15 +215,6 @@ def _read_all(
     if record.format == "dicom":
         meta["dicom_frames"] = encode_frames(record.frames)
     return array, meta, record
-
-
-@contextmanager
-def system_errors(path: Path) -> Iterator[None]:
-    """Turn an error of the file system, such as a locked folder or a name that is too long, into a DataError."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or type(error).__name__}", file=path) from error
 
 
 def read_one(path: Path, options: ReadOptions) -> tuple[npt.NDArray[np.float32], ReadRecord]:

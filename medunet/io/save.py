@@ -223,14 +223,18 @@ class SavePredictiond(MapTransform):
         if not frames:
             raise DataError("the series was resampled, so no slice of the result is a slice of the series", file=source)
         geometry = _source_grid(meta)
-        planes = read_planes(frames, Geometry(geometry.affine, (*geometry.shape, 1)[:3]))
         segments = as_segments(self.labels or {"label": 1}, colors=self.label_colors, codes=self.label_codes)
-        few = planes[:2]
         try:
+            planes = read_planes(frames, Geometry(geometry.affine, (*geometry.shape, 1)[:3]))
+            few = planes[:2]
             trial = self._dicom(kind, np.zeros((*geometry.shape[:2], len(few)), np.uint8), segments, few)
             save_dataset(trial, BytesIO(), implicit=kind == "rtstruct")
         except MedunetError as error:
-            raise type(error)(error.cause, file=frames[0].file, received=error.received, remedy=error.remedy) from error
+            raise error.at(error.file or frames[0].file) from error
+        except Exception as error:  # pydicom raises many kinds for damaged headers, and quotes them
+            raise DataError(
+                f"the header cannot be used for a {kind} result: {type(error).__name__}", file=frames[0].file
+            ) from error
         return planes
 
     def _stem(self, item: Mapping[Hashable, Any], meta: Mapping[str, Any], key: Hashable) -> str:

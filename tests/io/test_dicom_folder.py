@@ -18,6 +18,7 @@ from medunet.errors import DataError, GeometryError, SecurityError
 from medunet.geometry import Geometry
 from medunet.io import MedunetReader, is_dicom_folder, read_header, read_label, read_volume
 
+GRID = Geometry(np.eye(4), (2, 2, 2))
 DIRECTORY = "1.2.840.10008.1.3.10"
 
 
@@ -158,7 +159,7 @@ def test_impossible_name_is_a_typed_error(tmp_path, name):
         with pytest.raises(DataError, match=r"cannot be read: File name too long|does not exist"):
             read(tmp_path / name)
     with pytest.raises(DataError, match=r"cannot be read: File name too long|does not exist"):
-        read_label(tmp_path / name, reference=Geometry(np.eye(4), (2, 2, 2)))
+        read_label(tmp_path / name, reference=GRID)
 
 
 def test_locked_folder_is_a_typed_error(tmp_path, made, monkeypatch):
@@ -168,7 +169,7 @@ def test_locked_folder_is_a_typed_error(tmp_path, made, monkeypatch):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(Path, "iterdir", locked)
-    for read in (read_volume, read_header, lambda path: read_label(path, reference=Geometry(np.eye(4), (2, 2, 2)))):
+    for read in (read_volume, read_header, lambda path: read_label(path, reference=GRID), is_dicom_folder):
         with pytest.raises(DataError, match="ct: cannot be read: Permission denied"):
             read(folder)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import LoadImaged
-from pydicom.uid import SegmentationStorage
+from pydicom.uid import EnhancedMRImageStorage, SegmentationStorage
 
-from medunet.errors import DataError
-from medunet.io import MedunetReader, SavePredictiond, read_header
+from medunet.errors import DataError, MedunetError
+from medunet.io import MedunetReader, SavePredictiond, label_names, read_header, read_label
+from medunet.io.extras import has_package
 
 IDENTITY = {"StudyInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4"}
 
@@ -83,7 +85,31 @@ def multi_frame(made: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
     return made.multiframe(folder / "all.dcm", positions, moments=[1, 2] * 4, **IDENTITY), {"phase": 1}
 
 
-KINDS = (two_phases, two_kernels, with_localizer, with_duplicates, gantry_tilt, beside_a_segmentation, multi_frame)
+def enhanced_mr(made: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Write an enhanced MR as Philips does: each frame has its own orientation and pixel spacing."""
+    folder.mkdir()
+    path = made.multiframe(folder / "all.dcm", made.positions(), **IDENTITY)
+    header = pydicom.dcmread(path)
+    header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    [shared] = header.SharedFunctionalGroupsSequence
+    for group in header.PerFrameFunctionalGroupsSequence:
+        group.PixelMeasuresSequence = shared.PixelMeasuresSequence
+        group.PlaneOrientationSequence = shared.PlaneOrientationSequence
+    header.SharedFunctionalGroupsSequence = [pydicom.Dataset()]
+    made.save(header)
+    return path, {}
+
+
+KINDS = (
+    two_phases,
+    two_kernels,
+    with_localizer,
+    with_duplicates,
+    gantry_tilt,
+    beside_a_segmentation,
+    multi_frame,
+    enhanced_mr,
+)
 
 
 def loaded(path: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -208,3 +234,39 @@ def test_result_that_cannot_be_dicom_is_detected_before_the_network_runs(
     assert save(item)["pred_path"].endswith("ct.nii.gz")
     [line] = [line for line in caplog.messages if "not as DICOM SEG" in line]
     assert "ct/s04: the header lacks FrameOfReferenceUID" in line
+
+
+def with_unknown_types(content: bytes) -> Iterator[bytes]:
+    """Copies of a file, each with one value representation that does not exist."""
+    for found in re.finditer(rb"(CS|DA|DS|IS|LO|PN|SH|TM|UI|US|SQ)", content[132:]):
+        place = 132 + found.start()
+        yield content[:place] + b"ZZ" + content[place + 2 :]
+
+
+def test_unknown_value_representations_end_in_typed_errors(tmp_path: Path, made: Any) -> None:
+    folder = made.series(tmp_path / "ct", made.positions(), SeriesNumber=3, PatientBirthDate="19500101", **IDENTITY)
+    item = loaded(folder, {})
+    grid = read_header(folder).geometry
+    rejected = 0
+    for format in ("dicom-seg", "rtstruct"):
+        if format == "dicom-seg" and not has_package("highdicom"):
+            continue
+        save = SavePredictiond(output_dir=tmp_path / format, format=format, labels={"liver": 1})
+        label, first = Path(save(item)["pred_path"]), folder / "s01"
+        for content in with_unknown_types(label.read_bytes()):
+            (tmp_path / "label.dcm").write_bytes(content)
+            for read in (label_names, lambda path: read_label(path, reference=grid)):
+                try:
+                    read(tmp_path / "label.dcm")
+                except MedunetError:
+                    rejected += 1
+        whole = first.read_bytes()
+        for content in with_unknown_types(whole):
+            first.write_bytes(content)
+            try:
+                SavePredictiond(output_dir=tmp_path / "none", format=format, labels={"liver": 1}).check(item)
+            except MedunetError as error:
+                assert "s01" in str(error)
+                rejected += 1
+        first.write_bytes(whole)
+    assert rejected > 10
