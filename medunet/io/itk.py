@@ -267,7 +267,7 @@ def check_placement(path: Path, *, n_axes: int, form: Form = "agree") -> tuple[s
             file=path,
             received=f"space {fields.get('space')!r}" if has_directions else "no space directions",
             expected="space directions in " + ", ".join(_SPACES[:3]),
-            remedy="choose form='pixdim' if the spacing alone is enough",
+            remedy="pass --form pixdim if the spacing alone is enough",
         )
     return ()
 

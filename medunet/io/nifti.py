@@ -246,10 +246,10 @@ def _placement(header: Any, shape: tuple[int, ...], form: Form) -> tuple[np.ndar
     pixdim = np.asarray(header["pixdim"], dtype=np.float64)[1 : n_axes + 1]
     sform = np.asarray(header.get_sform(), dtype=np.float64) if int(header["sform_code"]) > 0 else None
     if form == "sform" and sform is None:
-        raise GeometryError("header has no sform", remedy="choose form='pixdim' if the spacing alone is enough")
+        raise GeometryError("header has no sform", remedy="pass --form pixdim if the spacing alone is enough")
     if form == "agree" and sform is None and int(header["qform_code"]) <= 0:
         raise GeometryError(
-            "header has neither sform nor qform", remedy="choose form='pixdim' if the spacing alone is enough"
+            "header has neither sform nor qform", remedy="pass --form pixdim if the spacing alone is enough"
         )
     if form == "sform" and sform is not None:
         return sform, ()
@@ -258,7 +258,7 @@ def _placement(header: Any, shape: tuple[int, ...], form: Form) -> tuple[np.ndar
             "impossible pixdim",
             received=pixdim.tolist(),
             expected="positive spacing",
-            remedy=None if sform is None else "choose form='sform' if that is right",
+            remedy=None if sform is None else "pass --form sform if that is right",
         )
     if form == "agree" and sform is not None and int(header["qform_code"]) <= 0:
         spacing = np.linalg.norm(sform[:3, :n_axes], axis=0)
@@ -268,11 +268,11 @@ def _placement(header: Any, shape: tuple[int, ...], form: Form) -> tuple[np.ndar
     if form == "pixdim":
         return np.diag([*pixdim, *([1.0] * (3 - n_axes)), 1.0]), ("placement ignored: spacing only",)
     if int(header["qform_code"]) <= 0:
-        raise GeometryError("header has no qform", remedy="choose form='sform' or form='pixdim'")
+        raise GeometryError("header has no qform", remedy="pass --form sform or --form pixdim")
     try:
         qform = np.asarray(header.get_qform(), dtype=np.float64)
     except (ValueError, nib.spatialimages.HeaderDataError) as error:
-        raise GeometryError(f"qform cannot be used: {error}", remedy="choose form='sform'") from error
+        raise GeometryError(f"qform cannot be used: {error}", remedy="pass --form sform") from error
     if sform is None or form == "qform":
         return qform, ()
     first, second = Geometry(sform, shape), Geometry(qform, shape)
@@ -281,7 +281,7 @@ def _placement(header: Any, shape: tuple[int, ...], form: Form) -> tuple[np.ndar
     raise GeometryError(
         "sform and qform disagree",
         received=f"{first.corner_distance_mm(second):.3g} mm apart at a corner",
-        remedy="choose form='sform' or form='qform'",
+        remedy="pass --form sform or --form qform",
     )
 
 
@@ -317,7 +317,10 @@ def _fill_or_refuse(voxels: npt.NDArray[np.float32], path: Path, fill_value: flo
     bad = voxels.size - int(np.count_nonzero(finite))
     if bad and fill_value is None:
         raise DataError(
-            "voxels are NaN or infinite", file=path, received=f"{bad} of {voxels.size}", remedy="give a fill_value"
+            "voxels are NaN or infinite",
+            file=path,
+            received=f"{bad} of {voxels.size}",
+            remedy="pass --fill-value, such as --fill-value 0",
         )
     if bad:
         voxels[~finite] = fill_value

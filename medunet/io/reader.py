@@ -227,7 +227,7 @@ def read_one(path: Path, options: ReadOptions) -> tuple[npt.NDArray[np.float32],
             return read_nifti(path, options)
         if suffix in PILLOW_SUFFIXES:
             return read_pillow(path)
-        return read_tiff(path) if suffix in TIFF_SUFFIXES else read_itk(path)
+        return read_tiff(path) if suffix in TIFF_SUFFIXES else read_itk(path, options)
 
 
 def read_one_header(path: Path, options: ReadOptions) -> ReadRecord:
@@ -240,7 +240,7 @@ def read_one_header(path: Path, options: ReadOptions) -> ReadRecord:
             return read_nifti_header(path, options)
         if suffix in PILLOW_SUFFIXES:
             return read_pillow_header(path)
-        return read_tiff_header(path) if suffix in TIFF_SUFFIXES else read_itk_header(path)
+        return read_tiff_header(path) if suffix in TIFF_SUFFIXES else read_itk_header(path, options)
 
 
 def _with_dims(record: ReadRecord, spatial_dims: int | None) -> ReadRecord:

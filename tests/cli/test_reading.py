@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from monai.bundle import ConfigParser
 from small import untrained_run
@@ -19,7 +22,7 @@ from medunet.cli.app import main
 from medunet.cli.options import READING
 from medunet.datasets import write_phantom_dataset
 from medunet.errors import ConfigError
-from medunet.io import MedunetReader, ReadOptions, read_header, read_label
+from medunet.io import MedunetReader, ReadOptions, options, read_header, read_label
 from medunet.io.options import READING_IDS
 from medunet.prediction import Predictor
 from medunet.resources import shipped_bundles
@@ -33,6 +36,7 @@ CHOSEN: dict[str, Any] = {
     "tilt": "resample",
     "form": "pixdim",
     "fill_value": -1024.0,
+    "skip_unreadable": True,
 }
 
 
@@ -95,11 +99,13 @@ def test_a_chosen_series_is_predicted_and_written_as_dicom_seg(
     assert medunet("predict", run, two_kernels, "-o", out, "--uneven", "guess") == 2
     assert "unknown uneven (received guess, expected refuse, resample)" in capsys.readouterr().err
     assert medunet("predict", run, two_kernels, "-o", out) == 2
-    assert "several series" in capsys.readouterr().err
+    assert "--series-uid 1.2.3.4" in capsys.readouterr().err
     assert medunet("predict", run, two_kernels, "-o", out, "--series-uid", "1.2.3.5") == 0
-    (result,) = out.iterdir()
+    (result,) = out.glob("*.dcm")
     grid = read_header(two_kernels, series_uid="1.2.3.5").geometry
     assert read_label(result, reference=grid).image.shape[1:] == grid.shape
+    (reference,) = pydicom.dcmread(result).ReferencedSeriesSequence
+    assert reference.SeriesInstanceUID == "1.2.3.5"
 
 
 def test_a_predictor_reads_as_it_is_told(two_kernels: Path, tmp_path: Path) -> None:
@@ -143,3 +149,22 @@ def test_training_takes_a_choice_by_its_id(with_nan: Path, tmp_path: Path, medun
     assert medunet(*words, "--output", tmp_path / "without") == 2
     assert medunet(*words, "--output", tmp_path / "run", "--set", "fill_value=-1024") == 0
     assert json.loads((tmp_path / "run" / "configs" / "inference.json").read_text())["fill_value"] == -1024
+
+
+def remedies() -> Iterator[str]:
+    """Texts of `remedy=` in the readers, formatted values left out."""
+    for path in Path(options.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "remedy":
+                parts = [part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant)]
+                yield " ".join(part for part in parts if isinstance(part, str))
+
+
+def test_remedies_name_options_as_they_are_typed() -> None:
+    texts = list(remedies())
+    typed = {word for text in texts for word in re.findall(r"--[a-z-]+", text)}
+    known = {f"--{name.replace('_', '-')}" for name in READING}
+    assert {"--series-uid", "--phase", "--uneven", "--form", "--fill-value"} <= typed
+    assert typed <= known | {"--format", "--output", "--force"}
+    names = "|".join(READING_IDS)
+    assert not [text for text in texts if re.search(rf"\b({names})=|`({names})`", text)]
