@@ -67,8 +67,11 @@ class MedunetError(Exception):
         return type(self)(self.cause, file=file, received=self.received, expected=self.expected, remedy=self.remedy)
 
 
-class ConfigError(MedunetError):
-    """A configuration or an argument that cannot work: unknown key, impossible size, missing device."""
+class ConfigError(MedunetError, ValueError):
+    """An invalid configuration or argument: unknown key, impossible size, missing device.
+
+    It is a `ValueError`, as Python callers expect of a wrong argument. Errors about the content of files are not.
+    """
 
 
 class GeometryError(MedunetError):

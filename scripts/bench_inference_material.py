@@ -48,15 +48,6 @@ PATCH = 64
 """Edge of the training patches in voxels."""
 
 
-@dataclass(frozen=True)
-class MultipleShapes(SameSizeShapes):
-    """A padded network that takes multiples of its total stride only, as MONAI's UNet does."""
-
-    def next_valid_input(self, size: Sequence[int], /) -> tuple[int, ...]:
-        """`size`, rounded up to the total stride."""
-        return tuple(math.ceil(n / stride) * stride for n, stride in zip(size, self.total_stride, strict=True))
-
-
 def zoo_network(classes: int = 2) -> nn.Module:
     """The network of the model zoo's spleen bundle, with what `OverlapTileInferer` asks of a network."""
     network = MonaiUNet(
@@ -69,8 +60,7 @@ def zoo_network(classes: int = 2) -> nn.Module:
         norm=Norm.BATCH,
     )
     described: Any = network
-    described.shapes = MultipleShapes(total_stride=(ZOO_STRIDE,) * 3, halo=(ZOO_HALO,) * 3)
-    described.tileable, described.tileable_reason = True, "batch normalisation has no statistics of the window"
+    described.shapes = SameSizeShapes(total_stride=(ZOO_STRIDE,) * 3, halo=(ZOO_HALO,) * 3)
     return network
 
 

@@ -32,3 +32,8 @@ def test_the_typed_error_is_found_behind_two_wrappers() -> None:
 def test_an_error_without_typed_cause_has_none() -> None:
     assert find_cause(ValueError("x")) is None
     assert isinstance(find_cause(MedunetError("x")), MedunetError)
+
+
+def test_a_wrong_argument_is_a_value_error_and_a_bad_file_is_not() -> None:
+    assert issubclass(ConfigError, ValueError)
+    assert not issubclass(DataError, ValueError)

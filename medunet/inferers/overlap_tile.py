@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
 from traceback import clear_frames
 from typing import Any, Literal, NamedTuple
@@ -16,6 +16,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from rich.progress import track
 
 from medunet.errors import ConfigError
+from medunet.networks import window_dependence
 
 from .memory import WORKSPACE, free_memory, is_out_of_memory, parse_memory, peak_bytes
 from .padding import PADDING_MODES, PaddingMode, take_window
@@ -32,6 +33,9 @@ AUTOCAST_SHARE = 0.6
 
 
 _Run = Callable[[torch.Tensor], torch.Tensor]
+
+_BYTES_PER_VOXEL: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+"""Memory of a pass by network. Not an attribute of the inferer, which must be picklable."""
 
 
 class TileLogits(NamedTuple):
@@ -59,6 +63,8 @@ class OverlapTileInferer(Inferer):
     - Padded ("same") network: windows overlap by a halo, which is trimmed from the output. Windows end where the image
       ends, so that the network's own padding acts there as it does on the whole image.
     - Valid network: as in the paper. The image is mirrored at its borders, the outputs abut.
+    - Network without the attribute `shapes`, such as MONAI's: give `tile_stride`, and `halo` for exact tiles. Windows
+      are rounded up to multiples of `tile_stride`.
 
     When memory runs out the image is evaluated again in smaller tiles, with the same result and a warning. Where not
     even one tile with the whole halo has room, "exact" takes the largest part of it that has, with a warning, too.
@@ -67,23 +73,26 @@ class OverlapTileInferer(Inferer):
     and trimmed.
 
     Args:
-        tile_size: largest network input per axis in voxels (MONAI's `roi_size`; the paper's 572), or one number for all
-            axes. None takes the whole image in one pass; None, 0 or -1 for an axis takes all of that axis. "auto" takes
-            the whole image where it fits into `memory`, else the tiles that evaluate the fewest voxels.
+        tile_size: largest network input per axis in voxels (the paper's 572), or one number for all axes. None takes
+            the whole image in one pass; None, 0 or -1 for an axis takes all of that axis. "auto" takes the whole image
+            if it fits into `memory`, else the tiles that evaluate the fewest voxels.
         halo: for padded networks, voxels to see beyond the kept region on each side, per axis or one number. "exact"
             takes `network.shapes.halo`, the receptive radius rounded up to the total stride; fewer are faster and
             approximate. A valid network always sees its whole margin.
         padding_mode: how positions outside the image are filled: "reflect" (mirrored, the edge not repeated, as in the
             paper), "replicate" or "constant" (zero).
-        batch_size: windows per call of the network (MONAI's `sw_batch_size`); windows of one size share a batch, also
-            across the images of `inputs`.
+        batch_size: windows per call of the network; windows of one size share a batch, also across the images of
+            `inputs`.
         memory: what a pass may take with `tile_size` "auto": bytes, a text such as "8GB", or "auto" for a part of what
             is free on the network's device.
-        tile_stride: product of all strides of a network that has no attribute `shapes`, per axis or one number. Its
-            output must be as large as its input, and `halo` must be a number. Ignored for networks with `shapes`.
+        tile_stride: product of all strides of a network that has no attribute `shapes`, per axis or one number. The
+            network's output must be as large as its input. `halo` must be a number, unless the network has layers that
+            depend on the whole window, or `tile_size` takes the whole image. Ignored for networks with `shapes`.
         sw_device: device of the windows, where the network is. Default: that of `inputs`.
         device: device of the stitched output. Default: that of `inputs`.
         progress: whether to show a progress bar.
+        roi_size: MONAI's name of `tile_size`.
+        sw_batch_size: MONAI's name of `batch_size`.
 
     Raises:
         ConfigError: an option is impossible. Calling raises it also where the tile is too small for the network, where
@@ -99,7 +108,7 @@ class OverlapTileInferer(Inferer):
 
     def __init__(
         self,
-        tile_size: int | Sequence[int | None] | Literal["auto"] | None,
+        tile_size: int | Sequence[int | None] | Literal["auto"] | None = "auto",
         *,
         halo: Literal["exact"] | int | Sequence[int] = "exact",
         padding_mode: PaddingMode = "reflect",
@@ -109,8 +118,16 @@ class OverlapTileInferer(Inferer):
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
         progress: bool = False,
+        roi_size: int | Sequence[int | None] | None = None,
+        sw_batch_size: int | None = None,
     ) -> None:
         super().__init__()
+        if (roi_size is not None and tile_size != "auto") or (sw_batch_size is not None and batch_size != 1):
+            raise ConfigError(
+                "roi_size is another name of tile_size, and sw_batch_size of batch_size; give one of them"
+            )
+        tile_size = tile_size if roi_size is None else roi_size
+        batch_size = batch_size if sw_batch_size is None else sw_batch_size
         if padding_mode not in PADDING_MODES:
             raise ConfigError("unknown padding_mode", received=padding_mode, expected=PADDING_MODES)
         is_size = isinstance(tile_size, (Integral, Sequence)) and not isinstance(tile_size, str)
@@ -133,15 +150,14 @@ class OverlapTileInferer(Inferer):
         self.device = device
         self.progress = progress
         self._warned: set[str] = set()
-        self._bytes_per_voxel: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Evaluate `network` on `inputs`.
 
         Args:
             inputs: `(B, C, *spatial)`.
-            network: in evaluation mode, on `sw_device`; may be wrapped by DistributedDataParallel or torch.compile. Of
-                a list or tuple of outputs (deep supervision) the first is taken.
+            network: in evaluation mode, on `sw_device`; may be wrapped by DistributedDataParallel or torch.compile. It
+                returns a tensor, a list or tuple whose first entry is one (deep supervision), or a dictionary of one.
             args: passed on to `network` after the window.
             kwargs: passed on to `network`.
 
@@ -180,8 +196,7 @@ class OverlapTileInferer(Inferer):
         max_voxels = self._max_voxels(image, network, device) if self.tile_size == "auto" else None
 
         def run(window: torch.Tensor) -> torch.Tensor:
-            logits = network(window, *args, **kwargs)
-            return logits[0] if isinstance(logits, (list, tuple)) else logits
+            return _only_tensor(network(window, *args, **kwargs))
 
         while True:
             plan = self._plan(image.shape[2:], network, extend=extend, max_voxels=max_voxels)
@@ -189,6 +204,12 @@ class OverlapTileInferer(Inferer):
                 yield from self._evaluate(image, run, plan, module=_unwrap(network), device=device)
             except (RuntimeError, MemoryError) as error:
                 clear_frames(error.__traceback__)  # they hold the tensors of the pass that failed
+                if "must match" in str(error) and self.tile_stride is None and not hasattr(_unwrap(network), "shapes"):
+                    raise ConfigError(
+                        f"{type(network).__name__} does not take an image of this size",
+                        received=tuple(image.shape[2:]),
+                        remedy="give the product of its strides as tile_stride: windows are rounded up to it",
+                    ) from error
                 max_voxels = max(math.prod(tile.window_size) for tile in plan.tiles) / 2
                 if not is_out_of_memory(error) or not self._can_shrink(image, network, extend, max_voxels):
                     raise
@@ -257,8 +278,8 @@ class OverlapTileInferer(Inferer):
     def _evaluate(
         self, image: torch.Tensor, run: _Run, plan: TilePlan, *, module: Any, device: torch.device
     ) -> Iterator[TileLogits]:
-        if len(plan.tiles) > 1 and not getattr(module, "tileable", True):
-            reason = getattr(module, "tileable_reason", "its output depends on the whole window")
+        reason = window_dependence(module)
+        if len(plan.tiles) > 1 and reason is not None:
             blended = not any(plan.margin)
             how = "windows that overlap by half are blended" if blended else "tiles are laid side by side"
             what = f"tiles change the result of {type(module).__name__}: {reason}; {how}"
@@ -295,16 +316,16 @@ class OverlapTileInferer(Inferer):
         budget = free_memory(device) if self.memory == "auto" else int(self.memory)
         if not isinstance(module, torch.nn.Module) or not hasattr(module, "shapes"):
             return math.inf  # nothing is known of it: try, and shrink if need be
-        if module not in self._bytes_per_voxel:
+        if module not in _BYTES_PER_VOXEL:
             shapes = module.shapes
             probe = shapes.next_valid_input(shapes.input_for_output([4 * stride for stride in shapes.total_stride]))  # type: ignore[union-attr,operator]
             window = (1, image.shape[1], *probe)
-            self._bytes_per_voxel[module] = peak_bytes(module, window) / math.prod(probe)
-        cost = self._bytes_per_voxel[module] * WORKSPACE * self.batch_size
+            _BYTES_PER_VOXEL[module] = peak_bytes(module, window) / math.prod(probe)
+        cost = _BYTES_PER_VOXEL[module] * WORKSPACE * self.batch_size
         return budget / (cost * AUTOCAST_SHARE if torch.is_autocast_enabled(device.type) else cost)
 
     def _can_shrink(self, image: torch.Tensor, network: Callable[..., Any], extend: int, max_voxels: float) -> bool:
-        if not hasattr(_unwrap(network), "shapes") and (isinstance(self.halo, str) or self.tile_stride is None):
+        if not self._can_tile(_unwrap(network)):
             return False
         try:
             plan = self._plan(image.shape[2:], network, extend=extend, max_voxels=max_voxels)
@@ -327,18 +348,22 @@ class OverlapTileInferer(Inferer):
         shapes = getattr(module, "shapes", None)
         if shapes is not None:
             return shapes
-        unknown = isinstance(self.halo, str) or self.tile_stride is None
-        if self.tile_size is None or (self.tile_size == "auto" and unknown):  # one pass needs neither phase nor halo
-            return SameSizeShapes(total_stride=(1,) * axes, halo=(0,) * axes)
-        if isinstance(self.halo, str) or self.tile_stride is None:
+        if self.tile_size not in (None, "auto") and not self._can_tile(module):
             raise ConfigError(
                 f"{type(module).__name__} has no attribute `shapes`, from which stride and halo are taken",
                 received=f"halo={self.halo!r}, tile_stride={self.tile_stride!r}",
                 remedy="give halo (receptive radius) and tile_stride (product of strides) in voxels, or tile_size=None",
             )
-        return SameSizeShapes(
-            total_stride=_per_axis(self.tile_stride, axes, "tile_stride"), halo=_per_axis(self.halo, axes, "halo")
-        )
+        stride = 1 if self.tile_stride is None else self.tile_stride
+        halo = 0 if isinstance(self.halo, str) else self.halo  # neither one pass nor blended windows need a halo
+        return SameSizeShapes(total_stride=_per_axis(stride, axes, "tile_stride"), halo=_per_axis(halo, axes, "halo"))
+
+    def _can_tile(self, module: Any) -> bool:
+        """Whether enough is known of the network to plan windows smaller than the image."""
+        if hasattr(module, "shapes"):
+            return True
+        has_halo = not isinstance(self.halo, str) or window_dependence(module) is not None
+        return self.tile_stride is not None and has_halo
 
     def _batches(self, plan: TilePlan, images: int) -> Iterator[list[tuple[int, Tile]]]:
         """Windows of one size, `batch_size` at a time, as pairs of image and tile."""
@@ -360,6 +385,24 @@ def _unwrap(network: Any) -> Any:
             break
         network = inner
     return network
+
+
+def _only_tensor(output: Any) -> torch.Tensor:
+    """Return the logits of a network that may return several levels of them, or a dictionary."""
+    found = output
+    if isinstance(found, Mapping) and len(found) == 1:
+        found = next(iter(found.values()))
+    if isinstance(found, list | tuple) and found:
+        found = found[0]
+    if not isinstance(found, torch.Tensor):
+        kind = type(output).__name__
+        raise ConfigError(
+            "network returns several outputs or no tensor",
+            received=f"{kind} of {', '.join(map(str, output))}" if isinstance(output, Mapping) else kind,
+            expected="a tensor, a list or tuple of tensors (the first is taken), or a dictionary of one",
+            remedy="wrap the network in a module that returns only its logits",
+        )
+    return found
 
 
 def _check_output(logits: torch.Tensor, tile: Tile, plan: TilePlan) -> None:

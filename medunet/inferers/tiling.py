@@ -45,7 +45,7 @@ class TileableShapes(Protocol):
 
 @dataclass(frozen=True)
 class SameSizeShapes:
-    """The little that is known of a foreign network: its output is as large as its input.
+    """Shapes of a network whose output is as large as its input and whose input is a multiple of its total stride.
 
     Args:
         total_stride: product of all strides per axis, in voxels.
@@ -53,7 +53,7 @@ class SameSizeShapes:
 
     Example:
         >>> SameSizeShapes(total_stride=(8, 4), halo=(16, 16)).next_valid_input((5, 33))
-        (8, 33)
+        (8, 36)
     """
 
     total_stride: tuple[int, ...]
@@ -65,8 +65,8 @@ class SameSizeShapes:
         return (0,) * len(self.total_stride)
 
     def next_valid_input(self, size: Sequence[int], /) -> tuple[int, ...]:
-        """`size`, but at least the total stride, so that the coarsest level has a voxel."""
-        return tuple(max(n, stride) for n, stride in zip(size, self.total_stride, strict=True))
+        """Return `size` rounded up to multiples of the total stride, as MONAI's U-Nets need it."""
+        return tuple(_round_up(n, stride) for n, stride in zip(size, self.total_stride, strict=True))
 
     def input_for_output(self, size: Sequence[int], /) -> tuple[int, ...]:
         """The same as `next_valid_input`: input and output are equally large."""
@@ -173,7 +173,7 @@ def plan_tiles(
         >>> for tile in plan_tiles((22,), (16,), shapes=shapes).tiles:
         ...     print(tile.window, tile.keep, tile.trim)
         (slice(0, 16, None),) (slice(0, 12, None),) (slice(0, 12, None),)
-        (slice(8, 22, None),) (slice(12, 22, None),) (slice(4, 14, None),)
+        (slice(8, 24, None),) (slice(12, 22, None),) (slice(4, 14, None),)
     """
     image = tuple(image_size)
     axes = len(shapes.total_stride)

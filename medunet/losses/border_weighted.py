@@ -85,7 +85,20 @@ class BorderWeightedCELoss(nn.Module):
 
 
 def cross_entropy(logits: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of each voxel, `(B, *spatial)` float32; one channel means the logit of class 1 of two."""
-    if logits.shape[1] == 1:
-        return F.binary_cross_entropy_with_logits(logits[:, 0].float(), indices.float(), reduction="none")
-    return F.cross_entropy(logits.float(), indices, reduction="none")
+    """Return the cross entropy per voxel, `(B, *spatial)` float32; one channel means the logit of class 1 of two.
+
+    Raises:
+        ConfigError: a target is not a class index. (On CUDA, PyTorch itself stops the program.)
+    """
+    values = logits.float()
+    if values.shape[1] == 1:  # not binary_cross_entropy, which takes any number for a target
+        values = torch.cat([torch.zeros_like(values), values], dim=1)
+    try:
+        return F.cross_entropy(values, indices, reduction="none")
+    except IndexError as error:
+        raise ConfigError(
+            "targets must be class indices",
+            received=f"{int(indices.min())} to {int(indices.max())}",
+            expected=f"0 to {values.shape[1] - 1}",
+            remedy="map the values of the label to indices, or give ignore_index",
+        ) from error

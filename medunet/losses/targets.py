@@ -68,7 +68,11 @@ def _fit(tensor: torch.Tensor, spatial: tuple[int, ...], *, batch: int, what: st
         tensor = tensor[:, 0]
     if tensor.ndim != len(spatial) + 1 or len(tensor) != batch:
         expected = f"({batch}, 1, *spatial) or ({batch}, *spatial) with {len(spatial)} spatial axes"
-        raise ConfigError(f"{what} does not fit the logits", received=tuple(tensor.shape), expected=expected)
+        has_channels = tensor.ndim == len(spatial) + 2 and what == "target"
+        remedy = "give class indices; of a one-hot target, target.argmax(dim=1, keepdim=True)" if has_channels else None
+        raise ConfigError(
+            f"{what} does not fit the logits", received=tuple(tensor.shape), expected=expected, remedy=remedy
+        )
     if tuple(tensor.shape[1:]) == spatial:
         return tensor
     surplus = [have - want for have, want in zip(tensor.shape[1:], spatial, strict=True)]

@@ -21,6 +21,7 @@ from .fast import FastNetwork as FastNetwork
 from .folding import fold_batch_norm as fold_batch_norm
 from .openvino_runtime import has_openvino as has_openvino
 from .shapes import UNetShapes as UNetShapes
+from .tileable import window_dependence as window_dependence
 from .transfer import TransferReport as TransferReport
 from .transfer import transfer_weights as transfer_weights
 from .unet import UNet as UNet

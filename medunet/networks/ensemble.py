@@ -12,6 +12,7 @@ from torch import nn
 from medunet.errors import ConfigError
 
 from .activation import check_activation, to_logits, to_probabilities
+from .tileable import window_dependence
 
 
 class Ensemble(nn.Module):
@@ -54,13 +55,12 @@ class Ensemble(nn.Module):
     @property
     def tileable(self) -> bool:
         """Whether tiles change no voxel."""
-        return all(bool(getattr(network, "tileable", True)) for network in self.networks)
+        return not self.tileable_reason
 
     @property
     def tileable_reason(self) -> str:
-        """Why, or why not."""
-        found = [n for n in self.networks if not getattr(n, "tileable", True)] or [self.networks[0]]
-        return str(getattr(found[0], "tileable_reason", ""))
+        """Why tiles change the result; empty if they do not."""
+        return next(filter(None, map(window_dependence, self.networks)), "")
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """`(B, C, *spatial)` to mean probabilities `(B, classes, *spatial)`, float32."""

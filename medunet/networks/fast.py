@@ -21,6 +21,7 @@ from .allocation import keep_freed_memory
 from .autocast import DTYPES, exact_float32, fast_dtype
 from .calibration import Candidate, Choice, calibrate, convert, first_output, prepare_choice, refusal
 from .openvino_runtime import has_openvino
+from .tileable import window_dependence
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +96,12 @@ class FastNetwork(nn.Module):
     @property
     def tileable(self) -> bool:
         """Whether tiles leave the network's result alone."""
-        return bool(getattr(self.network, "tileable", True))
+        return window_dependence(self.network) is None
 
     @property
     def tileable_reason(self) -> str:
-        """Why, or why not."""
-        return str(getattr(self.network, "tileable_reason", ""))
+        """Why tiles change the result; empty if they do not."""
+        return window_dependence(self.network) or ""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """As the network: `(B, C, *spatial)` to its logits, in the chosen number format."""

@@ -3,9 +3,11 @@ from __future__ import annotations
 import math
 
 import monai.losses
+import monai.networks
 import pytest
 import torch
 
+from medunet.errors import ConfigError
 from medunet.losses import BorderWeightedCELoss, DiceCELoss
 
 
@@ -100,3 +102,22 @@ def test_losses_are_reached_from_a_config(name):
     loss = ConfigParser({"loss": config}).get_parsed_content("loss")
     logits, target = batch()
     assert loss(logits, target, torch.ones(target.shape)).ndim == 0
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_one_hot_targets_are_rejected_with_the_remedy(channels):
+    logits, target = batch(channels=channels)
+    onehot = monai.networks.one_hot(target, channels)
+    with pytest.raises(ConfigError, match=r"target does not fit the logits.*remedy: .*argmax\(dim=1"):
+        DiceCELoss()(logits, onehot)
+    assert DiceCELoss()(logits, onehot.argmax(dim=1, keepdim=True)) == DiceCELoss()(logits, target)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("loss", [DiceCELoss(), BorderWeightedCELoss()], ids=["dice", "cross entropy"])
+def test_a_mask_of_0_and_255_is_rejected(loss, channels):
+    logits, target = batch(channels=channels)
+    with pytest.raises(
+        ConfigError, match=rf"class indices \(received 0 to 255, expected 0 to {max(1, channels - 1)}\)"
+    ):
+        loss(logits, (target > 0) * 255)

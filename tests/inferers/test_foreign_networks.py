@@ -1,0 +1,182 @@
+"""`OverlapTileInferer` with networks of MONAI, which know nothing of tiles."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from monai.inferers import Inferer
+from monai.networks.nets import AttentionUnet, BasicUNet, DynUNet, SegResNet, UNet
+from torch import nn
+
+from medunet.errors import ConfigError
+from medunet.inferers import LabelInferer, MirrorInferer, OverlapTileInferer, ProbabilityInferer, ScaleInferer
+from medunet.networks import FastNetwork
+from medunet.networks import UNet as OwnUNet
+
+STRIDE = 4
+"""Product of the strides of all networks here but `BasicUNet`, whose is 16."""
+
+HALO = 64
+"""Voxels; more than the receptive radius of every network here."""
+
+ROUNDING = 1e-5
+"""Largest difference in standard deviations of the logits: another window size sums in another order."""
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "UNet": lambda: UNet(2, 1, 2, (4, 8, 8), (2, 2), num_res_units=1, norm="batch"),
+    "SegResNet": lambda: SegResNet(2, 8, 1, 2, norm="batch", blocks_down=(1, 1, 1), blocks_up=(1, 1)),
+    "DynUNet": lambda: DynUNet(2, 1, 2, [3, 3, 3], [1, 2, 2], [2, 2], filters=[4, 8, 8], norm_name="batch"),
+    "BasicUNet": lambda: BasicUNet(2, 1, 2, (4, 4, 4, 4, 4, 4), norm="batch"),
+}
+GLOBAL: dict[str, Callable[[], nn.Module]] = {
+    "UNet with instance norm": lambda: UNet(2, 1, 2, (4, 8, 8), (2, 2)),
+    "SegResNet with group norm": lambda: SegResNet(2, 8, 1, 2, blocks_down=(1, 1, 1), blocks_up=(1, 1)),
+    "AttentionUnet": lambda: AttentionUnet(2, 1, 2, (4, 8, 8), (2, 2)),
+}
+
+
+def make_network(make: Callable[[], nn.Module]) -> nn.Module:
+    """In evaluation mode, with batch norm that has seen other data than it will meet."""
+    torch.manual_seed(0)
+    network = make().eval()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network
+
+
+def random_image(*size: int) -> torch.Tensor:
+    return torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(sum(size)))
+
+
+def whole_image(network: nn.Module, image: torch.Tensor, stride: int) -> torch.Tensor:
+    """One pass over the image, mirrored at its far ends to a multiple of the stride."""
+    size = image.shape[2:]
+    padded = np.pad(image.numpy(), [(0, 0), (0, 0), *((0, -n % stride) for n in size)], mode="reflect")
+    with torch.inference_mode():
+        return network(torch.from_numpy(padded))[(..., *(slice(n) for n in size))]
+
+
+@pytest.mark.parametrize("size", [(208, 176), (201, 183)], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_tiling_changes_no_voxel_of_a_local_network(name: str, size: tuple[int, int]) -> None:
+    network, image = make_network(NETWORKS[name]), random_image(*size)
+    stride = 16 if name == "BasicUNet" else STRIDE
+    inferer = OverlapTileInferer(2 * HALO + 2 * stride, halo=HALO, tile_stride=stride)
+    assert len(inferer.plan(size, network).tiles) > 1
+    expected = whole_image(network, image, stride)
+    assert expected.std() > 0
+    with torch.inference_mode():
+        found = inferer(image, network)
+    torch.testing.assert_close(found, expected, atol=ROUNDING * float(expected.std()), rtol=0)
+
+
+def test_windows_are_multiples_of_the_stride_in_3d() -> None:
+    network = make_network(lambda: UNet(3, 1, 2, (4, 8, 8), (2, 2), norm="batch"))
+    sizes: list[tuple[int, ...]] = []
+    network.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    inferer = OverlapTileInferer((32, 28, 24), halo=8, tile_stride=STRIDE)
+    with torch.inference_mode():
+        assert inferer(random_image(41, 33, 35), network).shape == (1, 2, 41, 33, 35)
+    assert len(sizes) > 1
+    assert all(n % STRIDE == 0 for size in sizes for n in size)
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *GLOBAL])
+@pytest.mark.parametrize("tile_size", [None, "auto"])
+def test_the_whole_image_may_have_any_size(name: str, tile_size: str | None) -> None:
+    network, image = make_network({**NETWORKS, **GLOBAL}[name]), random_image(33, 35)
+    stride = 16 if name == "BasicUNet" else STRIDE
+    with torch.inference_mode():
+        found = OverlapTileInferer(tile_size, tile_stride=stride)(image, network)
+    torch.testing.assert_close(found, whole_image(network, image, stride), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("wrap", [lambda network: network, FastNetwork], ids=["plain", "fast"])
+@pytest.mark.parametrize("name", GLOBAL)
+def test_a_network_that_depends_on_the_window_is_blended_with_one_warning(
+    name: str, wrap: Callable[[nn.Module], nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    network, image = wrap(make_network(GLOBAL[name])).eval(), random_image(101, 97)
+    inferer = OverlapTileInferer(64, tile_stride=STRIDE)
+    with torch.inference_mode(), caplog.at_level(logging.WARNING, "medunet.inferers"):
+        assert inferer(image, network).shape == (1, 2, 101, 97)
+        assert inferer(image, network).shape == (1, 2, 101, 97)
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("medunet.inferers")]
+    assert len(messages) == 1
+    assert "Norm2d depends on the whole window" in messages[0] or "GroupNorm depends" in messages[0]
+
+
+def test_a_size_that_the_network_rejects_is_a_typed_error() -> None:
+    with torch.inference_mode(), pytest.raises(ConfigError, match=r"size \(received \(33, 35\)\).*tile_stride"):
+        OverlapTileInferer(None)(random_image(33, 35), make_network(NETWORKS["UNet"]))
+
+
+class Returns(nn.Module):
+    """A network whose logits are wrapped."""
+
+    def __init__(self, wrap: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, window: torch.Tensor) -> object:
+        return self.wrap(window * 2)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda x: x, lambda x: [x, -x], lambda x: (x, "more"), lambda x: {"out": x}, lambda x: {"out": [x, -x]}],
+    ids=["tensor", "list", "tuple", "dictionary", "dictionary of a list"],
+)
+def test_the_first_output_is_taken(wrap: Callable[[torch.Tensor], object]) -> None:
+    image = random_image(33, 34)
+    assert torch.equal(OverlapTileInferer(16, halo=0, tile_stride=1)(image, Returns(wrap)), 2 * image)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "received"),
+    [
+        (lambda x: {"out": x, "aux": -x}, "dict of out, aux"),
+        (lambda x: {}, "dict of"),
+        (lambda x: [], "list"),
+        (lambda x: None, "NoneType"),
+    ],
+)
+def test_an_output_that_is_ambiguous_is_rejected(wrap: Callable[[torch.Tensor], object], received: str) -> None:
+    with pytest.raises(ConfigError, match=rf"several outputs or no tensor \(received {received}.*remedy: wrap"):
+        OverlapTileInferer(None)(random_image(33, 34), Returns(wrap))
+
+
+def test_monai_names_of_the_options_are_accepted() -> None:
+    inferer = OverlapTileInferer(roi_size=(96, 80), sw_batch_size=4)
+    assert (inferer.tile_size, inferer.batch_size) == ((96, 80), 4)
+    assert OverlapTileInferer().tile_size == "auto"
+    for both in ({"tile_size": 96, "roi_size": 64}, {"batch_size": 2, "sw_batch_size": 4}):
+        with pytest.raises(ConfigError, match="give one of them"):
+            OverlapTileInferer(**both)
+
+
+INFERERS: list[Callable[[], Inferer]] = [
+    OverlapTileInferer,
+    lambda: MirrorInferer(OverlapTileInferer(), axes=[0]),
+    lambda: ScaleInferer(OverlapTileInferer(), scales=[1.0]),
+    lambda: LabelInferer(OverlapTileInferer(), to_source=False),
+    lambda: ProbabilityInferer(OverlapTileInferer(), to_source=False),
+]
+
+
+@pytest.mark.parametrize("make", INFERERS)
+def test_an_inferer_that_was_used_can_be_pickled_and_copied(make: Callable[[], Inferer]) -> None:
+    inferer, image = make(), random_image(33, 35)
+    network = make_network(lambda: OwnUNet(2, 1, 2, (4, 8)))
+    with torch.inference_mode():
+        expected = inferer(image, network)
+        for copied in (pickle.loads(pickle.dumps(inferer)), copy.deepcopy(inferer)):
+            assert torch.equal(copied(image, network), expected)
