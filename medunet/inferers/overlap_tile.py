@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from traceback import clear_frames
 from typing import Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ from medunet.errors import ConfigError
 from medunet.networks import window_dependence
 
 from .memory import WORKSPACE, free_memory, is_out_of_memory, parse_memory, peak_bytes
+from .network import check_output, empty_output, only_tensor, unwrap
 from .padding import PADDING_MODES, PaddingMode, take_window
 from .tile_size import choose_tiles, plan_one_window, resizes_output, with_less_halo
 from .tiling import SameSizeShapes, Tile, TileableShapes, TilePlan, plan_tiles
@@ -169,7 +170,7 @@ class OverlapTileInferer(Inferer):
         output: torch.Tensor | None = None
         for tile in self.tiles(image, network, *args, **kwargs):
             if output is None:
-                output = _empty_output(image, tile.logits, device=self.device)
+                output = empty_output(image, tile.logits, device=self.device)
             where = (slice(None), *tile.region)
             output[tile.image][where] = tile.logits
         if output is None:
@@ -196,15 +197,15 @@ class OverlapTileInferer(Inferer):
         max_voxels = self._max_voxels(image, network, device) if self.tile_size == "auto" else None
 
         def run(window: torch.Tensor) -> torch.Tensor:
-            return _only_tensor(network(window, *args, **kwargs))
+            return only_tensor(network(window, *args, **kwargs))
 
         while True:
             plan = self._plan(image.shape[2:], network, extend=extend, max_voxels=max_voxels)
             try:
-                yield from self._evaluate(image, run, plan, module=_unwrap(network), device=device)
+                yield from self._evaluate(image, run, plan, module=unwrap(network), device=device)
             except (RuntimeError, MemoryError) as error:
                 clear_frames(error.__traceback__)  # they hold the tensors of the pass that failed
-                if "must match" in str(error) and self.tile_stride is None and not hasattr(_unwrap(network), "shapes"):
+                if "must match" in str(error) and self.tile_stride is None and not hasattr(unwrap(network), "shapes"):
                     raise ConfigError(
                         f"{type(network).__name__} does not take an image of this size",
                         received=tuple(image.shape[2:]),
@@ -243,7 +244,7 @@ class OverlapTileInferer(Inferer):
     def _plan(
         self, image_size: Sequence[int], network: Callable[..., Any], *, extend: int, max_voxels: float | None
     ) -> TilePlan:
-        module = _unwrap(network)
+        module = unwrap(network)
         axes = len(image_size)
         shapes = self._shapes(module, axes)
         halo = None if isinstance(self.halo, str) else _per_axis(self.halo, axes, "halo")
@@ -291,7 +292,7 @@ class OverlapTileInferer(Inferer):
         for batch in track(batches, description="tiles", disable=not self.progress):
             windows = [self._read(image[b : b + 1], tile, plan).to(device) for b, tile in batch]
             logits = run(windows[0] if len(windows) == 1 else torch.cat(windows))
-            _check_output(logits, batch[0][1], plan)
+            check_output(logits, batch[0][1], plan)
             for (b, tile), part in zip(batch, logits, strict=True):
                 trim = (slice(None), *tile.trim)
                 yield TileLogits(b, tile.keep, part[trim])
@@ -312,7 +313,7 @@ class OverlapTileInferer(Inferer):
 
     def _max_voxels(self, image: torch.Tensor, network: Callable[..., Any], device: torch.device) -> float:
         """Voxels of a window that fit into the memory."""
-        module = _unwrap(network)
+        module = unwrap(network)
         budget = free_memory(device) if self.memory == "auto" else int(self.memory)
         if not isinstance(module, torch.nn.Module) or not hasattr(module, "shapes"):
             return math.inf  # nothing is known of it: try, and shrink if need be
@@ -325,7 +326,7 @@ class OverlapTileInferer(Inferer):
         return budget / (cost * AUTOCAST_SHARE if torch.is_autocast_enabled(device.type) else cost)
 
     def _can_shrink(self, image: torch.Tensor, network: Callable[..., Any], extend: int, max_voxels: float) -> bool:
-        if not self._can_tile(_unwrap(network)):
+        if not self._can_tile(unwrap(network)):
             return False
         try:
             plan = self._plan(image.shape[2:], network, extend=extend, max_voxels=max_voxels)
@@ -375,56 +376,6 @@ class OverlapTileInferer(Inferer):
         start = [s.start - margin for s, margin in zip(tile.window, plan.margin, strict=True)]
         stop = [s.stop - margin for s, margin in zip(tile.window, plan.margin, strict=True)]
         return take_window(image, start, stop, mode=self.padding_mode)
-
-
-def _unwrap(network: Any) -> Any:
-    """Look through torch.compile (`_orig_mod`) and DistributedDataParallel (`module`) for the network with `shapes`."""
-    while not hasattr(network, "shapes"):
-        inner = getattr(network, "_orig_mod", None) or getattr(network, "module", None)
-        if inner is None:
-            break
-        network = inner
-    return network
-
-
-def _only_tensor(output: Any) -> torch.Tensor:
-    """Return the logits of a network that may return several levels of them, or a dictionary."""
-    found = output
-    if isinstance(found, Mapping) and len(found) == 1:
-        found = next(iter(found.values()))
-    if isinstance(found, list | tuple) and found:
-        found = found[0]
-    if not isinstance(found, torch.Tensor):
-        kind = type(output).__name__
-        raise ConfigError(
-            "network returns several outputs or no tensor",
-            received=f"{kind} of {', '.join(map(str, output))}" if isinstance(output, Mapping) else kind,
-            expected="a tensor, a list or tuple of tensors (the first is taken), or a dictionary of one",
-            remedy="wrap the network in a module that returns only its logits",
-        )
-    return found
-
-
-def _check_output(logits: torch.Tensor, tile: Tile, plan: TilePlan) -> None:
-    expected = tuple(n - 2 * margin for n, margin in zip(tile.window_size, plan.margin, strict=True))
-    if tuple(logits.shape[2:]) != expected:
-        raise ConfigError(
-            f"network returned another size than its shapes promise for a window of {tile.window_size}",
-            received=tuple(logits.shape[2:]),
-            expected=expected,
-            remedy="use a network with the attribute `shapes`, or one whose output is as large as its input",
-        )
-
-
-def _empty_output(image: torch.Tensor, logits: torch.Tensor, *, device: torch.device | str | None) -> torch.Tensor:
-    """Allocate the stitched output: nothing is added up, so it need not be zero."""
-    half = logits.dtype.is_floating_point  # softmax and resampling lose digits in half precision
-    dtype = torch.promote_types(logits.dtype, torch.float32) if half else logits.dtype
-    return torch.empty(
-        (len(image), len(logits), *image.shape[2:]),
-        dtype=dtype,
-        device=image.device if device is None else device,
-    )
 
 
 def _at_least(least: int, value: Any, name: str) -> None:

@@ -38,6 +38,12 @@ ROUNDING = 1e-10
 VALID_TOO = [name for name in VARIANTS if name != "supervised"]
 
 
+def test_channels_and_strides_are_positional_as_in_monai() -> None:
+    assert UNet(2, 1, 3, (4, 8, 16), (2, 2)).shapes == UNet(2, 1, 3, channels=(4, 8, 16), strides=(2, 2)).shapes
+    with pytest.raises(TypeError):
+        UNet(2, 1, 3, (4, 8, 16), (2, 2), 3)
+
+
 def network(**options):
     torch.manual_seed(0)
     return UNet(2, 1, 2, **{"channels": [4, 8, 16], **options})
