@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from medunet.errors import ConfigError
@@ -41,3 +42,16 @@ def find_bundle(name_or_path: str | Path) -> Path:
         raise ConfigError("is no folder", file=path, remedy="unpack it by `medunet bundle unpack`")
     cause = "is not a bundle (no folder configs/ in it)" if path.is_dir() else "no such bundle"
     raise ConfigError(cause, file=path, expected=f"a bundle's folder or one of {', '.join(shipped_bundles())}")
+
+
+def bundle_texts(bundle: Path) -> dict[str, str]:
+    """Read the configs, docs and licence of a bundle, by their path in it.
+
+    Hidden files, folders and files that are not text, such as figures, are left out.
+    """
+    texts: dict[str, str] = {}
+    for path in sorted([*bundle.glob("configs/*"), *bundle.glob("docs/*"), bundle / "LICENSE"]):
+        if path.is_file() and not path.name.startswith("."):
+            with contextlib.suppress(UnicodeDecodeError):
+                texts[path.relative_to(bundle).as_posix()] = path.read_text(encoding="utf-8")
+    return texts

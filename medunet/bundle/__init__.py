@@ -23,6 +23,7 @@ from .report import report_runs as report_runs
 from .resume import resume_run as resume_run
 from .specialise import specialise as specialise
 from .verify import verify_bundle as verify_bundle
+from .workflow import PreparedRun as PreparedRun
 from .workflow import TrainingResult as TrainingResult
 from .workflow import fit_data as fit_data
 from .workflow import prepare_run as prepare_run

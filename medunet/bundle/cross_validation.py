@@ -23,7 +23,7 @@ from medunet.bundle.measuring import (
     wants_em,
 )
 from medunet.bundle.specialise import read_json
-from medunet.bundle.workflow import fit_data, train_prepared, write_run
+from medunet.bundle.workflow import PreparedRun, fit_data, judged_run, train_prepared, write_run
 from medunet.datasets import SegmentationDataset, datalist, open_dataset
 from medunet.errors import ConfigError, DataError, MedunetError, find_cause
 from medunet.files import check_target, claim, reject_other_files
@@ -45,7 +45,7 @@ PREDICTIONS = "predictions"
 
 Status = Literal["trained", "there already", "failed", "stopped"]
 
-FoldTrainer = Callable[[Mapping[int, Path], str, "str | None"], Iterable["FoldOutcome"]]
+FoldTrainer = Callable[[Mapping[int, PreparedRun], str, "str | None"], Iterable["FoldOutcome"]]
 """Trains runs by fold, on a device by name, tracked by a store; gives outcomes as they are known, in any order."""
 
 
@@ -153,12 +153,15 @@ def train_folds(
     wanted = _checked_folds(folds, {**config, **values})
     if "training_dir" in config:  # bundles made before tracking knew of folds lack it
         values.setdefault("training_dir", "$@bundle_root + '/..'")
-    runs = {fold: output / f"fold_{fold}" for fold in wanted}
     uri = values.get("tracking_uri", tracking_uri)
     with claim(output):
         check_target(output)
-        for fold, run in runs.items():
-            write_run(bundle, data, run, values={**values, "fold": fold}, presets=presets)
+        runs = {
+            fold: write_run(
+                bundle, data, output / f"fold_{fold}", values={**values, "fold": fold}, presets=presets, resume=True
+            )
+            for fold in wanted
+        }
         return _train_and_join(runs, output, data, dataset, device=device, tracking_uri=uri, trainer=trainer)
 
 
@@ -178,23 +181,21 @@ def resume_folds(
         ConfigError: the folder holds no folds.
     """
     resolve_device(device)
-    configs = {path.parents[1]: read_json(path) for path in sorted(output.glob("fold_*/configs/train.json"))}
-    if not configs:
+    found = [judged_run(path.parents[1], trust=trust) for path in sorted(output.glob("fold_*/configs/train.json"))]
+    if not found:
         raise ConfigError("the folder holds no folds", file=output, remedy="train them with --folds")
-    runs = {config["fold"]: run for run, config in configs.items()}
-    for run in runs.values():
-        require_trust(run, trust=trust)
-    data = Path(next(iter(configs.values()))["dataset_dir"])
+    runs = {run.configs["train"]["fold"]: run for run in found}
+    config = found[0].configs["train"]
+    data = Path(config["dataset_dir"])
     with claim(output):
         check_target(output)
-        config = next(iter(configs.values()))
         problems: list[MedunetError] | None = [] if config.get("skip_cases") else None
         dataset = open_dataset(data, problems=problems, read=ReadOptions.of_config(config))
         return _train_and_join(runs, output, data, dataset, device=device, tracking_uri=tracking_uri)
 
 
 def _train_and_join(
-    runs: Mapping[int, Path],
+    runs: Mapping[int, PreparedRun],
     output: Path,
     data: Path,
     dataset: SegmentationDataset,
@@ -224,13 +225,14 @@ def _train_and_join(
     return result
 
 
-def is_finished(run: Path) -> bool:
-    """Whether a run was trained to its end, by its last epoch or by early stop."""
-    last = run / "models" / LAST_NAME
+def is_finished(run: PreparedRun) -> bool:
+    """Whether a run was trained to its last epoch, or stopped early."""
+    last = run.folder / "models" / LAST_NAME
     try:
-        return last.is_file() and bool(load_checkpoint(last).get("finished", False))
-    except DataError:  # damaged: training goes on from the one before
+        state = load_checkpoint(last) if last.is_file() else {}
+    except DataError:  # damaged: training continues from the one before
         return False
+    return bool(state.get("stopped") or (state.get("finished") and state["epoch"] >= run.configs["train"]["epochs"]))
 
 
 def _checked_folds(folds: Sequence[int] | None, config: Mapping[str, Any]) -> list[int]:
@@ -243,7 +245,7 @@ def _checked_folds(folds: Sequence[int] | None, config: Mapping[str, Any]) -> li
     return wanted
 
 
-def _one_by_one(runs: Mapping[int, Path], device: str, tracking_uri: str | None) -> Iterator[FoldOutcome]:
+def _one_by_one(runs: Mapping[int, PreparedRun], device: str, tracking_uri: str | None) -> Iterator[FoldOutcome]:
     for number, (fold, run) in enumerate(runs.items(), start=1):
         logger.info("fold %d (%d of %d)", fold, number, len(runs))
         outcome = train_fold(fold, run, device, tracking_uri)
@@ -252,22 +254,22 @@ def _one_by_one(runs: Mapping[int, Path], device: str, tracking_uri: str | None)
             return
 
 
-def train_fold(fold: int, run: Path, device: str, tracking_uri: str | None) -> FoldOutcome:
-    """Train the run of a fold, or go on with it; what goes wrong is in the outcome."""
-    begun = time.perf_counter()
+def train_fold(fold: int, run: PreparedRun, device: str, tracking_uri: str | None) -> FoldOutcome:
+    """Train the run of a fold, or resume it; an error is part of the outcome."""
+    begun, folder = time.perf_counter(), run.folder
     try:
         if is_finished(run):
-            return FoldOutcome(fold, run, "there already")
-        shutil.rmtree(run / PREDICTIONS, ignore_errors=True)  # of an earlier training, whose weights are gone
+            return FoldOutcome(fold, folder, "there already")
+        shutil.rmtree(folder / PREDICTIONS, ignore_errors=True)  # of earlier weights
         train_prepared(run, resume=True, device=resolve_device(device), tracking_uri=tracking_uri)
-        return FoldOutcome(fold, run, "trained", time.perf_counter() - begun)
+        return FoldOutcome(fold, folder, "trained", time.perf_counter() - begun)
     except KeyboardInterrupt:
-        return FoldOutcome(fold, run, "stopped", time.perf_counter() - begun)
+        return FoldOutcome(fold, folder, "stopped", time.perf_counter() - begun)
     except Exception as failure:  # one fold's failure is not the others'
         cause = find_cause(failure)
         text = str(cause) if cause is not None else f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
         logger.error("fold %d failed: %s", fold, text, exc_info=cause is None)
-        return FoldOutcome(fold, run, "failed", time.perf_counter() - begun, text)
+        return FoldOutcome(fold, folder, "failed", time.perf_counter() - begun, text)
     finally:
         gc.collect()  # engines and handlers refer to each other, and hold the cached images of the fold
 

@@ -15,6 +15,7 @@ from medunet.files import atomic_path
 from medunet.metrics.tables import json_text
 from medunet.networks import SAFE_SUFFIX
 from medunet.prediction import ClassRule, as_step
+from medunet.resources import bundle_texts
 from medunet.training import BEST_NAME
 from medunet.trust import adopt, forget_weights, record_weights
 
@@ -51,8 +52,7 @@ def write_ensemble(
     metadata = read_json(first / "configs" / "metadata.json")
     metadata.pop("weights", None)
     files["configs/metadata.json"] = to_json(metadata)
-    for path in [*sorted(first.glob("configs/*")), *sorted(first.glob("docs/*")), first / "LICENSE"]:
-        files.setdefault(path.relative_to(first).as_posix(), path.read_text(encoding="utf-8"))
+    files = {**bundle_texts(first), **files}
     files["docs/README.md"] += _section(list(runs), rules, decision)
     files[DECISION_NAME] = json_text(decision)
 

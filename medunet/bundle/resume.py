@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from medunet.bundle.cross_validation import CrossValidation, resume_folds
-from medunet.bundle.specialise import judged_config
-from medunet.bundle.workflow import TrainingResult, train_prepared
+from medunet.bundle.workflow import TrainingResult, judged_run, train_prepared
 from medunet.errors import DataError
 from medunet.files import check_target, claim
 from medunet.networks import resolve_device
-from medunet.trust import require_trust
 
 
 def resume_run(
@@ -33,8 +31,7 @@ def resume_run(
     if not (folder / "configs" / "train.json").is_file():
         raise DataError("the folder holds no run", file=folder)
     chosen = resolve_device(device)
-    judged = require_trust(folder, trust=trust)
-    configs = {name: judged_config(judged, name) for name in ("train", "metadata")}
+    run = judged_run(folder, trust=trust)
     with claim(folder):
         check_target(folder)
-        return train_prepared(folder, resume=True, device=chosen, tracking_uri=tracking_uri, configs=configs)
+        return train_prepared(run, resume=True, device=chosen, tracking_uri=tracking_uri)

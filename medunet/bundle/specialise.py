@@ -14,6 +14,7 @@ from medunet.bundle.render import data_format, differences, set_id, to_json, wri
 from medunet.errors import ConfigError, DataError, SecurityError
 from medunet.files import reject_other_files
 from medunet.overrides import check_type
+from medunet.resources import bundle_texts
 from medunet.trust import MAX_CONFIG_BYTES, Verdict, adopt, require_trust
 
 WORKFLOWS = ("train", "evaluate", "inference")
@@ -21,6 +22,9 @@ WORKFLOWS = ("train", "evaluate", "inference")
 
 CHANGES_NAME = "changes.json"
 """In a bundle's docs: the shipped bundle it comes from, and each value of its training that is other than there."""
+
+MAX_NAMED = 5
+"""Ids in one error message."""
 
 LAUNCHED = "multi_gpu_train"
 """The overlay that works under torchrun only, so not as a preset."""
@@ -86,10 +90,22 @@ def write_specialised(
     only: Mapping[str, Mapping[str, Any]] | None = None,
     presets: Sequence[str] = (),
     trust: bool = False,
+    is_run: bool = False,
+    resume: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """As :func:`specialise`; returns the configs that were written, by name, for those who run them at once.
+    """Do the same as :func:`specialise`, and return the configs that were written, by name.
 
-    They are made of what was judged: what lies in the bundle by now may be something else.
+    They are derived from the configs that passed the trust check, not from what the files may contain by now.
+
+    Args:
+        bundle: as in :func:`specialise`, as are output, changes, only, presets and trust.
+        output: see bundle.
+        changes: see bundle.
+        only: see bundle.
+        presets: see bundle.
+        trust: see bundle.
+        is_run: replace the configs of a run that has not finished an epoch.
+        resume: accept more epochs for a run that has.
     """
     reject_other_files(output, own="configs")
     judged = require_trust(bundle, trust=trust)  # first of all: checking a target's arguments imports it
@@ -114,25 +130,54 @@ def write_specialised(
         ) from error
     files["configs/metadata.json"] = _like_before(metadata, output / "configs" / "metadata.json")
     files[f"docs/{CHANGES_NAME}"] = to_json(_changes(bundle, changed["train"], presets=presets))
-    for path in sorted(bundle.glob("configs/*")) + sorted(bundle.glob("docs/*")) + [bundle / "LICENSE"]:
-        name = path.relative_to(bundle).as_posix()
-        if name not in files and path.is_file():
-            files[name] = path.read_text(encoding="utf-8")
-            if name.startswith("configs/") and path.suffix == ".json":
-                _refuse_other(files[name], judged, name)
+    overlays: dict[str, dict[str, Any]] = {}
+    for name, text in bundle_texts(bundle).items():
+        if name in files:
+            continue
+        files[name] = text
+        if name.startswith("configs/") and name.endswith(".json"):
+            _refuse_other(text, judged, name)
+            if isinstance(judged.configs[name], dict):
+                overlays[Path(name).stem] = judged_config(judged, Path(name).stem)
     # a process that was killed while writing leaves some of the files: they are completed
-    missing = {name for name in files if not (output / name).exists()}
-    if (output / "configs").is_dir() and (wrong := sorted(set(_visible(differences(files, output))) - missing)):
-        raise DataError(
-            "the output folder holds a run with another configuration",
-            file=output,
-            received=", ".join(wrong),
-            remedy="give another --output, or the same options together with --resume",
-        )
+    other = {name for name in _visible(differences(files, output)) if (output / name).exists()}
+    if other and not (is_run and _is_untrained(output)):
+        _reject_other_values(output, changed, may_lengthen=resume)
     write_bundle(files, output)
-    if missing:
+    if other or not all((output / name).exists() for name in files):
         adopt(output)
-    return {**changed, "metadata": metadata}
+    return {**overlays, **changed, "metadata": metadata}
+
+
+def _is_untrained(folder: Path) -> bool:
+    """Whether a folder contains a run that has not finished an epoch, such as one that was rejected at its start."""
+    train = folder / "configs" / "train.json"
+    weights = any((folder / "models").glob("*.pt"))
+    return not weights and train.is_file() and Path(str(read_json(train).get("dataset_dir", ""))).is_absolute()
+
+
+def _reject_other_values(folder: Path, configs: Mapping[str, Mapping[str, Any]], *, may_lengthen: bool) -> None:
+    """Reject new values for a run that is trained, except more epochs.
+
+    Raises:
+        DataError: with the ids whose values differ.
+    """
+    found: dict[str, str] = {}
+    for name, config in configs.items():
+        path = folder / "configs" / f"{name}.json"
+        old, new = _values(read_json(path)) if path.is_file() else {}, _values(config)
+        for id_ in sorted({*old, *new}):
+            before, after = old.get(id_), new.get(id_)
+            is_longer = id_ == "epochs" and isinstance(before, int) and isinstance(after, int) and after > before
+            if before != after and not (may_lengthen and is_longer):
+                found.setdefault(id_, f"{id_}: {after}, there {before}")
+    if found:
+        raise DataError(
+            "the output folder contains a run with other values",
+            file=folder,
+            received="; ".join(list(found.values())[:MAX_NAMED]) + (" ..." if len(found) > MAX_NAMED else ""),
+            remedy="give another --output, or --resume with the values of the run; only epochs may be raised",
+        )
 
 
 def judged_config(verdict: Verdict, name: str) -> dict[str, Any]:

@@ -15,13 +15,15 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import merge_kv
 
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
+from medunet.bundle.merge import SEPARATOR
 from medunet.bundle.render import to_json
-from medunet.bundle.specialise import read_json, write_specialised
+from medunet.bundle.specialise import judged_config, read_json, write_specialised
 from medunet.datasets import (
     FOLDS,
     Finding,
     SegmentationDataset,
     check_dataset,
+    datalist,
     open_dataset,
     raise_on_error,
     split_patients,
@@ -40,8 +42,18 @@ logger = logging.getLogger(__name__)
 EpochReport = Callable[[Mapping[str, Any]], None]
 """Takes an entry of ``history.json``."""
 
-Configs = Mapping[str, Mapping[str, Any]]
-"""By name, such as ``train``."""
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that can be trained, on this machine or on another one that sees its folder.
+
+    Args:
+        folder: of the run.
+        configs: its configs by name as the trust check saw them; the files may have changed since.
+    """
+
+    folder: Path
+    configs: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -109,13 +121,12 @@ def train_bundle(
         )
     with claim(output):
         check_target(output)
-        _, values = fit_data(bundle, data, changes=changes, skip_bad=skip_bad)
-        configs = write_run(bundle, data, output, values={**values, **(changes or {})}, presets=presets)
-        return train_prepared(output, resume=resume, device=chosen, tracking_uri=tracking_uri, configs=configs)
+        run = prepare_run(bundle, data, output, changes=changes, presets=presets, skip_bad=skip_bad, resume=resume)
+        return train_prepared(run, resume=resume, device=chosen, tracking_uri=tracking_uri)
 
 
 def train_prepared(
-    run: Path,
+    run: PreparedRun,
     *,
     resume: bool,
     device: torch.device,
@@ -123,38 +134,33 @@ def train_prepared(
     overlays: Sequence[str] = (),
     is_writer: bool = True,
     on_epoch: EpochReport | None = None,
-    configs: Configs | None = None,
 ) -> TrainingResult:
-    """Train a run that :func:`prepare_run` made.
+    """Train a run.
 
     Args:
-        run: its folder.
-        resume: go on after its last whole epoch, if there is one.
+        run: what :func:`prepare_run`, :func:`write_run` or :func:`judged_run` returns.
+        resume: continue after its last completed epoch, if there is one.
         device: where to train.
         tracking_uri: as in :func:`train_bundle`.
         overlays: configs of the run beside ``train``.
         is_writer: False on all but the first of several processes.
         on_epoch: called with every new entry of the history.
-        configs: as of :func:`run_training`.
     """
     tracking = {} if tracking_uri is None else {"tracking_uri": tracking_uri}
-    workflow = run_training(
-        run, overlays=overlays, on_epoch=on_epoch, configs=configs, resume=resume, device=device, **tracking
-    )
+    workflow = run_training(run, overlays=overlays, on_epoch=on_epoch, resume=resume, device=device, **tracking)
     if is_writer:
-        record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
+        record_weights(run.folder, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     state = workflow.parser.get_parsed_content("train::trainer").state
     history = list(getattr(state, "history", []))
-    config = read_json(run / "configs" / "train.json")
     kept = kept_entry(history)
     return TrainingResult(
-        run=run,
+        run=run.folder,
         epochs=state.epoch,
         kept_epoch=kept.get("epoch", state.epoch),
         best_epoch=getattr(state, "best_epoch", 0),
         kept_dice=kept.get("val_dice", {}),
         history=history,
-        left_out=tuple(config.get("skip_cases", ())),
+        left_out=tuple(run.configs["train"].get("skip_cases", ())),
     )
 
 
@@ -163,20 +169,25 @@ def prepare_run(
     data: Path,
     output: Path,
     *,
-    changes: Mapping[str, Any],
+    changes: Mapping[str, Any] | None = None,
     presets: Sequence[str] = (),
     skip_bad: bool = False,
-) -> SegmentationDataset:
-    """Make a run: a bundle fitted to a data set, with the options of this training written into its configs.
+    resume: bool = False,
+) -> PreparedRun:
+    """Fit a bundle to a data set, and write it as a run. Arguments as of :func:`train_bundle`."""
+    _, values = fit_data(bundle, data, changes=changes, skip_bad=skip_bad)
+    return write_run(bundle, data, output, values={**values, **(changes or {})}, presets=presets, resume=resume)
 
-    Arguments as of :func:`train_bundle`.
 
-    Returns:
-        The data set.
+def judged_run(folder: Path, *, trust: bool = False) -> PreparedRun:
+    """Check whether a run that is there may run, and return it with the configs that were checked.
+
+    Raises:
+        SecurityError: it is not trusted.
     """
-    dataset, values = fit_data(bundle, data, changes=changes, skip_bad=skip_bad)
-    write_run(bundle, data, output, values={**values, **changes}, presets=presets)
-    return dataset
+    verdict = require_trust(folder, trust=trust)
+    names = [Path(file).stem for file, content in verdict.configs.items() if isinstance(content, dict)]
+    return PreparedRun(folder, {name: judged_config(verdict, name) for name in names})
 
 
 def fit_data(
@@ -214,13 +225,28 @@ def fit_data(
         raise_on_error([*known, *check_dataset(dataset, level="header")])
     for finding in split_patients(dataset.cases, folds=config.get("folds", FOLDS)):
         logger.warning("%s; %s", finding.cause, finding.remedy)
-    return dataset, {**adapt(dataset, config), **skipped}
+    values = {**adapt(dataset, config), **skipped}
+    _check_split(data, {**config, **values, **(changes or {})})
+    return dataset, values
+
+
+def _check_split(data: Path, config: Mapping[str, Any]) -> None:
+    """Reject a fold or validation cases that the data set does not have, before anything is written."""
+    ids = ("fold", "folds", "validation_cases", "skip_cases")
+    if not any(id_.replace("#", SEPARATOR) == "train::dataset::data" for id_ in config) and set(ids) <= config.keys():
+        datalist(data, section="training", **{id_: config[id_] for id_ in ids})
 
 
 def write_run(
-    bundle: Path, data: Path, output: Path, *, values: Mapping[str, Any], presets: Sequence[str] = ()
-) -> Configs:
-    """Write a run's configs, and return them by name.
+    bundle: Path,
+    data: Path,
+    output: Path,
+    *,
+    values: Mapping[str, Any],
+    presets: Sequence[str] = (),
+    resume: bool = False,
+) -> PreparedRun:
+    """Write a run.
 
     Args:
         bundle: folder of the bundle to start from.
@@ -228,52 +254,49 @@ def write_run(
         output: folder of the run.
         values: by config id.
         presets: overlays of the bundle, under the values.
+        resume: accept a trained run with other epochs.
     """
     source = values.get("init_from")
     goes_on = any((output / "models" / name).is_file() for name in (LAST_NAME, PREVIOUS_NAME))
     if source and not goes_on and not weights_of(source).is_file():
         raise DataError("no weights to start from", file=source, expected=f"a run with models/{BEST_NAME}")
     where = {"dataset_dir": str(data.resolve())}
-    return write_specialised(bundle, output, values, only={"train": where, "evaluate": where}, presets=presets)
+    only = {"train": where, "evaluate": where}
+    return PreparedRun(
+        output,
+        write_specialised(bundle, output, values, only=only, presets=presets, is_run=True, resume=resume),
+    )
 
 
 def run_training(
-    run: Path,
-    *,
-    overlays: Sequence[str] = (),
-    on_epoch: EpochReport | None = None,
-    configs: Configs | None = None,
-    **overrides: Any,
+    run: PreparedRun, *, overlays: Sequence[str] = (), on_epoch: EpochReport | None = None, **overrides: Any
 ) -> ConfigWorkflow:
-    """Train a prepared run.
+    """Train a run.
 
     Args:
-        run: its folder.
+        run: the run.
         overlays: configs of the run beside ``train``.
         on_epoch: called with every new entry of the history.
-        configs: of the run by name, as they were judged; None: as its files say.
         **overrides: values by config id for this call only, e.g. ``resume=True``.
 
     Returns:
         The finished workflow; its ``trainer`` holds the state.
     """
+    names = ("train", *overlays)
     workflow = ConfigWorkflow(
-        config_file=[str(run / "configs" / f"{name}.json") for name in ("train", *overlays)],
-        meta_file=str(run / "configs" / "metadata.json"),
+        config_file=[str(run.folder / "configs" / f"{name}.json") for name in names],
+        meta_file=str(run.folder / "configs" / "metadata.json"),
         logging_file=False,
         workflow_type="train",
         run_id="training",
-        bundle_root=str(run),
-        **overrides,
     )
-    if configs is not None:  # what was judged, and not what may lie there by now
-        merged = ConfigParser(config={})
-        for name in ("train", *overlays):
-            for key, value in configs[name].items():
-                merge_kv(merged, key, copy.deepcopy(value))
-        workflow.parser.read_config(merged.get())
-        workflow.parser.read_meta(dict(configs["metadata"]))
-        workflow.parser.update({"bundle_root": str(run), **overrides})
+    merged = ConfigParser(config={})  # of what was judged, and not of what the files contain by now
+    for name in names:
+        for key, value in run.configs[name].items():
+            merge_kv(merged, key, copy.deepcopy(value))
+    workflow.parser.read_config(merged.get())
+    workflow.parser.read_meta(dict(run.configs["metadata"]))
+    workflow.parser.update({"bundle_root": str(run.folder), **overrides})
     workflow.initialize()
     if on_epoch is not None:
         trainer = workflow.parser.get_parsed_content("train::trainer")

@@ -9,6 +9,7 @@ Example:
 
 from __future__ import annotations
 
+from .direction import lower_is_better as lower_is_better
 from .em import BestEMScores as BestEMScores
 from .em import EMScores as EMScores
 from .em import best_em_scores as best_em_scores

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medunet.metrics import CaseScores, PairedDifference, holm, paired_difference
+from medunet.metrics import CaseScores, PairedDifference, holm, lower_is_better, paired_difference
 
 from .distributions import class_scores
 
@@ -95,7 +95,7 @@ def _compare(first: str, ours: Sequence[CaseScores], other: str, theirs: Sequenc
     known = {name for case in counterparts for name in case["classes"]}
     names = [name for name in dict.fromkeys(name for case in both for name in case["classes"]) if name in known]
     rows = [
-        ComparedScore(name, metric, paired_difference(a, b, higher_is_better=metric == "dice"))
+        ComparedScore(name, metric, paired_difference(a, b, higher_is_better=not lower_is_better(metric)))
         for metric in COMPARED
         for name in names
         for a, b in [(class_scores(both, name, metric), class_scores(counterparts, name, metric))]

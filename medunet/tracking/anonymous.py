@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from medunet.resources import bundle_texts
+
 from .case_codes import PATH_WORD, CaseCodes
 
 NEVER_PACKED = ("last.pt", "previous.pt")
@@ -65,10 +67,8 @@ def anonymous_changes(changes: Mapping[str, list[Any]], codes: CaseCodes) -> dic
 def text_files(bundle: Path, codes: CaseCodes) -> dict[str, str]:
     """Configs, docs and licence of a bundle by their path in it, fit to be shown."""
     files: dict[str, str] = {}
-    for path in sorted([*bundle.glob("configs/*"), *bundle.glob("docs/*"), bundle / "LICENSE"]):
-        if not path.is_file():
-            continue
-        name, text = path.relative_to(bundle).as_posix(), path.read_text(encoding="utf-8")
+    for name, original in bundle_texts(bundle).items():
+        text = original
         if name == "docs/fingerprint.json":
             text = anonymous_fingerprint(text, codes)
         elif name == CHANGES:

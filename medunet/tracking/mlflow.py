@@ -168,7 +168,7 @@ class TrackingHandler:
         for journal in (self._parent, self._run):
             journal.status("RUNNING")
         self._sender.start()
-        self._log_start(engine)
+        self._log_start(engine, is_new=is_new)
         self._system: SystemMetrics | None = None
         if self.system_metrics:
             first = 0 if is_new else now() // 10_000 % 2**31  # beyond all samples of the part before
@@ -233,7 +233,7 @@ class TrackingHandler:
             tags |= {MLFLOW_GIT_COMMIT: revision["commit"], "medunet.git_changed": revision["changed"]}
         return tags
 
-    def _log_start(self, engine: Any) -> None:
+    def _log_start(self, engine: Any, *, is_new: bool) -> None:
         """Parameters, configuration, environment, data."""
         files = {} if self.bundle_root is None else text_files(self.bundle_root, self.codes)
         config = json.loads(files.get("configs/train.json", "{}"))
@@ -248,7 +248,8 @@ class TrackingHandler:
             left_out = {"fold"} if journal is self._parent else set()  # it is of all folds
             own = {key: value for key, value in values.items() if key not in left_out}
             told = {key: pair for key, pair in changed.items() if key not in left_out}
-            journal.params(own)
+            if is_new:  # MLflow rejects another value, such as more epochs
+                journal.params(own)
             tags = {MLFLOW_RUN_NOTE: describe(str(origin.get("bundle", "")), told)} if origin else {}
             if told:
                 tags["medunet.changed"] = ", ".join(told)[:5000]

@@ -13,6 +13,7 @@ from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from medunet.errors import ConfigError, DataError
+from medunet.metrics import lower_is_better
 
 from .sender import UNREACHABLE, Delivery
 from .server import SQLITE_SCHEME, Server
@@ -35,11 +36,8 @@ BEST_METRIC = "kept_val_mean_dice"
 BEST_EPOCH_METRIC = "best_val_mean_dice"
 """Of the best epoch, which runs kept that do not name the other one."""
 
-LOWER_IS_BETTER = ("loss", "hd95", "msd", "seconds", "wait", "error")
-"""Parts of a metric's name that say so."""
-
-SPOOLS = ("eval", "*/eval", "*/fold_*/eval", "fold_*/eval")
-"""Where the output folders of runs lie below the folder that the user names."""
+OUTPUTS = ("eval", "*/eval", "*/*/eval", "*/*/*/eval")
+"""Output folders of runs and folds below the folder that the user names, with one folder for several runs between."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def find_run(name: str, runs: Sequence[TrackedRun]) -> TrackedRun:
 
 
 def best_run(runs: Sequence[TrackedRun], metric: str = BEST_METRIC) -> TrackedRun:
-    """The run with the best value of a metric; of losses, distances and times the lowest is the best.
+    """Return the run with the best value of a metric; see :func:`medunet.metrics.lower_is_better`.
 
     Raises:
         DataError: no run has the metric.
@@ -131,7 +129,7 @@ def best_run(runs: Sequence[TrackedRun], metric: str = BEST_METRIC) -> TrackedRu
     if not having:
         known = sorted({name for run in runs for name in run.metrics if not name.startswith("system/")})
         raise DataError("no run has this metric", received=metric, expected=", ".join(known) or "none at all")
-    sign = -1 if any(word in metric for word in LOWER_IS_BETTER) else 1
+    sign = -1 if lower_is_better(metric) else 1
     return max(having, key=lambda run: sign * run.metrics[metric])
 
 
@@ -158,7 +156,7 @@ def folders_of(run: TrackedRun, root: Path) -> list[Path]:
         root: where to look, some levels deep.
     """
     found = []
-    for pattern in SPOOLS:
+    for pattern in OUTPUTS:
         for state_file in sorted(root.glob(f"{pattern}/{STATE_NAME}")):
             state = RunState.load(state_file)
             if state is not None and run.run_id in (state.run_id, state.parent):
@@ -189,7 +187,7 @@ def send_waiting(folder: Path, uri: str | None = None) -> tuple[int, int]:
         How many records were sent, and how many still wait or were refused.
     """
     sent = left = 0
-    for pattern in SPOOLS:
+    for pattern in OUTPUTS:
         for place in sorted(folder.glob(f"{pattern}/tracking")):
             spool = Spool(place)
             spool.readmit()

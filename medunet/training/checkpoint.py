@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +29,11 @@ LAST_NAME = "last.pt"
 PREVIOUS_NAME = "previous.pt"
 """The last but one: taken where a failing disk has broken the last."""
 
-FIXED = ("initial_lr", "max_lr", "weight_decay", "total_steps", "total_iters")
-"""Of optimizers and schedules, what does not change while they run."""
+FIXED = ("initial_lr", "max_lr", "weight_decay")
+"""Values of optimizers and schedules that do not change while they run."""
+
+LENGTHS = ("total_steps", "total_iters", "T_max")
+"""Values of schedules that say how long they are."""
 
 SPARE_COPIES = 3
 """Checkpoints that must find room at the start: a new one beside the last and the one before."""
@@ -146,11 +150,19 @@ class CheckpointHandler:
         if state is None:
             logger.info("nothing to resume at %s: starting from the first epoch", LAST_NAME)
             return
-        self._check_unchanged(state)
+        is_longer = self._is_longer(engine, state)
+        self._check_unchanged(state, fixed=FIXED if is_longer else FIXED + LENGTHS)
         self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.lr_scheduler is not None:
-            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if is_longer:
+            _advance(self.lr_scheduler, state["lr_scheduler"]["last_epoch"])
+            options = [{**group, "params": ()} for group in self.optimizer.param_groups]
+            self.optimizer.load_state_dict(state["optimizer"])
+            for group, own in zip(self.optimizer.param_groups, options, strict=True):
+                group.update({**own, "params": group["params"]})
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.lr_scheduler is not None:
+                self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if engine.grad_scaler is not None and engine.grad_scaler.is_enabled():
             engine.grad_scaler.load_state_dict(state["scaler"])
         if self.average is not None and "average" in state:
@@ -167,13 +179,20 @@ class CheckpointHandler:
         if engine.state.epoch >= engine.state.max_epochs or state.get("stopped", False):
             engine.terminate()
 
-    def _check_unchanged(self, state: Mapping[str, Any]) -> None:
-        """Refuse what the saved state would silently undo, or break on: a schedule is made for a number of steps."""
+    def _is_longer(self, engine: Any, state: Mapping[str, Any]) -> bool:
+        """Whether the schedule is for more epochs than the saved one, with as many steps per epoch."""
+        if self.lr_scheduler is None or state["iteration"] != state["epoch"] * (engine.state.epoch_length or 0):
+            return False
+        here, before = self.lr_scheduler.state_dict(), state["lr_scheduler"]
+        return any(here[name] > before.get(name, here[name]) for name in LENGTHS if name in here)
+
+    def _check_unchanged(self, state: Mapping[str, Any], *, fixed: Sequence[str]) -> None:
+        """Reject what the saved state would silently replace."""
         pairs = list(zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=False))
         if self.lr_scheduler is not None:
             pairs.append((self.lr_scheduler.state_dict(), state["lr_scheduler"]))
         for here, before in pairs:
-            changed = [name for name in FIXED if name in here and before.get(name, here[name]) != here[name]]
+            changed = [name for name in fixed if name in here and before.get(name, here[name]) != here[name]]
             if changed:
                 raise ConfigError(
                     "a training goes on with the values that it was begun with",
@@ -264,3 +283,11 @@ class CheckpointHandler:
             return None
         value = float(state.metrics[state.key_metric_name])
         return None if math.isnan(value) else value  # NaN: no validation case holds any class
+
+
+def _advance(lr_scheduler: Any, steps: int) -> None:
+    """Bring a new schedule to the step that a shorter one has reached."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch expects a step of the optimizer before each
+        for _ in range(steps):
+            lr_scheduler.step()

@@ -164,7 +164,8 @@ class ProgressHandler:
         """Take in loss and validation of the epoch; write the line where there is no view."""
         state = engine.state
         history = getattr(state, "history", ())
-        self._losses.append(history[-1]["loss"] if history else self._loss)
+        loss = history[-1]["loss"] if history else self._loss
+        self._losses.append(loss)
         named: dict[str, float] = {}
         if validation_metrics(self.validator, state.epoch):
             named = validation_dice(self.validator, self.class_names)
@@ -174,7 +175,7 @@ class ProgressHandler:
             dice = "Dice " + " ".join(f"{name} {value:.3f}" for name, value in named.items()) if named else ""
             logger.info(
                 "epoch %d/%d  loss %.3f  %s  left %s",
-                *(state.epoch, state.max_epochs, self._loss, dice, _spell(self._seconds_left(engine))),
+                *(state.epoch, state.max_epochs, loss, dice, _spell(self._seconds_left(engine))),
             )
 
     def stop(self, engine: Any) -> None:

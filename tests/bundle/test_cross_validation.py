@@ -16,6 +16,7 @@ from small import SMALL_2D
 
 from medunet.bundle import (
     CrossValidation,
+    PreparedRun,
     cross_validation,
     evaluate_bundle,
     find_bundle,
@@ -148,7 +149,7 @@ def test_what_an_earlier_training_predicted_is_not_measured(
     for run, kept in ((tmp_path / "fold_0", False), (whole.folds[0].run, True)):
         (run / "predictions").mkdir(parents=True, exist_ok=True)
         (run / "predictions" / "old.txt").touch()
-        cross_validation.train_fold(0, run, "cpu", "")
+        cross_validation.train_fold(0, PreparedRun(run, {"train": {"epochs": 1}}), "cpu", "")
         assert (run / "predictions" / "old.txt").exists() is kept
     (whole.folds[0].run / "predictions" / "old.txt").unlink()
 
@@ -161,8 +162,8 @@ def test_a_fold_that_does_not_exist_is_refused(cells: Path, tmp_path: Path, fold
 
 
 def test_runs_of_another_configuration_are_refused(whole: CrossValidation, cells: Path) -> None:
-    with pytest.raises(DataError, match="another configuration"):
-        train_folds(find_bundle("unet_2d"), cells, whole.output, changes={**SMALL, "epochs": 2}, device="cpu")
+    with pytest.raises(DataError, match="seed: 2, there 0"):
+        train_folds(find_bundle("unet_2d"), cells, whole.output, changes={**SMALL, "seed": 2}, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,7 @@ def test_what_a_training_could_not_send_is_sent_by_the_next_one_or_by_hand(
         if epoch == 1:
             server.stop()
 
-    run = tmp_path / "eval"
+    run = tmp_path / "liver" / "seed0" / "eval"
     with caplog.at_level(logging.WARNING, logger="medunet"):
         train(run, server.uri, epochs=2, after=disturb)
     assert "does not answer: training goes on" in caplog.text

@@ -14,6 +14,8 @@ from rich.console import Console
 
 from medunet.training import HistoryHandler, ProgressHandler
 
+PLAIN = Console(file=io.StringIO(), force_terminal=False)
+
 
 def run(handler: HistoryHandler | ProgressHandler, *, epochs: int = 2) -> Engine:
     losses = iter([4.0, 2.0, 1.0, 0.5, 0.25, 0.125])
@@ -43,6 +45,16 @@ def test_progress_is_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.INFO, logger="medunet"):
         run(ProgressHandler(console=Console(file=io.StringIO(), force_terminal=False)))
     assert any("epoch 2/2" in line and "left 0:00" in line for line in caplog.messages)
+
+
+def test_the_printed_loss_is_the_one_of_the_history(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    losses = iter([4.0, 2.0, 1.0, 0.5])
+    engine = Engine(lambda engine, batch: {"loss": torch.tensor(next(losses))})
+    for handler in (HistoryHandler(str(tmp_path), optimizer=make_optimizer()), ProgressHandler(console=PLAIN)):
+        handler.attach(engine)
+    with caplog.at_level(logging.INFO, logger="medunet"):
+        engine.run([0, 1], max_epochs=2)
+    assert [line.split()[3] for line in caplog.messages if line.startswith("epoch")] == ["3.000", "0.750"]
 
 
 def test_progress_is_a_bar_in_a_terminal() -> None:

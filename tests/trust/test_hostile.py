@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from medunet.bundle import (
+    PreparedRun,
     evaluate_bundle,
     find_bundle,
     run_training,
@@ -328,7 +329,7 @@ def test_what_is_trained_is_what_was_judged(tmp_path: Path, foreign: Make, monke
     monkeypatch.undo()
     change(run / "configs" / "train.json", evil | {"imports": [evil["device"]], "initialize": [evil["device"]]})
     monkeypatch.setattr("monai.bundle.ConfigWorkflow.run", lambda self: self.parser.get_parsed_content("device"))
-    workflow = run_training(run, configs=configs, dataset_dir="elsewhere")
+    workflow = run_training(PreparedRun(run, configs), dataset_dir="elsewhere")
     assert workflow.parser["dataset_dir"] == "elsewhere"
     assert workflow.parser["bundle_root"] == str(run)
     assert not marker.exists()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medunet.bundle import FoldOutcome, train_fold
+from medunet.bundle import FoldOutcome, PreparedRun, train_fold
 from medunet.errors import MedunetError
 from medunet.files import claim
 
@@ -19,7 +20,7 @@ MAX_RETRIES = 3
 """Machines or processes that a fold may lose."""
 
 
-def folds_on_ray(runs: Mapping[int, Path], device: str, tracking_uri: str | None) -> Iterator[FoldOutcome]:
+def folds_on_ray(runs: Mapping[int, PreparedRun], device: str, tracking_uri: str | None) -> Iterator[FoldOutcome]:
     """Train folds as tasks of a Ray cluster: a :data:`medunet.bundle.FoldTrainer`.
 
     A fold takes one GPU; where the cluster has none, its share of the cores. A fold whose machine dies goes on
@@ -35,19 +36,22 @@ def folds_on_ray(runs: Mapping[int, Path], device: str, tracking_uri: str | None
     """
     ray = join_cluster()
     task = ray.remote(_train).options(max_retries=MAX_RETRIES, **share_of_fold(ray, len(runs)))
-    refs = {task.remote(fold, run.resolve(), device, tracking_uri): fold for fold, run in runs.items()}
+    refs = {
+        task.remote(fold, replace(run, folder=run.folder.resolve()), device, tracking_uri): fold
+        for fold, run in runs.items()
+    }
     logger.info("%d folds on %d machines", len(refs), len(ray.nodes()))
     try:
         while refs:
             done, _ = ray.wait(list(refs), num_returns=1)
             fold = refs.pop(done[0])
-            outcome = _outcome_of(ray, done[0], fold, runs[fold])
+            outcome = _outcome_of(ray, done[0], fold, runs[fold].folder)
             logger.info("fold %d: %s", fold, outcome.status)
             yield outcome
     except KeyboardInterrupt:
         for ref, fold in refs.items():
             ray.cancel(ref, force=True)
-            yield FoldOutcome(fold, runs[fold], "stopped")
+            yield FoldOutcome(fold, runs[fold].folder, "stopped")
 
 
 def share_of_fold(ray: Any, folds: int) -> dict[str, float]:
@@ -68,10 +72,10 @@ def _outcome_of(ray: Any, ref: Any, fold: int, run: Path) -> FoldOutcome:
     return FoldOutcome(fold, run, outcome.status, outcome.seconds, outcome.error)
 
 
-def _train(fold: int, run: Path, device: str, tracking_uri: str | None) -> FoldOutcome:
+def _train(fold: int, run: PreparedRun, device: str, tracking_uri: str | None) -> FoldOutcome:
     """On a machine of the cluster; the claim keeps out a twin that was taken for dead."""
     try:
-        with claim(run):
+        with claim(run.folder):
             return train_fold(fold, run, device, tracking_uri)
     except MedunetError as error:
-        return FoldOutcome(fold, run, "failed", error=str(error))
+        return FoldOutcome(fold, run.folder, "failed", error=str(error))

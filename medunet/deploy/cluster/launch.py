@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import ipaddress
 import logging
 import os
@@ -114,7 +115,8 @@ def train_processes(
             tracking_uri=tracking_uri,
             skip_bad=skip_bad,
         )
-        config = launch_config(processes, hosts=hosts, endpoint=endpoint, max_restarts=max_restarts, folder=folder)
+        run_id = _run_id(output) if hosts > 1 else Path(folder).name
+        config = launch_config(processes, hosts=hosts, endpoint=endpoint, max_restarts=max_restarts, run_id=run_id)
         try:
             elastic_launch(config, entrypoint=sys.executable)("-m", WORKER, str(job.save()))
         except SignalException as signal:
@@ -160,7 +162,7 @@ def check_request(processes: int, *, hosts: int, endpoint: str | None, device: s
         )
 
 
-def launch_config(processes: int, *, hosts: int, endpoint: str | None, max_restarts: int, folder: str) -> LaunchConfig:
+def launch_config(processes: int, *, hosts: int, endpoint: str | None, max_restarts: int, run_id: str) -> LaunchConfig:
     """How the elastic launcher starts the processes of this host, and where it meets the other hosts."""
     host, port = split_endpoint(endpoint) if endpoint and hosts > 1 else ("localhost", 0)
     own = _reachable_address(host, port) if hosts > 1 else None
@@ -168,7 +170,7 @@ def launch_config(processes: int, *, hosts: int, endpoint: str | None, max_resta
         min_nodes=hosts,
         max_nodes=hosts,
         nproc_per_node=processes,
-        run_id="medunet" if hosts > 1 else Path(folder).name,
+        run_id=run_id,
         rdzv_backend="c10d",
         rdzv_endpoint=f"{host}:{port}",
         # by addresses, not by names: those of hosts in clusters and containers often resolve to something else
@@ -177,6 +179,11 @@ def launch_config(processes: int, *, hosts: int, endpoint: str | None, max_resta
         monitor_interval=1.0,
         local_addr=own or "127.0.0.1",
     )
+
+
+def _run_id(output: Path) -> str:
+    """Return what keeps two training runs with one endpoint apart; all hosts see the output under the same path."""
+    return f"medunet-{hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]}"
 
 
 def split_endpoint(text: str) -> tuple[str, int]:

@@ -277,10 +277,10 @@ def _train(config: Mapping[str, Any], job: Mapping[str, Any]) -> None:
         if METRIC in entry.get("val_metrics", {}):
             tune.report({METRIC: entry["val_metrics"][METRIC], "epoch": entry["epoch"]})
 
-    write_run(Path(job["bundle"]), Path(job["data"]), run, values=values, presets=job["presets"])
+    prepared = write_run(Path(job["bundle"]), Path(job["data"]), run, values=values, presets=job["presets"])
     for entry in _history(run):  # what a search that goes on has forgotten
         report(entry)
-    train_prepared(run, resume=True, device=resolve_device(job["device"]), on_epoch=report)
+    train_prepared(prepared, resume=True, device=resolve_device(job["device"]), on_epoch=report)
 
 
 def _resources(ray: Any, trials: int) -> dict[str, float]:

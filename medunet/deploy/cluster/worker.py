@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from medunet import log
-from medunet.bundle import prepare_run, train_prepared
+from medunet.bundle import PreparedRun, prepare_run, train_prepared
 from medunet.errors import DataError, MedunetError, find_cause
 from medunet.files import check_target, claim
 from medunet.networks import resolve_device
@@ -42,12 +42,13 @@ def run_job(job: TrainingJob) -> None:
     """
     device = device_of_rank(job.device)
     join_processes(device)
-    is_first, run = distributed.get_rank() == 0, Path(job.output)
+    is_first = distributed.get_rank() == 0
     resume = job.resume or was_restarted()
     with ExitStack() as stack:
         # all processes hear of an error, so that none waits for the first
-        if error := from_first(lambda: prepare(job, stack, resume=resume), patience=PREPARATION):
-            raise MedunetError(error)
+        run = from_first(lambda: prepare(job, stack, resume=resume), patience=PREPARATION)
+        if isinstance(run, str):
+            raise MedunetError(run)
         result = train_prepared(
             run, resume=resume, device=device, tracking_uri=job.tracking_uri, overlays=[OVERLAY], is_writer=is_first
         )
@@ -56,8 +57,8 @@ def run_job(job: TrainingJob) -> None:
     leave_processes()
 
 
-def prepare(job: TrainingJob, stack: ExitStack, *, resume: bool) -> str | None:
-    """Have the output folder until the stack closes, and make the run; returns what is wrong with the input."""
+def prepare(job: TrainingJob, stack: ExitStack, *, resume: bool) -> PreparedRun | str:
+    """Claim the output folder until the stack closes, and write the run; return it, or what is wrong with the input."""
     run = Path(job.output)
     try:
         if (run / "models" / LAST_NAME).is_file() and not resume:
@@ -68,15 +69,20 @@ def prepare(job: TrainingJob, stack: ExitStack, *, resume: bool) -> str | None:
             )
         stack.enter_context(claim(run))
         check_target(run)
-        prepare_run(
-            Path(job.bundle), Path(job.data), run, changes=job.changes, presets=job.presets, skip_bad=job.skip_bad
+        return prepare_run(
+            Path(job.bundle),
+            Path(job.data),
+            run,
+            changes=job.changes,
+            presets=job.presets,
+            skip_bad=job.skip_bad,
+            resume=resume,
         )
     except Exception as error:
         cause = find_cause(error)
         if cause is None:
             raise
         return str(cause)
-    return None
 
 
 def device_of_rank(name: str) -> torch.device:

@@ -122,7 +122,7 @@ def as_host(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, str], names:
 
 def test_a_host_whose_own_name_is_a_loopback_is_reached_by_its_wire(monkeypatch: pytest.MonkeyPatch) -> None:
     as_host(monkeypatch, LO, BRIDGE, ("eth1", "fd00::7"), WIRE, names={"gpu-1": "127.0.1.1"})
-    config = launch.launch_config(2, hosts=2, endpoint="gpu-1:29400", max_restarts=0, folder="run")
+    config = launch.launch_config(2, hosts=2, endpoint="gpu-1:29400", max_restarts=0, run_id="run")
     assert config.rdzv_configs["is_host"] is True
     assert config.local_addr == "10.9.8.7"
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
@@ -146,7 +146,7 @@ def test_a_host_knows_its_own_name_and_address(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_processes_of_one_host_meet_on_its_loopback() -> None:
-    config = launch.launch_config(2, hosts=1, endpoint=None, max_restarts=0, folder="run")
+    config = launch.launch_config(2, hosts=1, endpoint=None, max_restarts=0, run_id="run")
     assert (config.local_addr, config.rdzv_configs["is_host"]) == ("127.0.0.1", True)
 
 

@@ -1,0 +1,113 @@
+"""A training run is continued as it was begun, longer if asked, and what was rejected does not block it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import SMALL_2D
+
+from medunet.bundle import (
+    FoldOutcome,
+    PreparedRun,
+    find_bundle,
+    specialise,
+    train_bundle,
+    train_fold,
+    train_folds,
+)
+from medunet.bundle.results import read_history
+from medunet.datasets import write_phantom_dataset
+from medunet.errors import ConfigError, DataError
+from medunet.networks import load_checkpoint
+
+# MONAI and ignite warn about themselves
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SMALL: dict[str, Any] = {**SMALL_2D, "epochs": 1, "folds": 2, "tracking_uri": ""}
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cells")
+    write_phantom_dataset(root, kind="cells", cases=4, size=(48, 48))
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train_bundle(find_bundle("unet_2d"), cells, run, changes=SMALL, device="cpu")
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def train(cells: Path, run: Path, *, resume: bool = True, **changes: Any) -> None:
+    train_bundle(find_bundle("unet_2d"), cells, run, changes={**SMALL, **changes}, device="cpu", resume=resume)
+
+
+def test_a_rejected_command_does_not_block_the_corrected_one(cells: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such fold"):
+        train(cells, tmp_path / "run", resume=False, fold=7)
+    train(cells, tmp_path / "run", resume=False, fold=1)
+    assert (tmp_path / "run" / "models" / "model.pt").is_file()
+
+
+@pytest.mark.parametrize("preset", [(), ("sgd_poly",)])
+def test_a_finished_run_is_trained_for_more_epochs(preset: tuple[str, ...], cells: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"presets": preset, "device": "cpu"}
+    train_bundle(find_bundle("unet_2d"), cells, tmp_path / "run", changes=SMALL, **options)
+    rate = read_history(tmp_path / "run")[-1]["lr"]
+    longer = {**SMALL, "epochs": 4}
+    result = train_bundle(find_bundle("unet_2d"), cells, tmp_path / "run", changes=longer, resume=True, **options)
+    assert [entry["epoch"] for entry in result.history] == [1, 2, 3, 4]
+    assert result.history[1]["lr"] > rate  # the schedule is the one of four epochs
+    assert load_checkpoint(tmp_path / "run" / "models" / "last.pt")["finished"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"epochs": 0}, "epochs: 0, there 1"), ({"epochs": 2, "seed": 3}, "seed: 3, there 0")]
+)
+def test_other_values_for_a_trained_run_are_named(changes: dict[str, Any], named: str, cells: Path, run: Path) -> None:
+    before = (run / "configs" / "train.json").read_text()
+    with pytest.raises(DataError, match=named):
+        train(cells, run, **changes)
+    assert (run / "configs" / "train.json").read_text() == before
+
+
+def test_a_bundle_is_not_overwritten_by_another_configuration(tmp_path: Path) -> None:
+    specialise(find_bundle("unet_2d"), tmp_path / "mine", {"epochs": 3})
+    with pytest.raises(DataError, match="epochs: 4, there 3"):
+        specialise(find_bundle("unet_2d"), tmp_path / "mine", {"epochs": 4})
+
+
+def test_files_that_are_not_text_stay_behind(run: Path, tmp_path: Path) -> None:
+    (run / "docs" / "curves.png").write_bytes(b"\x89PNG\xff")
+    (run / "docs" / ".DS_Store").write_bytes(b"\x00\xff")
+    (run / "docs" / "folder").mkdir()
+    copy = specialise(run, tmp_path / "copy", {})
+    assert (copy / "docs" / "README.md").is_file()
+    assert not (copy / "docs" / "curves.png").exists()
+
+
+def test_folds_are_trained_and_joined_as_they_were_checked(cells: Path, tmp_path: Path) -> None:
+    """What another process writes into the folder of a fold is not run, and no picture in it ends the command."""
+
+    def tamper(runs: Mapping[int, PreparedRun], device: str, uri: str | None) -> Iterator[FoldOutcome]:
+        for fold, run in runs.items():
+            file = run.folder / "configs" / "train.json"
+            file.write_text(json.dumps({**json.loads(file.read_text()), "epochs": 3}))
+            (run.folder / "docs" / "curves.png").write_bytes(b"\x89PNG\xff")
+            yield train_fold(fold, run, device, uri)
+
+    result = train_folds(find_bundle("unet_2d"), cells, tmp_path / "cv", changes=SMALL, device="cpu", trainer=tamper)
+    assert [len(read_history(outcome.run)) for outcome in result.folds] == [1, 1]
+    assert result.is_whole
