@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,33 @@ def dicom_cases(folder: Path) -> list[Case]:
     add("RGB", "R", colour | {"PixelData": lambda k: made.slice_pixels(k).tobytes() * 3})
     file = add("truncated pixel data", "R", {}) / "a02"
     file.write_bytes(file.read_bytes()[:-20])
+    file = add("slice of zeros", "R", {}) / "a01"
+    file.write_bytes(bytes(file.stat().st_size))
+    file = add("slice cut in its preamble", "R", {}) / "a01"
+    file.write_bytes(bytes(100))
+    file = add("slice that is a link to nothing", "R", {}) / "a01"
+    file.unlink()
+    file.symlink_to(folder / "nothing")
+    half = {"positions": positions[:2]}, {"positions": positions[2:]}
+    for name, tag in (("studies", "StudyInstanceUID"), ("frames of reference", "FrameOfReferenceUID")):
+        add(f"two {name} in one series", "R", *({**one, **part, tag: f"1.2.{n}"} for n, part in enumerate(half)))
+    nameless = {"SeriesInstanceUID": "del"}
+    add(
+        "two patients, no SeriesInstanceUID",
+        "R",
+        *({**nameless, **part, "PatientID": n} for n, part in zip("ab", half, strict=True)),
+    )
+    add("slope missing, intercept given", "W", {"RescaleSlope": "del"}, truth=truth)
+    growing = positions[[0] * 8] * [1, 1, 0] + np.outer([0, 2.5, 5, 7.5, 10, 15, 20, 25], [0, 0, 1])
+    add("slices become thicker", "R", {"positions": growing, "SliceThickness": lambda k: 5 if k > 4 else 2.5})
+    path = add("segmentation beside its series", "W", {}, truth=truth)
+    segmentation = made.empty_file(path / "segmentation", "1.2.840.10008.5.1.4.1.1.66.4")
+    segmentation.Rows, segmentation.Columns = made.ROWS, made.COLUMNS
+    made.save(segmentation)
+    path = add("RT Dose", "R")
+    made.save(made.empty_file(path / "dose", "1.2.840.10008.5.1.4.1.1.481.2"))
+    path = add("DICOM file named .nii.gz", "R", {"positions": positions[:1]})
+    cases[-1] = replace(cases[-1], path=(path / "a01").rename(path / "a01.nii.gz"))
     cases += compressed_cases(folder, made, truth)
     enhanced = folder / "enhanced.dcm"
     made.write_multiframe(enhanced, positions)
@@ -121,6 +148,7 @@ def dicom_cases(folder: Path) -> list[Case]:
         {"pixels": with_padding, "PixelPaddingValue": -2000},
         truth=(padded, affine),
     )
+    add("padding alone", "R", {"pixels": lambda k: np.full((5, 7), -2000, "<i2"), "PixelPaddingValue": -2000})
     return cases
 
 
