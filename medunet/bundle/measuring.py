@@ -10,7 +10,7 @@ from typing import Any
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
 from medunet.bundle.seen import EVALUATION, SeenCases, seen_cases
 from medunet.bundle.specialise import read_json
-from medunet.datasets import MAX_CLASSES, datalist, label_values, open_dataset
+from medunet.datasets import MAX_CLASSES, datalist, label_values, open_dataset, refuse_instances
 from medunet.datasets.manifest import MANIFEST, labels_of, load_manifest
 from medunet.errors import ConfigError, DataError, GeometryError, MedunetError
 from medunet.files import claim
@@ -212,17 +212,26 @@ def evaluate_folders(
     """
     output = output or predictions.with_name(f"{predictions.resolve().name}_{EVALUATION}")
     pairs = pair_files(predictions, references)
-    found, failed = {0}, dict[str, str]()
+    predicted: dict[Path, tuple[int, ...]] = {}
+    wanted: dict[Path, tuple[int, ...]] = {}
+    failed = dict[str, str]()
     for pair in pairs:
         try:
-            found |= {value for path in (pair.pred, pair.ref) for value in label_values(path, limit=MAX_CLASSES)}
+            predicted[pair.pred] = label_values(pair.pred, limit=None)
+            wanted[pair.ref] = label_values(pair.ref, limit=None)
         except (DataError, GeometryError) as error:
             failed[pair.name] = reason(error)
             logger.error("not measured: %s", error)
-    values = sorted(found)
+    values = sorted({0}.union(*predicted.values(), *wanted.values()))
+    if len(values) > MAX_CLASSES:
+        cause = "label maps have too many values for classes"
+        raise DataError(cause, file=references, received=len(values), expected=f"at most {MAX_CLASSES}")
     pairs = [pair for pair in pairs if pair.name not in failed]
     if labels is None:
         names = _names_beside(references)
+        if not names:
+            is_mask = len({0}.union(*predicted.values())) <= 2
+            refuse_instances(wanted if is_mask else {**wanted, **predicted}, is_class_map=is_mask)
         labels = {names.get(value, f"label_{value}" if value else BACKGROUND): value for value in values}
     elif 0 not in labels.values():
         labels = {BACKGROUND: 0, **labels}

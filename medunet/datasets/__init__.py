@@ -20,8 +20,8 @@ from .finding import raise_on_error as raise_on_error
 from .folds import FOLDS as FOLDS
 from .folds import split_fold as split_fold
 from .folds import split_patients as split_patients
+from .instances import refuse_instances as refuse_instances
 from .labels import MAX_CLASSES as MAX_CLASSES
-from .labels import label_values as label_values
 from .pairing import label_files as label_files
 from .phantom import make_phantom as make_phantom
 from .phantom import write_phantom_dataset as write_phantom_dataset
@@ -34,3 +34,4 @@ from .statistics import CaseStatistics as CaseStatistics
 from .store import StoreDataset as StoreDataset
 from .store import foreground_indices as foreground_indices
 from .usable import usable as usable
+from .values import label_values as label_values

@@ -20,8 +20,8 @@ from medunet.io.options import DEFAULTS, ReadOptions
 from .comparison import compare_cases, compare_records
 from .dataset import Case, SegmentationDataset
 from .finding import Finding
-from .labels import MAX_LABELS, distinct_values
 from .statistics import CaseStatistics, measure_case
+from .values import MAX_LABELS, distinct_values, refuse_swapped
 
 Level = Literal["header", "voxels"]
 Section = Literal["training", "test"]
@@ -169,7 +169,7 @@ def _check_case(
             label, found = _check_label(case, case.label, record, labels, level)
             findings += found
         except MedunetError as error:
-            findings.append(Finding.of(error, file=case.label, case=case.name))
+            findings.append(Finding.of(_cause(error, image, case, labels), file=case.label, case=case.name))
     if image is None or record is None:
         return _Result(findings, record, None)
     if visit is not None:
@@ -177,6 +177,18 @@ def _check_case(
     if not measure:
         return _Result(findings, record, None)
     return _Result(findings, record, measure_case(case.name, image, record, label, section=section))
+
+
+def _cause(
+    error: MedunetError, image: npt.NDArray[np.float32] | None, case: Case, labels: Mapping[str, int] | None
+) -> MedunetError:
+    """The error of a label, or the one that explains it: image and label are swapped."""
+    try:
+        if image is not None and case.label is not None and labels:
+            refuse_swapped(image, case.images[0], case.label, labels.values())
+    except DataError as swapped:
+        return swapped
+    return error
 
 
 def _check_label(

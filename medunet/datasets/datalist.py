@@ -61,7 +61,7 @@ def open_dataset(
     elif len(channels) == 1 < header.channels:  # a colour picture, named once
         channels = tuple(f"{channels[0]}_{n}" for n in range(header.channels))
     if not labels:
-        labels = scan_labels([case.label for case in layout.cases if case.label is not None], problems)
+        labels = scan_labels(layout.cases, problems)
     if len(labels) > MAX_CLASSES:
         raise DataError(
             "too many classes for one label map",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from medunet.errors import ConfigError, MedunetError
 
+from .content import image_digest
 from .dataset import SECOND_CASE, Case
 from .dicom_folders import patient_of
 from .finding import Finding
@@ -84,9 +86,7 @@ def split_fold(cases: Sequence[Case], *, fold: int, folds: int = FOLDS) -> tuple
     return tuple(sorted(others, key=lambda case: case.name)), parts[fold]
 
 
-def split_patients(
-    cases: Sequence[Case], *, folds: int = FOLDS, digests: Mapping[str, str] | None = None
-) -> list[Finding]:
+def split_patients(cases: Sequence[Case], *, folds: int = FOLDS) -> list[Finding]:
     """Return a warning for each kind of evidence that the folds separate images of one patient.
 
     Evidence is a common stem of names (``p01_a`` and ``p01_b``, ``sub-01_ses-1``), DICOM's PatientID, and equal images.
@@ -95,13 +95,12 @@ def split_patients(
     Args:
         cases: all labelled cases.
         folds: number of folds that training uses.
-        digests: image digest by case name; empty where the images were not read.
     """
     folds = min(folds, len({case.group or case.name for case in cases}))
     if folds < 2:
         return []
     fold_of = {case.name: index for index, part in enumerate(make_folds(cases, folds)) for case in part}
-    evidence = {"images are equal": digests or {}}
+    evidence = {"images are equal": _by_case(cases, lambda case: image_digest(case.images))}
     if not any(case.group for case in cases):
         evidence |= {"DICOM's PatientID is the same": _patients(cases), "names have a common stem": _stems(cases)}
     findings = []
@@ -121,15 +120,17 @@ def split_patients(
 
 def _patients(cases: Sequence[Case]) -> dict[str, str]:
     """A hash of the PatientID by case name; none if all cases have the same one, as after anonymisation."""
-    found: dict[str, str] = {}
+    identifiers = _by_case(cases, lambda case: patient_of(case.images[0]))
+    hashed = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in identifiers.items() if text}
+    return hashed if len(set(hashed.values())) > 1 else {}
+
+
+def _by_case(cases: Sequence[Case], value: Callable[[Case], str]) -> dict[str, str]:
+    found = {}
     for case in cases:
-        try:
-            identifier = patient_of(case.images[0])
-        except (MedunetError, OSError):  # reported by the check of the case
-            continue
-        if identifier:
-            found[case.name] = hashlib.sha256(identifier.encode()).hexdigest()
-    return found if len(set(found.values())) > 1 else {}
+        with contextlib.suppress(MedunetError, OSError):  # reported by the check of the case
+            found[case.name] = value(case)
+    return found
 
 
 def _stems(cases: Sequence[Case]) -> dict[str, str]:

@@ -14,10 +14,10 @@ import numpy.typing as npt
 from medunet.errors import DataError, MedunetError
 from medunet.io import is_structure_file, label_names, read_volume
 
+from .dataset import Case
+from .instances import refuse_instances
 from .regions import Region, has_regions, parse_regions
-
-MAX_LABELS = 32
-"""More distinct values than this, where no `dataset.json` names them, are taken for an image or for instances."""
+from .values import MAX_LABELS, label_values, refuse_many, refuse_swapped
 
 MAX_CLASSES = 255
 """A predicted label map is made of 8-bit class indices, of which one marks cells without a class of their own."""
@@ -29,98 +29,22 @@ SCAN_THREADS = 4
 """Readers at once: decompression releases the interpreter's lock."""
 
 
-def label_values(path: Path, *, limit: int = MAX_LABELS) -> tuple[int, ...]:
-    """The distinct values of a label file, sorted; arguments and errors as of the reader and `distinct_values`."""
-    return distinct_values(read_volume(path).image.numpy(), path, limit=limit)
-
-
-def distinct_values(voxels: npt.NDArray[np.float32], file: Path, *, limit: int = MAX_LABELS) -> tuple[int, ...]:
-    """The distinct values of a label map, sorted.
-
-    Args:
-        voxels: ``(1, *spatial)``.
-        file: for errors.
-        limit: number of values; as many as `dataset.json` names, where it names more than `MAX_LABELS`.
-
-    Raises:
-        DataError: fractional or negative values, several channels, or more than `limit` values.
-    """
-    if voxels.shape[0] > 1:
-        raise DataError(
-            "label has several channels",
-            file=file,
-            received=voxels.shape[0],
-            remedy="save it as a grey image",
-        )
-    if voxels.min() < 0:
-        raise DataError("label has negative values", file=file, received=float(voxels.min()), remedy="relabel")
-    if voxels.max() < 1 << 16 and (counts := _count_whole(voxels[0])) is not None:
-        values = np.flatnonzero(counts)  # ten times faster than sorting
-    else:
-        values = np.unique(voxels)
-        if not np.array_equal(values, np.round(values)):
-            fraction = float(values[values != np.round(values)][0])
-            raise DataError("label has fractional values", file=file, received=fraction, remedy="resample by nearest")
-    if len(values) > limit:
-        raise DataError(
-            "label has too many values for classes",
-            file=file,
-            received=len(values),
-            expected=f"at most {limit}",
-            remedy="check that this is a label map, no instances, no lossy JPEG; name so many classes in dataset.json",
-        )
-    return tuple(int(value) for value in values)
-
-
-def _count_whole(voxels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64] | None:
-    """How often each value occurs, plane by plane so as to save memory; None where one is no whole number."""
-    counts = np.zeros(1 << 16, dtype=np.int64)
-    for plane in voxels:
-        whole = plane.astype(np.uint16)
-        if not np.array_equal(whole, plane):
-            return None
-        found = np.bincount(whole.ravel())
-        counts[: len(found)] += found
-    return counts
-
-
-def index_values(
-    label: npt.NDArray[np.float32],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint16]]:
-    """A label map as places in a table of values, small enough to count by.
-
-    Args:
-        label: whole numbers, none negative.
-
-    Returns:
-        The table, and the map `(*spatial)` of places in it. Up to 65,535 each value is its own place.
-
-    Example:
-        >>> values, places = index_values(np.array([0.0, 70000.0, 5.0], np.float32))
-        >>> values.tolist(), places.tolist()
-        ([0, 5, 70000], [0, 2, 1])
-    """
-    largest = int(label.max(initial=0))
-    if largest < 1 << 16:
-        return np.arange(largest + 1), label.astype(np.uint16)
-    values, places = np.unique(label, return_inverse=True)
-    return values.astype(np.int64), places.reshape(label.shape).astype(np.uint16)
-
-
-def scan_labels(files: Sequence[Path], problems: list[MedunetError] | None = None) -> dict[str, int]:
+def scan_labels(cases: Sequence[Case], problems: list[MedunetError] | None = None) -> dict[str, int]:
     """Names and values from all label files: 0 is 'background', any other value v is 'label_v'.
 
     DICOM SEG, RTSTRUCT and `.seg.nrrd` name what they hold: their names are taken, and the files' numbers where all
     agree on them; else the names are numbered in alphabetical order.
 
     Args:
-        files: all labels.
+        cases: all labelled cases.
         problems: collects what is wrong with single files instead of raising it.
 
     Raises:
-        DataError: as `label_values`; a single value in all files, so that nothing can be learnt; or named and unnamed
-            labels in one data set.
+        DataError: as `label_values`; labels of instances; images and labels that are swapped; a single value in all
+            files, so that nothing can be learnt; or named and unnamed labels in one data set.
     """
+    images = {case.label: case.images[0] for case in cases if case.label is not None}
+    files = list(images)
     named = [path for path in files if is_structure_file(path)]
     if named and len(named) < len(files):
         plain = next(path for path in files if path not in set(named))
@@ -136,43 +60,54 @@ def scan_labels(files: Sequence[Path], problems: list[MedunetError] | None = Non
     for path in files:
         stat = path.stat()
         stamps.append((path, stat.st_mtime_ns, stat.st_size))
-    values, errors = _scan(tuple(stamps))
-    if errors and problems is None:
-        raise errors[0]
-    if problems is not None:
-        problems.extend(errors)
+    found = _scan(tuple(stamps))
+    refuse_instances({path: result for path, result in found.items() if not isinstance(result, MedunetError)})
+    values: set[int] = set()
+    for path, result in found.items():
+        try:
+            if isinstance(result, MedunetError):
+                raise result
+            refuse_many(result, path)
+            values.update(result)
+        except MedunetError as error:
+            if not values and (image := _voxels(images[path])) is not None:
+                refuse_swapped(image, images[path], path)
+            if problems is None:
+                raise
+            problems.append(error)
     if len(values) > MAX_LABELS:
         raise DataError(
             "labels have too many values for classes",
             file=files[0].parent,
             received=len(values),
             expected=f"at most {MAX_LABELS}",
-            remedy="check that these are label maps, and name so many classes in dataset.json",
+            remedy="check that these are label maps, and declare so many classes in dataset.json",
         )
     if len(values) < 2:
-        raise DataError("labels hold one value only", file=files[0].parent, received=list(values))
-    return {"background" if index == 0 else f"label_{value}": value for index, value in enumerate(values)}
+        raise DataError("labels hold one value only", file=files[0].parent, received=sorted(values))
+    return {"background" if index == 0 else f"label_{value}": value for index, value in enumerate(sorted(values))}
 
 
 @lru_cache(maxsize=8)  # a bundle's config opens its data set for training and again for validation
-def _scan(stamps: tuple[tuple[Path, int, int], ...]) -> tuple[tuple[int, ...], tuple[MedunetError, ...]]:
-    """All values, and the errors of files that have none."""
+def _scan(stamps: tuple[tuple[Path, int, int], ...]) -> dict[Path, tuple[int, ...] | MedunetError]:
+    """The values of each file, or why it has none."""
 
     def values(path: Path) -> tuple[int, ...] | MedunetError:
         try:
-            return label_values(path)
+            return label_values(path, limit=None)
         except MedunetError as error:
             return error
 
-    found: set[int] = set()
-    errors = []
+    paths = [path for path, _, _ in stamps]
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        for result in pool.map(values, (path for path, _, _ in stamps)):
-            if isinstance(result, MedunetError):
-                errors.append(result)
-            else:
-                found.update(result)
-    return tuple(sorted(found)), tuple(errors)
+        return dict(zip(paths, pool.map(values, paths), strict=True))
+
+
+def _voxels(path: Path) -> npt.NDArray[np.float32] | None:
+    try:
+        return read_volume(path).image.numpy()
+    except MedunetError:  # reported by the check of the case
+        return None
 
 
 def _scan_names(files: Sequence[Path], problems: list[MedunetError] | None) -> dict[str, int]:

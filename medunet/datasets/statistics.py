@@ -14,7 +14,7 @@ import numpy.typing as npt
 from medunet.geometry import Geometry
 from medunet.io import ReadRecord
 
-from .labels import index_values
+from .values import index_values
 
 PERCENTILES = (0.5, 50.0, 99.5)
 """Robust ends and middle of the intensities: a metal clip or a padding value must not decide them."""
@@ -111,8 +111,8 @@ def measure_case(
         intensity=tuple(_intensity(channel) for channel in image),
         class_voxels=voxels,
         class_right_mm=right_mm,
-        image_digest=voxel_digest(image, geometry),
-        label_digest="" if label is None else voxel_digest(label, geometry),
+        image_digest=_digest(image, geometry),
+        label_digest="" if label is None else _digest(label, geometry),
     )
 
 
@@ -154,7 +154,7 @@ def _classes(
     return {value: int(counts[value]) for value in present}, centres
 
 
-def voxel_digest(voxels: npt.NDArray[np.float32], geometry: Geometry) -> str:
+def _digest(voxels: npt.NDArray[np.float32], geometry: Geometry) -> str:
     """Return a digest of the voxels in RAS order, as float32."""
     hasher = hashlib.sha256()  # processors have instructions for it: twice as fast as BLAKE2
     turn = nib.orientations.io_orientation(geometry.affine)[: len(geometry.shape)]

@@ -232,7 +232,7 @@ def fingerprint(
             received=next(iter(broken.values()), "no case"),
             remedy="look at it with `medunet check`",
         )
-    for finding in split_patients(dataset.cases, digests={case.name: case.image_digest for case in measures}):
+    for finding in split_patients(dataset.cases):
         logger.warning("%s; %s", finding.cause, finding.remedy)
     return summarise(dataset, measures, broken=broken)
 

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from medunet.datasets.labels import index_values
-from medunet.datasets.statistics import voxel_digest
+from medunet.datasets.values import index_values
 from medunet.io import ReadRecord
 
 from .adapt import in_ras_order
@@ -60,7 +59,6 @@ class CaseMeasure:
         channels: of the image.
         class_voxels: value in the label to number of voxels; the ignored value is not in it.
         class_thickness_mm: value to twice its volume over its surface (see `thickness`), without background.
-        image_digest: equal for equal voxels.
     """
 
     name: str
@@ -74,7 +72,6 @@ class CaseMeasure:
     channels: tuple[ChannelMeasure, ...]
     class_voxels: dict[int, int]
     class_thickness_mm: dict[int, float]
-    image_digest: str
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -151,7 +148,6 @@ def measure_case(
         channels=tuple(_channel(channel, foreground) for channel in image),
         class_voxels=voxels,
         class_thickness_mm=thick,
-        image_digest=voxel_digest(image, geometry),
     )
 
 

@@ -216,7 +216,7 @@ def test_unusable_json_is_refused(tmp_path, content, cause):
     ],
 )
 def test_labels_that_are_no_classes_are_refused(tmp_path, values, cause):
-    volume(tmp_path / "images" / "a.nii.gz")
+    volume(tmp_path / "images" / "a.nii.gz", (0, 0.25))
     volume(tmp_path / "labels" / "a.nii.gz", values)
     with pytest.raises(DataError, match=cause):
         open_dataset(tmp_path)

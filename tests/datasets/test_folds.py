@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,12 +129,13 @@ def test_declared_groups_are_not_judged_by_names():
     assert split_patients(grouped) == []
 
 
-def test_equal_images_are_suspected_unless_one_fold_has_them():
-    digests = {"a": "1", "b": "1", "c": "2"}
-    (finding,) = split_patients(cases("a", "b", "c"), digests=digests)
+def test_equal_images_are_suspected_unless_one_fold_has_them(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+    apart = [Case(name, (tmp_path / name,)) for name in "abc"]
+    (finding,) = split_patients(apart)
     assert finding.cause == "folds seem to split a patient: images are equal (a, b)"
-    together = [Case(name, (), group=group) for name, group in (("a", "p"), ("b", "p"), ("c", "q"))]
-    assert split_patients(together, digests=digests) == []
+    assert split_patients([replace(case, group="q" if case.name == "c" else "p") for case in apart]) == []
 
 
 def test_one_dicom_patient_in_two_cases_is_suspected_without_naming_the_patient(tmp_path, make_series):
