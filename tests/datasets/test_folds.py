@@ -125,7 +125,7 @@ def test_ordinary_names_are_not_suspected(separate):
 
 
 def test_declared_groups_are_not_judged_by_names():
-    grouped = [Case(name, (), group=name) for name in ("patient01_a", "patient01_b", "patient02_a")]
+    grouped = [replace(case, group=case.name) for case in cases("patient01_a", "patient01_b", "patient02_a")]
     assert split_patients(grouped) == []
 
 
