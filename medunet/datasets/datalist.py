@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from medunet.errors import ConfigError, DataError, MedunetError
-from medunet.io import ReadRecord, is_dicom_folder, output_name, read_header, split_suffix
+from medunet.io import ReadRecord, is_dicom_folder, output_name, picture_files, read_header, split_suffix
 from medunet.io.options import DEFAULTS, ReadOptions
 
 from .dataset import Case, SegmentationDataset
@@ -224,8 +224,8 @@ def list_inputs(
 ) -> list[Path | tuple[Path, ...]]:
     """The images that a command line means.
 
-    A file is itself; a folder of DICOM slices is one image; any other folder gives its images in sorted order, among
-    them subfolders of DICOM slices.
+    A file is itself; a folder of DICOM slices is one image; any other folder, of DICOM radiographs too, gives its
+    images in sorted order, among them subfolders of DICOM slices.
 
     Args:
         paths: files and folders.
@@ -243,8 +243,9 @@ def list_inputs(
     for entry in map(Path, given):
         if not entry.exists():
             raise DataError("does not exist", file=entry)
-        if entry.is_dir() and not is_dicom_folder(entry):
-            found = image_files(entry)
+        found = picture_files(entry) if entry.is_dir() else []
+        if found or (entry.is_dir() and not is_dicom_folder(entry)):
+            found = found or image_files(entry)
             if not found:
                 raise DataError("folder holds no image", file=entry, remedy="give a folder of images or a DICOM series")
             inputs += [_single(group) for _, group in group_channels(found, channels=channels)]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from medunet.errors import DataError, MedunetError
-from medunet.io import IMAGE_SUFFIXES, is_dicom_folder, is_structure_file, split_channel, split_suffix
+from medunet.io import IMAGE_SUFFIXES, is_dicom, is_structure_file, split_channel, split_suffix
 
 from .dataset import Case
 
@@ -25,11 +25,11 @@ def find_folders(root: Path) -> tuple[str, str] | None:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Images in a folder, sorted by name: files of a known format and folders of DICOM slices; hidden ones left out."""
+    """Images in a folder, sorted by name: files of a known format and folders of DICOM slices."""
     return sorted(
         path
         for path in folder.iterdir()
-        if not path.name.startswith(".") and (is_dicom_folder(path) or path.name.lower().endswith(IMAGE_SUFFIXES))
+        if not path.name.startswith(".") and (path.name.lower().endswith(IMAGE_SUFFIXES) or is_dicom(path))
     )
 
 

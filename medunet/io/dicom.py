@@ -20,11 +20,14 @@ from pydicom.uid import UID
 from medunet.errors import DataError, SecurityError, system_errors
 
 from .dicom_codec import same_pixels
+from .dicom_colour import read_colour
 from .dicom_grid import GAP_TOLERANCE_MM as GAP_TOLERANCE_MM
 from .dicom_grid import Grid, build_grid
 from .dicom_header import DICOM_SUFFIXES as DICOM_SUFFIXES
-from .dicom_header import DIRECTORY_CLASS, Frame, ImageFile, looks_like_dicom, read_frames
+from .dicom_header import DIRECTORY_CLASS, PALETTE, Frame, ImageFile, looks_like_dicom, read_frames
 from .dicom_mosaic import split_mosaic
+from .dicom_nm import place_slices
+from .dicom_picture import are_pictures, build_picture
 from .dicom_pixels import check_pixels, read_voxels
 from .dicom_resample import resample
 from .dicom_source import RTSTRUCT_CLASS, SEG_CLASSES, storage_class
@@ -34,6 +37,10 @@ from .record import ReadRecord, SourceFrame
 
 _META_START = 132 + 12
 """Preamble, magic word and the element that gives the length of the rest of the file meta information."""
+
+_DIRECTORY = "DICOMDIR"
+
+_SIGN = {True: "int", False: "uint"}
 
 _HASH_DIGITS = 12
 """Digits of the series' hash in a record: enough to tell the series of one hospital apart."""
@@ -48,6 +55,21 @@ def is_dicom_folder(path: Path) -> bool:
 def is_dicom_file(path: Path) -> bool:
     """Whether a file is DICOM by its name or by its first bytes."""
     return path.is_file() and (path.suffix.lower() in DICOM_SUFFIXES or looks_like_dicom(path))
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a path is one DICOM image by itself: a file other than a DICOMDIR, or a folder with slices."""
+    return is_dicom_folder(path) or (is_dicom_file(path) and path.name.upper() != _DIRECTORY)
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """Return the DICOM files of a folder if they are images in the plane by themselves, such as radiographs, else none.
+
+    The first image decides: slices of a series have a place in the patient, radiographs have none.
+    """
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and is_dicom_file(path)]
+    first = next((frames for path in files if (frames := read_frames(path))), None)
+    return [path for path in files if is_dicom(path)] if first is not None and are_pictures(first) else []
 
 
 def read_dicom(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:
@@ -66,6 +88,8 @@ def read_dicom(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray
         SecurityError: a DICOMDIR that points out of its folder.
     """
     grid, record = _verified(path, options)
+    if record.channels > 1:
+        return read_colour(grid.frames[0]), record
     voxels, warnings = read_voxels(grid.frames)
     record = replace(record, warnings=(*record.warnings, *warnings))
     if len(record.geometry.shape) == 2:
@@ -80,16 +104,22 @@ def read_dicom_header(path: Path, options: ReadOptions = DEFAULTS) -> ReadRecord
 
 def _verified(path: Path, options: ReadOptions) -> tuple[Grid, ReadRecord]:
     frames, warnings = _find_series(path, options)
-    warnings += check_pixels(frames, path)
-    planar = options.spatial_dims == 2 or (options.spatial_dims is None and path.is_file() and len(frames) == 1)
-    grid = build_grid(frames, path, options=options, planar=planar, same_pixels=same_pixels)
+    is_picture = are_pictures(frames)
+    is_single = path.is_file() and (is_picture or len(frames) == 1)
+    planar = options.spatial_dims == 2 or (options.spatial_dims is None and is_single)
+    warnings += check_pixels(frames, colour=planar)
+    if planar and is_picture:
+        grid = build_picture(frames, path, phase=options.phase)
+    else:
+        grid = build_grid(frames, path, options=options, planar=planar, same_pixels=same_pixels)
     first = grid.frames[0].file
     is_resampled = grid.interpolate or grid.shifts is not None
     record = ReadRecord(
         path=path,
-        format="dicom",
+        format="dicom-picture" if planar and is_picture else "dicom",
         geometry=grid.geometry,
-        dtype=f"{'int' if first.is_signed else 'uint'}{first.bits_allocated}",
+        channels=3 if first.is_colour else 1,
+        dtype="uint16" if first.photometric == PALETTE else f"{_SIGN[first.is_signed]}{first.bits_allocated}",
         warnings=(*warnings, *grid.warnings),
         files=len({frame.file.path for frame in grid.frames}),
         modality=first.modality,
@@ -121,7 +151,7 @@ def _find_series(path: Path, options: ReadOptions) -> tuple[list[Frame], list[st
         elif frames[0].file.is_localizer:
             ignored["localizers dropped"] += 1
         else:
-            series[frames[0].file.series_uid] += split_mosaic(frames[0]) if frames[0].file.is_mosaic else frames
+            series[frames[0].file.series_uid] += _placed(frames)
     if not series:
         raise _without_image(path, files, ignored)
     uid = options.series_uid
@@ -180,6 +210,15 @@ def _require_one_identity(frames: Sequence[Frame]) -> None:
                 )
 
 
+def _placed(frames: list[Frame]) -> list[Frame]:
+    """Return the slices of a file whose places are not said frame by frame, other frames as they are."""
+    file = frames[0].file
+    if file.is_mosaic:
+        return split_mosaic(frames[0])
+    is_reconstruction = file.modality == "NM" and file.n_frames > 1 and are_pictures(frames)
+    return place_slices(frames) if is_reconstruction else frames
+
+
 def _listed(series: dict[str, list[Frame]]) -> str:
     return ", ".join(f"{uid} ({f[0].file.modality}, {len(f)} images)" for uid, f in sorted(series.items()))
 
@@ -219,7 +258,7 @@ def _referenced_files(path: Path) -> list[Path] | None:
         SecurityError: one lies outside the DICOMDIR's folder.
         DataError: the directory is damaged.
     """
-    if path.name.upper() != "DICOMDIR" or not looks_like_dicom(path):
+    if path.name.upper() != _DIRECTORY or not looks_like_dicom(path):
         return None
     try:
         meta = read_file_meta_info(path)

@@ -116,13 +116,13 @@ def _decode(file: ImageFile) -> Stored:
     try:
         dataset = pydicom.dcmread(file.path, specific_tags=_PIXEL_TAGS)
     except Exception as error:  # pydicom raises many kinds for damaged data
-        raise _undecodable(file, error) from error
+        raise undecodable(file, error) from error
     try:
         pixels = np.asarray(dataset.pixel_array)
     except Exception as error:  # as above, and its plugins more
         name, function, package = _CODECS.get(file.syntax.removeprefix(JPEG), ("", "", ""))
         if not name and (file.syntax == _RLE or not file.syntax.startswith(JPEG)):
-            raise _undecodable(file, error) from error
+            raise undecodable(file, error) from error
         if not name or not getattr(imagecodecs, name).available:
             raise DataError(
                 f"codec missing: {UID(file.syntax).name}",
@@ -145,7 +145,7 @@ def _decode_codestreams(file: ImageFile, dataset: pydicom.Dataset, decode: Calla
             streams = encaps.generate_pixel_data_frame(dataset.PixelData, file.n_frames)
         pixels = np.stack([decode(stream) for stream in streams])
     except Exception as error:  # as above
-        raise _undecodable(file, error) from error
+        raise undecodable(file, error) from error
     if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize * 8 > file.bits_allocated:
         raise DataError("pixel data has the wrong type", file=file.path, received=str(pixels.dtype))
     if file.is_signed and pixels.dtype.kind == "u":  # the codestream knows bits only: extend the sign
@@ -155,7 +155,8 @@ def _decode_codestreams(file: ImageFile, dataset: pydicom.Dataset, decode: Calla
     return pixels
 
 
-def _undecodable(file: ImageFile, error: Exception) -> DataError:
+def undecodable(file: ImageFile, error: Exception) -> DataError:
+    """Return the error for pixels that a decoder rejects."""
     return DataError(
         f"pixel data cannot be decoded: {type(error).__name__}", file=file.path, remedy="export the series again"
     )

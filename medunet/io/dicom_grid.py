@@ -175,8 +175,9 @@ def _numbers(frame: Frame, name: Literal["position", "orientation", "spacing"], 
     value = getattr(frame, name)
     if value is None or len(value) != length or not np.isfinite(value).all():
         tag = {"position": "ImagePositionPatient", "orientation": "ImageOrientationPatient", "spacing": "PixelSpacing"}
+        what = "multi-frame image does not say where its frames lie: no" if frame.file.n_frames > 1 else "slice has no"
         raise GeometryError(
-            f"slice has no usable {tag[name]}",
+            f"{what} usable {tag[name]}",
             file=frame.file.path,
             received=value,
             expected=f"{length} numbers",

@@ -56,6 +56,11 @@ JPEG = "1.2.840.10008.1.2.4."
 """Beginning of the transfer syntaxes of JPEG and what came after it."""
 _NATIVE = (IMPLICIT, "1.2.840.10008.1.2.1", BIG_ENDIAN)
 
+PALETTE = "PALETTE COLOR"
+_SUBSAMPLED = "YBR_FULL_422"
+_COLOURS = ("RGB", "YBR_FULL", _SUBSAMPLED, "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
+"""Photometric interpretations of colour images."""
+
 _ITEM = b"\xfe\xff\x00\xe0"
 _END_OF_ITEMS = b"\xfe\xff\xdd\xe0"
 _UNDEFINED = 0xFFFFFFFF
@@ -100,6 +105,13 @@ class ImageFile:
     tiles: int = 1
     """Tiles per row of a Siemens mosaic; `rows` and `columns` are then a tile's, and a frame's index counts tiles."""
     lut: ModalityLut | None = field(default=None, compare=False)
+
+    @property
+    def is_colour(self) -> bool:
+        """Whether pixels are red, green and blue, or indices of a palette."""
+        if self.photometric == PALETTE:
+            return self.samples == 1
+        return self.samples == len("RGB") and self.photometric in _COLOURS
 
     @property
     def frame_bytes(self) -> int:
@@ -255,7 +267,8 @@ def _with_pixel_offset(image: ImageFile, file: BinaryIO) -> ImageFile:
     start = (image.pixel_offset or 0) + (8 if image.syntax == IMPLICIT else 12)
     length = int.from_bytes(head[4:8] if image.syntax == IMPLICIT else head[8:12], order)
     if image.syntax in _NATIVE:
-        needed = image.frame_bytes * image.n_frames * image.samples
+        samples = 2 if image.photometric == _SUBSAMPLED else image.samples  # two pixels share their chrominance
+        needed = image.frame_bytes * image.n_frames * samples
         present = min(length, size - start)
         if present < needed:
             raise DataError(
@@ -305,6 +318,13 @@ def _frames(image: ImageFile, header: pydicom.Dataset) -> list[Frame]:
     per_frame = items(header, "PerFrameFunctionalGroupsSequence")
     if not per_frame and image.n_frames == 1:
         return [_frame(image, 0, [header])]
+    if (
+        not per_frame and not shared
+    ):  # ultrasound, secondary capture, ...: the header's position is not that of its frames
+        if image.n_frames > image.path.stat().st_size:
+            raise DataError("impossible number of frames", file=image.path, received=image.n_frames)
+        frame = replace(_frame(image, 0, [header]), position=None, orientation=None)
+        return [replace(frame, index=index) for index in range(image.n_frames)]
     if len(per_frame) != image.n_frames:
         raise DataError(
             "multi-frame image does not say where its frames lie",

@@ -157,7 +157,8 @@ def _by_time(groups: Groups) -> _Phases | None:
 def _by_number(groups: Groups) -> _Phases | None:
     """Phases by the order of InstanceNumber, if no two volumes, or no two positions, have mingled numbers."""
     frames = [frame for group in groups for frame in group]
-    if len({frame.file.path for frame in frames}) > 1 and any(frame.number is None for frame in frames):
+    is_single_file = len({frame.file.path for frame in frames}) == 1
+    if not is_single_file and any(frame.number is None for frame in frames):
         return None
     numbers = [[(frame.number or 0, frame.index) for frame in group] for group in groups]
     if len(set(map(len, numbers))) != 1 or any(len(set(found)) < len(found) for found in numbers):
@@ -166,7 +167,7 @@ def _by_number(groups: Groups) -> _Phases | None:
     by_volume = [sorted(found) for found in zip(*by_position, strict=True)]
     if not any(all(a[-1] < b[0] for a, b in pairwise(blocks)) for blocks in (by_position, by_volume)):
         return None
-    return _in_order(groups, numbers, "InstanceNumber")
+    return _in_order(groups, numbers, "frame number" if is_single_file else "InstanceNumber")
 
 
 def _in_order(groups: Groups, keys: Sequence[Sequence[Any]], by: str) -> _Phases | None:
@@ -179,8 +180,12 @@ def _in_order(groups: Groups, keys: Sequence[Sequence[Any]], by: str) -> _Phases
         for found, group in zip(keys, groups, strict=True)
     ]
     volumes = [[group[n] for group in sorted_groups] for n in range(count)]
-    shown = [volume[0].number if by == "InstanceNumber" else volume[0].moments[by] for volume in volumes]
-    return _Phases(f"{by} of the first position", [str(value) for value in shown], volumes)
+    shown = [_shown(volume[0], by) for volume in volumes]
+    return _Phases(f"{by} of the first position", shown, volumes)
+
+
+def _shown(frame: Frame, by: str) -> str:
+    return str(frame.number if by == "InstanceNumber" else frame.moments.get(by, frame.index + 1))
 
 
 def _as_number(value: str) -> tuple[float, str]:

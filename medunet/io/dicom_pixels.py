@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +30,12 @@ RESCALE_REQUIRED = ("CT", "PT")
 """Modalities whose slope and intercept the standard requires in every classic image."""
 
 
-def check_pixels(frames: Sequence[Frame], folder: Path) -> list[str]:
-    """Refuse what is no grey image or has an impossible slope; warnings on what is unusual.
+def check_pixels(frames: Sequence[Frame], *, colour: bool) -> list[str]:
+    """Reject what is not a grey image or has an impossible slope; return warnings on what is unusual.
+
+    Args:
+        frames: of one series.
+        colour: whether colour images are allowed.
 
     Raises:
         DataError: colour, a slope of zero or NaN, an intercept that is not finite, mixed formats.
@@ -40,12 +43,13 @@ def check_pixels(frames: Sequence[Frame], folder: Path) -> list[str]:
     first = frames[0].file
     for frame in frames:
         file = frame.file
-        if file.samples != 1 or file.photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        is_grey = file.samples == 1 and file.photometric in ("MONOCHROME1", "MONOCHROME2")
+        if not is_grey and not (colour and file.is_colour):
             raise DataError(
-                "not a grey image",
+                "not a grey image" if file.is_colour else "pixels are neither grey nor colour",
                 file=file.path,
                 received=f"{file.photometric}, {file.samples} samples a pixel",
-                expected="MONOCHROME1 or MONOCHROME2",
+                expected="MONOCHROME1 or MONOCHROME2, for an image in the plane also colour",
                 remedy="leave it out, or convert it to grey",
             )
         if (file.photometric, file.modality) != (first.photometric, first.modality):

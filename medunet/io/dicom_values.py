@@ -86,6 +86,8 @@ _TEXT = (
     "ImageOrientationPatient",
     "RescaleSlope",
     "RescaleIntercept",
+    "NominalScannedPixelSpacing",
+    "PixelAspectRatio",
     "LossyImageCompression",
     "ReferencedFileID",
     "InstanceNumber",

@@ -21,7 +21,6 @@ from medunet.geometry import Geometry
 
 from .dicom_seg import read_segments
 from .dicom_source import RTSTRUCT_CLASS, SEG_CLASSES, storage_class
-from .images import PILLOW_SUFFIXES, TIFF_SUFFIXES
 from .names import output_name
 from .nifti import NIFTI_SUFFIXES
 from .nrrd import SEG_NRRD_SUFFIX, read_seg_nrrd
@@ -36,9 +35,6 @@ logger = logging.getLogger(__name__)
 PathLike = str | os.PathLike[str]
 
 StructureFormat = Literal["dicom-seg", "rtstruct", "seg.nrrd"]
-
-_UNPLACED_SUFFIXES = (*PILLOW_SUFFIXES, *TIFF_SUFFIXES)
-"""Endings of images without a placement in a patient."""
 
 _READERS = {"dicom-seg": read_segments, "rtstruct": read_regions, "seg.nrrd": read_seg_nrrd}
 
@@ -168,7 +164,7 @@ class LoadLabeld(MapTransform):
         if not isinstance(image, MetaTensor):
             raise DataError(f"'{self.reference_key}' does not know its grid", expected="a MetaTensor of LoadImaged")
         grid = Geometry(image.affine.numpy(), tuple(image.shape[1:]))
-        placed = not str(image.meta.get("filename_or_obj", "")).lower().endswith(_UNPLACED_SUFFIXES)
+        placed = bool(image.meta.get("is_placed", True))
         for key in self.key_iterator(item):
             volume = _read(Path(item[key]), grid, self.labels, placed=placed)
             for warning in volume.record.warnings:

@@ -126,10 +126,10 @@ class MedunetReader(ImageReader):
     them in a RuntimeError whose `__cause__` is the typed error.)
 
     Meta data: `affine`, `original_affine` (4x4, RAS), `spatial_shape`, `original_channel_dim` (0, or NaN for none),
-    `space`, `filename_or_obj`, `name`, under which `SavePredictiond` writes, and `single_slice` where a volume of one
-    slice was read as an image in the plane. `dicom_frames` of a DICOM series names the files and frames that were read,
-    in the order of the volume's slices; `SavePredictiond` refers to these. `reader_warnings` has a line per warning.
-    None of a patient.
+    `space`, `is_placed` (whether the image has a place in a patient), `filename_or_obj`, `name`, under which
+    `SavePredictiond` writes, and `single_slice` where a volume of one slice was read as an image in the plane.
+    `dicom_frames` of a DICOM series names the files and frames that were read, in the order of the volume's slices;
+    `SavePredictiond` refers to these. `reader_warnings` has a line per warning. None of a patient.
 
     Args:
         channels: this and all others as in `read_volume`.
@@ -205,6 +205,7 @@ def _read_all(
         "spatial_shape": np.array(record.geometry.shape),
         "original_channel_dim": 0 if record.channels > 1 else float("nan"),
         "space": "RAS",
+        "is_placed": record.is_placed,
         "filename_or_obj": str(paths[0]),
         "name": output_name(paths if len(paths) > 1 else paths[0]),
     }

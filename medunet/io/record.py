@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from medunet.geometry import Geometry
 
-PICTURE_FORMATS = ("png", "bmp", "jpeg", "tiff")
+PICTURE_FORMATS = ("png", "bmp", "jpeg", "tiff", "dicom-picture")
 """Formats without a placement in a patient."""
 
 
@@ -52,7 +52,7 @@ class ReadRecord:
 
     Args:
         path: the file or folder that was asked for.
-        format: 'nifti', 'dicom', 'tiff', 'png', ...
+        format: 'nifti', 'dicom', 'dicom-picture' (without a place in a patient), 'tiff', 'png', ...
         geometry: grid in RAS mm; spatial axes only.
         channels: number of channels.
         dtype: numpy name of the type in the file.

@@ -263,6 +263,4 @@ def result_suffix(source: str | os.PathLike[str], *, spatial_dims: int) -> str:
     suffix = split_suffix(Path(source).name)[1].lower()
     if suffix in (".nii", ".nii.gz", ".tif", ".tiff"):
         return suffix
-    if spatial_dims == 2 and suffix in (".png", ".jpg", ".jpeg", ".bmp"):
-        return ".png"
-    return ".nii.gz"
+    return ".png" if spatial_dims == 2 and suffix not in (".nrrd", ".nhdr", ".mha", ".mhd") else ".nii.gz"

@@ -12,7 +12,15 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    NuclearMedicineImageStorage,
+    generate_uid,
+)
 
 ROWS, COLUMNS = 5, 7
 
@@ -58,6 +66,16 @@ def add_pixels(header: Dataset, pixels: np.ndarray) -> None:
     header.PixelData = pixels.tobytes()
 
 
+def with_tags(header: FileDataset, tags: dict[str, Any]) -> FileDataset:
+    """The header with tags set, or removed if their value is 'del'."""
+    for tag, value in tags.items():
+        if isinstance(value, str) and value == "del":
+            delattr(header, tag)
+        else:
+            setattr(header, tag, value)
+    return header
+
+
 def write_series(
     folder: Path,
     positions: np.ndarray,
@@ -83,12 +101,7 @@ def write_series(
         header.RescaleSlope, header.RescaleIntercept = 1, -1000
         header.InstanceNumber = number + 1
         add_pixels(header, pixels(number))
-        for tag, given in tags.items():
-            value = given(number) if callable(given) else given
-            if isinstance(value, str) and value == "del":
-                delattr(header, tag)
-            else:
-                setattr(header, tag, value)
+        with_tags(header, {tag: given(number) if callable(given) else given for tag, given in tags.items()})
         if syntax.startswith(("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5")):
             header["PixelData"].VR = "OB"
             header["PixelData"].is_undefined_length = True
@@ -172,12 +185,42 @@ def write_mosaic(path: Path, *, slices: int = 5, normal: float = 1.0, moment: in
     )
     block.add_new(0x08, "CS", "IMAGE NUM 4")
     block.add_new(0x10, "OB", csa)
-    for tag, value in tags.items():
-        if isinstance(value, str) and value == "del":
-            delattr(header, tag)
-        else:
-            setattr(header, tag, value)
-    return save(header)
+    return save(with_tags(header, tags))
+
+
+def write_picture(path: Path, *, pixels: np.ndarray | None = None, **tags: Any) -> Path:
+    """A radiograph without a place in a patient, 0.2 mm between rows and 0.1 mm between columns; a tag may be 'del'.
+
+    Pixels with a last axis of three are colour, and a first axis of several counts frames.
+    """
+    header = empty_file(path, DigitalXRayImageStorageForPresentation)
+    header.SeriesInstanceUID, header.StudyInstanceUID, header.Modality = generate_uid(), "1.2.4", "DX"
+    header.PixelSpacing = [0.2, 0.1]
+    pixels = slice_pixels(0).astype("<u2") if pixels is None else pixels
+    colour = pixels.ndim > 2 and pixels.shape[-1] == 3
+    add_pixels(header, pixels[..., 0] if colour else pixels)
+    if colour:
+        header.SamplesPerPixel, header.PhotometricInterpretation, header.PlanarConfiguration = 3, "RGB", 0
+        header.PixelData = pixels.tobytes()
+    if pixels.ndim - colour == 3:
+        header.NumberOfFrames = len(pixels)
+    return save(with_tags(header, tags))
+
+
+def write_nm(path: Path, *, spacing: float = 2.5, slices: int = 4, **tags: Any) -> Path:
+    """A reconstructed SPECT whose frame k has the pixels of slice k; the detector is at (10, 20, 30) LPS mm."""
+    header = empty_file(path, NuclearMedicineImageStorage)
+    header.SeriesInstanceUID, header.StudyInstanceUID, header.Modality = generate_uid(), "1.2.4", "NM"
+    header.SeriesNumber = header.InstanceNumber = 1
+    header.ImageType = ["ORIGINAL", "PRIMARY", "RECON TOMO", "EMISSION"]
+    header.PixelSpacing, header.SpacingBetweenSlices, header.SliceThickness = [0.5, 0.7], spacing, abs(spacing)
+    header.DetectorInformationSequence = item(
+        ImagePositionPatient=[10, 20, 30], ImageOrientationPatient=[1, 0, 0, 0, 1, 0]
+    )
+    header.NumberOfFrames = header.NumberOfSlices = slices
+    header.FrameIncrementPointer, header.SliceVector = 0x00540080, list(range(1, slices + 1))
+    add_pixels(header, np.stack([slice_pixels(k).astype("<u2") for k in range(slices)]))
+    return save(with_tags(header, tags))
 
 
 class MadeDicom:
@@ -188,6 +231,8 @@ class MadeDicom:
     series = staticmethod(write_series)
     multiframe = staticmethod(write_multiframe)
     mosaic = staticmethod(write_mosaic)
+    picture = staticmethod(write_picture)
+    nm = staticmethod(write_nm)
     empty_file = staticmethod(empty_file)
     save = staticmethod(save)
 
