@@ -21,7 +21,8 @@ def test_axes_are_those_of_monai_and_itk(tmp_path, made, pixels):
     path = made.picture(tmp_path / "x.dcm", pixels=pixels)
     volume = read_volume(path)
     assert volume.image.shape == (1 if pixels is None else 3, 7, 5)
-    monai = LoadImage(reader=PydicomReader(), image_only=True, ensure_channel_first=True)(path)
+    reader = PydicomReader(channel_dim="no_channel" if pixels is None else -1)
+    monai = LoadImage(reader=reader, image_only=True, ensure_channel_first=True)(path)
     assert np.array_equal(volume.image.numpy(), np.asarray(monai))
     itk = sitk.GetArrayFromImage(sitk.ReadImage(path))[0]  # the third axis has one slice; a last axis counts colours
     assert np.array_equal(volume.image.numpy(), itk.T.reshape(-1, 7, 5))
