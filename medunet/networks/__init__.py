@@ -20,6 +20,8 @@ from .ensemble import ensemble_of as ensemble_of
 from .fast import FastNetwork as FastNetwork
 from .folding import fold_batch_norm as fold_batch_norm
 from .openvino_runtime import has_openvino as has_openvino
+from .public import PUBLIC as PUBLIC
+from .public import load_public as load_public
 from .shapes import UNetShapes as UNetShapes
 from .tileable import window_dependence as window_dependence
 from .transfer import TransferReport as TransferReport

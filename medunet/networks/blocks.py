@@ -218,6 +218,7 @@ class Up(nn.Module):
         stride: PerAxis,
         linear: bool,
         norm: bool = False,
+        act: bool = False,
     ) -> None:
         super().__init__()
         self.same = style.same
@@ -236,6 +237,7 @@ class Up(nn.Module):
         else:
             self.conv = nn.Identity()
         self.norm = style.normalisation(out_channels) if norm else nn.Identity()
+        self.act = style.activation() if act else nn.Identity()
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         """`(B, in_channels, *coarse)` and `(B, S, *fine)` to `(B, S + out_channels, *fine')`."""
@@ -246,7 +248,7 @@ class Up(nn.Module):
             x = F.interpolate(x, scale_factor=self.scale, mode=self.mode, align_corners=False)
             for axis, border in enumerate(self.border):
                 x = x.narrow(axis + 2, border, x.size(axis + 2) - 2 * border)
-        x = self.norm(x)
+        x = self.act(self.norm(x))
         if self.same:
             x = pad_end(x, skip)
         else:

@@ -79,7 +79,8 @@ class UNet(nn.Module):
         deep_supervision: number of further heads, on the next coarser decoder levels; padded networks only.
         resize_output: interpolate a valid network's logits linearly to the size of its input.
         head_kernel_size: kernel of the output convolution.
-        norm_after_up: normalisation after the upsampling, too (without activation).
+        norm_after_up: normalisation after the upsampling, too.
+        act_after_up: activation after the upsampling (after its normalisation), too.
         out_activation: None (logits), `"sigmoid"`, or `"softmax"` over the channels.
 
     Attributes:
@@ -120,6 +121,7 @@ class UNet(nn.Module):
         resize_output: bool = False,
         head_kernel_size: int | Sequence[int] = 1,
         norm_after_up: bool = False,
+        act_after_up: bool = False,
         out_activation: str | None = None,
     ) -> None:
         super().__init__()
@@ -130,6 +132,7 @@ class UNet(nn.Module):
         choose("out_activation", out_activation, OUT_ACTIVATIONS)
         flag("widen_before_pool", widen_before_pool)
         flag("norm_after_up", norm_after_up)
+        flag("act_after_up", act_after_up)
         widths = _checked_channels(channels, even=widen_before_pool)
         _check_dropout(dropout)
         self.shapes = UNetShapes.of(
@@ -184,6 +187,7 @@ class UNet(nn.Module):
                 stride=self.shapes.strides[level],
                 linear=upsample == "linear",
                 norm=norm_after_up,
+                act=act_after_up,
             )
             last = widths[level - 1] if up_channels == "before" and level > 0 else wide
             path = [wide + above, *(wide,) * (convs_per_level - 1), last]

@@ -41,7 +41,7 @@ def make_network(spatial_dims: int = 2, **options) -> UNet:
     [
         {},
         {"upsample": "linear", "norm_after_up": True},
-        {"norm_after_up": True},
+        {"norm_after_up": True, "act_after_up": True},
         {"block": "residual", "downsample": "conv"},
         {"padding": "valid", "act": "leakyrelu"},
     ],

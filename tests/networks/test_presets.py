@@ -72,8 +72,11 @@ def test_unet_compact_bn_counts_and_normalises_after_the_up_convolutions():
     by_hand += sum(conv(a, a // 2, kernel=4, bias=False) + 2 * (a // 2) for a in (128, 64, 32, 16))
     by_hand += conv(8, 1)
     assert count(net) == by_hand == 486_593
+    biases = sum(b for _, b in threes) + sum(a // 2 for a in (128, 64, 32, 16))
+    assert count(net) + biases == 487_449  # as the public code counts: the batch norms cancel these biases
     assert net.head.kernel_size == (3, 3)
     assert all(isinstance(level.up.norm, nn.BatchNorm2d) for level in net.decoder)
+    assert all(isinstance(level.up.act, nn.ReLU) for level in net.decoder)
     assert net(torch.empty(1, 1, 33, 35, device="meta")).shape == (1, 1, 33, 35)
 
 

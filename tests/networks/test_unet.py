@@ -27,7 +27,7 @@ VARIANTS = {
     "three convolutions": {"convs_per_level": 3},
     "anisotropic": {"strides": [[1, 2], [3, 2]], "kernel_sizes": [[1, 3], [3, 3], [3, 5]]},
     "dropout": {"dropout": 0.5},
-    "head, norm after up": {"head_kernel_size": 3, "norm_after_up": True, "norm": "batch"},
+    "head, norm after up": {"head_kernel_size": 3, "norm_after_up": True, "act_after_up": True, "norm": "batch"},
     "supervised": {"deep_supervision": 1},
     "softmax": {"out_activation": "softmax"},
     "prelu": {"act": "prelu"},
