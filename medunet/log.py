@@ -11,6 +11,7 @@ CHATTY = (
     "monai.bundle.workflows",
     "monai.data.image_reader",
     "monai.data.nvimgcodec_pydicom_plugin",
+    "mlflow.pyfunc",
     "mlflow.store.db.utils",
 )
 """Loggers that report internals at every start; they set their own level and handler when they are imported."""

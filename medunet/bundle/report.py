@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,12 @@ import numpy.typing as npt
 from medunet.bundle.measuring import evaluate_bundle
 from medunet.bundle.results import FoundRun, data_of, find_run, is_measured, is_trained, read_cases
 from medunet.bundle.seen import EVALUATION, SeenCases, seen_cases
+from medunet.bundle.specialise import read_json
 from medunet.datasets import Case, SegmentationDataset, open_dataset
 from medunet.errors import ConfigError, GeometryError, MedunetError
 from medunet.files import write_atomically
 from medunet.io import Volume, is_structure_file, output_name, read_label, read_volume
+from medunet.io.options import ReadOptions
 from medunet.metrics.evaluation import BACKGROUND
 from medunet.metrics.tables import JSON_NAME
 from medunet.reports import (
@@ -164,7 +166,8 @@ def _gather(run: Path, name: str, data: Path | None, device: str) -> FoundRun:
     dataset: SegmentationDataset | None = None
     seen: SeenCases | None = None
     if where is not None:
-        dataset = open_dataset(where, problems=[])  # a case that cannot be read has no figures
+        read = ReadOptions.of_config(read_json(run / "configs" / "evaluate.json"))
+        dataset = open_dataset(where, problems=[], read=read)  # a case that cannot be read has no figures
         seen = seen_cases(run, dataset)
     folder = EVALUATION if seen is None else seen.folder
     if not _is_measured_on(run, folder, dataset):
@@ -201,10 +204,7 @@ def _read(found: Sequence[FoundRun], name: str) -> _Drawn | None:
         case = _find_case(run.dataset, name)
         if case is None or case.label is None or run.dataset is None:
             continue
-        channels = len(run.dataset.channels)
-        volume = read_volume(
-            case.images, channels=channels if channels > 1 else None, spatial_dims=run.dataset.spatial_dims
-        )
+        volume = read_volume(case.images, **asdict(run.dataset.read_options))
         reference = np.asarray(_read_map(case.label, volume, run.labels).image[0])
         ignored = None if run.dataset.ignore is None else reference == run.dataset.ignore
         predictions, runs = [], []

@@ -138,6 +138,7 @@ def test_a_choice_made_for_a_plan_holds_for_training_evaluation_and_prediction(
     run = train_bundle(planned, with_nan, tmp_path / "run", changes=short, tracking_uri="").run
     assert evaluate_bundle(run, with_nan, tmp_path / "evaluation")["cases"] == 1
     assert medunet("predict", run, with_nan / "imagesTr", "-o", tmp_path / "out") == 0
+    assert medunet("report", run, "--no-figures") == 0
     strict = Predictor(run, output_dir=tmp_path / "strict", overrides={"fill_value": None})
     assert all("NaN" in str(result.error) for result in strict.predict(list((with_nan / "imagesTr").iterdir())))
 
