@@ -234,7 +234,7 @@ def _read_map(path: Path, volume: Volume, labels: dict[str, int]) -> Volume:
     if is_structure_file(path):
         return read_label(path, reference=grid, labels=labels)
     found = read_volume(path, spatial_dims=len(grid.shape))
-    if not found.record.geometry.is_close(grid):
+    if not found.record.is_on_grid_of(volume.record):
         raise GeometryError("label map is not on the image's grid", file=path)
     return found
 

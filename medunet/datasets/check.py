@@ -241,9 +241,7 @@ def _require_same_grid(image: ReadRecord | None, label: ReadRecord, file: Path) 
             expected=image.geometry.shape,
             remedy=f"resample the label to {image.path.name}",
         )
-    if not (image.is_placed and label.is_placed):
-        return  # without placement there is nothing to compare
-    if not label.geometry.is_close(image.geometry):
+    if not label.is_on_grid_of(image):
         raise GeometryError(
             "label and image lie on different grids",
             file=file,

@@ -1,14 +1,21 @@
-"""PNG, TIFF, BMP and JPEG through Pillow and tifffile.
+"""PNG, TIFF, BMP and JPEG through Pillow, imagecodecs and tifffile.
 
 Axes are those of MONAI's readers: ``(x, y)``, x along the width from the left and y along the height from the top;
-pages of a stack are the third axis. Pictures have no placement in a patient, so that their affine is the identity.
+pages of a stack are the third axis. Pictures have no placement in a patient. Their affine is the identity, or the
+spacing of a stack if its file states it along all three axes.
 """
 
 from __future__ import annotations
 
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
@@ -17,134 +24,316 @@ from PIL import Image
 from medunet.errors import DataError
 from medunet.geometry import Geometry
 
-from .limits import require_content, require_memory
+from .limits import open_for_reading, require_content, require_memory
 from .record import ReadRecord
 
 PILLOW_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
 
-_ONE_FILE: dict[str, Any] = {"_multifile": False, "is_mmstack": False, "is_ndtiff": False}
-"""OME-TIFF and Micro-Manager's kinds name other files that hold pages of theirs, in any folder."""
+_COPY_AGAIN = "copy it again from its source"
 
 _PILLOW_FORMATS = ("PNG", "BMP", "DIB", "JPEG", "MPO")
-"""Of Pillow's some forty parsers, one of which starts Ghostscript, those of the files that are read."""
+"""The only ones of Pillow's some forty parsers that are used; one of the others starts Ghostscript."""
 
-_RGB_SAMPLES = (3, 4)
-"""Lengths of a last axis that is colour: RGB, and RGBA whose alpha is dropped."""
+_PILLOW_CHANNELS = {"1": 1, "L": 1, "P": 1, "I": 1, "I;16": 1, "I;16B": 1, "F": 1, "LA": 1, "RGB": 3, "RGBA": 3}
+"""Number of channels without alpha for each mode that is read. A palette image (P) yields its indices."""
 
-_PILLOW_CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "F": 1, "LA": 1, "RGB": 3, "RGBA": 3}
-"""Modes that can be read to the number of channels they yield; a palette (P) has its own rule."""
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_GREY, _PNG_PALETTE, _PNG_COLOURS = 0, 3, {2: (3, False), 4: (1, True), 6: (3, True)}
+"""PNG's colour types; of those with several samples, the channels and whether alpha follows."""
+
+_ONE_FILE: dict[str, Any] = {"_multifile": False, "is_mmstack": False, "is_ndtiff": False}
+"""OME-TIFF and Micro-Manager's formats name other files, in any folder, that have pages of the image."""
+
+_CHANNEL_AXES, _DEPTH_AXES = "CS", "ZIQ"
+"""tifffile's letters: channels and samples of a pixel; depth, and pages whose meaning the file does not state."""
+
+_COLOURS = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE"}
+_JPEG_COLOURS = {"YCBCR"}
+"""Decoders of JPEG convert these to RGB; otherwise tifffile returns them as they are."""
+
+_ALPHA = (1, 2)
+"""Codes of extra samples that are alpha; 0 is a sample of unknown meaning, which is a channel."""
+
+_UNITS_MM = {
+    "nm": 1e-6,
+    "um": 1e-3,
+    "\u00b5m": 1e-3,
+    "\u03bcm": 1e-3,
+    "micron": 1e-3,
+    "microns": 1e-3,
+    "mm": 1.0,
+    "cm": 10.0,
+}
+"""Units of length that ImageJ and OME write."""
 
 
 def read_pillow(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
-    """Read PNG, BMP or JPEG.
+    """Read PNG, BMP or JPEG with the values that the file stores.
 
-    A palette image yields its indices: so do label editors store label maps.
+    A palette image yields its indices, because label editors store label maps that way; grey values of 2 and 4 bits
+    are not scaled to 8 bits for the same reason.
 
     Returns:
         ``(x, y)`` for grey images, ``(3, x, y)`` for colour, and the record.
 
     Raises:
-        DataError: unreadable, truncated, or a mode such as CMYK.
+        DataError: unreadable, damaged, truncated, or a mode such as CMYK.
     """
     record = read_pillow_header(path)
     require_memory(record.geometry.shape, record.channels, path)
+    png = _png_header(path) if record.format == "png" else None
     try:
-        with Image.open(path, formats=_PILLOW_FORMATS) as image:
-            array = np.asarray(image)
-    except Exception as error:  # Pillow and its codecs raise many kinds for damaged data
-        raise DataError(f"image cannot be decoded: {error}", file=path) from error
-    array = array.T  # (x, y), (samples, x, y)
+        if png is not None and png.is_deep_colour:  # Pillow keeps 8 of the 16 bits
+            array = imagecodecs.png_decode(path.read_bytes())
+        else:
+            with Image.open(path, formats=_PILLOW_FORMATS) as image:
+                array = np.asarray(image)
+    except Exception as error:  # Pillow and imagecodecs raise many types for damaged data
+        raise DataError(f"image cannot be decoded: {error}", file=path, remedy=_COPY_AGAIN) from error
+    if png is not None:
+        array = array // png.grey_factor if png.grey_factor > 1 else array
+    array = array.T  # (x, y) or (samples, x, y)
     if array.ndim == 3:
-        array = array[: record.channels] if record.channels > 1 else array[0]  # alpha dropped
+        array = array[: record.channels] if record.channels > 1 else array[0]  # without alpha
+    if array.shape[-2:] != record.geometry.shape:
+        raise DataError("pixels do not match the header", file=path, received=array.shape)
     return np.array(array, dtype=np.float32, order="C"), record
 
 
 def read_pillow_header(path: Path) -> ReadRecord:
-    """The record of `read_pillow` without decoding pixels."""
+    """Return the record of `read_pillow` without decoding pixels."""
     require_content(path)
     try:
         with Image.open(path, formats=_PILLOW_FORMATS) as image:
-            mode, (width, height), kind = image.mode, image.size, (image.format or "").lower()
+            mode, shape, kind = image.mode, image.size, (image.format or "").lower()
+    except OSError as error:
+        if error.errno is not None:
+            raise DataError(f"cannot be opened: {error.strerror}", file=path) from error
+        raise DataError("not a readable image", file=path, remedy="check that it opens in a viewer") from error
     except Exception as error:  # as above
         raise DataError("not a readable image", file=path, remedy="check that it opens in a viewer") from error
-    channels = 1 if mode == "P" else _PILLOW_CHANNELS.get(mode)
+    channels, has_alpha = _PILLOW_CHANNELS.get(mode), mode in ("LA", "RGBA")
+    dtype = {"I": "int32", "F": "float32"}.get(mode, "uint16" if mode.startswith("I;16") else "uint8")
+    if kind == "png":
+        png = _png_header(path)
+        if png.is_deep_colour:
+            (channels, has_alpha), dtype = _PNG_COLOURS[png.colour_type], "uint16"
     if channels is None:
         raise DataError("unsupported colours", file=path, received=mode, expected="grey, palette or RGB")
-    dtype = {"I": "int32", "F": "float32"}.get(mode, "uint16" if mode.startswith("I;16") else "uint8")
-    dropped = ("alpha channel dropped",) if mode in ("LA", "RGBA") else ()
-    return _planar_record(path, kind=kind, shape=(width, height), channels=channels, dtype=dtype, warnings=dropped)
-
-
-def read_tiff(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
-    """Read a TIFF: one page is an image in the plane, several pages of equal size are a volume.
-
-    Returns:
-        ``(x, y)``, ``(x, y, pages)``, or with a leading axis of channels for colour; and the record.
-
-    Raises:
-        DataError: unreadable, truncated, pages of several sizes, NaN pixels, or complex numbers.
-    """
-    record = read_tiff_header(path)
-    require_memory(record.geometry.shape, record.channels, path)
-    try:
-        with tifffile.TiffFile(path, **_ONE_FILE) as tiff:
-            array = tiff.asarray(series=0)
-    except Exception as error:  # tifffile and its codecs raise many kinds for damaged data
-        raise DataError(f"image cannot be decoded: {error}", file=path) from error
-    try:
-        if record.channels > 1:
-            # planar TIFFs have colour first, chunky ones last
-            if array.shape[-1] not in _RGB_SAMPLES:
-                array = np.moveaxis(array, -3, -1)
-            array = array.reshape(*record.geometry.shape[::-1], -1)[..., : record.channels].T
-        else:
-            array = array.reshape(record.geometry.shape[::-1]).T
-    except ValueError as error:  # pages of which some are damaged
-        raise DataError("pixels are not those of the header", file=path, received=array.shape) from error
-    voxels = np.array(array, dtype=np.float32, order="C")
-    if not np.isfinite(voxels).all():
-        raise DataError("pixels are NaN or infinite", file=path)
-    return voxels, record
-
-
-def read_tiff_header(path: Path) -> ReadRecord:
-    """The record of `read_tiff` without decoding pixels."""
-    require_content(path)
-    try:
-        with tifffile.TiffFile(path, **_ONE_FILE) as tiff:
-            n_series = len(tiff.series)
-            series = tiff.series[0]
-            shape, dtype, axes = tuple(series.shape), series.dtype, series.axes
-    except Exception as error:  # as above
-        raise DataError(f"not a readable TIFF: {error}", file=path) from error
-    if n_series > 1:
-        raise DataError(
-            "pages have different sizes", file=path, received=f"{n_series} kinds", remedy="save one image a file"
-        )
-    if dtype is None or dtype.kind not in "iufb":
-        raise DataError("pixels have no order", file=path, received=str(dtype))
-    colour = axes.find("S")
-    channels = 1
-    spatial = shape
-    if colour >= 0:
-        channels = min(shape[colour], 3) if shape[colour] in _RGB_SAMPLES else 1
-        if channels == 1 and shape[colour] != 1:
-            raise DataError("unsupported number of samples", file=path, received=shape[colour], expected="1, 3 or 4")
-        spatial = shape[:colour] + shape[colour + 1 :]
-    spatial = tuple(n for n in spatial[:-2] if n > 1) + spatial[-2:]
-    if len(spatial) not in (2, 3):
-        raise DataError(
-            "too many axes", file=path, received=f"{axes} {shape}", expected="an image or one stack", remedy="split it"
-        )
-    warnings = ("alpha channel dropped",) if colour >= 0 and shape[colour] == 4 else ()
-    return _planar_record(
-        path, kind="tiff", shape=spatial[::-1], channels=channels, dtype=dtype.name, warnings=warnings
+    return ReadRecord(
+        path=path,
+        format="jpeg" if kind == "mpo" else "bmp" if kind == "dib" else kind,
+        geometry=Geometry(np.eye(4), shape),
+        channels=channels,
+        dtype=dtype,
+        warnings=("alpha channel dropped",) if has_alpha else (),
     )
 
 
-def _planar_record(
-    path: Path, *, kind: str, shape: tuple[int, ...], channels: int, dtype: str, warnings: tuple[str, ...]
-) -> ReadRecord:
-    geometry = Geometry(np.eye(4), shape)
-    return ReadRecord(path=path, format=kind, geometry=geometry, channels=channels, dtype=dtype, warnings=warnings)
+@dataclass(frozen=True)
+class _Png:
+    bits: int
+    colour_type: int
+
+    @property
+    def is_deep_colour(self) -> bool:
+        return self.bits == 16 and self.colour_type in _PNG_COLOURS
+
+    @property
+    def grey_factor(self) -> int:
+        """Factor by which Pillow scales grey values of less than 8 bits; it does not scale single bits."""
+        return 255 // ((1 << self.bits) - 1) if self.colour_type == _PNG_GREY and self.bits in (2, 4) else 1
+
+
+def _png_header(path: Path) -> _Png:
+    """Return what the header says, after the checksum of every chunk is verified; Pillow skips those of pixels.
+
+    Raises:
+        DataError: a wrong checksum, or the file ends before its last chunk.
+    """
+    header, kind = b"", b""
+    with open_for_reading(path) as file:
+        if file.read(len(_PNG_SIGNATURE)) != _PNG_SIGNATURE:
+            raise DataError("not a PNG file", file=path)
+        while kind != b"IEND":
+            head = file.read(8)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            crc, rest = zlib.crc32(kind), length
+            while rest and (piece := file.read(min(rest, 1 << 20))):
+                header, crc, rest = header or piece[:13], zlib.crc32(piece, crc), rest - len(piece)
+            if len(head) < 8 or rest or len(end := file.read(4)) < 4:
+                raise DataError("file is truncated", file=path, remedy=_COPY_AGAIN)
+            if int.from_bytes(end, "big") != crc:
+                raise DataError("damaged PNG: wrong checksum", file=path, remedy=_COPY_AGAIN)
+    if len(header) < 13:
+        raise DataError("damaged PNG header", file=path)
+    return _Png(header[8], header[9])
+
+
+def read_tiff(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
+    """Read a TIFF: one page is an image in the plane; depth, or pages without a stated meaning, make a volume.
+
+    Channels (axis C of ImageJ and OME, or samples of a pixel) come first. Images whose 0 is white are inverted, so that
+    large values are bright in every image.
+
+    Returns:
+        ``(x, y)``, ``(x, y, z)``, or with a leading axis of channels; and the record.
+
+    Raises:
+        DataError: unreadable, damaged, truncated, pages of several sizes, a time axis, unsupported colours, NaN pixels.
+    """
+    with _open_tiff(path) as (tiff, series):
+        layout = _TiffLayout.of(tiff, series, path)
+        require_memory(layout.record.geometry.shape, layout.record.channels, path)
+        if any(0 in page.databytecounts for page in series.pages if page is not None):
+            raise DataError("pixels are missing", file=path, remedy=_COPY_AGAIN)
+        array = tiff.asarray(series=0)
+    if array.size != np.prod(layout.sizes):
+        raise DataError("pixels do not match the header", file=path, received=array.shape)
+    array = array.reshape(layout.sizes).transpose(layout.order)
+    if layout.record.channels > 1 or array.ndim > len(layout.record.geometry.shape):
+        array = array[: layout.record.channels]
+        array = array[0] if layout.record.channels == 1 else array
+    if layout.white is not None:
+        array = layout.white - array.astype(np.int64)
+    voxels = np.array(array, dtype=np.float32, order="C")
+    if not np.isfinite(voxels).all():
+        raise DataError("pixels are NaN or infinite", file=path)
+    return voxels, layout.record
+
+
+def read_tiff_header(path: Path) -> ReadRecord:
+    """Return the record of `read_tiff` without decoding pixels."""
+    with _open_tiff(path) as (tiff, series):
+        return _TiffLayout.of(tiff, series, path).record
+
+
+@contextmanager
+def _open_tiff(path: Path) -> Iterator[tuple[tifffile.TiffFile, tifffile.TiffPageSeries]]:
+    """Open a TIFF that has one series of pages of equal size.
+
+    Raises:
+        DataError: unreadable, damaged, or pages of several sizes; also for what tifffile raises in the block.
+    """
+    require_content(path)
+    _refuse_endless_pages(path)
+    try:
+        with tifffile.TiffFile(path, **_ONE_FILE) as tiff:
+            found = tiff.series
+            if len(found) != 1:
+                raise DataError(
+                    "pages have different sizes",
+                    file=path,
+                    received=f"{len(found)} kinds",
+                    remedy="save one image per file",
+                )
+            yield tiff, found[0]
+    except DataError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # tifffile and its codecs raise many types for damaged data
+        raise DataError(f"TIFF cannot be read: {error}", file=path, remedy=_COPY_AGAIN) from error
+
+
+def _refuse_endless_pages(path: Path) -> None:
+    """Reject a chain of pages that returns to an earlier page; tifffile follows it for hours.
+
+    Layout: byte order, 42 or 43 (BigTIFF), offset of the first page; a page has its number of tags, the tags, and the
+    offset of the next page, which is 0 for the last one.
+    """
+    with open_for_reading(path) as file:
+        head = file.read(4)
+        endian: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+        kind = int.from_bytes(head[2:], endian)
+        if head[:2] not in (b"II", b"MM") or kind not in (42, 43):
+            raise DataError("not a readable TIFF", file=path)
+        offset_bytes, number_bytes, tag_bytes = (4, 2, 12) if kind == 42 else (8, 8, 20)
+        size, seen = file.seek(0, os.SEEK_END), set[int]()
+        file.seek(offset_bytes)
+        while 0 < (offset := int.from_bytes(file.read(offset_bytes), endian)) < size:
+            if offset in seen:
+                raise DataError("damaged TIFF: its chain of pages has no end", file=path, remedy=_COPY_AGAIN)
+            seen.add(offset)
+            file.seek(offset)
+            n_tags = int.from_bytes(file.read(number_bytes), endian)
+            file.seek(min(offset + number_bytes + n_tags * tag_bytes, size))
+
+
+@dataclass(frozen=True)
+class _TiffLayout:
+    """How the pixels of a series become an image."""
+
+    record: ReadRecord
+    sizes: tuple[int, ...]
+    """Of the axes that are kept, in the order of the file."""
+    order: tuple[int, ...]
+    """Of these axes: channels, x, y, depth."""
+    white: int | None
+    """Value of white, from which pixels are subtracted; None if 0 is black."""
+
+    @classmethod
+    def of(cls, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, path: Path) -> _TiffLayout:
+        page, dtype = series.keyframe, series.dtype
+        if dtype is None or dtype.kind not in "iufb":
+            raise DataError("voxel type is not supported", file=path, received=str(dtype))
+        kept = {axis: int(n) for axis, n in zip(series.axes, series.shape, strict=True) if n > 1 or axis in "YX"}
+        described = f"{series.axes} {tuple(series.shape)}"
+        if kept.get("T", 1) > 1:
+            raise DataError("image has a time axis", file=path, received=described, remedy="save one file per time")
+        channel = [axis for axis in kept if axis in _CHANNEL_AXES]
+        depth = [axis for axis in kept if axis in _DEPTH_AXES]
+        order = [*channel, "X", "Y", *depth]
+        if len(channel) > 1 or len(depth) > 1 or sorted(order) != sorted(kept):
+            raise DataError(
+                "image has too many axes", file=path, received=described, expected="channels, x, y and depth"
+            )
+        channels = kept[channel[0]] if channel else 1
+        alpha = [code for code in page.extrasamples if code in _ALPHA] if "S" in channel else []
+        colours = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
+        is_jpeg = "JPEG" in str(getattr(page.compression, "name", page.compression))
+        if colours not in (_COLOURS | _JPEG_COLOURS if is_jpeg else _COLOURS):
+            raise DataError("unsupported colours", file=path, received=colours, expected="grey, palette or RGB")
+        if alpha and page.extrasamples[-len(alpha) :] != tuple(alpha):
+            raise DataError("unsupported order of samples", file=path, received=page.extrasamples)
+        is_white_zero = colours == "MINISWHITE"
+        if is_white_zero and dtype.kind not in "ub":
+            raise DataError("unsupported type for an image whose 0 is white", file=path, received=str(dtype))
+        shape = tuple(kept[axis] for axis in ("X", "Y", *depth))
+        spacing = _stated_spacing(tiff) if depth else None
+        affine = np.eye(4) if spacing is None else np.diag([*spacing, 1.0])
+        record = ReadRecord(
+            path=path,
+            format="tiff",
+            geometry=Geometry(affine, shape),
+            channels=channels - len(alpha),
+            dtype=dtype.name,
+            warnings=("alpha channel dropped",) if alpha else (),
+        )
+        names = list(kept)
+        bits = int(np.max(page.bitspersample))
+        white = (1 << bits) - 1 if is_white_zero else None
+        return cls(record, tuple(kept.values()), tuple(names.index(axis) for axis in order), white)
+
+
+def _stated_spacing(tiff: tifffile.TiffFile) -> tuple[float, ...] | None:
+    """Return the spacing along x, y and z in mm if ImageJ or OME state all three and their unit."""
+    if tiff.is_ome and tiff.ome_metadata:
+        image = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
+        pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
+        values = [pixels.get(f"PhysicalSize{axis}") for axis in "XYZ"]
+        units = [pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m") for axis in "XYZ"]  # OME's default
+    elif tiff.is_imagej and tiff.imagej_metadata:
+        tags = tiff.pages.first.tags
+        resolution = [tags[name].value if name in tags else (0, 1) for name in ("XResolution", "YResolution")]
+        values = [below / above if above else None for above, below in resolution]
+        values.append(tiff.imagej_metadata.get("spacing"))
+        units = [str(tiff.imagej_metadata.get("unit", "")).replace("\\u00B5", "\u00b5")] * 3
+    else:
+        return None
+    if not all(isinstance(value, int | float) and value > 0 for value in values):
+        return None
+    if not all(unit in _UNITS_MM for unit in units):
+        return None
+    return tuple(float(value) * _UNITS_MM[unit] for value, unit in zip(values, units, strict=True))

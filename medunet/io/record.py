@@ -80,6 +80,12 @@ class ReadRecord:
         """Whether the format places images in a patient; pictures have no placement."""
         return self.format not in PICTURE_FORMATS
 
+    def is_on_grid_of(self, other: ReadRecord) -> bool:
+        """Whether two images have the same grid. If one of them is not placed, only the shapes are compared."""
+        if self.is_placed and other.is_placed:
+            return self.geometry.is_close(other.geometry)
+        return self.geometry.shape == other.geometry.shape
+
     @property
     def is_single_slice(self) -> bool:
         """Whether it is a volume ``(x, y, 1)``, which `spatial_dims=2` reads as an image in the plane."""

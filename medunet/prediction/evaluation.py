@@ -143,9 +143,9 @@ def reason(error: MedunetError) -> str:
 
 
 def _compared(pair: Pair, labels: Mapping[str, int]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], tuple[float, ...]]:
-    """Both label maps, which lie on one grid, and their spacing."""
+    """Return both label maps, which have the same grid, and their spacing: in mm, or 1 for pictures."""
     pred, ref = read_pair(pair, labels)
-    if not pred.record.geometry.is_close(ref.record.geometry):
+    if not pred.record.is_on_grid_of(ref.record):
         raise GeometryError(
             "prediction and reference lie on different grids",
             file=pair.pred,
@@ -153,7 +153,9 @@ def _compared(pair: Pair, labels: Mapping[str, int]) -> tuple[npt.NDArray[Any], 
             expected=f"{ref.record.geometry.shape} at {_rounded(ref.record.geometry.spacing_mm)} mm",
             remedy="predict on the image that the reference was drawn on",
         )
-    return np.asarray(pred.image[0]), np.asarray(ref.image[0]), ref.record.geometry.spacing_mm
+    grid = ref.record.geometry
+    spacing_mm = grid.spacing_mm if ref.record.is_placed else (1.0,) * len(grid.shape)  # distances in pixels
+    return np.asarray(pred.image[0]), np.asarray(ref.image[0]), spacing_mm
 
 
 def read_pair(pair: Pair, labels: Mapping[str, int]) -> tuple[Volume, Volume]:
