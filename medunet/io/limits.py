@@ -87,17 +87,27 @@ def require_memory(shape: Sequence[int], channels: int, file: Path) -> None:
         )
 
 
+def require_reachable(path: Path) -> os.stat_result:
+    """Return what the system knows about a file or folder.
+
+    Raises:
+        DataError: it does not exist or cannot be reached, or its name is too long or has a null character.
+    """
+    try:
+        return path.stat()
+    except FileNotFoundError as error:
+        raise DataError("does not exist", file=path) from error
+    except (OSError, ValueError) as error:  # ValueError for a null character
+        raise DataError(f"cannot be opened: {getattr(error, 'strerror', None) or error}", file=path) from error
+
+
 def require_content(path: Path) -> None:
     """Reject a file that does not exist, cannot be reached or is empty.
 
     Raises:
         DataError: as above.
     """
-    try:
-        size = path.stat().st_size
-    except (OSError, ValueError) as error:  # ValueError for a null character in the name
-        raise DataError(f"cannot be opened: {getattr(error, 'strerror', None) or error}", file=path) from error
-    if size == 0:
+    if require_reachable(path).st_size == 0:
         raise DataError("file has zero bytes", file=path, remedy="copy it again from its source")
 
 

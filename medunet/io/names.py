@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-_DOUBLE_SUFFIXES = (".nii.gz", ".seg.nrrd", ".ome.tif", ".ome.tiff")
+_DOUBLE_SUFFIXES = (".nii.gz", ".nii.bz2", ".seg.nrrd", ".ome.tif", ".ome.tiff")
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}$")
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 """nnU-Net's names of images: `case_0000.nii.gz`, `case_0001.nii.gz`, ... are the channels of `case`."""

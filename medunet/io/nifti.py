@@ -1,32 +1,51 @@
-"""NIfTI-1 and NIfTI-2: every byte is checked before a voxel is used."""
+"""NIfTI-1, NIfTI-2, Analyze 7.5 and FreeSurfer's MGH: every byte is checked before a voxel is used."""
 
 from __future__ import annotations
 
+import bz2
 import io
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.freesurfer.mghformat import MGHHeader
 
-from medunet.errors import DataError, GeometryError
+from medunet.errors import DataError, GeometryError, SecurityError
 from medunet.geometry import Geometry
 
-from .deflate import GZIP_MAGIC, MAX_RATIO, gunzip
+from .deflate import GZIP_MAGIC, LARGEST_EXCESS, MAX_RATIO, gunzip
 from .layout import copy_in_order
-from .limits import require_memory
+from .limits import open_for_reading, require_content, require_memory
 from .options import DEFAULTS, Form, ReadOptions
 from .record import ReadRecord
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
+NIFTI_SUFFIXES = (".nii", ".nii.gz", ".nii.bz2")
+
+RELATED_SUFFIXES = (".hdr", ".mgh", ".mgz")
+"""Header of a pair with an `.img` file (NIfTI or Analyze 7.5), and FreeSurfer's format."""
+
+_BZIP2_MAGIC = b"BZh"
+_SPACING_IS_ENOUGH = "pass --form pixdim if the spacing alone is enough"
+_MGH_HEADER_BYTES, _MGH_PLACED = 284, 28
+"""Where MGH's voxels begin, and where its header says whether it has an orientation."""
+
+_COPY_AGAIN = "copy it again from its source"
 
 _HEADERS: dict[int, Any] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 """Header size, the first number in the file, to the class that reads it."""
 
 _LARGEST_HEADER = 540
+
+_HEAD_BYTES = 1 << 16
+
+_BZIP2_BLOCK_BYTES = 1 << 20
+"""Nothing can be unpacked before the whole first block is there, which has up to 900,000 bytes."""
 
 FLOAT32_ROUNDING = 1e-6
 """Relative difference of numbers that two programs have rounded to float32, in another order of arithmetic."""
@@ -45,7 +64,7 @@ def read_nifti(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray
     """Read a volume and its placement.
 
     Args:
-        path: a `.nii` or `.nii.gz` file.
+        path: a `.nii`, `.nii.gz`, `.nii.bz2`, `.mgh` or `.mgz` file, or the `.hdr` beside an `.img`.
         options: `channels`, `form` and `fill_value` are used.
 
     Returns:
@@ -59,6 +78,8 @@ def read_nifti(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray
     """
     stream = _Stream(path)
     layout = _parse(stream.head, path, options)
+    if path.suffix.lower() == ".hdr":
+        stream = _Stream(path.with_suffix(".IMG" if path.suffix.isupper() else ".img"))
     stream.require(layout.offset + layout.nbytes)
     require_memory(layout.record.geometry.shape, layout.record.channels, path)
     raw = stream.read(layout.offset, layout.nbytes)
@@ -87,28 +108,31 @@ class _Stream:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        require_content(path)
+        with open_for_reading(path) as file:
+            head = file.read(_HEAD_BYTES)
+            if head.startswith(_BZIP2_MAGIC):
+                head += file.read(_BZIP2_BLOCK_BYTES)
+        self.size = path.stat().st_size
+        self.gzipped, self.bzipped = head.startswith(GZIP_MAGIC), head.startswith(_BZIP2_MAGIC)
+        name = path.name.lower()
+        if not self.gzipped and name.endswith((".gz", ".mgz")):
+            raise DataError("not a gzip file in spite of its name", file=path, remedy=f"rename it to {path.name[:-3]}")
+        if not self.bzipped and name.endswith(".bz2"):
+            raise DataError("not a bzip2 file in spite of its name", file=path, remedy=f"rename it to {path.name[:-4]}")
         try:
-            with path.open("rb") as file:
-                head = file.read(1 << 16)
-            self.size = path.stat().st_size
-        except OSError as error:
-            raise DataError(f"cannot be opened: {error.strerror or error}", file=path) from error
-        if not head:
-            raise DataError("file has zero bytes", file=path, remedy="copy it again from its source")
-        self.gzipped = head.startswith(GZIP_MAGIC)
-        if not self.gzipped and path.name.lower().endswith(".gz"):
-            raise DataError("not a gzip file in spite of its name", file=path, remedy="rename it to .nii")
-        if self.gzipped:
-            try:
+            if self.gzipped:
                 head = zlib.decompressobj(wbits=31).decompress(head, 2 * _LARGEST_HEADER)
-            except zlib.error as error:
-                raise DataError(f"damaged gzip file: {error}", file=path) from error
+            elif self.bzipped:
+                head = bz2.BZ2Decompressor().decompress(head, 2 * _LARGEST_HEADER)
+        except (zlib.error, OSError) as error:
+            raise DataError(f"damaged compressed file: {error}", file=path, remedy=_COPY_AGAIN) from error
         self.head = head
 
     def require(self, needed: int) -> None:
         """Refuse a file that cannot hold so many bytes, decompressed."""
         bound = self.size * MAX_RATIO if self.gzipped else self.size
-        if needed > bound:
+        if needed > bound and not self.bzipped:
             raise DataError(
                 "file is shorter than its header says",
                 file=self.path,
@@ -120,8 +144,12 @@ class _Stream:
     def read(self, offset: int, nbytes: int) -> memoryview:
         """`nbytes` from `offset` of the decompressed file, after its length and gzip's checksum have been verified."""
         needed = offset + nbytes
-        content = self.path.read_bytes()
-        data = gunzip(content, wanted=needed, file=self.path) if self.gzipped else memoryview(content)
+        with open_for_reading(self.path) as file:
+            if self.bzipped:
+                data = _bunzip(file, needed, self.path)
+            else:
+                content = file.read()
+                data = gunzip(content, wanted=needed, file=self.path) if self.gzipped else memoryview(content)
         if len(data) < needed:
             raise DataError(
                 "file is shorter than its header says",
@@ -131,6 +159,22 @@ class _Stream:
                 remedy="copy it again from its source",
             )
         return data[offset:needed]
+
+
+def _bunzip(file: BinaryIO, wanted: int, path: Path) -> memoryview:
+    """Return so many bytes of a bzip2 file, or fewer if it has no more, after all its checksums are verified."""
+    try:
+        with bz2.open(file) as unpacked:
+            data, excess = unpacked.read(wanted), 0
+            while piece := unpacked.read(_BZIP2_BLOCK_BYTES):
+                excess += len(piece)
+                if excess > LARGEST_EXCESS:
+                    raise SecurityError(
+                        "bzip2 file unpacks to more than its header says", file=path, remedy=_COPY_AGAIN
+                    )
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"damaged bzip2 file: {error}", file=path, remedy=_COPY_AGAIN) from error
+    return memoryview(data)
 
 
 @dataclass(frozen=True)
@@ -152,51 +196,116 @@ class _Layout:
 
 
 def _parse(head: bytes, path: Path, options: ReadOptions) -> _Layout:
+    if path.suffix.lower() in (".mgh", ".mgz"):
+        return _parse_mgh(head, path, options)
+    is_pair = path.suffix.lower() == ".hdr"
     size = next((n for n in _HEADERS for order in ("little", "big") if int.from_bytes(head[:4], order) == n), None)
     if size is None or len(head) < size:
         raise DataError("not a NIfTI file", file=path, remedy="use NIfTI-1 or NIfTI-2 (.nii, .nii.gz)")
+    is_analyze = is_pair and size == 348 and head[344:347] not in (b"n+1", b"ni1")
+    kind = nib.Spm2AnalyzeHeader if is_analyze else _HEADERS[size]
     try:
-        header = _HEADERS[size].from_fileobj(io.BytesIO(head[:size]), check=False)
+        header = kind.from_fileobj(io.BytesIO(head[:size]), check=False)
         dtype = header.get_data_dtype()
         slope, inter = header.get_slope_inter()
         stored_shape = tuple(int(n) for n in header.get_data_shape())
         offset = int(header["vox_offset"])
     except (nib.spatialimages.HeaderDataError, ValueError, KeyError, OverflowError) as error:
-        raise DataError(f"damaged NIfTI header: {error}", file=path) from error
-    if header["magic"].item()[:2] not in (b"n+", b"ni"):
-        raise DataError("not a NIfTI file", file=path, remedy="use NIfTI-1 or NIfTI-2 (.nii, .nii.gz)")
-    if header["magic"].item()[:2] == b"ni":
-        raise DataError("voxels lie in a separate .img file", file=path, remedy="convert to a single .nii.gz")
+        raise DataError(f"damaged {'Analyze' if is_analyze else 'NIfTI'} header: {error}", file=path) from error
+    if not is_analyze and header["magic"].item()[:2] != (b"ni" if is_pair else b"n+"):
+        if header["magic"].item()[:2] not in (b"n+", b"ni"):
+            raise DataError("not a NIfTI file", file=path, remedy="use NIfTI-1 or NIfTI-2 (.nii, .nii.gz)")
+        found = "one file" if is_pair else "a header with a separate .img file"
+        raise DataError("name does not match the header", file=path, received=f"header of {found}")
+    if offset < (0 if is_pair else size):
+        raise DataError("voxels start inside the header", file=path, received=offset, expected=f">= {size}")
+    if is_analyze:
+        place = partial(_analyze_placement, header, options.form)
+        oddities = [] if slope in (None, 1.0) else ["voxels scaled by SPM's factor"]
+    else:
+        if float(header["pixdim"][0]) == 0:
+            header["pixdim"][0] = 1  # the standard: a factor of 0 means 1
+        place = partial(_placement, header, form=options.form)
+        oddities = _oddities(header)
+    return _layout(
+        path,
+        options,
+        dtype=dtype,
+        stored_shape=stored_shape,
+        place=place,
+        oddities=oddities,
+        format="analyze" if is_analyze else "nifti",
+        slope=1.0 if slope is None else float(slope),
+        inter=0.0 if inter is None else float(inter),
+        offset=offset,
+    )
+
+
+def _parse_mgh(head: bytes, path: Path, options: ReadOptions) -> _Layout:
+    """Parse the header of FreeSurfer's format: big-endian, RAS, voxels from byte 284."""
+    try:
+        header = MGHHeader(head[:_MGH_HEADER_BYTES], check=False)
+        dtype = np.dtype(header.get_data_dtype()).newbyteorder(">")
+        stored_shape = tuple(int(n) for n in header["dims"])
+    except (ValueError, KeyError, nib.spatialimages.HeaderDataError) as error:
+        raise DataError(f"damaged MGH header: {error}", file=path) from error
+    if int(header["version"]) != 1 or len(head) < _MGH_HEADER_BYTES:
+        raise DataError("not an MGH file", file=path)
+    has_placement = int.from_bytes(head[_MGH_PLACED : _MGH_PLACED + 2], "big") == 1
+
+    def place(shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+        if not has_placement:
+            raise GeometryError("header has neither spacing nor orientation")
+        if options.form == "pixdim":
+            return _spacing_only(header["delta"])
+        return np.asarray(header.get_affine(), dtype=np.float64), ()
+
+    return _layout(
+        path, options, dtype=dtype, stored_shape=stored_shape, place=place, format="mgh", offset=_MGH_HEADER_BYTES
+    )
+
+
+def _layout(
+    path: Path,
+    options: ReadOptions,
+    *,
+    dtype: np.dtype[Any],
+    stored_shape: tuple[int, ...],
+    place: Callable[[tuple[int, ...]], tuple[np.ndarray, tuple[str, ...]]],
+    format: str,
+    offset: int,
+    slope: float = 1.0,
+    inter: float = 0.0,
+    oddities: Sequence[str] = (),
+) -> _Layout:
+    """Check what the formats have in common; `place` returns the affine of a shape, and warnings."""
     if dtype.kind not in "iufb" or dtype.itemsize > 8:
         raise DataError(
             "voxels have no order", file=path, received=str(dtype), expected="integers or floats up to 64 bits"
         )
     if len(stored_shape) < 2 or min(stored_shape) < 1:
         raise DataError("header has an empty or missing axis", file=path, received=stored_shape)
-    if offset < size:
-        raise DataError("voxels start inside the header", file=path, received=offset, expected=f">= {size}")
-
     shape, dropped, n_channels = _split_axes(stored_shape, path, options.channels)
     try:
-        affine, warnings = _placement(header, shape, options.form)
+        affine, warnings = place(shape)
         geometry = Geometry(affine, shape)
     except GeometryError as error:
         raise error.at(path) from error
     record = ReadRecord(
         path=path,
-        format="nifti",
+        format=format,
         geometry=geometry,
         channels=n_channels,
         dtype=dtype.newbyteorder("=").name,
-        warnings=(*warnings, *_oddities(header)),
+        warnings=(*warnings, *oddities),
     )
     return _Layout(
         record=record,
         dtype=dtype,
         stored_shape=stored_shape,
         dropped=dropped,
-        slope=1.0 if slope is None else float(slope),
-        inter=0.0 if inter is None else float(inter),
+        slope=slope,
+        inter=inter,
         offset=offset,
     )
 
@@ -240,17 +349,28 @@ def _split_axes(
     return spatial, dropped, count
 
 
+def _spacing_only(spacing: npt.ArrayLike) -> tuple[np.ndarray, tuple[str, ...]]:
+    lengths = [float(length) for length in np.asarray(spacing)]
+    return np.diag([*lengths, *([1.0] * (3 - len(lengths))), 1.0]), ("placement ignored: spacing only",)
+
+
+def _analyze_placement(
+    header: nib.Spm2AnalyzeHeader, form: Form, shape: tuple[int, ...]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    if form != "pixdim":
+        raise GeometryError("Analyze 7.5 does not say which side is left", remedy=_SPACING_IS_ENOUGH)
+    return _spacing_only(header["pixdim"][1 : len(shape) + 1])
+
+
 def _placement(header: Any, shape: tuple[int, ...], form: Form) -> tuple[np.ndarray, tuple[str, ...]]:
     """The affine by rule `form`, and warnings."""
     n_axes = len(shape)
     pixdim = np.asarray(header["pixdim"], dtype=np.float64)[1 : n_axes + 1]
     sform = np.asarray(header.get_sform(), dtype=np.float64) if int(header["sform_code"]) > 0 else None
     if form == "sform" and sform is None:
-        raise GeometryError("header has no sform", remedy="pass --form pixdim if the spacing alone is enough")
+        raise GeometryError("header has no sform", remedy=_SPACING_IS_ENOUGH)
     if form == "agree" and sform is None and int(header["qform_code"]) <= 0:
-        raise GeometryError(
-            "header has neither sform nor qform", remedy="pass --form pixdim if the spacing alone is enough"
-        )
+        raise GeometryError("header has neither sform nor qform", remedy=_SPACING_IS_ENOUGH)
     if form == "sform" and sform is not None:
         return sform, ()
     if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
@@ -266,7 +386,7 @@ def _placement(header: Any, shape: tuple[int, ...], form: Form) -> tuple[np.ndar
             return sform, ()
         return sform, (f"sform used; pixdim {_shown(pixdim)} differs from its spacing {_shown(spacing)}",)
     if form == "pixdim":
-        return np.diag([*pixdim, *([1.0] * (3 - n_axes)), 1.0]), ("placement ignored: spacing only",)
+        return _spacing_only(pixdim)
     if int(header["qform_code"]) <= 0:
         raise GeometryError("header has no qform", remedy="pass --form sform or --form pixdim")
     try:

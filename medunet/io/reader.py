@@ -29,12 +29,13 @@ from .images import (
 )
 from .isolation import is_wanted, shared_process
 from .itk import ITK_SUFFIXES, read_itk, read_itk_header
+from .limits import require_reachable
 from .names import output_name
-from .nifti import NIFTI_SUFFIXES, read_nifti, read_nifti_header
+from .nifti import NIFTI_SUFFIXES, RELATED_SUFFIXES, read_nifti, read_nifti_header
 from .options import Form, ReadOptions, Tilt, Uneven
 from .record import ReadRecord, encode_frames
 
-IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *PILLOW_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES)
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RELATED_SUFFIXES, *PILLOW_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES)
 """Endings of the files that can be read, in lower case. DICOM has none that can be relied on: a folder is taken for a
 series, and a file with another ending is read as DICOM where it has its magic word."""
 
@@ -67,7 +68,7 @@ def read_volume(
     Args:
         path: a file, a folder with a DICOM series, or several of them, which become channels of one grid.
         channels: number of channels that a NIfTI file with a fourth axis must have; without it such files are refused.
-        form: NIfTI: which placement of the header to use, see `medunet.io.options.Form`.
+        form: all but DICOM: which placement of the header to use, see `medunet.io.options.Form`.
         fill_value: NIfTI: replaces NaN and infinite voxels, which are refused otherwise.
         series_uid: DICOM: which series to read where there are several.
         uneven: DICOM: 'refuse' slices at uneven distances or 'resample' them; a missing slice is always refused.
@@ -112,7 +113,7 @@ def read_header(
 ) -> ReadRecord:
     """Return the record of `read_volume` from the headers alone, in milliseconds; damaged voxels go unnoticed."""
     options = ReadOptions(channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims, skip_unreadable)
-    paths = _as_paths(path)
+    paths = _reachable(_as_paths(path))
     read = shared_process().read_header if is_wanted(isolated) else read_one_header
     return _joined([_with_dims(read(item, options), options.spatial_dims) for item in paths])
 
@@ -187,7 +188,7 @@ def _read_all(
 ) -> tuple[npt.NDArray[np.float32], dict[str, Any], ReadRecord]:
     arrays, records, flattened = [], [], False
     read = shared_process().read if is_wanted(isolated) else read_one
-    for path in paths:
+    for path in _reachable(paths):
         array, found = read(path, options)
         record = _with_dims(found, options.spatial_dims)
         flattened |= record is not found
@@ -224,7 +225,7 @@ def read_one(path: Path, options: ReadOptions) -> tuple[npt.NDArray[np.float32],
         suffix = _suffix(path)
         if suffix == _DICOM:
             return read_dicom(path, options)
-        if suffix in NIFTI_SUFFIXES:
+        if suffix in (*NIFTI_SUFFIXES, *RELATED_SUFFIXES):
             return read_nifti(path, options)
         if suffix in PILLOW_SUFFIXES:
             return read_pillow(path)
@@ -237,7 +238,7 @@ def read_one_header(path: Path, options: ReadOptions) -> ReadRecord:
         suffix = _suffix(path)
         if suffix == _DICOM:
             return read_dicom_header(path, options)
-        if suffix in NIFTI_SUFFIXES:
+        if suffix in (*NIFTI_SUFFIXES, *RELATED_SUFFIXES):
             return read_nifti_header(path, options)
         if suffix in PILLOW_SUFFIXES:
             return read_pillow_header(path)
@@ -298,6 +299,19 @@ def _as_paths(path: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
     return tuple(Path(p) for p in paths)
 
 
+def _reachable(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Return the paths to read, an `.img` as the `.hdr` beside it, after the system has found each of them.
+
+    Raises:
+        DataError: a path that does not exist, may not be read, is too long or has a null character.
+    """
+    headers = {".img": ".hdr", ".IMG": ".HDR"}
+    found = tuple(path.with_suffix(headers[path.suffix]) if path.suffix in headers else path for path in paths)
+    for path in found:
+        require_reachable(path)
+    return found
+
+
 _DICOM = ".dcm"
 
 
@@ -313,8 +327,6 @@ def _suffix(path: Path, *, strict: bool = True) -> str | None:
         return _DICOM
     if not strict:
         return None
-    if not path.exists():
-        raise DataError("does not exist", file=path)
     raise DataError(
         "unknown format",
         file=path,

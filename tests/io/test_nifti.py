@@ -167,7 +167,7 @@ def test_what_is_no_image_is_refused_by_name(tmp_path, name, content, cause):
 
 
 def test_missing_file_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"none.nii.gz: cannot be opened: No such file"):
+    with pytest.raises(DataError, match=r"none.nii.gz: does not exist"):
         read_volume(tmp_path / "none.nii.gz")
 
 

@@ -86,7 +86,7 @@ def test_typed_error_is_the_cause_of_what_compose_raises(item, tmp_path):
     with pytest.raises(RuntimeError) as caught:
         Compose([loader()])(item | {"image": str(tmp_path / "none.nii.gz")})
     assert isinstance(caught.value.__cause__, DataError)
-    assert "none.nii.gz: cannot be opened" in str(caught.value.__cause__)
+    assert "none.nii.gz: does not exist" in str(caught.value.__cause__)
 
 
 def test_readers_of_monai_do_not_get_what_ours_refuses(tmp_path):
