@@ -6,18 +6,27 @@ file that once broke a reader is kept in `FOUND`.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import os
+import resource
+import signal
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 import tifffile
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -40,6 +49,12 @@ EXAMPLES = int(os.environ.get("MEDUNET_FUZZ_EXAMPLES", "150"))
 
 LARGEST = 1 << 28
 """Bytes of an image: what asks for more is refused, so that the fuzzer does not fill the machine."""
+
+MOST_SECONDS = 5
+"""Processor time that a file of some kilobytes may take."""
+
+MOST_BYTES = 2 << 30
+"""Memory that it may take."""
 
 WORDS = [0, 1, 2, 3, 7, 8, 9, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 1 << 24, (1 << 31) - 1, 1 << 31]
 NUMBERS = [word.to_bytes(4, order) for word in WORDS for order in ("little", "big")]
@@ -76,17 +91,43 @@ def changed(content: bytes, changes: list[tuple[float, bytes, str, bool]]) -> by
     return bytes(data)
 
 
-def read_all(path: Path) -> None:
+@contextmanager
+def within_limits() -> Iterator[None]:
+    """Fail if the block needs more than `MOST_SECONDS` of processor time, or makes the process grow by `MOST_BYTES`.
+
+    A signal interrupts an endless loop; a reader may report it as any other error, so the time is compared afterwards.
+    """
+
+    def stop(*_: object) -> None:
+        raise TimeoutError("too long")
+
+    before, begun = peak_bytes(), time.process_time()
+    handler = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, 2 * MOST_SECONDS, MOST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, handler)
+    assert time.process_time() - begun < MOST_SECONDS
+    assert peak_bytes() - before < MOST_BYTES
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def read_all(path: Path, **options: Any) -> None:
     """Both readers; whatever they give is what their record says."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), within_limits():
         warnings.simplefilter("ignore")
         try:
-            record = read_header(path)
+            record = read_header(path, **options)
             assert 2 <= len(record.geometry.shape) <= 3
         except MedunetError as error:
             assert "\n" not in str(error)
         try:
-            volume = read_volume(path)
+            volume = read_volume(path, **options)
         except MedunetError as error:
             assert "\n" not in str(error)
             return
@@ -109,6 +150,20 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(np.zeros((9, 8), np.uint8)).save(folder / "a.bmp")
     tifffile.imwrite(folder / "a.tif", voxels.astype(np.uint16))
     tifffile.imwrite(folder / "b.tif", voxels, compression="zlib")
+    tifffile.imwrite(folder / "c.tif", voxels, photometric="miniswhite", metadata=None)
+    hyperstack = voxels[:6].reshape(3, 2, 6, 5).astype(np.uint16)
+    tifffile.imwrite(folder / "d.tif", hyperstack, imagej=True, metadata={"axes": "ZCYX", "spacing": 2, "unit": "um"})
+    tifffile.imwrite(folder / "e.tif", hyperstack, ome=True, metadata={"axes": "ZCYX"})
+    Image.fromarray(voxels[:, :, 0]).convert("P").save(folder / "b.png", bits=2)
+    nib.save(nib.Nifti1Pair(voxels, affine), folder / "a.hdr")
+    nib.save(nib.Spm2AnalyzeImage(voxels, np.diag([1, 2, 3, 1])), folder / "b.hdr")
+    nib.save(nib.MGHImage(voxels, affine), folder / "a.mgh")
+    for name, pack in (("a.mgz", gzip.compress), ("a.nii.bz2", bz2.compress)):
+        source = "a.mgh" if name == "a.mgz" else "a.nii"
+        (folder / name).write_bytes(pack((folder / source).read_bytes()))
+    image = sitk.GetImageFromArray(voxels)
+    for name in ("a.mhd", "a.nhdr"):
+        sitk.WriteImage(image, str(folder / name), useCompression=True)
     return folder
 
 
@@ -162,7 +217,13 @@ def fuzz(check: Callable[[list[tuple[float, bytes, str, bool]]], None]) -> int:
     return tried
 
 
-FILES = ["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.png", "a.jpg", "a.bmp", "a.tif", "b.tif"]
+FILES = [
+    *("a.nii", "a.nii.gz", "a.nii.bz2", "a.mgh", "a.mgz", "a.nrrd", "a.mha", "a.png", "b.png", "a.jpg", "a.bmp"),
+    *("a.tif", "b.tif", "c.tif", "d.tif", "e.tif"),
+]
+
+PAIRS = {"a.hdr": "a.img", "b.hdr": "b.img", "a.mhd": "a.zraw", "a.nhdr": "a.raw.gz"}
+"""Headers and the files that have their voxels."""
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -173,6 +234,46 @@ def test_a_changed_file_is_read_or_refused(name: str, seeds: Path) -> None:
 
         def check(changes: list[tuple[float, bytes, str, bool]]) -> None:
             path.write_bytes(changed(content, changes))
+            read_all(path)
+
+        assert fuzz(check)
+
+
+@pytest.mark.parametrize("changed_part", [0, 1])
+@pytest.mark.parametrize("name", sorted(PAIRS))
+def test_a_changed_pair_of_files_is_read_or_refused(name: str, changed_part: int, seeds: Path) -> None:
+    names = (name, PAIRS[name])
+    contents = [(seeds / one).read_bytes() for one in names]
+    with tempfile.TemporaryDirectory() as folder:
+        for one, content in zip(names, contents, strict=True):
+            (Path(folder) / one).write_bytes(content)
+
+        def check(changes: list[tuple[float, bytes, str, bool]]) -> None:
+            (Path(folder) / names[changed_part]).write_bytes(changed(contents[changed_part], changes))
+            read_all(Path(folder) / name)
+            if name == "b.hdr":
+                read_all(Path(folder) / name, form="pixdim")
+
+        assert fuzz(check)
+
+
+def test_what_a_png_unpacks_to_may_be_anything(seeds: Path) -> None:
+    """Chunks with right checksums and changed content."""
+    content = (seeds / "a.png").read_bytes()
+    chunks, place = [], 8
+    while place < len(content):
+        length = int.from_bytes(content[place : place + 4], "big")
+        chunks.append((content[place + 4 : place + 8], content[place + 8 : place + 8 + length]))
+        place += 12 + length
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "changed.png"
+
+        def check(changes: list[tuple[float, bytes, str, bool]]) -> None:
+            data = content[:8]
+            for number, (kind, inner) in enumerate(chunks):
+                body = changed(inner, changes) if number == len(changes) % 2 else inner
+                data += len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+            path.write_bytes(data)
             read_all(path)
 
         assert fuzz(check)
@@ -212,7 +313,7 @@ def test_changed_structures_are_read_or_refused(name: str, dicom: Path, seeds: P
 
     def check(changes: list[tuple[float, bytes, str, bool]]) -> None:
         path.write_bytes(changed(content, changes))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), within_limits():
             warnings.simplefilter("ignore")
             try:
                 volume = read_label(path, reference=geometry, labels={"background": 0, "kidney": 1, "liver": 2})

@@ -224,6 +224,8 @@ def refuse_deflate_bomb(file: BinaryIO, path: Path) -> None:
                     remedy="export the series again",
                 )
             piece = unpacker.unconsumed_tail or file.read(_PIECE)
+        if not unpacker.eof:
+            raise DataError("deflated data are truncated", file=path, remedy="export the series again")
     except zlib.error as error:
         raise DataError("damaged deflated data", file=path, remedy="export the series again") from error
     finally:

@@ -32,8 +32,8 @@ RELATED_SUFFIXES = (".hdr", ".mgh", ".mgz")
 
 _BZIP2_MAGIC = b"BZh"
 _SPACING_IS_ENOUGH = "pass --form pixdim if the spacing alone is enough"
-_MGH_HEADER_BYTES, _MGH_PLACED = 284, 28
-"""Where MGH's voxels begin, and where its header says whether it has an orientation."""
+_MGH_VERSION, _MGH_HEADER_BYTES, _MGH_PLACED = b"\0\0\0\1", 284, 28
+"""How MGH files begin, where their voxels begin, and where the header says whether it has an orientation."""
 
 _COPY_AGAIN = "copy it again from its source"
 
@@ -243,14 +243,14 @@ def _parse(head: bytes, path: Path, options: ReadOptions) -> _Layout:
 
 def _parse_mgh(head: bytes, path: Path, options: ReadOptions) -> _Layout:
     """Parse the header of FreeSurfer's format: big-endian, RAS, voxels from byte 284."""
+    if len(head) < _MGH_HEADER_BYTES or not head.startswith(_MGH_VERSION):
+        raise DataError("not an MGH file", file=path)
     try:
         header = MGHHeader(head[:_MGH_HEADER_BYTES], check=False)
         dtype = np.dtype(header.get_data_dtype()).newbyteorder(">")
         stored_shape = tuple(int(n) for n in header["dims"])
     except (ValueError, KeyError, nib.spatialimages.HeaderDataError) as error:
         raise DataError(f"damaged MGH header: {error}", file=path) from error
-    if int(header["version"]) != 1 or len(head) < _MGH_HEADER_BYTES:
-        raise DataError("not an MGH file", file=path)
     has_placement = int.from_bytes(head[_MGH_PLACED : _MGH_PLACED + 2], "big") == 1
 
     def place(shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[str, ...]]:

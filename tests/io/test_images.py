@@ -165,6 +165,20 @@ def test_no_flipped_bit_in_a_png_passes(tmp_path):
             read_volume(path)
 
 
+def test_no_flipped_bit_in_a_deflated_tiff_changes_pixels_silently(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, ramp(40, 41), compression="zlib")
+    with tifffile.TiffFile(path) as tiff:
+        (start,), (length,) = tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts
+    whole = path.read_bytes()
+    for bit in range(8 * start, 8 * (start + length), 29):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        with pytest.raises(DataError):
+            read_volume(path)
+
+
 def imagej(path, pixels, axes, **metadata):
     tifffile.imwrite(path, pixels, imagej=True, metadata={"axes": axes, **metadata}, resolution=(5, 4))
     return read_volume(path)
