@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import bz2
 import io
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.freesurfer.mghformat import MGHHeader
 
-from medunet.errors import DataError, GeometryError, SecurityError
+from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
-from .deflate import GZIP_MAGIC, LARGEST_EXCESS, MAX_RATIO, gunzip
 from .layout import copy_in_order
-from .limits import open_for_reading, require_content, require_memory
+from .limits import require_memory
 from .options import DEFAULTS, Form, ReadOptions
+from .packed import PackedFile
 from .record import ReadRecord
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz", ".nii.bz2")
@@ -30,22 +28,13 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz", ".nii.bz2")
 RELATED_SUFFIXES = (".hdr", ".mgh", ".mgz")
 """Header of a pair with an `.img` file (NIfTI or Analyze 7.5), and FreeSurfer's format."""
 
-_BZIP2_MAGIC = b"BZh"
 _SPACING_IS_ENOUGH = "pass --form pixdim if the spacing alone is enough"
 _MGH_VERSION, _MGH_HEADER_BYTES, _MGH_PLACED = b"\0\0\0\1", 284, 28
 """How MGH files begin, where their voxels begin, and where the header says whether it has an orientation."""
 
-_COPY_AGAIN = "copy it again from its source"
-
 _HEADERS: dict[int, Any] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 """Header size, the first number in the file, to the class that reads it."""
 
-_LARGEST_HEADER = 540
-
-_HEAD_BYTES = 1 << 16
-
-_BZIP2_BLOCK_BYTES = 1 << 20
-"""Nothing can be unpacked before the whole first block is there, which has up to 900,000 bytes."""
 
 FLOAT32_ROUNDING = 1e-6
 """Relative difference of numbers that two programs have rounded to float32, in another order of arithmetic."""
@@ -76,10 +65,10 @@ def read_nifti(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray
             voxels, an axis that was not declared.
         GeometryError: missing, contradictory, singular or infinite placement.
     """
-    stream = _Stream(path)
+    stream = PackedFile(path)
     layout = _parse(stream.head, path, options)
     if path.suffix.lower() == ".hdr":
-        stream = _Stream(path.with_suffix(".IMG" if path.suffix.isupper() else ".img"))
+        stream = PackedFile(path.with_suffix(".IMG" if path.suffix.isupper() else ".img"))
     stream.require(layout.offset + layout.nbytes)
     require_memory(layout.record.geometry.shape, layout.record.channels, path)
     raw = stream.read(layout.offset, layout.nbytes)
@@ -100,81 +89,7 @@ def read_nifti(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray
 
 def read_nifti_header(path: Path, options: ReadOptions = DEFAULTS) -> ReadRecord:
     """The record alone, from the first bytes of the file; raises as `read_nifti`, but for damage further on."""
-    return _parse(_Stream(path).head, path, options).record
-
-
-class _Stream:
-    """The bytes of a plain or gzipped file: `head` first, then a checked read of the rest."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        require_content(path)
-        with open_for_reading(path) as file:
-            head = file.read(_HEAD_BYTES)
-            if head.startswith(_BZIP2_MAGIC):
-                head += file.read(_BZIP2_BLOCK_BYTES)
-        self.size = path.stat().st_size
-        self.gzipped, self.bzipped = head.startswith(GZIP_MAGIC), head.startswith(_BZIP2_MAGIC)
-        name = path.name.lower()
-        if not self.gzipped and name.endswith((".gz", ".mgz")):
-            raise DataError("not a gzip file in spite of its name", file=path, remedy=f"rename it to {path.name[:-3]}")
-        if not self.bzipped and name.endswith(".bz2"):
-            raise DataError("not a bzip2 file in spite of its name", file=path, remedy=f"rename it to {path.name[:-4]}")
-        try:
-            if self.gzipped:
-                head = zlib.decompressobj(wbits=31).decompress(head, 2 * _LARGEST_HEADER)
-            elif self.bzipped:
-                head = bz2.BZ2Decompressor().decompress(head, 2 * _LARGEST_HEADER)
-        except (zlib.error, OSError) as error:
-            raise DataError(f"damaged compressed file: {error}", file=path, remedy=_COPY_AGAIN) from error
-        self.head = head
-
-    def require(self, needed: int) -> None:
-        """Refuse a file that cannot hold so many bytes, decompressed."""
-        bound = self.size * MAX_RATIO if self.gzipped else self.size
-        if needed > bound and not self.bzipped:
-            raise DataError(
-                "file is shorter than its header says",
-                file=self.path,
-                received=f"{self.size} bytes",
-                expected=f"{needed} bytes",
-                remedy="copy it again from its source",
-            )
-
-    def read(self, offset: int, nbytes: int) -> memoryview:
-        """`nbytes` from `offset` of the decompressed file, after its length and gzip's checksum have been verified."""
-        needed = offset + nbytes
-        with open_for_reading(self.path) as file:
-            if self.bzipped:
-                data = _bunzip(file, needed, self.path)
-            else:
-                content = file.read()
-                data = gunzip(content, wanted=needed, file=self.path) if self.gzipped else memoryview(content)
-        if len(data) < needed:
-            raise DataError(
-                "file is shorter than its header says",
-                file=self.path,
-                received=f"{len(data)} bytes",
-                expected=f"{needed} bytes",
-                remedy="copy it again from its source",
-            )
-        return data[offset:needed]
-
-
-def _bunzip(file: BinaryIO, wanted: int, path: Path) -> memoryview:
-    """Return so many bytes of a bzip2 file, or fewer if it has no more, after all its checksums are verified."""
-    try:
-        with bz2.open(file) as unpacked:
-            data, excess = unpacked.read(wanted), 0
-            while piece := unpacked.read(_BZIP2_BLOCK_BYTES):
-                excess += len(piece)
-                if excess > LARGEST_EXCESS:
-                    raise SecurityError(
-                        "bzip2 file unpacks to more than its header says", file=path, remedy=_COPY_AGAIN
-                    )
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"damaged bzip2 file: {error}", file=path, remedy=_COPY_AGAIN) from error
-    return memoryview(data)
+    return _parse(PackedFile(path).head, path, options).record
 
 
 @dataclass(frozen=True)
