@@ -44,6 +44,23 @@ _LARGEST_LABEL = 64
 """Characters of a segment's label (VR LO)."""
 
 
+_DESCRIPTION = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "Modality",
+    "Rows",
+    "Columns",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
+"""What highdicom takes from an image besides its placement and `LINKS`."""
+
+
 def make_dicom_seg(
     voxels: npt.NDArray[Any],
     segments: Sequence[Segment],
@@ -204,23 +221,6 @@ def _source_images(planes: Sequence[SourcePlane]) -> tuple[list[Dataset], list[i
         group.PlanePositionSequence = [placement]
     image.SharedFunctionalGroupsSequence, image.PerFrameFunctionalGroupsSequence = [shared], groups
     return [image], numbers
-
-
-_DESCRIPTION = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-    "PositionReferenceIndicator",
-    "Modality",
-    "Rows",
-    "Columns",
-    "LossyImageCompression",
-    "LossyImageCompressionRatio",
-    "LossyImageCompressionMethod",
-)
-"""What highdicom takes from an image besides its placement and `LINKS`."""
 
 
 def _described(header: Dataset, placement: Dataset) -> Dataset:

@@ -109,7 +109,9 @@ def read_planes(frames: Sequence[SourceFrame], geometry: Geometry) -> tuple[Sour
         except Exception as error:  # as in read_dataset: values are converted when they are asked for
             raise DataError(f"damaged DICOM header: {type(error).__name__}", file=file) from error
         if plane is None or not _is_slice(plane.geometry, geometry, index):
-            raise GeometryError("a slice of the series has no position, or another one than it was read at", file=file)
+            raise GeometryError(
+                "a slice of the series cannot be referred to: its header has no position, or not the slice's", file=file
+            )
         planes.append(plane)
     return tuple(planes)
 

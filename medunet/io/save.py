@@ -65,7 +65,7 @@ class SavePredictiond(MapTransform):
             plane as ``<name>_prob.npy`` ``(C, x, y)``; None for none.
         suffix: goes between name and ending, such as ``"_seg"``.
         overwrite: whether existing files may be replaced.
-        source_grid: whether a prediction on another grid than the input's is refused.
+        source_grid: whether a prediction on another grid than the input's is rejected; for DICOM it always is.
         allow_missing_keys: as in MONAI.
 
     Raises:

@@ -88,11 +88,10 @@ def test_missing_highdicom_names_the_extra(tmp_path, make_series, labelled, monk
 
 def written(folder, voxels: np.ndarray, path, **options):
     pytest.importorskip("highdicom")
-    geometry = read_header(folder).geometry
+    record = read_header(folder)
     segments = as_segments(LABELS, values=voxels, **options)
-    save_dataset(
-        make_dicom_seg(voxels, segments, read_planes(read_header(folder).frames, geometry), algorithm=ALGORITHM), path
-    )
+    planes = read_planes(record.frames, record.geometry)
+    save_dataset(make_dicom_seg(voxels, segments, planes, algorithm=ALGORITHM), path)
     return path
 
 

@@ -21,12 +21,10 @@ LABELS = {"background": 0, "liver": 1, "kidney": 5}
 
 
 def rtstruct(folder, voxels, path):
-    geometry = read_header(folder).geometry
-    segments = as_segments(LABELS)
+    record = read_header(folder)
+    planes = read_planes(record.frames, record.geometry)
     algorithm = {"name": "medunet", "version": "1"}
-    save_dataset(
-        make_rtstruct(voxels, segments, read_planes(read_header(folder).frames, geometry), algorithm=algorithm), path
-    )
+    save_dataset(make_rtstruct(voxels, as_segments(LABELS), planes, algorithm=algorithm), path)
     return path
 
 

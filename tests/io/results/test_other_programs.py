@@ -65,11 +65,9 @@ def test_dciodvfy_has_no_complaint_of_a_segmentation(tmp_path, make_series, labe
 
 def test_dciodvfy_has_no_complaint_of_a_structure_set(tmp_path, make_series, labelled):
     folder = make_series(tmp_path / "ct")
-    geometry = read_header(folder).geometry
+    planes = read_planes((record := read_header(folder)).frames, record.geometry)
     segments = as_segments(LABELS, codes={"Leber": {"type": ["10200004", "SCT", "Liver"]}})
-    dataset = make_rtstruct(
-        labelled(), segments, read_planes(read_header(folder).frames, geometry), algorithm=ALGORITHM
-    )
+    dataset = make_rtstruct(labelled(), segments, planes, algorithm=ALGORITHM)
     save_dataset(dataset, tmp_path / "a.dcm", implicit=True)
     assert complaints(tmp_path / "a.dcm") == []
 

@@ -19,11 +19,14 @@ LABELS = {"background": 0, "Leber": 1, "Knöchel": 5}
 ALGORITHM = {"name": "medunet", "version": "1"}
 
 
+def planes_of(folder):
+    record = read_header(folder)
+    return read_planes(record.frames, record.geometry)
+
+
 def written(folder, voxels: np.ndarray, path, **options):
-    geometry = read_header(folder).geometry
     segments = as_segments(LABELS, values=voxels, **options)
-    planes = read_planes(read_header(folder).frames, geometry)
-    dataset = make_rtstruct(voxels, segments, planes, algorithm=ALGORITHM)
+    dataset = make_rtstruct(voxels, segments, planes_of(folder), algorithm=ALGORITHM)
     save_dataset(dataset, path, implicit=True)
     return path
 
@@ -81,9 +84,9 @@ def test_empty_label_is_a_region_without_contours(tmp_path, make_series):
 
 
 def test_label_map_without_labels_is_refused(tmp_path, make_series):
-    geometry = read_header(folder := make_series(tmp_path / "ct")).geometry
+    planes = planes_of(make_series(tmp_path / "ct"))
     with pytest.raises(DataError, match="at least one label"):
-        make_rtstruct(np.zeros((23, 19, 6)), (), read_planes(read_header(folder).frames, geometry), algorithm=ALGORITHM)
+        make_rtstruct(np.zeros((23, 19, 6)), (), planes, algorithm=ALGORITHM)
 
 
 def changed(path, change):
@@ -160,10 +163,7 @@ def test_contour_of_more_than_64_kilobytes_comes_back(tmp_path, make_series, imp
     folder = make_series(tmp_path / "ct", columns=151, rows=149, slices=2)
     voxels = np.zeros((151, 149, 2), np.uint8)
     voxels[::2, :, 0] = voxels[:, 0, 0] = 1  # a comb
-    geometry = read_header(folder).geometry
-    dataset = make_rtstruct(
-        voxels, as_segments(LABELS), read_planes(read_header(folder).frames, geometry), algorithm=ALGORITHM
-    )
+    dataset = make_rtstruct(voxels, as_segments(LABELS), planes_of(folder), algorithm=ALGORITHM)
     [contour] = dataset.ROIContourSequence[0].ContourSequence
     contour.ContourData = np.repeat(np.reshape(contour.ContourData, (-1, 3)), 20, axis=0).ravel().tolist()
     with warnings.catch_warnings():
