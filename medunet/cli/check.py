@@ -86,6 +86,9 @@ def _print_tables(result: Examination) -> None:
         console.print(_figures(summary))
     if "classes" in summary:
         console.print(_classes(summary["classes"], summary["cases"]))
+    if "ignored_fraction" in summary:
+        share = 100 * summary["ignored_fraction"]
+        console.print(f"not annotated (ignored): {share:.3g} % of the voxels; shares of classes are of the others")
     if result.findings:
         console.print(_findings(result))
     n_errors = sum(finding.severity == "error" for finding in result.findings)

@@ -64,7 +64,7 @@ def compare_cases(
     training = [case for case in cases if case.section == "training"]
     return [
         *_doubles(cases, images),
-        *_classes(training, labels),
+        *_classes(training, labels, ignore),
         *_mirrored(training, labels, images, ignore),
         *_unlike(cases, images),
     ]
@@ -98,9 +98,13 @@ def _doubles(cases: Sequence[CaseStatistics], images: Files) -> list[Finding]:
     return findings
 
 
-def _classes(training: Sequence[CaseStatistics], labels: Mapping[str, int]) -> list[Finding]:
-    if not training:
+def _classes(training: Sequence[CaseStatistics], labels: Mapping[str, int], ignore: int | None) -> list[Finding]:
+    labelled = [case.class_voxels for case in training if case.class_voxels]
+    if not labelled:
         return []
+    background = next(iter(labels.values()), 0)
+    if not set().union(*labelled) - {background, ignore}:
+        return [Finding("error", "", "all labels have background only: there is nothing to learn")]
     findings = []
     for name, value in labels.items():
         having = sum(1 for case in training if case.class_voxels.get(value))

@@ -63,6 +63,7 @@ class Examination:
             summary["intensity"] = self._intensity(alike)
         if any(case.class_voxels for case in training):
             summary["classes"] = self._classes(training)
+            summary |= self._ignored(training)
         return summary
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,17 +93,25 @@ class Examination:
 
     def _classes(self, cases: list[CaseStatistics]) -> dict[str, dict[str, float]]:
         labelled = [case for case in cases if case.class_voxels]
-        total = sum(sum(case.class_voxels.values()) for case in labelled)
+        ignore = self.dataset.ignore if self.dataset is not None else None
+        total = sum(n for case in labelled for value, n in case.class_voxels.items() if value != ignore)
         labels = dict(self.dataset.labels) if self.dataset is not None else {}
         result: dict[str, dict[str, float]] = {}
         for name, value in labels.items():
             voxels = [case.class_voxels.get(value, 0) for case in labelled]
             having = [n * case.voxel_size for n, case in zip(voxels, labelled, strict=True) if n]
-            result[name] = {"value": value, "cases": len(having), "fraction": sum(voxels) / total}
+            result[name] = {"value": value, "cases": len(having), "fraction": sum(voxels) / max(total, 1)}
             if having and all(case.orientation for case in labelled):
                 unit = "median_ml" if len(labelled[0].shape) == 3 else "median_mm2"
                 result[name][unit] = float(np.median(having))
         return result
+
+    def _ignored(self, cases: list[CaseStatistics]) -> dict[str, float]:
+        """The share of voxels that the labels ignore, if the data set declares a value for them."""
+        if self.dataset is None or self.dataset.ignore is None:
+            return {}
+        ignored = sum(case.class_voxels.get(self.dataset.ignore, 0) for case in cases)
+        return {"ignored_fraction": ignored / max(sum(sum(case.class_voxels.values()) for case in cases), 1)}
 
 
 def examine(

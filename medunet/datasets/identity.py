@@ -7,10 +7,12 @@ import enum
 import functools
 import hashlib
 import json
+import os
 import sys
 import threading
 import types
 from collections.abc import Mapping, Sequence, Set
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,14 @@ import torch
 DETACHED_SUFFIXES = (".mhd", ".nhdr", ".hdr")
 """Headers whose voxels lie in another file of the same stem, which is looked at too."""
 
-RELEASED = ("builtins", "collections", "functools", "itk", "monai", "nibabel", "numpy", "pathlib", "torch")
-"""Packages that change with their version only; of all other classes the file that defines them counts."""
+SOURCES = ("datasets", "io", "transforms")
+"""Folders of medunet whose code decides what a preprocessed case is."""
+
+LIBRARIES = (
+    *("imagecodecs", "itk-io", "monai", "nibabel", "numpy", "pillow", "pydicom", "scikit-image", "scipy"),
+    *("SimpleITK", "tifffile", "torch"),
+)
+"""Distributions that medunet reads and transforms images with."""
 
 
 def digest(*values: object) -> str:
@@ -41,7 +49,7 @@ def describe(value: Any, _above: tuple[int, ...] = ()) -> Any:
     """What makes a value what it is, as JSON takes it; objects by class and attributes.
 
     Unlike a pickle it holds no order of sets, no shared references and no random state, which differ from one process
-    to the next. Functions count by their byte code, classes by the file that defines them (`RELEASED` excepted).
+    to the next. Functions count by their byte code, classes by the file that defines them.
     """
     if value is None or (isinstance(value, bool | int | str) and not isinstance(value, enum.Enum)):
         return value
@@ -74,8 +82,8 @@ def describe_source(value: Any) -> Any:
     """What an item of a data list points to: of paths also the size and the time of the last change.
 
     Args:
-        value: an item or one of its values; a text counts as a path where such a file or folder exists. A folder
-            counts with all its files.
+        value: an item or one of its values; a text counts as a path if it is absolute or has a separator or a dot,
+            and such a file or folder exists. A folder counts with all its files.
     """
     if isinstance(value, Mapping):
         return {str(key): describe_source(inner) for key, inner in value.items()}
@@ -83,6 +91,8 @@ def describe_source(value: Any) -> Any:
         return [describe_source(inner) for inner in value]
     if not isinstance(value, str | Path):
         return describe(value)
+    if isinstance(value, str) and not {"/", os.sep, "."} & set(value):
+        return value  # a name, even if the working folder has an entry of this name
     try:
         path = Path(value).resolve()
         files = _files(path)
@@ -143,8 +153,19 @@ def _name(value: Any) -> str:
 
 
 @functools.cache
-def _file_digest(module: str | None) -> str:
-    if module is None or module.partition(".")[0] in RELEASED:
-        return ""
+def _file_digest(module: str) -> str:
     file = getattr(sys.modules.get(module), "__file__", None)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return a digest of the code that decides what a preprocessed case is: medunet's sources and its libraries."""
+    package = Path(__file__).parents[1]
+    files = [package / "geometry.py", *(path for part in SOURCES for path in (package / part).rglob("*.py"))]
+    sources = {path.relative_to(package).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    versions = {}
+    for library in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
+    return digest(sources, versions)

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import monai
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -21,7 +20,6 @@ from monai.utils import ensure_tuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from medunet import __version__
 from medunet.errors import DataError, find_cause
 from medunet.files import CAN_LOCK, Hold, lock
 from medunet.transforms import IGNORE_INDEX
@@ -29,13 +27,10 @@ from medunet.transforms import IGNORE_INDEX
 from .entry import MANIFEST as ENTRY_MANIFEST
 from .entry import Entry, remove_remains
 from .finding import MAX_NAMED
-from .identity import describe_source, digest
+from .identity import code_digest, describe_source, digest
 from .prune import hold_path, remove_free_locks, store_folder
 
 logger = logging.getLogger(__name__)
-
-STORE_FORMAT = 1
-"""Version of what lies on disk; another one is another entry."""
 
 MAX_INDICES = 10_000
 """Foreground voxels that are listed a class and case (40 kB); of larger classes a random sample, drawn with a seed."""
@@ -52,7 +47,7 @@ class StoreDataset(Dataset):
     where the random transforms touch them: a patch of a CT costs the voxels of the patch.
 
     An entry is known by the files of the case (path, size, time of change), by the transforms with all their
-    parameters and by the versions of medunet and MONAI, so that whatever is changed makes new entries. Entries are
+    parameters, by medunet's code and by the versions of its libraries, so any change makes new entries. Entries are
     written whole or not at all; an interrupted preprocessing goes on where it was; processes that prepare the same
     data share the work; a damaged entry is made anew. Entries that nobody uses are removed by ``medunet store --prune``
     or :func:`medunet.datasets.prune_store`; the folder may also be deleted as a whole.
@@ -60,8 +55,8 @@ class StoreDataset(Dataset):
     Items are those of `CacheDataset`, MetaTensors included, with three exceptions: labels that hold only whole numbers
     are kept in the smallest integer type that fits, the list of applied operations for inverting is empty, and tuples
     become lists. For `RandDeformd`, an item also has the flat indices of foreground voxels as ``"<label key>_indices"``
-    (one array a class, or one a channel of a label with several channels), which are removed after the random
-    transforms.
+    (one array a class, or one a channel of a label with several channels), and of annotated voxels as
+    ``"<label key>_annotated_indices"`` if some are not; both are removed after the random transforms.
 
     An index with an attribute `seed` (:class:`medunet.training.Draw`) seeds the random transforms for its item.
 
@@ -102,7 +97,7 @@ class StoreDataset(Dataset):
         )
         # now, before transforms keep anything from the items that they see
         fixed = self.transform.transforms[: self._first_random]
-        self._pipeline = digest(STORE_FORMAT, __version__, monai.__version__, fixed, self.label_keys, MAX_INDICES)[:16]
+        self._pipeline = digest(code_digest(), fixed, self.label_keys)[:16]
 
     @property
     def folder(self) -> Path:
@@ -238,6 +233,8 @@ class StoreDataset(Dataset):
             if isinstance(item.get(key), torch.Tensor | np.ndarray):
                 item[key] = _smallest_integers(item[key])
                 indices[key] = foreground_indices(item[key])
+                if len(annotated := annotated_indices(item[key])):
+                    indices[f"{key}_annotated"] = [annotated]
         return item, indices
 
     def _threads(self) -> int:
@@ -272,13 +269,28 @@ def foreground_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_IND
         bounds = np.flatnonzero(np.diff(values[order])) + 1
         found = np.split(flat[order], bounds)
     generator = np.random.default_rng(0)
-    chosen = []
-    for one in found:
-        if len(one) > limit:
-            chosen.append(np.sort(generator.choice(one, limit, replace=False)))
-        elif len(one):
-            chosen.append(one)
-    return chosen
+    return [_some(one, limit, generator) for one in found if len(one)]
+
+
+def annotated_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_INDICES) -> np.ndarray:
+    """Return flat indices of voxels with annotation, in rising order; none if no voxel is `IGNORE_INDEX`.
+
+    Args:
+        label: as of :func:`foreground_indices`.
+        limit: number of voxels; of more a sample is drawn, the same every time.
+
+    Example:
+        >>> annotated_indices(np.array([[[0, 2, 255], [255, 255, 2]]])).tolist()
+        [0, 1, 5]
+    """
+    annotated = torch.as_tensor(label)[0].as_subclass(torch.Tensor).cpu().numpy().ravel() != IGNORE_INDEX
+    if annotated.all():
+        return np.empty(0, dtype=np.int64)
+    return _some(np.flatnonzero(annotated), limit, np.random.default_rng(0))
+
+
+def _some(indices: np.ndarray, limit: int, generator: np.random.Generator) -> np.ndarray:
+    return np.sort(generator.choice(indices, limit, replace=False)) if len(indices) > limit else indices
 
 
 def _smallest_integers(label: Any) -> Any:

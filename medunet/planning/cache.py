@@ -9,16 +9,13 @@ import threading
 from pathlib import Path
 
 from medunet.datasets import Case, SegmentationDataset
-from medunet.datasets.identity import describe_source
+from medunet.datasets.identity import code_digest, describe_source, digest
 from medunet.errors import DataError
 from medunet.files import cache_folder, write_atomically
 
-from .measure import SAMPLE, CaseMeasure
+from .measure import CaseMeasure
 
 logger = logging.getLogger(__name__)
-
-VERSION = 3
-"""Of what is measured; a change makes everything be measured again."""
 
 
 def default_cache() -> Path:
@@ -39,7 +36,8 @@ class MeasureCache:
     def __init__(self, folder: Path | None, dataset: SegmentationDataset) -> None:
         self._lock = threading.Lock()
         labels = sorted(dataset.labels.items())
-        self._options = f"{VERSION} {SAMPLE} {dataset.ignore} {labels} {dataset.read_options}"
+        code = digest(code_digest(), CaseMeasure)  # the class stands for the file that defines it
+        self._options = f"{code} {dataset.ignore} {labels} {dataset.read_options}"
         root = hashlib.sha256(str(dataset.root).encode()).hexdigest()[:16]
         self.path = None if folder is None else folder / f"{root}.jsonl"
         self._known: dict[str, CaseMeasure] = {}

@@ -206,11 +206,14 @@ def turning(
         if straight:
             reason = "images of patients, or labels with directions: only slightly turned"
             decisions.append(Decision(f"{prefix}rotate_range", TURN, reason))
-        if print_.foreground_share < RARE_FOREGROUND:
+        if is_rare := print_.foreground_share < RARE_FOREGROUND:
             numbers = f"foreground {100 * print_.foreground_share:.2g} % of the pixels"
             reason = "foreground is rare: half of the patches are centred on it"
-            decisions.append(Decision(f"{prefix}foreground_key", "label", reason, numbers))
             decisions.append(Decision(f"{prefix}foreground_prob", 0.5, reason, numbers))
+        if print_.ignore is not None:
+            reason, numbers = "patches are centred on annotated pixels", f"ignored value {print_.ignore}"
+        if is_rare or print_.ignore is not None:
+            decisions.append(Decision(f"{prefix}foreground_key", "label", reason, numbers))
         return decisions
     finest, coarsest = min(spacing_mm), max(spacing_mm)
     sigma = deform.get("elastic_sigma", 2.0)

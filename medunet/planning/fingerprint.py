@@ -232,6 +232,9 @@ def fingerprint(
             received=next(iter(broken.values()), "no case"),
             remedy="look at it with `medunet check`",
         )
+    background = next(iter(dataset.labels.values()))
+    if not any(value != background for case in measures for value in case.class_voxels):
+        raise DataError("all labels have background only: there is nothing to learn", file=dataset.root)
     for finding in split_patients(dataset.cases):
         logger.warning("%s; %s", finding.cause, finding.remedy)
     return summarise(dataset, measures, broken=broken)
@@ -277,6 +280,7 @@ def summarise(
         if value == background:
             continue
         voxels = [case.class_voxels[value] for case in having]
+        thick = [case.class_thickness_mm[value] for case in having if case.class_thickness_mm[value] > 0]
         volumes = [n * math.prod(case.spacing_mm) / 1000 for n, case in zip(voxels, having, strict=True)]
         has_volume = placed and dataset.spatial_dims == 3
         classes.append(
@@ -287,9 +291,7 @@ def summarise(
                 share=_short(sum(voxels) / total),
                 median_voxels=float(np.median(voxels)) if voxels else 0.0,
                 median_ml=_short(float(np.median(volumes))) if volumes and has_volume else 0.0,
-                thickness_mm=_short(float(np.median([case.class_thickness_mm[value] for case in having])))
-                if having
-                else 0.0,
+                thickness_mm=_short(float(np.median(thick))) if thick else 0.0,
             )
         )
     # numbers are only to be different here

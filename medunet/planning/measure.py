@@ -58,7 +58,8 @@ class CaseMeasure:
         placed: whether the format knows where the voxels lie.
         channels: of the image.
         class_voxels: value in the label to number of voxels; the ignored value is not in it.
-        class_thickness_mm: value to twice its volume over its surface (see `thickness`), without background.
+        class_thickness_mm: value to twice its volume over its surface (see `thickness`), without background; 0 if no
+            part of the surface is annotated.
     """
 
     name: str
@@ -127,11 +128,12 @@ def measure_case(
     voxels = {value: int(counts[place]) for value, place in places.items() if value != ignore}
     # of all classes in one pass, for there may be a hundred; 0 may be one of them
     boxes = ndimage.find_objects(classes.astype(np.int32) + 1)
-    thick = {
-        value: _short(thickness(classes[boxes[places[value]]] == places[value], spacing))
-        for value in voxels
-        if value != background
-    }
+    thick = {}
+    for value in (value for value in voxels if value != background):
+        # with a rim of one voxel, which shows whether what surrounds the class is annotated
+        box = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in boxes[places[value]])
+        known = classes[box] != places[ignore] if ignore in places else None
+        thick[value] = _short(thickness(classes[box] == places[value], spacing, known=known))
     ordered = [image.shape[1:], spacing, _box(np.any(image != 0, axis=0)), _box(np.any(image > AIR, axis=0))]
     if placed and image.ndim == 4:
         ordered = [in_ras_order(values, geometry) for values in ordered]
@@ -169,11 +171,19 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def thickness(mask: npt.NDArray[np.bool_], spacing: tuple[float, ...]) -> float:
-    """Twice the volume over the surface of a structure, in the unit of the spacing.
+def thickness(
+    mask: npt.NDArray[np.bool_], spacing: tuple[float, ...], *, known: npt.NDArray[np.bool_] | None = None
+) -> float:
+    """Return twice the volume over the surface of a structure, in the unit of the spacing.
 
     That is the thickness of a plate, half the diameter of a long rod and a third of the diameter of a ball; less for
-    rough surfaces, whose faces are counted as they are. 0 for an empty mask.
+    rough surfaces, whose faces are counted as they are. 0 without a surface.
+
+    Args:
+        mask: the structure.
+        spacing: distance of neighbouring voxels along each axis.
+        known: which voxels are annotated. The structure may continue in the others and beyond the image, so faces
+            between them do not count. None: all voxels are annotated, and the image's border counts.
 
     Example:
         >>> plate = np.ones((30, 1000, 1000), dtype=bool)
@@ -184,9 +194,12 @@ def thickness(mask: npt.NDArray[np.bool_], spacing: tuple[float, ...]) -> float:
     surface = 0.0
     for axis, width in enumerate(spacing):
         padding = [(1, 1) if k == axis else (0, 0) for k in range(mask.ndim)]
-        padded = np.pad(mask, padding)
-        first, second = (np.moveaxis(padded, axis, 0)[part] for part in (slice(1, None), slice(None, -1)))
-        surface += float((first != second).sum()) * float(np.prod(spacing)) / width
+        padded = np.moveaxis(np.pad(mask, padding), axis, 0)
+        faces = padded[1:] != padded[:-1]
+        if known is not None:
+            annotated = np.moveaxis(np.pad(known, padding), axis, 0)
+            faces &= annotated[1:] & annotated[:-1]
+        surface += float(faces.sum()) * float(np.prod(spacing)) / width
     return 2 * volume / surface if surface else 0.0
 
 

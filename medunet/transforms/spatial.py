@@ -61,7 +61,9 @@ class RandDeformd(RandomizableTransform, MapTransform):
         foreground_key: key of a label; the patch is centred on one of its foreground voxels (label above 0 and not
             `IGNORE_INDEX`), as far as it stays inside the volume, with probability `foreground_prob`. The item may give
             the flat indices of these voxels as ``f"{foreground_key}_indices"``: one array, or a list of arrays of which
-            one that is not empty is drawn first (one a class, as of MONAI's `ClassesToIndicesd`).
+            one that is not empty is drawn first (one a class, as of MONAI's `ClassesToIndicesd`). If the label has
+            voxels without annotation (`IGNORE_INDEX`), all other random patches are centred on an annotated voxel, the
+            background included; the item may list these voxels as ``f"{foreground_key}_annotated_indices"``.
         foreground_prob: see `foreground_key`.
         allow_missing_keys: skip keys that an item lacks.
 
@@ -174,8 +176,11 @@ class RandDeformd(RandomizableTransform, MapTransform):
         """First voxel of the crop; negative along axes where the volume is smaller than the patch."""
         room = [n - p for n, p in zip(shape, size, strict=True)]
         target = None
-        if self.foreground_key is not None and self.R.rand() < self.foreground_prob:
-            target = self._draw_foreground_voxel(data, shape)
+        if self.foreground_key is not None:
+            if self.R.rand() < self.foreground_prob:
+                target = self._draw_foreground_voxel(data, shape)
+            if target is None and self.crop_center == "random":
+                target = self._draw_annotated_voxel(data, shape)
         if target is not None:
             return tuple(
                 r // 2 if r < 0 else min(max(t - p // 2, 0), r) for t, r, p in zip(target, room, size, strict=True)
@@ -185,24 +190,39 @@ class RandDeformd(RandomizableTransform, MapTransform):
         return tuple(r // 2 if r < 0 else int(self.R.randint(r + 1)) for r in room)
 
     def _draw_foreground_voxel(self, data: Mapping[Hashable, Any], shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        indices = data.get(f"{self.foreground_key}_indices")
-        if indices is not None:
-            if isinstance(indices, list | tuple):
-                filled = [one for one in indices if len(one)]
-                indices = filled[self.R.randint(len(filled))] if filled else ()
-            if not len(indices):
-                return None
-            flat = int(indices[self.R.randint(len(indices))])
-            return tuple(int(i) for i in np.unravel_index(flat, shape))
-        label = torch.as_tensor(data[self.foreground_key])[0].as_subclass(torch.Tensor)
-        foreground = (label > 0) & (label != IGNORE_INDEX)
+        listed = data.get(f"{self.foreground_key}_indices")
+        if listed is not None:
+            return self._draw_listed(listed, shape)
+        label = _first_channel(data[self.foreground_key])
+        return self._draw_voxel((label > 0) & (label != IGNORE_INDEX))
+
+    def _draw_annotated_voxel(self, data: Mapping[Hashable, Any], shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """A voxel with annotation, or None if all voxels have one."""
+        listed = data.get(f"{self.foreground_key}_annotated_indices")
+        if listed is not None:
+            return self._draw_listed(listed, shape)
+        if f"{self.foreground_key}_indices" in data:  # whoever lists the foreground has found no voxel to ignore
+            return None
+        annotated = _first_channel(data[self.foreground_key]) != IGNORE_INDEX
+        return None if bool(annotated.all()) else self._draw_voxel(annotated)
+
+    def _draw_listed(self, indices: Any, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        if isinstance(indices, list | tuple):
+            filled = [one for one in indices if len(one)]
+            indices = filled[self.R.randint(len(filled))] if filled else ()
+        if not len(indices):
+            return None
+        flat = int(indices[self.R.randint(len(indices))])
+        return tuple(int(i) for i in np.unravel_index(flat, shape))
+
+    def _draw_voxel(self, mask: torch.Tensor) -> tuple[int, ...] | None:
         # Two steps, first a plane and then a voxel in it, so that only one plane's indices are listed.
-        planes = foreground.flatten(1).sum(dim=1).cpu().numpy().cumsum()
+        planes = mask.flatten(1).sum(dim=1).cpu().numpy().cumsum()
         if planes[-1] == 0:
             return None
         rank = self.R.randint(planes[-1])
         plane = int(np.searchsorted(planes, rank, side="right"))
-        within = foreground[plane].nonzero()
+        within = mask[plane].nonzero()
         voxel = within[rank - (int(planes[plane - 1]) if plane else 0)]
         return (plane, *(int(i) for i in voxel))
 
@@ -275,6 +295,10 @@ class RandDeformd(RandomizableTransform, MapTransform):
             raise ConfigError("foreground_prob without foreground_key", remedy="name the label's key")
         if self.spatial_size is not None and min(self.spatial_size) < 1:
             raise ConfigError("spatial_size must be positive", received=list(self.spatial_size))
+
+
+def _first_channel(label: torch.Tensor | np.ndarray) -> torch.Tensor:
+    return torch.as_tensor(label)[0].as_subclass(torch.Tensor)
 
 
 def rotation_matrix(angles: Sequence[float]) -> np.ndarray:

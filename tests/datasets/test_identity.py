@@ -6,12 +6,14 @@ import functools
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from medunet.datasets.identity import describe_source, digest
+from medunet.datasets.identity import code_digest, describe_source, digest
 from medunet.transforms import EncodeLabelsd, RandDeformd
 
 
@@ -83,6 +85,29 @@ def test_files_count_by_path_size_and_time(tmp_path: Path) -> None:
     assert before != describe_source({"image": copy})
     os.utime(file, ns=(0, 10**18 + 1))
     assert before != describe_source({"image": file})
+
+
+def test_a_name_is_no_path_whatever_the_working_folder_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "case1.nii.gz"
+    file.write_bytes(b"1")
+    before = describe_source({"image": str(file), "name": "case1"})
+    (tmp_path / "case1").mkdir()
+    (tmp_path / "case1" / "other").write_bytes(b"1")
+    monkeypatch.chdir(tmp_path)
+    assert describe_source({"image": str(file), "name": "case1"}) == before
+    assert describe_source("case1.nii.gz") == describe_source(file)
+
+
+def test_any_code_below_a_preprocessed_case_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code_digest()
+    assert code_digest.__wrapped__() == before
+    read = Path.read_bytes
+    for name in ("nifti.py", "geometry.py", "spatial.py", "store.py"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", lambda path, name=name: read(path) + b"#" * (path.name == name))
+            assert code_digest.__wrapped__() != before, name
+    monkeypatch.setattr(metadata, "version", lambda library: "0")
+    assert code_digest.__wrapped__() != before
 
 
 def test_voxels_beside_a_header_count(tmp_path: Path) -> None:

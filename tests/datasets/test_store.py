@@ -231,6 +231,17 @@ def test_every_patch_is_centred_on_foreground_and_classes_take_turns(tmp_path: P
     assert list(dataset[0]) == ["label"]
 
 
+def test_patches_of_sparse_annotation_are_centred_on_it(tmp_path: Path) -> None:
+    label = torch.full((1, 31, 33), 255, dtype=torch.uint8)
+    label[0, 7, 3:30] = 0
+    label[0, 20, 20] = 1
+    crop = RandDeformd("label", spatial_size=[3, 3], foreground_key="label", foreground_prob=0.3)
+    dataset = StoreDataset([{"label": label}], [crop], store_dir=tmp_path)
+    patches = [dataset[0] for _ in range(40)]
+    assert all(patch.keys() == {"label"} for patch in patches)
+    assert {int(patch["label"][0, 1, 1]) for patch in patches} == {0, 1}
+
+
 def test_a_second_data_set_preprocesses_nothing(tmp_path: Path) -> None:
     items = volumes(tmp_path)
     counted(items, tmp_path / "store").prepare()

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medunet.datasets import Case, open_dataset
+from medunet.cli.check import _print_tables
+from medunet.datasets import Case, examine, open_dataset
 from medunet.errors import DataError
-from medunet.io import read_volume, write_volume
+from medunet.geometry import Geometry
+from medunet.io import ReadRecord, read_volume, write_volume
 from medunet.planning import Fingerprint, fingerprint
 from medunet.planning.cache import MeasureCache
 from medunet.planning.measure import CaseMeasure, measure_case, thickness
@@ -219,6 +221,51 @@ def test_regions_are_known_and_their_values_measured(make_data: DataMaker) -> No
     assert found.class_names == ("whole", "core")
     assert [entry.name for entry in found.classes] == ["label_1", "core"]
     assert Fingerprint.from_json(found.to_json()) == found
+
+
+def test_thickness_of_sparsely_annotated_slices_is_that_within_them() -> None:
+    """A rod along axis 0, of which every fifth slice is annotated."""
+    label = np.zeros((21, 20, 20), np.float32)
+    label[:, 5:13, 6:14] = 1
+    dense = _thickness_of(label)
+    label[np.arange(21) % 5 != 0] = 255
+    assert dense == pytest.approx(4, rel=0.2)
+    assert _thickness_of(label) == pytest.approx(4, rel=0.2)
+    label[label == 0] = 255
+    assert _thickness_of(label) == 0.0  # no surface is annotated
+
+
+def _thickness_of(label: np.ndarray) -> float:
+    record = ReadRecord(Path("a.nii.gz"), "nifti", Geometry(np.eye(4), label.shape))
+    case = measure_case("a", np.ones((1, *label.shape), np.float32), label[None], record, ignore=255)
+    return case.class_thickness_mm[1]
+
+
+def test_labels_of_background_only_cannot_be_planned(make_data: DataMaker) -> None:
+    root = make_data()
+    for path in (root / "labelsTr").iterdir():
+        write_volume(np.zeros((16, 16, 16), np.uint8), path, overwrite=True)
+    with pytest.raises(DataError, match="all labels have background only"):
+        fingerprint(open_dataset(root))
+    findings = examine(root).findings
+    assert [finding.cause for finding in findings if finding.severity == "error"] == [
+        "all labels have background only: there is nothing to learn"
+    ]
+
+
+def test_check_reports_the_share_that_is_not_annotated(make_data: DataMaker, capsys: pytest.CaptureFixture) -> None:
+    root = make_data(labels={"background": 0, "organ": 1, "ignore": 2})
+    for path in (root / "labelsTr").iterdir():
+        label = np.full((16, 16, 16), 2, np.uint8)
+        label[0] = 0
+        label[0, :8] = 1
+        write_volume(label, path, overwrite=True)
+    result = examine(root)
+    summary = result.summary()
+    assert summary["ignored_fraction"] == pytest.approx(15 / 16)
+    assert [entry["fraction"] for entry in summary["classes"].values()] == [0.5, 0.5]
+    _print_tables(result)
+    assert "not annotated (ignored): 93.8 % of the voxels" in capsys.readouterr().out
 
 
 def test_thickness_of_simple_shapes() -> None:

@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import map_coordinates
 
+from medunet.datasets.store import annotated_indices, foreground_indices
 from medunet.errors import ConfigError, DataError
 from medunet.transforms import RandDeformd
 from medunet.transforms.deformation import Deformation, resample
@@ -235,6 +236,27 @@ def test_foreground_is_drawn_evenly_and_lies_in_the_middle(indices):
     counts = [starts.count(tuple(i - 1 for i in voxel)) for voxel in voxels]
     assert sum(counts) == 300
     assert min(counts) > 60
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_other_patches_are_centred_on_annotation_background_included(is_listed):
+    label = torch.full((1, 40, 41), 255, dtype=torch.uint8)
+    label[0, 20, 5:36] = 0
+    label[0, 30, 8] = 1
+    item = {"label": label}
+    if is_listed:
+        item |= {"label_indices": foreground_indices(label), "label_annotated_indices": [annotated_indices(label)]}
+    deform = RandDeformd("label", spatial_size=(3, 3), foreground_key="label", foreground_prob=0.5)
+    deform.set_random_state(0)
+    centres = [int(deform(item)["label"][0, 1, 1]) for _ in range(200)]
+    assert set(centres) == {0, 1}
+    assert 70 < centres.count(0) < 120
+
+
+def test_without_ignored_voxels_no_centre_is_chosen():
+    deform = RandDeformd("label", spatial_size=(3, 3), foreground_key="label")
+    assert deform._draw_annotated_voxel({"label": torch.zeros(1, 9, 9)}, (9, 9)) is None
+    assert deform._draw_annotated_voxel({"label": torch.zeros(1, 9, 9), "label_indices": []}, (9, 9)) is None
 
 
 def test_a_foreground_patch_stays_inside_the_volume():
