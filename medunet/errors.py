@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from typing_extensions import Self
 
@@ -84,15 +82,6 @@ class DataError(MedunetError):
 
 class SecurityError(MedunetError):
     """Content that is refused because it could run code, leave its folder or exhaust the machine."""
-
-
-@contextmanager
-def system_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn an error of the file system, such as a locked folder or a name that is too long, into a DataError."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or type(error).__name__}", file=path) from error
 
 
 def find_cause(error: BaseException) -> MedunetError | None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.uid import UID
 
-from medunet.errors import DataError, SecurityError, system_errors
+from medunet.errors import DataError, SecurityError
 
 from .dicom_codec import same_pixels
 from .dicom_colour import read_colour
@@ -32,6 +32,7 @@ from .dicom_pixels import check_pixels, read_voxels
 from .dicom_resample import resample
 from .dicom_source import RTSTRUCT_CLASS, SEG_CLASSES, storage_class
 from .dicom_values import IDENTITY, items, text
+from .limits import system_errors
 from .options import DEFAULTS, ReadOptions
 from .record import ReadRecord, SourceFrame
 
@@ -225,8 +226,6 @@ def _listed(series: dict[str, list[Frame]]) -> str:
 
 def _files(path: Path, ignored: Counter[str]) -> list[Path]:
     """The files to look at. A DICOMDIR in a folder is checked and ignored; one that was asked for is followed."""
-    if not path.exists():
-        raise DataError("does not exist", file=path)
     if path.is_file():
         referenced = _referenced_files(path)
         absent = [file for file in referenced or () if not file.is_file()]
@@ -234,7 +233,9 @@ def _files(path: Path, ignored: Counter[str]) -> list[Path]:
             raise DataError("DICOMDIR names a missing file", file=path, received=absent[0].name)
         return [path] if referenced is None else referenced
     files = []
-    for file in sorted(file for file in path.iterdir() if file.is_file() or _is_dead_link(file)):
+    with system_errors(path):
+        present = sorted(file for file in path.iterdir() if file.is_file() or _is_dead_link(file))
+    for file in present:
         try:
             is_directory = _referenced_files(file) is not None
         except DataError:  # damaged: ignored like a healthy one

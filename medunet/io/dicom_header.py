@@ -16,7 +16,7 @@ from medunet.errors import DataError, SecurityError
 
 from .dicom_lut import ModalityLut, read_modality_lut
 from .dicom_values import BINARY_TAGS, IDENTITY, TEMPORAL_KEYS, TOP_LEVEL_TAGS, decimals, has, items, number, text
-from .limits import refuse_deflate_bomb
+from .limits import open_for_reading, refuse_deflate_bomb
 
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 """Endings that announce DICOM; files of a series often have none."""
@@ -154,11 +154,8 @@ def _require_no_lost_slice(path: Path) -> None:
     """
     if path.name.startswith("."):
         return
-    try:
-        with path.open("rb") as file:
-            start = file.read(_MAGIC_END)
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or type(error).__name__}", file=path) from error
+    with open_for_reading(path) as file:
+        start = file.read(_MAGIC_END)
     if not start.strip(b"\0"):
         raise DataError("file has zeros in place of a DICOM header" if start else "file has zero bytes", file=path)
     if path.suffix.lower() in DICOM_SUFFIXES:

@@ -16,11 +16,12 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from medunet.errors import DataError, GeometryError, MedunetError, system_errors
+from medunet.errors import DataError, GeometryError, MedunetError
 from medunet.geometry import Geometry
 
 from .dicom_seg import read_segments
 from .dicom_source import RTSTRUCT_CLASS, SEG_CLASSES, storage_class
+from .limits import require_reachable, system_errors
 from .names import output_name
 from .nifti import NIFTI_SUFFIXES
 from .nrrd import SEG_NRRD_SUFFIX, read_seg_nrrd
@@ -176,6 +177,7 @@ class LoadLabeld(MapTransform):
 
 def _structure_file(path: Path) -> tuple[Path, StructureFormat | None]:
     """The file that holds structures and its format; other paths as they are."""
+    require_reachable(path)
     with system_errors(path):
         if not path.is_dir():
             return path, "seg.nrrd" if path.name.lower().endswith(SEG_NRRD_SUFFIX) else _dicom_kind(path)

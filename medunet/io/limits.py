@@ -87,18 +87,25 @@ def require_memory(shape: Sequence[int], channels: int, file: Path) -> None:
         )
 
 
+@contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Turn what the system does not allow for a path, such as a locked folder, into a DataError that names the path."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError("does not exist", file=path) from error
+    except (OSError, ValueError) as error:  # ValueError for a null character in the name
+        raise DataError(f"cannot be opened: {getattr(error, 'strerror', None) or error}", file=path) from error
+
+
 def require_reachable(path: Path) -> os.stat_result:
     """Return what the system knows about a file or folder.
 
     Raises:
         DataError: it does not exist or cannot be reached, or its name is too long or has a null character.
     """
-    try:
+    with system_errors(path):
         return path.stat()
-    except FileNotFoundError as error:
-        raise DataError("does not exist", file=path) from error
-    except (OSError, ValueError) as error:  # ValueError for a null character
-        raise DataError(f"cannot be opened: {getattr(error, 'strerror', None) or error}", file=path) from error
 
 
 def require_content(path: Path) -> None:
@@ -118,11 +125,8 @@ def open_for_reading(path: Path) -> Iterator[BinaryIO]:
     Raises:
         DataError: it cannot be opened or read.
     """
-    try:
-        with path.open("rb") as file:
-            yield file
-    except (OSError, ValueError) as error:  # ValueError for a null character in the name
-        raise DataError(f"cannot be opened: {getattr(error, 'strerror', None) or error}", file=path) from error
+    with system_errors(path), path.open("rb") as file:
+        yield file
 
 
 def refuse_foreign_data(path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from monai.data import MetaTensor
 from monai.data.image_reader import ImageReader
 
-from medunet.errors import DataError, GeometryError, system_errors
+from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
 from .dicom import DICOM_SUFFIXES, is_dicom_file, read_dicom, read_dicom_header
@@ -221,28 +221,26 @@ def _read_all(
 
 def read_one(path: Path, options: ReadOptions) -> tuple[npt.NDArray[np.float32], ReadRecord]:
     """Read one file or series in this process, by the reader of its format."""
-    with system_errors(path):
-        suffix = _suffix(path)
-        if suffix == _DICOM:
-            return read_dicom(path, options)
-        if suffix in (*NIFTI_SUFFIXES, *RELATED_SUFFIXES):
-            return read_nifti(path, options)
-        if suffix in PILLOW_SUFFIXES:
-            return read_pillow(path)
-        return read_tiff(path) if suffix in TIFF_SUFFIXES else read_itk(path, options)
+    suffix = _suffix(path)
+    if suffix == _DICOM:
+        return read_dicom(path, options)
+    if suffix in (*NIFTI_SUFFIXES, *RELATED_SUFFIXES):
+        return read_nifti(path, options)
+    if suffix in PILLOW_SUFFIXES:
+        return read_pillow(path)
+    return read_tiff(path) if suffix in TIFF_SUFFIXES else read_itk(path, options)
 
 
 def read_one_header(path: Path, options: ReadOptions) -> ReadRecord:
     """Return the record of one file or series, in this process."""
-    with system_errors(path):
-        suffix = _suffix(path)
-        if suffix == _DICOM:
-            return read_dicom_header(path, options)
-        if suffix in (*NIFTI_SUFFIXES, *RELATED_SUFFIXES):
-            return read_nifti_header(path, options)
-        if suffix in PILLOW_SUFFIXES:
-            return read_pillow_header(path)
-        return read_tiff_header(path) if suffix in TIFF_SUFFIXES else read_itk_header(path, options)
+    suffix = _suffix(path)
+    if suffix == _DICOM:
+        return read_dicom_header(path, options)
+    if suffix in (*NIFTI_SUFFIXES, *RELATED_SUFFIXES):
+        return read_nifti_header(path, options)
+    if suffix in PILLOW_SUFFIXES:
+        return read_pillow_header(path)
+    return read_tiff_header(path) if suffix in TIFF_SUFFIXES else read_itk_header(path, options)
 
 
 def _with_dims(record: ReadRecord, spatial_dims: int | None) -> ReadRecord:
