@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import torch
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -26,6 +28,16 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("MEDUNET_CACHE_DIR", str(folder))
         patch.setenv("MEDUNET_CONFIG_DIR", str(folder / "config"))
         yield folder
+
+
+@pytest.fixture(params=["float32", "bfloat16", "float16"])
+def fastest_format(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """Each number format in turn as the one that "auto" takes, whatever this CPU multiplies."""
+    dtype: torch.dtype = getattr(torch, request.param)
+    # by import_module: the package has a function of the same name as this module
+    module = importlib.import_module("medunet.networks.autocast")
+    monkeypatch.setattr(module, "fast_dtype", lambda device: dtype)
+    return dtype
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ class Candidate:
     Args:
         dtype: name of the number format of weights and activations.
         channels_last: whether channels lie together in memory.
-        backend: `eager`, `compile` or `openvino`.
+        backend: `eager`, `compile`, `openvino`, or `unchanged` for the network itself.
     """
 
     dtype: str = "float32"
@@ -50,6 +50,10 @@ class Candidate:
 
     def __str__(self) -> str:
         return f"{self.backend} {self.dtype}{' channels-last' if self.channels_last else ''}"
+
+
+UNCHANGED = Candidate(backend="unchanged")
+"""What is used if every candidate is rejected: the network in float32, with which the candidates are compared."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ def prepare_choice(network: nn.Module, choice: Choice) -> nn.Module:
 
 
 def prepare(network: nn.Module, candidate: Candidate) -> nn.Module:
-    """A private copy of a network, folded and converted."""
+    """Return a private copy of a network, folded and converted; the network itself for `UNCHANGED`."""
+    if candidate == UNCHANGED:
+        return network
     ready = fold_batch_norm(network).requires_grad_(False)
     if candidate.backend == "openvino":
         return OpenVinoNetwork(ready.float(), dtype=candidate.dtype)
@@ -128,7 +134,14 @@ def convert(image: torch.Tensor, candidate: Candidate) -> torch.Tensor:
 
 
 def calibrate(network: nn.Module, window: torch.Tensor, candidates: list[Candidate]) -> Choice:
-    """Time candidates in turns and compare their answers with the network's own in float32."""
+    """Time candidates in turns and compare their answers with the network's own in float32.
+
+    Returns:
+        The fastest candidate that is not rejected, or :data:`UNCHANGED` if all are.
+
+    Raises:
+        torch.OutOfMemoryError: it says nothing of a candidate; the caller can try a smaller image.
+    """
     device = window.device
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact_float32(device):
         expected = first_output(network.eval()(window)).float()
@@ -139,6 +152,8 @@ def calibrate(network: nn.Module, window: torch.Tensor, candidates: list[Candida
             try:
                 module, image = prepare(network, candidate), convert(window, candidate)
                 found = first_output(module(image)).float()
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, NotImplementedError) as error:
                 refused[str(candidate)] = _first_line(error)
                 continue
@@ -156,8 +171,8 @@ def calibrate(network: nn.Module, window: torch.Tensor, candidates: list[Candida
                     torch.cuda.synchronize(device)
                 milliseconds = 1e3 * (time.perf_counter() - begun)
                 best[name] = min(milliseconds, best.get(name, milliseconds))
-    fastest = min(best, key=lambda name: best[name], default=str(Candidate()))
-    chosen = next((c for c in candidates if str(c) == fastest), Candidate())
+    fastest = min(best, key=lambda name: best[name], default="")
+    chosen = next((c for c in candidates if str(c) == fastest), UNCHANGED)
     choice = Choice(chosen, {name: round(value, 3) for name, value in best.items()}, refused)
     others = [c for c in candidates if c.backend != "openvino" and str(c) in best]
     if chosen.backend != "openvino" or not others:

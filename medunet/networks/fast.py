@@ -18,7 +18,7 @@ from medunet.errors import ConfigError, DataError
 from medunet.files import cache_folder, write_atomically
 
 from .allocation import keep_freed_memory
-from .autocast import DTYPES, exact_float32, fast_dtype
+from .autocast import DTYPES, exact_float32, resolve_dtype
 from .calibration import Candidate, Choice, calibrate, convert, first_output, prepare_choice, refusal
 from .openvino_runtime import has_openvino
 from .tileable import window_dependence
@@ -156,7 +156,7 @@ class FastNetwork(nn.Module):
         return choice
 
     def _candidates(self, device: torch.device) -> list[Candidate]:
-        fast = str(fast_dtype(device)).removeprefix("torch.")
+        fast = str(resolve_dtype(device, "auto")).removeprefix("torch.")
         names = sorted({"float32", fast}) if self.dtype == "auto" else [self.dtype]
         backends = [self.backend]
         if self.backend == "auto":

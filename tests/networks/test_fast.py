@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import subprocess
@@ -14,7 +15,7 @@ from torch import nn
 from medunet.errors import ConfigError
 from medunet.networks import FastNetwork, UNet, fold_batch_norm, presets
 from medunet.networks import fast as fast_module
-from medunet.networks.calibration import Candidate, Choice, calibrate, refusal
+from medunet.networks.calibration import UNCHANGED, Candidate, Choice, calibrate, prepare_choice, refusal
 from medunet.networks.openvino_runtime import COMPILE_SECONDS, OpenVinoNetwork
 
 
@@ -174,7 +175,9 @@ TOO_LARGE = 1e6
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     """Starts a program with weights of a scale: its choice, and what it did to make it. float16 is kept as fastest."""
-    monkeypatch.setattr(fast_module, "fast_dtype", lambda device: torch.float16)
+    monkeypatch.setattr(
+        importlib.import_module("medunet.networks.autocast"), "fast_dtype", lambda device: torch.float16
+    )
     did: list[str] = []
     for name in ("calibrate", "refusal"):
         work = getattr(fast_module, name)
@@ -267,6 +270,60 @@ def test_a_candidate_that_answers_wrongly_is_refused(caplog):
     assert choice.candidate == candidates[0]
     assert list(choice.milliseconds) == [str(candidates[0])]
     assert "of voxels agree" in choice.refused[str(candidates[1])]
+
+
+class FailsWhenCopied(nn.Module):
+    """Answers wrongly, or not at all, in every private copy."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, padding=1)
+        self.error = error
+        self.is_copy = False
+
+    def __deepcopy__(self, memo: dict) -> FailsWhenCopied:
+        copied = FailsWhenCopied(self.error)
+        copied.load_state_dict(self.state_dict())
+        copied.is_copy = True
+        return copied.eval()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if self.is_copy and self.error is not None:
+            raise self.error
+        logits = self.conv(image)
+        return logits.flip(1) if self.is_copy else logits
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("no kernel")], ids=["wrong", "fails"])
+def test_if_every_candidate_is_rejected_the_network_itself_is_used(error, caplog):
+    torch.manual_seed(0)
+    network, image = FailsWhenCopied(error).eval(), torch.randn(1, 1, 64, 64)
+    choice = calibrate(network, image, [Candidate(), Candidate(channels_last=True)])
+    assert choice.candidate == UNCHANGED
+    assert len(choice.refused) == 2
+    assert prepare_choice(network, choice) is network
+    with torch.inference_mode():
+        assert torch.equal(FastNetwork(network).eval()(image), network(image))
+
+
+def test_out_of_memory_rejects_no_candidate():
+    network = FailsWhenCopied(torch.OutOfMemoryError("CUDA out of memory")).eval()
+    with pytest.raises(torch.OutOfMemoryError):
+        calibrate(network, torch.randn(1, 1, 16, 16), [Candidate()])
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize("measured", [True, False], ids=["measured", "given"])
+def test_every_format_answers_as_the_network(fastest_format, measured, norm, spatial_dims):
+    network = make_network(spatial_dims, norm=norm)
+    image = torch.randn(2, 1, *(33, 34, 18)[:spatial_dims])
+    name = str(fastest_format).removeprefix("torch.")
+    fast = FastNetwork(network, dtype="auto" if measured else name).eval()
+    with torch.inference_mode():
+        expected, found = network(image), fast(image)
+    assert fast.choice.candidate.dtype in ({"float32", name} if measured else {name})
+    assert (found.float() - expected).square().mean().sqrt() < 0.05 * expected.std()
 
 
 @pytest.mark.parametrize("options", [{"dtype": "int8"}, {"backend": "magic"}])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from medunet.errors import ConfigError
-from medunet.networks import UNet
+from medunet.networks import UNet, autocast
 
 SMALL = {"channels": [4, 8, 16], "norm": ["group", {"num_groups": 2}]}
 
@@ -266,13 +266,17 @@ def test_works_in_bf16_and_keeps_channels_last(name):
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
 
-def test_three_dimensions_in_bf16_channels_last():
-    net = UNet(3, 1, 2, **SMALL).eval().to(memory_format=torch.channels_last_3d)
-    image = torch.randn(1, 1, 9, 10, 11).to(memory_format=torch.channels_last_3d)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        output = net(image)
-    assert output.dtype == torch.bfloat16
-    assert output.is_contiguous(memory_format=torch.channels_last_3d)
+def test_every_format_and_layout_gives_the_same_output(fastest_format: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net, image = UNet(3, 1, 2, **SMALL).eval(), torch.randn(1, 1, 9, 10, 11)
+    with torch.no_grad():
+        expected = net(image)
+        with autocast(torch.device("cpu"), "auto"):
+            plain = net(image)
+            last = net.to(memory_format=torch.channels_last_3d)(image.to(memory_format=torch.channels_last_3d))
+    assert plain.dtype == last.dtype == fastest_format
+    for output in (plain, last):
+        assert (output.float() - expected).square().mean().sqrt() < 0.05 * expected.std()
 
 
 # ----- weights --------------------------------------------------------------------------------------------------------
