@@ -23,8 +23,9 @@ from typing import Any
 import monai
 import nibabel as nib
 import numpy as np
+from io_file_cases import itk_cases, picture_cases, related_cases
 from io_rule_cases import Case, dicom_cases, label_cases, nifti_cases
-from monai.data import ITKReader, NibabelReader, PydicomReader
+from monai.data import ITKReader, NibabelReader, PILReader, PydicomReader
 from monai.transforms import LoadImage
 from readme_marks import write_between
 
@@ -37,8 +38,14 @@ RESULTS = Path(__file__).parent / "results" / "io_rules.md"
 README_MARKS = "<!-- io rules -->", "<!-- end of io rules -->"
 SECONDS = 60
 AFFINE_TOLERANCE_MM = 1e-3
-READERS: dict[str, Any] = {"ITKReader": ITKReader, "NibabelReader": NibabelReader, "PydicomReader": PydicomReader}
-SUITED = {"DICOM": ("ITKReader", "PydicomReader"), "NIfTI": ("ITKReader", "NibabelReader"), "label": ("NibabelReader",)}
+READERS: dict[str, Any] = {r.__name__: r for r in (ITKReader, NibabelReader, PydicomReader, PILReader)}
+SUITED = {
+    "DICOM": ("ITKReader", "PydicomReader"),
+    "NIfTI": ("ITKReader", "NibabelReader"),
+    "ITK": ("ITKReader",),
+    "picture": ("ITKReader", "PILReader"),
+    "label": ("NibabelReader",),
+}
 
 
 def by_medunet(case: Case) -> str:
@@ -54,7 +61,7 @@ def by_medunet(case: Case) -> str:
         volume = read_volume(case.path, spatial_dims=case.spatial_dims)
     except MedunetError as error:
         return f"refused: {error.cause}"
-    found = compare(case, volume.image[0].numpy(), volume.record.geometry.affine)
+    found = compare(case, volume.image.numpy(), volume.record.geometry.affine)
     return found + (f", warns: {'; '.join(volume.record.warnings)}" if volume.record.warnings else "")
 
 
@@ -69,11 +76,16 @@ def by_monai(case: Case, reader: str) -> str:
     image = images[-1]
     if case.kind == "label":
         return "reads it"
-    return compare(case, np.asarray(image[0]), np.asarray(image.affine))
+    return compare(case, np.asarray(image), np.asarray(image.affine))
 
 
-def compare(case: Case, voxels: np.ndarray, affine: np.ndarray) -> str:
-    """Voxels and placement against the truth, both turned to the nearest axes of the patient."""
+def compare(case: Case, channels: np.ndarray, affine: np.ndarray) -> str:
+    """Compare with the truth: pictures as they are, others turned to the nearest axes of the patient."""
+    if case.kind == "picture" and case.truth is not None:
+        if channels.shape != case.truth[0].shape:
+            return f"wrong shape {channels.shape}"
+        return "correct" if np.array_equal(channels, case.truth[0]) else "wrong voxels"
+    voxels = channels[0]
     if case.truth is None:
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         size = " x ".join(map(str, voxels.shape))
@@ -162,7 +174,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        cases = dicom_cases(root) + nifti_cases(root) + label_cases(root)
+        cases = dicom_cases(root) + nifti_cases(root) + related_cases(root) + itk_cases(root)
+        cases += picture_cases(root) + label_cases(root)
         rows, short, score = [], [], {name: [0, 0] for name in ("medunet", *READERS)}
         workers = {name: Worker() for name in score}
         for case in cases:
