@@ -18,7 +18,7 @@ from .dicom_folders import dicom_cases
 from .folds import FOLDS, split_fold
 from .labels import MAX_CLASSES, ParsedLabels, scan_labels
 from .manifest import MANIFEST, labels_of, load_manifest, read_msd, read_nnunet, with_groups
-from .pairing import find_folders, group_channels, image_files, label_files, pair_folders
+from .pairing import find_folders, group_channels, guess_channels, image_files, pair_folders
 
 Section = Literal["training", "validation", "all", "test"]
 
@@ -118,7 +118,7 @@ def _find_layout(given: Path, problems: list[MedunetError] | None) -> _Layout:
     images, reference = (root / part for part in folders)
     if not reference.is_dir():
         raise DataError(f"folder {reference.name} is missing", file=root, expected=_LAYOUTS)
-    n_channels = _guess_channels(images, reference)
+    n_channels = guess_channels(images, reference)
     cases = pair_folders(images, reference, channels=n_channels, problems=problems)
     if not (root / "imagesTs").is_dir():
         return _Layout(root, root.name, cases)
@@ -229,13 +229,15 @@ def list_inputs(
 
     Args:
         paths: files and folders.
-        channels: number of channels of the network; `case_0000` to `case_<channels - 1>` in one folder become a tuple.
+        channels: number of channels of the network; `case_0000` to `case_<channels - 1>` in one folder become a tuple,
+            see `group_channels`.
 
     Returns:
         A path, or a tuple of paths (channels), for each image; each image once.
 
     Raises:
-        DataError: a path does not exist, nothing is found, or two images would bear one result's name.
+        DataError: a path does not exist, nothing is found, a case has another number of channels, or two images would
+            bear one result's name.
     """
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     inputs: list[Path | tuple[Path, ...]] = []
@@ -276,14 +278,3 @@ def list_inputs(
 
 def _single(group: tuple[Path, ...]) -> Path | tuple[Path, ...]:
     return group[0] if len(group) == 1 else group
-
-
-def _guess_channels(images: Path, labels: Path) -> int:
-    """Files a case in a folder without `dataset.json`: nnU-Net's numbering holds where labels lack the number."""
-    label_names = {split_suffix(path.name)[0] for path in label_files(labels)}
-    numbered = [path for path in image_files(images) if split_suffix(path.name)[0] not in label_names]
-    counts: dict[str, int] = {}
-    for path in numbered:
-        case = output_name([path]) if path.name.find("_0000.") > 0 else split_suffix(path.name)[0].rpartition("_")[0]
-        counts[case] = counts.get(case, 0) + 1
-    return max((count for case, count in counts.items() if case in label_names), default=1)

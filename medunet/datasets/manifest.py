@@ -13,7 +13,7 @@ from medunet.errors import DataError, MedunetError, SecurityError
 
 from .dataset import Case
 from .labels import ParsedLabels, parse_labels
-from .pairing import FOLDERS, find_folders, pair_folders, shown, stem
+from .pairing import FOLDERS, find_folders, guess_channels, pair_folders, shown, stem
 from .regions import ORDER_KEY
 
 MANIFEST = "dataset.json"
@@ -115,15 +115,17 @@ def read_nnunet(
 ) -> tuple[tuple[Case, ...], tuple[Case, ...], ParsedLabels, tuple[str, ...]]:
     """As `read_msd`, of an nnU-Net raw folder: `imagesTr/case_0000.ext` + `labelsTr/case.ext`, or images + labels."""
     root = file.parent
-    channels = _channel_names(manifest.get("channel_names") or manifest.get("modality"))
+    declared = manifest.get("channel_names") or manifest.get("modality")
+    channels = _channel_names(declared) if declared else ()
     labels = labels_of(manifest, file)
     images, reference = find_folders(root) or FOLDERS[0]
     if not (root / images).is_dir():
         raise DataError(f"folder {images} is missing", file=root)
-    cases = pair_folders(root / images, root / reference, channels=len(channels), problems=problems)
+    count = len(channels) or guess_channels(root / images, root / reference)
+    cases = pair_folders(root / images, root / reference, channels=count, problems=problems)
     test: tuple[Case, ...] = ()
     if (root / "imagesTs").is_dir():
-        test = pair_folders(root / "imagesTs", root / "labelsTs", channels=len(channels), partial=True)
+        test = pair_folders(root / "imagesTs", root / "labelsTs", channels=count, partial=True)
     return cases, test, labels, channels
 
 

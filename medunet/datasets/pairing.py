@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from .dataset import Case
 MAX_NAMED = 5
 """How many files an error names; the rest is counted."""
 
+
+MAX_CHANNELS = 8
+"""With more numbers than this, the images of a case are frames of a sequence."""
 
 FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 """Names of folders with images and labels."""
@@ -38,30 +41,49 @@ def stem(path: Path) -> str:
     return path.name if path.is_dir() else split_suffix(path.name)[0]
 
 
-def group_channels(images: Iterable[Path], *, channels: int) -> list[tuple[str, tuple[Path, ...]]]:
-    """Cases by name: ``(name, files)``, where `case_0000`, `case_0001`, ... of nnU-Net make one case.
+def group_channels(
+    images: Iterable[Path], *, channels: int, whole: Collection[str] = (), is_strict: bool = True
+) -> list[tuple[str, tuple[Path, ...]]]:
+    """Return cases by name: ``(name, files)``, where `case_0000`, `case_0001`, ... of nnU-Net make one case.
 
-    Numbers are taken for channels only where a case has exactly those of `channels`: the frames of a sequence,
-    `frame_0000` to `frame_0099`, stay single images. Where 0000 is the only number of all cases, their files hold all
-    channels, such as colour pictures.
+    Numbers are channels if a case has exactly those of `channels`, or if they start again at 0000 in several cases.
+    Otherwise they belong to the names: `frame_0000` to `frame_0099` are single images. If 0000 is the only number of
+    all cases, their files hold all channels, such as colour pictures.
+
+    Args:
+        images: files, and folders of DICOM slices.
+        channels: number of channels that each case must have.
+        whole: stems whose number belongs to the name, such as those of labels.
+        is_strict: whether a case with another number of channels is an error; otherwise its files are single images.
 
     Raises:
-        DataError: two images of one name (`a.png` and `a.tif`).
+        DataError: a case with other channels than 0000 to `channels` - 1, or two images of one name.
     """
     groups: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
     singles: list[Path] = []
     for path in images:
         case, channel = split_channel(stem(path))
-        if channel is None:
+        if channel is None or stem(path) in whole:
             singles.append(path)
         else:
             groups[case, split_suffix(path.name)[1]][channel] = path
     cases: dict[str, tuple[Path, ...]] = {}
     found: list[tuple[str, tuple[Path, ...]]] = [(stem(path), (path,)) for path in singles]
     numbers = [0] if all(files.keys() == {0} for files in groups.values()) else list(range(channels))
+    restarts = [
+        files for files in groups.values() if {0, 1} <= files.keys() and max(files) < max(channels, MAX_CHANNELS)
+    ]
+    is_numbered = len(restarts) > 1 or (channels > 1 and any(sorted(files) == numbers for files in groups.values()))
     for (case, _), files in groups.items():
         if sorted(files) == numbers:
             found.append((case, tuple(files[number] for number in numbers)))
+        elif is_numbered and is_strict:
+            raise DataError(
+                f"case {case} has {len(files)} channel{'s' if len(files) > 1 else ''}",
+                file=next(iter(files.values())).parent,
+                received=", ".join(files[number].name for number in sorted(files)),
+                expected=f"{channels}: {', '.join(f'{case}_{number:04d}' for number in range(channels))}",
+            )
         else:
             found.extend((stem(path), (path,)) for path in files.values())
     for name, paths in found:
@@ -102,18 +124,15 @@ def pair_folders(
         problems: collects what is wrong instead of raising it; what has no partner is then left out.
 
     Raises:
-        DataError: an image without label or a label without image, with up to five of each and how many there are.
+        DataError: an image without label or a label without image, with up to five of each and how many there are; or
+            a case with another number of channels.
     """
-    cases = group_channels(image_files(images), channels=channels)
     by_name: dict[str, Path] = {}
     for path in label_files(labels) if labels.is_dir() else []:
         if stem(path) in by_name:
             raise DataError("two labels have one name", file=path, remedy="remove one of them")
         by_name[stem(path)] = path
-    # A lone `scan_0000` whose label is called `scan_0000` as well is a name, not a channel.
-    cases = [
-        (stem(paths[0]) if name not in by_name and stem(paths[0]) in by_name else name, paths) for name, paths in cases
-    ]
+    cases = group_channels(image_files(images), channels=channels, whole=by_name, is_strict=not partial)
     if not partial:
         names = {name for name, _ in cases}
         causes = []
@@ -129,6 +148,13 @@ def pair_folders(
             problems.append(error)
             cases = [(name, paths) for name, paths in cases if name in by_name]
     return tuple(Case(name, paths, by_name.get(name)) for name, paths in cases)
+
+
+def guess_channels(images: Path, labels: Path) -> int:
+    """Return the number of files per case: nnU-Net's numbers are channels if the labels lack them."""
+    label_names = {stem(path) for path in label_files(labels)}
+    counts = Counter(split_channel(stem(path))[0] for path in image_files(images) if stem(path) not in label_names)
+    return max((count for case, count in counts.items() if case in label_names), default=1)
 
 
 def _count(names: list[str], noun: str) -> str:

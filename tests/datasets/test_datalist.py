@@ -9,7 +9,7 @@ from PIL import Image
 
 from medunet.datasets import Case, datalist, list_inputs, open_dataset
 from medunet.errors import ConfigError, DataError, SecurityError
-from medunet.io import write_volume
+from medunet.io import output_name, write_volume
 
 MSD_LABELS = {"0": "background", "1": "liver"}
 NNUNET_LABELS = {"background": 0, "liver": 1}
@@ -270,7 +270,51 @@ def test_input_channels_are_grouped_only_when_the_network_has_as_many(tmp_path):
     files = [volume(tmp_path / f"c_{case}_{channel:04d}.nii.gz") for case in (1, 2) for channel in (0, 1)]
     assert list_inputs(tmp_path, channels=2) == [tuple(files[:2]), tuple(files[2:])]
     assert list_inputs(files[:2], channels=2) == [tuple(files[:2])]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_input_cases_with_another_number_of_channels_are_rejected(tmp_path, channels):
+    for name in ("c00_0000", "c00_0001", "c01_0000", "c01_0001"):
+        volume(tmp_path / f"{name}.nii.gz")
+    with pytest.raises(
+        DataError, match=r"case c00 has 2 channels \(received c00_0000.nii.gz, c00_0001.nii.gz, expected"
+    ):
+        list_inputs(tmp_path, channels=channels)
+    (tmp_path / "c01_0001.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"case c01 has 1 channel \(.*, expected 2: c01_0000, c01_0001\)"):
+        list_inputs(tmp_path, channels=2)
+
+
+def test_the_only_number_0000_is_dropped_from_names(tmp_path):
+    files = [volume(tmp_path / f"c{case}_0000.nii.gz") for case in (1, 2)]
     assert list_inputs(tmp_path) == files
+    assert [output_name(path) for path in files] == ["c1", "c2"]
+
+
+@pytest.mark.parametrize("count", [4, 12])
+def test_numbered_cases_and_frames_stay_single_inputs(tmp_path, count):
+    files = [volume(tmp_path / f"case_{k:04d}.nii.gz") for k in range(count)]
+    assert list_inputs(tmp_path) == files
+    others = [volume(tmp_path / f"other_{k:04d}.nii.gz") for k in range(12)]
+    if count > 8:
+        assert list_inputs(tmp_path) == [*files, *others]
+
+
+def test_training_cases_with_another_number_of_channels_are_rejected(tmp_path):
+    root = nnunet(tmp_path, channels={"0": "T1", "1": "T2"})
+    (root / "imagesTr" / "case_2_0001.nii.gz").unlink()
+    with pytest.raises(DataError, match="case case_2 has 1 channel "):
+        open_dataset(root)
+    (root / "dataset.json").unlink()
+    with pytest.raises(DataError, match="case case_2 has 1 channel "):
+        open_dataset(root)
+
+
+def test_channels_that_dataset_json_does_not_declare_are_counted(tmp_path):
+    root = nnunet(tmp_path, channels={"0": "T1", "1": "T2"})
+    manifest(root, labels=NNUNET_LABELS)
+    dataset = open_dataset(root)
+    assert (names(dataset.cases), dataset.channels) == (["case_1", "case_2"], ("channel_0", "channel_1"))
 
 
 def test_inputs_that_would_overwrite_each_other_are_refused(tmp_path):
