@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medunet.bundle.render import render_docs, to_json
 from medunet.bundle.specialise import preset_names, read_json, specialise
-from medunet.datasets import MAX_NAMED, open_dataset
+from medunet.datasets import open_dataset, shown
 from medunet.errors import DataError, MedunetError
 from medunet.files import check_target, claim, reject_other_files, write_atomically
+from medunet.io import output_name
 from medunet.io.options import DEFAULTS, ReadOptions
+from medunet.networks import resolve_device
 from medunet.planning import Decision, Fingerprint, Plan, fingerprint, fit_preset, plan
 from medunet.resources import find_bundle, resource_dir
 from medunet.trust import adopt
+
+BUNDLE_BYTES = 4 << 20
+"""Free space that a plan needs for the bundle and its fingerprint."""
 
 FINGERPRINT_NAME = "fingerprint.json"
 """In the bundle's folder ``docs``."""
@@ -35,12 +39,12 @@ class PlannedBundle:
     Args:
         folder: of the bundle.
         plan: its values with reasons.
-        problems: what is wrong with single cases; they were left out.
+        left_out: why a case could not be used, by its name.
     """
 
     folder: Path
     plan: Plan
-    problems: tuple[MedunetError, ...] = ()
+    left_out: Mapping[str, str]
 
 
 def plan_bundle(
@@ -54,6 +58,7 @@ def plan_bundle(
     measure: bool = True,
     jobs: int | None = None,
     skip_bad: bool = False,
+    force: bool = False,
     read: ReadOptions = DEFAULTS,
     cache: Path | None = None,
     started: Callable[[int], None] | None = None,
@@ -64,7 +69,8 @@ def plan_bundle(
 
     Args:
         data: a data set in a layout of `open_dataset`.
-        output: the bundle's folder; an earlier plan in it is replaced, a trained run is not.
+        output: the bundle's folder.
+        force: replace a planned bundle in `output`, with all changes made to it; a trained run is never replaced.
         dims: as in `medunet.planning.plan`, as are memory, seconds, device and measure.
         memory: see dims.
         seconds: see dims.
@@ -83,9 +89,10 @@ def plan_bundle(
             holds something else or that another process writes into.
         ConfigError: options that cannot be met.
     """
-    _check_output(output)
+    resolve_device(device)  # what costs nothing to check comes before the images are read
+    _check_output(output, force=force)
     with claim(output):
-        check_target(output.parent)
+        check_target(output.parent, needed=BUNDLE_BYTES)
         return _plan_bundle(
             data,
             output,
@@ -110,28 +117,28 @@ def _plan_bundle(
     problems: list[MedunetError] = []
     dataset = open_dataset(data, problems=problems, read=read)
     print_ = fingerprint(dataset, **fingerprint_options)
-    if not skip_bad:
-        _refuse_bad(data, [*map(str, problems), *(f"{name}: {cause}" for name, cause in print_.broken.items())])
+    bad = {output_name(problem.file or data): problem.cause for problem in problems} | print_.broken
+    if bad and not skip_bad:
+        raise DataError(
+            f"{len(bad)} case{'s' if len(bad) > 1 else ''} cannot be used",
+            file=data,
+            received=shown([f"{name}: {cause}" for name, cause in bad.items()], separator="; "),
+            remedy="fix them (`medunet check` lists all), or plan and train without them: --skip-bad",
+        )
     if measured is not None:
         measured(print_)
     base = find_bundle(f"unet_{dataset.spatial_dims}d")
     chosen = plan(dataset, read_json(base / "configs" / "train.json"), fingerprint=print_, **plan_options)
     write_plan(base, output, chosen)
-    return PlannedBundle(output, chosen, tuple(problems))
-
-
-def _refuse_bad(data: Path, reasons: Sequence[str]) -> None:
-    if reasons:
-        raise DataError(
-            f"{len(reasons)} cases cannot be used",
-            file=data,
-            received="; ".join(reasons[:MAX_NAMED]) + (" ..." if len(reasons) > MAX_NAMED else ""),
-            remedy="mend them (`medunet check` says more), or plan and train without them: --skip-bad",
-        )
+    return PlannedBundle(output, chosen, bad)
 
 
 def write_plan(base: Path, output: Path, chosen: Plan) -> None:
-    """Write the bundle that a plan makes of another one; it appears whole or not at all."""
+    """Write the bundle that a plan makes of another one.
+
+    All files are written beside the output first and then renamed into place, so that an error or a full disk leaves
+    an earlier plan as it was.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".plan_") as temporary:
         folder = Path(temporary) / "bundle"
@@ -147,20 +154,27 @@ def write_plan(base: Path, output: Path, chosen: Plan) -> None:
         docs = render_docs(template, metadata, inference, bundle=output.name, origin=ORIGIN)
         write_atomically(folder / "docs" / "README.md", _with_reasons(docs, chosen))
         write_atomically(folder / "docs" / FINGERPRINT_NAME, chosen.fingerprint.to_json())
-        for part in ("configs", "docs"):
-            if (output / part).is_dir():
-                shutil.rmtree(output / part)
-        shutil.copytree(folder, output, dirs_exist_ok=True)
+        output.mkdir(exist_ok=True)
+        for part in sorted(folder.iterdir(), key=lambda part: part.name == "configs"):  # these last: they make a bundle
+            if (output / part.name).exists():
+                (output / part.name).rename(Path(temporary) / part.name)
+            part.rename(output / part.name)
     adopt(output)
 
 
-def _check_output(output: Path) -> None:
+def _check_output(output: Path, *, force: bool) -> None:
     if any(output.glob("models/*.pt")) or any(output.glob("fold_*/models/*.pt")):
         raise DataError("the output folder holds a trained run", file=output, remedy="give another --output")
     config = output / "configs" / "train.json"
     planned = config.is_file() and read_json(config).get("planned") is True
     if not planned:
         reject_other_files(output)
+    elif not force:
+        raise DataError(
+            "the output folder holds a planned bundle, which may have been edited",
+            file=output,
+            remedy="give another --output, or replace the bundle: --force",
+        )
 
 
 def _metadata(metadata: Mapping[str, Any], print_: Fingerprint) -> dict[str, Any]:

@@ -32,17 +32,23 @@ def plan(
         bool, typer.Option("--estimate", help="Make no training step: memory is estimated, epochs stay.")
     ] = False,
     skip_bad: SkipBad = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a planned bundle in --output, with all changes made to it.")
+    ] = False,
     jobs: Annotated[int | None, typer.Option(help="Cases measured at once; each is held in memory.")] = None,
     *,
     reading: dict[str, Any],
 ) -> None:
     """Measure a data set and make the bundle that suits it, the machine and the time; its docs say why."""
+    if time is not None and estimate:
+        raise ConfigError("a time cannot be planned without measuring a step", received="--time and --estimate")
     if dims not in DIMS:
         raise ConfigError("unknown --dims", received=dims, expected="auto, 2 or 3")
     require_path(data)
     reject_other_files(output, own="configs/train.json")
     check_target(output)
     from medunet.bundle import plan_bundle, show
+    from medunet.datasets import shown
     from medunet.inferers.memory import parse_memory
     from medunet.io import ReadOptions
     from medunet.planning import default_cache, parse_time, spell_time
@@ -61,6 +67,7 @@ def plan(
             measure=not estimate,
             jobs=jobs,
             skip_bad=skip_bad,
+            force=force,
             read=ReadOptions(**reading),
             cache=default_cache(),
             started=lambda total: progress.update(task, total=total, description="measuring cases"),
@@ -78,10 +85,9 @@ def plan(
         numbers = f"\n[dim]{escape(decision.numbers)}[/]" if decision.numbers else ""
         table.add_row(escape(decision.id), escape(show(decision.value)), escape(decision.reason) + numbers)
     console.print(table)
-    for problem in result.problems:
-        errors.print(f"[yellow]left out[/] {escape(str(problem))}", highlight=False, soft_wrap=True)
-    for name, cause in result.plan.fingerprint.broken.items():
-        errors.print(f"[yellow]left out[/] {escape(name)}: {escape(cause)}", highlight=False, soft_wrap=True)
+    if result.left_out:
+        listed = shown([f"{name}: {cause}" for name, cause in result.left_out.items()], separator="; ")
+        errors.print(f"[yellow]{len(result.left_out)} left out[/] {escape(listed)}", highlight=False, soft_wrap=True)
     if result.plan.seconds is not None:
         console.print(f"training will take about {spell_time(result.plan.seconds)}", highlight=False)
     typer.echo(f"bundle: {output}")

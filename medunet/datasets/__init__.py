@@ -14,9 +14,9 @@ from .dataset import Case as Case
 from .dataset import SegmentationDataset as SegmentationDataset
 from .examination import Examination as Examination
 from .examination import examine as examine
-from .finding import MAX_NAMED as MAX_NAMED
 from .finding import Finding as Finding
 from .finding import raise_on_error as raise_on_error
+from .finding import shown as shown
 from .folds import FOLDS as FOLDS
 from .folds import split_fold as split_fold
 from .folds import split_patients as split_patients

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from medunet.errors import DataError, GeometryError, MedunetError
 
-MAX_NAMED = 20
-"""Findings that an error names beside the first; `medunet check` shows all."""
+MAX_NAMED = 5
+"""Names or findings in one message; the rest is counted, and `medunet check` shows all."""
 
 _NUMBER = re.compile(r"\d[\d.e+-]*")
 
@@ -59,6 +59,17 @@ class Finding:
         }
 
 
+def shown(texts: Collection[str], *, separator: str = ", ") -> str:
+    """Return the first texts, and how many more there are.
+
+    Example:
+        >>> shown(["g", "f", "e", "d", "c", "b", "a"])
+        'a, b, c, d, e and 2 more'
+    """
+    more = f" and {len(texts) - MAX_NAMED} more" if len(texts) > MAX_NAMED else ""
+    return separator.join(sorted(texts)[:MAX_NAMED]) + more
+
+
 def raise_on_error(findings: Iterable[Finding]) -> None:
     """Raise the first error among the findings, and name all the others in it.
 
@@ -71,8 +82,7 @@ def raise_on_error(findings: Iterable[Finding]) -> None:
     first = errors[0]
     more = ""
     if len(errors) > 1:
-        shown = [f"{Path(error.file).name}: {error.cause}" for error in errors[1 : MAX_NAMED + 1]]
-        left = [f"and {len(errors) - 1 - MAX_NAMED} others"] if len(errors) - 1 > MAX_NAMED else []
-        more = f" (and {len(errors) - 1} more problems: {'; '.join([*shown, *left])})"
+        others = [f"{Path(error.file).name}: {error.cause}" for error in errors[1:]]
+        more = f" (and {len(others)} more problems: {shown(others, separator='; ')})"
     kind = GeometryError if isinstance(first.error, GeometryError) else DataError
     raise kind(first.cause + more, file=first.file or None, remedy=first.remedy) from first.error

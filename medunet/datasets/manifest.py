@@ -12,8 +12,9 @@ from typing import Any
 from medunet.errors import DataError, MedunetError, SecurityError
 
 from .dataset import Case
+from .finding import shown
 from .labels import ParsedLabels, parse_labels
-from .pairing import FOLDERS, find_folders, guess_channels, pair_folders, shown, stem
+from .pairing import FOLDERS, find_folders, guess_channels, pair_folders, stem
 from .regions import ORDER_KEY
 
 MANIFEST = "dataset.json"

@@ -10,10 +10,7 @@ from medunet.errors import DataError, MedunetError
 from medunet.io import IMAGE_SUFFIXES, is_dicom, is_structure_file, split_channel, split_suffix
 
 from .dataset import Case
-
-MAX_NAMED = 5
-"""How many files an error names; the rest is counted."""
-
+from .finding import shown
 
 MAX_CHANNELS = 8
 """With more numbers than this, the images of a case are frames of a sequence."""
@@ -70,10 +67,9 @@ def group_channels(
     cases: dict[str, tuple[Path, ...]] = {}
     found: list[tuple[str, tuple[Path, ...]]] = [(stem(path), (path,)) for path in singles]
     numbers = [0] if all(files.keys() == {0} for files in groups.values()) else list(range(channels))
-    restarts = [
-        files for files in groups.values() if {0, 1} <= files.keys() and max(files) < max(channels, MAX_CHANNELS)
-    ]
-    is_numbered = len(restarts) > 1 or (channels > 1 and any(sorted(files) == numbers for files in groups.values()))
+    most = max(channels, MAX_CHANNELS)
+    restarts = sum({0, 1} <= files.keys() and max(files) < most for files in groups.values())
+    is_numbered = restarts > 1 or (channels > 1 and any(sorted(files) == numbers for files in groups.values()))
     for (case, _), files in groups.items():
         if sorted(files) == numbers:
             found.append((case, tuple(files[number] for number in numbers)))
@@ -159,9 +155,3 @@ def guess_channels(images: Path, labels: Path) -> int:
 
 def _count(names: list[str], noun: str) -> str:
     return f"{len(names)} {noun}{'s' if len(names) > 1 else ''}"
-
-
-def shown(names: Collection[str]) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(sorted(names)[:MAX_NAMED]) + more

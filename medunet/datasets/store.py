@@ -26,7 +26,7 @@ from medunet.transforms import IGNORE_INDEX
 
 from .entry import MANIFEST as ENTRY_MANIFEST
 from .entry import Entry, remove_remains
-from .finding import MAX_NAMED
+from .finding import shown
 from .identity import code_digest, describe_source, digest
 from .prune import hold_path, remove_free_locks, store_folder
 
@@ -318,8 +318,8 @@ def _joined(failures: dict[int, Exception]) -> Exception:
         return ordered[0]
     error = DataError(
         f"{len(reasons)} cases cannot be used",
-        received="; ".join(reasons[:MAX_NAMED]) + (" ..." if len(reasons) > MAX_NAMED else ""),
-        remedy="mend them, or train without them: --skip-bad",
+        received=shown(reasons, separator="; "),
+        remedy="fix them, or train without them: --skip-bad",
     )
     error.__cause__ = ordered[0]
     return error

@@ -11,7 +11,7 @@ from medunet.io import output_name
 
 from .check import check_dataset
 from .dataset import SegmentationDataset
-from .finding import raise_on_error
+from .finding import raise_on_error, shown
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,9 @@ def usable(dataset: SegmentationDataset, problems: Sequence[MedunetError]) -> tu
         if (name := output_name(problem.file or "unknown")) not in names:
             raise problem
         reasons.setdefault(name, problem.cause)
-    for name, cause in sorted(reasons.items()):
-        logger.warning("left out: %s: %s", name, cause)
+    if reasons:
+        listed = shown([f"{name}: {cause}" for name, cause in reasons.items()], separator="; ")
+        logger.warning("%d cases are left out: %s", len(reasons), listed)
     cases = tuple(case for case in dataset.cases if case.name not in reasons)
     if not cases:
         raise_on_error(findings)

@@ -222,8 +222,6 @@ def fingerprint(
         pool.shutdown(cancel_futures=True)
     kept.compact()
     broken = {case.name: r for case, r in zip(dataset.cases, results, strict=True) if isinstance(r, str)}
-    for name, cause in broken.items():
-        logger.warning("left out of the plan: %s: %s", name, cause)
     measures = [result for result in results if isinstance(result, CaseMeasure)]
     if not measures:
         raise DataError(

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ import torch
 from medunet.bundle import evaluate_bundle, plan_bundle, train_bundle, verify_bundle
 from medunet.bundle.specialise import read_json
 from medunet.datasets import open_dataset, write_phantom_dataset
-from medunet.errors import DataError
+from medunet.errors import ConfigError, DataError
+from medunet.files import write_atomically
 from medunet.io import read_volume, write_volume
 from medunet.planning import Fingerprint
 from medunet.prediction import Predictor
@@ -147,21 +149,64 @@ def test_evaluation_leaves_out_what_is_ignored(tmp_path: Path) -> None:
     assert set(summary["classes"]) == {"liver", "spleen"}
 
 
-def test_a_plan_is_replaced_but_nothing_else_is(tmp_path: Path) -> None:
+def test_a_plan_is_replaced_if_that_is_asked_for_but_nothing_else_is(tmp_path: Path) -> None:
     data, bundle = make(tmp_path, "cells")
-    plan_bundle(data, bundle, device="cpu", measure=False)
+    edited = bundle / "configs" / "train.json"
+    edited.write_text(edited.read_text().replace('"planned": true', '"planned": true, "mine": 1'))
+    with pytest.raises(DataError, match="holds a planned bundle, which may have been edited"):
+        plan_bundle(data, bundle, device="cpu", measure=False)
+    assert '"mine"' in edited.read_text()
+    plan_bundle(data, bundle, device="cpu", measure=False, force=True)
+    assert '"mine"' not in edited.read_text()
     # a run, the ensemble of a cross-validation, and one that is not yet joined
     for weights in ("models/last.pt", "models/fold_0.pt", "fold_1/models/last.pt"):
         (bundle / weights).parent.mkdir(parents=True)
         (bundle / weights).write_bytes(b"")
         with pytest.raises(DataError, match="trained run"):
-            plan_bundle(data, bundle, device="cpu", measure=False)
+            plan_bundle(data, bundle, device="cpu", measure=False, force=True)
         shutil.rmtree((bundle / weights).parent)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("")
     with pytest.raises(DataError, match="contains other files"):
         plan_bundle(data, tmp_path / "other", device="cpu", measure=False)
     assert not list(tmp_path.glob(".plan_*"))
+
+
+def test_a_plan_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, bundle = make(tmp_path, "cells")
+    before = {path: path.read_bytes() for path in bundle.rglob("*.json")}
+    assert before
+
+    def full(path: Path, content: object) -> None:
+        if path.name == "fingerprint.json":
+            raise DataError("disk is full", file=path)
+        write_atomically(path, content)
+
+    monkeypatch.setattr("medunet.bundle.planned.write_atomically", full)
+    with pytest.raises(DataError, match="disk is full"):
+        plan_bundle(data, bundle, device="cpu", measure=False, force=True)
+    assert {path: path.read_bytes() for path in bundle.rglob("*.json")} == before
+
+
+def test_what_costs_nothing_is_checked_before_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_phantom_dataset(tmp_path / "data", kind="cells", cases=3, size=(64, 64))
+    monkeypatch.setattr("medunet.bundle.planned.open_dataset", lambda *_, **__: pytest.fail("images are read"))
+    with pytest.raises(ConfigError):
+        plan_bundle(tmp_path / "data", tmp_path / "bundle", device="abacus")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(DataError, match="no room"):
+        plan_bundle(tmp_path / "data", tmp_path / "bundle", device="cpu")
+
+
+def test_bad_cases_are_counted_once_and_five_are_named(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_phantom_dataset(data, kind="cells", cases=9, size=(64, 64))
+    (data / "dataset.json").unlink()
+    for path in sorted((data / "labelsTr").iterdir())[:7]:
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match=r": 7 cases cannot be used \(.* and 2 more\)") as caught:
+        plan_bundle(data, tmp_path / "bundle", device="cpu", measure=False)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(("options", "axes"), [({}, [0.0, 0.0, 0.5]), ({"dims": 2}, [0.0, 0.0, 0.5])])
