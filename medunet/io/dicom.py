@@ -1,7 +1,7 @@
-"""DICOM as a volume: a folder of slices, a multi-frame file, a DICOMDIR, or one slice as an image in the plane.
+"""DICOM as a volume: a folder of slices, a multi-frame file, a DICOMDIR, or one slice as a 2D image.
 
-The headers are verified by our own rules before a pixel is used (`dicom_grid`), and the pixels are rescaled by the
-slope of each slice (`dicom_pixels`). All else is refused with the cause; nothing is guessed, merged or stretched.
+Headers are verified before a pixel is used (`dicom_grid`), and pixels are rescaled by the slope of each slice
+(`dicom_pixels`). Everything else is rejected with its cause; nothing is guessed, merged or stretched.
 """
 
 from __future__ import annotations
@@ -125,11 +125,13 @@ def _verified(path: Path, options: ReadOptions) -> tuple[Grid, ReadRecord]:
         files=len({frame.file.path for frame in grid.frames}),
         modality=first.modality,
         series=hashlib.sha256(first.series_uid.encode()).hexdigest()[:_HASH_DIGITS],
-        frames=()
-        if is_resampled
-        else tuple(SourceFrame(frame.file.path, 0 if frame.file.is_mosaic else frame.index) for frame in grid.frames),
+        frames=() if is_resampled else tuple(map(_source_frame, grid.frames)),
     )
     return grid, record
+
+
+def _source_frame(frame: Frame) -> SourceFrame:
+    return SourceFrame(frame.file.path, 0 if frame.file.is_mosaic else frame.index)  # a mosaic's index counts tiles
 
 
 def _find_series(path: Path, options: ReadOptions) -> tuple[list[Frame], list[str]]:
@@ -141,12 +143,15 @@ def _find_series(path: Path, options: ReadOptions) -> tuple[list[Frame], list[st
         try:
             frames = read_frames(file)
         except DataError as error:
-            if options.skip_unreadable and path != file:
-                ignored[f"unreadable files skipped: {error.cause}"] += 1  # file names may be patients' names
-                continue
-            if path.is_dir():
-                raise _with_remedy(error, "export the series again, or pass --skip-unreadable") from error
-            raise
+            if path == file:
+                raise
+            if not options.skip_unreadable:
+                remedy = "export the series again, or pass --skip-unreadable"
+                raise DataError(
+                    error.cause, file=file, received=error.received, expected=error.expected, remedy=remedy
+                ) from error
+            ignored[f"unreadable files skipped: {error.cause}"] += 1  # file names may be patients' names
+            continue
         if frames is None:
             ignored["files without an image ignored"] += 1
         elif frames[0].file.is_localizer:
@@ -170,10 +175,6 @@ def _find_series(path: Path, options: ReadOptions) -> tuple[list[Frame], list[st
     return chosen, [f"{count} {what}" for what, count in sorted(ignored.items())]
 
 
-def _with_remedy(error: DataError, remedy: str) -> DataError:
-    return DataError(error.cause, file=error.file, received=error.received, expected=error.expected, remedy=remedy)
-
-
 def _without_image(path: Path, files: Sequence[Path], ignored: Counter[str]) -> DataError:
     """Return the error for a path without an image, which names what is there instead."""
     where = "folder" if path.is_dir() else "file"
@@ -183,14 +184,9 @@ def _without_image(path: Path, files: Sequence[Path], ignored: Counter[str]) -> 
     if not classes:
         return DataError(f"{where} holds no DICOM image", file=path, remedy="give the folder that holds the slices")
     names = ", ".join(sorted(UID(kind).name.removesuffix(" Storage") for kind in classes))
-    is_label = classes & {*SEG_CLASSES, RTSTRUCT_CLASS}
-    return DataError(
-        f"{where} holds no DICOM image but {names}",
-        file=path,
-        remedy="read it as a label of its image: medunet.io.read_label"
-        if is_label
-        else "give the folder of the images",
-    )
+    is_label = bool(classes & {*SEG_CLASSES, RTSTRUCT_CLASS})
+    remedy = "read it as a label of its image: medunet.io.read_label" if is_label else "give the folder of the images"
+    return DataError(f"{where} holds no DICOM image but {names}", file=path, remedy=remedy)
 
 
 def _require_one_identity(frames: Sequence[Frame]) -> None:

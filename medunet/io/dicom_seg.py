@@ -69,12 +69,12 @@ def make_dicom_seg(
     algorithm: Mapping[str, str],
     description: str = "medunet segmentation",
 ) -> Dataset:
-    """A BINARY segmentation of one series, with a frame for each segment in each slice where it occurs.
+    """Return a BINARY segmentation of one series, with one frame per segment and slice in which it occurs.
 
     Args:
         voxels: ``(columns, rows, slices)`` of label values.
         segments: numbered from 1 in this order; other values are background.
-        planes: the slices of the source, as of `read_planes`.
+        planes: the slices of the source, from `read_planes`.
         algorithm: `name`, `version` and optionally `source` of what made the labels.
         description: SeriesDescription.
 

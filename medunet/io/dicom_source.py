@@ -148,7 +148,7 @@ def _is_slice(plane: Geometry, volume: Geometry, index: int) -> bool:
 
 
 def copy_values(source: Dataset, target: Dataset, names: Sequence[str]) -> None:
-    """Copy texts as they are, empty ones for what the source lacks: scanners break the rules of length too."""
+    """Copy texts unchanged, without validation, because scanners break DICOM's rules; '' for what the source lacks."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         for name in names:
@@ -168,7 +168,7 @@ LINKS = (
     "StudyID",
     "AccessionNumber",
 )
-"""What makes an object part of the patient's study; more of the patient goes into no result."""
+"""Attributes that make an object part of the patient's study. Results contain nothing else about the patient."""
 
 
 def series_number(source: Dataset) -> int:
@@ -200,7 +200,7 @@ def save_dataset(dataset: Dataset, path: Path | BinaryIO, *, implicit: bool = Fa
 
 
 def plane_geometry(header: Dataset, frame: Dataset | None = None, shared: Dataset | None = None) -> Geometry | None:
-    """Grid ``(columns, rows, 1)`` of a slice, or None where it has no placement; its third axis is 1 mm long.
+    """Return the grid ``(columns, rows, 1)`` of a slice, or None if it has no position; its third axis is 1 mm long.
 
     Args:
         header: of a single slice or of a multi-frame file.
@@ -235,6 +235,6 @@ def plane_geometry(header: Dataset, frame: Dataset | None = None, shared: Datase
 
 
 def frame_groups(header: Dataset) -> tuple[Dataset | None, list[Dataset]]:
-    """Shared and per-frame functional groups of a multi-frame file."""
+    """Return the shared and the per-frame functional groups of a multi-frame file."""
     shared = header.get("SharedFunctionalGroupsSequence")
     return (shared[0] if shared else None), list(header.get("PerFrameFunctionalGroupsSequence") or ())

@@ -46,12 +46,12 @@ def make_rtstruct(
     algorithm: Mapping[str, str],
     description: str = "medunet segmentation",
 ) -> Dataset:
-    """A structure set with a region of interest for each segment, also for one without voxels.
+    """Return a structure set with one region of interest per segment, including segments without voxels.
 
     Args:
         voxels: ``(columns, rows, slices)`` of label values.
         segments: numbered from 1 in this order.
-        planes: the slices of the source, as of `read_planes`.
+        planes: the slices of the source, from `read_planes`.
         algorithm: `name` and `version` of what made the labels.
         description: SeriesDescription.
 

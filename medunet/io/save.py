@@ -7,7 +7,7 @@ import os
 from collections.abc import Hashable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -40,14 +40,22 @@ RESULT_FORMATS: tuple[ResultFormat, ...] = get_args(ResultFormat)
 _DICOM_FORMATS = ("dicom-seg", "rtstruct")
 
 
+class _Choice(NamedTuple):
+    """The format of a result, and for DICOM formats the slices that it refers to."""
+
+    kind: ResultFormat
+    planes: tuple[SourcePlane, ...] = ()
+
+
 class SavePredictiond(MapTransform):
     """Write label maps under their inputs' names, and class probabilities beside them.
 
-    ``hippocampus_001.nii.gz`` becomes ``output_dir/hippocampus_001.nii.gz``, ``em_16.png`` ``em_16.png``; JPEG and BMP
-    become PNG (labels must not be blurred), a DICOM series becomes a DICOM SEG (without highdicom `.nii.gz`), the rest
-    `.nii.gz`. The file lies on the grid of the prediction, which must be the one that the input was read on.
+    ``hippocampus_001.nii.gz`` becomes ``output_dir/hippocampus_001.nii.gz``, ``em_16.png`` ``em_16.png``. JPEG and BMP
+    become PNG, because labels must not be blurred. A DICOM series becomes a DICOM SEG, or `.nii.gz` with a logged
+    reason if it cannot. Everything else becomes `.nii.gz`. The file has the grid of the prediction, which must be the
+    grid that the input was read on.
 
-    Under ``<key>_path`` the item afterwards holds the path of the file written, a str. No name comes from a header.
+    The item gets the path of the file under ``<key>_path``, as a str. No name comes from a header.
 
     Args:
         keys: label maps ``(1, *spatial)`` with the values for the file, as after `DecodeLabelsd`.
@@ -110,7 +118,7 @@ class SavePredictiond(MapTransform):
         self.source_grid = source_grid
         self.pseudonyms: Pseudonyms | None = None
         """Where results are de-identified, the names of the cases; set by `Predictor`."""
-        self._chosen: tuple[tuple[Any, ...], tuple[ResultFormat, tuple[SourcePlane, ...]]] | None = None
+        self._chosen: tuple[tuple[Any, ...], _Choice] | None = None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the files of one item, without batch axis."""
@@ -119,18 +127,17 @@ class SavePredictiond(MapTransform):
             image = item[key]
             meta = self._source_meta(item, image)
             source = os.fspath(meta["filename_or_obj"])
-            chosen = self._choose(source, meta)
-            kind = chosen[0]
-            affine = self._checked_affine(image, meta, source, kind)
+            choice = self._choose(source, meta)
+            affine = self._checked_affine(image, meta, source, choice.kind)
             labels = np.asarray(torch.as_tensor(image).detach().cpu())
             if labels.ndim not in (3, 4) or labels.shape[0] != 1:
                 raise DataError(
                     "prediction is not a label map", file=source, received=labels.shape, expected="(1, *spatial)"
                 )
             stem = self._stem(item, meta, key)
-            path = self.output_dir / (stem + _ending(kind, source, labels.ndim - 1))
+            path = self.output_dir / (stem + _ending(choice.kind, source, labels.ndim - 1))
             self._refuse_existing(path)
-            self._write(labels[0], path, chosen, affine, meta)
+            self._write(labels[0], path, choice, affine, meta)
             item[f"{key}_path"] = str(path)
             logger.debug("written: %s", path)
             if self.prob_key is not None and self.prob_key in item:
@@ -138,7 +145,7 @@ class SavePredictiond(MapTransform):
         return item
 
     def check(self, item: Mapping[Hashable, Any]) -> None:
-        """Refuse before the network runs what could not be written after it.
+        """Reject before the network runs what could not be written after it.
 
         Args:
             item: as read, with the image and without the prediction.
@@ -151,7 +158,7 @@ class SavePredictiond(MapTransform):
         for key in self.keys:
             meta = self._source_meta(item, item.get(key))
             source = os.fspath(meta["filename_or_obj"])
-            kind, _ = self._choose(source, meta)
+            kind = self._choose(source, meta).kind
             stem, spatial_dims = self._stem(item, meta, key), np.size(meta["spatial_shape"])
             self._refuse_existing(self.output_dir / (stem + _ending(kind, source, spatial_dims)))
             if self.prob_key is not None:
@@ -161,11 +168,11 @@ class SavePredictiond(MapTransform):
         self,
         labels: np.ndarray[Any, Any],
         path: Path,
-        chosen: tuple[ResultFormat, tuple[SourcePlane, ...]],
+        choice: _Choice,
         affine: torch.Tensor,
         meta: Mapping[str, Any],
     ) -> None:
-        kind, planes = chosen
+        kind, planes = choice
         planar = not path.name.endswith((".nii", ".nii.gz", ".seg.nrrd", ".dcm"))
         whole = labels.astype(label_dtype(labels, planar=planar))
         segments = as_segments(self.labels, values=whole, colors=self.label_colors, codes=self.label_codes)
@@ -192,30 +199,30 @@ class SavePredictiond(MapTransform):
         make = make_dicom_seg if kind == "dicom-seg" else make_rtstruct
         return make(voxels, segments, planes, algorithm=self.algorithm)
 
-    def _choose(self, source: str, meta: Mapping[str, Any]) -> tuple[ResultFormat, tuple[SourcePlane, ...]]:
+    def _choose(self, source: str, meta: Mapping[str, Any]) -> _Choice:
         """Return the format, and for DICOM the slices of the source; kept from the check to the writing."""
         key = (source, meta.get("dicom_frames"))
         if self._chosen is None or self._chosen[0] != key:
             self._chosen = key, self._decide(source, meta)
         return self._chosen[1]
 
-    def _decide(self, source: str, meta: Mapping[str, Any]) -> tuple[ResultFormat, tuple[SourcePlane, ...]]:
+    def _decide(self, source: str, meta: Mapping[str, Any]) -> _Choice:
         is_dicom = "dicom_frames" in meta
         if self.format in _DICOM_FORMATS and not is_dicom:
             raise DataError(
                 f"{self.format} needs a DICOM series as input", file=source, remedy="choose nii.gz or seg.nrrd"
             )
         if self.format in _DICOM_FORMATS:
-            return self.format, self._verified_planes(self.format, source, meta)
+            return _Choice(self.format, self._verified_planes(self.format, source, meta))
         if self.format != "auto" or not is_dicom:
-            return self.format, ()
+            return _Choice(self.format)
         try:
-            return "dicom-seg", self._verified_planes("dicom-seg", source, meta)
+            return _Choice("dicom-seg", self._verified_planes("dicom-seg", source, meta))
         except (ConfigError, DataError, GeometryError) as error:
             hidden = self.pseudonyms
             shown, cause = (source, error) if hidden is None else (hidden.code(source), hidden.hide(error, source))
             logger.warning("%s: written as .nii.gz, not as DICOM SEG: %s", shown, cause)
-            return "nii.gz", ()
+            return _Choice("nii.gz")
 
     def _verified_planes(self, kind: ResultFormat, source: str, meta: Mapping[str, Any]) -> tuple[SourcePlane, ...]:
         """Return the slices of the source, after a trial: an empty result of the first two of them can be written."""
