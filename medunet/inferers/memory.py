@@ -30,8 +30,11 @@ _OUT_OF_MEMORY = (
     "out of memory",
     "could not create a memory object",
     "could not create a primitive",  # for its scratch memory; also for other reasons, then smaller tiles fail as well
+    "cudnn_status_alloc_failed",
+    "cublas_status_alloc_failed",
+    "unable to find an engine",  # cuDNN, if no algorithm's workspace fits
 )
-"""What torch and oneDNN say when the CPU has none left; there is no exception of its own for it."""
+"""Messages about exhausted memory that are not `torch.OutOfMemoryError`, in lower case."""
 
 
 def parse_memory(text: str | int) -> int:

@@ -1,4 +1,4 @@
-"""Checks of arguments as JSON gives them: short forms are expanded, wrong values refused with a remedy. No torch."""
+"""Checks of arguments as JSON gives them: short forms are expanded, wrong values rejected. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ def choose(name: str, value: object, options: Sequence[object]) -> None:
             f"unknown {name}",
             received=repr(value),
             expected=" | ".join(map(repr, options)),
-            remedy=f"set {name} to one of these",
         )
 
 
@@ -29,9 +28,7 @@ def flag(name: str, value: object) -> None:
 def positive(name: str, value: object) -> int:
     """Return `value` if it is an integer >= 1, else raise ConfigError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(
-            f"{name} is no count", received=repr(value), expected="an integer >= 1", remedy=f"change {name}"
-        )
+        raise ConfigError(f"{name} must be an integer >= 1", received=repr(value))
     return value
 
 
@@ -46,10 +43,9 @@ def per_axis(name: str, value: int | Sequence[int], spatial_dims: int) -> PerAxi
         return (positive(name, value),) * spatial_dims
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != spatial_dims:
         raise ConfigError(
-            f"{name} does not fit the spatial axes",
+            f"{name} must have one value per spatial axis",
             received=repr(value),
             expected=f"an integer, or {spatial_dims} of them",
-            remedy=f"give {name} one value per axis",
         )
     return tuple(positive(name, n) for n in value)
 
@@ -67,9 +63,8 @@ def per_row(
         return (per_axis(name, value, spatial_dims),) * rows
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != rows:
         raise ConfigError(
-            f"{name} does not fit the levels",
+            f"{name} must have one entry per {row_is_a}",
             received=repr(value),
-            expected=f"an integer, or {rows} entries, one per {row_is_a}",
-            remedy=f"give {name} one entry per {row_is_a}, or a single integer",
+            expected=f"an integer, or {rows} entries",
         )
     return tuple(per_axis(name, row, spatial_dims) for row in value)

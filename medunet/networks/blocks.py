@@ -118,9 +118,7 @@ class Style:
         try:
             layer: nn.Module = get_act_layer((name, {**defaults, **kwargs}))
         except TypeError as error:
-            raise ConfigError(
-                f"act cannot be built ({error})", received=repr(self.act), remedy="change the keywords of act"
-            ) from error
+            raise ConfigError(f"act cannot be built ({error})", received=repr(self.act)) from error
         return layer
 
 

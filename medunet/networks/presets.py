@@ -161,9 +161,7 @@ def build(name: str, **kwargs: Any) -> UNet:
         (16, 16)
     """
     if name not in PRESETS:
-        raise ConfigError(
-            "unknown network preset", received=repr(name), expected=" | ".join(PRESETS), remedy="use one of these names"
-        )
+        raise ConfigError("unknown network preset", received=repr(name), expected=" | ".join(PRESETS))
     return PRESETS[name](**kwargs)
 
 
@@ -175,6 +173,5 @@ def _network(overrides: dict[str, Any], **published: Any) -> UNet:
             "UNet has no such argument",
             received=", ".join(unknown),
             expected=", ".join(inspect.signature(UNet).parameters),
-            remedy="correct the spelling",
         )
     return UNet(**arguments)

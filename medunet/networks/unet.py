@@ -274,10 +274,9 @@ class UNet(nn.Module):
 def _checked_channels(channels: Sequence[int], *, even: bool) -> tuple[int, ...]:
     if isinstance(channels, str) or not isinstance(channels, Sequence) or len(channels) < 2:
         raise ConfigError(
-            "channels does not describe the levels",
+            "channels must have one number per level, finest level first",
             received=repr(channels),
-            expected="a list of at least two integers, finest level first",
-            remedy="give every level its number of channels, e.g. [32, 64, 128]",
+            expected="at least two integers, e.g. [32, 64, 128]",
         )
     widths = tuple(positive(f"channels[{level}]", width) for level, width in enumerate(channels))
     if even and any(width % 2 for width in widths):
@@ -285,33 +284,28 @@ def _checked_channels(channels: Sequence[int], *, even: bool) -> tuple[int, ...]
             "widen_before_pool halves channels",
             received=widths,
             expected="even numbers of channels",
-            remedy="use even channels, or widen_before_pool=False",
         )
     return widths
 
 
 def _check_dropout(dropout: float) -> None:
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ConfigError(
-            "dropout is no probability", received=repr(dropout), expected="0 <= dropout < 1", remedy="change dropout"
-        )
+        raise ConfigError("dropout must be in [0, 1)", received=repr(dropout))
 
 
 def _check_deep_supervision(heads: int, shapes: UNetShapes) -> None:
     most = shapes.levels - 2
     if isinstance(heads, bool) or not isinstance(heads, int) or not 0 <= heads <= most:
         raise ConfigError(
-            "deep_supervision asks for heads that no decoder level can bear",
+            "deep_supervision must not exceed the number of coarser decoder levels",
             received=repr(heads),
-            expected=f"an integer from 0 to {most}: {shapes.levels} levels have {most} coarser decoder level(s)",
-            remedy="lower deep_supervision or add levels to channels",
+            expected=f"an integer from 0 to {most}, for {shapes.levels} levels",
         )
     if heads and shapes.padding == "valid":
         raise ConfigError(
             "the coarser outputs of a valid network show more of the image than its finest: one label does not fit all",
             received=f'deep_supervision={heads} with padding="valid"',
             expected='padding="same", or deep_supervision=0',
-            remedy='set padding="same" or deep_supervision=0',
         )
 
 

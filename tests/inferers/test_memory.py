@@ -180,6 +180,18 @@ def test_another_error_is_not_taken_for_want_of_memory():
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_libraries_without_memory_are_recognised(words):
+    assert is_out_of_memory(RuntimeError(words))
+
+
 def test_want_of_memory_for_the_smallest_tile_is_raised():
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         OverlapTileInferer(None)(torch.randn(1, 1, 133, 205), Greedy(make_network(), limit=10))
