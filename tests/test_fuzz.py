@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib.util
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -174,6 +176,13 @@ def dicom(tmp_path: Path, make_series: Callable[..., Path]) -> Path:
     header = pydicom.dcmread(first)
     folder = tmp_path / "seeds"
     folder.mkdir()
+    spec = importlib.util.spec_from_file_location("made", Path(__file__).parent / "io" / "conftest.py")
+    made = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(made)  # type: ignore[union-attr]
+    made.write_mosaic(folder / "mosaic.dcm")
+    made.write_nm(folder / "nm.dcm")
+    made.write_picture(folder / "picture.dcm", pixels=np.zeros((5, 7, 3), np.uint8))
+    shutil.make_archive(str(folder / "a"), "zip", series)
     (folder / "a.dcm").write_bytes(first.read_bytes())
     header.compress(RLELossless)
     header.save_as(folder / "rle.dcm")
@@ -291,12 +300,12 @@ def test_what_a_gzip_file_unpacks_to_may_be_anything(seeds: Path) -> None:
         assert fuzz(check)
 
 
-@pytest.mark.parametrize("name", ["a.dcm", "rle.dcm", "jls.dcm"])
+@pytest.mark.parametrize("name", ["a.dcm", "rle.dcm", "jls.dcm", "mosaic.dcm", "picture.dcm", "nm.dcm", "a.zip"])
 def test_a_changed_dicom_file_is_read_or_refused(name: str, dicom: Path) -> None:
     content = (dicom / name).read_bytes()
 
     def check(changes: list[tuple[float, bytes, str, bool]]) -> None:
-        path = dicom / "changed.dcm"
+        path = (dicom / "changed").with_suffix(Path(name).suffix)
         path.write_bytes(changed(content, changes))
         read_all(path)
 

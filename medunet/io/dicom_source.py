@@ -25,6 +25,7 @@ from .dicom_values import text
 from .lattice import LATTICE_TOLERANCE_VOXELS
 from .limits import refuse_deflate_bomb
 from .record import SourceFrame
+from .zipped import unpacked
 
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """SOP classes Segmentation Storage and Label Map Segmentation Storage."""
@@ -97,15 +98,11 @@ def read_planes(frames: Sequence[SourceFrame], geometry: Geometry) -> tuple[Sour
             received=f"{geometry.shape[2]} slices",
             expected=len(frames),
         )
-    headers: dict[Path, Dataset] = {}
+    headers = _headers([file for file, _ in frames])
     planes = []
     for index, (file, frame) in enumerate(frames):
         try:
-            if file not in headers:
-                headers[file] = _referable(read_dataset(file, stop_before_pixels=True), file)
             plane = _plane(headers[file], frame)
-        except (DataError, SecurityError):
-            raise
         except Exception as error:  # as in read_dataset: values are converted when they are asked for
             raise DataError(f"damaged DICOM header: {type(error).__name__}", file=file) from error
         if plane is None or not _is_slice(plane.geometry, geometry, index):
@@ -114,6 +111,22 @@ def read_planes(frames: Sequence[SourceFrame], geometry: Geometry) -> tuple[Sour
             )
         planes.append(plane)
     return tuple(planes)
+
+
+def _headers(files: Sequence[Path]) -> dict[Path, Dataset]:
+    """Read the headers of files, or of the files of one archive, which are named as if it were their folder."""
+    archive = files[0].parent
+    headers = {}
+    with unpacked(archive) as inside:
+        for file in dict.fromkeys(files):
+            real = file if inside == archive else inside / file.name
+            try:
+                headers[file] = _referable(read_dataset(real, stop_before_pixels=True), real)
+            except (DataError, SecurityError):
+                raise
+            except Exception as error:  # as in read_dataset: values are converted when they are asked for
+                raise DataError(f"damaged DICOM header: {type(error).__name__}", file=real) from error
+    return headers
 
 
 def _referable(header: Dataset, file: Path) -> Dataset:

@@ -33,9 +33,10 @@ from .limits import require_reachable
 from .names import output_name
 from .nifti import NIFTI_SUFFIXES, RELATED_SUFFIXES, read_nifti, read_nifti_header
 from .options import Form, ReadOptions, Tilt, Uneven
-from .record import ReadRecord, encode_frames
+from .record import ReadRecord, SourceFrame, encode_frames
+from .zipped import ZIP_SUFFIX, image_in, unpacked
 
-IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RELATED_SUFFIXES, *PILLOW_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES)
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RELATED_SUFFIXES, *PILLOW_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES, ZIP_SUFFIX)
 """Endings of the files that can be read, in lower case. DICOM has none that can be relied on: a folder is taken for a
 series, and a file with another ending is read as DICOM where it has its magic word."""
 
@@ -66,7 +67,7 @@ def read_volume(
     """Read an image in the plane or a volume.
 
     Args:
-        path: a file, a folder with a DICOM series, or several of them, which become channels of one grid.
+        path: a file, a folder or a ZIP archive with a DICOM series, or several of these as channels of one grid.
         channels: number of channels that a NIfTI file with a fourth axis must have; without it such files are refused.
         form: all but DICOM: which placement of the header to use, see `medunet.io.options.Form`.
         fill_value: NIfTI: replaces NaN and infinite voxels, which are refused otherwise.
@@ -224,6 +225,10 @@ def read_one(path: Path, options: ReadOptions) -> tuple[npt.NDArray[np.float32],
     suffix = _suffix(path)
     if suffix == _DICOM:
         return read_dicom(path, options)
+    if suffix == ZIP_SUFFIX:
+        with unpacked(path) as inside:
+            voxels, record = read_dicom(image_in(inside), options)
+        return voxels, _within(record, path)
     if suffix in (*NIFTI_SUFFIXES, *RELATED_SUFFIXES):
         return read_nifti(path, options)
     if suffix in PILLOW_SUFFIXES:
@@ -236,11 +241,20 @@ def read_one_header(path: Path, options: ReadOptions) -> ReadRecord:
     suffix = _suffix(path)
     if suffix == _DICOM:
         return read_dicom_header(path, options)
+    if suffix == ZIP_SUFFIX:
+        with unpacked(path) as inside:
+            return _within(read_dicom_header(image_in(inside), options), path)
     if suffix in (*NIFTI_SUFFIXES, *RELATED_SUFFIXES):
         return read_nifti_header(path, options)
     if suffix in PILLOW_SUFFIXES:
         return read_pillow_header(path)
     return read_tiff_header(path) if suffix in TIFF_SUFFIXES else read_itk_header(path, options)
+
+
+def _within(record: ReadRecord, archive: Path) -> ReadRecord:
+    """Return a record whose files are named within their archive, which outlives what was unpacked."""
+    frames = tuple(SourceFrame(archive / frame.file.name, frame.number) for frame in record.frames)
+    return replace(record, path=archive, frames=frames)
 
 
 def _with_dims(record: ReadRecord, spatial_dims: int | None) -> ReadRecord:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from monai.data import PydicomReader
-from monai.transforms import LoadImage
+from monai.data import MetaTensor, PydicomReader
+from monai.transforms import LoadImage, LoadImaged
 
+from medunet.datasets import list_inputs, open_dataset
+from medunet.datasets.check import check_pair
 from medunet.errors import DataError, GeometryError
-from medunet.io import read_header, read_label, read_volume, write_volume
+from medunet.io import MedunetReader, SavePredictiond, read_header, read_label, read_volume, write_volume
 from medunet.io.dicom import picture_files
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
@@ -186,3 +191,56 @@ def test_projections_of_a_nuclear_image_are_images_in_the_plane(tmp_path, made):
     path = made.nm(tmp_path / "nm.dcm", ImageType=["ORIGINAL", "PRIMARY", "TOMO", "EMISSION"])
     with pytest.raises(DataError, match="4 frames without a position"):
         read_header(path)
+
+
+@pytest.fixture
+def dataset(tmp_path, made) -> Path:
+    root = tmp_path / "data"
+    for name in ("imagesTr", "labelsTr"):
+        (root / name).mkdir(parents=True)
+    label = np.zeros((7, 5), np.uint8)
+    label[2, 3] = 1
+    for case in ("a", "b"):
+        made.picture(root / "imagesTr" / f"{case}.dcm")
+        write_volume(label, root / "labelsTr" / f"{case}.png")
+    return root
+
+
+def test_radiographs_with_label_pictures_are_a_data_set_in_the_plane(dataset):
+    found = open_dataset(dataset)
+    assert [case.name for case in found.cases] == ["a", "b"]
+    assert (found.spatial_dims, found.channels) == (2, ("image",))
+    assert list_inputs(dataset / "imagesTr") == [dataset / "imagesTr" / "a.dcm", dataset / "imagesTr" / "b.dcm"]
+    for case in found.cases:
+        assert [f.cause for f in check_pair(case, found.labels, level="voxels") if f.severity == "error"] == []
+
+
+@pytest.mark.parametrize("asked", ["auto", "dicom-seg"])
+def test_label_map_of_a_radiograph_is_a_picture(dataset, tmp_path, asked):
+    load = LoadImaged("image", reader=MedunetReader(spatial_dims=2), ensure_channel_first=True)
+    item = load({"image": str(dataset / "imagesTr" / "a.dcm")})
+    saver = SavePredictiond(output_dir=tmp_path / "out", format=asked)
+    if asked != "auto":
+        with pytest.raises(DataError, match="needs a DICOM series"):
+            saver.check(item)
+        return
+    saver.check(item)
+    label = read_volume(dataset / "labelsTr" / "a.png").image
+    written = saver({**item, "pred": MetaTensor(label.as_tensor(), affine=item["image"].affine)})["pred_path"]
+    assert written == str(tmp_path / "out" / "a.png")
+    assert np.array_equal(read_volume(written).image.numpy(), label.numpy())
+
+
+def test_archives_are_cases_of_a_data_set(tmp_path, made):
+    root = tmp_path / "data"
+    for name in ("imagesTr", "labelsTr"):
+        (root / name).mkdir(parents=True)
+    series = made.series(tmp_path / "ct", made.positions())
+    shutil.make_archive(str(root / "imagesTr" / "a"), "zip", series)
+    label = np.zeros((7, 5, 4), np.uint8)
+    label[2, 3] = 1
+    write_volume(label, root / "labelsTr" / "a.nii.gz", affine=read_header(series).geometry.affine)
+    found = open_dataset(root)
+    assert (found.spatial_dims, [case.name for case in found.cases]) == (3, ["a"])
+    findings = check_pair(found.cases[0], found.labels, level="voxels")
+    assert [f.cause for f in findings if f.severity == "error"] == []
