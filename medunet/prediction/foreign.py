@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import Compose, SaveImage, SaveImaged
+from monai.transforms import Compose, LoadImaged, SaveImage, SaveImaged
 
 from medunet.errors import ConfigError
 from medunet.io import SavePredictiond
@@ -89,8 +89,25 @@ def labels_of(metadata: Mapping[str, Any]) -> dict[str, int] | None:
     names = _tensor(metadata, "outputs", "pred").get("channel_def")
     if not isinstance(names, Mapping) or str(names.get("0")).casefold() != BACKGROUND:
         return None
-    labels = {str(name): int(value) for value, name in names.items() if str(value).isdigit()}
-    return {**labels, BACKGROUND: 0} if len(labels) == len(names) else None
+    numbered = {int(value): str(name) for value, name in names.items() if str(value).isdigit()} | {0: BACKGROUND}
+    labels = {name: value for value, name in numbered.items()}
+    return labels if len(labels) == len(names) else None
+
+
+def check_loading(preprocessing: Callable[..., Any]) -> None:
+    """Reject preprocessing that does not read one image by its path.
+
+    Raises:
+        ConfigError: it reads other keys, or nothing.
+    """
+    steps = preprocessing.transforms if isinstance(preprocessing, Compose) else (preprocessing,)
+    keys = sorted({str(key) for step in steps if isinstance(step, LoadImaged) for key in step.keys})
+    if keys != ["image"]:
+        raise ConfigError(
+            "preprocessing must read one image, under the key image",
+            received=", ".join(keys) or "no LoadImaged",
+            expected='{"_target_": "LoadImaged", "keys": "image"}',
+        )
 
 
 def saved_by_medunet(postprocessing: Callable[..., Any], parser: ConfigParser) -> Compose:

@@ -25,10 +25,10 @@ from medunet.networks import EnsembleLogits, autocast, resolve_device
 
 from .configuration import check_same_input, content, load_network, parse_inference
 from .existing import existing_result
-from .foreign import only_tensor, saved_by_medunet
+from .foreign import check_loading, only_tensor, saved_by_medunet
 from .isolation import isolate_reading
 from .pipeline import overlap
-from .source import Source, as_if_read, as_text, parts, unexpected
+from .source import Source, as_if_read, as_text, check_channels, parts, unexpected
 from .steps import run_steps, steps_up_to, typed_errors
 from .timing import StageSeconds, Stopwatch
 from .transfer import batch_on, pinned, preprocess_on
@@ -177,6 +177,7 @@ class Predictor:
             isolate_reading(self.preprocessing, isolated)
         self.postprocessing = content(parser, "postprocessing")
         if not _Way(self.preprocessing, self.postprocessing).savers:
+            check_loading(self.preprocessing)
             self.postprocessing = saved_by_medunet(self.postprocessing, parser)
         self.savers = _Way(self.preprocessing, self.postprocessing).savers
         self.pseudonyms = pseudonyms
@@ -276,7 +277,7 @@ class Predictor:
         """Decide one image in memory, as :meth:`decide` does for a file.
 
         Args:
-            image: ``(C, *spatial)``, with the first spatial axis as a NIfTI file has it.
+            image: ``(C, *spatial)``, with the axes of :func:`medunet.io.read_volume`; of a picture ``(C, x, y)``.
             affine: 4x4, from voxel indices to millimetres towards right, anterior and superior (RAS), as nibabel's
                 ``affine``. A MetaTensor has its own; an image in the plane whose bundle uses no spacing needs none.
 
@@ -353,6 +354,7 @@ class Predictor:
         return preprocess_on(self.device, lambda given: run_steps(way.preprocessing, given, start=start), item)
 
     def _compute(self, case: _Case) -> None:
+        check_channels(case.item["image"], self.channels, case.source)
         with self._measure_network(case.watch):
             case.item["pred"] = self.logits(case.item["image"])
 

@@ -69,14 +69,35 @@ def as_if_read(image: Any, affine: Any, *, channels: int, spatial_dims: int) -> 
     return MetaTensor(voxels.contiguous(), affine=torch.from_numpy(matrix), meta=meta)
 
 
+def check_channels(image: torch.Tensor, channels: int, source: Source) -> None:
+    """Reject a preprocessed image that the network cannot take.
+
+    Raises:
+        DataError: the image has another number of channels than the network.
+    """
+    if len(image) != channels:
+        raise DataError(
+            "the preprocessed image must have the channels of the network first",
+            file=_first_path(source),
+            received=tuple(image.shape),
+            expected=(channels, *"xyz"[: image.ndim - 1]),
+        )
+
+
+def _first_path(source: Source) -> PathLike:
+    images, _ = parts(source)
+    return images if isinstance(images, str | os.PathLike) else images[0]
+
+
 def unexpected(failure: Exception, source: Source) -> DataError:
     """Return a typed error about what no reader or transform foresees."""
-    images, _ = parts(source)
-    first = images if isinstance(images, str | os.PathLike) else images[0]
+    cause: BaseException = failure
+    while cause.__cause__ is not None:  # MONAI's transforms wrap what they meet
+        cause = cause.__cause__
     error = DataError(
         "unexpected error",
-        file=first,
-        received=f"{type(failure).__name__}: {' '.join(str(failure).split())[:MESSAGE_LENGTH]}",
+        file=_first_path(source),
+        received=f"{type(cause).__name__}: {' '.join(str(cause).split())[:MESSAGE_LENGTH]}",
         remedy="the traceback is shown by --verbose",
     )
     error.__cause__ = failure

@@ -56,9 +56,9 @@ class BundleModel(PythonModel):
     """Predicts label maps with a bundle.
 
     An image is a path that this machine can read (a file, or the folder of a DICOM series), a list of paths (one per
-    channel), or an array ``(C, *spatial)`` or ``(*spatial)``. An array needs its geometry in `params`: ``affine``, 16
-    numbers row by row, from voxel indices to RAS millimetres; an image in the plane needs at most ``spacing_mm``, two
-    numbers.
+    channel), or an array ``(C, *spatial)`` or ``(*spatial)``, of a picture ``(x, y)``. An array needs its geometry in
+    `params`: ``affine``, 16 numbers row by row, from voxel indices to RAS millimetres. A picture needs at most
+    ``spacing_mm``, two numbers.
 
     The answer is an array ``(*spatial)`` with the label values of the data set, on the grid of the image: what
     ``medunet predict`` writes.

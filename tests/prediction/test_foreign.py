@@ -1,0 +1,203 @@
+"""Bundles as MONAI's model zoo has them: no id of medunet, the writer of MONAI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
+from PIL import Image
+
+from medunet.errors import ConfigError, DataError, SecurityError
+from medunet.io import label_names, read_volume, write_volume
+from medunet.prediction import Predictor
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+AFFINE = np.array([[0.0, -1.0, 0.0, 7.0], [-1.0, 0.0, 0.0, -3.0], [0.0, 0.0, 2.0, 11.0], [0.0, 0.0, 0.0, 1.0]])
+
+LOAD = {"_target_": "LoadImaged", "keys": "image"}
+
+Config = dict[str, Any]
+
+
+def zoo_config(spatial_dims: int = 3) -> Config:
+    grid: list[Config] = [
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
+        {"_target_": "Spacingd", "keys": "image", "pixdim": [1.5, 1.5, 2.0], "mode": "bilinear"},
+    ]
+    network = {"_target_": "UNet", "spatial_dims": spatial_dims, "in_channels": 1, "out_channels": 2}
+    network |= {"channels": [4, 8], "strides": [2], "norm": "batch"}
+    first = [LOAD, {"_target_": "EnsureChannelFirstd", "keys": "image"}]
+    invert = {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image"}
+    save = {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "trans"}
+    return {
+        "imports": ["$import glob"],
+        "bundle_root": ".",
+        "output_dir": "$@bundle_root + '/eval'",
+        "dataset_dir": "/workspace/data",
+        "device": "$torch.device('cpu')",
+        "network_def": network,
+        "network": "$@network_def.to(@device)",
+        "preprocessing": {"_target_": "Compose", "transforms": first + (grid if spatial_dims == 3 else [])},
+        "dataset": {"_target_": "Dataset", "data": "$[{'image': i} for i in sorted(glob.glob(@dataset_dir + '/*'))]"}
+        | {"transform": "@preprocessing"},
+        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
+        "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [16] * spatial_dims, "overlap": 0.5},
+        "postprocessing": {
+            "_target_": "Compose",
+            "transforms": [invert, {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}, save],
+        },
+        "evaluator": {"_target_": "SupervisedEvaluator", "device": "@device", "val_data_loader": "@dataloader"}
+        | {"network": "@network", "inferer": "@inferer", "postprocessing": "@postprocessing"},
+        "checkpointloader": {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'"}
+        | {"load_dict": {"model": "@network"}},
+        "initialize": ["$@checkpointloader(@evaluator)"],
+        "run": ["$@evaluator.run()"],
+    }
+
+
+def write_zoo_bundle(
+    folder: Path, change: Callable[[Config], object] = lambda config: None, *, spatial_dims: int = 3, text: Any = json
+) -> Path:
+    config = zoo_config(spatial_dims)
+    parser = ConfigParser(config)
+    torch.manual_seed(1)
+    (folder / "configs").mkdir(parents=True)
+    (folder / "models").mkdir()
+    torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "models" / "model.pt")
+    change(config)
+    shape = [16] * spatial_dims
+    pred = {"num_channels": 2, "spatial_shape": shape, "channel_def": {"0": "background", "1": "spleen"}}
+    formats = {"inputs": {"image": {"num_channels": 1, "spatial_shape": shape}}, "outputs": {"pred": pred}}
+    metadata = {"monai_version": "1.4.0", "network_data_format": formats}
+    suffix = ".json" if text is json else ".yaml"
+    (folder / "configs" / f"inference{suffix}").write_text(text.dumps(config) if text is json else text.dump(config))
+    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    voxels = np.random.default_rng(0).normal(size=(17, 19, 15)).astype(np.float32)
+    return write_volume(voxels, tmp_path / "images" / "case.nii.gz", affine=AFFINE)
+
+
+@pytest.mark.parametrize("text", [json, yaml], ids=["json", "yaml"])
+def test_a_zoo_bundle_predicts_what_monai_predicts_into_the_folder_that_is_asked_for(
+    tmp_path: Path, image: Path, text: Any
+) -> None:
+    bundle = write_zoo_bundle(tmp_path / "spleen", text=text)
+    with pytest.raises(SecurityError):
+        Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
+    predictor = Predictor(bundle, output_dir=tmp_path / "out", device="cpu", trust=True)
+    written = predictor.predict_case(image)
+    assert written == tmp_path / "out" / "case.nii.gz"
+    assert not (bundle / "eval").exists()
+    [file] = (bundle / "configs").glob("inference.*")
+    workflow = ConfigWorkflow(
+        config_file=str(file),
+        workflow_type="infer",
+        logging_file=False,
+        bundle_root=str(bundle),
+        dataset_dir=str(image.parent),
+        output_dir=str(tmp_path / "monai"),
+    )
+    workflow.initialize()
+    workflow.run()
+    expected = nib.load(tmp_path / "monai" / "case" / "case_trans.nii.gz")
+    found = read_volume(written)
+    assert len(np.unique(found.image)) == 2
+    np.testing.assert_array_equal(np.asarray(found.image[0]), np.asarray(expected.dataobj))
+    np.testing.assert_allclose(found.record.geometry.affine, AFFINE, atol=1e-5)
+
+
+def test_names_of_labels_are_those_of_the_metadata(tmp_path: Path, image: Path) -> None:
+    bundle = write_zoo_bundle(tmp_path / "spleen")
+    options: dict[str, Any] = {"device": "cpu", "trust": True, "result_format": "seg.nrrd"}
+    written = Predictor(bundle, output_dir=tmp_path / "out", **options).predict_case(image)
+    assert label_names(written) == {"background": 0, "spleen": 1}
+
+
+def test_photographs_keep_their_rows(tmp_path: Path) -> None:
+    """Label 1 is what is bright, of an image whose rows and columns differ in number."""
+    pixels = np.zeros((20, 12), np.uint8)
+    pixels[:5, :4] = 200
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+
+    def bright(config: Config) -> None:
+        steps = config["postprocessing"]["transforms"]
+        steps.insert(0, {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x * 0"})
+        steps.insert(1, "$lambda d: {**d, 'pred': d['pred'].copy_(torch.cat([150 - d['image'], d['image'] - 150]))}")
+
+    bundle = write_zoo_bundle(tmp_path / "tools", bright, spatial_dims=2)
+    written = Predictor(bundle, output_dir=tmp_path / "out", device="cpu", trust=True).predict_case(
+        tmp_path / "photo.png"
+    )
+    np.testing.assert_array_equal(np.asarray(Image.open(written)) > 0, pixels > 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config.pop("inferer"), r'no inferer.*add to the file: "inferer": \{"_target_"'),
+        (lambda config: config.pop("postprocessing"), '"argmax": true'),
+        (lambda config: config["network_def"].update(img_size=[16, 16, 16]), "unexpected keyword argument 'img_size'"),
+        (lambda config: config["network_def"].update(img_size=[16, 16, 16]), "a bundle for MONAI 1.4.0"),
+        (lambda config: config.update(network={"_target_": "torch.nn.Identity"}), "network must be network_def"),
+        (lambda config: config["preprocessing"].update(transforms=[]), "received no LoadImaged"),
+        (
+            lambda config: config["preprocessing"].update(transforms=[{**LOAD, "keys": ["image", "label"]}]),
+            "under the key image .*received image, label",
+        ),
+    ],
+)
+def test_what_a_bundle_lacks_is_named_with_what_to_write(
+    tmp_path: Path, change: Callable[[Config], object], message: str
+) -> None:
+    bundle = write_zoo_bundle(tmp_path / "spleen", change)
+    with pytest.raises(ConfigError, match=message):
+        Predictor(bundle, output_dir=tmp_path / "out", device="cpu", trust=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (lambda config: config["preprocessing"].update(transforms=[LOAD]), DataError, "channels of the network first"),
+        (
+            lambda config: config.update(inferer="$lambda image, network: [network(image)]"),
+            ConfigError,
+            "must return one tensor",
+        ),
+    ],
+)
+def test_an_image_or_an_answer_of_another_form_is_a_typed_error(
+    tmp_path: Path, image: Path, change: Callable[[Config], object], kind: type[Exception], message: str
+) -> None:
+    bundle = write_zoo_bundle(tmp_path / "spleen", change)
+    with pytest.raises(kind, match=message):
+        Predictor(bundle, output_dir=tmp_path / "out", device="cpu", trust=True).predict_case(image)
+
+
+def test_probabilities_of_another_makers_bundle_are_rejected(tmp_path: Path) -> None:
+    bundle = write_zoo_bundle(tmp_path / "spleen")
+    with pytest.raises(ConfigError, match="keeps no class probabilities"):
+        Predictor(bundle, output_dir=tmp_path / "out", device="cpu", trust=True, probabilities=True)
+
+
+def test_code_of_a_trusted_bundle_is_found_where_it_lies(tmp_path: Path, image: Path) -> None:
+    for name in ("one", "two"):
+        bundle = write_zoo_bundle(tmp_path / name, lambda config: config["network_def"].update(_target_="scripts.Net"))
+        (bundle / "scripts").mkdir()
+        (bundle / "scripts" / "__init__.py").write_text(
+            f"from monai.networks.nets import UNet\n\nclass Net(UNet):\n    maker = {name!r}\n"
+        )
+        predictor = Predictor(bundle, output_dir=tmp_path / "out", device="cpu", trust=True)
+        assert predictor.network.maker == name
