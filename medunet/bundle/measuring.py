@@ -9,7 +9,7 @@ from typing import Any
 
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
 from medunet.bundle.seen import EVALUATION, SeenCases, seen_cases
-from medunet.bundle.specialise import read_json
+from medunet.bundle.specialise import read_own
 from medunet.datasets import MAX_CLASSES, datalist, label_values, open_dataset, refuse_instances
 from medunet.datasets.manifest import MANIFEST, labels_of, load_manifest
 from medunet.errors import ConfigError, DataError, GeometryError, MedunetError
@@ -73,7 +73,7 @@ def evaluate_bundle(
     if section not in SECTIONS:
         raise ConfigError("unknown section", received=section, expected=", ".join(SECTIONS))
     require_trust(bundle, trust=trust)
-    config = read_json(bundle / "configs" / "evaluate.json")
+    config = read_own(bundle, "evaluate")
     problems: list[MedunetError] | None = [] if config.get("skip_cases") else None  # datalist rejects other bad cases
     dataset = open_dataset(data, problems=problems, read=ReadOptions.of_config(config))
     seen = seen_cases(bundle, dataset, is_test=section == "test")

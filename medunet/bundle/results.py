@@ -13,7 +13,7 @@ from medunet.bundle.described import settings_of
 from medunet.bundle.ensemble import DECISION_NAME
 from medunet.bundle.measuring import OUT_OF_FOLD, class_values, region_values_of
 from medunet.bundle.seen import EVALUATION, SeenCases, seen_cases
-from medunet.bundle.specialise import read_json
+from medunet.bundle.specialise import read_json, read_own
 from medunet.datasets import SegmentationDataset
 from medunet.errors import DataError
 from medunet.io import split_suffix
@@ -61,7 +61,7 @@ def is_trained(run: Path) -> bool:
 
 def data_of(run: Path) -> Path | None:
     """The data set that a run's config names, if it is there."""
-    folder = str(read_json(run / "configs" / "evaluate.json").get("dataset_dir", ""))
+    folder = str(read_own(run, "evaluate").get("dataset_dir", ""))
     path = Path(folder)
     return path if path.is_absolute() and path.exists() else None
 
@@ -87,7 +87,7 @@ def find_run(
         ConfigError: the folder is not a bundle.
         DataError: a file of results is broken.
     """
-    config = read_json(run / "configs" / "evaluate.json")
+    config = read_own(run, "evaluate")
     folds = sorted(run.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
     if seen is None and dataset is not None:
         seen = seen_cases(run, dataset)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
-from medunet.bundle.specialise import read_json
+from medunet.bundle.specialise import read_own
 from medunet.datasets import SegmentationDataset, datalist, image_digest
 from medunet.errors import DataError
 from medunet.training import TRAINED_ON_NAME
@@ -48,7 +48,7 @@ def seen_cases(run: Path, dataset: SegmentationDataset, *, is_test: bool = False
     Raises:
         DataError: an image, or the run's record, cannot be read.
     """
-    config = read_json(run / "configs" / "evaluate.json")
+    config = read_own(run, "evaluate")
     own = Path(str(config.get("dataset_dir", "")))
     is_own = own.is_absolute() and own.exists() and _root(own) == _root(dataset.root)
     other = f"{EVALUATION}_{'test' if is_own else re.sub(r'[^A-Za-z0-9.-]+', '_', dataset.root.name)}"

@@ -20,6 +20,9 @@ from medunet.trust import MAX_CONFIG_BYTES, Verdict, adopt, require_trust
 WORKFLOWS = ("train", "evaluate", "inference")
 """Configs that stand alone; other JSON files of a bundle are overlays."""
 
+OWN_IDS = ("spatial_dims", "in_channels", "label_names", "label_values")
+"""Ids that every config of a workflow has in a bundle of medunet."""
+
 CHANGES_NAME = "changes.json"
 """In a bundle's docs: the shipped bundle it comes from, and each value of its training that is other than there."""
 
@@ -48,6 +51,33 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError("not a JSON object", file=path)
     return content
+
+
+def read_own(bundle: Path, name: str) -> dict[str, Any]:
+    """Read ``configs/NAME.json`` of a bundle that must be one of medunet's.
+
+    Raises:
+        ConfigError: missing or not a JSON object, or a config of another maker's bundle.
+    """
+    path = bundle / "configs" / f"{name}.json"
+    if not path.is_file() and any(path.with_suffix(suffix).is_file() for suffix in (".yaml", ".yml")):
+        raise _not_own(path.with_suffix(".yaml"), "YAML")
+    config = read_json(path)
+    if missing := [id_ for id_ in OWN_IDS if id_ not in config]:
+        raise _not_own(path, f"a config without {', '.join(missing)}")
+    return config
+
+
+def _not_own(file: Path, received: str) -> ConfigError:
+    return ConfigError(
+        "this command needs a bundle of medunet",
+        file=file,
+        received=received,
+        remedy=(
+            "predict with another maker's bundle (medunet predict) and evaluate its files (medunet evaluate --pred "
+            "--ref); or train your own (medunet plan)"
+        ),
+    )
 
 
 def specialise(
@@ -109,6 +139,7 @@ def write_specialised(
     """
     reject_other_files(output, own="configs")
     judged = require_trust(bundle, trust=trust)  # first of all: checking a target's arguments imports it
+    read_own(bundle, "train")
     configs = {name: judged_config(judged, name) for name in WORKFLOWS}
     for name in presets:
         configs = apply(configs, _preset(judged, name), define=True)

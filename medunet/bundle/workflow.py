@@ -17,7 +17,7 @@ from monai.bundle.utils import merge_kv
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
 from medunet.bundle.merge import SEPARATOR
 from medunet.bundle.render import to_json
-from medunet.bundle.specialise import judged_config, read_json, write_specialised
+from medunet.bundle.specialise import judged_config, read_json, read_own, write_specialised
 from medunet.datasets import (
     FOLDS,
     Finding,
@@ -208,11 +208,11 @@ def fit_data(
         ConfigError: the bundle is an ensemble of folds, or does not fit the data.
         DataError: cases that cannot be used, all of them in one error; or nothing else.
     """
-    if ENSEMBLE_FOLDS in read_json(bundle / "configs" / "inference.json"):
+    if ENSEMBLE_FOLDS in read_own(bundle, "inference"):
         raise ConfigError(
             "an ensemble of folds cannot be trained", file=bundle, remedy="start from the bundle that its folds were of"
         )
-    config = read_json(bundle / "configs" / "train.json")
+    config = read_own(bundle, "train")
     problems: list[MedunetError] = []
     read = ReadOptions.of_config({**config, **(changes or {})})
     dataset = open_dataset(data, problems=problems, read=read)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from medunet.bundle.specialise import read_json
+from medunet.bundle.specialise import read_own
 from medunet.errors import ConfigError
 from medunet.files import check_target, claim
 from medunet.io import ResultFormat
@@ -94,7 +94,7 @@ def predict_cohort(
     for one in (bundle, *ensemble):
         require_trust(one, trust=trust)
     check_target(output)
-    channels = int(read_json(bundle / "configs" / "inference.json")["in_channels"])
+    channels = int(read_own(bundle, "inference")["in_channels"])
     cases: list[Case] = [*read_cohort(source, channels=channels)] if isinstance(source, Path) else list(source)
     options = {
         "bundle": str(bundle.resolve()),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
-from medunet.bundle.specialise import read_json
+from medunet.bundle.specialise import read_json, read_own
 from medunet.errors import ConfigError, DataError
 from medunet.files import atomic_path, sha256_of, write_atomically
 from medunet.io.segments import Segment, as_segments
@@ -34,7 +34,7 @@ class ServedBundle:
     @property
     def config(self) -> dict[str, Any]:
         """Its unresolved ``inference.json``."""
-        return read_json(self.folder / "configs" / "inference.json")
+        return read_own(self.folder, "inference")
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -88,10 +88,10 @@ class ServedBundle:
             ConfigError: no or broken configs.
             DataError: no weights.
         """
+        _ = self.spatial_dims, self.segments
         for path in self.weights:
             if not path.is_file():
                 raise DataError("the bundle has no weights", file=path, remedy="train it by `medunet train`")
-        _ = self.spatial_dims, self.segments
 
     def working_copy(self, folder: Path) -> ServedBundle:
         """A copy that training may change, under ``folder/<name>``.

@@ -1,0 +1,40 @@
+"""What needs a bundle of medunet says so of another maker's, in one line with a way forward."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medunet.bundle import evaluate_bundle, report_runs, specialise, train_bundle
+from medunet.datasets import write_phantom_dataset
+from medunet.deploy.monailabel.served import serve
+from medunet.errors import ConfigError
+
+Command = Callable[[Path, Path, Path], object]
+
+COMMANDS: dict[str, Command] = {
+    "train": lambda bundle, data, output: train_bundle(bundle, data, output / "run", trust=True),
+    "evaluate": lambda bundle, data, output: evaluate_bundle(bundle, data, output / "out", trust=True),
+    "report": lambda bundle, data, output: report_runs([bundle], output / "report.html"),
+    "label": lambda bundle, data, output: serve([bundle]),
+    "init": lambda bundle, data, output: specialise(bundle, output / "new", {}, trust=True),
+}
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_command_that_needs_a_bundle_of_medunet_names_the_way_forward(
+    tmp_path: Path, command: Command, suffix: str
+) -> None:
+    bundle = tmp_path / "zoo"
+    (bundle / "configs").mkdir(parents=True)
+    for name in ("train", "evaluate", "inference"):
+        (bundle / "configs" / f"{name}{suffix}").write_text(json.dumps({"network_def": {"_target_": "UNet"}}))
+    (bundle / "configs" / "metadata.json").write_text("{}")
+    data = tmp_path / "data"
+    write_phantom_dataset(data, kind="cells", cases=2, size=(32, 32))
+    with pytest.raises(ConfigError, match=r"needs a bundle of medunet .*medunet predict"):
+        command(bundle, data, tmp_path)
