@@ -101,3 +101,23 @@ def find_cause(error: BaseException) -> MedunetError | None:
     while seen is not None and not isinstance(seen, MedunetError):
         seen = seen.__cause__ or seen.__context__
     return seen
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Return the exception that others were raised from; MONAI wraps what a transform or a component raises.
+
+    A typed error is an answer, whatever it was raised from.
+
+    Example:
+        >>> try:
+        ...     try:
+        ...         raise KeyError("image")
+        ...     except KeyError as cause:
+        ...         raise RuntimeError("applying transform") from cause
+        ... except RuntimeError as wrapped:
+        ...     first_cause(wrapped)
+        KeyError('image')
+    """
+    while error.__cause__ is not None and not isinstance(error, MedunetError):
+        error = error.__cause__
+    return error

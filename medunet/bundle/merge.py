@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import pydoc
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -160,7 +162,9 @@ def closest(name: str, candidates: Iterable[str]) -> str:
 
 @cache
 def accepted_arguments(target: str) -> frozenset[str] | None:
-    """Names of the arguments a target takes; ``None`` where that cannot be known (``**kwargs`` to the end).
+    """Return the names of the arguments a target takes.
+
+    ``None`` if that cannot be known: ``**kwargs`` go elsewhere than to the base class.
 
     Raises:
         ConfigError: nothing of that name can be imported.
@@ -185,7 +189,24 @@ def accepted_arguments(target: str) -> frozenset[str] | None:
         names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return frozenset(names)
+        if not _passes_on(function):
+            return None
     return None
+
+
+def _passes_on(function: Any) -> bool:
+    """Return whether a constructor gives its ``**kwargs`` to that of its base class."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return any(
+        isinstance(call.func, ast.Attribute)
+        and call.func.attr == "__init__"
+        and any(keyword.arg is None for keyword in call.keywords)
+        for call in calls
+    )
 
 
 @cache

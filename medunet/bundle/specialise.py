@@ -14,6 +14,7 @@ from medunet.bundle.render import data_format, differences, set_id, to_json, wri
 from medunet.errors import ConfigError, DataError, SecurityError
 from medunet.files import reject_other_files
 from medunet.overrides import check_type
+from medunet.prediction.configuration import config_file
 from medunet.resources import bundle_texts
 from medunet.trust import MAX_CONFIG_BYTES, Verdict, adopt, require_trust
 
@@ -59,9 +60,9 @@ def read_own(bundle: Path, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: missing or not a JSON object, or a config of another maker's bundle.
     """
-    path = bundle / "configs" / f"{name}.json"
-    if not path.is_file() and any(path.with_suffix(suffix).is_file() for suffix in (".yaml", ".yml")):
-        raise _not_own(path.with_suffix(".yaml"), "YAML")
+    path = config_file(bundle, name) or bundle / "configs" / f"{name}.json"
+    if path.suffix != ".json":
+        raise _not_own(path, "YAML")
     config = read_json(path)
     if missing := [id_ for id_ in OWN_IDS if id_ not in config]:
         raise _not_own(path, f"a config without {', '.join(missing)}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import configparser
-from collections.abc import Callable
+import copy
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +14,47 @@ import jsonschema
 import torch
 from monai.bundle import ConfigParser
 from monai.bundle.properties import InferProperties, TrainProperties
-from monai.utils import BundleProperty, BundlePropertyConfig
+from monai.bundle.utils import DEPRECATED_ID_MAPPING
+from monai.utils import BundleProperty, BundlePropertyConfig, OptionalImportError
 
 from medunet.bundle.merge import SEPARATOR, all_ids, check_config, get_id
-from medunet.bundle.specialise import WORKFLOWS, read_json
-from medunet.errors import ConfigError
+from medunet.bundle.specialise import OWN_IDS, WORKFLOWS, read_json
+from medunet.errors import ConfigError, first_cause
 from medunet.networks import load_weights
+from medunet.prediction.configuration import config_file, import_from
+from medunet.prediction.foreign import checkpoint
 from medunet.resources import resource_dir
 from medunet.trust import judge, require_trust
 
-REQUIRED_FILES = (
-    "LICENSE",
-    "docs/README.md",
-    "configs/metadata.json",
-    "configs/logging.conf",
-    *(f"configs/{name}.json" for name in WORKFLOWS),
-)
+logger = logging.getLogger(__name__)
 
+REQUIRED_FILES = ("LICENSE", "docs/README.md", "configs/metadata.json")
+"""Files that MONAI's model zoo asks of every bundle."""
+
+OWN_FILES = ("configs/logging.conf", *(f"configs/{name}.json" for name in WORKFLOWS))
+"""Further files of medunet's own bundles."""
+
+SCHEMA = "meta_schema_20240725.json"
+"""The schema of metadata.json that is in this package."""
+
+LATER_FIELDS = ("required_packages_version", "network_data_format")
+"""Fields of metadata.json that not every schema asks for."""
+
+EXAMPLE_SIZE = 64
+"""Voxels per axis of an image for a network whose metadata leave its size open."""
 
 NOT_CHECKED = "not checked, since the bundle is not trusted"
 
 
+class _NotCheckableError(Exception):
+    """A check needs what is not there, which is no fault of the bundle."""
+
+
 def verify_bundle(bundle: Path, *, trust: bool = False) -> dict[str, str | None]:
     """Check a bundle without training it.
+
+    Configs are checked as MONAI runs them: an ``evaluate`` config without a network is read over ``train``; overlays
+    such as ``multi_gpu_train`` are not checked alone.
 
     Args:
         bundle: its folder. Checks that instantiate parts of it, or import what it names, are made of a trusted bundle
@@ -41,90 +62,179 @@ def verify_bundle(bundle: Path, *, trust: bool = False) -> dict[str, str | None]
         trust: as of :func:`medunet.trust.require_trust`.
 
     Returns:
-        By the check's name ``None`` where all is well, else one line that says what is wrong.
+        For each check its name and ``None`` if it passes, else one line about what is wrong. A check that this machine
+        cannot make, for instance because a package is not installed, is left out and logged.
     """
-    verdict = require_trust(bundle, trust=True) if trust else judge(bundle)
+    verdict = require_trust(bundle, trust=trust) if trust else judge(bundle)
     looks: dict[str, Callable[[Path], None]] = {"files": _files, "metadata": _metadata}
     runs: dict[str, Callable[[Path], None]] = {
-        "references and arguments": _configs,
+        "references and arguments": _references,
         "MONAI's required properties": _properties,
         "network input and output": _network,
         "weights": _weights,
     }
+    if verdict.is_trusted:
+        import_from(bundle)
     results: dict[str, str | None] = {}
     for name, check in {**looks, **(runs if verdict.is_trusted else {})}.items():
         try:
             check(bundle)
-        except Exception as error:  # whatever a config's own code raises is a verdict here
-            results[name] = " ".join(str(error).split())[:300] or type(error).__name__
+        except Exception as error:  # a config's own code may raise anything
+            if (reason := _not_checkable(error)) is not None:
+                logger.warning("%s: not checked: %s", name, reason)
+            else:
+                results[name] = _one_line(first_cause(error))
         else:
             results[name] = None
     results |= dict.fromkeys({} if verdict.is_trusted else runs, NOT_CHECKED)
     return results
 
 
+def _not_checkable(error: BaseException) -> str | None:
+    """Return why a check cannot be made, or None if the bundle has a fault."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, _NotCheckableError):
+            return str(cause)
+        if isinstance(cause, OptionalImportError | ModuleNotFoundError) and not str(cause).startswith("Cannot locate"):
+            return f"a package is missing: {_one_line(cause).partition(' For details')[0]}"
+        cause = cause.__cause__
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _configs(bundle: Path) -> dict[str, dict[str, Any]]:
+    """Return the configs of a bundle's workflows as MONAI reads them, by name."""
+    files = {name: file for name in WORKFLOWS if (file := config_file(bundle, name)) is not None}
+    if not {"train", "inference"} & files.keys():
+        raise _NotCheckableError("the bundle has neither a config named train nor one named inference")
+    evaluate = files.get("evaluate")
+    is_overlay = evaluate and "train" in files and "network_def" not in ConfigParser.load_config_file(evaluate)
+    parts = {name: [file] for name, file in files.items()} | ({"evaluate": [*files.values()][:2]} if is_overlay else {})
+    return {name: ConfigParser.load_config_files(part) for name, part in parts.items()}
+
+
+def _is_own(configs: Mapping[str, Mapping[str, Any]]) -> bool:
+    return any(all(id_ in config for id_ in OWN_IDS) for config in configs.values())
+
+
 def _files(bundle: Path) -> None:
-    missing = [name for name in REQUIRED_FILES if not (bundle / name).is_file()]
+    required = [*REQUIRED_FILES, *(OWN_FILES if _is_own(_configs(bundle)) else ())]
+    missing = [name for name in required if not (bundle / name).is_file()]
     if missing:
         raise ConfigError("files are missing", received=", ".join(missing))
     configparser.RawConfigParser().read(bundle / "configs" / "logging.conf")
 
 
 def _metadata(bundle: Path) -> None:
+    metadata = read_json(bundle / "configs" / "metadata.json")
+    metadata = {DEPRECATED_ID_MAPPING.get(key, key): value for key, value in metadata.items()}  # as MONAI reads it
     schema = read_json(resource_dir("configs") / "metadata.schema.json")
+    named = str(metadata.get("schema", "")).rpartition("/")[2]
+    if named != SCHEMA:
+        logger.warning(
+            "metadata: the required fields are checked, but not by the schema %s, which is not in this package", named
+        )
+        schema = copy.deepcopy(schema)
+        schema["required"] = [key for key in schema["required"] if key not in LATER_FIELDS]
+        schema["properties"]["network_data_format"] = {"type": "object"}
     try:
-        jsonschema.validate(read_json(bundle / "configs" / "metadata.json"), schema)
+        jsonschema.validate(metadata, schema)
     except jsonschema.ValidationError as error:
         raise ConfigError(f"metadata.json: {error.message}") from error
 
 
-def _configs(bundle: Path) -> None:
-    for name in WORKFLOWS:
-        check_config(read_json(bundle / "configs" / f"{name}.json"), source=f"{name}.json")
+def _references(bundle: Path) -> None:
+    metadata = read_json(bundle / "configs" / "metadata.json")
+    for name, config in _configs(bundle).items():
+        check_config({**config, "_meta_": metadata}, source=f"configs/{name}")
 
 
 def _properties(bundle: Path) -> None:
-    """As `ConfigWorkflow.check_properties`, which instantiates everything and so needs a data set."""
-    for name, properties in (("train", TrainProperties), ("evaluate", InferProperties), ("inference", InferProperties)):
-        config = read_json(bundle / "configs" / f"{name}.json")
-        ids = set(all_ids(config))
-        for property_name, property_ in properties.items():
-            id_, reference = property_[BundlePropertyConfig.ID], property_.get(BundlePropertyConfig.REF_ID)
-            if property_[BundleProperty.REQUIRED] and id_ not in ids:
-                raise ConfigError(f"{name}.json lacks what MONAI calls {property_name}", expected=f"id {id_}")
-            value = get_id(config, reference) if reference in ids else None
-            if isinstance(value, str) and value.startswith("@") and value.replace("#", SEPARATOR) != f"@{id_}":
-                raise ConfigError(
-                    f"{name}.json: {property_name} has another id than MONAI expects",
-                    received=value,
-                    expected=f"@{id_}",
-                )
+    """Check ids as `ConfigWorkflow.check_properties` does, which instantiates everything and so needs a data set.
+
+    MONAI only warns; an own bundle has no reason to lack one.
+    """
+    configs = _configs(bundle)
+    is_own = _is_own(configs)
+    faults = [
+        fault
+        for name, config in configs.items()
+        if is_own or name != "evaluate"  # of which MONAI knows nothing
+        for fault in _wrong_properties(name, config)
+    ]
+    if faults and is_own:
+        raise faults[0]
+    for fault in faults:
+        logger.warning("%s", fault)
+
+
+def _wrong_properties(name: str, config: Mapping[str, Any]) -> Iterator[ConfigError]:
+    ids = set(all_ids(config))
+    for property_name, property_ in (TrainProperties if name == "train" else InferProperties).items():
+        id_, reference = property_[BundlePropertyConfig.ID], property_.get(BundlePropertyConfig.REF_ID)
+        if property_[BundleProperty.REQUIRED] and id_ not in ids:
+            yield ConfigError(f"{name} lacks what MONAI calls {property_name}", expected=f"id {id_}")
+        value = get_id(config, reference) if reference in ids else None
+        if isinstance(value, str) and value.startswith("@") and value.replace("#", SEPARATOR) != f"@{id_}":
+            yield ConfigError(
+                f"{name}: {property_name} has another id than MONAI expects", received=value, expected=f"@{id_}"
+            )
 
 
 def _parsed(bundle: Path) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config(str(bundle / "configs" / "inference.json"))
+    configs = _configs(bundle)
+    parser = ConfigParser(configs.get("inference") or configs["train"])
     parser.read_meta(str(bundle / "configs" / "metadata.json"))
     parser.update({"bundle_root": str(bundle), "device": torch.device("cpu")})
+    if "network_def" not in parser:
+        raise _NotCheckableError("the config has no network_def")
     return parser
 
 
 def _network(bundle: Path) -> None:
     parser = _parsed(bundle)
-    formats: dict[str, Any] = parser.get("_meta_::network_data_format")
-    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
+    formats: dict[str, Any] = parser.get("_meta_::network_data_format", {})
+    image, pred = formats.get("inputs", {}).get("image"), formats.get("outputs", {}).get("pred")
+    if not image or not pred:
+        raise _NotCheckableError("metadata.json describes no input named image, or no output named pred")
     network = parser.get_parsed_content("network_def").eval()
     with torch.inference_mode():
-        output = network(torch.rand(1, image["num_channels"], *image["spatial_shape"]))
-    expected = (1, pred["num_channels"], *pred["spatial_shape"])
-    if tuple(output.shape) != expected:
-        raise ConfigError(
-            "the network's output is not what metadata.json says", received=tuple(output.shape), expected=expected
-        )
+        output = network(torch.rand(1, image["num_channels"], *map(_example_size, image["spatial_shape"])))
+    if not isinstance(output, torch.Tensor):
+        raise _NotCheckableError(f"the network returns a {type(output).__name__}, not one tensor")
+    found, expected = tuple(output.shape), (1, pred["num_channels"], *map(_example_size, pred["spatial_shape"]))
+    if len(found) == 2:  # a classification has no axes for its spatial_shape
+        expected = expected[:2]
+    if found != expected:
+        raise ConfigError("the network's output is not what metadata.json says", received=found, expected=expected)
+
+
+def _example_size(size: int | str) -> int:
+    """Return a size that a shape of metadata.json allows, which may be text such as ``8*n``, ``2**p*n`` or ``*``.
+
+    Example:
+        >>> [_example_size(size) for size in (96, "256", "8*n", "2**p*n", "48*n", "*")]
+        [96, 256, 64, 64, 96, 64]
+    """
+    text = str(size).replace(" ", "")
+    if text.isdigit():
+        return int(text)
+    if (found := re.fullmatch(r"(\d+)\*n", text)) is not None:
+        step = int(found[1])
+        return -(-EXAMPLE_SIZE // step) * step
+    if text in ("*", "n") or re.fullmatch(r"2\*\*p(\*n)?", text):
+        return EXAMPLE_SIZE
+    raise ConfigError("unknown spatial_shape in metadata.json", received=size)
 
 
 def _weights(bundle: Path) -> None:
     parser = _parsed(bundle)
-    paths = parser.get_parsed_content("ckpt_path")  # of an ensemble, one a member
+    if "ckpt_path" not in parser:
+        parser["ckpt_path"] = checkpoint(parser)
+    paths = parser.get_parsed_content("ckpt_path")  # of an ensemble one per member
     if any(Path(path).is_file() for path in ([paths] if isinstance(paths, str) else paths)):
         load_weights(parser.get_parsed_content("network_def"), paths)

@@ -17,7 +17,7 @@ from monai.bundle.utils import merge_kv
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
 from medunet.bundle.merge import SEPARATOR
 from medunet.bundle.render import to_json
-from medunet.bundle.specialise import judged_config, read_json, read_own, write_specialised
+from medunet.bundle.specialise import judged_config, read_own, write_specialised
 from medunet.datasets import (
     FOLDS,
     Finding,

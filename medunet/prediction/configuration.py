@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 from yaml import YAMLError
 
-from medunet.errors import ConfigError, find_cause
+from medunet.errors import ConfigError, find_cause, first_cause
 from medunet.networks import load_weights
 from medunet.overrides import check_type
 from medunet.trust import Verdict, require_trust
@@ -53,7 +53,8 @@ def parse_inference(
         SecurityError: the bundle is not trusted.
         ConfigError: no such file, an unknown key, or an option that the bundle is too old for.
     """
-    file = _inference_file(bundle)
+    if (file := config_file(bundle, "inference")) is None:
+        raise ConfigError("the bundle has no configs/inference.json", file=bundle, remedy="give a bundle or a run")
     verdict = require_trust(bundle, trust=trust)
     parser = ConfigParser()
     parser.read_config(_judged(verdict, file))
@@ -61,7 +62,7 @@ def parse_inference(
         metadata = _judged(verdict, bundle / "configs" / "metadata.json")
         parser.read_meta(metadata)
         complete(parser, metadata, file=file)
-        _import_from(bundle)
+        import_from(bundle)
     if unknown := [key for key in overrides or {} if key not in parser]:
         raise ConfigError("unknown config key", file=file, received=", ".join(unknown))
     for key, value in (overrides or {}).items():
@@ -90,9 +91,7 @@ def content(parser: ConfigParser, id_: str) -> Any:
     except Exception as error:  # a config may call anything
         if (typed := find_cause(error)) is not None:
             raise typed from error
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        cause = first_cause(error)
         written_for = parser.get("_meta_::monai_version")
         raise ConfigError(
             f"{id_} cannot be built from the config: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}",
@@ -146,13 +145,10 @@ def check_same_input(first: ConfigParser, other: ConfigParser, *, bundle: Path) 
             )
 
 
-def _inference_file(bundle: Path) -> Path:
-    """Return the config to predict with; medunet's bundles are JSON, some of the model zoo's are YAML."""
-    candidates = [bundle / "configs" / f"inference{suffix}" for suffix in (".json", ".yaml", ".yml")]
-    for file in candidates:
-        if file.is_file():
-            return file
-    raise ConfigError("the bundle has no configs/inference.json", file=bundle, remedy="give a bundle or a run")
+def config_file(bundle: Path, name: str) -> Path | None:
+    """Return a config of a bundle; medunet's are JSON, some of the model zoo's are YAML."""
+    candidates = (bundle / "configs" / f"{name}{suffix}" for suffix in (".json", ".yaml", ".yml"))
+    return next((file for file in candidates if file.is_file()), None)
 
 
 def _judged(verdict: Verdict, file: Path) -> dict[str, Any]:
@@ -169,7 +165,7 @@ def _judged(verdict: Verdict, file: Path) -> dict[str, Any]:
     return config
 
 
-def _import_from(bundle: Path) -> None:
+def import_from(bundle: Path) -> None:
     """Let `_target_: scripts.NAME` find the bundle's own code, as `python -m monai.bundle` in its folder does."""
     if not (bundle / OWN_CODE).is_dir():
         return

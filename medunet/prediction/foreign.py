@@ -58,7 +58,7 @@ def complete(parser: ConfigParser, metadata: Mapping[str, Any], *, file: Path) -
     image = _tensor(metadata, "inputs", "image")
     shape, channels = image.get("spatial_shape"), image.get("num_channels")
     examples = dict(EXAMPLES)
-    known = dict(DEFAULTS) | {"ckpt_path": _checkpoint(parser)}
+    known = dict(DEFAULTS) | {"ckpt_path": checkpoint(parser)}
     if channels is not None:
         known["in_channels"] = channels
     if isinstance(shape, list):
@@ -155,7 +155,7 @@ def _tensor(metadata: Mapping[str, Any], side: str, name: str) -> Mapping[str, A
     return found if isinstance(found, Mapping) else {}
 
 
-def _checkpoint(parser: ConfigParser) -> str:
+def checkpoint(parser: ConfigParser) -> str:
     """Return the place of the weights: that of the config's CheckpointLoader, else the usual one."""
     handlers = parser.get("handlers", [])
     count = len(handlers) if isinstance(handlers, list) else 0

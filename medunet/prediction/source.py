@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from medunet.errors import DataError, GeometryError
+from medunet.errors import DataError, GeometryError, first_cause
 from medunet.geometry import Geometry
 from medunet.io.reader import PathLike
 
@@ -91,9 +91,7 @@ def _first_path(source: Source) -> PathLike:
 
 def unexpected(failure: Exception, source: Source) -> DataError:
     """Return a typed error about what no reader or transform foresees."""
-    cause: BaseException = failure
-    while cause.__cause__ is not None:  # MONAI's transforms wrap what they meet
-        cause = cause.__cause__
+    cause = first_cause(failure)
     error = DataError(
         "unexpected error",
         file=_first_path(source),

@@ -10,10 +10,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 import yaml
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigWorkflow
 from PIL import Image
+from zoo import LOAD, Config, write_zoo_bundle
 
 from medunet.errors import ConfigError, DataError, SecurityError
 from medunet.io import label_names, read_volume, write_volume
@@ -22,66 +22,6 @@ from medunet.prediction import Predictor
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 AFFINE = np.array([[0.0, -1.0, 0.0, 7.0], [-1.0, 0.0, 0.0, -3.0], [0.0, 0.0, 2.0, 11.0], [0.0, 0.0, 0.0, 1.0]])
-
-LOAD = {"_target_": "LoadImaged", "keys": "image"}
-
-Config = dict[str, Any]
-
-
-def zoo_config(spatial_dims: int = 3) -> Config:
-    grid: list[Config] = [
-        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
-        {"_target_": "Spacingd", "keys": "image", "pixdim": [1.5, 1.5, 2.0], "mode": "bilinear"},
-    ]
-    network = {"_target_": "UNet", "spatial_dims": spatial_dims, "in_channels": 1, "out_channels": 2}
-    network |= {"channels": [4, 8], "strides": [2], "norm": "batch"}
-    first = [LOAD, {"_target_": "EnsureChannelFirstd", "keys": "image"}]
-    invert = {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image"}
-    save = {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "trans"}
-    return {
-        "imports": ["$import glob"],
-        "bundle_root": ".",
-        "output_dir": "$@bundle_root + '/eval'",
-        "dataset_dir": "/workspace/data",
-        "device": "$torch.device('cpu')",
-        "network_def": network,
-        "network": "$@network_def.to(@device)",
-        "preprocessing": {"_target_": "Compose", "transforms": first + (grid if spatial_dims == 3 else [])},
-        "dataset": {"_target_": "Dataset", "data": "$[{'image': i} for i in sorted(glob.glob(@dataset_dir + '/*'))]"}
-        | {"transform": "@preprocessing"},
-        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
-        "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [16] * spatial_dims, "overlap": 0.5},
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [invert, {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}, save],
-        },
-        "evaluator": {"_target_": "SupervisedEvaluator", "device": "@device", "val_data_loader": "@dataloader"}
-        | {"network": "@network", "inferer": "@inferer", "postprocessing": "@postprocessing"},
-        "checkpointloader": {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'"}
-        | {"load_dict": {"model": "@network"}},
-        "initialize": ["$@checkpointloader(@evaluator)"],
-        "run": ["$@evaluator.run()"],
-    }
-
-
-def write_zoo_bundle(
-    folder: Path, change: Callable[[Config], object] = lambda config: None, *, spatial_dims: int = 3, text: Any = json
-) -> Path:
-    config = zoo_config(spatial_dims)
-    parser = ConfigParser(config)
-    torch.manual_seed(1)
-    (folder / "configs").mkdir(parents=True)
-    (folder / "models").mkdir()
-    torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "models" / "model.pt")
-    change(config)
-    shape = [16] * spatial_dims
-    pred = {"num_channels": 2, "spatial_shape": shape, "channel_def": {"0": "background", "1": "spleen"}}
-    formats = {"inputs": {"image": {"num_channels": 1, "spatial_shape": shape}}, "outputs": {"pred": pred}}
-    metadata = {"monai_version": "1.4.0", "network_data_format": formats}
-    suffix = ".json" if text is json else ".yaml"
-    (folder / "configs" / f"inference{suffix}").write_text(text.dumps(config) if text is json else text.dump(config))
-    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
-    return folder
 
 
 @pytest.fixture
@@ -92,8 +32,9 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("text", [json, yaml], ids=["json", "yaml"])
 def test_a_zoo_bundle_predicts_what_monai_predicts_into_the_folder_that_is_asked_for(
-    tmp_path: Path, image: Path, text: Any
+    tmp_path: Path, image: Path, text: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "config"))  # of a user who has trusted nothing yet
     bundle = write_zoo_bundle(tmp_path / "spleen", text=text)
     with pytest.raises(SecurityError):
         Predictor(bundle, output_dir=tmp_path / "out", device="cpu")

@@ -1,0 +1,106 @@
+"""Bundles of other makers that MONAI runs pass; what is wrong with them is found all the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from zoo import Config, write_zoo_bundle
+
+from medunet.bundle import verify_bundle
+from medunet.bundle.merge import check_config
+from medunet.errors import ConfigError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def edit(bundle: Path, name: str, change: Callable[[Config], object]) -> None:
+    path = bundle / "configs" / f"{name}.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("text", [json, yaml], ids=["json", "yaml"])
+def test_a_zoo_bundle_without_evaluation_passes(tmp_path: Path, text: Any, caplog: pytest.LogCaptureFixture) -> None:
+    bundle = write_zoo_bundle(tmp_path / "spleen", text=text)
+    results = verify_bundle(bundle, trust=True)
+    assert {name: fault for name, fault in results.items() if fault} == {}
+    assert len(results) == 6
+    assert "not by the schema meta_schema_20220324.json" in caplog.text
+
+
+def test_an_overlay_is_checked_over_what_it_is_for(tmp_path: Path) -> None:
+    bundle = write_zoo_bundle(tmp_path / "spleen")
+    train = {"network_def": {"_target_": "UNet"}, "validate": {"preprocessing": None, "evaluator": {}}}
+    (bundle / "configs" / "train.json").write_text(json.dumps(train))
+    overlay = {"validate#evaluator": {"_target_": "Identity"}, "validate#steps": "@validate#preprocessing"}
+    (bundle / "configs" / "evaluate.json").write_text(json.dumps(overlay))
+    (bundle / "configs" / "multi_gpu_train.json").write_text(json.dumps({"device": "@nothing"}))
+    assert verify_bundle(bundle, trust=True)["references and arguments"] is None
+    (bundle / "configs" / "evaluate.json").write_text(json.dumps(overlay | {"validate#steps": "@validate#absent"}))
+    assert "@validate::absent" in str(verify_bundle(bundle, trust=True)["references and arguments"])
+
+
+@pytest.mark.parametrize("shape", [["8*n", "8*n", "8*n"], ["2**p*n", "16", "*"], [16, 16, 16]])
+def test_sizes_of_the_metadata_may_be_expressions(tmp_path: Path, shape: list[Any]) -> None:
+    def resize(metadata: Config) -> None:
+        formats = metadata["network_data_format"]
+        for tensor in (formats["inputs"]["image"], formats["outputs"]["pred"]):
+            tensor["spatial_shape"] = shape
+
+    bundle = write_zoo_bundle(tmp_path / "spleen")
+    edit(bundle, "metadata", resize)
+    assert verify_bundle(bundle, trust=True)["network input and output"] is None
+    edit(bundle, "metadata", lambda content: content["network_data_format"]["outputs"]["pred"].update(num_channels=3))
+    assert "not what metadata.json says" in str(verify_bundle(bundle, trust=True)["network input and output"])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "check", "message"),
+    [
+        ("metadata", lambda content: content.pop("authors"), "metadata", "'authors' is a required property"),
+        ("inference", lambda content: content.update(x="@absent"), "references and arguments", "@absent"),
+        (
+            "inference",
+            lambda content: content["network_def"].update(img_size=1),
+            "network input and output",
+            "unexpected keyword argument 'img_size'",
+        ),
+        (
+            "inference",
+            lambda content: content["network_def"].update(channels=[2, 4]),
+            "weights",
+            "weights do not fit the network",
+        ),
+    ],
+)
+def test_faults_of_a_zoo_bundle_are_found(
+    tmp_path: Path, name: str, change: Callable[[Config], object], check: str, message: str
+) -> None:
+    bundle = write_zoo_bundle(tmp_path / "spleen")
+    edit(bundle, name, change)
+    assert message in str(verify_bundle(bundle, trust=True)[check])
+
+
+def test_what_this_machine_cannot_check_is_logged_and_no_fault(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = write_zoo_bundle(tmp_path / "spleen")
+    edit(bundle, "inference", lambda content: content.update(imports=["$import absent_package"]))
+    edit(bundle, "inference", lambda content: content.update(network_def="$absent_package.network()"))
+    results = verify_bundle(bundle, trust=True)
+    assert "network input and output" not in results
+    assert "a package is missing: import absent_package (No module named 'absent_package')" in caplog.text
+
+
+def test_arguments_that_a_transform_hands_elsewhere_are_not_judged() -> None:
+    load = {"_target_": "LoadImaged", "keys": "image", "as_closest_canonical": True}  # goes to the reader
+    check_config({"load": load}, source="inference.json")
+    loader = {"_target_": "DataLoader", "dataset": None, "batchsize": 2}  # goes to PyTorch's constructor
+    with pytest.raises(ConfigError, match="takes no such argument"):
+        check_config({"loader": loader}, source="inference.json")
