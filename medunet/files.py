@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import time
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ except ImportError:  # Windows
     CAN_LOCK = False
 else:
     CAN_LOCK = True
+
+
+ZIP_MAGIC = b"PK"
 
 
 @contextmanager
@@ -78,6 +82,31 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def is_whole_zip(path: Path) -> bool:
+    """Return whether a file is a ZIP archive, as PyTorch's checkpoints are, whose parts all have their checksums."""
+    try:
+        with zipfile.ZipFile(path) as opened:
+            return opened.testzip() is None
+    except Exception:  # a flipped bit may also ask for another version of ZIP, a password or a method
+        return False
+
+
+def damaged_checkpoint(path: Path) -> DataError | None:
+    """Return an error about a checkpoint that is empty or begins as a ZIP archive and is not a whole one, else None."""
+    with path.open("rb") as file:
+        begin = file.read(4)
+    if begin and (not begin.startswith(ZIP_MAGIC) or is_whole_zip(path)):
+        return None
+    twin = path.with_suffix(".safetensors")
+    beside = f", or delete it: {twin.name} beside it was written with it and is then read" if twin.is_file() else ""
+    return DataError(
+        "the file is damaged: it is truncated or has changed bytes",
+        file=path,
+        received=f"{path.stat().st_size} bytes",
+        remedy=f"copy it again{beside}",
+    )
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -28,11 +28,12 @@ from medunet.files import (
     atomic_path,
     check_target,
     claim,
+    is_whole_zip,
     keep_as,
     remove_remains,
     write_atomically,
 )
-from medunet.networks import UNet, is_whole, load_checkpoint, save_checkpoint, save_weights
+from medunet.networks import UNet, load_checkpoint, save_checkpoint, save_weights
 from medunet.prediction import Predictor
 from medunet.training import LAST_NAME, PREVIOUS_NAME, CheckpointHandler
 
@@ -79,7 +80,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(mount: Callable[..., Path]) 
         write_atomically(folder / "report.html", bytes(300_000))
     with pytest.raises(DataError, match="cannot be written"):
         save_weights({"w": torch.zeros(100_000)}, folder / "model.pt")
-    assert is_whole(folder / "last.pt")
+    assert is_whole_zip(folder / "last.pt")
 
 
 def test_a_full_disk_is_told_before_the_first_step(mount: Callable[..., Path]) -> None:
@@ -217,7 +218,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_files(tmp_path: Path) -> Non
         process.join()
         for name in ("last.pt", "previous.pt", "model.pt"):
             if (tmp_path / name).exists():
-                assert is_whole(tmp_path / name)
+                assert is_whole_zip(tmp_path / name)
                 weight = load_checkpoint(tmp_path / name)["model"]["weight"]
                 assert weight.unique().numel() == 1
         if (tmp_path / "last.pt").exists():

@@ -28,7 +28,6 @@ from .transfer import TransferReport as TransferReport
 from .transfer import transfer_weights as transfer_weights
 from .unet import UNet as UNet
 from .weights import SAFE_SUFFIX as SAFE_SUFFIX
-from .weights import is_whole as is_whole
 from .weights import load_checkpoint as load_checkpoint
 from .weights import load_weights as load_weights
 from .weights import save_checkpoint as save_checkpoint

@@ -7,6 +7,7 @@ else. It says of which `model.pt` it is the twin, so that of two files that diff
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
 from medunet.errors import ConfigError, DataError, SecurityError
-from medunet.files import atomic_path, sha256_of, write_atomically
+from medunet.files import atomic_path, damaged_checkpoint, sha256_of, write_atomically
 
 SAFE_SUFFIX = ".safetensors"
 
@@ -62,15 +63,6 @@ def save_weights(weights: Mapping[str, Any], path: str | os.PathLike[str]) -> No
     write_atomically(twin, serialise(tensors, metadata={"format": "pt", TWIN_OF: sha256_of(path)}))
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is there and every part of it has its checksum: a disk may have failed."""
-    try:
-        with zipfile.ZipFile(path) as opened:
-            return opened.testzip() is None
-    except Exception:  # a turned bit may also ask for another version of zip, a password or a method
-        return False
-
-
 def load_checkpoint(path: str | os.PathLike[str], *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
     """Read a checkpoint without running code in it: safetensors, or ``weights_only``.
 
@@ -90,10 +82,19 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: str | torch.d
     if not path.is_file():
         raise DataError("no checkpoint", file=path, remedy="train first (medunet train), or give a trained run")
     _check_size(path)
+    if (damaged := damaged_checkpoint(path)) is not None:  # PyTorch compares no checksum
+        raise damaged
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # PyTorch's unpicklers raise many kinds for damaged data
-        raise DataError(f"cannot read checkpoint: {_first_line(error)}", file=path, remedy="train again") from error
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        # PyTorch's own message is not shown: it advises to run whatever code is in the file
+        raise DataError(
+            "cannot read checkpoint: it is not a file of PyTorch with tensors alone",
+            file=path,
+            received=found and f"an object of {found[1]}",
+            remedy="save the network's state_dict() with torch.save",
+        ) from error
     if not isinstance(content, dict):
         raise DataError("checkpoint is not a dictionary", file=path, received=type(content).__name__)
     return content

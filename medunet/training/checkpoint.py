@@ -13,8 +13,8 @@ import torch
 from ignite.engine import Engine, Events
 
 from medunet.errors import ConfigError, DataError
-from medunet.files import check_target, keep_as, remove_remains
-from medunet.networks import is_whole, load_checkpoint, load_weights, save_checkpoint, save_weights
+from medunet.files import check_target, is_whole_zip, keep_as, remove_remains
+from medunet.networks import load_checkpoint, load_weights, save_checkpoint, save_weights
 from medunet.trust import forget_weights
 
 from .averaging import WeightAverage
@@ -212,7 +212,7 @@ class CheckpointHandler:
         """The state to go on with; None where there is none."""
         present = [path for name in (LAST_NAME, PREVIOUS_NAME) if (path := self.folder / name).is_file()]
         for path in present:
-            if is_whole(path):
+            if is_whole_zip(path):
                 return path
             logger.warning("%s is damaged", path)
         if present:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medunet.files import sha256_of
+from medunet.files import damaged_checkpoint, sha256_of
 
 from .known import (
     EXPRESSION,
@@ -55,6 +55,7 @@ class Finding:
         text: what stands there, made safe to print.
         why: what it could do.
         outside: whether it only reaches outside of the bundle's folder, which is nothing in one's own bundle.
+        damaged: whether it is a file of weights that cannot be read, which is no question of trust.
     """
 
     file: str
@@ -62,6 +63,7 @@ class Finding:
     text: str
     why: str
     outside: bool = False
+    damaged: bool = False
 
     def __str__(self) -> str:
         place = f"{self.file} {self.where}".strip()
@@ -280,6 +282,8 @@ def _scan_weights(bundle: Path, metadata: Any, findings: list[Finding]) -> tuple
             found = sha256_of(path)
             if found == expected.lower():
                 same.append(name)
+            elif damaged_checkpoint(path) is not None:
+                findings.append(Finding(f"models/{name}", "", "", "the file is damaged", damaged=True))
             else:
                 why = (
                     f"other weights than metadata.json records (SHA-256 {found[:12]}..., not {_safe(expected)[:12]}...)"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medunet.errors import SecurityError
+from medunet.files import damaged_checkpoint
 
 from .records import is_made_here, is_remembered, mark_made_here, remember
 from .scan import Finding, scan_bundle
@@ -127,9 +128,13 @@ def require_trust(bundle: Path, *, trust: bool = False) -> Verdict:
         trust: run it all the same, and remember exactly this content.
 
     Raises:
+        DataError: a file of weights is damaged.
         UntrustedBundleError: with the list.
     """
     verdict = judge(bundle)
+    for finding in verdict.findings:
+        if finding.damaged and (error := damaged_checkpoint(bundle / finding.file)) is not None:
+            raise error
     if verdict.is_trusted:
         return verdict
     if not trust:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from medunet.errors import DataError, MedunetError
-from medunet.networks import UNet, is_whole, load_checkpoint, load_weights
+from medunet.files import is_whole_zip
+from medunet.networks import UNet, load_checkpoint, load_weights
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_a_changed_byte_anywhere_is_an_error_of_the_file(is_zip: bool, tmp_path:
     source = random.Random(2)
     for place in range(0, len(whole), 3):
         path.write_bytes(whole[:place] + bytes([source.randrange(256)]) + whole[place + 1 :])
-        is_whole(path)
+        is_whole_zip(path)
         try:
             load_checkpoint(path)
         except MedunetError:
@@ -44,4 +45,4 @@ def test_a_zip_of_a_later_version_is_no_whole_checkpoint(tmp_path: Path) -> None
     content = bytearray(path.read_bytes())
     content[content.rindex(b"PK\1\2") + 6] = 236  # the version that is needed to read it
     path.write_bytes(content)
-    assert not is_whole(path)
+    assert not is_whole_zip(path)

@@ -1,0 +1,68 @@
+"""Damaged weights are a question of the disk, not of trust, and no message asks for less safety."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from medunet.errors import DataError
+from medunet.files import sha256_of
+from medunet.networks import UNet, load_checkpoint, load_weights
+from medunet.networks.weights import save_weights
+from medunet.trust import UntrustedBundleError, judge, require_trust
+
+
+def network() -> UNet:
+    return UNet(2, 1, 2, channels=[4, 8])
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle whose metadata record the hash of its weights."""
+    save_weights(network().state_dict(), tmp_path / "models" / "model.pt")
+    (tmp_path / "configs").mkdir()
+    recorded = {"weights": {"model.pt": sha256_of(tmp_path / "models" / "model.pt")}}
+    (tmp_path / "configs" / "metadata.json").write_text(json.dumps(recorded))
+    return tmp_path
+
+
+def damage(path: Path, kind: str) -> None:
+    data = path.read_bytes()
+    middle = data.index(b"data/0") + 200
+    changed = {
+        "truncated": data[: len(data) // 2],
+        "empty": b"",
+        "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+    }
+    path.write_bytes(changed[kind])
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("kind", ["truncated", "empty", "flipped"])
+def test_damaged_weights_are_named_and_their_copy_too(bundle: Path, kind: str, trust: bool) -> None:
+    path = bundle / "models" / "model.pt"
+    assert judge(bundle).is_trusted
+    damage(path, kind)
+    for read in (lambda: require_trust(bundle, trust=trust), lambda: load_checkpoint(path)):
+        with pytest.raises(DataError, match=r"model\.pt: the file is damaged: .*model\.safetensors beside it") as info:
+            read()
+        assert not {"--trust", "weights_only", "MEDUNET_TRUST"} & set(str(info.value).split())
+    path.unlink()
+    load_weights(network(), path)  # as the message says
+    assert require_trust(bundle).is_trusted
+
+
+def test_other_whole_weights_are_still_a_question_of_trust(bundle: Path) -> None:
+    torch.save({"model": network().state_dict()}, bundle / "models" / "model.pt")
+    with pytest.raises(UntrustedBundleError, match=r"other weights than metadata\.json records"):
+        require_trust(bundle)
+
+
+def test_a_checkpoint_with_objects_is_rejected_without_advice_to_run_them(tmp_path: Path) -> None:
+    torch.save({"model": Path("x")}, tmp_path / "model.pt")
+    with pytest.raises(DataError, match=r"not a file of PyTorch with tensors alone .*pathlib") as info:
+        load_checkpoint(tmp_path / "model.pt")
+    assert "weights_only" not in str(info.value)
