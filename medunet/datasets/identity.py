@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-DETACHED_SUFFIXES = (".mhd", ".nhdr", ".hdr")
-"""Headers whose voxels lie in another file of the same stem, which is looked at too."""
+DETACHED_SUFFIXES = (".mhd", ".nhdr", ".hdr", ".img")
+"""Headers and voxels that are in two files of the same stem, both of which count."""
 
 SOURCES = ("datasets", "io", "transforms")
 """Folders of medunet whose code decides what a preprocessed case is."""

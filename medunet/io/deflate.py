@@ -1,7 +1,7 @@
 """Gzip at the speed of the machine: checked decompression in one call, compression in parallel pieces.
 
-Reading goes through libdeflate (in imagecodecs), writing through ISA-L; where one of the two is missing or cannot be
-used, zlib does the same work more slowly. The files are ordinary: one member, readable by every gzip.
+Reading uses libdeflate (in imagecodecs) if it can, else zlib, which also writes. The files are ordinary: one member,
+readable by every gzip.
 """
 
 from __future__ import annotations
@@ -12,22 +12,12 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import imagecodecs
 import numpy as np
 from typing_extensions import Buffer
 
 from medunet.errors import DataError, SecurityError
-
-_engine: Any
-"""Compressor, and decompressor of what libdeflate cannot do: a module with zlib's functions."""
-try:
-    from isal import isal_zlib
-except ImportError:  # no wheel for this processor
-    _engine = zlib
-else:
-    _engine = isal_zlib
 
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -139,7 +129,7 @@ def _gunzip_members(data: bytes, wanted: int, file: str | os.PathLike[str] | Non
 
 def _member(source: _Source, missing: Callable[[], int], file: str | os.PathLike[str] | None) -> Iterator[bytes]:
     """The content of the next member in parts; its end is reached unless far too much comes out."""
-    member, piece, more, skimmed = _engine.decompressobj(wbits=31), b"", False, 0
+    member, piece, more, skimmed = zlib.decompressobj(wbits=31), b"", False, 0
     while not member.eof and skimmed <= LARGEST_EXCESS:
         if not piece and not more and not (piece := source.take()):
             raise DataError("truncated gzip file", file=file, remedy="copy it again from its source")
@@ -147,7 +137,7 @@ def _member(source: _Source, missing: Callable[[], int], file: str | os.PathLike
         limit = wanted + 2 if (wanted := missing()) else _SKIM_BYTES
         try:
             part = member.decompress(piece, limit)
-        except (zlib.error, _engine.error) as error:
+        except zlib.error as error:
             raise DataError(f"damaged gzip file: {error}", file=file, remedy="copy it again from its source") from error
         more, piece = len(part) == limit, member.unconsumed_tail
         skimmed += 0 if wanted else len(part)
@@ -184,7 +174,7 @@ def compress(data: Buffer, *, level: int = FAST_LEVEL) -> bytes:
 
     Args:
         data: bytes, or any contiguous array.
-        level: 0 (fastest) to 3 of ISA-L, the levels of zlib where ISA-L is missing.
+        level: of zlib, 0 to 9.
 
     Example:
         >>> import gzip
@@ -208,7 +198,7 @@ def compress_parts(parts: Iterable[Buffer], *, level: int = FAST_LEVEL) -> Itera
     """
 
     def squeeze(piece: memoryview) -> bytes:
-        packer = _engine.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
+        packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
         # A flush ends a piece on a whole byte without ending the stream, so that pieces can be put in a row.
         return bytes(packer.compress(piece) + packer.flush(zlib.Z_SYNC_FLUSH))
 
@@ -217,10 +207,10 @@ def compress_parts(parts: Iterable[Buffer], *, level: int = FAST_LEVEL) -> Itera
     with ThreadPoolExecutor(_THREADS) as pool:
         for part in parts:
             view = memoryview(part).cast("B")
-            running = pool.submit(_engine.crc32, view, crc)
+            running = pool.submit(zlib.crc32, view, crc)
             pieces = (view[start : start + _PIECE_BYTES] for start in range(0, len(view), _PIECE_BYTES))
             yield from pool.map(squeeze, pieces)
             crc = int(running.result())
             length += len(view)
-    yield _engine.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS).flush(zlib.Z_FINISH)
+    yield zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS).flush(zlib.Z_FINISH)
     yield struct.pack("<II", crc, length % _MAX_LENGTH_FIELD)

@@ -21,9 +21,10 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image
 
-from medunet.errors import DataError
+from medunet.errors import DataError, MedunetError
 from medunet.geometry import Geometry
 
+from .layout import copy_in_order
 from .limits import open_for_reading, require_content, require_memory
 from .record import ReadRecord
 
@@ -91,8 +92,8 @@ def read_pillow(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
                 array = np.asarray(image)
     except Exception as error:  # Pillow and imagecodecs raise many types for damaged data
         raise DataError(f"image cannot be decoded: {error}", file=path, remedy=_COPY_AGAIN) from error
-    if png is not None:
-        array = array // png.grey_factor if png.grey_factor > 1 else array
+    if png is not None and png.grey_factor > 1:
+        array = array // png.grey_factor
     array = array.T  # (x, y) or (samples, x, y)
     if array.ndim == 3:
         array = array[: record.channels] if record.channels > 1 else array[0]  # without alpha
@@ -196,8 +197,8 @@ def read_tiff(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
         array = array[: layout.record.channels]
         array = array[0] if layout.record.channels == 1 else array
     if layout.white is not None:
-        array = layout.white - array.astype(np.int64)
-    voxels = np.array(array, dtype=np.float32, order="C")
+        array = layout.white - array
+    voxels = copy_in_order(array, dtype=np.float32)
     if not np.isfinite(voxels).all():
         raise DataError("pixels are NaN or infinite", file=path)
     return voxels, layout.record
@@ -229,9 +230,7 @@ def _open_tiff(path: Path) -> Iterator[tuple[tifffile.TiffFile, tifffile.TiffPag
                     remedy="save one image per file",
                 )
             yield tiff, found[0]
-    except DataError:
-        raise
-    except MemoryError:
+    except (MedunetError, MemoryError):
         raise
     except Exception as error:  # tifffile and its codecs raise many types for damaged data
         raise DataError(f"TIFF cannot be read: {error}", file=path, remedy=_COPY_AGAIN) from error

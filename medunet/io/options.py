@@ -9,8 +9,8 @@ from typing import Any, Literal
 from medunet.errors import ConfigError
 
 Form = Literal["agree", "sform", "qform", "pixdim"]
-"""Which placement of a NIfTI header to use: 'agree' rejects a file whose sform and qform contradict each other or are
-both missing; 'pixdim' uses the spacing only."""
+"""Which placement of a header to use: 'agree' rejects a file whose sform and qform (NIfTI) contradict each other, or
+that has no placement; 'pixdim' uses the spacing only, of NIfTI, Analyze, MGH, NRRD and MetaImage."""
 
 Uneven = Literal["refuse", "resample"]
 """What to do with DICOM slices at uneven distances: reject them, or interpolate linearly between neighbours. A missing

@@ -252,3 +252,14 @@ def test_a_chain_of_pages_without_end_is_rejected_quickly(tmp_path):
             with pytest.raises(DataError, match="chain of pages has no end"):
                 read(path)
         assert time.process_time() - began < 5
+
+
+def test_a_picture_without_permission_is_reported_as_that(tmp_path, monkeypatch):
+    path = write_volume(ramp(5, 6), tmp_path / "a.png")
+
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", denied)  # tests may run as root, who may read everything
+    with pytest.raises(DataError, match=r"a.png: cannot be opened: Permission denied"):
+        read_header(path)
