@@ -7,6 +7,9 @@ import re
 
 from typing_extensions import Self
 
+_NOT_INSTANTIATED = re.compile(r"Failed to instantiate component '([^']+)'")
+"""How MONAI begins the error of a component of a config."""
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -85,7 +88,9 @@ class SecurityError(MedunetError):
 
 
 def find_cause(error: BaseException) -> MedunetError | None:
-    """The typed error behind another one: MONAI and ignite wrap what a transform or a config expression raises.
+    """Return the typed error behind another one: MONAI and ignite wrap what a transform or a config expression raises.
+
+    A component that rejects its arguments becomes a ConfigError: PyTorch's and MONAI's own components raise none.
 
     Example:
         >>> try:
@@ -98,9 +103,13 @@ def find_cause(error: BaseException) -> MedunetError | None:
         a.png: no label
     """
     seen: BaseException | None = error
+    rejected: MedunetError | None = None
     while seen is not None and not isinstance(seen, MedunetError):
-        seen = seen.__cause__ or seen.__context__
-    return seen
+        behind = seen.__cause__ or seen.__context__
+        if (match := _NOT_INSTANTIATED.match(str(seen))) and isinstance(behind, ValueError | TypeError):
+            rejected = ConfigError(f"{match[1]} rejects its arguments: {behind}")
+        seen = behind
+    return seen or rejected
 
 
 def first_cause(error: BaseException) -> BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from monai.bundle import ConfigParser
 
 from medunet.errors import ConfigError, DataError, MedunetError, find_cause
 
@@ -37,3 +38,11 @@ def test_an_error_without_typed_cause_has_none() -> None:
 def test_a_wrong_argument_is_a_value_error_and_a_bad_file_is_not() -> None:
     assert issubclass(ConfigError, ValueError)
     assert not issubclass(DataError, ValueError)
+
+
+def test_a_component_that_rejects_its_arguments_is_a_typed_error() -> None:
+    parser = ConfigParser({"weight": {"_target_": "torch.optim.AdamW", "params": [], "lr": -1}})
+    with pytest.raises(RuntimeError) as info:
+        parser.get_parsed_content("weight")
+    assert str(find_cause(info.value)).startswith("torch.optim.AdamW rejects its arguments: ")
+    assert find_cause(RuntimeError("a fault of medunet")) is None

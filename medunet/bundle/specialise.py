@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +25,14 @@ WORKFLOWS = ("train", "evaluate", "inference")
 OWN_IDS = ("spatial_dims", "in_channels", "label_names", "label_values")
 """Ids that every config of a workflow has in a bundle of medunet."""
 
-CHANGES_NAME = "changes.json"
-"""In a bundle's docs: the shipped bundle it comes from, and each value of its training that is other than there."""
+CHANGES = "docs/changes.json"
+"""In a bundle: the shipped bundle it comes from, and each value of its training that is other than there."""
 
 MAX_NAMED = 5
 """Ids in one error message."""
+
+WRITTEN = "written"
+"""In the same file: SHA-256 of each text of the bundle as medunet wrote it."""
 
 LAUNCHED = "multi_gpu_train"
 """The overlay that works under torchrun only, so not as a preset."""
@@ -161,7 +165,6 @@ def write_specialised(
             remedy="medunet bundle verify says more; or start from a shipped bundle",
         ) from error
     files["configs/metadata.json"] = _like_before(metadata, output / "configs" / "metadata.json")
-    files[f"docs/{CHANGES_NAME}"] = to_json(_changes(bundle, changed["train"], presets=presets))
     overlays: dict[str, dict[str, Any]] = {}
     for name, text in bundle_texts(bundle).items():
         if name in files:
@@ -171,14 +174,44 @@ def write_specialised(
             _refuse_other(text, judged, name)
             if isinstance(judged.configs[name], dict):
                 overlays[Path(name).stem] = judged_config(judged, Path(name).stem)
+    record = {**_changes(bundle, changed["train"], presets=presets), WRITTEN: _digests(files)}
+    files = {CHANGES: to_json(record), **files}
     # a process that was killed while writing leaves some of the files: they are completed
     other = {name for name in _visible(differences(files, output)) if (output / name).exists()}
-    if other and not (is_run and _is_untrained(output)):
+    if other and is_run and _is_untrained(output):
+        _reject_edited(output)
+    elif other:
         _reject_other_values(output, changed, may_lengthen=resume)
+        # docs that somebody has edited stay as they are
+        ours = {name for name in files if name.startswith("configs/") or not (output / name).exists()}
+        files = {name: text for name, text in files.items() if name in ours | {CHANGES}}
     write_bundle(files, output)
     if other or not all((output / name).exists() for name in files):
         adopt(output)
     return {**overlays, **changed, "metadata": metadata}
+
+
+def _reject_edited(folder: Path) -> None:
+    """Reject a run to be replaced if somebody has edited it since medunet wrote it.
+
+    Raises:
+        DataError: with the names of the files; all, if it is not known how they were written.
+    """
+    written = read_json(path).get(WRITTEN) if (path := folder / CHANGES).is_file() else None
+    digests = _digests(bundle_texts(folder))
+    noted = written if isinstance(written, dict) else {}
+    if edited := sorted(name for name, digest in digests.items() if digest != noted.get(name)):
+        raise DataError(
+            "the output folder contains a run that was edited",
+            file=folder,
+            received=", ".join(edited[:MAX_NAMED]) + (" ..." if len(edited) > MAX_NAMED else ""),
+            remedy="give another --output, or remove the folder",
+        )
+
+
+def _digests(files: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 of a bundle's texts, but for the file that records them."""
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items() if name != CHANGES}
 
 
 def _is_untrained(folder: Path) -> bool:
@@ -318,7 +351,7 @@ def _takes(config: Mapping[str, Any], id_: str) -> bool:
 
 def _changes(bundle: Path, train: Mapping[str, Any], *, presets: Sequence[str]) -> dict[str, Any]:
     """What a training config has otherwise than the shipped bundle it descends from: ``[there, here]`` by id."""
-    path = bundle / "docs" / CHANGES_NAME
+    path = bundle / CHANGES
     origin: dict[str, Any] = {"bundle": bundle.resolve().name, "presets": [], "changed": {}}
     known = read_json(path) if path.is_file() else {}
     if isinstance(known.get("changed"), dict) and isinstance(known.get("presets"), list):  # else somebody else's notes

@@ -24,7 +24,7 @@ def report(
         Path | None, typer.Option("--data", help="Where the data set is now, or another one to evaluate.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Headline.")] = None,
-    megabytes: Annotated[float, typer.Option(help="Largest page; the worst cases have slices.")] = 5.0,
+    megabytes: Annotated[float, typer.Option(min=0.1, help="Largest page; the worst cases have slices.")] = 5.0,
     figures: Annotated[bool, typer.Option(help="Also write the figures as PNG, beside the page.")] = True,
     device: Device = "auto",
 ) -> None:

@@ -73,6 +73,7 @@ def text_files(bundle: Path, codes: CaseCodes) -> dict[str, str]:
             text = anonymous_fingerprint(text, codes)
         elif name == CHANGES:
             content: dict[str, Any] = anonymous_config(json.loads(text), codes)
+            content.pop("written", None)
             content["changed"] = anonymous_changes(content.get("changed", {}), codes)
             text = json.dumps(content, indent=2, ensure_ascii=False)
         elif name.endswith(".json"):

@@ -17,7 +17,7 @@ import torch
 
 from medunet.bundle import verify_bundle
 from medunet.bundle.render import to_json
-from medunet.bundle.specialise import CHANGES_NAME, read_json
+from medunet.bundle.specialise import CHANGES, WRITTEN, read_json
 from medunet.errors import ConfigError, DataError
 from medunet.files import write_atomically
 from medunet.networks import load_checkpoint
@@ -153,7 +153,8 @@ def _texts(bundle: Path) -> dict[str, str]:
             content = json.loads(text)
             if Path(path).parent.name == "configs":
                 content = _public(content) if path != "configs/metadata.json" else _without_weights(content)
-            elif path == f"docs/{CHANGES_NAME}":
+            elif path == CHANGES:
+                content.pop(WRITTEN, None)
                 own = {SERVER, *PERSONAL}
                 content["changed"] = {key: pair for key, pair in content.get("changed", {}).items() if key not in own}
             elif "failed_cases" in content:

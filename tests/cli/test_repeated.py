@@ -1,0 +1,89 @@
+"""A rejected command does not block its corrected repetition, and no command overwrites what a person has edited."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from small import untrained_run
+
+from medunet.cli.app import main
+from medunet.datasets import open_dataset, write_phantom_dataset
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SMALL = "--epochs 1 --set network_def::channels=[4,8] --set patch_size=[16,16,16] --set steps_per_epoch=1"
+TRAIN = f"train unet_3d --data data --tracking-uri= {SMALL} --set batch_size=1"
+
+
+class Command(NamedTuple):
+    """Words of a command; `edit` is a file that it writes, below OUT or OUT itself."""
+
+    words: str
+    bad: tuple[str, ...]
+    edit: str
+    is_protected: bool = True
+
+
+COMMANDS = {
+    "plan": Command("plan data -o OUT --estimate", ("--memory 1MB", "--device cuda:99"), "configs/train.json"),
+    "train": Command(
+        f"{TRAIN} --output OUT", ("--fold 7", "--set optimizer::lr=-1", "--set form=guess"), "configs/train.json"
+    ),
+    "train --folds": Command(
+        f"{TRAIN} --folds 0 --output OUT", ("--folds 9", "--set val_interval=0"), "fold_0/configs/train.json"
+    ),
+    "predict": Command("predict run data/imagesTs -o OUT", ("--set form=guess", "--device cuda:99"), "ct_003.nii.gz"),
+    "bundle init": Command("bundle init unet_3d -o OUT", ("--set nosuch=1", "--preset nosuch"), "configs/train.json"),
+    "bundle export": Command("bundle export run --to torchscript -o OUT/run.ts", ("--image nosuch.nii.gz",), "run.ts"),
+    "bundle package": Command("bundle package run -o OUT/run.zip", ("--name a/b",), "run.zip"),
+    "evaluate": Command(
+        "evaluate run --data data --section all -o OUT", ("--section nosuch", "--device cuda:99"), "metrics.csv", False
+    ),
+    "report": Command("report run -o OUT/report.html", ("--megabytes -1", "--data nosuch"), "report.html", False),
+}
+"""`evaluate` and `report` replace their own results: these are made anew from the run, and nothing else is in them."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("folder")
+    write_phantom_dataset(root / "data", kind="ct", cases=3, test_cases=1, size=(32, 32, 24))
+    labels = open_dataset(root / "data").labels
+    untrained_run(root / "run", label_values=list(labels.values()), label_names=list(labels))
+    return root
+
+
+@pytest.fixture
+def medunet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
+    monkeypatch.chdir(folder)
+
+    def call(words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["medunet", *words.split()])
+        with pytest.raises(SystemExit) as info:
+            main()
+        return int(info.value.code or 0)
+
+    return call
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_rejected_command_does_not_block_the_corrected_one(
+    name: str, folder: Path, medunet: Callable[[str], int]
+) -> None:
+    command, out = COMMANDS[name], f"out_{list(COMMANDS).index(name)}"
+    words = command.words.replace("OUT", out)
+    for bad in command.bad:
+        assert medunet(f"{words} {bad}") == 2, bad
+    assert medunet(words) == 0
+    edited = folder / out / command.edit
+    assert edited.is_file()
+    if command.is_protected:
+        before = edited.read_bytes()
+        before = before.replace(b'"seed": 0', b'"seed": 1') if b'"seed": 0' in before else before + b"edited"
+        edited.write_bytes(before)
+        assert medunet(words) == 2
+        assert edited.read_bytes() == before
