@@ -87,3 +87,13 @@ def test_a_rejected_command_does_not_block_the_corrected_one(
         edited.write_bytes(before)
         assert medunet(words) == 2
         assert edited.read_bytes() == before
+
+
+def test_an_edited_run_is_not_replaced_though_it_was_never_trained(folder: Path, medunet: Callable[[str], int]) -> None:
+    words = f"{TRAIN} --output untrained"
+    assert medunet(f"{words} --set optimizer::lr=-1") == 2
+    config = folder / "untrained" / "configs" / "train.json"
+    edited = config.read_text().replace('"seed": 0', '"seed": 1')
+    config.write_text(edited)
+    assert medunet(words) == 2
+    assert config.read_text() == edited
