@@ -10,12 +10,12 @@ from .cross_validation import FoldTrainer as FoldTrainer
 from .cross_validation import resume_folds as resume_folds
 from .cross_validation import train_fold as train_fold
 from .cross_validation import train_folds as train_folds
+from .decisions import show as show
 from .demo import run_demo as run_demo
 from .measuring import evaluate_bundle as evaluate_bundle
 from .measuring import evaluate_folders as evaluate_folders
 from .planned import PlannedBundle as PlannedBundle
 from .planned import plan_bundle as plan_bundle
-from .planned import show as show
 from .render import render as render
 from .render import render_all as render_all
 from .report import WrittenReport as WrittenReport

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from medunet.bundle.decisions import reasons, show
 from medunet.bundle.merge import SEPARATOR
-from medunet.bundle.planned import show
 from medunet.bundle.render import recipes
-from medunet.bundle.specialise import read_json
+from medunet.bundle.specialise import CHANGES_NAME, read_json
 from medunet.reports import Setting
-from medunet.resources import resource_dir
+from medunet.resources import bundle_texts, resource_dir
 
 TOLD = (
     *("in_channels", "label_names", "label_values", "spatial_dims", "spacing_mm", "patch_size", "tile_size"),
@@ -30,8 +31,6 @@ FROM_DATA = ("in_channels", "label_names", "label_values", "spacing_mm", "patch_
 PATHS = ("init_from",)
 """Ids whose value is a path: that it is set is told, not what it is."""
 
-FIRST, LAST = "## Why these values", "## Commands"
-_ROW = re.compile(r"^\| `(?P<id>[^`]+)` \| `.*?` \| (?P<reason>.*?) \| (?P<numbers>.*?) \|$")
 _COMMENTED = re.compile(r"^(?P<indent> *)(?P<key>[\w]+):(?P<value>[^#]*?)(?:\s+#\s(?P<comment>.*))?$")
 _INNER_KEYS = ("_target_", "keys", "optimizer", "params", "network", "validator", "source_key")
 
@@ -48,8 +47,9 @@ def settings_of(run: Path) -> list[Setting]:
         ConfigError: its `train.json` is missing or broken.
     """
     config = read_json(run / "configs" / "train.json")
-    planned = planned_reasons(run)
-    base = _base(run)
+    texts = bundle_texts(run)
+    planned = reasons(texts, config)
+    base = _base(texts)
     own = {} if base is None else dict(_flat(read_json(resource_dir("bundles") / base / "configs" / "train.json")))
     comments = {} if base is None else yaml_comments(base)
     settings = []
@@ -57,29 +57,15 @@ def settings_of(run: Path) -> list[Setting]:
         before = own.get(id_)
         is_changed = base is not None and value != before
         text = _shown(id_, value)
-        reasons = [planned[id_]] if id_ in planned else []
-        if not reasons and is_changed:
+        told = [planned[id_]] if id_ in planned else []
+        if not told and is_changed:
             source = "taken from the data" if id_ in FROM_DATA else "set for this run"
             was = f", {base} has {_shown(id_, before)}" if before is not None and id_ not in PATHS else ""
-            reasons.append(source + was)
+            told.append(source + was)
         if id_ in comments:
-            reasons.append(comments[id_])
-        settings.append(Setting(id_, text, "; ".join(reasons), is_changed))
+            told.append(comments[id_])
+        settings.append(Setting(id_, text, "; ".join(told), is_changed))
     return settings
-
-
-def planned_reasons(run: Path) -> dict[str, str]:
-    """Reasons and numbers of `medunet plan` by config id; none where the run was not planned."""
-    docs = run / "docs" / "README.md"
-    if not docs.is_file():
-        return {}
-    _, _, section = docs.read_text(encoding="utf-8").partition(FIRST)
-    reasons = {}
-    for line in section.partition(LAST)[0].splitlines():
-        if match := _ROW.match(line):
-            told = [match["reason"], f"({match['numbers']})" if match["numbers"] else ""]
-            reasons[match["id"].replace("#", SEPARATOR)] = " ".join(filter(None, told)).replace("\\|", "|")
-    return reasons
 
 
 def yaml_comments(recipe: str) -> dict[str, str]:
@@ -137,7 +123,10 @@ def _is_wiring(key: str, value: Any) -> bool:
     return key in _INNER_KEYS or (isinstance(value, str) and value.startswith(("@", "$")))
 
 
-def _base(run: Path) -> str | None:
-    """The shipped bundle that a run comes from, by the name in its metadata; None for bundles of one's own."""
-    name = read_json(run / "configs" / "metadata.json").get("name")
-    return next((recipe for recipe, entry in recipes().items() if entry["metadata"]["name"] == name), None)
+def _base(texts: Mapping[str, str]) -> str | None:
+    """Return the shipped bundle that a run comes from, also by way of a plan; None if it comes from another one."""
+    try:
+        name = json.loads(texts[f"docs/{CHANGES_NAME}"]).get("bundle")
+    except (KeyError, ValueError, AttributeError):
+        name = None
+    return name if name in recipes() else None

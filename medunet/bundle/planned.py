@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medunet.bundle.decisions import PLAN_FILE, plan_text, row
 from medunet.bundle.render import render_docs, to_json
 from medunet.bundle.specialise import preset_names, read_json, specialise
 from medunet.datasets import open_dataset, shown
@@ -16,7 +17,7 @@ from medunet.files import check_target, claim, reject_other_files, write_atomica
 from medunet.io import output_name
 from medunet.io.options import DEFAULTS, ReadOptions
 from medunet.networks import resolve_device
-from medunet.planning import Decision, Fingerprint, Plan, fingerprint, fit_preset, plan
+from medunet.planning import Fingerprint, Plan, fingerprint, fit_preset, plan
 from medunet.resources import find_bundle, resource_dir
 from medunet.trust import adopt
 
@@ -153,6 +154,7 @@ def write_plan(base: Path, output: Path, chosen: Plan) -> None:
         inference = read_json(folder / "configs" / "inference.json")
         docs = render_docs(template, metadata, inference, bundle=output.name, origin=ORIGIN)
         write_atomically(folder / "docs" / "README.md", _with_reasons(docs, chosen))
+        write_atomically(folder / PLAN_FILE, plan_text((*chosen.decisions, *chosen.notes)))
         write_atomically(folder / "docs" / FINGERPRINT_NAME, chosen.fingerprint.to_json())
         output.mkdir(exist_ok=True)
         for part in sorted(folder.iterdir(), key=lambda part: part.name == "configs"):  # these last: they make a bundle
@@ -204,7 +206,7 @@ def _with_reasons(docs: str, chosen: Plan) -> str:
         "",
         "| id | value | reason | from which numbers |",
         "| --- | --- | --- | --- |",
-        *(_row(decision) for decision in (*chosen.decisions, *chosen.notes)),
+        *(row(decision) for decision in (*chosen.decisions, *chosen.notes)),
         "",
     ]
     if print_.broken:
@@ -212,23 +214,3 @@ def _with_reasons(docs: str, chosen: Plan) -> str:
         lines += [f"- {name}: {cause}" for name, cause in print_.broken.items()] + [""]
     section = "\n".join(lines)
     return docs.replace("## Commands\n", f"{section}\n## Commands\n", 1)
-
-
-def _row(decision: Decision) -> str:
-    cells = (f"`{decision.id}`", f"`{show(decision.value)}`", decision.reason, decision.numbers)
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def show(value: Any) -> str:
-    """A value as a person reads it in a table: components by their target and arguments.
-
-    Example:
-        >>> show({"_target_": "medunet.losses.DiceCELoss", "batch": True}), show([[1, 2], 2])
-        ('DiceCELoss(batch=True)', '[[1, 2], 2]')
-    """
-    if isinstance(value, Mapping):
-        arguments = ", ".join(f"{key}={show(item)}" for key, item in value.items() if key != "_target_")
-        return f"{str(value.get('_target_', '')).rpartition('.')[2]}({arguments})"
-    if isinstance(value, list):
-        return f"[{', '.join(show(item) for item in value)}]"
-    return str(value)

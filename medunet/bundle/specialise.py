@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medunet.bundle.decisions import with_values
 from medunet.bundle.merge import SEPARATOR, all_ids, check_config, closest, get_id
 from medunet.bundle.render import data_format, differences, set_id, to_json, write_bundle
 from medunet.errors import ConfigError, DataError, SecurityError
@@ -166,7 +167,9 @@ def write_specialised(
         ) from error
     files["configs/metadata.json"] = _like_before(metadata, output / "configs" / "metadata.json")
     overlays: dict[str, dict[str, Any]] = {}
-    for name, text in bundle_texts(bundle).items():
+    texts = bundle_texts(bundle)
+    files |= with_values(texts, changed["train"])
+    for name, text in texts.items():
         if name in files:
             continue
         files[name] = text

@@ -15,8 +15,16 @@ import pytest
 from PIL import Image
 from small import SMALL_2D
 
-from medunet.bundle import evaluate_bundle, find_bundle, report_runs, train_bundle, train_folds
-from medunet.bundle.described import planned_reasons, settings_of
+from medunet.bundle import (
+    evaluate_bundle,
+    find_bundle,
+    plan_bundle,
+    report_runs,
+    specialise,
+    train_bundle,
+    train_folds,
+)
+from medunet.bundle.described import settings_of
 from medunet.bundle.results import find_run, read_cases
 from medunet.cli.app import main
 from medunet.datasets import open_dataset, write_phantom_dataset
@@ -92,12 +100,23 @@ def test_values_say_why_they_are_as_they_are(runs: list[Path]) -> None:
     assert "dataset_dir" not in found and "tracking_uri" not in found and "store_dir" not in found
 
 
-def test_reasons_of_a_plan_are_read_from_its_docs(tmp_path: Path) -> None:
-    (tmp_path / "docs").mkdir()
-    table = "## Why these values\n\n| id | value | reason | from which numbers |\n| --- | --- | --- | --- |\n"
-    table += "| `patch_size` | `[64, 64]` | whole \\| median | median 60 x 62 |\n| `augment#flip` | `0` | sides |  |\n"
-    (tmp_path / "docs" / "README.md").write_text(table + "\n## Commands\n| `no` | `1` | no | no |\n")
-    assert planned_reasons(tmp_path) == {"patch_size": "whole | median (median 60 x 62)", "augment::flip": "sides"}
+def test_a_run_of_a_plan_says_what_was_planned_and_what_was_changed(volumes: Path, tmp_path: Path) -> None:
+    plan = plan_bundle(volumes, tmp_path / "plan", measure=False, device="cpu").plan
+    chosen = next(decision for decision in plan.decisions if decision.id == "batch_size")
+    run = specialise(tmp_path / "plan", tmp_path / "run", {"batch_size": 77})
+    found = {setting.id: setting for setting in settings_of(run)}
+    assert found["batch_size"].why.startswith(f"set for this run; the plan chose {chosen.value}")
+    assert found["batch_size"].is_changed and found["label_names"].is_changed  # beside the shipped bundle
+    patch = next(decision for decision in plan.decisions if decision.id == "patch_size")
+    assert found["patch_size"].why.startswith(patch.reason)
+    readme = (run / "docs" / "README.md").read_text()
+    assert f"| `batch_size` | `77` | set for this run; the plan chose {chosen.value} |" in readme
+    assert chosen.reason not in readme
+    # by hand, afterwards
+    config = json.loads((run / "configs" / "train.json").read_text())
+    (run / "configs" / "train.json").write_text(json.dumps({**config, "batch_size": 78}))
+    found = {setting.id: setting for setting in settings_of(run)}
+    assert found["batch_size"].why.startswith("set for this run; the plan chose 77")
 
 
 def test_cases_that_were_trained_on_are_told(runs: list[Path], volumes: Path, tmp_path: Path) -> None:
