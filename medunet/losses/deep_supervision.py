@@ -48,18 +48,23 @@ class DeepSupervisionLoss(nn.Module):
         """Loss of a batch, a scalar.
 
         Args:
-            logits: one tensor `(B, C, *spatial)` (as in evaluation), or one a level, finest first.
+            logits: one tensor `(B, C, *spatial)`, whose loss is returned without weights, or one tensor per level,
+                finest first.
             target: `(B, 1, *spatial)` at the size of the finest level.
             weight: weight map of the target's shape, or None.
 
         Raises:
-            ConfigError: more levels than weights.
+            ConfigError: more levels than weights, or no weight above 0 for these levels.
         """
-        levels = [logits] if isinstance(logits, torch.Tensor) else list(logits)
+        if isinstance(logits, torch.Tensor):
+            return self.loss(logits, target) if weight is None else self.loss(logits, target, weight)
+        levels = list(logits)
         weights = self.level_weights or tuple(0.5**level for level in range(len(levels)))
         if len(levels) > len(weights):
             raise ConfigError("too few level_weights", received=len(weights), expected=f"{len(levels)}, one a level")
         weights = tuple(islice(weights, len(levels)))
+        if sum(weights) == 0:
+            raise ConfigError("level_weights must have a number > 0 for a level of the network", received=weights)
         loss = torch.zeros((), device=levels[0].device)
         for level, (share, level_logits) in enumerate(zip(weights, levels, strict=True)):
             if share == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,20 @@ BLOCK = 1 << 20
 PATH_KEYS = ("image", "label")
 
 
-def dataset_record(name: str, items: Sequence[Mapping[str, Any]], *, context: str) -> dict[str, Any]:
+def dataset_record(
+    name: str, items: Sequence[Mapping[str, Any]], *, context: str, stop: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
     """The record of a data set for a :class:`medunet.tracking.spool.Spool`.
 
     Args:
         name: of the data set.
         items: as of :func:`medunet.datasets.datalist`.
         context: 'training' or 'validation'.
+        stop: see :func:`content_digest`.
     """
     dataset = {
         "name": name,
-        "digest": content_digest(items),
+        "digest": content_digest(items, stop=stop),
         "source_type": "local",
         "source": json.dumps({"uri": name}),  # where it lies is nobody's business
         "profile": json.dumps({"cases": len(items)}),
@@ -39,7 +42,9 @@ def dataset_record(name: str, items: Sequence[Mapping[str, Any]], *, context: st
     return {"kind": "inputs", "dataset": dataset, "context": context}
 
 
-def content_digest(items: Iterable[Mapping[str, Any]], *, cache: Path | None = None) -> str:
+def content_digest(
+    items: Iterable[Mapping[str, Any]], *, cache: Path | None = None, stop: Callable[[], bool] = lambda: False
+) -> str:
     """SHA-256 over the bytes of all images and labels; file names, places and order do not count.
 
     Digests of files are kept by path, size and time of change, so that a large data set is read once.
@@ -47,13 +52,14 @@ def content_digest(items: Iterable[Mapping[str, Any]], *, cache: Path | None = N
     Args:
         items: as of :func:`medunet.datasets.datalist`.
         cache: folder of the kept digests; by default in medunet's cache folder.
+        stop: asked before each block of a file; True ends with an error.
 
     Raises:
-        DataError: a file cannot be read.
+        DataError: a file cannot be read, or `stop` ended it.
     """
     cache = cache_folder(cache) / "digests"
     cases = sorted(
-        json.dumps([[_path_digest(path, cache) for path in _paths(item.get(key))] for key in PATH_KEYS])
+        json.dumps([[_path_digest(path, cache, stop) for path in _paths(item.get(key))] for key in PATH_KEYS])
         for item in items
     )
     return hashlib.sha256("\n".join(cases).encode()).hexdigest()[:DIGEST_LENGTH]
@@ -65,13 +71,13 @@ def _paths(value: Any) -> list[Path]:
     return [Path(value)] if isinstance(value, str | os.PathLike) else [Path(path) for path in value]
 
 
-def _path_digest(path: Path, cache: Path) -> str:
+def _path_digest(path: Path, cache: Path, stop: Callable[[], bool]) -> str:
     if path.is_dir():  # a DICOM series
-        return _join(sorted(_file_digest(file, cache) for file in path.rglob("*") if file.is_file()))
-    return _file_digest(path, cache)
+        return _join(sorted(_file_digest(file, cache, stop) for file in path.rglob("*") if file.is_file()))
+    return _file_digest(path, cache, stop)
 
 
-def _file_digest(path: Path, cache: Path) -> str:
+def _file_digest(path: Path, cache: Path, stop: Callable[[], bool]) -> str:
     try:
         facts = path.stat()
         place = cache / f"{_join([str(path.resolve()), str(facts.st_size), str(facts.st_mtime_ns)])[:DIGEST_LENGTH]}"
@@ -79,6 +85,8 @@ def _file_digest(path: Path, cache: Path) -> str:
             return known
         found = hashlib.sha256()
         for block in _blocks(path):
+            if stop():
+                raise DataError("the digest of the data set was stopped because the training run ended")
             found.update(block)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", file=path) from error

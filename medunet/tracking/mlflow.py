@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, ML
 import medunet
 from medunet.files import lock, write_atomically
 from medunet.reports import render_curves
+from medunet.training import HistoryHandler
 
 from .anonymous import anonymous_config, pack_bundle, text_files
+from .background import Background
 from .case_codes import CaseCodes
 from .dataset import dataset_record
 from .environment import environment, git_revision, packages
@@ -46,6 +47,9 @@ PATIENCE = 60.0
 class TrackingHandler:
     """Logs a training to MLflow; by default a SQLite file beside the run.
 
+    Losses and validation metrics are those of the :class:`medunet.training.HistoryHandler` of the trainer; without one,
+    this handler attaches its own, which writes ``folder/history.json``.
+
     All goes through a spool on the disk (`folder/tracking`) and a thread of its own, so that no step waits. A server
     that is down before the training is an error, for then nothing is lost yet; one that goes down later is a warning:
     what it should have got is kept and sent as soon as it answers, by a later training in the same folder, or by
@@ -71,7 +75,8 @@ class TrackingHandler:
         system_metrics: log MLflow's system and GPU metrics.
         model: pack the bundle at the end and make it the run's model; registered under the training's name.
         resume: go on in the run that the folder belongs to.
-        patience: seconds that the end of the training may wait for a server that answers.
+        patience: seconds that the end of the training may wait for a server that answers, and for the digest of the
+            data set.
         is_writer: False on all but the first process.
     """
 
@@ -136,6 +141,7 @@ class TrackingHandler:
             )
             self._cases.attach(self.validator)
         engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.epoch_started)
         engine.add_event_handler(Events.COMPLETED, self.complete)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
 
@@ -145,9 +151,6 @@ class TrackingHandler:
         Raises:
             ConfigError: the store of a new training cannot be used.
         """
-        # registered only now, so that it runs after all other handlers of an epoch (validation, history, checkpoint)
-        if not engine.has_event_handler(self.epoch_completed, Events.EPOCH_COMPLETED):
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
         self._begun = now()
         server = Server(str(self.tracking_uri), experiment_name=self.experiment_name)
         with self._parent_lock():
@@ -157,7 +160,7 @@ class TrackingHandler:
         self._spool = spool
         self._parent = Journal(spool, run_id=parent.run_id, wake=self._sender.wake)
         self._run = Journal(spool, key=state.key, wake=self._sender.wake)
-        self._worker = ThreadPoolExecutor(1, "medunet-tracking-work")
+        self._background = Background()
         write_atomically(self.folder / CASES_NAME, json.dumps(self.codes.codes, indent=1, ensure_ascii=False))
         if is_new:
             tags = {"medunet.kind": "fold", "medunet.fold": str(self.fold), MLFLOW_PARENT_RUN_ID: parent.run_id}
@@ -174,7 +177,20 @@ class TrackingHandler:
             first = 0 if is_new else now() // 10_000 % 2**31  # beyond all samples of the part before
             self._system = SystemMetrics(lambda values, step: self._run.metrics(values, step=step), first_step=first)
             self._system.start()
-        self._repeat_history(engine, is_new=is_new)
+        self._is_new = is_new
+
+    def epoch_started(self, engine: Any) -> None:
+        """Before the first epoch, when all handlers have started: take over the history, or begin one."""
+        if self._sender is None or engine.has_event_handler(self.epoch_completed, Events.EPOCH_COMPLETED):
+            return
+        # registered only now, so that it runs after all other handlers of an epoch (validation, history, checkpoint)
+        if not hasattr(engine.state, "history"):  # in a trainer without a HistoryHandler
+            options = {"validator": self.validator, "class_names": self.class_names[1:], "resume": self.resume}
+            history = HistoryHandler(str(self.folder), optimizer=engine.optimizer, **options)
+            history.attach(engine)
+            history.start(engine)
+        self._repeat_history(engine, is_new=self._is_new)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
 
     def epoch_completed(self, engine: Any) -> None:
         """Log the newest entry of the history."""
@@ -185,7 +201,7 @@ class TrackingHandler:
         self._log_epoch(entry)
         if self._cases is not None and self._is_shown(engine, entry["epoch"]):
             table, chosen = self._cases.table(), self._cases.chosen() if self.pictures else []
-            self._do(lambda: self._log_cases(entry["epoch"], table, chosen))
+            self._background.submit(lambda: self._log_cases(entry["epoch"], table, chosen))
 
     def _is_shown(self, engine: Any, epoch: int) -> bool:
         """Whether weights are kept of this epoch, and it is the best so far or the last of all."""
@@ -260,7 +276,7 @@ class TrackingHandler:
                 self._run.file(name.replace("configs/", "config/", 1), text)
         self._run.json("environment/environment.json", {**surroundings, "git": git_revision()})
         self._run.file("environment/requirements.txt", packages())
-        self._do(self._log_datasets)
+        self._background.submit(self._log_datasets)
 
     def _log_datasets(self) -> None:
         name = self.dataset_dir.resolve().name if self.dataset_dir is not None else "dataset"
@@ -269,9 +285,9 @@ class TrackingHandler:
             items = [item for item in getattr(dataset, "data", ()) if isinstance(item, Mapping)]
             whole += items
             if items:
-                self._run.record(dataset_record(name, items, context=context))
+                self._run.record(dataset_record(name, items, context=context, stop=self._background.is_stopped))
         if whole:  # of all folds the same
-            self._parent.record(dataset_record(name, whole, context="training"))
+            self._parent.record(dataset_record(name, whole, context="training", stop=self._background.is_stopped))
 
     def _repeat_history(self, engine: Any, *, is_new: bool) -> None:
         """Log the epochs whose records a killed process could not write."""
@@ -320,12 +336,13 @@ class TrackingHandler:
         sender, self._sender = self._sender, None
         if self._system is not None:
             self._system.finish()
+        patience = self.patience if status == "FINISHED" else min(self.patience, 10.0)
+        self._background.finish(patience)
         try:
-            self._worker.shutdown(wait=True)
             self._log_end(engine, status)
         except Exception as error:  # what was trained is there; it must not end in an error
             logger.warning("the end of the training could not be logged: %s", error, exc_info=True)
-        left = sender.close(self.patience if status == "FINISHED" else min(self.patience, 10.0))
+        left = sender.close(patience)
         if left:
             logger.warning(
                 "%d records wait for MLflow in %s; `medunet runs sync %s` sends them",
@@ -375,17 +392,6 @@ class TrackingHandler:
             if entry["epoch"] == kept and name in entry.get("val_metrics", {}):
                 best |= {f"kept_{name}": entry["val_metrics"][name], "kept_epoch": float(kept)}
         return best
-
-    def _do(self, work: Any) -> None:
-        """Work that takes longer, in the background; what goes wrong in it is a warning."""
-
-        def guarded() -> None:
-            try:
-                work()
-            except Exception as error:
-                logger.warning("not logged to MLflow: %s", error, exc_info=True)
-
-        self._worker.submit(guarded)
 
 
 def _plain(value: Any) -> Any:

@@ -34,6 +34,8 @@ def test_a_single_tensor_gives_the_plain_loss():
     output = levels(1)[0]
     for logits in (output, [output], (output,)):
         assert torch.equal(DeepSupervisionLoss(DiceCELoss())(logits, TARGET), DiceCELoss()(output, TARGET))
+    loss = DeepSupervisionLoss(DiceCELoss(), level_weights=[0, 1])
+    assert torch.equal(loss(output, TARGET), DiceCELoss()(output, TARGET))
 
 
 def test_a_weight_stays_with_its_label():
@@ -59,3 +61,5 @@ def test_impossible_level_weights_are_refused():
         DeepSupervisionLoss(DiceCELoss(), level_weights=[0, 0])
     with pytest.raises(ConfigError):
         DeepSupervisionLoss(DiceCELoss(), level_weights=[1, 1])(levels(3), TARGET)
+    with pytest.raises(ConfigError, match="must have a number > 0"):
+        DeepSupervisionLoss(DiceCELoss(), level_weights=[0, 1])(levels(1), TARGET)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.data import DataLoader
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import MeanDice, ValidationHandler, from_engine
+from monai.losses import DiceLoss
+from monai.transforms import AsDiscreted
 
 from medunet.errors import ConfigError
 from medunet.tracking import TrackingHandler, list_runs, send_waiting
@@ -63,6 +70,54 @@ def losses(client: mlflow.MlflowClient, run: mlflow.entities.Run) -> dict[int, f
     points = client.get_metric_history(run.info.run_id, "loss")
     assert len({point.step for point in points}) == len(points), "an epoch was logged twice"
     return {point.step: point.value for point in points}
+
+
+def test_the_handler_alone_logs_the_curves_of_monais_trainer(
+    tmp_path: Path,
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlruns.db"
+    network = torch.nn.Conv2d(1, 2, 3, padding=1)
+    data = [{"image": torch.rand(1, 8, 8), "label": torch.ones(1, 8, 8)} for _ in range(2)]
+    validator = SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(data, batch_size=1),
+        network=network,
+        key_val_metric={"dice": MeanDice(num_classes=2, output_transform=from_engine(["pred", "label"]))},
+        postprocessing=AsDiscreted(keys="pred", argmax=True),
+    )
+    trainer = SupervisedTrainer(
+        device="cpu",
+        max_epochs=2,
+        train_data_loader=DataLoader(data, batch_size=1),
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        loss_function=DiceLoss(to_onehot_y=True, softmax=True),
+        train_handlers=[ValidationHandler(interval=1, validator=validator)],
+    )
+    handler = TrackingHandler(
+        tracking_uri=uri,
+        folder=str(tmp_path / "eval"),
+        experiment_name="e",
+        run_name="r",
+        system_metrics=False,
+        validator=validator,
+        class_names=["background", "cell"],
+    )
+    handler.attach(trainer)
+    trainer.run()
+    client, _, fold = runs_of(uri)
+    assert sorted(losses(client, fold)) == [1, 2]
+    assert len(client.get_metric_history(fold.info.run_id, "dice")) == 2
+
+
+def test_the_end_of_a_training_does_not_wait_for_a_digest_without_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "large.nii").write_bytes(bytes(100))
+    monkeypatch.setattr("medunet.tracking.dataset._blocks", lambda path: itertools.repeat(b"x"))
+    data = SimpleNamespace(data=[{"image": str(tmp_path / "large.nii"), "name": "large"}])
+    train(tmp_path / "eval", f"sqlite:///{tmp_path}/mlruns.db", datasets=[data], patience=0.5)
+    assert "digest of the data set was stopped" in caplog.text
 
 
 def test_a_training_is_a_run_and_its_fold_a_child(tmp_path: Path) -> None:
