@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import Device, Trust
+from medunet.cli.options import Device, Trust, wide_console
 from medunet.cli.predict import EXIT_SOME_FAILED
 from medunet.errors import ConfigError
 from medunet.files import check_target, require_path
@@ -105,8 +105,8 @@ def _show(result: Summary) -> None:
         cells += [_cell(scores["iou"], 4, result["cases"])]
         cells += [_cell(scores[key], 2, result["cases"]) for key in ("hd95_mm", "msd_mm")]
         table.add_row(escape(name), *cells, str(status["missed"]), str(status["spurious"]))
+    wide_console().print(table)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
     console.print(f"mean Dice of the classes: {result['mean_dice']:.4f}")
     for name, statistics in result.get("em", {}).items():
         console.print(f"{name}: {statistics['mean']:.5f}")

@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+
+TABLE_WIDTH = 1000
+"""Characters of the widest table in a file or a pipe; none is as wide."""
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N")]
 Set = Annotated[
@@ -107,3 +111,9 @@ def next_command(*words: object) -> str:
         "next: medunet predict 'my runs/a' IMAGES"
     """
     return f"next: {shlex.join(['medunet', *map(str, words)])}"
+
+
+def wide_console() -> Console:
+    """Return a console for tables: without a terminal no column is cut, so that a file or a pipe gets them whole."""
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_WIDTH)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import Device, Trust, next_command, on_sigterm
+from medunet.cli.options import Device, Trust, next_command, on_sigterm, wide_console
 from medunet.cli.train import RERUN, show_folds, show_training
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def list_(folder: Folder = RUNS, uri: Uri = None, experiment: Experiment = EXPER
             "" if best is None else f"{best:.4f}",
             escape(", ".join(run.changed[:4]) + (" ..." if len(run.changed) > 4 else "")),
         )
-    Console().print(table)
+    wide_console().print(table)
 
 
 @app.command()
@@ -74,13 +74,13 @@ def compare(
     for name in metrics:
         cells = [f"{run.metrics[name]:.4g}" if name in run.metrics else "" for run in runs]
         table.add_row(escape(name), *cells)
-    Console().print(table)
+    wide_console().print(table)
 
 
 @app.command()
 def best(
     metric: Annotated[
-        str, typer.Option("--metric", help="Of losses, distances and times the lowest is the best.")
+        str, typer.Option("--metric", help="Metric to rank by; lower is better for losses, distances and times.")
     ] = "",
     folder: Folder = RUNS,
     uri: Uri = None,

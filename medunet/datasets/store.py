@@ -151,6 +151,11 @@ class StoreDataset(Dataset):
         megabytes = sum(self._entries[index].nbytes for index in missing) / 1e6
         logger.info("prepared %d cases, %.0f MB, in %.1f s", len(missing), megabytes, time.perf_counter() - begun)
 
+    def has_foreground(self) -> bool:
+        """Return whether a prepared case has a voxel of a class; True for cases without label."""
+        labels = [facts for entry in self._entries.values() for facts in entry.manifest["indices"].values()]
+        return not labels or any(facts["counts"] for facts in labels)
+
     def _transform(self, index: int) -> Any:
         if (seed := getattr(index, "seed", None)) is not None:
             self.transform.set_random_state(seed=seed)

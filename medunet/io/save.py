@@ -140,6 +140,8 @@ class SavePredictiond(MapTransform):
             self._write(labels[0], path, choice, affine, meta)
             item[f"{key}_path"] = str(path)
             logger.debug("written: %s", path)
+            if not np.any(labels != (self.labels or {}).get("background", 0)):
+                logger.warning("%s: no class was found, the label map is all background", stem)
             if self.prob_key is not None and self.prob_key in item:
                 self._save_probabilities(item[self.prob_key], stem, affine)
         return item

@@ -151,6 +151,9 @@ class TrackingHandler:
         Raises:
             ConfigError: the store of a new training cannot be used.
         """
+        # registered only now, so that it runs after all other handlers of an epoch (validation, history, checkpoint)
+        if not engine.has_event_handler(self.epoch_completed, Events.EPOCH_COMPLETED):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
         self._begun = now()
         server = Server(str(self.tracking_uri), experiment_name=self.experiment_name)
         with self._parent_lock():
@@ -177,20 +180,24 @@ class TrackingHandler:
             first = 0 if is_new else now() // 10_000 % 2**31  # beyond all samples of the part before
             self._system = SystemMetrics(lambda values, step: self._run.metrics(values, step=step), first_step=first)
             self._system.start()
-        self._is_new = is_new
+        self._is_new, self._has_history = is_new, False
 
     def epoch_started(self, engine: Any) -> None:
-        """Before the first epoch, when all handlers have started: take over the history, or begin one."""
-        if self._sender is None or engine.has_event_handler(self.epoch_completed, Events.EPOCH_COMPLETED):
+        """Take over the history, which a handler may have read at the start; in a trainer without one, begin it."""
+        if self._sender is None or self._has_history:
             return
-        # registered only now, so that it runs after all other handlers of an epoch (validation, history, checkpoint)
-        if not hasattr(engine.state, "history"):  # in a trainer without a HistoryHandler
+        self._has_history = True
+        if not hasattr(engine.state, "history"):
             options = {"validator": self.validator, "class_names": self.class_names[1:], "resume": self.resume}
             history = HistoryHandler(str(self.folder), optimizer=engine.optimizer, **options)
+            engine.remove_event_handler(self.epoch_completed, Events.EPOCH_COMPLETED)  # it comes after the history
             history.attach(engine)
             history.start(engine)
-        self._repeat_history(engine, is_new=self._is_new)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+        logged = 0 if self._is_new else self._logged_epoch()
+        for entry in engine.state.history:
+            if entry["epoch"] > logged:  # a killed process could not log it
+                self._log_epoch(entry)
 
     def epoch_completed(self, engine: Any) -> None:
         """Log the newest entry of the history."""
@@ -288,13 +295,6 @@ class TrackingHandler:
                 self._run.record(dataset_record(name, items, context=context, stop=self._background.is_stopped))
         if whole:  # of all folds the same
             self._parent.record(dataset_record(name, whole, context="training", stop=self._background.is_stopped))
-
-    def _repeat_history(self, engine: Any, *, is_new: bool) -> None:
-        """Log the epochs whose records a killed process could not write."""
-        logged = 0 if is_new else self._logged_epoch()
-        for entry in getattr(engine.state, "history", ()):
-            if entry["epoch"] > logged:
-                self._log_epoch(entry)
 
     def _log_epoch(self, entry: Mapping[str, Any]) -> None:
         names = {"loss": "loss", "lr": "lr", "seconds": "epoch_seconds", "steps_per_second": "steps_per_second"}

@@ -126,10 +126,20 @@ class DataHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
 
     def start(self, engine: Any) -> None:
-        """Prepare."""
+        """Prepare.
+
+        Raises:
+            DataError: the cases that are trained on have no voxel of any class.
+        """
         for dataset in self.datasets:
             if hasattr(dataset, "prepare"):
                 dataset.prepare()
+        if self.datasets and hasattr(self.datasets[0], "has_foreground") and not self.datasets[0].has_foreground():
+            raise DataError(
+                "a training case must have a voxel of a class",
+                received=f"{len(self.datasets[0])} cases, all of them background",
+                remedy="look at the labels and their values with `medunet check`",
+            )
         if self.folder is not None and self.datasets:
             write_atomically(self.folder / TRAINED_ON_NAME, json.dumps(_digests(self.datasets[0]), indent=1))
         if self.store_limit is not None:

@@ -199,3 +199,14 @@ def test_weights_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
         return torch.cat([p.detach().flatten() for p in trainer.network.parameters()]).numpy()
 
     np.testing.assert_array_equal(weights(0), weights(2))
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_cases_without_any_class_are_not_trained_on(value: int, tmp_path: Path) -> None:
+    cases = [{"image": np.ones((1, 4, 4), np.float32), "label": np.full((1, 4, 4), value), "name": "a"}] * 2
+    handler = DataHandler([StoreDataset(cases, [], store_dir=tmp_path)])
+    if value:
+        handler.start(None)
+        return
+    with pytest.raises(DataError, match="2 cases, all of them background"):
+        handler.start(None)
