@@ -11,7 +11,7 @@ from typing import Any
 from medunet.bundle.decisions import reasons, show
 from medunet.bundle.merge import SEPARATOR
 from medunet.bundle.render import recipes
-from medunet.bundle.specialise import CHANGES_NAME, read_json
+from medunet.bundle.specialise import CHANGES, read_json
 from medunet.reports import Setting
 from medunet.resources import bundle_texts, resource_dir
 
@@ -126,7 +126,7 @@ def _is_wiring(key: str, value: Any) -> bool:
 def _base(texts: Mapping[str, str]) -> str | None:
     """Return the shipped bundle that a run comes from, also by way of a plan; None if it comes from another one."""
     try:
-        name = json.loads(texts[f"docs/{CHANGES_NAME}"]).get("bundle")
+        name = json.loads(texts[CHANGES]).get("bundle")
     except (KeyError, ValueError, AttributeError):
         name = None
     return name if name in recipes() else None
