@@ -1,8 +1,7 @@
-"""A network as an inferer sees it: without wrappers, with one tensor of logits in the size that the plan expects."""
+"""A network as an inferer sees it: without wrappers, with logits of the size that the plan expects."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,24 +19,6 @@ def unwrap(network: Any) -> Any:
             break
         network = inner
     return network
-
-
-def only_tensor(output: Any) -> torch.Tensor:
-    """Return the logits of a network that may return several levels of them, or a dictionary."""
-    found = output
-    if isinstance(found, Mapping) and len(found) == 1:
-        found = next(iter(found.values()))
-    if isinstance(found, list | tuple) and found:
-        found = found[0]
-    if not isinstance(found, torch.Tensor):
-        kind = type(output).__name__
-        raise ConfigError(
-            "network returns several outputs or no tensor",
-            received=f"{kind} of {', '.join(map(str, output))}" if isinstance(output, Mapping) else kind,
-            expected="a tensor, a list or tuple of tensors (the first is taken), or a dictionary of one",
-            remedy="wrap the network in a module that returns only its logits",
-        )
-    return found
 
 
 def check_output(logits: torch.Tensor, tile: Tile, plan: TilePlan) -> None:

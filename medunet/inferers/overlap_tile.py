@@ -16,10 +16,10 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from rich.progress import track
 
 from medunet.errors import ConfigError
-from medunet.networks import window_dependence
+from medunet.networks import only_tensor, window_dependence
 
 from .memory import WORKSPACE, free_memory, is_out_of_memory, parse_memory, peak_bytes
-from .network import check_output, empty_output, only_tensor, unwrap
+from .network import check_output, empty_output, unwrap
 from .padding import PADDING_MODES, PaddingMode, take_window
 from .tile_size import choose_tiles, plan_one_window, resizes_output, with_less_halo
 from .tiling import SameSizeShapes, Tile, TileableShapes, TilePlan, plan_tiles

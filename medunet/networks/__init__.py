@@ -19,11 +19,12 @@ from .ensemble import EnsembleLogits as EnsembleLogits
 from .ensemble import ensemble_of as ensemble_of
 from .fast import FastNetwork as FastNetwork
 from .folding import fold_batch_norm as fold_batch_norm
+from .foreign import only_tensor as only_tensor
+from .foreign import window_dependence as window_dependence
 from .openvino_runtime import has_openvino as has_openvino
 from .public import PUBLIC as PUBLIC
 from .public import load_public as load_public
 from .shapes import UNetShapes as UNetShapes
-from .tileable import window_dependence as window_dependence
 from .transfer import TransferReport as TransferReport
 from .transfer import transfer_weights as transfer_weights
 from .unet import UNet as UNet

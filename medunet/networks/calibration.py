@@ -13,6 +13,7 @@ from torch import nn
 
 from .autocast import DTYPES, exact_float32
 from .folding import fold_batch_norm
+from .foreign import only_tensor
 from .onednn import use_onednn
 from .openvino_runtime import OpenVinoNetwork
 
@@ -144,14 +145,14 @@ def calibrate(network: nn.Module, window: torch.Tensor, candidates: list[Candida
     """
     device = window.device
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact_float32(device):
-        expected = first_output(network.eval()(window)).float()
+        expected = only_tensor(network.eval()(window)).float()
         best: dict[str, float] = {}
         refused: dict[str, str] = {}
         ready: dict[str, tuple[nn.Module, torch.Tensor]] = {}
         for candidate in candidates:
             try:
                 module, image = prepare(network, candidate), convert(window, candidate)
-                found = first_output(module(image)).float()
+                found = only_tensor(module(image)).float()
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, NotImplementedError) as error:
@@ -194,11 +195,11 @@ def refusal(network: nn.Module, window: torch.Tensor, choice: Choice) -> str:
     device = window.device
     doubtful = [c for c in (choice.candidate, choice.meanwhile) if c is not None and not c.is_exact]
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact_float32(device):
-        expected = first_output(network.eval()(window)).float()
+        expected = only_tensor(network.eval()(window)).float()
         for candidate in doubtful:
             plain = replace(candidate, backend="eager") if candidate.backend == "compile" else candidate
             try:
-                found = first_output(prepare(network, plain)(convert(window, plain))).float()
+                found = only_tensor(prepare(network, plain)(convert(window, plain))).float()
             except torch.OutOfMemoryError:  # says nothing of the candidate: smaller tiles may be tried
                 raise
             except (RuntimeError, NotImplementedError) as error:
@@ -220,11 +221,6 @@ def _disagreement(found: torch.Tensor, expected: torch.Tensor) -> str:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def first_output(output: Any) -> torch.Tensor:
-    """Of several outputs (deep supervision) the first."""
-    return output[0] if isinstance(output, list | tuple) else output
 
 
 def _decided(logits: torch.Tensor) -> torch.Tensor:

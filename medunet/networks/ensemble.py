@@ -12,7 +12,7 @@ from torch import nn
 from medunet.errors import ConfigError
 
 from .activation import check_activation, to_logits, to_probabilities
-from .tileable import window_dependence
+from .foreign import window_dependence
 
 
 class Ensemble(nn.Module):

@@ -19,9 +19,9 @@ from medunet.files import cache_folder, write_atomically
 
 from .allocation import keep_freed_memory
 from .autocast import DTYPES, exact_float32, resolve_dtype
-from .calibration import Candidate, Choice, calibrate, convert, first_output, prepare_choice, refusal
+from .calibration import Candidate, Choice, calibrate, convert, prepare_choice, refusal
+from .foreign import only_tensor, window_dependence
 from .openvino_runtime import has_openvino
-from .tileable import window_dependence
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class FastNetwork(nn.Module):
         candidate = Candidate() if self.choice is None else self.choice.candidate
         with torch.autocast(image.device.type, enabled=False), exact_float32(image.device):
             logits = self._ready[0](convert(image, candidate))
-            if is_new and candidate.dtype != "float32" and not _is_finite(first_output(logits)):
+            if is_new and candidate.dtype != "float32" and not _is_finite(only_tensor(logits)):
                 logger.warning(
                     "%s gives logits that are not finite with these weights: if the image's voxels are finite, "
                     "take the exact mode, dtype float32 (in a bundle: autocast_dtype)",

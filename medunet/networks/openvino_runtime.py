@@ -15,6 +15,8 @@ from torch import nn
 
 from medunet.errors import ConfigError
 
+from .foreign import only_tensor
+
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 """OpenVINO's names of our number formats."""
 
@@ -38,7 +40,7 @@ class OpenVinoNetwork(nn.Module):
     `meanwhile` a size is compiled once it has cost more not to have it compiled.
 
     Args:
-        network: in evaluation mode, on the CPU, in float32; one output, or a sequence of which the first is taken.
+        network: in evaluation mode, on the CPU, in float32; its output is as of `only_tensor`.
         dtype: name of the number format inside, for a CPU that has it; inputs and logits are float32.
         meanwhile: evaluates windows whose size is not compiled; None compiles at once.
         saving: seconds that OpenVINO saves a voxel of a window, against `meanwhile`.
@@ -98,7 +100,7 @@ class OpenVinoNetwork(nn.Module):
         # an export computes nothing, but it must meet no inference tensor
         with torch.inference_mode(mode=False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch copies, and OpenVINO calls, what torch has deprecated
-            exported = torch.export.export(_FirstOutput(self.network).eval(), (torch.zeros(image.shape),))
+            exported = torch.export.export(_OnlyTensor(self.network).eval(), (torch.zeros(image.shape),))
             model = openvino.convert_model(exported)
         model.reshape(list(image.shape))  # the conversion forgets the sizes, which cost speed when unknown
         settings = {
@@ -120,11 +122,10 @@ def core() -> Any:
     return importlib.import_module("openvino").Core()
 
 
-class _FirstOutput(nn.Module):
+class _OnlyTensor(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        output = self.network(image)
-        return output[0] if isinstance(output, list | tuple) else output
+        return only_tensor(self.network(image))

@@ -136,8 +136,10 @@ class Returns(nn.Module):
     ids=["tensor", "list", "tuple", "dictionary", "dictionary of a list"],
 )
 def test_the_first_output_is_taken(wrap: Callable[[torch.Tensor], object]) -> None:
-    image = random_image(33, 34)
-    assert torch.equal(OverlapTileInferer(16, halo=0, tile_stride=1)(image, Returns(wrap)), 2 * image)
+    image, inferer = random_image(33, 34), OverlapTileInferer(16, halo=0, tile_stride=1)
+    assert torch.equal(inferer(image, Returns(wrap)), 2 * image)
+    with torch.inference_mode():
+        assert torch.equal(inferer(image, FastNetwork(Returns(wrap)).eval()), 2 * image)
 
 
 @pytest.mark.parametrize(

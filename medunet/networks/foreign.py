@@ -1,8 +1,14 @@
-"""Whether a network's output at one voxel depends on the whole window that it is given."""
+"""What is found out about any network: whether it can be tiled, and which of its outputs are the logits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from torch import nn
+
+from medunet.errors import ConfigError
 
 _NORMS_WITH_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 """Normalisations that depend on the window unless they keep running statistics."""
@@ -31,3 +37,21 @@ def window_dependence(network: object) -> str | None:
         if isinstance(layer, (*_GLOBAL_LAYERS, *_NORMS_WITH_STATISTICS)) and not has_statistics:
             return f"{type(layer).__name__} depends on the whole window"
     return None
+
+
+def only_tensor(output: Any) -> torch.Tensor:
+    """Return the logits of a network that may return several levels of them, or a dictionary."""
+    found = output
+    if isinstance(found, Mapping) and len(found) == 1:
+        found = next(iter(found.values()))
+    if isinstance(found, list | tuple) and found:
+        found = found[0]
+    if not isinstance(found, torch.Tensor):
+        kind = type(output).__name__
+        raise ConfigError(
+            "network returns several outputs or no tensor",
+            received=f"{kind} of {', '.join(map(str, output))}" if isinstance(output, Mapping) else kind,
+            expected="a tensor, a list or tuple of tensors (the first is taken), or a dictionary of one",
+            remedy="wrap the network in a module that returns only its logits",
+        )
+    return found
