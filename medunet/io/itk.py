@@ -25,6 +25,12 @@ NRRD_SUFFIXES = (".nrrd", ".nhdr")
 META_SUFFIXES = (".mha", ".mhd")
 ITK_SUFFIXES = (*NRRD_SUFFIXES, *META_SUFFIXES)
 
+_FIELDS = (
+    *("encoding", "datafile", "lineskip", "byteskip", "space", "spacedirections", "spacings"),
+    *("binarydata", "compresseddata", "elementdatafile", "headersize", "elementspacing", "elementsize"),
+)
+"""Fields of NRRD and MetaImage that decide how voxels are read and placed; each may occur once."""
+
 _SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps")
 """The spaces that ITK converts; it reads every other one as left-posterior-superior."""
 
@@ -167,14 +173,14 @@ class _Header:
             end = re.search(rb"^ElementDataFile[^\r\n]*(\r?\n|$)", head, re.MULTILINE)
         text = head if end is None else head[: end.end()]
         fields: dict[str, str] = {}
-        for line in text.decode("latin-1").splitlines():
+        for line in re.split(r"\r?\n", text.decode("latin-1")):
             if is_nrrd and (":=" in line or line.startswith(("#", "NRRD0"))):
                 continue
-            name, found, value = line.partition(":") if is_nrrd else re.split("([=:])", line + "=", maxsplit=1)
-            name = name.strip().lower().replace(" ", "") if is_nrrd else name.strip().lower()
-            if found and name in fields:
+            name, *value = re.split(":" if is_nrrd else "[=:]", line, maxsplit=1)
+            name = name.strip().lower().replace(" ", "")
+            if name in fields and name in _FIELDS:
                 raise DataError("header has a field twice", file=path, received=name)
-            fields[name] = value.strip().removesuffix("=").strip()
+            fields[name] = value[0].strip() if value else ""
         return cls(fields, len(text))
 
 
@@ -190,7 +196,7 @@ def _verify_data(header: _Header, path: Path, needed: int) -> None:
         name = fields.get("elementdatafile", "")
         name = "" if name.upper() == "LOCAL" else name
         wbits = _META_WBITS if fields.get("compresseddata", "")[:1] in ("T", "t", "1") else None
-        is_binary = wbits is not None or fields.get("binarydata", "")[:1] in ("T", "t", "1")
+        is_binary = wbits is not None or fields.get("binarydata", "True")[:1] in ("T", "t", "1")
         is_exact = fields.get("headersize", "0") == "0"
     if not is_binary:
         return

@@ -108,3 +108,13 @@ def test_a_segmentation_without_orientation_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.seg.nrrd").write_bytes(head.encode() + bytes([1] * 24))
     with pytest.raises(GeometryError, match="no orientation"):
         read_label(tmp_path / "a.seg.nrrd", reference=read_header(saved(tmp_path, "b.mha")[0]).geometry)
+
+
+def test_a_field_that_decides_and_occurs_twice_is_rejected_but_comments_may_repeat(tmp_path: Path) -> None:
+    path, _ = saved(tmp_path, "a.mha")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"NDims", b"Comment = a\nComment = b\nNDims"))
+    assert np.array_equal(read_volume(path).image[0].numpy(), VOXELS.T)
+    path.write_bytes(content.replace(b"NDims", b"CompressedData = False\nNDims"))
+    with pytest.raises(DataError, match="header has a field twice"):
+        read_volume(path)
