@@ -188,8 +188,9 @@ def write_specialised(
         # docs that somebody has edited stay as they are
         ours = {name for name in files if name.startswith("configs/") or not (output / name).exists()}
         files = {name: text for name, text in files.items() if name in ours | {CHANGES}}
+    is_new = other or not all((output / name).exists() for name in files)
     write_bundle(files, output)
-    if other or not all((output / name).exists() for name in files):
+    if is_new:
         adopt(output)
     return {**overlays, **changed, "metadata": metadata}
 

@@ -28,7 +28,9 @@ RERUN = "interrupted: rerun the same command to continue from the last completed
 def train(
     bundle: Annotated[str, typer.Argument(help="A shipped bundle (unet_3d, unet_2d, unet_2015) or a bundle's folder.")],
     data: Annotated[Path, typer.Option("--data", help="MSD or nnU-Net folder, or a folder with images/ and labels/.")],
-    fold: Annotated[int, typer.Option(help="Validate the cases FOLD, FOLD+5, ... of the sorted names.")] = 0,
+    fold: Annotated[
+        int, typer.Option(help="Fold that validates; without groups the cases FOLD, FOLD+5, ... of the sorted names.")
+    ] = 0,
     folds: Annotated[
         str | None,
         typer.Option(
