@@ -41,6 +41,7 @@ AFFINE_TOLERANCE_MM = 1e-3
 READERS: dict[str, Any] = {r.__name__: r for r in (ITKReader, NibabelReader, PydicomReader, PILReader)}
 SUITED = {
     "DICOM": ("ITKReader", "PydicomReader"),
+    "DICOM 2D": ("ITKReader", "PydicomReader"),
     "NIfTI": ("ITKReader", "NibabelReader"),
     "ITK": ("ITKReader",),
     "picture": ("ITKReader", "PILReader"),
@@ -81,7 +82,9 @@ def by_monai(case: Case, reader: str) -> str:
 
 def compare(case: Case, channels: np.ndarray, affine: np.ndarray) -> str:
     """Compare with the truth: pictures as they are, others turned to the nearest axes of the patient."""
-    if case.kind == "picture" and case.truth is not None:
+    if case.kind in ("picture", "DICOM 2D") and case.truth is not None:
+        if channels.shape[3:] == (1,):  # ITK reads an image in the plane as a volume of one slice
+            channels = channels[..., 0]
         if channels.shape != case.truth[0].shape:
             return f"wrong shape {channels.shape}"
         return "correct" if np.array_equal(channels, case.truth[0]) else "wrong voxels"

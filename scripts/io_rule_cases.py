@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import imagecodecs
 import nibabel as nib
 import numpy as np
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
@@ -121,6 +124,7 @@ def dicom_cases(folder: Path) -> list[Case]:
     path = add("DICOM file named .nii.gz", "R", {"positions": positions[:1]})
     cases[-1] = replace(cases[-1], path=(path / "a01").rename(path / "a01.nii.gz"))
     cases += compressed_cases(folder, made, truth)
+    cases += vendor_cases(folder, made, truth) + plane_cases(folder, made)
     enhanced = folder / "enhanced.dcm"
     made.write_multiframe(enhanced, positions)
     frames = (voxels + 1000) * np.arange(1, 5) - 1000
@@ -150,6 +154,85 @@ def dicom_cases(folder: Path) -> list[Case]:
     )
     add("padding alone", "R", {"pixels": lambda k: np.full((5, 7), -2000, "<i2"), "PixelPaddingValue": -2000})
     return cases
+
+
+def vendor_cases(folder: Path, made: Any, truth: Truth) -> list[Case]:
+    """Volumes whose slices are not simply one file each, and stored values that are looked up."""
+    affine = truth[1]
+    tiles = np.stack([made.slice_pixels(k).T for k in range(5)], axis=-1) + 1000.0
+    reversed_affine = affine.copy()
+    reversed_affine[2, 2:] = -2.5, 30
+    stored = truth[0] + 1000
+    cases: list[Case] = []
+
+    def add(name: str, rule: str, path: Path, voxels: np.ndarray | None = None, placed: np.ndarray = affine) -> None:
+        cases.append(Case("DICOM", name, rule, path, None if voxels is None else (voxels, placed)))
+
+    def series(number: int, **options: Any) -> Path:
+        return made.write_series(folder / f"vendor_{number}", made.regular_positions(), **options)
+
+    add("Siemens mosaic", "C", made.write_mosaic(folder / "mosaic.dcm"), tiles)
+    descending = made.write_mosaic(folder / "mosaic_r.dcm", normal=-1.0)
+    add("Siemens mosaic, numbered from head to foot", "C", descending, tiles, reversed_affine)
+    anonymous = made.write_mosaic(folder / "mosaic_p.dcm")
+    header = dcmread(anonymous)
+    header.remove_private_tags()
+    made.save(header)
+    add("Siemens mosaic without its CSA header", "R", anonymous)
+    bare = made.write_mosaic(folder / "mosaic_s.dcm", SpacingBetweenSlices="del")
+    add("Siemens mosaic without SpacingBetweenSlices", "R", bare)
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData, table.ModalityLUTType = [400, 0, 16], [3 * k for k in range(400)], "US"
+    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+    lookup = {"ModalityLUTSequence": Sequence([table])}
+    no_rescale = {"RescaleSlope": "del", "RescaleIntercept": "del"}
+    add("values of a Modality LUT", "C", series(1, **lookup, **no_rescale), 3 * stored)
+    add("Modality LUT and rescale slope", "R", series(2, **lookup))
+    twice = np.tile(made.regular_positions(), (2, 1))
+    volumes = made.write_series(folder / "vendor_3", twice, series="1.2.3")
+    add("two volumes, told apart by InstanceNumber", "R", volumes)
+    add("nuclear medicine, reconstructed", "C", made.write_nm(folder / "nm.dcm"), stored)
+    no_distance = made.write_nm(folder / "nm_s.dcm", SpacingBetweenSlices="del")
+    add("nuclear medicine without SpacingBetweenSlices", "R", no_distance)
+    add("ZIP archive of a series", "C", Path(shutil.make_archive(str(folder / "ct"), "zip", series(4))), truth[0])
+    with zipfile.ZipFile(folder / "outside.zip", "w") as archive:
+        archive.writestr("../outside", b"x")
+    add("`../` in a ZIP archive", "R", folder / "outside.zip")
+    return cases
+
+
+def plane_cases(folder: Path, made: Any) -> list[Case]:
+    """Images in the plane that have no place in a patient."""
+    grey = made.slice_pixels(0).astype("<u2")
+    rgb = np.random.default_rng(0).integers(0, 256, (*grey.shape, 3)).astype(np.uint8)
+    ybr = np.full_like(rgb, 128)
+    ybr[..., 0] = rgb[..., 0]
+    palette_only = {"PhotometricInterpretation": "PALETTE COLOR"}
+    palette: dict[str, Any] = dict(palette_only)
+    for name, table in (("Red", bytes(range(256))), ("Green", bytes(range(255, -1, -1))), ("Blue", bytes(256))):
+        palette[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
+        palette[f"{name}PaletteColorLookupTableData"] = table
+    coloured = np.stack([rgb[..., 0].T, 255 - rgb[..., 0].T, np.zeros(grey.T.shape)])
+    no_spacing = {"PixelSpacing": "del"}
+    rows: list[tuple[str, str, dict[str, Any], np.ndarray | None]] = [
+        ("radiograph", "C", {}, grey.T[None]),
+        ("radiograph, MONOCHROME1", "W", {"PhotometricInterpretation": "MONOCHROME1"}, 65535 - grey.T[None]),
+        ("spacing at the detector only", "W", no_spacing | {"ImagerPixelSpacing": [0.2, 0.1]}, grey.T[None]),
+        ("no PixelSpacing", "W", no_spacing, grey.T[None]),
+        ("no PixelSpacing, pixels not square", "R", no_spacing | {"PixelAspectRatio": ["4", "3"]}, None),
+        ("PixelSpacing zero", "R", {"PixelSpacing": [0, 0]}, None),
+        ("RGB", "C", {"pixels": rgb}, rgb.T),
+        ("YBR", "C", {"pixels": ybr, "PhotometricInterpretation": "YBR_FULL"}, np.stack([rgb[..., 0].T] * 3)),
+        ("palette", "C", {"pixels": rgb[..., 0].copy(), **palette}, coloured),
+        ("palette without its tables", "R", {"pixels": rgb[..., 0].copy()} | palette_only, None),
+        ("ultrasound clip", "R", {"pixels": np.stack([grey] * 3)}, None),
+    ]
+    cases = []
+    for number, (name, rule, options, voxels) in enumerate(rows):
+        path = made.write_picture(folder / f"plane_{number}.dcm", **options)
+        truth = None if voxels is None else (voxels.astype(np.float64), np.eye(4))
+        cases.append(Case("DICOM 2D", name, rule, path, truth))
+    return [*cases, replace(cases[0], name="radiograph for a 3D model", rule="R", truth=None, spatial_dims=3)]
 
 
 def compressed_cases(folder: Path, made: Any, truth: Truth) -> list[Case]:

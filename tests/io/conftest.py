@@ -53,7 +53,7 @@ def save(header: FileDataset) -> Path:
     if int(pydicom.__version__.partition(".")[0]) >= 3:
         header.save_as(path, enforce_file_format=True)
     else:
-        header.is_little_endian, header.is_implicit_VR = True, False
+        header.is_little_endian, header.is_implicit_VR = True, header.file_meta.TransferSyntaxUID.is_implicit_VR
         header.save_as(path, write_like_original=False)
     return path
 
