@@ -46,8 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: missing or not a JSON object.
         SecurityError: larger than any config is.
     """
-    if path.is_file() and path.stat().st_size > MAX_CONFIG_BYTES:
-        raise SecurityError("too large for a config", file=path, received=f"{path.stat().st_size} bytes")
+    check_size(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -57,6 +56,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError("not a JSON object", file=path)
     return content
+
+
+def check_size(path: Path) -> None:
+    """Reject a file that is too large for a config, before it is read.
+
+    Raises:
+        SecurityError: it is.
+    """
+    if path.is_file() and path.stat().st_size > MAX_CONFIG_BYTES:
+        raise SecurityError("too large for a config", file=path, received=f"{path.stat().st_size} bytes")
 
 
 def read_own(bundle: Path, name: str) -> dict[str, Any]:

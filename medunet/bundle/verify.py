@@ -18,7 +18,7 @@ from monai.bundle.utils import DEPRECATED_ID_MAPPING
 from monai.utils import BundleProperty, BundlePropertyConfig, OptionalImportError
 
 from medunet.bundle.merge import SEPARATOR, all_ids, check_config, get_id
-from medunet.bundle.specialise import OWN_IDS, WORKFLOWS, read_json
+from medunet.bundle.specialise import OWN_IDS, WORKFLOWS, check_size, read_json
 from medunet.errors import ConfigError, first_cause
 from medunet.networks import load_weights
 from medunet.prediction.configuration import config_file, import_from
@@ -110,10 +110,12 @@ def _configs(bundle: Path) -> dict[str, dict[str, Any]]:
     """Return the configs of a bundle's workflows as MONAI reads them, by name."""
     files = {name: file for name in WORKFLOWS if (file := config_file(bundle, name)) is not None}
     if not {"train", "inference"} & files.keys():
-        raise _NotCheckableError("the bundle has neither a config named train nor one named inference")
-    evaluate = files.get("evaluate")
-    is_overlay = evaluate and "train" in files and "network_def" not in ConfigParser.load_config_file(evaluate)
-    parts = {name: [file] for name, file in files.items()} | ({"evaluate": [*files.values()][:2]} if is_overlay else {})
+        raise ConfigError("the bundle has neither a config named train nor one named inference")
+    for file in files.values():
+        check_size(file)
+    parts = {name: [file] for name, file in files.items()}
+    if {"train", "evaluate"} <= files.keys() and "network_def" not in ConfigParser.load_config_file(files["evaluate"]):
+        parts["evaluate"] = [files["train"], files["evaluate"]]
     return {name: ConfigParser.load_config_files(part) for name, part in parts.items()}
 
 

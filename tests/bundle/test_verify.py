@@ -104,3 +104,12 @@ def test_arguments_that_a_transform_hands_elsewhere_are_not_judged() -> None:
     loader = {"_target_": "DataLoader", "dataset": None, "batchsize": 2}  # goes to PyTorch's constructor
     with pytest.raises(ConfigError, match="takes no such argument"):
         check_config({"loader": loader}, source="inference.json")
+
+
+def test_a_bundle_without_a_workflow_never_passes(tmp_path: Path) -> None:
+    bundle = write_zoo_bundle(tmp_path / "spleen")
+    (bundle / "configs" / "inference.json").rename(bundle / "configs" / "other.json")
+    results = verify_bundle(bundle, trust=True)
+    assert all(
+        "neither a config named train nor one named inference" in str(results[name]) for name in ("files", "weights")
+    )
