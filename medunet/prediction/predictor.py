@@ -268,7 +268,7 @@ class Predictor:
         """
         case = _Case(source, _Way(self.preprocessing, self.postprocessing))
         with typed_errors():
-            self._read(case)
+            self._read(case, writes=False)
             return self._decided(case)
 
     def decide_array(
@@ -322,24 +322,24 @@ class Predictor:
             first = MetaTensor(first).copy_meta_from(image)
         return first
 
-    def _read(self, case: _Case) -> None:
-        if self.skip_done and case.way.savers:
-            images, name = parts(case.source)
-            found = [existing_result(images, saver, name=name) for saver in case.way.savers]
+    def _read(self, case: _Case, *, writes: bool = True) -> None:
+        images, name = parts(case.source)
+        savers = case.way.savers if writes else ()
+        if self.skip_done and savers:
+            found = [existing_result(images, saver, name=name) for saver in savers]
             if all(path is not None for path in found):
                 case.path, case.skipped = found[0], True
                 return
-        images, name = parts(case.source)
         item: Any = {"image": as_text(images), **({} if name is None else {"name": name})}
         split = steps_up_to(case.way.preprocessing, (LoadImage, LoadImaged), last=True)
         with case.watch.measure("read"):
             item = run_steps(case.way.preprocessing, item, end=split) if split else item
             self._report_warnings(item.get("image"), images)
-            for saver in case.way.savers if split else ():
+            for saver in savers if split else ():
                 saver.check(item)
         with case.watch.measure("preprocess"):
             item = self._preprocess(case.way, item, start=split)
-            for saver in () if split else case.way.savers:
+            for saver in () if split else savers:
                 saver.check(item)
         case.item = item
 

@@ -180,6 +180,14 @@ def test_paths_are_str_or_path_and_writing_needs_a_folder(bundle: Path, volume: 
         next(Predictor(bundle, output_dir=tmp_path, device="cpu").predict(str(volume)))
 
 
+def test_deciding_does_not_ask_for_results_that_exist(bundle: Path, volume: Path, tmp_path: Path) -> None:
+    writer = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
+    writer.predict_case(volume)
+    expected = writer.decide(volume)["pred"]
+    skipping = Predictor(bundle, output_dir=tmp_path / "out", device="cpu", skip_done=True)
+    assert np.array_equal(skipping.decide(volume)["pred"], expected)
+
+
 def test_errors_of_single_cases_are_typed(bundle: Path, tmp_path: Path) -> None:
     predictor = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
     for call in (predictor.predict_case, predictor.decide):

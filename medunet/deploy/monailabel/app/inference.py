@@ -55,11 +55,7 @@ class ResidentPredictor:
         if self._loaded is None or self._loaded[0] != stamp:
             logger.info("loading %s", self.bundle.name)
             self._loaded = None  # the old network is let go before the new one is there
-            # it decides and never writes: an upload's name is that of no result
-            unused = self.folder / "predictions"
-            predictor = Predictor(
-                self.bundle.folder, output_dir=unused, device=self.device, overwrite=True, trust=self.trust
-            )
+            predictor = Predictor(self.bundle.folder, device=self.device, trust=self.trust)
             self._loaded = stamp, predictor
         return self._loaded[1]
 
