@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
+from medunet.bundle.read import read_own
 from medunet.bundle.seen import EVALUATION, SeenCases, seen_cases
-from medunet.bundle.specialise import read_own
 from medunet.datasets import MAX_CLASSES, datalist, label_values, open_dataset, refuse_instances
 from medunet.datasets.manifest import MANIFEST, labels_of, load_manifest
 from medunet.errors import ConfigError, DataError, GeometryError, MedunetError

@@ -12,8 +12,9 @@ from typing import Any, cast
 from medunet.bundle.described import settings_of
 from medunet.bundle.ensemble import DECISION_NAME
 from medunet.bundle.measuring import OUT_OF_FOLD, class_values, region_values_of
+from medunet.bundle.read import read_own
 from medunet.bundle.seen import EVALUATION, SeenCases, seen_cases
-from medunet.bundle.specialise import read_json, read_own
+from medunet.bundle.specialise import read_json
 from medunet.datasets import SegmentationDataset
 from medunet.errors import DataError
 from medunet.io import split_suffix

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
-from medunet.bundle.specialise import read_own
+from medunet.bundle.read import read_own
 from medunet.datasets import SegmentationDataset, datalist, image_digest
 from medunet.errors import DataError
 from medunet.training import TRAINED_ON_NAME

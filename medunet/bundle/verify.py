@@ -18,7 +18,8 @@ from monai.bundle.utils import DEPRECATED_ID_MAPPING
 from monai.utils import BundleProperty, BundlePropertyConfig, OptionalImportError
 
 from medunet.bundle.merge import SEPARATOR, all_ids, check_config, get_id
-from medunet.bundle.specialise import OWN_IDS, WORKFLOWS, check_size, read_json
+from medunet.bundle.read import OWN_IDS, check_size
+from medunet.bundle.specialise import WORKFLOWS, read_json
 from medunet.errors import ConfigError, first_cause
 from medunet.networks import load_weights
 from medunet.prediction.configuration import config_file, import_from

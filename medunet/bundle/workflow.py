@@ -16,8 +16,9 @@ from monai.bundle.utils import merge_kv
 
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
 from medunet.bundle.merge import SEPARATOR
+from medunet.bundle.read import read_own
 from medunet.bundle.render import to_json
-from medunet.bundle.specialise import judged_config, read_own, write_specialised
+from medunet.bundle.specialise import judged_config, write_specialised
 from medunet.datasets import (
     FOLDS,
     Finding,

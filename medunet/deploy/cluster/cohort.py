@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from medunet.bundle.specialise import read_own
+from medunet.bundle.read import read_own
 from medunet.errors import ConfigError
 from medunet.files import check_target, claim
 from medunet.io import ResultFormat
