@@ -85,13 +85,13 @@ def dicom_cases(root: Path, problems: list[MedunetError] | None = None) -> tuple
     return tuple(cases)
 
 
-def patient_of(folder: Path) -> str:
-    """Return the PatientID in the first DICOM file of an image; empty if there is none. Never log or store it.
+def patient_of(image: Path) -> str:
+    """Return the PatientID of a DICOM file, or of the first one in a folder; empty if there is none. Never log it.
 
     Raises:
         MedunetError: a damaged header.
     """
-    for path in _files(folder, 0) if folder.is_dir() else ():
+    for path in _files(image, 0) if image.is_dir() else [image]:
         if _is_image(_storage_class(path)):
             return str(_header(path, ("PatientID",)).get("PatientID") or "")
     return ""

@@ -107,7 +107,7 @@ def split_patients(cases: Sequence[Case], *, folds: int = FOLDS) -> list[Finding
     for why, owners in evidence.items():
         groups: dict[str, list[str]] = defaultdict(list)
         for name, owner in owners.items():
-            if owner and name in fold_of:
+            if owner:
                 groups[owner].append(name)
         split = [names for names in groups.values() if len({fold_of[name] for name in names}) > 1]
         if split:

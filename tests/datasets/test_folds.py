@@ -147,6 +147,8 @@ def test_one_dicom_patient_in_two_cases_is_suspected_without_naming_the_patient(
     ]
     assert "ID-1" not in str(found)
     assert split_patients([Case(name, (tmp_path / name,)) for name in "xy"]) == []  # as after anonymisation
+    files = [Case(name, (next((tmp_path / name).iterdir()),)) for name in "xyz"]  # such as radiographs
+    assert [finding.cause for finding in split_patients(files)] == [finding.cause for finding in found]
 
 
 def test_check_reports_folds_that_split_a_patient(tmp_path):
