@@ -1,1 +1,1 @@
-"""The command line: one file a command; each parses, calls one library function and prints."""
+"""The command line: one file per command. Each parses, calls one library function and prints."""

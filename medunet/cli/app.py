@@ -1,4 +1,4 @@
-"""The command `medunet`: one file a command, imported when it runs, so that `--help` is instant."""
+"""The command `medunet`. Each command has a file that is imported when it runs, so that `--help` is instant."""
 
 from __future__ import annotations
 
@@ -47,14 +47,16 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """U-Nets for medical images, as MONAI bundles."""
 
 
 def main() -> None:
-    """Run the command line; a typed error is one line on standard error and exit code 2."""
-    # `medunet train ... --debug` is what one types after an error, so the flag counts anywhere
+    """Run the command line; print a typed error as one line on standard error and exit with code 2."""
+    # users append --debug to the command that failed, so it is accepted anywhere
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     log.set_up(debug=debug)

@@ -1,4 +1,4 @@
-"""`medunet bundle`: init, render, verify, unpack; export and package have a file of their own."""
+"""`medunet bundle`: init, render, verify and unpack; `export.py` has export and package."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from medunet.files import check_target, reject_other_files
 from medunet.overrides import parse_settings
 from medunet.resources import find_bundle
 
-app = typer.Typer(help="Make, check, export and package bundles.", no_args_is_help=True)
+app = typer.Typer(help="Create, verify, export and package bundles.", no_args_is_help=True)
 app.command(name="export")(export.export)
 app.command(name="package")(export.package)
 
 
 @app.command()
 def init(
-    bundle: Annotated[str, typer.Argument(help="Bundle to start from: unet_3d, unet_2d, unet_2015 or a folder.")],
+    bundle: Annotated[str, typer.Argument(help="Bundle to copy: unet_3d, unet_2d, unet_2015 or a folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")],
     preset: Preset = None,
     settings: Set = None,
     trust: Trust = False,
 ) -> None:
-    """Make a bundle of your own: a self-contained copy with values changed."""
+    """Create a self-contained copy of a bundle with changed values."""
     folder, changes = find_bundle(bundle), parse_settings(settings)
     reject_other_files(output, own="configs")
     check_target(output)
@@ -40,11 +40,13 @@ def init(
 
 @app.command()
 def render(
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail when a file differs.")] = False,
-    sources: Annotated[Path | None, typer.Option(help="Folder of YAML sources.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the bundles.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with code 1 if a file differs.")] = False,
+    sources: Annotated[Path | None, typer.Option(help="Folder of YAML sources. Default: the shipped ones.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the rendered bundles. Default: the shipped ones.")
+    ] = None,
 ) -> None:
-    """Render the shipped bundles from their YAML sources."""
+    """Render bundles from their YAML sources."""
     from medunet.bundle import render_all
 
     console = Console(soft_wrap=True, highlight=False)
@@ -58,12 +60,12 @@ def render(
 
 @app.command()
 def verify(
-    bundle: Annotated[str, typer.Argument(help="A bundle's folder or the name of a shipped one.")],
+    bundle: Annotated[str, typer.Argument(help="Folder of a bundle, or the name of a shipped one.")],
     trust: Trust = False,
 ) -> None:
-    """Say whether a bundle could run code of its own; then check files, metadata, references, network, weights.
+    """Report whether a bundle could run its own code, then check its files, metadata, references, network and weights.
 
-    The first is done by reading alone. What runs parts of the bundle is left out while it is not trusted.
+    The first step only reads the files. Checks that run parts of the bundle are skipped if it is not trusted.
     """
     folder = find_bundle(bundle)
     from medunet.bundle import verify_bundle
@@ -83,10 +85,10 @@ def verify(
 
 @app.command()
 def unpack(
-    archive: Annotated[Path, typer.Argument(help="A bundle as .zip, .tar or .tar.gz.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle; must not exist.")],
+    archive: Annotated[Path, typer.Argument(help="Archive of a bundle: .zip, .tar or .tar.gz.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the bundle; must not exist.")],
 ) -> None:
-    """Unpack a bundle from somebody else: no path outside, no links, not endless; then say whether to trust it."""
+    """Unpack a third-party bundle (no links, no paths outside, limited size) and report whether it is trusted."""
     from medunet import trust
 
     console = Console(soft_wrap=True, highlight=False)

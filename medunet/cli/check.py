@@ -20,25 +20,27 @@ if TYPE_CHECKING:
 
 EXIT_TRAINING_WOULD_FAIL = 1
 MAX_NAMED = 3
-"""Files named in one row of the table; `--json` names all."""
+"""Files named in one row of the table; `--json` lists all."""
 
 _COLOURS = {"error": "bold red", "warning": "yellow"}
 
 
 @with_reading
 def check(
-    data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, images/ + labels/, or DICOM cases.")],
+    data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, images/ and labels/, or DICOM cases.")],
     sheet: Annotated[
-        Path | None, typer.Option("--sheet", help="Also draw all cases with their labels into a PNG file.")
+        Path | None, typer.Option("--sheet", help="Also draw all cases with their labels into this PNG file.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
-    headers: Annotated[bool, typer.Option("--headers", help="Read headers only: fast, without statistics.")] = False,
+    headers: Annotated[
+        bool, typer.Option("--headers", help="Read only headers: fast, but without statistics.")
+    ] = False,
     *,
     reading: dict[str, Any],
 ) -> None:
-    """Check a data set before training: every header and voxel, all cases against each other, and statistics.
+    """Check a data set before training: every header and voxel, differences between cases, and statistics.
 
-    The exit code is 1 when training would fail, 0 otherwise.
+    The exit code is 1 if training would fail, otherwise 0.
     """
     require_path(data)
     from medunet.datasets import CaseView, examine
@@ -47,7 +49,7 @@ def check(
     from medunet.reports import ContactSheet
 
     if sheet is not None and headers:
-        raise ConfigError("--sheet needs the voxels", received="--headers", remedy="leave out one of the two")
+        raise ConfigError("--sheet needs the voxels, which --headers does not read")
     pictures = ContactSheet()
 
     def visit(view: CaseView) -> None:
@@ -88,7 +90,7 @@ def _print_tables(result: Examination) -> None:
         console.print(_classes(summary["classes"], summary["cases"]))
     if "ignored_fraction" in summary:
         share = 100 * summary["ignored_fraction"]
-        console.print(f"not annotated (ignored): {share:.3g} % of the voxels; shares of classes are of the others")
+        console.print(f"not annotated (ignored): {share:.3g} % of the voxels; class shares refer to the others")
     if result.findings:
         console.print(_findings(result))
     n_errors = sum(finding.severity == "error" for finding in result.findings)
@@ -126,7 +128,7 @@ def _classes(classes: dict[str, dict[str, float]], n_cases: int) -> Table:
 
 
 def _findings(result: Examination) -> Table:
-    """One row for equal findings of many files."""
+    """Return one row per kind of finding."""
     groups: dict[tuple[str, str], list[Any]] = {}
     for finding in result.findings:
         groups.setdefault((finding.severity, finding.kind), []).append(finding)

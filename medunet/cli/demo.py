@@ -13,18 +13,18 @@ from medunet.cli.options import Device
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything the demo makes.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for data, run and report.")] = Path(
         "medunet_demo"
     ),
-    epochs: Annotated[int | None, typer.Option(help="Fewer for a quick look.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs. Default: enough for a useful network.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Make CT-like volumes with exact labels, train a 3D U-Net on them, measure it, and show the result."""
+    """Train a 3D U-Net on synthetic CT volumes, evaluate it on unseen ones and write a report."""
     from medunet.bundle import run_demo
 
     console = Console(soft_wrap=True, highlight=False)
     result = run_demo(output, epochs=epochs, device=device)
-    table = Table("organ", "Dice", title="test cases that the network has never seen")
+    table = Table("organ", "Dice", title="unseen test cases")
     for name, value in result.dice.items():
         table.add_row(name, f"{value:.3f}")
     console.print(table)

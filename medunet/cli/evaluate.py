@@ -25,8 +25,8 @@ MAX_SHOWN = 20
 
 
 def evaluate(
-    bundle: Annotated[str | None, typer.Argument(help="A run or a bundle with weights; not with --pred.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Labelled data set; predicts and measures.")] = None,
+    bundle: Annotated[str | None, typer.Argument(help="A run, or a bundle with weights. Needs --data.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Labelled data set to predict and evaluate.")] = None,
     pred: Annotated[Path | None, typer.Option("--pred", help="Folder of predicted label maps.")] = None,
     ref: Annotated[Path | None, typer.Option("--ref", help="Folder of reference label maps.")] = None,
     labels: Annotated[
@@ -53,12 +53,15 @@ def evaluate(
     ] = None,
     em: Annotated[
         bool | None,
-        typer.Option("--em/--no-em", help="V_rand, V_info, warping error; by default for 2D with two labels."),
+        typer.Option(
+            "--em/--no-em",
+            help="Also compute V_rand, V_info and warping error. Default: for 2D images with two labels.",
+        ),
     ] = None,
     device: Device = "auto",
     trust: Trust = False,
 ) -> None:
-    """Measure a run on labelled images, or a folder of predictions against references."""
+    """Evaluate a run on labelled images, or compare a folder of predictions with references."""
     for path in (data, pred, ref):
         require_path(path)
     if output is not None:
@@ -74,7 +77,7 @@ def evaluate(
 
         result = evaluate_folders(pred, ref, output, labels=names, em=em)
     else:
-        raise ConfigError("evaluate takes either BUNDLE --data DATA, or --pred DIR --ref DIR [--labels NAME=VALUE,...]")
+        raise ConfigError("evaluate needs either BUNDLE --data DATA, or --pred DIR --ref DIR [--labels NAME=VALUE,...]")
     _show(result)
     failed = result.get("failed_cases", {})
     for name, cause in failed.items():
@@ -92,7 +95,7 @@ def _parse_labels(text: str | None) -> dict[str, int] | None:
         return {name.strip(): int(value) for name, _, value in (word.rpartition("=") for word in text.split(","))}
     except ValueError as error:
         raise ConfigError(
-            "--labels takes NAME=VALUE,...", received=text, expected="such as liver=1,tumour=2"
+            "--labels must be NAME=VALUE,...", received=text, expected="such as liver=1,tumour=2"
         ) from error
 
 

@@ -16,7 +16,7 @@ from medunet.resources import find_bundle
 
 
 class FileFormat(str, Enum):
-    """`medunet.deploy.export.FORMATS`, repeated here so that `--help` need not import them; a test compares the two."""
+    """`medunet.deploy.export.FORMATS`, repeated so that `--help` need not import them; a test compares the two."""
 
     onnx = "onnx"
     torchscript = "torchscript"
@@ -26,21 +26,25 @@ class FileFormat(str, Enum):
 
 
 def export(
-    bundle: Annotated[str, typer.Argument(help="A run or a bundle with weights.")],
-    to: Annotated[FileFormat, typer.Option("--to", help="The format.")],
+    bundle: Annotated[str, typer.Argument(help="A run, or a bundle with weights.")],
+    to: Annotated[FileFormat, typer.Option("--to", help="File format.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The file: .onnx, .ts, .pt2, .xml (with a .bin beside) or .engine.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="File to write: .onnx, .ts, .pt2, .xml (with a .bin beside it) or .engine."
+        ),
     ],
     image: Annotated[
-        Path | None, typer.Option("--image", metavar="CASE", help="Compare the labels of this image or series, too.")
+        Path | None,
+        typer.Option("--image", metavar="CASE", help="Also compare the labels predicted for this image or series."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     trust: Trust = False,
 ) -> None:
-    """Write the network to one file for another engine, with all that is needed to use it.
+    """Export the network to one file for another inference engine.
 
-    The file is run and compared with PyTorch; one that answers otherwise is refused and removed. Only the network is
-    in it: preprocessing, tiles and labels are described in the file, scripts/onnx_example.py follows the description.
+    The file is run and compared with PyTorch; if the outputs differ, it is rejected and removed. It contains only the
+    network and a description of preprocessing, tiles and labels, which scripts/onnx_example.py follows.
     """
     folder = find_bundle(bundle)
     require_path(image)
@@ -56,18 +60,17 @@ def export(
 
 
 def package(
-    bundle: Annotated[str, typer.Argument(help="A run or a bundle with weights.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .zip.")],
+    bundle: Annotated[str, typer.Argument(help="A run, or a bundle with weights.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .zip file to write.")],
     name: Annotated[
-        str | None, typer.Option("--name", help="Of the bundle, and of the folder in the .zip; by default the file's.")
+        str | None,
+        typer.Option("--name", help="Name of the bundle and of the folder in the .zip. Default: the name of the file."),
     ] = None,
-    torchscript: Annotated[
-        bool, typer.Option("--torchscript", help="Add models/model.ts, which some programs prefer.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    torchscript: Annotated[bool, typer.Option("--torchscript", help="Add models/model.ts (TorchScript).")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     trust: Trust = False,
 ) -> None:
-    """Make the .zip that MONAI and its model zoo take: no path, no case, nothing of this machine."""
+    """Package a bundle as MONAI's model zoo requires, without paths, case names or traces of this machine."""
     folder = find_bundle(bundle)
     from medunet.deploy.export import package_bundle
 

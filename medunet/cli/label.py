@@ -20,39 +20,44 @@ def label(
     studies: Annotated[
         str | None, typer.Option("--studies", metavar="DIR|URL", help="Folder of images, or URL of a DICOMweb service.")
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to bind; another than this machine needs a token.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option("--host", help="Address to bind. Addresses that other machines can reach need a token.")
+    ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option("--port", help="TCP port.")] = 8000,
     work: Annotated[
-        Path, typer.Option("--work", help="Folder for working copies of the bundles, trainings and uploads.")
+        Path, typer.Option("--work", help="Folder for working copies of the bundles, training runs and uploads.")
     ] = Path("medunet_label"),
     device: Device = "auto",
     modality: Annotated[
-        str | None, typer.Option("--modality", help="Of the DICOM series to offer; all images by default.")
+        str | None, typer.Option("--modality", help="Modality of the DICOM series to offer. Default: all images.")
     ] = None,
-    setup: Annotated[bool, typer.Option("--setup", help="Make MONAI Label's environment, once.")] = False,
+    setup: Annotated[bool, typer.Option("--setup", help="Create the Python environment of MONAI Label, once.")] = False,
     environment: Annotated[
         Path | None,
-        typer.Option("--environment", envvar="MEDUNET_LABEL_ENV", help="Where it lies; medunet's cache by default."),
+        typer.Option(
+            "--environment",
+            envvar="MEDUNET_LABEL_ENV",
+            help="Folder of that environment. Default: medunet's cache folder.",
+        ),
     ] = None,
     python: Annotated[
-        str | None, typer.Option("--python", help="Python 3.10 to 3.12 to make it from; this one by default.")
+        str | None,
+        typer.Option("--python", help="With --setup: a Python 3.10 to 3.12 to create it with. Default: this one."),
     ] = None,
     torch_index: Annotated[
         str | None,
         typer.Option(
             "--torch-index",
             metavar="URL",
-            help="With --setup: package index of torch, such as https://download.pytorch.org/whl/cpu for no CUDA.",
+            help="With --setup: package index for torch, such as https://download.pytorch.org/whl/cpu without CUDA.",
         ),
     ] = None,
     trust: Trust = False,
 ) -> None:
-    """Serve bundles to 3D Slicer and OHIF by MONAI Label; learn from what annotators correct.
+    """Serve bundles to 3D Slicer and OHIF with MONAI Label, and train them on corrected labels.
 
-    MONAI Label has an environment of its own, which --setup makes. Each request must bear the token of the variable
-    MEDUNET_LABEL_TOKEN, if it is set; on addresses that other machines reach it must be.
+    MONAI Label runs in its own Python environment, which --setup creates. If MEDUNET_LABEL_TOKEN is set, each request
+    must carry this token; it must be set on addresses that other machines can reach.
     """
     folders = [find_bundle(name) for name in bundles or ()]
     from medunet.deploy.monailabel import LabelEnvironment, LabelServer

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and lines that several commands print."""
 
 from __future__ import annotations
 
@@ -16,53 +16,60 @@ from rich.console import Console
 TABLE_WIDTH = 1000
 """Characters of the widest table in a file or a pipe; none is as wide."""
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the bundle's configs by name; repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the bundle's configs by its id; repeatable."),
 ]
 Preset = Annotated[
     list[str] | None,
-    typer.Option("--preset", metavar="NAME", help="An overlay of the bundle, such as few or sgd_poly; repeatable."),
+    typer.Option("--preset", metavar="NAME", help="Apply a preset of the bundle, such as few or sgd_poly; repeatable."),
 ]
 
 Trust = Annotated[
     bool,
-    typer.Option("--trust", help="Run a bundle that could run code of its own; its exact content is remembered."),
+    typer.Option(
+        "--trust", help="Run a bundle that could run its own code, and remember its exact content as trusted."
+    ),
 ]
 
 
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Go on without cases that cannot be used; they are named. Else they stop it.")
+    bool, typer.Option("--skip-bad", help="Skip unusable cases and list them. Default: stop if there are any.")
 ]
 
 
 READING: dict[str, Any] = {
     "series_uid": Annotated[
-        str | None, typer.Option("--series-uid", metavar="UID", help="DICOM: the series to read, of several.")
+        str | None, typer.Option("--series-uid", metavar="UID", help="DICOM: SeriesInstanceUID of the series to read.")
     ],
     "phase": Annotated[
-        int | None, typer.Option("--phase", metavar="N", help="DICOM: the phase of a time series to read, from 0.")
+        int | None,
+        typer.Option("--phase", metavar="N", help="DICOM: which phase of a time series to read, counted from 0."),
     ],
     "uneven": Annotated[
         str | None,
-        typer.Option("--uneven", metavar="refuse|resample", help="DICOM: what to do with uneven slice distances."),
+        typer.Option(
+            "--uneven", metavar="refuse|resample", help="DICOM: reject or resample slices at uneven distances."
+        ),
     ],
     "tilt": Annotated[
-        str | None, typer.Option("--tilt", metavar="keep|resample", help="DICOM: what to do with a tilted gantry.")
+        str | None,
+        typer.Option(
+            "--tilt", metavar="keep|resample", help="DICOM: keep a gantry tilt as shear, or resample to right angles."
+        ),
     ],
     "form": Annotated[
         str | None,
-        typer.Option(
-            "--form", metavar="agree|sform|qform|pixdim", help="NIfTI: the placement to use if they contradict."
-        ),
+        typer.Option("--form", metavar="agree|sform|qform|pixdim", help="NIfTI: which placement of the header to use."),
     ],
     "fill_value": Annotated[
-        float | None, typer.Option("--fill-value", metavar="X", help="NIfTI: replaces NaN and infinite voxels.")
+        float | None,
+        typer.Option("--fill-value", metavar="X", help="NIfTI: value that replaces NaN and infinite voxels."),
     ],
     "skip_unreadable": Annotated[
         bool | None,
-        typer.Option("--skip-unreadable", help="DICOM: leave out zeroed, truncated and unreadable files of a series."),
+        typer.Option("--skip-unreadable", help="DICOM: skip zeroed, truncated and unreadable files of a series."),
     ],
 }
 """Options of the commands that read images, by field of `medunet.io.ReadOptions`; None leaves the default."""

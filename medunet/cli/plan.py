@@ -20,26 +20,35 @@ DIMS = {"auto": None, "2": 2, "3": 3}
 
 @with_reading
 def plan(
-    data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, images/ + labels/, or DICOM cases.")],
+    data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, images/ and labels/, or DICOM cases.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],
     dims: Annotated[
-        str, typer.Option(help="auto: as the images; 2: a network in the plane, also for volumes.")
+        str,
+        typer.Option(help="Dimensions of the network. auto: those of the images; 2: slice by slice, also for volumes."),
     ] = "auto",
-    memory: Annotated[str, typer.Option(help="What training may take, such as 8GB; auto: what is free.")] = "auto",
-    time: Annotated[str | None, typer.Option(help="How long training may take, such as 30min or 4h.")] = None,
+    memory: Annotated[
+        str, typer.Option(help="Memory that training may use, such as 8GB. auto: the free memory.")
+    ] = "auto",
+    time: Annotated[str | None, typer.Option(help="Time that training may take, such as 30min or 4h.")] = None,
     device: Device = "auto",
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Make no training step: memory is estimated, epochs stay.")
+        bool,
+        typer.Option(
+            "--estimate", help="Skip the trial training step: estimate memory and keep the default number of epochs."
+        ),
     ] = False,
     skip_bad: SkipBad = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a planned bundle in --output, with all changes made to it.")
+        bool, typer.Option("--force", help="Replace a planned bundle in --output, even if it was edited.")
     ] = False,
-    jobs: Annotated[int | None, typer.Option(help="Cases measured at once; each is held in memory.")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Cases to measure simultaneously; each is kept in memory. Default: as many as fit."),
+    ] = None,
     *,
     reading: dict[str, Any],
 ) -> None:
-    """Measure a data set and make the bundle that suits it, the machine and the time; its docs say why."""
+    """Measure a data set and create a bundle that fits it, the machine and the time; its docs explain every value."""
     if time is not None and estimate:
         raise ConfigError("a time cannot be planned without measuring a step", received="--time and --estimate")
     if dims not in DIMS:

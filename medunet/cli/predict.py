@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class ResultFormat(str, Enum):
-    """`medunet.io.RESULT_FORMATS`, repeated here so that `--help` need not import them; a test compares the two."""
+    """`medunet.io.RESULT_FORMATS`, repeated so that `--help` need not import them; a test compares the two."""
 
     auto = "auto"
     nifti = "nii.gz"
@@ -39,86 +39,102 @@ class ResultFormat(str, Enum):
 
 @with_reading
 def predict(
-    bundle: Annotated[str, typer.Argument(help="A run or a bundle with weights.")],
+    bundle: Annotated[str, typer.Argument(help="A run, or a bundle with weights.")],
     inputs: Annotated[
-        list[str], typer.Argument(help="Images, folders, DICOM series; or one CSV of a cohort, or a DICOMweb address.")
+        list[str],
+        typer.Argument(
+            help="Images, folders or DICOM series; or one CSV file of a cohort, or the URL of a DICOMweb store."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the label maps.")],
     device: Device = "auto",
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
     result_format: Annotated[
         ResultFormat,
-        typer.Option("--format", help="auto: like the input; DICOM SEG for a DICOM series, if highdicom is installed."),
+        typer.Option(
+            "--format",
+            help="Format of the label maps. auto: that of the input, or DICOM SEG if highdicom is installed.",
+        ),
     ] = ResultFormat.auto,
-    force: Annotated[bool, typer.Option("--force", help="Replace results that exist.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing results.")] = False,
     skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Pass over cases whose results exist: go on where a run stopped.")
+        bool, typer.Option("--skip-existing", help="Skip cases that have results, to continue an interrupted command.")
     ] = False,
     ensemble: Annotated[
         list[str] | None,
         typer.Option(
-            "--ensemble", metavar="RUN", help="A further run, such as another fold, to average with; repeatable."
+            "--ensemble",
+            metavar="RUN",
+            help="Another run, such as another fold, to average class probabilities with; repeatable.",
         ),
     ] = None,
     on: Annotated[
-        Where | None, typer.Option("--on", help="ray: on all machines of a Ray cluster, one predictor a GPU.")
+        Where | None,
+        typer.Option("--on", help="ray: distribute the cases over a Ray cluster, with one predictor per GPU."),
     ] = None,
     case_minutes: Annotated[
         float,
         typer.Option(
             "--case-minutes",
             min=0.1,
-            help="With --on ray: a case that takes longer, counted from when those that its predictor got before have "
-            "come back, is tried elsewhere.",
+            help="With --on ray: timeout per case; a case that times out is retried on another worker.",
         ),
     ] = 60.0,
     query: Annotated[
         list[str] | None,
-        typer.Option("--query", metavar="KEYWORD=VALUE", help="Of a DICOMweb store, such as Modality=CT; repeatable."),
+        typer.Option(
+            "--query",
+            metavar="KEYWORD=VALUE",
+            help="Select series of a DICOMweb store, such as Modality=CT; repeatable.",
+        ),
     ] = None,
-    send_back: Annotated[bool, typer.Option("--send-back", help="Store DICOM SEGs in the DICOMweb store.")] = False,
+    send_back: Annotated[bool, typer.Option("--send-back", help="Send the DICOM SEGs to the DICOMweb store.")] = False,
     isolate: Annotated[
         bool,
-        typer.Option("--isolate", help="Decode images of unknown origin in a child process with limits; see README."),
+        typer.Option("--isolate", help="Decode untrusted images in a child process with limits of memory and time."),
     ] = False,
     deidentify: Annotated[
         bool,
         typer.Option(
-            "--deidentify", help="Number cases instead of naming them; DICOM results by PS3.15's basic profile."
+            "--deidentify", help="Name cases by numbers, and de-identify DICOM results by the basic profile of PS3.15."
         ),
     ] = False,
     pseudonym_key: Annotated[
         Path | None,
         typer.Option(
-            "--pseudonym-key", metavar="FILE", help="With --deidentify: names by a secret key, always the same."
+            "--pseudonym-key",
+            metavar="FILE",
+            help="With --deidentify: derive names from the secret key in this file, always the same for a case.",
         ),
     ] = None,
     pseudonym_table: Annotated[
         Path | None,
         typer.Option(
-            "--pseudonym-table", metavar="FILE", help="With --deidentify: also write which case is which (CSV)."
+            "--pseudonym-table",
+            metavar="FILE",
+            help="With --deidentify: write the name and the input of each case to this CSV file.",
         ),
     ] = None,
-    benchmark: Annotated[bool, typer.Option("--benchmark", help="Show where the time went.")] = False,
+    benchmark: Annotated[bool, typer.Option("--benchmark", help="Print the time per stage.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show tiles, the choice of the fast network, and tracebacks.")
+        bool, typer.Option("--verbose", "-v", help="Print tiles, how the network is run, and tracebacks.")
     ] = False,
     settings: Set = None,
     trust: Trust = False,
     *,
     reading: dict[str, Any],
 ) -> None:
-    """Segment images; a result bears its input's name and holds the data set's label values.
+    """Segment images. Each label map is named after its input and uses the data set's label values.
 
-    Reading, network and writing overlap. A case that fails is reported and the rest goes on; after Ctrl-C all files are
-    whole, and --skip-existing goes on. A CSV, or anything with --on ray, is kept account of in ledger.jsonl beside the
-    results: the same command goes on by itself.
+    A case that fails is reported, and the others continue. After Ctrl-C all files are complete, and --skip-existing
+    continues. For a CSV file, a DICOMweb store or --on ray, ledger.jsonl beside the results records every case, and
+    rerunning the command continues.
     """
     if verbose:
         logging.getLogger("medunet").setLevel(logging.DEBUG)
     if (pseudonym_key or pseudonym_table) and not deidentify:
-        raise ConfigError("pseudonyms are for de-identified results", remedy="give --deidentify as well")
-    # PyTorch takes seconds to import: what can be wrong with the words themselves is rejected before
+        raise ConfigError("--pseudonym-key and --pseudonym-table need --deidentify")
+    # PyTorch takes seconds to import, so wrong arguments are rejected before
     overrides = {**reading, **parse_settings(settings)}
     folder, members = find_bundle(bundle), [find_bundle(name) for name in ensemble or ()]
     is_url = inputs[0].startswith(("http://", "https://"))
@@ -128,9 +144,9 @@ def predict(
     if on is not None or is_url or inputs[0].lower().endswith(".csv"):
         if deidentify or isolate:
             raise ConfigError(
-                "not for manifests, DICOMweb stores and Ray",
+                "not supported for manifests, DICOMweb stores and Ray",
                 received="--deidentify" if deidentify else "--isolate",
-                remedy="predict files or folders; a manifest's column `name` may hold pseudonyms",
+                remedy="predict files or folders, or put pseudonyms into the column `name` of the manifest",
             )
         predict_many(
             folder,
@@ -205,14 +221,14 @@ def predict(
     done = f"{least}{len(results) - len(failed) - skipped} of {len(sources)} written to {output} in {seconds:.1f} s"
     console.print(escape(done + (f", {skipped} were there already" if skipped else "")))
     if interrupted:
-        console.print("[bold red]stopped[/] what is written is whole; the same command with --skip-existing goes on")
+        console.print("[bold red]interrupted[/] all written files are complete; add --skip-existing to continue")
         raise typer.Exit(EXIT_INTERRUPTED)
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def _write_table(rows: list[tuple[str, str]], path: Path) -> None:
-    """For the owner's eyes only."""
+    """Write a table that only its owner may read."""
     from medunet.files import atomic_path
 
     with atomic_path(path) as temporary:
@@ -228,12 +244,12 @@ def _print_result(result: Prediction) -> None:
 
 
 def _time_table(results: list[Prediction], *, wall: float, loading: float) -> Table:
-    """Where the time went; stages of different cases overlap, so that the shares may add up to more than 100 %."""
+    """Return the time per stage. Stages of different cases overlap, so the shares may exceed 100 % in total."""
     from medunet.prediction import STAGES
 
     cases = sum(not result.skipped for result in results)
     table = Table("stage", title=f"{cases} cases in {wall:.2f} s: {cases / wall:.2f} cases/s", title_justify="left")
-    for name in ("seconds", "ms a case", "share of wall"):
+    for name in ("seconds", "ms per case", "share of wall"):
         table.add_column(name, justify="right")
     total = {stage: sum(getattr(result.stages, stage) for result in results) for stage in STAGES}
     for stage, seconds in total.items():

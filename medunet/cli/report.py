@@ -14,21 +14,26 @@ from medunet.resources import find_bundle
 
 def report(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN [RUN...]", help="Runs; the others are compared with the first.")
+        list[str], typer.Argument(metavar="RUN [RUN...]", help="Runs to show; all are compared with the first.")
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The page; RUN/report.html, of several runs ./report.html by default."),
+        typer.Option(
+            "--output", "-o", help="HTML file to write. Default: RUN/report.html, or ./report.html for several runs."
+        ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Where the data set is now, or another one to evaluate.")
+        Path | None,
+        typer.Option("--data", help="Data set: the one trained on, if it was moved, or another one to evaluate."),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Headline.")] = None,
-    megabytes: Annotated[float, typer.Option(min=0.1, help="Largest page; the worst cases have slices.")] = 5.0,
-    figures: Annotated[bool, typer.Option(help="Also write the figures as PNG, beside the page.")] = True,
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+    megabytes: Annotated[
+        float, typer.Option(min=0.1, help="Maximum size of the page; the worst cases are drawn first.")
+    ] = 5.0,
+    figures: Annotated[bool, typer.Option(help="Also write the figures as PNG files beside the page.")] = True,
     device: Device = "auto",
 ) -> None:
-    """Show runs in one HTML page that needs nothing else: curves, scores, slices of every case, configuration."""
+    """Write a self-contained HTML report of runs: curves, scores, slices of every case and the configuration."""
     folders = [Path(run) for run in runs]
     for folder in folders:
         find_bundle(folder.absolute())  # by its path: a shipped bundle has nothing to report

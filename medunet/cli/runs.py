@@ -1,4 +1,4 @@
-"""`medunet runs`: list, compare, best, resume, sync."""
+"""`medunet runs`: list, compare, best, resume and sync."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from medunet.cli.train import RERUN, show_folds, show_training
 if TYPE_CHECKING:
     from medunet.tracking import TrackedRun
 
-app = typer.Typer(help="Look at trainings that MLflow has tracked.", no_args_is_help=True)
+app = typer.Typer(help="List, compare and resume training runs that MLflow has tracked.", no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Option("--runs", help="Folder that the runs' folders lie in.")]
+Folder = Annotated[Path, typer.Option("--runs", help="Folder that contains the folders of the runs.")]
 Uri = Annotated[
     str | None,
-    typer.Option("--tracking-uri", help="MLflow's store; else MLFLOW_TRACKING_URI, else mlruns.db in the folder."),
+    typer.Option(
+        "--tracking-uri", help="Tracking URI of MLflow. Default: MLFLOW_TRACKING_URI, else mlruns.db in the folder."
+    ),
 ]
-Experiment = Annotated[str, typer.Option("--experiment", help="MLflow experiment.")]
-Folds = Annotated[bool, typer.Option("--folds", help="Folds one by one.")]
+Experiment = Annotated[str, typer.Option("--experiment", help="Name of the MLflow experiment.")]
+Folds = Annotated[bool, typer.Option("--folds", help="Show every fold.")]
 RUNS, EXPERIMENT = Path("runs"), "medunet"
 
 _COLOURS = {"FINISHED": "green", "RUNNING": "cyan", "FAILED": "bold red", "KILLED": "yellow"}
@@ -33,7 +35,7 @@ _COLOURS = {"FINISHED": "green", "RUNNING": "cyan", "FAILED": "bold red", "KILLE
 
 @app.command("list")
 def list_(folder: Folder = RUNS, uri: Uri = None, experiment: Experiment = EXPERIMENT, folds: Folds = False) -> None:
-    """Show trainings, newest first."""
+    """List training runs, newest first."""
     from medunet.tracking import BEST_METRIC
 
     table = Table("run", "id", "status", "started", "time", "epochs", "Dice", "changed from the preset")
@@ -55,13 +57,15 @@ def list_(folder: Folder = RUNS, uri: Uri = None, experiment: Experiment = EXPER
 
 @app.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(help="Names of runs, or the beginnings of their ids; none: all.")] = [],  # noqa: B006
+    names: Annotated[
+        list[str], typer.Argument(help="Names of runs, or the beginnings of their ids. Default: all runs.")
+    ] = [],  # noqa: B006
     folder: Folder = RUNS,
     uri: Uri = None,
     experiment: Experiment = EXPERIMENT,
     folds: Folds = False,
 ) -> None:
-    """Show runs side by side: parameters in which they differ, and their metrics."""
+    """Compare runs: the parameters that differ, and the metrics."""
     from medunet.tracking import differing, find_run
 
     known = _runs(folder, uri, experiment, folds=folds or bool(names))
@@ -87,7 +91,7 @@ def best(
     experiment: Experiment = EXPERIMENT,
     folds: Folds = False,
 ) -> None:
-    """Show the best training by a metric, and where it lies."""
+    """Show the best training run by a metric, and its folder."""
     from medunet.tracking import BEST_METRIC, best_run, folder_of
 
     metric = metric or BEST_METRIC
@@ -101,14 +105,14 @@ def best(
 
 @app.command()
 def resume(
-    name: Annotated[str, typer.Argument(help="Name of a training, or the beginning of its id.")],
+    name: Annotated[str, typer.Argument(help="Name of a training run, or the beginning of its id.")],
     folder: Folder = RUNS,
     uri: Uri = None,
     experiment: Experiment = EXPERIMENT,
     device: Device = "auto",
     trust: Trust = False,
 ) -> None:
-    """Go on with a training that was stopped, after its last whole epoch."""
+    """Resume an interrupted training run from its last completed epoch."""
     from medunet.bundle import TrainingResult, resume_run
     from medunet.errors import DataError
     from medunet.tracking import find_run, folder_of
@@ -117,7 +121,10 @@ def resume(
     place = folder_of(run, folder)
     if place is None:
         raise DataError(
-            "the run's folder is not here", file=folder, received=run.name, remedy="name its parent by --runs"
+            "the folder of the run is missing",
+            file=folder,
+            received=run.name,
+            remedy="pass its parent folder as --runs",
         )
     with on_sigterm(RERUN):
         result = resume_run(place, device=device, tracking_uri=_store(folder, uri), trust=trust)
@@ -129,13 +136,13 @@ def resume(
 
 @app.command()
 def sync(
-    folder: Annotated[Path, typer.Argument(help="A run's folder, or the folder of several.")] = RUNS, uri: Uri = None
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, or of several runs.")] = RUNS, uri: Uri = None
 ) -> None:
-    """Send what could not be sent while the tracking server was down or did not take the login."""
+    """Send records that could not be sent while the tracking server was down or rejected the login."""
     from medunet.tracking import send_waiting
 
     sent, left = send_waiting(folder, uri)
-    Console(highlight=False).print(f"{sent} records sent, {left} wait")
+    Console(highlight=False).print(f"{sent} records sent, {left} waiting")
     if left:
         raise typer.Exit(1)
 

@@ -16,19 +16,28 @@ if TYPE_CHECKING:
 
 def store(
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove what nobody can need, and what was long unused.")
+        bool,
+        typer.Option(
+            "--prune", help="Remove cases whose sources changed, and cases that were not used for a long time."
+        ),
     ] = False,
     limit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="With --prune: then remove the longest unused until it has SIZE.")
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="With --prune: also remove the least recently used cases until the store has this size.",
+        ),
     ] = None,
-    unused: Annotated[float, typer.Option(metavar="DAYS", help="What counts as long unused.")] = 30.0,
+    unused: Annotated[
+        float, typer.Option(metavar="DAYS", help="With --prune: remove cases that were not used for this many days.")
+    ] = 30.0,
     folder: Annotated[
-        Path | None, typer.Option(help="The store_dir of a training; medunet's cache folder by default.")
+        Path | None, typer.Option(help="Folder of the store (store_dir). Default: in medunet's cache folder.")
     ] = None,
 ) -> None:
-    """Show the preprocessed cases that trainings share, by the configuration that made them; --prune removes old ones.
+    """List the preprocessed cases that training runs share, by configuration; --prune removes old ones.
 
-    What a running process uses stays.
+    Cases that a running process uses are never removed.
     """
     from medunet.datasets import list_store, prune_store
     from medunet.datasets.prune import store_folder
@@ -37,7 +46,7 @@ def store(
 
     console = Console(highlight=False, soft_wrap=True)
     if limit is not None and not prune:
-        raise ConfigError("--limit removes cases", remedy="give --prune as well")
+        raise ConfigError("--limit needs --prune")
     if prune:
         size = None if limit is None else parse_memory(limit)
         done = prune_store(folder, unused_days=unused, max_bytes=size)

@@ -26,50 +26,57 @@ RERUN = "interrupted: rerun the same command to continue from the last completed
 
 
 def train(
-    bundle: Annotated[str, typer.Argument(help="A shipped bundle (unet_3d, unet_2d, unet_2015) or a bundle's folder.")],
+    bundle: Annotated[
+        str, typer.Argument(help="A shipped bundle (unet_3d, unet_2d, unet_2015), or the folder of a bundle.")
+    ],
     data: Annotated[Path, typer.Option("--data", help="MSD or nnU-Net folder, or a folder with images/ and labels/.")],
     fold: Annotated[
-        int, typer.Option(help="Fold that validates; without groups the cases FOLD, FOLD+5, ... of the sorted names.")
+        int, typer.Option(help="Fold of the cross-validation that is held out for validation, counted from 0.")
     ] = 0,
     folds: Annotated[
         str | None,
         typer.Option(
-            metavar="all|K,K", help="Train these folds, predict each case by the fold that did not see it, join them."
+            metavar="all|K,K",
+            help="Train these folds, evaluate each case with the fold that held it out, and join them to an ensemble.",
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs; the bundle's number by default.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs. Default: that of the bundle.")] = None,
     device: Device = "auto",
-    output: Annotated[Path | None, typer.Option(help="Folder of the run; runs/BUNDLE_DATA_foldK by default.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/BUNDLE_DATA_foldK.")] = None,
     init_from: Annotated[
         Path | None, typer.Option("--init-from", metavar="RUN", help="Start from the weights of another run.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the run in --output stopped; --folds always does.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run in --output from its last completed epoch; --folds always does."
+        ),
     ] = False,
     preset: Preset = None,
     tracking_uri: Annotated[
         str | None,
         typer.Option(
             "--tracking-uri",
-            help="MLflow's server or store; '' for none. Else MLFLOW_TRACKING_URI, else mlruns.db beside the run.",
+            help="Tracking URI of MLflow; '' disables it. Default: MLFLOW_TRACKING_URI, else mlruns.db beside the run.",
         ),
     ] = None,
     nproc: Annotated[
-        int | None, typer.Option("--nproc", help="Train in this many processes on this host, one a GPU, by torchrun.")
+        int | None, typer.Option("--nproc", help="Number of processes on this host, one per GPU (torchrun).")
     ] = None,
-    nnodes: Annotated[int, typer.Option("--nnodes", help="Hosts that run this same command.")] = 1,
+    nnodes: Annotated[int, typer.Option("--nnodes", help="Number of hosts; run the same command on each of them.")] = 1,
     rdzv_endpoint: Annotated[
-        str | None, typer.Option("--rdzv-endpoint", metavar="HOST:PORT", help="Where the hosts meet: one of them.")
+        str | None,
+        typer.Option("--rdzv-endpoint", metavar="HOST:PORT", help="Rendezvous HOST:PORT on one of the hosts."),
     ] = None,
     on: Annotated[
         Where | None,
-        typer.Option("--on", help="ray: the folds at the same time, on all machines of a cluster."),
+        typer.Option("--on", help="ray: train the folds in parallel on a Ray cluster."),
     ] = None,
     settings: Set = None,
     trust: Trust = False,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Train a bundle on labelled images. The run's folder is a bundle itself."""
+    """Train a bundle on labelled images. The folder of the run is a bundle itself."""
     source = find_bundle(bundle)
     require_path(data)
     require_path(None if resume else init_from)  # only the first step needs it
@@ -83,7 +90,7 @@ def train(
     options: dict[str, Any] = {"presets": preset or (), "device": device, "trust": trust, "skip_bad": skip_bad}
     if folds is not None:
         if nproc is not None or nnodes > 1:
-            raise ConfigError("several processes train one fold", received="--folds", remedy="give --fold K")
+            raise ConfigError("--nproc and --nnodes train one fold", received="--folds", remedy="pass --fold K")
         output = output or Path("runs") / f"{base}_folds"
         chosen = _parse_folds(folds)
         reject_other_files(output, own="fold_*")
@@ -103,7 +110,7 @@ def train(
         show_folds(folds_done)
         return
     if on is not None:
-        raise ConfigError("--on ray trains folds at the same time", remedy="add --folds all")
+        raise ConfigError("--on ray needs --folds")
     output = output or Path("runs") / f"{base}_fold{fold}"
     reject_other_files(output, own="configs")
     check_target(output)
@@ -126,7 +133,7 @@ def train(
     except KeyboardInterrupt:
         typer.echo(RESUME, err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    if result is not None:  # else this host trained, and another one wrote
+    if result is not None:  # another host writes and prints the result otherwise
         show_training(result)
 
 
@@ -140,11 +147,11 @@ def _parse_folds(text: str) -> list[int] | None:
     try:
         return [int(word) for word in text.split(",")]
     except ValueError as error:
-        raise ConfigError("--folds takes all or numbers", received=text, expected="for instance --folds 0,2") from error
+        raise ConfigError("--folds must be all or numbers", received=text, expected="such as --folds 0,2") from error
 
 
 def show_training(result: TrainingResult) -> None:
-    """Print what came of a training."""
+    """Print the result of a training run."""
     console = Console()
     if result.kept_dice:
         title = f"kept: epoch {result.kept_epoch} of {result.epochs}, {_why_kept(result)}"
@@ -165,7 +172,7 @@ def _why_kept(result: TrainingResult) -> str:
 
 
 def show_folds(result: CrossValidation) -> None:
-    """Print what was done; the exit code tells whether that is all."""
+    """Print the result of a cross-validation and exit with a code that tells whether it is complete."""
     console, errors = Console(highlight=False, soft_wrap=True), _errors()
     for outcome in result.folds:
         console.print(
@@ -190,5 +197,5 @@ def show_folds(result: CrossValidation) -> None:
         typer.echo(RERUN, err=True)
         raise typer.Exit(EXIT_INTERRUPTED)
     if not result.is_whole:
-        errors.print("the same command tries again what failed and keeps the rest")
+        errors.print("rerun the command to retry what failed; finished folds are kept")
         raise typer.Exit(EXIT_SOME_FAILED)

@@ -17,28 +17,37 @@ from medunet.resources import find_bundle
 
 
 def tune(
-    bundle: Annotated[str, typer.Argument(help="A shipped bundle or a bundle's folder.")],
-    data: Annotated[Path, typer.Option("--data", help="Labelled images, as of `medunet train`.")],
-    trials: Annotated[int, typer.Option(help="Trainings to make; bad ones end early.")],
+    bundle: Annotated[str, typer.Argument(help="A shipped bundle, or the folder of a bundle.")],
+    data: Annotated[Path, typer.Option("--data", help="MSD or nnU-Net folder, or a folder with images/ and labels/.")],
+    trials: Annotated[int, typer.Option(help="Number of training runs; bad ones end early.")],
     set_range: Annotated[
         list[str],
-        typer.Option("--set-range", metavar="KEY=LOW:HIGH[:log][:int]", help="Or KEY=A|B|C; repeatable."),
+        typer.Option(
+            "--set-range",
+            metavar="KEY=LOW:HIGH[:log][:int]",
+            help="Values to try, as a range or as KEY=A|B|C; repeatable.",
+        ),
     ],
-    time: Annotated[str | None, typer.Option(help="Ends the search, such as 2h.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Of a training that is not ended early.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder; runs/BUNDLE_DATA_tune by default.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time after which the search ends, such as 2h.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of a run that does not end early. Default: those of the bundle.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the search. Default: runs/BUNDLE_DATA_tune.")] = None,
     device: Device = "auto",
     preset: Preset = None,
     tracking_uri: Annotated[
-        str | None, typer.Option("--tracking-uri", help="MLflow's store; '' for none; else as of `medunet train`.")
+        str | None,
+        typer.Option(
+            "--tracking-uri", help="Tracking URI of MLflow; '' disables it. Default: mlruns.db beside the folder."
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the search in --output, given the same arguments again.")
+        bool, typer.Option("--resume", help="Continue the search in --output; all other arguments must be the same.")
     ] = False,
     settings: Set = None,
     trust: Trust = False,
 ) -> None:
-    """Search for better values with Ray Tune: Optuna chooses, ASHA stops what is hopeless. Needs the extra `ray`."""
+    """Search for better values with Ray Tune: Optuna proposes them, ASHA ends bad runs early. Needs `medunet[ray]`."""
     source = find_bundle(bundle)
     require_path(data)
     changes = parse_settings(settings) | ({} if epochs is None else {"epochs": epochs})

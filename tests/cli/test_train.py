@@ -92,7 +92,7 @@ def test_folds_that_are_stopped_go_on_where_they_were(
     shown = capsys.readouterr()
     assert "fold 0: trained" in shown.out
     assert "fold 1: stopped" in shown.out
-    assert "goes on" in shown.err
+    assert "rerun the same command to continue" in shown.err
     monkeypatch.setattr(Trainer, "_iteration", iteration)
     assert medunet(*words, "--output", tmp_path / "parts") == 0
     shown = capsys.readouterr()
