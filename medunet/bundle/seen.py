@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle.ensemble import ENSEMBLE_FOLDS
-from medunet.bundle.read import read_own
+from medunet.bundle.read import read_json, read_own
 from medunet.datasets import SegmentationDataset, datalist, image_digest
 from medunet.errors import DataError
-from medunet.training import TRAINED_ON_NAME
+from medunet.training import TRAINED_ON_NAME, weights_of
 
 EVALUATION = "evaluation"
 """Folder in a run with the metrics of `medunet evaluate` on the run's own data set."""
@@ -39,6 +39,7 @@ def seen_cases(run: Path, dataset: SegmentationDataset, *, is_test: bool = False
     """Compare the images of a data set with those that a run, or the folds of a cross-validation, trained on.
 
     Images are compared by content (:func:`medunet.datasets.image_digest`), so renamed, moved and copied cases count.
+    The cases of a run whose weights this one started from (``init_from``) count, too.
 
     Args:
         run: its folder.
@@ -52,13 +53,13 @@ def seen_cases(run: Path, dataset: SegmentationDataset, *, is_test: bool = False
     own = Path(str(config.get("dataset_dir", "")))
     is_own = own.is_absolute() and own.exists() and _root(own) == _root(dataset.root)
     other = f"{EVALUATION}_{'test' if is_own else re.sub(r'[^A-Za-z0-9.-]+', '_', dataset.root.name)}"
-    records = [path for pattern in ("eval", "fold_*/eval") for path in run.glob(f"{pattern}/{TRAINED_ON_NAME}")]
-    if not records:  # such as a bundle that was copied without the record
+    trained = _trained_on(run)
+    if not trained:  # such as a bundle that was copied without the record
         names = _split(dataset, config) if is_own and not is_test else frozenset[str]()
         return SeenCases(names, EVALUATION if is_own and not is_test else other, is_known=is_own)
-    trained = {digest for path in records for digest in _read(path).values()}
     digests = {case.name: image_digest(case.images) for case in (dataset.test if is_test else dataset.cases)}
-    names = frozenset(name for name, digest in digests.items() if digest in trained)
+    known = trained | _inherited(run)
+    names = frozenset(name for name, digest in digests.items() if digest in known)
     holds_all = trained <= set(digests.values())
     return SeenCases(names, EVALUATION if (is_own and not is_test) or holds_all else other)
 
@@ -76,8 +77,26 @@ def _split(dataset: SegmentationDataset, config: Mapping[str, Any]) -> frozenset
     return frozenset(str(item["name"]) for item in items)
 
 
-def _read(path: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError("not a record of training cases", file=path, remedy="train again") from error
+def _trained_on(run: Path) -> set[str]:
+    """Return the digests of the cases that a run, or its folds, trained on; empty if there is no record."""
+    found: set[str] = set()
+    for path in (*run.glob(f"eval/{TRAINED_ON_NAME}"), *run.glob(f"fold_*/eval/{TRAINED_ON_NAME}")):
+        try:
+            found |= set(json.loads(path.read_text(encoding="utf-8")).values())
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DataError("not a record of training cases", file=path, remedy="train again") from error
+    return found
+
+
+def _inherited(run: Path) -> set[str]:
+    """Return the digests of the cases of the runs that this one started from, as far as they are still there."""
+    found: set[str] = set()
+    visited: set[Path] = set()
+    while run not in visited and (run / "configs" / "train.json").is_file():
+        visited.add(run)
+        source = read_json(run / "configs" / "train.json").get("init_from")
+        if not source:
+            break
+        run = weights_of(str(source)).resolve().parent.parent
+        found |= _trained_on(run)
+    return found

@@ -109,6 +109,12 @@ def test_a_fold_of_other_data_means_nothing(run: Path, own: Path, tmp_path: Path
         evaluate_bundle(run, new, section="validation", device="cpu")
 
 
+def test_cases_of_the_run_that_the_weights_come_from_were_seen_too(run: Path, own: Path, tmp_path: Path) -> None:
+    changes = {**SMALL_2D, "epochs": 1, "folds": 2, "fold": 1, "tracking_uri": "", "init_from": str(run)}
+    train_bundle(find_bundle("unet_2d"), own, tmp_path / "second", changes=changes, device="cpu")
+    assert seen_cases(tmp_path / "second", open_dataset(own)).names == {f"cells_00{number}" for number in range(4)}
+
+
 def test_a_bundle_without_a_record_says_so(run: Path, other: Path) -> None:
     (run / "eval" / "trained_on.json").unlink()
     summary = evaluate_bundle(run, other, device="cpu")
