@@ -206,13 +206,13 @@ def _source_images(planes: Sequence[SourcePlane]) -> tuple[list[Dataset], list[i
     as other phases at the same positions, so it is described with the frames that were read alone.
     """
     numbers = [plane.frame for plane in planes if plane.frame is not None]
-    thickness = _thickness(planes)
+    placements = _placements(planes)
     if not numbers:
-        return [_described(plane.header, _placement(plane, thickness)) for plane in planes], []
+        pairs = zip(planes, placements, strict=True)
+        return [_described(plane.header, placement) for plane, placement in pairs], []
     header = planes[0].header
     if len(numbers) < len(planes) or any(plane.header is not header for plane in planes):
         raise DataError("a DICOM SEG can refer to the frames of one multi-frame file only")
-    placements = [_placement(plane, thickness) for plane in planes]
     image = _described(header, Dataset())
     image.NumberOfFrames = len(numbers)
     shared, groups = Dataset(), [Dataset() for _ in planes]
@@ -235,15 +235,24 @@ def _described(header: Dataset, placement: Dataset) -> Dataset:
     return image
 
 
-def _placement(plane: SourcePlane, thickness: float) -> Dataset:
-    position, spacing, direction = plane.geometry.to_lps()
-    columns = np.reshape(direction, (3, 3)).T
-    item = Dataset()
-    item.ImagePositionPatient = [format_number_as_ds(value) for value in position]
-    item.ImageOrientationPatient = [format_number_as_ds(value) for value in columns[:2].ravel().tolist()]
-    item.PixelSpacing = [format_number_as_ds(value) for value in (spacing[1], spacing[0])]
-    item.SliceThickness = format_number_as_ds(thickness)
-    return item
+def _placements(planes: Sequence[SourcePlane]) -> list[Dataset]:
+    """Return where planes lie in the patient.
+
+    A DICOM SEG has one orientation and one pixel spacing. All planes get those of the first, because highdicom rejects
+    the differences in the last digits that the reader allows.
+    """
+    _, spacing, direction = planes[0].geometry.to_lps()
+    cosines = np.reshape(direction, (3, 3)).T[:2].ravel().tolist()
+    thickness = format_number_as_ds(_thickness(planes))
+    placements = []
+    for plane in planes:
+        item = Dataset()
+        item.ImagePositionPatient = [format_number_as_ds(value) for value in plane.geometry.to_lps()[0]]
+        item.ImageOrientationPatient = [format_number_as_ds(value) for value in cosines]
+        item.PixelSpacing = [format_number_as_ds(value) for value in (spacing[1], spacing[0])]
+        item.SliceThickness = thickness
+        placements.append(item)
+    return placements
 
 
 def _thickness(planes: Sequence[SourcePlane]) -> float:

@@ -79,6 +79,11 @@ def beside_a_segmentation(made: Any, folder: Path) -> tuple[Path, dict[str, Any]
     return folder, {}
 
 
+def orientations_that_differ_in_the_last_digits(made: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
+    cosines = {"ImageOrientationPatient": lambda n: [1, 1e-6 * n, 0, -1e-6 * n, 1, 0]}
+    return made.series(folder, made.positions(), **cosines, **IDENTITY), {}
+
+
 def multi_frame(made: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
     positions = np.repeat(made.positions()[::-1], 2, axis=0)  # descending, two phases at each position
     folder.mkdir()
@@ -107,6 +112,7 @@ KINDS = (
     with_duplicates,
     gantry_tilt,
     beside_a_segmentation,
+    orientations_that_differ_in_the_last_digits,
     multi_frame,
     enhanced_mr,
 )
