@@ -45,7 +45,7 @@ READING: dict[str, Any] = {
     ],
     "phase": Annotated[
         int | None,
-        typer.Option("--phase", metavar="N", help="DICOM: which phase of a time series to read, counted from 0."),
+        typer.Option("--phase", metavar="N", help="DICOM: which volume of a 4D series, or which frame, from 0."),
     ],
     "uneven": Annotated[
         str | None,

@@ -48,7 +48,8 @@ class ReadOptions:
         series_uid: DICOM: SeriesInstanceUID of the series to read from a folder with several.
         uneven: DICOM: what to do with slices at uneven distances.
         tilt: DICOM: what to do with a tilted gantry.
-        phase: DICOM: which phase of a time series to read, counted from 0; None rejects a series with several.
+        phase: DICOM: which volume of a series of several, or which frame without a position, counted from 0; None
+            rejects such a series.
         spatial_dims: 3 rejects 2D images and volumes of one slice; 2 rejects volumes and reads a single slice as a 2D
             image. None accepts both, but rejects a DICOM folder with a single slice.
         skip_unreadable: DICOM: leave out files that are zeroed, truncated or unreadable, with a warning; False rejects

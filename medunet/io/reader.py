@@ -74,7 +74,8 @@ def read_volume(
         series_uid: DICOM: which series to read where there are several.
         uneven: DICOM: 'refuse' slices at uneven distances or 'resample' them; a missing slice is always refused.
         tilt: DICOM: 'keep' a tilted gantry as shear in the affine, or 'resample' to a grid with right angles.
-        phase: DICOM: which phase of a sequence in time, counted from 0; without it such a series is refused.
+        phase: DICOM: which volume of a series of several, or which frame without a position, counted from 0; None
+            rejects such a series.
         spatial_dims: 3 refuses an image in the plane, and a volume of one slice; 2 refuses volumes, and reads one slice
             as an image in the plane. None takes what is there, but refuses a DICOM folder with a single slice.
         skip_unreadable: DICOM: leave out zeroed, truncated and unreadable files, with a warning; False rejects them.
@@ -83,13 +84,13 @@ def read_volume(
 
     Returns:
         ``Volume(image, record)``: NIfTI, NRRD, MetaImage and DICOM in the order ``(C, x, y, z)`` of their affine, a
-        DICOM file with one slice as ``(C, x, y)``; PNG, TIFF, BMP and JPEG as ``(C, x, y)``, x along the width and y
-        along the height as MONAI's readers give them, a TIFF stack as ``(C, x, y, pages)``.
+        DICOM file with one slice or a radiograph as ``(C, x, y)``; PNG, TIFF, BMP and JPEG as ``(C, x, y)``, x along
+        the width and y along the height as MONAI's readers give them, a TIFF stack as ``(C, x, y, pages)``.
 
     Raises:
         DataError: unreadable, damaged, unknown format, NaN voxels, an axis, a series or a phase that must be chosen.
         GeometryError: a placement that is missing, impossible, contradictory, or differs between channels.
-        SecurityError: a DICOMDIR that points out of its folder.
+        SecurityError: a DICOMDIR or an archive that points out of its folder, or unpacks to too much.
         ConfigError: an option that does not exist.
     """
     options = ReadOptions(channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims, skip_unreadable)
