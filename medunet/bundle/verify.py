@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import copy
 import logging
+import pydoc
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -97,6 +98,10 @@ def _not_checkable(error: BaseException) -> str | None:
     while cause is not None:
         if isinstance(cause, _NotCheckableError):
             return str(cause)
+        if isinstance(cause, pydoc.ErrorDuringImport) and cause.value is not None:  # of a module of the bundle
+            cause = cause.value
+        if isinstance(cause, FileNotFoundError) and Path(str(cause.filename)).parent.name == "models":
+            return f"a file is missing: {cause.filename}"
         if isinstance(cause, OptionalImportError | ModuleNotFoundError) and not str(cause).startswith("Cannot locate"):
             return f"a package is missing: {_one_line(cause).partition(' For details')[0]}"
         cause = cause.__cause__
@@ -115,9 +120,13 @@ def _configs(bundle: Path) -> dict[str, dict[str, Any]]:
     for file in files.values():
         check_size(file)
     parts = {name: [file] for name, file in files.items()}
-    if {"train", "evaluate"} <= files.keys() and "network_def" not in ConfigParser.load_config_file(files["evaluate"]):
+    if {"train", "evaluate"} <= files.keys() and _is_overlay(ConfigParser.load_config_file(files["evaluate"])):
         parts["evaluate"] = [files["train"], files["evaluate"]]
     return {name: ConfigParser.load_config_files(part) for name, part in parts.items()}
+
+
+def _is_overlay(config: Mapping[str, Any]) -> bool:
+    return "network_def" not in config or any("#" in id_ or SEPARATOR in id_ for id_ in config)
 
 
 def _is_own(configs: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -20,8 +20,10 @@ EXAMPLES = {
     "inferer": '{"_target_": "SlidingWindowInferer", "roi_size": [96, 96, 96], "overlap": 0.5}',
     "postprocessing": '{"_target_": "Compose", "transforms": [{"_target_": "AsDiscreted", "keys": "pred", '
     '"argmax": true}]}',
+    "in_channels": "1",
+    "spatial_dims": "3",
 }
-"""Ids of MONAI's bundle specification that prediction needs, each with an example of the line to add."""
+"""Ids that prediction needs, each with an example of the line to add; the last two may follow from metadata.json."""
 
 DEFAULTS: Mapping[str, Any] = {
     "network": "$@network_def.to(@device)",
@@ -33,7 +35,6 @@ DEFAULTS: Mapping[str, Any] = {
 """Values of ids that only medunet's bundles have."""
 
 BACKGROUND = "background"
-
 
 OWN_IDS = ("in_channels", "spatial_dims", "network", "ckpt_path", "autocast_dtype", "prediction_dir")
 """Ids that every bundle of medunet has, also the oldest."""
@@ -56,16 +57,13 @@ def complete(parser: ConfigParser, metadata: Mapping[str, Any], *, file: Path) -
         ConfigError: the config lacks an id that cannot be filled in; the message has the line to add.
     """
     image = _tensor(metadata, "inputs", "image")
-    shape, channels = image.get("spatial_shape"), image.get("num_channels")
-    examples = dict(EXAMPLES)
-    known = dict(DEFAULTS) | {"ckpt_path": checkpoint(parser)}
-    if channels is not None:
-        known["in_channels"] = channels
-    if isinstance(shape, list):
-        known["spatial_dims"] = len(shape)
-    examples |= {"in_channels": "1", "spatial_dims": "3"}
-    if missing := [key for key in examples if key not in parser and key not in known]:
-        lines = ", ".join(f'"{key}": {examples[key]}' for key in missing)
+    known = {**DEFAULTS, "ckpt_path": checkpoint(parser)}
+    if "num_channels" in image:
+        known["in_channels"] = image["num_channels"]
+    if isinstance(image.get("spatial_shape"), list):
+        known["spatial_dims"] = len(image["spatial_shape"])
+    if missing := [key for key in EXAMPLES if key not in parser and key not in known]:
+        lines = ", ".join(f'"{key}": {EXAMPLES[key]}' for key in missing)
         raise ConfigError(
             "the bundle lacks what prediction needs",
             file=file,

@@ -185,7 +185,7 @@ def test_a_model_with_somebodys_expression_asks_for_a_word_that_names_its_conten
     marker = tmp_path / "executed"
     run = Path(shutil.copytree(tracked[0], tmp_path / "run"))
     config = json.loads((run / "configs" / "inference.json").read_text())
-    config["spacing_mm"] = f"$(__import__('pathlib').Path({str(marker)!r}).touch(), [1.0, 1.0])[1]"
+    config["autocast_dtype"] = f"$(__import__('pathlib').Path({str(marker)!r}).touch(), 'float32')[1]"
     (run / "configs" / "inference.json").write_text(json.dumps(config))
     packed = tmp_path / "bundle.zip"
     packed.write_bytes(pack_bundle(run, CaseCodes([])))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,19 +124,16 @@ def compare_labels(network: TileNetwork, run: Runner, image: Path, *, trust: boo
     overrides: dict[str, Any] = dict(EXACT)
     if network.largest is not None:
         overrides["tile_size"] = within(network.description["tile"]["size"], network.largest)
-    with tempfile.TemporaryDirectory() as folder:
-        predictor = Predictor(
-            network.bundle, output_dir=Path(folder), device="cpu", overwrite=True, overrides=overrides, trust=trust
-        )
-        expected = np.asarray(predictor.decide(image)["pred"])
-        predictor.network = ExportedNetwork(run, network.reference).eval()
-        try:
-            found = np.asarray(predictor.decide(image)["pred"])
-        except MedunetError:
-            raise
-        except Exception as error:  # whatever an engine raises for a size that it does not take
-            cause = " ".join(str(error).split())[:200]
-            raise ConfigError(f"the file cannot be run on the case: {cause}", file=image) from error
+    predictor = Predictor(network.bundle, device="cpu", overrides=overrides, trust=trust)
+    expected = np.asarray(predictor.decide(image)["pred"])
+    predictor.network = ExportedNetwork(run, network.reference).eval()
+    try:
+        found = np.asarray(predictor.decide(image)["pred"])
+    except MedunetError:
+        raise
+    except Exception as error:  # whatever an engine raises for a size that it does not take
+        cause = " ".join(str(error).split())[:200]
+        raise ConfigError(f"the file cannot be run on the case: {cause}", file=image) from error
     if found.shape != expected.shape:
         return expected.size, expected.size
     return int((found != expected).sum()), expected.size
