@@ -12,7 +12,7 @@ from medunet.bundle.read import read_own
 from medunet.bundle.seen import EVALUATION, SeenCases, seen_cases
 from medunet.datasets import MAX_CLASSES, datalist, label_values, open_dataset, refuse_instances
 from medunet.datasets.manifest import MANIFEST, labels_of, load_manifest
-from medunet.errors import ConfigError, DataError, GeometryError, MedunetError
+from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.files import claim
 from medunet.io.options import ReadOptions
 from medunet.metrics import Summary, summarise, write_tables
@@ -74,8 +74,8 @@ def evaluate_bundle(
         raise ConfigError("unknown section", received=section, expected=", ".join(SECTIONS))
     require_trust(bundle, trust=trust)
     config = read_own(bundle, "evaluate")
-    problems: list[MedunetError] | None = [] if config.get("skip_cases") else None  # datalist rejects other bad cases
-    dataset = open_dataset(data, problems=problems, read=ReadOptions.of_config(config))
+    # a case that cannot be read fails by name when it is predicted, and the others are evaluated
+    dataset = open_dataset(data, problems=[], read=ReadOptions.of_config(config))
     seen = seen_cases(bundle, dataset, is_test=section == "test")
     output = output or bundle / seen.folder
     with claim(output):
