@@ -38,7 +38,7 @@ from bench_quality import machine
 from readme_marks import write_between
 
 from medunet.files import write_atomically
-from medunet.networks import resolve_device
+from medunet.runtime import resolve_device
 
 README_MARKS = "<!-- inference -->", "<!-- end of inference -->"
 RESULTS = Path(__file__).parent / "results"

@@ -27,7 +27,8 @@ from torch import nn
 from medunet.datasets import make_phantom, open_dataset
 from medunet.inferers import SameSizeShapes
 from medunet.io import MedunetReader
-from medunet.networks import UNet, autocast, load_weights, save_checkpoint
+from medunet.networks import UNet
+from medunet.runtime import autocast, load_weights, save_checkpoint
 
 ZOO_STRIDE = 16
 """Product of the strides of the zoo's spleen network."""

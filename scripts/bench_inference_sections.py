@@ -30,7 +30,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from medunet.inferers import OverlapTileInferer
-from medunet.networks import FastNetwork, has_openvino, presets
+from medunet.networks import presets
+from medunet.runtime import FastNetwork, has_openvino
 
 MATMUL_EDGE = 4096
 """Square matrices large enough that the rate no longer grows."""

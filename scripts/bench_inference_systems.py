@@ -25,7 +25,7 @@ from monai.transforms import Activations, AsDiscrete, Invertd
 from torch import nn
 
 from medunet.inferers import LabelInferer, OverlapTileInferer
-from medunet.networks import FastNetwork, keep_freed_memory
+from medunet.runtime import FastNetwork, keep_freed_memory
 
 ZOO_ROI = (96, 96, 96)
 NNUNET_PATCH = (128, 128, 128)

@@ -13,8 +13,8 @@ from typing import Any
 import bench_nnunet
 from bench_inference_options import Options, Put
 
-from medunet.bundle import evaluate_folders
 from medunet.datasets import open_dataset
+from medunet.runs import evaluate_folders
 
 LOOP_CASES = 3
 """Cases of the loop that starts `monai.bundle` for each: its time a case hardly varies."""

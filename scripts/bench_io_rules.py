@@ -30,7 +30,7 @@ from monai.transforms import LoadImage
 from readme_marks import write_between
 
 from medunet.datasets import Case as Pair
-from medunet.datasets.check import check_pair
+from medunet.datasets.check.check import check_pair
 from medunet.errors import MedunetError
 from medunet.io import read_volume
 

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from medunet.networks import UNet, load_checkpoint
+from medunet.networks import UNet
+from medunet.runtime import load_checkpoint
 
 CONFIGURATION = "3d_fullres"
 MIRROR_AXES = (0, 1, 2)

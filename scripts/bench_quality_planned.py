@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from medunet.bundle import evaluate_bundle, plan_bundle, train_bundle, train_folds
+from medunet.bundle import plan_bundle
 from medunet.datasets import Case, open_dataset, split_fold
 from medunet.files import write_atomically
+from medunet.runs import evaluate_bundle, train_bundle, train_folds
 from medunet.training import LAST_NAME
 
 FEW_VARIANTS: dict[str, dict[str, Any]] = {

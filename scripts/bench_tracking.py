@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 
-from medunet.bundle import find_bundle, train_bundle
+from medunet.bundle import find_bundle
 from medunet.datasets import write_phantom_dataset
+from medunet.runs import train_bundle
 from medunet.training import HistoryHandler
 
 

@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from medunet.bundle import find_bundle, specialise, train_bundle
+from medunet.bundle import find_bundle, specialise
 from medunet.datasets import write_phantom_dataset
-from medunet.networks import save_weights
+from medunet.runs import train_bundle
+from medunet.runtime import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -35,7 +35,7 @@ def fastest_format(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """Each number format in turn as the one that "auto" takes, whatever this CPU multiplies."""
     dtype: torch.dtype = getattr(torch, request.param)
     # by import_module: the package has a function of the same name as this module
-    module = importlib.import_module("medunet.networks.autocast")
+    module = importlib.import_module("medunet.runtime.autocast")
     monkeypatch.setattr(module, "fast_dtype", lambda device: dtype)
     return dtype
 

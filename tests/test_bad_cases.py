@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from medunet.bundle import find_bundle, train_bundle
+from medunet.bundle import find_bundle
 from medunet.cli.app import main
 from medunet.datasets import datalist, write_phantom_dataset
 from medunet.errors import DataError
 from medunet.files import claim
+from medunet.runs import train_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

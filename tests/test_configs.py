@@ -10,7 +10,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from medunet.bundle import find_bundle, specialise
-from medunet.bundle.merge import accepted_arguments
+from medunet.bundle.config import accepted_arguments
 from medunet.networks import presets
 
 SMALL = {"network_def::channels": [4, 8, 16], "patch_size": [32, 32], "device": torch.device("cpu")}

@@ -19,7 +19,7 @@ import pytest
 import torch
 from small import SMALL_2D, untrained_run
 
-from medunet.bundle import find_bundle, train_bundle
+from medunet.bundle import find_bundle
 from medunet.datasets import write_phantom_dataset
 from medunet.errors import DataError
 from medunet.files import (
@@ -33,8 +33,10 @@ from medunet.files import (
     remove_remains,
     write_atomically,
 )
-from medunet.networks import UNet, load_checkpoint, save_checkpoint, save_weights
+from medunet.networks import UNet
 from medunet.prediction import Predictor
+from medunet.runs import train_bundle
+from medunet.runtime import load_checkpoint, save_checkpoint, save_weights
 from medunet.training import LAST_NAME, PREVIOUS_NAME, CheckpointHandler
 
 NO_SPACE, READ_ONLY = os.strerror(errno.ENOSPC), os.strerror(errno.EROFS)
@@ -123,7 +125,7 @@ def test_a_limit_of_file_sizes_keeps_the_old_file(tmp_path: Path) -> None:
     save_checkpoint(checkpoint(1, size=10), tmp_path / "last.pt")
     program = f"""
 import resource
-from medunet.networks import save_checkpoint
+from medunet.runtime import save_checkpoint
 import torch
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 save_checkpoint({{"model": torch.zeros(100_000)}}, {str(tmp_path / "last.pt")!r})

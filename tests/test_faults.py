@@ -16,12 +16,14 @@ import pytest
 import torch
 from small import SMALL_2D, untrained_run
 
-from medunet.bundle import find_bundle, train_bundle
+from medunet.bundle import find_bundle
 from medunet.datasets import prune_store, write_phantom_dataset
 from medunet.files import lock
 from medunet.io import read_volume
-from medunet.networks import UNet, load_checkpoint
+from medunet.networks import UNet
 from medunet.prediction import Predictor
+from medunet.runs import train_bundle
+from medunet.runtime import load_checkpoint
 from medunet.training import LAST_NAME, PREVIOUS_NAME, CheckpointHandler
 
 pytestmark = pytest.mark.filterwarnings("ignore")

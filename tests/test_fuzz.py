@@ -38,9 +38,9 @@ from pydicom.uid import JPEGLSLossless, RLELossless
 
 from medunet.errors import MedunetError
 from medunet.io import limits, read_header, read_label, read_volume, write_volume
-from medunet.io.dicom_seg import make_dicom_seg
-from medunet.io.dicom_source import read_planes, save_dataset
-from medunet.io.rtstruct import make_rtstruct
+from medunet.io.dicom.references import read_planes, save_dataset
+from medunet.io.dicom.rtstruct import make_rtstruct
+from medunet.io.dicom.seg import make_dicom_seg
 from medunet.io.segments import as_segments
 from medunet.trust import judge
 

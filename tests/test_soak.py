@@ -19,8 +19,9 @@ import torch
 from medunet.bundle import find_bundle, specialise
 from medunet.io import write_volume
 from medunet.io.isolation import shared_process
-from medunet.networks import UNet, save_weights
+from medunet.networks import UNet
 from medunet.prediction import Predictor
+from medunet.runtime import save_weights
 
 CASES = int(os.environ.get("MEDUNET_SOAK_CASES", "60"))
 GROWTH = 1.05

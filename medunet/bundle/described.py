@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from medunet.bundle.config import SEPARATOR
 from medunet.bundle.decisions import reasons, show
-from medunet.bundle.merge import SEPARATOR
 from medunet.bundle.render import recipes
 from medunet.bundle.specialise import CHANGES, read_json
 from medunet.reports import Setting

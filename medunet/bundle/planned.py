@@ -16,9 +16,9 @@ from medunet.errors import DataError, MedunetError
 from medunet.files import check_target, claim, reject_other_files, write_atomically
 from medunet.io import output_name
 from medunet.io.options import DEFAULTS, ReadOptions
-from medunet.networks import resolve_device
 from medunet.planning import Fingerprint, Plan, fingerprint, fit_preset, plan
 from medunet.resources import find_bundle, resource_dir
+from medunet.runtime import resolve_device
 from medunet.trust import adopt
 
 BUNDLE_BYTES = 4 << 20

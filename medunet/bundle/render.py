@@ -9,7 +9,15 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from medunet.bundle.merge import SEPARATOR, all_ids, check_config, closest, known_part, load_yaml, merge
+from medunet.bundle.config import (
+    SEPARATOR,
+    all_ids,
+    check_config,
+    closest,
+    known_part,
+    load_yaml,
+    merge,
+)
 from medunet.errors import ConfigError
 from medunet.files import write_atomically
 from medunet.resources import resource_dir

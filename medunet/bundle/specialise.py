@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medunet.bundle.config import SEPARATOR, all_ids, check_config, closest, get_id
 from medunet.bundle.decisions import with_values
-from medunet.bundle.merge import SEPARATOR, all_ids, check_config, closest, get_id
 from medunet.bundle.read import read_json as read_json
 from medunet.bundle.read import read_own
 from medunet.bundle.render import data_format, differences, set_id, to_json, write_bundle

@@ -18,14 +18,14 @@ from monai.bundle.properties import InferProperties, TrainProperties
 from monai.bundle.utils import DEPRECATED_ID_MAPPING
 from monai.utils import BundleProperty, BundlePropertyConfig, OptionalImportError
 
-from medunet.bundle.merge import SEPARATOR, all_ids, check_config, get_id
+from medunet.bundle.config import SEPARATOR, all_ids, check_config, get_id
 from medunet.bundle.read import OWN_IDS, check_size
 from medunet.bundle.specialise import WORKFLOWS, read_json
 from medunet.errors import ConfigError, first_cause
-from medunet.networks import load_weights
 from medunet.prediction.configuration import config_file, import_from
 from medunet.prediction.foreign import checkpoint
 from medunet.resources import resource_dir
+from medunet.runtime import load_weights
 from medunet.trust import judge, require_trust
 
 logger = logging.getLogger(__name__)

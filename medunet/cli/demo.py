@@ -20,7 +20,7 @@ def demo(
     device: Device = "auto",
 ) -> None:
     """Train a 3D U-Net on synthetic CT volumes, evaluate it on unseen ones and write a report."""
-    from medunet.bundle import run_demo
+    from medunet.runs import run_demo
 
     console = Console(soft_wrap=True, highlight=False)
     result = run_demo(output, epochs=epochs, device=device)

@@ -68,12 +68,12 @@ def evaluate(
         check_target(output)
     if bundle is not None and data is not None and pred is None and ref is None and labels is None:
         folder = find_bundle(bundle)
-        from medunet.bundle import evaluate_bundle
+        from medunet.runs import evaluate_bundle
 
         result = evaluate_bundle(folder, data, output, section=section, device=device, em=em, trust=trust)
     elif pred is not None and ref is not None and bundle is None and data is None:
         names = _parse_labels(labels)
-        from medunet.bundle import evaluate_folders
+        from medunet.runs import evaluate_folders
 
         result = evaluate_folders(pred, ref, output, labels=names, em=em)
     else:

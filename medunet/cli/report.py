@@ -38,7 +38,7 @@ def report(
     for folder in folders:
         find_bundle(folder.absolute())  # by its path: a shipped bundle has nothing to report
     require_path(data)
-    from medunet.bundle import report_runs
+    from medunet.runs import report_runs
 
     page = output or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
     written = report_runs(folders, page, data=data, title=title, device=device, megabytes=megabytes, figures=figures)

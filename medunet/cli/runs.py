@@ -113,8 +113,8 @@ def resume(
     trust: Trust = False,
 ) -> None:
     """Resume an interrupted training run from its last completed epoch."""
-    from medunet.bundle import TrainingResult, resume_run
     from medunet.errors import DataError
+    from medunet.runs import TrainingResult, resume_run
     from medunet.tracking import find_run, folder_of
 
     run = find_run(name, _runs(folder, uri, experiment, folds=False))

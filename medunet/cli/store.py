@@ -40,7 +40,7 @@ def store(
     Cases that a running process uses are never removed.
     """
     from medunet.datasets import list_store, prune_store
-    from medunet.datasets.prune import store_folder
+    from medunet.datasets.cache.prune import store_folder
     from medunet.errors import ConfigError
     from medunet.inferers.memory import parse_memory
 

@@ -18,7 +18,7 @@ from medunet.overrides import parse_settings
 from medunet.resources import find_bundle
 
 if TYPE_CHECKING:
-    from medunet.bundle import CrossValidation, TrainingResult
+    from medunet.runs import CrossValidation, TrainingResult
 
 
 RESUME = "interrupted: add --resume to the same command to continue from the last completed epoch"
@@ -95,7 +95,7 @@ def train(
         chosen = _parse_folds(folds)
         reject_other_files(output, own="fold_*")
         check_target(output)
-        from medunet.bundle import train_folds
+        from medunet.runs import train_folds
         from medunet.tracking import default_store
 
         if tracking_uri is None and "tracking_uri" not in changes:
@@ -114,7 +114,7 @@ def train(
     output = output or Path("runs") / f"{base}_fold{fold}"
     reject_other_files(output, own="configs")
     check_target(output)
-    from medunet.bundle import train_bundle
+    from medunet.runs import train_bundle
     from medunet.tracking import default_store
 
     if tracking_uri is None and "tracking_uri" not in changes:

@@ -1,9 +1,9 @@
 """Reading and writing images: headers are verified before a voxel is used, files are written whole or not at all."""
 
-from .deidentify import Pseudonyms as Pseudonyms
-from .dicom import is_dicom as is_dicom
-from .dicom import is_dicom_folder as is_dicom_folder
-from .dicom import picture_files as picture_files
+from .dicom.deidentify import Pseudonyms as Pseudonyms
+from .dicom.series import is_dicom as is_dicom
+from .dicom.series import is_dicom_folder as is_dicom_folder
+from .dicom.series import picture_files as picture_files
 from .label import LoadLabeld as LoadLabeld
 from .label import is_structure_file as is_structure_file
 from .label import label_names as label_names

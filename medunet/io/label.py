@@ -19,15 +19,15 @@ from monai.transforms import MapTransform
 from medunet.errors import DataError, GeometryError, MedunetError
 from medunet.geometry import Geometry
 
-from .dicom_seg import read_segments
-from .dicom_source import RTSTRUCT_CLASS, SEG_CLASSES, storage_class
+from .dicom.references import RTSTRUCT_CLASS, SEG_CLASSES, storage_class
+from .dicom.rtstruct import read_regions
+from .dicom.seg import read_segments
 from .limits import require_reachable, system_errors
 from .names import output_name
 from .nifti import NIFTI_SUFFIXES
 from .nrrd import SEG_NRRD_SUFFIX, read_seg_nrrd
 from .reader import Volume, read_header, read_volume
 from .record import ReadRecord
-from .rtstruct import read_regions
 from .structures import number_structures, paint_structures
 from .writer import parse_label_names
 

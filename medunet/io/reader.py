@@ -17,8 +17,9 @@ from monai.data.image_reader import ImageReader
 from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
-from .dicom import DICOM_SUFFIXES, is_dicom_file, read_dicom, read_dicom_header
-from .dicom_header import looks_like_dicom
+from .dicom.header import looks_like_dicom
+from .dicom.series import DICOM_SUFFIXES, is_dicom_file, read_dicom, read_dicom_header
+from .dicom.zipped import ZIP_SUFFIX, image_in, unpacked
 from .images import (
     PILLOW_SUFFIXES,
     TIFF_SUFFIXES,
@@ -34,7 +35,6 @@ from .names import output_name
 from .nifti import NIFTI_SUFFIXES, RELATED_SUFFIXES, read_nifti, read_nifti_header
 from .options import Form, ReadOptions, Tilt, Uneven
 from .record import ReadRecord, SourceFrame, encode_frames
-from .zipped import ZIP_SUFFIX, image_in, unpacked
 
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RELATED_SUFFIXES, *PILLOW_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES, ZIP_SUFFIX)
 """Endings of the files that can be read, in lower case. DICOM has none that can be relied on: a folder is taken for a

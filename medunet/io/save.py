@@ -21,13 +21,13 @@ from medunet.errors import ConfigError, DataError, GeometryError, MedunetError
 from medunet.files import atomic_path
 from medunet.geometry import Geometry
 
-from .deidentify import Pseudonyms, deidentify
-from .dicom_seg import make_dicom_seg
-from .dicom_source import SourcePlane, read_planes, save_dataset
+from .dicom.deidentify import Pseudonyms, deidentify
+from .dicom.references import SourcePlane, read_planes, save_dataset
+from .dicom.rtstruct import make_rtstruct
+from .dicom.seg import make_dicom_seg
 from .names import output_name
 from .reader import PathLike
 from .record import decode_frames
-from .rtstruct import make_rtstruct
 from .segments import Segment, as_segments
 from .writer import label_dtype, result_suffix, write_volume
 

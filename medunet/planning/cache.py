@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from medunet.datasets import Case, SegmentationDataset
-from medunet.datasets.identity import code_digest, describe_source, digest
+from medunet.datasets.cache.identity import code_digest, describe_source, digest
 from medunet.errors import DataError
 from medunet.files import cache_folder, write_atomically
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from medunet.datasets.values import index_values
+from medunet.datasets.layouts.values import index_values
 from medunet.io import ReadRecord
 
 from .adapt import in_ras_order

@@ -15,7 +15,7 @@ import torch
 from medunet.datasets import FOLDS, SECOND_CASE, SegmentationDataset
 from medunet.errors import ConfigError, DataError
 from medunet.inferers import free_memory
-from medunet.networks import resolve_device, resolve_dtype
+from medunet.runtime import resolve_device, resolve_dtype
 
 from . import choices
 from .fingerprint import Fingerprint

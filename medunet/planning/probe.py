@@ -24,7 +24,8 @@ from monai.transforms import Compose
 
 from medunet.errors import ConfigError
 from medunet.inferers.memory import is_out_of_memory
-from medunet.networks import UNet, autocast, keep_freed_memory, resolve_device, resolve_dtype
+from medunet.networks import UNet
+from medunet.runtime import autocast, keep_freed_memory, resolve_device, resolve_dtype
 
 logger = logging.getLogger(__name__)
 

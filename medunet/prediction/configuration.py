@@ -16,8 +16,8 @@ from monai.bundle.reference_resolver import ReferenceResolver
 from yaml import YAMLError
 
 from medunet.errors import ConfigError, find_cause, first_cause
-from medunet.networks import load_weights
 from medunet.overrides import check_type
+from medunet.runtime import load_weights
 from medunet.trust import Verdict, require_trust
 
 from .foreign import complete, is_foreign

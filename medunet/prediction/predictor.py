@@ -21,7 +21,7 @@ from monai.transforms import Compose, LoadImage, LoadImaged, Orientation, Orient
 from medunet.errors import ConfigError, MedunetError, find_cause
 from medunet.io import Pseudonyms, ReadOptions, ResultFormat, SavePredictiond
 from medunet.io.reader import PathLike
-from medunet.networks import EnsembleLogits, autocast, resolve_device
+from medunet.runtime import EnsembleLogits, autocast, resolve_device
 
 from .configuration import check_same_input, content, load_network, parse_inference
 from .existing import existing_result
@@ -198,7 +198,7 @@ class Predictor:
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """What each :class:`medunet.networks.FastNetwork` of the bundle chose; known after the first case."""
+        """What each :class:`medunet.runtime.FastNetwork` of the bundle chose; known after the first case."""
         found = (getattr(module, "choice", None) for module in self.network.modules())
         return tuple(choice for choice in found if choice is not None)
 

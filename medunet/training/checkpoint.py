@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_target, is_whole_zip, keep_as, remove_remains
-from medunet.networks import load_checkpoint, load_weights, save_checkpoint, save_weights
+from medunet.runtime import load_checkpoint, load_weights, save_checkpoint, save_weights
 from medunet.trust import forget_weights
 
 from .averaging import WeightAverage
@@ -58,7 +58,7 @@ class WeightsLoader:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Any) -> None:
-        """Load; raises as :func:`medunet.networks.load_weights`."""
+        """Load; raises as :func:`medunet.runtime.load_weights`."""
         load_weights(self.network, self.path)
 
 

@@ -13,7 +13,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 
 from medunet.errors import ConfigError, DataError
-from medunet.networks import autocast, keep_freed_memory, resolve_dtype
+from medunet.runtime import autocast, keep_freed_memory, resolve_dtype
 
 
 class Trainer(SupervisedTrainer):

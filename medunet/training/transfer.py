@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from medunet.networks import TransferReport, transfer_weights
+from medunet.runtime import TransferReport, transfer_weights
 
 from .checkpoint import BEST_NAME
 
@@ -39,7 +39,7 @@ class WeightsTransfer:
             engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Any) -> None:
-        """Take over the weights; raises as :func:`medunet.networks.transfer_weights`."""
+        """Take over the weights; raises as :func:`medunet.runtime.transfer_weights`."""
         if engine.state.epoch > 0 or not self.source:  # the checkpoint handler has resumed
             return
         path = weights_of(self.source)

@@ -14,21 +14,21 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from small import SMALL_2D
 
-from medunet.bundle import (
-    CrossValidation,
-    PreparedRun,
-    cross_validation,
-    evaluate_bundle,
-    find_bundle,
-    specialise,
-    train_folds,
-    verify_bundle,
-)
-from medunet.bundle.ensemble import write_ensemble
+from medunet.bundle import find_bundle, specialise, verify_bundle
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume
 from medunet.prediction import ClassRule, Predictor
+from medunet.runs import (
+    CrossValidation,
+    PreparedRun,
+    evaluate_bundle,
+    train_folds,
+)
+from medunet.runs import (
+    folds as cross_validation,
+)
+from medunet.runs.ensemble import write_ensemble
 from medunet.transforms import Components, clean_labels
 
 # MONAI and ignite warn about themselves

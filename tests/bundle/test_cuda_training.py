@@ -11,9 +11,10 @@ import pytest
 import torch
 from small import SMALL_2D
 
-from medunet.bundle import find_bundle, train_bundle
+from medunet.bundle import find_bundle
 from medunet.datasets import write_phantom_dataset
-from medunet.networks import load_checkpoint
+from medunet.runs import train_bundle
+from medunet.runtime import load_checkpoint
 
 from .test_commands import make_data, monai_bundle
 

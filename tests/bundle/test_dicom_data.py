@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
-from medunet.bundle import evaluate_bundle, find_bundle, train_bundle
+from medunet.bundle import find_bundle
 from medunet.datasets import open_dataset
 from medunet.errors import GeometryError, find_cause
 from medunet.io import label_names, read_header, read_label, write_volume
-from medunet.io.dicom_seg import make_dicom_seg
-from medunet.io.dicom_source import read_planes, save_dataset
-from medunet.io.rtstruct import make_rtstruct
+from medunet.io.dicom.references import read_planes, save_dataset
+from medunet.io.dicom.rtstruct import make_rtstruct
+from medunet.io.dicom.seg import make_dicom_seg
 from medunet.io.segments import as_segments
 from medunet.prediction import Predictor
+from medunet.runs import evaluate_bundle, train_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from medunet.bundle import evaluate_bundle, report_runs, specialise, train_bundle
+from medunet.bundle import specialise
 from medunet.datasets import write_phantom_dataset
 from medunet.deploy.monailabel.served import serve
 from medunet.errors import ConfigError
+from medunet.runs import evaluate_bundle, report_runs, train_bundle
 
 Command = Callable[[Path, Path, Path], object]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medunet.bundle.merge import accepted_arguments, check_config, known_part, load_yaml, merge
+from medunet.bundle.config import accepted_arguments, check_config, known_part, load_yaml, merge
 from medunet.errors import ConfigError
 
 

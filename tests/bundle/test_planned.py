@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from medunet.bundle import evaluate_bundle, plan_bundle, train_bundle, verify_bundle
+from medunet.bundle import plan_bundle, verify_bundle
 from medunet.bundle.specialise import read_json
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
@@ -23,6 +23,7 @@ from medunet.files import write_atomically
 from medunet.io import read_volume, write_volume
 from medunet.planning import Fingerprint
 from medunet.prediction import Predictor
+from medunet.runs import evaluate_bundle, train_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

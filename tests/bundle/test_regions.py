@@ -11,8 +11,7 @@ import PIL.Image
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from medunet.bundle import evaluate_bundle, find_bundle, plan_bundle, train_bundle, train_folds, verify_bundle
-from medunet.bundle.ensemble import write_ensemble
+from medunet.bundle import find_bundle, plan_bundle, verify_bundle
 from medunet.bundle.specialise import read_json
 from medunet.datasets import open_dataset
 from medunet.errors import ConfigError
@@ -20,6 +19,8 @@ from medunet.io import read_volume, write_volume
 from medunet.metrics import evaluate_case
 from medunet.prediction import ClassRule, Predictor
 from medunet.reports import class_colours
+from medunet.runs import evaluate_bundle, train_bundle, train_folds
+from medunet.runs.ensemble import write_ensemble
 from medunet.transforms import clean_regions
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -15,21 +15,14 @@ import pytest
 from PIL import Image
 from small import SMALL_2D
 
-from medunet.bundle import (
-    evaluate_bundle,
-    find_bundle,
-    plan_bundle,
-    report_runs,
-    specialise,
-    train_bundle,
-    train_folds,
-)
+from medunet.bundle import find_bundle, plan_bundle, specialise
 from medunet.bundle.described import settings_of
-from medunet.bundle.results import find_run, read_cases
 from medunet.cli.app import main
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume, write_volume
+from medunet.runs import evaluate_bundle, report_runs, train_bundle, train_folds
+from medunet.runs.results import find_run, read_cases
 
 if TYPE_CHECKING:
     from .conftest import ReportBrowser

@@ -11,19 +11,12 @@ from typing import Any
 import pytest
 from small import SMALL_2D
 
-from medunet.bundle import (
-    FoldOutcome,
-    PreparedRun,
-    find_bundle,
-    specialise,
-    train_bundle,
-    train_fold,
-    train_folds,
-)
-from medunet.bundle.results import read_history
+from medunet.bundle import find_bundle, specialise
 from medunet.datasets import write_phantom_dataset
 from medunet.errors import ConfigError, DataError
-from medunet.networks import load_checkpoint
+from medunet.runs import FoldOutcome, PreparedRun, train_bundle, train_fold, train_folds
+from medunet.runs.results import read_history
+from medunet.runtime import load_checkpoint
 
 # MONAI and ignite warn about themselves
 pytestmark = pytest.mark.filterwarnings("ignore")

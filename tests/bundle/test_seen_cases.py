@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from small import SMALL_2D
 
-from medunet.bundle import evaluate_bundle, find_bundle, report_runs, train_bundle
-from medunet.bundle.seen import seen_cases
+from medunet.bundle import find_bundle
 from medunet.cli.app import main
 from medunet.datasets import image_digest, open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.files import claim
+from medunet.runs import evaluate_bundle, report_runs, train_bundle
+from medunet.runs.seen import seen_cases
 
 # MONAI and ignite warn about themselves
 pytestmark = pytest.mark.filterwarnings("ignore")

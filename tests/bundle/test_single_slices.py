@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from medunet.bundle import evaluate_bundle, find_bundle, plan_bundle, train_bundle
+from medunet.bundle import find_bundle, plan_bundle
 from medunet.cli.app import app
 from medunet.datasets import check_dataset, open_dataset
 from medunet.io import read_label, read_volume, write_volume
 from medunet.prediction import Pair, Predictor
 from medunet.prediction.evaluation import read_pair
+from medunet.runs import evaluate_bundle, train_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

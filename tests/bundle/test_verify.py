@@ -12,7 +12,7 @@ import yaml
 from zoo import Config, write_zoo_bundle
 
 from medunet.bundle import verify_bundle
-from medunet.bundle.merge import check_config
+from medunet.bundle.config import check_config
 from medunet.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore")

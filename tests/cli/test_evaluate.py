@@ -14,11 +14,11 @@ import torch
 from monai.data import MetaTensor
 from rich.table import Table
 
-from medunet.bundle import TrainingResult
 from medunet.cli.app import main
 from medunet.cli.options import wide_console
 from medunet.cli.train import show_training
 from medunet.io import SavePredictiond, write_volume
+from medunet.runs import TrainingResult
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from monai.bundle import ConfigParser
 from medunet.bundle import find_bundle, specialise
 from medunet.cli.app import main
 from medunet.io import read_header
-from medunet.io.dicom_seg import make_dicom_seg
-from medunet.io.dicom_source import read_planes, save_dataset
+from medunet.io.dicom.references import read_planes, save_dataset
+from medunet.io.dicom.seg import make_dicom_seg
 from medunet.io.segments import as_segments
-from medunet.networks import save_weights
+from medunet.runtime import save_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

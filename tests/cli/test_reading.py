@@ -17,7 +17,7 @@ import pytest
 from monai.bundle import ConfigParser
 from small import untrained_run
 
-from medunet.bundle import evaluate_bundle, find_bundle, specialise, train_bundle
+from medunet.bundle import find_bundle, specialise
 from medunet.cli.app import main
 from medunet.cli.options import READING
 from medunet.datasets import write_phantom_dataset
@@ -26,6 +26,7 @@ from medunet.io import MedunetReader, ReadOptions, options, read_header, read_la
 from medunet.io.options import READING_IDS
 from medunet.prediction import Predictor
 from medunet.resources import shipped_bundles
+from medunet.runs import evaluate_bundle, train_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

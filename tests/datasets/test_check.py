@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medunet.datasets import check_dataset, check_pair, open_dataset, raise_on_error, survey, write_phantom_dataset
-from medunet.datasets.dataset import Case, SegmentationDataset
+from medunet.datasets.layouts.dataset import Case, SegmentationDataset
 from medunet.errors import DataError, GeometryError
 from medunet.io import write_volume
 

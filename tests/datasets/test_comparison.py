@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from medunet.datasets.comparison import compare_cases
-from medunet.datasets.statistics import CaseStatistics, Intensity
+from medunet.datasets.check.comparison import compare_cases
+from medunet.datasets.check.statistics import CaseStatistics, Intensity
 
 LABELS = {"background": 0, "kidney": 1, "liver": 2}
 GREY = Intensity(minimum=-10, low=0, median=50, high=100, maximum=120, mean=50, std=20)

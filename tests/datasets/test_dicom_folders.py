@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from medunet.datasets import check_dataset, examine, open_dataset
-from medunet.datasets.dicom_folders import dicom_cases
+from medunet.datasets.layouts.dicom_folders import dicom_cases
 from medunet.errors import DataError
 
 SECRET = "Doe^Jane"

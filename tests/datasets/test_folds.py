@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from medunet.bundle import find_bundle
-from medunet.bundle.workflow import fit_data
 from medunet.datasets import Case, datalist, examine, open_dataset, split_fold, split_patients
-from medunet.datasets.folds import make_folds
+from medunet.datasets.layouts.folds import make_folds
 from medunet.errors import ConfigError, DataError
 from medunet.io import write_volume
 from medunet.planning import fingerprint
+from medunet.runs.train import fit_data
 
 
 def cases(*names: str) -> list[Case]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from medunet.datasets.identity import code_digest, describe_source, digest
+from medunet.datasets.cache.identity import code_digest, describe_source, digest
 from medunet.transforms import EncodeLabelsd, RandDeformd
 
 
@@ -59,7 +59,7 @@ def test_objects_that_hold_themselves_have_an_end() -> None:
 
 def test_every_process_finds_the_same_digest() -> None:
     code = (
-        "from medunet.datasets.identity import digest; from medunet.transforms import RandDeformd;"
+        "from medunet.datasets.cache.identity import digest; from medunet.transforms import RandDeformd;"
         "print(digest({'a', 'b', 'c', 'd'}, RandDeformd(['image', 'label'], scale_range=[0.9, 1.1])))"
     )
     found = {

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medunet.bundle import evaluate_folders
 from medunet.datasets import examine, label_values, open_dataset, refuse_instances
 from medunet.errors import DataError
 from medunet.io import read_volume, write_volume
+from medunet.runs import evaluate_folders
 
 INSTANCES = "these look like instance labels"
 

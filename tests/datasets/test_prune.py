@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from monai.transforms import Compose, LoadImaged
 
-from medunet.datasets import StoreDataset, list_store, prune, prune_store
+from medunet.datasets import StoreDataset, list_store, prune_store
+from medunet.datasets.cache import prune
 from medunet.errors import ConfigError
 from medunet.files import CAN_LOCK, Hold, knows_locks, lock
 from medunet.io import MedunetReader, write_volume

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medunet.datasets.statistics import measure_case
+from medunet.datasets.check.statistics import measure_case
 from medunet.geometry import Geometry
 from medunet.io import ReadRecord
 

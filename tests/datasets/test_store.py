@@ -32,7 +32,8 @@ from monai.transforms import (
 )
 from skimage.io import imsave
 
-from medunet.datasets import StoreDataset, entry, foreground_indices
+from medunet.datasets import StoreDataset, foreground_indices
+from medunet.datasets.cache import entry
 from medunet.errors import ConfigError, DataError, find_cause
 from medunet.io import LoadLabeld, MedunetReader, write_volume
 from medunet.transforms import BorderWeightMapd, EncodeLabelsd, RandDeformd, RandNoised

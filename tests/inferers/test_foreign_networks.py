@@ -16,8 +16,8 @@ from torch import nn
 
 from medunet.errors import ConfigError
 from medunet.inferers import LabelInferer, MirrorInferer, OverlapTileInferer, ProbabilityInferer, ScaleInferer
-from medunet.networks import FastNetwork
 from medunet.networks import UNet as OwnUNet
+from medunet.runtime import FastNetwork
 
 STRIDE = 4
 """Product of the strides of all networks here but `BasicUNet`, whose is 16."""

@@ -21,7 +21,8 @@ from medunet.inferers import (
     restore_labels,
 )
 from medunet.io import MedunetReader, write_volume
-from medunet.networks import Ensemble, UNet, ensemble_of
+from medunet.networks import UNet
+from medunet.runtime import Ensemble, ensemble_of
 from medunet.transforms import DecideLabelsd, paint_regions
 
 pytestmark = pytest.mark.filterwarnings("ignore")

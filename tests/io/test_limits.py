@@ -15,7 +15,7 @@ from PIL import Image
 
 from medunet.errors import DataError, SecurityError
 from medunet.io import deflate, limits, read_header, read_volume, write_volume
-from medunet.io.dicom_source import read_dataset
+from medunet.io.dicom.references import read_dataset
 from medunet.io.limits import available_memory
 
 

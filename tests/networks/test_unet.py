@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from medunet.errors import ConfigError
-from medunet.networks import UNet, autocast
+from medunet.networks import UNet
+from medunet.runtime import autocast
 
 SMALL = {"channels": [4, 8, 16], "norm": ["group", {"num_groups": 2}]}
 

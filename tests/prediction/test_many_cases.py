@@ -212,7 +212,7 @@ class TestEnsemble:
 
 
 class MeanOfTwo(torch.nn.Module):
-    """Stands in for `medunet.networks.Ensemble`."""
+    """Stands in for `medunet.runtime.Ensemble`."""
 
     def __init__(self, members: list[UNet]) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from medunet.bundle import find_bundle, specialise
-from medunet.networks import save_weights
+from medunet.runtime import save_weights
 
 SMALL_2D: dict[str, Any] = {
     "network_def::channels": [4, 8],

@@ -18,12 +18,13 @@ import torch
 import yaml
 from small import SMALL_2D
 
-from medunet.bundle import find_bundle, resume_run, train_bundle, train_folds
+from medunet.bundle import find_bundle
 from medunet.cli.app import main
 from medunet.datasets import open_dataset
 from medunet.errors import SecurityError
 from medunet.io import read_volume
 from medunet.prediction import Predictor
+from medunet.runs import resume_run, train_bundle, train_folds
 from medunet.tracking import CaseCodes, best_run, differing, find_run, folder_of, list_runs
 from medunet.tracking.anonymous import pack_bundle
 from medunet.tracking.logged_model import save_model

@@ -12,7 +12,8 @@ import pytest
 from browser import page
 from small import SMALL_2D
 
-from medunet.bundle import find_bundle, train_bundle
+from medunet.bundle import find_bundle
+from medunet.runs import train_bundle
 
 # MLflow and SQLAlchemy warn about themselves
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

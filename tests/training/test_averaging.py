@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Events
 
 from medunet.errors import ConfigError
-from medunet.networks import load_checkpoint
+from medunet.runtime import load_checkpoint
 from medunet.training import BEST_NAME, LAST_NAME, Trainer, WeightAverage
 
 

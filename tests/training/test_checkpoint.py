@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from medunet.errors import ConfigError
-from medunet.networks import load_checkpoint
+from medunet.runtime import load_checkpoint
 from medunet.training import BEST_NAME, LAST_NAME, CheckpointHandler, HistoryHandler, Trainer, kept_entry
 
 METRICS = {1: 0.6, 2: None, 3: 0.8, 4: 0.7, 5: None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from medunet.networks import load_checkpoint
+from medunet.runtime import load_checkpoint
 from medunet.training import LAST_NAME, Trainer
 
 

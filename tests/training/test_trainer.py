@@ -13,7 +13,7 @@ from ignite.engine import Engine
 from monai.data import DataLoader, Dataset
 
 from medunet.errors import ConfigError, DataError
-from medunet.networks import load_checkpoint
+from medunet.runtime import load_checkpoint
 from medunet.training import (
     BEST_NAME,
     LAST_NAME,

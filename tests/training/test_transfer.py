@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from medunet.errors import DataError
-from medunet.networks import UNet, save_checkpoint, transfer_weights
+from medunet.networks import UNet
+from medunet.runtime import save_checkpoint, transfer_weights
 from medunet.training import Trainer, weights_of
 
 

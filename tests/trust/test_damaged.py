@@ -10,8 +10,9 @@ import torch
 
 from medunet.errors import DataError
 from medunet.files import sha256_of
-from medunet.networks import UNet, load_checkpoint, load_weights
-from medunet.networks.weights import save_weights
+from medunet.networks import UNet
+from medunet.runtime import load_checkpoint, load_weights
+from medunet.runtime.weights import save_weights
 from medunet.trust import UntrustedBundleError, judge, require_trust
 
 

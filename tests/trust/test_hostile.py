@@ -16,21 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from medunet.bundle import (
-    PreparedRun,
-    evaluate_bundle,
-    find_bundle,
-    run_training,
-    specialise,
-    train_bundle,
-    train_folds,
-    verify_bundle,
-)
+from medunet.bundle import find_bundle, specialise, verify_bundle
 from medunet.bundle.specialise import write_specialised
 from medunet.errors import DataError, MedunetError, SecurityError
-from medunet.networks import UNet, load_checkpoint
+from medunet.networks import UNet
 from medunet.prediction import Predictor
 from medunet.prediction.configuration import parse_inference
+from medunet.runs import PreparedRun, evaluate_bundle, run_training, train_bundle, train_folds
+from medunet.runtime import load_checkpoint
 from medunet.trust import UntrustedBundleError, judge, require_trust
 from medunet.trust.verdict import Verdict
 

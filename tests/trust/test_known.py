@@ -14,7 +14,7 @@ import pytest
 from monai.bundle import ComponentLocator
 
 from medunet.bundle import render, shipped_bundles
-from medunet.bundle.merge import accepted_arguments
+from medunet.bundle.config import accepted_arguments
 from medunet.trust import KNOWN_EXPRESSIONS, KNOWN_TARGETS, is_known_expression, missing_from_known
 
 GADGETS = {"eval", "exec", "compile", "__import__", "locate", "import_module", "run_cmd", "system", "Popen"}
@@ -122,7 +122,7 @@ GADGET_TARGETS = [
     "torch.nn.modules.module.torch.load",
     "torch.utils.cpp_extension.load",
     "medunet.files.os.system",
-    "medunet.networks.weights.pickle.loads",
+    "medunet.runtime.weights.pickle.loads",
     "monai.transforms.TorchVisiond",
     "TorchVisiond",
     "ClassesToIndicesd.os",
@@ -158,7 +158,7 @@ def test_known_expressions_call_nothing_but_these() -> None:
     assert plain == {
         *("dict", "zip", "len", "int", "max", "str"),
         "os.environ.get",
-        *("medunet.datasets.datalist", "medunet.datasets.list_inputs", "medunet.networks.resolve_device"),
+        *("medunet.datasets.datalist", "medunet.datasets.list_inputs", "medunet.runtime.resolve_device"),
         *("monai.handlers.from_engine", "monai.utils.path_to_sqlite_uri"),
         *("torch.manual_seed", "torch.device", "torch.cuda.is_available", "torch.cuda.set_device"),
         *("torch.distributed.init_process_group", "torch.distributed.destroy_process_group"),

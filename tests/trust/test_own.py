@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from medunet.bundle import find_bundle, plan_bundle, shipped_bundles, specialise, train_bundle, verify_bundle
+from medunet.bundle import find_bundle, plan_bundle, shipped_bundles, specialise, verify_bundle
 from medunet.datasets import open_dataset, write_phantom_dataset
-from medunet.networks import load_checkpoint
 from medunet.prediction import Predictor
+from medunet.runs import train_bundle
+from medunet.runtime import load_checkpoint
 from medunet.trust import TRUST_VARIABLE, UntrustedBundleError, judge, require_trust
 
 from .conftest import change

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medunet.bundle import FoldOutcome, PreparedRun, train_fold
 from medunet.errors import MedunetError
 from medunet.files import claim
+from medunet.runs import FoldOutcome, PreparedRun, train_fold
 
 from .pool import join_cluster
 
@@ -21,7 +21,7 @@ MAX_RETRIES = 3
 
 
 def folds_on_ray(runs: Mapping[int, PreparedRun], device: str, tracking_uri: str | None) -> Iterator[FoldOutcome]:
-    """Train folds as tasks of a Ray cluster: a :data:`medunet.bundle.FoldTrainer`.
+    """Train folds as tasks of a Ray cluster: a :data:`medunet.runs.FoldTrainer`.
 
     A fold takes one GPU; where the cluster has none, its share of the cores. A fold whose machine dies goes on
     elsewhere after its last whole epoch. All machines must see the runs and the data under the same paths.

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medunet.bundle import TrainingResult
 from medunet.files import write_atomically
+from medunet.runs import TrainingResult
 
 OVERLAY = "multi_gpu_train"
 """A bundle's config for several processes."""
@@ -21,7 +21,7 @@ FAILURE_NAME = "failure"
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A training, as of :func:`medunet.bundle.train_bundle`.
+    """A training, as of :func:`medunet.runs.train_bundle`.
 
     Args:
         folder: for these files.

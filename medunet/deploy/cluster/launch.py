@@ -23,9 +23,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher import LaunchConfig, elastic_launch
 
-from medunet.bundle import TrainingResult
 from medunet.errors import ConfigError, MedunetError
-from medunet.networks import resolve_device
+from medunet.runs import TrainingResult
+from medunet.runtime import resolve_device
 from medunet.trust import require_trust
 
 from .job import OVERLAY, TrainingJob
@@ -62,7 +62,7 @@ def train_processes(
     skip_bad: bool = False,
     max_restarts: int = MAX_RESTARTS,
 ) -> TrainingResult | None:
-    """As :func:`medunet.bundle.train_bundle` in several processes; called once on every host, with equal arguments.
+    """As :func:`medunet.runs.train_bundle` in several processes; called once on every host, with equal arguments.
 
     Every process trains `batch_size` patches a step and shares gradients, statistics of batch norm and metrics with the
     others; on CPUs they share out the cores. A process that is killed, or loses the others, is started again with them

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from medunet.errors import DataError
 from medunet.files import sha256_of, sync_folder
-from medunet.networks import SAFE_SUFFIX
+from medunet.runtime import SAFE_SUFFIX
 from medunet.training import LAST_NAME, PREVIOUS_NAME
 
 LEDGER_NAME = "ledger.jsonl"

@@ -36,7 +36,7 @@ START_SECONDS = 600.0
 
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 """For glibc, before the process starts. A resident computes in a thread, and a thread's own heap gives large tensors
-back whatever :func:`medunet.networks.keep_freed_memory` asks for: on two cores a case of 96^3 took a ninth longer."""
+back whatever :func:`medunet.runtime.keep_freed_memory` asks for: on two cores a case of 96^3 took a ninth longer."""
 
 
 def import_ray() -> Any:

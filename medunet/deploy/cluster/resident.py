@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from medunet.errors import MedunetError
-from medunet.networks import resolve_device
 from medunet.prediction import NamedSource, Prediction, Predictor
+from medunet.runtime import resolve_device
 
 from .dicomweb import DicomWebStore, RemoteSeries
 from .ledger import Outcome

@@ -17,13 +17,13 @@ from typing import Any
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from medunet.bundle import fit_data, train_prepared, write_run
 from medunet.bundle.render import to_json
 from medunet.bundle.specialise import WORKFLOWS, apply, read_json
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_target, claim, write_atomically
 from medunet.io.extras import import_extra
-from medunet.networks import resolve_device
+from medunet.runs import fit_data, train_prepared, write_run
+from medunet.runtime import resolve_device
 from medunet.tracking.server import Server
 from medunet.training import BEST_NAME, HISTORY_NAME, LAST_NAME, PREVIOUS_NAME, kept_entry
 from medunet.trust import record_weights, require_trust
@@ -111,7 +111,7 @@ def tune_bundle(
     are loaded: resume searches of your own only.
 
     Args:
-        bundle: as in :func:`medunet.bundle.train_bundle`, as are data, changes, presets, device and trust.
+        bundle: as in :func:`medunet.runs.train_bundle`, as are data, changes, presets, device and trust.
         data: see bundle.
         output: gets a run a trial and ``tune.json``.
         ranges: what is chosen from.

@@ -13,10 +13,10 @@ import torch
 from torch import distributed
 
 from medunet import log
-from medunet.bundle import PreparedRun, prepare_run, train_prepared
 from medunet.errors import DataError, MedunetError, find_cause
 from medunet.files import check_target, claim
-from medunet.networks import resolve_device
+from medunet.runs import PreparedRun, prepare_run, train_prepared
+from medunet.runtime import resolve_device
 from medunet.training import LAST_NAME, from_first, join_processes, leave_processes, was_restarted
 
 from .job import OVERLAY, TrainingJob
@@ -38,7 +38,7 @@ def run_job(job: TrainingJob) -> None:
     """Train as one of several processes; the first has the output folder to itself and writes the run.
 
     Raises:
-        MedunetError: as :func:`medunet.bundle.train_bundle`.
+        MedunetError: as :func:`medunet.runs.train_bundle`.
     """
     device = device_of_rank(job.device)
     join_processes(device)

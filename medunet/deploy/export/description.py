@@ -13,7 +13,8 @@ from monai.bundle import ConfigParser
 import medunet
 from medunet.errors import DataError
 from medunet.files import sha256_of
-from medunet.networks import SAFE_SUFFIX, UNetShapes
+from medunet.networks import UNetShapes
+from medunet.runtime import SAFE_SUFFIX
 
 from .tile_sizes import TileSizes
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from medunet.networks.openvino_runtime import core
+from medunet.runtime.openvino import core
 
 from .description import KEY
 from .formats import ExportFormat, Runner, need, on_cpu, quiet, to_text

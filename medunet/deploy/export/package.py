@@ -20,8 +20,8 @@ from medunet.bundle.render import to_json
 from medunet.bundle.specialise import CHANGES, WRITTEN, read_json
 from medunet.errors import ConfigError, DataError
 from medunet.files import write_atomically
-from medunet.networks import load_checkpoint
 from medunet.prediction.configuration import parse_inference
+from medunet.runtime import load_checkpoint
 from medunet.tracking import CaseCodes
 from medunet.tracking.anonymous import text_files
 from medunet.tracking.case_codes import PATH_WORD

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from medunet.bundle.specialise import read_json
 from medunet.errors import ConfigError
-from medunet.networks import EnsembleLogits, UNetShapes, fold_batch_norm, load_weights
+from medunet.networks import UNetShapes
 from medunet.networks.activation import PROBABILITY_FLOOR, SIGMOID_FLOOR
 from medunet.prediction.configuration import parse_inference
+from medunet.runtime import EnsembleLogits, fold_batch_norm, load_weights
 
 from .description import describe
 from .tile_sizes import TileSizes
@@ -81,7 +82,7 @@ class TileNetwork:
 
 
 class MeanLogits(nn.Module):
-    """What :class:`medunet.networks.EnsembleLogits` computes, in a form that TorchScript can say.
+    """What :class:`medunet.runtime.EnsembleLogits` computes, in a form that TorchScript can say.
 
     Args:
         members: networks of one output.

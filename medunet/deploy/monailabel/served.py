@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medunet.bundle.ensemble import ENSEMBLE_FOLDS
 from medunet.bundle.read import read_own
 from medunet.bundle.specialise import read_json
 from medunet.errors import ConfigError, DataError
 from medunet.files import atomic_path, sha256_of, write_atomically
 from medunet.io.segments import Segment, as_segments
+from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.training import BEST_NAME
 from medunet.trust import adopt, forget_weights, require_trust
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medunet.bundle import train_bundle
-from medunet.bundle.measuring import region_values_of
 from medunet.bundle.specialise import read_json
-from medunet.datasets.regions import ORDER_KEY
+from medunet.datasets.layouts.regions import ORDER_KEY
 from medunet.errors import ConfigError, DataError
 from medunet.files import atomic_path, write_atomically
 from medunet.io import read_label, split_suffix
+from medunet.runs import train_bundle
+from medunet.runs.evaluate import region_values_of
 from medunet.training import BEST_NAME
 
 from .served import ServedBundle

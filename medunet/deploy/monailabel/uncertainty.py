@@ -15,8 +15,8 @@ from monai.data import MetaTensor
 from medunet.errors import ConfigError
 from medunet.inferers import SourceGridInferer
 from medunet.metrics import dice
-from medunet.networks import EnsembleLogits, autocast
 from medunet.prediction import Predictor
+from medunet.runtime import EnsembleLogits, autocast
 from medunet.transforms import paint_regions
 
 

@@ -15,9 +15,10 @@ import pytest
 import torch
 from small import SMALL_2D
 
-from medunet.bundle import CrossValidation, find_bundle, train_folds
+from medunet.bundle import find_bundle
 from medunet.datasets import write_phantom_dataset
 from medunet.deploy.cluster import folds, folds_on_ray
+from medunet.runs import CrossValidation, train_folds
 
 from .ray_cluster import needs_ray, when
 

@@ -16,7 +16,6 @@ import torch
 from monai.bundle import ConfigParser
 
 from medunet.bundle import find_bundle
-from medunet.bundle.ensemble import write_ensemble
 from medunet.cli.app import main
 from medunet.cli.export import FileFormat
 from medunet.deploy.export import (
@@ -39,6 +38,7 @@ from medunet.files import sha256_of
 from medunet.inferers import OverlapTileInferer
 from medunet.io import write_volume
 from medunet.networks import UNet
+from medunet.runs.ensemble import write_ensemble
 from medunet.trust import UntrustedBundleError
 
 from .conftest import needs

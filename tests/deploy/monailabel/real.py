@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from medunet.bundle import find_bundle, train_bundle, train_folds
+from medunet.bundle import find_bundle
 from medunet.datasets import write_phantom_dataset
 from medunet.deploy.monailabel import LabelEnvironment
 from medunet.deploy.monailabel.server import TOKEN_VARIABLE, free_port
+from medunet.runs import train_bundle, train_folds
 
 TOKEN = "a-long-token-of-a-ward"
 SECONDS_TO_START = 180.0

@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 
 from medunet.bundle import find_bundle, specialise
 from medunet.deploy.monailabel.server import LOG_KEY, SETTINGS_VARIABLE
-from medunet.networks import save_weights
+from medunet.runtime import save_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -13,7 +13,7 @@ import torch
 from monai.data import MetaTensor
 from small import untrained_run
 
-from medunet.bundle import find_bundle, train_folds
+from medunet.bundle import find_bundle
 from medunet.datasets import write_phantom_dataset
 from medunet.deploy.monailabel.results import describe_result, write_result
 from medunet.deploy.monailabel.scoring import score_labels
@@ -23,6 +23,7 @@ from medunet.deploy.monailabel.uncertainty import disagreement, fold_answers, mi
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume, write_volume
 from medunet.prediction import Predictor
+from medunet.runs import train_folds
 from medunet.trust import judge, record_weights
 
 

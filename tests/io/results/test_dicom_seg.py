@@ -7,8 +7,8 @@ import SimpleITK as sitk
 
 from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.io import SavePredictiond, extras, label_names, read_header, read_label, read_volume
-from medunet.io.dicom_seg import make_dicom_seg
-from medunet.io.dicom_source import read_planes, save_dataset
+from medunet.io.dicom.references import read_planes, save_dataset
+from medunet.io.dicom.seg import make_dicom_seg
 from medunet.io.segments import as_segments
 
 LABELS = {"background": 0, "Leber": 1, "Knöchel": 5}

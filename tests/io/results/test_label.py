@@ -11,8 +11,8 @@ from monai.transforms import Compose, LoadImaged
 from medunet.errors import DataError, GeometryError, find_cause
 from medunet.geometry import Geometry
 from medunet.io import LoadLabeld, label_names, read_header, read_label, read_volume, write_volume
-from medunet.io.dicom_source import read_planes, save_dataset
-from medunet.io.rtstruct import make_rtstruct
+from medunet.io.dicom.references import read_planes, save_dataset
+from medunet.io.dicom.rtstruct import make_rtstruct
 from medunet.io.segments import as_segments
 from medunet.io.structures import Painting, Structure, paint_structures
 

@@ -12,9 +12,9 @@ import pytest
 import SimpleITK as sitk
 
 from medunet.io import read_header
-from medunet.io.dicom_seg import make_dicom_seg
-from medunet.io.dicom_source import read_planes, save_dataset
-from medunet.io.rtstruct import make_rtstruct
+from medunet.io.dicom.references import read_planes, save_dataset
+from medunet.io.dicom.rtstruct import make_rtstruct
+from medunet.io.dicom.seg import make_dicom_seg
 from medunet.io.segments import as_segments
 
 LABELS = {"background": 0, "Leber": 1, "Knöchel": 5}

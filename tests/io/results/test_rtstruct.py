@@ -10,8 +10,8 @@ from pydicom.uid import RTStructureSetStorage
 from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 from medunet.io import is_structure_file, label_names, read_header, read_label, read_volume
-from medunet.io.dicom_source import read_planes, save_dataset
-from medunet.io.rtstruct import make_rtstruct, read_regions
+from medunet.io.dicom.references import read_planes, save_dataset
+from medunet.io.dicom.rtstruct import make_rtstruct, read_regions
 from medunet.io.segments import as_segments
 
 OBLIQUE = ((0.8, 0.6, 0.0), (-0.48, 0.64, -0.6))

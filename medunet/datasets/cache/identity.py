@@ -1,0 +1,171 @@
+"""When two preprocessed cases are the same: a hash of the files, of the transforms and of the code behind them."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import hashlib
+import json
+import os
+import sys
+import threading
+import types
+from collections.abc import Mapping, Sequence, Set
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+DETACHED_SUFFIXES = (".mhd", ".nhdr", ".hdr", ".img")
+"""Headers and voxels that are in two files of the same stem, both of which count."""
+
+SOURCES = ("datasets", "io", "transforms")
+"""Folders of medunet whose code decides what a preprocessed case is."""
+
+LIBRARIES = (
+    *("imagecodecs", "itk-io", "monai", "nibabel", "numpy", "pillow", "pydicom", "scikit-image", "scipy"),
+    *("SimpleITK", "tifffile", "torch"),
+)
+"""Distributions that medunet reads and transforms images with."""
+
+
+def digest(*values: object) -> str:
+    """Hexadecimal SHA-256 of any values, the same in every process: see `describe`.
+
+    Example:
+        >>> digest({"a": 1, "b": {2, 3}}) == digest({"b": {3, 2}, "a": 1})
+        True
+        >>> digest([1]) == digest([1.0])
+        False
+    """
+    text = json.dumps([describe(value) for value in values], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe(value: Any, _above: tuple[int, ...] = ()) -> Any:
+    """What makes a value what it is, as JSON takes it; objects by class and attributes.
+
+    Unlike a pickle it holds no order of sets, no shared references and no random state, which differ from one process
+    to the next. Functions count by their byte code, classes by the file that defines them.
+    """
+    if value is None or (isinstance(value, bool | int | str) and not isinstance(value, enum.Enum)):
+        return value
+    if isinstance(value, float | complex | bytes | np.dtype | torch.dtype | torch.device | range | slice):
+        return [type(value).__name__, repr(value)]
+    if isinstance(value, np.generic):
+        return describe(value.item())
+    if isinstance(value, Path):
+        return ["path", str(value)]
+    if isinstance(value, np.ndarray | torch.Tensor):
+        array = np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value)
+        return ["array", str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+    if isinstance(value, np.random.RandomState | np.random.Generator | torch.Generator):
+        return "random"
+    if id(value) in _above:
+        return ["above", len(_above) - _above.index(id(value))]
+    inner = functools.partial(describe, _above=(*_above, id(value)))
+    if isinstance(value, enum.Enum):
+        return [_name(type(value)), value.name]
+    if isinstance(value, Mapping):
+        return ["mapping", sorted(([inner(k), inner(v)] for k, v in value.items()), key=json.dumps)]
+    if isinstance(value, Set):
+        return ["set", sorted((inner(v) for v in value), key=json.dumps)]
+    if isinstance(value, Sequence):
+        return [inner(v) for v in value]
+    return _describe_code(value, inner)
+
+
+def describe_source(value: Any) -> Any:
+    """What an item of a data list points to: of paths also the size and the time of the last change.
+
+    Args:
+        value: an item or one of its values; a text counts as a path if it is absolute or has a separator or a dot,
+            and such a file or folder exists. A folder counts with all its files.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): describe_source(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe_source(inner) for inner in value]
+    if not isinstance(value, str | Path):
+        return describe(value)
+    if isinstance(value, str) and not {"/", os.sep, "."} & set(value):
+        return value  # a name, even if the working folder has an entry of this name
+    try:
+        path = Path(value).resolve()
+        files = _files(path)
+        facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    except (OSError, ValueError):  # a text that is no path: too long, a zero byte
+        return str(value)
+    return [str(path), facts] if facts else str(value)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if not path.is_file():
+        return []
+    return sorted(path.parent.glob(f"{path.stem}.*")) if path.suffix.lower() in DETACHED_SUFFIXES else [path]
+
+
+def _describe_code(value: Any, inner: Any) -> Any:
+    if isinstance(value, types.MethodType):
+        return ["method", inner(value.__self__), inner(value.__func__)]
+    if isinstance(value, functools.partial):
+        return ["partial", inner(value.func), inner(value.args), inner(value.keywords)]
+    if isinstance(value, types.FunctionType):
+        defaults = [value.__defaults__, value.__kwdefaults__]
+        return ["function", _name(value), _code(value.__code__), inner(defaults), inner(_closure(value))]
+    if isinstance(value, types.ModuleType):
+        return ["module", value.__name__]
+    if isinstance(value, type | types.BuiltinFunctionType):
+        return ["named", _name(value), _file_digest(value.__module__)]
+    attributes: dict[str, Any] = {}
+    for owner in type(value).__mro__:
+        names = owner.__dict__.get("__slots__", ())
+        attributes |= {
+            n: getattr(value, n) for n in ((names,) if isinstance(names, str) else names) if hasattr(value, n)
+        }
+    attributes |= getattr(value, "__dict__", {})
+    # thread-local: what MONAI's invertible transforms note while they run
+    attributes = {n: v for n, v in attributes.items() if n != "__weakref__" and not isinstance(v, threading.local)}
+    return [_name(type(value)), _file_digest(type(value).__module__), inner(attributes)]
+
+
+def _closure(function: types.FunctionType) -> list[Any]:
+    found = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # nothing in it yet
+            found.append(cell.cell_contents)
+    return found
+
+
+def _code(code: types.CodeType) -> Any:
+    """Byte code with its constants, without the line numbers; functions inside it too."""
+    constants = [_code(c) if isinstance(c, types.CodeType) else describe(c) for c in code.co_consts]
+    return [code.co_code.hex(), list(code.co_names), constants]
+
+
+def _name(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+@functools.cache
+def _file_digest(module: str) -> str:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return a digest of the code that decides what a preprocessed case is: medunet's sources and its libraries."""
+    package = Path(__file__).parents[2]
+    files = [package / "geometry.py", *(path for part in SOURCES for path in (package / part).rglob("*.py"))]
+    sources = {path.relative_to(package).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    versions = {}
+    for library in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
+    return digest(sources, versions)

@@ -1,0 +1,1 @@
+"""Checks: whether a data set can be used."""

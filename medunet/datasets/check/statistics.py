@@ -1,0 +1,164 @@
+"""What a person wants to know of one case: size, spacing, intensities, classes, and where the classes lie."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from medunet.datasets.layouts.values import index_values
+from medunet.geometry import Geometry
+from medunet.io import ReadRecord
+
+PERCENTILES = (0.5, 50.0, 99.5)
+"""Robust ends and middle of the intensities: a metal clip or a padding value must not decide them."""
+
+SAMPLE_VOXELS = 1_000_000
+"""Voxels from which mean, deviation and percentiles are taken; smallest and largest value count all."""
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Intensities of one channel."""
+
+    minimum: float
+    low: float
+    median: float
+    high: float
+    maximum: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class CaseStatistics:
+    """Figures of one case.
+
+    Args:
+        name: of the case.
+        section: 'training' or 'test'.
+        shape: voxels along each axis.
+        spacing_mm: distance of neighbouring voxels; 1 in formats that know none.
+        orientation: directions of the axes, such as 'LPS'; empty in formats without placement.
+        dtype: type in the file.
+        intensity: of each channel.
+        class_voxels: value in the label to number of voxels; empty without a label.
+        class_right_mm: value to how far the centre of its voxels lies to the patient's right of the image's middle.
+        image_digest: equal for equal voxels, also if they are stored in another type or order of axes.
+        label_digest: the same of the label; empty without one.
+    """
+
+    name: str
+    section: Literal["training", "test"]
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    orientation: str
+    dtype: str
+    intensity: tuple[Intensity, ...]
+    class_voxels: dict[int, int] = field(default_factory=dict)
+    class_right_mm: dict[int, float] = field(default_factory=dict)
+    image_digest: str = ""
+    label_digest: str = ""
+
+    @property
+    def voxel_size(self) -> float:
+        """Volume of a voxel in ml, or area of a pixel in mm2; meaningless in formats without placement."""
+        return math.prod(self.spacing_mm) / (1000 if len(self.spacing_mm) == 3 else 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; digests are left out, for they mean nothing to a reader."""
+        return {key: value for key, value in asdict(self).items() if not key.endswith("_digest")}
+
+
+def measure_case(
+    name: str,
+    image: npt.NDArray[np.float32],
+    record: ReadRecord,
+    label: npt.NDArray[np.float32] | None = None,
+    *,
+    section: Literal["training", "test"] = "training",
+) -> CaseStatistics:
+    """Measure one case.
+
+    Args:
+        name: of the case.
+        image: ``(C, *spatial)``.
+        record: of the image.
+        label: ``(1, *spatial)`` of whole numbers on the image's grid.
+        section: where the case belongs.
+    """
+    geometry = record.geometry
+    voxels: dict[int, int] = {}
+    right_mm: dict[int, float] = {}
+    if label is not None:
+        values, places = index_values(label[0])
+        counts, centres = _classes(places, geometry, placed=record.is_placed)
+        voxels = {int(values[place]): number for place, number in counts.items()}
+        right_mm = {int(values[place]): centre for place, centre in centres.items() if values[place]}
+    return CaseStatistics(
+        name=name,
+        section=section,
+        shape=geometry.shape,
+        spacing_mm=geometry.spacing_mm,
+        orientation=geometry.axis_codes if record.is_placed else "",
+        dtype=record.dtype,
+        intensity=tuple(_intensity(channel) for channel in image),
+        class_voxels=voxels,
+        class_right_mm=right_mm,
+        image_digest=_digest(image, geometry),
+        label_digest="" if label is None else _digest(label, geometry),
+    )
+
+
+def _intensity(channel: npt.NDArray[np.float32]) -> Intensity:
+    step = max(1, math.ceil((channel.size / SAMPLE_VOXELS) ** (1 / channel.ndim)))
+    sample = channel[(slice(None, None, step),) * channel.ndim].astype(np.float64)
+    low, median, high = (float(value) for value in np.percentile(sample, PERCENTILES))
+    return Intensity(
+        minimum=float(channel.min()),
+        low=low,
+        median=median,
+        high=high,
+        maximum=float(channel.max()),
+        mean=float(sample.mean()),
+        std=float(sample.std()),
+    )
+
+
+def _classes(
+    label: npt.NDArray[np.uint16], geometry: Geometry, *, placed: bool
+) -> tuple[dict[int, int], dict[int, float]]:
+    """Voxels of each value, and where their centre lies along the patient's left-right direction."""
+    n_values = int(label.max()) + 1
+    middle = (np.array(label.shape) - 1) / 2
+    counts = np.zeros(n_values, dtype=np.int64)
+    right = np.zeros(n_values)
+    # The right coordinate is linear in the indices, so that sums over planes of each axis are enough; an axis that does
+    # not run to the right or left at all adds nothing.
+    axes = [axis for axis in range(label.ndim) if geometry.affine[0, axis] != 0] if placed and label.ndim == 3 else []
+    for axis in axes or [0]:
+        planes = np.moveaxis(label, axis, 0)
+        table = np.stack([np.bincount(plane.ravel(), minlength=n_values) for plane in planes])
+        counts = table.sum(axis=0)
+        if axes:
+            steps = (np.arange(len(planes)) - middle[axis]) * geometry.affine[0, axis]
+            right += steps @ table / np.maximum(counts, 1)
+    present = [int(value) for value in np.flatnonzero(counts)]
+    centres = {value: float(right[value]) for value in present} if axes else {}
+    return {value: int(counts[value]) for value in present}, centres
+
+
+def _digest(voxels: npt.NDArray[np.float32], geometry: Geometry) -> str:
+    """Return a digest of the voxels in RAS order, as float32."""
+    hasher = hashlib.sha256()  # processors have instructions for it: twice as fast as BLAKE2
+    turn = nib.orientations.io_orientation(geometry.affine)[: len(geometry.shape)]
+    for channel in voxels:
+        ordered = nib.orientations.apply_orientation(channel, turn) if len(geometry.shape) == 3 else channel
+        hasher.update(str(ordered.shape).encode())
+        hasher.update(np.ascontiguousarray(ordered).data)
+    return hasher.hexdigest()

@@ -1,0 +1,1 @@
+"""Layouts: which images and labels a folder holds."""

@@ -1,0 +1,157 @@
+"""Which files belong together: images of one case, and image and label, by name."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from medunet.datasets.check.finding import shown
+from medunet.errors import DataError, MedunetError
+from medunet.io import IMAGE_SUFFIXES, is_dicom, is_structure_file, split_channel, split_suffix
+
+from .dataset import Case
+
+MAX_CHANNELS = 8
+"""With more numbers than this, the images of a case are frames of a sequence."""
+
+FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
+"""Names of folders with images and labels."""
+
+
+def find_folders(root: Path) -> tuple[str, str] | None:
+    """Return the first of `FOLDERS` whose images are in a folder."""
+    return next((pair for pair in FOLDERS if (root / pair[0]).is_dir()), None)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Images in a folder, sorted by name: files of a known format and folders of DICOM slices."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and (path.name.lower().endswith(IMAGE_SUFFIXES) or is_dicom(path))
+    )
+
+
+def stem(path: Path) -> str:
+    """Name without ending; the whole name of a folder."""
+    return path.name if path.is_dir() else split_suffix(path.name)[0]
+
+
+def group_channels(
+    images: Iterable[Path], *, channels: int, whole: Collection[str] = (), is_strict: bool = True
+) -> list[tuple[str, tuple[Path, ...]]]:
+    """Return cases by name: ``(name, files)``, where `case_0000`, `case_0001`, ... of nnU-Net make one case.
+
+    Numbers are channels if a case has exactly those of `channels`, or if they start again at 0000 in several cases.
+    Otherwise they belong to the names: `frame_0000` to `frame_0099` are single images. If 0000 is the only number of
+    all cases, their files hold all channels, such as colour pictures.
+
+    Args:
+        images: files, and folders of DICOM slices.
+        channels: number of channels that each case must have.
+        whole: stems whose number belongs to the name, such as those of labels.
+        is_strict: whether a case with another number of channels is an error; otherwise its files are single images.
+
+    Raises:
+        DataError: a case with other channels than 0000 to `channels` - 1, or two images of one name.
+    """
+    groups: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
+    singles: list[Path] = []
+    for path in images:
+        case, channel = split_channel(stem(path))
+        if channel is None or stem(path) in whole:
+            singles.append(path)
+        else:
+            groups[case, split_suffix(path.name)[1]][channel] = path
+    cases: dict[str, tuple[Path, ...]] = {}
+    found: list[tuple[str, tuple[Path, ...]]] = [(stem(path), (path,)) for path in singles]
+    numbers = [0] if all(files.keys() == {0} for files in groups.values()) else list(range(channels))
+    most = max(channels, MAX_CHANNELS)
+    restarts = sum({0, 1} <= files.keys() and max(files) < most for files in groups.values())
+    is_numbered = restarts > 1 or (channels > 1 and any(sorted(files) == numbers for files in groups.values()))
+    for (case, _), files in groups.items():
+        if sorted(files) == numbers:
+            found.append((case, tuple(files[number] for number in numbers)))
+        elif is_numbered and is_strict:
+            raise DataError(
+                f"case {case} has {len(files)} channel{'s' if len(files) > 1 else ''}",
+                file=next(iter(files.values())).parent,
+                received=", ".join(files[number].name for number in sorted(files)),
+                expected=f"{channels}: {', '.join(f'{case}_{number:04d}' for number in range(channels))}",
+            )
+        else:
+            found.extend((stem(path), (path,)) for path in files.values())
+    for name, paths in found:
+        if name in cases:
+            raise DataError(
+                "two images have one name",
+                file=paths[0],
+                received=f"{paths[0].name} and {cases[name][0].name}",
+                remedy="rename one of them",
+            )
+        cases[name] = paths
+    return sorted(cases.items())
+
+
+def label_files(folder: Path) -> list[Path]:
+    """Labels in a folder, sorted by name: as `image_files`, and files of DICOM SEG and RTSTRUCT."""
+    images = image_files(folder)
+    others = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    known = set(images)
+    return sorted([*images, *(path for path in others if path not in known and is_structure_file(path))])
+
+
+def pair_folders(
+    images: Path,
+    labels: Path,
+    *,
+    channels: int = 1,
+    partial: bool = False,
+    problems: list[MedunetError] | None = None,
+) -> tuple[Case, ...]:
+    """Cases from a folder of images and one of labels; a pair has one name, the endings may differ.
+
+    Args:
+        images: folder of images.
+        labels: folder of labels; may be missing where `partial`.
+        channels: number of files a case in nnU-Net's numbering.
+        partial: whether images without a label are wanted (test cases).
+        problems: collects what is wrong instead of raising it; what has no partner is then left out.
+
+    Raises:
+        DataError: an image without label or a label without image, with up to five of each and how many there are; or
+            a case with another number of channels.
+    """
+    by_name: dict[str, Path] = {}
+    for path in label_files(labels) if labels.is_dir() else []:
+        if stem(path) in by_name:
+            raise DataError("two labels have one name", file=path, remedy="remove one of them")
+        by_name[stem(path)] = path
+    cases = group_channels(image_files(images), channels=channels, whole=by_name, is_strict=not partial)
+    if not partial:
+        names = {name for name, _ in cases}
+        causes = []
+        if lonely := [paths[0].name for name, paths in cases if name not in by_name]:
+            causes.append(f"{_count(lonely, 'image')} without label: {shown(lonely)}")
+        if lonely := [path.name for name, path in by_name.items() if name not in names]:
+            causes.append(f"{_count(lonely, 'label')} without image: {shown(lonely)}")
+        if causes:
+            remedy = f"give pairs one name in {images.name} and {labels.name}"
+            error = DataError("; ".join(causes), file=images.parent, remedy=remedy)
+            if problems is None:
+                raise error
+            problems.append(error)
+            cases = [(name, paths) for name, paths in cases if name in by_name]
+    return tuple(Case(name, paths, by_name.get(name)) for name, paths in cases)
+
+
+def guess_channels(images: Path, labels: Path) -> int:
+    """Return the number of files per case: nnU-Net's numbers are channels if the labels lack them."""
+    label_names = {stem(path) for path in label_files(labels)}
+    counts = Counter(split_channel(stem(path))[0] for path in image_files(images) if stem(path) not in label_names)
+    return max((count for case, count in counts.items() if case in label_names), default=1)
+
+
+def _count(names: list[str], noun: str) -> str:
+    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''}"

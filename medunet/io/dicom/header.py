@@ -1,0 +1,383 @@
+"""What the headers of DICOM files say about their frames, before a pixel is used."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import pydicom
+
+from medunet.errors import DataError, SecurityError
+from medunet.io.limits import open_for_reading, refuse_deflate_bomb
+
+from .lut import ModalityLut, read_modality_lut
+from .values import (
+    BINARY_TAGS,
+    IDENTITY,
+    TEMPORAL_KEYS,
+    TOP_LEVEL_TAGS,
+    decimals,
+    has,
+    items,
+    number,
+    text,
+)
+
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+"""Endings that announce DICOM; files of a series often have none."""
+
+DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
+"""Media Storage Directory: a DICOMDIR."""
+
+_PREAMBLE_BYTES = 128
+_MAGIC_END = _PREAMBLE_BYTES + 4
+_DIRECTORY_MARK = DIRECTORY_CLASS.encode()
+_META_BYTES = 512
+"""Where the class of the content is named. A directory is sent away before pydicom 2 makes its own object of it."""
+
+_IMAGE_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.1",  # CR, DX, mammography
+    "1.2.840.10008.5.1.4.1.1.2",  # CT, enhanced, legacy converted
+    "1.2.840.10008.5.1.4.1.1.4",  # MR, enhanced, legacy converted
+    "1.2.840.10008.5.1.4.1.1.20",  # nuclear medicine
+    "1.2.840.10008.5.1.4.1.1.128",  # PET, legacy converted
+    "1.2.840.10008.5.1.4.1.1.130",  # PET, enhanced
+)
+"""Storage classes, with what is derived from them by a dot, whose objects are damaged when they have no pixels."""
+
+_OTHER_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.30",  # parametric map
+    "1.2.840.10008.5.1.4.1.1.66",  # raw data, registration, segmentation, label map
+    "1.2.840.10008.5.1.4.1.1.481",  # radiotherapy: dose and plan
+    "1.2.840.10008.5.1.4.1.1.11",  # presentation states
+    "1.2.840.10008.5.1.4.1.1.88",  # structured reports
+)
+"""Storage classes of objects that have rows and columns at times, but are no image of the patient."""
+
+IMPLICIT = "1.2.840.10008.1.2"
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
+DEFLATED = "1.2.840.10008.1.2.1.99"
+JPEG = "1.2.840.10008.1.2.4."
+"""Beginning of the transfer syntaxes of JPEG and what came after it."""
+_NATIVE = (IMPLICIT, "1.2.840.10008.1.2.1", BIG_ENDIAN)
+
+PALETTE = "PALETTE COLOR"
+_SUBSAMPLED = "YBR_FULL_422"
+_COLOURS = ("RGB", "YBR_FULL", _SUBSAMPLED, "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
+"""Photometric interpretations of colour images."""
+
+_ITEM = b"\xfe\xff\x00\xe0"
+_END_OF_ITEMS = b"\xfe\xff\xdd\xe0"
+_UNDEFINED = 0xFFFFFFFF
+_END_OF_CODESTREAM = b"\xff\xd9"
+"""JPEG, JPEG-LS and JPEG 2000 all end with it."""
+
+_JPEG_FAMILY = ("50", "51", "57", "70", "80", "81", "90", "91", "201", "202", "203")
+"""Last parts of the transfer syntaxes of JPEG, JPEG-LS, JPEG 2000 and high-throughput JPEG 2000."""
+
+_WHOLE = re.compile(r"\s*[+-]?\d{1,12}\s*")
+
+_MOMENT_SEQUENCE = {"EffectiveEchoTime": "MREchoSequence", "DiffusionBValue": "MRDiffusionSequence"}
+"""Functional group of a temporal key where it is not FrameContentSequence."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One DICOM file that holds pixels."""
+
+    path: Path
+    series_uid: str
+    modality: str
+    is_localizer: bool
+    syntax: str
+    rows: int
+    columns: int
+    samples: int
+    photometric: str
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    is_signed: bool
+    n_frames: int
+    padding: tuple[int, int] | None
+    """Smallest and largest stored value that marks 'no image here'."""
+    is_lossy: bool
+    identity: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """The file's values of the tags `IDENTITY`; they are compared, and never recorded."""
+    is_mosaic: bool = False
+    pixel_offset: int | None = None
+    """Where native pixels begin in the file; None for compressed ones."""
+    tiles: int = 1
+    """Tiles per row of a Siemens mosaic; `rows` and `columns` are then a tile's, and a frame's index counts tiles."""
+    lut: ModalityLut | None = field(default=None, compare=False)
+
+    @property
+    def is_colour(self) -> bool:
+        """Whether pixels are red, green and blue, or indices of a palette."""
+        if self.photometric == PALETTE:
+            return self.samples == 1
+        return self.samples == len("RGB") and self.photometric in _COLOURS
+
+    @property
+    def frame_bytes(self) -> int:
+        """Size of one frame, uncompressed."""
+        return self.rows * self.columns * self.bits_allocated // 8
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One slice: a file, or one frame of a file. Numbers are as in the header, unchecked; None where missing."""
+
+    file: ImageFile
+    index: int
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    spacing: tuple[float, ...] | None
+    slope: float | None
+    intercept: float | None
+    thickness: float | None = None
+    moments: Mapping[str, str] = field(default_factory=dict)
+    """The `TEMPORAL_KEYS` that the frame has."""
+    number: int | None = None
+    """InstanceNumber of the file."""
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a file has DICOM's magic word."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAGIC_END)[_PREAMBLE_BYTES:] == b"DICM"
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return False
+
+
+def _require_no_lost_slice(path: Path) -> None:
+    """Reject a file without DICOM's magic word that nevertheless must have been a slice.
+
+    Such a file has DICOM's ending, cannot be opened, is empty, or begins with zeros like DICOM's preamble. Hidden files
+    are notes of file systems and programs, such as macOS's ``._slice.dcm``.
+    """
+    if path.name.startswith("."):
+        return
+    with open_for_reading(path) as file:
+        start = file.read(_MAGIC_END)
+    if not start.strip(b"\0"):
+        raise DataError("file has zeros in place of a DICOM header" if start else "file has zero bytes", file=path)
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        raise DataError("file has a DICOM ending but no DICOM header", file=path)
+
+
+def read_frames(path: Path) -> list[Frame] | None:
+    """Return the frames of one file, or None for a file without an image (a note, a report, contours, a segmentation).
+
+    Raises:
+        DataError: a DICOM image whose header or pixel data is damaged, truncated or missing.
+        SecurityError: deflated, and far larger than images are.
+    """
+    if not looks_like_dicom(path):
+        _require_no_lost_slice(path)
+        return None
+    try:
+        with path.open("rb") as file:
+            if _DIRECTORY_MARK in file.read(_META_BYTES):
+                return None
+            refuse_deflate_bomb(file, path)
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TOP_LEVEL_TAGS)
+            meta = header.file_meta
+            kind = str(meta.get("MediaStorageSOPClassUID", "")) or text(header, "SOPClassUID")
+            if _is_one_of(kind, _OTHER_CLASSES):
+                return None
+            if not number(header, "Rows") or not number(header, "Columns"):
+                if not kind or _is_one_of(kind, _IMAGE_CLASSES):
+                    raise DataError("header is truncated: no Rows and Columns", file=path, remedy="export it again")
+                return None
+            syntax = str(meta.get("TransferSyntaxUID", ""))
+            image = replace(_image_file(path, header, syntax), pixel_offset=file.tell())
+            image = _with_pixel_offset(image, file)
+            return _frames(image, header)
+    except (DataError, SecurityError):
+        raise
+    except Exception as error:  # pydicom raises many kinds for damaged bytes
+        raise DataError(
+            f"damaged DICOM header: {type(error).__name__}", file=path, remedy="export the series again"
+        ) from error
+
+
+def _is_one_of(kind: str, classes: tuple[str, ...]) -> bool:
+    return any(kind == uid or kind.startswith(uid + ".") for uid in classes)
+
+
+def _image_file(path: Path, header: pydicom.Dataset, syntax: str) -> ImageFile:
+    def whole(keyword: str, default: int) -> int:
+        value = number(header, keyword)
+        return default if value is None else int(value)
+
+    bits = whole("BitsAllocated", 16)
+    stored = whole("BitsStored", bits)
+    signed = whole("PixelRepresentation", 0) == 1
+    padding = number(header, "PixelPaddingValue")
+    limit = number(header, "PixelPaddingRangeLimit")
+    ends = [_as_stored(v, bits, signed) for v in (padding, limit if padding is not None else None) if v is not None]
+    frames = decimals(header, "NumberOfFrames") or (1.0,)
+    image_type = text(header, "ImageType").split("\\")
+    n_frames = int(frames[0]) if math.isfinite(frames[0]) else 0
+    if n_frames < 1 or bits not in (8, 16, 32) or not 1 <= stored <= bits:
+        raise DataError(
+            "impossible pixel format", file=path, received=f"{frames[0]:g} frames, {stored} of {bits} bits stored"
+        )
+    return ImageFile(
+        path=path,
+        series_uid=text(header, "SeriesInstanceUID"),
+        modality=text(header, "Modality"),
+        is_localizer="LOCALIZER" in image_type,
+        syntax=syntax,
+        rows=whole("Rows", 0),
+        columns=whole("Columns", 0),
+        samples=whole("SamplesPerPixel", 1),
+        photometric=text(header, "PhotometricInterpretation") or "MONOCHROME2",
+        bits_allocated=bits,
+        bits_stored=stored,
+        high_bit=whole("HighBit", stored - 1),
+        is_signed=signed,
+        n_frames=n_frames,
+        padding=(min(ends), max(ends)) if ends else None,
+        is_lossy=text(header, "LossyImageCompression") == "01",
+        identity={keyword: text(header, keyword) for keyword in IDENTITY},
+        is_mosaic="MOSAIC" in image_type,
+        lut=read_modality_lut(header, path, is_signed=signed, is_big_endian=syntax == BIG_ENDIAN),
+    )
+
+
+def _as_stored(value: float, bits: int, signed: bool) -> int:
+    """A padding value read as unsigned 16 bits, as a pixel would hold it."""
+    whole = int(value)
+    return whole - (1 << bits) if signed and bits == 16 and whole >= 1 << (bits - 1) else whole
+
+
+def _with_pixel_offset(image: ImageFile, file: BinaryIO) -> ImageFile:
+    """Check that the pixel data is there in full, and find where native ones begin."""
+    if image.syntax == DEFLATED:
+        return replace(image, pixel_offset=None)
+    if not image.syntax:
+        raise DataError("file names no transfer syntax", file=image.path, remedy="export the series again")
+    size = os.fstat(file.fileno()).st_size
+    file.seek(image.pixel_offset or 0)
+    head = file.read(12)
+    order: Literal["big", "little"] = "big" if image.syntax == BIG_ENDIAN else "little"
+    if len(head) < 8 or (int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order)) != (0x7FE0, 0x0010):
+        raise DataError("file has no pixel data", file=image.path, remedy="export the series again")
+    start = (image.pixel_offset or 0) + (8 if image.syntax == IMPLICIT else 12)
+    length = int.from_bytes(head[4:8] if image.syntax == IMPLICIT else head[8:12], order)
+    if image.syntax in _NATIVE:
+        samples = 2 if image.photometric == _SUBSAMPLED else image.samples  # two pixels share their chrominance
+        needed = image.frame_bytes * image.n_frames * samples
+        present = min(length, size - start)
+        if present < needed:
+            raise DataError(
+                "truncated pixel data",
+                file=image.path,
+                received=f"{present} bytes",
+                expected=f"{needed} bytes",
+                remedy="export the series again",
+            )
+        return replace(image, pixel_offset=start)
+    _check_fragments(image, file, start, size)
+    return replace(image, pixel_offset=None)
+
+
+def _check_fragments(image: ImageFile, file: BinaryIO, start: int, size: int) -> None:
+    """Walk the items of compressed pixel data to their end mark; nothing is decoded.
+
+    An offset table comes first, then the codestreams: ``[item table] [item frame 1] ... [end]``.
+    """
+    cause = None
+    place, n_items, tail = start, 0, b""
+    while cause is None:
+        file.seek(place)
+        head = file.read(8)
+        if head[:4] == _END_OF_ITEMS:
+            break
+        length = int.from_bytes(head[4:8], "little")
+        if len(head) < 8 or length == _UNDEFINED or place + 8 + length > size or head[:4] != _ITEM:
+            cause = "truncated pixel data"
+            break
+        if n_items and length:
+            file.seek(place + 8 + max(length - 8, 0))
+            tail = file.read(min(length, 8))
+        n_items += 1
+        place += 8 + length
+    if cause is None and n_items < 2:
+        cause = "truncated pixel data: no frame"
+    is_jpeg = image.syntax.removeprefix(JPEG) in _JPEG_FAMILY
+    if cause is None and is_jpeg and _END_OF_CODESTREAM not in tail:
+        cause = "truncated pixel data: the codestream has no end"
+    if cause is not None:
+        raise DataError(cause, file=image.path, received=f"{n_items} items", remedy="export the series again")
+
+
+def _frames(image: ImageFile, header: pydicom.Dataset) -> list[Frame]:
+    shared = items(header, "SharedFunctionalGroupsSequence")
+    per_frame = items(header, "PerFrameFunctionalGroupsSequence")
+    if not per_frame and image.n_frames == 1:
+        return [_frame(image, 0, [header])]
+    if (
+        not per_frame and not shared
+    ):  # ultrasound, secondary capture, ...: the header's position is not that of its frames
+        if image.n_frames > image.path.stat().st_size:
+            raise DataError("impossible number of frames", file=image.path, received=image.n_frames)
+        frame = replace(_frame(image, 0, [header]), position=None, orientation=None)
+        return [replace(frame, index=index) for index in range(image.n_frames)]
+    if len(per_frame) != image.n_frames:
+        raise DataError(
+            "multi-frame image does not say where its frames lie",
+            file=image.path,
+            received=f"{len(per_frame)} functional groups",
+            expected=f"{image.n_frames}, one a frame",
+            remedy="export it as an enhanced image or as single slices",
+        )
+    return [_frame(image, index, [item, *shared, header]) for index, item in enumerate(per_frame)]
+
+
+def _frame(image: ImageFile, index: int, levels: list[pydicom.Dataset]) -> Frame:
+    """A frame from its own functional groups, the shared ones, and the top level, in this order."""
+
+    def first(sequence: str, keyword: str) -> pydicom.Dataset | None:
+        for level in levels:
+            for item in (level, *items(level, sequence)):
+                if has(item, keyword):
+                    return item
+        return None
+
+    def values(sequence: str, keyword: str) -> tuple[float, ...] | None:
+        item = first(sequence, keyword)
+        return None if item is None else decimals(item, keyword)
+
+    slope = values("PixelValueTransformationSequence", "RescaleSlope")
+    intercept = values("PixelValueTransformationSequence", "RescaleIntercept")
+    spacing = values("PixelMeasuresSequence", "PixelSpacing")
+    thickness = values("PixelMeasuresSequence", "SliceThickness")
+    moments = {}
+    for keyword in TEMPORAL_KEYS:
+        item = first(_MOMENT_SEQUENCE.get(keyword, "FrameContentSequence"), keyword)
+        if item is not None:
+            value = number(item, keyword) if keyword in BINARY_TAGS else text(item, keyword)
+            if value not in (None, ""):
+                moments[keyword] = f"{value:g}" if isinstance(value, float) else str(value)
+    instance = text(levels[-1], "InstanceNumber")
+    return Frame(
+        file=image,
+        index=index,
+        position=values("PlanePositionSequence", "ImagePositionPatient"),
+        orientation=values("PlaneOrientationSequence", "ImageOrientationPatient"),
+        spacing=spacing,
+        slope=slope[0] if slope else None,
+        intercept=intercept[0] if intercept else None,
+        thickness=thickness[0] if thickness else None,
+        moments=moments,
+        number=int(instance) if _WHOLE.fullmatch(instance) else None,
+    )

@@ -1,0 +1,177 @@
+"""Values of DICOM frames: rescaled slice by slice, with padding that stays within the image's values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from medunet.errors import DataError
+from medunet.io.layout import transpose
+from medunet.io.limits import require_memory
+
+from .codec import Decoder, is_plain
+from .header import Frame
+
+SLAB = 64
+"""Slices rescaled and transposed at once: with fewer the cache lines of the volume, whose last axis counts slices, are
+visited many times; more take memory and save no time."""
+
+PADDING_MARGIN = 0.01
+"""Padding further from the other values than this part of their range is clamped to their lowest. Padding that touches
+the range (0 beside the 1 of an MR background) is an ordinary background and stays."""
+
+MEASURED = ("CT", "MR", "PT", "NM")
+"""Modalities whose values are measurements: MONOCHROME1 then only concerns the display. Elsewhere (radiographs) the
+values are brightness, and MONOCHROME1 turns them round."""
+
+RESCALE_REQUIRED = ("CT", "PT")
+"""Modalities whose slope and intercept the standard requires in every classic image."""
+
+
+def check_pixels(frames: Sequence[Frame], *, colour: bool) -> list[str]:
+    """Reject what is not a grey image or has an impossible slope; return warnings on what is unusual.
+
+    Args:
+        frames: of one series.
+        colour: whether colour images are allowed.
+
+    Raises:
+        DataError: colour, a slope of zero or NaN, an intercept that is not finite, mixed formats.
+    """
+    first = frames[0].file
+    for frame in frames:
+        file = frame.file
+        is_grey = file.samples == 1 and file.photometric in ("MONOCHROME1", "MONOCHROME2")
+        if not is_grey and not (colour and file.is_colour):
+            raise DataError(
+                "not a grey image" if file.is_colour else "pixels are neither grey nor colour",
+                file=file.path,
+                received=f"{file.photometric}, {file.samples} samples a pixel",
+                expected="MONOCHROME1 or MONOCHROME2, for an image in the plane also colour",
+                remedy="leave it out, or convert it to grey",
+            )
+        if (file.photometric, file.modality) != (first.photometric, first.modality):
+            raise DataError(
+                "slices have different kinds of pixels",
+                file=file.path,
+                received=f"{file.modality} {file.photometric}",
+                expected=f"{first.modality} {first.photometric}",
+            )
+        if file.high_bit != file.bits_stored - 1:
+            raise DataError(
+                "pixels lie at unusual bits", file=file.path, received=f"high bit {file.high_bit} of {file.bits_stored}"
+            )
+        if frame.slope is not None and (frame.slope == 0 or not np.isfinite(frame.slope)):
+            raise DataError(
+                "impossible RescaleSlope", file=file.path, received=frame.slope, remedy="export the original series"
+            )
+        if frame.intercept is not None and not np.isfinite(frame.intercept):
+            raise DataError("impossible RescaleIntercept", file=file.path, received=frame.intercept)
+        if file.lut is not None and (frame.slope or 1.0, frame.intercept or 0.0) != (1.0, 0.0):
+            raise DataError(
+                "ModalityLUTSequence and a rescale slope contradict each other",
+                file=file.path,
+                received=f"slope {frame.slope}, intercept {frame.intercept}",
+                remedy="export the original series",
+            )
+    warnings = []
+    bare = [frame for frame in frames if frame.slope is None and frame.file.lut is None]
+    if bare and (first.modality in RESCALE_REQUIRED or len(bare) < len(frames)):
+        shifted = any(frame.intercept for frame in bare)
+        used = "the intercept alone is applied" if shifted else "stored values are used"
+        warnings.append(f"{len(bare)} of {len(frames)} slices have no rescale slope: {used}")
+    if first.photometric == "MONOCHROME1":
+        kept = "kept: they are measurements" if first.modality in MEASURED else "turned round: large is bright"
+        warnings.append(f"MONOCHROME1: values {kept}")
+    if any(frame.file.is_lossy for frame in frames):
+        warnings.append("pixels were once compressed with loss")
+    return warnings
+
+
+def read_voxels(frames: Sequence[Frame]) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """The volume ``(columns, rows, slices)`` of frames in order, and warnings.
+
+    Raises:
+        DataError: pixels that cannot be decoded, or more of them than memory holds.
+    """
+    file = frames[0].file
+    require_memory((file.columns, file.rows, len(frames)), 1, file.path)
+    volume = np.empty((file.columns, file.rows, len(frames)), dtype=np.float32)
+    padding = _Padding()
+    decoder = Decoder()
+    slab = np.empty((SLAB, file.rows, file.columns), dtype=np.float32)
+    for start in range(0, len(frames), SLAB):
+        part = frames[start : start + SLAB]
+        for k, frame in enumerate(part):
+            padding.note(_rescale(frame, decoder, slab[k]), slab[k], start + k)
+        transpose(slab[: len(part)], dtype=np.float32, out=volume[..., start : start + len(part)])
+    if padding.lowest > padding.highest:
+        raise DataError("every pixel is padding", file=file.path, remedy="export the series again")
+    if not np.isfinite([padding.lowest, padding.highest]).all():
+        raise DataError("rescaled pixels are not finite", file=file.path)
+    return volume, padding.clamp(volume)
+
+
+def _rescale(frame: Frame, decoder: Decoder, target: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
+    """Write one slice's values to `target`; the mask of its padding, if there is some."""
+    file = frame.file
+    stored = decoder.stored(frame)
+    mask = None
+    if file.padding is not None:
+        low, high = file.padding
+        mask = stored == low if low == high else (stored >= low) & (stored <= high)
+        mask = mask if mask.any() else None
+    unused = file.bits_allocated - file.bits_stored
+    if unused and is_plain(file):  # old files keep overlays there; decoders have cleared them
+        stored = (stored.astype(stored.dtype.newbyteorder("=")) << unused) >> unused
+        if mask is not None:
+            stored[mask] = 0 if file.padding is None else np.array(file.padding[0]).astype(stored.dtype)
+    if file.lut is not None:
+        stored = file.lut.apply(stored)
+    if file.photometric == "MONOCHROME1" and file.modality not in MEASURED:
+        ends = -1 if file.is_signed and file.lut is None else (1 << (file.lut or file).bits_stored) - 1
+        stored = ends - stored.astype(np.int64)
+    slope, intercept = frame.slope or 1.0, frame.intercept or 0.0
+    if slope == 1 and intercept == round(intercept) and file.bits_allocated < 32:
+        np.add(stored, np.float32(intercept), out=target, dtype=np.float32, casting="unsafe")
+    else:
+        target[...] = stored * np.float64(slope) + intercept  # in float64, then rounded once
+    return mask
+
+
+class _Padding:
+    """Where voxels are padding, and the range of all the others."""
+
+    def __init__(self) -> None:
+        self.lowest, self.highest = np.inf, -np.inf
+        self._masks: dict[int, npt.NDArray[np.uint8]] = {}
+
+    def note(self, mask: npt.NDArray[np.bool_] | None, values: npt.NDArray[np.float32], index: int) -> None:
+        """Take note of one slice."""
+        if mask is not None:
+            self._masks[index] = np.packbits(mask.T)
+            values = values[~mask]
+            if not values.size:
+                return
+        self.lowest = min(self.lowest, float(values.min()))
+        self.highest = max(self.highest, float(values.max()))
+
+    def clamp(self, volume: npt.NDArray[np.float32]) -> list[str]:
+        """Set padding that lies far outside the other values, on either side, to the lowest of them."""
+        margin = PADDING_MARGIN * (self.highest - self.lowest)
+        count, met = 0, set()
+        for index, packed in self._masks.items():
+            plane = volume[..., index]
+            mask = np.unpackbits(packed, count=plane.size).astype(bool).reshape(plane.shape)
+            values = plane[mask]
+            far = (values < self.lowest - margin) | (values > self.highest + margin)
+            if far.any():
+                met.update(np.unique(values[far]).tolist())
+                count += int(far.sum())
+                plane[mask] = self.lowest
+        if not count:
+            return []
+        named = ", ".join(f"{value:g}" for value in sorted(met)[:3])
+        return [f"{count} padding voxels ({named}) clamped to {self.lowest:g}"]

@@ -1,0 +1,22 @@
+"""Runs: train, cross-validate, evaluate, report and join bundles."""
+
+from .demo import run_demo as run_demo
+from .evaluate import evaluate_bundle as evaluate_bundle
+from .evaluate import evaluate_folders as evaluate_folders
+from .folds import CrossValidation as CrossValidation
+from .folds import FoldOutcome as FoldOutcome
+from .folds import FoldTrainer as FoldTrainer
+from .folds import resume_folds as resume_folds
+from .folds import train_fold as train_fold
+from .folds import train_folds as train_folds
+from .report import WrittenReport as WrittenReport
+from .report import report_runs as report_runs
+from .resume import resume_run as resume_run
+from .train import PreparedRun as PreparedRun
+from .train import TrainingResult as TrainingResult
+from .train import fit_data as fit_data
+from .train import prepare_run as prepare_run
+from .train import run_training as run_training
+from .train import train_bundle as train_bundle
+from .train import train_prepared as train_prepared
+from .train import write_run as write_run

@@ -1,0 +1,102 @@
+"""Which cases of a data set a run was trained on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medunet.bundle.read import read_json, read_own
+from medunet.datasets import SegmentationDataset, datalist, image_digest
+from medunet.errors import DataError
+from medunet.runs.ensemble import ENSEMBLE_FOLDS
+from medunet.training import TRAINED_ON_NAME, weights_of
+
+EVALUATION = "evaluation"
+"""Folder in a run with the metrics of `medunet evaluate` on the run's own data set."""
+
+
+@dataclass(frozen=True)
+class SeenCases:
+    """The cases of a data set that a run was trained on.
+
+    Args:
+        names: of those cases.
+        folder: name of the folder in the run for metrics on this data set, so that those of a test set do not replace
+            those of the run's own validation cases.
+        is_known: whether it is known what the run was trained on; if False, `names` is empty.
+    """
+
+    names: frozenset[str]
+    folder: str
+    is_known: bool = True
+
+
+def seen_cases(run: Path, dataset: SegmentationDataset, *, is_test: bool = False) -> SeenCases:
+    """Compare the images of a data set with those that a run, or the folds of a cross-validation, trained on.
+
+    Images are compared by content (:func:`medunet.datasets.image_digest`), so renamed, moved and copied cases count.
+    The cases of a run whose weights this one started from (``init_from``) count, too.
+
+    Args:
+        run: its folder.
+        dataset: what is to be evaluated.
+        is_test: compare the data set's test cases instead of its labelled cases.
+
+    Raises:
+        DataError: an image, or the run's record, cannot be read.
+    """
+    config = read_own(run, "evaluate")
+    own = Path(str(config.get("dataset_dir", "")))
+    is_own = own.is_absolute() and own.exists() and _root(own) == _root(dataset.root)
+    other = f"{EVALUATION}_{'test' if is_own else re.sub(r'[^A-Za-z0-9.-]+', '_', dataset.root.name)}"
+    trained = _trained_on(run)
+    if not trained:  # such as a bundle that was copied without the record
+        names = _split(dataset, config) if is_own and not is_test else frozenset[str]()
+        return SeenCases(names, EVALUATION if is_own and not is_test else other, is_known=is_own)
+    digests = {case.name: image_digest(case.images) for case in (dataset.test if is_test else dataset.cases)}
+    known = trained | _inherited(run)
+    names = frozenset(name for name, digest in digests.items() if digest in known)
+    holds_all = trained <= set(digests.values())
+    return SeenCases(names, EVALUATION if (is_own and not is_test) or holds_all else other)
+
+
+def _root(path: Path) -> Path:
+    """Return the folder of a data set that is given by its folder or its `dataset.json`."""
+    return (path.parent if path.is_file() else path).resolve()
+
+
+def _split(dataset: SegmentationDataset, config: Mapping[str, Any]) -> frozenset[str]:
+    if ENSEMBLE_FOLDS in config:
+        return frozenset(case.name for case in dataset.cases)
+    options = {key: config.get(key, ()) for key in ("validation_cases", "skip_cases")}
+    items = datalist(dataset.root, section="training", fold=config["fold"], folds=config["folds"], **options)
+    return frozenset(str(item["name"]) for item in items)
+
+
+def _trained_on(run: Path) -> set[str]:
+    """Return the digests of the cases that a run, or its folds, trained on; empty if there is no record."""
+    found: set[str] = set()
+    for path in (*run.glob(f"eval/{TRAINED_ON_NAME}"), *run.glob(f"fold_*/eval/{TRAINED_ON_NAME}")):
+        try:
+            found |= set(json.loads(path.read_text(encoding="utf-8")).values())
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DataError("not a record of training cases", file=path, remedy="train again") from error
+    return found
+
+
+def _inherited(run: Path) -> set[str]:
+    """Return the digests of the cases of the runs that this one started from, as far as they are still there."""
+    found: set[str] = set()
+    visited: set[Path] = set()
+    while run not in visited and (run / "configs" / "train.json").is_file():
+        visited.add(run)
+        source = read_json(run / "configs" / "train.json").get("init_from")
+        if not source:
+            break
+        run = weights_of(str(source)).resolve().parent.parent
+        found |= _trained_on(run)
+    return found

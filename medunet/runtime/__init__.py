@@ -1,0 +1,22 @@
+"""Running a network: device, number format, fast forms, weights and ensembles."""
+
+from .allocation import keep_freed_memory as keep_freed_memory
+from .autocast import autocast as autocast
+from .autocast import fast_dtype as fast_dtype
+from .autocast import resolve_device as resolve_device
+from .autocast import resolve_dtype as resolve_dtype
+from .ensemble import Ensemble as Ensemble
+from .ensemble import EnsembleLogits as EnsembleLogits
+from .ensemble import ensemble_of as ensemble_of
+from .fast import FastNetwork as FastNetwork
+from .folding import fold_batch_norm as fold_batch_norm
+from .initialise import TransferReport as TransferReport
+from .initialise import transfer_weights as transfer_weights
+from .openvino import has_openvino as has_openvino
+from .public import PUBLIC as PUBLIC
+from .public import load_public as load_public
+from .weights import SAFE_SUFFIX as SAFE_SUFFIX
+from .weights import load_checkpoint as load_checkpoint
+from .weights import load_weights as load_weights
+from .weights import save_checkpoint as save_checkpoint
+from .weights import save_weights as save_weights

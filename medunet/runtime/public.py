@@ -1,0 +1,125 @@
+"""Weights of public U-Nets, loaded into a `UNet` that computes the same function."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from medunet.errors import ConfigError, DataError
+from medunet.networks.unet import UNet
+
+from .weights import load_checkpoint
+
+Layer = dict[str, torch.Tensor]
+"""Tensors of a convolution or a normalisation by their names in PyTorch: `weight`, `bias`, `running_mean`."""
+
+
+@dataclass(frozen=True)
+class PublicForm:
+    """How a public implementation is written.
+
+    Args:
+        order: prefixes of its layers in the order in which the image passes them, unless it registers them so.
+        skip_first: whether the skip connection comes first in the concatenation, as in `UNet`.
+        arguments: what its `UNet` takes besides the numbers of channels.
+    """
+
+    order: tuple[str, ...] = ()
+    skip_first: bool = True
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+PUBLIC: dict[str, PublicForm] = {
+    # github.com/milesial/Pytorch-UNet with bilinear=False
+    "milesial": PublicForm(arguments={"norm": "batch"}),
+    # github.com/mateuszbuda/brain-segmentation-pytorch
+    "mateuszbuda": PublicForm(skip_first=False, arguments={"norm": "batch", "out_activation": "sigmoid"}),
+    # github.com/aladdinpersson/Machine-Learning-Collection, ML/Pytorch/image_segmentation
+    "aladdinpersson": PublicForm(("downs", "bottleneck", "ups"), arguments={"norm": "batch"}),
+}
+"""Public implementations by the name of their author.
+
+The list has those whose output `UNet` reproduces for images whose size is a multiple of the total stride (milesial: of
+any size). These are not in it: bilinear upsampling with `align_corners=True` (milesial with bilinear=True, usuyama),
+average pooling (jvanvugt), and nearest-neighbour upsampling with a 2x2 convolution (zhixuhao).
+"""
+
+
+def load_public(weights: str | os.PathLike[str] | Mapping[str, Any], source: str) -> UNet:
+    """Build the `UNet` of a public implementation and load its weights.
+
+    The numbers of levels, channels and classes are those of the weights. A bias before a batch norm becomes part of
+    the running mean, so the result is exact in evaluation mode.
+
+    Args:
+        weights: a checkpoint, or a state dictionary.
+        source: a key of :data:`PUBLIC`.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        ConfigError: an unknown source.
+        DataError: unreadable file, or weights of another network.
+    """
+    if source not in PUBLIC:
+        raise ConfigError("unknown source of weights", received=repr(source), expected=" | ".join(PUBLIC))
+    form = PUBLIC[source]
+    content = weights if isinstance(weights, Mapping) else load_checkpoint(weights)
+    layers = _layers(content.get("state_dict", content.get("model", content)), form.order)
+    kernels = [layer["weight"] for layer in layers if "weight" in layer and layer["weight"].ndim == 4]
+    ups = sum(kernel.shape[-1] == 2 for kernel in kernels)
+    try:
+        channels = [kernel.shape[0] for kernel in kernels[1 : 2 * ups + 2 : 2]]
+        network = UNet(2, kernels[0].shape[1], kernels[-1].shape[0], channels, **form.arguments)
+        fill(network, layers, skip_first=form.skip_first)
+    except (IndexError, KeyError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"weights are not those of a U-Net of {source}",
+            file=None if isinstance(weights, Mapping) else weights,
+            received=f"{len(kernels)} convolutions, {ups} of them transposed",
+        ) from error
+    return network.eval()
+
+
+def _layers(state: Mapping[str, Any], order: tuple[str, ...]) -> list[Layer]:
+    """Return the layers of a state dictionary in the order in which the image passes them."""
+    found: dict[str, Layer] = {}
+    for key, value in state.items():
+        name, _, tensor = key.removeprefix("module.").rpartition(".")
+        if isinstance(value, torch.Tensor):
+            found.setdefault(name, {})[tensor] = value
+
+    def place(name: str) -> int:
+        return next((index for index, start in enumerate(order) if name.startswith(start)), len(order))
+
+    return [found[name] for name in sorted(found, key=place)]
+
+
+def fill(network: UNet, layers: list[Layer], *, skip_first: bool) -> None:
+    """Copy the tensors of a public network, layer by layer.
+
+    Raises:
+        KeyError, RuntimeError, ValueError: the layers are not those of the network.
+    """
+    joined = {
+        next(m for m in level.get_submodule("convs").modules() if isinstance(m, nn.Conv2d)) for level in network.decoder
+    }
+    bias: torch.Tensor | None = None
+    modules = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d)]
+    with torch.no_grad():
+        for module, layer in zip(modules, layers, strict=True):
+            values = dict(layer)
+            if isinstance(module, nn.BatchNorm2d):
+                if bias is not None:
+                    values["running_mean"] = values["running_mean"] - bias
+                values.setdefault("num_batches_tracked", torch.tensor(0))
+            elif module in joined and not skip_first:
+                values["weight"] = torch.cat(values["weight"].chunk(2, dim=1)[::-1], dim=1)
+            bias = None if module.bias is not None else values.pop("bias", None)
+            module.load_state_dict(values)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import ndimage
+
+from medunet.io.dicom.contours import fill_contours, trace_contours
+
+
+@given(hnp.arrays(bool, st.tuples(st.integers(1, 13), st.integers(1, 13))))
+def test_any_mask_comes_back_from_its_contours(mask):
+    assert np.array_equal(fill_contours(list(trace_contours(mask)), mask.shape), mask)
+
+
+@given(hnp.arrays(bool, (9, 11)), st.floats(-1e-4, 1e-4))
+def test_rounded_corners_change_no_voxel(mask, noise):
+    moved = [polygon + noise for polygon in trace_contours(mask)]
+    assert np.array_equal(fill_contours(moved, mask.shape), mask)
+
+
+def test_each_part_is_one_polygon_whatever_its_holes():
+    mask = np.zeros((20, 30), bool)
+    mask[1:12, 1:14] = True
+    mask[3:5, 3:5] = mask[6:10, 8:12] = False  # two holes
+    mask[7, 9] = True  # an island within a hole
+    mask[14:18, 20:29] = True
+    polygons = list(trace_contours(mask))
+    assert len(polygons) == ndimage.label(mask)[1] == 3
+    assert np.array_equal(fill_contours(polygons, mask.shape), mask)
+
+
+def test_keyhole_leaves_and_returns_by_the_same_corners():
+    mask = np.ones((7, 7), bool)
+    mask[3, 3] = False
+    [polygon] = trace_contours(mask)
+    corners = [tuple(corner) for corner in polygon]
+    repeated = {corner for corner in corners if corners.count(corner) == 2}
+    assert len(repeated) == 2  # one on the rim, one on the hole
+    assert len(corners) == len(set(corners)) + 2
+
+
+def test_straight_sides_have_no_corners_between():
+    [polygon] = trace_contours(np.ones((5, 9), bool))
+    assert len(polygon) == 8  # a rectangle whose corners are cut
+
+
+def test_polygon_within_a_polygon_is_a_hole_and_parts_outside_are_cut_off():
+    square = np.array([[-5.0, -5], [-5, 5.5], [5.5, 5.5], [5.5, -5]])
+    inner = np.array([[1.5, 1.5], [1.5, 3.5], [3.5, 3.5], [3.5, 1.5]])
+    mask = fill_contours([square, inner], (8, 9))
+    expected = np.zeros((8, 9), bool)
+    expected[:6, :6] = True
+    expected[2:4, 2:4] = False
+    assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_neighbours_with_a_common_side_share_no_voxel_and_leave_none(axis):
+    """Centres lie exactly on the common side."""
+    first = np.array([[0.0, 0.0], [0, 6], [3, 6], [3, 0]])
+    second = first + np.array([3, 0])
+    if axis:
+        first, second = first[:, ::-1], second[:, ::-1]
+    shape = (10, 10)
+    one, two = fill_contours([first], shape), fill_contours([second], shape)
+    assert not (one & two).any()
+    assert (one | two).sum() == 36
+    assert one.sum() == 18

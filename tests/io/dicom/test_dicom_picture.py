@@ -1,0 +1,246 @@
+"""DICOM images in the plane: radiographs, colour, frames without positions."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from monai.data import MetaTensor, PydicomReader
+from monai.transforms import LoadImage, LoadImaged
+
+from medunet.datasets import list_inputs, open_dataset
+from medunet.datasets.check.check import check_pair
+from medunet.errors import DataError, GeometryError
+from medunet.io import MedunetReader, SavePredictiond, read_header, read_label, read_volume, write_volume
+from medunet.io.dicom.series import picture_files
+
+RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+
+
+@pytest.mark.filterwarnings("ignore:PydicomReader. ImageOrientationPatient:UserWarning")
+@pytest.mark.parametrize("pixels", [None, RGB])
+def test_axes_are_those_of_monai_and_itk(tmp_path, made, pixels):
+    path = made.picture(tmp_path / "x.dcm", pixels=pixels)
+    volume = read_volume(path)
+    assert volume.image.shape == (1 if pixels is None else 3, 7, 5)
+    reader = PydicomReader(channel_dim="no_channel" if pixels is None else -1)
+    monai = LoadImage(reader=reader, image_only=True, ensure_channel_first=True)(path)
+    assert np.array_equal(volume.image.numpy(), np.asarray(monai))
+    itk = sitk.GetArrayFromImage(sitk.ReadImage(path))[0]  # the third axis has one slice; a last axis counts colours
+    assert np.array_equal(volume.image.numpy(), itk.T.reshape(-1, 7, 5))
+    assert not volume.record.is_placed
+
+
+def test_first_axis_runs_along_a_row_and_has_the_distance_of_columns(tmp_path, made):
+    volume = read_volume(made.picture(tmp_path / "x.dcm"))
+    assert np.array_equal(volume.image[0].numpy(), made.pixels(0).T)
+    assert volume.image.affine.tolist() == np.diag([0.1, 0.2, 1, 1]).tolist()
+    assert volume.record.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("tags", "spacing", "warning"),
+    [
+        ({"ImagerPixelSpacing": [0.4, 0.3]}, (0.1, 0.2), None),
+        ({"PixelSpacing": "del", "ImagerPixelSpacing": [0.4, 0.3]}, (0.3, 0.4), "the patient appears magnified"),
+        ({"PixelSpacing": "del", "NominalScannedPixelSpacing": [0.4, 0.3]}, (0.3, 0.4), "scanned film"),
+        ({"PixelSpacing": "del"}, (1, 1), "unknown and counts as 1"),
+    ],
+)
+def test_size_of_a_pixel_is_stated_or_recorded_as_unknown(tmp_path, made, tags, spacing, warning):
+    record = read_header(made.picture(tmp_path / "x.dcm", **tags))
+    assert record.geometry.spacing_mm[:2] == pytest.approx(spacing)
+    assert [text for text in record.warnings if warning and warning in text] == list(record.warnings)
+    assert len(record.warnings) == (warning is not None)
+
+
+@pytest.mark.parametrize(
+    ("tags", "cause"),
+    [
+        ({"PixelSpacing": [0, 0.1]}, "impossible PixelSpacing"),
+        ({"PixelSpacing": "del", "ImagerPixelSpacing": [0.1, -1]}, "impossible ImagerPixelSpacing"),
+        ({"PixelSpacing": "del", "PixelAspectRatio": ["4", "3"]}, "pixels are not square"),
+    ],
+)
+def test_impossible_size_of_a_pixel_is_rejected(tmp_path, made, tags, cause):
+    with pytest.raises(GeometryError, match=cause):
+        read_header(made.picture(tmp_path / "x.dcm", **tags))
+
+
+def test_monochrome1_radiograph_is_inverted(tmp_path, made):
+    pixels = made.pixels(0).astype("<u2")
+    volume = read_volume(
+        made.picture(tmp_path / "x.dcm", PhotometricInterpretation="MONOCHROME1", BitsStored=12, HighBit=11)
+    )
+    assert np.array_equal(volume.image[0].numpy(), 4095 - pixels.T.astype(int))
+    assert "MONOCHROME1" in volume.record.warnings[0]
+
+
+def test_radiographs_are_no_volume(tmp_path, made):
+    folder = tmp_path / "rays"
+    folder.mkdir()
+    for name in ("a", "b"):
+        made.picture(folder / f"{name}.dcm", SeriesInstanceUID="1.2.3")
+    with pytest.raises(GeometryError, match="no usable"):
+        read_volume(folder / "a.dcm", spatial_dims=3)
+    for dims, cause in ((None, "no usable"), (3, "no usable"), (2, "several images")):
+        with pytest.raises(GeometryError, match=cause):
+            read_volume(folder, spatial_dims=dims)
+
+
+@pytest.mark.parametrize("options", [{}, {"spatial_dims": 2}])
+def test_frames_without_positions_are_chosen_by_phase(tmp_path, made, options):
+    frames = np.stack([made.pixels(k).astype("<u2") for k in range(3)])
+    path = made.picture(tmp_path / "cine.dcm", pixels=frames)
+    with pytest.raises(DataError, match=r"3 frames without a position .*one of phase=0 to 2.*--phase 1"):
+        read_header(path, **options)
+    volume = read_volume(path, phase=2, **options)
+    assert np.array_equal(volume.image[0].numpy(), made.pixels(2).T)
+    assert volume.record.warnings == ("frame 2 of 3 read",)
+    with pytest.raises(DataError, match="phase=3"):
+        read_volume(path, phase=3, **options)
+    with pytest.raises(GeometryError, match="does not say where its frames lie"):
+        read_volume(path, spatial_dims=3)
+
+
+def test_colour_frames_are_chosen_by_phase(tmp_path, made):
+    path = made.picture(tmp_path / "cine.dcm", pixels=np.stack([RGB, RGB[::-1]]))
+    assert np.array_equal(read_volume(path, phase=1).image.numpy(), RGB[::-1].T)
+
+
+def test_palette_colours_are_looked_up(tmp_path, made):
+    tables = {f"{name}PaletteColorLookupTableDescriptor": [256, 0, 8] for name in ("Red", "Green", "Blue")}
+    reds, greens = np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8)[::-1]
+    tables |= {
+        "RedPaletteColorLookupTableData": reds.tobytes(),
+        "GreenPaletteColorLookupTableData": greens.tobytes(),
+        "BluePaletteColorLookupTableData": bytes(256),
+    }
+    path = made.picture(
+        tmp_path / "x.dcm", pixels=RGB[..., 0].copy(), PhotometricInterpretation="PALETTE COLOR", **tables
+    )
+    image = read_volume(path).image.numpy()
+    assert np.array_equal(image, np.stack([RGB[..., 0].T, 255 - RGB[..., 0].T, np.zeros((7, 5))]))
+
+
+def test_ybr_becomes_rgb(tmp_path, made):
+    grey = np.full((5, 7, 3), 128, np.uint8)
+    grey[..., 0] = RGB[..., 0]  # without chrominance, luminance is the grey value
+    path = made.picture(tmp_path / "x.dcm", pixels=grey, PhotometricInterpretation="YBR_FULL")
+    assert np.array_equal(read_volume(path).image.numpy(), np.stack([RGB[..., 0].T] * 3))
+
+
+def test_damaged_colour_is_rejected(tmp_path, made):
+    path = made.picture(tmp_path / "x.dcm", pixels=RGB[..., 0].copy(), PhotometricInterpretation="PALETTE COLOR")
+    with pytest.raises(DataError, match="cannot be decoded"):
+        read_volume(path)
+
+
+def test_label_picture_of_a_radiograph_needs_its_shape_only(tmp_path, made):
+    path = made.picture(tmp_path / "x.dcm")
+    label = np.zeros((7, 5), np.uint8)
+    label[2, 3] = 1
+    for name in ("label.png", "label.nii.gz"):
+        write_volume(label, tmp_path / name)
+        assert np.array_equal(read_label(tmp_path / name, reference=path).image[0].numpy(), label)
+
+
+def test_a_folder_of_radiographs_is_a_folder_of_images_and_a_series_is_not(tmp_path, made):
+    folder = tmp_path / "rays"
+    folder.mkdir()
+    paths = [made.picture(folder / name) for name in ("a.dcm", "b")]
+    assert picture_files(folder) == paths
+    assert picture_files(made.series(tmp_path / "ct", made.positions())) == []
+
+
+@pytest.mark.parametrize(("spacing", "lowest"), [(2.5, 30.0), (-2.5, 22.5)])
+def test_slices_of_a_reconstructed_nuclear_image_are_placed_by_its_detector(tmp_path, made, spacing, lowest):
+    volume = read_volume(made.nm(tmp_path / "nm.dcm", spacing=spacing))
+    affine = np.diag([-0.7, -0.5, 2.5, 1.0])
+    affine[:3, 3] = -10, -20, lowest
+    assert np.allclose(volume.image.affine, affine)
+    order = range(4) if spacing > 0 else range(3, -1, -1)
+    assert np.array_equal(volume.image[0].numpy(), np.stack([made.pixels(k).T for k in order], axis=-1))
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"SpacingBetweenSlices": "del"},
+        {"DetectorInformationSequence": "del"},
+        {"SliceVector": [1, 2, 3]},
+    ],
+)
+def test_nuclear_image_that_does_not_place_its_slices_is_rejected(tmp_path, made, tags):
+    with pytest.raises(GeometryError, match="does not say where its slices lie"):
+        read_header(made.nm(tmp_path / "nm.dcm", **tags))
+
+
+def test_gated_nuclear_image_has_phases(tmp_path, made):
+    kind = ["ORIGINAL", "PRIMARY", "RECON GATED TOMO", "EMISSION"]
+    path = made.nm(tmp_path / "nm.dcm", ImageType=kind, SliceVector=[1, 2, 1, 2])
+    with pytest.raises(DataError, match=r"2 phases .*frame number of the first position 1, 3"):
+        read_header(path)
+    assert read_volume(path, phase=1).image[0, 0, 0].tolist() == [200, 300]
+
+
+def test_projections_of_a_nuclear_image_are_images_in_the_plane(tmp_path, made):
+    path = made.nm(tmp_path / "nm.dcm", ImageType=["ORIGINAL", "PRIMARY", "TOMO", "EMISSION"])
+    with pytest.raises(DataError, match="4 frames without a position"):
+        read_header(path)
+
+
+@pytest.fixture
+def dataset(tmp_path, made) -> Path:
+    root = tmp_path / "data"
+    for name in ("imagesTr", "labelsTr"):
+        (root / name).mkdir(parents=True)
+    label = np.zeros((7, 5), np.uint8)
+    label[2, 3] = 1
+    for case in ("a", "b"):
+        made.picture(root / "imagesTr" / f"{case}.dcm")
+        write_volume(label, root / "labelsTr" / f"{case}.png")
+    return root
+
+
+def test_radiographs_with_label_pictures_are_a_data_set_in_the_plane(dataset):
+    found = open_dataset(dataset)
+    assert [case.name for case in found.cases] == ["a", "b"]
+    assert (found.spatial_dims, found.channels) == (2, ("image",))
+    assert list_inputs(dataset / "imagesTr") == [dataset / "imagesTr" / "a.dcm", dataset / "imagesTr" / "b.dcm"]
+    for case in found.cases:
+        assert [f.cause for f in check_pair(case, found.labels, level="voxels") if f.severity == "error"] == []
+
+
+@pytest.mark.parametrize("asked", ["auto", "dicom-seg"])
+def test_label_map_of_a_radiograph_is_a_picture(dataset, tmp_path, asked):
+    load = LoadImaged("image", reader=MedunetReader(spatial_dims=2), ensure_channel_first=True)
+    item = load({"image": str(dataset / "imagesTr" / "a.dcm")})
+    saver = SavePredictiond(output_dir=tmp_path / "out", format=asked)
+    if asked != "auto":
+        with pytest.raises(DataError, match="needs a DICOM series"):
+            saver.check(item)
+        return
+    saver.check(item)
+    label = read_volume(dataset / "labelsTr" / "a.png").image
+    written = saver({**item, "pred": MetaTensor(label.as_tensor(), affine=item["image"].affine)})["pred_path"]
+    assert written == str(tmp_path / "out" / "a.png")
+    assert np.array_equal(read_volume(written).image.numpy(), label.numpy())
+
+
+def test_archives_are_cases_of_a_data_set(tmp_path, made):
+    root = tmp_path / "data"
+    for name in ("imagesTr", "labelsTr"):
+        (root / name).mkdir(parents=True)
+    series = made.series(tmp_path / "ct", made.positions())
+    shutil.make_archive(str(root / "imagesTr" / "a"), "zip", series)
+    label = np.zeros((7, 5, 4), np.uint8)
+    label[2, 3] = 1
+    write_volume(label, root / "labelsTr" / "a.nii.gz", affine=read_header(series).geometry.affine)
+    found = open_dataset(root)
+    assert (found.spatial_dims, [case.name for case in found.cases]) == (3, ["a"])
+    findings = check_pair(found.cases[0], found.labels, level="voxels")
+    assert [f.cause for f in findings if f.severity == "error"] == []

@@ -1,0 +1,111 @@
+"""ZIP archives of DICOM are read as the series in them; nothing leaves the temporary folder."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medunet.errors import DataError, GeometryError, SecurityError
+from medunet.io import MedunetReader, read_header, read_volume
+from medunet.io.dicom import zipped as module
+from medunet.io.dicom.references import read_planes
+
+IDENTITY = {"StudyInstanceUID": "1.2.4", "FrameOfReferenceUID": "1.2.5"}
+
+
+def zipped(path: Path, folder: Path, *, under: str = "PATIENT/STUDY/SERIES") -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, f"{under}/{file.name}")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, made) -> Path:
+    return made.series(tmp_path / "ct", made.positions(), **IDENTITY)
+
+
+def test_series_in_an_archive_equals_the_series_in_a_folder(tmp_path, folder):
+    path = zipped(tmp_path / "ct.zip", folder)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__MACOSX/._s01", b"junk")
+    volume, expected = read_volume(path), read_volume(folder)
+    assert np.array_equal(volume.image.numpy(), expected.image.numpy())
+    assert volume.record.geometry.is_close(expected.record.geometry)
+    assert read_header(path).geometry.is_close(expected.record.geometry)
+    assert volume.record.path == path
+    assert volume.record.warnings == ()
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_slices_are_cited_by_their_place_in_the_archive(tmp_path, folder, isolated):
+    path = zipped(tmp_path / "ct.zip", folder)
+    record = read_volume(path, isolated=isolated).record
+    assert {frame.file.parent for frame in record.frames} == {path}
+    planes = read_planes(record.frames, record.geometry)
+    positions = [plane.header.ImagePositionPatient[2] for plane in planes]
+    assert positions == [30, 32.5, 35, 37.5]
+    _, meta = MedunetReader().get_data((path,))
+    assert meta["filename_or_obj"] == str(path)
+    assert meta["name"] == "ct"
+
+
+def test_a_single_image_in_an_archive_is_an_image_in_the_plane(tmp_path, made):
+    (tmp_path / "x").mkdir()
+    made.picture(tmp_path / "x" / "a.dcm")
+    assert read_volume(zipped(tmp_path / "x.zip", tmp_path / "x")).image.shape == (1, 7, 5)
+
+
+def test_nothing_stays_behind(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    read_volume(zipped(tmp_path / "ct.zip", folder))
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_an_error_names_the_file_in_the_archive(tmp_path, folder):
+    file = sorted(folder.iterdir())[2]
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DataError, match=rf"ct\.zip/\d+_{file.name}: truncated pixel data"):
+        read_volume(zipped(tmp_path / "ct.zip", folder))
+    file.unlink()
+    with pytest.raises(GeometryError, match=r"ct\.zip: slice distances are uneven"):
+        read_volume(zipped(tmp_path / "ct.zip", folder))
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a\\..\\outside", "C:outside"])
+def test_an_entry_that_leaves_the_folder_is_rejected(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr(name, b"x")
+    with pytest.raises(SecurityError, match="a path that leaves the folder"):
+        read_volume(tmp_path / "bad.zip")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_sizes_are_limited(tmp_path, folder, monkeypatch):
+    path = zipped(tmp_path / "ct.zip", folder)
+    monkeypatch.setattr(module, "MAX_FILES", 3)
+    with pytest.raises(SecurityError, match="too many files"):
+        read_volume(path)
+    monkeypatch.setattr(module, "MAX_FILES", 10)
+    monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    with pytest.raises(SecurityError, match="unpacks to too much"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", bytes(100)])
+def test_a_damaged_archive_is_rejected(tmp_path, content):
+    (tmp_path / "bad.zip").write_bytes(content)
+    with pytest.raises(DataError):
+        read_volume(tmp_path / "bad.zip")
+
+
+def test_an_archive_without_dicom_is_rejected(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.txt", b"x")
+        archive.writestr("b.txt", b"x")
+    with pytest.raises(DataError, match="holds no DICOM image"):
+        read_volume(tmp_path / "a.zip")
