@@ -83,17 +83,17 @@ def _csa_geometry(mosaic: Frame) -> tuple[int, np.ndarray, float]:
         found = csareader.get_csa_header(header)
         count = csareader.get_n_mosaic(found) if found else None
         normal = csareader.get_slice_normal(found) if found else None
-        distance = header.get("SpacingBetweenSlices")
-    except Exception as error:  # nibabel raises many kinds for damaged headers
-        raise DataError("damaged CSA header of a mosaic", file=path, remedy="export it again") from error
+        distance = float(header.get("SpacingBetweenSlices") or 0)
+    except Exception as error:  # nibabel and pydicom raise many kinds for damaged headers
+        raise DataError("damaged header of a mosaic", file=path, remedy="export it again") from error
     if not count or normal is None or not 1 <= count <= _MAX_TILES or not np.isfinite(normal).all():
         raise DataError(
             "mosaic has no CSA header that says where its slices lie",
             file=path,
             remedy="export the series with its private attributes, or as single slices",
         )
-    if distance is None or not 0 < float(distance) < math.inf:
+    if not 0 < distance < math.inf:
         raise GeometryError(
             "mosaic has no SpacingBetweenSlices", file=path, received=distance, remedy="export it as single slices"
         )
-    return int(count), np.asarray(normal, dtype=np.float64), float(distance)
+    return int(count), np.asarray(normal, dtype=np.float64), distance

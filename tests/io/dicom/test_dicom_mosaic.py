@@ -70,5 +70,14 @@ def test_damaged_csa_header_is_rejected(tmp_path, made):
     content = path.read_bytes()
     place = content.index(b"SV10") + 8
     path.write_bytes(content[:place] + b"\xff\xff\xff\x7f" + content[place + 4 :])
-    with pytest.raises(DataError, match="damaged CSA header"):
+    with pytest.raises(DataError, match="damaged header of a mosaic"):
+        read_header(path)
+
+
+def test_distance_that_is_not_a_number_is_rejected(tmp_path, made):
+    path = made.mosaic(tmp_path / "m.dcm", SpacingBetweenSlices=2.5)
+    content = path.read_bytes()
+    place = content.index(b"\x18\x00\x88\x00DS") + 8  # (0018,0088), its type and its length
+    path.write_bytes(content[:place] + b"\0" + content[place + 1 :])
+    with pytest.raises(DataError, match="damaged header of a mosaic"):
         read_header(path)
