@@ -19,15 +19,8 @@ from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume
 from medunet.prediction import ClassRule, Predictor
-from medunet.runs import (
-    CrossValidation,
-    PreparedRun,
-    evaluate_bundle,
-    train_folds,
-)
-from medunet.runs import (
-    folds as cross_validation,
-)
+from medunet.runs import CrossValidation, PreparedRun, evaluate_bundle, train_folds
+from medunet.runs import folds as cross_validation
 from medunet.runs.ensemble import write_ensemble
 from medunet.transforms import Components, clean_labels
 
@@ -111,8 +104,8 @@ def test_a_fold_that_fails_is_reported_and_the_rest_goes_on(
 ) -> None:
     train = cross_validation.train_prepared
 
-    def fail_first(run: Path, **options: Any) -> Any:
-        if run.name == "fold_0":
+    def fail_first(run: PreparedRun, **options: Any) -> Any:
+        if run.folder.name == "fold_0":
             raise DataError("loss is nan", file="case_1")
         return train(run, **options)
 
@@ -131,7 +124,7 @@ def test_a_fold_that_fails_is_reported_and_the_rest_goes_on(
 
 
 def test_ctrl_c_ends_everything(cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(run: Path, **_: Any) -> Any:
+    def interrupt(run: PreparedRun, **_: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cross_validation, "train_prepared", interrupt)

@@ -74,7 +74,7 @@ def test_labels_without_values_are_rejected(
     labels: str, maps: tuple[Path, Path], medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert medunet("evaluate", "--pred", maps[0], "--ref", maps[1], "--labels", labels) == 2
-    assert "--labels takes NAME=VALUE" in capsys.readouterr().err
+    assert "--labels must be NAME=VALUE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

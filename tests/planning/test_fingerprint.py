@@ -133,7 +133,7 @@ def test_an_interrupted_measurement_goes_on(two_cases: Path, tmp_path: Path, mon
     assert len(measured) == 1
 
 
-def test_a_broken_case_is_named_and_left_out(two_cases: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_case_is_named_and_left_out(two_cases: Path) -> None:
     affine = np.diag([1.0, 2.0, 3.0, 1.0])
     label = np.zeros((10, 8, 6))
     label[4:6, 2:6, :] = 1
@@ -143,7 +143,6 @@ def test_a_broken_case_is_named_and_left_out(two_cases: Path, caplog: pytest.Log
     found = fingerprint(dataset)
     assert found.cases == ("a", "b")
     assert set(found.broken) == {"c"}
-    assert "c: " in caplog.text
 
 
 def test_no_usable_case_is_an_error(two_cases: Path) -> None:
@@ -320,5 +319,7 @@ def test_values_that_no_short_number_holds_stay_themselves(tmp_path: Path) -> No
     volume = read_volume(write_volume(label.astype(np.float32), tmp_path / "a.nii.gz", affine=np.eye(4)))
     case = measure_case("a", volume.image, label[None].astype(np.float32), volume.record, ignore=70_001)
     assert case.class_voxels == {0: 14 * 400, 70_000: 4 * 400}
-    assert case.class_thickness_mm == pytest.approx({70_000: thickness(label == 70_000, (1.0, 1.0, 1.0))}, rel=1e-4)
+    known = label != 70_001
+    expected = thickness(label == 70_000, (1.0, 1.0, 1.0), known=known)
+    assert case.class_thickness_mm == pytest.approx({70_000: expected}, rel=1e-4)
     assert case.channels[0].mean == pytest.approx(70_000)
