@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError("the bundle lacks a config", file=path, remedy="render it again") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not JSON: {error}", file=path, remedy="mend or render it again") from error
+        raise ConfigError(f"not JSON: {error}", file=path, remedy="fix it or render it again") from error
     if not isinstance(content, dict):
         raise ConfigError("not a JSON object", file=path)
     return content

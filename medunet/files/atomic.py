@@ -107,7 +107,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def keep_as(path: Path, name: Path) -> None:
-    """Give a file that is about to be replaced a second name, without copying; nothing where there is none."""
+    """Give a file that is about to be replaced a second name, without copying it. Do nothing if it is missing."""
     temporary = name.with_name(f".{secrets.token_hex(4)}.{name.name}")
     try:
         os.link(path, temporary)

@@ -55,7 +55,7 @@ class StoreDataset(Dataset):
     Items are those of `CacheDataset`, MetaTensors included, with three exceptions: labels that hold only whole numbers
     are kept in the smallest integer type that fits, the list of applied operations for inverting is empty, and tuples
     become lists. For `RandDeformd`, an item also has the flat indices of foreground voxels as ``"<label key>_indices"``
-    (one array a class, or one a channel of a label with several channels), and of annotated voxels as
+    (one array per class, or one per channel of a label with several channels), and of annotated voxels as
     ``"<label key>_annotated_indices"`` if some are not; both are removed after the random transforms.
 
     An index with an attribute `seed` (:class:`medunet.training.Draw`) seeds the random transforms for its item.

@@ -86,7 +86,7 @@ def dicom_cases(root: Path, problems: list[MedunetError] | None = None) -> tuple
 
 
 def patient_of(image: Path) -> str:
-    """Return the PatientID of a DICOM file, or of the first one in a folder; empty if there is none. Never log it.
+    """Return the PatientID of a DICOM file, or of the first file in a folder; empty if it is missing. Never log it.
 
     Raises:
         MedunetError: a damaged header.
