@@ -287,5 +287,5 @@ def measure(
 
 
 def wants_em(em: bool | None, spatial_dims: int, labels: Mapping[str, int]) -> bool:
-    """Whether the ISBI 2012 scores are computed; unless somebody says so, for 2D data with two labels."""
+    """Whether the ISBI 2012 scores are computed; by default for 2D data with two labels."""
     return (spatial_dims == 2 and len(labels) == 2) if em is None else em

@@ -105,11 +105,11 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str] | Sequen
 
     Args:
         network: what is filled.
-        path: a checkpoint; for an ensemble (:class:`medunet.runtime.EnsembleLogits`) one a member.
+        path: a checkpoint; for an ensemble (:class:`medunet.runtime.EnsembleLogits`) one per member.
 
     Raises:
         DataError: unreadable file, or weights of another network.
-        ConfigError: several files for one network, or not one a member.
+        ConfigError: several files for one network, or not one per member.
     """
     if not isinstance(path, str | os.PathLike):
         members = getattr(network, "members", ())

@@ -61,7 +61,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
         foreground_key: key of a label; the patch is centred on one of its foreground voxels (label above 0 and not
             `IGNORE_INDEX`), as far as it stays inside the volume, with probability `foreground_prob`. The item may give
             the flat indices of these voxels as ``f"{foreground_key}_indices"``: one array, or a list of arrays of which
-            one that is not empty is drawn first (one a class, as of MONAI's `ClassesToIndicesd`). If the label has
+            one that is not empty is drawn first (one per class, as of MONAI's `ClassesToIndicesd`). If the label has
             voxels without annotation (`IGNORE_INDEX`), all other random patches are centred on an annotated voxel, the
             background included; the item may list these voxels as ``f"{foreground_key}_annotated_indices"``.
         foreground_prob: see `foreground_key`.

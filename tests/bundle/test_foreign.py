@@ -1,4 +1,4 @@
-"""What needs a bundle of medunet says so of another maker's, in one line with a way forward."""
+"""Commands that need a bundle of medunet reject bundles of other makers in one line that names the way forward."""
 
 from __future__ import annotations
 

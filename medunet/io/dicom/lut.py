@@ -40,7 +40,7 @@ class ModalityLut(NamedTuple):
 def read_modality_lut(
     header: pydicom.Dataset, path: Path, *, is_signed: bool, is_big_endian: bool
 ) -> ModalityLut | None:
-    """Return the table of a header, or None if there is none.
+    """Return the table of a header, or None if it has no table.
 
     Raises:
         DataError: a table that is damaged.
