@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -164,18 +161,3 @@ def test_logits_of_another_size_are_refused():
         restore_labels(torch.zeros(2, 4, 4), scaled((8, 8), (5, 4)))
     with pytest.raises(GeometryError, match="no place"):
         GridMap(np.full((3, 3), np.nan), (5, 5), (5, 5))
-
-
-@pytest.mark.slow
-def test_it_is_several_times_as_fast_as_interpolating_fourteen_classes():
-    logits, source = smooth(96, 96, 80, classes=14, blob=32), (192, 192, 160)
-    grid = scaled(source, (96, 96, 80))
-    seconds = {"ours": [], "all classes": []}
-    for _, name in itertools.product(range(3), seconds):
-        begun = time.perf_counter()
-        if name == "ours":
-            restore_labels(logits, grid)
-        else:
-            F.interpolate(logits[None], source, mode="trilinear", align_corners=True)[0].argmax(0)
-        seconds[name].append(time.perf_counter() - begun)
-    assert min(seconds["all classes"]) > 3 * min(seconds["ours"])  # the figure itself: scripts/bench_inference.py
