@@ -27,6 +27,8 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDUNET_CACHE_DIR", str(folder))
         patch.setenv("MEDUNET_CONFIG_DIR", str(folder / "config"))
+        # torch.compile would load kernels that were compiled for other instructions and give wrong numbers
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
         yield folder
 
 
