@@ -77,7 +77,13 @@ def storage_class(path: Path) -> str:
     Raises:
         DataError: the file is damaged.
     """
-    return text(read_dataset(path, tags=["SOPClassUID"]), "SOPClassUID") if looks_like_dicom(path) else ""
+    if not looks_like_dicom(path):
+        return ""
+    header = read_dataset(path, tags=["SOPClassUID"])
+    try:
+        return text(header, "SOPClassUID")
+    except NotImplementedError as error:  # pydicom converts an empty value, and knows no such type
+        raise DataError(f"cannot be read as DICOM: {type(error).__name__}", file=path) from error
 
 
 def read_planes(frames: Sequence[SourceFrame], geometry: Geometry) -> tuple[SourcePlane, ...]:
