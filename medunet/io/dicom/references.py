@@ -82,7 +82,7 @@ def storage_class(path: Path) -> str:
     header = read_dataset(path, tags=["SOPClassUID"])
     try:
         return text(header, "SOPClassUID")
-    except NotImplementedError as error:  # pydicom converts an empty value, and knows no such type
+    except NotImplementedError as error:  # an empty value of an unknown type
         raise DataError(f"cannot be read as DICOM: {type(error).__name__}", file=path) from error
 
 
