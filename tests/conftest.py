@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share."""
+"""Fixtures that the tests of several packages share."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import importlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
 import torch
+from commands import run_medunet
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from shared import shared
+
+CELLS: dict[str, Any] = {"kind": "cells", "cases": 4, "test_cases": 2, "size": (48, 48)}
+VOLUMES: dict[str, Any] = {"kind": "ct", "cases": 6, "size": (36, 34, 26)}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,14 +28,85 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of the tests' own: what a user has prepared and calibrated neither helps nor grows."""
-    folder = tmp_path_factory.mktemp("cache")
+    """A cache that belongs to the tests: the cache of the user is neither read nor written."""
+    folder = shared(tmp_path_factory, "cache", lambda _: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDUNET_CACHE_DIR", str(folder))
         patch.setenv("MEDUNET_CONFIG_DIR", str(folder / "config"))
         # torch.compile would load kernels that were compiled for other instructions and give wrong numbers
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2D data set: labelled cases `cells_000` to `cells_003`, and `cells_004` and `cells_005` for testing."""
+    from medunet.datasets import write_phantom_dataset
+
+    return shared(tmp_path_factory, "cells", lambda folder: write_phantom_dataset(folder, **CELLS))
+
+
+@pytest.fixture(scope="session")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 3D data set of six labelled cases, `ct_000` to `ct_005`, with five classes."""
+    from medunet.datasets import write_phantom_dataset
+
+    return shared(tmp_path_factory, "volumes", lambda folder: write_phantom_dataset(folder, **VOLUMES))
+
+
+@pytest.fixture(scope="session")
+def run_2d(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`unet_2d` trained on fold 0 of 2 of `cells` for two epochs; `mlruns.db` beside it has its MLflow run."""
+
+    from small import SMALL_2D
+
+    from medunet.bundle import find_bundle
+    from medunet.runs import train_bundle
+
+    def make(folder: Path) -> None:
+        changes = {**SMALL_2D, "epochs": 2, "folds": 2}
+        uri = f"sqlite:///{folder}/mlruns.db"
+        train_bundle(find_bundle("unet_2d"), cells, folder / "run", changes=changes, device="cpu", tracking_uri=uri)
+
+    return shared(tmp_path_factory, "run_2d", make) / "run"
+
+
+@pytest.fixture(scope="session")
+def run_3d(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`unet_3d` trained on fold 0 of 2 of `volumes` for two epochs, not tracked."""
+
+    from small import SMALL_3D
+
+    from medunet.bundle import find_bundle
+    from medunet.runs import train_bundle
+
+    def make(folder: Path) -> None:
+        changes = {**SMALL_3D, "epochs": 2, "folds": 2}
+        train_bundle(find_bundle("unet_3d"), volumes, folder / "run", changes=changes, device="cpu", tracking_uri="")
+
+    return shared(tmp_path_factory, "run_3d", make) / "run"
+
+
+@pytest.fixture(scope="session")
+def folds_2d(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a cross-validation of `unet_2d` in two folds of `cells`, one epoch each, not tracked."""
+
+    from small import SMALL_2D
+
+    from medunet.bundle import find_bundle
+    from medunet.runs import train_folds
+
+    def make(folder: Path) -> None:
+        changes = {**SMALL_2D, "epochs": 1, "folds": 2}
+        train_folds(find_bundle("unet_2d"), cells, folder / "out", changes=changes, device="cpu", tracking_uri="")
+
+    return shared(tmp_path_factory, "folds_2d", make) / "out"
+
+
+@pytest.fixture
+def medunet() -> Callable[..., int]:
+    """Run `medunet WORDS` in this process and return the exit code."""
+    return run_medunet
 
 
 @pytest.fixture(params=["float32", "bfloat16", "float16"])

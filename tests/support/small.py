@@ -1,4 +1,4 @@
-"""Settings and bundles so small that a test trains or predicts with them in a moment."""
+"""Settings and bundles so small that a test trains or predicts with them in a second."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ SMALL_2D: dict[str, Any] = {
     "batch_size": 2,
     "val_interval": 1,
 }
-"""Changes to `unet_2d` for trainings of a second on phantoms of 48 x 48."""
+"""Changes to `unet_2d` for training runs of half a second on phantoms of 48 x 48."""
+
+SMALL_3D: dict[str, Any] = {**SMALL_2D, "patch_size": [16, 16, 16]}
+"""Changes to `unet_3d` for training runs of a second on phantoms of about 32 x 32 x 24."""
 
 
 def untrained_run(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
