@@ -126,6 +126,7 @@ class HistoryHandler:
         entry: dict[str, Any] = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
+            "time": round(1000 * time.time()),  # milliseconds since 1970, as MLflow counts
             "loss": means[""],
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "seconds": time.perf_counter() - self._started,
