@@ -30,10 +30,10 @@ import torch
 from skimage.segmentation import find_boundaries
 
 from medunet.bundle import find_bundle
+from medunet.config import parse_settings
 from medunet.datasets import open_dataset
 from medunet.io import read_volume
 from medunet.metrics import best_em_scores, em_scores, summarise
-from medunet.overrides import parse_settings
 from medunet.prediction import Pair, Predictor, evaluate_pairs
 from medunet.reports import overlay_png
 from medunet.runs import evaluate_bundle, train_bundle

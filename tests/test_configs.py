@@ -10,7 +10,6 @@ import torch
 from monai.bundle import ConfigParser
 
 from medunet.bundle import find_bundle, specialise
-from medunet.bundle.config import accepted_arguments
 from medunet.networks import presets
 
 SMALL = {"network_def::channels": [4, 8, 16], "patch_size": [32, 32], "device": torch.device("cpu")}
@@ -153,9 +152,3 @@ def test_the_paper_is_in_the_bundle_of_2015() -> None:
     with torch.device("meta"):
         network = parser.get_parsed_content("network_def")
     assert network.shapes.output_size((572, 572)) == (388, 388)
-
-
-def test_arguments_of_the_shipped_transforms_are_known(tmp_path: Path) -> None:
-    accepted = accepted_arguments("medunet.transforms.RandDeformd")
-    assert accepted is not None
-    assert "elastic_sigma" in accepted

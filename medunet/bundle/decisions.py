@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from medunet.bundle.config import get_id
+from medunet.config import get_id
 from medunet.planning import Decision
 
 PLAN_FILE = "docs/plan.json"

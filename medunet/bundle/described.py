@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from medunet.bundle.config import SEPARATOR
 from medunet.bundle.decisions import reasons, show
 from medunet.bundle.render import recipes
-from medunet.bundle.specialise import CHANGES, read_json
+from medunet.bundle.specialise import CHANGES
+from medunet.config import SEPARATOR, read_json
 from medunet.reports import Setting
 from medunet.resources import bundle_texts, resource_dir
 

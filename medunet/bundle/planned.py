@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle.decisions import PLAN_FILE, plan_text, row
-from medunet.bundle.render import render_docs, to_json
-from medunet.bundle.specialise import preset_names, read_json, specialise
+from medunet.bundle.read import preset_names
+from medunet.bundle.render import render_docs
+from medunet.bundle.specialise import specialise
+from medunet.config import read_json, to_json
 from medunet.datasets import open_dataset, shown
 from medunet.errors import DataError, MedunetError
 from medunet.files import check_target, claim, reject_other_files, write_atomically

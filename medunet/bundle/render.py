@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from medunet.bundle.config import (
-    SEPARATOR,
-    all_ids,
-    check_config,
-    closest,
-    known_part,
-    load_yaml,
-    merge,
-)
+from medunet.bundle.check import check_config
+from medunet.config import TARGET, apply, apply_all, leaves, read_yaml, to_json
 from medunet.errors import ConfigError
 from medunet.files import write_atomically
 from medunet.resources import resource_dir
@@ -29,13 +21,10 @@ This bundle was rendered by `medunet bundle render` from YAML sources; change th
 `medunet bundle init {bundle} --output DIR`."""
 """Origin of the shipped bundles."""
 
-SHORT_LIST = 100
-"""Lists of numbers or names are written on one line up to this many characters."""
-
 
 def recipes(sources: Path | None = None) -> dict[str, Any]:
     """The recipes by bundle name."""
-    return load_yaml((sources or resource_dir("configs")) / "recipes.yaml")
+    return read_yaml((sources or resource_dir("configs")) / "recipes.yaml")
 
 
 def render(name: str, *, sources: Path | None = None) -> dict[str, str]:
@@ -60,20 +49,17 @@ def render(name: str, *, sources: Path | None = None) -> dict[str, str]:
     for workflow, parts in recipe["sources"].items():
         config: dict[str, Any] = {}
         for part in parts:
-            config = merge(config, load_yaml(sources / f"{part}.yaml"))
+            config = _merge(config, read_yaml(sources / f"{part}.yaml"))
         configs[workflow] = config
     for part in recipe.get("overrides", []):
-        configs = override(configs, load_yaml(sources / f"{part}.yaml"), source=f"{part}.yaml")
+        configs = apply_all(configs, leaves(read_yaml(sources / f"{part}.yaml")))
     for workflow, config in configs.items():
         check_config(config, source=f"{name}/{workflow}")
-    overlays = {key: load_yaml(sources / f"{part}.yaml") for key, part in recipe.get("overlays", {}).items()}
+    overlays = {key: read_yaml(sources / f"{part}.yaml") for key, part in recipe.get("overlays", {}).items()}
     for key, overlay in overlays.items():
-        flat = configs["train"]
-        for id_, value in overlay.items():
-            flat = set_id(flat, id_, value)
-        check_config(flat, source=f"{name}/{key}")
+        check_config(apply(configs["train"], overlay, define=True), source=f"{name}/{key}")
 
-    metadata = render_metadata(load_yaml(sources / "metadata.yaml"), recipe["metadata"], configs["inference"])
+    metadata = render_metadata(read_yaml(sources / "metadata.yaml"), recipe["metadata"], configs["inference"])
     files = {f"configs/{key}.json": to_json(config) for key, config in {**configs, **overlays}.items()}
     files["configs/metadata.json"] = to_json(metadata)
     files["configs/logging.conf"] = (sources / "logging.conf").read_text(encoding="utf-8")
@@ -86,35 +72,6 @@ def render(name: str, *, sources: Path | None = None) -> dict[str, str]:
     )
     files["LICENSE"] = (sources / "LICENSE").read_text(encoding="utf-8")
     return files
-
-
-def override(
-    configs: Mapping[str, dict[str, Any]], overlay: Mapping[str, Any], *, source: str
-) -> dict[str, dict[str, Any]]:
-    """Change values in those of a bundle's configs that have them.
-
-    Raises:
-        ConfigError: a key that none of them has.
-    """
-    changed: dict[str, dict[str, Any]] = {}
-    missing: set[str] | None = None
-    for key, config in configs.items():
-        known, unknown = known_part(config, overlay)
-        changed[key] = merge(config, known)
-        missing = unknown if missing is None else missing & unknown
-    if missing:
-        wrong = min(missing)
-        ids = {id_ for config in configs.values() for id_ in all_ids(config)}
-        raise ConfigError("unknown config key", file=source, received=wrong, expected=closest(wrong, ids))
-    return changed
-
-
-def set_id(config: Mapping[str, Any], id_: str, value: Any) -> dict[str, Any]:
-    """A copy of a config with the value at an id such as ``train::trainer::max_epochs`` (``#`` works as well)."""
-    first, _, rest = id_.replace("#", SEPARATOR).partition(SEPARATOR)
-    changed = dict(config)
-    changed[first] = set_id(config[first], rest, value) if rest else value
-    return changed
 
 
 def render_metadata(common: Mapping[str, Any], own: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,17 +120,6 @@ def data_format(
             }
         },
     }
-
-
-def to_json(content: Mapping[str, Any]) -> str:
-    """JSON with an indent of two, and short flat lists on one line."""
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-
-    def on_one_line(match: re.Match[str]) -> str:
-        line = " ".join(match.group(0).split()).replace("[ ", "[").replace(" ]", "]")
-        return line if len(line) <= SHORT_LIST else match.group(0)
-
-    return re.sub(r"\[[^\[\]{}]*\]", on_one_line, text) + "\n"
 
 
 def render_docs(
@@ -275,3 +221,18 @@ def _unknown_expressions(files: Mapping[str, str]) -> set[str]:
             remedy="make sure that it runs no string, imports none by name and loads no pickle; then add it",
         )
     return expressions
+
+
+def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge level by level; a list, and a component of another target, replace what was there."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        old: Any = merged.get(key)
+        merged[key] = _merge(old, value) if _same_component(old, value) else value
+    return merged
+
+
+def _same_component(old: Any, new: Any) -> bool:
+    """Whether the new value changes parts of the old one instead of replacing it: two mappings, of one target."""
+    both = isinstance(old, Mapping) and isinstance(new, Mapping)
+    return both and new.get(TARGET, old.get(TARGET)) == old.get(TARGET)

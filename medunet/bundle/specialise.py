@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medunet.bundle.config import SEPARATOR, all_ids, check_config, closest, get_id
+from medunet.bundle.check import check_config
 from medunet.bundle.decisions import with_values
-from medunet.bundle.read import read_json as read_json
-from medunet.bundle.read import read_own
-from medunet.bundle.render import data_format, differences, set_id, to_json, write_bundle
+from medunet.bundle.read import WORKFLOWS, judged_config, preset_names, read_own
+from medunet.bundle.render import data_format, differences, write_bundle
+from medunet.config import apply_all, leaves, read_json, to_json
 from medunet.errors import ConfigError, DataError, SecurityError
 from medunet.files import reject_other_files
-from medunet.overrides import check_type
 from medunet.resources import bundle_texts
 from medunet.trust import Verdict, adopt, require_trust
-
-WORKFLOWS = ("train", "evaluate", "inference")
-"""Configs that stand alone; other JSON files of a bundle are overlays."""
 
 CHANGES = "docs/changes.json"
 """In a bundle: the shipped bundle it comes from, and each value of its training that is other than there."""
@@ -32,9 +27,6 @@ MAX_NAMED = 5
 
 WRITTEN = "written"
 """In the same file: SHA-256 of each text of the bundle as medunet wrote it."""
-
-LAUNCHED = "multi_gpu_train"
-"""The overlay that works under torchrun only, so not as a preset."""
 
 
 def specialise(
@@ -99,10 +91,10 @@ def write_specialised(
     read_own(bundle, "train")
     configs = {name: judged_config(judged, name) for name in WORKFLOWS}
     for name in presets:
-        configs = apply(configs, _preset(judged, name), define=True)
-    changed = apply(configs, changes)
+        configs = apply_all(configs, _preset(judged, name), define="train")
+    changed = apply_all(configs, changes)
     for name, own in (only or {}).items():
-        changed |= apply({name: changed[name]}, own)
+        changed |= apply_all({name: changed[name]}, own)
     for name, config in changed.items():
         check_config(config, source=f"{name}.json")
     files = {f"configs/{name}.json": to_json(config) for name, config in changed.items()}
@@ -185,7 +177,7 @@ def _reject_other_values(folder: Path, configs: Mapping[str, Mapping[str, Any]],
     found: dict[str, str] = {}
     for name, config in configs.items():
         path = folder / "configs" / f"{name}.json"
-        old, new = _values(read_json(path)) if path.is_file() else {}, _values(config)
+        old, new = leaves(read_json(path)) if path.is_file() else {}, leaves(config)
         for id_ in sorted({*old, *new}):
             before, after = old.get(id_), new.get(id_)
             is_longer = id_ == "epochs" and isinstance(before, int) and isinstance(after, int) and after > before
@@ -198,21 +190,6 @@ def _reject_other_values(folder: Path, configs: Mapping[str, Mapping[str, Any]],
             received="; ".join(list(found.values())[:MAX_NAMED]) + (" ..." if len(found) > MAX_NAMED else ""),
             remedy="give another --output, or --resume with the values of the run; only epochs may be raised",
         )
-
-
-def judged_config(verdict: Verdict, name: str) -> dict[str, Any]:
-    """A config as it was judged; a copy.
-
-    Raises:
-        ConfigError: missing or not a JSON object.
-    """
-    file = f"configs/{name}.json"
-    if file not in verdict.configs:
-        raise ConfigError("the bundle lacks a config", file=verdict.bundle / file, remedy="render it again")
-    content = copy.deepcopy(verdict.configs[file])
-    if not isinstance(content, dict):
-        raise ConfigError("not a JSON object", file=verdict.bundle / file)
-    return content
 
 
 def _refuse_other(text: str, judged: Verdict, name: str) -> None:
@@ -241,11 +218,6 @@ def _like_before(metadata: Mapping[str, Any], path: Path) -> str:
     return to_json(metadata)
 
 
-def preset_names(configs: Iterable[str]) -> list[str]:
-    """The overlays that a training may add, sorted, of the names of a bundle's configs."""
-    return sorted({*configs} - {*WORKFLOWS, "metadata", LAUNCHED})
-
-
 def _preset(verdict: Verdict, name: str) -> dict[str, Any]:
     """An overlay of a bundle: values by config id.
 
@@ -259,51 +231,6 @@ def _preset(verdict: Verdict, name: str) -> dict[str, Any]:
     return judged_config(verdict, name)
 
 
-def apply(
-    configs: Mapping[str, dict[str, Any]], changes: Mapping[str, Any], *, define: bool = False
-) -> dict[str, dict[str, Any]]:
-    """New configs with values changed by id.
-
-    Args:
-        configs: by name.
-        changes: values by id.
-        define: whether an id that no config has is added to the training's.
-
-    Raises:
-        ConfigError: an id that none of them has or may get, nor an argument of a component in them; or a value that
-            cannot replace a number or a boolean.
-    """
-    changed = dict(configs)
-    for id_, value in changes.items():
-        name = id_.replace("#", SEPARATOR)
-        holders = [key for key, config in changed.items() if _takes(config, name)]
-        if not holders and define and _has_parents(changed["train"], name):
-            holders = ["train"]
-        if not holders:
-            ids = {known for config in changed.values() for known in all_ids(config)}
-            raise ConfigError("unknown config key", received=id_, expected=closest(name, ids))
-        for key in holders:
-            check_type(name, value, get_id(changed[key], name))
-            changed[key] = set_id(changed[key], name, value)
-    return changed
-
-
-def _has_parents(config: Mapping[str, Any], id_: str) -> bool:
-    parents, _, _ = id_.rpartition(SEPARATOR)
-    return not parents or isinstance(get_id(config, parents), Mapping)
-
-
-def _takes(config: Mapping[str, Any], id_: str) -> bool:
-    """Whether the id is there, or would be an argument of a component (check_config then judges the argument)."""
-    value: Any = config
-    *parents, last = id_.split(SEPARATOR)
-    for part in parents:
-        if not isinstance(value, Mapping) or part not in value:
-            return False
-        value = value[part]
-    return isinstance(value, Mapping) and (last in value or "_target_" in value)
-
-
 def _changes(bundle: Path, train: Mapping[str, Any], *, presets: Sequence[str]) -> dict[str, Any]:
     """What a training config has otherwise than the shipped bundle it descends from: ``[there, here]`` by id."""
     path = bundle / CHANGES
@@ -312,24 +239,13 @@ def _changes(bundle: Path, train: Mapping[str, Any], *, presets: Sequence[str]) 
     if isinstance(known.get("changed"), dict) and isinstance(known.get("presets"), list):  # else somebody else's notes
         origin |= known
     found = {id_: pair for id_, pair in origin["changed"].items() if isinstance(pair, list) and len(pair) == 2}
-    old, new = _values(read_json(bundle / "configs" / "train.json")), _values(train)
+    old, new = leaves(read_json(bundle / "configs" / "train.json")), leaves(train)
     for id_ in sorted({*old, *new} - {"dataset_dir", "skip_cases"}):  # what names data is nobody else's
         there, here = found.get(id_, [old.get(id_)])[0], new.get(id_)
         found.pop(id_, None)
         if there != here:
             found[id_] = [there, here]
     return {**origin, "presets": [*origin["presets"], *presets], "changed": found}
-
-
-def _values(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by id; a list is one value."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            found |= _values(value, f"{prefix}{key}{SEPARATOR}")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _update_metadata(metadata: dict[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:

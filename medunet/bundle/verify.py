@@ -18,9 +18,9 @@ from monai.bundle.properties import InferProperties, TrainProperties
 from monai.bundle.utils import DEPRECATED_ID_MAPPING
 from monai.utils import BundleProperty, BundlePropertyConfig, OptionalImportError
 
-from medunet.bundle.config import SEPARATOR, all_ids, check_config, get_id
-from medunet.bundle.read import OWN_IDS, check_size
-from medunet.bundle.specialise import WORKFLOWS, read_json
+from medunet.bundle.check import check_config
+from medunet.bundle.read import OWN_IDS, WORKFLOWS
+from medunet.config import SEPARATOR, check_size, get_id, read_json, walk
 from medunet.errors import ConfigError, first_cause
 from medunet.prediction.configuration import config_file, import_from
 from medunet.prediction.foreign import checkpoint
@@ -185,7 +185,7 @@ def _properties(bundle: Path) -> None:
 
 
 def _wrong_properties(name: str, config: Mapping[str, Any]) -> Iterator[ConfigError]:
-    ids = set(all_ids(config))
+    ids = {id_ for id_, _ in walk(config)}
     for property_name, property_ in (TrainProperties if name == "train" else InferProperties).items():
         id_, reference = property_[BundlePropertyConfig.ID], property_.get(BundlePropertyConfig.REF_ID)
         if property_[BundleProperty.REQUIRED] and id_ not in ids:

@@ -11,8 +11,8 @@ from rich.markup import escape
 
 from medunet.cli import export
 from medunet.cli.options import Preset, Set, Trust, next_command
+from medunet.config import parse_settings
 from medunet.files import check_target, reject_other_files
-from medunet.overrides import parse_settings
 from medunet.resources import find_bundle
 
 app = typer.Typer(help="Create, verify, export and package bundles.", no_args_is_help=True)

@@ -18,9 +18,9 @@ from rich.table import Table
 
 from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Where, predict_many
 from medunet.cli.options import Device, Set, Trust, with_reading
+from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import check_target, claim, require_path
-from medunet.overrides import parse_settings
 from medunet.resources import find_bundle
 
 if TYPE_CHECKING:

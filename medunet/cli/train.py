@@ -12,9 +12,9 @@ from rich.table import Table
 
 from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Where
 from medunet.cli.options import Device, Preset, Set, SkipBad, Trust, next_command, on_sigterm
+from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
-from medunet.overrides import parse_settings
 from medunet.resources import find_bundle
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli.options import Device, Preset, Set, Trust, next_command
+from medunet.config import parse_settings
 from medunet.files import require_path
-from medunet.overrides import parse_settings
 from medunet.resources import find_bundle
 
 

@@ -15,8 +15,8 @@ from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 from yaml import YAMLError
 
+from medunet.config import check_type
 from medunet.errors import ConfigError, find_cause, first_cause
-from medunet.overrides import check_type
 from medunet.runtime import load_weights
 from medunet.trust import Verdict, require_trust
 

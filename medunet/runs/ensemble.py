@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medunet.bundle.config import check_config
-from medunet.bundle.render import to_json, write_bundle
-from medunet.bundle.specialise import WORKFLOWS, read_json
+from medunet.bundle.check import check_config
+from medunet.bundle.read import WORKFLOWS
+from medunet.bundle.render import write_bundle
+from medunet.config import read_json, to_json
 from medunet.errors import ConfigError
 from medunet.files import atomic_path
 from medunet.metrics.tables import json_text

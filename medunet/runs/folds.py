@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medunet.bundle.specialise import read_json
+from medunet.config import read_json
 from medunet.datasets import SegmentationDataset, datalist, open_dataset
 from medunet.errors import ConfigError, DataError, MedunetError, find_cause
 from medunet.files import check_target, claim, reject_other_files

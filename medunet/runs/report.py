@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medunet.bundle.specialise import read_json
+from medunet.config import read_json
 from medunet.datasets import Case, SegmentationDataset, open_dataset
 from medunet.errors import ConfigError, GeometryError, MedunetError
 from medunet.files import write_atomically

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from medunet.bundle.described import settings_of
 from medunet.bundle.read import read_own
-from medunet.bundle.specialise import read_json
+from medunet.config import read_json
 from medunet.datasets import SegmentationDataset
 from medunet.errors import DataError
 from medunet.io import split_suffix

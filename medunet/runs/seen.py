@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medunet.bundle.read import read_json, read_own
+from medunet.bundle.read import read_own
+from medunet.config import read_json
 from medunet.datasets import SegmentationDataset, datalist, image_digest
 from medunet.errors import DataError
 from medunet.runs.ensemble import ENSEMBLE_FOLDS

@@ -14,10 +14,9 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import merge_kv
 
-from medunet.bundle.config import SEPARATOR
-from medunet.bundle.read import read_own
-from medunet.bundle.render import to_json
-from medunet.bundle.specialise import judged_config, write_specialised
+from medunet.bundle.read import judged_config, read_own
+from medunet.bundle.specialise import write_specialised
+from medunet.config import SEPARATOR, to_json
 from medunet.datasets import (
     FOLDS,
     Finding,

@@ -6,7 +6,6 @@ from .known import KNOWN_TARGETS as KNOWN_TARGETS
 from .known import is_known_expression as is_known_expression
 from .known import missing_from_known as missing_from_known
 from .known import write_expressions as write_expressions
-from .scan import MAX_CONFIG_BYTES as MAX_CONFIG_BYTES
 from .scan import Finding as Finding
 from .scan import Scan as Scan
 from .scan import scan_bundle as scan_bundle

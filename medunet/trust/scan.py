@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medunet.config import MAX_CONFIG_BYTES
 from medunet.files import damaged_checkpoint, sha256_of
 
 from .known import (
@@ -24,9 +25,6 @@ from .known import (
     is_known_expression,
 )
 from .logging_conf import suspicious_lines
-
-MAX_CONFIG_BYTES = 8 << 20
-"""A rendered config has some 20 KB; what is larger is not read."""
 
 CODE_SUFFIXES = frozenset(
     {".py", ".pyc", ".pyd", ".pyw", ".pth", ".so", ".dll", ".dylib", ".sh", ".bat", ".cmd", ".ps1", ".exe"}

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from medunet.bundle import plan_bundle, verify_bundle
-from medunet.bundle.specialise import read_json
+from medunet.config import read_json
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.files import write_atomically

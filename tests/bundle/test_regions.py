@@ -12,7 +12,7 @@ import pytest
 from monai.bundle import ConfigWorkflow
 
 from medunet.bundle import find_bundle, plan_bundle, verify_bundle
-from medunet.bundle.specialise import read_json
+from medunet.config import read_json
 from medunet.datasets import open_dataset
 from medunet.errors import ConfigError
 from medunet.io import read_volume, write_volume

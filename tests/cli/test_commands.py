@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from medunet.cli.app import main
+from medunet.config import parse_settings
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError
 from medunet.io import read_volume, write_volume
-from medunet.overrides import parse_settings
 
 # MONAI and ignite warn about themselves; the command line silences them in its own process
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -14,7 +14,7 @@ import pytest
 from monai.bundle import ComponentLocator
 
 from medunet.bundle import render, shipped_bundles
-from medunet.bundle.config import accepted_arguments
+from medunet.bundle.check import accepted_arguments
 from medunet.trust import KNOWN_EXPRESSIONS, KNOWN_TARGETS, is_known_expression, missing_from_known
 
 GADGETS = {"eval", "exec", "compile", "__import__", "locate", "import_module", "run_cmd", "system", "Popen"}

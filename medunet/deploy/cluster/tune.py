@@ -17,8 +17,8 @@ from typing import Any
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from medunet.bundle.render import to_json
-from medunet.bundle.specialise import WORKFLOWS, apply, read_json
+from medunet.bundle.read import WORKFLOWS
+from medunet.config import apply_all, read_json, to_json
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_target, claim, write_atomically
 from medunet.io.extras import import_extra
@@ -135,7 +135,7 @@ def tune_bundle(
     _dataset, fitted = fit_data(bundle, data, changes=changes)
     values = {**fitted, **(changes or {}), "tracking_uri": ""}
     configs = {name: read_json(bundle / "configs" / f"{name}.json") for name in WORKFLOWS}
-    config = apply(configs, {**values, **{entry.key: entry.example for entry in ranges}})["train"]
+    config = apply_all(configs, {**values, **{entry.key: entry.example for entry in ranges}})["train"]
     if trials < 1:
         raise ConfigError("impossible number of trials", received=trials, expected="1 or more")
     limits = rungs(config, ranges)

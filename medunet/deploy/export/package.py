@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from medunet.bundle import verify_bundle
-from medunet.bundle.render import to_json
-from medunet.bundle.specialise import CHANGES, WRITTEN, read_json
+from medunet.bundle.specialise import CHANGES, WRITTEN
+from medunet.config import read_json, to_json
 from medunet.errors import ConfigError, DataError
 from medunet.files import write_atomically
 from medunet.prediction.configuration import parse_inference

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medunet.bundle.specialise import read_json
+from medunet.config import read_json
 from medunet.errors import ConfigError
 from medunet.networks import UNetShapes
 from medunet.networks.activation import PROBABILITY_FLOOR, SIGMOID_FLOOR

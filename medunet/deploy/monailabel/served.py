@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle.read import read_own
-from medunet.bundle.specialise import read_json
+from medunet.config import read_json
 from medunet.errors import ConfigError, DataError
 from medunet.files import atomic_path, sha256_of, write_atomically
 from medunet.io.segments import Segment, as_segments

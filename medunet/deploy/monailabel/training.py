@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medunet.bundle.specialise import read_json
+from medunet.config import read_json
 from medunet.datasets.layouts.regions import ORDER_KEY
 from medunet.errors import ConfigError, DataError
 from medunet.files import atomic_path, write_atomically

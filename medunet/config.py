@@ -1,0 +1,252 @@
+"""Values by config id: parse, read, get, set, list, check and apply them.
+
+An overlay is a mapping from id to value. An id is a path such as `epochs` or `network_def::channels`; `#` separates its
+parts as well. YAML sources, presets, plans, `--set`, the values that a bundle takes from data, and the values that a
+search tries are overlays, and `apply` is the only function that changes a config.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medunet.errors import ConfigError, SecurityError
+
+Overlay = Mapping[str, Any]
+"""Values by id."""
+
+SEPARATOR = "::"
+TARGET = "_target_"  # MONAI's key for the class or function of a component
+MAX_CONFIG_BYTES = 8 << 20  # more than any config has
+SHORT_LIST = 100  # characters up to which a list of numbers or names is written on one line
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, except that `1e-3` is a number, as in YAML 1.2 and JSON."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML.
+
+    Raises:
+        yaml.YAMLError: The text is not valid YAML.
+
+    Example:
+        >>> parse_yaml("[1e-3, .5, 2, 1.2.3]")
+        [0.001, 0.5, 2, '1.2.3']
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
+    """Parse `ID=VALUE` texts into an overlay; values are YAML, or MONAI expressions that begin with `$` or `@`.
+
+    Raises:
+        ConfigError: A text has no `=`, or its value is not valid YAML.
+
+    Example:
+        >>> parse_settings(["learning_rate=1e-3", "patch_size=[64,64]", "device=$torch.device('cpu')"])
+        {'learning_rate': 0.001, 'patch_size': [64, 64], 'device': "$torch.device('cpu')"}
+    """
+    values: dict[str, Any] = {}
+    for text in settings or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError("--set takes KEY=VALUE", received=text, expected="for instance --set batch_size=2")
+        try:
+            values[key] = value if value[:1] in "$@" else parse_yaml(value)
+        except yaml.YAMLError as error:
+            raise ConfigError("--set: not a YAML value", received=text) from error
+    return values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML source.
+
+    Raises:
+        ConfigError: The file is missing, not valid YAML, or not a mapping.
+    """
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError("no such config source", file=path) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", file=path) from error
+    if not isinstance(content, dict):
+        raise ConfigError("not a mapping", file=path, received=type(content).__name__)
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of a bundle's configs.
+
+    Raises:
+        ConfigError: The file is missing or not a JSON object.
+        SecurityError: The file is larger than any config.
+    """
+    check_size(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError("the bundle lacks a config", file=path, remedy="render it again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not JSON: {error}", file=path, remedy="fix it or render it again") from error
+    if not isinstance(content, dict):
+        raise ConfigError("not a JSON object", file=path)
+    return content
+
+
+def check_size(path: Path) -> None:
+    """Raise `SecurityError` if a file is too large for a config, before it is read."""
+    if path.is_file() and path.stat().st_size > MAX_CONFIG_BYTES:
+        raise SecurityError("too large for a config", file=path, received=f"{path.stat().st_size} bytes")
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """Return JSON with an indent of two, and short flat lists on one line."""
+
+    def on_one_line(match: re.Match[str]) -> str:
+        line = " ".join(match.group(0).split()).replace("[ ", "[").replace(" ]", "]")
+        return line if len(line) <= SHORT_LIST else match.group(0)
+
+    return re.sub(r"\[[^\[\]{}]*\]", on_one_line, json.dumps(content, indent=2, ensure_ascii=False)) + "\n"
+
+
+def walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Iterate over every id of a config and its value; parts of mappings and lists follow their whole.
+
+    Example:
+        >>> [id_ for id_, _ in walk({"train": {"steps": ["a"]}})]
+        ['train', 'train::steps', 'train::steps::0']
+    """
+
+    def inner(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        pairs: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, Mapping) else ()
+        if isinstance(value, list):
+            pairs = enumerate(value)
+        for key, part in pairs:
+            id_ = prefix + _normal(str(key))
+            yield id_, part
+            yield from inner(part, id_ + SEPARATOR)
+
+    return inner(config, "")
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a config as an overlay: its values without the mappings around them. A list is one value.
+
+    Example:
+        >>> leaves({"epochs": 3, "network_def": {"channels": [4, 8]}})
+        {'epochs': 3, 'network_def::channels': [4, 8]}
+    """
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            result |= leaves(value, f"{prefix}{key}{SEPARATOR}")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def get_id(config: Mapping[str, Any], id_: str) -> Any:
+    """Return the value at an id; None if there is none. Parents must be mappings.
+
+    Example:
+        >>> get_id({"train": {"trainer": {"max_epochs": 3}}}, "train#trainer#max_epochs")
+        3
+    """
+    value: Any = config
+    for part in _normal(id_).split(SEPARATOR):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value
+
+
+def set_id(config: Mapping[str, Any], id_: str, value: Any) -> dict[str, Any]:
+    """Return a copy of a config with another value at an id, whose parents must exist."""
+    first, _, rest = _normal(id_).partition(SEPARATOR)
+    return {**config, first: set_id(config[first], rest, value) if rest else value}
+
+
+def apply(config: Mapping[str, Any], overlay: Overlay, *, define: bool = False) -> dict[str, Any]:
+    """Return a copy of a config with the values of an overlay; see `apply_all`.
+
+    Example:
+        >>> apply({"noise": {"prob": 0.1}}, {"noise::prob": 0.2})
+        {'noise': {'prob': 0.2}}
+    """
+    return apply_all({"train": config}, overlay, define="train" if define else None)["train"]
+
+
+def apply_all(
+    configs: Mapping[str, Mapping[str, Any]], overlay: Overlay, *, define: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return copies of a bundle's configs with the values of an overlay, each in every config that has its id.
+
+    Args:
+        configs: Configs by name.
+        overlay: Values by id. A component also takes arguments that it leaves at their default.
+        define: Name of the config that gets ids which no config has. None: such an id is an error.
+
+    Raises:
+        ConfigError: An id is unknown, or a value cannot replace a number or a boolean.
+    """
+    changed = {name: dict(config) for name, config in configs.items()}
+    for id_, value in overlay.items():
+        holders = [name for name, config in changed.items() if _takes(config, id_)]
+        if not holders and define is not None and isinstance(_parent(changed[define], id_), Mapping):
+            holders = [define]
+        if not holders:
+            ids = {known for config in changed.values() for known, _ in walk(config)}
+            raise ConfigError("unknown config key", received=id_, expected=closest(_normal(id_), ids))
+        for name in holders:
+            check_type(_normal(id_), value, get_id(changed[name], id_))
+            changed[name] = set_id(changed[name], id_, value)
+    return changed
+
+
+def check_type(id_: str, new: Any, old: Any) -> None:
+    """Raise `ConfigError` if a value cannot replace a number or a boolean.
+
+    Lists, null and expressions (`$...`, `@...`) may replace either: `strides: 2` may become `[1, 2, 2]`.
+    """
+    if not isinstance(old, bool | int | float) or new is None or isinstance(new, list | dict):
+        return
+    if isinstance(new, str) and new[:1] in ("$", "@"):
+        return
+    if isinstance(old, bool) and not isinstance(new, bool):
+        raise ConfigError(f"{id_} must be true or false", received=new)
+    if not isinstance(old, bool) and (isinstance(new, bool) or not isinstance(new, int | float)):
+        raise ConfigError(f"{id_} must be a number", received=new)
+
+
+def closest(name: str, candidates: Iterable[str]) -> str:
+    """Return the most similar names, for an error message."""
+    return " or ".join(difflib.get_close_matches(name, sorted(candidates), n=3)) or "one of the ids of the config"
+
+
+def _takes(config: Mapping[str, Any], id_: str) -> bool:
+    """Return whether a config has an id, or a component that may have it as an argument."""
+    parent = _parent(config, id_)
+    return isinstance(parent, Mapping) and (_normal(id_).rpartition(SEPARATOR)[2] in parent or TARGET in parent)
+
+
+def _parent(config: Mapping[str, Any], id_: str) -> Any:
+    parents = _normal(id_).rpartition(SEPARATOR)[0]
+    return get_id(config, parents) if parents else config
+
+
+def _normal(id_: str) -> str:
+    return id_.replace("#", SEPARATOR)
