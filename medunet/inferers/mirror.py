@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
 from monai.inferers import Inferer
 
 from medunet.errors import ConfigError
 from medunet.networks import check_activation, to_logits, to_probabilities
-from medunet.transforms import check_pairs, swapped_channels
+from medunet.transforms import check_pairs, like, plain, swapped_channels
 
 
 class MirrorInferer(Inferer):
@@ -71,7 +70,7 @@ class MirrorInferer(Inferer):
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Evaluate all views: `(B, C, *spatial)` to logits `(B, classes, *spatial)`, float32."""
-        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        image = plain(inputs)
         if any(not 0 <= axis < image.ndim - 2 for axis in self.axes):
             raise ConfigError(
                 "no such axis to mirror", received=self.axes, expected=f"numbers from 0 to {image.ndim - 3}"
@@ -92,7 +91,7 @@ class MirrorInferer(Inferer):
         if total is None:
             raise ConfigError("batch holds no image", received=tuple(inputs.shape), expected="(B, C, *spatial), B >= 1")
         output = to_logits(total / len(views), self.activation)
-        return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
+        return like(output, inputs)
 
     def _sides_restored(self, view: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
         if not self.swaps or 2 + self.swap_axis not in dims:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
 from monai.inferers import Inferer
 
 from medunet.errors import ConfigError
 from medunet.networks import check_activation, to_logits, to_probabilities
+from medunet.transforms import like, plain
 
 LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -48,7 +48,7 @@ class ScaleInferer(Inferer):
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Evaluate all views: `(B, C, *spatial)` to logits `(B, classes, *spatial)`, float32."""
-        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        image = plain(inputs)
         size = image.shape[2:]
         views = []
         for scale in self.scales:
@@ -58,7 +58,7 @@ class ScaleInferer(Inferer):
                 probabilities = torch.nn.functional.interpolate(probabilities, list(size), mode=LINEAR_MODES[len(size)])
             views.append(probabilities)
         output = to_logits(sum(views[1:], views[0]) / len(views), self.activation)
-        return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
+        return like(output, inputs)
 
 
 def _resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

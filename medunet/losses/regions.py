@@ -72,7 +72,7 @@ class RegionDiceCELoss(nn.Module):
             ConfigError: shapes that do not fit.
         """
         if logits.shape[1] != len(self.regions):
-            raise ConfigError("channels do not fit the regions", received=logits.shape[1], expected=len(self.regions))
+            raise ConfigError("channels do not match the regions", received=logits.shape[1], expected=len(self.regions))
         indices, weights = align_targets(logits, target, weight, center_crop=self.center_crop)
         masks = torch.stack([_any_of(indices, region) for region in self.regions], dim=1).float()
         values = logits.float()

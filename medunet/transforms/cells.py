@@ -1,16 +1,13 @@
-"""Cells from a map of their interior: a membrane with a gap still parts what it parts for most of its length."""
+"""Cells from a probability map of their interior, separated even where a membrane has gaps."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import MapTransform
 from scipy import ndimage
 from skimage.graph import RAG, merge_hierarchical
 from skimage.morphology import h_minima, local_minima
@@ -18,11 +15,13 @@ from skimage.segmentation import watershed
 
 from medunet.errors import ConfigError, DataError
 
+from .tensors import TensorTransform
+
 SMOOTHING = 1.0
 """Standard deviation in voxels; below it, noise makes a basin of every few voxels, and above it thin membranes fade."""
 
 DEPTH = 0.05
-"""Basins shallower than this are one from the start; on ISBI 2012, 0.02 and 0.05 gave the same cells."""
+"""Basins shallower than this are merged from the start; on ISBI 2012, 0.02 and 0.05 gave the same cells."""
 
 
 def separate_cells(
@@ -30,25 +29,25 @@ def separate_cells(
 ) -> npt.NDArray[np.int32]:
     """Number the cells of a probability map.
 
-    A threshold joins two cells through the smallest gap in the membrane between them. Here the map is cut into basins
-    (watershed), and basins are joined in the order of the mean membrane probability along their common border, until
-    no border is below `boundary`: what counts is the whole border, not its weakest point.
+    A threshold joins two cells through the smallest gap in the membrane between them. This function cuts the map into
+    basins (watershed) and joins basins in the order of the mean membrane probability along their common border, until
+    no border is below `boundary`: the whole border counts, not its weakest point.
 
     Args:
         interior: probability of a cell's interior in [0, 1], `(*spatial)`, 2D or 3D.
-        boundary: mean membrane probability (1 - interior) from which a border parts two cells. A network trained with
-            a greater weight on membranes needs a greater one.
+        boundary: mean membrane probability (1 - interior) from which a border separates two cells. A network trained
+            with a greater weight on membranes needs a greater value.
         depth: least difference in probability between a basin and its pass to the next.
-        smoothing: of the map before it is cut, standard deviation in voxels.
+        smoothing: standard deviation in voxels by which the map is smoothed before it is cut.
 
     Returns:
-        Cell numbers from 1 `(*spatial)`; cells touch, and no voxel is 0.
+        Cell numbers from 1, `(*spatial)`; cells touch, and no voxel is 0.
 
     Raises:
-        ConfigError: `boundary` or `depth` is outside of [0, 1].
+        ConfigError: `boundary` or `depth` is not in [0, 1].
         DataError: `interior` is not 2D or 3D, or not in [0, 1].
 
-    Sources: average linkage on the region adjacency graph of a watershed, as `skimage.graph` has it; Bailoni et al.,
+    Sources: average linkage on the region adjacency graph of a watershed, as in `skimage.graph`; Bailoni et al.,
         GASP, CVPR 2022 (arXiv 1906.11713), compares the criteria.
 
     Example:
@@ -62,11 +61,11 @@ def separate_cells(
     """
     for name, value in (("boundary", boundary), ("depth", depth)):
         if not 0 <= value <= 1:
-            raise ConfigError(f"{name} is no probability", received=value, expected="a number in [0, 1]")
+            raise ConfigError(f"{name} must be in [0, 1]", received=value)
     probability = np.asarray(interior, dtype=np.float32)
     if probability.ndim not in (2, 3) or not (probability.min(initial=0) >= 0 and probability.max(initial=1) <= 1):
         raise DataError(
-            "not a probability map of cells",
+            "cells need a probability map",
             received=f"shape {probability.shape}, values {probability.min(initial=0)} to {probability.max(initial=0)}",
             expected="(H, W) or (D, H, W), values in [0, 1]",
         )
@@ -87,7 +86,7 @@ def _basins(landscape: npt.NDArray[np.float32], depth: float) -> npt.NDArray[np.
 
 
 def _borders(basins: npt.NDArray[np.int32], membrane: npt.NDArray[np.float32]) -> RAG:
-    """Which basins touch, and the mean membrane probability between them: of two voxels that touch, the greater."""
+    """Return which basins touch, and the mean over their border of the greater membrane probability of two voxels."""
     pairs, weights = [], []
     for axis in range(basins.ndim):
         here, there = (np.moveaxis(basins, axis, 0)[part] for part in (slice(1, None), slice(None, -1)))
@@ -106,27 +105,27 @@ def _borders(basins: npt.NDArray[np.int32], membrane: npt.NDArray[np.float32]) -
 
 
 def _keep(graph: Any, source: int, target: int) -> None:
-    """Nothing of a basin itself decides; its borders do."""
+    """Update nothing of a merged basin: only borders have values."""
 
 
 def _mean_border(graph: Any, source: int, target: int, neighbour: int) -> dict[str, float]:
-    """The border to `neighbour` after `source` and `target` have become one: the mean over the voxels of both."""
+    """Return the border to `neighbour` after `source` and `target` are merged: the mean over the voxels of both."""
     absent = {"weight": 0.0, "count": 0}
     one, other = (graph[basin].get(neighbour, absent) for basin in (source, target))
     count = one["count"] + other["count"]
     return {"count": count, "weight": (one["count"] * one["weight"] + other["count"] * other["weight"]) / count}
 
 
-class SeparateCellsd(MapTransform):
-    """Dictionary form of :func:`separate_cells`: probabilities `(C, *spatial)` to cell numbers `(1, *spatial)`, int32.
+class SeparateCellsd(TensorTransform):
+    """Replace probabilities `(C, *spatial)` by the cell numbers of :func:`separate_cells`, `(1, *spatial)` int32.
 
     Args:
-        keys: of probability maps.
-        interior: the channel of the cells' interior.
-        boundary: see :func:`separate_cells`.
-        depth: see :func:`separate_cells`.
-        smoothing: see :func:`separate_cells`.
-        allow_missing_keys: whether a key may be absent.
+        keys: keys of probability maps.
+        interior: channel of the cells' interior.
+        boundary: mean membrane probability from which a border separates two cells.
+        depth: least difference in probability between a basin and its pass to the next.
+        smoothing: standard deviation in voxels by which the map is smoothed first.
+        allow_missing_keys: skip keys that an item lacks.
 
     Example:
         >>> probabilities = torch.ones(2, 9, 21)
@@ -149,12 +148,5 @@ class SeparateCellsd(MapTransform):
         self.interior = interior
         self.options = {"boundary": boundary, "depth": depth, "smoothing": smoothing}
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Replace each map by its cells."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            image = out[key]
-            cells = separate_cells(image[self.interior].cpu().numpy(), **self.options)
-            numbered = torch.from_numpy(cells)[None]
-            out[key] = MetaTensor(numbered).copy_meta_from(image) if isinstance(image, MetaTensor) else numbered
-        return out
+    def _changed(self, values: torch.Tensor, source: Any) -> torch.Tensor:
+        return torch.from_numpy(separate_cells(values[self.interior].cpu().numpy(), **self.options))[None]

@@ -1,10 +1,10 @@
-"""One smooth map of a patch into a volume, and one resampling along it."""
+"""Smooth maps of a patch into a volume, and resampling along them."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from scipy.interpolate import CubicSpline
 
 from medunet.errors import ConfigError
 
+from .tensors import plain
+
 INTERPOLATION_MODES = ("bilinear", "nearest", "bicubic", "onehot")
 """``bilinear`` is trilinear in 3D; ``onehot`` interpolates each label by itself and takes the largest."""
 
@@ -22,21 +24,18 @@ PADDING_MODES = ("reflection", "border", "zeros")
 """What lies outside of the volume: its mirror image (border voxel not repeated), its border voxel, or 0."""
 
 EXACT_TOLERANCE = 1e-6
-"""Voxels: positions this near to voxel centres are voxel centres, so that crops, flips and quarter turns are exact."""
+"""Voxels: positions this close to voxel centres count as voxel centres, so that crops, flips and turns are exact."""
 
-BOX_MARGIN = 3
-"""Voxels read beyond the outermost sampled positions, cut to integers: a bicubic kernel reaches less than 3 farther."""
+BOX_MARGIN = 3  # voxels read beyond the outermost sampled positions: a bicubic kernel reaches less than 3 farther
 
-
-SLAB_PLANES = 8
-"""Planes of a patch that `_sample_planes` samples at a time: fewer reach less of the box and are more exact."""
+SLAB_PLANES = 8  # planes that `_sample_planes` samples at a time: fewer reach less of the box and are more exact
 
 
 @dataclass(frozen=True, eq=False)
 class Deformation:
     """A map from the voxels of a patch to positions in a volume, both in voxels.
 
-    With `u` the offset of a patch voxel from the middle of the patch, the source position is
+    The source position of the patch voxel at offset `u` from the middle of the patch is
     ``center + matrix @ u + d(u)``, where `d` interpolates `displacement` by natural cubic splines along each axis:
     the bicubic displacement field of Ronneberger et al. 2015, section 3.1.
 
@@ -45,7 +44,7 @@ class Deformation:
         center: position in the volume of the middle of the patch, `(D,)`.
         matrix: linear part, `(D, D)`.
         displacement: vectors in voxels of the volume at control points spread evenly over the patch, corners
-            included: `(*control_points, D)`; None for none.
+            included: `(*control_points, D)`; None for no displacement.
     """
 
     #  control points   o-------o-------o
@@ -60,12 +59,12 @@ class Deformation:
 
     @staticmethod
     def crop(start: Sequence[int], size: Sequence[int]) -> Deformation:
-        """The map that copies the box of `size` whose first voxel is `start` (which may lie outside)."""
+        """Return the map that copies the box of `size` whose first voxel is `start` (which may be outside)."""
         center = np.asarray(start, dtype=np.float64) + (np.asarray(size) - 1) / 2
         return Deformation(size=tuple(size), center=center, matrix=np.eye(len(center)))
 
     def positions(self, device: torch.device) -> torch.Tensor:
-        """Source position of each voxel, `(D, *size)` float32; computed once, as all keys of an item share it.
+        """Return the source position of each voxel, `(D, *size)` float32; computed once for all keys of an item.
 
         Splines reproduce linear functions, so the positions of the control points carry the linear part too:
         interpolating them gives the whole map at once.
@@ -83,9 +82,9 @@ class Deformation:
     def positions_inside(
         self, device: torch.device, shape: tuple[int, ...]
     ) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-        """`positions` moved to the nearest in a volume of this shape, edges of 2 at least, and the box they lie in.
+        """Return `positions` clamped to a volume of this shape (edges of at least 2), and the box that they reach.
 
-        The box is given by its first and last voxel along each axis, which differ.
+        The box is a first and a last voxel per axis, which differ.
         """
         if (device, shape) not in self._inside:
             parts, box = [], []
@@ -99,7 +98,7 @@ class Deformation:
         return self._inside[device, shape]
 
     def voxel_axes(self) -> list[tuple[int, np.ndarray]] | None:
-        """For each patch axis the source axis and the source indices along it, if the map copies voxels; else None."""
+        """Return source axis and source indices per patch axis if the map copies voxels; else None."""
         if self.displacement is not None and np.any(self.displacement):
             return None
         turns = np.rint(self.matrix)
@@ -123,16 +122,15 @@ def resample(
     mode: str = "bilinear",
     padding_mode: str = "reflection",
 ) -> torch.Tensor:
-    """Sample a volume once, along a deformation.
+    """Sample a volume along a deformation.
 
-    Maps that only crop, flip or turn by quarters copy voxels and are exact. Only the part of the volume that the
-    patch can reach is read, so a memory-mapped array is not loaded as a whole.
+    Maps that only crop, flip or make quarter turns copy voxels and are exact. Only the part of the volume within reach
+    of the patch is read, so a memory-mapped array is not loaded as a whole.
 
     Args:
         volume: `(C, *spatial)`, 2D or 3D, any real or integer type, on any device.
         deformation: where each voxel of the patch comes from.
-        mode: one of `INTERPOLATION_MODES`; ``bicubic`` in 2D only. ``onehot`` costs as many channels as there are
-            labels in reach.
+        mode: one of `INTERPOLATION_MODES`; ``bicubic`` in 2D only. ``onehot`` needs one channel per label in reach.
         padding_mode: one of `PADDING_MODES`.
 
     Returns:
@@ -147,7 +145,9 @@ def resample(
         >>> resample(row, Deformation.crop([0, -2], [1, 4]))
         tensor([[[2., 1., 0., 1.]]])
     """
-    _check_modes(mode, padding_mode, dims=len(deformation.size))
+    check_modes([mode], [padding_mode])
+    if mode == "bicubic" and len(deformation.size) != 2:
+        raise ConfigError("bicubic interpolation is for 2D images", received=f"{len(deformation.size)}D")
     if mode == "onehot" and len(volume) != 1:
         raise ConfigError("onehot resampling is for labels of one channel", received=f"{len(volume)} channels")
     keep_dtype = mode in ("nearest", "onehot")
@@ -156,34 +156,39 @@ def resample(
         copied = _copy_voxels(volume, axes, padding_mode)
         return copied if keep_dtype or copied.is_floating_point() else copied.float()
 
-    # The box holds all that sampling can touch, mirrored parts included: grid_sample's own "reflection" takes
-    # more than twice the time, for each voxel, and its box would have to end where the volume ends.
+    # The box includes all that sampling can touch, also mirrored parts: grid_sample's own "reflection" takes more than
+    # twice the time, and its box would have to end where the volume ends.
     device = volume.device if isinstance(volume, torch.Tensor) else torch.device("cpu")
     if padding_mode == "border" and mode != "bicubic" and min(volume.shape[1:]) > 1:
-        box, origin, positions = _box_inside(volume, deformation, device)
+        # positions beyond the volume are moved to its border, so that the box ends there
+        positions, bounds = deformation.positions_inside(device, tuple(volume.shape[1:]))
     else:
         positions = deformation.positions(device)
-        box, origin = _reachable_box(volume, positions, padding_mode)
+        bounds = [(int(low) - BOX_MARGIN, int(high) + BOX_MARGIN) for low, high in (one.aminmax() for one in positions)]
+    origin = [first for first, _ in bounds]
+    box = _copy_voxels(volume, [(axis, np.arange(a, b + 1)) for axis, (a, b) in enumerate(bounds)], padding_mode)
     if mode == "nearest":
         return _sample_nearest(box, positions, origin)
     if mode == "onehot":
         labels = torch.unique(box)
         channels = (box == labels.view(-1, *[1] * len(deformation.size))).float()
         return labels[_sample(channels, positions, origin, "bilinear").argmax(dim=0, keepdim=True)]
-    planes = mode == "bilinear" and len(deformation.size) == 3 and device.type == "cpu"
-    sampled = (
-        _sample_planes(box.float(), positions, origin) if planes else _sample(box.float(), positions, origin, mode)
-    )
+    if mode == "bilinear" and len(deformation.size) == 3 and device.type == "cpu":
+        sampled = _sample_planes(box.float(), positions, origin)
+    else:
+        sampled = _sample(box.float(), positions, origin, mode)
     return sampled.to(box.dtype) if box.is_floating_point() else sampled
 
 
-def _check_modes(mode: str, padding_mode: str, *, dims: int) -> None:
-    if mode not in INTERPOLATION_MODES:
-        raise ConfigError("unknown interpolation mode", received=mode, expected=INTERPOLATION_MODES)
-    if mode == "bicubic" and dims != 2:
-        raise ConfigError("bicubic interpolation is for 2D", received=f"{dims}D", remedy="use bilinear")
-    if padding_mode not in PADDING_MODES:
-        raise ConfigError("unknown padding mode", received=padding_mode, expected=PADDING_MODES)
+def check_modes(modes: Iterable[str], padding_modes: Iterable[str]) -> None:
+    """Reject an unknown interpolation or padding mode with a ConfigError."""
+    for what, given, known in (
+        ("interpolation", modes, INTERPOLATION_MODES),
+        ("padding", padding_modes, PADDING_MODES),
+    ):
+        for mode in given:
+            if mode not in known:
+                raise ConfigError(f"unknown {what} mode", received=mode, expected=", ".join(known))
 
 
 def _is_signed_permutation(matrix: np.ndarray) -> bool:
@@ -193,7 +198,7 @@ def _is_signed_permutation(matrix: np.ndarray) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _spline_matrix(size: int, points: int) -> np.ndarray:
-    """Weights `(size, points)` that interpolate values at control points to `size` voxels by a natural cubic spline."""
+    """Return weights `(size, points)` of a natural cubic spline from control points to `size` voxels."""
     if size == 1:
         return np.full((1, points), 1 / points)
     knots = np.linspace(0, size - 1, points)
@@ -202,10 +207,10 @@ def _spline_matrix(size: int, points: int) -> np.ndarray:
 
 
 def _interpolate(control: np.ndarray, size: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Control values `(K, *control_points)` to `(K, *size)`, one axis at a time, the last first while all is small.
+    """Interpolate control values `(K, *control_points)` to `(K, *size)`, one axis at a time, the last first.
 
-    The products are float64: float32 ones may be cut to TF32 or bfloat16 by autocast or PyTorch's precision setting,
-    and a position of 200.3 voxels would become 200.
+    The products are float64, because autocast or PyTorch's precision setting may round float32 to TF32 or bfloat16: a
+    position of 200.3 voxels would become 200.
     """
     values = torch.tensor(np.ascontiguousarray(control), dtype=torch.float64, device=device)
     for axis in reversed(range(1, values.ndim)):
@@ -227,12 +232,12 @@ def _sample(box: torch.Tensor, positions: torch.Tensor, origin: list[int], mode:
 
 
 def _sample_planes(box: torch.Tensor, positions: torch.Tensor, origin: list[int]) -> torch.Tensor:
-    """Trilinear sampling as two bilinear ones, in the planes before and after, which PyTorch has vectorised.
+    """Sample trilinearly by two bilinear samplings, in the planes before and after, which PyTorch has vectorised.
 
-    2.5 times as fast as its trilinear one on a CPU. Positions along the second axis are rounded to about
+    This is 2.5 times as fast as its trilinear one on a CPU. Positions along the second axis are rounded to about
     ``2**-24 * SLAB_PLANES * planes in reach * their height`` voxels, some thousandths at most.
     """
-    # The planes, one below the other, are one tall picture, in which row r of plane p is row p * height + r:
+    # The planes, one below the other, are one tall image, in which row r of plane p is row p * height + r:
     #
     #   plane 0  [----]    first channel   [----] 0    second channel   [----] 1    the same memory,
     #   plane 1  [----]                    [----] 1                     [----] 2    one plane on
@@ -260,35 +265,17 @@ def _sample_planes(box: torch.Tensor, positions: torch.Tensor, origin: list[int]
 
 
 def _sample_nearest(box: torch.Tensor, positions: torch.Tensor, origin: list[int]) -> torch.Tensor:
-    """Look up the nearest voxels by index: exact for every type, where grid_sample would need floats."""
+    """Look up the nearest voxels by index: exact for every type, unlike grid_sample, which needs floats."""
     flat = torch.zeros(positions.shape[1:], dtype=torch.int32, device=box.device)
     for axis, (first, size) in enumerate(zip(origin, box.shape[1:], strict=True)):
         flat.mul_(size).add_(positions[axis].round().int()).sub_(first)
     return box.flatten(1).index_select(1, flat.flatten()).reshape(-1, *flat.shape)
 
 
-def _reachable_box(
-    volume: torch.Tensor | np.ndarray, positions: torch.Tensor, padding_mode: str
-) -> tuple[torch.Tensor, list[int]]:
-    """All that sampling can touch, continued beyond the volume, and the position of its first voxel."""
-    bounds = [(int(low) - BOX_MARGIN, int(high) + BOX_MARGIN) for low, high in (axis.aminmax() for axis in positions)]
-    axes = [(axis, np.arange(first, last + 1)) for axis, (first, last) in enumerate(bounds)]
-    return _copy_voxels(volume, axes, padding_mode), [first for first, _ in bounds]
-
-
-def _box_inside(
-    volume: torch.Tensor | np.ndarray, deformation: Deformation, device: torch.device
-) -> tuple[torch.Tensor, list[int], torch.Tensor]:
-    """As `_reachable_box` for ``border``: positions beyond the volume are moved to its border instead."""
-    positions, bounds = deformation.positions_inside(device, tuple(volume.shape[1:]))
-    axes = [(axis, np.arange(first, last + 1)) for axis, (first, last) in enumerate(bounds)]
-    return _copy_voxels(volume, axes, "border"), [first for first, _ in bounds], positions
-
-
 def _copy_voxels(
     volume: torch.Tensor | np.ndarray, axes: list[tuple[int, np.ndarray]], padding_mode: str
 ) -> torch.Tensor:
-    """Read source indices along source axes, `(axis, indices)` for each axis of the result; a new tensor."""
+    """Copy the voxels at source indices along source axes, `(axis, indices)` per axis of the result."""
     slices: list[slice] = [slice(None)] * volume.ndim
     steps = []
     for source, wanted in axes:
@@ -299,7 +286,7 @@ def _copy_voxels(
         steps.append((inside - first, np.flatnonzero((wanted < 0) | (wanted >= size))))
     # A memory-mapped array is read only here, where the part is known.
     if isinstance(volume, torch.Tensor):
-        patch = volume.as_subclass(torch.Tensor)[tuple(slices)]
+        patch = plain(volume)[tuple(slices)]
     else:
         patch = torch.from_numpy(np.array(volume[tuple(slices)]))
     patch = patch.permute(0, *[1 + source for source, _ in axes])
@@ -315,9 +302,10 @@ def _copy_voxels(
 
 
 def _runs(patch: torch.Tensor, axis: int, indices: np.ndarray) -> list[torch.Tensor]:
-    """Parts of the patch whose concatenation has these indices along the axis.
+    """Return parts of the patch whose concatenation has these indices along the axis.
 
-    Padded ranges are few runs that rise, fall or stay, which copy up to ten times faster than `index_select`.
+    Padded ranges are few runs that rise, fall or are constant; copying runs is up to ten times as fast as
+    `index_select`.
     """
     # mirrored   2 1 0 | 1 2 3 4 5 | 4 3        border   0 0 0 | 1 2 3 4 5 | 5 5
     starts = [0, *(np.flatnonzero(np.diff(indices, n=2)) + 2).tolist(), len(indices)]
@@ -334,7 +322,7 @@ def _runs(patch: torch.Tensor, axis: int, indices: np.ndarray) -> list[torch.Ten
 
 
 def _mirrored(indices: np.ndarray, size: int) -> np.ndarray:
-    """Indices folded back into 0 .. size-1 about the first and last voxel: -1 becomes 1, size becomes size-2."""
+    """Fold indices back into 0 .. size-1 about the first and last voxel: -1 becomes 1, size becomes size-2."""
     if size == 1:
         return np.zeros_like(indices)
     period = 2 * (size - 1)

@@ -1,4 +1,4 @@
-"""Left and right trade places in a mirror, and so must their labels."""
+"""Labels of left and right, which trade places in a mirrored image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from medunet.errors import ConfigError
 
 
 class SwapLabels:
-    """Exchange class indices pair by pair.
+    """Exchanges class indices pair by pair.
 
     ::
 
@@ -18,10 +18,10 @@ class SwapLabels:
         label   [ 1  0  2 ]               [ 2  0  1 ]    swapped   [ 1  0  2 ]
 
     Args:
-        pairs: of class indices that differ in left and right only.
+        pairs: class indices that differ in left and right only.
 
     Raises:
-        ConfigError: something else than pairs, or an index in two of them.
+        ConfigError: not pairs, or an index in two of them.
 
     Example:
         >>> SwapLabels([[1, 2]])(torch.tensor([[0, 1, 2, 3]])).tolist()
@@ -32,20 +32,18 @@ class SwapLabels:
         self.pairs = check_pairs(pairs)
 
     def __call__(self, labels: torch.Tensor) -> torch.Tensor:
-        """A new map of the same shape and type; the same one where there are no pairs."""
-        swapped = labels
+        """Return a new map of the same shape and type; `labels` itself without pairs."""
+        swapped = labels.clone() if self.pairs else labels
         for left, right in self.pairs:
-            if swapped is labels:
-                swapped = labels.clone()
             swapped.masked_fill_(labels == left, right).masked_fill_(labels == right, left)
         return swapped
 
 
 def swapped_channels(pairs: Sequence[Sequence[int]], count: int) -> list[int]:
-    """The order of channels in which those of each pair have traded places.
+    """Return the order of channels in which those of each pair have traded places.
 
     Raises:
-        ConfigError: a channel that is not there.
+        ConfigError: a channel that does not exist.
 
     Example:
         >>> swapped_channels([[1, 3]], 4)
@@ -54,14 +52,16 @@ def swapped_channels(pairs: Sequence[Sequence[int]], count: int) -> list[int]:
     order = list(range(count))
     for left, right in check_pairs(pairs):
         if max(left, right) >= count:
-            raise ConfigError("no such channel to swap", received=[left, right], expected=f"0 to {count - 1}")
+            raise ConfigError("unknown channel to swap", received=[left, right], expected=f"0 to {count - 1}")
         order[left], order[right] = right, left
     return order
 
 
 def check_pairs(pairs: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
-    """Pairs of different class indices; raises ConfigError for anything else."""
+    """Return pairs of different class indices; anything else is a ConfigError."""
     known = [int(index) for pair in pairs for index in pair]
     if any(len(pair) != 2 for pair in pairs) or len(set(known)) != len(known) or min(known, default=0) < 0:
-        raise ConfigError("labels to swap are no pairs", received=[list(pair) for pair in pairs], expected="[[1, 2]]")
+        raise ConfigError(
+            "labels to swap must be pairs", received=[list(pair) for pair in pairs], expected="such as [[1, 2]]"
+        )
     return tuple((int(left), int(right)) for left, right in pairs)

@@ -9,66 +9,66 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import ensure_tuple, ensure_tuple_rep
 
 from medunet.errors import ConfigError, DataError
 
-from .deformation import INTERPOLATION_MODES, PADDING_MODES, Deformation, resample
+from .deformation import Deformation, check_modes, resample
 from .labels import IGNORE_INDEX
 from .sides import SwapLabels
+from .tensors import like, plain, source_file
 
 
 class RandDeformd(RandomizableTransform, MapTransform):
-    """Cut a random patch, deformed smoothly, rotated, scaled and flipped, out of each item: one resampling a key.
+    """Cut a random patch, smoothly deformed, rotated, scaled and flipped, out of each item with one resampling per key.
 
     All keys share the same random map. Displacement vectors are drawn from a Gaussian at a coarse grid of control
-    points and interpolated by bicubic (in 3D tricubic) splines, as in Ronneberger et al. 2015, section 3.1 (there: 3x3
+    points and interpolated by bicubic (in 3D tricubic) splines, as in Ronneberger et al. 2015, section 3.1 (3x3
     points, 10 pixels). MONAI's `Rand3DElasticd` smooths a dense random field instead, which takes many times longer.
 
     The order of the map, from the patch to the volume: flips, scaling, rotation, displacement, position of the crop.
-    What lies outside of the volume follows `padding_mode`; a volume smaller than the patch is centred in it. Where
-    nothing but cropping, flips or quarter turns happens, voxels are copied exactly.
+    Voxels outside the volume follow `padding_mode`; a volume smaller than the patch is centred in it. Crops, flips and
+    quarter turns alone copy voxels exactly.
 
-    Items may hold tensors, MetaTensors or arrays (also memory-mapped), `(C, *spatial)`, on any device. A MetaTensor
-    keeps its meta; **its affine is left as it was and does not describe the patch**. There is no inverse.
+    Items may have tensors, MetaTensors or (memory-mapped) arrays, `(C, *spatial)`, on any device. Metadata are kept;
+    **the affine is left as it was and does not describe the patch**. There is no inverse.
 
     Args:
         keys: keys to deform, all of the same spatial shape.
         spatial_size: size of the patch; None for the size of the input.
-        prob: probability of deforming at all; otherwise the patch is only cropped (or padded).
-        rotate_range: radians, angles are uniform in ``[-r, r]``: one number, or in 3D one for each axis to turn about.
+        prob: probability of deforming; otherwise the patch is only cropped (or padded).
+        rotate_range: radians, angles are uniform in ``[-r, r]``: one number, or in 3D one per axis to turn about.
         rotate_prob: probability of rotating.
         scale_range: smallest and largest magnification, log-uniform, the same for all axes; above 1 objects grow.
-        axis_scale_range: the same for a further factor drawn for each axis by itself.
+        axis_scale_range: range of a further factor that is drawn for each axis separately.
         scale_prob: probability of scaling.
-        flip_axes: spatial axes that are mirrored with probability `flip_prob` each.
-        flip_prob: see `flip_axes`.
-        swap_labels: pairs of class indices that differ in left and right: in patches that are mirrored along
-            `swap_axis` they trade places in `swap_keys`, for a left lung then looks like a right one.
-        swap_axis: the axis from left to right, in volumes that were turned to RAS the first.
+        flip_axes: spatial axes to mirror.
+        flip_prob: probability of mirroring each of `flip_axes`.
+        swap_labels: pairs of class indices that differ in left and right. They trade places in `swap_keys` in patches
+            that are mirrored along `swap_axis`, because a mirrored left lung looks like a right one.
+        swap_axis: the axis from left to right; in volumes that were turned to RAS the first.
         swap_keys: keys of labels, resampled by ``nearest`` or ``onehot``.
         elastic_prob: probability of the elastic displacement.
-        control_points: control points along each axis, one number or one an axis, each at least 2. They span the patch.
-        elastic_sigma: standard deviation in voxels of each component at the control points, one number or one an axis.
-        voxel_spacing: spacing of the volume, one number an axis in any one unit, so that anisotropic volumes are
-            rotated as the body would be; None for isotropic voxels.
-        mode: ``bilinear``, ``nearest``, ``bicubic`` (2D) or ``onehot`` (labels interpolated one by one), one or one a
+        control_points: control points along each axis, one number or one per axis, each >= 2. They span the patch.
+        elastic_sigma: standard deviation in voxels of each component at the control points, one number or one per axis.
+        voxel_spacing: spacing of the volume per axis in any one unit, so that anisotropic volumes are rotated as the
+            body would be; None for isotropic voxels.
+        mode: ``bilinear``, ``nearest``, ``bicubic`` (2D) or ``onehot`` (labels interpolated one by one), one or one per
             key. None: ``nearest`` for integers, ``bilinear`` for floating types.
-        padding_mode: ``reflection``, ``border`` or ``zeros``, one or one a key.
+        padding_mode: ``reflection``, ``border`` or ``zeros``, one or one per key.
         crop_center: ``random`` for a crop anywhere inside the volume, ``center`` for its middle.
         foreground_key: key of a label; the patch is centred on one of its foreground voxels (label above 0 and not
-            `IGNORE_INDEX`), as far as it stays inside the volume, with probability `foreground_prob`. The item may give
-            the flat indices of these voxels as ``f"{foreground_key}_indices"``: one array, or a list of arrays of which
-            one that is not empty is drawn first (one per class, as of MONAI's `ClassesToIndicesd`). If the label has
-            voxels without annotation (`IGNORE_INDEX`), all other random patches are centred on an annotated voxel, the
-            background included; the item may list these voxels as ``f"{foreground_key}_annotated_indices"``.
-        foreground_prob: see `foreground_key`.
+            `IGNORE_INDEX`), as far as it stays inside the volume, with probability `foreground_prob`. The item may have
+            the flat indices of these voxels as ``f"{foreground_key}_indices"``: one array, or a list of arrays (one per
+            class, as of MONAI's `ClassesToIndicesd`), of which a non-empty one is drawn first. If the label has voxels
+            without annotation (`IGNORE_INDEX`), all other random patches are centred on an annotated voxel, including
+            background; the item may list these voxels as ``f"{foreground_key}_annotated_indices"``.
+        foreground_prob: probability of centring the patch on foreground.
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
-        ConfigError: an option that cannot work.
+        ConfigError: an invalid option.
         DataError: keys of one item with different spatial shapes.
 
     Example:
@@ -128,7 +128,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
         self.crop_center = crop_center
         self.foreground_key = foreground_key
         self.foreground_prob = foreground_prob
-        self._deformation: Deformation | None = None
+        self._deformation: Deformation
         self._swapped = False
         self._check_options()
 
@@ -140,40 +140,32 @@ class RandDeformd(RandomizableTransform, MapTransform):
         shape = tuple(volume.shape[1:])
         size = shape if self.spatial_size is None else self.spatial_size
         if len(size) != len(shape):
-            raise ConfigError(
-                "spatial_size does not fit the image", received=list(size), expected=f"{len(shape)} numbers"
-            )
+            raise ConfigError("spatial_size must have one number per axis", received=list(size), expected=len(shape))
         crop = Deformation.crop(self._draw_start(data, shape, size), size)
         if not self._do_transform:
             self._deformation = crop
             return
-        self._deformation = Deformation(
-            size=size,
-            center=crop.center,
-            matrix=self._draw_matrix(len(size)),
-            displacement=self._draw_displacement(len(size)),
-        )
+        matrix, displacement = self._draw_matrix(len(size)), self._draw_displacement(len(size))
+        self._deformation = Deformation(size=size, center=crop.center, matrix=matrix, displacement=displacement)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with its patch in place of the volume."""
         item = dict(data)
         self._check_shapes(item)
         self.randomize(item)
-        if self._deformation is None:
-            raise ConfigError("no map was drawn", remedy="let randomize() of a subclass call the base class")
         for key in self.key_iterator(item):
             volume = item[key]
-            mode = self.mode[key] or ("bilinear" if _is_floating(volume) else "nearest")
+            mode = self.mode[key] or ("nearest" if _is_integral(volume) else "bilinear")
             patch = resample(volume, self._deformation, mode=mode, padding_mode=self.padding_mode[key])
             if self._swapped and key in self.swap_keys:
                 patch = self.swap(patch)
-            item[key] = MetaTensor(patch).copy_meta_from(volume) if isinstance(volume, MetaTensor) else patch
+            item[key] = like(patch, volume)
         return item
 
     def _draw_start(
         self, data: Mapping[Hashable, Any], shape: tuple[int, ...], size: tuple[int, ...]
     ) -> tuple[int, ...]:
-        """First voxel of the crop; negative along axes where the volume is smaller than the patch."""
+        """Return the first voxel of the crop; negative along axes where the volume is smaller than the patch."""
         room = [n - p for n, p in zip(shape, size, strict=True)]
         target = None
         if self.foreground_key is not None:
@@ -193,17 +185,19 @@ class RandDeformd(RandomizableTransform, MapTransform):
         listed = data.get(f"{self.foreground_key}_indices")
         if listed is not None:
             return self._draw_listed(listed, shape)
-        label = _first_channel(data[self.foreground_key])
+        label = plain(data[self.foreground_key])[0]
         return self._draw_voxel((label > 0) & (label != IGNORE_INDEX))
 
     def _draw_annotated_voxel(self, data: Mapping[Hashable, Any], shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """A voxel with annotation, or None if all voxels have one."""
+        """Return a voxel with annotation, or None if all voxels have one."""
         listed = data.get(f"{self.foreground_key}_annotated_indices")
         if listed is not None:
             return self._draw_listed(listed, shape)
-        if f"{self.foreground_key}_indices" in data:  # whoever lists the foreground has found no voxel to ignore
+        if (
+            f"{self.foreground_key}_indices" in data
+        ):  # a list of the foreground without this one means that no voxel is ignored
             return None
-        annotated = _first_channel(data[self.foreground_key]) != IGNORE_INDEX
+        annotated = plain(data[self.foreground_key])[0] != IGNORE_INDEX
         return None if bool(annotated.all()) else self._draw_voxel(annotated)
 
     def _draw_listed(self, indices: Any, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -227,7 +221,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
         return (plane, *(int(i) for i in voxel))
 
     def _draw_matrix(self, dims: int) -> np.ndarray:
-        """Offsets in the patch to offsets in the volume: rotation after scaling after flips."""
+        """Return the map of offsets in the patch to offsets in the volume: rotation after scaling after flips."""
         flipped = [axis for axis in self.flip_axes if self.R.rand() < self.flip_prob]
         self._swapped = self.swap_axis in flipped
         matrix = np.diag([-1.0 if axis in flipped else 1.0 for axis in range(dims)])
@@ -262,47 +256,36 @@ class RandDeformd(RandomizableTransform, MapTransform):
     def _check_shapes(self, item: Mapping[Hashable, Any]) -> None:
         shapes = {str(key): tuple(item[key].shape[1:]) for key in self.key_iterator(dict(item))}
         if len(set(shapes.values())) > 1:
-            files = [
-                item[key].meta.get("filename_or_obj") for key in self.keys if isinstance(item.get(key), MetaTensor)
-            ]
+            files = filter(None, (source_file(item.get(key)) for key in self.keys))
             raise DataError(
                 "images of one case differ in shape",
-                file=next((name for name in files if name), None),
+                file=next(files, None),
                 received=shapes,
-                expected="one shape",
                 remedy="resample the label to the image's grid, or correct the pairing",
             )
         for shape in shapes.values():
             if len(shape) not in (2, 3):
-                raise DataError(
-                    "image is neither 2D nor 3D", received=f"spatial shape {list(shape)}", expected="(C, *spatial)"
-                )
+                raise DataError("image must be 2D or 3D", received=f"spatial shape {list(shape)}")
 
     def _check_options(self) -> None:
-        if self.crop_center not in ("random", "center"):
-            raise ConfigError("unknown crop_center", received=self.crop_center, expected=["random", "center"])
-        for mode in self.mode.values():
-            if mode is not None and mode not in INTERPOLATION_MODES:
-                raise ConfigError("unknown interpolation mode", received=mode, expected=INTERPOLATION_MODES)
-        for mode in self.padding_mode.values():
-            if mode not in PADDING_MODES:
-                raise ConfigError("unknown padding mode", received=mode, expected=PADDING_MODES)
-        if np.min(self.control_points) < 2:
-            raise ConfigError("too few control points", received=self.control_points, expected="at least 2 an axis")
-        if np.min(self.elastic_sigma) < 0:
-            raise ConfigError("elastic_sigma is negative", received=self.elastic_sigma, expected=">= 0")
-        if self.foreground_prob > 0 and self.foreground_key is None:
-            raise ConfigError("foreground_prob without foreground_key", remedy="name the label's key")
-        if self.spatial_size is not None and min(self.spatial_size) < 1:
-            raise ConfigError("spatial_size must be positive", received=list(self.spatial_size))
-
-
-def _first_channel(label: torch.Tensor | np.ndarray) -> torch.Tensor:
-    return torch.as_tensor(label)[0].as_subclass(torch.Tensor)
+        check_modes(filter(None, self.mode.values()), self.padding_mode.values())
+        for is_valid, rule, value in (
+            (self.crop_center in ("random", "center"), "crop_center must be random or center", self.crop_center),
+            (np.min(self.control_points) >= 2, "control_points must be >= 2", self.control_points),
+            (np.min(self.elastic_sigma) >= 0, "elastic_sigma must be >= 0", self.elastic_sigma),
+            (min(self.spatial_size or (1,)) >= 1, "spatial_size must be positive", self.spatial_size),
+            (
+                self.foreground_key is not None or self.foreground_prob <= 0,
+                "foreground_prob needs foreground_key",
+                self.foreground_prob,
+            ),
+        ):
+            if not is_valid:
+                raise ConfigError(rule, received=value)
 
 
 def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
-    """Rotation by one angle in 2D, or about axis 0, then 1, then 2 in 3D; angles in radians.
+    """Return the rotation by one angle in 2D, or about axis 0, then 1, then 2 in 3D; angles in radians.
 
     Example:
         >>> rotation_matrix([math.pi / 2]).round().tolist()
@@ -326,13 +309,11 @@ def _plane_rotation(dims: int, plane: tuple[int, int], angle: float) -> np.ndarr
 
 def _positive_range(name: str, limits: Sequence[float]) -> tuple[float, float]:
     if len(limits) != 2 or not 0 < limits[0] <= limits[1]:
-        raise ConfigError(
-            f"{name} is not a range", received=list(limits), expected="two positive numbers, smallest first"
-        )
+        raise ConfigError(f"{name} must be two positive numbers, smallest first", received=list(limits))
     return float(limits[0]), float(limits[1])
 
 
-def _is_floating(volume: torch.Tensor | np.ndarray) -> bool:
+def _is_integral(volume: torch.Tensor | np.ndarray) -> bool:
     if isinstance(volume, torch.Tensor):
-        return volume.is_floating_point()
-    return bool(np.issubdtype(volume.dtype, np.floating))
+        return not volume.is_floating_point()
+    return not np.issubdtype(volume.dtype, np.floating)

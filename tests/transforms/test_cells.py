@@ -67,13 +67,13 @@ def test_a_constant_map_is_one_cell(value: float) -> None:
 
 @pytest.mark.parametrize("interior", [np.ones(4), np.ones((1, 2, 3, 4)), np.full((4, 4), 1.5), np.full((4, 4), np.nan)])
 def test_what_is_no_probability_map_is_refused(interior: np.ndarray) -> None:
-    with pytest.raises(DataError, match="not a probability map"):
+    with pytest.raises(DataError, match="need a probability map"):
         separate_cells(interior)
 
 
 @pytest.mark.parametrize("options", [{"boundary": 1.5}, {"depth": -0.1}])
 def test_options_are_probabilities(options: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="no probability"):
+    with pytest.raises(ConfigError, match="must be in"):
         separate_cells(np.ones((4, 4)), **options)
 
 

@@ -30,5 +30,5 @@ def test_meta_and_the_way_back_are_kept() -> None:
 def test_other_numbers_of_channels_and_other_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="number of channels"):
         NormalizeChannelsd("image", [CT, None])({"image": torch.ones(1, 3, 3)})
-    with pytest.raises(ConfigError, match="cannot be normalised"):
+    with pytest.raises(ConfigError, match="invalid normalisation"):
         NormalizeChannelsd("image", [{"low": 1.0}])

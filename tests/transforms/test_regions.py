@@ -30,7 +30,7 @@ def test_a_threshold_is_exceeded_not_met() -> None:
 
 
 def test_channels_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigError, match="do not fit the regions"):
+    with pytest.raises(ConfigError, match="do not match the regions"):
         paint_regions(LOGITS, [1, 2])
 
 

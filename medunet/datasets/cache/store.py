@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import Dataset, MetaTensor
+from monai.data import Dataset
 from monai.transforms import RandomizableTrait, Transform
 from monai.utils import ensure_tuple
 from rich.console import Console
@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from medunet.datasets.check.finding import shown
 from medunet.errors import DataError, find_cause
 from medunet.files import CAN_LOCK, Hold, lock
-from medunet.transforms import IGNORE_INDEX
+from medunet.transforms import IGNORE_INDEX, like
 
 from .entry import MANIFEST as ENTRY_MANIFEST
 from .entry import Entry, remove_remains
@@ -311,7 +311,7 @@ def _smallest_integers(label: Any) -> Any:
             small = plain.to(dtype)
             if isinstance(label, np.ndarray):
                 return small.numpy()
-            return MetaTensor(small).copy_meta_from(label) if isinstance(label, MetaTensor) else small
+            return like(small, label)
     return label
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.data import MetaTensor
 
 from medunet.errors import ConfigError
 from medunet.inferers import SourceGridInferer
 from medunet.metrics import dice
 from medunet.prediction import Predictor
 from medunet.runtime import EnsembleLogits, autocast
-from medunet.transforms import paint_regions
+from medunet.transforms import paint_regions, plain
 
 
 def disagreement(maps: Sequence[npt.NDArray[np.integer]]) -> float:
@@ -99,9 +98,8 @@ def _labels(
 ) -> npt.NDArray[np.uint8]:
     inferer = predictor.inferer
     inferer = inferer.inferer if isinstance(inferer, SourceGridInferer) else inferer
-    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
     with autocast(predictor.device, predictor.autocast_dtype):
-        logits = torch.as_tensor(inferer(plain.flip(flip)[None].to(predictor.device), network))[0].float()
+        logits = torch.as_tensor(inferer(plain(image).flip(flip)[None].to(predictor.device), network))[0].float()
     if predictor.region_order:
         labels = paint_regions(logits, predictor.region_order)
     else:
