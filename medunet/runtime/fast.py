@@ -1,58 +1,77 @@
-"""A trained network made ready for inference: folded, in the number format and layout that measure as fastest here."""
+"""A trained network prepared for inference: batch norm folded, fast number format, memory layout and backend."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import ctypes
 import logging
-import math
 import os
+import sys
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from medunet.errors import ConfigError, DataError
-from medunet.files import cache_folder, write_atomically
+from medunet.errors import ConfigError
 from medunet.networks.foreign import only_tensor, window_dependence
 
-from .allocation import keep_freed_memory
 from .autocast import DTYPES, exact_float32, resolve_dtype
-from .calibration import Candidate, Choice, calibrate, convert, prepare_choice, refusal
-from .openvino import has_openvino
+from .folding import fold_batch_norm, use_onednn
+from .openvino import OpenVinoNetwork
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("eager", "compile", "openvino", "auto")
+BACKENDS = ("eager", "compile", "openvino")
 
-CALIBRATION_EDGE = 64
-"""Voxels an axis of the window that is timed, in 2D four times as many: long enough to tell, short enough to wait."""
+CHECK_EDGE = {1: 512, 2: 128, 3: 32}
+"""Voxels per axis of the window on which a fast form is compared with float32, by number of axes."""
 
-KEPT_DIGESTS = 64
-"""Weights that are remembered as having been compared with a choice; the oldest is compared again."""
+MAX_DIFFERENCE = 0.2
+"""Largest root-mean-square difference of the logits from float32, in standard deviations of the float32 logits.
+Rounding to bfloat16 stays below 0.1 even with random weights; a wrong kernel or an overflow exceeds 1."""
+
+_SLOW_NORMS = (nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
+_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to compute a network.
+
+    Args:
+        dtype: name of the number format of weights and activations.
+        channels_last: whether the channels of a voxel are adjacent in memory.
+        backend: one of :data:`BACKENDS`, or `unchanged` for the network itself.
+    """
+
+    dtype: str = "float32"
+    channels_last: bool = False
+    backend: str = "eager"
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.dtype}{' channels-last' if self.channels_last else ''}"
+
+
+UNCHANGED = Form(backend="unchanged")
+"""The network itself in float32: the reference of the check, and the fallback if the check fails."""
 
 
 class FastNetwork(nn.Module):
-    """Wraps a network for inference.
+    """Wrap a network for inference.
 
-    At the first call in evaluation mode, and again when its weights have changed, a private copy is prepared: batch
-    norm folded into the convolutions, weights in the fastest number format and memory layout. Which these are is
-    measured once on a window of the first image and kept in a file; a candidate whose answer differs from the float32
-    network's is refused. What was measured with other weights is compared once with the first
-    weights that an instance meets, on one window; not with each that a training gives it.
+    In evaluation mode a private copy computes: batch norm is folded into the convolutions, weights have the number
+    format and memory layout of :func:`choose_form`. The copy is made by :meth:`prepare`, or at the first call, and
+    again when a weight has changed. It is compared once with the network on one window of noise; if they disagree,
+    the network itself is used and a warning is logged.
 
     Args:
-        network: in training mode it is called as it is.
-        dtype: `auto`, or a number format, which is then used without measuring: `float32` is the exact mode, without
-            TF32 on a GPU.
-        backend: `eager`; `compile` for `torch.compile`, which takes tens of seconds at the first call; `openvino` (CPU;
-            extra `openvino`), which takes seconds for each new size of a window; `auto` measures `eager` and, where it
-            is installed, `openvino`, which then serves the sizes that recur or are large: one image may come out with
-            another rounding among others than alone.
-        cache_dir: folder of the file with earlier choices; None takes the environment's `MEDUNET_CACHE_DIR`, or
-            `medunet` in the user's cache folder.
+        network: the network; in training mode it is called unchanged.
+        dtype: `auto` (see :func:`medunet.runtime.fast_dtype`), `float32` (exact: no TF32 on a GPU), `bfloat16` or
+            `float16`. A window whose float16 logits are not finite is computed again in float32.
+        channels_last: memory layout; None follows the rule of :func:`choose_form`.
+        backend: `eager`; `compile` for `torch.compile`, tens of seconds at the first call; `openvino` (CPU, extra
+            `openvino`), seconds for each new window size.
 
     Raises:
         ConfigError: an unknown dtype or backend.
@@ -68,12 +87,7 @@ class FastNetwork(nn.Module):
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        *,
-        dtype: str = "auto",
-        backend: str = "eager",
-        cache_dir: str | os.PathLike[str] | None = None,
+        self, network: nn.Module, *, dtype: str = "auto", channels_last: bool | None = None, backend: str = "eager"
     ) -> None:
         super().__init__()
         if dtype not in ("auto", *DTYPES):
@@ -82,20 +96,21 @@ class FastNetwork(nn.Module):
             raise ConfigError("unknown backend", received=backend, expected=list(BACKENDS))
         self.network = network
         self.dtype = dtype
+        self.channels_last = channels_last
         self.backend = backend
-        self.cache_dir = cache_dir
-        self.choice: Choice | None = None
+        self.form: Form | None = None
         self._state: tuple[Any, ...] | None = None
-        self._ready: list[nn.Module] = []  # a list, so that it is no submodule: neither saved, moved nor trained
+        self._copy: list[nn.Module] = []  # a list, so that it is not a submodule: neither saved, moved nor trained
+        self._warned = False
 
     @property
     def shapes(self) -> Any:
-        """Sizes, as the network has them."""
+        """Sizes of the network."""
         return self.network.shapes
 
     @property
     def tileable(self) -> bool:
-        """Whether tiles leave the network's result alone."""
+        """Whether tiles leave the network's result unchanged."""
         return window_dependence(self.network) is None
 
     @property
@@ -103,145 +118,142 @@ class FastNetwork(nn.Module):
         """Why tiles change the result; empty if they do not."""
         return window_dependence(self.network) or ""
 
+    def prepare(self, device: torch.device, *, in_channels: int, spatial_dims: int) -> None:
+        """Make the private copy and compare it with the network, unless that is done for the current weights."""
+        state = _state_of(self.network, device)
+        if state == self._state:
+            return
+        form = choose_form(
+            self.network, device, dtype=self.dtype, channels_last=self.channels_last, backend=self.backend
+        )
+        copied = convert_network(self.network, form)
+        window = check_window(self.network, device, in_channels=in_channels, spatial_dims=spatial_dims)
+        if reason := disagreement(self.network, window, form, copied):
+            logger.warning("%s is not used, the network runs in float32: %s", form, reason)
+            form, copied = UNCHANGED, self.network
+        self.form, self._copy, self._state = form, [copied], state
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """As the network: `(B, C, *spatial)` to its logits, in the chosen number format."""
+        """Compute `(B, C, *spatial)` to the network's logits, in the number format of the form."""
         if self.training or image.device.type == "meta" or not image.is_floating_point():
             return self.network(image)
-        state = _state_of(self.network, image.device)
-        is_new = state != self._state
-        if is_new:
-            if image.device.type == "cpu":
-                keep_freed_memory()
-            self.choice = self._choose(image)
-            self._ready = [prepare_choice(self.network, self.choice)]
-            self._state = state
-        candidate = Candidate() if self.choice is None else self.choice.candidate
+        self.prepare(image.device, in_channels=image.shape[1], spatial_dims=image.ndim - 2)
+        form = self.form or UNCHANGED
         with torch.autocast(image.device.type, enabled=False), exact_float32(image.device):
-            logits = self._ready[0](convert(image, candidate))
-            if is_new and candidate.dtype != "float32" and not _is_finite(only_tensor(logits)):
-                logger.warning(
-                    "%s gives logits that are not finite with these weights: if the image's voxels are finite, "
-                    "take the exact mode, dtype float32 (in a bundle: autocast_dtype)",
-                    candidate,
-                )
-            return logits
-
-    def _choose(self, image: torch.Tensor) -> Choice:
-        candidates = self._candidates(image.device)
-        if len(candidates) == 1:
-            return Choice(candidates[0])
-        path, key = _cache_file(self.cache_dir), self._key(image)
-        kept = _read(path)
-        known = Choice.read(kept.get(key), candidates)
-        if known is not None and (known.candidate.is_exact or self._state is not None):
-            return known  # exact, or the same network with other weights: a training validates it again and again
-        window, weights, whose = self._window(image), _digest(self.network), "on this machine"
-        if known is not None:
-            own = f"{key} {weights}"
-            if (refused_before := Choice.read(kept.get(own), candidates)) is not None:
-                return refused_before
-            checked = kept[key].get("checked")
-            checked = checked if isinstance(checked, list) else []
-            if weights in checked:
-                return known
-            if not refusal(self.network, window, known):
-                _keep(path, key, {**kept[key], "checked": [*checked, weights][-KEPT_DIGESTS:]})
-                return known
-            key, whose = own, "with these weights"  # the choice stays for weights that it suits
-        choice = calibrate(self.network, window, candidates)
-        logger.debug("%s: %s of %s ms", type(self.network).__name__, choice.candidate, choice.milliseconds)
-        for name, reason in choice.refused.items():
-            logger.warning("%s is not used %s: %s", name, whose, reason)
-        _keep(path, key, {**choice.kept(), "checked": [weights]})
-        return choice
-
-    def _candidates(self, device: torch.device) -> list[Candidate]:
-        fast = str(resolve_dtype(device, "auto")).removeprefix("torch.")
-        names = sorted({"float32", fast}) if self.dtype == "auto" else [self.dtype]
-        backends = [self.backend]
-        if self.backend == "auto":
-            backends = ["eager", "openvino"] if device.type == "cpu" and has_openvino() else ["eager"]
-        found = []
-        for backend in backends:
-            for name in names:
-                layouts = (False, True) if self.dtype == "auto" else (name != "float32" or device.type == "cuda",)
-                found += [Candidate(name, last, backend) for last in ((False,) if backend == "openvino" else layouts)]
-        return found
-
-    def _window(self, image: torch.Tensor) -> torch.Tensor:
-        """The middle of the first image, small, in a size that the network takes."""
-        axes = image.ndim - 2
-        edge = CALIBRATION_EDGE * (4 if axes == 2 else 1)
-        size = [min(edge, n) for n in image.shape[2:]]
-        shapes = getattr(self.network, "shapes", None)
-        if shapes is not None:
-            size = [min(n, most) for n, most in zip(shapes.next_valid_input(size), image.shape[2:], strict=True)]
-            if tuple(size) != tuple(shapes.next_valid_input(size)):
-                size = list(image.shape[2:])
-        for axis, n in enumerate(size):
-            image = image.narrow(axis + 2, (image.shape[axis + 2] - n) // 2, n)
-        return image[:1].float()
-
-    def _key(self, image: torch.Tensor) -> str:
-        shapes = sorted((n, tuple(t.shape)) for n, t in self.network.state_dict().items())
-        options = (torch.__version__, self.dtype, self.backend)
-        size = round(math.log2(self._window(image).numel()))  # images of a data set differ a little in size
-        text = repr((*_machine(image.device), options, size, shapes))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+            logits = self._copy[0](convert_image(image, form))
+            # a sum needs no memory of the size of the logits
+            if form.dtype != "float16" or only_tensor(logits).sum(dtype=torch.float32).isfinite():
+                return logits
+            if not self._warned:
+                self._warned = True
+                logger.warning("float16 logits are not finite; such windows are computed again in float32")
+            return self.network(image.float())
 
 
-def _machine(device: torch.device) -> tuple[Any, ...]:
-    """What else the choice depends on: kernels of cuDNN have been wrong in some releases."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device), 0, torch.version.cuda, torch.backends.cudnn.version()
-    return _cpu_name(), torch.get_num_threads() if device.type == "cpu" else 0
+def choose_form(
+    network: nn.Module,
+    device: torch.device,
+    *,
+    dtype: str = "auto",
+    channels_last: bool | None = None,
+    backend: str = "eager",
+) -> Form:
+    """Return the form of a network on a device by rule.
+
+    The number format is that of :func:`medunet.runtime.fast_dtype`. Channels-last is faster for convolutions, on CPUs
+    and on tensor cores, but slower for instance and group norm (by 19 to 38 % in four bfloat16 U-Nets on one core).
+
+    Example:
+        >>> str(choose_form(nn.Conv2d(1, 2, 3), torch.device("cpu"), dtype="bfloat16"))
+        'eager bfloat16 channels-last'
+    """
+    name = str(resolve_dtype(device, dtype)).removeprefix("torch.")
+    has_slow_norm = any(isinstance(module, _SLOW_NORMS) for module in network.modules())
+    by_rule = backend != "openvino" and not has_slow_norm
+    return Form(name, by_rule if channels_last is None else channels_last, backend)
 
 
-def _digest(network: nn.Module) -> str:
-    """Of the weights: 30 million of them take 0.1 s."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
+def convert_network(network: nn.Module, form: Form) -> nn.Module:
+    """Return a copy of a network in a form, without gradients; the network itself for `UNCHANGED`."""
+    if form == UNCHANGED:
+        return network
+    copied = fold_batch_norm(network).requires_grad_(False)
+    if form.backend == "openvino":
+        return OpenVinoNetwork(copied.float(), dtype=form.dtype)
+    copied = copied.to(dtype=DTYPES[form.dtype])
+    if form.backend == "eager" and form.dtype == "float32":
+        use_onednn(copied)
+    for tensor in copied.parameters() if form.channels_last else ():
+        if tensor.ndim in _LAYOUTS:
+            tensor.data = tensor.data.contiguous(memory_format=_LAYOUTS[tensor.ndim])
+    return torch.compile(copied, dynamic=False) if form.backend == "compile" else copied  # type: ignore[return-value]
 
 
-def _is_finite(logits: torch.Tensor) -> bool:
-    """By their sum, which needs no memory of their size."""
-    return bool(logits.sum(dtype=torch.float32).isfinite())
+def convert_image(image: torch.Tensor, form: Form) -> torch.Tensor:
+    """Return an image in the number format and layout that a network of this form takes."""
+    if form.backend == "openvino":
+        return image
+    layout = _LAYOUTS.get(image.ndim) if form.channels_last else None
+    return image.to(dtype=DTYPES[form.dtype], memory_format=layout or torch.contiguous_format)
+
+
+def check_window(network: nn.Module, device: torch.device, *, in_channels: int, spatial_dims: int) -> torch.Tensor:
+    """Return noise `(1, in_channels, *spatial)` in a small size that the network accepts, always the same."""
+    size = [CHECK_EDGE[spatial_dims]] * spatial_dims
+    shapes = getattr(network, "shapes", None)
+    if shapes is not None:
+        size = shapes.input_for_output([max(n, 2 * s) for n, s in zip(size, shapes.total_stride, strict=True)])
+    return torch.randn(1, in_channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def disagreement(network: nn.Module, window: torch.Tensor, form: Form, copied: nn.Module | None = None) -> str:
+    """Return how a form differs too much from the network in float32; empty if it agrees.
+
+    A compiled form is compared without compiling it: its numbers depend on the weights, its kernels on the window.
+
+    Raises:
+        torch.OutOfMemoryError: it tells nothing about the form.
+    """
+    if form.backend == "compile":
+        form, copied = replace(form, backend="eager"), None
+    with torch.inference_mode(), torch.autocast(window.device.type, enabled=False), exact_float32(window.device):
+        expected = only_tensor(network.eval()(window)).float()
+        try:
+            copied = copied or convert_network(network, form)
+            logits = only_tensor(copied(convert_image(window, form))).float()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            return next(iter(str(error).splitlines()), type(error).__name__)
+        spread = float(expected.std()) or 1.0
+        difference = float((logits - expected).square().mean().sqrt()) / spread
+    return "" if difference <= MAX_DIFFERENCE else f"its logits differ by {difference:.2g} standard deviations"
+
+
+def keep_freed_memory() -> bool:
+    """Stop glibc from returning freed memory to the kernel, so that large CPU passes do not fault their pages in again.
+
+    The process keeps its peak memory in return. Call it once where a process starts inference or training. It does
+    nothing with another C library, or if the environment variable MEDUNET_KEEP_MEMORY is 0.
+
+    Returns:
+        Whether memory is kept.
+    """
+    if os.environ.get("MEDUNET_KEEP_MEMORY") == "0" or not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    mmap_max, trim_threshold = -4, -1  # options of malloc.h
+    return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
 def _state_of(network: nn.Module, device: torch.device) -> tuple[Any, ...]:
-    """Changes whenever a weight does."""
+    """Return a value that changes whenever a weight does."""
 
     def tensors() -> Iterator[torch.Tensor]:
         yield from network.parameters()
         yield from network.buffers()
 
     return (device, *((t.data_ptr(), t.device, -1 if t.is_inference() else t._version) for t in tensors()))
-
-
-def _cache_file(folder: str | os.PathLike[str] | None) -> Path:
-    return cache_folder(folder) / "calibration.json"
-
-
-def _keep(path: Path, key: str, value: dict[str, Any]) -> None:
-    """Beside what others have written."""
-    try:
-        write_atomically(path, json.dumps({**_read(path), key: value}, indent=1))
-    except (OSError, DataError) as error:
-        logger.debug("calibration is not kept: %s", error)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    return next((line for line in lines if line.startswith("model name")), "cpu")

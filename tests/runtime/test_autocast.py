@@ -11,7 +11,6 @@ from torch import nn
 
 from medunet.runtime import FastNetwork
 from medunet.runtime.autocast import exact_float32
-from medunet.runtime.calibration import Candidate, calibrate
 
 CUDA = torch.device("cuda")  # the switch is there without a GPU, too
 
@@ -76,12 +75,10 @@ class Witness(nn.Module):
         return self.conv(image)
 
 
-def test_inference_and_calibration_are_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("fast", "calibration"):
-        monkeypatch.setattr(f"medunet.runtime.{module}.exact_float32", lambda device: exact_float32(CUDA))
+def test_inference_and_its_check_are_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medunet.runtime.fast.exact_float32", lambda device: exact_float32(CUDA))
     Witness.seen = []
     network, image = Witness().eval(), torch.randn(1, 1, 16, 16)
-    calibrate(network, image, [Candidate("float32")])
     FastNetwork(network, dtype="float32").eval()(image)
     assert len(Witness.seen) > 2
     assert not any(Witness.seen)
