@@ -58,7 +58,6 @@ def memory(options: Options, put: Put) -> None:
                 "system": system,
                 "budget": budget,
                 "weights": str(weights),
-                "cache": str(options.cache),
                 "device": options.device.type,
             }
             put(key, {**row, **_run(job, limit=free)})
@@ -97,7 +96,7 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
     network.load_state_dict(torch.load(job["weights"], weights_only=True))
     network = with_classes(network, CLASSES).eval()
     tiles = {"memory": job["budget"]}
-    system = Medunet("medunet", network, device, cache_dir=Path(job["cache"]), tiles=tiles)
+    system = Medunet("medunet", network, device, tiles=tiles)
     # mapped, not read: the window is applied slice by slice into the float32 image
     stored = np.load(job["image"], mmap_mode="r")
     image = torch.empty(1, *stored.shape[:2], job["slices"])

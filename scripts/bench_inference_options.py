@@ -31,11 +31,6 @@ class Options:
     without: tuple[str, ...] = ()
     done: frozenset[str] = frozenset()
 
-    @property
-    def cache(self) -> Path:
-        """Where calibrations are kept."""
-        return self.work / "calibration"
-
     def wants(self, *keys: str) -> bool:
         """Whether `--only` leaves one of these measurements in and it has not been made."""
         return any(self.only.lower() in key.lower() and key not in self.done for key in keys)

@@ -100,7 +100,7 @@ def _restore(rows: Rows) -> str:
 def _floor(rows: Rows) -> str:
     body = []
     for row in rows.values():
-        choice = row.get("choice", {}).get("candidate", {})
+        choice = row.get("choice") or {}
         cells = [row["network"], row["mode"], "x".join(map(str, row["window"])), f"{row['gflop']:.0f}"]
         backend = f"{choice.get('backend', '')} {choice.get('dtype', '')}".strip()
         rate = f"{row['tflops']:.2f} of {row['matmul_tflops']['bfloat16']:.2f}"

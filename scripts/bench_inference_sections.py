@@ -82,12 +82,12 @@ def _systems(network: nn.Module, options: Options, *, classes: int, **nnunet: An
     device = options.device
     found: list[System] = [
         Zoo("MONAI, zoo setting", network, device),
-        Medunet("medunet, exact fp32", network, device, dtype="float32", cache_dir=options.cache),
-        Medunet("medunet", network, device, cache_dir=options.cache),
+        Medunet("medunet, exact fp32", network, device, dtype="float32"),
+        Medunet("medunet", network, device),
     ]
     if has_openvino() and device.type == "cpu":
         for name, dtype in (("medunet, exact fp32, OpenVINO", "float32"), ("medunet, OpenVINO", "auto")):
-            found.append(Medunet(name, network, device, dtype=dtype, backend="openvino", cache_dir=options.cache))
+            found.append(Medunet(name, network, device, dtype=dtype, backend="openvino"))
     if bench_nnunet.available():
         if options.quick:
             nnunet.setdefault("patch_size", (64, 64, 64))
@@ -147,10 +147,10 @@ def floor(options: Options, put: Put) -> None:
         for mode, settings in MODES.items():
             if not options.wants(f"{name} | {mode}"):
                 continue
-            fast = FastNetwork(copy.deepcopy(network), cache_dir=options.cache, **settings).eval()
+            fast = FastNetwork(copy.deepcopy(network), **settings).eval()
             seconds = median_seconds(partial(fast, image), 3 if options.quick else 9)
             # measured beside each network: on a shared machine the rate of an hour ago is another one
-            used = fast.choice.candidate.dtype
+            used = fast.form.dtype
             rates = {form: matmul_rate(FORMATS[form], options) for form in {used, "bfloat16"}}
             row = {
                 "network": name,
@@ -162,7 +162,7 @@ def floor(options: Options, put: Put) -> None:
                 "matmul_tflops": {form: rate / 1e12 for form, rate in rates.items()},
                 "share_of_matmul_rate": flop / seconds / rates["bfloat16"],
                 "share_of_own_rate": flop / seconds / rates[used],
-                "choice": asdict(fast.choice),
+                "choice": asdict(fast.form),
             }
             put(f"{name} | {mode}", row)
 
@@ -195,7 +195,7 @@ def paper(options: Options, put: Put) -> None:
                 key = f"{device.type} | {mode} | tile {tile}"
                 if not options.wants(key):
                     continue
-                fast = FastNetwork(copy.deepcopy(network).to(device), cache_dir=options.cache, **settings).eval()
+                fast = FastNetwork(copy.deepcopy(network).to(device), **settings).eval()
                 inferer = OverlapTileInferer(tile)
                 inputs = image.to(device)
                 begun = time.perf_counter()
@@ -206,4 +206,4 @@ def paper(options: Options, put: Put) -> None:
                     lambda inferer=inferer, inputs=inputs, fast=fast: inferer(inputs, fast).argmax(1),
                     2 if options.quick else 7,
                 )
-                put(key, {"seconds": seconds, "first_seconds": first, "choice": asdict(fast.choice)})
+                put(key, {"seconds": seconds, "first_seconds": first, "choice": asdict(fast.form)})

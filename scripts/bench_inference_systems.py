@@ -10,8 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import bench_nnunet
@@ -143,13 +142,12 @@ class Medunet(System):
         network: nn.Module,
         device: torch.device,
         *,
-        cache_dir: Path,
         dtype: str = "auto",
         backend: str = "eager",
         tiles: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(name, network, device)
-        self.fast = FastNetwork(self.network, dtype=dtype, backend=backend, cache_dir=cache_dir)
+        self.fast = FastNetwork(self.network, dtype=dtype, backend=backend)
         self.fast.eval()
         self.tiles = OverlapTileInferer(**{"tile_size": "auto", **(tiles or {})})
         self.inferer = LabelInferer(self.tiles)
@@ -161,8 +159,7 @@ class Medunet(System):
         return self.fast
 
     def facts(self, volume: Volume) -> dict[str, Any]:
-        choice = self.fast.choice
-        return {"choice": asdict(choice) if is_dataclass(choice) and not isinstance(choice, type) else str(choice)}
+        return {"choice": None if self.fast.form is None else asdict(self.fast.form)}
 
 
 class NNUNetSystem(System):

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from medunet.cli import export
-from medunet.cli.options import Preset, Set, Trust, next_command
+from medunet.cli.options import Device, Preset, Set, Trust, next_command
 from medunet.config import parse_settings
 from medunet.files import check_target, reject_other_files
 from medunet.resources import find_bundle
@@ -81,6 +81,36 @@ def verify(
         console.print(f"{mark} {name}{'' if fault is None else ': ' + escape(fault)}")
     if any(fault is not None for fault in results.values()):
         raise typer.Exit(1)
+
+
+@app.command()
+def tune_inference(
+    bundle: Annotated[str, typer.Argument(help="A run, or a bundle with weights.")],
+    device: Device = "auto",
+    size: Annotated[
+        str,
+        typer.Option("--size", metavar="X,Y,Z", help="Voxels per axis of the timed window. Default: 96; in 2D 512."),
+    ] = "",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Time torch.compile, too, which takes a minute and needs a C++ compiler.")
+    ] = False,
+    trust: Trust = False,
+) -> None:
+    """Measure number formats, memory layouts and backends, and write the fastest into inference.json and evaluate.json.
+
+    The choice holds for this machine. If the default is within 5 % of the fastest, it stays.
+    """
+    folder = find_bundle(bundle)
+    window = [int(part) if part.isdecimal() else 0 for part in size.split(",")] if size else []
+    from medunet.prediction.tuning import tune_inference
+
+    console = Console(soft_wrap=True, highlight=False)
+    timings, values = tune_inference(folder, device=device, size=window, compiled=compile_, trust=trust)
+    for timing in timings:
+        result = f"rejected: {timing.rejected}" if timing.rejected else f"{timing.milliseconds:.1f} ms"
+        console.print(f"{timing.form!s:34} {escape(result)}")
+    for id_, value in values.items():
+        console.print(escape(f"{id_}: {'null' if value is None else value}"))
 
 
 @app.command()

@@ -203,8 +203,8 @@ def predict(
                 results.append(result)
                 _print_result(result)
                 if verbose and len(results) == 1:
-                    for choice in predictor.choices:
-                        console.print(f"network {escape(str(choice))}")
+                    for form in predictor.forms:
+                        console.print(f"network {escape(str(form))}")
     except KeyboardInterrupt:
         interrupted = True
     seconds = time.perf_counter() - loaded

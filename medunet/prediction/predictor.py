@@ -21,7 +21,7 @@ from monai.transforms import Compose, LoadImage, LoadImaged, Orientation, Orient
 from medunet.errors import ConfigError, MedunetError, find_cause
 from medunet.io import Pseudonyms, ReadOptions, ResultFormat, SavePredictiond
 from medunet.io.reader import PathLike
-from medunet.runtime import EnsembleLogits, autocast, resolve_device
+from medunet.runtime import EnsembleLogits, FastNetwork, Form, autocast, keep_freed_memory, resolve_device
 
 from .configuration import check_same_input, content, load_network, parse_inference
 from .existing import existing_result
@@ -172,6 +172,11 @@ class Predictor:
         self.inferer = content(parser, "inferer")
         if members:
             self.network = self._join(parser, members, overrides, trust=trust)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        for module in self.network.modules():
+            if isinstance(module, FastNetwork):
+                module.prepare(self.device, in_channels=self.channels, spatial_dims=self.spatial_dims)
         self.preprocessing = content(parser, "preprocessing")
         if isolated is not None:
             isolate_reading(self.preprocessing, isolated)
@@ -197,10 +202,10 @@ class Predictor:
         return self.spatial_dims == 3 or on_grid
 
     @property
-    def choices(self) -> tuple[Any, ...]:
-        """What each :class:`medunet.runtime.FastNetwork` of the bundle chose; known after the first case."""
-        found = (getattr(module, "choice", None) for module in self.network.modules())
-        return tuple(choice for choice in found if choice is not None)
+    def forms(self) -> tuple[Form, ...]:
+        """How each :class:`medunet.runtime.FastNetwork` of the bundle computes."""
+        found = (module.form for module in self.network.modules() if isinstance(module, FastNetwork))
+        return tuple(form for form in found if form is not None)
 
     def predict(self, sources: Iterable[Source]) -> Generator[Prediction, None, None]:
         """Predict case after case, in order; a case that fails is reported and the others are still predicted.

@@ -118,6 +118,8 @@ class Evaluator(SupervisedEvaluator):
     def __init__(self, *, autocast_dtype: str = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.autocast_dtype = autocast_dtype
+        if self.state.device.type == "cpu":
+            keep_freed_memory()
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         with autocast(engine.state.device, self.autocast_dtype):
