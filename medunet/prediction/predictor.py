@@ -6,7 +6,6 @@ import copy
 import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -34,7 +33,6 @@ from .timing import StageSeconds, Stopwatch
 from .transfer import batch_on, pinned, preprocess_on
 
 logger = logging.getLogger(__name__)
-
 
 IN_FLIGHT = 3
 """Cases between reading and the written file at once: one a stage. More would only hold more volumes in memory."""
@@ -360,7 +358,8 @@ class Predictor:
 
     def _compute(self, case: _Case) -> None:
         check_channels(case.item["image"], self.channels, case.source)
-        with self._measure_network(case.watch):
+        watch = case.watch
+        with watch.measure_inferer(self.network, self.device) if self.benchmark else watch.measure("network"):
             case.item["pred"] = self.logits(case.item["image"])
 
     def _write(self, case: _Case) -> None:
@@ -371,9 +370,6 @@ class Predictor:
         with case.watch.measure("write"):
             item = run_steps(case.way.postprocessing, item, start=split)
         case.path = Path(item["pred_path"])
-
-    def _measure_network(self, watch: Stopwatch) -> AbstractContextManager[None]:
-        return watch.measure_inferer(self.network, self.device) if self.benchmark else watch.measure("network")
 
     def _guarded(self, stage: Callable[[_Case], None], case: _Case) -> _Case:
         """Run a stage; what it raises ends this case only."""
@@ -401,5 +397,4 @@ class Predictor:
             member = parse_inference(bundle, device=self.device, overrides=overrides, trust=trust)
             check_same_input(parser, member, bundle=bundle)
             members.append(load_network(member))
-        joined = EnsembleLogits(members, activation=getattr(self.inferer, "activation", "softmax"))
-        return joined.eval()
+        return EnsembleLogits(members, activation=getattr(self.inferer, "activation", "softmax")).eval()
