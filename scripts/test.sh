@@ -10,6 +10,7 @@ if [ "${1:-}" = "--slow" ]; then
     shift
 fi
 .venv/bin/ruff check .
+.venv/bin/codespell
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 .venv/bin/medunet bundle render --check

@@ -1,0 +1,101 @@
+"""Write docs/reference/commands.md from the command line. `--check` writes nothing and exits with 1 if a page differs."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.models import ArgumentInfo, DefaultPlaceholder, OptionInfo
+
+from medunet.cli.app import app
+
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
+METAVARS = {Path: "PATH", int: "INTEGER", float: "NUMBER", str: "TEXT"}
+
+
+def commands(group: typer.Typer, name: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Yield every visible command of a typer application with its full name."""
+    for command in group.registered_commands:
+        if not command.hidden and command.callback:
+            yield f"{name} {command.name or command.callback.__name__.replace('_', '-')}", command.callback
+    for inner in group.registered_groups:
+        if inner.typer_instance:
+            inner_name = inner.name if not isinstance(inner.name, DefaultPlaceholder) else inner.typer_instance.info.name
+            yield from commands(inner.typer_instance, f"{name} {inner_name}")
+
+
+def section(name: str, function: Callable[..., Any]) -> list[str]:
+    """Return the Markdown of one command."""
+    rows, arguments = [], []
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        kind, info = typing.get_args(parameter.annotation)[:2]
+        if info.hidden:
+            continue
+        rows.append(row(parameter, kind, info))
+        if isinstance(info, ArgumentInfo):
+            arguments.append(metavar(kind, info, parameter.name))
+    usage = " ".join([name, *arguments, "[OPTIONS]"])
+    text = inspect.cleandoc(function.__doc__ or "")
+    lines = [f"## {name}", "", text, "", "```text", usage, "```", ""]
+    return [*lines, "| option | meaning | default |", "| --- | --- | --- |", *rows, ""] if rows else lines
+
+
+def metavar(kind: Any, info: ArgumentInfo | OptionInfo, name: str) -> str:
+    """Return what `--help` shows in the place of a value."""
+    if info.metavar:
+        return info.metavar
+    if isinstance(info, ArgumentInfo):
+        return name.upper()
+    inner = next((part for part in typing.get_args(kind) if part is not types.NoneType), kind)
+    if isinstance(inner, type) and issubclass(inner, Enum):
+        return "|".join(str(member.value) for member in inner)
+    return METAVARS.get(inner, "TEXT")
+
+
+def row(parameter: inspect.Parameter, kind: Any, info: ArgumentInfo | OptionInfo) -> str:
+    """Return the table row of an argument or option."""
+    required = parameter.default in (inspect.Parameter.empty, ...)
+    shown = getattr(parameter.default, "value", parameter.default)
+    default = "required" if required else "" if shown in (None, False, "", [], ()) else f"`{shown}`"
+    if isinstance(info, ArgumentInfo):
+        label = f"`{metavar(kind, info, parameter.name)}`"
+    else:
+        first = [info.default] if isinstance(info.default, str) else []  # typer.Option("--json") keeps it there
+        names = [part for text in [*first, *(info.param_decls or ())] for part in text.split("/")]
+        names = names or [f"--{parameter.name.replace('_', '-')}"]
+        label = ", ".join(f"`{name}`" for name in names)
+        label += "" if kind in (bool, bool | None) else f" `{metavar(kind, info, parameter.name)}`"
+    cells = (label, " ".join((info.help or "").split()), default)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def pages() -> dict[str, str]:
+    """Return the generated pages by file name."""
+    lines = ["# Commands", "", "`medunet COMMAND --help` prints the same. `--set` takes the ids of [Config values](config.md)."]
+    for name, function in commands(app, "medunet"):
+        lines += ["", *section(name, function)[:-1]]
+    return {"commands.md": "\n".join(lines) + "\n"}
+
+
+def main() -> None:
+    differing = []
+    for name, text in pages().items():
+        path = REFERENCE / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            differing.append(name)
+            if "--check" not in sys.argv:
+                path.write_text(text, encoding="utf-8")
+    print("\n".join(f"differs: {name}" for name in differing) or "up to date")
+    if differing and "--check" in sys.argv:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

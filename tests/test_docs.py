@@ -1,0 +1,86 @@
+"""The documentation: every command line parses, every Python block runs, every relative link leads to a file."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from medunet.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+WITH_CODE = [page for page in PAGES if page.name not in ("CHANGELOG.md", "commands.md")]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def command_lines(page: Path) -> list[list[str]]:
+    """Return the words of every command line of a page, without comments and variables of the environment."""
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [[word for word in line if not re.fullmatch(r"[A-Z_]+=\S*", word)] for line in words if line]
+
+
+def parse(words: list[str]) -> None:
+    """Parse a `medunet` command line as the program does, without running it."""
+    command: Any = get_command(app)
+    words = words[1:]
+    while hasattr(command, "commands"):
+        assert words and words[0] in command.commands, f"no such command: {words[:1]}"
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context("medunet", list(words))
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+def test_command_lines_parse(page: Path) -> None:
+    for words in command_lines(page):
+        if words[0] == "medunet":
+            parse(words)
+        for word in words:
+            if word.startswith("scripts/"):
+                assert (ROOT / word).is_file(), word
+
+
+def test_a_wrong_option_is_noticed() -> None:
+    with pytest.raises(Exception, match="no-such-option"):
+        parse(["medunet", "predict", "RUN", "IMAGES", "--output", "out", "--no-such-option"])
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_relative_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_reference_pages_are_current() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "docs_reference.py"))
+    for name, text in script["pages"]().items():
+        assert (script["REFERENCE"] / name).read_text(encoding="utf-8") == text, "run python scripts/docs_reference.py"
+
+
+@pytest.mark.skipif(shutil.which("zensical", path=str(Path(sys.executable).parent)) is None, reason="zensical is missing")
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    for name in ("mkdocs.yml", "docs", "medunet", "CHANGELOG.md", "CONTRIBUTING.md"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    zensical = Path(sys.executable).parent / "zensical"
+    command = [str(zensical), "build", "--strict", "--config-file", str(tmp_path / "mkdocs.yml")]
+    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "OverlapTileInferer" in (tmp_path / "site" / "reference" / "api.html").read_text(encoding="utf-8")
