@@ -35,7 +35,7 @@ VOLUME /cache
 ENTRYPOINT ["medunet"]
 CMD ["--help"]
 
-# MONAI Label has an environment of its own, see docs/label.md
+# MONAI Label has an environment of its own, see docs/howto/annotate.md
 FROM runtime AS label
 ARG TORCH_INDEX
 USER root

@@ -1,4 +1,4 @@
-"""Write docs/reference/commands.md from the command line. `--check` writes nothing and exits with 1 if a page differs."""
+"""Write the generated reference pages. `--check` writes nothing and exits with 1 if a page differs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def commands(group: typer.Typer, name: str) -> Iterator[tuple[str, Callable[...,
             yield f"{name} {command.name or command.callback.__name__.replace('_', '-')}", command.callback
     for inner in group.registered_groups:
         if inner.typer_instance:
-            inner_name = inner.name if not isinstance(inner.name, DefaultPlaceholder) else inner.typer_instance.info.name
+            inner_name = (
+                inner.name if not isinstance(inner.name, DefaultPlaceholder) else inner.typer_instance.info.name
+            )
             yield from commands(inner.typer_instance, f"{name} {inner_name}")
 
 
@@ -78,7 +80,11 @@ def row(parameter: inspect.Parameter, kind: Any, info: ArgumentInfo | OptionInfo
 
 def pages() -> dict[str, str]:
     """Return the generated pages by file name."""
-    lines = ["# Commands", "", "`medunet COMMAND --help` prints the same. `--set` takes the ids of [Config values](config.md)."]
+    lines = [
+        "# Commands",
+        "",
+        "`medunet COMMAND --help` prints the same. `--set` takes the ids of [Config values](config.md).",
+    ]
     for name, function in commands(app, "medunet"):
         lines += ["", *section(name, function)[:-1]]
     return {"commands.md": "\n".join(lines) + "\n"}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What docs/deployment.md shows, with real parts: the label server and MLflow behind nginx, the Dockerfile's images built and used.
+# What docs/howto/deploy.md shows, with real parts: the label server and MLflow behind nginx, the Dockerfile's images built and used.
 # Sets up .venv and MONAI Label's environment (.venv-label), on Debian also nginx and, where there is no Docker, Podman. Arguments go
 # to pytest; 28 minutes on one busy core, half of them for the images (3.4 and 6.4 GB, removed at the end).
 #   MEDUNET_CONTAINER        the program and options for each call of it, such as "podman --runtime runc"; else docker or podman

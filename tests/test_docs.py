@@ -53,6 +53,18 @@ def test_command_lines_parse(page: Path) -> None:
                 assert (ROOT / word).is_file(), word
 
 
+@pytest.mark.parametrize("page", [page for page in WITH_CODE if blocks(page, "python")], ids=lambda page: page.stem)
+def test_python_blocks_run(
+    page: Path, run_3d: Path, volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(next((volumes / "imagesTr").iterdir()), "scan.nii.gz")
+    shutil.copytree(run_3d, "runs/mine")
+    namespace: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), namespace)  # the documentation's own code
+
+
 def test_a_wrong_option_is_noticed() -> None:
     with pytest.raises(Exception, match="no-such-option"):
         parse(["medunet", "predict", "RUN", "IMAGES", "--output", "out", "--no-such-option"])
@@ -75,7 +87,9 @@ def test_reference_pages_are_current() -> None:
         assert (script["REFERENCE"] / name).read_text(encoding="utf-8") == text, "run python scripts/docs_reference.py"
 
 
-@pytest.mark.skipif(shutil.which("zensical", path=str(Path(sys.executable).parent)) is None, reason="zensical is missing")
+@pytest.mark.skipif(
+    shutil.which("zensical", path=str(Path(sys.executable).parent)) is None, reason="zensical is missing"
+)
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
     for name in ("mkdocs.yml", "docs", "medunet", "CHANGELOG.md", "CONTRIBUTING.md"):
         (tmp_path / name).symlink_to(ROOT / name)

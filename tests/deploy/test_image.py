@@ -1,4 +1,4 @@
-"""The Dockerfile's images, built by Docker or Podman and used as docs/deployment.md says."""
+"""The Dockerfile's images, built by Docker or Podman and used as docs/howto/deploy.md says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from medunet.prediction import Predictor
 pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.filterwarnings("ignore")]
 
 ROOT = Path(__file__).parents[2]
-GUIDE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "howto" / "deploy.md").read_text(encoding="utf-8")
 UID = 10001
 START_SECONDS = 180.0
 

@@ -1,4 +1,4 @@
-"""nginx with the proxy that docs/deployment.md shows, on a free port of the loopback."""
+"""nginx with the proxy that docs/howto/deploy.md shows, on a free port of the loopback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from medunet.deploy.monailabel.server import free_port
 
 NAME = "label.example.org"
-GUIDE = Path(__file__).parents[2] / "docs" / "deployment.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "howto" / "deploy.md"
 START_SECONDS = 20.0
 
 

@@ -1,4 +1,4 @@
-"""An MLflow server behind nginx with TLS and passwords, as docs/deployment.md says."""
+"""An MLflow server behind nginx with TLS and passwords, as docs/howto/deploy.md says."""
 
 from __future__ import annotations
 

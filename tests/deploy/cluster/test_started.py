@@ -1,4 +1,4 @@
-"""A Ray cluster that was started by the commands of docs/deployment.md, on two ports of this machine."""
+"""A Ray cluster that was started by the commands of docs/howto/deploy.md, on two ports of this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .test_cohort import make_cohort
 
 pytestmark = [pytest.mark.slow, needs_ray, pytest.mark.filterwarnings("ignore")]
 
-GUIDE = Path(__file__).parents[3] / "docs" / "deployment.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "howto" / "deploy.md"
 SMALL = ["--num-cpus", "1", "--object-store-memory", str(MEMORY), "--node-ip-address", "127.0.0.1", "--block"]
 CASES = 12
 

@@ -1,4 +1,4 @@
-"""The label server behind nginx with TLS, configured as docs/deployment.md says, under the proxy's name."""
+"""The label server behind nginx with TLS, configured as docs/howto/deploy.md says, under the proxy's name."""
 
 from __future__ import annotations
 
