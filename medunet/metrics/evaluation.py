@@ -107,7 +107,7 @@ def evaluate_case(
         DataError: a value is not in `labels`.
         ConfigError: no class in `labels`, or `em` for a 3D case or an unclear class.
 
-    Example:
+    Examples:
         >>> ref = np.zeros((4, 4, 4), int)
         >>> ref[:2] = 1
         >>> pred = ref.copy()

@@ -41,7 +41,7 @@ class Components:
     def of(cls, mask: Array) -> Components:
         """Label a mask; only the smallest box around it is searched.
 
-        Example:
+        Examples:
             >>> Components.of(np.array([[1, 0, 0, 1], [0, 1, 0, 1]], dtype=bool)).voxels.tolist()
             [2, 2]
         """
@@ -74,7 +74,7 @@ class CleanComponentsd(TensorTransform):
     Raises:
         ConfigError: a rule for the background, or an invalid size.
 
-    Example:
+    Examples:
         >>> labels = torch.tensor([[[1, 1, 0, 1], [0, 0, 0, 0], [2, 0, 2, 2]]])
         >>> CleanComponentsd("pred", keep_largest=[1], min_size=[0, 0, 2])({"pred": labels})["pred"][0].tolist()
         [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 2, 2]]
@@ -121,7 +121,7 @@ class CleanRegionsd(TensorTransform):
     Raises:
         ConfigError: an unknown region, an invalid size, or a region that cannot be cleaned (see `values_outside`).
 
-    Example:
+    Examples:
         >>> labels = torch.tensor([[[1, 1, 2, 2, 1, 0, 0, 2]]])
         >>> CleanRegionsd("pred", [[1, 2], [2]], order=[1, 2], min_size=[0, 2])({"pred": labels})["pred"][0].tolist()
         [[1, 1, 2, 2, 1, 0, 0, 1]]
@@ -207,7 +207,7 @@ def _clean(labels: Array, becomes: Mapping[int, int], rule: tuple[bool, float], 
 def by_size(regions: Sequence[Sequence[int]]) -> list[int]:
     """Return the indices of the regions, larger unions first.
 
-    Example:
+    Examples:
         >>> by_size([[3], [1, 2, 3], [2, 3]])
         [1, 2, 0]
     """
@@ -217,7 +217,7 @@ def by_size(regions: Sequence[Sequence[int]]) -> list[int]:
 def regions_within(number: int, regions: Sequence[Sequence[int]]) -> list[int]:
     """Return the indices of the regions contained in this one: removing voxels from it removes them there too.
 
-    Example:
+    Examples:
         >>> regions_within(1, [[1, 2, 3], [2, 3], [3]])
         [2]
     """
@@ -236,7 +236,7 @@ def values_outside(number: int, regions: Sequence[Sequence[int]], order: Sequenc
     Returns:
         New value by old value; None if a value does not exist, so that another region would change too.
 
-    Example:
+    Examples:
         >>> values_outside(1, [[1, 2, 3], [2, 3], [3]], [1, 2, 3])  # whole, core, enhancing tumour
         {2: 1, 3: 1}
         >>> values_outside(0, [[1, 3], [2, 3]], [1, 3]) is None  # 3 without the first region would be 2
