@@ -62,7 +62,7 @@ def label(
     folders = [find_bundle(name) for name in bundles or ()]
     from medunet.deploy.monailabel import LabelEnvironment, LabelServer
     from medunet.deploy.monailabel.served import serve
-    from medunet.deploy.monailabel.server import TOKEN_VARIABLE, check_port, describe, free_port
+    from medunet.deploy.monailabel.server import TOKEN_VARIABLE, usable_port
     from medunet.errors import ConfigError
 
     console = Console(highlight=False, soft_wrap=True)
@@ -80,17 +80,17 @@ def label(
         work=work,
         environment=home,
         host=host,
-        port=port or free_port(),
+        port=port or usable_port(),
         device=device,
         token=os.environ.get(TOKEN_VARIABLE) or None,
         modality=modality,
         trust=trust,
     )
     home.check()
-    check_port(server.host, server.port)
+    usable_port(server.host, server.port)
     server.prepare()
-    for line in describe(server.bundles):
-        console.print(line)
+    for bundle in server.bundles:
+        console.print(f"{bundle.name}: {bundle.spatial_dims}D, {', '.join(bundle.labels)}")
     console.print(f"MONAI Label: {server.address}" + (f", OHIF: {server.address}/ohif/" if server.is_remote else ""))
     command, variables = server.command(), server.variables()
     sys.stdout.flush()

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from medunet.datasets import write_phantom_dataset
-from medunet.deploy.monailabel.server import free_port
+from medunet.deploy.monailabel.server import usable_port
 from medunet.io import read_label
 from medunet.prediction import Predictor
 
@@ -191,7 +191,7 @@ def label_line(image: str, cache: str, folder: Path, port: int) -> list[str]:
 
 def test_the_label_image_serves_who_has_the_token(engine: Engine, label_image: str, cache: str, studies: Path) -> None:
     studies.chmod(0o777)
-    name, port, token = f"medunet-test-{secrets.token_hex(4)}", free_port(), secrets.token_hex(16)
+    name, port, token = f"medunet-test-{secrets.token_hex(4)}", usable_port(), secrets.token_hex(16)
     words = label_line(label_image, cache, studies.parent, port)
     own = ["--detach", "--name", name, "--env", f"MEDUNET_LABEL_TOKEN={token}", *engine.run_options]
     engine("run", *own, *(word for word in words if word not in ("-e", "MEDUNET_LABEL_TOKEN")))
@@ -213,7 +213,7 @@ def test_the_label_image_serves_who_has_the_token(engine: Engine, label_image: s
 
 def test_studies_that_may_not_be_written_are_said(engine: Engine, label_image: str, cache: str, studies: Path) -> None:
     studies.chmod(0o755)
-    words = label_line(label_image, cache, studies.parent, free_port())
+    words = label_line(label_image, cache, studies.parent, usable_port())
     own = ["--env", f"MEDUNET_LABEL_TOKEN={secrets.token_hex(16)}"]
     done = engine.run(*own, *(word for word in words if word not in ("-e", "MEDUNET_LABEL_TOKEN")), check=False)
     assert done.returncode != 0

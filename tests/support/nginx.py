@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from medunet.deploy.monailabel.server import free_port
+from medunet.deploy.monailabel.server import usable_port
 
 NAME = "label.example.org"
 GUIDE = Path(__file__).parents[2] / "docs" / "howto" / "deploy.md"
@@ -58,7 +58,7 @@ def proxied(upstream: str, folder: Path, *, passwords: str | None = None) -> Ite
     words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={NAME}"]
     command = [*words, "-addext", names, "-out", str(certificate), "-keyout", str(key)]
     subprocess.run(command, check=True, capture_output=True)
-    port = free_port()
+    port = usable_port()
     changes = {
         "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
         "/etc/ssl/label.pem": str(certificate),

@@ -22,7 +22,7 @@ from medunet.datasets import write_phantom_dataset
 START_SECONDS = 180
 
 
-def free_port() -> int:
+def usable_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
@@ -34,7 +34,7 @@ class Process:
     def __init__(
         self, command: Callable[[int], list[str]], folder: Path, *, path: str = "/health", **environment: str
     ) -> None:
-        self.port = free_port()
+        self.port = usable_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.command = command(self.port)
         self.folder = folder

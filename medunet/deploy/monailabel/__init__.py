@@ -1,6 +1,6 @@
-"""medunet bundles behind a MONAI Label server, which 3D Slicer and OHIF talk to.
+"""Serve medunet bundles with MONAI Label, which 3D Slicer and OHIF talk to.
 
-What is here runs in medunet's own environment; only `app/` needs MONAI Label, which has an environment of its own.
+The modules of this package run in medunet's own environment; only `app/` needs MONAI Label's environment.
 """
 
 from .environment import LabelEnvironment as LabelEnvironment

@@ -1,36 +1,38 @@
-"""The server's log without names of images: a file's name may be a patient's."""
+"""Replace names of images in the server's log by codes: a file name may be a patient's name."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import logging
+import os
 import re
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote
+from urllib.parse import quote
 
 from medunet.errors import MedunetError
 from medunet.io import split_suffix
 
-ID_PARAMETERS = frozenset({"image", "label", "id"})
-"""Query parameters of MONAI Label that name an image."""
+from .server import LOG_KEY, SETTINGS_VARIABLE
 
-SHORT = 6
-"""A name of fewer characters is hidden where it stands as a word only: `ct` is a part of many others."""
-
+SHORT = 6  # a name of fewer characters is only replaced as a whole word: `ct` is a part of many others
 CODE_DIGITS = 8
+SAFE_ERRORS = (MedunetError, OSError, MemoryError, ImportError)  # messages of other errors may quote a header
+
 _CODE = re.compile(rf"image-[0-9a-f]{{{CODE_DIGITS}}}")
-
-UID = re.compile(r"(?<![\d.])[0-2](?:\.(?:0|[1-9]\d*)){5,}(?![\d.]*\d)")
-"""DICOM's identifiers of studies and series, which lead to the patient. Addresses and versions have fewer parts."""
-
-SPEAKING = (MedunetError, OSError, MemoryError, ImportError)
-"""Errors whose words go into the log, with names of images masked."""
-
+_UPLOAD = re.compile(r"""filename=(['"])(.+?)\1""")
+_UID = re.compile(r"(?<![\d.])[0-2](?:\.(?:0|[1-9]\d*)){5,}(?![\d.]*\d)")
+"""DICOM's identifiers of studies and series. Addresses and versions have fewer parts."""
+_IMAGE_FILE = re.compile(
+    r"(?:(?<=[/\\'\"=])[^/\\'\"=\n]+?|[^\s/\\'\"=]+?)"  # a name may contain spaces only after a separator
+    r"(?=\.(?:nii|nrrd|nhdr|mha|mhd|dcm|png|jpe?g|tiff?|bmp|zip)\b)",
+    re.IGNORECASE,
+)
 _SPELLINGS: tuple[Callable[[str], str], ...] = (
     str,
     quote,
@@ -40,23 +42,14 @@ _SPELLINGS: tuple[Callable[[str], str], ...] = (
 )
 
 
-_IMAGE_ENDING = r"(?=\.(?:nii|nrrd|nhdr|mha|mhd|dcm|png|jpe?g|tiff?|bmp|zip)\b)"
-_IMAGE_FILE = re.compile(
-    # after a separator a name may hold spaces; elsewhere they end it
-    rf"(?:(?<=[/\\'\"=])[^/\\'\"=\n]+?|[^\s/\\'\"=]+?){_IMAGE_ENDING}",
-    re.IGNORECASE,
-)
-_UPLOAD = re.compile(r"""filename=(['"])(.+?)\1""")
-
-
 class PrivateNames:
-    """Names that a log must not hold, and what it holds in their place.
+    """Names that a log must not contain, and the codes that replace them.
 
-    A name has the same code in each process and after a restart of the server, by a key that stays in its work folder,
-    so that lines can be told apart and nobody can try names out on a log that was handed on.
+    A name has the same code in each process and after a restart, because the key is a file in the work folder. Nobody
+    can guess names from a log without this key.
 
     Args:
-        key: of any length, secret.
+        key: secret of any length.
 
     Example:
         >>> names = PrivateNames(b"key")
@@ -73,50 +66,44 @@ class PrivateNames:
         self._lock = threading.Lock()
 
     def hide(self, *names: str) -> None:
-        """Hide names from now on; of files with and without their endings, and as they stand in URLs and data sets."""
+        """Replace names from now on, with and without file suffixes, and as URLs and data sets spell them."""
         for name in set(names).difference(self._codes):
             stem = split_suffix(name)[0]
             code = self.code(stem)
-            spelt = {way(one) for one in (name, stem) for way in _SPELLINGS}
+            spellings = {spell(text) for text in (name, stem) for spell in _SPELLINGS}
             with self._lock:
-                for text in spelt:
-                    if text.strip("._- "):
-                        self._codes[text] = code
-                        self._lengths.add(len(text))
+                for text in filter(lambda text: text.strip("._- "), spellings):
+                    self._codes[text] = code
+                    self._lengths.add(len(text))
 
     def code(self, name: str) -> str:
-        """What stands for a name; a code stands for itself."""
+        """Return the code of a name; a code is its own code."""
         if _CODE.fullmatch(name):
             return name
         digest = hmac.new(self._key, name.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
         return f"image-{digest[:CODE_DIGITS]}"
 
     def mask(self, text: str) -> str:
-        """A text without the names, without any name of an image file or an upload, and without DICOM's identifiers."""
+        """Replace the hidden names, any name of an image file or upload, and DICOM's identifiers in a text."""
         self.hide(*(re.split(r"[/\\]", match[2])[-1] for match in _UPLOAD.finditer(text)))
-        for name in sorted(self._found_in(text), key=len, reverse=True):  # the longer first: it may hold the shorter
-            if len(name) >= SHORT:
-                text = text.replace(name, self._codes[name])
-            else:
-                text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", self._codes[name], text)
-        for pattern in (UID, _IMAGE_FILE):
-            text = pattern.sub(lambda match: self.code(match[0]), text)
+        with self._lock:  # look up every part of the text that is as long as a name: there may be thousands of names
+            parts = (text[start : start + length] for length in self._lengths for start in range(len(text)))
+            present = {part for part in parts if part in self._codes}
+        for name in sorted(present, key=len, reverse=True):  # a longer name may contain a shorter one
+            pattern = re.escape(name) if len(name) >= SHORT else rf"(?<!\w){re.escape(name)}(?!\w)"
+            text = re.sub(pattern, self._codes[name], text)
+        for form in (_UID, _IMAGE_FILE):
+            text = form.sub(lambda match: self.code(match[0]), text)
         return text
-
-    def _found_in(self, text: str) -> set[str]:
-        """By all parts of the text that are as long as some name, for there may be many thousands of names."""
-        with self._lock:
-            parts = (text[place : place + length] for length in self._lengths for place in range(len(text)))
-            return {part for part in parts if part in self._codes}
 
 
 def mask_log(names: PrivateNames) -> Callable[[], None]:
-    """Let every record of this process, whoever writes it, go through :meth:`PrivateNames.mask`, its traceback too.
+    """Mask every log record of this process, with its traceback.
 
-    By the factory of records, since MONAI Label, uvicorn and DICOMweb's client set handlers of their own.
+    A record factory sees all records, while MONAI Label, uvicorn and DICOMweb's client install their own handlers.
 
     Returns:
-        What ends it.
+        A function that ends the masking.
     """
     before = logging.getLogRecordFactory()
 
@@ -124,10 +111,10 @@ def mask_log(names: PrivateNames) -> Callable[[], None]:
         record = before(*arguments, **options)
         try:
             text = record.getMessage()
-        except Exception:  # a record that logging itself could not write
+        except Exception:  # arguments that do not fit the message
             text = f"{record.msg} {record.args}"
         record.msg, record.args = names.mask(text), ()
-        if record.exc_info and record.exc_info[0] is not None:
+        if record.exc_info and record.exc_info[1] is not None:
             record.exc_text = names.mask(describe_error(record.exc_info[1]))
         return record
 
@@ -135,11 +122,21 @@ def mask_log(names: PrivateNames) -> Callable[[], None]:
     return lambda: logging.setLogRecordFactory(before)
 
 
+@functools.cache
+def server_names() -> PrivateNames:
+    """Return the hidden names of a server's process; the first call masks its log."""
+    names = PrivateNames(Path(os.environ[SETTINGS_VARIABLE]).with_name(LOG_KEY).read_bytes())
+    mask_log(names)
+    for module in ("local", "dicom", "utils"):  # log new files before their names can be hidden
+        logging.getLogger(f"monailabel.datastore.{module}").setLevel(logging.WARNING)
+    return names
+
+
 def describe_error(error: BaseException | None) -> str:
-    """A traceback in which only errors that quote no image speak: a decoder's may hold what stands in a header.
+    """Return a traceback without messages that may quote an image's header.
 
     Args:
-        error: with those that it came from.
+        error: with its causes.
 
     Example:
         >>> try:
@@ -152,43 +149,10 @@ def describe_error(error: BaseException | None) -> str:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        frames = "".join(traceback.extract_tb(error.__traceback__).format())
-        words = f": {error}" if isinstance(error, SPEAKING) or _is_torchs(error) else ""
-        parts.append(f"Traceback (most recent call last):\n{frames}{type(error).__qualname__}{words}")
+        frames = traceback.extract_tb(error.__traceback__)
+        is_torch = bool(frames) and "torch" in Path(frames[-1].filename).parts  # only knows tensors
+        text = f": {error}" if is_torch or isinstance(error, SAFE_ERRORS) else ""
+        lines = "".join(frames.format())
+        parts.append(f"Traceback (most recent call last):\n{lines}{type(error).__qualname__}{text}")
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return "\n\nand so, or meanwhile:\n\n".join(reversed(parts))
-
-
-def _is_torchs(error: BaseException) -> bool:
-    """Whether it was raised in PyTorch, which knows nothing but tensors."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and "torch" in Path(frames[-1].filename).parts
-
-
-class HiddenImages:
-    """ASGI middleware that hides what a request calls its image or label, before anybody logs it.
-
-    Args:
-        app: the application.
-        names: takes them.
-    """
-
-    def __init__(self, app: Callable[..., Any], names: PrivateNames) -> None:
-        self.app = app
-        self.names = names
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass the request on."""
-        if scope["type"] == "http":
-            self.names.hide(*named_images(scope["query_string"].decode("latin-1")))
-        await self.app(scope, receive, send)
-
-
-def named_images(query: str) -> Iterable[str]:
-    """Names of images in a query.
-
-    Example:
-        >>> list(named_images("image=Doe%5EJane&output=json"))
-        ['Doe^Jane']
-    """
-    return (value for key, value in parse_qsl(query) if key in ID_PARAMETERS)
+    return "\n\nThis error led to the next one:\n\n".join(reversed(parts))

@@ -1,4 +1,4 @@
-"""A prediction as the file that a client asks for."""
+"""Write a prediction as the file that a client asks for."""
 
 from __future__ import annotations
 
@@ -8,110 +8,89 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from monai.data import MetaTensor
 
 from medunet.errors import ConfigError
 from medunet.io import split_suffix, write_volume
 from medunet.io.segments import Segment
 
-VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
-PLANAR_ENDINGS = (".png", ".tif", ".tiff")
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
+PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
 
 
-def choose_ending(asked: str | None, source: Path, *, spatial_dims: int) -> str:
-    """Ending of the result: what the client asks for, else the image's own where it keeps labels.
+def choose_suffix(wanted: str | None, source: Path, *, spatial_dims: int) -> str:
+    """Choose the file suffix of a result. Default: the image's own if it can store labels.
 
     Args:
-        asked: ``result_extension`` of MONAI Label's request.
+        wanted: `result_extension` of MONAI Label's request.
         source: the image.
         spatial_dims: 2 or 3.
 
     Raises:
-        ConfigError: an ending that cannot hold these labels.
+        ConfigError: the format cannot store these labels.
 
     Example:
-        >>> choose_ending(None, Path("ct.nii.gz"), spatial_dims=3), choose_ending("nrrd", Path("a.nii"), spatial_dims=3)
+        >>> choose_suffix(None, Path("ct.nii.gz"), spatial_dims=3), choose_suffix("nrrd", Path("a.nii"), spatial_dims=3)
         ('.nii.gz', '.nrrd')
-        >>> choose_ending(None, Path("a.jpg"), spatial_dims=2), choose_ending(".nrrd", Path("a.png"), spatial_dims=2)
+        >>> choose_suffix(None, Path("a.jpg"), spatial_dims=2), choose_suffix(".nrrd", Path("a.png"), spatial_dims=2)
         ('.png', '.png')
     """
-    known = VOLUME_ENDINGS if spatial_dims == 3 else PLANAR_ENDINGS
-    if not asked:
-        own = split_suffix(source.name)[1].lower()
-        return own if own in known else known[0]
-    ending = asked.lower() if asked.startswith(".") else f".{asked.lower()}"
-    if spatial_dims == 2 and ending in VOLUME_ENDINGS:
-        return known[0]  # a viewer of volumes asks for its own format whatever the image is
-    if ending not in known:
-        raise ConfigError("unknown result_extension", received=asked, expected=", ".join(known))
-    return ending
+    known = VOLUME_SUFFIXES if spatial_dims == 3 else PICTURE_SUFFIXES
+    suffix = f".{wanted.lower().lstrip('.')}" if wanted else split_suffix(source.name)[1].lower()
+    if suffix in known:
+        return suffix
+    if not wanted or (spatial_dims == 2 and suffix in VOLUME_SUFFIXES):
+        return known[0]  # viewers of volumes ask for their own format even of pictures
+    raise ConfigError("unknown result_extension", received=wanted, expected=", ".join(known))
 
 
 def write_result(
-    labels: MetaTensor, folder: Path, ending: str, *, segments: Sequence[Segment], dtype: str | None = None
+    labels: MetaTensor, folder: Path, suffix: str, *, segments: Sequence[Segment], dtype: str | None = None
 ) -> Path:
-    """Write a label map under a name of its own.
+    """Write a label map to a new file.
 
     Args:
-        labels: ``(1, *spatial)`` with the values for the file, on the image's grid.
-        folder: where.
-        ending: of :func:`choose_ending`.
-        segments: the bundle's labels, for the formats that keep names.
-        dtype: MONAI Label's ``result_dtype``; by default the smallest that all programs read.
+        labels: `(1, *spatial)` with the values for the file, on the image's grid.
+        folder: folder of the file.
+        suffix: result of :func:`choose_suffix`.
+        segments: the bundle's labels, for formats that store names.
+        dtype: `result_dtype` of MONAI Label's request. Default: the smallest type that all programs read.
 
     Raises:
-        ConfigError: a type that is none of numbers.
-        DataError: values that the type does not hold.
+        ConfigError: unknown `dtype`.
+        DataError: `dtype` cannot represent the values.
     """
     voxels = np.asarray(labels.as_tensor().cpu())[0]
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=ending, delete=False) as file:
+    largest = max([int(voxels.max(initial=0)), *(segment.value for segment in segments)])
+    try:
+        kind = np.dtype(dtype or ("uint8" if largest < 256 else "uint16" if largest < 1 << 16 else "int32"))
+    except TypeError as error:
+        raise ConfigError("unknown result_dtype", received=dtype, expected="uint8, uint16, int32, ...") from error
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=suffix, delete=False) as file:
         path = Path(file.name)
     try:
-        return write_volume(
-            voxels, path, affine=labels.affine.cpu(), dtype=_number_type(dtype, voxels, segments), labels=segments
-        )
+        return write_volume(voxels, path, affine=labels.affine.cpu(), dtype=kind, labels=segments)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
 
 
 def describe_result(labels: MetaTensor, segments: Sequence[Segment]) -> dict[str, Any]:
-    """What the answer says beside the mask, by name: values, colours and volumes.
+    """Return values, colours and sizes of the labels by name, for the answer beside the mask.
 
     Returns:
-        ``label_names`` (name to value, as MONAI Label's clients expect), ``label_colors`` (red, green, blue, 0 to 255)
-        and ``volume_ml`` (millilitres, 2D: ``area_mm2``).
+        `label_names` (name to value, as MONAI Label's clients expect), `label_colors` (RGB, 0 to 255), and `volume_ml`
+        (millilitres) or, in 2D, `area_mm2`.
     """
-    voxels = np.asarray(labels.as_tensor().cpu())[0]
-    affine = np.asarray(labels.affine.cpu())
-    counts = _counts(voxels)
-    unit = abs(float(np.linalg.det(affine[: voxels.ndim, : voxels.ndim])))
-    sizes = {s.name: counts.get(s.value, 0) * unit for s in segments}
+    voxels, affine = np.asarray(labels.as_tensor().cpu())[0], np.asarray(labels.affine.cpu())
+    if voxels.dtype == np.uint8:  # eight times as fast
+        counts = dict(enumerate(np.bincount(voxels.ravel()).tolist()))
+    else:
+        counts = dict(zip(*(part.tolist() for part in np.unique(voxels, return_counts=True)), strict=True))
+    key, unit = ("volume_ml", 1000) if voxels.ndim == 3 else ("area_mm2", 1)
+    voxel = abs(float(np.linalg.det(affine[: voxels.ndim, : voxels.ndim]))) / unit
     return {
-        "label_names": {s.name: s.value for s in segments},
-        "label_colors": {s.name: list(s.color) for s in segments},
-        **(
-            {"volume_ml": {name: round(size / 1000, 4) for name, size in sizes.items()}}
-            if voxels.ndim == 3
-            else {"area_mm2": {name: round(size, 4) for name, size in sizes.items()}}
-        ),
+        "label_names": {segment.name: segment.value for segment in segments},
+        "label_colors": {segment.name: list(segment.color) for segment in segments},
+        key: {segment.name: round(counts.get(segment.value, 0) * voxel, 4) for segment in segments},
     }
-
-
-def _counts(voxels: npt.NDArray[Any]) -> dict[int, int]:
-    """Voxels of each value."""
-    if voxels.dtype == np.uint8:  # nearly always, and eight times as fast
-        return dict(enumerate(np.bincount(voxels.ravel()).tolist()))
-    found, numbers = np.unique(voxels, return_counts=True)
-    return dict(zip(found.tolist(), numbers.tolist(), strict=True))
-
-
-def _number_type(asked: str | None, voxels: npt.NDArray[Any], segments: Sequence[Segment]) -> np.dtype[Any]:
-    if asked:
-        try:
-            return np.dtype(asked)
-        except TypeError as error:
-            raise ConfigError("unknown result_dtype", received=asked, expected="uint8, uint16, int32, ...") from error
-    largest = max([int(voxels.max(initial=0)), *(segment.value for segment in segments)])
-    return np.dtype(np.uint8 if largest < 256 else np.uint16 if largest < 1 << 16 else np.int32)

@@ -1,7 +1,8 @@
-"""A bundle as a label server offers it: a name, its labels, and a working copy that may be trained further."""
+"""A bundle as a label server offers it: its name, its labels, and a working copy that training may change."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -22,11 +23,11 @@ from medunet.trust import adopt, forget_weights, require_trust
 
 @dataclass(frozen=True)
 class ServedBundle:
-    """A trained bundle by the name under which clients see it.
+    """A trained bundle and its name on the server.
 
     Args:
-        name: in URLs and menus.
-        folder: of the bundle.
+        name: name in URLs and menus.
+        folder: folder of the bundle.
     """
 
     name: str
@@ -34,25 +35,19 @@ class ServedBundle:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Its unresolved ``inference.json``."""
+        """Unresolved content of `inference.json`."""
         return read_own(self.folder, "inference")
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        """Its ``metadata.json``, or nothing."""
-        path = self.folder / "configs" / "metadata.json"
-        return read_json(path) if path.is_file() else {}
-
-    @property
     def weights(self) -> tuple[Path, ...]:
-        """Its checkpoints: one, or one a fold."""
+        """Checkpoint files: one, or one per fold."""
         folds = self.config.get(ENSEMBLE_FOLDS)
         names = [BEST_NAME] if folds is None else [f"fold_{fold}.pt" for fold in folds]
         return tuple(self.folder / "models" / name for name in names)
 
     @property
     def is_ensemble(self) -> bool:
-        """Whether its network is the mean of folds; such a bundle is not trained further."""
+        """Whether the network is the mean of folds; ensembles are not trained further."""
         return ENSEMBLE_FOLDS in self.config
 
     @property
@@ -62,74 +57,71 @@ class ServedBundle:
 
     @property
     def labels(self) -> dict[str, int]:
-        """Value in the result by name, without the background."""
+        """Label value by name, without the background."""
         return {segment.name: segment.value for segment in self.segments}
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Names, values, colours and codes of its labels."""
+        """Names, values, colours and codes of the labels."""
         config = self.config
         names = dict(zip(config["label_names"], config["label_values"], strict=True))
         return as_segments(names, colors=config.get("label_colors"), codes=config.get("label_codes"))
 
     @property
     def description(self) -> str:
-        """One sentence or two of its metadata."""
-        return str(self.metadata.get("description") or f"medunet bundle {self.name}")
+        """Description from the metadata."""
+        path = self.folder / "configs" / "metadata.json"
+        metadata = read_json(path) if path.is_file() else {}
+        return str(metadata.get("description") or f"medunet bundle {self.name}")
 
     @property
     def stamp(self) -> str:
-        """Changes when its weights do."""
+        """Text that changes when the weights change."""
         return "-".join(f"{path.stat().st_mtime_ns:x}" for path in self.weights)
 
     def check(self) -> None:
-        """Refuse a bundle that cannot predict.
+        """Reject a bundle that cannot predict.
 
         Raises:
-            ConfigError: no or broken configs.
+            ConfigError: missing or invalid configs.
             DataError: no weights.
         """
         _ = self.spatial_dims, self.segments
         for path in self.weights:
             if not path.is_file():
-                raise DataError("the bundle has no weights", file=path, remedy="train it by `medunet train`")
+                raise DataError("the bundle has no weights", file=path, remedy="train it with `medunet train`")
 
     def working_copy(self, folder: Path) -> ServedBundle:
-        """A copy that training may change, under ``folder/<name>``.
+        """Copy the bundle, which must be trusted, to `folder/NAME`, where training may change the weights.
 
-        One that is there keeps its weights, unless the bundle has others by now or another bundle bore its name: then
-        it begins anew. The bundle must have been judged: its copy is trusted as it is. Hashes of weights are left out
-        of the copy.
+        An existing copy keeps its weights, unless the bundle has new weights or the copy is of another bundle. Hashes
+        of weights are not copied.
 
         Raises:
-            DataError: it cannot be written.
+            DataError: the copy cannot be written.
         """
         target, origin = folder / self.name, folder / f"{self.name}.origin"
         digest = " ".join(sha256_of(path) for path in self.weights)
-        goes_on = origin.is_file() and origin.read_text(encoding="ascii") == digest
+        keep = origin.is_file() and origin.read_text(encoding="ascii") == digest
         for path in sorted([*self.folder.glob("configs/*"), *self.folder.glob("docs/*"), self.folder / "LICENSE"]):
             if path.is_file():
-                _copy(path, target / path.relative_to(self.folder))
+                copy_atomically(path, target / path.relative_to(self.folder))
         forget_weights(target)
         for path in self.weights:
             new = target / path.relative_to(self.folder)
-            if not (goes_on and new.is_file()):
-                _copy(path, new)
+            if not (keep and new.is_file()):
+                copy_atomically(path, new)
         write_atomically(origin, digest)
         adopt(target)
         return ServedBundle(self.name, target)
 
 
 def serve(folders: Sequence[Path]) -> tuple[ServedBundle, ...]:
-    """Name bundles by their folders, each differently.
+    """Name bundles after their folders; the names differ and need no escape in a URL.
 
     Raises:
-        ConfigError: none, or one of them twice.
-        DataError: one without weights.
-
-    Example:
-        >>> [bundle.name for bundle in name_bundles([Path("a/run"), Path("b/run"), Path("c/liver 2")])]
-        ['run', 'run_2', 'liver_2']
+        ConfigError: no bundle, or one bundle twice.
+        DataError: a bundle without weights.
     """
     if not folders:
         raise ConfigError("no bundle to serve", expected="a run or a bundle with weights")
@@ -141,14 +133,30 @@ def serve(folders: Sequence[Path]) -> tuple[ServedBundle, ...]:
     return bundles
 
 
-def judge_served(settings: Path) -> tuple[ServedBundle, ...]:
-    """The bundles of a server's settings, each judged before anything of it is loaded.
+def name_bundles(folders: Sequence[Path]) -> tuple[ServedBundle, ...]:
+    """Name bundles after their folders.
+
+    Example:
+        >>> [bundle.name for bundle in name_bundles([Path("a/run"), Path("b/run"), Path("c/liver 2")])]
+        ['run', 'run_2', 'liver_2']
+    """
+    bundles: dict[str, ServedBundle] = {}
+    for folder in folders:
+        base = re.sub(r"[^A-Za-z0-9._-]+", "_", folder.resolve().name).strip("._") or "bundle"
+        names = itertools.chain([base], (f"{base}_{count}" for count in itertools.count(2)))
+        name = next(name for name in names if name not in bundles)
+        bundles[name] = ServedBundle(name, folder)
+    return tuple(bundles.values())
+
+
+def trusted_bundles(settings: Path) -> tuple[ServedBundle, ...]:
+    """Return the bundles of a server's settings; each is checked for trust before any of its content is loaded.
 
     Args:
-        settings: the file that :meth:`medunet.deploy.monailabel.LabelServer.prepare` writes.
+        settings: file that :meth:`medunet.deploy.monailabel.LabelServer.prepare` writes.
 
     Raises:
-        SecurityError: one that could run code of its own, and no `--trust`.
+        SecurityError: a bundle could run its own code, and `--trust` is not given.
     """
     content = read_json(settings)
     bundles = tuple(ServedBundle(name, Path(folder)) for name, folder in content["bundles"])
@@ -157,31 +165,18 @@ def judge_served(settings: Path) -> tuple[ServedBundle, ...]:
     return bundles
 
 
-def name_bundles(folders: Sequence[Path]) -> tuple[ServedBundle, ...]:
-    """Bundles by names that differ and need no escape in a URL."""
-    found: dict[str, ServedBundle] = {}
-    for folder in folders:
-        base = re.sub(r"[^A-Za-z0-9._-]+", "_", folder.resolve().name).strip("._") or "bundle"
-        name, count = base, 1
-        while name in found:
-            count += 1
-            name = f"{base}_{count}"
-        found[name] = ServedBundle(name, folder)
-    return tuple(found.values())
-
-
 def order_label_info(
     present: Sequence[int], segments: Sequence[Segment], given: Sequence[Mapping[str, Any]] | None
 ) -> list[dict[str, Any]]:
-    """What a DICOM SEG says of each label that is present, in the order of their values.
+    """Describe each label of a mask for a DICOM SEG, in the order of the values.
 
-    MONAI Label pairs the labels that it finds in a mask with a list from the client by position, so that a missing
-    organ would give its name to the next one. Here a label keeps its own name.
+    MONAI Label pairs the labels in a mask with the client's list by position, so that the name of a missing organ
+    would pass to the next one. Here each label keeps its own name.
 
     Args:
         present: values of the mask, without 0.
-        segments: the bundle's.
-        given: the client's list, of all labels or of some; what it says of a name holds over the bundle's word.
+        segments: the bundle's labels.
+        given: the client's list, of all labels or of some; its entries take precedence over the bundle's.
 
     Example:
         >>> bundle = as_segments({"liver": 1, "spleen": 2, "kidney": 4})
@@ -193,30 +188,26 @@ def order_label_info(
     ordered = []
     for value in sorted(present):
         segment = by_value.get(value) or as_segments(None, values=[value])[0]
-        said = by_name.get(segment.name, {})
-        ordered.append(
-            {
-                "name": segment.name,
-                "segmentAttribute": {
-                    "labelID": value,
-                    "SegmentLabel": segment.name,
-                    "SegmentDescription": str(said.get("description") or segment.name),
-                    "SegmentAlgorithmType": "SEMIAUTOMATIC" if given else "AUTOMATIC",
-                    "SegmentAlgorithmName": "medunet",
-                    "SegmentedPropertyCategoryCodeSequence": _code(segment.category),
-                    "SegmentedPropertyTypeCodeSequence": _code(segment.type),
-                    "recommendedDisplayRGBValue": [int(part) for part in (said.get("color") or segment.color)[:3]],
-                },
-            }
-        )
+        info = by_name.get(segment.name, {})
+        attribute = {
+            "labelID": value,
+            "SegmentLabel": segment.name,
+            "SegmentDescription": str(info.get("description") or segment.name),
+            "SegmentAlgorithmType": "SEMIAUTOMATIC" if given else "AUTOMATIC",
+            "SegmentAlgorithmName": "medunet",
+            "SegmentedPropertyCategoryCodeSequence": _code(segment.category),
+            "SegmentedPropertyTypeCodeSequence": _code(segment.type),
+            "recommendedDisplayRGBValue": [int(part) for part in (info.get("color") or segment.color)[:3]],
+        }
+        ordered.append({"name": segment.name, "segmentAttribute": attribute})
     return ordered
 
 
-def _code(code: tuple[str, str, str]) -> dict[str, str]:
-    value, scheme, meaning = code
-    return {"CodeValue": value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning}
-
-
-def _copy(source: Path, target: Path) -> None:
+def copy_atomically(source: Path, target: Path) -> None:
+    """Copy a file; a reader of the target sees the old file or the new one, complete."""
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def _code(code: tuple[str, str, str]) -> dict[str, str]:
+    return dict(zip(("CodeValue", "CodingSchemeDesignator", "CodeMeaning"), code, strict=True))

@@ -1,4 +1,4 @@
-"""Training a served bundle further on the labels that annotators have submitted."""
+"""Train a served bundle further on the labels that annotators have submitted."""
 
 from __future__ import annotations
 
@@ -16,36 +16,33 @@ from typing import Any
 from medunet.config import read_json
 from medunet.datasets.layouts.regions import ORDER_KEY
 from medunet.errors import ConfigError, DataError
-from medunet.files import atomic_path, write_atomically
+from medunet.files import write_atomically
 from medunet.io import read_label, split_suffix
 from medunet.runs import train_bundle
 from medunet.runs.evaluate import region_values_of
 from medunet.training import BEST_NAME
 
-from .served import ServedBundle
+from .served import ServedBundle, copy_atomically
 
 logger = logging.getLogger(__name__)
 
-KEPT_IDS = ("in_channels", "label_values", "label_names", "spacing_mm", "patch_size", "folds")
-"""What further training does not take from the few new cases: the network was trained with it."""
+NETWORK_IDS = ("in_channels", "label_values", "label_names", "spacing_mm", "patch_size", "folds")
+"""Config ids that keep the bundle's values: the few new cases do not change what the network was trained with."""
 
-MIN_HELD_OUT = 10
-"""From this many labelled cases on, the bundle's fold validates; of fewer, each is needed for training."""
-
+MIN_HELD_OUT = 10  # labelled cases; with fewer, all are needed for training
 EPOCHS = 10
-LEARNING_RATE_SHARE = 0.3
-"""Of the bundle's learning rate: enough to move, not enough to forget."""
+LEARNING_RATE_SHARE = 0.3  # of the bundle's learning rate: enough to learn, not enough to forget
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What a client may choose.
+    """Options that a client may set.
 
     Args:
-        max_epochs: how many.
-        steps_per_epoch: how long one is; None takes the bundle's.
-        learning_rate: None takes a share of the bundle's.
-        preset: overlays of the bundle, by names with commas between.
+        max_epochs: number of epochs.
+        steps_per_epoch: training steps per epoch. Default: the bundle's.
+        learning_rate: default: a share of the bundle's.
+        preset: overlays of the bundle, separated by commas.
 
     Example:
         >>> TrainingOptions.read({"max_epochs": "3", "model": "spleen", "client_id": "slicer"})
@@ -59,35 +56,35 @@ class TrainingOptions:
 
     @classmethod
     def read(cls, request: Mapping[str, Any]) -> TrainingOptions:
-        """From MONAI Label's request, whose values may be texts; what is unknown is left alone.
+        """Read the options of MONAI Label's request, whose values may be texts; ignore other keys.
 
         Raises:
-            ConfigError: a value that is no number, or not above 0.
+            ConfigError: a value that is not a number above 0.
         """
-        found: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         for key, kind in (("max_epochs", int), ("steps_per_epoch", int), ("learning_rate", float)):
             value = request.get(key)
             if value in (None, "", 0):
                 continue
             try:
-                found[key] = kind(value)
+                options[key] = kind(value)
             except (TypeError, ValueError) as error:
-                raise ConfigError(f"{key} is no number", received=value) from error
-            if not found[key] > 0:
+                raise ConfigError(f"{key} must be a number", received=value) from error
+            if not options[key] > 0:
                 raise ConfigError(f"{key} must be above 0", received=value)
-        return cls(**found, preset=str(request.get("preset") or ""))
+        return cls(**options, preset=str(request.get("preset") or ""))
 
 
 @dataclass(frozen=True)
 class Training:
-    """What became of a training.
+    """Result of a training run.
 
     Args:
-        run: its folder, a bundle; MLflow's record lies in its ``eval``.
-        cases: how many labelled cases trained.
-        held_out: how many validated only.
-        dice: of validation by class, at the epoch that is kept.
-        seconds: it took.
+        run: folder of the run, a bundle.
+        cases: number of training cases.
+        held_out: number of validation cases.
+        dice: validation Dice by class of the selected epoch.
+        seconds: duration.
     """
 
     run: Path
@@ -98,19 +95,19 @@ class Training:
 
 
 def write_dataset(pairs: Sequence[tuple[Path, Path]], folder: Path, bundle: ServedBundle) -> list[str]:
-    """Lay images and submitted labels out as a data set; nothing is copied where links can be made.
+    """Write a data set of images and submitted labels; files are linked if possible.
 
     Args:
         pairs: image and label files.
         folder: a new folder.
-        bundle: says which labels there are.
+        bundle: defines the labels.
 
     Returns:
         Names of the cases.
 
     Raises:
-        DataError: no pair, or a label with values that the bundle does not know.
-        GeometryError: a label that does not lie on its image.
+        DataError: no pair, or a label value that the bundle does not define.
+        GeometryError: a label map that is not on its image's grid.
     """
     if not pairs:
         raise DataError("no labels were submitted", remedy="submit the corrected segmentation of a case first")
@@ -120,23 +117,22 @@ def write_dataset(pairs: Sequence[tuple[Path, Path]], folder: Path, bundle: Serv
     entries = []
     for image, label in sorted(pairs):
         _check_values(image, label, labels)
-        stem, ending = split_suffix(image.name)
+        stem, suffix = split_suffix(image.name)
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", stem)
         name = f"{name}_{len(names)}" if name in names else name
         names.append(name)
-        files = {"image": f"imagesTr/{name}{ending}", "label": f"labelsTr/{name}{split_suffix(label.name)[1]}"}
-        for source, relative in zip((image, label), files.values(), strict=True):
-            _link(source, folder / relative)
-        entries.append(files)
-    channels = {str(index): f"channel_{index}" for index in range(int(config["in_channels"]))}
+        entry = {"image": f"imagesTr/{name}{suffix}", "label": f"labelsTr/{name}{split_suffix(label.name)[1]}"}
+        _link(image, folder / entry["image"])
+        _link(label, folder / entry["label"])
+        entries.append(entry)
     manifest: dict[str, Any] = {
         "name": bundle.name,
-        "modality": channels,
+        "modality": {str(index): f"channel_{index}" for index in range(int(config["in_channels"]))},
         "labels": {str(value): name for name, value in labels.items()},
         "training": entries,
         "test": [],
     }
-    if regions := region_values_of(config):  # classes that overlap, in nnU-Net's words
+    if regions := region_values_of(config):  # overlapping classes, in nnU-Net's format
         manifest["labels"] = {"background": 0, **regions}
         manifest[ORDER_KEY] = config["regions_class_order"]
     write_atomically(folder / "dataset.json", json.dumps(manifest, indent=2))
@@ -152,18 +148,18 @@ def train_further(
     device: str = "auto",
     trust: bool = False,
 ) -> Training:
-    """Train a working copy on submitted labels, through the bundle's own training config; then it serves the result.
+    """Train a working copy on submitted labels with the bundle's own training config, and replace its weights.
 
     Args:
         bundle: a working copy; its weights are replaced when the training has ended.
         pairs: image and label files.
-        folder: each training makes a new folder in it, with data set and run.
-        options: what the client chose.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        trust: as of the server.
+        folder: gets a new folder with the data set and the run.
+        options: the client's options.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        trust: train bundles that could run their own code, see :func:`medunet.trust.require_trust`.
 
     Raises:
-        ConfigError: an ensemble, which has no one network to train, or an impossible option.
+        ConfigError: an ensemble, or an impossible option.
         MedunetError: labels that cannot be used.
     """
     options = options or TrainingOptions()
@@ -173,7 +169,7 @@ def train_further(
     place = _new_folder(folder)
     cases = write_dataset(pairs, place / "data", bundle)
     config = read_json(bundle.folder / "configs" / "train.json")
-    changes = {key: config[key] for key in KEPT_IDS if key in config}
+    changes = {key: config[key] for key in NETWORK_IDS if key in config}
     changes |= {
         "init_from": str(bundle.folder.resolve()),
         "epochs": options.max_epochs,
@@ -186,8 +182,8 @@ def train_further(
     if held_out:
         changes["validation_cases"] = cases[:: config["folds"]][:held_out]
     else:
-        every = "$medunet.datasets.datalist(@dataset_dir, section='all')"
-        changes |= {"train#dataset#data": every, "validate#dataset#data": every}
+        all_cases = "$medunet.datasets.datalist(@dataset_dir, section='all')"
+        changes |= {"train#dataset#data": all_cases, "validate#dataset#data": all_cases}
     result = train_bundle(
         bundle.folder,
         place / "data",
@@ -197,33 +193,22 @@ def train_further(
         device=device,
         trust=trust,
     )
-    publish(place / "run", bundle)
+    copy_atomically(place / "run" / "models" / BEST_NAME, bundle.weights[0])
+    logger.info("%s serves the weights of %s", bundle.name, place / "run")
     return Training(
-        run=place / "run",
-        cases=len(cases) - held_out,
-        held_out=held_out,
-        dice=result.kept_dice,
-        seconds=time.perf_counter() - begun,
+        place / "run", len(cases) - held_out, held_out, result.kept_dice, seconds=time.perf_counter() - begun
     )
 
 
-def publish(run: Path, bundle: ServedBundle) -> None:
-    """Let a bundle serve the weights of a run; a server sees the old file or the new one, whole."""
-    with atomic_path(bundle.weights[0]) as temporary:
-        shutil.copyfile(run / "models" / BEST_NAME, temporary)
-    logger.info("%s serves the weights of %s", bundle.name, run)
-
-
 def _check_values(image: Path, label: Path, labels: Mapping[str, int]) -> None:
-    volume = read_label(label, reference=image, labels=labels)
-    unknown = sorted({int(value) for value in volume.image.unique()} - set(labels.values()))
-    if unknown:
+    values = {int(value) for value in read_label(label, reference=image, labels=labels).image.unique()}
+    if unknown := sorted(values - set(labels.values())):
         raise DataError(
-            "label has values that the bundle does not know",
+            "the label map has values that the bundle does not define",
             file=label,
             received=unknown,
             expected=labels,
-            remedy="correct and submit it again",
+            remedy="correct it and submit it again",
         )
 
 
@@ -236,12 +221,14 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _new_folder(parent: Path) -> Path:
+    """Create the next of the folders 001, 002, ..."""
     parent.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0)
     while True:
+        folder = parent / f"{number:03d}"
         try:
-            (parent / f"{number:03d}").mkdir()
-        except FileExistsError:
+            folder.mkdir()
+        except FileExistsError:  # another process created it
             number += 1
         else:
-            return parent / f"{number:03d}"
+            return folder

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from medunet.deploy.cluster import LEDGER_NAME
-from medunet.deploy.monailabel.server import free_port
+from medunet.deploy.monailabel.server import usable_port
 
 from .ray_cluster import MEMORY, PATIENCE, RAYS_PATIENCE, needs_ray
 from .test_cohort import make_cohort
@@ -41,7 +41,7 @@ def address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     for name, value in RAYS_PATIENCE.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    found = f"127.0.0.1:{free_port()}"
+    found = f"127.0.0.1:{usable_port()}"
     short = tempfile.mkdtemp(prefix="ray")  # a socket's path has 107 characters
     head = [*guide_command("ray start --head"), "--port", found.partition(":")[2], "--temp-dir", short]
     other = [word.replace("HEAD:6379", found) for word in guide_command("ray start --address")]

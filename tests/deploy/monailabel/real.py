@@ -16,7 +16,7 @@ import pytest
 from medunet.bundle import find_bundle
 from medunet.datasets import write_phantom_dataset
 from medunet.deploy.monailabel import LabelEnvironment
-from medunet.deploy.monailabel.server import TOKEN_VARIABLE, free_port
+from medunet.deploy.monailabel.server import TOKEN_VARIABLE, usable_port
 from medunet.runs import train_bundle, train_folds
 
 TOKEN = "a-long-token-of-a-ward"
@@ -77,7 +77,7 @@ def serving(
 ) -> Iterator[str]:
     """`medunet label` until the end of the block; its address. What it said is in ``folder/server.log``."""
     home = environment()
-    port = free_port()
+    port = usable_port()
     command = [sys.executable, "-m", "medunet", "label", *map(str, bundles), "--studies", studies]
     command += ["--port", str(port), "--work", str(folder / "work"), "--environment", str(home.folder), *extra]
     variables = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3]), "CUDA_VISIBLE_DEVICES": ""}

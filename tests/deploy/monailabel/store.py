@@ -19,7 +19,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from medunet.datasets.phantom import Phantom
-from medunet.deploy.monailabel.server import free_port
+from medunet.deploy.monailabel.server import usable_port
 from medunet.geometry import flip_ras_lps
 
 SECONDS_TO_START = 60.0
@@ -33,7 +33,7 @@ def orthanc(folder: Path) -> Iterator[str]:
     plugin = f"{root}/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
     if not (Path(program).is_file() and Path(plugin).is_file()):
         pytest.skip("Orthanc with DICOMweb is not installed (Debian: orthanc orthanc-dicomweb)")
-    port = free_port()
+    port = usable_port()
     config = {
         "Name": "tests",
         "StorageDirectory": str(folder / "storage"),

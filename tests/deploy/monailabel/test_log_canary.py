@@ -1,4 +1,4 @@
-"""What the label server prints about DICOM files names no patient; MONAI Label itself is played by stand-ins."""
+"""Output of the label server about DICOM files contains no patient's name; stand-ins replace MONAI Label."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from pathlib import Path
 import pydicom
 import pytest
 from canary import LINKS, SECRETS, WORDS, leaks
-from monai.bundle import ConfigParser
+from small import untrained_run
 
-from medunet.bundle import find_bundle, specialise
 from medunet.deploy.monailabel.server import LOG_KEY, SETTINGS_VARIABLE
-from medunet.runtime import save_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -31,20 +29,21 @@ module.InferTask = type("InferTask", (), {"__init__": lambda self, **options: No
 module.InferType = types.SimpleNamespace(SEGMENTATION="segmentation")
 
 logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-from medunet.deploy.monailabel.app.hidden import HIDDEN
-from medunet.deploy.monailabel.app.inference import BundleInference, ResidentPredictor
+from medunet.deploy.monailabel.private_log import server_names
+server_names()
+from medunet.deploy.monailabel.app.inference import BundleInference, LoadedBundle
 from medunet.deploy.monailabel.served import ServedBundle
 import pydicom
 
 run, *folders = map(Path, sys.argv[1:])
-resident = ResidentPredictor(ServedBundle("organs", run), Path(sys.argv[-1]), "cpu")
+loaded = LoadedBundle(ServedBundle("organs", run), "cpu")
 for folder in folders[:-1]:
-    HIDDEN.hide(folder.name)  # as of a request that names its image
+    server_names().hide(folder.name)  # as of a request that names its image
     for file in sorted(folder.iterdir()):  # as MONAI Label's datastore does
         header = pydicom.dcmread(file)
         str(header)
     try:
-        path, answer = BundleInference(resident)({"image": str(folder), "result_extension": ".nrrd"})
+        path, answer = BundleInference(loaded)({"image": str(folder), "result_extension": ".nrrd"})
         print("done", json.dumps(answer))
     except Exception as error:
         logging.getLogger("monailabel.endpoints.infer").exception("%s failed", folder.name)
@@ -52,12 +51,7 @@ for folder in folders[:-1]:
 
 
 def test_the_server_prints_nothing_of_a_dicom_header(tmp_path: Path, make_series: Callable[..., Path]) -> None:
-    changes = {"network_def::channels": [4, 8], "patch_size": [16, 16, 8], "autocast_dtype": "float32"}
-    run = specialise(find_bundle("unet_3d"), tmp_path / "run", changes)
-    parser = ConfigParser()
-    parser.read_config(str(run / "configs" / "inference.json"))
-    (run / "models").mkdir()
-    save_weights(parser.get_parsed_content("network_def").state_dict(), run / "models" / "model.pt")
+    run = untrained_run(tmp_path / "run")
     good = make_series(tmp_path / "in" / "Namix_John", **LINKS, **SECRETS)
     wrong = {
         "PixelSpacing": ("LO", "Zyxqwv"),

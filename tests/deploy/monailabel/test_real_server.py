@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medunet.deploy.monailabel.uncertainty import uncertainty
+from medunet.deploy.monailabel.agreement import uncertainty
 from medunet.io import read_volume, write_volume
 from medunet.metrics import dice
 from medunet.prediction import Predictor
@@ -132,7 +132,7 @@ def test_dicom_seg_of_a_folder_of_files_is_refused_clearly(ward: Ward) -> None:
     [
         ("/infer/organs?image=unknown&output=image", "no such image"),
         ("/infer/unknown?image=ct_000&output=image", "no model"),
-        ("/infer/organs?image=..%2Fct_000&output=image", "name, not a path"),
+        ("/infer/organs?image=..%2Fct_000&output=image", "must be a name, not a path"),
         ("/infer/organs?output=image", "Neither Image"),
     ],
 )
@@ -143,7 +143,7 @@ def test_what_cannot_be_is_refused_with_a_reason(ward: Ward, path: str, words: s
 
 def test_no_file_of_the_machine_is_an_image(ward: Ward) -> None:
     params = json.dumps({"image": str(ward.data / "imagesTr" / "ct_000.nii.gz")})
-    with pytest.raises(ServerError, match="is no image of the datastore"):
+    with pytest.raises(ServerError, match="is not in the datastore"):
         raw(ward, "POST", "/infer/organs?image=ct_000&output=json", fields={"params": params}, files={})
 
 

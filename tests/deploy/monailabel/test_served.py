@@ -1,4 +1,4 @@
-"""What clients see of a bundle, what they get from it, and what they may teach it."""
+"""Labels, results, scores and uncertainty of a served bundle, and its further training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from small import untrained_run
 
 from medunet.bundle import find_bundle
 from medunet.datasets import write_phantom_dataset
+from medunet.deploy.monailabel.agreement import disagreement, label_by_fold, label_mirrored, score_labels, uncertainty
 from medunet.deploy.monailabel.results import describe_result, write_result
-from medunet.deploy.monailabel.scoring import score_labels
 from medunet.deploy.monailabel.served import ServedBundle, order_label_info, serve
 from medunet.deploy.monailabel.training import TrainingOptions, train_further, write_dataset
-from medunet.deploy.monailabel.uncertainty import disagreement, fold_answers, mirrored_answers, uncertainty
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume, write_volume
 from medunet.prediction import Predictor
@@ -34,7 +33,7 @@ def test_names_values_and_colours_are_the_bundles(bundle: Path) -> None:
     assert (served.spatial_dims, served.is_ensemble) == (3, False)
 
 
-def test_a_bundle_without_weights_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_without_weights_is_rejected(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no bundle"):
         serve([])
     with pytest.raises(ConfigError, match="twice"):
@@ -84,18 +83,18 @@ def test_submitted_labels_become_a_data_set_with_the_bundles_names(
     assert (tmp_path / "data" / manifest["training"][0]["image"]).samefile(volume)
 
 
-def test_labels_that_the_bundle_does_not_know_are_refused(bundle: Path, volume: Path, tmp_path: Path) -> None:
+def test_labels_that_the_bundle_does_not_define_are_rejected(bundle: Path, volume: Path, tmp_path: Path) -> None:
     other = write_volume(
         np.full((17, 19, 16), 7, np.uint8), tmp_path / "7.nii.gz", affine=read_volume(volume).image.affine
     )
-    with pytest.raises(DataError, match="does not know"):
+    with pytest.raises(DataError, match="does not define"):
         write_dataset([(volume, other)], tmp_path / "data", ServedBundle("run", bundle))
     with pytest.raises(DataError, match="no labels were submitted"):
         write_dataset([], tmp_path / "none", ServedBundle("run", bundle))
 
 
 @pytest.mark.parametrize("wrong", [{"max_epochs": "many"}, {"learning_rate": -1}])
-def test_impossible_options_are_refused(wrong: dict[str, object]) -> None:
+def test_impossible_options_are_rejected(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         TrainingOptions.read(wrong)
 
@@ -114,22 +113,18 @@ def test_one_corrected_case_trains_the_working_copy_and_leaves_the_bundle(
     assert copy.stamp != stamp
     assert (bundle / "models" / "model.pt").read_bytes() == before
     config = json.loads((done.run / "configs" / "train.json").read_text(encoding="utf-8"))
-    assert config["spacing_mm"] == [1.0, 1.0, 1.0]  # of the network, not of the one new case
+    assert config["spacing_mm"] == [1.0, 1.0, 1.0]  # the network's, not that of the new case
     assert (done.run.parent / "mlruns.db").is_file()
-    # hashes of the weights that the bundle came with do not speak against those that it has learnt
-    assert Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu").decide(volume)["pred"].shape == (
-        1,
-        17,
-        19,
-        16,
-    )
+    # hashes of the bundle's first weights do not contradict the new ones
+    predictor = Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu")
+    assert predictor.decide(volume)["pred"].shape == (1, 17, 19, 16)
     again = ServedBundle("run", bundle).working_copy(tmp_path / "bundles")
     assert again.stamp == copy.stamp
     assert judge(again.folder).is_trusted
 
 
 @pytest.mark.filterwarnings("ignore")  # of MLflow and MONAI
-def test_a_bundle_of_regions_learns_from_corrections_and_says_how_sure_it_is(
+def test_a_bundle_of_regions_is_trained_further_and_has_an_uncertainty(
     volume: Path, label: Path, tmp_path: Path
 ) -> None:
     regions = {"region_names": ["whole", "core"], "region_values": [[1, 2], [2]], "regions_class_order": [1, 2]}
@@ -143,12 +138,12 @@ def test_a_bundle_of_regions_learns_from_corrections_and_says_how_sure_it_is(
     assert {key: config[key] for key in regions} == regions
     predictor = Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu")
     image = predictor.preprocessing({"image": str(volume)})["image"]
-    same = torch.from_numpy(mirrored_answers(predictor, image)[0].astype(np.int64))
+    same = torch.from_numpy(label_mirrored(predictor, image)[0].astype(np.int64))
     logits = predictor.inferer.inferer(image.as_tensor()[None], predictor.network)[0]
     assert torch.equal(same, torch.where(logits[1] > 0, 2, (logits[0] > 0).long()))
 
 
-def test_scores_are_by_label(volume: Path, label: Path, tmp_path: Path) -> None:
+def test_scores_are_by_label(volume: Path, label: Path) -> None:
     found = score_labels(label, label, {"anterior": 1, "posterior": 2, "other": 3}, image=volume)
     assert (found["anterior"], found["posterior"]) == (1.0, 1.0)
     assert math.isnan(found["other"])
@@ -166,11 +161,11 @@ def test_disagreement_is_hand_computable() -> None:
 def test_uncertainty_comes_from_mirrored_views(bundle: Path, volume: Path, tmp_path: Path) -> None:
     predictor = Predictor(bundle, output_dir=tmp_path, device="cpu")
     image = predictor.preprocessing({"image": str(volume)})["image"]
-    answers = mirrored_answers(predictor, image)
-    assert len(answers) == 4
+    maps = label_mirrored(predictor, image)
+    assert len(maps) == 4
     assert 0 < uncertainty(predictor, volume, by="mirror") < 1
-    with pytest.raises(ConfigError, match="no ensemble"):
-        fold_answers(predictor, image)
+    with pytest.raises(ConfigError, match="not an ensemble"):
+        label_by_fold(predictor, image)
     with pytest.raises(ConfigError, match="unknown measure"):
         uncertainty(predictor, volume, by="guess")
 
@@ -196,7 +191,7 @@ def test_folds_that_were_trained_apart_disagree(tmp_path: Path) -> None:
     copy = served.working_copy(tmp_path / "bundles")
     predictor = Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu")
     image = sorted(data.glob("imagesTr/*"))[0]
-    one, other = fold_answers(predictor, predictor.preprocessing({"image": str(image)})["image"])
+    one, other = label_by_fold(predictor, predictor.preprocessing({"image": str(image)})["image"])
     found = uncertainty(predictor, image, by="folds")
     assert found == disagreement([one, other])
     assert 0 < found < 1

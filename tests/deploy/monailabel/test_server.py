@@ -1,4 +1,4 @@
-"""How a label server is started, and what is refused before it is."""
+"""How a label server is started, and what is rejected before it starts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from medunet.cli.label import label
 from medunet.deploy.monailabel import LabelEnvironment, LabelServer, ServedBundle
 from medunet.deploy.monailabel import environment as environment_module
 from medunet.deploy.monailabel.environment import REQUIREMENTS, check_python
-from medunet.deploy.monailabel.served import judge_served
-from medunet.deploy.monailabel.server import LOG_KEY, SETTINGS_VARIABLE, TOKEN_VARIABLE, check_port
+from medunet.deploy.monailabel.served import trusted_bundles
+from medunet.deploy.monailabel.server import LOG_KEY, SETTINGS_VARIABLE, TOKEN_VARIABLE, usable_port
 from medunet.errors import ConfigError, DataError
+from medunet.io.isolation import SWITCH as ISOLATE
 from medunet.trust import UntrustedBundleError
 
 ROOT = Path(__file__).parents[3]
@@ -42,7 +43,7 @@ def test_an_address_that_others_reach_needs_a_token(tmp_path: Path, bundle: Path
     assert server(tmp_path, bundle, host=host, token=TOKEN).host == host
 
 
-def test_a_short_token_is_refused_and_none_is_shown(tmp_path: Path, bundle: Path) -> None:
+def test_a_short_token_is_rejected_and_no_token_is_shown(tmp_path: Path, bundle: Path) -> None:
     with pytest.raises(ConfigError, match="too short"):
         server(tmp_path, bundle, token="secret")
     assert TOKEN not in repr(server(tmp_path, bundle, token=TOKEN))
@@ -52,7 +53,8 @@ def test_a_short_token_is_refused_and_none_is_shown(tmp_path: Path, bundle: Path
 def test_the_server_gets_copies_settings_and_only_this_medunet(
     tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(TOKEN_VARIABLE, "of somebody else")
+    monkeypatch.setenv(TOKEN_VARIABLE, "of another server")
+    monkeypatch.delenv(ISOLATE, raising=False)
     made = server(tmp_path, bundle)
     made.prepare()
     variables = made.variables()
@@ -63,21 +65,17 @@ def test_the_server_gets_copies_settings_and_only_this_medunet(
     assert name == "run"
     assert (Path(folder) / "models" / "model.pt").read_bytes() == (bundle / "models" / "model.pt").read_bytes()
     assert Path(folder) != bundle
+    assert variables[ISOLATE] == "1"  # images are decoded in a process of their own
+    monkeypatch.setenv(ISOLATE, "0")
+    assert made.variables()[ISOLATE] == "0"
 
 
-def test_a_second_start_keeps_what_was_trained(tmp_path: Path, bundle: Path) -> None:
-    made = server(tmp_path, bundle)
-    made.prepare()
-    weights = made.work / "bundles" / "run" / "models" / "model.pt"
-    weights.write_bytes(b"trained further")
-    made.prepare()
-    assert weights.read_bytes() == b"trained further"
-
-
-def test_new_weights_of_a_bundle_and_another_bundle_of_its_name_are_served(tmp_path: Path, bundle: Path) -> None:
+def test_a_copy_keeps_its_weights_until_the_bundle_has_new_ones_or_is_another(tmp_path: Path, bundle: Path) -> None:
     first = Path(shutil.copytree(bundle, tmp_path / "a" / "run"))
     copy = ServedBundle("run", first).working_copy(tmp_path / "bundles")
     copy.weights[0].write_bytes(b"trained further on corrections")
+    copy = ServedBundle("run", first).working_copy(tmp_path / "bundles")
+    assert copy.weights[0].read_bytes() == b"trained further on corrections"
     (first / "models" / "model.pt").write_bytes(b"trained anew")
     copy = ServedBundle("run", first).working_copy(tmp_path / "bundles")
     assert copy.weights[0].read_bytes() == b"trained anew"
@@ -86,9 +84,9 @@ def test_new_weights_of_a_bundle_and_another_bundle_of_its_name_are_served(tmp_p
     assert copy.weights[0].read_bytes() == (bundle / "models" / "model.pt").read_bytes()
 
 
-@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("localhost", "localhost")])
-def test_the_address_that_is_shown_can_be_opened(tmp_path: Path, bundle: Path, host: str, shown: str) -> None:
-    assert server(tmp_path, bundle, host=host, port=8000).address == f"http://{shown}:8000"
+def test_the_shown_address_can_be_opened(tmp_path: Path, bundle: Path) -> None:
+    assert server(tmp_path, bundle, host="127.0.0.1").address == "http://127.0.0.1:8000"
+    assert server(tmp_path, bundle, host="::1", port=80).address == "http://[::1]:80"
 
 
 def test_the_key_of_the_log_stays_and_is_the_users_own(tmp_path: Path, bundle: Path) -> None:
@@ -103,7 +101,7 @@ def test_the_key_of_the_log_stays_and_is_the_users_own(tmp_path: Path, bundle: P
 
 
 def untrusted(bundle: Path, folder: Path) -> Path:
-    """A run as it comes from somebody else, with an expression that medunet does not know."""
+    """A third-party run with an expression that medunet does not know."""
     shutil.copytree(bundle, folder)
     path = folder / "configs" / "inference.json"
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -111,7 +109,7 @@ def untrusted(bundle: Path, folder: Path) -> Path:
     return folder
 
 
-def test_a_bundle_that_is_not_trusted_is_not_served(
+def test_an_untrusted_bundle_is_not_served(
     tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "config"))
@@ -123,7 +121,7 @@ def test_a_bundle_that_is_not_trusted_is_not_served(
         call_label(foreign, tmp_path)
 
 
-def test_the_servers_process_judges_by_itself_and_the_users_word_reaches_it(
+def test_the_servers_process_checks_trust_again(
     tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "config"))
@@ -131,16 +129,16 @@ def test_the_servers_process_judges_by_itself_and_the_users_word_reaches_it(
     made = server(tmp_path, foreign, trust=True)
     made.prepare()
     settings = made.app / "settings.json"
-    # by the user's word itself where nothing could be recorded, and by the record after a restart
+    # by --trust itself if nothing could be recorded, and by the record after a restart
     monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "other"))
-    assert [one.name for one in judge_served(settings)] == ["run"]
+    assert [one.name for one in trusted_bundles(settings)] == ["run"]
     server(tmp_path, foreign).prepare()
-    assert judge_served(settings)
-    # somebody changes the copy
+    assert trusted_bundles(settings)
+    # a change of the copy ends the trust
     path = made.work / "bundles" / "run" / "configs" / "inference.json"
     path.write_text(path.read_text().replace("executed", "changed"))
     with pytest.raises(UntrustedBundleError, match="changed"):
-        judge_served(settings)
+        trusted_bundles(settings)
 
 
 def call_label(bundle: Path, tmp_path: Path) -> None:
@@ -174,42 +172,25 @@ def test_a_taken_port_is_named() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(ConfigError, match="port cannot be used"):
-            check_port("127.0.0.1", other.getsockname()[1])
+            usable_port("127.0.0.1", other.getsockname()[1])
 
 
-@pytest.mark.parametrize("version", [(3, 9), (3, 13)])
-def test_a_python_that_monai_label_does_not_run_on_is_refused(version: tuple[int, int]) -> None:
+@pytest.mark.parametrize("version", ["3 9", "3 13"])
+def test_a_python_that_monai_label_does_not_support_is_rejected(version: str) -> None:
     with pytest.raises(ConfigError, match="--python"):
         check_python(version, "python3")
 
 
-def test_an_environment_that_is_not_set_up_says_how(tmp_path: Path) -> None:
+def test_a_missing_environment_names_the_setup(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="medunet label --setup"):
         LabelEnvironment(tmp_path).check()
-
-
-def test_an_interrupted_setup_is_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[list[str]] = []
-
-    def run(command: list[str]) -> str:
-        calls.append(command)
-        if "--requirement" in command:
-            raise DataError("no connection")
-        return "3 11\n"
-
-    monkeypatch.setattr(environment_module, "_run", run)
-    made = LabelEnvironment(tmp_path / "env")
-    with pytest.raises(DataError, match="no connection"):
-        made.make()
-    assert not made.is_ready
-    torch_first = next(command[-1] for command in calls if "install" in command)
-    assert re.fullmatch(r"torch==[\d.]+", torch_first)
 
 
 def test_an_environment_gets_torch_then_its_packages_then_monai_label_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed: list[list[str]] = []
+    failing = "--requirement"
 
     def run(command: list[str]) -> str:
         if "venv" in command:
@@ -217,32 +198,30 @@ def test_an_environment_gets_torch_then_its_packages_then_monai_label_alone(
             LabelEnvironment(tmp_path).python.touch()
         if "install" in command:
             installed.append(command[command.index("--disable-pip-version-check") + 1 :])
+        if failing in command:
+            raise DataError("no connection")
         return "3 11\n"
 
     monkeypatch.setattr(environment_module, "_run", run)
     made = LabelEnvironment(tmp_path)
-    made.make()
+    with pytest.raises(DataError, match="no connection"):
+        made.make()
+    assert not made.is_ready  # an interrupted setup is not complete
+    installed.clear()
+    failing = "nothing"
+    made.make(torch_index="https://index.example.org/cpu")
     assert made.is_ready
     torch, packages, server = installed
-    assert torch == packages[:1]
-    assert packages[1:] == ["--requirement", str(REQUIREMENTS)]
+    assert torch[:-1] == ["--index-url", "https://index.example.org/cpu"]  # for torch alone
+    assert re.fullmatch(r"torch==[\d.]+", torch[-1])
+    assert packages == [torch[-1], "--requirement", str(REQUIREMENTS)]
     assert server[0] == "--no-deps"
     assert re.fullmatch(r"monailabel==[\d.]+", server[1])
     made.make()
-    assert len(installed) == 3  # one that is ready is left as it is
+    assert len(installed) == 3  # a complete environment stays as it is
 
 
-def test_torch_alone_comes_from_the_index_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[list[str]] = []
-    monkeypatch.setattr(environment_module, "_run", lambda command: calls.append(command) or "3 11\n")
-    LabelEnvironment(tmp_path).make(torch_index="https://index.example.org/cpu")
-    torch, *others = [command for command in calls if "install" in command]
-    assert torch[-3:-1] == ["--index-url", "https://index.example.org/cpu"]
-    assert torch[-1].startswith("torch==")
-    assert not any("--index-url" in command for command in others)
-
-
-def test_the_environment_gets_whatever_medunet_needs() -> None:
+def test_the_environment_gets_all_dependencies_of_medunet() -> None:
     wanted = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
     assert wanted is not None
     names = {name.lower() for name in re.findall(r'^\s*"([A-Za-z0-9_-]+)', wanted.group(1), re.MULTILINE)}

@@ -1,1 +1,1 @@
-"""The part that runs in MONAI Label's environment: its tasks, by medunet's engine."""
+"""The part that runs in MONAI Label's environment: its tasks, implemented with medunet."""

@@ -1,4 +1,4 @@
-"""`python -m medunet.deploy.monailabel.app`: the server's process."""
+"""Process of the label server: `python -m medunet.deploy.monailabel.app`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from pathlib import Path
 import uvicorn
 from monailabel.config import settings
 
-from medunet.deploy.monailabel.guard import is_loopback
-from medunet.deploy.monailabel.served import judge_served
-from medunet.deploy.monailabel.server import SETTINGS_VARIABLE, TOKEN_VARIABLE
+from medunet.deploy.monailabel.served import trusted_bundles
+from medunet.deploy.monailabel.server import SETTINGS_VARIABLE, TOKEN_VARIABLE, is_loopback
 from medunet.errors import MedunetError
-
-logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Tell MONAI Label and the processes that it starts what to serve, then serve."""
+    """Configure MONAI Label and the processes that it starts, then serve."""
     parser = argparse.ArgumentParser()
     for name in ("--app", "--studies", "--host"):
         parser.add_argument(name, required=True)
@@ -29,7 +26,7 @@ def main() -> None:
     if not is_loopback(options.host) and not os.environ.get(TOKEN_VARIABLE):
         sys.exit(f"a server on {options.host} needs a token in {TOKEN_VARIABLE}")
     try:
-        judge_served(Path(os.environ[SETTINGS_VARIABLE]))  # before anything of a bundle is read by anybody else
+        trusted_bundles(Path(os.environ[SETTINGS_VARIABLE]))  # before any other code reads a bundle
     except MedunetError as error:
         sys.exit(f"error {error}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -40,14 +37,10 @@ def main() -> None:
     }
     for key, value in chosen.items():
         setattr(settings, key, value)
-        os.environ[key] = str(value)  # for training and scoring, which run in processes of their own
-    uvicorn.run(
-        "medunet.deploy.monailabel.app.asgi:app",
-        host=options.host,
-        port=options.port,
-        log_level="info",
-        access_log=False,  # its lines would hold names of patients' series
-    )
+        os.environ[key] = str(value)  # for training and scoring, which run in their own processes
+    # lines of the access log would have names of patients' series
+    application = "medunet.deploy.monailabel.app.asgi:app"
+    uvicorn.run(application, host=options.host, port=options.port, log_level="info", access_log=False)
 
 
 if __name__ == "__main__":

@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from monailabel.datastore.utils import convert
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 
-from medunet.deploy.monailabel.scoring import labels_agree
-from medunet.deploy.monailabel.served import judge_served
+from medunet.deploy.monailabel.agreement import labels_agree
+from medunet.deploy.monailabel.private_log import server_names
+from medunet.deploy.monailabel.served import order_label_info, trusted_bundles
 from medunet.deploy.monailabel.server import FILE_PATTERNS, SETTINGS_VARIABLE
 from medunet.errors import DataError
+from medunet.io import read_volume
+from medunet.io.segments import Segment
 
-from .hidden import HIDDEN
-from .inference import BundleInference, ResidentPredictor
-from .segmentation_objects import know
+from .inference import BundleInference, LoadedBundle
 from .tasks import BundleTraining, LabelDice, RandomImage, Uncertainty
 
-logger = logging.getLogger(__name__)
+server_names()  # masks the log of this process before MONAI Label starts
 
 MODALITY_TAG = "00080060"
 IMAGE_MODALITIES = frozenset({"CT", "MR", "PT", "US", "XA", "NM", "CR", "DX", "MG", "OT"})
-"""What a network may have been trained on; not segmentations, contours and reports."""
+"""Modalities that a network may be trained on; not segmentations, contours and reports."""
+
+_segments: list[Segment] = []
+"""Labels of all served bundles, for :func:`make_dicom_seg`."""
 
 
 class MedunetLabelApp(MONAILabelApp):
-    """Serves the bundles that `medunet label` was given.
+    """MONAI Label app that serves the bundles given to `medunet label`.
 
     Args:
-        app_dir: the app's folder.
+        app_dir: folder of the app.
         studies: folder of images, or URL of a DICOMweb service.
         conf: MONAI Label's options; unused.
     """
@@ -43,86 +48,103 @@ class MedunetLabelApp(MONAILabelApp):
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str] | None = None) -> None:
         file = Path(os.environ[SETTINGS_VARIABLE])
         settings = json.loads(file.read_text(encoding="utf-8"))
+        bundles = trusted_bundles(file)
+        _segments[:] = [segment for bundle in bundles for segment in bundle.segments]
         self.work = Path(settings["work"])
-        self.bundles = judge_served(file)
-        self.device: str = settings["device"]
-        self.trust: bool = settings["trust"]
-        know(self.bundles)
-        scratch = Path(tempfile.gettempdir())
-        self.residents = {
-            bundle.name: ResidentPredictor(bundle, scratch, self.device, trust=self.trust) for bundle in self.bundles
-        }
-        names = ", ".join(bundle.name for bundle in self.bundles)
+        self.options = {"device": settings["device"], "trust": settings["trust"]}
+        self.loaded = {bundle.name: LoadedBundle(bundle, **self.options) for bundle in bundles}
         super().__init__(
             app_dir=app_dir,
             studies=studies,
             conf=conf or {},
             name="medunet",
-            description=f"U-Nets of medunet: {names}. Research, not a medical device.",
-            labels=list(dict.fromkeys(label for bundle in self.bundles for label in bundle.labels)),
+            description=f"U-Nets of medunet: {', '.join(self.loaded)}. Research, not a medical device.",
+            labels=list(dict.fromkeys(label for bundle in bundles for label in bundle.labels)),
         )
 
     def init_infers(self) -> dict[str, Any]:
-        """An inference a bundle."""
-        return {name: BundleInference(resident) for name, resident in self.residents.items()}
+        """Return one inference task per bundle."""
+        return {name: BundleInference(loaded) for name, loaded in self.loaded.items()}
 
     def init_trainers(self) -> dict[str, Any]:
-        """A training a bundle, but not of ensembles."""
-        return {
-            bundle.name: BundleTraining(bundle, self.work / "trainings" / bundle.name, self.device, trust=self.trust)
-            for bundle in self.bundles
-            if not bundle.is_ensemble
-        }
+        """Return one training task per bundle that is not an ensemble."""
+        bundles = [loaded.bundle for loaded in self.loaded.values() if not loaded.bundle.is_ensemble]
+        folder = self.work / "trainings"
+        return {bundle.name: BundleTraining(bundle, folder / bundle.name, **self.options) for bundle in bundles}
 
     def init_strategies(self) -> dict[str, Any]:
-        """Random; of each bundle mirrored views, and folds where it has them."""
-        found: dict[str, Any] = {"random": RandomImage()}
-        for name, resident in self.residents.items():
-            end = "" if len(self.residents) == 1 else f"_{name}"
-            folder = self.work / "uncertainty"
-            found[f"uncertainty{end}"] = Uncertainty(resident, "mirror", folder)
-            if resident.bundle.is_ensemble:
-                found[f"fold_disagreement{end}"] = Uncertainty(resident, "folds", folder)
-        return found
+        """Return the random strategy and, per bundle, uncertainty by mirrored views and by folds."""
+        strategies: dict[str, Any] = {"random": RandomImage()}
+        for name, loaded in self.loaded.items():
+            end = "" if len(self.loaded) == 1 else f"_{name}"
+            strategies[f"uncertainty{end}"] = Uncertainty(loaded, "mirror", self.work / "uncertainty")
+            if loaded.bundle.is_ensemble:
+                strategies[f"fold_disagreement{end}"] = Uncertainty(loaded, "folds", self.work / "uncertainty")
+        return strategies
 
     def init_scoring_methods(self) -> dict[str, Any]:
-        """Dice by label; of each bundle by itself where their labels contradict each other."""
-        if labels_agree(bundle.labels for bundle in self.bundles):
-            return {"dice": LabelDice(self.bundles)}
-        return {f"dice_{bundle.name}": LabelDice([bundle]) for bundle in self.bundles}
+        """Return Dice by label, or one method per bundle if labels of the bundles contradict each other."""
+        labels = {name: loaded.bundle.labels for name, loaded in self.loaded.items()}
+        if labels_agree(labels.values()):
+            return {"dice": LabelDice({name: value for table in labels.values() for name, value in table.items()})}
+        return {f"dice_{name}": LabelDice(table) for name, table in labels.items()}
 
     def init_datastore(self) -> Datastore:
-        """As MONAI Label's, but a file that is moved into the folder is seen, and a store offers images only."""
+        """Return MONAI Label's datastore, which then also sees files that are moved in, and offers only images."""
         folder = Path(self.studies)
-        if folder.is_dir():  # what is there is named while the datastore is made
-            HIDDEN.hide(*(path.name for pattern in FILE_PATTERNS for path in folder.rglob(pattern)))
+        if folder.is_dir():  # MONAI Label logs their names while it creates the datastore
+            server_names().hide(*(path.name for pattern in FILE_PATTERNS for path in folder.rglob(pattern)))
         datastore = super().init_datastore()
-        client = getattr(datastore, "_client", None)
-        if client is not None:
+        if (client := getattr(datastore, "_client", None)) is not None:
             client.search_for_series = partial(search_images, client.search_for_series)
-        handler = getattr(datastore, "_handler", None)
-        if handler is not None:
+        if (handler := getattr(datastore, "_handler", None)) is not None:
             handler.on_moved = handler.on_created
         return datastore
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """As MONAI Label's, but an image is one of the datastore or one that was sent, not any file of the machine.
+        """Segment an image of the datastore or one that was sent, but no other file of the machine.
 
         Raises:
             DataError: a path elsewhere.
         """
         image = request.get("image")
         if isinstance(image, str) and os.path.exists(image):  # noqa: PTH110 (any text, such as an image's id)
-            allowed = [Path(tempfile.gettempdir()).resolve(), (self.work / "sessions").resolve()]
-            if not any(folder in Path(image).resolve().parents for folder in allowed):
-                raise DataError("is no image of the datastore", received=image, remedy="send the file, or give its id")
+            allowed = {Path(tempfile.gettempdir()).resolve(), (self.work / "sessions").resolve()}
+            if allowed.isdisjoint(Path(image).resolve().parents):
+                cause = "the image is not in the datastore"
+                raise DataError(cause, received=image, remedy="send the file, or give its id")
         answer: dict[str, Any] = super().infer(request, datastore)
         return answer
 
 
 def search_images(search: Callable[..., Any], *arguments: Any, **options: Any) -> list[dict[str, Any]]:
-    """Series of a DICOMweb store; those that are no images are left out of a search that names no modality."""
-    found: list[dict[str, Any]] = search(*arguments, **options)
+    """Search series of a DICOMweb store; without a filter, return only images."""
+    series: list[dict[str, Any]] = search(*arguments, **options)
     if options.get("search_filters"):
-        return found
-    return [series for series in found if set(series.get(MODALITY_TAG, {}).get("Value", ())) & IMAGE_MODALITIES]
+        return series
+    return [one for one in series if IMAGE_MODALITIES.intersection(one.get(MODALITY_TAG, {}).get("Value", ()))]
+
+
+def make_dicom_seg(
+    series_dir: str,
+    label: str,
+    label_info: Sequence[Mapping[str, Any]] | None,
+    file_ext: str = "*",
+    use_itk: bool = True,
+) -> str:
+    """Write a DICOM SEG with dcmqi, as MONAI Label's function does, but each label keeps its own name.
+
+    Raises:
+        DataError: the mask is empty, which a DICOM SEG cannot be, or dcmqi failed.
+    """
+    present = sorted({int(value) for value in np.unique(read_volume(label).image.numpy())} - {0})
+    if not present:
+        raise DataError("the segmentation is empty, and a DICOM SEG cannot be", remedy="ask for the output `image`")
+    named = {str(info.get("name")) for info in label_info or ()}
+    # if several bundles use a value, the client's names decide
+    segments = sorted(_segments, key=lambda segment: segment.name in named)
+    info = order_label_info(present, segments, label_info)
+    path: str = convert.nifti_to_dicom_seg(series_dir, label, info, file_ext, use_itk=True)
+    if not path:
+        raise DataError("dcmqi could not write the DICOM SEG", file=series_dir)
+    return path

@@ -1,4 +1,4 @@
-"""MONAI Label's web application, guarded, with errors that say what is wrong."""
+"""MONAI Label's web application behind the gate, with readable errors."""
 
 from __future__ import annotations
 
@@ -11,37 +11,32 @@ from typing import Any
 from fastapi import Depends, Request
 from fastapi.responses import JSONResponse
 from monailabel.config import settings
+from monailabel.datastore import dicom
 from monailabel.endpoints import activelearning, infer
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.exception import MONAILabelException
 
-from medunet.deploy.monailabel.guard import Guard
-from medunet.deploy.monailabel.limits import Limits
-from medunet.deploy.monailabel.private_log import HiddenImages
+from medunet.deploy.monailabel.gate import Gate, limits_of_environment
+from medunet.deploy.monailabel.private_log import server_names
 from medunet.deploy.monailabel.server import SETTINGS_VARIABLE, TOKEN_VARIABLE
 from medunet.errors import MedunetError, find_cause
 
-from .hidden import HIDDEN
-from .segmentation_objects import use_own_names
+from .application import make_dicom_seg
 
-UNUSABLE = 422
-"""HTTP's "unprocessable content": the request was understood, its image or values cannot be used."""
+UNUSABLE = 422  # HTTP's "unprocessable content": an image or value of a valid request cannot be used
 
-
-async def _report_unforeseen(request: Request, error: Exception) -> JSONResponse:
-    """In words, but without what may be private; the traceback is in the log."""
-    return JSONResponse({"detail": f"unexpected error: {type(error).__name__}"}, status_code=500)
+_as_user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+"""Role that MONAI Label requires on the routes replaced below; everybody has it without MONAI_LABEL_AUTH_ENABLE."""
 
 
 async def _report(request: Request, error: Exception) -> JSONResponse:
     cause = find_cause(error)
     if cause is not None:
         return JSONResponse({"detail": str(cause), "kind": type(cause).__name__}, status_code=UNUSABLE)
-    return JSONResponse({"detail": str(getattr(error, "msg", error))}, status_code=UNUSABLE)
-
-
-_as_user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
-"""The role that MONAI Label asks for on the routes replaced below; without MONAI_LABEL_AUTH_ENABLE anyone has it."""
+    if isinstance(error, MONAILabelException):
+        return JSONResponse({"detail": str(getattr(error, "msg", error))}, status_code=UNUSABLE)
+    # the message may be private; the traceback is in the log
+    return JSONResponse({"detail": f"unexpected error: {type(error).__name__}"}, status_code=500)
 
 
 def _sample(strategy: str, params: dict[str, Any] | None = None, user: User = _as_user) -> dict[str, Any]:
@@ -52,21 +47,24 @@ def _sample(strategy: str, params: dict[str, Any] | None = None, user: User = _a
 def _import_application() -> Any:
     """Import MONAI Label's application so that it answers other requests while a network runs.
 
-    MONAI Label runs these two endpoints in the event loop; FastAPI runs a plain function in a thread. The routes must
-    be replaced before the application includes them.
+    MONAI Label runs these two endpoints in the event loop, while FastAPI runs a plain function in a thread. The routes
+    must be replaced before the application includes them.
     """
     infer.router.routes.clear()
     infer.router.add_api_route("/{model}", infer.run_inference, methods=["POST"], dependencies=[_as_user])
     activelearning.router.routes.clear()
     activelearning.router.add_api_route("/{strategy}", _sample, methods=["POST"])
-    return importlib.import_module("monailabel.app").app
+    application = importlib.import_module("monailabel.app").app
+    for kind in (MedunetError, MONAILabelException, Exception):
+        application.add_exception_handler(kind, _report)
+    return application
 
 
-use_own_names()
-_monai_label = _import_application()
-for _kind in (MedunetError, MONAILabelException):
-    _monai_label.add_exception_handler(_kind, _report)
-_monai_label.add_exception_handler(Exception, _report_unforeseen)
-_settings = json.loads(Path(os.environ[SETTINGS_VARIABLE]).read_text(encoding="utf-8"))
-_limited = Limits.from_environment(HiddenImages(_monai_label, HIDDEN))
-app = Guard(_limited, token=os.environ.get(TOKEN_VARIABLE), loopback=_settings["loopback"])
+infer.nifti_to_dicom_seg = dicom.nifti_to_dicom_seg = make_dicom_seg
+app = Gate(
+    _import_application(),
+    token=os.environ.get(TOKEN_VARIABLE),
+    loopback=json.loads(Path(os.environ[SETTINGS_VARIABLE]).read_text(encoding="utf-8"))["loopback"],
+    hide=server_names().hide,
+    **limits_of_environment(),
+)

@@ -1,8 +1,9 @@
-"""MONAI Label's inference, by medunet's predictor: loaded once, and again when its weights have changed."""
+"""MONAI Label's inference with medunet's predictor, which stays in memory."""
 
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import torch
 from monai.data import MetaTensor
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from medunet.deploy.monailabel.results import choose_ending, describe_result, write_result
+from medunet.deploy.monailabel.results import choose_suffix, describe_result, write_result
 from medunet.deploy.monailabel.served import ServedBundle
 from medunet.errors import DataError, find_cause
 from medunet.io import is_dicom_folder, read_header
@@ -24,51 +25,46 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-COMPUTING = ThreadPoolExecutor(1, "medunet-predict")
-"""The thread that computes, for all bundles: if the web application's threads, up to forty, did so in turn, each would
-keep workers and scratch memory of the network's libraries."""
+WORKER = ThreadPoolExecutor(1, "medunet-predict")
+"""The one thread that computes. Each of the web application's threads, up to forty, would keep its own workers and
+scratch memory of the network's libraries."""
 
 
-class ResidentPredictor:
-    """A bundle's predictor that stays in memory; one case at a time, in the thread that computes.
+class LoadedBundle:
+    """A bundle whose predictor stays in memory; it processes one case at a time.
 
     Args:
-        bundle: whose weights may be replaced at any time.
-        folder: for files on the way.
-        device: where it computes when a request names nothing that is here.
+        bundle: its weights may be replaced at any time.
+        device: as of the server.
         trust: as of the server.
     """
 
-    def __init__(self, bundle: ServedBundle, folder: Path, device: str, *, trust: bool = False) -> None:
-        self.bundle = bundle
-        self.folder = folder
-        self.device = device
-        self.trust = trust
+    def __init__(self, bundle: ServedBundle, device: str, *, trust: bool = False) -> None:
+        self.bundle, self.device, self.trust = bundle, device, trust
         self._loaded: tuple[str, Predictor] | None = None
 
     def compute(self, work: Callable[[Predictor], T]) -> T:
-        """What `work` makes of the predictor with the weights of now; other requests wait."""
-        return COMPUTING.submit(lambda: work(self._get())).result()
+        """Return what `work` computes with the current weights; other requests wait."""
+        return WORKER.submit(lambda: work(self._predictor())).result()
 
-    def _get(self) -> Predictor:
+    def _predictor(self) -> Predictor:
         stamp = self.bundle.stamp
         if self._loaded is None or self._loaded[0] != stamp:
             logger.info("loading %s", self.bundle.name)
-            self._loaded = None  # the old network is let go before the new one is there
-            predictor = Predictor(self.bundle.folder, device=self.device, trust=self.trust)
-            self._loaded = stamp, predictor
+            self._loaded = None  # frees the old network before the new one is loaded
+            self._loaded = stamp, Predictor(self.bundle.folder, device=self.device, trust=self.trust)
         return self._loaded[1]
 
 
 class BundleInference(InferTask):
-    """Segments an image by a bundle, as `medunet predict` does.
+    """Segments an image with a bundle, as `medunet predict` does.
 
     Args:
-        resident: the bundle's predictor.
+        loaded: the bundle.
     """
 
-    def __init__(self, resident: ResidentPredictor) -> None:
-        bundle = resident.bundle
+    def __init__(self, loaded: LoadedBundle) -> None:
+        bundle = loaded.bundle
         super().__init__(
             type=InferType.SEGMENTATION,
             labels=bundle.labels,
@@ -79,28 +75,27 @@ class BundleInference(InferTask):
                 "label_colors": {segment.name: list(segment.color) for segment in bundle.segments},
             },
         )
-        self.resident = resident
+        self.loaded = loaded
 
     def is_valid(self) -> bool:
-        """Whether there are weights."""
-        return all(path.is_file() for path in self.resident.bundle.weights)
+        """Return whether there are weights."""
+        return all(path.is_file() for path in self.loaded.bundle.weights)
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Segment ``request["image"]`` into a file of its own.
+        """Segment `request["image"]` into a new file.
 
         Returns:
-            Its path, and names, colours, volumes and latencies.
+            Path of the file; names, colours, sizes and latencies.
 
         Raises:
-            MedunetError: the image cannot be used, or the result not be written as asked.
+            MedunetError: the image cannot be used, or the result cannot be written in the format of the request.
         """
-        begun = time.perf_counter()
-        source, bundle = Path(request["image"]), self.resident.bundle
-        if not source.name or not source.exists():  # the datastore's answer for an unknown id is an empty path
+        begun = ready = time.perf_counter()
+        source, bundle = Path(request["image"]), self.loaded.bundle
+        if not source.name or not source.exists():  # the datastore returns an empty path for an unknown id
             raise DataError("no such image in the datastore", received=source.name or None)
         image = find_series(source)
-        ending = choose_ending(request.get("result_extension"), source, spatial_dims=bundle.spatial_dims)
-        ready = begun
+        suffix = choose_suffix(request.get("result_extension"), source, spatial_dims=bundle.spatial_dims)
 
         def decide(predictor: Predictor) -> MetaTensor:
             nonlocal ready
@@ -108,26 +103,22 @@ class BundleInference(InferTask):
             labels: MetaTensor = predictor.decide(image)["pred"]
             return labels
 
-        with explained(image):
-            labels = self.resident.compute(decide)
+        with typed_errors(image):
+            labels = self.loaded.compute(decide)
         decided = time.perf_counter()
-        path = write_result(
-            labels, self.resident.folder, ending, segments=bundle.segments, dtype=request.get("result_dtype")
-        )
+        folder = Path(tempfile.gettempdir())
+        path = write_result(labels, folder, suffix, segments=bundle.segments, dtype=request.get("result_dtype"))
         answer = describe_result(labels, bundle.segments)
         done = time.perf_counter()
-        answer["latencies"] = {
-            "wait_and_load": round(ready - begun, 4),
-            "infer": round(decided - ready, 4),
-            "write": round(done - decided, 4),
-            "total": round(done - begun, 4),
-        }
+        seconds = {"wait_and_load": ready - begun, "infer": decided - ready, "write": done - decided}
+        seconds["total"] = done - begun
+        answer["latencies"] = {name: round(value, 4) for name, value in seconds.items()}
         return str(path), answer
 
 
 @contextmanager
-def explained(source: Path) -> Iterator[None]:
-    """Let what MONAI wraps out as the typed error behind it; what nobody foresaw becomes one, with a log line.
+def typed_errors(source: Path) -> Iterator[None]:
+    """Raise the typed error behind an error of MONAI; log an unexpected error and replace it by a typed one.
 
     Raises:
         MedunetError: for any exception in the block.
@@ -143,17 +134,15 @@ def explained(source: Path) -> Iterator[None]:
 
 
 def find_series(image: Path) -> Path:
-    """The DICOM series that MONAI Label has made a NIfTI file of; it is verified, which MONAI Label does not do.
+    """Return the DICOM series that MONAI Label converted to a NIfTI file: medunet verifies it, MONAI Label does not.
 
     Returns:
-        The series' folder, so that the mask is that of `medunet predict`; the file itself where there is none, or
-        where MONAI Label has laid it on another grid.
+        Folder of the series, or the file itself if there is no series or MONAI Label changed its grid.
 
     Raises:
-        MedunetError: a series that is no volume, for instance one with a slice missing.
+        MedunetError: the series is not a volume, for instance a slice is missing.
     """
     series = image.with_name(image.name.removesuffix(".nii.gz"))
     if series == image or not (series.is_dir() and is_dicom_folder(series)):
         return image
-    same = read_header(series).geometry.is_close(read_header(image).geometry)
-    return series if same else image
+    return series if read_header(series).geometry.is_close(read_header(image).geometry) else image

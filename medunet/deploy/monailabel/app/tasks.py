@@ -1,4 +1,4 @@
-"""MONAI Label's training, scoring and active learning, by medunet."""
+"""MONAI Label's training, scoring and active learning with medunet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,118 +18,103 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
-from medunet.deploy.monailabel.scoring import score_labels
+from medunet.deploy.monailabel.agreement import score_labels, uncertainty
+from medunet.deploy.monailabel.private_log import server_names
 from medunet.deploy.monailabel.served import ServedBundle
 from medunet.deploy.monailabel.training import EPOCHS, TrainingOptions, train_further
-from medunet.deploy.monailabel.uncertainty import uncertainty
 from medunet.errors import MedunetError
 from medunet.files import write_atomically
 from medunet.training import HISTORY_NAME, kept_entry
 
-from .hidden import HIDDEN
-from .inference import ResidentPredictor, explained
+from .inference import LoadedBundle, typed_errors
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 60.0
-"""For how long a request for the next sample may look at images that it has not seen before."""
+SEARCH_SECONDS = 60.0  # a request for the next sample may spend so long on images that have no uncertainty yet
+UNUSABLE = -1.0  # uncertainty of an image that cannot be segmented
 
 
 class BundleTraining(TrainTask):
-    """Trains a working copy further; runs in a process of its own.
+    """Trains a working copy further; runs in its own process.
 
     Args:
         bundle: the working copy.
-        folder: for data sets and runs.
+        folder: folder for data sets and runs.
         device: as of the server.
         trust: as of the server.
     """
 
     def __init__(self, bundle: ServedBundle, folder: Path, device: str, *, trust: bool = False) -> None:
         super().__init__(f"Train {bundle.name} further on the submitted labels")
-        self.bundle = bundle
-        self.folder = folder
-        self.device = device
-        self.trust = trust
+        self.bundle, self.folder, self.device, self.trust = bundle, folder, device, trust
 
     def config(self) -> dict[str, Any]:
-        """What clients show as options."""
+        """Return the options that clients show."""
         return {"max_epochs": EPOCHS, "steps_per_epoch": 0, "learning_rate": 0.0, "preset": ""}
 
     def stats(self) -> dict[str, Any]:
-        """Of the last training: epochs, and the validation Dice of the one that was kept."""
+        """Return number of epochs and validation Dice of the last training run."""
         runs = sorted(self.folder.glob(f"*/run/eval/{HISTORY_NAME}"))
-        if not runs:
+        history = read_json_or({}, runs[-1]) if runs else {}
+        epochs = history.get("epochs", []) if isinstance(history, dict) else history
+        if not epochs:
             return {}
-        history = read_history(runs[-1])
-        dice: dict[str, float] = kept_entry(history).get("val_dice", {})
-        return {"epoch": len(history), "total_time": "", "best_metric": round(_mean(dice), 4), "dice": dice}
+        dice: dict[str, float] = kept_entry(epochs).get("val_dice", {})
+        return {"epoch": len(epochs), "total_time": "", "best_metric": round(_mean(dice), 4), "dice": dice}
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train on every image with a final label."""
         pairs = [(Path(pair["image"]), Path(pair["label"])) for pair in datastore.datalist()]
-        HIDDEN.hide(*(path.name for pair in pairs for path in pair))
-        done = train_further(
-            self.bundle,
-            pairs,
-            self.folder,
-            options=TrainingOptions.read(request),
-            device=self.device,
-            trust=self.trust,
-        )
-        return {
-            "run": str(done.run),
-            "cases": done.cases,
-            "held_out": done.held_out,
-            "dice": done.dice,
-            "seconds": round(done.seconds, 1),
-        }
+        server_names().hide(*(path.name for pair in pairs for path in pair))
+        options = TrainingOptions.read(request)
+        done = train_further(self.bundle, pairs, self.folder, options=options, device=self.device, trust=self.trust)
+        return {**asdict(done), "run": str(done.run), "seconds": round(done.seconds, 1)}
 
 
 class LabelDice(ScoringMethod):
-    """Dice by label between what was predicted and what was submitted; written beside the image.
+    """Dice by label between predicted and submitted labels, which is stored with the image.
 
     Args:
-        bundles: their label values must not contradict each other.
+        labels: value by name.
     """
 
-    def __init__(self, bundles: Sequence[ServedBundle]) -> None:
+    def __init__(self, labels: Mapping[str, int]) -> None:
         super().__init__("Dice of each label, predicted against submitted")
-        self.labels = {name: value for bundle in bundles for name, value in bundle.labels.items()}
+        self.labels = labels
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Score every image that has both labels."""
-        tags = request.get("y", DefaultLabelTag.FINAL), request.get("y_pred", DefaultLabelTag.ORIGINAL)
-        found: dict[str, Any] = {}
+        tags = request.get("y_pred", DefaultLabelTag.ORIGINAL), request.get("y", DefaultLabelTag.FINAL)
+        scores: dict[str, Any] = {}
         images = datastore.list_images()
-        HIDDEN.hide(*images)
+        server_names().hide(*images)
         for image in images:
-            submitted, predicted = (datastore.get_label_by_image_id(image, tag) for tag in tags)
-            if not (submitted and predicted):
+            labels = [datastore.get_label_by_image_id(image, tag) for tag in tags]
+            if not all(labels):
                 continue
-            reference, prediction = (
-                Path(datastore.get_label_uri(label, tag))
-                for label, tag in zip((submitted, predicted), tags, strict=True)
-            )
+            files = [Path(datastore.get_label_uri(label, tag)) for label, tag in zip(labels, tags, strict=True)]
             try:
-                values = score_labels(prediction, reference, self.labels, image=Path(datastore.get_image_uri(image)))
+                values = score_labels(*files, self.labels, image=Path(datastore.get_image_uri(image)))
             except MedunetError as error:
                 logger.warning("%s is not scored: %s", image, error)
                 continue
             dice = {name: round(value, 4) for name, value in values.items() if not math.isnan(value)}
-            found[image] = {"dice": round(_mean(dice), 4), "labels": dice}
-            datastore.update_image_info(image, {"dice": found[image]["dice"], "dice_labels": dice})
-        return found
+            scores[image] = {"dice": round(_mean(dice), 4), "labels": dice}
+            datastore.update_image_info(image, {"dice": scores[image]["dice"], "dice_labels": dice})
+        return scores
 
 
 class RandomImage(Strategy):
-    """Offers any image without a label, sooner those that were offered long ago or never."""
+    """Offers any image without a label; images offered long ago or never are more likely.
+
+    MONAI Label's own strategy fails if all images were offered within the last second.
+    """
 
     def __init__(self) -> None:
         super().__init__("Any image without a label")
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        """MONAI Label's own fails when all images were offered within the last second."""
+        """Choose an image."""
         images = unlabelled(request, datastore)
         if not images:
             return None
@@ -139,71 +125,60 @@ class RandomImage(Strategy):
 
 
 class Uncertainty(Strategy):
-    """Offers the image about which a bundle is least sure; what was found is kept until its weights change.
+    """Offers the image with the largest uncertainty of a bundle; values are stored until the weights change.
 
     Args:
-        resident: the bundle's predictor.
+        loaded: the bundle.
         by: `mirror` or `folds`.
-        folder: for the numbers.
+        folder: folder of the stored values.
     """
 
-    def __init__(self, resident: ResidentPredictor, by: str, folder: Path) -> None:
-        what = "mirrored views" if by == "mirror" else "folds"
-        super().__init__(f"The image on which {resident.bundle.name}'s {what} disagree most")
-        self.resident = resident
-        self.by = by
-        self.file = folder / f"{resident.bundle.name}_{by}.json"
+    def __init__(self, loaded: LoadedBundle, by: str, folder: Path) -> None:
+        views = "mirrored views" if by == "mirror" else "folds"
+        super().__init__(f"The image on which {loaded.bundle.name}'s {views} disagree most")
+        self.loaded, self.by = loaded, by
+        self.file = folder / f"{loaded.bundle.name}_{by}.json"
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        """The least sure one of the images seen so far; a request looks at new ones for ``max_seconds``."""
-        images = unlabelled(request, datastore)
-        stamp = self.resident.bundle.stamp
-        known = read_known(self.file, stamp)
-        end = time.monotonic() + float(request.get("max_seconds") or SECONDS)
+        """Choose among the images examined so far; examine new ones for `max_seconds`."""
+        images, stamp = unlabelled(request, datastore), self.loaded.bundle.stamp
+        stored = read_json_or({}, self.file)
+        values: dict[str, float] = stored["uncertainty"] if stored.get("stamp") == stamp else {}
+        end = time.monotonic() + float(request.get("max_seconds") or SEARCH_SECONDS)
         for image in images:
-            if image in known:
+            if image in values:
                 continue
-            if known and time.monotonic() > end:
+            if values and time.monotonic() > end:
                 break
+            source = Path(datastore.get_image_uri(image))
             try:
-                source = Path(datastore.get_image_uri(image))
-                with explained(source):
-                    found = self.resident.compute(partial(uncertainty, source=source, by=self.by))
-                known[image] = round(found, 6)
+                with typed_errors(source):
+                    value = self.loaded.compute(partial(uncertainty, source=source, by=self.by))
+                values[image] = round(value, 6)
             except MedunetError as error:
                 logger.warning("%s cannot be offered: %s", image, error)
-                known[image] = -1.0
-        write_atomically(self.file, json.dumps({"stamp": stamp, "uncertainty": known}))
-        open_ones = {image: known[image] for image in images if known.get(image, -1.0) >= 0}
-        if not open_ones:
+                values[image] = UNUSABLE
+        write_atomically(self.file, json.dumps({"stamp": stamp, "uncertainty": values}))
+        usable = {image: values[image] for image in images if values.get(image, UNUSABLE) != UNUSABLE}
+        if not usable:
             return None
-        chosen = max(open_ones, key=lambda image: open_ones[image])
-        return {"id": chosen, "weight": open_ones[chosen], "uncertainty": open_ones[chosen], "seen": len(open_ones)}
+        chosen = max(usable, key=lambda image: usable[image])
+        return {"id": chosen, "weight": usable[chosen], "uncertainty": usable[chosen], "seen": len(usable)}
 
 
 def unlabelled(request: dict[str, Any], datastore: Datastore) -> list[str]:
-    """Images that a strategy may offer; the log does not name them."""
+    """Return the images that a strategy may offer, and hide their names in the log."""
     images = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
-    HIDDEN.hide(*images)
+    server_names().hide(*images)
     return images
 
 
-def read_known(file: Path, stamp: str) -> dict[str, float]:
-    """Uncertainties by image that were found with these weights."""
+def read_json_or(default: Any, file: Path) -> Any:
+    """Return the content of a JSON file, or a default if there is no such file."""
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return dict(kept["uncertainty"]) if kept.get("stamp") == stamp else {}
-
-
-def read_history(file: Path) -> list[dict[str, Any]]:
-    """Epochs of a run's history."""
-    try:
-        history = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return history if isinstance(history, list) else list(history.get("epochs", []))
+        return default
 
 
 def _mean(values: dict[str, float]) -> float:

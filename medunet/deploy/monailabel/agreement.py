@@ -1,0 +1,129 @@
+"""Agreement of label maps: of a network with annotators (scores), and of a network with itself (uncertainty)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from medunet.errors import ConfigError
+from medunet.inferers import SourceGridInferer
+from medunet.io import read_label, read_volume
+from medunet.metrics import dice
+from medunet.prediction import Predictor
+from medunet.runtime import EnsembleLogits, autocast
+from medunet.transforms import paint_regions, plain
+
+
+def score_labels(predicted: Path, reference: Path, labels: Mapping[str, int], *, image: Path) -> dict[str, float]:
+    """Return Dice by label name; NaN for a label that neither map has.
+
+    Args:
+        predicted: label map of the network.
+        reference: label map of the annotator.
+        labels: value by name.
+        image: both label maps must be on its grid.
+
+    Raises:
+        DataError: a file that cannot be read.
+        GeometryError: a label map on another grid.
+    """
+    grid = read_volume(image).record.geometry
+    one, other = (read_label(path, reference=grid, labels=labels).image for path in (predicted, reference))
+    return {name: dice(one == value, other == value) for name, value in labels.items() if value}
+
+
+def labels_agree(tables: Iterable[Mapping[str, int]]) -> bool:
+    """Return whether no name has two values and no value two names in tables of labels.
+
+    Example:
+        >>> labels_agree([{"liver": 1, "spleen": 2}, {"cell": 255}]), labels_agree([{"liver": 1}, {"tumour": 1}])
+        (True, False)
+        >>> labels_agree([{"liver": 1}, {"liver": 5}])
+        False
+    """
+    pairs = {pair for labels in tables for pair in labels.items()}
+    return len(pairs) == len({name for name, _ in pairs}) == len({value for _, value in pairs})
+
+
+def uncertainty(predictor: Predictor, source: Path, *, by: str) -> float:
+    """Return the :func:`disagreement` of a network's label maps of an image, 0 to 1.
+
+    Args:
+        predictor: the bundle's predictor.
+        source: an image.
+        by: `mirror` (label maps of mirrored views) or `folds` (label maps of an ensemble's members).
+
+    Raises:
+        ConfigError: another `by`, or `folds` of a bundle that is not an ensemble.
+        MedunetError: the image cannot be read.
+    """
+    methods = {"mirror": label_mirrored, "folds": label_by_fold}
+    if by not in methods:
+        raise ConfigError("unknown measure of uncertainty", received=by, expected=", ".join(methods))
+    return disagreement(methods[by](predictor, predictor.preprocessing({"image": str(source)})["image"]))
+
+
+def disagreement(maps: Sequence[npt.NDArray[np.integer]]) -> float:
+    """Return one minus the mean Dice between label maps, over all pairs and the classes that a pair has.
+
+    Args:
+        maps: two or more label maps of one shape, 0 is background.
+
+    Raises:
+        ConfigError: fewer than two label maps.
+
+    Example:
+        >>> a, b = np.array([1, 1, 0, 2]), np.array([1, 0, 0, 2])
+        >>> round(disagreement([a, b]), 4)  # Dice 2/3 and 1
+        0.1667
+        >>> disagreement([a, a, a])
+        0.0
+    """
+    if len(maps) < 2:
+        raise ConfigError("disagreement needs at least two label maps", received=len(maps))
+    values = []
+    for one, other in itertools.combinations(maps, 2):
+        classes = {*np.unique(one).tolist(), *np.unique(other).tolist()} - {0}
+        values += [dice(one == label, other == label) for label in sorted(classes)]
+    defined = [value for value in values if not math.isnan(value)]
+    return 1.0 - sum(defined) / len(defined) if defined else 0.0
+
+
+def label_mirrored(predictor: Predictor, image: torch.Tensor) -> list[npt.NDArray[np.uint8]]:
+    """Return label maps `(*spatial)` of a preprocessed image `(C, *spatial)` and of its mirror image per axis."""
+    flips = [(), *((axis,) for axis in range(1, image.ndim))]
+    return [_label(predictor, image, predictor.network, flip) for flip in flips]
+
+
+def label_by_fold(predictor: Predictor, image: torch.Tensor) -> list[npt.NDArray[np.uint8]]:
+    """Return label maps `(*spatial)` of a preprocessed image `(C, *spatial)` by each member of an ensemble.
+
+    Raises:
+        ConfigError: the bundle is not an ensemble.
+    """
+    ensemble = next((part for part in predictor.network.modules() if isinstance(part, EnsembleLogits)), None)
+    if ensemble is None:
+        raise ConfigError("the bundle is not an ensemble of folds", remedy="choose the strategy `uncertainty`")
+    return [_label(predictor, image, member, ()) for member in ensemble.members]
+
+
+@torch.inference_mode()
+def _label(
+    predictor: Predictor, image: torch.Tensor, network: torch.nn.Module, flip: tuple[int, ...]
+) -> npt.NDArray[np.uint8]:
+    """Return the label map on the network's grid of an image flipped along axes, flipped back."""
+    inferer = predictor.inferer
+    inferer = inferer.inferer if isinstance(inferer, SourceGridInferer) else inferer
+    with autocast(predictor.device, predictor.autocast_dtype):
+        logits = torch.as_tensor(inferer(plain(image).flip(flip)[None].to(predictor.device), network))[0].float()
+    if predictor.region_order:
+        labels = paint_regions(logits, predictor.region_order)
+    else:
+        labels = logits.argmax(dim=0) if len(logits) > 1 else (logits[0] > 0).long()
+    return np.asarray(labels.flip([axis - 1 for axis in flip]).to(torch.uint8).cpu())

@@ -1,0 +1,206 @@
+"""Who may use a label server (token, host name, origin), for which names, how much and how often."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from medunet.deploy.monailabel.gate import REQUESTS_VARIABLE, UPLOAD_VARIABLE, Gate, limits_of_environment
+from medunet.deploy.monailabel.private_log import PrivateNames
+from medunet.errors import ConfigError
+
+TOKEN = "a-long-token-of-a-ward"
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Reads the whole body, as MONAI Label's uploads do."""
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+async def ask_async(
+    gate: Gate,
+    path: str = "/info/",
+    *,
+    method: str = "GET",
+    query: str = "",
+    parts: tuple[bytes, ...] = (b"",),
+    pause: float = 0.0,
+    **headers: str,
+) -> tuple[int, dict[str, Any]]:
+    """Return status and content of the answer to a request whose body arrives in parts."""
+    sent: list[Any] = []
+    waiting = list(parts)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(pause)
+        return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    fields = {"host": "127.0.0.1:8000", **headers}
+    scope = {
+        "type": "http",
+        "path": path,
+        "method": method,
+        "query_string": query.encode(),
+        "headers": [(key.replace("_", "-").encode(), value.encode()) for key, value in fields.items()],
+    }
+    await gate(scope, receive, send)
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+def ask(gate: Gate, *words: str, **options: Any) -> tuple[int, dict[str, Any]]:
+    return asyncio.run(ask_async(gate, *words, **options))
+
+
+def local(app: Any = application, **options: Any) -> Gate:
+    return Gate(app, token=None, loopback=True, **options)
+
+
+@pytest.fixture
+def guarded() -> Gate:
+    return Gate(application, token=TOKEN, loopback=False)
+
+
+def basic(password: str) -> str:
+    return "Basic " + base64.b64encode(f"anybody:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize("authorization", [f"Bearer {TOKEN}", f"bearer {TOKEN}", basic(TOKEN)])
+def test_a_request_with_the_token_is_forwarded(guarded: Gate, authorization: str) -> None:
+    assert ask(guarded, authorization=authorization)[0] == 200
+
+
+@pytest.mark.parametrize("authorization", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", basic("wrong"), TOKEN])
+def test_a_request_without_the_token_is_rejected(guarded: Gate, authorization: str) -> None:
+    assert ask(guarded, authorization=authorization)[0] == 401
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/logs/", "/reload", "/ohif/", "/static/a.ico", "/auth/token/valid"])
+def test_every_path_needs_the_token(guarded: Gate, path: str) -> None:
+    assert ask(guarded, path)[0] == 401
+
+
+def test_the_login_of_slicers_extension_returns_the_token(guarded: Gate) -> None:
+    assert ask(guarded, "/auth/")[1]["enabled"] is True
+    login = f"username=x&password={TOKEN}".encode()
+    status, answer = ask(guarded, "/auth/token", method="POST", parts=(login,))
+    assert (status, answer["access_token"]) == (200, TOKEN)
+    assert ask(guarded, "/auth/token", method="POST", parts=(b"username=x&password=y",))[0] == 401
+    assert ask(guarded, "/auth/token/valid", authorization=f"Bearer {TOKEN}")[1]["username"] == "medunet"
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 200), ("[::1]:8000", 200), ("evil.example", 403), ("192.168.0.7:8000", 403), ("", 403), ("[", 403)],
+)
+def test_without_a_token_only_loopback_host_names_are_served(host: str, status: int) -> None:
+    assert ask(local(), host=host)[0] == status
+
+
+def test_with_a_token_a_proxy_on_this_machine_may_use_its_own_name() -> None:
+    gate, own = Gate(application, token=TOKEN, loopback=True), "https://label.example.org"
+    named = {"host": "label.example.org", "authorization": f"Bearer {TOKEN}"}
+    assert ask(gate, **named, origin=own)[0] == 200
+    assert ask(gate, host="label.example.org", origin=own)[0] == 401
+    assert ask(gate, **named, origin="https://evil.example")[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("http://127.0.0.1:8000", 200), ("http://evil.example", 403), ("null", 403), ("http://127.0.0.1:9000", 403)],
+)
+def test_pages_of_another_origin_are_rejected(origin: str, status: int) -> None:
+    assert ask(local(), origin=origin)[0] == status
+
+
+@pytest.mark.parametrize("query", ["image=../../etc/passwd", "tag=%2e%2e", "label=a%5Cb", "id=/etc", "image=%2Fetc"])
+def test_a_name_that_is_a_path_is_rejected(query: str) -> None:
+    assert ask(local(), "/datastore/", query=query)[0] == 400
+    assert ask(local(), "/infer/a", query="image=1.2.840.113619&output=json")[0] == 200
+
+
+def test_names_in_a_query_are_hidden_before_the_application_logs_them() -> None:
+    names = PrivateNames(b"key")
+    logged: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        logged.append(names.mask("saving Doe^Jane"))
+        await application(scope, receive, send)
+
+    ask(local(app, hide=names.hide), query="image=Doe%5EJane&output=image")
+    assert logged == [f"saving {names.code('Doe^Jane')}"]
+
+
+async def unreachable(*_: Any) -> None:
+    raise AssertionError("the application was called")
+
+
+def test_bodies_up_to_the_limit_are_forwarded() -> None:
+    assert ask(local(max_upload=100), parts=(bytes(50), bytes(50)), content_length="100")[0] == 200
+
+
+@pytest.mark.parametrize("length", ["101", "99999999999999999999", "-1", "many"])
+def test_an_announced_size_over_the_limit_is_rejected_before_reading(length: str) -> None:
+    assert ask(local(unreachable, max_upload=100), content_length=length)[0] == 413
+
+
+def test_an_unannounced_size_is_rejected_when_it_reaches_the_limit() -> None:
+    status, answer = ask(local(max_upload=1 << 20), parts=(bytes(1 << 20), b"1", bytes(1 << 30)))
+    assert status == 413
+    assert "at most 1 MiB" in answer["detail"]
+
+
+def test_a_body_that_stalls_is_rejected() -> None:
+    status, answer = ask(local(body_timeout=0.05), parts=(b"1", b"2"), pause=5)
+    assert (status, answer["detail"]) == (408, "nothing was sent for 0.05 s")
+
+
+def test_requests_over_the_limit_wait_and_those_over_the_queue_are_rejected() -> None:
+    running, most = 0, 0
+
+    async def counting(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await application(scope, receive, send)
+        running -= 1
+
+    gate = local(counting, max_requests=2)
+
+    async def many() -> list[int]:
+        answers = await asyncio.gather(*(ask_async(gate, pause=0.05) for _ in range(13)))
+        return [status for status, _ in answers]
+
+    assert sorted(asyncio.run(many())) == [200] * 10 + [503] * 3
+    assert most == 2
+    assert ask(gate)[0] == 200
+
+
+def test_errors_of_the_application_pass_and_free_the_slot() -> None:
+    async def failing(*_: Any) -> None:
+        raise ValueError("its own")
+
+    gate = local(failing, max_requests=1)
+    for _ in range(7):  # more than the slot and its queue
+        with pytest.raises(ValueError, match="its own"):
+            ask(gate)
+
+
+def test_environment_variables_set_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(UPLOAD_VARIABLE, "10MB")
+    monkeypatch.setenv(REQUESTS_VARIABLE, "3")
+    gate = local(**limits_of_environment())
+    assert (gate.max_upload, gate.max_requests) == (10 << 20, 3)
+    for name, value in ((UPLOAD_VARIABLE, "much"), (REQUESTS_VARIABLE, "few"), (REQUESTS_VARIABLE, "0")):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError):
+            local(**limits_of_environment())
