@@ -222,7 +222,7 @@ class Gate:
         return Rejection(413, detail, connection="close")
 
 
-def limits_of_environment() -> dict[str, str]:
+def limits_of_environment() -> dict[str, Any]:
     """Return the limits that the server's environment variables set."""
     return {
         "max_upload": os.environ.get(UPLOAD_VARIABLE) or MAX_UPLOAD,

@@ -109,9 +109,7 @@ def untrusted(bundle: Path, folder: Path) -> Path:
     return folder
 
 
-def test_an_untrusted_bundle_is_not_served(
-    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_untrusted_bundle_is_not_served(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "config"))
     foreign = untrusted(bundle, tmp_path / "foreign")
     with pytest.raises(UntrustedBundleError, match="executed"):
@@ -121,9 +119,7 @@ def test_an_untrusted_bundle_is_not_served(
         call_label(foreign, tmp_path)
 
 
-def test_the_servers_process_checks_trust_again(
-    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_servers_process_checks_trust_again(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "config"))
     foreign = untrusted(bundle, tmp_path / "foreign")
     made = server(tmp_path, foreign, trust=True)

@@ -92,9 +92,10 @@ class LabelDice(ScoringMethod):
             labels = [datastore.get_label_by_image_id(image, tag) for tag in tags]
             if not all(labels):
                 continue
-            files = [Path(datastore.get_label_uri(label, tag)) for label, tag in zip(labels, tags, strict=True)]
+            files = (Path(datastore.get_label_uri(label, tag)) for label, tag in zip(labels, tags, strict=True))
+            predicted, reference = files
             try:
-                values = score_labels(*files, self.labels, image=Path(datastore.get_image_uri(image)))
+                values = score_labels(predicted, reference, self.labels, image=Path(datastore.get_image_uri(image)))
             except MedunetError as error:
                 logger.warning("%s is not scored: %s", image, error)
                 continue
