@@ -113,6 +113,11 @@ class Geometry:
         spacing = np.linalg.norm(lps[:3, :3], axis=0)
         return tuple(lps[:3, 3].tolist()), tuple(spacing.tolist()), tuple((lps[:3, :3] / spacing).ravel().tolist())
 
+    def __str__(self) -> str:
+        """Return shape, spacing and orientation, for messages."""
+        spacing = tuple(round(length, 4) for length in self.spacing_mm)
+        return f"shape {self.shape}, spacing {spacing} mm, axes {self.axis_codes}"
+
     @cached_property
     def spacing_mm(self) -> tuple[float, ...]:
         """Distance of neighbouring voxels along each axis of the image."""

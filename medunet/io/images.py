@@ -26,6 +26,7 @@ from medunet.geometry import Geometry
 
 from .layout import copy_in_order
 from .limits import open_for_reading, require_content, require_memory
+from .options import DEFAULTS, ReadOptions
 from .record import ReadRecord
 
 PILLOW_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
@@ -69,7 +70,7 @@ _UNITS_MM = {
 """Units of length that ImageJ and OME write."""
 
 
-def read_pillow(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
+def read_pillow(path: Path, _: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:
     """Read PNG, BMP or JPEG with the values that the file stores.
 
     A palette image yields its indices, because label editors store label maps that way; grey values of 2 and 4 bits
@@ -102,7 +103,7 @@ def read_pillow(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
     return np.array(array, dtype=np.float32, order="C"), record
 
 
-def read_pillow_header(path: Path) -> ReadRecord:
+def read_pillow_header(path: Path, _: ReadOptions = DEFAULTS) -> ReadRecord:
     """Return the record of `read_pillow` without decoding pixels."""
     require_content(path)
     try:
@@ -172,7 +173,7 @@ def _png_header(path: Path) -> _Png:
     return _Png(header[8], header[9])
 
 
-def read_tiff(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
+def read_tiff(path: Path, _: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:
     """Read a TIFF: one page is an image in the plane; depth, or pages without a stated meaning, make a volume.
 
     Channels (axis C of ImageJ and OME, or samples of a pixel) come first. Images whose 0 is white are inverted, so that
@@ -204,7 +205,7 @@ def read_tiff(path: Path) -> tuple[npt.NDArray[np.float32], ReadRecord]:
     return voxels, layout.record
 
 
-def read_tiff_header(path: Path) -> ReadRecord:
+def read_tiff_header(path: Path, _: ReadOptions = DEFAULTS) -> ReadRecord:
     """Return the record of `read_tiff` without decoding pixels."""
     with _open_tiff(path) as (tiff, series):
         return _TiffLayout.of(tiff, series, path).record

@@ -1,9 +1,9 @@
-"""Reading files that nobody vouches for in a process of its own, with limits of memory and time.
+"""Reading untrusted files in a child process with limits of memory and time.
 
-Decoders in C can crash, loop or eat the memory on malformed input; here that ends a child process, and the file is
-refused like any other damaged one. The child stays for the next file, so that a file costs little more than its copy.
-The voxels come back in memory that both processes map; nothing is unpickled. The child is no jail: it has the user's
-rights, so this bounds what bugs destroy, not what an attacker may do who takes a decoder over.
+Decoders in C can crash, loop or fill the memory on malformed input. Here that ends a child process, and the file is
+rejected like any other damaged one. The child stays for the next file. Large arrays come back in memory that both
+processes map. The child has the user's rights: this limits the damage of bugs, not what an attacker can do who controls
+a decoder.
 """
 
 from __future__ import annotations
@@ -12,71 +12,63 @@ import atexit
 import contextlib
 import json
 import logging
-import math
 import mmap
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-import time
-from dataclasses import asdict
+import warnings
+from collections.abc import Callable
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import psutil
 
-from medunet.errors import ConfigError, DataError, GeometryError, MedunetError, SecurityError
-from medunet.geometry import Geometry
+from medunet.errors import ConfigError, DataError, MedunetError
 
-from .options import ReadOptions
-from .record import ReadRecord, decode_frames
+from .limits import resource
 
 logger = logging.getLogger(__name__)
 
-MEMORY_SHARE = 0.5
-"""Part of the machine's memory that the child may take beside its programs."""
+Result = TypeVar("Result")
 
-LONGEST_SECONDS = 300.0
-"""For one file; the largest CT from a slow drive takes a tenth."""
+MEMORY_SHARE = 0.5  # part of the machine's memory that reading may take
+LONGEST_SECONDS = 300.0  # per file; the largest CT from a slow drive takes a tenth
+START_SECONDS = 120.0  # until the child has imported its modules; some seconds on an idle machine
+SWITCH = "MEDUNET_ISOLATE"  # environment variable: 1 reads all images in a child process by default
 
-START_SECONDS = 120.0
-"""Until the child has loaded its programs; some seconds on an idle machine."""
-
-LONGEST_LINE = 1 << 22
-
-SWITCH = "MEDUNET_ISOLATE"
-"""Environment variable: 1 reads all images in a child process, where nobody says otherwise."""
-
-_ERRORS = {kind.__name__: kind for kind in (DataError, GeometryError, SecurityError, ConfigError)}
-
-_PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from medunet.io.isolated_child import main; main()"
+_GRACE_SECONDS = 5  # a child whose parent has died ends itself so much after its time limit
+_SHARED_BYTES = 1 << 16  # larger buffers are passed as shared memory
+_PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from medunet.io.isolation import serve; serve()"
 
 
 def is_wanted(isolated: bool | None) -> bool:
-    """Whether to isolate: what a caller says, else the environment."""
+    """Return whether to isolate reading: the caller's choice, or the environment's for None."""
     return os.environ.get(SWITCH, "") not in ("", "0") if isolated is None else isolated
 
 
 class ReadingProcess:
-    """A child process that reads image after image.
+    """A child process that reads file after file.
 
-    It is started by the first file, or by :meth:`start`; after a crash the next file starts another one. Threads take
-    turns. A process that was forked from this one gets a child of its own.
+    The first call starts it; after a crash the next call starts another one. Threads take turns. A process that was
+    forked from this one gets a child of its own.
 
     Args:
-        memory: bytes that reading may take beside the programs; None for `MEMORY_SHARE` of the machine's.
-        seconds: that one file may take.
+        memory: bytes that reading may take in addition to the imported modules; None for `MEMORY_SHARE` of the machine.
+        seconds: time limit per file.
 
     Raises:
-        ConfigError: a system without the calls that this needs (Windows), or a child that does not start.
+        ConfigError: the system lacks the calls that this needs (Windows), or the child does not start.
     """
 
     def __init__(self, *, memory: int | None = None, seconds: float = LONGEST_SECONDS) -> None:
-        if not hasattr(socket, "recv_fds"):
+        if not hasattr(socket, "send_fds"):
             raise ConfigError("reading in a child process needs Linux or macOS", remedy="read without isolation")
         self.memory = int(psutil.virtual_memory().total * MEMORY_SHARE) if memory is None else memory
         self.seconds = seconds
@@ -84,134 +76,102 @@ class ReadingProcess:
         self._owner = 0
         self._is_ready = False
         self._child: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
+        self._link: Connection | None = None
 
     def start(self) -> None:
-        """Start the child now, to have it ready when the first file comes; does not wait for it."""
+        """Start the child without waiting for it."""
         with self._lock:
             self._ensure()
 
     @property
     def pid(self) -> int | None:
-        """Of the child, if there is one."""
+        """Process id of the child, if there is one."""
         return self._child.pid if self._child is not None and self._owner == os.getpid() else None
 
-    def read(self, path: Path, options: ReadOptions) -> tuple[npt.NDArray[np.float32], ReadRecord]:
-        """As the reader of the file's format; the voxels are mapped, and may be written to.
+    def call(self, read: Callable[..., Result], path: Path, *args: Any) -> Result:
+        """Return ``read(path, *args)``, computed in the child.
+
+        Args:
+            read: a function of a module.
+            path: the file to read; named in errors.
+            args: further arguments; they must be picklable.
 
         Raises:
-            DataError: also for a crash, too much memory or too long a time.
-            MedunetError: what the reader raises.
+            DataError: the child crashed, or needed too much memory or time.
+            MedunetError: what `read` raises.
         """
-        answer, voxels = self._ask("voxels", path, options)
-        if voxels is None:
-            raise DataError("its reading gave no voxels", file=path)
-        return voxels.reshape(answer["array_shape"]), _record(answer["record"])
-
-    def read_header(self, path: Path, options: ReadOptions) -> ReadRecord:
-        """As :meth:`read`, of the header alone."""
-        return _record(self._ask("header", path, options)[0]["record"])
-
-    def close(self) -> None:
-        """End the child."""
-        with self._lock:
-            self._end()
-
-    def _ask(
-        self, what: str, path: Path, options: ReadOptions
-    ) -> tuple[dict[str, Any], npt.NDArray[np.float32] | None]:
-        request = {"what": what, "path": os.path.abspath(path), "options": asdict(options), "seconds": self.seconds}  # noqa: PTH100 (keeps links)
         with self._lock:
             link = self._ensure()
             try:
                 self._await_start(link)
-                end = time.monotonic() + self.seconds
-                link.sendall(json.dumps(request).encode() + b"\n")
-                line, handle = _receive(link, end)
-            except TimeoutError:
-                self._end()
+                link.send((read, Path.cwd(), path, args, self.seconds))
+                if not link.poll(self.seconds):
+                    self._stop()
+                    raise DataError(
+                        "reading takes too long, it was stopped",
+                        file=path,
+                        expected=f"at most {self.seconds:g} s",
+                        remedy="check that it opens in a viewer; if the drive is slow, copy it first",
+                    )
+                answer = _receive(link)
+            except (OSError, EOFError) as error:
                 raise DataError(
-                    "reading takes too long, it was stopped",
+                    "reading it made the reading process end",
                     file=path,
-                    expected=f"at most {self.seconds:g} s",
-                    remedy="look whether it opens in a viewer; if the drive is slow, copy it first",
-                ) from None
-            except OSError as error:
-                raise self._crash(path) from error
-            if line is None:
-                raise self._crash(path)
-        with contextlib.ExitStack() as stack:
-            if handle is not None:
-                stack.callback(os.close, handle)
-            answer: dict[str, Any] = json.loads(line)
-            if "error" in answer:
-                raise _error(answer["error"], path)
-            answer["record"]["path"] = path
-            return answer, None if handle is None else _mapped(handle, answer["array_shape"], path)
+                    received=_shown(self._stop()),
+                    remedy="the file is damaged or too large for the memory: copy it again from its source",
+                ) from error
+        if isinstance(answer, MedunetError):
+            raise answer.at(answer.file or path)
+        return answer
 
-    def _await_start(self, link: socket.socket) -> None:
+    def close(self) -> None:
+        """End the child."""
+        with self._lock:
+            self._stop()
+
+    def _await_start(self, link: Connection) -> None:
         if not self._is_ready:
-            try:
-                line = _receive(link, time.monotonic() + START_SECONDS)[0]
-            except TimeoutError:
-                line = None
-            if line is None:
-                code = self._end()
-                raise ConfigError("the reading process does not start", received=f"exit code {code}")
-            self._is_ready = True
+            with contextlib.suppress(EOFError):
+                self._is_ready = link.poll(START_SECONDS) and link.recv() == "ready"
+            if not self._is_ready:
+                raise ConfigError("the reading process does not start", received=_shown(self._stop()))
 
-    def _ensure(self) -> socket.socket:
-        """The socket of a child that lives; the lock is held."""
-        if self._owner != os.getpid():  # forked: the child belongs to the parent
-            self._child = self._socket = None
+    def _ensure(self) -> Connection:
+        """Return the connection to a running child; the lock is held."""
+        if self._owner != os.getpid():  # after a fork the child belongs to the parent
+            self._child = self._link = None
             self._owner = os.getpid()
-        if self._child is not None and self._socket is not None and self._child.poll() is None:
-            return self._socket
-        self._end()
+        if self._child is not None and self._link is not None and self._child.poll() is None:
+            return self._link
+        self._stop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         command = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(sys.path), str(theirs.fileno()), str(self.memory)]
-        loud = logger.isEnabledFor(logging.DEBUG)
+        is_verbose = logger.isEnabledFor(logging.DEBUG)
         with theirs:
             self._child = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=None if loud else subprocess.DEVNULL,  # libraries print names of files
-                start_new_session=True,  # Ctrl-C is the parent's affair
+                stderr=None if is_verbose else subprocess.DEVNULL,  # libraries print names of files
+                start_new_session=True,  # Ctrl-C reaches the parent only
             )
-        self._socket, self._is_ready = ours, False
-        return ours
+        self._link, self._is_ready = Connection(ours.detach()), False
+        return self._link
 
-    def _crash(self, path: Path) -> DataError:
-        code = self._end()
-        if code is not None and code < 0:
-            what = f"by {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"by signal {-code}"
-        else:
-            what = f"with exit code {code}"
-        return DataError(
-            "reading it made the reading process end",
-            file=path,
-            received=what,
-            remedy="the file is damaged or too large for the memory: copy it again from its source",
-        )
-
-    def _end(self) -> int | None:
-        """Stop the child, if there is one; its exit code, which is its own where it had ended already."""
+    def _stop(self) -> int | None:
+        """Stop the child, if there is one, and return its exit code."""
         child, self._child = self._child, None
-        link, self._socket = self._socket, None
+        link, self._link = self._link, None
         if link is not None:
             link.close()
         if child is None:
             return None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return child.wait(timeout=1.0)  # its end of the socket is closed: it leaves by itself
+            return child.wait(timeout=1.0)  # its end of the connection is closed, so it leaves by itself
         child.kill()
         return child.wait()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ReadingProcess:
-        """Copies of a reader share the child."""
-        return self
 
 
 _shared: ReadingProcess | None = None
@@ -219,8 +179,8 @@ _making = threading.Lock()
 
 
 def shared_process() -> ReadingProcess:
-    """The one of this process; made when it is asked for."""
-    global _shared  # noqa: PLW0603 (one child a process)
+    """Return the child process that all readers of this process share."""
+    global _shared  # noqa: PLW0603 (one child per process)
     with _making:
         if _shared is None:
             _shared = ReadingProcess()
@@ -228,45 +188,82 @@ def shared_process() -> ReadingProcess:
         return _shared
 
 
-def _receive(link: socket.socket, end: float) -> tuple[bytes | None, int | None]:
-    """A line and the handle that came with it; no line: the other side is gone."""
-    parts: list[bytes] = []
-    handle: int | None = None
-    total = 0
-    while not parts or not parts[-1].endswith(b"\n"):
-        link.settimeout(max(end - time.monotonic(), 0.001))
-        data, handles, _, _ = socket.recv_fds(link, 1 << 16, 1)
-        handle = handles[0] if handles else handle
-        total += len(data)
-        if not data or total > LONGEST_LINE:
-            if handle is not None:
-                os.close(handle)
-            return None, None
-        parts.append(data)
-    return b"".join(parts), handle
+def _shown(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
 
 
-def _mapped(handle: int, shape: list[int], path: Path) -> npt.NDArray[np.float32]:
-    count = math.prod(shape)
-    if os.fstat(handle).st_size != 4 * count or not count:
-        raise DataError("its reading gave the wrong number of voxels", file=path)
-    return np.frombuffer(mmap.mmap(handle, 4 * count), dtype=np.float32)
+def _receive(link: Connection) -> Any:
+    """Receive a pickled value and the shared memory of its large buffers."""
+    content, sizes = link.recv()
+    buffers = []
+    for size in sizes:
+        handle = reduction.recv_handle(link)
+        try:
+            buffers.append(mmap.mmap(handle, size))
+        finally:
+            os.close(handle)
+    return pickle.loads(content, buffers=buffers)
 
 
-def _record(content: dict[str, Any]) -> ReadRecord:
-    values = dict(content)
-    geometry = Geometry(np.array(values.pop("affine"), dtype=np.float64), tuple(values.pop("shape")))
-    values["warnings"] = tuple(values["warnings"])
-    values["frames"] = decode_frames(values["frames"])
-    return ReadRecord(geometry=geometry, **values)
+def _send(link: Connection, value: Any) -> None:
+    buffers: list[memoryview] = []
+
+    def share(buffer: pickle.PickleBuffer) -> bool:  # returns whether pickle keeps it
+        raw = buffer.raw()
+        if raw.nbytes < _SHARED_BYTES:
+            return True
+        buffers.append(raw)
+        return False
+
+    content = pickle.dumps(value, protocol=5, buffer_callback=share)
+    link.send((content, [buffer.nbytes for buffer in buffers]))
+    for buffer in buffers:
+        in_memory = hasattr(os, "memfd_create")
+        with os.fdopen(os.memfd_create("voxels"), "wb") if in_memory else tempfile.TemporaryFile() as file:
+            file.write(buffer)
+            file.flush()
+            reduction.send_handle(link, file.fileno(), os.getppid())
 
 
-def _error(content: dict[str, Any], path: Path) -> MedunetError:
-    kind = _ERRORS.get(content["kind"], DataError)
-    return kind(
-        content["cause"],
-        file=content["file"] or path,
-        received=content["received"],
-        expected=content["expected"],
-        remedy=content["remedy"],
-    )
+def serve() -> None:
+    """Answer the requests of the parent until it closes the connection; the main function of the child."""
+    link = Connection(int(sys.argv[2]))
+    warnings.simplefilter("ignore")
+    limit_memory(int(sys.argv[3]))
+    with contextlib.suppress(EOFError, ConnectionError):
+        link.send("ready")
+        while True:
+            read, folder, path, args, seconds = link.recv()
+            os.chdir(folder)
+            with contextlib.suppress(ValueError):
+                signal.setitimer(signal.ITIMER_REAL, seconds + _GRACE_SECONDS)  # ends the process
+            answer, is_clean = _answer(read, path, args)
+            _send(link, answer)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if not is_clean:
+                return
+
+
+def _answer(read: Callable[..., Any], path: Path, args: tuple[Any, ...]) -> tuple[Any, bool]:
+    """Return the result or a typed error, and whether the process is fit for another file."""
+    try:
+        return read(path, *args), True
+    except MedunetError as error:
+        return error, True
+    except MemoryError:  # the rest of the memory is fragmented
+        return DataError("reading needs more memory than it may have", remedy="crop it, or use a larger machine"), False
+    except OSError as error:
+        return DataError(f"cannot be read: {error.strerror or type(error).__name__}", remedy="check the drive"), False
+    except Exception as error:  # its text may quote the header
+        return DataError(f"unexpected error while reading: {type(error).__name__}", remedy="convert it again"), False
+
+
+def limit_memory(memory: int) -> None:
+    """Limit the address space to what is in use and `memory` bytes more; write no core dumps, which hold voxels."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = psutil.Process().memory_info().vms + memory
+    with contextlib.suppress(ValueError, OSError):  # macOS knows the limit but does not set it
+        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
+import mmap
+import os
 import re
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from medunet.errors import DataError, GeometryError
+from medunet.errors import DataError, GeometryError, SecurityError
 from medunet.geometry import Geometry
 
 from .layout import copy_in_order
-from .limits import HEADER_BYTES, open_for_reading, refuse_foreign_data, require_memory
+from .limits import inflated_length, open_for_reading, require_content, require_memory
 from .options import DEFAULTS, Form, ReadOptions
 from .record import ReadRecord
 
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
 META_SUFFIXES = (".mha", ".mhd")
 ITK_SUFFIXES = (*NRRD_SUFFIXES, *META_SUFFIXES)
+
+_HEADER_BYTES = 1 << 20  # text headers are shorter
+_LONGEST_NAME = 255  # characters of a data file's name; readers in C cut longer ones, and open another file
 
 _FIELDS = (
     *("encoding", "datafile", "lineskip", "byteskip", "space", "spacedirections", "spacings"),
@@ -34,15 +37,16 @@ _FIELDS = (
 _SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps")
 """The spaces that ITK converts; it reads every other one as left-posterior-superior."""
 
-_PIECE = 1 << 20
-"""Bytes that are decompressed at a time to verify a checksum."""
-
-_META_WBITS = 47
-"""For zlib: a zlib or a gzip stream, whichever the data start with. MetaIO accepts both."""
-
-_GZIP_WBITS = 31
+_NRRD_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")  # an empty line; a return alone ends a line for ITK
+_META_END = re.compile(rb"^ElementDataFile[^\r\n]*(\r?\n|$)", re.MULTILINE)
+_NRRD_DATA = re.compile(rb"^data ?file\s*:\s*(.*)$", re.IGNORECASE | re.MULTILINE)
+_META_DATA = re.compile(rb"ElementDataFile[^=:]*[=:]([^\r\n]*)")  # MetaIO accepts `:` for `=`
+_LIST = re.compile(r"LIST( +\d+D?)?")
+_NUMBERED = re.compile(r"[^%]*%\d*d[^%]*")  # a pattern of file names; ITK hands it to C's `sprintf` as it is
 
 _COPY_AGAIN = "copy it again from its source"
+_META_WBITS = 47  # for zlib: a zlib or a gzip stream, whichever the data start with. MetaIO accepts both
+_GZIP_WBITS = 31
 
 
 def read_itk(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:
@@ -60,67 +64,138 @@ def read_itk(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[n
         GeometryError: missing or impossible placement.
         SecurityError: a header that takes its voxels from another folder.
     """
-    record = read_itk_header(path, options)
+    header = open_header(path)
+    record = _record(header, options)
     require_memory(record.geometry.shape, record.channels, path)
-    return itk_voxels(read_verified(path), path), record
+    array = sitk.GetArrayViewFromImage(image := read_verified(header))  # z first
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        array = np.moveaxis(array, -1, 0)
+        array = array.transpose(0, *range(array.ndim - 1, 0, -1))
+    else:
+        array = array.T
+    voxels = copy_in_order(array, dtype=np.float32)
+    if not np.isfinite(voxels).all():
+        raise DataError("voxels are NaN or infinite", file=path)
+    return voxels, record
 
 
 def read_itk_header(path: Path, options: ReadOptions = DEFAULTS) -> ReadRecord:
     """Return the record of `read_itk` without reading the voxels."""
-    reader = open_header(path)
-    name = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    if "complex" in name:
-        raise DataError("complex voxels are not supported", file=path, received=name)
-    geometry = itk_geometry(reader, path)
-    warnings = check_placement(path, n_axes=reader.GetDimension(), form=options.form)
-    if options.form == "pixdim":
-        geometry = Geometry(np.diag([*np.linalg.norm(geometry.affine[:3, :3], axis=0), 1.0]), geometry.shape)
-    return ReadRecord(
-        path=path,
-        format=path.suffix.lower().lstrip("."),
-        geometry=geometry,
-        channels=reader.GetNumberOfComponents(),
-        dtype=name,
-        warnings=warnings,
-    )
+    return _record(open_header(path), options)
 
 
-def open_header(path: Path) -> sitk.ImageFileReader:
-    """Return a SimpleITK reader that has read the header.
+class TextHeader(NamedTuple):
+    """A NRRD or MetaImage header.
+
+    Args:
+        path: its file.
+        itk: SimpleITK's reader, which has read the header.
+        fields: values by name, in lower case and without spaces.
+        start: offset of voxels that are in the same file.
+    """
+
+    path: Path
+    itk: sitk.ImageFileReader
+    fields: dict[str, str]
+    start: int
+
+    @property
+    def is_nrrd(self) -> bool:
+        """Whether it is NRRD."""
+        return self.path.suffix.lower() in NRRD_SUFFIXES
+
+
+def open_header(path: Path) -> TextHeader:
+    """Read a header by the one of ITK's parsers that the file's name asks for, whatever its content claims.
 
     Raises:
-        DataError: unreadable.
+        DataError: unreadable, or a field occurs twice.
         SecurityError: the header takes its voxels from another folder.
     """
-    refuse_foreign_data(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.SetImageIO(_image_io(path))
+    header = TextHeader(path, reader, {}, 0)
+    require_content(path)
+    with open_for_reading(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        _refuse_foreign_data(header, content)
+        head = content[:_HEADER_BYTES]
+    end = (_NRRD_END if header.is_nrrd else _META_END).search(head)
+    text = head if end is None else head[: end.end()]
+    for line in re.split(r"[\r\n]+", text.decode("latin-1")):
+        name, _, value = line.partition(":") if header.is_nrrd else re.sub("[=:]", "=", line, count=1).partition("=")
+        if header.is_nrrd and (value.startswith("=") or line.startswith("#")):
+            continue  # NRRD's key/value pairs and comments
+        name = name.strip().lower().replace(" ", "")
+        if name in header.fields and name in _FIELDS:
+            raise DataError("header has a field twice", file=path, received=name)
+        header.fields[name] = value.strip()
+    reader.SetImageIO("NrrdImageIO" if header.is_nrrd else "MetaImageIO")
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise DataError(f"cannot be read: {_last_line(error)}", file=path) from error
-    return reader
+    return header._replace(start=len(text))
 
 
-def read_verified(path: Path) -> sitk.Image:
-    """Read an image after its data have the length that the header needs and match their checksum.
+def _refuse_foreign_data(header: TextHeader, content: mmap.mmap) -> None:
+    """Reject a header that takes its voxels from outside of its folder, such as from any file of the machine.
 
-    ITK verifies neither: a damaged stream gives wrong voxels, and a short one leaves memory uninitialised.
-
-    Raises:
-        DataError: damaged data, or more or fewer bytes than the header needs.
+    MetaIO's rules for skipping fields are not repeated here: every name that it could use is checked, wherever it is.
     """
-    reader = open_header(path)
-    bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
-    if bits is None:
-        raise DataError("voxel type is not supported", file=path)
-    needed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * int(bits[1]) // 8
-    _verify_data(_Header.of(path), path, needed)
-    try:
-        return sitk.ReadImage(str(path), imageIO=_image_io(path))
-    except RuntimeError as error:
-        raise DataError(f"cannot be read: {_last_line(error)}", file=path) from error
+    if header.is_nrrd:
+        text: Any = re.sub(rb"\r\n?", b"\n", content[:_HEADER_BYTES])
+        end = text.find(b"\n\n")
+        matches = list(_NRRD_DATA.finditer(text, 0, len(text) if end < 0 else end))
+        has_end = end >= 0 or len(content) <= _HEADER_BYTES
+    else:
+        text, matches = content, list(_META_DATA.finditer(content))
+        has_end = 0 <= content.find(b"ElementDataFile") < _HEADER_BYTES
+    names = [match[1] for match in matches]
+    for match in matches:
+        if match[1].strip().upper().startswith(b"LIST"):  # the names follow
+            names += text[match.end() :].splitlines()
+            has_end = has_end and len(content) <= _HEADER_BYTES
+    if not has_end:
+        raise DataError("cannot be read: its header has no end", file=header.path, remedy=_COPY_AGAIN)
+    folder = header.path.parent.resolve()
+    for name in (os.fsdecode(name.strip()) for name in names):
+        is_plain = not name or _LIST.fullmatch(name) or (name.upper() == "LOCAL" and not header.is_nrrd)
+        if not is_plain and _is_outside(name, folder):
+            raise SecurityError(
+                "header takes its voxels from outside of its folder",
+                file=header.path,
+                received=repr(name)[:200],
+                remedy="put the data beside the header, or convert to one file",
+            )
+
+
+def _is_outside(name: str, folder: Path) -> bool:
+    """Return whether a name could lead out of a folder, or to something other than a plain file."""
+    if "\0" in name or len(name) > _LONGEST_NAME or ("%" in name and not _NUMBERED.fullmatch(name)):
+        return True
+    if "%" in name and (".." in name or Path(name).is_absolute()):
+        return True
+    target = (folder / name.partition("%")[0]).resolve()
+    outside = target != folder and folder not in target.parents
+    return outside or (target.exists() and not (target.is_file() or target.is_dir()))
+
+
+def _record(header: TextHeader, options: ReadOptions) -> ReadRecord:
+    name = sitk.GetPixelIDValueAsString(header.itk.GetPixelID())
+    if "complex" in name:
+        raise DataError("complex voxels are not supported", file=header.path, received=name)
+    geometry = itk_geometry(header.itk, header.path)
+    warnings = check_placement(header, form=options.form)
+    if options.form == "pixdim":
+        geometry = Geometry(np.diag([*np.linalg.norm(geometry.affine[:3, :3], axis=0), 1.0]), geometry.shape)
+    return ReadRecord(
+        path=header.path,
+        format=header.path.suffix.lower().lstrip("."),
+        geometry=geometry,
+        channels=header.itk.GetNumberOfComponents(),
+        dtype=name,
+        warnings=warnings,
+    )
 
 
 def itk_geometry(image: Any, path: Path) -> Geometry:
@@ -141,53 +216,66 @@ def itk_geometry(image: Any, path: Path) -> Geometry:
         raise error.at(path) from error
 
 
-def itk_voxels(image: sitk.Image, path: Path) -> npt.NDArray[np.float32]:
-    """Return the voxels in the order of the affine: SimpleITK's arrays count z first, ours x."""
-    array = sitk.GetArrayViewFromImage(image)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        array = np.moveaxis(array, -1, 0)
-        array = array.transpose(0, *range(array.ndim - 1, 0, -1))
-    else:
-        array = array.T
-    voxels = copy_in_order(array, dtype=np.float32)
-    if not np.isfinite(voxels).all():
-        raise DataError("voxels are NaN or infinite", file=path)
-    return voxels
+def check_placement(header: TextHeader, *, form: Form = "agree") -> tuple[str, ...]:
+    """Reject a header without spacing or orientation, for which ITK assumes 1 mm and left-posterior-superior.
 
+    Args:
+        header: of the image.
+        form: 'pixdim' accepts a header without orientation.
 
-@dataclass(frozen=True)
-class _Header:
-    """The fields of a text header, by name in lower case, and where data in the same file start."""
+    Returns:
+        Warnings.
 
-    fields: dict[str, str]
-    start: int
-
-    @classmethod
-    def of(cls, path: Path) -> _Header:
-        with open_for_reading(path) as file:
-            head = file.read(HEADER_BYTES)
-        is_nrrd = path.suffix.lower() in NRRD_SUFFIXES
-        if is_nrrd:
-            end = re.search(rb"\r?\n\r?\n", head)
-        else:
-            end = re.search(rb"^ElementDataFile[^\r\n]*(\r?\n|$)", head, re.MULTILINE)
-        text = head if end is None else head[: end.end()]
-        fields: dict[str, str] = {}
-        for line in re.split(r"\r?\n", text.decode("latin-1")):
-            if is_nrrd and (":=" in line or line.startswith(("#", "NRRD0"))):
-                continue
-            name, *value = re.split(":" if is_nrrd else "[=:]", line, maxsplit=1)
-            name = name.strip().lower().replace(" ", "")
-            if name in fields and name in _FIELDS:
-                raise DataError("header has a field twice", file=path, received=name)
-            fields[name] = value[0].strip() if value else ""
-        return cls(fields, len(text))
-
-
-def _verify_data(header: _Header, path: Path, needed: int) -> None:
-    """Check that the data are `needed` bytes long and that a compressed stream is intact."""
+    Raises:
+        GeometryError: spacing or orientation is missing.
+    """
     fields = header.fields
-    if path.suffix.lower() in NRRD_SUFFIXES:
+    has_directions = "spacedirections" in fields
+    if header.is_nrrd:
+        has_spacing = has_directions or "spacings" in fields
+        has_space = fields.get("space", "").lower().removesuffix("-time") in _SPACES
+        is_placed = has_directions and (has_space or header.itk.GetDimension() == 2)
+    else:
+        has_spacing = is_placed = not fields.keys().isdisjoint(("elementspacing", "elementsize"))
+    if not has_spacing:
+        remedy = "write it again with the spacing of the original image"
+        raise GeometryError("header has no spacing", file=header.path, remedy=remedy)
+    if form == "pixdim":
+        return ("placement ignored: spacing only",)
+    if not is_placed:
+        raise GeometryError(
+            "header has no orientation in a patient",
+            file=header.path,
+            received=f"space {fields.get('space')!r}" if has_directions else "no space directions",
+            expected="space directions in " + ", ".join(_SPACES[:3]),
+            remedy="pass --form pixdim if the spacing alone is enough",
+        )
+    return ()
+
+
+def read_verified(header: TextHeader) -> sitk.Image:
+    """Read an image after its data have the length that the header needs and match their checksum.
+
+    ITK verifies neither: a damaged stream gives wrong voxels, and a short one leaves memory uninitialised.
+
+    Raises:
+        DataError: damaged data, or more or fewer bytes than the header needs.
+    """
+    itk = header.itk
+    bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(itk.GetPixelID()))
+    if bits is None:
+        raise DataError("voxel type is not supported", file=header.path)
+    _verify_data(header, math.prod(itk.GetSize()) * itk.GetNumberOfComponents() * int(bits[1]) // 8)
+    try:
+        return sitk.ReadImage(str(header.path), imageIO=itk.GetImageIO())
+    except RuntimeError as error:
+        raise DataError(f"cannot be read: {_last_line(error)}", file=header.path) from error
+
+
+def _verify_data(header: TextHeader, needed: int) -> None:
+    """Check that the data are `needed` bytes long and that a compressed stream is intact."""
+    fields, path = header.fields, header.path
+    if header.is_nrrd:
         encoding = fields.get("encoding", "").lower()
         name, wbits = fields.get("datafile", ""), _GZIP_WBITS if encoding in ("gzip", "gz") else None
         is_binary = wbits is not None or encoding == "raw"
@@ -202,16 +290,16 @@ def _verify_data(header: _Header, path: Path, needed: int) -> None:
         return
     if name.upper().startswith("LIST") or "%" in name:
         if wbits is not None:
-            raise DataError(
-                "compressed voxels in several files cannot be verified", file=path, remedy="convert to one file"
-            )
+            cause = "compressed voxels in several files cannot be verified"
+            raise DataError(cause, file=path, remedy="convert to one file")
         return
     data = path.parent / name if name else path
     start = 0 if name else header.start
     with open_for_reading(data) as file:
-        size = file.seek(0, 2) - start
+        length = file.seek(0, os.SEEK_END) - start
         file.seek(start)
-        length = size if wbits is None else _inflated_length(file, wbits, needed, data)
+        if wbits is not None:
+            length = inflated_length(file, wbits, needed, data, is_last=True)
     if length < needed or (is_exact and length > needed):
         raise DataError(
             f"file is {'shorter' if length < needed else 'longer'} than its header says",
@@ -222,68 +310,7 @@ def _verify_data(header: _Header, path: Path, needed: int) -> None:
         )
 
 
-def _inflated_length(file: BinaryIO, wbits: int, needed: int, path: Path) -> int:
-    """Return the length of a compressed stream whose checksum matches; stop once it is longer than needed."""
-    unpacker, length = zlib.decompressobj(wbits), 0
-    try:
-        while not unpacker.eof and length <= needed:
-            piece = unpacker.unconsumed_tail or file.read(_PIECE)
-            part = unpacker.decompress(piece, _PIECE)
-            if not piece and not part:
-                raise DataError("compressed data are truncated", file=path, remedy=_COPY_AGAIN)
-            length += len(part)
-    except zlib.error as error:
-        raise DataError(f"damaged compressed data: {error}", file=path, remedy=_COPY_AGAIN) from error
-    if unpacker.eof and (unpacker.unused_data or file.read(1)):
-        raise DataError("unknown data follow the compressed voxels", file=path, remedy=_COPY_AGAIN)
-    return length
-
-
-def check_placement(path: Path, *, n_axes: int, form: Form = "agree") -> tuple[str, ...]:
-    """Reject a header without spacing or orientation, for which ITK assumes 1 mm and left-posterior-superior.
-
-    Args:
-        path: the header.
-        n_axes: number of spatial axes.
-        form: 'pixdim' accepts a header without orientation.
-
-    Returns:
-        Warnings.
-
-    Raises:
-        GeometryError: spacing or orientation is missing.
-    """
-    fields = _Header.of(path).fields
-    if path.suffix.lower() in NRRD_SUFFIXES:
-        has_directions = "spacedirections" in fields
-        has_spacing = has_directions or "spacings" in fields
-        has_space = fields.get("space", "").lower().removesuffix("-time") in _SPACES
-        is_placed = has_directions and (has_space or n_axes == 2)
-    else:
-        has_spacing = is_placed = not fields.keys().isdisjoint(("elementspacing", "elementsize"))
-    if not has_spacing:
-        raise GeometryError(
-            "header has no spacing", file=path, remedy="write it again with the spacing of the original image"
-        )
-    if form == "pixdim":
-        return ("placement ignored: spacing only",)
-    if not is_placed:
-        raise GeometryError(
-            "header has no orientation in a patient",
-            file=path,
-            received=f"space {fields.get('space')!r}" if has_directions else "no space directions",
-            expected="space directions in " + ", ".join(_SPACES[:3]),
-            remedy="pass --form pixdim if the spacing alone is enough",
-        )
-    return ()
-
-
-def _image_io(path: Path) -> str:
-    """Return the one of ITK's some thirty parsers that the name asks for, whatever the content claims."""
-    return "NrrdImageIO" if path.suffix.lower() in NRRD_SUFFIXES else "MetaImageIO"
-
-
 def _last_line(error: RuntimeError) -> str:
-    """Return the last line of ITK's several, which holds the cause."""
+    """Return the last line of ITK's message, which has the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "unknown cause"

@@ -215,11 +215,7 @@ def _check_grid(found: Geometry, expected: Geometry, file: Path, *, placed: bool
         raise GeometryError(
             "label does not lie on the image's grid",
             file=file,
-            received=f"shape {found.shape}, spacing {_rounded(found.spacing_mm)} mm, axes {found.axis_codes}",
-            expected=f"shape {expected.shape}, spacing {_rounded(expected.spacing_mm)} mm, axes {expected.axis_codes}",
+            received=found,
+            expected=expected,
             remedy="resample the label onto its image",
         )
-
-
-def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(round(value, 4) for value in values)

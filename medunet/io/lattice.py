@@ -53,9 +53,8 @@ def lattice_map(source: Geometry, reference: Geometry, *, file: str | os.PathLik
         raise GeometryError(
             "segmentation does not lie on the image's grid",
             file=file,
-            received=f"shape {source.shape}, spacing {_rounded(source.spacing_mm)} mm, axes {source.axis_codes}",
-            expected=f"voxels of shape {reference.shape}, spacing {_rounded(reference.spacing_mm)} mm, "
-            f"axes {reference.axis_codes}",
+            received=source,
+            expected=f"voxels of {reference}",
             remedy="resample it, or give the image that it was drawn on",
         )
     return LatticeMap(axes, offset)
@@ -85,7 +84,3 @@ def lay_on(
             remedy="give the image that it was drawn on",
         )
     target[tuple(found)] = True
-
-
-def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(round(value, 4) for value in values)

@@ -1,37 +1,52 @@
-"""Files that are plain, gzipped or packed by bzip2: the header first, then a checked read of the voxels."""
+"""Compressed files: read with every checksum verified, written in parallel pieces."""
 
 from __future__ import annotations
 
 import bz2
+import gzip
+import os
+import struct
 import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import imagecodecs
+import numpy as np
+from typing_extensions import Buffer
 
 from medunet.errors import DataError, SecurityError
 
-from .deflate import GZIP_MAGIC, LARGEST_EXCESS, MAX_RATIO, gunzip
 from .limits import open_for_reading, require_content
 
-_BZIP2_MAGIC = b"BZh"
+MAX_RATIO = 1032  # times that a deflate stream can grow at most (RFC 1951)
+LARGEST_EXCESS = 64 << 20  # bytes behind the image that are unpacked to verify the checksum; a file with more is a bomb
+
+_GZIP_MAGIC, _BZIP2_MAGIC = b"\x1f\x8b", b"BZh"
+_PACKED_SUFFIXES = {".gz": ("gzip", ""), ".mgz": ("gzip", ".mgh"), ".bz2": ("bzip2", "")}  # format, plain suffix
 _COPY_AGAIN = "copy it again from its source"
 
-_LONGEST_HEADER = 2048
-"""Bytes that are unpacked for the header; NIfTI-2 has the longest one, 540 bytes."""
-
+_LONGEST_HEADER = 2048  # bytes of an image header; NIfTI-2 has the longest one, 540 bytes
 _HEAD_BYTES = 1 << 16
+_BZIP2_BLOCK_BYTES = 1 << 20  # nothing can be unpacked before the whole first block, of up to 900,000 bytes, is there
+_SKIM_BYTES = 1 << 20
+_SLACK_BYTES = 1 << 20  # libdeflate unpacks a whole file in one call, if it is at most this much larger than wanted
 
-_BZIP2_BLOCK_BYTES = 1 << 20
-"""Nothing can be unpacked before the whole first block is there, which has up to 900,000 bytes."""
+_LEVEL = 1  # zlib's fastest level: label maps shrink a hundredfold at any level
+_PIECE_BYTES = 4 << 20  # does not depend on the number of threads, so equal data give equal files
+_THREADS = min(8, os.cpu_count() or 1)  # zlib releases the GIL; more than eight threads wait for memory
+_GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"  # deflate, without name and time
 
 
 class PackedFile:
-    """A plain, gzipped or bzip2 file.
+    """A plain, gzip or bzip2 file, recognised by its content.
 
     Args:
         path: the file. `head` has its first bytes, unpacked.
 
     Raises:
-        DataError: unreadable, empty, damaged, or not packed in spite of its name.
+        DataError: the file is unreadable, empty or damaged, or its name claims a compression that it does not have.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,68 +57,111 @@ class PackedFile:
             if head.startswith(_BZIP2_MAGIC):
                 head += file.read(_BZIP2_BLOCK_BYTES)
         self.size = path.stat().st_size
-        self.gzipped, self.bzipped = head.startswith(GZIP_MAGIC), head.startswith(_BZIP2_MAGIC)
-        name = path.name.lower()
-        for is_packed, kind, suffix, plain in (
-            (self.gzipped, "gzip", ".gz", ""),
-            (self.gzipped, "gzip", ".mgz", ".mgh"),
-            (self.bzipped, "bzip2", ".bz2", ""),
-        ):
-            if name.endswith(suffix) and not is_packed:
-                renamed = path.name[: -len(suffix)] + plain
-                raise DataError(f"not a {kind} file in spite of its name", file=path, remedy=f"rename it to {renamed}")
+        self.packing = {_GZIP_MAGIC: "gzip", _BZIP2_MAGIC[:2]: "bzip2"}.get(head[:2], "")
+        expected, plain = _PACKED_SUFFIXES.get(path.suffix.lower(), ("", ""))
+        if expected and self.packing != expected:
+            raise DataError(
+                f"not a {expected} file in spite of its name", file=path, remedy=f"rename it to {path.stem}{plain}"
+            )
         try:
-            if self.gzipped:
+            if self.packing == "gzip":
                 head = zlib.decompressobj(wbits=31).decompress(head, _LONGEST_HEADER)
-            elif self.bzipped:
+            elif self.packing == "bzip2":
                 head = bz2.BZ2Decompressor().decompress(head, _LONGEST_HEADER)
         except (zlib.error, OSError) as error:
-            raise DataError(f"damaged compressed file: {error}", file=path, remedy=_COPY_AGAIN) from error
+            raise DataError(f"damaged {self.packing} file: {error}", file=path, remedy=_COPY_AGAIN) from error
         self.head = head
 
     def require(self, needed: int) -> None:
         """Reject a file that cannot unpack to so many bytes."""
-        bound = self.size * MAX_RATIO if self.gzipped else self.size
-        if needed > bound and not self.bzipped:
-            raise DataError(
-                "file is shorter than its header says",
-                file=self.path,
-                received=f"{self.size} bytes",
-                expected=f"{needed} bytes",
-                remedy="copy it again from its source",
-            )
+        bound = self.size * MAX_RATIO if self.packing == "gzip" else self.size
+        if needed > bound and self.packing != "bzip2":
+            raise self._too_short(self.size, needed)
 
     def read(self, offset: int, nbytes: int) -> memoryview:
-        """Return `nbytes` from `offset` of the unpacked file, after its length and checksum are verified."""
+        """Return `nbytes` from `offset` of the unpacked file, after its length and every checksum are verified."""
         needed = offset + nbytes
         with open_for_reading(self.path) as file:
-            if self.bzipped:
-                data = _bunzip(file, needed, self.path)
+            if self.packing == "gzip":
+                data = _gunzip_at_once(file.read(), needed)
+                if data is None:
+                    file.seek(0)
+                    data = self._unpack(file, gzip.open, needed)
+            elif self.packing == "bzip2":
+                data = self._unpack(file, bz2.open, needed)
             else:
-                content = file.read()
-                data = gunzip(content, wanted=needed, file=self.path) if self.gzipped else memoryview(content)
+                data = memoryview(file.read())
         if len(data) < needed:
-            raise DataError(
-                "file is shorter than its header says",
-                file=self.path,
-                received=f"{len(data)} bytes",
-                expected=f"{needed} bytes",
-                remedy="copy it again from its source",
-            )
+            raise self._too_short(len(data), needed)
         return data[offset:needed]
 
+    def _unpack(self, file: BinaryIO, opener: Callable[..., Any], wanted: int) -> memoryview:
+        excess = 0
+        try:
+            with opener(file) as unpacked:
+                data = unpacked.read(wanted)
+                while piece := _next_piece(unpacked):
+                    excess += len(piece)
+                    if excess > LARGEST_EXCESS:
+                        cause = f"{self.packing} file unpacks to more than its header says"
+                        raise SecurityError(cause, file=self.path, remedy=_COPY_AGAIN)
+        except EOFError as error:
+            raise DataError(f"truncated {self.packing} file", file=self.path, remedy=_COPY_AGAIN) from error
+        except (OSError, ValueError, zlib.error) as error:
+            raise DataError(f"damaged {self.packing} file: {error}", file=self.path, remedy=_COPY_AGAIN) from error
+        return memoryview(data)
 
-def _bunzip(file: BinaryIO, wanted: int, path: Path) -> memoryview:
-    """Return so many bytes of a bzip2 file, or fewer if it has no more, after all its checksums are verified."""
+    def _too_short(self, size: int, needed: int) -> DataError:
+        cause, values = "file is shorter than its header says", (f"{size} bytes", f"{needed} bytes")
+        return DataError(cause, file=self.path, received=values[0], expected=values[1], remedy=_COPY_AGAIN)
+
+
+def _next_piece(unpacked: Any) -> bytes:
     try:
-        with bz2.open(file) as unpacked:
-            data, excess = unpacked.read(wanted), 0
-            while piece := unpacked.read(_BZIP2_BLOCK_BYTES):
-                excess += len(piece)
-                if excess > LARGEST_EXCESS:
-                    raise SecurityError(
-                        "bzip2 file unpacks to more than its header says", file=path, remedy=_COPY_AGAIN
-                    )
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"damaged bzip2 file: {error}", file=path, remedy=_COPY_AGAIN) from error
-    return memoryview(data)
+        return bytes(unpacked.read(_SKIM_BYTES))
+    except gzip.BadGzipFile as error:
+        if str(error).startswith("Not a gzipped file"):  # bytes behind the last member, which gzip ignores, too
+            return b""
+        raise
+
+
+def _gunzip_at_once(data: bytes, wanted: int) -> memoryview | None:
+    """Unpack a file of one member by libdeflate, which verifies its checksum; None if that is not possible."""
+    length = int.from_bytes(data[-4:], "little")
+    if not imagecodecs.GZIP.available or not wanted <= length <= wanted + _SLACK_BYTES:
+        return None
+    target = np.empty(length, dtype=np.uint8).data
+    try:
+        unpacked = imagecodecs.gzip_decode(data, out=target)
+    except (imagecodecs.GzipError, RuntimeError, ValueError):
+        return None
+    return target[: len(unpacked)] if len(unpacked) >= wanted else None
+
+
+def gzip_parts(parts: Iterable[Buffer]) -> Iterator[bytes]:
+    """Compress content that comes part by part into a gzip file of one member; equal content gives equal bytes.
+
+    Args:
+        parts: bytes, or contiguous arrays; a part may be reused after the next one is asked for.
+
+    Example:
+        >>> gzip.decompress(b"".join(gzip_parts([b"a volume, ", b"slice by slice"])))
+        b'a volume, slice by slice'
+    """
+
+    def squeeze(piece: memoryview) -> bytes:
+        packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+        # A flush ends a piece on a whole byte without ending the stream, so pieces can be concatenated.
+        return bytes(packer.compress(piece) + packer.flush(zlib.Z_SYNC_FLUSH))
+
+    yield _GZIP_HEADER
+    crc = length = 0
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for part in parts:
+            view = memoryview(part).cast("B")
+            checksum = pool.submit(zlib.crc32, view, crc)
+            yield from pool.map(squeeze, (view[n : n + _PIECE_BYTES] for n in range(0, len(view), _PIECE_BYTES)))
+            crc = checksum.result()
+            length += len(view)
+    yield zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS).flush(zlib.Z_FINISH)
+    yield struct.pack("<II", crc, length % (1 << 32))

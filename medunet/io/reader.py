@@ -1,9 +1,9 @@
-"""One door for all formats: `read_volume` for people, `MedunetReader` for MONAI's `LoadImaged`."""
+"""One entry for all formats: `read_volume` for callers, `MedunetReader` for MONAI's `LoadImaged`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +20,7 @@ from medunet.geometry import Geometry
 from .dicom.header import looks_like_dicom
 from .dicom.series import DICOM_SUFFIXES, is_dicom_file, read_dicom, read_dicom_header
 from .dicom.zipped import ZIP_SUFFIX, image_in, unpacked
-from .images import (
-    PILLOW_SUFFIXES,
-    TIFF_SUFFIXES,
-    read_pillow,
-    read_pillow_header,
-    read_tiff,
-    read_tiff_header,
-)
+from .images import PILLOW_SUFFIXES, TIFF_SUFFIXES, read_pillow, read_pillow_header, read_tiff, read_tiff_header
 from .isolation import is_wanted, shared_process
 from .itk import ITK_SUFFIXES, read_itk, read_itk_header
 from .limits import require_reachable
@@ -37,117 +30,74 @@ from .options import Form, ReadOptions, Tilt, Uneven
 from .record import ReadRecord, SourceFrame, encode_frames
 
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RELATED_SUFFIXES, *PILLOW_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES, ZIP_SUFFIX)
-"""Endings of the files that can be read, in lower case. DICOM has none that can be relied on: a folder is taken for a
-series, and a file with another ending is read as DICOM where it has its magic word."""
+"""Suffixes of the files that can be read, in lower case. DICOM has no reliable one: a folder is read as a series, and a
+file with another suffix is read as DICOM if it has its magic word."""
+
+_DICOM = ".dcm"
 
 PathLike = str | os.PathLike[str]
+Voxels = npt.NDArray[np.float32]
 
 
 class Volume(NamedTuple):
-    """Voxels ``(C, *spatial)`` float32 with the affine in RAS mm, and what was read."""
+    """Voxels ``(C, *spatial)`` float32 with the affine in RAS mm, and the record of what was read."""
 
     image: MetaTensor
     record: ReadRecord
 
 
-def read_volume(
-    path: PathLike | Sequence[PathLike],
-    *,
-    channels: int | None = None,
-    form: Form = "agree",
-    fill_value: float | None = None,
-    series_uid: str | None = None,
-    uneven: Uneven = "refuse",
-    tilt: Tilt = "keep",
-    phase: int | None = None,
-    spatial_dims: int | None = None,
-    skip_unreadable: bool = False,
-    isolated: bool | None = None,
-) -> Volume:
-    """Read an image in the plane or a volume.
+def read_volume(path: PathLike | Sequence[PathLike], *, isolated: bool | None = None, **options: Any) -> Volume:
+    """Read a 2D image or a volume.
 
     Args:
         path: a file, a folder or a ZIP archive with a DICOM series, or several of these as channels of one grid.
-        channels: number of channels that a NIfTI file with a fourth axis must have; without it such files are refused.
-        form: all but DICOM: which placement of the header to use, see `medunet.io.options.Form`.
-        fill_value: NIfTI: replaces NaN and infinite voxels, which are refused otherwise.
-        series_uid: DICOM: which series to read where there are several.
-        uneven: DICOM: 'refuse' slices at uneven distances or 'resample' them; a missing slice is always refused.
-        tilt: DICOM: 'keep' a tilted gantry as shear in the affine, or 'resample' to a grid with right angles.
-        phase: DICOM: which volume of a series of several, or which frame without a position, counted from 0; None
-            rejects such a series.
-        spatial_dims: 3 refuses an image in the plane, and a volume of one slice; 2 refuses volumes, and reads one slice
-            as an image in the plane. None takes what is there, but refuses a DICOM folder with a single slice.
-        skip_unreadable: DICOM: leave out zeroed, truncated and unreadable files, with a warning; False rejects them.
-        isolated: decode in a child process with limits of memory and time, see `medunet.io.isolation`; by default where
-            the environment says so (`MEDUNET_ISOLATE=1`).
+        isolated: decode in a child process with limits of memory and time; None follows the environment variable
+            `MEDUNET_ISOLATE`.
+        options: fields of :class:`medunet.io.ReadOptions`; the defaults reject every ambiguous file.
 
     Returns:
         ``Volume(image, record)``: NIfTI, NRRD, MetaImage and DICOM in the order ``(C, x, y, z)`` of their affine, a
         DICOM file with one slice or a radiograph as ``(C, x, y)``; PNG, TIFF, BMP and JPEG as ``(C, x, y)``, x along
-        the width and y along the height as MONAI's readers give them, a TIFF stack as ``(C, x, y, pages)``.
+        the width and y along the height as in MONAI's readers, a TIFF stack as ``(C, x, y, pages)``.
 
     Raises:
-        DataError: unreadable, damaged, unknown format, NaN voxels, an axis, a series or a phase that must be chosen.
+        DataError: unreadable, damaged, unknown format, NaN voxels, or a choice of axis, series or phase is missing.
         GeometryError: a placement that is missing, impossible, contradictory, or differs between channels.
         SecurityError: a DICOMDIR or an archive that points out of its folder, or unpacks to too much.
-        ConfigError: an option that does not exist.
+        ConfigError: an invalid option.
     """
-    options = ReadOptions(channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims, skip_unreadable)
-    array, meta, record = _read_all(_as_paths(path), options, isolated)
+    array, meta, record = _read_all(_as_paths(path), ReadOptions(**options), isolated)
     affine = torch.as_tensor(meta.pop("affine"))
     return Volume(MetaTensor(array if record.channels > 1 else array[None], affine=affine, meta=meta), record)
 
 
-def read_header(
-    path: PathLike | Sequence[PathLike],
-    *,
-    channels: int | None = None,
-    form: Form = "agree",
-    fill_value: float | None = None,
-    series_uid: str | None = None,
-    uneven: Uneven = "refuse",
-    tilt: Tilt = "keep",
-    phase: int | None = None,
-    spatial_dims: int | None = None,
-    skip_unreadable: bool = False,
-    isolated: bool | None = None,
-) -> ReadRecord:
-    """Return the record of `read_volume` from the headers alone, in milliseconds; damaged voxels go unnoticed."""
-    options = ReadOptions(channels, form, fill_value, series_uid, uneven, tilt, phase, spatial_dims, skip_unreadable)
+def read_header(path: PathLike | Sequence[PathLike], *, isolated: bool | None = None, **options: Any) -> ReadRecord:
+    """Return the record of `read_volume` from the headers alone, in milliseconds; damaged voxels are not detected."""
+    checked = ReadOptions(**options)
     paths = _reachable(_as_paths(path))
-    read = shared_process().read_header if is_wanted(isolated) else read_one_header
-    return _joined([_with_dims(read(item, options), options.spatial_dims) for item in paths])
+    return _joined(
+        [_with_dims(_apart(read_one_header, item, checked, isolated), checked.spatial_dims) for item in paths]
+    )
 
 
 class MedunetReader(ImageReader):
     """Reader for `monai.transforms.LoadImaged`, with the rules of `read_volume`.
 
-    Use it as ``LoadImaged(keys, reader="medunet.io.MedunetReader", ensure_channel_first=True)``, or give an instance
-    to choose options. `LoadImage` swallows what a reader's `read` raises and goes on to guess with other readers; so
-    `read` only takes the path, and `get_data`, whose errors pass, does the reading. (Inside a `Compose`, MONAI wraps
-    them in a RuntimeError whose `__cause__` is the typed error.)
+    Use it as ``LoadImaged(keys, reader="medunet.io.MedunetReader", ensure_channel_first=True)``, or pass an instance to
+    choose options. `LoadImage` ignores exceptions of a reader's `read` and tries other readers. Therefore `read` only
+    takes the path, and `get_data`, whose exceptions are raised, does the reading. (Inside a `Compose`, MONAI wraps them
+    in a RuntimeError whose `__cause__` is the typed error.)
 
-    Meta data: `affine`, `original_affine` (4x4, RAS), `spatial_shape`, `original_channel_dim` (0, or NaN for none),
-    `space`, `is_placed` (whether the image has a place in a patient), `filename_or_obj`, `name`, under which
-    `SavePredictiond` writes, and `single_slice` where a volume of one slice was read as an image in the plane.
-    `dicom_frames` of a DICOM series names the files and frames that were read, in the order of the volume's slices;
-    `SavePredictiond` refers to these. `reader_warnings` has a line per warning. None of a patient.
+    Metadata: `affine`, `original_affine` (4x4, RAS), `spatial_shape`, `original_channel_dim` (0, or NaN for none),
+    `space`, `is_placed` (whether the image has a place in a patient), `filename_or_obj`, `name`, which is the name of a
+    result, and `single_slice` if a volume of one slice was read as a 2D image. `dicom_frames` of a DICOM series names
+    the files and frames that were read, in the order of the volume's slices; `SavePredictiond` refers to these.
+    `reader_warnings` has a line per warning. Nothing identifies a patient.
 
-    Args:
-        channels: this and all others as in `read_volume`.
-        form: NIfTI placement.
-        fill_value: NIfTI fill.
-        series_uid: DICOM series.
-        uneven: DICOM rule for uneven slices.
-        tilt: DICOM rule for a tilted gantry.
-        phase: DICOM phase.
-        spatial_dims: number of spatial axes that the model takes.
-        skip_unreadable: whether DICOM files that cannot be read are left out.
-        isolated: whether files are decoded in a child process.
+    The arguments are the fields of :class:`medunet.io.ReadOptions`, and `isolated` of `read_volume`.
 
     Raises:
-        ConfigError: an option that does not exist.
+        ConfigError: an invalid option.
     """
 
     def __init__(
@@ -171,48 +121,43 @@ class MedunetReader(ImageReader):
         )
 
     def verify_suffix(self, filename: PathLike | Sequence[PathLike]) -> bool:
-        """Whether all paths are folders or files of a known kind."""
-        paths = [Path(p) for p in ([filename] if isinstance(filename, str | os.PathLike) else filename)]
-        return all(path.is_dir() or _suffix(path, strict=False) is not None for path in paths)
+        """Return whether all paths are folders or files of a known format."""
+        return all(path.is_dir() or _suffix(path, strict=False) is not None for path in _as_paths(filename))
 
     def read(self, data: PathLike | Sequence[PathLike], **kwargs: Any) -> tuple[Path, ...]:
-        """Take the path or paths; nothing is opened, see the class."""
+        """Return the paths; nothing is opened."""
         return _as_paths(data)
 
-    def get_data(self, img: tuple[Path, ...]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """Read what `read` has taken: ``(*spatial)``, or ``(C, *spatial)`` for several channels, and the meta data."""
+    def get_data(self, img: tuple[Path, ...]) -> tuple[Voxels, dict[str, Any]]:
+        """Read the paths: ``(*spatial)``, or ``(C, *spatial)`` for several channels, and the metadata."""
         array, meta, _ = _read_all(img, self.options, self.isolated)
         return array, meta
 
 
 def _read_all(
     paths: tuple[Path, ...], options: ReadOptions, isolated: bool | None
-) -> tuple[npt.NDArray[np.float32], dict[str, Any], ReadRecord]:
-    arrays, records, flattened = [], [], False
-    read = shared_process().read if is_wanted(isolated) else read_one
+) -> tuple[Voxels, dict[str, Any], ReadRecord]:
+    arrays, records, is_flattened = [], [], False
     for path in _reachable(paths):
-        array, found = read(path, options)
-        record = _with_dims(found, options.spatial_dims)
-        flattened |= record is not found
+        array, stored = _apart(read_one, path, options, isolated)
+        record = _with_dims(stored, options.spatial_dims)
+        is_flattened |= record is not stored
         arrays.append(array.reshape((record.channels,) * (record.channels > 1) + record.geometry.shape))
         records.append(record)
     record = _joined(records)
-    if len(arrays) > 1:
-        shape = record.geometry.shape
-        array = np.concatenate([a.reshape(-1, *shape) for a in arrays])
-    else:
-        array = arrays[0]
+    shape = record.geometry.shape
+    array = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1, *shape) for a in arrays])
     meta = {
         "affine": np.array(record.geometry.affine),
         "original_affine": np.array(record.geometry.affine),
-        "spatial_shape": np.array(record.geometry.shape),
+        "spatial_shape": np.array(shape),
         "original_channel_dim": 0 if record.channels > 1 else float("nan"),
         "space": "RAS",
         "is_placed": record.is_placed,
         "filename_or_obj": str(paths[0]),
         "name": output_name(paths if len(paths) > 1 else paths[0]),
     }
-    if flattened:
+    if is_flattened:
         meta["single_slice"] = True
     if record.warnings:
         meta["reader_warnings"] = "\n".join(record.warnings)
@@ -221,45 +166,51 @@ def _read_all(
     return array, meta, record
 
 
-def read_one(path: Path, options: ReadOptions) -> tuple[npt.NDArray[np.float32], ReadRecord]:
+def _apart(read: Callable[[Path, ReadOptions], Any], path: Path, options: ReadOptions, isolated: bool | None) -> Any:
+    return shared_process().call(read, path, options) if is_wanted(isolated) else read(path, options)
+
+
+def read_one(path: Path, options: ReadOptions) -> tuple[Voxels, ReadRecord]:
     """Read one file or series in this process, by the reader of its format."""
-    suffix = _suffix(path)
-    if suffix == _DICOM:
-        return read_dicom(path, options)
-    if suffix == ZIP_SUFFIX:
-        with unpacked(path) as inside:
-            voxels, record = read_dicom(image_in(inside), options)
-        return voxels, _within(record, path)
-    if suffix in (*NIFTI_SUFFIXES, *RELATED_SUFFIXES):
-        return read_nifti(path, options)
-    if suffix in PILLOW_SUFFIXES:
-        return read_pillow(path)
-    return read_tiff(path) if suffix in TIFF_SUFFIXES else read_itk(path, options)
+    is_zip, read, _ = _readers(path)
+    if not is_zip:
+        return read(path, options)
+    with unpacked(path) as inside:
+        voxels, record = read(image_in(inside), options)
+    return voxels, _within(record, path)
 
 
 def read_one_header(path: Path, options: ReadOptions) -> ReadRecord:
     """Return the record of one file or series, in this process."""
+    is_zip, _, read = _readers(path)
+    if not is_zip:
+        return read(path, options)
+    with unpacked(path) as inside:
+        return _within(read(image_in(inside), options), path)
+
+
+def _readers(path: Path) -> tuple[bool, Callable[..., tuple[Voxels, ReadRecord]], Callable[..., ReadRecord]]:
+    """Return whether a file is a ZIP archive, and the functions that read it and its header."""
     suffix = _suffix(path)
-    if suffix == _DICOM:
-        return read_dicom_header(path, options)
-    if suffix == ZIP_SUFFIX:
-        with unpacked(path) as inside:
-            return _within(read_dicom_header(image_in(inside), options), path)
-    if suffix in (*NIFTI_SUFFIXES, *RELATED_SUFFIXES):
-        return read_nifti_header(path, options)
+    if suffix in (_DICOM, ZIP_SUFFIX):
+        return suffix == ZIP_SUFFIX, read_dicom, read_dicom_header
     if suffix in PILLOW_SUFFIXES:
-        return read_pillow_header(path)
-    return read_tiff_header(path) if suffix in TIFF_SUFFIXES else read_itk_header(path, options)
+        return False, read_pillow, read_pillow_header
+    if suffix in TIFF_SUFFIXES:
+        return False, read_tiff, read_tiff_header
+    if suffix in ITK_SUFFIXES:
+        return False, read_itk, read_itk_header
+    return False, read_nifti, read_nifti_header
 
 
 def _within(record: ReadRecord, archive: Path) -> ReadRecord:
-    """Return a record whose files are named within their archive, which outlives what was unpacked."""
+    """Return a record that names files within their archive, because what was unpacked is removed."""
     frames = tuple(SourceFrame(archive / frame.file.name, frame.number) for frame in record.frames)
     return replace(record, path=archive, frames=frames)
 
 
 def _with_dims(record: ReadRecord, spatial_dims: int | None) -> ReadRecord:
-    """Refuse a volume where an image in the plane is wanted, and the other way round."""
+    """Reject a volume if a 2D image is required, and the other way round."""
     shape = record.geometry.shape
     if spatial_dims == 2 and record.is_single_slice:
         return replace(record, geometry=Geometry(record.geometry.affine, shape[:2]))
@@ -268,40 +219,28 @@ def _with_dims(record: ReadRecord, spatial_dims: int | None) -> ReadRecord:
             "single slice where a volume is needed", file=record.path, received=shape, remedy="give the whole volume"
         )
     if spatial_dims == 2 and len(shape) == 3:
-        raise GeometryError(
-            "volume where an image in the plane is needed",
-            file=record.path,
-            received=shape,
-            remedy="give single slices",
-        )
+        cause = "volume where an image in the plane is needed"
+        raise GeometryError(cause, file=record.path, received=shape, remedy="give single slices")
     return record
 
 
 def _joined(records: list[ReadRecord]) -> ReadRecord:
-    """One record of files that are channels of one grid."""
+    """Return one record of files that are channels of one grid."""
     first = records[0]
     for other in records[1:]:
         if not other.geometry.is_close(first.geometry):
             raise GeometryError(
                 "channels of one case lie on different grids",
                 file=other.path,
-                received=f"shape {other.geometry.shape}, spacing {other.geometry.spacing_mm}",
-                expected=f"the grid of {first.path.name}: shape {first.geometry.shape}, {first.geometry.spacing_mm}",
+                received=other.geometry,
+                expected=f"the grid of {first.path.name}: {first.geometry}",
                 remedy="resample them to one grid",
             )
-    if len(records) == 1:
-        return first
-    return ReadRecord(
-        path=first.path,
-        format=first.format,
-        geometry=first.geometry,
-        channels=sum(r.channels for r in records),
-        dtype=first.dtype,
-        warnings=tuple(warning for r in records for warning in r.warnings),
-        files=sum(r.files for r in records),
-        modality=first.modality,
-        series=first.series,
-        frames=first.frames,
+    return replace(
+        first,
+        channels=sum(record.channels for record in records),
+        warnings=tuple(warning for record in records for warning in record.warnings),
+        files=sum(record.files for record in records),
     )
 
 
@@ -313,23 +252,16 @@ def _as_paths(path: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
 
 
 def _reachable(paths: Sequence[Path]) -> tuple[Path, ...]:
-    """Return the paths to read, an `.img` as the `.hdr` beside it, after the system has found each of them.
-
-    Raises:
-        DataError: a path that does not exist, may not be read, is too long or has a null character.
-    """
+    """Return the paths to read, with `.hdr` in place of `.img`; a path that cannot be reached is a DataError."""
     headers = {".img": ".hdr", ".IMG": ".HDR"}
-    found = tuple(path.with_suffix(headers[path.suffix]) if path.suffix in headers else path for path in paths)
-    for path in found:
+    reachable = tuple(path.with_suffix(headers[path.suffix]) if path.suffix in headers else path for path in paths)
+    for path in reachable:
         require_reachable(path)
-    return found
-
-
-_DICOM = ".dcm"
+    return reachable
 
 
 def _suffix(path: Path, *, strict: bool = True) -> str | None:
-    """The ending that chooses the reader; '.dcm' for all that is DICOM."""
+    """Return the suffix that chooses the reader; '.dcm' for all DICOM."""
     name = path.name.lower()
     for suffix in IMAGE_SUFFIXES:
         if name.endswith(suffix) and not path.is_dir():

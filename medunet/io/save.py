@@ -300,8 +300,8 @@ class SavePredictiond(MapTransform):
             raise GeometryError(
                 "prediction does not lie on the input's grid",
                 file=source,
-                received=f"shape {written.shape}, spacing {written.spacing_mm} mm, axes {written.axis_codes}",
-                expected=f"shape {expected.shape}, spacing {expected.spacing_mm} mm, axes {expected.axis_codes}",
+                received=written,
+                expected=expected,
                 remedy="undo the preprocessing with Invertd before saving",
             )
         return affine

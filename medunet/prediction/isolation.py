@@ -13,19 +13,18 @@ from medunet.io.isolation import shared_process
 
 
 def isolate_reading(preprocessing: Callable[..., Any], isolated: bool) -> None:
-    """Set `isolated` of every reader in some preprocessing; the child begins to load its programs.
+    """Set `isolated` of every reader in the preprocessing, and start the child process.
 
     Raises:
-        ConfigError: the bundle reads by something else than :class:`medunet.io.MedunetReader`.
+        ConfigError: the bundle does not read images by :class:`medunet.io.MedunetReader`.
     """
     steps = preprocessing.transforms if isinstance(preprocessing, Compose) else (preprocessing,)
     loaders = [step._loader if isinstance(step, LoadImaged) else step for step in steps]
     readers = [reader for loader in loaders if isinstance(loader, LoadImage) for reader in loader.readers]
-    # LoadImage tries the reader that was named last first, and keeps MONAI's own behind it
     ours = [reader for reader in readers if isinstance(reader, MedunetReader)]
     if isolated and not ours:
         raise ConfigError(
-            "the bundle does not read by medunet, so that reading cannot be isolated",
+            "reading cannot be isolated: the bundle does not read images by MedunetReader",
             received=", ".join(type(reader).__name__ for reader in readers) or "no LoadImage",
             expected="LoadImaged(reader='medunet.io.MedunetReader')",
         )

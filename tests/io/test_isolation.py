@@ -18,6 +18,7 @@ from medunet.errors import DataError, GeometryError, SecurityError
 from medunet.io import MedunetReader, read_header, read_volume, write_volume
 from medunet.io.isolation import ReadingProcess, shared_process
 from medunet.io.options import DEFAULTS, ReadOptions
+from medunet.io.reader import read_one
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
 
@@ -56,10 +57,10 @@ def test_voxels_and_record_are_those_of_the_plain_reader(
 
 
 def test_one_child_reads_file_after_file_and_leaves_no_handle(process: ReadingProcess, volume: Path) -> None:
-    process.read(volume, DEFAULTS)
+    process.call(read_one, volume, DEFAULTS)
     first, handles = process.pid, len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for _ in range(20):
-        process.read(volume, DEFAULTS)
+        process.call(read_one, volume, DEFAULTS)
     assert process.pid == first
     assert len(os.listdir("/proc/self/fd")) == handles  # noqa: PTH208
 
@@ -73,32 +74,32 @@ def test_errors_keep_their_type_and_words(process: ReadingProcess, volume: Path,
         with pytest.raises(kind) as plain:
             read_volume(path, isolated=False)
         with pytest.raises(kind) as apart:
-            process.read(path, DEFAULTS)
+            process.call(read_one, path, DEFAULTS)
         assert str(apart.value) == str(plain.value)
 
 
 def test_a_crash_is_an_error_of_the_file_and_the_next_file_is_read(process: ReadingProcess, volume: Path) -> None:
-    process.read(volume, DEFAULTS)
+    process.call(read_one, volume, DEFAULTS)
     os.kill(process.pid or 0, signal.SIGSTOP)  # as if it were decoding
     os.kill(process.pid or 0, signal.SIGSEGV)
     os.kill(process.pid or 0, signal.SIGCONT)
-    with pytest.raises(DataError, match=r"a\.nii\.gz: reading it made the reading process end \(received by SIGSEGV\)"):
+    with pytest.raises(DataError, match=r"a\.nii\.gz: reading it made the reading process end \(received SIGSEGV\)"):
         for _ in range(50):
-            process.read(volume, DEFAULTS)
-    assert process.read(volume, DEFAULTS)[0].shape == (17, 19, 23)
+            process.call(read_one, volume, DEFAULTS)
+    assert process.call(read_one, volume, DEFAULTS)[0].shape == (17, 19, 23)
 
 
 def test_a_file_that_takes_too_long_is_stopped(volume: Path) -> None:
     process = ReadingProcess(memory=1 << 30, seconds=1.0)
     try:
         begun = time.monotonic()
-        process.read(volume, DEFAULTS)
+        process.call(read_one, volume, DEFAULTS)
         os.kill(process.pid or 0, signal.SIGSTOP)
         with pytest.raises(DataError, match=r"a\.nii\.gz: reading takes too long.*at most 1 s"):
-            process.read(volume, DEFAULTS)
+            process.call(read_one, volume, DEFAULTS)
         assert time.monotonic() - begun < 120
         assert process.pid is None
-        assert process.read(volume, DEFAULTS)[0].shape == (17, 19, 23)
+        assert process.call(read_one, volume, DEFAULTS)[0].shape == (17, 19, 23)
     finally:
         process.close()
 
@@ -111,20 +112,20 @@ def test_what_needs_too_much_memory_is_refused(tmp_path: Path, volume: Path) -> 
         with pytest.raises(
             DataError, match=r"large\.nii\.gz: (image is larger than the free|reading needs more) memory"
         ):
-            process.read(tmp_path / "large.nii.gz", DEFAULTS)
-        assert process.read(volume, ReadOptions(spatial_dims=3))[0].shape == (17, 19, 23)
+            process.call(read_one, tmp_path / "large.nii.gz", DEFAULTS)
+        assert process.call(read_one, volume, ReadOptions(spatial_dims=3))[0].shape == (17, 19, 23)
     finally:
         process.close()
 
 
 def test_a_fork_gets_a_child_of_its_own(volume: Path) -> None:
-    shared_process().read(volume, DEFAULTS)
+    shared_process().call(read_one, volume, DEFAULTS)
     ours = shared_process().pid
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            shared_process().read(volume, DEFAULTS)
+            shared_process().call(read_one, volume, DEFAULTS)
             os.write(writer, str(shared_process().pid).encode())
             shared_process().close()
         finally:
@@ -134,7 +135,7 @@ def test_a_fork_gets_a_child_of_its_own(volume: Path) -> None:
         theirs = answer.read()
     os.waitpid(child, 0)
     assert theirs.isdigit() and int(theirs) != ours
-    assert shared_process().read(volume, DEFAULTS)[0].shape == (17, 19, 23)
+    assert shared_process().call(read_one, volume, DEFAULTS)[0].shape == (17, 19, 23)
 
 
 def test_a_child_goes_with_its_parent(volume: Path) -> None:
@@ -142,7 +143,7 @@ def test_a_child_goes_with_its_parent(volume: Path) -> None:
     parent = os.fork()
     if parent == 0:
         process = ReadingProcess()
-        process.read(volume, DEFAULTS)
+        process.call(read_one, volume, DEFAULTS)
         os.write(writer, str(process.pid).encode())
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(parent, 0)
