@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,13 +51,7 @@ def store(
     if prune:
         size = None if limit is None else parse_memory(limit)
         done = prune_store(folder, unused_days=unused, max_bytes=size)
-        reasons: dict[str, int] = {}
-        for _, reason in done.removed:
-            kind = (
-                reason if reason[:8] in {"not used", "the stor", "damaged"} else "image or label has changed or is gone"
-            )
-            reasons[kind] = reasons.get(kind, 0) + 1
-        for reason, count in reasons.items():
+        for reason, count in Counter(reason for _, reason in done.removed).items():
             console.print(f"{count} cases: {reason}")
         console.print(f"removed {len(done.removed)} cases, {done.freed / 1e9:.2f} GB")
     cases = list_store(folder)

@@ -1,15 +1,16 @@
 """Data sets: what lies in a folder, whether it can be used, and made data with exact labels."""
 
+from .cache.indices import foreground_indices as foreground_indices
 from .cache.prune import Pruned as Pruned
 from .cache.prune import StoredCase as StoredCase
 from .cache.prune import list_store as list_store
 from .cache.prune import prune_store as prune_store
 from .cache.store import StoreDataset as StoreDataset
-from .cache.store import foreground_indices as foreground_indices
 from .check.check import CaseView as CaseView
 from .check.check import check_dataset as check_dataset
 from .check.check import check_pair as check_pair
 from .check.check import survey as survey
+from .check.check import usable as usable
 from .check.comparison import named_sides as named_sides
 from .check.examination import Examination as Examination
 from .check.examination import examine as examine
@@ -18,7 +19,6 @@ from .check.finding import raise_on_error as raise_on_error
 from .check.finding import shown as shown
 from .check.instances import refuse_instances as refuse_instances
 from .check.statistics import CaseStatistics as CaseStatistics
-from .check.usable import usable as usable
 from .layouts.content import image_digest as image_digest
 from .layouts.datalist import datalist as datalist
 from .layouts.datalist import list_inputs as list_inputs

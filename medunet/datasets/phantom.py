@@ -22,7 +22,7 @@ from medunet.files import write_atomically
 from medunet.geometry import flip_ras_lps
 from medunet.io import write_volume
 
-from .cache.manifest import MANIFEST
+from .layouts.manifest import MANIFEST
 
 Kind = Literal["ct", "mr", "cells", "instances"]
 Floats = npt.NDArray[np.float32]

@@ -9,7 +9,7 @@ from typing import Any
 
 from medunet.bundle.read import read_own
 from medunet.datasets import MAX_CLASSES, datalist, label_values, open_dataset, refuse_instances
-from medunet.datasets.cache.manifest import MANIFEST, labels_of, load_manifest
+from medunet.datasets.layouts.manifest import MANIFEST, labels_of, load_manifest
 from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.files import claim
 from medunet.io.options import ReadOptions

@@ -26,7 +26,7 @@ def test_cases_are_listed_and_removed(tmp_path: Path) -> None:
     image = write_volume(np.zeros((8, 9, 10), np.float32), tmp_path / "data" / "a.nii.gz", affine=np.eye(4))
     store = tmp_path / "store"
     load = LoadImaged("image", reader=MedunetReader(channels=1), ensure_channel_first=True)
-    dataset = StoreDataset([{"image": str(image)}], Compose([load]), store_dir=store, label_keys=(), progress=False)
+    dataset = StoreDataset([{"image": str(image)}], Compose([load]), store_dir=store)
     dataset.prepare()
     shown = run("--folder", str(store)).stdout
     assert dataset.folder.name in shown

@@ -31,7 +31,7 @@ def items(folder: Path, count: int = 3) -> list[dict[str, Any]]:
 
 def filled(data: list[dict[str, Any]], folder: Path, channels: int = 1) -> StoreDataset:
     transform = Compose([LoadImaged("image", reader=MedunetReader(channels=channels), ensure_channel_first=True)])
-    dataset = StoreDataset(data, transform, store_dir=folder, label_keys=(), progress=False)
+    dataset = StoreDataset(data, transform, store_dir=folder)
     dataset.prepare()
     return dataset
 
@@ -52,12 +52,10 @@ def test_what_was_not_used_for_long_goes_and_is_made_anew_when_wanted(tmp_path: 
     assert names(list_store(store)) == {"case_0.nii.gz", "case_1.nii.gz", "case_2.nii.gz"}
     assert prune_store(store).removed == ()
     make_old(folder, days=31)
-    seen = prune_store(store, dry_run=True)
-    assert len(seen.removed) == 3
-    assert len(list_store(store)) == 3
+    size = sum(case.nbytes for case in list_store(store))
     done = prune_store(store)
     assert {reason for _, reason in done.removed} == {"not used for 30 days"}
-    assert done.freed == sum(case.nbytes for case, _ in seen.removed) > 3 * 8 * 9 * 10 * 4
+    assert done.freed == size > 3 * 8 * 9 * 10 * 4
     assert list(store.iterdir()) == []
     assert filled(data, store)[0]["image"].shape == (1, 8, 9, 10)
 
@@ -76,7 +74,7 @@ def test_cases_whose_files_have_changed_or_are_gone_are_stale(tmp_path: Path) ->
     write_volume(np.ones((8, 9, 10), np.float32), Path(data[0]["image"]), affine=np.eye(4))
     Path(data[1]["image"]).unlink()
     done = prune_store(store, unused_days=None)
-    assert sorted(reason for _, reason in done.removed) == ["case_0.nii.gz has changed", "case_1.nii.gz is gone"]
+    assert sorted(reason for _, reason in done.removed) == ["image or label has changed", "image or label is missing"]
     assert names(done.kept) == {"case_2.nii.gz"}
 
 

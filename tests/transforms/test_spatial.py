@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import map_coordinates
 
-from medunet.datasets.cache.store import annotated_indices, foreground_indices
+from medunet.datasets.cache.indices import annotated_indices, foreground_indices
 from medunet.errors import ConfigError, DataError
 from medunet.transforms import RandDeformd
 from medunet.transforms.deformation import Deformation, resample

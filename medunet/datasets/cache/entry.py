@@ -1,8 +1,7 @@
-"""One preprocessed case on disk: a folder of npy files with a manifest, written whole or not at all."""
+"""One preprocessed case on disk: a folder of npy files with a manifest, written atomically."""
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import errno
 import json
@@ -28,16 +27,15 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "entry.json"
 
+# of the beginning and of the end of each file are compared with a checksum when it is opened: all of a small array, and
+# of a large one the parts that a crash or a full disk leaves out
 CHECKED_BYTES = 1 << 20
-"""So much of the beginning and of the end of each file is compared with its checksum when it is opened for the first
-time: the whole of small arrays, and of large ones what a crash or a full disk leaves out."""
 
-MAX_META_NUMBERS = 1024
-"""Longest array in a MetaTensor's meta that is kept; meta describe an image, they are none."""
+MAX_META_NUMBERS = 1024  # longest array in a MetaTensor's meta that is stored
 
 
 class Entry:
-    """A case that was preprocessed: the arrays as files that are read where they are touched.
+    """A preprocessed case: its arrays are files, of which only the parts in use are read.
 
     Args:
         folder: the entry's folder.
@@ -54,10 +52,9 @@ class Entry:
         return sum(facts["size"] for facts in self.manifest["arrays"].values())
 
     def load(self, *, track_meta: bool = True) -> dict[str, Any]:
-        """The item; its arrays are mapped and nothing of them is read yet.
+        """Return the item; its arrays are memory-mapped, nothing of them is read yet. Takes about 0.1 ms.
 
-        Every call maps anew, copy on write: what a transform changes in place reaches neither the file nor the next
-        item. Takes about 0.1 ms.
+        Every call maps anew, copy on write: in-place changes reach neither the file nor the next item.
 
         Raises:
             OSError: a file has vanished.
@@ -75,12 +72,12 @@ class Entry:
         return item
 
     def load_indices(self) -> dict[str, list[np.ndarray]]:
-        """Flat indices of foreground voxels by label key, one array a class that may be drawn."""
-        found = {}
+        """Return flat indices of foreground voxels by label key, one array per class that may be drawn."""
+        indices = {}
         for key, facts in self.manifest["indices"].items():
             bounds = np.cumsum(facts["counts"])[:-1]
-            found[key] = np.split(self._map(facts), bounds) if facts["counts"] else []
-        return found
+            indices[key] = np.split(self._map(facts), bounds) if facts["counts"] else []
+        return indices
 
     def _map(self, facts: Mapping[str, Any]) -> np.ndarray:
         shape = tuple(facts["shape"])
@@ -93,20 +90,16 @@ class Entry:
 
     @staticmethod
     def open(folder: Path) -> Entry | None:
-        """The entry in a folder, or None where there is none or a damaged one."""
+        """Return the entry in a folder, or None if there is none or a damaged one."""
+        if not folder.exists():
+            return None
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             for facts in (*manifest["arrays"].values(), *manifest["indices"].values()):
-                found = _checked(folder / facts["file"])
-                if found != (facts["size"], facts["checksum"]):
-                    logger.warning("%s is damaged and is made anew", folder / facts["file"])
-                    return None
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if folder.exists():
-                logger.warning("%s is damaged (%s is missing) and is made anew", folder, Path(error.filename).name)
-            return None
+                if _size_and_checksum(folder / facts["file"]) != (facts["size"], facts["checksum"]):
+                    raise ValueError(f"{facts['file']} has changed")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.warning("%s is damaged (%s) and is made anew", folder, error)
+            logger.warning("%s is damaged (%s) and is prepared again", folder, error)
             return None
         return Entry(folder, manifest)
 
@@ -114,24 +107,29 @@ class Entry:
     def write(
         folder: Path, item: Mapping[str, Any], indices: Mapping[str, list[np.ndarray]], *, source: Any = None
     ) -> Entry:
-        """Keep an item.
+        """Store an item.
 
         Args:
-            folder: where to; a damaged entry there is replaced.
-            item: arrays and tensors of any shape, and values that JSON knows.
-            indices: what `load_indices` shall give.
+            folder: the entry's folder; a damaged entry there is replaced.
+            item: arrays and tensors of any shape, and values that JSON can represent.
+            indices: what `load_indices` returns.
             source: what the item was made from, see :func:`medunet.datasets.cache.identity.describe_source`.
 
         Raises:
             DataError: it cannot be written, for instance because the disk is full.
-            ConfigError: the item holds a value that cannot be kept.
+            ConfigError: the item has a value that cannot be stored.
         """
         temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         try:
             temporary.mkdir(parents=True)
             manifest = _write_files(temporary, item, indices) | {"source": source}
-            _write_synced(temporary / MANIFEST, json.dumps(manifest).encode())
-            _put_in_place(temporary, folder)
+            with (temporary / MANIFEST).open("w", encoding="utf-8") as file:
+                json.dump(manifest, file)
+                file.flush()
+                os.fsync(file.fileno())
+            remove(folder)
+            temporary.rename(folder)
+            sync_folder(folder.parent)
         except OSError as error:
             raise _cannot_write(folder, error, item) from error
         finally:
@@ -146,21 +144,24 @@ def remove_remains(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder or a file, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    """Remove an entry or a file, if it exists; renamed first, so that no reader sees half an entry."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        old = path if path.name.startswith(".") else path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        shutil.rmtree(path.rename(old), ignore_errors=True)
 
 
 def _write_files(folder: Path, item: Mapping[str, Any], indices: Mapping[str, list[np.ndarray]]) -> dict[str, Any]:
     manifest: dict[str, Any] = {"arrays": {}, "values": {}, "indices": {}}
     for key, value in item.items():
         if not isinstance(key, str):
-            raise ConfigError("item has a key that is no text", received=repr(key))
+            raise ConfigError("item has a key that is not text", received=repr(key))
         if isinstance(value, np.ndarray | torch.Tensor):
-            name = f"{len(manifest['arrays'])}.npy"
-            manifest["arrays"][key] = _write_array(folder / name, value) | _kind(value)
+            facts = _write_array(folder / f"{len(manifest['arrays'])}.npy", value)
+            if isinstance(value, MetaTensor):
+                facts |= {"kind": "meta", "meta": _encoded_meta(value.meta)}
+            manifest["arrays"][key] = facts
         else:
             manifest["values"][key] = _encoded(value, key)
     for key, classes in indices.items():
@@ -171,38 +172,26 @@ def _write_files(folder: Path, item: Mapping[str, Any], indices: Mapping[str, li
     return manifest
 
 
-def _kind(value: Any) -> dict[str, Any]:
-    if isinstance(value, MetaTensor):
-        return {"kind": "meta", "meta": _encoded_meta(value.meta)}
-    return {"kind": "torch" if isinstance(value, torch.Tensor) else "numpy"}
-
-
 def _write_array(path: Path, value: np.ndarray | torch.Tensor) -> dict[str, Any]:
+    kind = "torch" if isinstance(value, torch.Tensor) else "numpy"
     if isinstance(value, torch.Tensor):
-        tensor = value.as_subclass(torch.Tensor).detach().cpu()
-        if tensor.dtype == torch.bfloat16:
-            raise ConfigError("bfloat16 cannot be kept", remedy="cast to float32 or float16")
-        value = tensor.numpy()
+        if value.dtype == torch.bfloat16:
+            raise ConfigError("bfloat16 cannot be stored", remedy="cast to float32 or float16")
+        value = value.as_subclass(torch.Tensor).detach().cpu().numpy()
     if value.dtype.hasobject:
-        raise ConfigError("an array of objects cannot be kept", received=str(value.dtype))
+        raise ConfigError("an array of objects cannot be stored", received=str(value.dtype))
     array = np.ascontiguousarray(value).reshape(value.shape)
     with path.open("wb") as file:
         np.lib.format.write_array(file, array, allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
-    size, checksum = _checked(path)
-    return {
-        "file": path.name,
-        "dtype": array.dtype.str,
-        "shape": list(array.shape),
-        "offset": size - array.nbytes,
-        "size": size,
-        "checksum": checksum,
-    }
+    size, checksum = _size_and_checksum(path)
+    facts = {"file": path.name, "kind": kind, "dtype": array.dtype.str, "shape": list(array.shape)}
+    return facts | {"offset": size - array.nbytes, "size": size, "checksum": checksum}
 
 
-def _checked(path: Path) -> tuple[int, int]:
-    """Size of a file and checksum of its two ends."""
+def _size_and_checksum(path: Path) -> tuple[int, int]:
+    """Return the size of a file and a checksum of its two ends."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -211,36 +200,11 @@ def _checked(path: Path) -> tuple[int, int]:
         return size, zlib.crc32(file.read(CHECKED_BYTES), checksum)
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename; what stands there, a damaged entry or that of another process, gives way first."""
-    for _ in range(3):
-        try:
-            temporary.rename(folder)
-            sync_folder(folder.parent)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise
-        # renamed first, so that a reader never sees half an entry
-        old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-        with contextlib.suppress(FileNotFoundError):
-            folder.rename(old)
-            remove(old)
-    temporary.rename(folder)
-
-
 def _cannot_write(folder: Path, error: OSError, item: Mapping[str, Any]) -> DataError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     needed = sum(v.nbytes for v in item.values() if isinstance(v, np.ndarray | torch.Tensor))
     return DataError(
-        "disk is full: the preprocessed case cannot be kept" if full else f"cannot be written: {error.strerror}",
+        "disk is full: the preprocessed case cannot be stored" if full else f"cannot be written: {error.strerror}",
         file=folder.parent,
         expected=f"{needed / 1e6:.0f} MB for this case" if full else None,
         remedy="free space there, or choose another folder with store_dir",
@@ -248,7 +212,7 @@ def _cannot_write(folder: Path, error: OSError, item: Mapping[str, Any]) -> Data
 
 
 def _encoded(value: Any, key: str) -> Any:
-    """As JSON takes it; arrays, which only occur within lists, mappings and meta, are marked."""
+    """Return a value for JSON; arrays, which only occur within lists, mappings and meta, are marked."""
     if isinstance(value, enum.Enum):
         return _encoded(value.value, key)
     if value is None or isinstance(value, bool | int | float | str):
@@ -266,7 +230,7 @@ def _encoded(value: Any, key: str) -> Any:
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
         return {str(name): _encoded(inner, key) for name, inner in value.items()}
     raise ConfigError(
-        "a preprocessed value cannot be kept on disk",
+        "a preprocessed value cannot be stored on disk",
         received=f"{key}: {type(value).__name__}",
         expected="an array, a number, a text, or lists and mappings of them",
         remedy="remove it with DeleteItemsd, or use monai's CacheDataset",
@@ -274,16 +238,16 @@ def _encoded(value: Any, key: str) -> Any:
 
 
 def _encoded_meta(meta: Mapping[Any, Any]) -> dict[str, Any]:
-    """What JSON can hold of meta data; the rest is for inverting, which random patches never are."""
-    kept = {}
+    """Return the part of the meta data that JSON can represent; the rest only serves to invert transforms."""
+    encoded = {}
     for key, value in meta.items():
         if isinstance(value, np.ndarray | torch.Tensor) and np.prod(value.shape) > MAX_META_NUMBERS:
             continue
         try:
-            kept[str(key.value if isinstance(key, enum.Enum) else key)] = _encoded(value, str(key))
+            encoded[str(key.value if isinstance(key, enum.Enum) else key)] = _encoded(value, str(key))
         except ConfigError:
-            logger.debug("meta %s of type %s is not kept", key, type(value).__name__)
-    return kept
+            logger.debug("meta %s of type %s is not stored", key, type(value).__name__)
+    return encoded
 
 
 def _decoded(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""When two preprocessed cases are the same: a hash of the files, of the transforms and of the code behind them."""
+"""When two preprocessed cases are the same: a digest of the files, of the transforms and of the code behind them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 
-DETACHED_SUFFIXES = (".mhd", ".nhdr", ".hdr", ".img")
-"""Headers and voxels that are in two files of the same stem, both of which count."""
-
-SOURCES = ("datasets", "io", "transforms")
-"""Folders of medunet whose code decides what a preprocessed case is."""
-
-LIBRARIES = (
+DETACHED_SUFFIXES = (".mhd", ".nhdr", ".hdr", ".img")  # headers and voxels in two files of one stem: both count
+SOURCES = ("datasets", "io", "transforms")  # folders of medunet whose code decides what a preprocessed case is
+LIBRARIES = (  # distributions that medunet reads and transforms images with
     *("imagecodecs", "itk-io", "monai", "nibabel", "numpy", "pillow", "pydicom", "scikit-image", "scipy"),
     *("SimpleITK", "tifffile", "torch"),
 )
-"""Distributions that medunet reads and transforms images with."""
+
+_PLAIN = (float, complex, bytes, Path, np.dtype, torch.dtype, torch.device, range, slice)
 
 
 def digest(*values: object) -> str:
-    """Hexadecimal SHA-256 of any values, the same in every process: see `describe`.
+    """Return a hexadecimal SHA-256 of any values, the same in every process: see `describe`.
 
     Example:
         >>> digest({"a": 1, "b": {2, 3}}) == digest({"b": {3, 2}, "a": 1})
@@ -46,19 +43,17 @@ def digest(*values: object) -> str:
 
 
 def describe(value: Any, _above: tuple[int, ...] = ()) -> Any:
-    """What makes a value what it is, as JSON takes it; objects by class and attributes.
+    """Return what identifies a value, for JSON; objects by class and attributes.
 
-    Unlike a pickle it holds no order of sets, no shared references and no random state, which differ from one process
-    to the next. Functions count by their byte code, classes by the file that defines them.
+    Unlike a pickle it has no order of sets, no shared references and no random state, which differ from one process
+    to the next. Functions are identified by their byte code, classes by the file that defines them.
     """
     if value is None or (isinstance(value, bool | int | str) and not isinstance(value, enum.Enum)):
         return value
-    if isinstance(value, float | complex | bytes | np.dtype | torch.dtype | torch.device | range | slice):
+    if isinstance(value, _PLAIN):
         return [type(value).__name__, repr(value)]
     if isinstance(value, np.generic):
         return describe(value.item())
-    if isinstance(value, Path):
-        return ["path", str(value)]
     if isinstance(value, np.ndarray | torch.Tensor):
         array = np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value)
         return ["array", str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
@@ -75,15 +70,40 @@ def describe(value: Any, _above: tuple[int, ...] = ()) -> Any:
         return ["set", sorted((inner(v) for v in value), key=json.dumps)]
     if isinstance(value, Sequence):
         return [inner(v) for v in value]
-    return _describe_code(value, inner)
+    if isinstance(value, types.MethodType):
+        return ["method", inner(value.__self__), inner(value.__func__)]
+    if isinstance(value, functools.partial):
+        return ["partial", inner(value.func), inner(value.args), inner(value.keywords)]
+    if isinstance(value, types.FunctionType):
+        closure = []
+        for cell in value.__closure__ or ():
+            with contextlib.suppress(ValueError):  # not assigned yet
+                closure.append(inner(cell.cell_contents))
+        return [
+            "function",
+            _name(value),
+            _code(value.__code__),
+            inner([value.__defaults__, value.__kwdefaults__]),
+            closure,
+        ]
+    if isinstance(value, types.ModuleType):
+        return ["module", value.__name__]
+    if isinstance(value, type | types.BuiltinFunctionType):
+        return ["named", _name(value), _file_digest(value.__module__)]
+    slots = [slot for owner in type(value).__mro__ for slot in np.atleast_1d(owner.__dict__.get("__slots__", ()))]
+    attributes = {str(slot): getattr(value, slot) for slot in slots if slot != "__weakref__" and hasattr(value, slot)}
+    attributes |= getattr(value, "__dict__", {})
+    # MONAI's invertible transforms note their state while they run in thread-local attributes
+    attributes = {name: inner(v) for name, v in attributes.items() if not isinstance(v, threading.local)}
+    return [_name(type(value)), _file_digest(type(value).__module__), attributes]
 
 
 def describe_source(value: Any) -> Any:
-    """What an item of a data list points to: of paths also the size and the time of the last change.
+    """Return what an item of a data list points to, for JSON: of paths also the size and the time of the last change.
 
     Args:
-        value: an item or one of its values; a text counts as a path if it is absolute or has a separator or a dot,
-            and such a file or folder exists. A folder counts with all its files.
+        value: an item or one of its values; a text is a path if it is absolute or has a separator or a dot, and such a
+            file or folder exists. A folder stands for all its files.
     """
     if isinstance(value, Mapping):
         return {str(key): describe_source(inner) for key, inner in value.items()}
@@ -95,11 +115,10 @@ def describe_source(value: Any) -> Any:
         return value  # a name, even if the working folder has an entry of this name
     try:
         path = Path(value).resolve()
-        files = _files(path)
-        facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    except (OSError, ValueError):  # a text that is no path: too long, a zero byte
+        stats = [(str(file), file.stat()) for file in _files(path)]
+    except (OSError, ValueError):  # a text that is not a path: too long, a zero byte
         return str(value)
-    return [str(path), facts] if facts else str(value)
+    return [str(path), [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]] if stats else str(value)
 
 
 def _files(path: Path) -> list[Path]:
@@ -110,40 +129,8 @@ def _files(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.stem}.*")) if path.suffix.lower() in DETACHED_SUFFIXES else [path]
 
 
-def _describe_code(value: Any, inner: Any) -> Any:
-    if isinstance(value, types.MethodType):
-        return ["method", inner(value.__self__), inner(value.__func__)]
-    if isinstance(value, functools.partial):
-        return ["partial", inner(value.func), inner(value.args), inner(value.keywords)]
-    if isinstance(value, types.FunctionType):
-        defaults = [value.__defaults__, value.__kwdefaults__]
-        return ["function", _name(value), _code(value.__code__), inner(defaults), inner(_closure(value))]
-    if isinstance(value, types.ModuleType):
-        return ["module", value.__name__]
-    if isinstance(value, type | types.BuiltinFunctionType):
-        return ["named", _name(value), _file_digest(value.__module__)]
-    attributes: dict[str, Any] = {}
-    for owner in type(value).__mro__:
-        names = owner.__dict__.get("__slots__", ())
-        attributes |= {
-            n: getattr(value, n) for n in ((names,) if isinstance(names, str) else names) if hasattr(value, n)
-        }
-    attributes |= getattr(value, "__dict__", {})
-    # thread-local: what MONAI's invertible transforms note while they run
-    attributes = {n: v for n, v in attributes.items() if n != "__weakref__" and not isinstance(v, threading.local)}
-    return [_name(type(value)), _file_digest(type(value).__module__), inner(attributes)]
-
-
-def _closure(function: types.FunctionType) -> list[Any]:
-    found = []
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # nothing in it yet
-            found.append(cell.cell_contents)
-    return found
-
-
 def _code(code: types.CodeType) -> Any:
-    """Byte code with its constants, without the line numbers; functions inside it too."""
+    """Return byte code with its constants, without line numbers; functions inside it too."""
     constants = [_code(c) if isinstance(c, types.CodeType) else describe(c) for c in code.co_consts]
     return [code.co_code.hex(), list(code.co_names), constants]
 

@@ -1,4 +1,4 @@
-"""Removing preprocessed cases that nobody needs any more, beside processes that use others."""
+"""Remove preprocessed cases that are not needed any more, without disturbing processes that use others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,10 +19,8 @@ from .entry import MANIFEST, remove
 
 logger = logging.getLogger(__name__)
 
-UNUSED_DAYS = 30.0
-"""Entries that were not opened for so long belong to a configuration that is not used any more."""
-
-SECONDS_A_DAY = 86_400
+UNUSED_DAYS = 30.0  # entries that were not opened for so long belong to a configuration that is not used any more
+SECONDS_PER_DAY = 86_400
 
 
 @dataclass(frozen=True)
@@ -32,11 +29,11 @@ class StoredCase:
 
     Args:
         folder: of the entry; its parent stands for the transforms that made it.
-        nbytes: on disk.
+        nbytes: size on disk.
         last_used: when a data set opened it last, seconds since 1970.
-        in_use: whether a process holds the entries of these transforms now.
-        source: the image, where the entry says so.
-        stale: why nobody can need it, or None.
+        in_use: whether a process uses entries of these transforms now.
+        source: the image, if the entry names it.
+        stale: why no data set can use it, or None.
     """
 
     folder: Path
@@ -49,10 +46,10 @@ class StoredCase:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `prune_store` removed, with the reason for each, and what it left."""
+    """Cases that `prune_store` removed, with the reason for each, and cases that it left."""
 
-    removed: tuple[tuple[StoredCase, str], ...]
-    kept: tuple[StoredCase, ...]
+    removed: tuple[tuple[StoredCase, str], ...] = ()
+    kept: tuple[StoredCase, ...] = ()
 
     @property
     def freed(self) -> int:
@@ -61,12 +58,12 @@ class Pruned:
 
 
 def store_folder(store_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The store in a folder, or by default in medunet's cache folder."""
+    """Return the folder of a store, by default in medunet's cache folder."""
     return cache_folder() / "store" if store_dir is None else Path(store_dir)
 
 
 def hold_path(folder: Path) -> Path:
-    """The lock file by which processes say that they use the entries in a folder."""
+    """Return the file that processes lock while they use the entries in a folder."""
     return folder.with_name(f"{folder.name}.use")
 
 
@@ -74,11 +71,11 @@ def remove_free_locks(folder: Path) -> None:
     """Remove the lock files of processes that were killed; those that are held stay."""
     for file in folder.glob("*.lock"):
         with lock(file, wait=False):
-            pass  # it goes when it is let go
+            pass  # the file is removed when the lock is released
 
 
 def list_store(store_dir: str | os.PathLike[str] | None = None) -> list[StoredCase]:
-    """All preprocessed cases, the one that was not used for longest first."""
+    """Return all preprocessed cases, the least recently used first."""
     cases: list[StoredCase] = []
     for folder in _pipelines(store_folder(store_dir)):
         with lock(hold_path(folder), wait=False) as free:
@@ -91,56 +88,44 @@ def prune_store(
     *,
     unused_days: float | None = UNUSED_DAYS,
     max_bytes: int | None = None,
-    dry_run: bool = False,
 ) -> Pruned:
-    """Remove preprocessed cases that are stale, then those that were not used for longest.
+    """Remove preprocessed cases that are stale, then the least recently used ones.
 
-    An entry is stale when its image or label has changed or is gone, so that no data set can find it, or when nobody
-    opened it for `unused_days`. Entries of transforms that any process uses are never touched: a data set holds a lock
-    on them as long as it lives. What is removed while a data set comes to want it is made anew.
+    An entry is stale if its image or label has changed or is missing, so that no data set can use it, or if it was not
+    opened for `unused_days`. Entries of transforms that any process uses are never removed: a data set holds a lock on
+    them as long as it exists.
 
     Args:
         store_dir: as of :class:`StoreDataset`.
-        unused_days: see above; None keeps entries however old they are.
-        max_bytes: remove more, the longest unused first, until the store has no more than this.
-        dry_run: remove nothing, only say what would be.
-
-    Returns:
-        What was removed and what was kept.
+        unused_days: days without use; None keeps entries however old they are.
+        max_bytes: remove more, the least recently used first, until the store is not larger than this.
 
     Raises:
-        ConfigError: the file system knows no locks, so nobody can say what is used.
+        ConfigError: the file system has no locks, so that entries in use cannot be recognised.
     """
     root = store_folder(store_dir)
     if not root.is_dir():
-        return Pruned((), ())
+        return Pruned()
     if not knows_locks(root):
-        raise ConfigError(
-            "the file system knows no locks, so that nobody can say which entries are used",
-            file=root,
-            remedy="delete the folder while no training runs",
-        )
+        remedy = "delete the folder while no training runs"
+        raise ConfigError("the file system knows no locks: entries in use are unknown", file=root, remedy=remedy)
     kept: list[StoredCase] = []
     removed: list[tuple[StoredCase, str]] = []
-    oldest = time.time() - (unused_days or 0) * SECONDS_A_DAY
+    oldest = time.time() - (unused_days or 0) * SECONDS_PER_DAY
     for case in list_store(root):
         unused = unused_days is not None and case.last_used < oldest
         reason = case.stale or (f"not used for {unused_days:g} days" if unused else None)
-        done = reason is not None and not case.in_use and _remove(case, dry_run=dry_run)
-        if done and reason is not None:
+        if reason is not None and _remove(case):
             removed.append((case, reason))
         else:
             kept.append(case)
     total = sum(case.nbytes for case in kept)
     for case in list(kept):
-        if max_bytes is None or total <= max_bytes:
-            break
-        if not case.in_use and _remove(case, dry_run=dry_run):
+        if max_bytes is not None and total > max_bytes and _remove(case):
             kept.remove(case)
             removed.append((case, "the store is larger than its limit"))
             total -= case.nbytes
-    if not dry_run:
-        _tidy(root)
+    _tidy(root)
     return Pruned(tuple(removed), tuple(kept))
 
 
@@ -149,17 +134,15 @@ def _pipelines(root: Path) -> list[Path]:
 
 
 def _cases(folder: Path, *, in_use: bool) -> Iterator[StoredCase]:
-    for manifest in folder.glob(f"*/{MANIFEST}"):
-        if manifest.parent.name.startswith("."):
-            continue
+    for manifest in folder.glob(f"[!.]*/{MANIFEST}"):
         try:
             nbytes = sum(file.stat().st_size for file in manifest.parent.iterdir())
             last_used, content = manifest.stat().st_mtime, manifest.read_bytes()
-        except OSError:  # somebody else prunes
+        except OSError:  # removed by another process
             continue
         try:
             files = list(_source_files(json.loads(content).get("source")))
-        except (ValueError, AttributeError):  # a data set would make it anew
+        except (ValueError, AttributeError):
             yield StoredCase(manifest.parent, nbytes, last_used, in_use, stale="damaged")
             continue
         source = files[0][0] if files else None
@@ -167,62 +150,49 @@ def _cases(folder: Path, *, in_use: bool) -> Iterator[StoredCase]:
 
 
 def _source_files(description: Any) -> Iterator[tuple[str, int, int]]:
-    """Path, size and time of change of all files in what `describe_source` gives."""
-    if isinstance(description, dict):
-        for value in description.values():
-            yield from _source_files(value)
-    elif isinstance(description, list):
-        match description:
-            case [str() as path, int() as size, int() as changed]:
-                yield path, size, changed
-            case _:
-                for value in description:
-                    yield from _source_files(value)
+    """Yield path, size and time of change of all files in a value of `describe_source`."""
+    match description:
+        case [str() as path, int() as size, int() as changed]:
+            yield path, size, changed
+        case dict() | list():
+            for value in description.values() if isinstance(description, dict) else description:
+                yield from _source_files(value)
 
 
 def _source_fault(files: list[tuple[str, int, int]]) -> str | None:
-    """Why no data set can want what was made from these files; a drive that is not there is no reason."""
+    """Return why no data set can use an entry of these files; a drive that is not mounted is no reason."""
     for name, size, changed in files:
         path = Path(name)
         try:
             stat = path.stat()
         except OSError:
             if path.parent.is_dir():
-                return f"{path.name} is gone"
+                return "image or label is missing"
             continue
         if (stat.st_size, stat.st_mtime_ns) != (size, changed):
-            return f"{path.name} has changed"
+            return "image or label has changed"
     return None
 
 
-def _remove(case: StoredCase, *, dry_run: bool) -> bool:
-    """Remove an entry if nobody has come to use or to write it since; whether it is gone."""
-    if dry_run:
-        return True
+def _remove(case: StoredCase) -> bool:
+    """Remove an entry unless a process uses or writes it, or has used it since it was listed."""
     folder = case.folder
     try:
         with (
             lock(hold_path(folder.parent), wait=False) as unused,
             lock(folder.with_suffix(".lock"), wait=False) as unwritten,
         ):
-            if not (unused and unwritten) or _last_used(folder) > case.last_used:
+            if not (unused and unwritten) or (folder / MANIFEST).stat().st_mtime > case.last_used:
                 return False
-            # renamed first, so that a reader never sees half an entry
-            old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-            folder.rename(old)
-            remove(old)
+            remove(folder)
     except OSError as error:
         logger.warning("%s cannot be removed: %s", folder, error)
         return False
     return True
 
 
-def _last_used(folder: Path) -> float:
-    return (folder / MANIFEST).stat().st_mtime
-
-
 def _tidy(root: Path) -> None:
-    """Remove what killed processes have left, and folders that hold nothing."""
+    """Remove what killed processes have left, and empty folders."""
     for folder in _pipelines(root):
         with contextlib.suppress(OSError), lock(hold_path(folder), wait=False) as unused:
             if not unused:

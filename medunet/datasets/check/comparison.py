@@ -1,11 +1,10 @@
-"""What only the whole data set shows: doubles, leaks into the test, mirrored cases, cases unlike all others."""
+"""Checks that need the whole data set: duplicates, leaks into the test, mirrored cases, cases unlike all others."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 
@@ -14,26 +13,15 @@ from medunet.io import ReadRecord
 from .finding import Finding
 from .statistics import CaseStatistics
 
-MIN_SIDE_MM = 10.0
-"""A centre nearer to the middle than this, or two centres nearer to each other, lie on no side."""
-
-SIDE_MAJORITY = 0.9
-"""Part of the cases that must agree on a side before the others are called mirrored."""
-
-MIN_CASES = 5
-"""Fewer cases have no custom that one of them could break."""
-
-SPACING_FACTOR = 5.0
-"""A spacing this many times larger or smaller than the median is likelier a wrong header than another protocol."""
-
-INTENSITY_FACTOR = 50.0
-"""Ranges of intensity differ between scanners, but not by this factor."""
-
-Files = Mapping[str, Path]
+MIN_SIDE_MM = 10.0  # a centre nearer to the middle, or two centres nearer to each other, are on no side
+SIDE_MAJORITY = 0.9  # of the cases must agree on a side before the others are called mirrored
+MIN_CASES = 5  # with fewer cases there is no majority to differ from
+SPACING_FACTOR = 5.0  # a spacing that differs more from the median is likelier a wrong header than another protocol
+INTENSITY_FACTOR = 50.0  # ranges of intensity differ between scanners, but not by this factor
 
 
 def compare_records(records: Sequence[ReadRecord]) -> list[Finding]:
-    """Cases whose number of axes or channels is not that of the majority: training would fail on them."""
+    """Return cases whose number of axes or channels is not that of the majority: training would fail on them."""
     measures: dict[str, Callable[[ReadRecord], int]] = {
         "number of axes": lambda record: len(record.geometry.shape),
         "number of channels": lambda record: record.channels,
@@ -51,26 +39,29 @@ def compare_records(records: Sequence[ReadRecord]) -> list[Finding]:
 
 
 def compare_cases(
-    cases: Sequence[CaseStatistics], labels: Mapping[str, int], *, images: Files, ignore: int | None = None
+    cases: Sequence[CaseStatistics], labels: Mapping[str, int], *, ignore: int | None = None
 ) -> list[Finding]:
-    """Findings that need all cases.
+    """Return findings that need all cases.
 
     Args:
         cases: figures of each.
         labels: name to value, background first.
-        images: case name to the file that a finding names; test cases under ``test/NAME``.
-        ignore: value that is no class.
+        ignore: value of voxels without annotation.
     """
     training = [case for case in cases if case.section == "training"]
     return [
-        *_doubles(cases, images),
+        *_duplicates(cases),
         *_classes(training, labels, ignore),
-        *_mirrored(training, labels, images, ignore),
-        *_unlike(cases, images),
+        *_mirrored(training, labels, ignore),
+        *_unlike(cases),
     ]
 
 
-def _doubles(cases: Sequence[CaseStatistics], images: Files) -> list[Finding]:
+def _warning(case: CaseStatistics, cause: str, remedy: str | None = None) -> Finding:
+    return Finding("warning", str(case.file), cause, remedy)
+
+
+def _duplicates(cases: Sequence[CaseStatistics]) -> list[Finding]:
     findings = []
     groups: dict[str, list[CaseStatistics]] = defaultdict(list)
     for case in cases:
@@ -78,15 +69,14 @@ def _doubles(cases: Sequence[CaseStatistics], images: Files) -> list[Finding]:
     for group in groups.values():
         first = next((case for case in group if case.section == "training"), group[0])
         for case in (other for other in group if other is not first):
-            file = str(images[_key(case)])
             if case.section != first.section:
                 cause = f"test image is the training image {first.name}: the test will flatter"
-                findings.append(Finding("warning", file, cause, "remove it from one of the two"))
+                findings.append(_warning(case, cause, "remove it from one of the two"))
                 continue
             both = case.label_digest and first.label_digest
             labels = ", with another label" if both and case.label_digest != first.label_digest else ""
             remedy = 'keep one, or declare both one group ("groups" in dataset.json): folds separate them'
-            findings.append(Finding("warning", file, f"same image as {first.name}{labels}", remedy))
+            findings.append(_warning(case, f"same image as {first.name}{labels}", remedy))
     owners: dict[str, CaseStatistics] = {}
     for case in cases:
         if not any(case.class_voxels.get(value) for value in case.class_voxels if value):
@@ -94,7 +84,7 @@ def _doubles(cases: Sequence[CaseStatistics], images: Files) -> list[Finding]:
         first = owners.setdefault(case.label_digest, case)
         if first is not case and first.image_digest != case.image_digest:
             cause = f"same label as {first.name}, but another image"
-            findings.append(Finding("warning", str(images[_key(case)]), cause, "find out which image it was drawn on"))
+            findings.append(_warning(case, cause, "find out which image it was drawn on"))
     return findings
 
 
@@ -117,58 +107,55 @@ def _classes(training: Sequence[CaseStatistics], labels: Mapping[str, int], igno
     return findings
 
 
-def _mirrored(
-    training: Sequence[CaseStatistics], labels: Mapping[str, int], images: Files, ignore: int | None
-) -> list[Finding]:
-    """Cases where left and right are not as named, or not as in the others.
+def _mirrored(training: Sequence[CaseStatistics], labels: Mapping[str, int], ignore: int | None) -> list[Finding]:
+    """Return cases where left and right are not as named, or not as in the others.
 
-    A class lies on one side of the middle, and two classes lie side by side, in almost all cases or in none::
+    A class is on one side of the middle, and two classes are side by side, in almost all cases or in none::
 
         R [ 1     2 ] L     R [ 1     2 ] L     R [ 2     1 ] L   <- mirrored, or 1 and 2 confused
     """
     names = {value: name for name, value in labels.items() if value != ignore}
     named = named_sides(names)
-    found: dict[str, Finding] = {}
+    findings: dict[str, Finding] = {}  # one per case
     for left, right in named:
         for case in training:
             offset = _between(case, right, left)
             if offset is not None and offset < -MIN_SIDE_MM:
                 cause = f"'{names[left]}' lies to the patient's right of '{names[right]}'"
                 remedy = "check the orientation in the header, and the two names"
-                found.setdefault(case.name, Finding("warning", str(images[case.name]), cause, remedy))
+                findings.setdefault(case.name, _warning(case, cause, remedy))
     values = [value for value in names if value != min(names, default=0)]
     pairs: list[tuple[int, int | None]] = [*combinations(values, 2), *((value, None) for value in values)]
     for value, other in pairs:
         if (value, other) in named or (other, value) in named:
             continue
-        offsets = {case.name: _between(case, value, other) for case in training}
-        clear = {name: offset for name, offset in offsets.items() if offset is not None and abs(offset) > MIN_SIDE_MM}
-        right_sided = sum(offset > 0 for offset in clear.values())
+        offsets = [(case, _between(case, value, other)) for case in training]
+        clear = [(case, offset) for case, offset in offsets if offset is not None and abs(offset) > MIN_SIDE_MM]
+        right_sided = sum(offset > 0 for _, offset in clear)
         majority = max(right_sided, len(clear) - right_sided)
         if len(clear) < MIN_CASES or majority < SIDE_MAJORITY * len(clear):
             continue
-        usual = right_sided == majority
         partner = "the middle" if other is None else f"'{names[other]}'"
-        for name, offset in clear.items():
-            if (offset > 0) != usual:
+        for case, offset in clear:
+            if (offset > 0) != (right_sided == majority):
                 side, elsewhere = ("right", "left") if offset > 0 else ("left", "right")
                 cause = (
                     f"'{names[value]}' lies to the {side} of {partner}, to the {elsewhere} in {majority} other cases"
                 )
                 remedy = "check whether the image or the label is mirrored"
-                found.setdefault(name, Finding("warning", str(images[name]), cause, remedy))
-    return list(found.values())
+                findings.setdefault(case.name, _warning(case, cause, remedy))
+    return list(findings.values())
 
 
 def _between(case: CaseStatistics, value: int, other: int | None) -> float | None:
-    """How far a class lies to the right of another one, or of the image's middle."""
+    """Return how far a class is to the right of another one, or of the image's middle, in mm."""
     if value not in case.class_right_mm or (other is not None and other not in case.class_right_mm):
         return None
     return case.class_right_mm[value] - (0.0 if other is None else case.class_right_mm[other])
 
 
 def named_sides(names: Mapping[int, str]) -> list[tuple[int, int]]:
-    """Pairs (left, right) of classes whose names differ in the side only.
+    """Return pairs (left, right) of classes whose names differ in the side only.
 
     Example:
         >>> named_sides({1: "left lung", 2: "Right_Lung", 3: "heart"})
@@ -184,34 +171,23 @@ def named_sides(names: Mapping[int, str]) -> list[tuple[int, int]]:
     return [(pair["left"], pair["right"]) for pair in sides.values() if len(pair) == 2]
 
 
-def _unlike(cases: Sequence[CaseStatistics], images: Files) -> list[Finding]:
+def _unlike(cases: Sequence[CaseStatistics]) -> list[Finding]:
     findings = []
     if len(cases) >= MIN_CASES:
         dims = Counter(len(case.shape) for case in cases).most_common(1)[0][0]
         usual_spacing = np.median([case.spacing_mm for case in cases if len(case.shape) == dims], axis=0)
-        ranges = {_key(case): max(channel.high - channel.low for channel in case.intensity) for case in cases}
-        usual_range = float(np.median(list(ranges.values())))
-        for case in cases:
-            file = str(images[_key(case)])
+        ranges = [max(channel.high - channel.low for channel in case.intensity) for case in cases]
+        usual_range = float(np.median(ranges))
+        for case, size in zip(cases, ranges, strict=True):
             if len(case.shape) == dims:
-                # Sorted: the same grid may be stored with its axes in another order.
+                # sorted: the same grid may be stored with its axes in another order
                 ratio = np.sort(case.spacing_mm) / np.sort(usual_spacing)
                 if max(ratio.max(), 1 / ratio.min()) > SPACING_FACTOR:
-                    spacing = " x ".join(f"{value:.3g}" for value in case.spacing_mm)
-                    usual = " x ".join(f"{value:.3g}" for value in usual_spacing)
+                    spacing, usual = (" x ".join(f"{v:.3g}" for v in row) for row in (case.spacing_mm, usual_spacing))
                     cause = f"spacing {spacing} mm is far from the median {usual} mm"
-                    findings.append(Finding("warning", file, cause, "check the header"))
-            size = ranges[_key(case)]
+                    findings.append(_warning(case, cause, "check the header"))
             if usual_range > 0 and size > 0 and abs(np.log(size / usual_range)) > np.log(INTENSITY_FACTOR):
                 cause = f"intensities span {size:.3g}, {usual_range:.3g} in the median case"
-                findings.append(Finding("warning", file, cause, "check the units, or normalise each image"))
-    findings += [
-        Finding("warning", str(images[_key(case)]), "image has one intensity only")
-        for case in cases
-        if all(channel.minimum == channel.maximum for channel in case.intensity)
-    ]
-    return findings
-
-
-def _key(case: CaseStatistics) -> str:
-    return case.name if case.section == "training" else f"test/{case.name}"
+                findings.append(_warning(case, cause, "check the units, or normalise each image"))
+    constant = [case for case in cases if all(channel.minimum == channel.maximum for channel in case.intensity)]
+    return findings + [_warning(case, "image has one intensity only") for case in constant]

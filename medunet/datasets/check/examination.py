@@ -1,9 +1,10 @@
-"""The doctor's visit: all that is wrong with a data set at once, and what a person wants to know of it."""
+"""All errors of a data set together, and a summary of it: what `medunet check` shows."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ from .statistics import CaseStatistics
 
 @dataclass(frozen=True)
 class Examination:
-    """What `examine` found.
+    """The result of `examine`.
 
     Args:
         root: the folder.
         findings: errors first.
-        dataset: None where the folder holds no data set.
-        statistics: of each case that could be read to the last voxel; empty at level 'header'.
+        dataset: None if the folder has no data set.
+        statistics: of each case whose voxels could all be read; empty at level 'header'.
     """
 
     root: Path
@@ -43,31 +44,35 @@ class Examination:
         return any(finding.severity == "error" for finding in self.findings)
 
     def summary(self) -> dict[str, Any]:
-        """Figures of the training cases: how many, axes by smallest, median and largest, intensities, classes."""
+        """Return figures of the training cases: counts, axes by smallest, median and largest, intensities, classes."""
         if self.dataset is None:
             return {}
+        dataset = self.dataset
         training = [case for case in self.statistics if case.section == "training"]
         summary: dict[str, Any] = {
-            "name": self.dataset.name,
-            "cases": len(self.dataset.cases),
-            "test_cases": len(self.dataset.test),
-            "spatial_dims": self.dataset.spatial_dims,
-            "channels": list(self.dataset.channels),
+            "name": dataset.name,
+            "cases": len(dataset.cases),
+            "test_cases": len(dataset.test),
+            "spatial_dims": dataset.spatial_dims,
+            "channels": list(dataset.channels),
         }
-        alike = [case for case in training if len(case.shape) == self.dataset.spatial_dims]
+        alike = [case for case in training if len(case.shape) == dataset.spatial_dims]
         if alike:
             summary["size"] = _spread([case.shape for case in alike])
             summary["spacing_mm"] = _spread([case.spacing_mm for case in alike])
-            summary["orientations"] = _counted(case.orientation for case in alike if case.orientation)
-            summary["dtypes"] = _counted(case.dtype for case in alike)
-            summary["intensity"] = self._intensity(alike)
-        if any(case.class_voxels for case in training):
-            summary["classes"] = self._classes(training)
-            summary |= self._ignored(training)
+            summary["orientations"] = dict(Counter(c.orientation for c in alike if c.orientation).most_common())
+            summary["dtypes"] = dict(Counter(case.dtype for case in alike).most_common())
+            summary["intensity"] = _intensity(alike, dataset.channels)
+        labelled = [case for case in training if case.class_voxels]
+        if labelled:
+            summary["classes"] = _classes(labelled, dataset)
+            if dataset.ignore is not None:
+                ignored = sum(case.class_voxels.get(dataset.ignore, 0) for case in labelled)
+                summary["ignored_fraction"] = ignored / max(sum(sum(c.class_voxels.values()) for c in labelled), 1)
         return summary
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: everything."""
+        """Return everything for JSON."""
         return {
             "root": str(self.root),
             "fails": self.fails,
@@ -75,43 +80,6 @@ class Examination:
             "summary": self.summary(),
             "cases": [case.as_dict() for case in self.statistics],
         }
-
-    def _intensity(self, cases: list[CaseStatistics]) -> dict[str, dict[str, float]]:
-        names = self.dataset.channels if self.dataset is not None else ()
-        result = {}
-        for index, name in enumerate(names):
-            channel = [case.intensity[index] for case in cases if index < len(case.intensity)]
-            if channel:
-                result[name] = {
-                    "minimum": min(c.minimum for c in channel),
-                    "low": float(np.median([c.low for c in channel])),
-                    "median": float(np.median([c.median for c in channel])),
-                    "high": float(np.median([c.high for c in channel])),
-                    "maximum": max(c.maximum for c in channel),
-                }
-        return result
-
-    def _classes(self, cases: list[CaseStatistics]) -> dict[str, dict[str, float]]:
-        labelled = [case for case in cases if case.class_voxels]
-        ignore = self.dataset.ignore if self.dataset is not None else None
-        total = sum(n for case in labelled for value, n in case.class_voxels.items() if value != ignore)
-        labels = dict(self.dataset.labels) if self.dataset is not None else {}
-        result: dict[str, dict[str, float]] = {}
-        for name, value in labels.items():
-            voxels = [case.class_voxels.get(value, 0) for case in labelled]
-            having = [n * case.voxel_size for n, case in zip(voxels, labelled, strict=True) if n]
-            result[name] = {"value": value, "cases": len(having), "fraction": sum(voxels) / max(total, 1)}
-            if having and all(case.orientation for case in labelled):
-                unit = "median_ml" if len(labelled[0].shape) == 3 else "median_mm2"
-                result[name][unit] = float(np.median(having))
-        return result
-
-    def _ignored(self, cases: list[CaseStatistics]) -> dict[str, float]:
-        """The share of voxels that the labels ignore, if the data set declares a value for them."""
-        if self.dataset is None or self.dataset.ignore is None:
-            return {}
-        ignored = sum(case.class_voxels.get(self.dataset.ignore, 0) for case in cases)
-        return {"ignored_fraction": ignored / max(sum(sum(case.class_voxels.values()) for case in cases), 1)}
 
 
 def examine(
@@ -123,9 +91,9 @@ def examine(
     done: Callable[[], None] | None = None,
     visit: Callable[[CaseView], None] | None = None,
 ) -> Examination:
-    """Check all that lies in a folder against the rules by which training reads it, and measure it.
+    """Check everything in a folder against the rules by which training reads it, and measure it.
 
-    Other than `open_dataset` and training, this goes on after an error, so as to tell all of them at once.
+    Unlike `open_dataset` and training, this continues after an error, in order to report all of them.
 
     Args:
         path: a data set in a layout of `open_dataset`.
@@ -150,26 +118,37 @@ def examine(
         started(len(dataset.cases) + len(dataset.test))
     result = survey(dataset, level=level, done=done, visit=visit)
     findings = [*result.findings, *split_patients(dataset.cases)]
-    known = {(finding.file, finding.cause) for finding in findings}
-    for problem in problems:
-        finding = Finding.of(problem, file=root)
-        if (finding.file, finding.cause) not in known:
-            known.add((finding.file, finding.cause))
+    for finding in (Finding.of(problem, file=root) for problem in problems):
+        if (finding.file, finding.cause) not in {(other.file, other.cause) for other in findings}:
             findings.insert(0, finding)
     return Examination(root, findings, dataset, result.statistics)
 
 
-def _spread(rows: list[tuple[int, ...]] | list[tuple[float, ...]]) -> dict[str, list[float]]:
+def _intensity(cases: Sequence[CaseStatistics], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    result = {}
+    for index, name in enumerate(names):
+        channel = [case.intensity[index] for case in cases if index < len(case.intensity)]
+        if channel:
+            middle = {key: float(np.median([getattr(c, key) for c in channel])) for key in ("low", "median", "high")}
+            ends = {"minimum": min(c.minimum for c in channel), "maximum": max(c.maximum for c in channel)}
+            result[name] = ends | middle
+    return result
+
+
+def _classes(labelled: Sequence[CaseStatistics], dataset: SegmentationDataset) -> dict[str, dict[str, float]]:
+    total = sum(n for case in labelled for value, n in case.class_voxels.items() if value != dataset.ignore)
+    result: dict[str, dict[str, float]] = {}
+    for name, value in dataset.labels.items():
+        voxels = [case.class_voxels.get(value, 0) for case in labelled]
+        sizes = [n * case.voxel_size for n, case in zip(voxels, labelled, strict=True) if n]
+        result[name] = {"value": value, "cases": len(sizes), "fraction": sum(voxels) / max(total, 1)}
+        if sizes and all(case.orientation for case in labelled):
+            unit = "median_ml" if len(labelled[0].shape) == 3 else "median_mm2"
+            result[name][unit] = float(np.median(sizes))
+    return result
+
+
+def _spread(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
     values = np.array(rows, dtype=np.float64)
-    return {
-        "smallest": values.min(axis=0).tolist(),
-        "median": np.median(values, axis=0).tolist(),
-        "largest": values.max(axis=0).tolist(),
-    }
-
-
-def _counted(words: Any) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for word in words:
-        counts[word] = counts.get(word, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+    ends = {"smallest": values.min(axis=0), "median": np.median(values, axis=0), "largest": values.max(axis=0)}
+    return {name: row.tolist() for name, row in ends.items()}

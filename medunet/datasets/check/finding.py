@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from medunet.errors import DataError, GeometryError, MedunetError
 
-MAX_NAMED = 5
-"""Names or findings in one message; the rest is counted, and `medunet check` shows all."""
+MAX_NAMED = 5  # names or findings in one message; the rest is counted, and `medunet check` shows all
 
 _NUMBER = re.compile(r"\d[\d.e+-]*")
 
@@ -21,7 +20,7 @@ class Finding:
     """One thing that is wrong or unusual.
 
     Args:
-        severity: 'error' when training would fail, 'warning' otherwise.
+        severity: 'error' if training would fail, otherwise 'warning'.
         file: the file it is about; empty for the whole data set.
         cause: what is wrong.
         remedy: what the user can do.
@@ -38,25 +37,19 @@ class Finding:
 
     @classmethod
     def of(cls, error: MedunetError, *, file: Path, case: str = "") -> Finding:
-        """The finding that an error makes."""
+        """Return the finding of a typed error."""
         values = [f"{w} {v}" for w, v in (("received", error.received), ("expected", error.expected)) if v is not None]
         cause = error.cause + (f" ({', '.join(values)})" if values else "")
         return cls("error", error.file or str(file), cause, error.remedy, error, case)
 
     @property
     def kind(self) -> str:
-        """The cause without the numbers met, by which equal findings of many files are counted."""
+        """The cause without its numbers, by which equal findings of many files are counted."""
         return _NUMBER.sub("#", self.error.cause if self.error is not None else self.cause)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "severity": self.severity,
-            "case": self.case,
-            "file": self.file,
-            "cause": self.cause,
-            "remedy": self.remedy,
-        }
+        """Return the values for JSON."""
+        return {key: getattr(self, key) for key in ("severity", "case", "file", "cause", "remedy")}
 
 
 def shown(texts: Collection[str], *, separator: str = ", ") -> str:
@@ -79,10 +72,10 @@ def raise_on_error(findings: Iterable[Finding]) -> None:
     errors = [finding for finding in findings if finding.severity == "error"]
     if not errors:
         return
-    first = errors[0]
+    first, *others = errors
     more = ""
-    if len(errors) > 1:
-        others = [f"{Path(error.file).name}: {error.cause}" for error in errors[1:]]
-        more = f" (and {len(others)} more problems: {shown(others, separator='; ')})"
+    if others:
+        listed = shown([f"{Path(error.file).name}: {error.cause}" for error in others], separator="; ")
+        more = f" (and {len(others)} more problems: {listed})"
     kind = GeometryError if isinstance(first.error, GeometryError) else DataError
     raise kind(first.cause + more, file=first.file or None, remedy=first.remedy) from first.error

@@ -1,4 +1,4 @@
-"""Whether label maps number objects (instances) instead of naming classes."""
+"""Recognise label maps that number objects (instances) instead of naming classes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,12 @@ from medunet.datasets.layouts.values import MAX_LABELS, index_values
 from medunet.errors import DataError
 from medunet.io import read_volume
 
-MIN_OBJECTS = 4
-"""Fewer values in every image may as well be classes of which the later ones are rarer, such as organ, tumour, cyst."""
-
-MIN_COUNTS = 3
-"""Different numbers of values that images must have: classes are mostly all there."""
-
-CONSECUTIVE_SHARE = 0.95
-"""Part of the images whose values must be exactly 1 to n: classes that are missing leave gaps elsewhere."""
-
-INCOMPLETE_SHARE = 0.25
-"""Part of the images that must lack the largest value."""
-
-SINGLE_SHARE = 0.95
-"""Part of the values that must be one connected piece in their image."""
-
-SAMPLE = 10
-"""Images whose pieces are counted."""
+MIN_OBJECTS = 4  # fewer values in every image may be classes of which the later ones are rarer: organ, tumour, cyst
+MIN_COUNTS = 3  # different numbers of values that images must have: classes are mostly all there
+CONSECUTIVE_SHARE = 0.95  # of the images must have exactly the values 1 to n: missing classes leave gaps elsewhere
+INCOMPLETE_SHARE = 0.25  # of the images must lack the largest value
+SINGLE_SHARE = 0.95  # of the values must be one connected piece in their image
+SAMPLE = 10  # images whose pieces are counted
 
 
 def refuse_instances(values: Mapping[Path, Collection[int]], *, is_class_map: bool = True) -> None:
@@ -57,13 +46,11 @@ def refuse_instances(values: Mapping[Path, Collection[int]], *, is_class_map: bo
     if not numbered and not (is_class_map and len(set().union(*objects.values())) > MAX_LABELS):
         return
     ordered = sorted(counts, key=lambda path: (-counts[path], path))
-    chosen = ordered[:: -(-len(ordered) // SAMPLE)]
-    pieces = [count for path in chosen for count in _pieces(path)]
+    pieces = [count for path in ordered[:: -(-len(ordered) // SAMPLE)] for count in _pieces(path)]
     single = sum(count == 1 for count in pieces)
     if single < SINGLE_SHARE * len(pieces):
         return
-    evidence = f"{min(counts.values())} to {most} values per image"
-    evidence += ", numbered from 1" if numbered else ""
+    evidence = f"{min(counts.values())} to {most} values per image{', numbered from 1' if numbered else ''}"
     raise DataError(
         "these look like instance labels, one number per object, not like classes",
         file=ordered[0].parent,
@@ -74,12 +61,12 @@ def refuse_instances(values: Mapping[Path, Collection[int]], *, is_class_map: bo
 
 
 def _pieces(path: Path) -> list[int]:
-    """Number of connected pieces of each value but 0."""
-    table, places = index_values(read_volume(path).image.numpy()[0])
-    whole = np.ones((3,) * places.ndim, bool)
-    boxes = ndimage.find_objects(places.astype(np.int32))
+    """Return the number of connected pieces of each value but 0."""
+    table, indices = index_values(read_volume(path).image.numpy()[0])
+    neighbours = np.ones((3,) * indices.ndim, bool)
+    boxes = ndimage.find_objects(indices.astype(np.int32))
     return [
-        ndimage.label(places[box] == place, structure=whole)[1]
-        for place, box in enumerate(boxes, start=1)
-        if box is not None and table[place] != 0
+        ndimage.label(indices[box] == index, structure=neighbours)[1]
+        for index, box in enumerate(boxes, start=1)
+        if box is not None and table[index] != 0
     ]

@@ -1,10 +1,11 @@
-"""What a person wants to know of one case: size, spacing, intensities, classes, and where the classes lie."""
+"""Figures of one case: size, spacing, intensities, classes, and where the classes are."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import nibabel as nib
@@ -15,11 +16,10 @@ from medunet.datasets.layouts.values import index_values
 from medunet.geometry import Geometry
 from medunet.io import ReadRecord
 
-PERCENTILES = (0.5, 50.0, 99.5)
-"""Robust ends and middle of the intensities: a metal clip or a padding value must not decide them."""
+Section = Literal["training", "test"]
 
-SAMPLE_VOXELS = 1_000_000
-"""Voxels from which mean, deviation and percentiles are taken; smallest and largest value count all."""
+PERCENTILES = (0.5, 50.0, 99.5)  # robust: a metal clip or a padding value must not decide the range
+SAMPLE_VOXELS = 1_000_000  # for mean, deviation and percentiles; smallest and largest value use all voxels
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,22 @@ class CaseStatistics:
 
     Args:
         name: of the case.
+        file: of the image.
         section: 'training' or 'test'.
         shape: voxels along each axis.
-        spacing_mm: distance of neighbouring voxels; 1 in formats that know none.
+        spacing_mm: distance of neighbouring voxels; 1 in formats without spacing.
         orientation: directions of the axes, such as 'LPS'; empty in formats without placement.
         dtype: type in the file.
         intensity: of each channel.
         class_voxels: value in the label to number of voxels; empty without a label.
-        class_right_mm: value to how far the centre of its voxels lies to the patient's right of the image's middle.
+        class_right_mm: value to the distance of its centre from the image's middle, towards the patient's right.
         image_digest: equal for equal voxels, also if they are stored in another type or order of axes.
         label_digest: the same of the label; empty without one.
     """
 
     name: str
-    section: Literal["training", "test"]
+    file: Path
+    section: Section
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     orientation: str
@@ -71,8 +73,9 @@ class CaseStatistics:
         return math.prod(self.spacing_mm) / (1000 if len(self.spacing_mm) == 3 else 1)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; digests are left out, for they mean nothing to a reader."""
-        return {key: value for key, value in asdict(self).items() if not key.endswith("_digest")}
+        """Return the values for JSON, without digests, which mean nothing to a reader."""
+        hidden = ("file", "image_digest", "label_digest")
+        return {key: value for key, value in asdict(self).items() if key not in hidden}
 
 
 def measure_case(
@@ -81,27 +84,30 @@ def measure_case(
     record: ReadRecord,
     label: npt.NDArray[np.float32] | None = None,
     *,
-    section: Literal["training", "test"] = "training",
+    file: Path = Path(),
+    section: Section = "training",
 ) -> CaseStatistics:
     """Measure one case.
 
     Args:
-        name: of the case.
+        name: name of the case.
         image: ``(C, *spatial)``.
-        record: of the image.
+        record: what the reader recorded of the image.
         label: ``(1, *spatial)`` of whole numbers on the image's grid.
+        file: the image's.
         section: where the case belongs.
     """
     geometry = record.geometry
     voxels: dict[int, int] = {}
     right_mm: dict[int, float] = {}
     if label is not None:
-        values, places = index_values(label[0])
-        counts, centres = _classes(places, geometry, placed=record.is_placed)
-        voxels = {int(values[place]): number for place, number in counts.items()}
-        right_mm = {int(values[place]): centre for place, centre in centres.items() if values[place]}
+        values, indices = index_values(label[0])
+        counts, centres = _classes(indices, geometry, placed=record.is_placed)
+        voxels = {int(values[index]): number for index, number in counts.items()}
+        right_mm = {int(values[index]): centre for index, centre in centres.items() if values[index]}
     return CaseStatistics(
         name=name,
+        file=file,
         section=section,
         shape=geometry.shape,
         spacing_mm=geometry.spacing_mm,
@@ -119,21 +125,14 @@ def _intensity(channel: npt.NDArray[np.float32]) -> Intensity:
     step = max(1, math.ceil((channel.size / SAMPLE_VOXELS) ** (1 / channel.ndim)))
     sample = channel[(slice(None, None, step),) * channel.ndim].astype(np.float64)
     low, median, high = (float(value) for value in np.percentile(sample, PERCENTILES))
-    return Intensity(
-        minimum=float(channel.min()),
-        low=low,
-        median=median,
-        high=high,
-        maximum=float(channel.max()),
-        mean=float(sample.mean()),
-        std=float(sample.std()),
-    )
+    smallest, largest = float(channel.min()), float(channel.max())
+    return Intensity(smallest, low, median, high, largest, mean=float(sample.mean()), std=float(sample.std()))
 
 
 def _classes(
     label: npt.NDArray[np.uint16], geometry: Geometry, *, placed: bool
 ) -> tuple[dict[int, int], dict[int, float]]:
-    """Voxels of each value, and where their centre lies along the patient's left-right direction."""
+    """Return the voxels of each value, and the place of their centre along the patient's left-right direction."""
     n_values = int(label.max()) + 1
     middle = (np.array(label.shape) - 1) / 2
     counts = np.zeros(n_values, dtype=np.int64)

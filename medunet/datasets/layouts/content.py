@@ -9,11 +9,7 @@ from pathlib import Path
 
 from medunet.errors import DataError
 
-SAMPLE_BYTES = 1 << 20
-"""Bytes of an image that are read; acquired images differ within them, and a slow drive reads them in a moment."""
-
-BLOCK_BYTES = 1 << 16
-"""Bytes that are read in one place of a file."""
+BLOCKS, BLOCK_BYTES = 16, 1 << 16  # parts of an image that are read: acquired images differ within this megabyte
 
 
 def image_digest(images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> str:
@@ -30,7 +26,7 @@ def image_digest(images: str | os.PathLike[str] | Sequence[str | os.PathLike[str
     """
     given = [images] if isinstance(images, str | os.PathLike) else images
     files = [file for path in map(Path, given) for file in _files(path)]
-    blocks = max(1, SAMPLE_BYTES // BLOCK_BYTES // max(len(files), 1))
+    blocks = max(1, BLOCKS // max(len(files), 1))
     return hashlib.sha256("\n".join(sorted(_sampled(file, blocks) for file in files)).encode()).hexdigest()
 
 

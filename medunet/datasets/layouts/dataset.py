@@ -1,4 +1,4 @@
-"""What a labelled set of images is, wherever it came from."""
+"""Labelled images, whatever layout they come from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from medunet.io.options import DEFAULTS, ReadOptions
 
 from .regions import Region
 
-SECOND_CASE = "label another image, or cut this one in two"
-"""What helps where there is one case only: nothing would be left to choose the weights by."""
+SECOND_CASE = "label another image, or cut this one in two"  # remedy for a data set of a single case
 
 
 @dataclass(frozen=True)
@@ -18,8 +17,8 @@ class Case:
     """One patient, scan or picture.
 
     Args:
-        name: file name of the image without ending (`hippocampus_001`); results bear it.
-        images: one file (or DICOM folder) a channel; usually one.
+        name: file name of the image without ending (`hippocampus_001`); results are named after it.
+        images: one file (or DICOM folder) per channel; usually one.
         label: file of the reference, or None.
         group: name of the patient, or of whatever cases a fold must not split; None if the data set declares no groups.
     """
@@ -30,12 +29,10 @@ class Case:
     group: str | None = None
 
     def item(self) -> dict[str, str | list[str]]:
-        """As MONAI's datasets take it: ``{"image": path or paths, "label": path, "name": name}``; no label, no key."""
-        image: str | list[str] = str(self.images[0]) if len(self.images) == 1 else [str(p) for p in self.images]
-        item: dict[str, str | list[str]] = {"image": image, "name": self.name}
-        if self.label is not None:
-            item["label"] = str(self.label)
-        return item
+        """Return the item of MONAI's data sets: ``image`` (a path or one per channel), ``name``, and any ``label``."""
+        image = [str(path) for path in self.images]
+        item: dict[str, str | list[str]] = {"image": image if len(image) > 1 else image[0], "name": self.name}
+        return item if self.label is None else {**item, "label": str(self.label)}
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class SegmentationDataset:
 
     Args:
         root: the folder that paths of the data set are relative to.
-        name: for people.
+        name: shown to people.
         cases: the labelled cases, sorted by name.
         labels: name to value in the files, background first, then by value: ``{"background": 0, "label_255": 255}``.
         channels: names of the image's channels.

@@ -1,10 +1,9 @@
-"""A folder with one subfolder of DICOM files a case: image series and, beside or among them, a SEG or RTSTRUCT."""
+"""A folder with one subfolder of DICOM files per case: image series, and a SEG or RTSTRUCT beside or among them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pydicom
@@ -16,16 +15,12 @@ from medunet.io.limits import refuse_deflate_bomb
 
 from .dataset import Case
 
-STRUCTURE_CLASSES = frozenset(
-    {
-        "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
-        "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
-        "1.2.840.10008.5.1.4.1.1.481.3",  # RT Structure Set
-    }
+STRUCTURE_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
+    "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
+    "1.2.840.10008.5.1.4.1.1.481.3",  # RT Structure Set
 )
-"""SOP classes whose objects hold labels."""
-
-IMAGE_CLASSES = (
+IMAGE_CLASSES = (  # with the classes below them
     "1.2.840.10008.5.1.4.1.1.1",  # radiographs
     "1.2.840.10008.5.1.4.1.1.2",  # CT
     "1.2.840.10008.5.1.4.1.1.3",  # ultrasound, multi-frame
@@ -38,46 +33,41 @@ IMAGE_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.128",  # PET
     "1.2.840.10008.5.1.4.1.1.130",  # PET, enhanced
 )
-"""SOP classes of images, with what is derived from them by a dot."""
-
-MAX_DEPTH = 4
-"""Levels of folders below a case: CASE/study/series/files is common, more is another archive."""
+MAX_DEPTH = 4  # levels of folders below a case: CASE/study/series/files is common, more is another archive
 
 _REFERENCE_TAGS = ("SeriesInstanceUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence")
 
 
-@dataclass
-class _Found:
-    """What lies in the folder of one case."""
-
-    structures: list[Path] = field(default_factory=list)
-    images: dict[Path, Path] = field(default_factory=dict)
-    """Folder of images to one file of it."""
-
-
 def dicom_cases(root: Path, problems: list[MedunetError] | None = None) -> tuple[Case, ...]:
-    """Cases of a DICOM data set, each named as its folder: nothing from a header becomes a name.
+    """Return the cases of a DICOM data set, each named as its folder: names never come from a header.
 
-    ``root/CASE/**`` holds one image series in a folder of its own, or with the label among the slices, and one SEG or
-    RTSTRUCT that refers to it. Other series in the case are passed over.
+    ``root/CASE/**`` has one image series in a folder of its own, or with the label among the slices, and one SEG or
+    RTSTRUCT that refers to it. Other series of the case are ignored.
 
     Args:
         root: folder of the data set.
-        problems: collects what is wrong with single cases instead of raising it.
+        problems: collects errors about single cases instead of raising them.
 
     Returns:
-        Empty where no subfolder holds DICOM files.
+        The cases, sorted by name; empty if no subfolder has DICOM files.
 
     Raises:
         DataError: a case without label or without image, or with several labels or labelled series.
     """
     cases = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        found = _find(folder)
-        if not found.images and not found.structures:
+        structures: list[Path] = []
+        series: dict[Path, Path] = {}  # folder of images to one of its files
+        for path in _files(folder, MAX_DEPTH):
+            kind = _storage_class(path)
+            if kind in STRUCTURE_CLASSES:
+                structures.append(path)
+            elif _is_image(kind):
+                series.setdefault(path.parent, path)
+        if not series and not structures:
             continue
         try:
-            cases.append(_pair(folder, found))
+            cases.append(_pair(folder, structures, series))
         except MedunetError as error:
             if problems is None:
                 raise
@@ -97,63 +87,41 @@ def patient_of(image: Path) -> str:
     return ""
 
 
-def _pair(folder: Path, found: _Found) -> Case:
-    if not found.structures:
-        raise DataError(
-            "case has no label", file=folder, expected="a DICOM SEG or RTSTRUCT", remedy="add it, or remove the case"
-        )
-    if not found.images:
+def _pair(folder: Path, structures: Sequence[Path], series: dict[Path, Path]) -> Case:
+    if not structures:
+        remedy = "add it, or remove the case"
+        raise DataError("case has no label", file=folder, expected="a DICOM SEG or RTSTRUCT", remedy=remedy)
+    if not series:
         raise DataError("case has no image", file=folder, remedy="add the series that the label was drawn on")
-    by_images: dict[Path, list[Path]] = {}
-    for structure in found.structures:
-        by_images.setdefault(_drawn_on(structure, found, folder), []).append(structure)
-    if len(by_images) > 1:
-        raise DataError(
-            "case has several labelled series",
-            file=folder,
-            received=", ".join(str(path.relative_to(folder)) for path in by_images),
-            remedy="make a case of each, in a folder of its own",
-        )
-    ((images, structures),) = by_images.items()
+    images = {structure: _drawn_on(structure, series, folder) for structure in structures}
+    if len(set(images.values())) > 1:
+        received = ", ".join(str(path.relative_to(folder)) for path in dict.fromkeys(images.values()))
+        remedy = "make a case of each, in a folder of its own"
+        raise DataError("case has several labelled series", file=folder, received=received, remedy=remedy)
     if len(structures) > 1:
-        raise DataError(
-            "case has several labels of one series",
-            file=folder,
-            received=", ".join(str(path.relative_to(folder)) for path in structures),
-            remedy="keep one of them",
-        )
-    return Case(folder.name, (images,), structures[0])
+        received = ", ".join(str(path.relative_to(folder)) for path in structures)
+        raise DataError("case has several labels of one series", file=folder, received=received, remedy="keep one")
+    return Case(folder.name, (images[structures[0]],), structures[0])
 
 
-def _drawn_on(structure: Path, found: _Found, folder: Path) -> Path:
-    """The folder of images that a label refers to; the only one where its references lead nowhere."""
+def _drawn_on(structure: Path, series: dict[Path, Path], folder: Path) -> Path:
+    """Return the folder of images that a label refers to; the only one if its references lead nowhere."""
     wanted = _referenced_series(structure)
-    for images, example in found.images.items():
-        if _series_uid(example) in wanted:
+    for images, example in series.items():
+        if str(_header(example).get("SeriesInstanceUID", "")) in wanted:
             return images
-    if len(found.images) == 1:
-        return next(iter(found.images))  # its grid is compared when it is read
+    if len(series) == 1:
+        return next(iter(series))  # its grid is compared when it is read
     raise DataError(
         "label refers to no series of its case",
         file=structure,
-        received=f"{len(found.images)} series in {folder.name}",
+        received=f"{len(series)} series in {folder.name}",
         remedy="keep the series that it was drawn on",
     )
 
 
-def _find(folder: Path) -> _Found:
-    found = _Found()
-    for path in _files(folder, MAX_DEPTH):
-        kind = _storage_class(path)
-        if kind in STRUCTURE_CLASSES:
-            found.structures.append(path)
-        elif _is_image(kind):
-            found.images.setdefault(path.parent, path)
-    return found
-
-
 def _storage_class(path: Path) -> str:
-    """SOP class of a DICOM file; empty for any other file."""
+    """Return the SOP class of a DICOM file; empty for any other file."""
     try:
         return str(read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
     except (InvalidDicomError, OSError, EOFError, ValueError, AttributeError, KeyError):
@@ -178,15 +146,11 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
 
 def _referenced_series(structure: Path) -> set[str]:
     header = _header(structure)
-    series = [item.get("SeriesInstanceUID") for item in header.get("ReferencedSeriesSequence") or ()]
+    series = list(header.get("ReferencedSeriesSequence") or ())
     for frame in header.get("ReferencedFrameOfReferenceSequence") or ():
         for study in frame.get("RTReferencedStudySequence") or ():
-            series += [item.get("SeriesInstanceUID") for item in study.get("RTReferencedSeriesSequence") or ()]
-    return {str(uid) for uid in series if uid}
-
-
-def _series_uid(path: Path) -> str:
-    return str(_header(path).get("SeriesInstanceUID", ""))
+            series += study.get("RTReferencedSeriesSequence") or ()
+    return {str(uid) for item in series if (uid := item.get("SeriesInstanceUID"))}
 
 
 def _header(path: Path, tags: Sequence[str] = _REFERENCE_TAGS) -> pydicom.Dataset:

@@ -15,15 +15,13 @@ from .content import image_digest
 from .dataset import SECOND_CASE, Case
 from .dicom_folders import patient_of
 
-FOLDS = 5
-"""Folds of a cross-validation by default."""
-
+FOLDS = 5  # folds of a cross-validation by default
 GROUPS_EXAMPLE = '"groups": {"CASE_1": "PATIENT_1", "CASE_2": "PATIENT_1", "CASE_3": "PATIENT_2", ...}'
 
 _SEPARATORS = re.compile(r"[-_. ]+")
 
+# parts of a name with a number that identify no patient: T1, T2w, b1000, 3T, 2018
 _NO_PATIENT = re.compile(r"[tb]\d{1,4}[a-z]*|\d+t|(19|20)\d\d", re.IGNORECASE)
-"""Parts of a name with a number that identify no patient: T1, T2w, b1000, 3T, 2018."""
 
 
 def make_folds(cases: Sequence[Case], folds: int) -> list[tuple[Case, ...]]:
@@ -72,12 +70,6 @@ def split_fold(cases: Sequence[Case], *, fold: int, folds: int = FOLDS) -> tuple
 
     Raises:
         ConfigError: no such fold, or as of :func:`make_folds`.
-
-    Example:
-        >>> cases = [Case(name, ()) for name in "bacde"]
-        >>> train, validation = split_fold(cases, fold=1, folds=3)
-        >>> [c.name for c in train], [c.name for c in validation]
-        (['a', 'c', 'd'], ['b', 'e'])
     """
     if folds >= 2 and not 0 <= fold < folds:
         raise ConfigError("no such fold", received=fold, expected=f"0 to {folds - 1}")
@@ -107,8 +99,7 @@ def split_patients(cases: Sequence[Case], *, folds: int = FOLDS) -> list[Finding
     for why, owners in evidence.items():
         groups: dict[str, list[str]] = defaultdict(list)
         for name, owner in owners.items():
-            if owner:
-                groups[owner].append(name)
+            groups[owner].append(name)
         split = [names for names in groups.values() if len({fold_of[name] for name in names}) > 1]
         if split:
             count = f"{len(split)} patients" if len(split) > 1 else "a patient"
@@ -119,22 +110,22 @@ def split_patients(cases: Sequence[Case], *, folds: int = FOLDS) -> list[Finding
 
 
 def _patients(cases: Sequence[Case]) -> dict[str, str]:
-    """A hash of the PatientID by case name; none if all cases have the same one, as after anonymisation."""
+    """Return a hash of the PatientID by case name; empty if all cases have the same one, as after anonymisation."""
     identifiers = _by_case(cases, lambda case: patient_of(case.images[0]))
     hashed = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in identifiers.items() if text}
     return hashed if len(set(hashed.values())) > 1 else {}
 
 
 def _by_case(cases: Sequence[Case], value: Callable[[Case], str]) -> dict[str, str]:
-    found = {}
+    values = {}
     for case in cases:
         with contextlib.suppress(MedunetError, OSError):  # reported by the check of the case
-            found[case.name] = value(case)
-    return found
+            values[case.name] = value(case)
+    return values
 
 
 def _stems(cases: Sequence[Case]) -> dict[str, str]:
-    """Beginning of each name that seems to identify a patient; empty where names do not tell.
+    """Return the beginning of each name that seems to identify a patient; empty if names do not tell.
 
     That is the shortest beginning that ends in a number (or follows BIDS' ``sub-``), differs between cases, and that
     several cases share::
@@ -142,7 +133,7 @@ def _stems(cases: Sequence[Case]) -> dict[str, str]:
         liver_001           one beginning, `liver`; then all differ          -> no evidence
         ACDC_p01_frame01    `ACDC` is common to all, `ACDC_p01` to some      -> ACDC_p01
     """
-    words = {case.name: [*_SEPARATORS.split(case.name)] for case in cases}
+    words = {case.name: _SEPARATORS.split(case.name) for case in cases}
     for length in range(1, max(map(len, words.values()), default=1)):
         stems = {name: "_".join(parts[:length]) for name, parts in words.items() if _names_patient(parts, length)}
         if len(set(stems.values())) > 1 and len(set(stems.values())) < len(stems):

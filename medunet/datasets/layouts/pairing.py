@@ -1,4 +1,4 @@
-"""Which files belong together: images of one case, and image and label, by name."""
+"""Which files belong together, by name: the channels of one case, and image and label."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from medunet.io import IMAGE_SUFFIXES, is_dicom, is_structure_file, split_channe
 
 from .dataset import Case
 
-MAX_CHANNELS = 8
-"""With more numbers than this, the images of a case are frames of a sequence."""
-
+MAX_CHANNELS = 8  # with more numbers than this, the images of a case are frames of a sequence
 FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
-"""Names of folders with images and labels."""
 
 
 def find_folders(root: Path) -> tuple[str, str] | None:
@@ -25,16 +22,21 @@ def find_folders(root: Path) -> tuple[str, str] | None:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Images in a folder, sorted by name: files of a known format and folders of DICOM slices."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if not path.name.startswith(".") and (path.name.lower().endswith(IMAGE_SUFFIXES) or is_dicom(path))
-    )
+    """Return the images in a folder, sorted by name: files of a known format and folders of DICOM slices."""
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path for path in visible if path.name.lower().endswith(IMAGE_SUFFIXES) or is_dicom(path)]
+
+
+def label_files(folder: Path) -> list[Path]:
+    """Return the labels in a folder, sorted by name: images, and files of DICOM SEG and RTSTRUCT."""
+    images = image_files(folder)
+    others = set(folder.iterdir()) - set(images)
+    structures = [p for p in others if p.is_file() and not p.name.startswith(".") and is_structure_file(p)]
+    return sorted([*images, *structures])
 
 
 def stem(path: Path) -> str:
-    """Name without ending; the whole name of a folder."""
+    """Return the name without ending; the whole name of a folder."""
     return path.name if path.is_dir() else split_suffix(path.name)[0]
 
 
@@ -57,49 +59,36 @@ def group_channels(
         DataError: a case with other channels than 0000 to `channels` - 1, or two images of one name.
     """
     groups: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
-    singles: list[Path] = []
+    named: list[tuple[str, tuple[Path, ...]]] = []
     for path in images:
         case, channel = split_channel(stem(path))
         if channel is None or stem(path) in whole:
-            singles.append(path)
+            named.append((stem(path), (path,)))
         else:
             groups[case, split_suffix(path.name)[1]][channel] = path
-    cases: dict[str, tuple[Path, ...]] = {}
-    found: list[tuple[str, tuple[Path, ...]]] = [(stem(path), (path,)) for path in singles]
     numbers = [0] if all(files.keys() == {0} for files in groups.values()) else list(range(channels))
     most = max(channels, MAX_CHANNELS)
     restarts = sum({0, 1} <= files.keys() and max(files) < most for files in groups.values())
     is_numbered = restarts > 1 or (channels > 1 and any(sorted(files) == numbers for files in groups.values()))
     for (case, _), files in groups.items():
         if sorted(files) == numbers:
-            found.append((case, tuple(files[number] for number in numbers)))
+            named.append((case, tuple(files[number] for number in numbers)))
         elif is_numbered and is_strict:
             raise DataError(
-                f"case {case} has {len(files)} channel{'s' if len(files) > 1 else ''}",
+                f"case {case} has {_count(files, 'channel')}",
                 file=next(iter(files.values())).parent,
                 received=", ".join(files[number].name for number in sorted(files)),
                 expected=f"{channels}: {', '.join(f'{case}_{number:04d}' for number in range(channels))}",
             )
         else:
-            found.extend((stem(path), (path,)) for path in files.values())
-    for name, paths in found:
+            named.extend((stem(path), (path,)) for path in files.values())
+    cases: dict[str, tuple[Path, ...]] = {}
+    for name, paths in named:
         if name in cases:
-            raise DataError(
-                "two images have one name",
-                file=paths[0],
-                received=f"{paths[0].name} and {cases[name][0].name}",
-                remedy="rename one of them",
-            )
+            received = f"{paths[0].name} and {cases[name][0].name}"
+            raise DataError("two images have one name", file=paths[0], received=received, remedy="rename one of them")
         cases[name] = paths
     return sorted(cases.items())
-
-
-def label_files(folder: Path) -> list[Path]:
-    """Labels in a folder, sorted by name: as `image_files`, and files of DICOM SEG and RTSTRUCT."""
-    images = image_files(folder)
-    others = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    known = set(images)
-    return sorted([*images, *(path for path in others if path not in known and is_structure_file(path))])
 
 
 def pair_folders(
@@ -110,18 +99,18 @@ def pair_folders(
     partial: bool = False,
     problems: list[MedunetError] | None = None,
 ) -> tuple[Case, ...]:
-    """Cases from a folder of images and one of labels; a pair has one name, the endings may differ.
+    """Return cases of a folder of images and one of labels; a pair has one name, the endings may differ.
 
     Args:
         images: folder of images.
-        labels: folder of labels; may be missing where `partial`.
-        channels: number of files a case in nnU-Net's numbering.
-        partial: whether images without a label are wanted (test cases).
-        problems: collects what is wrong instead of raising it; what has no partner is then left out.
+        labels: folder of labels; may be missing if `partial`.
+        channels: number of files per case in nnU-Net's numbering.
+        partial: whether images without a label are allowed (test cases).
+        problems: collects the error about files without partner instead of raising it; these are left out.
 
     Raises:
-        DataError: an image without label or a label without image, with up to five of each and how many there are; or
-            a case with another number of channels.
+        DataError: images without label or labels without image, with up to five of each and how many there are; or a
+            case with another number of channels.
     """
     by_name: dict[str, Path] = {}
     for path in label_files(labels) if labels.is_dir() else []:
@@ -129,20 +118,18 @@ def pair_folders(
             raise DataError("two labels have one name", file=path, remedy="remove one of them")
         by_name[stem(path)] = path
     cases = group_channels(image_files(images), channels=channels, whole=by_name, is_strict=not partial)
-    if not partial:
-        names = {name for name, _ in cases}
-        causes = []
-        if lonely := [paths[0].name for name, paths in cases if name not in by_name]:
-            causes.append(f"{_count(lonely, 'image')} without label: {shown(lonely)}")
-        if lonely := [path.name for name, path in by_name.items() if name not in names]:
-            causes.append(f"{_count(lonely, 'label')} without image: {shown(lonely)}")
-        if causes:
-            remedy = f"give pairs one name in {images.name} and {labels.name}"
-            error = DataError("; ".join(causes), file=images.parent, remedy=remedy)
-            if problems is None:
-                raise error
-            problems.append(error)
-            cases = [(name, paths) for name, paths in cases if name in by_name]
+    names = {name for name, _ in cases}
+    no_label = [] if partial else [paths[0].name for name, paths in cases if name not in by_name]
+    no_image = [] if partial else [path.name for name, path in by_name.items() if name not in names]
+    causes = [f"{_count(no_label, 'image')} without label: {shown(no_label)}"] if no_label else []
+    causes += [f"{_count(no_image, 'label')} without image: {shown(no_image)}"] if no_image else []
+    if causes:
+        remedy = f"give pairs one name in {images.name} and {labels.name}"
+        error = DataError("; ".join(causes), file=images.parent, remedy=remedy)
+        if problems is None:
+            raise error
+        problems.append(error)
+        cases = [(name, paths) for name, paths in cases if name in by_name]
     return tuple(Case(name, paths, by_name.get(name)) for name, paths in cases)
 
 
@@ -153,5 +140,5 @@ def guess_channels(images: Path, labels: Path) -> int:
     return max((count for case, count in counts.items() if case in label_names), default=1)
 
 
-def _count(names: list[str], noun: str) -> str:
-    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''}"
+def _count(items: Collection[object], noun: str) -> str:
+    return f"{len(items)} {noun}{'s' if len(items) > 1 else ''}"

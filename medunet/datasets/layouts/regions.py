@@ -1,16 +1,15 @@
-"""Regions: classes that overlap, each a union of label values (nnU-Net's region-based training)."""
+"""Labels of a `dataset.json`: classes, or regions that overlap (nnU-Net's region-based training)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from medunet.errors import DataError
 
-ORDER_KEY = "regions_class_order"
-"""nnU-Net's name for the values that regions are written with, beside `labels` in `dataset.json`."""
-
+ORDER_KEY = "regions_class_order"  # nnU-Net's name for the values that regions are written with
 EXAMPLE = '{"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}'
 
 
@@ -26,7 +25,7 @@ class Region:
         enhancing    [3]              x
 
     Args:
-        name: for people.
+        name: shown to people.
         values: in the files, sorted.
         written: the value that a predicted region is written with; later regions are written over earlier ones.
     """
@@ -36,60 +35,86 @@ class Region:
     written: int
 
 
-def has_regions(labels: object) -> bool:
-    """Whether labels of a `dataset.json` declare a union of several values.
-
-    Example:
-        >>> has_regions({"background": 0, "whole": [1, 2]}), has_regions({"background": [0], "liver": [1]})
-        (True, False)
-    """
-    return isinstance(labels, Mapping) and any(len(set(v)) > 1 for v in labels.values() if isinstance(v, list | tuple))
-
-
-def parse_regions(
-    labels: Mapping[str, object], order: object, file: Path
-) -> tuple[dict[str, int], int | None, tuple[Region, ...]]:
-    """Regions of a `dataset.json` in nnU-Net's words.
+class ParsedLabels(NamedTuple):
+    """Labels of a `dataset.json`.
 
     Args:
-        labels: name to value or to a list of values; `ignore` names the value that is not annotated.
-        order: the values that the regions are written with, in the order of `labels`.
-        file: for errors.
+        labels: name to value, by value, background first.
+        ignore: value of voxels without annotation, if nnU-Net's ``"ignore"`` names one.
+        regions: unions of values, if some are declared.
+    """
 
-    Returns:
-        Name to value of the single values in the files, background first (a value that no region has alone is
-        `label_VALUE`); the value to ignore; and the regions in their order.
+    labels: dict[str, int]
+    ignore: int | None = None
+    regions: tuple[Region, ...] = ()
+
+
+def parse_labels(labels: object, file: Path, *, order: object = None) -> ParsedLabels:
+    """Parse labels of a `dataset.json`: MSD's ``{"0": "background"}``, nnU-Net's ``{"background": 0}``, or regions.
+
+    Args:
+        labels: the entry `labels`; a list of several values declares regions: ``{"whole": [1, 2], "core": 2}``.
+        file: the `dataset.json`, for errors.
+        order: the entry `regions_class_order`: the value that each region is written with.
 
     Raises:
-        DataError: no background, values that are none, an order that does not fit.
+        DataError: neither style, two names of one value, or regions without background or order.
 
     Example:
         >>> labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
-        >>> values, ignore, regions = parse_regions(labels, [1, 2, 3], Path("dataset.json"))
-        >>> values
+        >>> parsed = parse_labels(labels, Path("dataset.json"), order=[1, 2, 3])
+        >>> parsed.labels  # a value that is not a region alone is `label_VALUE`
         {'background': 0, 'label_1': 1, 'label_2': 2, 'enhancing': 3}
-        >>> [(region.name, region.written) for region in regions]
+        >>> [(region.name, region.written) for region in parsed.regions]
         [('whole', 1), ('core', 2), ('enhancing', 3)]
     """
+    if not isinstance(labels, Mapping) or not labels:
+        raise DataError("labels are missing", file=file, expected='{"background": 0, "liver": 1, ...}')
+    if any(isinstance(listed, list | tuple) and len(set(listed)) > 1 for listed in labels.values()):
+        return _parse_regions(labels, order, file)
+    pairs: dict[str, int] = {}
+    for key, listed in labels.items():
+        value = listed[0] if isinstance(listed, list | tuple) and len(listed) == 1 else listed
+        if isinstance(value, str) and str(key).isdigit() and not value.isdigit():
+            name, number = value, int(key)  # MSD
+        elif isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
+            name, number = str(key), int(value)  # nnU-Net
+        else:
+            raise DataError("label is not understood", file=file, received={key: value}, expected='{"liver": 1}')
+        if name in pairs or number in pairs.values():
+            raise DataError("two labels share a name or a value", file=file, received={name: number})
+        pairs[name] = number
+    ignore = pairs.pop("ignore", None)
+    if len(pairs) < 2:
+        raise DataError("one label only", file=file, received=pairs, expected="background and at least one more")
+    return ParsedLabels(dict(sorted(pairs.items(), key=lambda pair: pair[1])), ignore)
+
+
+def _parse_regions(labels: Mapping[str, object], order: object, file: Path) -> ParsedLabels:
     unions = {str(name): _values(name, listed, file) for name, listed in labels.items()}
-    ignored = unions.pop("ignore", None)
-    if ignored is not None and len(ignored) > 1:
+    ignored = unions.pop("ignore", ())
+    if len(ignored) > 1:
         raise DataError("ignore is one value", file=file, received=list(ignored))
-    ignore = ignored[0] if ignored else None
     background = next((name for name, values in unions.items() if values == (0,)), None)
     if background is None:
         raise DataError("regions need a background", file=file, received=dict(labels), expected=EXAMPLE)
     del unions[background]
     for name, values in unions.items():
-        if 0 in values or (ignore is not None and ignore in values):
-            raise DataError(
-                "a region holds the background or what is ignored", file=file, received={name: list(values)}
-            )
-    written = _order(order, unions, file)
-    regions = tuple(Region(name, values, value) for (name, values), value in zip(unions.items(), written, strict=True))
+        if {0, *ignored} & set(values):
+            received = {name: list(values)}
+            raise DataError("a region holds the background or what is ignored", file=file, received=received)
+    if not isinstance(order, list | tuple):
+        cause = f"regions need {ORDER_KEY}: the value that each one is written with, later over earlier"
+        raise DataError(cause, file=file, received=order, expected=EXAMPLE)
+    fits = len(order) == len(unions) == len(set(order))
+    if not fits or not all(value in values for value, values in zip(order, unions.values(), strict=True)):
+        expected = f"one of its own values for each of {', '.join(unions)}, all different"
+        raise DataError(f"{ORDER_KEY} does not fit the regions", file=file, received=list(order), expected=expected)
+    regions = tuple(Region(name, values, value) for (name, values), value in zip(unions.items(), order, strict=True))
     alone = {region.values[0]: region.name for region in regions if len(region.values) == 1}
-    found = sorted({value for region in regions for value in region.values})
-    return {background: 0, **{alone.get(value, f"label_{value}"): value for value in found}}, ignore, regions
+    numbers = sorted({value for values in unions.values() for value in values})
+    names = {background: 0, **{alone.get(value, f"label_{value}"): value for value in numbers}}
+    return ParsedLabels(names, ignored[0] if ignored else None, regions)
 
 
 def _values(name: object, listed: object, file: Path) -> tuple[int, ...]:
@@ -98,22 +123,3 @@ def _values(name: object, listed: object, file: Path) -> tuple[int, ...]:
     if not numbers or len(numbers) < len(values) or min(numbers) < 0:
         raise DataError("region is not understood", file=file, received={name: listed}, expected='{"whole": [1, 2]}')
     return tuple(sorted(set(numbers)))
-
-
-def _order(order: object, unions: Mapping[str, Sequence[int]], file: Path) -> list[int]:
-    if not isinstance(order, list | tuple):
-        raise DataError(
-            f"regions need {ORDER_KEY}: the value that each one is written with, later over earlier",
-            file=file,
-            received=order,
-            expected=EXAMPLE,
-        )
-    fits = len(order) == len(unions) == len(set(order))
-    if not fits or not all(value in values for value, values in zip(order, unions.values(), strict=True)):
-        raise DataError(
-            f"{ORDER_KEY} does not fit the regions",
-            file=file,
-            received=list(order),
-            expected=f"one of its own values for each of {', '.join(unions)}, all different",
-        )
-    return list(order)

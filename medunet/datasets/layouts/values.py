@@ -11,8 +11,7 @@ import numpy.typing as npt
 from medunet.errors import DataError
 from medunet.io import read_volume
 
-MAX_LABELS = 32
-"""More distinct values than this, where no `dataset.json` names them, are taken for an image or for instances."""
+MAX_LABELS = 32  # more distinct values, if no `dataset.json` names them, are taken for an image or for instances
 
 
 def label_values(path: Path, *, limit: int | None = MAX_LABELS) -> tuple[int, ...]:
@@ -25,19 +24,15 @@ def distinct_values(voxels: npt.NDArray[np.float32], file: Path, *, limit: int |
 
     Args:
         voxels: ``(1, *spatial)``.
-        file: for errors.
+        file: the label's file, for errors.
         limit: number of values that are allowed; None: any number.
 
     Raises:
         DataError: fractional or negative values, several channels, or more than `limit` values.
     """
     if voxels.shape[0] > 1:
-        raise DataError(
-            "label has several channels",
-            file=file,
-            received=voxels.shape[0],
-            remedy="save it as a grey image",
-        )
+        remedy = "save it as a grey image"
+        raise DataError("label has several channels", file=file, received=voxels.shape[0], remedy=remedy)
     if voxels.min() < 0:
         raise DataError("label has negative values", file=file, received=float(voxels.min()), remedy="relabel")
     if voxels.max() < 1 << 16 and (counts := _count_whole(voxels[0])) is not None:
@@ -53,11 +48,7 @@ def distinct_values(voxels: npt.NDArray[np.float32], file: Path, *, limit: int |
 
 
 def refuse_many(values: Sequence[int] | npt.NDArray[np.integer], file: Path, *, limit: int = MAX_LABELS) -> None:
-    """Raise an error if a label map has more than `limit` values.
-
-    Raises:
-        DataError: too many values.
-    """
+    """Raise a DataError if a label map has more than `limit` values."""
     if len(values) > limit:
         raise DataError(
             "label has too many values for classes",
@@ -94,7 +85,7 @@ def refuse_swapped(image: npt.NDArray[np.float32], file: Path, label: Path, allo
 
 
 def _count_whole(voxels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64] | None:
-    """How often each value occurs, plane by plane so as to save memory; None where one is no whole number."""
+    """Return how often each value occurs, plane by plane to save memory; None if there are fractional values."""
     counts = np.zeros(1 << 16, dtype=np.int64)
     for plane in voxels:
         whole = plane.astype(np.uint16)
@@ -105,24 +96,19 @@ def _count_whole(voxels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64] | Non
     return counts
 
 
-def index_values(
-    label: npt.NDArray[np.float32],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint16]]:
-    """A label map as places in a table of values, small enough to count by.
+def index_values(label: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint16]]:
+    """Return the table of a label map's values, and the map ``(*spatial)`` of indices into this table.
 
     Args:
-        label: whole numbers, none negative.
-
-    Returns:
-        The table, and the map `(*spatial)` of places in it. Up to 65,535 each value is its own place.
+        label: whole numbers, none negative. Up to 65,535 each value is its own index.
 
     Example:
-        >>> values, places = index_values(np.array([0.0, 70000.0, 5.0], np.float32))
-        >>> values.tolist(), places.tolist()
+        >>> values, indices = index_values(np.array([0.0, 70000.0, 5.0], np.float32))
+        >>> values.tolist(), indices.tolist()
         ([0, 5, 70000], [0, 2, 1])
     """
     largest = int(label.max(initial=0))
     if largest < 1 << 16:
         return np.arange(largest + 1), label.astype(np.uint16)
-    values, places = np.unique(label, return_inverse=True)
-    return values.astype(np.int64), places.reshape(label.shape).astype(np.uint16)
+    values, indices = np.unique(label, return_inverse=True)
+    return values.astype(np.int64), indices.reshape(label.shape).astype(np.uint16)

@@ -10,23 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from medunet.datasets.check.finding import shown
-from medunet.datasets.layouts.dataset import Case
-from medunet.datasets.layouts.labels import ParsedLabels, parse_labels
-from medunet.datasets.layouts.pairing import (
-    FOLDERS,
-    find_folders,
-    guess_channels,
-    pair_folders,
-    stem,
-)
-from medunet.datasets.layouts.regions import ORDER_KEY
 from medunet.errors import DataError, MedunetError, SecurityError
+
+from .dataset import Case
+from .pairing import FOLDERS, find_folders, guess_channels, pair_folders, stem
+from .regions import ORDER_KEY, ParsedLabels, parse_labels
 
 MANIFEST = "dataset.json"
 
+Parts = tuple[tuple[Case, ...], tuple[Case, ...], ParsedLabels, tuple[str, ...]]  # cases, test cases, labels, channels
+
 
 def load_manifest(file: Path) -> dict[str, Any]:
-    """The parsed `dataset.json`.
+    """Read a `dataset.json`.
 
     Raises:
         DataError: unreadable, not JSON, or not an object.
@@ -43,10 +39,10 @@ def load_manifest(file: Path) -> dict[str, Any]:
 
 
 def labels_of(manifest: Mapping[str, Any], file: Path) -> ParsedLabels:
-    """Return labels and regions of a `dataset.json`, none if it has no entry `labels`; raises as `parse_labels`."""
+    """Return labels and regions of a `dataset.json`, empty if it has no entry `labels`; raises as `parse_labels`."""
     if "labels" not in manifest:
         return ParsedLabels({})
-    return parse_labels(manifest.get("labels"), file, order=manifest.get(ORDER_KEY))
+    return parse_labels(manifest["labels"], file, order=manifest.get(ORDER_KEY))
 
 
 def with_groups(cases: Sequence[Case], groups: object, file: Path, *, others: Collection[str] = ()) -> tuple[Case, ...]:
@@ -55,7 +51,7 @@ def with_groups(cases: Sequence[Case], groups: object, file: Path, *, others: Co
     Args:
         cases: all labelled cases.
         groups: the entry `groups`: case name to the name or number of its group, for every case. None: no groups.
-        file: for errors.
+        file: the `dataset.json`, for errors.
         others: further names that may occur, of test cases and of cases that cannot be used.
 
     Raises:
@@ -76,68 +72,70 @@ def with_groups(cases: Sequence[Case], groups: object, file: Path, *, others: Co
     return grouped
 
 
-def inside(root: Path, relative: object, file: Path) -> Path:
-    """A path from `dataset.json`, which must stay in the folder of the data set.
-
-    Symbolic links inside the folder are the owner's affair and are followed.
-
-    Raises:
-        SecurityError: an absolute path, or `..` beyond the root.
-    """
-    if not isinstance(relative, str):
-        raise DataError("is not a path", file=file, received=relative)
-    path = Path(os.path.normpath(root / relative))
-    if path != root and root not in path.parents:
-        raise SecurityError(
-            "path leaves the folder of the data set", file=file, received=relative, remedy="use paths below its folder"
-        )
-    return path
-
-
-def read_msd(
-    manifest: Mapping[str, Any], file: Path, problems: list[MedunetError] | None = None
-) -> tuple[tuple[Case, ...], tuple[Case, ...], ParsedLabels, tuple[str, ...]]:
-    """Cases, test cases, labels and channels of an MSD `dataset.json`.
+def read_msd(manifest: Mapping[str, Any], file: Path, problems: list[MedunetError] | None = None) -> Parts:
+    """Return cases, test cases, labels and channels of an MSD `dataset.json`.
 
     Args:
         manifest: the parsed file.
         file: its path.
-        problems: collects which files are missing instead of raising it; their cases are then left out.
+        problems: collects the error about missing files instead of raising it; their cases are left out.
 
     Raises:
-        DataError: an entry without image or label, or a file that is missing.
+        DataError: an entry without image or label, or a missing file.
         SecurityError: a path outside the folder.
     """
-    root = file.parent
-    cases = _entries(manifest.get("training") or manifest.get("train") or (), root, file, problems, labelled=True)
+    cases = _entries(manifest.get("training") or manifest.get("train") or (), file, problems, labelled=True)
     if not cases:
         raise DataError("lists no training cases", file=file, expected='"training": [{"image": ..., "label": ...}]')
-    test = _entries(manifest.get("test") or (), root, file, problems, labelled=False)
-    return cases, test, labels_of(manifest, file), _channel_names(manifest.get("modality"))
+    test = _entries(manifest.get("test") or (), file, problems, labelled=False)
+    return cases, test, labels_of(manifest, file), _channel_names(manifest.get("modality")) or ("image",)
 
 
-def read_nnunet(
-    manifest: Mapping[str, Any], file: Path, problems: list[MedunetError] | None = None
-) -> tuple[tuple[Case, ...], tuple[Case, ...], ParsedLabels, tuple[str, ...]]:
-    """As `read_msd`, of an nnU-Net raw folder: `imagesTr/case_0000.ext` + `labelsTr/case.ext`, or images + labels."""
-    root = file.parent
+def read_nnunet(manifest: Mapping[str, Any], file: Path, problems: list[MedunetError] | None = None) -> Parts:
+    """Return the parts of an nnU-Net raw folder, as `read_msd`: `imagesTr/case_0000.ext` and `labelsTr/case.ext`."""
     declared = manifest.get("channel_names") or manifest.get("modality")
-    channels = _channel_names(declared) if declared else ()
+    channels = (_channel_names(declared) or ("image",)) if declared else ()
     labels = labels_of(manifest, file)
-    images, reference = find_folders(root) or FOLDERS[0]
-    if not (root / images).is_dir():
-        raise DataError(f"folder {images} is missing", file=root)
-    count = len(channels) or guess_channels(root / images, root / reference)
-    cases = pair_folders(root / images, root / reference, channels=count, problems=problems)
-    test: tuple[Case, ...] = ()
-    if (root / "imagesTs").is_dir():
-        test = pair_folders(root / "imagesTs", root / "labelsTs", channels=count, partial=True)
+    cases, test = read_pairs(file.parent, channels=len(channels), problems=problems)
     return cases, test, labels, channels
 
 
-def _entries(
-    entries: Any, root: Path, file: Path, problems: list[MedunetError] | None, *, labelled: bool
-) -> tuple[Case, ...]:
+def read_pairs(
+    root: Path, *, channels: int = 0, problems: list[MedunetError] | None = None
+) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Return labelled cases and test cases of `imagesTr` + `labelsTr` (and `imagesTs`), or of `images` + `labels`.
+
+    Args:
+        root: the folder of these folders.
+        channels: files per case in nnU-Net's numbering; 0: as the names tell.
+        problems: collects errors about single cases instead of raising them.
+
+    Raises:
+        DataError: a folder is missing, or as of :func:`pair_folders`.
+    """
+    images, labels = (root / part for part in find_folders(root) or FOLDERS[0])
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise DataError(f"folder {folder.name} is missing", file=root)
+    count = channels or guess_channels(images, labels)
+    cases = pair_folders(images, labels, channels=count, problems=problems)
+    if not (root / "imagesTs").is_dir():
+        return cases, ()
+    return cases, pair_folders(root / "imagesTs", root / "labelsTs", channels=count, partial=True)
+
+
+def _inside(root: Path, relative: object, file: Path) -> Path:
+    """Return a path of `dataset.json`, which must stay in the data set's folder; links in the folder are followed."""
+    if not isinstance(relative, str):
+        raise DataError("is not a path", file=file, received=relative)
+    path = Path(os.path.normpath(root / relative))
+    if path != root and root not in path.parents:
+        remedy = "use paths below its folder"
+        raise SecurityError("path leaves the folder of the data set", file=file, received=relative, remedy=remedy)
+    return path
+
+
+def _entries(entries: Any, file: Path, problems: list[MedunetError] | None, *, labelled: bool) -> tuple[Case, ...]:
     cases: dict[str, Case] = {}
     missing: list[str] = []
     for listing in entries:
@@ -147,8 +145,8 @@ def _entries(
         if labelled and not entry.get("label"):
             raise DataError("image without label", file=file, received=entry["image"])
         listed = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
-        images = tuple(inside(root, item, file) for item in listed)
-        label = inside(root, entry["label"], file) if entry.get("label") else None
+        images = tuple(_inside(file.parent, item, file) for item in listed)
+        label = _inside(file.parent, entry["label"], file) if entry.get("label") else None
         absent = [path.name for path in (*images, *([label] if label else [])) if not path.exists()]
         missing += absent
         if absent:
@@ -158,11 +156,8 @@ def _entries(
             raise DataError("two cases have one name", file=file, received=case.name, remedy="rename one of them")
         cases[case.name] = case
     if missing:
-        error = DataError(
-            f"lists {len(missing)} missing files: {shown(missing)}",
-            file=file,
-            remedy="complete the download or correct the list",
-        )
+        remedy = "complete the download or correct the list"
+        error = DataError(f"lists {len(missing)} missing files: {shown(missing)}", file=file, remedy=remedy)
         if problems is None:
             raise error
         problems.append(error)
@@ -170,9 +165,7 @@ def _entries(
 
 
 def _channel_names(names: object) -> tuple[str, ...]:
-    """MSD's `modality` or nnU-Net's `channel_names`: ``{"0": "CT"}``, by number."""
-    if isinstance(names, Mapping) and names:
+    """Return MSD's `modality` or nnU-Net's `channel_names`, ``{"0": "CT"}``, ordered by number."""
+    if isinstance(names, Mapping):
         return tuple(str(names[key]) for key in sorted(names, key=lambda key: int(key) if str(key).isdigit() else 0))
-    if isinstance(names, list) and names:
-        return tuple(str(name) for name in names)
-    return ("image",)
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()

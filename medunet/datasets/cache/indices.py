@@ -1,0 +1,77 @@
+"""Voxels that patches may be centred on, and labels in small integer types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from medunet.transforms import IGNORE_INDEX, like
+
+MAX_INDICES = 10_000  # foreground voxels that are listed per class and case (40 kB); larger classes are sampled
+
+
+def foreground_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_INDICES) -> list[np.ndarray]:
+    """Return flat indices of the voxels of each foreground class, in rising order.
+
+    Args:
+        label: class indices `(1, *spatial)`, of which 0 and `IGNORE_INDEX` are not foreground; or, with several
+            channels, `(C, *spatial)`, one structure per channel, which may overlap.
+        limit: number of voxels; larger classes are sampled, the same way every time.
+
+    Returns:
+        One array for each class of the label, by rising index, or for each channel that is not empty.
+
+    Example:
+        >>> [one.tolist() for one in foreground_indices(np.array([[[0, 2, 1], [1, 255, 2]]]))]
+        [[2, 3], [1, 5]]
+    """
+    array = torch.as_tensor(label).as_subclass(torch.Tensor).cpu().numpy()
+    rows = [row.reshape(-1) for row in array]
+    flat = [np.flatnonzero((row > 0) & (row != IGNORE_INDEX)) for row in rows]
+    if len(rows) == 1:
+        values = rows[0][flat[0]]
+        order = np.argsort(values, kind="stable")
+        bounds = np.flatnonzero(np.diff(values[order])) + 1
+        flat = np.split(flat[0][order], bounds)
+    generator = np.random.default_rng(0)
+    return [_sample(one, limit, generator) for one in flat if len(one)]
+
+
+def annotated_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_INDICES) -> np.ndarray:
+    """Return flat indices of voxels with annotation, in rising order; empty if no voxel is `IGNORE_INDEX`.
+
+    Args:
+        label: as of :func:`foreground_indices`.
+        limit: number of voxels; more are sampled, the same way every time.
+
+    Example:
+        >>> annotated_indices(np.array([[[0, 2, 255], [255, 255, 2]]])).tolist()
+        [0, 1, 5]
+    """
+    annotated = torch.as_tensor(label)[0].as_subclass(torch.Tensor).cpu().numpy().ravel() != IGNORE_INDEX
+    if annotated.all():
+        return np.empty(0, dtype=np.int64)
+    return _sample(np.flatnonzero(annotated), limit, np.random.default_rng(0))
+
+
+def _sample(indices: np.ndarray, limit: int, generator: np.random.Generator) -> np.ndarray:
+    return np.sort(generator.choice(indices, limit, replace=False)) if len(indices) > limit else indices
+
+
+def smallest_integers(label: Any) -> Any:
+    """Return a label in the smallest integer type that can represent it, if it has only whole numbers."""
+    plain = torch.as_tensor(label).as_subclass(torch.Tensor)
+    if not plain.numel() or plain.dtype in (torch.uint8, torch.bool) or plain.is_complex():
+        return label
+    if plain.is_floating_point() and not bool((plain == plain.round()).all()):
+        return label  # NaN is never equal to itself, infinity fails the range below
+    low, high = float(plain.min()), float(plain.max())
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        if torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max:
+            small = plain.to(dtype)
+            if isinstance(label, np.ndarray):
+                return small.numpy()
+            return like(small, label)
+    return label
