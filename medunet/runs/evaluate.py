@@ -1,4 +1,4 @@
-"""Predicting labelled cases with a bundle and measuring what came of it."""
+"""Evaluation: predict labelled cases and measure the result, or compare two folders of label maps."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ from medunet.trust import require_trust
 
 logger = logging.getLogger(__name__)
 
-SECTIONS = ("unseen", "validation", "all", "test", "training")
-"""Which cases of a data set can be evaluated."""
+SECTIONS = ("unseen", "validation", "all", "test", "training")  # which cases of a data set can be evaluated
 
-OUT_OF_FOLD = "out_of_fold"
-"""Folder in a cross-validation's output: predictions of cases by the fold that did not see them, measured."""
+OUT_OF_FOLD = "out_of_fold"  # folder in a cross-validation with the metrics of each case by the fold that held it out
+
+PICTURES = frozenset({".png", ".tif", ".tiff", ".bmp"})  # files of 2D label maps
+
+Item = dict[str, "str | list[str]"]  # of medunet.datasets.datalist
 
 
 def evaluate_bundle(
@@ -55,134 +57,121 @@ def evaluate_bundle(
         data: labelled data set.
         output: gets ``predictions/``, ``metrics.csv`` and ``metrics.json``; None takes ``evaluation`` in the bundle,
             or ``evaluation_NAME`` for a data set that the bundle was not trained on.
-        section: ``unseen`` takes every labelled case that the bundle was not trained on: of its own data set the
-            validation cases, of another one all. ``validation`` takes the fold that ``evaluate.json`` names, ``all``
+        section: ``unseen`` takes every labelled case that the bundle was not trained on: the validation cases of its
+            own data set, all cases of another one. ``validation`` takes the fold that ``evaluate.json`` names, ``all``
             every labelled case, ``test`` the labelled cases of ``imagesTs``.
-        device: as in :func:`train_bundle`.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         em: also compute the ISBI 2012 scores; None computes them for 2D data with two labels.
-        trust: as in :func:`train_bundle`.
+        trust: evaluate a bundle that could run its own code, see :func:`medunet.trust.require_trust`.
 
     Returns:
-        Statistics of the cases that could be predicted and measured; `failed_cases` names the others with the reason,
-        `trained_on` the measured cases and `left_out` the other ones that the bundle was trained on.
+        Statistics of the measured cases. ``failed_cases`` names the others with the reason, ``trained_on`` the measured
+        cases that the bundle was trained on, and ``left_out`` those that were not measured for this reason.
 
     Raises:
-        ConfigError: unknown section, or one in which the data set has no case for this bundle.
-        DataError: no case could be measured, or another process writes into the output.
+        ConfigError: The section is unknown, or the data set has no case of it for this bundle.
+        DataError: No case could be measured, or another process uses the output folder.
     """
     if section not in SECTIONS:
         raise ConfigError("unknown section", received=section, expected=", ".join(SECTIONS))
     require_trust(bundle, trust=trust)
     config = read_own(bundle, "evaluate")
-    # a case that cannot be read fails by name when it is predicted, and the others are evaluated
+    # an unreadable case fails by name when it is predicted, and the others are evaluated
     dataset = open_dataset(data, problems=[], read=ReadOptions.of_config(config))
     seen = seen_cases(bundle, dataset, is_test=section == "test")
     output = output or bundle / seen.folder
     with claim(output):
         items = _items(bundle, data, config, section, seen)
         predictor = Predictor(bundle, output_dir=output / "predictions", device=device, overwrite=True, trust=trust)
-        pairs, failed = _predicted(predictor, items)
-        labels = class_values(config)
+        pairs, failed = predict_items(predictor, items)
         names = {str(item["name"]) for item in items}
-        trained_on = sorted(seen.names & names) if seen.is_known else None
-        left_out = sorted(seen.names - names) if section == "unseen" else []
+        facts = {
+            "section": section,
+            "trained_on": sorted(seen.names & names) if seen.is_known else None,
+            "left_out": sorted(seen.names - names) if section == "unseen" else [],
+        }
+        labels = class_values(config)
         return measure(
             pairs,
             labels,
             output,
             failed=failed,
-            facts={"section": section, "trained_on": trained_on, "left_out": left_out},
-            regions=region_values_of(config),
+            facts=facts,
+            regions=region_values(config),
             em=wants_em(em, dataset.spatial_dims, labels),
             ignore=dataset.ignore,
         )
 
 
-def _items(
-    bundle: Path, data: Path, config: Mapping[str, Any], section: str, seen: SeenCases
-) -> list[dict[str, str | list[str]]]:
+def _items(bundle: Path, data: Path, config: Mapping[str, Any], section: str, seen: SeenCases) -> list[Item]:
     """Return the labelled items of a section."""
-    is_ensemble = ENSEMBLE_FOLDS in config
+    is_ensemble, is_unseen = ENSEMBLE_FOLDS in config, section == "unseen"
     if section in ("validation", "training") and (is_ensemble or (seen.is_known and not seen.names)):
         raise ConfigError(
             "the data set has no such cases for this bundle",
             file=bundle,
             received=f"--section {section}",
             expected="a run of one fold, and the data set that it was trained on",
-            remedy="leave out --section: every case that the bundle was not trained on is evaluated",
+            remedy="omit --section to evaluate every case that the bundle was not trained on",
         )
     items = datalist(
         data,
-        section="all" if section == "unseen" else section,  # type: ignore[arg-type] # checked by the caller
+        section="all" if is_unseen else section,  # type: ignore[arg-type] # checked by the caller
         fold=config["fold"],
         folds=config["folds"],
-        validation_cases=() if section == "unseen" else config["validation_cases"],
+        validation_cases=() if is_unseen else config["validation_cases"],
         skip_cases=config.get("skip_cases", ()),
     )
-    items = [item for item in items if "label" in item]
-    if section == "unseen":
-        items = [item for item in items if item["name"] not in seen.names]
-    if items:
-        return items
-    if section == "unseen":
-        where = f"read {OUT_OF_FOLD}/metrics.json, or " if is_ensemble else ""
+    selected = [item for item in items if "label" in item and not (is_unseen and item["name"] in seen.names)]
+    if not selected and is_unseen and any("label" in item for item in items):
         raise ConfigError(
             "the bundle was trained on every case of the data set",
             file=bundle,
-            remedy=f"{where}give other data; --section all evaluates the training cases, too",
+            remedy=(f"read {OUT_OF_FOLD}/metrics.json, or " if is_ensemble else "")
+            + "pass other data; --section all evaluates the training cases, too",
         )
-    raise DataError("no labelled case to evaluate", file=data, received=f"--section {section}")
+    if not selected:
+        raise DataError("no labelled case to evaluate", file=data, received=f"--section {section}")
+    return selected
 
 
-def _predicted(
-    predictor: Predictor, items: Sequence[Mapping[str, str | list[str]]]
-) -> tuple[list[Pair], dict[str, str]]:
-    """Predict items, and return pairs of the cases that worked and reasons of those that failed."""
+def predict_items(predictor: Predictor, items: Sequence[Item]) -> tuple[list[Pair], dict[str, str]]:
+    """Predict labelled items; return a pair for each case that worked, and the reason by name for each that failed."""
     pairs: list[Pair] = []
     failed: dict[str, str] = {}
-    results = predictor.predict([source_of(item) for item in items])
-    for index, (item, result) in enumerate(zip(items, results, strict=True), start=1):
+    given = [[item["image"]] if isinstance(item["image"], str) else item["image"] for item in items]
+    images = [[Path(path) for path in paths] for paths in given]
+    results = predictor.predict([paths if len(paths) > 1 else paths[0] for paths in images])
+    for item, paths, result in zip(items, images, results, strict=True):
+        name = str(item["name"])
         if result.path is None or result.error is not None:
-            failed[str(item["name"])] = reason(result.error or DataError("no label map"))
+            failed[name] = reason(result.error or DataError("no label map"))
             logger.error("not predicted: %s", result.error)
             continue
-        pairs.append(pair_of(item, result.path))
-        logger.info("predicted %d/%d %s", index, len(items), item["name"])
+        pairs.append(Pair(name=name, pred=result.path, ref=Path(str(item["label"])), image=paths[0]))
+        logger.info("predicted %d/%d %s", len(pairs) + len(failed), len(items), name)
     return pairs, failed
 
 
-def source_of(item: Mapping[str, str | list[str]]) -> Path | list[Path]:
-    """The image, or its channels, of an item of :func:`medunet.datasets.datalist`."""
-    images = item["image"]
-    return Path(images) if isinstance(images, str) else [Path(image) for image in images]
-
-
-def pair_of(item: Mapping[str, str | list[str]], pred: Path) -> Pair:
-    """An item's reference beside a prediction."""
-    source = source_of(item)
-    image = source if isinstance(source, Path) else source[0]
-    return Pair(name=str(item["name"]), pred=pred, ref=Path(str(item["label"])), image=image)
-
-
 def class_values(config: Mapping[str, Any]) -> dict[str, int]:
-    """Value in the files by class name, in the order of the network's output."""
+    """Return the value in files by class name, in the order of the network's output."""
     return {name: int(value) for name, value in zip(config["label_names"], config["label_values"], strict=True)}
 
 
-def region_values_of(config: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Values in the files by the name of a region; empty where classes do not overlap."""
+def region_values(config: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return the values in files by region name; empty if classes do not overlap."""
     return dict(zip(config.get("region_names", ()), config.get("region_values", ()), strict=True))
 
 
 def best_rules(pairs: Sequence[Pair], config: Mapping[str, Any], *, ignore: int | None) -> tuple[ClassRule, ...]:
-    """How predictions of a bundle are best cleaned, class by class or region by region.
+    """Choose the postprocessing of each class or region.
 
     Args:
         pairs: predictions of cases that the bundle was not trained on, and their references.
         config: the bundle's ``evaluate.json``.
-        ignore: value in the references of voxels that do not count.
+        ignore: value of reference voxels that do not count.
     """
-    labels, regions = class_values(config), region_values_of(config)
+    labels, regions = class_values(config), region_values(config)
     if not regions:
         return tuple(choose_rules(pairs, labels, ignore=ignore))
     order = config["regions_class_order"]
@@ -203,53 +192,52 @@ def evaluate_folders(
         predictions: folder of predicted label maps.
         references: folder of reference label maps.
         output: gets ``metrics.csv`` and ``metrics.json``; None takes a folder beside the predictions.
-        labels: value by class name; a case with another value fails. None takes the values that occur, with the names
-            in the ``dataset.json`` beside the references, if there is one.
-        em: as in :func:`evaluate_bundle`.
+        labels: value by class name; a case with another value fails. None takes the values that occur, and their names
+            from the ``dataset.json`` beside the references, if there is one.
+        em: also compute the ISBI 2012 scores; None computes them for 2D data with two labels.
 
     Raises:
-        DataError: no case could be measured, or another process writes into the output.
+        DataError: No case could be measured, or another process uses the output folder.
     """
     output = output or predictions.with_name(f"{predictions.resolve().name}_{EVALUATION}")
-    pairs = pair_files(predictions, references)
-    predicted: dict[Path, tuple[int, ...]] = {}
-    wanted: dict[Path, tuple[int, ...]] = {}
-    failed = dict[str, str]()
-    for pair in pairs:
+    values: dict[Path, tuple[int, ...]] = {}
+    pairs: list[Pair] = []
+    failed: dict[str, str] = {}
+    for pair in pair_files(predictions, references):
         try:
-            predicted[pair.pred] = label_values(pair.pred, limit=None)
-            wanted[pair.ref] = label_values(pair.ref, limit=None)
+            values |= {path: label_values(path, limit=None) for path in (pair.pred, pair.ref)}
+            pairs.append(pair)
         except (DataError, GeometryError) as error:
             failed[pair.name] = reason(error)
             logger.error("not measured: %s", error)
-    values = sorted({0}.union(*predicted.values(), *wanted.values()))
-    if len(values) > MAX_CLASSES:
+    if not pairs:
+        raise DataError("no case could be measured", file=predictions, received="; ".join(failed.values()))
+    occurring = sorted({0}.union(*values.values()))
+    if len(occurring) > MAX_CLASSES:
         cause = "label maps have too many values for classes"
-        raise DataError(cause, file=references, received=len(values), expected=f"at most {MAX_CLASSES}")
-    pairs = [pair for pair in pairs if pair.name not in failed]
+        raise DataError(cause, file=references, received=len(occurring), expected=f"at most {MAX_CLASSES}")
     if labels is None:
         names = _names_beside(references)
         if not names:
+            predicted = {pair.pred: values[pair.pred] for pair in pairs}
             is_mask = len({0}.union(*predicted.values())) <= 2
+            wanted = {pair.ref: values[pair.ref] for pair in pairs}
             refuse_instances(wanted if is_mask else {**wanted, **predicted}, is_class_map=is_mask)
-        labels = {names.get(value, f"label_{value}" if value else BACKGROUND): value for value in values}
+        labels = {names.get(value, f"label_{value}" if value else BACKGROUND): value for value in occurring}
     elif 0 not in labels.values():
         labels = {BACKGROUND: 0, **labels}
-    if not pairs:
-        raise DataError("no case could be measured", file=predictions, received="; ".join(failed.values()))
     if len(labels) == 1:
         raise DataError("predictions and references are all background", file=predictions)
-    planar = pairs[0].ref.suffix.lower() in {".png", ".tif", ".tiff", ".bmp"}
+    dims = 2 if pairs[0].ref.suffix.lower() in PICTURES else 3
     with claim(output):
-        return measure(pairs, labels, output, em=wants_em(em, 2 if planar else 3, labels), failed=failed)
+        return measure(pairs, labels, output, em=wants_em(em, dims, labels), failed=failed)
 
 
 def _names_beside(references: Path) -> dict[int, str]:
-    """Return the names of label values in the data set whose labels these are."""
+    """Return the names of label values that the `dataset.json` beside a folder of labels gives."""
     manifest = references.resolve().parent / MANIFEST
-    if not manifest.is_file():
-        return {}
-    return {value: name for name, value in labels_of(load_manifest(manifest), manifest).labels.items()}
+    labels = labels_of(load_manifest(manifest), manifest).labels if manifest.is_file() else {}
+    return {value: name for name, value in labels.items()}
 
 
 def measure(
@@ -264,28 +252,27 @@ def measure(
     failed: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Summary:
-    """Measure pairs of files, cleaned by rules, and write the tables.
+    """Measure pairs of files, postprocessed by rules, and write the tables.
 
-    A pair that cannot be read is named in the summary's `failed_cases`, beside those that have failed before.
+    The summary's ``failed_cases`` are the cases of `failed` and the pairs that cannot be read.
 
     Raises:
-        DataError: none could be measured.
+        DataError: No case could be measured.
     """
-    lost = dict(failed or {})
-    results = list(
-        evaluate_pairs(pairs, labels=labels, regions=regions, em=em, rules=rules, ignore=ignore, failed=lost)
-    )
+    failed = dict(failed or {})
+    options: dict[str, Any] = {"regions": regions, "em": em, "rules": rules, "ignore": ignore}
+    results = list(evaluate_pairs(pairs, labels=labels, failed=failed, **options))
     if not results:
-        raise DataError("no case could be measured", file=output, received="; ".join(lost.values()) or "no case")
+        raise DataError("no case could be measured", file=output, received="; ".join(failed.values()) or "no case")
     summary = summarise(results)
     summary.update(facts or {})  # type: ignore[typeddict-item] # keys of Summary
-    if lost:
-        summary["failed_cases"] = dict(sorted(lost.items()))
+    if failed:
+        summary["failed_cases"] = dict(sorted(failed.items()))
     write_tables(results, output, summary=summary)
     summary["folder"] = str(output)
     return summary
 
 
 def wants_em(em: bool | None, spatial_dims: int, labels: Mapping[str, int]) -> bool:
-    """Whether the ISBI 2012 scores are computed; by default for 2D data with two labels."""
+    """Return whether to compute the ISBI 2012 scores; by default for 2D data with two labels."""
     return (spatial_dims == 2 and len(labels) == 2) if em is None else em

@@ -1,4 +1,4 @@
-"""Fold after fold, then every case predicted by the fold that has not seen it, then one ensemble."""
+"""Cross-validation: train folds, predict each case by the fold that held it out, join the folds to an ensemble."""
 
 from __future__ import annotations
 
@@ -17,19 +17,10 @@ from medunet.errors import ConfigError, DataError, MedunetError, find_cause
 from medunet.files import check_target, claim, reject_other_files
 from medunet.io.options import ReadOptions
 from medunet.metrics import CSV_NAME, Summary
-from medunet.prediction import ClassRule, Pair, Predictor, reason
+from medunet.prediction import ClassRule, Pair, Predictor
 from medunet.runs.ensemble import write_ensemble
-from medunet.runs.evaluate import (
-    OUT_OF_FOLD,
-    best_rules,
-    class_values,
-    measure,
-    pair_of,
-    region_values_of,
-    source_of,
-    wants_em,
-)
-from medunet.runs.train import PreparedRun, fit_data, judged_run, train_prepared, write_run
+from medunet.runs.evaluate import OUT_OF_FOLD, best_rules, class_values, measure, predict_items, region_values, wants_em
+from medunet.runs.train import PreparedRun, TrainingResult, fit_bundle, open_run, train_run, write_run
 from medunet.runtime import load_checkpoint, resolve_device
 from medunet.tracking import track_cross_validation
 from medunet.training import LAST_NAME
@@ -37,27 +28,24 @@ from medunet.trust import require_trust
 
 logger = logging.getLogger(__name__)
 
-POSTPROCESSED = f"{OUT_OF_FOLD}_postprocessed"
-"""Folder with the metrics of the same predictions after the cleaning that was chosen."""
-
-PREDICTIONS = "predictions"
-"""Folder in a fold's run."""
+POSTPROCESSED = f"{OUT_OF_FOLD}_postprocessed"  # folder with the metrics of the same predictions after postprocessing
+PREDICTIONS = "predictions"  # folder in the run of a fold
 
 Status = Literal["trained", "there already", "failed", "stopped"]
 
 FoldTrainer = Callable[[Mapping[int, PreparedRun], str, "str | None"], Iterable["FoldOutcome"]]
-"""Trains runs by fold, on a device by name, tracked by a store; gives outcomes as they are known, in any order."""
+"""Trains runs (by fold, device, tracking URI) and yields their outcomes as they become known, in any order."""
 
 
 @dataclass(frozen=True)
 class FoldOutcome:
-    """What became of one fold.
+    """The outcome of one fold.
 
     Args:
-        fold: which.
-        run: its folder.
-        status: 'there already' where it had been trained before.
-        seconds: of training in this call.
+        fold: its number.
+        run: folder of its run.
+        status: 'there already' if an earlier call trained it.
+        seconds: duration of training in this call.
         error: why it failed.
     """
 
@@ -75,16 +63,16 @@ class FoldOutcome:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What a cross-validation came to.
+    """The result of a cross-validation.
 
     Args:
-        output: its folder, a bundle when at least one fold is trained.
-        folds: outcomes of the folds that were asked for, in order; after Ctrl-C up to the one that was stopped.
-        summary: out-of-fold metrics; None where nothing could be measured.
-        rules: for every class the cleaning that was tried, and whether it is used.
-        postprocessed: out-of-fold metrics after cleaning; None where no rule is used.
-        failed_cases: why a case has no out-of-fold prediction, by name.
-        is_interrupted: by Ctrl-C.
+        output: its folder, a bundle if at least one fold is trained.
+        folds: outcomes of the requested folds, in order; after Ctrl-C up to the interrupted one.
+        summary: out-of-fold metrics; None if no case could be measured.
+        rules: the postprocessing rule that was tried for each class, and whether it is used.
+        postprocessed: out-of-fold metrics after postprocessing; None if no rule is used.
+        failed_cases: reason by name of each case without an out-of-fold prediction.
+        is_interrupted: whether Ctrl-C ended it.
     """
 
     output: Path
@@ -97,7 +85,7 @@ class CrossValidation:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all that was asked for is there."""
+        """Whether every requested fold is trained and every case is predicted."""
         trained = all(outcome.is_trained for outcome in self.folds)
         return trained and not (self.failed_cases or self.is_interrupted)
 
@@ -116,82 +104,83 @@ def train_folds(
     trainer: FoldTrainer | None = None,
     skip_bad: bool = False,
 ) -> CrossValidation:
-    """Train folds into ``output/fold_K`` and make of ``output`` the bundle of their ensemble.
+    """Train folds into ``output/fold_K`` and make ``output`` the bundle of their ensemble.
 
-    Called again with the same options it goes on where it was: finished folds are kept, an unfinished one is resumed,
-    a failed one tried again. A fold that fails is reported and the rest goes on. Then every case of the folds is
-    predicted by the run that did not train on it (``fold_K/predictions``), measured (``out_of_fold/metrics.csv`` and
-    ``.json``), and cleaning of the label maps is decided upon (see :func:`medunet.prediction.choose_rules` and
-    :func:`medunet.prediction.choose_region_rules`).
+    A repeated call with the same options keeps finished folds, resumes an unfinished one and retries a failed one. If a
+    fold fails, the others continue. Each case is then predicted by the run that did not train on it
+    (``fold_K/predictions``) and measured (``out_of_fold/metrics.csv`` and ``.json``), and postprocessing is chosen (see
+    :func:`medunet.prediction.choose_rules` and :func:`medunet.prediction.choose_region_rules`).
 
     Args:
         bundle: folder of the bundle to start from.
         data: labelled data set.
         output: folder of the cross-validation.
-        folds: which; None for all. They are shared out as the bundle's ``folds`` says.
-        changes: values by config id, over those that follow from the data.
-        presets: overlays of the bundle, under what follows from the data.
-        device: as in :func:`train_bundle`, as are tracking_uri, trust and skip_bad.
-        tracking_uri: see device.
-        trust: see device.
-        trainer: how the folds are trained; None: one after the other in this process.
-        skip_bad: see device.
+        folds: numbers of the folds, of as many as the bundle's ``folds`` says; None trains all.
+        changes: values by config id; they override those that follow from the data.
+        presets: names of overlays of the bundle; the values from the data override them.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        tracking_uri: MLflow's tracking URI for this call; ``""`` disables tracking, None takes the bundle's.
+        trust: train a bundle that could run its own code, see :func:`medunet.trust.require_trust`.
+        trainer: how the folds are trained; None trains one after the other in this process.
+        skip_bad: leave out unusable cases, which are an error otherwise.
 
     Raises:
-        SecurityError: the bundle is not trusted.
-        MedunetError: a data set, an option or a device that cannot work; an output folder that holds a single run, or
+        SecurityError: The bundle is not trusted.
+        MedunetError: The data set, an option or the device cannot be used. The output folder contains a single run, or
             runs of another configuration.
     """
-    resolve_device(device)  # an error before anything is made
+    resolve_device(device)  # an error before anything is written
     require_trust(bundle, trust=trust)
     if (output / "models" / LAST_NAME).is_file():
-        raise DataError("the output folder holds a single run", file=output, remedy="give another --output")
+        raise DataError("the output folder contains a single run", file=output, remedy="pass another --output")
     reject_other_files(output, own="fold_*")
-    dataset, values = fit_data(bundle, data, changes=changes, skip_bad=skip_bad)
-    values = {**values, **(changes or {})}
-    config = read_json(bundle / "configs" / "train.json")
-    wanted = _checked_folds(folds, {**config, **values})
-    if "training_dir" in config:  # bundles made before tracking knew of folds lack it
-        values.setdefault("training_dir", "$@bundle_root + '/..'")
-    uri = values.get("tracking_uri", tracking_uri)
+    dataset, values = fit_bundle(bundle, data, changes=changes, skip_bad=skip_bad)
+    selected = _checked_folds(folds, {**read_json(bundle / "configs" / "train.json"), **values})
+    values = {"training_dir": "$@bundle_root + '/..'", **values}
     with claim(output):
         check_target(output)
         runs = {
             fold: write_run(
                 bundle, data, output / f"fold_{fold}", values={**values, "fold": fold}, presets=presets, resume=True
             )
-            for fold in wanted
+            for fold in selected
         }
+        uri = values.get("tracking_uri", tracking_uri)
         return _train_and_join(runs, output, data, dataset, device=device, tracking_uri=uri, trainer=trainer)
 
 
-def resume_folds(
-    output: Path, *, device: str = "auto", tracking_uri: str | None = None, trust: bool = False
-) -> CrossValidation:
-    """Go on with a cross-validation as :func:`train_folds` would, from what its folder says.
+def resume_run(
+    folder: Path, *, device: str = "auto", tracking_uri: str | None = None, trust: bool = False
+) -> TrainingResult | CrossValidation:
+    """Resume a run or a cross-validation after its last completed epoch.
 
     Args:
-        output: its folder.
-        device: as in :func:`train_bundle`, as are tracking_uri and trust.
-        tracking_uri: see device.
-        trust: see device.
+        folder: its folder.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        tracking_uri: MLflow's tracking URI for this call; ``""`` disables tracking, None takes the bundle's.
+        trust: train a run that could run its own code, see :func:`medunet.trust.require_trust`.
 
     Raises:
-        SecurityError: a run of a fold is not trusted.
-        ConfigError: the folder holds no folds.
+        SecurityError: A run is not trusted: what it would run was changed.
+        DataError: The folder contains neither.
     """
-    resolve_device(device)
-    found = [judged_run(path.parents[1], trust=trust) for path in sorted(output.glob("fold_*/configs/train.json"))]
+    chosen = resolve_device(device)
+    found = [open_run(path.parents[1], trust=trust) for path in sorted(folder.glob("fold_*/configs/train.json"))]
+    if not found and not (folder / "configs" / "train.json").is_file():
+        raise DataError("the folder contains no run", file=folder)
     if not found:
-        raise ConfigError("the folder holds no folds", file=output, remedy="train them with --folds")
-    runs = {run.configs["train"]["fold"]: run for run in found}
+        run = open_run(folder, trust=trust)
+        with claim(folder):
+            check_target(folder)
+            return train_run(run, resume=True, device=chosen, tracking_uri=tracking_uri)
     config = found[0].configs["train"]
     data = Path(config["dataset_dir"])
-    with claim(output):
-        check_target(output)
+    with claim(folder):
+        check_target(folder)
         problems: list[MedunetError] | None = [] if config.get("skip_cases") else None
         dataset = open_dataset(data, problems=problems, read=ReadOptions.of_config(config))
-        return _train_and_join(runs, output, data, dataset, device=device, tracking_uri=tracking_uri)
+        runs = {run.configs["train"]["fold"]: run for run in found}
+        return _train_and_join(runs, folder, data, dataset, device=device, tracking_uri=tracking_uri)
 
 
 def _train_and_join(
@@ -204,16 +193,16 @@ def _train_and_join(
     tracking_uri: str | None,
     trainer: FoldTrainer | None = None,
 ) -> CrossValidation:
-    outcomes = sorted((trainer or _one_by_one)(runs, device, tracking_uri), key=lambda outcome: outcome.fold)
-    if any(outcome.status == "stopped" for outcome in outcomes):
-        return CrossValidation(output, tuple(outcomes), is_interrupted=True)
+    outcomes = tuple(sorted((trainer or _one_by_one)(runs, device, tracking_uri), key=lambda outcome: outcome.fold))
     trained = {outcome.fold: outcome.run for outcome in outcomes if outcome.is_trained}
+    if any(outcome.status == "stopped" for outcome in outcomes):
+        return CrossValidation(output, outcomes, is_interrupted=True)
     if not trained:
-        return CrossValidation(output, tuple(outcomes))
+        return CrossValidation(output, outcomes)
     try:
-        result = _join(trained, output, data, dataset, outcomes=tuple(outcomes), device=device)
+        result = _join(trained, output, data, dataset, outcomes=outcomes, device=device)
     except KeyboardInterrupt:
-        return CrossValidation(output, tuple(outcomes), is_interrupted=True)
+        return CrossValidation(output, outcomes, is_interrupted=True)
     if result.summary is not None:
         track_cross_validation(
             output,
@@ -230,7 +219,7 @@ def is_finished(run: PreparedRun) -> bool:
     last = run.folder / "models" / LAST_NAME
     try:
         state = load_checkpoint(last) if last.is_file() else {}
-    except DataError:  # damaged: training continues from the one before
+    except DataError:  # damaged: training continues from the previous checkpoint
         return False
     return bool(state.get("stopped") or (state.get("finished") and state["epoch"] >= run.configs["train"]["epochs"]))
 
@@ -239,10 +228,10 @@ def _checked_folds(folds: Sequence[int] | None, config: Mapping[str, Any]) -> li
     count = config["folds"]
     if config.get("validation_cases"):
         raise ConfigError("validation_cases are set, so there are no folds", remedy="set validation_cases to []")
-    wanted = list(range(count)) if folds is None else sorted(set(folds))
-    if not wanted or not all(0 <= fold < count for fold in wanted):
-        raise ConfigError("no such fold", received=wanted, expected=f"0 to {count - 1}")
-    return wanted
+    selected = list(range(count)) if folds is None else sorted(set(folds))
+    if not selected or not all(0 <= fold < count for fold in selected):
+        raise ConfigError("no such fold", received=selected, expected=f"0 to {count - 1}")
+    return selected
 
 
 def _one_by_one(runs: Mapping[int, PreparedRun], device: str, tracking_uri: str | None) -> Iterator[FoldOutcome]:
@@ -255,23 +244,23 @@ def _one_by_one(runs: Mapping[int, PreparedRun], device: str, tracking_uri: str 
 
 
 def train_fold(fold: int, run: PreparedRun, device: str, tracking_uri: str | None) -> FoldOutcome:
-    """Train the run of a fold, or resume it; an error is part of the outcome."""
+    """Train the run of a fold, or resume it; an error becomes part of the outcome."""
     begun, folder = time.perf_counter(), run.folder
     try:
         if is_finished(run):
             return FoldOutcome(fold, folder, "there already")
         shutil.rmtree(folder / PREDICTIONS, ignore_errors=True)  # of earlier weights
-        train_prepared(run, resume=True, device=resolve_device(device), tracking_uri=tracking_uri)
+        train_run(run, resume=True, device=resolve_device(device), tracking_uri=tracking_uri)
         return FoldOutcome(fold, folder, "trained", time.perf_counter() - begun)
     except KeyboardInterrupt:
         return FoldOutcome(fold, folder, "stopped", time.perf_counter() - begun)
-    except Exception as failure:  # one fold's failure is not the others'
+    except Exception as failure:  # a failed fold does not stop the others
         cause = find_cause(failure)
         text = str(cause) if cause is not None else f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
         logger.error("fold %d failed: %s", fold, text, exc_info=cause is None)
         return FoldOutcome(fold, folder, "failed", time.perf_counter() - begun, text)
     finally:
-        gc.collect()  # engines and handlers refer to each other, and hold the cached images of the fold
+        gc.collect()  # engines and handlers refer to each other, and keep the cached images of the fold in memory
 
 
 def _join(
@@ -283,52 +272,37 @@ def _join(
     outcomes: tuple[FoldOutcome, ...],
     device: str,
 ) -> CrossValidation:
+    """Predict and measure the held-out cases of each fold, choose postprocessing, and write the ensemble."""
     config = read_json(next(iter(trained.values())) / "configs" / "evaluate.json")
-    labels = class_values(config)
     pairs: list[Pair] = []
     failed: dict[str, str] = {}
     for fold, run in trained.items():
-        found, errors = _predict(run, data, fold=fold, folds=config["folds"], device=device)
-        pairs += found
-        failed |= errors
+        skipped = read_json(run / "configs" / "train.json").get("skip_cases", ())
+        items = datalist(data, section="validation", fold=fold, folds=config["folds"], skip_cases=skipped)
+        predictor = Predictor(run, output_dir=run / PREDICTIONS, device=device, skip_done=True)
+        found, errors = predict_items(predictor, items)
+        logger.info("fold %d: %d cases predicted", fold, len(found))
+        pairs, failed = pairs + found, failed | errors
     pairs.sort(key=lambda pair: pair.name)
     if not pairs:
         return CrossValidation(output, outcomes, failed_cases=failed)
-    em, regions = wants_em(None, dataset.spatial_dims, labels), region_values_of(config)
-    summary = measure(pairs, labels, output / OUT_OF_FOLD, regions=regions, em=em, ignore=dataset.ignore, failed=failed)
+    labels, regions = class_values(config), region_values(config)
+    em = wants_em(None, dataset.spatial_dims, labels)
+    options: dict[str, Any] = {"regions": regions, "em": em, "ignore": dataset.ignore}
+    summary = measure(pairs, labels, output / OUT_OF_FOLD, failed=failed, **options)
     failed = summary.get("failed_cases", {})
     pairs = [pair for pair in pairs if pair.name not in failed]
     rules = best_rules(pairs, config, ignore=dataset.ignore)
-    cleaned: Summary | None = None
-    if any(rule.is_kept for rule in rules):
-        options: dict[str, Any] = {"regions": regions, "em": em, "ignore": dataset.ignore}
-        cleaned = measure(pairs, labels, output / POSTPROCESSED, rules=rules, **options)
+    is_cleaned = any(rule.is_kept for rule in rules)
+    cleaned = measure(pairs, labels, output / POSTPROCESSED, rules=rules, **options) if is_cleaned else None
     decision = {
         "folds": list(trained),
         "of_folds": config["folds"],
         "cases": len(pairs),
         "mean_dice": summary["mean_dice"],
-        "mean_dice_postprocessed": summary["mean_dice"] if cleaned is None else cleaned["mean_dice"],
+        "mean_dice_postprocessed": (cleaned or summary)["mean_dice"],
         "postprocessing": [asdict(rule) for rule in rules],
         "failed_cases": failed,
     }
     write_ensemble(output, trained, rules=rules, decision=decision)
     return CrossValidation(output, outcomes, summary, rules, cleaned, failed)
-
-
-def _predict(run: Path, data: Path, *, fold: int, folds: int, device: str) -> tuple[list[Pair], dict[str, str]]:
-    """A fold's validation cases, predicted by its own run; those that lie there already are kept."""
-    skipped = read_json(run / "configs" / "train.json").get("skip_cases", ())
-    items = datalist(data, section="validation", fold=fold, folds=folds, skip_cases=skipped)
-    predictor = Predictor(run, output_dir=run / PREDICTIONS, device=device, skip_done=True)
-    pairs: list[Pair] = []
-    failed: dict[str, str] = {}
-    results = predictor.predict([source_of(item) for item in items])
-    for item, result in zip(items, results, strict=True):
-        if result.path is None:
-            failed[str(item["name"])] = reason(result.error or DataError("no label map"))
-            logger.error("no out-of-fold prediction: %s", result.error)
-        else:
-            pairs.append(pair_of(item, result.path))
-    logger.info("fold %d: %d cases predicted", fold, len(pairs))
-    return pairs, failed

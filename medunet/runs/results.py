@@ -19,9 +19,9 @@ from medunet.metrics import CaseScores
 from medunet.metrics.tables import JSON_NAME
 from medunet.reports import EpochRecord, RunResults
 from medunet.runs.ensemble import DECISION_NAME
-from medunet.runs.evaluate import OUT_OF_FOLD, class_values, region_values_of
+from medunet.runs.evaluate import OUT_OF_FOLD, class_values, region_values
 from medunet.runs.seen import EVALUATION, SeenCases, seen_cases
-from medunet.training import BEST_NAME, HISTORY_NAME, kept_entry
+from medunet.training import BEST_NAME, kept_entry, read_history
 
 PICTURE_ENDINGS = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"})
 """Of label maps whose pixels have no size."""
@@ -134,7 +134,7 @@ def find_run(
         unit=_unit(predictions),
     )
     labels = class_values(config)
-    members = {name: tuple(values) for name, values in region_values_of(config).items()}
+    members = {name: tuple(values) for name, values in region_values(config).items()}
     return FoundRun(
         results, labels, members or {name: (value,) for name, value in labels.items()}, predictions, dataset
     )
@@ -151,17 +151,6 @@ def read_cases(path: Path) -> list[CaseScores]:
         return cast("list[CaseScores]", _with_nan(cases))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError("not a table of metrics", file=path, remedy="measure again with medunet evaluate") from error
-
-
-def read_history(run: Path) -> list[dict[str, Any]]:
-    """One record an epoch; empty where nothing was trained yet."""
-    path = run / "eval" / HISTORY_NAME
-    if not path.is_file():
-        return []
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise DataError("not a history of a training", file=path, remedy="train again") from error
 
 
 def _with_nan(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The training loop: MONAI's engines and what they lack."""
+"""Training: MONAI's engines and the handlers that they lack."""
 
 from .averaging import WeightAverage as WeightAverage
 from .checkpoint import BEST_NAME as BEST_NAME
@@ -6,16 +6,22 @@ from .checkpoint import LAST_NAME as LAST_NAME
 from .checkpoint import PREVIOUS_NAME as PREVIOUS_NAME
 from .checkpoint import CheckpointHandler as CheckpointHandler
 from .checkpoint import WeightsLoader as WeightsLoader
+from .checkpoint import WeightsTransfer as WeightsTransfer
+from .checkpoint import weights_of as weights_of
 from .data import TRAINED_ON_NAME as TRAINED_ON_NAME
 from .data import DataHandler as DataHandler
 from .data import DataLoader as DataLoader
-from .early_stop import EarlyStop as EarlyStop
+from .data import Draw as Draw
+from .data import IntensityHandler as IntensityHandler
+from .data import RepeatSampler as RepeatSampler
 from .handlers import HISTORY_NAME as HISTORY_NAME
+from .handlers import EarlyStop as EarlyStop
 from .handlers import EpochSeeder as EpochSeeder
 from .handlers import HistoryHandler as HistoryHandler
+from .handlers import LossTerms as LossTerms
+from .handlers import ValidationHandler as ValidationHandler
 from .handlers import kept_entry as kept_entry
-from .intensity import IntensityHandler as IntensityHandler
-from .loss_terms import LossTerms as LossTerms
+from .handlers import read_history as read_history
 from .processes import from_first as from_first
 from .processes import is_distributed as is_distributed
 from .processes import join_processes as join_processes
@@ -23,10 +29,5 @@ from .processes import leave_processes as leave_processes
 from .processes import mean_of_processes as mean_of_processes
 from .processes import was_restarted as was_restarted
 from .progress import ProgressHandler as ProgressHandler
-from .sampler import Draw as Draw
-from .sampler import RepeatSampler as RepeatSampler
 from .trainer import Evaluator as Evaluator
 from .trainer import Trainer as Trainer
-from .transfer import WeightsTransfer as WeightsTransfer
-from .transfer import weights_of as weights_of
-from .validation import ValidationHandler as ValidationHandler

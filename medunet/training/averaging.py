@@ -1,4 +1,4 @@
-"""The moving average of a network's weights: what is validated and kept, while training goes on with the newest."""
+"""The moving average of a network's weights: validated and kept instead of the newest weights."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from medunet.errors import ConfigError
 
 
 class WeightAverage:
-    """Exponential moving average of weights (Polyak averaging), with a warm-up for short trainings.
+    """Exponential moving average of weights (Polyak averaging), with a warm-up for short training runs.
 
-    After step n the average moves towards the weights by ``1 - min(decay, (1 + n) / (10 + n))``: over the first steps
-    it follows closely, after 1,000 steps it spans about 110, and at most ``1 / (1 - decay)``. So a training of 1,000
-    steps does not keep its first weights in the average.
+    After step n the average moves towards the weights by ``1 - min(decay, (1 + n) / (10 + n))``: it follows closely
+    over the first steps, spans about 110 steps after 1,000, and at most ``1 / (1 - decay)``. So a run of 1,000 steps
+    does not keep its first weights in the average.
 
-    Running means and variances of batch norm are averaged like the weights: they describe activations that the weights
-    of the same steps gave, so their average fits the averaged weights, while the newest statistics fit only the
-    newest ones. Buffers of integers (the number of batches) are taken over.
+    Running means and variances of batch norm are averaged like the weights: they describe the activations of the same
+    steps, so their average fits the averaged weights. Integer buffers (the number of batches) are copied.
 
-    While the validator runs, the network holds the average. Averaging costs one pass over the weights a step.
+    While the validator runs, the network has the averaged weights. Averaging costs one pass over the weights per step.
 
     Args:
         network: the bare network (not wrapped for distributed training).
@@ -31,7 +30,7 @@ class WeightAverage:
         validator: evaluator of the same network, or None.
 
     Raises:
-        ConfigError: a decay that is no share.
+        ConfigError: The decay is not in [0, 1).
 
     Example:
         >>> network = torch.nn.Linear(1, 1, bias=False)
@@ -45,7 +44,7 @@ class WeightAverage:
 
     def __init__(self, network: torch.nn.Module, *, decay: float, validator: Any = None) -> None:
         if isinstance(decay, bool) or not 0 <= decay < 1:
-            raise ConfigError("ema_decay is no share", received=decay, expected="0 (off) or a number below 1")
+            raise ConfigError("ema_decay must be in [0, 1)", received=decay)
         self.network = network
         self.decay = decay
         self.validator = validator
@@ -58,7 +57,7 @@ class WeightAverage:
         return self.decay > 0
 
     def attach(self, engine: Engine) -> None:
-        """Register with the trainer; the checkpoint handler that is given the average does so."""
+        """Register with the trainer; the checkpoint handler that gets the average calls this."""
         if not self.is_on:
             return
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
@@ -68,7 +67,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, engine: Any = None) -> None:
-        """Take in the weights of the step that ended; the first step's are the first average."""
+        """Add the weights of the completed step; those of the first step are the first average."""
         newest = self._tensors()
         if not self._average:
             self._average = {name: tensor.detach().clone() for name, tensor in newest.items()}
@@ -80,29 +79,30 @@ class WeightAverage:
 
     @torch.no_grad()
     def swap(self, engine: Any = None) -> None:
-        """Exchange the network's weights and the average, without copying; before the first step nothing happens."""
+        """Exchange the network's weights and the average without copying; does nothing before the first step."""
         for name, tensor in self._tensors().items() if self._average else ():
             tensor.data, self._average[name] = self._average[name], tensor.data
 
     def weights(self) -> dict[str, Any]:
-        """The network's state dictionary with the average in it; the newest weights where nothing was averaged yet."""
+        """Return the network's state dictionary with the average in it; before the first step the newest weights."""
         return {**self.network.state_dict(), **self._average}
 
     def state_dict(self) -> dict[str, Any]:
-        """What continuing needs."""
+        """Return the state to resume from."""
         return {"steps": self.steps, "average": dict(self._average)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another average stopped."""
+        """Continue from the state of another average."""
         known = self._tensors()
         self.steps = state["steps"]
-        # the layout in memory of the tensor it belongs to, else the sums would round differently
+        # in the memory layout of the network's tensors, else sums would round differently
         self._average = {
             name: torch.empty_like(known[name]).detach().copy_(value) for name, value in state["average"].items()
         }
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """Weights and statistics by name, looked up anew, for moving a network to a device replaces its buffers."""
-        found: dict[str, torch.Tensor] = dict(self.network.named_parameters())
-        found |= {name: buffer for name, buffer in self.network.named_buffers() if buffer.is_floating_point()}
-        return found
+        """Weights and statistics by name; looked up anew, because moving a network to a device replaces its buffers."""
+        parameters: dict[str, torch.Tensor] = dict(self.network.named_parameters())
+        return parameters | {
+            name: buffer for name, buffer in self.network.named_buffers() if buffer.is_floating_point()
+        }

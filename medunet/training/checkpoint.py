@@ -1,9 +1,10 @@
-"""Writing and resuming checkpoints: the best weights for users, the whole state for `--resume`."""
+"""Checkpoints: the weights that a run keeps, the state for `--resume`, and the weights that a run starts from."""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,14 @@ from ignite.engine import Engine, Events
 
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_target, is_whole_zip, keep_as, remove_remains
-from medunet.runtime import load_checkpoint, load_weights, save_checkpoint, save_weights
+from medunet.runtime import (
+    TransferReport,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+    transfer_weights,
+)
 from medunet.trust import forget_weights
 
 from .averaging import WeightAverage
@@ -23,29 +31,24 @@ from .processes import from_first, is_distributed
 logger = logging.getLogger(__name__)
 
 BEST_NAME = "model.pt"
-"""The weights that are kept, `{"model": state_dict}`: the file that MONAI's tools look for."""
+"""File of the weights that a run keeps, `{"model": state_dict}`; MONAI's tools look for this name."""
 LAST_NAME = "last.pt"
-"""Everything that continuing needs; written after every epoch."""
+"""File with the state to resume from, written after every epoch."""
 PREVIOUS_NAME = "previous.pt"
-"""The last but one: taken where a failing disk has broken the last."""
+"""The file before the last one, used if the last one is damaged."""
 
-FIXED = ("initial_lr", "max_lr", "weight_decay")
-"""Values of optimizers and schedules that do not change while they run."""
-
-LENGTHS = ("total_steps", "total_iters", "T_max")
-"""Values of schedules that say how long they are."""
-
-SPARE_COPIES = 3
-"""Checkpoints that must find room at the start: a new one beside the last and the one before."""
+FIXED = ("initial_lr", "max_lr", "weight_decay")  # values of optimizers and schedules that stay the same during a run
+LENGTHS = ("total_steps", "total_iters", "T_max")  # values of schedules that are their length
+SPARE_COPIES = 3  # checkpoints that must fit on the disk: a new one, the last one and the previous one
 
 
 class WeightsLoader:
-    """Loads a bundle's weights when an evaluation or inference starts; strict, and with typed errors.
+    """Load a bundle's weights when an evaluation or inference starts.
 
-    MONAI's ``CheckpointLoader`` passes over weights that do not fit unless told otherwise.
+    It raises typed errors if they do not fit; MONAI's ``CheckpointLoader`` skips such weights by default.
 
     Args:
-        path: the checkpoint, or one a member of an ensemble.
+        path: the checkpoint, or one per member of an ensemble.
         network: the bare network.
     """
 
@@ -62,32 +65,72 @@ class WeightsLoader:
         load_weights(self.network, self.path)
 
 
-class CheckpointHandler:
-    """Keeps the best and the last state of a training.
+class WeightsTransfer:
+    """Fine-tuning: copy what fits of another run's weights into the network before the first step.
 
-    Attach to the trainer (as one of its ``train_handlers``). After every epoch ``last.pt`` holds network, optimizer,
-    schedule, loss scaler and epoch; when the validator's key metric improves, or with ``keep="last"`` after every
-    validation, ``model.pt`` holds the network's weights, averaged where averaging is on. Where nothing is validated,
-    ``model.pt`` follows the last epoch. Both are written atomically; ``model.safetensors`` holds the same weights as
-    ``model.pt``, ``previous.pt`` what was ``last.pt`` before. Before the first step it is made sure that there is room
-    for them.
+    With other classes or channels the first or last layers do not fit; a warning names what was not copied, and
+    ``engine.state.transfer`` is the report. A resumed run keeps its weights.
+
+    Args:
+        source: a run's folder (its ``models/model.pt``) or a checkpoint; None or ``""`` keeps the random weights.
+        network: the bare network.
+    """
+
+    def __init__(self, source: str | os.PathLike[str] | None, network: torch.nn.Module) -> None:
+        self.source = source
+        self.network = network
+        self.report: TransferReport | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer, after its checkpoint handler."""
+        if self.source:
+            engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Copy the weights; raises as :func:`medunet.runtime.transfer_weights`."""
+        if engine.state.epoch > 0 or not self.source:  # the checkpoint handler has resumed
+            return
+        path = weights_of(self.source)
+        self.report = engine.state.transfer = transfer_weights(self.network, path)
+        logger.log(logging.INFO if self.report.is_whole else logging.WARNING, "%s: %s", path, self.report)
+
+
+def weights_of(source: str | os.PathLike[str]) -> Path:
+    """Return the checkpoint of a run's folder; a file is returned as it is.
+
+    Example:
+        >>> weights_of("weights.pt").as_posix()
+        'weights.pt'
+    """
+    path = Path(source)
+    return path / "models" / BEST_NAME if path.is_dir() else path
+
+
+class CheckpointHandler:
+    """Write the weights that a run keeps and the state to resume from.
+
+    Attach it to the trainer (as one of its ``train_handlers``). After every epoch ``last.pt`` holds network, optimizer,
+    schedule, loss scaler and epoch; ``previous.pt`` is the file before it. ``model.pt`` and ``model.safetensors`` hold
+    the network's weights, averaged if averaging is on: those with the best key metric of the validator, with
+    ``keep="last"`` those of the last validation, and those of the last epoch if nothing is validated. Files are
+    written atomically. Training does not start unless there is room for them on the disk.
 
     Args:
         folder: where to write.
         network: the bare network (not wrapped for distributed training).
         optimizer: as in the trainer.
         lr_scheduler: as in the trainer's ``LrScheduleHandler``.
-        average: what ``model.pt`` gets instead of the newest weights; attached to the trainer here.
-        validator: the evaluator whose ``state.best_metric`` decides; ``None`` when nothing is validated.
-        resume: continue from ``last.pt`` where there is one; of several processes the first reads it, for all.
+        average: its weights go to ``model.pt`` instead of the newest ones; it is attached to the trainer here.
+        validator: the evaluator with the key metric; None if nothing is validated.
+        resume: continue from ``last.pt`` if there is one; the first of several processes reads it for all.
         save_interval: epochs between two ``last.pt``; the final epoch is always written.
         is_writer: False on all but the first process of a distributed training.
-        keep: 'best' or 'last' of the epochs that were validated. The last, where a schedule ends in small steps: the
-            hippocampus after 15 minutes had a mean Dice of 0.888 by the last epoch, 0.884 by the one with the best
-            validation, which does without the mirrored and enlarged views that predictions are made of.
+        keep: 'best' or 'last' of the validated epochs. The last is better if a schedule ends in small steps: on the
+            hippocampus, trained for 15 minutes, mean Dice was 0.888 for the last and 0.884 for the best epoch, because
+            validation does without the mirrored and enlarged views that predictions are made of.
 
     Raises:
-        ConfigError: another `keep`.
+        ConfigError: `keep` has another value.
     """
 
     def __init__(
@@ -105,7 +148,7 @@ class CheckpointHandler:
         keep: Literal["best", "last"] = "best",
     ) -> None:
         if keep not in ("best", "last"):
-            raise ConfigError("unknown choice of an epoch", received=keep, expected="best or last")
+            raise ConfigError("keep_epoch must be best or last", received=keep)
         self.keep = keep
         self.folder = Path(folder)
         self.network = network
@@ -121,9 +164,9 @@ class CheckpointHandler:
         self.kept_epoch = 0
 
     def attach(self, engine: Engine) -> None:
-        """Register with the trainer, as the first of its handlers: the others then see the epoch that was resumed."""
+        """Register with the trainer, as the first of its handlers: the others then see the resumed epoch."""
         engine.add_event_handler(Events.STARTED, self.start)
-        # the history, which is written before the weights, says which epoch they are of
+        # the history is written before the weights and names the kept epoch
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.choose)
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, lambda _: self.choose(engine))
@@ -131,11 +174,11 @@ class CheckpointHandler:
             self.average.attach(engine)
 
     def start(self, engine: Any) -> None:
-        """Load the newest whole state when resuming.
+        """Load the newest intact state when resuming.
 
         Raises:
-            DataError: the folder cannot be written or has no room; ``last.pt`` and ``previous.pt`` are both broken.
-            ConfigError: the training was begun with another learning rate or number of steps.
+            DataError: The folder cannot be written or has no room, or ``last.pt`` and ``previous.pt`` are damaged.
+            ConfigError: The run was begun with another learning rate or number of steps.
         """
         # registered only now, so that it runs after all other handlers of an epoch (validation, schedule, history)
         if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
@@ -144,39 +187,42 @@ class CheckpointHandler:
             remove_remains(self.folder)
             self._check_room()
             forget_weights(self.folder.parent)
-        if not self.resume:
-            return
-        state = from_first(lambda: self._load(engine.state.device))
-        if state is None:
+        state = from_first(lambda: self._load(engine.state.device)) if self.resume else None
+        if state is not None:
+            self._restore(engine, state)
+        elif self.resume:
             logger.info("nothing to resume at %s: starting from the first epoch", LAST_NAME)
-            return
+
+    def _restore(self, engine: Any, state: Mapping[str, Any]) -> None:
         is_longer = self._is_longer(engine, state)
         self._check_unchanged(state, fixed=FIXED if is_longer else FIXED + LENGTHS)
         self.network.load_state_dict(state["model"])
+        if is_longer:  # the new schedule continues at the step that the shorter one has reached
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch expects a step of the optimizer before each
+                for _ in range(state["lr_scheduler"]["last_epoch"]):
+                    self.lr_scheduler.step()
+        elif self.lr_scheduler is not None:
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        groups = [{**group, "params": ()} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
         if is_longer:
-            _advance(self.lr_scheduler, state["lr_scheduler"]["last_epoch"])
-            options = [{**group, "params": ()} for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(state["optimizer"])
-            for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            for group, own in zip(self.optimizer.param_groups, groups, strict=True):
                 group.update({**own, "params": group["params"]})
-        else:
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.lr_scheduler is not None:
-                self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if engine.grad_scaler is not None and engine.grad_scaler.is_enabled():
             engine.grad_scaler.load_state_dict(state["scaler"])
         if self.average is not None and "average" in state:
             self.average.load_state_dict(state["average"])
-        self.best_metric, self.best_epoch = state["best_metric"], state["best_epoch"]
-        self.kept_epoch = engine.state.kept_epoch = state.get("kept_epoch", self.best_epoch)
-        engine.state.best_epoch = self.best_epoch
-        engine.state.epoch = state["epoch"]
-        engine.state.iteration = state["iteration"]
+        self.best_metric, self.best_epoch, self.kept_epoch = (
+            state[key] for key in ("best_metric", "best_epoch", "kept_epoch")
+        )
+        engine.state.best_epoch, engine.state.kept_epoch = self.best_epoch, self.kept_epoch
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         if self.validator is not None and self.best_metric is not None:
             self.validator.state.best_metric = self.best_metric
             self.validator.state.best_metric_epoch = self.best_epoch
         logger.info("resumed after epoch %d", state["epoch"])
-        if engine.state.epoch >= engine.state.max_epochs or state.get("stopped", False):
+        if engine.state.epoch >= engine.state.max_epochs or state["stopped"]:
             engine.terminate()
 
     def _is_longer(self, engine: Any, state: Mapping[str, Any]) -> bool:
@@ -187,7 +233,7 @@ class CheckpointHandler:
         return any(here[name] > before.get(name, here[name]) for name in LENGTHS if name in here)
 
     def _check_unchanged(self, state: Mapping[str, Any], *, fixed: Sequence[str]) -> None:
-        """Reject what the saved state would silently replace."""
+        """Reject values that the saved state would silently replace."""
         pairs = list(zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=False))
         if self.lr_scheduler is not None:
             pairs.append((self.lr_scheduler.state_dict(), state["lr_scheduler"]))
@@ -195,32 +241,24 @@ class CheckpointHandler:
             changed = [name for name in fixed if name in here and before.get(name, here[name]) != here[name]]
             if changed:
                 raise ConfigError(
-                    "a training goes on with the values that it was begun with",
+                    "a resumed run must have the values that it was begun with",
                     file=self.folder / LAST_NAME,
                     received=", ".join(f"{name} {here[name]:g}" for name in changed),
                     expected=", ".join(f"{name} {before[name]:g}" for name in changed),
-                    remedy="set epochs, steps_per_epoch and learning_rate back, or train into another --output with "
+                    remedy="restore epochs, steps_per_epoch and learning_rate, or train into another --output with "
                     "--init-from this run",
                 )
 
     def _load(self, device: torch.device) -> dict[str, Any] | None:
-        path = self._newest()
-        where = torch.device("cpu") if is_distributed() else device  # other processes have other devices
-        return None if path is None else load_checkpoint(path, map_location=where)
-
-    def _newest(self) -> Path | None:
-        """The state to go on with; None where there is none."""
+        """Return the newest intact state; None if there is none."""
         present = [path for name in (LAST_NAME, PREVIOUS_NAME) if (path := self.folder / name).is_file()]
         for path in present:
-            if is_whole_zip(path):
-                return path
+            if is_whole_zip(path):  # the processes of a distributed training have different devices
+                return load_checkpoint(path, map_location=torch.device("cpu") if is_distributed() else device)
             logger.warning("%s is damaged", path)
         if present:
-            raise DataError(
-                "every checkpoint to go on with is damaged",
-                file=present[0],
-                remedy="check the disk; train into another --output, for instance with --init-from this one",
-            )
+            remedy = "check the disk; train into another --output, for instance with --init-from this one"
+            raise DataError("every checkpoint to resume from is damaged", file=present[0], remedy=remedy)
         return None
 
     def _check_room(self) -> None:
@@ -229,7 +267,7 @@ class CheckpointHandler:
         check_target(self.folder, needed=SPARE_COPIES * states * size)
 
     def choose(self, engine: Any) -> None:
-        """Decide whether the weights of this epoch are kept; before and after its validation."""
+        """Decide whether the weights of this epoch are kept; called before and after its validation."""
         epoch = engine.state.epoch
         metric = self._new_metric(epoch)
         improved = metric is not None and (self.best_metric is None or metric > self.best_metric)
@@ -240,7 +278,7 @@ class CheckpointHandler:
         engine.state.kept_epoch, engine.state.best_epoch = self.kept_epoch, self.best_epoch
 
     def save(self, engine: Any) -> None:
-        """Write what the finished epoch gave."""
+        """Write the files of the completed epoch."""
         epoch = engine.state.epoch
         self.choose(engine)
         if not self.is_writer:
@@ -250,44 +288,29 @@ class CheckpointHandler:
             save_weights(best, self.folder / BEST_NAME)
         if epoch % self.save_interval and epoch != engine.state.max_epochs and not engine.should_terminate:
             return
-        scaler = {} if engine.grad_scaler is None else engine.grad_scaler.state_dict()
+        state = {
+            "model": self.network.state_dict(),
+            **({} if self.average is None else {"average": self.average.state_dict()}),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": {} if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
+            "scaler": {} if engine.grad_scaler is None else engine.grad_scaler.state_dict(),
+            "epoch": epoch,
+            "iteration": engine.state.iteration,
+            "stopped": bool(engine.should_terminate),  # by EarlyStop
+            "finished": bool(engine.should_terminate) or epoch >= engine.state.max_epochs,
+            "best_metric": self.best_metric,
+            "best_epoch": self.best_epoch,
+            "kept_epoch": self.kept_epoch,
+        }
         keep_as(self.folder / LAST_NAME, self.folder / PREVIOUS_NAME)
-        schedule = {} if self.lr_scheduler is None else self.lr_scheduler.state_dict()
-        save_checkpoint(
-            {
-                "model": self.network.state_dict(),
-                **({} if self.average is None else {"average": self.average.state_dict()}),
-                "optimizer": self.optimizer.state_dict(),
-                "lr_scheduler": schedule,
-                "scaler": scaler,
-                "epoch": epoch,
-                "iteration": engine.state.iteration,
-                "stopped": bool(engine.should_terminate),  # by EarlyStop
-                "finished": bool(engine.should_terminate) or epoch >= engine.state.max_epochs,
-                "best_metric": self.best_metric,
-                "best_epoch": self.best_epoch,
-                "kept_epoch": self.kept_epoch,
-            },
-            self.folder / LAST_NAME,
-        )
+        save_checkpoint(state, self.folder / LAST_NAME)
 
     def _new_metric(self, epoch: int) -> float | None:
-        """The validator's key metric if it was computed in this epoch.
-
-        The validation handler runs the evaluator with `state.epoch` set to the trainer's epoch.
-        """
+        """Return the validator's key metric if it was computed in this epoch: then its epoch is the trainer's."""
         if self.validator is None or self.validator.state.key_metric_name is None:
             return None
         state = self.validator.state
         if state.epoch != epoch or state.key_metric_name not in state.metrics:
             return None
         value = float(state.metrics[state.key_metric_name])
-        return None if math.isnan(value) else value  # NaN: no validation case holds any class
-
-
-def _advance(lr_scheduler: Any, steps: int) -> None:
-    """Bring a new schedule to the step that a shorter one has reached."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch expects a step of the optimizer before each
-        for _ in range(steps):
-            lr_scheduler.step()
+        return None if math.isnan(value) else value  # NaN: no validation case has any class

@@ -1,4 +1,4 @@
-"""Data on its way to the network: prepared before, waited for, and workers that die with a reason."""
+"""Data on their way to the network: sampling, loading, preparation before the first step, intensity augmentation."""
 
 from __future__ import annotations
 
@@ -13,27 +13,95 @@ from typing import Any
 import monai.data
 import torch
 from ignite.engine import Engine, Events
+from torch.utils.data import Sampler
 
 from medunet import errors
 from medunet.datasets import image_digest, prune_store
 from medunet.errors import DataError, MedunetError
 from medunet.files import write_atomically
 from medunet.inferers.memory import parse_memory
+from medunet.transforms import BatchIntensity
 
 logger = logging.getLogger(__name__)
 
 TRAINED_ON_NAME = "trained_on.json"
-"""Digest of the image by case name, of the cases that a run trains on; in its output folder."""
+"""File in a run's output folder: digest of the image of each training case, by case name."""
 
-STARVED = 0.2
-"""Share of the time spent waiting for data above which a word is said about it."""
+STARVED = 0.2  # share of the time spent waiting for data above which a warning is logged
+SEEDS = 2**32  # exclusive bound of the seeds that NumPy takes
+
+
+class Draw(int):
+    """An index of a data set with the seed of the random transforms of this sample.
+
+    It behaves as a plain int where seeds are ignored; :class:`medunet.datasets.StoreDataset` reads the seed.
+    """
+
+    seed: int
+
+    def __new__(cls, index: int, seed: int) -> Draw:
+        """Create the index."""
+        draw = super().__new__(cls, index)
+        draw.seed = seed
+        return draw
+
+    def __reduce__(self) -> tuple[type[Draw], tuple[int, int]]:
+        """Pickle the seed as well, for worker processes."""
+        return Draw, (int(self), self.seed)
+
+
+class RepeatSampler(Sampler[int]):
+    """Draw all indices in random order, repeatedly, until an epoch has its number of samples.
+
+    The order depends on seed, epoch and rank only, so a resumed training run sees the same one. Several processes share
+    one order and take ``num_samples`` each. Every index is a `Draw`, whose seed makes the patch independent of the
+    worker that cuts it and of the number of workers.
+
+    Args:
+        length: number of items in the data set.
+        num_samples: samples per epoch and process.
+        seed: any number.
+        rank: of this process.
+        world_size: number of processes.
+
+    Example:
+        >>> sampler = RepeatSampler(3, num_samples=6)
+        >>> sorted(sampler)
+        [0, 0, 1, 1, 2, 2]
+    """
+
+    def __init__(self, length: int, *, num_samples: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        self.length = length
+        self.num_samples = num_samples
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Select the order of the next epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of samples per epoch of this process."""
+        return self.num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        """Draw this process's share of the epoch."""
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+        total = self.num_samples * self.world_size
+        rounds = -(-total // self.length)
+        order = torch.cat([torch.randperm(self.length, generator=generator) for _ in range(rounds)])[:total]
+        seeds = torch.randint(SEEDS, (total,), generator=generator)
+        pairs = torch.stack([order, seeds], dim=1)[self.rank :: self.world_size].tolist()
+        return (Draw(index, seed) for index, seed in pairs)
 
 
 class DataLoader(monai.data.DataLoader):
-    """MONAI's ``DataLoader`` whose dead and failed workers are typed errors.
+    """MONAI's ``DataLoader`` with typed errors for dead and failed workers.
 
-    Workers stay from epoch to epoch unless `persistent_workers` is given. The seeds that PyTorch draws for them come
-    from a generator of their own: with and without workers the network's dropout sees the same random numbers.
+    Workers live from epoch to epoch unless `persistent_workers` is given. PyTorch draws their seeds from a generator of
+    their own, so the network's dropout sees the same random numbers with and without workers.
 
     Args:
         dataset: what to load from.
@@ -41,8 +109,8 @@ class DataLoader(monai.data.DataLoader):
         **kwargs: see ``monai.data.DataLoader``.
 
     Raises:
-        MedunetError: while iterating; what a worker raised, with the worker's traceback as its cause, or a DataError
-            for a worker that was killed. Errors that have no type of medunet pass as they are.
+        MedunetError: While iterating: the typed error of a worker, or a DataError for a worker that was killed. Other
+            errors pass unchanged.
     """
 
     def __init__(self, dataset: Any, num_workers: int = 0, **kwargs: Any) -> None:
@@ -60,7 +128,7 @@ class DataLoader(monai.data.DataLoader):
 
 
 def worker_error(error: Exception) -> MedunetError | None:
-    """The typed error for what a data loader with workers raises; None for errors of another kind.
+    """Return the typed error for what a data loader with workers raises; None for errors of another kind.
 
     Example:
         >>> killed = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
@@ -84,9 +152,9 @@ def worker_error(error: Exception) -> MedunetError | None:
 
 
 class DataHandler:
-    """Prepares data sets before the first step, and measures how long the network waits for data.
+    """Prepare data sets before the first step, and measure how long the network waits for data.
 
-    The share of the epoch's steps spent waiting is left in ``engine.state.data_wait``, for :class:`HistoryHandler`.
+    ``engine.state.data_wait`` is the share of an epoch's steps spent waiting; :class:`HistoryHandler` records it.
 
     Args:
         datasets: those with a method ``prepare()`` (:class:`medunet.datasets.StoreDataset`) are prepared; the first
@@ -95,7 +163,7 @@ class DataHandler:
             None writes nothing.
         is_writer: False on all but the first process.
         store_dir: where the data sets keep preprocessed cases.
-        store_limit: size such as ``50GB``; of a larger store the cases go that were not used for longest. None: none.
+        store_limit: size such as ``50GB``; the least recently used cases of a larger store are removed. None: no limit.
     """
 
     def __init__(
@@ -111,25 +179,23 @@ class DataHandler:
         self.folder = Path(folder) if folder is not None and is_writer else None
         self.store_dir = store_dir
         self.store_limit = None if store_limit is None else parse_memory(store_limit)
-        self._waiting = 0.0
-        self._asked = 0.0
-        self._total = 0.0
+        self._waiting = self._asked = self._total = 0.0
         self._warned = False
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, before its history handler."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_STARTED, self.epoch_started)
-        engine.add_event_handler(Events.GET_BATCH_STARTED, self.batch_asked)
-        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self.batch_given)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.step_done)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self.batch_requested)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self.batch_received)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.step_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
 
     def start(self, engine: Any) -> None:
-        """Prepare.
+        """Prepare the data sets.
 
         Raises:
-            DataError: the cases that are trained on have no voxel of any class.
+            DataError: No training case has a voxel of a class.
         """
         for dataset in self.datasets:
             if hasattr(dataset, "prepare"):
@@ -147,23 +213,23 @@ class DataHandler:
             logger.info("the store was pruned: %.1f GB freed", freed / 1e9)
 
     def epoch_started(self, engine: Any) -> None:
-        """Begin to count."""
+        """Reset the times."""
         self._waiting = self._total = 0.0
 
-    def batch_asked(self, engine: Any) -> None:
+    def batch_requested(self, engine: Any) -> None:
         """Start the clock."""
         self._asked = time.perf_counter()
 
-    def batch_given(self, engine: Any) -> None:
-        """The wait is over."""
+    def batch_received(self, engine: Any) -> None:
+        """Add the time of waiting."""
         self._waiting += time.perf_counter() - self._asked
 
-    def step_done(self, engine: Any) -> None:
-        """The step, with its wait, is over."""
+    def step_completed(self, engine: Any) -> None:
+        """Add the time of the step, including that of waiting."""
         self._total += time.perf_counter() - self._asked
 
     def epoch_completed(self, engine: Any) -> None:
-        """Leave the share."""
+        """Store the share; warn once if it is large."""
         share = self._waiting / self._total if self._total else 0.0
         engine.state.data_wait = share
         if share > STARVED and engine.state.epoch > 1 and not self._warned:
@@ -174,3 +240,39 @@ class DataHandler:
 def _digests(dataset: Any) -> dict[str, str]:
     items = [item for item in getattr(dataset, "data", ()) if isinstance(item, Mapping) and "image" in item]
     return {str(item.get("name", "")): image_digest(item["image"]) for item in items}
+
+
+class IntensityHandler:
+    """Augment the intensities of every batch on the network's device, before the network sees it.
+
+    The random numbers depend on seed, rank and iteration only, so a resumed training run sees the same batches.
+    Measured on one core of a CPU (batches of four 40 x 56 x 40 patches, the shipped probabilities): 1.0 ms per batch,
+    patch by patch 1.4; if every image is changed in every way, 2.3 and 3.9.
+
+    Args:
+        steps: see :class:`medunet.transforms.BatchIntensity`; without steps nothing changes.
+        seed: any non-negative number.
+        rank: of this process, so that processes draw different numbers.
+        key: of the images in the batch, ``(B, C, *spatial)``.
+
+    Raises:
+        ConfigError: A step does not work on batches.
+    """
+
+    def __init__(self, steps: Sequence[Any] = (), *, seed: int = 0, rank: int = 0, key: str = "image") -> None:
+        self.change = BatchIntensity(steps)
+        self.seed = seed
+        self.rank = rank
+        self.key = key
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Replace the images of the batch."""
+        if not self.change.steps:
+            return
+        state = engine.state
+        images = state.batch[self.key].to(state.device, non_blocking=True)
+        state.batch[self.key] = self.change(images, seed=(self.seed, self.rank, state.iteration))

@@ -1,35 +1,40 @@
-"""Handlers that MONAI lacks: reproducible epochs, a history file."""
+"""Handlers that MONAI lacks: reproducible epochs, the history file, parts of the loss, validation, early stopping."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import monai.handlers
 import torch
 from ignite.engine import Engine, Events
 
+from medunet.errors import DataError
 from medunet.files import write_atomically
 
 from .processes import mean_of_processes
 
+logger = logging.getLogger(__name__)
+
 HISTORY_NAME = "history.json"
-"""One dictionary an epoch, in the training's output folder."""
+"""File in a run's output folder with one dictionary per epoch."""
 
 
 class EpochSeeder:
-    """Makes every epoch's randomness a function of seed, epoch and rank alone.
+    """Make the randomness of an epoch a function of seed, epoch and rank alone.
 
-    So a training that was stopped and resumed draws the same patches as one that ran through, and two runs with the
-    same seed are equal on one machine.
+    A resumed training run draws the same patches as an uninterrupted one, and two runs with the same seed are equal on
+    one machine.
 
     Args:
         seed: any non-negative number.
-        dataset: a dataset whose ``transform`` is a ``monai.transforms.Compose``.
-        sampler: an optional distributed sampler, told of the epoch.
+        dataset: a data set whose ``transform`` is a ``monai.transforms.Compose``.
+        sampler: an optional sampler with a method ``set_epoch``.
         rank: of this process, so that processes draw different deformations.
     """
 
@@ -46,7 +51,7 @@ class EpochSeeder:
     def __call__(self, engine: Any) -> None:
         """Seed torch (shuffling, dropout, worker processes) and the transforms."""
         epoch = engine.state.epoch
-        # large odd steps keep (seed, epoch, rank) apart; numpy wants less than 2**32
+        # large odd factors keep (seed, epoch, rank) apart; numpy takes seeds below 2**32
         seed = (self.seed + 1_000_003 * epoch + 7_919 * self.rank) % 2**32
         torch.manual_seed(seed)
         transform = getattr(self.dataset, "transform", None)
@@ -57,18 +62,18 @@ class EpochSeeder:
 
 
 class HistoryHandler:
-    """Keeps loss, learning rate, seconds and validation metrics of every epoch in ``history.json``.
+    """Write loss, learning rate, seconds and validation metrics of every epoch to ``history.json``.
 
-    With a :class:`DataHandler` before it, also the share of the steps' time that the network waited for data; with a
-    :class:`LossTerms`, the parts of the loss; with a :class:`CheckpointHandler`, the epoch whose weights are kept so
-    far. With several processes the loss is their mean.
+    After a :class:`DataHandler` an entry has the share of time that the network waited for data, after a
+    :class:`LossTerms` the parts of the loss, after a :class:`CheckpointHandler` the epoch whose weights are kept so far
+    (``kept_epoch``). With several processes the loss is their mean.
 
     Args:
-        folder: where the file goes.
-        optimizer: its first parameter group tells the learning rate.
-        validator: evaluator whose metrics are taken in the epochs in which it ran.
+        folder: of the file.
+        optimizer: its first parameter group has the learning rate.
+        validator: evaluator whose metrics are recorded in the epochs in which it ran.
         class_names: names of the foreground classes, in the order of the per-class metric.
-        per_class_metric: name of a validator metric with one value a foreground class.
+        per_class_metric: name of a validator metric with one value per foreground class.
         resume: keep the epochs that an earlier part of this training wrote.
         is_writer: False on all but the first process.
     """
@@ -103,7 +108,7 @@ class HistoryHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
 
     def start(self, engine: Any) -> None:
-        """Take over the history of the part before."""
+        """Read the history of the epochs before a resume."""
         if self.resume and self.path.is_file():
             earlier = json.loads(self.path.read_text(encoding="utf-8"))
             self.epochs = [entry for entry in earlier if entry["epoch"] <= engine.state.epoch]
@@ -115,39 +120,51 @@ class HistoryHandler:
         self._started = self._last_step = time.perf_counter()
 
     def iteration_completed(self, engine: Any) -> None:
-        """Note the loss."""
+        """Record the loss."""
         self._losses.append(loss_of(engine))
         self._last_step = time.perf_counter()
 
     def epoch_completed(self, engine: Any) -> None:
         """Add the epoch and write the file."""
-        loss = math.fsum(self._losses) / max(len(self._losses), 1)
-        means = mean_of_processes({"": loss, **getattr(engine.state, "loss_terms", {})})
+        state = engine.state
+        terms = getattr(state, "loss_terms", {})
+        means = mean_of_processes({"": math.fsum(self._losses) / max(len(self._losses), 1), **terms})
         entry: dict[str, Any] = {
-            "epoch": engine.state.epoch,
-            "iteration": engine.state.iteration,
+            "epoch": state.epoch,
+            "iteration": state.iteration,
             "time": round(1000 * time.time()),  # milliseconds since 1970, as MLflow counts
             "loss": means[""],
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "seconds": time.perf_counter() - self._started,
             "steps_per_second": len(self._losses) / max(self._last_step - self._started, 1e-9),  # without validation
         }
-        if getattr(engine.state, "loss_terms", None):
-            entry["loss_terms"] = {name: means[name] for name in engine.state.loss_terms}
-        if hasattr(engine.state, "data_wait"):
-            entry["data_wait"] = round(engine.state.data_wait, 4)
-        if kept := getattr(engine.state, "kept_epoch", 0):
+        if terms:
+            entry["loss_terms"] = {name: means[name] for name in terms}
+        if hasattr(state, "data_wait"):
+            entry["data_wait"] = round(state.data_wait, 4)
+        if kept := getattr(state, "kept_epoch", 0):
             entry["kept_epoch"] = kept
-        metrics = validation_metrics(self.validator, engine.state.epoch)
-        if metrics:
+        if metrics := validation_metrics(self.validator, state.epoch):
             entry["val_metrics"] = {name: value for name, value in metrics.items() if isinstance(value, float)}
-            details = validation_dice(self.validator, self.class_names)
-            if details:
+            if details := validation_dice(self.validator, self.class_names):
                 entry["val_dice"] = details
         self.epochs.append(entry)
-        engine.state.history = self.epochs
+        state.history = self.epochs
         if self.is_writer:
             write_atomically(self.path, json.dumps(self.epochs, indent=1))
+
+
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """Return the history of a run, one dictionary per epoch; empty before the first epoch.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    path = run / "eval" / HISTORY_NAME
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+    except ValueError as error:
+        raise DataError("not the history of a training run", file=path, remedy="train again") from error
 
 
 def kept_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -162,21 +179,21 @@ def kept_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def loss_of(engine: Any) -> float:
-    """The loss of the iteration; decollating copies it into the output of every case."""
+    """Return the loss of the iteration; decollating copies it into the output of every case."""
     output = engine.state.output
     loss = (output[0] if isinstance(output, list) else output)["loss"]
     return float(torch.as_tensor(loss).detach())
 
 
 def validation_metrics(validator: Any, epoch: int) -> dict[str, float]:
-    """The validator's metrics as numbers, if they were computed in this epoch."""
+    """Return the validator's metrics that are numbers, if it ran in this epoch."""
     if validator is None or validator.state.epoch != epoch:
         return {}
     return {name: float(value) for name, value in validator.state.metrics.items() if _is_number(value)}
 
 
 def validation_dice(validator: Any, class_names: Sequence[str]) -> dict[str, float]:
-    """Mean Dice of every foreground class over the cases of the last validation, by name.
+    """Return the mean Dice of every foreground class over the cases of the last validation, by name.
 
     MONAI's metric handlers keep the table (cases x classes) in ``state.metric_details``.
     """
@@ -189,3 +206,115 @@ def validation_dice(validator: Any, class_names: Sequence[str]) -> dict[str, flo
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+
+
+class LossTerms:
+    """Store the mean over an epoch of every part of the loss in ``engine.state.loss_terms``, by name.
+
+    The parts are the modules that a loss consists of, such as ``dice`` and ``cross_entropy`` of MONAI's ``DiceCELoss``,
+    before their factors. With deep supervision the finest level counts. A loss without parts has no terms.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[torch.Tensor]] = {}  # on the device until the epoch ends: no step waits for them
+        self._seen: set[str] = set()
+        self._hooks: list[Any] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer, before its history handler."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_STARTED, lambda _: self._seen.clear())
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self._values.clear())
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def start(self, engine: Any) -> None:
+        """Register hooks with the parts of the loss."""
+        for hook in self._hooks:
+            hook.remove()
+        terms = terms_of(getattr(engine, "loss_function", None))
+        self._hooks = [part.register_forward_hook(self._listener(name)) for name, part in terms.items()]
+
+    def epoch_completed(self, engine: Any) -> None:
+        """Store the means."""
+        engine.state.loss_terms = {
+            name: float(torch.stack(values).double().mean()) for name, values in self._values.items()
+        }
+
+    def _listener(self, name: str) -> Any:
+        def listen(module: torch.nn.Module, args: Any, output: Any) -> None:
+            if name not in self._seen and isinstance(output, torch.Tensor) and output.numel() == 1:
+                self._seen.add(name)  # the first call of a step is the finest level
+                self._values.setdefault(name, []).append(output.detach().reshape(()))
+
+        return listen
+
+
+def terms_of(loss: Any) -> dict[str, torch.nn.Module]:
+    """Return the parts of a loss by name; a module with a single part counts as a wrapper of that part.
+
+    Example:
+        >>> from monai.losses import DiceCELoss
+        >>> sorted(terms_of(DiceCELoss()))
+        ['binary_cross_entropy', 'cross_entropy', 'dice']
+        >>> terms_of(torch.nn.L1Loss())
+        {}
+    """
+    while isinstance(loss, torch.nn.Module):
+        parts = dict(loss.named_children())
+        if len(parts) != 1:
+            return parts
+        (loss,) = parts.values()
+    return {}
+
+
+class ValidationHandler(monai.handlers.ValidationHandler):
+    """MONAI's ``ValidationHandler`` that also validates the last epoch, whatever the interval.
+
+    Only weights of validated epochs are kept. Of 33 epochs with an interval of 5, MONAI's handler would waste the last
+    three, in which the learning rate is smallest and Dice highest.
+
+    Arguments as of ``monai.handlers.ValidationHandler``.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        super().attach(engine)
+        if self.epoch_level:
+            engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._is_last), self)
+
+    def _is_last(self, engine: Any, epoch: int) -> bool:
+        """Whether this is the last epoch, and the interval does not validate it."""
+        return epoch == engine.state.max_epochs and epoch % self.interval != 0
+
+
+class EarlyStop:
+    """End training after some validations without a new best metric.
+
+    MONAI's ``EarlyStopHandler`` counts from 0 after ``--resume``. This one reads the validator's best metric, which the
+    checkpoint restores, so a resumed run stops at the same epoch as an uninterrupted one.
+
+    Args:
+        patience: validations in a row without a new best metric; 0 never stops.
+        validator: the evaluator of the trainer's validation handler.
+        interval: epochs between two validations.
+    """
+
+    def __init__(self, patience: int, *, validator: Any, interval: int = 1) -> None:
+        self.patience = patience
+        self.validator = validator
+        self.interval = interval
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer, after its validation handler."""
+        if self.patience > 0:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Compare this epoch with the best one."""
+        state = self.validator.state
+        if state.epoch != engine.state.epoch:  # this epoch was not validated
+            return
+        best = state.best_metric_epoch
+        if (engine.state.epoch - max(best, 0)) // self.interval >= self.patience:
+            logger.info("stopped after epoch %d: no better validation since epoch %d", state.epoch, best)
+            engine.terminate()

@@ -1,4 +1,4 @@
-"""Several processes that train one network: joining, agreeing, and going on after one was killed."""
+"""Several processes that train one network: joining, sharing results, continuing after one was killed."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
-"""Environment variable of torchrun: how often this host has started its processes again."""
+"""Environment variable of torchrun: how often this host has restarted its processes."""
 
 _restarted = False
 
 
 def join_processes(device: torch.device) -> None:
-    """Join the other processes of `torchrun`, with NCCL for GPUs and gloo for CPUs; nothing where that was done.
+    """Join the other processes of `torchrun`, with NCCL for GPUs and gloo for CPUs; a second call does not join again.
 
     Args:
         device: of this process.
     """
-    global _restarted  # noqa: PLW0603 - the process group is the process's own, too
+    global _restarted  # noqa: PLW0603 - the process group belongs to the process, too
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
         distributed.init_process_group(backend="nccl" if device.type == "cuda" else "gloo", **_fresh_store())
         if distributed.get_rank() == 0 and device.type != "cuda":
-            logger.info("batch norm over all processes: medunet's, for torch.nn.SyncBatchNorm needs GPUs")
-    # a host counts only the restarts that one of its own processes has caused
-    count = torch.tensor(int(os.environ.get(RESTARTS, "0")), device=_place())
+            logger.info("batch norm over all processes: medunet's, because torch.nn.SyncBatchNorm needs GPUs")
+    # a host counts only the restarts that its own processes caused
+    count = torch.tensor(int(os.environ.get(RESTARTS, "0")), device=_device())
     distributed.all_reduce(count, op=distributed.ReduceOp.MAX)
     _restarted = int(count) > 0
 
 
 def _fresh_store() -> dict[str, Any]:
-    """Where processes of one host meet that were started again: not where the killed ones have left their addresses.
+    """Return a rendezvous store per restart, without the addresses that killed processes have left.
 
-    `torchrun` gives all its attempts one store, in which the new processes would find the dead and hang
-    (https://github.com/pytorch/pytorch/issues/135712). Of several hosts each counts its own attempts, so they need
-    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``, as ``medunet train --nnodes`` sets it.
+    `torchrun` gives all its attempts one store, in which new processes would find the dead ones and hang
+    (https://github.com/pytorch/pytorch/issues/135712). Several hosts count their attempts separately, so they need
+    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``, which ``medunet train --nnodes`` sets.
     """
     value = os.environ.get
     if value("TORCHELASTIC_USE_AGENT_STORE") != "True" or value("GROUP_WORLD_SIZE") != "1":
@@ -56,13 +56,13 @@ def _fresh_store() -> dict[str, Any]:
 
 
 def leave_processes() -> None:
-    """Leave the others; nothing where nobody has joined."""
+    """Leave the process group, if this process has joined one."""
     if is_distributed():
         distributed.destroy_process_group()
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several.
+    """Return whether this process is one of several.
 
     Example:
         >>> is_distributed()
@@ -72,19 +72,16 @@ def is_distributed() -> bool:
 
 
 def was_restarted() -> bool:
-    """Whether `torchrun` has started the processes again, so that they go on where the killed ones were.
-
-    All processes say the same.
-    """
+    """Return whether `torchrun` has restarted the processes, so that training resumes; the same in all processes."""
     return _restarted
 
 
 def from_first(make: Callable[[], T], *, patience: timedelta | None = None) -> T:
-    """What the first process makes, given to all: they go on from one state, also where a disk shows them another.
+    """Call a function in the first process and return its result in all, whatever their disks show them.
 
     Args:
-        make: called by the first process only; its result is pickled, with tensors on the CPU.
-        patience: how long the others wait; None as long as for a step of the training, ten minutes with NCCL.
+        make: its result is pickled, with tensors on the CPU.
+        patience: timeout of the others; None takes that of a training step (ten minutes with NCCL).
 
     Example:
         >>> from_first(lambda: 3)
@@ -92,15 +89,15 @@ def from_first(make: Callable[[], T], *, patience: timedelta | None = None) -> T
     """
     if not is_distributed():
         return make()
-    # a group of its own, so that a process that hangs in the training is found as soon as ever; closed with the others
+    # in a group of its own: the timeout of the training group, which detects hanging processes, stays short
     group = None if patience is None else distributed.new_group(backend="gloo", timeout=patience)
     parcel = [make() if distributed.get_rank() == 0 else None]
     distributed.broadcast_object_list(parcel, src=0, group=group)
-    return parcel[0]  # type: ignore[return-value] # the first process's is a T
+    return parcel[0]  # type: ignore[return-value] # the result of the first process is a T
 
 
 def mean_of_processes(values: Mapping[str, float]) -> dict[str, float]:
-    """The mean of each number over all processes; they must have the same names.
+    """Return the mean of each number over all processes, which must have the same names.
 
     Example:
         >>> mean_of_processes({"loss": 0.5})
@@ -109,12 +106,12 @@ def mean_of_processes(values: Mapping[str, float]) -> dict[str, float]:
     if not is_distributed():
         return dict(values)
     names = sorted(values)
-    means = torch.tensor([values[name] for name in names], dtype=torch.float64, device=_place())
+    means = torch.tensor([values[name] for name in names], dtype=torch.float64, device=_device())
     distributed.all_reduce(means)
     return dict(zip(names, (means / distributed.get_world_size()).tolist(), strict=True))
 
 
-def _place() -> torch.device:
-    """Where the backend wants its tensors."""
+def _device() -> torch.device:
+    """Return the device of the tensors that the backend communicates."""
     nccl = "nccl" in distributed.get_backend()
     return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")

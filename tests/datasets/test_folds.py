@@ -13,7 +13,7 @@ from medunet.datasets.layouts.folds import make_folds
 from medunet.errors import ConfigError, DataError
 from medunet.io import write_volume
 from medunet.planning import fingerprint
-from medunet.runs.train import fit_data
+from medunet.runs import fit_bundle
 
 
 def cases(*names: str) -> list[Case]:
@@ -160,7 +160,7 @@ def test_check_reports_folds_that_split_a_patient(tmp_path):
 
 def test_train_and_plan_warn_of_folds_that_split_a_patient(tmp_path, caplog):
     root = dataset(tmp_path, "p1_a", "p1_b", "p2_a")
-    fit_data(find_bundle("unet_2d"), root)
+    fit_bundle(find_bundle("unet_2d"), root)
     assert "folds seem to split a patient: names have a common stem (p1_a, p1_b); if these are" in caplog.text
     caplog.clear()
     fingerprint(open_dataset(root))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 
 from medunet.bundle import find_bundle, specialise, verify_bundle
 from medunet.bundle.specialise import write_specialised
@@ -22,7 +23,7 @@ from medunet.errors import DataError, MedunetError, SecurityError
 from medunet.networks import UNet
 from medunet.prediction import Predictor
 from medunet.prediction.configuration import parse_inference
-from medunet.runs import PreparedRun, evaluate_bundle, run_training, train_bundle, train_folds
+from medunet.runs import PreparedRun, evaluate_bundle, train_bundle, train_folds, train_run
 from medunet.runtime import load_checkpoint
 from medunet.trust import UntrustedBundleError, judge, require_trust
 from medunet.trust.verdict import Verdict
@@ -321,10 +322,15 @@ def test_what_is_trained_is_what_was_judged(tmp_path: Path, foreign: Make, monke
     assert judge(run).reason == "known"
     monkeypatch.undo()
     change(run / "configs" / "train.json", evil | {"imports": [evil["device"]], "initialize": [evil["device"]]})
-    monkeypatch.setattr("monai.bundle.ConfigWorkflow.run", lambda self: self.parser.get_parsed_content("device"))
-    workflow = run_training(PreparedRun(run, configs), dataset_dir="elsewhere")
-    assert workflow.parser["dataset_dir"] == "elsewhere"
-    assert workflow.parser["bundle_root"] == str(run)
+
+    def stop(workflow: ConfigWorkflow) -> None:
+        workflow.parser.get_parsed_content("imports")
+        assert workflow.parser["bundle_root"] == str(run)
+        raise InterruptedError
+
+    monkeypatch.setattr("monai.bundle.ConfigWorkflow.run", stop)
+    with pytest.raises(InterruptedError):
+        train_run(PreparedRun(run, configs), device=torch.device("cpu"))
     assert not marker.exists()
 
 

@@ -22,10 +22,10 @@ from medunet.config import apply_all, read_json, to_json
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_target, claim, write_atomically
 from medunet.io.extras import import_extra
-from medunet.runs import fit_data, train_prepared, write_run
+from medunet.runs import fit_bundle, train_run, write_run
 from medunet.runtime import resolve_device
 from medunet.tracking.server import Server
-from medunet.training import BEST_NAME, HISTORY_NAME, LAST_NAME, PREVIOUS_NAME, kept_entry
+from medunet.training import BEST_NAME, LAST_NAME, PREVIOUS_NAME, kept_entry, read_history
 from medunet.trust import record_weights, require_trust
 
 from .folds import share_of_fold
@@ -132,8 +132,8 @@ def tune_bundle(
     """
     resolve_device(device)
     require_trust(bundle, trust=trust)
-    _dataset, fitted = fit_data(bundle, data, changes=changes)
-    values = {**fitted, **(changes or {}), "tracking_uri": ""}
+    _, fitted = fit_bundle(bundle, data, changes=changes)
+    values = {**fitted, "tracking_uri": ""}
     configs = {name: read_json(bundle / "configs" / f"{name}.json") for name in WORKFLOWS}
     config = apply_all(configs, {**values, **{entry.key: entry.example for entry in ranges}})["train"]
     if trials < 1:
@@ -277,20 +277,16 @@ def _train(config: Mapping[str, Any], job: Mapping[str, Any]) -> None:
         if METRIC in entry.get("val_metrics", {}):
             tune.report({METRIC: entry["val_metrics"][METRIC], "epoch": entry["epoch"]})
 
-    prepared = write_run(Path(job["bundle"]), Path(job["data"]), run, values=values, presets=job["presets"])
-    for entry in _history(run):  # what a search that goes on has forgotten
+    bundle, data = Path(job["bundle"]), Path(job["data"])
+    prepared = write_run(bundle, data, run, values=values, presets=job["presets"], resume=False)
+    for entry in read_history(run):  # what a search that goes on has forgotten
         report(entry)
-    train_prepared(prepared, resume=True, device=resolve_device(job["device"]), on_epoch=report)
+    train_run(prepared, resume=True, device=resolve_device(job["device"]), on_epoch=report)
 
 
 def _resources(ray: Any, trials: int) -> dict[str, float]:
     share = share_of_fold(ray, trials)
     return {"cpu": share["num_cpus"], "gpu": share.get("num_gpus", 0)}
-
-
-def _history(run: Path) -> list[dict[str, Any]]:
-    path = run / "eval" / HISTORY_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def _number(file: Path) -> str:
@@ -301,7 +297,7 @@ def _number(file: Path) -> str:
 def _trial(file: Path, errors: Mapping[str, Exception | None]) -> Trial:
     """What a trial has left in the output folder; errors by Ray's folders."""
     run = file.with_suffix("")
-    entries = _history(run)
+    entries = read_history(run)
     values = json.loads(file.read_text())
     if (run / "models" / BEST_NAME).is_file():  # a trial that was ended early had no time for it
         record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)

@@ -8,16 +8,16 @@ import sys
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed
 
 from medunet import log
-from medunet.errors import DataError, MedunetError, find_cause
-from medunet.files import check_target, claim
-from medunet.runs import PreparedRun, prepare_run, train_prepared
+from medunet.errors import MedunetError, find_cause
+from medunet.runs import PreparedRun, prepare_run, train_run
 from medunet.runtime import resolve_device
-from medunet.training import LAST_NAME, from_first, join_processes, leave_processes, was_restarted
+from medunet.training import from_first, join_processes, leave_processes, was_restarted
 
 from .job import OVERLAY, TrainingJob
 
@@ -49,9 +49,7 @@ def run_job(job: TrainingJob) -> None:
         run = from_first(lambda: prepare(job, stack, resume=resume), patience=PREPARATION)
         if isinstance(run, str):
             raise MedunetError(run)
-        result = train_prepared(
-            run, resume=resume, device=device, tracking_uri=job.tracking_uri, overlays=[OVERLAY], is_writer=is_first
-        )
+        result = train_run(run, resume=resume, device=device, tracking_uri=job.tracking_uri, overlays=[OVERLAY])
         if is_first:
             job.finish(result)
     leave_processes()
@@ -59,24 +57,10 @@ def run_job(job: TrainingJob) -> None:
 
 def prepare(job: TrainingJob, stack: ExitStack, *, resume: bool) -> PreparedRun | str:
     """Claim the output folder until the stack closes, and write the run; return it, or what is wrong with the input."""
-    run = Path(job.output)
+    options: dict[str, Any] = {"changes": job.changes, "presets": job.presets, "skip_bad": job.skip_bad}
     try:
-        if (run / "models" / LAST_NAME).is_file() and not resume:
-            raise DataError(
-                "the output folder holds a trained run",
-                file=run,
-                remedy="go on with --resume, or give another --output",
-            )
-        stack.enter_context(claim(run))
-        check_target(run)
-        return prepare_run(
-            Path(job.bundle),
-            Path(job.data),
-            run,
-            changes=job.changes,
-            presets=job.presets,
-            skip_bad=job.skip_bad,
-            resume=resume,
+        return stack.enter_context(
+            prepare_run(Path(job.bundle), Path(job.data), Path(job.output), resume=resume, **options)
         )
     except Exception as error:
         cause = find_cause(error)

@@ -19,7 +19,7 @@ from medunet.errors import ConfigError, DataError
 from medunet.files import write_atomically
 from medunet.io import read_label, split_suffix
 from medunet.runs import train_bundle
-from medunet.runs.evaluate import region_values_of
+from medunet.runs.evaluate import region_values
 from medunet.training import BEST_NAME
 
 from .served import ServedBundle, copy_atomically
@@ -132,7 +132,7 @@ def write_dataset(pairs: Sequence[tuple[Path, Path]], folder: Path, bundle: Serv
         "training": entries,
         "test": [],
     }
-    if regions := region_values_of(config):  # overlapping classes, in nnU-Net's format
+    if regions := region_values(config):  # overlapping classes, in nnU-Net's format
         manifest["labels"] = {"background": 0, **regions}
         manifest[ORDER_KEY] = config["regions_class_order"]
     write_atomically(folder / "dataset.json", json.dumps(manifest, indent=2))
