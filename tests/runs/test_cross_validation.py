@@ -91,7 +91,7 @@ def test_an_ensemble_is_not_measured_on_what_it_trained_on(whole: CrossValidatio
 def test_a_second_call_keeps_what_is_there(
     whole: CrossValidation, cells: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cross_validation, "train_prepared", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(cross_validation, "train_run", lambda *_, **__: pytest.fail("trained again"))
     before = {path: path.stat().st_mtime_ns for path in whole.output.rglob("fold_*/predictions/*")}
     again = cross_validate(cells, whole.output)
     assert [outcome.status for outcome in again.folds] == ["there already", "there already"]
@@ -102,14 +102,14 @@ def test_a_second_call_keeps_what_is_there(
 def test_a_fold_that_fails_is_reported_and_the_rest_goes_on(
     cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = cross_validation.train_prepared
+    train = cross_validation.train_run
 
     def fail_first(run: PreparedRun, **options: Any) -> Any:
         if run.folder.name == "fold_0":
             raise DataError("loss is nan", file="case_1")
         return train(run, **options)
 
-    monkeypatch.setattr(cross_validation, "train_prepared", fail_first)
+    monkeypatch.setattr(cross_validation, "train_run", fail_first)
     result = cross_validate(cells, tmp_path / "out")
     assert [outcome.status for outcome in result.folds] == ["failed", "trained"]
     assert result.folds[0].error == "case_1: loss is nan"
@@ -117,7 +117,7 @@ def test_a_fold_that_fails_is_reported_and_the_rest_goes_on(
     assert result.summary is not None and result.summary["cases"] == 2
     assert [path.name for path in (tmp_path / "out" / "models").glob("*.pt")] == ["fold_1.pt"]
     # the same call tries the failed fold again and joins both
-    monkeypatch.setattr(cross_validation, "train_prepared", train)
+    monkeypatch.setattr(cross_validation, "train_run", train)
     again = cross_validate(cells, tmp_path / "out")
     assert [outcome.status for outcome in again.folds] == ["trained", "there already"]
     assert sorted(path.name for path in (tmp_path / "out" / "models").glob("*.pt")) == ["fold_0.pt", "fold_1.pt"]
@@ -127,7 +127,7 @@ def test_ctrl_c_ends_everything(cells: Path, tmp_path: Path, monkeypatch: pytest
     def interrupt(run: PreparedRun, **_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cross_validation, "train_prepared", interrupt)
+    monkeypatch.setattr(cross_validation, "train_run", interrupt)
     result = cross_validate(cells, tmp_path / "out")
     assert result.is_interrupted
     assert [outcome.status for outcome in result.folds] == ["stopped"]
@@ -138,7 +138,7 @@ def test_what_an_earlier_training_predicted_is_not_measured(
     whole: CrossValidation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its weights were removed so that it is trained again."""
-    monkeypatch.setattr(cross_validation, "train_prepared", lambda *_, **__: None)
+    monkeypatch.setattr(cross_validation, "train_run", lambda *_, **__: None)
     for run, kept in ((tmp_path / "fold_0", False), (whole.folds[0].run, True)):
         (run / "predictions").mkdir(parents=True, exist_ok=True)
         (run / "predictions" / "old.txt").touch()

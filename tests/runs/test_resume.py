@@ -15,8 +15,8 @@ from medunet.bundle import find_bundle, specialise
 from medunet.datasets import write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.runs import FoldOutcome, PreparedRun, train_bundle, train_fold, train_folds
-from medunet.runs.results import read_history
 from medunet.runtime import load_checkpoint
+from medunet.training import read_history
 
 # MONAI and ignite warn about themselves
 pytestmark = pytest.mark.filterwarnings("ignore")
