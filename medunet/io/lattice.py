@@ -14,7 +14,7 @@ from medunet.geometry import Geometry
 
 LATTICE_TOLERANCE_VOXELS = 0.2
 """How far a voxel may lie from its partner on the reference. Positions of slices are decimal strings and vary by up to
-`medunet.io.dicom.series.GAP_TOLERANCE_MM`; a fifth of a voxel changes no label."""
+`medunet.io.dicom.grid.GAP_TOLERANCE_MM`; a fifth of a voxel changes no label."""
 
 
 class LatticeMap(NamedTuple):

@@ -17,8 +17,8 @@ from monai.data.image_reader import ImageReader
 from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
-from .dicom.header import looks_like_dicom
-from .dicom.series import DICOM_SUFFIXES, is_dicom_file, read_dicom, read_dicom_header
+from .dicom.header import DICOM_SUFFIXES, looks_like_dicom
+from .dicom.series import is_dicom_file, read_dicom, read_dicom_header
 from .dicom.zipped import ZIP_SUFFIX, image_in, unpacked
 from .images import PILLOW_SUFFIXES, TIFF_SUFFIXES, read_pillow, read_pillow_header, read_tiff, read_tiff_header
 from .isolation import is_wanted, shared_process

@@ -1,6 +1,6 @@
-r"""From a mask to closed polygons and back, in the plane of a slice; exact to the voxel in both directions.
+r"""Masks in the plane of a slice to closed polygons and back, exact to the voxel in both directions.
 
-A polygon runs halfway between the centres of voxels inside and outside, and a voxel is inside when its centre is::
+A polygon runs halfway between the centres of voxels inside and outside; a voxel is inside if its centre is::
 
     . . . . .          centres; o is inside
     . . _ . .
@@ -20,19 +20,16 @@ from scipy.spatial import KDTree
 from skimage.measure import find_contours
 
 Polygon = npt.NDArray[np.float64]
-"""Corners ``(N, 2)`` in voxel indices, the first not repeated at the end."""
+"""Corners ``(N, 2)`` in voxel indices; the first is not repeated at the end."""
 
 Mask = npt.NDArray[np.bool_]
 
 
 def trace_contours(mask: Mask) -> Iterator[Polygon]:
-    """One polygon for each part of a mask in the plane; holes are reached by keyholes.
+    """Yield one polygon per part of a mask ``(A, B)``; holes are connected by keyholes.
 
-    A keyhole is a channel without width from the rim to the hole and back, as DICOM wants it for CLOSED_PLANAR (PS3.3
-    C.8.8.6.3). Voxels that touch at a corner only are different parts.
-
-    Args:
-        mask: ``(A, B)``.
+    A keyhole is a channel without width from the rim to the hole and back, as DICOM requires for CLOSED_PLANAR (PS3.3
+    C.8.8.6.3). Voxels that only touch at a corner are different parts.
 
     Example:
         >>> [polygon.tolist() for polygon in trace_contours(np.ones((1, 1), bool))]
@@ -40,18 +37,18 @@ def trace_contours(mask: Mask) -> Iterator[Polygon]:
     """
     parts, _ = ndimage.label(mask)
     for number, box in enumerate(ndimage.find_objects(parts), start=1):
-        part = np.pad((parts[box] == number).astype(np.float32), 1)  # so that the rim of the image is a rim too
+        part = np.pad((parts[box] == number).astype(np.float32), 1)  # the rim of the image is a rim, too
         rings = [_straightened(ring[:-1]) for ring in find_contours(part, 0.5, fully_connected="low")]
-        rings.sort(key=_area, reverse=True)  # the outer one holds the others
+        rings.sort(key=_area, reverse=True)  # the outer one contains the others
         corner = np.array([side.start - 1 for side in box], dtype=np.float64)
         yield _joined_by_keyholes(rings[0], rings[1:]) + corner
 
 
 def fill_contours(polygons: Sequence[Polygon], shape: tuple[int, int]) -> Mask:
-    """Voxels whose centre lies inside an odd number of the polygons.
+    """Return the voxels whose centre is inside an odd number of polygons.
 
-    So a polygon within a polygon is a hole, and the two banks of a keyhole cancel. A centre on an edge belongs to one
-    side only, so that neighbours share no voxel and leave none.
+    A polygon within a polygon is therefore a hole, and the two sides of a keyhole cancel. A centre on an edge belongs
+    to one side only, so that neighbours share no voxel and leave none out.
 
     Args:
         polygons: corners in voxel indices; parts outside the shape are cut off.
@@ -66,7 +63,7 @@ def fill_contours(polygons: Sequence[Polygon], shape: tuple[int, int]) -> Mask:
         return np.zeros(shape, dtype=bool)
     starts = np.concatenate(polygons)
     ends = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
-    # Every edge runs the same way, whichever way it was drawn: the banks of a keyhole then round to the same voxels.
+    # All edges get the same direction, so that the two sides of a keyhole round to the same voxels.
     falls = (starts[:, 0] > ends[:, 0]) | ((starts[:, 0] == ends[:, 0]) & (starts[:, 1] > ends[:, 1]))
     low, high = np.where(falls[:, None], ends, starts), np.where(falls[:, None], starts, ends)
     first = np.clip(np.ceil(low[:, 0]), 0, shape[0]).astype(np.int64)
@@ -77,13 +74,13 @@ def fill_contours(polygons: Sequence[Polygon], shape: tuple[int, int]) -> Mask:
     share = (row - low[edge, 0]) / (high[edge, 0] - low[edge, 0])
     column = low[edge, 1] + share * (high[edge, 1] - low[edge, 1])
     begin = np.clip(np.ceil(column), 0, shape[1]).astype(np.int64)
-    width = shape[1] + 1  # a crossing beyond the last column turns nothing on
+    width = shape[1] + 1  # a crossing beyond the last column has no effect
     turns = np.bincount(row * width + begin, minlength=shape[0] * width).reshape(shape[0], width)
     return np.asarray(np.cumsum(turns, axis=1)[:, :-1] % 2 == 1)
 
 
 def _straightened(ring: Polygon) -> Polygon:
-    """Without the corners that are none."""
+    """Drop collinear vertices."""
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     turn = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
     return np.asarray(ring[turn != 0])
@@ -95,7 +92,7 @@ def _area(ring: Polygon) -> float:
 
 
 def _joined_by_keyholes(rim: Polygon, holes: list[Polygon]) -> Polygon:
-    """One ring through all; the hole that is nearest to what is joined comes next, so that channels do not cross."""
+    """Return one ring through all; the hole nearest to the joined part comes next, so that channels do not cross."""
     holes = list(holes)
     while holes:
         tree = KDTree(rim)

@@ -1,4 +1,4 @@
-"""The grid that the slices of a series make up: nothing is guessed, merged or stretched.
+"""The grid of the slices of a series; nothing is guessed, merged or stretched.
 
 ::
 
@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from medunet.errors import GeometryError
 from medunet.geometry import SHEAR_TOLERANCE, Geometry
@@ -29,11 +29,11 @@ from .header import Frame
 from .phase import choose_frames, group_positions
 
 GAP_TOLERANCE_MM = 0.05
-"""Largest difference of one slice distance from their mean. Positions are decimal strings, rounded to 0.01 mm at most
-times; the jumps of those rounded to 0.1 mm would reach half a voxel of thin slices."""
+"""Largest difference of one slice distance from their mean. Most positions are decimal strings rounded to 0.01 mm or
+finer; the jumps of those rounded to 0.1 mm would reach half a voxel of thin slices."""
 
 GAP_TOLERANCE_PART = 0.05
-"""The same as a part of the mean, for slices so thin that `GAP_TOLERANCE_MM` would pass a missing one."""
+"""The same as a part of the mean, for slices so thin that `GAP_TOLERANCE_MM` would accept a missing one."""
 
 PLANE_TOLERANCE_MM = 0.1
 """Largest distance of a slice from its plane of the even grid: small differences of the gaps may add up."""
@@ -42,45 +42,51 @@ MISSING_TOLERANCE_PART = 0.1
 """A gap within this part of a step from 2, 3, ... usual steps means that slices are missing."""
 
 TILT_TOLERANCE_MM = 0.1
-"""Largest sideways drift from the first slice to the last that still counts as upright, and largest deviation of one
-slice from the straight line through them: what positions rounded to 0.1 mm can make."""
+"""Largest sideways drift from the first slice to the last that counts as upright, and largest deviation of one slice
+from the straight line through all: positions rounded to 0.1 mm can cause it."""
 
-COSINE_TOLERANCE = 1e-3
-"""Largest deviation of direction cosines from unit length, from a right angle, and between slices."""
+COSINE_TOLERANCE = 1e-3  # largest deviation of direction cosines from unit length, a right angle, and between slices
+PIXEL_SPACING_TOLERANCE_MM = 1e-4  # largest difference of PixelSpacing between slices
+MAX_PIXEL_SPACING_MM = 100.0  # larger is a broken header: the coarsest images of patients (SPECT) have about 10 mm
+MIN_PIXEL_SPACING_MM = 1e-4  # smaller (0.1 micrometre) is a broken header: finer than light microscopy
 
-PIXEL_SPACING_TOLERANCE_MM = 1e-4
-"""Largest difference of PixelSpacing between slices."""
+_TAGS = {
+    "position": ("ImagePositionPatient", 3),
+    "orientation": ("ImageOrientationPatient", 6),
+    "spacing": ("PixelSpacing", 2),
+}
 
-MAX_PIXEL_SPACING_MM = 100.0
-"""A pixel larger than this is a broken header: the coarsest images of patients (SPECT) have about 10 mm."""
-
-MIN_PIXEL_SPACING_MM = 1e-4
-"""A pixel smaller than this (0.1 micrometre) is a broken header: that is finer than light microscopy."""
+Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Slices in the order of the third axis, and the grid of the volume they make up.
+    """Slices in the order of the third axis, and the grid of the volume that they make up.
 
     Args:
         frames: in the order of `offsets`.
-        offsets: where they lie along the normal, mm from the first.
-        planes: where the planes of the volume lie, evenly.
-        interpolate: whether the slices are so uneven that the planes must be interpolated.
-        shifts: sideways position of each plane in pixels (columns, rows), when the tilt is to be resampled.
-        margins: pixels added to the plane for the shifts, (columns before, rows before).
         geometry: grid of the finished volume, in RAS.
+        offsets: positions of the slices along the normal, mm from the first.
+        planes: evenly spaced positions of the planes of the volume.
+        interpolate: whether the slices are so uneven that the planes must be interpolated.
+        shifts: sideways position of each plane in pixels (columns, rows), if the tilt is to be resampled.
+        margins: pixels added to the plane for the shifts, (columns before, rows before).
         warnings: what was unusual.
     """
 
     frames: tuple[Frame, ...]
-    offsets: npt.NDArray[np.float64]
-    planes: npt.NDArray[np.float64]
-    interpolate: bool
-    shifts: npt.NDArray[np.float64] | None
-    margins: tuple[int, int]
     geometry: Geometry
-    warnings: tuple[str, ...]
+    offsets: Vector | None = None
+    planes: Vector | None = None
+    interpolate: bool = False
+    shifts: Vector | None = None
+    margins: tuple[int, int] = (0, 0)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def is_resampled(self) -> bool:
+        """Whether the volume has other planes than the series."""
+        return self.interpolate or self.shifts is not None
 
 
 def build_grid(
@@ -95,89 +101,91 @@ def build_grid(
 
     Args:
         frames: of one series.
-        folder: what was asked for, for errors.
+        folder: the path to read, for errors.
         options: `uneven`, `tilt` and `phase` are used.
-        planar: whether a single slice is wanted, not a volume.
+        planar: whether to read a single slice instead of a volume.
         same_pixels: compares two frames at one position.
 
     Raises:
         GeometryError: a grid that is incomplete, impossible or mixed.
         DataError: several phases.
     """
-    warnings: list[str] = []
     spacing, axes = _plane(frames)
     normal = np.cross(axes[0], axes[1])
     normal /= np.linalg.norm(normal)
-    groups = group_positions(frames, [float(np.dot(_numbers(f, "position", 3), normal)) for f in frames])
-    ordered, notes = choose_frames(groups, options.phase, folder, same_pixels)
-    warnings += notes
-    positions = np.array([_numbers(f, "position", 3) for f in ordered])
+    groups = group_positions(frames, [float(np.dot(_numbers(f, "position"), normal)) for f in frames])
+    ordered, warnings = choose_frames(groups, options.phase, folder, same_pixels)
+    positions = np.array([_numbers(f, "position") for f in ordered])
     if planar != (len(ordered) == 1):
         raise GeometryError(
-            "series has several slices where an image in the plane was asked for" if planar else _SINGLE,
+            "series must have one slice to be an image in the plane" if planar else "series has a single slice",
             file=folder,
             received=f"{len(ordered)} slices",
             expected="1 slice" if planar else "at least 2 slices at different positions",
-            remedy="read it as a volume" if planar else "give the whole series, or ask for spatial_dims=2",
+            remedy="read it as a volume" if planar else "give the whole series, or pass spatial_dims=2",
         )
     shape = (frames[0].file.columns, frames[0].file.rows)
-    geometry_of = partial(_geometry, axes=axes, spacing=spacing, folder=folder)
-    if planar:
-        geometry = geometry_of(positions[0], step=normal, shape=shape)
-        return Grid(tuple(ordered), np.zeros(1), np.zeros(1), False, None, (0, 0), geometry, tuple(warnings))
 
+    def grid(origin: Vector, step: Vector, shape: tuple[int, ...], **values: Any) -> Grid:
+        length = float(np.linalg.norm(step))
+        try:
+            geometry = Geometry.from_lps(
+                origin=origin.tolist(),
+                spacing=(float(spacing[1]), float(spacing[0]), length),  # PixelSpacing counts rows first
+                direction=np.column_stack([axes[0], axes[1], step / length]).ravel().tolist(),
+                shape=shape,
+            )
+        except GeometryError as error:
+            raise error.at(folder) from error
+        return Grid(tuple(ordered), geometry, warnings=tuple(warnings), **values)
+
+    if planar:
+        return grid(positions[0], normal, shape)
     offsets = (positions - positions[0]) @ normal
     step = (positions[-1] - positions[0]) / offsets[-1]  # along the stack, per mm along the normal
     stray = np.linalg.norm(positions - positions[0] - np.outer(offsets, step), axis=1)
     if stray.max() > TILT_TOLERANCE_MM:
         raise GeometryError(
-            "slices do not lie on a straight line",
+            "slices must be on a straight line",
             file=ordered[int(stray.argmax())].file.path,
             received=f"{stray.max():.3g} mm beside it",
             expected=f"at most {TILT_TOLERANCE_MM} mm",
             remedy="split the series where the table was moved",
         )
     interpolate = not _is_even(offsets)
-    planes = (
-        _planes(offsets, _thicknesses(ordered), folder, options.uneven, warnings)
-        if interpolate
-        else np.linspace(0, offsets[-1], len(offsets))
-    )
+    if interpolate:
+        planes = _planes(offsets, _thicknesses(ordered), folder, options.uneven, warnings)
+    else:
+        planes = np.linspace(0, offsets[-1], len(offsets))
+    values: dict[str, Any] = {"offsets": offsets, "planes": planes, "interpolate": interpolate}
     gap = float(planes[-1] / (len(planes) - 1))
     slope = step - normal
     drift = float(np.linalg.norm(slope) * offsets[-1])
     if drift <= TILT_TOLERANCE_MM or np.linalg.norm(slope) <= SHEAR_TOLERANCE:
-        geometry = geometry_of(positions[0], step=normal * gap, shape=(*shape, len(planes)))
-        return Grid(tuple(ordered), offsets, planes, interpolate, None, (0, 0), geometry, tuple(warnings))
+        return grid(positions[0], normal * gap, (*shape, len(planes)), **values)
 
     angle = float(np.degrees(np.arctan(np.linalg.norm(slope))))
     if options.tilt == "keep":
         warnings.append(f"gantry tilt of {angle:.1f} degrees kept as shear in the affine")
-        geometry = geometry_of(positions[0], step=step * gap, shape=(*shape, len(planes)))
-        return Grid(tuple(ordered), offsets, planes, interpolate, None, (0, 0), geometry, tuple(warnings))
+        return grid(positions[0], step * gap, (*shape, len(planes)), **values)
     warnings.append(f"gantry tilt of {angle:.1f} degrees resampled to a grid with right angles")
-    per_mm = np.array([slope @ axes[0] / spacing[1], slope @ axes[1] / spacing[0]])
-    shifts = np.outer(planes, per_mm)
+    shifts = np.outer(planes, [slope @ axes[0] / spacing[1], slope @ axes[1] / spacing[0]])
     before = np.floor(shifts.min(axis=0)).astype(int)
     after = np.ceil(shifts.max(axis=0)).astype(int)
     origin = positions[0] + before[0] * spacing[1] * axes[0] + before[1] * spacing[0] * axes[1]
     wide = (shape[0] + int(after[0] - before[0]), shape[1] + int(after[1] - before[1]), len(planes))
-    geometry = geometry_of(origin, step=normal * gap, shape=wide)
     margins = (int(-before[0]), int(-before[1]))
-    return Grid(tuple(ordered), offsets, planes, interpolate, shifts, margins, geometry, tuple(warnings))
+    return grid(origin, normal * gap, wide, shifts=shifts, margins=margins, **values)
 
 
-_SINGLE = "series has a single slice"
-
-
-def _numbers(frame: Frame, name: Literal["position", "orientation", "spacing"], length: int) -> tuple[float, ...]:
-    """A tag of several numbers, or a GeometryError."""
+def _numbers(frame: Frame, name: str) -> tuple[float, ...]:
+    """Return a tag of several numbers, or raise a GeometryError."""
     value = getattr(frame, name)
+    tag, length = _TAGS[name]
     if value is None or len(value) != length or not np.isfinite(value).all():
-        tag = {"position": "ImagePositionPatient", "orientation": "ImageOrientationPatient", "spacing": "PixelSpacing"}
-        what = "multi-frame image does not say where its frames lie: no" if frame.file.n_frames > 1 else "slice has no"
+        what = "multi-frame image does not give the positions of its frames: no" if frame.file.n_frames > 1 else ""
         raise GeometryError(
-            f"{what} usable {tag[name]}",
+            f"{what or 'slice has no'} usable {tag}",
             file=frame.file.path,
             received=value,
             expected=f"{length} numbers",
@@ -186,21 +194,21 @@ def _numbers(frame: Frame, name: Literal["position", "orientation", "spacing"], 
     return tuple(value)
 
 
-def _plane(frames: Sequence[Frame]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """PixelSpacing and the directions of rows and columns, which all frames must share."""
+def _plane(frames: Sequence[Frame]) -> tuple[Vector, Vector]:
+    """Return PixelSpacing and the directions of rows and columns, which all frames must share."""
     first = frames[0]
-    spacing = np.array(_numbers(first, "spacing", 2))
-    cosines = np.array(_numbers(first, "orientation", 6))
+    spacing = np.array(_numbers(first, "spacing"))
+    cosines = np.array(_numbers(first, "orientation"))
     axes = cosines.reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > COSINE_TOLERANCE:
         raise GeometryError(
-            "ImageOrientationPatient is not orthonormal",
+            "ImageOrientationPatient must be orthonormal",
             file=first.file.path,
             received=cosines.tolist(),
             remedy="export the original series",
         )
     for frame in frames:
-        own = np.array(_numbers(frame, "spacing", 2))
+        own = np.array(_numbers(frame, "spacing"))
         if own.min() < MIN_PIXEL_SPACING_MM or own.max() > MAX_PIXEL_SPACING_MM:
             raise GeometryError(
                 "impossible PixelSpacing",
@@ -210,22 +218,24 @@ def _plane(frames: Sequence[Frame]) -> tuple[npt.NDArray[np.float64], npt.NDArra
                 remedy="export the original series",
             )
         size, expected = (frame.file.rows, frame.file.columns), (first.file.rows, first.file.columns)
-        if size != expected:
-            raise _mixed("slices have different sizes", frame, size, expected)
-        if np.abs(own - spacing).max() > PIXEL_SPACING_TOLERANCE_MM:
-            raise _mixed("slices have different PixelSpacing", frame, own.tolist(), spacing.tolist())
-        if np.abs(_numbers(frame, "orientation", 6) - cosines).max() > COSINE_TOLERANCE:
-            raise _mixed("slices have different orientations", frame, frame.orientation, cosines.tolist())
+        turned = np.abs(np.subtract(_numbers(frame, "orientation"), cosines)).max()
+        for differs, what, received, wanted in (
+            (size != expected, "sizes", size, expected),
+            (np.abs(own - spacing).max() > PIXEL_SPACING_TOLERANCE_MM, "PixelSpacing", own.tolist(), spacing.tolist()),
+            (turned > COSINE_TOLERANCE, "orientations", frame.orientation, cosines.tolist()),
+        ):
+            if differs:
+                raise GeometryError(
+                    f"slices have different {what}",
+                    file=frame.file.path,
+                    received=received,
+                    expected=wanted,
+                    remedy="give a folder with one stack only",
+                )
     return spacing, axes
 
 
-def _mixed(cause: str, frame: Frame, received: object, expected: object) -> GeometryError:
-    return GeometryError(
-        cause, file=frame.file.path, received=received, expected=expected, remedy="give a folder with one stack only"
-    )
-
-
-def _is_even(offsets: npt.NDArray[np.float64]) -> bool:
+def _is_even(offsets: Vector) -> bool:
     gaps = np.diff(offsets)
     mean = float(gaps.mean())
     stray = np.abs(offsets - np.linspace(0, offsets[-1], len(offsets))).max()
@@ -235,19 +245,13 @@ def _is_even(offsets: npt.NDArray[np.float64]) -> bool:
     )
 
 
-def _thicknesses(frames: Sequence[Frame]) -> npt.NDArray[np.float64]:
-    """SliceThickness of frames in mm; the same for all if it is not known for all."""
+def _thicknesses(frames: Sequence[Frame]) -> Vector:
+    """Return SliceThickness of frames in mm; the same for all if it is not known for all."""
     values = np.array([frame.thickness or 0.0 for frame in frames], dtype=np.float64)
     return values if np.isfinite(values).all() and values.min() > 0 else np.ones(len(frames))
 
 
-def _planes(
-    offsets: npt.NDArray[np.float64],
-    thicknesses: npt.NDArray[np.float64],
-    folder: Path,
-    uneven: Uneven,
-    warnings: list[str],
-) -> npt.NDArray[np.float64]:
+def _planes(offsets: Vector, thicknesses: Vector, folder: Path, uneven: Uneven, warnings: list[str]) -> Vector:
     """Return planes spread evenly between the first and the last of uneven slices.
 
     A gap of several usual distances means that slices are missing, unless a slice beside it is thicker than usual by
@@ -283,22 +287,30 @@ def _planes(
     return np.linspace(0, offsets[-1], n_planes)
 
 
-def _geometry(
-    origin: npt.NDArray[np.float64],
-    *,
-    axes: npt.NDArray[np.float64],
-    spacing: npt.NDArray[np.float64],
-    step: npt.NDArray[np.float64],
-    shape: tuple[int, ...],
-    folder: Path,
-) -> Geometry:
-    length = float(np.linalg.norm(step))
-    try:
-        return Geometry.from_lps(
-            origin=origin.tolist(),
-            spacing=(float(spacing[1]), float(spacing[0]), length),  # PixelSpacing counts rows first
-            direction=np.column_stack([axes[0], axes[1], step / length]).ravel().tolist(),
-            shape=shape,
-        )
-    except GeometryError as error:
-        raise error.at(folder) from error
+def resample(volume: npt.NDArray[np.float32], grid: Grid) -> npt.NDArray[np.float32]:
+    """Interpolate a volume ``(columns, rows, slices)`` linearly to the planes and shifts of its grid.
+
+    Voxels that the shifts uncover get the smallest value of the volume.
+    """
+    if grid.interpolate and grid.offsets is not None and grid.planes is not None:
+        volume = _even(volume, grid.offsets, grid.planes)
+    if grid.shifts is None:
+        return volume
+    columns, rows, _ = grid.geometry.shape
+    result = np.empty(grid.geometry.shape, dtype=np.float32)
+    lowest = float(volume.min())
+    for k, shift in enumerate(grid.shifts):
+        # output index i is column i - margin of the first slice, and this slice begins `shift` columns further
+        offset = -np.array(grid.margins, dtype=np.float64) - shift
+        plane = ndimage.affine_transform(volume[..., k], np.ones(2), offset, (columns, rows), order=1, cval=lowest)
+        result[..., k] = plane
+    return result
+
+
+def _even(volume: npt.NDArray[np.float32], offsets: Vector, planes: Vector) -> npt.NDArray[np.float32]:
+    result = np.empty((*volume.shape[:2], len(planes)), dtype=np.float32)
+    below = np.clip(np.searchsorted(offsets, planes, side="right") - 1, 0, len(offsets) - 2)
+    weights = (planes - offsets[below]) / (offsets[below + 1] - offsets[below])
+    for k, (index, weight) in enumerate(zip(below, weights, strict=True)):
+        result[..., k] = (1 - weight) * volume[..., index] + weight * volume[..., index + 1]
+    return result

@@ -1,4 +1,4 @@
-"""What the headers of DICOM files say about their frames, before a pixel is used."""
+"""What the headers of DICOM files say about their frames, checked before a pixel is used."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from .values import (
     IDENTITY,
     TEMPORAL_KEYS,
     TOP_LEVEL_TAGS,
+    Levels,
+    damaged,
     decimals,
-    has,
+    find,
+    find_decimals,
+    frame_levels,
     items,
     number,
     text,
 )
 
-DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
-"""Endings that announce DICOM; files of a series often have none."""
-
-DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
-"""Media Storage Directory: a DICOMDIR."""
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")  # files of a series often have no ending
+DIRECTORY_CLASS = "1.2.840.10008.1.3.10"  # Media Storage Directory: a DICOMDIR
 
 _PREAMBLE_BYTES = 128
 _MAGIC_END = _PREAMBLE_BYTES + 4
-_DIRECTORY_MARK = DIRECTORY_CLASS.encode()
 _META_BYTES = 512
-"""Where the class of the content is named. A directory is sent away before pydicom 2 makes its own object of it."""
+"""Beginning of a file that names its class. pydicom 2 makes another object of a DICOMDIR, so it must not open one."""
 
 _IMAGE_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.1",  # CR, DX, mammography
@@ -48,7 +48,7 @@ _IMAGE_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.128",  # PET, legacy converted
     "1.2.840.10008.5.1.4.1.1.130",  # PET, enhanced
 )
-"""Storage classes, with what is derived from them by a dot, whose objects are damaged when they have no pixels."""
+"""Storage classes, including those that extend them by a dot, whose objects are damaged if they have no pixels."""
 
 _OTHER_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.30",  # parametric map
@@ -57,38 +57,45 @@ _OTHER_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.11",  # presentation states
     "1.2.840.10008.5.1.4.1.1.88",  # structured reports
 )
-"""Storage classes of objects that have rows and columns at times, but are no image of the patient."""
+"""Storage classes of objects that may have rows and columns, but are not images of the patient."""
 
 IMPLICIT = "1.2.840.10008.1.2"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
-JPEG = "1.2.840.10008.1.2.4."
-"""Beginning of the transfer syntaxes of JPEG and what came after it."""
+JPEG = "1.2.840.10008.1.2.4."  # start of the transfer syntaxes of JPEG and its successors
+_JPEG_FAMILY = (
+    "50",
+    "51",
+    "57",
+    "70",
+    "80",
+    "81",
+    "90",
+    "91",
+    "201",
+    "202",
+    "203",
+)  # their ends if codestreams end with a mark
 _NATIVE = (IMPLICIT, "1.2.840.10008.1.2.1", BIG_ENDIAN)
 
 PALETTE = "PALETTE COLOR"
 _SUBSAMPLED = "YBR_FULL_422"
 _COLOURS = ("RGB", "YBR_FULL", _SUBSAMPLED, "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
-"""Photometric interpretations of colour images."""
 
 _ITEM = b"\xfe\xff\x00\xe0"
 _END_OF_ITEMS = b"\xfe\xff\xdd\xe0"
 _UNDEFINED = 0xFFFFFFFF
-_END_OF_CODESTREAM = b"\xff\xd9"
-"""JPEG, JPEG-LS and JPEG 2000 all end with it."""
+_END_OF_CODESTREAM = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000
 
-_JPEG_FAMILY = ("50", "51", "57", "70", "80", "81", "90", "91", "201", "202", "203")
-"""Last parts of the transfer syntaxes of JPEG, JPEG-LS, JPEG 2000 and high-throughput JPEG 2000."""
-
-_WHOLE = re.compile(r"\s*[+-]?\d{1,12}\s*")
+_INTEGER = re.compile(r"\s*[+-]?\d{1,12}\s*")
 
 _MOMENT_SEQUENCE = {"EffectiveEchoTime": "MREchoSequence", "DiffusionBValue": "MRDiffusionSequence"}
-"""Functional group of a temporal key where it is not FrameContentSequence."""
+"""Functional group of a temporal key if it is not FrameContentSequence."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One DICOM file that holds pixels."""
+    """One DICOM file that has pixels."""
 
     path: Path
     series_uid: str
@@ -108,7 +115,7 @@ class ImageFile:
     """Smallest and largest stored value that marks 'no image here'."""
     is_lossy: bool
     identity: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-    """The file's values of the tags `IDENTITY`; they are compared, and never recorded."""
+    """The file's values of the tags `IDENTITY`; they are compared and never recorded."""
     is_mosaic: bool = False
     pixel_offset: int | None = None
     """Where native pixels begin in the file; None for compressed ones."""
@@ -131,7 +138,7 @@ class ImageFile:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One slice: a file, or one frame of a file. Numbers are as in the header, unchecked; None where missing."""
+    """One slice: a file, or one frame of a file. Numbers are as in the header, unchecked; None if missing."""
 
     file: ImageFile
     index: int
@@ -148,7 +155,7 @@ class Frame:
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Whether a file has DICOM's magic word."""
+    """Return whether a file has DICOM's magic word."""
     try:
         with path.open("rb") as file:
             return file.read(_MAGIC_END)[_PREAMBLE_BYTES:] == b"DICM"
@@ -157,7 +164,7 @@ def looks_like_dicom(path: Path) -> bool:
 
 
 def _require_no_lost_slice(path: Path) -> None:
-    """Reject a file without DICOM's magic word that nevertheless must have been a slice.
+    """Reject a file without DICOM's magic word that must have been a slice.
 
     Such a file has DICOM's ending, cannot be opened, is empty, or begins with zeros like DICOM's preamble. Hidden files
     are notes of file systems and programs, such as macOS's ``._slice.dcm``.
@@ -184,28 +191,23 @@ def read_frames(path: Path) -> list[Frame] | None:
         return None
     try:
         with path.open("rb") as file:
-            if _DIRECTORY_MARK in file.read(_META_BYTES):
+            if DIRECTORY_CLASS.encode() in file.read(_META_BYTES):
                 return None
             refuse_deflate_bomb(file, path)
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TOP_LEVEL_TAGS)
-            meta = header.file_meta
-            kind = str(meta.get("MediaStorageSOPClassUID", "")) or text(header, "SOPClassUID")
+            kind = str(header.file_meta.get("MediaStorageSOPClassUID", "")) or text(header, "SOPClassUID")
             if _is_one_of(kind, _OTHER_CLASSES):
                 return None
             if not number(header, "Rows") or not number(header, "Columns"):
                 if not kind or _is_one_of(kind, _IMAGE_CLASSES):
-                    raise DataError("header is truncated: no Rows and Columns", file=path, remedy="export it again")
+                    raise damaged("header is truncated: no Rows and Columns", path)
                 return None
-            syntax = str(meta.get("TransferSyntaxUID", ""))
-            image = replace(_image_file(path, header, syntax), pixel_offset=file.tell())
-            image = _with_pixel_offset(image, file)
-            return _frames(image, header)
+            image = _image_file(path, header, str(header.file_meta.get("TransferSyntaxUID", "")))
+            return _frames(replace(image, pixel_offset=_pixel_offset(image, file, file.tell())), header)
     except (DataError, SecurityError):
         raise
     except Exception as error:  # pydicom raises many kinds for damaged bytes
-        raise DataError(
-            f"damaged DICOM header: {type(error).__name__}", file=path, remedy="export the series again"
-        ) from error
+        raise damaged(f"damaged DICOM header: {type(error).__name__}", path) from error
 
 
 def _is_one_of(kind: str, classes: tuple[str, ...]) -> bool:
@@ -227,9 +229,8 @@ def _image_file(path: Path, header: pydicom.Dataset, syntax: str) -> ImageFile:
     image_type = text(header, "ImageType").split("\\")
     n_frames = int(frames[0]) if math.isfinite(frames[0]) else 0
     if n_frames < 1 or bits not in (8, 16, 32) or not 1 <= stored <= bits:
-        raise DataError(
-            "impossible pixel format", file=path, received=f"{frames[0]:g} frames, {stored} of {bits} bits stored"
-        )
+        received = f"{frames[0]:g} frames, {stored} of {bits} bits stored"
+        raise DataError("impossible pixel format", file=path, received=received)
     return ImageFile(
         path=path,
         series_uid=text(header, "SeriesInstanceUID"),
@@ -254,116 +255,89 @@ def _image_file(path: Path, header: pydicom.Dataset, syntax: str) -> ImageFile:
 
 
 def _as_stored(value: float, bits: int, signed: bool) -> int:
-    """A padding value read as unsigned 16 bits, as a pixel would hold it."""
+    """Return a padding value that was read as unsigned 16 bits as a pixel has it."""
     whole = int(value)
     return whole - (1 << bits) if signed and bits == 16 and whole >= 1 << (bits - 1) else whole
 
 
-def _with_pixel_offset(image: ImageFile, file: BinaryIO) -> ImageFile:
-    """Check that the pixel data is there in full, and find where native ones begin."""
+def _pixel_offset(image: ImageFile, file: BinaryIO, header_end: int) -> int | None:
+    """Check that the pixel data are complete; return where native ones begin."""
     if image.syntax == DEFLATED:
-        return replace(image, pixel_offset=None)
+        return None
     if not image.syntax:
-        raise DataError("file names no transfer syntax", file=image.path, remedy="export the series again")
+        raise damaged("file names no transfer syntax", image.path)
     size = os.fstat(file.fileno()).st_size
-    file.seek(image.pixel_offset or 0)
+    file.seek(header_end)
     head = file.read(12)
     order: Literal["big", "little"] = "big" if image.syntax == BIG_ENDIAN else "little"
     if len(head) < 8 or (int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order)) != (0x7FE0, 0x0010):
-        raise DataError("file has no pixel data", file=image.path, remedy="export the series again")
-    start = (image.pixel_offset or 0) + (8 if image.syntax == IMPLICIT else 12)
+        raise damaged("file has no pixel data", image.path)
+    start = header_end + (8 if image.syntax == IMPLICIT else 12)
+    if image.syntax not in _NATIVE:
+        _check_fragments(image, file, start, size)
+        return None
     length = int.from_bytes(head[4:8] if image.syntax == IMPLICIT else head[8:12], order)
-    if image.syntax in _NATIVE:
-        samples = 2 if image.photometric == _SUBSAMPLED else image.samples  # two pixels share their chrominance
-        needed = image.frame_bytes * image.n_frames * samples
-        present = min(length, size - start)
-        if present < needed:
-            raise DataError(
-                "truncated pixel data",
-                file=image.path,
-                received=f"{present} bytes",
-                expected=f"{needed} bytes",
-                remedy="export the series again",
-            )
-        return replace(image, pixel_offset=start)
-    _check_fragments(image, file, start, size)
-    return replace(image, pixel_offset=None)
+    samples = 2 if image.photometric == _SUBSAMPLED else image.samples  # two pixels share their chrominance
+    present, needed = min(length, size - start), image.frame_bytes * image.n_frames * samples
+    if present < needed:
+        raise damaged("truncated pixel data", image.path, received=f"{present} bytes", expected=f"{needed} bytes")
+    return start
 
 
 def _check_fragments(image: ImageFile, file: BinaryIO, start: int, size: int) -> None:
-    """Walk the items of compressed pixel data to their end mark; nothing is decoded.
+    """Walk the items of compressed pixel data to their end mark without decoding them.
 
     An offset table comes first, then the codestreams: ``[item table] [item frame 1] ... [end]``.
     """
-    cause = None
     place, n_items, tail = start, 0, b""
-    while cause is None:
+    while True:
         file.seek(place)
         head = file.read(8)
         if head[:4] == _END_OF_ITEMS:
             break
         length = int.from_bytes(head[4:8], "little")
         if len(head) < 8 or length == _UNDEFINED or place + 8 + length > size or head[:4] != _ITEM:
-            cause = "truncated pixel data"
-            break
+            raise damaged("truncated pixel data", image.path, received=f"{n_items} items")
         if n_items and length:
             file.seek(place + 8 + max(length - 8, 0))
             tail = file.read(min(length, 8))
         n_items += 1
         place += 8 + length
-    if cause is None and n_items < 2:
-        cause = "truncated pixel data: no frame"
-    is_jpeg = image.syntax.removeprefix(JPEG) in _JPEG_FAMILY
-    if cause is None and is_jpeg and _END_OF_CODESTREAM not in tail:
-        cause = "truncated pixel data: the codestream has no end"
-    if cause is not None:
-        raise DataError(cause, file=image.path, received=f"{n_items} items", remedy="export the series again")
+    if n_items < 2:
+        raise damaged("truncated pixel data: no frame", image.path)
+    if image.syntax.removeprefix(JPEG) in _JPEG_FAMILY and _END_OF_CODESTREAM not in tail:
+        raise damaged("truncated pixel data: the codestream has no end", image.path)
 
 
 def _frames(image: ImageFile, header: pydicom.Dataset) -> list[Frame]:
-    shared = items(header, "SharedFunctionalGroupsSequence")
-    per_frame = items(header, "PerFrameFunctionalGroupsSequence")
-    if not per_frame and image.n_frames == 1:
+    groups = frame_levels(header)
+    if not groups and image.n_frames == 1:
         return [_frame(image, 0, [header])]
-    if (
-        not per_frame and not shared
-    ):  # ultrasound, secondary capture, ...: the header's position is not that of its frames
+    if not groups and not items(header, "SharedFunctionalGroupsSequence"):
+        # ultrasound, secondary capture, ...: the header's position is not that of its frames
         if image.n_frames > image.path.stat().st_size:
             raise DataError("impossible number of frames", file=image.path, received=image.n_frames)
         frame = replace(_frame(image, 0, [header]), position=None, orientation=None)
         return [replace(frame, index=index) for index in range(image.n_frames)]
-    if len(per_frame) != image.n_frames:
+    if len(groups) != image.n_frames:
         raise DataError(
-            "multi-frame image does not say where its frames lie",
+            "multi-frame image does not give the positions of its frames",
             file=image.path,
-            received=f"{len(per_frame)} functional groups",
-            expected=f"{image.n_frames}, one a frame",
+            received=f"{len(groups)} functional groups",
+            expected=f"{image.n_frames}, one per frame",
             remedy="export it as an enhanced image or as single slices",
         )
-    return [_frame(image, index, [item, *shared, header]) for index, item in enumerate(per_frame)]
+    return [_frame(image, index, levels) for index, levels in enumerate(groups)]
 
 
-def _frame(image: ImageFile, index: int, levels: list[pydicom.Dataset]) -> Frame:
-    """A frame from its own functional groups, the shared ones, and the top level, in this order."""
+def _frame(image: ImageFile, index: int, levels: Levels) -> Frame:
+    def first(sequence: str, keyword: str) -> float | None:
+        values = find_decimals(levels, sequence, keyword)
+        return values[0] if values else None
 
-    def first(sequence: str, keyword: str) -> pydicom.Dataset | None:
-        for level in levels:
-            for item in (level, *items(level, sequence)):
-                if has(item, keyword):
-                    return item
-        return None
-
-    def values(sequence: str, keyword: str) -> tuple[float, ...] | None:
-        item = first(sequence, keyword)
-        return None if item is None else decimals(item, keyword)
-
-    slope = values("PixelValueTransformationSequence", "RescaleSlope")
-    intercept = values("PixelValueTransformationSequence", "RescaleIntercept")
-    spacing = values("PixelMeasuresSequence", "PixelSpacing")
-    thickness = values("PixelMeasuresSequence", "SliceThickness")
     moments = {}
     for keyword in TEMPORAL_KEYS:
-        item = first(_MOMENT_SEQUENCE.get(keyword, "FrameContentSequence"), keyword)
+        item = find(levels, _MOMENT_SEQUENCE.get(keyword, "FrameContentSequence"), keyword)
         if item is not None:
             value = number(item, keyword) if keyword in BINARY_TAGS else text(item, keyword)
             if value not in (None, ""):
@@ -372,12 +346,12 @@ def _frame(image: ImageFile, index: int, levels: list[pydicom.Dataset]) -> Frame
     return Frame(
         file=image,
         index=index,
-        position=values("PlanePositionSequence", "ImagePositionPatient"),
-        orientation=values("PlaneOrientationSequence", "ImageOrientationPatient"),
-        spacing=spacing,
-        slope=slope[0] if slope else None,
-        intercept=intercept[0] if intercept else None,
-        thickness=thickness[0] if thickness else None,
+        position=find_decimals(levels, "PlanePositionSequence", "ImagePositionPatient"),
+        orientation=find_decimals(levels, "PlaneOrientationSequence", "ImageOrientationPatient"),
+        spacing=find_decimals(levels, "PixelMeasuresSequence", "PixelSpacing"),
+        slope=first("PixelValueTransformationSequence", "RescaleSlope"),
+        intercept=first("PixelValueTransformationSequence", "RescaleIntercept"),
+        thickness=first("PixelMeasuresSequence", "SliceThickness"),
         moments=moments,
-        number=int(instance) if _WHOLE.fullmatch(instance) else None,
+        number=int(instance) if _INTEGER.fullmatch(instance) else None,
     )

@@ -1,4 +1,4 @@
-"""The Modality LUT: stored values that are looked up in a table instead of being rescaled."""
+"""The Modality LUT: a table that maps stored values to output values instead of a slope and an intercept."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 
-from medunet.errors import DataError
-
-from .values import items
+from .values import damaged, items
 
 
 class ModalityLut(NamedTuple):
     """A table of output values.
 
     Args:
-        first: stored value of the first entry; smaller ones take this entry, larger ones than the table has the last.
+        first: stored value of the first entry; values below the table take the first entry, values above it the last.
         values: the entries.
-        bits_stored: of the entries.
+        bits_stored: bits of the entries.
     """
 
     first: int
@@ -40,11 +38,7 @@ class ModalityLut(NamedTuple):
 def read_modality_lut(
     header: pydicom.Dataset, path: Path, *, is_signed: bool, is_big_endian: bool
 ) -> ModalityLut | None:
-    """Return the table of a header, or None if it has no table.
-
-    Raises:
-        DataError: a table that is damaged.
-    """
+    """Return the table of a header, or None if it has none; a damaged table is a DataError."""
     tables = items(header, "ModalityLUTSequence")
     if not tables:
         return None
@@ -56,20 +50,19 @@ def read_modality_lut(
         is_packed = bits <= 8 and isinstance(data, bytes) and len(data) in (count, count + 1)  # padded to be even
         values = np.frombuffer(data, np.uint8)[:count].astype(np.uint16) if is_packed else _words(data, order)
     except Exception as error:  # pydicom raises many kinds for damaged bytes
-        raise DataError("damaged ModalityLUTSequence", file=path, remedy="export the series again") from error
+        raise damaged("damaged ModalityLUTSequence", path) from error
     if len(tables) > 1 or not 1 <= bits <= 16 or values.size != count or int(values.max()) >= 1 << bits:
-        raise DataError(
-            "ModalityLUTSequence does not fit its descriptor",
-            file=path,
+        raise damaged(
+            "ModalityLUTSequence does not match its descriptor",
+            path,
             received=f"{len(tables)} tables, {values.size} entries",
             expected=f"{count} entries of {bits} bits",
-            remedy="export the series again",
         )
     return ModalityLut(first - (1 << 16) if is_signed and first >= 1 << 15 else first, values, bits)
 
 
 def _words(value: Any, order: str) -> npt.NDArray[np.uint16]:
-    """A value of ambiguous representation (US, SS or OW) as unsigned 16-bit numbers."""
+    """Return a value of ambiguous representation (US, SS or OW) as unsigned 16-bit numbers."""
     if isinstance(value, bytes):
         return np.frombuffer(value, f"{order}u2").astype(np.uint16)
     return (np.atleast_1d(np.array(value, dtype=np.int64)) & 0xFFFF).astype(np.uint16)

@@ -1,6 +1,6 @@
 """Several slices at one position: the phases of a series of volumes, or duplicates.
 
-What tells phases apart is tried in this order, as vendors differ:
+Phases are told apart by the first of these that works, because vendors differ:
 
 1. one attribute, or several together, with the same values at every position (Philips: TemporalPositionIdentifier,
    EchoTime and ImageType; Siemens: AcquisitionNumber);
@@ -20,45 +20,35 @@ from medunet.errors import DataError, GeometryError
 from .header import Frame
 from .values import TEMPORAL_KEYS
 
-SAME_POSITION_MM = 1e-3
-"""Slices closer than this lie at one position: a tenth of the finest slice distance of micro-CT."""
-
-_MAX_NAMED = 6
-"""How many phases an error names."""
-
-_TIMES = ("TriggerTime", "AcquisitionTime", "ContentTime")
-"""Attributes whose order tells phases apart even if their values differ between positions."""
+SAME_POSITION_MM = 1e-3  # slices closer than this share a position: a tenth of micro-CT's finest slice distance
+_MAX_NAMED = 6  # phases that an error names
+_TIMES = ("TriggerTime", "AcquisitionTime", "ContentTime")  # their order separates phases even if their values differ
 
 Groups = list[list[Frame]]
 """Frames at one position each, along the normal."""
 
 
 class _Phases(NamedTuple):
-    """How a series is divided into volumes.
-
-    Args:
-        by: the attributes that tell phases apart.
-        names: their values, per phase.
-        volumes: the frames of each phase, one per position.
-        incomplete: phases that lack slices at some positions.
-    """
+    """How a series is divided into volumes."""
 
     by: str
+    """The attributes that distinguish the phases."""
     names: list[str]
+    """Their values, per phase."""
     volumes: list[list[Frame]]
+    """The frames of each phase, one per position."""
     incomplete: int = 0
+    """Phases that lack slices at some positions."""
 
 
 def group_positions(frames: Sequence[Frame], offsets: Sequence[float]) -> Groups:
-    """Frames in the order of their offsets along the normal, those at one position together."""
+    """Return frames in the order of their offsets along the normal, grouped by position."""
     order = sorted(range(len(frames)), key=lambda k: (offsets[k], str(frames[k].file.path), frames[k].index))
-    groups: Groups = []
-    last = None
-    for k in order:
-        if last is None or offsets[k] - last > SAME_POSITION_MM:
+    groups = [[frames[order[0]]]]
+    for last, k in pairwise(order):
+        if offsets[k] - offsets[last] > SAME_POSITION_MM:
             groups.append([])
         groups[-1].append(frames[k])
-        last = offsets[k]
     return groups
 
 
@@ -69,7 +59,7 @@ def choose_frames(
 
     Raises:
         DataError: several phases and none is chosen, or a phase that does not exist.
-        GeometryError: frames at one position with different pixels that nothing tells apart.
+        GeometryError: frames at one position with different pixels that nothing distinguishes.
     """
     phases = _by_values(groups)
     if phases is not None:
@@ -90,7 +80,7 @@ def choose_frames(
                     "slices have the same position but different pixels, and no tag divides them into complete phases",
                     file=other.file.path,
                     received=f"also {group[0].file.path.name}; several slices at {several} of {len(groups)} positions",
-                    remedy="remove one; if both are phases, export each phase as a series of its own",
+                    remedy="remove one; if both are phases, export each phase as its own series",
                 )
             dropped += 1
     return [group[0] for group in groups], [f"{dropped} duplicate slices dropped"] if dropped else []
@@ -112,26 +102,26 @@ def _chosen(phases: _Phases, phase: int | None, folder: Path) -> tuple[list[Fram
 
 
 def _by_values(groups: Groups) -> _Phases | None:
-    """Phases by attributes that have the same values at every position, the fewest that tell all slices apart."""
+    """Return phases by attributes with the same values at every position, the fewest that distinguish all slices."""
     if max(map(len, groups)) == 1:
         return None
     is_full = len({len(group) for group in groups}) == 1
     values = {key: [[frame.moments.get(key, "") for frame in group] for group in groups] for key in TEMPORAL_KEYS}
-    keys = [key for key in TEMPORAL_KEYS if not is_full or len({frozenset(found) for found in values[key]}) == 1]
+    keys = [key for key in TEMPORAL_KEYS if not is_full or len({frozenset(some) for some in values[key]}) == 1]
     together: list[str] = []
     for key in keys:
         if _distinct(values, [*together, key]) > _distinct(values, together):
             together.append(key)
     for chosen in ([[key] for key in keys] + [together]) if together else []:
         tuples = [list(zip(*(values[key][n] for key in chosen), strict=True)) for n in range(len(groups))]
-        if any(len(set(found)) < len(found) for found in tuples):
+        sets = [set(some) for some in tuples]
+        if any(len(unique) < len(some) for unique, some in zip(sets, tuples, strict=True)):
             continue
-        sets = [set(found) for found in tuples]
-        common = sorted(set.intersection(*sets), key=lambda found: [_as_number(value) for value in found])
+        common = sorted(set.intersection(*sets), key=lambda some: [_as_number(value) for value in some])
         others = len(set.union(*sets)) - len(common)
         if common and not (is_full and others):
             volumes = [
-                [group[found.index(wanted)] for group, found in zip(groups, tuples, strict=True)] for wanted in common
+                [group[some.index(wanted)] for group, some in zip(groups, tuples, strict=True)] for wanted in common
             ]
             names = [", ".join(value or "none" for value in wanted) for wanted in common]
             return _Phases(", ".join(chosen), names, volumes, others)
@@ -139,53 +129,50 @@ def _by_values(groups: Groups) -> _Phases | None:
 
 
 def _distinct(values: dict[str, list[list[str]]], keys: list[str]) -> int:
-    """How many slices of all positions several attributes tell apart from the others at their position."""
+    """Return how many slices, summed over positions, attributes distinguish from the others at their position."""
     if not keys:
         return len(next(iter(values.values())))
     return sum(len(set(zip(*columns, strict=True))) for columns in zip(*(values[key] for key in keys), strict=True))
 
 
 def _by_time(groups: Groups) -> _Phases | None:
-    """Phases by the order of a time, which differs between the slices at every position."""
+    """Return phases by the order of a time that differs between the slices at every position."""
     for key in _TIMES:
         times = [[_as_number(frame.moments.get(key, ""))[0] for frame in group] for group in groups]
-        if all(len(set(found)) == len(found) and max(found) < float("inf") for found in times):
+        if all(len(set(some)) == len(some) and max(some) < float("inf") for some in times):
             return _in_order(groups, times, key)
     return None
 
 
 def _by_number(groups: Groups) -> _Phases | None:
-    """Phases by the order of InstanceNumber, if no two volumes, or no two positions, have mingled numbers."""
+    """Return phases by the order of InstanceNumber if the numbers of two volumes, or of two positions, do not mix."""
     frames = [frame for group in groups for frame in group]
     is_single_file = len({frame.file.path for frame in frames}) == 1
     if not is_single_file and any(frame.number is None for frame in frames):
         return None
     numbers = [[(frame.number or 0, frame.index) for frame in group] for group in groups]
-    if len(set(map(len, numbers))) != 1 or any(len(set(found)) < len(found) for found in numbers):
+    if len(set(map(len, numbers))) != 1 or any(len(set(some)) < len(some) for some in numbers):
         return None
-    by_position = sorted(sorted(found) for found in numbers)
-    by_volume = [sorted(found) for found in zip(*by_position, strict=True)]
+    by_position = sorted(sorted(some) for some in numbers)
+    by_volume = [sorted(some) for some in zip(*by_position, strict=True)]
     if not any(all(a[-1] < b[0] for a, b in pairwise(blocks)) for blocks in (by_position, by_volume)):
         return None
     return _in_order(groups, numbers, "frame number" if is_single_file else "InstanceNumber")
 
 
 def _in_order(groups: Groups, keys: Sequence[Sequence[Any]], by: str) -> _Phases | None:
-    """Volumes of the first, second, ... slices at every position; None if the positions have different numbers."""
+    """Return volumes of the first, second, ... slices at every position; None if positions differ in their number."""
     count = len(groups[0])
     if count == 1 or any(len(group) != count for group in groups):
         return None
     sorted_groups = [
-        [frame for _, frame in sorted(zip(found, group, strict=True), key=lambda pair: pair[0])]
-        for found, group in zip(keys, groups, strict=True)
+        [frame for _, frame in sorted(zip(some, group, strict=True), key=lambda pair: pair[0])]
+        for some, group in zip(keys, groups, strict=True)
     ]
     volumes = [[group[n] for group in sorted_groups] for n in range(count)]
-    shown = [_shown(volume[0], by) for volume in volumes]
-    return _Phases(f"{by} of the first position", shown, volumes)
-
-
-def _shown(frame: Frame, by: str) -> str:
-    return str(frame.number if by == "InstanceNumber" else frame.moments.get(by, frame.index + 1))
+    firsts = [volume[0] for volume in volumes]
+    names = [str(one.number if by == "InstanceNumber" else one.moments.get(by, one.index + 1)) for one in firsts]
+    return _Phases(f"{by} of the first position", names, volumes)
 
 
 def _as_number(value: str) -> tuple[float, str]:

@@ -1,11 +1,11 @@
-"""DICOM images without a place in a patient: radiographs, photographs, ultrasound and secondary captures.
+"""DICOM images without a position in a patient: radiographs, photographs, ultrasound and secondary captures.
 
 They are images in the plane. The size of a pixel is, in this order:
 
-1. PixelSpacing: in the patient, if the image was calibrated, else at the detector (PS3.3 10.7.1.3);
+1. PixelSpacing: in the patient if the image was calibrated, else at the detector (PS3.3 10.7.1.3);
 2. ImagerPixelSpacing: at the detector, where the patient appears magnified;
 3. NominalScannedPixelSpacing: on the film that was scanned;
-4. unknown: a pixel counts as 1, as in a PNG.
+4. unknown: 1, as in a PNG.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ _OTHER_SPACINGS = {
     "NominalScannedPixelSpacing": "spacing is that of the scanned film (NominalScannedPixelSpacing)",
 }
 _UNKNOWN_SPACING = "no PixelSpacing: the size of a pixel is unknown and counts as 1"
-
 _TAGS = (*_OTHER_SPACINGS, "PixelAspectRatio", "TotalPixelMatrixColumns")
 
 
 def are_pictures(frames: Sequence[Frame]) -> bool:
-    """Whether none of the frames has a place in a patient."""
+    """Return whether none of the frames has a position in a patient."""
     return all(frame.position is None and frame.orientation is None for frame in frames)
 
 
@@ -46,8 +45,8 @@ def build_picture(frames: Sequence[Frame], path: Path, *, phase: int | None) -> 
     """
     first = frames[0]
     if any(frame.file.path != first.file.path for frame in frames):
-        raise GeometryError("several images where one image in the plane was asked for", file=path)
-    count, notes = len(frames), []
+        raise GeometryError("path must have one image in the plane, not several", file=path)
+    count = len(frames)
     if (phase is None and count > 1) or not 0 <= (phase or 0) < count:
         raise DataError(
             f"image has {count} frames without a position",
@@ -56,15 +55,12 @@ def build_picture(frames: Sequence[Frame], path: Path, *, phase: int | None) -> 
             expected=f"one of phase=0 to {count - 1}" if count > 1 else "phase=0",
             remedy=f"choose one as an image in the plane, such as --phase {min(1, count - 1)}",
         )
-    if count > 1:
-        notes.append(f"frame {phase} of {count} read")
     chosen = frames[phase or 0]
     spacing, warning = _spacing(chosen)
-    if warning:
-        notes.append(warning)
+    notes = [f"frame {phase} of {count} read"] if count > 1 else []
     # PixelSpacing counts rows first
     geometry = Geometry(np.diag([spacing[1], spacing[0], 1.0, 1.0]), (chosen.file.columns, chosen.file.rows))
-    return Grid((chosen,), np.zeros(1), np.zeros(1), False, None, (0, 0), geometry, tuple(notes))
+    return Grid((chosen,), geometry, warnings=(*notes, *([warning] if warning else [])))
 
 
 def _spacing(frame: Frame) -> tuple[tuple[float, ...], str]:
@@ -80,9 +76,7 @@ def _spacing(frame: Frame) -> tuple[tuple[float, ...], str]:
             return _checked(values, name, path), warning
     aspect = decimals(header, "PixelAspectRatio") or (1.0, 1.0)
     if len(set(aspect)) > 1:
-        raise GeometryError(
-            "pixels are not square, and their size is unknown", file=path, received=f"PixelAspectRatio {aspect}"
-        )
+        raise GeometryError("pixels of unknown size must be square", file=path, received=f"PixelAspectRatio {aspect}")
     return (1.0, 1.0), _UNKNOWN_SPACING
 
 
@@ -90,10 +84,5 @@ def _checked(spacing: tuple[float, ...], name: str, path: Path) -> tuple[float, 
     # false for NaN, too
     if len(spacing) == 2 and all(MIN_PIXEL_SPACING_MM <= value <= MAX_PIXEL_SPACING_MM for value in spacing):
         return spacing
-    raise GeometryError(
-        f"impossible {name}",
-        file=path,
-        received=spacing,
-        expected=f"two numbers, {MIN_PIXEL_SPACING_MM:g} to {MAX_PIXEL_SPACING_MM:g} mm",
-        remedy="export the original series",
-    )
+    expected = f"two numbers, {MIN_PIXEL_SPACING_MM:g} to {MAX_PIXEL_SPACING_MM:g} mm"
+    raise GeometryError(f"impossible {name}", file=path, received=spacing, expected=expected)

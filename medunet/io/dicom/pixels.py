@@ -13,25 +13,25 @@ from medunet.io.limits import require_memory
 
 from .codec import Decoder, is_plain
 from .header import Frame
+from .values import damaged
 
 SLAB = 64
-"""Slices rescaled and transposed at once: with fewer the cache lines of the volume, whose last axis counts slices, are
-visited many times; more take memory and save no time."""
+"""Slices rescaled and transposed together. Fewer visit the cache lines of the volume, whose last axis counts slices,
+many times; more take memory and save no time."""
 
 PADDING_MARGIN = 0.01
 """Padding further from the other values than this part of their range is clamped to their lowest. Padding that touches
 the range (0 beside the 1 of an MR background) is an ordinary background and stays."""
 
 MEASURED = ("CT", "MR", "PT", "NM")
-"""Modalities whose values are measurements: MONOCHROME1 then only concerns the display. Elsewhere (radiographs) the
-values are brightness, and MONOCHROME1 turns them round."""
+"""Modalities whose values are measurements, so that MONOCHROME1 only concerns the display. Elsewhere (radiographs)
+values are brightness, and MONOCHROME1 inverts them."""
 
-RESCALE_REQUIRED = ("CT", "PT")
-"""Modalities whose slope and intercept the standard requires in every classic image."""
+RESCALE_REQUIRED = ("CT", "PT")  # modalities whose slope and intercept the standard requires in every classic image
 
 
 def check_pixels(frames: Sequence[Frame], *, colour: bool) -> list[str]:
-    """Reject what is not a grey image or has an impossible slope; return warnings on what is unusual.
+    """Reject frames of one series whose pixels cannot be used; return warnings on what is unusual.
 
     Args:
         frames: of one series.
@@ -48,34 +48,23 @@ def check_pixels(frames: Sequence[Frame], *, colour: bool) -> list[str]:
             raise DataError(
                 "not a grey image" if file.is_colour else "pixels are neither grey nor colour",
                 file=file.path,
-                received=f"{file.photometric}, {file.samples} samples a pixel",
+                received=f"{file.photometric}, {file.samples} samples per pixel",
                 expected="MONOCHROME1 or MONOCHROME2, for an image in the plane also colour",
                 remedy="leave it out, or convert it to grey",
             )
-        if (file.photometric, file.modality) != (first.photometric, first.modality):
-            raise DataError(
-                "slices have different kinds of pixels",
-                file=file.path,
-                received=f"{file.modality} {file.photometric}",
-                expected=f"{first.modality} {first.photometric}",
-            )
+        kind, wanted = f"{file.modality} {file.photometric}", f"{first.modality} {first.photometric}"
+        if kind != wanted:
+            raise DataError("slices have different kinds of pixels", file=file.path, received=kind, expected=wanted)
         if file.high_bit != file.bits_stored - 1:
-            raise DataError(
-                "pixels lie at unusual bits", file=file.path, received=f"high bit {file.high_bit} of {file.bits_stored}"
-            )
+            received = f"high bit {file.high_bit} of {file.bits_stored}"
+            raise DataError("pixels have unusual bits", file=file.path, received=received)
         if frame.slope is not None and (frame.slope == 0 or not np.isfinite(frame.slope)):
-            raise DataError(
-                "impossible RescaleSlope", file=file.path, received=frame.slope, remedy="export the original series"
-            )
+            raise damaged("impossible RescaleSlope", file.path, received=frame.slope)
         if frame.intercept is not None and not np.isfinite(frame.intercept):
-            raise DataError("impossible RescaleIntercept", file=file.path, received=frame.intercept)
+            raise damaged("impossible RescaleIntercept", file.path, received=frame.intercept)
         if file.lut is not None and (frame.slope or 1.0, frame.intercept or 0.0) != (1.0, 0.0):
-            raise DataError(
-                "ModalityLUTSequence and a rescale slope contradict each other",
-                file=file.path,
-                received=f"slope {frame.slope}, intercept {frame.intercept}",
-                remedy="export the original series",
-            )
+            received = f"slope {frame.slope}, intercept {frame.intercept}"
+            raise damaged("ModalityLUTSequence and rescale slope contradict each other", file.path, received=received)
     warnings = []
     bare = [frame for frame in frames if frame.slope is None and frame.file.lut is None]
     if bare and (first.modality in RESCALE_REQUIRED or len(bare) < len(frames)):
@@ -83,39 +72,40 @@ def check_pixels(frames: Sequence[Frame], *, colour: bool) -> list[str]:
         used = "the intercept alone is applied" if shifted else "stored values are used"
         warnings.append(f"{len(bare)} of {len(frames)} slices have no rescale slope: {used}")
     if first.photometric == "MONOCHROME1":
-        kept = "kept: they are measurements" if first.modality in MEASURED else "turned round: large is bright"
-        warnings.append(f"MONOCHROME1: values {kept}")
+        effect = "kept: they are measurements" if first.modality in MEASURED else "inverted: large is bright"
+        warnings.append(f"MONOCHROME1: values {effect}")
     if any(frame.file.is_lossy for frame in frames):
         warnings.append("pixels were once compressed with loss")
     return warnings
 
 
 def read_voxels(frames: Sequence[Frame]) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """The volume ``(columns, rows, slices)`` of frames in order, and warnings.
+    """Return the volume ``(columns, rows, slices)`` of frames in order, and warnings.
 
     Raises:
-        DataError: pixels that cannot be decoded, or more of them than memory holds.
+        DataError: pixels that cannot be decoded, or more of them than fit into memory.
     """
     file = frames[0].file
-    require_memory((file.columns, file.rows, len(frames)), 1, file.path)
-    volume = np.empty((file.columns, file.rows, len(frames)), dtype=np.float32)
+    shape = (file.columns, file.rows, len(frames))
+    require_memory(shape, 1, file.path)
+    volume = np.empty(shape, dtype=np.float32)
     padding = _Padding()
     decoder = Decoder()
     slab = np.empty((SLAB, file.rows, file.columns), dtype=np.float32)
     for start in range(0, len(frames), SLAB):
         part = frames[start : start + SLAB]
         for k, frame in enumerate(part):
-            padding.note(_rescale(frame, decoder, slab[k]), slab[k], start + k)
+            padding.add(_rescale(frame, decoder, slab[k]), slab[k], start + k)
         transpose(slab[: len(part)], dtype=np.float32, out=volume[..., start : start + len(part)])
     if padding.lowest > padding.highest:
-        raise DataError("every pixel is padding", file=file.path, remedy="export the series again")
+        raise damaged("every pixel is padding", file.path)
     if not np.isfinite([padding.lowest, padding.highest]).all():
-        raise DataError("rescaled pixels are not finite", file=file.path)
+        raise DataError("rescaled pixels must be finite", file=file.path)
     return volume, padding.clamp(volume)
 
 
 def _rescale(frame: Frame, decoder: Decoder, target: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
-    """Write one slice's values to `target`; the mask of its padding, if there is some."""
+    """Write one slice's values to `target`; return the mask of its padding, if it has some."""
     file = frame.file
     stored = decoder.stored(frame)
     mask = None
@@ -124,7 +114,7 @@ def _rescale(frame: Frame, decoder: Decoder, target: npt.NDArray[np.float32]) ->
         mask = stored == low if low == high else (stored >= low) & (stored <= high)
         mask = mask if mask.any() else None
     unused = file.bits_allocated - file.bits_stored
-    if unused and is_plain(file):  # old files keep overlays there; decoders have cleared them
+    if unused and is_plain(file):  # old files have overlays there; decoders have cleared them
         stored = (stored.astype(stored.dtype.newbyteorder("=")) << unused) >> unused
         if mask is not None:
             stored[mask] = 0 if file.padding is None else np.array(file.padding[0]).astype(stored.dtype)
@@ -142,36 +132,34 @@ def _rescale(frame: Frame, decoder: Decoder, target: npt.NDArray[np.float32]) ->
 
 
 class _Padding:
-    """Where voxels are padding, and the range of all the others."""
+    """Masks of padding per slice, and the range of all other voxels."""
 
     def __init__(self) -> None:
         self.lowest, self.highest = np.inf, -np.inf
         self._masks: dict[int, npt.NDArray[np.uint8]] = {}
 
-    def note(self, mask: npt.NDArray[np.bool_] | None, values: npt.NDArray[np.float32], index: int) -> None:
-        """Take note of one slice."""
+    def add(self, mask: npt.NDArray[np.bool_] | None, values: npt.NDArray[np.float32], index: int) -> None:
         if mask is not None:
             self._masks[index] = np.packbits(mask.T)
             values = values[~mask]
-            if not values.size:
-                return
-        self.lowest = min(self.lowest, float(values.min()))
-        self.highest = max(self.highest, float(values.max()))
+        if values.size:
+            self.lowest = min(self.lowest, float(values.min()))
+            self.highest = max(self.highest, float(values.max()))
 
     def clamp(self, volume: npt.NDArray[np.float32]) -> list[str]:
-        """Set padding that lies far outside the other values, on either side, to the lowest of them."""
+        """Set padding far outside the other values, on either side, to the lowest of them; return a warning."""
         margin = PADDING_MARGIN * (self.highest - self.lowest)
-        count, met = 0, set()
+        count, clamped = 0, set()
         for index, packed in self._masks.items():
             plane = volume[..., index]
             mask = np.unpackbits(packed, count=plane.size).astype(bool).reshape(plane.shape)
             values = plane[mask]
             far = (values < self.lowest - margin) | (values > self.highest + margin)
             if far.any():
-                met.update(np.unique(values[far]).tolist())
+                clamped.update(np.unique(values[far]).tolist())
                 count += int(far.sum())
                 plane[mask] = self.lowest
         if not count:
             return []
-        named = ", ".join(f"{value:g}" for value in sorted(met)[:3])
+        named = ", ".join(f"{value:g}" for value in sorted(clamped)[:3])
         return [f"{count} padding voxels ({named}) clamped to {self.lowest:g}"]

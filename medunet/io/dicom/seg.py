@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
-from pydicom.sr.coding import Code as DicomCode
+from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 from pydicom.valuerep import format_number_as_ds
 from skimage.color import rgb2lab
@@ -21,43 +21,18 @@ from medunet.geometry import Geometry
 from medunet.io.extras import import_extra
 from medunet.io.lattice import lattice_map, lay_on
 from medunet.io.limits import require_memory
-from medunet.io.segments import Code, Segment
+from medunet.io.segments import Segment
 from medunet.io.structures import Painting, Structure
 
-from .references import (
-    LINKS,
-    SEG_CLASSES,
-    SourcePlane,
-    copy_values,
-    frame_groups,
-    plane_geometry,
-    read_dataset,
-    series_number,
-)
+from .references import LINKS, SEG_CLASSES, SourcePlane, copy_values, item, plane_geometry, read_dataset, series_number
+from .values import find, find_decimals, frame_levels, keywords
 
-_LABELMAP = SEG_CLASSES[1]
+_LARGEST_LABEL = 64  # characters of a segment's label (VR LO)
 
-_ARTIFICIAL_INTELLIGENCE = DicomCode("123110", "DCM", "Artificial Intelligence")
-"""Family of the algorithm, CID 7162."""
-
-_LARGEST_LABEL = 64
-"""Characters of a segment's label (VR LO)."""
-
-
-_DESCRIPTION = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-    "PositionReferenceIndicator",
-    "Modality",
-    "Rows",
-    "Columns",
-    "LossyImageCompression",
-    "LossyImageCompressionRatio",
-    "LossyImageCompressionMethod",
-)
+_DESCRIPTION = keywords("""
+    SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID
+    PositionReferenceIndicator Modality Rows Columns LossyImageCompression LossyImageCompressionRatio
+    LossyImageCompressionMethod""")
 """What highdicom takes from an image besides its placement and `LINKS`."""
 
 
@@ -75,7 +50,7 @@ def make_dicom_seg(
         voxels: ``(columns, rows, slices)`` of label values.
         segments: numbered from 1 in this order; other values are background.
         planes: the slices of the source, from `read_planes`.
-        algorithm: `name`, `version` and optionally `source` of what made the labels.
+        algorithm: `name`, `version` and optionally `source` of the model that made the labels.
         description: SeriesDescription.
 
     Raises:
@@ -85,14 +60,14 @@ def make_dicom_seg(
     hd = import_extra("highdicom", extra="dicom", purpose="writing DICOM SEG")
     if not segments:
         raise DataError("a DICOM SEG needs at least one label besides the background", remedy="name them: label_names")
-    numbers = np.zeros((voxels.shape[2], voxels.shape[1], voxels.shape[0]), dtype=np.uint16)
-    by_slice = voxels.transpose(2, 1, 0)
+    by_slice = voxels.T
+    numbers = np.zeros(by_slice.shape, dtype=np.uint16)
     for number, segment in enumerate(segments, start=1):
         numbers[by_slice == segment.value] = number
     first = planes[0].header
     try:
         images, frame_numbers = _source_images(planes)
-        made: Dataset = hd.seg.Segmentation(
+        result: Dataset = hd.seg.Segmentation(
             source_images=images,
             pixel_array=numbers,
             segmentation_type="BINARY",
@@ -116,55 +91,47 @@ def make_dicom_seg(
         # its words may quote a header, so they are not passed on
         kind = type(error).__name__
         raise DataError(f"highdicom rejects the series' headers ({kind})", remedy="write .nii.gz") from None
-    _refer_to_frames(made, frame_numbers)
-    copy_values(first, made, LINKS)
-    made.ReferringPhysicianName = made.ContentCreatorName = ""  # the standard demands both attributes, maybe empty
-    return made
+    _refer_to_frames(result, frame_numbers)
+    copy_values(first, result, LINKS)
+    result.ReferringPhysicianName = result.ContentCreatorName = ""  # required by the standard, may be empty
+    return result
 
 
 def read_segments(path: Path) -> list[Structure]:
-    """The segments of a DICOM SEG (BINARY, FRACTIONAL from one half on, or LABELMAP), without the background.
+    """Return the segments of a DICOM SEG (BINARY, FRACTIONAL from one half on, or LABELMAP), without the background.
 
     Raises:
-        DataError: damaged pixel data, or nothing in it.
+        DataError: damaged pixel data, or no segment.
     """
     dataset = read_dataset(path)
-    segments = [
-        item
-        for item in dataset.get("SegmentSequence") or ()
-        if int(item.get("SegmentNumber", 0)) > 0  # LABELMAP numbers the background 0
-    ]
-    if not segments:
-        raise DataError("holds no segment", file=path)
-    return [
-        Structure(
-            str(item.get("SegmentLabel", "")),
-            int(item.SegmentNumber),
-            partial(_paint, dataset, int(item.SegmentNumber), path),
-        )
-        for item in segments
-    ]
+    names = {
+        int(one.get("SegmentNumber", 0)): str(one.get("SegmentLabel", ""))
+        for one in dataset.get("SegmentSequence") or ()
+    }
+    numbers = [number for number in names if number > 0]  # LABELMAP numbers the background 0
+    if not numbers:
+        raise DataError("file has no segment", file=path)
+    return [Structure(names[number], number, partial(_paint, dataset, number, path)) for number in numbers]
 
 
 def _paint(dataset: Dataset, number: int, path: Path, reference: Geometry) -> Painting:
-    shared, groups = frame_groups(dataset)
+    groups = frame_levels(dataset)
     frames = _frames(dataset, len(groups), path)
-    is_map = dataset.SOPClassUID == _LABELMAP or dataset.get("SegmentationType") == "LABELMAP"
+    is_map = dataset.SOPClassUID == SEG_CLASSES[1] or dataset.get("SegmentationType") == "LABELMAP"
     half = 0.5 * float(dataset.get("MaximumFractionalValue") or 1)
     target = np.zeros(reference.shape, dtype=bool)
-    for pixels, group in zip(frames, groups, strict=True):
-        if is_map:
-            rows, columns = np.nonzero(pixels == number)
-        elif _segment_number(group, shared) == number:
-            rows, columns = np.nonzero(pixels >= half)
-        else:
-            continue
+    for pixels, levels in zip(frames, groups, strict=True):
+        if not is_map:
+            segment = find(levels, "SegmentIdentificationSequence", "ReferencedSegmentNumber")
+            if segment is None or int(segment.ReferencedSegmentNumber) != number:
+                continue
+        rows, columns = np.nonzero(pixels == number if is_map else pixels >= half)
         if not len(rows):
             continue
-        grid = plane_geometry(dataset, group, shared)
+        grid = plane_geometry(levels)
         if grid is None:
             raise GeometryError("a frame has no position, orientation or spacing", file=path)
-        # The lattice has no distance of slices to compare: only the plane must meet one of the reference's.
+        # The grid has no distance of slices to compare: only the plane must match one of the reference's.
         mapping = lattice_map(_thick_as(grid, reference), reference, file=path)
         lay_on(np.stack([columns, rows, np.zeros_like(rows)]), mapping, target, file=path)
     return Painting(target)
@@ -174,7 +141,7 @@ def _frames(dataset: Dataset, n_frames: int, path: Path) -> npt.NDArray[Any]:
     require_memory((dataset.get("Rows") or 0, dataset.get("Columns") or 0, n_frames), 1, path)
     try:
         pixels = dataset.pixel_array
-    except Exception as error:  # codecs raise what they like
+    except Exception as error:  # codecs raise errors of any kind
         raise DataError("pixel data cannot be decoded", file=path, received=type(error).__name__) from error
     pixels = pixels.reshape(-1, int(dataset.Rows), int(dataset.Columns))
     if len(pixels) != n_frames:
@@ -182,15 +149,8 @@ def _frames(dataset: Dataset, n_frames: int, path: Path) -> npt.NDArray[Any]:
     return np.asarray(pixels)
 
 
-def _segment_number(group: Dataset, shared: Dataset | None) -> int | None:
-    for place in (group, shared):
-        if place is not None and place.get("SegmentIdentificationSequence"):
-            return int(place.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-    return None
-
-
 def _thick_as(plane: Geometry, reference: Geometry) -> Geometry:
-    """A plane with the distance of the reference's slices, so that its normal is a whole step there."""
+    """Return a plane with the slice distance of the reference, so that its normal is a whole step there."""
     steps = np.abs(reference.direction.T @ plane.direction[:, 2])
     affine = np.array(plane.affine)
     normal_axis = int(np.argmax(steps))
@@ -203,7 +163,7 @@ def _source_images(planes: Sequence[SourcePlane]) -> tuple[list[Dataset], list[i
     """Return what highdicom needs to know of the planes' files, without the patient, and the planes' frame numbers.
 
     highdicom takes a single multi-frame file, and all of its frames. A file may have more frames than were read, such
-    as other phases at the same positions, so it is described with the frames that were read alone.
+    as other phases at the same positions, so its description has only the frames that were read.
     """
     numbers = [plane.frame for plane in planes if plane.frame is not None]
     placements = _placements(planes)
@@ -215,19 +175,15 @@ def _source_images(planes: Sequence[SourcePlane]) -> tuple[list[Dataset], list[i
         raise DataError("a DICOM SEG can refer to the frames of one multi-frame file only")
     image = _described(header, Dataset())
     image.NumberOfFrames = len(numbers)
-    shared, groups = Dataset(), [Dataset() for _ in planes]
-    shared.PlaneOrientationSequence = shared.PixelMeasuresSequence = placements[:1]
-    for group, placement in zip(groups, placements, strict=True):
-        group.PlanePositionSequence = [placement]
-    image.SharedFunctionalGroupsSequence, image.PerFrameFunctionalGroupsSequence = [shared], groups
+    shared = item(PlaneOrientationSequence=placements[:1], PixelMeasuresSequence=placements[:1])
+    image.SharedFunctionalGroupsSequence = [shared]
+    image.PerFrameFunctionalGroupsSequence = [item(PlanePositionSequence=[placement]) for placement in placements]
     return [image], numbers
 
 
 def _described(header: Dataset, placement: Dataset) -> Dataset:
-    image = Dataset()
-    image.SpecificCharacterSet = "ISO_IR 192"  # names of labels may be in any script
-    for name in LINKS:
-        setattr(image, name, "")  # copied later: highdicom rejects headers that lack one, or have an invalid value
+    # LINKS are copied later: highdicom rejects headers that lack one, or have an invalid value
+    image = item(SpecificCharacterSet="ISO_IR 192", **dict.fromkeys(LINKS, ""))  # names of labels may be in any script
     for name in _DESCRIPTION:
         if name in header:
             image.add(header[name])
@@ -236,45 +192,41 @@ def _described(header: Dataset, placement: Dataset) -> Dataset:
 
 
 def _placements(planes: Sequence[SourcePlane]) -> list[Dataset]:
-    """Return where planes lie in the patient.
+    """Return the positions of planes in the patient.
 
     A DICOM SEG has one orientation and one pixel spacing. All planes get those of the first, because highdicom rejects
     the differences in the last digits that the reader allows.
     """
     _, spacing, direction = planes[0].geometry.to_lps()
     cosines = np.reshape(direction, (3, 3)).T[:2].ravel().tolist()
-    thickness = format_number_as_ds(_thickness(planes))
-    placements = []
-    for plane in planes:
-        item = Dataset()
-        item.ImagePositionPatient = [format_number_as_ds(value) for value in plane.geometry.to_lps()[0]]
-        item.ImageOrientationPatient = [format_number_as_ds(value) for value in cosines]
-        item.PixelSpacing = [format_number_as_ds(value) for value in (spacing[1], spacing[0])]
-        item.SliceThickness = thickness
-        placements.append(item)
-    return placements
+    thickness = _thickness(planes)
+    return [
+        item(
+            ImagePositionPatient=[format_number_as_ds(value) for value in plane.geometry.to_lps()[0]],
+            ImageOrientationPatient=[format_number_as_ds(value) for value in cosines],
+            PixelSpacing=[format_number_as_ds(value) for value in (spacing[1], spacing[0])],
+            SliceThickness=format_number_as_ds(thickness),
+        )
+        for plane in planes
+    ]
 
 
 def _thickness(planes: Sequence[SourcePlane]) -> float:
-    """Return the source's slice thickness; if the source does not say, the distance of its slices."""
+    """Return the source's slice thickness, or the distance of its slices if the headers have none."""
     header, frame = planes[0].header, planes[0].frame
-    shared, groups = frame_groups(header)
-    places = (groups[frame - 1] if frame else None, shared)
-    measures = [place.PixelMeasuresSequence[0] for place in places if place and place.get("PixelMeasuresSequence")]
-    for place in (*measures, header):
-        if thickness := place.get("SliceThickness"):
-            return float(thickness)
+    levels = frame_levels(header)[frame - 1] if frame else [header]
+    thickness = find_decimals(levels, "PixelMeasuresSequence", "SliceThickness")
+    if thickness and thickness[0]:
+        return thickness[0]
     if len(planes) == 1:
         raise DataError("the header lacks SliceThickness, which a DICOM SEG needs")
     first, second = (plane.geometry.affine for plane in planes[:2])
     return float(abs((second - first)[:3, 3] @ first[:3, 2]))  # the third axis of a plane is 1 mm long
 
 
-def _refer_to_frames(made: Dataset, numbers: Sequence[int]) -> None:
+def _refer_to_frames(result: Dataset, numbers: Sequence[int]) -> None:
     """Replace the numbers of the reduced header's frames by those of the file's."""
-    if not numbers:
-        return
-    for group in made.PerFrameFunctionalGroupsSequence:
+    for group in result.PerFrameFunctionalGroupsSequence if numbers else ():
         for derivation in group.get("DerivationImageSequence") or ():
             for image in derivation.SourceImageSequence:
                 image.ReferencedFrameNumber = numbers[int(image.ReferencedFrameNumber) - 1]
@@ -285,18 +237,14 @@ def _description(hd: ModuleType, segment: Segment, number: int, algorithm: Mappi
     return hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=segment.name[:_LARGEST_LABEL],
-        segmented_property_category=_dicom_code(segment.category),
-        segmented_property_type=_dicom_code(segment.type),
+        segmented_property_category=Code(*segment.category),
+        segmented_property_type=Code(*segment.type),
         algorithm_type="AUTOMATIC",
         algorithm_identification=hd.AlgorithmIdentificationSequence(
             name=algorithm["name"],
             version=algorithm["version"],
-            family=_ARTIFICIAL_INTELLIGENCE,
+            family=Code("123110", "DCM", "Artificial Intelligence"),  # CID 7162
             source=algorithm.get("source"),
         ),
         display_color=hd.color.CIELabColor(float(np.clip(lightness, 0, 100)), float(a), float(b)),
     )
-
-
-def _dicom_code(code: Code) -> DicomCode:
-    return DicomCode(code.value, code.scheme, code.meaning)

@@ -1,7 +1,7 @@
 """DICOM as a volume: a folder of slices, a multi-frame file, a DICOMDIR, or one slice as a 2D image.
 
-Headers are verified before a pixel is used (`dicom_grid`), and pixels are rescaled by the slope of each slice
-(`dicom_pixels`). Everything else is rejected with its cause; nothing is guessed, merged or stretched.
+Headers are verified before a pixel is used (`grid`), and pixels are rescaled by the slope of each slice (`pixels`).
+Everything else is rejected with its cause; nothing is guessed, merged or stretched.
 """
 
 from __future__ import annotations
@@ -22,51 +22,40 @@ from medunet.io.limits import system_errors
 from medunet.io.options import DEFAULTS, ReadOptions
 from medunet.io.record import ReadRecord, SourceFrame
 
-from .codec import same_pixels
-from .colour import read_colour
-from .grid import GAP_TOLERANCE_MM as GAP_TOLERANCE_MM
-from .grid import Grid, build_grid
-from .header import DICOM_SUFFIXES as DICOM_SUFFIXES
-from .header import DIRECTORY_CLASS, PALETTE, Frame, ImageFile, looks_like_dicom, read_frames
-from .mosaic import split_mosaic
-from .nm import place_slices
+from .codec import read_colour, same_pixels
+from .grid import Grid, build_grid, resample
+from .header import DICOM_SUFFIXES, DIRECTORY_CLASS, PALETTE, Frame, ImageFile, looks_like_dicom, read_frames
 from .picture import are_pictures, build_picture
 from .pixels import check_pixels, read_voxels
+from .placement import place_slices, split_mosaic
 from .references import RTSTRUCT_CLASS, SEG_CLASSES, storage_class
-from .resample import resample
 from .values import IDENTITY, items, text
 
-_META_START = 132 + 12
-"""Preamble, magic word and the element that gives the length of the rest of the file meta information."""
-
+_META_START = 132 + 12  # preamble, magic word and the element with the length of the rest of the meta information
 _DIRECTORY = "DICOMDIR"
-
-_SIGN = {True: "int", False: "uint"}
-
-_HASH_DIGITS = 12
-"""Digits of the series' hash in a record: enough to tell the series of one hospital apart."""
+_HASH_DIGITS = 12  # of the series' hash in a record: enough to distinguish the series of one hospital
 
 
 def is_dicom_folder(path: Path) -> bool:
-    """Whether a folder directly holds at least one DICOM file."""
+    """Return whether a folder directly contains a DICOM file."""
     with system_errors(path):
         return path.is_dir() and any(looks_like_dicom(file) for file in sorted(path.iterdir()) if file.is_file())
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Whether a file is DICOM by its name or by its first bytes."""
+    """Return whether a file is DICOM by its name or by its first bytes."""
     return path.is_file() and (path.suffix.lower() in DICOM_SUFFIXES or looks_like_dicom(path))
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a path is one DICOM image by itself: a file other than a DICOMDIR, or a folder with slices."""
+    """Return whether a path is one DICOM image by itself: a file other than a DICOMDIR, or a folder with slices."""
     return is_dicom_folder(path) or (is_dicom_file(path) and path.name.upper() != _DIRECTORY)
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """Return the DICOM files of a folder if they are images in the plane by themselves, such as radiographs, else none.
+    """Return the DICOM files of a folder if each is an image in the plane, such as a radiograph, else none.
 
-    The first image decides: slices of a series have a place in the patient, radiographs have none.
+    The first image decides: slices of a series have a position in the patient, radiographs have none.
     """
     files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and is_dicom_file(path)]
     first = next((frames for path in files if (frames := read_frames(path))), None)
@@ -77,7 +66,7 @@ def read_dicom(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray
     """Read one series.
 
     Args:
-        path: a folder (its subfolders are not searched), a file, or a DICOMDIR, whose images are taken.
+        path: a folder (its subfolders are not searched), a file, or a DICOMDIR, whose images are read.
         options: `series_uid`, `uneven`, `tilt`, `phase`, `spatial_dims` and `skip_unreadable` are used.
 
     Returns:
@@ -93,13 +82,11 @@ def read_dicom(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray
         return read_colour(grid.frames[0]), record
     voxels, warnings = read_voxels(grid.frames)
     record = replace(record, warnings=(*record.warnings, *warnings))
-    if len(record.geometry.shape) == 2:
-        return voxels[..., 0], record
-    return resample(voxels, grid), record
+    return voxels[..., 0] if len(record.geometry.shape) == 2 else resample(voxels, grid), record
 
 
 def read_dicom_header(path: Path, options: ReadOptions = DEFAULTS) -> ReadRecord:
-    """The record alone; raises as `read_dicom` but for damage inside compressed pixels, and does not know padding."""
+    """Return the record alone; raises as `read_dicom` except for damaged compressed pixels and padding."""
     return _verified(path, options)[1]
 
 
@@ -114,18 +101,18 @@ def _verified(path: Path, options: ReadOptions) -> tuple[Grid, ReadRecord]:
     else:
         grid = build_grid(frames, path, options=options, planar=planar, same_pixels=same_pixels)
     first = grid.frames[0].file
-    is_resampled = grid.interpolate or grid.shifts is not None
+    integer = f"{'int' if first.is_signed else 'uint'}{first.bits_allocated}"
     record = ReadRecord(
         path=path,
         format="dicom-picture" if planar and is_picture else "dicom",
         geometry=grid.geometry,
         channels=3 if first.is_colour else 1,
-        dtype="uint16" if first.photometric == PALETTE else f"{_SIGN[first.is_signed]}{first.bits_allocated}",
+        dtype="uint16" if first.photometric == PALETTE else integer,
         warnings=(*warnings, *grid.warnings),
         files=len({frame.file.path for frame in grid.frames}),
         modality=first.modality,
         series=hashlib.sha256(first.series_uid.encode()).hexdigest()[:_HASH_DIGITS],
-        frames=() if is_resampled else tuple(map(_source_frame, grid.frames)),
+        frames=() if grid.is_resampled else tuple(map(_source_frame, grid.frames)),
     )
     return grid, record
 
@@ -147,9 +134,8 @@ def _find_series(path: Path, options: ReadOptions) -> tuple[list[Frame], list[st
                 raise
             if not options.skip_unreadable:
                 remedy = "export the series again, or pass --skip-unreadable"
-                raise DataError(
-                    error.cause, file=file, received=error.received, expected=error.expected, remedy=remedy
-                ) from error
+                values = {"received": error.received, "expected": error.expected}
+                raise DataError(error.cause, file=file, remedy=remedy, **values) from error
             ignored[f"unreadable files skipped: {error.cause}"] += 1  # file names may be patients' names
             continue
         if frames is None:
@@ -160,39 +146,35 @@ def _find_series(path: Path, options: ReadOptions) -> tuple[list[Frame], list[st
             series[frames[0].file.series_uid] += _placed(frames)
     if not series:
         raise _without_image(path, files, ignored)
-    uid = options.series_uid
-    if uid is None and len(series) > 1:
-        raise DataError(
-            "folder holds several series",
-            file=path,
-            received=_listed(series),
-            remedy=f"choose one, such as --series-uid {min(series)}",
-        )
-    if uid is not None and uid not in series:
-        raise DataError("folder does not hold this series", file=path, received=uid, expected=_listed(series))
-    chosen = series[next(iter(series)) if uid is None else uid]
-    _require_one_identity(chosen)
-    return chosen, [f"{count} {what}" for what, count in sorted(ignored.items())]
+    uid = next(iter(series)) if options.series_uid is None else options.series_uid
+    listed = ", ".join(f"{one} ({f[0].file.modality}, {len(f)} images)" for one, f in sorted(series.items()))
+    if options.series_uid is None and len(series) > 1:
+        remedy = f"choose one, such as --series-uid {min(series)}"
+        raise DataError("folder contains several series", file=path, received=listed, remedy=remedy)
+    if uid not in series:
+        raise DataError("folder does not contain this series", file=path, received=uid, expected=listed)
+    _require_one_identity(series[uid])
+    return series[uid], [f"{count} {what}" for what, count in sorted(ignored.items())]
 
 
 def _without_image(path: Path, files: Sequence[Path], ignored: Counter[str]) -> DataError:
-    """Return the error for a path without an image, which names what is there instead."""
-    where = "folder" if path.is_dir() else "file"
+    """Return the error for a path without an image, which names what it contains instead."""
+    what = "folder" if path.is_dir() else "file"
     if ignored["localizers dropped"]:
-        return DataError(f"{where} holds localizers only", file=path, remedy="give the folder of the series")
+        return DataError(f"{what} has localizers only", file=path, remedy="give the folder of the series")
     classes = {kind for file in files if (kind := storage_class(file))}
     if not classes:
-        return DataError(f"{where} holds no DICOM image", file=path, remedy="give the folder that holds the slices")
+        return DataError(f"{what} has no DICOM image", file=path, remedy="give the folder of the slices")
     names = ", ".join(sorted(UID(kind).name.removesuffix(" Storage") for kind in classes))
     is_label = bool(classes & {*SEG_CLASSES, RTSTRUCT_CLASS})
     remedy = "read it as a label of its image: medunet.io.read_label" if is_label else "give the folder of the images"
-    return DataError(f"{where} holds no DICOM image but {names}", file=path, remedy=remedy)
+    return DataError(f"{what} has no DICOM image but {names}", file=path, remedy=remedy)
 
 
 def _require_one_identity(frames: Sequence[Frame]) -> None:
     """Reject a series whose files belong to several patients, studies or frames of reference.
 
-    Files that lack a value are not compared. The error quotes no value: most of them identify a person.
+    Files that lack a value are not compared. The error quotes no value, because most of them identify a person.
     """
     for keyword, what in IDENTITY.items():
         first: ImageFile | None = None
@@ -208,7 +190,7 @@ def _require_one_identity(frames: Sequence[Frame]) -> None:
 
 
 def _placed(frames: list[Frame]) -> list[Frame]:
-    """Return the slices of a file whose places are not said frame by frame, other frames as they are."""
+    """Return the slices of a file that does not place them frame by frame; other frames as they are."""
     file = frames[0].file
     if file.is_mosaic:
         return split_mosaic(frames[0])
@@ -216,12 +198,8 @@ def _placed(frames: list[Frame]) -> list[Frame]:
     return place_slices(frames) if is_reconstruction else frames
 
 
-def _listed(series: dict[str, list[Frame]]) -> str:
-    return ", ".join(f"{uid} ({f[0].file.modality}, {len(f)} images)" for uid, f in sorted(series.items()))
-
-
 def _files(path: Path, ignored: Counter[str]) -> list[Path]:
-    """The files to look at. A DICOMDIR in a folder is checked and ignored; one that was asked for is followed."""
+    """Return the files to read. A DICOMDIR in a folder is checked and ignored; as the path itself it is followed."""
     if path.is_file():
         referenced = _referenced_files(path)
         absent = [file for file in referenced or () if not file.is_file()]
@@ -229,12 +207,12 @@ def _files(path: Path, ignored: Counter[str]) -> list[Path]:
             raise DataError("DICOMDIR names a missing file", file=path, received=absent[0].name)
         return [path] if referenced is None else referenced
     files = []
-    with system_errors(path):
-        present = sorted(file for file in path.iterdir() if file.is_file() or _is_dead_link(file))
+    with system_errors(path):  # a link to nothing is a slice that git-annex has not fetched
+        present = sorted(file for file in path.iterdir() if file.is_file() or (file.is_symlink() and not file.exists()))
     for file in present:
         try:
             is_directory = _referenced_files(file) is not None
-        except DataError:  # damaged: ignored like a healthy one
+        except DataError:  # damaged: ignored like a valid one
             is_directory = True
         if is_directory:
             ignored["DICOMDIR ignored"] += 1
@@ -243,16 +221,11 @@ def _files(path: Path, ignored: Counter[str]) -> list[Path]:
     return files
 
 
-def _is_dead_link(file: Path) -> bool:
-    """Whether a file is a link to nothing, such as a slice that git-annex has not fetched."""
-    return file.is_symlink() and not file.exists()
-
-
 def _referenced_files(path: Path) -> list[Path] | None:
-    """The files that a DICOMDIR names, or None for another file.
+    """Return the files that a DICOMDIR names, or None for another file.
 
     Raises:
-        SecurityError: one lies outside the DICOMDIR's folder.
+        SecurityError: one is outside the DICOMDIR's folder.
         DataError: the directory is damaged.
     """
     if path.name.upper() != _DIRECTORY or not looks_like_dicom(path):
@@ -261,7 +234,7 @@ def _referenced_files(path: Path) -> list[Path] | None:
         meta = read_file_meta_info(path)
         if meta.get("MediaStorageSOPClassUID") != DIRECTORY_CLASS:
             return None
-        with path.open("rb") as stream:  # not by dcmread: pydicom 2 would make its own object, and warn
+        with path.open("rb") as stream:  # not by dcmread: pydicom 2 would make another object of it, and warn
             stream.seek(_META_START + int(meta.FileMetaInformationGroupLength))
             directory = read_dataset(stream, is_implicit_VR=False, is_little_endian=True)  # as PS3.10 prescribes
         names = [text(record, "ReferencedFileID") for record in items(directory, "DirectoryRecordSequence")]
@@ -269,22 +242,16 @@ def _referenced_files(path: Path) -> list[Path] | None:
         raise DataError("damaged DICOMDIR", file=path, remedy="give the folder of the series") from error
     root = path.parent.resolve()
     files = []
-    for name in names:
-        if not name:
-            continue
+    for name in filter(None, names):
         parts = name.split("\\")
-        if any(_leaves_folder(part) for part in parts):
-            raise SecurityError("DICOMDIR points out of its folder", file=path, received=parts, remedy="do not use it")
         file = path.parent.joinpath(*parts)
-        if not file.resolve().is_relative_to(root):  # a symbolic link
+        if any(_leaves_folder(part) for part in parts) or not file.resolve().is_relative_to(root):  # a symbolic link
             raise SecurityError("DICOMDIR points out of its folder", file=path, received=parts, remedy="do not use it")
         files.append(file)
     return files
 
 
 def _leaves_folder(part: str) -> bool:
-    """Whether a component of a file name is absolute, climbs, or hides several components."""
-    return part in ("", ".", "..") or any(len(kind(part).parts) != 1 or kind(part).anchor for kind in _PATH_KINDS)
-
-
-_PATH_KINDS = (PurePosixPath, PureWindowsPath)
+    """Return whether a component of a file name is absolute, climbs, or hides several components."""
+    kinds = (PurePosixPath(part), PureWindowsPath(part))
+    return part in ("", ".", "..") or any(len(kind.parts) != 1 or kind.anchor for kind in kinds)

@@ -1,7 +1,7 @@
-"""Values of DICOM tags from their raw bytes.
+"""Values of DICOM tags, decoded from their raw bytes.
 
-Our own few lines, because pydicom's conversions warn about harmless blemishes (a UID with a leading zero) for every
-file, and take most of the time of a series of many slices.
+pydicom's own conversions warn about harmless flaws (a UID with a leading zero) in every file, and take most of the time
+of a series of many slices.
 """
 
 from __future__ import annotations
@@ -10,41 +10,38 @@ import logging
 import math
 import struct
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import pydicom
 from pydicom.tag import Tag
 
+from medunet.errors import DataError
+
 
 class _WithoutValues(logging.Filter):
-    """Lets pydicom warn, but not quote: of a damaged header its message may hold everything behind the damage."""
+    """Removes quotations from pydicom's warnings: for a damaged header they may have everything after the damage."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = "a DICOM header has an unusual value (not quoted here)", ()
         return True
 
 
-# wherever pydicom is asked for a value: a patient's name in a log cannot be called back
+# for every use of pydicom: a patient's name in a log cannot be taken back
 logging.getLogger("pydicom").addFilter(_WithoutValues())
-warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")  # they say the same
+warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")  # repeat the log lines
 
-TEMPORAL_KEYS = (
-    "TemporalPositionIdentifier",
-    "TemporalPositionIndex",
-    "NominalPercentageOfCardiacPhase",
-    "TriggerTime",
-    "DiffusionBValue",
-    "EchoNumbers",
-    "EchoTime",
-    "EffectiveEchoTime",
-    "InversionTime",
-    "FlipAngle",
-    "ImageType",
-    "AcquisitionNumber",
-    "FrameAcquisitionNumber",
-    "AcquisitionTime",
-    "ContentTime",
-)
-"""What may tell the phases of a series apart, the most telling first."""
+
+def keywords(names: str) -> tuple[str, ...]:
+    """Return the names in a text, separated by white space."""
+    return tuple(names.split())
+
+
+TEMPORAL_KEYS = keywords("""
+    TemporalPositionIdentifier TemporalPositionIndex NominalPercentageOfCardiacPhase TriggerTime DiffusionBValue
+    EchoNumbers EchoTime EffectiveEchoTime InversionTime FlipAngle ImageType AcquisitionNumber FrameAcquisitionNumber
+    AcquisitionTime ContentTime""")
+"""Tags that may distinguish the phases of a series, the most specific first."""
 
 IDENTITY = {
     "PatientID": "patients",
@@ -55,66 +52,39 @@ IDENTITY = {
 """Tags whose values must agree within a series, and what different values mean."""
 
 BINARY_TAGS = {
-    "SamplesPerPixel": "H",
-    "Rows": "H",
-    "Columns": "H",
-    "BitsAllocated": "H",
-    "BitsStored": "H",
-    "HighBit": "H",
-    "PixelRepresentation": "H",
-    "PixelPaddingValue": "H",
-    "PixelPaddingRangeLimit": "H",
+    **dict.fromkeys(
+        keywords("""
+        SamplesPerPixel Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue
+        PixelPaddingRangeLimit FrameAcquisitionNumber"""),
+        "H",
+    ),
     "TemporalPositionIndex": "I",
-    "FrameAcquisitionNumber": "H",
-    "NominalPercentageOfCardiacPhase": "d",
-    "DiffusionBValue": "d",
-    "EffectiveEchoTime": "d",
+    **dict.fromkeys(["NominalPercentageOfCardiacPhase", "DiffusionBValue", "EffectiveEchoTime"], "d"),
 }
-"""Tags kept in binary, with their `struct` format; all others are text."""
+"""Binary tags and their `struct` formats; all others are text."""
 
-_TEXT = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "Modality",
-    "SeriesInstanceUID",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "PixelSpacing",
-    "SliceThickness",
-    "ImagerPixelSpacing",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "NominalScannedPixelSpacing",
-    "PixelAspectRatio",
-    "LossyImageCompression",
-    "ReferencedFileID",
-    "InstanceNumber",
-    *(key for key in TEMPORAL_KEYS if key not in BINARY_TAGS),
+_TOP_LEVEL = [
+    *keywords("""
+    SOPClassUID SOPInstanceUID Modality SeriesInstanceUID PhotometricInterpretation NumberOfFrames PixelSpacing
+    SliceThickness ImagerPixelSpacing ImagePositionPatient ImageOrientationPatient RescaleSlope RescaleIntercept
+    NominalScannedPixelSpacing PixelAspectRatio LossyImageCompression ReferencedFileID InstanceNumber
+    SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence ModalityLUTSequence"""),
+    *TEMPORAL_KEYS,
     *IDENTITY,
-)
-_SEQUENCES = (
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-    "PlanePositionSequence",
-    "PlaneOrientationSequence",
-    "PixelMeasuresSequence",
-    "PixelValueTransformationSequence",
-    "FrameContentSequence",
-    "MREchoSequence",
-    "MRDiffusionSequence",
-    "DirectoryRecordSequence",
-    "ModalityLUTSequence",
-)
-_TAG = {keyword: Tag(keyword) for keyword in (*_TEXT, *BINARY_TAGS, *_SEQUENCES)}
+    *BINARY_TAGS,
+]
+_IN_SEQUENCES = keywords("""
+    PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence FrameContentSequence
+    PixelValueTransformationSequence MREchoSequence MRDiffusionSequence DirectoryRecordSequence
+    SegmentIdentificationSequence ReferencedSegmentNumber""")
+_TAG = {keyword: Tag(keyword) for keyword in (*_TOP_LEVEL, *_IN_SEQUENCES)}
 
-TOP_LEVEL_TAGS = [_TAG[keyword] for keyword in (*_TEXT, *BINARY_TAGS, *_SEQUENCES[:2], "ModalityLUTSequence")]
+TOP_LEVEL_TAGS = [_TAG[keyword] for keyword in dict.fromkeys(_TOP_LEVEL)]
 """What is read of each header. Of the patient's identity only `IDENTITY` is read, and only to be compared."""
 
 
 def text(dataset: pydicom.Dataset, keyword: str) -> str:
-    """A tag as text, several values divided by a backslash; '' where it is missing or empty."""
+    """Return a tag as text, several values separated by a backslash; '' if it is missing or empty."""
     tag = _TAG[keyword]
     if tag not in dataset:
         return ""
@@ -128,16 +98,14 @@ def text(dataset: pydicom.Dataset, keyword: str) -> str:
     return "\\".join(map(str, value)) if hasattr(value, "__iter__") else str(value)
 
 
-def decimals(dataset: pydicom.Dataset, keyword: str) -> tuple[float, ...] | None:
-    """A text tag as numbers; NaN where a part is no number, None where the tag is missing or empty."""
-    written = text(dataset, keyword)
-    if not written:
-        return None
-    return tuple(_to_float(part) for part in written.split("\\"))
+def decimals(dataset: pydicom.Dataset | None, keyword: str) -> tuple[float, ...] | None:
+    """Return a text tag as numbers, NaN for parts that are not numbers; None if the tag is missing or empty."""
+    written = "" if dataset is None else text(dataset, keyword)
+    return tuple(map(_to_float, written.split("\\"))) if written else None
 
 
 def number(dataset: pydicom.Dataset, keyword: str) -> float | None:
-    """The first value of a binary tag, None where it is missing or empty."""
+    """Return the first value of a binary tag; None if it is missing or empty."""
     tag = _TAG[keyword]
     if tag not in dataset:
         return None
@@ -159,12 +127,37 @@ def _to_float(part: str) -> float:
         return math.nan
 
 
-def has(dataset: pydicom.Dataset, keyword: str) -> bool:
-    """Whether a tag is there, though maybe empty."""
-    return _TAG[keyword] in dataset
-
-
 def items(dataset: pydicom.Dataset, keyword: str) -> list[pydicom.Dataset]:
-    """The items of a sequence, none where it is missing."""
+    """Return the items of a sequence; none if it is missing."""
     tag = _TAG[keyword]
     return list(dataset[tag].value or []) if tag in dataset else []
+
+
+Levels = Sequence[pydicom.Dataset]
+"""Where the attributes of a frame may be: its own functional groups, the shared ones, and the header, in this order."""
+
+
+def frame_levels(header: pydicom.Dataset) -> list[list[pydicom.Dataset]]:
+    """Return the levels of each frame that has its own functional groups."""
+    shared = items(header, "SharedFunctionalGroupsSequence")
+    return [[group, *shared, header] for group in items(header, "PerFrameFunctionalGroupsSequence")]
+
+
+def find(levels: Levels, sequence: str, keyword: str) -> pydicom.Dataset | None:
+    """Return the first data set that has a tag: a level, or an item of its sequence."""
+    tag = _TAG[keyword]
+    for level in levels:
+        for item in (level, *items(level, sequence)):
+            if tag in item:
+                return item
+    return None
+
+
+def find_decimals(levels: Levels, sequence: str, keyword: str) -> tuple[float, ...] | None:
+    """Return the numbers of the first tag that `find` finds."""
+    return decimals(find(levels, sequence, keyword), keyword)
+
+
+def damaged(cause: str, file: Path, *, received: object = None, expected: object = None) -> DataError:
+    """Return the error for a file that only another export can fix."""
+    return DataError(cause, file=file, received=received, expected=expected, remedy="export the series again")

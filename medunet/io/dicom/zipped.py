@@ -12,29 +12,24 @@ from medunet.errors import MedunetError
 from medunet.trust.archive import unpack
 
 ZIP_SUFFIX = ".zip"
-
-MAX_FILES = 20_000
-"""Files in one archive: a series of 400 volumes of 50 slices."""
-
-MAX_BYTES = 8 << 30
-"""All files together, unpacked; a whole-body CT has 2 GiB."""
-
+MAX_FILES = 20_000  # in one archive: a series of 400 volumes of 50 slices
+MAX_BYTES = 8 << 30  # of all files together, unpacked; a whole-body CT has 2 GiB
 _LONGEST_NAME = 100
 
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
-    """Unpack an archive for as long as it is read; any other path is given as it is.
+    """Unpack an archive while it is read; any other path is passed through.
 
     Yields:
-        A temporary folder with all files of the archive, whatever folders they are in.
+        A temporary folder with all files of the archive, without subfolders.
 
     Raises:
-        SecurityError: entries that leave the folder, links, or too much of anything.
+        SecurityError: entries that leave the folder, links, or more files or bytes than allowed.
         DataError: a damaged or encrypted archive.
         MedunetError: an error about one of the files names it within the archive.
     """
-    if not is_zip(path):
+    if path.suffix.lower() != ZIP_SUFFIX or not path.is_file():
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="medunet_") as temporary:
@@ -42,10 +37,8 @@ def unpacked(path: Path) -> Iterator[Path]:
         free = shutil.disk_usage(root).free
         tree = unpack(path, root / "tree", max_bytes=min(MAX_BYTES, free), max_files=MAX_FILES)
         folder.mkdir()
-        visible = [
-            file for file in sorted(tree.rglob("*")) if file.is_file() and not _is_hidden(file.relative_to(tree))
-        ]
-        for number, file in enumerate(visible):
+        files = [file for file in sorted(tree.rglob("*")) if file.is_file() and not _is_hidden(file.relative_to(tree))]
+        for number, file in enumerate(files):
             file.rename(folder / f"{number:05d}_{file.name}"[:_LONGEST_NAME])
         try:
             yield folder
@@ -59,11 +52,6 @@ def image_in(folder: Path) -> Path:
     return files[0] if len(files) == 1 else folder
 
 
-def is_zip(path: Path) -> bool:
-    """Whether a path is a ZIP archive by its name."""
-    return path.suffix.lower() == ZIP_SUFFIX and path.is_file()
-
-
 def _is_hidden(path: Path) -> bool:
-    """Whether macOS or another system has added a file to an archive for itself."""
+    """Return whether macOS or another system added a file to an archive for itself."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)

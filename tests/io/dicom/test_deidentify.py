@@ -102,7 +102,7 @@ def test_errors_speak_of_the_case_by_its_new_name() -> None:
 
 def test_a_short_or_missing_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(b"short")
-    with pytest.raises(DataError, match="too short"):
+    with pytest.raises(DataError, match="must have 16 bytes"):
         Pseudonyms.from_file(tmp_path / "key")
     with pytest.raises(DataError, match="cannot be opened"):
         Pseudonyms.from_file(tmp_path / "none")

@@ -30,7 +30,7 @@ def test_two_series_are_listed_and_one_can_be_chosen(tmp_path, made):
             read(folder)
     assert read_volume(folder, series_uid="1.2.4").image.shape == (1, 7, 5, 3)
     assert read_header(folder, series_uid="1.2.3").geometry.shape == (7, 5, 4)
-    with pytest.raises(DataError, match=r"does not hold this series \(received 1\.2\.5, expected 1\.2\.3"):
+    with pytest.raises(DataError, match=r"does not contain this series \(received 1\.2\.5, expected 1\.2\.3"):
         read_volume(folder, series_uid="1.2.5")
 
 
@@ -61,7 +61,7 @@ def test_junk_and_objects_that_are_no_image_are_ignored_and_counted(tmp_path, ma
     assert volume.image.shape == (1, 7, 5, 4)
     assert volume.record.warnings == ("4 files without an image ignored",)
     assert is_dicom_folder(folder)
-    with pytest.raises(DataError, match=r"seg\.dcm: file holds no DICOM image but Segmentation; .*read_label"):
+    with pytest.raises(DataError, match=r"seg\.dcm: file has no DICOM image but Segmentation; .*read_label"):
         read_volume(folder / "seg.dcm")
 
 
@@ -69,9 +69,9 @@ def test_object_that_is_not_an_image_is_named(tmp_path, made):
     dose = made.empty_file(tmp_path / "dose.dcm", RTDoseStorage)
     dose.Rows, dose.Columns = 5, 7
     made.save(dose)
-    with pytest.raises(DataError, match=r"dose\.dcm: file holds no DICOM image but RT Dose"):
+    with pytest.raises(DataError, match=r"dose\.dcm: file has no DICOM image but RT Dose"):
         read_volume(tmp_path / "dose.dcm")
-    with pytest.raises(DataError, match=r"folder holds no DICOM image but RT Dose"):
+    with pytest.raises(DataError, match=r"folder has no DICOM image but RT Dose"):
         read_volume(tmp_path)
 
 
@@ -184,10 +184,10 @@ def test_empty_dicom_file_is_refused_since_a_slice_is_lost(tmp_path, made):
 def test_folder_without_images_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for read in (read_volume, read_header):
-        with pytest.raises(DataError, match="empty: folder holds no DICOM image"):
+        with pytest.raises(DataError, match="empty: folder has no DICOM image"):
             read(tmp_path / "empty")
     (tmp_path / "empty" / "notes.txt").write_text("junk")
-    with pytest.raises(DataError, match="empty: folder holds no DICOM image"):
+    with pytest.raises(DataError, match="empty: folder has no DICOM image"):
         read_volume(tmp_path / "empty")
     assert not is_dicom_folder(tmp_path / "empty")
 
@@ -307,7 +307,7 @@ def test_multi_frame_rules_are_those_of_series(tmp_path, made):
 
 def test_multi_frame_file_that_does_not_place_its_frames_is_refused(tmp_path, made):
     path = made.multiframe(tmp_path / "mf.dcm", made.positions(), PerFrameFunctionalGroupsSequence=Sequence([]))
-    with pytest.raises(DataError, match="does not say where its frames lie"):
+    with pytest.raises(DataError, match="does not give the positions of its frames"):
         read_volume(path)
 
 

@@ -57,8 +57,8 @@ def test_first_entry_may_be_negative_and_entries_may_have_eight_bits(tmp_path, m
     ("sequence", "rescale", "cause"),
     [
         (table(250, 20, 16, SQUARES), {}, "contradict"),
-        (table(251, 20, 16, SQUARES), NO_RESCALE, "does not fit its descriptor"),
-        (table(250, 20, 8, SQUARES), NO_RESCALE, "does not fit its descriptor"),
+        (table(251, 20, 16, SQUARES), NO_RESCALE, "does not match its descriptor"),
+        (table(250, 20, 8, SQUARES), NO_RESCALE, "does not match its descriptor"),
         (Sequence([Dataset()]), NO_RESCALE, "damaged ModalityLUTSequence"),
     ],
 )

@@ -46,7 +46,7 @@ def test_mosaic_without_csa_header_is_rejected(tmp_path, made):
     header = dcmread(made.mosaic(tmp_path / "m.dcm"))
     header.remove_private_tags()
     made.save(header)
-    with pytest.raises(DataError, match="no CSA header that says where its slices lie"):
+    with pytest.raises(DataError, match="no CSA header that places its slices"):
         read_header(tmp_path / "m.dcm")
 
 
@@ -55,7 +55,7 @@ def test_mosaic_without_csa_header_is_rejected(tmp_path, made):
     [
         ({"SpacingBetweenSlices": "del"}, GeometryError, "no SpacingBetweenSlices"),
         ({"ImagePositionPatient": "del"}, GeometryError, "mosaic has no position"),
-        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, 1]}, GeometryError, "SliceNormalVector is not the normal"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, 1]}, GeometryError, "SliceNormalVector must be the normal"),
         ({"Rows": 14}, DataError, "cannot be divided into its tiles"),
     ],
 )

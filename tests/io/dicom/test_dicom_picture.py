@@ -62,7 +62,7 @@ def test_size_of_a_pixel_is_stated_or_recorded_as_unknown(tmp_path, made, tags, 
     [
         ({"PixelSpacing": [0, 0.1]}, "impossible PixelSpacing"),
         ({"PixelSpacing": "del", "ImagerPixelSpacing": [0.1, -1]}, "impossible ImagerPixelSpacing"),
-        ({"PixelSpacing": "del", "PixelAspectRatio": ["4", "3"]}, "pixels are not square"),
+        ({"PixelSpacing": "del", "PixelAspectRatio": ["4", "3"]}, "pixels of unknown size must be square"),
     ],
 )
 def test_impossible_size_of_a_pixel_is_rejected(tmp_path, made, tags, cause):
@@ -86,7 +86,7 @@ def test_radiographs_are_no_volume(tmp_path, made):
         made.picture(folder / f"{name}.dcm", SeriesInstanceUID="1.2.3")
     with pytest.raises(GeometryError, match="no usable"):
         read_volume(folder / "a.dcm", spatial_dims=3)
-    for dims, cause in ((None, "no usable"), (3, "no usable"), (2, "several images")):
+    for dims, cause in ((None, "no usable"), (3, "no usable"), (2, "not several")):
         with pytest.raises(GeometryError, match=cause):
             read_volume(folder, spatial_dims=dims)
 
@@ -102,7 +102,7 @@ def test_frames_without_positions_are_chosen_by_phase(tmp_path, made, options):
     assert volume.record.warnings == ("frame 2 of 3 read",)
     with pytest.raises(DataError, match="phase=3"):
         read_volume(path, phase=3, **options)
-    with pytest.raises(GeometryError, match="does not say where its frames lie"):
+    with pytest.raises(GeometryError, match="does not give the positions of its frames"):
         read_volume(path, spatial_dims=3)
 
 
@@ -175,7 +175,7 @@ def test_slices_of_a_reconstructed_nuclear_image_are_placed_by_its_detector(tmp_
     ],
 )
 def test_nuclear_image_that_does_not_place_its_slices_is_rejected(tmp_path, made, tags):
-    with pytest.raises(GeometryError, match="does not say where its slices lie"):
+    with pytest.raises(GeometryError, match="does not place its slices"):
         read_header(made.nm(tmp_path / "nm.dcm", **tags))
 
 

@@ -77,7 +77,7 @@ def test_monochrome1_of_a_radiograph_is_turned_round(tmp_path, made, dtype, tota
     )
     volume = read_volume(folder)
     assert volume.image[0, 2, 1, 3] == total - 309
-    assert volume.record.warnings == ("MONOCHROME1: values turned round: large is bright",)
+    assert volume.record.warnings == ("MONOCHROME1: values inverted: large is bright",)
 
 
 def test_rgb_is_refused(tmp_path, made):

@@ -107,5 +107,5 @@ def test_an_archive_without_dicom_is_rejected(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.txt", b"x")
         archive.writestr("b.txt", b"x")
-    with pytest.raises(DataError, match="holds no DICOM image"):
+    with pytest.raises(DataError, match="has no DICOM image"):
         read_volume(tmp_path / "a.zip")

@@ -99,7 +99,7 @@ def changed(path, change):
 @pytest.mark.parametrize(
     ("change", "warning"),
     [
-        (lambda d: d.ROIContourSequence[1].ContourSequence.append(d.ROIContourSequence[1].ContourSequence[0]), "twice"),
+        (lambda d: d.ROIContourSequence[1].ContourSequence.append(d.ROIContourSequence[1].ContourSequence[0]), "duplicate"),
         (lambda d: setattr(d.ROIContourSequence[1].ContourSequence[-1], "ContourGeometricType", "POINT"), "1 points"),
     ],
 )
@@ -128,16 +128,16 @@ def test_contours_between_slices_are_recorded_and_beyond_them_refused(tmp_path, 
     changed(path, shift_heights(0.7))  # 0.28 of 2.5 mm
     volume = read_label(path, reference=folder, labels=LABELS)
     assert np.array_equal(volume.image[0].numpy(), labelled())
-    assert any("lie between two slices" in text for text in volume.record.warnings)
+    assert any("between two slices" in text for text in volume.record.warnings)
     changed(path, shift_heights(2.5))
-    with pytest.raises(GeometryError, match=r"a contour lies outside the image .*slice 6"):
+    with pytest.raises(GeometryError, match=r"a contour is outside the image .*slice 6"):
         read_label(path, reference=folder, labels=LABELS)
 
 
 def test_contours_across_the_slices_are_refused(tmp_path, make_series, labelled):
     path = written(make_series(tmp_path / "ct"), labelled(), tmp_path / "a.dcm")
     other = make_series(tmp_path / "oblique", cosines=OBLIQUE)
-    with pytest.raises(GeometryError, match="lies across the image's slices"):
+    with pytest.raises(GeometryError, match="crosses the image's slices"):
         read_label(path, reference=other)
 
 

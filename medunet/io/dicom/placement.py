@@ -1,0 +1,137 @@
+"""Slices of files that do not place them frame by frame: Siemens mosaics and nuclear medicine.
+
+A mosaic is one image with the slices of a volume as tiles::
+
+    tiles of 7 slices    0 1 2      The header's position is that of a slice as large as the whole mosaic, around the
+                         3 4 5      same centre: the first tile begins half of the difference further.
+                         6 . .      Tile k is k slice distances from the first along the CSA header's normal.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from medunet.errors import DataError, GeometryError
+
+from .header import Frame
+from .references import read_dataset
+from .values import damaged
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # nibabel calls all of its DICOM readers experimental
+    from nibabel.nicom import csareader
+
+_MAX_TILES = 1024  # Siemens stores at most some hundred
+_NORMAL_TOLERANCE = 1e-3  # of the cosine between the normal of the CSA header and that of the image
+_RECONSTRUCTED = ("RECON TOMO", "RECON GATED TOMO")  # ImageType's third value if frames are slices, not projections
+
+
+def split_mosaic(mosaic: Frame) -> list[Frame]:
+    """Return the slices of a mosaic, placed by its CSA header.
+
+    Raises:
+        DataError: no CSA header, or one that does not match the image.
+        GeometryError: no distance between slices, or a normal that is not the slices' normal.
+    """
+    file = mosaic.file
+    count, normal, distance = _csa_geometry(mosaic)
+    tiles = math.ceil(math.sqrt(count))
+    if file.n_frames != 1 or file.rows % tiles or file.columns % tiles:
+        raise DataError(
+            "mosaic cannot be divided into its tiles",
+            file=file.path,
+            received=f"{file.n_frames} frames of {file.columns} x {file.rows} pixels, {count} slices",
+        )
+    rows, columns = file.rows // tiles, file.columns // tiles
+    image = replace(file, rows=rows, columns=columns, tiles=tiles)
+    axes = _numbers(mosaic, "orientation", 6).reshape(2, 3)
+    row_mm, column_mm = _numbers(mosaic, "spacing", 2)  # PixelSpacing counts rows first
+    first = _numbers(mosaic, "position", 3)
+    first = first + axes[0] * column_mm * (file.columns - columns) / 2 + axes[1] * row_mm * (file.rows - rows) / 2
+    if abs(abs(float(np.dot(np.cross(*axes), normal))) - 1) > _NORMAL_TOLERANCE:
+        raise GeometryError(
+            "SliceNormalVector must be the normal of the mosaic's rows and columns",
+            file=file.path,
+            received=normal.tolist(),
+            expected=np.cross(*axes).tolist(),
+        )
+    positions = [tuple((first + k * distance * normal).tolist()) for k in range(count)]
+    return [replace(mosaic, file=image, index=k, position=position) for k, position in enumerate(positions)]
+
+
+def _numbers(mosaic: Frame, name: Literal["position", "orientation", "spacing"], length: int) -> np.ndarray:
+    values = np.array(getattr(mosaic, name) or (), dtype=np.float64)
+    if values.shape != (length,) or not np.isfinite(values).all():
+        raise GeometryError(f"mosaic has no {name}", file=mosaic.file.path, expected=f"{length} numbers")
+    return values
+
+
+def _csa_geometry(mosaic: Frame) -> tuple[int, np.ndarray, float]:
+    """Return the number of slices, their normal and their distance."""
+    path = mosaic.file.path
+    header = read_dataset(path, stop_before_pixels=True)
+    try:
+        csa = csareader.get_csa_header(header)
+        count = csareader.get_n_mosaic(csa) if csa else None
+        normal = csareader.get_slice_normal(csa) if csa else None
+        distance = float(header.get("SpacingBetweenSlices") or 0)
+    except Exception as error:  # nibabel and pydicom raise many kinds for damaged headers
+        raise damaged("damaged header of a mosaic", path) from error
+    if not count or normal is None or not 1 <= count <= _MAX_TILES or not np.isfinite(normal).all():
+        raise DataError(
+            "mosaic has no CSA header that places its slices",
+            file=path,
+            remedy="export the series with its private attributes, or as single slices",
+        )
+    if not 0 < distance < math.inf:
+        raise GeometryError(
+            "mosaic has no SpacingBetweenSlices", file=path, received=distance, remedy="export it as single slices"
+        )
+    return int(count), np.asarray(normal, dtype=np.float64), distance
+
+
+def place_slices(frames: Sequence[Frame]) -> list[Frame]:
+    """Return the slices of a nuclear medicine reconstruction, placed by its detector (PS3.3 C.8.4).
+
+    Slice k is k SpacingBetweenSlices from the detector's position along the normal; its sign is the direction. Frames
+    of other images are returned as they are.
+
+    Raises:
+        DataError: damaged attributes.
+        GeometryError: a reconstruction that does not place its slices.
+    """
+    path = frames[0].file.path
+    header = read_dataset(path, stop_before_pixels=True)
+    try:
+        if len(header.get("ImageType") or ()) < 3 or header.ImageType[2] not in _RECONSTRUCTED:
+            return list(frames)
+        detectors = list(header.get("DetectorInformationSequence") or ())
+        position, orientation = (
+            np.array([detector.get(name) or () for detector in detectors], dtype=np.float64)
+            for name in ("ImagePositionPatient", "ImageOrientationPatient")
+        )
+        spacing = float(header.get("SpacingBetweenSlices") or 0)
+        numbers = np.atleast_1d(np.array(header.get("SliceVector") or range(1, len(frames) + 1), dtype=np.int64))
+    except Exception as error:  # pydicom raises many kinds for damaged values
+        raise damaged("damaged attributes of a nuclear medicine image", path) from error
+    shapes = position.shape, orientation.shape, numbers.shape
+    is_finite = np.isfinite(position).all() and np.isfinite(orientation).all() and math.isfinite(spacing)
+    if shapes != ((1, 3), (1, 6), (len(frames),)) or not is_finite or not spacing:
+        raise GeometryError(
+            "reconstruction does not place its slices",
+            file=path,
+            received=f"{len(detectors)} detectors, SpacingBetweenSlices {spacing:g}, {numbers.size} slice numbers",
+            expected="one detector with position and orientation, a distance, and one slice number per frame",
+        )
+    step = np.cross(orientation[0, :3], orientation[0, 3:]) * spacing
+    axes = tuple(orientation[0].tolist())
+    return [
+        replace(frame, position=tuple((position[0] + (number - 1) * step).tolist()), orientation=axes)
+        for frame, number in zip(frames, numbers.tolist(), strict=True)
+    ]
