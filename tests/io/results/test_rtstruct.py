@@ -99,7 +99,7 @@ def changed(path, change):
 @pytest.mark.parametrize(
     ("change", "warning"),
     [
-        (lambda d: d.ROIContourSequence[1].ContourSequence.append(d.ROIContourSequence[1].ContourSequence[0]), "duplicate"),
+        (lambda d: d.ROIContourSequence[1].ContourSequence.append(d.ROIContourSequence[1].ContourSequence[0]), "dupl"),
         (lambda d: setattr(d.ROIContourSequence[1].ContourSequence[-1], "ContourGeometricType", "POINT"), "1 points"),
     ],
 )
