@@ -1,24 +1,20 @@
-"""A clinic for tests: Orthanc with a made and a real CT, and a label server before it."""
+"""A clinic for tests: Orthanc with a synthetic and a real CT, and a label server before it."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from medunet.datasets import make_phantom
 
-from .real import TOKEN, environment, serving, train_3d
+from .real import Client, environment, serving, train_3d
 from .store import orthanc, upload, write_series
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "medunet" / "deploy" / "slicer" / "MedUNet"))
-from MedUNetLib.client import LabelClient
 
 
 @dataclass
 class Clinic:
-    """A store, a server before it, and what lies in the store."""
+    """A store, a server before it, and the content of the store."""
 
     url: str
     store: str
@@ -28,8 +24,8 @@ class Clinic:
     patient: Path | None
 
     @property
-    def client(self) -> LabelClient:
-        return LabelClient(self.url, TOKEN)
+    def client(self) -> Client:
+        return Client(self.url)
 
 
 def open_clinic(folder: Path, real: Path) -> Iterator[Clinic]:

@@ -1,17 +1,20 @@
-"""A real label server for tests, and what talks to it."""
+"""A real label server for tests, and a client."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 
 from medunet.bundle import find_bundle
 from medunet.datasets import write_phantom_dataset
@@ -22,28 +25,71 @@ from medunet.runs import train_bundle, train_folds
 TOKEN = "a-long-token-of-a-ward"
 SECONDS_TO_START = 180.0
 
-LITTLE_3D: Mapping[str, Any] = {
+SMALL: Mapping[str, Any] = {
     "network_def::channels": [8, 16, 32],
-    "autocast_dtype": "float32",  # else two environments may find two formats the fastest, which round differently
-    "patch_size": [32, 32, 32],
-    "steps_per_epoch": 12,
-    "batch_size": 2,
-    "val_interval": 2,
-    "folds": 2,
-}
-LITTLE_2D: Mapping[str, Any] = {
-    "network_def::channels": [8, 16, 32],
-    "autocast_dtype": "float32",  # else two environments may find two formats the fastest, which round differently
-    "patch_size": [64, 64],
+    "autocast_dtype": "float32",  # two environments may choose two formats, which round differently
     "steps_per_epoch": 10,
     "batch_size": 2,
     "val_interval": 2,
     "folds": 2,
 }
+SMALL_3D = {**SMALL, "patch_size": [32, 32, 32], "steps_per_epoch": 12}
+SMALL_2D = {**SMALL, "patch_size": [64, 64], "epochs": 2}
+
+
+class Refused(Exception):
+    """An answer of the server that is not 200."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{status}: {text}")
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Client:
+    """Requests to a label server, beyond those of Slicer's module."""
+
+    url: str
+    token: str | None = TOKEN
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: Any = None,
+        file: Path | None = None,
+        field: str = "file",
+        **params: Any,
+    ) -> bytes:
+        """Return the answer to JSON content, or to a form with parameters and a file."""
+        headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+        options: dict[str, Any] = {} if content is None else {"json": content}
+        if content is None and method != "GET":
+            options["fields"] = {"params": json.dumps(params)}
+            if file is not None:
+                options["fields"][field] = (file.name, file.read_bytes())
+        answer = urllib3.request(method, self.url + path, headers=headers, timeout=600, retries=False, **options)
+        if answer.status != 200:
+            raise Refused(answer.status, answer.data.decode(errors="replace"))
+        return answer.data
+
+    def json(self, method: str, path: str, **options: Any) -> Any:
+        """Return the answer as JSON."""
+        return json.loads(self.ask(method, path, **options))
+
+    def info(self) -> dict[str, Any]:
+        return self.json("GET", "/info/")
+
+    def next_sample(self, strategy: str) -> dict[str, Any]:
+        return self.json("POST", f"/activelearning/{strategy}", content={})
+
+    def save_label(self, name: str, label: Path, **params: Any) -> dict[str, Any]:
+        return self.json("PUT", f"/datastore/label?image={name}&tag=final", file=label, field="label", **params)
 
 
 def environment() -> LabelEnvironment:
-    """MONAI Label's, or the test is skipped."""
+    """Return MONAI Label's environment, or skip the test."""
     found = LabelEnvironment(os.environ.get("MEDUNET_LABEL_ENV"))
     if not found.is_ready:
         pytest.skip("MONAI Label is not set up: run bash scripts/test_label.sh")
@@ -52,22 +98,22 @@ def environment() -> LabelEnvironment:
 
 
 def train_3d(folder: Path, *, epochs: int = 4) -> tuple[Path, Path]:
-    """A CT-like data set and a short training on it: ``(data, run)``."""
+    """Write a CT-like data set and train on it shortly; return both folders."""
     data = write_phantom_dataset(folder / "ct", cases=6, size=[48, 48, 40], seed=7).parent
-    train_bundle(find_bundle("unet_3d"), data, folder / "organs", changes={**LITTLE_3D, "epochs": epochs}, device="cpu")
+    train_bundle(find_bundle("unet_3d"), data, folder / "organs", changes={**SMALL_3D, "epochs": epochs}, device="cpu")
     return data, folder / "organs"
 
 
 def train_2d(folder: Path) -> tuple[Path, Path]:
-    """Cells and a short training on them."""
+    """Write pictures of cells and train on them shortly; return both folders."""
     data = write_phantom_dataset(folder / "cells", kind="cells", cases=4, size=[96, 96], seed=8).parent
-    train_bundle(find_bundle("unet_2d"), data, folder / "membranes", changes={**LITTLE_2D, "epochs": 2}, device="cpu")
+    train_bundle(find_bundle("unet_2d"), data, folder / "membranes", changes=SMALL_2D, device="cpu")
     return data, folder / "membranes"
 
 
 def train_ensemble(data: Path, folder: Path) -> Path:
-    """Two folds of the cells, and the bundle of both."""
-    train_folds(find_bundle("unet_2d"), data, folder, changes={**LITTLE_2D, "epochs": 2}, device="cpu")
+    """Train two folds and return the bundle of both."""
+    train_folds(find_bundle("unet_2d"), data, folder, changes=SMALL_2D, device="cpu")
     return folder
 
 
@@ -75,7 +121,7 @@ def train_ensemble(data: Path, folder: Path) -> Path:
 def serving(
     bundles: list[Path], studies: str, folder: Path, *, token: str | None = TOKEN, extra: tuple[str, ...] = ()
 ) -> Iterator[str]:
-    """`medunet label` until the end of the block; its address. What it said is in ``folder/server.log``."""
+    """Run `medunet label` until the end of the block and return its address; `folder/server.log` is its log."""
     home = environment()
     port = usable_port()
     command = [sys.executable, "-m", "medunet", "label", *map(str, bundles), "--studies", studies]

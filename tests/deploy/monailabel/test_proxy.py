@@ -56,7 +56,7 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
         yield Ward(proxy, organs, image)
 
 
-def test_who_has_no_token_is_told_so(ward: Ward) -> None:
+def test_a_request_without_the_token_is_rejected(ward: Ward) -> None:
     assert ward.ask("GET", "/info/", token=None).status == 401
     assert ward.ask("GET", "/info/", token="another").status == 401
 

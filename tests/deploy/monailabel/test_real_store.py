@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +14,14 @@ from medunet.io import read_label, read_volume, write_volume
 from medunet.prediction import Predictor
 
 from .clinic import Clinic
+from .real import Refused
 from .store import download, get
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "medunet" / "deploy" / "slicer" / "MedUNet"))
-from MedUNetLib.client import ServerError
 
 pytestmark = [pytest.mark.slow, pytest.mark.label, pytest.mark.filterwarnings("ignore")]
 
 
 def infer(clinic: Clinic, uid: str, output: str, **params: object) -> bytes:
-    fields = {"params": json.dumps(params)}
-    path = f"/infer/organs?image={uid}&output={output}"
-    return clinic.client._request("POST", path, fields=fields, files={})[1]
+    return clinic.client.ask("POST", f"/infer/organs?image={uid}&output={output}", **params)
 
 
 def expected_labels(clinic: Clinic, folder: Path) -> np.ndarray:
@@ -64,10 +58,8 @@ def test_a_dicom_seg_has_the_bundles_names_and_voxels(clinic: Clinic, tmp_path: 
     labels = clinic.client.info()["models"]["organs"]["labels"]
     info = [{"name": name, "model_name": "organs"} for name in labels]
     (tmp_path / "seg.dcm").write_bytes(infer(clinic, clinic.series_uid, "dicom_seg", label_info=info))
-    found = (
-        read_label(tmp_path / "seg.dcm", reference=clinic.series, labels={"background": 0, **labels}).image[0].numpy()
-    )
-    assert np.array_equal(found, expected_labels(clinic, tmp_path))
+    found = read_label(tmp_path / "seg.dcm", reference=clinic.series, labels={"background": 0, **labels}).image
+    assert np.array_equal(found[0].numpy(), expected_labels(clinic, tmp_path))
 
 
 def test_a_submitted_label_is_a_dicom_seg_in_the_store(clinic: Clinic, tmp_path: Path) -> None:
@@ -76,7 +68,7 @@ def test_a_submitted_label_is_a_dicom_seg_in_the_store(clinic: Clinic, tmp_path:
     voxels[voxels == 2] = 0  # without the liver, which must not give its name to the spleen
     corrected = write_volume(voxels.astype(np.uint8), tmp_path / "corrected.nii.gz", affine=phantom.affine)
     info = [{"name": name, "model_name": "organs"} for name in phantom.labels if name != "background"]
-    clinic.client.save_label(clinic.series_uid, corrected, {"label_info": info})
+    clinic.client.save_label(clinic.series_uid, corrected, label_info=info)
     stored = [get(f"{clinic.store}/series/{one}") for one in get(f"{clinic.store}/series")]
     (segmentation,) = [one for one in stored if one["MainDicomTags"].get("Modality") == "SEG"]
     content = download(f"{clinic.store}/instances/{segmentation['Instances'][0]}/file")
@@ -88,6 +80,6 @@ def test_a_submitted_label_is_a_dicom_seg_in_the_store(clinic: Clinic, tmp_path:
 
 
 def test_an_unknown_series_is_refused_and_the_server_lives(clinic: Clinic) -> None:
-    with pytest.raises(ServerError):
+    with pytest.raises(Refused):
         infer(clinic, "1.2.3.4", "image")
     assert clinic.client.info()["name"] == "medunet"

@@ -11,8 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .real import TOKEN, serving, train_3d
-from .test_real_server import LabelClient, ServerError
+from .real import Client, Refused, serving, train_3d
 
 pytestmark = [pytest.mark.slow, pytest.mark.label, pytest.mark.filterwarnings("ignore")]
 
@@ -38,12 +37,13 @@ def test_the_server_is_the_same_after_many_requests(tmp_path: Path) -> None:
         stop, failures, done = threading.Event(), list[str](), [0] * CLIENTS
 
         def ask(number: int) -> None:
-            client = LabelClient(url, TOKEN)
+            client = Client(url)
             while not stop.is_set():
                 try:
-                    client.infer(run.name, names[done[number] % len(names)], tmp_path / f"{number}.seg.nrrd")
+                    image = names[done[number] % len(names)]
+                    client.ask("POST", f"/infer/{run.name}", file=image, result_extension=".seg.nrrd")
                     done[number] += 1
-                except ServerError as error:
+                except Refused as error:
                     failures.append(str(error))
 
         clients = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(CLIENTS)]

@@ -1,4 +1,4 @@
-"""The module's library is on the path inside of Slicer; here a fixture puts it there."""
+"""Inside of Slicer, the module's library is on the path; here this file adds it."""
 
 from __future__ import annotations
 

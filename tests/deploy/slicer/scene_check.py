@@ -1,4 +1,4 @@
-"""Run by slicer-core's Python: medunet's files in a real MRML scene. Prints what it found as JSON.
+"""Run by slicer-core's Python: medunet's files in a real MRML scene. Prints the result as JSON.
 
 usage: scene_check.py LIBRARY IMAGE SEGMENTATION
 """
@@ -11,44 +11,52 @@ from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
 
-import numpy as np
 import slicer
 import vtk
-from MedUNetLib.nrrd import read_nrrd, write_nrrd
-from MedUNetLib.scene import add_segmentation, add_volume, matrix_to_array, read_volume_node
+from MedUNetLib.scene import load_segmentation, save_volume
 
 scene = slicer.vtkMRMLScene()
 logic = slicer.vtkSlicerSegmentationsModuleLogic()
 logic.SetMRMLScene(scene)
 
-image = read_nrrd(Path(sys.argv[2]))
-volume = add_volume(scene, image, "ct")
-assert np.array_equal(slicer.util.arrayFromVolume(volume), image.array)
-back = read_volume_node(volume)
-write_nrrd(Path(sys.argv[2]).with_name("exported.nrrd"), back)
 
-segmentation = read_nrrd(Path(sys.argv[3]))
-node = add_segmentation(scene, segmentation, "organs", reference=volume, oriented_image=slicer.vtkOrientedImageData)
+def elements(matrix: vtk.vtkMatrix4x4) -> list[list[float]]:
+    return [[matrix.GetElement(row, column) for column in range(4)] for row in range(4)]
+
+
+volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "ct")
+storage = scene.AddNewNodeByClass("vtkMRMLVolumeArchetypeStorageNode")
+storage.SetFileName(sys.argv[2])
+assert storage.ReadData(volume)
+save_volume(scene, volume, Path(sys.argv[2]).with_name("exported.nrrd"))
+
+unreadable = Path(sys.argv[2]).with_name("unreadable.seg.nrrd")
+unreadable.write_bytes(b"something else")
+try:
+    load_segmentation(scene, unreadable, "unreadable", reference=volume)
+except ValueError as error:
+    result = {"error": str(error), "segments": {}}
+
+transform = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+volume.SetAndObserveTransformNodeID(transform.GetID())
+node = load_segmentation(scene, Path(sys.argv[3]), "organs", reference=volume)
+result["nodes"] = scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
+result["has_transform"] = node.GetTransformNodeID() == transform.GetID()
 segments = node.GetSegmentation()
-segments.SetConversionParameter("Smoothing factor", "0.0")  # which takes some per cent of small organs away
+segments.SetConversionParameter("Smoothing factor", "0.0")  # smoothing removes some per cent of small organs
 segments.CreateRepresentation("Closed surface")
-
-found = {"matrix": back.ijk_to_ras.tolist(), "segments": {}}
 for index in range(segments.GetNumberOfSegments()):
     segment = segments.GetNthSegment(index)
-    surface = segment.GetRepresentation("Closed surface")
-    mass = vtk.vtkMassProperties()
     triangles = vtk.vtkTriangleFilter()
-    triangles.SetInputData(surface)
+    triangles.SetInputData(segment.GetRepresentation("Closed surface"))
+    mass = vtk.vtkMassProperties()
     mass.SetInputConnection(triangles.GetOutputPort())
-    mask = segment.GetRepresentation("Binary labelmap")
     matrix = vtk.vtkMatrix4x4()
-    mask.GetImageToWorldMatrix(matrix)
-    found["segments"][segment.GetName()] = {
+    segment.GetRepresentation("Binary labelmap").GetImageToWorldMatrix(matrix)
+    result["segments"][segment.GetName()] = {
         "color": list(segment.GetColor()),
         "surface_mm3": mass.GetVolume(),
-        "extent": list(mask.GetExtent()),
-        "matrix": matrix_to_array(matrix).tolist(),
-        "bounds": list(surface.GetBounds()),
+        "bounds": list(segment.GetRepresentation("Closed surface").GetBounds()),
+        "matrix": elements(matrix),
     }
-print("FOUND" + json.dumps(found))  # noqa: T201
+print("RESULT" + json.dumps(result))  # noqa: T201

@@ -14,8 +14,8 @@ import slicer
 sys.path.insert(0, sys.argv[1])
 
 
-class Nothing:
-    """In the place of Qt, and of Slicer's base classes."""
+class Stub:
+    """Replaces Qt and Slicer's base classes."""
 
     def __init__(self, parent: object = None) -> None:
         self.parent = parent
@@ -29,7 +29,7 @@ logic = slicer.vtkSlicerSegmentationsModuleLogic()
 logic.SetMRMLScene(slicer.mrmlScene)
 base = types.ModuleType("slicer.ScriptedLoadableModule")
 for kind in ("", "Logic", "Test", "Widget"):
-    setattr(base, f"ScriptedLoadableModule{kind}", Nothing)
+    setattr(base, f"ScriptedLoadableModule{kind}", Stub)
 sys.modules["slicer.ScriptedLoadableModule"] = base
 for name in ("ctk", "qt"):
     sys.modules[name] = types.ModuleType(name)

@@ -1,4 +1,4 @@
-"""Slicer's real scene (slicer-core): the volume goes in and out, segments have names, colours, place and volume."""
+"""Slicer's real scene (slicer-core): volumes keep their grid; segments have names, colours, positions and volumes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.label]
 LIBRARY = Path(__file__).parents[3] / "medunet" / "deploy" / "slicer" / "MedUNet"
 
 VOLUME_TOLERANCE = 0.02
-"""Of a closed surface, against the voxels."""
+"""Relative difference between a closed surface and the voxels."""
 
 OBLIQUE = np.array([[0.0, -0.8, 0.6, 5], [1.5, 0, 0, -7], [0, 0.6, 0.8, 11], [0, 0, 0, 1]]) @ np.diag([1, 2, 2, 1])
 
@@ -34,13 +34,8 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path, di
     return image, label, phantom.labels
 
 
-def in_scene(image: Path, label: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(in_slicer("scene_check.py", LIBRARY, image, label).split("FOUND")[1])
-    return found
-
-
 def in_slicer(script: str, *words: Path) -> str:
-    """What a script prints in slicer-core's Python."""
+    """Return what a script prints in slicer-core's Python."""
     python = Path(os.environ.get("MEDUNET_SLICER_ENV", "")) / "bin" / "python"
     if not python.is_file():
         pytest.skip("slicer-core is not set up: run bash scripts/test_label.sh")
@@ -50,31 +45,31 @@ def in_slicer(script: str, *words: Path) -> str:
     return done.stdout
 
 
-def test_a_segmentation_enters_the_scene_as_it_is(case: tuple[Path, Path, dict[str, int]]) -> None:
+def test_volumes_and_segmentations_keep_grid_names_and_colours(case: tuple[Path, Path, dict[str, int]]) -> None:
     image, label, labels = case
-    volume = read_volume(label).image
-    affine = np.asarray(volume.affine)
-    found = in_scene(image, label)
-    assert np.allclose(found["matrix"], affine, atol=1e-9)
-    assert list(found["segments"]) == [name for name in labels if name != "background"]
-    voxel_mm3 = abs(np.linalg.det(affine[:3, :3]))
-    for segment in as_segments(labels):
-        there = found["segments"][segment.name]
-        mask = volume[0].numpy() == segment.value
-        assert np.allclose(there["color"], np.array(segment.color) / 255, atol=1e-5)
-        assert np.allclose(there["matrix"], affine, atol=1e-9)
-        places = np.argwhere(mask)
-        extent = np.stack([places.min(axis=0), places.max(axis=0)]).T.ravel()
-        assert there["extent"] == extent.tolist()
-        assert there["surface_mm3"] == pytest.approx(mask.sum() * voxel_mm3, rel=VOLUME_TOLERANCE)
-
-
-def test_a_volume_leaves_the_scene_as_it_came(case: tuple[Path, Path, dict[str, int]]) -> None:
-    image, label, _ = case
-    in_scene(image, label)
+    result: dict[str, Any] = json.loads(in_slicer("scene_check.py", LIBRARY, image, label).split("RESULT")[1])
     before, after = read_volume(image).image, read_volume(image.with_name("exported.nrrd")).image
     assert np.array_equal(before.numpy(), after.numpy())
     assert np.allclose(before.affine, after.affine, atol=1e-6)
+
+    volume = read_volume(label).image
+    affine = np.asarray(volume.affine)
+    assert result["has_transform"]
+    assert result["nodes"] == 1  # none of the unreadable file
+    assert "unreadable.seg.nrrd is not a readable segmentation" in result["error"]
+    assert list(result["segments"]) == [name for name in labels if name != "background"]
+    for segment in as_segments(labels):
+        loaded = result["segments"][segment.name]
+        mask = volume[0].numpy() == segment.value
+        assert np.allclose(loaded["color"], np.array(segment.color) / 255, atol=1e-5)
+        assert np.allclose(loaded["matrix"], affine, atol=1e-9)
+        centres = np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
+        bounds = np.reshape(loaded["bounds"], (3, 2))
+        reach = np.abs(affine[:3, :3]).sum(axis=1)  # a surface is up to a voxel around the centres
+        assert (np.abs(bounds[:, 0] - centres.min(axis=0)) <= reach).all()
+        assert (np.abs(bounds[:, 1] - centres.max(axis=0)) <= reach).all()
+        volume_mm3 = mask.sum() * abs(np.linalg.det(affine[:3, :3]))
+        assert loaded["surface_mm3"] == pytest.approx(volume_mm3, rel=VOLUME_TOLERANCE)
 
 
 def test_the_modules_self_test_passes() -> None:

@@ -1,4 +1,4 @@
-"""What the module MedUNet does, free of Qt and of medunet: Slicer's Python has neither torch nor MONAI.
+"""Library of the module MedUNet, free of Qt and of medunet: Slicer's Python has neither torch nor MONAI.
 
-Only `scene` needs Slicer's VTK; the rest needs numpy and the standard library.
+Only `scene` needs Slicer's VTK and MRML; the rest needs the standard library.
 """
