@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from rich.progress import Progress
 
 if TYPE_CHECKING:
     from medunet.deploy.cluster import CohortResult, Outcome
+    from medunet.prediction import PredictOptions
 
 EXIT_SOME_FAILED = 2
 EXIT_INTERRUPTED = 130
@@ -27,7 +29,14 @@ class Where(str, Enum):
 
 
 def predict_many(
-    bundle: Path, inputs: Sequence[str], output: Path, *, query: Sequence[str], send_back: bool, **options: Any
+    bundle: Path,
+    inputs: Sequence[str],
+    output: Path,
+    options: PredictOptions,
+    *,
+    query: Sequence[str],
+    send_back: bool,
+    **how: Any,
 ) -> None:
     """Predict the cases of one manifest, folder or DICOMweb store, and print a summary."""
     from medunet.deploy.cluster import DicomWebStore, predict_cohort
@@ -41,7 +50,7 @@ def predict_many(
         if not all(key and value for key, _, value in pairs):
             raise ConfigError("--query must be KEYWORD=VALUE", received=" ".join(query), expected="such as Modality=CT")
         if send_back:
-            options["result_format"] = "dicom-seg"
+            options = replace(options, result_format="dicom-seg")
         wanted = {key: value for key, _, value in pairs}
         source = list(DicomWebStore(inputs[0]).series(wanted, send_back=send_back))
     elif query or send_back:
@@ -55,8 +64,8 @@ def predict_many(
             if outcome.error is not None:
                 console.print(f"[bold red]error[/] {escape(outcome.name)}: {escape(outcome.error)}")
 
-        result = predict_cohort(bundle, source, output, report=report, **options)
-    show_cohort(result, was_forced=bool(options.get("replace")))
+        result = predict_cohort(bundle, source, output, options, report=report, **how)
+    show_cohort(result, was_forced=bool(how.get("replace")))
 
 
 def show_cohort(result: CohortResult, *, was_forced: bool = False) -> None:

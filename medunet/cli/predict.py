@@ -141,51 +141,44 @@ def predict(
     for path in () if is_url else inputs:
         require_path(path)
     check_target(output)
-    if on is not None or is_url or inputs[0].lower().endswith(".csv"):
-        if deidentify or isolate:
-            raise ConfigError(
-                "not supported for manifests, DICOMweb stores and Ray",
-                received="--deidentify" if deidentify else "--isolate",
-                remedy="predict files or folders, or put pseudonyms into the column `name` of the manifest",
-            )
-        predict_many(
-            folder,
-            inputs,
-            output,
-            query=query or (),
-            send_back=send_back,
-            where="here" if on is None else on.value,
-            device=device,
-            probabilities=probabilities,
-            result_format=result_format.value,
-            overrides=overrides,
-            ensemble=members,
-            replace=force,
-            trust=trust,
-            case_seconds=60 * case_minutes,
+    is_cohort = on is not None or is_url or inputs[0].lower().endswith(".csv")
+    if is_cohort and (deidentify or isolate):
+        raise ConfigError(
+            "not supported for manifests, DICOMweb stores and Ray",
+            received="--deidentify" if deidentify else "--isolate",
+            remedy="predict files or folders, or put pseudonyms into the column `name` of the manifest",
         )
-        return
     from medunet.datasets import list_inputs
     from medunet.io import Pseudonyms
-    from medunet.prediction import Predictor
+    from medunet.prediction import PredictOptions, Predictor
 
     pseudonyms = Pseudonyms.from_file(pseudonym_key) if deidentify else None
-    begun = time.perf_counter()
-    predictor = Predictor(
-        folder,
-        output_dir=output,
+    options = PredictOptions(
         device=device,
         probabilities=probabilities,
         result_format=result_format.value,
-        overwrite=force,
         overrides=overrides,
-        skip_done=skip_existing,
         ensemble=members,
         benchmark=benchmark,
         trust=trust,
         isolated=isolate or None,
         pseudonyms=pseudonyms,
     )
+    if is_cohort:
+        predict_many(
+            folder,
+            inputs,
+            output,
+            options,
+            query=query or (),
+            send_back=send_back,
+            where="here" if on is None else on.value,
+            replace=force,
+            case_seconds=60 * case_minutes,
+        )
+        return
+    begun = time.perf_counter()
+    predictor = Predictor(folder, options, output_dir=output, overwrite=force, skip_done=skip_existing)
     sources = list_inputs(inputs, channels=predictor.channels)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     loaded = time.perf_counter()

@@ -1,4 +1,4 @@
-"""From a trained bundle and images to label maps, and to numbers about them."""
+"""Prediction: from a trained bundle and images to label maps, and their scores."""
 
 from .evaluation import Pair as Pair
 from .evaluation import evaluate_pairs as evaluate_pairs
@@ -6,6 +6,7 @@ from .evaluation import pair_files as pair_files
 from .evaluation import prediction_path as prediction_path
 from .evaluation import read_pair as read_pair
 from .evaluation import reason as reason
+from .options import PredictOptions as PredictOptions
 from .postprocessing import choose_region_rules as choose_region_rules
 from .postprocessing import choose_rules as choose_rules
 from .predictor import Prediction as Prediction

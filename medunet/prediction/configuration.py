@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,28 +15,24 @@ from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 from yaml import YAMLError
 
-from medunet.config import check_type
+from medunet.config import check_type, walk
 from medunet.errors import ConfigError, find_cause, first_cause
 from medunet.runtime import load_weights
 from medunet.trust import Verdict, require_trust
 
 from .foreign import complete, is_foreign
 
-DEFAULTS = {"result_format": "auto", "overwrite": False}
-"""What a config says that nobody has changed; bundles made before these keys lack them."""
-
-OWN_CODE = "scripts"
-"""Package of a bundle that `_target_` of its configs may name."""
+OWN_CODE = "scripts"  # package of a bundle that `_target_` of its configs may name
 
 SHARED_IDS = ("in_channels", "label_names", "label_values", "region_values", "regions_class_order", "preprocessing")
-"""What the members of an ensemble must have in common: one pass of reading feeds them all."""
+"""Values that the members of an ensemble must share, because each image is read once for all of them."""
 
 
 def parse_inference(
     bundle: Path,
     *,
     device: torch.device,
-    options: Mapping[str, Any] | None = None,
+    values: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
     trust: bool = False,
 ) -> ConfigParser:
@@ -45,13 +41,13 @@ def parse_inference(
     Args:
         bundle: folder of a bundle or run.
         device: where the network runs.
-        options: values by config id; those of :data:`DEFAULTS` may be absent from an old bundle while unchanged.
-        overrides: the user's values by config id.
-        trust: of a bundle that could run code of its own, see :func:`medunet.trust.require_trust`.
+        values: values by config id that medunet sets.
+        overrides: the user's values by config id; their ids must exist, and they win.
+        trust: approve a bundle that could run its own code, see :func:`medunet.trust.require_trust`.
 
     Raises:
         SecurityError: the bundle is not trusted.
-        ConfigError: no such file, an unknown key, or an option that the bundle is too old for.
+        ConfigError: a missing file, an unknown key, or a value of the wrong type.
     """
     if (file := config_file(bundle, "inference")) is None:
         raise ConfigError("the bundle has no configs/inference.json", file=bundle, remedy="give a bundle or a run")
@@ -67,23 +63,15 @@ def parse_inference(
         raise ConfigError("unknown config key", file=file, received=", ".join(unknown))
     for key, value in (overrides or {}).items():
         check_type(key, value, parser[key])
-    asked = {key: value for key, value in (options or {}).items() if key not in DEFAULTS or value != DEFAULTS[key]}
-    if unknown := [key for key in asked if key in DEFAULTS and key not in parser]:
-        raise ConfigError(
-            "the bundle is too old for this option",
-            file=file,
-            received=", ".join(unknown),
-            remedy="render it again by `medunet bundle render`, or train anew",
-        )
-    parser.update({"bundle_root": str(bundle), "device": device, **asked, **(overrides or {})})
+    parser.update({"bundle_root": str(bundle), "device": device, **(values or {}), **(overrides or {})})
     return parser
 
 
 def content(parser: ConfigParser, id_: str) -> Any:
-    """Return what an id of a config stands for.
+    """Return the object that an id of a config defines.
 
     Raises:
-        MedunetError: what a component of medunet raises.
+        MedunetError: the typed error of a component of medunet.
         ConfigError: it cannot be built; the message has the first cause, without MONAI's words around it.
     """
     try:
@@ -105,7 +93,7 @@ def load_network(parser: ConfigParser) -> torch.nn.Module:
     """Return the bundle's network with its weights, in evaluation mode on the device of the config.
 
     Raises:
-        ConfigError: the config does not give a network.
+        ConfigError: the config does not define a network.
         DataError: no weights, or weights of another network.
     """
     defined = content(parser, "network_def")
@@ -121,18 +109,13 @@ def load_network(parser: ConfigParser) -> torch.nn.Module:
 
 
 def check_same_input(first: ConfigParser, other: ConfigParser, *, bundle: Path) -> None:
-    """Refuse a member of an ensemble that would need another preprocessing, or gives other labels.
-
-    Args:
-        first: config of the bundle whose preprocessing is used.
-        other: config of the member.
-        bundle: folder of the member, for the message.
+    """Reject a member of an ensemble, in the folder `bundle`, whose preprocessing or labels differ from the first's.
 
     Raises:
         ConfigError: naming the first value that differs.
     """
     for parser in (first, other):
-        content(parser, "in_channels")  # parsing spells all references in one way
+        content(parser, "in_channels")  # parsing normalises all references
     ours, theirs = (_closure(parser, SHARED_IDS) for parser in (first, other))
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
@@ -146,13 +129,22 @@ def check_same_input(first: ConfigParser, other: ConfigParser, *, bundle: Path) 
 
 
 def config_file(bundle: Path, name: str) -> Path | None:
-    """Return a config of a bundle; medunet's are JSON, some of the model zoo's are YAML."""
+    """Return the file of a config of a bundle: JSON for medunet's, also YAML for some of the model zoo's."""
     candidates = (bundle / "configs" / f"{name}{suffix}" for suffix in (".json", ".yaml", ".yml"))
     return next((file for file in candidates if file.is_file()), None)
 
 
+def import_from(bundle: Path) -> None:
+    """Let `_target_: scripts.NAME` find the bundle's own code, as `python -m monai.bundle` in its folder does."""
+    if not (bundle / OWN_CODE).is_dir():
+        return
+    for name in [name for name in sys.modules if name.partition(".")[0] == OWN_CODE]:
+        del sys.modules[name]  # that of another bundle
+    sys.path.insert(0, os.fspath(bundle.resolve()))
+
+
 def _judged(verdict: Verdict, file: Path) -> dict[str, Any]:
-    """Return a config as it was judged, not as the file may be by now; YAML is never trusted without the user."""
+    """Return a config as it was judged, even if the file has changed; YAML is trusted only if the user approves it."""
     if file.suffix == ".json":
         config = copy.deepcopy(verdict.configs.get(f"configs/{file.name}"))
     else:
@@ -165,35 +157,16 @@ def _judged(verdict: Verdict, file: Path) -> dict[str, Any]:
     return config
 
 
-def import_from(bundle: Path) -> None:
-    """Let `_target_: scripts.NAME` find the bundle's own code, as `python -m monai.bundle` in its folder does."""
-    if not (bundle / OWN_CODE).is_dir():
-        return
-    for name in [name for name in sys.modules if name.partition(".")[0] == OWN_CODE]:
-        del sys.modules[name]  # that of another bundle
-    sys.path.insert(0, os.fspath(bundle.resolve()))
-
-
 def _closure(parser: ConfigParser, ids: tuple[str, ...]) -> dict[str, Any]:
-    """The values behind ids and behind all that they refer to; paths aside, two of one meaning are equal."""
-    found: dict[str, Any] = {}
+    """Return the values of ids and of all ids that they refer to, except paths."""
+    values: dict[str, Any] = {}
     waiting = list(ids)
     while waiting:
         key = waiting.pop()
-        if key in found or key == "bundle_root" or key not in parser:
+        if key in values or key == "bundle_root" or key not in parser:
             continue
-        found[key] = parser[key]
-        for text in _texts(found[key]):
-            waiting += ReferenceResolver.match_refs_pattern(text)
-    return found
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for entry in value.values():
-            yield from _texts(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _texts(entry)
+        values[key] = parser[key]
+        for _, value in walk({key: values[key]}):
+            if isinstance(value, str):
+                waiting += ReferenceResolver.match_refs_pattern(value)
+    return values

@@ -1,4 +1,4 @@
-"""Bundles that medunet did not make, such as those of MONAI's model zoo: what their configs leave open."""
+"""Third-party bundles, such as those of MONAI's model zoo: what prediction needs and their configs leave open."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, LoadImaged, SaveImage, SaveImaged
 
 from medunet.errors import ConfigError
 from medunet.io import SavePredictiond
+
+from .steps import steps_of
 
 EXAMPLES = {
     "network_def": '{"_target_": "UNet", ...}',
@@ -29,6 +30,7 @@ DEFAULTS: Mapping[str, Any] = {
     "network": "$@network_def.to(@device)",
     "autocast_dtype": "float32",
     "prediction_dir": "$@bundle_root + '/prediction'",
+    "region_order": [],
     "result_format": "auto",
     "overwrite": False,
 }
@@ -37,7 +39,7 @@ DEFAULTS: Mapping[str, Any] = {
 BACKGROUND = "background"
 
 OWN_IDS = ("in_channels", "spatial_dims", "network", "ckpt_path", "autocast_dtype", "prediction_dir")
-"""Ids that every bundle of medunet has, also the oldest."""
+"""Ids that every bundle of medunet has."""
 
 
 def is_foreign(parser: ConfigParser) -> bool:
@@ -46,11 +48,11 @@ def is_foreign(parser: ConfigParser) -> bool:
 
 
 def complete(parser: ConfigParser, metadata: Mapping[str, Any], *, file: Path) -> None:
-    """Fill in the ids of medunet that a bundle of another maker lacks.
+    """Fill in the ids of medunet that a third-party inference config lacks; changes the parser.
 
     Args:
-        parser: the bundle's inference config; changed in place.
-        metadata: the bundle's ``metadata.json``, which says how many channels and axes an image has.
+        parser: the bundle's inference config.
+        metadata: the bundle's ``metadata.json``, which has the numbers of channels and axes of an image.
         file: the inference config, for messages.
 
     Raises:
@@ -73,6 +75,17 @@ def complete(parser: ConfigParser, metadata: Mapping[str, Any], *, file: Path) -
     parser.update({key: value for key, value in known.items() if key not in parser})
 
 
+def checkpoint(parser: ConfigParser) -> str:
+    """Return the expression of the weights' path: that of the config's CheckpointLoader, else ``models/model.pt``."""
+    handlers = parser.get("handlers", [])
+    count = len(handlers) if isinstance(handlers, list) else 0
+    for place in ("checkpointloader", *(f"handlers::{index}" for index in range(count))):
+        component = parser.get(place)
+        if isinstance(component, Mapping) and isinstance(component.get("load_path"), str | os.PathLike):
+            return f"@{place}::load_path"
+    return "$@bundle_root + '/models/model.pt'"
+
+
 def labels_of(metadata: Mapping[str, Any]) -> dict[str, int] | None:
     """Return the value of each label by name, as an argmax over the network's channels gives it.
 
@@ -93,13 +106,8 @@ def labels_of(metadata: Mapping[str, Any]) -> dict[str, int] | None:
 
 
 def check_loading(preprocessing: Callable[..., Any]) -> None:
-    """Reject preprocessing that does not read one image by its path.
-
-    Raises:
-        ConfigError: it reads other keys, or nothing.
-    """
-    steps = preprocessing.transforms if isinstance(preprocessing, Compose) else (preprocessing,)
-    keys = sorted({str(key) for step in steps if isinstance(step, LoadImaged) for key in step.keys})
+    """Raise ConfigError unless the preprocessing reads one image by its path."""
+    keys = sorted({str(key) for step in steps_of(preprocessing) if isinstance(step, LoadImaged) for key in step.keys})
     if keys != ["image"]:
         raise ConfigError(
             "preprocessing must read one image, under the key image",
@@ -109,10 +117,10 @@ def check_loading(preprocessing: Callable[..., Any]) -> None:
 
 
 def saved_by_medunet(postprocessing: Callable[..., Any], parser: ConfigParser) -> Compose:
-    """Return a bundle's postprocessing with medunet's writer in place of MONAI's.
+    """Return a bundle's postprocessing with medunet's writer instead of MONAI's.
 
     Raises:
-        ConfigError: class probabilities are to be written, which another maker's postprocessing does not keep.
+        ConfigError: class probabilities are wanted, which third-party postprocessing does not keep.
     """
     if parser.get("save_probabilities"):
         raise ConfigError(
@@ -127,38 +135,13 @@ def saved_by_medunet(postprocessing: Callable[..., Any], parser: ConfigParser) -
         overwrite=parser["overwrite"],
         labels=labels_of(parser.get("_meta_", {})),
     )
-    steps = postprocessing.transforms if isinstance(postprocessing, Compose) else (postprocessing,)
-    return Compose([*(step for step in steps if not isinstance(step, SaveImage | SaveImaged)), saver])
-
-
-def only_tensor(output: Any) -> torch.Tensor:
-    """Return the network's answer.
-
-    Raises:
-        ConfigError: it is not one tensor, as with deep supervision or several heads.
-    """
-    if isinstance(output, torch.Tensor):
-        return output
-    raise ConfigError(
-        "the network must return one tensor",
-        received=type(output).__name__,
-        remedy="let `inferer` or `network_def` in inference.json choose one, for instance by deep_supervision: false",
+    return Compose(
+        [*(step for step in steps_of(postprocessing) if not isinstance(step, SaveImage | SaveImaged)), saver]
     )
 
 
 def _tensor(metadata: Mapping[str, Any], side: str, name: str) -> Mapping[str, Any]:
-    found: Any = metadata
+    value: Any = metadata
     for key in ("network_data_format", side, name):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
-
-
-def checkpoint(parser: ConfigParser) -> str:
-    """Return the place of the weights: that of the config's CheckpointLoader, else the usual one."""
-    handlers = parser.get("handlers", [])
-    count = len(handlers) if isinstance(handlers, list) else 0
-    for place in ("checkpointloader", *(f"handlers::{index}" for index in range(count))):
-        component = parser.get(place)
-        if isinstance(component, Mapping) and isinstance(component.get("load_path"), str | os.PathLike):
-            return f"@{place}::load_path"
-    return "$@bundle_root + '/models/model.pt'"
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}

@@ -1,4 +1,4 @@
-"""Three stages that overlap: the next case is read while one is computed and the one before is written."""
+"""Three overlapping stages: one case is read while another is computed and a third is written."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Result = TypeVar("Result")
 class _Message(Enum):
     READ = "a case was read"
     WRITTEN = "a case was written"
-    END = "there is nothing more to read"
-    FAILURE = "a thread ended by an exception"
+    END = "no more cases"
+    FAILURE = "a thread failed"
 
 
 def overlap(
@@ -28,7 +28,7 @@ def overlap(
     write: Callable[[Work], Result],
     in_flight: int,
 ) -> Generator[Result, None, None]:
-    """Read, compute and write case after case; results come in the order of the sources, each as soon as it is there.
+    """Read, compute and write case after case; yield results in the order of the sources, each as soon as it exists.
 
     ::
 
@@ -36,22 +36,22 @@ def overlap(
         calling thread            | comp 1 | comp 2 | comp 3 |
         writing thread                     | writ 1 | writ 2 | writ 3 |
 
-    What a stage raises ends everything and is raised here; a stage that wants the rest to go on keeps its error in its
-    work. When the caller stops early (``close()``, an exception, Ctrl-C) the threads end what they are at, a file
-    that is being written is written to its end, and nothing more is begun.
+    An exception of a stage ends everything and is raised here; to continue with other cases, a stage stores its error
+    in its work. If the caller stops early (``close()``, an exception, Ctrl-C), the threads finish their current case, a
+    file that is being written is complete, and nothing else starts.
 
     Args:
         sources: what to read; iterated in the reading thread.
         read: called in the reading thread.
-        compute: called in the calling thread, where a GPU's context, autocast and Ctrl-C are at home.
+        compute: called in the calling thread, which owns the GPU's context, autocast and Ctrl-C.
         write: called in the writing thread.
-        in_flight: cases between reading and the written file at once, which bounds the memory; 1 overlaps nothing.
+        in_flight: most cases between reading and the written file, which bounds the memory; 1 overlaps nothing.
 
     Example:
         >>> list(overlap("ab", read=str.upper, compute=lambda x: x * 2, write=lambda x: f"<{x}>", in_flight=3))
         ['<AA>', '<BB>']
     """
-    # one inbox for the calling thread, so that a result is reported even while the next case is still being read
+    # one inbox, so that the calling thread reports a result while the next case is still being read
     inbox: SimpleQueue[tuple[_Message, Any]] = SimpleQueue()
     to_write: SimpleQueue[tuple[_Message, Any]] = SimpleQueue()
     slots = threading.Semaphore(in_flight)  # bounds both queues together
@@ -71,7 +71,7 @@ def overlap(
             if message is _Message.END or stop.is_set():
                 return
             result = write(work)
-            del work  # a volume, which must be gone before the next case takes the slot
+            del work  # frees the volume before the next case takes the slot
             slots.release()
             inbox.put((_Message.WRITTEN, result))
 
@@ -81,7 +81,7 @@ def overlap(
         except BaseException as error:
             inbox.put((_Message.FAILURE, error))
 
-    # daemons: a second Ctrl-C, while the first waits for a slow file, ends the process
+    # daemons: a second Ctrl-C ends the process while the first one waits for a slow file
     threads = [threading.Thread(target=guarded, args=(loop,), daemon=True) for loop in (reading, writing)]
     for thread in threads:
         thread.start()

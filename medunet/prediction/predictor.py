@@ -1,12 +1,12 @@
-"""A trained bundle that stays resident and predicts case after case."""
+"""A trained bundle that stays in memory and predicts case after case."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -14,75 +14,77 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch
-from monai.transforms import Compose, LoadImage, LoadImaged, Orientation, Orientationd, Spacing, Spacingd
+from monai.transforms import LoadImage, LoadImaged, Orientation, Orientationd, Spacing, Spacingd
 
-from medunet.errors import ConfigError, MedunetError, find_cause
-from medunet.io import Pseudonyms, ReadOptions, ResultFormat, SavePredictiond
+from medunet.errors import ConfigError, DataError, MedunetError, find_cause
+from medunet.io import SavePredictiond
 from medunet.io.reader import PathLike
 from medunet.runtime import EnsembleLogits, FastNetwork, Form, autocast, keep_freed_memory, resolve_device
 
 from .configuration import check_same_input, content, load_network, parse_inference
-from .existing import existing_result
-from .foreign import check_loading, only_tensor, saved_by_medunet
+from .foreign import check_loading, saved_by_medunet
 from .isolation import isolate_reading
+from .options import PredictOptions
 from .pipeline import overlap
-from .source import Source, as_if_read, as_text, check_channels, parts, unexpected
-from .steps import run_steps, steps_up_to, typed_errors
-from .timing import StageSeconds, Stopwatch
-from .transfer import batch_on, pinned, preprocess_on
+from .source import Source, existing_result, first_path, from_array, parts, unexpected
+from .steps import batch_on, pinned, preprocess_on, run_steps, steps_of, steps_up_to, typed_errors
+from .timing import StageSeconds
 
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 3
-"""Cases between reading and the written file at once: one a stage. More would only hold more volumes in memory."""
+"""Cases between reading and the written file: one per stage. More would only hold more volumes in memory."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What became of one case.
+    """Result of one case.
 
     Args:
         source: the image, or its channels.
-        path: the label map that was written, or was there before; ``None`` when the case failed.
+        path: the label map; None if the case failed.
         error: why it failed.
-        seconds: of work on this case, from reading to the written file, without waiting for other cases.
-        stages: the same by stage.
-        skipped: whether the case was done before.
+        stages: seconds of work per stage, without waiting for other cases.
+        skipped: whether the result existed before.
     """
 
     source: Source
     path: Path | None
     error: MedunetError | None
-    seconds: float
     stages: StageSeconds = field(default_factory=StageSeconds)
     skipped: bool = False
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of work on this case, from reading to the written file."""
+        return self.stages.total
+
 
 @dataclass(frozen=True)
-class _Way:
-    """Transforms that no other case uses at the same time.
+class _Transforms:
+    """Transforms that only one case uses at a time.
 
-    MONAI's transforms switch their own tracing off while they invert, so that a case being read beside one being
-    inverted would lose its trace. Copied together, Invertd keeps pointing to the preprocessing beside it.
+    MONAI's transforms switch their own tracing off while they invert, so a case that is read during an inversion would
+    lose its trace. Copied together, Invertd keeps pointing to the preprocessing beside it.
     """
 
     preprocessing: Callable[..., Any]
     postprocessing: Callable[..., Any]
 
     @property
-    def savers(self) -> tuple[SavePredictiond, ...]:
-        steps = getattr(self.postprocessing, "transforms", ())
-        return tuple(step for step in steps if isinstance(step, SavePredictiond))
+    def savers(self) -> list[SavePredictiond]:
+        return [step for step in steps_of(self.postprocessing) if isinstance(step, SavePredictiond)]
 
 
 @dataclass
 class _Case:
-    """One case between the stages; what is no longer needed is let go at once."""
+    """One case between the stages."""
 
     source: Source
-    way: _Way
-    watch: Stopwatch = field(default_factory=Stopwatch)
+    transforms: _Transforms
+    stages: StageSeconds = field(default_factory=StageSeconds)
     item: dict[Any, Any] = field(default_factory=dict)
     path: Path | None = None
     error: MedunetError | None = None
@@ -97,129 +99,79 @@ class Predictor:
     """A bundle's ``inference.json``, run without MONAI's engine around it.
 
     Pre- and postprocessing, network and inferer are the bundle's own, so the result is that of
-    ``python -m monai.bundle run inference``. The network is loaded when the predictor is made and stays. Reading,
-    network and writing of different cases overlap. A bundle that medunet did not make, such as one of MONAI's model
-    zoo, keeps its own steps; only its results are written by medunet.
+    ``python -m monai.bundle run inference``. The network is loaded once. Reading, network and writing of different
+    cases overlap. A third-party bundle, such as one of MONAI's model zoo, keeps its own steps; medunet only writes its
+    results.
 
     Args:
         bundle: folder of a bundle or run with weights in ``models/model.pt``.
-        output_dir: where label maps are written. Without it :meth:`decide` and :meth:`decide_array` work, and
-            :meth:`predict` and :meth:`predict_case` do not.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        probabilities: also write class probabilities.
-        result_format: of the label maps, see :class:`medunet.io.SavePredictiond`.
-        overwrite: replace results that exist; otherwise such a case is refused before the network runs.
-        read: how to read images that can be interpreted in more than one way, such as ``ReadOptions(phase=1)``.
-        overrides: values by config id, for the members of an ensemble too.
-        skip_done: pass over cases whose results exist, without reading them.
-        ensemble: further bundles, such as other folds; the class probabilities of all networks are averaged, in one
-            pass of reading. They must agree in preprocessing, labels and sizes.
-        benchmark: measure the forward passes apart from the inferer around them, see :class:`StageSeconds`.
-        in_flight: cases between reading and the written file at once; 1 overlaps nothing.
-        trust: run bundles that could run code of their own, see :func:`medunet.trust.require_trust`.
-        isolated: decode images in a child process, see :mod:`medunet.io.isolation`; None: as the environment says.
-        pseudonyms: names for cases in place of their own, in files, DICOM results, errors and logs.
+        options: see :class:`PredictOptions`.
+        changes: single options by name, such as ``device="cpu"``. Without ``output_dir``, :meth:`decide` and
+            :meth:`decide_array` work, :meth:`predict` and :meth:`predict_case` do not.
 
     Raises:
         SecurityError: a bundle is not trusted.
-        ConfigError: a config that cannot be used, members that differ, or a device that is not there.
+        ConfigError: an invalid config or option, members of an ensemble that differ, or a missing device.
         DataError: no weights, or weights of another network.
     """
 
-    def __init__(
-        self,
-        bundle: PathLike,
-        *,
-        output_dir: PathLike | None = None,
-        device: str = "auto",
-        probabilities: bool = False,
-        result_format: ResultFormat = "auto",
-        overwrite: bool = False,
-        read: ReadOptions | None = None,
-        overrides: Mapping[str, Any] | None = None,
-        skip_done: bool = False,
-        ensemble: Sequence[PathLike] = (),
-        benchmark: bool = False,
-        in_flight: int = IN_FLIGHT,
-        trust: bool = False,
-        isolated: bool | None = None,
-        pseudonyms: Pseudonyms | None = None,
-    ) -> None:
-        if overwrite and skip_done:
-            raise ConfigError("results are either replaced or skipped", received="overwrite and skip_done")
-        if in_flight < 1:
-            raise ConfigError("impossible in_flight", received=in_flight, expected="1 or more")
-        overrides = {**(read.chosen if read else {}), **(overrides or {})}
-        bundle, members = Path(bundle), [Path(member) for member in ensemble]
-        self.device = resolve_device(device)
-        self.output_dir = None if output_dir is None else Path(output_dir)
-        self.skip_done = skip_done
-        self.benchmark = benchmark
-        self.in_flight = in_flight
-        options = {
-            **({} if output_dir is None else {"prediction_dir": os.fspath(output_dir)}),
-            "save_probabilities": probabilities,
-            "result_format": result_format,
-            # a case that is not done may still have one of its files, from a run that was interrupted between the two
-            "overwrite": overwrite or skip_done,
-        }
-        parser = parse_inference(bundle, device=self.device, options=options, overrides=overrides, trust=trust)
-        self.channels: int = content(parser, "in_channels")
-        self.spatial_dims: int = content(parser, "spatial_dims")
-        self.network = load_network(parser)
-        self.inferer = content(parser, "inferer")
-        if members:
-            self.network = self._join(parser, members, overrides, trust=trust)
+    def __init__(self, bundle: PathLike, options: PredictOptions | None = None, **changes: Any) -> None:
+        options = replace(options or PredictOptions(), **changes)
+        self.options = options
+        self.device = resolve_device(options.device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        for module in self.network.modules():
-            if isinstance(module, FastNetwork):
-                module.prepare(self.device, in_channels=self.channels, spatial_dims=self.spatial_dims)
+        parser = parse_inference(
+            Path(bundle),
+            device=self.device,
+            values=options.config_values,
+            overrides=options.changes,
+            trust=options.trust,
+        )
+        self.channels: int = content(parser, "in_channels")
+        self.spatial_dims: int = content(parser, "spatial_dims")
+        self.region_order: list[int] = content(parser, "region_order")
+        self.autocast_dtype: str = content(parser, "autocast_dtype")
+        self.inferer = content(parser, "inferer")
+        self.network = self._load(parser)
         self.preprocessing = content(parser, "preprocessing")
-        if isolated is not None:
-            isolate_reading(self.preprocessing, isolated)
+        if options.isolated is not None:
+            isolate_reading(self.preprocessing, options.isolated)
         self.postprocessing = content(parser, "postprocessing")
-        if not _Way(self.preprocessing, self.postprocessing).savers:
+        if not self._transforms.savers:
             check_loading(self.preprocessing)
             self.postprocessing = saved_by_medunet(self.postprocessing, parser)
-        self.savers = _Way(self.preprocessing, self.postprocessing).savers
-        self.pseudonyms = pseudonyms
-        for saver in self.savers:
-            saver.pseudonyms = pseudonyms
-        # bundles made before regions lack the id
-        known = "region_order" in parser
-        self.region_order: list[int] = content(parser, "region_order") if known else []
-        self.regions: list[list[int]] = content(parser, "region_indices") if known else []
-        self.autocast_dtype: str = content(parser, "autocast_dtype")
+        self.pseudonyms = options.pseudonyms
+        for saver in self._transforms.savers:
+            saver.pseudonyms = options.pseudonyms
 
     @property
     def needs_affine(self) -> bool:
         """Whether an image in memory must come with its affine."""
-        steps = self.preprocessing.transforms if isinstance(self.preprocessing, Compose) else ()
+        steps = steps_of(self.preprocessing)
         on_grid = any(isinstance(step, Orientation | Orientationd | Spacing | Spacingd) for step in steps)
         return self.spatial_dims == 3 or on_grid
 
     @property
     def forms(self) -> tuple[Form, ...]:
         """How each :class:`medunet.runtime.FastNetwork` of the bundle computes."""
-        found = (module.form for module in self.network.modules() if isinstance(module, FastNetwork))
-        return tuple(form for form in found if form is not None)
+        networks = (module for module in self.network.modules() if isinstance(module, FastNetwork))
+        return tuple(network.form for network in networks if network.form is not None)
 
     def predict(self, sources: Iterable[Source]) -> Generator[Prediction, None, None]:
-        """Predict case after case, in order; a case that fails is reported and the others are still predicted.
+        """Predict case after case, in order; a case that fails is reported and the others continue.
 
         After an early stop (``close()``, Ctrl-C) every file is complete: a file being written is written to its end.
 
         Raises:
-            ConfigError: no ``output_dir``, or one path in place of a list of sources.
+            ConfigError: no ``output_dir``, or one path instead of a list of sources.
         """
         self._require_output_dir()
         if isinstance(sources, str | os.PathLike):
             raise ConfigError("sources must be a list of images", received=sources, remedy="use predict_case")
-        original = _Way(self.preprocessing, self.postprocessing)
-        ways: SimpleQueue[_Way] = SimpleQueue()
-        for _ in range(self.in_flight):
-            ways.put(copy.deepcopy(original))
+        free: SimpleQueue[_Transforms] = SimpleQueue()
+        for _ in range(IN_FLIGHT):
+            free.put(copy.deepcopy(self._transforms))
 
         def read_ahead(case: _Case) -> None:
             self._read(case)
@@ -227,32 +179,31 @@ class Predictor:
                 case.item["image"] = pinned(case.item["image"], self.device)
 
         def read(source: Source) -> _Case:
-            return self._guarded(read_ahead, _Case(source, ways.get()))
+            return self._guarded(read_ahead, _Case(source, free.get()))
 
         def compute(case: _Case) -> _Case:
             return self._guarded(self._compute, case)
 
         def write(case: _Case) -> Prediction:
             self._guarded(self._write, case)
-            ways.put(case.way)
-            stages = case.watch.seconds
-            return Prediction(case.source, case.path, case.error, stages.total, stages, case.skipped)
+            free.put(case.transforms)
+            return Prediction(case.source, case.path, case.error, case.stages, case.skipped)
 
-        yield from overlap(sources, read=read, compute=compute, write=write, in_flight=self.in_flight)
+        yield from overlap(sources, read=read, compute=compute, write=write, in_flight=IN_FLIGHT)
 
     def predict_case(self, source: Source) -> Path:
-        """Predict one case and return the label map's path.
+        """Predict one case and return the path of its label map.
 
         Args:
-            source: an image, or one image a channel.
+            source: an image, or one image per channel.
 
         Raises:
             ConfigError: no ``output_dir``.
-            DataError: the image cannot be read, or the result exists and may not be replaced.
-            GeometryError: the image's headers are wrong, or the result cannot lie on its grid in this format.
+            DataError: the image cannot be read, or the result exists and must not be replaced.
+            GeometryError: invalid headers, or a result that this format cannot store on the image's grid.
         """
         self._require_output_dir()
-        case = _Case(source, _Way(self.preprocessing, self.postprocessing))
+        case = _Case(source, self._transforms)
         with typed_errors():
             for stage in (self._read, self._compute, self._write):
                 if not case.is_over:
@@ -264,12 +215,12 @@ class Predictor:
         """Predict one case without writing it.
 
         Returns:
-            The item with the label map under ``pred``, and with probabilities if the bundle is to save them.
+            The item with the label map under ``pred``, and probabilities if the bundle is to save them.
 
         Raises:
             MedunetError: as :meth:`predict_case`.
         """
-        case = _Case(source, _Way(self.preprocessing, self.postprocessing))
+        case = _Case(source, self._transforms)
         with typed_errors():
             self._read(case, writes=False)
             return self._decided(case)
@@ -277,27 +228,118 @@ class Predictor:
     def decide_array(
         self, image: npt.ArrayLike | torch.Tensor, *, affine: npt.ArrayLike | torch.Tensor | None = None
     ) -> dict[Any, Any]:
-        """Decide one image in memory, as :meth:`decide` does for a file.
+        """Predict one image in memory, as :meth:`decide` does for a file.
 
         Args:
             image: ``(C, *spatial)``, with the axes of :func:`medunet.io.read_volume`; of a picture ``(C, x, y)``.
-            affine: 4x4, from voxel indices to millimetres towards right, anterior and superior (RAS), as nibabel's
-                ``affine``. A MetaTensor has its own; an image in the plane whose bundle uses no spacing needs none.
+            affine: 4x4, from voxel indices to RAS millimetres, as nibabel's ``affine``. A MetaTensor has its own; a 2D
+                image whose bundle uses no spacing needs none.
 
         Raises:
-            GeometryError: no affine, an invalid one, or an image of another number of channels or axes.
+            GeometryError: no affine, an invalid one, or an image with another number of channels or axes.
         """
-        way = _Way(self.preprocessing, self.postprocessing)
-        case = _Case(Path(), way)
-        split = steps_up_to(way.preprocessing, (LoadImage, LoadImaged), last=True)
+        case = _Case(Path(), self._transforms)
         if affine is None and isinstance(image, MetaTensor):
             affine = image.affine
         if affine is None and not self.needs_affine:
             affine = np.eye(4)  # as a PNG is read
-        volume = as_if_read(image, affine, channels=self.channels, spatial_dims=self.spatial_dims)
+        volume = from_array(image, affine, channels=self.channels, spatial_dims=self.spatial_dims)
+        start = steps_up_to(self.preprocessing, (LoadImage, LoadImaged), last=True)
         with typed_errors():
-            case.item = self._preprocess(way, {"image": volume}, start=split)
+            case.item = self._preprocess(case, {"image": volume}, start=start)
             return self._decided(case)
+
+    @torch.inference_mode()
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
+        """Run the inferer on a preprocessed image ``(C, *spatial)``.
+
+        Returns:
+            ``(classes, *spatial)``, float32, on the CPU, with the metadata of the image; an inferer that returns to the
+            source grid gives its own result and metadata.
+        """
+        with autocast(self.device, self.autocast_dtype):
+            output = self.inferer(batch_on(image, self.device), self.network)
+        if not isinstance(output, torch.Tensor):
+            raise ConfigError(
+                "the network must return one tensor",
+                received=type(output).__name__,
+                remedy="let `inferer` or `network_def` in inference.json choose one, e.g. deep_supervision: false",
+            )
+        first: torch.Tensor = decollate_batch(output)[0] if getattr(output, "is_batch", False) else output[0]
+        first = first.float().cpu() if first.is_floating_point() else first.cpu()
+        if isinstance(image, MetaTensor) and not isinstance(first, MetaTensor):
+            first = MetaTensor(first).copy_meta_from(image)
+        return first
+
+    @property
+    def _transforms(self) -> _Transforms:
+        return _Transforms(self.preprocessing, self.postprocessing)
+
+    def _load(self, parser: ConfigParser) -> torch.nn.Module:
+        """Return the network, or the mean of the ensemble, ready for inference."""
+        network = load_network(parser)
+        if self.options.ensemble:
+            members = [network]
+            for bundle in map(Path, self.options.ensemble):
+                member = parse_inference(
+                    bundle, device=self.device, overrides=self.options.changes, trust=self.options.trust
+                )
+                check_same_input(parser, member, bundle=bundle)
+                members.append(load_network(member))
+            network = EnsembleLogits(members, activation=getattr(self.inferer, "activation", "softmax")).eval()
+        for module in network.modules():
+            if isinstance(module, FastNetwork):
+                module.prepare(self.device, in_channels=self.channels, spatial_dims=self.spatial_dims)
+        return network
+
+    def _require_output_dir(self) -> None:
+        if self.options.output_dir is None:
+            raise ConfigError("output_dir is missing", expected="a folder for the label maps")
+
+    def _read(self, case: _Case, *, writes: bool = True) -> None:
+        images, name = parts(case.source)
+        savers = case.transforms.savers if writes else []
+        if self.options.skip_done and savers:
+            results = [existing_result(case.source, saver) for saver in savers]
+            if all(path is not None for path in results):
+                case.path, case.skipped = results[0], True
+                return
+        item: Any = {"image": images, **({} if name is None else {"name": name})}
+        split = steps_up_to(case.transforms.preprocessing, (LoadImage, LoadImaged), last=True)
+        with case.stages.measure("read"):
+            item = run_steps(case.transforms.preprocessing, item, end=split) if split else item
+            self._log_warnings(item.get("image"), images)
+            for saver in savers if split else ():
+                saver.check(item)
+        with case.stages.measure("preprocess"):
+            item = self._preprocess(case, item, start=split)
+            for saver in () if split else savers:
+                saver.check(item)
+        case.item = item
+
+    def _log_warnings(self, image: Any, images: Any) -> None:
+        """Log the reader's warnings about a file, under the case's pseudonym if it has one."""
+        meta = image.meta if isinstance(image, MetaTensor) else {}
+        for warning in meta.get("reader_warnings", "").splitlines():
+            shown = meta["filename_or_obj"] if self.pseudonyms is None else self.pseudonyms.code(images)
+            logger.warning("%s: %s", shown, warning)
+
+    def _preprocess(self, case: _Case, item: dict[Any, Any], *, start: int) -> Any:
+        steps = case.transforms.preprocessing
+        return preprocess_on(self.device, lambda given: run_steps(steps, given, start=start), item)
+
+    def _compute(self, case: _Case) -> None:
+        image, stages = case.item["image"], case.stages
+        if len(image) != self.channels:
+            raise DataError(
+                "the preprocessed image must have the channels of the network first",
+                file=first_path(case.source),
+                received=tuple(image.shape),
+                expected=(self.channels, *"xyz"[: image.ndim - 1]),
+            )
+        apart = self.options.benchmark
+        with stages.measure_inferer(self.network, self.device) if apart else stages.measure("network"):
+            case.item["pred"] = self.logits(image)
 
     def _decided(self, case: _Case) -> dict[Any, Any]:
         self._compute(case)
@@ -305,74 +347,18 @@ class Predictor:
         decided: dict[Any, Any] = run_steps(self.postprocessing, case.item, end=end)
         return decided
 
-    def _require_output_dir(self) -> None:
-        if self.output_dir is None:
-            raise ConfigError("output_dir is missing", expected="a folder for the label maps")
-
-    @torch.inference_mode()
-    def logits(self, image: torch.Tensor) -> torch.Tensor:
-        """The inferer's answer for a preprocessed image ``(C, *spatial)``.
-
-        Returns:
-            ``(classes, *spatial)``, float32, on the CPU, with the metadata of the image; of an inferer that goes back
-            to the source grid what it gives, with its own metadata.
-        """
-        with autocast(self.device, self.autocast_dtype):
-            output = only_tensor(self.inferer(batch_on(image, self.device), self.network))
-        first: torch.Tensor = decollate_batch(output)[0] if getattr(output, "is_batch", False) else output[0]
-        first = first.cpu() if not first.is_floating_point() else first.float().cpu()
-        if isinstance(image, MetaTensor) and not isinstance(first, MetaTensor):
-            first = MetaTensor(first).copy_meta_from(image)
-        return first
-
-    def _read(self, case: _Case, *, writes: bool = True) -> None:
-        images, name = parts(case.source)
-        savers = case.way.savers if writes else ()
-        if self.skip_done and savers:
-            found = [existing_result(images, saver, name=name) for saver in savers]
-            if all(path is not None for path in found):
-                case.path, case.skipped = found[0], True
-                return
-        item: Any = {"image": as_text(images), **({} if name is None else {"name": name})}
-        split = steps_up_to(case.way.preprocessing, (LoadImage, LoadImaged), last=True)
-        with case.watch.measure("read"):
-            item = run_steps(case.way.preprocessing, item, end=split) if split else item
-            self._report_warnings(item.get("image"), images)
-            for saver in savers if split else ():
-                saver.check(item)
-        with case.watch.measure("preprocess"):
-            item = self._preprocess(case.way, item, start=split)
-            for saver in () if split else savers:
-                saver.check(item)
-        case.item = item
-
-    def _report_warnings(self, image: Any, images: Any) -> None:
-        """Log what the reader noticed in a file, under the case's name if cases have other names."""
-        meta = image.meta if isinstance(image, MetaTensor) else {}
-        for warning in meta.get("reader_warnings", "").splitlines():
-            shown = meta["filename_or_obj"] if self.pseudonyms is None else self.pseudonyms.code(images)
-            logger.warning("%s: %s", shown, warning)
-
-    def _preprocess(self, way: _Way, item: dict[Any, Any], *, start: int) -> Any:
-        return preprocess_on(self.device, lambda given: run_steps(way.preprocessing, given, start=start), item)
-
-    def _compute(self, case: _Case) -> None:
-        check_channels(case.item["image"], self.channels, case.source)
-        watch = case.watch
-        with watch.measure_inferer(self.network, self.device) if self.benchmark else watch.measure("network"):
-            case.item["pred"] = self.logits(case.item["image"])
-
     def _write(self, case: _Case) -> None:
         item, case.item = case.item, {}
-        split = steps_up_to(case.way.postprocessing, (SavePredictiond,), last=False)
-        with case.watch.measure("restore"):
-            item = run_steps(case.way.postprocessing, item, end=split)
-        with case.watch.measure("write"):
-            item = run_steps(case.way.postprocessing, item, start=split)
+        postprocessing = case.transforms.postprocessing
+        split = steps_up_to(postprocessing, (SavePredictiond,), last=False)
+        with case.stages.measure("restore"):
+            item = run_steps(postprocessing, item, end=split)
+        with case.stages.measure("write"):
+            item = run_steps(postprocessing, item, start=split)
         case.path = Path(item["pred_path"])
 
     def _guarded(self, stage: Callable[[_Case], None], case: _Case) -> _Case:
-        """Run a stage; what it raises ends this case only."""
+        """Run a stage; an exception ends this case only."""
         if case.is_over:
             return case
         try:
@@ -381,20 +367,10 @@ class Predictor:
             case.item, case.path = {}, None
             case.error = find_cause(failure)
             hidden, (images, _) = self.pseudonyms, parts(case.source)
-            if case.error is None:  # no fault of the input that was foreseen: the traceback belongs into the log
+            if case.error is None:  # not a fault of the input: the log gets the traceback
                 shown = case.source if hidden is None else hidden.code(images)
                 logger.debug("%s: unexpected error", shown, exc_info=hidden is None)
                 case.error = unexpected(failure, case.source)
             if hidden is not None:
                 case.error = hidden.hide(case.error, images)
         return case
-
-    def _join(
-        self, parser: Any, others: Sequence[Path], overrides: Mapping[str, Any] | None, *, trust: bool
-    ) -> torch.nn.Module:
-        members = [self.network]
-        for bundle in others:
-            member = parse_inference(bundle, device=self.device, overrides=overrides, trust=trust)
-            check_same_input(parser, member, bundle=bundle)
-            members.append(load_network(member))
-        return EnsembleLogits(members, activation=getattr(self.inferer, "activation", "softmax")).eval()

@@ -9,19 +9,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ClassRule:
-    """The best rule for one class or region, and whether it is worth keeping.
+    """The best rule for one class or region, and whether it is used.
 
     Args:
-        name: of the class.
-        index: of the class in the network's output.
-        value: of the class in the files; of a region the one that it is written with.
-        keep_largest: only the largest component stays.
-        min_size: smaller components go; mm³, in the plane mm².
-        is_kept: whether the rule is to be used; a rule that does not pay is reported all the same.
-        dice_before: mean over the cases (those without the class in reference and prediction are left out).
-        dice_after: the same with the rule.
-        better: cases whose Dice rises.
-        worse: cases whose Dice falls.
+        name: name of the class.
+        index: index of the class in the network's output.
+        value: value of the class in files; of a region, the value that it is written with.
+        keep_largest: whether only the largest component stays.
+        min_size: smallest component that stays, in mm³, or mm² in 2D.
+        is_kept: whether the rule is used; a rule without gain is reported, too.
+        dice_before: mean Dice over the cases that have the class in reference or prediction.
+        dice_after: mean Dice with the rule.
+        better: number of cases whose Dice rises.
+        worse: number of cases whose Dice falls.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ClassRule:
 
 
 def by_value(rules: Iterable[ClassRule]) -> dict[int, tuple[bool, float]]:
-    """The rules that are kept, as `medunet.transforms.clean_labels` takes them for label maps of files.
+    """Return the rules in use by label value, as `medunet.transforms.clean_labels` takes them.
 
     Example:
         >>> by_value([ClassRule("liver", 1, 6, keep_largest=True, is_kept=True), ClassRule("spleen", 2, 9)])
@@ -46,29 +46,24 @@ def by_value(rules: Iterable[ClassRule]) -> dict[int, tuple[bool, float]]:
     return {rule.value: (rule.keep_largest, rule.min_size) for rule in rules if rule.is_kept}
 
 
+def by_region(rules: Iterable[ClassRule]) -> dict[int, tuple[bool, float]]:
+    """Return the rules in use by region index, as `medunet.transforms.clean_regions` takes them."""
+    return {rule.index: (rule.keep_largest, rule.min_size) for rule in rules if rule.is_kept}
+
+
 def as_step(rules: Iterable[ClassRule], *, classes: int) -> dict[str, Any]:
-    """The arguments of `medunet.transforms.CleanComponentsd`, or `CleanRegionsd`, for the rules that are kept.
+    """Return the arguments of `medunet.transforms.CleanComponentsd`, or `CleanRegionsd`, for the rules in use.
 
     Args:
-        rules: of the classes, or of the regions.
-        classes: how many the network's output has.
+        rules: of the classes or regions.
+        classes: number of channels of the network's output.
 
     Example:
         >>> as_step([ClassRule("liver", 1, 6, keep_largest=True, min_size=9.0, is_kept=True)], classes=3)
         {'keep_largest': [1], 'min_size': [0.0, 9.0, 0.0]}
     """
-    kept = [rule for rule in rules if rule.is_kept]
+    used = [rule for rule in rules if rule.is_kept]
     sizes = [0.0] * classes
-    for rule in kept:
+    for rule in used:
         sizes[rule.index] = rule.min_size
-    return {"keep_largest": [rule.index for rule in kept if rule.keep_largest], "min_size": sizes}
-
-
-def by_region(rules: Iterable[ClassRule]) -> dict[int, tuple[bool, float]]:
-    """The rules of regions that are kept, as `medunet.transforms.clean_regions` takes them.
-
-    Example:
-        >>> by_region([ClassRule("whole", 0, 1, keep_largest=True, is_kept=True), ClassRule("core", 1, 2)])
-        {0: (True, 0.0)}
-    """
-    return {rule.index: (rule.keep_largest, rule.min_size) for rule in rules if rule.is_kept}
+    return {"keep_largest": [rule.index for rule in used if rule.keep_largest], "min_size": sizes}

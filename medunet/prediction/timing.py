@@ -1,30 +1,33 @@
-"""Where the time of a prediction goes, stage by stage."""
+"""Seconds per stage of a prediction."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 
 import torch
 
 
-@dataclass(frozen=True)
+@dataclass
 class StageSeconds:
-    """Seconds of work a stage; stages of different cases overlap, so that their sum may exceed the wall time.
+    """Seconds of work per stage of one case; stages of different cases overlap, so sums may exceed the wall time.
 
     Args:
         read: from the file to voxels.
         preprocess: to the network's grid and intensities.
-        network: forward passes; the whole inferer where the two were not measured apart.
-        stitch: the inferer around the forward passes: padding, stitching, and restoring where it gives label maps.
+        network: forward passes; the whole inferer unless the two are timed apart.
+        stitch: the inferer around the forward passes: padding, stitching, restoring labels.
         restore: back to the source grid, classes to label values.
         write: to the file.
 
     Example:
-        >>> (StageSeconds(read=1.0, network=2.0) + StageSeconds(network=0.5)).total
-        3.5
+        >>> seconds = StageSeconds(network=0.5)
+        >>> with seconds.measure("read"):
+        ...     pass
+        >>> seconds.total >= 0.5
+        True
     """
 
     read: float = 0.0
@@ -36,51 +39,25 @@ class StageSeconds:
 
     @property
     def total(self) -> float:
-        """The sum over the stages."""
-        return sum(astuple(self))
-
-    def __add__(self, other: StageSeconds) -> StageSeconds:
-        return StageSeconds(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-
-STAGES: tuple[str, ...] = tuple(field.name for field in fields(StageSeconds))
-
-
-class Stopwatch:
-    """Adds up the seconds of each stage of one case.
-
-    Example:
-        >>> watch = Stopwatch()
-        >>> with watch.measure("read"):
-        ...     pass
-        >>> watch.seconds.read >= 0
-        True
-    """
-
-    def __init__(self) -> None:
-        self._seconds = dict.fromkeys(STAGES, 0.0)
-
-    @property
-    def seconds(self) -> StageSeconds:
-        """What was measured so far."""
-        return StageSeconds(**self._seconds)
+        """Sum over the stages."""
+        return sum(getattr(self, stage) for stage in STAGES)
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to a stage, also where the block raises."""
-        begun = time.perf_counter()
+        """Add the time of a block to a stage, even if the block raises."""
+        begin = time.perf_counter()
         try:
             yield
         finally:
-            self._seconds[stage] += time.perf_counter() - begun
+            setattr(self, stage, getattr(self, stage) + time.perf_counter() - begin)
 
     @contextmanager
     def measure_inferer(self, network: torch.nn.Module, device: torch.device) -> Iterator[None]:
-        """As ``measure("network")``, with the time outside the network's forward passes in ``stitch``.
+        """Add the time of the network's forward passes to `network`, and the rest of the block to `stitch`.
 
-        A GPU is waited for around each forward pass, which costs a little of what it would do meanwhile.
+        A GPU is synchronised around each forward pass, which costs some of the overlap.
         """
-        begun_at: list[float] = []
+        begins: list[float] = []
         forward = 0.0
 
         def now() -> float:
@@ -89,18 +66,21 @@ class Stopwatch:
             return time.perf_counter()
 
         def enter(*_: object) -> None:
-            begun_at.append(now())
+            begins.append(now())
 
         def leave(*_: object) -> None:
             nonlocal forward
-            forward += now() - begun_at.pop()
+            forward += now() - begins.pop()
 
         handles = (network.register_forward_pre_hook(enter), network.register_forward_hook(leave))
-        begun = now()
+        begin = now()
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            self._seconds["network"] += forward
-            self._seconds["stitch"] += now() - begun - forward
+            self.network += forward
+            self.stitch += now() - begin - forward
+
+
+STAGES: tuple[str, ...] = tuple(field.name for field in fields(StageSeconds))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -99,16 +98,6 @@ def test_colours_and_codes_of_the_config_reach_the_file(bundle: Path, tmp_path: 
     dataset = pydicom.dcmread(predictor.predict_case(write_series(tmp_path / "ct")))
     assert list(dataset.ROIContourSequence[0].ROIDisplayColor) == [255, 0, 0]
     assert dataset.RTROIObservationsSequence[1].RTROIIdentificationCodeSequence[0].CodeValue == "5366008"
-
-
-def test_bundle_without_the_option_refuses_it(bundle: Path, tmp_path: Path) -> None:
-    old = tmp_path / "old"
-    shutil.copytree(bundle, old)
-    config = old / "configs" / "inference.json"
-    config.write_text(config.read_text().replace('"result_format": "auto",', "").replace("@result_format", "auto"))
-    Predictor(old, output_dir=tmp_path, device="cpu")
-    with pytest.raises(ConfigError, match=r"too old for this option .*result_format"):
-        Predictor(old, output_dir=tmp_path, device="cpu", result_format="nii.gz")
 
 
 def test_mirrored_views_are_one_value_of_the_config(bundle: Path, volume: Path, tmp_path: Path) -> None:

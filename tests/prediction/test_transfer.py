@@ -15,7 +15,7 @@ from monai.transforms import Compose, CropForegroundd, Lambdad, NormalizeIntensi
 from medunet.errors import DataError
 from medunet.io import read_label, write_volume
 from medunet.prediction import Predictor
-from medunet.prediction.transfer import _has_room, batch_on, pinned, preprocess_on
+from medunet.prediction.steps import _has_room, batch_on, pinned, preprocess_on
 from medunet.transforms import AboveThreshold
 
 from .conftest import make_bundle

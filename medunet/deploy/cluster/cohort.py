@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,13 @@ from typing import Any, Literal
 from medunet.bundle.read import read_own
 from medunet.errors import ConfigError
 from medunet.files import check_target, claim
-from medunet.io import ResultFormat
-from medunet.prediction import NamedSource
+from medunet.prediction import NamedSource, PredictOptions, Predictor
 from medunet.trust import require_trust
 
 from .ledger import Ledger, Outcome, bundle_digest
 from .manifest import read_cohort
 from .pool import CASE_SECONDS, IN_FLIGHT, RayPool, join_cluster
-from .resident import Case, Resident, as_outcome, make_predictor
+from .resident import Case, Resident, as_outcome, output_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,17 +53,13 @@ def predict_cohort(
     bundle: Path,
     source: Path | Sequence[Case],
     output: Path,
+    options: PredictOptions | None = None,
     *,
     where: Where = "here",
-    device: str = "auto",
-    probabilities: bool = False,
-    result_format: ResultFormat = "auto",
-    overrides: Mapping[str, Any] | None = None,
-    ensemble: Sequence[Path] = (),
     replace: bool = False,
-    trust: bool = False,
     case_seconds: float = CASE_SECONDS,
     report: Callable[[Outcome], None] | None = None,
+    **changes: Any,
 ) -> CohortResult:
     """Predict the cases of a manifest or a folder, and keep a ledger beside the results.
 
@@ -75,48 +71,43 @@ def predict_cohort(
         bundle: folder of a bundle or run with weights.
         source: a path, see :func:`read_cohort`; or cases, such as those of :class:`DicomWebStore`.
         output: folder of the results and of ``ledger.jsonl``.
+        options: how cases are predicted; `output_dir`, `overwrite` and `skip_done` are set here.
         where: ``"ray"``: on the cluster of RAY_ADDRESS or of this machine, one predictor a GPU.
-        device: as of :class:`medunet.prediction.Predictor`, as are the next four.
-        probabilities: see device.
-        result_format: see device.
-        overrides: see device.
-        ensemble: see device.
         replace: predict everything anew; called again without it, such a run goes on.
-        trust: see device.
         case_seconds: on a cluster, a process that is at a case for longer hangs: it is ended, and the case tried again.
             Counted from when the cases that the process got before have come back.
         report: called with every new outcome.
+        changes: single options by name, such as ``device="cpu"``.
 
     Raises:
         SecurityError: the bundle is not trusted.
         MedunetError: a manifest, bundle or device that cannot be used; results of another bundle; Ray is missing.
     """
+    options = dataclasses.replace(options or PredictOptions(), **changes)
+    ensemble = [Path(one).resolve() for one in options.ensemble]
     for one in (bundle, *ensemble):
-        require_trust(one, trust=trust)
+        require_trust(one, trust=options.trust)
     check_target(output)
     channels = int(read_own(bundle, "inference")["in_channels"])
     cases: list[Case] = [*read_cohort(source, channels=channels)] if isinstance(source, Path) else list(source)
-    options = {
-        "bundle": str(bundle.resolve()),
-        "output_dir": str(output.resolve()),
-        "device": device,
-        "probabilities": probabilities,
-        "result_format": result_format,
-        "overrides": dict(overrides or {}),
-        "trust": trust,
-        "ensemble": [str(one.resolve()) for one in ensemble],
-    }
-    asked = (probabilities, result_format, sorted((overrides or {}).items()), [bundle_digest(one) for one in ensemble])
+    members = [bundle_digest(one) for one in ensemble]
+    asked = (options.probabilities, options.result_format, sorted(options.changes.items()), members)
     ray = join_cluster() if where == "ray" else None
     interrupted = False
     with claim(output), Ledger(output, digest=bundle_digest(bundle, *asked), replace=replace) as ledger:
-        options |= {"overwrite": ledger.replaces, "skip_done": not ledger.replaces}
+        options = dataclasses.replace(
+            options,
+            output_dir=output.resolve(),
+            ensemble=ensemble,
+            overwrite=ledger.replaces,
+            skip_done=not ledger.replaces,
+        )
         missing = [case for case in cases if not ledger.is_done(case.name, sent=_is_sent_back(case))]
         logger.info("%d cases, %d have results", len(cases), len(cases) - len(missing))
         found = (
-            RayPool(options, ray=ray, case_seconds=case_seconds).predict(missing)
+            RayPool(bundle.resolve(), options, ray=ray, case_seconds=case_seconds).predict(missing)
             if ray is not None
-            else _here(options, missing)
+            else _here(bundle, options, missing)
         )
         try:
             with contextlib.closing(found):
@@ -134,15 +125,14 @@ def _is_sent_back(case: Case) -> bool:
     return not isinstance(case, NamedSource) and case.send_back
 
 
-def _here(options: Mapping[str, Any], cases: Sequence[Case]) -> Generator[Outcome, None, None]:
+def _here(bundle: Path, options: PredictOptions, cases: Sequence[Case]) -> Generator[Outcome, None, None]:
     """By one predictor in this process."""
     files = [case for case in cases if isinstance(case, NamedSource)]
     remote = [case for case in cases if not isinstance(case, NamedSource)]
     if files:
-        output = Path(options["output_dir"])
-        yield from (as_outcome(result, output) for result in make_predictor(options).predict(files))
+        yield from (as_outcome(result, output_of(options)) for result in Predictor(bundle, options).predict(files))
     if remote:
-        resident = Resident(options)
+        resident = Resident(bundle, options)
         if (problem := resident.problem()) is not None:
             raise ConfigError(problem)
         with ThreadPoolExecutor(IN_FLIGHT) as threads:

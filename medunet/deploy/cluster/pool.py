@@ -7,10 +7,12 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from medunet.errors import ConfigError
 from medunet.io.extras import import_extra
+from medunet.prediction import PredictOptions
 
 from .ledger import Outcome
 from .resident import Case, Resident
@@ -95,15 +97,17 @@ class RayPool:
     too.
 
     Args:
+        bundle: of the predictor.
         options: of the predictor.
         ray: the connected module.
         case_seconds: a resident that is at a case for longer hangs, and is ended; see :data:`CASE_SECONDS`.
     """
 
-    def __init__(self, options: Mapping[str, Any], *, ray: Any, case_seconds: float = CASE_SECONDS) -> None:
+    def __init__(self, bundle: Path, options: PredictOptions, *, ray: Any, case_seconds: float = CASE_SECONDS) -> None:
         self.ray = ray
         self.case_seconds = case_seconds
-        self.options = dict(options)
+        self.bundle = bundle
+        self.options = options
         self.seats: list[_Seat] = []
         self._waiting: deque[tuple[Case, int]] = deque()
         self._suspects: deque[tuple[Case, int]] = deque()
@@ -158,7 +162,7 @@ class RayPool:
             runtime_env={"env_vars": ONE_HEAP},
             **share,
         )
-        actor = kind.remote(self.options)
+        actor = kind.remote(self.bundle, self.options)
         seat = _Seat(node, actor, actor.problem.remote())
         logger.debug("a predictor on %s", node)
         return seat

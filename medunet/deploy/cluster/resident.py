@@ -7,15 +7,13 @@ import platform
 import queue
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from medunet.errors import MedunetError
-from medunet.prediction import NamedSource, Prediction, Predictor
-from medunet.runtime import resolve_device
+from medunet.errors import ConfigError, MedunetError
+from medunet.prediction import NamedSource, Prediction, PredictOptions, Predictor
 
 from .dicomweb import DicomWebStore, RemoteSeries
 from .ledger import Outcome
@@ -30,20 +28,21 @@ class Resident:
     Made for an actor with several threads: each call of :meth:`predict` waits for its own case.
 
     Args:
-        options: of the predictor, with paths as text.
+        bundle: of the predictor.
+        options: of the predictor, with an output folder.
 
     A bundle that cannot be loaded is no exception but what :meth:`problem` says: an actor that dies while it is made
     would be taken for a broken machine.
     """
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, bundle: Path, options: PredictOptions) -> None:
         self._problem: str | None = None
         self._waiting: queue.SimpleQueue[NamedSource | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Future[Prediction]] = queue.SimpleQueue()
         self._order = threading.Lock()
-        self._output = Path(options["output_dir"])
+        self._output = output_of(options)
         try:
-            self._predictor = make_predictor(options)
+            self._predictor = Predictor(bundle, options)
         except MedunetError as error:
             self._problem = str(error)
             return
@@ -98,12 +97,15 @@ class Resident:
                 self._results.get().set_exception(RuntimeError(self._problem))
 
 
-def make_predictor(options: Mapping[str, Any]) -> Predictor:
-    """The predictor of options that have travelled as text."""
-    values = dict(options)
-    bundle, ensemble = Path(values.pop("bundle")), [Path(text) for text in values.pop("ensemble", ())]
-    values["device"] = str(resolve_device(values.get("device", "auto")))
-    return Predictor(bundle, **{**values, "output_dir": Path(values["output_dir"]), "ensemble": ensemble})
+def output_of(options: PredictOptions) -> Path:
+    """Return the folder of the results.
+
+    Raises:
+        ConfigError: the options have none.
+    """
+    if options.output_dir is None:
+        raise ConfigError("output_dir is missing", expected="a folder for the label maps")
+    return Path(options.output_dir)
 
 
 def as_outcome(prediction: Prediction, output: Path) -> Outcome:

@@ -22,7 +22,7 @@ from medunet.deploy.cluster.pool import LOOK_SECONDS, RayPool, _Seat
 from medunet.deploy.cluster.resident import Resident
 from medunet.errors import ConfigError, DataError, SecurityError
 from medunet.io import read_volume, write_volume
-from medunet.prediction import NamedSource
+from medunet.prediction import NamedSource, PredictOptions
 
 from .ray_cluster import needs_ray, when
 
@@ -145,9 +145,9 @@ def test_a_machine_of_the_cluster_takes_the_users_word(
     class Elsewhere:
         """A pool of one resident on a machine where nothing is remembered."""
 
-        def __init__(self, options: dict[str, Any], *, ray: Any, case_seconds: float) -> None:
+        def __init__(self, bundle: Path, options: PredictOptions, *, ray: Any, case_seconds: float) -> None:
             monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "elsewhere"))
-            self.resident = Resident(options)
+            self.resident = Resident(bundle, options)
 
         def predict(self, cases: list[Any]) -> Iterator[Outcome]:
             assert self.resident.problem() is None
@@ -169,7 +169,7 @@ def test_a_predictor_has_the_cores_of_its_gpu(
     resources: dict[str, float], expected: list[dict[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = SimpleNamespace(nodes=lambda: [{"NodeID": "a", "Alive": True, "Resources": resources}])
-    pool, shares = RayPool({}, ray=ray), []
+    pool, shares = RayPool(Path(), PredictOptions(), ray=ray), []
     monkeypatch.setattr(
         pool, "_seat", lambda node, share: shares.append(share) or SimpleNamespace(node=node, is_ready=True)
     )
@@ -220,7 +220,7 @@ class MadeTime:
 
     def predict(self, monkeypatch: pytest.MonkeyPatch, *, case_seconds: float) -> dict[str, Outcome]:
         monkeypatch.setattr("medunet.deploy.cluster.pool.time", self)
-        pool = RayPool({}, ray=self, case_seconds=case_seconds)
+        pool = RayPool(Path(), PredictOptions(), ray=self, case_seconds=case_seconds)
         monkeypatch.setattr(pool, "_seat", self.seat)
         cases = [NamedSource((Path(name),), name) for name in self.seconds]
         return {outcome.name: outcome for outcome in pool.predict(cases)}

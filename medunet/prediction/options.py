@@ -1,0 +1,71 @@
+"""The options of a prediction: made in one place, such as a command, and read by `Predictor`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from medunet.errors import ConfigError
+from medunet.io import Pseudonyms, ReadOptions, ResultFormat
+from medunet.io.reader import PathLike
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How images are read, predicted and written.
+
+    Args:
+        output_dir: folder for label maps; None if nothing is written.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        probabilities: also write class probabilities.
+        result_format: format of the label maps, see :class:`medunet.io.SavePredictiond`.
+        overwrite: replace existing results; otherwise such a case fails before the network runs.
+        skip_done: skip cases whose results exist, without reading them.
+        read: how to read images that can be interpreted in more than one way, such as ``ReadOptions(phase=1)``.
+        overrides: values by config id, also for the members of an ensemble.
+        ensemble: further bundles, such as other folds, with the same preprocessing, labels and sizes; the class
+            probabilities of all networks are averaged.
+        benchmark: time the forward passes apart from the inferer around them, see :class:`StageSeconds`.
+        trust: approve bundles that could run their own code, see :func:`medunet.trust.require_trust`.
+        isolated: decode images in a child process, see :mod:`medunet.io.isolation`; None follows the environment.
+        pseudonyms: names that replace those of cases in files, DICOM results, errors and logs.
+
+    Raises:
+        ConfigError: `overwrite` and `skip_done` exclude each other.
+    """
+
+    output_dir: PathLike | None = None
+    device: str = "auto"
+    probabilities: bool = False
+    result_format: ResultFormat = "auto"
+    overwrite: bool = False
+    skip_done: bool = False
+    read: ReadOptions | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    ensemble: Sequence[PathLike] = ()
+    benchmark: bool = False
+    trust: bool = False
+    isolated: bool | None = None
+    pseudonyms: Pseudonyms | None = None
+
+    def __post_init__(self) -> None:
+        if self.overwrite and self.skip_done:
+            raise ConfigError("results are either replaced or skipped", received="overwrite and skip_done")
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What the user changes, by config id: reading options and overrides."""
+        return {**(self.read.chosen if self.read else {}), **self.overrides}
+
+    @property
+    def config_values(self) -> dict[str, Any]:
+        """Values by config id that follow from the other options."""
+        return {
+            **({} if self.output_dir is None else {"prediction_dir": os.fspath(self.output_dir)}),
+            "save_probabilities": self.probabilities,
+            "result_format": self.result_format,
+            # an interrupted run may have written one of the two files of a case, which is then not done
+            "overwrite": self.overwrite or self.skip_done,
+        }
