@@ -187,18 +187,18 @@ def apply(config: Mapping[str, Any], overlay: Overlay, *, define: bool = False) 
         >>> apply({"noise": {"prob": 0.1}}, {"noise::prob": 0.2})
         {'noise': {'prob': 0.2}}
     """
-    return apply_all({"train": config}, overlay, define="train" if define else None)["train"]
+    return apply_all({"": config}, overlay, define=[""] if define else ())[""]
 
 
 def apply_all(
-    configs: Mapping[str, Mapping[str, Any]], overlay: Overlay, *, define: str | None = None
+    configs: Mapping[str, Mapping[str, Any]], overlay: Overlay, *, define: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """Return copies of a bundle's configs with the values of an overlay, each in every config that has its id.
 
     Args:
         configs: Configs by name.
         overlay: Values by id. A component also takes arguments that it leaves at their default.
-        define: Name of the config that gets ids which no config has. None: such an id is an error.
+        define: Names of the configs that get an id which no config has. Default: such an id is an error.
 
     Raises:
         ConfigError: An id is unknown, or a value cannot replace a number or a boolean.
@@ -206,8 +206,7 @@ def apply_all(
     changed = {name: dict(config) for name, config in configs.items()}
     for id_, value in overlay.items():
         holders = [name for name, config in changed.items() if _takes(config, id_)]
-        if not holders and define is not None and isinstance(_parent(changed[define], id_), Mapping):
-            holders = [define]
+        holders = holders or [name for name in define if isinstance(_parent(changed[name], id_), Mapping)]
         if not holders:
             ids = {known for config in changed.values() for known, _ in walk(config)}
             raise ConfigError("unknown config key", received=id_, expected=closest(_normal(id_), ids))

@@ -4,7 +4,7 @@ from medunet.resources import find_bundle as find_bundle
 from medunet.resources import resource_dir as resource_dir
 from medunet.resources import shipped_bundles as shipped_bundles
 
-from .decisions import show as show
+from .explain import show as show
 from .planned import PlannedBundle as PlannedBundle
 from .planned import plan_bundle as plan_bundle
 from .render import render as render

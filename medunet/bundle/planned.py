@@ -1,4 +1,4 @@
-"""A data set in, a bundle planned for it out, with the reasons in its docs."""
+"""Plan a bundle for a data set."""
 
 from __future__ import annotations
 
@@ -8,41 +8,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medunet.bundle.decisions import PLAN_FILE, plan_text, row
 from medunet.bundle.read import preset_names
-from medunet.bundle.render import render_docs
-from medunet.bundle.specialise import specialise
+from medunet.bundle.render import write_bundle
+from medunet.bundle.specialise import derive
 from medunet.config import read_json, to_json
 from medunet.datasets import open_dataset, shown
 from medunet.errors import DataError, MedunetError
-from medunet.files import check_target, claim, reject_other_files, write_atomically
+from medunet.files import check_target, claim, reject_other_files
 from medunet.io import output_name
 from medunet.io.options import DEFAULTS, ReadOptions
 from medunet.planning import Fingerprint, Plan, fingerprint, fit_preset, plan
-from medunet.resources import find_bundle, resource_dir
+from medunet.resources import find_bundle
 from medunet.runtime import resolve_device
 from medunet.trust import adopt
 
-BUNDLE_BYTES = 4 << 20
-"""Free space that a plan needs for the bundle and its fingerprint."""
-
-FINGERPRINT_NAME = "fingerprint.json"
-"""In the bundle's folder ``docs``."""
-
-ORIGIN = """This bundle was planned by `medunet plan` for the data set named below; see "Why these values".
-Any value may be changed, here or with `medunet bundle init`: it is an ordinary MONAI bundle."""
+BUNDLE_BYTES = 4 << 20  # free space that a plan needs for the bundle and its fingerprint
+FINGERPRINT_FILE = "docs/fingerprint.json"
 
 _MODALITIES = {"CT": "CT", "MR": "MR", "colour": "RGB", "grey": "unknown"}
 
 
 @dataclass(frozen=True)
 class PlannedBundle:
-    """What `plan_bundle` made.
+    """A bundle that `plan_bundle` wrote.
 
     Args:
-        folder: of the bundle.
-        plan: its values with reasons.
-        left_out: why a case could not be used, by its name.
+        folder: Folder of the bundle.
+        plan: Its values with their reasons.
+        left_out: Why a case could not be used, by its name.
     """
 
     folder: Path
@@ -66,98 +59,75 @@ def plan_bundle(
     cache: Path | None = None,
     started: Callable[[int], None] | None = None,
     done: Callable[[], None] | None = None,
-    measured: Callable[[Fingerprint], None] | None = None,
+    measured: Callable[[], None] | None = None,
 ) -> PlannedBundle:
-    """Measure a data set, plan, and write the bundle.
+    """Measure a data set, decide on every value that depends on it, and write the bundle.
 
     Args:
-        data: a data set in a layout of `open_dataset`.
-        output: the bundle's folder.
-        force: replace a planned bundle in `output`, with all changes made to it; a trained run is never replaced.
-        dims: as in `medunet.planning.plan`, as are memory, seconds, device and measure.
-        memory: see dims.
-        seconds: see dims.
-        device: see dims.
-        measure: see dims.
-        jobs: as in `medunet.planning.fingerprint`, as are cache, started and done.
-        skip_bad: leave out cases that cannot be used, which otherwise are an error.
-        read: how to read images that can be interpreted in more than one way; written into the bundle.
-        cache: see jobs.
-        started: see jobs.
-        done: see jobs.
-        measured: called with the fingerprint before planning begins.
+        data: Data set in a layout of `open_dataset`.
+        output: Folder of the bundle.
+        dims: 2 for a network in the plane, also if the images are volumes. Default: that of the images.
+        memory: Bytes that training may use: of the process on a CPU, of the GPU on CUDA. Default: what is free.
+        seconds: Time for training. Default: no limit.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        measure: Try a training step. Without it memory is estimated and the number of epochs stays.
+        jobs: Cases to measure simultaneously. Default: as many as processors and memory allow.
+        skip_bad: Leave out unusable cases. Default: they are an error.
+        force: Replace a planned bundle in `output`, even if it was edited. A trained run is never replaced.
+        read: How to read images that can be interpreted in more than one way; written into the bundle.
+        cache: Folder that stores the measures of the cases. Default: they are not stored.
+        started: Called with the number of cases before they are measured.
+        done: Called after each case, from several threads.
+        measured: Called when all cases are measured.
 
     Raises:
-        DataError: no usable data set, cases that cannot be used (all of them in one error), or an output folder that
-            holds something else or that another process writes into.
-        ConfigError: options that cannot be met.
+        DataError: The data set is unusable, has unusable cases (all of them in one error), or the output folder
+            contains other files or is in use.
+        ConfigError: The options cannot be met.
     """
-    resolve_device(device)  # what costs nothing to check comes before the images are read
+    resolve_device(device)  # checks that need no image come first
     _check_output(output, force=force)
     with claim(output):
         check_target(output.parent, needed=BUNDLE_BYTES)
-        return _plan_bundle(
-            data,
-            output,
-            skip_bad=skip_bad,
-            read=read,
-            measured=measured,
-            fingerprint_options={"jobs": jobs, "cache": cache, "started": started, "done": done},
-            plan_options={"dims": dims, "memory": memory, "seconds": seconds, "device": device, "measure": measure},
+        problems: list[MedunetError] = []
+        dataset = open_dataset(data, problems=problems, read=read)
+        result = fingerprint(dataset, jobs=jobs, cache=cache, started=started, done=done)
+        bad = {output_name(problem.file or data): problem.cause for problem in problems} | result.broken
+        if bad and not skip_bad:
+            raise DataError(
+                f"{len(bad)} case{'s' if len(bad) > 1 else ''} cannot be used",
+                file=data,
+                received=shown([f"{name}: {cause}" for name, cause in bad.items()], separator="; "),
+                remedy="fix them (`medunet check` lists all), or plan and train without them: --skip-bad",
+            )
+        if measured is not None:
+            measured()
+        base = find_bundle(f"unet_{dataset.spatial_dims}d")
+        options: dict[str, Any] = {"dims": dims, "memory": memory, "seconds": seconds, "device": device}
+        chosen = plan(
+            dataset, read_json(base / "configs" / "train.json"), fingerprint=result, measure=measure, **options
         )
-
-
-def _plan_bundle(
-    data: Path,
-    output: Path,
-    *,
-    skip_bad: bool,
-    read: ReadOptions,
-    measured: Callable[[Fingerprint], None] | None,
-    fingerprint_options: Mapping[str, Any],
-    plan_options: Mapping[str, Any],
-) -> PlannedBundle:
-    problems: list[MedunetError] = []
-    dataset = open_dataset(data, problems=problems, read=read)
-    print_ = fingerprint(dataset, **fingerprint_options)
-    bad = {output_name(problem.file or data): problem.cause for problem in problems} | print_.broken
-    if bad and not skip_bad:
-        raise DataError(
-            f"{len(bad)} case{'s' if len(bad) > 1 else ''} cannot be used",
-            file=data,
-            received=shown([f"{name}: {cause}" for name, cause in bad.items()], separator="; "),
-            remedy="fix them (`medunet check` lists all), or plan and train without them: --skip-bad",
-        )
-    if measured is not None:
-        measured(print_)
-    base = find_bundle(f"unet_{dataset.spatial_dims}d")
-    chosen = plan(dataset, read_json(base / "configs" / "train.json"), fingerprint=print_, **plan_options)
-    write_plan(base, output, chosen)
+        write_plan(base, output, chosen)
     return PlannedBundle(output, chosen, bad)
 
 
 def write_plan(base: Path, output: Path, chosen: Plan) -> None:
     """Write the bundle that a plan makes of another one.
 
-    All files are written beside the output first and then renamed into place, so that an error or a full disk leaves
-    an earlier plan as it was.
+    All files are written beside the output and then renamed into place, so an error or a full disk leaves an earlier
+    plan unchanged.
     """
+    metadata = _metadata(read_json(base / "configs" / "metadata.json"), chosen.fingerprint)
+    decisions = [*chosen.decisions, *chosen.notes]
+    bundle = derive(base, chosen.values, metadata=metadata, decisions=decisions)
+    files = {**bundle.files, FINGERPRINT_FILE: chosen.fingerprint.to_json()}
+    train = read_json(base / "configs" / "train.json")
+    for name in preset_names(bundle.configs):
+        files[f"configs/{name}.json"] = to_json(fit_preset(bundle.configs[name], chosen.values, train))
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".plan_") as temporary:
         folder = Path(temporary) / "bundle"
-        specialise(base, folder, chosen.values)
-        train = read_json(base / "configs" / "train.json")
-        for preset in preset_names(path.stem for path in (folder / "configs").glob("*.json")):
-            fitted = fit_preset(read_json(folder / "configs" / f"{preset}.json"), chosen.values, train)
-            write_atomically(folder / "configs" / f"{preset}.json", to_json(fitted))
-        metadata = _metadata(read_json(folder / "configs" / "metadata.json"), chosen.fingerprint)
-        write_atomically(folder / "configs" / "metadata.json", to_json(metadata))
-        template = (resource_dir("configs") / "docs.md").read_text(encoding="utf-8")
-        inference = read_json(folder / "configs" / "inference.json")
-        docs = render_docs(template, metadata, inference, bundle=output.name, origin=ORIGIN)
-        write_atomically(folder / "docs" / "README.md", _with_reasons(docs, chosen))
-        write_atomically(folder / PLAN_FILE, plan_text((*chosen.decisions, *chosen.notes)))
-        write_atomically(folder / "docs" / FINGERPRINT_NAME, chosen.fingerprint.to_json())
+        write_bundle(files, folder)
         output.mkdir(exist_ok=True)
         for part in sorted(folder.iterdir(), key=lambda part: part.name == "configs"):  # these last: they make a bundle
             if (output / part.name).exists():
@@ -170,8 +140,7 @@ def _check_output(output: Path, *, force: bool) -> None:
     if any(output.glob("models/*.pt")) or any(output.glob("fold_*/models/*.pt")):
         raise DataError("the output folder holds a trained run", file=output, remedy="give another --output")
     config = output / "configs" / "train.json"
-    planned = config.is_file() and read_json(config).get("planned") is True
-    if not planned:
+    if not config.is_file() or read_json(config).get("planned") is not True:
         reject_other_files(output)
     elif not force:
         raise DataError(
@@ -181,38 +150,19 @@ def _check_output(output: Path, *, force: bool) -> None:
         )
 
 
-def _metadata(metadata: Mapping[str, Any], print_: Fingerprint) -> dict[str, Any]:
-    changed = dict(metadata)
-    kinds = ", ".join(dict.fromkeys(_MODALITIES[channel.kind] for channel in print_.channels))
-    classes = ", ".join(print_.class_names)
-    changed["name"] = f"U-Net for {print_.name}"
-    changed["task"] = f"Segmentation of {classes} in {print_.spatial_dims}D images"
-    changed["description"] = (
-        f"A padded {print_.spatial_dims}D U-Net with batch norm, planned by medunet for {print_.name} "
-        f"({len(print_.cases)} cases)."
-    )
-    changed["data_source"] = print_.name
-    changed["image_type"] = kinds
-    image = changed["network_data_format"]["inputs"]["image"]
-    image["modality"] = kinds
-    image["channel_def"] = {str(index): channel.name for index, channel in enumerate(print_.channels)}
-    return changed
-
-
-def _with_reasons(docs: str, chosen: Plan) -> str:
-    print_ = chosen.fingerprint
-    lines = [
-        "## Why these values",
-        "",
-        f"From {len(print_.cases)} labelled cases of {print_.name}; their figures are in `{FINGERPRINT_NAME}`.",
-        "",
-        "| id | value | reason | from which numbers |",
-        "| --- | --- | --- | --- |",
-        *(row(decision) for decision in (*chosen.decisions, *chosen.notes)),
-        "",
-    ]
-    if print_.broken:
-        lines += ["Cases that were left out:", ""]
-        lines += [f"- {name}: {cause}" for name, cause in print_.broken.items()] + [""]
-    section = "\n".join(lines)
-    return docs.replace("## Commands\n", f"{section}\n## Commands\n", 1)
+def _metadata(metadata: Mapping[str, Any], result: Fingerprint) -> dict[str, Any]:
+    kinds = ", ".join(dict.fromkeys(_MODALITIES[channel.kind] for channel in result.channels))
+    formats = metadata["network_data_format"]
+    channels = {str(index): channel.name for index, channel in enumerate(result.channels)}
+    image = {**formats["inputs"]["image"], "modality": kinds, "channel_def": channels}
+    return {
+        "name": f"U-Net for {result.name}",
+        "task": f"Segmentation of {', '.join(result.class_names)} in {result.spatial_dims}D images",
+        "description": (
+            f"A padded {result.spatial_dims}D U-Net with batch norm, planned by medunet for {result.name} "
+            f"({len(result.cases)} cases)."
+        ),
+        "data_source": result.name,
+        "image_type": kinds,
+        "network_data_format": {**formats, "inputs": {"image": image}},
+    }

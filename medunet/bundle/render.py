@@ -1,207 +1,196 @@
-"""YAML sources and a recipe in, a self-contained MONAI bundle out."""
+"""Render self-contained MONAI bundles from YAML sources."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from medunet.bundle.check import check_config
-from medunet.config import TARGET, apply, apply_all, leaves, read_yaml, to_json
+from medunet.bundle.explain import settings, show, table
+from medunet.bundle.read import WORKFLOWS
+from medunet.config import TARGET, apply, apply_all, read_yaml, to_json
 from medunet.errors import ConfigError
 from medunet.files import write_atomically
+from medunet.reports import Setting
 from medunet.resources import resource_dir
 from medunet.trust import missing_from_known, write_expressions
 from medunet.trust.known import EXPRESSIONS_FILE, TARGETS_FILE
 
-RENDERED = """\
-This bundle was rendered by `medunet bundle render` from YAML sources; change those, or make a copy of your own with
-`medunet bundle init {bundle} --output DIR`."""
-"""Origin of the shipped bundles."""
-
-
-def recipes(sources: Path | None = None) -> dict[str, Any]:
-    """The recipes by bundle name."""
-    return read_yaml((sources or resource_dir("configs")) / "recipes.yaml")
+_RENDERED = "`medunet bundle render` wrote this bundle from YAML sources. Change those, or change a copy:"
 
 
 def render(name: str, *, sources: Path | None = None) -> dict[str, str]:
     """Render a bundle in memory.
 
     Args:
-        name: of the recipe.
-        sources: folder of YAML sources, by default the one that comes with medunet.
+        name: Its name in `bundles.yaml`.
+        sources: Folder of the YAML sources. Default: the shipped ones.
 
     Returns:
-        Text by path inside the bundle.
+        Text by path in the bundle.
 
     Raises:
-        ConfigError: no such recipe, unknown key, reference to nothing, argument that a target does not take.
+        ConfigError: An unknown bundle or id, a reference to a missing id, or an argument that a target does not take.
     """
     sources = sources or resource_dir("configs")
-    all_recipes = recipes(sources)
-    if name not in all_recipes:
-        raise ConfigError("no such recipe", received=name, expected=sorted(all_recipes))
-    recipe = all_recipes[name]
-    configs: dict[str, dict[str, Any]] = {}
-    for workflow, parts in recipe["sources"].items():
-        config: dict[str, Any] = {}
+    recipes, overlays = read_yaml(sources / "bundles.yaml"), read_yaml(sources / "presets.yaml")
+    if name not in recipes["bundles"]:
+        raise ConfigError("no such recipe", received=name, expected=sorted(recipes["bundles"]))
+    recipe = recipes["bundles"][name]
+    configs: dict[str, dict[str, Any]] = {workflow: {} for workflow in WORKFLOWS}
+    for workflow, parts in recipes["sources"].items():
         for part in parts:
-            config = _merge(config, read_yaml(sources / f"{part}.yaml"))
-        configs[workflow] = config
-    for part in recipe.get("overrides", []):
-        configs = apply_all(configs, leaves(read_yaml(sources / f"{part}.yaml")))
+            configs[workflow] = apply(configs[workflow], read_yaml(sources / f"{part}.yaml"), define=True)
+    configs = apply_all(configs, read_yaml(sources / f"{recipe['dims']}.yaml"), define=WORKFLOWS)
+    for part in recipe.get("train", ()):
+        configs["train"] = apply(configs["train"], overlays[part], define=True)
+    configs = apply_all(configs, recipe["values"])
+    presets = {
+        preset: {id_: value for part in parts for id_, value in overlays[part].items()}
+        for preset, parts in recipe["presets"].items()
+    }
     for workflow, config in configs.items():
         check_config(config, source=f"{name}/{workflow}")
-    overlays = {key: read_yaml(sources / f"{part}.yaml") for key, part in recipe.get("overlays", {}).items()}
-    for key, overlay in overlays.items():
-        check_config(apply(configs["train"], overlay, define=True), source=f"{name}/{key}")
+    for preset, overlay in presets.items():
+        check_config(apply(configs["train"], overlay, define=True), source=f"{name}/{preset}")
 
-    metadata = render_metadata(read_yaml(sources / "metadata.yaml"), recipe["metadata"], configs["inference"])
-    files = {f"configs/{key}.json": to_json(config) for key, config in {**configs, **overlays}.items()}
-    files["configs/metadata.json"] = to_json(metadata)
-    files["configs/logging.conf"] = (sources / "logging.conf").read_text(encoding="utf-8")
-    files["docs/README.md"] = render_docs(
-        (sources / "docs.md").read_text(encoding="utf-8"),
-        metadata,
-        configs["inference"],
-        bundle=name,
-        origin=RENDERED.format(bundle=name),
+    about = {**recipes["metadata"], **recipe["metadata"]}
+    size = recipe["values"].get("patch_size", configs["train"]["patch_size"])
+    about["network_data_format"] = data_format(
+        configs["train"], modality=about.pop("modality"), size=size, output_size=about.pop("output_size", size)
     )
+    files = {f"configs/{key}.json": to_json(config) for key, config in {**configs, **presets}.items()}
+    files["configs/metadata.json"] = to_json(about)
+    files["configs/logging.conf"] = (sources / "logging.conf").read_text(encoding="utf-8")
+    rows = settings(configs["train"], base=name, sources=sources)
+    files["docs/README.md"] = render_docs(about, configs["train"], rows, origin=_RENDERED, sources=sources)
     files["LICENSE"] = (sources / "LICENSE").read_text(encoding="utf-8")
     return files
 
 
-def render_metadata(common: Mapping[str, Any], own: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """metadata.json: common part, the recipe's part, and the data format that the inference config implies."""
-    own = dict(own)
-    network_size, output_size = own.pop("network_size"), own.pop("output_size")
-    modality = own.pop("modality")
-    return {
-        **common,
-        **own,
-        "network_data_format": data_format(
-            config, modality=modality, network_size=network_size, output_size=output_size
-        ),
-    }
-
-
 def data_format(
-    config: Mapping[str, Any], *, modality: str, network_size: list[int], output_size: list[int]
+    config: Mapping[str, Any],
+    *,
+    modality: str,
+    size: Sequence[int],
+    output_size: Sequence[int],
+    channels: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """The ``network_data_format`` of metadata.json; its names ``image`` and ``pred`` are MONAI's."""
-    channels, names = config["in_channels"], config.get("region_names") or config["label_names"]
+    """Return `network_data_format` of metadata.json; MONAI gives its tensors the names `image` and `pred`.
+
+    Args:
+        config: A config of the bundle, which has the channels and classes.
+        modality: Modality of the images.
+        size: Voxels of the network's input along each axis.
+        output_size: Voxels of its output.
+        channels: Names of the input channels. Default: all are called image.
+    """
+
+    def tensor(format_: str, names: Sequence[str], shape: Sequence[int], **more: Any) -> dict[str, Any]:
+        return {
+            "type": "image",
+            "format": format_,
+            **more,
+            "num_channels": len(names),
+            "spatial_shape": list(shape),
+            "dtype": "float32",
+            "value_range": [],
+            "is_patch_data": True,
+            "channel_def": {str(index): name for index, name in enumerate(names)},
+        }
+
+    inputs = list(channels) if len(list(channels)) == config["in_channels"] else ["image"] * config["in_channels"]
+    outputs = config.get("region_names") or config["label_names"]
     return {
-        "inputs": {
-            "image": {
-                "type": "image",
-                "format": "magnitude",
-                "modality": modality,
-                "num_channels": channels,
-                "spatial_shape": network_size,
-                "dtype": "float32",
-                "value_range": [],
-                "is_patch_data": True,
-                "channel_def": {str(index): "image" for index in range(channels)},
-            }
-        },
-        "outputs": {
-            "pred": {
-                "type": "image",
-                "format": "segmentation",
-                "num_channels": len(names),
-                "spatial_shape": output_size,
-                "dtype": "float32",
-                "value_range": [],
-                "is_patch_data": True,
-                "channel_def": {str(index): name for index, name in enumerate(names)},
-            }
-        },
+        "inputs": {"image": tensor("magnitude", inputs, size, modality=modality)},
+        "outputs": {"pred": tensor("segmentation", outputs, output_size)},
     }
 
 
 def render_docs(
-    template: str, metadata: Mapping[str, Any], config: Mapping[str, Any], *, bundle: str, origin: str
+    metadata: Mapping[str, Any],
+    config: Mapping[str, Any],
+    rows: Iterable[Setting],
+    *,
+    origin: str = "Any value may be changed, here or in a copy:",
+    sources: Path | None = None,
 ) -> str:
-    """docs/README.md.
+    """Return `docs/README.md` of a bundle.
 
     Args:
-        template: text of ``docs.md``.
-        metadata: of the bundle.
-        config: its ``inference.json``.
-        bundle: its name on the command line.
-        origin: where it comes from, whole sentences.
+        metadata: Its `metadata.json`.
+        config: Its `train.json`.
+        rows: Its values with their reasons.
+        origin: A sentence about who wrote it, before the command that copies it.
+        sources: Folder of the YAML sources. Default: the shipped ones.
     """
     network = config["network_def"]
-    image = metadata["network_data_format"]["inputs"]["image"]
-    pred = metadata["network_data_format"]["outputs"]["pred"]
-    classes = zip(config["label_values"], config["label_names"], strict=True)
-    if config.get("region_names"):
-        classes = zip(config["region_values"], config["region_names"], strict=True)
-    return Template(template).substitute(
-        bundle=bundle,
+    details = [f"{key} {show(network[key])}" for key in ("channels", "padding", "norm") if key in network]
+    formats = metadata["network_data_format"]
+    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
+    kind = "region" if config.get("region_names") else "label"
+    classes = zip(config[f"{kind}_values"], config[f"{kind}_names"], strict=True)
+    return Template(((sources or resource_dir("configs")) / "docs.md").read_text(encoding="utf-8")).substitute(
         origin=origin,
         name=metadata["name"],
         description=metadata["description"],
-        spatial_dims=config["spatial_dims"],
-        channels="-".join(str(c) for c in network["channels"]),
-        padding=network["padding"],
-        norm=network["norm"] or "none",
+        network=", ".join([f"`{network[TARGET]}`", f"{config['spatial_dims']}-D", *details]),
         num_channels=image["num_channels"],
         network_size=" x ".join(map(str, image["spatial_shape"])),
         output_size=" x ".join(map(str, pred["spatial_shape"])),
         classes=", ".join(f"{value} {label}" for value, label in classes),
         data_source=metadata["data_source"],
+        values=table(rows),
     )
 
 
 def write_bundle(files: Mapping[str, str], folder: Path) -> None:
-    """Write rendered files into a bundle's folder."""
+    """Write the texts of a bundle into its folder, each atomically."""
     for name, text in files.items():
         write_atomically(folder / name, text)
 
 
 def differences(files: Mapping[str, str], folder: Path) -> list[str]:
-    """Names of the rendered files that are missing in a folder or differ there, and of files that are too many."""
-    wrong = [
+    """Return which of a bundle's files are missing in a folder, differ there, or are there in addition."""
+    differ = [
         name
         for name, text in files.items()
         if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
     ]
-    present = {
-        path.relative_to(folder).as_posix() for part in ("configs", "docs") for path in (folder / part).glob("*")
-    }
-    return sorted([*wrong, *(present - files.keys())])
+    present = {path.relative_to(folder).as_posix() for part in ("configs", "docs") for path in folder.glob(f"{part}/*")}
+    return sorted([*differ, *(present - files.keys())])
 
 
 def render_all(*, sources: Path | None = None, output: Path | None = None, check: bool = False) -> list[Path]:
-    """Render every recipe's bundle, or only compare.
+    """Render every bundle, or only compare.
 
     Args:
-        sources: folder of YAML sources.
-        output: folder that holds the bundles' folders.
-        check: write nothing.
+        sources: Folder of the YAML sources. Default: the shipped ones.
+        output: Folder of the bundles' folders. Default: the shipped ones.
+        check: Write nothing.
 
     Returns:
-        Files that differed (and, without ``check``, were written or removed).
+        Files that differ, and without `check` were written or removed.
 
     Raises:
-        ConfigError: a shipped recipe with a target that nobody has reviewed.
+        ConfigError: A shipped bundle has a target that is not reviewed.
     """
-    own = sources is None and output is None
+    is_own = sources is None and output is None
     output = output or resource_dir("bundles")
     changed: list[Path] = []
     expressions: set[str] = set()
-    for name in recipes(sources):
+    for name in read_yaml((sources or resource_dir("configs")) / "bundles.yaml")["bundles"]:
         files = render(name, sources=sources)
-        expressions |= _unknown_expressions(files) if own else set()
-        wrong = differences(files, output / name)
-        changed += [output / name / file for file in wrong]
+        if is_own:
+            expressions |= _unknown_expressions(files)
+        differ = differences(files, output / name)
+        changed += [output / name / file for file in differ]
         if not check:
-            write_bundle({file: files[file] for file in wrong if file in files}, output / name)
-            for file in set(wrong) - files.keys():
+            write_bundle({file: files[file] for file in differ if file in files}, output / name)
+            for file in set(differ) - files.keys():
                 (output / name / file).unlink()
     if expressions:
         changed.append(EXPRESSIONS_FILE)
@@ -211,28 +200,13 @@ def render_all(*, sources: Path | None = None, output: Path | None = None, check
 
 
 def _unknown_expressions(files: Mapping[str, str]) -> set[str]:
-    """What a rendered bundle would not be trusted for, see :mod:`medunet.trust`."""
+    """Return the expressions for which a rendered bundle would not be trusted."""
     expressions, targets = missing_from_known(json.loads(text) for name, text in files.items() if name.endswith("json"))
     if targets:
         raise ConfigError(
-            "a target that nobody has reviewed",
+            "a target is not reviewed",
             file=TARGETS_FILE,
             received=", ".join(sorted(targets)),
             remedy="make sure that it runs no string, imports none by name and loads no pickle; then add it",
         )
     return expressions
-
-
-def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge level by level; a list, and a component of another target, replace what was there."""
-    merged = dict(base)
-    for key, value in overlay.items():
-        old: Any = merged.get(key)
-        merged[key] = _merge(old, value) if _same_component(old, value) else value
-    return merged
-
-
-def _same_component(old: Any, new: Any) -> bool:
-    """Whether the new value changes parts of the old one instead of replacing it: two mappings, of one target."""
-    both = isinstance(old, Mapping) and isinstance(new, Mapping)
-    return both and new.get(TARGET, old.get(TARGET)) == old.get(TARGET)

@@ -81,7 +81,7 @@ def plan(
             cache=default_cache(),
             started=lambda total: progress.update(task, total=total, description="measuring cases"),
             done=lambda: progress.advance(task),
-            measured=lambda _: progress.update(task, description="trying a training step"),
+            measured=lambda: progress.update(task, description="trying a training step"),
         )
 
     console = Console()

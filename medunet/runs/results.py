@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from medunet.bundle.described import settings_of
+from medunet.bundle.explain import settings_of
 from medunet.bundle.read import read_own
 from medunet.config import read_json
 from medunet.datasets import SegmentationDataset

@@ -202,11 +202,8 @@ def write_run(
     is_begun = any((output / "models" / name).is_file() for name in (LAST_NAME, PREVIOUS_NAME))
     if source and not is_begun and not weights_of(source).is_file():
         raise DataError("no weights to start from", file=source, expected=f"a run with models/{BEST_NAME}")
-    place = {"dataset_dir": str(data.resolve())}
-    only = {"train": place, "evaluate": place}
-    return PreparedRun(
-        output, write_specialised(bundle, output, values, only=only, presets=presets, is_run=True, resume=resume)
-    )
+    configs = write_specialised(bundle, output, values, data=data, presets=presets, is_run=True, resume=resume)
+    return PreparedRun(output, configs)
 
 
 def open_run(folder: Path, *, trust: bool = False) -> PreparedRun:

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from medunet.bundle import plan_bundle, verify_bundle
+from medunet.bundle.render import write_bundle
 from medunet.config import read_json
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
-from medunet.files import write_atomically
 from medunet.io import read_volume, write_volume
 from medunet.planning import Fingerprint
 from medunet.prediction import Predictor
@@ -178,12 +178,11 @@ def test_a_plan_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path, mo
     before = {path: path.read_bytes() for path in bundle.rglob("*.json")}
     assert before
 
-    def full(path: Path, content: object) -> None:
-        if path.name == "fingerprint.json":
-            raise DataError("disk is full", file=path)
-        write_atomically(path, content)
+    def full(files: dict[str, str], folder: Path) -> None:
+        write_bundle(dict(list(files.items())[:3]), folder)
+        raise DataError("disk is full", file=folder)
 
-    monkeypatch.setattr("medunet.bundle.planned.write_atomically", full)
+    monkeypatch.setattr("medunet.bundle.planned.write_bundle", full)
     with pytest.raises(DataError, match="disk is full"):
         plan_bundle(data, bundle, device="cpu", measure=False, force=True)
     assert {path: path.read_bytes() for path in bundle.rglob("*.json")} == before

@@ -16,7 +16,7 @@ from PIL import Image
 from small import SMALL_2D
 
 from medunet.bundle import find_bundle, plan_bundle, specialise
-from medunet.bundle.described import settings_of
+from medunet.bundle.explain import settings_of
 from medunet.cli.app import main
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
@@ -109,7 +109,7 @@ def test_a_run_of_a_plan_says_what_was_planned_and_what_was_changed(volumes: Pat
     config = json.loads((run / "configs" / "train.json").read_text())
     (run / "configs" / "train.json").write_text(json.dumps({**config, "batch_size": 78}))
     found = {setting.id: setting for setting in settings_of(run)}
-    assert found["batch_size"].why.startswith("set for this run; the plan chose 77")
+    assert found["batch_size"].why.startswith(f"set for this run; the plan chose {chosen.value}")
 
 
 def test_cases_that_were_trained_on_are_told(runs: list[Path], volumes: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from medunet.bundle import verify_bundle
-from medunet.bundle.specialise import CHANGES, WRITTEN
+from medunet.bundle.explain import CHANGES
+from medunet.bundle.specialise import WRITTEN
 from medunet.config import read_json, to_json
 from medunet.errors import ConfigError, DataError
 from medunet.files import write_atomically

@@ -115,11 +115,10 @@ def test_equal_bundles_give_equal_bytes(bundles: dict[str, Path], tmp_path: Path
 
 
 def test_nothing_of_the_maker_is_in_it(bundles: dict[str, Path], tmp_path: Path) -> None:
-    data = str(tmp_path / "clinic" / "patients")
-    own = {"dataset_dir": data}
-    train = {**own, "store_dir": "/scratch/store", "validation_cases": ["Doe_Jane"]}
-    train["tracking_uri"] = "http://tracking.clinic:5000"
-    run = specialise(bundles["padded"], tmp_path / "run", {}, only={"train": train, "evaluate": own})
+    data = tmp_path / "clinic" / "patients"
+    own = {"store_dir": "/scratch/store", "validation_cases": ["Doe_Jane"]}
+    own["tracking_uri"] = "http://tracking.clinic:5000"
+    run = specialise(bundles["padded"], tmp_path / "run", own, data=data)
     shutil.copytree(bundles["padded"] / "models", run / "models")
     shutil.copyfile(run / "models" / "model.pt", run / "models" / "last.pt")
     (run / "eval").mkdir()
