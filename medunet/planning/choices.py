@@ -18,7 +18,7 @@ CROP_SHARE = 0.75
 """Where the box around all that is not 0 is smaller than this part, the zeros are no image (nnU-Net)."""
 
 BODY_MARGIN = 8
-"""Voxels on each side of the body that `crop_body` of configs/dims/3d.yaml leaves."""
+"""Voxels on each side of the body that `crop_body` of configs/3d.yaml leaves."""
 
 THICK_BACKGROUND = 0.5
 """Where the foreground takes more than this part, the background is thin and counts in Dice as a class of its own."""

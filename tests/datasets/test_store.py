@@ -55,7 +55,7 @@ def volumes(folder: Path, count: int = 3, *, classes: int = 3, size: tuple[int, 
 
 
 def fixed(classes: int = 3, dims: int = 3) -> list[Any]:
-    """Deterministic steps, as in configs/dims."""
+    """Deterministic steps, as in configs/3d.yaml."""
     reader = MedunetReader(channels=1, spatial_dims=dims)
     steps: list[Any] = [
         LoadImaged("image", reader=reader, ensure_channel_first=True, image_only=True),
