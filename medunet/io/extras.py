@@ -1,34 +1,23 @@
-"""Packages that only some formats need: imported when the format is used, with an error that names the extra."""
+"""Packages that only some formats need: imported when the format is used."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from types import ModuleType
 
 from medunet.errors import ConfigError
 
 
-def has_package(name: str) -> bool:
-    """Whether a package is installed; it is not imported.
-
-    Example:
-        >>> has_package("numpy"), has_package("no_such_package")
-        (True, False)
-    """
-    return importlib.util.find_spec(name) is not None
-
-
 def import_extra(name: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import an optional package.
+    """Import a module of an optional package.
 
     Args:
-        name: of the module.
+        name: the module.
         extra: the extra of medunet that installs it.
-        purpose: what it is needed for, for the error.
+        purpose: what needs it, for the error.
 
     Raises:
-        ConfigError: it is not installed, or does not import.
+        ConfigError: it cannot be imported.
     """
     try:
         return importlib.import_module(name)

@@ -1,8 +1,8 @@
 """PNG, TIFF, BMP and JPEG through Pillow, imagecodecs and tifffile.
 
 Axes are those of MONAI's readers: ``(x, y)``, x along the width from the left and y along the height from the top;
-pages of a stack are the third axis. Pictures have no placement in a patient. Their affine is the identity, or the
-spacing of a stack if its file states it along all three axes.
+pages of a stack are the third axis. The affine is the identity, or the spacing of a stack if its file states it along
+all three axes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 _COPY_AGAIN = "copy it again from its source"
 
 _PILLOW_FORMATS = ("PNG", "BMP", "DIB", "JPEG", "MPO")
-"""The only ones of Pillow's some forty parsers that are used; one of the others starts Ghostscript."""
+"""The parsers of Pillow that are used; one of the others starts Ghostscript."""
 
 _PILLOW_CHANNELS = {"1": 1, "L": 1, "P": 1, "I": 1, "I;16": 1, "I;16B": 1, "F": 1, "LA": 1, "RGB": 3, "RGBA": 3}
 """Number of channels without alpha for each mode that is read. A palette image (P) yields its indices."""
@@ -51,30 +51,18 @@ _CHANNEL_AXES, _DEPTH_AXES = "CS", "ZIQ"
 """tifffile's letters: channels and samples of a pixel; depth, and pages whose meaning the file does not state."""
 
 _COLOURS = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE"}
-_JPEG_COLOURS = {"YCBCR"}
-"""Decoders of JPEG convert these to RGB; otherwise tifffile returns them as they are."""
+_JPEG_COLOURS = {"YCBCR"}  # JPEG decoders convert these to RGB; otherwise tifffile returns them as they are
+_ALPHA = (1, 2)  # codes of extra samples that are alpha; 0 is a sample of unknown meaning, which is a channel
 
-_ALPHA = (1, 2)
-"""Codes of extra samples that are alpha; 0 is a sample of unknown meaning, which is a channel."""
-
-_UNITS_MM = {
-    "nm": 1e-6,
-    "um": 1e-3,
-    "\u00b5m": 1e-3,
-    "\u03bcm": 1e-3,
-    "micron": 1e-3,
-    "microns": 1e-3,
-    "mm": 1.0,
-    "cm": 10.0,
-}
-"""Units of length that ImageJ and OME write."""
+_MICROMETRES = dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns"), 1e-3)
+_UNITS_MM = {"nm": 1e-6, **_MICROMETRES, "mm": 1.0, "cm": 10.0}  # units of length that ImageJ and OME write
 
 
 def read_pillow(path: Path, _: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:
     """Read PNG, BMP or JPEG with the values that the file stores.
 
-    A palette image yields its indices, because label editors store label maps that way; grey values of 2 and 4 bits
-    are not scaled to 8 bits for the same reason.
+    A palette image yields its indices, because label editors store label maps that way. Grey values of 2 and 4 bits are
+    not scaled to 8 bits for the same reason.
 
     Returns:
         ``(x, y)`` for grey images, ``(3, x, y)`` for colour, and the record.
@@ -109,11 +97,9 @@ def read_pillow_header(path: Path, _: ReadOptions = DEFAULTS) -> ReadRecord:
     try:
         with Image.open(path, formats=_PILLOW_FORMATS) as image:
             mode, shape, kind = image.mode, image.size, (image.format or "").lower()
-    except OSError as error:
-        if error.errno is not None:
+    except Exception as error:  # Pillow raises many types for damaged data
+        if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"cannot be opened: {error.strerror}", file=path) from error
-        raise DataError("not a readable image", file=path, remedy="check that it opens in a viewer") from error
-    except Exception as error:  # as above
         raise DataError("not a readable image", file=path, remedy="check that it opens in a viewer") from error
     channels, has_alpha = _PILLOW_CHANNELS.get(mode), mode in ("LA", "RGBA")
     dtype = {"I": "int32", "F": "float32"}.get(mode, "uint16" if mode.startswith("I;16") else "uint8")
@@ -149,7 +135,7 @@ class _Png:
 
 
 def _png_header(path: Path) -> _Png:
-    """Return what the header says, after the checksum of every chunk is verified; Pillow skips those of pixels.
+    """Return the header, after the checksum of every chunk is verified; Pillow skips those of pixels.
 
     Raises:
         DataError: a wrong checksum, or the file ends before its last chunk.
@@ -219,25 +205,21 @@ def _open_tiff(path: Path) -> Iterator[tuple[tifffile.TiffFile, tifffile.TiffPag
         DataError: unreadable, damaged, or pages of several sizes; also for what tifffile raises in the block.
     """
     require_content(path)
-    _refuse_endless_pages(path)
+    _reject_endless_pages(path)
     try:
         with tifffile.TiffFile(path, **_ONE_FILE) as tiff:
-            found = tiff.series
-            if len(found) != 1:
-                raise DataError(
-                    "pages have different sizes",
-                    file=path,
-                    received=f"{len(found)} kinds",
-                    remedy="save one image per file",
-                )
-            yield tiff, found[0]
+            series = tiff.series
+            if len(series) != 1:
+                received = f"{len(series)} kinds"
+                raise DataError("pages have different sizes", file=path, received=received, remedy="save one per file")
+            yield tiff, series[0]
     except (MedunetError, MemoryError):
         raise
     except Exception as error:  # tifffile and its codecs raise many types for damaged data
         raise DataError(f"TIFF cannot be read: {error}", file=path, remedy=_COPY_AGAIN) from error
 
 
-def _refuse_endless_pages(path: Path) -> None:
+def _reject_endless_pages(path: Path) -> None:
     """Reject a chain of pages that returns to an earlier page; tifffile follows it for hours.
 
     Layout: byte order, 42 or 43 (BigTIFF), offset of the first page; a page has its number of tags, the tags, and the
@@ -266,12 +248,9 @@ class _TiffLayout:
     """How the pixels of a series become an image."""
 
     record: ReadRecord
-    sizes: tuple[int, ...]
-    """Of the axes that are kept, in the order of the file."""
-    order: tuple[int, ...]
-    """Of these axes: channels, x, y, depth."""
-    white: int | None
-    """Value of white, from which pixels are subtracted; None if 0 is black."""
+    sizes: tuple[int, ...]  # of the axes that are kept, in the order of the file
+    order: tuple[int, ...]  # of these axes: channels, x, y, depth
+    white: int | None  # value of white, from which pixels are subtracted; None if 0 is black
 
     @classmethod
     def of(cls, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, path: Path) -> _TiffLayout:

@@ -1,9 +1,8 @@
-"""One door for labels: maps of voxels, `.seg.nrrd`, DICOM SEG and RTSTRUCT become a label map on an image's grid."""
+"""One entry for labels: label maps, `.seg.nrrd`, DICOM SEG and RTSTRUCT become a label map on an image's grid."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,14 +25,12 @@ from .limits import require_reachable, system_errors
 from .names import output_name
 from .nifti import NIFTI_SUFFIXES
 from .nrrd import SEG_NRRD_SUFFIX, read_seg_nrrd
-from .reader import Volume, read_header, read_volume
+from .reader import PathLike, Volume, read_header, read_volume
 from .record import ReadRecord
 from .structures import number_structures, paint_structures
 from .writer import parse_label_names
 
 logger = logging.getLogger(__name__)
-
-PathLike = str | os.PathLike[str]
 
 StructureFormat = Literal["dicom-seg", "rtstruct", "seg.nrrd"]
 
@@ -41,19 +38,19 @@ _READERS = {"dicom-seg": read_segments, "rtstruct": read_regions, "seg.nrrd": re
 
 
 def read_label(path: PathLike, *, reference: PathLike | Geometry, labels: Mapping[str, int] | None = None) -> Volume:
-    """Read a label map on the grid of its image, whatever it is kept in.
+    """Read a label map on the grid of its image, from any format.
 
     Args:
         path: a label map in any format of `read_volume`; a `.seg.nrrd`, a DICOM SEG or an RTSTRUCT file; or a folder
             with one such DICOM file.
-        reference: the image, or its grid. A label map must lie on it; segments may lie on a part of it, mirrored or
-            with exchanged axes; contours anywhere in the planes of its slices.
-        labels: name to value, for the formats that keep names; the value 0 and the name 'background' are what no
-            structure covers. None numbers the structures as the file does.
+        reference: the image, or its grid. A label map must lie on it; segments may cover a part of it, mirrored or with
+            permuted axes; contours may lie anywhere in the planes of its slices.
+        labels: name to value, for the formats with names; the value 0 and the name 'background' are what no structure
+            covers. None numbers the structures as the file does.
 
     Returns:
-        ``Volume(image, record)``, image ``(1, *spatial)``; ``image.meta["labels"]`` has name to value where the file
-        keeps names, and ``record.warnings`` what was left out.
+        ``Volume(image, record)``, image ``(1, *spatial)``; ``image.meta["labels"]`` has name to value if the file has
+        names, and ``record.warnings`` what was left out.
 
     Raises:
         DataError: unreadable, or none of the labels is in it.
@@ -66,22 +63,29 @@ def read_label(path: PathLike, *, reference: PathLike | Geometry, labels: Mappin
 
 
 def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, placed: bool) -> Volume:
-    """As `read_label`; an image that is not `placed` in a patient shares its shape with the label and no more."""
+    """Read as `read_label` does; an image that is not `placed` in a patient shares only its shape with the label."""
     file, kind = _structure_file(path)
-    with _refused_if_damaged(file):
+    with _typed_errors(file):
         structures = _READERS[kind](file) if kind else []
     if not structures:  # voxels with values, which a NIfTI may name
         volume = read_volume(file, spatial_dims=2 if len(grid.shape) == 2 else None)
-        placed = placed and volume.record.is_placed
-        _check_grid(volume.record.geometry, grid, file, placed=placed)
+        own = volume.record.geometry
+        is_same = own.is_close(grid) if placed and volume.record.is_placed else own.shape == grid.shape
+        if not is_same:
+            raise GeometryError(
+                "label does not lie on the image's grid",
+                file=file,
+                received=own,
+                expected=grid,
+                remedy="resample the label onto its image",
+            )
         if names := _nifti_labels(file):
             volume.image.meta["labels"] = names
         return volume
-    is_slice = placed and len(grid.shape) == 2  # an image in the plane that lies in a patient
+    is_slice = placed and len(grid.shape) == 2  # a 2D image that is placed in a patient
     canvas = Geometry(grid.affine, (*grid.shape, 1)) if is_slice else grid
-    with _refused_if_damaged(file):
+    with _typed_errors(file):
         voxels, names, warnings = paint_structures(structures, canvas, labels=labels, file=file)
-    voxels = voxels.reshape(grid.shape)
     meta = {
         "original_affine": np.array(grid.affine),
         "spatial_shape": np.array(grid.shape),
@@ -92,37 +96,37 @@ def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, place
         "labels": names,
     }
     record = ReadRecord(path=file, format=str(kind), geometry=grid, dtype="uint8", warnings=warnings)
-    return Volume(MetaTensor(torch.as_tensor(voxels[None]), affine=torch.tensor(grid.affine), meta=meta), record)
+    image = torch.as_tensor(voxels.reshape(1, *grid.shape))
+    return Volume(MetaTensor(image, affine=torch.tensor(grid.affine), meta=meta), record)
 
 
 def label_names(path: PathLike) -> dict[str, int] | None:
-    """Name to value as `read_label` would give them without `labels`, from the header; None where none are kept.
+    """Return name to value as `read_label` does without `labels`, from the header; None if the file has no names.
 
     Raises:
         DataError: unreadable.
     """
     file, kind = _structure_file(Path(path))
-    with _refused_if_damaged(file):
+    with _typed_errors(file):
         if kind and (structures := _READERS[kind](file)):
             return number_structures(structures)
     return _nifti_labels(file)
 
 
 @contextmanager
-def _refused_if_damaged(file: Path) -> Iterator[None]:
-    """Structures are read item by item, and each item may be of any type where bytes were changed."""
+def _typed_errors(file: Path) -> Iterator[None]:
+    """Turn every exception into a DataError: in a damaged file each item of a structure may have any type."""
     try:
         yield
     except MedunetError:
         raise
     except Exception as error:
-        raise DataError(
-            f"structures are damaged: {type(error).__name__}", file=file, remedy="export it again"
-        ) from error
+        cause = f"structures are damaged: {type(error).__name__}"
+        raise DataError(cause, file=file, remedy="export it again") from error
 
 
 def is_structure_file(path: PathLike) -> bool:
-    """Whether a file is a DICOM SEG, an RTSTRUCT or a `.seg.nrrd`, or a folder holds one DICOM file of these."""
+    """Return whether a file is a DICOM SEG, an RTSTRUCT or a `.seg.nrrd`, or a folder has one such DICOM file."""
     try:
         return _structure_file(Path(path))[1] is not None
     except DataError:
@@ -132,18 +136,18 @@ def is_structure_file(path: PathLike) -> bool:
 class LoadLabeld(MapTransform):
     """Read labels on the grid of their image: the step after `LoadImaged` of the image alone.
 
-    DICOM SEG and RTSTRUCT mean nothing without the image, so that `LoadImaged`, which reads every key by itself, cannot
+    DICOM SEG and RTSTRUCT are meaningless without the image, so `LoadImaged`, which reads every key by itself, cannot
     read them.
 
     Args:
         keys: paths of labels, replaced by ``(1, *spatial)`` tensors.
-        reference_key: the image as read, before anything changes its grid.
-        labels: name to value, as in `read_label`.
-        allow_missing_keys: as in MONAI.
+        reference_key: the image as read, before its grid changes.
+        labels: name to value, for the formats with names; None numbers the structures as the file does.
+        allow_missing_keys: ignore keys that an item lacks.
 
     Raises:
-        DataError: as `read_label`; or the image does not know its grid.
-        GeometryError: as `read_label`.
+        DataError: unreadable, none of the labels is in it, or the image has no grid.
+        GeometryError: it does not lie on the image's grid.
     """
 
     def __init__(
@@ -163,36 +167,35 @@ class LoadLabeld(MapTransform):
         item = dict(data)
         image = item[self.reference_key]
         if not isinstance(image, MetaTensor):
-            raise DataError(f"'{self.reference_key}' does not know its grid", expected="a MetaTensor of LoadImaged")
+            raise DataError(f"'{self.reference_key}' has no grid", expected="a MetaTensor of LoadImaged")
         grid = Geometry(image.affine.numpy(), tuple(image.shape[1:]))
-        placed = bool(image.meta.get("is_placed", True))
         for key in self.key_iterator(item):
-            volume = _read(Path(item[key]), grid, self.labels, placed=placed)
+            volume = _read(Path(item[key]), grid, self.labels, placed=bool(image.meta.get("is_placed", True)))
             for warning in volume.record.warnings:
                 logger.warning("%s: %s", volume.record.path, warning)
-            volume.image.meta.pop("labels", None)  # only some files keep names, and batches need equal meta data
+            volume.image.meta.pop("labels", None)  # only some files have names, and batches need equal metadata
             item[key] = volume.image
         return item
 
 
 def _structure_file(path: Path) -> tuple[Path, StructureFormat | None]:
-    """The file that holds structures and its format; other paths as they are."""
+    """Return the file with structures and its format; other paths as they are."""
     require_reachable(path)
     with system_errors(path):
         if not path.is_dir():
-            return path, "seg.nrrd" if path.name.lower().endswith(SEG_NRRD_SUFFIX) else _dicom_kind(path)
-        kinds = {file: kind for file in sorted(path.iterdir()) if file.is_file() and (kind := _dicom_kind(file))}
-    if len(kinds) > 1:
+            return path, "seg.nrrd" if path.name.lower().endswith(SEG_NRRD_SUFFIX) else _dicom_format(path)
+        formats = {file: kind for file in sorted(path.iterdir()) if file.is_file() and (kind := _dicom_format(file))}
+    if len(formats) > 1:
         raise DataError(
-            "folder holds several segmentations",
+            "folder contains several segmentations",
             file=path,
-            received=", ".join(file.name for file in kinds),
+            received=", ".join(file.name for file in formats),
             remedy="give one of the files",
         )
-    return next(iter(kinds.items()), (path, None))
+    return next(iter(formats.items()), (path, None))
 
 
-def _dicom_kind(path: Path) -> StructureFormat | None:
+def _dicom_format(path: Path) -> StructureFormat | None:
     sop_class = storage_class(path)
     if sop_class in SEG_CLASSES:
         return "dicom-seg"
@@ -202,20 +205,9 @@ def _dicom_kind(path: Path) -> StructureFormat | None:
 def _nifti_labels(path: Path) -> dict[str, int] | None:
     if not path.name.lower().endswith(NIFTI_SUFFIXES):
         return None
-    with _refused_if_damaged(path):
+    with _typed_errors(path):
         for extension in nib.load(path).header.extensions:
             content = extension.get_content()
             if names := parse_label_names(content if isinstance(content, bytes) else str(content).encode()):
                 return names
     return None
-
-
-def _check_grid(found: Geometry, expected: Geometry, file: Path, *, placed: bool) -> None:
-    if not (found.is_close(expected) if placed else found.shape == expected.shape):
-        raise GeometryError(
-            "label does not lie on the image's grid",
-            file=file,
-            received=found,
-            expected=expected,
-            remedy="resample the label onto its image",
-        )

@@ -1,4 +1,4 @@
-"""Whether voxels of one grid are voxels of another, and which ones."""
+"""Maps between grids that share voxels."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from medunet.errors import GeometryError
 from medunet.geometry import Geometry
 
 LATTICE_TOLERANCE_VOXELS = 0.2
-"""How far a voxel may lie from its partner on the reference. Positions of slices are decimal strings and vary by up to
-`medunet.io.dicom.grid.GAP_TOLERANCE_MM`; a fifth of a voxel changes no label."""
+"""Largest distance of a voxel from its partner on the reference. Positions of slices are decimal strings and vary by up
+to `medunet.io.dicom.grid.GAP_TOLERANCE_MM`; a fifth of a voxel changes no label."""
 
 
 class LatticeMap(NamedTuple):
@@ -29,27 +29,24 @@ class LatticeMap(NamedTuple):
 
 
 def lattice_map(source: Geometry, reference: Geometry, *, file: str | os.PathLike[str]) -> LatticeMap:
-    """How to lay a volume on a reference whose voxels it shares: a part of it, mirrored or with exchanged axes.
+    """Return how to place a volume on a reference that shares its voxels, possibly mirrored or with permuted axes.
 
     Args:
-        source: grid of the volume; may be smaller than the reference and reach beyond it.
-        reference: grid to lay it on.
-        file: for the error.
+        source: grid of the volume; it may be smaller than the reference and extend beyond it.
+        reference: grid to place it on.
+        file: named in the error.
 
     Raises:
-        GeometryError: the centres of the voxels do not meet.
+        GeometryError: the centres of the voxels do not coincide.
     """
     if len(source.shape) != 3 or len(reference.shape) != 3:
-        raise GeometryError(
-            "a segmentation in a patient needs an image volume",
-            file=file,
-            received=f"image of {len(reference.shape)} axes",
-        )
+        received = f"image of {len(reference.shape)} axes"
+        raise GeometryError("a segmentation in a patient needs an image volume", file=file, received=received)
     exact = np.linalg.inv(reference.affine) @ source.affine
     axes, offset = np.rint(exact[:3, :3]).astype(np.int64), np.rint(exact[:3, 3]).astype(np.int64)
     corners = np.array(list(product(*[(0, n - 1) for n in source.shape]))).T
-    away = np.abs(exact[:3, :3] @ corners + exact[:3, 3:] - (axes @ corners + offset[:, None])).max()
-    if not np.array_equal(np.abs(axes) @ np.abs(axes).T, np.eye(3)) or away > LATTICE_TOLERANCE_VOXELS:
+    distance = np.abs(exact[:3, :3] @ corners + exact[:3, 3:] - (axes @ corners + offset[:, None])).max()
+    if not np.array_equal(np.abs(axes) @ np.abs(axes).T, np.eye(3)) or distance > LATTICE_TOLERANCE_VOXELS:
         raise GeometryError(
             "segmentation does not lie on the image's grid",
             file=file,
@@ -69,13 +66,13 @@ def lay_on(
         indices: ``(3, N)`` in the source.
         mapping: from the source to the target.
         target: mask on the reference, changed in place.
-        file: for the error.
+        file: named in the error.
 
     Raises:
-        GeometryError: a voxel lies outside.
+        GeometryError: a voxel is outside.
     """
-    found = mapping(indices)
-    outside = ((found < 0) | (found >= np.reshape(target.shape, (3, 1)))).any(axis=0)
+    mapped = mapping(indices)
+    outside = ((mapped < 0) | (mapped >= np.reshape(target.shape, (3, 1)))).any(axis=0)
     if outside.any():
         raise GeometryError(
             "segmentation reaches outside the image",
@@ -83,4 +80,4 @@ def lay_on(
             received=f"{int(outside.sum())} of {outside.size} voxels outside",
             remedy="give the image that it was drawn on",
         )
-    target[tuple(found)] = True
+    target[tuple(mapped)] = True

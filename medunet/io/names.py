@@ -1,4 +1,4 @@
-"""Which name a result bears: that of its input."""
+"""Names of cases and results: those of their input files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from pathlib import Path
 
 _DOUBLE_SUFFIXES = (".nii.gz", ".nii.bz2", ".seg.nrrd", ".ome.tif", ".ome.tiff")
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}$")
-_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
-"""nnU-Net's names of images: `case_0000.nii.gz`, `case_0001.nii.gz`, ... are the channels of `case`."""
+_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")  # nnU-Net names the channels of `case` `case_0000`, ...
 
 
 def split_suffix(name: str) -> tuple[str, str]:
-    """Stem and ending of a file name, with the endings that have two parts.
+    """Return stem and suffix of a file name; some suffixes have two parts.
 
     Example:
         >>> split_suffix("a.b.nii.gz"), split_suffix("em_16.png"), split_suffix("1.2.840")
@@ -28,7 +27,7 @@ def split_suffix(name: str) -> tuple[str, str]:
 
 
 def split_channel(stem: str) -> tuple[str, int | None]:
-    """Case and channel of a stem in nnU-Net's style, or the stem and None.
+    """Return case and channel of a stem in nnU-Net's style, or the stem and None.
 
     Example:
         >>> split_channel("liver_7_0001"), split_channel("liver_7")
@@ -39,10 +38,10 @@ def split_channel(stem: str) -> tuple[str, int | None]:
 
 
 def output_name(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], suffix: str = "") -> str:
-    """The name of a case: the input's without its ending, plus `suffix`.
+    """Return the name of a case: the input's without its suffix, plus `suffix`.
 
-    The `_0000` of nnU-Net's channels is dropped for a list of files, and for a single file that has no brother
-    `_0001` (else it is one frame of a sequence, and the number is part of its name).
+    The `_0000` of nnU-Net's channels is dropped for a list of files, and for a single file without an `_0001` beside it
+    (else it is one frame of a sequence, and the number is part of its name).
 
     Example:
         >>> output_name("in/hippocampus_001.nii.gz", ".nii.gz")
@@ -50,10 +49,10 @@ def output_name(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         >>> output_name(["in/brats_7_0000.nii.gz", "in/brats_7_0001.nii.gz"])
         'brats_7'
     """
-    single = isinstance(path, str | os.PathLike)
+    is_single = isinstance(path, str | os.PathLike)
     first = Path(path) if isinstance(path, str | os.PathLike) else Path(path[0])
     stem, ending = (first.name, "") if first.is_dir() else split_suffix(first.name)
     case, channel = split_channel(stem)
-    if channel == 0 and (not single or not first.with_name(f"{case}_0001{ending}").exists()):
+    if channel == 0 and (not is_single or not first.with_name(f"{case}_0001{ending}").exists()):
         stem = case
     return stem + suffix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,23 +30,33 @@ RELATED_SUFFIXES = (".hdr", ".mgh", ".mgz")
 
 _SPACING_IS_ENOUGH = "pass --form pixdim if the spacing alone is enough"
 _MGH_VERSION, _MGH_HEADER_BYTES, _MGH_PLACED = b"\0\0\0\1", 284, 28
-"""How MGH files begin, where their voxels begin, and where the header says whether it has an orientation."""
+"""How MGH files start, where their voxels start, and where the header says whether it has an orientation."""
 
-_HEADERS: dict[int, Any] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
-"""Header size, the first number in the file, to the class that reads it."""
+_HEADERS: dict[int, Any] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by size, the first number in the file
+
+FLOAT32_ROUNDING = 1e-6  # relative difference of numbers that two programs have rounded to float32
+QUATERNION_ROUNDING = 4 * 2.0**-24  # the same for the parts of a quaternion, which are at most 1
+PIXDIM_TOLERANCE = 0.01  # relative difference of pixdim and the sform's spacing that causes a warning
+_MILLIMETRE, _SPATIAL_UNITS = 2, 0b111  # code, and the bits of `xyzt_units` that have it; 0 means unknown
+
+Placement = tuple[npt.NDArray[np.float64], tuple[str, ...]]  # affine and warnings
 
 
-FLOAT32_ROUNDING = 1e-6
-"""Relative difference of numbers that two programs have rounded to float32, in another order of arithmetic."""
+@dataclass(frozen=True)
+class _Stored:
+    """What a header says about the voxels.
 
-QUATERNION_ROUNDING = 4 * 2.0**-24
-"""The same of the parts of a quaternion, which are at most 1."""
+    `place` returns the affine and warnings for a spatial shape.
+    """
 
-PIXDIM_TOLERANCE = 0.01
-"""Relative difference of pixdim and the sform's spacing that is worth a warning: both are float32 of one number."""
-
-_MILLIMETRE, _SPATIAL_UNITS = 2, 0b111
-"""NIfTI's code of millimetres, and the bits of `xyzt_units` that hold the spatial one; 0 means unknown."""
+    format: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+    place: Callable[[tuple[int, ...], Form], Placement]
+    slope: float = 1.0
+    inter: float = 0.0
+    oddities: tuple[str, ...] = ()
 
 
 def read_nifti(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:
@@ -61,58 +71,42 @@ def read_nifti(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray
         channels, and the record.
 
     Raises:
-        DataError: unreadable, truncated or damaged file, a data type without order (RGB, complex), NaN or infinite
+        DataError: unreadable, truncated or damaged file, an unsupported voxel type (RGB, complex), NaN or infinite
             voxels, an axis that was not declared.
         GeometryError: missing, contradictory, singular or infinite placement.
     """
     stream = PackedFile(path)
-    layout = _parse(stream.head, path, options)
+    stored = _parse(stream.head, path)
+    record, dropped = _record(stored, path, options)
     if path.suffix.lower() == ".hdr":
         stream = PackedFile(path.with_suffix(".IMG" if path.suffix.isupper() else ".img"))
-    stream.require(layout.offset + layout.nbytes)
-    require_memory(layout.record.geometry.shape, layout.record.channels, path)
-    raw = stream.read(layout.offset, layout.nbytes)
+    nbytes = int(stored.dtype.itemsize * np.prod(stored.shape, dtype=object))
+    stream.require(stored.offset + nbytes)
+    require_memory(record.geometry.shape, record.channels, path)
     # One pass from the file's (Fortran) order and type to contiguous float32.
-    stored = np.frombuffer(raw, dtype=layout.dtype).reshape(layout.stored_shape, order="F").squeeze(layout.dropped)
-    if layout.record.channels > 1:
-        stored = np.moveaxis(stored, -1, 0)
+    raw = np.frombuffer(stream.read(stored.offset, nbytes), dtype=stored.dtype)
+    array = raw.reshape(stored.shape, order="F").squeeze(dropped)
+    if record.channels > 1:
+        array = np.moveaxis(array, -1, 0)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite, and reported below
-        if (layout.slope, layout.inter) == (1.0, 0.0):
-            voxels = copy_in_order(stored, dtype=np.float32)
+        if (stored.slope, stored.inter) == (1.0, 0.0):
+            voxels = copy_in_order(array, dtype=np.float32)
         else:
             # In float64 as nibabel does: 16-bit integers times a slope lose digits in float32.
-            voxels = np.ascontiguousarray(stored * layout.slope + layout.inter, dtype=np.float32)
-    if layout.dtype.kind == "f" or layout.slope != 1.0:
-        _fill_or_refuse(voxels, path, options.fill_value)
-    return voxels, layout.record
+            voxels = np.ascontiguousarray(array * stored.slope + stored.inter, dtype=np.float32)
+    if stored.dtype.kind == "f" or stored.slope != 1.0:
+        _replace_not_finite(voxels, path, options.fill_value)
+    return voxels, record
 
 
 def read_nifti_header(path: Path, options: ReadOptions = DEFAULTS) -> ReadRecord:
-    """The record alone, from the first bytes of the file; raises as `read_nifti`, but for damage further on."""
-    return _parse(PackedFile(path).head, path, options).record
+    """Return the record of `read_nifti` from the first bytes of the file."""
+    return _record(_parse(PackedFile(path).head, path), path, options)[0]
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where the voxels lie in the file and how to read them."""
-
-    record: ReadRecord
-    dtype: np.dtype[Any]
-    stored_shape: tuple[int, ...]
-    dropped: tuple[int, ...]
-    """Axes of length one to remove."""
-    slope: float
-    inter: float
-    offset: int
-
-    @property
-    def nbytes(self) -> int:
-        return int(self.dtype.itemsize * np.prod(self.stored_shape, dtype=object))
-
-
-def _parse(head: bytes, path: Path, options: ReadOptions) -> _Layout:
+def _parse(head: bytes, path: Path) -> _Stored:
     if path.suffix.lower() in (".mgh", ".mgz"):
-        return _parse_mgh(head, path, options)
+        return _parse_mgh(head, path)
     is_pair = path.suffix.lower() == ".hdr"
     size = next((n for n in _HEADERS for order in ("little", "big") if int.from_bytes(head[:4], order) == n), None)
     if size is None or len(head) < size:
@@ -121,112 +115,95 @@ def _parse(head: bytes, path: Path, options: ReadOptions) -> _Layout:
     kind = nib.Spm2AnalyzeHeader if is_analyze else _HEADERS[size]
     try:
         header = kind.from_fileobj(io.BytesIO(head[:size]), check=False)
-        dtype = header.get_data_dtype()
         slope, inter = header.get_slope_inter()
-        stored_shape = tuple(int(n) for n in header.get_data_shape())
-        offset = int(header["vox_offset"])
+        stored = _Stored(
+            format="analyze" if is_analyze else "nifti",
+            dtype=header.get_data_dtype(),
+            shape=tuple(int(n) for n in header.get_data_shape()),
+            offset=int(header["vox_offset"]),
+            place=partial(_place_analyze if is_analyze else _place_nifti, header),
+            slope=1.0 if slope is None else float(slope),
+            inter=0.0 if inter is None else float(inter),
+            oddities=_analyze_oddities(slope) if is_analyze else _oddities(header),
+        )
     except (nib.spatialimages.HeaderDataError, ValueError, KeyError, OverflowError) as error:
         raise DataError(f"damaged {'Analyze' if is_analyze else 'NIfTI'} header: {error}", file=path) from error
-    if not is_analyze and header["magic"].item()[:2] != (b"ni" if is_pair else b"n+"):
-        if header["magic"].item()[:2] not in (b"n+", b"ni"):
+    if not is_analyze:
+        magic = header["magic"].item()[:2]
+        if magic not in (b"n+", b"ni"):
             raise DataError("not a NIfTI file", file=path, remedy="use NIfTI-1 or NIfTI-2 (.nii, .nii.gz)")
-        found = "one file" if is_pair else "a header with a separate .img file"
-        raise DataError("name does not match the header", file=path, received=f"header of {found}")
-    if offset < (0 if is_pair else size):
-        raise DataError("voxels start inside the header", file=path, received=offset, expected=f">= {size}")
-    if is_analyze:
-        place = partial(_analyze_placement, header, options.form)
-        oddities = [] if slope in (None, 1.0) else ["voxels scaled by SPM's factor"]
-    else:
+        if (magic == b"ni") != is_pair:
+            claimed = "one file" if is_pair else "a header with a separate .img file"
+            raise DataError("name does not match the header", file=path, received=f"header of {claimed}")
         if float(header["pixdim"][0]) == 0:
             header["pixdim"][0] = 1  # the standard: a factor of 0 means 1
-        place = partial(_placement, header, form=options.form)
-        oddities = _oddities(header)
-    return _layout(
-        path,
-        options,
-        dtype=dtype,
-        stored_shape=stored_shape,
-        place=place,
-        oddities=oddities,
-        format="analyze" if is_analyze else "nifti",
-        slope=1.0 if slope is None else float(slope),
-        inter=0.0 if inter is None else float(inter),
-        offset=offset,
-    )
+    if stored.offset < (0 if is_pair else size):
+        raise DataError("voxels start inside the header", file=path, received=stored.offset, expected=f">= {size}")
+    return stored
 
 
-def _parse_mgh(head: bytes, path: Path, options: ReadOptions) -> _Layout:
+def _parse_mgh(head: bytes, path: Path) -> _Stored:
     """Parse the header of FreeSurfer's format: big-endian, RAS, voxels from byte 284."""
     if len(head) < _MGH_HEADER_BYTES or not head.startswith(_MGH_VERSION):
         raise DataError("not an MGH file", file=path)
     try:
         header = MGHHeader(head[:_MGH_HEADER_BYTES], check=False)
         dtype = np.dtype(header.get_data_dtype()).newbyteorder(">")
-        stored_shape = tuple(int(n) for n in header["dims"])
+        shape = tuple(int(n) for n in header["dims"])
     except (ValueError, KeyError, nib.spatialimages.HeaderDataError) as error:
         raise DataError(f"damaged MGH header: {error}", file=path) from error
-    has_placement = int.from_bytes(head[_MGH_PLACED : _MGH_PLACED + 2], "big") == 1
-
-    def place(shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
-        if not has_placement:
-            raise GeometryError("header has neither spacing nor orientation")
-        if options.form == "pixdim":
-            return _spacing_only(header["delta"])
-        return np.asarray(header.get_affine(), dtype=np.float64), ()
-
-    return _layout(
-        path, options, dtype=dtype, stored_shape=stored_shape, place=place, format="mgh", offset=_MGH_HEADER_BYTES
-    )
+    is_placed = int.from_bytes(head[_MGH_PLACED : _MGH_PLACED + 2], "big") == 1
+    return _Stored("mgh", dtype, shape, _MGH_HEADER_BYTES, partial(_place_mgh, header, is_placed))
 
 
-def _layout(
-    path: Path,
-    options: ReadOptions,
-    *,
-    dtype: np.dtype[Any],
-    stored_shape: tuple[int, ...],
-    place: Callable[[tuple[int, ...]], tuple[np.ndarray, tuple[str, ...]]],
-    format: str,
-    offset: int,
-    slope: float = 1.0,
-    inter: float = 0.0,
-    oddities: Sequence[str] = (),
-) -> _Layout:
-    """Check what the formats have in common; `place` returns the affine of a shape, and warnings."""
-    if dtype.kind not in "iufb" or dtype.itemsize > 8:
-        raise DataError(
-            "voxels have no order", file=path, received=str(dtype), expected="integers or floats up to 64 bits"
-        )
-    if len(stored_shape) < 2 or min(stored_shape) < 1:
-        raise DataError("header has an empty or missing axis", file=path, received=stored_shape)
-    shape, dropped, n_channels = _split_axes(stored_shape, path, options.channels)
+def _record(stored: _Stored, path: Path, options: ReadOptions) -> tuple[ReadRecord, tuple[int, ...]]:
+    """Check what the formats have in common; return the record and the axes of length one to drop."""
+    if stored.dtype.kind not in "iufb" or stored.dtype.itemsize > 8:
+        expected = "integers or floats up to 64 bits"
+        raise DataError("unsupported voxel type", file=path, received=str(stored.dtype), expected=expected)
+    if len(stored.shape) < 2 or min(stored.shape) < 1:
+        raise DataError("header has an empty or missing axis", file=path, received=stored.shape)
+    channels = _channels(stored.shape, path, options.channels)
     try:
-        affine, warnings = place(shape)
-        geometry = Geometry(affine, shape)
+        affine, warnings = stored.place(stored.shape[:3], options.form)
+        geometry = Geometry(affine, stored.shape[:3])
     except GeometryError as error:
         raise error.at(path) from error
     record = ReadRecord(
         path=path,
-        format=format,
+        format=stored.format,
         geometry=geometry,
-        channels=n_channels,
-        dtype=dtype.newbyteorder("=").name,
-        warnings=(*warnings, *oddities),
+        channels=channels,
+        dtype=stored.dtype.newbyteorder("=").name,
+        warnings=(*warnings, *stored.oddities),
     )
-    return _Layout(
-        record=record,
-        dtype=dtype,
-        stored_shape=stored_shape,
-        dropped=dropped,
-        slope=slope,
-        inter=inter,
-        offset=offset,
-    )
+    return record, tuple(axis for axis in range(3, len(stored.shape)) if stored.shape[axis] == 1)
 
 
-def _oddities(header: Any) -> list[str]:
-    """What the standard allows or other readers ignore, but a person should know."""
+def _channels(stored: tuple[int, ...], path: Path, expected: int | None) -> int:
+    """Return the number of channels.
+
+    ``(x, y, z)``, ``(x, y, z, 1)``: one channel; ``(x, y, z, c)``, and ``(x, y, z, 1, c)`` as vectors are stored: c.
+    """
+    beyond = [n for n in stored[3:] if n > 1]
+    if not beyond:
+        return 1
+    if len(beyond) > 1:
+        raise DataError("volume has more than four axes", file=path, received=stored, remedy="split it into volumes")
+    if expected is None:
+        remedy = "declare it by `channels`, or split the file into volumes"
+        raise DataError("volume has a fourth axis that is not declared", file=path, received=stored, remedy=remedy)
+    if expected != beyond[0]:
+        raise DataError("wrong number of channels", file=path, received=beyond[0], expected=expected)
+    return beyond[0]
+
+
+def _analyze_oddities(slope: float | None) -> tuple[str, ...]:
+    return () if slope in (None, 1.0) else ("voxels scaled by SPM's factor",)
+
+
+def _oddities(header: Any) -> tuple[str, ...]:
+    """Return warnings about what the standard allows or other readers ignore."""
     warnings = []
     slope = float(header["scl_slope"])
     if not np.isfinite(slope):
@@ -234,57 +211,34 @@ def _oddities(header: Any) -> list[str]:
     units = int(header["xyzt_units"]) & _SPATIAL_UNITS
     if units not in (0, _MILLIMETRE):
         warnings.append(f"header claims {'metres' if units == 1 else 'micrometres'}; lengths are taken as mm")
-    return warnings
+    return tuple(warnings)
 
 
-def _split_axes(
-    stored: tuple[int, ...], path: Path, channels: int | None
-) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Spatial shape, axes of length one to drop, number of channels.
-
-    ``(x, y, z)``, ``(x, y, z, 1)``: one channel; ``(x, y, z, c)``, and ``(x, y, z, 1, c)`` as vectors are kept: c.
-    """
-    spatial = stored[:3]
-    beyond = [axis for axis in range(3, len(stored)) if stored[axis] > 1]
-    dropped = tuple(axis for axis in range(3, len(stored)) if stored[axis] == 1)
-    if not beyond:
-        return spatial, dropped, 1
-    count = stored[beyond[0]]
-    if len(beyond) > 1:
-        raise DataError("volume has more than four axes", file=path, received=stored, remedy="split it into volumes")
-    if channels is None:
-        raise DataError(
-            "volume has a fourth axis that nobody declared",
-            file=path,
-            received=stored,
-            remedy="declare it by `channels`, or split the file into volumes",
-        )
-    if channels != count:
-        raise DataError("wrong number of channels", file=path, received=count, expected=channels)
-    return spatial, dropped, count
-
-
-def _spacing_only(spacing: npt.ArrayLike) -> tuple[np.ndarray, tuple[str, ...]]:
+def _spacing_only(spacing: npt.ArrayLike) -> Placement:
     lengths = [float(length) for length in np.asarray(spacing)]
     return np.diag([*lengths, *([1.0] * (3 - len(lengths))), 1.0]), ("placement ignored: spacing only",)
 
 
-def _analyze_placement(
-    header: nib.Spm2AnalyzeHeader, form: Form, shape: tuple[int, ...]
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def _place_mgh(header: MGHHeader, is_placed: bool, shape: tuple[int, ...], form: Form) -> Placement:
+    if not is_placed:
+        raise GeometryError("header has neither spacing nor orientation")
+    return _spacing_only(header["delta"]) if form == "pixdim" else (np.array(header.get_affine(), np.float64), ())
+
+
+def _place_analyze(header: nib.Spm2AnalyzeHeader, shape: tuple[int, ...], form: Form) -> Placement:
     if form != "pixdim":
         raise GeometryError("Analyze 7.5 does not say which side is left", remedy=_SPACING_IS_ENOUGH)
     return _spacing_only(header["pixdim"][1 : len(shape) + 1])
 
 
-def _placement(header: Any, shape: tuple[int, ...], form: Form) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The affine by rule `form`, and warnings."""
+def _place_nifti(header: Any, shape: tuple[int, ...], form: Form) -> Placement:
     n_axes = len(shape)
     pixdim = np.asarray(header["pixdim"], dtype=np.float64)[1 : n_axes + 1]
     sform = np.asarray(header.get_sform(), dtype=np.float64) if int(header["sform_code"]) > 0 else None
+    has_qform = int(header["qform_code"]) > 0
     if form == "sform" and sform is None:
         raise GeometryError("header has no sform", remedy=_SPACING_IS_ENOUGH)
-    if form == "agree" and sform is None and int(header["qform_code"]) <= 0:
+    if form == "agree" and sform is None and not has_qform:
         raise GeometryError("header has neither sform nor qform", remedy=_SPACING_IS_ENOUGH)
     if form == "sform" and sform is not None:
         return sform, ()
@@ -295,14 +249,14 @@ def _placement(header: Any, shape: tuple[int, ...], form: Form) -> tuple[np.ndar
             expected="positive spacing",
             remedy=None if sform is None else "pass --form sform if that is right",
         )
-    if form == "agree" and sform is not None and int(header["qform_code"]) <= 0:
+    if form == "pixdim":
+        return _spacing_only(pixdim)
+    if form == "agree" and sform is not None and not has_qform:
         spacing = np.linalg.norm(sform[:3, :n_axes], axis=0)
         if np.allclose(spacing, pixdim, rtol=PIXDIM_TOLERANCE):
             return sform, ()
         return sform, (f"sform used; pixdim {_shown(pixdim)} differs from its spacing {_shown(spacing)}",)
-    if form == "pixdim":
-        return _spacing_only(pixdim)
-    if int(header["qform_code"]) <= 0:
+    if not has_qform:
         raise GeometryError("header has no qform", remedy="pass --form sform or --form pixdim")
     try:
         qform = np.asarray(header.get_qform(), dtype=np.float64)
@@ -321,11 +275,11 @@ def _placement(header: Any, shape: tuple[int, ...], form: Form) -> tuple[np.ndar
 
 
 def _is_rounded_from(header: nib.Nifti1Header, sform: npt.NDArray[np.float64]) -> bool:
-    """Whether the qform is what the sform becomes when it is written as one.
+    """Return whether the qform is what the sform becomes when it is written as one.
 
-    The header keeps three parts of a unit quaternion in float32 and leaves out a = sqrt(1 - b^2 - c^2 - d^2). Near a
-    half turn, which RAS and LPS are apart, a is nearly zero and takes most of the rounding: corners of a large scan
-    that is slightly oblique move by half a millimetre.
+    The header stores three parts of a unit quaternion in float32 and omits a = sqrt(1 - b^2 - c^2 - d^2). Near a half
+    turn, which separates RAS and LPS, a is nearly zero and takes most of the rounding: corners of a large scan that is
+    slightly oblique move by half a millimetre.
     """
     expected = header.copy()
     try:
@@ -334,12 +288,12 @@ def _is_rounded_from(header: nib.Nifti1Header, sform: npt.NDArray[np.float64]) -
         return False
     turns = [np.array([h[f"quatern_{part}"] for part in "bcd"], dtype=np.float64) for h in (header, expected)]
     difference = min(np.abs(turns[0] - turns[1]).max(), np.abs(turns[0] + turns[1]).max())  # q and -q are one turn
-    found, wanted = ([float(h[f"qoffset_{axis}"]) for axis in "xyz"] for h in (header, expected))
+    first, second = ([float(h[f"qoffset_{axis}"]) for axis in "xyz"] for h in (header, expected))
     return bool(
-        float(difference) <= QUATERNION_ROUNDING
+        difference <= QUATERNION_ROUNDING
         and float(header["pixdim"][0]) == float(expected["pixdim"][0])
         and np.allclose(header["pixdim"][1:4], expected["pixdim"][1:4], rtol=FLOAT32_ROUNDING, atol=0)
-        and np.allclose(found, wanted, rtol=FLOAT32_ROUNDING, atol=1e-4)
+        and np.allclose(first, second, rtol=FLOAT32_ROUNDING, atol=1e-4)
     )
 
 
@@ -347,7 +301,7 @@ def _shown(values: npt.NDArray[np.float64]) -> str:
     return " x ".join(f"{value:g}" for value in values)
 
 
-def _fill_or_refuse(voxels: npt.NDArray[np.float32], path: Path, fill_value: float | None) -> None:
+def _replace_not_finite(voxels: npt.NDArray[np.float32], path: Path, fill_value: float | None) -> None:
     finite = np.isfinite(voxels)
     bad = voxels.size - int(np.count_nonzero(finite))
     if bad and fill_value is None:

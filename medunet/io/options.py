@@ -4,34 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from medunet.errors import ConfigError
 
 Form = Literal["agree", "sform", "qform", "pixdim"]
-"""Which placement of a header to use: 'agree' rejects a file whose sform and qform (NIfTI) contradict each other, or
-that has no placement; 'pixdim' uses the spacing only, of NIfTI, Analyze, MGH, NRRD and MetaImage."""
-
 Uneven = Literal["refuse", "resample"]
-"""What to do with DICOM slices at uneven distances: reject them, or interpolate linearly between neighbours. A missing
-slice is always rejected."""
-
 Tilt = Literal["keep", "resample"]
-"""What to do with a tilted gantry: keep the shear in the affine, or resample to a grid with right angles."""
-
-_TYPES: dict[str, tuple[Any, str]] = {
-    "series_uid": (str, "a SeriesInstanceUID"),
-    "phase": (int, "a whole number"),
-    "fill_value": ((int, float), "a number"),
-}
-
-_CHOICES = {
-    "form": ("agree", "sform", "qform", "pixdim"),
-    "uneven": ("refuse", "resample"),
-    "tilt": ("keep", "resample"),
-    "spatial_dims": (None, 2, 3),
-}
-
 
 READING_IDS = ("series_uid", "phase", "uneven", "tilt", "form", "fill_value", "skip_unreadable")
 """Options that a user chooses. A bundle's configs have ids of these names; the bundle sets the other options itself."""
@@ -43,11 +22,13 @@ class ReadOptions:
 
     Args:
         channels: number of channels that a NIfTI file with a fourth axis must have; None rejects such files.
-        form: NIfTI: which placement of the header to use.
+        form: which placement of a header to use. 'agree' rejects a file whose sform and qform (NIfTI) contradict each
+            other, or that has no placement; 'pixdim' uses only the spacing of NIfTI, Analyze, MGH, NRRD and MetaImage.
         fill_value: NIfTI: replaces NaN and infinite voxels; None rejects them.
         series_uid: DICOM: SeriesInstanceUID of the series to read from a folder with several.
-        uneven: DICOM: what to do with slices at uneven distances.
-        tilt: DICOM: what to do with a tilted gantry.
+        uneven: DICOM: reject slices at uneven distances, or interpolate linearly between neighbours. A missing slice is
+            always rejected.
+        tilt: DICOM: keep a tilted gantry as shear in the affine, or resample to a grid with right angles.
         phase: DICOM: which volume of a series of several, or which frame without a position, counted from 0; None
             rejects such a series.
         spatial_dims: 3 rejects 2D images and volumes of one slice; 2 rejects volumes and reads a single slice as a 2D
@@ -83,7 +64,7 @@ class ReadOptions:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What a user chose: the values of `READING_IDS` that differ from the defaults.
+        """The user's choices: the values of `READING_IDS` that differ from the defaults.
 
         Example:
             >>> ReadOptions(channels=2, phase=1).chosen
@@ -93,8 +74,16 @@ class ReadOptions:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], **others: Any) -> ReadOptions:
-        """The options that a bundle's config sets by `READING_IDS`, and others by keyword."""
+        """Return the options that a bundle's config sets by `READING_IDS`, and others by keyword."""
         return cls(**{name: config[name] for name in READING_IDS if name in config}, **others)
 
+
+_CHOICES = {"form": get_args(Form), "uneven": get_args(Uneven), "tilt": get_args(Tilt), "spatial_dims": (None, 2, 3)}
+
+_TYPES: dict[str, tuple[Any, str]] = {
+    "series_uid": (str, "a SeriesInstanceUID"),
+    "phase": (int, "a whole number"),
+    "fill_value": ((int, float), "a number"),
+}
 
 DEFAULTS = ReadOptions()

@@ -1,9 +1,4 @@
-"""What was read: kept beside the voxels, without patient identity.
-
-A record never contains a name, a patient's or study's identifier, a date, an institution or a description. `path` is
-what the caller gave. Of a DICOM series it keeps the modality, the files that were read, and a hash of the
-SeriesInstanceUID: two readings of one series are recognised by it, but the series cannot be looked up in an archive.
-"""
+"""What was read: stored beside the voxels, without patient identity."""
 
 from __future__ import annotations
 
@@ -20,12 +15,7 @@ PICTURE_FORMATS = ("png", "bmp", "jpeg", "tiff", "dicom-picture")
 
 
 class SourceFrame(NamedTuple):
-    """One DICOM slice that was read.
-
-    Args:
-        file: its file.
-        number: of the frame in the file, counted from 0.
-    """
+    """One DICOM slice that was read: its file, and its frame in that file, counted from 0."""
 
     file: Path
     number: int
@@ -48,10 +38,13 @@ def decode_frames(text: str) -> tuple[SourceFrame, ...]:
 
 @dataclass(frozen=True)
 class ReadRecord:
-    """What a reader met in a file or folder.
+    """What a reader found in a file or folder.
+
+    It never contains a name, an identifier of a patient or study, a date, an institution or a description. The hash of
+    the SeriesInstanceUID identifies two readings of one series, but does not allow to look the series up in an archive.
 
     Args:
-        path: the file or folder that was asked for.
+        path: the caller's file or folder.
         format: 'nifti', 'dicom', 'dicom-picture' (without a place in a patient), 'tiff', 'png', ...
         geometry: grid in RAS mm; spatial axes only.
         channels: number of channels.
@@ -81,12 +74,12 @@ class ReadRecord:
         return self.format not in PICTURE_FORMATS
 
     def is_on_grid_of(self, other: ReadRecord) -> bool:
-        """Whether two images have the same grid. If one of them is not placed, only the shapes are compared."""
+        """Return whether two images have the same grid. If one of them is not placed, only the shapes are compared."""
         if self.is_placed and other.is_placed:
             return self.geometry.is_close(other.geometry)
         return self.geometry.shape == other.geometry.shape
 
     @property
     def is_single_slice(self) -> bool:
-        """Whether it is a volume ``(x, y, 1)``, which `spatial_dims=2` reads as an image in the plane."""
+        """Whether it is a volume ``(x, y, 1)``, which `spatial_dims=2` reads as a 2D image."""
         return len(self.geometry.shape) == 3 and self.geometry.shape[2] == 1 and self.is_placed

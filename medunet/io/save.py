@@ -1,4 +1,4 @@
-"""The last transform of a bundle: predictions become files that bear their input's name."""
+"""The last transform of a bundle: predictions become files named after their inputs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _DICOM_FORMATS = ("dicom-seg", "rtstruct")
 class _Choice(NamedTuple):
     """The format of a result, and for DICOM formats the slices that it refers to."""
 
-    kind: ResultFormat
+    format: ResultFormat
     planes: tuple[SourcePlane, ...] = ()
 
 
@@ -59,27 +59,27 @@ class SavePredictiond(MapTransform):
 
     Args:
         keys: label maps ``(1, *spatial)`` with the values for the file, as after `DecodeLabelsd`.
-        output_dir: folder for the files; made when needed.
+        output_dir: folder for the files; created if needed.
         format: of the label maps; 'auto' follows the input as above. 'dicom-seg' and 'rtstruct' need a DICOM input.
-        labels: name to value, for the formats that keep names; the value 0 and the name 'background' are no segments.
+        labels: name to value, for the formats with names; the value 0 and the name 'background' are not segments.
         label_colors: name to ``[red, green, blue]``, 0 to 255.
         label_codes: name to ``{"category": [value, scheme, meaning], "type": [...]}``, such as
-            ``{"liver": {"type": ["10200004", "SCT", "Liver"]}}``; without one a DICOM SEG says 'Tissue'.
-        algorithm: `name` and `version` of what made the labels, for the DICOM formats.
-        source_key: key of the image; its meta data names the file and keeps the original grid. Where it is missing,
-            the prediction's own meta data serves.
-        name_key: key of the case's name; where it is missing, the name follows from the file's.
-        prob_key: key of probabilities ``(C, *spatial)`` to write as ``<name>_prob.nii.gz``, channels last, or in the
-            plane as ``<name>_prob.npy`` ``(C, x, y)``; None for none.
-        suffix: goes between name and ending, such as ``"_seg"``.
+            ``{"liver": {"type": ["10200004", "SCT", "Liver"]}}``; the default in a DICOM SEG is 'Tissue'.
+        algorithm: `name` and `version` of the segmentation algorithm, for the DICOM formats.
+        source_key: key of the image, whose metadata have the file's name and the original grid. If the key is missing,
+            the prediction's own metadata are used.
+        name_key: key of the case's name; if it is missing, the name follows from the file's.
+        prob_key: key of probabilities ``(C, *spatial)`` to write as ``<name>_prob.nii.gz``, channels last, or for 2D
+            images as ``<name>_prob.npy`` ``(C, x, y)``; None writes none.
+        suffix: inserted before the file's suffix, such as ``"_seg"``.
         overwrite: whether existing files may be replaced.
         source_grid: whether a prediction on another grid than the input's is rejected; for DICOM it always is.
-        allow_missing_keys: as in MONAI.
+        allow_missing_keys: ignore keys that an item lacks.
 
     Raises:
         ConfigError: unknown format, colours or codes of unknown labels, or highdicom is missing for 'dicom-seg'.
-        DataError: no file name, several channels, values that are no labels, or a result that exists.
-        GeometryError: shape or affine unlike the input's.
+        DataError: no file name, several channels, values that are not labels, or a result that exists.
+        GeometryError: shape or affine differ from the input's.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class SavePredictiond(MapTransform):
         super().__init__(keys, allow_missing_keys)
         if format not in RESULT_FORMATS:
             raise ConfigError("unknown format of results", received=format, expected=", ".join(RESULT_FORMATS))
-        as_segments(labels, colors=label_colors, codes=label_codes)  # raises for what cannot be written later
+        as_segments(labels, colors=label_colors, codes=label_codes)  # rejects invalid colours and codes now
         self.output_dir = Path(output_dir)
         self.format: ResultFormat = format
         self.labels = None if labels is None else dict(labels)
@@ -116,8 +116,7 @@ class SavePredictiond(MapTransform):
         self.suffix = suffix
         self.overwrite = overwrite
         self.source_grid = source_grid
-        self.pseudonyms: Pseudonyms | None = None
-        """Where results are de-identified, the names of the cases; set by `Predictor`."""
+        self.pseudonyms: Pseudonyms | None = None  # `Predictor` sets it to de-identify results
         self._chosen: tuple[tuple[Any, ...], _Choice] | None = None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -128,22 +127,23 @@ class SavePredictiond(MapTransform):
             meta = self._source_meta(item, image)
             source = os.fspath(meta["filename_or_obj"])
             choice = self._choose(source, meta)
-            affine = self._checked_affine(image, meta, source, choice.kind)
+            affine = self._checked_affine(image, meta, source, choice.format)
             labels = np.asarray(torch.as_tensor(image).detach().cpu())
             if labels.ndim not in (3, 4) or labels.shape[0] != 1:
-                raise DataError(
-                    "prediction is not a label map", file=source, received=labels.shape, expected="(1, *spatial)"
-                )
+                cause = "prediction is not a label map"
+                raise DataError(cause, file=source, received=labels.shape, expected="(1, *spatial)")
             stem = self._stem(item, meta, key)
-            path = self.output_dir / (stem + _ending(choice.kind, source, labels.ndim - 1))
-            self._refuse_existing(path)
+            path = self._new_file(stem + _ending(choice.format, source, labels.ndim - 1))
             self._write(labels[0], path, choice, affine, meta)
             item[f"{key}_path"] = str(path)
             logger.debug("written: %s", path)
             if not np.any(labels != (self.labels or {}).get("background", 0)):
                 logger.warning("%s: no class was found, the label map is all background", stem)
             if self.prob_key is not None and self.prob_key in item:
-                self._save_probabilities(item[self.prob_key], stem, affine)
+                prob = torch.as_tensor(item[self.prob_key]).detach().cpu().float()
+                target = self._new_file(_probability_name(stem, prob.ndim - 1))
+                array = prob if prob.ndim == 3 else prob.movedim(0, -1)
+                write_volume(array, target, affine=None if prob.ndim == 3 else affine, overwrite=self.overwrite)
         return item
 
     def check(self, item: Mapping[Hashable, Any]) -> None:
@@ -160,36 +160,29 @@ class SavePredictiond(MapTransform):
         for key in self.keys:
             meta = self._source_meta(item, item.get(key))
             source = os.fspath(meta["filename_or_obj"])
-            kind = self._choose(source, meta).kind
             stem, spatial_dims = self._stem(item, meta, key), np.size(meta["spatial_shape"])
-            self._refuse_existing(self.output_dir / (stem + _ending(kind, source, spatial_dims)))
+            self._new_file(stem + _ending(self._choose(source, meta).format, source, spatial_dims))
             if self.prob_key is not None:
-                self._refuse_existing(self._probability_path(stem, spatial_dims))
+                self._new_file(_probability_name(stem, spatial_dims))
 
     def _write(
-        self,
-        labels: np.ndarray[Any, Any],
-        path: Path,
-        choice: _Choice,
-        affine: torch.Tensor,
-        meta: Mapping[str, Any],
+        self, labels: np.ndarray[Any, Any], path: Path, choice: _Choice, affine: torch.Tensor, meta: Mapping[str, Any]
     ) -> None:
-        kind, planes = choice
         planar = not path.name.endswith((".nii", ".nii.gz", ".seg.nrrd", ".dcm"))
         whole = labels.astype(label_dtype(labels, planar=planar))
         segments = as_segments(self.labels, values=whole, colors=self.label_colors, codes=self.label_codes)
         if meta.get("single_slice") and not planar:
-            whole = whole[..., None]  # as the input's file has it
-        if kind not in _DICOM_FORMATS:
-            names = segments if kind == "seg.nrrd" else self.labels
+            whole = whole[..., None]  # as in the input's file
+        if choice.format not in _DICOM_FORMATS:
+            names = segments if choice.format == "seg.nrrd" else self.labels
             write_volume(whole, path, affine=affine, labels=names, overwrite=self.overwrite)
             return
-        whole = whole.reshape((*whole.shape, 1)[:3])  # an image in the plane is a volume of one slice
-        dataset = self._dicom(kind, whole, segments, planes)
+        whole = whole.reshape((*whole.shape, 1)[:3])  # a 2D image is a volume of one slice
+        dataset = self._dicom(choice.format, whole, segments, choice.planes)
         if self.pseudonyms is not None:
             deidentify(dataset, self.pseudonyms)
         with atomic_path(path, overwrite=self.overwrite) as temporary:
-            save_dataset(dataset, temporary, implicit=kind == "rtstruct")  # contours have no limit of points
+            save_dataset(dataset, temporary, implicit=choice.format == "rtstruct")  # contours have no limit of points
 
     def _dicom(
         self,
@@ -202,7 +195,7 @@ class SavePredictiond(MapTransform):
         return make(voxels, segments, planes, algorithm=self.algorithm)
 
     def _choose(self, source: str, meta: Mapping[str, Any]) -> _Choice:
-        """Return the format, and for DICOM the slices of the source; kept from the check to the writing."""
+        """Return the format, and for DICOM the slices of the source; cached between `check` and writing."""
         key = (source, meta.get("dicom_frames"))
         if self._chosen is None or self._chosen[0] != key:
             self._chosen = key, self._decide(source, meta)
@@ -210,11 +203,10 @@ class SavePredictiond(MapTransform):
 
     def _decide(self, source: str, meta: Mapping[str, Any]) -> _Choice:
         is_dicom = "dicom_frames" in meta
-        if self.format in _DICOM_FORMATS and not is_dicom:
-            raise DataError(
-                f"{self.format} needs a DICOM series as input", file=source, remedy="choose nii.gz or seg.nrrd"
-            )
         if self.format in _DICOM_FORMATS:
+            if not is_dicom:
+                cause = f"{self.format} needs a DICOM series as input"
+                raise DataError(cause, file=source, remedy="choose nii.gz or seg.nrrd")
             return _Choice(self.format, self._verified_planes(self.format, source, meta))
         if self.format != "auto" or not is_dicom:
             return _Choice(self.format)
@@ -222,8 +214,8 @@ class SavePredictiond(MapTransform):
             return _Choice("dicom-seg", self._verified_planes("dicom-seg", source, meta))
         except (ConfigError, DataError, GeometryError) as error:
             hidden = self.pseudonyms
-            shown, cause = (source, error) if hidden is None else (hidden.code(source), hidden.hide(error, source))
-            logger.warning("%s: written as .nii.gz, not as DICOM SEG: %s", shown, cause)
+            shown, reason = (source, error) if hidden is None else (hidden.code(source), hidden.hide(error, source))
+            logger.warning("%s: written as .nii.gz, not as DICOM SEG: %s", shown, reason)
             return _Choice("nii.gz")
 
     def _verified_planes(self, kind: ResultFormat, source: str, meta: Mapping[str, Any]) -> tuple[SourcePlane, ...]:
@@ -240,10 +232,9 @@ class SavePredictiond(MapTransform):
             save_dataset(trial, BytesIO(), implicit=kind == "rtstruct")
         except MedunetError as error:
             raise error.at(error.file or frames[0].file) from error
-        except Exception as error:  # pydicom raises many kinds for damaged headers, and quotes them
-            raise DataError(
-                f"the header cannot be used for a {kind} result: {type(error).__name__}", file=frames[0].file
-            ) from error
+        except Exception as error:  # pydicom raises many types for damaged headers, and quotes them
+            cause = f"the header cannot be used for a {kind} result: {type(error).__name__}"
+            raise DataError(cause, file=frames[0].file) from error
         return planes
 
     def _stem(self, item: Mapping[Hashable, Any], meta: Mapping[str, Any], key: Hashable) -> str:
@@ -254,25 +245,12 @@ class SavePredictiond(MapTransform):
             stem = str(item.get(self.name_key) or meta.get("name") or output_name(source)) + self.suffix
         return f"{stem}_{key}" if len(self.keys) > 1 else stem
 
-    def _refuse_existing(self, path: Path) -> None:
+    def _new_file(self, name: str) -> Path:
+        path = self.output_dir / name
         if path.exists() and not self.overwrite:
-            raise DataError(
-                "result exists already",
-                file=path,
-                remedy="choose another folder, or replace it: --force (in a config `overwrite: true`)",
-            )
-
-    def _probability_path(self, stem: str, spatial_dims: int) -> Path:
-        return self.output_dir / f"{stem}_prob{'.npy' if spatial_dims == 2 else '.nii.gz'}"
-
-    def _save_probabilities(self, probabilities: torch.Tensor, stem: str, affine: torch.Tensor) -> None:
-        tensor = torch.as_tensor(probabilities).detach().cpu().float()
-        target = self._probability_path(stem, tensor.ndim - 1)
-        self._refuse_existing(target)
-        if tensor.ndim == 3:
-            write_volume(tensor, target, overwrite=self.overwrite)
-        else:
-            write_volume(tensor.movedim(0, -1), target, affine=affine, overwrite=self.overwrite)
+            remedy = "choose another folder, or replace it: --force (in a config `overwrite: true`)"
+            raise DataError("result exists already", file=path, remedy=remedy)
+        return path
 
     def _source_meta(self, item: Mapping[Hashable, Any], image: Any) -> Mapping[str, Any]:
         for candidate in (item.get(self.source_key), image):
@@ -280,22 +258,21 @@ class SavePredictiond(MapTransform):
                 meta: Mapping[str, Any] = candidate.meta
                 return meta
         raise DataError(
-            "prediction has no file name in its meta data",
-            expected=f"meta data of '{self.source_key}' with filename_or_obj",
+            "prediction has no file name in its metadata",
+            expected=f"metadata of '{self.source_key}' with filename_or_obj",
             remedy="read it by LoadImaged(reader='medunet.io.MedunetReader')",
         )
 
     def _checked_affine(self, image: Any, meta: Mapping[str, Any], source: str, kind: ResultFormat) -> torch.Tensor:
         original = meta.get("original_affine")
         affine = torch.as_tensor(image.affine if isinstance(image, MetaTensor) else original).to(torch.float64).cpu()
-        if affine.shape[-1] == 3:  # MONAI's readers keep 3x3 for images in the plane; ours and files want 4x4
+        if affine.shape[-1] == 3:  # MONAI's readers keep 3x3 for 2D images; files need 4x4
             planar, affine = affine, torch.eye(4, dtype=torch.float64)
             affine[:2, :2], affine[:2, 3] = planar[:2, :2], planar[:2, 2]
-        free = not self.source_grid and kind not in _DICOM_FORMATS
-        if free or original is None or meta.get("spatial_shape") is None:
+        is_free = not self.source_grid and kind not in _DICOM_FORMATS
+        if is_free or original is None or meta.get("spatial_shape") is None:
             return affine
-        written = Geometry(affine.numpy(), tuple(image.shape[1:]))
-        expected = _source_grid(meta)
+        written, expected = Geometry(affine.numpy(), tuple(image.shape[1:])), _source_grid(meta)
         if not written.is_close(expected):
             raise GeometryError(
                 "prediction does not lie on the input's grid",
@@ -316,3 +293,7 @@ def _ending(kind: ResultFormat, source: str, spatial_dims: int) -> str:
     if kind in _DICOM_FORMATS:
         return ".dcm"
     return result_suffix(source, spatial_dims=spatial_dims) if kind == "auto" else f".{kind}"
+
+
+def _probability_name(stem: str, spatial_dims: int) -> str:
+    return f"{stem}_prob{'.npy' if spatial_dims == 2 else '.nii.gz'}"

@@ -1,4 +1,4 @@
-"""What the labels of a map are called, how they are coloured, and which clinical codes they bear."""
+"""Names, colours and clinical codes of a label map's values."""
 
 from __future__ import annotations
 
@@ -12,21 +12,13 @@ import numpy.typing as npt
 from medunet.errors import ConfigError
 
 BACKGROUND = "background"
-"""The name, in any case, that never becomes a segment."""
+"""The name, in upper or lower case, that is never a segment."""
 
 PALETTE = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-    (128, 174, 128),
+    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
+    *((0, 114, 178), (213, 94, 0), (204, 121, 167), (128, 174, 128)),
 )
-"""Colours of labels that the config gives none: Okabe and Ito's, made for colour-blind people too, and a green."""
-
-_MAX_BYTE = 255
+"""Default colours: Okabe and Ito's, which colour-blind people can distinguish, and a green."""
 
 
 class Code(NamedTuple):
@@ -49,8 +41,8 @@ class Segment:
         name: for people.
         value: in the voxels.
         color: red, green, blue, 0 to 255.
-        category: what kind of thing it is (DICOM CID 7150).
-        type: what it is.
+        category: category of the type (DICOM CID 7150).
+        type: anatomical structure or finding.
     """
 
     name: str
@@ -67,9 +59,7 @@ def as_segments(
     colors: Mapping[str, Sequence[int]] | None = None,
     codes: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
 ) -> tuple[Segment, ...]:
-    """The segments that labels mean, by value.
-
-    The value 0 and the name 'background' are no segments.
+    """Return the segments of labels, by value. The value 0 and the name 'background' are not segments.
 
     Args:
         labels: name to value.
@@ -78,7 +68,7 @@ def as_segments(
         codes: name to ``{"category": [value, scheme, meaning], "type": [...]}``; a missing one is `TISSUE`.
 
     Raises:
-        ConfigError: a colour or a code that is none, or one of an unknown label.
+        ConfigError: an invalid colour or code, or one of an unknown label.
 
     Example:
         >>> [(s.name, s.value) for s in as_segments({"background": 0, "liver": 2}, values=[0, 2, 3])]
@@ -104,13 +94,13 @@ def as_segments(
 
 
 def _color(color: Sequence[int], name: str) -> tuple[int, int, int]:
-    if len(color) != 3 or not all(0 <= part <= _MAX_BYTE for part in color):
-        raise ConfigError(f"colour of '{name}' is none", received=color, expected="[red, green, blue], 0 to 255")
+    if len(color) != 3 or not all(0 <= part <= 255 for part in color):
+        raise ConfigError(f"invalid colour for '{name}'", received=color, expected="[red, green, blue], 0 to 255")
     red, green, blue = (round(part) for part in color)
     return red, green, blue
 
 
 def _code(code: Sequence[str], name: str) -> Code:
     if len(code) != 3 or not all(isinstance(part, str) and part for part in code):
-        raise ConfigError(f"code of '{name}' is none", received=code, expected="[value, scheme, meaning], all texts")
+        raise ConfigError(f"invalid code for '{name}'", received=code, expected="[value, scheme, meaning], all strings")
     return Code(*code)

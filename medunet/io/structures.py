@@ -1,4 +1,4 @@
-"""Regions with names in a file, whatever the file: what label readers have in common."""
+"""Named regions of a file in any format: what all label readers share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Painting(NamedTuple):
-    """Where a structure lies, and what was unusual."""
+    """The voxels of a structure on a grid, and warnings."""
 
     mask: Mask
     warnings: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class Structure:
     Args:
         name: in the file.
         number: in the file, from 1.
-        paint: gives its voxels on a grid; raises GeometryError where it does not lie there.
+        paint: returns its voxels on a grid; raises GeometryError if it does not lie there.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Structure:
 
 
 class LabelMap(NamedTuple):
-    """Voxels on a grid, the values that names have in them, and what was unusual."""
+    """Voxels on a grid, the values of names in them, and warnings."""
 
     voxels: npt.NDArray[np.float32]
     labels: dict[str, int]
@@ -55,48 +55,45 @@ def paint_structures(
     labels: Mapping[str, int] | None,
     file: str | os.PathLike[str],
 ) -> LabelMap:
-    """One label map of many structures.
+    """Paint structures into one label map.
 
-    Voxels outside all of them are 0. Where two overlap the later one is kept: later in `labels` if given, else in the
-    file; how many voxels that concerns is among the warnings.
+    Voxels outside all of them are 0. If two overlap, the later one wins: later in `labels` if given, else in the file;
+    a warning counts these voxels.
 
     Args:
         structures: of the file.
         reference: grid to paint on.
-        labels: name to value; structures without a name in it are left out, which is a warning. Upper and lower case
-            and blanks around a name do not matter. None takes all, numbered as in the file.
-        file: for errors.
+        labels: name to value; structures without a name in it are left out with a warning. Names are compared without
+            case and surrounding spaces. None takes all, numbered as in the file.
+        file: named in errors.
 
     Raises:
-        DataError: none of the names is there, or two structures have one name.
-        GeometryError: a structure that does not lie on the reference.
+        DataError: none of the labels is among the structures, or two of them have one name.
+        GeometryError: a structure does not lie on the reference.
     """
-    found = list(structures)
-    by_name: dict[str, Structure] = {}
-    for structure in found:
-        if by_name.setdefault(key := _key(structure.name), structure) is not structure:
-            if labels is None:
-                continue  # told apart by their numbers
-            if key in map(_key, labels):
-                raise DataError("two structures have one name", file=file, received=structure.name)
+    structures = list(structures)
     warnings: list[str] = []
-    chosen: list[tuple[Structure, str, int]]
     if labels is None:
-        chosen = [(s, _unique(s, found), s.number) for s in found]
+        chosen = [(s, _unique(s, structures), s.number) for s in structures]
     else:
-        wanted = {name: value for name, value in labels.items() if value != 0 and _key(name) != BACKGROUND}
-        chosen = [(by_name[_key(name)], name, value) for name, value in wanted.items() if _key(name) in by_name]
-        if wanted and not chosen:
+        required = {name: value for name, value in labels.items() if value != 0 and _key(name) != BACKGROUND}
+        by_name: dict[str, Structure] = {}
+        for structure in structures:
+            key = _key(structure.name)
+            if by_name.setdefault(key, structure) is not structure and key in map(_key, labels):
+                raise DataError("two structures have one name", file=file, received=structure.name)
+        chosen = [(by_name[_key(name)], name, value) for name, value in required.items() if _key(name) in by_name]
+        if required and not chosen:
             raise DataError(
                 "none of the labels is among the file's structures",
                 file=file,
-                received=sorted(s.name for s in found),
-                expected=sorted(wanted),
+                received=sorted(s.name for s in structures),
+                expected=sorted(required),
                 remedy="give the labels the structures' names",
             )
-        if left := sorted(set(by_name) - {_key(name) for name in wanted}):
-            warnings.append(f"structures without a label left out: {', '.join(by_name[key].name for key in left)}")
-        if absent := sorted(name for name in wanted if _key(name) not in by_name):
+        if unused := sorted(set(by_name) - {_key(name) for name in required}):
+            warnings.append(f"structures without a label left out: {', '.join(by_name[key].name for key in unused)}")
+        if absent := sorted(name for name in required if _key(name) not in by_name):
             warnings.append(f"no structure of the name {', '.join(absent)}")
     voxels = np.zeros(reference.shape, dtype=np.float32)
     for structure, name, value in chosen:
@@ -109,7 +106,7 @@ def paint_structures(
 
 
 def number_structures(structures: Sequence[Structure]) -> dict[str, int]:
-    """Name to value where nobody has chosen values; names that are there twice get their number behind them.
+    """Return name to value, numbered as in the file; a name that occurs twice gets its number appended.
 
     Example:
         >>> number_structures([Structure("lung", 1, print), Structure("Lung", 2, print), Structure("", 3, print)])

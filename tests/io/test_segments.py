@@ -28,9 +28,9 @@ def test_codes_and_colours_of_the_config_are_taken():
     [
         ({"colors": {"spleen": [1, 2, 3]}}, "label_colors of unknown labels .*spleen"),
         ({"codes": {"spleen": {}}}, "label_codes of unknown labels .*spleen"),
-        ({"colors": {"liver": [1, 2]}}, "colour of 'liver' is none"),
-        ({"colors": {"liver": [1, 2, 256]}}, "colour of 'liver' is none"),
-        ({"codes": {"liver": {"type": [10200004, "SCT", "Liver"]}}}, "code of 'liver' is none"),
+        ({"colors": {"liver": [1, 2]}}, "invalid colour for 'liver'"),
+        ({"colors": {"liver": [1, 2, 256]}}, "invalid colour for 'liver'"),
+        ({"codes": {"liver": {"type": [10200004, "SCT", "Liver"]}}}, "invalid code for 'liver'"),
     ],
 )
 def test_impossible_options_are_refused(options, cause):

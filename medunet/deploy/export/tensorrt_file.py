@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from medunet.errors import ConfigError
-from medunet.io.extras import has_package
 
 from .formats import ExportFormat, Runner, on_cpu, to_text
 from .onnx_file import OnnxFile
@@ -103,7 +102,7 @@ class TensorRtFile(ExportFormat):
         return beside.read_text(encoding="utf-8") if beside.is_file() else None
 
     def _tensorrt(self) -> Any:
-        if not has_package("tensorrt"):
+        if importlib.util.find_spec("tensorrt") is None:
             raise ConfigError(
                 "tensorrt is needed for export to TensorRT", received="no such package", remedy="pip install tensorrt"
             )

@@ -76,7 +76,7 @@ def test_structures_train_with_the_image_of_a_dicom_series(tmp_path, make_series
 
 
 def test_label_without_an_image_is_refused(tmp_path, labelled):
-    with pytest.raises(DataError, match="does not know its grid"):
+    with pytest.raises(DataError, match="has no grid"):
         LoadLabeld()({"image": torch.zeros(1, 3, 3, 3), "label": "a.dcm"})
     with pytest.raises(RuntimeError) as info:
         Compose([LoadLabeld()])({"image": read_image(tmp_path, labelled()), "label": str(tmp_path / "none.dcm")})
