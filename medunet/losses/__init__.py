@@ -1,7 +1,7 @@
-"""Losses that MONAI lacks; Dice, generalised Dice and the rest are used from `monai.losses`.
+"""Losses that MONAI lacks; use `monai.losses` for Dice, generalised Dice and others.
 
 Conventions: logits `(B, C, *spatial)`, targets class indices `(B, 1, *spatial)`, weight maps `(B, 1, *spatial)`.
-MONAI's follow them with ``softmax=True, to_onehot_y=True``; give them float32 logits.
+MONAI's losses follow them with ``softmax=True, to_onehot_y=True``; give them float32 logits.
 """
 
 from .border_weighted import BorderWeightedCELoss as BorderWeightedCELoss

@@ -17,20 +17,20 @@ REDUCTIONS = ("mean", "weighted_mean", "sum")
 
 
 class BorderWeightedCELoss(nn.Module):
-    """Cross entropy with one weight a voxel: equation 1 of Ronneberger et al. 2015, U-Net.
+    """Cross entropy with one weight per voxel: equation 1 of Ronneberger et al. 2015, U-Net.
 
     The paper writes a sum, ``E = -sum_x w(x) log p_l(x)(x)``. The default here, ``mean``, is that sum divided by the
     number of voxels: the balance between voxels and between images is the paper's, and the learning rate does not
-    depend on the size of the patch. ``weighted_mean`` makes the loss independent of the scale of the map, but then an
-    image with many touching objects counts no more than one without.
+    depend on the size of the patch. ``weighted_mean`` makes the loss independent of the scale of the map, but an image
+    with many touching objects then counts no more than one without.
 
-    Logits of one channel mean two classes, the channel being the logit of class 1. Everything is computed in float32.
+    One channel is the logit of class 1 of two classes. Everything is computed in float32.
 
     Args:
-        class_weights: one factor a class, on top of the weight map; two for logits of one channel.
+        class_weights: one factor per class, on top of the weight map; two for logits of one channel.
         ignore_index: class index of voxels that do not count.
         reduction: one of `REDUCTIONS`.
-        center_crop: for networks with valid convolutions, cut target and weights to the middle.
+        center_crop: for networks with valid convolutions, crop target and weights to the middle.
 
     Example:
         >>> logits, target = torch.zeros(1, 2, 1, 2), torch.tensor([[[[0, 1]]]])
@@ -50,22 +50,22 @@ class BorderWeightedCELoss(nn.Module):
     ) -> None:
         super().__init__()
         if reduction not in REDUCTIONS:
-            raise ConfigError("unknown reduction", received=reduction, expected=REDUCTIONS)
+            raise ConfigError("unknown reduction", received=reduction, expected=", ".join(REDUCTIONS))
         self.register_buffer("class_weights", class_weight_tensor(class_weights), persistent=False)
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.center_crop = center_crop
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-        """Loss of a batch, a scalar; zero where every voxel is ignored.
+        """Return the loss of a batch, a scalar; zero if every voxel is ignored.
 
         Args:
             logits: `(B, C, *spatial)`.
             target: class indices, `(B, 1, *spatial)` or `(B, *spatial)`.
-            weight: weight map of the target's shape, `BorderWeightMapd` makes it; None for ones.
+            weight: weight map of the target's shape, such as `BorderWeightMapd` makes; None for ones.
 
         Raises:
-            ConfigError: shapes or class weights that do not fit.
+            ConfigError: shapes or class weights that do not match.
         """
         check_class_weights(self.class_weights, logits)
         indices, weights = align_targets(logits, target, weight, center_crop=self.center_crop)
@@ -85,13 +85,13 @@ class BorderWeightedCELoss(nn.Module):
 
 
 def cross_entropy(logits: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Return the cross entropy per voxel, `(B, *spatial)` float32; one channel means the logit of class 1 of two.
+    """Return the cross entropy per voxel, `(B, *spatial)` float32; one channel is the logit of class 1 of two.
 
     Raises:
         ConfigError: a target is not a class index. (On CUDA, PyTorch itself stops the program.)
     """
     values = logits.float()
-    if values.shape[1] == 1:  # not binary_cross_entropy, which takes any number for a target
+    if values.shape[1] == 1:  # not binary_cross_entropy, which accepts any number as target
         values = torch.cat([torch.zeros_like(values), values], dim=1)
     try:
         return F.cross_entropy(values, indices, reduction="none")

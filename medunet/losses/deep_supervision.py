@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +14,9 @@ from medunet.errors import ConfigError
 class DeepSupervisionLoss(nn.Module):
     """Weighted mean of a loss over the levels of a deeply supervised network, finest first.
 
-    MONAI's class of this name cannot pass a weight map on and fails on int64 labels. Target and weight map are
+    MONAI's class of this name does not pass on a weight map and fails for int64 labels. Target and weight map are
     reduced to the size of each level by the nearest voxel, so that a weight stays with its label. The weights of the
-    levels add up to 1, as in nnU-Net, so that the loss has the same size with and without deep supervision.
+    levels add up to 1, as in nnU-Net, so that the loss has the same scale with and without deep supervision.
 
     Args:
         loss: called as ``loss(logits, target)`` or, with a weight map, ``loss(logits, target, weight)``.
@@ -35,9 +34,7 @@ class DeepSupervisionLoss(nn.Module):
         self.loss = loss
         self.level_weights = None if level_weights is None else tuple(float(w) for w in level_weights)
         if self.level_weights is not None and (min(self.level_weights) < 0 or sum(self.level_weights) == 0):
-            raise ConfigError(
-                "level_weights cannot be used", received=level_weights, expected="numbers >= 0, not all zero"
-            )
+            raise ConfigError("level_weights must be numbers >= 0, not all 0", received=level_weights)
 
     def forward(
         self,
@@ -45,11 +42,10 @@ class DeepSupervisionLoss(nn.Module):
         target: torch.Tensor,
         weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Loss of a batch, a scalar.
+        """Return the loss of a batch, a scalar.
 
         Args:
-            logits: one tensor `(B, C, *spatial)`, whose loss is returned without weights, or one tensor per level,
-                finest first.
+            logits: one tensor `(B, C, *spatial)`, whose loss is not weighted, or one tensor per level, finest first.
             target: `(B, 1, *spatial)` at the size of the finest level.
             weight: weight map of the target's shape, or None.
 
@@ -61,8 +57,8 @@ class DeepSupervisionLoss(nn.Module):
         levels = list(logits)
         weights = self.level_weights or tuple(0.5**level for level in range(len(levels)))
         if len(levels) > len(weights):
-            raise ConfigError("too few level_weights", received=len(weights), expected=f"{len(levels)}, one a level")
-        weights = tuple(islice(weights, len(levels)))
+            raise ConfigError("level_weights must have one number per level", received=weights, expected=len(levels))
+        weights = weights[: len(levels)]
         if sum(weights) == 0:
             raise ConfigError("level_weights must have a number > 0 for a level of the network", received=weights)
         loss = torch.zeros((), device=levels[0].device)
@@ -78,5 +74,5 @@ class DeepSupervisionLoss(nn.Module):
 
 
 def _nearest(volume: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """`(B, 1, *spatial)` at another size; via float32, as PyTorch resizes no int64 (class indices are exact in it)."""
+    """Resize `(B, 1, *spatial)`; via float32, which is exact for class indices: PyTorch does not resize int64."""
     return F.interpolate(volume.float(), size=size, mode="nearest-exact").to(volume.dtype)

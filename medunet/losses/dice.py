@@ -1,4 +1,4 @@
-"""Dice with cross entropy, where MONAI's stops: ignored voxels and weight maps."""
+"""Dice with cross entropy, with the ignored voxels and weight maps that MONAI's lacks."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ from .targets import align_targets
 class DiceCELoss(nn.Module):
     """Soft Dice plus cross entropy on logits.
 
-    MONAI's `DiceCELoss` knows neither an ignore index nor a weight map, and takes the softmax and the cross entropy of
-    bfloat16 logits in bfloat16 (seen: 2.043 for 2.050). This class turns logits into float32 probabilities, blanks out
-    ignored voxels and leaves Dice to MONAI's `DiceLoss` and cross entropy to `BorderWeightedCELoss`. Without ignored
-    voxels and weights, both classes agree.
-
-    Logits of one channel mean two classes, the channel being the logit of class 1.
+    MONAI's `DiceCELoss` has neither an ignore index nor a weight map, and computes the softmax and the cross entropy of
+    bfloat16 logits in bfloat16 (measured: 2.043 for 2.050). This class computes float32 probabilities, blanks ignored
+    voxels, and uses MONAI's `DiceLoss` and `BorderWeightedCELoss`. Without ignored voxels and weights, both classes
+    agree. One channel is the logit of class 1 of two classes.
 
     Args:
         include_background: count class 0 in Dice.
-        batch: sum intersections and volumes over the batch before dividing; steadier where a patch lacks a class.
-        class_weights: one factor a class, for the cross entropy only.
+        batch: sum intersections and volumes over the batch before dividing; more stable if a patch lacks a class.
+        class_weights: one factor per class, for the cross entropy only.
         ignore_index: class index of voxels that count in neither term.
         lambda_dice: factor of Dice.
         lambda_ce: factor of the cross entropy.
         smooth: added to numerator and denominator of Dice, in voxels; a class absent from label and prediction
             then costs nothing.
-        center_crop: for networks with valid convolutions, cut target and weights to the middle.
+        center_crop: for networks with valid convolutions, crop target and weights to the middle.
 
     Example:
         >>> logits = torch.tensor([[[[9.0, -9.0]], [[-9.0, 9.0]]]])  # (1, 2, 1, 2), sure and right
@@ -57,12 +55,12 @@ class DiceCELoss(nn.Module):
         self.lambda_dice = lambda_dice
         self.lambda_ce = lambda_ce
         self.center_crop = center_crop
-        # The background is dropped here and not by MONAI, which warns where one channel is left.
+        # The background is dropped here and not by MONAI, which warns if one channel is left.
         self.dice = DiceLoss(batch=batch, smooth_nr=smooth, smooth_dr=smooth)
         self.cross_entropy = BorderWeightedCELoss(class_weights, ignore_index, center_crop=center_crop)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-        """Loss of a batch, a scalar.
+        """Return the loss of a batch, a scalar.
 
         Args:
             logits: `(B, C, *spatial)`.
@@ -70,7 +68,7 @@ class DiceCELoss(nn.Module):
             weight: weight map of the target's shape, for the cross entropy only.
 
         Raises:
-            ConfigError: shapes or class weights that do not fit.
+            ConfigError: shapes or class weights that do not match.
         """
         loss: torch.Tensor = self.lambda_ce * self.cross_entropy(logits, target, weight)
         if self.lambda_dice:

@@ -1,8 +1,9 @@
-"""Dice with cross entropy for regions, classes that overlap: each channel answers for itself."""
+"""Dice with binary cross entropy for regions, that is classes that overlap."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -15,22 +16,22 @@ from .targets import align_targets
 
 
 class RegionDiceCELoss(nn.Module):
-    """Soft Dice plus binary cross entropy on logits of one channel a region (nnU-Net's region-based training).
+    """Soft Dice plus binary cross entropy on logits of one channel per region (nnU-Net's region-based training).
 
-    Targets stay class indices, as for other losses, until the logits are there: a map of uint8 is moved, deformed and
-    reduced in place of one mask a region.
+    Targets are class indices, as for other losses, so that one uint8 map is moved and deformed instead of one mask per
+    region.
 
     Args:
         regions: class indices of each region, ``[[1, 2, 3], [2, 3], [3]]`` for whole, core and enhancing tumour.
-        batch: sum intersections and volumes over the batch before dividing; steadier where a patch lacks a region.
+        batch: sum intersections and volumes over the batch before dividing; more stable if a patch lacks a region.
         ignore_index: class index of voxels that count in neither term.
         lambda_dice: factor of Dice.
         lambda_ce: factor of the cross entropy, the mean over voxels and regions.
         smooth: added to numerator and denominator of Dice, in voxels.
-        center_crop: for networks with valid convolutions, cut target and weights to the middle.
+        center_crop: for networks with valid convolutions, crop target and weights to the middle.
 
     Raises:
-        ConfigError: no region; when called, other channels than regions.
+        ConfigError: no region, or an empty one; when called, a number of channels that is not that of the regions.
 
     Example:
         >>> loss = RegionDiceCELoss([[1, 2], [2]])
@@ -52,7 +53,7 @@ class RegionDiceCELoss(nn.Module):
     ) -> None:
         super().__init__()
         if not regions or not all(regions):
-            raise ConfigError("regions need class indices", received=regions, expected="such as [[1, 2], [2]]")
+            raise ConfigError("regions must have class indices", received=regions, expected="such as [[1, 2], [2]]")
         self.regions = tuple(tuple(int(index) for index in region) for region in regions)
         self.ignore_index = ignore_index
         self.lambda_dice = lambda_dice
@@ -61,7 +62,7 @@ class RegionDiceCELoss(nn.Module):
         self.dice = DiceLoss(batch=batch, smooth_nr=smooth, smooth_dr=smooth)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-        """Loss of a batch, a scalar; zero where every voxel is ignored.
+        """Return the loss of a batch, a scalar; zero if every voxel is ignored.
 
         Args:
             logits: `(B, regions, *spatial)`.
@@ -69,12 +70,13 @@ class RegionDiceCELoss(nn.Module):
             weight: weight map of the target's shape, for the cross entropy only.
 
         Raises:
-            ConfigError: shapes that do not fit.
+            ConfigError: shapes that do not match.
         """
         if logits.shape[1] != len(self.regions):
             raise ConfigError("channels do not match the regions", received=logits.shape[1], expected=len(self.regions))
         indices, weights = align_targets(logits, target, weight, center_crop=self.center_crop)
-        masks = torch.stack([_any_of(indices, region) for region in self.regions], dim=1).float()
+        regions = [reduce(torch.logical_or, (indices == one for one in region)) for region in self.regions]
+        masks = torch.stack(regions, dim=1).float()
         values = logits.float()
         counted = torch.ones_like(indices, dtype=torch.float32)
         if self.ignore_index is not None:
@@ -86,10 +88,3 @@ class RegionDiceCELoss(nn.Module):
             known = counted[:, None]
             loss = loss + self.lambda_dice * self.dice(torch.sigmoid(values) * known, masks * known)
         return loss
-
-
-def _any_of(indices: torch.Tensor, region: Sequence[int]) -> torch.Tensor:
-    found = indices == region[0]
-    for index in region[1:]:
-        found |= indices == index
-    return found

@@ -1,4 +1,4 @@
-"""Targets and weight maps brought to the shape of the logits."""
+"""Targets and weight maps in the shape of the logits."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from medunet.errors import ConfigError
 def align_targets(
     logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, *, center_crop: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Class indices and weights, one a voxel of the logits.
+    """Return class indices and weights, one per voxel of the logits.
 
     Args:
         logits: `(B, C, *spatial)`.
         target: class indices, `(B, 1, *spatial)` or `(B, *spatial)`, any type.
         weight: the same shape as the target, or None.
-        center_crop: cut target and weight to the middle, as a network with valid convolutions needs.
+        center_crop: crop target and weight to the middle, as a network with valid convolutions needs.
 
     Returns:
-        Target as int64 and weight as float32, both `(B, *spatial)` and free of meta data.
+        Target as int64 and weight as float32, both `(B, *spatial)` without metadata.
 
     Raises:
-        ConfigError: shapes that do not fit.
+        ConfigError: shapes that do not match.
     """
     spatial = tuple(logits.shape[2:])
     indices = _fit(_plain(target), spatial, batch=len(logits), what="target", center_crop=center_crop).long()
@@ -36,30 +36,24 @@ def align_targets(
 
 
 def class_weight_tensor(class_weights: Sequence[float] | None) -> torch.Tensor | None:
-    """Class weights from a config as a float32 tensor.
-
-    Raises:
-        ConfigError: a negative weight, or no positive one.
-    """
+    """Return class weights as a float32 tensor; a negative weight, or no positive one, is a ConfigError."""
     if class_weights is None:
         return None
     weights = torch.as_tensor(class_weights, dtype=torch.float32)
     if weights.ndim != 1 or bool((weights < 0).any()) or not bool((weights > 0).any()):
-        raise ConfigError("class_weights cannot be used", received=class_weights, expected="one number >= 0 a class")
+        raise ConfigError("class_weights must be numbers >= 0, not all 0", received=class_weights)
     return weights
 
 
 def check_class_weights(class_weights: torch.Tensor | None, logits: torch.Tensor) -> None:
-    """Refuse class weights whose number is not that of the classes (two for logits of one channel)."""
+    """Reject class weights whose number is not that of the classes (two for logits of one channel)."""
     classes = max(2, logits.shape[1])
     if class_weights is not None and len(class_weights) != classes:
-        raise ConfigError(
-            "class_weights do not fit the network", received=len(class_weights), expected=f"{classes} numbers"
-        )
+        raise ConfigError("class_weights must have one number per class", received=len(class_weights), expected=classes)
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Without meta data: MetaTensor's bookkeeping in each operation of a loss costs time and helps nobody."""
+    """Strip MetaTensor metadata; tracking it through every loss operation only costs time."""
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
 
 
@@ -71,7 +65,7 @@ def _fit(tensor: torch.Tensor, spatial: tuple[int, ...], *, batch: int, what: st
         has_channels = tensor.ndim == len(spatial) + 2 and what == "target"
         remedy = "give class indices; of a one-hot target, target.argmax(dim=1, keepdim=True)" if has_channels else None
         raise ConfigError(
-            f"{what} does not fit the logits", received=tuple(tensor.shape), expected=expected, remedy=remedy
+            f"{what} does not match the logits", received=tuple(tensor.shape), expected=expected, remedy=remedy
         )
     if tuple(tensor.shape[1:]) == spatial:
         return tensor

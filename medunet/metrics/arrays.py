@@ -1,4 +1,4 @@
-"""Arrays and tensors in, checked numpy arrays of one shape out; boxes around what is not empty."""
+"""Arrays and tensors as checked numpy arrays of one shape, and boxes around what is not empty."""
 
 from __future__ import annotations
 
@@ -28,26 +28,19 @@ def as_array(values: ArrayOrTensor, *, spatial_dims: int | None = None) -> Array
         >>> as_array(torch.zeros(1, 4, 5), spatial_dims=2).shape
         (4, 5)
     """
-    # .as_subclass: a MetaTensor would carry its metadata through every operation below.
+    # .as_subclass: a MetaTensor would update its metadata in every operation below
     array = values.detach().cpu().as_subclass(torch.Tensor).numpy() if isinstance(values, torch.Tensor) else values
     array = np.asarray(array)
     if spatial_dims is None or array.ndim == spatial_dims:
         return array
     if array.ndim == spatial_dims + 1 and array.shape[0] == 1:
         return array[0]
-    raise GeometryError(
-        "array does not have the image's axes",
-        received=array.shape,
-        expected=f"{spatial_dims} axes, or one more with a channel axis of length 1",
-    )
+    expected = f"{spatial_dims} axes, or one more with a channel axis of length 1"
+    raise GeometryError("array must have the image's axes", received=array.shape, expected=expected)
 
 
 def as_pair(pred: ArrayOrTensor, ref: ArrayOrTensor, *, spatial_dims: int | None = None) -> tuple[Array, Array]:
-    """Return prediction and reference as arrays of one shape.
-
-    Raises:
-        GeometryError: the shapes differ.
-    """
+    """Return prediction and reference as arrays; different shapes are a GeometryError."""
     pred_array, ref_array = as_array(pred, spatial_dims=spatial_dims), as_array(ref, spatial_dims=spatial_dims)
     if pred_array.shape != ref_array.shape:
         raise GeometryError(
@@ -60,23 +53,15 @@ def as_pair(pred: ArrayOrTensor, ref: ArrayOrTensor, *, spatial_dims: int | None
 
 
 def checked_spacing(spacing_mm: Sequence[float], *, spatial_dims: int) -> tuple[float, ...]:
-    """Return the spacing as floats, one an axis.
-
-    Raises:
-        GeometryError: a wrong number of values, or one that is not a positive finite number.
-    """
+    """Return the spacing as floats; anything but one positive finite number per axis is a GeometryError."""
     spacing = tuple(float(value) for value in spacing_mm)
     if len(spacing) != spatial_dims or not all(np.isfinite(spacing)) or min(spacing) <= 0:
-        raise GeometryError(
-            "spacing_mm cannot be used",
-            received=spacing,
-            expected=f"{spatial_dims} positive numbers, one an axis",
-        )
+        raise GeometryError(f"spacing_mm must be {spatial_dims} positive numbers, one per axis", received=spacing)
     return spacing
 
 
 def bounding_box(mask: Array) -> tuple[slice, ...] | None:
-    """Return the smallest box that holds all true elements, or None where there is none.
+    """Return the smallest box around all true elements, or None if there are none.
 
     Example:
         >>> bounding_box(np.array([[0, 0, 0, 0], [0, 1, 1, 0]], dtype=bool))

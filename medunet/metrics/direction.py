@@ -12,10 +12,7 @@ _OVERLAP = re.compile(r"(best_|kept_|out_of_fold_)*(val_)?(mean_)?(dice|iou)(_|$
 
 
 def lower_is_better(name: str) -> bool:
-    """Return whether lower values of a metric are better.
-
-    Args:
-        name: in a table of metrics or in MLflow.
+    """Return whether lower values of a metric are better, by its name in a table or in MLflow.
 
     Example:
         >>> [lower_is_better(name) for name in ("loss", "loss/dice", "out_of_fold_hd95_mm_liver", "epoch_seconds")]

@@ -1,19 +1,17 @@
-"""Metrics of the ISBI 2012 challenge: do membranes separate the right cells in an electron micrograph?
+"""Metrics of the ISBI 2012 challenge: whether membranes separate the right cells in an electron micrograph.
 
-Input is two-dimensional: a map of the cell interior (probability or mask) and the reference interior. Both scores
-compare the *cells*, not the pixels, so one missing pixel of membrane that merges two cells costs more than a membrane
-drawn too thick.
+Input is two-dimensional: a map of the cell interior (probability or mask) and the reference interior. The scores
+compare *cells*, not pixels, so one missing pixel of membrane that merges two cells costs more than a thick membrane.
 
 - `v_rand`, `v_info`: Arganda-Carreras et al., Crowdsourcing the creation of image segmentation algorithms for
   connectomics, Frontiers in Neuroanatomy 9:142 (2015), alpha = 0.5; 1 is perfect.
 - `warping_error`: Jain et al., Boundary learning by optimization with topological constraints, CVPR 2010; 0 is perfect.
-- `pixel_error`: fraction of pixels that differ; 0 is perfect. (The leaderboard's "pixel error" is 1 - F-score of the
-  same pixels.)
+- `pixel_error`: fraction of pixels that differ; 0 is perfect. (The leaderboard's "pixel error" is 1 - F-score.)
 
 Details follow the challenge's own program (Fiji, Trainable_Segmentation, `RandError`, `VariationOfInformation`,
 `WarpingError`): cells are 4-connected, so that a membrane of diagonal steps separates them; only the *proposal* is
 thinned, because pixels of the reference's membrane are left out of the score (foreground restriction) however thick
-it is; a pixel of the proposal's thin line that lies inside a reference cell counts as a cell of its own.
+it is; a pixel of the proposal's thin line inside a reference cell counts as a separate cell.
 """
 
 from __future__ import annotations
@@ -29,17 +27,14 @@ from medunet.errors import DataError
 
 from .arrays import Array, ArrayOrTensor, as_pair
 
-SPATIAL_DIMS = 2
+THRESHOLDS = tuple(step / 10 for step in range(10))  # of the challenge: 0.0, 0.1 ... 0.9
 
-THRESHOLDS = tuple(step / 10 for step in range(10))
-"""Thresholds 0.0, 0.1 ... 0.9 of the challenge; a pixel is interior where its probability is greater."""
-
-FACES = ndimage.generate_binary_structure(SPATIAL_DIMS, 1)
+FACES = ndimage.generate_binary_structure(2, 1)
 """4-connectivity: with 8 neighbours, two cells would join through the corners of a diagonal membrane."""
 
 
 class EMScores(NamedTuple):
-    """Scores of one slice, or means over slices; `warping_error` is None where it was not asked for."""
+    """Scores of one slice, or means over slices; `warping_error` is None if it was not computed."""
 
     v_rand: float
     v_info: float
@@ -61,8 +56,8 @@ def em_scores(pred: ArrayOrTensor, ref: ArrayOrTensor, *, threshold: float = 0.5
 
     Args:
         pred: interior of cells `(H, W)` or `(1, H, W)`: probabilities in [0, 1] or a mask of 0 and 1.
-        ref: reference; what is not zero is interior, zero is membrane.
-        threshold: a pixel of `pred` is interior where it is greater.
+        ref: reference; nonzero is interior, zero is membrane.
+        threshold: pixels of `pred` above it are interior.
         warping: also compute the warping error (the slowest of the four).
 
     Raises:
@@ -100,14 +95,11 @@ def best_em_scores(
         thresholds: thresholds to try.
 
     Raises:
-        DataError: no slices, no thresholds, or not as many predictions as references.
+        DataError: no slices, no thresholds, or another number of predictions than of references.
     """
     if not preds or not thresholds or len(preds) != len(refs):
-        raise DataError(
-            "slices cannot be scored",
-            received=f"{len(preds)} predictions, {len(refs)} references, {len(thresholds)} thresholds",
-            expected="as many predictions as references, at least one, and at least one threshold",
-        )
+        received = f"{len(preds)} predictions, {len(refs)} references, {len(thresholds)} thresholds"
+        raise DataError("EM scores need a reference per prediction, and a threshold", received=received)
     scores = np.empty((len(thresholds), len(preds), 2))
     for column, (pred, ref) in enumerate(zip(preds, refs, strict=True)):
         probability, interior_ref = _checked_pair(pred, ref)
@@ -123,25 +115,28 @@ def best_em_scores(
 def v_rand(labels_pred: ArrayOrTensor, labels_ref: ArrayOrTensor) -> float:
     """Return V_rand of two maps of cell numbers, alpha = 0.5: 2 sum p_ij^2 / (sum s_i^2 + sum t_j^2).
 
-    p_ij is the fraction of reference foreground in cell i of the proposal and cell j of the reference, s and t its
+    p_ij is the fraction of reference foreground in cell i of the proposal and cell j of the reference; s and t are its
     sums.
 
     Args:
-        labels_pred: cell numbers `(H, W)`; each pixel of 0 inside the reference's foreground counts as a cell of its
-            own.
+        labels_pred: cell numbers `(H, W)`; each pixel of 0 in the reference's foreground counts as a separate cell.
         labels_ref: cell numbers `(H, W)`; pixels of 0 are not scored.
 
     Returns:
-        A number in (0, 1]; NaN where the reference has no foreground.
+        A number in (0, 1]; NaN if the reference has no foreground.
     """
     return _JointHistogram.of(*as_pair(labels_pred, labels_ref)).v_rand()
 
 
 def v_info(labels_pred: ArrayOrTensor, labels_ref: ArrayOrTensor) -> float:
-    """Return V_info of two maps of cell numbers, alpha = 0.5: 2 I(S; T) / (H(S) + H(T)); arguments as of `v_rand`.
+    """Return V_info of two maps of cell numbers, alpha = 0.5: 2 I(S; T) / (H(S) + H(T)).
+
+    Args:
+        labels_pred: cell numbers `(H, W)`; each pixel of 0 in the reference's foreground counts as a separate cell.
+        labels_ref: cell numbers `(H, W)`; pixels of 0 are not scored.
 
     Returns:
-        A number in [0, 1]; 1 where both hold the same single cell (0/0); NaN where the reference has no foreground.
+        A number in [0, 1]; 1 if both have the same single cell (0/0); NaN if the reference has no foreground.
     """
     return _JointHistogram.of(*as_pair(labels_pred, labels_ref)).v_info()
 
@@ -153,38 +148,31 @@ def cells(interior: Array) -> Array:
 
 
 def thin_borders(interior: Array) -> Array:
-    """Number the cells and let them grow into the membrane until one line of pixels is left between them.
+    """Number the cells of a mask `(H, W)` and grow them until one line of 0 is left between them.
 
-    The growth is a watershed from the cells, at equal speed; membrane that ends inside one cell vanishes:
+    The growth is a watershed from the cells at equal speed; membrane that ends inside one cell vanishes:
     ```
     1 1 # # # 2        1 1 1 0 2 2
     1 1 # # # 2   ->   1 1 1 0 2 2
     ```
-
-    Args:
-        interior: mask `(H, W)`, true inside cells.
-
-    Returns:
-        Cell numbers `(H, W)`, 0 on the line.
     """
     markers = cells(interior)
-    # On a flat image the flood is a breadth-first growth, so the line lies in the middle of the membrane.
+    # on a flat image the flood is a breadth-first growth, so the line is in the middle of the membrane
     return np.asarray(watershed(np.zeros(interior.shape, np.uint8), markers, connectivity=FACES, watershed_line=True))
 
 
 def pixel_error(pred: ArrayOrTensor, ref: ArrayOrTensor, *, threshold: float = 0.5) -> float:
-    """Return the fraction of pixels on the wrong side; arguments as of `em_scores`."""
+    """Return the fraction of pixels of which only one of `pred > threshold` and `ref` is interior."""
     probability, interior_ref = _checked_pair(pred, ref)
     return float(np.mean((probability > threshold) != interior_ref))
 
 
 def warping_error(pred: ArrayOrTensor, ref: ArrayOrTensor, *, threshold: float = 0.5) -> float:
-    """Return the fraction of pixels that differ after the reference was warped towards the proposal.
+    """Return the fraction of pixels that differ after warping the reference towards the proposal.
 
     Warping flips pixels only where that changes no topology (`warp`), so a membrane that is too thick or shifted by
-    up to its width costs nothing, and what remains are the merges, splits, lost and invented cells. Like Fiji's, the
-    result is a local optimum: another order of flips can leave slightly more or fewer pixels (by definition, the
-    fewest count).
+    up to its width costs nothing; merges, splits, lost and invented cells remain. Like Fiji's, the result is a local
+    optimum: another order of flips can leave slightly more or fewer pixels (by definition, the fewest count).
     """
     probability, interior_ref = _checked_pair(pred, ref)
     interior = probability > threshold
@@ -192,18 +180,11 @@ def warping_error(pred: ArrayOrTensor, ref: ArrayOrTensor, *, threshold: float =
 
 
 def warp(source: Array, target: Array) -> Array:
-    """Bring a mask as near to another as flips of simple points can.
+    """Return the mask nearest to `target` that flips of simple points of `source` reach, both `(H, W)`.
 
-    A pixel is simple when its flip joins, splits, makes or removes no cell (4-connected) and no piece of membrane
-    (8-connected). The search is greedy, a layer at a time; membrane moves first or cells do, and the nearer result
-    counts.
-
-    Args:
-        source: mask `(H, W)` to start from; outside the image counts as membrane.
-        target: mask `(H, W)` to approach.
-
-    Returns:
-        A mask with the topology of `source`; no simple point of it differs from `target`.
+    A pixel is simple if its flip joins, splits, creates or removes no cell (4-connected) and no piece of membrane
+    (8-connected). The search is greedy, one layer at a time, once with membrane first and once with cells first; the
+    nearer result is returned. Pixels outside the image count as membrane.
     """
     target = target.astype(bool)
     warped = [_warp_in_order(source.astype(bool), target, first=first) for first in (False, True)]
@@ -211,11 +192,11 @@ def warp(source: Array, target: Array) -> Array:
 
 
 def _warp_in_order(source: Array, target: Array, *, first: bool) -> Array:
-    """Warp by turns: a layer of pixels that shall become `first`, then a layer of those that shall not."""
+    """Flip a layer of pixels that become `first`, then a layer of those that do not, and so on."""
     mask, goal = np.pad(source, 1), np.pad(target, 1)
     width = mask.shape[1]
     flat, flat_goal = mask.ravel(), goal.ravel()
-    # Round the pixel:     3 2 1
+    # Around the pixel:    3 2 1
     #                      4 . 0
     #                      5 6 7
     ring = np.array([1, 1 - width, -width, -1 - width, -1, width - 1, width, width + 1])
@@ -228,9 +209,9 @@ def _warp_in_order(source: Array, target: Array, *, first: bool) -> Array:
             layer = layer[_is_simple(flat[layer[:, None] + ring])]
             rows, columns = np.divmod(layer, width)
             # Pixels of one colour       0 1 0 1
-            # are no neighbours, so      2 3 2 3
-            # flipping them all at once  0 1 0 1
-            # is the same as one after the other.
+            # are not neighbours, so     2 3 2 3
+            # flipping them together     0 1 0 1
+            # equals one after the other.
             colour = 2 * (rows % 2) + columns % 2
             for turn in range(4):
                 flips = layer[colour == turn]
@@ -244,8 +225,8 @@ def _warp_in_order(source: Array, target: Array, *, first: bool) -> Array:
 def _is_simple(ring: Array) -> Array:
     """Return for each ring of eight neighbours `(N, 8)` whether its centre is a simple point.
 
-    Yokoi's connectivity number for 4-connected foreground, sum over the four face neighbours x_k of x_k - x_k x_k+1
-    x_k+2, counts the cells that meet at the pixel; exactly one means that the flip changes no topology.
+    Yokoi's connectivity number for 4-connected foreground, the sum over the four face neighbours x_k of x_k - x_k x_k+1
+    x_k+2, counts the cells that meet at the pixel; if it is 1, the flip changes no topology.
     """
     crossings = np.zeros(len(ring), np.int8)
     for face in (0, 2, 4, 6):
@@ -254,17 +235,13 @@ def _is_simple(ring: Array) -> Array:
 
 
 class _JointHistogram(NamedTuple):
-    """How often cell i of the proposal meets cell j of the reference, in reference foreground only."""
+    """Numbers of pixels in the reference's foreground."""
 
     pixels: int
-    joint: Array
-    """Pixels of each pair of cells that meet, without the proposal's membrane."""
-    pred: Array
-    """Pixels of each cell of the proposal."""
-    ref: Array
-    """Pixels of each cell of the reference."""
-    singles: int
-    """Pixels of the proposal's membrane: cells of one pixel each."""
+    joint: Array  # per pair of cells that overlap, without the proposal's membrane
+    pred: Array  # per cell of the proposal
+    ref: Array  # per cell of the reference
+    singles: int  # of the proposal's membrane: cells of one pixel each
 
     @classmethod
     def of(cls, labels_pred: Array, labels_ref: Array) -> _JointHistogram:
@@ -307,12 +284,11 @@ class _JointHistogram(NamedTuple):
 
 def _checked_pair(pred: ArrayOrTensor, ref: ArrayOrTensor) -> tuple[Array, Array]:
     """Return the probability map as floats and the reference's interior as a mask."""
-    pred_array, ref_array = as_pair(pred, ref, spatial_dims=SPATIAL_DIMS)
+    pred_array, ref_array = as_pair(pred, ref, spatial_dims=2)
     if pred_array.size and not (pred_array.min() >= 0 and pred_array.max() <= 1):  # NaN fails this, too
         raise DataError(
-            "prediction is neither a probability map nor a mask",
+            "prediction must be a probability map or a mask with values in [0, 1]",
             received=f"values from {pred_array.min()} to {pred_array.max()}",
-            expected="values in [0, 1], 1 inside cells",
             remedy="apply the softmax, or compare with the interior's label value",
         )
     return pred_array.astype(np.float32), ref_array != 0

@@ -1,4 +1,4 @@
-"""One case in, one dictionary of numbers out; many dictionaries in, their statistics out."""
+"""Scores of a case, and statistics of the scores of many cases."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .overlap import Status, area_mm2, dice_from_counts, iou_from_counts, status
 from .surface import surface_distances
 
 BACKGROUND = "background"
-"""Name of the label that is no class; where no label has this name, value 0 is it."""
+"""Name of the background label. If no label has this name, value 0 is the background."""
 
 
 class ClassScores(TypedDict):
-    """Scores of one class in one case; volumes in 3D, areas in 2D. What NaN means: `medunet.metrics.overlap`."""
+    """Scores of one class in one case; volumes in 3D, areas in 2D. `medunet.metrics.overlap` explains NaN."""
 
     status: Status
     dice: float
@@ -39,13 +39,13 @@ class CaseScores(TypedDict):
 
     name: str
     mean_dice: float
-    """Mean over the classes that are in the reference or the prediction."""
+    """Mean over the classes that occur in the reference or the prediction."""
     classes: dict[str, ClassScores]
     em: NotRequired[dict[str, float]]
 
 
 class Statistics(TypedDict):
-    """Mean, median and sample standard deviation (NaN for one case) over the `n` cases where the number exists."""
+    """Mean, median and sample standard deviation (NaN for one case) over the `n` cases that have the score."""
 
     mean: float
     median: float
@@ -54,7 +54,7 @@ class Statistics(TypedDict):
 
 
 class ClassSummary(TypedDict):
-    """Statistics of each number of a class, and how often the class was where."""
+    """Statistics of each score of a class, and the number of cases per status."""
 
     scores: dict[str, Statistics]
     status: dict[Status, int]
@@ -69,7 +69,7 @@ class Summary(TypedDict):
     classes: dict[str, ClassSummary]
     em: NotRequired[dict[str, Statistics]]
     failed_cases: NotRequired[dict[str, str]]
-    """Why cases could not be measured, by name; absent if all were measured."""
+    """Why cases could not be evaluated, by name; absent if all were evaluated."""
     section: NotRequired[str]
     """Which cases of the data set were evaluated: unseen, validation, all, test or training."""
     trained_on: NotRequired[list[str] | None]
@@ -77,7 +77,7 @@ class Summary(TypedDict):
     left_out: NotRequired[list[str]]
     """Cases of the data set that were not evaluated because the network was trained on them."""
     folder: NotRequired[str]
-    """Where the tables are; not part of them."""
+    """Folder of the tables; not part of them."""
 
 
 def evaluate_case(
@@ -96,16 +96,16 @@ def evaluate_case(
         pred: label map `(*spatial)` or `(1, *spatial)`, 2D or 3D, with the values of `labels`.
         ref: reference label map of the same shape.
         spacing_mm: distance of neighbouring voxels along each axis.
-        labels: name -> value, all values that occur. The background (see `BACKGROUND`) is no class.
-        regions: name -> values of their union, for classes that overlap; these are then scored, in place of the labels.
+        labels: value by name, all values that occur. The background (see `BACKGROUND`) is not a class.
+        regions: values of their union by name, for classes that overlap; they are scored instead of the labels.
         em: also compute the scores of the ISBI 2012 challenge (2D): the name of the class that is the cells'
-            interior, or True where there is only one class.
+            interior, or True if there is only one class.
         name: the case's name, for tables.
 
     Raises:
-        GeometryError: shapes or spacing do not fit.
+        GeometryError: shapes or spacing do not match.
         DataError: a value is not in `labels`.
-        ConfigError: no class in `labels`, or `em` for a 3D case or an unclear class.
+        ConfigError: no class in `labels`, or `em` for a 3D case or an ambiguous class.
 
     Examples:
         >>> ref = np.zeros((4, 4, 4), int)
@@ -122,11 +122,9 @@ def evaluate_case(
     background = labels.get(BACKGROUND, 0)
     values = {label: value for label, value in labels.items() if value != background}
     if not values:
-        raise ConfigError(
-            "labels name no class", received=dict(labels), expected="at least one value beside the background"
-        )
+        raise ConfigError("labels must have a class besides the background", received=dict(labels))
 
-    # All further work is in the box that holds any class: on a chest CT a quarter of the volume.
+    # the box around all classes is a quarter of the volume of a chest CT
     box = bounding_box((pred_array != background) | (ref_array != background))
     pred_box, ref_box = (pred_array[box], ref_array[box]) if box else (pred_array[:0], ref_array[:0])
     _check_values(pred_box, labels=labels, of="prediction")
@@ -139,16 +137,16 @@ def evaluate_case(
     scores = CaseScores(name=name, mean_dice=_mean(entry["dice"] for entry in classes.values()), classes=classes)
     if em:
         interior = values[_interior_class(em, values=values, spatial_dims=spatial_dims)]
-        found = em_scores(pred_array == interior, ref_array == interior)
-        scores["em"] = {key: float(value) for key, value in found._asdict().items() if value is not None}
+        em_values = em_scores(pred_array == interior, ref_array == interior)._asdict()
+        scores["em"] = {key: float(value) for key, value in em_values.items() if value is not None}
     return scores
 
 
 def summarise(results: Sequence[CaseScores]) -> Summary:
-    """Return mean, median and standard deviation of each number over cases, and the overall mean Dice.
+    """Return mean, median and standard deviation of each score over cases, and the overall mean Dice.
 
-    NaN is left out (why: `medunet.metrics.overlap`); `n` says how many cases a statistic is made of, `status` how
-    often a class was found (`both`), `missed`, `spurious` or rightly `absent`.
+    NaN is left out (`medunet.metrics.overlap` explains why); `n` is the number of cases of a statistic, and `status`
+    counts the cases in which a class was found (`both`), `missed`, `spurious` or rightly `absent`.
 
     Args:
         results: what `evaluate_case` returned for each case; they may differ in their classes.
@@ -195,14 +193,14 @@ def _class_scores(pred: Array, ref: Array, *, spacing_mm: tuple[float, ...]) -> 
     if len(spacing_mm) == 3:
         scores["volume_pred_ml"] = volume_ml(in_pred, spacing_mm=spacing_mm)
         scores["volume_ref_ml"] = volume_ml(in_ref, spacing_mm=spacing_mm)
-    elif len(spacing_mm) == 2:
+    else:
         scores["area_pred_mm2"] = area_mm2(in_pred, spacing_mm=spacing_mm)
         scores["area_ref_mm2"] = area_mm2(in_ref, spacing_mm=spacing_mm)
     return scores
 
 
 def _check_values(array: Array, *, labels: Mapping[str, int], of: str) -> None:
-    """Refuse a label map with a value that no label has: it would silently count as background."""
+    """Reject a label map with a value that no label has: it would silently count as background."""
     known = sum(int(np.count_nonzero(array == value)) for value in set(labels.values()))
     if known != array.size:
         raise DataError(
@@ -213,18 +211,13 @@ def _check_values(array: Array, *, labels: Mapping[str, int], of: str) -> None:
 
 
 def _interior_class(em: bool | str, *, values: Mapping[str, int], spatial_dims: int) -> str:
-    """Return the name of the class that is the interior of cells."""
     if spatial_dims != 2:
-        raise ConfigError(
-            "EM scores are two-dimensional", received=f"{spatial_dims}D case", remedy="evaluate slice by slice"
-        )
+        raise ConfigError("EM scores need 2D cases", received=f"{spatial_dims}D", remedy="evaluate slice by slice")
     if isinstance(em, str) and em in values:
         return em
     if em is True and len(values) == 1:
         return next(iter(values))
-    raise ConfigError(
-        "em does not name the class of the cells' interior", received=em, expected=f"one of {sorted(values)}"
-    )
+    raise ConfigError("em must name the class of the cells' interior", received=em, expected=f"one of {sorted(values)}")
 
 
 def _mean(numbers: Iterable[float]) -> float:
@@ -232,12 +225,8 @@ def _mean(numbers: Iterable[float]) -> float:
 
 
 def _statistics(numbers: Iterable[float]) -> Statistics:
-    found = np.array([number for number in numbers if not math.isnan(number)])
-    if found.size == 0:
+    values = np.array([number for number in numbers if not math.isnan(number)])
+    if values.size == 0:
         return Statistics(mean=math.nan, median=math.nan, std=math.nan, n=0)
-    return Statistics(
-        mean=float(found.mean()),
-        median=float(np.median(found)),
-        std=float(found.std(ddof=1)) if found.size > 1 else math.nan,
-        n=int(found.size),
-    )
+    std = float(values.std(ddof=1)) if values.size > 1 else math.nan
+    return Statistics(mean=float(values.mean()), median=float(np.median(values)), std=std, n=int(values.size))

@@ -1,6 +1,6 @@
 """Overlap of two masks: Dice, IoU and volume.
 
-What is empty is stated once, here, and holds for every table that medunet writes:
+Every table that medunet writes treats empty masks in this way:
 
 | reference | prediction | status     | Dice, IoU | surface distances |
 | --------- | ---------- | ---------- | --------- | ----------------- |
@@ -9,10 +9,9 @@ What is empty is stated once, here, and holds for every table that medunet write
 | empty     | present    | `spurious` | 0         | NaN               |
 | empty     | empty      | `absent`   | NaN       | NaN               |
 
-NaN is left out of every mean, and each mean is given with its number of cases. A class that is rightly absent says
-nothing about overlap: counting it as 1.0 would let a data set of many empty cases look solved (nnU-Net leaves it out,
-too). A distance to a surface that does not exist is not a number of millimetres; the missed and spurious cases are
-counted beside it.
+Means leave NaN out and are given with their number of cases. A class that is rightly absent says nothing about overlap:
+counted as 1.0, it would make a data set of many empty cases look solved (nnU-Net leaves it out, too). A distance to a
+surface that does not exist is not a number of millimetres; missed and spurious cases are counted beside it.
 """
 
 from __future__ import annotations
@@ -28,29 +27,26 @@ from .arrays import ArrayOrTensor, as_pair, checked_spacing
 Status: TypeAlias = Literal["both", "missed", "spurious", "absent"]
 
 MM3_PER_ML = 1000.0
-"""Cubic millimetres in a millilitre."""
 
 
 def dice(pred: ArrayOrTensor, ref: ArrayOrTensor) -> float:
-    """Return the Dice coefficient 2|A n B| / (|A| + |B|) of two masks `(*spatial)`; NaN where both are empty.
+    """Return the Dice coefficient 2|A n B| / (|A| + |B|) of two masks `(*spatial)`; NaN if both are empty.
 
     Example:
         >>> dice(np.array([1, 1, 0, 0]), np.array([0, 1, 1, 1]))  # 2 * 1 / (2 + 3)
         0.4
     """
-    in_pred, in_ref, in_both = _counts(pred, ref)
-    return dice_from_counts(in_pred, in_ref, in_both)
+    return dice_from_counts(*_counts(pred, ref))
 
 
 def iou(pred: ArrayOrTensor, ref: ArrayOrTensor) -> float:
-    """Return the intersection over union |A n B| / |A u B| of two masks `(*spatial)`; NaN where both are empty.
+    """Return the intersection over union |A n B| / |A u B| of two masks `(*spatial)`; NaN if both are empty.
 
     Example:
         >>> iou(np.array([1, 1, 0, 0]), np.array([0, 1, 1, 1]))  # 1 / 4
         0.25
     """
-    in_pred, in_ref, in_both = _counts(pred, ref)
-    return iou_from_counts(in_pred, in_ref, in_both)
+    return iou_from_counts(*_counts(pred, ref))
 
 
 def dice_from_counts(in_pred: int, in_ref: int, in_both: int) -> float:
@@ -64,18 +60,14 @@ def iou_from_counts(in_pred: int, in_ref: int, in_both: int) -> float:
 
 
 def status_from_counts(in_pred: int, in_ref: int) -> Status:
-    """Return which of the two masks holds anything (the table at the top of this file)."""
+    """Return which of two masks is not empty (the table at the top of this file)."""
     if in_ref:
         return "both" if in_pred else "missed"
     return "spurious" if in_pred else "absent"
 
 
 def volume_ml(voxels: int, *, spacing_mm: Sequence[float]) -> float:
-    """Return the volume of that many voxels in millilitres.
-
-    Args:
-        voxels: number of voxels.
-        spacing_mm: three edge lengths of a voxel.
+    """Return the volume of a number of voxels in millilitres.
 
     Example:
         >>> volume_ml(1000, spacing_mm=(0.5, 0.5, 4.0))
@@ -85,11 +77,7 @@ def volume_ml(voxels: int, *, spacing_mm: Sequence[float]) -> float:
 
 
 def area_mm2(pixels: int, *, spacing_mm: Sequence[float]) -> float:
-    """Return the area of that many pixels in square millimetres.
-
-    Args:
-        pixels: number of pixels.
-        spacing_mm: two edge lengths of a pixel.
+    """Return the area of a number of pixels in square millimetres.
 
     Example:
         >>> area_mm2(10, spacing_mm=(0.5, 0.5))
@@ -101,8 +89,5 @@ def area_mm2(pixels: int, *, spacing_mm: Sequence[float]) -> float:
 def _counts(pred: ArrayOrTensor, ref: ArrayOrTensor) -> tuple[int, int, int]:
     pred_array, ref_array = as_pair(pred, ref)
     pred_mask, ref_mask = pred_array != 0, ref_array != 0
-    return (
-        int(np.count_nonzero(pred_mask)),
-        int(np.count_nonzero(ref_mask)),
-        int(np.count_nonzero(pred_mask & ref_mask)),
-    )
+    in_pred, in_ref, in_both = (int(np.count_nonzero(mask)) for mask in (pred_mask, ref_mask, pred_mask & ref_mask))
+    return in_pred, in_ref, in_both

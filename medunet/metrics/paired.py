@@ -1,4 +1,4 @@
-"""Two runs on the same cases: the difference case by case, and whether it could be chance."""
+"""Two runs on the same cases: differences per case, and whether they could be chance."""
 
 from __future__ import annotations
 
@@ -10,38 +10,31 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-MIN_PAIRS = 6
-"""Cases that differ, below which the exact two-sided test cannot reach 0.05 (2 / 2^5 = 0.06)."""
-
+MIN_PAIRS = 6  # with fewer differing cases the exact two-sided test cannot reach 0.05 (2 / 2^5 = 0.06)
 RESAMPLES = 4000
-CONFIDENCE = (2.5, 97.5)
-"""Percentiles of the bootstrapped means."""
+CONFIDENCE = (2.5, 97.5)  # percentiles of the bootstrapped means
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How the second run differs from the first in one number, over the cases that both have.
-
-    Args:
-        cases: names, in the order of the first run.
-        differences: second minus first.
-        mean: of the differences; NaN without cases, as all others.
-        low: lower end of the 95 % interval of the mean (bootstrap over cases).
-        high: its upper end.
-        better: cases in which the second run is better.
-        worse: cases in which it is worse.
-        p_value: of Wilcoxon's signed-rank test, two-sided, on the cases that differ; 1 where none does, NaN where
-            fewer than `MIN_PAIRS` do.
-    """
+    """How the second run differs from the first in one metric, over the cases that both have."""
 
     cases: tuple[str, ...]
+    """Names, in the order of the first run."""
     differences: tuple[float, ...]
+    """Second minus first."""
     mean: float
+    """Mean of the differences; NaN without cases, as `low` and `high`."""
     low: float
+    """Lower end of the 95 % interval of the mean (bootstrap over cases)."""
     high: float
+    """Upper end of this interval."""
     better: int
+    """Number of cases in which the second run is better."""
     worse: int
+    """Number of cases in which it is worse."""
     p_value: float
+    """Wilcoxon's signed-rank test, two-sided, on the cases that differ: 1 if none differs, NaN for < `MIN_PAIRS`."""
 
 
 def paired_difference(
@@ -50,15 +43,15 @@ def paired_difference(
     """Compare two runs case by case.
 
     Args:
-        first: a number by case name; NaN where the case has none.
-        second: the same of the other run.
+        first: the metric of the first run by case name; NaN if a case has none.
+        second: the metric of the second run by case name.
         higher_is_better: True for Dice, False for a distance.
 
     Example:
         >>> first = {f"case {n}": 0.80 + n / 100 for n in range(8)}
         >>> second = {name: value + 0.01 + n / 1000 for n, (name, value) in enumerate(first.items())}
-        >>> found = paired_difference(first, second)
-        >>> found.better, found.worse, round(found.mean, 4), round(found.p_value, 4)
+        >>> result = paired_difference(first, second)
+        >>> result.better, result.worse, round(result.mean, 4), round(result.p_value, 4)
         (8, 0, 0.0135, 0.0078)
     """
     pairs = {name: second[name] - value for name, value in first.items() if name in second}
@@ -83,7 +76,7 @@ def paired_difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for how many there are (Holm 1979); NaN stays and does not count.
+    """Correct p-values for their number (Holm 1979); NaN stays and does not count.
 
     Example:
         >>> holm([0.01, math.nan, 0.04, 0.03])

@@ -1,9 +1,9 @@
 """Distances between the surfaces of two masks, in millimetres, for any spacing.
 
-A surface is the set of voxels of a mask that have a face neighbour outside it (outside the image counts as outside).
-A distance goes from voxel centre to voxel centre. HD95 is the larger of the two directed 95th percentiles. These are
-MONAI's definitions, and a test compares the numbers with MONAI's. The code is our own because it computes all distances
-in one search on the bounding boxes of the masks, in less than half of MONAI's time.
+A surface is the set of voxels of a mask that have a face neighbour outside the mask or the image. Distances are
+between voxel centres. HD95 is the larger of the two directed 95th percentiles. These are MONAI's definitions, and a
+test compares the numbers with MONAI's. This code computes all distances in one search on the bounding boxes of the
+masks, in less than half of MONAI's time.
 
 Other definitions of HD95 differ by up to 60 % on the same masks, so compare only tables that use one definition:
 
@@ -23,11 +23,8 @@ from scipy.spatial import KDTree
 
 from .arrays import Array, ArrayOrTensor, as_pair, bounding_box, checked_spacing
 
-HD_PERCENTILE = 95.0
-"""Percentile of the robust Hausdorff distance; 95 is what nearly all published tables use."""
-
-KD_LEAF_SIZE = 32
-"""Points in a leaf of the search tree. Twice scipy's default: the tree is built for one batched query only."""
+HD_PERCENTILE = 95.0  # of the robust Hausdorff distance, as in nearly all published tables
+KD_LEAF_SIZE = 32  # twice scipy's default, because the tree is built for one batched query only
 
 
 class SurfaceDistances(NamedTuple):
@@ -46,7 +43,7 @@ class SurfaceDistances(NamedTuple):
         return max(float(np.percentile(directed, percentile)) for directed in self)
 
     def mean(self) -> float:
-        """Return the mean over all surface voxels of both masks (symmetric), in mm; NaN where a surface is missing."""
+        """Return the mean over all surface voxels of both masks (symmetric), in mm; NaN if a surface is missing."""
         if self._missing():
             return math.nan
         return float(np.concatenate([self.pred_to_ref, self.ref_to_pred]).mean())
@@ -56,18 +53,18 @@ class SurfaceDistances(NamedTuple):
 
 
 def surface_distances(pred: ArrayOrTensor, ref: ArrayOrTensor, *, spacing_mm: Sequence[float]) -> SurfaceDistances:
-    """Measure how far the surfaces of two masks lie apart.
+    """Measure the distances between the surfaces of two masks.
 
     Args:
-        pred: predicted mask `(*spatial)` or `(1, *spatial)`, 2D or 3D; what is not zero is inside.
+        pred: predicted mask `(*spatial)` or `(1, *spatial)`, 2D or 3D; nonzero voxels are inside.
         ref: reference mask of the same shape.
         spacing_mm: distance of neighbouring voxels along each axis.
 
     Returns:
-        The distances in both directions; both are empty where one of the masks is empty.
+        The distances in both directions; both are empty if one of the masks is empty.
 
     Raises:
-        GeometryError: shapes differ, or the spacing does not fit them.
+        GeometryError: shapes differ, or the spacing does not match them.
 
     Example:
         >>> ref = np.zeros((5, 5), dtype=bool)
@@ -93,14 +90,14 @@ def hausdorff_distance(
 ) -> float:
     """Return the percentile Hausdorff distance (HD95 by default) of two masks in mm; NaN if one is empty.
 
-    This is MONAI's definition. Those of medpy and of DeepMind's `surface-distance` give numbers that differ by up to
-    60 %: see :mod:`medunet.metrics.surface`.
+    This is MONAI's definition. Those of medpy and of DeepMind's `surface-distance` differ by up to 60 %: see
+    :mod:`medunet.metrics.surface`.
     """
     return surface_distances(pred, ref, spacing_mm=spacing_mm).hausdorff(percentile=percentile)
 
 
 def mean_surface_distance(pred: ArrayOrTensor, ref: ArrayOrTensor, *, spacing_mm: Sequence[float]) -> float:
-    """Return the symmetric mean surface distance of two masks in mm; NaN where one is empty."""
+    """Return the symmetric mean surface distance of two masks in mm; NaN if one is empty."""
     return surface_distances(pred, ref, spacing_mm=spacing_mm).mean()
 
 
@@ -109,7 +106,7 @@ def _surface_points(mask: Array) -> Array:
     box = bounding_box(mask)
     if box is None:
         return np.empty((0, mask.ndim))
-    # One voxel of outside on every side, also where the mask touches the image's edge.
+    # one voxel of outside on every side, also where the mask touches the image's edge
     padded = np.pad(mask[box], 1)
     centre = (slice(1, -1),) * mask.ndim
     inside = padded[centre].copy()

@@ -1,4 +1,4 @@
-"""Scores as files: a CSV for spreadsheets, a JSON for programs; each appears whole or not at all."""
+"""Scores as files, written atomically: a CSV for spreadsheets, a JSON for programs."""
 
 from __future__ import annotations
 
@@ -24,21 +24,19 @@ def write_tables(
 ) -> tuple[Path, Path]:
     """Write `metrics.csv` and `metrics.json` and return their paths.
 
-    The CSV has one row for each case and class, an empty cell for NaN; EM scores are repeated in each row of their
-    case. The JSON is `{"summary": ..., "cases": [...]}` with null for NaN, because NaN is not JSON.
+    The CSV has one row per case and class, with empty cells for NaN; EM scores are repeated in each row of their case.
+    The JSON is `{"summary": ..., "cases": [...]}` with null for NaN, because NaN is not JSON.
 
     Args:
         results: what `evaluate_case` returned for each case.
-        folder: made if it is not there.
-        summary: `summarise(results)` if it is at hand.
+        folder: created if it does not exist.
+        summary: `summarise(results)`, if it is known.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     document = {"summary": summary or summarise(results), "cases": list(results)}
-    return (
-        write_atomically(folder / CSV_NAME, table_text(results)),
-        write_atomically(folder / JSON_NAME, json_text(document)),
-    )
+    table = write_atomically(folder / CSV_NAME, table_text(results))
+    return table, write_atomically(folder / JSON_NAME, json_text(document))
 
 
 def table_text(results: Sequence[CaseScores]) -> str:
@@ -59,7 +57,7 @@ def table_text(results: Sequence[CaseScores]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(columns), restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: "" if _is_nan(value) else value for key, value in row.items()} for row in rows)
+    writer.writerows(_without_nan(rows))  # None is an empty cell
     return text.getvalue()
 
 
@@ -75,13 +73,9 @@ def json_text(document: object) -> str:
     return json.dumps(_without_nan(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
-
-
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_nan(entry) for entry in value]
-    return None if _is_nan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -108,7 +108,7 @@ def test_losses_are_reached_from_a_config(name):
 def test_one_hot_targets_are_rejected_with_the_remedy(channels):
     logits, target = batch(channels=channels)
     onehot = monai.networks.one_hot(target, channels)
-    with pytest.raises(ConfigError, match=r"target does not fit the logits.*remedy: .*argmax\(dim=1"):
+    with pytest.raises(ConfigError, match=r"target does not match the logits.*remedy: .*argmax\(dim=1"):
         DiceCELoss()(logits, onehot)
     assert DiceCELoss()(logits, onehot.argmax(dim=1, keepdim=True)) == DiceCELoss()(logits, target)
 

@@ -61,5 +61,5 @@ def test_deep_supervision_reduces_the_map_of_indices() -> None:
 def test_other_channels_than_regions_are_refused() -> None:
     with pytest.raises(ConfigError, match="do not match the regions"):
         RegionDiceCELoss(REGIONS)(torch.zeros(1, 4, 2, 2), torch.zeros(1, 1, 2, 2))
-    with pytest.raises(ConfigError, match="regions need class indices"):
+    with pytest.raises(ConfigError, match="regions must have class indices"):
         RegionDiceCELoss([])

@@ -195,5 +195,5 @@ def test_a_volume_is_an_error() -> None:
 
 
 def test_no_slices_are_an_error() -> None:
-    with pytest.raises(DataError, match="slices"):
+    with pytest.raises(DataError, match="need a reference"):
         best_em_scores([], [])

@@ -112,7 +112,7 @@ def test_other_shapes_are_an_error() -> None:
 
 
 def test_labels_without_a_class_are_an_error() -> None:
-    with pytest.raises(ConfigError, match="no class"):
+    with pytest.raises(ConfigError, match="must have a class"):
         evaluate_case(np.zeros((3, 3)), np.zeros((3, 3)), spacing_mm=(1, 1), labels={"background": 0})
 
 
