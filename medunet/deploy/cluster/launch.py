@@ -1,4 +1,4 @@
-"""Training in several processes, on one host or on several, started by PyTorch's elastic launcher (torchrun's)."""
+"""Training in several processes, on one host or on several, by PyTorch's elastic launcher (torchrun's)."""
 
 from __future__ import annotations
 
@@ -11,38 +11,40 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from torch import distributed
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher import LaunchConfig, elastic_launch
 
-from medunet.errors import ConfigError, MedunetError
-from medunet.runs import TrainingResult
+from medunet import log
+from medunet.errors import ConfigError, DataError, MedunetError, find_cause
+from medunet.files import check_target, claim, write_atomically
+from medunet.runs import PreparedRun, TrainingResult, prepare_run, train_prepared
 from medunet.runtime import resolve_device
+from medunet.training import LAST_NAME, from_first, join_processes, leave_processes, was_restarted
 from medunet.trust import require_trust
-
-from .job import OVERLAY, TrainingJob
 
 logger = logging.getLogger(__name__)
 
+OVERLAY = "multi_gpu_train"  # a bundle's config for several processes
 MAX_RESTARTS = 3
-"""How often killed processes are started again."""
-
-JOIN_SECONDS = 600
-"""How long hosts wait for each other."""
-
-WORKER = "medunet.deploy.cluster.worker"
+JOIN_SECONDS = 600  # how long hosts wait for each other
 DEFAULT_PORT = 29400
+ELSEWHERE = "192.0.2.1"  # an address that no host has (RFC 5737): its route leads out of this host
+BAD_INPUT, LOST = 2, 1  # exit codes of a process with a typed error, and of one that could not reach another one
 
-ELSEWHERE = "192.0.2.1"
-"""An address that no host has (RFC 5737): the way to it is the way out of this host."""
+# how long processes wait while the first one prepares the run: with `skip_bad` it reads every voxel of the data. If it
+# dies, the launcher notices; only a host that is switched off is waited for as long
+PREPARATION = timedelta(hours=24)
 
 
 def train_processes(
@@ -60,69 +62,64 @@ def train_processes(
     tracking_uri: str | None = None,
     trust: bool = False,
     skip_bad: bool = False,
-    max_restarts: int = MAX_RESTARTS,
 ) -> TrainingResult | None:
-    """As :func:`medunet.runs.train_bundle` in several processes; called once on every host, with equal arguments.
+    """Train as :func:`medunet.runs.train_bundle` in several processes; called on every host, with equal arguments.
 
-    Every process trains `batch_size` patches a step and shares gradients, statistics of batch norm and metrics with the
-    others; on CPUs they share out the cores. A process that is killed, or loses the others, is started again with them
-    and goes on from the last whole checkpoint. Errors in the input are not tried again.
+    Every process trains `batch_size` patches per step and shares gradients, statistics of batch norm and metrics with
+    the others; on CPUs they share the cores. If a process is killed, all are started again and continue from the last
+    complete checkpoint. Errors in the input are not retried. Processes are spawned, so a script that calls this needs
+    ``if __name__ == "__main__":``.
 
     Args:
-        bundle: as in train_bundle, as are data, output, changes, presets, device, resume, tracking_uri, trust and
-            skip_bad; all hosts see the folders under the same paths.
-        data: see bundle.
-        output: see bundle.
-        processes: on this host, one a GPU.
-        hosts: how many call this.
+        bundle: folder of the bundle to start from; all hosts see bundle, data and output under the same paths.
+        data: data set in a layout that :func:`medunet.datasets.open_dataset` knows.
+        output: folder of the run.
+        processes: number of processes on this host, one per GPU.
+        hosts: number of hosts that call this.
         endpoint: ``HOST:PORT`` on one of the hosts, where they meet.
-        changes: see bundle.
-        presets: see bundle.
+        changes: values by config id, over those that follow from the data.
+        presets: overlays of the bundle, under what follows from the data.
         device: ``auto``, ``cpu`` or ``cuda``.
-        resume: see bundle.
-        tracking_uri: see bundle.
-        trust: see bundle.
-        skip_bad: see bundle.
-        max_restarts: how often killed processes are started again.
+        resume: continue after the last completed epoch in ``output``.
+        tracking_uri: MLflow's store for this call; ``""``: none, None: as the bundle has it.
+        trust: train a bundle that could run code of its own.
+        skip_bad: leave out cases that cannot be used, which otherwise are an error.
 
     Returns:
-        What came of it, on the host with the first process; None on the others.
+        The result, on the host with the first process; None on the others.
 
     Raises:
         SecurityError: the bundle is not trusted.
-        MedunetError: as train_bundle; more processes than GPUs, no way to meet, processes that died too often.
-        KeyboardInterrupt: by Ctrl-C or SIGTERM, after the processes have ended.
+        MedunetError: as train_bundle; more processes than GPUs, an endpoint that cannot work, processes that died too
+            often.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the processes have ended.
     """
     check_request(processes, hosts=hosts, endpoint=endpoint, device=device)
     require_trust(bundle, trust=trust)
     if not (bundle / "configs" / f"{OVERLAY}.json").is_file():
+        expected, remedy = f"configs/{OVERLAY}.json", "render or plan it again"
         raise ConfigError(
-            "the bundle has no config for several processes",
-            file=bundle,
-            expected=f"configs/{OVERLAY}.json",
-            remedy="render or plan it again",
+            "the bundle has no config for several processes", file=bundle, expected=expected, remedy=remedy
         )
-    with tempfile.TemporaryDirectory(prefix="medunet-") as folder, _environment(processes, hosts, endpoint):
-        job = TrainingJob(
-            folder=folder,
-            bundle=str(bundle.resolve()),
-            data=str(data.resolve()),
-            output=str(output.resolve()),
-            changes=dict(changes or {}),
-            presets=tuple(presets),
-            device=device,
-            resume=resume,
-            tracking_uri=tracking_uri,
-            skip_bad=skip_bad,
-        )
-        run_id = _run_id(output) if hosts > 1 else Path(folder).name
-        config = launch_config(processes, hosts=hosts, endpoint=endpoint, max_restarts=max_restarts, run_id=run_id)
+    config = launch_config(processes, output, hosts=hosts, endpoint=endpoint)
+    paths = tuple(str(path.resolve()) for path in (bundle, data, output))
+    prepared = {"changes": dict(changes or {}), "presets": tuple(presets), "skip_bad": skip_bad}
+    trained = {"device": device, "resume": resume, "tracking_uri": tracking_uri}
+    with tempfile.TemporaryDirectory(prefix="medunet-") as folder, _environment(config):
+        failure = Path(folder) / "failure"
         try:
-            elastic_launch(config, entrypoint=sys.executable)("-m", WORKER, str(job.save()))
+            results = elastic_launch(config, _train)(failure, paths, prepared, trained)
         except SignalException as signal:
             raise KeyboardInterrupt from signal
         except ChildFailedError as error:
-            raise _failure(job, error) from error
+            if failure.is_file():
+                raise MedunetError(failure.read_text(encoding="utf-8")) from error
+            rank, first = error.get_first_failure()
+            raise MedunetError(
+                "a process of the training run died, and again after it was restarted",
+                received=f"process {rank}, exit code {first.exitcode}",
+                remedy="often memory ran out: lower batch_size, and add --resume to continue",
+            ) from error
         except RendezvousError as error:
             raise ConfigError(
                 "the hosts did not find each other, or one of them has given up",
@@ -130,67 +127,55 @@ def train_processes(
                 expected=f"{hosts} hosts that call with equal arguments",
                 remedy="make --rdzv-endpoint an address of one of the hosts that the others reach, then --resume",
             ) from error
-        result = job.result()
-        return None if result is None else replace(result, run=output)
+    result = next((result for result in results.values() if result is not None), None)
+    return None if result is None else replace(result, run=output)
 
 
 def check_request(processes: int, *, hosts: int, endpoint: str | None, device: str) -> None:
-    """Refuse what cannot work, before anything starts.
+    """Reject arguments that cannot work, before anything starts.
 
     Raises:
-        ConfigError: impossible numbers, no endpoint for several hosts, one GPU for several processes.
+        ConfigError: impossible numbers, no endpoint for several hosts, fewer GPUs than processes.
     """
     if processes < 1 or hosts < 1:
-        raise ConfigError(
-            "impossible number of processes or hosts", received=f"{processes}, {hosts}", expected="1 or more"
-        )
+        received = f"{processes}, {hosts}"
+        raise ConfigError("impossible number of processes or hosts", received=received, expected="1 or more")
     if hosts > 1 and not endpoint:
-        raise ConfigError(
-            "several hosts need a place to meet", remedy=f"give --rdzv-endpoint HOST:{DEFAULT_PORT} on one of them"
-        )
+        raise ConfigError("several hosts need --rdzv-endpoint", expected=f"HOST:{DEFAULT_PORT} on one of them")
     chosen = resolve_device(device)
     if chosen.type != "cuda":
         return
     if chosen.index is not None:
-        raise ConfigError("one GPU for several processes", received=device, expected="cuda: each takes its own")
-    if processes > torch.cuda.device_count():
-        raise ConfigError(
-            "more processes than GPUs",
-            received=processes,
-            expected=f"at most {torch.cuda.device_count()}",
-            remedy="lower --nproc, or give --device cpu",
-        )
+        raise ConfigError("one GPU for several processes", received=device, expected="cuda: one GPU per process")
+    if processes > (count := torch.cuda.device_count()):
+        remedy = "lower --nproc, or pass --device cpu"
+        raise ConfigError("more processes than GPUs", received=processes, expected=f"at most {count}", remedy=remedy)
 
 
-def launch_config(processes: int, *, hosts: int, endpoint: str | None, max_restarts: int, run_id: str) -> LaunchConfig:
-    """How the elastic launcher starts the processes of this host, and where it meets the other hosts."""
+def launch_config(processes: int, output: Path, *, hosts: int, endpoint: str | None) -> LaunchConfig:
+    """Return how the elastic launcher starts the processes of this host, and where it meets the other hosts."""
     host, port = split_endpoint(endpoint) if endpoint and hosts > 1 else ("localhost", 0)
-    own = _reachable_address(host, port) if hosts > 1 else None
     return LaunchConfig(
         min_nodes=hosts,
         max_nodes=hosts,
         nproc_per_node=processes,
-        run_id=run_id,
+        # separates runs with one endpoint; all hosts see the output under the same path
+        run_id=f"medunet-{hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]}",
         rdzv_backend="c10d",
         rdzv_endpoint=f"{host}:{port}",
-        # by addresses, not by names: those of hosts in clusters and containers often resolve to something else
-        rdzv_configs={"timeout": JOIN_SECONDS, "is_host": hosts == 1 or _is_own_address(host)},
-        max_restarts=max_restarts,
+        # by addresses: the names of hosts in clusters and containers often resolve to something else
+        rdzv_configs={"timeout": JOIN_SECONDS, "is_host": hosts == 1 or _is_here(host)},
+        max_restarts=MAX_RESTARTS,
         monitor_interval=1.0,
-        local_addr=own or "127.0.0.1",
+        local_addr="127.0.0.1" if hosts == 1 else _own_address(host, port),
     )
 
 
-def _run_id(output: Path) -> str:
-    """Return what keeps two training runs with one endpoint apart; all hosts see the output under the same path."""
-    return f"medunet-{hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]}"
-
-
 def split_endpoint(text: str) -> tuple[str, int]:
-    """Host and port.
+    """Return host and port.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: not HOST:PORT.
 
     Example:
         >>> split_endpoint("10.0.0.1:29500"), split_endpoint("gpu-1")
@@ -198,102 +183,122 @@ def split_endpoint(text: str) -> tuple[str, int]:
     """
     host, _, port = text.rpartition(":") if ":" in text else (text, "", str(DEFAULT_PORT))
     if not host or not port.isdecimal():
-        raise ConfigError("no endpoint", received=text, expected="HOST:PORT")
+        raise ConfigError("--rdzv-endpoint must be HOST:PORT", received=text)
     return host, int(port)
 
 
-def _failure(job: TrainingJob, error: ChildFailedError) -> MedunetError:
-    if (text := job.failure()) is not None:
-        return MedunetError(text)
-    rank, first = error.get_first_failure()
-    return MedunetError(
-        "a process of the training has died, and again after it was restarted",
-        received=f"process {rank}, exit code {first.exitcode}",
-        remedy="often memory ran out: lower batch_size; the same command with --resume goes on",
-    )
+def _train(failure: Path, paths: Sequence[str], prepared: Mapping[str, Any], trained: Mapping[str, Any]) -> Any:
+    """Train in one of the processes, and note a typed error in a file: it is not retried."""
+    rank = os.environ["RANK"]
+    log.set_up(level=logging.INFO if rank == "0" else logging.WARNING)
+    if failure.is_file():
+        sys.exit(BAD_INPUT)
+    try:
+        return _train_together(*map(Path, paths), prepared=prepared, **trained)
+    except Exception as error:
+        if (cause := find_cause(error)) is not None:
+            write_atomically(failure, str(cause))
+            sys.exit(BAD_INPUT)
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            logger.warning("process %s lost the others", rank)
+            sys.exit(LOST)
+        logger.exception("process %s failed", rank)
+        raise
+
+
+def _train_together(
+    bundle: Path,
+    data: Path,
+    output: Path,
+    *,
+    prepared: Mapping[str, Any],
+    device: str,
+    resume: bool,
+    tracking_uri: str | None,
+) -> TrainingResult | None:
+    place = resolve_device(device)
+    if place.type == "cuda":
+        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    join_processes(place)
+    is_first = distributed.get_rank() == 0
+    resume = resume or was_restarted()
+    with ExitStack() as stack:  # the first process owns the output folder until the run is trained
+
+        def prepare() -> PreparedRun | MedunetError:
+            try:
+                if (output / "models" / LAST_NAME).is_file() and not resume:
+                    remedy = "add --resume to continue, or choose another --output"
+                    raise DataError("the output folder holds a trained run", file=output, remedy=remedy)
+                stack.enter_context(claim(output))
+                check_target(output)
+                return prepare_run(bundle, data, output, resume=resume, **prepared)
+            except Exception as error:
+                if (cause := find_cause(error)) is None:
+                    raise
+                return cause
+
+        # every process gets the error, so that none waits for the first
+        run = from_first(prepare, patience=PREPARATION)
+        if isinstance(run, MedunetError):
+            raise run
+        result = train_prepared(
+            run, resume=resume, device=place, tracking_uri=tracking_uri, overlays=[OVERLAY], is_writer=is_first
+        )
+    leave_processes()
+    return result if is_first else None
 
 
 @contextmanager
-def _environment(processes: int, hosts: int, endpoint: str | None) -> Iterator[None]:
-    """Variables that the processes inherit; what the user has set stays."""
+def _environment(config: LaunchConfig) -> Iterator[None]:
+    """Set variables that the processes inherit, unless the user has set them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = {"OMP_NUM_THREADS": str(max(1, cores // processes))}
-    wanted["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # restarted processes would meet the dead there
-    if hosts > 1 and endpoint:
-        interface = _interface_of(_reachable_address(*split_endpoint(endpoint)))
-        wanted |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
-    chatty = logging.getLogger("torch.distributed.elastic")
-    level = chatty.level
+    values = {"OMP_NUM_THREADS": str(max(1, cores // config.nproc_per_node))}
+    values["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else restarted processes find addresses of killed ones
+    interfaces = psutil.net_if_addrs().items() if config.max_nodes > 1 else ()
+    for name, addresses in interfaces:
+        if any(entry.address == config.local_addr for entry in addresses):
+            values |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    elastic = logging.getLogger("torch.distributed.elastic")
+    level = elastic.level
     os.environ.update(added)
-    chatty.setLevel(logging.CRITICAL)  # our error says the same in one line
+    elastic.setLevel(logging.CRITICAL)  # our error says the same in one line
     try:
         yield
     finally:
-        chatty.setLevel(level)
+        elastic.setLevel(level)
         for name in added:
             os.environ.pop(name, None)
 
 
-def _reachable_address(host: str, port: int) -> str:
-    """This host's address for the others.
-
-    Debian and Ubuntu give a host's own name the address 127.0.1.1 (`/etc/hosts`), so the way from the endpoint's host
-    to the endpoint is a loopback, where the others would find themselves.
-    """
-    address = _address_towards(host, port)
-    if not _is_loopback(address):
-        return address
-    outward = None
-    with contextlib.suppress(ConfigError):  # a cluster without a way out
-        outward = _address_towards(ELSEWHERE, port)
-    found = sorted(_outer_addresses(), key=lambda each: (each != outward, ":" in each))
-    if not found:
-        raise ConfigError(
-            "the endpoint's name is a loopback address here, and this host has no other address",
-            received=f"{host}:{port}, {address}",
-            expected="an address that the other hosts reach",
-            remedy="connect the network, and give --rdzv-endpoint the IP address of this host",
-        )
-    return found[0]
-
-
-def _address_towards(host: str, port: int) -> str:
-    """This host's address as the other one sees it; nothing is sent."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-        with contextlib.closing(socket.socket(family, kind, protocol)) as probe:
-            probe.connect(address)
-            return str(probe.getsockname()[0])
-    except OSError as error:
-        raise ConfigError(f"no way to the endpoint: {error.strerror or error}", received=f"{host}:{port}") from error
-
-
-def _outer_addresses() -> Iterator[str]:
-    """Of the interfaces that are up, without loopbacks and those that are valid on one wire only."""
-    running = psutil.net_if_stats()
-    for name, entries in psutil.net_if_addrs().items():
-        if name not in running or not running[name].isup:
-            continue
-        for entry in entries:
-            if entry.family in (socket.AF_INET, socket.AF_INET6):
-                address = ipaddress.ip_address(entry.address.partition("%")[0])
-                if not address.is_loopback and not address.is_link_local:
-                    yield entry.address
-
-
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
-
-
-def _is_own_address(host: str) -> bool:
-    wanted = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
-    own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
-    if wanted & own or any(map(_is_loopback, wanted)):
+def _is_here(host: str) -> bool:
+    """Return whether a name or an address is this host's: then a socket can be bound to it."""
+    if host.lower() in {socket.gethostname().lower(), socket.getfqdn().lower()}:
         return True
-    return host.lower() in {socket.gethostname().lower(), socket.getfqdn().lower()}
+    with contextlib.suppress(OSError):
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+            with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)
+                return True
+    return False
 
 
-def _interface_of(address: str) -> str | None:
-    found = (name for name, entries in psutil.net_if_addrs().items() if any(e.address == address for e in entries))
-    return next(found, None)
+def _own_address(host: str, port: int) -> str:
+    """Return this host's address for the others: that of the interface towards the endpoint.
+
+    Debian and Ubuntu give a host's own name the address 127.0.1.1, where the other hosts would find themselves; then it
+    is the address of the interface of the default route.
+    """
+    for target in (host, ELSEWHERE):
+        with contextlib.suppress(OSError):
+            family, kind, protocol, _, address = socket.getaddrinfo(target, port, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, kind, protocol) as probe:
+                probe.connect(address)  # sends nothing
+                own = str(probe.getsockname()[0])
+            if not ipaddress.ip_address(own.partition("%")[0]).is_loopback:
+                return own
+    raise ConfigError(
+        "--rdzv-endpoint cannot be reached from this host, or is a loopback address",
+        received=f"{host}:{port}",
+        remedy="use the IP address of one of the hosts",
+    )

@@ -66,16 +66,12 @@ def wait_for(condition: Callable[[], Any], *, what: str, process: subprocess.Pop
     return answer
 
 
-def workers_of(pid: int, *, of: str = "medunet.deploy.cluster.worker") -> dict[int, psutil.Process]:
-    """The processes of a training by rank, among the descendants of its launcher."""
-    found = {}
-    for child in psutil.Process(pid).children(recursive=True):
-        try:
-            if of in child.cmdline() and "RANK" in child.environ():
-                found[int(child.environ()["RANK"])] = child
-        except (psutil.Error, KeyError):
-            continue
-    return found
+def workers_of(pid: int, *, of: str = "spawn_main") -> list[psutil.Process]:
+    """The processes of a training run by rank: the children of its launcher."""
+    return sorted(
+        (child for child in psutil.Process(pid).children() if of in " ".join(child.cmdline())),
+        key=lambda child: (child.create_time(), child.pid),
+    )
 
 
 def history(run_folder: Path) -> list[dict[str, Any]]:
