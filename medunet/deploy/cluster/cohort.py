@@ -1,4 +1,4 @@
-"""Predicting many studies: by one resident predictor here, or by many on a Ray cluster; every case is accounted for."""
+"""Predict many studies, by one predictor here or by many on a Ray cluster; every case is accounted for."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from medunet.files import check_target, claim
 from medunet.prediction import NamedSource, PredictOptions, Predictor
 from medunet.trust import require_trust
 
+from .actor import Case, PredictorActor
 from .ledger import Ledger, Outcome, bundle_digest
 from .manifest import read_cohort
 from .pool import CASE_SECONDS, IN_FLIGHT, RayPool, join_cluster
-from .resident import Case, Resident, as_outcome, output_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +29,12 @@ Where = Literal["here", "ray"]
 
 @dataclass(frozen=True)
 class CohortResult:
-    """What a cohort came to.
+    """The result of a cohort.
 
     Args:
-        output: the folder.
-        outcomes: of every case, in the order of the cohort; those that Ctrl-C left out are missing.
-        cases: how many there are.
+        output: its folder.
+        outcomes: of every case, in the order of the cohort; cases that Ctrl-C left out are missing.
+        cases: number of cases.
         is_interrupted: by Ctrl-C.
     """
 
@@ -61,21 +61,21 @@ def predict_cohort(
     report: Callable[[Outcome], None] | None = None,
     **changes: Any,
 ) -> CohortResult:
-    """Predict the cases of a manifest or a folder, and keep a ledger beside the results.
+    """Predict the cases of a manifest or a folder, and write a ledger beside the results.
 
-    Called again with the same arguments it goes on: what has a result is left alone, what failed is tried again.
-    Results are whole files or none, so a machine or process may die at any moment. All machines must see bundle, images
-    and output under the same paths.
+    Called again with the same arguments it continues: results are kept, failed cases are retried. Results are written
+    atomically, so a machine or process may die at any moment. All machines must see bundle, images and output under the
+    same paths.
 
     Args:
         bundle: folder of a bundle or run with weights.
         source: a path, see :func:`read_cohort`; or cases, such as those of :class:`DicomWebStore`.
         output: folder of the results and of ``ledger.jsonl``.
         options: how cases are predicted; `output_dir`, `overwrite` and `skip_done` are set here.
-        where: ``"ray"``: on the cluster of RAY_ADDRESS or of this machine, one predictor a GPU.
-        replace: predict everything anew; called again without it, such a run goes on.
-        case_seconds: on a cluster, a process that is at a case for longer hangs: it is ended, and the case tried again.
-            Counted from when the cases that the process got before have come back.
+        where: ``"ray"``: on the cluster of RAY_ADDRESS or of this machine, one predictor per GPU.
+        replace: predict everything anew; called again without it, such a run continues.
+        case_seconds: timeout per case on a cluster; a case that times out is retried by another process. The time
+            counts from when the cases that the process got before have come back.
         report: called with every new outcome.
         changes: single options by name, such as ``device="cpu"``.
 
@@ -95,45 +95,36 @@ def predict_cohort(
     ray = join_cluster() if where == "ray" else None
     interrupted = False
     with claim(output), Ledger(output, digest=bundle_digest(bundle, *asked), replace=replace) as ledger:
-        options = dataclasses.replace(
-            options,
-            output_dir=output.resolve(),
-            ensemble=ensemble,
-            overwrite=ledger.replaces,
-            skip_done=not ledger.replaces,
-        )
-        missing = [case for case in cases if not ledger.is_done(case.name, sent=_is_sent_back(case))]
+        done = {"overwrite": ledger.replaces, "skip_done": not ledger.replaces}
+        options = dataclasses.replace(options, output_dir=output.resolve(), ensemble=ensemble, **done)
+        sent = {case.name for case in cases if not isinstance(case, NamedSource) and case.send_back}
+        missing = [case for case in cases if not ledger.is_done(case.name, sent=case.name in sent)]
         logger.info("%d cases, %d have results", len(cases), len(cases) - len(missing))
-        found = (
-            RayPool(bundle.resolve(), options, ray=ray, case_seconds=case_seconds).predict(missing)
-            if ray is not None
-            else _here(bundle, options, missing)
-        )
+        if ray is None:
+            outcomes = _predict_here(bundle, options, missing)
+        else:
+            outcomes = RayPool(bundle.resolve(), options, ray=ray, case_seconds=case_seconds).predict(missing)
         try:
-            with contextlib.closing(found):
-                for outcome in found:
+            with contextlib.closing(outcomes):
+                for outcome in outcomes:
                     ledger.add(outcome)
                     if report is not None:
                         report(outcome)
         except KeyboardInterrupt:
             interrupted = True
-        outcomes = tuple(ledger.outcomes[case.name] for case in cases if case.name in ledger.outcomes)
-    return CohortResult(output, outcomes, len(cases), interrupted)
+        known = tuple(ledger.outcomes[case.name] for case in cases if case.name in ledger.outcomes)
+    return CohortResult(output, known, len(cases), interrupted)
 
 
-def _is_sent_back(case: Case) -> bool:
-    return not isinstance(case, NamedSource) and case.send_back
-
-
-def _here(bundle: Path, options: PredictOptions, cases: Sequence[Case]) -> Generator[Outcome, None, None]:
-    """By one predictor in this process."""
+def _predict_here(bundle: Path, options: PredictOptions, cases: Sequence[Case]) -> Generator[Outcome, None, None]:
     files = [case for case in cases if isinstance(case, NamedSource)]
     remote = [case for case in cases if not isinstance(case, NamedSource)]
     if files:
-        yield from (as_outcome(result, output_of(options)) for result in Predictor(bundle, options).predict(files))
+        output = Path(options.output_dir or "")
+        yield from (Outcome.of(result, output) for result in Predictor(bundle, options).predict(files))
     if remote:
-        resident = Resident(bundle, options)
-        if (problem := resident.problem()) is not None:
+        actor = PredictorActor(bundle, options)
+        if (problem := actor.start()) is not None:
             raise ConfigError(problem)
         with ThreadPoolExecutor(IN_FLIGHT) as threads:
-            yield from threads.map(resident.predict, remote)
+            yield from threads.map(actor.predict, remote)

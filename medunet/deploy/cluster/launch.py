@@ -26,11 +26,11 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from medunet import log
-from medunet.errors import ConfigError, DataError, MedunetError, find_cause
-from medunet.files import check_target, claim, write_atomically
-from medunet.runs import PreparedRun, TrainingResult, prepare_run, train_prepared
+from medunet.errors import ConfigError, MedunetError, find_cause
+from medunet.files import write_atomically
+from medunet.runs import PreparedRun, TrainingResult, prepare_run, train_run
 from medunet.runtime import resolve_device
-from medunet.training import LAST_NAME, from_first, join_processes, leave_processes, was_restarted
+from medunet.training import from_first, join_processes, leave_processes, was_restarted
 from medunet.trust import require_trust
 
 logger = logging.getLogger(__name__)
@@ -102,13 +102,12 @@ def train_processes(
             "the bundle has no config for several processes", file=bundle, expected=expected, remedy=remedy
         )
     config = launch_config(processes, output, hosts=hosts, endpoint=endpoint)
-    paths = tuple(str(path.resolve()) for path in (bundle, data, output))
-    prepared = {"changes": dict(changes or {}), "presets": tuple(presets), "skip_bad": skip_bad}
-    trained = {"device": device, "resume": resume, "tracking_uri": tracking_uri}
+    paths = (bundle.resolve(), data.resolve(), output.resolve())
+    options = {"changes": changes, "presets": presets, "resume": resume, "trust": trust, "skip_bad": skip_bad}
     with tempfile.TemporaryDirectory(prefix="medunet-") as folder, _environment(config):
         failure = Path(folder) / "failure"
         try:
-            results = elastic_launch(config, _train)(failure, paths, prepared, trained)
+            results = elastic_launch(config, _train)(failure, paths, options, device, tracking_uri)
         except SignalException as signal:
             raise KeyboardInterrupt from signal
         except ChildFailedError as error:
@@ -187,14 +186,16 @@ def split_endpoint(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _train(failure: Path, paths: Sequence[str], prepared: Mapping[str, Any], trained: Mapping[str, Any]) -> Any:
+def _train(
+    failure: Path, paths: Sequence[Path], options: Mapping[str, Any], device: str, tracking_uri: str | None
+) -> TrainingResult | None:
     """Train in one of the processes, and note a typed error in a file: it is not retried."""
     rank = os.environ["RANK"]
     log.set_up(level=logging.INFO if rank == "0" else logging.WARNING)
     if failure.is_file():
         sys.exit(BAD_INPUT)
     try:
-        return _train_together(*map(Path, paths), prepared=prepared, **trained)
+        return _train_together(paths, options, device, tracking_uri)
     except Exception as error:
         if (cause := find_cause(error)) is not None:
             write_atomically(failure, str(cause))
@@ -207,31 +208,18 @@ def _train(failure: Path, paths: Sequence[str], prepared: Mapping[str, Any], tra
 
 
 def _train_together(
-    bundle: Path,
-    data: Path,
-    output: Path,
-    *,
-    prepared: Mapping[str, Any],
-    device: str,
-    resume: bool,
-    tracking_uri: str | None,
+    paths: Sequence[Path], options: Mapping[str, Any], device: str, tracking_uri: str | None
 ) -> TrainingResult | None:
     place = resolve_device(device)
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     join_processes(place)
-    is_first = distributed.get_rank() == 0
-    resume = resume or was_restarted()
+    resume = options["resume"] or was_restarted()
     with ExitStack() as stack:  # the first process owns the output folder until the run is trained
 
         def prepare() -> PreparedRun | MedunetError:
             try:
-                if (output / "models" / LAST_NAME).is_file() and not resume:
-                    remedy = "add --resume to continue, or choose another --output"
-                    raise DataError("the output folder holds a trained run", file=output, remedy=remedy)
-                stack.enter_context(claim(output))
-                check_target(output)
-                return prepare_run(bundle, data, output, resume=resume, **prepared)
+                return stack.enter_context(prepare_run(*paths, **{**options, "resume": resume}))
             except Exception as error:
                 if (cause := find_cause(error)) is None:
                     raise
@@ -241,9 +229,8 @@ def _train_together(
         run = from_first(prepare, patience=PREPARATION)
         if isinstance(run, MedunetError):
             raise run
-        result = train_prepared(
-            run, resume=resume, device=place, tracking_uri=tracking_uri, overlays=[OVERLAY], is_writer=is_first
-        )
+        result = train_run(run, resume=resume, device=place, tracking_uri=tracking_uri, overlays=[OVERLAY])
+    is_first = distributed.get_rank() == 0
     leave_processes()
     return result if is_first else None
 

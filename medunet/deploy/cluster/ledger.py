@@ -1,19 +1,20 @@
-"""What became of every case of a cohort: a line a case, appended, so that a restart goes on."""
+"""The result of every case of a cohort: one appended line per case, so that a rerun continues."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from medunet.errors import DataError
 from medunet.files import sha256_of, sync_folder
+from medunet.prediction import NamedSource, Prediction
 from medunet.runtime import SAFE_SUFFIX
 from medunet.training import LAST_NAME, PREVIOUS_NAME
 
@@ -24,16 +25,16 @@ Status = Literal["written", "there already", "failed"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one case.
+    """The result of one case.
 
     Args:
         name: of the case.
-        status: 'there already' where an earlier run wrote it.
+        status: 'there already' if an earlier run wrote it.
         path: of the result, relative to the output folder.
         error: why it failed.
         seconds: of work.
-        attempts: how many processes tried it.
-        node: which machine.
+        attempts: number of processes that tried it.
+        node: name of the machine.
         sent: whether the store that the images came from has the result.
     """
 
@@ -46,6 +47,19 @@ class Outcome:
     node: str = ""
     sent: bool = False
 
+    @classmethod
+    def of(cls, prediction: Prediction, output: Path) -> Outcome:
+        """Return the outcome of a named case."""
+        source, path = prediction.source, prediction.path
+        return cls(
+            name=source.name if isinstance(source, NamedSource) else str(source),
+            status="failed" if path is None else "there already" if prediction.skipped else "written",
+            path=None if path is None else Path(os.path.relpath(path, output)).as_posix(),
+            error=None if prediction.error is None else str(prediction.error),
+            seconds=round(prediction.seconds, 3),
+            node=platform.node(),
+        )
+
     @property
     def is_done(self) -> bool:
         """Whether there is a result."""
@@ -55,46 +69,41 @@ class Outcome:
 class Ledger:
     """Appends outcomes to ``ledger.jsonl`` in the output folder; the last line about a case counts.
 
-    A line that a killed process has left half written is passed over. Only one process may write, see
-    :func:`medunet.files.claim`.
+    A line that was cut off by a crash is ignored. Only one process may write, see :func:`medunet.files.claim`.
 
     Args:
         folder: output folder.
         digest: of the bundle, see :func:`bundle_digest`.
-        replace: begin anew, whatever the folder holds.
+        replace: start a new ledger, whatever the folder has.
 
     Attributes:
-        replaces: whether results that no line tells of are older ones, which are to be replaced: so it was begun.
+        replaces: whether the run replaces results that its ledger does not list, because it began with `replace`.
 
     Raises:
-        DataError: the results that it tells of are another bundle's.
+        DataError: the results are of another bundle.
     """
 
     def __init__(self, folder: Path, *, digest: str, replace: bool = False) -> None:
         self.folder = folder
         self.path = folder / LEDGER_NAME
         self.outcomes: dict[str, Outcome] = {}
+        self.replaces = replace
         if replace:
             self.path.unlink(missing_ok=True)
         known = None
-        self.replaces = replace
         for entry in _entries(self.path):
             if "bundle" in entry:
                 known, self.replaces = entry["bundle"], entry.get("replaces", False)
             elif "name" in entry:
-                entry.pop("time", None)
+                del entry["time"]
                 self.outcomes[entry["name"]] = Outcome(**entry)
         if known not in (None, digest):
-            raise DataError(
-                "the output folder holds results of another bundle",
-                file=self.path,
-                remedy="give another --output, or replace them by --force",
-            )
+            remedy = "choose another --output, or replace them by --force"
+            raise DataError("the output folder has results of another bundle", file=self.path, remedy=remedy)
         folder.mkdir(parents=True, exist_ok=True)
-        whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"\n", b"")
+        is_cut = self.path.exists() and self.path.read_bytes()[-1:] not in (b"\n", b"")
         self._file = self.path.open("a", encoding="utf-8")
-        if not whole:
-            self._file.write("\n")  # the rest of a line that was cut
+        self._file.write("\n" * is_cut)
         if known is None:
             self._append({"bundle": digest, "replaces": replace})
         sync_folder(folder)
@@ -102,20 +111,18 @@ class Ledger:
     def __enter__(self) -> Ledger:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def is_done(self, name: str, *, sent: bool = False) -> bool:
-        """Whether a case has a result, and it is still there; where asked for, in the store as well."""
+        """Return whether a case has a result that still exists; with `sent`, also in the store."""
         outcome = self.outcomes.get(name)
-        if outcome is None or (sent and not outcome.sent):
+        if outcome is None or outcome.path is None or (sent and not outcome.sent):
             return False
-        return bool(outcome.is_done and outcome.path and (self.folder / outcome.path).is_file())
+        return outcome.is_done and (self.folder / outcome.path).is_file()
 
     def add(self, outcome: Outcome) -> None:
-        """Append, to the disk."""
+        """Append an outcome, and wait until it is on the disk."""
         self.outcomes[outcome.name] = outcome
         self._append(asdict(outcome))
 
@@ -126,22 +133,18 @@ class Ledger:
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            entry = json.loads(line)
+            yield json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict):
-            yield entry
 
 
 def bundle_digest(bundle: Path, *more: object) -> str:
-    """What results depend on: configuration, weights (of all members of an ensemble) and options."""
+    """Return a digest of what results depend on: configuration, weights (of all members of an ensemble) and options."""
     digest = hashlib.sha256(repr(more).encode())
-    kept = (path for path in (bundle / "models").glob("*") if path.suffix in (".pt", SAFE_SUFFIX))
-    weights = sorted(path for path in kept if path.name not in (LAST_NAME, PREVIOUS_NAME))
+    weights = sorted(path for path in (bundle / "models").glob("*") if path.suffix in (".pt", SAFE_SUFFIX))
     for path in (bundle / "configs" / "inference.json", *weights):
-        digest.update(f"{path.name} {sha256_of(path) if path.is_file() else '-'}".encode())
+        if path.name not in (LAST_NAME, PREVIOUS_NAME):
+            digest.update(f"{path.name} {sha256_of(path) if path.is_file() else '-'}".encode())
     return digest.hexdigest()

@@ -1,35 +1,31 @@
-"""Which images a cohort has, and what each result is called."""
+"""The cases of a cohort, and the names of their results."""
 
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from medunet.datasets import list_inputs
+from medunet.datasets import list_inputs, shown
 from medunet.errors import DataError, SecurityError
 from medunet.io import output_name, split_suffix
 from medunet.prediction import NamedSource
 
-IMAGE_COLUMN = "image"
-NAME_COLUMNS = ("name", "output")
-SEPARATOR = ";"
-"""Between the channels of one case."""
-
-MAX_NAMED = 5
-"""Doubles that an error names."""
+IMAGE_COLUMN, NAME_COLUMNS = "image", ("name", "output")
+SEPARATOR = ";"  # between the channels of one case
 
 
 def read_cohort(source: Path, *, channels: int = 1) -> list[NamedSource]:
-    """The cases of a manifest or a folder, each with a name of its own.
+    """Return the cases of a manifest or a folder, each with a unique name.
 
-    A manifest is a CSV file with a column `image`: a path, or one a channel with `;` between them, absolute or from the
-    manifest's folder. A column `name` (or `output`) says what the result is called, without ending, with folders where
-    wanted; else it bears the first image's name.
+    A manifest is a CSV file with a column `image`: a path, or one per channel with `;` between them, absolute or
+    relative to the manifest's folder. A column `name` (or `output`) names the result, without ending, possibly with
+    folders; otherwise it is named after the first image.
 
     Args:
         source: the CSV file, or a folder of images.
-        channels: of the network.
+        channels: number of channels of the network.
 
     Raises:
         DataError: not readable, no such column, another number of channels, or two cases of one name.
@@ -42,14 +38,12 @@ def read_cohort(source: Path, *, channels: int = 1) -> list[NamedSource]:
     cases = list(_rows(source, channels=channels))
     if not cases:
         raise DataError("the manifest has no case", file=source)
-    seen: set[str] = set()
-    doubles = sorted({case.name for case in cases if case.name in seen or seen.add(case.name)})  # type: ignore[func-returns-value]
-    if doubles:
+    if duplicates := [name for name, count in Counter(case.name for case in cases).items() if count > 1]:
         raise DataError(
-            "cases of one name, so that one result would replace the other",
+            "two cases have one name, so that one result would replace the other",
             file=source,
-            received=", ".join(doubles[:MAX_NAMED]),
-            remedy=f"give a column `{NAME_COLUMNS[0]}`",
+            received=shown(duplicates),
+            remedy=f"add a column `{NAME_COLUMNS[0]}`",
         )
     return cases
 
@@ -61,32 +55,26 @@ def _rows(file: Path, *, channels: int) -> Iterator[NamedSource]:
         raise DataError(f"the manifest cannot be read: {error}", file=file) from error
     rows = csv.DictReader(text.splitlines())
     if IMAGE_COLUMN not in (rows.fieldnames or ()):
-        raise DataError("no column with images", file=file, received=rows.fieldnames, expected=IMAGE_COLUMN)
+        raise DataError(
+            "the manifest has no column of images", file=file, received=rows.fieldnames, expected=IMAGE_COLUMN
+        )
     for row in rows:
         words = [word.strip() for word in (row[IMAGE_COLUMN] or "").split(SEPARATOR) if word.strip()]
-        if not words and not any((row.get(key) or "").strip() for key in NAME_COLUMNS):
+        name = next((text for key in NAME_COLUMNS if (text := (row.get(key) or "").strip())), None)
+        if not words and name is None:
             continue
         if len(words) != channels:
-            raise DataError(
-                f"line {rows.line_num}: another number of images than the network has channels",
-                file=file,
-                received=len(words),
-                expected=channels,
-            )
-        images = tuple(file.parent / word for word in words)
-        given = next((row[key].strip() for key in NAME_COLUMNS if (row.get(key) or "").strip()), None)
-        name = own_name(images) if given is None else checked_name(given, file)
-        yield NamedSource(images, name)
-
-
-def own_name(images: tuple[Path, ...]) -> str:
-    """The name of the first image, looked at as text: images that are not there fail later, as cases."""
-    stem = split_suffix(images[0].name)[0]
-    return output_name([str(image) for image in images]) if len(images) > 1 else stem
+            cause = f"line {rows.line_num}: the number of images must be the network's number of channels"
+            raise DataError(cause, file=file, received=len(words), expected=channels)
+        if name is None:  # by text: an image that does not exist is a failed case
+            name = output_name(words) if len(words) > 1 else split_suffix(Path(words[0]).name)[0]
+        else:
+            name = checked_name(name, file)
+        yield NamedSource(tuple(file.parent / word for word in words), name)
 
 
 def checked_name(text: str, file: Path) -> str:
-    """A name without its ending, inside the output folder.
+    """Return a name without its ending; reject one that leaves the output folder.
 
     Example:
         >>> checked_name("patient_7/ct.nii.gz", Path("m.csv"))
@@ -95,7 +83,6 @@ def checked_name(text: str, file: Path) -> str:
     path = PurePosixPath(text.replace("\\", "/"))
     stem = split_suffix(path.name)[0]
     if path.is_absolute() or ".." in path.parts or ":" in text or not stem or stem.startswith("."):
-        raise SecurityError(
-            "a name leaves the output folder", file=file, received=text, remedy="use names such as patient_7/ct"
-        )
+        remedy = "use names such as patient_7/ct"
+        raise SecurityError("a name leaves the output folder", file=file, received=text, remedy=remedy)
     return (path.parent / stem).as_posix()

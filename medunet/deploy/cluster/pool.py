@@ -1,4 +1,4 @@
-"""Residents on all machines of a Ray cluster, with cases handed out as fast as they are done."""
+"""Predictors on all machines of a Ray cluster, with cases handed out as fast as they are done."""
 
 from __future__ import annotations
 
@@ -14,235 +14,183 @@ from medunet.errors import ConfigError
 from medunet.io.extras import import_extra
 from medunet.prediction import PredictOptions
 
+from .actor import Case, PredictorActor
 from .ledger import Outcome
-from .resident import Case, Resident
 
 logger = logging.getLogger(__name__)
 
-IN_FLIGHT = 4
-"""Cases that a resident has at once: one a stage (read, compute, write) and one that waits."""
+IN_FLIGHT = 4  # cases that a predictor has at a time: one per stage (read, compute, write) and one that waits
+MAX_ATTEMPTS = 3  # processes that may die over one case, or hang
+CASE_SECONDS = 3600.0  # timeout per case
+LOOK_SECONDS = 5.0  # time between two looks for machines that have come or gone
+START_SECONDS = 600.0  # if no predictor is ready for so long, the cluster cannot be used
 
-MAX_ATTEMPTS = 3
-"""Processes that may die over one case, or hang."""
-
-CASE_SECONDS = 3600.0
-"""For how long a resident may be at a case: one that takes longer hangs. The time counts from when those that the
-resident got before have come back, or from when it got the case where there were none."""
-
-LOOK_SECONDS = 5.0
-"""Time between two looks for machines that have come or gone."""
-
-START_SECONDS = 600.0
-"""Without any resident for so long there is something wrong with the cluster."""
-
-
+# for glibc, before the process starts: an actor computes in a thread, and the heap of a thread returns the memory of
+# large tensors to the system; on two cores a case of 96^3 took a ninth longer
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
-"""For glibc, before the process starts. A resident computes in a thread, and a thread's own heap gives large tensors
-back whatever :func:`medunet.runtime.keep_freed_memory` asks for: on two cores a case of 96^3 took a ninth longer."""
-
-
-def import_ray() -> Any:
-    """The package `ray`.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    return import_extra("ray", extra="ray", purpose="--on ray")
 
 
 def join_cluster() -> Any:
-    """Ray, connected: to the cluster of RAY_ADDRESS or of this machine, else to one of this machine alone."""
-    ray = import_ray()
+    """Return `ray`, connected to the cluster of RAY_ADDRESS or of this machine, or else to one of this machine alone.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+    ray = import_extra("ray", extra="ray", purpose="--on ray")
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     return ray
 
 
 @dataclass
-class _Seat:
-    """A resident, and what it has been given: in that order, and since when the first of it is what it should be at."""
+class _Worker:
+    """An actor, and the cases that it has, in the order in which it got them."""
 
     node: str
     actor: Any
-    greeting: Any
+    started: Any
     is_ready: bool = False
-    refs: list[Any] = field(default_factory=list)
-    alone: bool = False
-    since: float = 0.0
+    cases: dict[Any, Case] = field(default_factory=dict)
+    since: float = 0.0  # when it can have begun the first of these cases
 
-    def add(self, ref: Any) -> None:
-        """Note a case that it was given."""
-        if not self.refs:
-            self.since = time.monotonic()
-        self.refs.append(ref)
+    @property
+    def awaited(self) -> list[Any]:
+        return [*self.cases] if self.is_ready else [self.started]
 
-    def remove(self, ref: Any) -> None:
-        """Note a case that came back."""
-        # Residents take up to `IN_FLIGHT` cases at once and in their order, so only the first one's clock runs:
-        #
-        #   given a b c d   | a           | b       | c  ...
-        #                   a back        b back
-        #
-        # one that overtakes it does not stop the clock, else those that follow would hide a case that hangs
-        if ref == self.refs[0]:
+    def give(self, case: Case) -> None:
+        if not self.cases:
             self.since = time.monotonic()
-        self.refs.remove(ref)
+        self.cases[self.actor.predict.remote(case)] = case
+
+    def take(self, ref: Any) -> Case:
+        # The next case begins when the one before it has come back. A case that overtakes it does not stop the clock:
+        # cases that follow would hide one that hangs.
+        if ref == next(iter(self.cases)):
+            self.since = time.monotonic()
+        return self.cases.pop(ref)
 
 
 class RayPool:
-    """One resident a GPU of the cluster; where there are no GPUs, one a machine with all its cores.
+    """One predictor per GPU of the cluster; without GPUs, one per machine, with all its cores.
 
-    A case whose process or machine dies or hangs is given to another resident; from then on alone, so that a case that
-    kills processes takes no others with it, and the third time it has failed. Machines that come later get residents,
-    too.
+    Ray's own retries would repeat all cases of a process that dies, so one bad case could make good ones fail. Here
+    cases whose process or machine died or hung are retried alone, after all others; a third failure is final. Machines
+    that join later get predictors, too.
 
     Args:
-        bundle: of the predictor.
-        options: of the predictor.
+        bundle: of the predictors.
+        options: of the predictors.
         ray: the connected module.
-        case_seconds: a resident that is at a case for longer hangs, and is ended; see :data:`CASE_SECONDS`.
+        case_seconds: timeout per case; a process that needs longer is killed. The time counts from when the cases that
+            it got before have come back.
     """
 
     def __init__(self, bundle: Path, options: PredictOptions, *, ray: Any, case_seconds: float = CASE_SECONDS) -> None:
         self.ray = ray
-        self.case_seconds = case_seconds
         self.bundle = bundle
         self.options = options
-        self.seats: list[_Seat] = []
-        self._waiting: deque[tuple[Case, int]] = deque()
-        self._suspects: deque[tuple[Case, int]] = deque()
-        self._given: dict[Any, tuple[_Seat, Case, int]] = {}
+        self.case_seconds = case_seconds
+        self.workers: list[_Worker] = []
         self._looked = -LOOK_SECONDS
-        self._last_seat = time.monotonic()
+        self._last_ready = time.monotonic()
 
     def predict(self, cases: Iterable[Case]) -> Generator[Outcome, None, None]:
-        """Predict; outcomes come as they are done. At most `IN_FLIGHT` cases a resident have been begun at any time.
+        """Yield outcomes as cases are done.
 
         Raises:
-            ConfigError: the bundle cannot be loaded there, or no machine takes a resident.
+            ConfigError: the bundle cannot be loaded there, or no machine can run a predictor.
         """
-        self._waiting.extend((case, 0) for case in cases)
+        waiting = list(cases)
         try:
-            while self._waiting or self._suspects or self._given:
-                self._seat_residents()
-                self._hand_out()
-                yield from self._collect()
-                yield from self._end_those_that_hang()
+            for attempt in range(1, MAX_ATTEMPTS + 1):
+                lost: list[Case] = []
+                for case, result in self._attempt(waiting, in_flight=IN_FLIGHT if attempt == 1 else 1):
+                    if isinstance(result, Outcome):
+                        yield replace(result, attempts=attempt)
+                    elif attempt < MAX_ATTEMPTS:
+                        lost.append(case)
+                    else:
+                        text = f"{attempt} processes have died over this case (the last: {result})"
+                        text += "; memory may have run out"
+                        yield Outcome(case.name, "failed", error=text, attempts=attempt)
+                waiting = lost
         finally:
-            for seat in self.seats:
-                self.ray.kill(seat.actor)
-            self.seats = []
+            for worker in self.workers:
+                self.ray.kill(worker.actor)
+            self.workers = []
 
-    def _seat_residents(self) -> None:
-        """Residents for machines that have none, or lost theirs."""
-        if time.monotonic() - self._looked < LOOK_SECONDS:
+    def _attempt(self, cases: Iterable[Case], *, in_flight: int) -> Iterator[tuple[Case, Outcome | str]]:
+        """Yield each case with its outcome, or with the reason why its process was lost."""
+        waiting = deque(cases)
+        while waiting or any(worker.cases for worker in self.workers):
+            self._start_missing()
+            for worker in self.workers:
+                while worker.is_ready and waiting and len(worker.cases) < in_flight:
+                    worker.give(waiting.popleft())
+            refs = {
+                ref: worker
+                for worker in self.workers
+                for ref in (worker.cases if worker.is_ready else [worker.started])
+            }
+            if not refs:
+                time.sleep(0.1)
+                continue
+            done, _ = self.ray.wait([*refs], num_returns=1, timeout=min(LOOK_SECONDS, self.case_seconds))
+            for ref in done:
+                yield from self._take(refs[ref], ref)
+            latest = time.monotonic() - self.case_seconds
+            for worker in [worker for worker in self.workers if worker.cases and worker.since < latest]:
+                yield from self._lose(worker, f"no result in {self.case_seconds:g} seconds")
+
+    def _take(self, worker: _Worker, ref: Any) -> Iterator[tuple[Case, Outcome | str]]:
+        try:
+            result = self.ray.get(ref)
+        except self.ray.exceptions.RayError as error:  # the process has died, or its predictor has broken down
+            yield from self._lose(worker, type(error).__name__)
             return
-        self._looked = time.monotonic()
+        if worker.is_ready:
+            yield worker.take(ref), result
+        elif result is not None:
+            raise ConfigError(f"a machine of the cluster cannot predict: {result}", received=worker.node)
+        worker.is_ready = True
+
+    def _lose(self, worker: _Worker, reason: str) -> Iterator[tuple[Case, Outcome | str]]:
+        self.workers.remove(worker)
+        self.ray.kill(worker.actor)
+        self._looked = -LOOK_SECONDS
+        if worker.is_ready:
+            logger.warning("a predictor was lost (%s); its cases are retried by another one", reason)
+        for case in worker.cases.values():
+            yield case, reason
+
+    def _start_missing(self) -> None:
+        """Start predictors on machines that have none."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
         nodes = {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
         has_gpus = any(resources.get("GPU", 0) >= 1 for resources in nodes.values())
         for node, resources in nodes.items():
             gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-            wanted = gpus if has_gpus else int(cores >= 1)
-            # Ray gives a process as many threads as it asks for cores, one where it asks for none
+            # Ray gives a process as many threads as it asks for cores, one if it asks for none
             share = {"num_gpus": 1, "num_cpus": cores // max(gpus, 1)} if has_gpus else {"num_cpus": cores}
-            for _ in range(wanted - sum(seat.node == node for seat in self.seats)):
-                self.seats.append(self._seat(node, share))
-        if any(seat.is_ready for seat in self.seats):
-            self._last_seat = time.monotonic()
-        elif time.monotonic() - self._last_seat > START_SECONDS:
-            raise ConfigError("no machine of the Ray cluster takes a predictor", received=nodes or "no machine")
+            wanted = gpus if has_gpus else int(cores >= 1)
+            for _ in range(wanted - sum(worker.node == node for worker in self.workers)):
+                actor = self._start(node, share)
+                self.workers.append(_Worker(node, actor, actor.start.remote()))
+        if any(worker.is_ready for worker in self.workers):
+            self._last_ready = now
+        elif now - self._last_ready > START_SECONDS:
+            raise ConfigError("no machine of the Ray cluster can run a predictor", received=nodes or "no machine")
 
-    def _seat(self, node: str, share: Mapping[str, float]) -> _Seat:
+    def _start(self, node: str, share: Mapping[str, float]) -> Any:
         strategies = import_extra("ray.util.scheduling_strategies", extra="ray", purpose="--on ray")
-        strategy = strategies.NodeAffinitySchedulingStrategy(node, soft=False)
-        kind = self.ray.remote(Resident).options(
-            scheduling_strategy=strategy,
+        logger.debug("a predictor on %s", node)
+        options = self.ray.remote(PredictorActor).options(
+            scheduling_strategy=strategies.NodeAffinitySchedulingStrategy(node, soft=False),
             max_concurrency=IN_FLIGHT + 1,
-            max_restarts=0,
             runtime_env={"env_vars": ONE_HEAP},
             **share,
         )
-        actor = kind.remote(self.bundle, self.options)
-        seat = _Seat(node, actor, actor.problem.remote())
-        logger.debug("a predictor on %s", node)
-        return seat
-
-    def _hand_out(self) -> None:
-        for seat in self.seats:
-            if not seat.is_ready or seat.alone:
-                continue
-            if self._suspects and not seat.refs:
-                seat.alone = True
-                self._give(seat, *self._suspects.popleft())
-                continue
-            # one that is to be had by a suspect runs empty first
-            while self._waiting and len(seat.refs) < IN_FLIGHT and not (self._suspects and seat is self._free_next()):
-                self._give(seat, *self._waiting.popleft())
-
-    def _free_next(self) -> _Seat:
-        return min((seat for seat in self.seats if seat.is_ready), key=lambda seat: len(seat.refs))
-
-    def _give(self, seat: _Seat, case: Case, attempts: int) -> None:
-        ref = seat.actor.predict.remote(case)
-        seat.add(ref)
-        self._given[ref] = (seat, case, attempts)
-
-    def _collect(self) -> Iterator[Outcome]:
-        greetings = {seat.greeting: seat for seat in self.seats if not seat.is_ready}
-        waited = [*self._given, *greetings]
-        if not waited:
-            time.sleep(0.1)
-            return
-        done, _ = self.ray.wait(waited, num_returns=1, timeout=min(LOOK_SECONDS, self.case_seconds))
-        for ref in done:
-            if ref in greetings:
-                self._greet(greetings[ref])
-            elif ref in self._given:  # else its resident has died meanwhile
-                yield from self._take(ref)
-
-    def _greet(self, seat: _Seat) -> None:
-        try:
-            problem = self.ray.get(seat.greeting)
-        except self.ray.exceptions.RayError as error:
-            self._lose(seat, error)
-            return
-        if problem is not None:
-            raise ConfigError(f"a machine of the cluster cannot predict: {problem}", received=seat.node)
-        seat.is_ready = True
-
-    def _take(self, ref: Any) -> Iterator[Outcome]:
-        seat, _, attempts = self._given[ref]
-        try:
-            outcome: Outcome = self.ray.get(ref)
-        except self.ray.exceptions.RayError as error:  # the process has died, or its predictor has broken down
-            yield from self._lose(seat, error)
-            return
-        del self._given[ref]
-        seat.remove(ref)
-        seat.alone = False
-        yield replace(outcome, attempts=attempts + 1)
-
-    def _end_those_that_hang(self) -> Iterator[Outcome]:
-        latest = time.monotonic() - self.case_seconds
-        for seat in [seat for seat in self.seats if seat.refs and seat.since < latest]:
-            yield from self._lose(seat, TimeoutError(f"no result in {self.case_seconds:g} seconds"))
-
-    def _lose(self, seat: _Seat, error: Exception) -> list[Outcome]:
-        """A resident is gone: its cases go to others, or have failed."""
-        reason = str(error) if isinstance(error, TimeoutError) else type(error).__name__
-        if seat in self.seats:
-            self.seats.remove(seat)
-        if seat.is_ready:
-            logger.warning("a predictor was lost (%s); its cases go to another", reason)
-        self._looked = -LOOK_SECONDS
-        self.ray.kill(seat.actor)
-        failed = []
-        for ref in seat.refs:
-            _, case, attempts = self._given.pop(ref)
-            if attempts + 1 < MAX_ATTEMPTS:
-                self._suspects.append((case, attempts + 1))
-                continue
-            text = f"{attempts + 1} processes have died over this case (the last: {reason}); memory may have run out"
-            failed.append(Outcome(case.name, "failed", error=text, attempts=attempts + 1, node=seat.node))
-        seat.refs.clear()
-        return failed
+        return options.remote(self.bundle, self.options)

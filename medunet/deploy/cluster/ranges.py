@@ -1,4 +1,4 @@
-"""Ranges that a search tries values of, as they are typed."""
+"""Ranges of a search, as users type them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from medunet.config import parse_yaml
 from medunet.errors import ConfigError
+from medunet.overrides import parse_yaml
 
 CHOICE = "|"
+EXPECTED = "KEY=LOW:HIGH[:log][:int] or KEY=A|B"
 
 
 @dataclass(frozen=True)
 class Range:
-    """What one value of a config is chosen from.
+    """The values of one config id that a search tries.
 
     Args:
         key: config id.
-        low: smallest value; None for a choice.
+        low: smallest value; None for choices.
         high: largest value.
-        is_log: equally often in every order of magnitude.
+        is_log: uniform in the logarithm.
         is_whole: whole numbers only.
-        choices: the values to choose from, instead of a range.
+        choices: values to choose from, instead of a range.
     """
 
     key: str
@@ -34,23 +35,20 @@ class Range:
 
     @property
     def example(self) -> Any:
-        """A value in it."""
+        """One of the values."""
         return self.choices[0] if self.choices else int(self.low or 0) if self.is_whole else self.low
 
     @property
     def largest(self) -> Any:
-        """The largest value in it."""
-        if not self.choices:
-            return self.high
+        """The largest value."""
         try:
-            return max(self.choices)
+            return max(self.choices) if self.choices else self.high
         except TypeError as error:
-            raise ConfigError(
-                "not all choices are numbers", received=f"{self.key}={CHOICE.join(map(str, self.choices))}"
-            ) from error
+            received = f"{self.key}={CHOICE.join(map(str, self.choices))}"
+            raise ConfigError("choices must be numbers", received=received) from error
 
     def to_tune(self, tune: Any) -> Any:
-        """As a domain of Ray Tune."""
+        """Return the domain of Ray Tune."""
         if self.choices:
             return tune.choice(list(self.choices))
         if self.is_whole:  # Tune's upper bound is exclusive
@@ -59,10 +57,10 @@ class Range:
 
 
 def parse_range(text: str) -> Range:
-    """`KEY=LOW:HIGH`, with `:log` for orders of magnitude and `:int` for whole numbers; or `KEY=A|B|C`.
+    """Parse `KEY=LOW:HIGH`, with `:log` for orders of magnitude and `:int` for whole numbers, or `KEY=A|B|C`.
 
     Raises:
-        ConfigError: something else, or an empty range.
+        ConfigError: another form, or an empty range.
 
     Example:
         >>> parse_range("learning_rate=1e-4:1e-2:log").low
@@ -70,26 +68,24 @@ def parse_range(text: str) -> Range:
         >>> parse_range("learning_rate=1e-4|1e-3").choices
         (0.0001, 0.001)
     """
-    expected = "KEY=LOW:HIGH[:log][:int] or KEY=A|B"
     key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise ConfigError("--set-range takes a range", received=text, expected=expected)
-    if CHOICE in value:
+    if key and equals and CHOICE in value:
         return Range(key, choices=tuple(parse_yaml(word) for word in value.split(CHOICE)))
-    words = value.split(":")
-    flags = set(words[2:])
+    low, _, rest = value.partition(":")
+    high, *flags = rest.split(":")
     try:
-        low, high = float(words[0]), float(words[1])
-    except (ValueError, IndexError) as error:
-        raise ConfigError("--set-range takes a range", received=text, expected=expected) from error
-    if not low < high or flags - {"log", "int"} or ("log" in flags and low <= 0):
-        raise ConfigError("an impossible range", received=text, expected=f"{expected}, LOW below HIGH, above 0 for log")
-    return Range(key, low, high, is_log="log" in flags, is_whole="int" in flags)
+        found = Range(key, float(low), float(high), is_log="log" in flags, is_whole="int" in flags)
+    except ValueError as error:
+        raise ConfigError("--set-range must be a range", received=text, expected=EXPECTED) from error
+    if not key or not float(low) < float(high) or {*flags} - {"log", "int"} or (found.is_log and float(low) <= 0):
+        expected = f"{EXPECTED}, LOW below HIGH, above 0 for log"
+        raise ConfigError("--set-range must be a range that has values", received=text, expected=expected)
+    return found
 
 
 def parse_ranges(texts: Iterable[str]) -> list[Range]:
-    """All of them; raises as :func:`parse_range`, also where there is none."""
+    """Parse one or more ranges; raises as :func:`parse_range`."""
     ranges = [parse_range(text) for text in texts]
     if not ranges:
-        raise ConfigError("nothing to search", remedy="give --set-range, such as learning_rate=1e-4:1e-2:log")
+        raise ConfigError("a search needs --set-range", expected="such as learning_rate=1e-4:1e-2:log")
     return ranges
