@@ -95,8 +95,13 @@ def predict_cohort(
     ray = join_cluster() if where == "ray" else None
     interrupted = False
     with claim(output), Ledger(output, digest=bundle_digest(bundle, *asked), replace=replace) as ledger:
-        done = {"overwrite": ledger.replaces, "skip_done": not ledger.replaces}
-        options = dataclasses.replace(options, output_dir=output.resolve(), ensemble=ensemble, **done)
+        options = dataclasses.replace(
+            options,
+            output_dir=output.resolve(),
+            ensemble=ensemble,
+            overwrite=ledger.replaces,
+            skip_done=not ledger.replaces,
+        )
         sent = {case.name for case in cases if not isinstance(case, NamedSource) and case.send_back}
         missing = [case for case in cases if not ledger.is_done(case.name, sent=case.name in sent)]
         logger.info("%d cases, %d have results", len(cases), len(cases) - len(missing))

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from medunet.config import parse_yaml
 from medunet.errors import ConfigError
-from medunet.overrides import parse_yaml
 
 CHOICE = "|"
 EXPECTED = "KEY=LOW:HIGH[:log][:int] or KEY=A|B"

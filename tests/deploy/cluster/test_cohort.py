@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -16,10 +17,9 @@ import numpy as np
 import pytest
 
 from medunet.cli.app import main
-from medunet.deploy.cluster import LEDGER_NAME, Outcome, predict_cohort, read_cohort
+from medunet.deploy.cluster import LEDGER_NAME, Outcome, pool, predict_cohort, read_cohort
+from medunet.deploy.cluster.actor import PredictorActor
 from medunet.deploy.cluster.ledger import Ledger, bundle_digest
-from medunet.deploy.cluster.pool import LOOK_SECONDS, RayPool, _Seat
-from medunet.deploy.cluster.resident import Resident
 from medunet.errors import ConfigError, DataError, SecurityError
 from medunet.io import read_volume, write_volume
 from medunet.prediction import NamedSource, PredictOptions
@@ -143,15 +143,15 @@ def test_a_machine_of_the_cluster_takes_the_users_word(
     path.write_text(path.read_text().replace('"$import os"', '"$print(1)"'))
 
     class Elsewhere:
-        """A pool of one resident on a machine where nothing is remembered."""
+        """A pool of one predictor on a machine where nothing is remembered."""
 
         def __init__(self, bundle: Path, options: PredictOptions, *, ray: Any, case_seconds: float) -> None:
             monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "elsewhere"))
-            self.resident = Resident(bundle, options)
+            self.actor = PredictorActor(bundle, options)
 
         def predict(self, cases: list[Any]) -> Iterator[Outcome]:
-            assert self.resident.problem() is None
-            yield from map(self.resident.predict, cases)
+            assert self.actor.start() is None
+            yield from map(self.actor.predict, cases)
 
     monkeypatch.setattr("medunet.deploy.cluster.cohort.join_cluster", lambda: "ray")
     monkeypatch.setattr("medunet.deploy.cluster.cohort.RayPool", Elsewhere)
@@ -169,39 +169,40 @@ def test_a_predictor_has_the_cores_of_its_gpu(
     resources: dict[str, float], expected: list[dict[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = SimpleNamespace(nodes=lambda: [{"NodeID": "a", "Alive": True, "Resources": resources}])
-    pool, shares = RayPool(Path(), PredictOptions(), ray=ray), []
-    monkeypatch.setattr(
-        pool, "_seat", lambda node, share: shares.append(share) or SimpleNamespace(node=node, is_ready=True)
-    )
-    pool._seat_residents()
+    shares: list[dict[str, float]] = []
+    actor = SimpleNamespace(start=SimpleNamespace(remote=lambda: "started"))
+    monkeypatch.setattr(pool.RayPool, "_start", lambda self, node, share: shares.append(share) or actor)
+    pool.RayPool(Path(), PredictOptions(), ray=ray)._start_missing()
     assert shares == expected
 
 
-class MadeTime:
+class SimulatedCluster:
     """A cluster of one machine, and its clock: cases take their seconds one after the other, some never end.
 
-    Those that hang hold up no other, as a case whose download does not go on.
+    A case that never ends does not delay the others, like one whose download is stuck.
     """
+
+    exceptions = SimpleNamespace(RayError=RuntimeError)
 
     def __init__(self, seconds: dict[str, float]) -> None:
         self.seconds, self.now, self.lost = seconds, 0.0, []
-        self.exceptions = SimpleNamespace(RayError=RuntimeError)
         self.ends: dict[str, float] = {}
 
     def monotonic(self) -> float:
         return self.now
 
-    def seat(self, node: str, share: dict[str, float]) -> _Seat:
-        self.ends, free = {}, self.now
+    def start(self, node: str, share: dict[str, float]) -> Any:
+        self.ends, free = {"started": self.now}, self.now
 
         def predict(case: Any) -> str:
             nonlocal free
-            if np.isfinite(self.seconds[case.name]):
-                free = max(free, self.now) + self.seconds[case.name]
-            self.ends[case.name] = free if np.isfinite(self.seconds[case.name]) else np.inf
+            end = max(free, self.now) + self.seconds[case.name]
+            free = end if np.isfinite(end) else free
+            self.ends[case.name] = end
             return case.name
 
-        return _Seat(node, SimpleNamespace(predict=SimpleNamespace(remote=predict)), None, is_ready=True)
+        remote = {"start": lambda: "started", "predict": predict}
+        return SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in remote.items()})
 
     def nodes(self) -> list[dict[str, Any]]:
         return [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}}]
@@ -212,36 +213,36 @@ class MadeTime:
         self.now = max(self.now, self.ends[first]) if done else self.now + timeout
         return ([first], []) if done else ([], [])
 
-    def get(self, ref: str) -> Outcome:
-        return Outcome(ref, "written")
+    def get(self, ref: str) -> Outcome | None:
+        return None if ref == "started" else Outcome(ref, "written")
 
     def kill(self, actor: Any) -> None:
         self.lost.append(self.now)
 
     def predict(self, monkeypatch: pytest.MonkeyPatch, *, case_seconds: float) -> dict[str, Outcome]:
-        monkeypatch.setattr("medunet.deploy.cluster.pool.time", self)
-        pool = RayPool(Path(), PredictOptions(), ray=self, case_seconds=case_seconds)
-        monkeypatch.setattr(pool, "_seat", self.seat)
+        monkeypatch.setattr(pool, "time", self)
+        monkeypatch.setattr(pool.RayPool, "_start", lambda _, *where: self.start(*where))
         cases = [NamedSource((Path(name),), name) for name in self.seconds]
-        return {outcome.name: outcome for outcome in pool.predict(cases)}
+        outcomes = pool.RayPool(Path(), PredictOptions(), ray=self, case_seconds=case_seconds).predict(cases)
+        return {outcome.name: outcome for outcome in outcomes}
 
 
-def test_a_predictor_that_is_at_each_case_for_less_than_the_limit_is_left_alone(
+def test_a_predictor_that_needs_less_than_the_limit_for_each_case_is_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cluster = MadeTime({f"case_{index}": 40.0 for index in range(12)})
+    cluster = SimulatedCluster({f"case_{index}": 40.0 for index in range(12)})
     outcomes = cluster.predict(monkeypatch, case_seconds=60)
     assert {(outcome.status, outcome.attempts) for outcome in outcomes.values()} == {("written", 1)}
-    assert cluster.lost == [12 * 40.0]  # at the end of all
+    assert cluster.lost == [12 * 40.0]  # at the end
 
 
-def test_a_case_that_hangs_is_found_though_others_pass_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = MadeTime({f"case_{index}": np.inf if index == 3 else 5.0 for index in range(200)})
+def test_a_case_that_hangs_is_found_though_others_overtake_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = SimulatedCluster({f"case_{index}": np.inf if index == 3 else 5.0 for index in range(200)})
     outcomes = cluster.predict(monkeypatch, case_seconds=60)
     assert [name for name, outcome in outcomes.items() if outcome.status == "failed"] == ["case_3"]
     assert outcomes["case_3"].attempts == 3
     assert len(outcomes) == 200
-    assert cluster.lost[0] <= 3 * 5 + 60 + LOOK_SECONDS + 5
+    assert cluster.lost[0] <= 3 * 5 + 60 + pool.LOOK_SECONDS + 5
 
 
 def test_a_cohort_goes_on_and_accounts_for_every_case(bundle: Path, tmp_path: Path) -> None:
@@ -296,9 +297,8 @@ def test_a_machine_that_dies_in_mid_run_loses_nothing(
     manifest, output = make_cohort(tmp_path / "in", cases=60, broken=3), tmp_path / "out"
     victim = next(iter(cluster.worker_nodes))
     doomed, ledger, hangs = victim.node_id, output / LEDGER_NAME, tmp_path / "hangs"
-    from medunet.deploy.cluster import pool
 
-    class Held(pool.Resident):
+    class Held(pool.PredictorActor):
         """The doomed machine does some cases, then hangs until it dies with others; only then the other one begins."""
 
         def predict(self, case: Any) -> Outcome:
@@ -312,7 +312,7 @@ def test_a_machine_that_dies_in_mid_run_loses_nothing(
                 threading.Event().wait()
             return super().predict(case)
 
-    monkeypatch.setattr(pool, "Resident", Held)
+    monkeypatch.setattr(pool, "PredictorActor", Held)
     with when(hangs.exists, lambda: cluster.remove_node(victim, allow_graceful=False)):
         result = predict_cohort(bundle, manifest, output, where="ray", device="cpu")
     assert len(result.outcomes) == result.cases == 60
@@ -338,15 +338,14 @@ def test_a_case_that_kills_its_process_takes_no_other_with_it(
     bundle: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = make_cohort(tmp_path / "in", cases=12)
-    from medunet.deploy.cluster import pool
 
-    class Poisoned(pool.Resident):  # a case that ends its process, as a fault in a C library does
+    class Poisoned(pool.PredictorActor):  # a case that ends its process, as a fault in a C library does
         def predict(self, case: Any) -> Outcome:
             if case.name.endswith("0005"):
-                self.crash()
+                os._exit(1)
             return super().predict(case)
 
-    monkeypatch.setattr(pool, "Resident", Poisoned)
+    monkeypatch.setattr(pool, "PredictorActor", Poisoned)
     result = predict_cohort(bundle, manifest, tmp_path / "out", where="ray", device="cpu")
     assert [outcome.name for outcome in result.failed] == ["site_2/case_0005"]
     assert "processes have died over this case" in str(result.failed[0].error)
@@ -359,15 +358,14 @@ def test_a_case_that_hangs_is_given_up_and_holds_up_no_other(
     bundle: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = make_cohort(tmp_path / "in", cases=12)
-    from medunet.deploy.cluster import pool
 
-    class Stalled(pool.Resident):  # such as a read from a drive that has gone
+    class Stalled(pool.PredictorActor):  # such as a read from a drive that has gone
         def predict(self, case: Any) -> Outcome:
             if case.name.endswith("0005"):
                 threading.Event().wait()
             return super().predict(case)
 
-    monkeypatch.setattr(pool, "Resident", Stalled)
+    monkeypatch.setattr(pool, "PredictorActor", Stalled)
     result = predict_cohort(bundle, manifest, tmp_path / "out", where="ray", device="cpu", case_seconds=15.0)
     assert [outcome.name for outcome in result.failed] == ["site_2/case_0005"]
     assert "no result in 15 seconds" in str(result.failed[0].error)
@@ -381,14 +379,13 @@ def test_predictors_start_with_one_heap(
     bundle: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = tmp_path / "environ"
-    from medunet.deploy.cluster import pool
 
-    class Seen(pool.Resident):
+    class Seen(pool.PredictorActor):
         def predict(self, case: Any) -> Outcome:
             seen.write_bytes(Path("/proc/self/environ").read_bytes())  # at the start, when the C library looked
             return super().predict(case)
 
-    monkeypatch.setattr(pool, "Resident", Seen)
+    monkeypatch.setattr(pool, "PredictorActor", Seen)
     assert not predict_cohort(bundle, make_cohort(tmp_path / "in", cases=1), tmp_path / "out", where="ray").failed
     assert b"MALLOC_ARENA_MAX=1" in seen.read_bytes().split(b"\0")
 

@@ -64,7 +64,7 @@ def test_two_processes_train_what_one_trains_with_twice_the_batch(cells: Path, a
     assert said.count("SyncBatchNorm needs GPUs") == 1
     # and an error in the input is one line, without a second try
     again = train(cells, tmp_path / "run", "--nproc", 2, "--epochs", 2, expected=2, batch_size=2)
-    assert again.count("holds a trained run") == 1
+    assert again.count("contains a trained run") == 1
     assert "Traceback" not in again
 
 
