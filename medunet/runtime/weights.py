@@ -63,13 +63,15 @@ def save_weights(weights: Mapping[str, Any], path: str | os.PathLike[str]) -> No
     write_atomically(twin, serialise(tensors, metadata={"format": "pt", TWIN_OF: sha256_of(path)}))
 
 
-def load_checkpoint(path: str | os.PathLike[str], *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without running code in it: safetensors, or ``weights_only``.
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint to the CPU without running code in it: safetensors, or ``weights_only``.
+
+    On the CPU, because AdamW reads its step counters there; a counter on a GPU costs two synchronisations per weight
+    and step.
 
     Args:
         path: ``.pt`` or ``.safetensors``; of a ``.pt`` with its twin beside, or that only has left its twin, the twin
             is read.
-        map_location: where the tensors go.
 
     Raises:
         DataError: no such file, or not a checkpoint.
@@ -78,14 +80,14 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: str | torch.d
     path = Path(path)
     twin = path.with_suffix(SAFE_SUFFIX)
     if twin.is_file() and (path == twin or not path.is_file() or _is_twin(twin, path)):
-        return {"model": _load_safe(twin, map_location)}
+        return {"model": _load_safe(twin)}
     if not path.is_file():
         raise DataError("no checkpoint", file=path, remedy="train first (medunet train), or give a trained run")
     _check_size(path)
     if (damaged := damaged_checkpoint(path)) is not None:  # PyTorch compares no checksum
         raise damaged
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's unpicklers raise many kinds for damaged data
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         # PyTorch's own message is not shown: it advises to run whatever code is in the file
@@ -132,9 +134,9 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str] | Sequen
         ) from error
 
 
-def _load_safe(path: Path, map_location: str | torch.device) -> dict[str, torch.Tensor]:
+def _load_safe(path: Path) -> dict[str, torch.Tensor]:
     try:
-        with safe_open(path, framework="pt", device=str(map_location)) as opened:
+        with safe_open(path, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"cannot read weights: {_first_line(error)}", file=path, remedy="train again") from error

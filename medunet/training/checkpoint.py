@@ -26,7 +26,7 @@ from medunet.runtime import (
 from medunet.trust import forget_weights
 
 from .averaging import WeightAverage
-from .processes import from_first, is_distributed
+from .processes import from_first
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class CheckpointHandler:
             remove_remains(self.folder)
             self._check_room()
             forget_weights(self.folder.parent)
-        state = from_first(lambda: self._load(engine.state.device)) if self.resume else None
+        state = from_first(self._load) if self.resume else None
         if state is not None:
             self._restore(engine, state)
         elif self.resume:
@@ -249,12 +249,12 @@ class CheckpointHandler:
                     "--init-from this run",
                 )
 
-    def _load(self, device: torch.device) -> dict[str, Any] | None:
+    def _load(self) -> dict[str, Any] | None:
         """Return the newest intact state; None if there is none."""
         present = [path for name in (LAST_NAME, PREVIOUS_NAME) if (path := self.folder / name).is_file()]
         for path in present:
-            if is_whole_zip(path):  # the processes of a distributed training have different devices
-                return load_checkpoint(path, map_location=torch.device("cpu") if is_distributed() else device)
+            if is_whole_zip(path):
+                return load_checkpoint(path)
             logger.warning("%s is damaged", path)
         if present:
             remedy = "check the disk; train into another --output, for instance with --init-from this one"

@@ -1,0 +1,448 @@
+"""A simulated CUDA device: CPU tensors with a device label, under CUDA's rules about devices and synchronisation.
+
+Every tensor stays a CPU tensor, so that MetaTensor, autograd and optimizers run and return numbers, but its storage may
+have the label `cuda:N`. Inside a :class:`SimulatedCuda` block,
+
+* `torch.cuda` reports a GPU, `tensor.device` reports the label, and `.to("cuda")` and `device="cuda"` work;
+* an operation on tensors of two devices raises what CUDA raises, and so does `numpy()` on a labelled tensor;
+* operations that make the host wait for the GPU (item, bool, nonzero, boolean masks, copies) are counted by place.
+
+The simulation cannot see kernels, races, streams, memory, numerics or NCCL. It needs neither a GPU nor a CUDA build.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+GIB = 1 << 30
+UNDECIDED = "undecided"  # label of a tensor born inside a C++ operation: it belongs to the device of its neighbours
+
+FACTORIES = [
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "rand",
+    "randn",
+    "randint",
+    "arange",
+    "linspace",
+    "logspace",
+    "eye",
+    "tensor",
+    "as_tensor",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+    "randint_like",
+    "randperm",
+    "empty_strided",
+    "scalar_tensor",
+    "asarray",
+]
+NEW_METHODS = ["new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "new_empty_strided"]
+COPIES = {
+    "aten._has_compatible_shallow_copy_type.default",
+    "aten.copy_.default",
+    "aten._to_copy.default",
+    "aten.set_.source_Tensor",
+    "aten._copy_from.default",
+}
+INDEXING = {
+    "aten.index.Tensor",
+    "aten.index_put.default",
+    "aten.index_put_.default",
+    "aten._index_put_impl_.default",
+    "aten._unsafe_index.Tensor",
+}
+SYNCHRONISING = {
+    "aten._local_scalar_dense.default": "item",
+    "aten.nonzero.default": "nonzero",
+    "aten.masked_select.default": "masked_select",
+    "aten.equal.default": "equal",
+    "aten.is_nonzero.default": "bool",
+    "aten._unique2.default": "unique",
+    "aten.unique_dim.default": "unique",
+    "aten.unique_consecutive.default": "unique",
+    "aten.bincount.default": "bincount",
+    "aten.repeat_interleave.Tensor": "repeat_interleave",
+}
+
+
+def place() -> str:
+    """Return file and line of the innermost frame of medunet, or of MONAI if medunet is not on the stack."""
+    frame, library = sys._getframe(2), "?"
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if "/medunet/" in name and "simulated_cuda" not in name and "/tests/" not in name:
+            return f"{name.rpartition('/medunet/')[2]}:{frame.f_lineno}"
+        if library == "?" and ("/monai/" in name or "/ignite/" in name):
+            library = f"{'/'.join(name.split('/')[-3:])}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return library
+
+
+def to_device(value: Any) -> torch.device | None:
+    """Return a device with an index, or None."""
+    if value is None:
+        return None
+    device = torch.device("cuda", value) if isinstance(value, int) else torch.device(value)
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
+    """Simulate CUDA devices inside a `with` block.
+
+    Args:
+        devices: number of devices.
+        free: free bytes of each device.
+        total: bytes of each device.
+
+    Attributes:
+        waits: number of host synchronisations by kind and place.
+        operations: number of operations on a simulated device.
+    """
+
+    def __init__(self, devices: int = 1, *, free: int = 138 * GIB, total: int = 140 * GIB) -> None:
+        self.devices, self.free, self.total = devices, free, total
+        self.waits: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.operations = 0
+        self._labels: dict[int, tuple[StorageWeakRef, Any]] = {}
+        self._pinned: dict[int, StorageWeakRef] = {}
+        self._lock = threading.RLock()
+        self._local = threading.local()
+        self._undo: list[tuple[Any, str, Any, bool]] = []
+
+    _real_device = torch._C.TensorBase.device
+
+    def real_device(self, tensor: torch.Tensor) -> torch.device:
+        return SimulatedCuda._real_device.__get__(tensor)  # type: ignore[no-any-return]
+
+    def label(self, tensor: torch.Tensor) -> Any:
+        """Return None for the CPU, a device, or `UNDECIDED`."""
+        try:
+            key = tensor.untyped_storage()._cdata
+        except (RuntimeError, NotImplementedError):
+            return None
+        with self._lock:
+            entry = self._labels.get(key)
+            if entry is not None and entry[0].expired():
+                del self._labels[key]
+                entry = None
+        return None if entry is None else entry[1]
+
+    def mark(self, tensor: torch.Tensor, label: Any) -> torch.Tensor:
+        """Give the storage of a tensor a label."""
+        storage = tensor.untyped_storage()
+        with self._lock:
+            if label is None:
+                self._labels.pop(storage._cdata, None)
+            else:
+                self._labels[storage._cdata] = StorageWeakRef(storage), label
+            if len(self._labels) > 20_000:
+                self._labels = {key: entry for key, entry in self._labels.items() if not entry[0].expired()}
+        return tensor
+
+    def in_factory(self) -> bool:
+        """Whether this thread is inside a factory function, which labels its result itself."""
+        return getattr(self._local, "depth", 0) > 0
+
+    def count_wait(self, kind: str) -> None:
+        self.waits[kind, place()] += 1
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        entry = self._pinned.get(tensor.untyped_storage()._cdata)
+        return entry is not None and not entry.expired()
+
+    def move(
+        self, tensor: torch.Tensor, device: torch.device | None, make: Callable[[], Any], *, non_blocking: bool = False
+    ) -> Any:
+        """Return what `make` returns with the label of a device, and count the transfer."""
+        own = self.label(tensor)
+        own = None if own == UNDECIDED else own
+        target = own if device is None or device.type == "meta" else None if device.type == "cpu" else device
+        if device is not None and device.type == "cuda" and (device.index or 0) >= self.devices:
+            raise RuntimeError("CUDA error: invalid device ordinal")
+        result = make()
+        if self.real_device(result).type != "cpu":
+            return result
+        if target != own:
+            if result.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
+                with _disable_current_modes():
+                    result = result.clone()
+            if target is None:
+                self.count_wait("device to host")
+            elif not (self.is_pinned(tensor) and non_blocking):
+                self.count_wait("host to device, pageable")
+        return self.mark(result, target)
+
+    # Patches -------------------------------------------------------------------------------------------------------
+
+    def _set(self, holder: Any, name: str, value: Any) -> None:
+        self._undo.append((holder, name, getattr(holder, name, None), name in vars(holder)))
+        setattr(holder, name, value)
+
+    def __enter__(self) -> SimulatedCuda:
+        self._patch_tensor()
+        self._patch_factories()
+        self._patch_torch()
+        self._mode = _Dispatch(self)
+        self._mode.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._mode.__exit__(*error)
+        for holder, name, value, existed in reversed(self._undo):
+            if existed:
+                setattr(holder, name, value)
+            else:
+                delattr(holder, name)
+        self._undo.clear()
+
+    def _patch_tensor(self) -> None:
+        me, tensor = self, torch.Tensor
+
+        def device_of(t: torch.Tensor) -> torch.device:
+            label = me.label(t)
+            return label if isinstance(label, torch.device) else me.real_device(t)
+
+        def is_cuda(t: torch.Tensor) -> bool:
+            return isinstance(me.label(t), torch.device)
+
+        real_to = torch._C.TensorBase.to
+
+        def to(t: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            copy, device, rest = kwargs.pop("copy", False), kwargs.pop("device", None), list(args)
+            if rest and (isinstance(rest[0], str | torch.device) or type(rest[0]) is int):
+                device = rest.pop(0)
+            elif rest and isinstance(rest[0], torch.Tensor):
+                other = rest.pop(0)
+                device = other.device
+                kwargs.setdefault("dtype", other.dtype)
+            elif rest and rest[0] is None:  # Module.to(dtype=...) passes the device as well
+                rest.pop(0)
+            if rest and (rest[0] is None or isinstance(rest[0], torch.dtype)):
+                kwargs["dtype"] = rest.pop(0)
+            if rest:
+                kwargs["non_blocking"] = rest.pop(0)
+            if rest:
+                copy = rest.pop(0)
+            target = to_device(device)
+            if target is not None and target.type not in ("cpu", "cuda"):
+                kwargs["device"] = target
+            kwargs = {key: value for key, value in kwargs.items() if value is not None}
+            options = {"dtype": t.dtype, **kwargs} if kwargs or copy else {"dtype": t.dtype}
+            return me.move(
+                t, target, lambda: real_to(t, copy=copy, **options), non_blocking=bool(kwargs.get("non_blocking"))
+            )
+
+        def on_cpu_only(name: str, real: Any) -> Any:
+            def call(t: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+                if is_cuda(t):
+                    raise TypeError(f"can't convert {me.label(t)} device type tensor to numpy [{name}]")
+                return real(t, *args, **kwargs)
+
+            return call
+
+        real_deepcopy = tensor.__deepcopy__
+
+        def deepcopy(t: torch.Tensor, memo: Any) -> Any:
+            with _disable_current_modes():
+                result = real_deepcopy(t, memo)
+            return me.mark(result, me.label(t)) if is_cuda(t) else result
+
+        def pin(t: torch.Tensor, *args: Any) -> Any:
+            if is_cuda(t):
+                raise RuntimeError("cannot pin a CUDA tensor: only dense CPU tensors can be pinned")
+            with torch.no_grad():
+                result = t.clone()
+            storage = result.untyped_storage()
+            me._pinned[storage._cdata] = StorageWeakRef(storage)
+            return result
+
+        self._set(tensor, "device", property(device_of))
+        self._set(tensor, "is_cuda", property(is_cuda))
+        self._set(tensor, "get_device", lambda t: me.label(t).index if is_cuda(t) else -1)
+        self._set(tensor, "to", to)
+        self._set(tensor, "cpu", lambda t, *args, **kwargs: t.to("cpu"))
+        self._set(tensor, "cuda", lambda t, device=None, **kwargs: t.to(to_device(device or "cuda")))
+        self._set(tensor, "numpy", on_cpu_only("numpy", torch._C.TensorBase.numpy))
+        self._set(tensor, "__array__", on_cpu_only("__array__", tensor.__array__))
+        self._set(tensor, "__deepcopy__", deepcopy)
+        self._set(tensor, "pin_memory", pin)
+        self._set(tensor, "is_pinned", lambda t, *args: me.is_pinned(t))
+
+    def _patch_factories(self) -> None:
+        me = self
+
+        def factory(name: str, real: Any) -> Any:
+            def make(*args: Any, **kwargs: Any) -> Any:
+                device = to_device(kwargs.get("device"))
+                if name in ("as_tensor", "asarray") and args and isinstance(args[0], torch.Tensor) and device:
+                    plain = {key: value for key, value in kwargs.items() if key != "device"}
+                    return me.move(args[0], device, lambda: real(args[0], **plain))
+                if device is not None and device.type == "cuda":
+                    kwargs = {**kwargs, "device": "cpu"}
+                me._local.depth = getattr(me._local, "depth", 0) + 1
+                try:
+                    result = real(*args, **kwargs)
+                finally:
+                    me._local.depth -= 1
+                if device is not None and device.type == "cuda":
+                    if device.index >= me.devices:
+                        raise RuntimeError("CUDA error: invalid device ordinal")
+                    if name in ("tensor", "as_tensor", "asarray"):
+                        me.count_wait("host to device, pageable")
+                    me.mark(result, device)
+                elif device is not None and device.type == "cpu":
+                    me.mark(result, None)
+                return result
+
+            return make
+
+        for name in FACTORIES:
+            self._set(torch, name, factory(name, getattr(torch, name)))
+        for name in NEW_METHODS:
+            self._set(torch.Tensor, name, factory(name, getattr(torch.Tensor, name)))
+
+    def _patch_torch(self) -> None:
+        me = self
+        real_generator, real_load = torch.Generator, torch.load
+        real_autocast, real_enabled = torch.amp.autocast_mode.autocast.__init__, torch.is_autocast_enabled
+        real_run = threading.Thread.run
+
+        class Kind(type):
+            def __instancecheck__(cls, value: Any) -> bool:
+                return isinstance(value, real_generator)
+
+        class Generator(metaclass=Kind):  # a class, because isinstance and unions of types need one
+            def __new__(cls, device: Any = "cpu") -> Any:
+                return real_generator("cpu")
+
+        def load(file: Any, map_location: Any = None, **kwargs: Any) -> Any:
+            device = to_device(map_location) if isinstance(map_location, str | torch.device) else None
+            if device is None or device.type != "cuda":
+                return real_load(file, map_location=map_location, **kwargs)
+            content = real_load(file, map_location="cpu", **kwargs)
+            for leaf in tree_leaves(content):
+                if isinstance(leaf, torch.Tensor):
+                    me.mark(leaf, device)
+            return content
+
+        def autocast(this: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+            real_autocast(this, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+        def run(thread: threading.Thread) -> None:
+            with _Dispatch(me):
+                real_run(thread)
+
+        self._set(torch, "Generator", Generator)
+        self._set(torch, "load", load)
+        self._set(torch.amp.autocast_mode.autocast, "__init__", autocast)
+        self._set(torch, "is_autocast_enabled", lambda kind="cpu": real_enabled("cpu" if kind == "cuda" else kind))
+        facts: dict[str, Callable[..., Any]] = {
+            "is_available": lambda: True,
+            "device_count": lambda: me.devices,
+            "current_device": lambda: 0,
+            "set_device": lambda device: None,
+            "get_device_capability": lambda device=None: (9, 0),
+            "get_device_name": lambda device=None: "NVIDIA H200 (simulated)",
+            "mem_get_info": lambda device=None: (me.free, me.total),
+            "memory_reserved": lambda device=None: 0,
+            "memory_allocated": lambda device=None: 0,
+            "max_memory_reserved": lambda device=None: GIB,
+            "max_memory_allocated": lambda device=None: GIB,
+            "empty_cache": lambda: None,
+            "is_bf16_supported": lambda *args: True,
+            "synchronize": lambda device=None: me.count_wait("synchronize"),
+        }
+        for name, value in facts.items():
+            self._set(torch.cuda, name, value)
+        self._set(torch.version, "cuda", "13.0")
+        self._set(torch.backends.cudnn, "version", lambda: 91900)
+        self._set(threading.Thread, "run", run)
+
+
+class _Dispatch(TorchDispatchMode):
+    """Check and label every operation of one thread."""
+
+    def __init__(self, simulation: SimulatedCuda) -> None:
+        super().__init__()
+        self.simulation = simulation
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        me, name = self.simulation, str(func)
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        labels = [me.label(tensor) for tensor in given]
+        gpu = next((label for label in labels if isinstance(label, torch.device)), None)
+        if gpu is not None:
+            me.operations += 1
+            if name in INDEXING:
+                self._check_indexing(name, args)
+            elif name not in COPIES:
+                self._check_devices(name, given, labels, gpu)
+            self._count(name, args, labels)
+        result = func(*args, **kwargs)
+        known = {id(tensor) for tensor in given}
+        for out in tree_leaves(result):
+            if isinstance(out, torch.Tensor) and id(out) not in known and me.real_device(out).type == "cpu":
+                if gpu is not None:  # `.to` corrects the label of a copy afterwards
+                    me.mark(out, UNDECIDED if labels[0] == UNDECIDED and name in COPIES else gpu)
+                elif not given and not me.in_factory():
+                    me.mark(out, UNDECIDED)
+        return result
+
+    def _check_devices(self, name: str, given: list[torch.Tensor], labels: list[Any], gpu: torch.device) -> None:
+        for tensor, label in zip(given, labels, strict=True):
+            is_scalar = label is None and tensor.dim() == 0
+            if label not in (gpu, UNDECIDED) and not is_scalar and self.simulation.real_device(tensor).type != "meta":
+                other = label or "cpu"
+                raise RuntimeError(f"Expected all tensors to be on the same device, found {gpu} and {other} in {name}")
+
+    def _check_indexing(self, name: str, args: Any) -> None:
+        label = self.simulation.label
+        own = label(args[0])
+        indices = [label(leaf) for leaf in tree_leaves(args[1]) if isinstance(leaf, torch.Tensor)]
+        if own is None and any(isinstance(index, torch.device) for index in indices):
+            raise RuntimeError(f"indices should be on the CPU or on the device of the indexed tensor (cpu) [{name}]")
+        values = [leaf for leaf in tree_leaves(args[2:]) if isinstance(leaf, torch.Tensor)]
+        if any(value.dim() and label(value) not in (own, UNDECIDED) for value in values):
+            raise RuntimeError(f"Expected all tensors to be on the same device: values of {name}")
+
+    def _count(self, name: str, args: Any, labels: list[Any]) -> None:
+        me = self.simulation
+        if name in SYNCHRONISING:
+            me.count_wait(SYNCHRONISING[name])
+        elif name in INDEXING:
+            for index in tree_leaves(args[1]):
+                if isinstance(index, torch.Tensor):
+                    is_mask = index.dtype in (torch.bool, torch.uint8)
+                    if is_mask and isinstance(me.label(index), torch.device):
+                        me.count_wait("boolean mask")
+                    elif me.label(index) is None and me.label(args[0]) is not None:
+                        me.count_wait("index on the CPU")
+        elif name == "aten.copy_.default" and UNDECIDED not in labels[:2] and len(labels) > 1:
+            target, source = (isinstance(label, torch.device) for label in labels[:2])
+            if target != source:
+                me.count_wait("copy_ host to device" if target else "copy_ device to host")
+
+
+@contextlib.contextmanager
+def counted(simulation: SimulatedCuda) -> Iterator[collections.Counter[tuple[str, str]]]:
+    """Count the host synchronisations of a block alone."""
+    simulation.waits = collections.Counter()
+    yield simulation.waits
