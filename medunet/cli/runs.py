@@ -20,14 +20,12 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List, compare and resume training runs that MLflow has tracked.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Option("--runs", help="Folder that contains the folders of the runs.")]
-Uri = Annotated[
-    str | None,
-    typer.Option(
-        "--tracking-uri", help="Tracking URI of MLflow. Default: MLFLOW_TRACKING_URI, else mlruns.db in the folder."
-    ),
-]
+URI_HELP = "Tracking URI of MLflow. Default: MLFLOW_TRACKING_URI, else mlruns.db in the folder."
+Uri = Annotated[str | None, typer.Option("--tracking-uri", help=URI_HELP)]
 Experiment = Annotated[str, typer.Option("--experiment", help="Name of the MLflow experiment.")]
 Folds = Annotated[bool, typer.Option("--folds", help="Show every fold.")]
+NAMES_HELP = "Names of runs, or the beginnings of their ids. Default: all runs."
+METRIC_HELP = "Metric to rank by; lower is better for losses, distances and times."
 RUNS, EXPERIMENT = Path("runs"), "medunet"
 
 _COLOURS = {"FINISHED": "green", "RUNNING": "cyan", "FAILED": "bold red", "KILLED": "yellow"}
@@ -47,7 +45,7 @@ def list_(folder: Folder = RUNS, uri: Uri = None, experiment: Experiment = EXPER
             run.run_id[:8],
             f"[{colour}]{run.status.lower()}[/]",
             time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started / 1000)),
-            "" if run.seconds is None else _spell(run.seconds),
+            "" if run.seconds is None else _duration(run.seconds),
             run.params.get("epochs", ""),
             "" if best is None else f"{best:.4f}",
             escape(", ".join(run.changed[:4]) + (" ..." if len(run.changed) > 4 else "")),
@@ -57,9 +55,7 @@ def list_(folder: Folder = RUNS, uri: Uri = None, experiment: Experiment = EXPER
 
 @app.command()
 def compare(
-    names: Annotated[
-        list[str], typer.Argument(help="Names of runs, or the beginnings of their ids. Default: all runs.")
-    ] = [],  # noqa: B006
+    names: Annotated[list[str], typer.Argument(help=NAMES_HELP)] = [],  # noqa: B006
     folder: Folder = RUNS,
     uri: Uri = None,
     experiment: Experiment = EXPERIMENT,
@@ -72,20 +68,16 @@ def compare(
     runs = [find_run(name, known) for name in names] if names else known
     table = Table("", *(escape(f"{run.name}\n{run.run_id[:8]}") for run in runs))
     for name, values in differing(runs).items():
-        table.add_row(escape(name), *(escape(value) for value in values))
+        table.add_row(escape(name), *map(escape, values))
     table.add_section()
-    metrics = sorted({name for run in runs for name in run.metrics if not name.startswith("system/")})
-    for name in metrics:
-        cells = [f"{run.metrics[name]:.4g}" if name in run.metrics else "" for run in runs]
-        table.add_row(escape(name), *cells)
+    for name in sorted({name for run in runs for name in run.metrics if not name.startswith("system/")}):
+        table.add_row(escape(name), *(f"{run.metrics[name]:.4g}" if name in run.metrics else "" for run in runs))
     wide_console().print(table)
 
 
 @app.command()
 def best(
-    metric: Annotated[
-        str, typer.Option("--metric", help="Metric to rank by; lower is better for losses, distances and times.")
-    ] = "",
+    metric: Annotated[str, typer.Option("--metric", help=METRIC_HELP)] = "",
     folder: Folder = RUNS,
     uri: Uri = None,
     experiment: Experiment = EXPERIMENT,
@@ -95,11 +87,10 @@ def best(
     from medunet.tracking import BEST_METRIC, best_run, folder_of
 
     metric = metric or BEST_METRIC
-    found = best_run(_runs(folder, uri, experiment, folds=folds), metric)
-    place = folder_of(found, folder)
+    run = best_run(_runs(folder, uri, experiment, folds=folds), metric)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(escape(f"{found.name} ({found.run_id}): {metric} {found.metrics[metric]:.4f}"))
-    if place is not None:
+    console.print(escape(f"{run.name} ({run.run_id}): {metric} {run.metrics[metric]:.4f}"))
+    if (place := folder_of(run, folder)) is not None:
         typer.echo(next_command("predict", place, "IMAGES", "--output", "DIR"))
 
 
@@ -115,19 +106,15 @@ def resume(
     """Resume an interrupted training run from its last completed epoch."""
     from medunet.errors import DataError
     from medunet.runs import TrainingResult, resume_run
-    from medunet.tracking import find_run, folder_of
+    from medunet.tracking import default_store, find_run, folder_of
 
-    run = find_run(name, _runs(folder, uri, experiment, folds=False))
+    run = find_run(name, _runs(folder, uri, experiment))
     place = folder_of(run, folder)
     if place is None:
-        raise DataError(
-            "the folder of the run is missing",
-            file=folder,
-            received=run.name,
-            remedy="pass its parent folder as --runs",
-        )
+        remedy = "pass its parent folder as --runs"
+        raise DataError("the folder of the run is missing", file=folder, received=run.name, remedy=remedy)
     with on_sigterm(RERUN):
-        result = resume_run(place, device=device, tracking_uri=_store(folder, uri), trust=trust)
+        result = resume_run(place, device=device, tracking_uri=uri or default_store(folder), trust=trust)
     if isinstance(result, TrainingResult):
         show_training(result)
     else:
@@ -138,28 +125,22 @@ def resume(
 def sync(
     folder: Annotated[Path, typer.Argument(help="Folder of a run, or of several runs.")] = RUNS, uri: Uri = None
 ) -> None:
-    """Send records that could not be sent while the tracking server was down or rejected the login."""
-    from medunet.tracking import send_waiting
+    """Send to MLflow what it lacks because the tracking server was down or rejected the login."""
+    from medunet.tracking import sync_runs
 
-    sent, left = send_waiting(folder, uri)
-    Console(highlight=False).print(f"{sent} records sent, {left} waiting")
-    if left:
+    sent, missing = sync_runs(folder, uri)
+    Console(highlight=False).print(f"{sent} runs sent, {missing} could not be sent")
+    if missing:
         raise typer.Exit(1)
 
 
-def _store(folder: Path, uri: str | None) -> str:
-    from medunet.tracking import default_store
+def _runs(folder: Path, uri: str | None, experiment: str, *, folds: bool = False) -> list[TrackedRun]:
+    from medunet.tracking import default_store, list_runs
 
-    return uri or default_store(folder)
-
-
-def _runs(folder: Path, uri: str | None, experiment: str, *, folds: bool) -> list[TrackedRun]:
-    from medunet.tracking import list_runs
-
-    return list_runs(_store(folder, uri), experiment_name=experiment, folds=folds)
+    return list_runs(uri or default_store(folder), experiment_name=experiment, folds=folds)
 
 
-def _spell(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,7 +1,8 @@
 """Experiment tracking: MLflow."""
 
+from .anonymous import CaseCodes as CaseCodes
 from .bundle_model import BundleModel as BundleModel
-from .case_codes import CaseCodes as CaseCodes
+from .cross_validation import track_cross_validation as track_cross_validation
 from .mlflow import TrackingHandler as TrackingHandler
 from .runs import BEST_METRIC as BEST_METRIC
 from .runs import TrackedRun as TrackedRun
@@ -10,7 +11,5 @@ from .runs import default_store as default_store
 from .runs import differing as differing
 from .runs import find_run as find_run
 from .runs import folder_of as folder_of
-from .runs import folders_of as folders_of
 from .runs import list_runs as list_runs
-from .runs import send_waiting as send_waiting
-from .summary import track_cross_validation as track_cross_validation
+from .runs import sync_runs as sync_runs

@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import tempfile
 import threading
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas
 import torch
+from mlflow import MlflowClient, pyfunc
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 
+import medunet
 from medunet.errors import GeometryError, find_cause
 from medunet.prediction import Predictor
+
+from .environment import versions
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns about its own type hints
     from mlflow.pyfunc import PythonModel
 
-DEVICE_VARIABLE = "MEDUNET_DEVICE"
-"""Environment: where a served model runs; ``auto`` by default."""
-
+DEVICE_VARIABLE = "MEDUNET_DEVICE"  # where a served model runs; "auto" by default
 LABEL_TYPE = np.int32
-"""Of the label maps."""
+EXAMPLE = ["scan.nii.gz"]  # shown with the model; the serving endpoint takes it as {"inputs": ["scan.nii.gz"]}
+ARTIFACT = "model"  # the model of a run is runs:/RUN/model
+KEPT = "kept_"  # prefix of the run's metrics of the epoch whose weights are in the model
 
-EXAMPLE = ["scan.nii.gz"]
-"""Input that MLflow shows with the model; the serving endpoint takes it as ``{"inputs": ["scan.nii.gz"]}``."""
+CODE = """from mlflow.models import set_model
+
+from medunet.tracking.bundle_model import BundleModel
+
+set_model(BundleModel())
+"""
+"""The script that MLflow loads the model from ("models from code"), so that no object is ever pickled."""
 
 
 class UnusableImageError(MlflowException):
@@ -56,11 +72,11 @@ class BundleModel(PythonModel):
     """Predicts label maps with a bundle.
 
     An image is a path that this machine can read (a file, or the folder of a DICOM series), a list of paths (one per
-    channel), or an array ``(C, *spatial)`` or ``(*spatial)``, of a picture ``(x, y)``. An array needs its geometry in
+    channel), or an array ``(C, *spatial)`` or ``(*spatial)``; a picture is ``(x, y)``. An array needs its geometry in
     `params`: ``affine``, 16 numbers row by row, from voxel indices to RAS millimetres. A picture needs at most
     ``spacing_mm``, two numbers.
 
-    The answer is an array ``(*spatial)`` with the label values of the data set, on the grid of the image: what
+    The result is an array ``(*spatial)`` with the label values of the data set, on the grid of the image: what
     ``medunet predict`` writes.
 
     The serving endpoint takes ``{"inputs": [IMAGE, ...], "params": {...}}``. MLflow rejects its other formats
@@ -78,21 +94,21 @@ class BundleModel(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        """Load the bundle that lies beside the model.
+        """Load the bundle beside the model.
 
         Raises:
-            SecurityError: it is not trusted; nothing of it was run.
+            SecurityError: the bundle is not trusted; nothing of it was run.
         """
         self._lock = threading.Lock()  # a server may ask from several threads
         self.predictor = Predictor(context.artifacts["bundle"], device=os.environ.get(DEVICE_VARIABLE, "auto"))
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
-        """Return label maps: one for one image, a list for a list of images.
+        """Return a label map for an image, or a list of them for a list of images.
 
         Args:
             context: MLflow's.
-            model_input: an image or a list of images; the type hint is one of those from which MLflow infers nothing.
-            params: `affine` or `spacing_mm` of arrays.
+            model_input: an image or a list of images; MLflow infers no schema from this type hint.
+            params: ``affine`` or ``spacing_mm`` of arrays.
 
         Raises:
             UnusableImageError: an image cannot be read, does not fit or lacks its geometry.
@@ -101,16 +117,16 @@ class BundleModel(PythonModel):
         try:
             affine = self._affine(params or {})
             if isinstance(given, str | os.PathLike | np.ndarray | torch.Tensor):
-                return self._one(given, affine)
+                return self._predict_one(given, affine)
             images = given.iloc[:, 0].tolist() if isinstance(given, pandas.DataFrame) else given
-            return [self._one(image, affine) for image in images]
+            return [self._predict_one(image, affine) for image in images]
         except Exception as failure:
             cause = find_cause(failure)
             if cause is None:
                 raise
             raise UnusableImageError(str(cause)) from cause
 
-    def _one(self, image: Any, affine: npt.NDArray[np.float64] | None) -> np.ndarray:
+    def _predict_one(self, image: Any, affine: npt.NDArray[np.float64] | None) -> np.ndarray:
         is_paths = isinstance(image, list | tuple) and image and all(isinstance(part, str) for part in image)
         with self._lock:
             if isinstance(image, str | os.PathLike) or is_paths:
@@ -140,21 +156,111 @@ class BundleModel(PythonModel):
             raise GeometryError(
                 "spacing_mm must have two numbers and is for images in the plane; a volume also has an orientation",
                 received=spacing,
-                expected=f"{'spacing_mm' if self.predictor.spatial_dims == 2 else 'affine'}",
+                expected="spacing_mm" if self.predictor.spatial_dims == 2 else "affine",
             )
         return np.diag([*spacing, 1.0, 1.0])
 
 
 def signature(spatial_dims: int) -> ModelSignature:
-    """Return what a model takes and gives: anything that :class:`BundleModel` knows as an image, and a label map.
+    """Return the signature of a model: anything that :class:`BundleModel` knows as an image, and a label map.
 
     A schema of MLflow is for columns of scalars or for arrays of one shape, not for paths as well as arrays. Marked as
-    derived from type hints, it describes the model, and checking is left to the model.
+    derived from type hints, it describes the model, and MLflow leaves checking to the model.
     """
-    found = ModelSignature(
+    schema = ModelSignature(
         inputs=Schema([ColSpec(AnyType())]),
         outputs=Schema([TensorSpec(np.dtype(LABEL_TYPE), (-1,) * spatial_dims)]),
         params=ParamSchema([ParamSpec(key, DataType.double, [], shape=(-1,)) for key in ("affine", "spacing_mm")]),
     )
-    found._is_signature_from_type_hint = True
-    return found
+    schema._is_signature_from_type_hint = True
+    return schema
+
+
+def save_model(packed: Path, folder: Path) -> Path:
+    """Write the MLflow model of a packed bundle (ZIP) into a new folder, without a server."""
+    with _unpacked(packed) as bundle:
+        _save(bundle, folder)
+    return folder
+
+
+def log_model(packed: Path, *, client: MlflowClient, run_id: str, name: str = "") -> None:
+    """Log a packed bundle (ZIP) as the model of a run; repeated, it completes what an interrupted call has begun.
+
+    Args:
+        packed: ZIP file of a bundle.
+        client: client of the tracking store.
+        run_id: the run.
+        name: name of the registered model that gets a version; empty: nothing is registered.
+    """
+    run = client.get_run(run_id)
+    known = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    ready = [model for model in known if str(model.status) == str(LoggedModelStatus.READY)]
+    model = ready[0] if ready else _upload(packed, client, run)
+    if not name or client.search_model_versions(f"run_id = '{run_id}'"):
+        return
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    client.create_model_version(
+        name, source=model.artifact_location, run_id=run_id, model_id=model.model_id, await_creation_for=0
+    )
+
+
+def model_name(text: str) -> str:
+    """A name that a registry accepts.
+
+    Example:
+        >>> model_name("runs: a/b")
+        'runs_a_b'
+    """
+    return re.sub(r"[^\w.-]+", "_", text).strip("_") or "medunet"
+
+
+def _upload(packed: Path, client: MlflowClient, run: Run) -> LoggedModel:
+    """Log a model as MLflow's `log_model` does, but to the store of this client instead of the process's one."""
+    run_id = run.info.run_id
+    model = client.create_logged_model(
+        run.info.experiment_id, name=ARTIFACT, source_run_id=run_id, params=run.data.params
+    )
+    description = Model(
+        artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
+    )
+    with _unpacked(packed) as bundle:
+        folder = bundle.with_name("model")
+        _save(bundle, folder, mlflow_model=description)
+        client.log_model_artifacts(model.model_id, str(folder))
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    epoch = int(run.data.metrics.get(f"{KEPT}epoch", 0))
+    for key, value in run.data.metrics.items():
+        if key.startswith(KEPT):  # the others are those of the last epoch, whose weights the model need not have
+            client.log_metric(run_id, key.removeprefix(KEPT), value, step=epoch, model_id=model.model_id)
+    return model
+
+
+@contextmanager
+def _unpacked(packed: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as temporary:
+        bundle = Path(temporary) / "bundle"
+        with zipfile.ZipFile(packed) as archive:
+            archive.extractall(bundle)
+        yield bundle
+
+
+def _save(bundle: Path, folder: Path, **options: Any) -> None:
+    config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
+    code = bundle.with_name("model_code.py")  # MLflow notes its path, which must not be that of the installation
+    code.write_text(CODE, encoding="utf-8")
+    # MLflow would otherwise load the model in another process to find the requirements
+    requirements = [f"{name}=={version}" for name, version in {"medunet": medunet.__version__, **versions()}.items()]
+    pyfunc.save_model(
+        str(folder),
+        python_model=str(code),
+        artifacts={"bundle": str(bundle)},
+        signature=signature(config["spatial_dims"]),
+        input_example=EXAMPLE,
+        pip_requirements=requirements,
+        **options,
+    )

@@ -1,8 +1,11 @@
-"""What a training ran with: versions, hardware, revision of the code; nothing about who and where."""
+"""The environment of a run: versions, hardware, revision of the code, system metrics. Nothing about who and where."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import json
+import logging
 import os
 import platform
 import subprocess
@@ -11,69 +14,101 @@ from typing import Any
 
 import psutil
 import torch
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 import medunet
 
+from .server import now
+
+logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it logs its start and its end
+
 MAIN_PACKAGES = ("torch", "monai", "pytorch-ignite", "mlflow", "numpy", "nibabel", "SimpleITK", "pydicom")
-"""Their versions are parameters; all others stand in the artifact."""
+"""Packages whose versions are parameters of a run and requirements of its model."""
 
 GIT_SECONDS = 5.0
+INTERVAL_SECONDS = 10.0  # between two samples, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL is set
 
 
 def environment() -> dict[str, Any]:
-    """Versions of the main packages and what the machine has."""
+    """Return the versions of the main packages, and the hardware."""
     device: dict[str, Any] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     device["memory_gb"] = round(psutil.virtual_memory().total / 1e9, 1)
     if torch.cuda.is_available():
         device["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         device["cuda"] = torch.version.cuda
         device["cudnn"] = torch.backends.cudnn.version()
-    versions = {name: found for name in MAIN_PACKAGES if (found := _version(name)) is not None}
     return {
         "medunet": medunet.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
-        "packages": versions,
+        "packages": versions(),
         "device": device,
     }
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of the main packages by name."""
+    known: dict[str, str] = {}
+    for name in MAIN_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            known[name] = importlib.metadata.version(name)
+    return known
+
+
 def packages() -> str:
-    """All installed packages, one ``name==version`` a line."""
-    found = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
-    return "".join(
-        f"{name}=={version}\n" for name, version in sorted(found.items(), key=lambda item: str(item[0]).lower())
-    )
+    """Return all installed packages, one ``name==version`` per line."""
+    found = {str(dist.metadata["Name"]): dist.version for dist in importlib.metadata.distributions()}
+    return "".join(f"{name}=={found[name]}\n" for name in sorted(found, key=str.lower))
 
 
 def git_revision(folder: Path | None = None) -> dict[str, str]:
-    """Commit of the checkout that medunet runs from, and whether it has changes; empty where it is installed.
-
-    Args:
-        folder: another folder.
-    """
+    """Return the commit of a checkout, by default medunet's own, and whether it has changes; empty if there is none."""
     folder = Path(medunet.__file__).parent if folder is None else folder
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
-    return {
-        "commit": commit,
-        "changed": str(bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))).lower(),
-    }
+    changed = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+    return {"commit": commit, "changed": str(changed).lower()}
+
+
+class SystemMetrics(SystemMetricsMonitor):
+    """MLflow's monitor of processor, memory, disk, network and, with `nvidia-ml-py`, GPUs; samples go to a file.
+
+    MLflow's own thread ends the first time that its server does not answer. This one asks no server.
+
+    Args:
+        path: gets one line per sample: points ``[key, value, milliseconds since 1970, number of the sample]``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("", sampling_interval=INTERVAL_SECONDS, tracking_uri="sqlite://")  # neither is used
+        self.path = path
+        self._logging_step = len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
+
+    def monitor(self) -> None:
+        """Sample until `finish`."""
+        while not self._shutdown_event.is_set():
+            for _ in range(self.samples_before_logging):
+                self.collect_metrics()
+                if self._shutdown_event.wait(self.sampling_interval):
+                    break
+            self.publish_metrics(self.aggregate_metrics())
+
+    def publish_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write the means of the samples."""
+        time, step = now(), self._logging_step
+        points = [[f"{self._metrics_prefix}{key}", float(value), time, step] for key, value in metrics.items()]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(points) + "\n")
+        self._logging_step += 1
+        for monitor in self.monitors:
+            monitor.clear_metrics()
 
 
 def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=GIT_SECONDS, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -1,11 +1,16 @@
-"""A training in MLflow: one parent run a training, a child run a fold, and no step that waits for a server."""
+"""A training run in MLflow: one parent run per training, one child run per fold."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,66 +22,55 @@ from medunet.files import lock, write_atomically
 from medunet.reports import render_curves
 from medunet.training import HistoryHandler
 
-from .anonymous import anonymous_config, pack_bundle, text_files
-from .background import Background
-from .case_codes import CaseCodes
+from .anonymous import CHANGES, CaseCodes, anonymous_config, text_files
+from .bundle_model import model_name
 from .dataset import dataset_record
-from .environment import environment, git_revision, packages
-from .journal import Journal
-from .logged_model import model_name
+from .environment import SystemMetrics, environment, git_revision, packages
 from .parameters import changed_parameters, describe, flat_parameters, show
-from .pictures import Picture, ValidationCases
-from .sender import Delivery, Sender
-from .server import Server, now
-from .spool import Spool
-from .state import PARENT_NAME, STATE_NAME, RunState
-from .system import SystemMetrics
+from .pictures import ValidationCases
+from .record import CASES_NAME, LATER, PARENT_NAME, RECORD_NAME, SAMPLES_NAME, Delivery, RunRecord
+from .server import PATIENT_SECONDS, PROBE_SECONDS, Server, limits, now
 
 logger = logging.getLogger(__name__)
 
-SPOOL = "tracking"
-"""Folder in a run's output for what waits for the server."""
-
-CASES_NAME = "cases.json"
-"""In a run's output: which case has which number. It stays on this machine."""
-
-PATIENCE = 60.0
-"""Seconds that the end of a training may wait for a server that answers."""
+PATIENCE = 60.0  # seconds that the end of a training run may wait for the digest of the data set
+TIME_SHARE = 0.05  # of the training run that may be spent on a slow server: after a delay of 1 s, 20 s pass without
+REMEDY = "start the server, or train with --tracking-uri '' to go without"
 
 
 class TrackingHandler:
-    """Logs a training to MLflow; by default a SQLite file beside the run.
+    """Logs a training run to MLflow; by default to a SQLite file beside the run.
 
-    Losses and validation metrics are those of the :class:`medunet.training.HistoryHandler` of the trainer; without one,
-    this handler attaches its own, which writes ``folder/history.json``.
+    Losses and validation metrics are those of the :class:`medunet.training.HistoryHandler` of the trainer. If the
+    trainer has none, this handler attaches its own, which writes ``folder/history.json``.
 
-    All goes through a spool on the disk (`folder/tracking`) and a thread of its own, so that no step waits. A server
-    that is down before the training is an error, for then nothing is lost yet; one that goes down later is a warning:
-    what it should have got is kept and sent as soon as it answers, by a later training in the same folder, or by
-    `medunet runs sync`. A training that is resumed goes on in its run.
+    Everything that MLflow gets is first written to the run's folder: ``tracking.json`` (tags, parameters, what was
+    sent), ``tracking/`` (files), ``history.json`` and ``system_metrics.jsonl``. Training never waits long for a server:
+    if it is down before the training run, that is an error, because nothing is lost yet; later it is one warning.
+    What it misses is sent when it answers again, when the run is resumed, or by ``medunet runs sync``.
 
-    Cases are numbered, absolute paths left out: nothing logged names a patient. `folder/cases.json` has the names.
+    Cases are numbered and absolute paths are removed: nothing logged names a patient. ``folder/cases.json`` has the
+    names.
 
     Args:
         tracking_uri: ``sqlite:///...`` or the address of a server; ``None`` or ``""`` turns tracking off.
-        folder: the output folder of the training.
-        training_dir: folder that the folds of one training have in common; by default each training is its own.
+        folder: the output folder of the training run.
+        training_dir: folder that the folds of one training share; by default each run is a training of its own.
         bundle_root: the bundle that is trained.
         dataset_dir: its data; the folder's name is logged.
         experiment_name: MLflow experiment.
-        run_name: of the parent run; by default the name of the training's folder.
-        fold: which.
+        run_name: name of the parent run; by default the name of the training's folder.
+        fold: number of the fold.
         datasets: training and validation data, with ``data`` as of :func:`medunet.datasets.datalist`.
         validator: evaluator whose metrics are logged in the epochs in which it ran.
         class_names: all classes, background first.
-        params: values as they came to be, over those of the bundle's ``train.json``.
-        regions: class indices of each class where they overlap, as the validator's postprocessing has them.
-        pictures: draw the worst, median and best validation case of each best epoch, and of the last where it is kept.
+        params: values that replace those of the bundle's ``train.json``.
+        regions: class indices of each class if classes overlap, as in the validator's postprocessing.
+        pictures: draw the worst, median and best validation case of each best epoch, and of the last if it is kept.
         system_metrics: log MLflow's system and GPU metrics.
-        model: pack the bundle at the end and make it the run's model; registered under the training's name.
-        resume: go on in the run that the folder belongs to.
-        patience: seconds that the end of the training may wait for a server that answers, and for the digest of the
-            data set.
+        model: pack the bundle at the end and make it the run's model, registered under the training's name.
+        resume: continue the run that the folder belongs to.
+        patience: seconds that the end of the training run may wait for the digest of the data set.
         is_writer: False on all but the first process.
     """
 
@@ -123,22 +117,17 @@ class TrackingHandler:
         self.patience = patience
         self.is_writer = is_writer
         self._cases: ValidationCases | None = None
-        self._sender: Sender | None = None
+        self._deliveries: tuple[Delivery, ...] = ()  # to the run and its parent; empty outside of a training run
 
     def attach(self, engine: Engine) -> None:
-        """Register with the trainer, right after its checkpoint handler: a server that is down is found out first."""
+        """Register with the trainer, right after its checkpoint handler: a server that is down is noticed first."""
         if not self.tracking_uri or not self.is_writer:
             return
         names = [str(item.get("name", "")) for dataset in self.datasets for item in getattr(dataset, "data", ())]
         self.codes = CaseCodes(names)
         if self.validator is not None:
-            self._cases = ValidationCases(
-                self.validator,
-                class_names=self.class_names,
-                codes=self.codes,
-                regions=self.regions,
-                keep=self.pictures,
-            )
+            options: dict[str, Any] = {"codes": self.codes, "regions": self.regions, "pictures": self.pictures}
+            self._cases = ValidationCases(self.validator, class_names=self.class_names, **options)
             self._cases.attach(self.validator)
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_STARTED, self.epoch_started)
@@ -146,242 +135,227 @@ class TrackingHandler:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
 
     def start(self, engine: Any) -> None:
-        """Open the run, or go on in it.
+        """Open the run, or continue it.
 
         Raises:
-            ConfigError: the store of a new training cannot be used.
+            ConfigError: the store of a new training run cannot be used.
         """
         # registered only now, so that it runs after all other handlers of an epoch (validation, history, checkpoint)
         if not engine.has_event_handler(self.epoch_completed, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
-        self._begun = now()
         server = Server(str(self.tracking_uri), experiment_name=self.experiment_name)
-        with self._parent_lock():
-            parent, state, is_new = self._states(server)
-        spool = Spool(self.folder / SPOOL)
-        self._sender = Sender(Delivery(spool, server, self._state_file))
-        self._spool = spool
-        self._parent = Journal(spool, run_id=parent.run_id, wake=self._sender.wake)
-        self._run = Journal(spool, key=state.key, wake=self._sender.wake)
-        self._background = Background()
+        is_new = self._open(server)
         write_atomically(self.folder / CASES_NAME, json.dumps(self.codes.codes, indent=1, ensure_ascii=False))
-        if is_new:
-            tags = {"medunet.kind": "fold", "medunet.fold": str(self.fold), MLFLOW_PARENT_RUN_ID: parent.run_id}
-            self._run.create(
-                f"{self.run_name} fold {self.fold}", {**tags, **self._common_tags()}, start_time=self._begun
-            )
-            self._sender.delivery.run()  # at once, so that MONAI's handler (`--tracking mlflow`) finds it
-        for journal in (self._parent, self._run):
-            journal.status("RUNNING")
-        self._sender.start()
-        self._log_start(engine, is_new=is_new)
-        self._system: SystemMetrics | None = None
-        if self.system_metrics:
-            first = 0 if is_new else now() // 10_000 % 2**31  # beyond all samples of the part before
-            self._system = SystemMetrics(lambda values, step: self._run.metrics(values, step=step), first_step=first)
+        self._describe(engine, is_new=is_new)
+        self._deliveries = (Delivery(server, self._record_file), Delivery(server, self._parent_file))
+        self._is_silent, self._silent_until = False, 0.0
+        self._deliver()  # now, so that MONAI's handler (`--tracking mlflow`) finds the run
+        self._work, self._ended = ThreadPoolExecutor(1, "medunet-tracking"), threading.Event()
+        self._newest: Future[None] = self._later(self._log_datasets)
+        self._system = SystemMetrics(self.folder / SAMPLES_NAME) if self.system_metrics else None
+        if self._system is not None:
             self._system.start()
-        self._is_new, self._has_history = is_new, False
 
     def epoch_started(self, engine: Any) -> None:
-        """Take over the history, which a handler may have read at the start; in a trainer without one, begin it."""
-        if self._sender is None or self._has_history:
-            return
-        self._has_history = True
-        if not hasattr(engine.state, "history"):
+        """Keep a history if the trainer has no handler for it."""
+        if self._deliveries and not hasattr(engine.state, "history"):
             options = {"validator": self.validator, "class_names": self.class_names[1:], "resume": self.resume}
             history = HistoryHandler(str(self.folder), optimizer=engine.optimizer, **options)
-            engine.remove_event_handler(self.epoch_completed, Events.EPOCH_COMPLETED)  # it comes after the history
+            engine.remove_event_handler(self.epoch_completed, Events.EPOCH_COMPLETED)  # it runs after the history
             history.attach(engine)
             history.start(engine)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
-        logged = 0 if self._is_new else self._logged_epoch()
-        for entry in engine.state.history:
-            if entry["epoch"] > logged:  # a killed process could not log it
-                self._log_epoch(entry)
 
     def epoch_completed(self, engine: Any) -> None:
-        """Log the newest entry of the history."""
-        history = getattr(engine.state, "history", None)
-        if not history or self._sender is None:
+        """Send the newest entry of the history; draw cases in the background, which takes longer than a step."""
+        if not self._deliveries:
             return
-        entry = history[-1]
-        self._log_epoch(entry)
-        if self._cases is not None and self._is_shown(engine, entry["epoch"]):
-            table, chosen = self._cases.table(), self._cases.chosen() if self.pictures else []
-            self._background.submit(lambda: self._log_cases(entry["epoch"], table, chosen))
-
-    def _is_shown(self, engine: Any, epoch: int) -> bool:
-        """Whether weights are kept of this epoch, and it is the best so far or the last of all."""
-        state = self.validator.state
-        if not epoch == state.epoch == getattr(engine.state, "kept_epoch", 0):
-            return False
-        is_end = epoch == engine.state.max_epochs or engine.should_terminate
-        return bool(is_end or epoch == getattr(state, "best_metric_epoch", 0))
+        if self._cases is not None and self._is_shown(engine):
+            self._write("validation/cases.csv", self._cases.table())
+            for rank, draw in (self._cases.selected() if self.pictures else {}).items():
+                path = f"validation/epoch_{engine.state.epoch:05d}_{rank}.png"
+                self._newest = self._later(partial(self._draw, path, draw))
+        if time.monotonic() >= self._silent_until:
+            self._deliver()
 
     def complete(self, engine: Any) -> None:
-        """Log what came of it, and close the run."""
+        """Log the results and end the run."""
         self._finish(engine, "FINISHED")
 
     def failed(self, engine: Any, error: BaseException) -> None:
-        """Close the run; the error goes on its way."""
+        """End the run, and raise the error again."""
         self._finish(engine, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         # ignite leaves it to its handlers to raise the error again; the last of them has to
         if engine._event_handlers[Events.EXCEPTION_RAISED][-1][0] == self.failed:
             raise error
-
-    def _states(self, server: Server) -> tuple[RunState, RunState, bool]:
-        """Parent, child, and whether the child is new."""
-        fold = str(self.fold)
-        parent = RunState.load(self._parent_file, uri=server.name)
-        state = RunState.load(self._state_file, uri=server.name) if self.resume else None
-        if parent is None or not parent.run_id or (state is None and fold in parent.folds):
-            server.check()
-            parent, state = RunState(server.name, self.experiment_name), None
-            tags = {"medunet.kind": "training", **self._common_tags()}
-            # MONAI's handler takes the unfinished run that began first: that is to be the fold
-            begun = self._begun + 1
-            parent.run_id = server.create_run(key=parent.key, name=self.run_name, tags=tags, start_time=begun)
-        parent.folds.setdefault(fold, {})
-        parent.save(self._parent_file)
-        is_new = state is None
-        if state is None:
-            state = RunState(server.name, self.experiment_name, parent=parent.run_id)
-            state.save(self._state_file)
-        return parent, state, is_new
-
-    def _common_tags(self) -> dict[str, str]:
-        revision = git_revision()
-        tags = {"medunet.version": medunet.__version__, MLFLOW_SOURCE_NAME: "medunet"}
-        if revision:
-            tags |= {MLFLOW_GIT_COMMIT: revision["commit"], "medunet.git_changed": revision["changed"]}
-        return tags
-
-    def _log_start(self, engine: Any, *, is_new: bool) -> None:
-        """Parameters, configuration, environment, data."""
-        files = {} if self.bundle_root is None else text_files(self.bundle_root, self.codes)
-        config = json.loads(files.get("configs/train.json", "{}"))
-        given = anonymous_config({key: _plain(value) for key, value in self.params.items()}, self.codes)
-        surroundings = environment()
-        values = flat_parameters({**config, **given, "max_epochs": engine.state.max_epochs})
-        values |= {f"version::{name}": version for name, version in surroundings["packages"].items()}
-        values |= {f"device::{name}": show(value) for name, value in surroundings["device"].items()}
-        origin = json.loads(files.get("docs/changes.json", "{}"))
-        changed = changed_parameters(origin.get("changed", {}))
-        for journal in (self._parent, self._run):
-            left_out = {"fold"} if journal is self._parent else set()  # it is of all folds
-            own = {key: value for key, value in values.items() if key not in left_out}
-            told = {key: pair for key, pair in changed.items() if key not in left_out}
-            if is_new:  # MLflow rejects another value, such as more epochs
-                journal.params(own)
-            tags = {MLFLOW_RUN_NOTE: describe(str(origin.get("bundle", "")), told)} if origin else {}
-            if told:
-                tags["medunet.changed"] = ", ".join(told)[:5000]
-            if tags:
-                journal.tags(tags)
-        for name, text in files.items():
-            if not name.endswith("LICENSE"):
-                self._run.file(name.replace("configs/", "config/", 1), text)
-        self._run.json("environment/environment.json", {**surroundings, "git": git_revision()})
-        self._run.file("environment/requirements.txt", packages())
-        self._background.submit(self._log_datasets)
-
-    def _log_datasets(self) -> None:
-        name = self.dataset_dir.resolve().name if self.dataset_dir is not None else "dataset"
-        whole: list[Mapping[str, Any]] = []
-        for dataset, context in zip(self.datasets, ("training", "validation"), strict=False):
-            items = [item for item in getattr(dataset, "data", ()) if isinstance(item, Mapping)]
-            whole += items
-            if items:
-                self._run.record(dataset_record(name, items, context=context, stop=self._background.is_stopped))
-        if whole:  # of all folds the same
-            self._parent.record(dataset_record(name, whole, context="training", stop=self._background.is_stopped))
-
-    def _log_epoch(self, entry: Mapping[str, Any]) -> None:
-        names = {"loss": "loss", "lr": "lr", "seconds": "epoch_seconds", "steps_per_second": "steps_per_second"}
-        values = {name: entry[key] for key, name in {**names, "data_wait": "data_wait"}.items() if key in entry}
-        values |= {f"loss/{name}": value for name, value in entry.get("loss_terms", {}).items()}
-        values |= entry.get("val_metrics", {})
-        values |= {f"val_dice_{name}": value for name, value in entry.get("val_dice", {}).items()}
-        self._run.metrics(values, step=entry["epoch"])
-        write_atomically(self._logged_file, json.dumps(entry["epoch"]))
-
-    def _parent_lock(self) -> AbstractContextManager[bool]:
-        """Folds that are trained at the same time share a parent."""
-        self.training_dir.mkdir(parents=True, exist_ok=True)
-        return lock(self._parent_file.with_name(f".{PARENT_NAME}.lock"))
 
     @property
     def _parent_file(self) -> Path:
         return self.training_dir / PARENT_NAME
 
     @property
-    def _state_file(self) -> Path:
-        return self.folder / STATE_NAME
+    def _record_file(self) -> Path:
+        return self.folder / RECORD_NAME
+
+    def _open(self, server: Server) -> bool:
+        """Write the records of the run and its parent if they are missing; returns whether the run is new."""
+        fold, begun, tags = str(self.fold), now(), _common_tags()
+        own = RunRecord.load(self._record_file, uri=server.name) if self.resume else None
+        self.training_dir.mkdir(parents=True, exist_ok=True)
+        with lock(self.training_dir / f".{PARENT_NAME}.open"):  # folds that start simultaneously share a parent
+            parent = RunRecord.load(self._parent_file, uri=server.name)
+            if parent is None or (own is None and fold in parent.folds):
+                # MONAI's handler takes the unfinished run that began first, which must be the fold
+                parent = RunRecord(server.name, self.experiment_name, self.run_name, begun + 1)
+                parent.tags = {"medunet.kind": "training", **tags}
+                with server.required(purpose="cannot log to MLflow", remedy=REMEDY):
+                    parent.run_id = server.create_run(**parent.creation)
+                write_atomically(self._parent_file, parent.text)
+                own = None
+            with RunRecord.edit(self._parent_file) as noted:
+                noted.folds.setdefault(fold, {})
+        if own is not None:
+            return False
+        if not self.resume:  # files of an earlier run in this folder
+            shutil.rmtree(self._record_file.with_suffix(""), ignore_errors=True)
+            (self.folder / SAMPLES_NAME).unlink(missing_ok=True)
+        own = RunRecord(server.name, self.experiment_name, f"{self.run_name} fold {fold}", begun, parent=parent.run_id)
+        own.tags = {"medunet.kind": "fold", "medunet.fold": fold, MLFLOW_PARENT_RUN_ID: parent.run_id, **tags}
+        write_atomically(self._record_file, own.text)
+        return True
+
+    def _describe(self, engine: Any, *, is_new: bool) -> None:
+        """Note parameters, configuration and environment in the records of the run and its parent."""
+        files = {} if self.bundle_root is None else text_files(self.bundle_root, self.codes)
+        config = json.loads(files.get("configs/train.json", "{}"))
+        given = anonymous_config({key: _plain(value) for key, value in self.params.items()}, self.codes)
+        surroundings = environment()
+        params = flat_parameters({**config, **given, "max_epochs": engine.state.max_epochs})
+        params |= {f"version::{name}": version for name, version in surroundings["packages"].items()}
+        params |= {f"device::{name}": show(value) for name, value in surroundings["device"].items()}
+        origin = json.loads(files.get(CHANGES, "{}"))
+        changed = changed_parameters(origin.get("changed", {}))
+        for file, left_out in ((self._parent_file, {"fold"}), (self._record_file, set())):  # the parent has all folds
+            differing = {key: pair for key, pair in changed.items() if key not in left_out}
+            with RunRecord.edit(file) as record:
+                record.status, record.end_time, record.is_synced = "RUNNING", None, False
+                record.sent_epoch = min(record.sent_epoch, engine.state.epoch)
+                if is_new:  # MLflow rejects another value, such as more epochs
+                    record.params = {key: value for key, value in params.items() if key not in left_out} | record.params
+                if origin:
+                    record.tags[MLFLOW_RUN_NOTE] = describe(str(origin.get("bundle", "")), differing)
+                if differing:
+                    record.tags["medunet.changed"] = ", ".join(differing)[:5000]
+        for name, text in files.items():
+            if not name.endswith("LICENSE"):
+                self._write(name.replace("configs/", "config/", 1), text)
+        self._write("environment/environment.json", json.dumps({**surroundings, "git": git_revision()}, indent=2))
+        self._write("environment/requirements.txt", packages())
+
+    def _write(self, name: str, content: str | bytes) -> None:
+        """Write a file that becomes an artifact of the run."""
+        write_atomically(self._record_file.with_suffix("") / name, content)
+
+    def _draw(self, name: str, draw: Callable[[], bytes]) -> None:
+        self._write(name, draw())
+
+    def _deliver(self) -> None:
+        """Send what is new. A failure is one warning; a slow server is left alone for a while."""
+        begun = time.monotonic()
+        try:
+            with limits(PROBE_SECONDS):
+                for delivery in self._deliveries:
+                    delivery.run()
+            self._is_silent = False
+        except Exception as error:  # MLflow raises many types, and none of them may end a training run
+            if not self._is_silent:
+                text = "MLflow at %s: %s; training continues, " + LATER
+                logger.warning(text, self._server.name, self._server.describe(error), self._run_folder)
+            self._is_silent = True
+        ended = time.monotonic()
+        self._silent_until = ended + (ended - begun) / TIME_SHARE
 
     @property
-    def _logged_file(self) -> Path:
-        return self.folder / SPOOL / "logged_epoch"
+    def _server(self) -> Server:
+        return self._deliveries[0].server
 
-    def _logged_epoch(self) -> int:
-        return int(self._logged_file.read_text(encoding="ascii")) if self._logged_file.is_file() else 0
+    @property
+    def _run_folder(self) -> Path:
+        return self.bundle_root or self.folder
 
-    def _log_cases(self, epoch: int, table: str, chosen: Sequence[Picture]) -> None:
-        self._run.file("validation/cases.csv", table)
-        for picture in chosen:
-            self._run.file(f"validation/epoch_{epoch:05d}_{picture.rank}.png", picture.render())
+    def _later(self, work: Callable[[], None]) -> Future[None]:
+        """Do work that takes longer than a step in another thread; an error is a warning."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except Exception as error:
+                logger.warning("not logged to MLflow: %s", error, exc_info=True)
+
+        return self._work.submit(guarded)
+
+    def _is_shown(self, engine: Any) -> bool:
+        """Whether weights of this epoch are kept, and it is the best so far or the last."""
+        epoch, state = engine.state.epoch, self.validator.state
+        if not epoch == state.epoch == getattr(engine.state, "kept_epoch", 0):
+            return False
+        is_end = epoch == engine.state.max_epochs or engine.should_terminate
+        return bool(is_end or epoch == getattr(state, "best_metric_epoch", 0))
+
+    def _log_datasets(self) -> None:
+        name = self.dataset_dir.resolve().name if self.dataset_dir is not None else "dataset"
+        parts = [[item for item in getattr(one, "data", ()) if isinstance(item, Mapping)] for one in self.datasets]
+        record = partial(dataset_record, name, stop=self._ended.is_set)
+        contexts = zip(parts, ("training", "validation"), strict=False)
+        own = [record(items, context=context) for items, context in contexts if items]
+        with RunRecord.edit(self._record_file) as run:
+            run.datasets = own
+        if whole := [item for items in parts for item in items]:  # the same in all folds
+            digest = record(whole, context="training")
+            with RunRecord.edit(self._parent_file) as parent:
+                parent.datasets = [digest]
 
     def _finish(self, engine: Any, status: str) -> None:
-        if self._sender is None:
+        if not self._deliveries:
             return
-        sender, self._sender = self._sender, None
         if self._system is not None:
             self._system.finish()
-        patience = self.patience if status == "FINISHED" else min(self.patience, 10.0)
-        self._background.finish(patience)
+        wait([self._newest], timeout=self.patience if status == "FINISHED" else min(self.patience, 10.0))
+        self._ended.set()
+        self._work.shutdown(cancel_futures=True)
         try:
             self._log_end(engine, status)
-        except Exception as error:  # what was trained is there; it must not end in an error
-            logger.warning("the end of the training could not be logged: %s", error, exc_info=True)
-        left = sender.close(patience)
-        if left:
-            logger.warning(
-                "%d records wait for MLflow in %s; `medunet runs sync %s` sends them",
-                *(left, self._spool.folder, self.bundle_root or self.folder),
-            )
+            self._server.probe()
+            with limits(PATIENT_SECONDS if status == "FINISHED" else PROBE_SECONDS):
+                for delivery in self._deliveries:
+                    delivery.run()
+        except Exception as error:  # the run is trained; it must not end in an error
+            text = "the end of the training run is not in MLflow: %s; " + LATER
+            logger.warning(text, self._server.describe(error), self._run_folder)
+        self._deliveries = ()
 
     def _log_end(self, engine: Any, status: str) -> None:
-        history = list(getattr(engine.state, "history", ()))
-        if history:
-            self._run.file("plots/curves.png", render_curves(history))
-            self._run.json("history.json", history)
-        best = self._best(engine)
-        if best:
-            self._run.metrics(best, step=int(best["best_epoch"]))
-        if (
-            status == "FINISHED"
-            and self.model
-            and self.bundle_root
-            and (self.bundle_root / "models/model.pt").is_file()
-        ):
-            packed = pack_bundle(self.bundle_root, self.codes)
-            self._run.file("bundle.zip", packed)
-            is_alone = self.training_dir.resolve() == self.bundle_root.resolve()  # else the ensemble is registered
-            self._run.model(packed, name=model_name(self.run_name) if is_alone else "")
-        with self._parent_lock():
-            parent = RunState.load(self._parent_file)
-            if parent is not None and best:
+        if history := list(getattr(engine.state, "history", ())):
+            self._write("plots/curves.png", render_curves(history))
+        best, time = self._best(engine), now()
+        with RunRecord.edit(self._record_file) as run:
+            run.status, run.end_time = status, time
+            run.add(best, time=time, step=int(best.get("best_epoch", 0)))
+            if self.model and self.bundle_root and (self.bundle_root / "models" / "model.pt").is_file():
+                is_alone = self.training_dir.resolve() == self.bundle_root.resolve()  # else the ensemble is registered
+                run.bundle = os.path.relpath(self.bundle_root, self.folder)
+                run.model = model_name(self.run_name) if is_alone else ""
+        with RunRecord.edit(self._parent_file) as parent:
+            parent.status, parent.end_time = status, time
+            if best:
                 parent.folds[str(self.fold)] = best
-                parent.save(self._parent_file)
-        if parent is not None and best:
-            trained = [entry for entry in parent.folds.values() if entry]
-            common = [key for key in best if all(key in entry for entry in trained) and not key.endswith("_epoch")]
-            means = {key: sum(entry[key] for entry in trained) / len(trained) for key in common}
-            self._parent.metrics(means, step=len(trained))
-        for journal in (self._run, self._parent):
-            journal.status(status)
+                trained = [entry for entry in parent.folds.values() if entry]
+                common = [key for key in best if all(key in entry for entry in trained) and not key.endswith("_epoch")]
+                means = {key: sum(entry[key] for entry in trained) / len(trained) for key in common}
+                parent.add(means, time=time, step=len(trained))
 
     def _best(self, engine: Any) -> dict[str, float]:
-        """Of the epoch with the best validation, and of the one whose weights are kept."""
+        """The metrics of the epoch with the best validation, and of the one whose weights are kept."""
         state = getattr(self.validator, "state", None)
         metric = getattr(state, "best_metric", None)
         if state is None or metric is None or state.best_metric_epoch < 1:
@@ -392,6 +366,13 @@ class TrackingHandler:
             if entry["epoch"] == kept and name in entry.get("val_metrics", {}):
                 best |= {f"kept_{name}": entry["val_metrics"][name], "kept_epoch": float(kept)}
         return best
+
+
+def _common_tags() -> dict[str, str]:
+    tags = {"medunet.version": medunet.__version__, MLFLOW_SOURCE_NAME: "medunet"}
+    if revision := git_revision():
+        tags |= {MLFLOW_GIT_COMMIT: revision["commit"], "medunet.git_changed": revision["changed"]}
+    return tags
 
 
 def _plain(value: Any) -> Any:

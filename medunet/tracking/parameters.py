@@ -1,4 +1,4 @@
-"""What a run was configured with, as MLflow's parameters: flat, and those marked that the preset has otherwise."""
+"""A run's configuration as MLflow's parameters: flat, and with a note of what differs from the preset."""
 
 from __future__ import annotations
 
@@ -6,25 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-SKIPPED = (
-    "imports",
-    "train",
-    "validate",
-    "initialize",
-    "run",
-    "training",
-    "finalize",
-    "bundle_root",
-    "dataset_dir",
-    "resume",
-)
-"""Wiring that is the same in all runs, and paths; the whole config is an artifact."""
-
-_EXPRESSION = ("$", "@", "%")
+SKIPPED = {"imports", "train", "validate", "initialize", "run", "training", "finalize"}
+SKIPPED |= {"bundle_root", "dataset_dir", "resume"}
+"""Wiring that is the same in all runs, and paths. The whole config is an artifact."""
 
 
 def flat_parameters(config: Mapping[str, Any]) -> dict[str, str]:
-    """Values by config id, without expressions and references, whose value a config does not tell.
+    """Return values by config id, without expressions and references, whose value a config does not have.
 
     Example:
         >>> flat_parameters({"epochs": 3, "network_def": {"channels": [4, 8], "spatial_dims": "@dims"}})
@@ -34,17 +22,13 @@ def flat_parameters(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def changed_parameters(changes: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """What a run has otherwise than its preset: the preset's value and its own, by id.
-
-    Args:
-        changes: `docs/changes.json` of a run, ``{id: [preset, run]}``.
-    """
+    """Return the preset's value and the run's by id, from the ``{id: [preset, run]}`` of ``docs/changes.json``."""
     chosen = {id_: pair for id_, pair in changes.items() if id_.partition("::")[0] not in SKIPPED}
     return {id_: (show(before), show(after)) for id_, (before, after) in chosen.items()}
 
 
 def describe(base: str, changed: Mapping[str, tuple[str, str]]) -> str:
-    """The description of a run in MLflow's page (Markdown)."""
+    """Return the description of a run in MLflow's page (Markdown)."""
     if not changed:
         return f"As `{base}` has it." if base else ""
     rows = [f"| `{id_}` | {_cell(before)} | {_cell(after)} |" for id_, (before, after) in changed.items()]
@@ -52,7 +36,7 @@ def describe(base: str, changed: Mapping[str, tuple[str, str]]) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as one line; texts as they are, all else as JSON."""
+    """Return a text as it is, and anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -62,7 +46,7 @@ def _cell(text: str) -> str:
 
 def _is_expression(value: Any) -> bool:
     texts = value if isinstance(value, list) else [value]
-    return any(isinstance(text, str) and text.startswith(_EXPRESSION) for text in texts)
+    return any(isinstance(text, str) and text.startswith(("$", "@", "%")) for text in texts)
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,10 @@
-"""A real MLflow server on the loopback, started and stopped by its process."""
+"""A real MLflow server on the loopback, a gate before it, and an SQLite store that is ready."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,27 +17,24 @@ from pathlib import Path
 
 import pytest
 import requests
+from shared import shared
 
-from medunet.datasets import write_phantom_dataset
+from medunet.tracking.server import Server
 
 START_SECONDS = 180
 
 
-def usable_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 class Process:
-    """A program that answers on a port of the loopback."""
+    """A program that answers on a port of the loopback; `command` gets the port."""
 
     def __init__(
-        self, command: Callable[[int], list[str]], folder: Path, *, path: str = "/health", **environment: str
+        self, command: Callable[[str], list[str]], folder: Path, *, path: str = "/health", **environment: str
     ) -> None:
-        self.port = usable_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.command = command(self.port)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{port}"
+        self.command = [sys.executable, "-m", "mlflow", *command(str(port))]
         self.folder = folder
         self.path = path
         own = {"MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
@@ -66,43 +64,55 @@ class Process:
             self.process = None
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new SQLite store; MLflow needs seconds to create its tables."""
+    folder = shared(tmp_path_factory, "store", lambda folder: Server(f"sqlite:///{folder}/mlruns.db").client)
+    return folder / "mlruns.db"
+
+
 @pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def uri(tmp_path: Path, empty_store: Path) -> str:
+    """The address of a store of the test's own, `tmp_path/mlruns.db`."""
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlruns.db')}"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Process]:
+    """A server for the whole session; a test that stops it starts it again."""
     folder = tmp_path_factory.mktemp("server")
-    store = [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-    ]
-
-    def command(port: int) -> list[str]:
-        words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        return [sys.executable, *words, *store]
-
-    found = Process(command, folder)
-    found.start()
-    yield found
-    found.stop()
+    store = shutil.copy(empty_store, folder / "mlflow.db")
+    words = ["server", "--host", "127.0.0.1", "--workers", "1", "--backend-store-uri", f"sqlite:///{store}"]
+    words += ["--artifacts-destination", str(folder / "artifacts"), "--port"]
+    process = Process(lambda port: [*words, port], folder)
+    process.start()
+    yield process
+    process.stop()
 
 
 class Gate:
-    """A proxy before a server, which lets in who knows the token, and says `status` to others."""
+    """A proxy before a server: it lets in whoever has the token, says `status` to others, and can hang."""
 
     def __init__(self, server: str, *, token: str, status: int) -> None:
         self.token = token
+        self.status = status
+        self.is_hanging = False
+        self.waiting = 0  # requests that were not answered
+        self._ended = threading.Event()
         gate = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                known = self.headers.get("Authorization") == f"Bearer {gate.token}"
-                if known or self.path == "/health":
+                if gate.is_hanging:
+                    gate.waiting += 1
+                    gate._ended.wait()
+                    return
+                answer, code, kind = b"<html>log in</html>", gate.status, "text/html"
+                if self.headers.get("Authorization") == f"Bearer {gate.token}":
                     headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
                     found = requests.request(self.command, server + self.path, headers=headers, data=body, timeout=60)
                     answer, code, kind = found.content, found.status_code, found.headers.get("Content-Type", "")
-                else:
-                    answer, code, kind = b"<html>log in</html>", status, "text/html"
                 self.send_response(code)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(answer)))
@@ -115,6 +125,7 @@ class Gate:
                 pass
 
         self._proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._proxy.daemon_threads = True
         self.uri = f"http://127.0.0.1:{self._proxy.server_port}"
 
     def __enter__(self) -> Gate:
@@ -122,27 +133,17 @@ class Gate:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
         self._proxy.shutdown()
         self._proxy.server_close()
 
 
 @pytest.fixture
-def gate(server: Process, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Gate]:
-    """A gate before the server, and its token as MLflow's client reads it."""
+def gate(server: Process, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """A gate before the server, whose token MLflow's client has."""
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of today")
-    return lambda status: Gate(server.uri, token="of today", status=status)
-
-
-@pytest.fixture(scope="session")
-def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data whose files are named like patients."""
-    root = tmp_path_factory.mktemp("ward") / "study"
-    write_phantom_dataset(root, kind="cells", cases=4, size=(48, 48))
-    for folder in ("imagesTr", "labelsTr"):
-        for number, path in enumerate(sorted((root / folder).iterdir())):
-            path.rename(path.with_name(f"Mustermann_{'ABCD'[number]}{path.suffix}"))
-    (root / "dataset.json").unlink(missing_ok=True)
-    return root
+    with Gate(server.uri, token="of today", status=401) as found:
+        yield found
 
 
 @pytest.fixture
@@ -151,16 +152,12 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, s
     started: list[Process] = []
 
     def start(model: str, uri: str) -> str:
+        words = ["models", "serve", "-m", model, "--env-manager", "local", "--host", "127.0.0.1", "-p"]
+        environment = {"MLFLOW_TRACKING_URI": uri, "MEDUNET_DEVICE": "cpu"}
         folder = tmp_path_factory.mktemp("serve")
-
-        def command(port: int) -> list[str]:
-            words = ["models", "serve", "-m", model, "--env-manager", "local", "--host", "127.0.0.1", "-p", str(port)]
-            return [sys.executable, "-m", "mlflow", *words]
-
-        found = Process(command, folder, path="/ping", MLFLOW_TRACKING_URI=uri, MEDUNET_DEVICE="cpu")
-        started.append(found)
-        found.start()
-        return found.uri
+        started.append(Process(lambda port: [*words, port], folder, path="/ping", **environment))
+        started[-1].start()
+        return started[-1].uri
 
     yield start
     for one in started:

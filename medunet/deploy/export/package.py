@@ -24,8 +24,7 @@ from medunet.files import write_atomically
 from medunet.prediction.configuration import parse_inference
 from medunet.runtime import load_checkpoint
 from medunet.tracking import CaseCodes
-from medunet.tracking.anonymous import text_files
-from medunet.tracking.case_codes import PATH_WORD
+from medunet.tracking.anonymous import PATH_WORD, text_files
 from medunet.trust import record_weights, require_trust
 
 from .exporting import export_bundle

@@ -1,9 +1,11 @@
-"""System metrics: what is measured, and that they take the way of all others."""
+"""System metrics: the values, and the file that they are written to."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,30 +13,38 @@ import pytest
 import torch
 from mlflow.system_metrics.metrics import gpu_monitor
 
-from medunet.tracking.system import SystemMetrics
+from medunet.tracking.environment import SystemMetrics
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow
 
 
-def measure(
-    monkeypatch: pytest.MonkeyPatch, *, first_step: int = 0, samples: int = 2
-) -> list[tuple[dict[str, float], int]]:
-    """What a monitor hands over until it has so many samples."""
+Sample = dict[str, tuple[float, int]]
+
+
+def measure(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[Sample]:
+    """Value and step by key of each sample that a monitor writes until it is stopped after the second one."""
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    put: list[tuple[dict[str, float], int]] = []
-    monitor = SystemMetrics(lambda values, step: put.append((values, step)), first_step=first_step)
+    monitor, end = SystemMetrics(path), time.monotonic() + 60
     monitor.start()
-    end = time.monotonic() + 60
-    while len(put) < samples and time.monotonic() < end:
+    while time.monotonic() < end and (not path.is_file() or path.read_text().count("\n") < 2):
         time.sleep(0.02)
     monitor.finish()
-    return put
+    return [{key: (value, step) for key, value, _, step in json.loads(line)} for line in path.read_text().splitlines()]
 
 
-def test_the_machine_is_measured_and_samples_are_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = measure(monkeypatch, first_step=7)
-    assert [step for _, step in found[:2]] == [7, 8]
-    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(found[0][0])
+def test_the_machine_is_measured_and_a_resumed_run_continues_the_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "samples.jsonl"
+    path.write_text("[]\n" * 7)
+    monitor = SystemMetrics(path)
+    monitor.start()
+    monitor.finish()  # takes a last sample
+    [(key, _, _, step), *_] = json.loads(path.read_text().splitlines()[7])
+    assert key.startswith("system/") and step == 7
+    first = measure(monkeypatch, tmp_path / "new.jsonl")[0]
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(first)
+    assert {step for _, step in first.values()} == {0}
 
 
 class TwoGpus:
@@ -66,12 +76,12 @@ class TwoGpus:
         return 300_000
 
 
-def test_gpus_are_measured_by_nvidias_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_measured_by_nvidias_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     library = TwoGpus()
     monkeypatch.setitem(sys.modules, "pynvml", library)  # type: ignore[arg-type] # stands for the module
     monkeypatch.setattr(gpu_monitor, "pynvml", library, raising=False)
-    values, _ = measure(monkeypatch)[0]
-    gpus = {key.removeprefix("system/"): value for key, value in values.items() if "gpu" in key}
+    values = measure(monkeypatch, tmp_path / "samples")[0]
+    gpus = {key.removeprefix("system/"): value for key, (value, _) in values.items() if "gpu" in key}
     assert gpus == {
         "gpu_0_memory_usage_percentage": 25.0,
         "gpu_0_memory_usage_megabytes": 2000.0,
@@ -84,20 +94,20 @@ def test_gpus_are_measured_by_nvidias_library(monkeypatch: pytest.MonkeyPatch) -
     }
 
 
-def test_a_machine_without_gpu_has_no_such_metrics_with_the_library_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_gpu_has_no_such_metrics_with_the_library_either(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     library = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed: pip install 'medunet[gpu]'")
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     monkeypatch.setattr(gpu_monitor, "pynvml", library, raising=False)
-    values, _ = measure(monkeypatch)[0]
+    values = measure(monkeypatch, tmp_path / "samples")[0]
     assert not [key for key in values if "gpu" in key]
 
 
 @pytest.mark.cuda
-def test_this_machines_gpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machines_gpu_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed: pip install 'medunet[gpu]'")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    values, _ = measure(monkeypatch)[0]
-    assert values["system/gpu_0_memory_usage_megabytes"] > 0
-    assert 0 <= values["system/gpu_0_utilization_percentage"] <= 100
+    values = measure(monkeypatch, tmp_path / "samples")[0]
+    assert values["system/gpu_0_memory_usage_megabytes"][0] > 0
+    assert 0 <= values["system/gpu_0_utilization_percentage"][0] <= 100

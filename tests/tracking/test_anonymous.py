@@ -1,0 +1,56 @@
+"""What leaves the machine names no case and no path; a data set is known by its content."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from medunet.tracking import CaseCodes
+from medunet.tracking.anonymous import anonymous_config, pack_bundle, text_files
+from medunet.tracking.dataset import content_digest
+
+
+def test_the_digest_follows_content_and_not_names(tmp_path: Path) -> None:
+    for folder, name in (("a", "x"), ("b", "y")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.nii").write_bytes(b"image")
+        (tmp_path / folder / f"{name}_label.nii").write_bytes(b"label")
+
+    def digest(folder: str, name: str) -> str:
+        item = {"image": str(tmp_path / folder / f"{name}.nii"), "label": str(tmp_path / folder / f"{name}_label.nii")}
+        return content_digest([{**item, "name": name}], cache=tmp_path / "cache")
+
+    before = digest("a", "x")
+    assert before == digest("b", "y")
+    (tmp_path / "a" / "x.nii").write_bytes(b"Image")
+    assert digest("a", "x") != before
+
+
+def test_a_packed_bundle_names_neither_paths_nor_cases(tmp_path: Path) -> None:
+    changed = {
+        "validation_cases": [[], ["Doe"]],
+        "tracking_uri": ["", "https://ward.example"],
+        "skip_cases": [[], ["Roe"]],
+    }
+    config = {"dataset_dir": "/ward/x", "init_from": "/home/me/run", "validation_cases": ["Doe"], "lr": "$@a + '/b'"}
+    files = {
+        "configs/train.json": json.dumps(config),
+        "docs/fingerprint.json": '{"cases": ["Doe"], "broken": {"Roe": "Roe.nii: empty"}}',
+        "docs/README.md": "Cases that were left out:\n\n- Roe: empty\n- Poe: empty\n\n## Next\n",
+        "docs/changes.json": json.dumps({"bundle": "unet_3d", "presets": [], "changed": changed}),
+        "models/model.pt": "weights",
+        "models/last.pt": "state of the optimizer",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    codes = CaseCodes(["Doe"])
+    together = "".join(text_files(tmp_path, codes).values())
+    assert not [word for word in ("Doe", "Roe", "Poe", "ward", "home") if word in together]
+    assert "case_001" in together
+    assert "## Next" in together
+    assert anonymous_config({"lr": "$@a + '/b'"}, codes) == {"lr": "$@a + '/b'"}
+    packed = pack_bundle(tmp_path, codes)
+    assert b"weights" in packed
+    assert b"optimizer" not in packed
+    assert packed == pack_bundle(tmp_path, codes)
