@@ -183,7 +183,7 @@ def save_model(packed: Path, folder: Path) -> Path:
     return folder
 
 
-def log_model(packed: Path, *, client: MlflowClient, run_id: str, name: str = "") -> None:
+def log_model(packed: Path, *, client: MlflowClient, run_id: str, name: str = "", time: int | None = None) -> None:
     """Log a packed bundle (ZIP) as the model of a run; repeated, it completes what an interrupted call has begun.
 
     Args:
@@ -191,11 +191,12 @@ def log_model(packed: Path, *, client: MlflowClient, run_id: str, name: str = ""
         client: client of the tracking store.
         run_id: the run.
         name: name of the registered model that gets a version; empty: nothing is registered.
+        time: milliseconds since 1970 that the model's metrics get; by default now.
     """
     run = client.get_run(run_id)
     known = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'")
     ready = [model for model in known if str(model.status) == str(LoggedModelStatus.READY)]
-    model = ready[0] if ready else _upload(packed, client, run)
+    model = ready[0] if ready else _upload(packed, client, run, time)
     if not name or client.search_model_versions(f"run_id = '{run_id}'"):
         return
     try:
@@ -218,7 +219,7 @@ def model_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text).strip("_") or "medunet"
 
 
-def _upload(packed: Path, client: MlflowClient, run: Run) -> LoggedModel:
+def _upload(packed: Path, client: MlflowClient, run: Run, time: int | None) -> LoggedModel:
     """Log a model as MLflow's `log_model` does, but to the store of this client instead of the process's one."""
     run_id = run.info.run_id
     model = client.create_logged_model(
@@ -236,7 +237,7 @@ def _upload(packed: Path, client: MlflowClient, run: Run) -> LoggedModel:
     epoch = int(run.data.metrics.get(f"{KEPT}epoch", 0))
     for key, value in run.data.metrics.items():
         if key.startswith(KEPT):  # the others are those of the last epoch, whose weights the model need not have
-            client.log_metric(run_id, key.removeprefix(KEPT), value, step=epoch, model_id=model.model_id)
+            client.log_metric(run_id, key.removeprefix(KEPT), value, time, epoch, model_id=model.model_id)
     return model
 
 

@@ -53,7 +53,7 @@ def track_cross_validation(
         with limits(PATIENT_SECONDS):
             Delivery(server, file).run()
     except Exception as error:  # the folds are trained; that must not end in an error
-        logger.warning("the cross-validation is not in MLflow: %s; " + LATER, server.describe(error), folder)
+        logger.warning("the cross-validation is not in MLflow (%s); " + LATER, server.describe(error), folder)
 
 
 def _anonymous_table(text: str, codes: CaseCodes) -> str:

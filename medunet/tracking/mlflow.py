@@ -269,7 +269,7 @@ class TrackingHandler:
             self._is_silent = False
         except Exception as error:  # MLflow raises many types, and none of them may end a training run
             if not self._is_silent:
-                text = "MLflow at %s: %s; training continues, " + LATER
+                text = "MLflow at %s (%s) is not used for now; training continues, " + LATER
                 logger.warning(text, self._server.name, self._server.describe(error), self._run_folder)
             self._is_silent = True
         ended = time.monotonic()
@@ -330,7 +330,7 @@ class TrackingHandler:
                 for delivery in self._deliveries:
                     delivery.run()
         except Exception as error:  # the run is trained; it must not end in an error
-            text = "the end of the training run is not in MLflow: %s; " + LATER
+            text = "the end of the training run is not in MLflow (%s); " + LATER
             logger.warning(text, self._server.describe(error), self._run_folder)
         self._deliveries = ()
 

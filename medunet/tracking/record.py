@@ -209,7 +209,8 @@ class Delivery:
             packed = Path(temporary) / "bundle.zip"
             packed.write_bytes(pack_bundle(bundle, codes))
             self.server.client.log_artifact(record.run_id, str(packed))
-            log_model(packed, client=self.server.client, run_id=record.run_id, name=record.model)
+            options: dict[str, Any] = {"name": record.model, "time": record.end_time}
+            log_model(packed, client=self.server.client, run_id=record.run_id, **options)
 
 
 def points(values: Mapping[str, float], *, time: int, step: int) -> list[tuple[str, float, int, int]]:

@@ -169,7 +169,9 @@ def sync_runs(folder: Path, uri: str | None = None) -> tuple[int, int]:
             server.probe()
             is_sent = Delivery(server, file).run()
         except Exception as error:  # MLflow raises many types
-            logger.warning("%s could not be sent to MLflow at %s: %s", file.parent, server.name, server.describe(error))
+            logger.warning(
+                "%s could not be sent to MLflow at %s (%s)", file.parent, server.name, server.describe(error)
+            )
         sent, missing = sent + is_sent, missing + (not is_sent)
     return sent, missing
 

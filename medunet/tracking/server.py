@@ -28,6 +28,7 @@ KEY_TAG = "medunet.key"  # finds a run that was created but not noted
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # per request of MLflow's REST API
 MAX_VALUE = 6000  # characters of a parameter
 
+SILENT = "does not answer"
 PROBE_SECONDS = 5  # a server that is silent for so long counts as down
 PATIENT_SECONDS = 60  # per request outside of the training loop, such as the upload of a model
 
@@ -90,12 +91,14 @@ class Server:
         except MedunetError:
             raise
         except Exception as error:  # MLflow raises many types, its server's and its database's among them
-            is_silent = isinstance(error.__cause__ or error.__context__, RequestException)
-            cause = "the MLflow server does not answer" if is_silent else f"{purpose}: {self.describe(error)}"
+            text = self.describe(error)
+            cause = f"the MLflow server {SILENT}" if text == SILENT else f"{purpose}: {text}"
             raise ConfigError(cause, received=self.name, remedy=remedy) from error
 
     def describe(self, error: BaseException) -> str:
         """An error in one line, without user and password."""
+        if isinstance(error.__cause__ or error.__context__, RequestException):
+            return SILENT
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return line.replace(self.uri, self.name)[:300]
 

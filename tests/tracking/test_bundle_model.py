@@ -19,10 +19,8 @@ from medunet.bundle import find_bundle, specialise
 from medunet.errors import MedunetError
 from medunet.io import read_volume, write_volume
 from medunet.prediction import Predictor
-from medunet.tracking.anonymous import pack_bundle
-from medunet.tracking.bundle_model import UnusableImageError
-from medunet.tracking.case_codes import CaseCodes
-from medunet.tracking.logged_model import save_model
+from medunet.tracking.anonymous import CaseCodes, pack_bundle
+from medunet.tracking.bundle_model import UnusableImageError, save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -94,7 +94,7 @@ def test_gpus_are_measured_by_nvidias_library(monkeypatch: pytest.MonkeyPatch, t
     }
 
 
-def test_a_machine_without_gpu_has_no_such_metrics_with_the_library_either(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_machine_without_gpu_has_no_gpu_metrics(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     library = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed: pip install 'medunet[gpu]'")
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

@@ -1,10 +1,11 @@
-"""MLflow: what a training logs, and what happens when it cannot."""
+"""MLflow: what a training run logs, and what happens when it cannot."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,8 @@ from monai.losses import DiceLoss
 from monai.transforms import AsDiscreted
 
 from medunet.errors import ConfigError
-from medunet.tracking import TrackingHandler, list_runs, send_waiting
+from medunet.tracking import TrackingHandler, sync_runs
+from medunet.tracking.record import RunRecord
 from medunet.training import HistoryHandler
 
 # MLflow and SQLAlchemy warn about themselves
@@ -37,7 +39,7 @@ def train(
     after: Callable[[int], None] = lambda epoch: None,
     **options: Any,
 ) -> None:
-    """A training of two steps an epoch with the losses 4 and 2, then half of that in each epoch."""
+    """A training run of two steps per epoch with the losses 4 and 2, then half of that in each epoch."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
 
     def step(engine: Engine, batch: int) -> dict[str, torch.Tensor]:
@@ -46,10 +48,10 @@ def train(
     engine = Engine(step)
     if first:
         engine.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "epoch", first))
-    defaults = {"system_metrics": False, "experiment_name": "e", "run_name": "r", "patience": 30.0}
+    defaults = {"system_metrics": False, "experiment_name": folder.parts[-2], "run_name": "r", "patience": 30.0}
     TrackingHandler(tracking_uri=uri, folder=str(folder), **{**defaults, **options}).attach(engine)
     HistoryHandler(str(folder), optimizer=optimizer, resume=bool(first)).attach(engine)
-    # after the handler's own, which is registered when the training starts
+    # after the handler's own, which is registered when the training run starts
     engine.add_event_handler(
         Events.STARTED,
         lambda engine: engine.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: after(engine.state.epoch)),
@@ -57,25 +59,70 @@ def train(
     engine.run([0, 1], max_epochs=epochs)
 
 
-def runs_of(uri: str) -> tuple[mlflow.MlflowClient, mlflow.entities.Run, mlflow.entities.Run]:
-    """The client, the training and its fold."""
-    client = mlflow.MlflowClient(tracking_uri=uri)
-    found = client.search_runs([client.get_experiment_by_name("e").experiment_id])
-    by_kind = {run.data.tags["medunet.kind"]: run for run in found}
-    assert len(found) == len(by_kind) == 2
-    return client, by_kind["training"], by_kind["fold"]
+def contents(archive: Path) -> dict[str, bytes]:
+    """Files of a packed bundle; the hashes of the weights get into its metadata when the run has ended."""
+    with zipfile.ZipFile(archive) as opened:
+        return {name: opened.read(name) for name in opened.namelist() if name != "configs/metadata.json"}
 
 
-def losses(client: mlflow.MlflowClient, run: mlflow.entities.Run) -> dict[int, float]:
-    points = client.get_metric_history(run.info.run_id, "loss")
-    assert len({point.step for point in points}) == len(points), "an epoch was logged twice"
-    return {point.step: point.value for point in points}
+class Content:
+    """What an experiment of a store has: one training, and its folds by number."""
+
+    def __init__(self, uri: str, experiment: str, *, has_parents: bool = True) -> None:
+        self.client = mlflow.MlflowClient(tracking_uri=uri)
+        runs = self.client.search_runs([self.client.get_experiment_by_name(experiment).experiment_id])
+        [self.training] = [run for run in runs if run.data.tags["medunet.kind"] == "training"]
+        children = [run for run in runs if run.data.tags["medunet.kind"] == "fold"]
+        self.folds = {int(run.data.tags["medunet.fold"]): run for run in children}
+        assert len(runs) == 1 + len(self.folds)
+        parents = {run.data.tags.get("mlflow.parentRunId") for run in children}
+        assert not has_parents or parents == {self.training.info.run_id}
+
+    @property
+    def fold(self) -> mlflow.entities.Run:
+        [only] = self.folds.values()
+        return only
+
+    @property
+    def statuses(self) -> list[str]:
+        return [run.info.status for run in (self.training, *self.folds.values())]
+
+    def losses(self, fold: int = 0) -> dict[int, float]:
+        points = self.client.get_metric_history(self.folds[fold].info.run_id, "loss")
+        assert len({point.step for point in points}) == len(points), "an epoch was logged twice"
+        return {point.step: point.value for point in points}
+
+    def files(self, run: mlflow.entities.Run, path: str | None = None) -> list[str]:
+        found: list[str] = []
+        for file in self.client.list_artifacts(run.info.run_id, path):
+            found += self.files(run, file.path) if file.is_dir else [file.path]
+        return found
+
+    def everything(self, run: mlflow.entities.Run, folder: Path) -> dict[str, Any]:
+        """All of a run but its ids."""
+        client, info = self.client, run.info
+        own = ("mlflow.parentRunId", "medunet.key", "mlflow.user")
+        [*models] = client.search_logged_models([info.experiment_id], filter_string=f"source_run_id = '{info.run_id}'")
+        files = {name: client.download_artifacts(info.run_id, name, str(folder)) for name in self.files(run)}
+        return {
+            "info": (info.run_name, info.status, info.start_time, info.end_time),
+            "params": run.data.params,
+            "tags": {key: value for key, value in run.data.tags.items() if key not in own},
+            "metrics": {
+                key: [
+                    (point.value, point.timestamp, point.step) for point in client.get_metric_history(info.run_id, key)
+                ]
+                for key in run.data.metrics
+            },
+            "inputs": [(one.dataset.to_dictionary(), one.tags[0].value) for one in run.inputs.dataset_inputs],
+            "files": {name: Path(path).read_bytes() for name, path in files.items() if name != "bundle.zip"},
+            "bundle": [contents(Path(path)) for name, path in files.items() if name == "bundle.zip"],
+            "models": [({(one.key, one.value, one.step) for one in model.metrics}, model.params) for model in models],
+            "versions": len(client.search_model_versions(f"run_id = '{info.run_id}'")),
+        }
 
 
-def test_the_handler_alone_logs_the_curves_of_monais_trainer(
-    tmp_path: Path,
-) -> None:
-    uri = f"sqlite:///{tmp_path}/mlruns.db"
+def test_the_handler_alone_logs_the_curves_of_monais_trainer(tmp_path: Path, uri: str) -> None:
     network = torch.nn.Conv2d(1, 2, 3, padding=1)
     data = [{"image": torch.rand(1, 8, 8), "label": torch.ones(1, 8, 8)} for _ in range(2)]
     validator = SupervisedEvaluator(
@@ -105,81 +152,63 @@ def test_the_handler_alone_logs_the_curves_of_monais_trainer(
     )
     handler.attach(trainer)
     trainer.run()
-    client, _, fold = runs_of(uri)
-    assert sorted(losses(client, fold)) == [1, 2]
-    assert len(client.get_metric_history(fold.info.run_id, "dice")) == 2
+    content = Content(uri, "e")
+    assert sorted(content.losses()) == [1, 2]
+    assert len(content.client.get_metric_history(content.fold.info.run_id, "dice")) == 2
 
 
-def test_the_end_of_a_training_does_not_wait_for_a_digest_without_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_end_of_a_training_run_does_not_wait_for_a_digest_without_limit(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "large.nii").write_bytes(bytes(100))
-    monkeypatch.setattr("medunet.tracking.dataset._blocks", lambda path: itertools.repeat(b"x"))
+    (tmp_path / "large.nii").write_bytes(bytes(100_000_000))
+    monkeypatch.setattr("medunet.tracking.dataset.BLOCK", 1)
     data = SimpleNamespace(data=[{"image": str(tmp_path / "large.nii"), "name": "large"}])
-    train(tmp_path / "eval", f"sqlite:///{tmp_path}/mlruns.db", datasets=[data], patience=0.5)
+    train(tmp_path / "eval", uri, datasets=[data], patience=0.1)
     assert "digest of the data set was stopped" in caplog.text
 
 
 def test_a_training_is_a_run_and_its_fold_a_child(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new/mlruns.db"
-    train(tmp_path, uri, params={"epochs": 2})
-    client, training, fold = runs_of(uri)
-    assert training.info.run_name == "r"
-    assert (training.info.status, fold.info.status) == ("FINISHED", "FINISHED")
-    assert fold.data.tags["mlflow.parentRunId"] == training.info.run_id
-    assert losses(client, fold) == {1: 3.0, 2: 1.5}
-    assert fold.data.metrics["lr"] == 0.5
-    assert fold.data.params["epochs"] == "2"
-    assert "version::torch" in fold.data.params
-    names = {file.path for file in client.list_artifacts(fold.info.run_id)}
-    assert {"environment", "plots", "history.json"} <= names
-    assert not list((tmp_path / "tracking").glob("0*"))
+    train(tmp_path / "eval", uri, params={"epochs": 2})
+    content = Content(uri, tmp_path.name)
+    assert content.training.info.run_name == "r"
+    assert content.statuses == ["FINISHED", "FINISHED"]
+    assert content.losses() == {1: 3.0, 2: 1.5}
+    times = [point.timestamp for point in content.client.get_metric_history(content.fold.info.run_id, "lr")]
+    assert times == [entry["time"] for entry in json.loads((tmp_path / "eval" / "history.json").read_text())]
+    assert content.fold.data.metrics["lr"] == 0.5
+    assert content.fold.data.params["epochs"] == "2"
+    assert "version::torch" in content.fold.data.params
+    files = {"environment/environment.json", "environment/requirements.txt", "plots/curves.png", "history.json"}
+    assert files <= set(content.files(content.fold))
+    assert sync_runs(tmp_path) == (0, 0)
 
 
-def test_a_training_of_folds_is_not_told_to_be_one_of_them(tmp_path: Path) -> None:
-    run, uri = tmp_path / "fold_3", f"sqlite:///{tmp_path}/mlruns.db"
+def test_a_parent_shows_no_parameter_of_a_single_fold(tmp_path: Path, uri: str) -> None:
+    run = tmp_path / "fold_3"
     changes = {"bundle": "unet_2d", "changed": {"fold": [0, 3], "epochs": [60, 2]}}
     for name, content in (("configs/train", {"fold": 3, "epochs": 2}), ("docs/changes", changes)):
         path = run / f"{name}.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content))
     train(run / "eval", uri, bundle_root=str(run), training_dir=str(tmp_path), fold=3, model=False)
-    _, training, fold = runs_of(uri)
-    assert (training.data.tags["medunet.changed"], fold.data.tags["medunet.changed"]) == ("epochs", "fold, epochs")
-    assert "`fold`" in fold.data.tags["mlflow.note.content"]
-    assert "`fold`" not in training.data.tags["mlflow.note.content"]
-    assert "fold" in fold.data.params and "fold" not in training.data.params
+    logged = Content(uri, run.name)
+    training, fold = logged.training.data, logged.fold.data
+    assert (training.tags["medunet.changed"], fold.tags["medunet.changed"]) == ("epochs", "fold, epochs")
+    assert "`fold`" in fold.tags["mlflow.note.content"]
+    assert "`fold`" not in training.tags["mlflow.note.content"]
+    assert "fold" in fold.params and "fold" not in training.params
 
 
-def test_all_runs_are_listed_however_many_the_store_gives_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri = f"sqlite:///{tmp_path}/mlruns.db"
-    client = mlflow.MlflowClient(tracking_uri=uri)
-    experiment = client.create_experiment("e")
-    for number in range(5):
-        client.create_run(experiment, run_name=str(number), start_time=1 + number, tags={"medunet.kind": "training"})
-    monkeypatch.setattr("medunet.tracking.runs.RUNS_AT_ONCE", 2)
-    assert [run.name for run in list_runs(uri, experiment_name="e")] == ["4", "3", "2", "1", "0"]
-
-
-@pytest.mark.parametrize("uri", [None, ""])
-def test_tracking_can_be_turned_off(tmp_path: Path, uri: str | None) -> None:
-    train(tmp_path, uri)
+@pytest.mark.parametrize("options", [{"uri": None}, {"uri": ""}, {"is_writer": False}])
+def test_tracking_can_be_turned_off_and_only_the_first_process_logs(tmp_path: Path, options: dict[str, Any]) -> None:
+    train(tmp_path / "eval", **{"uri": f"sqlite:///{tmp_path}/mlruns.db", **options})
     assert not list(tmp_path.rglob("*.db"))
 
 
-def test_only_the_first_process_logs(tmp_path: Path) -> None:
-    train(tmp_path, f"sqlite:///{tmp_path}/mlruns.db", is_writer=False)
-    assert not list(tmp_path.rglob("*.db"))
-
-
-def test_a_store_that_cannot_be_used_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="MLflow"):
+def test_a_store_that_cannot_be_used_is_one_line_without_the_password(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot log to MLflow: MLflow no longer supports"):
         train(tmp_path, f"file://{tmp_path}/mlruns")
-
-
-def test_a_server_that_is_down_at_the_start_is_one_line_without_the_password(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as info:
         train(tmp_path, "http://me:secret@127.0.0.1:9")
     assert str(info.value) == (
@@ -189,133 +218,148 @@ def test_a_server_that_is_down_at_the_start_is_one_line_without_the_password(tmp
     assert not (tmp_path / "history.json").exists()
 
 
-def test_a_store_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_is_created_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # MLflow takes seconds to make its tables, and cannot open a file that has some of them
-    search = mlflow.MlflowClient.search_experiments
-
     def interrupted(client: mlflow.MlflowClient, **options: object) -> object:
-        search(client, **options)
         raise KeyboardInterrupt
 
-    uri = f"sqlite:///{tmp_path}/mlruns.db"
     monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, uri)
+        train(tmp_path / "eval", f"sqlite:///{tmp_path}/mlruns.db")
     assert not list(tmp_path.rglob("*.db"))
-    monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", search)
-    train(tmp_path, uri)
-    assert mlflow.MlflowClient(tracking_uri=uri).get_experiment_by_name("e") is not None
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError("bad"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
-def test_what_ends_a_training_early_is_told_and_raised(tmp_path: Path, error: BaseException, status: str) -> None:
+def test_what_ends_a_training_run_early_is_logged_and_raised(
+    tmp_path: Path, uri: str, error: BaseException, status: str
+) -> None:
     def stop(epoch: int) -> None:
         raise error
 
-    uri = f"sqlite:///{tmp_path}/mlruns.db"
     with pytest.raises(type(error)):
-        train(tmp_path, uri, after=stop)
-    client, training, fold = runs_of(uri)
-    assert (training.info.status, fold.info.status) == (status, status)
-    assert losses(client, fold) == {1: 3.0}
+        train(tmp_path / "eval", uri, after=stop)
+    content = Content(uri, tmp_path.name)
+    assert content.statuses == [status, status]
+    assert content.losses() == {1: 3.0}
 
 
-def test_a_resumed_training_goes_on_in_its_run(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlruns.db"
-    train(tmp_path, uri, epochs=2)
-    # a process that was killed after the history was written, but before the epoch could be logged
-    (tmp_path / "tracking" / "logged_epoch").write_text("1")
-    train(tmp_path, uri, epochs=3, first=2, resume=True)
-    client, _, fold = runs_of(uri)
-    steps = [point.step for point in client.get_metric_history(fold.info.run_id, "loss")]
-    assert sorted(set(steps)) == [1, 2, 3]
-
-
-def test_nothing_is_lost_when_the_server_is_down_for_a_while(
-    tmp_path: Path, server: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_resumed_run_continues_and_an_epoch_that_a_killed_process_did_not_send_is_sent(
+    tmp_path: Path, uri: str
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    folder = tmp_path / "eval"
 
-    def disturb(epoch: int) -> None:
+    def lose_the_last(epoch: int) -> None:
+        """As though the process was killed between the history and MLflow."""
         if epoch == 2:
-            server.stop()
-        if epoch == 4:
-            server.start()
+            for delivery in handlers[-1]._deliveries:
+                delivery.run = lambda: True  # type: ignore[method-assign]
 
-    with caplog.at_level(logging.INFO, logger="medunet"):
-        train(tmp_path, server.uri, epochs=5, after=disturb)
-    assert losses(*runs_of(server.uri)[::2]) == {1: 3.0, 2: 1.5, 3: 0.75, 4: 0.375, 5: 0.1875}
-    client, training, fold = runs_of(server.uri)
-    assert (training.info.status, fold.info.status) == ("FINISHED", "FINISHED")
-    assert {file.path for file in client.list_artifacts(fold.info.run_id)} >= {"plots", "history.json"}
+    handlers: list[TrackingHandler] = []
+    start = TrackingHandler.start
+
+    def noted(self: TrackingHandler, engine: Any) -> None:
+        handlers.append(self)
+        start(self, engine)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrackingHandler, "start", noted)
+        train(folder, uri, epochs=3, after=lose_the_last)
+    assert sorted(Content(uri, tmp_path.name).losses()) < [1, 2, 3]
+    train(folder, uri, epochs=4, first=3, resume=True)
+    content = Content(uri, tmp_path.name)
+    assert content.losses() == {1: 3.0, 2: 1.5, 3: 0.75, 4: 0.375}
+    assert content.statuses == ["FINISHED", "FINISHED"]
 
 
-def test_what_a_training_could_not_send_is_sent_by_the_next_one_or_by_hand(
-    tmp_path: Path, server: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_part_that_mlflow_rejects_does_not_hold_up_the_others(
+    tmp_path: Path, uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    train(tmp_path / "eval", uri, params={"a" * 300: 1})  # MLflow accepts 250 characters
+    assert "MLflow rejects params" in caplog.text
+    assert Content(uri, tmp_path.name).losses() == {1: 3.0, 2: 1.5}
+    assert sync_runs(tmp_path) == (0, 2)
 
-    def disturb(epoch: int) -> None:
-        if epoch == 1:
-            server.stop()
 
+def test_a_server_that_stops_for_a_while_gets_everything_by_the_end_or_by_sync(
+    tmp_path: Path, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     run = tmp_path / "liver" / "seed0" / "eval"
     with caplog.at_level(logging.WARNING, logger="medunet"):
-        train(run, server.uri, epochs=2, after=disturb)
-    assert "does not answer: training goes on" in caplog.text
+        train(run, server.uri, epochs=3, after=lambda epoch: server.stop())
+        train(run, server.uri, epochs=4, first=3, resume=True)  # the server is still down
+    assert caplog.text.count("training continues") == 1  # of the second part; the first noticed it at its end
     assert "medunet runs sync" in caplog.text
-    # resumed while the server is still down, then with a server
-    train(run, server.uri, epochs=3, first=2, resume=True)
+    assert sync_runs(tmp_path) == (0, 2)
     server.start()
-    sent, left = send_waiting(tmp_path)
-    assert sent > 0
-    assert left == 0
-    assert losses(*runs_of(server.uri)[::2]) == {1: 3.0, 2: 1.5, 3: 0.75}
-    server.stop()
-    train(run, server.uri, epochs=4, first=3, resume=True)
-    server.start()
-    train(run, server.uri, epochs=5, first=4, resume=True)
-    client, training, fold = runs_of(server.uri)
-    assert losses(client, fold) == {1: 3.0, 2: 1.5, 3: 0.75, 4: 0.375, 5: 0.1875}
-    assert (training.info.status, fold.info.status) == ("FINISHED", "FINISHED")
+    assert sync_runs(tmp_path) == (2, 0)
+    content = Content(server.uri, "seed0")
+    assert content.losses() == {1: 3.0, 2: 1.5, 3: 0.75, 4: 0.375}
+    assert content.statuses == ["FINISHED", "FINISHED"]
+    assert {"plots/curves.png", "history.json"} <= set(content.files(content.fold))
+    assert sync_runs(tmp_path) == (0, 0)
 
 
-def test_nothing_is_lost_when_the_login_ends_in_mid_run(
+def test_sync_gives_a_server_exactly_what_it_gets_while_a_bundle_is_trained(
+    tmp_path: Path, server: Any, run_2d: Path
+) -> None:
+    original = Content(f"sqlite:///{run_2d.parent}/mlruns.db", "medunet")
+    copy = Path(shutil.copytree(run_2d, tmp_path / "run"))
+    for file in (copy / "training.json", copy / "eval" / "tracking.json"):  # as though nothing had been sent
+        with RunRecord.edit(file) as record:
+            record.uri, record.experiment, record.key = server.uri, "replayed", f"new {file.name}"
+            record.run_id, record.sent_epoch, record.sent_samples, record.is_synced = "", 0, 0, False
+            record.tags.pop("mlflow.parentRunId", None)
+    assert sync_runs(tmp_path) == (2, 0)
+    replayed = Content(server.uri, "replayed", has_parents=False)
+    assert replayed.everything(replayed.training, tmp_path) == original.everything(original.training, tmp_path)
+    expected = original.everything(original.fold, tmp_path)
+    assert replayed.everything(replayed.fold, tmp_path) == expected
+    assert {"validation/cases.csv", "config/train.json", "history.json"} <= set(expected["files"])
+    assert expected["bundle"] and expected["models"] and expected["versions"] == 1 and len(expected["inputs"]) == 2
+    assert {"loss", "system/cpu_utilization_percentage"} <= set(expected["metrics"])
+
+
+def test_a_login_that_ends_in_mid_run_loses_nothing(
     tmp_path: Path, gate: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    with gate(401) as proxy:
+    monkeypatch.setattr("medunet.tracking.mlflow.TIME_SHARE", 1e9)  # try after each epoch
+    folder = tmp_path / "eval"
 
-        def disturb(epoch: int) -> None:
-            if epoch == 2:
-                proxy.token = "of tomorrow"
+    def lock_out(epoch: int) -> None:
+        if epoch == 2:
+            gate.token = "of tomorrow"
 
-        with caplog.at_level(logging.WARNING, logger="medunet"):
-            train(tmp_path / "eval", proxy.uri, epochs=4, after=disturb)
-        assert caplog.text.count("does not take the login any more: training goes on") == 1
-        assert send_waiting(tmp_path)[0] == 0
-        assert not list((tmp_path / "eval" / "tracking").glob("refused/*"))
-        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of tomorrow")
-        assert send_waiting(tmp_path)[1] == 0
-        client, training, fold = runs_of(proxy.uri)
-        assert losses(client, fold) == {1: 3.0, 2: 1.5, 3: 0.75, 4: 0.375}
-        assert (training.info.status, fold.info.status) == ("FINISHED", "FINISHED")
-        assert {file.path for file in client.list_artifacts(fold.info.run_id)} >= {"plots", "history.json"}
+    with caplog.at_level(logging.WARNING, logger="medunet"):
+        train(folder, gate.uri, epochs=5, after=lock_out)
+    assert caplog.text.count("training continues") == 1
+    assert sync_runs(tmp_path) == (0, 2)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of tomorrow")
+    assert sync_runs(tmp_path) == (2, 0)
+    content = Content(gate.uri, tmp_path.name)
+    assert list(content.losses()) == [1, 2, 3, 4, 5]
+    assert content.statuses == ["FINISHED", "FINISHED"]
 
 
-def test_a_fold_that_starts_while_the_server_is_down_gets_its_run_later(
-    tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_hanging_server_is_asked_once_and_once_at_the_end(
+    tmp_path: Path, gate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    for module in ("mlflow", "server"):
+        monkeypatch.setattr(f"medunet.tracking.{module}.PROBE_SECONDS", 1)
+    monkeypatch.setattr("medunet.tracking.mlflow.TIME_SHARE", 1e-9)
+    train(tmp_path / "eval", gate.uri, epochs=1)
+    gate.is_hanging = True
+    train(tmp_path / "eval", gate.uri, epochs=5, first=1, resume=True)
+    assert gate.waiting == 2
+    gate.is_hanging = False
+    assert sync_runs(tmp_path) == (2, 0)
+    assert list(Content(gate.uri, tmp_path.name).losses()) == [1, 2, 3, 4, 5]
+
+
+def test_a_fold_that_starts_while_the_server_is_down_gets_its_run_later(tmp_path: Path, gate: Any) -> None:
     for fold in (0, 1):
-        train(tmp_path / f"fold_{fold}" / "eval", server.uri, training_dir=str(tmp_path), fold=fold)
-        server.stop()
-    server.start()
-    send_waiting(tmp_path)
-    client = mlflow.MlflowClient(tracking_uri=server.uri)
-    found = client.search_runs([client.get_experiment_by_name("e").experiment_id])
-    [training] = [run for run in found if run.data.tags["medunet.kind"] == "training"]
-    folds = [run for run in found if run.data.tags.get("mlflow.parentRunId") == training.info.run_id]
-    assert {run.data.tags["medunet.fold"] for run in folds} == {"0", "1"}
-    for run in folds:
-        assert losses(client, run) == {1: 3.0, 2: 1.5}
+        train(tmp_path / f"fold_{fold}" / "eval", gate.uri, training_dir=str(tmp_path), fold=fold, experiment_name="f")
+        gate.token = "another"
+    gate.token = "of today"
+    assert sync_runs(tmp_path) == (2, 0)  # the parent and the second fold
+    content = Content(gate.uri, "f")
+    assert content.losses(0) == content.losses(1) == {1: 3.0, 2: 1.5}

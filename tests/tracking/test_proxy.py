@@ -29,7 +29,7 @@ def test_a_training_is_tracked_through_the_proxy(server: Any, tmp_path: Path) ->
         assert requests.post(f"{api}/experiments/search", **asked).status_code == 401
         command = [sys.executable, "-m", "medunet", "train", "unet_2d", "--data", str(data), "--output"]
         command += [str(tmp_path / "mine"), "--tracking-uri", proxy.url, "--epochs", "1", "--device", "cpu"]
-        for key, value in SMALL_2D.items():
+        for key, value in {**SMALL_2D, "experiment_name": "proxy"}.items():
             command += ["--set", f"{key}={value}"]
         known = {
             "MLFLOW_TRACKING_USERNAME": user,
@@ -40,7 +40,7 @@ def test_a_training_is_tracked_through_the_proxy(server: Any, tmp_path: Path) ->
         assert done.returncode == 0, done.stderr[-3000:]
         assert password not in done.stdout + done.stderr
         found = requests.post(f"{api}/experiments/search", auth=LOGIN, **asked).json()["experiments"]
-        asked["json"] = {"experiment_ids": [entry["experiment_id"] for entry in found]}
+        asked["json"] = {"experiment_ids": [entry["experiment_id"] for entry in found if entry["name"] == "proxy"]}
         runs = requests.post(f"{api}/runs/search", auth=LOGIN, **asked).json()["runs"]
         assert {run["info"]["status"] for run in runs} == {"FINISHED"}
         assert "val_mean_dice" in {metric["key"] for run in runs for metric in run["data"]["metrics"]}

@@ -24,18 +24,16 @@ MLFLOWS_OWN = ("ResizeObserver loop", "/ajax-api/2.0/mlflow/users/current")
 """What the pages of MLflow 3.17 complain about with any run: its layout, and a user where nobody has logged in."""
 
 
-def test_a_training_is_seen_with_its_metrics_parameters_and_pictures(
-    patients: Path, tmp_path: Path, server: Any
-) -> None:
+def test_a_training_is_seen_with_its_metrics_parameters_and_pictures(cells: Path, tmp_path: Path, server: Any) -> None:
     run = tmp_path / "mine"
-    train_bundle(find_bundle("unet_2d"), patients, run, changes=SMALL, device="cpu", tracking_uri=server.uri)
+    train_bundle(find_bundle("unet_2d"), cells, run, changes=SMALL, device="cpu", tracking_uri=server.uri)
     client = mlflow.MlflowClient(tracking_uri=server.uri)
     experiment = client.get_experiment_by_name("medunet").experiment_id
-    [fold] = [one for one in client.search_runs([experiment]) if one.data.tags["medunet.kind"] == "fold"]
+    [fold] = [one for one in client.search_runs([experiment]) if one.info.run_name == "mine fold 0"]
     shots = Path(os.environ.get("MEDUNET_SCREENSHOTS") or tmp_path)
     runs = f"{server.uri}/#/experiments/{experiment}/runs"
     pages = {
-        "runs": (runs, ["mine", "study"]),  # the run and its data
+        "runs": (runs, ["mine", "cells"]),  # the run and its data
         "run": (
             f"{runs}/{fold.info.run_id}",
             ["mine fold 0", "Finished", "val_mean_dice", "Changed from unet_2d", "network_def::channels", "[4, 8]"],
@@ -56,5 +54,5 @@ def test_a_training_is_seen_with_its_metrics_parameters_and_pictures(
                 tab.click_text("_worst.png")
                 tab.wait("[...document.images].some(image => image.naturalWidth > 200)")
             tab.screenshot(shots / f"mlflow_{name}.png")
-        assert "Mustermann" not in tab.run("document.documentElement.outerHTML")
+        assert "cells_00" not in tab.run("document.documentElement.outerHTML")
         assert not [text for text in tab.errors if not any(own in text for own in MLFLOWS_OWN)]
