@@ -37,10 +37,7 @@ class DeepSupervisionLoss(nn.Module):
             raise ConfigError("level_weights must be numbers >= 0, not all 0", received=level_weights)
 
     def forward(
-        self,
-        logits: torch.Tensor | Sequence[torch.Tensor],
-        target: torch.Tensor,
-        weight: torch.Tensor | None = None,
+        self, logits: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor, weight: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the loss of a batch, a scalar.
 

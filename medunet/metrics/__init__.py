@@ -14,7 +14,6 @@ from .em import BestEMScores as BestEMScores
 from .em import EMScores as EMScores
 from .em import best_em_scores as best_em_scores
 from .em import em_scores as em_scores
-from .em import pixel_error as pixel_error
 from .em import v_info as v_info
 from .em import v_rand as v_rand
 from .em import warping_error as warping_error
@@ -30,8 +29,6 @@ from .paired import PairedDifference as PairedDifference
 from .paired import holm as holm
 from .paired import paired_difference as paired_difference
 from .surface import SurfaceDistances as SurfaceDistances
-from .surface import hausdorff_distance as hausdorff_distance
-from .surface import mean_surface_distance as mean_surface_distance
 from .surface import surface_distances as surface_distances
 from .tables import CSV_NAME as CSV_NAME
 from .tables import write_tables as write_tables

@@ -161,12 +161,6 @@ def thin_borders(interior: Array) -> Array:
     return np.asarray(watershed(np.zeros(interior.shape, np.uint8), markers, connectivity=FACES, watershed_line=True))
 
 
-def pixel_error(pred: ArrayOrTensor, ref: ArrayOrTensor, *, threshold: float = 0.5) -> float:
-    """Return the fraction of pixels of which only one of `pred > threshold` and `ref` is interior."""
-    probability, interior_ref = _checked_pair(pred, ref)
-    return float(np.mean((probability > threshold) != interior_ref))
-
-
 def warping_error(pred: ArrayOrTensor, ref: ArrayOrTensor, *, threshold: float = 0.5) -> float:
     """Return the fraction of pixels that differ after warping the reference towards the proposal.
 

@@ -85,22 +85,6 @@ def surface_distances(pred: ArrayOrTensor, ref: ArrayOrTensor, *, spacing_mm: Se
     return SurfaceDistances(_nearest(pred_points, ref_points), _nearest(ref_points, pred_points))
 
 
-def hausdorff_distance(
-    pred: ArrayOrTensor, ref: ArrayOrTensor, *, spacing_mm: Sequence[float], percentile: float = HD_PERCENTILE
-) -> float:
-    """Return the percentile Hausdorff distance (HD95 by default) of two masks in mm; NaN if one is empty.
-
-    This is MONAI's definition. Those of medpy and of DeepMind's `surface-distance` differ by up to 60 %: see
-    :mod:`medunet.metrics.surface`.
-    """
-    return surface_distances(pred, ref, spacing_mm=spacing_mm).hausdorff(percentile=percentile)
-
-
-def mean_surface_distance(pred: ArrayOrTensor, ref: ArrayOrTensor, *, spacing_mm: Sequence[float]) -> float:
-    """Return the symmetric mean surface distance of two masks in mm; NaN if one is empty."""
-    return surface_distances(pred, ref, spacing_mm=spacing_mm).mean()
-
-
 def _surface_points(mask: Array) -> Array:
     """Return the indices `(N, spatial_dims)` of the surface voxels of a mask."""
     box = bounding_box(mask)

@@ -1,4 +1,4 @@
-"""Components of label maps that go and that stay."""
+"""Components of classes and regions that a rule removes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from monai.data import MetaTensor
 from monai.transforms import KeepLargestConnectedComponent
 
 from medunet.errors import ConfigError
-from medunet.transforms import CleanComponentsd, clean_labels
+from medunet.transforms import (
+    CleanComponentsd,
+    CleanRegionsd,
+    RegionMasksd,
+    clean_labels,
+    clean_regions,
+    values_outside,
+)
+
+WHOLE_CORE_ENHANCING = [[1, 2, 3], [2, 3], [3]]
+ORDER = [1, 2, 3]
 
 
-def blobs(shape: tuple[int, ...] = (33, 34, 35), *, classes: int = 3) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 12, [-(-n // 4) for n in shape])
+def blobs(shape: tuple[int, ...] = (33, 34, 35)) -> np.ndarray:
+    coarse = np.random.default_rng(0).integers(0, 12, [-(-n // 4) for n in shape])
     labels = np.kron(coarse, np.ones((4,) * len(shape), int))[tuple(slice(0, n) for n in shape)]
-    return np.where(labels <= classes, labels, 0).astype(np.uint8)
+    return np.where(labels <= 3, labels, 0).astype(np.uint8)
 
 
 @pytest.mark.parametrize("shape", [(33, 34, 35), (65, 66)])
@@ -24,43 +33,82 @@ def test_the_largest_component_is_monais(shape: tuple[int, ...]) -> None:
     labels = blobs(shape)
     largest = KeepLargestConnectedComponent(applied_labels=[1, 3], is_onehot=False, independent=True)
     expected = largest(labels[None].copy())  # MONAI writes into its input
-    found = clean_labels(labels, {1: (True, 0.0), 3: (True, 0.0)}, voxel_size=1.0)
-    np.testing.assert_array_equal(found, np.asarray(expected)[0])
-    assert (found != labels).any()
+    cleaned = clean_labels(labels, {1: (True, 0.0), 3: (True, 0.0)}, voxel_size=1.0)
+    np.testing.assert_array_equal(cleaned, np.asarray(expected)[0])
+    assert (cleaned != labels).any()
+    np.testing.assert_array_equal(labels, blobs(shape))  # not changed in place
 
 
-def test_sizes_are_millimetres_not_voxels() -> None:
+def test_sizes_are_in_millimetres() -> None:
     labels = torch.zeros(1, 9, 9, 9, dtype=torch.uint8)
     labels[0, 0, 0, :2], labels[0, 5:8, 5:8, 5:8] = 1, 1
-    affine = torch.diag(
-        torch.tensor([-2.0, -2.0, 3.0, 1.0], dtype=torch.float64)
-    )  # 12 mm³ a voxel, 24 mm³ the small one
+    affine = torch.diag(torch.tensor([-2.0, -2.0, 3.0, 1.0], dtype=torch.float64))  # 12 mm³ per voxel
     for size, left in ((23.9, 29), (24.1, 27), (325.0, 0)):
-        transform = CleanComponentsd("pred", min_size=[0, size])
-        cleaned = transform({"pred": MetaTensor(labels.clone(), affine=affine)})["pred"]
+        item = {"pred": MetaTensor(labels.clone(), affine=affine)}
+        cleaned = CleanComponentsd("pred", min_size=[0, size])(item)["pred"]
         assert int(cleaned.sum()) == left
-        assert isinstance(cleaned, MetaTensor)
         assert cleaned.dtype == torch.uint8
         assert torch.equal(cleaned.affine, affine)
 
 
 def test_other_classes_and_empty_maps_stay() -> None:
     labels = blobs()
-    found = clean_labels(labels, {2: (True, 5.0), 7: (True, 5.0)}, voxel_size=1.0)
-    np.testing.assert_array_equal(found[labels != 2], labels[labels != 2])
+    cleaned = clean_labels(labels, {2: (True, 5.0), 7: (True, 5.0)}, voxel_size=1.0)
+    np.testing.assert_array_equal(cleaned[labels != 2], labels[labels != 2])
+    np.testing.assert_array_equal(clean_labels(labels, {}, voxel_size=1.0), labels)
     empty = torch.zeros(1, 5, 6)
     assert torch.equal(CleanComponentsd("pred", keep_largest=[1])({"pred": empty})["pred"], empty)
 
 
-def test_no_rule_changes_nothing_and_the_input_is_left_alone() -> None:
-    labels = blobs()
-    before = labels.copy()
-    np.testing.assert_array_equal(clean_labels(labels, {}, voxel_size=1.0), before)
-    clean_labels(labels, {1: (True, 0.0)}, voxel_size=1.0)
-    np.testing.assert_array_equal(labels, before)
-
-
 @pytest.mark.parametrize("options", [{"keep_largest": [0]}, {"min_size": [1.0]}, {"min_size": [0, -1.0]}])
-def test_rules_that_cannot_be_are_refused(options: dict) -> None:
+def test_invalid_rules_of_classes_are_rejected(options: dict) -> None:
     with pytest.raises(ConfigError):
         CleanComponentsd("pred", **options)
+
+
+def test_voxels_removed_from_a_region_stay_in_the_regions_around_it() -> None:
+    labels = np.array([[1, 1, 1, 1, 1, 1, 0, 0], [1, 3, 1, 2, 3, 1, 0, 1], [1, 1, 1, 1, 1, 1, 0, 0]])
+    cleaned = clean_regions(labels, {1: (True, 0.0)}, WHOLE_CORE_ENHANCING, order=ORDER, voxel_size=1.0)
+    whole, core, enhancing = (np.isin(cleaned, values) for values in WHOLE_CORE_ENHANCING)
+    assert np.array_equal(whole, labels > 0)
+    assert core.nonzero()[1].tolist() == [3, 4]
+    assert enhancing.nonzero()[1].tolist() == [4]  # the part within the removed core is removed, too
+
+
+def test_larger_regions_are_cleaned_first() -> None:
+    labels = np.array([[1, 2, 1, 0, 0, 2, 2, 0, 1, 1, 1, 2]])
+    rules = {1: (True, 0.0), 0: (False, 3.0)}
+    cleaned = clean_regions(labels, rules, WHOLE_CORE_ENHANCING, order=ORDER, voxel_size=1.0)
+    # the core of two voxels is the largest, but no whole contains it any more
+    assert cleaned.tolist() == [[1, 2, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1]]
+
+
+def test_the_transform_of_regions_uses_sizes_in_millimetres() -> None:
+    labels = torch.tensor([[[1, 2, 1, 3, 3, 1]]])
+    kept = CleanRegionsd("pred", WHOLE_CORE_ENHANCING, order=ORDER, min_size=[0, 0, 2])({"pred": labels})["pred"]
+    assert kept.tolist() == labels.tolist()
+    small = CleanRegionsd("pred", WHOLE_CORE_ENHANCING, order=ORDER, min_size=[0, 2, 3])({"pred": labels})["pred"]
+    assert small.tolist() == [[[1, 1, 1, 2, 2, 1]]]
+    assert RegionMasksd("pred", WHOLE_CORE_ENHANCING)({"pred": small})["pred"].sum(dim=(1, 2)).tolist() == [6, 2, 0]
+    coarse = clean_regions(labels[0].numpy(), {1: (False, 2.0)}, WHOLE_CORE_ENHANCING, order=ORDER, voxel_size=2.0)
+    assert coarse.tolist() == labels[0].tolist()
+
+
+def test_regions_that_overlap_keep_the_voxels_of_others() -> None:
+    assert values_outside(0, [[1, 2], [2, 3]], [1, 3]) == {1: 0}
+    assert values_outside(0, [[1, 2], [2, 3], [2]], [1, 3, 2]) == {1: 0, 2: 3}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"regions": [[1, 3], [2, 3]], "order": [1, 3], "keep_largest": [0]},  # without the first, 3 has no value
+        {"regions": [[1, 2], [2]], "order": [1, 2], "keep_largest": [2]},
+        {"regions": [[1, 2], [2]], "order": [1, 2], "min_size": [0, 0, 1]},
+        {"regions": [[1, 2], [2]], "order": [1, 2], "min_size": [-1]},
+        {"regions": [[1, 2], [2]], "order": [1], "min_size": [1]},
+    ],
+)
+def test_invalid_rules_of_regions_are_rejected(options: dict) -> None:
+    with pytest.raises(ConfigError):
+        CleanRegionsd("pred", **options)

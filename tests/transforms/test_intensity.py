@@ -1,82 +1,124 @@
+"""Noise of single images, and brightness and noise of batches, whose images draw independently."""
+
 from __future__ import annotations
 
-import monai.transforms
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose, RandAdjustContrastd, RandScaleIntensityd, RandShiftIntensityd
 
 from medunet.errors import ConfigError
-from medunet.transforms import RandNoised
+from medunet.transforms import BatchIntensity, RandNoised
+
+ONES = torch.ones(64, 2, 5, 6)
 
 
-def test_noise_has_the_strength_asked_for_and_no_mean():
-    noise = RandNoised("image", prob=1.0, std=(0.5, 0.5)).set_random_state(0)({"image": torch.zeros(1, 60, 60, 60)})
-    assert noise["image"].std().item() == pytest.approx(0.5, rel=0.01)
-    assert noise["image"].mean().item() == pytest.approx(0.0, abs=0.01)
+def steps(prob: float, *, noise: float = 0.0) -> list[object]:
+    return [
+        RandScaleIntensityd("image", factors=0.25, prob=prob),
+        RandShiftIntensityd("image", offsets=0.2, prob=prob),
+        RandNoised("image", std=(0.0, 0.1), prob=noise),
+    ]
 
 
-def test_strength_is_drawn_from_its_range():
+def test_noise_has_a_strength_from_its_range_and_no_mean():
     transform = RandNoised("image", prob=1.0, std=(0.2, 0.6)).set_random_state(0)
-    strengths = [transform({"image": torch.zeros(1, 50, 50)})["image"].std().item() for _ in range(60)]
+    noise = [transform({"image": torch.zeros(1, 50, 50)})["image"] for _ in range(60)]
+    strengths = [one.std().item() for one in noise]
     assert 0.18 < min(strengths) < 0.28
     assert 0.52 < max(strengths) < 0.62
+    assert torch.stack(noise).mean().item() == pytest.approx(0.0, abs=0.01)
 
 
-def test_the_same_state_gives_the_same_noise_and_each_call_another():
+def test_equal_states_give_equal_noise_and_calls_and_keys_differ():
     image = torch.zeros(1, 9, 9)
-    first, second = (RandNoised("image", prob=1.0).set_random_state(1) for _ in range(2))
-    once = first({"image": image})["image"]
-    assert torch.equal(once, second({"image": image})["image"])
-    assert not torch.equal(once, first({"image": image})["image"])
+    first, second = (RandNoised(["a", "b"], prob=1.0).set_random_state(1) for _ in range(2))
+    once = first({"a": image, "b": image})
+    assert torch.equal(once["a"], second({"a": image, "b": image})["a"])
+    assert not torch.equal(once["a"], once["b"])
+    assert not torch.equal(once["a"], first({"a": image, "b": image})["a"])
     assert image.abs().max() == 0
 
 
-def test_each_key_has_its_own_noise():
-    item = RandNoised(["a", "b"], prob=1.0, std=(1.0, 1.0))({"a": torch.zeros(1, 9, 9), "b": torch.zeros(1, 9, 9)})
-    assert not torch.equal(item["a"], item["b"])
-
-
-@pytest.mark.parametrize(
-    ("dtype", "want"),
-    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.uint8, torch.float32)],
-)
-def test_floating_types_are_kept(dtype, want):
+@pytest.mark.parametrize(("dtype", "want"), [(torch.bfloat16, torch.bfloat16), (torch.uint8, torch.float32)])
+def test_noise_keeps_floating_types_and_metadata(dtype, want):
     image = MetaTensor(torch.full((1, 9, 9), 7).to(dtype), meta={"filename_or_obj": "a.png"})
     noisy = RandNoised("image", prob=1.0)({"image": image})["image"]
     assert noisy.dtype == want
     assert noisy.meta["filename_or_obj"] == "a.png"
     assert noisy.float().mean().item() == pytest.approx(7, abs=0.1)
-
-
-def test_without_noise_the_image_is_the_same_object():
-    image = np.zeros((1, 4, 4), dtype=np.float32)
     assert RandNoised("image", prob=0.0)({"image": image})["image"] is image
 
 
 @pytest.mark.parametrize("std", [(0.2, 0.1), (-0.1, 0.1), (0.1,)])
-def test_an_impossible_range_is_a_config_error(std):
-    with pytest.raises(ConfigError):
+def test_invalid_ranges_are_rejected(std):
+    with pytest.raises(ConfigError, match="std must be"):
         RandNoised("image", std=std)
 
 
-@pytest.mark.parametrize("invert", [False, True])
-def test_gamma_of_monai_keeps_mean_and_spread(invert):
-    image = torch.rand(1, 30, 31, generator=torch.Generator().manual_seed(0)) * 5 - 2
-    gamma = monai.transforms.RandAdjustContrastd(
-        "image", prob=1.0, gamma=(2.0, 2.0), retain_stats=True, invert_image=invert
-    )
-    changed = gamma({"image": image})["image"]
-    assert changed.mean().item() == pytest.approx(image.mean().item(), abs=1e-4)
-    assert changed.std().item() == pytest.approx(image.std().item(), rel=1e-4)
-    # gamma 2 widens the bright half; inverted, the dark half
-    skew = ((changed - changed.mean()) ** 3).mean()
-    assert (skew < 0) if invert else (skew > 0)
+def test_each_image_of_a_batch_draws_its_own_numbers():
+    values = BatchIntensity(steps(0.5))(ONES, seed=1).flatten(1)
+    assert torch.equal(values.amin(1), values.amax(1))  # one factor and one offset per image
+    assert 40 < len(values[:, 0].unique()) <= 64
+    assert 5 < int((values[:, 0] == 1).sum()) < 30  # a quarter is unchanged
 
 
-def test_contrast_of_monai_keeps_the_mean():
-    image = torch.rand(1, 30, 31, generator=torch.Generator().manual_seed(0))
-    contrast = monai.transforms.RandScaleIntensityFixedMeand("image", prob=1.0, factors=(0.5, 0.5), fixed_mean=True)
-    changed = contrast({"image": image})["image"]
-    assert changed.mean().item() == pytest.approx(image.mean().item(), abs=1e-5)
-    assert changed.std().item() == pytest.approx(1.5 * image.std().item(), rel=1e-4)
+def test_factor_and_offset_follow_the_order_of_the_steps():
+    scale = RandScaleIntensityd("image", factors=(1.0, 1.0), prob=1.0)
+    shift = RandShiftIntensityd("image", offsets=(3.0, 3.0), prob=1.0)
+    quiet = RandNoised("image", std=(0.0, 0.0), prob=1.0)
+    for order, want in (([scale, shift], 5.0), ([shift, scale], 8.0), ([scale, quiet, shift], 5.0)):
+        assert BatchIntensity(order)(ONES, seed=0).unique().tolist() == [want]
+
+
+def test_batches_have_the_distribution_of_single_images():
+    single = Compose(steps(0.5, noise=0.5)).set_random_state(0)
+    alone = torch.stack([single({"image": image})["image"].as_tensor() for image in ONES.repeat(8, 1, 1, 1)])
+    together = BatchIntensity(steps(0.5, noise=0.5))(ONES.repeat(8, 1, 1, 1), seed=0)
+    for part in (alone, together):
+        means, spread = part.flatten(1).mean(1), part.flatten(1).std(1)
+        # variance of the mean: half of a uniform factor's 0.25**2 / 3, half of a uniform offset's 0.2**2 / 3
+        assert float(means.mean()) == pytest.approx(1.0, abs=0.03)
+        assert float(means.var()) == pytest.approx((0.25**2 + 0.2**2) / 6, rel=0.25)
+        assert float((spread > 1e-4).float().mean()) == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_seed_alone_determines_a_batch():
+    change = BatchIntensity(steps(0.5, noise=0.5))
+    first = change(ONES, seed=(3, 0, 7))
+    torch.manual_seed(99)
+    np.random.seed(99)
+    state = torch.get_rng_state()
+    assert torch.equal(change(ONES, seed=(3, 0, 7)), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    for other in ((3, 0, 8), (3, 1, 7), (4, 0, 7)):
+        assert not torch.equal(change(ONES, seed=other), first)
+
+
+def test_batches_are_not_changed_in_place_and_keep_their_type():
+    images = torch.ones(4, 1, 8, 8, dtype=torch.float16).to(memory_format=torch.channels_last)
+    assert BatchIntensity(steps(1.0, noise=1.0))(images, seed=0).dtype == torch.float16
+    assert torch.equal(images, torch.ones_like(images))
+    assert BatchIntensity(steps(0.0))(images, seed=0) is images
+    assert BatchIntensity([])(images, seed=0) is images
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        RandAdjustContrastd("image", prob=1.0),
+        RandShiftIntensityd("image", offsets=0.1, channel_wise=True),
+        RandScaleIntensityd("image", factors=0.1, channel_wise=True),
+    ],
+)
+def test_other_changes_of_batches_are_rejected_with_a_remedy(step):
+    with pytest.raises(ConfigError, match="set batch_intensity to false"):
+        BatchIntensity([step])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_draws_the_same_factors():
+    change = BatchIntensity(steps(0.5))
+    torch.testing.assert_close(change(ONES.cuda(), seed=2).cpu(), change(ONES, seed=2))

@@ -197,18 +197,18 @@ def _numbers(frame: Frame, name: str) -> tuple[float, ...]:
 def _plane(frames: Sequence[Frame]) -> tuple[Vector, Vector]:
     """Return PixelSpacing and the directions of rows and columns, which all frames must share."""
     first = frames[0]
-    spacing = np.array(_numbers(first, "spacing"))
-    cosines = np.array(_numbers(first, "orientation"))
-    axes = cosines.reshape(2, 3)
+    spacing = np.array([_numbers(frame, "spacing") for frame in frames])
+    cosines = np.array([_numbers(frame, "orientation") for frame in frames])
+    sizes = np.array([(frame.file.rows, frame.file.columns) for frame in frames])
+    axes = cosines[0].reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > COSINE_TOLERANCE:
         raise GeometryError(
             "ImageOrientationPatient must be orthonormal",
             file=first.file.path,
-            received=cosines.tolist(),
+            received=cosines[0].tolist(),
             remedy="export the original series",
         )
-    for frame in frames:
-        own = np.array(_numbers(frame, "spacing"))
+    for frame, own in zip(frames, spacing, strict=True):
         if own.min() < MIN_PIXEL_SPACING_MM or own.max() > MAX_PIXEL_SPACING_MM:
             raise GeometryError(
                 "impossible PixelSpacing",
@@ -217,22 +217,22 @@ def _plane(frames: Sequence[Frame]) -> tuple[Vector, Vector]:
                 expected=f"{MIN_PIXEL_SPACING_MM:g} to {MAX_PIXEL_SPACING_MM:g} mm",
                 remedy="export the original series",
             )
-        size, expected = (frame.file.rows, frame.file.columns), (first.file.rows, first.file.columns)
-        turned = np.abs(np.subtract(_numbers(frame, "orientation"), cosines)).max()
-        for differs, what, received, wanted in (
-            (size != expected, "sizes", size, expected),
-            (np.abs(own - spacing).max() > PIXEL_SPACING_TOLERANCE_MM, "PixelSpacing", own.tolist(), spacing.tolist()),
-            (turned > COSINE_TOLERANCE, "orientations", frame.orientation, cosines.tolist()),
-        ):
-            if differs:
-                raise GeometryError(
-                    f"slices have different {what}",
-                    file=frame.file.path,
-                    received=received,
-                    expected=wanted,
-                    remedy="give a folder with one stack only",
-                )
-    return spacing, axes
+    for what, values, tolerance in (
+        ("sizes", sizes, 0),
+        ("PixelSpacing", spacing, PIXEL_SPACING_TOLERANCE_MM),
+        ("orientations", cosines, COSINE_TOLERANCE),
+    ):
+        differs = np.abs(values - values[0]).max(axis=1) > tolerance
+        if differs.any():
+            k = int(np.argmax(differs))
+            raise GeometryError(
+                f"slices have different {what}",
+                file=frames[k].file.path,
+                received=values[k].tolist(),
+                expected=values[0].tolist(),
+                remedy="give a folder with one stack only",
+            )
+    return spacing[0], axes
 
 
 def _is_even(offsets: Vector) -> bool:
