@@ -52,5 +52,4 @@ def test_the_demo_runs_from_the_wheel_in_an_empty_folder(wheel: Path, tmp_path: 
     page = (output / "report.html").read_text()
     assert "liver" in page
     assert not re.search(r"""(src|href)=["']?http""", page)
-    assert (output / "overlay.png").stat().st_size > 10_000
     assert (output / "run" / "models" / "model.pt").is_file()

@@ -20,7 +20,7 @@ from medunet.io.options import DEFAULTS, ReadOptions
 from medunet.planning import Fingerprint, Plan, fingerprint, fit_preset, plan
 from medunet.resources import find_bundle
 from medunet.runtime import resolve_device
-from medunet.trust import adopt
+from medunet.trust import adopt, require_trust
 
 BUNDLE_BYTES = 4 << 20  # free space that a plan needs for the bundle and its fingerprint
 FINGERPRINT_FILE = "docs/fingerprint.json"
@@ -119,7 +119,7 @@ def write_plan(base: Path, output: Path, chosen: Plan) -> None:
     """
     metadata = _metadata(read_json(base / "configs" / "metadata.json"), chosen.fingerprint)
     decisions = [*chosen.decisions, *chosen.notes]
-    bundle = derive(base, chosen.values, metadata=metadata, decisions=decisions)
+    bundle = derive(require_trust(base), chosen.values, metadata=metadata, decisions=decisions)
     files = {**bundle.files, FINGERPRINT_FILE: chosen.fingerprint.to_json()}
     train = read_json(base / "configs" / "train.json")
     for name in preset_names(bundle.configs):

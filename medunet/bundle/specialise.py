@@ -40,31 +40,29 @@ class Derived:
 
 
 def derive(
-    bundle: Path,
+    judged: Verdict,
     overlay: Overlay,
     *,
     data: Path | None = None,
     presets: Sequence[str] = (),
-    trust: bool = False,
     metadata: Mapping[str, Any] | None = None,
     decisions: Sequence[Decision] | None = None,
 ) -> Derived:
     """Return a bundle with values of another one changed. Nothing is written.
 
     Args:
-        bundle: Folder of the other bundle.
+        judged: The other bundle and its configs, as the trust check read them.
         overlay: New values by id. Each is applied to every config that has the id.
         data: Data set to train on and to evaluate with. Default: that of the other bundle.
         presets: Names of overlays of the bundle that are applied before `overlay`.
-        trust: Accept a bundle that could run its own code, see `medunet.trust.require_trust`.
         metadata: Entries of `metadata.json` in place of those of the bundle.
         decisions: Why it has its values. Default: as the other bundle says.
 
     Raises:
-        SecurityError: The bundle is not trusted, or changes while it is read.
+        SecurityError: The bundle changes while it is read.
         ConfigError: An id is unknown, or a value is impossible.
     """
-    judged = require_trust(bundle, trust=trust)  # first, because checking a target's arguments imports it
+    bundle = judged.bundle
     read_own(bundle, "train")
     configs = {name: judged_config(judged, name) for name in WORKFLOWS}
     for name in presets:
@@ -135,35 +133,33 @@ def specialise(
         ConfigError: An id is unknown, or a value is impossible.
         DataError: The output folder contains other files or another configuration.
     """
-    write_specialised(bundle, output, overlay, data=data, presets=presets, trust=trust)
+    write_specialised(require_trust(bundle, trust=trust), output, overlay, data=data, presets=presets)
     return output
 
 
 def write_specialised(
-    bundle: Path,
+    judged: Verdict,
     output: Path,
     overlay: Overlay,
     *,
     data: Path | None = None,
     presets: Sequence[str] = (),
-    trust: bool = False,
     is_run: bool = False,
     resume: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Do the same as `specialise`, and return the configs as the trust check read them, with the new values.
 
     Args:
-        bundle: Folder of the bundle.
+        judged: The bundle and its configs, as the trust check read them.
         output: Folder of the new bundle.
         overlay: New values by id.
         data: Data set to train on and to evaluate with.
         presets: Names of overlays of the bundle that are applied before `overlay`.
-        trust: Copy a bundle that could run its own code.
         is_run: Replace the configs of a run that has not finished an epoch.
         resume: Accept more epochs for a run that has.
     """
     reject_other_files(output, own="configs")
-    derived = derive(bundle, overlay, data=data, presets=presets, trust=trust)
+    derived = derive(judged, overlay, data=data, presets=presets)
     files = derived.files
     files["configs/metadata.json"] = _with_weights(derived.configs["metadata"], output / "configs" / "metadata.json")
     # a killed process may have written some of the files; the others are added, temporary files are ignored

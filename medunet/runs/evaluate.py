@@ -35,7 +35,7 @@ SECTIONS = ("unseen", "validation", "all", "test", "training")  # which cases of
 
 OUT_OF_FOLD = "out_of_fold"  # folder in a cross-validation with the metrics of each case by the fold that held it out
 
-PICTURES = frozenset({".png", ".tif", ".tiff", ".bmp"})  # files of 2D label maps
+PICTURES = frozenset({".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg"})  # files of 2D label maps
 
 Item = dict[str, "str | list[str]"]  # of medunet.datasets.datalist
 

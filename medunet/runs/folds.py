@@ -130,7 +130,7 @@ def train_folds(
             runs of another configuration.
     """
     resolve_device(device)  # an error before anything is written
-    require_trust(bundle, trust=trust)
+    judged = require_trust(bundle, trust=trust)
     if (output / "models" / LAST_NAME).is_file():
         raise DataError("the output folder contains a single run", file=output, remedy="pass another --output")
     reject_other_files(output, own="fold_*")
@@ -141,7 +141,7 @@ def train_folds(
         check_target(output)
         runs = {
             fold: write_run(
-                bundle, data, output / f"fold_{fold}", values={**values, "fold": fold}, presets=presets, resume=True
+                judged, data, output / f"fold_{fold}", values={**values, "fold": fold}, presets=presets, resume=True
             )
             for fold in selected
         }

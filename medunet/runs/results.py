@@ -1,4 +1,4 @@
-"""What a run's folder holds for a report: metrics of each case, predictions, the history of its training."""
+"""The results in a run's folder: metrics of each case, predictions, the history of training."""
 
 from __future__ import annotations
 
@@ -17,17 +17,14 @@ from medunet.errors import DataError
 from medunet.io import split_suffix
 from medunet.metrics import CaseScores
 from medunet.metrics.tables import JSON_NAME
+from medunet.prediction import ClassRule
 from medunet.reports import EpochRecord, RunResults
-from medunet.runs.ensemble import DECISION_NAME
-from medunet.runs.evaluate import OUT_OF_FOLD, class_values, region_values
+from medunet.runs.ensemble import DECISION_NAME, describe_rule
+from medunet.runs.evaluate import OUT_OF_FOLD, PICTURES, class_values, region_values
 from medunet.runs.seen import EVALUATION, SeenCases, seen_cases
 from medunet.training import BEST_NAME, kept_entry, read_history
 
-PICTURE_ENDINGS = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"})
-"""Of label maps whose pixels have no size."""
-
-STALE_SECONDS = 60.0
-"""Weights that are newer than their metrics by more than this were trained after them; a copy may shuffle less."""
+STALE_SECONDS = 60.0  # weights that are newer than their metrics by more than this were trained after them
 
 
 @dataclass(frozen=True)
@@ -36,10 +33,10 @@ class FoundRun:
 
     Args:
         results: for the page.
-        labels: value in the files by class name.
-        members: values in the files of each class that was measured; of several where classes overlap.
-        predictions: label maps by name of the case.
-        dataset: that the run was measured on; None where it is not to be found.
+        labels: value in files by class name.
+        members: values in files of each measured class; several if classes overlap.
+        predictions: label map by case name.
+        dataset: the data set that the run was measured on; None if it is missing.
     """
 
     results: RunResults
@@ -49,22 +46,10 @@ class FoundRun:
     dataset: SegmentationDataset | None = None
 
 
-def is_measured(run: Path, folder: str = EVALUATION) -> bool:
-    """Whether a run has metrics of single cases: in a folder of `medunet evaluate`, or out of fold."""
-    folders = (EVALUATION, OUT_OF_FOLD) if folder == EVALUATION else (folder,)
-    return any((run / name / JSON_NAME).is_file() for name in folders)
-
-
-def is_trained(run: Path) -> bool:
-    """Whether a run, or an ensemble of folds, has weights."""
-    return (run / "models" / BEST_NAME).is_file() or any(run.glob("models/fold_*.pt"))
-
-
-def data_of(run: Path) -> Path | None:
-    """The data set that a run's config names, if it is there."""
-    folder = str(read_own(run, "evaluate").get("dataset_dir", ""))
-    path = Path(folder)
-    return path if path.is_absolute() and path.exists() else None
+def metrics_of(run: Path, folder: str = EVALUATION) -> Path | None:
+    """Return the metrics in a folder of `medunet evaluate`, or those of a cross-validation; None if there are none."""
+    names = (EVALUATION, OUT_OF_FOLD) if folder == EVALUATION else (folder,)
+    return next((path for name in names if (path := run / name / JSON_NAME).is_file()), None)
 
 
 def find_run(
@@ -75,28 +60,26 @@ def find_run(
     seen: SeenCases | None = None,
     notes: Sequence[str] = (),
 ) -> FoundRun:
-    """Gather what is in a run's folder; what is not there stays empty.
+    """Gather the results in a run's folder; what is missing stays empty.
 
     Args:
         run: a run, or the folder of a cross-validation.
-        name: what the report calls it.
-        dataset: that it was measured on.
+        name: of the run in the report.
+        dataset: the data set that it was measured on.
         seen: what :func:`medunet.runs.seen.seen_cases` returns for the data set, if it is known already.
         notes: what the reader must know.
 
     Raises:
-        ConfigError: the folder is not a bundle.
-        DataError: a file of results is broken.
+        ConfigError: The folder is not a bundle.
+        DataError: A file of results is damaged.
     """
     config = read_own(run, "evaluate")
     folds = sorted(run.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
     if seen is None and dataset is not None:
         seen = seen_cases(run, dataset)
-    folder = EVALUATION if seen is None else seen.folder
-    is_joined = not (run / folder / JSON_NAME).is_file() and folder == EVALUATION
-    is_joined &= (run / OUT_OF_FOLD / JSON_NAME).is_file()
-    metrics = run / (OUT_OF_FOLD if is_joined else folder) / JSON_NAME
-    cases = read_cases(metrics) if metrics.is_file() else []
+    metrics = metrics_of(run, EVALUATION if seen is None else seen.folder)
+    is_joined = metrics is not None and metrics.parent.name == OUT_OF_FOLD
+    cases = read_cases(metrics) if metrics is not None else []
     predictions: dict[str, Path] = {}
     groups: dict[str, str] = {}
     if is_joined:
@@ -104,47 +87,47 @@ def find_run(
             found = _label_maps(fold / "predictions")
             predictions |= found
             groups |= dict.fromkeys(found, fold.name.replace("_", " "))
-    else:
-        predictions = _label_maps(run / folder / "predictions")
+    elif metrics is not None:
+        predictions = _label_maps(metrics.parent / "predictions")
     histories = {fold.name.replace("_", " "): read_history(fold) for fold in folds} or {"": read_history(run)}
     histories = {part: records for part, records in histories.items() if records}
     trained_on = frozenset[str]() if is_joined or seen is None else seen.names
-    measured = [case["name"] for case in cases]
-    kind = "each by the fold that had not seen it" if is_joined else _kind(config, dataset, measured, seen)
-    kind = f"{len(measured)} cases on the grid of their images, {kind}" if measured else ""
-    told = list(notes)
-    if trained_on & set(measured):
-        count = len(trained_on & set(measured))
-        told.append(
+    measured = {case["name"] for case in cases}
+    remarks = list(notes)
+    if count := len(trained_on & measured):
+        remarks.append(
             f"{count} of {len(measured)} measured cases were trained on: their numbers say little about new images."
         )
     weights = run / "models" / BEST_NAME
-    if cases and weights.is_file() and weights.stat().st_mtime > metrics.stat().st_mtime + STALE_SECONDS:
-        told.append("The weights are newer than the measured predictions; medunet evaluate measures again.")
+    if metrics and weights.is_file() and weights.stat().st_mtime > metrics.stat().st_mtime + STALE_SECONDS:
+        remarks.append("The weights are newer than the measured predictions; medunet evaluate measures again.")
+    kind = "each by the fold that held it out" if is_joined else _kind(config, dataset, measured, seen)
+    facts = _facts(config, dataset, histories)
+    if cases:
+        facts["measured"] = f"{len(cases)} cases on the grid of their images, {kind}"
+    endings = {split_suffix(path.name)[1].lower() for path in predictions.values()}
     results = RunResults(
         name=name,
         cases=cases,
         histories=cast("Mapping[str, Sequence[EpochRecord]]", histories),
-        facts=_facts(config, dataset, histories, measured=kind),
-        settings=[setting for setting in settings_of(run) if not (folds and setting.id == "fold")],  # it has all
-        notes=told,
+        facts=facts,
+        settings=[setting for setting in settings_of(run) if not (folds and setting.id == "fold")],
+        notes=remarks,
         trained_on=trained_on,
         groups=groups,
-        cleaning=_cleaning(run) if is_joined else (),
-        unit=_unit(predictions),
+        cleaning=_rules_tried(run / DECISION_NAME) if is_joined else (),
+        unit="px" if endings and endings <= PICTURES else "mm",  # pictures have no scale
     )
     labels = class_values(config)
-    members = {name: tuple(values) for name, values in region_values(config).items()}
-    return FoundRun(
-        results, labels, members or {name: (value,) for name, value in labels.items()}, predictions, dataset
-    )
+    members = region_values(config) or {name: [value] for name, value in labels.items()}
+    return FoundRun(results, labels, {name: tuple(of) for name, of in members.items()}, predictions, dataset)
 
 
 def read_cases(path: Path) -> list[CaseScores]:
-    """The cases of a `metrics.json`; null becomes NaN again.
+    """Return the cases of a `metrics.json`; null becomes NaN.
 
     Raises:
-        DataError: it is no such file.
+        DataError: The file has another content.
     """
     try:
         cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
@@ -162,9 +145,7 @@ def _with_nan(value: Any) -> Any:
 
 
 def _label_maps(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        return {}
-    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    files = sorted(path for path in folder.glob("*") if not path.name.startswith("."))
     names = [(split_suffix(path.name)[0], path) for path in files]
     return {stem: path for stem, path in names if not stem.endswith("_prob")}
 
@@ -173,8 +154,6 @@ def _facts(
     config: Mapping[str, Any],
     dataset: SegmentationDataset | None,
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
-    *,
-    measured: str,
 ) -> dict[str, str]:
     facts: dict[str, str] = {}
     if dataset is not None:
@@ -194,46 +173,31 @@ def _facts(
         if waits:
             text += f", waited for data {sum(waits) / len(waits):.0%} of the time"
         facts[f"training, {part}" if part else "training"] = text
-    if measured:
-        facts["measured"] = measured
     return facts
 
 
-def _unit(predictions: Mapping[str, Path]) -> str:
-    """Of distances: pictures have no millimetres."""
-    endings = {split_suffix(path.name)[1].lower() for path in predictions.values()}
-    return "px" if endings and endings <= PICTURE_ENDINGS else "mm"
-
-
 def _kind(
-    config: Mapping[str, Any],
-    dataset: SegmentationDataset | None,
-    measured: Sequence[str],
-    seen: SeenCases | None,
+    config: Mapping[str, Any], dataset: SegmentationDataset | None, measured: set[str], seen: SeenCases | None
 ) -> str:
+    """Describe which cases were measured."""
     if dataset is None or seen is None:
-        return "whose data set is not at hand"
-    if set(measured) & seen.names:
+        return "whose data set is missing"
+    if measured & seen.names:
         return "some of them trained on"
-    if seen.folder == EVALUATION and set(measured) <= {case.name for case in dataset.cases}:
+    if seen.folder == EVALUATION and measured <= {case.name for case in dataset.cases}:
         return "chosen for validation" if config.get("validation_cases") else f"validation of fold {config['fold']}"
-    if set(measured) <= {case.name for case in dataset.test}:
+    if measured <= {case.name for case in dataset.test}:
         return "all of them for testing only"
     if not seen.is_known:
         return "and it is not recorded which cases the run was trained on"
     return f"of {dataset.name}, none of them trained on"
 
 
-def _cleaning(run: Path) -> list[list[str]]:
-    path = run / DECISION_NAME
-    if not path.is_file():
-        return []
+def _rules_tried(path: Path) -> list[list[str]]:
+    """Return a table of the postprocessing that a cross-validation tried."""
     rows = [["class", "Dice", "rule tried", "Dice with it", "cases better", "cases worse", "used by the ensemble"]]
-    for rule in _with_nan(read_json(path)).get("postprocessing", []):
-        tried = ["largest component only"] if rule["keep_largest"] else []
-        tried += [f"no component below {rule['min_size']:g} mm³ (2D: mm²)"] if rule["min_size"] else []
-        before, after = (f"{rule[key]:.4f}" for key in ("dice_before", "dice_after"))
-        used = "yes" if rule["is_kept"] else "no"
-        name = str(rule["name"])
-        rows.append([name, before, ", ".join(tried) or "none", after, str(rule["better"]), str(rule["worse"]), used])
-    return rows
+    decision = _with_nan(read_json(path)) if path.is_file() else {}
+    for rule in [ClassRule(**entry) for entry in decision.get("postprocessing", [])]:
+        before, after, used = f"{rule.dice_before:.4f}", f"{rule.dice_after:.4f}", "yes" if rule.is_kept else "no"
+        rows.append([rule.name, before, describe_rule(rule) or "none", after, str(rule.better), str(rule.worse), used])
+    return rows if decision else []

@@ -25,10 +25,10 @@ class SeenCases:
     """The cases of a data set that a run was trained on.
 
     Args:
-        names: of those cases.
-        folder: name of the folder in the run for metrics on this data set, so that those of a test set do not replace
-            those of the run's own validation cases.
-        is_known: whether it is known what the run was trained on; if False, `names` is empty.
+        names: of these cases.
+        folder: name of the folder in the run for metrics on this data set; metrics on a test set have another one than
+            those on the run's own validation cases.
+        is_known: whether it is recorded what the run was trained on; if False, `names` is empty.
     """
 
     names: frozenset[str]
@@ -37,18 +37,18 @@ class SeenCases:
 
 
 def seen_cases(run: Path, dataset: SegmentationDataset, *, is_test: bool = False) -> SeenCases:
-    """Compare the images of a data set with those that a run, or the folds of a cross-validation, trained on.
+    """Return which images of a data set a run, or the folds of a cross-validation, trained on.
 
     Images are compared by content (:func:`medunet.datasets.image_digest`), so renamed, moved and copied cases count.
     The cases of a run whose weights this one started from (``init_from``) count, too.
 
     Args:
         run: its folder.
-        dataset: what is to be evaluated.
+        dataset: the data set to evaluate.
         is_test: compare the data set's test cases instead of its labelled cases.
 
     Raises:
-        DataError: an image, or the run's record, cannot be read.
+        DataError: An image, or the run's record, cannot be read.
     """
     config = read_own(run, "evaluate")
     own = Path(str(config.get("dataset_dir", "")))
@@ -71,6 +71,7 @@ def _root(path: Path) -> Path:
 
 
 def _split(dataset: SegmentationDataset, config: Mapping[str, Any]) -> frozenset[str]:
+    """Return the training cases by the config alone."""
     if ENSEMBLE_FOLDS in config:
         return frozenset(case.name for case in dataset.cases)
     options = {key: config.get(key, ()) for key in ("validation_cases", "skip_cases")}
@@ -80,18 +81,18 @@ def _split(dataset: SegmentationDataset, config: Mapping[str, Any]) -> frozenset
 
 def _trained_on(run: Path) -> set[str]:
     """Return the digests of the cases that a run, or its folds, trained on; empty if there is no record."""
-    found: set[str] = set()
+    digests: set[str] = set()
     for path in (*run.glob(f"eval/{TRAINED_ON_NAME}"), *run.glob(f"fold_*/eval/{TRAINED_ON_NAME}")):
         try:
-            found |= set(json.loads(path.read_text(encoding="utf-8")).values())
+            digests |= set(json.loads(path.read_text(encoding="utf-8")).values())
         except (ValueError, TypeError, AttributeError) as error:
             raise DataError("not a record of training cases", file=path, remedy="train again") from error
-    return found
+    return digests
 
 
 def _inherited(run: Path) -> set[str]:
-    """Return the digests of the cases of the runs that this one started from, as far as they are still there."""
-    found: set[str] = set()
+    """Return the digests of the cases of the runs that this one started from, as far as these runs still exist."""
+    digests: set[str] = set()
     visited: set[Path] = set()
     while run not in visited and (run / "configs" / "train.json").is_file():
         visited.add(run)
@@ -99,5 +100,5 @@ def _inherited(run: Path) -> set[str]:
         if not source:
             break
         run = weights_of(str(source)).resolve().parent.parent
-        found |= _trained_on(run)
-    return found
+        digests |= _trained_on(run)
+    return digests

@@ -37,7 +37,7 @@ from medunet.planning import adapt
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.runtime import resolve_device
 from medunet.training import BEST_NAME, LAST_NAME, PREVIOUS_NAME, is_distributed, kept_entry, weights_of
-from medunet.trust import record_weights, require_trust
+from medunet.trust import Verdict, record_weights, require_trust
 
 logger = logging.getLogger(__name__)
 
@@ -129,14 +129,14 @@ def prepare_run(
     skip_bad: bool = False,
 ) -> Iterator[PreparedRun]:
     """Claim the output folder, fit a bundle to a data set and write the run; arguments as of :func:`train_bundle`."""
-    require_trust(bundle, trust=trust)
+    judged = require_trust(bundle, trust=trust)
     if (output / "models" / LAST_NAME).is_file() and not resume:
         remedy = "pass --resume, or another --output"
         raise DataError("the output folder contains a trained run", file=output, remedy=remedy)
     with claim(output):
         check_target(output)
         _, values = fit_bundle(bundle, data, changes=changes, skip_bad=skip_bad)
-        yield write_run(bundle, data, output, values=values, presets=presets, resume=resume)
+        yield write_run(judged, data, output, values=values, presets=presets, resume=resume)
 
 
 def fit_bundle(
@@ -186,12 +186,12 @@ def _check_split(data: Path, config: Mapping[str, Any]) -> None:
 
 
 def write_run(
-    bundle: Path, data: Path, output: Path, *, values: Mapping[str, Any], presets: Sequence[str] = (), resume: bool
+    judged: Verdict, data: Path, output: Path, *, values: Mapping[str, Any], presets: Sequence[str] = (), resume: bool
 ) -> PreparedRun:
     """Write a bundle as a run of a data set.
 
     Args:
-        bundle: folder of the bundle to start from.
+        judged: what :func:`medunet.trust.require_trust` returns for the bundle to start from.
         data: the data set.
         output: folder of the run.
         values: the overlay that :func:`fit_bundle` returns.
@@ -202,7 +202,7 @@ def write_run(
     is_begun = any((output / "models" / name).is_file() for name in (LAST_NAME, PREVIOUS_NAME))
     if source and not is_begun and not weights_of(source).is_file():
         raise DataError("no weights to start from", file=source, expected=f"a run with models/{BEST_NAME}")
-    configs = write_specialised(bundle, output, values, data=data, presets=presets, is_run=True, resume=resume)
+    configs = write_specialised(judged, output, values, data=data, presets=presets, is_run=True, resume=resume)
     return PreparedRun(output, configs)
 
 

@@ -183,7 +183,7 @@ def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, bro
     written = report_runs([output], tmp_path / "r.html", device="cpu")
     assert (written.cases, written.drawn) == (4, 4)
     text = written.page.read_text()
-    assert "each by the fold that had not seen it" in text
+    assert "each by the fold that held it out" in text
     assert "V_rand" in text and "Cleaning after the network" in text
     assert "<code>folds</code>" in text and "<code>fold</code>" not in text  # not that of its first member
     assert "HD95 (px)" in text and " mm" not in re.sub(r"<table.*?</table>", "", text, flags=re.DOTALL)  # no scale

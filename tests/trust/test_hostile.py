@@ -316,11 +316,9 @@ def test_what_is_trained_is_what_was_judged(tmp_path: Path, foreign: Make, monke
         change(folder / "configs" / "train.json", evil)
         return verdict
 
-    monkeypatch.setattr(sys.modules["medunet.bundle.specialise"], "require_trust", judge_and_swap)
     run = tmp_path / "run"
-    configs = write_specialised(bundle, run, {})
+    configs = write_specialised(judge_and_swap(bundle), run, {})
     assert judge(run).reason == "known"
-    monkeypatch.undo()
     change(run / "configs" / "train.json", evil | {"imports": [evil["device"]], "initialize": [evil["device"]]})
 
     def stop(workflow: ConfigWorkflow) -> None:

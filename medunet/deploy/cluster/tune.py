@@ -238,8 +238,8 @@ def _train(config: Mapping[str, Any], job: Mapping[str, Any]) -> None:
             tune.report({METRIC: entry["val_metrics"][METRIC], "epoch": entry["epoch"]})
 
     values = {**job["values"], **config}
-    bundle, data = Path(job["bundle"]), Path(job["data"])
-    prepared = write_run(bundle, data, run, values=values, presets=job["presets"], resume=False)
+    judged, data = require_trust(Path(job["bundle"])), Path(job["data"])
+    prepared = write_run(judged, data, run, values=values, presets=job["presets"], resume=False)
     for entry in read_history(run):  # what a resumed search has forgotten
         report(entry)
     train_run(prepared, resume=True, device=resolve_device(job["device"]), on_epoch=report)
