@@ -154,7 +154,7 @@ def test_want_of_memory_in_earnest_makes_tiles_smaller_and_the_result_the_same()
     environment = {**os.environ, "MEDUNET_KEEP_MEMORY": "0"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "out of memory: going on with smaller tiles" in done.stderr
+    assert "out of memory: continuing with smaller tiles" in done.stderr
     assert float(done.stdout.rpartition(" ")[2]) < 1e-4
 
 

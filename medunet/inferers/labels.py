@@ -1,4 +1,4 @@
-"""Inferers whose answer lies on the grid of the file, not on that of the network: here label maps."""
+"""Inferers whose result is on the grid of the file, not on that of the network; here label maps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .restore import MIXED, GridMap, restore_labels
 
 
 class SourceGridInferer(Inferer, ABC):
-    """What inferers have in common that return to the source grid tile by tile.
+    """Base of inferers that return to the source grid tile by tile.
 
     Args:
         inferer: evaluates the network.
@@ -33,7 +33,7 @@ class SourceGridInferer(Inferer, ABC):
 
     @abstractmethod
     def _empty(self, images: int, classes: int, size: tuple[int, ...]) -> torch.Tensor:
-        """Room for the result `(images, channels, *size)`."""
+        """Allocate the result `(images, channels, *size)`."""
 
     @abstractmethod
     def _put(self, logits: torch.Tensor, grid: GridMap, out: torch.Tensor, region: tuple[slice, ...]) -> None:
@@ -43,8 +43,8 @@ class SourceGridInferer(Inferer, ABC):
         """Evaluate `network` on `inputs`.
 
         Args:
-            inputs: `(B, C, *grid)`; with `to_source` a MetaTensor that knows `original_affine` and `spatial_shape`.
-            network: as of the inferer.
+            inputs: `(B, C, *grid)`; with `to_source` a MetaTensor with `original_affine` and `spatial_shape`.
+            network: as for the inferer.
             args: passed on to `network`.
             kwargs: passed on to `network`.
 
@@ -53,21 +53,18 @@ class SourceGridInferer(Inferer, ABC):
         """
         grids = self._grids(inputs)
         if len({grid.source_size for grid in grids}) > 1:
-            raise ConfigError(
-                "images of different sizes in one batch",
-                received=[grid.source_size for grid in grids],
-                remedy="use a batch size of 1",
-            )
-        found: torch.Tensor | None = None
+            sizes = [grid.source_size for grid in grids]
+            raise ConfigError("images of a batch must have one size", received=sizes, remedy="use a batch size of 1")
+        output: torch.Tensor | None = None
         for tile in self._tiles(inputs, network, args, kwargs, extend=0 if grids[0].is_identity else 1):
-            if found is None:
-                found = self._empty(len(grids), len(tile.logits), grids[0].source_size)
-            self._put(tile.logits, grids[tile.image], found[tile.image], tile.region)
-        if found is None:
+            if output is None:
+                output = self._empty(len(grids), len(tile.logits), grids[0].source_size)
+            self._put(tile.logits, grids[tile.image], output[tile.image], tile.region)
+        if output is None:
             raise ConfigError("batch holds no image", received=tuple(inputs.shape), expected="(B, C, *spatial), B >= 1")
         if not isinstance(inputs, MetaTensor):
-            return found
-        result = MetaTensor(found).copy_meta_from(inputs)
+            return output
+        result = MetaTensor(output).copy_meta_from(inputs)
         if self.to_source:
             result.affine = torch.as_tensor(np.asarray(inputs.meta["original_affine"]), dtype=torch.float64)
             result.applied_operations = []
@@ -91,20 +88,19 @@ class SourceGridInferer(Inferer, ABC):
 
     def _grids(self, inputs: torch.Tensor) -> list[GridMap]:
         size = tuple(inputs.shape[2:])
-        if not (self.to_source and isinstance(inputs, MetaTensor)):
-            if self.to_source:
-                raise GeometryError(
-                    "image does not know the grid that it was read on",
-                    expected="a MetaTensor of LoadImaged",
-                    remedy="or set to_source to False",
-                )
+        if not self.to_source:
             return [GridMap(np.eye(len(size) + 1), size, size)] * len(inputs)
-        affines = _each(inputs.affine, len(inputs), ndim=2)
-        try:
-            sources = _each(inputs.meta["original_affine"], len(inputs), ndim=2)
-            shapes = _each(inputs.meta["spatial_shape"], len(inputs), ndim=1)
-        except KeyError as error:
-            raise GeometryError("image does not know the grid that it was read on", expected=error.args[0]) from error
+        meta = inputs.meta if isinstance(inputs, MetaTensor) else {}
+        if missing := [key for key in ("original_affine", "spatial_shape") if key not in meta]:
+            raise GeometryError(
+                "the image lacks the grid that it was read on",
+                received=f"no {' and '.join(missing)}",
+                expected="a MetaTensor of LoadImaged",
+                remedy="or set to_source to False",
+            )
+        affines = _each(inputs.affine, len(inputs), ndim=2)  # type: ignore[attr-defined]  # a MetaTensor, see above
+        sources = _each(meta["original_affine"], len(inputs), ndim=2)
+        shapes = _each(meta["spatial_shape"], len(inputs), ndim=1)
         return [
             GridMap.between(source, [int(n) for n in shape[: len(size)]], affine, size)
             for source, shape, affine in zip(sources, shapes, affines, strict=True)
@@ -112,22 +108,22 @@ class SourceGridInferer(Inferer, ABC):
 
 
 class LabelInferer(SourceGridInferer):
-    """Evaluate, decide and return to the source grid tile by tile; logits of the whole image are never kept.
+    """Evaluate a network and bring its labels to the source grid tile by tile, without logits of the whole image.
 
-    It takes the place of `Invertd`, `Activationsd` and `AsDiscreted(argmax=True)` after the network. The labels are
-    those of interpolating the logits linearly on the source grid and taking the largest, see `restore_labels`.
+    It replaces `Invertd`, `Activationsd` and `AsDiscreted(argmax=True)` after the network. The labels are those of
+    interpolating the logits linearly on the source grid and taking the largest, see `restore_labels`.
 
     Args:
         inferer: evaluates the network, `OverlapTileInferer` or another one.
         threshold: probability above which a voxel of a network with one channel (sigmoid) is class 1, or belongs to a
             region.
         order: for regions (sigmoid of each channel) the class index that each one is painted with, later over earlier;
-            none for classes of which a voxel has one (softmax).
+            empty for exclusive classes (softmax).
         to_source: whether to return to the grid that the image was read on; otherwise labels stay on the network's.
 
     Raises:
-        ConfigError: an impossible threshold or order; when called, images of different source grids in one batch.
-        GeometryError: when called, an image that does not know its source grid.
+        ConfigError: an invalid threshold or order; when called, images of different source grids in one batch.
+        GeometryError: when called, an image without the grid that it was read on.
 
     Example:
         >>> network = torch.nn.Conv2d(1, 3, kernel_size=3, padding=1)
@@ -142,7 +138,7 @@ class LabelInferer(SourceGridInferer):
     ) -> None:
         super().__init__(inferer, to_source=to_source)
         if not 0 < threshold < 1:
-            raise ConfigError("impossible threshold", received=threshold, expected="a probability between 0 and 1")
+            raise ConfigError("threshold must be a probability between 0 and 1", received=threshold)
         if len(set(order)) != len(order) or not all(0 < index < MIXED for index in order):
             raise ConfigError(
                 "regions are painted with different class indices", received=list(order), expected=f"1 to {MIXED - 1}"
@@ -152,7 +148,7 @@ class LabelInferer(SourceGridInferer):
 
     @property
     def activation(self) -> str:
-        """What makes probabilities of the network's answer, for the mean of an ensemble."""
+        """The activation that gives probabilities, for the mean of an ensemble."""
         return "sigmoid" if self.order else "softmax"
 
     def _empty(self, images: int, classes: int, size: tuple[int, ...]) -> torch.Tensor:
@@ -163,6 +159,6 @@ class LabelInferer(SourceGridInferer):
 
 
 def _each(value: Any, count: int, *, ndim: int) -> Sequence[np.ndarray[Any, Any]]:
-    """One array an image, from a batch's metadata, which are stacked, or from those of a single image."""
+    """Return one array per image, from a batch's metadata, which are stacked, or from those of a single image."""
     array = np.asarray(value)
     return list(array) if array.ndim > ndim else [array] * count

@@ -1,4 +1,4 @@
-"""What a pass of a network costs in memory, and how much of it a device has to give."""
+"""Memory of a pass of a network, and free memory of a device."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch.utils._pytree import tree_leaves
 from medunet.errors import ConfigError
 
 WORKSPACE = 1.5
-"""Memory of a pass beside the tensors that Python sees, as a factor: padded channels and reordered copies of the
-convolution library, and what the allocator keeps."""
+"""Factor for memory that Python does not see: padded channels and reordered copies of the convolution library, and what
+the allocator keeps."""
 
 SHARE_OF_FREE = 0.6
-"""Part of the free memory that "auto" takes: the volume, the results and other programs need some, too."""
+"""Share of the free memory that "auto" takes; the volume, the results and other programs need the rest."""
 
 _UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 
@@ -38,10 +38,10 @@ _OUT_OF_MEMORY = (
 
 
 def parse_memory(text: str | int) -> int:
-    """Bytes of a memory size.
+    """Return the bytes of a memory size.
 
     Raises:
-        ConfigError: no such size.
+        ConfigError: an invalid size.
 
     Example:
         >>> parse_memory("1.5GB"), parse_memory(4096)
@@ -49,20 +49,20 @@ def parse_memory(text: str | int) -> int:
     """
     if isinstance(text, int) and text > 0:
         return text
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?B)\s*", str(text).upper())
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?B)\s*", str(text).upper())
     try:
-        size = float(found[1]) * _UNITS[found[2]] if found else 0.0
+        size = float(match[1]) * _UNITS[match[2]] if match else 0.0
     except ValueError:
         size = 0.0
     if size < 1:
-        raise ConfigError("impossible memory size", received=text, expected="auto, bytes, or for instance 8GB")
+        raise ConfigError("invalid memory size", received=text, expected="auto, bytes, or for instance 8GB")
     return int(size)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a pass may take on a device now: `SHARE_OF_FREE` of what is free."""
+    """Return the bytes that a pass may take on a device: `SHARE_OF_FREE` of the free memory."""
     if device.type == "cuda":
-        # what torch's allocator keeps is free for the next pass as well
+        # memory that torch's allocator keeps is free for the next pass, too
         free = torch.cuda.mem_get_info(device)[0]
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
@@ -71,21 +71,21 @@ def free_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory has run out, on any device."""
+    """Return whether an exception means that memory has run out, on any device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def peak_bytes(network: torch.nn.Module, window: Sequence[int], *, itemsize: int | None = None) -> int:
-    """Largest memory that a pass holds at once: input, output and what lies between, without weights.
+    """Return the peak bytes of a pass: input, output and activations, without weights.
 
-    The pass is made on torch's meta device, which knows sizes and computes nothing.
+    The pass runs on torch's meta device, which tracks sizes and computes nothing.
 
     Args:
         network: in evaluation mode.
         window: `(B, C, *spatial)` of its input.
-        itemsize: bytes of a number; None takes those of the network's weights.
+        itemsize: bytes per number; None takes those of the network's weights.
 
     Example:
         >>> peak_bytes(torch.nn.Conv2d(1, 4, 3, padding=1), (1, 1, 100, 100))  # input and output, float32
@@ -95,13 +95,13 @@ def peak_bytes(network: torch.nn.Module, window: Sequence[int], *, itemsize: int
     weights = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
     dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
     with torch.no_grad(), _Meter() as meter:
-        image = torch.empty(tuple(window), dtype=dtype, device="meta")  # counted like all that is made here
+        image = torch.empty(tuple(window), dtype=dtype, device="meta")
         functional_call(network, weights, (image,))
     return meter.peak if itemsize is None else meter.peak * itemsize // dtype.itemsize
 
 
 class _Meter(TorchDispatchMode):
-    """Adds up the tensors that live, by watching them come and go."""
+    """Adds up the bytes of all living tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _Meter(TorchDispatchMode):
         self.peak = 0
 
     def count(self, tensor: torch.Tensor) -> None:
-        """A new tensor has been made."""
+        """Count a new tensor until it is freed."""
         size = tensor.numel() * tensor.element_size()
         self.held += size
         self.peak = max(self.peak, self.held)

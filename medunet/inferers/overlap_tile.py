@@ -11,27 +11,24 @@ from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
-from rich.progress import track
 
 from medunet.errors import ConfigError
 from medunet.networks import only_tensor, window_dependence
-from medunet.transforms import like, plain
 
 from .memory import WORKSPACE, free_memory, is_out_of_memory, parse_memory, peak_bytes
-from .network import check_output, empty_output, unwrap
-from .padding import PADDING_MODES, PaddingMode, take_window
 from .tile_size import choose_tiles, plan_one_window, resizes_output, with_less_halo
 from .tiling import SameSizeShapes, Tile, TileableShapes, TilePlan, plan_tiles
+from .windows import check_output, empty_output, take_window, unwrap
 
 logger = logging.getLogger(__name__)
 
 BLEND_OVERLAP = 0.5
-"""Overlap of Gaussian-weighted windows, as nnU-Net and MONAI's bundles have it."""
+"""Overlap of Gaussian-weighted windows, as in nnU-Net and MONAI's bundles."""
 
 AUTOCAST_SHARE = 0.6
-"""Memory of a pass under autocast, as a part of that in float32: activations have half the bytes, some stay."""
-
+"""Memory of a pass under autocast, as a share of that in float32: activations have half the bytes, some stay."""
 
 _Run = Callable[[torch.Tensor], torch.Tensor]
 
@@ -40,12 +37,12 @@ _BYTES_PER_VOXEL: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 
 
 class TileLogits(NamedTuple):
-    """What one tile answers.
+    """Logits of one tile.
 
     Args:
-        image: which image of the batch.
-        region: where in the image the logits belong.
-        logits: `(classes, *region)` in the network's output type, on its device; perhaps a view of a larger tensor.
+        image: index of the image in the batch.
+        region: region of the image that the logits belong to.
+        logits: `(classes, *region)` in the network's output type, on its device; may be a view of a larger tensor.
     """
 
     image: int
@@ -56,48 +53,44 @@ class TileLogits(NamedTuple):
 class OverlapTileInferer(Inferer):
     """Evaluate a network tile by tile and stitch its output without a seam (Ronneberger et al. 2015, figure 2).
 
-    Each voxel is taken from exactly one tile, whose window holds the voxel's whole receptive field; nothing is blended.
-    The result equals that of the whole image in one pass up to rounding. Instance and group norm are the exception:
-    their statistics depend on the window. An image too large for one pass of such a network is cut into windows that
-    overlap by half and are blended with Gaussian weights by MONAI's `SlidingWindowInferer`, with a warning.
+    Each voxel comes from exactly one tile, whose window contains the voxel's whole receptive field; nothing is blended.
+    The result equals that of one pass over the whole image, up to rounding. Instance and group norm are the exception:
+    their statistics depend on the window. If an image is too large for one pass of such a network, MONAI's
+    `SlidingWindowInferer` blends windows that overlap by half with Gaussian weights, and a warning is logged.
 
     - Padded ("same") network: windows overlap by a halo, which is trimmed from the output. Windows end where the image
-      ends, so that the network's own padding acts there as it does on the whole image.
+      ends, so the network's own padding acts there as it does on the whole image.
     - Valid network: as in the paper. The image is mirrored at its borders, the outputs abut.
     - Network without the attribute `shapes`, such as MONAI's: give `tile_stride`, and `halo` for exact tiles. Windows
       are rounded up to multiples of `tile_stride`.
 
-    When memory runs out the image is evaluated again in smaller tiles, with the same result and a warning. Where not
-    even one tile with the whole halo has room, "exact" takes the largest part of it that has, with a warning, too.
+    If memory runs out, the image is evaluated again in smaller tiles, with the same result and a warning. If not even
+    one tile with the whole halo fits, "exact" takes the largest part of the halo that fits, and logs a warning.
 
-    Images may be smaller than a tile, than the network's margin or than its total stride: what is missing is mirrored
+    Images may be smaller than a tile, than the network's margin or than its total stride: missing voxels are mirrored
     and trimmed.
 
     Args:
         tile_size: largest network input per axis in voxels (the paper's 572), or one number for all axes. None takes
             the whole image in one pass; None, 0 or -1 for an axis takes all of that axis. "auto" takes the whole image
             if it fits into `memory`, else the tiles that evaluate the fewest voxels.
-        halo: for padded networks, voxels to see beyond the kept region on each side, per axis or one number. "exact"
-            takes `network.shapes.halo`, the receptive radius rounded up to the total stride; fewer are faster and
-            approximate. A valid network always sees its whole margin.
-        padding_mode: how positions outside the image are filled: "reflect" (mirrored, the edge not repeated, as in the
-            paper), "replicate" or "constant" (zero).
-        batch_size: windows per call of the network; windows of one size share a batch, also across the images of
-            `inputs`.
-        memory: what a pass may take with `tile_size` "auto": bytes, a text such as "8GB", or "auto" for a part of what
-            is free on the network's device.
-        tile_stride: product of all strides of a network that has no attribute `shapes`, per axis or one number. The
-            network's output must be as large as its input. `halo` must be a number, unless the network has layers that
-            depend on the whole window, or `tile_size` takes the whole image. Ignored for networks with `shapes`.
-        sw_device: device of the windows, where the network is. Default: that of `inputs`.
+        halo: for padded networks, voxels beyond the kept region on each side, per axis or one number. "exact" takes
+            `network.shapes.halo`, the receptive radius rounded up to the total stride; less is faster and approximate.
+            A valid network always sees its whole margin.
+        batch_size: windows per call of the network; windows of one size share a batch, also across images.
+        memory: limit of a pass for `tile_size` "auto": bytes, a text such as "8GB", or "auto" for a share of the free
+            memory of the network's device.
+        tile_stride: product of all strides of a network without the attribute `shapes`, per axis or one number. The
+            output must be as large as the input. `halo` must be a number, unless the network has layers that depend on
+            the whole window, or `tile_size` takes the whole image.
+        sw_device: device of the windows and the network. Default: that of `inputs`.
         device: device of the stitched output. Default: that of `inputs`.
-        progress: whether to show a progress bar.
         roi_size: MONAI's name of `tile_size`.
         sw_batch_size: MONAI's name of `batch_size`.
 
     Raises:
-        ConfigError: an option is impossible. Calling raises it also where the tile is too small for the network, where
-            the network cannot be tiled, or where its output does not have the size that its `shapes` promise.
+        ConfigError: an invalid option. When called: a tile that is too small for the network, a network that cannot be
+            tiled, or an output of another size than its `shapes` promise.
 
     Example:
         >>> network = torch.nn.Conv2d(1, 2, kernel_size=3, padding=1)
@@ -112,13 +105,11 @@ class OverlapTileInferer(Inferer):
         tile_size: int | Sequence[int | None] | Literal["auto"] | None = "auto",
         *,
         halo: Literal["exact"] | int | Sequence[int] = "exact",
-        padding_mode: PaddingMode = "reflect",
         batch_size: int = 1,
         memory: int | str = "auto",
         tile_stride: int | Sequence[int] | None = None,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
-        progress: bool = False,
         roi_size: int | Sequence[int | None] | None = None,
         sw_batch_size: int | None = None,
     ) -> None:
@@ -129,13 +120,9 @@ class OverlapTileInferer(Inferer):
             )
         tile_size = tile_size if roi_size is None else roi_size
         batch_size = batch_size if sw_batch_size is None else sw_batch_size
-        if padding_mode not in PADDING_MODES:
-            raise ConfigError("unknown padding_mode", received=padding_mode, expected=PADDING_MODES)
         is_size = isinstance(tile_size, (Integral, Sequence)) and not isinstance(tile_size, str)
         if tile_size is not None and tile_size != "auto" and not is_size:
-            raise ConfigError(
-                "tile_size is not a size", received=repr(tile_size), expected="an integer, one per axis, or auto"
-            )
+            raise ConfigError("tile_size must be an integer, one per axis, or auto", received=repr(tile_size))
         if halo != "exact":
             _at_least(0, halo, "halo")
         if tile_stride is not None:
@@ -143,13 +130,11 @@ class OverlapTileInferer(Inferer):
         _at_least(1, [batch_size], "batch_size")
         self.tile_size = tile_size
         self.halo = halo
-        self.padding_mode = padding_mode
         self.batch_size = batch_size
         self.memory = memory if memory == "auto" else parse_memory(memory)
         self.tile_stride = tile_stride
         self.sw_device = sw_device
         self.device = device
-        self.progress = progress
         self._warned: set[str] = set()
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -163,36 +148,36 @@ class OverlapTileInferer(Inferer):
             kwargs: passed on to `network`.
 
         Returns:
-            `(B, out_channels, *spatial)` in the network's output type, but float32 where that is a half-precision type.
-            A MetaTensor with the metadata of `inputs` if `inputs` is one.
+            `(B, out_channels, *spatial)` in the network's output type, or float32 if that is a half-precision type. A
+            MetaTensor with the metadata of `inputs` if `inputs` is one.
         """
-        image = plain(inputs)
+        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         output: torch.Tensor | None = None
         for tile in self.tiles(image, network, *args, **kwargs):
             if output is None:
                 output = empty_output(image, tile.logits, device=self.device)
-            where = (slice(None), *tile.region)
-            output[tile.image][where] = tile.logits
+            region = (slice(None), *tile.region)
+            output[tile.image][region] = tile.logits
         if output is None:
             raise ConfigError("batch holds no image", received=tuple(inputs.shape), expected="(B, C, *spatial), B >= 1")
-        return like(output, inputs)
+        return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
 
     def tiles(
         self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, extend: int = 0, **kwargs: Any
     ) -> Iterator[TileLogits]:
-        """Evaluate `network` tile by tile, so that nothing of the image's size but the image need be kept.
+        """Evaluate `network` tile by tile, without keeping logits of the whole image.
 
-        The regions of one image partition it. When memory runs out they start again from the first, smaller.
+        The regions of one image partition it. If memory runs out, they start again from the first, smaller.
 
         Args:
             inputs: `(B, C, *spatial)`.
-            network: as of a call.
+            network: as for a call.
             args: passed on to `network` after the window.
-            extend: voxels that each region takes of the next ones, at its far side on every axis, so that a caller can
-                interpolate between neighbouring voxels within one tile.
+            extend: voxels of the next regions that each region includes at its far side on every axis, so that a caller
+                can interpolate between neighbouring voxels within one tile.
             kwargs: passed on to `network`.
         """
-        image = plain(inputs)
+        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         device = torch.device(self.sw_device) if self.sw_device is not None else image.device
         max_voxels = self._max_voxels(image, network, device) if self.tile_size == "auto" else None
 
@@ -217,20 +202,20 @@ class OverlapTileInferer(Inferer):
             else:
                 return
             same = "" if "halo" in self._warned else ", the result is the same"
-            self._warn("memory", f"out of memory: going on with smaller tiles{same}")
+            self._warn("memory", f"out of memory: continuing with smaller tiles{same}")
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def plan(
         self, image_size: Sequence[int], network: Callable[..., Any], *, in_channels: int = 1, extend: int = 0
     ) -> TilePlan:
-        """Cut an image of `image_size` (spatial axes only) into the tiles with which `network` would be evaluated.
+        """Return the tiles with which `network` would be evaluated.
 
         Args:
-            image_size: voxels per axis.
-            network: as of a call.
-            in_channels: of the image; "auto" asks the network for its memory with them.
-            extend: as of `tiles`.
+            image_size: voxels per spatial axis.
+            network: as for a call.
+            in_channels: channels of the image, for the estimate of memory.
+            extend: as for `tiles`.
 
         Raises:
             ConfigError: see the class.
@@ -244,9 +229,8 @@ class OverlapTileInferer(Inferer):
     def _plan(
         self, image_size: Sequence[int], network: Callable[..., Any], *, extend: int, max_voxels: float | None
     ) -> TilePlan:
-        module = unwrap(network)
         axes = len(image_size)
-        shapes = self._shapes(module, axes)
+        shapes = self._shapes(unwrap(network), axes)
         halo = None if isinstance(self.halo, str) else _per_axis(self.halo, axes, "halo")
         if resizes_output(shapes):
             plan = plan_one_window(image_size, self._tile(axes), shapes)
@@ -268,11 +252,10 @@ class OverlapTileInferer(Inferer):
             if less is None:
                 raise
         plan, halo = less
-        room = "memory has no room for a tile with the halo that the network asks for"
         self._warn(
             "halo",
-            f"{room}, {shapes.halo} voxels: it sees {halo}, and a few voxels where tiles meet may differ; "
-            "for the exact result free memory or give a larger `memory`",
+            f"memory has no room for a tile with the network's halo of {shapes.halo} voxels; a halo of {halo} is used, "
+            "and a few voxels where tiles meet may differ: for the exact result free memory or increase `memory`",
         )
         return plan
 
@@ -288,9 +271,8 @@ class OverlapTileInferer(Inferer):
             if blended:
                 yield from self._blend(image, run, plan, device)
                 return
-        batches = list(self._batches(plan, len(image)))
-        for batch in track(batches, description="tiles", disable=not self.progress):
-            windows = [self._read(image[b : b + 1], tile, plan).to(device) for b, tile in batch]
+        for batch in self._batches(plan, len(image)):
+            windows = [self._window(image[b : b + 1], tile, plan).to(device) for b, tile in batch]
             logits = run(windows[0] if len(windows) == 1 else torch.cat(windows))
             check_output(logits, batch[0][1], plan)
             for (b, tile), part in zip(batch, logits, strict=True):
@@ -305,23 +287,21 @@ class OverlapTileInferer(Inferer):
             mode="gaussian",
             sw_device=device,
             device=self.device,
-            progress=self.progress,
         )
         whole = tuple(slice(0, n) for n in plan.image_size)
         for b in range(len(image)):
             yield TileLogits(b, whole, blend(image[b : b + 1], lambda window: run(window).float())[0])
 
     def _max_voxels(self, image: torch.Tensor, network: Callable[..., Any], device: torch.device) -> float:
-        """Voxels of a window that fit into the memory."""
+        """Return the number of voxels of a window that fits into the memory."""
         module = unwrap(network)
         budget = free_memory(device) if self.memory == "auto" else int(self.memory)
         if not isinstance(module, torch.nn.Module) or not hasattr(module, "shapes"):
-            return math.inf  # nothing is known of it: try, and shrink if need be
+            return math.inf  # nothing is known about it: try, and shrink if necessary
         if module not in _BYTES_PER_VOXEL:
-            shapes = module.shapes
-            probe = shapes.next_valid_input(shapes.input_for_output([4 * stride for stride in shapes.total_stride]))  # type: ignore[union-attr,operator]
-            window = (1, image.shape[1], *probe)
-            _BYTES_PER_VOXEL[module] = peak_bytes(module, window) / math.prod(probe)
+            shapes: Any = module.shapes
+            probe = shapes.next_valid_input(shapes.input_for_output([4 * stride for stride in shapes.total_stride]))
+            _BYTES_PER_VOXEL[module] = peak_bytes(module, (1, image.shape[1], *probe)) / math.prod(probe)
         cost = _BYTES_PER_VOXEL[module] * WORKSPACE * self.batch_size
         return budget / (cost * AUTOCAST_SHARE if torch.is_autocast_enabled(device.type) else cost)
 
@@ -335,7 +315,7 @@ class OverlapTileInferer(Inferer):
         return math.prod(plan.tiles[0].window_size) <= max_voxels
 
     def _warn(self, kind: str, message: str) -> None:
-        """Say it once."""
+        """Log a kind of warning once."""
         if kind not in self._warned:
             self._warned.add(kind)
             logger.warning(message)
@@ -360,35 +340,35 @@ class OverlapTileInferer(Inferer):
         return SameSizeShapes(total_stride=_per_axis(stride, axes, "tile_stride"), halo=_per_axis(halo, axes, "halo"))
 
     def _can_tile(self, module: Any) -> bool:
-        """Whether enough is known of the network to plan windows smaller than the image."""
+        """Return whether windows smaller than the image can be planned for the network."""
         if hasattr(module, "shapes"):
             return True
         has_halo = not isinstance(self.halo, str) or window_dependence(module) is not None
         return self.tile_stride is not None and has_halo
 
     def _batches(self, plan: TilePlan, images: int) -> Iterator[list[tuple[int, Tile]]]:
-        """Windows of one size, `batch_size` at a time, as pairs of image and tile."""
+        """Yield windows of one size, `batch_size` at a time, as pairs of image and tile."""
         for tiles in plan.by_window_size().values():
             work = [(image, tile) for image in range(images) for tile in tiles]
             yield from (work[i : i + self.batch_size] for i in range(0, len(work), self.batch_size))
 
-    def _read(self, image: torch.Tensor, tile: Tile, plan: TilePlan) -> torch.Tensor:
+    def _window(self, image: torch.Tensor, tile: Tile, plan: TilePlan) -> torch.Tensor:
         start = [s.start - margin for s, margin in zip(tile.window, plan.margin, strict=True)]
         stop = [s.stop - margin for s, margin in zip(tile.window, plan.margin, strict=True)]
-        return take_window(image, start, stop, mode=self.padding_mode)
+        return take_window(image, start, stop)
 
 
 def _at_least(least: int, value: Any, name: str) -> None:
     """Raise ConfigError unless `value` is an integer, or a sequence of integers, of at least `least`."""
     numbers = [value] if isinstance(value, Integral) else value
     if not isinstance(numbers, Sequence) or not all(isinstance(n, Integral) and int(n) >= least for n in numbers):
-        raise ConfigError(f"impossible {name}", received=repr(value), expected=f"{least} or more, or one per axis")
+        raise ConfigError(f"{name} must be {least} or more, or one such number per axis", received=repr(value))
 
 
 def _per_axis(value: Any, axes: int, name: str) -> tuple[Any, ...]:
-    """One number for each spatial axis."""
+    """Return one number per spatial axis."""
     if isinstance(value, Integral):
         return (value,) * axes
     if len(value) != axes:
-        raise ConfigError(f"{name} does not have one number per spatial axis", received=value, expected=axes)
+        raise ConfigError(f"{name} must have one number per spatial axis", received=value, expected=axes)
     return tuple(value)

@@ -1,10 +1,9 @@
 """Labels on the source grid from logits on the network's grid, without logits on the source grid.
 
-Trilinear interpolation is a convex combination: where the corners of a cell of the network's grid have one class in
-common as their largest, that class is the largest everywhere in the cell. So only voxels in cells whose corners
-disagree are interpolated, and the labels equal those of interpolating every class everywhere. The same holds for
-regions painted over one another: where all corners show region k, it exceeds the threshold between them too, and no
-later region does::
+Trilinear interpolation is a convex combination: if the corners of a cell of the network's grid share their largest
+class, that class is the largest everywhere in the cell. So only voxels in cells whose corners disagree are
+interpolated, and the labels equal those of interpolating every class everywhere. The same holds for regions painted
+over one another: if all corners show region k, it exceeds the threshold between them too, and no later region does::
 
     network's grid   o---------o---------o      o: argmax at the nodes
                      | 1     1 | 1     2 |
@@ -15,8 +14,9 @@ later region does::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,19 +34,16 @@ OUTSIDE_VOXELS = 1.0
 border does; those beyond it were cropped away and are background."""
 
 AXIS_TOLERANCE = 1e-4
-"""Largest drift along a second axis, in voxels over the whole source grid, of a map that counts as parallel to the
-axes."""
+"""Largest drift along a second axis, in voxels over the whole source grid, of a map that counts as parallel."""
 
-_SLAB_VOXELS = 1 << 24
-"""Source voxels worked on at once, which bounds the memory beside the result."""
-
-_CHUNK_NUMBERS = 1 << 22
-"""Interpolated logits held at once."""
+_SLAB_VOXELS = 1 << 24  # source voxels per slab, which bounds the memory beside the result
+_OBLIQUE_VOXELS = 1 << 21  # the same for oblique grids, which need coordinates for each voxel
+_CHUNK_NUMBERS = 1 << 22  # interpolated logits held simultaneously
 
 
 @dataclass(frozen=True, eq=False)
 class GridMap:
-    """Where the voxels of a source grid lie on a network's grid.
+    """Affine map from the voxels of a source grid to a network's grid.
 
     Args:
         matrix: `(n + 1, n + 1)`, source index to network index.
@@ -78,9 +75,8 @@ class GridMap:
         grid_affine: npt.ArrayLike,
         grid_size: Sequence[int],
     ) -> GridMap:
-        """Make the map from both grids' affines, `(4, 4)` or `(n + 1, n + 1)`, voxel to mm."""
-        n = len(source_size)
-        keep = [*range(n), -1]
+        """Return the map from the affines of both grids, `(4, 4)` or `(n + 1, n + 1)`, voxel to mm."""
+        keep = [*range(len(source_size)), -1]
         source, grid = (
             np.asarray(affine, dtype=np.float64)[np.ix_(keep, keep)] for affine in (source_affine, grid_affine)
         )
@@ -88,13 +84,13 @@ class GridMap:
 
     @property
     def is_identity(self) -> bool:
-        """Whether both grids are one."""
+        """Whether both grids are equal."""
         same = np.abs((self.matrix - np.eye(len(self.matrix))) * [*self.source_size, 1]).max() <= AXIS_TOLERANCE
         return self.source_size == self.grid_size and bool(same)
 
     @property
     def axes(self) -> tuple[int, ...] | None:
-        """The network's axis that runs along each source axis, or None where grids are oblique to each other."""
+        """The network's axis that runs along each source axis, or None if the grids are oblique to each other."""
         drift = np.abs(self.matrix[:-1, :-1]) * self.source_size  # rows: axes of the network
         main = drift.argmax(axis=0)
         drift[main, range(len(main))] = 0
@@ -103,9 +99,8 @@ class GridMap:
         return tuple(int(axis) for axis in main)
 
 
-@dataclass(frozen=True, eq=False)
-class AxisSteps:
-    """Along one source axis: the cell of the network's grid, where in it, and whether outside of the grid."""
+class AxisSteps(NamedTuple):
+    """Positions along an axis: the cell of the network's grid, the fraction within it, and whether outside the grid."""
 
     cell: torch.Tensor
     fraction: torch.Tensor
@@ -113,11 +108,15 @@ class AxisSteps:
 
     @classmethod
     def of(cls, coordinate: torch.Tensor, size: int) -> AxisSteps:
-        """Steps to coordinates on a network's axis of `size` voxels."""
+        """Return the positions of coordinates on a network's axis of `size` voxels."""
         outside = (coordinate < -OUTSIDE_VOXELS) | (coordinate > size - 1 + OUTSIDE_VOXELS)
         clamped = coordinate.clamp(0, size - 1)
         cell = clamped.floor().to(torch.int64)
         return cls(cell, (clamped - cell).to(torch.float32), outside)
+
+    def part(self, part: slice, *, start: int = 0) -> AxisSteps:
+        """Return some of the positions, with cells counted from `start`."""
+        return AxisSteps(self.cell[part] - start, self.fraction[part], self.outside[part])
 
 
 def restore_labels(
@@ -129,18 +128,18 @@ def restore_labels(
     out: torch.Tensor | None = None,
     region: tuple[slice, ...] | None = None,
 ) -> torch.Tensor:
-    """Bring labels back to the source grid: those of linear interpolation of the logits followed by argmax.
+    """Return labels on the source grid: those of linear interpolation of the logits followed by argmax.
 
     Args:
-        logits: `(classes, *grid)`, or one tile of it. The class of equal logits is the lowest. One channel alone is
-            class 1 where it exceeds `threshold`, else 0.
-        grid: where the source's voxels lie.
+        logits: `(classes, *grid)`, or one tile of it. The class of equal logits is the lowest. A single channel is
+            class 1 if it exceeds `threshold`, else 0.
+        grid: map from the source grid.
         threshold: of a single channel or of regions, on the scale of the logits.
-        order: for regions the class index that each channel is painted with, all different, later over earlier; none
-            for classes of which a voxel has one.
-        out: `(*source)`, uint8, to write into; by default a new one.
-        region: where on the network's grid the tile lies, for tiles of `OverlapTileInferer.tiles(extend=1)`, or of
-            `tiles()` on a grid that is the source's own. Without it the logits are those of the whole grid.
+        order: for regions the class index that each channel is painted with, all different, later over earlier; empty
+            for exclusive classes.
+        out: `(*source)`, uint8, to write into; by default a new tensor.
+        region: region of the network's grid that the tile covers, for tiles of `OverlapTileInferer.tiles(extend=1)`, or
+            of `tiles()` if both grids are equal. Default: the whole grid.
 
     Returns:
         `(*source)`, uint8, on the device of the logits or of `out`.
@@ -148,35 +147,48 @@ def restore_labels(
     Raises:
         GeometryError: more than 255 classes, or logits of another size than the grid or region.
     """
-    whole = tuple(slice(0, n) for n in grid.grid_size)
-    region = whole if region is None else region
-    size = tuple(part.stop - part.start for part in region)
-    if tuple(logits.shape[1:]) != size or logits.shape[0] > MIXED:
-        raise GeometryError(
-            "logits do not fit the grid", received=tuple(logits.shape), expected=f"(at most {MIXED} classes, *{size})"
-        )
+    region = check_region(logits, grid, region, classes=MIXED)
     if out is None:
         out = torch.zeros(grid.source_size, dtype=torch.uint8, device=logits.device)
-    if grid.is_identity:  # nothing lies between voxels, so that a tile needs no neighbour
+    if grid.is_identity:  # nothing lies between voxels, so a tile needs no neighbour
         out[region] = decide(logits, threshold, order)
         return out
     core = core_of(region, grid)
-    axes = grid.axes
-    if axes is None:
-        _restore_oblique(logits, grid, core, out, threshold=threshold, order=order)
-        return out
-    # the network's axes in the order of the source's, so that both run in parallel
-    logits = logits.permute(0, *(1 + axis for axis in axes))
-    parallel = steps_along(grid, axes, core)
-    if parallel is None:
-        return out
-    spans, steps = parallel
-    _restore_parallel(logits, steps, out[spans], threshold=threshold, order=order)
+    if (axes := grid.axes) is None:
+        mixed, nodes = cells(decide(logits, threshold, order)), Nodes(logits)
+        for voxels, steps in oblique_steps(grid, core, logits.device, at_once=_OBLIQUE_VOXELS):
+            labels = mixed[tuple(step.cell for step in steps)]
+            where = (labels == MIXED).nonzero()[:, 0]
+            corners, fractions = [s.cell[where] for s in steps], [s.fraction[where] for s in steps]
+            labels[where] = nodes.labels(corners, fractions, threshold, order)
+            labels[torch.stack([step.outside for step in steps]).any(0)] = 0
+            out.view(-1)[voxels.to(out.device)] = labels.to(out.device)
+    elif (parallel := steps_along(grid, axes, core, logits.device)) is not None:
+        spans, steps = parallel
+        # the network's axes in the order of the source's
+        aligned = logits.permute(0, *(1 + axis for axis in axes))
+        _restore_parallel(aligned, steps, out[spans], threshold=threshold, order=order)
     return out
 
 
+def check_region(
+    logits: torch.Tensor, grid: GridMap, region: tuple[slice, ...] | None, *, classes: int | None = None
+) -> tuple[slice, ...]:
+    """Return the region of a tile of logits, by default the whole grid.
+
+    Raises:
+        GeometryError: logits of another size, or more channels than `classes`.
+    """
+    region = tuple(slice(0, n) for n in grid.grid_size) if region is None else region
+    size = tuple(part.stop - part.start for part in region)
+    if tuple(logits.shape[1:]) != size or (classes is not None and len(logits) > classes):
+        most = "classes" if classes is None else f"at most {classes} classes"
+        raise GeometryError("logits do not fit the grid", received=tuple(logits.shape), expected=f"({most}, *{size})")
+    return region
+
+
 def core_of(region: tuple[slice, ...], grid: GridMap) -> list[range]:
-    """The part of a region that is its tile's own: the last voxels belong to the next tile, but at the grid's end."""
+    """Return the cells of a region of its tile: the last voxels belong to the next tile, if there is one."""
     return [
         range(part.start, part.stop if part.stop == n else part.stop - 1)
         for part, n in zip(region, grid.grid_size, strict=True)
@@ -184,17 +196,18 @@ def core_of(region: tuple[slice, ...], grid: GridMap) -> list[range]:
 
 
 def steps_along(
-    grid: GridMap, axes: tuple[int, ...], core: list[range]
+    grid: GridMap, axes: tuple[int, ...], core: list[range], device: torch.device
 ) -> tuple[tuple[slice, ...], list[AxisSteps]] | None:
-    """For parallel grids, the source voxels whose cells lie in a core, and where these are along each source axis.
+    """For parallel grids, return the source voxels whose cells are in a core, and their positions along each axis.
 
     Args:
-        grid: with `axes`.
+        grid: map with `axes`.
         axes: the network's axis along each source axis.
-        core: along the network's axes.
+        core: cells along the network's axes.
+        device: of the positions.
 
     Returns:
-        Slices of the source and the steps along them, cells counted from the core's start; None if there are none.
+        Slices of the source and the positions along them, cells counted from the core's start; None if it is empty.
     """
     spans: list[slice] = []
     steps: list[AxisSteps] = []
@@ -206,12 +219,36 @@ def steps_along(
             return None
         span = slice(int(mine[0]), int(mine[-1]) + 1)  # cells rise or fall along an axis, so this has no gap
         spans.append(span)
-        steps.append(AxisSteps(step.cell[span] - core[axis].start, step.fraction[span], step.outside[span]))
+        steps.append(AxisSteps(*(tensor.to(device) for tensor in step.part(span, start=core[axis].start))))
     return tuple(spans), steps
 
 
+def oblique_steps(
+    grid: GridMap, core: list[range], device: torch.device, *, at_once: int
+) -> Iterator[tuple[torch.Tensor, list[AxisSteps]]]:
+    """For any affine map, yield flat indices of source voxels whose cells are in a core, and their positions.
+
+    Cells are counted from the core's start.
+    """
+    matrix = torch.as_tensor(grid.matrix, device=device)
+    count = int(np.prod(grid.source_size))
+    for start in range(0, count, at_once):
+        voxels = torch.arange(start, min(start + at_once, count), device=device)
+        index = torch.stack(torch.unravel_index(voxels, grid.source_size)).to(torch.float64)
+        steps = [AxisSteps.of(matrix[axis, :-1] @ index + matrix[axis, -1], n) for axis, n in enumerate(grid.grid_size)]
+        inside = [(s.cell >= c.start) & (s.cell < c.stop) for s, c in zip(steps, core, strict=True)]
+        mine = torch.stack(inside).all(0).nonzero()[:, 0]
+        yield (
+            voxels[mine],
+            [
+                AxisSteps(s.cell[mine] - c.start, s.fraction[mine], s.outside[mine])
+                for s, c in zip(steps, core, strict=True)
+            ],
+        )
+
+
 def decide(values: torch.Tensor, threshold: float = 0.0, order: Sequence[int] = ()) -> torch.Tensor:
-    """Class of each position of `(classes, ...)`, uint8: the lowest of the largest, or one channel over a threshold.
+    """Return the class of each position of `(classes, ...)`, uint8: the lowest of the largest, or one over a threshold.
 
     With `order` the channels are regions, see :func:`medunet.transforms.paint_regions`.
 
@@ -224,14 +261,14 @@ def decide(values: torch.Tensor, threshold: float = 0.0, order: Sequence[int] = 
     if values.shape[0] == 1:
         return (values[0] > threshold).to(torch.uint8)
     rows = values.movedim(0, -1)
-    if len(values) > 3 and rows.is_contiguous():  # channels-last: what is compared lies together
+    if len(values) > 3 and rows.is_contiguous():  # channels-last: the numbers to compare are adjacent
         label = torch.empty(values.shape[1:], dtype=torch.uint8, device=values.device)
-        for row, result in zip(rows, label, strict=True):  # the indices are int64, so not all at once
+        for row, result in zip(rows, label, strict=True):  # row by row, because the indices are int64
             result.copy_(row.argmax(dim=-1))
         return label
     label = (values[1] > values[0]).view(torch.uint8)
     best = torch.maximum(values[0], values[1]) if len(values) > 2 else values[0]
-    for k in range(2, len(values)):  # a quarter of the time of torch.argmax over the first axis, and no int64 result
+    for k in range(2, len(values)):  # a quarter of the time of torch.argmax over the first axis, without int64 results
         label.masked_fill_(values[k] > best, k)
         if k + 1 < len(values):
             torch.maximum(best, values[k], out=best)
@@ -239,7 +276,7 @@ def decide(values: torch.Tensor, threshold: float = 0.0, order: Sequence[int] = 
 
 
 def cells(labels: torch.Tensor) -> torch.Tensor:
-    """The common label of the `2 ** n` nodes around each cell of `(*grid)`, or `MIXED`; the last cells are flat."""
+    """Return the common label of the `2 ** n` nodes around each cell, or `MIXED`; cells at the far end are flat."""
     same, lowest = labels, labels
     for axis in range(labels.ndim):
         same, lowest = _with_next(same, axis, torch.maximum), _with_next(lowest, axis, torch.minimum)
@@ -247,73 +284,40 @@ def cells(labels: torch.Tensor) -> torch.Tensor:
 
 
 def _with_next(labels: torch.Tensor, axis: int, of_two: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """A function of each label and the next one along an axis; the last stays."""
-    found, count = torch.empty_like(labels), labels.shape[axis] - 1
-    of_two(labels.narrow(axis, 0, count), labels.narrow(axis, 1, count), out=found.narrow(axis, 0, count))
-    found.narrow(axis, count, 1).copy_(labels.narrow(axis, count, 1))
-    return found
+    """Apply a function to each label and the next one along an axis; the last stays."""
+    result, count = torch.empty_like(labels), labels.shape[axis] - 1
+    of_two(labels.narrow(axis, 0, count), labels.narrow(axis, 1, count), out=result.narrow(axis, 0, count))
+    result.narrow(axis, count, 1).copy_(labels.narrow(axis, count, 1))
+    return result
 
 
 def _restore_parallel(
     logits: torch.Tensor, steps: list[AxisSteps], out: torch.Tensor, *, threshold: float, order: Sequence[int]
 ) -> None:
-    device = logits.device
-    steps = [AxisSteps(*(t.to(device) for t in (s.cell, s.fraction, s.outside))) for s in steps]
-    mixed = cells(decide(logits, threshold, order))
-    nodes = Nodes(logits)
+    mixed, nodes = cells(decide(logits, threshold, order)), Nodes(logits)
     first, *others = steps
     at_once = max(1, _SLAB_VOXELS // max(1, out[0].numel()))
     for start in range(0, len(first.cell), at_once):
         part = slice(start, start + at_once)
         low, high = int(first.cell[part].min()), int(first.cell[part].max()) + 1
-        found = mixed[low:high]
+        labels = mixed[low:high]
         for axis in range(len(steps) - 1, 0, -1):  # the last axis first, while there are few planes
-            found = found.index_select(axis, steps[axis].cell)
-        found = found.index_select(0, first.cell[part] - low)
-        where = (found == MIXED).nonzero(as_tuple=True)
+            labels = labels.index_select(axis, steps[axis].cell)
+        labels = labels.index_select(0, first.cell[part] - low)
+        where = (labels == MIXED).nonzero(as_tuple=True)
         if len(where[0]):
             index = (where[0] + start, *where[1:])
             corners = [step.cell[i] for step, i in zip(steps, index, strict=True)]
             fractions = [step.fraction[i] for step, i in zip(steps, index, strict=True)]
-            found[where] = nodes.labels(corners, fractions, threshold, order)
-        for axis, step in enumerate([AxisSteps(first.cell[part], first.fraction[part], first.outside[part]), *others]):
+            labels[where] = nodes.labels(corners, fractions, threshold, order)
+        for axis, step in enumerate([first.part(part), *others]):
             if step.outside.any():
-                found.index_fill_(axis, step.outside.nonzero()[:, 0], 0)
-        out[part] = found.to(out.device)
-
-
-def _restore_oblique(
-    logits: torch.Tensor,
-    grid: GridMap,
-    core: list[range],
-    out: torch.Tensor,
-    *,
-    threshold: float,
-    order: Sequence[int],
-) -> None:
-    """The same for any affine map: the cell of every source voxel is computed, a slab at a time."""
-    device = logits.device
-    mixed, nodes = cells(decide(logits, threshold, order)), Nodes(logits)
-    matrix = torch.as_tensor(grid.matrix, device=device)
-    at_once = max(1, _SLAB_VOXELS // 8 // max(1, int(np.prod(grid.source_size[1:]))))
-    for start in range(0, grid.source_size[0], at_once):
-        stop = min(start + at_once, grid.source_size[0])
-        ranges = [torch.arange(start, stop), *(torch.arange(n) for n in grid.source_size[1:])]
-        index = torch.stack(torch.meshgrid(*ranges, indexing="ij")).to(device, torch.float64).flatten(1)
-        steps = [AxisSteps.of(matrix[axis, :-1] @ index + matrix[axis, -1], n) for axis, n in enumerate(grid.grid_size)]
-        inside = [(s.cell >= c.start) & (s.cell < c.stop) for s, c in zip(steps, core, strict=True)]
-        mine = torch.stack(inside).all(0).nonzero()[:, 0]
-        corners = [s.cell[mine] - c.start for s, c in zip(steps, core, strict=True)]
-        fractions = [s.fraction[mine] for s in steps]
-        found = mixed[tuple(corners)]
-        where = (found == MIXED).nonzero()[:, 0]
-        found[where] = nodes.labels([c[where] for c in corners], [f[where] for f in fractions], threshold, order)
-        found[torch.stack([s.outside[mine] for s in steps]).any(0)] = 0
-        out.view(-1)[start * out[0].numel() + mine.to(out.device)] = found.to(out.device)
+                labels.index_fill_(axis, step.outside.nonzero()[:, 0], 0)
+        out[part] = labels.to(out.device)
 
 
 class Nodes:
-    """Logits at the nodes of the network's grid, from which those between are interpolated."""
+    """Logits at the nodes of the network's grid, for interpolation between them."""
 
     def __init__(self, logits: torch.Tensor) -> None:
         self.size = logits.shape[1:]
@@ -323,7 +327,7 @@ class Nodes:
 
     @property
     def rows(self) -> torch.Tensor:
-        """`(nodes, classes)`: what one voxel needs lies together."""
+        """`(nodes, classes)`: the numbers of one voxel are adjacent."""
         if self._rows is None:
             self._rows = self._source.movedim(0, -1).reshape(-1, self.classes).float()
         return self._rows
@@ -335,28 +339,27 @@ class Nodes:
         threshold: float,
         order: Sequence[int] = (),
     ) -> torch.Tensor:
-        """Classes of `(voxels,)` between nodes: `corner` is the lower node along each axis, `fraction` the way on."""
-        found = torch.empty(len(corner[0]), dtype=torch.uint8, device=self._source.device)
+        """Return the classes of `(voxels,)` between nodes, given the lower node and the fraction along each axis."""
+        labels = torch.empty(len(corner[0]), dtype=torch.uint8, device=self._source.device)
         at_once = max(1, _CHUNK_NUMBERS // self.classes)
-        for start in range(0, len(found), at_once):
+        for start in range(0, len(labels), at_once):
             part = slice(start, start + at_once)
             values = self.interpolated([c[part] for c in corner], [f[part] for f in fraction])
             if order or self.classes == 1:
-                found[part] = decide(values.T, threshold, order)
+                labels[part] = decide(values.T, threshold, order)
             else:
-                found[part] = values.argmax(dim=1)
-        return found
+                labels[part] = values.argmax(dim=1)
+        return labels
 
     def interpolated(self, corner: Sequence[torch.Tensor], fraction: Sequence[torch.Tensor]) -> torch.Tensor:
-        """`(voxels, classes)`: the weighted sum of the corners' rows, one fused pass."""
+        """Return `(voxels, classes)`: the weighted sum of the corners' rows, in one fused pass."""
         base = torch.zeros_like(corner[0])
         weight = torch.ones(len(base), 1, dtype=torch.float32, device=self._source.device)
         offset = torch.zeros(1, dtype=torch.int64, device=self._source.device)
-        for low, way, size in zip(corner, fraction, self.size, strict=True):
+        for low, high_share, size in zip(corner, fraction, self.size, strict=True):
             base = base * size + low
             offset = torch.stack([offset * size, offset * size + 1], dim=1).flatten()
-            weight = (weight[:, :, None] * torch.stack([1 - way, way], dim=1)[:, None]).flatten(1)
+            weight = (weight[:, :, None] * torch.stack([1 - high_share, high_share], dim=1)[:, None]).flatten(1)
         node = base[:, None] + offset
-        # beyond the last node of an axis there is none, nor any weight
-        node.clamp_(max=len(self.rows) - 1)
+        node.clamp_(max=len(self.rows) - 1)  # beyond the last node of an axis the weight is zero
         return F.embedding_bag(node, self.rows, per_sample_weights=weight, mode="sum")

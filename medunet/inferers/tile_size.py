@@ -1,4 +1,4 @@
-"""Choosing tiles: the whole image where it fits, else the tiling that evaluates the fewest voxels."""
+"""Choosing tiles: the whole image if it fits, else the tiling that evaluates the fewest voxels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from medunet.errors import ConfigError
 from .tiling import TileableShapes, TilePlan, plan_tiles, smallest_tile
 
 LESS_HALO = (0.75, 0.5, 0.35, 0.25)
-"""Parts of the exact halo that are tried, largest first, where memory has no room for one tile with all of it."""
+"""Parts of the exact halo that are tried, largest first, if memory has no room for one tile with all of it."""
 
 MAX_LIMITS = 64
-"""Tile sizes that are tried along one axis; of more, some are left out."""
+"""Tile sizes that are tried along one axis; if there are more, some are left out."""
 
 
 def choose_tiles(
@@ -27,15 +27,15 @@ def choose_tiles(
 ) -> TilePlan:
     """Plan the tiles of an image so that no window has more than `max_voxels`.
 
-    Of all numbers of pieces along each axis, the combination is taken whose windows have the fewest voxels together;
-    among equals the one with the fewest tiles.
+    Of all numbers of pieces along each axis, take the combination whose windows have the fewest voxels together; of
+    equals, the one with the fewest tiles.
 
     Args:
         image_size: spatial size of the image.
         max_voxels: largest window, in voxels of the network's input.
-        shapes: of the network.
-        halo: as in `plan_tiles`.
-        extend: as in `plan_tiles`.
+        shapes: shapes of the network.
+        halo: voxels beyond the kept region on each side, per axis; None takes that of `shapes`.
+        extend: voxels of the next regions that each kept region includes, see `plan_tiles`.
 
     Raises:
         ConfigError: the smallest window that the network can work with has more voxels.
@@ -67,17 +67,11 @@ def choose_tiles(
 def with_less_halo(
     image_size: Sequence[int], max_voxels: float, *, shapes: TileableShapes, extend: int = 0
 ) -> tuple[TilePlan, tuple[int, ...]] | None:
-    """The tiles of an image, and their halo, where no window with the network's own halo has at most `max_voxels`.
+    """Plan tiles with a part of the network's halo; return them and that halo.
 
-    The largest of some parts of the halo for which there are tiles is taken: the further away a voxel, the less it
-    weighs in what the network answers (Luo et al. 2016, "effective receptive field"). None where there are none at all,
-    as for valid networks, whose margin is not to be chosen.
-
-    Args:
-        image_size: as in `choose_tiles`, as are max_voxels, shapes and extend.
-        max_voxels: see image_size.
-        shapes: see image_size.
-        extend: see image_size.
+    The largest part for which there are tiles is taken: the farther away a voxel, the less it weighs in the output (Luo
+    et al. 2016, "effective receptive field"). None if there are no tiles at all, as for valid networks, whose margin is
+    fixed. The arguments are those of `choose_tiles`.
 
     Example:
         >>> from medunet.inferers import SameSizeShapes
@@ -98,13 +92,12 @@ def with_less_halo(
 
 
 def resizes_output(shapes: TileableShapes) -> bool:
-    """Whether a network stretches what it answers to the size of its input."""
-    # a padded network's output has the size of its input anyway.
+    """Return whether a network interpolates its output to the size of its input; a padded one need not."""
     return getattr(shapes, "resize_output", False) and getattr(shapes, "padding", None) == "valid"
 
 
 def plan_one_window(image_size: Sequence[int], tile: tuple[int | None, ...] | None, shapes: TileableShapes) -> TilePlan:
-    """Plan for a network that stretches its output to the size of its input: a tile would be stretched otherwise."""
+    """Plan for a network that resizes its output to its input: each tile would be stretched on its own."""
     plan = plan_tiles(image_size, None, shapes=shapes)
     window = plan.tiles[0].window_size
     if tile is not None and any(limit is not None and limit < size for limit, size in zip(tile, window, strict=True)):
@@ -118,14 +111,9 @@ def plan_one_window(image_size: Sequence[int], tile: tuple[int | None, ...] | No
 
 
 def _cuts(
-    axis: int,
-    image_size: tuple[int, ...],
-    *,
-    shapes: TileableShapes,
-    halo: Sequence[int] | None,
-    extend: int,
+    axis: int, image_size: tuple[int, ...], *, shapes: TileableShapes, halo: Sequence[int] | None, extend: int
 ) -> list[tuple[int, int, int]]:
-    """Ways to cut one axis: largest window, all windows together, number of pieces."""
+    """Return ways to cut one axis: largest window, sum of all windows, number of pieces."""
 
     def cut(limit: int | None) -> tuple[int, int, int]:
         tile = [limit if k == axis else None for k in range(len(image_size))]

@@ -149,9 +149,9 @@ def test_every_voxel_of_the_source_is_written(scan, grid):
 
 
 def test_an_image_without_a_source_is_refused():
-    with pytest.raises(GeometryError, match="does not know the grid"):
+    with pytest.raises(GeometryError, match="lacks the grid"):
         LabelInferer(SimpleInferer())(torch.zeros(1, 1, 8, 8), make_network(2))
-    with pytest.raises(GeometryError, match="does not know the grid"):
+    with pytest.raises(GeometryError, match="lacks the grid"):
         LabelInferer(SimpleInferer())(MetaTensor(torch.zeros(1, 1, 8, 8)), make_network(2))
     with pytest.raises(ConfigError, match="threshold"):
         LabelInferer(SimpleInferer(), threshold=1.0)

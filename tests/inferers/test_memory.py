@@ -42,7 +42,7 @@ class Greedy(torch.nn.Module):
 def test_sizes_of_memory_are_read():
     assert [parse_memory(text) for text in ("8GB", "512 mb", 7)] == [8 << 30, 512 << 20, 7]
     for text in ("much", "0GB", "1.2.3GB", -1):
-        with pytest.raises(ConfigError, match="impossible memory size"):
+        with pytest.raises(ConfigError, match="invalid memory size"):
             parse_memory(text)
 
 
@@ -168,7 +168,7 @@ def test_out_of_memory_goes_on_with_smaller_tiles(tile_size, caplog):
         result = inferer(image, network)
         torch.testing.assert_close(result, OverlapTileInferer(None)(image, network.network), atol=1e-5, rtol=0)
     assert [record.message for record in caplog.records] == [
-        "out of memory: going on with smaller tiles, the result is the same"
+        "out of memory: continuing with smaller tiles, the result is the same"
     ]
 
 

@@ -1,16 +1,15 @@
-"""Test-time mirroring."""
+"""Test-time augmentation: mirrored, transposed and scaled views."""
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 
 from medunet.errors import ConfigError
-from medunet.inferers import MirrorInferer, OverlapTileInferer
+from medunet.inferers import MirrorInferer, OverlapTileInferer, ScaleInferer
 
 
 def make_network() -> torch.nn.Module:
@@ -35,18 +34,20 @@ def test_two_views_are_the_mean_of_two_softmaxes() -> None:
     torch.testing.assert_close(mean, (there + back) / 2)
 
 
+@pytest.mark.parametrize(
+    "inferer",
+    [
+        MirrorInferer(OverlapTileInferer(None), axes=[]),
+        ScaleInferer(SimpleInferer(), scales=[1.0]),
+    ],
+    ids=["no axis", "scale 1"],
+)
 @torch.inference_mode()
-def test_no_axis_is_the_softmax_itself_and_meta_data_stay() -> None:
-    network = make_network()
-    image = MetaTensor(torch.rand(1, 1, 5, 8), meta={"filename_or_obj": "a.png"})
-    output = MirrorInferer(OverlapTileInferer(None), axes=[])(image, network)
+def test_the_image_alone_is_the_softmax_itself_and_metadata_stay(inferer: MirrorInferer | ScaleInferer) -> None:
+    network, image = make_network(), MetaTensor(torch.rand(2, 1, 5, 8), meta={"filename_or_obj": "a.png"})
+    output = inferer(image, network)
     torch.testing.assert_close(output.as_tensor(), network(image.as_tensor()).log_softmax(dim=1))
     assert output.meta["filename_or_obj"] == "a.png"
-
-
-def test_an_axis_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match="axis"):
-        MirrorInferer(SimpleInferer(), axes=[2])(torch.rand(1, 1, 4, 4), make_network())
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 8])
@@ -73,6 +74,44 @@ def test_sigmoid_channels_are_averaged_each() -> None:
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"activation": "relu"}], ids=str)
-def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
+def test_invalid_options_are_rejected(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         MirrorInferer(SimpleInferer(), axes=[0], **options)
+
+
+class Brightness(torch.nn.Module):
+    """Probability of class 1 is the sigmoid of the pixel, so a mean can be computed by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, ...]] = []
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(tuple(image.shape[2:]))
+        return torch.cat([torch.zeros_like(image), image], dim=1)
+
+
+@pytest.mark.parametrize("size", [(33, 35), (17, 18, 19)])
+def test_a_constant_image_is_constant_at_every_scale(size: tuple[int, ...]) -> None:
+    network = Brightness()
+    result = ScaleInferer(SimpleInferer(), scales=[0.5, 1.0, 1.5])(torch.full((1, 1, *size), 0.7), network)
+    expected = torch.log_softmax(torch.tensor([0.0, 0.7]), dim=0)
+    torch.testing.assert_close(result[0].flatten(1), expected[:, None].expand(2, int(np.prod(size))), atol=1e-5, rtol=0)
+    assert network.sizes == [tuple(round(n * scale) for n in size) for scale in (0.5, 1.0, 1.5)]
+
+
+def test_a_smaller_view_averages_noise_away() -> None:
+    checkers = ((torch.arange(32)[:, None] + torch.arange(32)) % 2).float()[None, None] * 4 - 2
+    alone = ScaleInferer(SimpleInferer(), scales=[0.5])(checkers, Brightness()).exp()[0, 1]
+    assert (alone - 0.5).abs()[4:-4, 4:-4].max() < 0.05  # at full size 0.12 and 0.88
+
+
+@pytest.mark.parametrize("scales", [[], [0.0], [1.0, -0.5]])
+def test_invalid_scales_are_rejected(scales: list[float]) -> None:
+    with pytest.raises(ConfigError, match="positive factors"):
+        ScaleInferer(SimpleInferer(), scales=scales)
+
+
+def test_an_axis_that_does_not_exist_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="axes must be numbers from 0 to 1"):
+        MirrorInferer(SimpleInferer(), axes=[2])(torch.rand(1, 1, 4, 4), make_network())
