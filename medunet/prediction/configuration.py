@@ -89,6 +89,15 @@ def content(parser: ConfigParser, id_: str) -> Any:
         ) from error
 
 
+def class_values(parser: ConfigParser) -> dict[str, int]:
+    """Return the value in a label map of each class, or of each region and the background; empty if none are named."""
+    names, values = parser.get("label_names") or [], parser.get("label_values") or []
+    if parser.get("region_names"):
+        names = [*names[:1], *parser.get("region_names")]
+        values = [*values[:1], *parser.get("regions_class_order")]
+    return dict(zip(names, values, strict=False))
+
+
 def load_network(parser: ConfigParser) -> torch.nn.Module:
     """Return the bundle's network with its weights, in evaluation mode on the device of the config.
 

@@ -23,7 +23,7 @@ from medunet.io import SavePredictiond
 from medunet.io.reader import PathLike
 from medunet.runtime import EnsembleLogits, FastNetwork, Form, autocast, keep_freed_memory, resolve_device
 
-from .configuration import check_same_input, content, load_network, parse_inference
+from .configuration import check_same_input, class_values, content, load_network, parse_inference
 from .foreign import check_loading, saved_by_medunet
 from .isolation import isolate_reading
 from .options import PredictOptions
@@ -130,6 +130,7 @@ class Predictor:
         )
         self.channels: int = content(parser, "in_channels")
         self.spatial_dims: int = content(parser, "spatial_dims")
+        self.classes = class_values(parser)
         self.region_order: list[int] = content(parser, "region_order")
         self.autocast_dtype: str = content(parser, "autocast_dtype")
         self.inferer = content(parser, "inferer")
