@@ -28,7 +28,7 @@ import torch
 from bench_quality import machine
 from readme_marks import write_between
 
-from medunet.deploy.export import ExportedNetwork, export_bundle, find_format, load_tile_network
+from medunet.deploy.export import FORMATS, ExportedNetwork, export_bundle, load_tile_network
 from medunet.errors import ConfigError
 from medunet.files import write_atomically
 from medunet.prediction import Predictor
@@ -51,14 +51,14 @@ def measure(run: Path, image: Path, *, rounds: int, folder: Path) -> Iterator[di
         "medunet": (chosen, chosen.network),
     }
     for name in FILES:
-        path = folder / f"network{find_format(name).suffix}"
+        path = folder / f"network{FORMATS[name].suffix}"
         try:
             done = export_bundle(run, path, to=name, overwrite=True)
         except ConfigError as error:
             rows[name] = {"absent": str(error)}
             continue
         begun = time.perf_counter()
-        ways[name] = exact, ExportedNetwork(find_format(name).open(path), network.reference).eval()
+        ways[name] = exact, ExportedNetwork(FORMATS[name].open(path), network.reference).eval()
         rows[name] = {
             "program": done.program,
             "export_seconds": done.seconds,

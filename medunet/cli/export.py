@@ -16,7 +16,7 @@ from medunet.resources import find_bundle
 
 
 class FileFormat(str, Enum):
-    """`medunet.deploy.export.FORMATS`, repeated so that `--help` need not import them; a test compares the two."""
+    """Keys of `medunet.deploy.export.FORMATS`, repeated because `--help` does not import torch."""
 
     onnx = "onnx"
     torchscript = "torchscript"

@@ -1,40 +1,82 @@
-"""From a bundle to a file that is known to answer as the bundle does."""
+"""Export a bundle's network, and compare the file with PyTorch on noise and on the labels of a real case."""
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 
 from medunet.errors import ConfigError, DataError, MedunetError
 from medunet.files import check_target
+from medunet.prediction import Predictor
 
-from .agreement import Agreement, compare
-from .formats import ExportFormat
-from .onnx_file import OnnxFile
-from .openvino_file import OpenVinoFile
-from .tensorrt_file import TensorRtFile
-from .tile_network import TileNetwork, load_tile_network
-from .torch_export_file import TorchExportFile
-from .torchscript_file import TorchScriptFile
+from .formats import FORMATS, ExportFormat, Runner
+from .network import EXACT, ExportedNetwork, TileNetwork, load_tile_network
 
-FORMATS: Mapping[str, ExportFormat] = {
-    each.name: each for each in (OnnxFile(), TorchScriptFile(), TorchExportFile(), OpenVinoFile(), TensorRtFile())
-}
-"""By their names on the command line."""
+SEED = 0  # of the noise
+
+MAX_RMS = 1e-4
+"""Largest root-mean-square difference of logits, in standard deviations of the network's logits. Both sides compute in
+float32, where another order of sums differs by 1e-6 to 1e-5; bfloat16 differs by 1e-2."""
+
+MAX_UNLIKE = 1e-4
+"""Largest share of voxels with another class. Rounding only changes voxels with two almost equally likely classes;
+about this share is within `MAX_RMS` of a tie."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Difference between a file's outputs and PyTorch's in float32.
+
+    Args:
+        sizes: sizes of the noise inputs, `(B, C, *spatial)`.
+        rms: largest root-mean-square difference of logits, in standard deviations.
+        unlike: largest share of voxels with another class.
+        case_unlike: voxels of the real case with another label; None without a case.
+        case_voxels: voxels of the real case.
+    """
+
+    sizes: tuple[tuple[int, ...], ...] = ()
+    rms: float = 0.0
+    unlike: float = 0.0
+    case_unlike: int | None = None
+    case_voxels: int = 0
+
+    @property
+    def fault(self) -> str | None:
+        """Reason to reject the file; None if it agrees."""
+        if not self.rms <= MAX_RMS:
+            return f"its logits differ by {self.rms:.2g} standard deviations"
+        if self.unlike > MAX_UNLIKE:
+            return f"{100 * self.unlike:.3g} % of the voxels of noise get another class"
+        if self.case_unlike is not None and self.case_unlike > MAX_UNLIKE * self.case_voxels:
+            return f"{self.case_unlike} of {self.case_voxels} voxels of the case get another label"
+        return None
+
+    def lines(self) -> Iterator[str]:
+        """Yield the figures as sentences."""
+        sizes = ", ".join("x".join(map(str, size)) for size in self.sizes)
+        yield f"noise ({sizes}): logits differ by {self.rms:.1e} standard deviations (limit {MAX_RMS:g})"
+        if self.case_unlike is not None:
+            yield f"case: {self.case_unlike} of {self.case_voxels} voxels differ (limit {MAX_UNLIKE:g} of them)"
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, and how well it agrees.
+    """Result of an export.
 
     Args:
-        paths: the file, then those that belong to it.
-        program: what ran it, with its release.
-        agreement: with PyTorch in float32.
-        seconds: for writing and comparing.
+        paths: the file, then further files of the format.
+        program: name and version of the program that ran the file.
+        agreement: agreement with PyTorch in float32.
+        seconds: duration of writing and comparing.
     """
 
     paths: tuple[Path, ...]
@@ -43,112 +85,150 @@ class Export:
     seconds: float
 
 
-def find_format(name: str) -> ExportFormat:
-    """A format by its name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in FORMATS:
-        raise ConfigError("unknown format", received=name, expected=", ".join(FORMATS))
-    return FORMATS[name]
-
-
-def format_of(path: Path) -> ExportFormat:
-    """The format of a file, by its ending.
-
-    Example:
-        >>> format_of(Path("liver.onnx")).name
-        'onnx'
-
-    Raises:
-        ConfigError: no format has this ending.
-    """
-    for each in FORMATS.values():
-        if path.suffix == each.suffix:
-            return each
-    endings = ", ".join(each.suffix for each in FORMATS.values())
-    raise ConfigError("no format has this ending", file=path, received=path.suffix, expected=endings)
-
-
 def export_bundle(
-    bundle: Path,
-    output: Path,
-    *,
-    to: str,
-    image: Path | None = None,
-    overwrite: bool = False,
-    trust: bool = False,
+    bundle: Path, output: Path, *, to: str, image: Path | None = None, overwrite: bool = False, trust: bool = False
 ) -> Export:
-    """Write a bundle's network to a file, run that, and compare; a file that answers wrongly is not left behind.
+    """Write a bundle's network to a file, run the file, and compare; a file that disagrees is removed.
 
     Args:
         bundle: folder of a bundle or run with weights.
-        output: the file, with the ending of its format.
-        to: name of the format, see :data:`FORMATS`.
-        image: a case whose labels are compared as well.
-        overwrite: replace a file that exists.
-        trust: of a bundle that could run code of its own, see :func:`medunet.trust.require_trust`.
+        output: file to write, with the suffix of its format.
+        to: name of the format, see `FORMATS`.
+        image: a case whose labels are compared, too.
+        overwrite: replace an existing file.
+        trust: export bundles that could run their own code, see :func:`medunet.trust.require_trust`.
 
     Raises:
-        SecurityError: the bundle is not trusted.
-        ConfigError: a package or device is missing, another ending than the format's, or the network cannot be written
-            in this format.
-        DataError: the file exists, or it does not answer as the network does.
+        SecurityError: an untrusted bundle.
+        ConfigError: unknown format, another suffix, missing package or device, or a network that the format does not
+            support.
+        DataError: the file exists, or it disagrees with the network.
     """
     begun = time.perf_counter()
-    chosen = find_format(to)
+    if to not in FORMATS:
+        raise ConfigError("unknown format", received=to, expected=", ".join(FORMATS))
+    chosen = FORMATS[to]
     if output.suffix != chosen.suffix:
         raise ConfigError(
-            f"files of {to} have another ending",
+            f"the suffix of {to} files must be {chosen.suffix}",
             file=output,
             received=output.suffix or "none",
-            expected=chosen.suffix,
             remedy=f"--output {output.with_suffix(chosen.suffix)}",
         )
     if output.exists() and not overwrite:
-        raise DataError("exists already", file=output, remedy="choose another name, or repeat with --force")
-    chosen.check()
+        raise DataError("already exists", file=output, remedy="choose another name, or add --force")
+    program = chosen.program()
     check_target(output.parent)
     network = load_tile_network(bundle, trust=trust)
     network = network.limited(chosen.largest(network))
     output.parent.mkdir(parents=True, exist_ok=True)
-    # what has not been compared never has the name that the user gave
+    # a file gets its name only after the comparison
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:
         written = Path(folder) / output.name
-        agreement = _write_and_compare(chosen, network, written, image=image, trust=trust)
+        try:
+            agreement = _write_and_compare(chosen, network, written, image=image, trust=trust)
+        except MedunetError:
+            raise
+        except Exception as error:  # exporters raise any kind of exception
+            cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ConfigError(
+                f"the network cannot be written as {to}: {cause[:300]}", file=bundle, remedy="export to another format"
+            ) from error
         if agreement.fault is not None:
             raise DataError(
-                f"the exported network answers otherwise than PyTorch: {agreement.fault}; no file is left",
+                f"the exported network disagrees with PyTorch and was removed: {agreement.fault}",
                 file=output,
                 remedy="export to another format, and report this with the bundle's configs",
             )
-        paths = tuple(_moved(written, output.parent))
-    return Export(paths, chosen.program, agreement, time.perf_counter() - begun)
+        further = sorted(path for path in Path(folder).iterdir() if path != written)
+        for path in (*further, written):  # the file that names the others comes last
+            path.replace(output.parent / path.name)
+    paths = (output, *(output.parent / path.name for path in further))
+    return Export(paths, program, agreement, time.perf_counter() - begun)
 
 
 def _write_and_compare(
     chosen: ExportFormat, network: TileNetwork, path: Path, *, image: Path | None, trust: bool
 ) -> Agreement:
+    chosen.write(network, path)
+    if chosen.describe(path) != network.description:
+        raise DataError("the description in the file differs from the network's", file=path.name)
+    return compare(network, chosen.open(path), image=image, trust=trust)
+
+
+def compare(network: TileNetwork, run: Runner, *, image: Path | None = None, trust: bool = False) -> Agreement:
+    """Compare a file with its network: on noise of the usual tile and of a batch of odd size, and on a case.
+
+    Args:
+        network: the exported network.
+        run: runs the file.
+        image: a case whose labels are compared, too.
+        trust: as of :func:`medunet.trust.require_trust`.
+
+    Raises:
+        DataError: an image that cannot be read.
+        ConfigError: the file cannot be run on the case.
+    """
+    rms = unlike = 0.0
+    sizes = (1, network.channels, *network.patch), (2, network.channels, *network.sizes.example())
+    generator = torch.Generator().manual_seed(SEED)
+    for size in sizes:
+        noise = torch.randn(size, generator=generator)
+        with torch.inference_mode():
+            expected = network.reference(noise)
+        one, other = difference(run(noise), expected)
+        rms, unlike = max(rms, one), max(unlike, other)
+    counts = (None, 0) if image is None else _compare_labels(network, run, image, trust=trust)
+    return Agreement(sizes, rms, unlike, *counts)
+
+
+def difference(logits: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
+    """Return the root-mean-square difference in standard deviations, and the share of voxels with another class.
+
+    The difference is infinite if shapes differ or a logit is not finite.
+
+    Example:
+        >>> difference(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 2.0, 3.0]]))
+        (0.0, 0.0)
+    """
+    if logits.shape != expected.shape or not bool(logits.isfinite().all()):
+        return math.inf, 1.0
+    spread = float(expected.double().std()) or 1.0
+    rms = float((logits.double() - expected.double()).square().mean().sqrt()) / spread
+    one, other = (part.argmax(dim=1) if part.shape[1] > 1 else part > 0 for part in (logits, expected))
+    return rms, float((one != other).double().mean())
+
+
+def _compare_labels(network: TileNetwork, run: Runner, image: Path, *, trust: bool) -> tuple[int, int]:
+    """Return the number of voxels of a case with another label than PyTorch's, and of all its voxels.
+
+    Both run all steps of `medunet predict`, with the same tiles, which change the output of some networks.
+    """
+    overrides: dict[str, Any] = dict(EXACT)
+    if network.largest is not None:
+        overrides["tile_size"] = _limit_tile(network.description["tile"]["size"], network.largest)
+    predictor = Predictor(network.bundle, device="cpu", overrides=overrides, trust=trust)
+    expected = np.asarray(predictor.decide(image)["pred"])
+    predictor.network = ExportedNetwork(run, network.reference).eval()
     try:
-        chosen.write(network, path)
-        if chosen.describe(path) != network.description:
-            raise DataError("the description was not written as it is", file=path.name)
-        return compare(network, chosen.open(path), image=image, trust=trust)
+        labels = np.asarray(predictor.decide(image)["pred"])
     except MedunetError:
         raise
-    except Exception as error:  # exporters raise what they like
-        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(
-            f"the network cannot be written as {chosen.name}: {cause[:300]}",
-            file=network.bundle,
-            remedy="export to another format",
-        ) from error
+    except Exception as error:  # engines raise any kind of exception for a size that they do not accept
+        cause = " ".join(str(error).split())[:200]
+        raise ConfigError(f"the file cannot be run on the case: {cause}", file=image) from error
+    unlike = int((labels != expected).sum()) if labels.shape == expected.shape else expected.size
+    return unlike, expected.size
 
 
-def _moved(written: Path, folder: Path) -> list[Path]:
-    """Give the files of an export their places; the one that names the others comes last."""
-    others = sorted(path for path in written.parent.iterdir() if path != written)
-    for path in (*others, written):
-        path.replace(folder / path.name)
-    return [folder / written.name, *(folder / path.name for path in others)]
+def _limit_tile(tile_size: Any, largest: Sequence[int]) -> list[int]:
+    """Limit a bundle's `tile_size` to the largest tile that a file accepts.
+
+    Example:
+        >>> _limit_tile("auto", (152, 168)), _limit_tile([-1, 64], (152, 168)), _limit_tile(256, (152, 168))
+        ([152, 168], [152, 64], [152, 168])
+    """
+    if tile_size is None or isinstance(tile_size, str):
+        return list(largest)
+    sizes = [tile_size] * len(largest) if isinstance(tile_size, int) else tile_size
+    return [most if n is None or n < 1 else min(n, most) for n, most in zip(sizes, largest, strict=True)]

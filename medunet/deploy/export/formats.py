@@ -1,121 +1,366 @@
-"""What all formats have in common."""
+"""Formats of exported files: how each is written, run and read."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
+import tempfile
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from medunet.errors import ConfigError, DataError
 from medunet.io.extras import import_extra
+from medunet.runtime.openvino import core
 
 from .description import KEY
-from .tile_network import TileNetwork
+from .network import TileNetwork, largest_tile
 
-EXTRA_FILE = f"{KEY}.json"
-"""The description, where a format takes extra files."""
+EXTRA_FILE = f"{KEY}.json"  # the description in formats that store extra files
+MONAI_FILE = "metadata.json"  # the bundle's metadata, for `monai.data.load_net_with_metadata` and MONAI Deploy
+OPSET = 18  # old enough for engines of some years ago, new enough for a U-Net
 
 Runner = Callable[[torch.Tensor], torch.Tensor]
-"""`(B, C, *spatial)` float32 on the CPU to logits, float32 on the CPU."""
+"""Maps `(B, C, *spatial)` float32 to logits, both on the CPU."""
 
 
-class ExportFormat(ABC):
-    """One kind of file: how it is written, run, and read.
+@dataclass(frozen=True)
+class ExportFormat:
+    """A file format.
 
-    Attributes:
-        name: on the command line.
-        suffix: ending of the file.
-        program: what runs it, with its release.
+    Args:
+        suffix: suffix of the file.
+        program: returns the name and version of the program that runs the file; raises ConfigError if a package or
+            device is missing.
+        write: writes a network and its description; further files get the same stem.
+        open: loads a file for this machine.
+        read_text: returns the description in a file.
+        largest: returns the largest tile that a file accepts; None for any.
     """
 
-    name: str
     suffix: str
-
-    @property
-    @abstractmethod
-    def program(self) -> str:
-        """What runs the file here, with its release."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Make sure that this machine can write and run it.
-
-        Raises:
-            ConfigError: a package or a device is missing.
-        """
-
-    def largest(self, network: TileNetwork) -> tuple[int, ...] | None:
-        """The largest tile that its files take of a network; None for any."""
-        return None
-
-    @abstractmethod
-    def write(self, network: TileNetwork, path: Path) -> None:
-        """Write the network and its description; other files may come to lie beside `path`, with its stem."""
-
-    @abstractmethod
-    def open(self, path: Path) -> Runner:
-        """Load a file to be run on this machine."""
-
-    @abstractmethod
-    def read_text(self, path: Path) -> str | None:
-        """The description that lies in a file, as it stands there."""
+    program: Callable[[], str]
+    write: Callable[[TileNetwork, Path], None]
+    open: Callable[[Path], Runner]
+    read_text: Callable[[Path], str | None]
+    largest: Callable[[TileNetwork], tuple[int, ...] | None] = lambda network: None
 
     def describe(self, path: Path) -> dict[str, Any]:
-        """The description that lies in a file.
+        """Return the description in a file.
 
         Raises:
-            DataError: there is none: another program wrote the file.
+            DataError: no description, because another program wrote the file.
         """
         text = self.read_text(path)
         if not text:
-            raise DataError("the file holds no description by medunet", file=path, remedy="medunet bundle export")
+            raise DataError("the file has no description by medunet", file=path, remedy="medunet bundle export")
         content: dict[str, Any] = json.loads(text)
         return content
 
 
-def module_runner(module: Callable[[torch.Tensor], torch.Tensor]) -> Runner:
-    """Run a module of torch without gradients."""
-
-    def run(image: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            return module(on_cpu(image))
-
-    return run
-
-
 def to_text(description: Mapping[str, Any]) -> str:
-    """A description as it is written into files."""
+    """Return a description as files store it."""
     return json.dumps(description, ensure_ascii=False, sort_keys=True)
-
-
-def need(name: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import an optional package, without what it has to say about deprecations of others."""
-    with quiet():
-        return import_extra(name, extra=extra, purpose=purpose)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings: exporters use what torch has deprecated."""
+    """Ignore warnings: exporters use what torch has deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def on_cpu(image: torch.Tensor) -> torch.Tensor:
-    """An image as runners take it.
+    """Return an image for a runner.
 
     Raises:
-        ConfigError: it lies on another device.
+        ConfigError: an image on another device.
     """
     if image.device.type != "cpu":
         raise ConfigError("files are run on images in memory", received=image.device, expected="cpu")
-    plain = image.as_tensor() if hasattr(image, "as_tensor") else image
-    return plain.detach().float().contiguous()
+    return (image.as_tensor() if hasattr(image, "as_tensor") else image).detach().float().contiguous()
+
+
+def _need(name: str, *, extra: str, purpose: str) -> Any:
+    with quiet():
+        return import_extra(name, extra=extra, purpose=purpose)
+
+
+def _run_module(module: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return module(on_cpu(image))
+
+
+def _extra_text(load: Callable[..., Any], option: str, path: Path) -> str:
+    content: dict[str, Any] = {EXTRA_FILE: ""}
+    with quiet():
+        load(str(path), **{option: content})
+    text: str | bytes = content[EXTRA_FILE]
+    return text.decode() if isinstance(text, bytes) else text
+
+
+# TorchScript: one file for LibTorch, MONAI Deploy and old programs; it takes every size that the network takes
+
+
+def write_torchscript(network: TileNetwork, path: Path) -> None:
+    """Write the scripted network without lines of source code and their paths, which torch stores for its errors."""
+    extra = {EXTRA_FILE: to_text(network.description), MONAI_FILE: to_text(network.metadata)}
+    with quiet(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        source = str(Path(folder) / path.name)
+        torch.jit.save(torch.jit.script(network.module), source, _extra_files=extra)
+        reader, writer = torch._C.PyTorchFileReader(source), torch._C.PyTorchFileWriter(str(path))
+        written_by_torch = {"version", "byteorder", ".data/version", ".data/serialization_id"}
+        for name in reader.get_all_records():
+            if not name.endswith(".debug_pkl") and name not in written_by_torch:
+                content = reader.get_record(name)
+                writer.write_record(name, content, len(content))
+        writer.write_end_of_file()
+
+
+def open_torchscript(path: Path) -> Runner:
+    """Run a file with torch, without medunet's classes."""
+    with quiet():
+        return partial(_run_module, torch.jit.load(str(path), map_location="cpu").eval())
+
+
+def read_torchscript(path: Path) -> str:
+    """Return the extra file."""
+    return _extra_text(partial(torch.jit.load, map_location="cpu"), "_extra_files", path)
+
+
+# torch.export: the successor of TorchScript, and the input of AOTInductor and ExecuTorch
+
+
+def write_torch_export(network: TileNetwork, path: Path) -> None:
+    """Write a program of `torch.export` with variable batch and tile sizes."""
+    with quiet():
+        torch.export.save(network.export(), str(path), extra_files={EXTRA_FILE: to_text(network.description)})
+
+
+def open_torch_export(path: Path) -> Runner:
+    """Run a file with torch, without medunet's classes."""
+    with quiet():
+        return partial(_run_module, torch.export.load(str(path)).module())
+
+
+def read_torch_export(path: Path) -> str:
+    """Return the extra file."""
+    return _extra_text(torch.export.load, "extra_files", path)
+
+
+# ONNX: the format that most engines read
+
+_onnx = partial(_need, "onnx", extra="export", purpose="export to ONNX")
+_onnx_runtime = partial(_need, "onnxruntime", extra="export", purpose="running ONNX")
+
+
+def onnx_program() -> str:
+    """Return the release of ONNX Runtime."""
+    _onnx()
+    _need("onnxscript", extra="export", purpose="export to ONNX")
+    return f"ONNX Runtime {_onnx_runtime().__version__}"
+
+
+def write_onnx(network: TileNetwork, path: Path) -> None:
+    """Write a model with variable batch and tile sizes; ONNX requires a second file for weights over 2 GB."""
+    onnx = _onnx()
+    program = network.export()
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it lists operators of absent packages
+    try:
+        with quiet():
+            written = torch.onnx.export(
+                program, (), input_names=["image"], output_names=["logits"], opset_version=OPSET, verbose=False
+            )
+    finally:
+        logger.setLevel(level)
+    if written is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    model = written.model_proto
+    graph, axes = model.graph, "xyz"[: network.shapes.spatial_dims]
+    shrunk = [f"{name} - {2 * m}" if m else name for name, m in zip(axes, network.shapes.margin, strict=True)]
+    for value, names in ((graph.input[0], ["batch", None, *axes]), (graph.output[0], ["batch", None, *shrunk])):
+        for dim, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
+            if name is not None:
+                dim.dim_param = name  # readable names of variable sizes
+    del graph.value_info[:]  # engines infer the sizes within the graph
+    for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        del part.metadata_props[:]  # the Python code of each node
+    model.producer_name, model.doc_string = "medunet", str(network.description["name"])
+    model.metadata_props.add(key=KEY, value=to_text(network.description))
+    onnx.save(model, str(path))
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def open_onnx(path: Path) -> Runner:
+    """Run a file with ONNX Runtime on the CPU, with torch's number of threads."""
+    runtime = _onnx_runtime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda image: torch.from_numpy(session.run(None, {"image": on_cpu(image).numpy()})[0])
+
+
+def read_onnx(path: Path) -> str | None:
+    """Return the description in the model's properties."""
+    model = _onnx().load(str(path), load_external_data=False)
+    return next((str(entry.value) for entry in model.metadata_props if entry.key == KEY), None)
+
+
+# OpenVINO IR: the graph (.xml) and its weights (.bin)
+
+_openvino = partial(_need, "openvino", extra="openvino", purpose="export to OpenVINO")
+
+
+def write_openvino(network: TileNetwork, path: Path) -> None:
+    """Write a model with variable batch and tile sizes, and its weights in float32, which OpenVINO would halve."""
+    openvino = _openvino()
+    with quiet():
+        model = openvino.convert_model(network.export())
+    model.inputs[0].get_tensor().set_names({"image"})
+    model.outputs[0].get_tensor().set_names({"logits"})
+    model.set_rt_info(to_text(network.description), [KEY])
+    openvino.save_model(model, str(path), compress_to_fp16=False)
+
+
+def open_openvino(path: Path) -> Runner:
+    """Run a file on the CPU in float32, with torch's number of threads."""
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core().compile_model(str(path), "CPU", settings).create_infer_request()
+
+    def run(image: torch.Tensor) -> torch.Tensor:
+        request.infer({0: on_cpu(image).numpy()})
+        return torch.from_numpy(request.get_output_tensor(0).data.copy())
+
+    return run
+
+
+def read_openvino(path: Path) -> str | None:
+    """Return the description in the model's `rt_info`."""
+    model = core().read_model(str(path))
+    return str(model.get_rt_info([KEY]).astype(str)) if model.has_rt_info([KEY]) else None
+
+
+# TensorRT: an engine for one kind of NVIDIA GPU and one release of TensorRT. Not run yet, for want of a GPU; the
+# comparison guards it like all formats. An engine cannot store a description: it is in a .json file beside it.
+
+
+def tensorrt_program() -> str:
+    """Return the release of TensorRT and the GPU."""
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "a TensorRT engine is built on the GPU that will run it, and torch sees no GPU",
+            received=f"torch {torch.__version__}",
+            expected="an NVIDIA GPU, its driver, a CUDA build of torch, and `pip install tensorrt`",
+            remedy="run this on the machine with the GPU, or export --to onnx and build there with trtexec",
+        )
+    if importlib.util.find_spec("tensorrt") is None:
+        raise ConfigError("export to TensorRT needs tensorrt", remedy="pip install tensorrt")
+    onnx_program()
+    return f"TensorRT {_tensorrt().__version__}, {torch.cuda.get_device_name()}"
+
+
+def write_tensorrt(network: TileNetwork, path: Path) -> None:
+    """Write an engine from the ONNX file, without TF32, tuned for the usual tile."""
+    trt = _tensorrt()
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    definition = builder.create_network(0)
+    parser = trt.OnnxParser(definition, logger)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "network.onnx"
+        write_onnx(network, source)
+        if not parser.parse_from_file(str(source)):
+            raise RuntimeError("; ".join(str(parser.get_error(index)) for index in range(parser.num_errors)))
+    profile = builder.create_optimization_profile()
+    largest = largest_tile(network.shapes, network.patch)
+    batches = zip((1, 1, 2), (network.sizes.least, network.patch, largest), strict=True)
+    profile.set_shape("image", *((batch, network.channels, *size) for batch, size in batches))
+    settings = builder.create_builder_config()
+    settings.clear_flag(trt.BuilderFlag.TF32)  # it has ten bits of fraction
+    settings.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(definition, settings)
+    if engine is None:
+        raise RuntimeError("TensorRT could not build an engine")
+    path.write_bytes(bytes(engine))
+    path.with_name(f"{path.name}.json").write_text(to_text(network.description), encoding="utf-8")
+
+
+def open_tensorrt(path: Path) -> Runner:
+    """Run an engine on the current GPU."""
+    trt = _tensorrt()
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise RuntimeError("this GPU or this TensorRT cannot read the engine")
+    context = engine.create_execution_context()
+
+    def run(image: torch.Tensor) -> torch.Tensor:
+        given = on_cpu(image).cuda()
+        if not context.set_input_shape("image", tuple(given.shape)):
+            raise RuntimeError(f"the engine does not accept tiles of {tuple(given.shape)}")
+        logits = torch.empty(tuple(context.get_tensor_shape("logits")), device="cuda")
+        context.set_tensor_address("image", given.data_ptr())
+        context.set_tensor_address("logits", logits.data_ptr())
+        stream = torch.cuda.current_stream()
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise RuntimeError("TensorRT could not run the engine")
+        stream.synchronize()
+        return logits.cpu()
+
+    return run
+
+
+def read_tensorrt(path: Path) -> str | None:
+    """Return the content of the .json file."""
+    file = path.with_name(f"{path.name}.json")
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+def _tensorrt() -> Any:
+    return importlib.import_module("tensorrt")
+
+
+FORMATS: dict[str, ExportFormat] = {
+    "onnx": ExportFormat(".onnx", onnx_program, write_onnx, open_onnx, read_onnx),
+    "torchscript": ExportFormat(
+        ".ts", lambda: f"TorchScript, torch {torch.__version__}", write_torchscript, open_torchscript, read_torchscript
+    ),
+    "torch-export": ExportFormat(
+        ".pt2",
+        lambda: f"torch.export, torch {torch.__version__}",
+        write_torch_export,
+        open_torch_export,
+        read_torch_export,
+    ),
+    "openvino": ExportFormat(
+        ".xml",
+        lambda: f"OpenVINO {_openvino().__version__.partition('-')[0]}",
+        write_openvino,
+        open_openvino,
+        read_openvino,
+    ),
+    "tensorrt": ExportFormat(
+        ".engine",
+        tensorrt_program,
+        write_tensorrt,
+        open_tensorrt,
+        read_tensorrt,
+        lambda network: largest_tile(network.shapes, network.patch),
+    ),
+}
+"""By their names on the command line."""

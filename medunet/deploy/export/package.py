@@ -1,4 +1,4 @@
-"""The ZIP file of a bundle that MONAI's commands and the model zoo's checks take."""
+"""The ZIP file of a bundle for MONAI's commands and the model zoo."""
 
 from __future__ import annotations
 
@@ -29,11 +29,8 @@ from medunet.trust import record_weights, require_trust
 
 from .exporting import export_bundle
 
-ZOO_FILE_BYTES = 25 << 20
-"""The model zoo's limit for a file in its repository; what is larger is linked to in `large_files.yml`."""
-
-EARLIEST = (1980, 1, 1, 0, 0, 0)
-"""Time of every entry: the first that the format knows, so that equal bundles give equal bytes."""
+ZOO_FILE_BYTES = 25 << 20  # the model zoo's limit per file; larger files are linked in `large_files.yml`
+EARLIEST = (1980, 1, 1, 0, 0, 0)  # time of every entry: equal bundles give equal bytes
 
 PERSONAL: Mapping[str, Any] = {
     "dataset_dir": ".",
@@ -42,26 +39,24 @@ PERSONAL: Mapping[str, Any] = {
     "init_from": None,
     "validation_cases": [],
 }
-"""Ids whose values are the maker's own, and what stands there instead."""
+"""Config ids with values of this machine, and the values that replace them."""
 
-SERVER = "tracking_uri"
-"""Id of the address that the maker's trainings report to; an expression, such as that of the shipped bundles, stays."""
-
+SERVER = "tracking_uri"  # replaced unless it is an expression, as in the shipped bundles
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _VERSION = re.compile(r"_v\d[\w.]*$")
 
 
 @dataclass(frozen=True)
 class Package:
-    """What was packed.
+    """A packed bundle.
 
     Args:
         path: the file.
-        name: of the folder in it.
-        files: their paths in that folder.
-        sha256: of the file.
-        sha1: the same; the zoo's list of checksums has this one.
-        remarks: what who publishes it should know, a sentence each.
+        name: folder in the file.
+        files: paths in that folder.
+        sha256: SHA-256 of the file.
+        sha1: SHA-1 of the file, which the zoo's list of checksums uses.
+        remarks: sentences for the person who publishes the file.
     """
 
     path: Path
@@ -81,34 +76,42 @@ def package_bundle(
     overwrite: bool = False,
     trust: bool = False,
 ) -> Package:
-    """Pack a bundle's configs, docs, licence and weights; no other file, no path and no case of this machine.
+    """Pack a bundle's configs, docs, licence and weights, without paths and cases of this machine.
 
-    Weights are a plain state dictionary, which MONAI's `ckpt_export` loads without being told of a key. What is packed
-    is verified as :func:`medunet.bundle.verify_bundle` does before the file gets its name. Equal bundles give equal
-    bytes.
+    Weights are a plain state dictionary, which MONAI's `ckpt_export` loads without a key. The packed bundle is verified
+    as :func:`medunet.bundle.verify_bundle` does before the file gets its name. Equal bundles give equal bytes.
 
     Args:
         bundle: folder of a bundle or run with weights.
-        output: the file, `NAME.zip` or `NAME_vVERSION.zip`.
-        name: of the folder in it; by default as the file says.
+        output: file to write, `NAME.zip` or `NAME_vVERSION.zip`.
+        name: folder in the file. Default: from the name of the file.
         torchscript: also write `models/model.ts`, compared as :func:`export_bundle` does.
-        overwrite: replace a file that exists.
-        trust: of a bundle that could run code of its own, see :func:`medunet.trust.require_trust`.
+        overwrite: replace an existing file.
+        trust: pack bundles that could run their own code, see :func:`medunet.trust.require_trust`.
 
     Raises:
-        SecurityError: the bundle is not trusted.
-        DataError: no weights, or a file that exists.
-        ConfigError: an impossible name, a version without a word in the changelog, or a bundle that fails a check.
+        SecurityError: an untrusted bundle.
+        DataError: no weights, or an existing file.
+        ConfigError: invalid name, version missing in the changelog, or a failed check.
     """
     if output.suffix != ".zip":
-        raise ConfigError("a package is a .zip", file=output, received=output.suffix or "no ending")
+        raise ConfigError("the suffix of a package must be .zip", file=output, received=output.suffix or "none")
     if output.exists() and not overwrite:
-        raise DataError("exists already", file=output, remedy="choose another name, or repeat with --force")
+        raise DataError("already exists", file=output, remedy="choose another name, or add --force")
     chosen = name or _VERSION.sub("", output.stem)
     if not _NAME.fullmatch(chosen):
-        raise ConfigError("not a name for a bundle", received=chosen, expected="letters, digits, _ - and .")
+        raise ConfigError("invalid name of a bundle", received=chosen, expected="letters, digits, _ - and .")
     verdict = require_trust(bundle, trust=trust)
-    _check_version(bundle)
+    metadata = read_json(bundle / "configs" / "metadata.json")
+    version, changelog = metadata.get("version"), metadata.get("changelog", {})
+    if version not in changelog:
+        raise ConfigError(
+            "the changelog in metadata.json must have an entry for the version",
+            file=bundle,
+            received=version,
+            expected=", ".join(changelog) or "an entry",
+            remedy="add an entry to configs/metadata.json",
+        )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / chosen
         for path, text in _texts(bundle).items():
@@ -116,86 +119,61 @@ def package_bundle(
         for file, content in _weights(bundle, trust=trust).items():
             write_atomically(folder / "models" / file, content)
         record_weights(folder, to_text=to_json)
-        # what was trusted stays so without its paths; only expressions that were trusted by word need the word again
+        # a known bundle stays known without its paths; only expressions approved by --trust need it again
         faults = {key: fault for key, fault in verify_bundle(folder, trust=verdict.reason != "known").items() if fault}
         if faults:
-            told = "; ".join(f"{key}: {fault}" for key, fault in faults.items())
-            raise ConfigError(f"the bundle fails a check: {told}", file=bundle, remedy="medunet bundle verify")
+            text = "; ".join(f"{key}: {fault}" for key, fault in faults.items())
+            raise ConfigError(f"the bundle fails a check: {text}", file=bundle, remedy="medunet bundle verify")
         if torchscript:
             export_bundle(bundle, folder / "models" / "model.ts", to="torchscript", trust=trust)
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        content = _zip(folder, files)
+        archive = _zip(folder, files)
         remarks = tuple(_remarks(bundle, folder, files))
-    write_atomically(output, content, overwrite=overwrite)
-    sha256, sha1 = (hashlib.new(kind, content, usedforsecurity=False).hexdigest() for kind in ("sha256", "sha1"))
+    write_atomically(output, archive, overwrite=overwrite)
+    sha256, sha1 = (hashlib.new(kind, archive, usedforsecurity=False).hexdigest() for kind in ("sha256", "sha1"))
     return Package(output, chosen, tuple(files), sha256, sha1, remarks)
 
 
-def _check_version(bundle: Path) -> None:
-    metadata = read_json(bundle / "configs" / "metadata.json")
-    version, changes = metadata.get("version"), metadata.get("changelog", {})
-    if version not in changes:
-        raise ConfigError(
-            "the changelog in metadata.json has no word about the version",
-            file=bundle,
-            received=version,
-            expected=", ".join(changes) or "an entry",
-            remedy="write a line about it into configs/metadata.json",
-        )
-
-
 def _texts(bundle: Path) -> dict[str, str]:
-    """Configs, docs and licence as they may be read by everybody."""
-    files = text_files(bundle, CaseCodes(_case_names(bundle)))
-    no_case = CaseCodes(())  # a case may be called like a word of the docs
+    """Return configs, docs and licence without private values."""
+    fingerprint = bundle / "docs" / "fingerprint.json"
+    cases = read_json(fingerprint).get("cases", ()) if fingerprint.is_file() else ()
+    files = text_files(bundle, CaseCodes(set(map(str, cases))))
+    paths_only = CaseCodes(())  # a case may have the name of a word in the docs
     for path, text in files.items():
         if path.endswith(".json"):
             content = json.loads(text)
-            if Path(path).parent.name == "configs":
-                content = _public(content) if path != "configs/metadata.json" else _without_weights(content)
+            if path == "configs/metadata.json":
+                content.pop("weights", None)
+            elif path.startswith("configs/"):
+                content = {key: PERSONAL.get(key, value) for key, value in content.items()}
+                if not str(content.get(SERVER, "$")).startswith("$"):
+                    content[SERVER] = ""
             elif path == CHANGES:
                 content.pop(WRITTEN, None)
-                own = {SERVER, *PERSONAL}
-                content["changed"] = {key: pair for key, pair in content.get("changed", {}).items() if key not in own}
+                changed = content.get("changed", {}).items()
+                content["changed"] = {key: pair for key, pair in changed if key not in {SERVER, *PERSONAL}}
             elif "failed_cases" in content:
                 content["failed_cases"] = {f"case {number}": "" for number, _ in enumerate(content["failed_cases"], 1)}
             files[path] = to_json(content)
         elif path.startswith("docs/"):
-            files[path] = str(no_case.redact(text))
+            files[path] = str(paths_only.redact(text))
     return files
 
 
-def _case_names(bundle: Path) -> set[str]:
-    path = bundle / "docs" / "fingerprint.json"
-    return set(map(str, read_json(path).get("cases", ()))) if path.is_file() else set()
-
-
-def _public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without its maker's folders, servers and division of cases."""
-    changed = {key: PERSONAL.get(key, value) for key, value in config.items()}
-    if SERVER in changed and not str(changed[SERVER]).startswith("$"):
-        changed[SERVER] = ""
-    return changed
-
-
-def _without_weights(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in metadata.items() if key != "weights"}
-
-
 def _weights(bundle: Path, *, trust: bool) -> dict[str, bytes]:
-    """The files that `inference.json` loads, each a plain state dictionary."""
+    """Return the weights files of `inference.json`, each as a plain state dictionary."""
     parser = parse_inference(bundle, device=torch.device("cpu"), trust=trust)
     paths = parser.get_parsed_content("ckpt_path")
-    found = {}
+    weights = {}
     for path in map(Path, [paths] if isinstance(paths, str) else paths):
         if path.parent.resolve() != (bundle / "models").resolve():
-            raise ConfigError("weights lie outside of the bundle's models/", file=bundle, received=path.name)
+            raise ConfigError("weights must be in the bundle's models/", file=bundle, received=path.name)
         content = load_checkpoint(path)
-        state = content.get("model", content)
-        buffer = io.BytesIO()  # into a file torch.save would write that file's name
-        torch.save({key: value.contiguous() for key, value in state.items()}, buffer)
-        found[path.name] = buffer.getvalue()
-    return found
+        buffer = io.BytesIO()  # torch.save would write the name of a file into it
+        torch.save({key: value.contiguous() for key, value in content.get("model", content).items()}, buffer)
+        weights[path.name] = buffer.getvalue()
+    return weights
 
 
 def _zip(folder: Path, files: list[str]) -> bytes:
@@ -204,7 +182,7 @@ def _zip(folder: Path, files: list[str]) -> bytes:
         for file in files:
             info = zipfile.ZipInfo(f"{folder.name}/{file}", EARLIEST)
             info.create_system, info.external_attr = 3, 0o644 << 16
-            # weights are noise to a compressor
+            # weights cannot be compressed
             kind = zipfile.ZIP_STORED if file.startswith("models/") else zipfile.ZIP_DEFLATED
             archive.writestr(info, (folder / file).read_bytes(), kind)
     return buffer.getvalue()
@@ -213,12 +191,12 @@ def _zip(folder: Path, files: list[str]) -> bytes:
 def _remarks(bundle: Path, folder: Path, files: list[str]) -> Iterator[str]:
     large = [file for file in files if (folder / file).stat().st_size > ZOO_FILE_BYTES]
     if large:
-        yield f"beyond the model zoo's 25 MB a file, which then wants a link in large_files.yml: {', '.join(large)}"
+        yield f"the model zoo wants a link in large_files.yml for files over 25 MB: {', '.join(large)}"
     if "models/model.pt" not in files:
         yield "an ensemble has no models/model.pt, which the model zoo prefers; MONAI's commands run it"
     hidden = [file for file in files if file.endswith(".json") and PATH_WORD in (folder / file).read_text("utf-8")]
     if hidden:
-        yield f"a path of this machine was replaced by {PATH_WORD} in {', '.join(hidden)}; look whether it is needed"
+        yield f"check {', '.join(hidden)}: {PATH_WORD} replaces a path of this machine"
     known = {"configs", "docs", "models", "LICENSE", "eval"}
     others = sorted(path.name for path in bundle.iterdir() if path.name not in known and not path.name.startswith("."))
     if others:

@@ -1,4 +1,4 @@
-"""Bundles of chance weights: padded, unpadded, and one with the parts that engines trip over."""
+"""Bundles with random weights: padded, unpadded, and one with parts that engines handle differently."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXPORT_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def needs(name: str) -> None:
-    """Skip where the packages of a format are absent."""
+    """Skip the test if packages of a format are absent."""
     wanted = {"onnx": EXPORT_PACKAGES, "openvino": ("openvino",)}.get(name, ())
     absent = [package for package in wanted if importlib.util.find_spec(package) is None]
     if absent:
@@ -24,7 +24,7 @@ def needs(name: str) -> None:
 
 
 def with_weights(shipped: str, folder: Path, changes: dict[str, Any], *, seed: int = 0) -> Path:
-    """A copy of a shipped bundle whose weights are chance; batch norms have statistics as after training."""
+    """Copy a shipped bundle with random weights; batch norms have statistics as after training."""
     run = specialise(find_bundle(shipped), folder, changes)
     parser = ConfigParser()
     parser.read_config(str(run / "configs" / "inference.json"))

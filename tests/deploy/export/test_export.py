@@ -1,4 +1,4 @@
-"""A file that leaves answers as PyTorch does, says how it is to be used, and tells nothing of where it was made."""
+"""An exported file computes what PyTorch computes, describes its use, and contains no path of its origin."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,21 +18,10 @@ from monai.bundle import ConfigParser
 from medunet.bundle import find_bundle
 from medunet.cli.app import main
 from medunet.cli.export import FileFormat
-from medunet.deploy.export import (
-    FORMATS,
-    Agreement,
-    TileNetwork,
-    export_bundle,
-    find_format,
-    format_of,
-    load_tile_network,
-)
-from medunet.deploy.export.agreement import MAX_RMS, compare, difference
-from medunet.deploy.export.formats import Runner
-from medunet.deploy.export.onnx_file import OnnxFile
-from medunet.deploy.export.tensorrt_file import TensorRtFile
-from medunet.deploy.export.tile_sizes import TileSizes, largest_tile
-from medunet.deploy.export.torchscript_file import TorchScriptFile
+from medunet.deploy.export import FORMATS, Agreement, export_bundle, load_tile_network
+from medunet.deploy.export.exporting import MAX_RMS, compare, difference
+from medunet.deploy.export.formats import Runner, write_onnx
+from medunet.deploy.export.network import TileSizes, largest_tile
 from medunet.errors import ConfigError, DataError
 from medunet.files import sha256_of
 from medunet.inferers import OverlapTileInferer
@@ -48,56 +37,27 @@ HERE = ("onnx", "torchscript", "torch-export", "openvino")
 
 @pytest.mark.parametrize("name", HERE)
 @pytest.mark.parametrize("kind", ["padded", "unpadded", "odd"])
-def test_a_file_answers_as_pytorch_for_tiles_of_any_size(
-    name: str, kind: str, bundles: dict[str, Path], tmp_path: Path
+def test_a_file_equals_pytorch_and_has_no_path_and_no_source_code(
+    name: str, kind: str, bundles: dict[str, Path], volume: Path, tmp_path: Path
 ) -> None:
     needs(name)
-    output = tmp_path / f"network{find_format(name).suffix}"
-    done = export_bundle(bundles[kind], output, to=name)
+    output = tmp_path / f"out/network{FORMATS[name].suffix}"
+    done = export_bundle(bundles[kind], output, to=name, image=volume if kind == "padded" else None)
     assert done.paths[0] == output
     assert done.agreement.rms < MAX_RMS
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in done.paths}
+    if kind == "padded":
+        assert (done.agreement.case_unlike, done.agreement.case_voxels) == (0, 17 * 19 * 16)
+    assert set(output.parent.iterdir()) == set(done.paths)
 
-    network, run = load_tile_network(bundles[kind]), format_of(output).open(output)
-    for grow in (3, 17):
-        size = network.sizes.fit(tuple(n + grow for n in network.patch))
-        image = torch.randn(1, 1, *size)
+    network, run = load_tile_network(bundles[kind]), FORMATS[name].open(output)
+    for grow in (3, 17):  # other sizes than those of the comparison
+        image = torch.randn(1, 1, *network.sizes.fit(tuple(n + grow for n in network.patch)))
         with torch.inference_mode():
             expected = network.reference(image)
         assert difference(run(image), expected)[0] < MAX_RMS
-    assert format_of(output).describe(output) == network.description
+    assert FORMATS[name].describe(output) == network.description
 
-
-@pytest.mark.parametrize("name", HERE)
-def test_labels_of_a_case_are_those_of_medunet_predict(
-    name: str, bundles: dict[str, Path], volume: Path, tmp_path: Path
-) -> None:
-    needs(name)
-    output = tmp_path / f"network{find_format(name).suffix}"
-    agreement = export_bundle(bundles["padded"], output, to=name, image=volume).agreement
-    assert agreement.case_voxels == 17 * 19 * 16
-    assert agreement.case_unlike == 0
-
-
-@pytest.mark.data
-@pytest.mark.parametrize("name", HERE)
-def test_labels_of_a_real_case_are_those_of_medunet_predict(
-    name: str, bundles: dict[str, Path], test_data: Path, tmp_path: Path
-) -> None:
-    needs(name)
-    image = test_data / "Task04_Hippocampus" / "imagesTr" / "hippocampus_001.nii.gz"
-    output = tmp_path / f"network{find_format(name).suffix}"
-    agreement = export_bundle(bundles["padded"], output, to=name, image=image).agreement
-    assert agreement.case_unlike is not None
-    assert agreement.case_unlike <= 1e-4 * agreement.case_voxels
-
-
-@pytest.mark.parametrize("name", HERE)
-def test_no_path_and_no_line_of_source_is_in_a_file(name: str, bundles: dict[str, Path], tmp_path: Path) -> None:
-    needs(name)
-    output = tmp_path / f"network{find_format(name).suffix}"
-    paths = export_bundle(bundles["padded"], output, to=name).paths
-    contents = [path.read_bytes() for path in paths]
+    contents = [path.read_bytes() for path in done.paths]
     if zipfile.is_zipfile(output):
         archive = zipfile.ZipFile(output)
         contents = [archive.read(entry) for entry in archive.namelist()]
@@ -105,7 +65,20 @@ def test_no_path_and_no_line_of_source_is_in_a_file(name: str, bundles: dict[str
         assert not any(secret.encode() in content for content in contents), secret
 
 
-def test_the_description_tells_all_that_another_program_needs(bundles: dict[str, Path]) -> None:
+@pytest.mark.data
+@pytest.mark.parametrize("name", HERE)
+def test_labels_of_a_real_case_equal_those_of_medunet_predict(
+    name: str, bundles: dict[str, Path], test_data: Path, tmp_path: Path
+) -> None:
+    needs(name)
+    image = test_data / "Task04_Hippocampus" / "imagesTr" / "hippocampus_001.nii.gz"
+    output = tmp_path / f"network{FORMATS[name].suffix}"
+    agreement = export_bundle(bundles["padded"], output, to=name, image=image).agreement
+    assert agreement.case_unlike is not None
+    assert agreement.case_unlike <= 1e-4 * agreement.case_voxels
+
+
+def test_the_description_has_all_that_another_program_needs(bundles: dict[str, Path]) -> None:
     description = load_tile_network(bundles["padded"]).description
     labels = [(label["name"], label["value"]) for label in description["labels"]]
     assert labels == [("background", 0), ("anterior", 1), ("posterior", 2)]
@@ -136,21 +109,17 @@ def test_an_ensemble_is_one_file(bundles: dict[str, Path], volume: Path, tmp_pat
         torch.save(state, runs[fold] / "models" / "model.pt")
     write_ensemble(tmp_path / "joined", runs, rules=(), decision={"cases": 2})
     for name in ("torchscript", "torch-export"):
-        output = tmp_path / f"network{find_format(name).suffix}"
+        output = tmp_path / f"network{FORMATS[name].suffix}"
         done = export_bundle(tmp_path / "joined", output, to=name, image=volume)
         assert done.agreement.case_unlike == 0
-    assert format_of(output).describe(output)["weights_sha256"].keys() == {"fold_0.pt", "fold_1.pt"}
+    assert FORMATS[name].describe(output)["weights_sha256"].keys() == {"fold_0.pt", "fold_1.pt"}
 
 
-class Wrong(TorchScriptFile):
-    """Answers a little otherwise, in `share` of the voxels."""
-
-    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.change = change
-
-    def open(self, path: Path) -> Runner:
-        run = super().open(path)
-        return lambda image: self.change(run(image))
+def replace_runner(monkeypatch: pytest.MonkeyPatch, change: Callable[[Runner], Runner], **options: object) -> None:
+    """Change how TorchScript files are run."""
+    original = FORMATS["torchscript"]
+    changed = replace(original, open=lambda path: change(original.open(path)), **options)  # type: ignore[arg-type]
+    monkeypatch.setitem(FORMATS, "torchscript", changed)
 
 
 @pytest.mark.parametrize(
@@ -163,19 +132,19 @@ class Wrong(TorchScriptFile):
     ],
     ids=["noise", "shifted", "cropped", "not a number"],
 )
-def test_a_file_that_answers_otherwise_is_refused_and_not_left(
+def test_a_file_that_disagrees_is_rejected_and_removed(
     change: Callable[[torch.Tensor], torch.Tensor],
     bundles: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(FORMATS, "torchscript", Wrong(change))  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"answers otherwise than PyTorch.*no file is left"):
+    replace_runner(monkeypatch, lambda run: lambda image: change(run(image)))
+    with pytest.raises(DataError, match=r"disagrees with PyTorch and was removed"):
         export_bundle(bundles["padded"], tmp_path / "out" / "network.ts", to="torchscript")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_wrong_label_in_a_real_case_is_found(bundles: dict[str, Path], volume: Path) -> None:
+def test_a_wrong_label_in_a_case_is_detected(bundles: dict[str, Path], volume: Path) -> None:
     network = load_tile_network(bundles["padded"])
 
     def run(image: torch.Tensor) -> torch.Tensor:
@@ -189,14 +158,14 @@ def test_a_wrong_label_in_a_real_case_is_found(bundles: dict[str, Path], volume:
     assert "of the case" in agreement.fault
 
 
-def test_a_few_ties_are_rounding() -> None:
+def test_a_few_ties_are_accepted_as_rounding() -> None:
     assert Agreement(case_unlike=6, case_voxels=62_475).fault is None
     assert Agreement(case_unlike=7, case_voxels=62_475).fault is not None
     assert Agreement(rms=float("nan")).fault is not None
 
 
 @pytest.mark.parametrize("shipped", ["unet_3d", "unet_2d", "unet_2015"])
-def test_an_image_of_any_size_is_cut_into_tiles_within_the_largest(shipped: str) -> None:
+def test_an_image_of_any_size_is_cut_into_tiles_up_to_the_largest(shipped: str) -> None:
     folder = find_bundle(shipped) / "configs"
     parser = ConfigParser()
     parser.read_config(str(folder / "inference.json"))
@@ -213,48 +182,31 @@ def test_an_image_of_any_size_is_cut_into_tiles_within_the_largest(shipped: str)
     assert all(n <= most for n, most in zip(TileSizes.of(network.shapes).example(), largest, strict=True))
 
 
-def test_a_tensorrt_profile_goes_up_to_the_largest_tile(bundles: dict[str, Path]) -> None:
+def test_a_case_larger_than_the_largest_tile_is_compared_tile_by_tile(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = load_tile_network(bundles["padded"])
-    assert TensorRtFile().largest(network) == largest_tile(network.shapes, network.patch)
-    assert OnnxFile().largest(network) is None
+    largest = largest_tile(network.shapes, network.patch)
+    assert FORMATS["tensorrt"].largest(network) == largest
+    assert FORMATS["onnx"].largest(network) is None
     assert network.description["tile"]["largest"] is None
+    sizes: set[tuple[int, ...]] = set()
 
-
-class Limited(TorchScriptFile):
-    """Takes tiles up to a size, as an engine does."""
-
-    seen: ClassVar[set[tuple[int, ...]]] = set()
-
-    def largest(self, network: TileNetwork) -> tuple[int, ...]:
-        return largest_tile(network.shapes, network.patch)
-
-    def open(self, path: Path) -> Runner:
-        most = self.describe(path)["tile"]["largest"]
-        run = super().open(path)
-
+    def limit(run: Runner) -> Runner:
         def limited(image: torch.Tensor) -> torch.Tensor:
-            self.seen.add(tuple(image.shape[2:]))
-            if any(n > limit for n, limit in zip(image.shape[2:], most, strict=True)):
-                raise RuntimeError(f"no tiles of {tuple(image.shape)}")
+            sizes.add(tuple(image.shape[2:]))
+            assert all(n <= most for n, most in zip(image.shape[2:], largest, strict=True))
             return run(image)
 
         return limited
 
-
-def test_a_case_larger_than_the_largest_tile_is_compared_tile_by_tile(
-    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(FORMATS, "torchscript", Limited())  # type: ignore[arg-type]
+    replace_runner(monkeypatch, limit, largest=lambda network: largest)
     voxels = np.random.default_rng(0).normal(size=(90, 40, 33)).astype(np.float32)
     image = write_volume(voxels, tmp_path / "case.nii.gz", affine=np.eye(4))
     agreement = export_bundle(bundles["padded"], tmp_path / "a.ts", to="torchscript", image=image).agreement
     assert (agreement.case_unlike, agreement.case_voxels) == (0, 90 * 40 * 33)
-    assert (90, 40, 33) not in Limited.seen
-    network = load_tile_network(bundles["padded"])
-    assert (
-        format_of(tmp_path / "a.ts").describe(tmp_path / "a.ts")
-        == network.limited(Limited().largest(network)).description
-    )
+    assert (90, 40, 33) not in sizes
+    assert FORMATS["torchscript"].describe(tmp_path / "a.ts") == network.limited(largest).description
 
 
 def test_a_missing_package_names_the_extra(
@@ -268,9 +220,9 @@ def test_a_missing_package_names_the_extra(
         export_bundle(bundles["padded"], tmp_path / "a.xml", to="openvino")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
-def test_tensorrt_without_a_gpu_says_where_to_go(bundles: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"torch sees none.*remedy.*--to onnx"):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_tensorrt_without_a_gpu_has_a_remedy(bundles: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"torch sees no GPU.*remedy.*--to onnx"):
         export_bundle(bundles["padded"], tmp_path / "a.engine", to="tensorrt")
 
 
@@ -285,7 +237,7 @@ def test_an_untrusted_bundle_is_not_run(bundles: dict[str, Path], tmp_path: Path
 
 def test_a_file_is_neither_replaced_nor_misnamed_by_accident(bundles: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "a.ts").write_bytes(b"mine")
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(DataError, match="already exists"):
         export_bundle(bundles["padded"], tmp_path / "a.ts", to="torchscript")
     with pytest.raises(ConfigError, match=r"a\.ts"):
         export_bundle(bundles["padded"], tmp_path / "a.onnx", to="torchscript")
@@ -303,7 +255,7 @@ def test_an_onnx_file_opens_batch_and_axes(bundles: dict[str, Path], tmp_path: P
     needs("onnx")
     import onnx
 
-    OnnxFile().write(load_tile_network(bundles["unpadded"]), tmp_path / "a.onnx")
+    write_onnx(load_tile_network(bundles["unpadded"]), tmp_path / "a.onnx")
     graph = onnx.load(tmp_path / "a.onnx").graph
     shown = [
         [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -313,17 +265,18 @@ def test_an_onnx_file_opens_batch_and_axes(bundles: dict[str, Path], tmp_path: P
     assert not any(node.op_type == "BatchNormalization" for node in graph.node)
 
 
-def test_the_network_is_folded_before_it_leaves(bundles: dict[str, Path]) -> None:
+def test_the_exported_network_has_no_batch_norm(bundles: dict[str, Path]) -> None:
     network = load_tile_network(bundles["padded"])
     assert isinstance(network.reference, UNet)
-    norms = [sum(isinstance(m, torch.nn.BatchNorm3d) for m in part.modules()) for part in
-             (network.reference, network.module)]  # fmt: skip
-    assert norms[0] > 0
-    assert norms[1] == 0
+    folded = [
+        not any(isinstance(part, torch.nn.BatchNorm3d) for part in module.modules())
+        for module in (network.reference, network.module)
+    ]
+    assert folded == [False, True]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_command_says_what_was_compared(
+def test_the_command_prints_the_comparison(
     bundles: dict[str, Path],
     volume: Path,
     tmp_path: Path,
@@ -344,7 +297,7 @@ def test_the_command_knows_all_formats() -> None:
     assert [each.value for each in FileFormat] == list(FORMATS)
 
 
-def test_what_is_no_number_differs_infinitely() -> None:
+def test_other_shapes_and_nan_differ_infinitely() -> None:
     expected = torch.randn(1, 2, 4, 4)
     assert difference(expected[..., :3], expected)[0] == np.inf
     assert difference(expected * torch.nan, expected)[0] == np.inf
@@ -352,7 +305,7 @@ def test_what_is_no_number_differs_infinitely() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_weights_that_were_kept_on_a_gpu_are_exported(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_saved_on_a_gpu_are_exported(bundles: dict[str, Path], tmp_path: Path) -> None:
     needs("onnx")
     run = tmp_path / "run"
     shutil.copytree(bundles["padded"], run)
