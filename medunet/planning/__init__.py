@@ -1,13 +1,13 @@
-"""From data to configuration: fingerprint -> topology -> plan."""
+"""Planning: data -> fingerprint -> topology -> plan. It emits decisions and changes nothing."""
 
 from .adapt import adapt as adapt
 from .adapt import fit_patch as fit_patch
-from .cache import default_cache as default_cache
+from .adapt import fit_preset as fit_preset
 from .fingerprint import Fingerprint as Fingerprint
 from .fingerprint import fingerprint as fingerprint
+from .measure import default_cache as default_cache
 from .plan import Plan as Plan
 from .plan import plan as plan
-from .presets import fit_preset as fit_preset
 from .schedule import parse_time as parse_time
 from .schedule import spell_time as spell_time
 from .topology import Decision as Decision

@@ -1,4 +1,4 @@
-"""What a bundle's configuration takes over from a data set: channels, classes, spacing, patch size."""
+"""Overlays that fit a bundle, or a preset of a planned bundle, to a data set."""
 
 from __future__ import annotations
 
@@ -10,106 +10,118 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from medunet.datasets import SegmentationDataset
+from medunet.config import get_id
+from medunet.datasets import Case, SegmentationDataset
 from medunet.errors import ConfigError
 from medunet.geometry import Geometry
 from medunet.io import read_header
+from medunet.transforms import IGNORE_INDEX
 
-from .regions import region_loss, region_values
-
-MAX_HEADERS = 50
-"""Headers read to find median spacing and size; more cases hardly move a median."""
+MAX_HEADERS = 50  # headers that are read to find the median spacing and size; more cases hardly move a median
+TURNS = "augment::deform::rotate_range"
+BENDS = "augment::deform::elastic_sigma"
+IGNORED = "steps::encode::ignore_value"
 
 
 def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by config id that fit a bundle's training config to a data set.
+    """Return the overlay that fits a bundle to a data set: channels, classes, regions, spacing and patch size.
 
-    The patch keeps about the number of voxels that the bundle has (which is what memory and time depend on) and takes
-    the shape of the median image at the target spacing; the spacing is the median over the cases, axis by axis, in
-    RAS order. Nothing else is planned here. A bundle of `medunet plan` (``planned`` is true) keeps what it has.
+    The spacing is the median over the cases, axis by axis, in RAS order. The patch keeps about the number of voxels of
+    the bundle, on which memory and time depend, and takes the shape of the median image at that spacing. A planned
+    bundle keeps its values.
 
     Args:
-        dataset: what to train on.
-        config: the bundle's unresolved ``train.json``.
+        dataset: Data set to train on.
+        config: The bundle's unresolved `train.json`.
 
     Returns:
-        New values by id. Ids whose value is right already are left out.
+        The values that differ from those of the bundle.
 
     Raises:
-        ConfigError: the bundle has another number of spatial dimensions than the data, was planned for data with
-            other channels or label values, or does not leave out the voxels that the data say to ignore.
+        ConfigError: The bundle has another number of dimensions than the images, was planned for data with other
+            channels or classes, or does not ignore the voxels without annotation.
     """
-    spatial_dims = config["spatial_dims"]
-    if dataset.spatial_dims != spatial_dims:
+    dims = config["spatial_dims"]
+    if dataset.spatial_dims != dims:
         raise ConfigError(
-            f"the bundle is {spatial_dims}-D, the images are {dataset.spatial_dims}-D",
+            f"the bundle is {dims}-D, the images are {dataset.spatial_dims}-D",
             file=dataset.root,
             remedy=f"use unet_{dataset.spatial_dims}d",
         )
-    if dataset.ignore is not None and config.get("steps", {}).get("encode", {}).get("ignore_value") != dataset.ignore:
+    if dataset.ignore is not None and get_id(config, IGNORED) != dataset.ignore:
         raise ConfigError(
-            "the data have voxels without annotation, of which the bundle does not know",
+            "the data have voxels without annotation, which the bundle does not ignore",
             file=dataset.root,
             received=f"ignored value {dataset.ignore}",
             remedy="plan for these data: `medunet plan`",
         )
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "in_channels": len(dataset.channels),
         "label_values": list(dataset.labels.values()),
         "label_names": list(dataset.labels),
     }
-    regions = region_values(dataset)
     if dataset.regions or config.get("region_names"):
-        found |= regions
+        values |= region_values(dataset)
+    folds = {"folds": dataset.n_groups} if dataset.n_groups < config.get("folds", 0) else {}  # leave one out
     if config.get("planned"):
         for id_ in ("in_channels", "label_values", "region_values", "regions_class_order"):
-            if id_ in found and found[id_] != config.get(id_):
+            if id_ in values and values[id_] != config.get(id_):
                 raise ConfigError(
                     f"the bundle was planned for data with other {id_}",
                     file=dataset.root,
-                    received=found[id_],
+                    received=values[id_],
                     expected=config.get(id_),
                     remedy="plan again for these data",
                 )
-        found = {}  # names of labels may have been edited
-    elif dataset.regions and not config.get("region_names"):
-        found["loss"] = region_loss()
+        return folds
+    if dataset.regions and not config.get("region_names"):
+        values["loss"] = region_loss()
     elif config.get("region_names") and not dataset.regions:
         raise ConfigError(
             "the bundle is for regions that overlap, the data have none",
             file=dataset.root,
             received=list(dataset.labels),
             expected=config["region_names"],
-            remedy=f"start from unet_{spatial_dims}d, or plan for these data",
+            remedy=f"start from unet_{dims}d, or plan for these data",
         )
-    if dataset.n_groups < config.get("folds", 0):
-        found["folds"] = dataset.n_groups  # few images: leave one out
-    if config.get("planned"):
-        return found
-    chosen = dataset.cases[:: math.ceil(len(dataset.cases) / MAX_HEADERS)]
-    headers = [read_header(case.images[0], **asdict(dataset.read_options)) for case in chosen]
-    geometries = [header.geometry for header in headers]
+    values |= folds | _grid(dataset, config)
+    return {id_: value for id_, value in values.items() if config.get(id_) != value}
+
+
+def _grid(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    geometries = [grid_of(case, dataset) for case in sample_cases(dataset)]
     sizes = np.array([geometry.shape for geometry in geometries], dtype=float)
-    if spatial_dims == 3:
+    if config["spatial_dims"] == 3:
         spacings = np.array([in_ras_order(geometry.spacing_mm, geometry) for geometry in geometries])
-        spacing = [float(f"{value:.4g}") for value in np.median(spacings, axis=0)]
-        found["spacing_mm"] = spacing
-        sizes = np.array([in_ras_order(geometry.shape, geometry) for geometry in geometries]) * spacings / spacing
+        values["spacing_mm"] = [float(f"{value:.4g}") for value in np.median(spacings, axis=0)]
+        sizes = np.array([in_ras_order(geometry.shape, geometry) for geometry in geometries])
+        sizes = sizes * spacings / values["spacing_mm"]
     if config["network_def"].get("padding", "same") == "same":
-        levels = len(config["network_def"]["channels"]) - 1
-        found["patch_size"] = fit_patch(
-            np.median(sizes, axis=0), voxels=math.prod(config["patch_size"]), multiple=2**levels
+        multiple = 2 ** (len(config["network_def"]["channels"]) - 1)
+        values["patch_size"] = fit_patch(
+            np.median(sizes, axis=0), voxels=math.prod(config["patch_size"]), multiple=multiple
         )
-    return {id_: value for id_, value in found.items() if config.get(id_) != value}
+    return values
+
+
+def sample_cases(dataset: SegmentationDataset) -> Sequence[Case]:
+    """Return at most `MAX_HEADERS` evenly spaced cases."""
+    return dataset.cases[:: math.ceil(len(dataset.cases) / MAX_HEADERS)]
+
+
+def grid_of(case: Case, dataset: SegmentationDataset) -> Geometry:
+    """Return the grid of a case's first image, from its header."""
+    return read_header(case.images[0], **asdict(dataset.read_options)).geometry
 
 
 def fit_patch(size: Sequence[float], *, voxels: int, multiple: int) -> list[int]:
-    """The patch of at most this many voxels that covers most of an image of this size.
+    """Return the patch of at most so many voxels that covers most of an image.
 
     Args:
-        size: voxels of the image along each axis.
-        voxels: budget.
-        multiple: every edge is a multiple of this.
+        size: Voxels of the image along each axis.
+        voxels: Largest number of voxels.
+        multiple: Divisor of every edge.
 
     Example:
         >>> fit_patch([35, 50, 34], voxels=40 * 56 * 40, multiple=8)
@@ -124,7 +136,7 @@ def fit_patch(size: Sequence[float], *, voxels: int, multiple: int) -> list[int]
 
 
 def in_ras_order(values: Sequence[float], geometry: Geometry) -> list[float]:
-    """Values of the grid's axes in the order that the axes have after reorientation to RAS.
+    """Return values of the grid's axes in the order that the axes have after reorientation to RAS.
 
     Example:
         >>> axes_are_s_r_a = np.array([[0, 1, 0, 0], [0, 0, 2, 0], [3, 0, 0, 0], [0, 0, 0, 1]])
@@ -133,3 +145,53 @@ def in_ras_order(values: Sequence[float], geometry: Geometry) -> list[float]:
     """
     axes = nib.orientations.io_orientation(geometry.affine)[:, 0].astype(int)
     return [value for _, value in sorted(zip(axes.tolist(), values, strict=True))]
+
+
+def region_values(dataset: SegmentationDataset) -> dict[str, Any]:
+    """Return the values that describe overlapping classes; empty lists if the data set has none."""
+    return {
+        "region_names": [region.name for region in dataset.regions],
+        "region_values": [list(region.values) for region in dataset.regions],
+        "regions_class_order": [region.written for region in dataset.regions],
+    }
+
+
+def region_loss(ignore: int | None = None) -> dict[str, Any]:
+    """Return the loss of a bundle whose channels are regions; `ignore` is the value of voxels without annotation."""
+    loss = {"_target_": "medunet.losses.RegionDiceCELoss", "regions": "@region_indices", "batch": True}
+    return loss if ignore is None else {**loss, "ignore_index": IGNORE_INDEX}
+
+
+def fit_preset(preset: Mapping[str, Any], values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a preset without what a plan excludes for its data.
+
+    Planes that are far apart are not mixed, and thin structures are deformed as little as planned. Regions keep their
+    loss, and voxels without annotation count in no loss.
+
+    Args:
+        preset: Overlay for any data.
+        values: Overlay of the plan.
+        base: Unresolved `train.json` of the bundle before it was planned.
+
+    Example:
+        >>> base = {"augment": {"deform": {"elastic_sigma": 2.0}}}
+        >>> thick_slices = {TURNS: [0.0, 0.0, 0.35], BENDS: [2.0, 2.0, 0.0]}
+        >>> fitted = fit_preset({TURNS: [0.5, 0.5, 0.5], BENDS: 3.0}, thick_slices, base)
+        >>> fitted[TURNS], fitted[BENDS]
+        ([0.0, 0.0, 0.5], [3.0, 3.0, 0.0])
+        >>> fit_preset({BENDS: 3.0}, {BENDS: 0.7}, base)[BENDS]
+        1.05
+    """
+    fitted = dict(preset)
+    turns, bends = values.get(TURNS), values.get(BENDS)
+    if TURNS in fitted and isinstance(turns, list):
+        fitted[TURNS] = [wide if planned else 0.0 for wide, planned in zip(fitted[TURNS], turns, strict=True)]
+    if BENDS in fitted and bends is not None:
+        factor = fitted[BENDS] / get_id(base, BENDS)
+        fitted[BENDS] = np.round(np.multiply(factor, bends), 3).tolist()
+    if values.get("region_names"):
+        fitted.pop("loss", None)
+    if IGNORED in values:
+        for id_ in {"loss", "steps::weight"} & fitted.keys():
+            fitted[id_] = {**fitted[id_], "ignore_index": IGNORE_INDEX}
+    return fitted

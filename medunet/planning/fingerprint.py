@@ -1,4 +1,4 @@
-"""A data set in numbers: all that a plan is made from."""
+"""Summarise a data set in numbers, from which a plan is made."""
 
 from __future__ import annotations
 
@@ -19,37 +19,32 @@ import torch
 from medunet.datasets import Case, CaseView, SegmentationDataset, check_pair, split_patients
 from medunet.errors import DataError, MedunetError
 from medunet.inferers import free_memory
-from medunet.io import read_header
 
-from .adapt import MAX_HEADERS
-from .cache import MeasureCache
-from .measure import CaseMeasure, measure_case
+from .adapt import grid_of, sample_cases
+from .measure import CaseMeasure, MeasureCache, measure_case, short
 from .modality import guess_modality
 from .orientation import orientation_words, side_pairs
 
 logger = logging.getLogger(__name__)
 
-MAX_JOBS = 8
-"""More readers at once only wait for the disk."""
-
-LABEL_BYTES = 16
-"""Bytes a voxel beside the image's float32: the label as read and as classes, masks, the sorted foreground."""
-
-PERCENTILES = (0.5, 99.5)
-"""Ends of the foreground's intensities, as nnU-Net takes them."""
+MAX_JOBS = 8  # more readers only wait for the disk
+LABEL_BYTES = 16  # per voxel, beside the image's float32: the label, its classes and masks, the sorted foreground
+PERCENTILES = (0.5, 99.5)  # of the foreground's intensities, as nnU-Net has them
 
 
 @dataclass(frozen=True)
 class ChannelPrint:
-    """One channel over all cases; intensities under any foreground label, each case that has some counting the same.
+    """One channel over all cases.
+
+    Intensities are those of the foreground; each case that has foreground has the same weight.
 
     Args:
-        name: of the channel.
-        kind: 'CT', 'MR', 'colour' or 'grey'.
-        reason: how the kind was decided.
-        mean: of the foreground.
-        std: of the foreground.
-        low: 0.5th percentile of the foreground.
+        name: Name of the channel.
+        kind: `CT`, `MR`, `colour` or `grey`.
+        reason: How the kind was decided.
+        mean: Mean.
+        std: Standard deviation.
+        low: 0.5th percentile.
         high: 99.5th percentile.
     """
 
@@ -67,13 +62,13 @@ class ClassPrint:
     """One foreground class over all cases.
 
     Args:
-        name: of the class.
-        value: in the label files.
-        cases: how many have it.
-        share: of all voxels with annotation.
-        median_voxels: in the cases that have it.
-        median_ml: its volume there; 0 in the plane, and where the files know no placement.
-        thickness_mm: median of twice its volume over its surface (see `medunet.planning.measure.thickness`).
+        name: Name of the class.
+        value: Its value in the label files.
+        cases: Number of cases that have it.
+        share: Its share of all annotated voxels.
+        median_voxels: Median number of voxels in these cases.
+        median_ml: Median volume in these cases; 0 for 2D images and files without positions.
+        thickness_mm: Median thickness in these cases (see `medunet.planning.measure.thickness`).
     """
 
     name: str
@@ -87,26 +82,26 @@ class ClassPrint:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What planning knows of a data set. Axes of volumes are in RAS order.
+    """The numbers of a data set that planning needs. Axes of volumes are in RAS order.
 
     Args:
-        name: of the data set.
+        name: Name of the data set.
         spatial_dims: 2 or 3.
-        cases: names of those that were measured.
-        shapes: voxels along each axis, by case.
-        crop_shapes: the same of the box around all that is not 0.
-        body_shapes: the same of the box around all that is not air, where the images are CT.
-        spacings_mm: by case.
-        placed: whether the files know where voxels lie, so that spacings are distances.
-        channels: of the images.
-        classes: foreground classes.
-        labels: name to value, background first.
-        ignore: value of voxels without annotation.
-        foreground_share: of the voxels with annotation.
-        side_pairs: labels that differ in left and right only.
-        orientation_words: label name to the word in it that a mirror would falsify.
-        broken: cases that could not be measured, with the cause.
-        regions: name to label values of classes that overlap; without them the classes are the network's.
+        cases: Names of the measured cases.
+        shapes: Voxels along each axis, per case.
+        crop_shapes: The same of the box around everything that is not 0.
+        body_shapes: The same of the box around everything that is not air, if the images are CT.
+        spacings_mm: Spacing along each axis, per case.
+        placed: Whether the files store positions, so that spacings are distances.
+        channels: Channels of the images.
+        classes: Foreground classes.
+        labels: Value by name, the background first.
+        ignore: Value of voxels without annotation.
+        foreground_share: Share of the foreground in the annotated voxels.
+        side_pairs: Labels that differ in left and right only.
+        orientation_words: The word that a mirror makes wrong, by label name.
+        broken: Why a case could not be measured, by its name.
+        regions: Label values by name of classes that overlap. Without them the classes are those of the network.
     """
 
     name: str
@@ -129,7 +124,7 @@ class Fingerprint:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What the network is to tell apart from the background."""
+        """Names of the regions, or of the foreground classes."""
         return tuple(self.regions) or tuple(entry.name for entry in self.classes)
 
     @property
@@ -140,16 +135,16 @@ class Fingerprint:
 
     @property
     def crop_share(self) -> float:
-        """Median share of the image that the box around all that is not 0 takes."""
+        """Median share of the image in the box around everything that is not 0."""
         return _share(self.crop_shapes, self.shapes)
 
     @property
     def body_share(self) -> float:
-        """Median share of the image that the box around all that is not air takes, where the images are CT."""
+        """Median share of the image in the box around everything that is not air, if the images are CT."""
         return _share(self.body_shapes, self.shapes)
 
     def to_json(self) -> str:
-        """As text; lists of numbers on one line each."""
+        """Return JSON with one line per case, channel and class."""
         entries = []
         for key, value in asdict(self).items():
             if key in ("shapes", "crop_shapes", "body_shapes", "spacings_mm", "channels", "classes") and value:
@@ -161,10 +156,10 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, text: str) -> Fingerprint:
-        """The inverse of `to_json`.
+        """Return the fingerprint from its `to_json`.
 
         Raises:
-            DataError: not a fingerprint.
+            DataError: The text is not a fingerprint.
         """
         try:
             content: dict[str, Any] = json.loads(text)
@@ -175,7 +170,7 @@ class Fingerprint:
             content["classes"] = tuple(ClassPrint(**item) for item in content["classes"])
             return cls(**content)
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"not a fingerprint: {error}", remedy="make it again with `medunet plan`") from error
+            raise DataError(f"not a fingerprint: {error}", remedy="plan again with `medunet plan`") from error
 
 
 def fingerprint(
@@ -188,27 +183,28 @@ def fingerprint(
 ) -> Fingerprint:
     """Measure all labelled cases in parallel.
 
-    Each case is kept as soon as it is measured, so that an interrupted call goes on where it was and a second one reads
-    nothing but the files' sizes and times. A case that cannot be read is named in `Fingerprint.broken` and left out.
+    Each measure is stored immediately, so an interrupted call resumes and a second call only reads the sizes and times
+    of the files. Cases that cannot be read are left out and listed in `Fingerprint.broken`.
 
     Args:
-        dataset: what `open_dataset` gives.
-        jobs: cases at once, each of which is held in memory; None for as many as processors and memory allow.
-        cache: folder for the measures; None keeps none.
-        started: called once with the number of cases.
-        done: called after each case, from several threads.
+        dataset: Data set from `open_dataset`.
+        jobs: Cases to measure simultaneously, each of which is in memory. Default: as many as processors and memory
+            allow.
+        cache: Folder that stores the measures. None stores nothing.
+        started: Called once with the number of cases.
+        done: Called after each case, from several threads.
 
     Raises:
-        DataError: no case could be measured.
+        DataError: No case can be measured, or none has foreground.
     """
-    kept = MeasureCache(cache, dataset)
-    labels = dict(dataset.labels) | ({} if dataset.ignore is None else {"ignore": dataset.ignore})
+    stored = MeasureCache(cache, dataset)
 
     def measure(case: Case) -> CaseMeasure | str:
-        found = kept.get(case)
-        result: CaseMeasure | str = found or _measure(case, labels, dataset)
-        if found is None and isinstance(result, CaseMeasure):
-            kept.put(case, result)
+        result: CaseMeasure | str | None = stored.get(case)
+        if result is None:
+            result = _measure(case, dataset)
+            if isinstance(result, CaseMeasure):
+                stored.put(case, result)
         if done is not None:
             done()
         return result
@@ -220,7 +216,7 @@ def fingerprint(
         results = list(pool.map(measure, dataset.cases))
     finally:
         pool.shutdown(cancel_futures=True)
-    kept.compact()
+    stored.compact()
     broken = {case.name: r for case, r in zip(dataset.cases, results, strict=True) if isinstance(r, str)}
     measures = [result for result in results if isinstance(result, CaseMeasure)]
     if not measures:
@@ -228,7 +224,7 @@ def fingerprint(
             "no case could be measured",
             file=dataset.root,
             received=next(iter(broken.values()), "no case"),
-            remedy="look at it with `medunet check`",
+            remedy="see `medunet check`",
         )
     background = next(iter(dataset.labels.values()))
     if not any(value != background for case in measures for value in case.class_voxels):
@@ -239,22 +235,21 @@ def fingerprint(
 
 
 def _jobs(dataset: SegmentationDataset) -> int:
-    """Cases at once: as many as there are processors, and as memory holds of the largest of some."""
+    """Return how many cases processors and memory allow."""
     voxels = 1
-    for case in dataset.cases[:: math.ceil(len(dataset.cases) / MAX_HEADERS)]:
-        with contextlib.suppress(MedunetError):  # what is wrong with it is told where it is measured
-            header = read_header(case.images[0], **asdict(dataset.read_options))
-            voxels = max(voxels, math.prod(header.geometry.shape))
-    held = voxels * (4 * len(dataset.channels) + LABEL_BYTES)
-    return int(min(MAX_JOBS, os.cpu_count() or 1, max(1, free_memory(torch.device("cpu")) // held)))
+    for case in sample_cases(dataset):
+        with contextlib.suppress(MedunetError):  # a case that cannot be read is reported when it is measured
+            voxels = max(voxels, math.prod(grid_of(case, dataset).shape))
+    needed = voxels * (4 * len(dataset.channels) + LABEL_BYTES)
+    return int(min(MAX_JOBS, os.cpu_count() or 1, max(1, free_memory(torch.device("cpu")) // needed)))
 
 
-def _measure(case: Case, labels: Mapping[str, int], dataset: SegmentationDataset) -> CaseMeasure | str:
-    """The measure, or why there is none."""
+def _measure(case: Case, dataset: SegmentationDataset) -> CaseMeasure | str:
+    """Return the measure, or why there is none."""
     views: list[CaseView] = []
+    labels = dict(dataset.labels) | ({} if dataset.ignore is None else {"ignore": dataset.ignore})
     findings = check_pair(case, labels, read=dataset.read_options, level="voxels", visit=views.append)
-    errors = [finding.cause for finding in findings if finding.severity == "error"]
-    if errors:
+    if errors := [finding.cause for finding in findings if finding.severity == "error"]:
         return errors[0]
     view, label = views[0], views[0].label
     if label is None:
@@ -268,36 +263,13 @@ def _measure(case: Case, labels: Mapping[str, int], dataset: SegmentationDataset
 def summarise(
     dataset: SegmentationDataset, measures: list[CaseMeasure], *, broken: Mapping[str, str] | None = None
 ) -> Fingerprint:
-    """The fingerprint from the measures of the cases."""
-    placed = all(case.placed for case in measures)
-    total = sum(sum(case.class_voxels.values()) for case in measures)
+    """Return the fingerprint of a data set from the measures of its cases."""
     background = next(iter(dataset.labels.values()))
-    classes = []
-    for name, value in dataset.labels.items():
-        having = [case for case in measures if case.class_voxels.get(value)]
-        if value == background:
-            continue
-        voxels = [case.class_voxels[value] for case in having]
-        thick = [case.class_thickness_mm[value] for case in having if case.class_thickness_mm[value] > 0]
-        volumes = [n * math.prod(case.spacing_mm) / 1000 for n, case in zip(voxels, having, strict=True)]
-        has_volume = placed and dataset.spatial_dims == 3
-        classes.append(
-            ClassPrint(
-                name=name,
-                value=value,
-                cases=len(having),
-                share=_short(sum(voxels) / total),
-                median_voxels=float(np.median(voxels)) if voxels else 0.0,
-                median_ml=_short(float(np.median(volumes))) if volumes and has_volume else 0.0,
-                thickness_mm=_short(float(np.median(thick))) if thick else 0.0,
-            )
-        )
-    # numbers are only to be different here
-    named = {region.name: number for number, region in enumerate(dataset.regions)} or dict(dataset.labels)
-    channels = tuple(
-        _channel(name, index, measures, spatial_dims=dataset.spatial_dims, background=background)
-        for index, name in enumerate(dataset.channels)
+    classes = tuple(
+        _class(name, value, measures, dataset) for name, value in dataset.labels.items() if value != background
     )
+    # only the names matter here
+    named = {region.name: index for index, region in enumerate(dataset.regions)} or dict(dataset.labels)
     return Fingerprint(
         name=dataset.name,
         spatial_dims=dataset.spatial_dims,
@@ -306,12 +278,12 @@ def summarise(
         crop_shapes=tuple(case.crop_shape for case in measures),
         body_shapes=tuple(case.body_shape for case in measures),
         spacings_mm=tuple(case.spacing_mm for case in measures),
-        placed=placed,
-        channels=channels,
-        classes=tuple(classes),
+        placed=all(case.placed for case in measures),
+        channels=tuple(_channel(name, index, measures, dataset) for index, name in enumerate(dataset.channels)),
+        classes=classes,
         labels=dict(dataset.labels),
         ignore=dataset.ignore,
-        foreground_share=_short(sum(entry.share for entry in classes)),
+        foreground_share=short(sum(entry.share for entry in classes)),
         side_pairs=tuple(side_pairs(named)),
         orientation_words=orientation_words(named),
         broken=dict(broken or {}),
@@ -319,28 +291,39 @@ def summarise(
     )
 
 
-def _channel(name: str, index: int, measures: list[CaseMeasure], *, spatial_dims: int, background: int) -> ChannelPrint:
-    modality = guess_modality(name, index, measures, spatial_dims=spatial_dims)
-    # of a case without foreground the whole image was measured, air included: it tells nothing of the organs
-    having = [case for case in measures if set(case.class_voxels) - {background}] or measures
-    parts = [case.channels[index] for case in having]
-    mean = float(np.mean([part.mean for part in parts]))
-    # the variance within the cases and that between them
-    variance = float(np.mean([part.std**2 + part.mean**2 for part in parts])) - mean**2
-    low, high = np.percentile(np.concatenate([part.sample for part in parts]), PERCENTILES)
-    return ChannelPrint(
+def _class(name: str, value: int, measures: Sequence[CaseMeasure], dataset: SegmentationDataset) -> ClassPrint:
+    having = [case for case in measures if case.class_voxels.get(value)]
+    voxels = [case.class_voxels[value] for case in having]
+    volumes = [n * math.prod(case.spacing_mm) / 1000 for n, case in zip(voxels, having, strict=True)]
+    has_volume = dataset.spatial_dims == 3 and all(case.placed for case in measures)
+    total = sum(sum(case.class_voxels.values()) for case in measures)
+    thick = [case.class_thickness_mm[value] for case in having if case.class_thickness_mm[value] > 0]
+    return ClassPrint(
         name=name,
-        kind=modality.kind,
-        reason=modality.reason,
-        mean=_short(mean),
-        std=_short(math.sqrt(max(variance, 0.0))),
-        low=_short(float(low)),
-        high=_short(float(high)),
+        value=value,
+        cases=len(having),
+        share=short(sum(voxels) / total),
+        median_voxels=_median(voxels),
+        median_ml=short(_median(volumes)) if has_volume else 0.0,
+        thickness_mm=short(_median(thick)),
     )
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
+def _channel(name: str, index: int, measures: list[CaseMeasure], dataset: SegmentationDataset) -> ChannelPrint:
+    kind, reason = guess_modality(name, index, measures, spatial_dims=dataset.spatial_dims)
+    background = next(iter(dataset.labels.values()))
+    # without foreground the measures are those of the whole image, including air
+    having = [case for case in measures if set(case.class_voxels) - {background}] or measures
+    parts = [case.channels[index] for case in having]
+    mean = float(np.mean([part.mean for part in parts]))
+    variance = float(np.mean([part.std**2 + part.mean**2 for part in parts])) - mean**2  # within and between cases
+    low, high = np.percentile(np.concatenate([part.sample for part in parts]), PERCENTILES)
+    std = math.sqrt(max(variance, 0.0))
+    return ChannelPrint(name, kind, reason, short(mean), short(std), short(float(low)), short(float(high)))
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values)) if values else 0.0
 
 
 def _share(parts: Sequence[tuple[int, ...]], wholes: Sequence[tuple[int, ...]]) -> float:

@@ -1,27 +1,36 @@
-"""What planning wants to know of one case: grid, intensities under the labels, and how thick the structures are."""
+"""Measures of one case: grid, intensities under the labels, thickness of the structures; and a cache of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from medunet.datasets import Case, SegmentationDataset
+from medunet.datasets.cache.identity import code_digest, describe_source, digest
 from medunet.datasets.layouts.values import index_values
+from medunet.errors import DataError
+from medunet.files import cache_folder, write_atomically
 from medunet.io import ReadRecord
 
 from .adapt import in_ras_order
 
+logger = logging.getLogger(__name__)
+
 SAMPLE = 400
-"""Values kept of each channel's foreground: evenly spaced in their sorted order, so that percentiles of many cases can
-be taken together, and no random number decides."""
+"""Stored values of each channel's foreground. They are evenly spaced in sorted order, so that percentiles of many cases
+can be taken together and nothing is random."""
 
-
-AIR = -500.0
-"""Hounsfield units between air (-1000) and skin."""
+AIR = -500.0  # Hounsfield units between air (-1000) and skin
 
 
 @dataclass(frozen=True)
@@ -29,11 +38,11 @@ class ChannelMeasure:
     """One channel of one case.
 
     Args:
-        minimum: of the whole image.
-        maximum: of the whole image.
-        mean: of the foreground; of the whole image where there is no foreground.
-        std: the same.
-        sample: sorted values of the same voxels, at most `SAMPLE`.
+        minimum: Lowest value of the image.
+        maximum: Highest value of the image.
+        mean: Mean of the foreground, or of the whole image without foreground.
+        std: Standard deviation of the same voxels.
+        sample: Sorted values of the same voxels, at most `SAMPLE`.
     """
 
     minimum: float
@@ -48,18 +57,18 @@ class CaseMeasure:
     """One case; the axes of volumes are in RAS order.
 
     Args:
-        name: of the case.
-        shape: voxels along each axis.
-        spacing_mm: distance of neighbouring voxels; 1 where the format knows none.
-        crop_shape: voxels along each axis of the box around all that is not 0.
-        body_shape: the same of the box around all above `AIR`, which in CT is not air.
-        whole_numbers: whether all intensities are whole numbers.
-        modality: DICOM's code, '' for other formats.
-        placed: whether the format knows where the voxels lie.
-        channels: of the image.
-        class_voxels: value in the label to number of voxels; the ignored value is not in it.
-        class_thickness_mm: value to twice its volume over its surface (see `thickness`), without background; 0 if no
-            part of the surface is annotated.
+        name: Name of the case.
+        shape: Voxels along each axis.
+        spacing_mm: Distance of neighbouring voxels; 1 if the format does not store it.
+        crop_shape: Voxels along each axis of the box around everything that is not 0.
+        body_shape: The same of the box around everything above `AIR`, which in CT is not air.
+        whole_numbers: Whether all intensities are whole numbers.
+        modality: DICOM's code; empty for other formats.
+        placed: Whether the format stores positions, so that spacings are distances.
+        channels: Measures of the channels.
+        class_voxels: Number of voxels by value in the label, without the ignored value.
+        class_thickness_mm: Thickness by value, without background (see `thickness`); 0 if no part of the surface is
+            annotated.
     """
 
     name: str
@@ -74,25 +83,19 @@ class CaseMeasure:
     class_voxels: dict[int, int]
     class_thickness_mm: dict[int, float]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CaseMeasure:
-        """The inverse of `as_dict`, also after a way through JSON.
+        """Return the measure from its `dataclasses.asdict`, also after a round trip through JSON.
 
         Raises:
-            KeyError, TypeError, ValueError: the content is of another kind.
+            KeyError, TypeError, ValueError: The content has another form.
         """
         values = dict(content)
         for key in ("shape", "spacing_mm", "crop_shape", "body_shape"):
             values[key] = tuple(values[key])
-        values["channels"] = tuple(
-            ChannelMeasure(**{**channel, "sample": tuple(channel["sample"])}) for channel in values["channels"]
-        )
-        values["class_voxels"] = {int(key): int(n) for key, n in values["class_voxels"].items()}
-        values["class_thickness_mm"] = {int(key): float(n) for key, n in values["class_thickness_mm"].items()}
+        values["channels"] = tuple(ChannelMeasure(**{**c, "sample": tuple(c["sample"])}) for c in values["channels"])
+        for key in ("class_voxels", "class_thickness_mm"):
+            values[key] = {int(value): number for value, number in values[key].items()}
         return cls(**values)
 
 
@@ -108,45 +111,43 @@ def measure_case(
     """Measure one case.
 
     Args:
-        name: of the case.
-        image: ``(C, *spatial)``.
-        label: ``(1, *spatial)`` of whole numbers on the image's grid.
-        record: of the image.
-        background: value in the label of what is no class.
-        ignore: value in the label of voxels without annotation.
+        name: Name of the case.
+        image: `(C, *spatial)`.
+        label: `(1, *spatial)`, whole numbers on the image's grid.
+        record: Record of reading the image.
+        background: Value of the background in the label.
+        ignore: Value of voxels without annotation in the label.
     """
     geometry = record.geometry
     values, classes = index_values(label[0])
-    spacing = geometry.spacing_mm
-    placed = record.is_placed
     counts = np.bincount(classes.ravel())
-    places = {int(values[place]): int(place) for place in np.flatnonzero(counts)}
+    indices = {int(values[index]): int(index) for index in np.flatnonzero(counts)}
     foreground = np.ones(classes.shape, bool)
     for value in (background, ignore):
-        if value in places:
-            foreground &= classes != places[value]
-    voxels = {value: int(counts[place]) for value, place in places.items() if value != ignore}
-    # of all classes in one pass, for there may be a hundred; 0 may be one of them
-    boxes = ndimage.find_objects(classes.astype(np.int32) + 1)
+        if value in indices:
+            foreground &= classes != indices[value]
+    voxels = {value: int(counts[index]) for value, index in indices.items() if value != ignore}
+    boxes = ndimage.find_objects(classes.astype(np.int32) + 1)  # of all classes in one pass; 0 may be one of them
     thick = {}
     for value in (value for value in voxels if value != background):
-        # with a rim of one voxel, which shows whether what surrounds the class is annotated
-        box = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in boxes[places[value]])
-        known = classes[box] != places[ignore] if ignore in places else None
-        thick[value] = _short(thickness(classes[box] == places[value], spacing, known=known))
-    ordered = [image.shape[1:], spacing, _box(np.any(image != 0, axis=0)), _box(np.any(image > AIR, axis=0))]
-    if placed and image.ndim == 4:
-        ordered = [in_ras_order(values, geometry) for values in ordered]
-    shape, spacing_mm, crop, body = ordered
+        # with a margin of one voxel, which shows whether the surroundings of the class are annotated
+        box = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in boxes[indices[value]])
+        known = classes[box] != indices[ignore] if ignore in indices else None
+        thick[value] = short(thickness(classes[box] == indices[value], geometry.spacing_mm, known=known))
+    boxed = _box(np.any(image != 0, axis=0)), _box(np.any(image > AIR, axis=0))
+    grid: list[Sequence[float]] = [image.shape[1:], geometry.spacing_mm, *boxed]
+    if record.is_placed and image.ndim == 4:
+        grid = [in_ras_order(axes, geometry) for axes in grid]
+    shape, spacing, crop, body = grid
     return CaseMeasure(
         name=name,
         shape=tuple(int(n) for n in shape),
-        spacing_mm=tuple(float(f"{n:.6g}") for n in spacing_mm),
+        spacing_mm=tuple(short(n) for n in spacing),
         crop_shape=tuple(int(n) for n in crop),
         body_shape=tuple(int(n) for n in body),
         whole_numbers=all(np.array_equal(plane, np.rint(plane)) for channel in image for plane in channel),
         modality=record.modality,
-        placed=placed,
+        placed=record.is_placed,
         channels=tuple(_channel(channel, foreground) for channel in image),
         class_voxels=voxels,
         class_thickness_mm=thick,
@@ -155,39 +156,31 @@ def measure_case(
 
 def _channel(channel: npt.NDArray[np.float32], foreground: npt.NDArray[np.bool_]) -> ChannelMeasure:
     values = np.sort(channel[foreground] if foreground.any() else channel.ravel())
-    places = (np.arange(SAMPLE) + 0.5) * len(values) / SAMPLE  # middles of equal parts
-    chosen = values if len(values) <= SAMPLE else values[places.astype(int)]
+    centres = (np.arange(SAMPLE) + 0.5) * len(values) / SAMPLE  # of equal parts
+    sample = values if len(values) <= SAMPLE else values[centres.astype(int)]
+    mean, std = values.mean(dtype=np.float64), values.std(dtype=np.float64)
     return ChannelMeasure(
-        minimum=_short(channel.min()),
-        maximum=_short(channel.max()),
-        mean=_short(values.mean(dtype=np.float64)),
-        std=_short(values.std(dtype=np.float64)),
-        sample=tuple(_short(value) for value in chosen),
+        short(channel.min()), short(channel.max()), short(mean), short(std), tuple(short(value) for value in sample)
     )
-
-
-def _short(value: float) -> float:
-    """Six digits are enough for a plan, and short in JSON."""
-    return float(f"{value:.6g}")
 
 
 def thickness(
     mask: npt.NDArray[np.bool_], spacing: tuple[float, ...], *, known: npt.NDArray[np.bool_] | None = None
 ) -> float:
-    """Return twice the volume over the surface of a structure, in the unit of the spacing.
+    """Return twice the volume over the surface of a structure, in the unit of the spacing; 0 without a surface.
 
-    That is the thickness of a plate, half the diameter of a long rod and a third of the diameter of a ball; less for
-    rough surfaces, whose faces are counted as they are. 0 without a surface.
+    That is the thickness of a plate, half the diameter of a long rod and a third of the diameter of a ball. It is less
+    for rough surfaces, because the faces of voxels are counted.
 
     Args:
-        mask: the structure.
-        spacing: distance of neighbouring voxels along each axis.
-        known: which voxels are annotated. The structure may continue in the others and beyond the image, so faces
+        mask: The structure.
+        spacing: Distance of neighbouring voxels along each axis.
+        known: Which voxels are annotated. The structure may continue in the others and beyond the image, so faces
             between them do not count. None: all voxels are annotated, and the image's border counts.
 
     Example:
         >>> plate = np.ones((30, 1000, 1000), dtype=bool)
-        >>> f"{thickness(plate, (0.1, 1.0, 1.0)):.1f}"  # 3 thick, with little rim
+        >>> f"{thickness(plate, (0.1, 1.0, 1.0)):.1f}"  # 3 thick, with a small rim
         '3.0'
     """
     volume = float(mask.sum()) * float(np.prod(spacing))
@@ -203,14 +196,83 @@ def thickness(
     return 2 * volume / surface if surface else 0.0
 
 
-def _bounds(mask: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """First and one after the last index along each axis; the whole axis where the mask is empty."""
-    bounds = []
-    for axis in range(mask.ndim):
-        line = np.flatnonzero(mask.any(axis=tuple(k for k in range(mask.ndim) if k != axis)))
-        bounds.append((int(line[0]), int(line[-1]) + 1) if len(line) else (0, mask.shape[axis]))
-    return bounds
+def _box(mask: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+    """Return the size of the box around a mask; that of the whole mask if it is empty."""
+    boxes = ndimage.find_objects(mask.view(np.uint8))
+    return tuple(part.stop - part.start for part in boxes[0]) if boxes else mask.shape
 
 
-def _box(mask: npt.NDArray[np.bool_]) -> list[int]:
-    return [high - low for low, high in _bounds(mask)]
+def short(value: float) -> float:
+    """Round to six digits, which are enough for a plan."""
+    return float(f"{value:.6g}")
+
+
+def default_cache() -> Path:
+    """Return the folder of the measures in medunet's cache folder."""
+    return cache_folder() / "fingerprints"
+
+
+class MeasureCache:
+    """Measures of a data set's cases in one file, one JSON line per case, found by the size and time of their files.
+
+    Each measure is stored immediately, so an interrupted measurement resumes. Incomplete lines are skipped.
+
+    Args:
+        folder: Folder of the file. None stores nothing.
+        dataset: The data set.
+    """
+
+    def __init__(self, folder: Path | None, dataset: SegmentationDataset) -> None:
+        self._lock = threading.Lock()
+        code = digest(code_digest(), CaseMeasure)  # the class stands for the file that defines it
+        self._options = f"{code} {dataset.ignore} {sorted(dataset.labels.items())} {dataset.read_options}"
+        root = hashlib.sha256(str(dataset.root).encode()).hexdigest()[:16]
+        self.path = None if folder is None else folder / f"{root}.jsonl"
+        self._known: dict[str, CaseMeasure] = {}
+        self._used: set[str] = set()
+        if self.path is not None and self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._known[entry["key"]] = CaseMeasure.from_dict(entry["measure"])
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue
+
+    def get(self, case: Case) -> CaseMeasure | None:
+        """Return the measure of a case whose files have not changed."""
+        key = self._key(case)
+        self._used.add(key)
+        return self._known.get(key)
+
+    def put(self, case: Case, measure: CaseMeasure) -> None:
+        """Store a measure. Thread-safe."""
+        key = self._key(case)
+        with self._lock:
+            self._known[key] = measure
+            if self.path is None:
+                return
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(_line(key, measure))
+            except OSError as error:  # such as a full disk or a read-only home
+                logger.warning("measures are not stored: %s", error)
+                self.path = None
+
+    def compact(self) -> None:
+        """Drop the lines of cases that no longer exist."""
+        if self.path is None or self._known.keys() <= self._used:
+            return
+        lines = [_line(key, measure) for key, measure in self._known.items() if key in self._used]
+        try:
+            write_atomically(self.path, "".join(lines))
+        except DataError as error:
+            logger.warning("measures are not stored: %s", error)
+
+    def _key(self, case: Case) -> str:
+        files = describe_source([*case.images, *([case.label] if case.label else [])])
+        return hashlib.sha256(f"{self._options} {case.name} {files}".encode()).hexdigest()[:32]
+
+
+def _line(key: str, measure: CaseMeasure) -> str:
+    return json.dumps({"key": key, "measure": asdict(measure)}) + "\n"

@@ -1,10 +1,9 @@
-"""What kind of intensities a channel holds: Hounsfield units, which are absolute, or grey values, which are not."""
+"""Decide what kind of intensities a channel has: Hounsfield units, which are absolute, or relative values."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,65 +11,46 @@ import numpy as np
 from .measure import CaseMeasure
 
 Kind = Literal["CT", "MR", "colour", "grey"]
+"""CT is normalised by the same numbers in all images, everything else per image."""
 
-AIR_HU = -200.0
-"""An image of whole numbers that goes below this is taken for CT: air is -1000, and MR has no negative values."""
+AIR_HU = -200.0  # whole numbers below this are CT: air is -1000, and MR has no negative values
+LOWEST_HU = -4096.0  # CT values, including padding, have 12 bits
+SHARE_OF_CASES = 0.9  # of the cases must look like CT; some may be cropped to soft tissue
 
-LOWEST_HU = -4096.0
-"""Nothing in a CT image, padding included, lies below the 12 bits that scanners store."""
-
-SHARE_OF_CASES = 0.9
-"""Part of the cases that must look like CT; some may be cropped to soft tissue."""
-
-_CT_WORDS = {"ct", "cbct", "hu", "hounsfield"}
-_MR_WORDS = {"mr", "mri", "t1", "t2", "t1w", "t2w", "t1c", "t1ce", "t1gd", "flair", "adc", "dwi", "pd", "swi", "tof"}
-_OTHER_WORDS = {"pet", "suv", "spect", "us", "ultrasound", "oct", "xray", "dx", "cr", "em"}
+_WORDS: dict[Kind, set[str]] = {
+    "CT": {"ct", "cbct", "hu", "hounsfield"},
+    "MR": {"mr", "mri", "t1", "t2", "t1w", "t2w", "t1c", "t1ce", "t1gd", "flair", "adc", "dwi", "pd", "swi", "tof"},
+    "grey": {"pet", "suv", "spect", "us", "ultrasound", "oct", "xray", "dx", "cr", "em"},
+}
 _COLOUR_WORDS = {"r", "g", "b", "red", "green", "blue", "rgb"}
 
 
-@dataclass(frozen=True)
-class Modality:
-    """What a channel holds.
+def guess_modality(channel: str, index: int, cases: Sequence[CaseMeasure], *, spatial_dims: int) -> tuple[Kind, str]:
+    """Return the kind of a channel and the reason: DICOM's modality, else the channel's name, else the values.
 
     Args:
-        kind: 'CT' is normalised by the same numbers in all images, everything else image by image.
-        reason: how it was decided.
-    """
-
-    kind: Kind
-    reason: str
-
-
-def guess_modality(channel: str, index: int, cases: Sequence[CaseMeasure], *, spatial_dims: int) -> Modality:
-    """Decide by DICOM's modality, by the channel's name, or by the values, in this order.
-
-    Args:
-        channel: its name.
-        index: its number.
-        cases: measured.
+        channel: Name of the channel.
+        index: Index of the channel.
+        cases: Measured cases.
         spatial_dims: 2 or 3.
     """
     n_channels = max((len(case.channels) for case in cases), default=1)
-    # the record of several channels speaks of the first series only
+    # with several channels the record describes only the first series
     codes = {case.modality for case in cases if case.modality} if n_channels == 1 else set()
     if codes == {"CT"} and all(case.modality for case in cases):
-        return Modality("CT", "the DICOM headers say CT")
+        return "CT", "the DICOM headers say CT"
     if codes:
-        return Modality("MR" if codes == {"MR"} else "grey", f"the DICOM headers say {', '.join(sorted(codes))}")
+        return "MR" if codes == {"MR"} else "grey", f"the DICOM headers say {', '.join(sorted(codes))}"
     words = set(re.findall(r"[a-z]+\d*[a-z]*", channel.lower().replace("_", " ")))
-    if words & _CT_WORDS:
-        return Modality("CT", f"the channel is called '{channel}'")
-    if words & _MR_WORDS:
-        return Modality("MR", f"the channel is called '{channel}'")
-    if words & _OTHER_WORDS:
-        return Modality("grey", f"the channel is called '{channel}'")
+    for kind, names in _WORDS.items():
+        if words & names:
+            return kind, f"the channel is called '{channel}'"
     if spatial_dims == 2:
-        colour = n_channels == 3 or bool(words & _COLOUR_WORDS)
-        return Modality("colour" if colour else "grey", f"images in the plane with {n_channels} channels")
+        is_colour = n_channels == 3 or bool(words & _COLOUR_WORDS)
+        return "colour" if is_colour else "grey", f"2D images with {n_channels} channels"
     lowest = np.array([case.channels[index].minimum for case in cases if index < len(case.channels)])
     whole = np.array([case.whole_numbers for case in cases if index < len(case.channels)])
-    looks = whole & (lowest <= AIR_HU) & (lowest >= LOWEST_HU)
-    if len(looks) and looks.mean() >= SHARE_OF_CASES:
-        reason = f"whole numbers down to {np.median(lowest):g} (median), as Hounsfield units have"
-        return Modality("CT", reason)
-    return Modality("grey", f"neither named nor like Hounsfield units (smallest value {np.median(lowest):g})")
+    is_like_ct = whole & (lowest <= AIR_HU) & (lowest >= LOWEST_HU)
+    if len(is_like_ct) and is_like_ct.mean() >= SHARE_OF_CASES:
+        return "CT", f"whole numbers down to {np.median(lowest):g} (median), like Hounsfield units"
+    return "grey", f"neither a known name nor values like Hounsfield units (lowest value {np.median(lowest):g})"

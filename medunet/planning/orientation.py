@@ -1,4 +1,4 @@
-"""Whether mirroring an image would make its labels wrong."""
+"""Find out from the names of labels whether mirroring an image makes its labels wrong."""
 
 from __future__ import annotations
 
@@ -14,45 +14,39 @@ ORIENTATION_WORDS = frozenset(
         *("medial", "lateral", "proximal", "distal", "basal", "apical"),
     ]
 )
-"""Words that lose their sense, or change their class, in a mirror."""
+"""Words for directions, which a mirror makes wrong."""
 
 SIDES = {
     "left": frozenset(["left", "l", "lt", "lh", "sin", "sinister"]),
     "right": frozenset(["right", "r", "rt", "rh", "dex", "dexter"]),
 }
-"""Words that tell the sides of a pair apart."""
 
 _ANONYMOUS = re.compile(r"(label|class)[_ ]?\d+$")
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a label's name, in lower case; a capital letter begins a new one.
+    """Return the words of a label's name in lower case; a capital letter begins a new word.
 
     Example:
         >>> words_of("Left_Lung"), words_of("kidneyR"), words_of("vertebra-L1")
         (['left', 'lung'], ['kidney', 'r'], ['vertebra', 'l1'])
     """
-    parts = re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+", name)
-    return [part.lower() for part in parts]
+    return [part.lower() for part in re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+", name)]
 
 
 def orientation_words(labels: Mapping[str, int]) -> dict[str, str]:
-    """Label names with the word that speaks of a direction.
+    """Return the labels whose names have a word for a direction, and that word.
 
     Example:
         >>> orientation_words({"background": 0, "Anterior": 1, "spleen": 2})
         {'Anterior': 'anterior'}
     """
-    found = {}
-    for name in labels:
-        words = [word for word in words_of(name) if word in ORIENTATION_WORDS]
-        if words:
-            found[name] = words[0]
-    return found
+    words = {name: [word for word in words_of(name) if word in ORIENTATION_WORDS] for name in labels}
+    return {name: found[0] for name, found in words.items() if found}
 
 
 def side_pairs(labels: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Pairs of labels whose names differ in left and right only.
+    """Return the pairs of labels whose names differ in left and right only.
 
     Example:
         >>> side_pairs({"background": 0, "left lung": 1, "Right_Lung": 2, "heart": 3})
@@ -68,9 +62,9 @@ def side_pairs(labels: Mapping[str, int]) -> list[tuple[str, str]]:
 
 
 def mirror_faults(labels: Mapping[str, int]) -> dict[str, str]:
-    """Labels that a mirror from left to right would make wrong although pairs trade places, with the word that says so.
+    """Return the labels that a mirror from left to right makes wrong although pairs trade places, and the word.
 
-    Above and below, front and back stay where they are in such a mirror, and so do middle and side.
+    Such a mirror does not change above and below, front and back, or middle and side.
 
     Example:
         >>> mirror_faults({"background": 0, "left upper lobe": 1, "right upper lobe": 2, "left ventricle": 3})
@@ -82,7 +76,7 @@ def mirror_faults(labels: Mapping[str, int]) -> dict[str, str]:
 
 
 def anonymous(labels: Mapping[str, int]) -> bool:
-    """Whether several classes have no names that could tell sides apart.
+    """Return whether there are several classes whose names could not distinguish sides.
 
     Example:
         >>> anonymous({"background": 0, "label_1": 1}), anonymous({"background": 0, "label_1": 1, "label_2": 2})

@@ -1,39 +1,34 @@
-"""From a data set to the values of a bundle, each with its reason."""
+"""Decide on every value of a bundle that depends on the data, the memory and the time."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from medunet.config import apply
 from medunet.datasets import FOLDS, SECOND_CASE, SegmentationDataset
 from medunet.errors import ConfigError, DataError
 from medunet.inferers import free_memory
 from medunet.runtime import resolve_device, resolve_dtype
 
 from . import choices
+from .adapt import region_values
 from .fingerprint import Fingerprint
 from .probe import StepCost, measure_step, training_bytes
-from .regions import region_values
-from .schedule import Schedule, fit_schedule, spell_time
-from .topology import Budget, Decision, Spacing, Topology, choose_budget, choose_topology, target_spacing
+from .schedule import fit_schedule, spell_time
+from .topology import Budget, Decision, Spacing, Topology, choose_budget, choose_topology, target_spacing, times
 
 logger = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 20
-"""Times that patch or batch are made smaller where a step does not fit."""
-
-MIN_BATCH = 2
-"""Batch norm needs two patches."""
-
-SHRINK = 0.75
-"""Factor of the patch's voxels at each of them."""
+MAX_ATTEMPTS = 20  # times that the patch or the batch is reduced if a step does not fit
+MIN_BATCH = 2  # batch norm needs two patches
+SHRINK = 0.75  # factor of the patch's voxels at each attempt
 
 
 @dataclass(frozen=True)
@@ -41,12 +36,12 @@ class Plan:
     """Values for a bundle.
 
     Args:
-        fingerprint: what they were made from.
-        decisions: one a value, in the order in which a person reads them.
-        notes: what was measured or estimated and is no value of the bundle.
-        topology: of the network.
-        cost: of a training step, measured; None where that was not wanted.
-        seconds: expected duration of the training; None without measurement.
+        fingerprint: Fingerprint they follow from.
+        decisions: One per value, in the order in which a person reads them.
+        notes: Measured and estimated figures that are not values of the bundle.
+        topology: Shape of the network.
+        cost: Measured cost of a training step; None without measurement.
+        seconds: Expected duration of the training; None without measurement.
     """
 
     fingerprint: Fingerprint
@@ -76,18 +71,19 @@ def plan(
     """Decide on every value that depends on the data, the memory and the time.
 
     Args:
-        dataset: what to train on.
-        config: unresolved ``train.json`` of the bundle that the values are for.
-        fingerprint: of the data set.
-        dims: 2 for a network in the plane also where the images are volumes; None for the images' own.
-        memory: bytes that training may take, on a CPU all together, on CUDA of the GPU; None for what is free.
-        seconds: time for training; None for no limit.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        measure: whether to make real training steps; without them memory is only estimated and epochs stay.
+        dataset: Data set to train on.
+        config: Unresolved `train.json` of the bundle that the values are for.
+        fingerprint: Fingerprint of the data set.
+        dims: 2 for a network in the plane, also if the images are volumes. Default: that of the images.
+        memory: Bytes that training may use: of the process on a CPU, of the GPU on CUDA. Default: what is free.
+        seconds: Time for training. Default: no limit.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        measure: Try a training step. Without it memory is estimated and the number of epochs stays.
 
     Raises:
-        ConfigError: dimensions that the images do not have; a time without measurement; too little memory.
-        DataError: one case only.
+        ConfigError: The images do not have these dimensions, a time is given without measurement, or memory is too
+            small.
+        DataError: There is only one case.
     """
     if len(fingerprint.cases) < 2:
         raise DataError(
@@ -97,69 +93,56 @@ def plan(
             remedy=SECOND_CASE,
         )
     if seconds is not None and not measure:
-        raise ConfigError("a time cannot be planned without measuring a step", remedy="leave out one of the two")
+        raise ConfigError("a time cannot be planned without measuring a step", remedy="omit one of the two")
     flat_axis = _flat_axis(fingerprint, dims)
-    where = resolve_device(device)
-    kind = 2 if flat_axis is not None else fingerprint.spatial_dims
-    budget = choose_budget(kind, cuda=where.type == "cuda", seconds=seconds)
-    grid = _grid(fingerprint, budget, flat=flat_axis is not None)
+    is_flat = flat_axis is not None
+    target = resolve_device(device)
+    budget = choose_budget(2 if is_flat else fingerprint.spatial_dims, cuda=target.type == "cuda", seconds=seconds)
+    grid = choose_grid(fingerprint, budget, flat=is_flat)
     decisions = [*_data(dataset), choices.normalisation(fingerprint)]
     if fingerprint.spatial_dims == 3:
         decisions.append(Decision("spacing_mm", list(grid.spacing_mm), grid.reason, grid.numbers))
     decisions += choices.cropping(fingerprint)
     mirroring = choices.mirroring(fingerprint, flat_axis=flat_axis)
-    (flips,) = (d.value for d in mirroring if d.id == choices.FLIP_AXES)
-    views = choices.views(fingerprint, grid.size, grid.spacing_mm, flips=flips, flat=flat_axis is not None)
-    decisions += [*mirroring, *views]
-    decisions += choices.turning(fingerprint, config["augment"]["deform"], grid.spacing_mm, flat_axis=flat_axis)
+    flips = mirroring[0].value
+    decisions += [*mirroring, *choices.views(fingerprint, grid.size, grid.spacing_mm, flips=flips, flat=is_flat)]
+    decisions += choices.deformation(fingerprint, config["augment"]["deform"], grid.spacing_mm, flat_axis=flat_axis)
     decisions += choices.loss(fingerprint, config["loss"])
 
-    available = memory or free_memory(where)
     search = _Search(
-        config=overlay(config, {d.id: d.value for d in decisions if d.id not in choices.ENGINE_IDS}),
+        config=apply(config, {d.id: d.value for d in decisions if d.id not in choices.ENGINE_IDS}),
         grid=grid,
         budget=budget,
         flat_axis=flat_axis,
         n_cases=len(fingerprint.cases),
-        memory=available,
-        device=where,
+        memory=memory or free_memory(target),
+        device=target,
     )
     topology, cost, note = search.run(measure=measure)
     decisions += topology.decisions
-    if memory is not None:
-        half = f"{memory >> 21}MB"
-        reason = "validation shares the memory that was given: larger images are cut into tiles"
-        decisions.append(Decision("validate::inferer::memory", half, reason, _gigabytes(memory)))
     notes = [note]
+    if memory is not None:
+        reason = "validation shares the given memory: larger images are tiled"
+        decisions.append(Decision("validate::inferer::memory", f"{memory >> 21}MB", reason, _gigabytes(memory)))
     duration = None
     validated = math.ceil(len(dataset.cases) / _folds(dataset))
     if cost is not None:
+        usual = config["steps_per_epoch"]
         schedule = fit_schedule(
-            cost,
-            steps_per_epoch=config["steps_per_epoch"],
-            validation_cases=validated,
-            seconds=seconds,
-            device=where.type,
+            cost, steps_per_epoch=usual, validation_cases=validated, seconds=seconds, device=target.type
         )
-        duration = schedule.seconds
+        steps, numbers, duration = schedule.steps_per_epoch, schedule.numbers, schedule.seconds
+        reason = "as in the bundle" if steps == usual else f"the time is too short for {usual} steps"
         decisions += [
-            Decision("epochs", schedule.epochs, schedule.reason, schedule.numbers),
-            Decision("steps_per_epoch", schedule.steps_per_epoch, _epoch_reason(config, schedule)),
-            Decision("val_interval", schedule.val_interval, "the last epoch is validated as well", schedule.numbers),
+            Decision("epochs", schedule.epochs, schedule.reason, numbers),
+            Decision("steps_per_epoch", steps, reason),
+            Decision("val_interval", schedule.val_interval, "the last epoch is validated as well", numbers),
         ]
-        steps = schedule.epochs * schedule.steps_per_epoch
-        notes.append(Decision("time", spell_time(duration), f"expected for {steps:,} steps", schedule.numbers))
-    reason = "the schedule ends in small steps; and figures of cases that had chosen an epoch would be too good"
+        notes.append(Decision("time", spell_time(duration), f"expected for {schedule.epochs * steps:,} steps", numbers))
+    reason = "the schedule ends in small steps, and metrics on the cases that selected the epoch are optimistic"
     decisions.append(Decision("keep_epoch", "last", reason, f"{validated} cases validate"))
     decisions.append(Decision("planned", True, "`medunet train` keeps these values"))
-    return Plan(
-        fingerprint=fingerprint,
-        decisions=tuple(decisions),
-        notes=tuple(notes),
-        topology=topology,
-        cost=cost,
-        seconds=duration,
-    )
+    return Plan(fingerprint, tuple(decisions), tuple(notes), topology, cost, duration)
 
 
 @dataclass
@@ -177,7 +160,7 @@ class _Search:
     def run(self, *, measure: bool) -> tuple[Topology, StepCost | None, Decision]:
         batch: int | None = None
         voxels: int | None = None
-        given = f"{_gigabytes(self.memory)} are there for a step"
+        available = f"{_gigabytes(self.memory)} are available for a step"
         for _ in range(MAX_ATTEMPTS):
             topology = choose_topology(
                 self.grid.size,
@@ -188,19 +171,17 @@ class _Search:
                 batch_size=batch,
                 flat_axis=self.flat_axis,
             )
-            config = overlay(self.config, {decision.id: decision.value for decision in topology.decisions})
+            config = apply(self.config, {decision.id: decision.value for decision in topology.decisions})
             estimate = self._estimate(config)
             if estimate <= self.memory:
-                estimated = Decision("memory", _gigabytes(estimate), "estimated for a training step", given)
                 if not measure:
-                    return topology, None, estimated
-                logger.info(
-                    "measuring a training step: %d patches of %s", topology.batch_size, _times(topology.patch_size)
-                )
+                    note = Decision("memory", _gigabytes(estimate), "estimated for a training step", available)
+                    return topology, None, note
+                logger.info("measuring a step: %d patches of %s", topology.batch_size, times(topology.patch_size))
                 cost = measure_step(config, image_size=self.grid.size, device=str(self.device))
                 if cost.fits and cost.peak_bytes <= self.memory:
-                    words = f"{estimated.value} estimated; {given}"
-                    return topology, cost, Decision("memory", _gigabytes(cost.peak_bytes), "measured peak", words)
+                    numbers = f"{_gigabytes(estimate)} estimated; {available}"
+                    return topology, cost, Decision("memory", _gigabytes(cost.peak_bytes), "measured peak", numbers)
             # first fewer patches, then smaller ones
             if topology.batch_size > MIN_BATCH:
                 batch = max(MIN_BATCH, topology.batch_size // 2)
@@ -222,43 +203,25 @@ class _Search:
         return training_bytes(network_def, window, itemsize=itemsize, cpu=self.device.type == "cpu")
 
 
-def overlay(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a config with values changed by id; parents must be there.
-
-    Example:
-        >>> overlay({"augment": {"noise": {"prob": 0.1}}}, {"augment::noise::prob": 0.2})
-        {'augment': {'noise': {'prob': 0.2}}}
-    """
-    changed = deepcopy(dict(config))
-    for id_, value in values.items():
-        *parents, last = id_.split("::")
-        place = changed
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
-    return changed
-
-
-def _flat_axis(print_: Fingerprint, dims: int | None) -> int | None:
-    """The axis across the planes, where a network in the plane is wanted for volumes: the coarsest one."""
-    if dims in (None, print_.spatial_dims):
+def _flat_axis(data: Fingerprint, dims: int | None) -> int | None:
+    """Return the coarsest axis if volumes get a network in the plane, else None."""
+    if dims in (None, data.spatial_dims):
         return None
     if dims != 2:
-        raise ConfigError(
-            f"the images are {print_.spatial_dims}-D", received=f"--dims {dims}", remedy="use --dims auto"
-        )
-    median = np.median(print_.spacings_mm, axis=0)
+        raise ConfigError(f"the images are {data.spatial_dims}-D", received=f"--dims {dims}", remedy="use --dims auto")
+    median = np.median(data.spacings_mm, axis=0)
     return int(len(median) - 1 - np.argmax(median[::-1]))
 
 
-def _grid(print_: Fingerprint, budget: Budget, *, flat: bool) -> Spacing:
-    images = np.array(choices.kept_shapes(print_))
-    if print_.spatial_dims == 2:
+def choose_grid(data: Fingerprint, budget: Budget, *, flat: bool) -> Spacing:
+    """Return the grid to which all images are resampled; `flat` is whether the network works in planes of volumes."""
+    images = np.array(choices.cropped_shapes(data))
+    if data.spatial_dims == 2:
         size = tuple(int(n) for n in np.median(images, axis=0))
         return Spacing((1.0, 1.0), size, "images in the plane are not resampled", "")
-    thinnest = print_.thinnest
+    thinnest = data.thinnest
     return target_spacing(
-        print_.spacings_mm,
+        data.spacings_mm,
         images.tolist(),
         max_voxels=math.inf if flat else budget.image_patches * budget.patch_voxels,
         context_voxels=math.inf if flat else budget.context_patches * budget.patch_voxels,
@@ -271,22 +234,16 @@ def _data(dataset: SegmentationDataset) -> list[Decision]:
     regions = []
     if dataset.regions:
         unions = ", ".join(f"{region.name}: {list(region.values)}" for region in dataset.regions)
-        reason = "classes that overlap: each is a channel of its own, and later ones are written over earlier ones"
+        reason = "classes that overlap: each is a channel of its own, and later ones overwrite earlier ones"
         regions = [Decision(id_, value, reason, unions) for id_, value in region_values(dataset).items()]
     return [
         Decision("in_channels", len(dataset.channels), "channels of the images", ", ".join(dataset.channels)),
         Decision("label_values", list(dataset.labels.values()), "values in the label files", source),
         Decision("label_names", list(dataset.labels), "their names", source),
         *regions,
-        Decision("folds", _folds(dataset), "cross-validation; few images: leave one out", source),
-        *(Decision(id_, value, "chosen by the user", "") for id_, value in dataset.read.chosen.items()),
+        Decision("folds", _folds(dataset), "cross-validation; with few images each is left out once", source),
+        *(Decision(id_, value, "chosen by the user") for id_, value in dataset.read.chosen.items()),
     ]
-
-
-def _epoch_reason(config: Mapping[str, Any], schedule: Schedule) -> str:
-    usual = config["steps_per_epoch"]
-    kept = schedule.steps_per_epoch == usual
-    return "an epoch is a number of steps, as in the bundle" if kept else f"the time does not hold {usual} steps"
 
 
 def _folds(dataset: SegmentationDataset) -> int:
@@ -295,7 +252,3 @@ def _folds(dataset: SegmentationDataset) -> int:
 
 def _gigabytes(n_bytes: int) -> str:
     return f"{n_bytes / (1 << 30):.3g} GB"
-
-
-def _times(values: Any) -> str:
-    return " x ".join(f"{value:g}" for value in values)

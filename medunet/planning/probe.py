@@ -1,7 +1,6 @@
-"""What a training step costs: estimated from the network, and measured by making a few in a process of their own.
+"""Cost of a training step: estimated from the network, or measured by a few steps in a separate process.
 
-A process of its own, because memory that earlier work has left behind would hide the peak, and because a step that does
-not fit may end the process.
+A separate process shows its own peak memory, and may be killed if a step does not fit.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,36 +28,27 @@ from medunet.runtime import autocast, keep_freed_memory, resolve_device, resolve
 
 logger = logging.getLogger(__name__)
 
-STATE_BYTES = 16
-"""Bytes a weight: itself, its gradient and two moments of AdamW, in float32."""
-
+STATE_BYTES = 16  # per weight: itself, its gradient and two moments of AdamW, in float32
 WORKSPACE = 1.4
-"""Memory beside what the backward pass keeps, as a factor: gradients of maps on their way, reordered copies of the
-convolution library, what the allocator keeps. Measured 1.1 to 1.4 on CPU."""
+"""Memory beside what the backward pass needs, as a factor: gradients, reordered copies of the convolution library, and
+what the allocator keeps. Measured as 1.1 to 1.4 on a CPU."""
 
-PROCESS_BYTES = 900 << 20
-"""A process that has imported torch and MONAI, on a CPU."""
-
-WHOLE_IMAGE = 4
-"""Images of more voxels than so many batches are reckoned from one patch, for a probe is to take seconds."""
-
-HALO = 1.5
-"""Voxels that tiles of such images see twice, as a factor."""
-
-OUT_OF_MEMORY_RC = -9
-"""Exit code of a process that the system ended, mostly for lack of memory."""
+PROCESS_BYTES = 900 << 20  # of a process that has imported torch and MONAI, on a CPU
+WHOLE_IMAGE = 4  # the cost of images of more voxels than this many batches is estimated from one patch
+HALO = 1.5  # factor for the voxels that tiles of such images share
+OUT_OF_MEMORY_RC = -9  # exit code of a process that the system killed, mostly for lack of memory
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What was measured.
+    """Measured cost of a step.
 
     Args:
-        fits: False where memory ran out; the other figures are then 0.
-        peak_bytes: largest memory: on a CPU of the whole process, on CUDA of torch's allocator.
-        step_seconds: forward, backward and optimizer.
-        data_seconds: random transforms of one batch, as far as the network waits for them.
-        image_seconds: forward pass over the median image, as in validation.
+        fits: False if memory ran out; the other figures are then 0.
+        peak_bytes: Peak memory: of the whole process on a CPU, of torch's allocator on CUDA.
+        step_seconds: Forward pass, backward pass and optimizer.
+        data_seconds: Random transforms of a batch, as far as the network waits for them.
+        image_seconds: Forward pass over the median image, as in validation.
     """
 
     fits: bool
@@ -69,34 +59,33 @@ class StepCost:
 
 
 def training_bytes(network_def: Mapping[str, Any], window: Sequence[int], *, itemsize: int, cpu: bool) -> int:
-    """Estimated peak memory of a training step.
+    """Estimate the peak memory of a training step.
 
-    The forward pass is made on torch's meta device, which knows sizes and computes nothing; what autograd would keep
-    for the backward pass is added up.
+    The forward pass runs on torch's meta device, which computes nothing, and the sizes of the tensors that autograd
+    would save are added up.
 
     Args:
-        network_def: arguments of `medunet.networks.UNet`, numbers only.
+        network_def: Arguments of `medunet.networks.UNet`, resolved.
         window: `(B, C, *spatial)`.
-        itemsize: bytes of a number in the forward pass.
-        cpu: whether the process itself counts.
+        itemsize: Bytes per number in the forward pass.
+        cpu: Whether the process itself counts.
     """
-    kept: dict[int, torch.Tensor] = {}
+    saved: dict[int, torch.Tensor] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
     with torch.device("meta"):
         network = UNet(**network_def).train()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             output = network(torch.empty(tuple(window)))
     own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
     maps = sum(
-        t.numel() * (itemsize if t.is_floating_point() else t.element_size()) for k, t in kept.items() if k not in own
+        t.numel() * (itemsize if t.is_floating_point() else t.element_size()) for k, t in saved.items() if k not in own
     )
     logits = output[0] if isinstance(output, list | tuple) else output
-    # the loss works on float32: logits, softmax, one-hot labels, products, and their gradients
-    loss = 8 * logits.numel() * 4
+    loss = 8 * logits.numel() * 4  # float32: logits, softmax, one-hot labels, products, and their gradients
     weights = sum(parameter.numel() for parameter in network.parameters()) * STATE_BYTES
     return int(WORKSPACE * maps) + loss + weights + (PROCESS_BYTES if cpu else 0)
 
@@ -104,41 +93,34 @@ def training_bytes(network_def: Mapping[str, Any], window: Sequence[int], *, ite
 def measure_step(
     config: Mapping[str, Any], *, image_size: Sequence[int], device: str, steps: int = 8, seconds: float = 8.0
 ) -> StepCost:
-    """Make real training steps on random patches, in a process of its own.
+    """Run real training steps on random patches in a separate process.
 
     Args:
-        config: a bundle's unresolved ``train.json``.
-        image_size: of the median image on the target grid.
-        device: where.
-        steps: how many are timed, at most; the first one is not.
-        seconds: no further step is begun after so many.
+        config: An unresolved `train.json`.
+        image_size: Voxels of the median image on the target grid.
+        device: Device to train on.
+        steps: Largest number of timed steps; the first step is not timed.
+        seconds: No further step begins after this time.
 
     Raises:
-        ConfigError: the config cannot be trained with.
+        ConfigError: A step fails for another reason than memory.
     """
-    request = {
-        "config": dict(config),
-        "image_size": list(image_size),
-        "device": device,
-        "steps": steps,
-        "seconds": seconds,
-    }
-    # not `-m`: the package imports this module, which Python then warns of
+    request = {"config": config, "image_size": list(image_size), "device": device, "steps": steps, "seconds": seconds}
+    # not `-m`, because the package imports this module and Python warns about that
     command = [sys.executable, "-c", "from medunet.planning.probe import main; main()"]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
     if done.returncode == OUT_OF_MEMORY_RC:
         return StepCost(fits=False)
     try:
-        answer = json.loads(done.stdout.rstrip().rpartition("\n")[2])
+        return StepCost(**json.loads(done.stdout.rstrip().rpartition("\n")[2]))
     except ValueError:
         lines = done.stderr.strip().splitlines() or ["no message"]
         logger.debug("%s", done.stderr)
         raise ConfigError("a training step failed", received=lines[-1], remedy="try another --device") from None
-    return StepCost(**answer)
 
 
 def main() -> None:
-    """Read a request from standard input, write the answer as one line of JSON to standard output."""
+    """Read a request from standard input, and write the cost as one line of JSON to standard output."""
     request = json.load(sys.stdin)
     try:
         cost = _measure(**request)
@@ -146,16 +128,16 @@ def main() -> None:
         if not is_out_of_memory(error):
             raise
         cost = StepCost(fits=False)
-    sys.stdout.write(f"\n{json.dumps(vars(cost))}\n")
+    sys.stdout.write(f"\n{json.dumps(asdict(cost))}\n")
 
 
 def _measure(config: dict[str, Any], image_size: Sequence[int], device: str, steps: int, seconds: float) -> StepCost:
-    where = resolve_device(device)
-    if where.type == "cpu":
+    target = resolve_device(device)
+    if target.type == "cpu":
         keep_freed_memory()  # as the trainer does
     parser = ConfigParser()
     parser.read_config(config)
-    parser.update({"device": where})
+    parser.update({"device": target})
     network = parser.get_parsed_content("network").train()
     loss_function = parser.get_parsed_content("loss")
     optimizer = parser.get_parsed_content("optimizer")
@@ -163,61 +145,55 @@ def _measure(config: dict[str, Any], image_size: Sequence[int], device: str, ste
     channels, classes = parser["in_channels"], len(parser["label_values"])
     batch, patch = parser["batch_size"], parser["patch_size"]
     torch.manual_seed(0)
-    image = torch.rand(batch, channels, *patch, device=where)
-    label = torch.randint(classes, (batch, 1, *patch), device=where).to(torch.uint8)
-    scaler = torch.amp.GradScaler(where.type, enabled=resolve_dtype(where, dtype) is torch.float16)
+    image = torch.rand(batch, channels, *patch, device=target)
+    label = torch.randint(classes, (batch, 1, *patch), device=target).to(torch.uint8)
+    scaler = torch.amp.GradScaler(target.type, enabled=resolve_dtype(target, dtype) is torch.float16)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with autocast(where, dtype):
+        with autocast(target, dtype):
             output = network(image)
         output = [part.float() for part in output] if isinstance(output, list | tuple) else output.float()
-        loss = loss_function(output, label)
-        scaler.scale(loss).backward()
+        scaler.scale(loss_function(output, label)).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(network.parameters(), clip or math.inf)
         scaler.step(optimizer)
         scaler.update()
 
     step()  # chooses algorithms and fills caches
-    times: list[float] = []
-    while len(times) < steps and sum(times) < seconds:
-        times.append(_timed(step, where))
-    peak = _peak_bytes(where)
+    durations: list[float] = []
+    while len(durations) < steps and sum(durations) < seconds:
+        durations.append(_seconds(step, target))
+    peak = _peak_bytes(target)
 
     network.eval()
-    strides = network.shapes.total_stride
-    window = [math.ceil(n / s) * s for n, s in zip(image_size, strides, strict=True)]
+    window = [math.ceil(n / s) * s for n, s in zip(image_size, network.shapes.total_stride, strict=True)]
     factor = 1.0
     if math.prod(window) > WHOLE_IMAGE * batch * math.prod(patch):
-        factor = HALO * math.prod(window) / math.prod(patch)
-        window = list(patch)
-    whole = torch.rand(1, channels, *window, device=where)
+        factor, window = HALO * math.prod(window) / math.prod(patch), list(patch)
+    whole = torch.rand(1, channels, *window, device=target)
 
     def validate() -> None:
-        with torch.inference_mode(), autocast(where, dtype):
+        with torch.inference_mode(), autocast(target, dtype):
             network(whole)
 
     validate()
-    step_seconds = sorted(times)[len(times) // 4]  # other programs may have disturbed some
-    data, workers = _data_seconds(parser, batch, channels, classes, window), parser.get_parsed_content("num_workers")
-    if workers:
-        data = max(0.0, data / workers - step_seconds)  # what the network waits for
-    return StepCost(
-        fits=True,
-        peak_bytes=peak,
-        step_seconds=step_seconds,
-        data_seconds=data,
-        image_seconds=factor * min(_timed(validate, where) for _ in range(2)),
-    )
+    step_seconds = sorted(durations)[len(durations) // 4]  # other programs may disturb some steps
+    data_seconds = 0.0
+    if "augment_steps" in parser:
+        data_seconds = batch * _augment_seconds(parser.get_parsed_content("augment_steps"), channels, classes, window)
+        if workers := parser.get_parsed_content("num_workers"):
+            data_seconds = max(0.0, data_seconds / workers - step_seconds)  # what the network waits for
+    image_seconds = factor * min(_seconds(validate, target) for _ in range(2))
+    return StepCost(True, peak, step_seconds, data_seconds, image_seconds)
 
 
-def _timed(action: Any, device: torch.device) -> float:
-    begun = time.perf_counter()
+def _seconds(action: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
     action()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -231,14 +207,10 @@ def _peak_bytes(device: torch.device) -> int:
     return int(getattr(info, "peak_wset", info.rss))
 
 
-def _data_seconds(parser: ConfigParser, batch: int, channels: int, classes: int, image_size: Sequence[int]) -> float:
-    """Time that one process takes for the random transforms of a batch."""
-    if "augment_steps" not in parser:
-        return 0.0
-    transforms = Compose(parser.get_parsed_content("augment_steps"))
-    item = {
-        "image": torch.rand(channels, *image_size),
-        "label": torch.randint(classes, (1, *image_size)).to(torch.uint8),
-    }
-    transforms(dict(item))
-    return batch * min(_timed(lambda: transforms(dict(item)), torch.device("cpu")) for _ in range(3))
+def _augment_seconds(steps: Sequence[Any], channels: int, classes: int, image_size: Sequence[int]) -> float:
+    """Return the time of one process for the random transforms of one image."""
+    transforms = Compose(steps)
+    image, label = torch.rand(channels, *image_size), torch.randint(classes, (1, *image_size)).to(torch.uint8)
+    transforms({"image": image, "label": label})
+    cpu = torch.device("cpu")
+    return min(_seconds(lambda: transforms({"image": image, "label": label}), cpu) for _ in range(3))

@@ -1,4 +1,4 @@
-"""How many epochs a time budget holds."""
+"""Fit the number of epochs to a time budget."""
 
 from __future__ import annotations
 
@@ -10,56 +10,44 @@ from medunet.errors import ConfigError
 
 from .probe import StepCost
 
-USABLE = 0.93
-"""Part of the time that is planned with; other programs, checkpoints and slower steps take the rest."""
-
-START_SECONDS = 15.0
-"""Imports, reading the first images, closing the run."""
-
-VALIDATIONS = 5
-"""Validations in a training, about, if they are cheap."""
-
+USABLE = 0.93  # share of the time that is planned; other programs, checkpoints and slower steps take the rest
+START_SECONDS = 15.0  # imports, reading the first images, closing the run
+VALIDATIONS = 5  # intended number of validations
 MAX_VALIDATIONS = 8
-
-NEARLY = 0.95
-"""Epochs that may be given up for a number of validations nearer to `VALIDATIONS`, as a factor."""
-
-VALIDATION_SHARE = 0.15
-"""Part of the time that validation may take."""
-
-UNLIMITED_STEPS = {"cpu": 8_000, "cuda": 25_000}
-"""Steps where no time is given; nnU-Net makes 250,000."""
+VALIDATION_SHARE = 0.15  # share of the time that validation may take
+NEARLY = 0.95  # at least this share of the epochs is kept for a number of validations nearer to `VALIDATIONS`
+UNLIMITED_STEPS = {"cpu": 8_000, "cuda": 25_000}  # steps without a time limit; nnU-Net makes 250,000
 
 _UNITS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_time(text: str) -> float:
-    """Seconds of a duration.
+    """Return the seconds of a duration.
 
     Raises:
-        ConfigError: no such duration.
+        ConfigError: The text is not a duration.
 
     Example:
         >>> parse_time("30min"), parse_time("1.5h")
         (1800.0, 5400.0)
     """
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]+)\s*", text.lower())
-    if found is None or found[2] not in _UNITS or not float(found[1]) > 0:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]+)\s*", text.lower())
+    if match is None or match[2] not in _UNITS or not float(match[1]) > 0:
         raise ConfigError("impossible duration", received=text, expected="for instance 30min, 2h or 90s")
-    return float(found[1]) * _UNITS[found[2]]
+    return float(match[1]) * _UNITS[match[2]]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train.
+    """The length of a training.
 
     Args:
-        epochs: of `steps_per_epoch` steps.
-        steps_per_epoch: as the bundle has it.
-        val_interval: epochs between validations.
-        seconds: expected.
-        reason: why.
-        numbers: from which figures.
+        epochs: Number of epochs.
+        steps_per_epoch: Steps per epoch.
+        val_interval: Epochs between validations.
+        seconds: Expected duration.
+        reason: Why.
+        numbers: Figures it was computed from.
     """
 
     epochs: int
@@ -73,14 +61,14 @@ class Schedule:
 def fit_schedule(
     cost: StepCost, *, steps_per_epoch: int, validation_cases: int, seconds: float | None, device: str
 ) -> Schedule:
-    """Epochs that fit a time, validations and start included; without a time a fixed number of steps.
+    """Return a schedule that fits a time, including validations and the start.
 
     Args:
-        cost: measured.
-        steps_per_epoch: kept, but for a time that does not hold one epoch.
-        validation_cases: of one fold.
-        seconds: the time; None for no limit.
-        device: 'cpu' or 'cuda'.
+        cost: Measured cost of a step.
+        steps_per_epoch: Steps per epoch. They are reduced if the time does not suffice for one epoch.
+        validation_cases: Cases of one fold.
+        seconds: The time. None for a fixed number of steps.
+        device: `cpu` or `cuda`.
 
     Example:
         >>> cost = StepCost(True, step_seconds=0.5, image_seconds=1.0)
@@ -90,7 +78,7 @@ def fit_schedule(
     """
     step = cost.step_seconds + cost.data_seconds
     validation = validation_cases * cost.image_seconds
-    numbers = f"{step:.3g} s a step, {validation:.3g} s a validation of {validation_cases} cases, measured"
+    numbers = f"{step:.3g} s per step, {validation:.3g} s per validation of {validation_cases} cases, measured"
     if seconds is None:
         time = UNLIMITED_STEPS[device] * step + VALIDATIONS * validation
         reason = f"no time was given: about {UNLIMITED_STEPS[device]:,} steps, the default on {device}"
@@ -102,9 +90,9 @@ def fit_schedule(
             time = time / 2 + validation
     if time - validation < steps_per_epoch * step:
         steps_per_epoch = max(1, int((time - validation) / step))
-        reason += "; not even one epoch fits, so that the epoch is shorter"
+        reason += "; the time does not suffice for one epoch, so the epoch is shorter"
     most = max(1, min(MAX_VALIDATIONS, int(VALIDATION_SHARE * time / max(validation, 1e-9))))
-    # the number of validations whose last one falls on the last epoch that the time holds
+    # epochs by number of validations, so that the last validation is on the last epoch
     choices = {n: n * int((time - n * validation) / (steps_per_epoch * step * n)) for n in range(1, most + 1)}
     useful = {n: epochs for n, epochs in choices.items() if n >= min(VALIDATIONS - 2, most) and epochs} or {1: 1}
     long = [n for n, epochs in useful.items() if epochs >= NEARLY * max(useful.values())]
@@ -115,7 +103,7 @@ def fit_schedule(
 
 
 def spell_time(seconds: float) -> str:
-    """A duration for people.
+    """Return a duration as text.
 
     Example:
         >>> spell_time(42), spell_time(1500), spell_time(9000)

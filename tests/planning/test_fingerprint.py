@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from medunet.errors import DataError
 from medunet.geometry import Geometry
 from medunet.io import ReadRecord, read_volume, write_volume
 from medunet.planning import Fingerprint, fingerprint
-from medunet.planning.cache import MeasureCache
-from medunet.planning.measure import CaseMeasure, measure_case, thickness
+from medunet.planning.measure import CaseMeasure, MeasureCache, measure_case, thickness
 from medunet.planning.orientation import anonymous, orientation_words, side_pairs, words_of
 
 from .conftest import DataMaker
@@ -105,7 +105,7 @@ def test_a_changed_file_is_measured_again(two_cases: Path, tmp_path: Path) -> No
 
 def test_voxels_beside_their_header_count_as_the_case(two_cases: Path, tmp_path: Path) -> None:
     dataset = open_dataset(two_cases)
-    measure = MODULE._measure(dataset.cases[0], dataset.labels, dataset)
+    measure = MODULE._measure(dataset.cases[0], dataset)
     for name in ("c.mhd", "c.raw"):
         (tmp_path / name).write_bytes(b"1")
     case = Case("c", (tmp_path / "c.mhd",))
@@ -277,7 +277,7 @@ def test_a_measure_survives_json(two_cases: Path, tmp_path: Path) -> None:
     fingerprint(open_dataset(two_cases), cache=tmp_path / "cache")
     line = next((tmp_path / "cache").glob("*.jsonl")).read_text().splitlines()[0]
     content = json.loads(line)["measure"]
-    assert json.loads(json.dumps(CaseMeasure.from_dict(content).as_dict())) == content
+    assert json.loads(json.dumps(asdict(CaseMeasure.from_dict(content)))) == content
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from medunet.errors import ConfigError, DataError
 from medunet.io import write_volume
 from medunet.networks import UNet
 from medunet.planning import Plan, adapt, choices, fingerprint, parse_time, plan
-from medunet.planning.plan import _grid
+from medunet.planning.plan import choose_grid
 from medunet.planning.probe import PROCESS_BYTES, StepCost, measure_step, training_bytes
 from medunet.planning.schedule import START_SECONDS, fit_schedule
 from medunet.planning.topology import choose_budget
@@ -78,7 +78,7 @@ def test_images_are_planned_as_the_network_gets_them(channel: str, make_data: Da
     found = fingerprint(open_dataset(make_data(channels=[channel], low=-1000, high=400)))
     box, whole = [(edges,) * 3 for edges in ((60, 50, 60), (200, 200, 60))]
     found = replace(found, shapes=whole, body_shapes=box, crop_shapes=whole if channel == "CT" else box)
-    assert _grid(found, choose_budget(3, cuda=False, seconds=None), flat=False).size == (76, 66, 60)
+    assert choose_grid(found, choose_budget(3, cuda=False, seconds=None), flat=False).size == (76, 66, 60)
     config = json.loads((find_bundle("unet_3d") / "configs" / "train.json").read_text())
     assert config["steps"]["crop_body"]["margin"] == choices.BODY_MARGIN
 
