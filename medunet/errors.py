@@ -1,4 +1,4 @@
-"""Typed errors: each says what was received, what was expected and what to do about it."""
+"""Typed errors: rule, value, place, remedy."""
 
 from __future__ import annotations
 
@@ -7,31 +7,23 @@ import re
 
 from typing_extensions import Self
 
-_NOT_INSTANTIATED = re.compile(r"Failed to instantiate component '([^']+)'")
-"""How MONAI begins the error of a component of a config."""
-
+_NOT_INSTANTIATED = re.compile(r"Failed to instantiate component '([^']+)'")  # MONAI's error about a config's component
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class MedunetError(Exception):
-    """Base of all errors that medunet raises for input it cannot use.
-
-    The message is one line, so that a command can print it as it is.
+    """Base of all errors that medunet raises for unusable input. The message is one line.
 
     Args:
-        cause: what is wrong, a phrase without a full stop.
-        file: the file or folder it is about.
-        received: the value that was met.
-        expected: the values that are allowed.
+        cause: the violated rule, a phrase without a full stop.
+        file: the file or folder.
+        received: the value.
+        expected: the allowed values.
         remedy: what the user can do, an imperative phrase.
 
     Example:
-        >>> str(
-        ...     MedunetError(
-        ...         "label has unknown values", file="a.nii.gz", received=[7], expected=[0, 1], remedy="relabel"
-        ...     )
-        ... )
-        'a.nii.gz: label has unknown values (received [7], expected [0, 1]); remedy: relabel'
+        >>> str(MedunetError("unknown label values", file="a.nii.gz", received=[7], expected=[0, 1], remedy="relabel"))
+        'a.nii.gz: unknown label values (received [7], expected [0, 1]); remedy: relabel'
     """
 
     def __init__(
@@ -48,18 +40,17 @@ class MedunetError(Exception):
         self.received = received
         self.expected = expected
         self.remedy = remedy
-        values = [
-            f"{word} {value}" for word, value in (("received", received), ("expected", expected)) if value is not None
-        ]
+        both = (("received", received), ("expected", expected))
+        values = [f"{word} {value}" for word, value in both if value is not None]
         text = cause if self.file is None else f"{self.file}: {cause}"
         if values:
             text += f" ({', '.join(values)})"
         if remedy is not None:
             text += f"; remedy: {remedy}"
-        super().__init__(_CONTROL.sub(" ", text))  # what a header held may not write lines into a log
+        super().__init__(_CONTROL.sub(" ", text))  # text of a header must not add lines to a log
 
     def at(self, file: str | os.PathLike[str] | None) -> Self:
-        """Return the same error with another file or folder that it is about.
+        """Return the same error about another file or folder.
 
         Example:
             >>> str(GeometryError("no spacing", remedy="write it again").at("a.nrrd"))
@@ -69,10 +60,7 @@ class MedunetError(Exception):
 
 
 class ConfigError(MedunetError, ValueError):
-    """An invalid configuration or argument: unknown key, impossible size, missing device.
-
-    It is a `ValueError`, as Python callers expect of a wrong argument. Errors about the content of files are not.
-    """
+    """An invalid configuration or argument: unknown key, impossible size, missing device."""
 
 
 class GeometryError(MedunetError):
@@ -84,13 +72,13 @@ class DataError(MedunetError):
 
 
 class SecurityError(MedunetError):
-    """Content that is refused because it could run code, leave its folder or exhaust the machine."""
+    """Content that is rejected because it could run code, leave its folder or exhaust the machine."""
 
 
 def find_cause(error: BaseException) -> MedunetError | None:
-    """Return the typed error behind another one: MONAI and ignite wrap what a transform or a config expression raises.
+    """Return the typed error behind an exception of MONAI or ignite, which wrap what transforms and configs raise.
 
-    A component that rejects its arguments becomes a ConfigError: PyTorch's and MONAI's own components raise none.
+    A component that rejects its arguments becomes a ConfigError.
 
     Example:
         >>> try:
@@ -102,31 +90,18 @@ def find_cause(error: BaseException) -> MedunetError | None:
         ...     print(find_cause(wrapped))
         a.png: no label
     """
-    seen: BaseException | None = error
+    current: BaseException | None = error
     rejected: MedunetError | None = None
-    while seen is not None and not isinstance(seen, MedunetError):
-        behind = seen.__cause__ or seen.__context__
-        if (match := _NOT_INSTANTIATED.match(str(seen))) and isinstance(behind, ValueError | TypeError):
+    while current is not None and not isinstance(current, MedunetError):
+        behind = current.__cause__ or current.__context__
+        if (match := _NOT_INSTANTIATED.match(str(current))) and isinstance(behind, ValueError | TypeError):
             rejected = ConfigError(f"{match[1]} rejects its arguments: {behind}")
-        seen = behind
-    return seen or rejected
+        current = behind
+    return current or rejected
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """Return the exception that others were raised from; MONAI wraps what a transform or a component raises.
-
-    A typed error is an answer, whatever it was raised from.
-
-    Example:
-        >>> try:
-        ...     try:
-        ...         raise KeyError("image")
-        ...     except KeyError as cause:
-        ...         raise RuntimeError("applying transform") from cause
-        ... except RuntimeError as wrapped:
-        ...     first_cause(wrapped)
-        KeyError('image')
-    """
+    """Return the first typed error among an exception and its causes, else the original exception behind them."""
     while error.__cause__ is not None and not isinstance(error, MedunetError):
         error = error.__cause__
     return error

@@ -1,7 +1,5 @@
-"""Atomic writes, file locks, output folders and the user's folders."""
+"""Atomic file writes, file locks, exclusive output folders and the user's folders."""
 
-from .atomic import FULL_DISK as FULL_DISK
-from .atomic import ZIP_MAGIC as ZIP_MAGIC
 from .atomic import atomic_path as atomic_path
 from .atomic import damaged_checkpoint as damaged_checkpoint
 from .atomic import is_whole_zip as is_whole_zip
@@ -16,7 +14,6 @@ from .locks import Hold as Hold
 from .locks import claim as claim
 from .locks import knows_locks as knows_locks
 from .locks import lock as lock
-from .places import PROBE_BYTES as PROBE_BYTES
 from .places import cache_folder as cache_folder
 from .places import check_target as check_target
 from .places import config_folder as config_folder

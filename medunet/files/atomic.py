@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -15,15 +14,20 @@ from pathlib import Path
 
 from medunet.errors import DataError
 
-ZIP_MAGIC = b"PK"
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")  # names of `temporary_name`
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a hidden, unused name beside a path, with the same suffix, by which writers choose the format."""
+    return path.with_name(f".{secrets.token_hex(4)}.{path.name}")
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; when the block ends well the file takes its place.
+    """Yield a temporary path to write to; it replaces ``path`` if the block succeeds.
 
-    The temporary name is hidden and keeps the ending, by which writers choose the format. It lies in the same folder,
-    because a rename is atomic on one file system only. Missing folders are made.
+    The temporary file is in the same folder, because a rename is atomic on one file system only. Missing folders are
+    created.
 
     Raises:
         DataError: the file exists and may not be replaced, or the folder cannot be written.
@@ -31,7 +35,7 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     path = Path(path)
     if path.exists() and not overwrite:
         raise DataError("exists already", file=path, remedy="choose another name or allow overwriting")
-    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    temporary = temporary_name(path)
     ours = {str(temporary), str(path), *map(str, path.parents)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +49,7 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
             raise  # the block could not read another file
         raise DataError(f"cannot be written: {error.strerror or error}", file=path) from error
     finally:
-        with contextlib.suppress(OSError):  # a read-only file system refuses even to remove nothing
+        with contextlib.suppress(OSError):  # on a read-only file system
             temporary.unlink(missing_ok=True)
 
 
@@ -55,7 +59,7 @@ def write_atomically(
     *,
     overwrite: bool = True,
 ) -> Path:
-    """Write text (UTF-8), bytes or parts of bytes; raises as :func:`atomic_path`. Returns the path."""
+    """Write text (UTF-8), bytes or parts of bytes; raise as :func:`atomic_path`. Return the path."""
     content = content.encode() if isinstance(content, str) else content
     with atomic_path(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
         file.writelines([content] if isinstance(content, bytes | memoryview) else content)
@@ -63,7 +67,7 @@ def write_atomically(
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk; where the system cannot (Windows, some network drives) it does so in time."""
+    """Flush a folder's names to the disk, if the system can (Windows and some network drives cannot)."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -73,19 +77,19 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_whole_zip(path: Path) -> bool:
-    """Return whether a file is a ZIP archive, as PyTorch's checkpoints are, whose parts all have their checksums."""
+    """Return whether a file is a ZIP archive, as PyTorch's checkpoints are, whose parts all match their checksums."""
     try:
-        with zipfile.ZipFile(path) as opened:
-            return opened.testzip() is None
-    except Exception:  # a flipped bit may also ask for another version of ZIP, a password or a method
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # a flipped bit can also ask for another version of ZIP, a password or a method
         return False
 
 
 def damaged_checkpoint(path: Path) -> DataError | None:
-    """Return an error about a checkpoint that is empty or begins as a ZIP archive and is not a whole one, else None."""
+    """Return an error about a checkpoint that is empty, or starts like a ZIP archive and is not whole; else None."""
     with path.open("rb") as file:
-        begin = file.read(4)
-    if begin and (not begin.startswith(ZIP_MAGIC) or is_whole_zip(path)):
+        start = file.read(4)
+    if start and (not start.startswith(b"PK") or is_whole_zip(path)):
         return None
     twin = path.with_suffix(".safetensors")
     beside = f", or delete it: {twin.name} beside it was written with it and is then read" if twin.is_file() else ""
@@ -98,7 +102,7 @@ def damaged_checkpoint(path: Path) -> DataError | None:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with Path(path).open("rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
@@ -107,8 +111,8 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def keep_as(path: Path, name: Path) -> None:
-    """Give a file that is about to be replaced a second name, without copying it. Do nothing if it is missing."""
-    temporary = name.with_name(f".{secrets.token_hex(4)}.{name.name}")
+    """Give a file that will be replaced a second name, without copying it; do nothing if it is missing."""
+    temporary = temporary_name(name)
     try:
         os.link(path, temporary)
         temporary.replace(name)
@@ -122,16 +126,9 @@ def keep_as(path: Path, name: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-"""Errors of a disk or a quota without free space."""
-
-
-_REMAINS = re.compile(r"\.[0-9a-f]{8}\..+")
-
-
 def remove_remains(folder: str | os.PathLike[str]) -> None:
-    """Remove what killed writers have left in a folder; nobody may be writing there."""
+    """Remove the temporary files of killed writers from a folder in which no process writes."""
     with contextlib.suppress(OSError):
         for path in Path(folder).iterdir():
-            if _REMAINS.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
                 path.unlink(missing_ok=True)

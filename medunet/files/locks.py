@@ -1,4 +1,4 @@
-"""File locks and exclusive ownership of output folders."""
+"""File locks, and exclusive ownership of output folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import BinaryIO
 from medunet.errors import DataError
 
 from .atomic import remove_remains
-from .places import _only_if_used
+from .places import only_if_used
 
 try:
     import fcntl
@@ -29,31 +29,30 @@ else:
 OWNER_NAME = ".medunet.lock"
 
 
-def _open_no_link(path: Path, flags: int) -> BinaryIO:
-    """For writing, but no link: in a folder of somebody else a lock may be one to a file of the user."""
+def _open_no_link(path: Path, flags: int = 0) -> BinaryIO:
+    """Open for writing, but follow no link: in another user's folder a lock file can be a link to a file of ours."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | flags | getattr(os, "O_NOFOLLOW", 0), 0o666), "wb")
 
 
 @contextmanager
 def claim(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Have an output folder for oneself; the lock goes with the process, however it ends.
+    """Claim an output folder exclusively. The lock is released when the process exits, even after a crash.
 
-    What killed writers have left in it is removed.
+    Temporary files of killed writers are removed.
 
     Raises:
         DataError: another process has it, or it cannot be written.
     """
     folder = Path(folder)
     path = folder / OWNER_NAME
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_only_if_used(folder))
+    with ExitStack() as stack:
+        stack.enter_context(only_if_used(folder))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _open_no_link(path, 0).close()
+            _open_no_link(path).close()
         except OSError as error:
             raise DataError(f"cannot be written: {error.strerror or error}", file=folder) from error
-        held = stack.enter_context(lock(path, wait=False))
-        if not held:
+        if not stack.enter_context(lock(path, wait=False)):
             owner = ""
             with contextlib.suppress(OSError):
                 owner = path.read_text(encoding="utf-8").strip()
@@ -71,51 +70,51 @@ def claim(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def lock(path: str | os.PathLike[str], *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock file; threads and processes that ask for the same one take turns.
+    """Hold a lock file exclusively, among threads and processes.
 
-    The system frees the lock of a process that ends, however it ends. Where it knows no such locks (Windows, some
-    network drives) everybody gets it, so what is done under it must also be safe, only wasteful, without.
+    The system releases the lock of a process that exits, even after a crash. If it does not support such locks
+    (Windows, some network drives), every caller gets it, so the block must be correct without it, only wasteful.
 
     Args:
         path: the lock file; it is removed afterwards.
-        wait: otherwise do not wait for another holder.
+        wait: wait for another holder.
 
     Yields:
-        Whether it is held: always, if waited for.
+        Whether it is held: always with `wait`.
     """
     path = Path(path)
     if not CAN_LOCK:
         yield True
         return
-    with _locked_file(path, wait=wait) as held:
+    with _locked_file(path, wait=wait) as is_held:
         try:
-            yield held
+            yield is_held
         finally:
-            if held:
+            if is_held:
                 path.unlink(missing_ok=True)
 
 
 class Hold:
-    """Says that something is in use, until `release`, or until the process and those forked from it have ended.
+    """A shared lock that marks something as in use, until `release`, or until this process and its forks have exited.
 
-    Many may hold one file at a time; :func:`lock` finds it locked as long as anybody does.
+    Several processes can hold one file; :func:`lock` sees it as locked until the last one releases it.
 
     Args:
         path: the lock file; it stays.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._held = ExitStack()
+        self._stack = ExitStack()
         if CAN_LOCK:
-            self._held.enter_context(_locked_file(Path(path), wait=True, shared=True))
+            self._stack.enter_context(_locked_file(Path(path), wait=True, shared=True))
 
     def release(self) -> None:
-        """Let go."""
-        self._held.close()
+        """Release the lock."""
+        self._stack.close()
 
 
 def knows_locks(folder: str | os.PathLike[str]) -> bool:
-    """Whether locks on files of a folder mean anything there; on Windows and some network drives they do not."""
+    """Return whether locks work on files of a folder; on Windows and some network drives they do not."""
     if not CAN_LOCK:
         return False
     probe = Path(folder) / f".{secrets.token_hex(4)}.lock"
@@ -126,18 +125,18 @@ def knows_locks(folder: str | os.PathLike[str]) -> bool:
 @contextmanager
 def _locked_file(path: Path, *, wait: bool, shared: bool = False) -> Iterator[bool]:
     while True:
-        with _open_no_link(path, 0) as file:
+        with _open_no_link(path) as file:
             try:
                 fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
             except OSError as error:
-                # else the file system knows no locks
                 if error.errno in (errno.EAGAIN, errno.EACCES):
                     yield False
                     return
+                # else the file system does not support locks
             try:
-                current = path.stat().st_ino == os.fstat(file.fileno()).st_ino
+                is_current = path.stat().st_ino == os.fstat(file.fileno()).st_ino
             except FileNotFoundError:
-                current = False
-            if current:  # else the holder before has removed what was waited for, and others lock a new file
+                is_current = False
+            if is_current:  # else the last holder removed the file, and others lock a new one
                 yield True
                 return

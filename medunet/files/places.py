@@ -1,10 +1,10 @@
-"""The user's folders, and checks of output folders before anything is written."""
+"""The user's folders, and checks of output folders before the work starts."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,46 +12,52 @@ from pathlib import Path
 
 from medunet.errors import DataError
 
-from .atomic import FULL_DISK, write_atomically
+from .atomic import temporary_name, write_atomically
+
+_PROBE_BYTES = 1 << 16  # written and removed again to check that a folder accepts data
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # a disk or a quota without free space
 
 
 def config_folder() -> Path:
-    """Where medunet keeps what the user decided: `MEDUNET_CONFIG_DIR`, or `medunet` in the user's config folder."""
+    """Return the folder of the user's decisions: `MEDUNET_CONFIG_DIR`, or `medunet` in the user's config folder."""
     own = os.environ.get("MEDUNET_CONFIG_DIR")
     return Path(own) if own else Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "medunet"
 
 
-PROBE_BYTES = 1 << 16
-"""Written and removed again, to see whether a folder takes anything."""
+def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of what can be computed again.
+
+    Args:
+        folder: the folder; None takes `MEDUNET_CACHE_DIR`, or `medunet` in the user's cache folder.
+    """
+    if folder is None:
+        folder = os.environ.get("MEDUNET_CACHE_DIR")
+    return Path(folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medunet")
 
 
 @contextmanager
-def _only_if_used(folder: Path) -> Iterator[None]:
-    """Folders that are made in the block and are empty after it are removed again."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+def only_if_used(folder: Path) -> Iterator[None]:
+    """Remove folders again that the block creates and leaves empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
     finally:
-        for path in made:
+        for path in missing:
             with contextlib.suppress(OSError):
                 path.rmdir()
 
 
 def require_path(path: str | os.PathLike[str] | None) -> None:
-    """Reject a path that does not exist; None passes.
-
-    Raises:
-        DataError: it does not exist.
-    """
+    """Raise a DataError if a path does not exist; None is accepted."""
     if path is not None and not Path(path).exists():
         raise DataError("does not exist", file=path)
 
 
 def reject_other_files(folder: str | os.PathLike[str], *, own: str | None = None) -> None:
-    """Reject an output folder with files that another program or person put there; hidden files do not count.
+    """Reject an output folder with files of other programs or people; hidden files do not count.
 
     Args:
-        folder: an output folder; need not exist.
+        folder: an output folder; it may be missing.
         own: pattern of a path that shows that the same command wrote into the folder before.
 
     Raises:
@@ -71,44 +77,31 @@ def reject_other_files(folder: str | os.PathLike[str], *, own: str | None = None
 
 
 def check_target(folder: str | os.PathLike[str], *, needed: int = 0) -> None:
-    """Make sure that results can be written, before the work is done.
+    """Check that results can be written, before the work starts.
 
     Args:
-        folder: where to; made if missing.
+        folder: output folder; created if missing.
         needed: bytes that will be written.
 
     Raises:
-        DataError: read-only, no folder, full, or not enough room.
+        DataError: read-only, not a folder, full, or not enough space.
     """
     folder = Path(folder)
-    probe = folder / f".{secrets.token_hex(4)}.probe"
-    with _only_if_used(folder):
+    probe = temporary_name(folder / "probe")
+    with only_if_used(folder):
         try:
-            write_atomically(probe, bytes(PROBE_BYTES))
+            write_atomically(probe, bytes(_PROBE_BYTES))
             probe.unlink(missing_ok=True)
             free = shutil.disk_usage(folder).free
         except DataError as error:
-            is_full = isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL_DISK
-            remedy = "make room, or give another --output" if is_full else "give another --output"
+            is_full = isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL_DISK
+            remedy = "free some space, or give another --output" if is_full else "give another --output"
             raise DataError(error.cause, file=folder, remedy=remedy) from error
     if free < needed:
         raise DataError(
-            "there is no room for the results",
+            "not enough free space for the results",
             file=folder,
             received=f"{free / 2**20:.0f} MiB free",
             expected=f"{needed / 2**20:.0f} MiB",
-            remedy="make room, or give another --output",
+            remedy="free some space, or give another --output",
         )
-
-
-def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
-    """Where medunet keeps what it can compute again.
-
-    Args:
-        folder: this one; None takes the environment's `MEDUNET_CACHE_DIR`, or `medunet` in the user's cache folder.
-    """
-    if folder is None:
-        folder = os.environ.get("MEDUNET_CACHE_DIR")
-    if folder is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medunet"
-    return Path(folder)

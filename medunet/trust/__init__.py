@@ -1,4 +1,4 @@
-"""Is a bundle safe to run? Looked at as text, before anything of it is imported, parsed by MONAI or unpickled."""
+"""Whether a bundle is safe to run, judged from its text before anything is imported, parsed by MONAI or unpickled."""
 
 from .archive import unpack as unpack
 from .known import KNOWN_EXPRESSIONS as KNOWN_EXPRESSIONS

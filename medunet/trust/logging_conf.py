@@ -1,4 +1,4 @@
-"""`logging.conf`: Python's `logging.config.fileConfig` evaluates parts of it, so only a plain console is let by."""
+"""`logging.conf`: Python's `fileConfig` evaluates parts of it, so only plain console logging is accepted."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ _LINE = re.compile(r"(?P<key>[A-Za-z_]+)\s*[=:]\s*(?P<value>.*)")
 
 
 def suspicious_lines(text: str) -> Iterator[tuple[int, str]]:
-    r"""Lines that could call something: by number and text.
+    r"""Yield number and text of lines that could call something, and of lines in an unknown form.
 
-    Judged line by line, without the parser that would evaluate them; a line that is continued or of another form is
-    suspicious.
+    Each line is judged by itself, without the parser that would evaluate it.
 
     Example:
         >>> list(suspicious_lines("[handler_x]\nclass=StreamHandler\nargs=(sys.stderr,)"))
@@ -23,7 +22,7 @@ def suspicious_lines(text: str) -> Iterator[tuple[int, str]]:
         >>> list(suspicious_lines("[handler_x]\nargs=(__import__('os').system('id'),)"))
         [(2, "args=(__import__('os').system('id'),)")]
     """
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):  # what fileConfig takes for lines
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):  # the line ends of fileConfig
         if not line.strip() or line.startswith(("#", ";")) or re.fullmatch(r"\[[A-Za-z_]+\]\s*", line):
             continue
         match = _LINE.fullmatch(line)

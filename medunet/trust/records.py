@@ -1,4 +1,4 @@
-"""What this user trusts: bundles by digest, and folders in which medunet itself made a bundle."""
+"""The user's decisions: digests of approved bundles, and folders in which medunet created a bundle."""
 
 from __future__ import annotations
 
@@ -12,28 +12,26 @@ from medunet.files import config_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
-
-_this_time: set[Path] = set()
-"""Records that could not be written: one command looks at a bundle more than once."""
+_unwritten: set[Path] = set()  # records that hold for this process only, because they could not be written
 
 
 def remember(digest: str) -> None:
-    """Trust whatever has this digest from now on; where nothing can be written, in this process."""
+    """Trust every bundle with this digest from now on, or in this process if nothing can be written."""
     _note(_path("trusted", digest))
 
 
 def is_remembered(digest: str) -> bool:
-    """Whether it was trusted before."""
+    """Return whether the user approved a bundle with this digest."""
     return _is_noted(_path("trusted", digest))
 
 
 def mark_made_here(folder: Path) -> None:
-    """Note that medunet made the bundle in a folder: its paths are the user's own, wherever they lead."""
+    """Note that medunet created the bundle in a folder, so all paths in it are the user's own."""
     _note(_path("made", _key(folder)))
 
 
 def is_made_here(folder: Path) -> bool:
-    """Whether medunet made the bundle in this folder, on this machine and for this user."""
+    """Return whether medunet created the bundle in this folder, on this machine and for this user."""
     return _is_noted(_path("made", _key(folder)))
 
 
@@ -46,14 +44,13 @@ def _path(kind: str, key: str) -> Path:
 
 
 def _is_noted(path: Path) -> bool:
-    return path in _this_time or path.is_file()
+    return path in _unwritten or path.is_file()
 
 
 def _note(path: Path) -> None:
-    if _is_noted(path):
-        return
-    try:
-        write_atomically(path, json.dumps({"version": 1}) + "\n")
-    except DataError as error:
-        _this_time.add(path)
-        logger.debug("not recorded: %s", error)
+    if not _is_noted(path):
+        try:
+            write_atomically(path, json.dumps({"version": 1}) + "\n")
+        except DataError as error:
+            _unwritten.add(path)
+            logger.debug("not recorded: %s", error)

@@ -1,4 +1,4 @@
-"""Every place of a bundle that could run code, reach outside or is not what it was: found as text, nothing is run."""
+"""Find every place of a bundle that could run code, reach outside or has changed. Files are only read as text."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ WEIGHTS = "weights"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that speaks against a bundle.
+    """One reason not to trust a bundle.
 
     Args:
         file: path inside the bundle.
-        where: id of the value, line or nothing.
-        text: what stands there, made safe to print.
+        where: id of the value, line or ''.
+        text: the value, safe to print.
         why: what it could do.
-        outside: whether it only reaches outside of the bundle's folder, which is nothing in one's own bundle.
-        damaged: whether it is a file of weights that cannot be read, which is no question of trust.
+        outside: whether it only reaches outside of the bundle's folder, which is allowed in one's own bundle.
+        damaged: whether it is a damaged file of weights, which is not a question of trust.
     """
 
     file: str
@@ -70,13 +70,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Scan:
-    """What was found.
+    """The result of `scan_bundle`.
 
     Args:
         findings: everything that is not known to be harmless.
-        digest: SHA-256 over all that can run code and over the findings; another one after any change of either.
+        digest: SHA-256 over all that can run code and over the findings; it differs after any change of either.
         weights: files of `models/` whose SHA-256 is the recorded one.
-        configs: content of the JSON files by name, as it was looked at; who reads a file again may find another one.
+        configs: content of the JSON files by name, as judged; a file that is read again may have changed.
     """
 
     findings: tuple[Finding, ...]
@@ -86,10 +86,10 @@ class Scan:
 
 
 def scan_bundle(bundle: Path) -> Scan:
-    """Look through a bundle's folder.
+    """Scan a bundle's folder.
 
-    JSON is read as text and tokens (a key twice is a finding: readers differ in which one counts); `$` expressions,
-    targets, macros and arguments are compared with the lists of :mod:`medunet.trust.known`.
+    A JSON key that occurs twice is a finding, because readers differ in which one counts. `$` expressions, targets,
+    macros and arguments are compared with the lists of :mod:`medunet.trust.known`.
     """
     findings: list[Finding] = []
     texts: list[tuple[str, str]] = []
@@ -97,21 +97,20 @@ def scan_bundle(bundle: Path) -> Scan:
     for path in _files(bundle, findings):
         name = path.relative_to(bundle).as_posix()
         in_configs = name.casefold().startswith("configs/")
-        if in_configs:  # not every file system tells Configs from configs
+        if in_configs:  # some file systems do not distinguish Configs from configs
             name = f"configs/{name[len('configs/') :]}"
         if path.suffix.lower() in CODE_SUFFIXES:
             findings.append(Finding(_safe(name), "", "", "code, or a config that other programs would run"))
-            texts.append((name, _digest_of(path)))
+            texts.append((name, sha256_of(path)))
         elif in_configs and path.stat().st_size > MAX_CONFIG_BYTES:
             findings.append(Finding(_safe(name), "", f"{path.stat().st_size} bytes", "too large for a config"))
             texts.append((name, str(path.stat().st_size)))
         elif in_configs and path.suffix == ".json":
-            content, text = _scan_json(path, _safe(name), findings)
+            configs[name], text = _scan_json(path, _safe(name), findings)
             texts.append((name, text))
-            configs[name] = content
         elif in_configs:
             findings += _scan_other(path, _safe(name))
-            texts.append((name, _digest_of(path)))
+            texts.append((name, sha256_of(path)))
     weights = _scan_weights(bundle, configs.get("configs/metadata.json"), findings)
     seen = hashlib.sha256(json.dumps([sorted(texts), sorted(map(str, findings))]).encode("utf-8", "backslashreplace"))
     return Scan(tuple(findings), seen.hexdigest(), weights, configs)
@@ -123,39 +122,29 @@ def _files(bundle: Path, findings: list[Finding]) -> Iterator[Path]:
     def note(path: Path, why: str, *, outside: bool = False) -> None:
         findings.append(Finding(_safe(path.relative_to(bundle).as_posix()), "", "", why, outside))
 
-    def closed(error: OSError) -> None:  # names in it may be opened all the same
+    def unlisted(error: OSError) -> None:  # files in it can still be opened by name
         note(Path(error.filename or bundle), "a folder that cannot be listed")
 
-    for folder, folders, names in os.walk(bundle, onerror=closed):
+    for folder, folders, names in os.walk(bundle, onerror=unlisted):
         for name in sorted([*folders, *names]):
             path = Path(folder) / name
-            if not path.is_symlink():
-                continue
             target = path.resolve()
-            leaves = target != root and root not in target.parents
-            if leaves or name in folders:
-                why = "a link that leaves the bundle" if leaves else "a link to a folder, in which nobody looks"
-                note(path, why, outside=leaves and name.casefold() != "configs")
+            if path.is_symlink() and target != root and root not in target.parents:
+                note(path, "a link that leaves the bundle", outside=name.casefold() != "configs")
+            elif path.is_symlink() and name in folders:
+                note(path, "a link to a folder, which is not scanned")
         yield from (path for name in sorted(names) if (path := Path(folder) / name).is_file())
-
-
-def _digest_of(path: Path) -> str:
-    return sha256_of(path) if path.is_file() else "no plain file"
-
-
-class _TwiceError(ValueError):
-    pass
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise _TwiceError("a key stands twice")
+        raise ValueError("a key occurs twice")
     return content
 
 
 def _scan_json(path: Path, name: str, findings: list[Finding]) -> tuple[Any, str]:
-    """Content, and the text that its digest is made of; recorded hashes of weights are no part of it."""
+    """Return the content, and the text for the digest, which excludes recorded hashes of weights."""
     data = path.read_bytes()
     try:
         content = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
@@ -175,9 +164,9 @@ def _scan_values(content: Any, file: str, *, paths: bool) -> Iterator[Finding]:
     waiting: list[tuple[str, str, Any]] = [("", "", content)]
     while waiting:
         id_, key, value = waiting.pop()
-        finding = _scan_value(key, value, paths=paths)
-        if finding is not None:
-            text, why, outside = finding
+        result = _scan_value(key, value, paths=paths)
+        if result is not None:
+            text, why, outside = result
             yield Finding(file, _safe(id_), _safe(text), why, outside)
         own = [(str(k), str(k), v) for k, v in value.items()] if isinstance(value, Mapping) else []
         own += [(str(k), key, v) for k, v in enumerate(value)] if isinstance(value, list) else []
@@ -204,7 +193,7 @@ def _argument(key: str) -> str:
 
 
 def _is_number(text: str) -> bool:
-    """As MONAI would take it for an index: by `int`, to which " 0" and "0_0" are numbers, too."""
+    """Return whether MONAI takes a text as an index: by `int`, which also accepts " 0" and "0_0"."""
     try:
         int(text)
     except ValueError:
@@ -213,6 +202,7 @@ def _is_number(text: str) -> bool:
 
 
 def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] | None:
+    """Return text, reason and whether it only reaches outside, for a value that is not known to be harmless."""
     *path, name = _parts(key)
     for outer in path:
         # `reader::_target_` and `allow_pickle::x` turn an allowed value into another one, piece by piece
@@ -225,21 +215,20 @@ def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] |
     if name in GADGET_ARGUMENTS and not _is_allowed(name, value):
         shown = f"{{{', '.join(map(str, value))}}}" if isinstance(value, Mapping) else value
         return f"{name}={shown}", GADGET_ARGUMENTS[name][1], False
-    key = _argument(key)
     if not isinstance(value, str):
         return None
     stripped = value.lstrip()
     if stripped.startswith(EXPRESSION):
         return None if is_known_expression(value) else (value, "runs as Python code", False)
     if stripped.startswith(MACRO):
-        return value, "takes in another file", False
-    if paths and key not in READ_ONLY_IDS and (_OUTSIDE.match(stripped) or _borrows(stripped)):
+        return value, "includes another file", False
+    if paths and _argument(key) not in READ_ONLY_IDS and (_OUTSIDE.match(stripped) or _borrows(stripped)):
         return value, "reaches outside of the bundle's folder", True
     return None
 
 
 def _is_allowed(argument: str, value: Any) -> bool:
-    """Whether a dangerous argument has one of its allowed values; the type counts, so 0 is not `False`."""
+    """Return whether a dangerous argument has one of its allowed values; the type counts, so 0 is not `False`."""
     if isinstance(value, list):
         return argument in LISTED_ARGUMENTS and not any(isinstance(one, list) for one in value)  # entries follow
     if isinstance(value, Mapping):
@@ -249,13 +238,13 @@ def _is_allowed(argument: str, value: Any) -> bool:
 
 
 def _borrows(text: str) -> bool:
-    """Whether a reference fetches a value that may lie outside, because where it stands it is only read."""
+    """Return whether a reference takes a value that may be outside, because its own id is only read."""
     return text.startswith("@") and ("_meta_" in text or _argument(text[1:]) in READ_ONLY_IDS)
 
 
 def _scan_other(path: Path, name: str) -> Iterator[Finding]:
     if path.name != "logging.conf":
-        yield Finding(name, "", "", "no config that medunet knows")
+        yield Finding(name, "", "", "not a config that medunet knows")
         return
     try:
         text = path.read_text(encoding="utf-8")
@@ -273,24 +262,22 @@ def _scan_weights(bundle: Path, metadata: Any, findings: list[Finding]) -> tuple
     for name, expected in pairs:
         path = bundle / "models" / name
         if not re.fullmatch(r"[\w-][\w.-]*", name) or not isinstance(expected, str):
-            findings.append(
-                Finding("configs/metadata.json", WEIGHTS, _safe(f"{name}: {expected}"), "no hash of weights")
-            )
+            text = _safe(f"{name}: {expected}")
+            findings.append(Finding("configs/metadata.json", WEIGHTS, text, "not a hash of weights"))
         elif path.is_file():
-            found = sha256_of(path)
-            if found == expected.lower():
+            digest = sha256_of(path)
+            if digest == expected.lower():
                 same.append(name)
             elif damaged_checkpoint(path) is not None:
                 findings.append(Finding(f"models/{name}", "", "", "the file is damaged", damaged=True))
             else:
-                why = (
-                    f"other weights than metadata.json records (SHA-256 {found[:12]}..., not {_safe(expected)[:12]}...)"
-                )
+                digests = f"SHA-256 {digest[:12]}..., not {_safe(expected)[:12]}..."
+                why = f"other weights than metadata.json records ({digests})"
                 findings.append(Finding(f"models/{name}", "", "", why))
     return tuple(same)
 
 
 def _safe(text: str) -> str:
-    """A text of a stranger that a terminal or a log prints as it is: one line, no control characters, not endless."""
+    """Return an untrusted text in a form that is safe to print: one line, no control characters, limited length."""
     plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: SHOWN_CHARACTERS + 1])
     return plain if len(plain) <= SHOWN_CHARACTERS else plain[: SHOWN_CHARACTERS - 3] + "..."

@@ -1,4 +1,4 @@
-"""May this bundle run? A verdict that a person understands."""
+"""Whether a bundle may run, with reasons for the user."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from .scan import Finding, scan_bundle
 logger = logging.getLogger(__name__)
 
 TRUST_VARIABLE = "MEDUNET_TRUST"
-"""Environment: SHA-256 of bundles that may run, with commas between.
+"""Environment variable: SHA-256 of bundles that may run, separated by commas.
 
-For programs without a command line of ours, such as `mlflow models serve`, and containers whose files are not kept. It
-is no switch: a word that holds for one content is none for what the same environment may load later.
+It serves programs without a command line of medunet, such as `mlflow models serve`, and containers without permanent
+files. It approves single contents, not everything that the same environment may load later.
 """
 
 SHOWN_FINDINGS = 12
-"""So many stand in the one line of an error; `medunet bundle verify` prints them all."""
+"""Findings in the one line of an error; `medunet bundle verify` prints them all."""
 
 Reason = Literal["known", "recorded", "given", "none"]
 
 _REASONS = {
     "known": "everything in it that could run is medunet's own or on the list of reviewed targets",
-    "recorded": "it is what you trusted before, unchanged",
-    "given": f"you said so (--trust or {TRUST_VARIABLE})",
+    "recorded": "you approved it before, and it is unchanged",
+    "given": f"you approved it (--trust or {TRUST_VARIABLE})",
 }
 
 
@@ -49,7 +49,7 @@ class UntrustedBundleError(SecurityError):
             file=bundle,
             received=shown + more,
             remedy=(
-                "read `medunet bundle verify`; if you know who made it and trust them, repeat with --trust, or with "
+                "read `medunet bundle verify`; if you trust its author, repeat with --trust, or with "
                 f"{TRUST_VARIABLE}={digest} where there is no such option"
             ),
         )
@@ -61,11 +61,11 @@ class Verdict:
 
     Args:
         bundle: its folder.
-        findings: what speaks against it.
-        reason: why it is trusted; 'none': it is not.
-        digest: of everything in it that can run; what `--trust` records.
-        weights: files of models/ whose recorded SHA-256 was confirmed.
-        configs: content of the JSON files by name, as it was judged.
+        findings: reasons not to trust it.
+        reason: why it is trusted; 'none' if it is not.
+        digest: SHA-256 of everything in it that can run; `--trust` records it.
+        weights: files of `models/` whose recorded SHA-256 was confirmed.
+        configs: content of the JSON files by name, as judged.
     """
 
     bundle: Path
@@ -81,55 +81,52 @@ class Verdict:
         return self.reason != "none"
 
     def lines(self) -> list[str]:
-        """The verdict in words, one sentence or finding a line."""
-        confirmed = f" Weights are those that metadata.json records: {', '.join(self.weights)}." if self.weights else ""
+        """Return the verdict as text, one sentence or finding per line."""
+        listed = [f"  {finding}" for finding in self.findings]
         if self.is_trusted:
-            return [
-                f"Trusted: {_REASONS[self.reason]}.{confirmed}",
-                *self._listed("For your information, it contains:"),
-            ]
+            confirmed = f" Weights are those that metadata.json records: {', '.join(self.weights)}."
+            head = ["For your information, it contains:"] if listed else []
+            return [f"Trusted: {_REASONS[self.reason]}.{confirmed if self.weights else ''}", *head, *listed]
         return [
             "NOT TRUSTED. Running this bundle could run code that its author chose, with all your rights.",
-            *self._listed("What medunet does not know:"),
-            "Nothing of it was run. If you know who made it and have read these lines, --trust runs it and",
-            f"remembers this exact content (SHA-256 {self.digest}); after any change you are asked again.",
+            "Unknown to medunet:",
+            *listed,
+            "Nothing of it was run. If you trust its author and have read these lines, --trust runs it and remembers",
+            f"this exact content (SHA-256 {self.digest}); after any change you must approve it again.",
         ]
-
-    def _listed(self, head: str) -> list[str]:
-        return [head, *(f"  {finding}" for finding in self.findings)] if self.findings else []
 
 
 def judge(bundle: Path) -> Verdict:
-    """Look at a bundle without running anything of it.
+    """Judge a bundle without running anything of it.
 
-    Trusted is what holds only expressions that medunet renders, reviewed targets, plain values, and weights of the
-    recorded hash; what was trusted before and is unchanged; or what ``MEDUNET_TRUST`` names by its hash. So any value
-    may be edited, while a new expression or target asks. In a bundle that medunet made on this machine values may be
-    paths and addresses outside of it.
+    A bundle is trusted if it contains only expressions that medunet renders, reviewed targets, plain values, and
+    weights of the recorded hash; if the user approved exactly this content before; or if ``MEDUNET_TRUST`` has its
+    hash. So any value may be edited, while a new expression or target needs approval. In a bundle that medunet created
+    on this machine, values may be paths and addresses outside of it.
     """
     scan = scan_bundle(bundle)
-    own = bool(scan.findings) and is_made_here(bundle)
-    against = tuple(finding for finding in scan.findings if not (own and finding.outside))
+    is_own = bool(scan.findings) and is_made_here(bundle)
+    findings = tuple(finding for finding in scan.findings if not (is_own and finding.outside))
     reason: Reason = "none"
-    if not against:
+    if not findings:
         reason = "known"
     elif is_remembered(scan.digest):
         reason = "recorded"
     elif scan.digest in os.environ.get(TRUST_VARIABLE, "").lower().replace(",", " ").split():
         reason = "given"
-    return Verdict(bundle, against, reason, scan.digest, scan.weights, scan.configs)
+    return Verdict(bundle, findings, reason, scan.digest, scan.weights, scan.configs)
 
 
 def require_trust(bundle: Path, *, trust: bool = False) -> Verdict:
-    """Refuse a bundle that is not trusted.
+    """Reject a bundle that is not trusted.
 
     Args:
         bundle: its folder.
-        trust: run it all the same, and remember exactly this content.
+        trust: approve it, and remember exactly this content.
 
     Raises:
         DataError: a file of weights is damaged.
-        UntrustedBundleError: with the list.
+        UntrustedBundleError: with the findings.
     """
     verdict = judge(bundle)
     for finding in verdict.findings:
@@ -140,14 +137,14 @@ def require_trust(bundle: Path, *, trust: bool = False) -> Verdict:
     if not trust:
         raise UntrustedBundleError(bundle, verdict.findings, verdict.digest)
     remember(verdict.digest)
-    logger.warning("trusted by your word: %s", "; ".join(map(str, verdict.findings[:SHOWN_FINDINGS])))
+    logger.warning("approved by you: %s", "; ".join(map(str, verdict.findings[:SHOWN_FINDINGS])))
     return dataclasses.replace(verdict, reason="given")
 
 
 def adopt(bundle: Path) -> None:
-    """Note that medunet made a bundle of one that was trusted and of what the user asked for.
+    """Note that medunet created a bundle from a trusted one and the user's options.
 
-    So an expression that the user typed (``--set``) does not ask again; one that comes in later does.
+    So an expression of the user (``--set``) needs no approval; one that is added later does.
     """
     mark_made_here(bundle)
     verdict = judge(bundle)

@@ -16,23 +16,22 @@ METADATA = Path("configs") / "metadata.json"
 
 
 def record_weights(bundle: Path, *, exclude: tuple[str, ...] = (), to_text: Callable[[Mapping[str, Any]], str]) -> None:
-    """Write the SHA-256 of every file of weights into ``configs/metadata.json``, when nobody changes them any more.
+    """Write the SHA-256 of every file of final weights into ``configs/metadata.json``.
 
     Args:
-        bundle: its folder; without a metadata.json nothing happens.
-        exclude: files of `models/` that are no result, such as the state of a training.
-        to_text: how metadata are written.
+        bundle: its folder; without a metadata.json nothing is written.
+        exclude: files of `models/` that are not results, such as the state of a training run.
+        to_text: formats metadata.
     """
     metadata = _read(bundle)
-    if metadata is None:
-        return
-    paths = sorted(path for path in (bundle / "models").glob("*") if path.suffix in WEIGHT_SUFFIXES)
-    hashes = {path.name: sha256_of(path) for path in paths if path.name not in exclude and path.name[0] != "."}
-    write_atomically(bundle / METADATA, to_text({**metadata, WEIGHTS: hashes}))
+    if metadata is not None:
+        paths = sorted(path for path in (bundle / "models").glob("*") if path.suffix in WEIGHT_SUFFIXES)
+        hashes = {path.name: sha256_of(path) for path in paths if path.name not in exclude and path.name[0] != "."}
+        write_atomically(bundle / METADATA, to_text({**metadata, WEIGHTS: hashes}))
 
 
 def forget_weights(bundle: Path) -> None:
-    """Remove recorded hashes, before weights change; a bundle without them is left as it is."""
+    """Remove recorded hashes before weights change."""
     metadata = _read(bundle)
     if metadata is not None and metadata.pop(WEIGHTS, None) is not None:
         write_atomically(bundle / METADATA, json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
