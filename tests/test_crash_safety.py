@@ -90,7 +90,7 @@ def test_a_full_disk_is_told_before_the_first_step(mount: Callable[..., Path]) -
     network = UNet(2, 1, 2, channels=(16, 32, 64))
     optimizer = torch.optim.AdamW(network.parameters())
     handler = CheckpointHandler(str(folder / "models"), network, optimizer=optimizer)
-    with pytest.raises(DataError, match=r"no room .*MiB free"):
+    with pytest.raises(DataError, match=r"not enough free space .*MiB free"):
         handler._check_room()
     with contextlib.suppress(OSError), (folder / "filler").open("wb") as file:
         while True:

@@ -50,7 +50,8 @@ def test_a_file_that_cannot_be_read_is_not_reported_as_one_that_cannot_be_writte
 
 
 @pytest.mark.parametrize(
-    ("code", "remedy"), [(errno.EROFS, "give another --output"), (errno.ENOSPC, "free some space, or give another --output")]
+    ("code", "remedy"),
+    [(errno.EROFS, "give another --output"), (errno.ENOSPC, "free some space, or give another --output")],
 )
 def test_the_remedy_fits_the_reason_why_a_target_cannot_be_written(
     code: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
