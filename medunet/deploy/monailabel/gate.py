@@ -41,19 +41,12 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 class Rejection(Exception):
-    """A request that is answered with an error.
-
-    Args:
-        status: HTTP status.
-        detail: reason.
-        headers: of the answer.
-    """
+    """A request that is answered with an HTTP status, a reason and headers."""
 
     def __init__(self, status: int, detail: str, **headers: str) -> None:
         super().__init__(detail)
-        self.answer = JSONResponse(
-            {"detail": detail}, status, {key.replace("_", "-"): value for key, value in headers.items()}
-        )
+        fields = {key.replace("_", "-"): value for key, value in headers.items()}
+        self.answer = JSONResponse({"detail": detail}, status, fields)
 
 
 class Gate:

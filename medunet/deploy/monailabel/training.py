@@ -9,7 +9,6 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,64 +33,28 @@ EPOCHS = 10
 LEARNING_RATE_SHARE = 0.3  # of the bundle's learning rate: enough to learn, not enough to forget
 
 
-@dataclass(frozen=True)
-class TrainingOptions:
-    """Options that a client may set.
+def read_options(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of :func:`train_further` in MONAI Label's request, whose values may be texts.
 
-    Args:
-        max_epochs: number of epochs.
-        steps_per_epoch: training steps per epoch. Default: the bundle's.
-        learning_rate: default: a share of the bundle's.
-        preset: overlays of the bundle, separated by commas.
+    Raises:
+        ConfigError: a value that is not a number above 0.
 
     Example:
-        >>> TrainingOptions.read({"max_epochs": "3", "model": "spleen", "client_id": "slicer"})
-        TrainingOptions(max_epochs=3, steps_per_epoch=None, learning_rate=None, preset='')
+        >>> read_options({"max_epochs": "3", "learning_rate": 0, "model": "spleen", "client_id": "slicer"})
+        {'max_epochs': 3}
     """
-
-    max_epochs: int = EPOCHS
-    steps_per_epoch: int | None = None
-    learning_rate: float | None = None
-    preset: str = ""
-
-    @classmethod
-    def read(cls, request: Mapping[str, Any]) -> TrainingOptions:
-        """Read the options of MONAI Label's request, whose values may be texts; ignore other keys.
-
-        Raises:
-            ConfigError: a value that is not a number above 0.
-        """
-        options: dict[str, Any] = {}
-        for key, kind in (("max_epochs", int), ("steps_per_epoch", int), ("learning_rate", float)):
-            value = request.get(key)
-            if value in (None, "", 0):
-                continue
-            try:
-                options[key] = kind(value)
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"{key} must be a number", received=value) from error
-            if not options[key] > 0:
-                raise ConfigError(f"{key} must be above 0", received=value)
-        return cls(**options, preset=str(request.get("preset") or ""))
-
-
-@dataclass(frozen=True)
-class Training:
-    """Result of a training run.
-
-    Args:
-        run: folder of the run, a bundle.
-        cases: number of training cases.
-        held_out: number of validation cases.
-        dice: validation Dice by class of the selected epoch.
-        seconds: duration.
-    """
-
-    run: Path
-    cases: int
-    held_out: int
-    dice: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
+    options: dict[str, Any] = {}
+    for key, kind in (("max_epochs", int), ("steps_per_epoch", int), ("learning_rate", float), ("preset", str)):
+        value = request.get(key)
+        if value in (None, "", 0):
+            continue
+        try:
+            options[key] = kind(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{key} must be a number", received=value) from error
+        if kind is not str and not options[key] > 0:
+            raise ConfigError(f"{key} must be above 0", received=value)
+    return options
 
 
 def write_dataset(pairs: Sequence[tuple[Path, Path]], folder: Path, bundle: ServedBundle) -> list[str]:
@@ -144,25 +107,34 @@ def train_further(
     pairs: Sequence[tuple[Path, Path]],
     folder: Path,
     *,
-    options: TrainingOptions | None = None,
+    max_epochs: int = EPOCHS,
+    steps_per_epoch: int | None = None,
+    learning_rate: float | None = None,
+    preset: str = "",
     device: str = "auto",
     trust: bool = False,
-) -> Training:
+) -> dict[str, Any]:
     """Train a working copy on submitted labels with the bundle's own training config, and replace its weights.
 
     Args:
         bundle: a working copy; its weights are replaced when the training has ended.
         pairs: image and label files.
         folder: gets a new folder with the data set and the run.
-        options: the client's options.
+        max_epochs: number of epochs.
+        steps_per_epoch: training steps per epoch. Default: the bundle's.
+        learning_rate: default: a share of the bundle's.
+        preset: overlays of the bundle, separated by commas.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         trust: train bundles that could run their own code, see :func:`medunet.trust.require_trust`.
+
+    Returns:
+        `run` (folder), `cases` and `held_out` (numbers of training and validation cases), `dice` (validation Dice by
+        class of the selected epoch) and `seconds`.
 
     Raises:
         ConfigError: an ensemble, or an impossible option.
         MedunetError: labels that cannot be used.
     """
-    options = options or TrainingOptions()
     if bundle.is_ensemble:
         raise ConfigError("an ensemble of folds cannot be trained", file=bundle.folder, remedy="serve one of its folds")
     begun = time.perf_counter()
@@ -172,12 +144,12 @@ def train_further(
     changes = {key: config[key] for key in NETWORK_IDS if key in config}
     changes |= {
         "init_from": str(bundle.folder.resolve()),
-        "epochs": options.max_epochs,
-        "val_interval": max(1, options.max_epochs // 2),
-        "learning_rate": options.learning_rate or config["learning_rate"] * LEARNING_RATE_SHARE,
+        "epochs": max_epochs,
+        "val_interval": max(1, max_epochs // 2),
+        "learning_rate": learning_rate or config["learning_rate"] * LEARNING_RATE_SHARE,
     }
-    if options.steps_per_epoch is not None:
-        changes["steps_per_epoch"] = options.steps_per_epoch
+    if steps_per_epoch is not None:
+        changes["steps_per_epoch"] = steps_per_epoch
     held_out = len(cases) // config["folds"] if len(cases) >= max(MIN_HELD_OUT, config["folds"]) else 0
     if held_out:
         changes["validation_cases"] = cases[:: config["folds"]][:held_out]
@@ -189,15 +161,19 @@ def train_further(
         place / "data",
         place / "run",
         changes=changes,
-        presets=[name for name in options.preset.split(",") if name],
+        presets=[name for name in preset.split(",") if name],
         device=device,
         trust=trust,
     )
     copy_atomically(place / "run" / "models" / BEST_NAME, bundle.weights[0])
     logger.info("%s serves the weights of %s", bundle.name, place / "run")
-    return Training(
-        place / "run", len(cases) - held_out, held_out, result.kept_dice, seconds=time.perf_counter() - begun
-    )
+    return {
+        "run": str(place / "run"),
+        "cases": len(cases) - held_out,
+        "held_out": held_out,
+        "dice": result.kept_dice,
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
 
 
 def _check_values(image: Path, label: Path, labels: Mapping[str, int]) -> None:

@@ -18,7 +18,7 @@ from medunet.datasets import write_phantom_dataset
 from medunet.deploy.monailabel.agreement import disagreement, label_by_fold, label_mirrored, score_labels, uncertainty
 from medunet.deploy.monailabel.results import describe_result, write_result
 from medunet.deploy.monailabel.served import ServedBundle, order_label_info, serve
-from medunet.deploy.monailabel.training import TrainingOptions, train_further, write_dataset
+from medunet.deploy.monailabel.training import read_options, train_further, write_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume, write_volume
 from medunet.prediction import Predictor
@@ -96,7 +96,7 @@ def test_labels_that_the_bundle_does_not_define_are_rejected(bundle: Path, volum
 @pytest.mark.parametrize("wrong", [{"max_epochs": "many"}, {"learning_rate": -1}])
 def test_impossible_options_are_rejected(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
-        TrainingOptions.read(wrong)
+        read_options(wrong)
 
 
 @pytest.mark.filterwarnings("ignore")  # of MLflow and MONAI
@@ -107,14 +107,14 @@ def test_one_corrected_case_trains_the_working_copy_and_leaves_the_bundle(
     record_weights(bundle, to_text=json.dumps)
     copy = ServedBundle("run", bundle).working_copy(tmp_path / "bundles")
     before, stamp = (bundle / "models" / "model.pt").read_bytes(), copy.stamp
-    options = TrainingOptions(max_epochs=1, steps_per_epoch=2)
-    done = train_further(copy, [(volume, label)], tmp_path / "trainings", options=options, device="cpu")
-    assert (done.cases, done.held_out) == (1, 0)
+    options = {"max_epochs": 1, "steps_per_epoch": 2, "device": "cpu"}
+    done = train_further(copy, [(volume, label)], tmp_path / "trainings", **options)
+    assert (done["cases"], done["held_out"]) == (1, 0)
     assert copy.stamp != stamp
     assert (bundle / "models" / "model.pt").read_bytes() == before
-    config = json.loads((done.run / "configs" / "train.json").read_text(encoding="utf-8"))
+    config = json.loads((Path(done["run"]) / "configs" / "train.json").read_text(encoding="utf-8"))
     assert config["spacing_mm"] == [1.0, 1.0, 1.0]  # the network's, not that of the new case
-    assert (done.run.parent / "mlruns.db").is_file()
+    assert (Path(done["run"]).parent / "mlruns.db").is_file()
     # hashes of the bundle's first weights do not contradict the new ones
     predictor = Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu")
     assert predictor.decide(volume)["pred"].shape == (1, 17, 19, 16)
@@ -131,10 +131,10 @@ def test_a_bundle_of_regions_is_trained_further_and_has_an_uncertainty(
     loss = {"_target_": "medunet.losses.RegionDiceCELoss", "regions": "@region_indices", "batch": True}
     bundle = untrained_run(tmp_path / "run", **regions, loss=loss)
     copy = ServedBundle("run", bundle).working_copy(tmp_path / "bundles")
-    options = TrainingOptions(max_epochs=1, steps_per_epoch=2)
-    done = train_further(copy, [(volume, label)], tmp_path / "trainings", options=options, device="cpu")
-    assert set(done.dice) <= {"whole", "core"}
-    config = json.loads((done.run / "configs" / "train.json").read_text(encoding="utf-8"))
+    options = {"max_epochs": 1, "steps_per_epoch": 2, "device": "cpu"}
+    done = train_further(copy, [(volume, label)], tmp_path / "trainings", **options)
+    assert set(done["dice"]) <= {"whole", "core"}
+    config = json.loads((Path(done["run"]) / "configs" / "train.json").read_text(encoding="utf-8"))
     assert {key: config[key] for key in regions} == regions
     predictor = Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu")
     image = predictor.preprocessing({"image": str(volume)})["image"]

@@ -37,13 +37,7 @@ _segments: list[Segment] = []
 
 
 class MedunetLabelApp(MONAILabelApp):
-    """MONAI Label app that serves the bundles given to `medunet label`.
-
-    Args:
-        app_dir: folder of the app.
-        studies: folder of images, or URL of a DICOMweb service.
-        conf: MONAI Label's options; unused.
-    """
+    """MONAI Label app that serves the bundles given to `medunet label`; `conf` is unused."""
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str] | None = None) -> None:
         file = Path(os.environ[SETTINGS_VARIABLE])

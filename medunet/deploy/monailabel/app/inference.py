@@ -31,13 +31,7 @@ scratch memory of the network's libraries."""
 
 
 class LoadedBundle:
-    """A bundle whose predictor stays in memory; it processes one case at a time.
-
-    Args:
-        bundle: its weights may be replaced at any time.
-        device: as of the server.
-        trust: as of the server.
-    """
+    """A bundle whose predictor stays in memory and processes one case at a time; its weights may change."""
 
     def __init__(self, bundle: ServedBundle, device: str, *, trust: bool = False) -> None:
         self.bundle, self.device, self.trust = bundle, device, trust
@@ -57,11 +51,7 @@ class LoadedBundle:
 
 
 class BundleInference(InferTask):
-    """Segments an image with a bundle, as `medunet predict` does.
-
-    Args:
-        loaded: the bundle.
-    """
+    """Segments an image with a bundle, as `medunet predict` does."""
 
     def __init__(self, loaded: LoadedBundle) -> None:
         bundle = loaded.bundle

@@ -8,7 +8,6 @@ import math
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from medunet.deploy.monailabel.agreement import score_labels, uncertainty
 from medunet.deploy.monailabel.private_log import server_names
 from medunet.deploy.monailabel.served import ServedBundle
-from medunet.deploy.monailabel.training import EPOCHS, TrainingOptions, train_further
+from medunet.deploy.monailabel.training import EPOCHS, read_options, train_further
 from medunet.errors import MedunetError
 from medunet.files import write_atomically
 from medunet.training import HISTORY_NAME, kept_entry
@@ -35,14 +34,7 @@ UNUSABLE = -1.0  # uncertainty of an image that cannot be segmented
 
 
 class BundleTraining(TrainTask):
-    """Trains a working copy further; runs in its own process.
-
-    Args:
-        bundle: the working copy.
-        folder: folder for data sets and runs.
-        device: as of the server.
-        trust: as of the server.
-    """
+    """Trains a working copy further; runs in its own process."""
 
     def __init__(self, bundle: ServedBundle, folder: Path, device: str, *, trust: bool = False) -> None:
         super().__init__(f"Train {bundle.name} further on the submitted labels")
@@ -66,17 +58,12 @@ class BundleTraining(TrainTask):
         """Train on every image with a final label."""
         pairs = [(Path(pair["image"]), Path(pair["label"])) for pair in datastore.datalist()]
         server_names().hide(*(path.name for pair in pairs for path in pair))
-        options = TrainingOptions.read(request)
-        done = train_further(self.bundle, pairs, self.folder, options=options, device=self.device, trust=self.trust)
-        return {**asdict(done), "run": str(done.run), "seconds": round(done.seconds, 1)}
+        options = {**read_options(request), "device": self.device, "trust": self.trust}
+        return train_further(self.bundle, pairs, self.folder, **options)
 
 
 class LabelDice(ScoringMethod):
-    """Dice by label between predicted and submitted labels, which is stored with the image.
-
-    Args:
-        labels: value by name.
-    """
+    """Dice by label between predicted and submitted labels, which is stored with the image."""
 
     def __init__(self, labels: Mapping[str, int]) -> None:
         super().__init__("Dice of each label, predicted against submitted")
@@ -126,13 +113,7 @@ class RandomImage(Strategy):
 
 
 class Uncertainty(Strategy):
-    """Offers the image with the largest uncertainty of a bundle; values are stored until the weights change.
-
-    Args:
-        loaded: the bundle.
-        by: `mirror` or `folds`.
-        folder: folder of the stored values.
-    """
+    """Offers the image with the largest uncertainty of a bundle; values are stored until the weights change."""
 
     def __init__(self, loaded: LoadedBundle, by: str, folder: Path) -> None:
         views = "mirrored views" if by == "mirror" else "folds"
