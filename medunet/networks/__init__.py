@@ -1,4 +1,4 @@
-"""Networks: one n-dimensional U-Net, its published variants by name, and the integer arithmetic of its sizes."""
+"""Networks: one n-dimensional U-Net, its published variants by name, and the arithmetic of its sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From logits to probabilities and back, so that a mean of probabilities can stand where logits are expected."""
+"""Conversion between logits and probabilities, so that a mean of probabilities can replace logits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from medunet.errors import ConfigError
 ACTIVATIONS = ("softmax", "sigmoid")
 
 PROBABILITY_FLOOR = 1e-12
-"""Below this a probability counts as zero, so that its logarithm stays finite."""
+"""Lowest probability of a softmax, so that its logarithm stays finite."""
 
 SIGMOID_FLOOR = 1e-6
-"""The same for a sigmoid's, which is also kept this far from one: float32 cannot say 1 - 1e-12."""
+"""Least distance of a sigmoid's probability from zero and one: float32 cannot represent 1 - 1e-12."""
 
 
 def check_activation(activation: str) -> str:
-    """Give an activation back.
+    """Return an activation.
 
     Raises:
         ConfigError: an unknown one.
@@ -29,10 +29,10 @@ def check_activation(activation: str) -> str:
 
 
 def to_probabilities(output: Any, activation: str = "softmax") -> torch.Tensor:
-    """Probabilities of a network's answer, float32.
+    """Return the probabilities of a network's output, float32.
 
     Args:
-        output: logits `(B, classes, *spatial)`, or a sequence of which the first counts (deep supervision).
+        output: logits `(B, classes, *spatial)`, or a sequence whose first entry is used (deep supervision).
         activation: `softmax` over the classes, or `sigmoid` of each channel.
     """
     logits: torch.Tensor = (output[0] if isinstance(output, list | tuple) else output).float()
@@ -40,7 +40,7 @@ def to_probabilities(output: Any, activation: str = "softmax") -> torch.Tensor:
 
 
 def to_logits(probabilities: torch.Tensor, activation: str = "softmax") -> torch.Tensor:
-    """Logits whose activation gives the probabilities back.
+    """Return logits whose activation gives the probabilities back.
 
     Example:
         >>> mean = torch.tensor([[0.25, 0.75]])

@@ -1,4 +1,4 @@
-"""Batch norm over the batches of all processes, on devices for which PyTorch has none."""
+"""Batch norm over the batches of all processes, on devices that PyTorch's does not support."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-_NATIVE = ("cuda", "xpu", "hpu")
-"""Where ``torch.nn.SyncBatchNorm`` runs; on a CPU it raises ValueError (seen with torch 2.13)."""
-
 
 class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """``torch.nn.SyncBatchNorm`` for every device and backend: the same weights, names and results.
 
-    While training in several processes mean and variance are those of the voxels of all of them, in the backward pass
-    as well, so that N processes with B samples each compute what one process computes with N times B. In evaluation,
-    and in a single process, it is plain batch norm. As with every batch norm under DistributedDataParallel the
-    gradients of weight and bias are those of this process; the wrapper averages them.
+    PyTorch's own rejects CPUs. In training in several processes, mean and variance are those of the voxels of all of
+    them, also in the backward pass: N processes with B samples each compute what one process computes with N times B.
+    In evaluation, and in a single process, it is plain batch norm. Gradients of weight and bias are those of this
+    process; DistributedDataParallel averages them.
 
     Every process must call it equally often, with at least one voxel.
     """
@@ -41,7 +38,7 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _follow(self, mean: torch.Tensor, var: torch.Tensor, count: torch.Tensor) -> None:
-        """Move the running statistics; the variance is unbiased, as PyTorch keeps it."""
+        """Update the running statistics; the variance is unbiased, as in PyTorch."""
         if self.num_batches_tracked is None or self.running_mean is None or self.running_var is None:
             return
         self.num_batches_tracked.add_(1)
@@ -51,10 +48,9 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def synchronize_norms(network: nn.Module) -> nn.Module:
-    """The network with its batch norms over all processes: PyTorch's for NCCL, else :class:`SynchronizedBatchNorm`.
+    """Return a network with batch norms over all processes: PyTorch's for NCCL, else :class:`SynchronizedBatchNorm`.
 
-    Args:
-        network: weights stay the same objects, norms of other kinds as they are.
+    Weights stay the same objects, and norms of other kinds stay as they are.
 
     Example:
         >>> network = synchronize_norms(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
@@ -71,17 +67,17 @@ def synchronize_norms(network: nn.Module) -> nn.Module:
 
 
 def _converted(norm: nn.modules.batchnorm._BatchNorm) -> SynchronizedBatchNorm:
-    made = SynchronizedBatchNorm(
+    converted = SynchronizedBatchNorm(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
     )
-    made.weight, made.bias = norm.weight, norm.bias
-    made.running_mean, made.running_var = norm.running_mean, norm.running_var
-    made.num_batches_tracked = norm.num_batches_tracked
-    return made.train(norm.training)
+    converted.weight, converted.bias = norm.weight, norm.bias
+    converted.running_mean, converted.running_var = norm.running_mean, norm.running_var
+    converted.num_batches_tracked = norm.num_batches_tracked
+    return converted.train(norm.training)
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalise by the mean and the (biased) variance of all processes; PyTorch's own kernels do the passes."""
+    """Normalise by the mean and the (biased) variance of all processes, with PyTorch's own kernels."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> Any:

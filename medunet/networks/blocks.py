@@ -1,66 +1,42 @@
-"""The parts of a U-Net: convolution units, plain and residual blocks, the ways down and up.
+"""Parts of a U-Net: convolution units, plain and residual blocks, encoder and decoder levels.
 
-Every part is TorchScript-able and keeps the memory format of its input. Convolutions that a normalisation follows
-have no bias: its shift takes that place.
+Every part can be scripted and keeps the memory format of its input. Convolutions before a normalisation have no bias,
+because its shift replaces it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from monai.networks.layers import get_act_layer, get_norm_layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medunet.errors import ConfigError
 
-from .arguments import PerAxis, choose
+from .arguments import PerAxis
 
-NORMS = ("batch", "instance", "group")
-ACTIVATIONS = ("relu", "leakyrelu", "prelu", "elu", "selu", "celu", "gelu", "relu6", "swish", "mish")
-"""MONAI's names of the activations that act on every value alone (softmax and GLU mix channels) and can be scripted."""
+NORMS: dict[str, dict[str, Any]] = {"batch": {}, "instance": {"affine": True}, "group": {"num_groups": 8}}
+"""Normalisations and their default keywords: instance norm has scale and shift as in nnU-Net; 8 groups divide all
+channel counts in use, which are multiples of 8."""
+
+ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
+    **{"relu": nn.ReLU, "leakyrelu": nn.LeakyReLU, "prelu": nn.PReLU, "elu": nn.ELU, "selu": nn.SELU},
+    **{"celu": nn.CELU, "gelu": nn.GELU, "relu6": nn.ReLU6, "swish": nn.SiLU, "mish": nn.Mish},
+}
+"""Activations by MONAI's name that act on every value alone (softmax and GLU mix channels) and can be scripted."""
 
 INPLACE_ACTIVATIONS = ("relu", "leakyrelu", "elu", "selu", "celu", "relu6")
-"""These overwrite the output of the layer before, which no gradient needs: a third less memory in training."""
-
-NORM_DEFAULTS: dict[str, dict[str, Any]] = {"batch": {}, "instance": {"affine": True}, "group": {"num_groups": 8}}
-"""Instance norm with scale and shift as in nnU-Net; 8 groups divide all the channel counts in use (multiples of 8)."""
-
-Option = str | Sequence[Any]
-"""A layer's name, or (name, {keyword: value}); JSON gives the latter as a list."""
-
-
-def parse_option(what: str, option: Option, names: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Split a layer's name and keywords.
-
-    Example:
-        >>> parse_option("norm", ["group", {"num_groups": 4}], NORMS)
-        ('group', {'num_groups': 4})
-    """
-    name, kwargs = option, {}
-    if not isinstance(option, str):
-        pair = list(option) if isinstance(option, Sequence) else []
-        if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Mapping):
-            raise ConfigError(
-                f"{what} is neither a name nor a name with keywords",
-                received=repr(option),
-                expected='"name" or ["name", {"keyword": value}]',
-                remedy=f"write {what} in one of these forms",
-            )
-        name, kwargs = pair[0], dict(pair[1])
-    name = str(name).lower()
-    choose(what, name, names)
-    return name, kwargs
+"""Activations that overwrite their input, which no gradient needs: a third less memory in training."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """What all convolutions of a network have in common; it builds them.
+    """Options that all convolutions of a network share, and the layers that follow from them.
 
     Attributes:
         spatial_dims: 2 or 3.
@@ -72,54 +48,58 @@ class Style:
     spatial_dims: int
     same: bool
     norm: tuple[str, dict[str, Any]] | None
-    act: tuple[str, dict[str, Any]] = field(default=("relu", {}))
+    act: tuple[str, dict[str, Any]]
 
     def conv(
         self, in_channels: int, out_channels: int, kernel: PerAxis, *, stride: PerAxis | None = None, bias: bool = True
     ) -> nn.Module:
-        """Convolution; padded only where it has no stride, since strided ones have kernel = stride."""
+        """Return a convolution; with a stride, which equals the kernel, it is not padded."""
         layer = nn.Conv2d if self.spatial_dims == 2 else nn.Conv3d
         padding = tuple(k // 2 for k in kernel) if self.same and stride is None else (0,) * self.spatial_dims
         # mypy: torch types these arguments as tuples of exactly two or three integers.
         return layer(in_channels, out_channels, kernel, stride or 1, padding, bias=bias)  # type: ignore[arg-type]
 
     def up_conv(self, in_channels: int, out_channels: int, stride: PerAxis, *, bias: bool = True) -> nn.Module:
-        """Transposed convolution with kernel = stride: every coarse pixel becomes `stride` fine ones."""
+        """Return a transposed convolution with kernel = stride: every coarse pixel becomes `stride` fine ones."""
         layer = nn.ConvTranspose2d if self.spatial_dims == 2 else nn.ConvTranspose3d
         return layer(in_channels, out_channels, stride, stride, bias=bias)  # type: ignore[arg-type]  # as in conv
 
     def normalisation(self, channels: int) -> nn.Module:
-        """Normalisation of `channels`, or the identity.
+        """Return the normalisation of `channels`, or the identity.
 
         Raises:
-            ConfigError: for keywords that the layer does not take, such as groups that do not divide the channels.
+            ConfigError: keywords that the layer does not take, such as groups that do not divide the channels.
         """
         if self.norm is None:
             return nn.Identity()
         name, kwargs = self.norm
+        kwargs = {**NORMS[name], **kwargs}
+        is_2d = self.spatial_dims == 2
         try:
-            layer: nn.Module = get_norm_layer((name, {**NORM_DEFAULTS[name], **kwargs}), self.spatial_dims, channels)
+            if name == "group":
+                return nn.GroupNorm(num_channels=channels, **kwargs)
+            if name == "batch":
+                return (nn.BatchNorm2d if is_2d else nn.BatchNorm3d)(channels, **kwargs)
+            return (nn.InstanceNorm2d if is_2d else nn.InstanceNorm3d)(channels, **kwargs)
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"norm cannot be built for {channels} channels ({error})",
                 received=repr(self.norm),
                 remedy='change the keywords of norm or the channels, e.g. ["group", {"num_groups": 4}]',
             ) from error
-        return layer
 
     def activation(self) -> nn.Module:
-        """One activation.
+        """Return an activation.
 
         Raises:
-            ConfigError: for keywords that it does not take.
+            ConfigError: keywords that it does not take.
         """
         name, kwargs = self.act
         defaults = {"inplace": True} if name in INPLACE_ACTIVATIONS else {}
         try:
-            layer: nn.Module = get_act_layer((name, {**defaults, **kwargs}))
+            return ACTIVATIONS[name](**{**defaults, **kwargs})
         except TypeError as error:
             raise ConfigError(f"act cannot be built ({error})", received=repr(self.act)) from error
-        return layer
 
 
 class ConvUnit(nn.Module):
@@ -141,25 +121,21 @@ class ConvUnit(nn.Module):
         self.act = style.activation() if activate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the three."""
+        """Convolve, normalise, activate."""
         return self.act(self.norm(self.conv(x)))
 
 
 class ResidualBlock(nn.Module):
     """Convolution units with a shortcut around all of them, activated after the sum (He et al. 2016, fig. 2).
 
-    The shortcut is the identity, or a 1x1 convolution where the number of channels changes; a valid block crops it.
+    The shortcut is the identity, or a 1x1 convolution if the number of channels changes; a valid block crops it.
     """
 
     def __init__(self, style: Style, channels: Sequence[int], *, kernel: PerAxis) -> None:
         super().__init__()
         last = len(channels) - 2
-        self.units = nn.Sequential(
-            *(
-                ConvUnit(style, channels[i], channels[i + 1], kernel=kernel, activate=i < last)
-                for i in range(len(channels) - 1)
-            )
-        )
+        pairs = enumerate(itertools.pairwise(channels))
+        self.units = nn.Sequential(*(ConvUnit(style, a, b, kernel=kernel, activate=i < last) for i, (a, b) in pairs))
         self.shortcut: nn.Module = nn.Identity()
         if channels[0] != channels[-1]:
             one = (1,) * style.spatial_dims
@@ -173,7 +149,7 @@ class ResidualBlock(nn.Module):
 
 
 def conv_block(style: Style, channels: Sequence[int], *, kernel: PerAxis, residual: bool) -> nn.Module:
-    """Convolutions of one level: `channels` is the way through it, input first."""
+    """Return the convolutions of one level; `channels` lists those of its input and of every convolution."""
     if residual:
         return ResidualBlock(style, channels, kernel=kernel)
     pairs = itertools.pairwise(channels)
@@ -181,7 +157,7 @@ def conv_block(style: Style, channels: Sequence[int], *, kernel: PerAxis, residu
 
 
 class EncoderLevel(nn.Module):
-    """The way down to a level and its convolutions: `(B, C, *spatial) -> (B, C', *(spatial / stride))`."""
+    """Downsampling to a level and its convolutions: `(B, C, *spatial) -> (B, C', *(spatial / stride))`."""
 
     def __init__(self, down: nn.Module, convs: nn.Module, *, dropout: float = 0.0) -> None:
         super().__init__()
@@ -190,17 +166,17 @@ class EncoderLevel(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Go down, convolve, drop out (in training)."""
+        """Downsample, convolve, drop out (in training)."""
         return self.dropout(self.convs(self.down(x)))
 
 
 class Up(nn.Module):
     """Upsampling to the next finer level and concatenation with its skip connection, skip first.
 
-    Padded networks pad the upsampled map with zeros at its far end where an odd size was halved:
+    Padded networks pad the upsampled map with zeros at its far end if an odd size was halved:
 
     ```
-    skip        | 0 | 1 | 2 | 3 | 4 |        pixel 4 has no partner, so pooling left it out;
+    skip        | 0 | 1 | 2 | 3 | 4 |        pixel 4 has no partner, so pooling dropped it;
     upsampled   |   0   |   1   | + |        near ends stay aligned, wherever the image ends
     ```
 
@@ -223,14 +199,14 @@ class Up(nn.Module):
         self.linear = linear
         self.scale = [float(s) for s in stride]
         self.mode = "bilinear" if style.spatial_dims == 2 else "trilinear"
-        # What linear interpolation at the border takes from outside the map, per side: see UNetShapes.
+        # linear interpolation at the border would take these pixels per side from outside the map, see UNetShapes
         self.border = [0 if style.same or not linear else s // 2 for s in stride]
         bias = not norm or style.norm is None
         self.conv: nn.Module
         if not linear:
             self.conv = style.up_conv(in_channels, out_channels, stride, bias=bias)
         elif in_channels != out_channels:
-            # A 1x1 convolution and an interpolation commute; before it, there are fewer pixels to convolve.
+            # a 1x1 convolution and an interpolation commute, and before it there are fewer pixels to convolve
             self.conv = style.conv(in_channels, out_channels, (1,) * style.spatial_dims, bias=bias)
         else:
             self.conv = nn.Identity()
@@ -241,8 +217,7 @@ class Up(nn.Module):
         """`(B, in_channels, *coarse)` and `(B, S, *fine)` to `(B, S + out_channels, *fine')`."""
         x = self.conv(coarse)
         if self.linear:
-            # Half-pixel centres are the same everywhere in the image; align_corners=True would tie every pixel to the
-            # tile's size, and tiles would not agree.
+            # half-pixel centres do not depend on the tile's size, as align_corners=True does, so tiles agree
             x = F.interpolate(x, scale_factor=self.scale, mode=self.mode, align_corners=False)
             for axis, border in enumerate(self.border):
                 x = x.narrow(axis + 2, border, x.size(axis + 2) - 2 * border)
@@ -255,7 +230,7 @@ class Up(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """The way up to a level and its convolutions."""
+    """Upsampling to a level and its convolutions."""
 
     def __init__(self, up: Up, convs: nn.Module) -> None:
         super().__init__()
@@ -263,10 +238,7 @@ class DecoderLevel(nn.Module):
         self.convs = convs
 
     def forward(self, coarse: Tensor, skips: list[Tensor]) -> Tensor:
-        """Go up, join the last of `skips`, convolve.
-
-        The skip is taken off the list, so that nothing holds its memory while the convolutions run.
-        """
+        """Upsample, join the last of `skips`, convolve. The list loses it, which frees its memory meanwhile."""
         return self.convs(self.up(coarse, skips.pop()))
 
 
@@ -287,7 +259,7 @@ def pad_end(image: Tensor, like: Tensor) -> Tensor:
     if torch.jit.is_scripting():
         needed = max(missing) > 0
     else:
-        # sizes that an export leaves open are symbols: a comparison would fix them, a zero of padding does not
+        # an export leaves sizes open as symbols, which a comparison would fix and a padding of zero does not
         needed = any(isinstance(number, torch.SymInt) for number in missing) or max(missing) > 0
     if needed:
         image = F.pad(image, missing)
@@ -295,7 +267,7 @@ def pad_end(image: Tensor, like: Tensor) -> Tensor:
 
 
 def initialise(network: nn.Module) -> None:
-    """Draw weights from N(0, sqrt(2 / N)), N the incoming connections of one neuron; biases are zero.
+    """Draw weights from N(0, sqrt(2 / N)), with N incoming connections of one neuron; biases are zero.
 
     Ronneberger et al. 2015, section 3, after He et al. 2015. A pixel after a transposed convolution receives
     `prod(kernel / stride)` pixels of every input channel: with kernel = stride, one.

@@ -1,4 +1,4 @@
-"""What is found out about any network: whether it can be tiled, and which of its outputs are the logits."""
+"""Properties of any network: whether it can be tiled, and which of its outputs are the logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GLOBAL_LAYERS = (
 
 
 def window_dependence(network: object) -> str | None:
-    """Return the reason why tiles change the result of a network, or None if they do not.
+    """Return why tiles change the result of a network, or None if they do not.
 
     A network without the attribute `tileable`, such as MONAI's, is judged by its layers.
 
@@ -40,13 +40,17 @@ def window_dependence(network: object) -> str | None:
 
 
 def only_tensor(output: Any) -> torch.Tensor:
-    """Return the logits of a network that may return several levels of them, or a dictionary."""
-    found = output
-    if isinstance(found, Mapping) and len(found) == 1:
-        found = next(iter(found.values()))
-    if isinstance(found, list | tuple) and found:
-        found = found[0]
-    if not isinstance(found, torch.Tensor):
+    """Return the logits of a network that may return several levels of them, or a dictionary.
+
+    Raises:
+        ConfigError: no tensor, or a dictionary of several outputs.
+    """
+    logits = output
+    if isinstance(logits, Mapping) and len(logits) == 1:
+        logits = next(iter(logits.values()))
+    if isinstance(logits, list | tuple) and logits:
+        logits = logits[0]
+    if not isinstance(logits, torch.Tensor):
         kind = type(output).__name__
         raise ConfigError(
             "network returns several outputs or no tensor",
@@ -54,4 +58,4 @@ def only_tensor(output: Any) -> torch.Tensor:
             expected="a tensor, a list or tuple of tensors (the first is taken), or a dictionary of one",
             remedy="wrap the network in a module that returns only its logits",
         )
-    return found
+    return logits

@@ -1,7 +1,8 @@
 """Published U-Nets by name: `unet_2015(in_channels=3, norm="batch")` is the paper's network with two changes.
 
-Every preset returns a `UNet` and takes any of its arguments as a keyword, which then replaces the published value.
-The parameter counts are those of the defaults; the tests derive them layer by layer.
+Every preset returns a `UNet` and takes any of its arguments as a keyword, which replaces the published value. The
+parameter counts are those of the defaults; the tests derive them layer by layer. All raise `ConfigError` for keywords
+that `UNet` does not take, or values that it rejects.
 """
 
 from __future__ import annotations
@@ -16,40 +17,30 @@ from .unet import UNet
 
 
 def unet_2015(in_channels: int = 1, out_channels: int = 2, **overrides: Any) -> UNet:
-    """The network of the paper: valid convolutions, 23 convolutional layers, 572 x 572 to 388 x 388, 2 classes.
+    """Return the network of the paper: valid convolutions, 23 convolutional layers, 572 x 572 to 388 x 388, 2 classes.
 
     Source: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015,
     figure 1 and sections 2-3. Dropout "at the end of the contracting path" is here 0.5 on the two coarsest levels; the
     paper gives no figure. 31,030,658 parameters.
-
-    Raises:
-        ConfigError: for keywords that `UNet` does not take, or values that it refuses.
     """
     return _network(overrides, in_channels=in_channels, out_channels=out_channels, padding="valid", dropout=0.5)
 
 
 def unet_2015_resized(in_channels: int = 1, out_channels: int = 2, **overrides: Any) -> UNet:
-    """`unet_2015` with its logits interpolated linearly to the size of the input: 572 x 572 to 572 x 572.
+    """Return `unet_2015` with its logits interpolated linearly to the size of the input: 572 x 572 to 572 x 572.
 
-    For callers that need equal sizes. The output is a stretched view of the inner 388 x 388 pixels, as wherever this is
-    done, so it lies off the image by up to 92 pixels at the border: train and apply it at one size, and do not
-    tile it. Same parameters as `unet_2015`: 31,030,658.
-
-    Raises:
-        ConfigError: as `unet_2015`.
+    For callers that need equal sizes. The output is a stretched view of the inner 388 x 388 pixels, off by up to 92
+    pixels at the border: train and apply it at one size, and do not tile it. 31,030,658 parameters, as `unet_2015`.
     """
     return unet_2015(in_channels, out_channels, **{"resize_output": True, **overrides})
 
 
 def unet_2015_same(in_channels: int = 1, out_channels: int = 1, **overrides: Any) -> UNet:
-    """`unet_2015` with zero padding, so that sizes are kept, and one sigmoid channel instead of two classes.
+    """Return `unet_2015` with zero padding, which keeps sizes, and one sigmoid channel instead of two classes.
 
     The usual binary form of public re-implementations, e.g. github.com/zhixuhao/unet (which has one more 3x3
     convolution, to 2 channels, before the last: 31,031,685 parameters for a one-channel image). 31,030,593
     parameters. Pass `out_activation=None` for logits.
-
-    Raises:
-        ConfigError: as `unet_2015`.
     """
     return _network(
         overrides,
@@ -62,14 +53,11 @@ def unet_2015_same(in_channels: int = 1, out_channels: int = 1, **overrides: Any
 
 
 def unet_compact_bn(in_channels: int = 1, out_channels: int = 1, **overrides: Any) -> UNet:
-    """Eight to 128 channels, batch norm and ReLU after every convolution and up-convolution; 3x3 output, sigmoid.
+    """Return a network with 8 to 128 channels, batch norm and ReLU after every convolution and up-convolution.
 
     A small variant of public code without a paper of its own. 486,593 parameters, 64 times fewer than `unet_2015`. The
     public code has 487,449: 856 biases of convolutions, which the batch norm after them cancels. Pass
     `out_activation=None` for logits.
-
-    Raises:
-        ConfigError: as `unet_2015`.
     """
     return _network(
         overrides,
@@ -87,7 +75,7 @@ def unet_compact_bn(in_channels: int = 1, out_channels: int = 1, **overrides: An
 def unet_padded_bn(
     in_channels: int = 3, out_channels: int = 2, *, upsample: str = "transposed", **overrides: Any
 ) -> UNet:
-    """64 to 1024 channels, zero padding, batch norm; odd sizes are padded before the concatenation.
+    """Return a network with 64 to 1024 channels, zero padding and batch norm; odd sizes are padded.
 
     Source: github.com/milesial/Pytorch-UNet. `upsample="transposed"`: 31,037,698 parameters (31,037,633 with one
     output channel). `upsample="linear"`: its bilinear form, in which the last convolution of each level
@@ -96,9 +84,6 @@ def unet_padded_bn(
 
     Two differences, both so that tiles agree with the whole image: linear upsampling has half-pixel centres (there
     `align_corners=True`), and odd sizes are padded at the far end only (the same for strides of 2).
-
-    Raises:
-        ConfigError: as `unet_2015`.
     """
     linear = upsample == "linear"
     return _network(
@@ -113,18 +98,15 @@ def unet_padded_bn(
 
 
 def unet3d_2016(in_channels: int = 3, out_channels: int = 3, **overrides: Any) -> UNet:
-    """The 3D U-Net: valid, batch norm before each ReLU, channels doubled before pooling; 132x132x116 to 44x44x28.
+    """Return the 3D U-Net: valid, batch norm before each ReLU, channels doubled before pooling.
 
     Source: Cicek, Abdulkadir, Lienkamp, Brox, Ronneberger, "3D U-Net: Learning Dense Volumetric Segmentation from
     Sparse Annotation", MICCAI 2016, figure 2. The up-convolutions keep the number of channels.
 
-    19,073,187 parameters, where the paper states 19,069,955. That is the same network counted with one shift per
-    3x3x3 convolution channel (2,336: either its bias or the batch norm's), no scale of the batch norms, and no bias in
-    the up-convolutions. Here each batch norm has a scale too (+2,336) and each up-convolution a bias
-    (512 + 256 + 128 = +896).
-
-    Raises:
-        ConfigError: as `unet_2015`.
+    132 x 132 x 116 to 44 x 44 x 28. 19,073,187 parameters; the paper states 19,069,955. That is the same network,
+    counted with one shift per 3x3x3 convolution channel (2,336: either its bias or the batch norm's), no scale of the
+    batch norms, and no bias in the up-convolutions. Here each batch norm has a scale too (+2,336) and each
+    up-convolution a bias (512 + 256 + 128 = +896).
     """
     return _network(
         overrides,
@@ -140,21 +122,16 @@ def unet3d_2016(in_channels: int = 3, out_channels: int = 3, **overrides: Any) -
 
 
 PRESETS: dict[str, Callable[..., UNet]] = {
-    "unet_2015": unet_2015,
-    "unet_2015_resized": unet_2015_resized,
-    "unet_2015_same": unet_2015_same,
-    "unet_compact_bn": unet_compact_bn,
-    "unet_padded_bn": unet_padded_bn,
-    "unet3d_2016": unet3d_2016,
+    preset.__name__: preset
+    for preset in (unet_2015, unet_2015_resized, unet_2015_same, unet_compact_bn, unet_padded_bn, unet3d_2016)
 }
-"""All presets by name."""
 
 
 def build(name: str, **kwargs: Any) -> UNet:
-    """Build a preset by its name; `kwargs` replace published values.
+    """Return a preset by its name; `kwargs` replace published values.
 
     Raises:
-        ConfigError: for an unknown name or keyword.
+        ConfigError: an unknown name or keyword.
 
     Example:
         >>> build("unet_compact_bn", in_channels=3).shapes.total_stride
@@ -167,11 +144,7 @@ def build(name: str, **kwargs: Any) -> UNet:
 
 def _network(overrides: dict[str, Any], **published: Any) -> UNet:
     arguments = {"spatial_dims": 2, **published, **overrides}
-    unknown = sorted(set(arguments) - set(inspect.signature(UNet).parameters))
-    if unknown:
-        raise ConfigError(
-            "UNet has no such argument",
-            received=", ".join(unknown),
-            expected=", ".join(inspect.signature(UNet).parameters),
-        )
+    known = inspect.signature(UNet).parameters
+    if unknown := sorted(set(arguments) - set(known)):
+        raise ConfigError("UNet has no such argument", received=", ".join(unknown), expected=", ".join(known))
     return UNet(**arguments)

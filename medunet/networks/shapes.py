@@ -9,10 +9,10 @@ level 1   |   0   |   1   |   2   |   3   |      repeats when the image moves by
 level 2   |       0       |       1       |      not when it moves by 1, 2 or 3
 ```
 
-So a tile reproduces the whole image only where (a) its origin is a multiple of `total_stride`, (b) its far end is
-a multiple of `total_stride` too or the image's own end, and (c) a pixel is at least `halo` away from every edge at
-which the tile ends and the image goes on. A valid network keeps (c) by itself; its step from tile to tile must be a
-multiple of `total_stride` (`step`), not its output size: 572 -> 388 advances by 384.
+So a tile reproduces the whole image only if (a) its origin is a multiple of `total_stride`, (b) its far end is a
+multiple of `total_stride` or the image's own end, and (c) a pixel is at least `halo` away from every edge at which the
+tile ends and the image continues. A valid network satisfies (c) by itself; its step from tile to tile must be a
+multiple of `total_stride`, not its output size: 572 -> 388 advances by 384.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ from typing import Literal
 
 from medunet.errors import ConfigError
 
-from .arguments import PerAxis, choose, flag, per_axis, per_row, positive
+from .arguments import PerAxis, choose, integer, per_axis, per_row
 
 SPATIAL_DIMS = (2, 3)
-"""Images have two or three spatial axes."""
-
 PADDINGS = ("same", "valid")
 DOWNSAMPLES = ("maxpool", "conv")
 UPSAMPLES = ("transposed", "linear")
@@ -37,24 +35,24 @@ UPSAMPLES = ("transposed", "linear")
 
 @dataclass(frozen=True)
 class UNetShapes:
-    """What a U-Net does to sizes: a value that is consistent once built.
+    """Sizes of a U-Net's input and output.
 
-    `UNetShapes.of` takes the short forms (`strides=2`); the fields are the long form. Max-pooling and strided
-    convolution (kernel = stride) have the same geometry, so only the upsampling tells networks apart here.
+    `UNetShapes.of` takes short forms (`strides=2`); the fields are the long form. Max-pooling and strided convolution
+    (kernel = stride) have the same geometry.
 
     Attributes:
         spatial_dims: 2 or 3.
         kernel_sizes: kernel of the convolutions, per level (finest first), per axis.
         strides: stride between level `l` and `l + 1`, per transition, per axis.
         convs_per_level: number of convolutions of an encoder level, and of a decoder level.
-        padding: `"same"` keeps the size within a level, `"valid"` uses no pixel that is not there.
+        padding: `"same"` keeps the size within a level, `"valid"` uses no pixel outside the image.
         downsample: `"maxpool"` or `"conv"`, both with kernel = stride.
         upsample: `"transposed"` (kernel = stride) or `"linear"` (half-pixel centres, `align_corners=False`).
         head_kernel_size: kernel of the output convolution.
         resize_output: whether a valid network's output is interpolated to the size of its input.
 
     Raises:
-        ConfigError: for values that do not fit each other.
+        ConfigError: values that do not fit each other.
 
     Example:
         >>> paper = UNetShapes.of(2, 5, padding="valid")
@@ -79,22 +77,17 @@ class UNetShapes:
         choose("padding", self.padding, PADDINGS)
         choose("downsample", self.downsample, DOWNSAMPLES)
         choose("upsample", self.upsample, UPSAMPLES)
-        positive("convs_per_level", self.convs_per_level)
-        flag("resize_output", self.resize_output)
+        integer("convs_per_level", self.convs_per_level)
+        choose("resize_output", self.resize_output, (True, False))
         if len(self.kernel_sizes) < 2 or len(self.strides) != len(self.kernel_sizes) - 1:
             raise ConfigError(
                 "a U-Net needs a kernel for each of its levels and a stride for each step between them",
                 received=f"{len(self.kernel_sizes)} kernels and {len(self.strides)} strides",
                 expected="at least 2 levels, and one stride fewer than kernels",
-                remedy="give one kernel per level and one stride per transition, or build with UNetShapes.of",
             )
-        # The head's kernel has a default that depends on spatial_dims; a frozen dataclass is filled in this way.
-        object.__setattr__(
-            self, "head_kernel_size", per_axis("head_kernel_size", self.head_kernel_size or 1, self.spatial_dims)
-        )
-        for kind, rows in (("kernel_sizes", self.kernel_sizes), ("strides", self.strides)):
-            checked = tuple(per_axis(kind, row, self.spatial_dims) for row in rows)
-            object.__setattr__(self, kind, checked)
+        # the default of the head's kernel depends on spatial_dims
+        head = per_axis("head_kernel_size", self.head_kernel_size or 1, self.spatial_dims)
+        object.__setattr__(self, "head_kernel_size", head)
         self._check_symmetry()
 
     @classmethod
@@ -112,32 +105,19 @@ class UNetShapes:
         head_kernel_size: int | Sequence[int] = 1,
         resize_output: bool = False,
     ) -> UNetShapes:
-        """Build from the short forms: one integer for all, one per level (transition), or one per level and axis.
+        """Build from `levels` resolutions and short forms: one integer for all, one per level, or per level and axis.
 
-        Args:
-            spatial_dims: 2 or 3.
-            levels: number of resolutions, at least 2.
-            kernel_sizes: kernels; a list has one entry (integer or list over the axes) per level.
-            strides: strides; a list has one entry (integer or list over the axes) per transition.
-            convs_per_level: see the class.
-            padding: see the class.
-            downsample: see the class.
-            upsample: see the class.
-            head_kernel_size: one integer, or one per axis.
-            resize_output: see the class.
+        Strides have one entry per transition, one fewer than levels.
 
         Raises:
-            ConfigError: for any value that does not fit.
+            ConfigError: a value that does not fit.
 
         Example:
             >>> UNetShapes.of(3, 3, kernel_sizes=[[1, 3, 3], 3, 3], strides=[[1, 2, 2], 2]).total_stride
             (2, 4, 4)
         """
         choose("spatial_dims", spatial_dims, SPATIAL_DIMS)
-        if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
-            raise ConfigError(
-                "a U-Net needs at least two levels", received=levels, expected="an integer >= 2", remedy="add a level"
-            )
+        integer("levels", levels, least=2)
         return cls(
             spatial_dims=spatial_dims,
             kernel_sizes=per_row("kernel_sizes", kernel_sizes, levels, spatial_dims, "level"),
@@ -157,7 +137,7 @@ class UNetShapes:
 
     @property
     def total_stride(self) -> PerAxis:
-        """Product of the strides: side, in input pixels, of one pixel of the coarsest level."""
+        """Product of the strides: input pixels along one pixel of the coarsest level."""
         return tuple(math.prod(row[axis] for row in self.strides) for axis in range(self.spatial_dims))
 
     @property
@@ -171,7 +151,7 @@ class UNetShapes:
 
     @property
     def halo(self) -> PerAxis:
-        """`receptive_radius` rounded up to `total_stride`: what a padded network's tile must see beyond its output."""
+        """`receptive_radius` rounded up to `total_stride`: context that a padded network's tile needs on each side."""
         return tuple(
             -(-radius // stride) * stride
             for radius, stride in zip(self.receptive_radius, self.total_stride, strict=True)
@@ -179,16 +159,16 @@ class UNetShapes:
 
     @property
     def margin(self) -> PerAxis:
-        """Pixels by which the output is smaller than the input on each side; zeros where the size is kept."""
+        """Pixels by which the output is smaller than the input on each side; zeros if the size is kept."""
         if self.padding == "same" or self.resize_output:
             return (0,) * self.spatial_dims
         return tuple(self._lost(axis) // 2 for axis in range(self.spatial_dims))
 
     def output_size(self, size: Sequence[int]) -> PerAxis:
-        """Size of the output for an input of `size`.
+        """Return the size of the output for an input of `size`.
 
         Raises:
-            ConfigError: if the network does not accept `size`.
+            ConfigError: the network does not accept `size`.
         """
         wanted = self._sizes(size)
         accepted = self.next_valid_input(wanted)
@@ -202,7 +182,7 @@ class UNetShapes:
         return tuple(n - 2 * m for n, m in zip(wanted, self.margin, strict=True))
 
     def next_valid_input(self, size: Sequence[int]) -> PerAxis:
-        """Smallest accepted input that is at least `size` on every axis.
+        """Return the smallest accepted input of at least `size` on every axis.
 
         Example:
             >>> UNetShapes.of(2, 5, padding="valid").next_valid_input((512, 573))
@@ -211,7 +191,7 @@ class UNetShapes:
         return tuple(self._accepted(n, axis) for axis, n in enumerate(self._sizes(size)))
 
     def input_for_output(self, size: Sequence[int]) -> PerAxis:
-        """Smallest accepted input whose output is at least `size` on every axis.
+        """Return the smallest accepted input whose output is at least `size` on every axis.
 
         Example:
             >>> UNetShapes.of(2, 5, padding="valid").input_for_output((388, 1))
@@ -221,10 +201,10 @@ class UNetShapes:
         return self.next_valid_input(grown)
 
     def coarsest_size(self, size: Sequence[int]) -> PerAxis:
-        """Size of the coarsest level's feature maps for an input of `size`.
+        """Return the size of the coarsest level's feature maps for an input of `size`.
 
         Raises:
-            ConfigError: if the network does not accept `size`.
+            ConfigError: the network does not accept `size`.
 
         Example:
             >>> UNetShapes.of(2, 5, padding="valid").coarsest_size((572, 572))
@@ -235,39 +215,25 @@ class UNetShapes:
             return tuple(n // stride for n, stride in zip(size, self.total_stride, strict=True))
         return tuple((n - self._encoder_side(0, axis)) // self.total_stride[axis] for axis, n in enumerate(size))
 
-    def step(self, size: Sequence[int]) -> PerAxis:
-        """Distance between tiles of input `size` whose outputs leave no gap and agree: aligned to `total_stride`.
-
-        Zero on an axis where the output is smaller than `total_stride`: such a tile cannot be moved.
-
-        Example:
-            >>> UNetShapes.of(2, 5, padding="valid").step((572, 572))
-            (384, 384)
-        """
-        return tuple(n // stride * stride for n, stride in zip(self.output_size(size), self.total_stride, strict=True))
-
     # ----- one axis -----------------------------------------------------------------------------------------------
 
     def _level_loss(self, level: int, axis: int) -> int:
-        """Pixels that the convolutions of one valid encoder (or decoder) level take away, both sides together."""
+        """Return the pixels that the convolutions of one valid level remove, both sides together."""
         return self.convs_per_level * (self.kernel_sizes[level][axis] - 1)
 
     def _up_loss(self, stride: int) -> int:
-        """Pixels that a valid upsampling takes away, both sides together, at the finer level.
-
-        Transposed with kernel = stride: none. Linear: the outer half coarse pixel has no neighbour to interpolate to.
-        """
+        """Return the pixels that a valid upsampling removes: in linear ones the outer half coarse pixels."""
         return 2 * (stride // 2) if self.upsample == "linear" else 0
 
     def _encoder_side(self, bottom: int, axis: int) -> int:
-        """Input that leaves `bottom` pixels at the end of the coarsest level of a valid network."""
+        """Return the input that leaves `bottom` pixels at the end of the coarsest level of a valid network."""
         n = bottom + self._level_loss(self.levels - 1, axis)
         for level in reversed(range(self.levels - 1)):
             n = n * self.strides[level][axis] + self._level_loss(level, axis)
         return n
 
     def _decoder_side(self, bottom: int, axis: int) -> int:
-        """Output of a valid network from `bottom` pixels at the coarsest level; 0 if it runs out on the way."""
+        """Return the output of a valid network from `bottom` pixels at the coarsest level; 0 if none are left."""
         n = bottom
         for level in reversed(range(self.levels - 1)):
             stride = self.strides[level][axis]
@@ -290,7 +256,7 @@ class UNetShapes:
         stride = self.total_stride[axis]
         if self.padding == "same":
             return max(size, stride)
-        # _encoder_side is affine in its argument with slope total_stride.
+        # _encoder_side is affine in its argument with slope total_stride
         smallest = self._encoder_side(self._smallest_bottom(axis), axis)
         return smallest + max(0, -(-(size - smallest) // stride)) * stride
 
@@ -302,9 +268,9 @@ class UNetShapes:
         )
 
     def _needs(self, pixel: int, axis: int) -> tuple[int, int]:
-        """First and last input pixel that output pixel `pixel` depends on: the way back through the network."""
+        """Return the first and last input pixel that output pixel `pixel` depends on, back through the network."""
         low, high = _grown(pixel, pixel, self.head_kernel_size[axis] - 1)
-        wanted = []  # of every encoder level's output: what its skip connection is asked for
+        wanted = []  # pixels of every encoder level's output that its skip connection needs
         for level in range(self.levels - 1):
             low, high = _grown(low, high, self._level_loss(level, axis))
             wanted.append((low, high))
@@ -321,7 +287,7 @@ class UNetShapes:
     # ----- checks -------------------------------------------------------------------------------------------------
 
     def _check_symmetry(self) -> None:
-        """Refuse what has no centre: even kernels in "same", an odd loss of pixels in "valid"."""
+        """Reject kernels without a centre: even ones in "same", an odd loss of pixels in "valid"."""
         rows = {
             **{f"kernel_sizes[{i}]": row for i, row in enumerate(self.kernel_sizes)},
             "head_kernel_size": self.head_kernel_size,
@@ -333,14 +299,12 @@ class UNetShapes:
                     f'{name} is even, which has no centre to pad around in padding="same"',
                     received=row,
                     expected="odd kernels",
-                    remedy='use 1, 3 or 5, or padding="valid"',
                 )
             if any(convs * (k - 1) % 2 for k in row):
                 raise ConfigError(
                     f"{name} makes a level lose an odd number of pixels, so its output has no centre",
                     received=f"{convs} convolution(s) of kernel {row}",
-                    expected="an even number of pixels lost per level",
-                    remedy="use odd kernels, or an even number of convolutions per level",
+                    expected="odd kernels, or an even number of convolutions per level",
                 )
 
     def _sizes(self, size: Sequence[int]) -> PerAxis:
@@ -353,7 +317,6 @@ class UNetShapes:
                 "not a spatial size for this network",
                 received=size,
                 expected=f"{self.spatial_dims} integers >= 1",
-                remedy="give one size per spatial axis, without batch and channels",
             )
         return sizes
 
@@ -369,7 +332,7 @@ def _grown(low: int, high: int, loss: int) -> tuple[int, int]:
 
 
 def _coarser(low: int, high: int, stride: int, *, linear: bool) -> tuple[int, int]:
-    """Coarse pixels that the fine pixels `low ... high` are upsampled from.
+    """Return the coarse pixels that the fine pixels `low ... high` are upsampled from.
 
     ```
     coarse    |     0     |     1     |     half-pixel centres, stride 2: fine pixel 1 lies a quarter of a coarse
@@ -378,5 +341,5 @@ def _coarser(low: int, high: int, stride: int, *, linear: bool) -> tuple[int, in
     """
     if not linear:
         return low // stride, high // stride
-    # Fine pixel p lies at (p + 1/2) / s - 1/2 = (2p + 1 - s) / 2s: the floor and the ceiling of that.
+    # fine pixel p is at (p + 1/2) / s - 1/2 = (2p + 1 - s) / 2s: the floor and the ceiling of that
     return (2 * low + 1 - stride) // (2 * stride), -(-(2 * high + 1 - stride) // (2 * stride))

@@ -11,20 +11,8 @@ from torch.nn import functional as F
 
 from medunet.errors import ConfigError
 
-from .arguments import choose, flag, positive
-from .blocks import (
-    ACTIVATIONS,
-    NORMS,
-    ConvUnit,
-    DecoderLevel,
-    EncoderLevel,
-    Option,
-    Style,
-    Up,
-    conv_block,
-    initialise,
-    parse_option,
-)
+from .arguments import Option, choose, integer, parse_option
+from .blocks import ACTIVATIONS, NORMS, ConvUnit, DecoderLevel, EncoderLevel, Style, Up, conv_block, initialise
 from .shapes import UNetShapes
 
 UP_CHANNELS = ("halve", "keep", "before")
@@ -36,7 +24,7 @@ DROPOUT_LEVELS = 2
 
 
 class UNet(nn.Module):
-    """U-Net of Ronneberger et al. 2015 (2D) and Cicek et al. 2016 (3D), with the options that later ones added.
+    """U-Net of Ronneberger et al. 2015 (2D) and Cicek et al. 2016 (3D), with options of later variants.
 
     ```
     encoder.0  ----------- skip ----------->  decoder.2 -> head      finest level, channels[0]
@@ -50,15 +38,15 @@ class UNet(nn.Module):
     `shapes.output_size`. In training with deep supervision `forward` returns a list, finest first, the coarser ones at
     their own resolution; a scripted network always returns the finest.
 
-    Lists may stand for tuples everywhere, so that JSON can spell all arguments.
+    All arguments can be written in JSON: lists replace tuples.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         out_channels: channels of the output, one per class.
-        channels: feature channels of every level, finest first; their number is the number of levels, at least 2.
-        strides: factor between levels: one integer, one per transition, or one per transition and axis
-            (`[[1, 2, 2], 2]` for thick slices).
+        channels: feature channels of every level, finest first; at least two levels.
+        strides: factor between levels: one integer, one per transition, or one per transition and axis, such as
+            `[[1, 2, 2], 2]` for thick slices.
         kernel_sizes: kernels: one integer, one per level, or one per level and axis.
         convs_per_level: convolutions of each encoder and each decoder level.
         padding: `"same"`: zeros around every convolution; `"valid"`: no padding, as in the paper.
@@ -67,30 +55,30 @@ class UNet(nn.Module):
         act: MONAI's name of an activation, or name and keywords: `["leakyrelu", {"negative_slope": 0.1}]`.
         downsample: `"maxpool"`, or `"conv"`: a convolution with kernel = stride, norm and activation.
         upsample: `"transposed"`: convolution with kernel = stride; `"linear"`: interpolation with half-pixel centres
-            (`align_corners=False`: the same weights wherever a tile lies), behind a 1x1 convolution where
-            `up_channels` asks for fewer channels. Valid networks drop the half coarse pixel at the border that
-            cannot be interpolated.
-        up_channels: where the channels decrease on the way up: `"halve"`: in the upsampling, to the finer level's;
-            `"keep"`: in the convolutions after the concatenation (Cicek); `"before"`: already in the last convolution
-            of the decoder level below.
-        widen_before_pool: an encoder level's convolutions but the last have half its channels (Cicek).
+            (`align_corners=False`, the same weights for every position of a tile), after a 1x1 convolution if
+            `up_channels` needs fewer channels. Valid networks drop the half coarse pixel at the border that cannot be
+            interpolated.
+        up_channels: where the decoder reduces the channels: `"halve"`: in the upsampling, to the finer level's;
+            `"keep"`: in the convolutions after the concatenation (Cicek); `"before"`: in the last convolution of the
+            coarser decoder level.
+        widen_before_pool: all convolutions of an encoder level but the last have half its channels (Cicek).
         block: `"plain"`, or `"residual"`: a shortcut around the convolutions of a level.
-        dropout: probability, in training, on the two coarsest encoder levels; no other level has dropout.
-        deep_supervision: number of further heads, on the next coarser decoder levels; padded networks only.
+        dropout: probability in training, on the two coarsest encoder levels.
+        deep_supervision: number of additional heads, on the next coarser decoder levels; padded networks only.
         resize_output: interpolate a valid network's logits linearly to the size of its input.
         head_kernel_size: kernel of the output convolution.
-        norm_after_up: normalisation after the upsampling, too.
-        act_after_up: activation after the upsampling (after its normalisation), too.
+        norm_after_up: also normalise after the upsampling.
+        act_after_up: also activate after the upsampling and its normalisation.
         out_activation: None (logits), `"sigmoid"`, or `"softmax"` over the channels.
 
     Attributes:
-        shapes: sizes, receptive field, halo; not there in a scripted network.
+        shapes: sizes, receptive field, halo; missing in a scripted network.
         tileable: whether tiles can reproduce the whole image (in evaluation mode, with origins at multiples of
             `shapes.total_stride` and `shapes.halo` pixels of context).
         tileable_reason: why, or why not.
 
     Raises:
-        ConfigError: for arguments that cannot work, and for images of a wrong size.
+        ConfigError: invalid arguments; when called, an image of a wrong size.
 
     Example:
         >>> network = UNet(3, 1, 2, channels=[8, 16, 32], norm="batch")
@@ -125,14 +113,14 @@ class UNet(nn.Module):
         out_activation: str | None = None,
     ) -> None:
         super().__init__()
-        positive("in_channels", in_channels)
-        positive("out_channels", out_channels)
+        integer("in_channels", in_channels)
+        integer("out_channels", out_channels)
         choose("up_channels", up_channels, UP_CHANNELS)
         choose("block", block, BLOCKS)
         choose("out_activation", out_activation, OUT_ACTIVATIONS)
-        flag("widen_before_pool", widen_before_pool)
-        flag("norm_after_up", norm_after_up)
-        flag("act_after_up", act_after_up)
+        choose("widen_before_pool", widen_before_pool, (True, False))
+        choose("norm_after_up", norm_after_up, (True, False))
+        choose("act_after_up", act_after_up, (True, False))
         widths = _checked_channels(channels, even=widen_before_pool)
         _check_dropout(dropout)
         self.shapes = UNetShapes.of(
@@ -151,8 +139,8 @@ class UNet(nn.Module):
         style = Style(
             spatial_dims,
             same=padding == "same",
-            norm=None if norm is None else parse_option("norm", norm, NORMS),
-            act=parse_option("act", act, ACTIVATIONS),
+            norm=None if norm is None else parse_option("norm", norm, list(NORMS)),
+            act=parse_option("act", act, list(ACTIVATIONS)),
         )
         self.tileable, self.tileable_reason = _tileable(style, self.shapes)
         self.norm = "none" if style.norm is None else style.norm[0]
@@ -195,7 +183,7 @@ class UNet(nn.Module):
             self.decoder.append(DecoderLevel(up, convs))
             width = last
             if 0 < level <= deep_supervision:
-                # Inserted in front: coarse_heads.0 is the finest of them.
+                # inserted in front, so that coarse_heads.0 is the finest of them
                 self.coarse_heads.insert(0, style.conv(width, out_channels, self.shapes.head_kernel_size))
         self.head = style.conv(width, out_channels, self.shapes.head_kernel_size)
         initialise(self)
@@ -210,10 +198,10 @@ class UNet(nn.Module):
         return pool(stride)
 
     def forward(self, image: Tensor) -> Tensor:
-        """`(B, in_channels, *spatial)` to `(B, out_channels, *spatial')`; see the class for deep supervision.
+        """Compute `(B, in_channels, *spatial)` to `(B, out_channels, *spatial')`; see the class for deep supervision.
 
         Raises:
-            ConfigError: if the image has the wrong number of axes or channels, or a size that the network cannot take.
+            ConfigError: an image with a wrong number of axes or channels, or a size that the network does not accept.
         """
         if not torch.jit.is_scripting():
             self._check(image)
@@ -236,7 +224,7 @@ class UNet(nn.Module):
     @torch.jit.unused
     def _supervised(self, output: Tensor, decoded: list[Tensor]) -> Tensor:
         coarser = zip(self.coarse_heads, decoded[-2::-1], strict=False)
-        # TorchScript knows one return type only: the annotations name that of a scripted network.
+        # TorchScript allows one return type only: the annotations name that of a scripted network
         return [output, *(self._output(head(y), y) for head, y in coarser)]  # type: ignore[return-value]
 
     def _output(self, logits: Tensor, image: Tensor) -> Tensor:
@@ -251,16 +239,14 @@ class UNet(nn.Module):
     @torch.jit.unused
     def _check(self, image: Tensor) -> None:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return  # sizes may be symbols there, and a graph cannot raise
+            return  # sizes may be symbols, and a graph cannot raise
         if image.dim() != self.shapes.spatial_dims + 2 or image.size(1) != self.in_channels:
             raise ConfigError(
                 "the image does not fit the network",
                 received=tuple(image.shape),
                 expected=f"(B, {self.in_channels}, {', '.join('HWD'[: self.shapes.spatial_dims])})",
-                remedy="add the batch axis, select channels, or build the network with other in_channels",
             )
         coarsest = self.shapes.coarsest_size(image.shape[2:])
-        # One value has no variance; torch would say so without the way out.
         one_value = math.prod(coarsest) == 1 and (self.norm == "instance" or image.size(0) == 1)
         if one_value and (self.norm == "instance" or (self.norm == "batch" and self.training)):
             raise ConfigError(
@@ -278,13 +264,9 @@ def _checked_channels(channels: Sequence[int], *, even: bool) -> tuple[int, ...]
             received=repr(channels),
             expected="at least two integers, e.g. [32, 64, 128]",
         )
-    widths = tuple(positive(f"channels[{level}]", width) for level, width in enumerate(channels))
+    widths = tuple(integer(f"channels[{level}]", width) for level, width in enumerate(channels))
     if even and any(width % 2 for width in widths):
-        raise ConfigError(
-            "widen_before_pool halves channels",
-            received=widths,
-            expected="even numbers of channels",
-        )
+        raise ConfigError("widen_before_pool needs even numbers of channels", received=widths)
     return widths
 
 
@@ -297,15 +279,13 @@ def _check_deep_supervision(heads: int, shapes: UNetShapes) -> None:
     most = shapes.levels - 2
     if isinstance(heads, bool) or not isinstance(heads, int) or not 0 <= heads <= most:
         raise ConfigError(
-            "deep_supervision must not exceed the number of coarser decoder levels",
-            received=repr(heads),
-            expected=f"an integer from 0 to {most}, for {shapes.levels} levels",
+            f"deep_supervision must be an integer from 0 to {most} for {shapes.levels} levels", received=repr(heads)
         )
     if heads and shapes.padding == "valid":
         raise ConfigError(
-            "the coarser outputs of a valid network show more of the image than its finest: one label does not fit all",
-            received=f'deep_supervision={heads} with padding="valid"',
-            expected='padding="same", or deep_supervision=0',
+            "deep_supervision needs padding same: the coarser outputs of a valid network show more of the image than "
+            "its finest, so one label does not fit all",
+            received=heads,
         )
 
 

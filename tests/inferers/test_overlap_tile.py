@@ -86,7 +86,7 @@ def assert_tiling_changes_no_voxel(network: UNet, image: torch.Tensor, tile_size
         {"downsample": "conv"},
         {"block": "residual"},
         {"strides": [(2, 1), (3, 2)]},
-        {"kernel_sizes": [(1, 3), (3, 5), 3], "head_kernel_size": 3},
+        {"kernel_sizes": [(1, 3), (3, 5), 3], "head_kernel_size": 3, "norm_after_up": True, "act_after_up": True},
     ],
     ids=str,
 )

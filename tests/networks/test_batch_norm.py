@@ -89,7 +89,7 @@ def test_two_processes_are_one_with_both_batches(
         assert torch.equal(first[key], second[key])
 
 
-def test_a_network_keeps_its_weights_and_answers() -> None:
+def test_a_network_keeps_its_weights_and_outputs() -> None:
     torch.manual_seed(0)
     network = UNet(2, 1, 2, channels=(4, 8), norm="batch")
     image = torch.randn(2, 1, 16, 16)
@@ -102,13 +102,13 @@ def test_a_network_keeps_its_weights_and_answers() -> None:
     torch.testing.assert_close(changed(image), expected)  # one process: plain batch norm
 
 
-def test_one_axis_is_refused() -> None:
+def test_one_axis_is_rejected() -> None:
     with pytest.raises(ValueError, match="2 axes"):
         SynchronizedBatchNorm(3)(torch.zeros(3))
 
 
-def test_this_module_is_needed_on_a_cpu(tmp_path: Path) -> None:
-    """PyTorch's refuses the CPU; once it does not, ours can go."""
+def test_pytorchs_own_module_rejects_the_cpu(tmp_path: Path) -> None:
+    """Once it does not, ours can go."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
     try:
         with pytest.raises(ValueError, match="GPU"):
