@@ -14,6 +14,9 @@ from typing import Any
 import typer
 from typer.models import ArgumentInfo, DefaultPlaceholder, OptionInfo
 
+from medunet.bundle import find_bundle
+from medunet.bundle.explain import show
+from medunet.bundle.ids import ConfigId, list_ids, meanings
 from medunet.cli.app import app
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
@@ -78,6 +81,38 @@ def row(parameter: inspect.Parameter, kind: Any, info: ArgumentInfo | OptionInfo
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
+def config_page() -> str:
+    """Return the Markdown of all documented config ids, with their defaults in the shipped bundles."""
+    bundles = ("unet_3d", "unet_2d")
+    defaults = [{entry.id: entry for entry in list_ids(find_bundle(name))} for name in bundles]
+    lines = [
+        "# Config values",
+        "",
+        "Every value of a bundle has an id. `--set ID=VALUE` of `train`, `predict` and `bundle init` changes it, like",
+        "`--ID VALUE` of `python -m monai.bundle run`. `medunet bundle show BUNDLE` lists the values of a bundle.",
+        "",
+        "```bash",
+        'medunet train unet_3d --data DATA --set epochs=20 --set "patch_size=[64,64,64]"',
+        "medunet bundle init unet_3d --output mine --set augment::noise::prob=0.5",
+        "medunet bundle show unet_3d augment",
+        "```",
+        "",
+        "| id | meaning | type | default of `unet_3d` | default of `unet_2d` |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for id_, meaning in meanings().items():
+        found = [entries.get(id_) for entries in defaults]
+        kind = next((entry.type for entry in found if entry), "any")
+        cells = [f"`{id_}`", meaning, kind, *(default(entry) for entry in found)]
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def default(entry: ConfigId | None) -> str:
+    """Return the default of an id in one bundle; empty if the bundle does not have it, or for a mapping."""
+    return "" if entry is None or entry.type == "mapping" else f"`{show(entry.value)}`"
+
+
 def pages() -> dict[str, str]:
     """Return the generated pages by file name."""
     lines = [
@@ -87,7 +122,7 @@ def pages() -> dict[str, str]:
     ]
     for name, function in commands(app, "medunet"):
         lines += ["", *section(name, function)[:-1]]
-    return {"commands.md": "\n".join(lines) + "\n"}
+    return {"commands.md": "\n".join(lines) + "\n", "config.md": config_page()}
 
 
 def main() -> None:

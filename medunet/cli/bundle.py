@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from medunet.cli import export
-from medunet.cli.options import Device, Preset, Set, Trust, next_command
+from medunet.cli.options import Device, Preset, Set, Trust, next_command, wide_console
 from medunet.config import parse_settings
+from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files
 from medunet.resources import find_bundle
 
@@ -36,6 +39,37 @@ def init(
 
     specialise(folder, output, changes, presets=preset or (), trust=trust)
     typer.echo(f"bundle: {output}")
+
+
+@app.command()
+def show(
+    bundle: Annotated[str, typer.Argument(help="Name of a shipped bundle, or folder of a bundle.")],
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids, or their first parts.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Also show ids that only connect components.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show the ids that --set accepts: value, meaning, type and origin of each."""
+    folder = find_bundle(bundle)
+    from medunet.bundle.explain import show as shown
+    from medunet.bundle.ids import list_ids
+
+    wanted = [id_.replace("#", "::") for id_ in ids or ()]
+    entries = [
+        entry
+        for entry in list_ids(folder)
+        if (any(f"{entry.id}::".startswith(f"{id_}::") for id_ in wanted) if wanted else every or entry.meaning)
+    ]
+    if wanted and not entries:
+        raise ConfigError("no such config id", file=folder, received=", ".join(ids or ()))
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, "ids": [vars(entry) for entry in entries]}, indent=2, ensure_ascii=False))
+        return
+    table = Table("id", "value", "meaning", "type", "origin")
+    for entry in entries:
+        value = "..." if entry.type == "mapping" else shown(entry.value)  # its parts have ids of their own
+        cells = (entry.id, value, entry.meaning, entry.type, entry.origin)
+        table.add_row(*map(escape, cells))
+    wide_console().print(table)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from medunet.bundle import find_bundle, specialise
+from medunet.bundle.ids import list_ids, meanings
 from medunet.errors import ConfigError, DataError
 
 
@@ -47,3 +48,16 @@ def test_another_configuration_does_not_replace_a_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="epochs: 4, there 3"):
         specialise(find_bundle("unet_3d"), tmp_path, {"epochs": 4})
     assert read(tmp_path, "train")["epochs"] == 3
+
+
+def test_ids_have_values_meanings_and_origins(tmp_path: Path) -> None:
+    folder = specialise(find_bundle("unet_3d"), tmp_path / "own", {"epochs": 3})
+    ids = {entry.id: entry for entry in list_ids(folder)}
+    assert (ids["epochs"].value, ids["epochs"].type, ids["epochs"].origin) == (3, "integer", "changed")
+    assert ids["batch_size"].origin == "default"
+    assert ids["tile_size"].configs == ("train", "evaluate", "inference")
+    assert ids["augment::noise"].meaning
+    assert not ids["train::trainer::network"].meaning
+    every = {id_ for name in ("unet_3d", "unet_2d", "unet_2015") for id_ in (e.id for e in list_ids(find_bundle(name)))}
+    optional = {"network_def::dropout", "network_def::deep_supervision", "augment::deform::axis_scale_range"}
+    assert set(meanings()) - every <= optional
