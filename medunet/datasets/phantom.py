@@ -1,7 +1,7 @@
-"""Made images with exact labels: a CT-like body, an MR-like head, and touching cells in the plane.
+"""Synthetic images with exact labels: a CT-like body, an MR-like head, and touching cells in 2D.
 
-Every case is smoothly deformed, so that no two have the same shape; the seed alone decides what comes out. Shapes are
-drawn in coordinates from -1 to 1 across the field of view, whatever the number of voxels.
+Every case is smoothly deformed, so that no two have the same shape; the seed alone decides the result. Shapes are drawn
+in coordinates from -1 to 1 across the field of view, whatever the number of voxels.
 """
 
 from __future__ import annotations
@@ -32,27 +32,20 @@ MR_LABELS = {"background": 0, "gray_matter": 1, "white_matter": 2, "ventricles":
 CELL_LABELS = {"background": 0, "cell": 255}
 
 DEFAULT_SIZES: dict[str, tuple[int, ...]] = {
-    "ct": (64, 64, 48),
-    "mr": (64, 64, 64),
-    "cells": (128, 128),
-    "instances": (128, 128),
+    **{"ct": (64, 64, 48), "mr": (64, 64, 64)},
+    **{"cells": (128, 128), "instances": (128, 128)},
 }
 
+# range of the spacing along each axis; the field of view is `size` times its middle, so that sizes vary as well
 _SPACINGS_MM = {"ct": ((2.5, 3.0), (2.5, 3.0), (4.0, 5.0)), "mr": ((2.4, 2.8), (2.4, 2.8), (2.4, 2.8))}
-"""Range of the spacing along each axis; the field of view is `size` times its middle, so that sizes vary as well."""
 
-_PARTIAL_VOLUME_SIGMA = 0.5
-"""Blur in voxels, as scanners average over a voxel and a little more."""
-
-_CELL_DIAMETER = 22.0
-"""Mean distance of neighbouring cells in pixels."""
-
-_MEMBRANE_WIDTH = 2.5
-"""In pixels; at least two, so that cells do not touch over a corner."""
+_PARTIAL_VOLUME_SIGMA = 0.5  # blur in voxels, as scanners average over a voxel and a little more
+_CELL_DIAMETER = 22.0  # mean distance of neighbouring cells in pixels
+_MEMBRANE_WIDTH = 2.5  # pixels; at least two, so that cells do not touch over a corner
 
 
 class Phantom(NamedTuple):
-    """A made case.
+    """A synthetic case.
 
     Attributes:
         image: ``(*spatial)`` float32: Hounsfield units, arbitrary MR units, or grey values from 0 to 255.
@@ -68,14 +61,14 @@ class Phantom(NamedTuple):
 
 
 def make_phantom(kind: Kind, *, seed: int | Sequence[int], size: Sequence[int] | None = None) -> Phantom:
-    """One case.
+    """Make one case.
 
     Args:
         kind: 'ct', 'mr', 'cells' (label 255 inside a cell, 0 on membranes and between cells), or 'instances': the
             image of 'cells' with each cell numbered from 1.
-        seed: decides everything; a sequence of numbers where cases of one set are numbered.
-        size: number of voxels along each axis, about 64 x 64 x 48 in 3D by default; CT and MR, whose spacing is drawn
-            from a range, come out up to a tenth larger or smaller.
+        seed: decides everything; a sequence of numbers if cases of one set are numbered.
+        size: number of voxels along each axis, about 64 x 64 x 48 in 3D by default; the spacing of CT and MR is drawn
+            from a range, so they are up to a tenth larger or smaller.
 
     Raises:
         ConfigError: unknown kind, or a size that does not fit it.
@@ -99,9 +92,7 @@ def make_phantom(kind: Kind, *, seed: int | Sequence[int], size: Sequence[int] |
     shape = tuple(round(n * (low + high) / 2 / s) for n, (low, high), s in zip(nominal, ranges, spacing, strict=True))
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = [-(n - 1) / 2 * s for n, s in zip(shape, spacing, strict=True)]  # the centre is 0, 0, 0
-    if kind == "mr":
-        return _head(rng, shape, affine)
-    return _body(rng, shape, flip_ras_lps(affine))
+    return _head(rng, shape, affine) if kind == "mr" else _body(rng, shape, flip_ras_lps(affine))
 
 
 def write_phantom_dataset(
@@ -113,18 +104,18 @@ def write_phantom_dataset(
     seed: int = 0,
     size: Sequence[int] | None = None,
 ) -> Path:
-    """Write a set of made cases as the Medical Segmentation Decathlon lays it out.
+    """Write a synthetic data set in the layout of the Medical Segmentation Decathlon.
 
     `imagesTr/`, `labelsTr/`, `imagesTs/`, `labelsTs/` and `dataset.json`; volumes as int16 `.nii.gz`, cells as PNG. The
     same arguments write the same bytes.
 
     Args:
-        root: folder to write to; made when needed, files of the same names are replaced.
-        kind: see `make_phantom`.
+        root: folder to write to; files of the same names are replaced.
+        kind: as of `make_phantom`.
         cases: number of labelled cases to train with.
         test_cases: number of further cases; their labels are listed too.
         seed: case n is made from (seed, n).
-        size: see `make_phantom`.
+        size: as of `make_phantom`.
 
     Returns:
         The path of `dataset.json`.
@@ -146,7 +137,7 @@ def write_phantom_dataset(
         entries[part].append({"image": image, "label": label})
     manifest = {
         "name": f"phantom_{kind}",
-        "description": "made by medunet.datasets.phantom; no patient",
+        "description": "synthetic, by medunet.datasets.phantom; no patient",
         "tensorImageSize": "2D" if planar else "3D",
         "modality": {"0": {"ct": "CT", "mr": "MRI", "cells": "microscopy"}[kind]},
         "labels": {str(value): name for name, value in labels.items()},
@@ -155,8 +146,7 @@ def write_phantom_dataset(
         "training": entries["Tr"],
         "test": entries["Ts"],
     }
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    return folder / MANIFEST
+    return write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def _body(rng: np.random.Generator, shape: tuple[int, ...], affine: npt.NDArray[np.float64]) -> Phantom:
@@ -185,7 +175,7 @@ def _body(rng: np.random.Generator, shape: tuple[int, ...], affine: npt.NDArray[
     hounsfield[radius < 0.9] = 40  # muscle and bowel
     label = np.zeros(shape, dtype=np.uint8)
     organs: list[tuple[str, float, list[npt.NDArray[np.bool_]]]] = [
-        # later ones lie over earlier ones
+        # later ones cover earlier ones
         ("lungs", rng.uniform(-850, -750), [organ((side * 0.42, -0.02, 0.55), (0.3, 0.46, 0.6)) for side in (-1, 1)]),
         ("liver", rng.uniform(100, 120), [organ((-0.38, -0.08, -0.3), (0.42, 0.42, 0.38))]),
         ("spleen", rng.uniform(120, 140), [organ((0.52, 0.1, -0.25), (0.22, 0.26, 0.32))]),
@@ -196,8 +186,7 @@ def _body(rng: np.random.Generator, shape: tuple[int, ...], affine: npt.NDArray[
         inside = np.logical_or.reduce(masks) & (radius < 0.95)
         label[inside] = CT_LABELS[name]
         hounsfield[inside] = value
-    # Vertebrae and discs alternate; both are spine.
-    spine = label == CT_LABELS["spine"]
+    spine = label == CT_LABELS["spine"]  # vertebrae and discs alternate
     hounsfield[spine] += 80 * np.sin(16 * z[spine] + rng.uniform(0, 2 * np.pi))
     hounsfield += np.where(radius < 1, 10 * _smooth_noise(rng, shape, nodes=9), 0)
     hounsfield = gaussian_filter(hounsfield, _PARTIAL_VOLUME_SIGMA)
@@ -235,9 +224,9 @@ def _head(rng: np.random.Generator, shape: tuple[int, ...], affine: npt.NDArray[
 
 
 def _cells(rng: np.random.Generator, shape: tuple[int, ...], *, instances: bool) -> Phantom:
-    """Cells that touch: warped Voronoi regions of a jittered grid, parted by dark membranes, some missing.
+    """Cells that touch: warped Voronoi regions of a jittered grid, separated by dark membranes, some missing.
 
-    A pixel belongs to the membrane where the nearest and the second nearest centre are almost equally far::
+    A pixel belongs to the membrane if the nearest and the second nearest centre are almost equally far::
 
         d2 - d1 small:   cell 1 .....|#|..... cell 2
     """
@@ -250,7 +239,7 @@ def _cells(rng: np.random.Generator, shape: tuple[int, ...], *, instances: bool)
     lattice[1::2, :, 1] += _CELL_DIAMETER / 2  # staggered like honeycomb
     centres = lattice.reshape(-1, 2) + rng.uniform(-0.22, 0.22, (lattice.size // 2, 2)) * _CELL_DIAMETER
     (near, far), (first, second) = (np.moveaxis(found, -1, 0) for found in cKDTree(centres).query(pixels, k=2))
-    # Distance to the edge between two regions: (d2^2 - d1^2) / (2 |c2 - c1|)
+    # distance to the edge between two regions: (d2^2 - d1^2) / (2 |c2 - c1|)
     edge = (far**2 - near**2) / (2 * np.linalg.norm(centres[first] - centres[second], axis=-1))
     present = rng.random(len(centres)) > 0.12
     inside = (edge > _MEMBRANE_WIDTH / 2) & present[first]
@@ -261,24 +250,23 @@ def _cells(rng: np.random.Generator, shape: tuple[int, ...], *, instances: bool)
     grey[membrane] = rng.uniform(55, 75)
     grey = gaussian_filter(grey, 0.7) + rng.normal(0, 10, shape)
     image = np.clip(grey, 0, 255).astype(np.float32)
-    if instances:
-        numbers = np.zeros(len(centres) + 1, dtype=np.int32)
-        seen = np.unique(first[inside])
-        numbers[seen + 1] = np.arange(1, len(seen) + 1)
-        label: npt.NDArray[np.integer] = numbers[np.where(inside, first + 1, 0)]
-        return Phantom(image, label, np.eye(4), {"background": 0})
-    return Phantom(image, np.where(inside, 255, 0).astype(np.uint8), np.eye(4), dict(CELL_LABELS))
+    if not instances:
+        return Phantom(image, np.where(inside, 255, 0).astype(np.uint8), np.eye(4), dict(CELL_LABELS))
+    numbers = np.zeros(len(centres), dtype=np.int32)
+    visible = np.unique(first[inside])
+    numbers[visible] = np.arange(1, len(visible) + 1)
+    return Phantom(image, np.where(inside, numbers[first], 0).astype(np.int32), np.eye(4), {"background": 0})
 
 
 def _deformed_grid(rng: np.random.Generator, shape: tuple[int, ...], *, amplitude: float) -> list[Floats]:
-    """Coordinates from -1 to 1 along each axis, moved by a smooth field of about `amplitude`."""
+    """Return coordinates from -1 to 1 along each axis, moved by a smooth field of about `amplitude`."""
     axes = [np.linspace(-1, 1, n, dtype=np.float32) for n in shape]
     grid = np.meshgrid(*axes, indexing="ij")
     return [axis + np.float32(amplitude) * _smooth_noise(rng, shape, nodes=5) for axis in grid]
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], *, nodes: int) -> Floats:
-    """Noise of about unit variance: cubic interpolation between normal values at `nodes` points along each axis."""
+    """Return noise of about unit variance: cubic interpolation between normal values at `nodes` points per axis."""
     field = rng.standard_normal((nodes,) * len(shape)).astype(np.float32)
     for axis, n in enumerate(shape):  # one axis at a time by a small matrix: ten times faster than zooming the volume
         matrix = zoom(np.eye(nodes, dtype=np.float32), (n / nodes, 1), order=3, mode="nearest", grid_mode=True)

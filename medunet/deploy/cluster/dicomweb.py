@@ -1,4 +1,4 @@
-"""Studies from a DICOMweb store: found by QIDO-RS, fetched by WADO-RS, results stored by STOW-RS (DICOM PS3.18)."""
+"""Series of a DICOMweb store: queried by QIDO-RS, fetched by WADO-RS, results stored by STOW-RS (DICOM PS3.18)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,14 @@ import requests
 
 from medunet.errors import DataError
 
-TOKEN_VARIABLE = "MEDUNET_DICOMWEB_TOKEN"
-"""Environment variable with a bearer token; without one, user and password are taken from ~/.netrc."""
+TOKEN_VARIABLE = "MEDUNET_DICOMWEB_TOKEN"  # a bearer token; without one, user and password come from ~/.netrc
 
+# other modalities are segmentations, contours, reports and the like
 IMAGE_MODALITIES = ("CT", "MR", "PT", "US", "CR", "DX", "MG", "NM", "XA", "SM", "OP")
-"""Modalities of images; others are segmentations, contours, reports and the like."""
 
-PAGE = 100
-"""Series that are asked for at once."""
-
-SECONDS = 120.0
-"""A store that says nothing for so long does not answer."""
-
-CHUNK = 1 << 20
-"""Bytes of an answer that are in memory at once."""
+PAGE = 100  # series per query
+SECONDS = 120.0  # timeout of an answer
+CHUNK = 1 << 20  # bytes of an answer that are in memory
 
 _STUDY, _SERIES, _MODALITY = "0020000D", "0020000E", "00080060"
 
@@ -53,12 +47,12 @@ class RemoteSeries:
 
     @property
     def name(self) -> str:
-        """What the result is called."""
+        """Name of the result."""
         return self.series
 
 
 class DicomWebStore:
-    """Asks a DICOMweb store.
+    """A client of a DICOMweb store.
 
     Args:
         url: its root, such as ``http://host:8042/dicom-web``.
@@ -71,42 +65,42 @@ class DicomWebStore:
             self._session.headers["Authorization"] = f"Bearer {token}"
 
     def series(self, query: Mapping[str, str] | None = None, *, send_back: bool = False) -> Iterator[RemoteSeries]:
-        """Series of images that match.
+        """Yield the series of images that match.
 
         Args:
             query: attributes by keyword, such as ``{"StudyInstanceUID": "1.2", "Modality": "CT"}``.
             send_back: see :class:`RemoteSeries`.
 
         Raises:
-            DataError: no answer, or none that can be read.
+            DataError: no answer, or one that cannot be read.
         """
         offset, seen = 0, set()
         while True:
             parameters = {**(query or {}), "limit": str(PAGE), "offset": str(offset)}
-            answer = self._get("series", "application/dicom+json", parameters)
+            answer = self._ask("GET", "series", headers={"Accept": "application/dicom+json"}, params=parameters)
             entries = [] if answer.status_code == requests.codes.no_content else self._json(answer)
             fresh = [entry for entry in entries if _value(entry, _SERIES) not in seen]
             for entry in fresh:
                 seen.add(_value(entry, _SERIES))
                 if _value(entry, _MODALITY) in ("", *IMAGE_MODALITIES):
                     yield RemoteSeries(self.url, _value(entry, _STUDY), _value(entry, _SERIES), send_back)
-            # a store may give less than a page; one that knows no offset would give the first page for ever
+            # a store may return less than a page; one that ignores the offset would return the first page forever
             if not fresh:
                 return
             offset += len(entries)
 
     def fetch(self, series: RemoteSeries, folder: Path) -> Path:
-        """Write the files of a series into a folder, numbered; no more than one of them is in memory.
+        """Write the files of a series into a folder, numbered; only one of them is in memory at a time.
 
         Raises:
             DataError: no answer, one that breaks off, or one without files.
             OSError: no room for them.
         """
         path = f"studies/{quote(series.study, safe='')}/series/{quote(series.series, safe='')}"
-        accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+        headers = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
         folder.mkdir(parents=True, exist_ok=True)
-        number = 0
-        with self._get(path, accept, stream=True) as answer, tempfile.TemporaryFile(dir=folder) as file:
+        count = 0
+        with self._ask("GET", path, headers=headers, stream=True) as answer, tempfile.TemporaryFile(dir=folder) as file:
             try:
                 for chunk in answer.iter_content(CHUNK):
                     file.write(chunk)
@@ -115,30 +109,23 @@ class DicomWebStore:
             file.flush()
             if file.tell():
                 with closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as body:
-                    for part in parts_of(body, answer.headers.get("Content-Type", "")):
-                        (folder / f"{number:06d}.dcm").write_bytes(part)
-                        number += 1
-        if not number:
+                    for count, part in enumerate(parts_of(body, answer.headers.get("Content-Type", "")), start=1):
+                        (folder / f"{count:06d}.dcm").write_bytes(part)
+        if not count:
             raise DataError("the store gave no files", file=f"{self.url}/{path}")
         return folder
 
     def store(self, file: Path) -> None:
-        """Give a DICOM file to the store.
+        """Send a DICOM file to the store.
 
         Raises:
-            DataError: it is refused.
+            DataError: the store rejects it.
         """
         boundary = secrets.token_hex(16)
         head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         body = head + file.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
         kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
-        headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
-        self._ask("POST", "studies", headers=headers, data=body)
-
-    def _get(
-        self, path: str, accept: str, parameters: Mapping[str, str] | None = None, *, stream: bool = False
-    ) -> requests.Response:
-        return self._ask("GET", path, headers={"Accept": accept}, params=dict(parameters or {}), stream=stream)
+        self._ask("POST", "studies", headers={"Content-Type": kind, "Accept": "application/dicom+json"}, data=body)
 
     def _ask(self, method: str, path: str, **options: Any) -> requests.Response:
         try:
@@ -153,21 +140,21 @@ class DicomWebStore:
             "the DICOMweb store does not answer as it should",
             file=f"{self.url}/{path}",
             received=" ".join(str(error).split())[:200],
-            remedy=f"look at its address; a token is taken from {TOKEN_VARIABLE}",
+            remedy=f"check its address; a token is read from {TOKEN_VARIABLE}",
         )
 
     def _json(self, answer: requests.Response) -> list[dict[str, Any]]:
         try:
             content = answer.json()
         except ValueError as error:
-            raise DataError("the DICOMweb store gave no JSON", file=self.url) from error
+            raise DataError("the DICOMweb store must answer with JSON", file=self.url) from error
         if not isinstance(content, list):
-            raise DataError("the DICOMweb store gave no list", file=self.url)
+            raise DataError("the DICOMweb store must answer with a list", file=self.url)
         return content
 
 
 def parts_of(body: bytes | mmap.mmap, content_type: str) -> Iterator[bytes]:
-    r"""The parts of a multipart answer, one after the other, without their headers.
+    r"""Yield the parts of a multipart answer, without their headers.
 
     Example:
         >>> body = b"--x\r\nContent-Type: a/b\r\n\r\none\r\n--x\r\n\r\ntwo\r\n--x--"
@@ -178,22 +165,16 @@ def parts_of(body: bytes | mmap.mmap, content_type: str) -> Iterator[bytes]:
     boundary = next((value.strip('"') for key, _, value in words if key.lower() == "boundary"), "")
     if not boundary:
         return
-    # a boundary begins a line, so pixels that hold its letters by chance do not end a part
+    # a boundary begins a line, so pixels that contain its letters by chance do not end a part
     between = f"\r\n--{boundary}".encode()
-    first = between[2:]
-    start = len(first) if body[: len(first)] == first else _behind(body, between, 0)
-    while start != -1 and body[start : start + 2] != b"--":
-        end = body.find(between, start)
-        blank = body.find(b"\r\n\r\n", start, len(body) if end == -1 else end)
+    start = -2 if body[: len(between) - 2] == between[2:] else body.find(between)
+    while start != -1 and body[start + len(between) : start + len(between) + 2] != b"--":
+        end = body.find(between, start + len(between))
+        stop = len(body) if end == -1 else end
+        blank = body.find(b"\r\n\r\n", start + len(between), stop)
         if blank != -1:
-            yield body[blank + 4 : len(body) if end == -1 else end]
-        start = -1 if end == -1 else end + len(between)
-
-
-def _behind(body: bytes | mmap.mmap, wanted: bytes, start: int) -> int:
-    """Where what is wanted ends; -1 where it is missing."""
-    found = body.find(wanted, start)
-    return -1 if found == -1 else found + len(wanted)
+            yield body[blank + 4 : stop]
+        start = end
 
 
 def _value(entry: Mapping[str, Any], tag: str) -> str:
