@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from medunet.datasets import Examination
 
 EXIT_TRAINING_WOULD_FAIL = 1
-MAX_NAMED = 3
-"""Files named in one row of the table; `--json` lists all."""
-
+MAX_NAMED = 3  # files in one row of the table; `--json` lists all
 _COLOURS = {"error": "bold red", "warning": "yellow"}
 
 
@@ -105,15 +103,13 @@ def _figures(summary: dict[str, Any]) -> Table:
     table = Table("", "smallest", "median", "largest", title=title)
     for key, name in (("size", "size"), ("spacing_mm", "spacing mm")):
         if key in summary:
-            cells = [" x ".join(f"{v:.4g}" for v in summary[key][end]) for end in ("smallest", "median", "largest")]
-            table.add_row(name, *cells)
+            table.add_row(name, *(" x ".join(f"{value:.4g}" for value in row) for row in summary[key].values()))
     for channel, values in summary.get("intensity", {}).items():
-        middle = f"{values['median']:.5g} ({values['low']:.5g} to {values['high']:.5g})"
-        table.add_row(escape(channel), f"{values['minimum']:.5g}", middle, f"{values['maximum']:.5g}")
+        median = f"{values['median']:.5g} ({values['low']:.5g} to {values['high']:.5g})"
+        table.add_row(escape(channel), f"{values['minimum']:.5g}", median, f"{values['maximum']:.5g}")
     for key, name in (("orientations", "axes"), ("dtypes", "type")):
         if summary.get(key):
-            counts = ", ".join(f"{word} ({count})" for word, count in summary[key].items())
-            table.add_row(name, "", counts, "")
+            table.add_row(name, "", ", ".join(f"{word} ({count})" for word, count in summary[key].items()), "")
     return table
 
 
@@ -133,19 +129,16 @@ def _findings(result: Examination) -> Table:
     for finding in result.findings:
         groups.setdefault((finding.severity, finding.kind), []).append(finding)
     table = Table("", "count", "what", "where", "remedy", show_lines=True)
-    for (severity, _), found in groups.items():
-        first = found[0]
-        colour = _COLOURS[severity]
-        files = list(dict.fromkeys(_relative(finding.file, result.root) for finding in found if finding.file))
+    for (severity, _), group in groups.items():
+        first = group[0]
+        files = list(dict.fromkeys(_relative(finding.file, result.root) for finding in group if finding.file))
         more = [f"and {len(files) - MAX_NAMED} more"] if len(files) > MAX_NAMED else []
+        label = f"[{_COLOURS[severity]}]{severity}[/]"
         where = escape("\n".join([*files[:MAX_NAMED], *more]))
-        row = [f"[{colour}]{severity}[/]", str(len(found)), escape(first.cause), where, escape(first.remedy or "")]
-        table.add_row(*row)
+        table.add_row(label, str(len(group)), escape(first.cause), where, escape(first.remedy or ""))
     return table
 
 
 def _relative(file: str, root: Path) -> str:
-    try:
-        return str(Path(file).relative_to(root.absolute())) if file else ""
-    except ValueError:
-        return file
+    path = Path(file)
+    return str(path.relative_to(root.absolute())) if path.is_relative_to(root.absolute()) else file

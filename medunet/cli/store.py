@@ -49,8 +49,7 @@ def store(
     if limit is not None and not prune:
         raise ConfigError("--limit needs --prune")
     if prune:
-        size = None if limit is None else parse_memory(limit)
-        done = prune_store(folder, unused_days=unused, max_bytes=size)
+        done = prune_store(folder, unused_days=unused, max_bytes=None if limit is None else parse_memory(limit))
         for reason, count in Counter(reason for _, reason in done.removed).items():
             console.print(f"{count} cases: {reason}")
         console.print(f"removed {len(done.removed)} cases, {done.freed / 1e9:.2f} GB")
@@ -59,14 +58,12 @@ def store(
     for case in cases:
         groups.setdefault(case.folder.parent, []).append(case)
     table = Table("configuration", "cases", "GB", "days unused", "in use", "images in")
-    for group, found in groups.items():
-        sources = {str(Path(case.source).parent) for case in found if case.source}
-        days = (time.time() - max(case.last_used for case in found)) / 86_400
-        gigabytes = sum(case.nbytes for case in found) / 1e9
-        used = "yes" if any(case.in_use for case in found) else ""
-        table.add_row(
-            group.name, str(len(found)), f"{gigabytes:.2f}", f"{max(days, 0):.0f}", used, ", ".join(sorted(sources))
-        )
+    for group, members in groups.items():
+        sources = {str(Path(case.source).parent) for case in members if case.source}
+        days = (time.time() - max(case.last_used for case in members)) / 86_400
+        gigabytes = f"{sum(case.nbytes for case in members) / 1e9:.2f}"
+        used = "yes" if any(case.in_use for case in members) else ""
+        table.add_row(group.name, str(len(members)), gigabytes, f"{max(days, 0):.0f}", used, ", ".join(sorted(sources)))
     if groups:
         console.print(table)
     console.print(f"{len(cases)} cases, {sum(case.nbytes for case in cases) / 1e9:.2f} GB in {store_folder(folder)}")
