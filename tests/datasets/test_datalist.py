@@ -1,3 +1,5 @@
+"""Layouts of data sets, sections of one, and inputs of predictions."""
+
 from __future__ import annotations
 
 import json
@@ -30,7 +32,7 @@ def manifest(root: Path, **content) -> Path:
     return root
 
 
-def pairs(root: Path, names: list[str], *, images: str = "imagesTr", labels: str = "labelsTr") -> Path:
+def pairs(root: Path, *names: str, images: str = "imagesTr", labels: str = "labelsTr") -> Path:
     for name in names:
         volume(root / images / f"{name}.nii.gz")
         volume(root / labels / f"{name}.nii.gz")
@@ -45,45 +47,6 @@ def names(cases) -> list[str]:
     return [case.name for case in cases]
 
 
-def test_msd_folder_and_its_json_open_alike(tmp_path):
-    root = pairs(tmp_path / "msd", ["liver_2", "liver_10"])
-    volume(root / "imagesTs" / "liver_3.nii.gz")
-    manifest(
-        root,
-        name="Liver",
-        modality={"0": "CT"},
-        labels=MSD_LABELS,
-        training=entries("liver_2", "liver_10"),
-        test=["./imagesTs/liver_3.nii.gz"],
-    )
-    dataset = open_dataset(root)
-    assert dataset == open_dataset(root / "dataset.json")
-    assert (dataset.name, dataset.spatial_dims, dataset.file_ending, dataset.channels) == (
-        "Liver",
-        3,
-        ".nii.gz",
-        ("CT",),
-    )
-    assert dataset.labels == {"background": 0, "liver": 1}
-    assert names(dataset.cases) == ["liver_10", "liver_2"]
-    assert dataset.cases[0].item() == {
-        "image": str(root / "imagesTr" / "liver_10.nii.gz"),
-        "label": str(root / "labelsTr" / "liver_10.nii.gz"),
-        "name": "liver_10",
-    }
-    assert dataset.test == (Case("liver_3", (root / "imagesTs" / "liver_3.nii.gz",)),)
-    assert "label" not in dataset.test[0].item()
-
-
-def test_msd_volume_with_four_modalities_is_one_file(tmp_path):
-    write_volume(np.zeros((5, 6, 7, 2), np.int16), tmp_path / "imagesTr" / "a.nii.gz")
-    volume(tmp_path / "labelsTr" / "a.nii.gz")
-    manifest(tmp_path, modality={"1": "T2", "0": "T1"}, labels=MSD_LABELS, training=entries("a"))
-    dataset = open_dataset(tmp_path)
-    assert dataset.channels == ("T1", "T2")
-    assert len(dataset.cases[0].images) == 1
-
-
 def nnunet(root: Path, *, channels: dict[str, str], labels: dict[str, object] = NNUNET_LABELS) -> Path:
     for case in ("case_1", "case_2"):
         for channel in range(len(channels)):
@@ -92,19 +55,47 @@ def nnunet(root: Path, *, channels: dict[str, str], labels: dict[str, object] = 
     return manifest(root, channel_names=channels, labels=labels, numTraining=2, file_ending=".nii.gz")
 
 
-def test_nnunet_channels_are_grouped_and_lose_their_number(tmp_path):
-    dataset = open_dataset(nnunet(tmp_path, channels={"0": "T1", "1": "T2"}))
-    assert names(dataset.cases) == ["case_1", "case_2"]
+def test_msd_folder_and_its_json_open_alike(tmp_path):
+    root = pairs(tmp_path / "msd", "liver_2", "liver_10")
+    test = volume(root / "imagesTs" / "liver_3.nii.gz")
+    lists = {"training": entries("liver_2", "liver_10"), "test": ["./imagesTs/liver_3.nii.gz"]}
+    manifest(root, name="Liver", modality={"0": "CT"}, labels=MSD_LABELS, **lists)
+    dataset = open_dataset(root)
+    assert dataset == open_dataset(root / "dataset.json")
+    assert (dataset.name, dataset.spatial_dims, dataset.file_ending) == ("Liver", 3, ".nii.gz")
+    assert (dataset.labels, dataset.channels) == (NNUNET_LABELS, ("CT",))
+    assert names(dataset.cases) == ["liver_10", "liver_2"]
+    assert dataset.cases[0].item() == {
+        "image": str(root / "imagesTr" / "liver_10.nii.gz"),
+        "label": str(root / "labelsTr" / "liver_10.nii.gz"),
+        "name": "liver_10",
+    }
+    assert dataset.test == (Case("liver_3", (test,)),)
+    assert "label" not in dataset.test[0].item()
+
+
+def test_msd_volume_with_several_modalities_is_one_file(tmp_path):
+    write_volume(np.zeros((5, 6, 7, 2), np.int16), tmp_path / "imagesTr" / "a.nii.gz")
+    volume(tmp_path / "labelsTr" / "a.nii.gz")
+    manifest(tmp_path, modality={"1": "T2", "0": "T1"}, labels=MSD_LABELS, training=entries("a"))
+    dataset = open_dataset(tmp_path)
     assert dataset.channels == ("T1", "T2")
-    item = dataset.cases[1].item()
-    assert [Path(p).name for p in item["image"]] == ["case_2_0000.nii.gz", "case_2_0001.nii.gz"]
-    assert dataset.cases == open_dataset(tmp_path / "dataset.json").cases
+    assert len(dataset.cases[0].images) == 1
 
 
-def test_nnunet_ignore_label_is_kept_apart(tmp_path):
-    dataset = open_dataset(nnunet(tmp_path, channels={"0": "CT"}, labels={**NNUNET_LABELS, "ignore": 2}))
-    assert dataset.labels == NNUNET_LABELS
-    assert dataset.ignore == 2
+@pytest.mark.parametrize("declared", ["channels", "labels only", "nothing"])
+def test_nnunet_channels_are_grouped_and_lose_their_number(tmp_path, declared):
+    nnunet(tmp_path, channels={"0": "T1", "1": "T2"}, labels={**NNUNET_LABELS, "ignore": 2})
+    if declared == "labels only":
+        manifest(tmp_path, labels=NNUNET_LABELS)
+    elif declared == "nothing":
+        (tmp_path / "dataset.json").unlink()
+    dataset = open_dataset(tmp_path)
+    assert names(dataset.cases) == ["case_1", "case_2"]
+    assert dataset.channels == (("T1", "T2") if declared == "channels" else ("channel_0", "channel_1"))
+    assert [Path(p).name for p in dataset.cases[1].item()["image"]] == ["case_2_0000.nii.gz", "case_2_0001.nii.gz"]
+    if declared == "channels":
+        assert (dataset.labels, dataset.ignore) == (NNUNET_LABELS, 2)
 
 
 def test_a_colour_picture_of_nnunet_has_all_its_channels_in_one_file(tmp_path):
@@ -121,18 +112,11 @@ def test_a_colour_picture_of_nnunet_has_all_its_channels_in_one_file(tmp_path):
     assert [len(case.images) for case in dataset.cases] == [1, 1]
 
 
-def test_nnunet_channels_are_recognised_without_json(tmp_path):
-    (nnunet(tmp_path, channels={"0": "T1", "1": "T2"}) / "dataset.json").unlink()
-    dataset = open_dataset(tmp_path)
-    assert names(dataset.cases) == ["case_1", "case_2"]
-    assert dataset.channels == ("channel_0", "channel_1")
-
-
 @pytest.mark.parametrize(("images", "labels"), [("images", "labels"), ("imagesTr", "labelsTr")])
 def test_folders_pair_by_name_whatever_the_ending(tmp_path, images, labels):
     for name in ("b", "a"):
         picture(tmp_path / images / f"{name}.tif", (1, 2, 3))
-        picture(tmp_path / labels / f"{name}.png", (0, 255))
+        picture(tmp_path / labels / f"{name}.png")
     (tmp_path / images / ".DS_Store").write_bytes(b"junk")
     (tmp_path / images / "notes.txt").write_text("junk")
     dataset = open_dataset(tmp_path)
@@ -141,49 +125,40 @@ def test_folders_pair_by_name_whatever_the_ending(tmp_path, images, labels):
     assert (dataset.spatial_dims, dataset.file_ending, dataset.channels) == (2, ".png", ("image",))
 
 
-def test_frames_of_a_sequence_stay_single_images(tmp_path):
-    for k in range(3):
-        picture(tmp_path / "images" / f"frame_{k:04d}.png")
-        picture(tmp_path / "labels" / f"frame_{k:04d}.png")
-    assert names(open_dataset(tmp_path).cases) == ["frame_0000", "frame_0001", "frame_0002"]
+@pytest.mark.parametrize("cases", [["frame_0000", "frame_0001", "frame_0002"], ["scan_0000"]])
+def test_numbers_that_labels_have_too_are_part_of_the_names(tmp_path, cases):
+    for name in cases:
+        for folder in ("images", "labels"):
+            picture(tmp_path / folder / f"{name}.png")
+    assert names(open_dataset(tmp_path).cases) == cases
 
 
-def test_number_that_the_label_bears_too_is_part_of_the_name(tmp_path):
-    for folder in ("images", "labels"):
-        picture(tmp_path / folder / "scan_0000.png")
-    assert names(open_dataset(tmp_path).cases) == ["scan_0000"]
-
-
-def test_what_has_no_partner_is_named_and_counted(tmp_path):
-    pairs(tmp_path, [f"x{k}" for k in range(8)])
+def test_files_without_partner_are_named_and_counted(tmp_path):
+    pairs(tmp_path, *(f"x{k}" for k in range(8)))
     for k in range(7):
         (tmp_path / "labelsTr" / f"x{k}.nii.gz").unlink()
     volume(tmp_path / "labelsTr" / "stray.nii.gz")
-    with pytest.raises(DataError) as caught:
+    first = r"7 images without label: x0.nii.gz, x1.nii.gz, x2.nii.gz, x3.nii.gz, x4.nii.gz and 2 more"
+    with pytest.raises(DataError, match=f"{first}; 1 label without image: stray.nii.gz"):
         open_dataset(tmp_path)
-    text = str(caught.value)
-    assert "7 images without label: x0.nii.gz, x1.nii.gz, x2.nii.gz, x3.nii.gz, x4.nii.gz and 2 more" in text
-    assert "1 label without image: stray.nii.gz" in text
-    assert "x5" not in text
 
 
-def test_two_images_of_one_name_are_refused(tmp_path):
-    picture(tmp_path / "images" / "a.png")
-    picture(tmp_path / "images" / "a.tif")
-    picture(tmp_path / "labels" / "a.png")
+def test_two_images_of_one_name_are_rejected(tmp_path):
+    for path in ("images/a.png", "images/a.tif", "labels/a.png"):
+        picture(tmp_path / path)
     with pytest.raises(DataError, match="two images have one name"):
         open_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["../secret.nii.gz", "imagesTr/../../secret.nii.gz", "/etc/passwd"])
-def test_path_that_leaves_the_data_set_is_refused(tmp_path, path):
+def test_path_that_leaves_the_data_set_is_rejected(tmp_path, path):
     root = manifest(tmp_path / "set", labels=MSD_LABELS, training=[{"image": path, "label": "./a.nii.gz"}])
     with pytest.raises(SecurityError, match="leaves the folder"):
         open_dataset(root)
 
 
 def test_missing_files_of_the_list_are_named(tmp_path):
-    root = manifest(pairs(tmp_path, ["a"]), labels=MSD_LABELS, training=entries("a", "b"))
+    root = manifest(pairs(tmp_path, "a"), labels=MSD_LABELS, training=entries("a", "b"))
     with pytest.raises(DataError, match=r"lists 2 missing files: b\.nii\.gz, b\.nii\.gz"):
         open_dataset(root)
 
@@ -200,7 +175,7 @@ def test_missing_files_of_the_list_are_named(tmp_path):
         ('{"channel_names": {"0": "CT"}, "labels": {}}', "labels are missing"),
     ],
 )
-def test_unusable_json_is_refused(tmp_path, content, cause):
+def test_unusable_json_is_rejected(tmp_path, content, cause):
     (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(DataError, match=f"dataset.json: .*{cause}|{cause}"):
         open_dataset(tmp_path)
@@ -215,7 +190,7 @@ def test_unusable_json_is_refused(tmp_path, content, cause):
         ((0,), "one value only"),
     ],
 )
-def test_labels_that_are_no_classes_are_refused(tmp_path, values, cause):
+def test_labels_that_are_not_classes_are_rejected(tmp_path, values, cause):
     volume(tmp_path / "images" / "a.nii.gz", (0, 0.25))
     volume(tmp_path / "labels" / "a.nii.gz", values)
     with pytest.raises(DataError, match=cause):
@@ -223,14 +198,14 @@ def test_labels_that_are_no_classes_are_refused(tmp_path, values, cause):
 
 
 def test_labels_are_scanned_in_all_files_and_again_after_a_change(tmp_path):
-    pairs(tmp_path, ["a", "b"], images="images", labels="labels")
+    pairs(tmp_path, "a", "b", images="images", labels="labels")
     volume(tmp_path / "labels" / "b.nii.gz", (0, 7))
     assert open_dataset(tmp_path).labels == {"background": 0, "label_1": 1, "label_7": 7}
     volume(tmp_path / "labels" / "b.nii.gz", (0, 3, 70))
     assert open_dataset(tmp_path).labels == {"background": 0, "label_1": 1, "label_3": 3, "label_70": 70}
 
 
-def test_folder_without_a_known_layout_is_refused(tmp_path):
+def test_folder_without_a_known_layout_is_rejected(tmp_path):
     with pytest.raises(DataError, match="no data set found"):
         open_dataset(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
@@ -240,22 +215,21 @@ def test_folder_without_a_known_layout_is_refused(tmp_path):
         open_dataset(tmp_path)
 
 
-def test_datalist_gives_the_sections(tmp_path):
-    root = pairs(tmp_path, list("abcde"))
-    listed = {
-        section: datalist(root, section=section, fold=1, folds=2) for section in ("training", "validation", "all")
-    }
-    assert [i["name"] for i in listed["training"]] == ["a", "c", "e"]
-    assert [i["name"] for i in listed["validation"]] == ["b", "d"]
-    assert len(listed["all"]) == 5
-    assert datalist(root, section="test") == []
-    chosen = datalist(root, section="validation", validation_cases=["c"])
-    assert [i["name"] for i in chosen] == ["c"]
-    assert len(datalist(root, section="training", validation_cases=["c"])) == 4
+def test_datalist_returns_the_sections(tmp_path):
+    root = pairs(tmp_path, *"abcde")
+
+    def listed(section: str, **options) -> str:
+        return "".join(item["name"] for item in datalist(root, section=section, fold=1, folds=2, **options))
+
+    assert [listed(section) for section in ("training", "validation", "all", "test")] == ["ace", "bd", "abcde", ""]
+    assert [listed(section, validation_cases=["c"]) for section in ("training", "validation")] == ["abde", "c"]
+    assert listed("training", skip_cases=["b"]) == "ad"
     with pytest.raises(ConfigError, match=r"no such validation cases \(received \['z'\]\)"):
-        datalist(root, section="training", validation_cases=["z"])
+        listed("training", validation_cases=["z"])
+    with pytest.raises(ConfigError, match="none is left to train"):
+        listed("training", validation_cases=[*"abcde"])
     with pytest.raises(ConfigError, match="unknown section"):
-        datalist(root, section="train")
+        listed("train")
 
 
 def test_inputs_are_expanded_in_sorted_order(tmp_path):
@@ -266,22 +240,15 @@ def test_inputs_are_expanded_in_sorted_order(tmp_path):
     assert list_inputs([tmp_path / "x", lone, lone]) == [first, second, lone]
 
 
-def test_input_channels_are_grouped_only_when_the_network_has_as_many(tmp_path):
+def test_input_channels_are_grouped_only_if_the_network_has_as_many(tmp_path):
     files = [volume(tmp_path / f"c_{case}_{channel:04d}.nii.gz") for case in (1, 2) for channel in (0, 1)]
     assert list_inputs(tmp_path, channels=2) == [tuple(files[:2]), tuple(files[2:])]
     assert list_inputs(files[:2], channels=2) == [tuple(files[:2])]
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_input_cases_with_another_number_of_channels_are_rejected(tmp_path, channels):
-    for name in ("c00_0000", "c00_0001", "c01_0000", "c01_0001"):
-        volume(tmp_path / f"{name}.nii.gz")
-    with pytest.raises(
-        DataError, match=r"case c00 has 2 channels \(received c00_0000.nii.gz, c00_0001.nii.gz, expected"
-    ):
-        list_inputs(tmp_path, channels=channels)
-    (tmp_path / "c01_0001.nii.gz").unlink()
-    with pytest.raises(DataError, match=r"case c01 has 1 channel \(.*, expected 2: c01_0000, c01_0001\)"):
+    for channels in (1, 3):
+        with pytest.raises(DataError, match=r"case c_1 has 2 channels \(received c_1_0000.nii.gz, c_1_0001.nii.gz"):
+            list_inputs(tmp_path, channels=channels)
+    files[3].unlink()
+    with pytest.raises(DataError, match=r"case c_2 has 1 channel \(.*, expected 2: c_2_0000, c_2_0001\)"):
         list_inputs(tmp_path, channels=2)
 
 
@@ -300,36 +267,25 @@ def test_numbered_cases_and_frames_stay_single_inputs(tmp_path, count):
         assert list_inputs(tmp_path) == [*files, *others]
 
 
-def test_training_cases_with_another_number_of_channels_are_rejected(tmp_path):
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_training_cases_with_another_number_of_channels_are_rejected(tmp_path, is_declared):
     root = nnunet(tmp_path, channels={"0": "T1", "1": "T2"})
     (root / "imagesTr" / "case_2_0001.nii.gz").unlink()
+    if not is_declared:
+        (root / "dataset.json").unlink()
     with pytest.raises(DataError, match="case case_2 has 1 channel "):
         open_dataset(root)
-    (root / "dataset.json").unlink()
-    with pytest.raises(DataError, match="case case_2 has 1 channel "):
-        open_dataset(root)
 
 
-def test_channels_that_dataset_json_does_not_declare_are_counted(tmp_path):
-    root = nnunet(tmp_path, channels={"0": "T1", "1": "T2"})
-    manifest(root, labels=NNUNET_LABELS)
-    dataset = open_dataset(root)
-    assert (names(dataset.cases), dataset.channels) == (["case_1", "case_2"], ("channel_0", "channel_1"))
-
-
-def test_inputs_that_would_overwrite_each_other_are_refused(tmp_path):
-    files = [volume(tmp_path / folder / "a.nii.gz") for folder in ("x", "y")]
-    with pytest.raises(DataError, match="two inputs have one name"):
-        list_inputs(files)
-
-
-def test_inputs_that_are_nothing_are_refused(tmp_path):
+def test_unusable_inputs_are_rejected(tmp_path):
     with pytest.raises(DataError, match="folder holds no image"):
         list_inputs(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         list_inputs(tmp_path / "none.nii.gz")
     with pytest.raises(DataError, match="nothing to read"):
         list_inputs([])
+    with pytest.raises(DataError, match="two inputs have one name"):
+        list_inputs([volume(tmp_path / folder / "a.nii.gz") for folder in ("x", "y")])
 
 
 @pytest.mark.data

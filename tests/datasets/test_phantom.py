@@ -1,3 +1,5 @@
+"""Synthetic data: what a seed decides, sizes and spacings, tissues and labels."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -31,20 +33,15 @@ def test_size_is_kept_but_for_the_range_of_spacings(kind, size):
     phantom = make_phantom(kind, seed=0, size=size)
     assert phantom.image.shape == phantom.label.shape
     assert phantom.image.dtype == np.float32
-    tolerance = 0 if kind == "cells" else 0.13
-    assert np.all(np.abs(np.array(phantom.image.shape) / size - 1) <= tolerance)
+    assert np.all(np.abs(np.array(phantom.image.shape) / size - 1) <= (0 if kind == "cells" else 0.13))
 
 
 def test_spacing_varies_but_the_field_of_view_does_not():
-    spacings, extents = [], []
-    for seed in range(6):
-        phantom = make_phantom("ct", seed=seed)
-        geometry = Geometry(phantom.affine, phantom.image.shape)
-        assert geometry.axis_codes == "LPS"
-        spacings.append(geometry.spacing_mm)
-        extents.append(np.array(geometry.spacing_mm) * phantom.image.shape)
-    assert np.ptp(spacings, axis=0).min() > 0.1
-    assert np.all(np.abs(np.array(extents) - np.multiply((64, 64, 48), (2.75, 2.75, 4.5))) <= np.array([1.5, 1.5, 2.5]))
+    geometries = [Geometry(p.affine, p.image.shape) for p in (make_phantom("ct", seed=seed) for seed in range(6))]
+    assert {geometry.axis_codes for geometry in geometries} == {"LPS"}
+    assert np.ptp([geometry.spacing_mm for geometry in geometries], axis=0).min() > 0.1
+    extents = np.array([np.multiply(geometry.spacing_mm, geometry.shape) for geometry in geometries])
+    assert np.all(np.abs(extents - np.multiply((64, 64, 48), (2.75, 2.75, 4.5))) <= np.array([1.5, 1.5, 2.5]))
 
 
 def test_tissues_have_their_hounsfield_units():
@@ -56,7 +53,7 @@ def test_tissues_have_their_hounsfield_units():
     assert phantom.image[0, 0].mean() == pytest.approx(-1000, abs=15)
 
 
-def test_liver_lies_on_the_right_of_the_patient():
+def test_liver_is_on_the_right_of_the_patient():
     phantom = make_phantom("ct", seed=2)
     centre = {
         name: (phantom.affine @ [*np.argwhere(phantom.label == phantom.labels[name]).mean(axis=0), 1])[:3]
@@ -74,44 +71,37 @@ def test_bias_field_changes_white_matter_across_the_head():
     assert white.std() / white.mean() > 0.05
 
 
-def test_mask_of_cells_parts_what_instances_number():
+def test_each_part_of_the_mask_of_cells_is_one_instance():
     mask, instances = make_phantom("cells", seed=5), make_phantom("instances", seed=5)
     assert np.array_equal(mask.image, instances.image)
     assert np.array_equal(mask.label == 255, instances.label > 0)
+    assert sorted(np.unique(instances.label)) == list(range(instances.label.max() + 1))
     parts, _ = components(mask.label)
-    for number in range(1, instances.label.max() + 1):
-        inside = instances.label == number
-        assert inside.any()
-    # no part of the mask joins two cells
     for part in range(1, parts.max() + 1):
         assert len(np.unique(instances.label[parts == part])) == 1
 
 
 @pytest.mark.parametrize(("kind", "size"), [("pet", None), ("ct", (64, 64)), ("cells", (8, 8))])
-def test_impossible_phantoms_are_refused(kind, size):
+def test_impossible_phantoms_are_rejected(kind, size):
     with pytest.raises(ConfigError):
         make_phantom(kind, seed=0, size=size)
 
 
 @pytest.mark.parametrize(("kind", "size"), [("ct", (33, 34, 21)), ("mr", (21, 22, 23)), ("cells", (65, 67))])
-def test_written_set_opens_and_holds_the_made_labels(tmp_path, kind, size):
-    manifest = write_phantom_dataset(tmp_path, kind=kind, cases=2, test_cases=1, seed=7, size=size)
-    dataset = open_dataset(manifest)
+def test_written_set_opens_with_the_labels_of_its_phantoms_and_is_the_same_every_time(tmp_path, kind, size):
+    first, second = (
+        write_phantom_dataset(tmp_path / name, kind=kind, cases=2, test_cases=1, seed=7, size=size) for name in "ab"
+    )
+    dataset = open_dataset(first)
     assert [case.name for case in (*dataset.cases, *dataset.test)] == [f"{kind}_{n:03d}" for n in range(3)]
     for number, case in enumerate((*dataset.cases, *dataset.test)):
         phantom = make_phantom(kind, seed=(7, number), size=size)
-        label = read_volume(case.label)
-        image = read_volume(case.images)
+        label, image = read_volume(case.label), read_volume(case.images)
         assert np.array_equal(label.image[0].numpy(), phantom.label)
         assert np.array_equal(image.image[0].numpy(), np.rint(phantom.image))
         assert np.allclose(image.record.geometry.affine, phantom.affine, atol=1e-5)
     assert dataset.labels == phantom.labels
-
-
-def test_same_arguments_write_the_same_bytes(tmp_path):
-    for folder in ("a", "b"):
-        write_phantom_dataset(tmp_path / folder, kind="ct", cases=1, size=(17, 18, 19))
-    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
-    assert len(files) == 3
+    files = [path for path in first.parent.rglob("*") if path.is_file()]
+    assert len(files) == 7
     for file in files:
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        assert file.read_bytes() == (second.parent / file.relative_to(first.parent)).read_bytes()
