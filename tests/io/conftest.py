@@ -1,4 +1,4 @@
-"""Made DICOM: small series whose every voxel can be worked out by hand."""
+"""Synthetic DICOM: small series whose voxels can be computed by hand."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ ROWS, COLUMNS = 5, 7
 
 
 def regular_positions(n: int = 4, dz: float = 2.5) -> np.ndarray:
-    """Positions (LPS mm) of upright slices."""
+    """Return positions (LPS mm) of upright slices."""
     return np.array([(10, 20, 30 + dz * k) for k in range(n)], dtype=float)
 
 
 def slice_pixels(number: int) -> np.ndarray:
-    """Stored values of a slice: column + 7 row + 100 number."""
+    """Return stored values of a slice: column + 7 row + 100 number."""
     return (np.arange(ROWS * COLUMNS, dtype="<i2") + 100 * number).reshape(ROWS, COLUMNS)
 
 
 def empty_file(path: Path, kind: str, syntax: str = ExplicitVRLittleEndian) -> FileDataset:
-    """A DICOM file without content but a patient."""
+    """Return a DICOM file with nothing but a patient."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = kind
@@ -66,8 +66,8 @@ def add_pixels(header: Dataset, pixels: np.ndarray) -> None:
     header.PixelData = pixels.tobytes()
 
 
-def with_tags(header: FileDataset, tags: dict[str, Any]) -> FileDataset:
-    """The header with tags set, or removed if their value is 'del'."""
+def with_tags(header: Any, tags: dict[str, Any]) -> Any:
+    """Return the header with tags set, or removed if their value is 'del'."""
     for tag, value in tags.items():
         if isinstance(value, str) and value == "del":
             delattr(header, tag)
@@ -86,9 +86,9 @@ def write_series(
     syntax: str = ExplicitVRLittleEndian,
     **tags: Any,
 ) -> Path:
-    """CT slices at given positions (LPS mm); the names of the files run against the order of the positions.
+    """Write CT slices at positions (LPS mm); the names of the files have the reverse order of the positions.
 
-    A tag may be a function of the slice's number; None leaves the tag empty, 'del' takes it away.
+    A tag may be a function of the slice's number; None leaves the tag empty, 'del' removes it.
     """
     folder.mkdir(exist_ok=True)
     series = series or generate_uid()
@@ -110,14 +110,19 @@ def write_series(
 
 
 def item(**tags: Any) -> Sequence:
-    dataset = Dataset()
-    for tag, value in tags.items():
-        setattr(dataset, tag, value)
-    return Sequence([dataset])
+    return Sequence([with_tags(Dataset(), tags)])
+
+
+def replace_bytes(folder: Path, old: bytes, new: bytes) -> None:
+    """Replace bytes that occur once in each file of a folder."""
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        assert content.count(old) == 1
+        file.write_bytes(content.replace(old, new))
 
 
 def write_multiframe(path: Path, positions: np.ndarray, *, moments: list[int] | None = None, **tags: Any) -> Path:
-    """An enhanced CT whose frame k has the pixels of slice k and slope k + 1; `moments` are TemporalPositionIndex."""
+    """Write an enhanced CT whose frame k has the pixels of slice k and slope k + 1; `moments` are temporal indices."""
     header = empty_file(path, EnhancedCTImageStorage)
     header.SeriesInstanceUID, header.Modality = generate_uid(), "CT"
     header.NumberOfFrames = len(positions)
@@ -135,13 +140,11 @@ def write_multiframe(path: Path, positions: np.ndarray, *, moments: list[int] | 
         frames.append(frame)
     header.PerFrameFunctionalGroupsSequence = Sequence(frames)
     add_pixels(header, np.stack([slice_pixels(number) for number in range(len(positions))]))
-    for tag, value in tags.items():
-        setattr(header, tag, value)
-    return save(header)
+    return save(with_tags(header, tags))
 
 
 def csa_header(*tags: tuple[str, str, list[Any]]) -> bytes:
-    """A Siemens CSA2 header of tags: name, representation and values; as in real ones, each has at least six items."""
+    """Return a Siemens CSA2 header of tags (name, representation, values); each has six items or more, as real ones."""
     content = b"SV10\4\3\2\1" + struct.pack("<2I", len(tags), 77)
     for name, kind, values in tags:
         n_items = max(6, len(values))
@@ -153,7 +156,7 @@ def csa_header(*tags: tuple[str, str, list[Any]]) -> bytes:
 
 
 def write_mosaic(path: Path, *, slices: int = 5, normal: float = 1.0, moment: int = 1, **tags: Any) -> Path:
-    """A Siemens mosaic whose tile k has the pixels of slice k; the first tile is placed at (10, 20, 30) LPS mm.
+    """Write a Siemens mosaic whose tile k has the pixels of slice k; the first tile is placed at (10, 20, 30) LPS mm.
 
     `normal` is the sign of the CSA header's normal, `moment` the AcquisitionNumber. A tag may be 'del'.
     """
@@ -189,9 +192,9 @@ def write_mosaic(path: Path, *, slices: int = 5, normal: float = 1.0, moment: in
 
 
 def write_picture(path: Path, *, pixels: np.ndarray | None = None, **tags: Any) -> Path:
-    """A radiograph without a place in a patient, 0.2 mm between rows and 0.1 mm between columns; a tag may be 'del'.
+    """Write a radiograph without a position in a patient, 0.2 mm between rows and 0.1 mm between columns.
 
-    Pixels with a last axis of three are colour, and a first axis of several counts frames.
+    Pixels with a last axis of three are colour, and a first axis of several counts frames. A tag may be 'del'.
     """
     header = empty_file(path, DigitalXRayImageStorageForPresentation)
     header.SeriesInstanceUID, header.StudyInstanceUID, header.Modality = generate_uid(), "1.2.4", "DX"
@@ -208,7 +211,7 @@ def write_picture(path: Path, *, pixels: np.ndarray | None = None, **tags: Any) 
 
 
 def write_nm(path: Path, *, spacing: float = 2.5, slices: int = 4, **tags: Any) -> Path:
-    """A reconstructed SPECT whose frame k has the pixels of slice k; the detector is at (10, 20, 30) LPS mm."""
+    """Write a reconstructed SPECT whose frame k has the pixels of slice k; the detector is at (10, 20, 30) LPS mm."""
     header = empty_file(path, NuclearMedicineImageStorage)
     header.SeriesInstanceUID, header.StudyInstanceUID, header.Modality = generate_uid(), "1.2.4", "NM"
     header.SeriesNumber = header.InstanceNumber = 1
@@ -224,7 +227,7 @@ def write_nm(path: Path, *, spacing: float = 2.5, slices: int = 4, **tags: Any) 
 
 
 class MadeDicom:
-    """What the tests of DICOM share, in one fixture: test modules cannot import each other."""
+    """Helpers of the DICOM tests in one fixture, because test modules cannot import each other."""
 
     positions = staticmethod(regular_positions)
     pixels = staticmethod(slice_pixels)
@@ -235,6 +238,7 @@ class MadeDicom:
     nm = staticmethod(write_nm)
     empty_file = staticmethod(empty_file)
     save = staticmethod(save)
+    replace = staticmethod(replace_bytes)
 
 
 @pytest.fixture(scope="session")

@@ -27,18 +27,13 @@ def test_each_voxel_counts_by_its_weight(reduction, divisor):
     assert BorderWeightedCELoss(reduction=reduction)(LOGITS, TARGET, WEIGHT).item() == pytest.approx(want)
 
 
-def test_without_weights_it_is_plain_cross_entropy():
-    logits, target = torch.randn(2, 4, 5, 6, 7), torch.randint(0, 4, (2, 1, 5, 6, 7))
-    want = torch.nn.functional.cross_entropy(logits, target[:, 0])
-    assert torch.allclose(BorderWeightedCELoss()(logits, target), want)
-
-
 def test_class_weights_multiply_the_map_and_normalise_like_pytorch():
     logits, target = torch.randn(2, 3, 5, 6), torch.randint(0, 3, (2, 1, 5, 6))
-    factors = [0.5, 1.0, 4.0]
-    want = torch.nn.functional.cross_entropy(logits, target[:, 0], weight=torch.tensor(factors))
-    got = BorderWeightedCELoss(factors, reduction="weighted_mean")(logits, target)
-    assert torch.allclose(got, want)
+    factors, cross_entropy = [0.5, 1.0, 4.0], torch.nn.functional.cross_entropy
+    assert torch.allclose(BorderWeightedCELoss()(logits, target), cross_entropy(logits, target[:, 0]))
+    loss = BorderWeightedCELoss(factors, reduction="weighted_mean")
+    assert torch.allclose(loss(logits, target), cross_entropy(logits, target[:, 0], weight=torch.tensor(factors)))
+    assert loss.state_dict() == {}
     want_sum = (0.5 * 2 * COSTS[0]) + 3 * (1 * COSTS[1] + 5 * COSTS[2])
     got = BorderWeightedCELoss([0.5, 3.0], reduction="sum")(LOGITS, TARGET, WEIGHT)
     assert got.item() == pytest.approx(want_sum, rel=1e-6)
@@ -54,15 +49,10 @@ def test_ignored_voxels_change_nothing(reduction):
     loss(logits, target, WEIGHT).backward()
     assert logits.grad[..., 2].abs().sum() == 0
     assert logits.grad[..., :2].abs().min() > 0
-
-
-@pytest.mark.parametrize("reduction", ["sum", "mean", "weighted_mean"])
-def test_a_batch_of_ignored_voxels_costs_nothing(reduction):
-    logits = torch.randn(1, 2, 3, 3, requires_grad=True)
-    loss = BorderWeightedCELoss(ignore_index=255, reduction=reduction)(logits, torch.full((1, 1, 3, 3), 255))
-    loss.backward()
-    assert loss.item() == 0
-    assert logits.grad.abs().sum() == 0
+    logits.grad = None
+    nothing = loss(logits, torch.full_like(target, 255))
+    nothing.backward()
+    assert nothing.item() == logits.grad.abs().sum() == 0
 
 
 def test_one_channel_is_the_logit_of_class_one():
@@ -80,16 +70,8 @@ def test_gradients_are_those_of_the_formula():
     assert torch.allclose(logits.grad, want, atol=1e-6)
 
 
-def test_bfloat16_logits_are_computed_in_float32():
-    logits = torch.randn(1, 3, 9, 9).bfloat16()
-    target = torch.randint(0, 3, (1, 1, 9, 9))
-    loss = BorderWeightedCELoss()
-    assert torch.equal(loss(logits, target), loss(logits.float(), target))
-    assert loss(logits, target).dtype == torch.float32
-
-
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32])
-def test_targets_may_have_any_type_and_meta_data(dtype):
+def test_targets_may_have_any_type_and_metadata(dtype):
     loss = BorderWeightedCELoss()
     got = loss(LOGITS, MetaTensor(TARGET.to(dtype)), MetaTensor(WEIGHT))
     assert type(got) is torch.Tensor
@@ -115,21 +97,17 @@ def test_a_valid_network_gets_the_middle_of_the_label():
         ((5, 6), None, False),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(target_shape, weight_shape, center_crop):
+def test_shapes_that_do_not_match_are_rejected(target_shape, weight_shape, center_crop):
     weight = None if weight_shape is None else torch.ones(weight_shape)
     loss = BorderWeightedCELoss(center_crop=center_crop)
     with pytest.raises(ConfigError):
         loss(torch.zeros(1, 2, 5, 6), torch.zeros(target_shape), weight)
 
 
-def test_impossible_options_are_refused():
-    with pytest.raises(ConfigError):
+def test_invalid_options_are_rejected():
+    with pytest.raises(ConfigError, match="unknown reduction"):
         BorderWeightedCELoss(reduction="none")
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="numbers >= 0"):
         BorderWeightedCELoss([1.0, -1.0])
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="one number per class"):
         BorderWeightedCELoss([1.0, 2.0, 3.0])(LOGITS, TARGET)
-
-
-def test_a_checkpoint_holds_no_loss_state():
-    assert BorderWeightedCELoss([1.0, 2.0]).state_dict() == {}

@@ -56,7 +56,7 @@ def test_given_level_weights_are_relative_and_zero_skips_a_level():
     assert torch.allclose(loss(outputs, TARGET), want)
 
 
-def test_impossible_level_weights_are_refused():
+def test_invalid_level_weights_are_rejected():
     with pytest.raises(ConfigError):
         DeepSupervisionLoss(DiceCELoss(), level_weights=[0, 0])
     with pytest.raises(ConfigError):

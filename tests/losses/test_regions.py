@@ -23,14 +23,14 @@ def test_undecided_logits_cost_log_two_and_half_the_dice() -> None:
     assert float(dice) == pytest.approx(1 - (3 / 5 + 2 / 4 + 1 / 3) / 3)
 
 
-def test_regions_are_judged_each_by_itself() -> None:
+def test_each_region_counts_by_itself() -> None:
     target = torch.tensor([[[0, 1, 2, 3]]])
     right = torch.tensor([[[[-20.0, 20, 20, 20]], [[-20.0, -20, 20, 20]], [[-20.0, -20, -20, 20]]]])
     loss = RegionDiceCELoss(REGIONS)
     assert float(loss(right, target)) == pytest.approx(0, abs=1e-4)
     wrong = right.clone()
     wrong[:, 1] *= -1
-    # of twelve answers four are wrong by 20; the Dice of one region of three is 0
+    # of twelve decisions four are wrong by 20; the Dice of one region of three is 0
     assert float(loss(wrong, target)) == pytest.approx(20 * 4 / 12 + 1 / 3, abs=1e-3)
 
 
@@ -58,7 +58,7 @@ def test_deep_supervision_reduces_the_map_of_indices() -> None:
     assert float(loss(levels, target)) == pytest.approx(math.log(2))
 
 
-def test_other_channels_than_regions_are_refused() -> None:
+def test_other_numbers_of_channels_are_rejected() -> None:
     with pytest.raises(ConfigError, match="do not match the regions"):
         RegionDiceCELoss(REGIONS)(torch.zeros(1, 4, 2, 2), torch.zeros(1, 1, 2, 2))
     with pytest.raises(ConfigError, match="regions must have class indices"):

@@ -88,32 +88,23 @@ def test_em_scores_are_of_the_interior() -> None:
     assert named["em"]["v_rand"] == pytest.approx(2 / 3)  # sum p^2 = 1/2, sum s^2 = 1, sum t^2 = 1/2
 
 
+PLANE, VOLUME = np.ones((3, 3), int), np.ones((3, 3, 3), int)
+
+
 @pytest.mark.parametrize(
-    ("em", "labels", "shape"),
-    [(True, LABELS, (3, 3)), ("kidney", LABELS, (3, 3)), (True, {"cell": 1}, (3, 3, 3))],
-    ids=["two classes", "unknown class", "3d"],
+    ("pred", "ref", "options", "error", "cause"),
+    [
+        (PLANE, PLANE, {"em": True}, ConfigError, "em must name the class"),  # two classes
+        (PLANE, PLANE, {"em": "kidney"}, ConfigError, "em must name the class"),
+        (VOLUME, VOLUME, {"em": True, "labels": {"cell": 1}}, ConfigError, "EM scores need 2D"),
+        (7 * PLANE, PLANE, {}, DataError, r"prediction.*received \[7\]"),
+        (PLANE, PLANE[1:], {}, GeometryError, "different shapes"),
+        (0 * PLANE, 0 * PLANE, {"labels": {"background": 0}}, ConfigError, "must have a class"),
+    ],
 )
-def test_unclear_em_is_an_error(em: bool | str, labels: dict[str, int], shape: tuple[int, ...]) -> None:
-    array = np.ones(shape, int)
-    with pytest.raises(ConfigError):
-        evaluate_case(array, array, spacing_mm=(1,) * len(shape), labels=labels, em=em)
-
-
-def test_unknown_values_are_an_error_that_names_them() -> None:
-    pred, ref = case()
-    pred[0, 0, 0] = 7
-    with pytest.raises(DataError, match=r"prediction.*received \[7\]"):
-        evaluate_case(pred, ref, spacing_mm=(1, 1, 1), labels=LABELS)
-
-
-def test_other_shapes_are_an_error() -> None:
-    with pytest.raises(GeometryError, match="different shapes"):
-        evaluate_case(np.zeros((3, 4, 5)), np.zeros((3, 4, 6)), spacing_mm=(1, 1, 1), labels=LABELS)
-
-
-def test_labels_without_a_class_are_an_error() -> None:
-    with pytest.raises(ConfigError, match="must have a class"):
-        evaluate_case(np.zeros((3, 3)), np.zeros((3, 3)), spacing_mm=(1, 1), labels={"background": 0})
+def test_cases_that_cannot_be_scored_are_rejected(pred, ref, options, error, cause) -> None:
+    with pytest.raises(error, match=cause):
+        evaluate_case(pred, ref, **{"spacing_mm": (1,) * pred.ndim, "labels": LABELS, **options})
 
 
 def test_statistics_leave_nan_out_and_say_so() -> None:
@@ -135,12 +126,9 @@ def test_statistics_leave_nan_out_and_say_so() -> None:
     assert summary["cases"] == 4
 
 
-def test_the_overall_dice_is_the_mean_of_the_classes_means() -> None:
+def test_the_overall_dice_is_the_mean_over_classes_and_nan_without_cases() -> None:
     pred, ref = np.array([[1, 1, 2, 2]]), np.array([[1, 1, 1, 2]])
     # liver 2 * 2 / 5, spleen 2 * 1 / 3
     summary = summarise([evaluate_case(pred, ref, spacing_mm=(1, 1), labels=LABELS)])
     assert summary["mean_dice"] == pytest.approx((4 / 5 + 2 / 3) / 2)
-
-
-def test_no_cases_have_no_mean() -> None:
     assert math.isnan(summarise([])["mean_dice"])

@@ -10,7 +10,7 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 from scipy import ndimage
 
 from medunet.errors import GeometryError
-from medunet.metrics import hausdorff_distance, mean_surface_distance, surface_distances
+from medunet.metrics import surface_distances
 
 SPACING_MM = (3.0, 0.7, 1.1)
 
@@ -39,10 +39,9 @@ def all_pairs(pred: np.ndarray, ref: np.ndarray, spacing_mm: tuple[float, ...]) 
 def test_every_distance_is_the_shortest_of_all_pairs(seed: int, shape: tuple[int, ...]) -> None:
     pred, ref = blobs(seed, shape), blobs(seed + 10, shape)
     spacing_mm = SPACING_MM[: len(shape)]
-    found = surface_distances(pred, ref, spacing_mm=spacing_mm)
-    expected = all_pairs(pred, ref, spacing_mm)
-    np.testing.assert_allclose(found.pred_to_ref, expected[0], atol=1e-12)
-    np.testing.assert_allclose(found.ref_to_pred, expected[1], atol=1e-12)
+    distances = surface_distances(pred, ref, spacing_mm=spacing_mm)
+    for directed, expected in zip(distances, all_pairs(pred, ref, spacing_mm), strict=True):
+        np.testing.assert_allclose(directed, expected, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI 1.6.1 warns about itself
@@ -53,8 +52,9 @@ def test_hd95_and_mean_are_monais(shape: tuple[int, ...]) -> None:
     one_hot = {"y_pred": pred[None, None], "y": ref[None, None], "include_background": True}
     hd95 = float(compute_hausdorff_distance(**one_hot, percentile=95, spacing=list(spacing_mm)))
     mean = float(compute_average_surface_distance(**one_hot, symmetric=True, spacing=list(spacing_mm)))
-    assert hausdorff_distance(pred, ref, spacing_mm=spacing_mm) == pytest.approx(hd95, rel=1e-5)
-    assert mean_surface_distance(pred, ref, spacing_mm=spacing_mm) == pytest.approx(mean, rel=1e-5)
+    distances = surface_distances(pred, ref, spacing_mm=spacing_mm)
+    assert distances.hausdorff() == pytest.approx(hd95, rel=1e-5)
+    assert distances.mean() == pytest.approx(mean, rel=1e-5)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -62,32 +62,35 @@ def test_a_shift_of_a_plane_is_measured_with_the_spacing_of_its_axis(axis: int) 
     pred, ref = np.zeros((11, 11, 11), bool), np.zeros((11, 11, 11), bool)
     np.moveaxis(ref, axis, 0)[3] = True
     np.moveaxis(pred, axis, 0)[5] = True
-    assert hausdorff_distance(pred, ref, spacing_mm=SPACING_MM) == pytest.approx(2 * SPACING_MM[axis])
-    assert mean_surface_distance(pred, ref, spacing_mm=SPACING_MM) == pytest.approx(2 * SPACING_MM[axis])
+    distances = surface_distances(pred, ref, spacing_mm=SPACING_MM)
+    assert distances.hausdorff() == pytest.approx(2 * SPACING_MM[axis])
+    assert distances.mean() == pytest.approx(2 * SPACING_MM[axis])
 
 
 def test_the_mean_is_over_the_voxels_of_both_surfaces() -> None:
     pred, ref = np.zeros((1, 20), bool), np.zeros((1, 20), bool)
     ref[0, 0:2] = True  # distances 0, 1
     pred[0, [0, 10]] = True  # distances 0, 9
-    assert mean_surface_distance(pred, ref, spacing_mm=(1, 1)) == (0 + 1 + 0 + 9) / 4
-    assert hausdorff_distance(pred, ref, spacing_mm=(1, 1), percentile=100) == 9
+    distances = surface_distances(pred, ref, spacing_mm=(1, 1))
+    assert distances.mean() == (0 + 1 + 0 + 9) / 4
+    assert distances.hausdorff(percentile=100) == 9
 
 
 def test_a_missing_surface_has_no_distance() -> None:
     empty, full = np.zeros((5, 5)), np.ones((5, 5))
     for pred, ref in ((empty, full), (full, empty), (empty, empty)):
-        assert math.isnan(hausdorff_distance(pred, ref, spacing_mm=(1, 1)))
-        assert math.isnan(mean_surface_distance(pred, ref, spacing_mm=(1, 1)))
+        distances = surface_distances(pred, ref, spacing_mm=(1, 1))
+        assert math.isnan(distances.hausdorff())
+        assert math.isnan(distances.mean())
 
 
-def test_cropping_and_place_change_nothing() -> None:
+def test_padding_changes_nothing() -> None:
     pred, ref = blobs(5, (9, 9)), blobs(6, (9, 9))
     near = surface_distances(pred, ref, spacing_mm=(1, 2))
     far = surface_distances(np.pad(pred, ((20, 3), (1, 40))), np.pad(ref, ((20, 3), (1, 40))), spacing_mm=(1, 2))
     np.testing.assert_allclose(near.pred_to_ref, far.pred_to_ref, atol=1e-12)
 
 
-def test_a_spacing_of_other_length_is_an_error() -> None:
+def test_spacing_of_another_length_is_rejected() -> None:
     with pytest.raises(GeometryError, match="axes"):
         surface_distances(np.ones((3, 3)), np.ones((3, 3)), spacing_mm=(1, 1, 1))

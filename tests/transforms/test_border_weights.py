@@ -46,14 +46,11 @@ def test_the_map_agrees_with_brute_force(shape, spacing, sigma, background_only)
     assert got.max() > 2  # the border term is there at all
 
 
-def test_objects_far_apart_have_no_border():
-    labels = np.zeros((5, 200), dtype=int)
-    labels[2, 3], labels[2, 190] = 1, 2
-    assert (border_weight_map(labels, class_weights=None) == 1).all()
+FAR = np.pad([[1]], ((2, 2), (3, 196))) + np.pad([[2]], ((2, 2), (190, 9)))
 
 
-@pytest.mark.parametrize("labels", [np.zeros((8, 9), dtype=int), np.eye(9, dtype=int) * 7])
-def test_fewer_than_two_objects_have_no_border(labels):
+@pytest.mark.parametrize("labels", [np.zeros((8, 9), dtype=int), np.eye(9, dtype=int) * 7, FAR])
+def test_no_border_without_two_objects_within_reach(labels):
     assert (border_weight_map(labels, class_weights=None) == 1).all()
 
 
@@ -87,21 +84,13 @@ def test_only_foreground_classes_make_objects():
     assert connected_objects(classes, foreground=[2, 1]).tolist() == [[2, 0, 1, 0, 3]]
 
 
-def test_isbi_classes_weigh_membranes_between_cells():
-    classes = np.ones((20, 21), dtype=np.uint8)
-    classes[:, 10] = 0
-    weights = border_weight_map(classes, instances="components", foreground=1, class_weights=None)
-    assert weights[:, 10] == pytest.approx(1 + 10 * np.exp(-(2**2) / 50))
-    assert (np.delete(weights, 10, axis=1) == 1).all()
-
-
 def test_touching_instances_are_separated_by_one_pixel():
     instances = np.array([[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 3, 3], [3, 3, 3, 3]])
     assert separate_touching(instances).tolist() == [[1, 1, 0, 2], [1, 1, 0, 2], [0, 0, 0, 0], [3, 3, 3, 3]]
     assert instances[0, 2] == 2
 
 
-def test_separation_leaves_no_two_instances_that_share_a_face():
+def test_separated_instances_share_no_face():
     carved = separate_touching(cells((40, 41), 60))
     for axis in (0, 1):
         here, there = np.delete(carved, -1, axis=axis), np.delete(carved, 0, axis=axis)
@@ -109,7 +98,7 @@ def test_separation_leaves_no_two_instances_that_share_a_face():
     assert (separate_touching(carved) == carved).all()
 
 
-def test_ignored_pixels_have_no_weight_and_are_no_object():
+def test_ignored_pixels_have_no_weight_and_are_not_objects():
     labels = np.array([[1, 0, 255, 0, 0]])
     weights = border_weight_map(labels, ignore_index=255)
     assert weights[0] == pytest.approx([2.0, 4 / 6, 0.0, 4 / 6, 4 / 6])
@@ -133,11 +122,11 @@ def test_the_transform_turns_instances_into_classes_with_borders():
     assert item["weight"][0, 0].tolist() == pytest.approx([1, 1, 1 + 10 * np.exp(-4 / 50), 1, 0])
 
 
-def test_fractional_labels_are_refused_with_their_file():
+def test_invalid_labels_are_rejected_with_their_file():
     label = MetaTensor(torch.tensor([[[0.0, 1.5]]]), meta={"filename_or_obj": "a.png"})
     with pytest.raises(DataError, match=r"a\.png.*must be integers"):
         BorderWeightMapd()({"label": label})
-    with pytest.raises(DataError, match=r"must be .1, .spatial"):
+    with pytest.raises(DataError, match=r"must be \(1, \*spatial\)"):
         BorderWeightMapd()({"label": torch.zeros(2, 4, 4)})
     with pytest.raises(DataError, match="must be >= 0"):
         border_weight_map(np.array([[0, -1]]))
@@ -156,12 +145,12 @@ def test_fractional_labels_are_refused_with_their_file():
         {"instances": "components", "connectivity": 3},
     ],
 )
-def test_impossible_options_are_a_config_error(options):
+def test_invalid_options_are_rejected(options):
     with pytest.raises(ConfigError):
         border_weight_map(np.eye(4, dtype=int), **options)
 
 
-def test_options_of_the_transform_that_contradict_are_a_config_error():
+def test_contradicting_options_of_the_transform_are_rejected():
     with pytest.raises(ConfigError):
         BorderWeightMapd(["a", "b"], "weight")
     with pytest.raises(ConfigError):

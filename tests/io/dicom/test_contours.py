@@ -40,11 +40,8 @@ def test_keyhole_leaves_and_returns_by_the_same_corners():
     repeated = {corner for corner in corners if corners.count(corner) == 2}
     assert len(repeated) == 2  # one on the rim, one on the hole
     assert len(corners) == len(set(corners)) + 2
-
-
-def test_straight_sides_have_no_corners_between():
-    [polygon] = trace_contours(np.ones((5, 9), bool))
-    assert len(polygon) == 8  # a rectangle whose corners are cut
+    [rectangle] = trace_contours(np.ones((5, 9), bool))
+    assert len(rectangle) == 8  # its corners are cut, and its straight sides have no vertices between
 
 
 def test_polygon_within_a_polygon_is_a_hole_and_parts_outside_are_cut_off():

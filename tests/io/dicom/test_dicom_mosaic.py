@@ -1,4 +1,4 @@
-"""Siemens mosaics are split into slices as dcm2niix does it; what does not say where they lie is rejected."""
+"""Siemens mosaics are split into slices as dcm2niix does it, and rejected if they do not place their slices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medunet.io import read_header, read_volume
 
 
 @pytest.mark.parametrize(("normal", "lowest"), [(1.0, 30.0), (-1.0, 30 - 4 * 2.5)])
-def test_tile_k_lies_k_slices_from_the_first_along_the_normal_of_the_csa_header(tmp_path, made, normal, lowest):
+def test_tile_k_is_k_slices_from_the_first_along_the_normal_of_the_csa_header(tmp_path, made, normal, lowest):
     volume = read_volume(made.mosaic(tmp_path / "m.dcm", normal=normal))
     affine = np.diag([-0.7, -0.5, 2.5, 1.0])
     affine[:3, 3] = -10, -20, lowest
@@ -59,25 +59,23 @@ def test_mosaic_without_csa_header_is_rejected(tmp_path, made):
         ({"Rows": 14}, DataError, "cannot be divided into its tiles"),
     ],
 )
-def test_mosaic_that_does_not_say_where_its_slices_lie_is_rejected(tmp_path, made, tags, error, cause):
+def test_mosaics_that_do_not_place_their_slices_are_rejected(tmp_path, made, tags, error, cause):
     made.mosaic(tmp_path / "m.dcm", **tags)
     with pytest.raises(error, match=cause):
         read_header(tmp_path / "m.dcm")
 
 
-def test_damaged_csa_header_is_rejected(tmp_path, made):
-    path = made.mosaic(tmp_path / "m.dcm")
-    content = path.read_bytes()
-    place = content.index(b"SV10") + 8
-    path.write_bytes(content[:place] + b"\xff\xff\xff\x7f" + content[place + 4 :])
-    with pytest.raises(DataError, match="damaged header of a mosaic"):
-        read_header(path)
-
-
-def test_distance_that_is_not_a_number_is_rejected(tmp_path, made):
+@pytest.mark.parametrize(
+    ("mark", "value"),
+    [
+        (b"SV10\4\3\2\1", b"\xff\xff\xff\x7f"),  # the number of tags of the CSA header
+        (b"\x18\x00\x88\x00DS\x04\x00", b"\0"),  # SpacingBetweenSlices
+    ],
+)
+def test_damaged_headers_are_rejected(tmp_path, made, mark, value):
     path = made.mosaic(tmp_path / "m.dcm", SpacingBetweenSlices=2.5)
     content = path.read_bytes()
-    place = content.index(b"\x18\x00\x88\x00DS") + 8  # (0018,0088), its type and its length
-    path.write_bytes(content[:place] + b"\0" + content[place + 1 :])
+    place = content.index(mark) + 8
+    path.write_bytes(content[:place] + value + content[place + len(value) :])
     with pytest.raises(DataError, match="damaged header of a mosaic"):
         read_header(path)

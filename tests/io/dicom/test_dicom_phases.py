@@ -1,4 +1,4 @@
-"""How vendors number the volumes of a series: each is divided into phases, or the choice is left to the user."""
+"""Series of several volumes are divided into phases as their vendors number them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SLICES, PHASES = 3, 4
 
 
 def volumes(made: Any, folder: Path, **tags: Callable[[int, int], Any] | Any) -> Path:
-    """Four volumes of three slices; a tag is a function of position and phase. Values are 1000 phase + 100 slice."""
+    """Write four volumes of three slices; a tag may be a function of slice and phase. Values: 1000 phase + 100 slice"""
     order = [(slice_, phase) for phase in range(PHASES) for slice_ in range(SLICES)]
     given = {
         tag: (lambda k, value=value: value(*order[k])) if callable(value) else value
@@ -84,7 +84,7 @@ def test_series_of_volumes_is_divided_into_phases(tmp_path, made, vendor):
     assert_phases(volumes(made, tmp_path / "mr", Modality="MR", **tags), named)
 
 
-def test_mingled_numbers_do_not_tell_phases_apart(tmp_path, made):
+def test_mixed_numbers_do_not_distinguish_phases(tmp_path, made):
     shuffled = np.random.default_rng(0).permutation(SLICES * PHASES).tolist()
     folder = volumes(made, tmp_path / "mr", InstanceNumber=lambda s, p: shuffled[s + SLICES * p])
     for phase in (None, 0):
@@ -92,7 +92,7 @@ def test_mingled_numbers_do_not_tell_phases_apart(tmp_path, made):
             read_volume(folder, phase=phase)
 
 
-def test_a_volume_that_was_interrupted_is_left_out(tmp_path, made):
+def test_an_interrupted_volume_is_left_out(tmp_path, made):
     folder = volumes(made, tmp_path / "mr", AcquisitionNumber=lambda s, p: p + 1)
     sorted(folder.iterdir())[0].unlink()  # the last slice of the last volume
     with pytest.raises(DataError, match=r"series has 3 phases; 1 incomplete .*AcquisitionNumber 1, 2, 3,"):
@@ -111,7 +111,7 @@ def test_volumes_with_the_same_pixels_are_duplicates_unless_a_phase_is_chosen(tm
     assert "phase 1 of 2 read" in read_volume(folder, phase=1).record.warnings[0]
 
 
-def test_frames_of_a_multi_frame_file_are_told_apart_by_their_order(tmp_path, made):
+def test_frames_of_a_multi_frame_file_are_distinguished_by_their_order(tmp_path, made):
     path = made.multiframe(tmp_path / "e.dcm", np.tile(made.positions(3), (2, 1)))
     with pytest.raises(DataError, match="2 phases"):
         read_header(path)

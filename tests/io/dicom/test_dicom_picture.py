@@ -32,11 +32,6 @@ def test_axes_are_those_of_monai_and_itk(tmp_path, made, pixels):
     itk = sitk.GetArrayFromImage(sitk.ReadImage(path))[0]  # the third axis has one slice; a last axis counts colours
     assert np.array_equal(volume.image.numpy(), itk.T.reshape(-1, 7, 5))
     assert not volume.record.is_placed
-
-
-def test_first_axis_runs_along_a_row_and_has_the_distance_of_columns(tmp_path, made):
-    volume = read_volume(made.picture(tmp_path / "x.dcm"))
-    assert np.array_equal(volume.image[0].numpy(), made.pixels(0).T)
     assert volume.image.affine.tolist() == np.diag([0.1, 0.2, 1, 1]).tolist()
     assert volume.record.warnings == ()
 
@@ -72,14 +67,13 @@ def test_impossible_size_of_a_pixel_is_rejected(tmp_path, made, tags, cause):
 
 def test_monochrome1_radiograph_is_inverted(tmp_path, made):
     pixels = made.pixels(0).astype("<u2")
-    volume = read_volume(
-        made.picture(tmp_path / "x.dcm", PhotometricInterpretation="MONOCHROME1", BitsStored=12, HighBit=11)
-    )
+    tags = {"PhotometricInterpretation": "MONOCHROME1", "BitsStored": 12, "HighBit": 11}
+    volume = read_volume(made.picture(tmp_path / "x.dcm", **tags))
     assert np.array_equal(volume.image[0].numpy(), 4095 - pixels.T.astype(int))
     assert "MONOCHROME1" in volume.record.warnings[0]
 
 
-def test_radiographs_are_no_volume(tmp_path, made):
+def test_radiographs_are_not_a_volume(tmp_path, made):
     folder = tmp_path / "rays"
     folder.mkdir()
     for name in ("a", "b"):
@@ -106,37 +100,24 @@ def test_frames_without_positions_are_chosen_by_phase(tmp_path, made, options):
         read_volume(path, spatial_dims=3)
 
 
-def test_colour_frames_are_chosen_by_phase(tmp_path, made):
-    path = made.picture(tmp_path / "cine.dcm", pixels=np.stack([RGB, RGB[::-1]]))
-    assert np.array_equal(read_volume(path, phase=1).image.numpy(), RGB[::-1].T)
+def test_colour_is_decoded_to_rgb_or_rejected(tmp_path, made):
+    cine = made.picture(tmp_path / "cine.dcm", pixels=np.stack([RGB, RGB[::-1]]))
+    assert np.array_equal(read_volume(cine, phase=1).image.numpy(), RGB[::-1].T)
 
+    luminance = np.full((5, 7, 3), 128, np.uint8)
+    luminance[..., 0] = RGB[..., 0]  # without chrominance, luminance is the grey value
+    ybr = made.picture(tmp_path / "ybr.dcm", pixels=luminance, PhotometricInterpretation="YBR_FULL")
+    assert np.array_equal(read_volume(ybr).image.numpy(), np.stack([RGB[..., 0].T] * 3))
 
-def test_palette_colours_are_looked_up(tmp_path, made):
+    levels = np.arange(256, dtype=np.uint8)
     tables = {f"{name}PaletteColorLookupTableDescriptor": [256, 0, 8] for name in ("Red", "Green", "Blue")}
-    reds, greens = np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8)[::-1]
-    tables |= {
-        "RedPaletteColorLookupTableData": reds.tobytes(),
-        "GreenPaletteColorLookupTableData": greens.tobytes(),
-        "BluePaletteColorLookupTableData": bytes(256),
-    }
-    path = made.picture(
-        tmp_path / "x.dcm", pixels=RGB[..., 0].copy(), PhotometricInterpretation="PALETTE COLOR", **tables
-    )
-    image = read_volume(path).image.numpy()
+    for name, values in (("Red", levels), ("Green", levels[::-1]), ("Blue", 0 * levels)):
+        tables[f"{name}PaletteColorLookupTableData"] = values.tobytes()
+    palette = {"pixels": RGB[..., 0].copy(), "PhotometricInterpretation": "PALETTE COLOR"}
+    image = read_volume(made.picture(tmp_path / "palette.dcm", **palette, **tables)).image.numpy()
     assert np.array_equal(image, np.stack([RGB[..., 0].T, 255 - RGB[..., 0].T, np.zeros((7, 5))]))
-
-
-def test_ybr_becomes_rgb(tmp_path, made):
-    grey = np.full((5, 7, 3), 128, np.uint8)
-    grey[..., 0] = RGB[..., 0]  # without chrominance, luminance is the grey value
-    path = made.picture(tmp_path / "x.dcm", pixels=grey, PhotometricInterpretation="YBR_FULL")
-    assert np.array_equal(read_volume(path).image.numpy(), np.stack([RGB[..., 0].T] * 3))
-
-
-def test_damaged_colour_is_rejected(tmp_path, made):
-    path = made.picture(tmp_path / "x.dcm", pixels=RGB[..., 0].copy(), PhotometricInterpretation="PALETTE COLOR")
     with pytest.raises(DataError, match="cannot be decoded"):
-        read_volume(path)
+        read_volume(made.picture(tmp_path / "damaged.dcm", **palette))
 
 
 def test_label_picture_of_a_radiograph_needs_its_shape_only(tmp_path, made):
@@ -167,30 +148,22 @@ def test_slices_of_a_reconstructed_nuclear_image_are_placed_by_its_detector(tmp_
 
 
 @pytest.mark.parametrize(
-    "tags",
-    [
-        {"SpacingBetweenSlices": "del"},
-        {"DetectorInformationSequence": "del"},
-        {"SliceVector": [1, 2, 3]},
-    ],
+    "tags", [{"SpacingBetweenSlices": "del"}, {"DetectorInformationSequence": "del"}, {"SliceVector": [1, 2, 3]}]
 )
 def test_nuclear_image_that_does_not_place_its_slices_is_rejected(tmp_path, made, tags):
     with pytest.raises(GeometryError, match="does not place its slices"):
         read_header(made.nm(tmp_path / "nm.dcm", **tags))
 
 
-def test_gated_nuclear_image_has_phases(tmp_path, made):
+def test_gated_nuclear_image_has_phases_and_projections_are_in_the_plane(tmp_path, made):
     kind = ["ORIGINAL", "PRIMARY", "RECON GATED TOMO", "EMISSION"]
     path = made.nm(tmp_path / "nm.dcm", ImageType=kind, SliceVector=[1, 2, 1, 2])
     with pytest.raises(DataError, match=r"2 phases .*frame number of the first position 1, 3"):
         read_header(path)
     assert read_volume(path, phase=1).image[0, 0, 0].tolist() == [200, 300]
-
-
-def test_projections_of_a_nuclear_image_are_images_in_the_plane(tmp_path, made):
-    path = made.nm(tmp_path / "nm.dcm", ImageType=["ORIGINAL", "PRIMARY", "TOMO", "EMISSION"])
+    projections = made.nm(tmp_path / "nm.dcm", ImageType=["ORIGINAL", "PRIMARY", "TOMO", "EMISSION"])
     with pytest.raises(DataError, match="4 frames without a position"):
-        read_header(path)
+        read_header(projections)
 
 
 @pytest.fixture

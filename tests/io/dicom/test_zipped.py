@@ -28,7 +28,9 @@ def folder(tmp_path, made) -> Path:
     return made.series(tmp_path / "ct", made.positions(), **IDENTITY)
 
 
-def test_series_in_an_archive_equals_the_series_in_a_folder(tmp_path, folder):
+def test_series_in_an_archive_equals_the_series_in_a_folder(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     path = zipped(tmp_path / "ct.zip", folder)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("__MACOSX/._s01", b"junk")
@@ -38,6 +40,7 @@ def test_series_in_an_archive_equals_the_series_in_a_folder(tmp_path, folder):
     assert read_header(path).geometry.is_close(expected.record.geometry)
     assert volume.record.path == path
     assert volume.record.warnings == ()
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 @pytest.mark.parametrize("isolated", [False, True])
@@ -57,13 +60,6 @@ def test_a_single_image_in_an_archive_is_an_image_in_the_plane(tmp_path, made):
     (tmp_path / "x").mkdir()
     made.picture(tmp_path / "x" / "a.dcm")
     assert read_volume(zipped(tmp_path / "x.zip", tmp_path / "x")).image.shape == (1, 7, 5)
-
-
-def test_nothing_stays_behind(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
-    read_volume(zipped(tmp_path / "ct.zip", folder))
-    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_an_error_names_the_file_in_the_archive(tmp_path, folder):
@@ -97,13 +93,10 @@ def test_sizes_are_limited(tmp_path, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", bytes(100)])
-def test_a_damaged_archive_is_rejected(tmp_path, content):
+def test_damaged_archives_and_those_without_dicom_are_rejected(tmp_path, content):
     (tmp_path / "bad.zip").write_bytes(content)
     with pytest.raises(DataError):
         read_volume(tmp_path / "bad.zip")
-
-
-def test_an_archive_without_dicom_is_rejected(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.txt", b"x")
         archive.writestr("b.txt", b"x")
