@@ -1,16 +1,27 @@
-"""A label map that every format must bring back."""
+"""A label map that every format must bring back, and DICOM results of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
+
+from medunet.io import read_header
+from medunet.io.dicom.references import read_planes, save_dataset
+from medunet.io.dicom.rtstruct import make_rtstruct
+from medunet.io.dicom.seg import make_dicom_seg
+from medunet.io.segments import as_segments
+
+LABELS = {"background": 0, "Leber": 1, "Knöchel": 5}
 
 
 @pytest.fixture
 def labelled() -> Callable[..., np.ndarray]:
-    """A label map ``(columns, rows, slices)`` with 1 and 5: parts, a hole with an island, single voxels, the rim."""
+    """Return a label map ``(columns, rows, slices)`` with 1 and 5: a hole with an island, single voxels, rims."""
 
     def make(columns: int = 23, rows: int = 19, slices: int = 6) -> np.ndarray:
         voxels = np.zeros((columns, rows, slices), np.uint8)
@@ -24,3 +35,29 @@ def labelled() -> Callable[..., np.ndarray]:
         return voxels
 
     return make
+
+
+def dataset_of(kind: str, folder: Path, voxels: np.ndarray, **options: Any) -> Dataset:
+    """Return a DICOM SEG or RTSTRUCT of a label map on the grid of a series."""
+    if kind == "seg":
+        pytest.importorskip("highdicom")
+    record = read_header(folder)
+    make = make_dicom_seg if kind == "seg" else make_rtstruct
+    planes, segments = read_planes(record.frames, record.geometry), as_segments(LABELS, **options)
+    return make(voxels, segments, planes, algorithm={"name": "medunet", "version": "1"})
+
+
+@pytest.fixture(name="dataset_of")
+def dataset_of_fixture() -> Callable[..., Dataset]:
+    return dataset_of
+
+
+@pytest.fixture
+def written() -> Callable[..., Path]:
+    """Return a function that writes a DICOM SEG or RTSTRUCT of a label map on the grid of a series."""
+
+    def write(kind: str, folder: Path, voxels: np.ndarray, path: Path, **options: Any) -> Path:
+        save_dataset(dataset_of(kind, folder, voxels, **options), path, implicit=kind == "rtstruct")
+        return path
+
+    return write

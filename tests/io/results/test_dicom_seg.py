@@ -7,13 +7,9 @@ import SimpleITK as sitk
 
 from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.io import SavePredictiond, extras, label_names, read_header, read_label, read_volume
-from medunet.io.dicom.references import read_planes, save_dataset
-from medunet.io.dicom.seg import make_dicom_seg
-from medunet.io.segments import as_segments
+from medunet.io.dicom.references import read_planes
 
 LABELS = {"background": 0, "Leber": 1, "Knöchel": 5}
-ALGORITHM = {"name": "medunet", "version": "1"}
-OBLIQUE = ((0.8, 0.6, 0.0), (-0.48, 0.64, -0.6))
 
 
 def nrrd(path) -> np.ndarray:
@@ -37,11 +33,11 @@ def test_real_label_map_segmentation_of_some_slices_equals_dcmqis_nrrd(test_data
     volume = read_label(folder / f"{name}.dcm", reference=folder / "24x38x3" / "image", labels={"liver": 1})
     expected = nrrd(folder / f"{name.replace('-', '_')}_seg.nrrd")
     assert volume.image.any()
-    assert np.array_equal(volume.image[0].numpy(), expected == 1)  # 5 is what the NRRD pads an absent slice with
+    assert np.array_equal(volume.image[0].numpy(), expected == 1)  # the NRRD pads absent slices with 5
 
 
 @pytest.mark.data
-def test_real_overlaps_are_recorded_and_each_structure_is_whole_alone(test_data):
+def test_real_overlaps_are_recorded_and_each_structure_is_complete_alone(test_data):
     folder = test_data / "dicom" / "seg_ct_3slice"
     names = label_names(folder / "partial_overlaps.dcm")
     assert list(names) == ["background", "GREEN", "ORANGE", "PURPLE", "LIGHT_BLUE", "DARK_BLUE"]
@@ -62,17 +58,10 @@ def test_real_overlaps_are_recorded_and_each_structure_is_whole_alone(test_data)
 
 
 @pytest.mark.data
-def test_segmentation_of_another_image_is_refused(test_data):
-    folder = test_data / "dicom" / "seg_ct_3slice"
-    with pytest.raises(GeometryError, match=r"label.seg: segmentation does not lie on the image's grid"):
-        read_label(
-            folder / "24x38x3" / "seg" / "label.seg", reference=test_data / "dicom" / "ct_abdomen_crlm" / "image"
-        )
-
-
-@pytest.mark.data
-def test_damaged_segmentation_is_refused(test_data, tmp_path):
+def test_segmentations_of_another_image_and_damaged_ones_are_rejected(test_data, tmp_path):
     folder = test_data / "dicom" / "seg_ct_3slice" / "24x38x3"
+    with pytest.raises(GeometryError, match=r"label.seg: segmentation .* on the image's grid"):
+        read_label(folder / "seg" / "label.seg", reference=test_data / "dicom" / "ct_abdomen_crlm" / "image")
     path = tmp_path / "label.dcm"
     path.write_bytes((folder / "seg" / "label.seg").read_bytes()[:-100])
     with pytest.raises(DataError, match=r"label.dcm: (pixel data cannot be decoded|cannot be read as DICOM)"):
@@ -86,29 +75,10 @@ def test_missing_highdicom_names_the_extra(tmp_path, make_series, labelled, monk
         SavePredictiond(output_dir=tmp_path, format="dicom-seg").check({"image": image})
 
 
-def written(folder, voxels: np.ndarray, path, **options):
-    pytest.importorskip("highdicom")
-    record = read_header(folder)
-    segments = as_segments(LABELS, values=voxels, **options)
-    planes = read_planes(record.frames, record.geometry)
-    save_dataset(make_dicom_seg(voxels, segments, planes, algorithm=ALGORITHM), path)
-    return path
-
-
-@pytest.mark.parametrize("cosines", [((1.0, 0, 0), (0, 1.0, 0)), ((0, 1.0, 0), (0, 0, -1.0)), OBLIQUE])
-def test_label_map_comes_back_to_the_voxel(tmp_path, make_series, labelled, cosines):
-    folder = make_series(tmp_path / "ct", cosines=cosines)
-    path = written(folder, labelled(), tmp_path / "a.dcm")
-    volume = read_label(path, reference=folder, labels=LABELS)
-    assert np.array_equal(volume.image[0].numpy(), labelled())
-    assert volume.record.warnings == ()
-    assert label_names(path) == {"background": 0, "Leber": 1, "Knöchel": 2}
-
-
-def test_highdicom_reads_the_same_voxels(tmp_path, make_series, labelled):
+def test_highdicom_reads_the_same_voxels(tmp_path, make_series, labelled, written):
     hd = pytest.importorskip("highdicom")
     folder = make_series(tmp_path / "ct")
-    seg = hd.seg.segread(written(folder, labelled(), tmp_path / "a.dcm"))
+    seg = hd.seg.segread(written("seg", folder, labelled(), tmp_path / "a.dcm"))
     record = read_header(folder)
     uids = [p.header.SOPInstanceUID for p in read_planes(record.frames, record.geometry)]
     numbers = seg.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
@@ -116,10 +86,10 @@ def test_highdicom_reads_the_same_voxels(tmp_path, make_series, labelled):
     assert np.array_equal(np.asarray(numbers).transpose(2, 1, 0), expected)
 
 
-def test_segments_have_names_codes_colours_and_the_algorithm(tmp_path, make_series, labelled):
+def test_segments_have_names_codes_colours_and_the_algorithm(tmp_path, make_series, labelled, written):
     codes = {"Leber": {"category": ["91723000", "SCT", "Anatomical Structure"], "type": ["10200004", "SCT", "Liver"]}}
     folder = make_series(tmp_path / "ct")
-    dataset = pydicom.dcmread(written(folder, labelled(), tmp_path / "a.dcm", codes=codes))
+    dataset = pydicom.dcmread(written("seg", folder, labelled(), tmp_path / "a.dcm", codes=codes))
     assert dataset.SegmentationType == "BINARY"
     liver, other = dataset.SegmentSequence
     assert (liver.SegmentLabel, other.SegmentLabel) == ("Leber", "Knöchel")
@@ -139,9 +109,9 @@ def test_segments_have_names_codes_colours_and_the_algorithm(tmp_path, make_seri
     assert referenced <= {pydicom.dcmread(file).SOPInstanceUID for file in folder.iterdir()}
 
 
-def test_frames_refer_to_the_slices_they_were_drawn_on(tmp_path, make_series, labelled):
+def test_frames_refer_to_the_slices_they_were_drawn_on(tmp_path, make_series, labelled, written):
     folder = make_series(tmp_path / "ct")
-    dataset = pydicom.dcmread(written(folder, labelled(), tmp_path / "a.dcm"))
+    dataset = pydicom.dcmread(written("seg", folder, labelled(), tmp_path / "a.dcm"))
     heights = {d.SOPInstanceUID: d.ImagePositionPatient[2] for d in map(pydicom.dcmread, folder.iterdir())}
     for frame in dataset.PerFrameFunctionalGroupsSequence:
         [source] = frame.DerivationImageSequence[0].SourceImageSequence
@@ -149,21 +119,15 @@ def test_frames_refer_to_the_slices_they_were_drawn_on(tmp_path, make_series, la
     assert int(dataset.NumberOfFrames) == 5 + 5  # slices with a voxel of each segment; empty frames are left out
 
 
-def test_name_of_the_patient_is_in_no_log_line(tmp_path, make_series, labelled, caplog, recwarn):
+def test_name_of_the_patient_is_in_no_log_line(tmp_path, make_series, *, labelled, written, caplog, recwarn):
     folder = make_series(tmp_path / "ct", PatientName="SECRET-4711")  # highdicom warns of names without a caret
     with caplog.at_level("DEBUG"):
-        path = written(folder, labelled(), tmp_path / "a.dcm")
+        path = written("seg", folder, labelled(), tmp_path / "a.dcm")
     assert str(pydicom.dcmread(path).PatientName) == "SECRET-4711"
     assert "SECRET" not in caplog.text + " ".join(str(warning.message) for warning in recwarn)
 
 
-def test_empty_prediction_is_a_segmentation_without_a_voxel(tmp_path, make_series):
-    folder = make_series(tmp_path / "ct")
-    path = written(folder, np.zeros((23, 19, 6), np.uint8), tmp_path / "a.dcm")
-    assert not read_label(path, reference=folder, labels=LABELS).image.any()
-
-
-def test_series_becomes_a_dicom_seg_by_default(tmp_path, make_series, labelled):
+def test_series_becomes_a_dicom_seg_by_default(tmp_path, make_series, labelled, written):
     pytest.importorskip("highdicom")
     image = read_volume(folder := make_series(tmp_path / "ct")).image
     item = {"image": image, "pred": image * 0 + 5 * (image > 2)}

@@ -11,24 +11,37 @@ from monai.transforms import Compose, LoadImaged
 from medunet.errors import DataError, GeometryError, find_cause
 from medunet.geometry import Geometry
 from medunet.io import LoadLabeld, label_names, read_header, read_label, read_volume, write_volume
-from medunet.io.dicom.references import read_planes, save_dataset
-from medunet.io.dicom.rtstruct import make_rtstruct
-from medunet.io.segments import as_segments
 from medunet.io.structures import Painting, Structure, paint_structures
 
 AFFINE = np.diag([0.8, 0.9, 2.5, 1.0])
 LABELS = {"background": 0, "liver": 1, "kidney": 5}
 
 
-def rtstruct(folder, voxels, path):
-    record = read_header(folder)
-    planes = read_planes(record.frames, record.geometry)
-    algorithm = {"name": "medunet", "version": "1"}
-    save_dataset(make_rtstruct(voxels, as_segments(LABELS), planes, algorithm=algorithm), path)
-    return path
+OBLIQUE = ((0.8, 0.6, 0.0), (-0.48, 0.64, -0.6))
 
 
-def test_nifti_keeps_label_names_that_other_readers_pass_over(tmp_path, labelled):
+@pytest.mark.parametrize("kind", ["seg", "rtstruct"])
+@pytest.mark.parametrize("cosines", [((1.0, 0, 0), (0, 1.0, 0)), ((0, 1.0, 0), (0, 0, -1.0)), OBLIQUE])
+def test_dicom_results_come_back_to_the_voxel(tmp_path, make_series, *, labelled, written, kind, cosines):
+    folder = make_series(tmp_path / "ct", cosines=cosines)
+    path = written(kind, folder, labelled(), tmp_path / "a.dcm")
+    volume = read_label(path, reference=folder, labels={"Leber": 1, "Knöchel": 5})
+    assert np.array_equal(volume.image[0].numpy(), labelled())
+    gaps = ("Leber: 1 slices without contour between slices with one",)
+    assert volume.record.warnings == (gaps if kind == "rtstruct" else ())
+    assert volume.record.geometry.is_close(read_header(folder).geometry)
+    assert label_names(path) == {"background": 0, "Leber": 1, "Knöchel": 2}
+
+
+@pytest.mark.parametrize("kind", ["seg", "rtstruct"])
+def test_empty_label_maps_are_dicom_results_without_a_voxel(tmp_path, make_series, written, kind):
+    folder = make_series(tmp_path / "ct")
+    path = written(kind, folder, np.zeros((23, 19, 6), np.uint8), tmp_path / "a.dcm")
+    assert label_names(path) == {"background": 0, "Leber": 1, "Knöchel": 2}
+    assert not read_label(path, reference=folder).image.any()
+
+
+def test_nifti_stores_label_names(tmp_path, labelled):
     path = write_volume(labelled(), tmp_path / "a.nii.gz", affine=AFFINE, labels=LABELS)
     assert label_names(path) == LABELS
     volume = read_label(path, reference=path)
@@ -37,7 +50,7 @@ def test_nifti_keeps_label_names_that_other_readers_pass_over(tmp_path, labelled
     assert label_names(write_volume(labelled(), tmp_path / "b.nii.gz")) is None
 
 
-def test_label_map_on_another_grid_is_refused(tmp_path, labelled):
+def test_label_map_on_another_grid_is_rejected(tmp_path, labelled):
     label = write_volume(labelled(), tmp_path / "a.nii.gz", affine=AFFINE)
     image = write_volume(labelled(), tmp_path / "b.nii.gz", affine=AFFINE * [1, 1, 1.1, 1])
     with pytest.raises(GeometryError, match=r"a.nii.gz: label does not lie on the image's grid"):
@@ -57,13 +70,13 @@ def test_pictures_share_their_shape_and_no_placement(tmp_path):
         read_label(wrong, reference=picture)
 
 
-def test_structures_train_with_the_image_of_a_dicom_series(tmp_path, make_series, labelled, caplog):
+def test_structures_train_with_the_image_of_a_dicom_series(tmp_path, make_series, labelled, written, caplog):
     folder = make_series(tmp_path / "ct")
-    path = rtstruct(folder, labelled(), tmp_path / "label.dcm")
+    path = written("rtstruct", folder, labelled(), tmp_path / "label.dcm")
     load = Compose(
         [
             LoadImaged("image", reader="medunet.io.MedunetReader", ensure_channel_first=True),
-            LoadLabeld("label", labels={"background": 0, "kidney": 7}),
+            LoadLabeld("label", labels={"background": 0, "Knöchel": 7}),
         ]
     )
     with caplog.at_level(logging.WARNING):
@@ -72,10 +85,10 @@ def test_structures_train_with_the_image_of_a_dicom_series(tmp_path, make_series
     assert item["label"].dtype == torch.float32
     assert torch.equal(item["label"].affine, item["image"].affine)
     assert np.array_equal(item["label"][0].numpy(), 7 * (labelled() == 5))
-    assert "structures without a label left out: liver" in caplog.text
+    assert "structures without a label left out: Leber" in caplog.text
 
 
-def test_label_without_an_image_is_refused(tmp_path, labelled):
+def test_label_without_an_image_is_rejected(tmp_path, labelled):
     with pytest.raises(DataError, match="has no grid"):
         LoadLabeld()({"image": torch.zeros(1, 3, 3, 3), "label": "a.dcm"})
     with pytest.raises(RuntimeError) as info:
@@ -87,11 +100,11 @@ def read_image(folder, voxels):
     return read_volume(write_volume(voxels, folder / "image.nii.gz", affine=AFFINE)).image
 
 
-def test_folder_with_several_segmentations_is_refused(tmp_path, make_series, labelled):
+def test_folder_with_several_segmentations_is_rejected(tmp_path, make_series, labelled, written):
     folder = make_series(tmp_path / "ct")
     (tmp_path / "labels").mkdir()
     for name in ("a.dcm", "b.dcm"):
-        rtstruct(folder, labelled(), tmp_path / "labels" / name)
+        written("rtstruct", folder, labelled(), tmp_path / "labels" / name)
     with pytest.raises(DataError, match=r"several segmentations \(received a.dcm, b.dcm\)"):
         read_label(tmp_path / "labels", reference=folder)
 
@@ -108,7 +121,7 @@ def box(*sides: slice) -> Callable[[Geometry], Painting]:
 GRID = Geometry(np.eye(4), (4, 4, 4))
 
 
-def test_later_label_wins_where_structures_overlap_and_it_is_recorded():
+def test_the_later_of_overlapping_structures_wins_and_this_is_recorded():
     structures = [Structure("a", 1, box(slice(0, 3))), Structure("b", 2, box(slice(2, 4)))]
     by_file = paint_structures(structures, GRID, labels=None, file="x")
     assert by_file.voxels[:, 0, 0].tolist() == [1, 1, 2, 2]
@@ -119,7 +132,7 @@ def test_later_label_wins_where_structures_overlap_and_it_is_recorded():
     assert "a: unusual" in by_labels.warnings
 
 
-def test_absent_structure_is_recorded_and_two_of_one_name_are_refused():
+def test_absent_structures_are_recorded_and_two_of_one_name_are_rejected():
     structures = [Structure("a", 1, box(slice(0, 1))), Structure("A ", 2, box(slice(1, 2)))]
     assert paint_structures(structures, GRID, labels=None, file="x").labels == {"background": 0, "a_1": 1, "A_2": 2}
     with pytest.raises(DataError, match="x: two structures have one name"):

@@ -9,41 +9,19 @@ from pydicom.uid import RTStructureSetStorage
 
 from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
-from medunet.io import is_structure_file, label_names, read_header, read_label, read_volume
+from medunet.io import is_structure_file, read_header, read_label, read_volume
 from medunet.io.dicom.references import read_planes, save_dataset
 from medunet.io.dicom.rtstruct import make_rtstruct, read_regions
-from medunet.io.segments import as_segments
 
 OBLIQUE = ((0.8, 0.6, 0.0), (-0.48, 0.64, -0.6))
 LABELS = {"background": 0, "Leber": 1, "Knöchel": 5}
-ALGORITHM = {"name": "medunet", "version": "1"}
 
 
-def planes_of(folder):
-    record = read_header(folder)
-    return read_planes(record.frames, record.geometry)
-
-
-def written(folder, voxels: np.ndarray, path, **options):
-    segments = as_segments(LABELS, values=voxels, **options)
-    dataset = make_rtstruct(voxels, segments, planes_of(folder), algorithm=ALGORITHM)
-    save_dataset(dataset, path, implicit=True)
-    return path
-
-
-@pytest.mark.parametrize("cosines", [((1.0, 0, 0), (0, 1.0, 0)), ((0, 1.0, 0), (0, 0, -1.0)), OBLIQUE])
-def test_label_map_comes_back_to_the_voxel(tmp_path, make_series, labelled, cosines):
-    folder = make_series(tmp_path / "ct", cosines=cosines)
-    path = written(folder, labelled(), tmp_path / "a.dcm")
-    volume = read_label(path, reference=folder, labels=LABELS)
-    assert np.array_equal(volume.image[0].numpy(), labelled())
-    assert volume.record.warnings == ("Leber: 1 slices without contour between slices with one",)
-    assert volume.record.geometry.is_close(read_header(folder).geometry)
-
-
-def test_file_belongs_to_the_patients_study_and_its_slices(tmp_path, make_series, labelled):
+def test_file_belongs_to_the_patients_study_and_its_slices(tmp_path, make_series, labelled, written):
     folder = make_series(tmp_path / "ct")
-    path = written(folder, labelled(), tmp_path / "a.dcm", codes={"Leber": {"type": ["10200004", "SCT", "Liver"]}})
+    path = written(
+        "rtstruct", folder, labelled(), tmp_path / "a.dcm", codes={"Leber": {"type": ["10200004", "SCT", "Liver"]}}
+    )
     dataset = pydicom.dcmread(path)
     source = pydicom.dcmread(next(folder.iterdir()))
     assert dataset.SOPClassUID == dataset.file_meta.MediaStorageSOPClassUID == RTStructureSetStorage
@@ -67,26 +45,11 @@ def test_file_belongs_to_the_patients_study_and_its_slices(tmp_path, make_series
     assert (code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning) == ("10200004", "SCT", "Liver")
 
 
-def test_hole_is_a_keyhole_of_one_contour(tmp_path, make_series):
-    folder = make_series(tmp_path / "ct")
-    voxels = np.zeros((23, 19, 6), np.uint8)
-    voxels[4:10, 4:10, 2] = 1
-    voxels[6:8, 6:8, 2] = 0
-    dataset = pydicom.dcmread(written(folder, voxels, tmp_path / "a.dcm"))
-    assert len(dataset.ROIContourSequence[0].ContourSequence) == 1
-
-
-def test_empty_label_is_a_region_without_contours(tmp_path, make_series):
-    folder = make_series(tmp_path / "ct")
-    path = written(folder, np.zeros((23, 19, 6), np.uint8), tmp_path / "a.dcm")
-    assert label_names(path) == {"background": 0, "Leber": 1, "Knöchel": 2}
-    assert not read_label(path, reference=folder).image.any()
-
-
-def test_label_map_without_labels_is_refused(tmp_path, make_series):
-    planes = planes_of(make_series(tmp_path / "ct"))
+def test_label_map_without_labels_is_rejected(tmp_path, make_series):
+    record = read_header(make_series(tmp_path / "ct"))
+    planes = read_planes(record.frames, record.geometry)
     with pytest.raises(DataError, match="at least one label"):
-        make_rtstruct(np.zeros((23, 19, 6)), (), planes, algorithm=ALGORITHM)
+        make_rtstruct(np.zeros((23, 19, 6)), (), planes, algorithm={})
 
 
 def changed(path, change):
@@ -103,9 +66,9 @@ def changed(path, change):
         (lambda d: setattr(d.ROIContourSequence[1].ContourSequence[-1], "ContourGeometricType", "POINT"), "1 points"),
     ],
 )
-def test_unusual_contours_are_recorded(tmp_path, make_series, labelled, change, warning):
+def test_unusual_contours_are_recorded(tmp_path, make_series, *, labelled, written, change, warning):
     folder = make_series(tmp_path / "ct")
-    path = changed(written(folder, labelled(), tmp_path / "a.dcm"), change)
+    path = changed(written("rtstruct", folder, labelled(), tmp_path / "a.dcm"), change)
     volume = read_label(path, reference=folder, labels={"Knöchel": 5})
     assert any(warning in text for text in volume.record.warnings)
     assert "structures without a label left out: Leber" in volume.record.warnings
@@ -122,9 +85,9 @@ def shift_heights(mm: float):
     return change
 
 
-def test_contours_between_slices_are_recorded_and_beyond_them_refused(tmp_path, make_series, labelled):
+def test_contours_between_slices_are_recorded_and_beyond_them_rejected(tmp_path, make_series, labelled, written):
     folder = make_series(tmp_path / "ct")
-    path = written(folder, labelled(), tmp_path / "a.dcm")
+    path = written("rtstruct", folder, labelled(), tmp_path / "a.dcm")
     changed(path, shift_heights(0.7))  # 0.28 of 2.5 mm
     volume = read_label(path, reference=folder, labels=LABELS)
     assert np.array_equal(volume.image[0].numpy(), labelled())
@@ -134,36 +97,36 @@ def test_contours_between_slices_are_recorded_and_beyond_them_refused(tmp_path, 
         read_label(path, reference=folder, labels=LABELS)
 
 
-def test_contours_across_the_slices_are_refused(tmp_path, make_series, labelled):
-    path = written(make_series(tmp_path / "ct"), labelled(), tmp_path / "a.dcm")
+def test_contours_across_the_slices_are_rejected(tmp_path, make_series, labelled, written):
+    path = written("rtstruct", make_series(tmp_path / "ct"), labelled(), tmp_path / "a.dcm")
     other = make_series(tmp_path / "oblique", cosines=OBLIQUE)
     with pytest.raises(GeometryError, match="crosses the image's slices"):
         read_label(path, reference=other)
 
 
-def test_reference_may_be_mirrored_or_have_exchanged_axes(tmp_path, make_series, labelled):
+def test_reference_may_be_mirrored_or_have_swapped_axes(tmp_path, make_series, labelled, written):
     folder = make_series(tmp_path / "ct")
-    path = written(folder, labelled(), tmp_path / "a.dcm")
+    path = written("rtstruct", folder, labelled(), tmp_path / "a.dcm")
     affine = read_header(folder).geometry.affine
     flip = np.array([[0, 0, 1, 0], [0, -1, 0, 18], [1, 0, 0, 0], [0, 0, 0, 1.0]])  # (z, rows - 1 - y, x)
     volume = read_label(path, reference=Geometry(affine @ flip, (6, 19, 23)), labels=LABELS)
     assert np.array_equal(volume.image[0].numpy(), labelled().transpose(2, 1, 0)[:, ::-1])
 
 
-def test_image_series_is_no_structure_file(tmp_path, make_series, labelled):
+def test_image_series_is_not_a_structure_file(tmp_path, make_series, labelled, written):
     folder = make_series(tmp_path / "ct")
     assert not is_structure_file(folder)
     assert not is_structure_file(next(folder.iterdir()))
-    assert is_structure_file(written(folder, labelled(), folder / "label.dcm"))
+    assert is_structure_file(written("rtstruct", folder, labelled(), folder / "label.dcm"))
     assert is_structure_file(folder)
 
 
 @pytest.mark.parametrize("implicit", [True, False])
-def test_contour_of_more_than_64_kilobytes_comes_back(tmp_path, make_series, implicit):
+def test_contour_of_more_than_64_kilobytes_comes_back(tmp_path, make_series, dataset_of, implicit):
     folder = make_series(tmp_path / "ct", columns=151, rows=149, slices=2)
     voxels = np.zeros((151, 149, 2), np.uint8)
     voxels[::2, :, 0] = voxels[:, 0, 0] = 1  # a comb
-    dataset = make_rtstruct(voxels, as_segments(LABELS), planes_of(folder), algorithm=ALGORITHM)
+    dataset = dataset_of("rtstruct", folder, voxels)
     [contour] = dataset.ROIContourSequence[0].ContourSequence
     contour.ContourData = np.repeat(np.reshape(contour.ContourData, (-1, 3)), 20, axis=0).ravel().tolist()
     with warnings.catch_warnings():
@@ -194,8 +157,8 @@ def test_real_contours_agree_with_the_masks_of_ibsi(test_data):
 
 
 @pytest.mark.data
-def test_real_masks_survive_a_round_trip(test_data, tmp_path):
+def test_real_masks_survive_a_round_trip(test_data, tmp_path, written):
     folder = test_data / "dicom" / "rtstruct_STS_002" / "CT" / "dicom"
     label = read_label(folder / "mask", reference=folder / "image").image[0].numpy()
-    path = written(folder / "image", label.astype(np.uint8), tmp_path / "a.dcm")
+    path = written("rtstruct", folder / "image", label.astype(np.uint8), tmp_path / "a.dcm")
     assert np.array_equal(read_label(path, reference=folder / "image", labels=LABELS).image[0].numpy(), label)
