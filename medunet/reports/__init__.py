@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .class_codes import ClassCodes as ClassCodes
-from .colours import class_colours as class_colours
+from .classes import ClassCodes as ClassCodes
+from .classes import class_colours as class_colours
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .contact_sheet import ContactSheet as ContactSheet

@@ -1,4 +1,4 @@
-"""Curves of trainings: loss and validation Dice against epochs."""
+"""Curves of training runs: loss and validation Dice against epochs."""
 
 from __future__ import annotations
 
@@ -17,24 +17,16 @@ from typing_extensions import NotRequired
 from medunet.errors import DataError
 from medunet.files import write_atomically
 
-from .colours import class_colours
+from .classes import class_colours
 from .panels import RUN_COLOURS, Panel, Theme, render_png
 
-PanelName: TypeAlias = Literal["training loss", "validation Dice"]
-Corner: TypeAlias = Literal["upper right", "lower right"]
-
-LOG_SCALE_RATIO = 20.0
-"""A loss that falls by more than this factor is drawn on a logarithmic axis, or its end would be a flat line."""
-
-ROOM_BELOW = 0.15
-"""How far under the lowest Dice its axis begins; good trainings would else be a line at the top."""
-
-MANY_CLASSES = 10
-"""More classes than these make a legend that covers the curves; then only the mean is drawn."""
+LOG_SCALE_RATIO = 20.0  # a loss that falls by more gets a logarithmic axis, or its end would be a flat line
+ROOM_BELOW = 0.15  # below the lowest Dice, where the axis begins; good runs would otherwise be a line at the top
+MANY_CLASSES = 10  # a legend of more would cover the curves; then only the mean is drawn
 
 
 class EpochRecord(TypedDict):
-    """What a training notes after an epoch; `val_dice` (class -> Dice) only where it validated."""
+    """An entry of a history; `val_dice` (class -> Dice) only if the epoch was validated."""
 
     epoch: int
     iteration: int
@@ -44,28 +36,19 @@ class EpochRecord(TypedDict):
     val_dice: NotRequired[dict[str, float]]
 
 
+Histories: TypeAlias = Mapping[str, Sequence[EpochRecord]]
+
+
 def curves_png(history: Sequence[EpochRecord], *, path: str | os.PathLike[str], dark: bool = False) -> Path:
     """Draw the curves into a PNG file and return its path; arguments as of `render_curves`."""
     return write_atomically(path, render_curves(history, dark=dark))
 
 
-def panels_of(history: Sequence[EpochRecord]) -> tuple[PanelName, ...]:
-    """Return the panels that a history can fill."""
-    return (
-        ("training loss", "validation Dice")
-        if any(record.get("val_dice") for record in history)
-        else ("training loss",)
-    )
-
-
-def render_curves(
-    history: Sequence[EpochRecord], *, panels: Sequence[PanelName] | None = None, dark: bool = False
-) -> bytes:
-    """Draw training loss and, where there is any, the Dice of each class and their mean as PNG.
+def render_curves(history: Sequence[EpochRecord], *, dark: bool = False) -> bytes:
+    """Draw training loss and, if there is any, the Dice of each class and their mean as PNG.
 
     Args:
-        history: one record an epoch.
-        panels: which of `panels_of(history)`, side by side; None draws all.
+        history: one record per epoch.
         dark: light lines on dark ground.
 
     Raises:
@@ -73,115 +56,90 @@ def render_curves(
     """
     if not history:
         raise DataError("a history without epochs has no curves", remedy="draw after the first epoch")
-    drawn = [panel for panel in curve_panels({"": history}) if panels is None or panel.title in panels]
-    return render_png(drawn, dark=dark)
+    return render_png(curve_panels({"": history}), dark=dark)
 
 
-def curve_panels(histories: Mapping[str, Sequence[EpochRecord]]) -> list[Panel]:
-    """Panels of one training, or of several in one: the classes of one, the means of several.
+def curve_panels(histories: Histories) -> list[Panel]:
+    """Return panels of one run with the Dice of each class, or of several runs with their mean Dice.
 
     Args:
-        histories: records by name (of the run or fold) in the order of their colours; those without epochs are
-            left out.
+        histories: records by name (of the run or fold) in the order of their colours; empty ones are left out.
     """
-    several = len(histories) > 1
-    drawn = {
-        name: (RUN_COLOURS[place % len(RUN_COLOURS)] if several else None, history)
-        for place, (name, history) in enumerate(histories.items())
-        if history
-    }
+    drawn = {name: history for name, history in histories.items() if history}
+    colours = {name: RUN_COLOURS[place % len(RUN_COLOURS)] for place, name in enumerate(histories)}
     if not drawn:
         return []
-    panels = [Panel("training loss", partial(_losses, drawn))]
-    if any(record.get("val_dice") for _, history in drawn.values() for record in history):
-        panels.append(Panel("validation Dice", partial(_means if several else _classes, drawn)))
+    several = len(histories) > 1
+    panels = [Panel("training loss", partial(_losses, drawn, colours if several else {}))]
+    if any(record.get("val_dice") for history in drawn.values() for record in history):
+        draw = partial(_means, drawn, colours) if several else partial(_classes, next(iter(drawn.values())))
+        panels.append(Panel("validation Dice", draw))
     return panels
 
 
-def mean_dice(dice: Mapping[str, float]) -> float:
-    """Mean over the classes that have a number; NaN where none has."""
-    found = [value for value in dice.values() if math.isfinite(value)]
-    return sum(found) / len(found) if found else math.nan
-
-
-_Histories: TypeAlias = Mapping[str, tuple[str | None, Sequence[EpochRecord]]]
-
-
-def _losses(histories: _Histories, axes: Axes, theme: Theme) -> None:
+def _losses(histories: Histories, colours: Mapping[str, str], axes: Axes, theme: Theme) -> None:
     ratios = []
-    for name, (colour, history) in histories.items():
+    for name, history in histories.items():
         losses = [record["loss"] for record in history]
-        axes.plot(
-            [record["epoch"] for record in history],
-            losses,
-            color=colour or theme["line"],
-            label=name,
-            **_stroke(len(history)),
-        )
+        _plot(axes, [record["epoch"] for record in history], losses, color=colours.get(name, theme.line), label=name)
         finite = [loss for loss in losses if math.isfinite(loss)]
         ratios += [max(finite) / min(finite) if min(finite) > 0 else 1.0] if finite else []
     if ratios and max(ratios) > LOG_SCALE_RATIO:
         axes.set_yscale("log")
-    if len(histories) > 1:
-        _legend(axes, theme, location="upper right", columns=1 + len(histories) // 6)
+    if colours:
+        _legend(axes, theme, "upper right", len(histories))
     _epochs(axes, theme)
 
 
-def _means(histories: _Histories, axes: Axes, theme: Theme) -> None:
-    drawn: list[float] = []
-    for name, (colour, history) in histories.items():
+def _means(histories: Histories, colours: Mapping[str, str], axes: Axes, theme: Theme) -> None:
+    for name, history in histories.items():
         validated = [record for record in history if record.get("val_dice")]
-        means = [mean_dice(record["val_dice"]) for record in validated]
-        drawn += means
-        epochs = [record["epoch"] for record in validated]
-        axes.plot(epochs, means, color=colour, label=name, **_stroke(len(validated)))
-    _from_lowest(axes, drawn)
-    _legend(axes, theme, location=_free_corner(axes), columns=1 + len(histories) // 6)
-    _epochs(axes, theme)
+        means = [_mean(record["val_dice"]) for record in validated]
+        _plot(axes, [record["epoch"] for record in validated], means, color=colours[name], label=name)
+    _finish_dice(axes, theme, len(histories))
 
 
-def _classes(histories: _Histories, axes: Axes, theme: Theme) -> None:
-    ((_, history),) = histories.values()
+def _classes(history: Sequence[EpochRecord], axes: Axes, theme: Theme) -> None:
     validated = [record for record in history if record.get("val_dice")]
-    epochs = [record["epoch"] for record in validated]
-    dice: list[Mapping[str, float]] = [record["val_dice"] for record in validated]
+    epochs, dice = [record["epoch"] for record in validated], [record["val_dice"] for record in validated]
     colours = class_colours(dict.fromkeys(name for entry in dice for name in entry))
-    stroke = _stroke(len(validated))
     shown = colours if len(colours) <= MANY_CLASSES else {}
-    drawn = [mean_dice(entry) for entry in dice]
     for name, colour in shown.items():
-        drawn += [entry[name] for entry in dice if name in entry]
-        axes.plot(epochs, [entry.get(name, math.nan) for entry in dice], color=colour, label=name, **stroke)
+        _plot(axes, epochs, [entry.get(name, math.nan) for entry in dice], color=colour, label=name)
     if len(colours) > 1:
-        means = [mean_dice(entry) for entry in dice]
-        axes.plot(epochs, means, color=theme["line"], label="mean", linestyle=(0, (4, 2)), **stroke)
-    _from_lowest(axes, drawn)
-    _legend(axes, theme, location=_free_corner(axes), columns=1 + len(shown) // 6)
+        _plot(axes, epochs, [_mean(entry) for entry in dice], color=theme.line, label="mean", linestyle=(0, (4, 2)))
+    _finish_dice(axes, theme, len(shown))
+
+
+def _mean(dice: Mapping[str, float]) -> float:
+    finite = [value for value in dice.values() if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _plot(axes: Axes, epochs: Sequence[int], values: Sequence[float], **style: Any) -> None:
+    # a single point has no line, so it gets a mark
+    axes.plot(epochs, values, linewidth=1.6, marker="o" if len(epochs) == 1 else "", markersize=4, **style)
+
+
+def _finish_dice(axes: Axes, theme: Theme, entries: int) -> None:
+    """Begin the axis below the lowest curve, and put the legend into the corner where the curves do not end."""
+    curves = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
+    values = np.concatenate([[], *curves])
+    finite = values[np.isfinite(values)]
+    bottom = max(0.0, float(finite.min()) - ROOM_BELOW) if len(finite) else 0.0
+    axes.set_ylim(bottom, 1)
+    ends = np.array([curve[-1] for curve in curves if len(curve) and np.isfinite(curve[-1])])
+    ends_low = len(ends) and ends.mean() < (bottom + 1) / 2
+    _legend(axes, theme, "upper right" if ends_low else "lower right", entries)
     _epochs(axes, theme)
-
-
-def _from_lowest(axes: Axes, drawn: Sequence[float]) -> None:
-    lowest = min((value for value in drawn if math.isfinite(value)), default=0.0)
-    axes.set_ylim(max(0.0, lowest - ROOM_BELOW), 1)
-
-
-def _free_corner(axes: Axes) -> Corner:
-    """The corner on the right where the curves do not end."""
-    ends = [float(np.asarray(line.get_ydata())[-1]) for line in axes.get_lines() if len(np.asarray(line.get_ydata()))]
-    finite = [end for end in ends if math.isfinite(end)]
-    return "upper right" if finite and sum(finite) / len(finite) < sum(axes.get_ylim()) / 2 else "lower right"
 
 
 def _epochs(axes: Axes, theme: Theme) -> None:
-    axes.set_xlabel("epoch", fontsize=8.5, color=theme["ink"], loc="right")
+    axes.set_xlabel("epoch", fontsize=8.5, color=theme.ink, loc="right")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _legend(axes: Axes, theme: Theme, *, location: Corner, columns: int) -> None:
-    legend = axes.legend(loc=location, fontsize=8, frameon=False, labelcolor=theme["ink"], ncols=columns)
+def _legend(axes: Axes, theme: Theme, location: Literal["upper right", "lower right"], entries: int) -> None:
+    columns = 1 + entries // 6
+    legend = axes.legend(loc=location, fontsize=8, frameon=False, labelcolor=theme.ink, ncols=columns)
     legend.set_in_layout(False)
-
-
-def _stroke(points: int) -> dict[str, Any]:
-    """Return the style of a line; a single point has no line, so it gets a mark."""
-    return {"linewidth": 1.6, "marker": "o" if points == 1 else "", "markersize": 4}

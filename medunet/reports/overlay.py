@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,30 +19,19 @@ from medunet.files import write_atomically
 from medunet.metrics.arrays import Array, ArrayOrTensor, as_array, checked_spacing
 from medunet.metrics.evaluation import BACKGROUND
 
-from .colours import class_colours
+from .classes import class_colours
+from .view import as_seen, window
 
-WINDOW_PERCENTILES = (0.5, 99.5)
-"""Intensities shown as black and white: a metal clip or a padding value must not take the contrast."""
-
-WINDOW_SAMPLES = 500_000
-"""Voxels that the percentiles are taken from; more do not move them visibly."""
-
-PANEL_HEIGHT_INCHES = {2: 6.6, 3: 4.0}
-"""Height of a panel by spatial axes: one panel in 2D, three side by side in 3D."""
-
-LEGEND_HEIGHT_INCHES = 0.34
-GAP_INCHES = 0.06
-TITLE_INSET_INCHES = 0.08
+PANEL_INCHES = {1: 6.6, 3: 4.0}  # height of a panel by their number: one picture, or three planes side by side
+LEGEND_INCHES, GAP_INCHES, TITLE_INCHES = 0.34, 0.06, 0.08
 DOTS_PER_INCH = 110
-MAX_ASPECT = 3.0
-"""Panels are not drawn wider or narrower than this ratio (a stack of two slices would be a line)."""
+MAX_ASPECT = 3.0  # of a panel: a stack of two slices would be a line
 
 PAPER, INK, REFERENCE = "#101214", "#c9ccd1", "#ffffff"
 """Dark ground in light and dark pages alike: greys are judged against black, as on a reading station."""
 
-
-OUTLINE = withStroke(linewidth=2.5, foreground=PAPER)
-"""Keeps text readable on bright tissue."""
+DASHES = (0, (3, 1.5))
+OUTLINE = withStroke(linewidth=2.5, foreground=PAPER)  # keeps text readable on bright tissue
 
 
 class Plane(NamedTuple):
@@ -55,9 +42,9 @@ class Plane(NamedTuple):
     ref: Array | None
     row_mm: float
     column_mm: float
-    title: str
-    left: str
-    top: str
+    title: str = ""
+    left: str = ""
+    top: str = ""
 
     @property
     def aspect(self) -> float:
@@ -72,17 +59,10 @@ def overlay_png(
     ref: ArrayOrTensor | None = None,
     *,
     path: str | os.PathLike[str],
-    labels: Mapping[str, int | Sequence[int]],
-    spacing_mm: Sequence[float] | None = None,
-    affine: ArrayOrTensor | None = None,
-    title: str = "",
-    channel: int = 0,
+    **options: Any,
 ) -> Path:
-    """Draw a case into a PNG file and return its path; arguments as of `render_overlay`."""
-    content = render_overlay(
-        image, pred, ref, labels=labels, spacing_mm=spacing_mm, affine=affine, title=title, channel=channel
-    )
-    return write_atomically(path, content)
+    """Draw a case into a PNG file and return its path; arguments as of :func:`render_overlay`."""
+    return write_atomically(path, render_overlay(image, pred, ref, **options))
 
 
 def render_overlay(
@@ -98,204 +78,132 @@ def render_overlay(
 ) -> bytes:
     """Draw a case as PNG: one panel in 2D; in 3D three planes, each where it shows most foreground.
 
-    With an affine, 3D planes are turned as radiologists look at them: anterior or superior on top, the patient's right
-    on the left, and the letters say so. Without one, nothing is known and nothing is claimed: axes are only numbered.
+    With an affine, 3D planes are turned as radiologists look at them, with letters for right, anterior and superior.
+    Without one, axes are only numbered.
 
     Args:
         image: `(C, *spatial)` or `(*spatial)`.
         pred: label map `(1, *spatial)` or `(*spatial)`.
         ref: reference label map, if there is one.
-        labels: name -> value, background first; a region has several values, and regions may have values in common.
-        spacing_mm: distance of neighbouring voxels along each axis; from the affine, or 1 mm, where it is not given.
-        affine: `(4, 4)` from voxels to RAS millimetres; None takes the image's own (`MetaTensor.affine`), if any.
+        labels: name -> value, background first; a region has several values, and regions may share values.
+        spacing_mm: distance of voxels along each axis; by default from the affine, else 1 mm.
+        affine: `(4, 4)` from voxels to RAS millimetres; by default the image's own (`MetaTensor.affine`), if any.
         title: text in the upper left corner.
         channel: channel of the image that is shown.
 
     Raises:
-        GeometryError: shapes do not fit.
+        GeometryError: the shapes differ.
         ConfigError: the image has no such channel.
     """
-    if affine is None:
-        affine = getattr(image, "affine", None)
-    image_array, pred_array = as_array(image), as_array(pred)
-    spatial_dims = len(spacing_mm) if spacing_mm is not None else _spatial_dims(pred_array)
-    pred_array = as_array(pred, spatial_dims=spatial_dims)
-    ref_array = None if ref is None else as_array(ref, spatial_dims=spatial_dims)
-    if image_array.ndim == spatial_dims + 1:
-        if not 0 <= channel < image_array.shape[0]:
-            raise ConfigError(
-                "image has no such channel", received=channel, expected=f"0 to {image_array.shape[0] - 1}"
-            )
-        image_array = image_array[channel]
-    for other in (pred_array, ref_array):
-        if other is not None and other.shape != image_array.shape:
-            raise GeometryError(
-                "label map is not on the image's grid", received=other.shape, expected=image_array.shape
-            )
-
-    matrix = None if affine is None or spatial_dims != 3 else as_array(affine).astype(float)
-    if spacing_mm is not None:
-        spacing = checked_spacing(spacing_mm, spatial_dims=spatial_dims)
-    elif matrix is not None:
-        spacing = checked_spacing(nib.affines.voxel_sizes(matrix), spatial_dims=spatial_dims)
-    else:
-        spacing = (1.0,) * spatial_dims
-
+    affine = getattr(image, "affine", None) if affine is None else affine
+    voxels, pred_array = as_array(image), as_array(pred)
+    spatial_dims = _spatial_dims(pred_array) if spacing_mm is None else len(spacing_mm)
+    maps = [as_array(one, spatial_dims=spatial_dims) for one in (pred, ref) if one is not None]
+    if voxels.ndim == spatial_dims + 1:
+        if not 0 <= channel < len(voxels):
+            raise ConfigError("image has no such channel", received=channel, expected=f"0 to {len(voxels) - 1}")
+        voxels = voxels[channel]
+    for one in maps:
+        if one.shape != voxels.shape:
+            raise GeometryError("label map is not on the image's grid", received=one.shape, expected=voxels.shape)
+    spacing = None if spacing_mm is None else checked_spacing(spacing_mm, spatial_dims=spatial_dims)
     members = {name: tuple(np.atleast_1d(value).tolist()) for name, value in labels.items()}
     (background,) = members.get(BACKGROUND, (0,))
-    values = {name: found for name, found in members.items() if found != (background,)}
-    if spatial_dims == 2:
-        drawn_ref = None if ref_array is None else ref_array.T
-        planes = [Plane(image_array.T, pred_array.T, drawn_ref, spacing[1], spacing[0], "", "", "")]
-    else:
-        planes = _three_planes(image_array, pred_array, ref_array, spacing, matrix, background=background)
-    return _draw(planes, window=_window(image_array), values=values, title=title, with_reference=ref is not None)
+    shown = {name: values for name, values in members.items() if values != (background,)}
+    matrix = None if affine is None or spatial_dims != 3 else as_array(affine).astype(float)
+    cut = planes([voxels, *maps], matrix, spacing, background=background)
+    return _draw(cut, limits=window(voxels), members=shown, title=title)
+
+
+def planes(
+    arrays: Sequence[Array], affine: Array | None, spacing_mm: Sequence[float] | None, *, background: int
+) -> list[Plane]:
+    """Cut the planes that are drawn.
+
+    Args:
+        arrays: image, prediction and, if there is one, reference.
+        affine: from voxels to RAS millimetres.
+        spacing_mm: distance of voxels along each axis; by default from the affine.
+        background: value of the background in the label maps.
+    """
+    seen, found = as_seen(arrays, affine, spacing_mm)
+    image, *maps = seen
+    pred, ref = maps[0], maps[1] if len(maps) > 1 else None
+    if arrays[0].ndim == 2:
+        return [Plane(image[0], pred[0], None if ref is None else ref[0], found[1], found[2])]
+    foreground = np.any([one != background for one in maps], axis=0)
+    cut = []
+    for axis, (name, left, top) in enumerate((("axial", "R", "A"), ("coronal", "R", "S"), ("sagittal", "A", "S"))):
+        rows, columns = (other for other in range(3) if other != axis)
+        areas = foreground.sum(axis=(rows, columns))
+        if affine is not None:
+            areas = areas[::-1]  # slices are counted from the feet, from the back and from the patient's left
+        number = int(np.argmax(areas)) if areas.any() else len(areas) // 2
+        index = number if affine is None else len(areas) - 1 - number
+        slices = [None if one is None else one[(slice(None),) * axis + (index,)] for one in (image, pred, ref)]
+        words = (f"axis {2 - axis}, slice {number}", "", "") if affine is None else (f"{name} {number}", left, top)
+        cut.append(Plane(*slices, found[rows], found[columns], *words))  # type: ignore[arg-type,call-arg] # only ref may be None
+    return cut
 
 
 def _spatial_dims(pred: Array) -> int:
-    """Return the number of spatial axes: `(1, x, y)` is a slice with a channel axis, not a volume of one row."""
-    has_channel = pred.ndim == 4 or (pred.ndim == 3 and pred.shape[0] == 1)
-    spatial_dims = pred.ndim - has_channel
+    """The number of spatial axes: `(1, x, y)` is a slice with a channel axis, not a volume of one row."""
+    spatial_dims = pred.ndim - (pred.ndim == 4 or (pred.ndim == 3 and pred.shape[0] == 1))
     if spatial_dims not in (2, 3):
         raise GeometryError("label map cannot be drawn", received=pred.shape, expected="2 or 3 spatial axes")
     return spatial_dims
 
 
-def _three_planes(
-    image: Array,
-    pred: Array,
-    ref: Array | None,
-    spacing: tuple[float, ...],
-    affine: Array | None,
-    *,
-    background: int,
-) -> list[Plane]:
-    """Cut three planes at right angles, turned to the usual view if the orientation is known."""
-    if affine is not None:
-        turn = nib.orientations.io_orientation(affine)
-        image, pred = (nib.orientations.apply_orientation(array, turn) for array in (image, pred))
-        ref = None if ref is None else nib.orientations.apply_orientation(ref, turn)
-        # Axis n of the array becomes axis turn[n, 0] of RAS.
-        spacing = tuple(spacing[int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in range(3))
-    foreground = pred != background if ref is None else (pred != background) | (ref != background)
-    planes = []
-    # Axes of RAS point to the patient's right, front and head; a picture's columns point to the patient's left or back
-    # and its rows downwards, so all of them are reversed. Pictures without placement stay as they are.
-    step = 1 if affine is None else -1
-    for axis, name, left, top in ((2, "axial", "R", "A"), (1, "coronal", "R", "S"), (0, "sagittal", "A", "S")):
-        areas = foreground.sum(axis=tuple(other for other in range(3) if other != axis))
-        index = int(np.argmax(areas)) if areas.any() else image.shape[axis] // 2
-        column_axis, row_axis = (other for other in range(3) if other != axis)
-        # A basic index is a view; np.take would first copy a volume that is not in C order.
-        cut = (*(slice(None),) * axis, index)
-        shown = [None if array is None else array[cut].T[::step, ::step] for array in (image, pred, ref)]
-        planes.append(
-            Plane(
-                image=np.asarray(shown[0]),
-                pred=np.asarray(shown[1]),
-                ref=shown[2],
-                row_mm=spacing[row_axis],
-                column_mm=spacing[column_axis],
-                title=f"{name} {index}" if affine is not None else f"axis {axis}, slice {index}",
-                left=left if affine is not None else "",
-                top=top if affine is not None else "",
-            )
-        )
-    return planes
-
-
-def _window(image: Array) -> tuple[float, float]:
-    """Return the intensities of black and white."""
-    # Every n-th voxel along each axis is a view; a flat index would copy a volume that is not in C order.
-    step = max(1, math.ceil((image.size / WINDOW_SAMPLES) ** (1 / image.ndim)))
-    sample = image[(slice(None, None, step),) * image.ndim].astype(np.float64).ravel()
-    sample = sample[np.isfinite(sample)]
-    if sample.size == 0:
-        return 0.0, 1.0
-    low, high = np.percentile(sample, WINDOW_PERCENTILES)
-    if low == high:
-        low, high = sample.min(), sample.max()
-    return float(low), float(high if high > low else low + 1)
-
-
 def _draw(
-    planes: Sequence[Plane],
-    *,
-    window: tuple[float, float],
-    values: Mapping[str, tuple[int, ...]],
-    title: str,
-    with_reference: bool,
+    cut: Sequence[Plane], *, limits: tuple[float, float], members: Mapping[str, tuple[int, ...]], title: str
 ) -> bytes:
-    """Return the planes side by side, of one height, over one legend."""
-    panel_height = PANEL_HEIGHT_INCHES[2 if len(planes) == 1 else 3]
-    widths = [panel_height * float(np.clip(plane.aspect, 1 / MAX_ASPECT, MAX_ASPECT)) for plane in planes]
-    width = sum(widths) + GAP_INCHES * (len(planes) - 1)
-    height = panel_height + LEGEND_HEIGHT_INCHES
-    # Figure without pyplot: no window system is asked for and nothing stays in a global list of figures.
+    """The planes side by side, of one height, over one legend."""
+    panel_height = PANEL_INCHES[len(cut)]
+    widths = [panel_height * float(np.clip(plane.aspect, 1 / MAX_ASPECT, MAX_ASPECT)) for plane in cut]
+    width, height = sum(widths) + GAP_INCHES * (len(cut) - 1), panel_height + LEGEND_INCHES
+    # Figure without pyplot: no window system is asked for and nothing stays in a global list of figures
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor=PAPER)
-    start = 0.0
-    for plane, panel in zip(planes, widths, strict=True):
-        bottom = LEGEND_HEIGHT_INCHES / height
+    start, bottom = 0.0, LEGEND_INCHES / height
+    for plane, panel in zip(cut, widths, strict=True):
         axes = figure.add_axes((start / width, bottom, panel / width, 1 - bottom))
-        _draw_plane(axes, plane, window=window, values=values)
+        _draw_plane(axes, plane, limits=limits, members=members)
         start += panel + GAP_INCHES
     if title:
-        left, top = TITLE_INSET_INCHES / width, 1 - TITLE_INSET_INCHES / height
+        left, top = TITLE_INCHES / width, 1 - TITLE_INCHES / height
         figure.text(left, top, title, color=INK, fontsize=9, va="top", path_effects=[OUTLINE])
-    handles = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in class_colours(values).items()]
-    if with_reference:
-        handles.append(Line2D([], [], color=REFERENCE, linewidth=1, linestyle=(0, (3, 1.5)), label="reference"))
-    figure.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(0.0, 0.0),
-        ncols=max(1, min(len(handles), int(width / 1.1))),
-        frameon=False,
-        labelcolor=INK,
-        fontsize=8,
-        borderaxespad=0.4,
-        handlelength=1.8,
-        columnspacing=1.4,
-    )
+    handles = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in class_colours(members).items()]
+    if cut[0].ref is not None:
+        handles.append(Line2D([], [], color=REFERENCE, linewidth=1, linestyle=DASHES, label="reference"))
+    options: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 0.0), "borderaxespad": 0.4}
+    options |= {"frameon": False, "labelcolor": INK, "fontsize": 8, "handlelength": 1.8, "columnspacing": 1.4}
+    figure.legend(handles=handles, ncols=max(1, min(len(handles), int(width / 1.1))), **options)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=PAPER)
     return buffer.getvalue()
 
 
 def _draw_plane(
-    axes: Axes, plane: Plane, *, window: tuple[float, float], values: Mapping[str, tuple[int, ...]]
+    axes: Axes, plane: Plane, *, limits: tuple[float, float], members: Mapping[str, tuple[int, ...]]
 ) -> None:
     axes.set_axis_off()
-    axes.set_facecolor(PAPER)
     rows, columns = plane.image.shape
-    low, high = window
-    aspect = plane.row_mm / plane.column_mm
-    axes.imshow(plane.image, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="auto")
-    for name, colour in class_colours(values).items():
-        _contour(axes, np.isin(plane.pred, values[name]), colour=colour, linewidth=1.5, linestyle="solid")
-    if plane.ref is not None:
-        for members in values.values():
-            _contour(axes, np.isin(plane.ref, members), colour=REFERENCE, linewidth=0.8, linestyle=(0, (3, 1.5)))
-    axes.set_xlim(-0.5, columns - 0.5)
-    axes.set_ylim(rows - 0.5, -0.5)
+    low, high = limits
+    axes.imshow(plane.image, cmap="gray", vmin=low, vmax=high, aspect=plane.row_mm / plane.column_mm)
+    for name, colour in class_colours(members).items():
+        _contour(axes, np.isin(plane.pred, members[name]), colors=colour, linewidths=1.5)
+    for values in members.values():
+        if plane.ref is not None:
+            _contour(axes, np.isin(plane.ref, values), colors=REFERENCE, linewidths=0.8, linestyles=[DASHES])
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     small: dict[str, Any] = {"color": INK, "fontsize": 7.5, "transform": axes.transAxes, "path_effects": [OUTLINE]}
     axes.text(0.985, 0.015, plane.title, ha="right", va="bottom", **small)
     axes.text(0.012, 0.5, plane.left, ha="left", va="center", **small)
     axes.text(0.5, 0.988, plane.top, ha="center", va="top", **small)
 
 
-def _contour(axes: Axes, mask: Array, *, colour: str, linewidth: float, linestyle: object) -> None:
-    if not mask.any():
-        return
-    # A border of outside closes the contour where the object leaves the image.
-    padded = np.pad(mask.astype(np.float32), 1)
-    rows, columns = mask.shape
-    axes.contour(
-        np.arange(-1, columns + 1),
-        np.arange(-1, rows + 1),
-        padded,
-        levels=[0.5],
-        colors=[colour],
-        linewidths=[linewidth],
-        linestyles=[linestyle],
-    )
+def _contour(axes: Axes, mask: Array, **style: Any) -> None:
+    if mask.any():
+        rows, columns = mask.shape
+        # a border of outside closes the contour where the object leaves the image
+        padded = np.pad(mask.astype(np.float32), 1)
+        axes.contour(np.arange(-1, columns + 1), np.arange(-1, rows + 1), padded, levels=[0.5], **style)

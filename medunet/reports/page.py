@@ -18,18 +18,16 @@ from markupsafe import Markup
 from medunet import __version__
 from medunet.files import write_atomically
 from medunet.metrics import CaseScores, summarise
-from medunet.metrics.overlap import Status
 
-from .colours import class_colours
+from .classes import class_colours
 from .comparison import compare
 from .curves import EpochRecord, curve_panels
 from .distributions import EM_TITLES, difference_panel, distribution_panels, metric_titles
 from .panels import RUN_COLOURS, Panel, render_png, render_svg
 from .stack import Stack
 
-FAILURES: tuple[Status, ...] = ("missed", "spurious")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""Names of runs in figures and columns; also their largest number."""
+FAILURES = ("missed", "spurious")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # names of runs in figures and columns; also their largest number
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class Setting:
     """A value of a run's configuration.
 
     Args:
-        id: of the config.
-        value: for reading.
+        id: config id.
+        value: the value as text.
         why: the reason, if one is known.
         is_changed: whether the bundle that the run was made of has another value.
     """
@@ -51,18 +49,18 @@ class Setting:
 
 @dataclass(frozen=True)
 class RunResults:
-    """What the page tells of one run. All of it is shown as text; nothing of it may name a patient or a path.
+    """What the page shows of one run. All of it is shown as text; nothing of it may name a patient or a path.
 
     Args:
-        name: of the run.
-        cases: what `evaluate_case` returned for each case.
-        histories: records of the training; several of a cross-validation, by fold.
-        facts: what was run, name -> value, shown in this order.
-        settings: what was configured, and why.
+        name: name of the run.
+        cases: results of `evaluate_case` for each case.
+        histories: records of the training run; several of a cross-validation, by fold.
+        facts: name -> value, shown in this order.
+        settings: the configuration, with reasons.
         notes: what the reader must know before believing the numbers.
         trained_on: names of cases that the network has seen in training.
-        groups: what a case belongs to, such as its fold.
-        cleaning: of a cross-validation: header and rows of what was tried after the network.
+        groups: group of each case, such as its fold.
+        cleaning: of a cross-validation: header and rows of the postprocessing that was tried.
         unit: of distances: `mm`, or `px` of pictures without a scale.
     """
 
@@ -79,7 +77,7 @@ class RunResults:
 
 
 def lowest_dice(runs: Sequence[RunResults]) -> dict[str, float]:
-    """The lowest mean Dice of any run by case, the worst case first; 1 for cases without a number, which come last."""
+    """Return the lowest mean Dice of any run by case, the worst case first; cases without a number are last, with 1."""
     lowest: dict[str, float] = {}
     for run in runs:
         for case in run.cases:
@@ -89,53 +87,15 @@ def lowest_dice(runs: Sequence[RunResults]) -> dict[str, float]:
     return {name: dice if math.isfinite(dice) else 1.0 for name, dice in ordered}
 
 
-def figures(runs: Sequence[RunResults]) -> dict[str, list[Panel]]:
-    """Panels of the page by section: `scores`, `differences` where there are several runs, and `curves`."""
-    lettered = dict(zip(LETTERS, runs, strict=False))
-    names = class_names(runs)
-    cases = {letter: run.cases for letter, run in lettered.items() if run.cases}
-    found = {"scores": distribution_panels(cases, names=names, unit=unit_of(runs)) if cases else []}
-    if len(cases) > 1:
-        found["differences"] = [
-            difference_panel(
-                f"{metric_titles(unit_of(runs))[metric]}, {comparison.title}",
-                comparison.differences(metric),
-                key=f"difference-{comparison.other}-{metric}",
-                colour=RUN_COLOURS[LETTERS.index(comparison.other) % len(RUN_COLOURS)],
-            )
-            for comparison in compare(cases)
-            if comparison.cases
-            for metric in ("dice", "msd_mm")
-        ]
-    if len(runs) == 1:
-        histories = dict(runs[0].histories)
-    else:
-        histories = {
-            " ".join(filter(None, (letter, name if len(run.histories) > 1 else ""))): history
-            for letter, run in lettered.items()
-            for name, history in run.histories.items()
-        }
-    found["curves"] = curve_panels(histories)
-    return {section: panels for section, panels in found.items() if panels}
-
-
 def class_names(runs: Sequence[RunResults]) -> list[str]:
-    """Names of the classes that were measured in any run, in order."""
+    """Return the names of the classes that were measured in any run, in order."""
     return list(dict.fromkeys(name for run in runs for case in run.cases for name in case["classes"]))
-
-
-def unit_of(runs: Sequence[RunResults]) -> str:
-    """Of distances in all runs; none where they differ."""
-    units = {run.unit for run in runs if run.cases}
-    return units.pop() if len(units) == 1 else "mm or px" if units else "mm"
 
 
 def write_figures(folder: str | os.PathLike[str], runs: Sequence[RunResults]) -> list[Path]:
     """Write the figures of the page as PNG files and return their paths."""
-    return [
-        write_atomically(Path(folder) / f"{section}.png", render_png(panels))
-        for section, panels in figures(runs).items()
-    ]
+    sections = _figures(runs).items()
+    return [write_atomically(Path(folder) / f"{section}.png", render_png(panels)) for section, panels in sections]
 
 
 def write_report(
@@ -147,119 +107,131 @@ def write_report(
     maps: Mapping[str, Sequence[str]] | None = None,
     unions: Sequence[Sequence[int]] = (),
 ) -> Path:
-    """Write the page and return its path. All text is escaped; pictures are embedded.
+    """Write the page atomically and return its path. All text is escaped; pictures are embedded.
 
     Args:
-        path: the HTML file; it appears whole or not at all.
+        path: the HTML file.
         runs: one, or several to compare; at most 26.
         title: headline.
-        stacks: small volumes by case name; cases without one stand in the table alone. Label maps are in the numbers of
+        stacks: small volumes by case name; other cases are only in the table. Label maps are in the numbers of
             :class:`ClassCodes` for `class_names`.
         maps: for every stack the letters of the runs whose predictions follow the reference; by default all runs.
-        unions: of :class:`ClassCodes`, where classes overlap.
+        unions: of :class:`ClassCodes`, if classes overlap.
     """
     runs = list(runs)[: len(LETTERS)]
     lettered = dict(zip(LETTERS, runs, strict=False))
-    stacks = stacks or {}
-    names, lowest = class_names(runs), lowest_dice(runs)
-    order = list(lowest)
-    panels = figures(runs)
+    names, lowest, panels = class_names(runs), lowest_dice(runs), _figures(runs)
+    order, colours = list(lowest), class_colours(names)
     measured = {letter: run.cases for letter, run in lettered.items() if run.cases}
-    colours = class_colours(names)
+    places = {name: index for index, name in enumerate(order)}
+    all_panels = [panel for section in panels.values() for panel in section]
     document = {
         "cases": order,
         "classes": [{"name": name, "colour": colours[name]} for name in names],
-        "unions": [list(places) for places in unions],
+        "unions": [list(union) for union in unions],
         "points": {
-            gid: [order.index(case) for case in cases]
-            for section in panels.values()
-            for panel in section
-            for gid, cases in panel.points.items()
+            gid: [places[case] for case in cases] for panel in all_panels for gid, cases in panel.points.items()
         },
         "runs": [{"letter": letter, "name": run.name} for letter, run in lettered.items()],
     }
     pictures = {
-        order.index(name): {**stack.document(), "letters": list((maps or {}).get(name, lettered))}
-        for name, stack in stacks.items()
-        if name in lowest
+        places[name]: {**stack.document(), "letters": list((maps or {}).get(name, lettered))}
+        for name, stack in (stacks or {}).items()
+        if name in places
     }
-    page = _environment().get_template("page.html")
-    text = page.render(
-        title=title,
-        version=__version__,
-        runs=lettered,
-        run_colours=dict(zip(LETTERS, RUN_COLOURS * 5, strict=False)),
-        summaries={letter: summarise(cases) for letter, cases in measured.items()},
-        classes=colours,
-        em_keys=list(dict.fromkeys(k for cases in measured.values() for case in cases for k in case.get("em", {}))),
-        em_titles=EM_TITLES,
-        comparisons=compare(measured) if len(measured) > 1 else [],
-        metrics=metric_titles(unit_of(runs)),
-        unit=unit_of(runs),
-        order=order,
-        lowest=lowest,
-        nan=math.nan,
-        scores={letter: {case["name"]: case for case in cases} for letter, cases in measured.items()},
-        seen=_measured_and_trained_on(lettered),
-        settings=_settings(lettered),
-        svgs={
-            section: [
-                (panel.inches, Markup(render_svg(panel, key=f"{section}{place}")))
-                for place, panel in enumerate(entries)
-            ]
-            for section, entries in panels.items()
-        },
-        document=_json(document),
-        pictures={index: _json(picture) for index, picture in sorted(pictures.items())},
-        failures=FAILURES,
+    text = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            version=__version__,
+            runs=lettered,
+            run_colours=dict(zip(LETTERS, RUN_COLOURS * 5, strict=False)),
+            summaries={letter: summarise(cases) for letter, cases in measured.items()},
+            classes=colours,
+            em_keys=list(dict.fromkeys(k for cases in measured.values() for case in cases for k in case.get("em", {}))),
+            em_titles=EM_TITLES,
+            comparisons=compare(measured) if len(measured) > 1 else [],
+            metrics=metric_titles(_unit(runs)),
+            unit=_unit(runs),
+            order=order,
+            lowest=lowest,
+            nan=math.nan,
+            scores={letter: {case["name"]: case for case in cases} for letter, cases in measured.items()},
+            seen={name: [letter for letter, run in lettered.items() if _flatters(run, name)] for name in order},
+            settings=_settings(runs),
+            svgs={
+                section: [
+                    (panel.inches, Markup(render_svg(panel, key=f"{section}{place}")))
+                    for place, panel in enumerate(entries)
+                ]
+                for section, entries in panels.items()
+            },
+            document=_json(document),
+            pictures={index: _json(picture) for index, picture in sorted(pictures.items())},
+            failures=FAILURES,
+        )
     )
     return write_atomically(path, re.sub(r"\n\s*\n+", "\n", text))
 
 
-def _measured_and_trained_on(runs: Mapping[str, RunResults]) -> dict[str, str]:
-    """Letters of the runs that were measured on a case which they had trained on, by its name."""
-    seen: dict[str, str] = {}
-    for letter, run in runs.items():
-        for case in run.cases:
-            if case["name"] in run.trained_on:
-                seen[case["name"]] = seen.get(case["name"], "") + letter
-    return seen
+def _figures(runs: Sequence[RunResults]) -> dict[str, list[Panel]]:
+    """Panels of the page by section: `scores`, `differences` if there are several runs, and `curves`."""
+    lettered = dict(zip(LETTERS, runs, strict=False))
+    cases = {letter: run.cases for letter, run in lettered.items() if run.cases}
+    unit = _unit(runs)
+    found = {"scores": distribution_panels(cases, names=class_names(runs), unit=unit) if cases else []}
+    if len(cases) > 1:
+        found["differences"] = [
+            difference_panel(
+                f"{metric_titles(unit)[metric]}, {comparison.title}",
+                comparison.differences(metric),
+                key=f"difference-{comparison.other}-{metric}",
+                colour=RUN_COLOURS[LETTERS.index(comparison.other) % len(RUN_COLOURS)],
+            )
+            for comparison in compare(cases)
+            if comparison.cases
+            for metric in ("dice", "msd_mm")
+        ]
+    histories = {
+        " ".join(filter(None, (letter, name if len(run.histories) > 1 else ""))): history
+        for letter, run in lettered.items()
+        for name, history in run.histories.items()
+    }
+    found["curves"] = curve_panels(histories if len(runs) > 1 else runs[0].histories)
+    return {section: panels for section, panels in found.items() if panels}
 
 
-@dataclass(frozen=True)
-class _SettingRow:
-    id: str
-    values: Sequence[str]
-    why: str
-    is_changed: bool
-    differs: bool
+def _unit(runs: Sequence[RunResults]) -> str:
+    """The unit of distances in all runs."""
+    units = {run.unit for run in runs if run.cases}
+    return units.pop() if len(units) == 1 else "mm or px" if units else "mm"
 
 
-def _settings(runs: Mapping[str, RunResults]) -> list[_SettingRow]:
-    """One row an id; the reasons of several runs follow each other where they differ."""
-    by_run = [{setting.id: setting for setting in run.settings} for run in runs.values()]
+def _flatters(run: RunResults, name: str) -> bool:
+    """Whether a run was measured on a case that it had trained on."""
+    return name in run.trained_on and any(case["name"] == name for case in run.cases)
+
+
+def _settings(runs: Sequence[RunResults]) -> list[dict[str, Any]]:
+    """One row per id; the reasons of several runs follow each other if they differ."""
+    by_run = [{setting.id: setting for setting in run.settings} for run in runs]
     rows = []
     for id_ in dict.fromkeys(id_ for settings in by_run for id_ in settings):
-        found = [settings.get(id_) for settings in by_run]
-        values = [setting.value if setting else "" for setting in found]
-        reasons = dict.fromkeys(setting.why for setting in found if setting and setting.why)
-        changed = any(setting.is_changed for setting in found if setting)
-        rows.append(_SettingRow(id_, values, " / ".join(reasons), changed, len(set(values)) > 1))
+        found = [settings.get(id_, Setting(id_, "")) for settings in by_run]
+        values = [setting.value for setting in found]
+        why = " / ".join(dict.fromkeys(setting.why for setting in found if setting.why))
+        changed = any(setting.is_changed for setting in found)
+        rows.append({"id": id_, "settings": values, "why": why, "changed": changed, "differs": len(set(values)) > 1})
     return rows
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("medunet.reports", package_path=""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    environment.filters["p_value"] = p_value
-    environment.globals["part"] = _part
-    environment.globals["finite"] = math.isfinite
+    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
+    loader = PackageLoader("medunet.reports", package_path="")
+    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
+    environment.filters |= {"number": number, "p_value": p_value}
+    environment.globals |= {"part": _part, "finite": math.isfinite}
     return environment
 
 
@@ -269,7 +241,7 @@ def _part(name: str) -> Markup:
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:
-    """A number as text; a dash where there is none.
+    """Return a number as text; a dash for NaN and infinity.
 
     Example:
         >>> number(0.98765, 3), number(-0.00001, 3, signed=True), number(math.nan, 2)
@@ -282,7 +254,7 @@ def number(value: float, digits: int, *, signed: bool = False) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value as papers print it.
+    """Return a p-value as papers print it.
 
     Example:
         >>> p_value(0.00001), p_value(0.0312), p_value(math.nan)
@@ -294,8 +266,6 @@ def p_value(value: float) -> str:
 
 
 def _json(document: Any) -> Markup:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the script element that contains it."""
     text = json.dumps(document, separators=(",", ":"), allow_nan=False)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
+    return Markup(text.translate({ord(character): f"\\u{ord(character):04x}" for character in "<>&"}))

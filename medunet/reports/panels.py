@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -15,12 +15,10 @@ from matplotlib.figure import Figure
 
 PANEL_INCHES = (5.0, 3.1)
 DOTS_PER_INCH = 140
-
-ACROSS = 3
-"""Panels side by side in a PNG; more of them go below."""
+ACROSS = 3  # panels side by side in a PNG
 
 
-class Theme(TypedDict):
+class Theme(NamedTuple):
     """Colours of one appearance."""
 
     paper: str
@@ -31,14 +29,12 @@ class Theme(TypedDict):
 
 LIGHT = Theme(paper="#ffffff", ink="#5b6168", faint="#e3e5e8", line="#1c1f23")
 DARK = Theme(paper="#1a1d21", ink="#9aa1aa", faint="#30353b", line="#e6e8eb")
-
-VARIABLES = {"#010203": "var(--card)", "#040506": "var(--soft)", "#070809": "var(--faint)", "#0a0b0c": "var(--ink)"}
-"""Colours that nobody draws with, and what stands for them in the page's style sheet."""
-
 PAGE = Theme(paper="#010203", ink="#040506", faint="#070809", line="#0a0b0c")
+VARIABLES = dict(zip(PAGE, ("var(--card)", "var(--soft)", "var(--faint)", "var(--ink)"), strict=True))
+"""The colours of `PAGE`, which nothing else uses, and the variables of the page's style sheet that replace them."""
 
 RUN_COLOURS = ("#5b7cfa", "#e0457b", "#1f9e89", "#c98a00", "#8a63d2", "#7d8790")
-"""Of the runs of a comparison, in their order; after the last the first comes again, and the letter tells."""
+"""Of the runs of a comparison, in their order; after the last the first comes again, and the letter distinguishes."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +42,8 @@ class Panel:
     """One pair of axes.
 
     Args:
-        title: above it.
-        draw: puts the data into the axes.
+        title: above the axes.
+        draw: draws the data into the axes.
         inches: width and height.
         points: cases by id of a group of points, in the order of the points; see `render_svg`.
     """
@@ -69,11 +65,11 @@ def render_svg(panel: Panel, *, key: str) -> str:
     The groups of points keep their ids (`Panel.points`), so that a script finds the element of each point.
 
     Args:
-        panel: what to draw.
-        key: tells the names inside this drawing from those of other drawings in the page.
+        panel: the panel.
+        key: distinguishes the ids of this drawing from those of other drawings in the page.
     """
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
-        text = _save([panel], PAGE, "svg").decode("utf-8")
+        text = _save([panel], PAGE, "svg", metadata={"Date": None, "Creator": None}).decode("utf-8")
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 role="img" aria-hidden="true">', text, count=1)
@@ -85,32 +81,29 @@ def render_svg(panel: Panel, *, key: str) -> str:
     return re.sub(r"\n\s*", "\n", text)
 
 
-def style_axes(axes: Axes, title: str, theme: Theme) -> None:
-    """Give axes the look of all panels: a title, thin lines across, no box."""
-    axes.set_facecolor(theme["paper"])
-    axes.set_title(title, loc="left", fontsize=10, color=theme["ink"])
-    axes.tick_params(colors=theme["ink"], labelsize=8, length=0)
-    axes.grid(True, axis="y", color=theme["faint"], linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(theme["faint"])
-
-
-def _save(panels: Sequence[Panel], theme: Theme, kind: str) -> bytes:
+def _save(panels: Sequence[Panel], theme: Theme, kind: str, **options: Any) -> bytes:
     across = min(ACROSS, len(panels))
     rows = math.ceil(len(panels) / across)
     widths = [max(panel.inches[0] for panel in panels[column::across]) for column in range(across)]
     size = (sum(widths), rows * max(panel.inches[1] for panel in panels))
-    # Figure without pyplot: no window system is asked for and nothing stays in a global list of figures.
-    figure = Figure(size, dpi=DOTS_PER_INCH, facecolor=theme["paper"], layout="constrained")
+    # Figure without pyplot: no window system is asked for and nothing stays in a global list of figures
+    figure = Figure(size, dpi=DOTS_PER_INCH, facecolor=theme.paper, layout="constrained")
     grid = figure.subplots(rows, across, squeeze=False, width_ratios=widths).ravel()
+    for axes, panel in zip(grid, panels, strict=False):
+        _style(axes, panel.title, theme)
+        panel.draw(axes, theme)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    for axes, panel in zip(grid, panels, strict=False):
-        style_axes(axes, panel.title, theme)
-        panel.draw(axes, theme)
     buffer = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else None
-    figure.savefig(buffer, format=kind, facecolor=theme["paper"], metadata=metadata)
+    figure.savefig(buffer, format=kind, facecolor=theme.paper, **options)
     return buffer.getvalue()
+
+
+def _style(axes: Axes, title: str, theme: Theme) -> None:
+    axes.set_facecolor(theme.paper)
+    axes.set_title(title, loc="left", fontsize=10, color=theme.ink)
+    axes.tick_params(colors=theme.ink, labelsize=8, length=0)
+    axes.grid(True, axis="y", color=theme.faint, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(theme.faint)

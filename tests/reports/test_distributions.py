@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 
 import numpy as np
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from medunet.metrics import CaseScores, evaluate_case, paired_difference
-from medunet.reports.distributions import box_numbers, class_scores, difference_panel, distribution_panels
+from medunet.reports.distributions import class_scores, difference_panel, distribution_panels
 from medunet.reports.panels import LIGHT, VARIABLES, render_png, render_svg
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
@@ -27,14 +26,6 @@ def case(name: str, found: int) -> CaseScores:
 
 
 CASES = [case(f"case {found}", found) for found in (0, 4, 7, 8, 9, 10)]
-
-
-def test_a_box_is_made_of_quartiles_and_whiskers_of_tukey() -> None:
-    values = np.array([0.1, 0.7, 0.75, 0.8, 0.85, 0.9])
-    found = box_numbers({str(value): value for value in values})
-    first, median, third = np.percentile(values, [25, 50, 75])
-    assert (found["q1"], found["med"], found["q3"]) == pytest.approx((first, median, third))
-    assert (found["whislo"], found["whishi"]) == (0.7, 0.9)  # 0.1 is further than 1.5 boxes
 
 
 def test_a_lost_class_counts_as_no_dice_and_has_no_distance() -> None:
@@ -109,4 +100,3 @@ def test_one_case_and_no_case_can_be_drawn() -> None:
     assert render_png(distribution_panels({"A": [case("one", 5)]}, names=["liver"]))
     lost = distribution_panels({"A": [case("lost", 0)]}, names=["liver"])
     assert [panel.title for panel in lost] == ["Dice"]
-    assert math.isfinite(box_numbers({"a": 0.5})["med"])

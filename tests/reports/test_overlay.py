@@ -13,7 +13,8 @@ from PIL import Image
 
 from medunet.errors import ConfigError, GeometryError
 from medunet.reports import class_colours, overlay_png, render_overlay
-from medunet.reports.overlay import MAX_ASPECT, Plane, _three_planes, _window
+from medunet.reports.overlay import MAX_ASPECT, Plane, planes
+from medunet.reports.view import window
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 RAS, LPS = np.diag([1.0, 1, 1, 1]), np.diag([-1.0, -1, 1, 1])
@@ -27,8 +28,8 @@ def volume() -> tuple[np.ndarray, np.ndarray]:
     return np.random.default_rng(0).normal(size=pred.shape), pred
 
 
-def planes(pred: np.ndarray, affine: np.ndarray | None, spacing: tuple[float, ...] = (1, 1, 1)) -> dict[str, Plane]:
-    cut = _three_planes(pred.astype(float), pred, None, spacing, affine, background=0)
+def planes_of(pred: np.ndarray, affine: np.ndarray | None, spacing: tuple[float, ...] = (1, 1, 1)) -> dict[str, Plane]:
+    cut = planes([pred.astype(float), pred], affine, spacing, background=0)
     return {plane.title.split()[0]: plane for plane in cut}
 
 
@@ -44,25 +45,25 @@ def pixels_of(picture: np.ndarray, colour: str) -> int:
 
 def test_planes_lie_where_most_foreground_is() -> None:
     _, pred = volume()
-    assert planes(pred, RAS)["axial"].title == "axial 2"
-    assert (planes(pred, RAS)["axial"].pred == 2).sum() == 16
+    assert planes_of(pred, RAS)["axial"].title == "axial 2"
+    assert (planes_of(pred, RAS)["axial"].pred == 2).sum() == 16
 
 
 def test_the_patients_right_is_on_the_left_and_the_head_on_top() -> None:
     pred = np.zeros((9, 11, 13), int)
     pred[8, 10, 12] = 1  # the corner that is right, anterior and superior
-    found = planes(pred, RAS)
+    found = planes_of(pred, RAS)
     for name in ("axial", "coronal", "sagittal"):
         assert np.argwhere(found[name].pred).tolist() == [[0, 0]]
 
 
 def test_the_order_of_the_files_axes_does_not_matter() -> None:
     _, pred = volume()
-    expected = planes(pred, RAS)
-    flipped = planes(pred[::-1, ::-1], LPS)
+    expected = planes_of(pred, RAS)
+    flipped = planes_of(pred[::-1, ::-1], LPS)
     # Axes stored as superior, right, anterior: voxel (i, j, k) lies at RAS (j, k, i).
     turned = np.array([[0.0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
-    moved = planes(np.moveaxis(pred, 2, 0), turned)
+    moved = planes_of(np.moveaxis(pred, 2, 0), turned)
     for name, plane in expected.items():
         assert np.array_equal(flipped[name].pred, plane.pred)
         assert np.array_equal(moved[name].pred, plane.pred)
@@ -71,7 +72,7 @@ def test_the_order_of_the_files_axes_does_not_matter() -> None:
 def test_spacing_follows_its_axis() -> None:
     _, pred = volume()
     turned = np.array([[0.0, 2, 0, 0], [0, 0, 3, 0], [5, 0, 0, 0], [0, 0, 0, 1]])
-    found = planes(np.moveaxis(pred, 2, 0), turned, spacing=(5, 2, 3))
+    found = planes_of(np.moveaxis(pred, 2, 0), turned, spacing=(5, 2, 3))
     assert (found["axial"].row_mm, found["axial"].column_mm) == (3, 2)
     assert (found["coronal"].row_mm, found["coronal"].column_mm) == (5, 2)
     assert (found["sagittal"].row_mm, found["sagittal"].column_mm) == (5, 3)
@@ -80,8 +81,8 @@ def test_spacing_follows_its_axis() -> None:
 
 def test_without_orientation_nothing_is_claimed_and_nothing_is_flipped() -> None:
     _, pred = volume()
-    assert {(plane.left, plane.top) for plane in planes(pred, None).values()} == {("", "")}
-    drawn = _three_planes(pred.astype(float), pred, None, (1, 1, 1), None, background=0)[0]
+    assert {(plane.left, plane.top) for plane in planes_of(pred, None).values()} == {("", "")}
+    drawn = planes([pred.astype(float), pred], None, (1, 1, 1), background=0)[0]
     assert np.array_equal(drawn.pred, pred[:, :, 2].T)
 
 
@@ -136,7 +137,7 @@ def test_empty_full_and_flat_cases_can_be_drawn(fill: int) -> None:
 def test_the_window_leaves_extremes_out() -> None:
     image = np.linspace(0, 100, 10_000).reshape(100, 100)
     image[0, 0], image[0, 1] = 1e6, np.nan
-    low, high = _window(image)
+    low, high = window(image)
     assert 0 <= low < 2
     assert 98 < high <= 101
 
