@@ -70,6 +70,8 @@ class PackedFile:
                 head = bz2.BZ2Decompressor().decompress(head, _LONGEST_HEADER)
         except (zlib.error, OSError) as error:
             raise DataError(f"damaged {self.packing} file: {error}", file=path, remedy=_COPY_AGAIN) from error
+        if not head:
+            raise DataError(f"truncated {self.packing} file", file=path, remedy=_COPY_AGAIN)
         self.head = head
 
     def require(self, needed: int) -> None:

@@ -194,7 +194,7 @@ def test_what_costs_nothing_is_checked_before_images_are_read(tmp_path: Path, mo
     with pytest.raises(ConfigError):
         plan_bundle(tmp_path / "data", tmp_path / "bundle", device="abacus")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(DataError, match="no room"):
+    with pytest.raises(DataError, match="not enough free space"):
         plan_bundle(tmp_path / "data", tmp_path / "bundle", device="cpu")
 
 

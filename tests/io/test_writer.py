@@ -1,8 +1,12 @@
+"""Writing volumes, and the files of predictions."""
+
 from __future__ import annotations
 
 import os
 import stat
 import tracemalloc
+from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +24,7 @@ def ramp(*shape: int) -> np.ndarray:
     return (np.arange(np.prod(shape)).reshape(shape) % 3).astype(np.uint8)
 
 
-def test_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_volume(ramp(5, 6, 7), tmp_path / "a.nii.gz")
     before = path.read_bytes()
 
@@ -30,29 +34,22 @@ def test_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match=r"a.nii.gz: cannot be written: No space left"):
         write_volume(ramp(9, 9, 9), path)
+    with pytest.raises(DataError, match="exists already"):
+        write_volume(ramp(5, 6, 7), path, overwrite=False)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_existing_file_is_kept_where_overwriting_is_forbidden(tmp_path):
-    path = write_volume(ramp(5, 6, 7), tmp_path / "a.nii.gz")
-    with pytest.raises(DataError, match="exists already"):
-        write_volume(ramp(5, 6, 7), path, overwrite=False)
-
-
-def test_folder_is_made_and_permissions_are_ordinary(tmp_path):
+def test_the_folder_is_created_and_permissions_are_ordinary(tmp_path: Path) -> None:
     path = write_volume(ramp(5, 6, 7), tmp_path / "new" / "deep" / "a.nii.gz")
     (tmp_path / "plain").touch()
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
-def test_equal_volumes_make_equal_files(tmp_path):
-    first, second = (write_volume(ramp(5, 6, 7), tmp_path / name, affine=AFFINE) for name in ("a.nii.gz", "b.nii.gz"))
+def test_nibabel_sees_both_forms_and_millimetres_and_equal_volumes_make_equal_files(tmp_path: Path) -> None:
+    first, second = (write_volume(ramp(33, 34, 35), tmp_path / f"{n}.nii.gz", affine=AFFINE) for n in "ab")
     assert first.read_bytes() == second.read_bytes()
-
-
-def test_nibabel_sees_both_forms_and_millimetres(tmp_path):
-    image = nib.load(write_volume(ramp(33, 34, 35), tmp_path / "a.nii.gz", affine=AFFINE))
+    image = nib.load(first)
     assert image.header.get_xyzt_units()[0] == "mm"
     assert np.allclose(image.get_sform(), AFFINE)
     assert np.allclose(image.get_qform(), AFFINE, atol=1e-5)
@@ -60,32 +57,49 @@ def test_nibabel_sees_both_forms_and_millimetres(tmp_path):
     assert image.get_data_dtype() == np.uint8
 
 
+def test_a_long_axis_is_written_as_nifti_2(tmp_path: Path) -> None:
+    path = write_volume(ramp(40_000, 2, 1), tmp_path / "a.nii", labels={"liver": 1})
+    assert isinstance(nib.load(path), nib.Nifti2Image)
+    assert np.array_equal(read_volume(path).image[0].numpy(), ramp(40_000, 2, 1))
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+@pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6)])
+def test_itk_formats_return_what_was_written(tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
+    affine = AFFINE.copy()
+    if len(shape) == 2:
+        affine[2, 2:] = 1, 0  # two axes store nothing of the third
+    volume = read_volume(write_volume(ramp(*shape), tmp_path / f"a{suffix}", affine=affine))
+    assert np.array_equal(volume.image[0].numpy(), ramp(*shape))
+    assert np.allclose(volume.record.geometry.affine, affine)
+
+
 @pytest.mark.parametrize(("value", "dtype"), [(300, "uint8"), (-1, "uint8"), (0.5, "int16"), (np.nan, "int16")])
-def test_values_that_a_type_cannot_hold_are_refused(tmp_path, value, dtype):
+def test_values_that_a_type_cannot_represent_are_rejected(tmp_path: Path, value: float, dtype: str) -> None:
     with pytest.raises(DataError, match=f"do not fit {dtype}"):
         write_volume(np.full((3, 3, 3), value), tmp_path / "a.nii.gz", dtype=dtype)
     assert not list(tmp_path.iterdir())
 
 
-def test_volume_in_a_png_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"a.png: wrong number of axes"):
-        write_volume(ramp(3, 4, 5), tmp_path / "a.png")
+@pytest.mark.parametrize(
+    ("name", "shape", "cause"),
+    [
+        ("a.png", (3, 4, 5), "wrong number of axes"),
+        ("a.seg.nrrd", (3, 4), "wrong number of axes"),
+        ("a.xyz", (3, 4), "unknown format"),
+    ],
+)
+def test_an_array_that_a_format_cannot_store_is_rejected(
+    tmp_path: Path, name: str, shape: tuple[int, ...], cause: str
+) -> None:
+    with pytest.raises(DataError, match=rf"{name}: {cause}"):
+        write_volume(ramp(*shape), tmp_path / name)
 
 
-def test_unknown_ending_is_refused(tmp_path):
-    with pytest.raises(DataError, match="unknown format"):
-        write_volume(ramp(3, 4, 5), tmp_path / "a.xyz")
-
-
-def test_npy_round_trip(tmp_path):
-    path = write_volume(torch.full((2, 5, 6), 0.25), tmp_path / "a.npy")
-    assert np.array_equal(np.load(path), np.full((2, 5, 6), 0.25, np.float32))
-
-
-def loaded(path, label: np.ndarray) -> dict:
-    """An item as it comes out of a network: the image as read, a prediction on its grid."""
+def loaded(path: Path, label: np.ndarray, **changes: Any) -> dict[str, Any]:
+    """An item after the network: the image as read, a prediction on its grid."""
     image = read_volume(path).image
-    return {"image": image, "pred": MetaTensor(torch.as_tensor(label[None]), affine=image.affine)}
+    return {"image": image, "pred": MetaTensor(torch.as_tensor(label[None]), affine=image.affine), **changes}
 
 
 @pytest.mark.parametrize(
@@ -98,12 +112,10 @@ def loaded(path, label: np.ndarray) -> dict:
         ("stack.tif", "stack.tif"),
     ],
 )
-def test_volume_prediction_bears_its_inputs_name_and_grid(tmp_path, source, result):
+def test_a_prediction_has_its_inputs_name_and_grid(tmp_path: Path, source: str, result: str) -> None:
     label = ramp(33, 34, 35)
     affine = np.eye(4) if source.endswith(".tif") else AFFINE
-    path = write_volume(
-        label.astype(np.int16), tmp_path / source, affine=affine, dtype=None if "tif" not in source else "uint8"
-    )
+    path = write_volume(label, tmp_path / source, affine=affine)
     item = SavePredictiond(output_dir=tmp_path / "out")(loaded(path, label.astype(np.float32)))
     assert item["pred_path"] == str(tmp_path / "out" / result)
     written = read_volume(item["pred_path"])
@@ -112,60 +124,53 @@ def test_volume_prediction_bears_its_inputs_name_and_grid(tmp_path, source, resu
     assert written.record.dtype == "uint8"
 
 
-@pytest.mark.parametrize(("source", "result"), [("em_16.png", "em_16.png"), ("em_16.tif", "em_16.tif")])
-def test_picture_prediction_keeps_the_data_sets_values(tmp_path, source, result):
+@pytest.mark.parametrize("name", ["em_16.png", "em_16.tif"])
+def test_a_2d_prediction_keeps_the_data_sets_values(tmp_path: Path, name: str) -> None:
     label = np.where(ramp(33, 35) > 0, 255, 0).astype(np.float32)
-    path = write_volume(ramp(33, 35), tmp_path / source)
+    path = write_volume(ramp(33, 35), tmp_path / name)
     SavePredictiond(output_dir=tmp_path / "out")(loaded(path, label))
-    assert np.array_equal(read_volume(tmp_path / "out" / result).image[0].numpy(), label)
+    assert np.array_equal(read_volume(tmp_path / "out" / name).image[0].numpy(), label)
 
 
-def test_name_in_the_item_wins(tmp_path):
+def test_the_name_in_the_item_has_precedence(tmp_path: Path) -> None:
     path = write_volume(ramp(5, 6, 7), tmp_path / "a.nii.gz")
-    item = SavePredictiond(output_dir=tmp_path)({**loaded(path, ramp(5, 6, 7)), "name": "patient_7"})
+    item = SavePredictiond(output_dir=tmp_path)(loaded(path, ramp(5, 6, 7), name="patient_7"))
     assert item["pred_path"].endswith("patient_7.nii.gz")
 
 
-def test_probabilities_are_written_channels_last_in_3d_and_first_in_2d(tmp_path):
+def test_probabilities_are_written_channels_last_in_3d_and_first_in_2d(tmp_path: Path) -> None:
     save = SavePredictiond(output_dir=tmp_path / "out", prob_key="prob")
     path = write_volume(ramp(5, 6, 7), tmp_path / "a.nii.gz", affine=AFFINE)
     prob = torch.rand(2, 5, 6, 7)
-    save({**loaded(path, ramp(5, 6, 7)), "prob": prob})
+    save(loaded(path, ramp(5, 6, 7), prob=prob))
     image = nib.load(tmp_path / "out" / "a_prob.nii.gz")
     assert np.array_equal(np.asarray(image.dataobj), prob.movedim(0, -1).numpy())
     assert np.allclose(image.affine, AFFINE)
-    assert np.array_equal(read_volume(tmp_path / "out" / "a_prob.nii.gz", channels=2).image.numpy(), prob.numpy())
 
     path = write_volume(ramp(5, 6), tmp_path / "b.png")
-    save({**loaded(path, ramp(5, 6)), "prob": prob[..., 0]})
+    save(loaded(path, ramp(5, 6), prob=prob[..., 0]))
     assert np.array_equal(np.load(tmp_path / "out" / "b_prob.npy"), prob[..., 0].numpy())
 
 
-def test_prediction_on_another_grid_is_refused_unless_allowed(tmp_path):
+def test_a_prediction_on_another_grid_is_rejected_unless_allowed(tmp_path: Path) -> None:
     path = write_volume(ramp(6, 6, 6), tmp_path / "a.nii.gz", affine=AFFINE)
-    item = loaded(path, ramp(6, 6, 6))
-    item["pred"] = MetaTensor(torch.zeros(1, 3, 3, 3), affine=torch.as_tensor(AFFINE * [2, 2, 2, 1]))
+    other = MetaTensor(torch.zeros(1, 3, 3, 3), affine=torch.as_tensor(AFFINE * [2, 2, 2, 1]))
     with pytest.raises(GeometryError, match=r"a.nii.gz: prediction does not lie on the input's grid"):
-        SavePredictiond(output_dir=tmp_path / "out")(item)
-    item = SavePredictiond(output_dir=tmp_path / "out", source_grid=False)(item)
+        SavePredictiond(output_dir=tmp_path / "out")(loaded(path, ramp(6, 6, 6), pred=other))
+    item = SavePredictiond(output_dir=tmp_path / "out", source_grid=False)(loaded(path, ramp(6, 6, 6), pred=other))
     assert read_volume(item["pred_path"]).image.shape == (1, 3, 3, 3)
 
 
-def test_one_hot_prediction_is_refused(tmp_path):
+def test_a_prediction_with_channels_or_without_a_file_name_is_rejected(tmp_path: Path) -> None:
     path = write_volume(ramp(5, 6, 7), tmp_path / "a.nii.gz", affine=AFFINE)
-    item = loaded(path, ramp(5, 6, 7))
-    item["pred"] = MetaTensor(torch.zeros(2, 5, 6, 7), affine=torch.as_tensor(AFFINE))
+    one_hot = MetaTensor(torch.zeros(2, 5, 6, 7), affine=torch.as_tensor(AFFINE))
     with pytest.raises(DataError, match="not a label map"):
-        SavePredictiond(output_dir=tmp_path)(item)
-
-
-def test_prediction_without_a_file_name_is_refused(tmp_path):
+        SavePredictiond(output_dir=tmp_path)(loaded(path, ramp(5, 6, 7), pred=one_hot))
     with pytest.raises(DataError, match="no file name"):
         SavePredictiond(output_dir=tmp_path)({"pred": torch.zeros(1, 3, 3)})
 
 
-def test_a_large_volume_is_written_without_a_copy_of_it(tmp_path):
-    shape = (128, 128, 96, 24)
+def test_a_large_volume_is_written_without_a_copy_of_it(tmp_path: Path) -> None:
     mapped = np.memmap(tmp_path / "voxels", dtype=np.float32, mode="w+", shape=(24, 128, 128, 96))  # channels first
     mapped[5, 7] = 0.25
     tracemalloc.start()
@@ -174,6 +179,6 @@ def test_a_large_volume_is_written_without_a_copy_of_it(tmp_path):
     tracemalloc.stop()
     assert peak < 0.75 * mapped.nbytes
     voxels = np.asarray(nib.load(path).dataobj)
-    assert voxels.shape == shape
+    assert voxels.shape == (128, 128, 96, 24)
     assert voxels[7, :, :, 5].min() == 0.25
     assert voxels.sum() == 0.25 * 128 * 96
