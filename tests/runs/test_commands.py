@@ -3,161 +3,134 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import run_monai_bundle, run_torchrun
 from monai.bundle import ConfigWorkflow
 
-from medunet.bundle import find_bundle, resource_dir
-from medunet.datasets import open_dataset, write_phantom_dataset
+from medunet.bundle import find_bundle
+from medunet.datasets import open_dataset
 from medunet.io import read_volume
+from medunet.resources import resource_dir
 
-# as small as the pipeline allows; what is trained here is the plumbing
-SMALL = {
-    "unet_3d": {"network_def::channels": "[4,8]", "patch_size": "[16,16,16]"},
-    "unet_2d": {"network_def::channels": "[4,8]", "patch_size": "[32,32]"},
-    # two levels: 40 in, 24 out
-    "unet_2015": {"network_def::channels": "[4,8]", "patch_size": "[40,40]", "tile_size": "[40,40]"},
+pytestmark = pytest.mark.filterwarnings("ignore")  # MONAI and ignite warn about themselves
+
+# as small as the pipeline allows; two levels without padding: 40 in, 24 out
+SMALL: dict[str, dict[str, Any]] = {
+    "unet_3d": {"network_def::channels": [4, 8], "patch_size": [16, 16, 16]},
+    "unet_2d": {"network_def::channels": [4, 8], "patch_size": [32, 32]},
+    "unet_2015": {"network_def::channels": [4, 8], "patch_size": [40, 40], "tile_size": [40, 40]},
 }
-TRAINING = {"epochs": "2", "steps_per_epoch": "2", "batch_size": "2", "val_interval": "1", "folds": "3"}
+TRAINING = {"epochs": 2, "steps_per_epoch": 2, "batch_size": 2, "val_interval": 1, "folds": 2}
 
 
-def monai_bundle(*words: str, launcher: tuple[str, ...] = (), on_cpu: bool = False, **options: object) -> str:
-    command = [sys.executable, *(launcher or ("-m",)), "monai.bundle", *words]
-    for key, value in options.items():
-        command += [f"--{key}", str(value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-    if on_cpu:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+@pytest.fixture(params=list(SMALL))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def make_data(folder: Path, bundle: str) -> tuple[Path, dict[str, str]]:
-    """Three cases, and the options that tell a bundle of their classes."""
-    if bundle == "unet_3d":
-        write_phantom_dataset(folder, kind="ct", cases=3, size=(32, 32, 24))
-    else:
-        write_phantom_dataset(folder, kind="cells", cases=3, size=(64, 64))
-    labels = open_dataset(folder).labels
-    names = json.dumps(list(labels)).replace('"', "'")
-    return folder, {"label_values": str(list(labels.values())), "label_names": names}
+@pytest.fixture
+def data(name: str, request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue("volumes" if name == "unet_3d" else "cells")
+    return path
 
 
-@pytest.mark.parametrize("name", list(SMALL))
-def test_train_evaluate_predict_export(name: str, tmp_path: Path) -> None:
-    data, classes = make_data(tmp_path / "data", name)
-    configs, root = find_bundle(name) / "configs", tmp_path / "root"
-    common = {"bundle_root": root, **SMALL[name], **classes}
+def classes(data: Path) -> dict[str, Any]:
+    """The options that tell a bundle of the classes of a data set."""
+    labels = open_dataset(data).labels
+    return {"label_values": list(labels.values()), "label_names": list(labels)}
 
-    monai_bundle("run", "training", config_file=configs / "train.json", dataset_dir=data, **common, **TRAINING)
+
+def test_train_evaluate_predict_export(name: str, data: Path, tmp_path: Path) -> None:
+    configs, root, dataset = find_bundle(name) / "configs", tmp_path / "root", open_dataset(data)
+    common = {"bundle_root": root, **SMALL[name], **classes(data)}
+    untracked = {"tracking_uri": "", "dataset_dir": data, **TRAINING}
+    run_monai_bundle("run", "training", config_file=configs / "train.json", **common, **untracked)
     assert torch.load(root / "models" / "model.pt", weights_only=True).keys() == {"model"}
     assert [entry["epoch"] for entry in json.loads((root / "eval" / "history.json").read_text())] == [1, 2]
 
-    evaluate = {"config_file": configs / "evaluate.json", "dataset_dir": data, "folds": 3}
-    monai_bundle("run", "evaluating", **evaluate, **common)
-    # MONAI's MetricsSaver: a row a case
-    rows = (root / "eval" / "val_mean_dice_raw.csv").read_text().splitlines()
-    assert len(rows) == 2
+    evaluate = {"config_file": configs / "evaluate.json", "dataset_dir": data, "folds": 2}
+    run_monai_bundle("run", "evaluating", **evaluate, **common)
+    rows = (root / "eval" / "val_mean_dice_raw.csv").read_text().splitlines()  # of MONAI's MetricsSaver
+    assert len(rows) == 1 + len(dataset.cases) // 2
 
     inference = {"config_file": configs / "inference.json", "dataset_dir": data / "imagesTr"}
-    monai_bundle("run", "inference", **inference, prediction_dir=tmp_path / "out", **common)
-    dataset = open_dataset(data)
+    run_monai_bundle("run", "inference", **inference, prediction_dir=tmp_path / "out", **common)
     for case in dataset.cases:
-        pred = read_volume(tmp_path / "out" / case.images[0].name)
-        image = read_volume(case.images[0])
+        pred, image = read_volume(tmp_path / "out" / case.images[0].name), read_volume(case.images[0])
         assert pred.record.geometry.is_close(image.record.geometry)
         assert set(np.unique(pred.image)) <= set(dataset.labels.values())
 
-    network = {"network_def::channels": "[4,8]", "label_values": classes["label_values"]}
-    monai_bundle(
+    run_monai_bundle(
         *("ckpt_export", "network_def"),
         filepath=tmp_path / "model.ts",
         ckpt_file=root / "models" / "model.pt",
         meta_file=configs / "metadata.json",
         config_file=configs / "inference.json",
         key_in_ckpt="model",
-        **network,
+        label_values=common["label_values"],
+        **{"network_def::channels": [4, 8]},
     )
     assert (tmp_path / "model.ts").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("name", list(SMALL))
-def test_metadata_is_valid_and_says_what_the_network_does(name: str, tmp_path: Path) -> None:
+def test_metadata_is_valid_and_describes_the_network(name: str, caplog: pytest.LogCaptureFixture) -> None:
     configs = find_bundle(name) / "configs"
-    # MONAI downloads the schema unless the file is there
-    schema = resource_dir("configs") / "metadata.schema.json"
-    assert "no error" in monai_bundle("verify_metadata", meta_file=configs / "metadata.json", filepath=schema)
-    size = {"network_def::channels": "[4,8,16,32]"} if name != "unet_2015" else {"network_def::channels": "[4,4,4,4,4]"}
-    out = monai_bundle(
-        "verify_net_in_out",
-        "network_def",
-        meta_file=configs / "metadata.json",
-        config_file=configs / "inference.json",
-        **size,
-    )
-    assert "no error" in out
+    schema = resource_dir("configs") / "metadata.schema.json"  # MONAI downloads it unless the file exists
+    levels = [4, 4, 4, 4, 4] if name == "unet_2015" else [4, 8, 16, 32]
+    options = {"config_file": configs / "inference.json", "network_def::channels": levels}
+    with caplog.at_level("INFO"):
+        run_monai_bundle("verify_metadata", meta_file=configs / "metadata.json", filepath=schema)
+        run_monai_bundle("verify_net_in_out", "network_def", meta_file=configs / "metadata.json", **options)
+    assert caplog.text.count("no error") == 2
 
 
-@pytest.mark.parametrize("name", list(SMALL))
-@pytest.mark.filterwarnings("ignore")
-def test_no_property_is_missing_or_misnamed(name: str, tmp_path: Path) -> None:
-    data, _ = make_data(tmp_path / "data", name)
-    labels = open_dataset(data).labels
-    classes = {"label_values": list(labels.values()), "label_names": list(labels)}
+def test_no_property_is_missing_or_misnamed(name: str, data: Path) -> None:
     configs = find_bundle(name) / "configs"
-    folders = {"train": data, "evaluate": data, "inference": data / "imagesTr"}
-    for config, folder in folders.items():
-        kind = "train" if config == "train" else "infer"
+    for config, folder in {"train": data, "evaluate": data, "inference": data / "imagesTr"}.items():
         workflow = ConfigWorkflow(
             config_file=str(configs / f"{config}.json"),
             meta_file=str(configs / "metadata.json"),
             logging_file=False,
-            workflow_type=kind,
+            workflow_type="train" if config == "train" else "infer",
             dataset_dir=str(folder),
-            **{"network_def::channels": [4, 8], **classes, **({} if config == "inference" else {"folds": 3})},
+            **{"network_def::channels": [4, 8], **classes(data), **({} if config == "inference" else {"folds": 2})},
         )
         workflow.initialize()
         assert workflow.check_properties() == []
 
 
-def test_two_processes_train_one_network(tmp_path: Path) -> None:
-    data, classes = make_data(tmp_path / "data", "unet_2d")
-    configs = find_bundle("unet_2d") / "configs"
-    files = f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']"
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
-    options = {"config_file": files, "bundle_root": tmp_path / "root", "dataset_dir": data, **SMALL["unet_2d"]}
-    # a machine may have fewer GPUs than processes
-    monai_bundle("run", "training", launcher=launcher, on_cpu=True, ema_decay=0.9, **options, **classes, **TRAINING)
-    history = json.loads((tmp_path / "root" / "eval" / "history.json").read_text())
-    assert [entry["epoch"] for entry in history] == [1, 2]
-    state = torch.load(tmp_path / "root" / "models" / "model.pt", weights_only=True)["model"]
+def test_two_processes_train_one_network(cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a machine may have fewer GPUs than processes
+    configs, root = find_bundle("unet_2d") / "configs", tmp_path / "root"
+    options = {"config_file": f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']", "tracking_uri": ""}
+    options |= {"bundle_root": root, "dataset_dir": cells, "ema_decay": 0.9}
+    run_torchrun("run", "training", processes=2, **options, **SMALL["unet_2d"], **classes(cells), **TRAINING)
+    assert [entry["epoch"] for entry in json.loads((root / "eval" / "history.json").read_text())] == [1, 2]
+    state = torch.load(root / "models" / "model.pt", weights_only=True)["model"]
     assert not any(key.startswith("module.") for key in state)
 
 
-def test_monai_starts_from_another_run_and_says_what_does_not_fit(tmp_path: Path) -> None:
-    data, classes = make_data(tmp_path / "data", "unet_2d")
-    configs = find_bundle("unet_2d") / "configs"
-    common = {"config_file": configs / "train.json", "dataset_dir": data, "tracking_uri": "", **SMALL["unet_2d"]}
-    monai_bundle("run", "training", bundle_root=tmp_path / "first", **common, **classes, **TRAINING)
-    wider = {**common, "network_def::channels": "[4,16]", "init_from": tmp_path / "first"}
-    shown = monai_bundle("run", "training", bundle_root=tmp_path / "second", **wider, **classes, **TRAINING)
-    assert "encoder.1" in shown
-    assert "here" in shown and "there" in shown
+def test_monai_starts_from_another_run_and_names_what_does_not_fit(
+    run_2d: Path, cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"config_file": find_bundle("unet_2d") / "configs" / "train.json", "dataset_dir": cells}
+    options |= {"bundle_root": tmp_path / "root", "init_from": run_2d, "tracking_uri": ""}
+    wider = {**SMALL["unet_2d"], "network_def::channels": [4, 16]}
+    run_monai_bundle("run", "training", **options, **wider, **classes(cells), **TRAINING)
+    shown = " ".join(capsys.readouterr())
+    assert "encoder.1" in shown and " here, " in shown and " there" in shown
 
 
-def test_monai_tracking_and_ours_share_one_run(tmp_path: Path) -> None:
-    data, classes = make_data(tmp_path / "data", "unet_2d")
-    configs = find_bundle("unet_2d") / "configs"
-    options = {"config_file": configs / "train.json", "bundle_root": tmp_path / "root", "dataset_dir": data}
-    monai_bundle("run", "training", tracking="mlflow", **options, **SMALL["unet_2d"], **classes, **TRAINING)
+def test_monai_tracking_and_ours_share_one_run(cells: Path, tmp_path: Path) -> None:
+    options = {"config_file": find_bundle("unet_2d") / "configs" / "train.json", "dataset_dir": cells}
+    options |= {"bundle_root": tmp_path / "root", "tracking": "mlflow"}
+    run_monai_bundle("run", "training", **options, **SMALL["unet_2d"], **classes(cells), **TRAINING)
     with sqlite3.connect(tmp_path / "mlruns.db") as database:
         runs = database.execute("select run_uuid, status from runs").fetchall()
         keys: dict[str, set[str]] = {}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import runpy
+import subprocess
 import sys
 import warnings
 
@@ -21,9 +24,24 @@ def run_medunet(*words: object) -> int:
 
 
 def run_monai_bundle(*words: object, **options: object) -> None:
-    """Run `python -m monai.bundle WORDS --KEY VALUE ...`."""
-    given = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    """Run `python -m monai.bundle WORDS --KEY VALUE ...`; a bundle's `logging.conf` writes to standard output."""
+    root = logging.getLogger()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(root, "handlers", list(root.handlers))
+        patch.setattr(root, "level", root.level)
         warnings.simplefilter("ignore")  # MONAI and ignite warn about themselves
-        patch.setattr(sys, "argv", ["monai.bundle", *map(str, words), *given])
+        patch.setattr(sys, "argv", ["monai.bundle", *map(str, words), *_given(options)])
         runpy.run_module("monai.bundle", run_name="__main__", alter_sys=False)
+
+
+def run_torchrun(*words: object, processes: int, **options: object) -> None:
+    """Run `torchrun -m monai.bundle WORDS --KEY VALUE ...` in new processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += ["-m", "monai.bundle", *map(str, words), *_given(options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _given(options: dict[str, object]) -> list[str]:
+    return [text for key, value in options.items() for text in (f"--{key}", str(value))]
