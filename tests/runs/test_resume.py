@@ -12,39 +12,25 @@ import pytest
 from small import SMALL_2D
 
 from medunet.bundle import find_bundle, specialise
-from medunet.datasets import write_phantom_dataset
 from medunet.errors import ConfigError, DataError
-from medunet.runs import FoldOutcome, PreparedRun, train_bundle, train_fold, train_folds
+from medunet.runs import FoldOutcome, PreparedRun, TrainingResult, train_bundle, train_fold, train_folds
 from medunet.runtime import load_checkpoint
 from medunet.training import read_history
 
 # MONAI and ignite warn about themselves
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SMALL: dict[str, Any] = {**SMALL_2D, "epochs": 1, "folds": 2, "tracking_uri": ""}
-
-
-@pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("cells")
-    write_phantom_dataset(root, kind="cells", cases=4, size=(48, 48))
-    return root
-
-
-@pytest.fixture(scope="module")
-def trained(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "run"
-    train_bundle(find_bundle("unet_2d"), cells, run, changes=SMALL, device="cpu")
-    return run
+SMALL: dict[str, Any] = {**SMALL_2D, "epochs": 2, "folds": 2}  # as of the fixture run_2d
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+def run(run_2d: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run_2d, tmp_path / "run"))
 
 
-def train(cells: Path, run: Path, *, resume: bool = True, **changes: Any) -> None:
-    train_bundle(find_bundle("unet_2d"), cells, run, changes={**SMALL, **changes}, device="cpu", resume=resume)
+def train(cells: Path, run: Path, *, resume: bool = True, presets: Any = (), **changes: Any) -> TrainingResult:
+    options: dict[str, Any] = {"presets": presets, "device": "cpu", "tracking_uri": "", "resume": resume}
+    return train_bundle(find_bundle("unet_2d"), cells, run, changes={**SMALL, **changes}, **options)
 
 
 def test_a_rejected_command_does_not_block_the_corrected_one(cells: Path, tmp_path: Path) -> None:
@@ -56,18 +42,15 @@ def test_a_rejected_command_does_not_block_the_corrected_one(cells: Path, tmp_pa
 
 @pytest.mark.parametrize("preset", [(), ("sgd_poly",)])
 def test_a_finished_run_is_trained_for_more_epochs(preset: tuple[str, ...], cells: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"presets": preset, "device": "cpu"}
-    train_bundle(find_bundle("unet_2d"), cells, tmp_path / "run", changes=SMALL, **options)
-    rate = read_history(tmp_path / "run")[-1]["lr"]
-    longer = {**SMALL, "epochs": 4}
-    result = train_bundle(find_bundle("unet_2d"), cells, tmp_path / "run", changes=longer, resume=True, **options)
+    rate = train(cells, tmp_path / "run", resume=False, presets=preset, epochs=1).history[-1]["lr"]
+    result = train(cells, tmp_path / "run", presets=preset, epochs=4)
     assert [entry["epoch"] for entry in result.history] == [1, 2, 3, 4]
     assert result.history[1]["lr"] > rate  # the schedule is the one of four epochs
     assert load_checkpoint(tmp_path / "run" / "models" / "last.pt")["finished"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"), [({"epochs": 0}, "epochs: 0, there 1"), ({"epochs": 2, "seed": 3}, "seed: 3, there 0")]
+    ("changes", "named"), [({"epochs": 0}, "epochs: 0, there 2"), ({"epochs": 3, "seed": 3}, "seed: 3, there 0")]
 )
 def test_other_values_for_a_trained_run_are_named(changes: dict[str, Any], named: str, cells: Path, run: Path) -> None:
     before = (run / "configs" / "train.json").read_text()
@@ -82,7 +65,7 @@ def test_a_bundle_is_not_overwritten_by_another_configuration(tmp_path: Path) ->
         specialise(find_bundle("unet_2d"), tmp_path / "mine", {"epochs": 4})
 
 
-def test_files_that_are_not_text_stay_behind(run: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_text_are_not_copied(run: Path, tmp_path: Path) -> None:
     (run / "docs" / "curves.png").write_bytes(b"\x89PNG\xff")
     (run / "docs" / ".DS_Store").write_bytes(b"\x00\xff")
     (run / "docs" / "folder").mkdir()
@@ -101,6 +84,7 @@ def test_folds_are_trained_and_joined_as_they_were_checked(cells: Path, tmp_path
             (run.folder / "docs" / "curves.png").write_bytes(b"\x89PNG\xff")
             yield train_fold(fold, run, device, uri)
 
-    result = train_folds(find_bundle("unet_2d"), cells, tmp_path / "cv", changes=SMALL, device="cpu", trainer=tamper)
+    options: dict[str, Any] = {"changes": {**SMALL, "epochs": 1}, "device": "cpu", "tracking_uri": ""}
+    result = train_folds(find_bundle("unet_2d"), cells, tmp_path / "cv", trainer=tamper, **options)
     assert [len(read_history(outcome.run)) for outcome in result.folds] == [1, 1]
     assert result.is_whole

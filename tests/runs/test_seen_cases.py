@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 from small import SMALL_2D
 
 from medunet.bundle import find_bundle
-from medunet.cli.app import main
 from medunet.datasets import image_digest, open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.files import claim
@@ -25,48 +23,33 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("own") / "cells"
-    write_phantom_dataset(root, kind="cells", cases=4, test_cases=2, size=(48, 48))
-    return root
-
-
-@pytest.fixture(scope="module")
-def other(own: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three new cases, and one that the run was trained on under another name."""
     root = tmp_path_factory.mktemp("other") / "hospital B"
     write_phantom_dataset(root, kind="cells", cases=4, size=(48, 48), seed=7)
     for folder in ("imagesTr", "labelsTr"):
-        shutil.copyfile(own / folder / "cells_001.png", root / folder / "cells_003.png")
+        shutil.copyfile(cells / folder / "cells_001.png", root / folder / "cells_003.png")
     return root
 
 
-@pytest.fixture(scope="module")
-def trained(own: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "run"
-    changes = {**SMALL_2D, "epochs": 1, "folds": 2, "tracking_uri": ""}
-    train_bundle(find_bundle("unet_2d"), own, run, changes=changes, device="cpu")
-    return run
-
-
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+def run(run_2d: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run_2d, tmp_path / "run"))
 
 
 def names_in(folder: Path) -> list[str]:
     return [case["name"] for case in json.loads((folder / "metrics.json").read_text())["cases"]]
 
 
-def test_of_the_runs_own_data_only_the_validation_cases_are_evaluated(run: Path, own: Path) -> None:
-    summary = evaluate_bundle(run, own, device="cpu")
+def test_of_the_runs_own_data_only_the_validation_cases_are_evaluated(run: Path, cells: Path) -> None:
+    summary = evaluate_bundle(run, cells, device="cpu")
     assert names_in(run / "evaluation") == ["cells_000", "cells_002"]
     assert summary["trained_on"] == []
     assert summary["left_out"] == ["cells_001", "cells_003"]
 
 
-def test_a_moved_copy_of_the_data_is_the_runs_own_data(run: Path, own: Path, tmp_path: Path) -> None:
-    moved = Path(shutil.copytree(own, tmp_path / "moved"))
+def test_a_moved_copy_of_the_data_is_the_runs_own_data(run: Path, cells: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(cells, tmp_path / "moved"))
     assert seen_cases(run, open_dataset(moved)).folder == "evaluation"
     assert evaluate_bundle(run, moved, device="cpu")["cases"] == 2
 
@@ -79,41 +62,38 @@ def test_of_other_data_every_case_is_evaluated_that_was_not_trained_on(run: Path
 
 
 def test_cases_that_were_trained_on_are_named_where_all_are_evaluated(
-    run: Path, other: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, other: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["medunet", "evaluate", str(run), "--data", str(other), "--section", "all"])
-    with pytest.raises(SystemExit) as info:
-        main()
-    assert not info.value.code
+    assert medunet("evaluate", run, "--data", other, "--section", "all") == 0
     assert "1 of these cases were trained on: cells_003" in capsys.readouterr().out
 
 
-def test_test_cases_are_evaluated_beside_the_validation_cases(run: Path, own: Path) -> None:
-    summary = evaluate_bundle(run, own, section="test", device="cpu")
+def test_test_cases_are_evaluated_beside_the_validation_cases(run: Path, cells: Path) -> None:
+    summary = evaluate_bundle(run, cells, section="test", device="cpu")
     assert names_in(run / "evaluation_test") == ["cells_004", "cells_005"]
     assert summary["trained_on"] == []
     assert not (run / "evaluation").exists()
 
 
-def test_test_cases_without_labels_cannot_be_evaluated(run: Path, own: Path, tmp_path: Path) -> None:
-    data = Path(shutil.copytree(own, tmp_path / "data"))
+def test_test_cases_without_labels_cannot_be_evaluated(run: Path, cells: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(cells, tmp_path / "data"))
     (data / "dataset.json").unlink()
     shutil.rmtree(data / "labelsTs")
     with pytest.raises(DataError, match="no labelled case"):
         evaluate_bundle(run, data, section="test", device="cpu")
 
 
-def test_a_fold_of_other_data_means_nothing(run: Path, own: Path, tmp_path: Path) -> None:
+def test_a_fold_of_other_data_means_nothing(run: Path, cells: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
     write_phantom_dataset(new, kind="cells", cases=4, size=(48, 48), seed=8)
     with pytest.raises(ConfigError, match="no such cases for this bundle"):
         evaluate_bundle(run, new, section="validation", device="cpu")
 
 
-def test_cases_of_the_run_that_the_weights_come_from_were_seen_too(run: Path, own: Path, tmp_path: Path) -> None:
+def test_cases_of_the_run_that_the_weights_come_from_were_seen_too(run: Path, cells: Path, tmp_path: Path) -> None:
     changes = {**SMALL_2D, "epochs": 1, "folds": 2, "fold": 1, "tracking_uri": "", "init_from": str(run)}
-    train_bundle(find_bundle("unet_2d"), own, tmp_path / "second", changes=changes, device="cpu")
-    assert seen_cases(tmp_path / "second", open_dataset(own)).names == {f"cells_00{number}" for number in range(4)}
+    train_bundle(find_bundle("unet_2d"), cells, tmp_path / "second", changes=changes, device="cpu")
+    assert seen_cases(tmp_path / "second", open_dataset(cells)).names == {f"cells_00{number}" for number in range(4)}
 
 
 def test_a_bundle_without_a_record_says_so(run: Path, other: Path) -> None:
@@ -122,8 +102,8 @@ def test_a_bundle_without_a_record_says_so(run: Path, other: Path) -> None:
     assert (summary["cases"], summary["trained_on"]) == (4, None)
 
 
-def test_a_report_on_other_data_is_about_other_data(run: Path, own: Path, other: Path, tmp_path: Path) -> None:
-    evaluate_bundle(run, own, device="cpu")
+def test_a_report_on_other_data_is_about_other_data(run: Path, cells: Path, other: Path, tmp_path: Path) -> None:
+    evaluate_bundle(run, cells, device="cpu")
     page = tmp_path / "r.html"
     assert report_runs([run], page, data=other, device="cpu", figures=False).cases == 3
     assert "none of them trained on" in page.read_text()
@@ -135,14 +115,9 @@ def test_a_report_does_not_evaluate_into_a_folder_that_another_process_uses(run:
         report_runs([run], tmp_path / "r.html", device="cpu")
 
 
-@pytest.fixture
-def large(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "large.raw"
-    path.write_bytes(np.random.default_rng(0).bytes(3 << 20))
-    yield path
-
-
-def test_an_image_is_recognised_by_its_content(large: Path, tmp_path: Path) -> None:
+def test_an_image_is_recognised_by_its_content(tmp_path: Path) -> None:
+    large = tmp_path / "large.raw"
+    large.write_bytes(np.random.default_rng(0).bytes(3 << 20))
     copy = Path(shutil.copyfile(large, tmp_path / "renamed.raw"))
     assert image_digest(copy) == image_digest(large)
     content = bytearray(large.read_bytes())
