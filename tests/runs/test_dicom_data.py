@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from monai.bundle import ConfigParser
+from small import SMALL_3D
 
 from medunet.bundle import find_bundle
 from medunet.datasets import open_dataset
@@ -24,14 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 ALGORITHM = {"name": "reader one", "version": "1"}
 LABELS = {"background": 0, "kidney": 1, "liver": 2}
-SMALL = {
-    "network_def::channels": [4, 8],
-    "patch_size": [16, 16, 8],
-    "epochs": 1,
-    "steps_per_epoch": 2,
-    "batch_size": 1,
-    "val_interval": 1,
-}
+SMALL = {**SMALL_3D, "patch_size": [16, 16, 8], "epochs": 1, "batch_size": 1, "tracking_uri": ""}
 
 
 @pytest.fixture

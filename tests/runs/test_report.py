@@ -6,23 +6,25 @@ import io
 import json
 import re
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
-from small import SMALL_2D
+from small import SMALL_3D
 
 from medunet.bundle import find_bundle, plan_bundle, specialise
 from medunet.bundle.explain import settings_of
-from medunet.cli.app import main
-from medunet.datasets import open_dataset, write_phantom_dataset
+from medunet.config import to_json
+from medunet.datasets import open_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume, write_volume
-from medunet.runs import evaluate_bundle, report_runs, train_bundle, train_folds
+from medunet.runs import evaluate_bundle, report_runs, train_bundle
 from medunet.runs.results import find_run, read_cases
+from medunet.runtime import load_checkpoint, save_weights
+from medunet.trust import record_weights
 
 if TYPE_CHECKING:
     from .conftest import ReportBrowser
@@ -30,28 +32,18 @@ if TYPE_CHECKING:
 # MONAI and ignite warn about themselves
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SMALL = {**SMALL_2D, "tracking_uri": ""}
 PHONE = 390
 
 
 @pytest.fixture(scope="module")
-def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("secret_hospital") / "ct"
-    write_phantom_dataset(root, kind="ct", cases=6, size=(36, 34, 26))
-    return root
-
-
-@pytest.fixture(scope="module")
-def runs(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two short trainings, measured on the same three cases."""
+def runs(run_3d: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs of other weights, evaluated on the same three cases."""
     folder = tmp_path_factory.mktemp("runs")
-    made = []
-    for seed in (0, 1):
-        run = folder / f"seed_{seed}"
-        changes = {**SMALL, "patch_size": [16, 16, 16], "epochs": 2, "folds": 2, "seed": seed}
-        train_bundle(find_bundle("unet_3d"), volumes, run, changes=changes, device="cpu")
-        made.append(run)
-    return made
+    runs = [Path(shutil.copytree(run_3d, folder / name)) for name in ("seed_0", "seed_1")]
+    weights = load_checkpoint(runs[1] / "models" / "model.pt")["model"]
+    save_weights({name: tensor.flip(0) for name, tensor in weights.items()}, runs[1] / "models" / "model.pt")
+    record_weights(runs[1], to_text=to_json)
+    return runs
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +69,6 @@ def test_a_run_that_was_not_measured_is_measured(runs: list[Path], page: Path) -
 @pytest.mark.parametrize("name", ["page", "both"])
 def test_no_path_is_in_the_page(name: str, runs: list[Path], request: pytest.FixtureRequest) -> None:
     text = re.sub(r'id="picture-\d+">.*?</script>', "", request.getfixturevalue(name).read_text(encoding="utf-8"))
-    assert "secret_hospital" not in text
     assert str(runs[0].parent) not in text
     assert not re.search(r"(?<![\w<./&:])/(tmp|home|root|work|usr|var|etc|mnt|data)\b", text)
     assert ".nii" not in text
@@ -125,7 +116,7 @@ def test_a_case_that_was_left_out_moves_no_other_between_training_and_validation
     data = Path(shutil.copytree(volumes, tmp_path / "data"))
     image = data / "imagesTr" / "ct_000.nii.gz"
     image.write_bytes(image.read_bytes()[:-2000])  # its header is whole, so it is one of the data set's cases
-    changes = {**SMALL, "patch_size": [16, 16, 16], "epochs": 1, "folds": 2}
+    changes = {**SMALL_3D, "epochs": 1, "folds": 2, "tracking_uri": ""}
     run = tmp_path / "run"
     train_bundle(find_bundle("unet_3d"), data, run, changes=changes, device="cpu", skip_bad=True)
     evaluate_bundle(run, data, run / "evaluation", device="cpu")
@@ -159,28 +150,19 @@ def test_broken_results_and_no_run_are_errors(runs: list[Path], page: Path, tmp_
 
 
 def test_the_command_writes_beside_the_run(
-    runs: list[Path], page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: list[Path], page: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["medunet", "report", str(runs[0]), "--title", "Mine", "--no-figures"])
-    with pytest.raises(SystemExit) as info:
-        main()
-    assert not info.value.code
+    assert medunet("report", runs[0], "--title", "Mine", "--no-figures") == 0
     assert "3 cases, 3 with slices" in capsys.readouterr().out
     assert "<h1>Mine</h1>" in (runs[0] / "report.html").read_text()
-    monkeypatch.setattr(sys, "argv", ["medunet", "report", "unet_3d"])
-    with pytest.raises(SystemExit) as info:
-        main()
-    assert info.value.code == 2
+    assert medunet("report", "unet_3d") == 2
     assert "no such bundle" in capsys.readouterr().err
 
 
-def test_a_cross_validation_of_pictures_is_shown_out_of_fold(tmp_path: Path, browser: ReportBrowser) -> None:
-    write_phantom_dataset(tmp_path / "cells", kind="cells", cases=4, size=(48, 48))
-    changes = {**SMALL, "epochs": 1, "folds": 2}
-    output = train_folds(
-        find_bundle("unet_2d"), tmp_path / "cells", tmp_path / "cv", changes=changes, device="cpu"
-    ).output
-    written = report_runs([output], tmp_path / "r.html", device="cpu")
+def test_a_cross_validation_of_pictures_is_shown_out_of_fold(
+    folds_2d: Path, tmp_path: Path, browser: ReportBrowser
+) -> None:
+    written = report_runs([folds_2d], tmp_path / "r.html", device="cpu")
     assert (written.cases, written.drawn) == (4, 4)
     text = written.page.read_text()
     assert "each by the fold that held it out" in text
@@ -220,7 +202,7 @@ def test_regions_are_drawn_and_measured_as_the_unions_that_they_are(
     manifest["labels"] = {"background": 0, "trunk": [1, 2, 3, 4, 5], "abdomen": [2, 3, 4], "liver": 2}
     manifest["regions_class_order"] = [1, 3, 2]
     (data / "dataset.json").write_text(json.dumps(manifest))
-    changes = {**SMALL, "patch_size": [16, 16, 16], "epochs": 1, "folds": 3}
+    changes = {**SMALL_3D, "epochs": 1, "folds": 3, "tracking_uri": ""}
     train_bundle(find_bundle("unet_3d"), data, tmp_path / "run", changes=changes, device="cpu")
     evaluate_bundle(tmp_path / "run", data, tmp_path / "run" / "evaluation", device="cpu")
     # a perfect prediction, written as medunet writes regions

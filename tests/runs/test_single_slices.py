@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from small import SMALL_2D
 
 from medunet.bundle import find_bundle, plan_bundle
-from medunet.cli.app import app
 from medunet.datasets import check_dataset, open_dataset
 from medunet.io import read_label, read_volume, write_volume
 from medunet.prediction import Pair, Predictor
@@ -22,14 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 AFFINE = np.array([[0.7, 0, 0, -20], [0, -0.7, 0, 31], [0, 0, 5, 112], [0, 0, 0, 1]])
 SHAPE = (40, 48, 1)
-SHORT = {
-    "epochs": 1,
-    "steps_per_epoch": 2,
-    "batch_size": 2,
-    "val_interval": 1,
-    "network_def::channels": [4, 8],
-    "network_def::strides": [2],
-}
+SHORT = {**SMALL_2D, "epochs": 1, "network_def::strides": [2], "tracking_uri": ""}
+del SHORT["patch_size"]
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +92,11 @@ def test_they_are_measured_in_the_plane(run: Path, data: Path, tmp_path: Path) -
     assert "volume_ref_ml" not in case
 
 
-def test_check_gives_areas(data: Path) -> None:
-    result = CliRunner().invoke(app, ["check", str(data)])
-    assert result.exit_code == 0, result.output
-    assert "2D" in result.output
-    assert "mm²" in result.output
+def test_check_gives_areas(data: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert medunet("check", data) == 0
+    shown = capsys.readouterr().out
+    assert "2D" in shown
+    assert "mm²" in shown
 
 
 def test_a_channel_a_file_is_one_image(tmp_path: Path) -> None:
