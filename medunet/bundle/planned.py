@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,11 @@ _MODALITIES = {"CT": "CT", "MR": "MR", "colour": "RGB", "grey": "unknown"}
 
 @dataclass(frozen=True)
 class PlannedBundle:
-    """A bundle that `plan_bundle` wrote.
+    """A bundle that `plan_bundle` wrote."""
 
-    Args:
-        folder: Folder of the bundle.
-        plan: Its values with their reasons.
-        left_out: Why a case could not be used, by its name.
-    """
-
-    folder: Path
-    plan: Plan
-    left_out: Mapping[str, str]
+    folder: Path  # folder of the bundle
+    plan: Plan  # its values with their reasons
+    left_out: Mapping[str, str]  # why a case could not be used, by its name
 
 
 def plan_bundle(
@@ -120,7 +114,7 @@ def write_plan(base: Path, output: Path, chosen: Plan) -> None:
     metadata = _metadata(read_json(base / "configs" / "metadata.json"), chosen.fingerprint)
     decisions = [*chosen.decisions, *chosen.notes]
     bundle = derive(require_trust(base), chosen.values, metadata=metadata, decisions=decisions)
-    files = {**bundle.files, FINGERPRINT_FILE: chosen.fingerprint.to_json()}
+    files = {**bundle.files, FINGERPRINT_FILE: to_json(asdict(chosen.fingerprint))}
     train = read_json(base / "configs" / "train.json")
     for name in preset_names(bundle.configs):
         files[f"configs/{name}.json"] = to_json(fit_preset(bundle.configs[name], chosen.values, train))

@@ -28,15 +28,10 @@ WRITTEN = "written"
 
 @dataclass(frozen=True)
 class Derived:
-    """A bundle that is derived from another one, before it is written.
+    """A bundle that is derived from another one, before it is written."""
 
-    Args:
-        configs: All its configs by name, as the trust check read them and with the new values.
-        files: All its texts by path.
-    """
-
-    configs: dict[str, dict[str, Any]]
-    files: dict[str, str]
+    configs: dict[str, dict[str, Any]]  # all its configs by name, as the trust check read them and with the new values
+    files: dict[str, str]  # all its texts by path
 
 
 def derive(

@@ -1,4 +1,4 @@
-"""Is this folder a bundle that works? Each check by name, with what is wrong."""
+"""Check whether a folder is a bundle that works."""
 
 from __future__ import annotations
 
@@ -30,46 +30,36 @@ from medunet.trust import judge, require_trust
 
 logger = logging.getLogger(__name__)
 
-REQUIRED_FILES = ("LICENSE", "docs/README.md", "configs/metadata.json")
-"""Files that MONAI's model zoo asks of every bundle."""
-
-OWN_FILES = ("configs/logging.conf", *(f"configs/{name}.json" for name in WORKFLOWS))
-"""Further files of medunet's own bundles."""
-
-SCHEMA = "meta_schema_20240725.json"
-"""The schema of metadata.json that is in this package."""
-
-LATER_FIELDS = ("required_packages_version", "network_data_format")
-"""Fields of metadata.json that not every schema asks for."""
-
-EXAMPLE_SIZE = 64
-"""Voxels per axis of an image for a network whose metadata leave its size open."""
-
+REQUIRED_FILES = ("LICENSE", "docs/README.md", "configs/metadata.json")  # required by MONAI's model zoo
+OWN_FILES = ("configs/logging.conf", *(f"configs/{name}.json" for name in WORKFLOWS))  # of medunet's bundles
+SCHEMA = "meta_schema_20240725.json"  # the schema of metadata.json that is in this package
+LATER_FIELDS = ("required_packages_version", "network_data_format")  # fields that not every schema requires
+EXAMPLE_SIZE = 64  # voxels per axis of an image for a network whose metadata leave its size open
 NOT_CHECKED = "not checked, since the bundle is not trusted"
 
 
 class _NotCheckableError(Exception):
-    """A check needs what is not there, which is no fault of the bundle."""
+    """A check needs what is missing, which is not a fault of the bundle."""
 
 
 def verify_bundle(bundle: Path, *, trust: bool = False) -> dict[str, str | None]:
     """Check a bundle without training it.
 
-    Configs are checked as MONAI runs them: an ``evaluate`` config without a network is read over ``train``; overlays
-    such as ``multi_gpu_train`` are not checked alone.
+    Configs are checked as MONAI runs them: an `evaluate` config without a network is read over `train`, and overlays
+    such as `multi_gpu_train` are not checked alone. Checks that import or instantiate parts of a bundle need its trust.
 
     Args:
-        bundle: its folder. Checks that instantiate parts of it, or import what it names, are made of a trusted bundle
-            only.
-        trust: as of :func:`medunet.trust.require_trust`.
+        bundle: Folder of the bundle.
+        trust: Trust the bundle, see `medunet.trust.require_trust`.
 
     Returns:
-        For each check its name and ``None`` if it passes, else one line about what is wrong. A check that this machine
-        cannot make, for instance because a package is not installed, is left out and logged.
+        By the name of each check: None if it passes, else one line about the fault. A check that this machine cannot
+        make, for instance because a package is missing, is left out and logged.
     """
     verdict = require_trust(bundle, trust=trust) if trust else judge(bundle)
-    looks: dict[str, Callable[[Path], None]] = {"files": _files, "metadata": _metadata}
-    runs: dict[str, Callable[[Path], None]] = {
+    checks: dict[str, Callable[[Path], None]] = {
+        "files": _files,
+        "metadata": _metadata,
         "references and arguments": _references,
         "MONAI's required properties": _properties,
         "network input and output": _network,
@@ -78,7 +68,10 @@ def verify_bundle(bundle: Path, *, trust: bool = False) -> dict[str, str | None]
     if verdict.is_trusted:
         import_from(bundle)
     results: dict[str, str | None] = {}
-    for name, check in {**looks, **(runs if verdict.is_trusted else {})}.items():
+    for name, check in checks.items():
+        if not verdict.is_trusted and check not in (_files, _metadata):
+            results[name] = NOT_CHECKED
+            continue
         try:
             check(bundle)
         except Exception as error:  # a config's own code may raise anything
@@ -88,7 +81,6 @@ def verify_bundle(bundle: Path, *, trust: bool = False) -> dict[str, str | None]
                 results[name] = _one_line(first_cause(error))
         else:
             results[name] = None
-    results |= dict.fromkeys({} if verdict.is_trusted else runs, NOT_CHECKED)
     return results
 
 
@@ -98,7 +90,7 @@ def _not_checkable(error: BaseException) -> str | None:
     while cause is not None:
         if isinstance(cause, _NotCheckableError):
             return str(cause)
-        if isinstance(cause, pydoc.ErrorDuringImport) and cause.value is not None:  # of a module of the bundle
+        if isinstance(cause, pydoc.ErrorDuringImport) and cause.value is not None:  # in a module of the bundle
             cause = cause.value
         if isinstance(cause, FileNotFoundError) and Path(str(cause.filename)).parent.name == "models":
             return f"a file is missing: {cause.filename}"
@@ -166,16 +158,16 @@ def _references(bundle: Path) -> None:
 
 
 def _properties(bundle: Path) -> None:
-    """Check ids as `ConfigWorkflow.check_properties` does, which instantiates everything and so needs a data set.
+    """Check ids as `ConfigWorkflow.check_properties` does, which instantiates everything and therefore needs data.
 
-    MONAI only warns; an own bundle has no reason to lack one.
+    MONAI only warns; in medunet's bundles a missing id is a fault.
     """
     configs = _configs(bundle)
     is_own = _is_own(configs)
     faults = [
         fault
         for name, config in configs.items()
-        if is_own or name != "evaluate"  # of which MONAI knows nothing
+        if is_own or name != "evaluate"  # MONAI has no properties for it
         for fault in _wrong_properties(name, config)
     ]
     if faults and is_own:
@@ -189,7 +181,7 @@ def _wrong_properties(name: str, config: Mapping[str, Any]) -> Iterator[ConfigEr
     for property_name, property_ in (TrainProperties if name == "train" else InferProperties).items():
         id_, reference = property_[BundlePropertyConfig.ID], property_.get(BundlePropertyConfig.REF_ID)
         if property_[BundleProperty.REQUIRED] and id_ not in ids:
-            yield ConfigError(f"{name} lacks what MONAI calls {property_name}", expected=f"id {id_}")
+            yield ConfigError(f"{name} lacks MONAI's property {property_name}", expected=f"id {id_}")
         value = get_id(config, reference) if reference in ids else None
         if isinstance(value, str) and value.startswith("@") and value.replace("#", SEPARATOR) != f"@{id_}":
             yield ConfigError(
@@ -218,15 +210,15 @@ def _network(bundle: Path) -> None:
         output = network(torch.rand(1, image["num_channels"], *map(_example_size, image["spatial_shape"])))
     if not isinstance(output, torch.Tensor):
         raise _NotCheckableError(f"the network returns a {type(output).__name__}, not one tensor")
-    found, expected = tuple(output.shape), (1, pred["num_channels"], *map(_example_size, pred["spatial_shape"]))
-    if len(found) == 2:  # a classification has no axes for its spatial_shape
+    shape, expected = tuple(output.shape), (1, pred["num_channels"], *map(_example_size, pred["spatial_shape"]))
+    if len(shape) == 2:  # a classification has no axes for its spatial_shape
         expected = expected[:2]
-    if found != expected:
-        raise ConfigError("the network's output is not what metadata.json says", received=found, expected=expected)
+    if shape != expected:
+        raise ConfigError("the network's output is not what metadata.json says", received=shape, expected=expected)
 
 
 def _example_size(size: int | str) -> int:
-    """Return a size that a shape of metadata.json allows, which may be text such as ``8*n``, ``2**p*n`` or ``*``.
+    """Return a size that a shape of metadata.json allows, which may be text such as `8*n`, `2**p*n` or `*`.
 
     Example:
         >>> [_example_size(size) for size in (96, "256", "8*n", "2**p*n", "48*n", "*")]
@@ -235,8 +227,8 @@ def _example_size(size: int | str) -> int:
     text = str(size).replace(" ", "")
     if text.isdigit():
         return int(text)
-    if (found := re.fullmatch(r"(\d+)\*n", text)) is not None:
-        step = int(found[1])
+    if (match := re.fullmatch(r"(\d+)\*n", text)) is not None:
+        step = int(match[1])
         return -(-EXAMPLE_SIZE // step) * step
     if text in ("*", "n") or re.fullmatch(r"2\*\*p(\*n)?", text):
         return EXAMPLE_SIZE
@@ -247,6 +239,6 @@ def _weights(bundle: Path) -> None:
     parser = _parsed(bundle)
     if "ckpt_path" not in parser:
         parser["ckpt_path"] = checkpoint(parser)
-    paths = parser.get_parsed_content("ckpt_path")  # of an ensemble one per member
+    paths = parser.get_parsed_content("ckpt_path")  # an ensemble has one per member
     if any(Path(path).is_file() for path in ([paths] if isinstance(paths, str) else paths)):
         load_weights(parser.get_parsed_content("network_def"), paths)

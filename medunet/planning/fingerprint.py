@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,89 +35,52 @@ class ChannelPrint:
     """One channel over all cases.
 
     Intensities are those of the foreground; each case that has foreground has the same weight.
-
-    Args:
-        name: Name of the channel.
-        kind: `CT`, `MR`, `colour` or `grey`.
-        reason: How the kind was decided.
-        mean: Mean.
-        std: Standard deviation.
-        low: 0.5th percentile.
-        high: 99.5th percentile.
     """
 
     name: str
-    kind: str
-    reason: str
+    kind: str  # `CT`, `MR`, `colour` or `grey`
+    reason: str  # how the kind was decided
     mean: float
     std: float
-    low: float
-    high: float
+    low: float  # 0.5th percentile
+    high: float  # 99.5th percentile
 
 
 @dataclass(frozen=True)
 class ClassPrint:
-    """One foreground class over all cases.
-
-    Args:
-        name: Name of the class.
-        value: Its value in the label files.
-        cases: Number of cases that have it.
-        share: Its share of all annotated voxels.
-        median_voxels: Median number of voxels in these cases.
-        median_ml: Median volume in these cases; 0 for 2D images and files without positions.
-        thickness_mm: Median thickness in these cases (see `medunet.planning.measure.thickness`).
-    """
+    """One foreground class over all cases."""
 
     name: str
-    value: int
-    cases: int
-    share: float
-    median_voxels: float
-    median_ml: float
-    thickness_mm: float
+    value: int  # its value in the label files
+    cases: int  # number of cases that have it
+    share: float  # its share of all annotated voxels
+    median_voxels: float  # median number of voxels in these cases
+    median_ml: float  # median volume in these cases; 0 for 2D images and files without positions
+    thickness_mm: float  # median thickness in these cases (see `medunet.planning.measure.thickness`)
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The numbers of a data set that planning needs. Axes of volumes are in RAS order.
-
-    Args:
-        name: Name of the data set.
-        spatial_dims: 2 or 3.
-        cases: Names of the measured cases.
-        shapes: Voxels along each axis, per case.
-        crop_shapes: The same of the box around everything that is not 0.
-        body_shapes: The same of the box around everything that is not air, if the images are CT.
-        spacings_mm: Spacing along each axis, per case.
-        placed: Whether the files store positions, so that spacings are distances.
-        channels: Channels of the images.
-        classes: Foreground classes.
-        labels: Value by name, the background first.
-        ignore: Value of voxels without annotation.
-        foreground_share: Share of the foreground in the annotated voxels.
-        side_pairs: Labels that differ in left and right only.
-        orientation_words: The word that a mirror makes wrong, by label name.
-        broken: Why a case could not be measured, by its name.
-        regions: Label values by name of classes that overlap. Without them the classes are those of the network.
-    """
+    """The numbers of a data set that planning needs. Axes of volumes are in RAS order."""
 
     name: str
-    spatial_dims: int
-    cases: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    crop_shapes: tuple[tuple[int, ...], ...]
+    spatial_dims: int  # 2 or 3
+    cases: tuple[str, ...]  # names of the measured cases
+    shapes: tuple[tuple[int, ...], ...]  # voxels along each axis, per case
+    crop_shapes: tuple[tuple[int, ...], ...]  # the same of the box around everything that is not 0
+    # the same of the box around everything that is not air, if the images are CT
     body_shapes: tuple[tuple[int, ...], ...]
-    spacings_mm: tuple[tuple[float, ...], ...]
-    placed: bool
+    spacings_mm: tuple[tuple[float, ...], ...]  # spacing along each axis, per case
+    placed: bool  # whether the files store positions, so that spacings are distances
     channels: tuple[ChannelPrint, ...]
     classes: tuple[ClassPrint, ...]
-    labels: dict[str, int]
-    ignore: int | None
-    foreground_share: float
-    side_pairs: tuple[tuple[str, str], ...]
-    orientation_words: dict[str, str]
-    broken: dict[str, str]
+    labels: dict[str, int]  # value by name, the background first
+    ignore: int | None  # value of voxels without annotation
+    foreground_share: float  # share of the foreground in the annotated voxels
+    side_pairs: tuple[tuple[str, str], ...]  # labels that differ in left and right only
+    orientation_words: dict[str, str]  # the word that a mirror makes wrong, by label name
+    broken: dict[str, str]  # why a case could not be measured, by its name
+    # label values by name of classes that overlap. Without them the classes are those of the network
     regions: dict[str, list[int]] = field(default_factory=dict)
 
     @property
@@ -142,35 +103,6 @@ class Fingerprint:
     def body_share(self) -> float:
         """Median share of the image in the box around everything that is not air, if the images are CT."""
         return _share(self.body_shapes, self.shapes)
-
-    def to_json(self) -> str:
-        """Return JSON with one line per case, channel and class."""
-        entries = []
-        for key, value in asdict(self).items():
-            if key in ("shapes", "crop_shapes", "body_shapes", "spacings_mm", "channels", "classes") and value:
-                lines = ",\n    ".join(json.dumps(item, ensure_ascii=False) for item in value)
-                entries.append(f'  "{key}": [\n    {lines}\n  ]')
-            else:
-                entries.append(f'  "{key}": {json.dumps(value, ensure_ascii=False)}')
-        return "{\n" + ",\n".join(entries) + "\n}\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Fingerprint:
-        """Return the fingerprint from its `to_json`.
-
-        Raises:
-            DataError: The text is not a fingerprint.
-        """
-        try:
-            content: dict[str, Any] = json.loads(text)
-            for key in ("shapes", "crop_shapes", "body_shapes", "spacings_mm", "side_pairs"):
-                content[key] = tuple(tuple(item) for item in content[key])
-            content["cases"] = tuple(content["cases"])
-            content["channels"] = tuple(ChannelPrint(**item) for item in content["channels"])
-            content["classes"] = tuple(ClassPrint(**item) for item in content["classes"])
-            return cls(**content)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"not a fingerprint: {error}", remedy="plan again with `medunet plan`") from error
 
 
 def fingerprint(
@@ -216,7 +148,7 @@ def fingerprint(
         results = list(pool.map(measure, dataset.cases))
     finally:
         pool.shutdown(cancel_futures=True)
-    stored.compact()
+    stored.prune(dataset.cases)
     broken = {case.name: r for case, r in zip(dataset.cases, results, strict=True) if isinstance(r, str)}
     measures = [result for result in results if isinstance(result, CaseMeasure)]
     if not measures:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,52 +34,30 @@ AIR = -500.0  # Hounsfield units between air (-1000) and skin
 
 @dataclass(frozen=True)
 class ChannelMeasure:
-    """One channel of one case.
+    """One channel of one case."""
 
-    Args:
-        minimum: Lowest value of the image.
-        maximum: Highest value of the image.
-        mean: Mean of the foreground, or of the whole image without foreground.
-        std: Standard deviation of the same voxels.
-        sample: Sorted values of the same voxels, at most `SAMPLE`.
-    """
-
-    minimum: float
-    maximum: float
-    mean: float
-    std: float
-    sample: tuple[float, ...]
+    minimum: float  # lowest value of the image
+    maximum: float  # highest value of the image
+    mean: float  # mean of the foreground, or of the whole image without foreground
+    std: float  # standard deviation of the same voxels
+    sample: tuple[float, ...]  # sorted values of the same voxels, at most `SAMPLE`
 
 
 @dataclass(frozen=True)
 class CaseMeasure:
-    """One case; the axes of volumes are in RAS order.
-
-    Args:
-        name: Name of the case.
-        shape: Voxels along each axis.
-        spacing_mm: Distance of neighbouring voxels; 1 if the format does not store it.
-        crop_shape: Voxels along each axis of the box around everything that is not 0.
-        body_shape: The same of the box around everything above `AIR`, which in CT is not air.
-        whole_numbers: Whether all intensities are whole numbers.
-        modality: DICOM's code; empty for other formats.
-        placed: Whether the format stores positions, so that spacings are distances.
-        channels: Measures of the channels.
-        class_voxels: Number of voxels by value in the label, without the ignored value.
-        class_thickness_mm: Thickness by value, without background (see `thickness`); 0 if no part of the surface is
-            annotated.
-    """
+    """One case; the axes of volumes are in RAS order."""
 
     name: str
-    shape: tuple[int, ...]
-    spacing_mm: tuple[float, ...]
-    crop_shape: tuple[int, ...]
-    body_shape: tuple[int, ...]
-    whole_numbers: bool
-    modality: str
-    placed: bool
+    shape: tuple[int, ...]  # voxels along each axis
+    spacing_mm: tuple[float, ...]  # distance of neighbouring voxels; 1 if the format does not store it
+    crop_shape: tuple[int, ...]  # voxels along each axis of the box around everything that is not 0
+    body_shape: tuple[int, ...]  # the same of the box around everything above `AIR`, which in CT is not air
+    whole_numbers: bool  # whether all intensities are whole numbers
+    modality: str  # DICOM's code; empty for other formats
+    placed: bool  # whether the format stores positions, so that spacings are distances
     channels: tuple[ChannelMeasure, ...]
-    class_voxels: dict[int, int]
+    class_voxels: dict[int, int]  # number of voxels by value in the label, without the ignored value
+    # thickness by value, without background (see `thickness`); 0 if no part of the surface is annotated
     class_thickness_mm: dict[int, float]
 
     @classmethod
@@ -213,66 +190,45 @@ def default_cache() -> Path:
 
 
 class MeasureCache:
-    """Measures of a data set's cases in one file, one JSON line per case, found by the size and time of their files.
-
-    Each measure is stored immediately, so an interrupted measurement resumes. Incomplete lines are skipped.
+    """Stored measures of a data set's cases, one file per case, found by the size and time of the case's files.
 
     Args:
-        folder: Folder of the file. None stores nothing.
+        folder: Folder of the measures. None stores nothing.
         dataset: The data set.
     """
 
     def __init__(self, folder: Path | None, dataset: SegmentationDataset) -> None:
-        self._lock = threading.Lock()
         code = digest(code_digest(), CaseMeasure)  # the class stands for the file that defines it
         self._options = f"{code} {dataset.ignore} {sorted(dataset.labels.items())} {dataset.read_options}"
         root = hashlib.sha256(str(dataset.root).encode()).hexdigest()[:16]
-        self.path = None if folder is None else folder / f"{root}.jsonl"
-        self._known: dict[str, CaseMeasure] = {}
-        self._used: set[str] = set()
-        if self.path is not None and self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    entry = json.loads(line)
-                    self._known[entry["key"]] = CaseMeasure.from_dict(entry["measure"])
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    continue
+        self._folder = None if folder is None else folder / root
 
     def get(self, case: Case) -> CaseMeasure | None:
         """Return the measure of a case whose files have not changed."""
-        key = self._key(case)
-        self._used.add(key)
-        return self._known.get(key)
+        if self._folder is None:
+            return None
+        try:
+            return CaseMeasure.from_dict(json.loads((self._folder / self._name(case)).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
 
     def put(self, case: Case, measure: CaseMeasure) -> None:
         """Store a measure. Thread-safe."""
-        key = self._key(case)
-        with self._lock:
-            self._known[key] = measure
-            if self.path is None:
-                return
+        if self._folder is not None:
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(_line(key, measure))
-            except OSError as error:  # such as a full disk or a read-only home
+                write_atomically(self._folder / self._name(case), json.dumps(asdict(measure)))
+            except DataError as error:  # such as a full disk or a read-only home
                 logger.warning("measures are not stored: %s", error)
-                self.path = None
+                self._folder = None
 
-    def compact(self) -> None:
-        """Drop the lines of cases that no longer exist."""
-        if self.path is None or self._known.keys() <= self._used:
-            return
-        lines = [_line(key, measure) for key, measure in self._known.items() if key in self._used]
-        try:
-            write_atomically(self.path, "".join(lines))
-        except DataError as error:
-            logger.warning("measures are not stored: %s", error)
+    def prune(self, cases: Sequence[Case]) -> None:
+        """Remove the measures of other cases and of earlier files."""
+        if self._folder is not None:
+            used = {self._name(case) for case in cases}
+            for path in self._folder.glob("*.json"):
+                if path.name not in used:
+                    path.unlink(missing_ok=True)
 
-    def _key(self, case: Case) -> str:
+    def _name(self, case: Case) -> str:
         files = describe_source([*case.images, *([case.label] if case.label else [])])
-        return hashlib.sha256(f"{self._options} {case.name} {files}".encode()).hexdigest()[:32]
-
-
-def _line(key: str, measure: CaseMeasure) -> str:
-    return json.dumps({"key": key, "measure": asdict(measure)}) + "\n"
+        return hashlib.sha256(f"{self._options} {case.name} {files}".encode()).hexdigest()[:32] + ".json"

@@ -33,23 +33,14 @@ SHRINK = 0.75  # factor of the patch's voxels at each attempt
 
 @dataclass(frozen=True)
 class Plan:
-    """Values for a bundle.
+    """Values for a bundle."""
 
-    Args:
-        fingerprint: Fingerprint they follow from.
-        decisions: One per value, in the order in which a person reads them.
-        notes: Measured and estimated figures that are not values of the bundle.
-        topology: Shape of the network.
-        cost: Measured cost of a training step; None without measurement.
-        seconds: Expected duration of the training; None without measurement.
-    """
-
-    fingerprint: Fingerprint
-    decisions: tuple[Decision, ...]
-    notes: tuple[Decision, ...]
-    topology: Topology
-    cost: StepCost | None = None
-    seconds: float | None = None
+    fingerprint: Fingerprint  # fingerprint they follow from
+    decisions: tuple[Decision, ...]  # one per value, in the order in which a person reads them
+    notes: tuple[Decision, ...]  # measured and estimated figures that are not values of the bundle
+    topology: Topology  # shape of the network
+    cost: StepCost | None = None  # measured cost of a training step; None without measurement
+    seconds: float | None = None  # expected duration of the training; None without measurement
 
     @property
     def values(self) -> dict[str, Any]:

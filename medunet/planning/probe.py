@@ -41,21 +41,13 @@ OUT_OF_MEMORY_RC = -9  # exit code of a process that the system killed, mostly f
 
 @dataclass(frozen=True)
 class StepCost:
-    """Measured cost of a step.
+    """Measured cost of a step."""
 
-    Args:
-        fits: False if memory ran out; the other figures are then 0.
-        peak_bytes: Peak memory: of the whole process on a CPU, of torch's allocator on CUDA.
-        step_seconds: Forward pass, backward pass and optimizer.
-        data_seconds: Random transforms of a batch, as far as the network waits for them.
-        image_seconds: Forward pass over the median image, as in validation.
-    """
-
-    fits: bool
-    peak_bytes: int = 0
-    step_seconds: float = 0.0
-    data_seconds: float = 0.0
-    image_seconds: float = 0.0
+    fits: bool  # false if memory ran out; the other figures are then 0
+    peak_bytes: int = 0  # peak memory: of the whole process on a CPU, of torch's allocator on CUDA
+    step_seconds: float = 0.0  # forward pass, backward pass and optimizer
+    data_seconds: float = 0.0  # random transforms of a batch, as far as the network waits for them
+    image_seconds: float = 0.0  # forward pass over the median image, as in validation
 
 
 def training_bytes(network_def: Mapping[str, Any], window: Sequence[int], *, itemsize: int, cpu: bool) -> int:

@@ -39,23 +39,14 @@ def parse_time(text: str) -> float:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The length of a training.
-
-    Args:
-        epochs: Number of epochs.
-        steps_per_epoch: Steps per epoch.
-        val_interval: Epochs between validations.
-        seconds: Expected duration.
-        reason: Why.
-        numbers: Figures it was computed from.
-    """
+    """The length of a training."""
 
     epochs: int
     steps_per_epoch: int
-    val_interval: int
-    seconds: float
+    val_interval: int  # epochs between validations
+    seconds: float  # expected duration
     reason: str
-    numbers: str
+    numbers: str  # figures it was computed from
 
 
 def fit_schedule(

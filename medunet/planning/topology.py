@@ -32,41 +32,25 @@ LONG_SECONDS = 2 * 3600  # from this time on a CPU trains more channels
 
 @dataclass(frozen=True)
 class Decision:
-    """A value of a bundle and why it was chosen.
+    """A value of a bundle and why it was chosen."""
 
-    Args:
-        id: Id of the value in the bundle's configs, such as `network_def::channels`.
-        value: Value, ready for JSON.
-        reason: One sentence.
-        numbers: Figures it was computed from.
-    """
-
-    id: str
+    id: str  # id of the value in the bundle's configs, such as `network_def::channels`
     value: Any
     reason: str
-    numbers: str = ""
+    numbers: str = ""  # figures it was computed from
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits of a training step.
+    """Limits of a training step."""
 
-    Args:
-        channels: Channels of the levels, finest first; further levels repeat the last.
-        patch_voxels: Voxels of the largest patch.
-        batch_voxels: Voxels of all patches of a batch.
-        image_patches: The target spacing is made coarser until the median image has at most this many patches.
-        context_patches: It is made further coarser until the median image has this many, while all structures stay
-            thick.
-        name: Name for reasons.
-    """
-
-    channels: tuple[int, ...]
-    patch_voxels: int
-    batch_voxels: int
-    image_patches: int
+    channels: tuple[int, ...]  # channels of the levels, finest first; further levels repeat the last
+    patch_voxels: int  # voxels of the largest patch
+    batch_voxels: int  # voxels of all patches of a batch
+    image_patches: int  # the target spacing is made coarser until the median image has at most this many patches
+    # it is made further coarser until the median image has this many, while all structures stay thick
     context_patches: float
-    name: str
+    name: str  # name for reasons
 
 
 # with 40 x 56 x 40 patches and batch 4 a step takes a quarter of that with nnU-Net's 32 to 320 channels
@@ -91,19 +75,12 @@ def choose_budget(spatial_dims: int, *, cuda: bool, seconds: float | None = None
 
 @dataclass(frozen=True)
 class Spacing:
-    """The grid to which all images are resampled.
+    """The grid to which all images are resampled."""
 
-    Args:
-        spacing_mm: Spacing along each axis.
-        size: Voxels of the median image on it.
-        reason: Why.
-        numbers: Figures it was computed from.
-    """
-
-    spacing_mm: tuple[float, ...]
-    size: tuple[int, ...]
+    spacing_mm: tuple[float, ...]  # spacing along each axis
+    size: tuple[int, ...]  # voxels of the median image on it
     reason: str
-    numbers: str
+    numbers: str  # figures it was computed from
 
 
 def target_spacing(
@@ -175,23 +152,14 @@ Rows = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Topology:
-    """Patch, batch and the shape of the network.
+    """Patch, batch and the shape of the network."""
 
-    Args:
-        patch_size: Voxels along each axis.
-        batch_size: Patches per step.
-        channels: Channels of each level, finest first.
-        strides: Strides between levels, along each axis.
-        kernel_sizes: Kernel sizes of each level, along each axis.
-        decisions: All of it with reasons.
-    """
-
-    patch_size: tuple[int, ...]
-    batch_size: int
-    channels: tuple[int, ...]
-    strides: Rows
-    kernel_sizes: Rows
-    decisions: tuple[Decision, ...] = field(default=(), repr=False)
+    patch_size: tuple[int, ...]  # voxels along each axis
+    batch_size: int  # patches per step
+    channels: tuple[int, ...]  # channels of each level, finest first
+    strides: Rows  # strides between levels, along each axis
+    kernel_sizes: Rows  # kernel sizes of each level, along each axis
+    decisions: tuple[Decision, ...] = field(default=(), repr=False)  # all of it with reasons
 
 
 def choose_topology(

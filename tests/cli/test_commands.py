@@ -125,7 +125,7 @@ def test_plan_says_why_and_its_bundle_trains(
     out = capsys.readouterr().out
     for word in ("patch_size", "augment::deform::flip_axes", f"medunet train {bundle}"):
         assert word in out
-    assert list((tmp_path / "cache" / "fingerprints").glob("*.jsonl"))
+    assert list((tmp_path / "cache" / "fingerprints").glob("*/*.json"))
     narrow = ["--set", "network_def::channels=[4,4,4]", "--set", "steps_per_epoch=2", "--set", "val_interval=1"]
     assert medunet("train", bundle, "--data", cells, "--output", tmp_path / "run", "--epochs", 1, *narrow) == 0
 

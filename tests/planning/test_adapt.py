@@ -1,9 +1,9 @@
-"""What a configuration takes over from a data set."""
+"""The overlay that fits a bundle to a data set."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,68 +15,67 @@ from medunet.io import write_volume
 from medunet.planning import adapt, fit_patch
 from medunet.planning.adapt import in_ras_order
 
-CONFIG = {
+from .conftest import DataMaker
+
+CONFIG: dict[str, Any] = {
     "spatial_dims": 3,
     "in_channels": 1,
     "label_values": [0, 1],
     "label_names": ["background", "foreground"],
     "spacing_mm": [1.0, 1.0, 1.0],
     "patch_size": [32, 32, 32],
+    "folds": 5,
     "network_def": {"channels": [8, 16, 32], "padding": "same"},
 }
 
 
-def write_case(root: Path, name: str, shape: tuple[int, int, int], affine: np.ndarray) -> None:
+def write_cases(root: Path, shape: tuple[int, int, int], affine: np.ndarray) -> None:
     label = np.zeros(shape, np.uint8)
     label[2:5, 2:5] = 7
-    write_volume(np.zeros(shape, np.float32), root / "images" / f"{name}.nii.gz", affine=affine)
-    write_volume(label, root / "labels" / f"{name}.nii.gz", affine=affine)
+    for name in ("a", "b", "c"):
+        write_volume(np.zeros(shape, np.float32), root / "images" / f"{name}.nii.gz", affine=affine)
+        write_volume(label, root / "labels" / f"{name}.nii.gz", affine=affine)
 
 
 def test_classes_spacing_and_patch_follow_the_data(tmp_path: Path) -> None:
     # stored S, R, A: the first axis runs to the head with 5 mm
-    affine = np.array([[0, 0.5, 0, 0], [0, 0, 2.0, 0], [5.0, 0, 0, 0], [0, 0, 0, 1]])
-    for name in ("a", "b", "c"):
-        write_case(tmp_path, name, (20, 64, 16), affine)
-    found = adapt(open_dataset(tmp_path), CONFIG)
-    assert found["label_values"] == [0, 7]
-    assert found["label_names"] == ["background", "label_7"]
-    assert found["spacing_mm"] == [0.5, 2.0, 5.0]
-    # in RAS order the image is 64 x 16 x 20; rounded up to multiples of 4 it fits into 32**3 voxels
-    assert found["patch_size"] == [64, 16, 20]
-    assert "in_channels" not in found
+    write_cases(tmp_path, (20, 64, 16), np.array([[0, 0.5, 0, 0], [0, 0, 2.0, 0], [5.0, 0, 0, 0], [0, 0, 0, 1]]))
+    assert adapt(open_dataset(tmp_path), CONFIG) == {
+        "label_values": [0, 7],
+        "label_names": ["background", "label_7"],
+        "folds": 3,
+        "spacing_mm": [0.5, 2.0, 5.0],
+        # in RAS order the image is 64 x 16 x 20; rounded up to multiples of 4 it fits into 32**3 voxels
+        "patch_size": [64, 16, 20],
+    }
 
 
-def test_the_wrong_number_of_dimensions_is_refused(tmp_path: Path) -> None:
+def test_another_number_of_dimensions_is_rejected(tmp_path: Path) -> None:
     write_phantom_dataset(tmp_path, kind="cells", cases=2, size=(64, 64))
     with pytest.raises(ConfigError, match="unet_2d"):
         adapt(open_dataset(tmp_path), CONFIG)
 
 
 def test_volumes_of_one_slice_give_a_patch_in_the_plane(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        write_case(tmp_path, name, (64, 48, 1), np.diag([0.5, 0.5, 5.0, 1.0]))
-    config = {**CONFIG, "spatial_dims": 2, "patch_size": [64, 16]}
-    found = adapt(open_dataset(tmp_path), config)
-    assert found["patch_size"] == [32, 32]
-    assert "spacing_mm" not in found
+    write_cases(tmp_path, (64, 48, 1), np.diag([0.5, 0.5, 5.0, 1.0]))
+    values = adapt(open_dataset(tmp_path), {**CONFIG, "spatial_dims": 2, "patch_size": [64, 16]})
+    assert values["patch_size"] == [32, 32]
+    assert "spacing_mm" not in values
 
 
-def test_voxels_without_annotation_need_a_plan(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        write_case(tmp_path, name, (16, 16, 16), np.eye(4))
-    labels = {"background": 0, "tumour": 7, "ignore": 8}
-    (tmp_path / "images").rename(tmp_path / "imagesTr")
-    (tmp_path / "labels").rename(tmp_path / "labelsTr")
-    for path in (tmp_path / "imagesTr").iterdir():
-        path.rename(path.with_name(path.name.replace(".", "_0000.", 1)))
-    manifest = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
-    (tmp_path / "dataset.json").write_text(json.dumps(manifest))
-    dataset = open_dataset(tmp_path)
-    assert dataset.ignore == 8
+def test_voxels_without_annotation_need_a_plan(make_data: DataMaker) -> None:
+    dataset = open_dataset(make_data(labels={"background": 0, "tumour": 7, "ignore": 8}))
     with pytest.raises(ConfigError, match="medunet plan"):
         adapt(dataset, CONFIG)
     assert adapt(dataset, {**CONFIG, "steps": {"encode": {"ignore_value": 8}}})["label_values"] == [0, 7]
+
+
+def test_a_planned_bundle_keeps_its_values_and_rejects_other_data(make_data: DataMaker) -> None:
+    dataset = open_dataset(make_data())
+    planned = {**CONFIG, "planned": True, "label_names": ["background", "my name"], "spacing_mm": [3.0, 3.0, 3.0]}
+    assert adapt(dataset, planned) == {"folds": 3}
+    with pytest.raises(ConfigError, match="plan again"):
+        adapt(dataset, {**planned, "label_values": [0, 1, 2]})
 
 
 def test_a_patch_stays_within_its_budget_and_its_multiple() -> None:
@@ -85,6 +84,5 @@ def test_a_patch_stays_within_its_budget_and_its_multiple() -> None:
     assert all(edge % 8 == 0 for edge in patch)
 
 
-def test_axes_are_sorted_into_ras_order() -> None:
-    flipped = np.diag([-1.0, 2.0, -3.0, 1.0])
-    assert in_ras_order([4, 5, 6], Geometry(flipped, (4, 5, 6))) == [4, 5, 6]
+def test_a_flipped_axis_keeps_its_place_in_ras_order() -> None:
+    assert in_ras_order([4, 5, 6], Geometry(np.diag([-1.0, 2.0, -3.0, 1.0]), (4, 5, 6))) == [4, 5, 6]
