@@ -21,14 +21,13 @@ from medunet.config import read_json
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume, write_volume
-from medunet.planning import Fingerprint
 from medunet.prediction import Predictor
 from medunet.runs import evaluate_bundle, train_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SHORT = {"epochs": 1, "steps_per_epoch": 2, "val_interval": 1, "batch_size": 2}
-"""What is trained here is the plumbing."""
+"""Overlay for one short epoch."""
 
 
 def make(tmp_path: Path, kind: str, **options: Any) -> tuple[Path, Path]:
@@ -44,7 +43,7 @@ def make(tmp_path: Path, kind: str, **options: Any) -> tuple[Path, Path]:
 
 
 def write_volumes(root: Path, kind: str) -> None:
-    """Three volumes with two organs; 'ignore' leaves a slab without annotation, 'two channels' adds a second image."""
+    """Write three volumes with two organs: 'ignore' has a slab without annotation, 'two channels' a second image."""
     rng = np.random.default_rng(0)
     affine = np.diag([1.0, 1.0, 4.0, 1.0])
     channels = {"two channels": ["CT", "PET"], "air": ["CT"]}.get(kind, ["MR"])
@@ -55,9 +54,9 @@ def write_volumes(root: Path, kind: str) -> None:
         image = label * 100 + rng.normal(0, 10, label.shape)
         if kind == "ignore":
             label[:, :, :3] = 3
-        if around := {"air": (-1000.0,), "zeros": (0.0,)}.get(kind):
-            label, image = (np.pad(array, ((8, 24), (20, 12), (0, 0))) for array in (label, image))
-            image[:8], image[40:], image[:, :20], image[:, 52:] = around * 4
+        if kind == "air":
+            label = np.pad(label, ((8, 24), (20, 12), (0, 0)))
+            image = np.pad(image, ((8, 24), (20, 12), (0, 0)), constant_values=-1000.0)
         write_volume(label, root / "labelsTr" / f"c_{case}.nii.gz", affine=affine)
         for channel in range(len(channels)):
             name = f"c_{case}_{channel:04d}.nii.gz"
@@ -68,13 +67,13 @@ def write_volumes(root: Path, kind: str) -> None:
 
 
 def short(bundle: Path) -> dict[str, Any]:
-    """So few levels as the plan has, but narrow."""
+    """Return an overlay for one short epoch of a narrow network with the levels of the plan."""
     levels = len(read_json(bundle / "configs" / "train.json")["network_def"]["channels"])
     return {**SHORT, "network_def::channels": [4] * levels}
 
 
 @pytest.mark.parametrize("kind", ["ct", "cells"])
-def test_a_planned_bundle_passes_its_checks_and_says_why(tmp_path: Path, kind: str) -> None:
+def test_a_planned_bundle_passes_its_checks_and_gives_reasons(tmp_path: Path, kind: str) -> None:
     data, bundle = make(tmp_path, kind)
     assert {check: fault for check, fault in verify_bundle(bundle).items() if fault} == {}
     docs = (bundle / "docs" / "README.md").read_text()
@@ -82,8 +81,7 @@ def test_a_planned_bundle_passes_its_checks_and_says_why(tmp_path: Path, kind: s
     for id_ in ("patch_size", "network_def::channels", "augment::deform::flip_axes", "memory"):
         assert f"| `{id_}` | `" in docs
     assert "bundle render" not in docs
-    kept = Fingerprint.from_json((bundle / "docs" / "fingerprint.json").read_text())
-    assert len(kept.cases) == 3
+    assert len(read_json(bundle / "docs" / "fingerprint.json")["cases"]) == 3
     metadata = read_json(bundle / "configs" / "metadata.json")
     assert metadata["data_source"] == open_dataset(data).name
     assert metadata["network_data_format"]["inputs"]["image"]["modality"] == {"ct": "CT", "cells": "unknown"}[kind]
@@ -106,21 +104,17 @@ def test_monai_trains_a_planned_bundle(tmp_path: Path) -> None:
     ("kind", "options"),
     [
         ("cells", {"memory": 8 << 30}),
-        ("anisotropic", {}),
         ("anisotropic", {"dims": 2}),
-        ("ignore", {}),
         ("two channels", {}),
         ("air", {}),
-        ("zeros", {}),
     ],
 )
 def test_it_trains_and_predicts_with_no_edit(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     data, bundle = make(tmp_path, kind, **options)
     result = train_bundle(bundle, data, tmp_path / "run", changes=short(bundle), device="cpu")
     planned, trained = (read_json(folder / "configs" / "train.json") for folder in (bundle, tmp_path / "run"))
-    for id_ in ("patch_size", "steps", "augment", "loss", "label_values", "network_def"):
-        if id_ != "network_def":
-            assert trained[id_] == planned[id_]
+    for id_ in ("patch_size", "steps", "augment", "loss", "label_values"):
+        assert trained[id_] == planned[id_]
     assert trained["network_def"]["strides"] == planned["network_def"]["strides"]
     assert (tmp_path / "run" / "docs" / "fingerprint.json").is_file()
     assert result.epochs == 1
@@ -130,13 +124,12 @@ def test_it_trains_and_predicts_with_no_edit(tmp_path: Path, kind: str, options:
     found = read_volume(written)
     assert found.record.geometry.is_close(read_volume(case.images[0]).record.geometry)
     assert set(np.unique(found.image)) <= set(open_dataset(data).labels.values())
-    if planned["spatial_dims"] == 3:
-        assert planned["crop_steps"] == (["@steps#crop_body"] if kind in ("air", "zeros") else [])
-    if kind in ("air", "zeros"):
+    if kind == "air":
+        assert planned["crop_steps"] == ["@steps#crop_body"]
         assert not found.image[0, 52:].any()  # the box and its margin of 8 voxels end before
 
 
-def test_evaluation_leaves_out_what_is_ignored(tmp_path: Path) -> None:
+def test_ignored_voxels_are_left_out_of_training_and_evaluation(tmp_path: Path) -> None:
     data, bundle = make(tmp_path, "ignore")
     train_bundle(bundle, data, tmp_path / "run", changes=short(bundle), device="cpu")
     run = tmp_path / "run"
@@ -150,7 +143,7 @@ def test_evaluation_leaves_out_what_is_ignored(tmp_path: Path) -> None:
     assert set(summary["classes"]) == {"liver", "spleen"}
 
 
-def test_a_plan_is_replaced_if_that_is_asked_for_but_nothing_else_is(tmp_path: Path) -> None:
+def test_force_replaces_a_plan_but_nothing_else(tmp_path: Path) -> None:
     data, bundle = make(tmp_path, "cells")
     edited = bundle / "configs" / "train.json"
     edited.write_text(edited.read_text().replace('"planned": true', '"planned": true, "mine": 1'))
@@ -188,7 +181,7 @@ def test_a_plan_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path, mo
     assert {path: path.read_bytes() for path in bundle.rglob("*.json")} == before
 
 
-def test_what_costs_nothing_is_checked_before_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_and_space_are_checked_before_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_phantom_dataset(tmp_path / "data", kind="cells", cases=3, size=(64, 64))
     monkeypatch.setattr("medunet.bundle.planned.open_dataset", lambda *_, **__: pytest.fail("images are read"))
     with pytest.raises(ConfigError):
@@ -209,13 +202,10 @@ def test_bad_cases_are_counted_once_and_five_are_named(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize(("options", "axes"), [({}, [0.0, 0.0, 0.5]), ({"dims": 2}, [0.0, 0.0, 0.5])])
-def test_the_preset_for_few_images_mixes_no_planes_that_lie_far_apart(
-    tmp_path: Path, options: dict[str, Any], axes: list[float]
-) -> None:
-    _, bundle = make(tmp_path, "anisotropic", **options)
+def test_the_preset_for_few_images_mixes_no_planes_that_are_far_apart(tmp_path: Path) -> None:
+    _, bundle = make(tmp_path, "anisotropic")
     few = read_json(bundle / "configs" / "few.json")
-    assert few["augment::deform::rotate_range"] == axes
+    assert few["augment::deform::rotate_range"] == [0.0, 0.0, 0.5]
     x, y, across = few["augment::deform::elastic_sigma"]
     assert 1.5 < x == y <= 3.0
     assert across == 0.0
