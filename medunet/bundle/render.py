@@ -143,6 +143,7 @@ def render_docs(
         output_size=" x ".join(map(str, pred["spatial_shape"])),
         classes=", ".join(f"{value} {label}" for value, label in classes),
         data_source=metadata["data_source"],
+        image_type=metadata["image_type"],
         values=table(rows),
     )
 

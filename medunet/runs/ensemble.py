@@ -15,6 +15,7 @@ from medunet.files import atomic_path
 from medunet.metrics.tables import json_text
 from medunet.prediction import ClassRule, as_step
 from medunet.resources import bundle_texts
+from medunet.runs.card import without_results
 from medunet.runtime import SAFE_SUFFIX
 from medunet.training import BEST_NAME
 from medunet.trust import adopt, forget_weights, record_weights
@@ -49,7 +50,8 @@ def write_ensemble(
     metadata.pop("weights", None)
     files = bundle_texts(first)
     files |= {f"configs/{name}.json": to_json(config) for name, config in {**configs, "metadata": metadata}.items()}
-    files["docs/README.md"] += _section(list(runs), rules, decision)
+    section = _section(list(runs), rules, decision)
+    files["docs/README.md"] = without_results(files["docs/README.md"]) + section
     files[DECISION_NAME] = json_text(decision)
 
     models = output / "models"

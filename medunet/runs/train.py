@@ -34,6 +34,7 @@ from medunet.errors import ConfigError, DataError, MedunetError
 from medunet.files import check_target, claim
 from medunet.io.options import ReadOptions
 from medunet.planning import adapt
+from medunet.runs.card import write_results
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.runtime import resolve_device
 from medunet.training import BEST_NAME, LAST_NAME, PREVIOUS_NAME, is_distributed, kept_entry, weights_of
@@ -264,6 +265,10 @@ def train_run(
     state = workflow.parser.get_parsed_content("train::trainer").state
     history = list(getattr(state, "history", []))
     kept = kept_entry(history)
+    if is_writer:
+        cases = len(workflow.parser.get_parsed_content("validate::dataset"))
+        is_selected = run.configs["train"].get("patience") or run.configs["train"].get("keep_epoch") == "best"
+        write_results(run.folder, kept, cases=cases, is_selected=bool(is_selected))
     return TrainingResult(
         run=run.folder,
         epochs=state.epoch,

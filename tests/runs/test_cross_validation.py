@@ -49,7 +49,9 @@ def test_every_case_is_measured_by_the_fold_that_held_it_out(folds_2d: Path, cel
     decision = json.loads((folds_2d / "docs" / "cross_validation.json").read_text())
     assert decision["cases"] == 4
     assert [rule["name"] for rule in decision["postprocessing"]] == ["cell"]
-    assert "## Cross-validation" in (folds_2d / "docs" / "README.md").read_text()
+    card = (folds_2d / "docs" / "README.md").read_text()
+    assert "## Cross-validation" in card
+    assert "## Results" not in card  # those of a single fold
 
 
 def test_the_output_is_a_bundle_that_verifies_and_predicts(folds_2d: Path, cells: Path, tmp_path: Path) -> None:

@@ -33,6 +33,16 @@ def train(cells: Path, run: Path, *, resume: bool = True, presets: Any = (), **c
     return train_bundle(find_bundle("unet_2d"), cells, run, changes={**SMALL, **changes}, **options)
 
 
+def test_the_model_card_has_the_results_of_the_kept_epoch_once(cells: Path, run: Path) -> None:
+    train(cells, run, epochs=2)
+    card = (run / "docs" / "README.md").read_text()
+    assert card.count("## Results") == 1
+    history = read_history(run)
+    kept = next(entry for entry in history if entry["epoch"] == history[-1]["kept_epoch"])
+    assert f"Epoch {kept['epoch']}, 2 validation cases" in card
+    assert f"| {kept['val_dice']['cell']:.3f} |" in card
+
+
 def test_a_rejected_command_does_not_block_the_corrected_one(cells: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such fold"):
         train(cells, tmp_path / "run", resume=False, fold=7)
