@@ -11,11 +11,11 @@ from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from monai.data import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
 
 from medunet.errors import ConfigError
 from medunet.networks import only_tensor, window_dependence
+from medunet.transforms import like, plain
 
 from .memory import WORKSPACE, free_memory, is_out_of_memory, parse_memory, peak_bytes
 from .tile_size import choose_tiles, plan_one_window, resizes_output, with_less_halo
@@ -151,7 +151,7 @@ class OverlapTileInferer(Inferer):
             `(B, out_channels, *spatial)` in the network's output type, or float32 if that is a half-precision type. A
             MetaTensor with the metadata of `inputs` if `inputs` is one.
         """
-        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        image = plain(inputs)
         output: torch.Tensor | None = None
         for tile in self.tiles(image, network, *args, **kwargs):
             if output is None:
@@ -160,7 +160,7 @@ class OverlapTileInferer(Inferer):
             output[tile.image][region] = tile.logits
         if output is None:
             raise ConfigError("batch holds no image", received=tuple(inputs.shape), expected="(B, C, *spatial), B >= 1")
-        return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
+        return like(output, inputs)
 
     def tiles(
         self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, extend: int = 0, **kwargs: Any
@@ -177,7 +177,7 @@ class OverlapTileInferer(Inferer):
                 can interpolate between neighbouring voxels within one tile.
             kwargs: passed on to `network`.
         """
-        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        image = plain(inputs)
         device = torch.device(self.sw_device) if self.sw_device is not None else image.device
         max_voxels = self._max_voxels(image, network, device) if self.tile_size == "auto" else None
 

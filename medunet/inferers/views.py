@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
 from monai.inferers import Inferer
 
 from medunet.errors import ConfigError
 from medunet.networks import check_activation, to_logits, to_probabilities
-from medunet.transforms import check_pairs, swapped_channels
+from medunet.transforms import check_pairs, like, plain, swapped_channels
 
 LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -28,7 +27,7 @@ class _ViewInferer(Inferer, ABC):
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Evaluate all views: `(B, C, *spatial)` to logits `(B, classes, *spatial)`, float32."""
-        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        image = plain(inputs)
         if not len(image):
             raise ConfigError("batch holds no image", received=tuple(inputs.shape), expected="(B, C, *spatial), B >= 1")
 
@@ -41,7 +40,7 @@ class _ViewInferer(Inferer, ABC):
             total.add_(probabilities)
             count += 1
         output = to_logits(total / count, self.activation)
-        return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
+        return like(output, inputs)
 
     @abstractmethod
     def _views(self, image: torch.Tensor, evaluate: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[torch.Tensor]:

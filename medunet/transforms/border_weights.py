@@ -43,21 +43,7 @@ def border_weight_map(
     introduce between touching cells". Its figure shows high weights in the gaps only, so by default only the background
     has the term. Objects that touch without background between them have none: use `separate_touching` first.
 
-    Args:
-        labels: integers, `(*spatial)`, 2D or 3D.
-        w0: height of the border term.
-        sigma: its width, in pixels, or in the unit of `spacing`.
-        class_weights: `w_c`. ``balanced`` weighs each class of this image by ``pixels / (classes * pixels of the
-            class)``, which has a mean of 1; numbers are weights per class; None is 1. If images may have almost no
-            pixel of a class, give numbers for the whole data set.
-        instances: ``labels``: each positive value is an object, and the classes are background and object.
-            ``components``: values are classes, and objects are the connected components of each foreground class.
-        foreground: for ``components``, the class or classes whose components are objects; None for all but 0.
-        connectivity: for ``components``, 1 joins pixels that share a face, 2 also an edge (in 2D a corner), 3 also a
-            corner. 1 separates cells at a diagonal membrane of one pixel.
-        spacing: distance of pixels per axis; None for 1.
-        background_only: leave the border term out inside objects; otherwise objects have it too, with ``d1 = 0``.
-        ignore_index: value of pixels that get weight 0 and belong to no class and no object.
+    `labels` are integers `(*spatial)`, 2D or 3D; `BorderWeightMapd` documents the options.
 
     Returns:
         float32, the shape of `labels`.
@@ -86,10 +72,10 @@ def border_weight_map(
     weights = _class_weight_map(classes, class_weights, ignored)
     reach = sigma * math.sqrt(-2 * math.log(NEGLIGIBLE_SHARE))
     nearest, second = _two_nearest_objects(objects, reach=reach, spacing=spacing)
-    wanted = np.isfinite(second)
+    bordering = np.isfinite(second)
     if background_only:
-        wanted &= objects == 0
-    weights[wanted] += w0 * np.exp(-((nearest[wanted] + second[wanted]) ** 2) / (2 * sigma**2))
+        bordering &= objects == 0
+    weights[bordering] += w0 * np.exp(-((nearest[bordering] + second[bordering]) ** 2) / (2 * sigma**2))
     if ignored is not None:
         weights[ignored] = 0
     return weights
@@ -134,9 +120,9 @@ def connected_objects(
     objects = np.zeros(classes.shape, dtype=np.int32)
     count = 0
     for index in np.setdiff1d(classes, 0) if foreground is None else ensure_tuple(foreground):
-        numbers, found = ndimage.label(classes == index, structure=structure)
+        numbers, added = ndimage.label(classes == index, structure=structure)
         objects += np.where(numbers > 0, numbers + count, 0).astype(np.int32)
-        count += found
+        count += added
     return objects
 
 
@@ -177,13 +163,17 @@ class BorderWeightMapd(MapTransform):
         allow_missing_keys: skip keys that an item lacks.
         w0: height of the border term.
         sigma: width of the border term, in pixels, or in the unit of `spacing`.
-        class_weights: ``balanced``, one number per class, or None for 1.
-        instances: ``labels`` if each positive value is an object, ``components`` if values are classes.
-        foreground: for ``components``, classes whose components are objects; None for all but 0.
-        connectivity: of components: 1 joins pixels that share a face, 2 also an edge, 3 also a corner.
+        class_weights: weights of classes, to which the border term is added. ``balanced`` weighs each class of this
+            image by ``pixels / (classes * pixels of the class)``, which has a mean of 1; numbers are weights per class;
+            None is 1. If images may have almost no pixel of a class, give numbers for the whole data set.
+        instances: ``labels`` if each positive value is an object, and the classes are background and object;
+            ``components`` if values are classes, and objects the connected components of each foreground class.
+        foreground: for ``components``, the class or classes whose components are objects; None for all but 0.
+        connectivity: for ``components``, 1 joins pixels that share a face, 2 also an edge (in 2D a corner), 3 also a
+            corner. 1 separates cells at a diagonal membrane of one pixel.
         spacing: distance of pixels per axis; None for 1.
-        background_only: leave the border term out inside objects.
-        ignore_index: value of pixels without weight.
+        background_only: leave the border term out inside objects; otherwise objects have it too, with ``d1 = 0``.
+        ignore_index: value of pixels that get weight 0 and belong to no class and no object.
 
     Raises:
         ConfigError: an invalid option.

@@ -21,7 +21,7 @@ INTERPOLATION_MODES = ("bilinear", "nearest", "bicubic", "onehot")
 """``bilinear`` is trilinear in 3D; ``onehot`` interpolates each label by itself and takes the largest."""
 
 PADDING_MODES = ("reflection", "border", "zeros")
-"""What lies outside of the volume: its mirror image (border voxel not repeated), its border voxel, or 0."""
+"""Values outside the volume, in PyTorch's words: mirror image (border voxel not repeated), border voxel, or 0."""
 
 EXACT_TOLERANCE = 1e-6
 """Voxels: positions this close to voxel centres count as voxel centres, so that crops, flips and turns are exact."""
@@ -278,12 +278,12 @@ def _copy_voxels(
     """Copy the voxels at source indices along source axes, `(axis, indices)` per axis of the result."""
     slices: list[slice] = [slice(None)] * volume.ndim
     steps = []
-    for source, wanted in axes:
+    for source, indices in axes:
         size = volume.shape[1 + source]
-        inside = _mirrored(wanted, size) if padding_mode == "reflection" else np.clip(wanted, 0, size - 1)
+        inside = _mirrored(indices, size) if padding_mode == "reflection" else np.clip(indices, 0, size - 1)
         first, last = int(inside.min()), int(inside.max())
         slices[1 + source] = slice(first, last + 1)
-        steps.append((inside - first, np.flatnonzero((wanted < 0) | (wanted >= size))))
+        steps.append((inside - first, np.flatnonzero((indices < 0) | (indices >= size))))
     # A memory-mapped array is read only here, where the part is known.
     if isinstance(volume, torch.Tensor):
         patch = plain(volume)[tuple(slices)]

@@ -243,9 +243,9 @@ class RandDeformd(RandomizableTransform, MapTransform):
         return rotation * spacing[None, :] / spacing[:, None]
 
     def _draw_displacement(self, dims: int) -> np.ndarray | None:
-        wanted = self.R.rand() < self.elastic_prob
+        is_elastic = self.R.rand() < self.elastic_prob
         sigma = np.asarray(ensure_tuple_rep(self.elastic_sigma, dims), dtype=np.float64)
-        if not wanted or not sigma.any():
+        if not is_elastic or not sigma.any():
             return None
         points = ensure_tuple_rep(self.control_points, dims)
         return self.R.standard_normal((*points, dims)) * sigma

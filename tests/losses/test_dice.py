@@ -19,7 +19,7 @@ def batch(channels=3, shape=(6, 5, 7), seed=0):
 
 @pytest.mark.parametrize("include_background", [True, False])
 @pytest.mark.parametrize("over_batch", [True, False])
-def test_it_agrees_with_monai_where_nothing_is_ignored(include_background, over_batch):
+def test_it_agrees_with_monai_without_ignored_voxels(include_background, over_batch):
     logits, target = batch()
     monai_loss = monai.losses.DiceCELoss(
         softmax=True, to_onehot_y=True, include_background=include_background, batch=over_batch

@@ -67,7 +67,7 @@ def test_one_split_is_computed_by_hand() -> None:
     assert scores.warping_error == pytest.approx(1 / 60)
 
 
-def test_v_rand_is_skimages_adapted_rand_where_nothing_is_thinned() -> None:
+def test_v_rand_is_skimages_adapted_rand_if_nothing_is_thinned() -> None:
     rng = np.random.default_rng(0)
     labels_pred, labels_ref = rng.integers(1, 6, (33, 34)), rng.integers(0, 5, (33, 34))
     # skimage counts pairs of different pixels, n_ij (n_ij - 1): large cells make the difference small.

@@ -1,4 +1,4 @@
-"""Tables: what is written can be read, and is whole."""
+"""Tables are complete and can be read again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def refuse(constant: str) -> float:
     raise AssertionError(f"{constant} is not JSON")
 
 
-def test_json_has_null_where_there_is_no_number(tmp_path: Path) -> None:
+def test_json_has_null_instead_of_nan(tmp_path: Path) -> None:
     _, path = write_tables(results(), tmp_path / "new" / "folder")
     document = json.loads(path.read_text(), parse_constant=refuse)
     assert document["cases"][0]["classes"]["spleen"]["dice"] is None

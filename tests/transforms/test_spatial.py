@@ -279,7 +279,7 @@ def test_autocast_does_not_coarsen_positions():
     assert np.abs(np.moveaxis(got.numpy(), 0, -1) - dense_positions(deformation)).max() < 1e-4
 
 
-def test_a_memory_mapped_volume_is_read_only_where_needed(tmp_path):
+def test_a_memory_mapped_volume_gives_the_same_patch(tmp_path):
     np.save(tmp_path / "volume.npy", np.arange(8000, dtype=np.float32).reshape(1, 20, 20, 20))
     volume = np.load(tmp_path / "volume.npy", mmap_mode="r")
     deform = RandDeformd("image", spatial_size=(4, 5, 6), rotate_range=0.3, elastic_sigma=0.5).set_random_state(0)

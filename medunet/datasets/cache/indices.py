@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medunet.transforms import IGNORE_INDEX, like
+from medunet.transforms import IGNORE_INDEX, like, plain
 
 MAX_INDICES = 10_000  # foreground voxels that are listed per class and case (40 kB); larger classes are sampled
 
@@ -27,7 +27,7 @@ def foreground_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_IND
         >>> [one.tolist() for one in foreground_indices(np.array([[[0, 2, 1], [1, 255, 2]]]))]
         [[2, 3], [1, 5]]
     """
-    array = torch.as_tensor(label).as_subclass(torch.Tensor).cpu().numpy()
+    array = plain(label).cpu().numpy()
     rows = [row.reshape(-1) for row in array]
     flat = [np.flatnonzero((row > 0) & (row != IGNORE_INDEX)) for row in rows]
     if len(rows) == 1:
@@ -50,7 +50,7 @@ def annotated_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_INDI
         >>> annotated_indices(np.array([[[0, 2, 255], [255, 255, 2]]])).tolist()
         [0, 1, 5]
     """
-    annotated = torch.as_tensor(label)[0].as_subclass(torch.Tensor).cpu().numpy().ravel() != IGNORE_INDEX
+    annotated = plain(label)[0].cpu().numpy().ravel() != IGNORE_INDEX
     if annotated.all():
         return np.empty(0, dtype=np.int64)
     return _sample(np.flatnonzero(annotated), limit, np.random.default_rng(0))
@@ -62,15 +62,15 @@ def _sample(indices: np.ndarray, limit: int, generator: np.random.Generator) -> 
 
 def smallest_integers(label: Any) -> Any:
     """Return a label in the smallest integer type that can represent it, if it has only whole numbers."""
-    plain = torch.as_tensor(label).as_subclass(torch.Tensor)
-    if not plain.numel() or plain.dtype in (torch.uint8, torch.bool) or plain.is_complex():
+    values = plain(label)
+    if not values.numel() or values.dtype in (torch.uint8, torch.bool) or values.is_complex():
         return label
-    if plain.is_floating_point() and not bool((plain == plain.round()).all()):
+    if values.is_floating_point() and not bool((values == values.round()).all()):
         return label  # NaN is never equal to itself, infinity fails the range below
-    low, high = float(plain.min()), float(plain.max())
+    low, high = float(values.min()), float(values.max())
     for dtype in (torch.uint8, torch.int16, torch.int32):
         if torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max:
-            small = plain.to(dtype)
+            small = values.to(dtype)
             if isinstance(label, np.ndarray):
                 return small.numpy()
             return like(small, label)

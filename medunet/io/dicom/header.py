@@ -1,4 +1,4 @@
-"""What the headers of DICOM files say about their frames, checked before a pixel is used."""
+"""Headers of DICOM files and their frames, checked before a pixel is used."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Several slices at one position: the phases of a series of volumes, or duplicates.
 
-Phases are told apart by the first of these that works, because vendors differ:
+Phases are distinguished by the first of these that works, because vendors differ:
 
 1. one attribute, or several together, with the same values at every position (Philips: TemporalPositionIdentifier,
    EchoTime and ImageType; Siemens: AcquisitionNumber);

@@ -55,8 +55,8 @@ def test_polygon_within_a_polygon_is_a_hole_and_parts_outside_are_cut_off():
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_neighbours_with_a_common_side_share_no_voxel_and_leave_none(axis):
-    """Centres lie exactly on the common side."""
+def test_neighbours_with_a_common_side_share_no_voxel_and_omit_none(axis):
+    """Some centres are exactly on the common side."""
     first = np.array([[0.0, 0.0], [0, 6], [3, 6], [3, 0]])
     second = first + np.array([3, 0])
     if axis:

@@ -1,4 +1,4 @@
-"""Series that scanners made, against pydicom and against dcm2niix."""
+"""Real series equal the readings of pydicom and dcm2niix."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pydicom_voxels(folder: Path) -> np.ndarray:
 
 
 def padding_of(folder: Path) -> float | None:
-    """What padding voxels are worth before they are clamped."""
+    """Return the value of padding voxels before they are clamped."""
     header = pydicom.dcmread(next(f for f in sorted(folder.iterdir())), stop_before_pixels=True)
     padding = header.get("PixelPaddingValue")
     return None if padding is None else padding * float(header.RescaleSlope) + float(header.RescaleIntercept)
@@ -67,7 +67,7 @@ def test_real_series_equals_pydicom_with_the_slope_of_each_slice(test_data, path
         ("rtstruct_STS_002/CT/dicom/mask", DataError, "no DICOM image"),
     ],
 )
-def test_real_series_that_are_no_volume_are_refused(test_data, path, error, cause):
+def test_real_series_that_are_not_a_volume_are_rejected(test_data, path, error, cause):
     for read in (read_volume, read_header):
         with pytest.raises(error, match=cause):
             read(test_data / "dicom" / path)
@@ -98,7 +98,7 @@ def test_real_gantry_tilt_is_kept_or_resampled(test_data):
 
 
 @pytest.mark.data
-def test_real_uneven_series_is_resampled_when_asked(test_data):
+def test_real_uneven_series_is_resampled_on_request(test_data):
     record = read_volume(test_data / "dicom" / "mr_uneven_dz", uneven="resample").record
     assert record.geometry.shape == (256, 256, 20)
     assert record.warnings == ("slices at uneven distances (6.958 to 7.071 mm) resampled to 7.001 mm",)
@@ -114,7 +114,7 @@ def test_real_multi_frame_file_equals_its_single_slices(test_data, size):
 
 
 def converted(source: Path, target: Path) -> tuple[nib.Nifti1Image | None, list[str]]:
-    """dcm2niix's volume and its warnings."""
+    """Return dcm2niix's volume and its warnings."""
     target.mkdir()
     command = [str(CONVERTER), "-b", "n", "-z", "n", "-m", "y", "-f", "v", "-o", str(target), str(source)]
     output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -154,7 +154,7 @@ def test_real_series_equals_dcm2niix(test_data, tmp_path, path):
     [[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1], [1, 0, 0, 0, 0, -1], [0.8, 0.6, 0, 0, 0, -1], [-1, 0, 0, 0, 1, 0]],
     ids=["axial", "sagittal", "coronal", "oblique", "reversed"],
 )
-def test_made_series_equals_dcm2niix(tmp_path, made, orientation):
+def test_synthetic_series_equals_dcm2niix(tmp_path, made, orientation):
     cosines = np.array(orientation, dtype=float).reshape(2, 3)
     positions = np.array([10, 20, 30]) + np.outer(np.arange(5), 2.5 * np.cross(*cosines))
     folder = made.series(tmp_path / "ct", positions, ImageOrientationPatient=orientation, Manufacturer="SIEMENS")

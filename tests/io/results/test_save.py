@@ -45,7 +45,7 @@ def test_series_becomes_an_rtstruct_under_its_folders_name(tmp_path, make_series
     assert np.array_equal(read_label(path, reference=folder, labels=LABELS).image[0].numpy(), labelled())
 
 
-def test_no_name_and_no_log_line_bears_the_patient(tmp_path, make_series, labelled, caplog):
+def test_file_names_and_log_lines_do_not_contain_the_patient(tmp_path, make_series, labelled, caplog):
     item = loaded(make_series(tmp_path / "ct"), labelled())
     with caplog.at_level("DEBUG"):
         for format in ("nii.gz", "seg.nrrd", "rtstruct"):
@@ -67,13 +67,13 @@ def test_series_without_highdicom_becomes_nifti_with_a_warning(tmp_path, make_se
 
 
 @pytest.mark.parametrize("format", ["dicom-seg", "rtstruct"])
-def test_dicom_result_of_another_input_is_refused_before_the_network_runs(tmp_path, labelled, format):
+def test_dicom_results_of_other_inputs_are_rejected_before_the_network_runs(tmp_path, labelled, format):
     item = loaded(nifti(tmp_path, labelled()), labelled())
     with pytest.raises(DataError, match=f"case.nii.gz: {format} needs a DICOM series as input"):
         SavePredictiond(output_dir=tmp_path / "out", format=format).check({"image": item["image"]})
 
 
-def test_existing_result_is_refused_before_the_network_runs_and_kept(tmp_path, labelled):
+def test_existing_results_are_kept_and_rejected_before_the_network_runs(tmp_path, labelled):
     item = loaded(nifti(tmp_path, labelled()), labelled())
     save = SavePredictiond(output_dir=tmp_path / "out", prob_key="prob")
     save.check({"image": item["image"]})
@@ -89,7 +89,7 @@ def test_existing_result_is_refused_before_the_network_runs_and_kept(tmp_path, l
     assert not read_volume(path).image.any()
 
 
-def test_existing_probabilities_are_refused_too(tmp_path, labelled):
+def test_existing_probabilities_are_rejected_too(tmp_path, labelled):
     (tmp_path / "in").mkdir()
     item = loaded(nifti(tmp_path / "in", labelled()), labelled())
     (tmp_path / "case_prob.nii.gz").touch()
@@ -97,7 +97,7 @@ def test_existing_probabilities_are_refused_too(tmp_path, labelled):
         SavePredictiond(output_dir=tmp_path, prob_key="prob").check(item)
 
 
-def test_unknown_format_and_colours_of_unknown_labels_are_refused_at_once(tmp_path):
+def test_unknown_formats_and_colours_of_unknown_labels_are_rejected(tmp_path):
     assert RESULT_FORMATS == ("auto", "nii.gz", "seg.nrrd", "dicom-seg", "rtstruct")
     with pytest.raises(ConfigError, match="unknown format"):
         SavePredictiond(output_dir=tmp_path, format="dicom")
@@ -112,7 +112,7 @@ def test_slice_that_was_removed_since_it_was_read_is_rejected(tmp_path, make_ser
         SavePredictiond(output_dir=tmp_path, format="rtstruct").check(item)
 
 
-def test_series_is_found_among_others_by_its_grid(tmp_path, make_series, labelled):
+def test_the_chosen_of_several_series_is_referred_to(tmp_path, make_series, labelled):
     folder = make_series(tmp_path / "ct", series_uid="1.2.3.1111")
     make_series(folder, series_uid="1.2.3.2222", slices=9)
     item = loaded_series(folder, labelled(), "1.2.3.1111")
@@ -128,7 +128,7 @@ def loaded_series(folder, label, series_uid):
     return {"image": image, "pred": MetaTensor(torch.as_tensor(label[None], dtype=torch.float32), affine=image.affine)}
 
 
-def test_series_without_frame_of_reference_is_refused(tmp_path, make_series, labelled):
+def test_series_without_frame_of_reference_is_rejected(tmp_path, make_series, labelled):
     item = loaded(make_series(tmp_path / "ct", FrameOfReferenceUID=None), labelled())
     with pytest.raises(DataError, match="header lacks FrameOfReferenceUID"):
         SavePredictiond(output_dir=tmp_path, format="rtstruct").check(item)
