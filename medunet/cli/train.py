@@ -113,7 +113,8 @@ def train(
         raise ConfigError("--on ray needs --folds")
     output = output or Path("runs") / f"{base}_fold{fold}"
     reject_other_files(output, own="configs")
-    check_target(output)
+    if nnodes == 1:  # several hosts share the folder: the first process checks it
+        check_target(output)
     from medunet.runs import train_bundle
     from medunet.tracking import default_store
 
