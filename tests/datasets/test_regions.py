@@ -25,43 +25,40 @@ def write(root: Path, labels: dict[str, Any], values: list[int] | None = None, *
     return root
 
 
+def errors(root: Path) -> list[str]:
+    findings = check_dataset(open_dataset(root), level="voxels")
+    return [finding.cause for finding in findings if finding.severity == "error"]
+
+
 def test_regions_are_read_with_the_value_that_each_is_written_with(tmp_path: Path) -> None:
-    dataset = open_dataset(write(tmp_path, BRATS, regions_class_order=[1, 2, 3]))
-    assert dataset.regions == (
-        Region("whole", (1, 2, 3), 1),
-        Region("core", (2, 3), 2),
-        Region("enhancing", (3,), 3),
-    )
+    root = write(tmp_path, BRATS, regions_class_order=[1, 2, 3])
+    dataset = open_dataset(root)
+    expected = (Region("whole", (1, 2, 3), 1), Region("core", (2, 3), 2), Region("enhancing", (3,), 3))
+    assert dataset.regions == expected
     assert dataset.labels == {"background": 0, "label_1": 1, "label_2": 2, "enhancing": 3}
-    assert not [finding for finding in check_dataset(dataset, level="voxels") if finding.severity == "error"]
-
-
-def test_the_order_need_not_rise(tmp_path: Path) -> None:
+    assert errors(root) == []
     kidneys = {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2}  # as in KiTS 2023
-    dataset = open_dataset(write(tmp_path, kidneys, regions_class_order=[1, 3, 2]))
+    dataset = open_dataset(write(tmp_path, kidneys, regions_class_order=[1, 3, 2]))  # the order need not rise
     assert [region.written for region in dataset.regions] == [1, 3, 2]
 
 
-def test_msd_lists_may_have_regions_and_what_is_ignored(tmp_path: Path) -> None:
+def test_msd_lists_may_have_regions_and_ignored_voxels(tmp_path: Path) -> None:
     case = {"image": "imagesTr/a_0000.nii.gz", "label": "labelsTr/a.nii.gz"}
     labels = {**BRATS, "ignore": 9}
     root = write(tmp_path, labels, values=[0, 1, 3, 9], regions_class_order=[1, 2, 3], training=[case])
-    dataset = open_dataset(root)
-    assert dataset.ignore == 9
-    assert len(dataset.regions) == 3
-    assert not [finding for finding in check_dataset(dataset, level="voxels") if finding.severity == "error"]
+    assert open_dataset(root).ignore == 9
+    assert len(open_dataset(root).regions) == 3
+    assert errors(root) == []
 
 
 def test_a_list_of_one_value_is_a_class(tmp_path: Path) -> None:
     dataset = open_dataset(write(tmp_path, {"background": [0], "liver": [1]}))
-    assert dataset.labels == {"background": 0, "liver": 1}
-    assert dataset.regions == ()
+    assert (dataset.labels, dataset.regions) == ({"background": 0, "liver": 1}, ())
 
 
-def test_a_value_of_no_region_is_found_by_the_check(tmp_path: Path) -> None:
-    dataset = open_dataset(write(tmp_path, BRATS, values=[0, 1, 3, 4], regions_class_order=[1, 2, 3]))
-    (error,) = [finding for finding in check_dataset(dataset, level="voxels") if finding.severity == "error"]
-    assert "unknown values" in error.cause
+def test_a_value_that_is_in_no_region_is_found_by_the_check(tmp_path: Path) -> None:
+    (error,) = errors(write(tmp_path, BRATS, values=[0, 1, 3, 4], regions_class_order=[1, 2, 3]))
+    assert "unknown values" in error
 
 
 @pytest.mark.parametrize(
@@ -80,7 +77,7 @@ def test_a_value_of_no_region_is_found_by_the_check(tmp_path: Path) -> None:
         ({"background": 0, "whole": [1, 2], "core": []}, [1, 2], "not understood"),
     ],
 )
-def test_regions_that_cannot_work_are_refused(tmp_path: Path, labels: Any, order: Any, cause: str) -> None:
+def test_unusable_regions_are_rejected(tmp_path: Path, labels: Any, order: Any, cause: str) -> None:
     root = write(tmp_path, labels, **({} if order is None else {"regions_class_order": order}))
     with pytest.raises(DataError, match=rf"dataset\.json: .*{cause}"):
         open_dataset(root)
