@@ -56,10 +56,7 @@ def causes(cases, labels=LABELS):
         ),
         ({"spacing_mm": (1.0, 1.0, 20.0)}, "spacing 1 x 1 x 20 mm is far from the median 1 x 1 x 2 mm"),
         ({"spacing_mm": (2.0, 1.0, 1.0)}, None),  # the same grid with its axes in another order
-        (
-            {"intensity": (replace(GREY, high=1e6, maximum=1e6),)},
-            "intensities span 1e+06, 100 in the median case",
-        ),
+        ({"intensity": (replace(GREY, high=1e6, maximum=1e6),)}, "intensities span 1e+06, 100 in the median case"),
         ({"intensity": (FLAT,)}, "image has one intensity only"),
         ({"class_right_mm": {1: -9.0, 2: 9.0}}, None),  # on the usual sides, if hardly
     ],

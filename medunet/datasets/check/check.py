@@ -15,15 +15,7 @@ import numpy.typing as npt
 from medunet.datasets.layouts.dataset import Case, SegmentationDataset
 from medunet.datasets.layouts.values import MAX_LABELS, distinct_values, refuse_swapped
 from medunet.errors import DataError, GeometryError, MedunetError
-from medunet.io import (
-    ReadRecord,
-    is_structure_file,
-    label_names,
-    output_name,
-    read_header,
-    read_label,
-    read_volume,
-)
+from medunet.io import ReadRecord, is_structure_file, label_names, output_name, read_header, read_label, read_volume
 from medunet.io.options import DEFAULTS, ReadOptions
 
 from .comparison import compare_cases, compare_records

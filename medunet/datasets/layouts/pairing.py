@@ -92,12 +92,7 @@ def group_channels(
 
 
 def pair_folders(
-    images: Path,
-    labels: Path,
-    *,
-    channels: int = 1,
-    partial: bool = False,
-    problems: list[MedunetError] | None = None,
+    images: Path, labels: Path, *, channels: int = 1, partial: bool = False, problems: list[MedunetError] | None = None
 ) -> tuple[Case, ...]:
     """Return cases of a folder of images and one of labels; a pair has one name, the endings may differ.
 

@@ -129,12 +129,7 @@ def tune_bundle(
     config = apply_all(configs, {**values, **{entry.key: entry.example for entry in ranges}})["train"]
     if trials < 1:
         raise ConfigError("trials must be 1 or more", received=trials)
-    job = {
-        "bundle": str(bundle.resolve()),
-        "data": str(data.resolve()),
-        "values": values,
-        "presets": list(presets),
-    }
+    job = {"bundle": str(bundle.resolve()), "data": str(data.resolve()), "values": values, "presets": list(presets)}
     budget = {"ranges": [asdict(entry) for entry in ranges], "trials": trials, "seconds": seconds, "seed": seed}
     limits = rungs(config, ranges)
     _check_asked(output, job | budget, resume=resume)
