@@ -49,10 +49,10 @@ def store(
     if limit is not None and not prune:
         raise ConfigError("--limit needs --prune")
     if prune:
-        done = prune_store(folder, unused_days=unused, max_bytes=None if limit is None else parse_memory(limit))
-        for reason, count in Counter(reason for _, reason in done.removed).items():
+        removed = prune_store(folder, unused_days=unused, max_bytes=None if limit is None else parse_memory(limit))
+        for reason, count in Counter(reason for _, reason in removed).items():
             console.print(f"{count} cases: {reason}")
-        console.print(f"removed {len(done.removed)} cases, {done.freed / 1e9:.2f} GB")
+        console.print(f"removed {len(removed)} cases, {sum(case.nbytes for case, _ in removed) / 1e9:.2f} GB")
     cases = list_store(folder)
     groups: dict[Path, list[StoredCase]] = {}
     for case in cases:

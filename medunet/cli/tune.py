@@ -56,7 +56,7 @@ def tune(
     from medunet.tracking import default_store
 
     output = output or Path("runs") / f"{source.resolve().name}_{data.resolve().name}_tune"
-    search = tune_bundle(
+    trials_done = tune_bundle(
         source,
         data,
         output,
@@ -71,14 +71,14 @@ def tune(
         trust=trust,
     )
     console = Console(highlight=False, soft_wrap=True)
-    keys = sorted({key for trial in search.trials for key in trial.values})
+    keys = sorted({key for trial in trials_done for key in trial.values})
     table = Table("trial", *keys, "epochs", "validation Dice")
-    for trial in search.trials:
+    for trial in trials_done:
         values = [f"{value:.3g}" if isinstance(value := trial.values.get(key), float) else str(value) for key in keys]
         score = escape(trial.error or "none") if trial.metric is None else f"{trial.metric:.4f}"
         table.add_row(trial.run.name, *map(escape, values), str(trial.epochs), score)
     console.print(table)
-    if search.best is None:
+    if not trials_done or trials_done[0].metric is None:
         raise typer.Exit(2)
-    typer.echo(f"best: {search.best.run}")
-    typer.echo(next_command("predict", search.best.run, "IMAGES", "--output", "DIR"))
+    typer.echo(f"best: {trials_done[0].run}")
+    typer.echo(next_command("predict", trials_done[0].run, "IMAGES", "--output", "DIR"))

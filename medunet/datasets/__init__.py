@@ -1,7 +1,6 @@
 """Data sets: what lies in a folder, whether it can be used, and made data with exact labels."""
 
 from .cache.indices import foreground_indices as foreground_indices
-from .cache.prune import Pruned as Pruned
 from .cache.prune import StoredCase as StoredCase
 from .cache.prune import list_store as list_store
 from .cache.prune import prune_store as prune_store
@@ -11,7 +10,6 @@ from .check.check import check_dataset as check_dataset
 from .check.check import check_pair as check_pair
 from .check.check import survey as survey
 from .check.check import usable as usable
-from .check.comparison import named_sides as named_sides
 from .check.examination import Examination as Examination
 from .check.examination import examine as examine
 from .check.finding import Finding as Finding

@@ -209,8 +209,8 @@ class DataHandler:
         if self.folder is not None and self.datasets:
             write_atomically(self.folder / TRAINED_ON_NAME, json.dumps(_digests(self.datasets[0]), indent=1))
         if self.store_limit is not None:
-            freed = prune_store(self.store_dir, unused_days=None, max_bytes=self.store_limit).freed
-            logger.info("the store was pruned: %.1f GB freed", freed / 1e9)
+            removed = prune_store(self.store_dir, unused_days=None, max_bytes=self.store_limit)
+            logger.info("the store was pruned: %.1f GB freed", sum(case.nbytes for case, _ in removed) / 1e9)
 
     def epoch_started(self, engine: Any) -> None:
         """Reset the times."""

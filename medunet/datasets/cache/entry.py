@@ -35,12 +35,7 @@ MAX_META_NUMBERS = 1024  # longest array in a MetaTensor's meta that is stored
 
 
 class Entry:
-    """A preprocessed case: its arrays are files, of which only the parts in use are read.
-
-    Args:
-        folder: the entry's folder.
-        manifest: content of its `entry.json`.
-    """
+    """A preprocessed case: its arrays are files, of which only the parts in use are read."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -107,17 +102,13 @@ class Entry:
     def write(
         folder: Path, item: Mapping[str, Any], indices: Mapping[str, list[np.ndarray]], *, source: Any = None
     ) -> Entry:
-        """Store an item.
+        """Store an item of arrays, tensors and values that JSON can represent; a damaged entry is replaced.
 
         Args:
-            folder: the entry's folder; a damaged entry there is replaced.
-            item: arrays and tensors of any shape, and values that JSON can represent.
+            folder: the entry's folder.
+            item: the item.
             indices: what `load_indices` returns.
             source: what the item was made from, see :func:`medunet.datasets.cache.identity.describe_source`.
-
-        Raises:
-            DataError: it cannot be written, for instance because the disk is full.
-            ConfigError: the item has a value that cannot be stored.
         """
         temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         try:

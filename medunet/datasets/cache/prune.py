@@ -25,36 +25,14 @@ SECONDS_PER_DAY = 86_400
 
 @dataclass(frozen=True)
 class StoredCase:
-    """One preprocessed case in a store.
+    """One preprocessed case in a store."""
 
-    Args:
-        folder: of the entry; its parent stands for the transforms that made it.
-        nbytes: size on disk.
-        last_used: when a data set opened it last, seconds since 1970.
-        in_use: whether a process uses entries of these transforms now.
-        source: the image, if the entry names it.
-        stale: why no data set can use it, or None.
-    """
-
-    folder: Path
+    folder: Path  # its parent stands for the transforms that made it
     nbytes: int
-    last_used: float
-    in_use: bool
-    source: str | None = None
-    stale: str | None = None
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """Cases that `prune_store` removed, with the reason for each, and cases that it left."""
-
-    removed: tuple[tuple[StoredCase, str], ...] = ()
-    kept: tuple[StoredCase, ...] = ()
-
-    @property
-    def freed(self) -> int:
-        """Bytes."""
-        return sum(case.nbytes for case, _ in self.removed)
+    last_used: float  # when a data set opened it last, seconds since 1970
+    in_use: bool  # whether a process uses entries of these transforms now
+    source: str | None = None  # the image
+    stale: str | None = None  # why no data set can use it
 
 
 def store_folder(store_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -88,7 +66,7 @@ def prune_store(
     *,
     unused_days: float | None = UNUSED_DAYS,
     max_bytes: int | None = None,
-) -> Pruned:
+) -> list[tuple[StoredCase, str]]:
     """Remove preprocessed cases that are stale, then the least recently used ones.
 
     An entry is stale if its image or label has changed or is missing, so that no data set can use it, or if it was not
@@ -100,12 +78,15 @@ def prune_store(
         unused_days: days without use; None keeps entries however old they are.
         max_bytes: remove more, the least recently used first, until the store is not larger than this.
 
+    Returns:
+        The removed cases, each with the reason.
+
     Raises:
         ConfigError: the file system has no locks, so that entries in use cannot be recognised.
     """
     root = store_folder(store_dir)
     if not root.is_dir():
-        return Pruned()
+        return []
     if not knows_locks(root):
         remedy = "delete the folder while no training runs"
         raise ConfigError("the file system knows no locks: entries in use are unknown", file=root, remedy=remedy)
@@ -126,7 +107,7 @@ def prune_store(
             removed.append((case, "the store is larger than its limit"))
             total -= case.nbytes
     _tidy(root)
-    return Pruned(tuple(removed), tuple(kept))
+    return removed
 
 
 def _pipelines(root: Path) -> list[Path]:

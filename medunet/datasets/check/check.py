@@ -34,19 +34,12 @@ SLICES = "give volumes, or slices only, (x, y) or (x, y, 1): then the data set i
 
 
 class CaseView(NamedTuple):
-    """A case whose voxels could be read, for visitors of `survey`.
-
-    Args:
-        case: the case.
-        image: ``(C, *spatial)``.
-        label: ``(1, *spatial)``, or None.
-        record: what the reader recorded of the image.
-    """
+    """A case whose voxels could be read, for visitors of `survey`."""
 
     case: Case
-    image: Voxels
-    label: Voxels | None
-    record: ReadRecord
+    image: Voxels  # (C, *spatial)
+    label: Voxels | None  # (1, *spatial)
+    record: ReadRecord  # of the image
 
 
 class Survey(NamedTuple):
@@ -54,12 +47,6 @@ class Survey(NamedTuple):
 
     findings: list[Finding]
     statistics: list[CaseStatistics]
-
-
-class _Result(NamedTuple):
-    findings: list[Finding]
-    record: ReadRecord | None = None
-    statistics: CaseStatistics | None = None
 
 
 def check_pair(
@@ -79,7 +66,10 @@ def check_pair(
         level: 'header' reads the first bytes of each file, 'voxels' all.
         visit: called with the voxels if they could be read; with findings of severity 'error' the label is None.
     """
-    return _check_case(case, labels, read, level, visit=visit, measure=False).findings
+    findings, _, view = _check_case(case, labels, read, level)
+    if visit is not None and view is not None:
+        visit(view)
+    return findings
 
 
 def check_dataset(dataset: SegmentationDataset, *, level: Level = "header") -> list[Finding]:
@@ -140,34 +130,33 @@ def survey(
     """
     allowed = dict(dataset.labels) | ({} if dataset.ignore is None else {"ignore": dataset.ignore})
 
-    def check(case: Case, section: Section) -> _Result:
-        result = _check_case(case, allowed, dataset.read_options, level, section=section, visit=visit)
+    def check(case: Case, section: Section) -> tuple[list[Finding], ReadRecord | None, CaseStatistics | None]:
+        findings, record, view = _check_case(case, allowed, dataset.read_options, level)
+        statistics = None
+        if view is not None:
+            if visit is not None:
+                visit(view)
+            file = case.images[0]
+            statistics = measure_case(case.name, view.image, view.record, view.label, file=file, section=section)
         if done is not None:
             done()
-        return result
+        return findings, record, statistics
 
     sections = cast("list[Section]", ["training"] * len(dataset.cases) + ["test"] * len(dataset.test))
     with ThreadPoolExecutor(CHECK_THREADS) as pool:
         results = list(pool.map(check, (*dataset.cases, *dataset.test), sections))
     training, test = results[: len(dataset.cases)], results[len(dataset.cases) :]
-    findings = [finding for result in training for finding in result.findings]
-    findings += [dataclasses.replace(f, severity="warning") for result in test for f in result.findings]
-    findings += compare_records([result.record for result in training if result.record is not None])
-    statistics = [result.statistics for result in results if result.statistics is not None]
+    findings = [finding for found, _, _ in training for finding in found]
+    findings += [dataclasses.replace(finding, severity="warning") for found, _, _ in test for finding in found]
+    findings += compare_records([record for _, record, _ in training if record is not None])
+    statistics = [figures for _, _, figures in results if figures is not None]
     findings += compare_cases(statistics, dataset.labels, ignore=dataset.ignore)
     return Survey(sorted(findings, key=lambda finding: finding.severity != "error"), statistics)
 
 
 def _check_case(
-    case: Case,
-    labels: Mapping[str, int] | None,
-    read: ReadOptions,
-    level: Level,
-    *,
-    section: Section = "training",
-    visit: Callable[[CaseView], None] | None = None,
-    measure: bool = True,
-) -> _Result:
+    case: Case, labels: Mapping[str, int] | None, read: ReadOptions, level: Level
+) -> tuple[list[Finding], ReadRecord | None, CaseView | None]:
     findings: list[Finding] = []
     record: ReadRecord | None = None
     image = label = None
@@ -190,13 +179,8 @@ def _check_case(
     except MedunetError as error:
         explained = _explained(error, image, case, labels)
         findings.append(Finding.of(explained, file=case.label or file, case=case.name))
-    if image is None or record is None:
-        return _Result(findings, record)
-    if visit is not None:
-        visit(CaseView(case, image, label, record))
-    if not measure:
-        return _Result(findings, record)
-    return _Result(findings, record, measure_case(case.name, image, record, label, file=file, section=section))
+    view = None if image is None or record is None else CaseView(case, image, label, record)
+    return findings, record, view
 
 
 def _explained(error: MedunetError, image: Voxels | None, case: Case, labels: Mapping[str, int] | None) -> MedunetError:

@@ -41,13 +41,7 @@ def compare_records(records: Sequence[ReadRecord]) -> list[Finding]:
 def compare_cases(
     cases: Sequence[CaseStatistics], labels: Mapping[str, int], *, ignore: int | None = None
 ) -> list[Finding]:
-    """Return findings that need all cases.
-
-    Args:
-        cases: figures of each.
-        labels: name to value, background first.
-        ignore: value of voxels without annotation.
-    """
+    """Return findings that need all cases; `labels` is name to value, background first."""
     training = [case for case in cases if case.section == "training"]
     return [
         *_duplicates(cases),

@@ -24,19 +24,12 @@ from .statistics import CaseStatistics
 
 @dataclass(frozen=True)
 class Examination:
-    """The result of `examine`.
-
-    Args:
-        root: the folder.
-        findings: errors first.
-        dataset: None if the folder has no data set.
-        statistics: of each case whose voxels could all be read; empty at level 'header'.
-    """
+    """The result of `examine`."""
 
     root: Path
-    findings: list[Finding]
-    dataset: SegmentationDataset | None = None
-    statistics: list[CaseStatistics] = field(default_factory=list)
+    findings: list[Finding]  # errors first
+    dataset: SegmentationDataset | None = None  # None if the folder has no data set
+    statistics: list[CaseStatistics] = field(default_factory=list)  # of cases with readable voxels
 
     @property
     def fails(self) -> bool:

@@ -17,23 +17,14 @@ _NUMBER = re.compile(r"\d[\d.e+-]*")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong or unusual.
+    """One thing that is wrong or unusual."""
 
-    Args:
-        severity: 'error' if training would fail, otherwise 'warning'.
-        file: the file it is about; empty for the whole data set.
-        cause: what is wrong.
-        remedy: what the user can do.
-        error: the typed error behind it, for `raise_on_error`.
-        case: name of the case it is about; empty for the whole data set.
-    """
-
-    severity: Literal["error", "warning"]
-    file: str
+    severity: Literal["error", "warning"]  # 'error' if training would fail
+    file: str  # empty for the whole data set
     cause: str
     remedy: str | None = None
-    error: MedunetError | None = field(default=None, compare=False)
-    case: str = ""
+    error: MedunetError | None = field(default=None, compare=False)  # the typed error behind it
+    case: str = ""  # name of the case; empty for the whole data set
 
     @classmethod
     def of(cls, error: MedunetError, *, file: Path, case: str = "") -> Finding:
@@ -64,11 +55,7 @@ def shown(texts: Collection[str], *, separator: str = ", ") -> str:
 
 
 def raise_on_error(findings: Iterable[Finding]) -> None:
-    """Raise the first error among the findings, and name all the others in it.
-
-    Raises:
-        DataError: or a `GeometryError`, as the finding's.
-    """
+    """Raise the first error among the findings, as DataError or GeometryError, and name all the others in it."""
     errors = [finding for finding in findings if finding.severity == "error"]
     if not errors:
         return

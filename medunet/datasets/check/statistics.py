@@ -37,34 +37,19 @@ class Intensity:
 
 @dataclass(frozen=True)
 class CaseStatistics:
-    """Figures of one case.
-
-    Args:
-        name: of the case.
-        file: of the image.
-        section: 'training' or 'test'.
-        shape: voxels along each axis.
-        spacing_mm: distance of neighbouring voxels; 1 in formats without spacing.
-        orientation: directions of the axes, such as 'LPS'; empty in formats without placement.
-        dtype: type in the file.
-        intensity: of each channel.
-        class_voxels: value in the label to number of voxels; empty without a label.
-        class_right_mm: value to the distance of its centre from the image's middle, towards the patient's right.
-        image_digest: equal for equal voxels, also if they are stored in another type or order of axes.
-        label_digest: the same of the label; empty without one.
-    """
+    """Figures of one case."""
 
     name: str
-    file: Path
+    file: Path  # of the image
     section: Section
     shape: tuple[int, ...]
-    spacing_mm: tuple[float, ...]
-    orientation: str
-    dtype: str
-    intensity: tuple[Intensity, ...]
-    class_voxels: dict[int, int] = field(default_factory=dict)
-    class_right_mm: dict[int, float] = field(default_factory=dict)
-    image_digest: str = ""
+    spacing_mm: tuple[float, ...]  # 1 in formats without spacing
+    orientation: str  # directions of the axes, such as 'LPS'; empty in formats without placement
+    dtype: str  # in the file
+    intensity: tuple[Intensity, ...]  # of each channel
+    class_voxels: dict[int, int] = field(default_factory=dict)  # value in the label to number of voxels
+    class_right_mm: dict[int, float] = field(default_factory=dict)  # value to its centre, right of the image's middle
+    image_digest: str = ""  # equal for equal voxels, whatever their type and the order of axes
     label_digest: str = ""
 
     @property
@@ -87,16 +72,7 @@ def measure_case(
     file: Path = Path(),
     section: Section = "training",
 ) -> CaseStatistics:
-    """Measure one case.
-
-    Args:
-        name: name of the case.
-        image: ``(C, *spatial)``.
-        record: what the reader recorded of the image.
-        label: ``(1, *spatial)`` of whole numbers on the image's grid.
-        file: the image's.
-        section: where the case belongs.
-    """
+    """Measure an image ``(C, *spatial)`` and its label ``(1, *spatial)`` of whole numbers on the same grid."""
     geometry = record.geometry
     voxels: dict[int, int] = {}
     right_mm: dict[int, float] = {}

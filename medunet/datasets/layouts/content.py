@@ -20,9 +20,6 @@ def image_digest(images: str | os.PathLike[str] | Sequence[str | os.PathLike[str
 
     Args:
         images: a file, a folder of DICOM files, or several of them (channels).
-
-    Raises:
-        DataError: a file cannot be read.
     """
     given = [images] if isinstance(images, str | os.PathLike) else images
     files = [file for path in map(Path, given) for file in _files(path)]

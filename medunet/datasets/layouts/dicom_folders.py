@@ -45,14 +45,8 @@ def dicom_cases(root: Path, problems: list[MedunetError] | None = None) -> tuple
     RTSTRUCT that refers to it. Other series of the case are ignored.
 
     Args:
-        root: folder of the data set.
-        problems: collects errors about single cases instead of raising them.
-
-    Returns:
-        The cases, sorted by name; empty if no subfolder has DICOM files.
-
-    Raises:
-        DataError: a case without label or without image, or with several labels or labelled series.
+        root: folder of the data set; the result is empty if no subfolder has DICOM files.
+        problems: collects errors about single cases instead of raising them: no label or image, or several.
     """
     cases = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
@@ -76,11 +70,7 @@ def dicom_cases(root: Path, problems: list[MedunetError] | None = None) -> tuple
 
 
 def patient_of(image: Path) -> str:
-    """Return the PatientID of a DICOM file, or of the first file in a folder; empty if it is missing. Never log it.
-
-    Raises:
-        MedunetError: a damaged header.
-    """
+    """Return the PatientID of a DICOM file, or of the first file in a folder; empty if it is missing. Never log it."""
     for path in _files(image, 0) if image.is_dir() else [image]:
         if _is_image(_storage_class(path)):
             return str(_header(path, ("PatientID",)).get("PatientID") or "")

@@ -25,13 +25,8 @@ def scan_labels(cases: Sequence[Case], problems: list[MedunetError] | None = Non
     DICOM SEG, RTSTRUCT and `.seg.nrrd` name their structures: these names are used, with the files' numbers if all
     files agree on them, otherwise numbered in alphabetical order.
 
-    Args:
-        cases: all labelled cases.
-        problems: collects errors about single files instead of raising them.
-
-    Raises:
-        DataError: as `label_values`; labels of instances; images and labels that are swapped; a single value in all
-            files, so that there is nothing to learn; or named and unnamed labels in one data set.
+    Labels of instances, swapped images and labels, a single value in all files, and named beside unnamed labels are
+    errors. `problems` collects errors about single files.
     """
     images = {case.label: case.images[0] for case in cases if case.label is not None}
     files = list(images)

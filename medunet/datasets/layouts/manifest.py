@@ -22,11 +22,7 @@ Parts = tuple[tuple[Case, ...], tuple[Case, ...], ParsedLabels, tuple[str, ...]]
 
 
 def load_manifest(file: Path) -> dict[str, Any]:
-    """Read a `dataset.json`.
-
-    Raises:
-        DataError: unreadable, not JSON, or not an object.
-    """
+    """Read a `dataset.json`; a DataError if it is unreadable, not JSON, or not an object."""
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -46,16 +42,10 @@ def labels_of(manifest: Mapping[str, Any], file: Path) -> ParsedLabels:
 
 
 def with_groups(cases: Sequence[Case], groups: object, file: Path, *, others: Collection[str] = ()) -> tuple[Case, ...]:
-    """Return the cases with the groups that a `dataset.json` declares for folds, usually patients.
+    """Return the cases with the `groups` that a `dataset.json` declares for folds, usually patients.
 
-    Args:
-        cases: all labelled cases.
-        groups: the entry `groups`: case name to the name or number of its group, for every case. None: no groups.
-        file: the `dataset.json`, for errors.
-        others: further names that may occur, of test cases and of cases that cannot be used.
-
-    Raises:
-        DataError: another form, an unknown or a missing case, or one group for all cases.
+    `groups` maps the name of every case to the name or number of its group; None: no groups. `others` are further names
+    that may occur, of test cases and of cases that cannot be used.
     """
     if groups is None:
         return tuple(cases)
@@ -73,17 +63,7 @@ def with_groups(cases: Sequence[Case], groups: object, file: Path, *, others: Co
 
 
 def read_msd(manifest: Mapping[str, Any], file: Path, problems: list[MedunetError] | None = None) -> Parts:
-    """Return cases, test cases, labels and channels of an MSD `dataset.json`.
-
-    Args:
-        manifest: the parsed file.
-        file: its path.
-        problems: collects the error about missing files instead of raising it; their cases are left out.
-
-    Raises:
-        DataError: an entry without image or label, or a missing file.
-        SecurityError: a path outside the folder.
-    """
+    """Return the parts of an MSD `dataset.json`; `problems` collects the error about missing files."""
     cases = _entries(manifest.get("training") or manifest.get("train") or (), file, problems, labelled=True)
     if not cases:
         raise DataError("lists no training cases", file=file, expected='"training": [{"image": ..., "label": ...}]')
@@ -105,13 +85,7 @@ def read_pairs(
 ) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """Return labelled cases and test cases of `imagesTr` + `labelsTr` (and `imagesTs`), or of `images` + `labels`.
 
-    Args:
-        root: the folder of these folders.
-        channels: files per case in nnU-Net's numbering; 0: as the names tell.
-        problems: collects errors about single cases instead of raising them.
-
-    Raises:
-        DataError: a folder is missing, or as of :func:`pair_folders`.
+    `channels` is the number of files per case in nnU-Net's numbering; 0: as the names tell.
     """
     images, labels = (root / part for part in find_folders(root) or FOLDERS[0])
     for folder in (images, labels):

@@ -100,12 +100,8 @@ def pair_folders(
         images: folder of images.
         labels: folder of labels; may be missing if `partial`.
         channels: number of files per case in nnU-Net's numbering.
-        partial: whether images without a label are allowed (test cases).
+        partial: allow images without a label (test cases).
         problems: collects the error about files without partner instead of raising it; these are left out.
-
-    Raises:
-        DataError: images without label or labels without image, with up to five of each and how many there are; or a
-            case with another number of channels.
     """
     by_name: dict[str, Path] = {}
     for path in label_files(labels) if labels.is_dir() else []:

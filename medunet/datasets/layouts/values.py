@@ -60,16 +60,9 @@ def refuse_many(values: Sequence[int] | npt.NDArray[np.integer], file: Path, *, 
 
 
 def refuse_swapped(image: npt.NDArray[np.float32], file: Path, label: Path, allowed: Collection[int] = ()) -> None:
-    """Raise an error if an image, whose label cannot be used, is a label map itself.
+    """Raise a DataError if an image ``(C, *spatial)``, whose label cannot be used, is a label map itself.
 
-    Args:
-        image: ``(C, *spatial)``.
-        file: the image's.
-        label: the label's file.
-        allowed: label values that the data set declares; empty if it declares none.
-
-    Raises:
-        DataError: image and label look swapped.
+    `allowed` are the label values that the data set declares; empty if it declares none.
     """
     try:
         values = distinct_values(image, file)

@@ -29,19 +29,12 @@ Where = Literal["here", "ray"]
 
 @dataclass(frozen=True)
 class CohortResult:
-    """The result of a cohort.
-
-    Args:
-        output: its folder.
-        outcomes: of every case, in the order of the cohort; cases that Ctrl-C left out are missing.
-        cases: number of cases.
-        is_interrupted: by Ctrl-C.
-    """
+    """The result of a cohort."""
 
     output: Path
-    outcomes: tuple[Outcome, ...]
-    cases: int
-    is_interrupted: bool = False
+    outcomes: tuple[Outcome, ...]  # in the order of the cohort, without cases that Ctrl-C left out
+    cases: int  # number of all cases
+    is_interrupted: bool = False  # by Ctrl-C
 
     @property
     def failed(self) -> tuple[Outcome, ...]:

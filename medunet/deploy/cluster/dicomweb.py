@@ -31,19 +31,12 @@ _STUDY, _SERIES, _MODALITY = "0020000D", "0020000E", "00080060"
 
 @dataclass(frozen=True)
 class RemoteSeries:
-    """A series in a store.
+    """A series in a store."""
 
-    Args:
-        store: its address.
-        study: StudyInstanceUID.
-        series: SeriesInstanceUID.
-        send_back: whether a DICOM result is stored there.
-    """
-
-    store: str
-    study: str
-    series: str
-    send_back: bool = False
+    store: str  # its address
+    study: str  # StudyInstanceUID
+    series: str  # SeriesInstanceUID
+    send_back: bool = False  # whether a DICOM result is stored there
 
     @property
     def name(self) -> str:

@@ -131,11 +131,7 @@ def train_processes(
 
 
 def check_request(processes: int, *, hosts: int, endpoint: str | None, device: str) -> None:
-    """Reject arguments that cannot work, before anything starts.
-
-    Raises:
-        ConfigError: impossible numbers, no endpoint for several hosts, fewer GPUs than processes.
-    """
+    """Reject arguments that cannot work, before anything starts."""
     if processes < 1 or hosts < 1:
         received = f"{processes}, {hosts}"
         raise ConfigError("impossible number of processes or hosts", received=received, expected="1 or more")
@@ -172,9 +168,6 @@ def launch_config(processes: int, output: Path, *, hosts: int, endpoint: str | N
 
 def split_endpoint(text: str) -> tuple[str, int]:
     """Return host and port.
-
-    Raises:
-        ConfigError: not HOST:PORT.
 
     Example:
         >>> split_endpoint("10.0.0.1:29500"), split_endpoint("gpu-1")

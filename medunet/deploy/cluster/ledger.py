@@ -25,27 +25,16 @@ Status = Literal["written", "there already", "failed"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one case.
-
-    Args:
-        name: of the case.
-        status: 'there already' if an earlier run wrote it.
-        path: of the result, relative to the output folder.
-        error: why it failed.
-        seconds: of work.
-        attempts: number of processes that tried it.
-        node: name of the machine.
-        sent: whether the store that the images came from has the result.
-    """
+    """The result of one case."""
 
     name: str
-    status: Status
-    path: str | None = None
+    status: Status  # 'there already' if an earlier run wrote it
+    path: str | None = None  # of the result, relative to the output folder
     error: str | None = None
-    seconds: float = 0.0
-    attempts: int = 1
-    node: str = ""
-    sent: bool = False
+    seconds: float = 0.0  # of work
+    attempts: int = 1  # processes that tried it
+    node: str = ""  # name of the machine
+    sent: bool = False  # whether the store that the images came from has the result
 
     @classmethod
     def of(cls, prediction: Prediction, output: Path) -> Outcome:

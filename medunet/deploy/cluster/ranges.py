@@ -15,37 +15,19 @@ EXPECTED = "KEY=LOW:HIGH[:log][:int] or KEY=A|B"
 
 @dataclass(frozen=True)
 class Range:
-    """The values of one config id that a search tries.
-
-    Args:
-        key: config id.
-        low: smallest value; None for choices.
-        high: largest value.
-        is_log: uniform in the logarithm.
-        is_whole: whole numbers only.
-        choices: values to choose from, instead of a range.
-    """
+    """The values of one config id that a search tries: a range, or choices."""
 
     key: str
     low: float | None = None
     high: float | None = None
-    is_log: bool = False
-    is_whole: bool = False
+    is_log: bool = False  # uniform in the logarithm
+    is_whole: bool = False  # whole numbers only
     choices: tuple[Any, ...] = ()
 
     @property
     def example(self) -> Any:
         """One of the values."""
         return self.choices[0] if self.choices else int(self.low or 0) if self.is_whole else self.low
-
-    @property
-    def largest(self) -> Any:
-        """The largest value."""
-        try:
-            return max(self.choices) if self.choices else self.high
-        except TypeError as error:
-            received = f"{self.key}={CHOICE.join(map(str, self.choices))}"
-            raise ConfigError("choices must be numbers", received=received) from error
 
     def to_tune(self, tune: Any) -> Any:
         """Return the domain of Ray Tune."""

@@ -44,39 +44,13 @@ REDUCTION = 3  # 1 of 3 trials continues at each rung of ASHA (Li et al. 2020, a
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run of a search.
+    """One training run of a search."""
 
-    Args:
-        run: its folder, a bundle.
-        values: its values by config id.
-        metric: validation Dice of the epoch whose weights are kept; None if nothing was validated.
-        epochs: number of trained epochs.
-        error: why it failed.
-    """
-
-    run: Path
-    values: dict[str, Any]
-    metric: float | None = None
-    epochs: int = 0
+    run: Path  # its folder, a bundle
+    values: dict[str, Any]  # by config id
+    metric: float | None = None  # validation Dice of the epoch whose weights are kept; None: nothing was validated
+    epochs: int = 0  # trained
     error: str | None = None
-
-
-@dataclass(frozen=True)
-class Search:
-    """The result of a search.
-
-    Args:
-        output: its folder.
-        trials: the best first.
-    """
-
-    output: Path
-    trials: tuple[Trial, ...] = ()
-
-    @property
-    def best(self) -> Trial | None:
-        """The trial with the best validation."""
-        return next((trial for trial in self.trials if trial.metric is not None), None)
 
 
 def tune_bundle(
@@ -94,7 +68,7 @@ def tune_bundle(
     resume: bool = False,
     trust: bool = False,
     seed: int = 0,
-) -> Search:
+) -> list[Trial]:
     """Search with Optuna's sampler and ASHA: values follow what was good, and bad training runs end early.
 
     An interrupted search continues with `resume`: finished trials are kept, unfinished ones continue after their last
@@ -116,6 +90,9 @@ def tune_bundle(
         trust: train a bundle that could run code of its own.
         seed: of the sampler.
 
+    Returns:
+        The trials, the best first.
+
     Raises:
         SecurityError: the bundle is not trusted.
         MedunetError: an unknown key, impossible ranges, data that cannot be used; Ray or Optuna is missing; a folder
@@ -132,14 +109,14 @@ def tune_bundle(
     job = {"bundle": str(bundle.resolve()), "data": str(data.resolve()), "values": values, "presets": list(presets)}
     budget = {"ranges": [asdict(entry) for entry in ranges], "trials": trials, "seconds": seconds, "seed": seed}
     limits = rungs(config, ranges)
-    _check_asked(output, job | budget, resume=resume)
+    key = _search_key(output / ASKED_NAME, job | budget, resume=resume)
     ray = join_cluster()
     tune = import_extra("ray.tune", extra="ray", purpose="medunet tune")
     optuna = import_extra("ray.tune.search.optuna", extra="ray", purpose="medunet tune")
     import_extra("optuna", extra="ray", purpose="medunet tune")
     with claim(output), _quiet():
         check_target(output)
-        key = _note_asked(output, job | budget)
+        write_atomically(output / ASKED_NAME, json.dumps({"key": key, "asked": job | budget}, indent=1))
         share = share_of_fold(ray, trials)
         trainable = tune.with_parameters(_train, job=job | {"output": str(output.resolve()), "device": device})
         trainable = tune.with_resources(trainable, {"cpu": share["num_cpus"], "gpu": share.get("num_gpus", 0)})
@@ -168,58 +145,44 @@ def tune_bundle(
             )
         found = [_trial(output, result) for result in tuner.fit()]
         found.sort(key=lambda trial: -1.0 if trial.metric is None else trial.metric, reverse=True)
-        search = Search(output, tuple(found))
-        rows = [{**asdict(trial), "run": trial.run.name} for trial in search.trials]
+        rows = [{**asdict(trial), "run": trial.run.name} for trial in found]
         write_atomically(output / RESULTS_NAME, json.dumps(rows, indent=1))
     if tracking_uri:
-        track_search(search, Server(tracking_uri), key=key)
-    return search
+        track_search(found, Server(tracking_uri), name=output.resolve().name, key=key)
+    return found
 
 
 def rungs(config: Mapping[str, Any], ranges: Sequence[Range]) -> dict[str, int]:
     """Return ASHA's first and last epoch: no trial ends before its second validation, or in its last epoch.
 
-    Args:
-        config: the training's.
-        ranges: values to search, perhaps of `epochs` and `val_interval`.
-
-    Raises:
-        ConfigError: choices of these that are not numbers.
+    `config` is the training's; the ranges may be of `epochs` and `val_interval`.
 
     Example:
         >>> rungs({"epochs": 100, "val_interval": 5}, [])
         {'max_t': 101, 'grace_period': 10}
     """
-    largest = {entry.key: entry.largest for entry in ranges if entry.key in ("epochs", "val_interval")}
+    values = {entry.key: entry.choices or [entry.high] for entry in ranges}
     try:
-        epochs, interval = (math.ceil(largest.get(key, config[key])) for key in ("epochs", "val_interval"))
+        epochs, interval = (math.ceil(max(values.get(key, [config[key]]))) for key in ("epochs", "val_interval"))
     except TypeError as error:
-        raise ConfigError("epochs and val_interval must be numbers", received=largest) from error
+        raise ConfigError("epochs and val_interval must be numbers", received=values) from error
     return {"max_t": epochs + 1, "grace_period": min(epochs, 2 * interval)}
 
 
-def _check_asked(output: Path, asked: Mapping[str, Any], *, resume: bool) -> None:
-    """Reject a new search in the folder of another one, and a resumed one with other arguments."""
-    path = output / ASKED_NAME
+def _search_key(path: Path, asked: Mapping[str, Any], *, resume: bool) -> str:
+    """Return a search's key in MLflow; reject a new search in the folder of another, and one with other arguments."""
     if not path.is_file():
-        return
+        return secrets.token_hex(16)
     if not resume:
         remedy = "add --resume to continue it, or choose another --output"
-        raise DataError("the output folder holds a search", file=output, remedy=remedy)
-    begun = json.loads(path.read_text(encoding="utf-8"))["asked"]
+        raise DataError("the output folder holds a search", file=path.parent, remedy=remedy)
+    begun = json.loads(path.read_text(encoding="utf-8"))
     as_read = json.loads(json.dumps(asked))  # tuples are lists
-    if other := [name for name, value in as_read.items() if value != begun.get(name)]:
+    if other := [name for name, value in as_read.items() if value != begun["asked"].get(name)]:
         remedy = "use the arguments of the first call, or choose another --output"
         cause = "the search was begun with other arguments"
         raise ConfigError(cause, file=path, received=", ".join(other), remedy=remedy)
-
-
-def _note_asked(output: Path, asked: Mapping[str, Any]) -> str:
-    """Write the arguments of a new search; return its key in MLflow."""
-    path = output / ASKED_NAME
-    if not path.is_file():
-        write_atomically(path, json.dumps({"key": secrets.token_hex(16), "asked": asked}, indent=1))
-    return str(json.loads(path.read_text(encoding="utf-8"))["key"])
+    return str(begun["key"])
 
 
 def _train(config: Mapping[str, Any], job: Mapping[str, Any]) -> None:
@@ -264,27 +227,22 @@ def _quiet() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def track_search(search: Search, server: Server, *, key: str) -> None:
-    """Log a run for the search and a child for every trial: its values and its best Dice; resuming adds to them.
+def track_search(trials: Sequence[Trial], server: Server, *, name: str, key: str) -> None:
+    """Log a run for the search and a child for every trial: its values and its best Dice.
 
-    Args:
-        search: the result.
-        server: of MLflow.
-        key: of the search, the same whenever it is resumed.
+    The key is the same whenever the search is resumed, so that a second call adds to the same runs.
     """
-    name, now = search.output.resolve().name, int(1000 * time.time())
-    client = server.client
+    client, now = server.client, int(1000 * time.time())
     parent = server.create_run(key=key, name=name, tags={"medunet.kind": "search"}, start_time=now)
-    for number, trial in enumerate(search.trials):
+    for number, trial in enumerate(trials):
+        run = trial.run.name
         tags = {"medunet.kind": "trial", MLFLOW_PARENT_RUN_ID: parent, "medunet.machine": platform.node()}
-        child = server.create_run(
-            key=f"{key} {trial.run.name}", name=f"{name} {trial.run.name}", tags=tags, start_time=now + number
-        )
+        child = server.create_run(key=f"{key} {run}", name=f"{name} {run}", tags=tags, start_time=now + number)
         for id_, value in trial.values.items():
             client.log_param(child, id_.replace("::", "."), value)
         if trial.metric is not None:
             client.log_metric(child, f"best_{METRIC}", trial.metric, step=trial.epochs)
         client.set_terminated(child, "FINISHED" if trial.error is None else "FAILED")
-    if search.best is not None and search.best.metric is not None:
-        client.log_metric(parent, f"best_{METRIC}", search.best.metric)
+    if trials and trials[0].metric is not None:
+        client.log_metric(parent, f"best_{METRIC}", trials[0].metric)
     client.set_terminated(parent, "FINISHED")

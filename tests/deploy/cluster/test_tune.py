@@ -91,7 +91,7 @@ def test_a_search_leaves_runs_a_table_and_children_in_mlflow(tmp_path: Path, clu
     pytest.importorskip("optuna", reason="optuna is absent: bash scripts/test_cluster.sh")
     write_phantom_dataset(tmp_path / "data", kind="cells", cases=4, size=(48, 48))
     changes = {**SMALL_2D, "epochs": 4, "folds": 2}
-    search = tune_bundle(
+    trials = tune_bundle(
         find_bundle("unet_2d"),
         tmp_path / "data",
         tmp_path / "out",
@@ -101,13 +101,14 @@ def test_a_search_leaves_runs_a_table_and_children_in_mlflow(tmp_path: Path, clu
         device="cpu",
         tracking_uri=f"sqlite:///{tmp_path / 'mlruns.db'}",
     )
-    assert len(search.trials) == 4
-    assert all(trial.error is None and trial.metric is not None for trial in search.trials)
-    assert search.best is not None and search.best.metric == max(trial.metric or 0 for trial in search.trials)
+    best, *_ = trials
+    assert len(trials) == 4
+    assert all(trial.error is None and trial.metric is not None for trial in trials)
+    assert best.metric == max(trial.metric for trial in trials)
     assert len(json.loads((tmp_path / "out" / "tune.json").read_text())) == 4
-    used = json.loads((search.best.run / "configs" / "train.json").read_text())
-    assert used["learning_rate"] == search.best.values["learning_rate"]
-    assert {name: fault for name, fault in verify_bundle(search.best.run).items() if fault} == {}
+    used = json.loads((best.run / "configs" / "train.json").read_text())
+    assert used["learning_rate"] == best.values["learning_rate"]
+    assert {name: fault for name, fault in verify_bundle(best.run).items() if fault} == {}
     with sqlite3.connect(tmp_path / "mlruns.db") as database:
         kinds = [row[0] for row in database.execute("select value from tags where key = 'medunet.kind'")]
         rates = database.execute("select count(*) from params where key = 'learning_rate'").fetchone()[0]
