@@ -77,7 +77,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
-def peak_bytes(network: torch.nn.Module, window: Sequence[int], *, itemsize: int | None = None) -> int:
+def peak_bytes(network: torch.nn.Module, window: Sequence[int]) -> int:
     """Return the peak bytes of a pass: input, output and activations, without weights.
 
     The pass runs on torch's meta device, which tracks sizes and computes nothing.
@@ -85,7 +85,6 @@ def peak_bytes(network: torch.nn.Module, window: Sequence[int], *, itemsize: int
     Args:
         network: in evaluation mode.
         window: `(B, C, *spatial)` of its input.
-        itemsize: bytes per number; None takes those of the network's weights.
 
     Example:
         >>> peak_bytes(torch.nn.Conv2d(1, 4, 3, padding=1), (1, 1, 100, 100))  # input and output, float32
@@ -97,7 +96,7 @@ def peak_bytes(network: torch.nn.Module, window: Sequence[int], *, itemsize: int
     with torch.no_grad(), _Meter() as meter:
         image = torch.empty(tuple(window), dtype=dtype, device="meta")
         functional_call(network, weights, (image,))
-    return meter.peak if itemsize is None else meter.peak * itemsize // dtype.itemsize
+    return meter.peak
 
 
 class _Meter(TorchDispatchMode):
@@ -108,8 +107,7 @@ class _Meter(TorchDispatchMode):
         self.held = 0
         self.peak = 0
 
-    def count(self, tensor: torch.Tensor) -> None:
-        """Count a new tensor until it is freed."""
+    def _count(self, tensor: torch.Tensor) -> None:
         size = tensor.numel() * tensor.element_size()
         self.held += size
         self.peak = max(self.peak, self.held)
@@ -123,5 +121,5 @@ class _Meter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and id(leaf) not in given and not func.is_view:
-                self.count(leaf)
+                self._count(leaf)
         return result

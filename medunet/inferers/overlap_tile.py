@@ -18,7 +18,7 @@ from medunet.networks import only_tensor, window_dependence
 from medunet.transforms import like, plain
 
 from .memory import WORKSPACE, free_memory, is_out_of_memory, parse_memory, peak_bytes
-from .tile_size import choose_tiles, plan_one_window, resizes_output, with_less_halo
+from .tile_size import choose_tiles, with_less_halo
 from .tiling import SameSizeShapes, Tile, TileableShapes, TilePlan, plan_tiles
 from .windows import check_output, empty_output, take_window, unwrap
 
@@ -232,14 +232,27 @@ class OverlapTileInferer(Inferer):
         axes = len(image_size)
         shapes = self._shapes(unwrap(network), axes)
         halo = None if isinstance(self.halo, str) else _per_axis(self.halo, axes, "halo")
-        if resizes_output(shapes):
-            plan = plan_one_window(image_size, self._tile(axes), shapes)
+        if getattr(shapes, "resize_output", False) and getattr(shapes, "padding", None) == "valid":
+            plan = self._one_window(image_size, shapes)
         elif max_voxels is not None:
             plan = self._fit(image_size, max_voxels, shapes, halo=halo, extend=extend)
         else:
             plan = plan_tiles(image_size, self._tile(axes), shapes=shapes, halo=halo, extend=extend)
         sizes = {size: len(tiles) for size, tiles in plan.by_window_size().items()}
         logger.debug("image %s, tile_size %s: number of windows by size %s", plan.image_size, self.tile_size, sizes)
+        return plan
+
+    def _one_window(self, image_size: Sequence[int], shapes: TileableShapes) -> TilePlan:
+        """Plan for a network that resizes its output to its input: each tile would be stretched on its own."""
+        plan, tile = plan_tiles(image_size, None, shapes=shapes), self._tile(len(image_size))
+        window = plan.tiles[0].window_size
+        if tile is not None and any(n is not None and n < size for n, size in zip(tile, window, strict=True)):
+            raise ConfigError(
+                "a network that resizes its output to its input cannot be tiled, and the image is larger than one tile",
+                received=tile,
+                expected=f"at least {window}",
+                remedy="set tile_size to null for the whole image in one pass, or use the network without resizing",
+            )
         return plan
 
     def _fit(

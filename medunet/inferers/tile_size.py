@@ -91,25 +91,6 @@ def with_less_halo(
     return None
 
 
-def resizes_output(shapes: TileableShapes) -> bool:
-    """Return whether a network interpolates its output to the size of its input; a padded one need not."""
-    return getattr(shapes, "resize_output", False) and getattr(shapes, "padding", None) == "valid"
-
-
-def plan_one_window(image_size: Sequence[int], tile: tuple[int | None, ...] | None, shapes: TileableShapes) -> TilePlan:
-    """Plan for a network that resizes its output to its input: each tile would be stretched on its own."""
-    plan = plan_tiles(image_size, None, shapes=shapes)
-    window = plan.tiles[0].window_size
-    if tile is not None and any(limit is not None and limit < size for limit, size in zip(tile, window, strict=True)):
-        raise ConfigError(
-            "a network that resizes its output to its input cannot be tiled, and the image is larger than one tile",
-            received=tile,
-            expected=f"at least {window}",
-            remedy="set tile_size to null for the whole image in one pass, or use the network without resizing",
-        )
-    return plan
-
-
 def _cuts(
     axis: int, image_size: tuple[int, ...], *, shapes: TileableShapes, halo: Sequence[int] | None, extend: int
 ) -> list[tuple[int, int, int]]:

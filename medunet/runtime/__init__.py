@@ -4,7 +4,6 @@ from .autocast import autocast as autocast
 from .autocast import fast_dtype as fast_dtype
 from .autocast import resolve_device as resolve_device
 from .autocast import resolve_dtype as resolve_dtype
-from .ensemble import Ensemble as Ensemble
 from .ensemble import EnsembleLogits as EnsembleLogits
 from .ensemble import ensemble_of as ensemble_of
 from .fast import FastNetwork as FastNetwork

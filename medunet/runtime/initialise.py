@@ -1,4 +1,4 @@
-"""Weights of another network, taken over where they fit; what is left out is listed."""
+"""Initial weights from another network."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from medunet.errors import DataError
 
 from .weights import load_checkpoint
 
-SHOWN_NAMES = 12
-"""So many names stand in a message; the report has them all."""
+SHOWN_NAMES = 12  # names in a message; the report has all
 
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What was taken over from other weights and what was not.
+    """Which weights of another network were copied.
 
     Args:
         taken: names of tensors whose shape fits.
-        reshaped: tensors of one name and two shapes, ``(here, there)``; the network keeps its own.
+        reshaped: tensors with the same name and another shape, ``(here, there)``; the network keeps its own.
         new: names that only the network has; it keeps its own.
         unused: names that only the file has.
     """
@@ -33,11 +32,11 @@ class TransferReport:
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything fitted."""
+        """Whether all weights were copied."""
         return not (self.reshaped or self.new or self.unused)
 
     def left_out(self) -> list[str]:
-        """One phrase a tensor that was not taken over.
+        """Return one phrase per tensor that was not copied.
 
         Example:
             >>> TransferReport(("a",), {"head.weight": ((3, 8), (2, 8))}, new=("b",)).left_out()
@@ -47,9 +46,8 @@ class TransferReport:
         return shapes + [f"{name}: only here" for name in self.new] + [f"{name}: only there" for name in self.unused]
 
     def __str__(self) -> str:
-        total = len(self.taken) + len(self.reshaped) + len(self.new)
-        text = f"{len(self.taken)} of {total} tensors taken over"
         left = self.left_out()
+        text = f"{len(self.taken)} of {len(self.taken) + len(self.reshaped) + len(self.new)} tensors taken over"
         if left:
             more = f"; and {len(left) - SHOWN_NAMES} more" if len(left) > SHOWN_NAMES else ""
             text += f"; not taken over: {'; '.join(left[:SHOWN_NAMES])}{more}"
@@ -57,18 +55,17 @@ class TransferReport:
 
 
 def transfer_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> TransferReport:
-    """Load those weights of a checkpoint whose name and shape are the network's; the others keep their values.
+    """Load the weights of a checkpoint whose name and shape are the network's; the others keep their values.
 
     Args:
-        network: what to start.
+        network: network to initialise; changed.
         path: a checkpoint with the key ``model``, or a bare state dictionary.
 
     Raises:
-        DataError: unreadable, or nothing fits.
+        DataError: an unreadable file, or no weight that fits.
     """
     content = load_checkpoint(path)
-    theirs = content.get("model", content)
-    ours = network.state_dict()
+    theirs, ours = content.get("model", content), network.state_dict()
     fitting = {n: t for n, t in theirs.items() if n in ours and getattr(t, "shape", None) == ours[n].shape}
     if not any(tensor.is_floating_point() for tensor in fitting.values()):
         raise DataError(

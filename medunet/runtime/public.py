@@ -21,12 +21,12 @@ Layer = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class PublicForm:
-    """How a public implementation is written.
+    """Structure of a public implementation.
 
     Args:
-        order: prefixes of its layers in the order in which the image passes them, unless it registers them so.
+        order: prefixes of its layers in the order of computation, if it registers them in another order.
         skip_first: whether the skip connection comes first in the concatenation, as in `UNet`.
-        arguments: what its `UNet` takes besides the numbers of channels.
+        arguments: arguments of its `UNet` beside the numbers of channels.
     """
 
     order: tuple[str, ...] = ()
@@ -42,30 +42,25 @@ PUBLIC: dict[str, PublicForm] = {
     # github.com/aladdinpersson/Machine-Learning-Collection, ML/Pytorch/image_segmentation
     "aladdinpersson": PublicForm(("downs", "bottleneck", "ups"), arguments={"norm": "batch"}),
 }
-"""Public implementations by the name of their author.
-
-The list has those whose output `UNet` reproduces for images whose size is a multiple of the total stride (milesial: of
-any size). These are not in it: bilinear upsampling with `align_corners=True` (milesial with bilinear=True, usuyama),
-average pooling (jvanvugt), and nearest-neighbour upsampling with a 2x2 convolution (zhixuhao).
-"""
+"""Public implementations by their author, whose output `UNet` reproduces for images whose size is a multiple of the
+total stride (milesial: of any size). `UNet` has no counterpart of bilinear upsampling with `align_corners=True`
+(milesial with bilinear=True, usuyama), average pooling (jvanvugt), and nearest upsampling with a 2x2 convolution
+(zhixuhao)."""
 
 
 def load_public(weights: str | os.PathLike[str] | Mapping[str, Any], source: str) -> UNet:
-    """Build the `UNet` of a public implementation and load its weights.
+    """Return the `UNet` of a public implementation with its weights, in evaluation mode.
 
-    The numbers of levels, channels and classes are those of the weights. A bias before a batch norm becomes part of
-    the running mean, so the result is exact in evaluation mode.
+    The numbers of levels, channels and classes follow from the weights. A bias before a batch norm becomes part of the
+    running mean, so the result is exact in evaluation mode.
 
     Args:
         weights: a checkpoint, or a state dictionary.
         source: a key of :data:`PUBLIC`.
 
-    Returns:
-        The network in evaluation mode.
-
     Raises:
         ConfigError: an unknown source.
-        DataError: unreadable file, or weights of another network.
+        DataError: an unreadable file, or weights of another network.
     """
     if source not in PUBLIC:
         raise ConfigError("unknown source of weights", received=repr(source), expected=" | ".join(PUBLIC))
@@ -88,17 +83,17 @@ def load_public(weights: str | os.PathLike[str] | Mapping[str, Any], source: str
 
 
 def _layers(state: Mapping[str, Any], order: tuple[str, ...]) -> list[Layer]:
-    """Return the layers of a state dictionary in the order in which the image passes them."""
-    found: dict[str, Layer] = {}
+    """Return the layers of a state dictionary in the order of computation."""
+    layers: dict[str, Layer] = {}
     for key, value in state.items():
         name, _, tensor = key.removeprefix("module.").rpartition(".")
         if isinstance(value, torch.Tensor):
-            found.setdefault(name, {})[tensor] = value
+            layers.setdefault(name, {})[tensor] = value
 
     def place(name: str) -> int:
         return next((index for index, start in enumerate(order) if name.startswith(start)), len(order))
 
-    return [found[name] for name in sorted(found, key=place)]
+    return [layers[name] for name in sorted(layers, key=place)]
 
 
 def fill(network: UNet, layers: list[Layer], *, skip_first: bool) -> None:

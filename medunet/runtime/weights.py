@@ -1,7 +1,7 @@
-"""Weights in files: written whole, read without running code in them.
+"""Weight files: written atomically, read without running code in them.
 
-Beside `model.pt`, which MONAI's tools look for, lies the same as `model.safetensors`, which holds numbers and nothing
-else. It says of which `model.pt` it is the twin, so that of two files that differ the `.pt` counts.
+Beside `model.pt`, which MONAI's tools expect, `model.safetensors` holds the same weights without pickle. Its header has
+the SHA-256 of that `model.pt`, so if the two files differ, the `.pt` counts.
 """
 
 from __future__ import annotations
@@ -22,79 +22,64 @@ from medunet.errors import ConfigError, DataError, SecurityError
 from medunet.files import atomic_path, damaged_checkpoint, sha256_of, write_atomically
 
 SAFE_SUFFIX = ".safetensors"
-
-TWIN_OF = "sha256_of_pt"
-"""Key in the header of a safetensors file: the checkpoint whose weights it holds."""
-
-MAX_UNPACKED = 2
-"""PyTorch writes checkpoints uncompressed; one that unpacks to more times its size is a bomb."""
+TWIN_OF = "sha256_of_pt"  # key in the header of a safetensors file
+MAX_UNPACKED = 2  # PyTorch writes checkpoints uncompressed; one that unpacks to more times its size is rejected
 
 
 def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """`torch.save` that leaves either the old file or the new one, never half of one.
-
-    Args:
-        content: a dictionary of state dictionaries.
-        path: target; its folder is made.
-    """
+    """Write a dictionary of state dictionaries atomically; the folder is created."""
     with atomic_path(path) as temporary:
         try:
             torch.save(dict(content), temporary)
-        except RuntimeError as error:  # PyTorch's word for a full disk, whatever the system said
-            raise DataError(f"cannot be written: {_first_line(error)}", file=path, remedy=_room(path)) from error
+        except RuntimeError as error:  # PyTorch's error for a full disk
+            free = f"{shutil.disk_usage(Path(path).parent).free / 2**20:.1f} MiB"
+            remedy = f"make room ({free} are free), then continue with --resume"
+            raise DataError(f"cannot be written: {_first_line(error)}", file=path, remedy=remedy) from error
 
 
 def save_weights(weights: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write weights as MONAI expects them (``{"model": weights}``), and the same as safetensors beside.
-
-    Args:
-        weights: a state dictionary.
-        path: of the ``.pt``.
-    """
+    """Write a state dictionary as ``{"model": weights}``, as MONAI expects it, and as safetensors beside that file."""
     path = Path(path)
     save_checkpoint({"model": weights}, path)
     twin = path.with_suffix(SAFE_SUFFIX)
     if not all(isinstance(value, torch.Tensor) for value in weights.values()):
         twin.unlink(missing_ok=True)
         return
-    # safetensors refuses tensors that share memory
+    # safetensors rejects tensors that share memory
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
-    # as bytes: safetensors' own writer leaves temporary files of its own when it is killed
+    # as bytes: safetensors' own writer leaves temporary files if it is killed
     write_atomically(twin, serialise(tensors, metadata={"format": "pt", TWIN_OF: sha256_of(path)}))
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint to the CPU without running code in it: safetensors, or ``weights_only``.
-
-    On the CPU, because AdamW reads its step counters there; a counter on a GPU costs two synchronisations per weight
-    and step.
+def load_checkpoint(path: str | os.PathLike[str], *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint without running code in it: safetensors, or ``weights_only``.
 
     Args:
-        path: ``.pt`` or ``.safetensors``; of a ``.pt`` with its twin beside, or that only has left its twin, the twin
-            is read.
+        path: ``.pt`` or ``.safetensors``; if the ``.pt`` is missing or has the same weights, the safetensors is read.
+        map_location: device of the tensors.
 
     Raises:
-        DataError: no such file, or not a checkpoint.
+        DataError: a missing file, or not a checkpoint.
         SecurityError: a file that unpacks to many times its size.
     """
     path = Path(path)
     twin = path.with_suffix(SAFE_SUFFIX)
     if twin.is_file() and (path == twin or not path.is_file() or _is_twin(twin, path)):
-        return {"model": _load_safe(twin)}
+        return {"model": _load_safe(twin, map_location)}
     if not path.is_file():
         raise DataError("no checkpoint", file=path, remedy="train first (medunet train), or give a trained run")
     _check_size(path)
-    if (damaged := damaged_checkpoint(path)) is not None:  # PyTorch compares no checksum
+    if (damaged := damaged_checkpoint(path)) is not None:  # PyTorch checks no checksum
         raise damaged
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch's unpicklers raise many kinds for damaged data
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        # PyTorch's own message is not shown: it advises to run whatever code is in the file
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # PyTorch's unpicklers raise many types for damaged data
+        match = re.search(r"GLOBAL ([\w.]+)", str(error))
+        # PyTorch's own message is not shown: it advises to run any code in the file
         raise DataError(
             "cannot read checkpoint: it is not a file of PyTorch with tensors alone",
             file=path,
-            received=found and f"an object of {found[1]}",
+            received=match and f"an object of {match[1]}",
             remedy="save the network's state_dict() with torch.save",
         ) from error
     if not isinstance(content, dict):
@@ -106,26 +91,24 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str] | Sequen
     """Load the weights under the key ``model`` (or a bare state dictionary) into a network, strictly.
 
     Args:
-        network: what is filled.
-        path: a checkpoint; for an ensemble (:class:`medunet.runtime.EnsembleLogits`) one per member.
+        network: network to fill; changed.
+        path: a checkpoint; for :class:`medunet.runtime.EnsembleLogits` one per member.
 
     Raises:
-        DataError: unreadable file, or weights of another network.
+        DataError: an unreadable file, or weights of another network.
         ConfigError: several files for one network, or not one per member.
     """
     if not isinstance(path, str | os.PathLike):
         members = getattr(network, "members", ())
         if len(members) != len(path):
-            raise ConfigError(
-                "an ensemble needs one checkpoint a member", received=f"{len(path)}", expected=f"{len(members)}"
-            )
+            raise ConfigError("an ensemble needs one checkpoint per member", received=len(path), expected=len(members))
         for member, own in zip(members, path, strict=True):
             load_weights(member, own)
         return
     content = load_checkpoint(path)
     try:
         network.load_state_dict(content.get("model", content))
-    except (RuntimeError, TypeError, AttributeError) as error:  # the latter: no names, or no dictionary
+    except (RuntimeError, TypeError, AttributeError) as error:  # the latter: no names, or not a dictionary
         raise DataError(
             "weights do not fit the network of this bundle",
             file=path,
@@ -134,9 +117,9 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str] | Sequen
         ) from error
 
 
-def _load_safe(path: Path) -> dict[str, torch.Tensor]:
+def _load_safe(path: Path, map_location: str | torch.device) -> dict[str, torch.Tensor]:
     try:
-        with safe_open(path, framework="pt") as opened:
+        with safe_open(path, framework="pt", device=str(map_location)) as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"cannot read weights: {_first_line(error)}", file=path, remedy="train again") from error
@@ -156,7 +139,7 @@ def _check_size(path: Path) -> None:
         with zipfile.ZipFile(path) as opened:
             unpacked = sum(info.file_size for info in opened.infolist())
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return  # what torch says of it is as good
+        return  # torch reports it
     if unpacked > MAX_UNPACKED * path.stat().st_size:
         raise SecurityError(
             "checkpoint unpacks to many times its size",
@@ -164,11 +147,6 @@ def _check_size(path: Path) -> None:
             received=f"{unpacked} bytes of {path.stat().st_size}",
             expected="an uncompressed one, as PyTorch writes it",
         )
-
-
-def _room(path: str | os.PathLike[str]) -> str:
-    free = shutil.disk_usage(Path(path).parent).free
-    return f"make room ({free / 2**20:.1f} MiB are free), then go on with --resume"
 
 
 def _first_line(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from medunet.inferers import (
 )
 from medunet.io import MedunetReader, write_volume
 from medunet.networks import UNet
-from medunet.runtime import Ensemble, ensemble_of
+from medunet.runtime import ensemble_of
 from medunet.transforms import DecideLabelsd, paint_regions
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -125,7 +125,6 @@ def test_means_of_ensembles_and_mirrors_are_means_of_sigmoids() -> None:
     with torch.inference_mode():
         single = torch.sigmoid(make_network()(image))
         torch.testing.assert_close(torch.sigmoid(joined(image)), single, atol=1e-5, rtol=0)
-        torch.testing.assert_close(Ensemble([make_network()], activation="sigmoid")(image), single)
         mirrored = MirrorInferer(SimpleInferer(), axes=[0], activation="sigmoid")(image, make_network())
         flipped = torch.sigmoid(make_network()(image.flip(2))).flip(2)
     torch.testing.assert_close(torch.sigmoid(mirrored), (single + flipped) / 2, atol=1e-5, rtol=0)
