@@ -8,7 +8,6 @@ all three axes.
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,9 +39,10 @@ _PILLOW_FORMATS = ("PNG", "BMP", "DIB", "JPEG", "MPO")
 _PILLOW_CHANNELS = {"1": 1, "L": 1, "P": 1, "I": 1, "I;16": 1, "I;16B": 1, "F": 1, "LA": 1, "RGB": 3, "RGBA": 3}
 """Number of channels without alpha for each mode that is read. A palette image (P) yields its indices."""
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_GREY, _PNG_PALETTE, _PNG_COLOURS = 0, 3, {2: (3, False), 4: (1, True), 6: (3, True)}
-"""PNG's colour types; of those with several samples, the channels and whether alpha follows."""
+_DEEP_COLOURS = {"RGB;16B": (3, False), "LA;16B": (1, True), "RGBA;16B": (3, True)}
+"""Pillow's names for 16-bit PNG of several samples: channels without alpha, and whether there is alpha."""
+
+_SCALED_GREY = {"L;2": 255 // 3, "L;4": 255 // 15}  # factors by which Pillow scales grey values of 2 and 4 bits
 
 _ONE_FILE: dict[str, Any] = {"_multifile": False, "is_mmstack": False, "is_ndtiff": False}
 """OME-TIFF and Micro-Manager's formats name other files, in any folder, that have pages of the image."""
@@ -70,19 +70,16 @@ def read_pillow(path: Path, _: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.f
     Raises:
         DataError: unreadable, damaged, truncated, or a mode such as CMYK.
     """
-    record = read_pillow_header(path)
+    record, raw_mode = _open_pillow(path)
     require_memory(record.geometry.shape, record.channels, path)
-    png = _png_header(path) if record.format == "png" else None
     try:
-        if png is not None and png.is_deep_colour:  # Pillow keeps 8 of the 16 bits
+        if raw_mode in _DEEP_COLOURS:  # Pillow keeps 8 of the 16 bits
             array = imagecodecs.png_decode(path.read_bytes())
         else:
             with Image.open(path, formats=_PILLOW_FORMATS) as image:
-                array = np.asarray(image)
+                array = np.asarray(image) // _SCALED_GREY.get(raw_mode, 1)
     except Exception as error:  # Pillow and imagecodecs raise many types for damaged data
         raise DataError(f"image cannot be decoded: {error}", file=path, remedy=_COPY_AGAIN) from error
-    if png is not None and png.grey_factor > 1:
-        array = array // png.grey_factor
     array = array.T  # (x, y) or (samples, x, y)
     if array.ndim == 3:
         array = array[: record.channels] if record.channels > 1 else array[0]  # without alpha
@@ -93,70 +90,36 @@ def read_pillow(path: Path, _: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.f
 
 def read_pillow_header(path: Path, _: ReadOptions = DEFAULTS) -> ReadRecord:
     """Return the record of `read_pillow` without decoding pixels."""
+    return _open_pillow(path)[0]
+
+
+def _open_pillow(path: Path) -> tuple[ReadRecord, str]:
+    """Return the record and Pillow's name for the stored pixels, after every checksum of a PNG is verified."""
     require_content(path)
     try:
         with Image.open(path, formats=_PILLOW_FORMATS) as image:
             mode, shape, kind = image.mode, image.size, (image.format or "").lower()
+            raw_mode = image.tile[0][3] if kind == "png" else ""
+            image.verify()  # Pillow skips the checksums of pixels when it decodes them
     except Exception as error:  # Pillow raises many types for damaged data
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"cannot be opened: {error.strerror}", file=path) from error
-        raise DataError("not a readable image", file=path, remedy="check that it opens in a viewer") from error
+        raise DataError("not a readable image, or damaged", file=path, remedy=_COPY_AGAIN) from error
     channels, has_alpha = _PILLOW_CHANNELS.get(mode), mode in ("LA", "RGBA")
     dtype = {"I": "int32", "F": "float32"}.get(mode, "uint16" if mode.startswith("I;16") else "uint8")
-    if kind == "png":
-        png = _png_header(path)
-        if png.is_deep_colour:
-            (channels, has_alpha), dtype = _PNG_COLOURS[png.colour_type], "uint16"
+    if raw_mode in _DEEP_COLOURS:
+        (channels, has_alpha), dtype = _DEEP_COLOURS[raw_mode], "uint16"
     if channels is None:
         raise DataError("unsupported colours", file=path, received=mode, expected="grey, palette or RGB")
-    return ReadRecord(
+    record = ReadRecord(
         path=path,
-        format="jpeg" if kind == "mpo" else "bmp" if kind == "dib" else kind,
+        format={"mpo": "jpeg", "dib": "bmp"}.get(kind, kind),
         geometry=Geometry(np.eye(4), shape),
         channels=channels,
         dtype=dtype,
         warnings=("alpha channel dropped",) if has_alpha else (),
     )
-
-
-@dataclass(frozen=True)
-class _Png:
-    bits: int
-    colour_type: int
-
-    @property
-    def is_deep_colour(self) -> bool:
-        return self.bits == 16 and self.colour_type in _PNG_COLOURS
-
-    @property
-    def grey_factor(self) -> int:
-        """Factor by which Pillow scales grey values of less than 8 bits; it does not scale single bits."""
-        return 255 // ((1 << self.bits) - 1) if self.colour_type == _PNG_GREY and self.bits in (2, 4) else 1
-
-
-def _png_header(path: Path) -> _Png:
-    """Return the header, after the checksum of every chunk is verified; Pillow skips those of pixels.
-
-    Raises:
-        DataError: a wrong checksum, or the file ends before its last chunk.
-    """
-    header, kind = b"", b""
-    with open_for_reading(path) as file:
-        if file.read(len(_PNG_SIGNATURE)) != _PNG_SIGNATURE:
-            raise DataError("not a PNG file", file=path)
-        while kind != b"IEND":
-            head = file.read(8)
-            length, kind = int.from_bytes(head[:4], "big"), head[4:]
-            crc, rest = zlib.crc32(kind), length
-            while rest and (piece := file.read(min(rest, 1 << 20))):
-                header, crc, rest = header or piece[:13], zlib.crc32(piece, crc), rest - len(piece)
-            if len(head) < 8 or rest or len(end := file.read(4)) < 4:
-                raise DataError("file is truncated", file=path, remedy=_COPY_AGAIN)
-            if int.from_bytes(end, "big") != crc:
-                raise DataError("damaged PNG: wrong checksum", file=path, remedy=_COPY_AGAIN)
-    if len(header) < 13:
-        raise DataError("damaged PNG header", file=path)
-    return _Png(header[8], header[9])
+    return record, raw_mode
 
 
 def read_tiff(path: Path, _: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:

@@ -16,7 +16,7 @@ EXPRESSIONS_FILE = Path(__file__).with_name("expressions.txt")
 """One expression per line; `medunet bundle render` adds lines. None is removed, because older runs have older ones."""
 
 TARGETS_FILE = Path(__file__).with_name("targets.txt")
-"""One target per line. Each was reviewed: it takes no string as code, as a name to import or as a pickle to load."""
+"""Reviewed targets by module: none takes a string as code, as a name to import or as a pickle to load."""
 
 EXPRESSION = "$"
 MACRO = "%"
@@ -30,8 +30,15 @@ def _read(path: Path) -> frozenset[str]:
     return frozenset(line for line in lines if line and not line.startswith("#"))
 
 
+def _read_targets() -> frozenset[str]:
+    pairs = [line.split(": ") for line in _read(TARGETS_FILE)]
+    return frozenset(
+        (f"{module}." if module != "MONAI" else "") + name for module, names in pairs for name in names.split()
+    )
+
+
 KNOWN_EXPRESSIONS = _read(EXPRESSIONS_FILE)
-KNOWN_TARGETS = _read(TARGETS_FILE)
+KNOWN_TARGETS = _read_targets()
 
 SAFE_READERS = frozenset({"ITKReader", "NibabelReader", "NrrdReader", "PILReader", "PydicomReader"})
 """Values of `reader` that MONAI looks up among its own readers; it would import and call any other string."""

@@ -78,7 +78,7 @@ def test_truncated_png_is_refused(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
     path = write_volume(noise, tmp_path / "a.png")
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(DataError, match=r"a.png: file is truncated"):
+    with pytest.raises(DataError, match=r"a.png: not a readable image, or damaged"):
         read_volume(path)
 
 
@@ -141,24 +141,27 @@ def test_labels_in_a_png_of_few_bits_keep_their_values(tmp_path, bits):
     assert np.array_equal(read_volume(tmp_path / "a.png").image[0].numpy(), values.T)
 
 
-def reject_flipped_bits(path, bits):
-    whole = path.read_bytes()
+def require_no_silent_damage(path, bits):
+    whole, expected, rejected = path.read_bytes(), read_volume(path).image[0].numpy(), 0
     for bit in bits:
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
-        with pytest.raises(DataError):
-            read_volume(path)
+        try:
+            assert np.array_equal(read_volume(path).image[0].numpy(), expected)  # beyond the last pixel
+        except DataError:
+            rejected += 1
+    assert rejected > 0.8 * len(bits)
 
 
 def test_no_flipped_bit_in_a_png_or_a_deflated_tiff_changes_pixels_silently(tmp_path):
     path = write_volume(ramp(9, 8), tmp_path / "a.png")
-    reject_flipped_bits(path, range(0, 8 * path.stat().st_size, 7))
+    require_no_silent_damage(path, range(0, 8 * path.stat().st_size, 3))
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, ramp(40, 41), compression="zlib")
     with tifffile.TiffFile(path) as tiff:
         (start,), (length,) = tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts
-    reject_flipped_bits(path, range(8 * start, 8 * (start + length), 29))
+    require_no_silent_damage(path, range(8 * start, 8 * (start + length), 29))
 
 
 def imagej(path, pixels, axes, **metadata):
