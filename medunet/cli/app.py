@@ -11,7 +11,7 @@ from rich.markup import escape
 
 import medunet
 from medunet import log
-from medunet.cli import bundle, check, demo, evaluate, label, plan, predict, report, runs, store, train, tune
+from medunet.cli import bundle, check, demo, evaluate, info, label, plan, predict, report, runs, store, train, tune
 from medunet.errors import find_cause
 
 EXIT_BAD_INPUT = 2
@@ -36,6 +36,8 @@ app.add_typer(runs.app, name="runs")
 app.command(name="store")(store.store)
 app.command(name="label")(label.label)
 app.add_typer(bundle.app, name="bundle")
+app.command(name="list")(info.list_bundles)
+app.command(name="info")(info.info)
 
 
 def _show_version(wanted: bool) -> None:

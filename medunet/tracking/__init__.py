@@ -3,6 +3,7 @@
 from .anonymous import CaseCodes as CaseCodes
 from .bundle_model import BundleModel as BundleModel
 from .cross_validation import track_cross_validation as track_cross_validation
+from .environment import environment as environment
 from .mlflow import TrackingHandler as TrackingHandler
 from .runs import BEST_METRIC as BEST_METRIC
 from .runs import TrackedRun as TrackedRun

@@ -1,0 +1,90 @@
+"""`medunet info` and `medunet list`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+import medunet
+from medunet.cli.options import wide_console
+from medunet.config import read_json
+from medunet.files import cache_folder, config_folder
+from medunet.resources import resource_dir, shipped_bundles
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DEVELOPMENT = ("dev", "bench")  # extras that add nothing for users
+NOT_PRESETS = ("train", "evaluate", "inference", "metadata", "multi_gpu_train")
+
+
+def info(as_json: AsJson = False) -> None:
+    """Show versions, hardware, folders and extras: what a bug report needs."""
+    import psutil
+    import torch
+
+    from medunet.runtime import fast_dtype, resolve_device
+    from medunet.tracking import environment
+
+    device = resolve_device("auto")
+    facts: dict[str, Any] = environment()
+    hardware = facts.pop("device")
+    content = {
+        **facts,
+        **hardware,
+        "free_memory_gb": round(psutil.virtual_memory().available / 1e9, 1),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "fast_format": str(fast_dtype(device)).removeprefix("torch."),
+        "cache_folder": str(cache_folder()),
+        "config_folder": str(config_folder()),
+        "extras": extras(),
+    }
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, **content}, indent=2))
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in content.items():
+        parts = value.items() if isinstance(value, dict) else ()
+        shown = ", ".join(f"{name} {part}" for name, part in parts) if parts else str(value)
+        table.add_row(key.replace("_", " "), escape(shown))
+    wide_console().print(table)
+
+
+def extras() -> dict[str, str]:
+    """Return whether the packages of each extra of medunet are installed: `installed`, or what is missing."""
+    requirements: dict[str, list[str]] = {}
+    for text in importlib.metadata.requires("medunet") or ():
+        name, extra = re.match(r"[\w.-]+", text), re.search(r"extra == ['\"](\w+)['\"]", text)
+        if name and extra and extra[1] not in DEVELOPMENT:
+            requirements.setdefault(extra[1], []).append(name[0])
+    missing = {extra: [name for name in names if not _is_installed(name)] for extra, names in requirements.items()}
+    return {extra: f"without {', '.join(names)}" if names else "installed" for extra, names in missing.items()}
+
+
+def list_bundles(as_json: AsJson = False) -> None:
+    """List the shipped bundles and their presets."""
+    rows = {}
+    for name in shipped_bundles():
+        folder = resource_dir("bundles") / name / "configs"
+        presets = sorted(path.stem for path in folder.glob("*.json") if path.stem not in NOT_PRESETS)
+        rows[name] = {"description": read_json(folder / "metadata.json")["description"], "presets": presets}
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, "version": medunet.__version__, "bundles": rows}, indent=2))
+        return
+    table = Table("bundle", "description", "presets")
+    for name, row in rows.items():
+        table.add_row(name, escape(row["description"]), ", ".join(row["presets"]))
+    wide_console().print(table)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
