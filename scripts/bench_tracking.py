@@ -1,12 +1,11 @@
-"""Cost of tracking: the time of training steps with and without MLflow.
+"""Cost of tracking: seconds per training step with and without MLflow.
 
     python scripts/bench_tracking.py [--epochs 8] [--steps 40] [--rounds 3] [--output scripts/results/tracking.json]
 
-Trains `unet_2d` (smaller) on made cells, with validation in every second epoch, in turns with and without tracking
-(SQLite, pictures, system metrics, the dataset's digest; the model at the end does not count: it is after the steps).
-Counted are all epochs but the first, which pays for opening the store: seconds a step as the clock shows them, which
-other programs on the machine disturb, and as this process has computed, threads of tracking included. The second epoch
-of each pair is one with a validation, so that what is logged then is a part of it.
+Trains a small `unet_2d` on synthetic cells, alternately with and without tracking (SQLite, pictures, system metrics,
+the digest of the data set), with a validation in every second epoch. The first epoch, which pays for opening the
+store, and the model at the end do not count. Reported are wall-clock seconds per step, without and with the time
+between steps, and CPU seconds of the process, including threads of tracking, which other programs disturb less.
 """
 
 from __future__ import annotations
@@ -31,32 +30,27 @@ from medunet.training import HistoryHandler
 
 
 def measure(data: Path, run: Path, *, uri: str, epochs: int, steps: int) -> dict[str, float]:
-    """Seconds a step of a training: of the clock without and with what is between steps, and of computing."""
-    changes: dict[str, Any] = {
-        "network_def::channels": [16, 32, 64, 128],
-        "patch_size": [128, 128],
-        "batch_size": 4,
-        "steps_per_epoch": steps,
-        "val_interval": 2,
-        "epochs": epochs,
-    }
+    """Train once and return seconds per step."""
+    changes: dict[str, Any] = {"network_def::channels": [16, 32, 64, 128], "patch_size": [128, 128], "batch_size": 4}
+    changes |= {"steps_per_epoch": steps, "val_interval": 2, "epochs": epochs}
     result = train_bundle(find_bundle("unet_2d"), data, run, changes=changes, device="cpu", tracking_uri=uri)
     first, *later = result.history
     count = steps * len(later)
     return {
         "step_seconds": statistics.median(1 / entry["steps_per_second"] for entry in later),
-        "with_epochs_seconds": sum(entry["seconds"] for entry in later) / count,
-        "computing_seconds": (later[-1]["computed"] - first["computed"]) / count,
+        # epochs end at their last handler, so the time from one end to the next includes what tracking does in between
+        "with_epochs_seconds": (later[-1]["time"] - first["time"]) / 1000 / count,
+        "cpu_seconds": (later[-1]["cpu_seconds"] - first["cpu_seconds"]) / count,
     }
 
 
-def note_computing() -> None:
-    """Let each entry of a history have the seconds that all threads of this process have computed so far."""
+def note_cpu_seconds() -> None:
+    """Add the CPU seconds of this process so far to each entry of a history."""
     complete = HistoryHandler.epoch_completed
 
     def epoch_completed(self: HistoryHandler, engine: Any) -> None:
         complete(self, engine)
-        self.epochs[-1]["computed"] = time.process_time()
+        self.epochs[-1].update(cpu_seconds=time.process_time(), time=1000 * time.time())
 
     HistoryHandler.epoch_completed = epoch_completed  # type: ignore[method-assign]
 
@@ -69,19 +63,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "tracking.json")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    note_computing()
-    found: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
+    note_cpu_seconds()
+    rounds: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         write_phantom_dataset(root / "data", kind="cells", cases=10, size=(256, 256))
         uri = f"sqlite:///{root}/mlruns.db"
-        measure(root / "data", root / "warm", uri=uri, epochs=2, steps=2)  # makes the store and prepares the cases
+        measure(root / "data", root / "warm", uri=uri, epochs=2, steps=2)  # creates the store and prepares the cases
         for number in range(options.rounds):
             turns = [("without", ""), ("with", uri)]
-            for name, where in turns if number % 2 == 0 else turns[::-1]:
-                run = root / f"{name}_{number}"
-                found[name].append(measure(root / "data", run, uri=where, epochs=options.epochs, steps=options.steps))
-    best = {name: {key: min(one[key] for one in entries) for key in entries[0]} for name, entries in found.items()}
+            for name, store in turns if number % 2 == 0 else turns[::-1]:
+                run, size = root / f"{name}_{number}", {"epochs": options.epochs, "steps": options.steps}
+                rounds[name].append(measure(root / "data", run, uri=store, **size))
+    best = {name: {key: min(one[key] for one in entries) for key in entries[0]} for name, entries in rounds.items()}
     share = {key: round(best["with"][key] / best["without"][key] - 1, 4) for key in best["with"]}
     result = {
         "torch": torch.__version__,
@@ -92,10 +86,10 @@ def main() -> None:
         "steps_per_epoch": options.steps,
         "rounds": options.rounds,
         "best_of_rounds": best,
-        "all": found,
+        "all": rounds,
         "cost_as_a_share": share,
     }
-    print("| seconds a step | without | with | cost |\n| --- | --- | --- | --- |")
+    print("| seconds per step | without | with | cost |\n| --- | --- | --- | --- |")
     for key, cost in share.items():
         print(f"| {key} | {best['without'][key]:.4f} | {best['with'][key]:.4f} | {cost:+.1%} |")
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def test_sources_bundles_and_page_parts_are_in_the_wheel(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in ("configs/bundles.yaml", "configs/LICENSE", "bundles/unet_3d/configs/train.json"):
         assert f"medunet/_resources/{name}" in names
-    assert {f"medunet/reports/{part}" for part in ("page.html", "page.css", "page.js", "viewer.js")} <= names
+    assert {f"medunet/reports/{part}" for part in ("page.html", "page.css", "page.js")} <= names
     assert not [name for name in names if name.endswith((".pt", ".db")) or "/models/" in name]
 
 
