@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,16 +101,11 @@ def plan(
     decisions += choices.deformation(fingerprint, config["augment"]["deform"], grid.spacing_mm, flat_axis=flat_axis)
     decisions += choices.loss(fingerprint, config["loss"])
 
-    search = _Search(
-        config=apply(config, {d.id: d.value for d in decisions if d.id not in choices.ENGINE_IDS}),
-        grid=grid,
-        budget=budget,
-        flat_axis=flat_axis,
-        n_cases=len(fingerprint.cases),
-        memory=memory or free_memory(target),
-        device=target,
-    )
-    topology, cost, note = search.run(measure=measure)
+    base = apply(config, {d.id: d.value for d in decisions if d.id not in choices.ENGINE_IDS})
+    available = memory or free_memory(target)
+    n_cases = len(fingerprint.cases)
+    choose = partial(choose_topology, grid.size, grid.spacing_mm, budget=budget, n_cases=n_cases, flat_axis=flat_axis)
+    topology, cost, note = _fit_memory(base, choose, available, image_size=grid.size, device=target, measure=measure)
     decisions += topology.decisions
     notes = [note]
     if memory is not None:
@@ -136,62 +132,51 @@ def plan(
     return Plan(fingerprint, tuple(decisions), tuple(notes), topology, cost, duration)
 
 
-@dataclass
-class _Search:
-    """Patch, batch and network that fit the memory: estimated first, then tried."""
+def _fit_memory(
+    base: Mapping[str, Any],
+    choose: Callable[..., Topology],
+    memory: int,
+    *,
+    image_size: Sequence[int],
+    device: torch.device,
+    measure: bool,
+) -> tuple[Topology, StepCost | None, Decision]:
+    """Reduce the patch and the batch until a step fits the memory: estimated first, then tried."""
+    batch: int | None = None
+    voxels: int | None = None
+    available = f"{_gigabytes(memory)} are available for a step"
+    for _ in range(MAX_ATTEMPTS):
+        topology = choose(patch_voxels=voxels, batch_size=batch)
+        config = apply(base, {decision.id: decision.value for decision in topology.decisions})
+        estimate = _estimated_bytes(config, device)
+        if estimate <= memory:
+            if not measure:
+                return topology, None, Decision("memory", _gigabytes(estimate), "estimated for a step", available)
+            logger.info("measuring a step: %d patches of %s", topology.batch_size, times(topology.patch_size))
+            cost = measure_step(config, image_size=image_size, device=str(device))
+            if cost.fits and cost.peak_bytes <= memory:
+                numbers = f"{_gigabytes(estimate)} estimated; {available}"
+                return topology, cost, Decision("memory", _gigabytes(cost.peak_bytes), "measured peak", numbers)
+        # first fewer patches, then smaller ones
+        if topology.batch_size > MIN_BATCH:
+            batch = max(MIN_BATCH, topology.batch_size // 2)
+        else:
+            voxels = int(math.prod(topology.patch_size) * SHRINK)
+    raise ConfigError(
+        "memory is too small to train even small patches",
+        received=_gigabytes(memory),
+        expected=f"about {_gigabytes(estimate)}",
+        remedy="give a larger --memory, or close other programs",
+    )
 
-    config: dict[str, Any]
-    grid: Spacing
-    budget: Budget
-    flat_axis: int | None
-    n_cases: int
-    memory: int
-    device: torch.device
 
-    def run(self, *, measure: bool) -> tuple[Topology, StepCost | None, Decision]:
-        batch: int | None = None
-        voxels: int | None = None
-        available = f"{_gigabytes(self.memory)} are available for a step"
-        for _ in range(MAX_ATTEMPTS):
-            topology = choose_topology(
-                self.grid.size,
-                self.grid.spacing_mm,
-                budget=self.budget,
-                n_cases=self.n_cases,
-                patch_voxels=voxels,
-                batch_size=batch,
-                flat_axis=self.flat_axis,
-            )
-            config = apply(self.config, {decision.id: decision.value for decision in topology.decisions})
-            estimate = self._estimate(config)
-            if estimate <= self.memory:
-                if not measure:
-                    note = Decision("memory", _gigabytes(estimate), "estimated for a training step", available)
-                    return topology, None, note
-                logger.info("measuring a step: %d patches of %s", topology.batch_size, times(topology.patch_size))
-                cost = measure_step(config, image_size=self.grid.size, device=str(self.device))
-                if cost.fits and cost.peak_bytes <= self.memory:
-                    numbers = f"{_gigabytes(estimate)} estimated; {available}"
-                    return topology, cost, Decision("memory", _gigabytes(cost.peak_bytes), "measured peak", numbers)
-            # first fewer patches, then smaller ones
-            if topology.batch_size > MIN_BATCH:
-                batch = max(MIN_BATCH, topology.batch_size // 2)
-            else:
-                voxels = int(math.prod(topology.patch_size) * SHRINK)
-        raise ConfigError(
-            "memory is too small to train even small patches",
-            received=_gigabytes(self.memory),
-            expected=f"about {_gigabytes(estimate)}",
-            remedy="give a larger --memory, or close other programs",
-        )
-
-    def _estimate(self, config: Mapping[str, Any]) -> int:
-        network_def = {key: value for key, value in config["network_def"].items() if key != "_target_"}
-        network_def |= {key: config[key] for key in ("spatial_dims", "in_channels")}
-        network_def["out_channels"] = len(config.get("region_names") or config["label_values"])
-        window = (config["batch_size"], config["in_channels"], *config["patch_size"])
-        itemsize = resolve_dtype(self.device, config["autocast_dtype"]).itemsize
-        return training_bytes(network_def, window, itemsize=itemsize, cpu=self.device.type == "cpu")
+def _estimated_bytes(config: Mapping[str, Any], device: torch.device) -> int:
+    network_def = {key: value for key, value in config["network_def"].items() if key != "_target_"}
+    network_def |= {key: config[key] for key in ("spatial_dims", "in_channels")}
+    network_def["out_channels"] = len(config.get("region_names") or config["label_values"])
+    window = (config["batch_size"], config["in_channels"], *config["patch_size"])
+    itemsize = resolve_dtype(device, config["autocast_dtype"]).itemsize
+    return training_bytes(network_def, window, itemsize=itemsize, cpu=device.type == "cpu")
 
 
 def _flat_axis(data: Fingerprint, dims: int | None) -> int | None:

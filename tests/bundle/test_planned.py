@@ -102,12 +102,7 @@ def test_monai_trains_a_planned_bundle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [
-        ("cells", {"memory": 8 << 30}),
-        ("anisotropic", {"dims": 2}),
-        ("two channels", {}),
-        ("air", {}),
-    ],
+    [("cells", {"memory": 8 << 30}), ("anisotropic", {"dims": 2}), ("two channels", {}), ("air", {})],
 )
 def test_it_trains_and_predicts_with_no_edit(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     data, bundle = make(tmp_path, kind, **options)

@@ -197,11 +197,7 @@ def test_folds_of_regions_are_joined_and_cleaned(tmp_path: Path) -> None:
     assert {check: fault for check, fault in verify_bundle(tmp_path / "cleaned").items() if fault} == {}
     cleaned = Predictor(tmp_path / "cleaned", output_dir=tmp_path / "out_2", device="cpu").predict_case(image)
     expected = clean_regions(
-        np.asarray(read_volume(plain).image[0]),
-        {1: (True, 6.0)},
-        [[1, 2, 5], [2, 5], [5]],
-        order=ORDER,
-        voxel_size=1.5,
+        np.asarray(read_volume(plain).image[0]), {1: (True, 6.0)}, [[1, 2, 5], [2, 5], [5]], order=ORDER, voxel_size=1.5
     )
     np.testing.assert_array_equal(np.asarray(read_volume(cleaned).image[0]), expected)
 
