@@ -55,13 +55,10 @@ def train_processes(
     processes: int,
     hosts: int = 1,
     endpoint: str | None = None,
-    changes: Mapping[str, Any] | None = None,
-    presets: Sequence[str] = (),
     device: str = "auto",
-    resume: bool = False,
     tracking_uri: str | None = None,
     trust: bool = False,
-    skip_bad: bool = False,
+    **options: Any,
 ) -> TrainingResult | None:
     """Train as :func:`medunet.runs.train_bundle` in several processes; called on every host, with equal arguments.
 
@@ -77,13 +74,10 @@ def train_processes(
         processes: number of processes on this host, one per GPU.
         hosts: number of hosts that call this.
         endpoint: ``HOST:PORT`` on one of the hosts, where they meet.
-        changes: values by config id, over those that follow from the data.
-        presets: overlays of the bundle, under what follows from the data.
         device: ``auto``, ``cpu`` or ``cuda``.
-        resume: continue after the last completed epoch in ``output``.
-        tracking_uri: MLflow's store for this call; ``""``: none, None: as the bundle has it.
-        trust: train a bundle that could run code of its own.
-        skip_bad: leave out cases that cannot be used, which otherwise are an error.
+        tracking_uri: MLflow's tracking URI for this call; ``""`` disables tracking, None takes the bundle's.
+        trust: train a bundle that could run its own code.
+        **options: `changes`, `presets`, `resume` and `skip_bad` of :func:`medunet.runs.train_bundle`.
 
     Returns:
         The result, on the host with the first process; None on the others.
@@ -103,11 +97,10 @@ def train_processes(
         )
     config = launch_config(processes, output, hosts=hosts, endpoint=endpoint)
     paths = (bundle.resolve(), data.resolve(), output.resolve())
-    options = {"changes": changes, "presets": presets, "resume": resume, "trust": trust, "skip_bad": skip_bad}
     with tempfile.TemporaryDirectory(prefix="medunet-") as folder, _environment(config):
         failure = Path(folder) / "failure"
         try:
-            results = elastic_launch(config, _train)(failure, paths, options, device, tracking_uri)
+            results = elastic_launch(config, _train)(failure, paths, {**options, "trust": trust}, device, tracking_uri)
         except SignalException as signal:
             raise KeyboardInterrupt from signal
         except ChildFailedError as error:
@@ -207,7 +200,7 @@ def _train_together(
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     join_processes(place)
-    resume = options["resume"] or was_restarted()
+    resume = options.get("resume", False) or was_restarted()
     with ExitStack() as stack:  # the first process owns the output folder until the run is trained
 
         def prepare() -> PreparedRun | MedunetError:

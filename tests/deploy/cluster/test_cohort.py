@@ -53,35 +53,41 @@ def entries(output: Path) -> list[dict[str, Any]]:
     return [entry for line in lines if "name" in (entry := json.loads(line))]
 
 
+def written(file: Path, text: str) -> Path:
+    file.write_text(text)
+    return file
+
+
 def test_a_manifest_names_cases(tmp_path: Path) -> None:
-    manifest = tmp_path / "m.csv"
-    manifest.write_text("image,output\na/x.nii.gz;a/y.nii.gz,one/first.nii.gz\n/data/z_0000.nii.gz;z_0001.nii.gz,\n")
+    rows = "image,output\na/x.nii.gz;a/y.nii.gz,one/first.nii.gz\n/data/z_0000.nii.gz;z_0001.nii.gz,\n"
+    manifest = written(tmp_path / "m.csv", rows)
     first, second = read_cohort(manifest, channels=2)
-    assert first.images == (tmp_path / "a/x.nii.gz", tmp_path / "a/y.nii.gz")
-    assert first.name == "one/first"
-    assert second.images[0] == Path("/data/z_0000.nii.gz")
-    assert second.name == "z"
+    assert first == NamedSource((tmp_path / "a/x.nii.gz", tmp_path / "a/y.nii.gz"), "one/first")
+    assert (second.images[0], second.name) == (Path("/data/z_0000.nii.gz"), "z")
     with pytest.raises(DataError, match="channels"):
         read_cohort(manifest, channels=1)
 
 
 @pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../b", "C:x", ".hidden", "..\\out"])
 def test_a_name_stays_in_the_output_folder(name: str, tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_text(f"image,name\na.nii.gz,{name}\n")
     with pytest.raises(SecurityError):
-        read_cohort(tmp_path / "m.csv")
+        read_cohort(written(tmp_path / "m.csv", f"image,name\na.nii.gz,{name}\n"))
 
 
-def test_two_cases_of_one_name_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_text("image\np1/ct.nii.gz\np2/ct.nii.gz\n")
-    with pytest.raises(DataError, match=r"one name.*ct"):
-        read_cohort(tmp_path / "m.csv")
-    (tmp_path / "m.csv").write_text("picture\nct.nii.gz\n")
-    with pytest.raises(DataError, match="no column"):
-        read_cohort(tmp_path / "m.csv")
+@pytest.mark.parametrize(
+    ("rows", "cause"),
+    [
+        ("image\np1/ct.nii.gz\np2/ct.nii.gz\n", "one name.*ct"),
+        ("picture\nct.nii.gz\n", "no column"),
+        ("image,name\na.nii.gz,one\n,two\n\n,\n", "line 3"),
+    ],
+)
+def test_unusable_manifests_are_rejected(rows: str, cause: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=cause):
+        read_cohort(written(tmp_path / "m.csv", rows))
 
 
-def test_the_ledger_outlives_a_cut_line(tmp_path: Path) -> None:
+def test_the_ledger_ignores_a_line_that_was_cut_off(tmp_path: Path) -> None:
     with Ledger(tmp_path, digest="d") as ledger:
         ledger.add(Outcome("a", "written", path="a.nii.gz"))
         ledger.add(Outcome("b", "failed", error="cut"))
@@ -89,36 +95,29 @@ def test_the_ledger_outlives_a_cut_line(tmp_path: Path) -> None:
     with (tmp_path / LEDGER_NAME).open("a") as file:
         file.write('{"name": "c", "sta')
     with Ledger(tmp_path, digest="d") as ledger:
-        assert ledger.is_done("a")
-        assert not ledger.is_done("b") and not ledger.is_done("c")
+        assert [ledger.is_done(name) for name in "abc"] == [True, False, False]
         ledger.add(Outcome("c", "written", path="c.nii.gz"))
     with Ledger(tmp_path, digest="d") as ledger:
         assert set(ledger.outcomes) == {"a", "b", "c"}
-        assert not ledger.is_done("c")  # the file is not there
+        assert not ledger.is_done("c")  # its file is missing
     with pytest.raises(DataError, match="another bundle"):
         Ledger(tmp_path, digest="other")
 
 
-def test_a_row_without_an_image_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_text("image,name\na.nii.gz,one\n,two\n\n,\n")
-    with pytest.raises(DataError, match="line 3"):
-        read_cohort(tmp_path / "m.csv")
-
-
-def test_another_member_of_an_ensemble_is_another_bundle(tmp_path: Path) -> None:
-    (tmp_path / "configs").mkdir()
+def test_the_digest_of_a_bundle_is_of_its_weights_but_not_of_its_checkpoints(tmp_path: Path) -> None:
+    for folder in ("configs", "models"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "configs" / "inference.json").write_text("{}")
-    (tmp_path / "models").mkdir()
     digests = set()
     for file, content in (("fold_0.pt", b"1"), ("fold_0.pt", b"2"), ("model.safetensors", b"1")):
         (tmp_path / "models" / file).write_bytes(content)
         digests.add(bundle_digest(tmp_path))
     assert len(digests) == 3
-    (tmp_path / "models" / "last.pt").write_bytes(b"of a training")
+    (tmp_path / "models" / "last.pt").write_bytes(b"of a training run")
     assert bundle_digest(tmp_path) in digests
 
 
-def test_replacing_goes_on_where_it_stopped(bundle: Path, tmp_path: Path) -> None:
+def test_replacing_continues_where_it_stopped(bundle: Path, tmp_path: Path) -> None:
     manifest, output = make_cohort(tmp_path / "in", cases=4), tmp_path / "out"
     predict_cohort(bundle, manifest, output, device="cpu")
     old = {path: path.stat().st_mtime_ns for path in output.rglob("*.nii.gz")}
@@ -131,11 +130,11 @@ def test_replacing_goes_on_where_it_stopped(bundle: Path, tmp_path: Path) -> Non
     assert len(result.outcomes) == 1
     seen: list[Outcome] = []
     predict_cohort(bundle, manifest, output, device="cpu", report=seen.append)
-    assert [outcome.status for outcome in seen] == ["written"] * 3  # what lay there before is another's
+    assert [outcome.status for outcome in seen] == ["written"] * 3  # older results are not skipped
     assert all(path.stat().st_mtime_ns != before for path, before in old.items())
 
 
-def test_a_machine_of_the_cluster_takes_the_users_word(
+def test_a_bundle_that_the_user_trusts_is_trusted_on_all_machines(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreign = shutil.copytree(bundle, tmp_path / "foreign")
@@ -245,7 +244,7 @@ def test_a_case_that_hangs_is_found_though_others_overtake_it(monkeypatch: pytes
     assert cluster.lost[0] <= 3 * 5 + 60 + pool.LOOK_SECONDS + 5
 
 
-def test_a_cohort_goes_on_and_accounts_for_every_case(bundle: Path, tmp_path: Path) -> None:
+def test_a_cohort_continues_and_accounts_for_every_case(bundle: Path, tmp_path: Path) -> None:
     manifest = make_cohort(tmp_path / "in", cases=6, broken=2)
     output = tmp_path / "out"
     result = predict_cohort(bundle, manifest, output, device="cpu")
@@ -254,7 +253,7 @@ def test_a_cohort_goes_on_and_accounts_for_every_case(bundle: Path, tmp_path: Pa
     written = sorted(path.relative_to(output).as_posix() for path in output.rglob("*.nii.gz"))
     assert written == [f"site_{index % 3}/case_{index:04d}.nii.gz" for index in (1, 4, 2, 5)]
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.nii.gz")}
-    # mended, one result lost, the ledger's last lines lost
+    # fixed, one result lost, the ledger's last lines lost
     (tmp_path / "in" / "image_0000.nii.gz").write_bytes((tmp_path / "in" / "image_0001.nii.gz").read_bytes())
     lines = (output / LEDGER_NAME).read_text().splitlines(keepends=True)
     (output / LEDGER_NAME).write_text("".join(lines[:-2]))
@@ -269,7 +268,7 @@ def test_a_cohort_goes_on_and_accounts_for_every_case(bundle: Path, tmp_path: Pa
     assert all(path.stat().st_mtime_ns == before[path] for path in kept)
 
 
-def test_the_command_says_what_failed(
+def test_the_command_reports_failures(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = make_cohort(tmp_path / "in", cases=3, broken=1)
@@ -354,7 +353,7 @@ def test_a_case_that_kills_its_process_takes_no_other_with_it(
 
 @needs_ray
 @pytest.mark.slow
-def test_a_case_that_hangs_is_given_up_and_holds_up_no_other(
+def test_a_case_that_hangs_times_out_and_delays_no_other(
     bundle: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = make_cohort(tmp_path / "in", cases=12)

@@ -68,7 +68,7 @@ def test_two_processes_train_what_one_trains_with_twice_the_batch(cells: Path, a
     assert "Traceback" not in again
 
 
-def test_what_cannot_work_is_refused_before_anything_starts(
+def test_impossible_arguments_are_rejected_before_anything_starts(
     cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = find_bundle("unet_2d")
@@ -154,7 +154,7 @@ def undisturbed(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_goes_on_from_the_last_whole_checkpoint(
+def test_a_killed_process_continues_from_the_last_complete_checkpoint(
     rank: int, cells: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
@@ -173,7 +173,7 @@ def test_a_killed_process_goes_on_from_the_last_whole_checkpoint(
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_all_processes_and_resume_goes_on(cells: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_all_processes_and_resume_continues(cells: Path, undisturbed: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     parts = ("train", "unet_2d", "--data", cells, "--output", output, "--fold", 1, "--nproc", 2, "--epochs", 40)
     with started(words(*parts, **LONG)) as (launcher,):
@@ -189,7 +189,7 @@ def test_ctrl_c_ends_all_processes_and_resume_goes_on(cells: Path, undisturbed: 
 
 
 @pytest.mark.slow
-def test_monai_s_command_under_torchrun_goes_on_after_a_kill(cells: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_monai_s_command_under_torchrun_continues_after_a_kill(cells: Path, undisturbed: Path, tmp_path: Path) -> None:
     configs, output = undisturbed / "configs", tmp_path / "run"
     files = f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=2"]

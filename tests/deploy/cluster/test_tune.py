@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,12 @@ def test_ranges_are_read_as_typed() -> None:
     assert norm.choices == ("batch", None)
 
 
-@pytest.mark.parametrize("text", ["learning_rate", "a=1", "a=2:1", "a=0:1:log", "a=x:y", "a=1:2:odd"])
-def test_an_impossible_range_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError):
-        parse_ranges([text])
-
-
-def test_nothing_to_search_is_refused() -> None:
+@pytest.mark.parametrize(
+    "texts", [[], *([text] for text in ("rate", "a=1", "a=2:1", "a=0:1:log", "a=x:y", "a=1:2:odd"))]
+)
+def test_impossible_ranges_are_rejected(texts: list[str]) -> None:
     with pytest.raises(ConfigError, match="--set-range"):
-        parse_ranges([])
+        parse_ranges(texts)
 
 
 @pytest.mark.parametrize(
@@ -53,31 +50,33 @@ def test_nothing_to_search_is_refused() -> None:
         (["val_interval=20|1", "epochs=10|30"], 30, 30),
     ],
 )
-def test_no_trial_is_cut_before_its_last_epoch_or_judged_by_one_validation(
-    texts: list[str], last: int, first: int
-) -> None:
+def test_no_trial_ends_in_its_last_epoch_or_after_one_validation(texts: list[str], last: int, first: int) -> None:
     limits = rungs({"epochs": 100, "val_interval": 5}, parse_ranges(texts))
     assert limits == {"max_t": last + 1, "grace_period": first}
 
 
 @pytest.mark.parametrize("text", ["epochs=null|null", "epochs=10|null", "val_interval=often|seldom"])
-def test_epochs_that_are_no_numbers_are_refused(text: str) -> None:
+def test_epochs_that_are_not_numbers_are_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match="numbers"):
         rungs({"epochs": 100, "val_interval": 5}, parse_ranges([text]))
 
 
-def test_a_key_that_is_not_there_is_refused_before_ray_starts(tmp_path: Path) -> None:
-    write_phantom_dataset(tmp_path / "data", kind="cells", cases=2, size=(48, 48))
-    ranges = parse_ranges(["lerning_rate=1e-4:1e-2"])
+@pytest.fixture
+def arguments(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Bundle, data and output of a search."""
+    write_phantom_dataset(tmp_path / "data", kind="cells", cases=4, size=(48, 48))
+    return find_bundle("unet_2d"), tmp_path / "data", tmp_path / "out"
+
+
+def test_an_unknown_key_is_rejected_before_ray_starts(arguments: tuple[Path, Path, Path]) -> None:
     with pytest.raises(ConfigError, match="lerning_rate"):
-        tune_bundle(find_bundle("unet_2d"), tmp_path / "data", tmp_path / "out", ranges=ranges, trials=1)
+        tune_bundle(*arguments, ranges=parse_ranges(["lerning_rate=1e-4:1e-2"]), trials=1)
 
 
-def test_a_search_is_neither_mixed_with_another_nor_changed(tmp_path: Path) -> None:
-    write_phantom_dataset(tmp_path / "data", kind="cells", cases=2, size=(48, 48))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "search.json").write_text(json.dumps({"key": "a", "asked": {"trials": 2, "seed": 0}}))
-    arguments = find_bundle("unet_2d"), tmp_path / "data", tmp_path / "out"
+def test_a_search_is_neither_mixed_with_another_nor_changed(arguments: tuple[Path, Path, Path]) -> None:
+    output = arguments[2]
+    output.mkdir()
+    (output / "search.json").write_text(json.dumps({"key": "a", "asked": {"trials": 2, "seed": 0}}))
     ranges = parse_ranges(["learning_rate=1e-4:1e-2"])
     with pytest.raises(DataError, match="holds a search"):
         tune_bundle(*arguments, ranges=ranges, trials=1)
@@ -85,21 +84,26 @@ def test_a_search_is_neither_mixed_with_another_nor_changed(tmp_path: Path) -> N
         tune_bundle(*arguments, ranges=ranges, trials=1, resume=True)
 
 
+def kinds_in(store: Path) -> list[str]:
+    """Kinds of the runs of MLflow."""
+    with closing(sqlite3.connect(store)) as database:
+        return sorted(row[0] for row in database.execute("select value from tags where key = 'medunet.kind'"))
+
+
 @needs_ray
 @pytest.mark.slow
-def test_a_search_leaves_runs_a_table_and_children_in_mlflow(tmp_path: Path, cluster: Any) -> None:
+def test_a_search_leaves_runs_a_table_and_children_in_mlflow(
+    arguments: tuple[Path, Path, Path], tmp_path: Path, cluster: Any
+) -> None:
     pytest.importorskip("optuna", reason="optuna is absent: bash scripts/test_cluster.sh")
-    write_phantom_dataset(tmp_path / "data", kind="cells", cases=4, size=(48, 48))
-    changes = {**SMALL_2D, "epochs": 4, "folds": 2}
+    store = tmp_path / "mlruns.db"
     trials = tune_bundle(
-        find_bundle("unet_2d"),
-        tmp_path / "data",
-        tmp_path / "out",
+        *arguments,
         ranges=parse_ranges(["learning_rate=1e-5:1e-1:log", "clip_grad_norm=1|12"]),
         trials=4,
-        changes=changes,
+        changes={**SMALL_2D, "epochs": 4, "folds": 2},
         device="cpu",
-        tracking_uri=f"sqlite:///{tmp_path / 'mlruns.db'}",
+        tracking_uri=f"sqlite:///{store}",
     )
     best, *_ = trials
     assert len(trials) == 4
@@ -109,12 +113,9 @@ def test_a_search_leaves_runs_a_table_and_children_in_mlflow(tmp_path: Path, clu
     used = json.loads((best.run / "configs" / "train.json").read_text())
     assert used["learning_rate"] == best.values["learning_rate"]
     assert {name: fault for name, fault in verify_bundle(best.run).items() if fault} == {}
-    with sqlite3.connect(tmp_path / "mlruns.db") as database:
-        kinds = [row[0] for row in database.execute("select value from tags where key = 'medunet.kind'")]
-        rates = database.execute("select count(*) from params where key = 'learning_rate'").fetchone()[0]
-    database.close()
-    assert sorted(kinds) == ["search", *["trial"] * 4]
-    assert rates == 4
+    assert kinds_in(store) == ["search", *["trial"] * 4]
+    with closing(sqlite3.connect(store)) as database:
+        assert database.execute("select count(*) from params where key = 'learning_rate'").fetchone()[0] == 4
 
 
 def trials_of_ray() -> bool:
@@ -129,10 +130,9 @@ def trials_of_ray() -> bool:
 
 @needs_ray
 @pytest.mark.slow
-def test_a_killed_search_goes_on(tmp_path: Path, cluster: Any) -> None:
+def test_a_killed_search_continues(arguments: tuple[Path, Path, Path], tmp_path: Path, cluster: Any) -> None:
     pytest.importorskip("optuna", reason="optuna is absent: bash scripts/test_cluster.sh")
-    data, output, store = tmp_path / "data", tmp_path / "out", f"sqlite:///{tmp_path / 'mlruns.db'}"
-    write_phantom_dataset(data, kind="cells", cases=4, size=(48, 48))
+    (_, data, output), store = arguments, f"sqlite:///{tmp_path / 'mlruns.db'}"
     parts = ("tune", "unet_2d", "--data", data, "--output", output, "--trials", 3, "--epochs", 30, "--device", "cpu")
     command = words(*parts, "--set-range", "learning_rate=1e-4:1e-2:log", "--tracking-uri", store)
 
@@ -161,7 +161,4 @@ def test_a_killed_search_goes_on(tmp_path: Path, cluster: Any) -> None:
     # and once more there is nothing to do, in MLflow either
     run([*command, "--resume"])
     assert json.loads((output / "tune.json").read_text()) == rows
-    with sqlite3.connect(tmp_path / "mlruns.db") as database:
-        kinds = [row[0] for row in database.execute("select value from tags where key = 'medunet.kind'")]
-    database.close()
-    assert sorted(kinds) == ["search", *["trial"] * 3]
+    assert kinds_in(tmp_path / "mlruns.db") == ["search", *["trial"] * 3]
