@@ -1,0 +1,1 @@
+"""Inference: medunet against MONAI's and nnU-Net's sliding windows."""

@@ -1,0 +1,99 @@
+"""What all benchmarks share: the description of the machine, clocks, results as JSON and tables."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medunet.files import write_atomically
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "scripts" / "results"
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """Describe the machine and the revision of a measurement, with the versions of packages."""
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    revision = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "revision": revision.stdout.strip(),
+        **({"packages": versions} if versions else {}),
+    }
+
+
+def describe(where: dict[str, Any]) -> str:
+    """Return the line below a table: machine, date and revision."""
+    return f"({where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']}, {where['revision']})"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return earlier results, or an empty dictionary."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(document, indent=1, default=str) + "\n")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+
+
+def write_between(path: Path, marks: tuple[str, str], text: str) -> None:
+    """Replace the text between two marks of a file; each mark occurs once."""
+    before, rest = path.read_text(encoding="utf-8").split(marks[0])
+    _, after = rest.split(marks[1])
+    path.write_text(f"{before}{marks[0]}\n\n{text}\n\n{marks[1]}{after}", encoding="utf-8")
+
+
+def synchronise() -> None:
+    """Wait for the device, so that a clock on the host is right."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds_of(work: Callable[[], Any], repeats: int) -> list[float]:
+    """Return the seconds of each of several calls, after an untimed one."""
+    times = []
+    with torch.inference_mode():
+        work()
+        for _ in range(repeats):
+            synchronise()
+            begun = time.perf_counter()
+            work()
+            synchronise()
+            times.append(time.perf_counter() - begun)
+    return times
+
+
+def median_seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Return the median seconds of several calls, after an untimed one."""
+    return statistics.median(seconds_of(work, repeats))
