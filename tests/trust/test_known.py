@@ -93,49 +93,20 @@ def test_the_reading_of_sources_finds_gadgets() -> None:
 
 
 GADGET_TARGETS = [
-    "os.system",
-    "subprocess.Popen",
-    "builtins.eval",
-    "builtins.exec",
-    "monai.utils.run_cmd",
-    "monai.utils.misc.run_cmd",
-    "torch.load",
-    "torch.hub.load",
-    "pickle.loads",
-    "monai.bundle.run",
-    "monai.bundle.load",
-    "monai.bundle.ConfigWorkflow",
-    "monai.bundle.ConfigParser",
-    "monai.transforms.os.system",
-    "monai.transforms.Lambda",
-    "Lambdad",
-    "SaveImaged",
-    "SaveImage",
-    "PatchInferer",
-    "NumpyReader",
-    "PersistentDataset",
-    "monai.data.PersistentDataset",
-    "CheckpointLoader",
-    "monai.utils.optional_import",
-    "monai.apps.download_and_extract",
-    "FlexibleUNet",
-    "torch.nn.modules.module.torch.load",
-    "torch.utils.cpp_extension.load",
-    "medunet.files.os.system",
-    "medunet.runtime.weights.pickle.loads",
-    "monai.transforms.TorchVisiond",
-    "TorchVisiond",
-    "ClassesToIndicesd.os",
-    "pdb.runcall",
-    "functools.partial",
-    "numpy.load",
-    "MLFlowHandler",
+    *("os.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "monai.utils.run_cmd"),
+    *("monai.utils.misc.run_cmd", "torch.load", "torch.hub.load", "pickle.loads", "monai.bundle.run"),
+    *("monai.bundle.load", "monai.bundle.ConfigWorkflow", "monai.bundle.ConfigParser"),
+    *("monai.transforms.os.system", "monai.transforms.Lambda", "Lambdad", "SaveImaged", "SaveImage"),
+    *("PatchInferer", "NumpyReader", "PersistentDataset", "monai.data.PersistentDataset", "CheckpointLoader"),
+    *("monai.utils.optional_import", "monai.apps.download_and_extract", "FlexibleUNet"),
+    *("torch.nn.modules.module.torch.load", "torch.utils.cpp_extension.load", "medunet.files.os.system"),
+    *("medunet.runtime.weights.pickle.loads", "monai.transforms.TorchVisiond", "TorchVisiond"),
+    *("ClassesToIndicesd.os", "pdb.runcall", "functools.partial", "numpy.load", "MLFlowHandler"),
 ]
 
 
-@pytest.mark.parametrize("target", GADGET_TARGETS)
-def test_gadgets_are_not_on_the_list(target: str) -> None:
-    assert target not in KNOWN_TARGETS
+def test_gadgets_are_not_on_the_list() -> None:
+    assert KNOWN_TARGETS.isdisjoint(GADGET_TARGETS)
 
 
 @pytest.mark.parametrize("name", shipped_bundles())
