@@ -1,4 +1,4 @@
-"""The command `medunet`. Each command has a file that is imported when it runs, so that `--help` is instant."""
+"""The command `medunet`. A command imports the library when it runs, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 import medunet
 from medunet import log
 from medunet.cli import bundle, check, demo, evaluate, info, label, plan, predict, report, runs, store, train, tune
+from medunet.cli.options import print_error
 from medunet.errors import find_cause
 
 EXIT_BAD_INPUT = 2
@@ -40,8 +39,8 @@ app.command(name="list")(info.list_bundles)
 app.command(name="info")(info.info)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_given: bool) -> None:
+    if is_given:
         typer.echo(f"medunet {medunet.__version__}")
         raise typer.Exit
 
@@ -68,5 +67,5 @@ def main() -> None:
         cause = find_cause(error)
         if debug or cause is None:
             raise
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error[/] {escape(str(cause))}")
+        print_error(str(cause))
         sys.exit(EXIT_BAD_INPUT)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from medunet.cli.options import Device
+from medunet.cli.options import Device, plain_console
 
 
 def demo(
@@ -22,11 +21,10 @@ def demo(
     """Train a 3D U-Net on synthetic CT volumes, evaluate it on unseen ones and write a report."""
     from medunet.runs import run_demo
 
-    console = Console(soft_wrap=True, highlight=False)
     result = run_demo(output, epochs=epochs, device=device)
     table = Table("organ", "Dice", title="unseen test cases")
     for name, value in result.dice.items():
         table.add_row(name, f"{value:.3f}")
-    console.print(table)
+    plain_console().print(table)
     typer.echo(f"run (a MONAI bundle): {result.run}")
     typer.echo(f"report: {result.report}")

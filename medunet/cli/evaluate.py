@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import Device, Trust, wide_console
-from medunet.cli.predict import EXIT_SOME_FAILED
+from medunet.cli.options import EXIT_SOME_FAILED, Device, Trust, plain_console, print_error, wide_console
 from medunet.errors import ConfigError
 from medunet.files import check_target, require_path
 from medunet.resources import find_bundle
@@ -20,8 +18,7 @@ if TYPE_CHECKING:
     from medunet.metrics import Summary
     from medunet.metrics.evaluation import Statistics
 
-MAX_SHOWN = 20
-"""Names of cases in one line; metrics.json has them all."""
+MAX_SHOWN = 20  # names of cases in one line; metrics.json has them all
 
 
 def evaluate(
@@ -81,9 +78,7 @@ def evaluate(
     _show(result)
     failed = result.get("failed_cases", {})
     for name, cause in failed.items():
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"[bold red]error[/] {escape(name)}: {escape(cause)}"
-        )
+        print_error(cause, name=name)
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -94,9 +89,8 @@ def _parse_labels(text: str | None) -> dict[str, int] | None:
     try:
         return {name.strip(): int(value) for name, _, value in (word.rpartition("=") for word in text.split(","))}
     except ValueError as error:
-        raise ConfigError(
-            "--labels must be NAME=VALUE,...", received=text, expected="such as liver=1,tumour=2"
-        ) from error
+        expected = "such as liver=1,tumour=2"
+        raise ConfigError("--labels must be NAME=VALUE,...", received=text, expected=expected) from error
 
 
 def _show(result: Summary) -> None:
@@ -109,7 +103,7 @@ def _show(result: Summary) -> None:
         cells += [_cell(scores[key], 2, result["cases"]) for key in ("hd95_mm", "msd_mm")]
         table.add_row(escape(name), *cells, str(status["missed"]), str(status["spurious"]))
     wide_console().print(table)
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     console.print(f"mean Dice of the classes: {result['mean_dice']:.4f}")
     for name, statistics in result.get("em", {}).items():
         console.print(f"{name}: {statistics['mean']:.5f}")

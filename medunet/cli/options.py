@@ -8,13 +8,16 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-TABLE_WIDTH = 1000
-"""Characters of the widest table in a file or a pipe; none is as wide."""
+EXIT_SOME_FAILED = 2
+EXIT_INTERRUPTED = 130  # as shells report Ctrl-C: 128 + SIGINT
+TABLE_WIDTH = 1000  # characters; no table is as wide
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Set = Annotated[
@@ -32,11 +35,15 @@ Trust = Annotated[
         "--trust", help="Run a bundle that could run its own code, and remember its exact content as trusted."
     ),
 ]
-
-
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Skip unusable cases and list them. Default: stop if there are any.")
 ]
+
+
+class Where(str, Enum):
+    """Where to run work that can be distributed."""
+
+    ray = "ray"
 
 
 READING: dict[str, Any] = {
@@ -94,7 +101,7 @@ def with_reading(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def on_sigterm(line: str) -> Iterator[None]:
-    """Print a line on standard error if SIGTERM ends the process, as schedulers end one whose time is up."""
+    """Print a line on standard error if SIGTERM ends the process, as job schedulers do when its time is up."""
     own = os.getpid()
 
     def end(number: int, _: object) -> None:
@@ -120,7 +127,17 @@ def next_command(*words: object) -> str:
     return f"next: {shlex.join(['medunet', *map(str, words)])}"
 
 
+def plain_console(*, stderr: bool = False) -> Console:
+    """Return a console that neither wraps lines nor colours numbers and paths."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False)
+
+
+def print_error(text: str, *, name: str | None = None) -> None:
+    """Print an error in one line on standard error."""
+    plain_console(stderr=True).print(f"[bold red]error[/] {'' if name is None else f'{escape(name)}: '}{escape(text)}")
+
+
 def wide_console() -> Console:
-    """Return a console for tables: without a terminal no column is cut, so that a file or a pipe gets them whole."""
+    """Return a console for tables; in a file or a pipe no column is cut."""
     console = Console()
     return console if console.is_terminal else Console(width=TABLE_WIDTH)

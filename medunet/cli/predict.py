@@ -6,25 +6,36 @@ import contextlib
 import csv
 import logging
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Where, predict_many
-from medunet.cli.options import Device, Set, Trust, with_reading
+from medunet.cli.options import (
+    EXIT_INTERRUPTED,
+    EXIT_SOME_FAILED,
+    Device,
+    Set,
+    Trust,
+    Where,
+    plain_console,
+    print_error,
+    with_reading,
+)
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import check_target, claim, require_path
 from medunet.resources import find_bundle
 
 if TYPE_CHECKING:
-    from medunet.prediction import Prediction
+    from medunet.deploy.cluster import Outcome
+    from medunet.prediction import Prediction, PredictOptions
 
 
 class ResultFormat(str, Enum):
@@ -165,7 +176,7 @@ def predict(
         pseudonyms=pseudonyms,
     )
     if is_cohort:
-        predict_many(
+        _predict_many(
             folder,
             inputs,
             output,
@@ -180,7 +191,7 @@ def predict(
     begun = time.perf_counter()
     predictor = Predictor(folder, options, output_dir=output, overwrite=force, skip_done=skip_existing)
     sources = list_inputs(inputs, channels=predictor.channels)
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = plain_console(stderr=True)
     loaded = time.perf_counter()
     results: list[Prediction] = []
     interrupted = False
@@ -207,7 +218,7 @@ def predict(
     failed = [result for result in results if result.error is not None]
     skipped = sum(result.skipped for result in results)
     for result in failed:
-        console.print(f"[bold red]error[/] {escape(str(result.error))}")
+        print_error(str(result.error))
     if benchmark and len(results) > skipped:
         console.print(_time_table(results, wall=seconds, loading=loaded - begun))
     least = "at least " if interrupted else ""  # the file that was being written at Ctrl-C is finished, not reported
@@ -217,6 +228,55 @@ def predict(
         console.print("[bold red]interrupted[/] all written files are complete; add --skip-existing to continue")
         raise typer.Exit(EXIT_INTERRUPTED)
     if failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _predict_many(
+    bundle: Path,
+    inputs: Sequence[str],
+    output: Path,
+    options: PredictOptions,
+    *,
+    query: Sequence[str],
+    send_back: bool,
+    **how: Any,
+) -> None:
+    """Predict the cases of one manifest, folder or DICOMweb store; the exit code tells whether all have results."""
+    from medunet.deploy.cluster import LEDGER_NAME, DicomWebStore, predict_cohort
+
+    if len(inputs) != 1:
+        raise ConfigError("a cohort must be one CSV file, folder or store", received=f"{len(inputs)} inputs")
+    source: Any = Path(inputs[0])
+    if inputs[0].startswith(("http://", "https://")):
+        pairs = [text.partition("=") for text in query]
+        if not all(key and value for key, _, value in pairs):
+            raise ConfigError("--query must be KEYWORD=VALUE", received=" ".join(query), expected="such as Modality=CT")
+        if send_back:
+            options = replace(options, result_format="dicom-seg")
+        selected = {key: value for key, _, value in pairs}
+        source = list(DicomWebStore(inputs[0]).series(selected, send_back=send_back))
+    elif query or send_back:
+        raise ConfigError("--query and --send-back need the URL of a DICOMweb store", received=inputs[0])
+    console = plain_console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("predicting", total=None)
+
+        def report(outcome: Outcome) -> None:
+            progress.advance(task)
+            if outcome.error is not None:
+                console.print(f"[bold red]error[/] {escape(outcome.name)}: {escape(outcome.error)}")
+
+        result = predict_cohort(bundle, source, output, options, report=report, **how)
+    failed = len(result.failed)
+    done = len(result.outcomes) - failed
+    console.print(escape(f"{done} of {result.cases} cases have results in {result.output}, {failed} failed"))
+    console.print(escape(f"results of every case: {result.output / LEDGER_NAME}"))
+    again = "rerun the command without --force" if how["replace"] else "rerun the command"
+    if result.is_interrupted:
+        console.print(f"[bold red]interrupted[/] all written files are complete; {again} to continue")
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if failed:
+        console.print(f"{again} to retry the failed cases")
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -233,7 +293,7 @@ def _write_table(rows: list[tuple[str, str]], path: Path) -> None:
 def _print_result(result: Prediction) -> None:
     if result.error is None:
         what = "there already" if result.skipped else f"{result.seconds:.1f} s"
-        Console(soft_wrap=True, highlight=False).print(escape(f"{result.path}  {what}"))
+        typer.echo(f"{result.path}  {what}")
 
 
 def _time_table(results: list[Prediction], *, wall: float, loading: float) -> Table:

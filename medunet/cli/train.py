@@ -10,8 +10,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.cohort import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Where
-from medunet.cli.options import Device, Preset, Set, SkipBad, Trust, next_command, on_sigterm
+from medunet.cli.options import (
+    EXIT_INTERRUPTED,
+    EXIT_SOME_FAILED,
+    Device,
+    Preset,
+    Set,
+    SkipBad,
+    Trust,
+    Where,
+    next_command,
+    on_sigterm,
+    plain_console,
+    print_error,
+)
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
@@ -85,22 +97,26 @@ def train(
         changes["epochs"] = epochs
     if init_from is not None:
         changes["init_from"] = str(init_from.resolve())
+    is_single, is_launched = folds is None, nproc is not None or nnodes > 1
+    if is_launched and not is_single:
+        raise ConfigError("--nproc and --nnodes train one fold", received="--folds", remedy="pass --fold K")
+    if on is not None and is_single:
+        raise ConfigError("--on ray needs --folds")
+    chosen = _parse_folds(folds)
     data_name = data.resolve().parent.name if data.is_file() else data.resolve().name
-    base = f"{source.resolve().name}_{data_name}"
-    options: dict[str, Any] = {"presets": preset or (), "device": device, "trust": trust, "skip_bad": skip_bad}
-    if folds is not None:
-        if nproc is not None or nnodes > 1:
-            raise ConfigError("--nproc and --nnodes train one fold", received="--folds", remedy="pass --fold K")
-        output = output or Path("runs") / f"{base}_folds"
-        chosen = _parse_folds(folds)
-        reject_other_files(output, own="fold_*")
+    name = f"{source.resolve().name}_{data_name}_{f'fold{fold}' if is_single else 'folds'}"
+    output = output or Path("runs") / name
+    reject_other_files(output, own="configs" if is_single else "fold_*")
+    if nnodes == 1:  # several hosts share the folder: the first process checks it
         check_target(output)
-        from medunet.runs import train_folds
-        from medunet.tracking import default_store
+    from medunet.runs import train_bundle, train_folds
+    from medunet.tracking import default_store
 
-        if tracking_uri is None and "tracking_uri" not in changes:
-            tracking_uri = default_store(output.parent)
-        options["tracking_uri"] = tracking_uri
+    if tracking_uri is None and "tracking_uri" not in changes:
+        tracking_uri = default_store(output.parent)
+    options: dict[str, Any] = {"presets": preset or (), "device": device, "trust": trust, "skip_bad": skip_bad}
+    options["tracking_uri"] = tracking_uri
+    if not is_single:
         if on is not None:
             from medunet.deploy.cluster import folds_on_ray
 
@@ -109,94 +125,73 @@ def train(
             folds_done = train_folds(source, data, output, folds=chosen, changes=changes, **options)
         show_folds(folds_done)
         return
-    if on is not None:
-        raise ConfigError("--on ray needs --folds")
-    output = output or Path("runs") / f"{base}_fold{fold}"
-    reject_other_files(output, own="configs")
-    if nnodes == 1:  # several hosts share the folder: the first process checks it
-        check_target(output)
-    from medunet.runs import train_bundle
-    from medunet.tracking import default_store
-
-    if tracking_uri is None and "tracking_uri" not in changes:
-        tracking_uri = default_store(output.parent)
-    options |= {"changes": {"fold": fold, **changes}, "resume": resume, "tracking_uri": tracking_uri}
+    options |= {"changes": {"fold": fold, **changes}, "resume": resume}
     result: TrainingResult | None
     try:
-        if nproc is None and nnodes == 1:
-            with on_sigterm(RESUME):
-                result = train_bundle(source, data, output, **options)
-        else:
+        if is_launched:
             from medunet.deploy.cluster import train_processes
 
             options |= {"processes": nproc or 1, "hosts": nnodes, "endpoint": rdzv_endpoint}
             result = train_processes(source, data, output, **options)
+        else:
+            with on_sigterm(RESUME):
+                result = train_bundle(source, data, output, **options)
     except KeyboardInterrupt:
         typer.echo(RESUME, err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    if result is not None:  # another host writes and prints the result otherwise
+    if result is not None:  # otherwise another host writes and prints the result
         show_training(result)
 
 
-def _errors() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def _parse_folds(text: str) -> list[int] | None:
-    if text == "all":
+def _parse_folds(text: str | None) -> list[int] | None:
+    if text in (None, "all"):
         return None
     try:
-        return [int(word) for word in text.split(",")]
+        return [int(word) for word in str(text).split(",")]
     except ValueError as error:
         raise ConfigError("--folds must be all or numbers", received=text, expected="such as --folds 0,2") from error
 
 
 def show_training(result: TrainingResult) -> None:
     """Print the result of a training run."""
-    console = Console()
     if result.kept_dice:
-        title = f"kept: epoch {result.kept_epoch} of {result.epochs}, {_why_kept(result)}"
+        why = "the best validation"
+        if result.kept_epoch != result.best_epoch:
+            why = f"the last validation (keep_epoch: last); epoch {result.best_epoch} has the best"
+        title = f"kept: epoch {result.kept_epoch} of {result.epochs}, {why}"
         table = Table("class", "validation Dice", title=title)
         for name, value in result.kept_dice.items():
             table.add_row(name, f"{value:.4f}")
-        console.print(table)
+        Console().print(table)
     if result.left_out:
-        console.print(f"[yellow]left out[/] {escape(', '.join(result.left_out))}", highlight=False, soft_wrap=True)
+        plain_console().print(f"[yellow]left out[/] {escape(', '.join(result.left_out))}")
     typer.echo(f"run: {result.run}")
     typer.echo(next_command("predict", result.run, "IMAGES", "--output", "DIR"))
 
 
-def _why_kept(result: TrainingResult) -> str:
-    if result.kept_epoch == result.best_epoch:
-        return "the best validation"
-    return f"the last validation (keep_epoch: last); epoch {result.best_epoch} has the best"
-
-
 def show_folds(result: CrossValidation) -> None:
-    """Print the result of a cross-validation and exit with a code that tells whether it is complete."""
-    console, errors = Console(highlight=False, soft_wrap=True), _errors()
+    """Print the result of a cross-validation; the exit code tells whether it is complete."""
+    from medunet.runs.ensemble import describe_rule
+
     for outcome in result.folds:
-        console.print(
-            f"fold {outcome.fold}: {outcome.status}" + (f", {outcome.seconds:.0f} s" if outcome.seconds else "")
-        )
+        typer.echo(f"fold {outcome.fold}: {outcome.status}" + (f", {outcome.seconds:.0f} s" if outcome.seconds else ""))
     if result.summary is not None:
         table = Table("class", "Dice", "with post-processing", title=f"out of fold, {result.summary['cases']} cases")
         for rule in result.rules:
-            words = ["largest component"] * rule.keep_largest + [f">= {rule.min_size:g} mm³"] * (rule.min_size > 0)
-            after = f"{rule.dice_after:.4f} ({', '.join(words)})" if rule.is_kept else "none used"
+            after = f"{rule.dice_after:.4f} ({describe_rule(rule)})" if rule.is_kept else "none used"
             table.add_row(rule.name, f"{rule.dice_before:.4f}", after)
-        console.print(table)
-        console.print(f"mean Dice of the classes: {(result.postprocessed or result.summary)['mean_dice']:.4f}")
+        plain_console().print(table)
+        typer.echo(f"mean Dice of the classes: {(result.postprocessed or result.summary)['mean_dice']:.4f}")
         typer.echo(f"ensemble: {result.output}")
         typer.echo(next_command("predict", result.output, "IMAGES", "--output", "DIR"))
     for outcome in result.folds:
         if outcome.error is not None:
-            errors.print(f"[bold red]error[/] fold {outcome.fold}: {escape(outcome.error)}")
+            print_error(outcome.error, name=f"fold {outcome.fold}")
     for name, text in result.failed_cases.items():
-        errors.print(f"[bold red]error[/] {escape(name)}: {escape(text)}")
+        print_error(text, name=name)
     if result.is_interrupted:
         typer.echo(RERUN, err=True)
         raise typer.Exit(EXIT_INTERRUPTED)
     if not result.is_whole:
-        errors.print("rerun the command to retry what failed; finished folds are kept")
+        typer.echo("rerun the command to retry what failed; finished folds are kept", err=True)
         raise typer.Exit(EXIT_SOME_FAILED)

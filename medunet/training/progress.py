@@ -1,4 +1,4 @@
-"""What a training looks like while it runs: a live view in a terminal, a line an epoch elsewhere."""
+"""The progress of a training run: a live view in a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,21 +21,14 @@ from .handlers import loss_of, validation_dice, validation_metrics
 logger = logging.getLogger(__name__)
 
 BARS = "▁▂▃▄▅▆▇█"
-PLAIN_BARS = "_.-=+*#"
-"""For terminals without Unicode."""
-
-SPARK_WIDTH = 40
-"""Characters of a sparkline."""
-
-REFRESH = 4.0
-"""Times a second that the view is drawn anew."""
-
-SIGN_SECONDS = 30.0
-"""Seconds between two lines of a log within an epoch, so that a reader can tell a slow run from a dead one."""
+PLAIN_BARS = "_.-=+*#"  # for terminals without Unicode
+SPARK_WIDTH = 40  # characters of a sparkline
+REFRESH = 4.0  # redraws of the view per second
+SIGN_SECONDS = 30.0  # between two log lines within an epoch, so that a slow run can be told from a dead one
 
 
 def sparkline(values: Sequence[float], *, width: int = SPARK_WIDTH, bars: str = BARS) -> str:
-    """A row of bars from the lowest value to the highest; means where there are more values than room.
+    """Return a row of bars from the lowest to the highest value; if there are too many values, bars are means.
 
     Example:
         >>> sparkline([3, 2, 1, 2]), sparkline([1, 1, 3, 3], width=2), sparkline([1, float("nan"), 1])
@@ -53,12 +46,12 @@ def sparkline(values: Sequence[float], *, width: int = SPARK_WIDTH, bars: str = 
 
 
 class ProgressHandler:
-    """A live view with progress, loss, Dice by class and the time left; a log line an epoch where there is no terminal.
+    """Show progress, loss, Dice by class and the remaining time: live in a terminal, else a log line per epoch.
 
     Args:
-        class_names: foreground classes, to name the Dice values.
+        class_names: names of the foreground classes.
         validator: the evaluator whose metrics are shown.
-        console: where to draw; by default standard error.
+        console: where to draw; standard error by default.
         is_writer: False on all but the first process.
     """
 
@@ -92,7 +85,7 @@ class ProgressHandler:
             self.validator.add_event_handler(Events.ITERATION_COMPLETED, self.case_validated)
 
     def start(self, engine: Any) -> None:
-        """Open the view; a resumed training shows what it has behind it."""
+        """Open the view; a resumed run shows its earlier epochs."""
         self._begun = self._last_line = time.perf_counter()
         state = engine.state
         self._first_iteration = state.iteration
@@ -105,52 +98,34 @@ class ProgressHandler:
         if not self.console.is_terminal:
             logger.info("training: %d epochs of %d steps", state.max_epochs, state.epoch_length)
             return
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left {task.fields[left]}"),
-            console=self.console,
-        )
-        self._task = self._bar.add_task(
-            "",
-            total=state.max_epochs * state.epoch_length,
-            completed=state.iteration,
-            epoch=state.epoch,
-            epochs=state.max_epochs,
-            rate="",
-            left="-:--",
-        )
+        texts = ("epoch {task.fields[epoch]}", "{task.fields[rate]}", "left {task.fields[left]}")
+        epoch, rate, left = map(TextColumn, texts)
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), epoch, rate, TimeElapsedColumn(), left)
+        self._bar = Progress(*columns, console=self.console)
+        total = state.max_epochs * state.epoch_length
+        begun: dict[str, Any] = {"epoch": f"{state.epoch}/{state.max_epochs}", "rate": "", "left": "-:--"}
+        self._task = self._bar.add_task("", total=total, completed=state.iteration, **begun)
         self._live = Live(console=self.console, refresh_per_second=REFRESH, get_renderable=self._view)
         self._live.start()
 
     def iteration_completed(self, engine: Any) -> None:
-        """Note the step; the view draws itself."""
+        """Record the step; the view redraws itself."""
         loss = loss_of(engine)
-        # an average over about twenty steps, readable while it moves
+        # an average over about twenty steps, which is steady enough to read
         self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
+        state, left = engine.state, _spell(self._seconds_left(engine))
+        epoch = f"{state.epoch}/{state.max_epochs}"
         if self._live is not None:
-            seconds = time.perf_counter() - self._begun
-            steps = engine.state.iteration - self._first_iteration
-            self._bar.update(
-                self._task,
-                completed=engine.state.iteration,
-                epoch=engine.state.epoch,
-                rate=f"{steps / seconds:.2g} steps/s",
-                left=_spell(self._seconds_left(engine)),
-            )
+            steps = state.iteration - self._first_iteration
+            rate = f"{steps / (time.perf_counter() - self._begun):.2g} steps/s"
+            self._bar.update(self._task, completed=state.iteration, epoch=epoch, rate=rate, left=left)
             return
-        state = engine.state
         step = (state.iteration - 1) % state.epoch_length + 1
         if step < state.epoch_length:
-            text = f"epoch {state.epoch}/{state.max_epochs}  step {step}/{state.epoch_length}"
-            self._give_sign(f"{text}  loss {self._loss:.3f}  left {_spell(self._seconds_left(engine))}")
+            self._give_sign(f"epoch {epoch}  step {step}/{state.epoch_length}  loss {self._loss:.3f}  left {left}")
 
     def case_validated(self, engine: Any) -> None:
-        """Write a line now and then while many cases are validated."""
+        """Log a line now and then while many cases are validated."""
         if self._live is None:
             self._give_sign(f"validated {engine.state.iteration}/{engine.state.epoch_length} cases")
 
@@ -161,7 +136,7 @@ class ProgressHandler:
             logger.info(line)
 
     def epoch_completed(self, engine: Any) -> None:
-        """Take in loss and validation of the epoch; write the line where there is no view."""
+        """Add loss and validation of the epoch; log a line if there is no view."""
         state = engine.state
         history = getattr(state, "history", ())
         loss = history[-1]["loss"] if history else self._loss
@@ -179,13 +154,13 @@ class ProgressHandler:
             )
 
     def stop(self, engine: Any) -> None:
-        """Leave the finished view on the screen."""
+        """Close the view; it stays on the screen."""
         if self._live is not None:
             live, self._live = self._live, None
             live.stop()
 
     def failed(self, engine: Any, error: BaseException) -> None:
-        """Give the terminal back before the error is shown."""
+        """Close the view before the error is shown."""
         self.stop(engine)
         raise error
 

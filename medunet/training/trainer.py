@@ -1,4 +1,4 @@
-"""MONAI's engines with what they lack: autocast on any device, clipping, weight maps, a stop at non-finite loss."""
+"""MONAI's engines with autocast on any device, gradient clipping, weight maps and an error for a non-finite loss."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Trainer(SupervisedTrainer):
     Args:
         autocast_dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``; MONAI's engine knows CUDA only.
             The loss is always computed in float32.
-        clip_grad_norm: the gradient is scaled down to this Euclidean norm; ``None`` leaves it alone.
-        loss_keys: batch keys handed to the loss after prediction and label, e.g. ``["weight"]`` for
+        clip_grad_norm: largest Euclidean norm of the gradient; ``None`` does not clip.
+        loss_keys: batch keys that the loss gets after prediction and label, e.g. ``["weight"]`` for
             :class:`medunet.losses.BorderWeightedCELoss`.
-        name_key: batch key with the case names, for error messages.
-        compile_network: train by ``torch.compile``, which fuses what lies between convolutions. It takes half a minute
-            once, needs a C++ compiler, and patches of one size.
-        **kwargs: see ``monai.engines.SupervisedTrainer``; its ``amp``, ``compile`` and ``accumulation_steps`` are not
-            taken, because they are bound to CUDA or to its own iteration.
+        name_key: batch key of the case names, for error messages.
+        compile_network: use ``torch.compile``, which fuses the operations between convolutions. It needs half a minute
+            once, a C++ compiler, and patches of one size.
+        **kwargs: see ``monai.engines.SupervisedTrainer``; its ``amp``, ``compile`` and ``accumulation_steps`` are
+            rejected, because they need CUDA or its own iteration.
 
     Raises:
-        ConfigError: there is no compiler.
-        DataError: during ``run()``, when the loss is not finite; it names the cases of the batch.
+        ConfigError: There is no compiler.
+        DataError: During ``run()``: the loss is not finite; the error names the cases of the batch.
     """
 
     def __init__(
@@ -46,16 +46,13 @@ class Trainer(SupervisedTrainer):
         compile_network: bool = False,
         **kwargs: Any,
     ) -> None:
-        if refused := {"amp", "compile", "accumulation_steps"} & kwargs.keys():
-            raise ConfigError(
-                "argument of MONAI's trainer that medunet's does not take",
-                received=sorted(refused),
-                remedy="use autocast_dtype and compile_network",
-            )
+        if rejected := {"amp", "compile", "accumulation_steps"} & kwargs.keys():
+            remedy = "use autocast_dtype and compile_network"
+            raise ConfigError("not an argument of medunet's trainer", received=sorted(rejected), remedy=remedy)
         super().__init__(**kwargs)
         if compile_network:
             _require_compiler()
-        # of the same weights; checkpoints, averages and validation go on with the network itself
+        # both have the same weights; checkpoints, averages and validation use the network itself
         self._forward = torch.compile(self.network, dynamic=False) if compile_network else self.network
         self.autocast_dtype = autocast_dtype
         self.clip_grad_norm = clip_grad_norm
@@ -65,7 +62,7 @@ class Trainer(SupervisedTrainer):
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=uses_float16)
 
     def run(self) -> None:
-        """Train until the last epoch; on a CPU the process keeps freed memory, see `keep_freed_memory`."""
+        """Train to the last epoch; on a CPU the process keeps freed memory, see `keep_freed_memory`."""
         if self.state.device.type == "cpu":
             keep_freed_memory()
         super().run()
@@ -94,7 +91,7 @@ class Trainer(SupervisedTrainer):
             torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip_grad_norm)
         self.grad_scaler.step(engine.optimizer)
         self.grad_scaler.update()
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)  # decollates, where that is on, into one output a case
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)  # decollates into one output per case, if that is on
         return engine.state.output
 
     def _non_finite_loss(self, loss: float, batchdata: dict[str, Any]) -> DataError:
@@ -130,14 +127,14 @@ def _require_compiler() -> None:
     compilers = [os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl"]
     if not any(shutil.which(name) for name in compilers if name):
         raise ConfigError(
-            "no C++ compiler, which torch.compile needs",
+            "torch.compile needs a C++ compiler",
             expected="one of CXX, g++, clang++",
             remedy="install one (Debian: apt-get install g++), or train without `compile`",
         )
 
 
 def _in_float32(prediction: Any) -> Any:
-    """Half-precision logits as float32, alone or in the list of deep supervision."""
+    """Return half-precision logits as float32; deep supervision has a list of them."""
     if isinstance(prediction, list | tuple):
         return [part.float() for part in prediction]
     return prediction.float()
