@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medunet.cli.app import main
 from medunet.datasets import write_phantom_dataset
 from medunet.io import read_volume, write_volume
 
@@ -19,27 +17,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # MONAI's own, which the comm
 
 
 @pytest.fixture
-def medunet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run `medunet check WORDS` in this process and return the exit code."""
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["medunet", "check", *map(str, words)])
-        with pytest.raises(SystemExit) as info:
-            main()
-        return int(info.value.code or 0)
-
-    return run
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
     write_phantom_dataset(tmp_path / "data", kind="mr", cases=3, test_cases=1, size=(17, 18, 19))
     return tmp_path / "data"
 
 
 def test_sound_data_set_passes(data: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    assert medunet(data) == 0
+    assert medunet("check", data) == 0
     out = capsys.readouterr().out
     assert "3 cases and 1 test cases, 3D" in out
     assert "ventricles" in out
@@ -51,7 +36,7 @@ def test_exit_code_is_1_when_training_would_fail(
 ) -> None:
     label = sorted((data / "labelsTr").iterdir())[1]
     write_volume(np.zeros((5, 6, 7), np.uint8), label)
-    assert medunet(data) == 1
+    assert medunet("check", data) == 1
     out = capsys.readouterr().out
     assert f"labelsTr/{label.name}" in out
     assert "different shapes" in out
@@ -63,7 +48,7 @@ def test_equal_findings_share_a_row(
 ) -> None:
     for number, label in enumerate(sorted((data / "labelsTr").iterdir())[:3]):
         write_volume(np.zeros((5, 6, 7 + number), np.uint8), label)
-    assert medunet(data, "--headers") == 1
+    assert medunet("check", data, "--headers") == 1
     out = capsys.readouterr().out
     assert out.count("different shapes") == 1
     assert "3 errors" in out
@@ -73,13 +58,13 @@ def test_warnings_alone_pass(data: Path, medunet: Callable[..., int], capsys: py
     label = sorted((data / "labelsTr").iterdir())[0]
     volume = read_volume(label)
     write_volume(volume.image[0].numpy(), label, affine=volume.image.affine, dtype=np.float32)
-    assert medunet(data) == 0
+    assert medunet("check", data) == 0
     assert "stored as float32" in capsys.readouterr().out
 
 
 def test_json_is_one_document(data: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     sorted((data / "imagesTr").iterdir())[0].write_bytes(b"")
-    assert medunet(data, "--json") == 1
+    assert medunet("check", data, "--json") == 1
     document = json.loads(capsys.readouterr().out)
     assert document["fails"] is True
     assert document["findings"][0]["severity"] == "error"
@@ -89,21 +74,16 @@ def test_json_is_one_document(data: Path, medunet: Callable[..., int], capsys: p
 
 
 def test_contact_sheet_is_a_picture(data: Path, medunet: Callable[..., int], tmp_path: Path) -> None:
-    assert medunet(data, "--sheet", tmp_path / "out" / "sheet.png") == 0
+    assert medunet("check", data, "--sheet", tmp_path / "out" / "sheet.png") == 0
     with Image.open(tmp_path / "out" / "sheet.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > 300
 
 
-def test_folder_without_data_set_fails(
+def test_folders_without_a_data_set_fail(
     tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert medunet(tmp_path) == 1
+    assert medunet("check", tmp_path) == 1
     assert "no data set found" in capsys.readouterr().out
-
-
-def test_path_that_does_not_exist_is_bad_input(
-    tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert medunet(tmp_path / "nowhere") == 2
+    assert medunet("check", tmp_path / "nowhere") == 2
     assert "does not exist" in capsys.readouterr().err

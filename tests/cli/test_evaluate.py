@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,22 +13,10 @@ import torch
 from monai.data import MetaTensor
 from rich.table import Table
 
-from medunet.cli.app import main
 from medunet.cli.options import wide_console
 from medunet.cli.train import show_training
 from medunet.io import SavePredictiond, write_volume
 from medunet.runs import TrainingResult
-
-
-@pytest.fixture
-def medunet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    def run(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["medunet", *map(str, words)])
-        with pytest.raises(SystemExit) as info:
-            main()
-        return info.value.code or 0
-
-    return run
 
 
 @pytest.fixture

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from monai.bundle import ConfigParser
+from small import untrained_run
 
-from medunet.bundle import find_bundle, specialise
-from medunet.cli.app import main
+from medunet.bundle import specialise
 from medunet.io import write_volume
 from medunet.prediction import STAGES, Predictor
 
@@ -22,14 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    changes = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
-    folder = specialise(find_bundle("unet_3d"), tmp_path_factory.mktemp("runs") / "run", changes)
-    parser = ConfigParser()
-    parser.read_config(str(folder / "configs" / "inference.json"))
-    torch.manual_seed(0)
-    (folder / "models").mkdir()
-    torch.save({"model": parser.get_parsed_content("network_def").state_dict()}, folder / "models" / "model.pt")
-    return folder
+    return untrained_run(tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture
@@ -40,45 +30,30 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-@pytest.fixture
-def medunet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run `medunet predict WORDS` in this process and return the exit code."""
-
-    def call(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["medunet", "predict", *map(str, words)])
-        with pytest.raises(SystemExit) as info:
-            main()
-        code = info.value.code or 0
-        assert isinstance(code, int)
-        return code
-
-    return call
-
-
 def test_existing_results_are_refused_skipped_or_replaced_as_asked(
     run: Path, images: Path, tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert medunet(run, images / "b.nii.gz", "-o", out) == 0
+    assert medunet("predict", run, images / "b.nii.gz", "-o", out) == 0
     stamp = (out / "b.nii.gz").stat().st_mtime_ns
     capsys.readouterr()
-    assert medunet(run, images, "-o", out, "--skip-existing") == 0
+    assert medunet("predict", run, images, "-o", out, "--skip-existing") == 0
     shown = capsys.readouterr()
     assert [line.split()[-2:] == ["there", "already"] for line in shown.out.splitlines()] == [False, True, False]
     assert "2 of 3 written" in shown.err
     assert "1 were there already" in shown.err
     assert (out / "b.nii.gz").stat().st_mtime_ns == stamp
-    assert medunet(run, images, "-o", out) == 2
+    assert medunet("predict", run, images, "-o", out) == 2
     assert capsys.readouterr().err.count("result exists already") == 3
-    assert medunet(run, images, "-o", out, "--force") == 0
+    assert medunet("predict", run, images, "-o", out, "--force") == 0
     assert (out / "b.nii.gz").stat().st_mtime_ns > stamp
-    assert medunet(run, images, "-o", out, "--force", "--skip-existing") == 2
+    assert medunet("predict", run, images, "-o", out, "--force", "--skip-existing") == 2
 
 
 def test_benchmark_shows_every_stage_and_its_share(
     run: Path, images: Path, tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert medunet(run, images, "-o", tmp_path / "out", "--benchmark") == 0
+    assert medunet("predict", run, images, "-o", tmp_path / "out", "--benchmark") == 0
     table = capsys.readouterr().err
     assert re.search(r"3 cases in [\d.]+ s: [\d.]+ cases/s", table)
     for stage in (*STAGES, "all stages"):
@@ -88,7 +63,7 @@ def test_benchmark_shows_every_stage_and_its_share(
 def test_verbose_shows_the_tiles(
     run: Path, images: Path, tmp_path: Path, medunet: Callable[..., int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert medunet(run, images / "a.nii.gz", "-o", tmp_path / "out", "--verbose") == 0
+    assert medunet("predict", run, images / "a.nii.gz", "-o", tmp_path / "out", "--verbose") == 0
     assert any("windows" in record.getMessage() for record in caplog.records if "inferers" in record.name)
 
 
@@ -107,7 +82,7 @@ def test_ctrl_c_says_what_is_written_and_how_to_go_on(
 
     original = Predictor.predict
     monkeypatch.setattr(Predictor, "predict", interrupted)
-    assert medunet(run, images, "-o", tmp_path / "out") == 130
+    assert medunet("predict", run, images, "-o", tmp_path / "out") == 130
     error = capsys.readouterr().err
     assert "at least 1 of 3 written" in error
     assert "--skip-existing" in error
@@ -117,7 +92,7 @@ def test_an_ensemble_of_another_plan_is_refused_in_one_line(
     run: Path, images: Path, tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = specialise(run, tmp_path / "other", {"spacing_mm": [2.0, 2.0, 2.0]})
-    assert medunet(run, images, "-o", tmp_path / "out", "--ensemble", other) == 2
+    assert medunet("predict", run, images, "-o", tmp_path / "out", "--ensemble", other) == 2
     error = capsys.readouterr().err.strip()
     assert "spacing_mm" in error
     assert "\n" not in error

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import json
-import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +15,10 @@ from monai.bundle import ConfigParser
 from small import untrained_run
 
 from medunet.bundle import find_bundle, specialise
-from medunet.cli.app import main
 from medunet.cli.options import READING
 from medunet.datasets import write_phantom_dataset
 from medunet.errors import ConfigError
-from medunet.io import MedunetReader, ReadOptions, options, read_header, read_label
+from medunet.io import MedunetReader, ReadOptions, read_header, read_label
 from medunet.io.options import READING_IDS
 from medunet.prediction import Predictor
 from medunet.resources import shipped_bundles
@@ -39,17 +35,6 @@ CHOSEN: dict[str, Any] = {
     "fill_value": -1024.0,
     "skip_unreadable": True,
 }
-
-
-@pytest.fixture
-def medunet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    def call(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["medunet", *map(str, words)])
-        with pytest.raises(SystemExit) as info:
-            main()
-        return int(info.value.code or 0)
-
-    return call
 
 
 def readers(config: ConfigParser) -> Iterator[MedunetReader]:
@@ -151,22 +136,3 @@ def test_training_takes_a_choice_by_its_id(with_nan: Path, tmp_path: Path, medun
     assert medunet(*words, "--output", tmp_path / "without") == 2
     assert medunet(*words, "--output", tmp_path / "run", "--set", "fill_value=-1024") == 0
     assert json.loads((tmp_path / "run" / "configs" / "inference.json").read_text())["fill_value"] == -1024
-
-
-def remedies() -> Iterator[str]:
-    """Texts of `remedy=` in the readers, formatted values left out."""
-    for path in Path(options.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.keyword) and node.arg == "remedy":
-                parts = [part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant)]
-                yield " ".join(part for part in parts if isinstance(part, str))
-
-
-def test_remedies_name_options_as_they_are_typed() -> None:
-    texts = list(remedies())
-    typed = {word for text in texts for word in re.findall(r"--[a-z-]+", text)}
-    known = {f"--{name.replace('_', '-')}" for name in READING}
-    assert {"--series-uid", "--phase", "--uneven", "--form", "--fill-value"} <= typed
-    assert typed <= known | {"--format", "--output", "--force"}
-    names = "|".join(READING_IDS)
-    assert not [text for text in texts if re.search(rf"\b({names})=|`({names})`", text)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,6 @@ from typing import NamedTuple
 import pytest
 from small import untrained_run
 
-from medunet.cli.app import main
 from medunet.datasets import open_dataset, write_phantom_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -57,43 +55,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def medunet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
+@pytest.fixture(autouse=True)
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-
-    def call(words: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["medunet", *words.split()])
-        with pytest.raises(SystemExit) as info:
-            main()
-        return int(info.value.code or 0)
-
-    return call
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_rejected_command_does_not_block_the_corrected_one(
-    name: str, folder: Path, medunet: Callable[[str], int]
+    name: str, folder: Path, medunet: Callable[..., int]
 ) -> None:
     command, out = COMMANDS[name], f"out_{list(COMMANDS).index(name)}"
     words = command.words.replace("OUT", out)
     for bad in command.bad:
-        assert medunet(f"{words} {bad}") == 2, bad
-    assert medunet(words) == 0
+        assert medunet(*f"{words} {bad}".split()) == 2, bad
+    assert medunet(*words.split()) == 0
     edited = folder / out / command.edit
     assert edited.is_file()
     if command.is_protected:
         before = edited.read_bytes()
         before = before.replace(b'"seed": 0', b'"seed": 1') if b'"seed": 0' in before else before + b"edited"
         edited.write_bytes(before)
-        assert medunet(words) == 2
+        assert medunet(*words.split()) == 2
         assert edited.read_bytes() == before
 
 
-def test_an_edited_run_is_not_replaced_though_it_was_never_trained(folder: Path, medunet: Callable[[str], int]) -> None:
+def test_an_edited_run_is_not_replaced_though_it_was_never_trained(folder: Path, medunet: Callable[..., int]) -> None:
     words = f"{TRAIN} --output untrained"
-    assert medunet(f"{words} --set optimizer::lr=-1") == 2
+    assert medunet(*f"{words} --set optimizer::lr=-1".split()) == 2
     config = folder / "untrained" / "configs" / "train.json"
     edited = config.read_text().replace('"seed": 0', '"seed": 1')
     config.write_text(edited)
-    assert medunet(words) == 2
+    assert medunet(*words.split()) == 2
     assert config.read_text() == edited

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from medunet.cli.app import main
-from medunet.datasets import write_phantom_dataset
 from medunet.errors import DataError
 from medunet.training import CheckpointHandler, Trainer
 
@@ -25,33 +22,12 @@ SMALL = ["--set", "network_def::channels=[4,8]", "--set", "steps_per_epoch=2", "
 SMALL_2D = [*SMALL, "--set", "patch_size=[32,32]", "--set", "val_interval=1", "--set", "tracking_uri=", "--epochs", "1"]
 
 
-@pytest.fixture
-def medunet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run `medunet WORDS` in this process and return the exit code."""
-
-    def run(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["medunet", *map(str, words)])
-        with pytest.raises(SystemExit) as info:
-            main()
-        return info.value.code or 0
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("cells")
-    write_phantom_dataset(root, kind="cells", cases=4, size=(48, 48))
-    return root
-
-
 def test_a_run_starts_from_another_with_fewer_classes(
-    cells: Path, tmp_path: Path, medunet: Callable[..., int], caplog: pytest.LogCaptureFixture
+    run_2d: Path, cells: Path, tmp_path: Path, medunet: Callable[..., int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert medunet("train", "unet_2d", "--data", cells, "--output", first, *SMALL_2D) == 0
+    second = tmp_path / "second"
     more = ["--set", "label_values=[0,255,7]", "--set", "label_names=[membrane,cell,mito]", "--set", "ema_decay=0.9"]
-    words = ["train", "unet_2d", "--data", cells, "--output", second, "--init-from", first, *SMALL_2D, *more]
+    words = ["train", "unet_2d", "--data", cells, "--output", second, "--init-from", run_2d, *SMALL_2D, *more]
     with caplog.at_level(logging.WARNING, logger="medunet"):
         assert medunet(*words) == 0
     assert "head.weight: shape (3, 4, 1, 1) here, (2, 4, 1, 1) there" in caplog.text
@@ -165,10 +141,10 @@ def test_presets_and_deep_supervision_train_and_predict(
     assert medunet("predict", run, image, "--output", tmp_path / "out") == 0
 
 
-def test_few_trains_volumes(tmp_path: Path, medunet: Callable[..., int]) -> None:
-    write_phantom_dataset(tmp_path / "data", kind="ct", cases=3, size=(28, 26, 22))
-    words = ["--data", tmp_path / "data", "--output", tmp_path / "run", *SMALL, "--set", "patch_size=[16,16,16]"]
-    assert medunet("train", "unet_3d", *words, "--epochs", 1, "--preset", "few") == 0
+def test_few_trains_volumes(volumes: Path, tmp_path: Path, medunet: Callable[..., int]) -> None:
+    words = ["--data", volumes, "--output", tmp_path / "run", *SMALL, "--set", "patch_size=[16,16,16]"]
+    words += ["--epochs", 1, "--preset", "few", "--tracking-uri", ""]
+    assert medunet("train", "unet_3d", *words) == 0
     config = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())
     assert config["augment"]["deform"]["elastic_prob"] == 0.9
 
