@@ -40,7 +40,6 @@ from medunet.runtime import load_checkpoint, save_checkpoint, save_weights
 from medunet.training import LAST_NAME, PREVIOUS_NAME, CheckpointHandler
 
 NO_SPACE, READ_ONLY = os.strerror(errno.ENOSPC), os.strerror(errno.EROFS)
-CPU = torch.device("cpu")
 FORK = "fork" in multiprocessing.get_all_start_methods()
 needs_fork = pytest.mark.skipif(not FORK, reason="needs fork")
 
@@ -186,18 +185,18 @@ def test_resume_takes_the_newest_whole_checkpoint(how: str, tmp_path: Path, capl
     handler = CheckpointHandler(
         str(tmp_path), network, optimizer=torch.optim.SGD(network.parameters(), lr=0.1), resume=True
     )
-    assert handler._load(CPU) is None
+    assert handler._load() is None
     for number in (1, 2):
         keep_as(tmp_path / LAST_NAME, tmp_path / PREVIOUS_NAME)
         save_checkpoint(checkpoint(number), tmp_path / LAST_NAME)
-    assert handler._load(CPU)["epoch"] == 2
+    assert handler._load()["epoch"] == 2
     assert load_checkpoint(tmp_path / PREVIOUS_NAME)["epoch"] == 1
     damage(tmp_path / LAST_NAME, how=how)
-    assert handler._load(CPU)["epoch"] == 1
+    assert handler._load()["epoch"] == 1
     assert f"{LAST_NAME} is damaged" in caplog.text
     damage(tmp_path / PREVIOUS_NAME, how=how)
     with pytest.raises(DataError, match="every checkpoint"):
-        handler._load(CPU)
+        handler._load()
 
 
 def write_for_ever(folder: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_clock_that_runs_backwards_changes_no_weight(
     network = UNet(2, 1, 2, channels=(4, 8))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     handler = CheckpointHandler(str(models), network, optimizer=optimizer, resume=True)
-    assert handler._load(torch.device("cpu"))["epoch"] == 3
+    assert handler._load()["epoch"] == 3
 
 
 def test_prepared_cases_of_the_future_are_not_taken_for_old(
