@@ -8,7 +8,6 @@ from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .contact_sheet import ContactSheet as ContactSheet
 from .curves import EpochRecord as EpochRecord
-from .curves import curves_png as curves_png
 from .curves import render_curves as render_curves
 from .overlay import overlay_png as overlay_png
 from .overlay import render_overlay as render_overlay

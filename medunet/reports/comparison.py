@@ -18,38 +18,23 @@ COMPARED = ("dice", "msd_mm")
 
 @dataclass(frozen=True)
 class ComparedScore:
-    """One row of a comparison.
+    """One row of a comparison."""
 
-    Args:
-        name: name of the class, or `MEAN`.
-        metric: a key of `METRICS`.
-        found: the paired differences.
-        corrected: p-value after Holm's correction over all rows of the page.
-    """
-
-    name: str
+    name: str  # of the class, or `MEAN`
     metric: str
     found: PairedDifference
-    corrected: float = math.nan
+    corrected: float = math.nan  # p-value after Holm's correction over all rows of the page
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A later run against the first.
+    """A later run against the first."""
 
-    Args:
-        first: letter of the run that is subtracted.
-        other: letter of the other run.
-        rows: scores that both have.
-        cases: number of cases that they share.
-        left_out: cases of both runs that were measured against different references.
-    """
-
-    first: str
+    first: str  # letter of the run that is subtracted
     other: str
-    rows: tuple[ComparedScore, ...]
-    cases: int
-    left_out: tuple[str, ...] = ()
+    rows: tuple[ComparedScore, ...]  # scores that both have
+    cases: int  # number of cases that they share
+    left_out: tuple[str, ...] = ()  # cases of both runs that were measured against different references
 
     @property
     def title(self) -> str:
@@ -62,11 +47,7 @@ class Comparison:
 
 
 def compare(runs: Mapping[str, Sequence[CaseScores]]) -> list[Comparison]:
-    """Compare every later run with the first one.
-
-    Args:
-        runs: cases by letter, in order.
-    """
+    """Compare every later run with the first one; `runs` has their cases by letter, in order."""
     (first, ours), *others = runs.items()
     comparisons = [_compare(first, ours, other, theirs) for other, theirs in others]
     corrected = iter(holm([row.found.p_value for one in comparisons for row in one.rows]))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
@@ -15,7 +13,6 @@ from matplotlib.ticker import MaxNLocator
 from typing_extensions import NotRequired
 
 from medunet.errors import DataError
-from medunet.files import write_atomically
 
 from .classes import class_colours
 from .panels import RUN_COLOURS, Panel, Theme, render_png
@@ -39,24 +36,15 @@ class EpochRecord(TypedDict):
 Histories: TypeAlias = Mapping[str, Sequence[EpochRecord]]
 
 
-def curves_png(history: Sequence[EpochRecord], *, path: str | os.PathLike[str], dark: bool = False) -> Path:
-    """Draw the curves into a PNG file and return its path; arguments as of `render_curves`."""
-    return write_atomically(path, render_curves(history, dark=dark))
-
-
-def render_curves(history: Sequence[EpochRecord], *, dark: bool = False) -> bytes:
+def render_curves(history: Sequence[EpochRecord]) -> bytes:
     """Draw training loss and, if there is any, the Dice of each class and their mean as PNG.
-
-    Args:
-        history: one record per epoch.
-        dark: light lines on dark ground.
 
     Raises:
         DataError: the history is empty.
     """
     if not history:
         raise DataError("a history without epochs has no curves", remedy="draw after the first epoch")
-    return render_png(curve_panels({"": history}), dark=dark)
+    return render_png(curve_panels({"": history}))
 
 
 def curve_panels(histories: Histories) -> list[Panel]:

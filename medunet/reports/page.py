@@ -32,48 +32,28 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # names of runs in figures and columns; 
 
 @dataclass(frozen=True)
 class Setting:
-    """A value of a run's configuration.
-
-    Args:
-        id: config id.
-        value: the value as text.
-        why: the reason, if one is known.
-        is_changed: whether the bundle that the run was made of has another value.
-    """
+    """A value of a run's configuration."""
 
     id: str
     value: str
     why: str = ""
-    is_changed: bool = False
+    is_changed: bool = False  # whether the bundle that the run was made of has another value
 
 
 @dataclass(frozen=True)
 class RunResults:
-    """What the page shows of one run. All of it is shown as text; nothing of it may name a patient or a path.
-
-    Args:
-        name: name of the run.
-        cases: results of `evaluate_case` for each case.
-        histories: records of the training run; several of a cross-validation, by fold.
-        facts: name -> value, shown in this order.
-        settings: the configuration, with reasons.
-        notes: what the reader must know before believing the numbers.
-        trained_on: names of cases that the network has seen in training.
-        groups: group of each case, such as its fold.
-        cleaning: of a cross-validation: header and rows of the postprocessing that was tried.
-        unit: of distances: `mm`, or `px` of pictures without a scale.
-    """
+    """What the page shows of one run. All of it is shown as text; nothing of it may name a patient or a path."""
 
     name: str
-    cases: Sequence[CaseScores] = ()
-    histories: Mapping[str, Sequence[EpochRecord]] = field(default_factory=dict)
-    facts: Mapping[str, str] = field(default_factory=dict)
+    cases: Sequence[CaseScores] = ()  # results of `evaluate_case`
+    histories: Mapping[str, Sequence[EpochRecord]] = field(default_factory=dict)  # of a cross-validation by fold
+    facts: Mapping[str, str] = field(default_factory=dict)  # shown in this order
     settings: Sequence[Setting] = ()
-    notes: Sequence[str] = ()
-    trained_on: frozenset[str] = frozenset()
-    groups: Mapping[str, str] = field(default_factory=dict)
-    cleaning: Sequence[Sequence[str]] = ()
-    unit: str = "mm"
+    notes: Sequence[str] = ()  # what the reader must know before believing the numbers
+    trained_on: frozenset[str] = frozenset()  # names of cases that the network has seen in training
+    groups: Mapping[str, str] = field(default_factory=dict)  # group of each case, such as its fold
+    cleaning: Sequence[Sequence[str]] = ()  # header and rows of the postprocessing that was tried
+    unit: str = "mm"  # of distances; "px" of pictures without a scale
 
 
 def lowest_dice(runs: Sequence[RunResults]) -> dict[str, float]:

@@ -28,7 +28,6 @@ class Theme(NamedTuple):
 
 
 LIGHT = Theme(paper="#ffffff", ink="#5b6168", faint="#e3e5e8", line="#1c1f23")
-DARK = Theme(paper="#1a1d21", ink="#9aa1aa", faint="#30353b", line="#e6e8eb")
 PAGE = Theme(paper="#010203", ink="#040506", faint="#070809", line="#0a0b0c")
 VARIABLES = dict(zip(PAGE, ("var(--card)", "var(--soft)", "var(--faint)", "var(--ink)"), strict=True))
 """The colours of `PAGE`, which nothing else uses, and the variables of the page's style sheet that replace them."""
@@ -39,34 +38,24 @@ RUN_COLOURS = ("#5b7cfa", "#e0457b", "#1f9e89", "#c98a00", "#8a63d2", "#7d8790")
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes.
-
-    Args:
-        title: above the axes.
-        draw: draws the data into the axes.
-        inches: width and height.
-        points: cases by id of a group of points, in the order of the points; see `render_svg`.
-    """
+    """One pair of axes."""
 
     title: str
     draw: Callable[[Axes, Theme], None]
-    inches: tuple[float, float] = PANEL_INCHES
-    points: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    inches: tuple[float, float] = PANEL_INCHES  # width and height
+    points: Mapping[str, Sequence[str]] = field(default_factory=dict)  # cases by id of a group of points, in order
 
 
-def render_png(panels: Sequence[Panel], *, dark: bool = False) -> bytes:
+def render_png(panels: Sequence[Panel]) -> bytes:
     """Draw panels as PNG, `ACROSS` in a row."""
-    return _save(panels, DARK if dark else LIGHT, "png")
+    return _save(panels, LIGHT, "png")
 
 
 def render_svg(panel: Panel, *, key: str) -> str:
     """Draw a panel as an SVG element that follows the page's colours and font.
 
     The groups of points keep their ids (`Panel.points`), so that a script finds the element of each point.
-
-    Args:
-        panel: the panel.
-        key: distinguishes the ids of this drawing from those of other drawings in the page.
+    `key` distinguishes the other ids of this drawing from those of other drawings in the page.
     """
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
         text = _save([panel], PAGE, "svg", metadata={"Date": None, "Creator": None}).decode("utf-8")

@@ -39,32 +39,18 @@ BASE64 = 4 / 3
 
 @dataclass(frozen=True)
 class Stack:
-    """One case as the page's viewer reads it, with the axes of :func:`medunet.reports.view.as_seen`.
+    """One case as the page's viewer reads it, with the axes of :func:`medunet.reports.view.as_seen`."""
 
-    Args:
-        shape: (slices, rows, columns) of the label maps.
-        spacing_mm: distances along them.
-        image: WebP of all slices, `across` in a row.
-        image_shape: (slices, rows, columns) of the image, which covers the same box.
-        across: slices in a row of the sprite.
-        labels: zlib of uint8 maps one after the other: reference, then each prediction, in the numbers of
-            :class:`medunet.reports.ClassCodes`.
-        maps: number of label maps.
-        is_placed: whether the directions in the patient are known.
-        is_cut: whether only the surroundings of the labels are kept.
-        is_coarser: whether the grid is coarser than the image's.
-    """
-
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # of the label maps: slices, rows, columns
     spacing_mm: Spacing
-    image: bytes
-    image_shape: tuple[int, int, int]
+    image: bytes  # WebP of all slices, `across` in a row
+    image_shape: tuple[int, int, int]  # of the image, which covers the same box
     across: int
-    labels: bytes
+    labels: bytes  # zlib of uint8 maps one after the other: reference, then each prediction, as of ClassCodes
     maps: int
-    is_placed: bool
-    is_cut: bool
-    is_coarser: bool
+    is_placed: bool  # whether the directions in the patient are known
+    is_cut: bool  # whether only the surroundings of the labels are kept
+    is_coarser: bool  # whether the grid is coarser than the image's
 
     @property
     def page_bytes(self) -> int:

@@ -219,7 +219,7 @@ class TrackingHandler:
         if not self.resume:  # files of an earlier run in this folder
             shutil.rmtree(self._record_file.with_suffix(""), ignore_errors=True)
             (self.folder / SAMPLES_NAME).unlink(missing_ok=True)
-        own = RunRecord(server.name, self.experiment_name, f"{self.run_name} fold {fold}", begun, parent=parent.run_id)
+        own = RunRecord(server.name, self.experiment_name, f"{self.run_name} fold {fold}", begun)
         own.tags = {"medunet.kind": "fold", "medunet.fold": fold, MLFLOW_PARENT_RUN_ID: parent.run_id, **tags}
         write_atomically(self._record_file, own.text)
         return True

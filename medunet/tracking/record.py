@@ -41,48 +41,26 @@ REJECTED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST",
 
 @dataclass
 class RunRecord:
-    """One MLflow run. Its files are in the folder beside the record that has the record's name.
+    """One MLflow run. Its files are in the folder beside the record that has the record's name."""
 
-    Args:
-        uri: the store, without credentials.
-        experiment: MLflow experiment.
-        name: name of the run.
-        start_time: milliseconds since 1970, as is `end_time`.
-        key: value of a tag by which a run is found that was created but not noted.
-        run_id: MLflow's id; empty until the run is created.
-        parent: run id of the parent.
-        tags: MLflow's tags.
-        params: MLflow's parameters.
-        datasets: records of :func:`medunet.tracking.dataset.dataset_record`.
-        metrics: points ``[key, value, time, step]`` beside those of the history and of the system metrics.
-        bundle: path from the record's folder to the trained bundle; empty: no model is logged.
-        model: name of the registered model; empty: the model is not registered.
-        status: RUNNING, FINISHED, FAILED or KILLED.
-        folds: of a parent: fold to the values that summarise it.
-        sent_epoch: the last epoch of the history that was sent.
-        sent_samples: the number of samples of the system metrics that were sent.
-        is_synced: whether the run has ended and MLflow has everything.
-    """
-
-    uri: str
+    uri: str  # the store, without credentials
     experiment: str
     name: str
-    start_time: int
-    key: str = field(default_factory=lambda: secrets.token_hex(16))
-    run_id: str = ""
-    parent: str = ""
+    start_time: int  # milliseconds since 1970, as all times
+    key: str = field(default_factory=lambda: secrets.token_hex(16))  # tag that finds a run that was not noted
+    run_id: str = ""  # MLflow's id, once the run is created
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
-    datasets: list[dict[str, Any]] = field(default_factory=list)
-    metrics: list[list[Any]] = field(default_factory=list)
-    bundle: str = ""
-    model: str = ""
-    status: str = "RUNNING"
+    datasets: list[dict[str, Any]] = field(default_factory=list)  # see `dataset_record`
+    metrics: list[list[Any]] = field(default_factory=list)  # [key, value, time, step], beside those of the history
+    bundle: str = ""  # path from the record's folder to the trained bundle; empty: no model is logged
+    model: str = ""  # name of the registered model; empty: the model is not registered
+    status: str = "RUNNING"  # or FINISHED, FAILED, KILLED
     end_time: int | None = None
-    folds: dict[str, dict[str, float]] = field(default_factory=dict)
-    sent_epoch: int = 0
-    sent_samples: int = 0
-    is_synced: bool = False
+    folds: dict[str, dict[str, float]] = field(default_factory=dict)  # of a parent: metrics of its folds
+    sent_epoch: int = 0  # the last epoch of the history that was sent
+    sent_samples: int = 0  # number of samples of the system metrics that were sent
+    is_synced: bool = False  # whether the run has ended and MLflow has everything
 
     @classmethod
     def load(cls, path: Path, *, uri: str | None = None) -> RunRecord | None:

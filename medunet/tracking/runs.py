@@ -27,28 +27,16 @@ BEST_EPOCH_METRIC = "best_val_mean_dice"  # of the best epoch, for runs that do 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as MLflow has it.
-
-    Args:
-        run_id: MLflow's id.
-        name: name of the run.
-        kind: ``training`` (the parent) or ``fold`` (its child).
-        status: RUNNING, FINISHED, FAILED or KILLED.
-        started: milliseconds since 1970.
-        seconds: duration; None while it runs.
-        params: parameters by config id.
-        metrics: the newest values.
-        tags: all tags.
-    """
+    """A run as MLflow has it."""
 
     run_id: str
     name: str
-    kind: str
-    status: str
-    started: int
-    seconds: float | None
+    kind: str  # "training" (the parent) or "fold" (its child)
+    status: str  # RUNNING, FINISHED, FAILED or KILLED
+    started: int  # milliseconds since 1970
+    seconds: float | None  # None while it runs
     params: dict[str, str]
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # the newest values
     tags: dict[str, str]
 
     @property

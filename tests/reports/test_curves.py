@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from medunet.errors import DataError
-from medunet.reports import EpochRecord, curves_png, render_curves
+from medunet.reports import EpochRecord, render_curves
 from medunet.reports.curves import curve_panels
 from medunet.reports.panels import LIGHT
 
@@ -36,11 +35,6 @@ def test_dice_has_a_panel_only_where_there_was_validation() -> None:
     assert both.shape == (one.shape[0], 2 * one.shape[1])
 
 
-def test_dark_curves_are_dark_and_light_ones_light() -> None:
-    assert picture(render_curves(history(5), dark=True)).mean() < 60
-    assert picture(render_curves(history(5), dark=False)).mean() > 200
-
-
 def test_one_epoch_is_visible() -> None:
     # Without a mark a single point would leave the axes as empty as one without a number.
     nothing = history(1)
@@ -61,11 +55,6 @@ def test_the_legend_of_several_folds_does_not_lie_where_their_curves_end(dice: f
     figure.draw_without_rendering()
     end = axes.transData.transform((8, dice))
     assert not axes.get_legend().get_window_extent().contains(*end)
-
-
-def test_the_file_is_written(tmp_path: Path) -> None:
-    path = curves_png(history(4), path=tmp_path / "curves.png")
-    assert picture(path.read_bytes()).size > 0
 
 
 def test_no_epochs_are_an_error() -> None:
