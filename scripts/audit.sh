@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Known vulnerabilities of the packages in .venv, by pip-audit. Fails where there are some; says so and passes where the
-# database cannot be reached or pip-audit is missing. ACCEPTED holds identifiers that do not concern us, each with its reason.
+# Looks for known vulnerabilities of the packages in .venv with pip-audit. Fails if there are any. Reports and passes if the
+# database cannot be reached or pip-audit is missing. ACCEPTED has identifiers that do not apply, each with its reason.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ACCEPTED=()
@@ -11,7 +11,7 @@ if ! "$python" -m pip_audit --version >/dev/null 2>&1; then
 fi
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
-# a build's local version (2.13.0+cpu) is none that a database knows
+# no database knows the local version of a build, such as 2.13.0+cpu
 .venv/bin/python -m pip list --format freeze --exclude-editable --exclude medunet | sed 's/+[A-Za-z0-9.]*$//' >"$folder/all.txt"
 ignored=()
 for name in ${ACCEPTED[@]+"${ACCEPTED[@]}"}; do ignored+=(--ignore-vuln "$name"); done
@@ -29,11 +29,11 @@ from pathlib import Path
 packages = json.loads(Path(sys.argv[1]).read_text())["dependencies"]
 audited = [package for package in packages if "vulns" in package]
 if not audited:
-    print("audit: skipped, the database of vulnerabilities cannot be reached: it knew none of the packages")
+    print("audit: skipped, the database of vulnerabilities cannot be reached: it knows none of the packages")
     sys.exit(0)
 found = [(package, flaw) for package in audited for flaw in package["vulns"]]
 for package, flaw in found:
-    print(f"audit: {package['name']} {package['version']}: {flaw['id']}, mended in {', '.join(flaw['fix_versions']) or 'none'}")
+    print(f"audit: {package['name']} {package['version']}: {flaw['id']}, fixed in {', '.join(flaw['fix_versions']) or 'none'}")
 print(f"audit: {len(audited)} of {len(packages)} packages known to the database, {len(found)} vulnerabilities")
 sys.exit(bool(found))
 EOF
