@@ -14,10 +14,9 @@ import SimpleITK as sitk
 from medunet.geometry import Geometry
 
 from .itk import TextHeader, check_placement, itk_geometry, open_header, read_verified
-from .lattice import lattice_map, lay_on
 from .limits import require_memory
 from .segments import Segment
-from .structures import Painting, Structure
+from .structures import Painting, Structure, paint_voxels
 
 SEG_NRRD_SUFFIX = ".seg.nrrd"
 
@@ -82,7 +81,6 @@ def _paint(header: TextHeader, layer: int, value: int, reference: Geometry) -> P
     image = read_verified(header)
     voxels = sitk.GetArrayViewFromImage(image)
     voxels = voxels[..., layer] if image.GetNumberOfComponentsPerPixel() > 1 else voxels
-    mapping = lattice_map(itk_geometry(image, header.path), reference, file=header.path)
-    target = np.zeros(reference.shape, dtype=bool)
-    lay_on(np.stack(np.nonzero(voxels == value)[::-1]), mapping, target, file=header.path)
+    indices, target = np.stack(np.nonzero(voxels == value)[::-1]), np.zeros(reference.shape, dtype=bool)
+    paint_voxels(indices, itk_geometry(image, header.path), target, reference, file=header.path)
     return Painting(target)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from medunet.errors import DataError
+from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
 from .segments import BACKGROUND
 
 Mask = npt.NDArray[np.bool_]
+
+
+LATTICE_TOLERANCE_VOXELS = 0.2
+"""Largest distance of a voxel from its partner on the reference. Positions of slices are decimal strings and vary by up
+to `medunet.io.dicom.grid.GAP_TOLERANCE_MM`; a fifth of a voxel changes no label."""
 
 
 class Painting(NamedTuple):
@@ -103,6 +109,48 @@ def paint_structures(
             warnings.append(f"{name}: {shared} voxels belong to another structure too; the later one is kept")
         voxels[mask] = value
     return LabelMap(voxels, {BACKGROUND: 0, **{name: value for _, name, value in chosen}}, tuple(warnings))
+
+
+def paint_voxels(
+    indices: npt.NDArray[np.int64], source: Geometry, target: Mask, reference: Geometry, *, file: str | os.PathLike[str]
+) -> None:
+    """Set voxels of a mask, given by their indices on another grid that shares its voxels.
+
+    Args:
+        indices: ``(3, N)`` in the source.
+        source: grid of the indices; it may be mirrored, have permuted axes and extend beyond the reference.
+        target: mask on the reference, changed in place.
+        reference: grid of the mask.
+        file: named in errors.
+
+    Raises:
+        GeometryError: the centres of the voxels do not coincide, or a voxel is outside of the mask.
+    """
+    if len(source.shape) != 3 or len(reference.shape) != 3:
+        received = f"image of {len(reference.shape)} axes"
+        raise GeometryError("a segmentation in a patient needs an image volume", file=file, received=received)
+    exact = np.linalg.inv(reference.affine) @ source.affine
+    axes, offset = np.rint(exact[:3, :3]).astype(np.int64), np.rint(exact[:3, 3:]).astype(np.int64)
+    corners = np.array(list(product(*[(0, n - 1) for n in source.shape]))).T
+    distance = np.abs(exact[:3, :3] @ corners + exact[:3, 3:] - (axes @ corners + offset)).max()
+    if not np.array_equal(np.abs(axes) @ np.abs(axes).T, np.eye(3)) or distance > LATTICE_TOLERANCE_VOXELS:
+        raise GeometryError(
+            "segmentation does not lie on the image's grid",
+            file=file,
+            received=source,
+            expected=f"voxels of {reference}",
+            remedy="resample it, or give the image that it was drawn on",
+        )
+    mapped = axes @ indices + offset
+    outside = ((mapped < 0) | (mapped >= np.reshape(target.shape, (3, 1)))).any(axis=0)
+    if outside.any():
+        raise GeometryError(
+            "segmentation reaches outside the image",
+            file=file,
+            received=f"{int(outside.sum())} of {outside.size} voxels outside",
+            remedy="give the image that it was drawn on",
+        )
+    target[tuple(mapped)] = True
 
 
 def number_structures(structures: Sequence[Structure]) -> dict[str, int]:

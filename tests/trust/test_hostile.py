@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
 import sys
 import warnings
 import zipfile
@@ -273,17 +272,18 @@ def test_a_terminal_is_not_steered_by_a_stranger(foreign: Make) -> None:
     assert not any(line.startswith("Trusted") for line in verdict.lines())
 
 
-def test_verify_says_it_in_words_and_runs_nothing(foreign: Make, marker: Path) -> None:
+def test_verify_prints_the_findings_and_runs_nothing(
+    foreign: Make, marker: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = foreign(
         train={"device": f"$__import__('os').system('touch {marker}')"}, few={"x": {"_target_": "os.system"}}
     )
-    command = [sys.executable, "-m", "medunet", "bundle", "verify", str(bundle)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 1
-    assert "NOT TRUSTED. Running this bundle could run code" in done.stdout
-    assert "configs/train.json device: $__import__('os')" in done.stdout
-    assert "configs/few.json x::_target_: os.system" in done.stdout
-    assert "not checked, since the bundle is not trusted" in done.stdout
+    assert medunet("bundle", "verify", bundle) == 1
+    shown = capsys.readouterr().out
+    assert "NOT TRUSTED. Running this bundle could run code" in shown
+    assert "configs/train.json device: $__import__('os')" in shown
+    assert "configs/few.json x::_target_: os.system" in shown
+    assert "not checked, since the bundle is not trusted" in shown
     assert not marker.exists()
 
 

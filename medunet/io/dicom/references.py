@@ -19,9 +19,9 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medunet.errors import DataError, GeometryError, SecurityError
 from medunet.geometry import Geometry, flip_ras_lps
-from medunet.io.lattice import LATTICE_TOLERANCE_VOXELS
 from medunet.io.limits import refuse_deflate_bomb
 from medunet.io.record import SourceFrame
+from medunet.io.structures import LATTICE_TOLERANCE_VOXELS
 
 from .header import looks_like_dicom
 from .values import Levels, find_decimals, frame_levels, keywords, text

@@ -19,10 +19,9 @@ from skimage.color import rgb2lab
 from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 from medunet.io.extras import import_extra
-from medunet.io.lattice import lattice_map, lay_on
 from medunet.io.limits import require_memory
 from medunet.io.segments import Segment
-from medunet.io.structures import Painting, Structure
+from medunet.io.structures import Painting, Structure, paint_voxels
 
 from .references import LINKS, SEG_CLASSES, SourcePlane, copy_values, item, plane_geometry, read_dataset, series_number
 from .values import find, find_decimals, frame_levels, keywords
@@ -132,8 +131,8 @@ def _paint(dataset: Dataset, number: int, path: Path, reference: Geometry) -> Pa
         if grid is None:
             raise GeometryError("a frame has no position, orientation or spacing", file=path)
         # The grid has no distance of slices to compare: only the plane must match one of the reference's.
-        mapping = lattice_map(_thick_as(grid, reference), reference, file=path)
-        lay_on(np.stack([columns, rows, np.zeros_like(rows)]), mapping, target, file=path)
+        indices = np.stack([columns, rows, np.zeros_like(rows)])
+        paint_voxels(indices, _thick_as(grid, reference), target, reference, file=path)
     return Painting(target)
 
 
