@@ -11,10 +11,10 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def resource_dir(name: str) -> Path:
-    """The folder ``configs`` or ``bundles`` of this installation.
+    """Return the folder `configs` or `bundles` of this installation.
 
     Raises:
-        ConfigError: the installation is incomplete.
+        ConfigError: The installation is incomplete.
     """
     for folder in (_PACKAGE / "_resources" / name, _PACKAGE.parent / name):
         if folder.is_dir():
@@ -23,15 +23,15 @@ def resource_dir(name: str) -> Path:
 
 
 def shipped_bundles() -> list[str]:
-    """Names of the bundles that come with medunet."""
+    """Return the names of the bundles that come with medunet."""
     return sorted(path.name for path in resource_dir("bundles").iterdir() if (path / "configs").is_dir())
 
 
 def find_bundle(name_or_path: str | Path) -> Path:
-    """The folder of a bundle given by path, or by the name of a shipped one.
+    """Return the folder of a bundle that is given by its path, or by the name of a shipped one.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: There is no such bundle.
     """
     path = Path(name_or_path)
     if (path / "configs").is_dir():
@@ -39,13 +39,13 @@ def find_bundle(name_or_path: str | Path) -> Path:
     if path.name == str(name_or_path) and (resource_dir("bundles") / path.name / "configs").is_dir():
         return resource_dir("bundles") / path.name
     if path.is_file():
-        raise ConfigError("is no folder", file=path, remedy="unpack it by `medunet bundle unpack`")
+        raise ConfigError("a bundle must be a folder", file=path, remedy="unpack it by `medunet bundle unpack`")
     cause = "is not a bundle (no folder configs/ in it)" if path.is_dir() else "no such bundle"
     raise ConfigError(cause, file=path, expected=f"a bundle's folder or one of {', '.join(shipped_bundles())}")
 
 
 def bundle_texts(bundle: Path) -> dict[str, str]:
-    """Read the configs, docs and licence of a bundle, by their path in it.
+    """Return the configs, docs and licence of a bundle by their path in it.
 
     Hidden files, folders and files that are not text, such as figures, are left out.
     """

@@ -43,15 +43,10 @@ def derive(
     metadata: Mapping[str, Any] | None = None,
     decisions: Sequence[Decision] | None = None,
 ) -> Derived:
-    """Return a bundle with values of another one changed. Nothing is written.
+    """Return a bundle with values of another one changed, as `specialise` writes it.
 
-    Args:
-        judged: The other bundle and its configs, as the trust check read them.
-        overlay: New values by id. Each is applied to every config that has the id.
-        data: Data set to train on and to evaluate with. Default: that of the other bundle.
-        presets: Names of overlays of the bundle that are applied before `overlay`.
-        metadata: Entries of `metadata.json` in place of those of the bundle.
-        decisions: Why it has its values. Default: as the other bundle says.
+    `judged` is the other bundle as the trust check read it. `metadata` replaces entries of its `metadata.json`, and
+    `decisions` those in its `docs/plan.json`.
 
     Raises:
         SecurityError: The bundle changes while it is read.
@@ -142,16 +137,10 @@ def write_specialised(
     is_run: bool = False,
     resume: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Do the same as `specialise`, and return the configs as the trust check read them, with the new values.
+    """Write a bundle as `specialise` does, and return its configs, which follow from those that the trust check read.
 
-    Args:
-        judged: The bundle and its configs, as the trust check read them.
-        output: Folder of the new bundle.
-        overlay: New values by id.
-        data: Data set to train on and to evaluate with.
-        presets: Names of overlays of the bundle that are applied before `overlay`.
-        is_run: Replace the configs of a run that has not finished an epoch.
-        resume: Accept more epochs for a run that has.
+    `is_run` replaces the configs of a run that has not finished an epoch. `resume` accepts more epochs for a run that
+    has.
     """
     reject_other_files(output, own="configs")
     derived = derive(judged, overlay, data=data, presets=presets)
