@@ -131,7 +131,7 @@ def _text(id_: str, value: Any) -> str:
     if id_ in _PATHS:
         return "the weights of another run" if value else "none"
     if id_ in _CASES:
-        return f"{len(value)} cases"
+        return f"{len(value)} case{'' if len(value) == 1 else 's'}"
     if isinstance(value, Mapping):  # without what only connects components
         value = {
             key: part

@@ -19,9 +19,6 @@ CHANGES = "docs/changes.json"  # what a run has changed of the bundle that it wa
 _PATH = re.compile(r"(?<![\w.@'/:+-])(?:[A-Za-z]:[\\/]|\\\\|~?/(?=[\w.~]))[^\s'\",;:)\]]*")
 """An absolute path: of Unix, from the home folder, of Windows with a drive or a share."""
 
-_LEFT_OUT = re.compile(r"(Cases that were left out:\n\n)(?:- .*\n)+")
-"""The part of a planned bundle's docs that names cases."""
-
 
 class CaseCodes:
     """Numbers the cases of a data set by their sorted names.
@@ -93,8 +90,6 @@ def text_files(bundle: Path, codes: CaseCodes) -> dict[str, str]:
             else:
                 content = anonymous_config(content, codes)
             text = json.dumps(content, indent=2, ensure_ascii=False)  # noqa: PLW2901
-        elif name.startswith("docs/"):
-            text = _LEFT_OUT.sub(r"\1- not named here\n", text)  # noqa: PLW2901
         files[name] = text
     return files
 

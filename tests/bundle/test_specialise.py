@@ -1,4 +1,4 @@
-"""A bundle of one's own."""
+"""Copies of a bundle with changed values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_inner_values_change_by_id_with_either_separator(tmp_path: Path) -> None
     ("key", "hint"),
     [("epoch", "epochs"), ("network_def::dropuot", "dropout"), ("augment::nois::prob", "augment::noise")],
 )
-def test_an_unknown_key_is_refused_with_the_closest(tmp_path: Path, key: str, hint: str) -> None:
+def test_an_unknown_key_is_rejected_with_the_closest(tmp_path: Path, key: str, hint: str) -> None:
     with pytest.raises(ConfigError, match=hint):
         specialise(find_bundle("unet_3d"), tmp_path / "own", {key: 1})
     assert not (tmp_path / "own").exists()
@@ -48,6 +48,15 @@ def test_another_configuration_does_not_replace_a_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="epochs: 4, there 3"):
         specialise(find_bundle("unet_3d"), tmp_path, {"epochs": 4})
     assert read(tmp_path, "train")["epochs"] == 3
+
+
+def test_the_readme_has_the_values_of_the_copy_and_names_no_case(tmp_path: Path) -> None:
+    values = {"network_def::channels": [4, 8], "batch_size": 7, "validation_cases": ["Doe"], "init_from": "/home/run"}
+    docs = (specialise(find_bundle("unet_3d"), tmp_path / "own", values) / "docs" / "README.md").read_text()
+    assert "channels [4, 8]" in docs
+    assert "| `batch_size` | `7` | set for this run, unet_3d has 4; patches per step" in docs
+    assert "| `validation_cases` | `1 case` |" in docs
+    assert "Doe" not in docs and "/home" not in docs
 
 
 def test_ids_have_values_meanings_and_origins(tmp_path: Path) -> None:
