@@ -25,11 +25,10 @@ from medunet.runtime import EnsembleLogits, FastNetwork, Form, autocast, keep_fr
 
 from .configuration import check_same_input, class_values, content, load_network, parse_inference
 from .foreign import check_loading, saved_by_medunet
-from .isolation import isolate_reading
 from .options import PredictOptions
 from .pipeline import overlap
 from .source import Source, existing_result, first_path, from_array, parts, unexpected
-from .steps import batch_on, pinned, preprocess_on, run_steps, steps_of, steps_up_to, typed_errors
+from .steps import batch_on, isolate_reading, pinned, preprocess_on, run_steps, steps_of, steps_up_to, typed_errors
 from .timing import StageSeconds
 
 logger = logging.getLogger(__name__)

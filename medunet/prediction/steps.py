@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor, list_data_collate
-from monai.transforms import Compose
+from monai.transforms import Compose, LoadImage, LoadImaged
 
-from medunet.errors import find_cause
+from medunet.errors import ConfigError, find_cause
+from medunet.io import MedunetReader
+from medunet.io.isolation import shared_process
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,27 @@ def run_steps(transform: Callable[..., Any], item: Any, *, start: int = 0, end: 
     if isinstance(transform, Compose):
         return transform(item, start=start, end=end)
     return transform(item) if start == 0 and end is None else item
+
+
+def isolate_reading(preprocessing: Callable[..., Any], isolated: bool) -> None:
+    """Set `isolated` of every reader in the preprocessing, and start the child process.
+
+    Raises:
+        ConfigError: the bundle does not read images by :class:`medunet.io.MedunetReader`.
+    """
+    loaders = [step._loader if isinstance(step, LoadImaged) else step for step in steps_of(preprocessing)]
+    readers = [reader for loader in loaders if isinstance(loader, LoadImage) for reader in loader.readers]
+    ours = [reader for reader in readers if isinstance(reader, MedunetReader)]
+    if isolated and not ours:
+        raise ConfigError(
+            "reading cannot be isolated: the bundle does not read images by MedunetReader",
+            received=", ".join(type(reader).__name__ for reader in readers) or "no LoadImage",
+            expected="LoadImaged(reader='medunet.io.MedunetReader')",
+        )
+    for reader in ours:
+        reader.isolated = isolated
+    if isolated:
+        shared_process().start()
 
 
 def preprocess_on(

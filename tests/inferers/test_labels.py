@@ -1,4 +1,4 @@
-"""Labels on the grid of the file, as the chain of MONAI's transforms gives them."""
+"""Labels, probabilities and regions on the grid of the file, compared with MONAI's chain of transforms."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from medunet.errors import ConfigError, GeometryError
 from medunet.inferers import (
     GridMap,
     LabelInferer,
+    MirrorInferer,
     OverlapTileInferer,
     ProbabilityInferer,
     restore_labels,
@@ -22,7 +23,8 @@ from medunet.inferers import (
 )
 from medunet.io import MedunetReader, write_volume
 from medunet.networks import UNet
-from medunet.transforms import AboveThreshold, DecideLabelsd
+from medunet.runtime import ensemble_of
+from medunet.transforms import AboveThreshold, DecideLabelsd, paint_regions
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -54,7 +56,7 @@ def scan(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.5, 2.0)])
-@pytest.mark.parametrize("tile_size", [None, 24])
+@pytest.mark.parametrize("tile_size", [None, 32])
 def test_labels_equal_those_of_monais_inversion(scan, spacing, tile_size):
     network, transform = make_network(), preprocessing(spacing)
     item = transform({"image": str(scan)})
@@ -74,8 +76,8 @@ def test_a_batch_of_monais_loader_is_decollated(scan):
     item = preprocessing((1.0, 1.0, 1.0))({"image": str(scan)})
     batch = list_data_collate([item])
     with torch.inference_mode():
-        batch["pred"] = LabelInferer(OverlapTileInferer(24))(batch["image"], make_network())
-        alone = LabelInferer(OverlapTileInferer(24))(item["image"][None], make_network())[0]
+        batch["pred"] = LabelInferer(OverlapTileInferer(32))(batch["image"], make_network())
+        alone = LabelInferer(OverlapTileInferer(32))(item["image"][None], make_network())[0]
     (single,) = decollate_batch(batch)
     assert torch.equal(single["pred"].as_tensor(), alone.as_tensor())
     np.testing.assert_allclose(single["pred"].affine, item["image"].meta["original_affine"])
@@ -92,7 +94,7 @@ def test_any_inferer_may_evaluate(scan):
     assert simple.shape[2:] == image.shape[2:]
 
 
-@pytest.mark.parametrize("tile_size", [None, 24, (32, 24)])
+@pytest.mark.parametrize("tile_size", [None, (32, 28)])
 def test_a_picture_stays_as_it_is(tmp_path, tile_size):
     path = write_volume(np.random.default_rng(0).integers(0, 255, (33, 35), np.uint8), tmp_path / "a.png")
     image = LoadImaged("image", reader=MedunetReader(), ensure_channel_first=True)({"image": str(path)})["image"]
@@ -142,8 +144,8 @@ def test_every_voxel_of_the_source_is_written(scan, grid):
         turn = np.array([[cosine, -sine, 0, 0], [sine, cosine, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
         image.meta["original_affine"] = turn @ np.asarray(image.meta["original_affine"])
     with torch.inference_mode():
-        labels = PoisonedLabels(OverlapTileInferer(24))(image[None], make_network())
-        probabilities = PoisonedProbabilities(OverlapTileInferer(24))(image[None], make_network())
+        labels = PoisonedLabels(OverlapTileInferer(32))(image[None], make_network())
+        probabilities = PoisonedProbabilities(OverlapTileInferer(32))(image[None], make_network())
     assert labels.max() < 4
     assert torch.isfinite(probabilities).all()
 
@@ -158,7 +160,7 @@ def test_an_image_without_a_source_is_refused():
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.5, 2.0)])
-@pytest.mark.parametrize("tile_size", [None, 24])
+@pytest.mark.parametrize("tile_size", [None, 32])
 def test_probabilities_equal_those_of_monais_inversion(scan, spacing, tile_size):
     network, transform = make_network(), preprocessing(spacing)
     item = transform({"image": str(scan)})
@@ -228,3 +230,88 @@ def test_probabilities_of_oblique_grids_are_those_of_interpolated_logits(activat
         assert torch.equal(found.argmax(0).byte(), labels)
     else:
         assert not found[:, outside].any()
+
+
+ORDER = [1, 3, 2]
+
+
+def make_region_network(image: torch.Tensor | None = None) -> UNet:
+    """Return a network whose channels are each above 0 in about half of the image."""
+    torch.manual_seed(3)
+    network = UNet(3, 1, 3, channels=(4, 6), norm="batch").eval()
+    with torch.no_grad():
+        network.head.weight *= 20
+        if image is not None:
+            found = OverlapTileInferer(None)(image, network)[0].flatten(1)
+            network.head.bias.sub_(torch.as_tensor(found).as_subclass(torch.Tensor).median(dim=1).values)
+    return network
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.5, 2.0)])
+@pytest.mark.parametrize("tile_size", [None, 32])
+def test_labels_equal_those_of_full_interpolation_threshold_and_order(
+    scan: Path, spacing: tuple[float, ...], tile_size: int | None
+) -> None:
+    transform = preprocessing(spacing)
+    item = transform({"image": str(scan)})
+    batch = item["image"][None]
+    network = make_region_network(batch)
+    with torch.inference_mode():
+        ours = LabelInferer(OverlapTileInferer(tile_size), order=ORDER)(batch, network)[0]
+        probabilities = ProbabilityInferer(OverlapTileInferer(tile_size), activation="sigmoid")(batch, network)[0]
+        item["pred"] = MetaTensor(OverlapTileInferer(None)(batch, network)[0]).copy_meta_from(item["image"])
+    invert = Invertd("pred", transform=transform, orig_keys="image", nearest_interp=False, to_tensor=True)
+    theirs = paint_regions(invert(item)["pred"].sigmoid(), ORDER, threshold=0.5)
+    assert ours.shape == (1, 33, 38, 21)
+    assert set(ours.unique().tolist()) == {0, 1, 2, 3}
+    assert (ours[0].as_tensor() != theirs).float().mean() < 1e-3  # MONAI resamples along axes of rounded length
+    decided = DecideLabelsd("pred", order=ORDER)({"pred": probabilities})["pred"]
+    assert (decided.as_tensor() != ours.as_tensor()).float().mean() < 1e-5  # a sigmoid of 0.5 within float32
+    np.testing.assert_allclose(ours.affine, item["image"].meta["original_affine"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("oblique", [False, True])
+def test_only_mixed_cells_are_interpolated_and_nothing_is_lost(seed: int, oblique: bool) -> None:
+    matrix = np.diag([0.45, 0.6, 0.52, 1.0])
+    if oblique:
+        matrix[0, 1], matrix[1, 0] = 0.1, -0.1
+    grid = GridMap(matrix, (20, 15, 19), (10, 10, 10))
+    logits = torch.randn(3, 10, 10, 10, generator=torch.Generator().manual_seed(seed))
+    found = restore_labels(logits, grid, order=ORDER)
+    where = torch.stack(torch.meshgrid(*(torch.arange(n) for n in (20, 15, 19)), indexing="ij"), dim=-1).double()
+    where = where @ torch.as_tensor(matrix[:3, :3]).T
+    outside = ((where < -1) | (where > 10)).any(-1)
+    sampled = torch.nn.functional.grid_sample(
+        logits[None].double(), (2 * where / 9 - 1).flip(-1)[None], align_corners=True, padding_mode="border"
+    )[0]
+    expected = paint_regions(sampled, ORDER).masked_fill(outside, 0)
+    clear = sampled.abs().amin(0) > 1e-5
+    assert torch.equal(found[clear], expected[clear])
+    assert clear.float().mean() > 0.99
+
+
+def test_overlapping_regions_do_not_compete() -> None:
+    logits = torch.tensor([[9.0, 9.0], [-1.0, 1.0]]).reshape(2, 2, 1)
+    grid = GridMap(np.eye(3), (2, 1), (2, 1))
+    assert restore_labels(logits, grid, order=[1, 2]).tolist() == [[1], [2]]
+    assert restore_labels(logits, grid).tolist() == [[0], [0]]  # of classes the first would win
+
+
+@pytest.mark.parametrize("order", [[1, 1], [0, 1], [255]])
+def test_orders_with_equal_or_impossible_indices_are_rejected(order: list[int]) -> None:
+    with pytest.raises(ConfigError, match="different class indices"):
+        LabelInferer(SimpleInferer(), order=order)
+
+
+def test_means_of_ensembles_and_mirrors_are_means_of_sigmoids() -> None:
+    assert LabelInferer(SimpleInferer(), order=[1, 2]).activation == "sigmoid"
+    assert LabelInferer(SimpleInferer()).activation == "softmax"
+    image = torch.rand(1, 1, 8, 8, 8)
+    joined = ensemble_of(make_region_network(), 2, activation="sigmoid").eval()
+    with torch.inference_mode():
+        single = torch.sigmoid(make_region_network()(image))
+        torch.testing.assert_close(torch.sigmoid(joined(image)), single, atol=1e-5, rtol=0)
+        mirrored = MirrorInferer(SimpleInferer(), axes=[0], activation="sigmoid")(image, make_region_network())
+        flipped = torch.sigmoid(make_region_network()(image.flip(2))).flip(2)
+    torch.testing.assert_close(torch.sigmoid(mirrored), (single + flipped) / 2, atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""What a pass costs, and that tiles are chosen by it."""
+"""Memory of a pass, and the tiles that follow from it."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_out_of_memory_goes_on_with_smaller_tiles(tile_size, caplog):
     ]
 
 
-def test_another_error_is_not_taken_for_want_of_memory():
+def test_another_error_is_not_out_of_memory():
     network = Greedy(make_network(), limit=7000, error=RuntimeError("weights are missing"))
     with pytest.raises(RuntimeError, match="weights are missing"):
         OverlapTileInferer(None)(torch.randn(1, 1, 133, 205), network)
@@ -180,18 +180,13 @@ def test_another_error_is_not_taken_for_want_of_memory():
 
 
 @pytest.mark.parametrize(
-    "words",
-    [
-        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "GET was unable to find an engine to execute this computation",
-    ],
+    "words", ["cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`"]
 )
 def test_libraries_without_memory_are_recognised(words):
     assert is_out_of_memory(RuntimeError(words))
 
 
-def test_want_of_memory_for_the_smallest_tile_is_raised():
+def test_out_of_memory_for_the_smallest_tile_is_raised():
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         OverlapTileInferer(None)(torch.randn(1, 1, 133, 205), Greedy(make_network(), limit=10))
 

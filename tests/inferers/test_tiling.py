@@ -1,4 +1,4 @@
-"""Where tiles lie: facts about integers, checked without a network."""
+"""Tiles are facts about integers, checked without a network."""
 
 from __future__ import annotations
 
@@ -153,14 +153,8 @@ def test_an_image_below_the_total_stride_grows_to_it() -> None:
     assert tile.trim == tile.keep == (slice(0, 5), slice(0, 33))
 
 
-def test_tiles_of_one_size_are_grouped_in_order() -> None:
-    groups = plan_tiles((40,), (16,), shapes=SameSizeShapes(total_stride=(4,), halo=(4,))).by_window_size()
-    assert {size: len(tiles) for size, tiles in groups.items()} == {(16,): 4}
-    assert [tile.window[0].start for tile in groups[(16,)]] == [0, 8, 16, 24]
-
-
 @pytest.mark.parametrize("shapes", [UNetShapes.of(2, 3), UNetShapes.of(2, 3, padding="valid")])
-def test_a_tile_one_voxel_too_small_is_refused_with_the_smallest_that_works(shapes: UNetShapes) -> None:
+def test_a_tile_one_voxel_too_small_is_rejected_with_the_smallest_that_works(shapes: UNetShapes) -> None:
     smallest = smallest_tile(shapes)
     assert len(plan_tiles((500, 500), smallest, shapes=shapes).tiles) > 1
     with pytest.raises(ConfigError, match=rf"remedy: set tile_size to \({smallest[0]}, {smallest[1]}\)"):
@@ -174,6 +168,6 @@ def test_a_tile_too_small_for_larger_images_still_serves_an_image_that_fits() ->
 
 
 @pytest.mark.parametrize(("image", "tile"), [((33, 33, 33), (64, 64)), ((33, 33), (64,)), ((0, 33), (64, 64))])
-def test_sizes_that_do_not_fit_the_network_are_refused(image: tuple[int, ...], tile: tuple[int, ...]) -> None:
+def test_sizes_that_do_not_fit_the_network_are_rejected(image: tuple[int, ...], tile: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError):
         plan_tiles(image, tile, shapes=UNetShapes.of(2, 3))

@@ -1,4 +1,4 @@
-"""A bundle without training: the network's weights are chance, and what is judged is the way from file to file."""
+"""Runs without training: the weights are random, and tests follow the way from file to file."""
 
 from __future__ import annotations
 
@@ -6,33 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from monai.bundle import ConfigParser
 
-from medunet.bundle import find_bundle, specialise
 from medunet.io import write_volume
-
-
-def make_bundle(folder: Path, *, seed: int) -> Path:
-    changes = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
-    run = specialise(find_bundle("unet_3d"), folder, changes)
-    parser = ConfigParser()
-    parser.read_config(str(run / "configs" / "inference.json"))
-    torch.manual_seed(seed)
-    (run / "models").mkdir()
-    torch.save({"model": parser.get_parsed_content("network_def").state_dict()}, run / "models" / "model.pt")
-    return run
+from tests.support.small import untrained_run
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("run") / "run", seed=0)
+    return untrained_run(tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture(scope="session")
 def other_fold(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same plan, other weights."""
-    return make_bundle(tmp_path_factory.mktemp("fold") / "run", seed=1)
+    """The same plan with other weights."""
+    return untrained_run(tmp_path_factory.mktemp("fold") / "run", seed=1)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Many cases, one resident network: overlap, failures, what is done already, ensembles, seconds."""
+"""Many cases and one network: overlap, failures, existing results, ensembles, seconds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import Compose
 
-import medunet.networks
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume, write_volume
-from medunet.networks import UNet
 from medunet.prediction import STAGES, Predictor, StageSeconds
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -177,11 +175,6 @@ def test_an_inferer_may_give_label_maps_on_the_source_grid(bundle: Path, volumes
 
 
 class TestEnsemble:
-    @pytest.fixture(autouse=True)
-    def mean_of_probabilities(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        if not hasattr(medunet.networks, "Ensemble"):
-            monkeypatch.setattr(medunet.networks, "Ensemble", MeanOfTwo, raising=False)
-
     def test_it_writes_the_mean_of_the_probabilities_and_its_argmax(
         self, bundle: Path, other_fold: Path, volumes: list[Path], tmp_path: Path
     ) -> None:
@@ -209,16 +202,3 @@ class TestEnsemble:
         # what does not touch the input may differ
         (other / "configs" / "inference.json").write_text(json.dumps(config | {"tile_size": [64, 64, 64]}))
         Predictor(bundle, output_dir=tmp_path, device="cpu", ensemble=[other])
-
-
-class MeanOfTwo(torch.nn.Module):
-    """Stands in for `medunet.runtime.Ensemble`."""
-
-    def __init__(self, members: list[UNet]) -> None:
-        super().__init__()
-        self.members = torch.nn.ModuleList(members)
-        self.shapes, self.tileable = members[0].shapes, members[0].tileable
-        self.tileable_reason = members[0].tileable_reason
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return torch.stack([torch.softmax(member(image).float(), dim=1) for member in self.members]).mean(0)

@@ -1,7 +1,9 @@
-"""A bundle without training: the network's weights are chance, and what is judged is the way from file to file."""
+"""One case from file to file, with random weights."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -10,12 +12,20 @@ import pydicom
 import pytest
 import torch
 from monai.data import MetaTensor
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from medunet.cli import predict as predict_command
 from medunet.errors import ConfigError, DataError, GeometryError
-from medunet.io import RESULT_FORMATS, label_names, read_header, read_label, read_volume, write_volume
+from medunet.io import (
+    RESULT_FORMATS,
+    MedunetReader,
+    Pseudonyms,
+    label_names,
+    read_header,
+    read_label,
+    read_volume,
+    write_volume,
+)
+from medunet.io.isolation import shared_process
 from medunet.prediction import Predictor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -25,40 +35,13 @@ AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}
 
 
-def write_series(folder: Path) -> Path:
-    pytest.importorskip("highdicom")  # and with it pydicom 3
-    folder.mkdir()
-    study, series, frame = generate_uid(), generate_uid(), generate_uid()
-    rng = np.random.default_rng(0)
-    for index in range(16):
-        meta = FileMetaDataset()
-        meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        header = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-        header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        header.StudyInstanceUID, header.SeriesInstanceUID, header.FrameOfReferenceUID = study, series, frame
-        header.PatientName, header.PatientID, header.PatientBirthDate, header.PatientSex = "Secret^Name", "4711", "", ""
-        header.StudyDate = header.StudyTime = header.StudyID = header.AccessionNumber = ""
-        header.ReferringPhysicianName = header.PositionReferenceIndicator = ""
-        header.Modality, header.SeriesNumber, header.InstanceNumber = "CT", 1, index + 1
-        header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-        header.Rows, header.Columns, header.PixelSpacing, header.SliceThickness = 19, 17, [1, 1], 1
-        header.ImageOrientationPatient, header.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, index]
-        header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
-        header.BitsAllocated = header.BitsStored = 16
-        header.HighBit, header.PixelRepresentation = 15, 1
-        header.RescaleSlope, header.RescaleIntercept = 1, 0
-        header.PixelData = rng.integers(-100, 100, (19, 17)).astype("<i2").tobytes()
-        header.save_as(folder / f"{index:02d}.dcm", enforce_file_format=True)
-    return folder
-
-
 def test_formats_of_the_command_are_those_of_the_library() -> None:
     assert tuple(choice.value for choice in predict_command.ResultFormat) == RESULT_FORMATS
 
 
-def test_all_formats_hold_the_same_voxels(bundle: Path, tmp_path: Path) -> None:
-    series = write_series(tmp_path / "ct")
+def test_all_formats_hold_the_same_voxels(bundle: Path, tmp_path: Path, make_series: Callable[..., Path]) -> None:
+    pytest.importorskip("highdicom")
+    series = make_series(tmp_path / "ct", slices=16)
     results = {}
     for result_format in ("nii.gz", "seg.nrrd", "rtstruct"):
         predictor = Predictor(bundle, output_dir=tmp_path / result_format, device="cpu", result_format=result_format)
@@ -71,7 +54,7 @@ def test_all_formats_hold_the_same_voxels(bundle: Path, tmp_path: Path) -> None:
     assert read_header(tmp_path / "nii.gz" / "ct.nii.gz").geometry.is_close(read_header(series).geometry)
 
 
-def test_existing_result_is_refused_before_the_network_runs(
+def test_existing_result_is_rejected_before_the_network_runs(
     bundle: Path, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
@@ -87,7 +70,10 @@ def test_existing_result_is_refused_before_the_network_runs(
     assert path.stat().st_mtime_ns > before
 
 
-def test_colours_and_codes_of_the_config_reach_the_file(bundle: Path, tmp_path: Path) -> None:
+def test_colours_and_codes_of_the_config_reach_the_file(
+    bundle: Path, tmp_path: Path, make_series: Callable[..., Path]
+) -> None:
+    pytest.importorskip("highdicom")
     overrides = {
         "label_colors": {"anterior": [255, 0, 0]},
         "label_codes": {"posterior": {"type": ["5366008", "SCT", "Hippocampus"]}},
@@ -95,7 +81,7 @@ def test_colours_and_codes_of_the_config_reach_the_file(bundle: Path, tmp_path: 
     predictor = Predictor(
         bundle, output_dir=tmp_path / "out", device="cpu", result_format="rtstruct", overrides=overrides
     )
-    dataset = pydicom.dcmread(predictor.predict_case(write_series(tmp_path / "ct")))
+    dataset = pydicom.dcmread(predictor.predict_case(make_series(tmp_path / "ct", slices=16)))
     assert list(dataset.ROIContourSequence[0].ROIDisplayColor) == [255, 0, 0]
     assert dataset.RTROIObservationsSequence[1].RTROIIdentificationCodeSequence[0].CodeValue == "5366008"
 
@@ -182,3 +168,64 @@ def test_errors_of_single_cases_are_typed(bundle: Path, tmp_path: Path) -> None:
     for call in (predictor.predict_case, predictor.decide):
         with pytest.raises(DataError, match=r"absent\.nii\.gz"):
             call(tmp_path / "absent.nii.gz")
+
+
+SHARED = {"series_uid": "1.2.3", "StudyInstanceUID": "1.2.4", "FrameOfReferenceUID": "1.2.5"}
+
+
+@pytest.fixture
+def two_phases(tmp_path: Path, make_series: Callable[..., Path]) -> Path:
+    folder = make_series(tmp_path / "Secret", slices=16, TemporalPositionIdentifier=1, **SHARED)
+    for file in make_series(tmp_path / "other", slices=16, TemporalPositionIdentifier=2, **SHARED).iterdir():
+        file.rename(folder / f"other_{file.name}")
+    return folder
+
+
+def test_result_refers_to_the_chosen_phase_and_the_readers_warnings_are_logged(
+    bundle: Path, two_phases: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("highdicom")
+    predictor = Predictor(bundle, output_dir=tmp_path / "out", device="cpu", overrides={"phase": 1})
+    result = pydicom.dcmread(predictor.predict_case(two_phases))
+    assert result.Modality == "SEG"
+    [series] = result.ReferencedSeriesSequence
+    images = {header.SOPInstanceUID: header for header in map(pydicom.dcmread, two_phases.iterdir())}
+    referred = [images[item.ReferencedSOPInstanceUID] for item in series.ReferencedInstanceSequence]
+    assert {header.TemporalPositionIdentifier for header in referred} == {2}
+    assert f"{two_phases}: phase 1 of 2 read (TemporalPositionIdentifier 2)" in caplog.messages
+
+
+def test_warnings_of_a_case_with_another_name_do_not_tell_its_own(
+    bundle: Path, two_phases: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pseudonyms = Pseudonyms()
+    predictor = Predictor(
+        bundle, output_dir=tmp_path / "out", device="cpu", overrides={"phase": 1}, pseudonyms=pseudonyms
+    )
+    predictor.predict_case(two_phases)
+    [warning] = [message for message in caplog.messages if "phase 1 of 2" in message]
+    assert "Secret" not in caplog.text
+    assert warning.startswith(pseudonyms.code(two_phases))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+def test_isolated_reading_changes_no_voxel_and_reports_a_damaged_file(
+    bundle: Path, volume: Path, tmp_path: Path
+) -> None:
+    plain = Predictor(bundle, output_dir=tmp_path / "plain", device="cpu").predict_case(volume)
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(volume.read_bytes()[:200])
+    predictor = Predictor(bundle, output_dir=tmp_path / "apart", device="cpu", isolated=True)
+    first, second = predictor.predict([volume, broken])
+    assert shared_process().pid is not None
+    assert first.path is not None
+    assert read_volume(first.path).image.equal(read_volume(plain).image)
+    assert "broken.nii.gz: truncated gzip file" in str(second.error)
+
+
+def test_a_bundle_with_another_reader_cannot_be_isolated(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="reading cannot be isolated"):
+        monkeypatch.setattr("medunet.prediction.steps.MedunetReader", type("Other", (MedunetReader,), {}))
+        Predictor(bundle, output_dir=tmp_path, device="cpu", isolated=True)

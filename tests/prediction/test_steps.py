@@ -16,9 +16,9 @@ from medunet.errors import DataError
 from medunet.io import read_label, write_volume
 from medunet.prediction import Predictor
 from medunet.prediction.steps import _has_room, batch_on, pinned, preprocess_on
+from medunet.runtime import save_weights
 from medunet.transforms import AboveThreshold
-
-from .conftest import make_bundle
+from tests.support.small import untrained_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -159,7 +159,7 @@ def test_an_image_for_a_gpu_is_pinned(image: MetaTensor) -> None:
 def sure(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run that knows three grey values apart, and an image of them: no voxel is undecided, as with chance weights."""
     folder = tmp_path_factory.mktemp("sure")
-    run = make_bundle(folder / "run", seed=0)
+    run = untrained_run(folder / "run")
     voxels = ((np.indices((33, 34, 35)) // 11).sum(axis=0) % 3).astype(np.float32)
     volume = write_volume(voxels, folder / "case.nii.gz", affine=np.diag([-1.0, -1.0, 1.0, 1.0]))
     predictor = Predictor(run, output_dir=folder / "out", device="cpu")
@@ -173,7 +173,7 @@ def sure(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         logits = logits[0] if isinstance(logits, list | tuple) else logits
         torch.nn.functional.cross_entropy(logits, label).backward()
         optimizer.step()
-    torch.save({"model": network.state_dict()}, run / "models" / "model.pt")
+    save_weights(network.state_dict(), run / "models" / "model.pt")
     return run, volume
 
 
