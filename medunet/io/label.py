@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -28,7 +27,7 @@ from .nrrd import SEG_NRRD_SUFFIX, read_seg_nrrd
 from .reader import PathLike, Volume, read_header, read_volume
 from .record import ReadRecord
 from .structures import number_structures, paint_structures
-from .writer import parse_label_names
+from .writer import nifti_labels
 
 logger = logging.getLogger(__name__)
 
@@ -203,11 +202,5 @@ def _dicom_format(path: Path) -> StructureFormat | None:
 
 
 def _nifti_labels(path: Path) -> dict[str, int] | None:
-    if not path.name.lower().endswith(NIFTI_SUFFIXES):
-        return None
     with _typed_errors(path):
-        for extension in nib.load(path).header.extensions:
-            content = extension.get_content()
-            if names := parse_label_names(content if isinstance(content, bytes) else str(content).encode()):
-                return names
-    return None
+        return nifti_labels(path) if path.name.lower().endswith(NIFTI_SUFFIXES) else None

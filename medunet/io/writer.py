@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -150,17 +151,14 @@ def _cast(voxels: npt.NDArray[Any], dtype: np.dtype[Any], path: Path) -> npt.NDA
     return voxels.astype(dtype)
 
 
-def parse_label_names(extension: bytes) -> dict[str, int] | None:
-    """Return name to value from the content of a NIfTI extension, or None for another extension.
-
-    Example:
-        >>> parse_label_names(b'{"medunet_labels": {"liver": 1}}'), parse_label_names(b"by another program")
-        ({'liver': 1}, None)
-    """
-    try:
-        return {str(name): int(value) for name, value in json.loads(extension.rstrip(b"\0"))[_LABELS_KEY].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+def nifti_labels(path: Path) -> dict[str, int] | None:
+    """Return the label names that `write_volume` stored in a NIfTI file: name to value, or None."""
+    for extension in nib.load(path).header.extensions:
+        content = extension.get_content()
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # of another program
+            text = content.rstrip(b"\0") if isinstance(content, bytes) else content
+            return {str(name): int(value) for name, value in json.loads(text)[_LABELS_KEY].items()} or None
+    return None
 
 
 def _nifti_parts(

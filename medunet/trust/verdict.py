@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -10,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medunet.errors import SecurityError
-from medunet.files import damaged_checkpoint
+from medunet.errors import DataError, SecurityError
+from medunet.files import config_folder, damaged_checkpoint, write_atomically
 
-from .records import is_made_here, is_remembered, mark_made_here, remember
 from .scan import Finding, scan_bundle
 
 logger = logging.getLogger(__name__)
+
+_unwritten: set[Path] = set()  # records that hold for this process only, because they could not be written
 
 TRUST_VARIABLE = "MEDUNET_TRUST"
 """Environment variable: SHA-256 of bundles that may run, separated by commas.
@@ -105,12 +108,12 @@ def judge(bundle: Path) -> Verdict:
     on this machine, values may be paths and addresses outside of it.
     """
     scan = scan_bundle(bundle)
-    is_own = bool(scan.findings) and is_made_here(bundle)
+    is_own = bool(scan.findings) and _is_recorded(_created(bundle))
     findings = tuple(finding for finding in scan.findings if not (is_own and finding.outside))
     reason: Reason = "none"
     if not findings:
         reason = "known"
-    elif is_remembered(scan.digest):
+    elif _is_recorded(_approved(scan.digest)):
         reason = "recorded"
     elif scan.digest in os.environ.get(TRUST_VARIABLE, "").lower().replace(",", " ").split():
         reason = "given"
@@ -136,7 +139,7 @@ def require_trust(bundle: Path, *, trust: bool = False) -> Verdict:
         return verdict
     if not trust:
         raise UntrustedBundleError(bundle, verdict.findings, verdict.digest)
-    remember(verdict.digest)
+    _record(_approved(verdict.digest))
     logger.warning("approved by you: %s", "; ".join(map(str, verdict.findings[:SHOWN_FINDINGS])))
     return dataclasses.replace(verdict, reason="given")
 
@@ -146,7 +149,31 @@ def adopt(bundle: Path) -> None:
 
     So an expression of the user (``--set``) needs no approval; one that is added later does.
     """
-    mark_made_here(bundle)
+    _record(_created(bundle))
     verdict = judge(bundle)
     if not verdict.is_trusted:
-        remember(verdict.digest)
+        _record(_approved(verdict.digest))
+
+
+def _approved(digest: str) -> Path:
+    """Return the record of an approved content."""
+    return config_folder() / "trusted" / f"{digest}.json"
+
+
+def _created(bundle: Path) -> Path:
+    """Return the record of a folder in which medunet created a bundle, on this machine and for this user."""
+    key = hashlib.sha256(str(bundle.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
+    return config_folder() / "made" / f"{key}.json"
+
+
+def _is_recorded(path: Path) -> bool:
+    return path in _unwritten or path.is_file()
+
+
+def _record(path: Path) -> None:
+    if not _is_recorded(path):
+        try:
+            write_atomically(path, json.dumps({"version": 1}) + "\n")
+        except DataError as error:
+            _unwritten.add(path)
+            logger.debug("not recorded: %s", error)
