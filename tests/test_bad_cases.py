@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from small import SMALL_2D
 
 from medunet.bundle import find_bundle
-from medunet.cli.app import main
 from medunet.datasets import datalist, write_phantom_dataset
 from medunet.files import claim
 from medunet.runs import train_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SMALL = ["network_def::channels=[4,8]", "patch_size=[32,32]", "epochs=1", "steps_per_epoch=2", "batch_size=2"]
-SMALL += ["val_interval=1", "folds=2"]
-SETS = [word for value in SMALL for word in ("--set", value)]
+SETS = [f"--set={id_}={value}" for id_, value in {**SMALL_2D, "epochs": 1, "folds": 2}.items()]
 
 Call = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+def call(medunet: Callable[..., int], capfd: pytest.CaptureFixture[str]) -> Call:
     def run_command(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["medunet", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        shown = capfd.readouterr()
-        return code, " ".join((shown.out + shown.err).split())
+        code = medunet(*words)
+        return code, " ".join(" ".join(capfd.readouterr()).split())
 
     return run_command
 
@@ -49,11 +41,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "run"
-    changes = {"network_def::channels": [4, 8], "patch_size": [32, 32], "epochs": 1, "steps_per_epoch": 2}
-    options = {"batch_size": 2, "val_interval": 1, "folds": 2, "tracking_uri": ""}
-    train_bundle(find_bundle("unet_2d"), good, folder, changes={**changes, **options}, device="cpu")
-    return folder
+    options: dict[str, Any] = {"changes": {**SMALL_2D, "epochs": 1, "folds": 2}, "device": "cpu", "tracking_uri": ""}
+    return train_bundle(find_bundle("unet_2d"), good, tmp_path_factory.mktemp("run") / "run", **options).run
 
 
 def cut(path: Path, *, keep: float = 0.7) -> Path:

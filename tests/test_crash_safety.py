@@ -1,4 +1,4 @@
-"""Full disks, failing disks, read-only targets, killed processes: what was good stays, what cannot work is told."""
+"""Full disks, failing disks, read-only targets, killed processes: good files stay, the rest is a typed error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ import torch
 from small import SMALL_2D, untrained_run
 
 from medunet.bundle import find_bundle
-from medunet.datasets import write_phantom_dataset
 from medunet.errors import DataError
 from medunet.files import (
     CAN_LOCK,
@@ -41,6 +40,7 @@ from medunet.training import LAST_NAME, PREVIOUS_NAME, CheckpointHandler
 
 NO_SPACE, READ_ONLY = os.strerror(errno.ENOSPC), os.strerror(errno.EROFS)
 FORK = "fork" in multiprocessing.get_all_start_methods()
+KILLS = int(os.environ.get("MEDUNET_TEST_KILLS", "12"))
 needs_fork = pytest.mark.skipif(not FORK, reason="needs fork")
 
 
@@ -170,13 +170,9 @@ def test_file_and_folder_are_on_the_disk_before_anybody_is_told(
 
 def damage(path: Path, *, how: str) -> None:
     content = bytearray(path.read_bytes())
-    if how == "cut":
-        content = content[: len(content) // 2]
-    elif how == "bit":
-        content[len(content) // 2] ^= 1
-    else:
-        content = bytearray()
-    path.write_bytes(content)
+    middle = len(content) // 2
+    content[middle] ^= 1
+    path.write_bytes({"cut": content[:middle], "bit": content, "empty": b""}[how])
 
 
 @pytest.mark.parametrize("how", ["cut", "bit", "empty"])
@@ -257,16 +253,6 @@ with claim({str(tmp_path)!r}):
     assert list(tmp_path.iterdir()) == []
 
 
-SHORT = {**SMALL_2D, "epochs": 4, "val_interval": 2, "folds": 3, "num_workers": 0, "tracking_uri": "", "device": "cpu"}
-
-
-def train(data: Path, output: Path) -> None:
-    changes = {key: value for key, value in SHORT.items() if key != "device"}
-    train_bundle(find_bundle("unet_2d"), data, output, changes=changes, device="cpu", resume=True)
-
-
-@needs_fork
-@pytest.mark.slow
 def test_a_lock_that_is_a_link_destroys_no_other_file(tmp_path: Path) -> None:
     victim, out = tmp_path / "thesis.txt", tmp_path / "out"
     victim.write_text("years of work")
@@ -290,17 +276,9 @@ def kill_at_random(
     seconds: float,
     check: Callable[[int], None] = lambda index: None,
 ) -> int:
-    """Do some work in a process, and kill that at random moments; what has ended before its moment does not count.
+    """Do some work in processes that are killed at random moments, and return how many arguments were used.
 
-    Args:
-        work: what is done; it goes on where a process before it was killed.
-        arguments: of the work, by number; the next number after every sixth kill, and when the work is done.
-        kills: how many.
-        seconds: that the work takes.
-        check: is called after each process with the number.
-
-    Returns:
-        How many numbers were used.
+    The argument is a number that rises when the work is done or after six kills; `check` is called after each process.
     """
     chance, index, killed, here = random.Random(8), 0, 0, 0
     while killed < kills:
@@ -320,18 +298,23 @@ def kill_at_random(
     return index + 1
 
 
-def test_a_training_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    kills = int(os.environ.get("MEDUNET_TEST_KILLS", "12"))
-    data = tmp_path / "data"
-    write_phantom_dataset(data, kind="cells", cases=3, size=(48, 48))
+def train(data: Path, output: Path) -> None:
+    changes = {**SMALL_2D, "epochs": 4, "val_interval": 2, "folds": 2, "num_workers": 0}
+    options: dict[str, Any] = {"changes": changes, "device": "cpu", "resume": True, "tracking_uri": ""}
+    train_bundle(find_bundle("unet_2d"), data, output, **options)
+
+
+@needs_fork
+@pytest.mark.slow
+def test_a_training_killed_again_and_again_ends_as_an_undisturbed_one(cells: Path, tmp_path: Path) -> None:
     begun = time.monotonic()
-    train(data, tmp_path / "calm")
+    train(cells, tmp_path / "calm")
     seconds = time.monotonic() - begun
     expected = load_checkpoint(tmp_path / "calm" / "models" / "model.pt")["model"]
-    runs = kill_at_random(train, lambda index: (data, tmp_path / f"run{index}"), kills=kills, seconds=seconds)
+    runs = kill_at_random(train, lambda index: (cells, tmp_path / f"run{index}"), kills=KILLS, seconds=seconds)
     for index in range(runs):
         run = tmp_path / f"run{index}"
-        train(data, run)
+        train(cells, run)
         found = load_checkpoint(run / "models" / "model.pt")["model"]
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
         assert not [path for path in (run / "models").iterdir() if path.name.startswith(".")]
@@ -345,11 +328,8 @@ def predict(run: Path, images: list[Path], output: Path) -> None:
 
 @needs_fork
 @pytest.mark.slow
-def test_a_prediction_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    kills = int(os.environ.get("MEDUNET_TEST_KILLS", "12"))
-    data = tmp_path / "data"
-    write_phantom_dataset(data, kind="ct", cases=3, size=(32, 32, 24))
-    images = sorted((data / "imagesTr").iterdir())
+def test_a_prediction_killed_again_and_again_ends_as_an_undisturbed_one(volumes: Path, tmp_path: Path) -> None:
+    images = sorted((volumes / "imagesTr").iterdir())[:3]
     run = untrained_run(tmp_path / "run")
     begun = time.monotonic()
     predict(run, images, tmp_path / "calm")
@@ -357,19 +337,12 @@ def test_a_prediction_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path
     expected = {path.name: path.read_bytes() for path in (tmp_path / "calm").iterdir()}
     assert len(expected) == 3
 
-    def whole_or_not_there(index: int) -> None:
-        output = tmp_path / f"out{index}"
-        for path in output.glob("*.nii.gz") if output.is_dir() else ():
-            if not path.name.startswith("."):
-                assert path.read_bytes() == expected[path.name]
+    def complete_or_missing(index: int) -> None:
+        for path in (tmp_path / f"out{index}").glob("[!.]*.nii.gz"):
+            assert path.read_bytes() == expected[path.name]
 
-    runs = kill_at_random(
-        predict,
-        lambda index: (run, images, tmp_path / f"out{index}"),
-        kills=kills,
-        seconds=seconds,
-        check=whole_or_not_there,
-    )
+    arguments = lambda index: (run, images, tmp_path / f"out{index}")  # noqa: E731
+    runs = kill_at_random(predict, arguments, kills=KILLS, seconds=seconds, check=complete_or_missing)
     for index in range(runs):
         output = tmp_path / f"out{index}"
         predict(run, images, output)

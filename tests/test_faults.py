@@ -1,4 +1,4 @@
-"""A clock that runs backwards, a drive that is slow, a memory that is short: the result is the same."""
+"""A clock that runs backwards, a slow drive, little memory: the result is the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from small import SMALL_2D, untrained_run
 
 from medunet.bundle import find_bundle
-from medunet.datasets import prune_store, write_phantom_dataset
+from medunet.datasets import prune_store
 from medunet.files import lock
 from medunet.io import read_volume
 from medunet.networks import UNet
@@ -30,14 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 YEAR = 365 * 86_400.0
 
-SHORT: dict[str, Any] = {**SMALL_2D, "epochs": 3, "folds": 3, "num_workers": 0, "tracking_uri": ""}
-
-
-@pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = tmp_path_factory.mktemp("cells") / "data"
-    write_phantom_dataset(data, kind="cells", cases=3, size=(48, 48))
-    return data
+SHORT: dict[str, Any] = {**SMALL_2D, "epochs": 3, "folds": 2, "num_workers": 0, "tracking_uri": ""}
 
 
 def train(data: Path, output: Path, **changes: Any) -> dict[str, torch.Tensor]:
@@ -102,9 +95,8 @@ def slow_drive(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return touched
 
 
-def test_a_slow_drive_changes_no_result(tmp_path: Path, slow_drive: list[str]) -> None:
-    write_phantom_dataset(tmp_path / "data", kind="ct", cases=3, size=(32, 32, 24))
-    images = sorted((tmp_path / "data" / "imagesTr").iterdir())
+def test_a_slow_drive_changes_no_result(volumes: Path, tmp_path: Path, slow_drive: list[str]) -> None:
+    images = sorted((volumes / "imagesTr").iterdir())[:2]
     run = untrained_run(tmp_path / "run")
     slow_drive.clear()
     slow = list(Predictor(run, output_dir=tmp_path / "slow", device="cpu").predict(images))
@@ -149,8 +141,9 @@ print("largest difference", float((tiled - whole).abs().max()))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
-def test_want_of_memory_in_earnest_makes_tiles_smaller_and_the_result_the_same() -> None:
+def test_little_memory_makes_tiles_smaller_and_the_result_the_same() -> None:
     command = [sys.executable, "-c", SHORT_OF_MEMORY]
     environment = {**os.environ, "MEDUNET_KEEP_MEMORY": "0"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
@@ -159,10 +152,8 @@ def test_want_of_memory_in_earnest_makes_tiles_smaller_and_the_result_the_same()
     assert float(done.stdout.rpartition(" ")[2]) < 1e-4
 
 
-def test_predictions_are_read_whole_while_they_are_replaced(tmp_path: Path) -> None:
-    """Who reads a result while it is written again gets the old one or the new one."""
-    write_phantom_dataset(tmp_path / "data", kind="ct", cases=1, size=(32, 32, 24))
-    image = next((tmp_path / "data" / "imagesTr").iterdir())
+def test_a_prediction_is_replaced_atomically(volumes: Path, tmp_path: Path) -> None:
+    image = next((volumes / "imagesTr").iterdir())
     predictor = Predictor(untrained_run(tmp_path / "run"), output_dir=tmp_path / "out", device="cpu", overwrite=True)
     first = np.asarray(read_volume(predictor.predict_case(image)).image)
     for _ in range(5):

@@ -15,13 +15,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from small import untrained_run
 
-from medunet.bundle import find_bundle, specialise
 from medunet.io import write_volume
 from medunet.io.isolation import shared_process
-from medunet.networks import UNet
 from medunet.prediction import Predictor
-from medunet.runtime import save_weights
 
 CASES = int(os.environ.get("MEDUNET_SOAK_CASES", "60"))
 GROWTH = 1.05
@@ -35,9 +33,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("isolated", [False, True], ids=["plain", "isolated"])
 def test_memory_and_handles_stay_constant(isolated: bool, tmp_path: Path) -> None:
-    changes = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
-    run = specialise(find_bundle("unet_3d"), tmp_path / "run", changes)
-    save_weights(UNet(3, 1, 3, channels=(4, 8), norm="batch").state_dict(), run / "models" / "model.pt")
+    run = untrained_run(tmp_path / "run")
     rng = np.random.default_rng(0)
     images = []
     for index, size in enumerate([(40, 40, 32), (33, 45, 28), (48, 30, 35), (21, 34, 55)]):

@@ -1,8 +1,9 @@
-"""Which epoch's weights a training leaves."""
+"""Which weights a training run starts from, validates and keeps; when it stops, and how it resumes."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,36 @@ from typing import Literal
 
 import pytest
 import torch
+from ignite.engine import Engine, Events
 
-from medunet.errors import ConfigError
-from medunet.runtime import load_checkpoint
-from medunet.training import BEST_NAME, LAST_NAME, CheckpointHandler, HistoryHandler, Trainer, kept_entry
+from medunet.errors import ConfigError, DataError
+from medunet.runtime import load_checkpoint, save_checkpoint
+from medunet.training import (
+    BEST_NAME,
+    LAST_NAME,
+    CheckpointHandler,
+    HistoryHandler,
+    Trainer,
+    WeightAverage,
+    kept_entry,
+)
 
-METRICS = {1: 0.6, 2: None, 3: 0.8, 4: 0.7, 5: None}
-"""By epoch; None: not validated."""
+METRICS = {1: 0.6, 2: None, 3: 0.8, 4: 0.7, 5: None}  # by epoch; None: not validated
+
+Make = Callable[..., Trainer]
+
+
+def snapshot(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def validator_of(trainer: Trainer) -> Engine:
+    owners = (getattr(entry[0], "__self__", None) for entry in trainer._event_handlers[Events.STARTED])
+    return next(owner.validator for owner in owners if isinstance(owner, CheckpointHandler))
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("best", 3), ("last", 4)])
@@ -37,16 +61,19 @@ def test_the_best_or_the_last_validated_epoch_is_kept(tmp_path: Path, keep: Lite
     assert (handler.best_metric, handler.best_epoch) == (0.8, 3)  # what early stopping goes by
 
 
-def test_another_choice_is_refused(tmp_path: Path) -> None:
+def test_impossible_values_and_damaged_files_are_typed_errors(tmp_path: Path) -> None:
     network = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     with pytest.raises(ConfigError, match="best or last"):
         CheckpointHandler(str(tmp_path), network, optimizer=optimizer, keep="first")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="ema_decay"):
+        WeightAverage(network, decay=1.0)
+    (tmp_path / BEST_NAME).write_bytes(b"not a checkpoint")
+    with pytest.raises(DataError, match=BEST_NAME):
+        load_checkpoint(tmp_path / BEST_NAME)
 
 
-def test_the_history_names_the_epoch_whose_weights_are_kept(
-    tmp_path: Path, make_validated: Callable[..., Trainer]
-) -> None:
+def test_the_history_names_the_epoch_whose_weights_are_kept(tmp_path: Path, make_validated: Make) -> None:
     trainer = make_validated(tmp_path, epochs=5, interval=2, learning_rate=0.3, decay=0.0)
     HistoryHandler(str(tmp_path), optimizer=trainer.optimizer).attach(trainer)
     trainer.run()
@@ -54,3 +81,154 @@ def test_the_history_names_the_epoch_whose_weights_are_kept(
     assert [entry["kept_epoch"] for entry in history][:2] == [1, 2]  # before the first validation, the newest epoch
     last = load_checkpoint(tmp_path / LAST_NAME)
     assert kept_entry(history)["epoch"] == last["kept_epoch"] == last["best_epoch"]
+
+
+def test_the_average_is_that_of_a_loop_over_all_steps(tmp_path: Path, make_validated: Callable[..., Trainer]) -> None:
+    trainer = make_validated(tmp_path, epochs=2, decay=0.3)
+    steps: list[dict[str, torch.Tensor]] = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: steps.append(snapshot(engine.network)))
+    trainer.run()
+    expected = {name: tensor.double() for name, tensor in steps[0].items()}
+    for n, weights in enumerate(steps[1:], start=1):
+        decay = min(0.3, (1 + n) / (10 + n))
+        expected = {name: decay * expected[name] + (1 - decay) * weights[name].double() for name in expected}
+    found = load_checkpoint(tmp_path / LAST_NAME)["average"]
+    assert found["steps"] == len(steps) == 8
+    assert found["average"].keys() == expected.keys() - {"1.num_batches_tracked"}
+    for name, tensor in found["average"].items():
+        torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_validator_sees_the_average_and_the_trainer_the_newest(tmp_path: Path, make_validated: Make) -> None:
+    trainer = make_validated(tmp_path, epochs=1)
+    seen: dict[str, dict[str, torch.Tensor]] = {}
+    validator_of(trainer).add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: seen.update(validated=snapshot(engine.network))
+    )
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.update(trained=snapshot(engine.network)))
+    trainer.run()
+    best, last = (load_checkpoint(tmp_path / name) for name in (BEST_NAME, LAST_NAME))
+    assert list(best) == ["model"]
+    assert same(best["model"], seen["validated"])
+    assert same(last["model"], seen["trained"])
+    assert same(snapshot(trainer.network), seen["trained"])
+    assert not same(seen["validated"], seen["trained"])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.99])
+def test_a_resumed_training_ends_with_the_weights_and_the_average_of_one_that_ran_through(
+    tmp_path: Path, make_validated: Callable[..., Trainer], decay: float
+) -> None:
+    make_validated(tmp_path / "through", epochs=4, decay=decay).run()
+    make_validated(tmp_path / "parts", epochs=2, decay=decay).run()
+    make_validated(tmp_path / "parts", epochs=4, decay=decay, resume=True).run()
+    through, parts = (load_checkpoint(tmp_path / name / LAST_NAME) for name in ("through", "parts"))
+    assert same(parts["model"], through["model"])
+    assert ("average" in through) == (decay > 0)
+    if decay:
+        assert parts["average"]["steps"] == through["average"]["steps"]
+        assert same(parts["average"]["average"], through["average"]["average"])
+    assert same(*(load_checkpoint(tmp_path / name / BEST_NAME)["model"] for name in ("through", "parts")))
+
+
+def test_the_warm_up_follows_closely_at_first() -> None:
+    network = torch.nn.Linear(1, 1, bias=False)
+    average = WeightAverage(network, decay=0.999)
+    for step in range(100):
+        torch.nn.init.constant_(network.weight, float(step))
+        average.update()
+    # a plain decay of 0.999 would still lie near the first weights: about 5
+    assert average.weights()["weight"].item() > 85
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "named"), [(0.1, 8, "initial_lr"), (0.01, 12, "total_steps 12"), (0.01, 6, "total_steps 6")]
+)
+def test_a_training_is_not_resumed_with_a_schedule_of_other_length_or_height(
+    tmp_path: Path, rate: float, steps: int, named: str
+) -> None:
+    def handler(rate: float, steps: int, *, resume: bool) -> tuple[CheckpointHandler, Engine]:
+        network = torch.nn.Conv2d(1, 2, 3)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps)
+        engine = Engine(lambda *_: None)
+        engine.state.device, engine.state.iteration, engine.grad_scaler = torch.device("cpu"), 4, None
+        engine.state.epoch, engine.state.max_epochs = 2, 4
+        kept = CheckpointHandler(str(tmp_path), network, optimizer=optimizer, lr_scheduler=schedule, resume=resume)
+        return kept, engine
+
+    first, engine = handler(0.01, 8, resume=False)
+    first.save(engine)
+    same, engine = handler(0.01, 8, resume=True)
+    same.start(engine)
+    other, engine = handler(rate, steps, resume=True)
+    with pytest.raises(ConfigError, match=named):
+        other.start(engine)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "interval", "validated"), [(5, 2, [2, 4, 5]), (4, 2, [2, 4]), (2, 5, [2]), (3, 1, [1, 2, 3])]
+)
+def test_the_last_epoch_is_validated_once_whatever_the_interval(
+    tmp_path: Path, make_validated: Callable[..., Trainer], epochs: int, interval: int, validated: list[int]
+) -> None:
+    trainer = make_validated(tmp_path, epochs=epochs, interval=interval)
+    found: list[int] = []
+    validator_of(trainer).add_event_handler(Events.COMPLETED, lambda engine: found.append(engine.state.epoch))
+    trainer.run()
+    assert found == validated
+
+
+def test_training_ends_after_the_patience_and_does_not_go_on(
+    tmp_path: Path, make_validated: Callable[..., Trainer]
+) -> None:
+    # with a learning rate of 0 the first validation stays the best; without averaging and with it
+    trainer = make_validated(tmp_path, epochs=9, patience=2, learning_rate=0.0, decay=0.0)
+    trainer.run()
+    best = load_checkpoint(tmp_path / LAST_NAME)["best_epoch"]
+    assert trainer.state.epoch == best + 2 < 9
+    again = make_validated(tmp_path, epochs=9, patience=2, learning_rate=0.0, decay=0.0, resume=True)
+    again.run()
+    assert again.state.epoch == trainer.state.epoch
+    assert load_checkpoint(tmp_path / LAST_NAME)["finished"]
+
+
+def test_a_resumed_training_stops_where_an_uninterrupted_one_does(
+    tmp_path: Path, make_validated: Callable[..., Trainer]
+) -> None:
+    through = make_validated(tmp_path / "a", epochs=9, patience=3, learning_rate=0.0)
+    through.run()
+    make_validated(tmp_path / "b", epochs=2, patience=3, learning_rate=0.0).run()
+    parts = make_validated(tmp_path / "b", epochs=9, patience=3, learning_rate=0.0, resume=True)
+    parts.run()
+    assert parts.state.epoch == through.state.epoch < 9
+
+
+def test_a_training_starts_from_the_other_run_and_a_resumed_one_does_not(
+    tmp_path: Path, make_validated: Callable[..., Trainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make_validated(tmp_path / "first", epochs=1)
+    first.run()
+    model = tmp_path / "first" / "model.pt"
+    with caplog.at_level(logging.INFO, logger="medunet"):
+        second = make_validated(tmp_path / "second", epochs=1, learning_rate=0.0, decay=0.0, init_from=model)
+        second.run()
+    assert "9 of 9 tensors taken over" in caplog.text
+    assert second.state.transfer.is_whole
+    weights = torch.load(model, weights_only=True)["model"]
+    for name, parameter in second.network.named_parameters():
+        assert torch.equal(parameter, weights[name])
+    resumed = make_validated(tmp_path / "second", epochs=2, init_from=model, resume=True)
+    resumed.run()
+    assert not hasattr(resumed.state, "transfer")
+
+
+def test_what_is_left_out_is_a_warning(
+    tmp_path: Path, make_validated: Callable[..., Trainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    state = make_validated(tmp_path / "x").network.state_dict()
+    state["2.weight"], state["2.bias"] = torch.zeros(3, 4, 1, 1), torch.zeros(3)
+    save_checkpoint({"model": state}, tmp_path / "three_classes.pt")
+    with caplog.at_level(logging.WARNING, logger="medunet"):
+        make_validated(tmp_path / "y", epochs=1, init_from=tmp_path / "three_classes.pt").run()
+    assert "2.weight: shape (2, 4, 1, 1) here, (3, 4, 1, 1) there" in caplog.text

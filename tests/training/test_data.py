@@ -91,6 +91,14 @@ def test_several_processes_draw_what_one_would(tmp_path: Path) -> None:
     assert [(d, d.seed) for d in one[1::2]] == [(d, d.seed) for d in parts[1]]
 
 
+def test_sampler_changes_with_the_epoch_and_repeats_with_the_seed() -> None:
+    sampler, twin = (RepeatSampler(20, num_samples=20, seed=5) for _ in range(2))
+    first = list(sampler)
+    assert first == list(twin)
+    sampler.set_epoch(1)
+    assert first != list(sampler)
+
+
 def test_a_draw_is_an_index_for_every_data_set() -> None:
     data = [{"image": torch.full((1, 2, 2), float(n))} for n in range(3)]
     assert Dataset(data)[Draw(2, 5)]["image"].max() == 2

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ignite.engine import Engine
 from monai.data import DataLoader, Dataset
 
 from medunet.errors import ConfigError, DataError
 from medunet.runtime import load_checkpoint
 from medunet.training import (
     BEST_NAME,
-    LAST_NAME,
     CheckpointHandler,
     EpochSeeder,
     HistoryHandler,
@@ -68,52 +65,11 @@ def make_trainer(
     )
 
 
-def weights(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
-
-
 def test_non_finite_loss_names_the_cases_of_the_batch(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, data=items(4, bad=2))
     with pytest.raises(DataError, match="case_2") as info:
         trainer.run()
     assert "not finite" in str(info.value)
-
-
-def test_a_resumed_training_ends_with_the_weights_of_one_that_ran_through(tmp_path: Path) -> None:
-    through = make_trainer(tmp_path / "through", epochs=4)
-    through.run()
-    make_trainer(tmp_path / "parts", epochs=2).run()
-    resumed = make_trainer(tmp_path / "parts", epochs=4, resume=True)
-    resumed.run()
-    assert resumed.state.epoch == 4
-    torch.testing.assert_close(weights(resumed), weights(through), rtol=0, atol=0)
-
-
-def test_a_resumed_training_keeps_the_history_of_its_first_part(tmp_path: Path) -> None:
-    make_trainer(tmp_path, epochs=2).run()
-    make_trainer(tmp_path, epochs=4, resume=True).run()
-    history = json.loads((tmp_path / "history.json").read_text())
-    assert [entry["epoch"] for entry in history] == [1, 2, 3, 4]
-    finished = make_trainer(tmp_path, epochs=4, resume=True)
-    finished.run()
-    assert [entry["epoch"] for entry in finished.state.history] == [1, 2, 3, 4]
-
-
-def test_resuming_a_finished_training_trains_no_further(tmp_path: Path) -> None:
-    first = make_trainer(tmp_path, epochs=2)
-    first.run()
-    again = make_trainer(tmp_path, epochs=2, resume=True)
-    again.run()
-    torch.testing.assert_close(weights(again), weights(first), rtol=0, atol=0)
-
-
-def test_weights_and_state_are_written_under_the_key_model(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path)
-    trainer.run()
-    assert list(load_checkpoint(tmp_path / BEST_NAME)) == ["model"]
-    last = load_checkpoint(tmp_path / LAST_NAME)
-    assert last["epoch"] == 2
-    torch.testing.assert_close(last["model"]["weight"], trainer.network.weight.detach())
 
 
 def test_gradient_is_clipped_to_the_norm(tmp_path: Path) -> None:
@@ -156,6 +112,7 @@ def test_options_bound_to_cuda_are_refused(tmp_path: Path) -> None:
         make_trainer(tmp_path, amp=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_training_ends_with_the_weights_of_a_plain_one(tmp_path: Path) -> None:
@@ -175,47 +132,3 @@ def test_without_a_compiler_it_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match=r"g\+\+"):
         make_trainer(tmp_path, compile_network=True)
-
-
-def test_a_broken_checkpoint_is_a_data_error(tmp_path: Path) -> None:
-    (tmp_path / BEST_NAME).write_bytes(b"not a checkpoint")
-    with pytest.raises(DataError, match=BEST_NAME):
-        load_checkpoint(tmp_path / BEST_NAME)
-
-
-def test_sampler_parts_are_disjoint_and_cover_the_epoch() -> None:
-    parts = [list(RepeatSampler(10, num_samples=5, seed=1, rank=rank, world_size=2)) for rank in (0, 1)]
-    assert sorted(parts[0] + parts[1]) == list(range(10))
-
-
-def test_sampler_changes_with_the_epoch_and_repeats_with_the_seed() -> None:
-    sampler, twin = (RepeatSampler(20, num_samples=20, seed=5) for _ in range(2))
-    first = list(sampler)
-    assert first == list(twin)
-    sampler.set_epoch(1)
-    assert first != list(sampler)
-
-
-@pytest.mark.parametrize(
-    ("rate", "steps", "named"), [(0.1, 8, "initial_lr"), (0.01, 12, "total_steps 12"), (0.01, 6, "total_steps 6")]
-)
-def test_a_training_is_not_resumed_with_a_schedule_of_other_length_or_height(
-    tmp_path: Path, rate: float, steps: int, named: str
-) -> None:
-    def handler(rate: float, steps: int, *, resume: bool) -> tuple[CheckpointHandler, Engine]:
-        network = torch.nn.Conv2d(1, 2, 3)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps)
-        engine = Engine(lambda *_: None)
-        engine.state.device, engine.state.iteration, engine.grad_scaler = torch.device("cpu"), 4, None
-        engine.state.epoch, engine.state.max_epochs = 2, 4
-        kept = CheckpointHandler(str(tmp_path), network, optimizer=optimizer, lr_scheduler=schedule, resume=resume)
-        return kept, engine
-
-    first, engine = handler(0.01, 8, resume=False)
-    first.save(engine)
-    same, engine = handler(0.01, 8, resume=True)
-    same.start(engine)
-    other, engine = handler(rate, steps, resume=True)
-    with pytest.raises(ConfigError, match=named):
-        other.start(engine)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 from medunet.errors import DataError
 from medunet.networks import UNet
 from medunet.runtime import save_checkpoint, transfer_weights
-from medunet.training import Trainer, weights_of
+from medunet.training import weights_of
 
 
 def unet(seed: int, *, channels: int = 1, classes: int = 2, levels: tuple[int, ...] = (4, 8)) -> UNet:
@@ -49,33 +47,3 @@ def test_more_levels_are_listed_as_new(source: Path) -> None:
 def test_nothing_that_fits_is_an_error(source: Path) -> None:
     with pytest.raises(DataError, match="fit"):
         transfer_weights(torch.nn.Linear(2, 2), weights_of(source))
-
-
-def test_a_training_starts_from_the_other_run_and_a_resumed_one_does_not(
-    tmp_path: Path, make_validated: Callable[..., Trainer], caplog: pytest.LogCaptureFixture
-) -> None:
-    first = make_validated(tmp_path / "first", epochs=1)
-    first.run()
-    model = tmp_path / "first" / "model.pt"
-    with caplog.at_level(logging.INFO, logger="medunet"):
-        second = make_validated(tmp_path / "second", epochs=1, learning_rate=0.0, decay=0.0, init_from=model)
-        second.run()
-    assert "9 of 9 tensors taken over" in caplog.text
-    assert second.state.transfer.is_whole
-    weights = torch.load(model, weights_only=True)["model"]
-    for name, parameter in second.network.named_parameters():
-        assert torch.equal(parameter, weights[name])
-    resumed = make_validated(tmp_path / "second", epochs=2, init_from=model, resume=True)
-    resumed.run()
-    assert not hasattr(resumed.state, "transfer")
-
-
-def test_what_is_left_out_is_a_warning(
-    tmp_path: Path, make_validated: Callable[..., Trainer], caplog: pytest.LogCaptureFixture
-) -> None:
-    state = make_validated(tmp_path / "x").network.state_dict()
-    state["2.weight"], state["2.bias"] = torch.zeros(3, 4, 1, 1), torch.zeros(3)
-    save_checkpoint({"model": state}, tmp_path / "three_classes.pt")
-    with caplog.at_level(logging.WARNING, logger="medunet"):
-        make_validated(tmp_path / "y", epochs=1, init_from=tmp_path / "three_classes.pt").run()
-    assert "2.weight: shape (2, 4, 1, 1) here, (3, 4, 1, 1) there" in caplog.text
