@@ -24,14 +24,7 @@ _REFERENCE = re.compile(r"@(\w+(?:(?:#|::)\w+)*)")
 def describe(
     parser: ConfigParser, *, metadata: Mapping[str, Any], shapes: UNetShapes, tile: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Describe a network beyond its weights.
-
-    Args:
-        parser: parser of the bundle's `inference.json`.
-        metadata: the bundle's `metadata.json`.
-        shapes: shapes of the network.
-        tile: sizes of the tiles that the file accepts.
-    """
+    """Describe a network beyond its weights, from the bundle's `inference.json` and `metadata.json`."""
 
     def value(id_: str, default: Any = ()) -> Any:
         content = parser.get_parsed_content(id_) if id_ in parser else default

@@ -157,18 +157,7 @@ def _write_and_compare(
 
 
 def compare(network: TileNetwork, run: Runner, *, image: Path | None = None, trust: bool = False) -> Agreement:
-    """Compare a file with its network: on noise of the usual tile and of a batch of odd size, and on a case.
-
-    Args:
-        network: the exported network.
-        run: runs the file.
-        image: a case whose labels are compared, too.
-        trust: as of :func:`medunet.trust.require_trust`.
-
-    Raises:
-        DataError: an image that cannot be read.
-        ConfigError: the file cannot be run on the case.
-    """
+    """Compare a file with its network: on noise of the usual tile and of a batch of odd size, and on a case."""
     rms = unlike = 0.0
     sizes = (1, network.channels, *network.patch), (2, network.channels, *network.sizes.example())
     generator = torch.Generator().manual_seed(SEED)

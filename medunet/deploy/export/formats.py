@@ -94,6 +94,10 @@ def _need(name: str, *, extra: str, purpose: str) -> Any:
         return import_extra(name, extra=extra, purpose=purpose)
 
 
+def _torch(name: str) -> str:
+    return f"{name}, torch {torch.__version__}"
+
+
 def _run_module(module: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         return module(on_cpu(image))
@@ -110,7 +114,7 @@ def _extra_text(load: Callable[..., Any], option: str, path: Path) -> str:
 # TorchScript: one file for LibTorch, MONAI Deploy and old programs; it takes every size that the network takes
 
 
-def write_torchscript(network: TileNetwork, path: Path) -> None:
+def _write_torchscript(network: TileNetwork, path: Path) -> None:
     """Write the scripted network without lines of source code and their paths, which torch stores for its errors."""
     extra = {EXTRA_FILE: to_text(network.description), MONAI_FILE: to_text(network.metadata)}
     with quiet(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -125,34 +129,29 @@ def write_torchscript(network: TileNetwork, path: Path) -> None:
         writer.write_end_of_file()
 
 
-def open_torchscript(path: Path) -> Runner:
-    """Run a file with torch, without medunet's classes."""
+def _open_torchscript(path: Path) -> Runner:
     with quiet():
         return partial(_run_module, torch.jit.load(str(path), map_location="cpu").eval())
 
 
-def read_torchscript(path: Path) -> str:
-    """Return the extra file."""
+def _read_torchscript(path: Path) -> str:
     return _extra_text(partial(torch.jit.load, map_location="cpu"), "_extra_files", path)
 
 
 # torch.export: the successor of TorchScript, and the input of AOTInductor and ExecuTorch
 
 
-def write_torch_export(network: TileNetwork, path: Path) -> None:
-    """Write a program of `torch.export` with variable batch and tile sizes."""
+def _write_torch_export(network: TileNetwork, path: Path) -> None:
     with quiet():
         torch.export.save(network.export(), str(path), extra_files={EXTRA_FILE: to_text(network.description)})
 
 
-def open_torch_export(path: Path) -> Runner:
-    """Run a file with torch, without medunet's classes."""
+def _open_torch_export(path: Path) -> Runner:
     with quiet():
         return partial(_run_module, torch.export.load(str(path)).module())
 
 
-def read_torch_export(path: Path) -> str:
-    """Return the extra file."""
+def _read_torch_export(path: Path) -> str:
     return _extra_text(torch.export.load, "extra_files", path)
 
 
@@ -162,14 +161,13 @@ _onnx = partial(_need, "onnx", extra="export", purpose="export to ONNX")
 _onnx_runtime = partial(_need, "onnxruntime", extra="export", purpose="running ONNX")
 
 
-def onnx_program() -> str:
-    """Return the release of ONNX Runtime."""
+def _onnx_program() -> str:
     _onnx()
     _need("onnxscript", extra="export", purpose="export to ONNX")
     return f"ONNX Runtime {_onnx_runtime().__version__}"
 
 
-def write_onnx(network: TileNetwork, path: Path) -> None:
+def _write_onnx(network: TileNetwork, path: Path) -> None:
     """Write a model with variable batch and tile sizes; ONNX requires a second file for weights over 2 GB."""
     onnx = _onnx()
     program = network.export()
@@ -201,7 +199,7 @@ def write_onnx(network: TileNetwork, path: Path) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def open_onnx(path: Path) -> Runner:
+def _open_onnx(path: Path) -> Runner:
     """Run a file with ONNX Runtime on the CPU, with torch's number of threads."""
     runtime = _onnx_runtime()
     options = runtime.SessionOptions()
@@ -211,8 +209,7 @@ def open_onnx(path: Path) -> Runner:
     return lambda image: torch.from_numpy(session.run(None, {"image": on_cpu(image).numpy()})[0])
 
 
-def read_onnx(path: Path) -> str | None:
-    """Return the description in the model's properties."""
+def _read_onnx(path: Path) -> str | None:
     model = _onnx().load(str(path), load_external_data=False)
     return next((str(entry.value) for entry in model.metadata_props if entry.key == KEY), None)
 
@@ -222,7 +219,7 @@ def read_onnx(path: Path) -> str | None:
 _openvino = partial(_need, "openvino", extra="openvino", purpose="export to OpenVINO")
 
 
-def write_openvino(network: TileNetwork, path: Path) -> None:
+def _write_openvino(network: TileNetwork, path: Path) -> None:
     """Write a model with variable batch and tile sizes, and its weights in float32, which OpenVINO would halve."""
     openvino = _openvino()
     with quiet():
@@ -233,7 +230,7 @@ def write_openvino(network: TileNetwork, path: Path) -> None:
     openvino.save_model(model, str(path), compress_to_fp16=False)
 
 
-def open_openvino(path: Path) -> Runner:
+def _open_openvino(path: Path) -> Runner:
     """Run a file on the CPU in float32, with torch's number of threads."""
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",
@@ -250,8 +247,7 @@ def open_openvino(path: Path) -> Runner:
     return run
 
 
-def read_openvino(path: Path) -> str | None:
-    """Return the description in the model's `rt_info`."""
+def _read_openvino(path: Path) -> str | None:
     model = core().read_model(str(path))
     return str(model.get_rt_info([KEY]).astype(str)) if model.has_rt_info([KEY]) else None
 
@@ -260,8 +256,7 @@ def read_openvino(path: Path) -> str | None:
 # comparison guards it like all formats. An engine cannot store a description: it is in a .json file beside it.
 
 
-def tensorrt_program() -> str:
-    """Return the release of TensorRT and the GPU."""
+def _tensorrt_program() -> str:
     if not torch.cuda.is_available():
         raise ConfigError(
             "a TensorRT engine is built on the GPU that will run it, and torch sees no GPU",
@@ -271,11 +266,11 @@ def tensorrt_program() -> str:
         )
     if importlib.util.find_spec("tensorrt") is None:
         raise ConfigError("export to TensorRT needs tensorrt", remedy="pip install tensorrt")
-    onnx_program()
+    _onnx_program()
     return f"TensorRT {_tensorrt().__version__}, {torch.cuda.get_device_name()}"
 
 
-def write_tensorrt(network: TileNetwork, path: Path) -> None:
+def _write_tensorrt(network: TileNetwork, path: Path) -> None:
     """Write an engine from the ONNX file, without TF32, tuned for the usual tile."""
     trt = _tensorrt()
     logger = trt.Logger(trt.Logger.ERROR)
@@ -284,7 +279,7 @@ def write_tensorrt(network: TileNetwork, path: Path) -> None:
     parser = trt.OnnxParser(definition, logger)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "network.onnx"
-        write_onnx(network, source)
+        _write_onnx(network, source)
         if not parser.parse_from_file(str(source)):
             raise RuntimeError("; ".join(str(parser.get_error(index)) for index in range(parser.num_errors)))
     profile = builder.create_optimization_profile()
@@ -301,8 +296,7 @@ def write_tensorrt(network: TileNetwork, path: Path) -> None:
     path.with_name(f"{path.name}.json").write_text(to_text(network.description), encoding="utf-8")
 
 
-def open_tensorrt(path: Path) -> Runner:
-    """Run an engine on the current GPU."""
+def _open_tensorrt(path: Path) -> Runner:
     trt = _tensorrt()
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
@@ -325,8 +319,7 @@ def open_tensorrt(path: Path) -> Runner:
     return run
 
 
-def read_tensorrt(path: Path) -> str | None:
-    """Return the content of the .json file."""
+def _read_tensorrt(path: Path) -> str | None:
     file = path.with_name(f"{path.name}.json")
     return file.read_text(encoding="utf-8") if file.is_file() else None
 
@@ -336,30 +329,26 @@ def _tensorrt() -> Any:
 
 
 FORMATS: dict[str, ExportFormat] = {
-    "onnx": ExportFormat(".onnx", onnx_program, write_onnx, open_onnx, read_onnx),
+    "onnx": ExportFormat(".onnx", _onnx_program, _write_onnx, _open_onnx, _read_onnx),
     "torchscript": ExportFormat(
-        ".ts", lambda: f"TorchScript, torch {torch.__version__}", write_torchscript, open_torchscript, read_torchscript
+        ".ts", partial(_torch, "TorchScript"), _write_torchscript, _open_torchscript, _read_torchscript
     ),
     "torch-export": ExportFormat(
-        ".pt2",
-        lambda: f"torch.export, torch {torch.__version__}",
-        write_torch_export,
-        open_torch_export,
-        read_torch_export,
+        ".pt2", partial(_torch, "torch.export"), _write_torch_export, _open_torch_export, _read_torch_export
     ),
     "openvino": ExportFormat(
         ".xml",
         lambda: f"OpenVINO {_openvino().__version__.partition('-')[0]}",
-        write_openvino,
-        open_openvino,
-        read_openvino,
+        _write_openvino,
+        _open_openvino,
+        _read_openvino,
     ),
     "tensorrt": ExportFormat(
         ".engine",
-        tensorrt_program,
-        write_tensorrt,
-        open_tensorrt,
-        read_tensorrt,
+        _tensorrt_program,
+        _write_tensorrt,
+        _open_tensorrt,
+        _read_tensorrt,
         lambda network: largest_tile(network.shapes, network.patch),
     ),
 }

@@ -78,10 +78,6 @@ def largest_tile(shapes: UNetShapes, patch: tuple[int, ...]) -> tuple[int, ...]:
     [---- halo ----|==== patch ====|---- halo ----]
     ```
 
-    Args:
-        shapes: shapes of the network.
-        patch: the usual tile.
-
     Example:
         >>> largest_tile(UNetShapes.of(3, 4), (40, 56, 40))
         (152, 168, 152)
@@ -151,12 +147,7 @@ class TileNetwork:
 
 
 class MeanLogits(nn.Module):
-    """Equals :class:`medunet.runtime.EnsembleLogits`, in a form that TorchScript supports.
-
-    Args:
-        members: networks with one output.
-        activation: `softmax` or `sigmoid`.
-    """
+    """Equals the mean of :class:`medunet.runtime` ensembles, in a form that TorchScript supports."""
 
     def __init__(self, members: Sequence[nn.Module], *, activation: str) -> None:
         super().__init__()
@@ -175,12 +166,7 @@ class MeanLogits(nn.Module):
 
 
 class ExportedNetwork(nn.Module):
-    """An exported file that replaces its network in an inferer.
-
-    Args:
-        run: runs the file.
-        reference: the network, which answers questions about sizes and memory.
-    """
+    """An exported file that replaces its network in an inferer; `reference` answers questions about sizes."""
 
     def __init__(self, run: Callable[[Tensor], Tensor], reference: nn.Module) -> None:
         super().__init__()

@@ -21,18 +21,7 @@ from medunet.transforms import paint_regions, plain
 
 
 def score_labels(predicted: Path, reference: Path, labels: Mapping[str, int], *, image: Path) -> dict[str, float]:
-    """Return Dice by label name; NaN for a label that neither map has.
-
-    Args:
-        predicted: label map of the network.
-        reference: label map of the annotator.
-        labels: value by name.
-        image: both label maps must be on its grid.
-
-    Raises:
-        DataError: a file that cannot be read.
-        GeometryError: a label map on another grid.
-    """
+    """Return Dice by label name of two label maps on an image's grid; NaN for a label that neither map has."""
     grid = read_volume(image).record.geometry
     one, other = (read_label(path, reference=grid, labels=labels).image for path in (predicted, reference))
     return {name: dice(one == value, other == value) for name, value in labels.items() if value}
@@ -52,17 +41,7 @@ def labels_agree(tables: Iterable[Mapping[str, int]]) -> bool:
 
 
 def uncertainty(predictor: Predictor, source: Path, *, by: str) -> float:
-    """Return the :func:`disagreement` of a network's label maps of an image, 0 to 1.
-
-    Args:
-        predictor: the bundle's predictor.
-        source: an image.
-        by: `mirror` (label maps of mirrored views) or `folds` (label maps of an ensemble's members).
-
-    Raises:
-        ConfigError: another `by`, or `folds` of a bundle that is not an ensemble.
-        MedunetError: the image cannot be read.
-    """
+    """Return the disagreement of label maps of mirrored views (`mirror`) or of an ensemble's members (`folds`)."""
     methods = {"mirror": label_mirrored, "folds": label_by_fold}
     if by not in methods:
         raise ConfigError("unknown measure of uncertainty", received=by, expected=", ".join(methods))
@@ -70,13 +49,7 @@ def uncertainty(predictor: Predictor, source: Path, *, by: str) -> float:
 
 
 def disagreement(maps: Sequence[npt.NDArray[np.integer]]) -> float:
-    """Return one minus the mean Dice between label maps, over all pairs and the classes that a pair has.
-
-    Args:
-        maps: two or more label maps of one shape, 0 is background.
-
-    Raises:
-        ConfigError: fewer than two label maps.
+    """Return one minus the mean Dice between label maps of one shape, over all pairs and the classes of a pair.
 
     Example:
         >>> a, b = np.array([1, 1, 0, 2]), np.array([1, 0, 0, 2])
@@ -102,11 +75,7 @@ def label_mirrored(predictor: Predictor, image: torch.Tensor) -> list[npt.NDArra
 
 
 def label_by_fold(predictor: Predictor, image: torch.Tensor) -> list[npt.NDArray[np.uint8]]:
-    """Return label maps `(*spatial)` of a preprocessed image `(C, *spatial)` by each member of an ensemble.
-
-    Raises:
-        ConfigError: the bundle is not an ensemble.
-    """
+    """Return label maps `(*spatial)` of a preprocessed image `(C, *spatial)` by each member of an ensemble."""
     ensemble = next((part for part in predictor.network.modules() if isinstance(part, EnsembleLogits)), None)
     if ensemble is None:
         raise ConfigError("the bundle is not an ensemble of folds", remedy="choose the strategy `uncertainty`")

@@ -105,18 +105,7 @@ class LabelEnvironment:
 
 
 def check_python(version: str, interpreter: str) -> None:
-    """Reject a Python that MONAI Label does not support.
-
-    Args:
-        version: major and minor version, separated by a space.
-        interpreter: its path, for the message.
-
-    Raises:
-        ConfigError: unsupported version.
-
-    Example:
-        >>> check_python("3 11", "python3.11")
-    """
+    """Reject a Python version (such as "3 11") that MONAI Label does not support."""
     numbers = tuple(map(int, version.split()))
     first, last = PYTHONS
     if not first <= numbers <= last:

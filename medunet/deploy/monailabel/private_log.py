@@ -101,9 +101,7 @@ def mask_log(names: PrivateNames) -> Callable[[], None]:
     """Mask every log record of this process, with its traceback.
 
     A record factory sees all records, while MONAI Label, uvicorn and DICOMweb's client install their own handlers.
-
-    Returns:
-        A function that ends the masking.
+    Call the returned function to end the masking.
     """
     before = logging.getLogRecordFactory()
 
@@ -133,10 +131,7 @@ def server_names() -> PrivateNames:
 
 
 def describe_error(error: BaseException | None) -> str:
-    """Return a traceback without messages that may quote an image's header.
-
-    Args:
-        error: with its causes.
+    """Return the traceback of an error and its causes, without messages that may quote an image's header.
 
     Example:
         >>> try:

@@ -19,15 +19,7 @@ PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
 
 
 def choose_suffix(wanted: str | None, source: Path, *, spatial_dims: int) -> str:
-    """Choose the file suffix of a result. Default: the image's own if it can store labels.
-
-    Args:
-        wanted: `result_extension` of MONAI Label's request.
-        source: the image.
-        spatial_dims: 2 or 3.
-
-    Raises:
-        ConfigError: the format cannot store these labels.
+    """Choose the file suffix of a result: the client's `result_extension`, else the image's if it can store labels.
 
     Example:
         >>> choose_suffix(None, Path("ct.nii.gz"), spatial_dims=3), choose_suffix("nrrd", Path("a.nii"), spatial_dims=3)
@@ -47,19 +39,7 @@ def choose_suffix(wanted: str | None, source: Path, *, spatial_dims: int) -> str
 def write_result(
     labels: MetaTensor, folder: Path, suffix: str, *, segments: Sequence[Segment], dtype: str | None = None
 ) -> Path:
-    """Write a label map to a new file.
-
-    Args:
-        labels: `(1, *spatial)` with the values for the file, on the image's grid.
-        folder: folder of the file.
-        suffix: result of :func:`choose_suffix`.
-        segments: the bundle's labels, for formats that store names.
-        dtype: `result_dtype` of MONAI Label's request. Default: the smallest type that all programs read.
-
-    Raises:
-        ConfigError: unknown `dtype`.
-        DataError: `dtype` cannot represent the values.
-    """
+    """Write a label map `(1, *spatial)` to a new file; by default in the smallest type that all programs read."""
     voxels = np.asarray(labels.as_tensor().cpu())[0]
     largest = max([int(voxels.max(initial=0)), *(segment.value for segment in segments)])
     try:
@@ -76,12 +56,7 @@ def write_result(
 
 
 def describe_result(labels: MetaTensor, segments: Sequence[Segment]) -> dict[str, Any]:
-    """Return values, colours and sizes of the labels by name, for the answer beside the mask.
-
-    Returns:
-        `label_names` (name to value, as MONAI Label's clients expect), `label_colors` (RGB, 0 to 255), and `volume_ml`
-        (millilitres) or, in 2D, `area_mm2`.
-    """
+    """Return values, colours (RGB, 0 to 255) and sizes (`volume_ml`, in 2D `area_mm2`) of the labels by name."""
     voxels, affine = np.asarray(labels.as_tensor().cpu())[0], np.asarray(labels.affine.cpu())
     if voxels.dtype == np.uint8:  # eight times as fast
         counts = dict(enumerate(np.bincount(voxels.ravel()).tolist()))

@@ -80,12 +80,7 @@ class ServedBundle:
         return "-".join(f"{path.stat().st_mtime_ns:x}" for path in self.weights)
 
     def check(self) -> None:
-        """Reject a bundle that cannot predict.
-
-        Raises:
-            ConfigError: missing or invalid configs.
-            DataError: no weights.
-        """
+        """Reject a bundle with invalid configs (ConfigError) or without weights (DataError)."""
         _ = self.spatial_dims, self.segments
         for path in self.weights:
             if not path.is_file():
@@ -96,9 +91,6 @@ class ServedBundle:
 
         An existing copy keeps its weights, unless the bundle has new weights or the copy is of another bundle. Hashes
         of weights are not copied.
-
-        Raises:
-            DataError: the copy cannot be written.
         """
         target, origin = folder / self.name, folder / f"{self.name}.origin"
         digest = " ".join(sha256_of(path) for path in self.weights)
@@ -150,14 +142,7 @@ def name_bundles(folders: Sequence[Path]) -> tuple[ServedBundle, ...]:
 
 
 def trusted_bundles(settings: Path) -> tuple[ServedBundle, ...]:
-    """Return the bundles of a server's settings; each is checked for trust before any of its content is loaded.
-
-    Args:
-        settings: file that :meth:`medunet.deploy.monailabel.LabelServer.prepare` writes.
-
-    Raises:
-        SecurityError: a bundle could run its own code, and `--trust` is not given.
-    """
+    """Return the bundles of a server's settings; each is checked for trust before any of its content is loaded."""
     content = read_json(settings)
     bundles = tuple(ServedBundle(name, Path(folder)) for name, folder in content["bundles"])
     for bundle in bundles:
@@ -171,12 +156,8 @@ def order_label_info(
     """Describe each label of a mask for a DICOM SEG, in the order of the values.
 
     MONAI Label pairs the labels in a mask with the client's list by position, so that the name of a missing organ
-    would pass to the next one. Here each label keeps its own name.
-
-    Args:
-        present: values of the mask, without 0.
-        segments: the bundle's labels.
-        given: the client's list, of all labels or of some; its entries take precedence over the bundle's.
+    would pass to the next one. Here each label keeps its own name. The client's list (`given`) may be incomplete; its
+    entries take precedence over the bundle's.
 
     Example:
         >>> bundle = as_segments({"liver": 1, "spleen": 2, "kidney": 4})

@@ -58,20 +58,7 @@ def read_options(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_dataset(pairs: Sequence[tuple[Path, Path]], folder: Path, bundle: ServedBundle) -> list[str]:
-    """Write a data set of images and submitted labels; files are linked if possible.
-
-    Args:
-        pairs: image and label files.
-        folder: a new folder.
-        bundle: defines the labels.
-
-    Returns:
-        Names of the cases.
-
-    Raises:
-        DataError: no pair, or a label value that the bundle does not define.
-        GeometryError: a label map that is not on its image's grid.
-    """
+    """Write a data set of image and label files, with the bundle's labels, and return the names of its cases."""
     if not pairs:
         raise DataError("no labels were submitted", remedy="submit the corrected segmentation of a case first")
     config = read_json(bundle.folder / "configs" / "train.json")

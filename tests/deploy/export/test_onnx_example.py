@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from medunet.deploy.export import export_bundle, load_tile_network
-from medunet.deploy.export.formats import write_onnx
+from medunet.deploy.export import FORMATS, export_bundle, load_tile_network
 from medunet.inferers import OverlapTileInferer
 from medunet.prediction import Predictor
 
@@ -99,7 +98,7 @@ def test_unsupported_descriptions_are_rejected(
     needs("onnx")
     import onnx
 
-    write_onnx(load_tile_network(bundles["padded"]), tmp_path / "network.onnx")
+    FORMATS["onnx"].write(load_tile_network(bundles["padded"]), tmp_path / "network.onnx")
     model = onnx.load(tmp_path / "network.onnx")
     about = next(entry for entry in model.metadata_props if entry.key == "medunet")
     about.value = json.dumps({**json.loads(about.value), **changes})

@@ -96,11 +96,7 @@ class MedunetLabelApp(MONAILabelApp):
         return datastore
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Segment an image of the datastore or one that was sent, but no other file of the machine.
-
-        Raises:
-            DataError: a path elsewhere.
-        """
+        """Segment an image of the datastore or one that was sent, but no other file of the machine."""
         image = request.get("image")
         if isinstance(image, str) and os.path.exists(image):  # noqa: PTH110 (any text, such as an image's id)
             allowed = {Path(tempfile.gettempdir()).resolve(), (self.work / "sessions").resolve()}
@@ -126,11 +122,7 @@ def make_dicom_seg(
     file_ext: str = "*",
     use_itk: bool = True,
 ) -> str:
-    """Write a DICOM SEG with dcmqi, as MONAI Label's function does, but each label keeps its own name.
-
-    Raises:
-        DataError: the mask is empty, which a DICOM SEG cannot be, or dcmqi failed.
-    """
+    """Write a DICOM SEG with dcmqi, as MONAI Label's function does, but each label keeps its own name."""
     present = sorted({int(value) for value in np.unique(read_volume(label).image.numpy())} - {0})
     if not present:
         raise DataError("the segmentation is empty, and a DICOM SEG cannot be", remedy="ask for the output `image`")

@@ -72,14 +72,7 @@ class BundleInference(InferTask):
         return all(path.is_file() for path in self.loaded.bundle.weights)
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Segment `request["image"]` into a new file.
-
-        Returns:
-            Path of the file; names, colours, sizes and latencies.
-
-        Raises:
-            MedunetError: the image cannot be used, or the result cannot be written in the format of the request.
-        """
+        """Segment `request["image"]`; return the path of a new file, and names, colours, sizes and latencies."""
         begun = ready = time.perf_counter()
         source, bundle = Path(request["image"]), self.loaded.bundle
         if not source.name or not source.exists():  # the datastore returns an empty path for an unknown id
@@ -108,11 +101,7 @@ class BundleInference(InferTask):
 
 @contextmanager
 def typed_errors(source: Path) -> Iterator[None]:
-    """Raise the typed error behind an error of MONAI; log an unexpected error and replace it by a typed one.
-
-    Raises:
-        MedunetError: for any exception in the block.
-    """
+    """Raise the typed error behind an error of MONAI; log an unexpected error and replace it by a typed one."""
     try:
         yield
     except Exception as failure:
@@ -126,11 +115,7 @@ def typed_errors(source: Path) -> Iterator[None]:
 def find_series(image: Path) -> Path:
     """Return the DICOM series that MONAI Label converted to a NIfTI file: medunet verifies it, MONAI Label does not.
 
-    Returns:
-        Folder of the series, or the file itself if there is no series or MONAI Label changed its grid.
-
-    Raises:
-        MedunetError: the series is not a volume, for instance a slice is missing.
+    Return the file itself if there is no series or MONAI Label changed its grid.
     """
     series = image.with_name(image.name.removesuffix(".nii.gz"))
     if series == image or not (series.is_dir() and is_dicom_folder(series)):
