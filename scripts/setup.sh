@@ -1,4 +1,4 @@
-# Sourced by the other scripts: makes .venv with what medunet needs, once; later calls return in a moment.
+# Sourced by the other scripts: creates .venv with medunet's dependencies once; later calls return immediately.
 # usage: source scripts/setup.sh [EXTRA]     PYTHON=python3.12 chooses the interpreter
 setup_environment() {
     local extra="${1:-}" python="${PYTHON:-python3}" stamp wanted
@@ -8,7 +8,7 @@ setup_environment() {
         return
     fi
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    # torch first and alone: a looser range would let another package choose its build
+    # torch first and alone: otherwise another package may choose its build
     .venv/bin/python -m pip install --quiet --constraint scripts/constraints.txt torch
     .venv/bin/python -m pip install --quiet --constraint scripts/constraints.txt --editable ".${extra:+[$extra]}"
     printf '%s' "$wanted" >"$stamp"

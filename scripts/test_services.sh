@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What docs/howto/deploy.md shows, with real parts: the label server and MLflow behind nginx, the Dockerfile's images built and used.
-# Sets up .venv and MONAI Label's environment (.venv-label), on Debian also nginx and, where there is no Docker, Podman. Arguments go
-# to pytest; 28 minutes on one busy core, half of them for the images (3.4 and 6.4 GB, removed at the end).
-#   MEDUNET_CONTAINER        the program and options for each call of it, such as "podman --runtime runc"; else docker or podman
+# Tests marked `services`: the label server and MLflow behind nginx, and the images of the Dockerfile, as docs/howto/deploy.md shows them.
+# Sets up .venv and MONAI Label's environment (.venv-label), on Debian also nginx and, without Docker, Podman. Arguments are passed
+# to pytest. Takes 28 minutes on one busy core, half of them for the images (3.4 and 6.4 GB, removed at the end).
+#   MEDUNET_CONTAINER        program and options, such as "podman --runtime runc". Default: docker or podman
 #   MEDUNET_CONTAINER_BUILD  further options of `build`, such as "--build-arg BASE=registry.example/python:3.11-slim"
 #   MEDUNET_CONTAINER_RUN    further options of `run`
-#   MEDUNET_CONTAINER_BASE   debian: the base image is made of Debian's packages (debootstrap, root) where no registry is reached
+#   MEDUNET_CONTAINER_BASE   debian: create the base image from Debian's packages (debootstrap, root) if no registry can be reached
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh dev
@@ -21,7 +21,7 @@ if [ "${MEDUNET_CONTAINER_BASE:-}" = debian ]; then
     if ! "${engine[@]}" image inspect localhost/python:debian >/dev/null 2>&1; then
         base="$(mktemp -d)"
         trap 'rm -rf "$base"' EXIT
-        # this system's own release, whose Python the packages at hand are made for
+        # this system's release: the local packages are built for its Python
         debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates \
             "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$base" >/dev/null
         ln -s python3 "$base/usr/bin/python"
