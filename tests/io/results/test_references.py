@@ -153,7 +153,9 @@ def test_references_have_the_position_and_voxels_of_their_slices(
     item = loaded(path, options)
     save = SavePredictiond(output_dir=tmp_path / "out", format=format, labels={"liver": 1})
     save.check(item)
-    references = cited(Path(save(item)["pred_path"]))
+    result = Path(save(item)["pred_path"])
+    assert result.name == ("all.dcm" if path.is_file() else "in.dcm")
+    references = cited(result)
     images = {header.SOPInstanceUID: header for header in map(pydicom.dcmread, (tmp_path / "in").iterdir())}
     volume = item["image"][0].numpy()
     assert len(references) == volume.shape[2] - 1

@@ -3,13 +3,11 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-import pydicom
 import pytest
 import torch
 from monai.data import MetaTensor
 
 from medunet.errors import ConfigError, DataError
-from medunet.geometry import Geometry
 from medunet.io import RESULT_FORMATS, SavePredictiond, label_names, read_label, read_volume, write_volume
 
 LABELS = {"background": 0, "liver": 1, "kidney": 5}
@@ -33,16 +31,6 @@ def test_chosen_format_is_written_with_names(tmp_path, labelled, format, name):
     volume = read_label(path, reference=tmp_path / "case.nii.gz", labels=LABELS)
     assert np.array_equal(volume.image[0].numpy(), labelled())
     assert set(label_names(path)) == set(LABELS)
-
-
-def test_series_becomes_an_rtstruct_under_its_folders_name(tmp_path, make_series, labelled):
-    folder = make_series(tmp_path / "ct")
-    item = loaded(folder, labelled())
-    save = SavePredictiond(output_dir=tmp_path / "out", format="rtstruct", labels=LABELS)
-    save.check(item)
-    path = save(item)["pred_path"]
-    assert path == str(tmp_path / "out" / "ct.dcm")
-    assert np.array_equal(read_label(path, reference=folder, labels=LABELS).image[0].numpy(), labelled())
 
 
 def test_file_names_and_log_lines_do_not_contain_the_patient(tmp_path, make_series, labelled, caplog):
@@ -109,26 +97,4 @@ def test_slice_that_was_removed_since_it_was_read_is_rejected(tmp_path, make_ser
     item = loaded(make_series(tmp_path / "ct"), labelled())
     next((tmp_path / "ct").glob("*_004.dcm")).unlink()
     with pytest.raises(DataError, match=r"_004.dcm: cannot be read as DICOM: FileNotFoundError"):
-        SavePredictiond(output_dir=tmp_path, format="rtstruct").check(item)
-
-
-def test_the_chosen_of_several_series_is_referred_to(tmp_path, make_series, labelled):
-    folder = make_series(tmp_path / "ct", series_uid="1.2.3.1111")
-    make_series(folder, series_uid="1.2.3.2222", slices=9)
-    item = loaded_series(folder, labelled(), "1.2.3.1111")
-    path = SavePredictiond(output_dir=tmp_path / "out", format="rtstruct", labels=LABELS)(item)["pred_path"]
-    [frame] = pydicom.dcmread(path).ReferencedFrameOfReferenceSequence
-    [series] = frame.RTReferencedStudySequence[0].RTReferencedSeriesSequence
-    assert series.SeriesInstanceUID == "1.2.3.1111"
-
-
-def loaded_series(folder, label, series_uid):
-    image = read_volume(folder, series_uid=series_uid).image
-    assert Geometry(image.affine.numpy(), image.shape[1:]).shape == label.shape
-    return {"image": image, "pred": MetaTensor(torch.as_tensor(label[None], dtype=torch.float32), affine=image.affine)}
-
-
-def test_series_without_frame_of_reference_is_rejected(tmp_path, make_series, labelled):
-    item = loaded(make_series(tmp_path / "ct", FrameOfReferenceUID=None), labelled())
-    with pytest.raises(DataError, match="header lacks FrameOfReferenceUID"):
         SavePredictiond(output_dir=tmp_path, format="rtstruct").check(item)
