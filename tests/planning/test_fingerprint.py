@@ -18,7 +18,7 @@ from medunet.geometry import Geometry
 from medunet.io import ReadRecord, read_volume, write_volume
 from medunet.planning import fingerprint
 from medunet.planning.measure import MeasureCache, measure_case, thickness
-from medunet.planning.orientation import anonymous, orientation_words, side_pairs, words_of
+from medunet.planning.orientation import orientation_words
 
 from .conftest import DataMaker
 
@@ -46,7 +46,9 @@ def two_cases(tmp_path: Path) -> Path:
 
 
 def test_figures_are_those_computed_by_hand(two_cases: Path) -> None:
-    result = fingerprint(open_dataset(two_cases))
+    totals, steps = [], []
+    result = fingerprint(open_dataset(two_cases), jobs=1, started=totals.append, done=lambda: steps.append(1))
+    assert (totals, len(steps)) == ([2], 2)
     assert result.cases == ("a", "b")
     assert result.shapes == ((10, 8, 6),) * 2
     assert result.spacings_mm == ((1.0, 2.0, 3.0),) * 2
@@ -140,12 +142,6 @@ def test_no_usable_case_is_an_error(two_cases: Path) -> None:
         path.write_bytes(b"")
     with pytest.raises(DataError, match="no case could be measured"):
         fingerprint(dataset)
-
-
-def test_progress_is_reported(two_cases: Path) -> None:
-    totals, steps = [], []
-    fingerprint(open_dataset(two_cases), jobs=1, started=totals.append, done=lambda: steps.append(1))
-    assert (totals, len(steps)) == ([2], 2)
 
 
 @pytest.mark.parametrize(
@@ -274,13 +270,6 @@ def test_thickness_of_simple_shapes() -> None:
 def test_words_of_direction_are_found(names: list[str], expected: set[str]) -> None:
     labels = {name: value for value, name in enumerate(["background", *names])}
     assert set(orientation_words(labels)) == expected
-
-
-def test_pairs_and_nameless_classes() -> None:
-    assert side_pairs({"background": 0, "kidney_R": 1, "kidney_L": 2}) == [("kidney_L", "kidney_R")]
-    assert words_of("LeftLung") == ["left", "lung"]
-    assert anonymous({"background": 0, "label_1": 1, "label_2": 2})
-    assert not anonymous({"background": 0, "liver": 1, "label_2": 2})
 
 
 def test_a_class_of_value_0_beside_another_background_is_measured(tmp_path: Path) -> None:
