@@ -135,14 +135,14 @@ def render_docs(
     classes = zip(config[f"{kind}_values"], config[f"{kind}_names"], strict=True)
     return Template(((sources or resource_dir("configs")) / "docs.md").read_text(encoding="utf-8")).substitute(
         origin=origin,
-        name=metadata["name"],
-        description=metadata["description"],
+        name=metadata.get("name", "U-Net"),
+        description=metadata.get("description", ""),
         network=", ".join([f"`{network[TARGET]}`", f"{config['spatial_dims']}-D", *details]),
         num_channels=image["num_channels"],
         network_size=" x ".join(map(str, image["spatial_shape"])),
         output_size=" x ".join(map(str, pred["spatial_shape"])),
         classes=", ".join(f"{value} {label}" for value, label in classes),
-        data_source=metadata["data_source"],
+        data_source=metadata.get("data_source", "unknown"),
         image_type=metadata["image_type"],
         values=table(rows),
     )

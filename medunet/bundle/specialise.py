@@ -63,6 +63,9 @@ def derive(
             configs[name]["dataset_dir"] = str(data.resolve())
     for name, config in configs.items():
         check_config(config, source=f"{name}.json")
+    names, values = configs["train"]["label_names"], configs["train"]["label_values"]
+    if isinstance(names, list) and isinstance(values, list) and len(names) != len(values):
+        raise ConfigError("label_names and label_values must have the same length", received=f"{names} and {values}")
     texts = bundle_texts(bundle)
     if decisions is not None:
         texts[PLAN_FILE] = plan_text(decisions)

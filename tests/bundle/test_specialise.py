@@ -42,6 +42,11 @@ def test_an_unknown_key_is_rejected_with_the_closest(tmp_path: Path, key: str, h
     assert not (tmp_path / "own").exists()
 
 
+def test_names_and_values_of_classes_must_match(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="label_names and label_values must have the same length"):
+        specialise(find_bundle("unet_3d"), tmp_path / "own", {"label_values": [0, 1]})
+
+
 def test_another_configuration_does_not_replace_a_run(tmp_path: Path) -> None:
     specialise(find_bundle("unet_3d"), tmp_path, {"epochs": 3})
     specialise(find_bundle("unet_3d"), tmp_path, {"epochs": 3})
