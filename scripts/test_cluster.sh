@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Several processes, hosts and machines: sets up .venv with Ray (about 250 MB) and runs all tests of medunet.deploy.cluster, the
-# slow ones too: 2 and 4 training processes, kills, 2 hosts as network namespaces (root), a Ray cluster of 2 machines of which one dies.
-# On Debian also Orthanc, as a DICOMweb store. Arguments go to pytest. About 10 minutes on two cores.
+# Several processes, hosts and machines: sets up .venv with Ray (about 250 MB) and runs all tests of medunet.deploy.cluster, including
+# slow ones: 2 and 4 training processes, kills, 2 hosts as network namespaces (root), a Ray cluster of 2 machines of which one dies.
+# On Debian also Orthanc, as a DICOMweb store. Arguments are passed to pytest. About 10 minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh dev,ray

@@ -1,4 +1,4 @@
-"""Data sets: what lies in a folder, whether it can be used, and made data with exact labels."""
+"""Data sets: layouts of folders, checks, a cache of preprocessed cases, and synthetic data with exact labels."""
 
 from .cache.indices import foreground_indices as foreground_indices
 from .cache.prune import StoredCase as StoredCase

@@ -1,12 +1,11 @@
-"""Patches a second of our data path and of a plain MONAI pipeline, with the same probabilities of the same changes.
+"""Patches per second of medunet's data path and of a plain MONAI pipeline with the same augmentation probabilities.
 
     python -m scripts.bench.data [--data DATA] [--rounds 5] [--patches 20] [--threads 1] [--tasks hippocampus ct]
 
-The pipelines take turns in one process, so that a busy machine slows all alike; the median over the rounds counts.
-`threads` are PyTorch's: 1 is what a worker of a data loader has. Ours is what the bundle `unet_3d` trains with, but for
-the size of the patch. MONAI's stands in two forms: plain, and with the indices of the foreground found before and the
-elastic deformation as part of one resampling, which are there for who knows them. Results: a table and
-results/data.json.
+The pipelines take turns in one process, so that a busy machine slows all of them; the result is the median over the
+rounds. `threads` are PyTorch's: a worker of a data loader has 1. medunet's pipeline is that of the bundle `unet_3d`,
+except for the size of the patch. MONAI's has two forms: plain, and tuned, with precomputed foreground indices and the
+elastic deformation in one resampling. Results: a table and results/data.json.
 """
 
 from __future__ import annotations
@@ -37,18 +36,17 @@ from .measure import RESULTS, ROOT, machine, read_json, write_json
 
 DATA = Path(os.environ.get("MEDUNET_TEST_DATA") or ROOT.parent / "shared" / "data")
 KEYS = ["image", "label"]
-GOAL = 20.0
-"""Times the patches a second of the plain MONAI pipeline."""
+GOAL = 20.0  # times the patches per second of the plain MONAI pipeline
 
 PATCHES = {"hippocampus": (40, 56, 40), "ct": (96, 96, 96)}
 OURS, PLAIN, TUNED = "medunet", "MONAI, plain", "MONAI, indices found before, one resampling"
 
 
 def parse(task: str, data: Path, cases: int) -> tuple[ConfigParser, list[Any]]:
-    """The bundle's training config for a task, and the items."""
+    """Return the bundle's training config for a task, and the items."""
     parser = ConfigParser()
     parser.read_config(str(find_bundle("unet_3d") / "configs" / "train.json"))
-    # patch by patch, as MONAI's pipelines change grey values, though our trainings do it batch by batch
+    # patch by patch, as MONAI's pipelines change intensities; medunet's training runs do it batch by batch
     parser.update({"device": torch.device("cpu"), "patch_size": list(PATCHES[task]), "batch_intensity": False})
     if task == "hippocampus":
         return parser, datalist(data / "Task04_Hippocampus", section="training")[:cases]
@@ -61,7 +59,7 @@ def parse(task: str, data: Path, cases: int) -> tuple[ConfigParser, list[Any]]:
 
 
 def monai_steps(deform: dict[str, Any], size: Sequence[int], *, tuned: bool) -> list[Any]:
-    """MONAI's own transforms for what `RandDeformd` is told to do, and the bundle's changes of intensity."""
+    """Return MONAI's own transforms with the parameters of `RandDeformd`."""
     common = {"mode": deform["mode"], "padding_mode": deform["padding_mode"]}
     smallest, largest = deform["scale_range"]
     affine = {"rotate_range": deform["rotate_range"], "scale_range": [(1 / largest - 1, 1 / smallest - 1)] * 3}
@@ -84,7 +82,7 @@ def monai_steps(deform: dict[str, Any], size: Sequence[int], *, tuned: bool) -> 
         steps.append(mt.DeleteItemsd(["label_fg_indices", "label_bg_indices"]))
         both, only = deform["prob"] * deform["elastic_prob"], deform["prob"] * (1 - deform["elastic_prob"])
         steps.append(mt.Rand3DElasticd(KEYS, prob=both, **elastic, **affine, **common))
-        # not of those that were deformed already: the probability of the others, so that as many are turned
+        # conditional on no deformation before, so that as many patches are rotated
         steps.append(mt.RandAffined(KEYS, prob=only / (1 - both), spatial_size=size, **affine, **common))
     else:
         steps.append(mt.RandAffined(KEYS, prob=deform["prob"], spatial_size=size, **affine, **common))
@@ -95,7 +93,7 @@ def monai_steps(deform: dict[str, Any], size: Sequence[int], *, tuned: bool) -> 
 
 
 def monai_chain(parser: ConfigParser, size: Sequence[int], *, tuned: bool) -> Compose:
-    """From files to patches by MONAI's transforms alone, but for reading."""
+    """Return the pipeline from files to patches with MONAI's transforms alone, except for reading."""
     fixed = parser.get_parsed_content("steps")
     steps = [fixed["load"], fixed["load_label"], fixed["encode"], *parser.get_parsed_content("image_steps")]
     augment = parser["augment"]
@@ -110,7 +108,7 @@ def monai_chain(parser: ConfigParser, size: Sequence[int], *, tuned: bool) -> Co
 
 
 def pipelines(task: str, data: Path, cases: int, store: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Data sets by name, ready to be indexed, and what it took to make them so."""
+    """Return prepared data sets by name, and the costs of preparing them."""
     parser, items = parse(task, data, cases)
     ready: dict[str, Any] = {}
     facts: dict[str, Any] = {"cases": len(items), "patch": list(PATCHES[task])}
@@ -140,8 +138,8 @@ def pipelines(task: str, data: Path, cases: int, store: Path) -> tuple[dict[str,
 
 
 def measure(ready: dict[str, Any], rounds: int, patches: int) -> dict[str, list[float]]:
-    """Patches a second of each, round by round; the first round warms up and does not count."""
-    found: dict[str, list[float]] = {name: [] for name in ready}
+    """Return patches per second of each pipeline and round; the first round is a warm-up."""
+    rates: dict[str, list[float]] = {name: [] for name in ready}
     for turn in range(rounds + 1):
         for name, dataset in ready.items():
             dataset.transform.set_random_state(turn)
@@ -150,8 +148,8 @@ def measure(ready: dict[str, Any], rounds: int, patches: int) -> dict[str, list[
             for index in range(count):
                 dataset[index % len(dataset)]
             if turn:
-                found[name].append(count / (time.perf_counter() - begun))
-    return found
+                rates[name].append(count / (time.perf_counter() - begun))
+    return rates
 
 
 def print_table(task: str, result: dict[str, Any]) -> None:
@@ -160,7 +158,7 @@ def print_table(task: str, result: dict[str, Any]) -> None:
     for name, rate in rates.items():
         prepared = result["prepare_seconds"][name]
         ratio = rates[OURS] / rate
-        print(f"  {name:<46} {rate:8.1f} a second  ours: {ratio:5.1f} times  prepared in {prepared:.1f} s")
+        print(f"  {name:<46} {rate:8.1f} per second  medunet: {ratio:5.1f} times  prepared in {prepared:.1f} s")
     print(f"  goal against plain MONAI: {GOAL:g} times")
 
 
@@ -170,7 +168,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(PATCHES), default=list(PATCHES))
     parser.add_argument("--cases", type=int, default=20, help="of the hippocampus")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--patches", type=int, default=20, help="a round of MONAI's; of ours four times as many")
+    parser.add_argument(
+        "--patches", type=int, default=20, help="per round of MONAI's; medunet makes four times as many"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS / "data.json")
     options = parser.parse_args()

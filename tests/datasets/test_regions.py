@@ -69,8 +69,8 @@ def test_a_value_that_is_in_no_region_is_found_by_the_check(tmp_path: Path) -> N
         (BRATS, [1, 2, 2], "does not fit the regions"),
         (BRATS, [1, 1, 3], "does not fit the regions"),  # 1 is no value of the core
         ({"whole": [1, 2]}, [1], "regions need a background"),
-        ({"background": 0, "whole": [0, 1]}, [1], "holds the background"),
-        ({"background": 0, "whole": [1, 2], "ignore": 2}, [1], "holds the background or what is ignored"),
+        ({"background": 0, "whole": [0, 1]}, [1], "must not contain the background"),
+        ({"background": 0, "whole": [1, 2], "ignore": 2}, [1], "must not contain the background or ignored"),
         ({"background": 0, "whole": [1, 2], "ignore": [3, 4]}, [1], "ignore is one value"),
         ({"background": 0, "whole": [1, 2.5]}, [1], "not understood"),
         ({"background": 0, "whole": [1, -2]}, [1], "not understood"),

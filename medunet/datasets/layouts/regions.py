@@ -101,8 +101,8 @@ def _parse_regions(labels: Mapping[str, object], order: object, file: Path) -> P
     del unions[background]
     for name, values in unions.items():
         if {0, *ignored} & set(values):
-            received = {name: list(values)}
-            raise DataError("a region holds the background or what is ignored", file=file, received=received)
+            cause = "regions must not contain the background or ignored voxels"
+            raise DataError(cause, file=file, received={name: list(values)})
     if not isinstance(order, list | tuple):
         cause = f"regions need {ORDER_KEY}: the value that each one is written with, later over earlier"
         raise DataError(cause, file=file, received=order, expected=EXAMPLE)

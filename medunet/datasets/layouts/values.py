@@ -84,8 +84,8 @@ def _count_whole(voxels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64] | Non
         whole = plane.astype(np.uint16)
         if not np.array_equal(whole, plane):
             return None
-        found = np.bincount(whole.ravel())
-        counts[: len(found)] += found
+        in_plane = np.bincount(whole.ravel())
+        counts[: len(in_plane)] += in_plane
     return counts
 
 
