@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from .dataset import Case, SegmentationDataset
 from .dicom_folders import dicom_cases
 from .folds import FOLDS, split_fold
 from .labels import MAX_CLASSES, scan_labels
-from .manifest import MANIFEST, labels_of, load_manifest, read_msd, read_nnunet, read_pairs, with_groups
+from .manifest import MANIFEST, Parts, labels_of, load_manifest, read_msd, read_nnunet, read_pairs, with_groups
 from .pairing import find_folders, group_channels, image_files
 from .regions import ParsedLabels
 
@@ -53,7 +53,7 @@ def open_dataset(
         SecurityError: a path in `dataset.json` leaves the folder.
     """
     layout = _open_layout(path, problems)
-    channels, labels = layout.channels, layout.labels.labels
+    channels, labels = layout.channels, layout.labels
     read = replace(read, channels=len(channels) if len(channels) > 1 else None, spatial_dims=None)
     header = _first_header(layout.cases, read, problems=problems)
     planar = header.is_single_slice and _are_single_slices(layout.cases, read)
@@ -71,34 +71,18 @@ def open_dataset(
             expected=f"at most {MAX_CLASSES}, the background among them",
             remedy="join some, or train several networks",
         )
-    return SegmentationDataset(
-        root=layout.root,
-        name=layout.name,
-        cases=layout.cases,
-        labels=labels,
-        channels=channels,
-        spatial_dims=2 if planar else len(header.geometry.shape),
-        file_ending=split_suffix(Path(layout.cases[0].label or "").name)[1],
-        test=layout.test,
-        ignore=layout.labels.ignore,
-        regions=layout.labels.regions,
-        read=read,
-    )
+    spatial_dims = 2 if planar else len(header.geometry.shape)
+    return replace(layout, labels=labels, channels=channels, spatial_dims=spatial_dims, read=read)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """The information in the names of files and `dataset.json`; empty if only headers have it."""
-
-    root: Path
-    name: str
-    cases: tuple[Case, ...]
-    test: tuple[Case, ...] = ()
-    labels: ParsedLabels = field(default_factory=lambda: ParsedLabels({}))
-    channels: tuple[str, ...] = ()
+def _layout(root: Path, name: str, parts: Parts) -> SegmentationDataset:
+    """Return a data set as the names of files and `dataset.json` describe it; what only headers have is empty."""
+    cases, test, (labels, ignore, regions), channels = parts
+    ending = split_suffix(Path(cases[0].label or "").name)[1] if cases else ""
+    return SegmentationDataset(root, name, cases, labels, channels, 0, ending, test, ignore, regions)
 
 
-def _open_layout(path: str | os.PathLike[str], problems: list[MedunetError] | None) -> _Layout:
+def _open_layout(path: str | os.PathLike[str], problems: list[MedunetError] | None) -> SegmentationDataset:
     # made absolute without following links: a data set of links into a store keeps its own names
     given = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (resolve() would follow links)
     if not given.exists():
@@ -109,23 +93,23 @@ def _open_layout(path: str | os.PathLike[str], problems: list[MedunetError] | No
     return layout
 
 
-def _find_layout(given: Path, problems: list[MedunetError] | None) -> _Layout:
+def _find_layout(given: Path, problems: list[MedunetError] | None) -> SegmentationDataset:
     file = given if given.is_file() else given / MANIFEST
     root = file.parent
     if file.is_file():
         manifest = load_manifest(file)
         name = str(manifest.get("name") or root.name)
         if "training" not in manifest and find_folders(root) is None and (cases := dicom_cases(root, problems)):
-            layout = _Layout(root, name, cases, labels=labels_of(manifest, file))
+            layout = _layout(root, name, (cases, (), labels_of(manifest, file), ()))
         else:
             reader = read_msd if manifest.get("training") and "channel_names" not in manifest else read_nnunet
-            layout = _Layout(root, name, *reader(manifest, file, problems))
+            layout = _layout(root, name, reader(manifest, file, problems))
         known = {case.name for case in layout.test} | {output_name(p.file) for p in problems or () if p.file}
         return replace(layout, cases=with_groups(layout.cases, manifest.get("groups"), file, others=known))
     if find_folders(root) is not None:
-        return _Layout(root, root.name, *read_pairs(root, problems=problems))
+        return _layout(root, root.name, (*read_pairs(root, problems=problems), ParsedLabels({}), ()))
     if cases := dicom_cases(root, problems):
-        return _Layout(root, root.name, cases)
+        return _layout(root, root.name, (cases, (), ParsedLabels({}), ()))
     raise DataError("no data set found", file=root, expected=_LAYOUTS)
 
 

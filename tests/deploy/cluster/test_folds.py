@@ -18,7 +18,7 @@ from small import SMALL_2D
 from medunet.bundle import find_bundle
 from medunet.datasets import write_phantom_dataset
 from medunet.deploy.cluster import folds, folds_on_ray
-from medunet.runs import CrossValidation, train_folds
+from medunet.runs import CrossValidation, PreparedRun, train_folds
 
 from .ray_cluster import needs_ray, when
 
@@ -42,15 +42,15 @@ def test_folds_on_two_machines_of_which_one_dies_equal_folds_on_one(
     doomed, frozen, train = victim.node_id, tmp_path / "frozen", folds._train
     at_death: list[int] = []
 
-    def train_and_freeze(fold: int, run: Path, *options: Any) -> Any:
-        """On the doomed machine the process stands still after three epochs, until it is killed."""
+    def train_and_freeze(fold: int, run: PreparedRun, *options: Any) -> Any:
+        """On the machine that will die, the process stops after three epochs, until it is killed."""
         import ray
 
         def freeze() -> None:
-            history = run / "eval" / "history.json"
+            history = run.folder / "eval" / "history.json"
             while not history.is_file() or len(json.loads(history.read_text())) < 3:
                 time.sleep(0.01)
-            frozen.with_suffix(".new").write_text(f"{os.getpid()} {run}")
+            frozen.with_suffix(".new").write_text(f"{os.getpid()} {run.folder}")
             frozen.with_suffix(".new").rename(frozen)
             os.kill(os.getpid(), signal.SIGSTOP)
 
