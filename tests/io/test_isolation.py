@@ -1,4 +1,4 @@
-"""Images are decoded in a process of their own: what it does to itself is an error of the file."""
+"""Images are decoded in a child process: a crash, a hang or too much memory is an error of the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medunet.errors import DataError, GeometryError, SecurityError
+from medunet.errors import DataError, GeometryError
 from medunet.io import MedunetReader, read_header, read_volume, write_volume
 from medunet.io.isolation import ReadingProcess, shared_process
 from medunet.io.options import DEFAULTS, ReadOptions
@@ -155,24 +155,3 @@ def test_a_child_goes_with_its_parent(volume: Path) -> None:
             return
         time.sleep(0.1)
     pytest.fail("the reading process outlives its parent")
-
-
-@pytest.mark.parametrize("name", ["../outside.raw", "/etc/passwd", "/dev/zero"])
-def test_a_header_may_not_take_voxels_from_elsewhere(name: str, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (tmp_path / "outside.raw").write_bytes(bytes(64))
-    nrrd = "NRRD0004\ntype: uint8\ndimension: 3\nspace: RAS\nsizes: 4 4 4\nspace directions: (1,0,0) (0,1,0) (0,0,1)\n"
-    nrrd += "encoding: raw\ndata file: {}\n\n"
-    meta = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
-    meta += "ElementDataFile = {}\n"
-    texts = {"a.nrrd": nrrd, "a.nhdr": nrrd, "a.mhd": meta, "a.mha": meta}
-    for file, text in texts.items():
-        (folder / file).write_text(text.format(name))
-        with pytest.raises(SecurityError, match=r"voxels from outside"):
-            read_volume(folder / file)
-    (folder / "inside.raw").write_bytes(bytes(64))
-    for file, text in texts.items():
-        if file in ("a.nhdr", "a.mhd"):
-            (folder / file).write_text(text.format("inside.raw"))
-            assert read_volume(folder / file).image.shape == (1, 4, 4, 4)

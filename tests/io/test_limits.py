@@ -1,4 +1,4 @@
-"""Sizes are compared with what there is before memory is taken; nothing small unfolds to something huge."""
+"""An untrusted file takes no voxels from other files and no more memory than is free."""
 
 from __future__ import annotations
 
@@ -14,7 +14,74 @@ from PIL import Image
 from medunet.errors import DataError, SecurityError
 from medunet.io import limits, read_header, read_volume, write_volume
 from medunet.io.dicom.references import read_dataset
-from medunet.io.limits import available_memory
+from medunet.io.nrrd import read_seg_nrrd
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.mha", "{meta}ElementDataFile: {secret}\nElementDataFile = LOCAL\n"),
+        ("a.mha", "{meta}elementdatafile = LOCAL\nElementDataFile = {secret}\n"),
+        ("a.mha", "{meta}Junk\nElementDataFile = LOCAL\n" + "Comment = x\n" * 90_000 + "ElementDataFile = {secret}\n"),
+        ("a.mha", "{meta}ElementDataFile\0 = {secret}\n"),
+        ("a.mha", "NRRDx = 1\n{meta}ElementDataFile = {secret}\n"),
+        ("a.mhd", "{meta}ElementDataFile = x%.0d/../../secret.raw 0 0 1\n"),
+        ("a.mhd", "{meta}ElementDataFile = x%s%n.raw 0 0 1\n"),
+        ("a.mhd", "{meta}ElementDataFile = {slashes}{secret}/../../in/x\n"),
+        ("a.mhd", "{meta}ElementDataFile = list/../../secret.raw\n"),
+        ("a.nrrd", "{nrrd}\rdata file: {secret}\n\n"),
+        ("a.nhdr", "{nrrd}\ndata file:=x\ndata file: {secret}\n\n"),
+        ("a.nhdr", "{nrrd}\ndata file: LIST 2\n\n{secret}\n"),
+        ("a.nrrd", "{nrrd}\ndata file: /dev/zero\n\n"),
+        ("a.mhd", "{meta}ElementDataFile = ../secret.raw\n"),
+    ],
+)
+def test_no_spelling_takes_voxels_from_elsewhere(name: str, text: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.raw"
+    secret.write_bytes(bytes(range(64)))
+    meta = "ObjectType = Image\nNDims = 2\nDimSize = 8 8\nElementType = MET_UCHAR\n"
+    nrrd = "NRRD0004\ntype: uchar\ndimension: 2\nsizes: 8 8\nencoding: raw"
+    path = tmp_path / "in" / name
+    path.parent.mkdir()
+    slashes = "/" * (499 - len(str(secret)))
+    path.write_text(text.format(meta=meta, nrrd=nrrd, secret=secret, slashes=slashes), newline="")
+    with pytest.raises(SecurityError, match="voxels from outside"):
+        read_volume(path)
+
+
+def test_data_beside_the_header_may_be_named(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in (1, 2):
+        (folder / f"slice{number}.raw").write_bytes(bytes([number] * 16))
+    meta = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 2\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
+    meta += "ElementDataFile = {}\n"
+    for name in ("LIST\nslice1.raw\nslice2.raw", "LIST 2D\nslice1.raw\nslice2.raw", "slice%d.raw 1 2 1"):
+        (folder / "a.mhd").write_text(meta.format(name))
+        assert read_volume(folder / "a.mhd").image[0, 0, 0].tolist() == [1, 2]
+
+
+def test_a_tiff_takes_no_pages_from_other_files(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "other.ome.tif", np.full((8, 8), 77, np.uint8), ome=True)
+    plane = '<TiffData IFD="0" FirstZ="{}" PlaneCount="1"><UUID FileName="{}">urn:uuid:{}</UUID></TiffData>'
+    text = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:a">'
+        '<Image ID="Image:0"><Pixels DimensionOrder="XYZCT" ID="Pixels:0" SizeC="1" SizeT="1" SizeX="8" SizeY="8" '
+        'SizeZ="2" Type="uint8"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>'
+        f"{plane.format(0, 'a.tif', 'a')}{plane.format(1, '../other.ome.tif', 'b')}</Pixels></Image></OME>"
+    )
+    tifffile.imwrite(tmp_path / "in" / "a.tif", np.zeros((8, 8), np.uint8), description=text, metadata=None)
+    image = read_volume(tmp_path / "in" / "a.tif").image
+    assert image.shape == (1, 8, 8)
+    assert not image.any()
+
+
+def test_a_segmentation_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
+    text = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 99999 99999 99999\nencoding: gzip\nSegment0_ID:=a\n\n"
+    (tmp_path / "a.seg.nrrd").write_text(text)
+    with pytest.raises(DataError, match="larger than the free memory"):
+        read_seg_nrrd(tmp_path / "a.seg.nrrd")
 
 
 @pytest.fixture
@@ -36,10 +103,6 @@ def test_every_format_is_refused_before_memory_is_taken(
         with pytest.raises(DataError, match=r"larger than the free memory.*GiB"):
             read_volume(path)
     assert len(paths) == 7
-
-
-def test_the_limit_of_the_process_counts() -> None:
-    assert 0 < available_memory() < 1 << 50
 
 
 def deflated(source: Path, target: Path, *, padding: int) -> Path:

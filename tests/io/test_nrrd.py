@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medunet.errors import DataError, GeometryError
+from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.geometry import Geometry
 from medunet.io import label_names, read_label, read_volume, write_volume
-from medunet.io.segments import as_segments
+from medunet.io.segments import PALETTE, TISSUE, Code, as_segments
 
 AFFINE = np.array([[-0.8, 0, 0, 10], [0, -0.9, 0, 20], [0, 0, 2.5, -30], [0, 0, 0, 1]])
 LABELS = {"background": 0, "liver": 2, "grüne Niere": 300}
@@ -141,3 +141,35 @@ def test_damaged_file_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="compressed data are truncated"):
         read_label(path, reference=Geometry(AFFINE, (7, 9, 5)))
+
+
+def test_background_is_no_segment_by_value_or_by_name():
+    assert [s.name for s in as_segments({"nothing": 0, "Background": 7, "cell": 255})] == ["cell"]
+
+
+def test_segments_come_by_value_and_colours_repeat():
+    segments = as_segments({f"s{value}": value for value in range(20, 0, -1)})
+    assert [s.value for s in segments] == list(range(1, 21))
+    assert segments[0].color == segments[len(PALETTE)].color != segments[1].color
+
+
+def test_codes_and_colours_of_the_config_are_taken():
+    codes = {"liver": {"type": ["10200004", "SCT", "Liver"]}}
+    [liver] = as_segments({"bg": 0, "liver": 1}, colors={"liver": [255, 0, 10]}, codes=codes)
+    assert liver.color == (255, 0, 10)
+    assert (liver.category, liver.type) == (TISSUE, Code("10200004", "SCT", "Liver"))
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        ({"colors": {"spleen": [1, 2, 3]}}, "label_colors of unknown labels .*spleen"),
+        ({"codes": {"spleen": {}}}, "label_codes of unknown labels .*spleen"),
+        ({"colors": {"liver": [1, 2]}}, "invalid colour for 'liver'"),
+        ({"colors": {"liver": [1, 2, 256]}}, "invalid colour for 'liver'"),
+        ({"codes": {"liver": {"type": [10200004, "SCT", "Liver"]}}}, "invalid code for 'liver'"),
+    ],
+)
+def test_impossible_options_are_refused(options, cause):
+    with pytest.raises(ConfigError, match=cause):
+        as_segments({"liver": 1}, **options)
