@@ -63,7 +63,9 @@ class Client:
         **params: Any,
     ) -> bytes:
         """Return the answer to JSON content, or to a form with parameters and a file."""
-        headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+        headers = {"Connection": "close"}  # the server may close an idle connection when it is used again
+        if self.token is not None:
+            headers["Authorization"] = f"Bearer {self.token}"
         options: dict[str, Any] = {} if content is None else {"json": content}
         if content is None and method != "GET":
             options["fields"] = {"params": json.dumps(params)}

@@ -1,4 +1,4 @@
-"""A DICOMweb store for tests: Orthanc with its plugin, and made DICOM series to put into it."""
+"""A DICOMweb store for tests: Orthanc with its plugin, and synthetic DICOM series."""
 
 from __future__ import annotations
 
@@ -83,42 +83,44 @@ def download(url: str) -> bytes:
         return content
 
 
-def write_series(phantom: Phantom, folder: Path, *, name: str = "Made^Organs") -> str:
-    """A made CT as a DICOM series; its SeriesInstanceUID."""
+def write_series(phantom: Phantom, folder: Path) -> str:
+    """Write a synthetic CT as a DICOM series and return its SeriesInstanceUID."""
     folder.mkdir(parents=True)
     lps = flip_ras_lps(phantom.affine)
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    along_row, along_column = lps[:3, 0] / spacing[0], lps[:3, 1] / spacing[1]
-    study, series, frame = generate_uid(), generate_uid(), generate_uid()
-    voxels = np.rint(phantom.image).astype(np.int16)
+    cosines = [*(lps[:3, 0] / spacing[0]), *(lps[:3, 1] / spacing[1])]
+    voxels = np.rint(phantom.image).astype("<i2")
+    texts = {
+        "PatientName": "Made^Organs",
+        "PatientID": "MADE-1",
+        "PatientBirthDate": "",
+        "PatientSex": "",
+        "StudyID": "1",
+    }
+    texts |= {"StudyDate": "20200102", "StudyTime": "030405", "SeriesDate": "20200102", "SeriesTime": "030405"}
+    texts |= {"AccessionNumber": "", "ReferringPhysicianName": "", "PositionReferenceIndicator": "", "Modality": "CT"}
+    texts |= {"StudyDescription": "made organs", "SeriesDescription": "made CT", "Manufacturer": "medunet"}
+    texts |= {"PatientPosition": "HFS", "PhotometricInterpretation": "MONOCHROME2", "RescaleType": "HU"}
+    numbers = {"SamplesPerPixel": 1, "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1}
+    numbers |= {"RescaleSlope": 1, "RescaleIntercept": 0, "WindowCenter": 40, "WindowWidth": 400, "SeriesNumber": 1}
+    uids = {name: generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
     for index in range(voxels.shape[2]):
         meta = FileMetaDataset()
         meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
         meta.MediaStorageSOPInstanceUID = generate_uid()
-        path = folder / f"{index:03d}.dcm"
-        header = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+        header = FileDataset(str(folder / f"{index:03d}.dcm"), {}, file_meta=meta, preamble=bytes(128))
+        for name, value in (texts | numbers | uids).items():
+            setattr(header, name, value)
         header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        header.StudyInstanceUID, header.SeriesInstanceUID, header.FrameOfReferenceUID = study, series, frame
-        header.PatientName, header.PatientID, header.PatientBirthDate, header.PatientSex = name, "MADE-1", "", ""
-        header.StudyDate, header.StudyTime, header.StudyID, header.AccessionNumber = "20200102", "030405", "1", ""
-        header.SeriesDate, header.SeriesTime, header.ReferringPhysicianName = "20200102", "030405", ""
-        header.StudyDescription, header.SeriesDescription = "made organs", "made CT"
-        header.Modality, header.SeriesNumber, header.InstanceNumber = "CT", 1, index + 1
-        header.Manufacturer, header.PatientPosition, header.PositionReferenceIndicator = "medunet", "HFS", ""
-        header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        header.ImageType, header.InstanceNumber = ["ORIGINAL", "PRIMARY", "AXIAL"], index + 1
         header.Rows, header.Columns = voxels.shape[1], voxels.shape[0]
         header.PixelSpacing = [round(float(spacing[1]), 6), round(float(spacing[0]), 6)]
         header.SliceThickness = round(float(spacing[2]), 6)
-        header.ImageOrientationPatient = [round(float(v), 6) for v in (*along_row, *along_column)]
+        header.ImageOrientationPatient = [round(float(v), 6) for v in cosines]
         header.ImagePositionPatient = [round(float(v), 6) for v in lps[:3, 3] + index * lps[:3, 2]]
-        header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
-        header.BitsAllocated = header.BitsStored = 16
-        header.HighBit, header.PixelRepresentation = 15, 1
-        header.RescaleSlope, header.RescaleIntercept, header.RescaleType = 1, 0, "HU"
-        header.WindowCenter, header.WindowWidth = 40, 400
-        header.PixelData = np.ascontiguousarray(voxels[:, :, index].T).astype("<i2").tobytes()
-        header.save_as(path, enforce_file_format=True)
-    return str(series)
+        header.PixelData = np.ascontiguousarray(voxels[:, :, index].T).tobytes()
+        header.save_as(folder / f"{index:03d}.dcm", enforce_file_format=True)
+    return str(uids["SeriesInstanceUID"])
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
