@@ -185,10 +185,10 @@ class DataHandler:
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, before its history handler."""
         engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.EPOCH_STARTED, self.epoch_started)
-        engine.add_event_handler(Events.GET_BATCH_STARTED, self.batch_requested)
-        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self.batch_received)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.step_completed)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._batch_requested)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._batch_received)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
 
     def start(self, engine: Any) -> None:
@@ -212,20 +212,16 @@ class DataHandler:
             removed = prune_store(self.store_dir, unused_days=None, max_bytes=self.store_limit)
             logger.info("the store was pruned: %.1f GB freed", sum(case.nbytes for case, _ in removed) / 1e9)
 
-    def epoch_started(self, engine: Any) -> None:
-        """Reset the times."""
+    def _epoch_started(self, engine: Any) -> None:
         self._waiting = self._total = 0.0
 
-    def batch_requested(self, engine: Any) -> None:
-        """Start the clock."""
+    def _batch_requested(self, engine: Any) -> None:
         self._asked = time.perf_counter()
 
-    def batch_received(self, engine: Any) -> None:
-        """Add the time of waiting."""
+    def _batch_received(self, engine: Any) -> None:
         self._waiting += time.perf_counter() - self._asked
 
-    def step_completed(self, engine: Any) -> None:
-        """Add the time of the step, including that of waiting."""
+    def _step_completed(self, engine: Any) -> None:
         self._total += time.perf_counter() - self._asked
 
     def epoch_completed(self, engine: Any) -> None:

@@ -76,13 +76,13 @@ class ProgressHandler:
         if not self.is_writer:
             return
         engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
-        engine.add_event_handler(Events.COMPLETED, self.stop)
-        engine.add_event_handler(Events.TERMINATE, self.stop)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self._stop)
+        engine.add_event_handler(Events.TERMINATE, self._stop)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
         if isinstance(self.validator, Engine):
-            self.validator.add_event_handler(Events.ITERATION_COMPLETED, self.case_validated)
+            self.validator.add_event_handler(Events.ITERATION_COMPLETED, self._case_validated)
 
     def start(self, engine: Any) -> None:
         """Open the view; a resumed run shows its earlier epochs."""
@@ -108,8 +108,7 @@ class ProgressHandler:
         self._live = Live(console=self.console, refresh_per_second=REFRESH, get_renderable=self._view)
         self._live.start()
 
-    def iteration_completed(self, engine: Any) -> None:
-        """Record the step; the view redraws itself."""
+    def _iteration_completed(self, engine: Any) -> None:
         loss = loss_of(engine)
         # an average over about twenty steps, which is steady enough to read
         self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
@@ -124,8 +123,7 @@ class ProgressHandler:
         if step < state.epoch_length:
             self._give_sign(f"epoch {epoch}  step {step}/{state.epoch_length}  loss {self._loss:.3f}  left {left}")
 
-    def case_validated(self, engine: Any) -> None:
-        """Log a line now and then while many cases are validated."""
+    def _case_validated(self, engine: Any) -> None:
         if self._live is None:
             self._give_sign(f"validated {engine.state.iteration}/{engine.state.epoch_length} cases")
 
@@ -135,8 +133,7 @@ class ProgressHandler:
             self._last_line = now
             logger.info(line)
 
-    def epoch_completed(self, engine: Any) -> None:
-        """Add loss and validation of the epoch; log a line if there is no view."""
+    def _epoch_completed(self, engine: Any) -> None:
         state = engine.state
         history = getattr(state, "history", ())
         loss = history[-1]["loss"] if history else self._loss
@@ -153,15 +150,13 @@ class ProgressHandler:
                 *(state.epoch, state.max_epochs, loss, dice, _spell(self._seconds_left(engine))),
             )
 
-    def stop(self, engine: Any) -> None:
-        """Close the view; it stays on the screen."""
+    def _stop(self, engine: Any) -> None:
         if self._live is not None:
             live, self._live = self._live, None
             live.stop()
 
-    def failed(self, engine: Any, error: BaseException) -> None:
-        """Close the view before the error is shown."""
-        self.stop(engine)
+    def _failed(self, engine: Any, error: BaseException) -> None:
+        self._stop(engine)
         raise error
 
     def _seconds_left(self, engine: Any) -> float:
