@@ -18,7 +18,7 @@ import pydicom
 from pydicom import encaps
 from pydicom.uid import UID
 
-from medunet.errors import DataError
+from medunet.errors import DataError, MedunetError
 from medunet.io.limits import require_memory
 
 from .header import BIG_ENDIAN, JPEG, PALETTE, Frame, ImageFile
@@ -177,5 +177,5 @@ def _wrong_size(file: ImageFile, pixels: Stored) -> DataError:
     return DataError("pixel data has the wrong size", file=file.path, received=pixels.shape, expected=expected)
 
 
-def _undecodable(file: ImageFile, error: Exception) -> DataError:
+def _undecodable(file: ImageFile, error: Exception) -> MedunetError:
     return damaged(f"pixel data cannot be decoded: {type(error).__name__}", file.path)

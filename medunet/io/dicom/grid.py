@@ -27,6 +27,7 @@ from medunet.io.options import ReadOptions, Uneven
 
 from .header import Frame
 from .phase import choose_frames, group_positions
+from .values import damaged
 
 GAP_TOLERANCE_MM = 0.05
 """Largest difference of one slice distance from their mean. Most positions are decimal strings rounded to 0.01 mm or
@@ -184,13 +185,8 @@ def _numbers(frame: Frame, name: str) -> tuple[float, ...]:
     tag, length = _TAGS[name]
     if value is None or len(value) != length or not np.isfinite(value).all():
         what = "multi-frame image does not give the positions of its frames: no" if frame.file.n_frames > 1 else ""
-        raise GeometryError(
-            f"{what or 'slice has no'} usable {tag}",
-            file=frame.file.path,
-            received=value,
-            expected=f"{length} numbers",
-            remedy="export the original series",
-        )
+        cause, expected = f"{what or 'slice has no'} usable {tag}", f"{length} numbers"
+        raise damaged(cause, frame.file.path, GeometryError, received=value, expected=expected)
     return tuple(value)
 
 
@@ -202,20 +198,13 @@ def _plane(frames: Sequence[Frame]) -> tuple[Vector, Vector]:
     sizes = np.array([(frame.file.rows, frame.file.columns) for frame in frames])
     axes = cosines[0].reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > COSINE_TOLERANCE:
-        raise GeometryError(
-            "ImageOrientationPatient must be orthonormal",
-            file=first.file.path,
-            received=cosines[0].tolist(),
-            remedy="export the original series",
-        )
+        cause = "ImageOrientationPatient must be orthonormal"
+        raise damaged(cause, first.file.path, GeometryError, received=cosines[0].tolist())
     for frame, own in zip(frames, spacing, strict=True):
         if own.min() < MIN_PIXEL_SPACING_MM or own.max() > MAX_PIXEL_SPACING_MM:
-            raise GeometryError(
-                "impossible PixelSpacing",
-                file=frame.file.path,
-                received=own.tolist(),
-                expected=f"{MIN_PIXEL_SPACING_MM:g} to {MAX_PIXEL_SPACING_MM:g} mm",
-                remedy="export the original series",
+            expected = f"{MIN_PIXEL_SPACING_MM:g} to {MAX_PIXEL_SPACING_MM:g} mm"
+            raise damaged(
+                "impossible PixelSpacing", frame.file.path, GeometryError, received=own.tolist(), expected=expected
             )
     for what, values, tolerance in (
         ("sizes", sizes, 0),

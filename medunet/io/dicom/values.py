@@ -16,7 +16,7 @@ from pathlib import Path
 import pydicom
 from pydicom.tag import Tag
 
-from medunet.errors import DataError
+from medunet.errors import DataError, MedunetError
 
 
 class _WithoutValues(logging.Filter):
@@ -158,6 +158,8 @@ def find_decimals(levels: Levels, sequence: str, keyword: str) -> tuple[float, .
     return decimals(find(levels, sequence, keyword), keyword)
 
 
-def damaged(cause: str, file: Path, *, received: object = None, expected: object = None) -> DataError:
+def damaged(
+    cause: str, file: Path, kind: type[MedunetError] = DataError, *, received: object = None, expected: object = None
+) -> MedunetError:
     """Return the error for a file that only another export can fix."""
-    return DataError(cause, file=file, received=received, expected=expected, remedy="export the series again")
+    return kind(cause, file=file, received=received, expected=expected, remedy="export the series again")
