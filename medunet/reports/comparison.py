@@ -22,7 +22,7 @@ class ComparedScore:
 
     name: str  # of the class, or `MEAN`
     metric: str
-    found: PairedDifference
+    difference: PairedDifference
     corrected: float = math.nan  # p-value after Holm's correction over all rows of the page
 
 
@@ -43,14 +43,14 @@ class Comparison:
 
     def differences(self, metric: str) -> dict[str, PairedDifference]:
         """Return the differences of one metric by class."""
-        return {row.name: row.found for row in self.rows if row.metric == metric}
+        return {row.name: row.difference for row in self.rows if row.metric == metric}
 
 
 def compare(runs: Mapping[str, Sequence[CaseScores]]) -> list[Comparison]:
     """Compare every later run with the first one; `runs` has their cases by letter, in order."""
     (first, ours), *others = runs.items()
     comparisons = [_compare(first, ours, other, theirs) for other, theirs in others]
-    corrected = iter(holm([row.found.p_value for one in comparisons for row in one.rows]))
+    corrected = iter(holm([row.difference.p_value for one in comparisons for row in one.rows]))
     return [
         replace(one, rows=tuple(replace(row, corrected=next(corrected)) for row in one.rows)) for one in comparisons
     ]
@@ -71,8 +71,8 @@ def _compare(first: str, ours: Sequence[CaseScores], other: str, theirs: Sequenc
     for metric in COMPARED:
         for name in names:
             one, two = (class_scores(cases, name, metric) for cases in (both, counterparts))
-            found = paired_difference(one, two, higher_is_better=not lower_is_better(metric))
-            rows.append(ComparedScore(name, metric, found))
+            difference = paired_difference(one, two, higher_is_better=not lower_is_better(metric))
+            rows.append(ComparedScore(name, metric, difference))
     return Comparison(first, other, tuple(rows), len(both), left_out)
 
 

@@ -126,11 +126,11 @@ def planes(
         spacing_mm: distance of voxels along each axis; by default from the affine.
         background: value of the background in the label maps.
     """
-    seen, found = as_seen(arrays, affine, spacing_mm)
+    seen, spacing = as_seen(arrays, affine, spacing_mm)
     image, *maps = seen
     pred, ref = maps[0], maps[1] if len(maps) > 1 else None
     if arrays[0].ndim == 2:
-        return [Plane(image[0], pred[0], None if ref is None else ref[0], found[1], found[2])]
+        return [Plane(image[0], pred[0], None if ref is None else ref[0], spacing[1], spacing[2])]
     foreground = np.any([one != background for one in maps], axis=0)
     cut = []
     for axis, (name, left, top) in enumerate((("axial", "R", "A"), ("coronal", "R", "S"), ("sagittal", "A", "S"))):
@@ -142,7 +142,7 @@ def planes(
         index = number if affine is None else len(areas) - 1 - number
         slices = [None if one is None else one[(slice(None),) * axis + (index,)] for one in (image, pred, ref)]
         words = (f"axis {2 - axis}, slice {number}", "", "") if affine is None else (f"{name} {number}", left, top)
-        cut.append(Plane(*slices, found[rows], found[columns], *words))  # type: ignore[arg-type,call-arg] # only ref may be None
+        cut.append(Plane(*slices, spacing[rows], spacing[columns], *words))  # type: ignore[arg-type,call-arg] # only ref may be None
     return cut
 
 

@@ -160,9 +160,9 @@ def _figures(runs: Sequence[RunResults]) -> dict[str, list[Panel]]:
     lettered = dict(zip(LETTERS, runs, strict=False))
     cases = {letter: run.cases for letter, run in lettered.items() if run.cases}
     unit = _unit(runs)
-    found = {"scores": distribution_panels(cases, names=class_names(runs), unit=unit) if cases else []}
+    sections = {"scores": distribution_panels(cases, names=class_names(runs), unit=unit) if cases else []}
     if len(cases) > 1:
-        found["differences"] = [
+        sections["differences"] = [
             difference_panel(
                 f"{metric_titles(unit)[metric]}, {comparison.title}",
                 comparison.differences(metric),
@@ -178,8 +178,8 @@ def _figures(runs: Sequence[RunResults]) -> dict[str, list[Panel]]:
         for letter, run in lettered.items()
         for name, history in run.histories.items()
     }
-    found["curves"] = curve_panels(histories if len(runs) > 1 else runs[0].histories)
-    return {section: panels for section, panels in found.items() if panels}
+    sections["curves"] = curve_panels(histories if len(runs) > 1 else runs[0].histories)
+    return {section: panels for section, panels in sections.items() if panels}
 
 
 def _unit(runs: Sequence[RunResults]) -> str:

@@ -34,7 +34,7 @@ from .server import PATIENT_SECONDS, PROBE_SECONDS, Server, limits, now
 logger = logging.getLogger(__name__)
 
 PATIENCE = 60.0  # seconds that the end of a training run may wait for the digest of the data set
-TIME_SHARE = 0.05  # of the training run that may be spent on a slow server: after a delay of 1 s, 20 s pass without
+TIME_SHARE = 0.02  # of the training run that sending may take: after a delay of 1 s, 50 s pass without
 REMEDY = "start the server, or train with --tracking-uri '' to go without"
 
 
@@ -151,7 +151,7 @@ class TrackingHandler:
         self._is_silent, self._silent_until = False, 0.0
         self._deliver()  # now, so that MONAI's handler (`--tracking mlflow`) finds the run
         self._work, self._ended = ThreadPoolExecutor(1, "medunet-tracking"), threading.Event()
-        self._newest: Future[None] = self._later(self._log_datasets)
+        self._later(self._log_datasets)
         self._system = SystemMetrics(self.folder / SAMPLES_NAME) if self.system_metrics else None
         if self._system is not None:
             self._system.start()
@@ -171,10 +171,10 @@ class TrackingHandler:
         if not self._deliveries:
             return
         if self._cases is not None and self._is_shown(engine):
-            self._write("validation/cases.csv", self._cases.table())
+            self._later(partial(self._write, "validation/cases.csv", self._cases.table()))
             for rank, draw in (self._cases.selected() if self.pictures else {}).items():
                 path = f"validation/epoch_{engine.state.epoch:05d}_{rank}.png"
-                self._newest = self._later(partial(self._draw, path, draw))
+                self._later(partial(self._draw, path, draw))
         if time.monotonic() >= self._silent_until:
             self._deliver()
 
@@ -283,7 +283,7 @@ class TrackingHandler:
     def _run_folder(self) -> Path:
         return self.bundle_root or self.folder
 
-    def _later(self, work: Callable[[], None]) -> Future[None]:
+    def _later(self, work: Callable[[], object]) -> None:
         """Do work that takes longer than a step in another thread; an error is a warning."""
 
         def guarded() -> None:
@@ -292,7 +292,7 @@ class TrackingHandler:
             except Exception as error:
                 logger.warning("not logged to MLflow: %s", error, exc_info=True)
 
-        return self._work.submit(guarded)
+        self._newest: Future[None] = self._work.submit(guarded)
 
     def _is_shown(self, engine: Any) -> bool:
         """Whether weights of this epoch are kept, and it is the best so far or the last."""

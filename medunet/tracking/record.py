@@ -135,7 +135,7 @@ class Delivery:
                 noted.run_id = record.run_id
         server, run_id, has_ended = self.server, record.run_id, record.status != "RUNNING"
         epochs = [entry for entry in _history(self.file.parent) if entry["epoch"] > record.sent_epoch]
-        samples = _samples(self.file.parent)[record.sent_samples :]
+        samples = _samples(self.file.parent, record.sent_samples)
         measured = [point for entry in epochs for point in epoch_points(entry)]
         measured += [tuple(point) for sample in samples for point in sample]
         self._part("params", record.params, lambda: server.log_params(run_id, record.params))
@@ -222,11 +222,11 @@ def _history(folder: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
-def _samples(folder: Path) -> list[list[list[Any]]]:
-    """The points of each sample; none if its line is damaged."""
+def _samples(folder: Path, first: int) -> list[list[list[Any]]]:
+    """The points of each sample from the first one on; none if its line is damaged."""
     path = folder / SAMPLES_NAME
     samples = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8").splitlines()[first:] if path.is_file() else ():
         try:
             samples.append(json.loads(line))
         except ValueError:

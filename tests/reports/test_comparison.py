@@ -28,13 +28,13 @@ def test_differences_are_second_minus_first_by_class_and_in_the_mean() -> None:
     assert (found.title, found.cases, found.left_out) == ("B - A", 8, ())
     rows = {(row.name, row.metric): row for row in found.rows}
     assert next(iter(rows)) == (MEAN, "dice")
-    liver = rows["liver", "dice"].found
+    liver = rows["liver", "dice"].difference
     assert liver.differences[0] == pytest.approx(16 / 18 - 6 / 13)
     assert liver.better == 8
-    assert rows[MEAN, "dice"].found.mean == pytest.approx(liver.mean / 2)
-    assert rows["spleen", "dice"].found.p_value == 1.0
-    assert rows["liver", "msd_mm"].found.better == 8
-    assert rows["liver", "dice"].corrected >= rows["liver", "dice"].found.p_value
+    assert rows[MEAN, "dice"].difference.mean == pytest.approx(liver.mean / 2)
+    assert rows["spleen", "dice"].difference.p_value == 1.0
+    assert rows["liver", "msd_mm"].difference.better == 8
+    assert rows["liver", "dice"].corrected >= rows["liver", "dice"].difference.p_value
 
 
 def test_a_case_with_another_reference_is_not_compared() -> None:
@@ -51,4 +51,4 @@ def test_runs_without_common_cases_have_nothing_to_compare() -> None:
 def test_every_later_run_is_compared_with_the_first() -> None:
     runs = {letter: [case("a", found)] for letter, found in (("A", 5), ("B", 6), ("C", 7))}
     assert [found.title for found in compare(runs)] == ["B - A", "C - A"]
-    assert math.isnan(compare(runs)[1].rows[0].found.p_value)
+    assert math.isnan(compare(runs)[1].rows[0].difference.p_value)
