@@ -60,9 +60,10 @@ def train(
 
 
 def contents(archive: Path) -> dict[str, bytes]:
-    """Files of a packed bundle; the hashes of the weights get into its metadata when the run has ended."""
+    """Files of a packed bundle, except those that get hashes of weights and results after the run has ended."""
     with zipfile.ZipFile(archive) as opened:
-        return {name: opened.read(name) for name in opened.namelist() if name != "configs/metadata.json"}
+        names = set(opened.namelist()) - {"configs/metadata.json", "docs/README.md"}
+        return {name: opened.read(name) for name in names}
 
 
 class Content:
