@@ -216,9 +216,8 @@ def _train_together(
         if isinstance(run, MedunetError):
             raise run
         result = train_run(run, resume=resume, device=place, tracking_uri=tracking_uri, overlays=[OVERLAY])
-    is_first = distributed.get_rank() == 0
     leave_processes()
-    return result if is_first else None
+    return result if os.environ["RANK"] == "0" else None
 
 
 @contextmanager
