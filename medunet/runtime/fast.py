@@ -219,8 +219,8 @@ def disagreement(network: nn.Module, window: torch.Tensor, form: Form, copied: n
     with torch.inference_mode(), torch.autocast(window.device.type, enabled=False), exact_float32(window.device):
         expected = only_tensor(network.eval()(window)).float()
         try:
-            copied = copied or convert_network(network, form)
-            logits = only_tensor(copied(convert_image(window, form))).float()
+            module = convert_network(network, form) if copied is None else copied
+            logits = only_tensor(module(convert_image(window, form))).float()
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:
@@ -256,4 +256,5 @@ def _state_of(network: nn.Module, device: torch.device) -> tuple[Any, ...]:
         yield from network.parameters()
         yield from network.buffers()
 
-    return (device, *((t.data_ptr(), t.device, -1 if t.is_inference() else t._version) for t in tensors()))
+    versions = ((t.data_ptr(), t.device, -1 if t.is_inference() else t._version) for t in tensors())
+    return (device.type, device.index or 0, *versions)
