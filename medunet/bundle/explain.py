@@ -45,7 +45,7 @@ def settings(
     original: Mapping[str, Any] | None = None,
     sources: Path | None = None,
 ) -> list[Setting]:
-    """Return the values of a training that decide about its result, each with its reason.
+    """Return the values that decide about the result of training, each with its reason.
 
     Args:
         config: An unresolved `train.json`.

@@ -1,4 +1,4 @@
-"""Reading and writing images: headers are verified before a voxel is used, files are written whole or not at all."""
+"""Reading and writing images: headers are verified before a voxel is used, files are written atomically."""
 
 from .dicom.deidentify import Pseudonyms as Pseudonyms
 from .dicom.series import is_dicom as is_dicom

@@ -15,7 +15,7 @@ from .fast import Form, convert_image, convert_network, disagreement
 from .openvino import has_openvino
 
 ROUNDS = 5
-HOPELESS = 2.0  # a form that took this many times as long as the fastest is not timed again
+TOO_SLOW = 2.0  # a form that took this many times as long as the fastest is not timed again
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def time_forms(network: nn.Module, window: torch.Tensor, forms: Sequence[Form]) 
                 ready[form] = module, image
         for _ in range(ROUNDS):
             for form, (module, image) in ready.items():
-                if best.get(form, 0.0) > HOPELESS * min(best.values(), default=math.inf):
+                if best.get(form, 0.0) > TOO_SLOW * min(best.values(), default=math.inf):
                     continue
                 begin = time.perf_counter()
                 module(image)

@@ -41,7 +41,7 @@ class TrackedRun:
 
     @property
     def parent(self) -> str:
-        """Run id of the training that a fold belongs to."""
+        """Run id of the training run to which a fold belongs."""
         return self.tags.get(MLFLOW_PARENT_RUN_ID, "")
 
     @property

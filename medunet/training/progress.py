@@ -24,7 +24,7 @@ BARS = "▁▂▃▄▅▆▇█"
 PLAIN_BARS = "_.-=+*#"  # for terminals without Unicode
 SPARK_WIDTH = 40  # characters of a sparkline
 REFRESH = 4.0  # redraws of the view per second
-SIGN_SECONDS = 30.0  # between two log lines within an epoch, so that a slow run can be told from a dead one
+SIGN_SECONDS = 30.0  # between two log lines within an epoch, so that a slow run differs from a dead one
 
 
 def sparkline(values: Sequence[float], *, width: int = SPARK_WIDTH, bars: str = BARS) -> str:

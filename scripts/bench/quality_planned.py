@@ -1,7 +1,7 @@
 """The tasks of `scripts.bench.quality` that plan first: hippocampus --planned, few, sts.
 
 Every row is written to its JSON as soon as it is measured, with date, machine and revision, and is not measured again;
-a training that was interrupted goes on.
+an interrupted training run is resumed.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m scripts.bench.scaling [--bundle unet_3d] [--batch 4] [--steps 20] [--processes 2] [--device cpu]
 
-Trains on made data, the shipped network and patch. Counted is `steps_per_second` of the history, without validation,
+Trains the shipped network and patch on synthetic data. Counted is `steps_per_second` of the history without validation,
 the median over the epochs after the first. The cores are shared out, so efficiency 1 means that a step takes as long in
 two processes as in one; with --device cuda each has a GPU of its own, and it means that N take 1/N of the time. Results
 go to scripts/results/scaling.json (--results). Give it the machine to itself.

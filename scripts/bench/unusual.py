@@ -4,7 +4,7 @@
 
 Every case is made here, with voxels and placement known beforehand. Every reader runs in a process of its own, so that
 a crash or a hang is a result too. "reads it" in a case that ought to be refused means that training or a
-diagnosis would go on with it. Placements are compared after both are turned to the nearest axes of the patient.
+diagnosis would use it. Placements are compared after both are turned to the nearest axes of the patient.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ STEPS = 3  # of an epoch
 
 
 def seen(handler: IntensityHandler, *, epochs: int = 1, done: int = 0) -> list[torch.Tensor]:
-    """The images that a network sees, in a training that goes on after some epochs."""
+    """Return the images that a network sees in a resumed training run."""
     images: list[torch.Tensor] = []
     engine = Engine(lambda _, batch: images.append(batch["image"]))
     engine.state.device = torch.device("cpu")

@@ -150,7 +150,7 @@ FILES = {
     "config in YAML": ("configs/inference.yaml", "device: $__import__('os')"),
     "config of unknown kind": ("configs/inference.toml", "x"),
     "json with a key twice": ("configs/evil.json", '{"a": {"_target_": "Compose"}, "a": {"_target_": "os.system"}}'),
-    "json that is none": ("configs/evil.json", "{"),
+    "invalid json": ("configs/evil.json", "{"),
     "json of a thousand levels": ("configs/evil.json", "[" * 100_000),
     "json of endless digits": ("configs/evil.json", "1" * 100_000),
     "json in bytes": ("configs/evil.json", "\udcff"),

@@ -252,7 +252,7 @@ def _read_openvino(path: Path) -> str | None:
     return str(model.get_rt_info([KEY]).astype(str)) if model.has_rt_info([KEY]) else None
 
 
-# TensorRT: an engine for one kind of NVIDIA GPU and one release of TensorRT. Not run yet, for want of a GPU; the
+# TensorRT: an engine for one kind of NVIDIA GPU and one release of TensorRT. Not run yet, for lack of a GPU; the
 # comparison guards it like all formats. An engine cannot store a description: it is in a .json file beside it.
 
 

@@ -94,7 +94,7 @@ def main() -> int:
     parser.add_argument("sections", nargs="+", choices=[*SECTIONS, "all", "report"])
     parser.add_argument("--data", type=Path, help="folder of real images; without it made ones only")
     parser.add_argument("--run", type=Path, help="a run of medunet trained on hippocampus")
-    parser.add_argument("--work", type=Path, default=Path("runs/bench_inference"), help="made volumes, outputs")
+    parser.add_argument("--work", type=Path, default=Path("runs/bench_inference"), help="synthetic volumes, outputs")
     parser.add_argument("--results", type=Path, help="default: scripts/results, or --work with --quick")
     parser.add_argument("--readme", type=Path, help="also replace the tables between their marks in this file")
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: to try the script")

@@ -130,7 +130,7 @@ def read_ct(folder: Path, *, spacing_mm: float | None) -> Volume:
 
 
 def made_arrays(size: Sequence[int], cache: Path) -> tuple[Path, Path]:
-    """Files of a made CT in Hounsfield units (int16) and its organs (uint8), drawn at half size and enlarged."""
+    """Files of a synthetic CT in Hounsfield units (int16) and its organs (uint8), drawn at half size and enlarged."""
     stem = "made_" + "x".join(map(str, size))
     image, label = cache / f"{stem}.npy", cache / f"{stem}_label.npy"
     if not (image.is_file() and label.is_file()):
@@ -148,7 +148,7 @@ def made_arrays(size: Sequence[int], cache: Path) -> tuple[Path, Path]:
 
 
 def made_volume(size: Sequence[int], cache: Path) -> Volume:
-    """A made CT on its own grid."""
+    """A synthetic CT on its own grid."""
     image, label = made_arrays(size, cache)
     return Volume(
         "made " + "x".join(map(str, size)),

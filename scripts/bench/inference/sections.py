@@ -125,7 +125,7 @@ def _compare(
 
 
 def _hippocampus(run: Path, data: Path, options: Options, put: Put) -> None:
-    """Many small volumes with a network trained in earnest."""
+    """Many small volumes with a fully trained network."""
     network, config = run_network(run)
     count = 2 if options.quick else HIPPOCAMPUS_CASES
     title, network_name = f"hippocampus, {count} cases", "trained run"

@@ -99,7 +99,7 @@ def write_series(phantom: Phantom, folder: Path) -> str:
     }
     texts |= {"StudyDate": "20200102", "StudyTime": "030405", "SeriesDate": "20200102", "SeriesTime": "030405"}
     texts |= {"AccessionNumber": "", "ReferringPhysicianName": "", "PositionReferenceIndicator": "", "Modality": "CT"}
-    texts |= {"StudyDescription": "made organs", "SeriesDescription": "made CT", "Manufacturer": "medunet"}
+    texts |= {"StudyDescription": "synthetic organs", "SeriesDescription": "synthetic CT", "Manufacturer": "medunet"}
     texts |= {"PatientPosition": "HFS", "PhotometricInterpretation": "MONOCHROME2", "RescaleType": "HU"}
     numbers = {"SamplesPerPixel": 1, "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1}
     numbers |= {"RescaleSlope": 1, "RescaleIntercept": 0, "WindowCenter": 40, "WindowWidth": 400, "SeriesNumber": 1}

@@ -87,9 +87,9 @@ def test_one_key_maps_the_same_things_to_the_same_names(series: Path) -> None:
 def test_errors_use_the_new_name_of_the_case() -> None:
     names = Pseudonyms()
     path = Path("/clinic/Smith_John/Smith_John.nii.gz")
-    error = GeometryError("Smith_John.nii.gz is bent", file=path, received="Smith", expected="x", remedy=f"mend {path}")
+    error = GeometryError("Smith_John.nii.gz is bent", file=path, received="Smith", expected="x", remedy=f"fix {path}")
     hidden = names.hide(error, path)
-    assert str(hidden) == "case_0001: case_0001 is bent; remedy: mend case_0001"
+    assert str(hidden) == "case_0001: case_0001 is bent; remedy: fix case_0001"
     assert isinstance(hidden, GeometryError)
 
 
