@@ -63,7 +63,7 @@ def bad(good: Path, tmp_path: Path) -> tuple[Path, list[str]]:
 def test_check_names_all_and_fails(bad: tuple[Path, list[str]], call: Call) -> None:
     data, names = bad
     code, shown = call("check", data, "--json")
-    assert code == 1
+    assert code == 4
     assert all(name in shown for name in names)
 
 
@@ -126,7 +126,7 @@ def test_a_case_that_goes_bad_later_is_reported_and_the_others_measured(
     cut(Path(str(items[0]["image"])))
     cut(Path(str(items[1]["label"])))
     code, shown = call("evaluate", run, "--data", data, "-o", tmp_path / "measured")
-    assert code == 2
+    assert code == 3
     assert "1 cases, mean (sd)" in shown
     content = json.loads((tmp_path / "measured" / "metrics.json").read_text())
     assert set(content["summary"]["failed_cases"]) == {items[0]["name"], items[1]["name"]}
@@ -140,13 +140,13 @@ def test_prediction_reports_it_at_the_end(good: Path, run: Path, call: Call, tmp
     shutil.copytree(good / "imagesTr", images)
     broken = cut(sorted(images.iterdir())[2])
     code, shown = call("predict", run, images, "-o", tmp_path / "out")
-    assert code == 2
+    assert code == 3
     assert f"{broken.name}: " in shown and "5 of 6 written" in shown
     code, shown = call("evaluate", "--pred", tmp_path / "out", "--ref", good / "labelsTr", "-o", tmp_path / "m")
     assert code == 0, shown
     written = cut(sorted((tmp_path / "out").iterdir())[0])
     code, shown = call("evaluate", "--pred", tmp_path / "out", "--ref", good / "labelsTr", "-o", tmp_path / "m")
-    assert code == 2 and f"error {written.stem}" in shown and "4 cases" in shown
+    assert code == 3 and f"error {written.stem}" in shown and "4 cases" in shown
 
 
 def test_damaging_or_repairing_a_case_moves_no_other_case_to_another_fold(good: Path, tmp_path: Path) -> None:

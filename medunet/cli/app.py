@@ -10,15 +10,14 @@ import typer
 import medunet
 from medunet import log
 from medunet.cli import bundle, check, demo, evaluate, info, label, plan, predict, report, runs, store, train, tune
-from medunet.cli.options import print_error
+from medunet.cli.options import EXIT_BAD_INPUT, HELP, print_error
 from medunet.errors import find_cause
-
-EXIT_BAD_INPUT = 2
 
 app = typer.Typer(
     name="medunet",
     help="U-Nets for medical images, as MONAI bundles.",
     no_args_is_help=True,
+    context_settings=HELP,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

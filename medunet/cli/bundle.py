@@ -12,13 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli import export
-from medunet.cli.options import Device, Preset, Set, Trust, next_command, wide_console
+from medunet.cli.options import EXIT_CHECK_FAILED, HELP, Device, Preset, Set, Trust, next_command, wide_console
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files
 from medunet.resources import find_bundle
 
-app = typer.Typer(help="Create, verify, export and package bundles.", no_args_is_help=True)
+app = typer.Typer(context_settings=HELP, help="Create, verify, export and package bundles.", no_args_is_help=True)
 app.command(name="export")(export.export)
 app.command(name="package")(export.package)
 
@@ -74,7 +74,7 @@ def show(
 
 @app.command()
 def render(
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with code 1 if a file differs.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with code 4 if a file differs.")] = False,
     sources: Annotated[Path | None, typer.Option(help="Folder of YAML sources. Default: the shipped ones.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the rendered bundles. Default: the shipped ones.")
@@ -88,7 +88,7 @@ def render(
     for path in changed:
         console.print(f"{'differs' if check else 'written'}: {path}")
     if check and changed:
-        raise typer.Exit(1)
+        raise typer.Exit(EXIT_CHECK_FAILED)
     console.print("up to date" if not changed else f"{len(changed)} files")
 
 
@@ -114,7 +114,7 @@ def verify(
         mark = "ok  " if fault is None else "[bold red]FAIL[/]"
         console.print(f"{mark} {name}{'' if fault is None else ': ' + escape(fault)}")
     if any(fault is not None for fault in results.values()):
-        raise typer.Exit(1)
+        raise typer.Exit(EXIT_CHECK_FAILED)
 
 
 @app.command()

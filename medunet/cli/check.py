@@ -12,13 +12,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from medunet.cli.options import with_reading
+from medunet.cli.options import EXIT_CHECK_FAILED, with_reading
 from medunet.files import require_path
 
 if TYPE_CHECKING:
     from medunet.datasets import Examination
 
-EXIT_TRAINING_WOULD_FAIL = 1
 MAX_NAMED = 3  # files in one row of the table; `--json` lists all
 _COLOURS = {"error": "bold red", "warning": "yellow"}
 
@@ -38,7 +37,7 @@ def check(
 ) -> None:
     """Check a data set before training: every header and voxel, differences between cases, and statistics.
 
-    The exit code is 1 if training would fail, otherwise 0.
+    The exit code is 4 if training would fail, otherwise 0.
     """
     require_path(data)
     from medunet.datasets import CaseView, examine
@@ -76,7 +75,7 @@ def check(
         pictures.write(sheet, result.dataset.labels, severities=severities)
         errors.print(f"contact sheet: {sheet}", highlight=False, soft_wrap=True)
     if result.fails:
-        raise typer.Exit(EXIT_TRAINING_WOULD_FAIL)
+        raise typer.Exit(EXIT_CHECK_FAILED)
 
 
 def _print_tables(result: Examination) -> None:

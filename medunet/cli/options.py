@@ -15,7 +15,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-EXIT_SOME_FAILED = 2
+HELP = {"help_option_names": ["-h", "--help"]}
+
+EXIT_BAD_INPUT = 2
+EXIT_SOME_FAILED = 3  # the command finished, and some cases failed
+EXIT_CHECK_FAILED = 4
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C: 128 + SIGINT
 TABLE_WIDTH = 1000  # characters; no table is as wide
 

@@ -11,13 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import Device, Trust, next_command, on_sigterm, wide_console
+from medunet.cli.options import EXIT_SOME_FAILED, HELP, Device, Trust, next_command, on_sigterm, wide_console
 from medunet.cli.train import RERUN, show_folds, show_training
 
 if TYPE_CHECKING:
     from medunet.tracking import TrackedRun
 
-app = typer.Typer(help="List, compare and resume training runs that MLflow has tracked.", no_args_is_help=True)
+app = typer.Typer(
+    context_settings=HELP, help="List, compare and resume training runs that MLflow has tracked.", no_args_is_help=True
+)
 
 Folder = Annotated[Path, typer.Option("--runs", help="Folder that contains the folders of the runs.")]
 URI_HELP = "Tracking URI of MLflow. Default: MLFLOW_TRACKING_URI, else mlruns.db in the folder."
@@ -131,7 +133,7 @@ def sync(
     sent, missing = sync_runs(folder, uri)
     Console(highlight=False).print(f"{sent} runs sent, {missing} could not be sent")
     if missing:
-        raise typer.Exit(1)
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def _runs(folder: Path, uri: str | None, experiment: str, *, folds: bool = False) -> list[TrackedRun]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import Device, Preset, Set, Trust, next_command
+from medunet.cli.options import EXIT_SOME_FAILED, Device, Preset, Set, Trust, next_command
 from medunet.config import parse_settings
 from medunet.files import require_path
 from medunet.resources import find_bundle
@@ -79,6 +79,6 @@ def tune(
         table.add_row(trial.run.name, *map(escape, values), str(trial.epochs), score)
     console.print(table)
     if not trials_done or trials_done[0].metric is None:
-        raise typer.Exit(2)
+        raise typer.Exit(EXIT_SOME_FAILED)
     typer.echo(f"best: {trials_done[0].run}")
     typer.echo(next_command("predict", trials_done[0].run, "IMAGES", "--output", "DIR"))

@@ -36,7 +36,7 @@ def test_exit_code_is_1_when_training_would_fail(
 ) -> None:
     label = sorted((data / "labelsTr").iterdir())[1]
     write_volume(np.zeros((5, 6, 7), np.uint8), label)
-    assert medunet("check", data) == 1
+    assert medunet("check", data) == 4
     out = capsys.readouterr().out
     assert f"labelsTr/{label.name}" in out
     assert "different shapes" in out
@@ -48,7 +48,7 @@ def test_equal_findings_share_a_row(
 ) -> None:
     for number, label in enumerate(sorted((data / "labelsTr").iterdir())[:3]):
         write_volume(np.zeros((5, 6, 7 + number), np.uint8), label)
-    assert medunet("check", data, "--headers") == 1
+    assert medunet("check", data, "--headers") == 4
     out = capsys.readouterr().out
     assert out.count("different shapes") == 1
     assert "3 errors" in out
@@ -64,7 +64,7 @@ def test_warnings_alone_pass(data: Path, medunet: Callable[..., int], capsys: py
 
 def test_json_is_one_document(data: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     sorted((data / "imagesTr").iterdir())[0].write_bytes(b"")
-    assert medunet("check", data, "--json") == 1
+    assert medunet("check", data, "--json") == 4
     document = json.loads(capsys.readouterr().out)
     assert document["fails"] is True
     assert document["findings"][0]["severity"] == "error"
@@ -83,7 +83,7 @@ def test_contact_sheet_is_a_picture(data: Path, medunet: Callable[..., int], tmp
 def test_folders_without_a_data_set_fail(
     tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert medunet("check", tmp_path) == 1
+    assert medunet("check", tmp_path) == 4
     assert "no data set found" in capsys.readouterr().out
     assert medunet("check", tmp_path / "nowhere") == 2
     assert "does not exist" in capsys.readouterr().err

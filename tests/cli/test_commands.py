@@ -195,7 +195,7 @@ def test_one_broken_image_does_not_stop_the_others(
     good = sorted((cells / "imagesTr").iterdir())[0]
     broken = tmp_path / "broken.png"
     broken.write_bytes(good.read_bytes()[:100])
-    assert medunet("predict", run_2d, broken, good, "-o", tmp_path / "out") == 2
+    assert medunet("predict", run_2d, broken, good, "-o", tmp_path / "out") == 3
     assert (tmp_path / "out" / good.name).is_file()
     error = capsys.readouterr().err
     assert "broken.png" in error
@@ -288,7 +288,7 @@ def test_bundle_init_makes_a_bundle_that_verifies(tmp_path: Path, medunet: Calla
     assert medunet("bundle", "init", "unet_3d", "--output", tmp_path / "own", *settings) == 0
     assert medunet("bundle", "verify", tmp_path / "own") == 0
     (tmp_path / "own" / "configs" / "inference.json").unlink()
-    assert medunet("bundle", "verify", tmp_path / "own") == 1
+    assert medunet("bundle", "verify", tmp_path / "own") == 4
     assert "configs/inference.json" in capsys.readouterr().out
 
 

@@ -43,7 +43,7 @@ def test_existing_results_are_refused_skipped_or_replaced_as_asked(
     assert "2 of 3 written" in shown.err
     assert "1 were there already" in shown.err
     assert (out / "b.nii.gz").stat().st_mtime_ns == stamp
-    assert medunet("predict", run, images, "-o", out) == 2
+    assert medunet("predict", run, images, "-o", out) == 3
     assert capsys.readouterr().err.count("result exists already") == 3
     assert medunet("predict", run, images, "-o", out, "--force") == 0
     assert (out / "b.nii.gz").stat().st_mtime_ns > stamp

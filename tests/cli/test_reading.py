@@ -116,7 +116,7 @@ def test_a_choice_made_for_a_plan_holds_for_training_evaluation_and_prediction(
     with_nan: Path, tmp_path: Path, medunet: Callable[..., int]
 ) -> None:
     planned = tmp_path / "planned"
-    assert medunet("check", with_nan) == 1
+    assert medunet("check", with_nan) == 4
     assert medunet("check", with_nan, "--fill-value", "-1024") == 0
     assert medunet("plan", with_nan, "-o", planned, "--estimate") == 2
     assert medunet("plan", with_nan, "-o", planned, "--estimate", "--fill-value", "-1024") == 0

@@ -278,7 +278,7 @@ def test_verify_prints_the_findings_and_runs_nothing(
     bundle = foreign(
         train={"device": f"$__import__('os').system('touch {marker}')"}, few={"x": {"_target_": "os.system"}}
     )
-    assert medunet("bundle", "verify", bundle) == 1
+    assert medunet("bundle", "verify", bundle) == 4
     shown = capsys.readouterr().out
     assert "NOT TRUSTED. Running this bundle could run code" in shown
     assert "configs/train.json device: $__import__('os')" in shown

@@ -276,7 +276,7 @@ def test_the_command_reports_failures(
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as info:
         main()
-    assert info.value.code == 2
+    assert info.value.code == 3
     said = capsys.readouterr().err
     assert "site_0/case_0000" in said
     assert "2 of 3 cases have results" in said
