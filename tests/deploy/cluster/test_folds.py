@@ -69,7 +69,8 @@ def test_folds_on_two_machines_of_which_one_dies_equal_folds_on_one(
         result = cross_validate(data, output, store, trainer=folds_on_ray)
     assert [outcome.status for outcome in result.folds] == ["trained"] * 3
     assert at_death[0] < SMALL["epochs"]  # it was in mid-run
-    assert result.is_whole and result.summary == alone.summary
+    assert result.is_whole
+    assert {**result.summary, "folder": ""} == {**alone.summary, "folder": ""}
     for fold in range(3):
         one, other = (
             torch.load(folder / f"models/fold_{fold}.pt", weights_only=True)["model"]
