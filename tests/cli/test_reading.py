@@ -84,7 +84,7 @@ def test_a_chosen_series_is_predicted_and_written_as_dicom_seg(
     run, out = untrained_run(tmp_path / "run"), tmp_path / "out"
     assert medunet("predict", run, two_kernels, "-o", out, "--uneven", "guess") == 2
     assert "unknown uneven (received guess, expected refuse, resample)" in capsys.readouterr().err
-    assert medunet("predict", run, two_kernels, "-o", out) == 2
+    assert medunet("predict", run, two_kernels, "-o", out) == 3
     assert "--series-uid 1.2.3.4" in capsys.readouterr().err
     assert medunet("predict", run, two_kernels, "-o", out, "--series-uid", "1.2.3.5") == 0
     (result,) = out.glob("*.dcm")

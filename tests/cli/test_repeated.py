@@ -67,7 +67,7 @@ def test_a_rejected_command_does_not_block_the_corrected_one(
     command, out = COMMANDS[name], f"out_{list(COMMANDS).index(name)}"
     words = command.words.replace("OUT", out)
     for bad in command.bad:
-        assert medunet(*f"{words} {bad}".split()) == 2, bad
+        assert medunet(*f"{words} {bad}".split()) in (2, 3), bad
     assert medunet(*words.split()) == 0
     edited = folder / out / command.edit
     assert edited.is_file()
@@ -75,7 +75,7 @@ def test_a_rejected_command_does_not_block_the_corrected_one(
         before = edited.read_bytes()
         before = before.replace(b'"seed": 0', b'"seed": 1') if b'"seed": 0' in before else before + b"edited"
         edited.write_bytes(before)
-        assert medunet(*words.split()) == 2
+        assert medunet(*words.split()) in (2, 3)
         assert edited.read_bytes() == before
 
 

@@ -119,7 +119,7 @@ def test_a_failed_fold_tells_by_the_exit_code(
 
     monkeypatch.setattr(Trainer, "_iteration", broken)
     words = ["train", "unet_2d", "--data", cells, "--output", tmp_path / "run", "--folds", "0,1", *SMALL_2D]
-    assert medunet(*words) == 2
+    assert medunet(*words) == 3
     error = capsys.readouterr().err
     assert error.count("case_1.png: loss is nan") >= 2
     assert "Traceback" not in error
