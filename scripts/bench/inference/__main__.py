@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from medunet.runtime import resolve_device
-from scripts.bench.measure import RESULTS, machine, read_json, write_between, write_json
+from scripts.bench.measure import RESULTS, ROOT, machine, read_json, write_between, write_json
 
 from .memory import memory
 from .options import Options, Put
@@ -137,7 +137,7 @@ def main() -> int:
             failed = True
             traceback.print_exc()
     print(tables(document.sections))
-    plot(document.sections, results / "inference.png")
+    plot(document.sections, (results if options.quick else ROOT / "docs" / "images") / "inference.png")
     if given.readme:
         write_between(given.readme, README_MARKS, tables(document.sections))
     return int(failed)
