@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,18 @@ def test_probabilities_of_another_makers_bundle_are_rejected(tmp_path: Path) -> 
         Predictor(bundle, output_dir=tmp_path / "out", device="cpu", trust=True, probabilities=True)
 
 
+@pytest.fixture
+def own_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Restore the import of this repository's `scripts` after a bundle with a package of this name."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    known = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "scripts"}
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        del sys.modules[name]
+    sys.modules.update(known)
+
+
+@pytest.mark.usefixtures("own_scripts")
 def test_code_of_a_trusted_bundle_is_found_where_it_lies(tmp_path: Path, image: Path) -> None:
     for name in ("one", "two"):
         bundle = write_zoo_bundle(tmp_path / name, lambda config: config["network_def"].update(_target_="scripts.Net"))
