@@ -9,7 +9,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MEDUNET_TEST_KILLS="${MEDUNET_TES
 export MEDUNET_SOAK_CASES="${MEDUNET_SOAK_CASES:-1000}" MEDUNET_SOAK_MINUTES="${MEDUNET_SOAK_MINUTES:-10}"
 .venv/bin/python -m pytest tests/trust tests/test_crash_safety.py tests/test_files.py tests/test_faults.py tests/test_bad_cases.py \
     tests/cli/test_privacy.py tests/io/test_isolation.py tests/io/test_limits.py tests/io/dicom/test_deidentify.py \
-    tests/prediction/test_isolated_prediction.py tests/deploy/monailabel/test_gate.py \
+    tests/prediction/test_predictor.py tests/deploy/monailabel/test_gate.py \
     tests/test_soak.py -s "$@"
 scripts/fuzz.sh "${MEDUNET_FUZZ_MINUTES:-0}" "$@"
 if [ -f "${MEDUNET_LABEL_ENV:-.venv-label}/medunet-label.json" ]; then
