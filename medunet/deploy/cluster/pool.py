@@ -53,10 +53,6 @@ class _Worker:
     cases: dict[Any, Case] = field(default_factory=dict)
     since: float = 0.0  # when it can have begun the first of these cases
 
-    @property
-    def awaited(self) -> list[Any]:
-        return [*self.cases] if self.is_ready else [self.started]
-
     def give(self, case: Case) -> None:
         if not self.cases:
             self.since = time.monotonic()
