@@ -10,19 +10,17 @@ from torch import nn
 
 from medunet.errors import ConfigError
 
-from .targets import align_targets, check_class_weights, class_weight_tensor
+from .targets import align_targets
 
 REDUCTIONS = ("mean", "weighted_mean", "sum")
-"""``mean`` divides by the number of voxels that count, ``weighted_mean`` by the sum of their weights."""
 
 
 class BorderWeightedCELoss(nn.Module):
     """Cross entropy with one weight per voxel: equation 1 of Ronneberger et al. 2015, U-Net.
 
-    The paper writes a sum, ``E = -sum_x w(x) log p_l(x)(x)``. The default here, ``mean``, is that sum divided by the
-    number of voxels: the balance between voxels and between images is the paper's, and the learning rate does not
-    depend on the size of the patch. ``weighted_mean`` makes the loss independent of the scale of the map, but an image
-    with many touching objects then counts no more than one without.
+    The paper writes a sum, ``E = -sum_x w(x) log p_l(x)(x)``. The default here, ``mean``, divides it by the number of
+    voxels that count, so that the learning rate does not depend on the size of the patch. ``weighted_mean`` divides by
+    the sum of their weights: an image with many touching objects then counts no more than one without.
 
     One channel is the logit of class 1 of two classes. Everything is computed in float32.
 
@@ -32,7 +30,7 @@ class BorderWeightedCELoss(nn.Module):
         reduction: one of `REDUCTIONS`.
         center_crop: for networks with valid convolutions, crop target and weights to the middle.
 
-    Example:
+    Examples:
         >>> logits, target = torch.zeros(1, 2, 1, 2), torch.tensor([[[[0, 1]]]])
         >>> BorderWeightedCELoss(reduction="sum")(logits, target, torch.tensor([[[[1.0, 3.0]]]]))  # 4 log 2
         tensor(2.7726)
@@ -51,7 +49,10 @@ class BorderWeightedCELoss(nn.Module):
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ConfigError("unknown reduction", received=reduction, expected=", ".join(REDUCTIONS))
-        self.register_buffer("class_weights", class_weight_tensor(class_weights), persistent=False)
+        weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+        if weights is not None and (weights.ndim != 1 or bool((weights < 0).any()) or not bool((weights > 0).any())):
+            raise ConfigError("class_weights must be numbers >= 0, not all 0", received=class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.center_crop = center_crop
@@ -67,7 +68,10 @@ class BorderWeightedCELoss(nn.Module):
         Raises:
             ConfigError: shapes or class weights that do not match.
         """
-        check_class_weights(self.class_weights, logits)
+        classes = max(2, logits.shape[1])
+        if self.class_weights is not None and len(self.class_weights) != classes:
+            received = len(self.class_weights)
+            raise ConfigError("class_weights must have one number per class", received=received, expected=classes)
         indices, weights = align_targets(logits, target, weight, center_crop=self.center_crop)
         counted = torch.ones_like(indices, dtype=torch.float32)
         if self.ignore_index is not None:
@@ -85,20 +89,17 @@ class BorderWeightedCELoss(nn.Module):
 
 
 def cross_entropy(logits: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Return the cross entropy per voxel, `(B, *spatial)` float32; one channel is the logit of class 1 of two.
-
-    Raises:
-        ConfigError: a target is not a class index. (On CUDA, PyTorch itself stops the program.)
-    """
+    """Return the cross entropy per voxel, `(B, *spatial)` float32; one channel is the logit of class 1 of two."""
     values = logits.float()
     if values.shape[1] == 1:  # not binary_cross_entropy, which accepts any number as target
         values = torch.cat([torch.zeros_like(values), values], dim=1)
     try:
         return F.cross_entropy(values, indices, reduction="none")
     except IndexError as error:
+        received, expected = f"{int(indices.min())} to {int(indices.max())}", f"0 to {values.shape[1] - 1}"
         raise ConfigError(
             "targets must be class indices",
-            received=f"{int(indices.min())} to {int(indices.max())}",
-            expected=f"0 to {values.shape[1] - 1}",
+            received=received,
+            expected=expected,
             remedy="map the values of the label to indices, or give ignore_index",
         ) from error

@@ -22,7 +22,7 @@ class DeepSupervisionLoss(nn.Module):
         loss: called as ``loss(logits, target)`` or, with a weight map, ``loss(logits, target, weight)``.
         level_weights: relative weights of the levels, finest first; None for 1, 1/2, 1/4, ...
 
-    Example:
+    Examples:
         >>> target = torch.zeros(1, 1, 4, 4)
         >>> levels = [torch.full((1, 1, 4, 4), 1.0), torch.full((1, 1, 2, 2), 4.0)]
         >>> DeepSupervisionLoss(nn.L1Loss())(levels, target)  # 2/3 * 1 + 1/3 * 4
@@ -58,15 +58,13 @@ class DeepSupervisionLoss(nn.Module):
         weights = weights[: len(levels)]
         if sum(weights) == 0:
             raise ConfigError("level_weights must have a number > 0 for a level of the network", received=weights)
+        maps = [target] if weight is None else [target, weight]
         loss = torch.zeros((), device=levels[0].device)
         for level, (share, level_logits) in enumerate(zip(weights, levels, strict=True)):
             if share == 0:
                 continue
-            size = level_logits.shape[2:]
-            maps = [target] if weight is None else [target, weight]
-            if level > 0:
-                maps = [_nearest(one, size) for one in maps]
-            loss = loss + share / sum(weights) * self.loss(level_logits, *maps)
+            fitted = [_nearest(one, level_logits.shape[2:]) for one in maps] if level else maps
+            loss = loss + share / sum(weights) * self.loss(level_logits, *fitted)
         return loss
 
 

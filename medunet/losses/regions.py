@@ -33,7 +33,7 @@ class RegionDiceCELoss(nn.Module):
     Raises:
         ConfigError: no region, or an empty one; when called, a number of channels that is not that of the regions.
 
-    Example:
+    Examples:
         >>> loss = RegionDiceCELoss([[1, 2], [2]])
         >>> logits = torch.tensor([[[[-9.0, 9.0, 9.0]], [[-9.0, -9.0, 9.0]]]])  # (1, 2, 1, 3), sure and right
         >>> f"{loss(logits, torch.tensor([[[[0, 1, 2]]]])):.3f}"

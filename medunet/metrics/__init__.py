@@ -1,6 +1,6 @@
 """Metrics: arrays in, numbers out.
 
-Example:
+Examples:
     >>> import numpy as np
     >>> from medunet.metrics import dice
     >>> dice(np.array([1, 1, 0]), np.array([1, 1, 0]))
@@ -9,14 +9,10 @@ Example:
 
 from __future__ import annotations
 
-from .direction import lower_is_better as lower_is_better
 from .em import BestEMScores as BestEMScores
 from .em import EMScores as EMScores
 from .em import best_em_scores as best_em_scores
 from .em import em_scores as em_scores
-from .em import v_info as v_info
-from .em import v_rand as v_rand
-from .em import warping_error as warping_error
 from .evaluation import CaseScores as CaseScores
 from .evaluation import ClassScores as ClassScores
 from .evaluation import Statistics as Statistics
@@ -24,9 +20,9 @@ from .evaluation import Summary as Summary
 from .evaluation import evaluate_case as evaluate_case
 from .evaluation import summarise as summarise
 from .overlap import dice as dice
-from .overlap import iou as iou
 from .paired import PairedDifference as PairedDifference
 from .paired import holm as holm
+from .paired import lower_is_better as lower_is_better
 from .paired import paired_difference as paired_difference
 from .surface import SurfaceDistances as SurfaceDistances
 from .surface import surface_distances as surface_distances

@@ -15,19 +15,7 @@ ArrayOrTensor: TypeAlias = Array | torch.Tensor
 
 
 def as_array(values: ArrayOrTensor, *, spatial_dims: int | None = None) -> Array:
-    """Return `values` as a numpy array on the CPU, without its channel axis if it has one of length 1.
-
-    Args:
-        values: numpy array, tensor or MetaTensor, `(*spatial)` or `(1, *spatial)`, on any device.
-        spatial_dims: how many axes the result must have; None keeps the axes as they are.
-
-    Raises:
-        GeometryError: the number of axes is neither `spatial_dims` nor one more with a channel axis of length 1.
-
-    Example:
-        >>> as_array(torch.zeros(1, 4, 5), spatial_dims=2).shape
-        (4, 5)
-    """
+    """Return `values` on the CPU, without a channel axis of length 1 if it has an axis more than `spatial_dims`."""
     # .as_subclass: a MetaTensor would update its metadata in every operation below
     array = values.detach().cpu().as_subclass(torch.Tensor).numpy() if isinstance(values, torch.Tensor) else values
     array = np.asarray(array)
@@ -41,15 +29,11 @@ def as_array(values: ArrayOrTensor, *, spatial_dims: int | None = None) -> Array
 
 def as_pair(pred: ArrayOrTensor, ref: ArrayOrTensor, *, spatial_dims: int | None = None) -> tuple[Array, Array]:
     """Return prediction and reference as arrays; different shapes are a GeometryError."""
-    pred_array, ref_array = as_array(pred, spatial_dims=spatial_dims), as_array(ref, spatial_dims=spatial_dims)
-    if pred_array.shape != ref_array.shape:
-        raise GeometryError(
-            "prediction and reference have different shapes",
-            received=pred_array.shape,
-            expected=ref_array.shape,
-            remedy="resample the prediction to the reference's grid",
-        )
-    return pred_array, ref_array
+    one, other = as_array(pred, spatial_dims=spatial_dims), as_array(ref, spatial_dims=spatial_dims)
+    if one.shape != other.shape:
+        cause = "prediction and reference have different shapes"
+        raise GeometryError(cause, received=one.shape, expected=other.shape)
+    return one, other
 
 
 def checked_spacing(spacing_mm: Sequence[float], *, spatial_dims: int) -> tuple[float, ...]:
@@ -61,16 +45,7 @@ def checked_spacing(spacing_mm: Sequence[float], *, spatial_dims: int) -> tuple[
 
 
 def bounding_box(mask: Array) -> tuple[slice, ...] | None:
-    """Return the smallest box around all true elements, or None if there are none.
-
-    Example:
-        >>> bounding_box(np.array([[0, 0, 0, 0], [0, 1, 1, 0]], dtype=bool))
-        (slice(1, 2, None), slice(1, 3, None))
-    """
-    box = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        if hit.size == 0:
-            return None
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return tuple(box)
+    """Return the smallest box around all true elements, or None if there are none."""
+    axes = range(mask.ndim)
+    hits = [np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
+    return tuple(slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits) if hits[0].size else None

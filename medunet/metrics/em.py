@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, special
 from skimage.segmentation import watershed
 
 from medunet.errors import DataError
@@ -28,9 +28,6 @@ from medunet.errors import DataError
 from .arrays import Array, ArrayOrTensor, as_pair
 
 THRESHOLDS = tuple(step / 10 for step in range(10))  # of the challenge: 0.0, 0.1 ... 0.9
-
-FACES = ndimage.generate_binary_structure(2, 1)
-"""4-connectivity: with 8 neighbours, two cells would join through the corners of a diagonal membrane."""
 
 
 class EMScores(NamedTuple):
@@ -64,7 +61,7 @@ def em_scores(pred: ArrayOrTensor, ref: ArrayOrTensor, *, threshold: float = 0.5
         GeometryError: shapes differ or are not two-dimensional.
         DataError: `pred` is not in [0, 1].
 
-    Example:
+    Examples:
         >>> ref = np.ones((4, 7))
         >>> ref[:, 3] = 0  # a membrane between two cells
         >>> em_scores(ref, ref)
@@ -75,76 +72,43 @@ def em_scores(pred: ArrayOrTensor, ref: ArrayOrTensor, *, threshold: float = 0.5
     """
     probability, interior_ref = _checked_pair(pred, ref)
     interior = probability > threshold
-    joint = _JointHistogram.of(thin_borders(interior), cells(interior_ref))
+    counts = _count_pixels(thin_borders(interior), cells(interior_ref))
     return EMScores(
-        v_rand=joint.v_rand(),
-        v_info=joint.v_info(),
+        v_rand=_v_rand(*counts),
+        v_info=_v_info(*counts),
         pixel_error=float(np.mean(interior != interior_ref)),
         warping_error=warping_error(interior, interior_ref) if warping else None,
     )
 
 
-def best_em_scores(
-    preds: Sequence[ArrayOrTensor], refs: Sequence[ArrayOrTensor], *, thresholds: Sequence[float] = THRESHOLDS
-) -> BestEMScores:
-    """Score slices as the challenge does: mean over slices at each threshold, then the best threshold.
+def best_em_scores(preds: Sequence[ArrayOrTensor], refs: Sequence[ArrayOrTensor]) -> BestEMScores:
+    """Score slices as the challenge does: mean over slices at each of `THRESHOLDS`, then the best threshold.
 
     Args:
         preds: probability maps of the interior, `(H, W)` each.
         refs: their references.
-        thresholds: thresholds to try.
 
     Raises:
-        DataError: no slices, no thresholds, or another number of predictions than of references.
+        DataError: no slices, or another number of predictions than of references.
     """
-    if not preds or not thresholds or len(preds) != len(refs):
-        received = f"{len(preds)} predictions, {len(refs)} references, {len(thresholds)} thresholds"
-        raise DataError("EM scores need a reference per prediction, and a threshold", received=received)
-    scores = np.empty((len(thresholds), len(preds), 2))
+    if not preds or len(preds) != len(refs):
+        received = f"{len(preds)} predictions, {len(refs)} references"
+        raise DataError("EM scores need a reference per prediction", received=received)
+    scores = np.empty((len(THRESHOLDS), len(preds), 2))
     for column, (pred, ref) in enumerate(zip(preds, refs, strict=True)):
         probability, interior_ref = _checked_pair(pred, ref)
         cells_ref = cells(interior_ref)
-        for row, threshold in enumerate(thresholds):
-            joint = _JointHistogram.of(thin_borders(probability > threshold), cells_ref)
-            scores[row, column] = joint.v_rand(), joint.v_info()
+        for row, threshold in enumerate(THRESHOLDS):
+            counts = _count_pixels(thin_borders(probability > threshold), cells_ref)
+            scores[row, column] = _v_rand(*counts), _v_info(*counts)
     means = scores.mean(axis=1)
     rand, info = (int(np.argmax(means[:, score])) for score in (0, 1))
-    return BestEMScores(float(means[rand, 0]), thresholds[rand], float(means[info, 1]), thresholds[info])
-
-
-def v_rand(labels_pred: ArrayOrTensor, labels_ref: ArrayOrTensor) -> float:
-    """Return V_rand of two maps of cell numbers, alpha = 0.5: 2 sum p_ij^2 / (sum s_i^2 + sum t_j^2).
-
-    p_ij is the fraction of reference foreground in cell i of the proposal and cell j of the reference; s and t are its
-    sums.
-
-    Args:
-        labels_pred: cell numbers `(H, W)`; each pixel of 0 in the reference's foreground counts as a separate cell.
-        labels_ref: cell numbers `(H, W)`; pixels of 0 are not scored.
-
-    Returns:
-        A number in (0, 1]; NaN if the reference has no foreground.
-    """
-    return _JointHistogram.of(*as_pair(labels_pred, labels_ref)).v_rand()
-
-
-def v_info(labels_pred: ArrayOrTensor, labels_ref: ArrayOrTensor) -> float:
-    """Return V_info of two maps of cell numbers, alpha = 0.5: 2 I(S; T) / (H(S) + H(T)).
-
-    Args:
-        labels_pred: cell numbers `(H, W)`; each pixel of 0 in the reference's foreground counts as a separate cell.
-        labels_ref: cell numbers `(H, W)`; pixels of 0 are not scored.
-
-    Returns:
-        A number in [0, 1]; 1 if both have the same single cell (0/0); NaN if the reference has no foreground.
-    """
-    return _JointHistogram.of(*as_pair(labels_pred, labels_ref)).v_info()
+    return BestEMScores(float(means[rand, 0]), THRESHOLDS[rand], float(means[info, 1]), THRESHOLDS[info])
 
 
 def cells(interior: Array) -> Array:
-    """Number the 4-connected cells of an interior mask `(H, W)` from 1; membrane stays 0."""
-    numbered, _ = ndimage.label(interior, structure=FACES)
-    return np.asarray(numbered)
+    """Number the cells of a mask `(H, W)` from 1. They are 4-connected: a diagonal membrane separates them."""
+    return np.asarray(ndimage.label(interior)[0])
 
 
 def thin_borders(interior: Array) -> Array:
@@ -156,21 +120,47 @@ def thin_borders(interior: Array) -> Array:
     1 1 # # # 2   ->   1 1 1 0 2 2
     ```
     """
-    markers = cells(interior)
     # on a flat image the flood is a breadth-first growth, so the line is in the middle of the membrane
-    return np.asarray(watershed(np.zeros(interior.shape, np.uint8), markers, connectivity=FACES, watershed_line=True))
+    return np.asarray(watershed(np.zeros(interior.shape, np.uint8), cells(interior), watershed_line=True))
 
 
-def warping_error(pred: ArrayOrTensor, ref: ArrayOrTensor, *, threshold: float = 0.5) -> float:
-    """Return the fraction of pixels that differ after warping the reference towards the proposal.
+def _count_pixels(labels_pred: Array, labels_ref: Array) -> tuple[Array, Array, Array]:
+    """Return pixels of the reference's cells: per pair of overlapping cells, per cell of each map.
+
+    A membrane pixel of the proposal is a cell of its own.
+    """
+    foreground = labels_ref != 0
+    pred, ref = labels_pred[foreground].astype(np.int64), labels_ref[foreground].astype(np.int64)
+    membrane = pred == 0
+    pred[membrane] = pred.max(initial=0) + 1 + np.arange(np.count_nonzero(membrane))
+    pairs = pred * (ref.max(initial=0) + 1) + ref
+    joint, in_pred, in_ref = (np.unique(numbers, return_counts=True)[1] for numbers in (pairs, pred, ref))
+    return joint, in_pred, in_ref
+
+
+def _v_rand(joint: Array, pred: Array, ref: Array) -> float:
+    """Return 2 sum p_ij^2 / (sum s_i^2 + sum t_j^2), in (0, 1]; NaN if the reference has no cell."""
+    pairs, in_pred, in_ref = (float(np.sum(counts.astype(float) ** 2)) for counts in (joint, pred, ref))
+    return 2 * pairs / (in_pred + in_ref) if ref.size else float("nan")
+
+
+def _v_info(joint: Array, pred: Array, ref: Array) -> float:
+    """Return 2 I(S; T) / (H(S) + H(T)), in [0, 1]; 1 for the same single cell; NaN if the reference has no cell."""
+    if not ref.size:
+        return float("nan")
+    entropies = (float(special.entr(counts / counts.sum()).sum()) for counts in (joint, pred, ref))
+    in_both, in_pred, in_ref = entropies
+    return 2 * max(0.0, in_pred + in_ref - in_both) / (in_pred + in_ref) if in_pred + in_ref else 1.0
+
+
+def warping_error(pred: Array, ref: Array) -> float:
+    """Return the fraction of pixels of two masks `(H, W)` that differ after warping the reference towards the proposal.
 
     Warping flips pixels only where that changes no topology (`warp`), so a membrane that is too thick or shifted by
     up to its width costs nothing; merges, splits, lost and invented cells remain. Like Fiji's, the result is a local
     optimum: another order of flips can leave slightly more or fewer pixels (by definition, the fewest count).
     """
-    probability, interior_ref = _checked_pair(pred, ref)
-    interior = probability > threshold
-    return float(np.mean(warp(interior_ref, interior) != interior))
+    return float(np.mean(warp(ref, pred) != pred))
 
 
 def warp(source: Array, target: Array) -> Array:
@@ -180,8 +170,7 @@ def warp(source: Array, target: Array) -> Array:
     (8-connected). The search is greedy, one layer at a time, once with membrane first and once with cells first; the
     nearer result is returned. Pixels outside the image count as membrane.
     """
-    target = target.astype(bool)
-    warped = [_warp_in_order(source.astype(bool), target, first=first) for first in (False, True)]
+    warped = [_warp_in_order(source, target, first=first) for first in (False, True)]
     return min(warped, key=lambda mask: int(np.count_nonzero(mask != target)))
 
 
@@ -228,61 +217,10 @@ def _is_simple(ring: Array) -> Array:
     return np.asarray(crossings == 1)
 
 
-class _JointHistogram(NamedTuple):
-    """Numbers of pixels in the reference's foreground."""
-
-    pixels: int
-    joint: Array  # per pair of cells that overlap, without the proposal's membrane
-    pred: Array  # per cell of the proposal
-    ref: Array  # per cell of the reference
-    singles: int  # of the proposal's membrane: cells of one pixel each
-
-    @classmethod
-    def of(cls, labels_pred: Array, labels_ref: Array) -> _JointHistogram:
-        foreground = labels_ref != 0
-        pred, ref = labels_pred[foreground].astype(np.int64), labels_ref[foreground].astype(np.int64)
-        inside = pred != 0
-        pairs = pred[inside] * (ref.max(initial=0) + 1) + ref[inside]
-        return cls(
-            pixels=int(ref.size),
-            joint=np.unique(pairs, return_counts=True)[1],
-            pred=np.unique(pred[inside], return_counts=True)[1],
-            ref=np.unique(ref, return_counts=True)[1],
-            singles=int(np.count_nonzero(~inside)),
-        )
-
-    def v_rand(self) -> float:
-        if self.pixels == 0:
-            return float("nan")
-        # The factor 1 / pixels^2 of every fraction cancels; a single contributes 1^2 to its row and to its pair.
-        joint, pred, ref = (float(np.sum(counts.astype(float) ** 2)) for counts in (self.joint, self.pred, self.ref))
-        return 2 * (joint + self.singles) / (pred + self.singles + ref)
-
-    def v_info(self) -> float:
-        if self.pixels == 0:
-            return float("nan")
-        # Each single has the probability 1 / pixels, so -p log p = log(pixels) / pixels.
-        from_singles = self.singles * np.log(self.pixels) / self.pixels
-        entropy_pred = self._entropy(self.pred) + from_singles
-        entropy_ref = self._entropy(self.ref)
-        entropy_joint = self._entropy(self.joint) + from_singles
-        if entropy_pred + entropy_ref == 0:
-            return 1.0
-        information = max(0.0, entropy_pred + entropy_ref - entropy_joint)
-        return float(2 * information / (entropy_pred + entropy_ref))
-
-    def _entropy(self, counts: Array) -> float:
-        fractions = counts / self.pixels
-        return float(-np.sum(fractions * np.log(fractions))) + 0.0
-
-
 def _checked_pair(pred: ArrayOrTensor, ref: ArrayOrTensor) -> tuple[Array, Array]:
     """Return the probability map as floats and the reference's interior as a mask."""
     pred_array, ref_array = as_pair(pred, ref, spatial_dims=2)
     if pred_array.size and not (pred_array.min() >= 0 and pred_array.max() <= 1):  # NaN fails this, too
-        raise DataError(
-            "prediction must be a probability map or a mask with values in [0, 1]",
-            received=f"values from {pred_array.min()} to {pred_array.max()}",
-            remedy="apply the softmax, or compare with the interior's label value",
-        )
+        received = f"values from {pred_array.min()} to {pred_array.max()}"
+        raise DataError("prediction must be probabilities or a mask, with values in [0, 1]", received=received)
     return pred_array.astype(np.float32), ref_array != 0

@@ -13,11 +13,11 @@ from medunet.errors import ConfigError, DataError
 
 from .arrays import Array, ArrayOrTensor, as_pair, bounding_box, checked_spacing
 from .em import em_scores
-from .overlap import Status, area_mm2, dice_from_counts, iou_from_counts, status_from_counts, volume_ml
+from .overlap import Status, count_voxels, dice_from_counts, iou_from_counts, status_from_counts
 from .surface import surface_distances
 
-BACKGROUND = "background"
-"""Name of the background label. If no label has this name, value 0 is the background."""
+MM3_PER_ML = 1000.0
+BACKGROUND = "background"  # name of the background label; without it, value 0 is the background
 
 
 class ClassScores(TypedDict):
@@ -38,8 +38,7 @@ class CaseScores(TypedDict):
     """Scores of one case, ready for JSON except for NaN."""
 
     name: str
-    mean_dice: float
-    """Mean over the classes that occur in the reference or the prediction."""
+    mean_dice: float  # over the classes that occur in the reference or the prediction
     classes: dict[str, ClassScores]
     em: NotRequired[dict[str, float]]
 
@@ -64,20 +63,14 @@ class Summary(TypedDict):
     """Statistics over cases."""
 
     cases: int
-    mean_dice: float
-    """Mean over classes of the mean over cases (nnU-Net's foreground mean)."""
+    mean_dice: float  # mean over classes of the mean over cases (nnU-Net's foreground mean)
     classes: dict[str, ClassSummary]
     em: NotRequired[dict[str, Statistics]]
-    failed_cases: NotRequired[dict[str, str]]
-    """Why cases could not be evaluated, by name; absent if all were evaluated."""
-    section: NotRequired[str]
-    """Which cases of the data set were evaluated: unseen, validation, all, test or training."""
-    trained_on: NotRequired[list[str] | None]
-    """Evaluated cases that the network was trained on; None if the bundle does not record its training cases."""
-    left_out: NotRequired[list[str]]
-    """Cases of the data set that were not evaluated because the network was trained on them."""
-    folder: NotRequired[str]
-    """Folder of the tables; not part of them."""
+    failed_cases: NotRequired[dict[str, str]]  # why cases could not be evaluated, by name
+    section: NotRequired[str]  # which cases of the data set were evaluated: unseen, validation, all, test or training
+    trained_on: NotRequired[list[str] | None]  # evaluated cases of the training; None if the bundle does not record it
+    left_out: NotRequired[list[str]]  # cases of the data set that were not evaluated, because they were trained on
+    folder: NotRequired[str]  # of the tables; not part of them
 
 
 def evaluate_case(
@@ -130,10 +123,7 @@ def evaluate_case(
     _check_values(pred_box, labels=labels, of="prediction")
     _check_values(ref_box, labels=labels, of="reference")
     scored = regions or {label: (value,) for label, value in values.items()}
-    classes = {
-        label: _class_scores(_any_of(pred_box, union), _any_of(ref_box, union), spacing_mm=spacing)
-        for label, union in scored.items()
-    }
+    classes = {label: _class_scores(pred_box, ref_box, union, spacing) for label, union in scored.items()}
     scores = CaseScores(name=name, mean_dice=_mean(entry["dice"] for entry in classes.values()), classes=classes)
     if em:
         interior = values[_interior_class(em, values=values, spatial_dims=spatial_dims)]
@@ -151,9 +141,8 @@ def summarise(results: Sequence[CaseScores]) -> Summary:
     Args:
         results: what `evaluate_case` returned for each case; they may differ in their classes.
     """
-    names = list(dict.fromkeys(label for result in results for label in result["classes"]))
     classes: dict[str, ClassSummary] = {}
-    for label in names:
+    for label in dict.fromkeys(label for result in results for label in result["classes"]):
         entries = [result["classes"][label] for result in results if label in result["classes"]]
         keys = dict.fromkeys(key for entry in entries for key in entry if key != "status")
         status: dict[Status, int] = {"both": 0, "missed": 0, "spurious": 0, "absent": 0}
@@ -163,56 +152,47 @@ def summarise(results: Sequence[CaseScores]) -> Summary:
             scores={key: _statistics(float(entry.get(key, math.nan)) for entry in entries) for key in keys},  # type: ignore[arg-type] # never "status"
             status=status,
         )
-    summary = Summary(
-        cases=len(results),
-        mean_dice=_mean(entry["scores"]["dice"]["mean"] for entry in classes.values()),
-        classes=classes,
-    )
+    mean_dice = _mean(entry["scores"]["dice"]["mean"] for entry in classes.values())
+    summary = Summary(cases=len(results), mean_dice=mean_dice, classes=classes)
     em = [result["em"] for result in results if "em" in result]
     if em:
         summary["em"] = {key: _statistics(entry.get(key, math.nan) for entry in em) for key in em[0]}
     return summary
 
 
-def _any_of(array: Array, values: Sequence[int]) -> Array:
-    return array == values[0] if len(values) == 1 else np.isin(array, values)
-
-
-def _class_scores(pred: Array, ref: Array, *, spacing_mm: tuple[float, ...]) -> ClassScores:
-    """Score two masks of one shape."""
-    in_pred, in_ref = int(np.count_nonzero(pred)), int(np.count_nonzero(ref))
-    in_both = int(np.count_nonzero(pred & ref))
-    distances = surface_distances(pred, ref, spacing_mm=spacing_mm)
+def _class_scores(pred: Array, ref: Array, values: Sequence[int], spacing_mm: tuple[float, ...]) -> ClassScores:
+    """Score the union of some values in two label maps."""
+    pred_mask, ref_mask = (
+        labels == values[0] if len(values) == 1 else np.isin(labels, values) for labels in (pred, ref)
+    )
+    counts = count_voxels(pred_mask, ref_mask)
+    distances = surface_distances(pred_mask, ref_mask, spacing_mm=spacing_mm)
     scores = ClassScores(
-        status=status_from_counts(in_pred, in_ref),
-        dice=dice_from_counts(in_pred, in_ref, in_both),
-        iou=iou_from_counts(in_pred, in_ref, in_both),
+        status=status_from_counts(*counts[:2]),
+        dice=dice_from_counts(*counts),
+        iou=iou_from_counts(*counts),
         hd95_mm=distances.hausdorff(),
         msd_mm=distances.mean(),
     )
+    in_pred, in_ref = (count * math.prod(spacing_mm) for count in counts[:2])
     if len(spacing_mm) == 3:
-        scores["volume_pred_ml"] = volume_ml(in_pred, spacing_mm=spacing_mm)
-        scores["volume_ref_ml"] = volume_ml(in_ref, spacing_mm=spacing_mm)
+        scores["volume_pred_ml"], scores["volume_ref_ml"] = in_pred / MM3_PER_ML, in_ref / MM3_PER_ML
     else:
-        scores["area_pred_mm2"] = area_mm2(in_pred, spacing_mm=spacing_mm)
-        scores["area_ref_mm2"] = area_mm2(in_ref, spacing_mm=spacing_mm)
+        scores["area_pred_mm2"], scores["area_ref_mm2"] = in_pred, in_ref
     return scores
 
 
 def _check_values(array: Array, *, labels: Mapping[str, int], of: str) -> None:
     """Reject a label map with a value that no label has: it would silently count as background."""
-    known = sum(int(np.count_nonzero(array == value)) for value in set(labels.values()))
-    if known != array.size:
-        raise DataError(
-            f"{of} has values that no label names",
-            received=sorted(set(np.unique(array).tolist()) - set(labels.values())),
-            expected=sorted(set(labels.values())),
-        )
+    known = set(labels.values())
+    if sum(int(np.count_nonzero(array == value)) for value in known) != array.size:
+        unknown = sorted(set(np.unique(array).tolist()) - known)
+        raise DataError(f"{of} has values that no label names", received=unknown, expected=sorted(known))
 
 
 def _interior_class(em: bool | str, *, values: Mapping[str, int], spatial_dims: int) -> str:
     if spatial_dims != 2:
-        raise ConfigError("EM scores need 2D cases", received=f"{spatial_dims}D", remedy="evaluate slice by slice")
+        raise ConfigError("EM scores need 2D cases", received=f"{spatial_dims}D")
     if isinstance(em, str) and em in values:
         return em
     if em is True and len(values) == 1:

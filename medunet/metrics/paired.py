@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,27 +15,34 @@ MIN_PAIRS = 6  # with fewer differing cases the exact two-sided test cannot reac
 RESAMPLES = 4000
 CONFIDENCE = (2.5, 97.5)  # percentiles of the bootstrapped means
 
+_LOWER_IS_BETTER = {"loss", "hd95", "msd", "seconds", "wait", "error", "warping"}  # words in the names of metrics
+_OVERLAP = re.compile(r"(best_|kept_|out_of_fold_)*(val_)?(mean_)?(dice|iou)(_|$)")  # the name of a class may follow
+
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How the second run differs from the first in one metric, over the cases that both have."""
+    """How the second run differs from the first in one metric, over the cases that both have.
+
+    Args:
+        cases: names, in the order of the first run.
+        differences: second minus first.
+        mean: mean of the differences; NaN without cases, as `low` and `high`.
+        low: lower end of the 95 % interval of the mean (bootstrap over cases).
+        high: upper end of this interval.
+        better: number of cases in which the second run is better.
+        worse: number of cases in which it is worse.
+        p_value: Wilcoxon's signed-rank test, two-sided, on the cases that differ: 1 if none differs, NaN for fewer
+            than `MIN_PAIRS`.
+    """
 
     cases: tuple[str, ...]
-    """Names, in the order of the first run."""
     differences: tuple[float, ...]
-    """Second minus first."""
     mean: float
-    """Mean of the differences; NaN without cases, as `low` and `high`."""
     low: float
-    """Lower end of the 95 % interval of the mean (bootstrap over cases)."""
     high: float
-    """Upper end of this interval."""
     better: int
-    """Number of cases in which the second run is better."""
     worse: int
-    """Number of cases in which it is worse."""
     p_value: float
-    """Wilcoxon's signed-rank test, two-sided, on the cases that differ: 1 if none differs, NaN for < `MIN_PAIRS`."""
 
 
 def paired_difference(
@@ -47,7 +55,7 @@ def paired_difference(
         second: the metric of the second run by case name.
         higher_is_better: True for Dice, False for a distance.
 
-    Example:
+    Examples:
         >>> first = {f"case {n}": 0.80 + n / 100 for n in range(8)}
         >>> second = {name: value + 0.01 + n / 1000 for n, (name, value) in enumerate(first.items())}
         >>> result = paired_difference(first, second)
@@ -75,10 +83,17 @@ def paired_difference(
     )
 
 
+def _signed_rank(differences: npt.NDArray[np.float64]) -> float:
+    differing = differences[differences != 0]
+    if differences.size and not differing.size:
+        return 1.0
+    return float(stats.wilcoxon(differing).pvalue) if differing.size >= MIN_PAIRS else math.nan
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p-values for their number (Holm 1979); NaN stays and does not count.
 
-    Example:
+    Examples:
         >>> holm([0.01, math.nan, 0.04, 0.03])
         [0.03, nan, 0.06, 0.06]
     """
@@ -86,15 +101,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
     largest = 0.0
     for rank, (p, place) in enumerate(order):
-        largest = max(largest, min(1.0, p * (len(order) - rank)))
-        corrected[place] = largest
+        corrected[place] = largest = max(largest, min(1.0, p * (len(order) - rank)))
     return corrected
 
 
-def _signed_rank(differences: npt.NDArray[np.float64]) -> float:
-    differing = differences[differences != 0]
-    if differences.size and not differing.size:
-        return 1.0
-    if differing.size < MIN_PAIRS:
-        return math.nan
-    return float(stats.wilcoxon(differing).pvalue)
+def lower_is_better(name: str) -> bool:
+    """Return whether lower values of a metric are better, by its name in a table or in MLflow.
+
+    Examples:
+        >>> [lower_is_better(name) for name in ("loss", "loss/dice", "out_of_fold_hd95_mm_liver", "epoch_seconds")]
+        [True, True, True, True]
+        >>> [lower_is_better(name) for name in ("val_mean_dice", "val_dice_loss_of_signal", "steps_per_second")]
+        [False, False, False]
+    """
+    return not _OVERLAP.match(name) and not _LOWER_IS_BETTER.isdisjoint(re.split(r"[_/]", name))

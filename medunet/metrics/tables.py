@@ -40,14 +40,7 @@ def write_tables(
 
 
 def table_text(results: Sequence[CaseScores]) -> str:
-    """Return the rows of `metrics.csv` as text.
-
-    Example:
-        >>> scores = {"status": "missed", "dice": 0.0, "iou": 0.0, "hd95_mm": math.nan, "msd_mm": math.nan}
-        >>> print(table_text([{"name": "a", "mean_dice": 0.0, "classes": {"liver": scores}}]), end="")
-        case,class,status,dice,iou,hd95_mm,msd_mm
-        a,liver,missed,0.0,0.0,,
-    """
+    """Return the rows of `metrics.csv`."""
     rows: list[dict[str, object]] = [
         {"case": result["name"], "class": label, **scores, **result.get("em", {})}
         for result in results
@@ -62,14 +55,7 @@ def table_text(results: Sequence[CaseScores]) -> str:
 
 
 def json_text(document: object) -> str:
-    """Return valid JSON: null for NaN and infinity.
-
-    Example:
-        >>> print(json_text({"dice": math.nan}), end="")
-        {
-          "dice": null
-        }
-    """
+    """Return valid JSON: null for NaN and infinity."""
     return json.dumps(_without_nan(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 

@@ -9,10 +9,8 @@ from medunet.losses import BorderWeightedCELoss, DeepSupervisionLoss, DiceCELoss
 
 def levels(count=3, size=8, requires_grad=False):
     generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(2, 3, size >> level, size >> level, generator=generator, requires_grad=requires_grad)
-        for level in range(count)
-    ]
+    options = {"generator": generator, "requires_grad": requires_grad}
+    return [torch.randn(2, 3, size >> level, size >> level, **options) for level in range(count)]
 
 
 TARGET = torch.randint(0, 3, (2, 1, 8, 8), generator=torch.Generator().manual_seed(1))
@@ -21,11 +19,8 @@ TARGET = torch.randint(0, 3, (2, 1, 8, 8), generator=torch.Generator().manual_se
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
 def test_each_level_counts_half_of_the_level_before(dtype):
     outputs, loss = levels(), DiceCELoss()
-    parts = [
-        loss(outputs[0], TARGET),
-        loss(outputs[1], TARGET[..., 1::2, 1::2]),
-        loss(outputs[2], TARGET[..., 2::4, 2::4]),
-    ]
+    targets = TARGET, TARGET[..., 1::2, 1::2], TARGET[..., 2::4, 2::4]
+    parts = [loss(output, target) for output, target in zip(outputs, targets, strict=True)]
     want = (4 * parts[0] + 2 * parts[1] + parts[2]) / 7
     assert torch.allclose(DeepSupervisionLoss(loss)(outputs, TARGET.to(dtype)), want)
 

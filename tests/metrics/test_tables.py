@@ -36,11 +36,7 @@ def test_csv_has_a_row_for_each_case_and_class(tmp_path: Path) -> None:
     path, _ = write_tables(results(), tmp_path)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["case"], row["class"]) for row in rows] == [
-        ("a,b", "liver"),
-        ("a,b", "spleen"),
-        ('c"d', "liver"),
-        ('c"d', "spleen"),
-    ]
+    labels = [(row["case"], row["class"]) for row in rows]
+    assert labels == [(case, label) for case in ("a,b", 'c"d') for label in ("liver", "spleen")]
     assert rows[0]["area_ref_mm2"] == "9.0"
     assert (rows[1]["status"], rows[1]["hd95_mm"]) == ("absent", "")
