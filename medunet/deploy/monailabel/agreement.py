@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from medunet.errors import ConfigError
 from medunet.inferers import SourceGridInferer
 from medunet.io import read_label, read_volume
 from medunet.metrics import dice
@@ -30,7 +28,7 @@ def score_labels(predicted: Path, reference: Path, labels: Mapping[str, int], *,
 def labels_agree(tables: Iterable[Mapping[str, int]]) -> bool:
     """Return whether no name has two values and no value two names in tables of labels.
 
-    Example:
+    Examples:
         >>> labels_agree([{"liver": 1, "spleen": 2}, {"cell": 255}]), labels_agree([{"liver": 1}, {"tumour": 1}])
         (True, False)
         >>> labels_agree([{"liver": 1}, {"liver": 5}])
@@ -42,57 +40,45 @@ def labels_agree(tables: Iterable[Mapping[str, int]]) -> bool:
 
 def uncertainty(predictor: Predictor, source: Path, *, by: str) -> float:
     """Return the disagreement of label maps of mirrored views (`mirror`) or of an ensemble's members (`folds`)."""
-    methods = {"mirror": label_mirrored, "folds": label_by_fold}
-    if by not in methods:
-        raise ConfigError("unknown measure of uncertainty", received=by, expected=", ".join(methods))
-    return disagreement(methods[by](predictor, predictor.preprocessing({"image": str(source)})["image"]))
+    return disagreement(label_maps(predictor, predictor.preprocessing({"image": str(source)})["image"], by))
 
 
 def disagreement(maps: Sequence[npt.NDArray[np.integer]]) -> float:
     """Return one minus the mean Dice between label maps of one shape, over all pairs and the classes of a pair.
 
-    Example:
+    Examples:
         >>> a, b = np.array([1, 1, 0, 2]), np.array([1, 0, 0, 2])
         >>> round(disagreement([a, b]), 4)  # Dice 2/3 and 1
         0.1667
-        >>> disagreement([a, a, a])
+        >>> disagreement([a * 0, a * 0])
         0.0
     """
-    if len(maps) < 2:
-        raise ConfigError("disagreement needs at least two label maps", received=len(maps))
     values = []
     for one, other in itertools.combinations(maps, 2):
-        classes = {*np.unique(one).tolist(), *np.unique(other).tolist()} - {0}
-        values += [dice(one == label, other == label) for label in sorted(classes)]
-    defined = [value for value in values if not math.isnan(value)]
-    return 1.0 - sum(defined) / len(defined) if defined else 0.0
-
-
-def label_mirrored(predictor: Predictor, image: torch.Tensor) -> list[npt.NDArray[np.uint8]]:
-    """Return label maps `(*spatial)` of a preprocessed image `(C, *spatial)` and of its mirror image per axis."""
-    flips = [(), *((axis,) for axis in range(1, image.ndim))]
-    return [_label(predictor, image, predictor.network, flip) for flip in flips]
-
-
-def label_by_fold(predictor: Predictor, image: torch.Tensor) -> list[npt.NDArray[np.uint8]]:
-    """Return label maps `(*spatial)` of a preprocessed image `(C, *spatial)` by each member of an ensemble."""
-    ensemble = next((part for part in predictor.network.modules() if isinstance(part, EnsembleLogits)), None)
-    if ensemble is None:
-        raise ConfigError("the bundle is not an ensemble of folds", remedy="choose the strategy `uncertainty`")
-    return [_label(predictor, image, member, ()) for member in ensemble.members]
+        classes = sorted({*np.unique(one).tolist(), *np.unique(other).tolist()} - {0})
+        values += [dice(one == label, other == label) for label in classes]
+    return 1.0 - float(np.mean(values)) if values else 0.0
 
 
 @torch.inference_mode()
-def _label(
-    predictor: Predictor, image: torch.Tensor, network: torch.nn.Module, flip: tuple[int, ...]
-) -> npt.NDArray[np.uint8]:
-    """Return the label map on the network's grid of an image flipped along axes, flipped back."""
-    inferer = predictor.inferer
-    inferer = inferer.inferer if isinstance(inferer, SourceGridInferer) else inferer
-    with autocast(predictor.device, predictor.autocast_dtype):
-        logits = torch.as_tensor(inferer(plain(image).flip(flip)[None].to(predictor.device), network))[0].float()
-    if predictor.region_order:
-        labels = paint_regions(logits, predictor.region_order)
+def label_maps(predictor: Predictor, image: torch.Tensor, by: str) -> list[npt.NDArray[np.uint8]]:
+    """Return label maps `(*spatial)` of a preprocessed image `(C, *spatial)`: per mirrored view, or per fold."""
+    inferer, network = predictor.inferer, predictor.network
+    if isinstance(inferer, SourceGridInferer):
+        inferer = inferer.inferer
+    views: list[tuple[torch.nn.Module, tuple[int, ...]]]
+    if by == "folds":
+        ensemble = next(part for part in network.modules() if isinstance(part, EnsembleLogits))
+        views = [(member, ()) for member in ensemble.members]
     else:
-        labels = logits.argmax(dim=0) if len(logits) > 1 else (logits[0] > 0).long()
-    return np.asarray(labels.flip([axis - 1 for axis in flip]).to(torch.uint8).cpu())
+        views = [(network, ()), *((network, (axis,)) for axis in range(1, image.ndim))]
+    maps = []
+    for module, flip in views:
+        with autocast(predictor.device, predictor.autocast_dtype):
+            logits = torch.as_tensor(inferer(plain(image).flip(flip)[None].to(predictor.device), module))[0].float()
+        if predictor.region_order:
+            labels = paint_regions(logits, predictor.region_order)
+        else:
+            labels = logits.argmax(dim=0) if len(logits) > 1 else (logits[0] > 0).long()
+        maps.append(np.asarray(labels.flip([axis - 1 for axis in flip]).to(torch.uint8).cpu()))
+    return maps

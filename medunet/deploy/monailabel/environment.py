@@ -30,7 +30,7 @@ class LabelEnvironment:
     Args:
         folder: folder of the environment. Default: `label-env` in medunet's cache folder.
 
-    Example:
+    Examples:
         >>> LabelEnvironment("env").is_ready
         False
     """
@@ -51,17 +51,10 @@ class LabelEnvironment:
         return bool(stamp == _stamp()) and self.python.is_file()
 
     def check(self) -> None:
-        """Link this medunet into the environment.
-
-        Raises:
-            ConfigError: the environment is missing, incomplete or has other pins.
-        """
+        """Link this medunet into the environment; a missing, incomplete or outdated environment is a ConfigError."""
         if not self.is_ready:
-            raise ConfigError(
-                "MONAI Label's environment is not set up",
-                file=self.folder,
-                remedy="run `medunet label --setup` once, with access to a package index",
-            )
+            remedy = "run `medunet label --setup` once, with access to a package index"
+            raise ConfigError("MONAI Label's environment is not set up", file=self.folder, remedy=remedy)
         self._link_package()
 
     def make(self, *, python: str | None = None, torch_index: str | None = None) -> None:
@@ -106,16 +99,11 @@ class LabelEnvironment:
 
 def check_python(version: str, interpreter: str) -> None:
     """Reject a Python version (such as "3 11") that MONAI Label does not support."""
-    numbers = tuple(map(int, version.split()))
     first, last = PYTHONS
-    if not first <= numbers <= last:
-        raise ConfigError(
-            "MONAI Label does not support this Python version",
-            file=interpreter,
-            received=".".join(map(str, numbers)),
-            expected=f"{first[0]}.{first[1]} to {last[0]}.{last[1]}",
-            remedy="choose another interpreter: `medunet label --setup --python python3.11`",
-        )
+    if not first <= tuple(map(int, version.split())) <= last:
+        expected = f"{first[0]}.{first[1]} to {last[0]}.{last[1]}, given as --python"
+        rule = "MONAI Label does not support this Python version"
+        raise ConfigError(rule, file=interpreter, received=version.replace(" ", "."), expected=expected)
 
 
 def _stamp() -> dict[str, str]:
@@ -123,18 +111,13 @@ def _stamp() -> dict[str, str]:
 
 
 def _run(command: Sequence[str]) -> str:
-    """Return a command's standard output; a failure becomes a DataError."""
+    """Return a command's standard output; a failure is a DataError."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
     except OSError as error:
         raise DataError(f"cannot be run: {error.strerror or error}", file=command[0]) from error
-    if done.returncode != 0:
-        last = " | ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
-        raise DataError(
-            f"setting up failed: {last}",
-            file=command[0],
-            received=" ".join(command[1:4]),
-            remedy="fix the cause and rerun `medunet label --setup`, which resumes",
-        )
-    return done.stdout
+    except subprocess.CalledProcessError as error:
+        last = " | ".join((error.stderr or error.stdout).strip().splitlines()[-3:])
+        remedy = "fix the cause and rerun `medunet label --setup`, which resumes"
+        raise DataError(f"setting up failed: {last}", file=command[0], remedy=remedy) from error

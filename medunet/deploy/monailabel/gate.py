@@ -1,7 +1,6 @@
 """ASGI middleware in front of MONAI Label: who may send requests, for which names, how large and how many.
 
-MONAI Label's own server answers anybody who reaches the port, lets any web page read the answers, joins names from
-the query to its folders, and takes bodies of any size.
+MONAI Label answers anybody and any web page, joins names from the query to its folders, and takes bodies of any size.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -31,22 +31,12 @@ QUEUE_FACTOR = 5  # times MAX_REQUESTS may be open; browsers send six at a time 
 BODY_TIMEOUT = 60.0  # seconds between two parts of a body
 LARGEST_LOGIN = 4096  # bytes of a login form
 
+# query parameters of MONAI Label that name an image, which the log must not contain
 IMAGE_PARAMETERS = frozenset({"image", "label", "id"})
-"""Query parameters of MONAI Label that name an image; the log must not contain their values."""
-
+# query parameters that MONAI Label joins to a folder without checks
 NAME_PARAMETERS = IMAGE_PARAMETERS | {"tag", "session_id"}
-"""Query parameters that MONAI Label joins to a folder without checks."""
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-
-
-class Rejection(Exception):
-    """A request that is answered with an HTTP status, a reason and headers."""
-
-    def __init__(self, status: int, detail: str, **headers: str) -> None:
-        super().__init__(detail)
-        fields = {key.replace("_", "-"): value for key, value in headers.items()}
-        self.answer = JSONResponse({"detail": detail}, status, fields)
 
 
 class Gate:
@@ -60,7 +50,7 @@ class Gate:
       `limit_concurrency` would also count connections that carry no token.
 
     Args:
-        app: the application.
+        app: the application; it must pass on an HTTPException of `receive`, as FastAPI does.
         token: secret that a request must carry; None requires nothing.
         loopback: whether only this machine reaches the server.
         max_upload: largest body, in bytes or such as "4GB".
@@ -71,7 +61,7 @@ class Gate:
     Raises:
         ConfigError: impossible `max_upload` or `max_requests`.
 
-    Example:
+    Examples:
         >>> gate = Gate(None, token="secret", loopback=False)
         >>> gate.is_authorized("Bearer secret"), gate.is_authorized("Bearer wrong"), gate.is_authorized("")
         (True, False, False)
@@ -105,8 +95,8 @@ class Gate:
                 answer = await self._check(Request(scope, receive))
                 if answer is None:
                     await self._forward(scope, receive, send)
-            except Rejection as rejection:
-                answer = rejection.answer
+            except HTTPException as rejection:
+                answer = JSONResponse({"detail": rejection.detail}, rejection.status_code, rejection.headers)
             if answer is not None:
                 await answer(scope, receive, send)
 
@@ -129,14 +119,14 @@ class Gate:
         try:
             name, page = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
         except ValueError:
-            raise Rejection(403, "impossible Host or Origin header") from None
+            raise HTTPException(403, "impossible Host or Origin header") from None
         if self.loopback and self.token is None and name not in LOOPBACK_NAMES:
-            raise Rejection(403, f"this server answers to {', '.join(LOOPBACK_NAMES)}, not to {name!r}")
+            raise HTTPException(403, f"this server answers to {', '.join(LOOPBACK_NAMES)}, not to {name!r}")
         if origin and page != host:
-            raise Rejection(403, f"pages of {origin} may not use this server")
+            raise HTTPException(403, f"pages of {origin} may not use this server")
         for key, value in request.query_params.multi_items():
             if key in NAME_PARAMETERS and (value in (".", "..") or any(character in value for character in "/\\\0")):
-                raise Rejection(400, f"`{key}` must be a name, not a path, got {value!r}")
+                raise HTTPException(400, f"`{key}` must be a name, not a path, got {value!r}")
         if self.token is None:
             return None
         call = request.method, request.url.path.rstrip("/")
@@ -146,7 +136,7 @@ class Gate:
             return await self._log_in(request)
         if request.method != "OPTIONS" and not self.is_authorized(request.headers.get("authorization", "")):
             detail = "a token is required: `Authorization: Bearer TOKEN`, or log in with it as password"
-            raise Rejection(401, detail, www_authenticate='Basic realm="medunet label", charset="UTF-8"')
+            raise HTTPException(401, detail, {"WWW-Authenticate": 'Basic realm="medunet label", charset="UTF-8"'})
         if call[1] == "/auth/token/valid":
             return JSONResponse({"username": "medunet", "email": None, "name": None, "roles": []})
         return None
@@ -159,7 +149,7 @@ class Gate:
             if len(body) > LARGEST_LOGIN:
                 break
         if not self._is_token(parse_qs(body.decode("latin-1")).get("password", [""])[0]):
-            raise Rejection(401, "the password is not the server's token")
+            raise HTTPException(401, "the password is not the server's token")
         return JSONResponse({"access_token": self.token, "token_type": "bearer"})
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -169,50 +159,31 @@ class Gate:
         if not length.isdigit() or int(length) > self.max_upload:
             raise self._too_large()
         if self._open >= QUEUE_FACTOR * self.max_requests:
-            raise Rejection(503, "the server is busy, try again in a moment", retry_after="2")
-        self._open += 1
-        try:
-            async with self._slots:
-                await self._run(scope, receive, send)
-        finally:
-            self._open -= 1
-
-    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application on a body of limited size and duration."""
-        received, is_complete, is_answered = 0, False, False
-        rejection: Rejection | None = None
+            raise HTTPException(503, "the server is busy, try again in a moment", {"Retry-After": "2"})
+        received, is_complete = 0, False
 
         async def limited_receive() -> MutableMapping[str, Any]:
-            nonlocal received, is_complete, rejection
+            nonlocal received, is_complete
             try:
                 message = await (receive() if is_complete else asyncio.wait_for(receive(), self.body_timeout))
             except asyncio.TimeoutError:
-                rejection = Rejection(408, f"nothing was sent for {self.body_timeout:g} s")
-                raise rejection from None
+                raise HTTPException(408, f"nothing was sent for {self.body_timeout:g} s") from None
             received += len(message.get("body", b""))
             is_complete = not message.get("more_body")
             if received > self.max_upload:
-                rejection = self._too_large()
-                raise rejection
+                raise self._too_large()
             return message
 
-        async def limited_send(message: MutableMapping[str, Any]) -> None:
-            nonlocal is_answered
-            if rejection is None or is_answered:  # replaces the application's own error about the aborted body
-                is_answered = True
-                await send(message)
-
+        self._open += 1
         try:
-            await self.app(scope, limited_receive, limited_send)
-        except Exception:
-            if rejection is None:
-                raise
-        if rejection is not None and not is_answered:
-            raise rejection
+            async with self._slots:
+                await self.app(scope, limited_receive, send)
+        finally:
+            self._open -= 1
 
-    def _too_large(self) -> Rejection:
+    def _too_large(self) -> HTTPException:
         detail = f"at most {self.max_upload >> 20} MiB may be sent; {UPLOAD_VARIABLE} of the server sets this limit"
-        return Rejection(413, detail, connection="close")
+        return HTTPException(413, detail, {"Connection": "close"})
 
 
 def limits_of_environment() -> dict[str, Any]:

@@ -26,8 +26,8 @@ SAFE_ERRORS = (MedunetError, OSError, MemoryError, ImportError)  # messages of o
 
 _CODE = re.compile(rf"image-[0-9a-f]{{{CODE_DIGITS}}}")
 _UPLOAD = re.compile(r"""filename=(['"])(.+?)\1""")
+# DICOM's identifiers of studies and series; addresses and versions have fewer parts
 _UID = re.compile(r"(?<![\d.])[0-2](?:\.(?:0|[1-9]\d*)){5,}(?![\d.]*\d)")
-"""DICOM's identifiers of studies and series. Addresses and versions have fewer parts."""
 _IMAGE_FILE = re.compile(
     r"(?:(?<=[/\\'\"=])[^/\\'\"=\n]+?|[^\s/\\'\"=]+?)"  # a name may contain spaces only after a separator
     r"(?=\.(?:nii|nrrd|nhdr|mha|mhd|dcm|png|jpe?g|tiff?|bmp|zip)\b)",
@@ -45,13 +45,12 @@ _SPELLINGS: tuple[Callable[[str], str], ...] = (
 class PrivateNames:
     """Names that a log must not contain, and the codes that replace them.
 
-    A name has the same code in each process and after a restart, because the key is a file in the work folder. Nobody
-    can guess names from a log without this key.
+    A name has the same code in each process and after a restart. Without the key, nobody can guess names from a log.
 
     Args:
         key: secret of any length.
 
-    Example:
+    Examples:
         >>> names = PrivateNames(b"key")
         >>> names.hide("Doe^Jane")
         >>> line = names.mask("Infer Request: {'image': 'Doe^Jane'}")
@@ -97,11 +96,10 @@ class PrivateNames:
         return text
 
 
-def mask_log(names: PrivateNames) -> Callable[[], None]:
+def mask_log(names: PrivateNames) -> None:
     """Mask every log record of this process, with its traceback.
 
     A record factory sees all records, while MONAI Label, uvicorn and DICOMweb's client install their own handlers.
-    Call the returned function to end the masking.
     """
     before = logging.getLogRecordFactory()
 
@@ -117,7 +115,6 @@ def mask_log(names: PrivateNames) -> Callable[[], None]:
         return record
 
     logging.setLogRecordFactory(make)
-    return lambda: logging.setLogRecordFactory(before)
 
 
 @functools.cache
@@ -133,17 +130,12 @@ def server_names() -> PrivateNames:
 def describe_error(error: BaseException | None) -> str:
     """Return the traceback of an error and its causes, without messages that may quote an image's header.
 
-    Example:
-        >>> try:
-        ...     raise ValueError("invalid value 'Doe^Jane'")
-        ... except ValueError as error:
-        ...     describe_error(error).splitlines()[-1]
+    Examples:
+        >>> describe_error(ValueError("invalid value 'Doe^Jane'")).splitlines()[-1]
         'ValueError'
     """
     parts: list[str] = []
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
         is_torch = bool(frames) and "torch" in Path(frames[-1].filename).parts  # only knows tensors
         text = f": {error}" if is_torch or isinstance(error, SAFE_ERRORS) else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
 def choose_suffix(wanted: str | None, source: Path, *, spatial_dims: int) -> str:
     """Choose the file suffix of a result: the client's `result_extension`, else the image's if it can store labels.
 
-    Example:
+    Examples:
         >>> choose_suffix(None, Path("ct.nii.gz"), spatial_dims=3), choose_suffix("nrrd", Path("a.nii"), spatial_dims=3)
         ('.nii.gz', '.nrrd')
         >>> choose_suffix(None, Path("a.jpg"), spatial_dims=2), choose_suffix(".nrrd", Path("a.png"), spatial_dims=2)
@@ -46,26 +46,18 @@ def write_result(
         kind = np.dtype(dtype or ("uint8" if largest < 256 else "uint16" if largest < 1 << 16 else "int32"))
     except TypeError as error:
         raise ConfigError("unknown result_dtype", received=dtype, expected="uint8, uint16, int32, ...") from error
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=suffix, delete=False) as file:
-        path = Path(file.name)
-    try:
-        return write_volume(voxels, path, affine=labels.affine.cpu(), dtype=kind, labels=segments)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    path = folder / f"{uuid.uuid4().hex}{suffix}"
+    return write_volume(voxels, path, affine=labels.affine.cpu(), dtype=kind, labels=segments)
 
 
 def describe_result(labels: MetaTensor, segments: Sequence[Segment]) -> dict[str, Any]:
     """Return values, colours (RGB, 0 to 255) and sizes (`volume_ml`, in 2D `area_mm2`) of the labels by name."""
     voxels, affine = np.asarray(labels.as_tensor().cpu())[0], np.asarray(labels.affine.cpu())
-    if voxels.dtype == np.uint8:  # eight times as fast
-        counts = dict(enumerate(np.bincount(voxels.ravel()).tolist()))
-    else:
-        counts = dict(zip(*(part.tolist() for part in np.unique(voxels, return_counts=True)), strict=True))
+    counts = np.bincount(voxels.ravel(), minlength=1 + max((segment.value for segment in segments), default=0))
     key, unit = ("volume_ml", 1000) if voxels.ndim == 3 else ("area_mm2", 1)
     voxel = abs(float(np.linalg.det(affine[: voxels.ndim, : voxels.ndim]))) / unit
     return {
         "label_names": {segment.name: segment.value for segment in segments},
         "label_colors": {segment.name: list(segment.color) for segment in segments},
-        key: {segment.name: round(counts.get(segment.value, 0) * voxel, 4) for segment in segments},
+        key: {segment.name: round(int(counts[segment.value]) * voxel, 4) for segment in segments},
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -79,13 +78,6 @@ class ServedBundle:
         """Text that changes when the weights change."""
         return "-".join(f"{path.stat().st_mtime_ns:x}" for path in self.weights)
 
-    def check(self) -> None:
-        """Reject a bundle with invalid configs (ConfigError) or without weights (DataError)."""
-        _ = self.spatial_dims, self.segments
-        for path in self.weights:
-            if not path.is_file():
-                raise DataError("the bundle has no weights", file=path, remedy="train it with `medunet train`")
-
     def working_copy(self, folder: Path) -> ServedBundle:
         """Copy the bundle, which must be trusted, to `folder/NAME`, where training may change the weights.
 
@@ -94,15 +86,15 @@ class ServedBundle:
         """
         target, origin = folder / self.name, folder / f"{self.name}.origin"
         digest = " ".join(sha256_of(path) for path in self.weights)
-        keep = origin.is_file() and origin.read_text(encoding="ascii") == digest
+        is_current = origin.is_file() and origin.read_text(encoding="ascii") == digest
         for path in sorted([*self.folder.glob("configs/*"), *self.folder.glob("docs/*"), self.folder / "LICENSE"]):
             if path.is_file():
                 copy_atomically(path, target / path.relative_to(self.folder))
         forget_weights(target)
         for path in self.weights:
-            new = target / path.relative_to(self.folder)
-            if not (keep and new.is_file()):
-                copy_atomically(path, new)
+            copy = target / path.relative_to(self.folder)
+            if not (is_current and copy.is_file()):
+                copy_atomically(path, copy)
         write_atomically(origin, digest)
         adopt(target)
         return ServedBundle(self.name, target)
@@ -112,32 +104,21 @@ def serve(folders: Sequence[Path]) -> tuple[ServedBundle, ...]:
     """Name bundles after their folders; the names differ and need no escape in a URL.
 
     Raises:
-        ConfigError: no bundle, or one bundle twice.
+        ConfigError: no bundle, or a bundle with invalid configs.
         DataError: a bundle without weights.
     """
     if not folders:
         raise ConfigError("no bundle to serve", expected="a run or a bundle with weights")
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise ConfigError("a bundle is given twice", received=[os.fspath(folder) for folder in folders])
-    bundles = name_bundles(folders)
-    for bundle in bundles:
-        bundle.check()
-    return bundles
-
-
-def name_bundles(folders: Sequence[Path]) -> tuple[ServedBundle, ...]:
-    """Name bundles after their folders.
-
-    Example:
-        >>> [bundle.name for bundle in name_bundles([Path("a/run"), Path("b/run"), Path("c/liver 2")])]
-        ['run', 'run_2', 'liver_2']
-    """
     bundles: dict[str, ServedBundle] = {}
     for folder in folders:
         base = re.sub(r"[^A-Za-z0-9._-]+", "_", folder.resolve().name).strip("._") or "bundle"
         names = itertools.chain([base], (f"{base}_{count}" for count in itertools.count(2)))
         name = next(name for name in names if name not in bundles)
-        bundles[name] = ServedBundle(name, folder)
+        bundle = bundles[name] = ServedBundle(name, folder)
+        _ = bundle.spatial_dims, bundle.segments  # an invalid config is an error now
+        for path in bundle.weights:
+            if not path.is_file():
+                raise DataError("the bundle has no weights", file=path, remedy="train it with `medunet train`")
     return tuple(bundles.values())
 
 
@@ -155,11 +136,10 @@ def order_label_info(
 ) -> list[dict[str, Any]]:
     """Describe each label of a mask for a DICOM SEG, in the order of the values.
 
-    MONAI Label pairs the labels in a mask with the client's list by position, so that the name of a missing organ
-    would pass to the next one. Here each label keeps its own name. The client's list (`given`) may be incomplete; its
-    entries take precedence over the bundle's.
+    MONAI Label pairs the labels in a mask with the client's list by position: the next organ gets the name of a missing
+    one. The client's list (`given`) may be incomplete; its entries take precedence over the bundle's.
 
-    Example:
+    Examples:
         >>> bundle = as_segments({"liver": 1, "spleen": 2, "kidney": 4})
         >>> [info["name"] for info in order_label_info([2, 4], bundle, [{"name": "liver"}, {"name": "spleen"}])]
         ['spleen', 'kidney']

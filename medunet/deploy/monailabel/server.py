@@ -24,16 +24,15 @@ LOG_KEY = "log_key"  # file beside the settings: the key of the codes in the log
 SHORTEST_TOKEN = 16  # characters
 CACHE_SECONDS = 5  # lifetime of a DICOMweb store's list of studies; MONAI Label's two hours hide new studies
 
+# image files of a folder; longer suffixes come before shorter ones
 FILE_PATTERNS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha", "*.png", "*.jpg", "*.jpeg", "*.tif", "*.tiff", "*.bmp")
-"""Image files of a folder; longer suffixes come before shorter ones."""
 
+# Settings of glibc: otherwise each thread returns its large arrays to the system after a request, a fifth of its time.
 MALLOC_VARIABLES = {
     "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "536870912",
 }
-"""Settings of glibc. With one heap per request thread, large arrays return to the system after each request, which
-costs a fifth of a short request."""
 
 APP = '''"""Written by medunet label: MONAI Label looks for this file."""
 
@@ -75,37 +74,25 @@ class LabelServer:
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and self.token is None:
-            raise ConfigError(
-                "a server that other machines can reach needs a token",
-                received=f"--host {self.host}",
-                remedy=f"set {TOKEN_VARIABLE}, for instance to {secrets.token_urlsafe(24)}",
-            )
+            remedy = f"set {TOKEN_VARIABLE}, for instance to {secrets.token_urlsafe(24)}"
+            rule = "a server that other machines can reach needs a token"
+            raise ConfigError(rule, received=f"--host {self.host}", remedy=remedy)
         if self.token is not None and len(self.token) < SHORTEST_TOKEN:
-            raise ConfigError(
-                "the token is too short", received=f"{len(self.token)} characters", expected=f">= {SHORTEST_TOKEN}"
-            )
+            raise ConfigError(f"the token must have at least {SHORTEST_TOKEN} characters", received=len(self.token))
         if not 0 <= self.port < 1 << 16:
             raise ConfigError("port must be in [0, 65535]", received=self.port)
         if self.is_remote:
             return
         if not Path(self.studies).is_dir():
-            raise DataError("folder of studies does not exist", file=self.studies, remedy="create it, or give a URL")
+            raise DataError("folder of studies does not exist", file=self.studies)
         if not os.access(self.studies, os.W_OK | os.X_OK):
-            raise DataError(
-                "folder of studies cannot be written",
-                file=self.studies,
-                remedy="labels are stored in it: give this user write access, or give the URL of a DICOMweb store",
-            )
+            remedy = "give this user write access, for labels are stored in it, or give the URL of a DICOMweb store"
+            raise DataError("folder of studies cannot be written", file=self.studies, remedy=remedy)
 
     @property
     def is_remote(self) -> bool:
         """Whether the studies are in a DICOMweb service."""
         return self.studies.startswith(("http://", "https://"))
-
-    @property
-    def app(self) -> Path:
-        """The app folder that MONAI Label loads."""
-        return self.work / "app"
 
     @property
     def address(self) -> str:
@@ -121,12 +108,13 @@ class LabelServer:
         """
         for bundle in self.bundles:
             require_trust(bundle.folder, trust=self.trust)
-        for name in ("app/bin", "app/lib", "app/logs", "app/model", "tmp", "sessions", "dicom"):
+        for name in ("app", "tmp", "sessions", "dicom"):
             try:
                 (self.work / name).mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise DataError(f"cannot be created: {error.strerror or error}", file=self.work / name) from error
-        write_atomically(self.app / "main.py", APP)
+        app = self.work / "app"
+        write_atomically(app / "main.py", APP)
         copies = [bundle.working_copy(self.work / "bundles") for bundle in self.bundles]
         settings = {
             "bundles": [[copy.name, str(copy.folder.resolve())] for copy in copies],
@@ -135,27 +123,30 @@ class LabelServer:
             "loopback": is_loopback(self.host),
             "trust": self.trust,
         }
-        key = self.app / LOG_KEY
+        key = app / LOG_KEY
         if not key.is_file():  # kept across restarts, so that an image has one code in all logs
             write_atomically(key, secrets.token_hex(32))
             key.chmod(0o600)
-        write_atomically(self.app / "settings.json", json.dumps(settings, indent=2))
+        write_atomically(app / "settings.json", json.dumps(settings, indent=2))
 
     def command(self) -> list[str]:
         """Return the command line of the server's process."""
-        studies = self.studies if self.is_remote else os.fspath(Path(self.studies).resolve())
-        options = {"--app": self.app.resolve(), "--studies": studies, "--host": self.host, "--port": self.port}
-        words = [str(word) for option in options.items() for word in option]
-        return [os.fspath(self.environment.python), "-m", "medunet.deploy.monailabel.app", *words]
+        application = "medunet.deploy.monailabel.app.asgi:app"
+        # lines of the access log would have names of patients' series
+        options = ["--host", self.host, "--port", str(self.port), "--no-access-log"]
+        return [os.fspath(self.environment.python), "-m", "uvicorn", application, *options]
 
     def variables(self) -> dict[str, str]:
-        """Return the environment variables of the server's process."""
+        """Return the environment variables of the server's process, and of those that train and score."""
         work = self.work.resolve()
         own = {
             "PYTHONPATH": os.fspath(self.environment.package_path.resolve()),
             "PATH": os.pathsep.join([os.fspath(self.environment.bin.resolve()), os.environ.get("PATH", "")]),
             "TMPDIR": os.fspath(work / "tmp"),
             SETTINGS_VARIABLE: os.fspath(work / "app" / "settings.json"),
+            "MONAI_LABEL_APP_DIR": os.fspath(work / "app"),
+            "MONAI_LABEL_STUDIES": self.studies if self.is_remote else os.fspath(Path(self.studies).resolve()),
+            "MONAI_LABEL_SERVER_PORT": str(self.port),
             "MONAI_LABEL_SESSION_PATH": os.fspath(work / "sessions"),
             "MONAI_LABEL_DICOMWEB_CACHE_PATH": os.fspath(work / "dicom"),
             "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": str(CACHE_SECONDS),
@@ -175,7 +166,7 @@ class LabelServer:
 def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach an address to bind.
 
-    Example:
+    Examples:
         >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "192.168.0.7", "ward3")]
         [True, True, True, False, False, False]
     """
@@ -196,6 +187,5 @@ def usable_port(host: str = "127.0.0.1", port: int = 0) -> int:
         try:
             probe.bind((host, port))
         except OSError as error:
-            cause = f"port cannot be used: {error.strerror or error}"
-            raise ConfigError(cause, received=f"{host}:{port}", remedy="give another --port") from error
+            raise ConfigError(f"port cannot be used: {error.strerror or error}", received=f"{host}:{port}") from error
         return int(probe.getsockname()[1])

@@ -25,21 +25,17 @@ from .served import ServedBundle, copy_atomically
 
 logger = logging.getLogger(__name__)
 
+# config ids that keep the bundle's values: the few new cases do not change what the network was trained with
 NETWORK_IDS = ("in_channels", "label_values", "label_names", "spacing_mm", "patch_size", "folds")
-"""Config ids that keep the bundle's values: the few new cases do not change what the network was trained with."""
-
 MIN_HELD_OUT = 10  # labelled cases; with fewer, all are needed for training
 EPOCHS = 10
 LEARNING_RATE_SHARE = 0.3  # of the bundle's learning rate: enough to learn, not enough to forget
 
 
 def read_options(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of :func:`train_further` in MONAI Label's request, whose values may be texts.
+    """Return the options of :func:`train_further` in MONAI Label's request; a value not above 0 is a ConfigError.
 
-    Raises:
-        ConfigError: a value that is not a number above 0.
-
-    Example:
+    Examples:
         >>> read_options({"max_epochs": "3", "learning_rate": 0, "model": "spleen", "client_id": "slicer"})
         {'max_epochs': 3}
     """
@@ -60,13 +56,15 @@ def read_options(request: Mapping[str, Any]) -> dict[str, Any]:
 def write_dataset(pairs: Sequence[tuple[Path, Path]], folder: Path, bundle: ServedBundle) -> list[str]:
     """Write a data set of image and label files, with the bundle's labels, and return the names of its cases."""
     if not pairs:
-        raise DataError("no labels were submitted", remedy="submit the corrected segmentation of a case first")
+        raise DataError("no labels were submitted")
     config = read_json(bundle.folder / "configs" / "train.json")
     labels = {str(name): int(value) for name, value in zip(config["label_names"], config["label_values"], strict=True)}
     names: list[str] = []
     entries = []
     for image, label in sorted(pairs):
-        _check_values(image, label, labels)
+        values = read_label(label, reference=image, labels=labels).image.unique().tolist()
+        if unknown := sorted({int(value) for value in values} - set(labels.values())):
+            raise DataError("the bundle does not define these labels", file=label, received=unknown, expected=labels)
         stem, suffix = split_suffix(image.name)
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", stem)
         name = f"{name}_{len(names)}" if name in names else name
@@ -109,7 +107,7 @@ def train_further(
         folder: gets a new folder with the data set and the run.
         max_epochs: number of epochs.
         steps_per_epoch: training steps per epoch. Default: the bundle's.
-        learning_rate: default: a share of the bundle's.
+        learning_rate: learning rate at the start. Default: a share of the bundle's.
         preset: overlays of the bundle, separated by commas.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         trust: train bundles that could run their own code, see :func:`medunet.trust.require_trust`.
@@ -125,7 +123,8 @@ def train_further(
     if bundle.is_ensemble:
         raise ConfigError("an ensemble of folds cannot be trained", file=bundle.folder, remedy="serve one of its folds")
     begun = time.perf_counter()
-    place = _new_folder(folder)
+    numbers = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
+    place = folder / f"{max(numbers, default=0) + 1:03d}"
     cases = write_dataset(pairs, place / "data", bundle)
     config = read_json(bundle.folder / "configs" / "train.json")
     changes = {key: config[key] for key in NETWORK_IDS if key in config}
@@ -163,35 +162,9 @@ def train_further(
     }
 
 
-def _check_values(image: Path, label: Path, labels: Mapping[str, int]) -> None:
-    values = {int(value) for value in read_label(label, reference=image, labels=labels).image.unique()}
-    if unknown := sorted(values - set(labels.values())):
-        raise DataError(
-            "the label map has values that the bundle does not define",
-            file=label,
-            received=unknown,
-            expected=labels,
-            remedy="correct it and submit it again",
-        )
-
-
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), target)
     except OSError:  # another file system
         shutil.copyfile(source, target)
-
-
-def _new_folder(parent: Path) -> Path:
-    """Create the next of the folders 001, 002, ..."""
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0)
-    while True:
-        folder = parent / f"{number:03d}"
-        try:
-            folder.mkdir()
-        except FileExistsError:  # another process created it
-            number += 1
-        else:
-            return folder

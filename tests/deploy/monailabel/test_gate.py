@@ -79,14 +79,10 @@ def test_a_request_with_the_token_is_forwarded(guarded: Gate, authorization: str
     assert ask(guarded, authorization=authorization)[0] == 200
 
 
-@pytest.mark.parametrize("authorization", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", basic("wrong"), TOKEN])
-def test_a_request_without_the_token_is_rejected(guarded: Gate, authorization: str) -> None:
-    assert ask(guarded, authorization=authorization)[0] == 401
-
-
-@pytest.mark.parametrize("path", ["/", "/docs", "/logs/", "/reload", "/ohif/", "/static/a.ico", "/auth/token/valid"])
-def test_every_path_needs_the_token(guarded: Gate, path: str) -> None:
-    assert ask(guarded, path)[0] == 401
+@pytest.mark.parametrize("path", ["/", "/docs", "/auth/token/valid"])
+@pytest.mark.parametrize("authorization", ["", "Bearer wrong", f"Basic {TOKEN}", basic("wrong"), TOKEN])
+def test_a_request_without_the_token_is_rejected(guarded: Gate, path: str, authorization: str) -> None:
+    assert ask(guarded, path, authorization=authorization)[0] == 401
 
 
 def test_the_login_of_slicers_extension_returns_the_token(guarded: Gate) -> None:
@@ -144,19 +140,15 @@ async def unreachable(*_: Any) -> None:
     raise AssertionError("the application was called")
 
 
-def test_bodies_up_to_the_limit_are_forwarded() -> None:
-    assert ask(local(max_upload=100), parts=(bytes(50), bytes(50)), content_length="100")[0] == 200
-
-
 @pytest.mark.parametrize("length", ["101", "99999999999999999999", "-1", "many"])
 def test_an_announced_size_over_the_limit_is_rejected_before_reading(length: str) -> None:
     assert ask(local(unreachable, max_upload=100), content_length=length)[0] == 413
+    assert ask(local(max_upload=100), parts=(bytes(50), bytes(50)), content_length="100")[0] == 200
 
 
-def test_an_unannounced_size_is_rejected_when_it_reaches_the_limit() -> None:
+def test_an_unannounced_size_is_rejected_when_it_exceeds_the_limit() -> None:
     status, answer = ask(local(max_upload=1 << 20), parts=(bytes(1 << 20), b"1", bytes(1 << 30)))
-    assert status == 413
-    assert "at most 1 MiB" in answer["detail"]
+    assert (status, "at most 1 MiB" in answer["detail"]) == (413, True)
 
 
 def test_a_body_that_stalls_is_rejected() -> None:

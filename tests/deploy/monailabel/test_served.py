@@ -13,34 +13,22 @@ import torch
 from monai.data import MetaTensor
 from small import untrained_run
 
-from medunet.bundle import find_bundle
-from medunet.datasets import write_phantom_dataset
-from medunet.deploy.monailabel.agreement import disagreement, label_by_fold, label_mirrored, score_labels, uncertainty
+from medunet.deploy.monailabel.agreement import disagreement, label_maps, score_labels, uncertainty
 from medunet.deploy.monailabel.results import describe_result, write_result
 from medunet.deploy.monailabel.served import ServedBundle, order_label_info, serve
 from medunet.deploy.monailabel.training import read_options, train_further, write_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume, write_volume
 from medunet.prediction import Predictor
-from medunet.runs import train_folds
 from medunet.trust import judge, record_weights
 
 
-def test_names_values_and_colours_are_the_bundles(bundle: Path) -> None:
-    (served,) = serve([bundle])
-    assert served.labels == {"anterior": 1, "posterior": 2}
-    assert served.segments[1].color == (1, 2, 3)
-    assert (served.spatial_dims, served.is_ensemble) == (3, False)
-
-
 def test_a_bundle_without_weights_is_rejected(bundle: Path, tmp_path: Path) -> None:
+    served, again = serve([bundle, bundle])
+    assert (served.name, again.name, served.spatial_dims) == ("run", "run_2", 3)
     with pytest.raises(ConfigError, match="no bundle"):
         serve([])
-    with pytest.raises(ConfigError, match="twice"):
-        serve([bundle, bundle])
-    (tmp_path / "configs").mkdir()
-    for path in bundle.glob("configs/*"):
-        (tmp_path / "configs" / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(bundle / "configs", tmp_path / "configs")
     with pytest.raises(DataError, match="no weights"):
         serve([tmp_path])
 
@@ -52,26 +40,20 @@ def test_a_missing_organ_does_not_give_its_name_to_the_next(bundle: Path) -> Non
     assert info[0]["segmentAttribute"]["recommendedDisplayRGBValue"] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".seg.nrrd", ".mha"])
-def test_a_result_lies_on_the_images_grid_in_each_format(bundle: Path, tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".seg.nrrd", ".mha"])
+def test_a_result_is_on_the_grid_of_its_image_in_each_format(bundle: Path, tmp_path: Path, suffix: str) -> None:
     labels = torch.zeros(1, 5, 4, 3, dtype=torch.uint8)
     labels[0, 1:3, 2, 1] = 2
     affine = torch.diag(torch.tensor([0.5, 2.0, 3.0, 1.0], dtype=torch.float64))
     segments = ServedBundle("run", bundle).segments
-    path = write_result(MetaTensor(labels, affine=affine), tmp_path, ending, segments=segments)
-    found = read_volume(path).image
-    assert np.array_equal(found[0].numpy(), labels[0].numpy())
-    assert torch.allclose(found.affine, affine)
-    assert describe_result(MetaTensor(labels, affine=affine), segments)["volume_ml"] == {
-        "anterior": 0.0,
-        "posterior": 0.006,  # 2 voxels of 3 mm³
-    }
-
-
-def test_an_unknown_type_of_result_leaves_no_file(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="result_dtype"):
-        write_result(MetaTensor(torch.zeros(1, 3, 3, 3)), tmp_path, ".nrrd", segments=(), dtype="of wood")
-    assert not list(tmp_path.iterdir())
+    path = write_result(MetaTensor(labels, affine=affine), tmp_path, suffix, segments=segments)
+    image = read_volume(path).image
+    assert np.array_equal(image[0].numpy(), labels[0].numpy())
+    assert torch.allclose(image.affine, affine)
+    answer = describe_result(MetaTensor(labels, affine=affine), segments)
+    assert answer["label_names"] == {"anterior": 1, "posterior": 2}
+    assert answer["label_colors"]["posterior"] == [1, 2, 3]
+    assert answer["volume_ml"] == {"anterior": 0.0, "posterior": 0.006}  # 2 voxels of 3 mm³
 
 
 def test_submitted_labels_become_a_data_set_with_the_bundles_names(
@@ -84,9 +66,8 @@ def test_submitted_labels_become_a_data_set_with_the_bundles_names(
 
 
 def test_labels_that_the_bundle_does_not_define_are_rejected(bundle: Path, volume: Path, tmp_path: Path) -> None:
-    other = write_volume(
-        np.full((17, 19, 16), 7, np.uint8), tmp_path / "7.nii.gz", affine=read_volume(volume).image.affine
-    )
+    sevens, affine = np.full((17, 19, 16), 7, np.uint8), read_volume(volume).image.affine
+    other = write_volume(sevens, tmp_path / "7.nii.gz", affine=affine)
     with pytest.raises(DataError, match="does not define"):
         write_dataset([(volume, other)], tmp_path / "data", ServedBundle("run", bundle))
     with pytest.raises(DataError, match="no labels were submitted"):
@@ -138,62 +119,37 @@ def test_a_bundle_of_regions_is_trained_further_and_has_an_uncertainty(
     assert {key: config[key] for key in regions} == regions
     predictor = Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu")
     image = predictor.preprocessing({"image": str(volume)})["image"]
-    same = torch.from_numpy(label_mirrored(predictor, image)[0].astype(np.int64))
+    same = torch.from_numpy(label_maps(predictor, image, "mirror")[0].astype(np.int64))
     logits = predictor.inferer.inferer(image.as_tensor()[None], predictor.network)[0]
     assert torch.equal(same, torch.where(logits[1] > 0, 2, (logits[0] > 0).long()))
 
 
 def test_scores_are_by_label(volume: Path, label: Path) -> None:
-    found = score_labels(label, label, {"anterior": 1, "posterior": 2, "other": 3}, image=volume)
-    assert (found["anterior"], found["posterior"]) == (1.0, 1.0)
-    assert math.isnan(found["other"])
+    scores = score_labels(label, label, {"anterior": 1, "posterior": 2, "other": 3}, image=volume)
+    assert (scores["anterior"], scores["posterior"]) == (1.0, 1.0)
+    assert math.isnan(scores["other"])
 
 
-def test_disagreement_is_hand_computable() -> None:
-    a, b, none = np.array([1, 1, 0, 0]), np.array([0, 1, 1, 0]), np.zeros(4, int)
-    assert disagreement([a, b]) == 0.5
-    assert disagreement([a, none]) == 1.0
-    assert disagreement([none, none]) == 0.0
-    with pytest.raises(ConfigError):
-        disagreement([a])
-
-
-def test_uncertainty_comes_from_mirrored_views(bundle: Path, volume: Path, tmp_path: Path) -> None:
+def test_uncertainty_is_the_disagreement_of_mirrored_views(bundle: Path, volume: Path, tmp_path: Path) -> None:
+    a, b, nothing = np.array([1, 1, 0, 0]), np.array([0, 1, 1, 0]), np.zeros(4, int)
+    assert (disagreement([a, b]), disagreement([a, nothing]), disagreement([nothing, nothing])) == (0.5, 1.0, 0.0)
     predictor = Predictor(bundle, output_dir=tmp_path, device="cpu")
-    image = predictor.preprocessing({"image": str(volume)})["image"]
-    maps = label_mirrored(predictor, image)
+    maps = label_maps(predictor, predictor.preprocessing({"image": str(volume)})["image"], "mirror")
     assert len(maps) == 4
-    assert 0 < uncertainty(predictor, volume, by="mirror") < 1
-    with pytest.raises(ConfigError, match="not an ensemble"):
-        label_by_fold(predictor, image)
-    with pytest.raises(ConfigError, match="unknown measure"):
-        uncertainty(predictor, volume, by="guess")
+    assert uncertainty(predictor, volume, by="mirror") == disagreement(maps) > 0
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of MLflow and MONAI
-def test_folds_that_were_trained_apart_disagree(tmp_path: Path) -> None:
-    data = write_phantom_dataset(tmp_path / "cells", kind="cells", cases=4, size=[64, 64], seed=8).parent
-    changes = {
-        "network_def::channels": [4, 8],
-        "autocast_dtype": "float32",
-        "patch_size": [32, 32],
-        "steps_per_epoch": 4,
-        "batch_size": 2,
-        "epochs": 1,
-        "folds": 2,
-        "tracking_uri": "",
-    }
-    train_folds(find_bundle("unet_2d"), data, tmp_path / "run", changes=changes, device="cpu")
-    (served,) = serve([tmp_path / "run"])
-    assert served.is_ensemble
-    assert len(served.weights) == 2
+def test_an_ensemble_is_served_with_its_disagreement_but_not_trained(
+    folds_2d: Path, cells: Path, tmp_path: Path
+) -> None:
+    (served,) = serve([folds_2d])
+    assert (served.is_ensemble, len(served.weights)) == (True, 2)
     copy = served.working_copy(tmp_path / "bundles")
     predictor = Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu")
-    image = sorted(data.glob("imagesTr/*"))[0]
-    one, other = label_by_fold(predictor, predictor.preprocessing({"image": str(image)})["image"])
-    found = uncertainty(predictor, image, by="folds")
-    assert found == disagreement([one, other])
-    assert 0 < found < 1
+    image = next(cells.glob("imagesTr/cells_000*"))
+    maps = label_maps(predictor, predictor.preprocessing({"image": str(image)})["image"], "folds")
+    assert len(maps) == 2
+    assert uncertainty(predictor, image, by="folds") == disagreement(maps) > 0
     with pytest.raises(ConfigError, match="cannot be trained"):
         train_further(copy, [(image, image)], tmp_path / "trainings")

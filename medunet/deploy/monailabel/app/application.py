@@ -29,11 +29,9 @@ from .tasks import BundleTraining, LabelDice, RandomImage, Uncertainty
 server_names()  # masks the log of this process before MONAI Label starts
 
 MODALITY_TAG = "00080060"
-IMAGE_MODALITIES = frozenset({"CT", "MR", "PT", "US", "XA", "NM", "CR", "DX", "MG", "OT"})
-"""Modalities that a network may be trained on; not segmentations, contours and reports."""
+IMAGE_MODALITIES = frozenset({"CT", "MR", "PT", "US", "XA", "NM", "CR", "DX", "MG", "OT"})  # not SEG, RTSTRUCT, SR
 
-_segments: list[Segment] = []
-"""Labels of all served bundles, for :func:`make_dicom_seg`."""
+_segments: list[Segment] = []  # labels of all served bundles, for make_dicom_seg
 
 
 class MedunetLabelApp(MONAILabelApp):
@@ -47,14 +45,9 @@ class MedunetLabelApp(MONAILabelApp):
         self.work = Path(settings["work"])
         self.options = {"device": settings["device"], "trust": settings["trust"]}
         self.loaded = {bundle.name: LoadedBundle(bundle, **self.options) for bundle in bundles}
-        super().__init__(
-            app_dir=app_dir,
-            studies=studies,
-            conf=conf or {},
-            name="medunet",
-            description=f"U-Nets of medunet: {', '.join(self.loaded)}. Research, not a medical device.",
-            labels=list(dict.fromkeys(label for bundle in bundles for label in bundle.labels)),
-        )
+        description = f"U-Nets of medunet: {', '.join(self.loaded)}. Research, not a medical device."
+        labels = list(dict.fromkeys(label for bundle in bundles for label in bundle.labels))
+        super().__init__(app_dir, studies, conf or {}, name="medunet", description=description, labels=labels)
 
     def init_infers(self) -> dict[str, Any]:
         """Return one inference task per bundle."""
@@ -101,8 +94,8 @@ class MedunetLabelApp(MONAILabelApp):
         if isinstance(image, str) and os.path.exists(image):  # noqa: PTH110 (any text, such as an image's id)
             allowed = {Path(tempfile.gettempdir()).resolve(), (self.work / "sessions").resolve()}
             if allowed.isdisjoint(Path(image).resolve().parents):
-                cause = "the image is not in the datastore"
-                raise DataError(cause, received=image, remedy="send the file, or give its id")
+                remedy = "send the file, or give its id"
+                raise DataError("the image is not in the datastore", received=image, remedy=remedy)
         answer: dict[str, Any] = super().infer(request, datastore)
         return answer
 
@@ -125,7 +118,7 @@ def make_dicom_seg(
     """Write a DICOM SEG with dcmqi, as MONAI Label's function does, but each label keeps its own name."""
     present = sorted({int(value) for value in np.unique(read_volume(label).image.numpy())} - {0})
     if not present:
-        raise DataError("the segmentation is empty, and a DICOM SEG cannot be", remedy="ask for the output `image`")
+        raise DataError("a DICOM SEG cannot be empty", remedy="request the output `image`")
     named = {str(info.get("name")) for info in label_info or ()}
     # if several bundles use a value, the client's names decide
     segments = sorted(_segments, key=lambda segment: segment.name in named)

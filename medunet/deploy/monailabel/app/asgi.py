@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,17 @@ from .application import make_dicom_seg
 
 UNUSABLE = 422  # HTTP's "unprocessable content": an image or value of a valid request cannot be used
 
+# The role that MONAI Label requires on the routes replaced below; without MONAI_LABEL_AUTH_ENABLE everybody has it.
 _as_user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
-"""Role that MONAI Label requires on the routes replaced below; everybody has it without MONAI_LABEL_AUTH_ENABLE."""
 
 
 async def _report(request: Request, error: Exception) -> JSONResponse:
-    cause = find_cause(error)
-    if cause is not None:
-        return JSONResponse({"detail": str(cause), "kind": type(cause).__name__}, status_code=UNUSABLE)
+    if cause := find_cause(error):
+        return JSONResponse({"detail": str(cause), "kind": type(cause).__name__}, UNUSABLE)
     if isinstance(error, MONAILabelException):
-        return JSONResponse({"detail": str(getattr(error, "msg", error))}, status_code=UNUSABLE)
+        return JSONResponse({"detail": str(getattr(error, "msg", error))}, UNUSABLE)
     # the message may be private; the traceback is in the log
-    return JSONResponse({"detail": f"unexpected error: {type(error).__name__}"}, status_code=500)
+    return JSONResponse({"detail": f"unexpected error: {type(error).__name__}"}, 500)
 
 
 def _sample(strategy: str, params: dict[str, Any] | None = None, user: User = _as_user) -> dict[str, Any]:
@@ -47,8 +48,8 @@ def _sample(strategy: str, params: dict[str, Any] | None = None, user: User = _a
 def _import_application() -> Any:
     """Import MONAI Label's application so that it answers other requests while a network runs.
 
-    MONAI Label runs these two endpoints in the event loop, while FastAPI runs a plain function in a thread. The routes
-    must be replaced before the application includes them.
+    MONAI Label runs these two endpoints in the event loop; FastAPI runs a plain function in a thread. The application
+    includes the routes when it is imported.
     """
     infer.router.routes.clear()
     infer.router.add_api_route("/{model}", infer.run_inference, methods=["POST"], dependencies=[_as_user])
@@ -60,6 +61,7 @@ def _import_application() -> Any:
     return application
 
 
+logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 infer.nifti_to_dicom_seg = dicom.nifti_to_dicom_seg = make_dicom_seg
 app = Gate(
     _import_application(),

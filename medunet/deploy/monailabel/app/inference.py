@@ -25,9 +25,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# One thread computes: each of the web application's forty would keep its own workers and scratch memory.
 WORKER = ThreadPoolExecutor(1, "medunet-predict")
-"""The one thread that computes. Each of the web application's threads, up to forty, would keep its own workers and
-scratch memory of the network's libraries."""
 
 
 class LoadedBundle:
@@ -55,16 +54,12 @@ class BundleInference(InferTask):
 
     def __init__(self, loaded: LoadedBundle) -> None:
         bundle = loaded.bundle
-        super().__init__(
-            type=InferType.SEGMENTATION,
-            labels=bundle.labels,
-            dimension=bundle.spatial_dims,
-            description=bundle.description,
-            config={
-                "device": ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"],
-                "label_colors": {segment.name: list(segment.color) for segment in bundle.segments},
-            },
-        )
+        config = {
+            "device": ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"],
+            "label_colors": {segment.name: list(segment.color) for segment in bundle.segments},
+        }
+        options = {"labels": bundle.labels, "dimension": bundle.spatial_dims, "description": bundle.description}
+        super().__init__(type=InferType.SEGMENTATION, config=config, **options)
         self.loaded = loaded
 
     def is_valid(self) -> bool:
@@ -89,13 +84,12 @@ class BundleInference(InferTask):
         with typed_errors(image):
             labels = self.loaded.compute(decide)
         decided = time.perf_counter()
-        folder = Path(tempfile.gettempdir())
-        path = write_result(labels, folder, suffix, segments=bundle.segments, dtype=request.get("result_dtype"))
+        folder, dtype = Path(tempfile.gettempdir()), request.get("result_dtype")
+        path = write_result(labels, folder, suffix, segments=bundle.segments, dtype=dtype)
         answer = describe_result(labels, bundle.segments)
         done = time.perf_counter()
         seconds = {"wait_and_load": ready - begun, "infer": decided - ready, "write": done - decided}
-        seconds["total"] = done - begun
-        answer["latencies"] = {name: round(value, 4) for name, value in seconds.items()}
+        answer["latencies"] = {name: round(value, 4) for name, value in {**seconds, "total": done - begun}.items()}
         return str(path), answer
 
 
@@ -113,9 +107,9 @@ def typed_errors(source: Path) -> Iterator[None]:
 
 
 def find_series(image: Path) -> Path:
-    """Return the DICOM series that MONAI Label converted to a NIfTI file: medunet verifies it, MONAI Label does not.
+    """Return the DICOM series from which MONAI Label converted a NIfTI file, since medunet verifies series.
 
-    Return the file itself if there is no series or MONAI Label changed its grid.
+    Return the file itself if there is no series or the conversion changed its grid.
     """
     series = image.with_name(image.name.removesuffix(".nii.gz"))
     if series == image or not (series.is_dir() and is_dicom_folder(series)):

@@ -17,13 +17,14 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
+from medunet.config import read_json
 from medunet.deploy.monailabel.agreement import score_labels, uncertainty
 from medunet.deploy.monailabel.private_log import server_names
 from medunet.deploy.monailabel.served import ServedBundle
 from medunet.deploy.monailabel.training import EPOCHS, read_options, train_further
 from medunet.errors import MedunetError
 from medunet.files import write_atomically
-from medunet.training import HISTORY_NAME, kept_entry
+from medunet.training import kept_entry, read_history
 
 from .inference import LoadedBundle, typed_errors
 
@@ -46,13 +47,11 @@ class BundleTraining(TrainTask):
 
     def stats(self) -> dict[str, Any]:
         """Return number of epochs and validation Dice of the last training run."""
-        runs = sorted(self.folder.glob(f"*/run/eval/{HISTORY_NAME}"))
-        history = read_json_or({}, runs[-1]) if runs else {}
-        epochs = history.get("epochs", []) if isinstance(history, dict) else history
-        if not epochs:
+        runs = sorted(self.folder.glob("*/run"))
+        if not (runs and (history := read_history(runs[-1]))):
             return {}
-        dice: dict[str, float] = kept_entry(epochs).get("val_dice", {})
-        return {"epoch": len(epochs), "total_time": "", "best_metric": round(_mean(dice), 4), "dice": dice}
+        dice: dict[str, float] = kept_entry(history).get("val_dice", {})
+        return {"epoch": len(history), "total_time": "", "best_metric": round(_mean(dice), 4), "dice": dice}
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train on every image with a final label."""
@@ -79,8 +78,7 @@ class LabelDice(ScoringMethod):
             labels = [datastore.get_label_by_image_id(image, tag) for tag in tags]
             if not all(labels):
                 continue
-            files = (Path(datastore.get_label_uri(label, tag)) for label, tag in zip(labels, tags, strict=True))
-            predicted, reference = files
+            predicted, reference = (Path(datastore.get_label_uri(*pair)) for pair in zip(labels, tags, strict=True))
             try:
                 values = score_labels(predicted, reference, self.labels, image=Path(datastore.get_image_uri(image)))
             except MedunetError as error:
@@ -93,7 +91,7 @@ class LabelDice(ScoringMethod):
 
 
 class RandomImage(Strategy):
-    """Offers any image without a label; images offered long ago or never are more likely.
+    """Offers the image without a label that was offered longest ago, of several a random one.
 
     MONAI Label's own strategy fails if all images were offered within the last second.
     """
@@ -103,13 +101,13 @@ class RandomImage(Strategy):
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         """Choose an image."""
+
+        def offered(image: str) -> float:
+            return float(datastore.get_image_info(image).get("strategy", {}).get("random", {}).get("ts", 0))
+
         images = unlabelled(request, datastore)
-        if not images:
-            return None
-        offered = [datastore.get_image_info(image).get("strategy", {}).get("random", {}) for image in images]
-        ages = [1.0 + max(0.0, time.time() - float(info.get("ts", 0))) for info in offered]
-        (chosen,) = random.choices(range(len(images)), weights=ages)
-        return {"id": images[chosen], "weight": ages[chosen]}
+        random.shuffle(images)
+        return {"id": min(images, key=offered)} if images else None
 
 
 class Uncertainty(Strategy):
@@ -124,7 +122,7 @@ class Uncertainty(Strategy):
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         """Choose among the images examined so far; examine new ones for `max_seconds`."""
         images, stamp = unlabelled(request, datastore), self.loaded.bundle.stamp
-        stored = read_json_or({}, self.file)
+        stored = read_json(self.file) if self.file.is_file() else {}
         values: dict[str, float] = stored["uncertainty"] if stored.get("stamp") == stamp else {}
         end = time.monotonic() + float(request.get("max_seconds") or SEARCH_SECONDS)
         for image in images:
@@ -153,14 +151,6 @@ def unlabelled(request: dict[str, Any], datastore: Datastore) -> list[str]:
     images = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
     server_names().hide(*images)
     return images
-
-
-def read_json_or(default: Any, file: Path) -> Any:
-    """Return the content of a JSON file, or a default if there is no such file."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return default
 
 
 def _mean(values: dict[str, float]) -> float:
