@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import shlex
@@ -21,8 +22,8 @@ STOP_SECONDS = 5.0  # for a process to finish the file that it writes
 LAST_LINES = 20  # lines of output that may explain a failure
 NEW_PROCESS_GROUP = 0x200  # Windows' flag: a signal for Slicer does not reach medunet
 
+# variables that Slicer sets for its own Python and that break another one
 SLICER_VARIABLES = ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONNOUSERSITE")
-"""Variables that Slicer sets for its own Python and that break another one."""
 
 
 class State(enum.Enum):
@@ -43,7 +44,7 @@ class Job(ABC):
 
     def __init__(self, folder: Path, message: str) -> None:
         self.folder, self.message = folder, message
-        self._cancelled = False
+        self._is_cancelled = False
         self._error: str | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -53,7 +54,7 @@ class Job(ABC):
 
     def poll(self) -> State:
         """Return the state of a started job without waiting."""
-        if self._cancelled:
+        if self._is_cancelled:
             return State.CANCELLED
         if self._thread.is_alive():
             return State.RUNNING
@@ -66,20 +67,14 @@ class Job(ABC):
 
     def cancel(self) -> None:
         """End the job."""
-        self._cancelled = True
-        self._stop()
+        self._is_cancelled = True
 
     def _work(self) -> None:
-        """Run the job and set `_error` if it fails."""
         self._error = self._run()
 
     @abstractmethod
     def _run(self) -> str | None:
         """Run the job; return why it failed."""
-
-    @abstractmethod
-    def _stop(self) -> None:
-        """Make `_run` return."""
 
 
 class LocalJob(Job):
@@ -90,7 +85,7 @@ class LocalJob(Job):
         bundle: a run or bundle.
         image: a volume file.
         folder: empty folder for the result.
-        device: as of `medunet predict`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
     """
 
     def __init__(self, command: Sequence[str], bundle: Path, image: Path, folder: Path, device: str = "auto") -> None:
@@ -99,11 +94,7 @@ class LocalJob(Job):
         self.arguments = [*command, "predict", str(bundle), str(image), *options]
 
     def start(self) -> None:
-        """Start the process.
-
-        Raises:
-            OSError: the command does not exist.
-        """
+        """Start the process; an OSError means that the command does not exist."""
         group: dict[str, Any] = {"creationflags": NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
         self._process = subprocess.Popen(
             self.arguments,
@@ -117,6 +108,16 @@ class LocalJob(Job):
         )
         super().start()
 
+    def cancel(self) -> None:
+        """Ask the process to stop, and end it with its children if it does not."""
+        super().cancel()
+        if self._process.poll() is None:
+            self._signal(gently=True)
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._signal(gently=False)
+
     def _run(self) -> str | None:
         lines: deque[str] = deque(maxlen=LAST_LINES)
         with self._process:
@@ -129,27 +130,16 @@ class LocalJob(Job):
         errors = [line.removeprefix("error ") for line in lines if line.startswith("error ")]
         return [f"medunet ended with code {self._process.returncode}", *lines, *errors][-1]
 
-    def _stop(self) -> None:
-        """Ask the process to stop, and end it with its children if it does not."""
-        if self._process.poll() is None:
-            self._signal(gently=True)
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._signal(gently=False)
-
     def _signal(self, *, gently: bool) -> None:
         if os.name == "nt":
             self._process.terminate() if gently else self._process.kill()
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGINT if gently else signal.SIGKILL)
-        except ProcessLookupError:
-            return
 
 
 class RemoteJob(Job):
-    """A request to a MONAI Label server; a cancelled server may still finish its computation.
+    """A request to a MONAI Label server; the server still finishes a cancelled request.
 
     Args:
         client: client of the server.
@@ -165,12 +155,9 @@ class RemoteJob(Job):
     def _run(self) -> str | None:
         try:
             self.client.infer(self.model, self.image, self.folder / f"result{RESULT_SUFFIX}")
-        except (ServerError, OSError, ValueError) as error:
+        except (ServerError, OSError) as error:
             return str(error)
         return None
-
-    def _stop(self) -> None:
-        self.client.close()
 
 
 def split_command(text: str, *, windows: bool = os.name == "nt") -> list[str]:
@@ -179,7 +166,7 @@ def split_command(text: str, *, windows: bool = os.name == "nt") -> list[str]:
     Raises:
         ValueError: an unclosed quotation mark.
 
-    Example:
+    Examples:
         >>> split_command("python -m medunet"), split_command(r"C:\me\medunet.exe", windows=True)
         (['python', '-m', 'medunet'], ['C:\\me\\medunet.exe'])
     """
