@@ -137,7 +137,7 @@ def save_dicom(header: FileDataset, path: Path) -> None:
         header.save_as(path, write_like_original=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_series() -> Callable[..., Path]:
     """Write a CT series of `slices` slices, `rows` x `columns`, into a folder; file names run against the positions."""
 

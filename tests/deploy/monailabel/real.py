@@ -92,11 +92,11 @@ class Client:
 
 def environment() -> LabelEnvironment:
     """Return MONAI Label's environment, or skip the test."""
-    found = LabelEnvironment(os.environ.get("MEDUNET_LABEL_ENV"))
-    if not found.is_ready:
+    home = LabelEnvironment(os.environ.get("MEDUNET_LABEL_ENV"))
+    if not home.is_ready:
         pytest.skip("MONAI Label is not set up: run bash scripts/test_label.sh")
-    found.check()
-    return found
+    home.check()
+    return home
 
 
 def train_3d(folder: Path, *, epochs: int = 4) -> tuple[Path, Path]:
@@ -135,7 +135,7 @@ def serving(
     with (folder / "server.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=variables)
         try:
-            _wait(process, port, folder / "server.log")
+            _wait(process, folder / "server.log")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
@@ -146,12 +146,9 @@ def serving(
                 process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + SECONDS_TO_START
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            pytest.fail(f"the server ended: {log.read_text(encoding='utf-8')[-3000:]}")
-        if "Uvicorn running on" in log.read_text(encoding="utf-8"):
-            return
+    while "Uvicorn running on" not in (text := log.read_text(encoding="utf-8")):
+        assert process.poll() is None, f"the server ended: {text[-3000:]}"
+        assert time.monotonic() < end, f"the server does not start: {text[-3000:]}"
         time.sleep(0.3)
-    pytest.fail(f"no server on {port}: {log.read_text(encoding='utf-8')[-3000:]}")

@@ -8,26 +8,25 @@ import shutil
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import generate_uid
 
 from medunet.datasets.phantom import Phantom
 from medunet.deploy.monailabel.server import usable_port
-from medunet.geometry import flip_ras_lps
 
 SECONDS_TO_START = 60.0
 
 
 @contextmanager
 def orthanc(folder: Path) -> Iterator[str]:
-    """Orthanc's address. MEDUNET_ORTHANC may name a folder into which its packages were unpacked."""
+    """Yield Orthanc's address. MEDUNET_ORTHANC may name a folder into which its packages were unpacked."""
     root = os.environ.get("MEDUNET_ORTHANC", "")
     program = shutil.which("Orthanc") or f"{root}/usr/sbin/Orthanc"
     plugin = f"{root}/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
@@ -71,56 +70,28 @@ def upload(url: str, series: Path) -> None:
 
 
 def get(url: str) -> Any:
-    """JSON from Orthanc."""
-    with urllib.request.urlopen(url) as answer:
-        return json.loads(answer.read())
+    """Return JSON from Orthanc."""
+    return json.loads(download(url))
 
 
 def download(url: str) -> bytes:
-    """A file from Orthanc."""
+    """Return a file from Orthanc."""
     with urllib.request.urlopen(url) as answer:
         content: bytes = answer.read()
         return content
 
 
-def write_series(phantom: Phantom, folder: Path) -> str:
+def write_series(phantom: Phantom, make_series: Callable[..., Path], folder: Path) -> str:
     """Write a synthetic CT as a DICOM series and return its SeriesInstanceUID."""
-    folder.mkdir(parents=True)
-    lps = flip_ras_lps(phantom.affine)
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    cosines = [*(lps[:3, 0] / spacing[0]), *(lps[:3, 1] / spacing[1])]
-    voxels = np.rint(phantom.image).astype("<i2")
-    texts = {
-        "PatientName": "Made^Organs",
-        "PatientID": "MADE-1",
-        "PatientBirthDate": "",
-        "PatientSex": "",
-        "StudyID": "1",
-    }
-    texts |= {"StudyDate": "20200102", "StudyTime": "030405", "SeriesDate": "20200102", "SeriesTime": "030405"}
-    texts |= {"AccessionNumber": "", "ReferringPhysicianName": "", "PositionReferenceIndicator": "", "Modality": "CT"}
-    texts |= {"StudyDescription": "synthetic organs", "SeriesDescription": "synthetic CT", "Manufacturer": "medunet"}
-    texts |= {"PatientPosition": "HFS", "PhotometricInterpretation": "MONOCHROME2", "RescaleType": "HU"}
-    numbers = {"SamplesPerPixel": 1, "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1}
-    numbers |= {"RescaleSlope": 1, "RescaleIntercept": 0, "WindowCenter": 40, "WindowWidth": 400, "SeriesNumber": 1}
-    uids = {name: generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
-    for index in range(voxels.shape[2]):
-        meta = FileMetaDataset()
-        meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        header = FileDataset(str(folder / f"{index:03d}.dcm"), {}, file_meta=meta, preamble=bytes(128))
-        for name, value in (texts | numbers | uids).items():
-            setattr(header, name, value)
-        header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        header.ImageType, header.InstanceNumber = ["ORIGINAL", "PRIMARY", "AXIAL"], index + 1
-        header.Rows, header.Columns = voxels.shape[1], voxels.shape[0]
-        header.PixelSpacing = [round(float(spacing[1]), 6), round(float(spacing[0]), 6)]
-        header.SliceThickness = round(float(spacing[2]), 6)
-        header.ImageOrientationPatient = [round(float(v), 6) for v in cosines]
-        header.ImagePositionPatient = [round(float(v), 6) for v in lps[:3, 3] + index * lps[:3, 2]]
-        header.PixelData = np.ascontiguousarray(voxels[:, :, index].T).tobytes()
-        header.save_as(folder / f"{index:03d}.dcm", enforce_file_format=True)
-    return str(uids["SeriesInstanceUID"])
+    voxels, uid = np.rint(phantom.image).astype("<i2"), generate_uid()
+    columns, rows, slices = voxels.shape
+    tags = {"RescaleIntercept": 0, "WindowCenter": 40, "WindowWidth": 400, "PatientPosition": "HFS"}
+    make_series(folder, columns=columns, rows=rows, slices=slices, series_uid=uid, **tags)
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        header.PixelData = np.ascontiguousarray(voxels[:, :, header.InstanceNumber - 1].T).tobytes()
+        header.save_as(path)
+    return uid
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

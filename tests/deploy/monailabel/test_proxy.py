@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +21,18 @@ from .real import TOKEN, environment, serving, train_3d
 
 pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.filterwarnings("ignore")]
 
-LARGE = (160, 160, 100)
-"""Voxels of noise, which gzip cannot make less than nginx' own limit of 1 MB."""
+LARGE = (160, 160, 100)  # voxels of noise, which gzip cannot make smaller than nginx' own limit of 1 MB
 
 
 @dataclass
 class Ward:
-    """A label server on this machine alone, and the proxy through which others reach it."""
+    """A label server that only this machine reaches, and the proxy through which others reach it."""
 
     proxy: Proxy
     organs: Path
-    image: Path
 
     def ask(self, method: str, path: str, *, token: str | None = TOKEN, **options: Any) -> urllib3.BaseHTTPResponse:
-        """As a client does that knows the server by the proxy's name."""
+        """Send a request as a client that knows the server by the proxy's name."""
         own = {"Host": f"{NAME}:{self.proxy.port}", **options.pop("headers", {})}
         if token is not None:
             own["Authorization"] = f"Bearer {token}"
@@ -49,43 +46,21 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
     environment()
     folder = tmp_path_factory.mktemp("proxied")
     data, organs = train_3d(folder, epochs=1)
-    studies = folder / "studies"
-    studies.mkdir()
-    image = Path(shutil.copy(sorted(data.glob("imagesTr/*"))[0], studies))
-    with serving([organs], str(studies), folder) as url, proxied(url, folder / "nginx") as proxy:
-        yield Ward(proxy, organs, image)
+    with serving([organs], str(data / "imagesTr"), folder) as url, proxied(url, folder / "nginx") as proxy:
+        yield Ward(proxy, organs)
 
 
-def test_the_server_answers_the_token_under_the_proxys_name(ward: Ward) -> None:
-    assert [ward.ask("GET", "/info/", token=token).status for token in (None, "another")] == [401, 401]
-    answer = ward.ask("GET", "/info/")
-    assert (answer.status, set(answer.json()["models"])) == (200, {"organs"})
-
-
-def test_pages_of_the_proxys_name_may_ask_and_others_may_not(ward: Ward) -> None:
+def test_the_server_answers_the_token_and_pages_of_the_proxys_name(ward: Ward) -> None:
     own = f"https://{NAME}:{ward.proxy.port}"
-    assert ward.ask("GET", "/info/", headers={"Origin": own}).status == 200
+    assert [ward.ask("GET", "/info/", token=token).status for token in (None, "another")] == [401, 401]
+    answer = ward.ask("GET", "/info/", headers={"Origin": own})
+    assert (answer.status, set(answer.json()["models"])) == (200, {"organs"})
     assert ward.ask("GET", "/info/", headers={"Origin": "https://elsewhere.example.org"}).status == 403
+    redirect = ward.ask("GET", "/datastore")
+    assert (redirect.status, redirect.headers["Location"]) == (307, f"{own}/datastore/")
 
 
-def test_redirects_stay_with_the_proxy(ward: Ward) -> None:
-    answer = ward.ask("GET", "/datastore")
-    assert answer.status == 307
-    assert answer.headers["Location"] == f"https://{NAME}:{ward.proxy.port}/datastore/"
-
-
-def test_masks_are_those_of_the_predictor(ward: Ward, tmp_path: Path) -> None:
-    name = ward.image.name.partition(".")[0]
-    fields = {"params": json.dumps({"result_extension": ".nii.gz"})}
-    answer = ward.ask("POST", f"/infer/organs?image={name}&output=image", fields=fields)
-    assert answer.status == 200, answer.data[:500]
-    (tmp_path / "mask.nii.gz").write_bytes(answer.data)
-    expected = Predictor(ward.organs, output_dir=tmp_path / "own", device="cpu").predict_case(ward.image)
-    masks = [read_volume(path).image.numpy() for path in (tmp_path / "mask.nii.gz", expected)]
-    assert np.array_equal(*masks)
-
-
-def test_a_large_image_may_be_sent(ward: Ward, tmp_path: Path) -> None:
+def test_a_large_image_may_be_sent_and_its_mask_is_that_of_the_predictor(ward: Ward, tmp_path: Path) -> None:
     voxels = np.frombuffer(secrets.token_bytes(2 * np.prod(LARGE)), np.int16).reshape(LARGE)
     image = write_volume(voxels, tmp_path / "large.nii.gz", affine=np.diag([-1.0, -1.0, 1.0, 1.0]))
     assert image.stat().st_size > 4_000_000
@@ -93,4 +68,6 @@ def test_a_large_image_may_be_sent(ward: Ward, tmp_path: Path) -> None:
     answer = ward.ask("POST", "/infer/organs?output=image", fields=fields)
     assert answer.status == 200, answer.data[:500]
     (tmp_path / "mask.nii.gz").write_bytes(answer.data)
-    assert read_volume(tmp_path / "mask.nii.gz").image.shape == (1, *LARGE)
+    expected = Predictor(ward.organs, output_dir=tmp_path / "own", device="cpu").predict_case(image)
+    masks = [read_volume(path).image.numpy() for path in (tmp_path / "mask.nii.gz", expected)]
+    assert np.array_equal(*masks)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,38 +116,30 @@ def test_a_picture_gives_a_picture(ward: Ward, tmp_path: Path) -> None:
     assert np.array_equal(read_volume(tmp_path / "mask.png", spatial_dims=2).image.numpy(), expected.numpy())
 
 
-def test_dicom_seg_of_a_folder_of_files_is_refused_clearly(ward: Ward) -> None:
-    with pytest.raises(Refused, match="DICOM SEG"):
-        ward.client.ask("POST", "/infer/organs?image=ct_000&output=dicom_seg")
-
-
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/infer/organs?image=unknown&output=image", "no such image"),
+        ("/infer/organs?image=unknown&output=image", "422: .*no such image"),
         ("/infer/unknown?image=ct_000&output=image", "no model"),
         ("/infer/organs?image=..%2Fct_000&output=image", "must be a name, not a path"),
         ("/infer/organs?output=image", "Neither Image"),
+        ("/infer/organs?image=ct_000&output=dicom_seg", "DICOM SEG"),
     ],
 )
-def test_what_cannot_be_is_refused_with_a_reason(ward: Ward, path: str, words: str) -> None:
+def test_an_impossible_request_is_rejected_with_a_reason(ward: Ward, path: str, words: str) -> None:
     with pytest.raises(Refused, match=words):
         ward.client.ask("POST", path)
 
 
-def test_no_file_of_the_machine_is_an_image(ward: Ward) -> None:
+def test_other_files_of_the_machine_and_clients_without_a_token_are_rejected(ward: Ward) -> None:
     image = str(ward.data / "imagesTr" / "ct_000.nii.gz")
     with pytest.raises(Refused, match="is not in the datastore"):
         ward.client.ask("POST", "/infer/organs?image=ct_000&output=json", image=image)
-
-
-def test_nothing_is_answered_without_the_token(ward: Ward) -> None:
-    with pytest.raises(ServerError) as refused:
+    with pytest.raises(ServerError, match="401"):
         LabelClient(ward.url).models()
-    assert refused.value.status == 401
 
 
-def test_a_broken_image_gets_a_clear_error_and_the_server_lives(ward: Ward, tmp_path: Path) -> None:
+def test_a_broken_image_gets_a_clear_error_and_the_next_one_is_segmented(ward: Ward, tmp_path: Path) -> None:
     broken = tmp_path / "broken.nii.gz"
     content = ward.image("ct_000").read_bytes()
     broken.write_bytes(content[: len(content) // 2])
@@ -159,46 +151,30 @@ def test_a_broken_image_gets_a_clear_error_and_the_server_lives(ward: Ward, tmp_
     ward.slicer.infer("organs", ward.image("ct_001"), tmp_path / "mask.seg.nrrd")
 
 
-def test_several_requests_at_once_get_the_answers_of_one_by_one(ward: Ward, tmp_path: Path) -> None:
-    names = ["ct_000", "ct_001", "ct_002", "ct_003"] * 2
-    alone = {name: tmp_path / f"{name}_alone.seg.nrrd" for name in names}
-    for name, path in alone.items():
+def test_simultaneous_requests_get_the_answers_of_single_ones(ward: Ward, tmp_path: Path) -> None:
+    def ask(number: int, name: str) -> np.ndarray:
+        path = tmp_path / f"{number}.seg.nrrd"
         ward.slicer.infer("organs", ward.image(name), path)
-    failures: list[str] = []
+        return read_volume(path).image.numpy()
 
-    def ask(name: str, number: int) -> None:
-        try:
-            path = tmp_path / f"{number}.seg.nrrd"
-            ward.slicer.infer("organs", ward.image(name), path)
-            if not np.array_equal(read_volume(path).image, read_volume(alone[name]).image):
-                failures.append(f"{name} differs")
-        except ServerError as error:
-            failures.append(str(error))
-
-    threads = [threading.Thread(target=ask, args=(name, number)) for number, name in enumerate(names)]
-    for thread in threads:
-        thread.start()
-    assert ward.client.info()["name"] == "medunet"  # while they compute
-    for thread in threads:
-        thread.join()
-    assert not failures
+    names = ["ct_000", "ct_001", "ct_002", "ct_003"]
+    alone = [ask(number, name) for number, name in enumerate(names)]
+    with ThreadPoolExecutor(8) as pool:
+        together = pool.map(ask, range(8), names * 2)
+        assert ward.client.info()["name"] == "medunet"  # answers while the network runs
+        assert all(map(np.array_equal, together, alone * 2))
 
 
-def test_active_learning_offers_images_without_a_label(ward: Ward) -> None:
-    for strategy in ("random", "uncertainty_organs"):
-        offered = ward.client.next_sample(strategy)
-        assert ward.image(offered["id"]).exists()
+def test_active_learning_offers_images_without_a_label(ward: Ward, tmp_path: Path) -> None:
+    offered = {ward.client.next_sample("random")["id"] for _ in range(5)}
+    assert offered == {"ct_000", "ct_001", "ct_002", "ct_003", "cells_000"}  # each once
     assert ward.client.next_sample("uncertainty_organs")["uncertainty"] > 0
-
-
-def test_folds_that_disagree_offer_an_image(ward: Ward, tmp_path: Path) -> None:
-    # the volumes are no images for folds that were trained on pictures
+    # folds that were trained on pictures cannot segment the volumes
     offered = ward.client.next_sample("fold_disagreement_folds")
     assert offered["id"] == "cells_000"
     predictor = Predictor(ward.folds, output_dir=tmp_path, device="cpu")
     expected = uncertainty(predictor, ward.image("cells_000"), by="folds")
     assert offered["uncertainty"] == pytest.approx(expected, abs=1e-3)
-    assert 0 < expected < 1
 
 
 def test_a_corrected_case_is_learnt_and_served(ward: Ward, tmp_path: Path) -> None:
@@ -227,20 +203,16 @@ def test_a_corrected_case_is_learnt_and_served(ward: Ward, tmp_path: Path) -> No
 
 def mean_dice(ward: Ward, mask: bytes, name: str, folder: Path) -> float:
     (folder / "mask.nii.gz").write_bytes(mask)
-    found, truth = (read_volume(path).image.numpy() for path in (folder / "mask.nii.gz", ward.truth(name)))
-    values = [dice(found == label, truth == label) for label in np.unique(truth) if label]
-    return float(np.mean(values))
+    pred, truth = (read_volume(path).image.numpy() for path in (folder / "mask.nii.gz", ward.truth(name)))
+    return float(np.mean([dice(pred == label, truth == label) for label in np.unique(truth) if label]))
 
 
 def wait_for_training(ward: Ward, seconds: float = 900.0) -> None:
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        status = ward.client.json("GET", "/train/")
-        if status["status"] not in ("SUBMITTED", "RUNNING"):
-            assert status["status"] == "DONE", "\n".join(status.get("details", []))
-            return
+    while (status := ward.client.json("GET", "/train/"))["status"] in ("SUBMITTED", "RUNNING"):
+        assert time.monotonic() < end, "the training does not end"
         time.sleep(1)
-    pytest.fail("the training does not end")
+    assert status["status"] == "DONE", "\n".join(status.get("details", []))
 
 
 CLIENT_SCRIPT = """

@@ -11,17 +11,16 @@ import pytest
 from browser import page
 from PIL import Image
 
-from .clinic import Clinic
+from .conftest import Clinic
 from .real import TOKEN
 
 pytestmark = [pytest.mark.slow, pytest.mark.label, pytest.mark.filterwarnings("ignore")]
 
-MIN_COLOURED = 2000
-"""Pixels of the overlay; the gray image and OHIF's blue panels have none in these hues."""
+MIN_COLOURED = 2000  # pixels of the overlay
 
 
 def coloured(path: Path) -> int:
-    """Saturated pixels that are not OHIF's blue."""
+    """Return the number of saturated pixels that are not OHIF's blue; the grey image has none."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     warm = pixels[..., :2].max(axis=-1)
     return int(((warm - pixels.min(axis=-1) > 40) & (pixels[..., 2] < warm)).sum())
