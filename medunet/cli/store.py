@@ -56,7 +56,7 @@ def store(
     cases = list_store(folder)
     groups: dict[Path, list[StoredCase]] = {}
     for case in cases:
-        groups.setdefault(case.folder.parent, []).append(case)
+        groups.setdefault(case.path.parent, []).append(case)
     table = Table("configuration", "cases", "GB", "days unused", "in use", "images in")
     for group, members in groups.items():
         sources = {str(Path(case.source).parent) for case in members if case.source}

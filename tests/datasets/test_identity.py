@@ -1,4 +1,4 @@
-"""What makes two preprocessed cases the same."""
+"""The identity of preprocessed cases."""
 
 from __future__ import annotations
 
@@ -56,17 +56,12 @@ def test_every_process_finds_the_same_digest() -> None:
         "from medunet.datasets.cache.identity import digest; from medunet.transforms import RandDeformd;"
         "print(digest({'a', 'b', 'c', 'd'}, RandDeformd(['image', 'label'], scale_range=[0.9, 1.1])))"
     )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in "12"
-    }
-    assert len(found) == 1
+    digests = set()
+    for seed in "12":
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": seed}
+        words = [sys.executable, "-c", code]
+        digests.add(subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(digests) == 1
 
 
 def test_files_count_by_path_size_and_time(tmp_path: Path) -> None:
@@ -77,8 +72,10 @@ def test_files_count_by_path_size_and_time(tmp_path: Path) -> None:
     before = describe_source({"image": str(file)})
     assert before == describe_source({"image": file})
     assert before != describe_source({"image": copy})
+    folder = describe_source({"image": tmp_path})  # such as a DICOM series
     os.utime(file, ns=(0, 10**18 + 1))
     assert before != describe_source({"image": file})
+    assert folder != describe_source({"image": tmp_path})
 
 
 def test_a_name_is_no_path_whatever_the_working_folder_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""When two preprocessed cases are the same: a digest of the files, of the transforms and of the code behind them."""
+"""The identity of preprocessed cases: a digest of their files, of the transforms and of the code."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-DETACHED_SUFFIXES = (".mhd", ".nhdr", ".hdr", ".img")  # headers and voxels in two files of one stem: both count
-SOURCES = ("datasets", "io", "transforms")  # folders of medunet whose code decides what a preprocessed case is
+DETACHED_SUFFIXES = (".mhd", ".nhdr", ".hdr", ".img")  # headers and voxels are two files of one stem, which both count
+SOURCES = ("datasets", "io", "transforms")  # folders of medunet on whose code preprocessed cases depend
 LIBRARIES = (  # distributions that medunet reads and transforms images with
     *("imagecodecs", "itk-io", "monai", "nibabel", "numpy", "pillow", "pydicom", "scikit-image", "scipy"),
     *("SimpleITK", "tifffile", "torch"),
@@ -30,23 +30,15 @@ _PLAIN = (float, complex, bytes, Path, np.dtype, torch.dtype, torch.device, rang
 
 
 def digest(*values: object) -> str:
-    """Return a hexadecimal SHA-256 of any values, the same in every process: see `describe`.
-
-    Example:
-        >>> digest({"a": 1, "b": {2, 3}}) == digest({"b": {3, 2}, "a": 1})
-        True
-        >>> digest([1]) == digest([1.0])
-        False
-    """
+    """Return a hexadecimal SHA-256 of any values, the same in every process."""
     text = json.dumps([describe(value) for value in values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def describe(value: Any, _above: tuple[int, ...] = ()) -> Any:
-    """Return what identifies a value, for JSON; objects by class and attributes.
+    """Return what identifies a value, for JSON: objects by class and attributes, functions by their byte code.
 
-    Unlike a pickle it has no order of sets, no shared references and no random state, which differ from one process
-    to the next. Functions are identified by their byte code, classes by the file that defines them.
+    Unlike a pickle it has no order of sets and no random state, which differ between processes.
     """
     if value is None or (isinstance(value, bool | int | str) and not isinstance(value, enum.Enum)):
         return value
@@ -79,13 +71,8 @@ def describe(value: Any, _above: tuple[int, ...] = ()) -> Any:
         for cell in value.__closure__ or ():
             with contextlib.suppress(ValueError):  # not assigned yet
                 closure.append(inner(cell.cell_contents))
-        return [
-            "function",
-            _name(value),
-            _code(value.__code__),
-            inner([value.__defaults__, value.__kwdefaults__]),
-            closure,
-        ]
+        defaults = inner([value.__defaults__, value.__kwdefaults__])
+        return ["function", _name(value), _code(value.__code__), defaults, closure]
     if isinstance(value, types.ModuleType):
         return ["module", value.__name__]
     if isinstance(value, type | types.BuiltinFunctionType):
@@ -99,12 +86,7 @@ def describe(value: Any, _above: tuple[int, ...] = ()) -> Any:
 
 
 def describe_source(value: Any) -> Any:
-    """Return what an item of a data list points to, for JSON: of paths also the size and the time of the last change.
-
-    Args:
-        value: an item or one of its values; a text is a path if it is absolute or has a separator or a dot, and such a
-            file or folder exists. A folder stands for all its files.
-    """
+    """Return what an item of a data list refers to, for JSON; a path by the sizes and times of its files."""
     if isinstance(value, Mapping):
         return {str(key): describe_source(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -112,7 +94,7 @@ def describe_source(value: Any) -> Any:
     if not isinstance(value, str | Path):
         return describe(value)
     if isinstance(value, str) and not {"/", os.sep, "."} & set(value):
-        return value  # a name, even if the working folder has an entry of this name
+        return value  # a name, even if the working folder has a file of this name
     try:
         path = Path(value).resolve()
         stats = [(str(file), file.stat()) for file in _files(path)]
@@ -130,7 +112,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _code(code: types.CodeType) -> Any:
-    """Return byte code with its constants, without line numbers; functions inside it too."""
+    """Return byte code and its constants, without line numbers."""
     constants = [_code(c) if isinstance(c, types.CodeType) else describe(c) for c in code.co_consts]
     return [code.co_code.hex(), list(code.co_names), constants]
 
@@ -147,7 +129,7 @@ def _file_digest(module: str) -> str:
 
 @functools.cache
 def code_digest() -> str:
-    """Return a digest of the code that decides what a preprocessed case is: medunet's sources and its libraries."""
+    """Return a digest of the code on which preprocessed cases depend: medunet's sources and its libraries."""
     package = Path(__file__).parents[2]
     files = [package / "geometry.py", *(path for part in SOURCES for path in (package / part).rglob("*.py"))]
     sources = {path.relative_to(package).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

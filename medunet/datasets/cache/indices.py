@@ -1,4 +1,4 @@
-"""Voxels that patches may be centred on, and labels in small integer types."""
+"""Voxels that patches may be centred on, and labels in small integers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ def foreground_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_IND
     """Return flat indices of the voxels of each foreground class, in rising order.
 
     Args:
-        label: class indices `(1, *spatial)`, of which 0 and `IGNORE_INDEX` are not foreground; or, with several
-            channels, `(C, *spatial)`, one structure per channel, which may overlap.
-        limit: number of voxels; larger classes are sampled, the same way every time.
+        label: class indices `(1, *spatial)`, of which 0 and `IGNORE_INDEX` are not foreground; or one structure per
+            channel, `(C, *spatial)`.
+        limit: number of voxels per class; larger classes are sampled, the same way every time.
 
     Returns:
-        One array for each class of the label, by rising index, or for each channel that is not empty.
+        One array per class of the label, by rising index, or per channel that is not empty.
 
-    Example:
+    Examples:
         >>> [one.tolist() for one in foreground_indices(np.array([[[0, 2, 1], [1, 255, 2]]]))]
         [[2, 3], [1, 5]]
     """
-    array = plain(label).cpu().numpy()
-    rows = [row.reshape(-1) for row in array]
+    rows = [row.reshape(-1) for row in plain(label).cpu().numpy()]
     flat = [np.flatnonzero((row > 0) & (row != IGNORE_INDEX)) for row in rows]
     if len(rows) == 1:
         values = rows[0][flat[0]]
@@ -40,16 +39,7 @@ def foreground_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_IND
 
 
 def annotated_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_INDICES) -> np.ndarray:
-    """Return flat indices of voxels with annotation, in rising order; empty if no voxel is `IGNORE_INDEX`.
-
-    Args:
-        label: as of :func:`foreground_indices`.
-        limit: number of voxels; more are sampled, the same way every time.
-
-    Example:
-        >>> annotated_indices(np.array([[[0, 2, 255], [255, 255, 2]]])).tolist()
-        [0, 1, 5]
-    """
+    """Return flat indices of annotated voxels, at most `limit`, in rising order; empty if all are annotated."""
     annotated = plain(label)[0].cpu().numpy().ravel() != IGNORE_INDEX
     if annotated.all():
         return np.empty(0, dtype=np.int64)
@@ -61,7 +51,7 @@ def _sample(indices: np.ndarray, limit: int, generator: np.random.Generator) -> 
 
 
 def smallest_integers(label: Any) -> Any:
-    """Return a label in the smallest integer type that can represent it, if it has only whole numbers."""
+    """Return a label in the smallest integer type that fits, if it has only whole numbers."""
     values = plain(label)
     if not values.numel() or values.dtype in (torch.uint8, torch.bool) or values.is_complex():
         return label
@@ -70,8 +60,5 @@ def smallest_integers(label: Any) -> Any:
     low, high = float(values.min()), float(values.max())
     for dtype in (torch.uint8, torch.int16, torch.int32):
         if torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max:
-            small = values.to(dtype)
-            if isinstance(label, np.ndarray):
-                return small.numpy()
-            return like(small, label)
+            return values.to(dtype).numpy() if isinstance(label, np.ndarray) else like(values.to(dtype), label)
     return label

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,50 +18,48 @@ from monai.data import Dataset
 from monai.transforms import RandomizableTrait, Transform
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 
 from medunet.datasets.check.finding import shown
 from medunet.errors import DataError, find_cause
-from medunet.files import CAN_LOCK, Hold, lock
+from medunet.files import Hold, lock
 
-from .entry import MANIFEST as ENTRY_MANIFEST
-from .entry import Entry, remove_remains
+from .entry import SUFFIX, Entry
 from .identity import code_digest, describe_source, digest
 from .indices import annotated_indices, foreground_indices, smallest_integers
-from .prune import hold_path, remove_free_locks, store_folder
+from .prune import hold_path, store_folder
 
 logger = logging.getLogger(__name__)
 
 LABEL = "label"
-MAX_THREADS = 8  # cases that are preprocessed in parallel, with as many cores: each may need a gigabyte
+MAX_THREADS = 8  # cases that are preprocessed in parallel, with as many cores: each may need some gigabytes
 
 
 class StoreDataset(Dataset):
-    """Items whose deterministic transforms are applied once and stored as memory-mapped files.
+    """A data set whose deterministic transforms are applied once and stored as memory-mapped files.
 
-    It replaces MONAI's `CacheDataset`: the transforms up to the first random one are applied once per case. But the
-    result is stored on disk, for later training runs and for other processes too, and arrays are read only where the
-    random transforms use them: a patch of a CT costs the voxels of the patch.
+    It replaces MONAI's `CacheDataset`: the transforms up to the first random one are applied once per case. The result
+    is stored on disk, for later training runs and other processes too. A patch of a CT only reads its own voxels.
 
-    An entry is identified by the files of the case (path, size, time of change), by the transforms with all their
-    parameters, by medunet's code and by the versions of its libraries, so any change makes new entries. Entries are
-    written atomically; an interrupted preprocessing continues where it was; processes that prepare the same data share
-    the work; a damaged entry is prepared again. ``medunet store --prune`` or :func:`medunet.datasets.prune_store`
-    removes unused entries; the folder may also be deleted as a whole.
+    An entry is identified by the files of the case (path, size, time of change), the transforms with all their
+    parameters, medunet's code and the versions of its libraries. Entries are written atomically, interrupted
+    preprocessing resumes, processes that prepare the same data share the work, and damaged entries are prepared again.
+    ``medunet store --prune`` removes unused entries; the folder may also be deleted.
 
     Items are those of `CacheDataset`, MetaTensors included, with three exceptions: labels with only whole numbers have
     the smallest integer type that fits, the list of applied operations for inverting is empty, and tuples become lists.
-    For `RandDeformd`, an item also has the flat indices of foreground voxels as ``"label_indices"`` (one array per
-    class, or one per channel of a label with several channels), and of annotated voxels as
-    ``"label_annotated_indices"`` if some are not; both are removed after the random transforms.
+    For `RandDeformd`, an item also has flat indices of foreground voxels as ``"label_indices"`` (one array per class,
+    or one per channel of a label with several channels), and of annotated voxels as ``"label_annotated_indices"`` if
+    some voxels are not annotated. Both are removed after the random transforms.
 
     An index with an attribute `seed` (:class:`medunet.training.Draw`) seeds the random transforms for its item.
 
     Args:
         data: items, such as :func:`medunet.datasets.datalist` returns.
         transform: a callable, a sequence of them or a ``monai.transforms.Compose``, applied to each item.
-        store_dir: folder of the entries; None: `store` in medunet's cache folder (see `medunet.files.cache_folder`).
-        track_meta: False gives tensors without meta data, which transforms handle faster; random ones rarely need any.
-        num_workers: cases preprocessed in parallel; None: one per core, at most `MAX_THREADS`.
+        store_dir: folder of the entries. Default: `store` in medunet's cache folder.
+        track_meta: False gives tensors without meta data, which transforms handle faster.
+        num_workers: cases preprocessed in parallel. Default: one per core, at most 8.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class StoreDataset(Dataset):
         self._first_random: int | None = self.transform.get_index_of_first(
             lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
         )
-        # before transforms remember anything of the items that they see
+        # now, because transforms remember some of the items that they see
         self._pipeline = digest(code_digest(), self.transform.transforms[: self._first_random])[:16]
 
     @property
@@ -96,59 +95,52 @@ class StoreDataset(Dataset):
     def prepare(self) -> None:
         """Preprocess the cases that are not on disk yet, several in parallel.
 
-        Otherwise items are preprocessed when they are first used, one by one.
+        Without it, items are preprocessed one by one when they are first used.
 
         Raises:
-            DataError: no room or no right to write; of several cases that cannot be used, all of them in one error.
-            Exception: what a transform raises.
+            DataError: the store cannot be written; or several cases cannot be used, which are all listed.
+            Exception: the error of a transform.
         """
         self._use()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        with ThreadPoolExecutor(max(self.num_workers or min(cores, MAX_THREADS), 1)) as pool:
+        failures: dict[int, Exception] = {}
+        with ThreadPoolExecutor(max(self.num_workers or min(cores, MAX_THREADS), 1)) as pool, _progress_bar() as bar:
             entries = list(pool.map(self._open, range(len(self.data))))
             missing = [index for index, entry in enumerate(entries) if entry is None]
             if not missing:
                 return
             begun = time.perf_counter()
             logger.info("preparing %d of %d cases in %s", len(missing), len(self.data), self.folder)
-            failures: dict[int, Exception] = {}
-            with _progress_bar() as bar:
-                task = bar.add_task("", total=len(missing))
+            task = bar.add_task("", total=len(missing))
 
-                def make(index: int, *, wait: bool) -> bool:
-                    try:
-                        done = self._make(index, wait=wait) is not None
-                    except Exception as failure:  # the other cases are prepared, and all failures reported
-                        failures[index] = failure
-                        return True
-                    if done:
-                        bar.advance(task)
-                    return done
+            def make(index: int) -> None:
+                try:
+                    self._make(index)
+                except Exception as failure:  # the other cases are prepared, and all failures reported
+                    failures[index] = failure
+                bar.advance(task)
 
-                made = list(pool.map(lambda index: make(index, wait=False), missing))
-                # cases of other processes come last: by then they are done, or their process has died
-                others = [index for index, done in zip(missing, made, strict=True) if not done]
-                list(pool.map(lambda index: make(index, wait=True), others))
-        remove_free_locks(self.folder)  # of a process that was killed between its last rename and the unlock
+            # in another order than other processes, which share the work
+            list(pool.map(make, random.Random(os.getpid()).sample(missing, len(missing))))
         if failures:
             raise _joined(failures)
-        megabytes = sum(self._entries[index].nbytes for index in missing) / 1e6
-        logger.info("prepared %d cases, %.0f MB, in %.1f s", len(missing), megabytes, time.perf_counter() - begun)
+        logger.info("prepared %d cases in %.1f s", len(missing), time.perf_counter() - begun)
 
     def has_foreground(self) -> bool:
         """Return whether a prepared case has a voxel of a class; True for cases without label."""
-        labels = [facts for entry in self._entries.values() for facts in entry.manifest["indices"].values()]
-        return not labels or any(facts["counts"] for facts in labels)
+        labels = [counts for entry in self._entries.values() for counts in entry.content["indices"].values()]
+        return not labels or any(labels)
 
     def _transform(self, index: int) -> Any:
         if (seed := getattr(index, "seed", None)) is not None:
             self.transform.set_random_state(seed=seed)
         index %= len(self.data)
         self._use()
+        entry = self._entries.get(index) or self._open(index) or self._make(index)
         try:
-            item, indices = self._load(self._entries.get(index) or self._open(index))
-        except (OSError, ValueError):  # removed or truncated since it was opened
-            item, indices = self._load(self._open(index) or self._make(index, wait=True))
+            item, indices = entry.load(track_meta=self.track_meta)
+        except (OSError, RuntimeError, SafetensorError):  # removed or truncated since it was opened
+            item, indices = (self._open(index) or self._make(index)).load(track_meta=self.track_meta)
         if self._first_random is None:
             return item
         extra = {f"{key}_indices": arrays for key, arrays in indices.items()}
@@ -159,21 +151,16 @@ class StoreDataset(Dataset):
                     part.pop(key, None)
         return result
 
-    def _load(self, entry: Entry | None) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
-        if entry is None:
-            raise FileNotFoundError
-        return entry.load(track_meta=self.track_meta), entry.load_indices()
-
-    def _entry_folder(self, index: int) -> Path:
-        return self.folder / digest(describe_source(self.data[index]))[:32]
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{digest(describe_source(self.data[index]))[:32]}{SUFFIX}"
 
     def _open(self, index: int) -> Entry | None:
         """Return the entry if it exists and is undamaged; it is checked once per process."""
-        entry = Entry.open(self._entry_folder(index))
+        entry = Entry.open(self._path(index))
         if entry is not None:
             self._entries[index] = entry
             with contextlib.suppress(OSError):  # a store of another user may be read-only
-                os.utime(entry.folder / ENTRY_MANIFEST)  # the time of the last use, for pruning
+                os.utime(entry.path)  # the time of the last use, for pruning
         return entry
 
     def _use(self) -> None:
@@ -190,28 +177,24 @@ class StoreDataset(Dataset):
         # other users must not read patients' images, unless the folder was chosen
         folder.mkdir(mode=0o700 if self.store_dir is None else 0o777, parents=True, exist_ok=True)
 
-    def _make(self, index: int, *, wait: bool) -> Entry | None:
-        """Preprocess and store a case; return None, unless `wait`, if another process or thread is doing so."""
-        folder = self._entry_folder(index)
-        try:
-            self._make_folder(folder.parent)
-            with lock(folder.with_suffix(".lock"), wait=wait) as held:
-                if not held:
-                    return None
-                entry = self._open(index)  # another process may have made it meanwhile
-                if entry is None:
-                    if CAN_LOCK:
-                        remove_remains(folder)
-                    source = describe_source(self.data[index])
-                    entry = Entry.write(folder, *self._preprocess(index), source=source)
-        except OSError as error:
-            raise DataError(
-                f"the folder for preprocessed cases cannot be written: {error.strerror or error}",
-                file=error.filename or folder.parent,
-                remedy="choose another folder with store_dir",
-            ) from error
-        self._entries[index] = entry
-        return entry
+    def _make(self, index: int) -> Entry:
+        """Preprocess and store a case, unless another process or thread does so first."""
+        path = self._path(index)
+        with contextlib.ExitStack() as stack:
+            try:
+                self._make_folder(path.parent)
+                stack.enter_context(lock(path.with_suffix(".lock")))
+            except OSError as error:
+                raise _unwritable(path, error.strerror) from error
+            if entry := self._open(index):
+                return entry
+            source = describe_source(self.data[index])
+            item, indices = self._preprocess(index)
+            try:
+                self._entries[index] = Entry.write(path, item, indices, source=source)
+            except DataError as error:
+                raise _unwritable(path, error.cause) from error
+            return self._entries[index]
 
     def _preprocess(self, index: int) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
         item = dict(self.transform(self.data[index], end=self._first_random, threading=True))
@@ -222,6 +205,11 @@ class StoreDataset(Dataset):
         if len(annotated := annotated_indices(item[LABEL])):
             indices[f"{LABEL}_annotated"] = [annotated]
         return item, indices
+
+
+def _unwritable(path: Path, cause: str | None) -> DataError:
+    remedy = "free space there, or choose another folder with store_dir"
+    return DataError(f"the preprocessed case cannot be stored: {cause}", file=path.parent, remedy=remedy)
 
 
 def _joined(failures: dict[int, Exception]) -> Exception:
