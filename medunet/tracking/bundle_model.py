@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tempfile
 import threading
 import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 from mlflow.types.schema import AnyType
 
 import medunet
+from medunet.config import read_json
 from medunet.errors import GeometryError, find_cause
 from medunet.prediction import Predictor
 
@@ -42,13 +39,13 @@ EXAMPLE = ["scan.nii.gz"]  # shown with the model; the serving endpoint takes it
 ARTIFACT = "model"  # the model of a run is runs:/RUN/model
 KEPT = "kept_"  # prefix of the run's metrics of the epoch whose weights are in the model
 
+# the script that MLflow loads the model from ("models from code"), so that no object is ever pickled
 CODE = """from mlflow.models import set_model
 
 from medunet.tracking.bundle_model import BundleModel
 
 set_model(BundleModel())
 """
-"""The script that MLflow loads the model from ("models from code"), so that no object is ever pickled."""
 
 
 class UnusableImageError(MlflowException):
@@ -72,20 +69,18 @@ class BundleModel(PythonModel):
     """Predicts label maps with a bundle.
 
     An image is a path that this machine can read (a file, or the folder of a DICOM series), a list of paths (one per
-    channel), or an array ``(C, *spatial)`` or ``(*spatial)``; a picture is ``(x, y)``. An array needs its geometry in
-    `params`: ``affine``, 16 numbers row by row, from voxel indices to RAS millimetres. A picture needs at most
-    ``spacing_mm``, two numbers.
+    channel), or an array ``(C, *spatial)`` or ``(*spatial)``; an array of pixels is ``(x, y)``. A volume as an array
+    needs its geometry in `params`: ``affine``, 16 numbers row by row, from voxel indices to RAS millimetres. An image
+    in the plane can have ``spacing_mm``, two numbers.
 
     The result is an array ``(*spatial)`` with the label values of the data set, on the grid of the image: what
-    ``medunet predict`` writes.
-
-    The serving endpoint takes ``{"inputs": [IMAGE, ...], "params": {...}}``. MLflow rejects its other formats
-    (``instances``, ``dataframe_split``, ``dataframe_records``) for models whose input is not a table.
+    ``medunet predict`` writes. The serving endpoint takes ``{"inputs": [IMAGE, ...], "params": {...}}``; MLflow rejects
+    its other formats for models whose input is not a table.
 
     An untrusted bundle is rejected unless this user has trusted it before, or ``MEDUNET_TRUST`` in the environment has
-    its hash, which the message names: see :func:`medunet.trust.judge`.
+    its hash, which the message names.
 
-    Example::
+    Examples::
 
         model = mlflow.pyfunc.load_model("models:/NAME/1")
         model.predict("scan.nii.gz")  # an array
@@ -97,7 +92,7 @@ class BundleModel(PythonModel):
         """Load the bundle beside the model.
 
         Raises:
-            SecurityError: the bundle is not trusted; nothing of it was run.
+            SecurityError: the bundle is not trusted; none of its code was run.
         """
         self._lock = threading.Lock()  # a server may ask from several threads
         self.predictor = Predictor(context.artifacts["bundle"], device=os.environ.get(DEVICE_VARIABLE, "auto"))
@@ -106,7 +101,7 @@ class BundleModel(PythonModel):
         """Return a label map for an image, or a list of them for a list of images.
 
         Args:
-            context: MLflow's.
+            context: context of MLflow.
             model_input: an image or a list of images; MLflow infers no schema from this type hint.
             params: ``affine`` or ``spacing_mm`` of arrays.
 
@@ -146,26 +141,21 @@ class BundleModel(PythonModel):
         numbers, spacing = ([float(value) for value in params.get(key) or ()] for key in ("affine", "spacing_mm"))
         if numbers and spacing:
             raise GeometryError("give affine or spacing_mm, not both")
-        if numbers:
-            if len(numbers) != 16:
-                raise GeometryError("affine must have 16 numbers, row by row", received=len(numbers))
-            return np.reshape(numbers, (4, 4))
-        if not spacing:
-            return None
-        if self.predictor.spatial_dims != 2 or len(spacing) != 2:
-            raise GeometryError(
-                "spacing_mm must have two numbers and is for images in the plane; a volume also has an orientation",
-                received=spacing,
-                expected="spacing_mm" if self.predictor.spatial_dims == 2 else "affine",
-            )
-        return np.diag([*spacing, 1.0, 1.0])
+        if len(numbers) not in (0, 16):
+            raise GeometryError("affine must have 16 numbers, row by row", received=len(numbers))
+        if spacing and (self.predictor.spatial_dims, len(spacing)) != (2, 2):
+            cause = "spacing_mm must have two numbers and is for images in the plane; a volume also has an orientation"
+            raise GeometryError(cause, received=spacing)
+        if spacing:
+            return np.diag([*spacing, 1.0, 1.0])
+        return np.reshape(numbers, (4, 4)) if numbers else None
 
 
 def signature(spatial_dims: int) -> ModelSignature:
     """Return the signature of a model: anything that :class:`BundleModel` knows as an image, and a label map.
 
-    A schema of MLflow is for columns of scalars or for arrays of one shape, not for paths as well as arrays. Marked as
-    derived from type hints, it describes the model, and MLflow leaves checking to the model.
+    MLflow's schemas are for columns of scalars or arrays of one shape. Marked as derived from type hints, the schema
+    only describes, and MLflow leaves checking to the model.
     """
     schema = ModelSignature(
         inputs=Schema([ColSpec(AnyType())]),
@@ -176,27 +166,32 @@ def signature(spatial_dims: int) -> ModelSignature:
     return schema
 
 
-def save_model(packed: Path, folder: Path) -> Path:
-    """Write the MLflow model of a packed bundle (ZIP) into a new folder, without a server."""
-    with _unpacked(packed) as bundle:
-        _save(bundle, folder)
-    return folder
+def save_model(bundle: Path, folder: Path, **options: Any) -> None:
+    """Write the MLflow model of a copied bundle into a new folder; `options` are those of MLflow's `save_model`."""
+    code = bundle.with_name("model_code.py")  # MLflow stores its path, which must not be that of the installation
+    code.write_text(CODE, encoding="utf-8")
+    # MLflow would otherwise load the model in another process to find the requirements
+    requirements = [f"{name}=={version}" for name, version in {"medunet": medunet.__version__, **versions()}.items()]
+    pyfunc.save_model(
+        str(folder),
+        python_model=str(code),
+        artifacts={"bundle": str(bundle)},
+        signature=signature(read_json(bundle / "configs" / "inference.json")["spatial_dims"]),
+        input_example=EXAMPLE,
+        pip_requirements=requirements,
+        **options,
+    )
 
 
-def log_model(packed: Path, *, client: MlflowClient, run_id: str, name: str = "", time: int | None = None) -> None:
-    """Log a packed bundle (ZIP) as the model of a run; repeated, it completes what an interrupted call has begun.
+def log_model(bundle: Path, *, client: MlflowClient, run_id: str, name: str, time: int | None) -> None:
+    """Log a copied bundle as the model of a run, and register it unless `name` is empty.
 
-    Args:
-        packed: ZIP file of a bundle.
-        client: client of the tracking store.
-        run_id: the run.
-        name: name of the registered model that gets a version; empty: nothing is registered.
-        time: milliseconds since 1970 that the model's metrics get; by default now.
+    `time` is the time of the model's metrics. A second call completes what an interrupted one has begun.
     """
     run = client.get_run(run_id)
     known = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'")
     ready = [model for model in known if str(model.status) == str(LoggedModelStatus.READY)]
-    model = ready[0] if ready else _upload(packed, client, run, time)
+    model = ready[0] if ready else _upload(bundle, client, run, time)
     if not name or client.search_model_versions(f"run_id = '{run_id}'"):
         return
     try:
@@ -210,28 +205,24 @@ def log_model(packed: Path, *, client: MlflowClient, run_id: str, name: str = ""
 
 
 def model_name(text: str) -> str:
-    """A name that a registry accepts.
+    """Return a name that a registry accepts.
 
-    Example:
+    Examples:
         >>> model_name("runs: a/b")
         'runs_a_b'
     """
     return re.sub(r"[^\w.-]+", "_", text).strip("_") or "medunet"
 
 
-def _upload(packed: Path, client: MlflowClient, run: Run, time: int | None) -> LoggedModel:
+def _upload(bundle: Path, client: MlflowClient, run: Run, time: int | None) -> LoggedModel:
     """Log a model as MLflow's `log_model` does, but to the store of this client instead of the process's one."""
-    run_id = run.info.run_id
+    run_id, folder = run.info.run_id, bundle.with_name("model")
     model = client.create_logged_model(
         run.info.experiment_id, name=ARTIFACT, source_run_id=run_id, params=run.data.params
     )
-    description = Model(
-        artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
-    )
-    with _unpacked(packed) as bundle:
-        folder = bundle.with_name("model")
-        _save(bundle, folder, mlflow_model=description)
-        client.log_model_artifacts(model.model_id, str(folder))
+    ids = {"model_uuid": model.model_id, "model_id": model.model_id, "run_id": run_id}
+    save_model(bundle, folder, mlflow_model=Model(artifact_path=model.artifact_location, **ids))
+    client.log_model_artifacts(model.model_id, str(folder))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     epoch = int(run.data.metrics.get(f"{KEPT}epoch", 0))
@@ -239,29 +230,3 @@ def _upload(packed: Path, client: MlflowClient, run: Run, time: int | None) -> L
         if key.startswith(KEPT):  # the others are those of the last epoch, whose weights the model need not have
             client.log_metric(run_id, key.removeprefix(KEPT), value, time, epoch, model_id=model.model_id)
     return model
-
-
-@contextmanager
-def _unpacked(packed: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as temporary:
-        bundle = Path(temporary) / "bundle"
-        with zipfile.ZipFile(packed) as archive:
-            archive.extractall(bundle)
-        yield bundle
-
-
-def _save(bundle: Path, folder: Path, **options: Any) -> None:
-    config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
-    code = bundle.with_name("model_code.py")  # MLflow notes its path, which must not be that of the installation
-    code.write_text(CODE, encoding="utf-8")
-    # MLflow would otherwise load the model in another process to find the requirements
-    requirements = [f"{name}=={version}" for name, version in {"medunet": medunet.__version__, **versions()}.items()]
-    pyfunc.save_model(
-        str(folder),
-        python_model=str(code),
-        artifacts={"bundle": str(bundle)},
-        signature=signature(config["spatial_dims"]),
-        input_example=EXAMPLE,
-        pip_requirements=requirements,
-        **options,
-    )

@@ -1,4 +1,4 @@
-"""The environment of a run: versions, hardware, revision of the code, system metrics. Nothing about who and where."""
+"""The environment of a run: versions, hardware, revision of the code, system metrics; no users and no host names."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .server import now
 
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it logs its start and its end
 
+# packages whose versions are parameters of a run and requirements of its model
 MAIN_PACKAGES = ("torch", "monai", "pytorch-ignite", "mlflow", "numpy", "nibabel", "SimpleITK", "pydicom")
-"""Packages whose versions are parameters of a run and requirements of its model."""
 
 GIT_SECONDS = 5.0
 INTERVAL_SECONDS = 10.0  # between two samples, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL is set
@@ -57,27 +57,31 @@ def versions() -> dict[str, str]:
 
 def packages() -> str:
     """Return all installed packages, one ``name==version`` per line."""
-    found = {str(dist.metadata["Name"]): dist.version for dist in importlib.metadata.distributions()}
-    return "".join(f"{name}=={found[name]}\n" for name in sorted(found, key=str.lower))
+    installed = {str(dist.metadata["Name"]): dist.version for dist in importlib.metadata.distributions()}
+    return "".join(f"{name}=={installed[name]}\n" for name in sorted(installed, key=str.lower))
 
 
-def git_revision(folder: Path | None = None) -> dict[str, str]:
-    """Return the commit of a checkout, by default medunet's own, and whether it has changes; empty if there is none."""
-    folder = Path(medunet.__file__).parent if folder is None else folder
-    commit = _git(folder, "rev-parse", "HEAD")
-    if not commit:
-        return {}
-    changed = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
-    return {"commit": commit, "changed": str(changed).lower()}
+def git_revision() -> dict[str, str]:
+    """Return the commit of medunet's checkout, and whether it has changes; empty for an installed package."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(medunet.__file__).parent), *words]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(
+                command, capture_output=True, text=True, timeout=GIT_SECONDS, check=True
+            ).stdout.strip()
+        return ""
+
+    commit = git("rev-parse", "HEAD")
+    changed = bool(commit and git("status", "--porcelain", "--untracked-files=no"))
+    return {"commit": commit, "changed": str(changed).lower()} if commit else {}
 
 
 class SystemMetrics(SystemMetricsMonitor):
     """MLflow's monitor of processor, memory, disk, network and, with `nvidia-ml-py`, GPUs; samples go to a file.
 
-    MLflow's own thread ends the first time that its server does not answer. This one asks no server.
-
-    Args:
-        path: gets one line per sample: points ``[key, value, milliseconds since 1970, number of the sample]``.
+    MLflow's own thread ends the first time that its server does not answer. This one needs no server. Each line of the
+    file at `path` is one sample: points ``[key, value, milliseconds since 1970, number of the sample]``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,12 +107,3 @@ class SystemMetrics(SystemMetricsMonitor):
         self._logging_step += 1
         for monitor in self.monitors:
             monitor.clear_metrics()
-
-
-def _git(folder: Path, *words: str) -> str:
-    command = ["git", "-C", str(folder), *words]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,11 @@ from .server import PATIENT_SECONDS, PROBE_SECONDS, Server, limits, now
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 60.0  # seconds that the end of a training run may wait for the digest of the data set
 TIME_SHARE = 0.02  # of the training run that sending may take: after a delay of 1 s, 50 s pass without
 REMEDY = "start the server, or train with --tracking-uri '' to go without"
 
 
+@dataclass(kw_only=True, eq=False)
 class TrackingHandler:
     """Logs a training run to MLflow; by default to a SQLite file beside the run.
 
@@ -45,21 +46,21 @@ class TrackingHandler:
     trainer has none, this handler attaches its own, which writes ``folder/history.json``.
 
     Everything that MLflow gets is first written to the run's folder: ``tracking.json`` (tags, parameters, what was
-    sent), ``tracking/`` (files), ``history.json`` and ``system_metrics.jsonl``. Training never waits long for a server:
-    if it is down before the training run, that is an error, because nothing is lost yet; later it is one warning.
-    What it misses is sent when it answers again, when the run is resumed, or by ``medunet runs sync``.
+    sent), ``tracking/`` (files), ``history.json`` and ``system_metrics.jsonl``. A server that is down before the
+    training run is an error; later it is one warning. What it misses is sent when it answers again, when the run is
+    resumed, or by ``medunet runs sync``.
 
     Cases are numbered and absolute paths are removed: nothing logged names a patient. ``folder/cases.json`` has the
     names.
 
     Args:
-        tracking_uri: ``sqlite:///...`` or the address of a server; ``None`` or ``""`` turns tracking off.
+        tracking_uri: ``sqlite:///...`` or the address of a server; ``None`` or ``""`` disables tracking.
         folder: the output folder of the training run.
-        training_dir: folder that the folds of one training share; by default each run is a training of its own.
+        training_dir: folder that the folds of one training share. Default: each run is a training of its own.
         bundle_root: the bundle that is trained.
-        dataset_dir: its data; the folder's name is logged.
+        dataset_dir: folder of the data set; its name is logged.
         experiment_name: MLflow experiment.
-        run_name: name of the parent run; by default the name of the training's folder.
+        run_name: name of the parent run. Default: the name of the training's folder.
         fold: number of the fold.
         datasets: training and validation data, with ``data`` as of :func:`medunet.datasets.datalist`.
         validator: evaluator whose metrics are logged in the epochs in which it ran.
@@ -74,48 +75,31 @@ class TrackingHandler:
         is_writer: False on all but the first process.
     """
 
-    def __init__(
-        self,
-        *,
-        tracking_uri: str | None,
-        folder: str,
-        training_dir: str | None = None,
-        bundle_root: str | None = None,
-        dataset_dir: str | None = None,
-        experiment_name: str = "medunet",
-        run_name: str | None = None,
-        fold: int = 0,
-        datasets: Sequence[Any] = (),
-        validator: Any = None,
-        class_names: Sequence[str] = (),
-        params: Mapping[str, Any] | None = None,
-        regions: Sequence[Sequence[int]] = (),
-        pictures: bool = True,
-        system_metrics: bool = True,
-        model: bool = True,
-        resume: bool = False,
-        patience: float = PATIENCE,
-        is_writer: bool = True,
-    ) -> None:
-        self.tracking_uri = tracking_uri
-        self.folder = Path(folder)
-        self.bundle_root = Path(bundle_root) if bundle_root else None
-        self.training_dir = Path(training_dir) if training_dir else self.bundle_root or self.folder
-        self.dataset_dir = Path(dataset_dir) if dataset_dir else None
-        self.experiment_name = experiment_name
-        self.run_name = run_name or self.training_dir.resolve().name
-        self.fold = fold
-        self.datasets = tuple(datasets)
-        self.validator = validator
-        self.class_names = tuple(class_names)
-        self.params = dict(params or {})
-        self.regions = regions
-        self.pictures = pictures
-        self.system_metrics = system_metrics
-        self.model = model
-        self.resume = resume
-        self.patience = patience
-        self.is_writer = is_writer
+    tracking_uri: str | None
+    folder: str
+    training_dir: str | None = None
+    bundle_root: str | None = None
+    dataset_dir: str | None = None
+    experiment_name: str = "medunet"
+    run_name: str | None = None
+    fold: int = 0
+    datasets: Sequence[Any] = ()
+    validator: Any = None
+    class_names: Sequence[str] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
+    regions: Sequence[Sequence[int]] = ()
+    pictures: bool = True
+    system_metrics: bool = True
+    model: bool = True
+    resume: bool = False
+    patience: float = 60.0
+    is_writer: bool = True
+
+    def __post_init__(self) -> None:
+        self._bundle = Path(self.bundle_root) if self.bundle_root else None
+        self._training = Path(self.training_dir or self.bundle_root or self.folder)
+        self._name = self.run_name or self._training.resolve().name
+        self._parent_file, self._record_file = self._training / PARENT_NAME, Path(self.folder) / RECORD_NAME
         self._cases: ValidationCases | None = None
         self._deliveries: tuple[Delivery, ...] = ()  # to the run and its parent; empty outside of a training run
 
@@ -124,13 +108,11 @@ class TrackingHandler:
         if not self.tracking_uri or not self.is_writer:
             return
         names = [str(item.get("name", "")) for dataset in self.datasets for item in getattr(dataset, "data", ())]
-        self.codes = CaseCodes(names)
+        self._codes = CaseCodes(names)
         if self.validator is not None:
-            options: dict[str, Any] = {"codes": self.codes, "regions": self.regions, "pictures": self.pictures}
+            options: dict[str, Any] = {"codes": self._codes, "regions": self.regions, "pictures": self.pictures}
             self._cases = ValidationCases(self.validator, class_names=self.class_names, **options)
-            self._cases.attach(self.validator)
         engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.EPOCH_STARTED, self.epoch_started)
         engine.add_event_handler(Events.COMPLETED, self.complete)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
 
@@ -140,31 +122,30 @@ class TrackingHandler:
         Raises:
             ConfigError: the store of a new training run cannot be used.
         """
-        # registered only now, so that it runs after all other handlers of an epoch (validation, history, checkpoint)
         if not engine.has_event_handler(self.epoch_completed, Events.EPOCH_COMPLETED):
+            handlers = [handler for handler, *_ in engine._event_handlers[Events.EPOCH_COMPLETED]]
+            if not any(isinstance(getattr(handler, "__self__", None), HistoryHandler) for handler in handlers):
+                options = {"validator": self.validator, "class_names": self.class_names[1:], "resume": self.resume}
+                history = HistoryHandler(self.folder, optimizer=engine.optimizer, **options)
+                history.attach(engine)
+                history.start(engine)
+            # registered now, so that it runs after all other handlers of an epoch (validation, history, checkpoint)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
         server = Server(str(self.tracking_uri), experiment_name=self.experiment_name)
         is_new = self._open(server)
-        write_atomically(self.folder / CASES_NAME, json.dumps(self.codes.codes, indent=1, ensure_ascii=False))
+        write_atomically(Path(self.folder) / CASES_NAME, json.dumps(self._codes, indent=1, ensure_ascii=False))
         self._describe(engine, is_new=is_new)
-        self._deliveries = (Delivery(server, self._record_file), Delivery(server, self._parent_file))
+        self._server, self._deliveries = (
+            server,
+            tuple(Delivery(server, f) for f in (self._record_file, self._parent_file)),
+        )
         self._is_silent, self._silent_until = False, 0.0
         self._deliver()  # now, so that MONAI's handler (`--tracking mlflow`) finds the run
-        self._work, self._ended = ThreadPoolExecutor(1, "medunet-tracking"), threading.Event()
+        self._worker, self._ended = ThreadPoolExecutor(1, "medunet-tracking"), threading.Event()
         self._later(self._log_datasets)
-        self._system = SystemMetrics(self.folder / SAMPLES_NAME) if self.system_metrics else None
+        self._system = SystemMetrics(Path(self.folder) / SAMPLES_NAME) if self.system_metrics else None
         if self._system is not None:
             self._system.start()
-
-    def epoch_started(self, engine: Any) -> None:
-        """Keep a history if the trainer has no handler for it."""
-        if self._deliveries and not hasattr(engine.state, "history"):
-            options = {"validator": self.validator, "class_names": self.class_names[1:], "resume": self.resume}
-            history = HistoryHandler(str(self.folder), optimizer=engine.optimizer, **options)
-            engine.remove_event_handler(self.epoch_completed, Events.EPOCH_COMPLETED)  # it runs after the history
-            history.attach(engine)
-            history.start(engine)
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
 
     def epoch_completed(self, engine: Any) -> None:
         """Send the newest entry of the history; draw cases in the background, which takes longer than a step."""
@@ -172,9 +153,8 @@ class TrackingHandler:
             return
         if self._cases is not None and self._is_shown(engine):
             self._later(partial(self._write, "validation/cases.csv", self._cases.table()))
-            for rank, draw in (self._cases.selected() if self.pictures else {}).items():
-                path = f"validation/epoch_{engine.state.epoch:05d}_{rank}.png"
-                self._later(partial(self._draw, path, draw))
+            for rank, draw in self._cases.selected().items():
+                self._later(partial(self._write, f"validation/epoch_{engine.state.epoch:05d}_{rank}.png", draw))
         if time.monotonic() >= self._silent_until:
             self._deliver()
 
@@ -189,59 +169,51 @@ class TrackingHandler:
         if engine._event_handlers[Events.EXCEPTION_RAISED][-1][0] == self.failed:
             raise error
 
-    @property
-    def _parent_file(self) -> Path:
-        return self.training_dir / PARENT_NAME
-
-    @property
-    def _record_file(self) -> Path:
-        return self.folder / RECORD_NAME
-
     def _open(self, server: Server) -> bool:
-        """Write the records of the run and its parent if they are missing; returns whether the run is new."""
+        """Write the records of the run and its parent if they are missing; return whether the run is new."""
         fold, begun, tags = str(self.fold), now(), _common_tags()
         own = RunRecord.load(self._record_file, uri=server.name) if self.resume else None
-        self.training_dir.mkdir(parents=True, exist_ok=True)
-        with lock(self.training_dir / f".{PARENT_NAME}.open"):  # folds that start simultaneously share a parent
+        self._training.mkdir(parents=True, exist_ok=True)
+        with lock(self._training / f".{PARENT_NAME}.open"):  # folds that start simultaneously share a parent
             parent = RunRecord.load(self._parent_file, uri=server.name)
             if parent is None or (own is None and fold in parent.folds):
                 # MONAI's handler takes the unfinished run that began first, which must be the fold
-                parent = RunRecord(server.name, self.experiment_name, self.run_name, begun + 1)
+                parent = RunRecord(server.name, self.experiment_name, self._name, begun + 1)
                 parent.tags = {"medunet.kind": "training", **tags}
                 with server.required(purpose="cannot log to MLflow", remedy=REMEDY):
                     parent.run_id = server.create_run(**parent.creation)
                 write_atomically(self._parent_file, parent.text)
                 own = None
-            with RunRecord.edit(self._parent_file) as noted:
-                noted.folds.setdefault(fold, {})
+            with RunRecord.edit(self._parent_file) as stored:
+                stored.folds.setdefault(fold, {})
         if own is not None:
             return False
         if not self.resume:  # files of an earlier run in this folder
             shutil.rmtree(self._record_file.with_suffix(""), ignore_errors=True)
-            (self.folder / SAMPLES_NAME).unlink(missing_ok=True)
-        own = RunRecord(server.name, self.experiment_name, f"{self.run_name} fold {fold}", begun)
+            self._record_file.with_name(SAMPLES_NAME).unlink(missing_ok=True)
+        own = RunRecord(server.name, self.experiment_name, f"{self._name} fold {fold}", begun)
         own.tags = {"medunet.kind": "fold", "medunet.fold": fold, MLFLOW_PARENT_RUN_ID: parent.run_id, **tags}
         write_atomically(self._record_file, own.text)
         return True
 
     def _describe(self, engine: Any, *, is_new: bool) -> None:
-        """Note parameters, configuration and environment in the records of the run and its parent."""
-        files = {} if self.bundle_root is None else text_files(self.bundle_root, self.codes)
+        """Write parameters, configuration and environment to the records of the run and its parent."""
+        files = {} if self._bundle is None else text_files(self._bundle, self._codes)
         config = json.loads(files.get("configs/train.json", "{}"))
-        given = anonymous_config({key: _plain(value) for key, value in self.params.items()}, self.codes)
-        surroundings = environment()
+        given = anonymous_config({key: _plain(value) for key, value in self.params.items()}, self._codes)
+        machine = environment()
         params = flat_parameters({**config, **given, "max_epochs": engine.state.max_epochs})
-        params |= {f"version::{name}": version for name, version in surroundings["packages"].items()}
-        params |= {f"device::{name}": show(value) for name, value in surroundings["device"].items()}
+        params |= {f"version::{name}": version for name, version in machine["packages"].items()}
+        params |= {f"device::{name}": show(value) for name, value in machine["device"].items()}
         origin = json.loads(files.get(CHANGES, "{}"))
         changed = changed_parameters(origin.get("changed", {}))
-        for file, left_out in ((self._parent_file, {"fold"}), (self._record_file, set())):  # the parent has all folds
-            differing = {key: pair for key, pair in changed.items() if key not in left_out}
+        for file, left_out in ((self._parent_file, "fold"), (self._record_file, "")):  # the parent has all folds
+            differing = {key: pair for key, pair in changed.items() if key != left_out}
             with RunRecord.edit(file) as record:
                 record.status, record.end_time, record.is_synced = "RUNNING", None, False
                 record.sent_epoch = min(record.sent_epoch, engine.state.epoch)
                 if is_new:  # MLflow rejects another value, such as more epochs
-                    record.params = {key: value for key, value in params.items() if key not in left_out} | record.params
+                    record.params = {key: value for key, value in params.items() if key != left_out} | record.params
                 if origin:
                     record.tags[MLFLOW_RUN_NOTE] = describe(str(origin.get("bundle", "")), differing)
                 if differing:
@@ -249,39 +221,31 @@ class TrackingHandler:
         for name, text in files.items():
             if not name.endswith("LICENSE"):
                 self._write(name.replace("configs/", "config/", 1), text)
-        self._write("environment/environment.json", json.dumps({**surroundings, "git": git_revision()}, indent=2))
+        self._write("environment/environment.json", json.dumps({**machine, "git": git_revision()}, indent=2))
         self._write("environment/requirements.txt", packages())
 
-    def _write(self, name: str, content: str | bytes) -> None:
+    def _write(self, name: str, content: str | bytes | Callable[[], bytes]) -> None:
         """Write a file that becomes an artifact of the run."""
-        write_atomically(self._record_file.with_suffix("") / name, content)
-
-    def _draw(self, name: str, draw: Callable[[], bytes]) -> None:
-        self._write(name, draw())
+        write_atomically(self._record_file.with_suffix("") / name, content() if callable(content) else content)
 
     def _deliver(self) -> None:
         """Send what is new. A failure is one warning; a slow server is left alone for a while."""
         begun = time.monotonic()
         try:
-            with limits(PROBE_SECONDS):
-                for delivery in self._deliveries:
-                    delivery.run()
+            self._send(PROBE_SECONDS)
             self._is_silent = False
         except Exception as error:  # MLflow raises many types, and none of them may end a training run
             if not self._is_silent:
                 text = "MLflow at %s (%s) is not used for now; training continues, " + LATER
-                logger.warning(text, self._server.name, self._server.describe(error), self._run_folder)
+                logger.warning(text, self._server.name, self._server.describe(error), self._bundle or self.folder)
             self._is_silent = True
         ended = time.monotonic()
         self._silent_until = ended + (ended - begun) / TIME_SHARE
 
-    @property
-    def _server(self) -> Server:
-        return self._deliveries[0].server
-
-    @property
-    def _run_folder(self) -> Path:
-        return self.bundle_root or self.folder
+    def _send(self, seconds: int) -> None:
+        with limits(seconds):
+            for delivery in self._deliveries:
+                delivery.run()
 
     def _later(self, work: Callable[[], object]) -> None:
         """Do work that takes longer than a step in another thread; an error is a warning."""
@@ -292,10 +256,10 @@ class TrackingHandler:
             except Exception as error:
                 logger.warning("not logged to MLflow: %s", error, exc_info=True)
 
-        self._newest: Future[None] = self._work.submit(guarded)
+        self._newest: Future[None] = self._worker.submit(guarded)
 
     def _is_shown(self, engine: Any) -> bool:
-        """Whether weights of this epoch are kept, and it is the best so far or the last."""
+        """Return whether weights of this epoch are kept, and it is the best so far or the last."""
         epoch, state = engine.state.epoch, self.validator.state
         if not epoch == state.epoch == getattr(engine.state, "kept_epoch", 0):
             return False
@@ -303,7 +267,7 @@ class TrackingHandler:
         return bool(is_end or epoch == getattr(state, "best_metric_epoch", 0))
 
     def _log_datasets(self) -> None:
-        name = self.dataset_dir.resolve().name if self.dataset_dir is not None else "dataset"
+        name = Path(self.dataset_dir).resolve().name if self.dataset_dir else "dataset"
         parts = [[item for item in getattr(one, "data", ()) if isinstance(item, Mapping)] for one in self.datasets]
         record = partial(dataset_record, name, stop=self._ended.is_set)
         contexts = zip(parts, ("training", "validation"), strict=False)
@@ -320,18 +284,17 @@ class TrackingHandler:
             return
         if self._system is not None:
             self._system.finish()
-        wait([self._newest], timeout=self.patience if status == "FINISHED" else min(self.patience, 10.0))
+        is_finished = status == "FINISHED"
+        wait([self._newest], timeout=self.patience if is_finished else min(self.patience, 10.0))
         self._ended.set()
-        self._work.shutdown(cancel_futures=True)
+        self._worker.shutdown(cancel_futures=True)
         try:
             self._log_end(engine, status)
             self._server.probe()
-            with limits(PATIENT_SECONDS if status == "FINISHED" else PROBE_SECONDS):
-                for delivery in self._deliveries:
-                    delivery.run()
+            self._send(PATIENT_SECONDS if is_finished else PROBE_SECONDS)
         except Exception as error:  # the run is trained; it must not end in an error
             text = "the end of the training run is not in MLflow (%s); " + LATER
-            logger.warning(text, self._server.describe(error), self._run_folder)
+            logger.warning(text, self._server.describe(error), self._bundle or self.folder)
         self._deliveries = ()
 
     def _log_end(self, engine: Any, status: str) -> None:
@@ -341,10 +304,10 @@ class TrackingHandler:
         with RunRecord.edit(self._record_file) as run:
             run.status, run.end_time = status, time
             run.add(best, time=time, step=int(best.get("best_epoch", 0)))
-            if self.model and self.bundle_root and (self.bundle_root / "models" / "model.pt").is_file():
-                is_alone = self.training_dir.resolve() == self.bundle_root.resolve()  # else the ensemble is registered
-                run.bundle = os.path.relpath(self.bundle_root, self.folder)
-                run.model = model_name(self.run_name) if is_alone else ""
+            if self.model and self._bundle and (self._bundle / "models" / "model.pt").is_file():
+                is_alone = self._training.resolve() == self._bundle.resolve()  # else the ensemble is registered
+                run.bundle = os.path.relpath(self._bundle, self.folder)
+                run.model = model_name(self._name) if is_alone else ""
         with RunRecord.edit(self._parent_file) as parent:
             parent.status, parent.end_time = status, time
             if best:
@@ -355,7 +318,7 @@ class TrackingHandler:
                 parent.add(means, time=time, step=len(trained))
 
     def _best(self, engine: Any) -> dict[str, float]:
-        """The metrics of the epoch with the best validation, and of the one whose weights are kept."""
+        """Return the metrics of the epoch with the best validation, and of the one whose weights are kept."""
         state = getattr(self.validator, "state", None)
         metric = getattr(state, "best_metric", None)
         if state is None or metric is None or state.best_metric_epoch < 1:

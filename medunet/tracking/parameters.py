@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from medunet.config import leaves
+
+# wiring that is the same in all runs, and paths; the whole config is an artifact
 SKIPPED = {"imports", "train", "validate", "initialize", "run", "training", "finalize"}
 SKIPPED |= {"bundle_root", "dataset_dir", "resume"}
-"""Wiring that is the same in all runs, and paths. The whole config is an artifact."""
 
 
 def flat_parameters(config: Mapping[str, Any]) -> dict[str, str]:
     """Return values by config id, without expressions and references, whose value a config does not have.
 
-    Example:
+    Examples:
         >>> flat_parameters({"epochs": 3, "network_def": {"channels": [4, 8], "spatial_dims": "@dims"}})
         {'epochs': '3', 'network_def::channels': '[4, 8]'}
     """
-    return {key: show(value) for key, value in _leaves(config) if not _is_expression(value)}
+    values = leaves({key: value for key, value in config.items() if key not in SKIPPED})
+    return {id_: show(value) for id_, value in values.items() if not _is_expression(value)}
 
 
 def changed_parameters(changes: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return the preset's value and the run's by id, from the ``{id: [preset, run]}`` of ``docs/changes.json``."""
-    chosen = {id_: pair for id_, pair in changes.items() if id_.partition("::")[0] not in SKIPPED}
-    return {id_: (show(before), show(after)) for id_, (before, after) in chosen.items()}
+    selected = {id_: pair for id_, pair in changes.items() if id_.partition("::")[0] not in SKIPPED}
+    return {id_: (show(before), show(after)) for id_, (before, after) in selected.items()}
 
 
 def describe(base: str, changed: Mapping[str, tuple[str, str]]) -> str:
@@ -36,7 +39,7 @@ def describe(base: str, changed: Mapping[str, tuple[str, str]]) -> str:
 
 
 def show(value: Any) -> str:
-    """Return a text as it is, and anything else as JSON."""
+    """Return a text unchanged, and anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -47,15 +50,3 @@ def _cell(text: str) -> str:
 def _is_expression(value: Any) -> bool:
     texts = value if isinstance(value, list) else [value]
     return any(isinstance(text, str) and text.startswith(("$", "@", "%")) for text in texts)
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            if prefix or key not in SKIPPED:
-                yield from _leaves(inner, f"{prefix}::{key}" if prefix else str(key))
-    elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
-        for index, inner in enumerate(value):
-            yield from _leaves(inner, f"{prefix}::{index}")
-    else:
-        yield prefix, value

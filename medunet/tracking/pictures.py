@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 
 from medunet.reports import ClassCodes, render_overlay
 
@@ -19,14 +19,11 @@ from .anonymous import CaseCodes
 
 
 class ValidationCases:
-    """Keeps the predictions of the newest validation, compressed, and selects cases to look at.
+    """The compressed predictions of the newest validation; selects cases to look at.
 
-    Args:
-        validator: MONAI's evaluator, whose data have a `name` and whose key metric has one value per case and class.
-        class_names: all classes, background first.
-        codes: codes of the cases.
-        regions: class indices of each class if classes overlap; predictions are then one mask per class.
-        pictures: keep predictions for pictures; otherwise there is only the table.
+    The data of `validator` have a `name`, and its key metric has one value per case and class. `class_names` has all
+    classes, background first. If classes overlap, `regions` has the class indices of each one. Without `pictures` there
+    is only the table.
     """
 
     def __init__(
@@ -35,18 +32,15 @@ class ValidationCases:
         *,
         class_names: Sequence[str],
         codes: CaseCodes,
-        regions: Sequence[Sequence[int]] = (),
-        pictures: bool = True,
+        regions: Sequence[Sequence[int]],
+        pictures: bool,
     ) -> None:
         self.validator = validator
-        self.class_names = tuple(class_names)
+        self.class_names = class_names
         self.codes = codes
-        self.regions = tuple(tuple(region) for region in regions)
+        self.regions = regions
         self.pictures = pictures
         self._cases: list[tuple[str, tuple[int, ...], bytes]] = []  # name, shape, prediction
-
-    def attach(self, validator: Engine) -> None:
-        """Register with the validator."""
         validator.add_event_handler(Events.STARTED, self._cases.clear)
         validator.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
 
@@ -68,7 +62,7 @@ class ValidationCases:
             return []
         # gathered from all processes in the order of their ranks, so the first process's come first
         rows = zip(self._cases, details.float().tolist(), strict=False)
-        return [(self.codes[name], list(row)) for (name, _, _), row in rows]
+        return [(self.codes[name], row) for (name, _, _), row in rows]
 
     def table(self) -> str:
         """Return the Dice of every case and class as CSV."""
@@ -87,18 +81,18 @@ class ValidationCases:
         if not order:
             return {}
         dataset = self.validator.data_loader.dataset
-        places = {str(item.get("name", "")): index for index, item in enumerate(dataset.data)}
-        drawn: dict[int, str] = {}
+        positions = {str(item.get("name", "")): index for index, item in enumerate(dataset.data)}
+        ranks: dict[int, str] = {}
         for rank, index in (("worst", order[0]), ("best", order[-1]), ("median", order[len(order) // 2])):
-            if self._cases[index][0] in places:
-                drawn.setdefault(index, rank)
-        return {rank: self._drawing(rank, index, means[index], dataset, places) for index, rank in drawn.items()}
+            ranks.setdefault(index, rank)
+        return {
+            rank: self._drawing(index, dataset[positions[name]], f"{rank}: {self.codes[name]}, Dice {means[index]:.3f}")
+            for index, rank in ranks.items()
+            if (name := self._cases[index][0]) in positions
+        }
 
-    def _drawing(
-        self, rank: str, index: int, mean: float, dataset: Any, places: Mapping[str, int]
-    ) -> Callable[[], bytes]:
-        name, shape, packed = self._cases[index]
-        item = dataset[places[name]]
+    def _drawing(self, index: int, item: Mapping[str, Any], title: str) -> Callable[[], bytes]:
+        _, shape, packed = self._cases[index]
         pred, ref = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape), np.asarray(item["label"])[0]
         labels: Mapping[str, int | Sequence[int]] = {name: value for value, name in enumerate(self.class_names)}
         if self.regions:
@@ -106,21 +100,13 @@ class ValidationCases:
             codes, members = ClassCodes(names), dict(zip(names, self.regions, strict=True))
             ref, pred = (codes.encode(array, members) for array in (ref, pred))
             labels = codes.labels(background)
-        title = f"{rank}: {self.codes[name]}, Dice {mean:.3f}"
         return partial(render_overlay, item["image"], pred, ref, labels=labels, title=title)
 
 
 def indices_of_masks(masks: np.ndarray, regions: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return the map of class indices that has these masks, the inverse of :class:`medunet.transforms.RegionMasksd`.
+    """Return the class indices `(*spatial)` of masks `(regions, *spatial)`: the inverse of `RegionMasksd`.
 
-    Args:
-        masks: `(regions, *spatial)`, above 0 inside.
-        regions: class indices of each region.
-
-    Returns:
-        `(*spatial)`, uint8; 0 outside of all regions.
-
-    Example:
+    Examples:
         >>> indices_of_masks(np.array([[0, 1, 1], [0, 0, 1]]), [[1, 2], [2]]).tolist()
         [0, 1, 2]
     """

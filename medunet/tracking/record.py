@@ -22,7 +22,7 @@ from medunet.errors import DataError
 from medunet.files import lock, write_atomically
 from medunet.training import HISTORY_NAME
 
-from .anonymous import CaseCodes, pack_bundle
+from .anonymous import CaseCodes, copy_bundle, zip_folder
 from .bundle_model import log_model
 from .server import Server
 
@@ -35,8 +35,8 @@ CASES_NAME = "cases.json"  # the code of each case; it stays on this machine
 
 LATER = "`medunet runs sync %s` sends what is missing"
 
+# error codes of MLflow about what was sent; another attempt would not change the answer
 REJECTED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
-"""Error codes of MLflow about what was sent. Another attempt would not change the answer."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class RunRecord:
     experiment: str
     name: str
     start_time: int  # milliseconds since 1970, as all times
-    key: str = field(default_factory=lambda: secrets.token_hex(16))  # tag that finds a run that was not noted
+    key: str = field(default_factory=lambda: secrets.token_hex(16))  # see KEY_TAG of the server
     run_id: str = ""  # MLflow's id, once the run is created
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class RunRecord:
 
     @classmethod
     def load(cls, path: Path, *, uri: str | None = None) -> RunRecord | None:
-        """Read a record; None if there is none, it cannot be read, or it is of another store than `uri`."""
+        """Read a record; None if it is missing, cannot be read, or belongs to another store than `uri`."""
         try:
             record = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -72,17 +72,19 @@ class RunRecord:
         return record if uri in (None, record.uri) else None
 
     @classmethod
+    def require(cls, path: Path) -> RunRecord:
+        """Read a record, or raise a DataError."""
+        record = cls.load(path)
+        if record is None:
+            raise DataError("the record of an MLflow run cannot be read", file=path)
+        return record
+
+    @classmethod
     @contextmanager
     def edit(cls, path: Path) -> Iterator[RunRecord]:
-        """Read a record and write it if the block changes it; threads and processes take turns.
-
-        Raises:
-            DataError: the record is missing.
-        """
+        """Read a record, and write it if the block changes it; threads and processes take turns."""
         with lock(path.with_name(f".{path.name}.lock")):
-            record = cls.load(path)
-            if record is None:
-                raise DataError("the record of an MLflow run cannot be read", file=path)
+            record = cls.require(path)
             before = record.text
             yield record
             if record.text != before:
@@ -104,12 +106,7 @@ class RunRecord:
 
 
 class Delivery:
-    """Brings an MLflow run up to date with its record.
-
-    Args:
-        server: the store.
-        file: the record.
-    """
+    """Brings an MLflow run up to date with its record, a file."""
 
     def __init__(self, server: Server, file: Path) -> None:
         self.server = server
@@ -126,35 +123,33 @@ class Delivery:
         Raises:
             Exception: of many types, if the store cannot be reached. The next call repeats what was not sent.
         """
-        record = RunRecord.load(self.file)
-        if record is None:
-            raise DataError("the record of an MLflow run cannot be read", file=self.file)
+        record = RunRecord.require(self.file)
         if not record.run_id:
             record.run_id = self.server.create_run(**record.creation)
-            with RunRecord.edit(self.file) as noted:
-                noted.run_id = record.run_id
+            with RunRecord.edit(self.file) as stored:
+                stored.run_id = record.run_id
         server, run_id, has_ended = self.server, record.run_id, record.status != "RUNNING"
-        epochs = [entry for entry in _history(self.file.parent) if entry["epoch"] > record.sent_epoch]
-        samples = _samples(self.file.parent, record.sent_samples)
-        measured = [point for entry in epochs for point in epoch_points(entry)]
-        measured += [tuple(point) for sample in samples for point in sample]
-        self._part("params", record.params, lambda: server.log_params(run_id, record.params))
-        self._part("tags", record.tags, lambda: server.log_tags(run_id, record.tags))
-        self._part("datasets", record.datasets, lambda: server.log_datasets(run_id, record.datasets))
-        self._part("metrics", record.metrics, lambda: server.log_metrics(run_id, map(tuple, record.metrics)))
-        self._part("curves", measured, lambda: server.log_metrics(run_id, measured))
+        history, samples = self._file(HISTORY_NAME), self._file(SAMPLES_NAME).splitlines()[record.sent_samples :]
+        epochs = [entry for entry in json.loads(history or "[]") if entry["epoch"] > record.sent_epoch]
+        curves = [point for entry in epochs for point in epoch_points(entry)]
+        curves += [point for line in samples for point in _sample(line)]
+        self._part("params", record.params, partial(server.log_params, run_id, record.params))
+        self._part("tags", record.tags, partial(server.log_tags, run_id, record.tags))
+        self._part("datasets", record.datasets, partial(server.log_datasets, run_id, record.datasets))
+        self._part("metrics", record.metrics, partial(server.log_metrics, run_id, record.metrics))
+        self._part("curves", curves, partial(server.log_metrics, run_id, curves))
         self._files(run_id, has_ended=has_ended)
         if record.status == "FINISHED" and record.bundle:
-            self._part("model", record.end_time, lambda: self._model(record))
+            self._part("model", record.end_time, partial(self._model, record))
         state = (record.status, record.end_time)
-        self._part("status", state, lambda: server.set_status(run_id, *state))
-        with RunRecord.edit(self.file) as noted:
-            noted.is_synced = has_ended and not self._is_rejected and noted.text == record.text
-            noted.sent_epoch = max([record.sent_epoch, *(entry["epoch"] for entry in epochs)])
-            noted.sent_samples += len(samples)
+        self._part("status", state, partial(server.set_status, run_id, *state))
+        with RunRecord.edit(self.file) as stored:
+            stored.is_synced = has_ended and not self._is_rejected and stored.text == record.text
+            stored.sent_epoch = max([record.sent_epoch, *(entry["epoch"] for entry in epochs)])
+            stored.sent_samples += len(samples)
         return not self._is_rejected
 
-    def _part(self, name: str, value: Any, send: Callable[[], None]) -> None:
+    def _part(self, name: str, value: Any, send: Callable[[], object]) -> None:
         """Send a part that has changed. A part that MLflow rejects does not hold up the others."""
         if not value or self._sent.get(name) == value:
             return
@@ -167,37 +162,40 @@ class Delivery:
             logger.warning("MLflow rejects %s of %s: %s", name, self.file, self.server.describe(error))
         self._sent[name] = copy.deepcopy(value)
 
+    def _file(self, name: str) -> str:
+        path = self.file.with_name(name)
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
     def _files(self, run_id: str, *, has_ended: bool) -> None:
         root = self.file.with_suffix("")
         files = {path.relative_to(root): path for path in sorted(root.rglob("*")) if path.is_file()}
         if has_ended and (history := self.file.with_name(HISTORY_NAME)).is_file():
             files[Path(HISTORY_NAME)] = history
         for name, path in files.items():
-            if not path.name.startswith("."):  # one that is being written
+            if not path.name.startswith("."):  # a file that is being written
                 folder = None if name.parent == Path() else name.parent.as_posix()
                 send = partial(self.server.client.log_artifact, run_id, str(path), folder)
                 self._part(name.as_posix(), path.stat().st_mtime_ns, send)
 
     def _model(self, record: RunRecord) -> None:
-        bundle = self.file.parent / record.bundle
+        bundle, client = self.file.parent / record.bundle, self.server.client
         if not (bundle / "models").is_dir():
             return
-        codes = CaseCodes(json.loads((self.file.with_name(CASES_NAME)).read_text(encoding="utf-8")))
         with tempfile.TemporaryDirectory() as temporary:
-            packed = Path(temporary) / "bundle.zip"
-            packed.write_bytes(pack_bundle(bundle, codes))
-            self.server.client.log_artifact(record.run_id, str(packed))
-            options: dict[str, Any] = {"name": record.model, "time": record.end_time}
-            log_model(packed, client=self.server.client, run_id=record.run_id, **options)
+            folder, archive = Path(temporary) / "bundle", Path(temporary) / "bundle.zip"
+            copy_bundle(bundle, folder, CaseCodes(json.loads(self._file(CASES_NAME))))
+            archive.write_bytes(zip_folder(folder))
+            client.log_artifact(record.run_id, str(archive))
+            log_model(folder, client=client, run_id=record.run_id, name=record.model, time=record.end_time)
 
 
 def points(values: Mapping[str, float], *, time: int, step: int) -> list[tuple[str, float, int, int]]:
-    """Metrics of one point in time for :meth:`Server.log_metrics`; MLflow rejects infinite values."""
+    """Return metrics of one point in time for :meth:`Server.log_metrics`; MLflow rejects infinite values."""
     return [(metric_name(key), float(value), time, step) for key, value in values.items() if not math.isinf(value)]
 
 
 def epoch_points(entry: Mapping[str, Any]) -> list[tuple[str, float, int, int]]:
-    """The metrics of an entry of ``history.json``."""
+    """Return the metrics of an entry of ``history.json``."""
     names = {"loss": "loss", "lr": "lr", "seconds": "epoch_seconds"}
     names |= {key: key for key in ("steps_per_second", "data_wait")}
     values = {name: entry[key] for key, name in names.items() if key in entry}
@@ -208,27 +206,18 @@ def epoch_points(entry: Mapping[str, Any]) -> list[tuple[str, float, int, int]]:
 
 
 def metric_name(text: str) -> str:
-    """A name that MLflow accepts: letters, digits and ``_-. :/``.
+    """Return a name that MLflow accepts: letters, digits and ``_-. :/``.
 
-    Example:
+    Examples:
         >>> metric_name("val_dice_Nerv (links)")
         'val_dice_Nerv _links_'
     """
     return re.sub(r"[^\w./ :-]", "_", text).strip("/")[:250]
 
 
-def _history(folder: Path) -> list[dict[str, Any]]:
-    path = folder / HISTORY_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-
-
-def _samples(folder: Path, first: int) -> list[list[list[Any]]]:
-    """The points of each sample from the first one on; none if its line is damaged."""
-    path = folder / SAMPLES_NAME
-    samples = []
-    for line in path.read_text(encoding="utf-8").splitlines()[first:] if path.is_file() else ():
-        try:
-            samples.append(json.loads(line))
-        except ValueError:
-            samples.append([])
-    return samples
+def _sample(line: str) -> list[tuple[Any, ...]]:
+    """Return the points of a sample of the system metrics; none if the line is damaged."""
+    try:
+        return [tuple(point) for point in json.loads(line)]
+    except ValueError:
+        return []

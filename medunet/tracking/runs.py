@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 STORE_NAME = "mlruns.db"  # the SQLite store beside the folders of the runs
 MAX_RUNS = 50_000  # MLflow's limit for one answer
 BEST_METRIC = "kept_val_mean_dice"  # ranks runs: of the weights that they kept
-BEST_EPOCH_METRIC = "best_val_mean_dice"  # of the best epoch, for runs that do not say which weights they kept
+BEST_EPOCH_METRIC = "best_val_mean_dice"  # of the best epoch, for runs without BEST_METRIC
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ def default_store(folder: str | os.PathLike[str] = "runs") -> str:
 
 
 def list_runs(uri: str, *, experiment_name: str = "medunet", folds: bool = False) -> list[TrackedRun]:
-    """Return trainings, newest first.
+    """Return training runs, newest first.
 
     Args:
         uri: the tracking store.
         experiment_name: MLflow experiment.
-        folds: return the folds, too, each after its training.
+        folds: return the folds, too, each after its training run.
 
     Raises:
         ConfigError: the store is missing or cannot be read, or it has no such experiment.
@@ -74,8 +74,7 @@ def list_runs(uri: str, *, experiment_name: str = "medunet", folds: bool = False
         experiment = server.client.get_experiment_by_name(experiment_name)
         if experiment is None:
             raise ConfigError("the store has no such experiment", file=server.name, received=experiment_name)
-        found = server.client.search_runs([experiment.experiment_id], max_results=MAX_RUNS)
-    runs = [_tracked(run) for run in found]
+        runs = [_tracked(r) for r in server.client.search_runs([experiment.experiment_id], max_results=MAX_RUNS)]
     trainings = [run for run in runs if run.kind == "training"]
     if not folds:
         return trainings
@@ -89,47 +88,38 @@ def find_run(name: str, runs: Sequence[TrackedRun]) -> TrackedRun:
     Raises:
         DataError: there is no such run, or there are several.
     """
-    found = [run for run in runs if run.name == name] or [run for run in runs if run.run_id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    known = dict.fromkeys(run.run_id[:8] if found else run.name for run in found or runs)
-    cause = "several runs have this name" if found else "no such run"
+    matches = [run for run in runs if run.name == name] or [run for run in runs if run.run_id.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    known = dict.fromkeys(run.run_id[:8] if matches else run.name for run in matches or runs)
+    cause = "several runs have this name" if matches else "no such run"
     raise DataError(cause, received=name, expected=", ".join(known) or "none")
 
 
 def best_run(runs: Sequence[TrackedRun], metric: str = BEST_METRIC) -> TrackedRun:
-    """Return the run with the best value of a metric; see :func:`medunet.metrics.lower_is_better`.
+    """Return the run with the best value of a metric; lower is better for losses, distances and times.
 
     Raises:
         DataError: no run has the metric.
     """
-    having = [run for run in runs if metric in run.metrics and run.metrics[metric] == run.metrics[metric]]
-    if not having:
+    candidates = [run for run in runs if metric in run.metrics and run.metrics[metric] == run.metrics[metric]]
+    if not candidates:
         known = sorted({name for run in runs for name in run.metrics if not name.startswith("system/")})
         raise DataError("no run has this metric", received=metric, expected=", ".join(known) or "none")
     sign = -1 if lower_is_better(metric) else 1
-    return max(having, key=lambda run: sign * run.metrics[metric])
+    return max(candidates, key=lambda run: sign * run.metrics[metric])
 
 
 def differing(runs: Sequence[TrackedRun]) -> dict[str, list[str]]:
-    """Return the parameters that differ between runs: one value per run, by id; '' if a run has none.
-
-    Example:
-        >>> runs = [TrackedRun(n, n, "fold", "", 0, None, {"epochs": n, "seed": "0"}, {}, {}) for n in "12"]
-        >>> differing(runs)
-        {'epochs': ['1', '2']}
-    """
+    """Return the parameters that differ between runs: one value per run, by id; '' if a run has none."""
     names = sorted({name for run in runs for name in run.params})
     values = {name: [run.params.get(name, "") for run in runs] for name in names}
     return {name: row for name, row in values.items() if len(set(row)) > 1}
 
 
 def folder_of(run: TrackedRun, root: Path) -> Path | None:
-    """Return the folder of a run below `root`, or None; of several folds, the folder that contains theirs.
-
-    MLflow does not know the folder, because no path is logged, but each folder knows its run.
-    """
-    for file in _records(root):
+    """Return the folder of a run below `root`, or None; of several folds, the folder that contains theirs."""
+    for file in _records(root):  # each folder knows its run; MLflow gets no path
         record = RunRecord.load(file)
         if record is not None and record.run_id == run.run_id:
             return file.parent if file.name == PARENT_NAME else file.parents[1]
@@ -141,31 +131,29 @@ def sync_runs(folder: Path, uri: str | None = None) -> tuple[int, int]:
 
     Args:
         folder: a run, a cross-validation, or a folder of several of them.
-        uri: the store, if its address needs a password; by default the store that each run noted.
+        uri: the store, if its address needs a password. Default: the store in the record of each run.
 
     Returns:
         How many runs were sent, and how many could not be.
     """
-    sent = missing = 0
+    results: list[bool] = []
     for file in _records(folder):
         record = RunRecord.load(file)
         if record is None or record.is_synced:
             continue
         server = Server(uri or record.uri, experiment_name=record.experiment)
-        is_sent = False
         try:
             server.probe()
-            is_sent = Delivery(server, file).run()
+            results.append(Delivery(server, file).run())
         except Exception as error:  # MLflow raises many types
-            logger.warning(
-                "%s could not be sent to MLflow at %s (%s)", file.parent, server.name, server.describe(error)
-            )
-        sent, missing = sent + is_sent, missing + (not is_sent)
-    return sent, missing
+            results.append(False)
+            text = "%s could not be sent to MLflow at %s (%s)"
+            logger.warning(text, file.parent, server.name, server.describe(error))
+    return results.count(True), results.count(False)
 
 
 def _records(root: Path) -> Iterator[Path]:
-    """Records of trainings and their folds, up to three levels below a folder."""
+    """Yield the records of training runs and their folds, up to three levels below a folder."""
     for depth in range(4):
         yield from sorted(root.glob("*/" * depth + PARENT_NAME))
         yield from sorted(root.glob("*/" * depth + f"eval/{RECORD_NAME}"))

@@ -5,26 +5,24 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.utils import chunk_list
 from monai.handlers import MLFlowHandler
 from requests import RequestException
 
 from medunet.errors import ConfigError, MedunetError
 from medunet.files import atomic_path
 
-T = TypeVar("T")
-
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE_SCHEME = "sqlite:///"
-KEY_TAG = "medunet.key"  # finds a run that was created but not noted
+KEY_TAG = "medunet.key"  # identifies a run that was created but whose id was not recorded
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # per request of MLflow's REST API
 MAX_VALUE = 6000  # characters of a parameter
 
@@ -34,11 +32,9 @@ PATIENT_SECONDS = 60  # per request outside of the training loop, such as the up
 
 
 class Server:
-    """An MLflow store. MONAI's MLFlowHandler opens it and finds or creates the experiment, upon first use.
+    """An MLflow store: ``sqlite:///FILE`` or the address of a server. New runs belong to the experiment.
 
-    Args:
-        uri: ``sqlite:///FILE`` or the address of a server.
-        experiment_name: experiment of new runs.
+    MONAI's MLFlowHandler opens the store and finds or creates the experiment, upon first use.
     """
 
     def __init__(self, uri: str, *, experiment_name: str = "medunet") -> None:
@@ -73,17 +69,13 @@ class Server:
         return str(self._handler.experiment.experiment_id)
 
     def probe(self) -> None:
-        """Ask for the experiment, with little patience; raises if the store does not answer or rejects the login."""
+        """Ask for the experiment, with a short timeout; raise if the store does not answer or rejects the login."""
         with limits(PROBE_SECONDS):
             self.client.get_experiment_by_name(self.experiment_name)
 
     @contextmanager
     def required(self, *, purpose: str, remedy: str) -> Iterator[None]:
-        """Probe the store and turn every error within the block into one line.
-
-        Raises:
-            ConfigError: the store cannot be used.
-        """
+        """Probe the store, and turn every error within the block into a ConfigError of one line."""
         try:
             self.probe()
             with limits(PATIENT_SECONDS):
@@ -96,45 +88,42 @@ class Server:
             raise ConfigError(cause, received=self.name, remedy=remedy) from error
 
     def describe(self, error: BaseException) -> str:
-        """An error in one line, without user and password."""
+        """Return an error as one line, without user and password."""
         if isinstance(error.__cause__ or error.__context__, RequestException):
             return SILENT
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return line.replace(self.uri, self.name)[:300]
 
     def create_run(self, *, key: str, name: str, tags: Mapping[str, str], start_time: int) -> str:
-        """Create a run, or find the one that an interrupted attempt has created; returns its id."""
+        """Create a run, or find the one that an interrupted attempt has created; return its id."""
         for run in self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1):
             return str(run.info.run_id)
         tags = {**tags, KEY_TAG: key}
         run = self.client.create_run(self.experiment_id, start_time=start_time, tags=tags, run_name=name)
         return str(run.info.run_id)
 
-    def log_metrics(self, run_id: str, points: Iterable[tuple[str, float, int, int]]) -> None:
+    def log_metrics(self, run_id: str, points: Sequence[Iterable[Any]]) -> None:
         """Log points ``(key, value, milliseconds since 1970, step)``."""
-        for part in _parts((Metric(*point) for point in points), MAX_METRICS):
-            self.client.log_batch(run_id, metrics=part)
+        for part in chunk_list(points, MAX_METRICS):
+            self.client.log_batch(run_id, metrics=[Metric(*point) for point in part])
 
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         """Log the parameters that the run does not have yet; MLflow never changes one."""
         known = self.client.get_run(run_id).data.params
-        new = (Param(key, value[:MAX_VALUE]) for key, value in params.items() if key not in known)
-        for part in _parts(new, MAX_PARAMS):
+        new = [Param(key, value[:MAX_VALUE]) for key, value in params.items() if key not in known]
+        for part in chunk_list(new, MAX_PARAMS):
             self.client.log_batch(run_id, params=part)
 
     def log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        for part in _parts((RunTag(key, value) for key, value in tags.items()), MAX_TAGS):
+        for part in chunk_list([RunTag(*pair) for pair in tags.items()], MAX_TAGS):
             self.client.log_batch(run_id, tags=part)
 
     def log_datasets(self, run_id: str, datasets: Iterable[Mapping[str, Any]]) -> None:
         """Log records of :func:`medunet.tracking.dataset.dataset_record`."""
-        inputs = [
-            DatasetInput(Dataset(**entry["dataset"]), [InputTag("mlflow.data.context", entry["context"])])
-            for entry in datasets
-        ]
-        for one in inputs:
-            self.client.log_inputs(run_id, [one])
+        for entry in datasets:
+            tags = [InputTag("mlflow.data.context", entry["context"])]
+            self.client.log_inputs(run_id, [DatasetInput(Dataset(**entry["dataset"]), tags)])
 
     def set_status(self, run_id: str, status: str, end_time: int | None) -> None:
         """Set RUNNING, or end the run with FINISHED, FAILED or KILLED."""
@@ -147,29 +136,32 @@ class Server:
 @contextmanager
 def variables(values: Mapping[str, str | None]) -> Iterator[None]:
     """Set environment variables within a block; None removes one."""
+
+    def assign(values: Mapping[str, str | None]) -> None:
+        for name, value in values.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
     before = {name: os.environ.get(name) for name in values}
     try:
-        _set(values)
+        assign(values)
         yield
     finally:
-        _set(before)
+        assign(before)
 
 
 def limits(seconds: int) -> AbstractContextManager[None]:
     """Limit each request of MLflow to its server, without retries, and hide its progress bars."""
-    return variables(
-        {
-            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds),
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        }
-    )
+    values = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    return variables({**values, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"})
 
 
 def without_credentials(uri: str) -> str:
-    """An address as it may be shown.
+    """Return an address without user and password.
 
-    Example:
+    Examples:
         >>> without_credentials("https://me:secret@host:5000/mlflow"), without_credentials("sqlite:////data/mlruns.db")
         ('https://host:5000/mlflow', 'sqlite:////data/mlruns.db')
     """
@@ -178,19 +170,5 @@ def without_credentials(uri: str) -> str:
 
 
 def now() -> int:
-    """Milliseconds since 1970, as MLflow counts."""
+    """Return milliseconds since 1970, as MLflow counts."""
     return int(time.time() * 1000)
-
-
-def _set(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
-def _parts(entities: Iterable[T], size: int) -> Iterator[list[T]]:
-    rest = iter(entities)
-    while part := list(islice(rest, size)):
-        yield part

@@ -24,10 +24,11 @@ SMALL_3D: dict[str, Any] = {**SMALL_2D, "patch_size": [16, 16, 16]}
 """Changes to `unet_3d` for training runs of a second on phantoms of about 32 x 32 x 24."""
 
 
-def untrained_run(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
-    """A run of `unet_3d` with three classes in two levels, its weights drawn by seed."""
-    small = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
-    run = specialise(find_bundle("unet_3d"), folder, {**small, **changes})
+def untrained_run(folder: Path, *, shipped: str = "unet_3d", seed: int = 0, **changes: Any) -> Path:
+    """A run of a shipped bundle (`unet_3d` has three classes) in two levels, its weights drawn by seed."""
+    patch = [16] * (3 if shipped == "unet_3d" else 2)
+    small = {"network_def::channels": [4, 8], "patch_size": patch, "autocast_dtype": "float32"}
+    run = specialise(find_bundle(shipped), folder, {**small, **changes})
     parser = ConfigParser()
     parser.read_config(str(run / "configs" / "inference.json"))
     torch.manual_seed(seed)

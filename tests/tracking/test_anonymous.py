@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from medunet.tracking import CaseCodes
-from medunet.tracking.anonymous import anonymous_config, pack_bundle, text_files
+from medunet.tracking.anonymous import anonymous_config, copy_bundle, text_files, zip_folder
 from medunet.tracking.dataset import content_digest
 
 
@@ -18,7 +18,7 @@ def test_the_digest_follows_content_and_not_names(tmp_path: Path) -> None:
 
     def digest(folder: str, name: str) -> str:
         item = {"image": str(tmp_path / folder / f"{name}.nii"), "label": str(tmp_path / folder / f"{name}_label.nii")}
-        return content_digest([{**item, "name": name}], cache=tmp_path / "cache")
+        return content_digest([{**item, "name": name}])
 
     before = digest("a", "x")
     assert before == digest("b", "y")
@@ -40,15 +40,17 @@ def test_a_packed_bundle_names_neither_paths_nor_cases(tmp_path: Path) -> None:
         "models/model.pt": "weights",
         "models/last.pt": "state of the optimizer",
     }
+    run, copy = tmp_path / "run", tmp_path / "copy"
     for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
+        (run / name).parent.mkdir(exist_ok=True, parents=True)
+        (run / name).write_text(content)
     codes = CaseCodes(["Doe"])
-    together = "".join(text_files(tmp_path, codes).values())
+    together = "".join(text_files(run, codes).values())
     assert not [word for word in ("Doe", "Roe", "ward", "home") if word in together]
     assert "case_001" in together
     assert anonymous_config({"lr": "$@a + '/b'"}, codes) == {"lr": "$@a + '/b'"}
-    packed = pack_bundle(tmp_path, codes)
+    copy_bundle(run, copy, codes)
+    packed = zip_folder(copy)
     assert b"weights" in packed
     assert b"optimizer" not in packed
-    assert packed == pack_bundle(tmp_path, codes)
+    assert packed == zip_folder(copy)

@@ -11,15 +11,12 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
-import torch
 from mlflow.exceptions import MlflowException
-from monai.bundle import ConfigParser
+from small import untrained_run
 
-from medunet.bundle import find_bundle, specialise
 from medunet.errors import MedunetError
 from medunet.io import read_volume, write_volume
 from medunet.prediction import Predictor
-from medunet.tracking.anonymous import CaseCodes, pack_bundle
 from medunet.tracking.bundle_model import UnusableImageError, save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -28,26 +25,14 @@ AFFINE = np.array([[0.0, -1.5, 0.0, 7.0], [-1.0, 0.0, 0.0, -3.0], [0.0, 0.0, 2.0
 """Spacing and axes unlike those of the network's grid."""
 
 
-def make_bundle(name: str, folder: Path, patch: list[int]) -> Path:
-    changes = {"network_def::channels": [4, 8], "patch_size": patch, "autocast_dtype": "float32"}
-    run = specialise(find_bundle(name), folder / "run", changes)
-    parser = ConfigParser()
-    parser.read_config(str(run / "configs" / "inference.json"))
-    torch.manual_seed(0)
-    (run / "models").mkdir()
-    torch.save({"model": parser.get_parsed_content("network_def").state_dict()}, run / "models" / "model.pt")
-    return run
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle("unet_3d", tmp_path_factory.mktemp("volume"), [16, 16, 16])
+    return untrained_run(tmp_path_factory.mktemp("volume") / "run")
 
 
 def load(bundle: Path, folder: Path) -> Any:
-    packed = folder / "bundle.zip"
-    packed.write_bytes(pack_bundle(bundle, CaseCodes([])))
-    return mlflow.pyfunc.load_model(str(save_model(packed, folder / "model")))
+    save_model(bundle, folder)
+    return mlflow.pyfunc.load_model(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +40,7 @@ def model(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[An
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDUNET_DEVICE", "cpu")
         patch.delenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", raising=False)
-        yield load(bundle, tmp_path_factory.mktemp("mlflow"))
+        yield load(bundle, tmp_path_factory.mktemp("mlflow") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +84,7 @@ def test_the_geometry_of_a_volume_is_never_guessed(model: Any, params: dict[str,
 
 def test_an_image_in_the_plane_needs_no_affine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDUNET_DEVICE", "cpu")
-    planar = load(make_bundle("unet_2d", tmp_path, [16, 16]), tmp_path)
+    planar = load(untrained_run(tmp_path / "run", shipped="unet_2d"), tmp_path / "model")
     pixels = np.random.default_rng(0).integers(0, 255, (21, 18)).astype(np.uint8)
     path = write_volume(pixels, tmp_path / "cell.png")
     answers = [planar.predict(given) for given in (str(path), pixels)]

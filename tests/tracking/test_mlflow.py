@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -161,9 +162,10 @@ def test_the_handler_alone_logs_the_curves_of_monais_trainer(tmp_path: Path, uri
 def test_the_end_of_a_training_run_does_not_wait_for_a_digest_without_limit(
     tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "large.nii").write_bytes(bytes(100_000_000))
-    monkeypatch.setattr("medunet.tracking.dataset.BLOCK", 1)
-    data = SimpleNamespace(data=[{"image": str(tmp_path / "large.nii"), "name": "large"}])
+    for name in "ab":
+        (tmp_path / name).touch()
+    monkeypatch.setattr("medunet.tracking.dataset.sha256_of", lambda path: time.sleep(0.3) or "0")
+    data = SimpleNamespace(data=[{"image": str(tmp_path / name), "name": name} for name in "ab"])
     train(tmp_path / "eval", uri, datasets=[data], patience=0.1)
     assert "digest of the data set was stopped" in caplog.text
 

@@ -24,8 +24,7 @@ from medunet.errors import SecurityError
 from medunet.io import read_volume
 from medunet.prediction import Predictor
 from medunet.runs import resume_run, train_bundle, train_folds
-from medunet.tracking import CaseCodes, TrackedRun, best_run, differing, find_run, folder_of, list_runs
-from medunet.tracking.anonymous import pack_bundle
+from medunet.tracking import TrackedRun, best_run, differing, find_run, folder_of, list_runs
 from medunet.tracking.bundle_model import save_model
 from medunet.trust import judge, unpack
 
@@ -163,9 +162,8 @@ def test_a_model_with_an_untrusted_expression_needs_an_approval_that_names_its_c
     config = json.loads((run / "configs" / "inference.json").read_text())
     config["autocast_dtype"] = f"$(__import__('pathlib').Path({str(marker)!r}).touch(), 'float32')[1]"
     (run / "configs" / "inference.json").write_text(json.dumps(config))
-    packed = tmp_path / "bundle.zip"
-    packed.write_bytes(pack_bundle(run, CaseCodes([])))
-    model = save_model(packed, tmp_path / "model")
+    model = tmp_path / "model"
+    save_model(run, model)
     assert not marker.exists()  # logging a model runs nothing of it
     with pytest.raises(SecurityError, match="executed") as info:
         mlflow.pyfunc.load_model(str(model))
