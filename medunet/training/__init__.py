@@ -26,7 +26,6 @@ from .processes import from_first as from_first
 from .processes import is_distributed as is_distributed
 from .processes import join_processes as join_processes
 from .processes import leave_processes as leave_processes
-from .processes import mean_of_processes as mean_of_processes
 from .processes import was_restarted as was_restarted
 from .progress import ProgressHandler as ProgressHandler
 from .trainer import Evaluator as Evaluator

@@ -1,4 +1,4 @@
-"""The moving average of a network's weights: validated and kept instead of the newest weights."""
+"""The moving average of a network's weights, which is validated and stored instead of the newest weights."""
 
 from __future__ import annotations
 
@@ -15,14 +15,9 @@ from medunet.errors import ConfigError
 class WeightAverage:
     """Exponential moving average of weights (Polyak averaging), with a warm-up for short training runs.
 
-    After step n the average moves towards the weights by ``1 - min(decay, (1 + n) / (10 + n))``: it follows closely
-    over the first steps, spans about 110 steps after 1,000, and at most ``1 / (1 - decay)``. So a run of 1,000 steps
-    does not keep its first weights in the average.
-
-    Running means and variances of batch norm are averaged like the weights: they describe the activations of the same
-    steps, so their average fits the averaged weights. Integer buffers (the number of batches) are copied.
-
-    While the validator runs, the network has the averaged weights. Averaging costs one pass over the weights per step.
+    After step n the average moves towards the weights by ``1 - min(decay, (1 + n) / (10 + n))``, so a run of 1,000
+    steps does not keep its first weights in the average. Running statistics of batch norm are averaged like the
+    weights; integer buffers are copied. While the validator runs, the network has the averaged weights.
 
     Args:
         network: the bare network (not wrapped for distributed training).
@@ -32,7 +27,7 @@ class WeightAverage:
     Raises:
         ConfigError: The decay is not in [0, 1).
 
-    Example:
+    Examples:
         >>> network = torch.nn.Linear(1, 1, bias=False)
         >>> average = WeightAverage(network, decay=0.999)
         >>> for value in (0.0, 1.0):  # the second step, n = 1, keeps 2/11 of the first
@@ -51,15 +46,8 @@ class WeightAverage:
         self.steps = 0
         self._average: dict[str, torch.Tensor] = {}
 
-    @property
-    def is_on(self) -> bool:
-        """Whether anything is averaged."""
-        return self.decay > 0
-
     def attach(self, engine: Engine) -> None:
         """Register with the trainer; the checkpoint handler that gets the average calls this."""
-        if not self.is_on:
-            return
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
         if self.validator is not None:
             self.validator.add_event_handler(Events.STARTED, self.swap)
@@ -101,8 +89,6 @@ class WeightAverage:
         }
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """Weights and statistics by name; looked up anew, because moving a network to a device replaces its buffers."""
-        parameters: dict[str, torch.Tensor] = dict(self.network.named_parameters())
-        return parameters | {
-            name: buffer for name, buffer in self.network.named_buffers() if buffer.is_floating_point()
-        }
+        """Return weights and statistics by name, anew: moving a network to a device replaces its buffers."""
+        buffers = {name: buffer for name, buffer in self.network.named_buffers() if buffer.is_floating_point()}
+        return {**dict(self.network.named_parameters()), **buffers}

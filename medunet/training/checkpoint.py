@@ -1,4 +1,4 @@
-"""Checkpoints: the weights that a run keeps, the state for `--resume`, and the weights that a run starts from."""
+"""Checkpoints: the selected weights of a run, the state for `--resume`, and the weights that a run starts from."""
 
 from __future__ import annotations
 
@@ -15,14 +15,7 @@ from ignite.engine import Engine, Events
 
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_target, is_whole_zip, keep_as, remove_remains
-from medunet.runtime import (
-    TransferReport,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-    save_weights,
-    transfer_weights,
-)
+from medunet.runtime import load_checkpoint, load_weights, save_checkpoint, save_weights, transfer_weights
 from medunet.trust import forget_weights
 
 from .averaging import WeightAverage
@@ -30,12 +23,9 @@ from .processes import from_first
 
 logger = logging.getLogger(__name__)
 
-BEST_NAME = "model.pt"
-"""File of the weights that a run keeps, `{"model": state_dict}`; MONAI's tools look for this name."""
-LAST_NAME = "last.pt"
-"""File with the state to resume from, written after every epoch."""
-PREVIOUS_NAME = "previous.pt"
-"""The file before the last one, used if the last one is damaged."""
+BEST_NAME = "model.pt"  # the selected weights, `{"model": state_dict}`; MONAI's tools look for this name
+LAST_NAME = "last.pt"  # the state to resume from, written after every epoch
+PREVIOUS_NAME = "previous.pt"  # the file before the last one, used if the last one is damaged
 
 FIXED = ("initial_lr", "max_lr", "weight_decay")  # values of optimizers and schedules that stay the same during a run
 LENGTHS = ("total_steps", "total_iters", "T_max")  # values of schedules that are their length
@@ -66,10 +56,10 @@ class WeightsLoader:
 
 
 class WeightsTransfer:
-    """Fine-tuning: copy what fits of another run's weights into the network before the first step.
+    """Fine-tuning: copy the tensors of another run that fit into the network before the first step.
 
-    With other classes or channels the first or last layers do not fit; a warning names what was not copied, and
-    ``engine.state.transfer`` is the report. A resumed run keeps its weights.
+    With other classes or channels the first or last layers do not fit; a warning names the tensors that were not
+    copied, and ``engine.state.transfer`` is the report. A resumed run keeps its weights.
 
     Args:
         source: a run's folder (its ``models/model.pt``) or a checkpoint; None or ``""`` keeps the random weights.
@@ -79,7 +69,6 @@ class WeightsTransfer:
     def __init__(self, source: str | os.PathLike[str] | None, network: torch.nn.Module) -> None:
         self.source = source
         self.network = network
-        self.report: TransferReport | None = None
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, after its checkpoint handler."""
@@ -91,14 +80,14 @@ class WeightsTransfer:
         if engine.state.epoch > 0 or not self.source:  # the checkpoint handler has resumed
             return
         path = weights_of(self.source)
-        self.report = engine.state.transfer = transfer_weights(self.network, path)
-        logger.log(logging.INFO if self.report.is_whole else logging.WARNING, "%s: %s", path, self.report)
+        report = engine.state.transfer = transfer_weights(self.network, path)
+        logger.log(logging.INFO if report.is_whole else logging.WARNING, "%s: %s", path, report)
 
 
 def weights_of(source: str | os.PathLike[str]) -> Path:
     """Return the checkpoint of a run's folder; a file is returned as it is.
 
-    Example:
+    Examples:
         >>> weights_of("weights.pt").as_posix()
         'weights.pt'
     """
@@ -107,7 +96,7 @@ def weights_of(source: str | os.PathLike[str]) -> Path:
 
 
 class CheckpointHandler:
-    """Write the weights that a run keeps and the state to resume from.
+    """Write the selected weights and the state to resume from.
 
     Attach it to the trainer (as one of its ``train_handlers``). After every epoch ``last.pt`` holds network, optimizer,
     schedule, loss scaler and epoch; ``previous.pt`` is the file before it. ``model.pt`` and ``model.safetensors`` hold
@@ -123,11 +112,9 @@ class CheckpointHandler:
         average: its weights go to ``model.pt`` instead of the newest ones; it is attached to the trainer here.
         validator: the evaluator with the key metric; None if nothing is validated.
         resume: continue from ``last.pt`` if there is one; the first of several processes reads it for all.
-        save_interval: epochs between two ``last.pt``; the final epoch is always written.
-        is_writer: False on all but the first process of a distributed training.
-        keep: 'best' or 'last' of the validated epochs. The last is better if a schedule ends in small steps: on the
-            hippocampus, trained for 15 minutes, mean Dice was 0.888 for the last and 0.884 for the best epoch, because
-            validation does without the mirrored and enlarged views that predictions are made of.
+        is_writer: False on all but the first process of a distributed training run.
+        keep: 'best' or 'last' of the validated epochs. The last is better if a schedule ends in small steps: mean Dice
+            on the hippocampus was 0.888 for the last and 0.884 for the best epoch.
 
     Raises:
         ConfigError: `keep` has another value.
@@ -143,7 +130,6 @@ class CheckpointHandler:
         average: WeightAverage | None = None,
         validator: Any = None,
         resume: bool = False,
-        save_interval: int = 1,
         is_writer: bool = True,
         keep: Literal["best", "last"] = "best",
     ) -> None:
@@ -154,10 +140,9 @@ class CheckpointHandler:
         self.network = network
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.average = average if average is not None and average.is_on else None
+        self.average = average if average is not None and average.decay else None
         self.validator = validator
         self.resume = resume
-        self.save_interval = save_interval
         self.is_writer = is_writer
         self.best_metric: float | None = None
         self.best_epoch = 0
@@ -178,9 +163,9 @@ class CheckpointHandler:
 
         Raises:
             DataError: The folder cannot be written or has no room, or ``last.pt`` and ``previous.pt`` are damaged.
-            ConfigError: The run was begun with another learning rate or number of steps.
+            ConfigError: The run started with another learning rate or number of steps.
         """
-        # registered only now, so that it runs after all other handlers of an epoch (validation, schedule, history)
+        # registered only now, to run after all other handlers of an epoch (validation, schedule, history)
         if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         if self.is_writer:
@@ -213,9 +198,8 @@ class CheckpointHandler:
             engine.grad_scaler.load_state_dict(state["scaler"])
         if self.average is not None and "average" in state:
             self.average.load_state_dict(state["average"])
-        self.best_metric, self.best_epoch, self.kept_epoch = (
-            state[key] for key in ("best_metric", "best_epoch", "kept_epoch")
-        )
+        self.best_metric = state["best_metric"]
+        self.best_epoch, self.kept_epoch = state["best_epoch"], state["kept_epoch"]
         engine.state.best_epoch, engine.state.kept_epoch = self.best_epoch, self.kept_epoch
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         if self.validator is not None and self.best_metric is not None:
@@ -226,7 +210,7 @@ class CheckpointHandler:
             engine.terminate()
 
     def _is_longer(self, engine: Any, state: Mapping[str, Any]) -> bool:
-        """Whether the schedule is for more epochs than the saved one, with as many steps per epoch."""
+        """Return whether the schedule is for more epochs than the saved one, with as many steps per epoch."""
         if self.lr_scheduler is None or state["iteration"] != state["epoch"] * (engine.state.epoch_length or 0):
             return False
         here, before = self.lr_scheduler.state_dict(), state["lr_scheduler"]
@@ -240,25 +224,25 @@ class CheckpointHandler:
         for here, before in pairs:
             changed = [name for name in fixed if name in here and before.get(name, here[name]) != here[name]]
             if changed:
+                received, expected = (", ".join(f"{name} {of[name]:g}" for name in changed) for of in (here, before))
                 raise ConfigError(
-                    "a resumed run must have the values that it was begun with",
+                    "a resumed run must have the epochs, steps_per_epoch and learning_rate that it started with",
                     file=self.folder / LAST_NAME,
-                    received=", ".join(f"{name} {here[name]:g}" for name in changed),
-                    expected=", ".join(f"{name} {before[name]:g}" for name in changed),
-                    remedy="restore epochs, steps_per_epoch and learning_rate, or train into another --output with "
-                    "--init-from this run",
+                    received=received,
+                    expected=expected,
+                    remedy="restore them, or train into another --output with --init-from this run",
                 )
 
     def _load(self) -> dict[str, Any] | None:
         """Return the newest intact state; None if there is none."""
-        present = [path for name in (LAST_NAME, PREVIOUS_NAME) if (path := self.folder / name).is_file()]
-        for path in present:
+        paths = [path for name in (LAST_NAME, PREVIOUS_NAME) if (path := self.folder / name).is_file()]
+        for path in paths:
             if is_whole_zip(path):
                 return load_checkpoint(path)
             logger.warning("%s is damaged", path)
-        if present:
-            remedy = "check the disk; train into another --output, for instance with --init-from this one"
-            raise DataError("every checkpoint to resume from is damaged", file=present[0], remedy=remedy)
+        if paths:
+            remedy = "train into another --output, for instance with --init-from this one"
+            raise DataError("every checkpoint to resume from is damaged", file=paths[0], remedy=remedy)
         return None
 
     def _check_room(self) -> None:
@@ -267,7 +251,7 @@ class CheckpointHandler:
         check_target(self.folder, needed=SPARE_COPIES * states * size)
 
     def choose(self, engine: Any) -> None:
-        """Decide whether the weights of this epoch are kept; called before and after its validation."""
+        """Decide whether to keep the weights of this epoch; called before and after its validation."""
         epoch = engine.state.epoch
         metric = self._new_metric(epoch)
         improved = metric is not None and (self.best_metric is None or metric > self.best_metric)
@@ -286,8 +270,6 @@ class CheckpointHandler:
         if self.kept_epoch == epoch:
             best = self.network.state_dict() if self.average is None else self.average.weights()
             save_weights(best, self.folder / BEST_NAME)
-        if epoch % self.save_interval and epoch != engine.state.max_epochs and not engine.should_terminate:
-            return
         state = {
             "model": self.network.state_dict(),
             **({} if self.average is None else {"average": self.average.state_dict()}),

@@ -21,15 +21,13 @@ from .processes import mean_of_processes
 
 logger = logging.getLogger(__name__)
 
-HISTORY_NAME = "history.json"
-"""File in a run's output folder with one dictionary per epoch."""
+HISTORY_NAME = "history.json"  # in a run's output folder, one dictionary per epoch
 
 
 class EpochSeeder:
     """Make the randomness of an epoch a function of seed, epoch and rank alone.
 
-    A resumed training run draws the same patches as an uninterrupted one, and two runs with the same seed are equal on
-    one machine.
+    A resumed training run draws the same patches as an uninterrupted one.
 
     Args:
         seed: any non-negative number.
@@ -51,11 +49,11 @@ class EpochSeeder:
     def __call__(self, engine: Any) -> None:
         """Seed torch (shuffling, dropout, worker processes) and the transforms."""
         epoch = engine.state.epoch
-        # large odd factors keep (seed, epoch, rank) apart; numpy takes seeds below 2**32
+        # large odd factors keep (seed, epoch, rank) apart; NumPy takes seeds below 2**32
         seed = (self.seed + 1_000_003 * epoch + 7_919 * self.rank) % 2**32
         torch.manual_seed(seed)
-        transform = getattr(self.dataset, "transform", None)
-        if transform is not None and hasattr(transform, "set_random_state"):
+        transform: Any = getattr(self.dataset, "transform", None)
+        if hasattr(transform, "set_random_state"):
             transform.set_random_state(seed=seed)
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
@@ -65,16 +63,15 @@ class HistoryHandler:
     """Write loss, learning rate, seconds and validation metrics of every epoch to ``history.json``.
 
     After a :class:`DataHandler` an entry has the share of time that the network waited for data, after a
-    :class:`LossTerms` the parts of the loss, after a :class:`CheckpointHandler` the epoch whose weights are kept so far
-    (``kept_epoch``). With several processes the loss is their mean.
+    :class:`LossTerms` the parts of the loss, after a :class:`CheckpointHandler` the epoch whose weights are selected so
+    far (``kept_epoch``). With several processes the loss is their mean.
 
     Args:
         folder: of the file.
         optimizer: its first parameter group has the learning rate.
         validator: evaluator whose metrics are recorded in the epochs in which it ran.
-        class_names: names of the foreground classes, in the order of the per-class metric.
-        per_class_metric: name of a validator metric with one value per foreground class.
-        resume: keep the epochs that an earlier part of this training wrote.
+        class_names: names of the foreground classes, in the order of the key metric.
+        resume: keep the epochs that an earlier part of this training run wrote.
         is_writer: False on all but the first process.
     """
 
@@ -85,7 +82,6 @@ class HistoryHandler:
         optimizer: torch.optim.Optimizer,
         validator: Any = None,
         class_names: Sequence[str] = (),
-        per_class_metric: str = "val_mean_dice",
         resume: bool = False,
         is_writer: bool = True,
     ) -> None:
@@ -93,7 +89,6 @@ class HistoryHandler:
         self.optimizer = optimizer
         self.validator = validator
         self.class_names = tuple(class_names)
-        self.per_class_metric = per_class_metric
         self.resume = resume
         self.is_writer = is_writer
         self.epochs: list[dict[str, Any]] = []
@@ -164,13 +159,13 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     try:
         return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
     except ValueError as error:
-        raise DataError("not the history of a training run", file=path, remedy="train again") from error
+        raise DataError("not the history of a training run", file=path) from error
 
 
 def kept_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return the entry of the epoch whose weights a run keeps; empty if the history does not name it.
 
-    Example:
+    Examples:
         >>> kept_entry([{"epoch": 1, "kept_epoch": 1}, {"epoch": 2, "kept_epoch": 1}])["epoch"]
         1
     """
@@ -193,10 +188,8 @@ def validation_metrics(validator: Any, epoch: int) -> dict[str, float]:
 
 
 def validation_dice(validator: Any, class_names: Sequence[str]) -> dict[str, float]:
-    """Return the mean Dice of every foreground class over the cases of the last validation, by name.
-
-    MONAI's metric handlers keep the table (cases x classes) in ``state.metric_details``.
-    """
+    """Return the mean Dice of every foreground class over the cases of the last validation, by name."""
+    # MONAI's metric handlers keep the table (cases x classes) here
     details = getattr(validator.state, "metric_details", {}).get(validator.state.key_metric_name)
     if details is None or not class_names or details.ndim != 2 or details.shape[1] != len(class_names):
         return {}
@@ -236,9 +229,8 @@ class LossTerms:
 
     def epoch_completed(self, engine: Any) -> None:
         """Store the means."""
-        engine.state.loss_terms = {
-            name: float(torch.stack(values).double().mean()) for name, values in self._values.items()
-        }
+        means = {name: float(torch.stack(values).double().mean()) for name, values in self._values.items()}
+        engine.state.loss_terms = means
 
     def _listener(self, name: str) -> Any:
         def listen(module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -250,15 +242,7 @@ class LossTerms:
 
 
 def terms_of(loss: Any) -> dict[str, torch.nn.Module]:
-    """Return the parts of a loss by name; a module with a single part counts as a wrapper of that part.
-
-    Example:
-        >>> from monai.losses import DiceCELoss
-        >>> sorted(terms_of(DiceCELoss()))
-        ['binary_cross_entropy', 'cross_entropy', 'dice']
-        >>> terms_of(torch.nn.L1Loss())
-        {}
-    """
+    """Return the parts of a loss by name; a module with a single part counts as a wrapper of that part."""
     while isinstance(loss, torch.nn.Module):
         parts = dict(loss.named_children())
         if len(parts) != 1:
@@ -268,30 +252,27 @@ def terms_of(loss: Any) -> dict[str, torch.nn.Module]:
 
 
 class ValidationHandler(monai.handlers.ValidationHandler):
-    """MONAI's ``ValidationHandler`` that also validates the last epoch, whatever the interval.
+    """MONAI's ``ValidationHandler`` that also validates the last epoch, whose learning rate is smallest.
 
-    Only weights of validated epochs are kept. Of 33 epochs with an interval of 5, MONAI's handler would waste the last
-    three, in which the learning rate is smallest and Dice highest.
-
-    Arguments as of ``monai.handlers.ValidationHandler``.
+    It has the arguments of ``monai.handlers.ValidationHandler``.
     """
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
         super().attach(engine)
         if self.epoch_level:
-            engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._is_last), self)
+            engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._is_left_out), self)
 
-    def _is_last(self, engine: Any, epoch: int) -> bool:
-        """Whether this is the last epoch, and the interval does not validate it."""
+    def _is_left_out(self, engine: Any, epoch: int) -> bool:
+        """Return whether this is the last epoch, and the interval does not validate it."""
         return epoch == engine.state.max_epochs and epoch % self.interval != 0
 
 
 class EarlyStop:
     """End training after some validations without a new best metric.
 
-    MONAI's ``EarlyStopHandler`` counts from 0 after ``--resume``. This one reads the validator's best metric, which the
-    checkpoint restores, so a resumed run stops at the same epoch as an uninterrupted one.
+    MONAI's ``EarlyStopHandler`` counts from 0 after ``--resume``. This one reads the best metric, which the checkpoint
+    restores, so a resumed run stops at the same epoch as an uninterrupted one.
 
     Args:
         patience: validations in a row without a new best metric; 0 never stops.

@@ -15,18 +15,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-RESTARTS = "TORCHELASTIC_RESTART_COUNT"
-"""Environment variable of torchrun: how often this host has restarted its processes."""
-
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"  # of torchrun: how often this host has restarted its processes
 _restarted = False
 
 
 def join_processes(device: torch.device) -> None:
-    """Join the other processes of `torchrun`, with NCCL for GPUs and gloo for CPUs; a second call does not join again.
-
-    Args:
-        device: of this process.
-    """
+    """Join the other processes of `torchrun`, with NCCL for GPUs and gloo for CPUs; a second call does nothing."""
     global _restarted  # noqa: PLW0603 - the process group belongs to the process, too
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -41,12 +35,9 @@ def join_processes(device: torch.device) -> None:
 
 
 def _fresh_store() -> dict[str, Any]:
-    """Return a rendezvous store per restart, without the addresses that killed processes have left.
-
-    `torchrun` gives all its attempts one store, in which new processes would find the dead ones and hang
-    (https://github.com/pytorch/pytorch/issues/135712). Several hosts count their attempts separately, so they need
-    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``, which ``medunet train --nnodes`` sets.
-    """
+    """Return a rendezvous store per restart, without the addresses that killed processes have left."""
+    # torchrun gives all attempts one store, and new processes would wait for the dead ones (pytorch issue 135712);
+    # several hosts count attempts separately and need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, as `train --nnodes` sets
     value = os.environ.get
     if value("TORCHELASTIC_USE_AGENT_STORE") != "True" or value("GROUP_WORLD_SIZE") != "1":
         return {}
@@ -56,18 +47,13 @@ def _fresh_store() -> dict[str, Any]:
 
 
 def leave_processes() -> None:
-    """Leave the process group, if this process has joined one."""
+    """Leave the process group if this process has joined one."""
     if is_distributed():
         distributed.destroy_process_group()
 
 
 def is_distributed() -> bool:
-    """Return whether this process is one of several.
-
-    Example:
-        >>> is_distributed()
-        False
-    """
+    """Return whether this process is one of several."""
     return distributed.is_available() and distributed.is_initialized()
 
 
@@ -77,15 +63,11 @@ def was_restarted() -> bool:
 
 
 def from_first(make: Callable[[], T], *, patience: timedelta | None = None) -> T:
-    """Call a function in the first process and return its result in all, whatever their disks show them.
+    """Call a function in the first process and return its result in all processes.
 
     Args:
-        make: its result is pickled, with tensors on the CPU.
+        make: the function; its result is pickled, with tensors on the CPU.
         patience: timeout of the others; None takes that of a training step (ten minutes with NCCL).
-
-    Example:
-        >>> from_first(lambda: 3)
-        3
     """
     if not is_distributed():
         return make()
@@ -97,12 +79,7 @@ def from_first(make: Callable[[], T], *, patience: timedelta | None = None) -> T
 
 
 def mean_of_processes(values: Mapping[str, float]) -> dict[str, float]:
-    """Return the mean of each number over all processes, which must have the same names.
-
-    Example:
-        >>> mean_of_processes({"loss": 0.5})
-        {'loss': 0.5}
-    """
+    """Return the mean of each number over all processes, which must have the same names."""
     if not is_distributed():
         return dict(values)
     names = sorted(values)

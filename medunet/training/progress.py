@@ -24,13 +24,13 @@ BARS = "▁▂▃▄▅▆▇█"
 PLAIN_BARS = "_.-=+*#"  # for terminals without Unicode
 SPARK_WIDTH = 40  # characters of a sparkline
 REFRESH = 4.0  # redraws of the view per second
-SIGN_SECONDS = 30.0  # between two log lines within an epoch, so that a slow run differs from a dead one
+LOG_SECONDS = 30.0  # between two log lines within an epoch, so that a slow run differs from a dead one
 
 
 def sparkline(values: Sequence[float], *, width: int = SPARK_WIDTH, bars: str = BARS) -> str:
     """Return a row of bars from the lowest to the highest value; if there are too many values, bars are means.
 
-    Example:
+    Examples:
         >>> sparkline([3, 2, 1, 2]), sparkline([1, 1, 3, 3], width=2), sparkline([1, float("nan"), 1])
         ('█▅▁▅', '▁█', '▁ ▁')
     """
@@ -68,7 +68,7 @@ class ProgressHandler:
         self.console = Console(stderr=True) if console is None else console
         self.is_writer = is_writer
         self._live: Live | None = None
-        self._begun = 0.0
+        self._started = 0.0
         self._first_iteration = 0
 
     def attach(self, engine: Engine) -> None:
@@ -86,7 +86,7 @@ class ProgressHandler:
 
     def start(self, engine: Any) -> None:
         """Open the view; a resumed run shows its earlier epochs."""
-        self._begun = self._last_line = time.perf_counter()
+        self._started = self._last_line = time.perf_counter()
         state = engine.state
         self._first_iteration = state.iteration
         self._loss = math.nan
@@ -103,8 +103,8 @@ class ProgressHandler:
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), epoch, rate, TimeElapsedColumn(), left)
         self._bar = Progress(*columns, console=self.console)
         total = state.max_epochs * state.epoch_length
-        begun: dict[str, Any] = {"epoch": f"{state.epoch}/{state.max_epochs}", "rate": "", "left": "-:--"}
-        self._task = self._bar.add_task("", total=total, completed=state.iteration, **begun)
+        fields: dict[str, Any] = {"epoch": f"{state.epoch}/{state.max_epochs}", "rate": "", "left": "-:--"}
+        self._task = self._bar.add_task("", total=total, completed=state.iteration, **fields)
         self._live = Live(console=self.console, refresh_per_second=REFRESH, get_renderable=self._view)
         self._live.start()
 
@@ -112,24 +112,24 @@ class ProgressHandler:
         loss = loss_of(engine)
         # an average over about twenty steps, which is steady enough to read
         self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
-        state, left = engine.state, _spell(self._seconds_left(engine))
+        state, left = engine.state, _duration(self._seconds_left(engine))
         epoch = f"{state.epoch}/{state.max_epochs}"
         if self._live is not None:
             steps = state.iteration - self._first_iteration
-            rate = f"{steps / (time.perf_counter() - self._begun):.2g} steps/s"
+            rate = f"{steps / (time.perf_counter() - self._started):.2g} steps/s"
             self._bar.update(self._task, completed=state.iteration, epoch=epoch, rate=rate, left=left)
             return
         step = (state.iteration - 1) % state.epoch_length + 1
         if step < state.epoch_length:
-            self._give_sign(f"epoch {epoch}  step {step}/{state.epoch_length}  loss {self._loss:.3f}  left {left}")
+            self._log(f"epoch {epoch}  step {step}/{state.epoch_length}  loss {self._loss:.3f}  left {left}")
 
     def _case_validated(self, engine: Any) -> None:
         if self._live is None:
-            self._give_sign(f"validated {engine.state.iteration}/{engine.state.epoch_length} cases")
+            self._log(f"validated {engine.state.iteration}/{engine.state.epoch_length} cases")
 
-    def _give_sign(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         now = time.perf_counter()
-        if now - self._last_line >= SIGN_SECONDS:
+        if now - self._last_line >= LOG_SECONDS:
             self._last_line = now
             logger.info(line)
 
@@ -144,16 +144,14 @@ class ProgressHandler:
             self._add_dice(named)
         if self._live is None:
             self._last_line = time.perf_counter()
-            dice = "Dice " + " ".join(f"{name} {value:.3f}" for name, value in named.items()) if named else ""
-            logger.info(
-                "epoch %d/%d  loss %.3f  %s  left %s",
-                *(state.epoch, state.max_epochs, loss, dice, _spell(self._seconds_left(engine))),
-            )
+            dice = " ".join(["Dice" if named else "", *(f"{name} {value:.3f}" for name, value in named.items())])
+            epoch, left = f"{state.epoch}/{state.max_epochs}", _duration(self._seconds_left(engine))
+            logger.info("epoch %s  loss %.3f  %s  left %s", epoch, loss, dice, left)
 
     def _stop(self, engine: Any) -> None:
         if self._live is not None:
-            live, self._live = self._live, None
-            live.stop()
+            self._live.stop()
+            self._live = None
 
     def _failed(self, engine: Any, error: BaseException) -> None:
         self._stop(engine)
@@ -163,7 +161,7 @@ class ProgressHandler:
         state = engine.state
         done = state.iteration - self._first_iteration
         total = state.max_epochs * state.epoch_length
-        return (time.perf_counter() - self._begun) / max(done, 1) * (total - state.iteration)
+        return (time.perf_counter() - self._started) / max(done, 1) * (total - state.iteration)
 
     def _add_dice(self, dice: dict[str, float]) -> None:
         if dice:
@@ -188,7 +186,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(finite) / len(finite) if finite else math.nan
 
 
-def _spell(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""MONAI's engines with autocast on any device, gradient clipping, weight maps and an error for a non-finite loss."""
+"""MONAI's engines with autocast on any device, gradient clipping, weight maps and errors for non-finite losses."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ class Trainer(SupervisedTrainer):
         clip_grad_norm: largest Euclidean norm of the gradient; ``None`` does not clip.
         loss_keys: batch keys that the loss gets after prediction and label, e.g. ``["weight"]`` for
             :class:`medunet.losses.BorderWeightedCELoss`.
-        name_key: batch key of the case names, for error messages.
         compile_network: use ``torch.compile``, which fuses the operations between convolutions. It needs half a minute
             once, a C++ compiler, and patches of one size.
-        **kwargs: see ``monai.engines.SupervisedTrainer``; its ``amp``, ``compile`` and ``accumulation_steps`` are
-            rejected, because they need CUDA or its own iteration.
+        **kwargs: arguments of ``monai.engines.SupervisedTrainer`` except ``amp``, ``compile`` and
+            ``accumulation_steps``, which need CUDA or its own iteration.
 
     Raises:
         ConfigError: There is no compiler.
@@ -42,27 +41,26 @@ class Trainer(SupervisedTrainer):
         autocast_dtype: str = "auto",
         clip_grad_norm: float | None = None,
         loss_keys: Sequence[str] = (),
-        name_key: str = "name",
         compile_network: bool = False,
         **kwargs: Any,
     ) -> None:
         if rejected := {"amp", "compile", "accumulation_steps"} & kwargs.keys():
-            remedy = "use autocast_dtype and compile_network"
-            raise ConfigError("not an argument of medunet's trainer", received=sorted(rejected), remedy=remedy)
+            expected = "autocast_dtype and compile_network"
+            raise ConfigError("not an argument of medunet's trainer", received=sorted(rejected), expected=expected)
         super().__init__(**kwargs)
-        if compile_network:
-            _require_compiler()
+        compilers = filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++", "cl"))
+        if compile_network and not any(map(shutil.which, compilers)):
+            raise ConfigError("torch.compile needs a C++ compiler", expected="one of CXX, g++, clang++")
         # both have the same weights; checkpoints, averages and validation use the network itself
         self._forward = torch.compile(self.network, dynamic=False) if compile_network else self.network
         self.autocast_dtype = autocast_dtype
         self.clip_grad_norm = clip_grad_norm
         self.loss_keys = tuple(loss_keys)
-        self.name_key = name_key
         uses_float16 = resolve_dtype(self.state.device, autocast_dtype) is torch.float16
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=uses_float16)
 
     def run(self) -> None:
-        """Train to the last epoch; on a CPU the process keeps freed memory, see `keep_freed_memory`."""
+        """Train to the last epoch; on a CPU the process keeps freed memory."""
         if self.state.device.type == "cpu":
             keep_freed_memory()
         super().run()
@@ -81,7 +79,13 @@ class Trainer(SupervisedTrainer):
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         output[Keys.LOSS] = loss = engine.loss_function(output[Keys.PRED], targets, *extra).mean()
         if not torch.isfinite(loss):
-            raise self._non_finite_loss(float(loss.detach()), batchdata)
+            finite = bool(torch.isfinite(batchdata[Keys.IMAGE]).all())
+            raise DataError(
+                f"loss is {float(loss.detach())} in iteration {self.state.iteration}, the batch has "
+                f"{'finite voxels' if finite else 'voxels that are not finite'}: "
+                f"{', '.join(map(str, batchdata.get('name', ['unknown'])))}",
+                remedy="lower learning_rate" if finite else "check these cases with `medunet check`",
+            )
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
 
         self.grad_scaler.scale(loss).backward()
@@ -94,22 +98,13 @@ class Trainer(SupervisedTrainer):
         engine.fire_event(IterationEvents.MODEL_COMPLETED)  # decollates into one output per case, if that is on
         return engine.state.output
 
-    def _non_finite_loss(self, loss: float, batchdata: dict[str, Any]) -> DataError:
-        names = batchdata.get(self.name_key, ["unknown"])
-        image = batchdata[Keys.IMAGE]
-        cause = "voxels that are not finite" if not torch.isfinite(image).all() else "finite voxels"
-        return DataError(
-            f"loss is {loss} in iteration {self.state.iteration}, the batch has {cause}: {', '.join(map(str, names))}",
-            remedy="look at these cases with `medunet check`; if they are sound, lower learning_rate",
-        )
-
 
 class Evaluator(SupervisedEvaluator):
     """MONAI's ``SupervisedEvaluator`` with autocast on any device.
 
     Args:
-        autocast_dtype: as in :class:`Trainer`.
-        **kwargs: see ``monai.engines.SupervisedEvaluator``.
+        autocast_dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        **kwargs: arguments of ``monai.engines.SupervisedEvaluator``.
     """
 
     def __init__(self, *, autocast_dtype: str = "auto", **kwargs: Any) -> None:
@@ -121,16 +116,6 @@ class Evaluator(SupervisedEvaluator):
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         with autocast(engine.state.device, self.autocast_dtype):
             return super()._iteration(engine, batchdata)
-
-
-def _require_compiler() -> None:
-    compilers = [os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl"]
-    if not any(shutil.which(name) for name in compilers if name):
-        raise ConfigError(
-            "torch.compile needs a C++ compiler",
-            expected="one of CXX, g++, clang++",
-            remedy="install one (Debian: apt-get install g++), or train without `compile`",
-        )
 
 
 def _in_float32(prediction: Any) -> Any:

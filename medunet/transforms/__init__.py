@@ -2,7 +2,6 @@
 
 from .border_weights import BorderWeightMapd as BorderWeightMapd
 from .border_weights import border_weight_map as border_weight_map
-from .cells import SeparateCellsd as SeparateCellsd
 from .cells import separate_cells as separate_cells
 from .components import CleanComponentsd as CleanComponentsd
 from .components import CleanRegionsd as CleanRegionsd
@@ -12,20 +11,19 @@ from .components import clean_labels as clean_labels
 from .components import clean_regions as clean_regions
 from .components import regions_within as regions_within
 from .components import values_outside as values_outside
+from .intensity import AboveThreshold as AboveThreshold
 from .intensity import BatchIntensity as BatchIntensity
+from .intensity import NormalizeChannelsd as NormalizeChannelsd
 from .intensity import RandNoised as RandNoised
 from .labels import IGNORE_INDEX as IGNORE_INDEX
 from .labels import BlankIgnoredd as BlankIgnoredd
 from .labels import DecideLabelsd as DecideLabelsd
 from .labels import DecodeLabelsd as DecodeLabelsd
 from .labels import EncodeLabelsd as EncodeLabelsd
-from .normalise import AboveThreshold as AboveThreshold
-from .normalise import NormalizeChannelsd as NormalizeChannelsd
-from .regions import RegionMasksd as RegionMasksd
-from .regions import paint_regions as paint_regions
-from .sides import SwapLabels as SwapLabels
-from .sides import check_pairs as check_pairs
-from .sides import swapped_channels as swapped_channels
+from .labels import RegionMasksd as RegionMasksd
+from .labels import check_pairs as check_pairs
+from .labels import paint_regions as paint_regions
+from .labels import swapped_channels as swapped_channels
 from .spatial import RandDeformd as RandDeformd
 from .tensors import like as like
 from .tensors import plain as plain

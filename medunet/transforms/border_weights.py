@@ -12,6 +12,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 from scipy import ndimage
+from skimage import measure
+from skimage.segmentation import relabel_sequential
 
 from medunet.errors import ConfigError, DataError
 
@@ -39,9 +41,8 @@ def border_weight_map(
     nearest pixel of the nearest and of the second nearest object (0 inside an object). With fewer than two objects
     there is no border term. Distances are exact; terms below `NEGLIGIBLE_SHARE` of `w0` are left out.
 
-    The paper writes the formula for all pixels, "to force the network to learn the small separation borders that we
-    introduce between touching cells". Its figure shows high weights in the gaps only, so by default only the background
-    has the term. Objects that touch without background between them have none: use `separate_touching` first.
+    The paper writes the formula for all pixels, but its figure shows high weights in the gaps only, so by default only
+    the background has the term. Objects that touch without background between them have none.
 
     `labels` are integers `(*spatial)`, 2D or 3D; `BorderWeightMapd` documents the options.
 
@@ -52,22 +53,32 @@ def border_weight_map(
         ConfigError: an invalid option.
         DataError: labels that are not integers >= 0.
 
-    Example:
+    Examples:
         >>> row = np.array([[1, 0, 2]])  # the gap: d1 = d2 = 1
         >>> border_weight_map(row, w0=10, sigma=1, class_weights=None)[0, 1] == np.float32(1 + 10 * np.exp(-2))
         np.True_
     """
     labels = _integral(labels)
-    _check_options(w0, sigma, instances, spacing, dims=labels.ndim)
+    if w0 < 0 or sigma <= 0:
+        raise ConfigError("border term needs w0 >= 0 and sigma > 0", received=f"{w0=}, {sigma=}")
+    if instances not in ("labels", "components"):
+        raise ConfigError('instances must be "labels" or "components"', received=instances)
+    if spacing is not None and (min(spacing) <= 0 or len(spacing) != labels.ndim):
+        raise ConfigError("spacing must be one positive number per axis", received=list(spacing))
+    if not 1 <= connectivity <= labels.ndim:
+        raise ConfigError(f"connectivity must be in 1 .. {labels.ndim}", received=connectivity)
     ignored = None if ignore_index is None else labels == ignore_index
     if ignored is not None:
         labels = np.where(ignored, 0, labels)
     if labels.min(initial=0) < 0:
         raise DataError("labels must be >= 0", received=int(labels.min()))
     if instances == "components":
-        classes, objects = labels, connected_objects(labels, foreground=foreground, connectivity=connectivity)
+        classes = labels
+        objects = labels if foreground is None else np.where(np.isin(labels, ensure_tuple(foreground)), labels, 0)
+        objects = measure.label(objects, background=0, connectivity=connectivity)
     else:
-        classes, objects = (labels > 0).astype(np.uint8), _numbered(labels)
+        classes = (labels > 0).astype(np.uint8)
+        objects = relabel_sequential(labels)[0]  # 1 .. N, so that a single number 60000 is not 60000 objects
 
     weights = _class_weight_map(classes, class_weights, ignored)
     reach = sigma * math.sqrt(-2 * math.log(NEGLIGIBLE_SHARE))
@@ -92,8 +103,6 @@ def _two_nearest_objects(
     steps = (1.0,) * objects.ndim if spacing is None else tuple(spacing)
     widen = [math.ceil(reach / step) for step in steps]
     for number, box in enumerate(ndimage.find_objects(objects), start=1):
-        if box is None:
-            continue
         wide = tuple(slice(max(0, s.start - w), s.stop + w) for s, w in zip(box, widen, strict=True))
         distance = ndimage.distance_transform_edt(objects[wide] != number, sampling=steps).astype(np.float32)
         np.minimum(second[wide], np.maximum(nearest[wide], distance), out=second[wide])
@@ -101,29 +110,22 @@ def _two_nearest_objects(
     return nearest, second
 
 
-def connected_objects(
-    classes: np.ndarray, *, foreground: int | Sequence[int] | None = None, connectivity: int = 1
+def _class_weight_map(
+    classes: np.ndarray, class_weights: str | Sequence[float] | None, ignored: np.ndarray | None
 ) -> np.ndarray:
-    """Number the connected components of each foreground class 1 .. N; components of two classes are two objects.
-
-    Args:
-        classes: class indices, `(*spatial)`.
-        foreground: the classes whose components are objects; None for all but 0.
-        connectivity: 1 joins pixels that share a face, 2 also an edge, 3 also a corner.
-
-    Raises:
-        ConfigError: connectivity is not in 1 .. number of axes.
-    """
-    if not 1 <= connectivity <= classes.ndim:
-        raise ConfigError(f"connectivity must be in 1 .. {classes.ndim}", received=connectivity)
-    structure = ndimage.generate_binary_structure(classes.ndim, connectivity)
-    objects = np.zeros(classes.shape, dtype=np.int32)
-    count = 0
-    for index in np.setdiff1d(classes, 0) if foreground is None else ensure_tuple(foreground):
-        numbers, added = ndimage.label(classes == index, structure=structure)
-        objects += np.where(numbers > 0, numbers + count, 0).astype(np.int32)
-        count += added
-    return objects
+    if class_weights is None:
+        return np.ones(classes.shape, dtype=np.float32)
+    if not isinstance(class_weights, str):
+        table, needed = np.asarray(class_weights, dtype=np.float32), int(classes.max()) + 1
+        if len(table) < needed:
+            raise ConfigError("class_weights must have one number per class", received=len(table), expected=needed)
+        return table[classes]
+    if class_weights != "balanced":
+        raise ConfigError('class_weights must be "balanced", numbers or None', received=class_weights)
+    counts = np.bincount(classes.ravel() if ignored is None else classes[~ignored])
+    present = np.count_nonzero(counts)
+    balanced = counts.sum() / (max(present, 1) * np.maximum(counts, 1))
+    return balanced.astype(np.float32)[classes] if present else np.zeros(classes.shape, dtype=np.float32)
 
 
 def separate_touching(instances: np.ndarray, *, ignore_index: int | None = None) -> np.ndarray:
@@ -131,7 +133,7 @@ def separate_touching(instances: np.ndarray, *, ignore_index: int | None = None)
 
     Of two touching instances the one with the higher number loses its pixel; `ignore_index` is not an instance.
 
-    Example:
+    Examples:
         >>> separate_touching(np.array([[1, 1, 2, 2, 0, 3]])).tolist()
         [[1, 1, 0, 2, 0, 3]]
     """
@@ -176,7 +178,7 @@ class BorderWeightMapd(MapTransform):
         ignore_index: value of pixels that get weight 0 and belong to no class and no object.
 
     Raises:
-        ConfigError: an invalid option.
+        ConfigError: an invalid option; most are checked with the first label.
         DataError: a label that is not `(1, *spatial)` integers.
     """
 
@@ -201,25 +203,15 @@ class BorderWeightMapd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.output_keys = ensure_tuple(output_key)
         if len(self.output_keys) != len(self.keys):
-            raise ConfigError(
-                "output_key must have one key per label", received=self.output_keys, expected=f"keys for {self.keys}"
-            )
+            raise ConfigError("output_key must have one key per label", received=output_key, expected=len(self.keys))
         if instances == "components" and (separate or class_key is not None):
-            raise ConfigError("separate and class_key are for instance numbers", remedy='set instances="labels"')
-        _check_options(w0, sigma, instances, spacing, dims=None)
+            raise ConfigError("separate and class_key are for instance numbers", expected='instances="labels"')
         self.class_key = class_key
         self.separate = separate
-        self.options: dict[str, Any] = {
-            "w0": w0,
-            "sigma": sigma,
-            "class_weights": class_weights,
-            "instances": instances,
-            "foreground": foreground,
-            "connectivity": connectivity,
-            "spacing": spacing,
-            "background_only": background_only,
-            "ignore_index": ignore_index,
-        }
+        self.ignore_index = ignore_index
+        self.options: dict[str, Any] = {"w0": w0, "sigma": sigma, "class_weights": class_weights, "spacing": spacing}
+        self.options |= {"instances": instances, "foreground": foreground, "connectivity": connectivity}
+        self.options |= {"background_only": background_only, "ignore_index": ignore_index}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with its weight map."""
@@ -241,12 +233,10 @@ class BorderWeightMapd(MapTransform):
 
     def _maps(self, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return weights and, of instances, class indices."""
-        values, ignore_index = _integral(label), self.options["ignore_index"]
+        values = _integral(label)
         if self.separate:
-            values = separate_touching(values, ignore_index=ignore_index)
-        classes = values > 0
-        if ignore_index is not None:
-            classes = np.where(values == ignore_index, ignore_index, classes)
+            values = separate_touching(values, ignore_index=self.ignore_index)
+        classes = np.where(values == self.ignore_index, values, values > 0)  # None equals no value
         return border_weight_map(values, **self.options), classes.astype(np.uint8)
 
 
@@ -257,42 +247,3 @@ def _integral(labels: np.ndarray) -> np.ndarray:
     if not np.array_equal(integral, labels):
         raise DataError("labels must be integers", received=float(labels[integral != labels][0]))
     return integral
-
-
-def _numbered(instances: np.ndarray) -> np.ndarray:
-    """Return instance numbers without gaps, 1 .. N, so that a single number 60000 is not 60000 objects."""
-    values, numbers = np.unique(instances, return_inverse=True)
-    return (numbers.reshape(instances.shape) + (0 if values[0] == 0 else 1)).astype(np.int32)
-
-
-def _class_weight_map(
-    classes: np.ndarray, class_weights: str | Sequence[float] | None, ignored: np.ndarray | None
-) -> np.ndarray:
-    if class_weights is None:
-        return np.ones(classes.shape, dtype=np.float32)
-    if not isinstance(class_weights, str):
-        table = np.asarray(class_weights, dtype=np.float32)
-        if classes.max() >= len(table):
-            raise ConfigError(
-                "class_weights must have one number per class",
-                received=len(table),
-                expected=f"{int(classes.max()) + 1} numbers",
-            )
-        return table[classes]
-    if class_weights != "balanced":
-        raise ConfigError('class_weights must be "balanced", numbers or None', received=class_weights)
-    counts = np.bincount(classes.ravel() if ignored is None else classes[~ignored])
-    present = np.count_nonzero(counts)
-    balanced = counts.sum() / (max(present, 1) * np.maximum(counts, 1))
-    return balanced.astype(np.float32)[classes] if present else np.zeros(classes.shape, dtype=np.float32)
-
-
-def _check_options(
-    w0: float, sigma: float, instances: str, spacing: Sequence[float] | None, *, dims: int | None
-) -> None:
-    if w0 < 0 or sigma <= 0:
-        raise ConfigError("border term needs w0 >= 0 and sigma > 0", received=f"{w0=}, {sigma=}")
-    if instances not in ("labels", "components"):
-        raise ConfigError('instances must be "labels" or "components"', received=instances)
-    if spacing is not None and (min(spacing) <= 0 or (dims is not None and len(spacing) != dims)):
-        raise ConfigError("spacing must be one positive number per axis", received=list(spacing))

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from monai.config import KeysCollection
 from scipy import ndimage
 from skimage.graph import RAG, merge_hierarchical
 from skimage.morphology import h_minima, local_minima
@@ -15,13 +13,8 @@ from skimage.segmentation import watershed
 
 from medunet.errors import ConfigError, DataError
 
-from .tensors import TensorTransform
-
-SMOOTHING = 1.0
-"""Standard deviation in voxels; below it, noise makes a basin of every few voxels, and above it thin membranes fade."""
-
-DEPTH = 0.05
-"""Basins shallower than this are merged from the start; on ISBI 2012, 0.02 and 0.05 gave the same cells."""
+SMOOTHING = 1.0  # standard deviation in voxels; less makes basins of noise, more fades thin membranes
+DEPTH = 0.05  # basins shallower than this are merged from the start; on ISBI 2012, 0.02 gave the same cells
 
 
 def separate_cells(
@@ -50,7 +43,7 @@ def separate_cells(
     Sources: average linkage on the region adjacency graph of a watershed, as in `skimage.graph`; Bailoni et al.,
         GASP, CVPR 2022 (arXiv 1906.11713), compares the criteria.
 
-    Example:
+    Examples:
         >>> interior = np.ones((9, 21))
         >>> interior[:, 10] = 0.1  # a membrane ...
         >>> interior[4, 10] = 0.9  # ... with a gap
@@ -63,19 +56,17 @@ def separate_cells(
         if not 0 <= value <= 1:
             raise ConfigError(f"{name} must be in [0, 1]", received=value)
     probability = np.asarray(interior, dtype=np.float32)
-    if probability.ndim not in (2, 3) or not (probability.min(initial=0) >= 0 and probability.max(initial=1) <= 1):
-        raise DataError(
-            "cells need a probability map",
-            received=f"shape {probability.shape}, values {probability.min(initial=0)} to {probability.max(initial=0)}",
-            expected="(H, W) or (D, H, W), values in [0, 1]",
-        )
+    low, high = probability.min(initial=0), probability.max(initial=1)
+    if probability.ndim not in (2, 3) or not (low >= 0 and high <= 1):
+        received = f"shape {probability.shape}, values {low} to {high}"
+        raise DataError("cells need a probability map, 2D or 3D, with values in [0, 1]", received=received)
     membrane = 1 - probability
     basins = _basins(ndimage.gaussian_filter(membrane, smoothing) if smoothing else membrane, depth)
+    options: dict[str, Any] = {"rag_copy": False, "in_place_merge": True, "merge_func": lambda *_: None}
     graph = _borders(basins, membrane)
-    joined = merge_hierarchical(
-        basins, graph, boundary, rag_copy=False, in_place_merge=True, merge_func=_keep, weight_func=_mean_border
+    return np.asarray(
+        merge_hierarchical(basins, graph, boundary, weight_func=_mean_border, **options) + 1, dtype=np.int32
     )
-    return np.asarray(joined + 1, dtype=np.int32)
 
 
 def _basins(landscape: npt.NDArray[np.float32], depth: float) -> npt.NDArray[np.int32]:
@@ -104,49 +95,9 @@ def _borders(basins: npt.NDArray[np.int32], membrane: npt.NDArray[np.float32]) -
     return graph
 
 
-def _keep(graph: Any, source: int, target: int) -> None:
-    """Update nothing of a merged basin: only borders have values."""
-
-
 def _mean_border(graph: Any, source: int, target: int, neighbour: int) -> dict[str, float]:
     """Return the border to `neighbour` after `source` and `target` are merged: the mean over the voxels of both."""
     absent = {"weight": 0.0, "count": 0}
     one, other = (graph[basin].get(neighbour, absent) for basin in (source, target))
     count = one["count"] + other["count"]
     return {"count": count, "weight": (one["count"] * one["weight"] + other["count"] * other["weight"]) / count}
-
-
-class SeparateCellsd(TensorTransform):
-    """Replace probabilities `(C, *spatial)` by the cell numbers of :func:`separate_cells`, `(1, *spatial)` int32.
-
-    Args:
-        keys: keys of probability maps.
-        interior: channel of the cells' interior.
-        boundary: mean membrane probability from which a border separates two cells.
-        depth: least difference in probability between a basin and its pass to the next.
-        smoothing: standard deviation in voxels by which the map is smoothed first.
-        allow_missing_keys: skip keys that an item lacks.
-
-    Example:
-        >>> probabilities = torch.ones(2, 9, 21)
-        >>> probabilities[1, :, 10] = 0.0
-        >>> SeparateCellsd("pred")({"pred": probabilities})["pred"].unique().tolist()
-        [1, 2]
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        *,
-        interior: int = 1,
-        boundary: float = 0.5,
-        depth: float = DEPTH,
-        smoothing: float = SMOOTHING,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.interior = interior
-        self.options = {"boundary": boundary, "depth": depth, "smoothing": smoothing}
-
-    def _changed(self, values: torch.Tensor, source: Any) -> torch.Tensor:
-        return torch.from_numpy(separate_cells(values[self.interior].cpu().numpy(), **self.options))[None]

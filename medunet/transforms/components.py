@@ -19,8 +19,8 @@ from .tensors import TensorTransform
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+# by class or region: whether to keep only the largest component, and the smallest size to keep
 Rules = Mapping[int, tuple[bool, float]]
-"""By class or region: whether to keep only the largest component, and the smallest size to keep."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ class Components:
         numbers, count = ndimage.label(mask[box], structure=np.ones((3,) * mask.ndim))
         return cls(numbers, box, np.bincount(numbers.ravel(), minlength=count + 1)[1:])
 
-    def kept(self, *, largest: bool, min_voxels: float) -> Array:
-        """Return which components a rule keeps, `(N,)` bool; of equally large ones the first is the largest."""
-        keep = self.voxels >= min_voxels
-        if largest and len(keep):
-            keep &= np.arange(len(keep)) == np.argmax(self.voxels)
-        return keep
+    def selected(self, *, largest: bool, min_voxels: float) -> Array:
+        """Return which components satisfy a rule, `(N,)` bool; of equally large ones the first is the largest."""
+        mask = self.voxels >= min_voxels
+        if largest and len(mask):
+            mask &= np.arange(len(mask)) == np.argmax(self.voxels)
+        return mask
 
 
 class CleanComponentsd(TensorTransform):
     """Set components of a class that are too small, or not its largest, to background.
 
-    MONAI's ``KeepLargestConnectedComponentd`` and ``RemoveSmallObjectsd`` search the whole volume for each class and
-    use one size for all classes. Here each class has its own size in millimetres, because images differ in spacing.
+    Unlike MONAI's ``KeepLargestConnectedComponentd`` and ``RemoveSmallObjectsd``, each class has its own size, in
+    millimetres, and only the box around it is searched.
 
     Args:
         keys: maps of class indices, each `(1, *spatial)`, on the grid of the file.
@@ -145,9 +145,8 @@ class CleanRegionsd(TensorTransform):
             raise ConfigError("unknown region", received=sorted(self.rules), expected=f"0 to {len(regions) - 1}")
         for number in self.rules:
             if values_outside(number, self.regions, self.order) is None:
-                raise ConfigError(
-                    "region cannot be cleaned: no value means its surroundings", received=self.regions[number]
-                )
+                region = self.regions[number]
+                raise ConfigError("region cannot be cleaned: no value means its surroundings", received=region)
 
     def _changed(self, values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         labels, size = values[0].cpu().numpy(), voxel_size(source)
@@ -193,10 +192,10 @@ def _clean(labels: Array, becomes: Mapping[int, int], rule: tuple[bool, float], 
     """Change the components of a union of values that a rule rejects, in place; `becomes` has the new values."""
     values = list(becomes)
     components = Components.of(labels == values[0] if len(values) == 1 else np.isin(labels, values))
-    keep = components.kept(largest=rule[0], min_voxels=rule[1] / voxel_size)
-    if keep.all():
+    selected = components.selected(largest=rule[0], min_voxels=rule[1] / voxel_size)
+    if selected.all():
         return
-    removed = np.concatenate([[False], ~keep])[components.numbers]
+    removed = np.concatenate([[False], ~selected])[components.numbers]
     old = labels[components.box][removed]
     new = np.zeros_like(old)
     for value, outside in becomes.items():
@@ -226,15 +225,10 @@ def regions_within(number: int, regions: Sequence[Sequence[int]]) -> list[int]:
 
 
 def values_outside(number: int, regions: Sequence[Sequence[int]], order: Sequence[int]) -> dict[int, int] | None:
-    """Return what the values of a region become where it is removed: the values of the same other regions.
+    """Return the new value by old value of voxels that leave a region and stay in the other regions.
 
-    Args:
-        number: index of the region.
-        regions: values of each region.
-        order: the value that each region is written with; predictions contain only these and 0.
-
-    Returns:
-        New value by old value; None if a value does not exist, so that another region would change too.
+    None if such a value does not exist. `order` has the value that each region is written with; predictions contain
+    only these and 0.
 
     Examples:
         >>> values_outside(1, [[1, 2, 3], [2, 3], [3]], [1, 2, 3])  # whole, core, enhancing tumour

@@ -1,9 +1,4 @@
-"""Random intensity changes: noise for single images, and brightness and noise for a whole batch on its device.
-
-Measured on a patch of 40 x 56 x 40 voxels with one CPU thread and MONAI 1.6.1, in ms: `RandNoised` 0.4 (MONAI's
-`RandGaussianNoised` 1.9), `RandGaussianSmoothd` 1.6, `RandScaleIntensityd` 0.2, `RandShiftIntensityd` 0.1,
-`RandScaleIntensityFixedMeand` 0.4, `RandAdjustContrastd` 1.0, `RandSimulateLowResolutiond` 0.7, `RandBiasFieldd` 1.0.
-"""
+"""Intensities: normalisation per channel, and random changes of single images and of whole batches on their device."""
 
 from __future__ import annotations
 
@@ -17,17 +12,82 @@ from monai.transforms import MapTransform, RandomizableTransform, RandScaleInten
 
 from medunet.errors import ConfigError
 
-from .tensors import like, plain
+from .tensors import TensorTransform, like, plain
 
 SEED_LIMIT = 2**31 - 1  # exclusive bound of seeds for PyTorch: what NumPy's randint gives on every platform
+FIXED_NUMBERS = {"low", "high", "mean", "std"}
+
+
+class NormalizeChannelsd(TensorTransform):
+    """Clip and scale each channel by fixed numbers (CT) or by its own mean and standard deviation (everything else).
+
+    MONAI's `NormalizeIntensityd` takes numbers per channel, but does not clip and cannot mix the two.
+
+    Args:
+        keys: keys of images `(C, *spatial)`; the results are float32.
+        channels: per channel None for the image's own mean and standard deviation, or the fixed
+            ``{"low": ..., "high": ..., "mean": ..., "std": ...}``.
+
+    Raises:
+        ConfigError: other names, or an image with another number of channels.
+
+    Examples:
+        >>> ct = {"low": -100, "high": 300, "mean": 100, "std": 50}
+        >>> image = torch.tensor([[-1000.0, 150.0], [1.0, 3.0]])
+        >>> NormalizeChannelsd("image", [ct, None])({"image": image})["image"]
+        tensor([[-4.,  1.],
+                [-1.,  1.]])
+    """
+
+    def __init__(self, keys: KeysCollection, channels: Sequence[Mapping[str, float] | None]) -> None:
+        super().__init__(keys)
+        self.channels = tuple(channels)
+        for numbers in self.channels:
+            if numbers is not None and numbers.keys() != FIXED_NUMBERS:
+                expected = sorted(FIXED_NUMBERS)
+                raise ConfigError("invalid normalisation of a channel", received=dict(numbers), expected=expected)
+
+    def _changed(self, values: torch.Tensor, source: Any) -> torch.Tensor:
+        if len(values) != len(self.channels):
+            raise ConfigError("wrong number of channels", received=len(values), expected=len(self.channels))
+        return torch.stack([_scaled(part, by) for part, by in zip(values.float(), self.channels, strict=True)])
+
+
+def _scaled(channel: torch.Tensor, numbers: Mapping[str, float] | None) -> torch.Tensor:
+    if numbers is not None:
+        return (channel.clamp(numbers["low"], numbers["high"]) - numbers["mean"]) / (numbers["std"] or 1.0)
+    std, mean = torch.std_mean(channel, correction=0)
+    return (channel - mean) / torch.where(std > 0, std, torch.ones_like(std))
+
+
+class AboveThreshold:
+    """Selects voxels above a threshold, for `CropForegroundd(select_fn=...)`; all voxels if none is above it.
+
+    Args:
+        threshold: in the units of the image, such as -500 Hounsfield units between air and skin.
+
+    Examples:
+        >>> AboveThreshold(0)(torch.tensor([-1.0, 2.0])).tolist()
+        [False, True]
+        >>> AboveThreshold(5)(torch.tensor([-1.0, 2.0])).tolist()
+        [True, True]
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Return a mask of the shape of the image."""
+        mask = image > self.threshold
+        return mask if bool(mask.any()) else torch.ones_like(mask)
 
 
 class RandNoised(RandomizableTransform, MapTransform):
     """Add Gaussian noise of a random strength.
 
-    MONAI's `RandGaussianNoised` draws float64 numbers with NumPy on the CPU. Here PyTorch draws them in the type and on
-    the device of the image, from a generator seeded by this transform's random state, so that runs repeat. Each key
-    gets its own noise of the same strength; integer images become float32.
+    MONAI's `RandGaussianNoised` draws float64 numbers with NumPy on the CPU, which takes five times as long. Here
+    PyTorch draws them in the type and on the device of the image, from a generator seeded by this transform's random
+    state. Each key gets its own noise of the same strength; integer images become float32.
 
     Args:
         keys: keys of images `(C, *spatial)`, tensors or arrays.
@@ -38,7 +98,7 @@ class RandNoised(RandomizableTransform, MapTransform):
     Raises:
         ConfigError: `std` is not a range.
 
-    Example:
+    Examples:
         >>> noisy = RandNoised("image", prob=1.0, std=(0.1, 0.1)).set_random_state(0)({"image": torch.zeros(1, 99, 99)})
         >>> f"{noisy['image'].std():.2f}"
         '0.10'
@@ -99,7 +159,7 @@ class BatchIntensity:
     Raises:
         ConfigError: a transform of another kind, or one that draws for each channel.
 
-    Example:
+    Examples:
         >>> brighter = BatchIntensity([RandShiftIntensityd("image", offsets=(2.0, 2.0), prob=1.0)])
         >>> brighter(torch.zeros(2, 1, 3), seed=0).unique().tolist()
         [2.0]

@@ -1,4 +1,4 @@
-"""Label values of files to class indices and back."""
+"""Labels: file values and class indices, voxels without annotation, regions, and sides that a mirror exchanges."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from monai.transforms import MapTransform
 
 from medunet.errors import ConfigError, DataError
 
-from .regions import paint_regions
 from .tensors import TensorTransform, like, plain
 
-IGNORE_INDEX = 255
-"""Class index of voxels that no loss and no metric counts; the largest of uint8."""
-
+IGNORE_INDEX = 255  # class index of voxels that no loss and no metric counts; the largest of uint8
 MAX_VALUE_SPAN = 1 << 24  # between two label values: a lookup table of this many int32 takes 64 MiB
 SHOWN_VALUES = 8  # wrong values that an error names, so that it stays one line
 
@@ -28,8 +25,7 @@ class EncodeLabelsd(TensorTransform):
 
     Args:
         keys: keys of the labels, each `(1, *spatial)`.
-        values: the file's values in the order of the classes, or a mapping of names to values such as
-            ``SegmentationDataset.labels``.
+        values: the file's values in the order of the classes, or a mapping of names to values.
         ignore_value: a further value that becomes `IGNORE_INDEX`.
         allow_missing_keys: skip keys that an item lacks.
 
@@ -37,12 +33,12 @@ class EncodeLabelsd(TensorTransform):
         ConfigError: the values repeat, or there are too many for an ignore index.
         DataError: an item has another value.
 
-    Example:
+    Examples:
         >>> EncodeLabelsd("label", [0, 255])({"label": torch.tensor([[0.0, 255.0]])})["label"]
         tensor([[0, 1]], dtype=torch.uint8)
     """
 
-    _remedy = "correct the file, or list the value among the labels"
+    _decodes = False
 
     def __init__(
         self,
@@ -53,18 +49,13 @@ class EncodeLabelsd(TensorTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.values = _class_values(values, ignore_value)
-        indices = {value: index for index, value in enumerate(self.values)}
+        indices = {value: index for index, value in enumerate(_class_values(values, ignore_value))}
         if ignore_value is not None:
             indices[ignore_value] = IGNORE_INDEX
-        self._table = _LookupTable(self._mapping(indices))
-
-    @staticmethod
-    def _mapping(indices: dict[int, int]) -> dict[int, int]:
-        return indices
+        self._table = _LookupTable({i: value for value, i in indices.items()} if self._decodes else indices)
 
     def _changed(self, values: torch.Tensor, source: Any) -> torch.Tensor:
-        return self._table.apply(values, remedy=self._remedy)
+        return self._table.apply(values)
 
 
 class DecodeLabelsd(EncodeLabelsd):
@@ -82,16 +73,12 @@ class DecodeLabelsd(EncodeLabelsd):
         ConfigError: the values repeat, or there are too many for an ignore index.
         DataError: an index has no value.
 
-    Example:
+    Examples:
         >>> DecodeLabelsd("pred", [0, 255])({"pred": torch.tensor([[0, 1]])})["pred"]
         tensor([[  0, 255]], dtype=torch.uint8)
     """
 
-    _remedy = "decode with the values that the network was trained on"
-
-    @staticmethod
-    def _mapping(indices: dict[int, int]) -> dict[int, int]:
-        return {index: value for value, index in indices.items()}
+    _decodes = True
 
 
 class BlankIgnoredd(MapTransform):
@@ -101,7 +88,7 @@ class BlankIgnoredd(MapTransform):
         keys: keys of index maps, each `(1, *spatial)`; among them the label itself.
         label_key: key of the label.
 
-    Example:
+    Examples:
         >>> item = {"pred": torch.tensor([[1, 1]]), "label": torch.tensor([[1, 255]])}
         >>> BlankIgnoredd(["pred", "label"])(item)
         {'pred': tensor([[1, 0]]), 'label': tensor([[1, 0]])}
@@ -129,13 +116,13 @@ class DecideLabelsd(MapTransform):
     Args:
         keys: probabilities `(classes, *spatial)`; afterwards labels `(1, *spatial)`, uint8. The lowest of equally
             probable classes wins. A single channel is class 1 where it exceeds `threshold`.
-        order: for regions the class index that each channel is painted with, see :func:`paint_regions`; empty for
+        order: for regions the class index that each channel is painted with, as in :func:`paint_regions`; empty for
             classes that exclude each other.
         prob_key: key of the probabilities, which are neither changed nor copied; None drops them.
         threshold: probability of a single channel, or of a region.
         allow_missing_keys: skip keys that an item lacks.
 
-    Example:
+    Examples:
         >>> item = DecideLabelsd("pred")({"pred": torch.tensor([[0.4, 0.1], [0.6, 0.9]])})
         >>> item["pred"].tolist(), item["prob"].shape
         ([[1, 1]], torch.Size([2, 2]))
@@ -174,6 +161,96 @@ class DecideLabelsd(MapTransform):
         return slab.argmax(dim=0) if len(slab) > 1 else slab[0] > self.threshold
 
 
+class RegionMasksd(TensorTransform):
+    """Replace maps of class indices by one mask per region (a class that may overlap others).
+
+    Args:
+        keys: maps `(1, *spatial)`; afterwards `(regions, *spatial)`, uint8.
+        regions: class indices of each region.
+        allow_missing_keys: skip keys that an item lacks.
+
+    Examples:
+        >>> RegionMasksd("label", [[1, 2], [2]])({"label": torch.tensor([[0, 1, 2]])})["label"].tolist()
+        [[0, 1, 1], [0, 0, 1]]
+    """
+
+    def __init__(
+        self, keys: KeysCollection, regions: Sequence[Sequence[int]], *, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.regions = tuple(tuple(int(index) for index in region) for region in regions)
+
+    def _changed(self, values: torch.Tensor, source: Any) -> torch.Tensor:
+        masks = torch.zeros((len(self.regions), *values.shape[1:]), dtype=torch.uint8, device=values.device)
+        for mask, region in zip(masks, self.regions, strict=True):
+            for index in region:
+                mask.masked_fill_(values[0] == index, 1)
+        return masks
+
+
+def paint_regions(values: torch.Tensor, order: Sequence[int], *, threshold: float = 0.0) -> torch.Tensor:
+    """Return one class index per voxel from one channel per region; later regions are painted over earlier ones.
+
+    Args:
+        values: `(regions, ...)`, logits or probabilities.
+        order: the class index that each region is painted with.
+        threshold: a voxel above it belongs to the region.
+
+    Returns:
+        `(...)`, uint8; 0 outside all regions.
+
+    Raises:
+        ConfigError: another number of channels.
+
+    Examples:
+        >>> whole, core = [2.0, 3.0, -1.0], [-2.0, 1.0, -4.0]
+        >>> paint_regions(torch.tensor([whole, core]), [1, 2]).tolist()
+        [1, 2, 0]
+    """
+    if len(values) != len(order):
+        raise ConfigError("channels do not match the regions", received=len(values), expected=len(order))
+    painted = torch.zeros(values.shape[1:], dtype=torch.uint8, device=values.device)
+    for channel, index in zip(values, order, strict=True):
+        painted.masked_fill_(channel > threshold, index)
+    return painted
+
+
+def check_pairs(pairs: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    """Return pairs of class indices that differ in left and right only; a ConfigError unless all indices differ."""
+    known = [int(index) for pair in pairs for index in pair]
+    if any(len(pair) != 2 for pair in pairs) or len(set(known)) != len(known) or min(known, default=0) < 0:
+        raise ConfigError("labels to swap must be pairs", received=[list(pair) for pair in pairs], expected="[[1, 2]]")
+    return tuple((int(left), int(right)) for left, right in pairs)
+
+
+def swap_labels(labels: torch.Tensor, pairs: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Return a map in which the class indices of each pair have traded places, as a mirrored image needs it.
+
+    Examples:
+        >>> swap_labels(torch.tensor([[0, 1, 2, 3]]), [[1, 2]]).tolist()
+        [[0, 2, 1, 3]]
+    """
+    swapped = labels.clone() if pairs else labels
+    for left, right in pairs:
+        swapped.masked_fill_(labels == left, right).masked_fill_(labels == right, left)
+    return swapped
+
+
+def swapped_channels(pairs: Sequence[Sequence[int]], count: int) -> list[int]:
+    """Return the order of channels in which those of each pair have traded places.
+
+    Examples:
+        >>> swapped_channels([[1, 3]], 4)
+        [0, 3, 2, 1]
+    """
+    order = list(range(count))
+    for left, right in pairs:
+        if max(left, right) >= count:
+            raise ConfigError("unknown channel to swap", received=[left, right], expected=f"0 to {count - 1}")
+        order[left], order[right] = right, left
+    return order
+
+
 class _LookupTable:
     """A map between integers, applied to tensors of any integral content."""
 
@@ -192,19 +269,15 @@ class _LookupTable:
             self.table[source - self.low + 1] = target
             self.known[source - self.low + 1] = True
 
-    def apply(self, tensor: torch.Tensor, *, remedy: str) -> torch.Tensor:
+    def apply(self, tensor: torch.Tensor) -> torch.Tensor:
         integral = tensor.long()
         position = integral.clamp(self.low - 1, self.high + 1).sub_(self.low - 1)
         valid = torch.take(self.known.to(tensor.device), position)
         if tensor.is_floating_point():
             valid &= tensor == integral
         if not valid.all():
-            raise DataError(
-                "label has unknown values",
-                received=_listed(torch.unique(tensor[~valid]).tolist()),
-                expected=_listed(self.expected),
-                remedy=remedy,
-            )
+            unknown = _listed(torch.unique(tensor[~valid]).tolist())
+            raise DataError("label has unknown values", received=unknown, expected=_listed(self.expected))
         return torch.take(self.table.to(tensor.device), position)
 
 
@@ -213,7 +286,7 @@ def _class_values(values: Sequence[int] | Mapping[str, int], ignore_value: int |
     classes = tuple(int(value) for value in listed)
     if not classes or len(set(classes)) != len(classes) or classes != listed:
         raise ConfigError("label values must be different integers", received=list(listed))
-    if ignore_value is not None and ignore_value in classes:
+    if ignore_value in classes:
         raise ConfigError("ignore_value must not be a class", received=ignore_value, expected=f"not in {list(classes)}")
     if ignore_value is not None and len(classes) > IGNORE_INDEX:
         raise ConfigError(f"an ignore index allows at most {IGNORE_INDEX} classes", received=len(classes))
@@ -229,5 +302,5 @@ def _smallest_dtype(values: Iterable[int]) -> torch.dtype:
 
 
 def _listed(values: Sequence[float]) -> str:
-    shown = ", ".join(f"{value:g}" for value in values[:SHOWN_VALUES])
-    return f"[{shown}, ...]" if len(values) > SHOWN_VALUES else f"[{shown}]"
+    shown = [f"{value:g}" for value in values[:SHOWN_VALUES]] + ["..."] * (len(values) > SHOWN_VALUES)
+    return f"[{', '.join(shown)}]"

@@ -15,8 +15,7 @@ from monai.utils import ensure_tuple, ensure_tuple_rep
 from medunet.errors import ConfigError, DataError
 
 from .deformation import Deformation, check_modes, resample
-from .labels import IGNORE_INDEX
-from .sides import SwapLabels
+from .labels import IGNORE_INDEX, check_pairs, swap_labels
 from .tensors import like, plain, source_file
 
 
@@ -28,9 +27,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
     points, 10 pixels). MONAI's `Rand3DElasticd` smooths a dense random field instead, which takes many times longer.
 
     The order of the map, from the patch to the volume: flips, scaling, rotation, displacement, position of the crop.
-    Voxels outside the volume follow `padding_mode`; a volume smaller than the patch is centred in it. Crops, flips and
-    quarter turns alone copy voxels exactly.
-
+    A volume smaller than the patch is centred in it. Crops, flips and quarter turns alone copy voxels exactly.
     Items may have tensors, MetaTensors or (memory-mapped) arrays, `(C, *spatial)`, on any device. Metadata are kept;
     **the affine is left as it was and does not describe the patch**. There is no inverse.
 
@@ -52,11 +49,10 @@ class RandDeformd(RandomizableTransform, MapTransform):
         elastic_prob: probability of the elastic displacement.
         control_points: control points along each axis, one number or one per axis, each >= 2. They span the patch.
         elastic_sigma: standard deviation in voxels of each component at the control points, one number or one per axis.
-        voxel_spacing: spacing of the volume per axis in any one unit, so that anisotropic volumes are rotated as the
-            body would be; None for isotropic voxels.
+        voxel_spacing: spacing per axis in any unit, for rotations of anisotropic volumes; None for isotropic voxels.
         mode: ``bilinear``, ``nearest``, ``bicubic`` (2D) or ``onehot`` (labels interpolated one by one), one or one per
             key. None: ``nearest`` for integers, ``bilinear`` for floating types.
-        padding_mode: ``reflection``, ``border`` or ``zeros``, one or one per key.
+        padding_mode: values outside the volume: ``reflection``, ``border`` or ``zeros``, one or one per key.
         crop_center: ``random`` for a crop anywhere inside the volume, ``center`` for its middle.
         foreground_key: key of a label; the patch is centred on one of its foreground voxels (label above 0 and not
             `IGNORE_INDEX`), as far as it stays inside the volume, with probability `foreground_prob`. The item may have
@@ -71,7 +67,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
         ConfigError: an invalid option.
         DataError: keys of one item with different spatial shapes.
 
-    Example:
+    Examples:
         >>> crop = RandDeformd(["image", "label"], spatial_size=[2, 2], crop_center="center")
         >>> label = torch.arange(16).reshape(1, 4, 4)
         >>> crop({"image": label.float(), "label": label})["label"]
@@ -116,7 +112,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
         self.scale_prob = scale_prob
         self.flip_axes = tuple(flip_axes)
         self.flip_prob = flip_prob
-        self.swap = SwapLabels(swap_labels)
+        self.swap_pairs = check_pairs(swap_labels)
         self.swap_axis = swap_axis
         self.swap_keys = ensure_tuple(swap_keys)
         self.elastic_prob = elastic_prob
@@ -158,7 +154,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
             mode = self.mode[key] or ("nearest" if _is_integral(volume) else "bilinear")
             patch = resample(volume, self._deformation, mode=mode, padding_mode=self.padding_mode[key])
             if self._swapped and key in self.swap_keys:
-                patch = self.swap(patch)
+                patch = swap_labels(patch, self.swap_pairs)
             item[key] = like(patch, volume)
         return item
 
@@ -167,38 +163,33 @@ class RandDeformd(RandomizableTransform, MapTransform):
     ) -> tuple[int, ...]:
         """Return the first voxel of the crop; negative along axes where the volume is smaller than the patch."""
         room = [n - p for n, p in zip(shape, size, strict=True)]
-        target = None
-        if self.foreground_key is not None:
-            if self.R.rand() < self.foreground_prob:
-                target = self._draw_foreground_voxel(data, shape)
-            if target is None and self.crop_center == "random":
-                target = self._draw_annotated_voxel(data, shape)
+        target = self._draw_target(data, shape)
         if target is not None:
             return tuple(
                 r // 2 if r < 0 else min(max(t - p // 2, 0), r) for t, r, p in zip(target, room, size, strict=True)
             )
-        if self.crop_center == "center":
-            return tuple(r // 2 for r in room)
-        return tuple(r // 2 if r < 0 else int(self.R.randint(r + 1)) for r in room)
+        is_random = self.crop_center == "random"
+        return tuple(int(self.R.randint(r + 1)) if is_random and r >= 0 else r // 2 for r in room)
 
-    def _draw_foreground_voxel(self, data: Mapping[Hashable, Any], shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        listed = data.get(f"{self.foreground_key}_indices")
-        if listed is not None:
-            return self._draw_listed(listed, shape)
-        label = plain(data[self.foreground_key])[0]
-        return self._draw_voxel((label > 0) & (label != IGNORE_INDEX))
-
-    def _draw_annotated_voxel(self, data: Mapping[Hashable, Any], shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Return a voxel with annotation, or None if all voxels have one."""
-        listed = data.get(f"{self.foreground_key}_annotated_indices")
-        if listed is not None:
-            return self._draw_listed(listed, shape)
-        if (
-            f"{self.foreground_key}_indices" in data
-        ):  # a list of the foreground without this one means that no voxel is ignored
+    def _draw_target(self, data: Mapping[Hashable, Any], shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return a foreground voxel or an annotated one to centre the patch on; None for any place."""
+        if self.foreground_key is None:
             return None
-        annotated = plain(data[self.foreground_key])[0] != IGNORE_INDEX
-        return None if bool(annotated.all()) else self._draw_voxel(annotated)
+        target, listed = None, data.get(f"{self.foreground_key}_indices")
+        if self.R.rand() < self.foreground_prob:
+            if listed is not None:
+                target = self._draw_listed(listed, shape)
+            else:
+                label = plain(data[self.foreground_key])[0]
+                target = self._draw_voxel((label > 0) & (label != IGNORE_INDEX))
+        if target is None and self.crop_center == "random":
+            annotated = data.get(f"{self.foreground_key}_annotated_indices")
+            if annotated is not None:
+                return self._draw_listed(annotated, shape)
+            if listed is None:  # a list of the foreground alone means that all voxels are annotated
+                mask = plain(data[self.foreground_key])[0] != IGNORE_INDEX
+                return None if bool(mask.all()) else self._draw_voxel(mask)
+        return target
 
     def _draw_listed(self, indices: Any, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         if isinstance(indices, list | tuple):
@@ -210,7 +201,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
         return tuple(int(i) for i in np.unravel_index(flat, shape))
 
     def _draw_voxel(self, mask: torch.Tensor) -> tuple[int, ...] | None:
-        # Two steps, first a plane and then a voxel in it, so that only one plane's indices are listed.
+        # first a plane and then a voxel in it, so that only one plane's indices are listed
         planes = mask.flatten(1).sum(dim=1).cpu().numpy().cumsum()
         if planes[-1] == 0:
             return None
@@ -235,8 +226,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
 
     def _draw_rotation(self, dims: int) -> np.ndarray:
         limits = ensure_tuple_rep(self.rotate_range, 1 if dims == 2 else 3)
-        angles = [self.R.uniform(-limit, limit) for limit in limits]
-        rotation = rotation_matrix(angles)
+        rotation = rotation_matrix([self.R.uniform(-limit, limit) for limit in limits])
         if self.voxel_spacing is None:
             return rotation
         spacing = np.asarray(ensure_tuple_rep(self.voxel_spacing, dims), dtype=np.float64)
@@ -255,30 +245,21 @@ class RandDeformd(RandomizableTransform, MapTransform):
 
     def _check_shapes(self, item: Mapping[Hashable, Any]) -> None:
         shapes = {str(key): tuple(item[key].shape[1:]) for key in self.key_iterator(dict(item))}
+        file = next(filter(None, (source_file(item.get(key)) for key in self.keys)), None)
         if len(set(shapes.values())) > 1:
-            files = filter(None, (source_file(item.get(key)) for key in self.keys))
-            raise DataError(
-                "images of one case differ in shape",
-                file=next(files, None),
-                received=shapes,
-                remedy="resample the label to the image's grid, or correct the pairing",
-            )
-        for shape in shapes.values():
-            if len(shape) not in (2, 3):
-                raise DataError("image must be 2D or 3D", received=f"spatial shape {list(shape)}")
+            raise DataError("images of one case differ in shape", file=file, received=shapes)
+        if any(len(shape) not in (2, 3) for shape in shapes.values()):
+            raise DataError("image must be 2D or 3D", file=file, received=shapes)
 
     def _check_options(self) -> None:
         check_modes(filter(None, self.mode.values()), self.padding_mode.values())
+        has_key = self.foreground_key is not None or self.foreground_prob <= 0
         for is_valid, rule, value in (
             (self.crop_center in ("random", "center"), "crop_center must be random or center", self.crop_center),
             (np.min(self.control_points) >= 2, "control_points must be >= 2", self.control_points),
             (np.min(self.elastic_sigma) >= 0, "elastic_sigma must be >= 0", self.elastic_sigma),
             (min(self.spatial_size or (1,)) >= 1, "spatial_size must be positive", self.spatial_size),
-            (
-                self.foreground_key is not None or self.foreground_prob <= 0,
-                "foreground_prob needs foreground_key",
-                self.foreground_prob,
-            ),
+            (has_key, "foreground_prob needs foreground_key", self.foreground_prob),
         ):
             if not is_valid:
                 raise ConfigError(rule, received=value)
@@ -287,15 +268,13 @@ class RandDeformd(RandomizableTransform, MapTransform):
 def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
     """Return the rotation by one angle in 2D, or about axis 0, then 1, then 2 in 3D; angles in radians.
 
-    Example:
+    Examples:
         >>> rotation_matrix([math.pi / 2]).round().tolist()
         [[0.0, -1.0], [1.0, 0.0]]
     """
     if len(angles) == 1:
         return _plane_rotation(2, (0, 1), angles[0])
-    about_0, about_1, about_2 = (
-        _plane_rotation(3, plane, angle) for plane, angle in zip(((1, 2), (2, 0), (0, 1)), angles, strict=True)
-    )
+    about_0, about_1, about_2 = map(_plane_rotation, (3, 3, 3), ((1, 2), (2, 0), (0, 1)), angles)
     return about_2 @ about_1 @ about_0
 
 

@@ -92,7 +92,7 @@ def test_a_log_has_a_line_per_epoch_with_dice_and_remaining_time(caplog: pytest.
 def test_a_log_has_lines_within_an_epoch_and_while_cases_are_validated(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medunet.training.progress.SIGN_SECONDS", 0.0)
+    monkeypatch.setattr("medunet.training.progress.LOG_SECONDS", 0.0)
     validator = Engine(lambda engine, batch: None)
     with caplog.at_level(logging.INFO, logger="medunet"):
         run(progress(validator=validator), epochs=1)

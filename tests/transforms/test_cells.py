@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from monai.data import MetaTensor
 
 from medunet.errors import ConfigError, DataError
-from medunet.transforms import SeparateCellsd, separate_cells
+from medunet.transforms import separate_cells
 
 
 def two_cells(*shape: int, membrane: float = 0.9, gap: int = 1) -> np.ndarray:
@@ -56,18 +54,5 @@ def test_every_voxel_belongs_to_a_cell() -> None:
 def test_other_input_than_probability_maps_is_rejected(interior: np.ndarray) -> None:
     with pytest.raises(DataError, match="need a probability map"):
         separate_cells(interior)
-
-
-@pytest.mark.parametrize("options", [{"boundary": 1.5}, {"depth": -0.1}])
-def test_options_must_be_probabilities(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="must be in"):
-        separate_cells(np.ones((4, 4)), **options)
-
-
-def test_the_transform_reads_one_channel_and_keeps_the_grid() -> None:
-    interior = torch.from_numpy(two_cells(33, 35)).float()
-    image = MetaTensor(torch.stack([1 - interior, interior]), affine=torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0])))
-    cells = SeparateCellsd("pred")({"pred": image})["pred"]
-    assert cells.shape == (1, 33, 35)
-    assert torch.equal(cells.affine, image.affine)
-    assert np.array_equal(cells[0].numpy(), separate_cells(interior.numpy()))
+        separate_cells(np.ones((4, 4)), depth=-0.1)

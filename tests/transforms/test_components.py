@@ -12,7 +12,6 @@ from medunet.errors import ConfigError
 from medunet.transforms import (
     CleanComponentsd,
     CleanRegionsd,
-    RegionMasksd,
     clean_labels,
     clean_regions,
     values_outside,
@@ -55,7 +54,6 @@ def test_other_classes_and_empty_maps_stay() -> None:
     labels = blobs()
     cleaned = clean_labels(labels, {2: (True, 5.0), 7: (True, 5.0)}, voxel_size=1.0)
     np.testing.assert_array_equal(cleaned[labels != 2], labels[labels != 2])
-    np.testing.assert_array_equal(clean_labels(labels, {}, voxel_size=1.0), labels)
     empty = torch.zeros(1, 5, 6)
     assert torch.equal(CleanComponentsd("pred", keep_largest=[1])({"pred": empty})["pred"], empty)
 
@@ -85,17 +83,13 @@ def test_larger_regions_are_cleaned_first() -> None:
 
 def test_the_transform_of_regions_uses_sizes_in_millimetres() -> None:
     labels = torch.tensor([[[1, 2, 1, 3, 3, 1]]])
-    kept = CleanRegionsd("pred", WHOLE_CORE_ENHANCING, order=ORDER, min_size=[0, 0, 2])({"pred": labels})["pred"]
-    assert kept.tolist() == labels.tolist()
     small = CleanRegionsd("pred", WHOLE_CORE_ENHANCING, order=ORDER, min_size=[0, 2, 3])({"pred": labels})["pred"]
     assert small.tolist() == [[[1, 1, 1, 2, 2, 1]]]
-    assert RegionMasksd("pred", WHOLE_CORE_ENHANCING)({"pred": small})["pred"].sum(dim=(1, 2)).tolist() == [6, 2, 0]
     coarse = clean_regions(labels[0].numpy(), {1: (False, 2.0)}, WHOLE_CORE_ENHANCING, order=ORDER, voxel_size=2.0)
     assert coarse.tolist() == labels[0].tolist()
 
 
 def test_regions_that_overlap_keep_the_voxels_of_others() -> None:
-    assert values_outside(0, [[1, 2], [2, 3]], [1, 3]) == {1: 0}
     assert values_outside(0, [[1, 2], [2, 3], [2]], [1, 3, 2]) == {1: 0, 2: 3}
 
 

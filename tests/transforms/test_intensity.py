@@ -1,4 +1,4 @@
-"""Noise of single images, and brightness and noise of batches, whose images draw independently."""
+"""Normalisation, noise of single images, and brightness and noise of batches, whose images draw independently."""
 
 from __future__ import annotations
 
@@ -9,9 +9,29 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, RandAdjustContrastd, RandScaleIntensityd, RandShiftIntensityd
 
 from medunet.errors import ConfigError
-from medunet.transforms import BatchIntensity, RandNoised
+from medunet.transforms import BatchIntensity, NormalizeChannelsd, RandNoised
 
 ONES = torch.ones(64, 2, 5, 6)
+CT = {"low": -100.0, "high": 300.0, "mean": 100.0, "std": 50.0}
+
+
+def test_ct_is_scaled_by_fixed_numbers_and_other_channels_by_their_own():
+    image = torch.stack([torch.tensor([-2000.0, 100.0, 150.0, 900.0]), torch.tensor([2.0, 2.0, 4.0, 4.0])])[..., None]
+    ct, mr = NormalizeChannelsd("image", [CT, None])({"image": image})["image"][..., 0]
+    assert ct.tolist() == [-4.0, 0.0, 1.0, 4.0]
+    assert mr.tolist() == [-1.0, -1.0, 1.0, 1.0]
+
+
+def test_normalised_images_have_their_metadata():
+    image = MetaTensor(torch.ones(1, 3, 3), meta={"filename_or_obj": "a.nii.gz"}, applied_operations=[{"class": "X"}])
+    scaled = NormalizeChannelsd("image", [None])({"image": image})["image"]
+    assert scaled.meta["filename_or_obj"] == "a.nii.gz"
+    assert len(scaled.applied_operations) == 1
+    assert not scaled.as_tensor().any()  # a constant image
+    with pytest.raises(ConfigError, match=r"a\.nii\.gz: wrong number of channels"):
+        NormalizeChannelsd("image", [CT, None])({"image": image})
+    with pytest.raises(ConfigError, match="invalid normalisation"):
+        NormalizeChannelsd("image", [{"low": 1.0}])
 
 
 def steps(prob: float, *, noise: float = 0.0) -> list[object]:
@@ -51,10 +71,10 @@ def test_noise_keeps_floating_types_and_metadata(dtype, want):
     assert RandNoised("image", prob=0.0)({"image": image})["image"] is image
 
 
-@pytest.mark.parametrize("std", [(0.2, 0.1), (-0.1, 0.1), (0.1,)])
-def test_invalid_ranges_are_rejected(std):
-    with pytest.raises(ConfigError, match="std must be"):
-        RandNoised("image", std=std)
+def test_invalid_ranges_are_rejected():
+    for std in ((0.2, 0.1), (-0.1, 0.1), (0.1,)):
+        with pytest.raises(ConfigError, match="std must be"):
+            RandNoised("image", std=std)
 
 
 def test_each_image_of_a_batch_draws_its_own_numbers():
