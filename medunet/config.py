@@ -1,8 +1,7 @@
 """Values by config id: parse, read, get, set, list, check and apply them.
 
-An overlay is a mapping from id to value. An id is a path such as `epochs` or `network_def::channels`; `#` separates its
-parts as well. YAML sources, presets, plans, `--set`, the values that a bundle takes from data, and the values that a
-search tries are overlays, and `apply` is the only function that changes a config.
+An overlay is a mapping from id to value, such as a preset, a plan, or `--set`; only `apply_all` changes a config. An id
+is a path such as `epochs` or `network_def::channels`; `#` separates its parts as well.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ import yaml
 
 from medunet.errors import ConfigError, SecurityError
 
-Overlay = Mapping[str, Any]
-"""Values by id."""
+Overlay = Mapping[str, Any]  # values by id
 
 SEPARATOR = "::"
 TARGET = "_target_"  # MONAI's key for the class or function of a component
@@ -37,12 +35,9 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML.
+    """Parse YAML; raise `yaml.YAMLError` if it is not valid.
 
-    Raises:
-        yaml.YAMLError: The text is not valid YAML.
-
-    Example:
+    Examples:
         >>> parse_yaml("[1e-3, .5, 2, 1.2.3]")
         [0.001, 0.5, 2, '1.2.3']
     """
@@ -52,10 +47,7 @@ def parse_yaml(text: str) -> Any:
 def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
     """Parse `ID=VALUE` texts into an overlay; values are YAML, or MONAI expressions that begin with `$` or `@`.
 
-    Raises:
-        ConfigError: A text has no `=`, or its value is not valid YAML.
-
-    Example:
+    Examples:
         >>> parse_settings(["learning_rate=1e-3", "patch_size=[64,64]", "device=$torch.device('cpu')"])
         {'learning_rate': 0.001, 'patch_size': [64, 64], 'device': "$torch.device('cpu')"}
     """
@@ -67,16 +59,12 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
         try:
             values[key] = value if value[:1] in "$@" else parse_yaml(value)
         except yaml.YAMLError as error:
-            raise ConfigError("--set: not a YAML value", received=text) from error
+            raise ConfigError("--set needs a valid YAML value", received=text) from error
     return values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML source.
-
-    Raises:
-        ConfigError: The file is missing, not valid YAML, or not a mapping.
-    """
+    """Read a YAML source; raise `ConfigError` if it is missing or not a YAML mapping."""
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -89,19 +77,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read one of a bundle's configs.
-
-    Raises:
-        ConfigError: The file is missing or not a JSON object.
-        SecurityError: The file is larger than any config.
-    """
+    """Read one of a bundle's configs; raise `ConfigError` if it is missing or not a JSON object."""
     check_size(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError("the bundle lacks a config", file=path, remedy="render it again") from error
+        raise ConfigError("the bundle lacks a config", file=path) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not JSON: {error}", file=path, remedy="fix it or render it again") from error
+        raise ConfigError(f"not JSON: {error}", file=path) from error
     if not isinstance(content, dict):
         raise ConfigError("not a JSON object", file=path)
     return content
@@ -123,67 +106,51 @@ def to_json(content: Mapping[str, Any]) -> str:
     return re.sub(r"\[[^\[\]{}]*\]", on_one_line, json.dumps(content, indent=2, ensure_ascii=False)) + "\n"
 
 
-def walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Iterate over every id of a config and its value; parts of mappings and lists follow their whole.
 
-    Example:
+    Examples:
         >>> [id_ for id_, _ in walk({"train": {"steps": ["a"]}})]
         ['train', 'train::steps', 'train::steps::0']
     """
-
-    def inner(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        pairs: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, Mapping) else ()
-        if isinstance(value, list):
-            pairs = enumerate(value)
-        for key, part in pairs:
-            id_ = prefix + _normal(str(key))
-            yield id_, part
-            yield from inner(part, id_ + SEPARATOR)
-
-    return inner(config, "")
+    pairs: Iterable[tuple[Any, Any]] = config.items() if isinstance(config, Mapping) else ()
+    for key, value in enumerate(config) if isinstance(config, list) else pairs:
+        id_ = prefix + _normal(str(key))
+        yield id_, value
+        yield from walk(value, id_ + SEPARATOR)
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return a config as an overlay: its values without the mappings around them. A list is one value.
 
-    Example:
+    Examples:
         >>> leaves({"epochs": 3, "network_def": {"channels": [4, 8]}})
         {'epochs': 3, 'network_def::channels': [4, 8]}
     """
     result: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            result |= leaves(value, f"{prefix}{key}{SEPARATOR}")
-        else:
-            result[f"{prefix}{key}"] = value
+        is_inner = isinstance(value, Mapping) and value
+        result |= leaves(value, f"{prefix}{key}{SEPARATOR}") if is_inner else {f"{prefix}{key}": value}
     return result
 
 
 def get_id(config: Mapping[str, Any], id_: str) -> Any:
     """Return the value at an id; None if there is none. Parents must be mappings.
 
-    Example:
+    Examples:
         >>> get_id({"train": {"trainer": {"max_epochs": 3}}}, "train#trainer#max_epochs")
         3
     """
     value: Any = config
     for part in _normal(id_).split(SEPARATOR):
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(part)
+        value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
 
-def set_id(config: Mapping[str, Any], id_: str, value: Any) -> dict[str, Any]:
-    """Return a copy of a config with another value at an id, whose parents must exist."""
-    first, _, rest = _normal(id_).partition(SEPARATOR)
-    return {**config, first: set_id(config[first], rest, value) if rest else value}
-
-
 def apply(config: Mapping[str, Any], overlay: Overlay, *, define: bool = False) -> dict[str, Any]:
-    """Return a copy of a config with the values of an overlay; see `apply_all`.
+    """Return a copy of a config with the values of an overlay, as `apply_all` does.
 
-    Example:
+    Examples:
         >>> apply({"noise": {"prob": 0.1}}, {"noise::prob": 0.2})
         {'noise': {'prob': 0.2}}
     """
@@ -205,14 +172,14 @@ def apply_all(
     """
     changed = {name: dict(config) for name, config in configs.items()}
     for id_, value in overlay.items():
-        holders = [name for name, config in changed.items() if _takes(config, id_)]
-        holders = holders or [name for name in define if isinstance(_parent(changed[name], id_), Mapping)]
-        if not holders:
+        owners = [name for name, config in changed.items() if _takes(config, id_)]
+        owners = owners or [name for name in define if isinstance(_parent(changed[name], id_), Mapping)]
+        if not owners:
             ids = {known for config in changed.values() for known, _ in walk(config)}
             raise ConfigError("unknown config key", received=id_, expected=closest(_normal(id_), ids))
-        for name in holders:
+        for name in owners:
             check_type(_normal(id_), value, get_id(changed[name], id_))
-            changed[name] = set_id(changed[name], id_, value)
+            changed[name] = _with(changed[name], _normal(id_), value)
     return changed
 
 
@@ -221,9 +188,8 @@ def check_type(id_: str, new: Any, old: Any) -> None:
 
     Lists, null and expressions (`$...`, `@...`) may replace either: `strides: 2` may become `[1, 2, 2]`.
     """
-    if not isinstance(old, bool | int | float) or new is None or isinstance(new, list | dict):
-        return
-    if isinstance(new, str) and new[:1] in ("$", "@"):
+    is_free = new is None or isinstance(new, list | dict) or (isinstance(new, str) and new[:1] in ("$", "@"))
+    if is_free or not isinstance(old, bool | int | float):
         return
     if isinstance(old, bool) and not isinstance(new, bool):
         raise ConfigError(f"{id_} must be true or false", received=new)
@@ -240,6 +206,11 @@ def _takes(config: Mapping[str, Any], id_: str) -> bool:
     """Return whether a config has an id, or a component that may have it as an argument."""
     parent = _parent(config, id_)
     return isinstance(parent, Mapping) and (_normal(id_).rpartition(SEPARATOR)[2] in parent or TARGET in parent)
+
+
+def _with(config: Mapping[str, Any], id_: str, value: Any) -> dict[str, Any]:
+    first, _, rest = id_.partition(SEPARATOR)
+    return {**config, first: _with(config[first], rest, value) if rest else value}
 
 
 def _parent(config: Mapping[str, Any], id_: str) -> Any:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from medunet.errors import ConfigError
+
+WORKFLOWS = ("train", "evaluate", "inference")  # configs that are complete; other JSON files of a bundle are overlays
+NOT_PRESETS = {*WORKFLOWS, "metadata", "multi_gpu_train"}  # the last one works under torchrun only
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -42,6 +46,11 @@ def find_bundle(name_or_path: str | Path) -> Path:
         raise ConfigError("a bundle must be a folder", file=path, remedy="unpack it by `medunet bundle unpack`")
     cause = "is not a bundle (no folder configs/ in it)" if path.is_dir() else "no such bundle"
     raise ConfigError(cause, file=path, expected=f"a bundle's folder or one of {', '.join(shipped_bundles())}")
+
+
+def preset_names(configs: Iterable[str]) -> list[str]:
+    """Return which of the names of a bundle's configs are overlays that a training may add, sorted."""
+    return sorted({*configs} - NOT_PRESETS)
 
 
 def bundle_texts(bundle: Path) -> dict[str, str]:

@@ -15,8 +15,7 @@ import typer
 from typer.models import ArgumentInfo, DefaultPlaceholder, OptionInfo
 
 from medunet.bundle import find_bundle
-from medunet.bundle.explain import show
-from medunet.bundle.ids import ConfigId, list_ids, meanings
+from medunet.bundle.explain import ConfigId, list_ids, meanings, show
 from medunet.cli.app import app
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"

@@ -16,21 +16,14 @@ from monai.bundle.reference_resolver import ReferenceResolver
 from medunet.config import SEPARATOR, TARGET, closest, walk
 from medunet.errors import ConfigError
 
+# keys of a component that MONAI itself reads; all others are arguments of its target
 COMPONENT_KEYS = {TARGET, "_requires_", "_disabled_", "_desc_", "_mode_", "_wrapper_"}
-"""Keys of a component that MONAI itself reads; all others are arguments of its target."""
 
 
 def check_config(config: Mapping[str, Any], *, source: str) -> None:
-    """Reject references to missing ids, targets that do not exist, and arguments that a target does not take.
+    """Raise `ConfigError` for a reference to a missing id, an unknown target or argument; `source` names the file.
 
     MONAI reports the first two only when it instantiates, and the third never (`--spatal_dims 2` passes silently).
-
-    Args:
-        config: An unresolved config.
-        source: Name of its file, for error messages.
-
-    Raises:
-        ConfigError: The message names the id of the first fault.
     """
     items = dict(walk(config))
     for id_, value in items.items():
@@ -38,34 +31,25 @@ def check_config(config: Mapping[str, Any], *, source: str) -> None:
             continue
         for reference in ReferenceResolver.match_refs_pattern(ReferenceResolver.normalize_id(value)):
             if reference not in items:
-                raise ConfigError(
-                    "reference to an id that does not exist",
-                    file=source,
-                    received=f"{id_}: @{reference}",
-                    expected=closest(reference, items),
-                )
+                received, expected = f"{id_}: @{reference}", closest(reference, items)
+                cause = "reference to an id that does not exist"
+                raise ConfigError(cause, file=source, received=received, expected=expected)
     for id_, component in items.items():
         if not isinstance(component, Mapping) or TARGET not in component:
             continue
         accepted = accepted_arguments(component[TARGET])
         unknown = component.keys() - COMPONENT_KEYS - (accepted or set())
         if accepted is not None and unknown:
-            raise ConfigError(
-                f"{component[TARGET]} takes no such argument",
-                file=source,
-                received=f"{id_}{SEPARATOR}{min(unknown)}",
-                expected=closest(min(unknown), accepted),
-            )
+            received, expected = f"{id_}{SEPARATOR}{min(unknown)}", closest(min(unknown), accepted)
+            cause = f"{component[TARGET]} takes no such argument"
+            raise ConfigError(cause, file=source, received=received, expected=expected)
 
 
 @cache
 def accepted_arguments(target: str) -> frozenset[str] | None:
-    """Return the names of the arguments that a target takes.
+    """Return the names of the arguments that a target takes; raise `ConfigError` if it cannot be imported.
 
     None if they cannot be known, because its `**kwargs` go to something other than the base class.
-
-    Raises:
-        ConfigError: Nothing of that name can be imported.
     """
     function = pydoc.locate(target)
     if function is None:
@@ -98,13 +82,9 @@ def _forwards_kwargs(function: Any) -> bool:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
         return False
-    return any(
-        isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Attribute)
-        and call.func.attr == "__init__"
-        and any(keyword.arg is None for keyword in call.keywords)
-        for call in ast.walk(tree)
-    )
+    calls = [call for call in ast.walk(tree) if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)]
+    inits = [call for call in calls if cast("ast.Attribute", call.func).attr == "__init__"]
+    return any(keyword.arg is None for call in inits for keyword in call.keywords)
 
 
 @cache

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medunet.bundle.read import preset_names
 from medunet.bundle.render import write_bundle
 from medunet.bundle.specialise import derive
 from medunet.config import read_json, to_json
@@ -18,13 +17,11 @@ from medunet.files import check_target, claim, reject_other_files
 from medunet.io import output_name
 from medunet.io.options import DEFAULTS, ReadOptions
 from medunet.planning import Fingerprint, Plan, fingerprint, fit_preset, plan
-from medunet.resources import find_bundle
+from medunet.resources import find_bundle, preset_names
 from medunet.runtime import resolve_device
 from medunet.trust import adopt, require_trust
 
 BUNDLE_BYTES = 4 << 20  # free space that a plan needs for the bundle and its fingerprint
-FINGERPRINT_FILE = "docs/fingerprint.json"
-
 _MODALITIES = {"CT": "CT", "MR": "MR", "colour": "RGB", "grey": "unknown"}
 
 
@@ -60,7 +57,7 @@ def plan_bundle(
     Args:
         data: Data set in a layout of `open_dataset`.
         output: Folder of the bundle.
-        dims: 2 for a network in the plane, also if the images are volumes. Default: that of the images.
+        dims: 2 for a network that segments slice by slice, 3 for volumes. Default: that of the images.
         memory: Bytes that training may use: of the process on a CPU, of the GPU on CUDA. Default: what is free.
         seconds: Time for training. Default: no limit.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -88,34 +85,26 @@ def plan_bundle(
         result = fingerprint(dataset, jobs=jobs, cache=cache, started=started, done=done)
         bad = {output_name(problem.file or data): problem.cause for problem in problems} | result.broken
         if bad and not skip_bad:
-            raise DataError(
-                f"{len(bad)} case{'s' if len(bad) > 1 else ''} cannot be used",
-                file=data,
-                received=shown([f"{name}: {cause}" for name, cause in bad.items()], separator="; "),
-                remedy="fix them (`medunet check` lists all), or plan and train without them: --skip-bad",
-            )
+            received = shown([f"{name}: {cause}" for name, cause in bad.items()], separator="; ")
+            remedy = "fix them (`medunet check` lists all), or plan and train without them: --skip-bad"
+            cause = f"{len(bad)} case{'s' if len(bad) > 1 else ''} cannot be used"
+            raise DataError(cause, file=data, received=received, remedy=remedy)
         if measured is not None:
             measured()
         base = find_bundle(f"unet_{dataset.spatial_dims}d")
+        train = read_json(base / "configs" / "train.json")
         options: dict[str, Any] = {"dims": dims, "memory": memory, "seconds": seconds, "device": device}
-        chosen = plan(
-            dataset, read_json(base / "configs" / "train.json"), fingerprint=result, measure=measure, **options
-        )
-        write_plan(base, output, chosen)
+        chosen = plan(dataset, train, fingerprint=result, measure=measure, **options)
+        _write(base, output, chosen, train)
     return PlannedBundle(output, chosen, bad)
 
 
-def write_plan(base: Path, output: Path, chosen: Plan) -> None:
-    """Write the bundle that a plan makes of another one.
-
-    All files are written beside the output and then renamed into place, so an error or a full disk leaves an earlier
-    plan unchanged.
-    """
+def _write(base: Path, output: Path, chosen: Plan, train: Mapping[str, Any]) -> None:
+    """Write the bundle beside the output and rename it into place, so an error leaves an earlier plan unchanged."""
     metadata = _metadata(read_json(base / "configs" / "metadata.json"), chosen.fingerprint)
     decisions = [*chosen.decisions, *chosen.notes]
     bundle = derive(require_trust(base), chosen.values, metadata=metadata, decisions=decisions)
-    files = {**bundle.files, FINGERPRINT_FILE: to_json(asdict(chosen.fingerprint))}
-    train = read_json(base / "configs" / "train.json")
+    files = {**bundle.files, "docs/fingerprint.json": to_json(asdict(chosen.fingerprint))}
     for name in preset_names(bundle.configs):
         files[f"configs/{name}.json"] = to_json(fit_preset(bundle.configs[name], chosen.values, train))
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -132,30 +121,25 @@ def write_plan(base: Path, output: Path, chosen: Plan) -> None:
 
 def _check_output(output: Path, *, force: bool) -> None:
     if any(output.glob("models/*.pt")) or any(output.glob("fold_*/models/*.pt")):
-        raise DataError("the output folder holds a trained run", file=output, remedy="give another --output")
+        raise DataError("the output folder contains a trained run", file=output, remedy="give another --output")
     config = output / "configs" / "train.json"
     if not config.is_file() or read_json(config).get("planned") is not True:
         reject_other_files(output)
     elif not force:
-        raise DataError(
-            "the output folder holds a planned bundle, which may have been edited",
-            file=output,
-            remedy="give another --output, or replace the bundle: --force",
-        )
+        cause = "the output folder contains a planned bundle, which may have been edited"
+        raise DataError(cause, file=output, remedy="give another --output, or replace the bundle: --force")
 
 
 def _metadata(metadata: Mapping[str, Any], result: Fingerprint) -> dict[str, Any]:
     kinds = ", ".join(dict.fromkeys(_MODALITIES[channel.kind] for channel in result.channels))
-    formats = metadata["network_data_format"]
+    formats, dims = metadata["network_data_format"], f"{result.spatial_dims}D"
     channels = {str(index): channel.name for index, channel in enumerate(result.channels)}
     image = {**formats["inputs"]["image"], "modality": kinds, "channel_def": channels}
+    source = f"{result.name} ({len(result.cases)} cases)"
     return {
         "name": f"U-Net for {result.name}",
-        "task": f"Segmentation of {', '.join(result.class_names)} in {result.spatial_dims}D images",
-        "description": (
-            f"A padded {result.spatial_dims}D U-Net with batch norm, planned by medunet for {result.name} "
-            f"({len(result.cases)} cases)."
-        ),
+        "task": f"Segmentation of {', '.join(result.class_names)} in {dims} images",
+        "description": f"A padded {dims} U-Net with batch norm, planned by medunet for {source}.",
         "data_source": result.name,
         "image_type": kinds,
         "network_data_format": {**formats, "inputs": {"image": image}},

@@ -10,12 +10,11 @@ from typing import Any
 
 from medunet.bundle.check import check_config
 from medunet.bundle.explain import settings, show, table
-from medunet.bundle.read import WORKFLOWS
 from medunet.config import TARGET, apply, apply_all, read_yaml, to_json
 from medunet.errors import ConfigError
 from medunet.files import write_atomically
 from medunet.reports import Setting
-from medunet.resources import resource_dir
+from medunet.resources import WORKFLOWS, resource_dir
 from medunet.trust import missing_from_known, write_expressions
 from medunet.trust.known import EXPRESSIONS_FILE, TARGETS_FILE
 
@@ -52,20 +51,19 @@ def render(name: str, *, sources: Path | None = None) -> dict[str, str]:
         preset: {id_: value for part in parts for id_, value in overlays[part].items()}
         for preset, parts in recipe["presets"].items()
     }
-    for workflow, config in configs.items():
-        check_config(config, source=f"{name}/{workflow}")
-    for preset, overlay in presets.items():
-        check_config(apply(configs["train"], overlay, define=True), source=f"{name}/{preset}")
+    with_presets = {preset: apply(configs["train"], overlay, define=True) for preset, overlay in presets.items()}
+    for key, config in {**configs, **with_presets}.items():
+        check_config(config, source=f"{name}/{key}")
 
     about = {**recipes["metadata"], **recipe["metadata"]}
-    size = recipe["values"].get("patch_size", configs["train"]["patch_size"])
+    size, modality = configs["train"]["patch_size"], about.pop("modality")
     about["network_data_format"] = data_format(
-        configs["train"], modality=about.pop("modality"), size=size, output_size=about.pop("output_size", size)
+        configs["train"], modality=modality, size=size, output_size=about.pop("output_size", size)
     )
     files = {f"configs/{key}.json": to_json(config) for key, config in {**configs, **presets}.items()}
     files["configs/metadata.json"] = to_json(about)
     files["configs/logging.conf"] = (sources / "logging.conf").read_text(encoding="utf-8")
-    rows = settings(configs["train"], base=name, sources=sources)
+    rows = settings(configs["train"], {}, base=name, sources=sources)
     files["docs/README.md"] = render_docs(about, configs["train"], rows, origin=_RENDERED, sources=sources)
     files["LICENSE"] = (sources / "LICENSE").read_text(encoding="utf-8")
     return files
@@ -81,28 +79,16 @@ def data_format(
 ) -> dict[str, Any]:
     """Return `network_data_format` of metadata.json; MONAI gives its tensors the names `image` and `pred`.
 
-    Args:
-        config: A config of the bundle, which has the channels and classes.
-        modality: Modality of the images.
-        size: Voxels of the network's input along each axis.
-        output_size: Voxels of its output.
-        channels: Names of the input channels. Default: all are called image.
+    Sizes are voxels of the network's input and output per axis; without `channels`, all are called image.
     """
 
     def tensor(format_: str, names: Sequence[str], shape: Sequence[int], **more: Any) -> dict[str, Any]:
-        return {
-            "type": "image",
-            "format": format_,
-            **more,
-            "num_channels": len(names),
-            "spatial_shape": list(shape),
-            "dtype": "float32",
-            "value_range": [],
-            "is_patch_data": True,
-            "channel_def": {str(index): name for index, name in enumerate(names)},
-        }
+        first = {"type": "image", "format": format_, **more, "num_channels": len(names), "spatial_shape": list(shape)}
+        channel_def = {str(index): name for index, name in enumerate(names)}
+        return {**first, "dtype": "float32", "value_range": [], "is_patch_data": True, "channel_def": channel_def}
 
-    inputs = list(channels) if len(list(channels)) == config["in_channels"] else ["image"] * config["in_channels"]
+    names = list(channels)
+    inputs = names if len(names) == config["in_channels"] else ["image"] * config["in_channels"]
     outputs = config.get("region_names") or config["label_names"]
     return {
         "inputs": {"image": tensor("magnitude", inputs, size, modality=modality)},
@@ -118,15 +104,7 @@ def render_docs(
     origin: str = "Any value may be changed, here or in a copy:",
     sources: Path | None = None,
 ) -> str:
-    """Return `docs/README.md` of a bundle.
-
-    Args:
-        metadata: Its `metadata.json`.
-        config: Its `train.json`.
-        rows: Its values with their reasons.
-        origin: A sentence about who wrote it, before the command that copies it.
-        sources: Folder of the YAML sources. Default: the shipped ones.
-    """
+    """Return `docs/README.md` of a bundle; `origin` says who wrote it, before the command that copies it."""
     network = config["network_def"]
     details = [f"{key} {show(network[key])}" for key in ("channels", "padding", "norm") if key in network]
     formats = metadata["network_data_format"]
@@ -156,13 +134,11 @@ def write_bundle(files: Mapping[str, str], folder: Path) -> None:
 
 def differences(files: Mapping[str, str], folder: Path) -> list[str]:
     """Return which of a bundle's files are missing in a folder, differ there, or are there in addition."""
-    differ = [
-        name
-        for name, text in files.items()
-        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
-    ]
-    present = {path.relative_to(folder).as_posix() for part in ("configs", "docs") for path in folder.glob(f"{part}/*")}
-    return sorted([*differ, *(present - files.keys())])
+    paths = [path for part in ("configs", "docs") for path in folder.glob(f"{part}/*")]
+    others = {path.relative_to(folder).as_posix() for path in paths} - files.keys()
+    present = {name for name in files if (folder / name).is_file()}
+    differ = {name for name in present if (folder / name).read_text(encoding="utf-8") != files[name]}
+    return sorted(others | differ | (files.keys() - present))
 
 
 def render_all(*, sources: Path | None = None, output: Path | None = None, check: bool = False) -> list[Path]:
@@ -204,10 +180,6 @@ def _unknown_expressions(files: Mapping[str, str]) -> set[str]:
     """Return the expressions for which a rendered bundle would not be trusted."""
     expressions, targets = missing_from_known(json.loads(text) for name, text in files.items() if name.endswith("json"))
     if targets:
-        raise ConfigError(
-            "a target is not reviewed",
-            file=TARGETS_FILE,
-            received=", ".join(sorted(targets)),
-            remedy="make sure that it runs no string, imports none by name and loads no pickle; then add it",
-        )
+        remedy = "make sure that it runs no string, imports none by name and loads no pickle; then add it"
+        raise ConfigError("a target is not reviewed", file=TARGETS_FILE, received=sorted(targets), remedy=remedy)
     return expressions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -11,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle.check import check_config
-from medunet.bundle.explain import CHANGES, PLAN_FILE, base_of, plan_text, read_plan, settings
-from medunet.bundle.read import WORKFLOWS, judged_config, preset_names, read_own
+from medunet.bundle.explain import CHANGES, PLAN_FILE, plan_text, settings
+from medunet.bundle.read import judged_config, read_own
 from medunet.bundle.render import data_format, differences, render_docs, write_bundle
 from medunet.config import Overlay, apply_all, leaves, read_json, to_json
 from medunet.datasets import shown
-from medunet.errors import ConfigError, DataError, SecurityError
+from medunet.errors import ConfigError, DataError
 from medunet.files import reject_other_files
 from medunet.planning import Decision
-from medunet.resources import bundle_texts, resource_dir
+from medunet.resources import WORKFLOWS, bundle_texts, preset_names
 from medunet.trust import Verdict, adopt, require_trust
 
-WRITTEN = "written"
-"""Key in `docs/changes.json`: SHA-256 of each text of the bundle as medunet wrote it."""
+WRITTEN = "written"  # key in `docs/changes.json`: SHA-256 of each text of the bundle as medunet wrote it
 
 
 @dataclass(frozen=True)
@@ -32,71 +30,6 @@ class Derived:
 
     configs: dict[str, dict[str, Any]]  # all its configs by name, as the trust check read them and with the new values
     files: dict[str, str]  # all its texts by path
-
-
-def derive(
-    judged: Verdict,
-    overlay: Overlay,
-    *,
-    data: Path | None = None,
-    presets: Sequence[str] = (),
-    metadata: Mapping[str, Any] | None = None,
-    decisions: Sequence[Decision] | None = None,
-) -> Derived:
-    """Return a bundle with values of another one changed, as `specialise` writes it.
-
-    `judged` is the other bundle as the trust check read it. `metadata` replaces entries of its `metadata.json`, and
-    `decisions` those in its `docs/plan.json`.
-
-    Raises:
-        SecurityError: The bundle changes while it is read.
-        ConfigError: An id is unknown, or a value is impossible.
-    """
-    bundle = judged.bundle
-    read_own(bundle, "train")
-    configs = {name: judged_config(judged, name) for name in WORKFLOWS}
-    for name in presets:
-        configs = apply_all(configs, _preset(judged, name), define=["train"])
-    configs = apply_all(configs, overlay)
-    if data is not None:
-        for name in ("train", "evaluate"):
-            configs[name]["dataset_dir"] = str(data.resolve())
-    for name, config in configs.items():
-        check_config(config, source=f"{name}.json")
-    names, values = configs["train"]["label_names"], configs["train"]["label_values"]
-    if isinstance(names, list) and isinstance(values, list) and len(names) != len(values):
-        raise ConfigError("label_names and label_values must have the same length", received=f"{names} and {values}")
-    texts = bundle_texts(bundle)
-    if decisions is not None:
-        texts[PLAN_FILE] = plan_text(decisions)
-    about = {key: value for key, value in judged_config(judged, "metadata").items() if key != "weights"}
-    about |= metadata or {}
-    files = {f"configs/{name}.json": to_json(config) for name, config in configs.items()}
-    changes = _changes(bundle, configs["train"], presets=presets)
-    try:
-        about["network_data_format"] = _updated_format(about["network_data_format"], configs["train"])
-        base = base_of({CHANGES: json.dumps(changes)})
-        original = None if base is None else read_json(resource_dir("bundles") / base / "configs" / "train.json")
-        rows = settings(configs["train"], read_plan(texts), base=base, original=original)
-        files["docs/README.md"] = render_docs(about, configs["train"], rows)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            "train.json and metadata.json do not describe the input and output of a network",
-            file=bundle,
-            received=f"{type(error).__name__}: {error}",
-            remedy="see `medunet bundle verify`, or start from a shipped bundle",
-        ) from error
-    files["configs/metadata.json"] = to_json(about)
-    for name, text in texts.items():
-        if name in files:
-            continue
-        files[name] = text
-        if name.startswith("configs/") and name.endswith(".json"):
-            _check_unchanged(text, judged, name)
-            if isinstance(judged.configs[name], dict):
-                configs[Path(name).stem] = judged_config(judged, Path(name).stem)
-    files[CHANGES] = to_json({**changes, WRITTEN: _digests(files)})
-    return Derived({**configs, "metadata": about}, files)
 
 
 def specialise(
@@ -116,7 +49,7 @@ def specialise(
         overlay: New values by id (`epochs`, `network_def::channels`, `augment#noise#prob`).
         data: Data set to train on and to evaluate with. Default: that of the bundle.
         presets: Names of overlays of the bundle that are applied before `overlay`.
-        trust: Copy a bundle that could run its own code, see `medunet.trust.require_trust`.
+        trust: Approve a bundle that could run its own code.
 
     Returns:
         The output folder.
@@ -142,13 +75,13 @@ def write_specialised(
 ) -> dict[str, dict[str, Any]]:
     """Write a bundle as `specialise` does, and return its configs, which follow from those that the trust check read.
 
-    `is_run` replaces the configs of a run that has not finished an epoch. `resume` accepts more epochs for a run that
-    has.
+    `is_run` replaces a run that has not finished an epoch. `resume` accepts more epochs for a run that has.
     """
     reject_other_files(output, own="configs")
     derived = derive(judged, overlay, data=data, presets=presets)
-    files = derived.files
-    files["configs/metadata.json"] = _with_weights(derived.configs["metadata"], output / "configs" / "metadata.json")
+    metadata, files = output / "configs" / "metadata.json", derived.files
+    if metadata.is_file() and {**read_json(metadata), "weights": 0} == {**derived.configs["metadata"], "weights": 0}:
+        files["configs/metadata.json"] = metadata.read_text(encoding="utf-8")  # with the hashes of a run's weights
     # a killed process may have written some of the files; the others are added, temporary files are ignored
     other = [name for name in differences(files, output) if (output / name).exists()]
     other = [name for name in other if not Path(name).name.startswith(".")]
@@ -156,17 +89,68 @@ def write_specialised(
         _reject_edited(output)
     elif other:
         _reject_other_values(output, derived.configs, may_lengthen=resume)
-        # edited docs are not overwritten
-        files = {
-            name: text
-            for name, text in files.items()
-            if name.startswith("configs/") or name == CHANGES or not (output / name).exists()
-        }
+        is_docs = {name: not name.startswith("configs/") and name != CHANGES for name in files}
+        files = {name: text for name, text in files.items() if not (is_docs[name] and (output / name).exists())}
     is_new = other or not all((output / name).exists() for name in files)
     write_bundle(files, output)
     if is_new:
         adopt(output)
     return derived.configs
+
+
+def derive(
+    judged: Verdict,
+    overlay: Overlay,
+    *,
+    data: Path | None = None,
+    presets: Sequence[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+    decisions: Sequence[Decision] | None = None,
+) -> Derived:
+    """Return a bundle with values of another one changed, as `specialise` writes it.
+
+    `metadata` replaces entries of the other bundle's `metadata.json`, and `decisions` those in its `docs/plan.json`.
+    """
+    bundle = judged.bundle
+    read_own(bundle, "train")
+    configs = {name: judged_config(judged, name) for name in WORKFLOWS}
+    for name in presets:
+        configs = apply_all(configs, _preset(judged, name), define=["train"])
+    configs = apply_all(configs, overlay)
+    if data is not None:
+        for name in ("train", "evaluate"):
+            configs[name]["dataset_dir"] = str(data.resolve())
+    for name, config in configs.items():
+        check_config(config, source=f"{name}.json")
+    train = configs["train"]
+    names, values = train["label_names"], train["label_values"]
+    if isinstance(names, list) and isinstance(values, list) and len(names) != len(values):
+        raise ConfigError("label_names and label_values must have the same length", received=f"{names} and {values}")
+    texts = bundle_texts(bundle)
+    if decisions is not None:
+        texts[PLAN_FILE] = plan_text(decisions)
+    about = {key: value for key, value in judged_config(judged, "metadata").items() if key != "weights"}
+    about |= metadata or {}
+    files = {f"configs/{name}.json": to_json(config) for name, config in configs.items()}
+    changes = _changes(bundle, train, presets=presets)
+    try:
+        about["network_data_format"] = _updated_format(about["network_data_format"], train)
+        files["docs/README.md"] = render_docs(about, train, settings(train, {**texts, CHANGES: json.dumps(changes)}))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        cause = "train.json and metadata.json do not describe the input and output of a network"
+        raise ConfigError(cause, file=bundle, received=f"{type(error).__name__}: {error}") from error
+    files["configs/metadata.json"] = to_json(about)
+    for name, text in texts.items():
+        is_config = name.startswith("configs/") and name.endswith(".json")
+        if name in files or (is_config and name not in judged.configs):
+            continue
+        if is_config and isinstance(judged.configs[name], dict):  # the file may have changed since
+            configs[Path(name).stem] = judged_config(judged, Path(name).stem)
+            files[name] = to_json(configs[Path(name).stem])
+        else:
+            files[name] = text
+    files[CHANGES] = to_json({**changes, WRITTEN: _digests(files)})
+    return Derived({**configs, "metadata": about}, files)
 
 
 def _preset(verdict: Verdict, name: str) -> dict[str, Any]:
@@ -182,20 +166,15 @@ def _updated_format(old: Mapping[str, Any], train: Mapping[str, Any]) -> dict[st
     image = old["inputs"]["image"]
     size = train["patch_size"] if isinstance(train["patch_size"], list) else image["spatial_shape"]
     is_same = train["network_def"].get("padding", "same") == "same"
-    return data_format(
-        train,
-        modality=image["modality"],
-        size=size,
-        output_size=size if is_same else old["outputs"]["pred"]["spatial_shape"],
-        channels=image.get("channel_def", {}).values(),
-    )
+    output_size = size if is_same else old["outputs"]["pred"]["spatial_shape"]
+    channels = image.get("channel_def", {}).values()
+    return data_format(train, modality=image["modality"], size=size, output_size=output_size, channels=channels)
 
 
 def _changes(bundle: Path, train: Mapping[str, Any], *, presets: Sequence[str]) -> dict[str, Any]:
     """Return what a training config changes of the shipped bundle it descends from: `[there, here]` by id."""
-    path = bundle / CHANGES
     origin: dict[str, Any] = {"bundle": bundle.resolve().name, "presets": [], "changed": {}}
-    known = read_json(path) if path.is_file() else {}
+    known = read_json(path) if (path := bundle / CHANGES).is_file() else {}
     if isinstance(known.get("changed"), dict) and isinstance(known.get("presets"), list):
         origin |= known
     changed = {id_: pair for id_, pair in origin["changed"].items() if isinstance(pair, list) and len(pair) == 2}
@@ -205,27 +184,6 @@ def _changes(bundle: Path, train: Mapping[str, Any], *, presets: Sequence[str]) 
         if there != here:
             changed[id_] = [there, here]
     return {**origin, "presets": [*origin["presets"], *presets], "changed": changed}
-
-
-def _check_unchanged(text: str, judged: Verdict, name: str) -> None:
-    """Reject a config whose text is not what the trust check read."""
-    content = judged.configs.get(name)
-    if name in judged.configs and content is None:
-        return  # not plain JSON, and trusted by the user
-    with contextlib.suppress(ValueError):
-        if name in judged.configs and json.loads(text) == content:
-            return
-    raise SecurityError("changed while it was read", file=judged.bundle / name, remedy="stop other writers and retry")
-
-
-def _with_weights(metadata: Mapping[str, Any], path: Path) -> str:
-    """Return the text of metadata.json; the present one if it only adds the hashes of a run's weights."""
-    if path.is_file():
-        before = read_json(path)
-        before.pop("weights", None)
-        if before == metadata:
-            return path.read_text(encoding="utf-8")
-    return to_json(metadata)
 
 
 def _is_untrained(folder: Path) -> bool:
@@ -242,14 +200,13 @@ def _digests(files: Mapping[str, str]) -> dict[str, str]:
 def _reject_edited(folder: Path) -> None:
     """Reject a run to be replaced if its texts are not those that medunet wrote."""
     written = read_json(path).get(WRITTEN) if (path := folder / CHANGES).is_file() else None
-    noted = written if isinstance(written, dict) else {}
-    if edited := [name for name, digest in _digests(bundle_texts(folder)).items() if digest != noted.get(name)]:
-        raise DataError(
+    known = written if isinstance(written, dict) else {}
+    if edited := [name for name, digest in _digests(bundle_texts(folder)).items() if digest != known.get(name)]:
+        cause, remedy = (
             "the output folder contains a run that was edited",
-            file=folder,
-            received=shown(edited),
-            remedy="give another --output, or remove the folder",
+            "give another --output, or remove the folder",
         )
+        raise DataError(cause, file=folder, received=shown(edited), remedy=remedy)
 
 
 def _reject_other_values(folder: Path, configs: Mapping[str, Mapping[str, Any]], *, may_lengthen: bool) -> None:
@@ -264,9 +221,9 @@ def _reject_other_values(folder: Path, configs: Mapping[str, Mapping[str, Any]],
             if before != after and not (may_lengthen and is_longer):
                 different.setdefault(id_, f"{id_}: {after}, there {before}")
     if different:
-        raise DataError(
+        cause, received = (
             "the output folder contains a run with other values",
-            file=folder,
-            received=shown(different.values(), separator="; "),
-            remedy="give another --output, or --resume with the values of the run; only epochs may be raised",
+            shown(different.values(), separator="; "),
         )
+        remedy = "give another --output, or --resume with the values of the run; only epochs may be raised"
+        raise DataError(cause, file=folder, received=received, remedy=remedy)

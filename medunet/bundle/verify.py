@@ -19,12 +19,12 @@ from monai.bundle.utils import DEPRECATED_ID_MAPPING
 from monai.utils import BundleProperty, BundlePropertyConfig, OptionalImportError
 
 from medunet.bundle.check import check_config
-from medunet.bundle.read import OWN_IDS, WORKFLOWS
+from medunet.bundle.read import OWN_IDS
 from medunet.config import SEPARATOR, check_size, get_id, read_json, walk
 from medunet.errors import ConfigError, first_cause
 from medunet.prediction.configuration import config_file, import_from
 from medunet.prediction.foreign import checkpoint
-from medunet.resources import resource_dir
+from medunet.resources import WORKFLOWS, resource_dir
 from medunet.runtime import load_weights
 from medunet.trust import judge, require_trust
 
@@ -45,12 +45,11 @@ class _NotCheckableError(Exception):
 def verify_bundle(bundle: Path, *, trust: bool = False) -> dict[str, str | None]:
     """Check a bundle without training it.
 
-    Configs are checked as MONAI runs them: an `evaluate` config without a network is read over `train`, and overlays
-    such as `multi_gpu_train` are not checked alone. Checks that import or instantiate parts of a bundle need its trust.
+    An `evaluate` config without a network is read over `train`, as MONAI does; other overlays are not checked alone.
 
     Args:
         bundle: Folder of the bundle.
-        trust: Trust the bundle, see `medunet.trust.require_trust`.
+        trust: Approve the bundle; checks that import or instantiate parts of it need that.
 
     Returns:
         By the name of each check: None if it passes, else one line about the fault. A check that this machine cannot
@@ -74,13 +73,12 @@ def verify_bundle(bundle: Path, *, trust: bool = False) -> dict[str, str | None]
             continue
         try:
             check(bundle)
+            results[name] = None
         except Exception as error:  # a config's own code may raise anything
             if (reason := _not_checkable(error)) is not None:
                 logger.warning("%s: not checked: %s", name, reason)
             else:
                 results[name] = _one_line(first_cause(error))
-        else:
-            results[name] = None
     return results
 
 
@@ -112,13 +110,11 @@ def _configs(bundle: Path) -> dict[str, dict[str, Any]]:
     for file in files.values():
         check_size(file)
     parts = {name: [file] for name, file in files.items()}
-    if {"train", "evaluate"} <= files.keys() and _is_overlay(ConfigParser.load_config_file(files["evaluate"])):
-        parts["evaluate"] = [files["train"], files["evaluate"]]
+    if {"train", "evaluate"} <= files.keys():
+        evaluate = ConfigParser.load_config_file(files["evaluate"])
+        if "network_def" not in evaluate or any("#" in id_ or SEPARATOR in id_ for id_ in evaluate):  # an overlay
+            parts["evaluate"] = [files["train"], files["evaluate"]]
     return {name: ConfigParser.load_config_files(part) for name, part in parts.items()}
-
-
-def _is_overlay(config: Mapping[str, Any]) -> bool:
-    return "network_def" not in config or any("#" in id_ or SEPARATOR in id_ for id_ in config)
 
 
 def _is_own(configs: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -127,8 +123,7 @@ def _is_own(configs: Mapping[str, Mapping[str, Any]]) -> bool:
 
 def _files(bundle: Path) -> None:
     required = [*REQUIRED_FILES, *(OWN_FILES if _is_own(_configs(bundle)) else ())]
-    missing = [name for name in required if not (bundle / name).is_file()]
-    if missing:
+    if missing := [name for name in required if not (bundle / name).is_file()]:
         raise ConfigError("files are missing", received=", ".join(missing))
     configparser.RawConfigParser().read(bundle / "configs" / "logging.conf")
 
@@ -139,9 +134,8 @@ def _metadata(bundle: Path) -> None:
     schema = read_json(resource_dir("configs") / "metadata.schema.json")
     named = str(metadata.get("schema", "")).rpartition("/")[2]
     if named != SCHEMA:
-        logger.warning(
-            "metadata: the required fields are checked, but not by the schema %s, which is not in this package", named
-        )
+        text = "metadata: the required fields are checked, but not by the schema %s, which is not in this package"
+        logger.warning(text, named)
         schema = copy.deepcopy(schema)
         schema["required"] = [key for key in schema["required"] if key not in LATER_FIELDS]
         schema["properties"]["network_data_format"] = {"type": "object"}
@@ -160,20 +154,15 @@ def _references(bundle: Path) -> None:
 def _properties(bundle: Path) -> None:
     """Check ids as `ConfigWorkflow.check_properties` does, which instantiates everything and therefore needs data.
 
-    MONAI only warns; in medunet's bundles a missing id is a fault.
+    MONAI only warns; in medunet's bundles a missing id is a fault. MONAI has no properties for `evaluate`.
     """
     configs = _configs(bundle)
     is_own = _is_own(configs)
-    faults = [
-        fault
-        for name, config in configs.items()
-        if is_own or name != "evaluate"  # MONAI has no properties for it
-        for fault in _wrong_properties(name, config)
-    ]
-    if faults and is_own:
-        raise faults[0]
-    for fault in faults:
-        logger.warning("%s", fault)
+    for name, config in configs.items():
+        for fault in _wrong_properties(name, config) if is_own or name != "evaluate" else ():
+            if is_own:
+                raise fault
+            logger.warning("%s", fault)
 
 
 def _wrong_properties(name: str, config: Mapping[str, Any]) -> Iterator[ConfigError]:
@@ -184,9 +173,8 @@ def _wrong_properties(name: str, config: Mapping[str, Any]) -> Iterator[ConfigEr
             yield ConfigError(f"{name} lacks MONAI's property {property_name}", expected=f"id {id_}")
         value = get_id(config, reference) if reference in ids else None
         if isinstance(value, str) and value.startswith("@") and value.replace("#", SEPARATOR) != f"@{id_}":
-            yield ConfigError(
-                f"{name}: {property_name} has another id than MONAI expects", received=value, expected=f"@{id_}"
-            )
+            cause = f"{name}: {property_name} has another id than MONAI expects"
+            yield ConfigError(cause, received=value, expected=f"@{id_}")
 
 
 def _parsed(bundle: Path) -> ConfigParser:
@@ -211,16 +199,14 @@ def _network(bundle: Path) -> None:
     if not isinstance(output, torch.Tensor):
         raise _NotCheckableError(f"the network returns a {type(output).__name__}, not one tensor")
     shape, expected = tuple(output.shape), (1, pred["num_channels"], *map(_example_size, pred["spatial_shape"]))
-    if len(shape) == 2:  # a classification has no axes for its spatial_shape
-        expected = expected[:2]
-    if shape != expected:
+    if shape != (expected if len(shape) != 2 else expected[:2]):  # a classification has no spatial axes
         raise ConfigError("the network's output is not what metadata.json says", received=shape, expected=expected)
 
 
 def _example_size(size: int | str) -> int:
     """Return a size that a shape of metadata.json allows, which may be text such as `8*n`, `2**p*n` or `*`.
 
-    Example:
+    Examples:
         >>> [_example_size(size) for size in (96, "256", "8*n", "2**p*n", "48*n", "*")]
         [96, 256, 64, 64, 96, 64]
     """

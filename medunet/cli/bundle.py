@@ -50,8 +50,8 @@ def show(
 ) -> None:
     """Show the ids that --set accepts: value, meaning, type and origin of each."""
     folder = find_bundle(bundle)
+    from medunet.bundle.explain import list_ids
     from medunet.bundle.explain import show as shown
-    from medunet.bundle.ids import list_ids
 
     wanted = [id_.replace("#", "::") for id_ in ids or ()]
     entries = [

@@ -21,10 +21,9 @@ def demo(
     """Train a 3D U-Net on synthetic CT volumes, evaluate it on unseen ones and write a report."""
     from medunet.runs import run_demo
 
-    result = run_demo(output, epochs=epochs, device=device)
     table = Table("organ", "Dice", title="unseen test cases")
-    for name, value in result.dice.items():
+    for name, value in run_demo(output, epochs=epochs, device=device).items():
         table.add_row(name, f"{value:.3f}")
     plain_console().print(table)
-    typer.echo(f"run (a MONAI bundle): {result.run}")
-    typer.echo(f"report: {result.report}")
+    typer.echo(f"run (a MONAI bundle): {output / 'run'}")
+    typer.echo(f"report: {output / 'report.html'}")

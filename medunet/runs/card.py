@@ -12,13 +12,9 @@ _HEADING = "\n## Results\n"
 
 
 def write_results(run: Path, entry: Mapping[str, Any], *, cases: int, is_selected: bool) -> None:
-    """Write the validation Dice of the kept epoch into `docs/README.md` of a run; an earlier section is replaced.
+    """Write the validation Dice of the kept epoch into `docs/README.md` of a run, in place of an earlier one.
 
-    Args:
-        run: folder of the run.
-        entry: entry of the history of the kept epoch.
-        cases: number of validation cases.
-        is_selected: whether the validation cases selected the epoch.
+    `is_selected` tells whether the validation cases selected the epoch.
     """
     path, scores = run / "docs" / "README.md", entry.get("val_dice", {})
     if not path.is_file() or not scores:
@@ -26,12 +22,12 @@ def write_results(run: Path, entry: Mapping[str, Any], *, cases: int, is_selecte
     about = f"Epoch {entry['epoch']}, {cases} validation cases, on the grid of the network."
     if is_selected:
         about += " These cases selected the epoch, so their Dice is optimistic."
-    lines = ["", about, "", "| class | validation Dice |", "| --- | --- |"]
-    lines += [f"| {name} | {value:.3f} |" for name, value in scores.items()]
+    rows = [f"| {name} | {value:.3f} |" for name, value in scores.items()]
     text = without_results(path.read_text(encoding="utf-8"))
-    write_atomically(path, "\n".join([text, _HEADING, *lines[1:], ""]))
+    table = ["| class | validation Dice |", "| --- | --- |", *rows, ""]
+    write_atomically(path, "\n".join([text, _HEADING, about, "", *table]))
 
 
 def without_results(text: str) -> str:
-    """Return the README of a run without the section that :func:`write_results` adds."""
+    """Return the README of a run without the section that `write_results` adds."""
     return text.partition(_HEADING)[0].rstrip() + "\n"

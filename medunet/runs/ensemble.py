@@ -8,37 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle.check import check_config
-from medunet.bundle.read import WORKFLOWS
 from medunet.bundle.render import write_bundle
 from medunet.config import read_json, to_json
 from medunet.files import atomic_path
 from medunet.metrics.tables import json_text
 from medunet.prediction import ClassRule, as_step
-from medunet.resources import bundle_texts
+from medunet.resources import WORKFLOWS, bundle_texts
 from medunet.runs.card import without_results
 from medunet.runtime import SAFE_SUFFIX
 from medunet.training import BEST_NAME
 from medunet.trust import adopt, forget_weights, record_weights
 
-ENSEMBLE_FOLDS = "ensemble_folds"
-"""Config id that only an ensemble of folds has."""
-
-DECISION_NAME = "docs/cross_validation.json"
-"""File with the chosen postprocessing and its numbers."""
+ENSEMBLE_FOLDS = "ensemble_folds"  # config id that only an ensemble of folds has
+DECISION_NAME = "docs/cross_validation.json"  # file with the chosen postprocessing and its numbers
 
 
 def write_ensemble(
     output: Path, runs: Mapping[int, Path], *, rules: Sequence[ClassRule], decision: Mapping[str, Any]
 ) -> None:
-    """Write a bundle whose network is the ensemble of the folds; an earlier one is replaced.
+    """Write a bundle whose network is the ensemble of the folds, in place of an earlier one.
 
-    `train.json` is that of the first fold. `evaluate.json` and `inference.json` load ``models/fold_K.pt``.
-
-    Args:
-        output: folder of the bundle.
-        runs: trained runs by fold.
-        rules: postprocessing by class; those that are not kept are only documented.
-        decision: numbers for :data:`DECISION_NAME`.
+    `train.json` is that of the first fold. `evaluate.json` and `inference.json` load `models/fold_K.pt`. Rules that are
+    not kept are only documented.
     """
     first = next(iter(runs.values()))
     configs = {name: read_json(first / "configs" / f"{name}.json") for name in WORKFLOWS}
@@ -46,25 +37,22 @@ def write_ensemble(
         configs[name] = _with_rules(_with_members(configs[name], list(runs)), rules)
     for name, config in configs.items():
         check_config(config, source=f"{name}.json")
-    metadata = read_json(first / "configs" / "metadata.json")
-    metadata.pop("weights", None)
-    files = bundle_texts(first)
-    files |= {f"configs/{name}.json": to_json(config) for name, config in {**configs, "metadata": metadata}.items()}
-    section = _section(list(runs), rules, decision)
-    files["docs/README.md"] = without_results(files["docs/README.md"]) + section
+    configs["metadata"] = read_json(first / "configs" / "metadata.json")
+    configs["metadata"].pop("weights", None)
+    files = bundle_texts(first) | {f"configs/{name}.json": to_json(config) for name, config in configs.items()}
+    files["docs/README.md"] = without_results(files["docs/README.md"]) + _section(list(runs), rules, decision)
     files[DECISION_NAME] = json_text(decision)
 
     models = output / "models"
     forget_weights(output)
     written = set()
     for fold, run in runs.items():
-        source = run / "models" / BEST_NAME
-        for file in (source, source.with_suffix(SAFE_SUFFIX)):
-            if file.is_file():
-                target = models / f"fold_{fold}{file.suffix}"
+        for suffix in (".pt", SAFE_SUFFIX):
+            source, target = (run / "models" / BEST_NAME).with_suffix(suffix), models / f"fold_{fold}{suffix}"
+            if source.is_file():
                 written.add(target)
                 with atomic_path(target) as temporary:
-                    shutil.copyfile(file, temporary)
+                    shutil.copyfile(source, temporary)
     write_bundle(files, output)
     for path in set(models.glob("fold_*")) - written:
         path.unlink()
@@ -75,7 +63,7 @@ def write_ensemble(
 def describe_rule(rule: ClassRule) -> str:
     """Return the rule in words; empty if none helps.
 
-    Example:
+    Examples:
         >>> describe_rule(ClassRule("liver", 1, 6, keep_largest=True, min_size=30))
         'largest component only, no component below 30 mm³ (2D: mm²)'
     """
@@ -92,10 +80,9 @@ def _with_members(config: dict[str, Any], folds: list[int]) -> dict[str, Any]:
             ensemble = {"_target_": "medunet.runtime.ensemble_of", "member": "@member_def"}
             ensemble["count"] = f"$len(@{ENSEMBLE_FOLDS})"
             changed[key] = ensemble | ({"activation": "@activation"} if "activation" in config else {})
-        elif key == "ckpt_path":
-            changed[key] = [f"$@ckpt_dir + '/fold_{fold}.pt'" for fold in folds]
         else:
-            changed[key] = value
+            paths = [f"$@ckpt_dir + '/fold_{fold}.pt'" for fold in folds]
+            changed[key] = paths if key == "ckpt_path" else value
     return changed
 
 

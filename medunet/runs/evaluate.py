@@ -1,4 +1,4 @@
-"""Evaluation: predict labelled cases and measure the result, or compare two folders of label maps."""
+"""Evaluation: predict labelled cases and score the result, or compare two folders of label maps."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ from medunet.trust import require_trust
 logger = logging.getLogger(__name__)
 
 SECTIONS = ("unseen", "validation", "all", "test", "training")  # which cases of a data set can be evaluated
-
 OUT_OF_FOLD = "out_of_fold"  # folder in a cross-validation with the metrics of each case by the fold that held it out
-
 PICTURES = frozenset({".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg"})  # files of 2D label maps
 
 Item = dict[str, "str | list[str]"]  # of medunet.datasets.datalist
@@ -55,22 +53,22 @@ def evaluate_bundle(
     Args:
         bundle: folder of a bundle or run with weights.
         data: labelled data set.
-        output: gets ``predictions/``, ``metrics.csv`` and ``metrics.json``; None takes ``evaluation`` in the bundle,
-            or ``evaluation_NAME`` for a data set that the bundle was not trained on.
-        section: ``unseen`` takes every labelled case that the bundle was not trained on: the validation cases of its
-            own data set, all cases of another one. ``validation`` takes the fold that ``evaluate.json`` names, ``all``
-            every labelled case, ``test`` the labelled cases of ``imagesTs``.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        output: gets `predictions/`, `metrics.csv` and `metrics.json`; None takes `evaluation` in the bundle, or
+            `evaluation_NAME` for a data set that the bundle was not trained on.
+        section: `unseen` takes every labelled case that the bundle was not trained on: the validation cases of its
+            own data set, all cases of another one. `validation` takes the fold that `evaluate.json` names, `all` every
+            labelled case, `test` the labelled cases of `imagesTs`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
         em: also compute the ISBI 2012 scores; None computes them for 2D data with two labels.
-        trust: evaluate a bundle that could run its own code, see :func:`medunet.trust.require_trust`.
+        trust: approve a bundle that could run its own code.
 
     Returns:
-        Statistics of the measured cases. ``failed_cases`` names the others with the reason, ``trained_on`` the measured
-        cases that the bundle was trained on, and ``left_out`` those that were not measured for this reason.
+        Statistics of the evaluated cases. `failed_cases` has the reason by name of each other case, `trained_on` the
+        evaluated cases that the bundle was trained on, `left_out` those that were not evaluated for this reason.
 
     Raises:
         ConfigError: The section is unknown, or the data set has no case of it for this bundle.
-        DataError: No case could be measured, or another process uses the output folder.
+        DataError: No case could be evaluated, or another process uses the output folder.
     """
     if section not in SECTIONS:
         raise ConfigError("unknown section", received=section, expected=", ".join(SECTIONS))
@@ -90,30 +88,19 @@ def evaluate_bundle(
             "trained_on": sorted(seen.names & names) if seen.is_known else None,
             "left_out": sorted(seen.names - names) if section == "unseen" else [],
         }
-        labels = class_values(config)
-        return measure(
-            pairs,
-            labels,
-            output,
-            failed=failed,
-            facts=facts,
-            regions=region_values(config),
-            em=wants_em(em, dataset.spatial_dims, labels),
-            ignore=dataset.ignore,
-        )
+        labels, regions = class_values(config), region_values(config)
+        options: dict[str, Any] = {"dims": dataset.spatial_dims, "em": em, "ignore": dataset.ignore}
+        return measure(pairs, labels, output, failed=failed, facts=facts, regions=regions, **options)
 
 
 def _items(bundle: Path, data: Path, config: Mapping[str, Any], section: str, seen: SeenCases) -> list[Item]:
     """Return the labelled items of a section."""
     is_ensemble, is_unseen = ENSEMBLE_FOLDS in config, section == "unseen"
     if section in ("validation", "training") and (is_ensemble or (seen.is_known and not seen.names)):
-        raise ConfigError(
-            "the data set has no such cases for this bundle",
-            file=bundle,
-            received=f"--section {section}",
-            expected="a run of one fold, and the data set that it was trained on",
-            remedy="omit --section to evaluate every case that the bundle was not trained on",
-        )
+        cause, received = "the data set has no such cases for this bundle", f"--section {section}"
+        expected = "a run of one fold, and the data set that it was trained on"
+        remedy = "omit --section to evaluate every case that the bundle was not trained on"
+        raise ConfigError(cause, file=bundle, received=received, expected=expected, remedy=remedy)
     items = datalist(
         data,
         section="all" if is_unseen else section,  # type: ignore[arg-type] # checked by the caller
@@ -124,12 +111,9 @@ def _items(bundle: Path, data: Path, config: Mapping[str, Any], section: str, se
     )
     selected = [item for item in items if "label" in item and not (is_unseen and item["name"] in seen.names)]
     if not selected and is_unseen and any("label" in item for item in items):
-        raise ConfigError(
-            "the bundle was trained on every case of the data set",
-            file=bundle,
-            remedy=(f"read {OUT_OF_FOLD}/metrics.json, or " if is_ensemble else "")
-            + "pass other data; --section all evaluates the training cases, too",
-        )
+        remedy = "pass other data; --section all evaluates the training cases, too"
+        remedy = f"read {OUT_OF_FOLD}/metrics.json, or {remedy}" if is_ensemble else remedy
+        raise ConfigError("the bundle was trained on every case of the data set", file=bundle, remedy=remedy)
     if not selected:
         raise DataError("no labelled case to evaluate", file=data, received=f"--section {section}")
     return selected
@@ -139,8 +123,8 @@ def predict_items(predictor: Predictor, items: Sequence[Item]) -> tuple[list[Pai
     """Predict labelled items; return a pair for each case that worked, and the reason by name for each that failed."""
     pairs: list[Pair] = []
     failed: dict[str, str] = {}
-    given = [[item["image"]] if isinstance(item["image"], str) else item["image"] for item in items]
-    images = [[Path(path) for path in paths] for paths in given]
+    files = [[item["image"]] if isinstance(item["image"], str) else item["image"] for item in items]
+    images = [[Path(path) for path in paths] for paths in files]
     results = predictor.predict([paths if len(paths) > 1 else paths[0] for paths in images])
     for item, paths, result in zip(items, images, results, strict=True):
         name = str(item["name"])
@@ -164,13 +148,7 @@ def region_values(config: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def best_rules(pairs: Sequence[Pair], config: Mapping[str, Any], *, ignore: int | None) -> tuple[ClassRule, ...]:
-    """Choose the postprocessing of each class or region.
-
-    Args:
-        pairs: predictions of cases that the bundle was not trained on, and their references.
-        config: the bundle's ``evaluate.json``.
-        ignore: value of reference voxels that do not count.
-    """
+    """Choose the postprocessing of each class or region, by cases that the bundle was not trained on."""
     labels, regions = class_values(config), region_values(config)
     if not regions:
         return tuple(choose_rules(pairs, labels, ignore=ignore))
@@ -186,18 +164,21 @@ def evaluate_folders(
     labels: Mapping[str, int] | None = None,
     em: bool | None = None,
 ) -> Summary:
-    """Measure label maps against the references of the same names.
+    """Evaluate label maps against the references of the same names.
 
     Args:
         predictions: folder of predicted label maps.
         references: folder of reference label maps.
-        output: gets ``metrics.csv`` and ``metrics.json``; None takes a folder beside the predictions.
+        output: gets `metrics.csv` and `metrics.json`; None takes a folder beside the predictions.
         labels: value by class name; a case with another value fails. None takes the values that occur, and their names
-            from the ``dataset.json`` beside the references, if there is one.
+            from the `dataset.json` beside the references, if there is one.
         em: also compute the ISBI 2012 scores; None computes them for 2D data with two labels.
 
+    Returns:
+        Statistics of the evaluated cases; `failed_cases` has the reason by name of each other case.
+
     Raises:
-        DataError: No case could be measured, or another process uses the output folder.
+        DataError: No case could be evaluated, or another process uses the output folder.
     """
     output = output or predictions.with_name(f"{predictions.resolve().name}_{EVALUATION}")
     values: dict[Path, tuple[int, ...]] = {}
@@ -209,9 +190,9 @@ def evaluate_folders(
             pairs.append(pair)
         except (DataError, GeometryError) as error:
             failed[pair.name] = reason(error)
-            logger.error("not measured: %s", error)
+            logger.error("not evaluated: %s", error)
     if not pairs:
-        raise DataError("no case could be measured", file=predictions, received="; ".join(failed.values()))
+        raise DataError("no case could be evaluated", file=predictions, received="; ".join(failed.values()))
     occurring = sorted({0}.union(*values.values()))
     if len(occurring) > MAX_CLASSES:
         cause = "label maps have too many values for classes"
@@ -221,8 +202,8 @@ def evaluate_folders(
         if not names:
             predicted = {pair.pred: values[pair.pred] for pair in pairs}
             is_mask = len({0}.union(*predicted.values())) <= 2
-            wanted = {pair.ref: values[pair.ref] for pair in pairs}
-            refuse_instances(wanted if is_mask else {**wanted, **predicted}, is_class_map=is_mask)
+            reference = {pair.ref: values[pair.ref] for pair in pairs}
+            refuse_instances(reference if is_mask else {**reference, **predicted}, is_class_map=is_mask)
         labels = {names.get(value, f"label_{value}" if value else BACKGROUND): value for value in occurring}
     elif 0 not in labels.values():
         labels = {BACKGROUND: 0, **labels}
@@ -230,7 +211,7 @@ def evaluate_folders(
         raise DataError("predictions and references are all background", file=predictions)
     dims = 2 if pairs[0].ref.suffix.lower() in PICTURES else 3
     with claim(output):
-        return measure(pairs, labels, output, em=wants_em(em, dims, labels), failed=failed)
+        return measure(pairs, labels, output, dims=dims, em=em, failed=failed)
 
 
 def _names_beside(references: Path) -> dict[int, str]:
@@ -245,25 +226,24 @@ def measure(
     labels: Mapping[str, int],
     output: Path,
     *,
-    em: bool,
+    dims: int,
+    em: bool | None = None,
     regions: Mapping[str, Sequence[int]] | None = None,
     rules: Sequence[ClassRule] = (),
     ignore: int | None = None,
     failed: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Summary:
-    """Measure pairs of files, postprocessed by rules, and write the tables.
+    """Evaluate pairs of files, postprocessed by rules, and write the tables.
 
-    The summary's ``failed_cases`` are the cases of `failed` and the pairs that cannot be read.
-
-    Raises:
-        DataError: No case could be measured.
+    The summary's `failed_cases` are the cases of `failed` and the pairs that cannot be read.
     """
     failed = dict(failed or {})
-    options: dict[str, Any] = {"regions": regions, "em": em, "rules": rules, "ignore": ignore}
+    options: dict[str, Any] = {"regions": regions, "rules": rules, "ignore": ignore}
+    options["em"] = (dims == 2 and len(labels) == 2) if em is None else em
     results = list(evaluate_pairs(pairs, labels=labels, failed=failed, **options))
     if not results:
-        raise DataError("no case could be measured", file=output, received="; ".join(failed.values()) or "no case")
+        raise DataError("no case could be evaluated", file=output, received="; ".join(failed.values()) or "no case")
     summary = summarise(results)
     summary.update(facts or {})  # type: ignore[typeddict-item] # keys of Summary
     if failed:
@@ -271,8 +251,3 @@ def measure(
     write_tables(results, output, summary=summary)
     summary["folder"] = str(output)
     return summary
-
-
-def wants_em(em: bool | None, spatial_dims: int, labels: Mapping[str, int]) -> bool:
-    """Return whether to compute the ISBI 2012 scores; by default for 2D data with two labels."""
-    return (spatial_dims == 2 and len(labels) == 2) if em is None else em

@@ -19,7 +19,7 @@ from medunet.io.options import ReadOptions
 from medunet.metrics import CSV_NAME, Summary
 from medunet.prediction import ClassRule, Pair, Predictor
 from medunet.runs.ensemble import write_ensemble
-from medunet.runs.evaluate import OUT_OF_FOLD, best_rules, class_values, measure, predict_items, region_values, wants_em
+from medunet.runs.evaluate import OUT_OF_FOLD, best_rules, class_values, measure, predict_items, region_values
 from medunet.runs.train import PreparedRun, TrainingResult, fit_bundle, open_run, train_run, write_run
 from medunet.runtime import load_checkpoint, resolve_device
 from medunet.tracking import track_cross_validation
@@ -33,27 +33,19 @@ PREDICTIONS = "predictions"  # folder in the run of a fold
 
 Status = Literal["trained", "there already", "failed", "stopped"]
 
+# trains runs (by fold, device, tracking URI) and yields their outcomes as they become known, in any order
 FoldTrainer = Callable[[Mapping[int, PreparedRun], str, "str | None"], Iterable["FoldOutcome"]]
-"""Trains runs (by fold, device, tracking URI) and yields their outcomes as they become known, in any order."""
 
 
 @dataclass(frozen=True)
 class FoldOutcome:
-    """The outcome of one fold.
-
-    Args:
-        fold: its number.
-        run: folder of its run.
-        status: 'there already' if an earlier call trained it.
-        seconds: duration of training in this call.
-        error: why it failed.
-    """
+    """The outcome of one fold."""
 
     fold: int
-    run: Path
-    status: Status
-    seconds: float = 0.0
-    error: str | None = None
+    run: Path  # folder of its run
+    status: Status  # 'there already' if an earlier call trained it
+    seconds: float = 0.0  # duration of training in this call
+    error: str | None = None  # why it failed
 
     @property
     def is_trained(self) -> bool:
@@ -63,25 +55,15 @@ class FoldOutcome:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """The result of a cross-validation.
+    """The result of a cross-validation."""
 
-    Args:
-        output: its folder, a bundle if at least one fold is trained.
-        folds: outcomes of the requested folds, in order; after Ctrl-C up to the interrupted one.
-        summary: out-of-fold metrics; None if no case could be measured.
-        rules: the postprocessing rule that was tried for each class, and whether it is used.
-        postprocessed: out-of-fold metrics after postprocessing; None if no rule is used.
-        failed_cases: reason by name of each case without an out-of-fold prediction.
-        is_interrupted: whether Ctrl-C ended it.
-    """
-
-    output: Path
-    folds: tuple[FoldOutcome, ...]
-    summary: Summary | None = None
-    rules: tuple[ClassRule, ...] = ()
-    postprocessed: Summary | None = None
-    failed_cases: dict[str, str] = field(default_factory=dict)
-    is_interrupted: bool = False
+    output: Path  # its folder, a bundle if at least one fold is trained
+    folds: tuple[FoldOutcome, ...]  # of the requested folds, in order; after Ctrl-C up to the interrupted one
+    summary: Summary | None = None  # out-of-fold metrics; None if no case could be evaluated
+    rules: tuple[ClassRule, ...] = ()  # the postprocessing rule that was tried for each class
+    postprocessed: Summary | None = None  # out-of-fold metrics after postprocessing; None if no rule is kept
+    failed_cases: dict[str, str] = field(default_factory=dict)  # reason by name of each case without a prediction
+    is_interrupted: bool = False  # whether Ctrl-C ended it
 
     @property
     def is_whole(self) -> bool:
@@ -104,25 +86,27 @@ def train_folds(
     trainer: FoldTrainer | None = None,
     skip_bad: bool = False,
 ) -> CrossValidation:
-    """Train folds into ``output/fold_K`` and make ``output`` the bundle of their ensemble.
+    """Train folds into `output/fold_K` and make `output` the bundle of their ensemble.
 
     A repeated call with the same options keeps finished folds, resumes an unfinished one and retries a failed one. If a
     fold fails, the others continue. Each case is then predicted by the run that did not train on it
-    (``fold_K/predictions``) and measured (``out_of_fold/metrics.csv`` and ``.json``), and postprocessing is chosen (see
-    :func:`medunet.prediction.choose_rules` and :func:`medunet.prediction.choose_region_rules`).
+    (`fold_K/predictions`) and evaluated (`out_of_fold/metrics.csv` and `.json`), and postprocessing is chosen.
 
     Args:
         bundle: folder of the bundle to start from.
         data: labelled data set.
         output: folder of the cross-validation.
-        folds: numbers of the folds, of as many as the bundle's ``folds`` says; None trains all.
+        folds: numbers of the folds, below the bundle's value `folds`; None trains all.
         changes: values by config id; they override those that follow from the data.
         presets: names of overlays of the bundle; the values from the data override them.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        tracking_uri: MLflow's tracking URI for this call; ``""`` disables tracking, None takes the bundle's.
-        trust: train a bundle that could run its own code, see :func:`medunet.trust.require_trust`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        tracking_uri: MLflow's tracking URI for this call; `""` disables tracking, None takes the bundle's.
+        trust: approve a bundle that could run its own code.
         trainer: how the folds are trained; None trains one after the other in this process.
         skip_bad: leave out unusable cases, which are an error otherwise.
+
+    Returns:
+        The outcome of each fold, the out-of-fold metrics and the postprocessing.
 
     Raises:
         SecurityError: The bundle is not trusted.
@@ -139,12 +123,10 @@ def train_folds(
     values = {"training_dir": "$@bundle_root + '/..'", **values}
     with claim(output):
         check_target(output)
-        runs = {
-            fold: write_run(
-                judged, data, output / f"fold_{fold}", values={**values, "fold": fold}, presets=presets, resume=True
-            )
-            for fold in selected
-        }
+        runs = {}
+        for fold in selected:
+            own = {**values, "fold": fold}
+            runs[fold] = write_run(judged, data, output / f"fold_{fold}", values=own, presets=presets, resume=True)
         uri = values.get("tracking_uri", tracking_uri)
         return _train_and_join(runs, output, data, dataset, device=device, tracking_uri=uri, trainer=trainer)
 
@@ -156,30 +138,28 @@ def resume_run(
 
     Args:
         folder: its folder.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        tracking_uri: MLflow's tracking URI for this call; ``""`` disables tracking, None takes the bundle's.
-        trust: train a run that could run its own code, see :func:`medunet.trust.require_trust`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        tracking_uri: MLflow's tracking URI for this call; `""` disables tracking, None takes the bundle's.
+        trust: approve a run that could run its own code.
 
     Raises:
         SecurityError: A run is not trusted: what it would run was changed.
         DataError: The folder contains neither.
     """
     chosen = resolve_device(device)
-    found = [open_run(path.parents[1], trust=trust) for path in sorted(folder.glob("fold_*/configs/train.json"))]
-    if not found and not (folder / "configs" / "train.json").is_file():
+    folds = [open_run(path.parents[1], trust=trust) for path in sorted(folder.glob("fold_*/configs/train.json"))]
+    if not folds and not (folder / "configs" / "train.json").is_file():
         raise DataError("the folder contains no run", file=folder)
-    if not found:
-        run = open_run(folder, trust=trust)
-        with claim(folder):
-            check_target(folder)
-            return train_run(run, resume=True, device=chosen, tracking_uri=tracking_uri)
-    config = found[0].configs["train"]
-    data = Path(config["dataset_dir"])
+    run = folds[0] if folds else open_run(folder, trust=trust)
     with claim(folder):
         check_target(folder)
+        if not folds:
+            return train_run(run, resume=True, device=chosen, tracking_uri=tracking_uri)
+        config = run.configs["train"]
+        data = Path(config["dataset_dir"])
         problems: list[MedunetError] | None = [] if config.get("skip_cases") else None
         dataset = open_dataset(data, problems=problems, read=ReadOptions.of_config(config))
-        runs = {run.configs["train"]["fold"]: run for run in found}
+        runs = {run.configs["train"]["fold"]: run for run in folds}
         return _train_and_join(runs, folder, data, dataset, device=device, tracking_uri=tracking_uri)
 
 
@@ -203,19 +183,15 @@ def _train_and_join(
         result = _join(trained, output, data, dataset, outcomes=outcomes, device=device)
     except KeyboardInterrupt:
         return CrossValidation(output, outcomes, is_interrupted=True)
-    if result.summary is not None:
-        track_cross_validation(
-            output,
-            uri=tracking_uri,
-            summary=result.postprocessed or result.summary,
-            table=output / (OUT_OF_FOLD if result.postprocessed is None else POSTPROCESSED) / CSV_NAME,
-            names=[case.name for case in dataset.cases],
-        )
+    if (summary := result.postprocessed or result.summary) is not None:
+        table = output / (OUT_OF_FOLD if result.postprocessed is None else POSTPROCESSED) / CSV_NAME
+        names = [case.name for case in dataset.cases]
+        track_cross_validation(output, uri=tracking_uri, summary=summary, table=table, names=names)
     return result
 
 
-def is_finished(run: PreparedRun) -> bool:
-    """Whether a run was trained to its last epoch, or stopped early."""
+def _is_finished(run: PreparedRun) -> bool:
+    """Return whether a run was trained to its last epoch, or stopped early."""
     last = run.folder / "models" / LAST_NAME
     try:
         state = load_checkpoint(last) if last.is_file() else {}
@@ -247,7 +223,7 @@ def train_fold(fold: int, run: PreparedRun, device: str, tracking_uri: str | Non
     """Train the run of a fold, or resume it; an error becomes part of the outcome."""
     begun, folder = time.perf_counter(), run.folder
     try:
-        if is_finished(run):
+        if _is_finished(run):
             return FoldOutcome(fold, folder, "there already")
         shutil.rmtree(folder / PREDICTIONS, ignore_errors=True)  # of earlier weights
         train_run(run, resume=True, device=resolve_device(device), tracking_uri=tracking_uri)
@@ -272,7 +248,7 @@ def _join(
     outcomes: tuple[FoldOutcome, ...],
     device: str,
 ) -> CrossValidation:
-    """Predict and measure the held-out cases of each fold, choose postprocessing, and write the ensemble."""
+    """Predict and evaluate the held-out cases of each fold, choose postprocessing, and write the ensemble."""
     config = read_json(next(iter(trained.values())) / "configs" / "evaluate.json")
     pairs: list[Pair] = []
     failed: dict[str, str] = {}
@@ -280,15 +256,14 @@ def _join(
         skipped = read_json(run / "configs" / "train.json").get("skip_cases", ())
         items = datalist(data, section="validation", fold=fold, folds=config["folds"], skip_cases=skipped)
         predictor = Predictor(run, output_dir=run / PREDICTIONS, device=device, skip_done=True)
-        found, errors = predict_items(predictor, items)
-        logger.info("fold %d: %d cases predicted", fold, len(found))
-        pairs, failed = pairs + found, failed | errors
+        predicted, errors = predict_items(predictor, items)
+        logger.info("fold %d: %d cases predicted", fold, len(predicted))
+        pairs, failed = pairs + predicted, failed | errors
     pairs.sort(key=lambda pair: pair.name)
     if not pairs:
         return CrossValidation(output, outcomes, failed_cases=failed)
     labels, regions = class_values(config), region_values(config)
-    em = wants_em(None, dataset.spatial_dims, labels)
-    options: dict[str, Any] = {"regions": regions, "em": em, "ignore": dataset.ignore}
+    options: dict[str, Any] = {"regions": regions, "dims": dataset.spatial_dims, "ignore": dataset.ignore}
     summary = measure(pairs, labels, output / OUT_OF_FOLD, failed=failed, **options)
     failed = summary.get("failed_cases", {})
     pairs = [pair for pair in pairs if pair.name not in failed]

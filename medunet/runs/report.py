@@ -1,4 +1,4 @@
-"""The report: one page about one or several runs, which are measured first if they are not yet."""
+"""The report: one page about one or several runs, which are evaluated first if they are not yet."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medunet.bundle.read import read_own
-from medunet.datasets import Case, SegmentationDataset, open_dataset
+from medunet.datasets import SegmentationDataset, open_dataset
 from medunet.errors import ConfigError, GeometryError, MedunetError
 from medunet.files import write_atomically
 from medunet.io import Volume, is_structure_file, output_name, read_label, read_volume
@@ -31,7 +32,7 @@ from medunet.reports import (
 from medunet.reports.page import LETTERS
 from medunet.runs.evaluate import evaluate_bundle
 from medunet.runs.results import FoundRun, find_run, metrics_of, read_cases
-from medunet.runs.seen import EVALUATION, SeenCases, seen_cases
+from medunet.runs.seen import EVALUATION, seen_cases
 from medunet.training import BEST_NAME
 
 logger = logging.getLogger(__name__)
@@ -44,19 +45,12 @@ MAX_FILE_NAME = 80  # characters of a case's name in the name of its picture
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """What `report_runs` wrote.
+    """What `report_runs` wrote."""
 
-    Args:
-        page: the HTML file.
-        figures: folder of the PNG files; None if they were not requested.
-        cases: number of cases in the table.
-        drawn: number of cases with slices.
-    """
-
-    page: Path
-    figures: Path | None
-    cases: int
-    drawn: int
+    page: Path  # the HTML file
+    figures: Path | None  # folder of the PNG files; None if they were not requested
+    cases: int  # number of cases in the table
+    drawn: int  # number of cases with slices
 
 
 def report_runs(
@@ -79,42 +73,42 @@ def report_runs(
         output: the HTML file; the figures go to a folder of its name beside it.
         data: the data set, if it was moved, or another one to evaluate the runs on; None takes that of each run.
         title: headline; the runs' names by default.
-        device: for prediction: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        device: for prediction: `auto`, `cpu`, `cuda` or `cuda:N`.
         megabytes: maximum size of the page; the worst cases have slices, the others only numbers.
         figures: also write the figures as PNG files.
 
     Raises:
         ConfigError: No run, too many, or a folder that is not a run.
-        DataError: Damaged results, or a run that can neither be measured nor shown.
+        DataError: Damaged results.
     """
     if not 1 <= len(runs) <= len(LETTERS):
         raise ConfigError("a report is about one run or several", received=len(runs), expected=f"1 to {len(LETTERS)}")
-    found = [_gather(run, name, data, device) for run, name in zip(runs, run_names(runs), strict=True)]
-    results = [run.results for run in found]
+    gathered = [_gather(run, name, data, device) for run, name in zip(runs, run_names(runs), strict=True)]
+    results = [run.results for run in gathered]
     order = list(lowest_dice(results))
     codes = ClassCodes(class_names(results))
-    room = megabytes * 1e6 - REST_BYTES
-    count = min(len(order), max(1, int(room / CASE_BYTES[0])))
-    share = int(min(CASE_BYTES[1], room / max(count, 1)))
+    free = megabytes * 1e6 - REST_BYTES
+    count = min(len(order), max(1, int(free / CASE_BYTES[0])))
+    share = int(min(CASE_BYTES[1], free / max(count, 1)))
     folder = output.with_suffix("").with_name(output.stem + "_figures") if figures else None
     stacks: dict[str, Stack] = {}
     maps: dict[str, list[str]] = {}
-    for place, name in enumerate(order[:count]):
+    for number, name in enumerate(order[:count], start=1):
         try:
-            drawn = _read(found, name)
+            drawn = _read(gathered, name)
         except MedunetError as error:
             logger.warning("no slices of %s: %s", name, error)
             continue
         if drawn is None:
             continue
-        coded = [codes.encode(drawn.reference, found[next(iter(drawn.predictions))].members)]
-        coded += [codes.encode(pred, found[index].members) for index, pred in drawn.predictions.items()]
+        coded = [codes.encode(drawn.reference, gathered[next(iter(drawn.predictions))].members)]
+        coded += [codes.encode(pred, gathered[index].members) for index, pred in drawn.predictions.items()]
         stacks[name] = pack_case(drawn.image, coded, affine=drawn.affine, max_bytes=share)
         maps[name] = [LETTERS[index] for index in drawn.predictions]
         if folder is not None:
-            _draw(drawn, found, name, folder / "cases", _file_name(name, order))
-        if (place + 1) % 10 == 0:
-            logger.info("drawn %d/%d", place + 1, count)
+            _draw(drawn, gathered, name, folder / "cases", _file_name(name, order))
+        if number % 10 == 0:
+            logger.info("drawn %d/%d", number, count)
     if order and not stacks:
         logger.warning("no slices: the images are missing; pass their folder as --data")
     if folder is not None:
@@ -125,9 +119,9 @@ def report_runs(
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """Return the names of the runs' folders, preceded by the parent folder's where two are equal.
+    """Return the names of the runs' folders, preceded by the parent folder's if two are equal.
 
-    Example:
+    Examples:
         >>> run_names([Path("/x/first/run"), Path("/x/second/run"), Path("/x/other")])
         ['first run', 'second run', 'other']
     """
@@ -141,32 +135,28 @@ def _gather(run: Path, name: str, data: Path | None, device: str) -> FoundRun:
     config = read_own(run, "evaluate")
     own = Path(str(config.get("dataset_dir", "")))
     data = data or (own if own.is_absolute() and own.exists() else None)
-    notes: list[str] = []
-    dataset: SegmentationDataset | None = None
-    seen: SeenCases | None = None
+    missing, dataset, seen = "its data set is missing", None, None
     if data is not None:
         # an unreadable case has no slices
         dataset = open_dataset(data, problems=[], read=ReadOptions.of_config(config))
-        seen = seen_cases(run, dataset)
-    if not _is_measured(run, EVALUATION if seen is None else seen.folder, dataset):
-        missing = ""
-        if data is None or dataset is None or seen is None:
-            missing = "its data set is missing"
-        elif not (run / "models" / BEST_NAME).is_file() and not any(run.glob("models/fold_*.pt")):
+        seen, missing = seen_cases(run, dataset), ""
+        if not (run / "models" / BEST_NAME).is_file() and not any(run.glob("models/fold_*.pt")):
             missing = "it has no weights"
         elif seen.names >= {case.name for case in dataset.cases}:
             missing = "it was trained on every case"
-        if missing or data is None or seen is None:
-            notes.append(f"Not measured: {missing}.")
-            logger.warning("%s is not measured: %s", name, missing)
+    notes: list[str] = []
+    if not _is_measured(run, EVALUATION if seen is None else seen.folder, dataset):
+        if data is None or seen is None or missing:
+            notes.append(f"Not evaluated: {missing}.")
+            logger.warning("%s is not evaluated: %s", name, missing)
         else:
-            logger.info("%s was not evaluated yet: predicting the cases that it was not trained on", name)
+            logger.info("%s is not evaluated yet: predicting the cases that it was not trained on", name)
             evaluate_bundle(run, data, run / seen.folder, device=device)
     return find_run(run, name, dataset=dataset, seen=seen, notes=notes)
 
 
 def _is_measured(run: Path, folder: str, dataset: SegmentationDataset | None) -> bool:
-    """Whether a run has metrics of these cases; another data set may have the same name."""
+    """Return whether a run has metrics of these cases; another data set may have the same name."""
     metrics = metrics_of(run, folder)
     if metrics is None or dataset is None or folder == EVALUATION:
         return metrics is not None
@@ -184,21 +174,18 @@ class _Drawn:
     spacing_mm: tuple[float, ...]
 
 
-def _read(found: Sequence[FoundRun], name: str) -> _Drawn | None:
-    """Return a case's voxels; None if its files are missing.
-
-    Raises:
-        MedunetError: The image or the reference cannot be read.
-    """
-    for run in found:
-        case = _find_case(run.dataset, name)
+def _read(runs: Sequence[FoundRun], name: str) -> _Drawn | None:
+    """Return a case's voxels; None if its files are missing."""
+    for run in runs:
+        cases = () if run.dataset is None else (*run.dataset.cases, *run.dataset.test)
+        case = next((case for case in cases if case.name == name), None)
         if case is None or case.label is None or run.dataset is None:
             continue
         volume = read_volume(case.images, **asdict(run.dataset.read_options))
         reference = np.asarray(_read_map(case.label, volume, run.labels).image[0])
         ignored = np.zeros(reference.shape, bool) if run.dataset.ignore is None else reference == run.dataset.ignore
         predictions = {}
-        for index, other in enumerate(found):
+        for index, other in enumerate(runs):
             path = other.predictions.get(name) or other.predictions.get(output_name(case.images))
             if path is None:
                 continue
@@ -227,34 +214,24 @@ def _read_map(path: Path, volume: Volume, labels: dict[str, int]) -> Volume:
     return label_map
 
 
-def _find_case(dataset: SegmentationDataset | None, name: str) -> Case | None:
-    cases = () if dataset is None else (*dataset.cases, *dataset.test)
-    return next((case for case in cases if case.name == name), None)
-
-
-def _draw(drawn: _Drawn, found: Sequence[FoundRun], name: str, folder: Path, stem: str) -> None:
+def _draw(drawn: _Drawn, runs: Sequence[FoundRun], name: str, folder: Path, stem: str) -> None:
     for index, pred in drawn.predictions.items():
-        codes = ClassCodes([one for one in found[index].members if one != BACKGROUND])
-        reference, coded = (codes.encode(labels, found[index].members) for labels in (drawn.reference, pred))
-        content = render_overlay(
-            drawn.image,
-            coded,
-            reference,
-            labels=codes.labels(BACKGROUND),
-            affine=drawn.affine,
-            spacing_mm=drawn.spacing_mm,
-            title=f"{LETTERS[index]}  {name}" if len(found) > 1 else name,
-        )
-        write_atomically(folder / f"{stem}{f'_{LETTERS[index]}' if len(found) > 1 else ''}.png", content)
+        codes = ClassCodes([class_ for class_ in runs[index].members if class_ != BACKGROUND])
+        reference, coded = (codes.encode(labels, runs[index].members) for labels in (drawn.reference, pred))
+        title, suffix = (f"{LETTERS[index]}  {name}", f"_{LETTERS[index]}") if len(runs) > 1 else (name, "")
+        grid: dict[str, Any] = {"affine": drawn.affine, "spacing_mm": drawn.spacing_mm}
+        labels = codes.labels(BACKGROUND)
+        content = render_overlay(drawn.image, coded, reference, labels=labels, title=title, **grid)
+        write_atomically(folder / f"{stem}{suffix}.png", content)
 
 
 def _file_name(name: str, names: Sequence[str]) -> str:
     """Return a case's name as that of a file; equal ones get their index.
 
-    Example:
+    Examples:
         >>> _file_name("a/b", ["a b", "a/b", "c"]), _file_name("c", ["a b", "a/b", "c"])
         ('a_b_1', 'c')
     """
     safe = [re.sub(r"[^\w.-]+", "_", other)[:MAX_FILE_NAME].lstrip(".") or "case" for other in names]
-    place = names.index(name)
-    return safe[place] if safe.count(safe[place]) == 1 else f"{safe[place]}_{place}"
+    index = names.index(name)
+    return safe[index] if safe.count(safe[index]) == 1 else f"{safe[index]}_{index}"

@@ -29,21 +29,13 @@ STALE_SECONDS = 60.0  # weights that are newer than their metrics by more than t
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run as a report needs it.
-
-    Args:
-        results: for the page.
-        labels: value in files by class name.
-        members: values in files of each measured class; several if classes overlap.
-        predictions: label map by case name.
-        dataset: the data set that the run was measured on; None if it is missing.
-    """
+    """A run as a report needs it."""
 
     results: RunResults
-    labels: dict[str, int]
-    members: dict[str, tuple[int, ...]]
-    predictions: dict[str, Path] = field(default_factory=dict)
-    dataset: SegmentationDataset | None = None
+    labels: dict[str, int]  # value in files by class name
+    members: dict[str, tuple[int, ...]]  # values in files of each measured class; several if classes overlap
+    predictions: dict[str, Path] = field(default_factory=dict)  # label map by case name
+    dataset: SegmentationDataset | None = None  # that the run was measured on; None if it is missing
 
 
 def metrics_of(run: Path, folder: str = EVALUATION) -> Path | None:
@@ -60,18 +52,14 @@ def find_run(
     seen: SeenCases | None = None,
     notes: Sequence[str] = (),
 ) -> FoundRun:
-    """Gather the results in a run's folder; what is missing stays empty.
+    """Gather the results in a run's folder, or in that of a cross-validation; what is missing stays empty.
 
     Args:
-        run: a run, or the folder of a cross-validation.
-        name: of the run in the report.
-        dataset: the data set that it was measured on.
-        seen: what :func:`medunet.runs.seen.seen_cases` returns for the data set, if it is known already.
+        run: the folder.
+        name: name of the run in the report.
+        dataset: the data set that it was evaluated on.
+        seen: the cases of it that the run was trained on, if they are known already.
         notes: what the reader must know.
-
-    Raises:
-        ConfigError: The folder is not a bundle.
-        DataError: A file of results is damaged.
     """
     config = read_own(run, "evaluate")
     folds = sorted(run.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
@@ -84,9 +72,9 @@ def find_run(
     groups: dict[str, str] = {}
     if is_joined:
         for fold in folds:
-            found = _label_maps(fold / "predictions")
-            predictions |= found
-            groups |= dict.fromkeys(found, fold.name.replace("_", " "))
+            maps = _label_maps(fold / "predictions")
+            predictions |= maps
+            groups |= dict.fromkeys(maps, fold.name.replace("_", " "))
     elif metrics is not None:
         predictions = _label_maps(metrics.parent / "predictions")
     histories = {fold.name.replace("_", " "): read_history(fold) for fold in folds} or {"": read_history(run)}
@@ -100,7 +88,7 @@ def find_run(
         )
     weights = run / "models" / BEST_NAME
     if metrics and weights.is_file() and weights.stat().st_mtime > metrics.stat().st_mtime + STALE_SECONDS:
-        remarks.append("The weights are newer than the measured predictions; medunet evaluate measures again.")
+        remarks.append("The weights are newer than the metrics; rerun medunet evaluate.")
     kind = "each by the fold that held it out" if is_joined else _kind(config, dataset, measured, seen)
     facts = _facts(config, dataset, histories)
     if cases:
@@ -124,16 +112,12 @@ def find_run(
 
 
 def read_cases(path: Path) -> list[CaseScores]:
-    """Return the cases of a `metrics.json`; null becomes NaN.
-
-    Raises:
-        DataError: The file has another content.
-    """
+    """Return the cases of a `metrics.json`; null becomes NaN."""
     try:
         cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
         return cast("list[CaseScores]", _with_nan(cases))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError("not a table of metrics", file=path, remedy="measure again with medunet evaluate") from error
+        raise DataError("not a table of metrics", file=path, remedy="rerun medunet evaluate") from error
 
 
 def _with_nan(value: Any) -> Any:
@@ -155,9 +139,7 @@ def _facts(
     dataset: SegmentationDataset | None,
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, str]:
-    facts: dict[str, str] = {}
-    if dataset is not None:
-        facts["data"] = f"{dataset.name}, {len(dataset.cases)} labelled cases"
+    facts = {} if dataset is None else {"data": f"{dataset.name}, {len(dataset.cases)} labelled cases"}
     facts["classes"] = ", ".join(config["label_names"])
     network = config.get("member_def", config["network_def"])
     facts["network"] = f"{str(network['_target_']).rpartition('.')[2]} {config['spatial_dims']}D"

@@ -16,53 +16,37 @@ from medunet.errors import DataError
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.training import TRAINED_ON_NAME, weights_of
 
-EVALUATION = "evaluation"
-"""Folder in a run with the metrics of `medunet evaluate` on the run's own data set."""
+EVALUATION = "evaluation"  # folder in a run with the metrics of `medunet evaluate` on the run's own data set
 
 
 @dataclass(frozen=True)
 class SeenCases:
-    """The cases of a data set that a run was trained on.
-
-    Args:
-        names: of these cases.
-        folder: name of the folder in the run for metrics on this data set; metrics on a test set have another one than
-            those on the run's own validation cases.
-        is_known: whether it is recorded what the run was trained on; if False, `names` is empty.
-    """
+    """The cases of a data set that a run was trained on."""
 
     names: frozenset[str]
-    folder: str
-    is_known: bool = True
+    folder: str  # folder in the run for metrics on this data set; those on a test set have a folder of their own
+    is_known: bool = True  # whether it is recorded what the run was trained on; if False, `names` is empty
 
 
 def seen_cases(run: Path, dataset: SegmentationDataset, *, is_test: bool = False) -> SeenCases:
     """Return which images of a data set a run, or the folds of a cross-validation, trained on.
 
-    Images are compared by content (:func:`medunet.datasets.image_digest`), so renamed, moved and copied cases count.
-    The cases of a run whose weights this one started from (``init_from``) count, too.
-
-    Args:
-        run: its folder.
-        dataset: the data set to evaluate.
-        is_test: compare the data set's test cases instead of its labelled cases.
-
-    Raises:
-        DataError: An image, or the run's record, cannot be read.
+    Images are compared by content, so renamed, moved and copied cases count, as do the cases of the run that this one
+    started from (`init_from`). `is_test` compares the data set's test cases instead of its labelled ones.
     """
     config = read_own(run, "evaluate")
     own = Path(str(config.get("dataset_dir", "")))
     is_own = own.is_absolute() and own.exists() and _root(own) == _root(dataset.root)
     other = f"{EVALUATION}_{'test' if is_own else re.sub(r'[^A-Za-z0-9.-]+', '_', dataset.root.name)}"
     trained = _trained_on(run)
+    is_own_training = is_own and not is_test
     if not trained:  # such as a bundle that was copied without the record
-        names = _split(dataset, config) if is_own and not is_test else frozenset[str]()
-        return SeenCases(names, EVALUATION if is_own and not is_test else other, is_known=is_own)
+        names = _split(dataset, config) if is_own_training else frozenset[str]()
+        return SeenCases(names, EVALUATION if is_own_training else other, is_known=is_own)
     digests = {case.name: image_digest(case.images) for case in (dataset.test if is_test else dataset.cases)}
     known = trained | _inherited(run)
     names = frozenset(name for name, digest in digests.items() if digest in known)
-    holds_all = trained <= set(digests.values())
-    return SeenCases(names, EVALUATION if (is_own and not is_test) or holds_all else other)
+    return SeenCases(names, EVALUATION if is_own_training or trained <= set(digests.values()) else other)
 
 
 def _root(path: Path) -> Path:
@@ -86,7 +70,7 @@ def _trained_on(run: Path) -> set[str]:
         try:
             digests |= set(json.loads(path.read_text(encoding="utf-8")).values())
         except (ValueError, TypeError, AttributeError) as error:
-            raise DataError("not a record of training cases", file=path, remedy="train again") from error
+            raise DataError("not a record of training cases", file=path) from error
     return digests
 
 
@@ -94,11 +78,9 @@ def _inherited(run: Path) -> set[str]:
     """Return the digests of the cases of the runs that this one started from, as far as these runs still exist."""
     digests: set[str] = set()
     visited: set[Path] = set()
-    while run not in visited and (run / "configs" / "train.json").is_file():
+    while run not in visited and (config := run / "configs" / "train.json").is_file():
         visited.add(run)
-        source = read_json(run / "configs" / "train.json").get("init_from")
-        if not source:
-            break
-        run = weights_of(str(source)).resolve().parent.parent
-        digests |= _trained_on(run)
+        if source := read_json(config).get("init_from"):
+            run = weights_of(str(source)).resolve().parent.parent
+            digests |= _trained_on(run)
     return digests

@@ -45,38 +45,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that can be trained, on this machine or on another one that sees its folder.
-
-    Args:
-        folder: of the run.
-        configs: its configs by name, as the trust check read them; the files may have changed since.
-    """
+    """A run that can be trained, on this machine or on another one that sees its folder."""
 
     folder: Path
-    configs: Mapping[str, Mapping[str, Any]]
+    configs: Mapping[str, Mapping[str, Any]]  # by name, as the trust check read them; the files may have changed since
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The result of a training run.
+    """The result of a training run."""
 
-    Args:
-        run: folder of the run, a bundle with weights.
-        epochs: number of trained epochs, including those before a resume.
-        kept_epoch: the epoch whose weights are in ``model.pt``.
-        best_epoch: the epoch with the best validation; 0 if nothing was validated.
-        kept_dice: validation Dice by class name at the kept epoch.
-        history: one dictionary per epoch.
-        left_out: names of the cases that could not be used (``skip_bad``).
-    """
-
-    run: Path
-    epochs: int
-    kept_epoch: int
-    best_epoch: int = 0
-    kept_dice: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    left_out: tuple[str, ...] = ()
+    run: Path  # folder of the run, a bundle with weights
+    epochs: int  # number of trained epochs, including those before a resume
+    kept_epoch: int  # the epoch whose weights are in `model.pt`
+    best_epoch: int = 0  # the epoch with the best validation; 0 if nothing was validated
+    kept_dice: dict[str, float] = field(default_factory=dict)  # validation Dice by class name at the kept epoch
+    history: list[dict[str, Any]] = field(default_factory=list)  # one dictionary per epoch
+    left_out: tuple[str, ...] = ()  # names of the cases that could not be used (`skip_bad`)
 
 
 def train_bundle(
@@ -96,20 +81,23 @@ def train_bundle(
 
     Args:
         bundle: folder of the bundle to start from.
-        data: data set in a layout that :func:`medunet.datasets.open_dataset` knows.
+        data: folder of a labelled data set.
         output: folder of the run.
         changes: values by config id; they override those that follow from the data.
         presets: names of overlays of the bundle; the values from the data override them.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        resume: continue after the last completed epoch in ``output``.
-        tracking_uri: MLflow's tracking URI for this call; ``""`` disables tracking, None takes the bundle's.
-        trust: train a bundle that could run its own code, see :func:`medunet.trust.require_trust`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        resume: continue after the last completed epoch in `output`.
+        tracking_uri: MLflow's tracking URI for this call; `""` disables tracking, None takes the bundle's.
+        trust: approve a bundle that could run its own code.
         skip_bad: leave out unusable cases, which are an error otherwise; every voxel is read to find them.
+
+    Returns:
+        The folder of the run, its history and the Dice of the kept epoch.
 
     Raises:
         SecurityError: The bundle is not trusted.
         MedunetError: The data set, an option or the device cannot be used. The output folder cannot be written, is in
-            use by another process, or contains a trained run and ``resume`` is False.
+            use by another process, or contains a trained run and `resume` is False.
     """
     chosen = resolve_device(device)
     options: dict[str, Any] = {"changes": changes, "presets": presets, "trust": trust, "skip_bad": skip_bad}
@@ -129,7 +117,7 @@ def prepare_run(
     trust: bool = False,
     skip_bad: bool = False,
 ) -> Iterator[PreparedRun]:
-    """Claim the output folder, fit a bundle to a data set and write the run; arguments as of :func:`train_bundle`."""
+    """Claim the output folder, fit a bundle and write the run; the arguments are those of `train_bundle`."""
     judged = require_trust(bundle, trust=trust)
     if (output / "models" / LAST_NAME).is_file() and not resume:
         remedy = "pass --resume, or another --output"
@@ -145,14 +133,7 @@ def fit_bundle(
 ) -> tuple[SegmentationDataset, dict[str, Any]]:
     """Open a data set, check its headers, and return it with the overlay that fits a bundle to it.
 
-    Args:
-        bundle: folder of the bundle.
-        data: the data set.
-        changes: the user's values by config id; they are part of the overlay.
-        skip_bad: leave out unusable cases; their voxels are checked, too.
-
-    Returns:
-        The data set, and the overlay: values by config id.
+    `changes` are part of the overlay. `skip_bad` checks the voxels, too, and leaves out unusable cases.
 
     Raises:
         ConfigError: The bundle is an ensemble of folds, or does not fit the data.
@@ -189,15 +170,9 @@ def _check_split(data: Path, config: Mapping[str, Any]) -> None:
 def write_run(
     judged: Verdict, data: Path, output: Path, *, values: Mapping[str, Any], presets: Sequence[str] = (), resume: bool
 ) -> PreparedRun:
-    """Write a bundle as a run of a data set.
+    """Write a trusted bundle as a run of a data set, with presets and the overlay of `fit_bundle`.
 
-    Args:
-        judged: what :func:`medunet.trust.require_trust` returns for the bundle to start from.
-        data: the data set.
-        output: folder of the run.
-        values: the overlay that :func:`fit_bundle` returns.
-        presets: names of overlays of the bundle; the values override them.
-        resume: accept a trained run that has fewer epochs.
+    `resume` accepts a trained run that has fewer epochs.
     """
     source = values.get("init_from")
     is_begun = any((output / "models" / name).is_file() for name in (LAST_NAME, PREVIOUS_NAME))
@@ -208,11 +183,7 @@ def write_run(
 
 
 def open_run(folder: Path, *, trust: bool = False) -> PreparedRun:
-    """Open an existing run.
-
-    Raises:
-        SecurityError: It is not trusted.
-    """
+    """Open an existing run; raise `SecurityError` if it is not trusted."""
     verdict = require_trust(folder, trust=trust)
     names = [Path(file).stem for file, content in verdict.configs.items() if isinstance(content, dict)]
     return PreparedRun(folder, {name: judged_config(verdict, name) for name in names})
@@ -227,13 +198,13 @@ def train_run(
     overlays: Sequence[str] = (),
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> TrainingResult:
-    """Train a run: every training of medunet ends here.
+    """Train a run; every training of medunet ends here.
 
     Args:
-        run: what :func:`prepare_run`, :func:`write_run` or :func:`open_run` returns.
-        device: where to train.
+        run: what `prepare_run`, `write_run` or `open_run` returns.
+        device: device to train on.
         resume: continue after its last completed epoch, if there is one.
-        tracking_uri: as in :func:`train_bundle`.
+        tracking_uri: MLflow's tracking URI for this call; `""` disables tracking, None takes the run's.
         overlays: names of further configs of the run, such as the one for several processes.
         on_epoch: called with each new entry of the history.
     """
@@ -264,11 +235,11 @@ def train_run(
         record_weights(run.folder, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     state = workflow.parser.get_parsed_content("train::trainer").state
     history = list(getattr(state, "history", []))
-    kept = kept_entry(history)
+    kept, config = kept_entry(history), run.configs["train"]
     if is_writer:
         cases = len(workflow.parser.get_parsed_content("validate::dataset"))
-        is_selected = run.configs["train"].get("patience") or run.configs["train"].get("keep_epoch") == "best"
-        write_results(run.folder, kept, cases=cases, is_selected=bool(is_selected))
+        is_selected = bool(config.get("patience")) or config.get("keep_epoch") == "best"
+        write_results(run.folder, kept, cases=cases, is_selected=is_selected)
     return TrainingResult(
         run=run.folder,
         epochs=state.epoch,
@@ -276,5 +247,5 @@ def train_run(
         best_epoch=getattr(state, "best_epoch", 0),
         kept_dice=kept.get("val_dice", {}),
         history=history,
-        left_out=tuple(run.configs["train"].get("skip_cases", ())),
+        left_out=tuple(config.get("skip_cases", ())),
     )

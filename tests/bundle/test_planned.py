@@ -142,7 +142,7 @@ def test_force_replaces_a_plan_but_nothing_else(tmp_path: Path) -> None:
     data, bundle = make(tmp_path, "cells")
     edited = bundle / "configs" / "train.json"
     edited.write_text(edited.read_text().replace('"planned": true', '"planned": true, "mine": 1'))
-    with pytest.raises(DataError, match="holds a planned bundle, which may have been edited"):
+    with pytest.raises(DataError, match="contains a planned bundle, which may have been edited"):
         plan_bundle(data, bundle, device="cpu", measure=False)
     assert '"mine"' in edited.read_text()
     plan_bundle(data, bundle, device="cpu", measure=False, force=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medunet.bundle import find_bundle, specialise
-from medunet.bundle.ids import list_ids, meanings
+from medunet.bundle.explain import list_ids, meanings
 from medunet.errors import ConfigError, DataError
 
 

@@ -136,7 +136,7 @@ def test_a_moved_data_set_costs_the_slices_only(runs: list[Path], page: Path, tm
     (run / "evaluation" / "metrics.json").unlink()
     written = report_runs([run], tmp_path / "r.html", figures=False)
     assert written.cases == 0
-    assert "Not measured: its data set is missing" in written.page.read_text()
+    assert "Not evaluated: its data set is missing" in written.page.read_text()
 
 
 def test_broken_results_and_no_run_are_errors(runs: list[Path], page: Path, tmp_path: Path) -> None:

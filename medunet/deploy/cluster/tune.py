@@ -17,11 +17,11 @@ from typing import Any
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from medunet.bundle.read import WORKFLOWS
 from medunet.config import apply_all, read_json, to_json
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_target, claim, write_atomically
 from medunet.io.extras import import_extra
+from medunet.resources import WORKFLOWS
 from medunet.runs import fit_bundle, train_run, write_run
 from medunet.runtime import resolve_device
 from medunet.tracking.server import Server
