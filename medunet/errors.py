@@ -21,7 +21,7 @@ class MedunetError(Exception):
         expected: the allowed values.
         remedy: what the user can do, an imperative phrase.
 
-    Example:
+    Examples:
         >>> str(MedunetError("unknown label values", file="a.nii.gz", received=[7], expected=[0, 1], remedy="relabel"))
         'a.nii.gz: unknown label values (received [7], expected [0, 1]); remedy: relabel'
     """
@@ -35,27 +35,16 @@ class MedunetError(Exception):
         expected: object = None,
         remedy: str | None = None,
     ) -> None:
-        self.cause = cause
+        self.cause, self.received, self.expected, self.remedy = cause, received, expected, remedy
         self.file = None if file is None else os.fspath(file)
-        self.received = received
-        self.expected = expected
-        self.remedy = remedy
-        both = (("received", received), ("expected", expected))
-        values = [f"{word} {value}" for word, value in both if value is not None]
-        text = cause if self.file is None else f"{self.file}: {cause}"
-        if values:
-            text += f" ({', '.join(values)})"
-        if remedy is not None:
-            text += f"; remedy: {remedy}"
+        values = {"received": received, "expected": expected}
+        listed = ", ".join(f"{word} {value}" for word, value in values.items() if value is not None)
+        text = (f"{self.file}: " if self.file is not None else "") + cause + (f" ({listed})" if listed else "")
+        text += f"; remedy: {remedy}" if remedy is not None else ""
         super().__init__(_CONTROL.sub(" ", text))  # text of a header must not add lines to a log
 
     def at(self, file: str | os.PathLike[str] | None) -> Self:
-        """Return the same error about another file or folder.
-
-        Example:
-            >>> str(GeometryError("no spacing", remedy="write it again").at("a.nrrd"))
-            'a.nrrd: no spacing; remedy: write it again'
-        """
+        """Return the same error about another file or folder."""
         return type(self)(self.cause, file=file, received=self.received, expected=self.expected, remedy=self.remedy)
 
 
@@ -79,16 +68,6 @@ def find_cause(error: BaseException) -> MedunetError | None:
     """Return the typed error behind an exception of MONAI or ignite, which wrap what transforms and configs raise.
 
     A component that rejects its arguments becomes a ConfigError.
-
-    Example:
-        >>> try:
-        ...     try:
-        ...         raise DataError("no label", file="a.png")
-        ...     except DataError as cause:
-        ...         raise RuntimeError("applying transform") from cause
-        ... except RuntimeError as wrapped:
-        ...     print(find_cause(wrapped))
-        a.png: no label
     """
     current: BaseException | None = error
     rejected: MedunetError | None = None

@@ -22,30 +22,24 @@ import numpy.typing as npt
 
 from medunet.errors import GeometryError
 
-Affine = npt.NDArray[np.float64]
-"""A 4x4 matrix from voxel indices to RAS millimetres."""
+Affine = npt.NDArray[np.float64]  # 4x4, from voxel indices to RAS millimetres
 
+# Two grids are equal if no corner is further apart than this part of the smallest spacing. Headers have float32 and
+# rounded decimals (errors near 0.001 voxel), and a twentieth of a voxel changes no label.
 GRID_TOLERANCE_VOXELS = 0.05
-"""Two grids are equal if no corner is further apart than this part of the smallest spacing. Headers have float32 and
-rounded decimals (errors near 0.001 voxel), and a twentieth of a voxel changes no label."""
 
 MIN_SPACING_MM = 1e-7  # below it a header is broken: electron microscopy at 1 nm is 1e-6 mm
 MAX_SPACING_MM = 1e4  # above it (10 m) a header is broken
 
+# Largest cosine between two axes that counts as perpendicular: 0.006 degrees, ten times the rounding of DICOM's
+# direction cosines. The smallest gantry tilt that scanners report is 0.5 degrees (0.009).
 SHEAR_TOLERANCE = 1e-4
-"""Largest cosine between two axes that counts as perpendicular: 0.006 degrees, ten times the rounding of DICOM's
-direction cosines; the smallest gantry tilt that scanners report is 0.5 degrees (0.009)."""
 
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def flip_ras_lps(affine: npt.ArrayLike) -> Affine:
-    """Convert a 4x4 matrix from indices to millimetres between RAS and LPS; the conversion is its own inverse.
-
-    Example:
-        >>> flip_ras_lps(np.eye(4)).diagonal().tolist()
-        [-1.0, -1.0, 1.0, 1.0]
-    """
+    """Convert a 4x4 matrix from indices to millimetres between RAS and LPS; the conversion is its own inverse."""
     return _LPS_FROM_RAS @ np.asarray(affine, dtype=np.float64)
 
 
@@ -54,15 +48,14 @@ class Geometry:
     """A grid of voxels in the patient, without the voxels.
 
     Args:
-        affine: 4x4 matrix from voxel indices to RAS millimetres; stored as a read-only float64 copy. The third column
-            of an image in the plane is not used.
+        affine: 4x4 matrix from voxel indices to RAS mm, copied. A 2D image does not use the third column.
         shape: number of voxels along each of the two or three axes.
 
     Raises:
-        GeometryError: the matrix is not 4x4, not finite, singular, or has a spacing outside `MIN_SPACING_MM` to
-            `MAX_SPACING_MM`; or the shape is not two or three positive numbers.
+        GeometryError: the matrix is not 4x4, finite and regular, a spacing is impossible, or the shape is not two or
+            three positive numbers.
 
-    Example:
+    Examples:
         >>> geometry = Geometry(np.diag([-0.5, -0.5, 3.0, 1.0]), (512, 512, 100))
         >>> geometry.spacing_mm, geometry.axis_codes
         ((0.5, 0.5, 3.0), 'LPS')
@@ -121,12 +114,11 @@ class Geometry:
     @cached_property
     def direction(self) -> Affine:
         """3x3 matrix whose columns are the unit vectors of the axes in RAS."""
-        columns = self.affine[:3, :3]
-        return np.asarray(columns / np.linalg.norm(columns, axis=0))
+        return np.asarray(self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0))
 
     @cached_property
     def axis_codes(self) -> str:
-        """Nearest patient direction in which the index of each axis grows, such as 'RAS' or 'LPS', by nibabel."""
+        """Nearest patient direction in which the index of each axis grows, such as 'RAS' or 'LPS'."""
         return "".join(nib.aff2axcodes(self.affine)[: len(self.shape)])
 
     @property
@@ -139,11 +131,9 @@ class Geometry:
         """Return the largest distance between corners of the same index in two grids of equal shape."""
         ends = [(0, n - 1) for n in self.shape] + [(0,)] * (3 - len(self.shape))
         corners = np.array([(*corner, 1) for corner in product(*ends)], dtype=np.float64).T
-        moved = (self.affine - other.affine) @ corners
-        return float(np.linalg.norm(moved[:3], axis=0).max())
+        return float(np.linalg.norm(((self.affine - other.affine) @ corners)[:3], axis=0).max())
 
     def is_close(self, other: Geometry, *, tolerance_voxels: float = GRID_TOLERANCE_VOXELS) -> bool:
         """Return whether the shapes are equal and no corner is further apart than this part of the smallest spacing."""
-        if self.shape != other.shape:
-            return False
-        return self.corner_distance_mm(other) <= tolerance_voxels * min(self.spacing_mm + other.spacing_mm)
+        tolerance_mm = tolerance_voxels * min(self.spacing_mm + other.spacing_mm)
+        return self.shape == other.shape and self.corner_distance_mm(other) <= tolerance_mm

@@ -1,4 +1,4 @@
-"""Log lines of medunet's processes on standard error; of other libraries only what went wrong."""
+"""Log lines of medunet's processes on standard error, and only the errors of other libraries."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ import os
 import sys
 import warnings
 
+# Loggers that report internals at every start; they set their own level and handler when they are imported.
 CHATTY = (
-    "monai.bundle.workflows",
-    "monai.data.image_reader",
-    "monai.data.nvimgcodec_pydicom_plugin",
-    "mlflow.pyfunc",
-    "mlflow.store.db.utils",
+    *("monai.bundle.workflows", "monai.data.image_reader", "monai.data.nvimgcodec_pydicom_plugin"),
+    *("mlflow.pyfunc", "mlflow.store.db.utils"),
 )
-"""Loggers that report internals at every start; they set their own level and handler when they are imported."""
 
 
 def set_up(*, level: int = logging.INFO, debug: bool = False) -> None:
@@ -30,7 +27,6 @@ def set_up(*, level: int = logging.INFO, debug: bool = False) -> None:
         return
     warnings.filterwarnings("ignore")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # ignite logs each exception that it raises again; the process reports it once
-    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)
+    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # it logs each exception that it raises again
     for name in CHATTY:
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)

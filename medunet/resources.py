@@ -15,11 +15,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def resource_dir(name: str) -> Path:
-    """Return the folder `configs` or `bundles` of this installation.
-
-    Raises:
-        ConfigError: The installation is incomplete.
-    """
+    """Return the folder `configs` or `bundles` of this installation."""
     for folder in (_PACKAGE / "_resources" / name, _PACKAGE.parent / name):
         if folder.is_dir():
             return folder
@@ -40,7 +36,7 @@ def find_bundle(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if (path / "configs").is_dir():
         return path
-    if path.name == str(name_or_path) and (resource_dir("bundles") / path.name / "configs").is_dir():
+    if path.name == str(name_or_path) and path.name in shipped_bundles():
         return resource_dir("bundles") / path.name
     if path.is_file():
         raise ConfigError("a bundle must be a folder", file=path, remedy="unpack it by `medunet bundle unpack`")
@@ -54,10 +50,7 @@ def preset_names(configs: Iterable[str]) -> list[str]:
 
 
 def bundle_texts(bundle: Path) -> dict[str, str]:
-    """Return the configs, docs and licence of a bundle by their path in it.
-
-    Hidden files, folders and files that are not text, such as figures, are left out.
-    """
+    """Return the configs, docs and licence of a bundle by their path in it, without hidden and binary files."""
     texts: dict[str, str] = {}
     for path in sorted([*bundle.glob("configs/*"), *bundle.glob("docs/*"), bundle / "LICENSE"]):
         if path.is_file() and not path.name.startswith("."):

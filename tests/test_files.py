@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 import time
 from pathlib import Path
@@ -15,7 +13,6 @@ from medunet.files import (
     CAN_LOCK,
     atomic_path,
     cache_folder,
-    check_target,
     lock,
     reject_other_files,
     write_atomically,
@@ -47,22 +44,6 @@ def test_a_file_that_cannot_be_read_is_not_reported_as_one_that_cannot_be_writte
         (tmp_path / "source").read_bytes()
     with pytest.raises(DataError, match="copy: cannot be written"), atomic_path(tmp_path / "copy") as temporary:
         temporary.with_name(temporary.name).open("rb")
-
-
-@pytest.mark.parametrize(
-    ("code", "remedy"),
-    [(errno.EROFS, "give another --output"), (errno.ENOSPC, "free some space, or give another --output")],
-)
-def test_the_remedy_fits_the_reason_why_a_target_cannot_be_written(
-    code: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(self: Path, target: Path) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(DataError, match=os.strerror(code)) as info:
-        check_target(tmp_path)
-    assert info.value.remedy == remedy
 
 
 def test_an_output_folder_is_empty_or_of_the_same_command(tmp_path: Path) -> None:

@@ -24,10 +24,7 @@ def temporary_name(path: Path) -> Path:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
-    """Yield a temporary path to write to; it replaces ``path`` if the block succeeds.
-
-    The temporary file is in the same folder, because a rename is atomic on one file system only. Missing folders are
-    created.
+    """Yield a temporary path to write to; it replaces ``path`` if the block succeeds. Missing folders are created.
 
     Raises:
         DataError: the file exists and may not be replaced, or the folder cannot be written.
@@ -35,8 +32,8 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     path = Path(path)
     if path.exists() and not overwrite:
         raise DataError("exists already", file=path, remedy="choose another name or allow overwriting")
-    temporary = temporary_name(path)
-    ours = {str(temporary), str(path), *map(str, path.parents)}
+    temporary = temporary_name(path)  # in the same folder: a rename is atomic on one file system only
+    own_paths = {str(temporary), str(path), *map(str, path.parents)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -45,12 +42,17 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
         temporary.replace(path)
         sync_folder(path.parent)  # else it can bring the old name back
     except OSError as error:
-        if error.filename is not None and str(error.filename) not in ours:
+        if error.filename is not None and str(error.filename) not in own_paths:
             raise  # the block could not read another file
-        raise DataError(f"cannot be written: {error.strerror or error}", file=path) from error
+        raise unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # on a read-only file system
             temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> DataError:
+    """Return the typed error about a file or folder that the system does not write."""
+    return DataError(f"cannot be written: {error.strerror or error}", file=path)
 
 
 def write_atomically(
@@ -93,12 +95,8 @@ def damaged_checkpoint(path: Path) -> DataError | None:
         return None
     twin = path.with_suffix(".safetensors")
     beside = f", or delete it: {twin.name} beside it was written with it and is then read" if twin.is_file() else ""
-    return DataError(
-        "the file is damaged: it is truncated or has changed bytes",
-        file=path,
-        received=f"{path.stat().st_size} bytes",
-        remedy=f"copy it again{beside}",
-    )
+    cause = "the file is damaged: it is truncated or has changed bytes"
+    return DataError(cause, file=path, remedy=f"copy it again{beside}")
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

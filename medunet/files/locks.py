@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from medunet.errors import DataError
 
-from .atomic import remove_remains
+from .atomic import remove_remains, unwritable
 from .places import only_if_used
 
 try:
@@ -24,7 +24,6 @@ except ImportError:  # Windows
     CAN_LOCK = False
 else:
     CAN_LOCK = True
-
 
 OWNER_NAME = ".medunet.lock"
 
@@ -36,32 +35,27 @@ def _open_no_link(path: Path, flags: int = 0) -> BinaryIO:
 
 @contextmanager
 def claim(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Claim an output folder exclusively. The lock is released when the process exits, even after a crash.
+    """Claim an output folder exclusively, and remove the temporary files of killed writers from it.
 
-    Temporary files of killed writers are removed.
+    The lock is released when the process exits, even after a crash.
 
     Raises:
         DataError: another process has it, or it cannot be written.
     """
     folder = Path(folder)
     path = folder / OWNER_NAME
-    with ExitStack() as stack:
-        stack.enter_context(only_if_used(folder))
+    with only_if_used(folder), ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _open_no_link(path).close()
         except OSError as error:
-            raise DataError(f"cannot be written: {error.strerror or error}", file=folder) from error
+            raise unwritable(folder, error) from error
         if not stack.enter_context(lock(path, wait=False)):
-            owner = ""
+            owner = None
             with contextlib.suppress(OSError):
-                owner = path.read_text(encoding="utf-8").strip()
-            raise DataError(
-                "another process writes into this folder",
-                file=folder,
-                received=owner or "an owner without a name",
-                remedy="wait for it, stop it, or give another --output",
-            )
+                owner = path.read_text(encoding="utf-8").strip() or None
+            remedy = "wait for it, stop it, or give another --output"
+            raise DataError("another process writes into this folder", file=folder, received=owner, remedy=remedy)
         with contextlib.suppress(OSError), _open_no_link(path, os.O_TRUNC) as file:
             file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%H:%M')}\n".encode())
         remove_remains(folder)
@@ -95,12 +89,9 @@ def lock(path: str | os.PathLike[str], *, wait: bool = True) -> Iterator[bool]:
 
 
 class Hold:
-    """A shared lock that marks something as in use, until `release`, or until this process and its forks have exited.
+    """A shared lock on a file that stays, until `release`, or until this process and its forks have exited.
 
     Several processes can hold one file; :func:`lock` sees it as locked until the last one releases it.
-
-    Args:
-        path: the lock file; it stays.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -133,10 +124,9 @@ def _locked_file(path: Path, *, wait: bool, shared: bool = False) -> Iterator[bo
                     yield False
                     return
                 # else the file system does not support locks
-            try:
+            is_current = False  # the last holder may have removed the file, so that others lock a new one
+            with contextlib.suppress(FileNotFoundError):
                 is_current = path.stat().st_ino == os.fstat(file.fileno()).st_ino
-            except FileNotFoundError:
-                is_current = False
-            if is_current:  # else the last holder removed the file, and others lock a new one
+            if is_current:
                 yield True
                 return

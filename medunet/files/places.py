@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,24 +14,18 @@ from medunet.errors import DataError
 from .atomic import temporary_name, write_atomically
 
 _PROBE_BYTES = 1 << 16  # written and removed again to check that a folder accepts data
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # a disk or a quota without free space
 
 
 def config_folder() -> Path:
     """Return the folder of the user's decisions: `MEDUNET_CONFIG_DIR`, or `medunet` in the user's config folder."""
     own = os.environ.get("MEDUNET_CONFIG_DIR")
-    return Path(own) if own else Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "medunet"
+    return Path(own or Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "medunet")
 
 
 def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder of what can be computed again.
-
-    Args:
-        folder: the folder; None takes `MEDUNET_CACHE_DIR`, or `medunet` in the user's cache folder.
-    """
-    if folder is None:
-        folder = os.environ.get("MEDUNET_CACHE_DIR")
-    return Path(folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medunet")
+    """Return `folder`, or for None `MEDUNET_CACHE_DIR`, or `medunet` in the user's cache folder."""
+    own = folder or os.environ.get("MEDUNET_CACHE_DIR")
+    return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medunet")
 
 
 @contextmanager
@@ -54,38 +47,23 @@ def require_path(path: str | os.PathLike[str] | None) -> None:
 
 
 def reject_other_files(folder: str | os.PathLike[str], *, own: str | None = None) -> None:
-    """Reject an output folder with files of other programs or people; hidden files do not count.
+    """Raise a DataError if an output folder contains other files; hidden files do not count.
 
     Args:
         folder: an output folder; it may be missing.
         own: pattern of a path that shows that the same command wrote into the folder before.
-
-    Raises:
-        DataError: a file, or a folder with other files.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise DataError("the output must be a folder", file=folder, received="a file")
     others = sorted(path.name for path in folder.glob("*") if not path.name.startswith("."))
     if others and (own is None or next(folder.glob(own), None) is None):
-        raise DataError(
-            "the output folder contains other files",
-            file=folder,
-            received=", ".join(others[:3]) + (" ..." if len(others) > 3 else ""),
-            expected="an empty or a new folder",
-        )
+        received, expected = ", ".join(others[:3]) + (" ..." if len(others) > 3 else ""), "an empty or a new folder"
+        raise DataError("the output folder contains other files", file=folder, received=received, expected=expected)
 
 
 def check_target(folder: str | os.PathLike[str], *, needed: int = 0) -> None:
-    """Check that results can be written, before the work starts.
-
-    Args:
-        folder: output folder; created if missing.
-        needed: bytes that will be written.
-
-    Raises:
-        DataError: read-only, not a folder, full, or not enough space.
-    """
+    """Raise a DataError before the work starts if results cannot be written, or `needed` bytes are not free."""
     folder = Path(folder)
     probe = temporary_name(folder / "probe")
     with only_if_used(folder):
@@ -94,14 +72,7 @@ def check_target(folder: str | os.PathLike[str], *, needed: int = 0) -> None:
             probe.unlink(missing_ok=True)
             free = shutil.disk_usage(folder).free
         except DataError as error:
-            is_full = isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL_DISK
-            remedy = "free some space, or give another --output" if is_full else "give another --output"
-            raise DataError(error.cause, file=folder, remedy=remedy) from error
+            raise error.at(folder) from error
     if free < needed:
-        raise DataError(
-            "not enough free space for the results",
-            file=folder,
-            received=f"{free / 2**20:.0f} MiB free",
-            expected=f"{needed / 2**20:.0f} MiB",
-            remedy="free some space, or give another --output",
-        )
+        received, expected = f"{free / 2**20:.0f} MiB free", f"{needed / 2**20:.0f} MiB"
+        raise DataError("not enough free space for the results", file=folder, received=received, expected=expected)

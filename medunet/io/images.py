@@ -31,44 +31,36 @@ from .record import ReadRecord
 PILLOW_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
 
-_COPY_AGAIN = "copy it again from its source"
+_PILLOW_FORMATS = ("PNG", "BMP", "DIB", "JPEG", "MPO")  # one of Pillow's other parsers starts Ghostscript
 
-_PILLOW_FORMATS = ("PNG", "BMP", "DIB", "JPEG", "MPO")
-"""The parsers of Pillow that are used; one of the others starts Ghostscript."""
-
+# Number of channels without alpha for each mode that is read. A palette image (P) yields its indices.
 _PILLOW_CHANNELS = {"1": 1, "L": 1, "P": 1, "I": 1, "I;16": 1, "I;16B": 1, "F": 1, "LA": 1, "RGB": 3, "RGBA": 3}
-"""Number of channels without alpha for each mode that is read. A palette image (P) yields its indices."""
 
+# Pillow's names for 16-bit PNG of several samples: channels without alpha, and whether there is alpha.
 _DEEP_COLOURS = {"RGB;16B": (3, False), "LA;16B": (1, True), "RGBA;16B": (3, True)}
-"""Pillow's names for 16-bit PNG of several samples: channels without alpha, and whether there is alpha."""
 
 _SCALED_GREY = {"L;2": 255 // 3, "L;4": 255 // 15}  # factors by which Pillow scales grey values of 2 and 4 bits
 
+# OME-TIFF and Micro-Manager's formats name other files, in any folder, that have pages of the image.
 _ONE_FILE: dict[str, Any] = {"_multifile": False, "is_mmstack": False, "is_ndtiff": False}
-"""OME-TIFF and Micro-Manager's formats name other files, in any folder, that have pages of the image."""
 
+# tifffile's letters: channels and samples of a pixel; depth, and pages whose meaning the file does not state.
 _CHANNEL_AXES, _DEPTH_AXES = "CS", "ZIQ"
-"""tifffile's letters: channels and samples of a pixel; depth, and pages whose meaning the file does not state."""
 
 _COLOURS = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE"}
 _JPEG_COLOURS = {"YCBCR"}  # JPEG decoders convert these to RGB; otherwise tifffile returns them as they are
 _ALPHA = (1, 2)  # codes of extra samples that are alpha; 0 is a sample of unknown meaning, which is a channel
+_ALPHA_WARNING = ("alpha channel dropped",)
 
 _MICROMETRES = dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns"), 1e-3)
 _UNITS_MM = {"nm": 1e-6, **_MICROMETRES, "mm": 1.0, "cm": 10.0}  # units of length that ImageJ and OME write
 
 
 def read_pillow(path: Path, _: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:
-    """Read PNG, BMP or JPEG with the values that the file stores.
+    """Read PNG, BMP or JPEG as ``(x, y)`` or, for colour, ``(3, x, y)``, with the values that the file stores.
 
     A palette image yields its indices, because label editors store label maps that way. Grey values of 2 and 4 bits are
     not scaled to 8 bits for the same reason.
-
-    Returns:
-        ``(x, y)`` for grey images, ``(3, x, y)`` for colour, and the record.
-
-    Raises:
-        DataError: unreadable, damaged, truncated, or a mode such as CMYK.
     """
     record, raw_mode = _open_pillow(path)
     require_memory(record.geometry.shape, record.channels, path)
@@ -79,7 +71,7 @@ def read_pillow(path: Path, _: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.f
             with Image.open(path, formats=_PILLOW_FORMATS) as image:
                 array = np.asarray(image) // _SCALED_GREY.get(raw_mode, 1)
     except Exception as error:  # Pillow and imagecodecs raise many types for damaged data
-        raise DataError(f"image cannot be decoded: {error}", file=path, remedy=_COPY_AGAIN) from error
+        raise DataError(f"image cannot be decoded: {error}", file=path) from error
     array = array.T  # (x, y) or (samples, x, y)
     if array.ndim == 3:
         array = array[: record.channels] if record.channels > 1 else array[0]  # without alpha
@@ -104,41 +96,33 @@ def _open_pillow(path: Path) -> tuple[ReadRecord, str]:
     except Exception as error:  # Pillow raises many types for damaged data
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"cannot be opened: {error.strerror}", file=path) from error
-        raise DataError("not a readable image, or damaged", file=path, remedy=_COPY_AGAIN) from error
+        raise DataError("not a readable image, or damaged", file=path) from error
     channels, has_alpha = _PILLOW_CHANNELS.get(mode), mode in ("LA", "RGBA")
     dtype = {"I": "int32", "F": "float32"}.get(mode, "uint16" if mode.startswith("I;16") else "uint8")
     if raw_mode in _DEEP_COLOURS:
         (channels, has_alpha), dtype = _DEEP_COLOURS[raw_mode], "uint16"
     if channels is None:
-        raise DataError("unsupported colours", file=path, received=mode, expected="grey, palette or RGB")
-    record = ReadRecord(
-        path=path,
-        format={"mpo": "jpeg", "dib": "bmp"}.get(kind, kind),
-        geometry=Geometry(np.eye(4), shape),
-        channels=channels,
-        dtype=dtype,
-        warnings=("alpha channel dropped",) if has_alpha else (),
-    )
-    return record, raw_mode
+        raise _unsupported_colours(path, mode)
+    kind = {"mpo": "jpeg", "dib": "bmp"}.get(kind, kind)
+    warnings = _ALPHA_WARNING if has_alpha else ()
+    return ReadRecord(path, kind, Geometry(np.eye(4), shape), channels, dtype, warnings), raw_mode
+
+
+def _unsupported_colours(path: Path, colours: str) -> DataError:
+    return DataError("unsupported colours", file=path, received=colours, expected="grey, palette or RGB")
 
 
 def read_tiff(path: Path, _: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:
-    """Read a TIFF: one page is an image in the plane; depth, or pages without a stated meaning, make a volume.
+    """Read a TIFF as ``(x, y)``, ``(x, y, z)``, or with a leading axis of channels.
 
-    Channels (axis C of ImageJ and OME, or samples of a pixel) come first. Images whose 0 is white are inverted, so that
-    large values are bright in every image.
-
-    Returns:
-        ``(x, y)``, ``(x, y, z)``, or with a leading axis of channels; and the record.
-
-    Raises:
-        DataError: unreadable, damaged, truncated, pages of several sizes, a time axis, unsupported colours, NaN pixels.
+    Depth, or pages without a stated meaning, make a volume. Channels are axis C of ImageJ and OME, or samples of a
+    pixel. Images whose 0 is white are inverted, so that large values are bright in every image.
     """
     with _open_tiff(path) as (tiff, series):
         layout = _TiffLayout.of(tiff, series, path)
         require_memory(layout.record.geometry.shape, layout.record.channels, path)
         if any(0 in page.databytecounts for page in series.pages if page is not None):
-            raise DataError("pixels are missing", file=path, remedy=_COPY_AGAIN)
+            raise DataError("pixels are missing", file=path)
         array = tiff.asarray(series=0)
     if array.size != np.prod(layout.sizes):
         raise DataError("pixels do not match the header", file=path, received=array.shape)
@@ -162,24 +146,19 @@ def read_tiff_header(path: Path, _: ReadOptions = DEFAULTS) -> ReadRecord:
 
 @contextmanager
 def _open_tiff(path: Path) -> Iterator[tuple[tifffile.TiffFile, tifffile.TiffPageSeries]]:
-    """Open a TIFF that has one series of pages of equal size.
-
-    Raises:
-        DataError: unreadable, damaged, or pages of several sizes; also for what tifffile raises in the block.
-    """
+    """Open a TIFF that has one series of pages of equal size; what tifffile raises in the block is a DataError."""
     require_content(path)
     _reject_endless_pages(path)
     try:
         with tifffile.TiffFile(path, **_ONE_FILE) as tiff:
             series = tiff.series
             if len(series) != 1:
-                received = f"{len(series)} kinds"
-                raise DataError("pages have different sizes", file=path, received=received, remedy="save one per file")
+                raise DataError("pages have different sizes", file=path, received=f"{len(series)} kinds")
             yield tiff, series[0]
     except (MedunetError, MemoryError):
         raise
     except Exception as error:  # tifffile and its codecs raise many types for damaged data
-        raise DataError(f"TIFF cannot be read: {error}", file=path, remedy=_COPY_AGAIN) from error
+        raise DataError(f"TIFF cannot be read: {error}", file=path) from error
 
 
 def _reject_endless_pages(path: Path) -> None:
@@ -199,7 +178,7 @@ def _reject_endless_pages(path: Path) -> None:
         file.seek(offset_bytes)
         while 0 < (offset := int.from_bytes(file.read(offset_bytes), endian)) < size:
             if offset in seen:
-                raise DataError("damaged TIFF: its chain of pages has no end", file=path, remedy=_COPY_AGAIN)
+                raise DataError("damaged TIFF: its chain of pages has no end", file=path)
             seen.add(offset)
             file.seek(offset)
             n_tags = int.from_bytes(file.read(number_bytes), endian)
@@ -211,7 +190,7 @@ class _TiffLayout:
     """How the pixels of a series become an image."""
 
     record: ReadRecord
-    sizes: tuple[int, ...]  # of the axes that are kept, in the order of the file
+    sizes: tuple[int, ...]  # of the axes of more than one pixel, in the order of the file
     order: tuple[int, ...]  # of these axes: channels, x, y, depth
     white: int | None  # value of white, from which pixels are subtracted; None if 0 is black
 
@@ -220,43 +199,32 @@ class _TiffLayout:
         page, dtype = series.keyframe, series.dtype
         if dtype is None or dtype.kind not in "iufb":
             raise DataError("voxel type is not supported", file=path, received=str(dtype))
-        kept = {axis: int(n) for axis, n in zip(series.axes, series.shape, strict=True) if n > 1 or axis in "YX"}
+        sizes = {axis: int(n) for axis, n in zip(series.axes, series.shape, strict=True) if n > 1 or axis in "YX"}
         described = f"{series.axes} {tuple(series.shape)}"
-        if kept.get("T", 1) > 1:
+        if sizes.get("T", 1) > 1:
             raise DataError("image has a time axis", file=path, received=described, remedy="save one file per time")
-        channel = [axis for axis in kept if axis in _CHANNEL_AXES]
-        depth = [axis for axis in kept if axis in _DEPTH_AXES]
+        channel = [axis for axis in sizes if axis in _CHANNEL_AXES]
+        depth = [axis for axis in sizes if axis in _DEPTH_AXES]
         order = [*channel, "X", "Y", *depth]
-        if len(channel) > 1 or len(depth) > 1 or sorted(order) != sorted(kept):
-            raise DataError(
-                "image has too many axes", file=path, received=described, expected="channels, x, y and depth"
-            )
-        channels = kept[channel[0]] if channel else 1
+        if len(channel) > 1 or len(depth) > 1 or sorted(order) != sorted(sizes):
+            expected = "channels, x, y and depth"
+            raise DataError("image has too many axes", file=path, received=described, expected=expected)
         alpha = [code for code in page.extrasamples if code in _ALPHA] if "S" in channel else []
         colours = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
         is_jpeg = "JPEG" in str(getattr(page.compression, "name", page.compression))
         if colours not in (_COLOURS | _JPEG_COLOURS if is_jpeg else _COLOURS):
-            raise DataError("unsupported colours", file=path, received=colours, expected="grey, palette or RGB")
+            raise _unsupported_colours(path, colours)
         if alpha and page.extrasamples[-len(alpha) :] != tuple(alpha):
             raise DataError("unsupported order of samples", file=path, received=page.extrasamples)
-        is_white_zero = colours == "MINISWHITE"
-        if is_white_zero and dtype.kind not in "ub":
+        white = (1 << int(np.max(page.bitspersample))) - 1 if colours == "MINISWHITE" else None
+        if white is not None and dtype.kind not in "ub":
             raise DataError("unsupported type for an image whose 0 is white", file=path, received=str(dtype))
-        shape = tuple(kept[axis] for axis in ("X", "Y", *depth))
         spacing = _stated_spacing(tiff) if depth else None
         affine = np.eye(4) if spacing is None else np.diag([*spacing, 1.0])
-        record = ReadRecord(
-            path=path,
-            format="tiff",
-            geometry=Geometry(affine, shape),
-            channels=channels - len(alpha),
-            dtype=dtype.name,
-            warnings=("alpha channel dropped",) if alpha else (),
-        )
-        names = list(kept)
-        bits = int(np.max(page.bitspersample))
-        white = (1 << bits) - 1 if is_white_zero else None
-        return cls(record, tuple(kept.values()), tuple(names.index(axis) for axis in order), white)
+        geometry = Geometry(affine, tuple(sizes[axis] for axis in ("X", "Y", *depth)))
+        channels = (sizes[channel[0]] if channel else 1) - len(alpha)
+        record = ReadRecord(path, "tiff", geometry, channels, dtype.name, _ALPHA_WARNING if alpha else ())
+        return cls(record, tuple(sizes.values()), tuple(map(list(sizes).index, order)), white)
 
 
 def _stated_spacing(tiff: tifffile.TiffFile) -> tuple[float, ...] | None:
@@ -274,8 +242,8 @@ def _stated_spacing(tiff: tifffile.TiffFile) -> tuple[float, ...] | None:
         units = [str(tiff.imagej_metadata.get("unit", "")).replace("\\u00B5", "\u00b5")] * 3
     else:
         return None
-    if not all(isinstance(value, int | float) and value > 0 for value in values):
-        return None
-    if not all(unit in _UNITS_MM for unit in units):
+    if any(unit not in _UNITS_MM for unit in units) or not all(
+        isinstance(value, int | float) and value > 0 for value in values
+    ):
         return None
     return tuple(float(value) * _UNITS_MM[unit] for value, unit in zip(values, units, strict=True))

@@ -1,9 +1,7 @@
 """Reading untrusted files in a child process with limits of memory and time.
 
-Decoders in C can crash, loop or fill the memory on malformed input. Here that ends a child process, and the file is
-rejected like any other damaged one. The child stays for the next file. Large arrays come back in memory that both
-processes map. The child has the user's rights: this limits the damage of bugs, not what an attacker can do who controls
-a decoder.
+Decoders in C can crash, loop or fill the memory on malformed input; here that ends a child process. The child has the
+user's rights: this limits the damage of bugs, not what an attacker can do who controls a decoder.
 """
 
 from __future__ import annotations
@@ -23,7 +21,8 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
-from multiprocessing import reduction
+from functools import cache
+from multiprocessing import Pipe, reduction
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,10 +53,9 @@ def is_wanted(isolated: bool | None) -> bool:
 
 
 class ReadingProcess:
-    """A child process that reads file after file.
+    """A child process that reads file after file; threads take turns.
 
-    The first call starts it; after a crash the next call starts another one. Threads take turns. A process that was
-    forked from this one gets a child of its own.
+    The first call starts it. After a crash, and in a fork of this process, the next call starts another one.
 
     Args:
         memory: bytes that reading may take in addition to the imported modules; None for `MEMORY_SHARE` of the machine.
@@ -69,7 +67,7 @@ class ReadingProcess:
 
     def __init__(self, *, memory: int | None = None, seconds: float = LONGEST_SECONDS) -> None:
         if not hasattr(socket, "send_fds"):
-            raise ConfigError("reading in a child process needs Linux or macOS", remedy="read without isolation")
+            raise ConfigError("reading in a child process needs Linux or macOS")
         self.memory = int(psutil.virtual_memory().total * MEMORY_SHARE) if memory is None else memory
         self.seconds = seconds
         self._lock = threading.Lock()
@@ -89,12 +87,7 @@ class ReadingProcess:
         return self._child.pid if self._child is not None and self._owner == os.getpid() else None
 
     def call(self, read: Callable[..., Result], path: Path, *args: Any) -> Result:
-        """Return ``read(path, *args)``, computed in the child.
-
-        Args:
-            read: a function of a module.
-            path: the file to read; named in errors.
-            args: further arguments; they must be picklable.
+        """Return ``read(path, *args)`` of a function of a module, computed in the child.
 
         Raises:
             DataError: the child crashed, or needed too much memory or time.
@@ -103,24 +96,19 @@ class ReadingProcess:
         with self._lock:
             link = self._ensure()
             try:
-                self._await_start(link)
+                if not self._is_ready:
+                    with contextlib.suppress(EOFError):
+                        self._is_ready = link.poll(START_SECONDS) and link.recv() == "ready"
+                    if not self._is_ready:
+                        raise ConfigError("the reading process does not start", received=_shown(self._stop()))
                 link.send((read, Path.cwd(), path, args, self.seconds))
                 if not link.poll(self.seconds):
                     self._stop()
-                    raise DataError(
-                        "reading takes too long, it was stopped",
-                        file=path,
-                        expected=f"at most {self.seconds:g} s",
-                        remedy="check that it opens in a viewer; if the drive is slow, copy it first",
-                    )
+                    raise DataError("reading takes too long", file=path, expected=f"at most {self.seconds:g} s")
                 answer = _receive(link)
             except (OSError, EOFError) as error:
-                raise DataError(
-                    "reading it made the reading process end",
-                    file=path,
-                    received=_shown(self._stop()),
-                    remedy="the file is damaged or too large for the memory: copy it again from its source",
-                ) from error
+                cause = "the file is damaged or too large: the reading process ended"
+                raise DataError(cause, file=path, received=_shown(self._stop())) from error
         if isinstance(answer, MedunetError):
             raise answer.at(answer.file or path)
         return answer
@@ -130,13 +118,6 @@ class ReadingProcess:
         with self._lock:
             self._stop()
 
-    def _await_start(self, link: Connection) -> None:
-        if not self._is_ready:
-            with contextlib.suppress(EOFError):
-                self._is_ready = link.poll(START_SECONDS) and link.recv() == "ready"
-            if not self._is_ready:
-                raise ConfigError("the reading process does not start", received=_shown(self._stop()))
-
     def _ensure(self) -> Connection:
         """Return the connection to a running child; the lock is held."""
         if self._owner != os.getpid():  # after a fork the child belongs to the parent
@@ -145,25 +126,25 @@ class ReadingProcess:
         if self._child is not None and self._link is not None and self._child.poll() is None:
             return self._link
         self._stop()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._link, theirs = Pipe()
+        self._is_ready = False
         command = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(sys.path), str(theirs.fileno()), str(self.memory)]
-        is_verbose = logger.isEnabledFor(logging.DEBUG)
         with theirs:
             self._child = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=None if is_verbose else subprocess.DEVNULL,  # libraries print names of files
+                # libraries print names of files
+                stderr=None if logger.isEnabledFor(logging.DEBUG) else subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C reaches the parent only
             )
-        self._link, self._is_ready = Connection(ours.detach()), False
         return self._link
 
     def _stop(self) -> int | None:
         """Stop the child, if there is one, and return its exit code."""
-        child, self._child = self._child, None
-        link, self._link = self._link, None
+        child, link = self._child, self._link
+        self._child = self._link = None
         if link is not None:
             link.close()
         if child is None:
@@ -174,18 +155,12 @@ class ReadingProcess:
         return child.wait()
 
 
-_shared: ReadingProcess | None = None
-_making = threading.Lock()
-
-
+@cache
 def shared_process() -> ReadingProcess:
     """Return the child process that all readers of this process share."""
-    global _shared  # noqa: PLW0603 (one child per process)
-    with _making:
-        if _shared is None:
-            _shared = ReadingProcess()
-            atexit.register(_shared.close)
-        return _shared
+    process = ReadingProcess()
+    atexit.register(process.close)
+    return process
 
 
 def _shown(code: int | None) -> str:
@@ -210,14 +185,13 @@ def _receive(link: Connection) -> Any:
 def _send(link: Connection, value: Any) -> None:
     buffers: list[memoryview] = []
 
-    def share(buffer: pickle.PickleBuffer) -> bool:  # returns whether pickle keeps it
+    def is_small(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
-        if raw.nbytes < _SHARED_BYTES:
-            return True
-        buffers.append(raw)
-        return False
+        if raw.nbytes >= _SHARED_BYTES:
+            buffers.append(raw)
+        return raw.nbytes < _SHARED_BYTES
 
-    content = pickle.dumps(value, protocol=5, buffer_callback=share)
+    content = pickle.dumps(value, protocol=5, buffer_callback=is_small)
     link.send((content, [buffer.nbytes for buffer in buffers]))
     for buffer in buffers:
         in_memory = hasattr(os, "memfd_create")
@@ -234,7 +208,8 @@ def serve() -> None:
     limit_memory(int(sys.argv[3]))
     with contextlib.suppress(EOFError, ConnectionError):
         link.send("ready")
-        while True:
+        is_clean = True
+        while is_clean:
             read, folder, path, args, seconds = link.recv()
             os.chdir(folder)
             with contextlib.suppress(ValueError):
@@ -242,8 +217,6 @@ def serve() -> None:
             answer, is_clean = _answer(read, path, args)
             _send(link, answer)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            if not is_clean:
-                return
 
 
 def _answer(read: Callable[..., Any], path: Path, args: tuple[Any, ...]) -> tuple[Any, bool]:
@@ -253,11 +226,11 @@ def _answer(read: Callable[..., Any], path: Path, args: tuple[Any, ...]) -> tupl
     except MedunetError as error:
         return error, True
     except MemoryError:  # the rest of the memory is fragmented
-        return DataError("reading needs more memory than it may have", remedy="crop it, or use a larger machine"), False
+        return DataError("reading needs more memory than it may have"), False
     except OSError as error:
-        return DataError(f"cannot be read: {error.strerror or type(error).__name__}", remedy="check the drive"), False
+        return DataError(f"cannot be read: {error.strerror or type(error).__name__}"), False
     except Exception as error:  # its text may quote the header
-        return DataError(f"unexpected error while reading: {type(error).__name__}", remedy="convert it again"), False
+        return DataError(f"unexpected error while reading: {type(error).__name__}"), False
 
 
 def limit_memory(memory: int) -> None:

@@ -28,14 +28,14 @@ ITK_SUFFIXES = (*NRRD_SUFFIXES, *META_SUFFIXES)
 _HEADER_BYTES = 1 << 20  # text headers are shorter
 _LONGEST_NAME = 255  # characters of a data file's name; readers in C cut longer ones, and open another file
 
+# Fields of NRRD and MetaImage that decide how voxels are read and placed; each may occur once.
 _FIELDS = (
     *("encoding", "datafile", "lineskip", "byteskip", "space", "spacedirections", "spacings"),
     *("binarydata", "compresseddata", "elementdatafile", "headersize", "elementspacing", "elementsize"),
 )
-"""Fields of NRRD and MetaImage that decide how voxels are read and placed; each may occur once."""
 
+# The spaces that ITK converts; it reads every other one as left-posterior-superior.
 _SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps")
-"""The spaces that ITK converts; it reads every other one as left-posterior-superior."""
 
 _NRRD_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")  # an empty line; a return alone ends a line for ITK
 _META_END = re.compile(rb"^ElementDataFile[^\r\n]*(\r?\n|$)", re.MULTILINE)
@@ -44,36 +44,17 @@ _META_DATA = re.compile(rb"ElementDataFile[^=:]*[=:]([^\r\n]*)")  # MetaIO accep
 _LIST = re.compile(r"LIST( +\d+D?)?")
 _NUMBERED = re.compile(r"[^%]*%\d*d[^%]*")  # a pattern of file names; ITK hands it to C's `sprintf` as it is
 
-_COPY_AGAIN = "copy it again from its source"
 _META_WBITS = 47  # for zlib: a zlib or a gzip stream, whichever the data start with. MetaIO accepts both
 _GZIP_WBITS = 31
 
 
 def read_itk(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:
-    """Read NRRD, MHA or MHD.
-
-    Args:
-        path: the header, or the file with header and voxels.
-        options: `form` is used: 'pixdim' accepts a header that has a spacing but no orientation.
-
-    Returns:
-        ``(x, y[, z])``, with a leading axis of channels for vector images, and the record in RAS.
-
-    Raises:
-        DataError: unreadable, damaged, more or fewer bytes than the header needs, or NaN voxels.
-        GeometryError: missing or impossible placement.
-        SecurityError: a header that takes its voxels from another folder.
-    """
+    """Read NRRD, MHA or MHD as ``(x, y[, z])``, with a leading axis of channels for vector images, and its record."""
     header = open_header(path)
     record = _record(header, options)
     require_memory(record.geometry.shape, record.channels, path)
-    array = sitk.GetArrayViewFromImage(image := read_verified(header))  # z first
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        array = np.moveaxis(array, -1, 0)
-        array = array.transpose(0, *range(array.ndim - 1, 0, -1))
-    else:
-        array = array.T
-    voxels = copy_in_order(array, dtype=np.float32)
+    image = read_verified(header)
+    voxels = copy_in_order(sitk.GetArrayViewFromImage(image).T, dtype=np.float32)  # from z first
     if not np.isfinite(voxels).all():
         raise DataError("voxels are NaN or infinite", file=path)
     return voxels, record
@@ -85,17 +66,10 @@ def read_itk_header(path: Path, options: ReadOptions = DEFAULTS) -> ReadRecord:
 
 
 class TextHeader(NamedTuple):
-    """A NRRD or MetaImage header.
-
-    Args:
-        path: its file.
-        itk: SimpleITK's reader, which has read the header.
-        fields: values by name, in lower case and without spaces.
-        start: offset of voxels that are in the same file.
-    """
+    """A NRRD or MetaImage header: `fields` by name in lower case without spaces; `start` of voxels in the same file."""
 
     path: Path
-    itk: sitk.ImageFileReader
+    itk: sitk.ImageFileReader  # has read the header
     fields: dict[str, str]
     start: int
 
@@ -106,12 +80,7 @@ class TextHeader(NamedTuple):
 
 
 def open_header(path: Path) -> TextHeader:
-    """Read a header by the one of ITK's parsers that the file's name asks for, whatever its content claims.
-
-    Raises:
-        DataError: unreadable, or a field occurs twice.
-        SecurityError: the header takes its voxels from another folder.
-    """
+    """Read a header by the one of ITK's parsers that the file's name asks for, whatever its content claims."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     header = TextHeader(path, reader, {}, 0)
@@ -133,7 +102,7 @@ def open_header(path: Path) -> TextHeader:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise DataError(f"cannot be read: {_last_line(error)}", file=path) from error
+        raise _unreadable(path, error) from error
     return header._replace(start=len(text))
 
 
@@ -156,17 +125,13 @@ def _refuse_foreign_data(header: TextHeader, content: mmap.mmap) -> None:
             names += text[match.end() :].splitlines()
             has_end = has_end and len(content) <= _HEADER_BYTES
     if not has_end:
-        raise DataError("cannot be read: its header has no end", file=header.path, remedy=_COPY_AGAIN)
+        raise DataError("cannot be read: its header has no end", file=header.path)
     folder = header.path.parent.resolve()
     for name in (os.fsdecode(name.strip()) for name in names):
         is_plain = not name or _LIST.fullmatch(name) or (name.upper() == "LOCAL" and not header.is_nrrd)
         if not is_plain and _is_outside(name, folder):
-            raise SecurityError(
-                "header takes its voxels from outside of its folder",
-                file=header.path,
-                received=repr(name)[:200],
-                remedy="put the data beside the header, or convert to one file",
-            )
+            cause = "header takes its voxels from outside of its folder"
+            raise SecurityError(cause, file=header.path, received=repr(name)[:200])
 
 
 def _is_outside(name: str, folder: Path) -> bool:
@@ -188,14 +153,8 @@ def _record(header: TextHeader, options: ReadOptions) -> ReadRecord:
     warnings = check_placement(header, form=options.form)
     if options.form == "pixdim":
         geometry = Geometry(np.diag([*np.linalg.norm(geometry.affine[:3, :3], axis=0), 1.0]), geometry.shape)
-    return ReadRecord(
-        path=header.path,
-        format=header.path.suffix.lower().lstrip("."),
-        geometry=geometry,
-        channels=header.itk.GetNumberOfComponents(),
-        dtype=name,
-        warnings=warnings,
-    )
+    kind, channels = header.path.suffix.lower().lstrip("."), header.itk.GetNumberOfComponents()
+    return ReadRecord(header.path, kind, geometry, channels, name, warnings)
 
 
 def itk_geometry(image: Any, path: Path) -> Geometry:
@@ -217,17 +176,9 @@ def itk_geometry(image: Any, path: Path) -> Geometry:
 
 
 def check_placement(header: TextHeader, *, form: Form = "agree") -> tuple[str, ...]:
-    """Reject a header without spacing or orientation, for which ITK assumes 1 mm and left-posterior-superior.
+    """Return warnings, or reject a header without spacing or orientation, for which ITK assumes 1 mm and LPS.
 
-    Args:
-        header: of the image.
-        form: 'pixdim' accepts a header without orientation.
-
-    Returns:
-        Warnings.
-
-    Raises:
-        GeometryError: spacing or orientation is missing.
+    The form 'pixdim' accepts a header without orientation.
     """
     fields = header.fields
     has_directions = "spacedirections" in fields
@@ -238,8 +189,7 @@ def check_placement(header: TextHeader, *, form: Form = "agree") -> tuple[str, .
     else:
         has_spacing = is_placed = not fields.keys().isdisjoint(("elementspacing", "elementsize"))
     if not has_spacing:
-        remedy = "write it again with the spacing of the original image"
-        raise GeometryError("header has no spacing", file=header.path, remedy=remedy)
+        raise GeometryError("header has no spacing", file=header.path)
     if form == "pixdim":
         return ("placement ignored: spacing only",)
     if not is_placed:
@@ -257,9 +207,6 @@ def read_verified(header: TextHeader) -> sitk.Image:
     """Read an image after its data have the length that the header needs and match their checksum.
 
     ITK verifies neither: a damaged stream gives wrong voxels, and a short one leaves memory uninitialised.
-
-    Raises:
-        DataError: damaged data, or more or fewer bytes than the header needs.
     """
     itk = header.itk
     bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(itk.GetPixelID()))
@@ -269,7 +216,7 @@ def read_verified(header: TextHeader) -> sitk.Image:
     try:
         return sitk.ReadImage(str(header.path), imageIO=itk.GetImageIO())
     except RuntimeError as error:
-        raise DataError(f"cannot be read: {_last_line(error)}", file=header.path) from error
+        raise _unreadable(header.path, error) from error
 
 
 def _verify_data(header: TextHeader, needed: int) -> None:
@@ -290,8 +237,7 @@ def _verify_data(header: TextHeader, needed: int) -> None:
         return
     if name.upper().startswith("LIST") or "%" in name:
         if wbits is not None:
-            cause = "compressed voxels in several files cannot be verified"
-            raise DataError(cause, file=path, remedy="convert to one file")
+            raise DataError("compressed voxels must be in one file", file=path)
         return
     data = path.parent / name if name else path
     start = 0 if name else header.start
@@ -301,16 +247,13 @@ def _verify_data(header: TextHeader, needed: int) -> None:
         if wbits is not None:
             length = inflated_length(file, wbits, needed, data, is_last=True)
     if length < needed or (is_exact and length > needed):
-        raise DataError(
-            f"file is {'shorter' if length < needed else 'longer'} than its header says",
-            file=data,
-            received=f"{length} bytes of voxels" if length <= needed else f"more than {needed} bytes of voxels",
-            expected=f"{needed} bytes",
-            remedy=_COPY_AGAIN,
-        )
+        word, least = ("shorter", "") if length < needed else ("longer", "more than ")
+        received = f"{least}{min(length, needed)} bytes of voxels"
+        cause = f"file is {word} than its header says"
+        raise DataError(cause, file=data, received=received, expected=f"{needed} bytes")
 
 
-def _last_line(error: RuntimeError) -> str:
-    """Return the last line of ITK's message, which has the cause."""
+def _unreadable(path: Path, error: RuntimeError) -> DataError:
+    """Return an error with the last line of ITK's message, which has the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else "unknown cause"
+    return DataError(f"cannot be read: {lines[-1] if lines else 'unknown cause'}", file=path)

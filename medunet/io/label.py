@@ -6,7 +6,7 @@ import logging
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +30,6 @@ from .structures import number_structures, paint_structures
 from .writer import nifti_labels
 
 logger = logging.getLogger(__name__)
-
-StructureFormat = Literal["dicom-seg", "rtstruct", "seg.nrrd"]
 
 _READERS = {"dicom-seg": read_segments, "rtstruct": read_regions, "seg.nrrd": read_seg_nrrd}
 
@@ -69,15 +67,8 @@ def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, place
     if not structures:  # voxels with values, which a NIfTI may name
         volume = read_volume(file, spatial_dims=2 if len(grid.shape) == 2 else None)
         own = volume.record.geometry
-        is_same = own.is_close(grid) if placed and volume.record.is_placed else own.shape == grid.shape
-        if not is_same:
-            raise GeometryError(
-                "label does not lie on the image's grid",
-                file=file,
-                received=own,
-                expected=grid,
-                remedy="resample the label onto its image",
-            )
+        if not (own.is_close(grid) if placed and volume.record.is_placed else own.shape == grid.shape):
+            raise GeometryError("label does not lie on the image's grid", file=file, received=own, expected=grid)
         if names := _nifti_labels(file):
             volume.image.meta["labels"] = names
         return volume
@@ -94,17 +85,13 @@ def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, place
         "name": output_name(file),
         "labels": names,
     }
-    record = ReadRecord(path=file, format=str(kind), geometry=grid, dtype="uint8", warnings=warnings)
+    record = ReadRecord(path=file, format=kind or "", geometry=grid, dtype="uint8", warnings=warnings)
     image = torch.as_tensor(voxels.reshape(1, *grid.shape))
     return Volume(MetaTensor(image, affine=torch.tensor(grid.affine), meta=meta), record)
 
 
 def label_names(path: PathLike) -> dict[str, int] | None:
-    """Return name to value as `read_label` does without `labels`, from the header; None if the file has no names.
-
-    Raises:
-        DataError: unreadable.
-    """
+    """Return name to value as `read_label` does without `labels`, from the header; None if the file has no names."""
     file, kind = _structure_file(Path(path))
     with _typed_errors(file):
         if kind and (structures := _READERS[kind](file)):
@@ -120,8 +107,7 @@ def _typed_errors(file: Path) -> Iterator[None]:
     except MedunetError:
         raise
     except Exception as error:
-        cause = f"structures are damaged: {type(error).__name__}"
-        raise DataError(cause, file=file, remedy="export it again") from error
+        raise DataError(f"structures are damaged: {type(error).__name__}", file=file) from error
 
 
 def is_structure_file(path: PathLike) -> bool:
@@ -142,7 +128,6 @@ class LoadLabeld(MapTransform):
         keys: paths of labels, replaced by ``(1, *spatial)`` tensors.
         reference_key: the image as read, before its grid changes.
         labels: name to value, for the formats with names; None numbers the structures as the file does.
-        allow_missing_keys: ignore keys that an item lacks.
 
     Raises:
         DataError: unreadable, none of the labels is in it, or the image has no grid.
@@ -150,14 +135,9 @@ class LoadLabeld(MapTransform):
     """
 
     def __init__(
-        self,
-        keys: KeysCollection = "label",
-        *,
-        reference_key: str = "image",
-        labels: Mapping[str, int] | None = None,
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection = "label", *, reference_key: str = "image", labels: Mapping[str, int] | None = None
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys)
         self.reference_key = reference_key
         self.labels = None if labels is None else dict(labels)
 
@@ -177,7 +157,7 @@ class LoadLabeld(MapTransform):
         return item
 
 
-def _structure_file(path: Path) -> tuple[Path, StructureFormat | None]:
+def _structure_file(path: Path) -> tuple[Path, str | None]:
     """Return the file with structures and its format; other paths as they are."""
     require_reachable(path)
     with system_errors(path):
@@ -185,16 +165,12 @@ def _structure_file(path: Path) -> tuple[Path, StructureFormat | None]:
             return path, "seg.nrrd" if path.name.lower().endswith(SEG_NRRD_SUFFIX) else _dicom_format(path)
         formats = {file: kind for file in sorted(path.iterdir()) if file.is_file() and (kind := _dicom_format(file))}
     if len(formats) > 1:
-        raise DataError(
-            "folder contains several segmentations",
-            file=path,
-            received=", ".join(file.name for file in formats),
-            remedy="give one of the files",
-        )
+        received = ", ".join(file.name for file in formats)
+        raise DataError("folder contains several segmentations", file=path, received=received)
     return next(iter(formats.items()), (path, None))
 
 
-def _dicom_format(path: Path) -> StructureFormat | None:
+def _dicom_format(path: Path) -> str | None:
     sop_class = storage_class(path)
     if sop_class in SEG_CLASSES:
         return "dicom-seg"

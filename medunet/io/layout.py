@@ -19,12 +19,7 @@ _THREADS = min(4, os.cpu_count() or 1)  # numpy releases the GIL while it copies
 def copy_in_order(
     source: npt.NDArray[Any], *, dtype: npt.DTypeLike, order: Literal["C", "F"] = "C"
 ) -> npt.NDArray[Any]:
-    """Return a contiguous copy of `source` in a type and an order: 'C' for the last axis fastest, 'F' for the first.
-
-    Example:
-        >>> copy_in_order(np.ones((3, 4), order="F"), dtype="float32").flags.c_contiguous
-        True
-    """
+    """Return a contiguous copy of `source` in a type and an order: 'C' for the last axis fastest, 'F' for the first."""
     if source.ndim == 3 and order == "C" and source.T.flags.c_contiguous:
         return transpose(source.T, dtype=dtype)
     if source.ndim == 3 and order == "F" and source.flags.c_contiguous:
@@ -38,16 +33,9 @@ def copy_in_order(
 def transpose(
     source: npt.NDArray[Any], *, dtype: npt.DTypeLike, out: npt.NDArray[Any] | None = None
 ) -> npt.NDArray[Any]:
-    """Return a C-ordered copy of `source.T`; of a chest CT in a fifth of the time that numpy needs.
+    """Return a C-ordered copy of a C-ordered 3D array's transpose, or copy it into `out`.
 
-    Args:
-        source: ``(planes, rows, columns)``, C-ordered.
-        dtype: type of the copy.
-        out: array to copy into, ``(columns, rows, planes)``; by default a new one.
-
-    Example:
-        >>> transpose(np.arange(24).reshape(2, 3, 4), dtype="float32")[3, 2].tolist()
-        [11.0, 23.0]
+    A chest CT takes a fifth of the time that numpy needs.
     """
     planes, rows, columns = source.shape
     target = np.empty((columns, rows, planes), dtype=dtype) if out is None else out

@@ -23,10 +23,9 @@ else:
 
 VOXEL_BYTES = 4  # voxels are read into float32
 
+# A deflated DICOM file that unpacks to more than both (bytes, and times its size) is a bomb; slices shrink tenfold.
 BOMB_BYTES, BOMB_RATIO = 64 << 20, 100
-"""A deflated DICOM file that unpacks to more than both (bytes, and times its size) is a bomb; slices shrink tenfold."""
 
-_COPY_AGAIN = "copy it again from its source"
 _PIECE = 1 << 20
 _META_START, _META_GROUP, _TRANSFER_SYNTAX = 132, b"\2\0", b"\x10\0"
 _LONG_VRS = (b"OB", b"OW", b"OF", b"SQ", b"UT", b"UN")  # value representations with a length of four bytes
@@ -44,25 +43,12 @@ def available_memory() -> int:
 
 
 def require_memory(shape: Sequence[int], channels: int, file: Path) -> None:
-    """Reject an image that is larger than the free memory, before memory for it is reserved.
-
-    Args:
-        shape: spatial shape.
-        channels: number of channels.
-        file: named in the error.
-
-    Raises:
-        DataError: it is larger.
-    """
+    """Raise a DataError if an image is larger than the free memory, before memory for it is reserved."""
     needed = math.prod(map(int, shape)) * channels * VOXEL_BYTES
     if needed >= _PIECE and needed > (free := available_memory()):
-        raise DataError(
-            "image is larger than the free memory",
-            file=file,
-            received=f"{'x'.join(map(str, shape))} voxels, {needed / 2**30:.3g} GiB",
-            expected=f"at most {free / 2**30:.3g} GiB",
-            remedy="if the header is right, crop the image or use a larger machine",
-        )
+        received = f"{'x'.join(map(str, shape))} voxels, {needed / 2**30:.3g} GiB"
+        expected = f"at most {free / 2**30:.3g} GiB"
+        raise DataError("image is larger than the free memory", file=file, received=received, expected=expected)
 
 
 @contextmanager
@@ -85,7 +71,7 @@ def require_reachable(path: Path) -> os.stat_result:
 def require_content(path: Path) -> None:
     """Raise a DataError if a file is missing or empty."""
     if require_reachable(path).st_size == 0:
-        raise DataError("file has zero bytes", file=path, remedy=_COPY_AGAIN)
+        raise DataError("file has zero bytes", file=path)
 
 
 @contextmanager
@@ -98,15 +84,8 @@ def open_for_reading(path: Path) -> Iterator[BinaryIO]:
 def inflated_length(file: BinaryIO, wbits: int, limit: int, path: Path, *, is_last: bool) -> int:
     """Unpack the stream at the file's position without keeping it, and return its length.
 
-    Args:
-        file: the open file.
-        wbits: format of the stream, as for `zlib.decompressobj`.
-        limit: stop at a greater length.
-        path: named in errors.
-        is_last: reject data that follow the stream.
-
-    Raises:
-        DataError: the stream is damaged or truncated, or data follow it.
+    `wbits` is that of `zlib.decompressobj`. Unpacking stops at a length greater than `limit`. A stream that is damaged,
+    truncated or, with `is_last`, followed by other data is a DataError.
     """
     unpacker, length = zlib.decompressobj(wbits), 0
     try:
@@ -114,25 +93,19 @@ def inflated_length(file: BinaryIO, wbits: int, limit: int, path: Path, *, is_la
             piece = unpacker.unconsumed_tail or file.read(_PIECE)
             part = unpacker.decompress(piece, _PIECE)
             if not piece and not part:
-                raise DataError("compressed data are truncated", file=path, remedy=_COPY_AGAIN)
+                raise DataError("compressed data are truncated", file=path)
             length += len(part)
     except zlib.error as error:
-        raise DataError(f"damaged compressed data: {error}", file=path, remedy=_COPY_AGAIN) from error
+        raise DataError(f"damaged compressed data: {error}", file=path) from error
     if is_last and unpacker.eof and (unpacker.unused_data or file.read(1)):
-        raise DataError("unknown data follow the compressed data", file=path, remedy=_COPY_AGAIN)
+        raise DataError("unknown data follow the compressed data", file=path)
     return length
 
 
 def refuse_deflate_bomb(file: BinaryIO, path: Path) -> None:
-    """Reject a deflated DICOM file that would fill the memory; pydicom unpacks it in one piece.
+    """Reject a deflated DICOM file that would fill the memory, because pydicom unpacks it in one piece.
 
-    Args:
-        file: the open file; its position is reset to the start.
-        path: named in errors.
-
-    Raises:
-        SecurityError: it unpacks to more than `BOMB_BYTES` and `BOMB_RATIO` allow.
-        DataError: it is damaged.
+    The position of the file is reset to its start.
     """
     start = _deflated_start(file)
     if start is not None:
@@ -140,12 +113,8 @@ def refuse_deflate_bomb(file: BinaryIO, path: Path) -> None:
         allowed = max(BOMB_BYTES, BOMB_RATIO * size)
         file.seek(start)
         if inflated_length(file, -zlib.MAX_WBITS, allowed, path, is_last=False) > allowed:
-            raise SecurityError(
-                "deflated DICOM file unpacks to far more than images do",
-                file=path,
-                received=f"more than {allowed >> 20} MiB from {size} bytes",
-                remedy="export the series again",
-            )
+            received = f"more than {allowed >> 20} MiB from {size} bytes"
+            raise SecurityError("deflated DICOM file unpacks to far more than images do", file=path, received=received)
     file.seek(0)
 
 

@@ -1,4 +1,4 @@
-"""Names of cases and results: those of their input files."""
+"""Names of cases and results, which follow from their input files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")  # nnU-Net names the
 def split_suffix(name: str) -> tuple[str, str]:
     """Return stem and suffix of a file name; some suffixes have two parts.
 
-    Example:
+    Examples:
         >>> split_suffix("a.b.nii.gz"), split_suffix("em_16.png"), split_suffix("1.2.840")
         (('a.b', '.nii.gz'), ('em_16', '.png'), ('1.2.840', ''))
     """
@@ -29,7 +29,7 @@ def split_suffix(name: str) -> tuple[str, str]:
 def split_channel(stem: str) -> tuple[str, int | None]:
     """Return case and channel of a stem in nnU-Net's style, or the stem and None.
 
-    Example:
+    Examples:
         >>> split_channel("liver_7_0001"), split_channel("liver_7")
         (('liver_7', 1), ('liver_7', None))
     """
@@ -43,7 +43,7 @@ def output_name(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     The `_0000` of nnU-Net's channels is dropped for a list of files, and for a single file without an `_0001` beside it
     (else it is one frame of a sequence, and the number is part of its name).
 
-    Example:
+    Examples:
         >>> output_name("in/hippocampus_001.nii.gz", ".nii.gz")
         'hippocampus_001.nii.gz'
         >>> output_name(["in/brats_7_0000.nii.gz", "in/brats_7_0001.nii.gz"])

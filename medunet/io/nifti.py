@@ -24,30 +24,29 @@ from .packed import PackedFile
 from .record import ReadRecord
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz", ".nii.bz2")
-
-RELATED_SUFFIXES = (".hdr", ".mgh", ".mgz")
-"""Header of a pair with an `.img` file (NIfTI or Analyze 7.5), and FreeSurfer's format."""
+RELATED_SUFFIXES = (".hdr", ".mgh", ".mgz")  # header of a pair with an `.img` (NIfTI or Analyze 7.5), and FreeSurfer's
 
 _SPACING_IS_ENOUGH = "pass --form pixdim if the spacing alone is enough"
+
+# How MGH files start, where their voxels start, and where the header states whether it has an orientation.
 _MGH_VERSION, _MGH_HEADER_BYTES, _MGH_PLACED = b"\0\0\0\1", 284, 28
-"""How MGH files start, where their voxels start, and where the header says whether it has an orientation."""
 
 _HEADERS: dict[int, Any] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by size, the first number in the file
 
 FLOAT32_ROUNDING = 1e-6  # relative difference of numbers that two programs have rounded to float32
 QUATERNION_ROUNDING = 4 * 2.0**-24  # the same for the parts of a quaternion, which are at most 1
 PIXDIM_TOLERANCE = 0.01  # relative difference of pixdim and the sform's spacing that causes a warning
-_MILLIMETRE, _SPATIAL_UNITS = 2, 0b111  # code, and the bits of `xyzt_units` that have it; 0 means unknown
+_SPATIAL_UNITS = 0b111  # the bits of `xyzt_units` that have the unit of length; 0 means unknown
+_OTHER_UNITS = {1: "metres", 3: "micrometres"}
+
+_DAMAGED = (nib.spatialimages.HeaderDataError, ValueError, KeyError, OverflowError)
 
 Placement = tuple[npt.NDArray[np.float64], tuple[str, ...]]  # affine and warnings
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """What a header says about the voxels.
-
-    `place` returns the affine and warnings for a spatial shape.
-    """
+    """What a header states about the voxels. `place` returns the affine and warnings for a spatial shape."""
 
     format: str
     dtype: np.dtype[Any]
@@ -56,24 +55,13 @@ class _Stored:
     place: Callable[[tuple[int, ...], Form], Placement]
     slope: float = 1.0
     inter: float = 0.0
-    oddities: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def read_nifti(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:
-    """Read a volume and its placement.
+    """Read a volume ``(*spatial)``, or ``(C, *spatial)`` for several channels, and its record.
 
-    Args:
-        path: a `.nii`, `.nii.gz`, `.nii.bz2`, `.mgh` or `.mgz` file, or the `.hdr` beside an `.img`.
-        options: `channels`, `form` and `fill_value` are used.
-
-    Returns:
-        The voxels, scaled by the header's slope and intercept, `(*spatial)` or `(C, *spatial)` for a file with several
-        channels, and the record.
-
-    Raises:
-        DataError: unreadable, truncated or damaged file, an unsupported voxel type (RGB, complex), NaN or infinite
-            voxels, an axis that was not declared.
-        GeometryError: missing, contradictory, singular or infinite placement.
+    `path` is a `.nii`, `.nii.gz`, `.nii.bz2`, `.mgh` or `.mgz` file, or the `.hdr` beside an `.img`.
     """
     stream = PackedFile(path)
     stored = _parse(stream.head, path)
@@ -95,7 +83,13 @@ def read_nifti(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray
             # In float64 as nibabel does: 16-bit integers times a slope lose digits in float32.
             voxels = np.ascontiguousarray(array * stored.slope + stored.inter, dtype=np.float32)
     if stored.dtype.kind == "f" or stored.slope != 1.0:
-        _replace_not_finite(voxels, path, options.fill_value)
+        finite = np.isfinite(voxels)
+        n_bad = voxels.size - int(np.count_nonzero(finite))
+        if n_bad and options.fill_value is None:
+            received, remedy = f"{n_bad} of {voxels.size}", "pass --fill-value, such as --fill-value 0"
+            raise DataError("voxels are NaN or infinite", file=path, received=received, remedy=remedy)
+        if n_bad:
+            voxels[~finite] = options.fill_value
     return voxels, record
 
 
@@ -110,7 +104,7 @@ def _parse(head: bytes, path: Path) -> _Stored:
     is_pair = path.suffix.lower() == ".hdr"
     size = next((n for n in _HEADERS for order in ("little", "big") if int.from_bytes(head[:4], order) == n), None)
     if size is None or len(head) < size:
-        raise DataError("not a NIfTI file", file=path, remedy="use NIfTI-1 or NIfTI-2 (.nii, .nii.gz)")
+        raise DataError("not a NIfTI file", file=path)
     is_analyze = is_pair and size == 348 and head[344:347] not in (b"n+1", b"ni1")
     kind = nib.Spm2AnalyzeHeader if is_analyze else _HEADERS[size]
     try:
@@ -124,14 +118,14 @@ def _parse(head: bytes, path: Path) -> _Stored:
             place=partial(_place_analyze if is_analyze else _place_nifti, header),
             slope=1.0 if slope is None else float(slope),
             inter=0.0 if inter is None else float(inter),
-            oddities=_analyze_oddities(slope) if is_analyze else _oddities(header),
+            warnings=_analyze_warnings(slope) if is_analyze else _nifti_warnings(header),
         )
-    except (nib.spatialimages.HeaderDataError, ValueError, KeyError, OverflowError) as error:
+    except _DAMAGED as error:
         raise DataError(f"damaged {'Analyze' if is_analyze else 'NIfTI'} header: {error}", file=path) from error
     if not is_analyze:
         magic = header["magic"].item()[:2]
         if magic not in (b"n+", b"ni"):
-            raise DataError("not a NIfTI file", file=path, remedy="use NIfTI-1 or NIfTI-2 (.nii, .nii.gz)")
+            raise DataError("not a NIfTI file", file=path)
         if (magic == b"ni") != is_pair:
             claimed = "one file" if is_pair else "a header with a separate .img file"
             raise DataError("name does not match the header", file=path, received=f"header of {claimed}")
@@ -150,7 +144,7 @@ def _parse_mgh(head: bytes, path: Path) -> _Stored:
         header = MGHHeader(head[:_MGH_HEADER_BYTES], check=False)
         dtype = np.dtype(header.get_data_dtype()).newbyteorder(">")
         shape = tuple(int(n) for n in header["dims"])
-    except (ValueError, KeyError, nib.spatialimages.HeaderDataError) as error:
+    except _DAMAGED as error:
         raise DataError(f"damaged MGH header: {error}", file=path) from error
     is_placed = int.from_bytes(head[_MGH_PLACED : _MGH_PLACED + 2], "big") == 1
     return _Stored("mgh", dtype, shape, _MGH_HEADER_BYTES, partial(_place_mgh, header, is_placed))
@@ -169,27 +163,18 @@ def _record(stored: _Stored, path: Path, options: ReadOptions) -> tuple[ReadReco
         geometry = Geometry(affine, stored.shape[:3])
     except GeometryError as error:
         raise error.at(path) from error
-    record = ReadRecord(
-        path=path,
-        format=stored.format,
-        geometry=geometry,
-        channels=channels,
-        dtype=stored.dtype.newbyteorder("=").name,
-        warnings=(*warnings, *stored.oddities),
-    )
+    dtype = stored.dtype.newbyteorder("=").name
+    record = ReadRecord(path, stored.format, geometry, channels, dtype, (*warnings, *stored.warnings))
     return record, tuple(axis for axis in range(3, len(stored.shape)) if stored.shape[axis] == 1)
 
 
 def _channels(stored: tuple[int, ...], path: Path, expected: int | None) -> int:
-    """Return the number of channels.
-
-    ``(x, y, z)``, ``(x, y, z, 1)``: one channel; ``(x, y, z, c)``, and ``(x, y, z, 1, c)`` as vectors are stored: c.
-    """
+    """Return the number of channels: that of ``(x, y, z, c)``, and of ``(x, y, z, 1, c)`` as vectors are stored."""
     beyond = [n for n in stored[3:] if n > 1]
     if not beyond:
         return 1
     if len(beyond) > 1:
-        raise DataError("volume has more than four axes", file=path, received=stored, remedy="split it into volumes")
+        raise DataError("volume has more than four axes", file=path, received=stored)
     if expected is None:
         remedy = "declare it by `channels`, or split the file into volumes"
         raise DataError("volume has a fourth axis that is not declared", file=path, received=stored, remedy=remedy)
@@ -198,25 +183,20 @@ def _channels(stored: tuple[int, ...], path: Path, expected: int | None) -> int:
     return beyond[0]
 
 
-def _analyze_oddities(slope: float | None) -> tuple[str, ...]:
+def _analyze_warnings(slope: float | None) -> tuple[str, ...]:
     return () if slope in (None, 1.0) else ("voxels scaled by SPM's factor",)
 
 
-def _oddities(header: Any) -> tuple[str, ...]:
-    """Return warnings about what the standard allows or other readers ignore."""
-    warnings = []
+def _nifti_warnings(header: Any) -> tuple[str, ...]:
     slope = float(header["scl_slope"])
-    if not np.isfinite(slope):
-        warnings.append(f"scl_slope {slope} ignored")
-    units = int(header["xyzt_units"]) & _SPATIAL_UNITS
-    if units not in (0, _MILLIMETRE):
-        warnings.append(f"header claims {'metres' if units == 1 else 'micrometres'}; lengths are taken as mm")
-    return tuple(warnings)
+    unit = _OTHER_UNITS.get(int(header["xyzt_units"]) & _SPATIAL_UNITS)
+    ignored = () if np.isfinite(slope) else (f"scl_slope {slope} ignored",)
+    return ignored if unit is None else (*ignored, f"header claims {unit}; lengths are taken as mm")
 
 
 def _spacing_only(spacing: npt.ArrayLike) -> Placement:
-    lengths = [float(length) for length in np.asarray(spacing)]
-    return np.diag([*lengths, *([1.0] * (3 - len(lengths))), 1.0]), ("placement ignored: spacing only",)
+    lengths = list(map(float, np.asarray(spacing)))
+    return np.diag([*lengths, *[1.0] * (4 - len(lengths))]), ("placement ignored: spacing only",)
 
 
 def _place_mgh(header: MGHHeader, is_placed: bool, shape: tuple[int, ...], form: Form) -> Placement:
@@ -236,42 +216,35 @@ def _place_nifti(header: Any, shape: tuple[int, ...], form: Form) -> Placement:
     pixdim = np.asarray(header["pixdim"], dtype=np.float64)[1 : n_axes + 1]
     sform = np.asarray(header.get_sform(), dtype=np.float64) if int(header["sform_code"]) > 0 else None
     has_qform = int(header["qform_code"]) > 0
-    if form == "sform" and sform is None:
-        raise GeometryError("header has no sform", remedy=_SPACING_IS_ENOUGH)
+    if form == "sform":
+        if sform is None:
+            raise GeometryError("header has no sform", remedy=_SPACING_IS_ENOUGH)
+        return sform, ()
     if form == "agree" and sform is None and not has_qform:
         raise GeometryError("header has neither sform nor qform", remedy=_SPACING_IS_ENOUGH)
-    if form == "sform" and sform is not None:
-        return sform, ()
     if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
-        raise GeometryError(
-            "impossible pixdim",
-            received=pixdim.tolist(),
-            expected="positive spacing",
-            remedy=None if sform is None else "pass --form sform if that is right",
-        )
+        remedy = None if sform is None else "pass --form sform if that is right"
+        raise GeometryError("pixdim must be positive", received=pixdim.tolist(), remedy=remedy)
     if form == "pixdim":
         return _spacing_only(pixdim)
-    if form == "agree" and sform is not None and not has_qform:
+    if not has_qform:
+        if form == "qform" or sform is None:
+            raise GeometryError("header has no qform", remedy="pass --form sform or --form pixdim")
         spacing = np.linalg.norm(sform[:3, :n_axes], axis=0)
         if np.allclose(spacing, pixdim, rtol=PIXDIM_TOLERANCE):
             return sform, ()
         return sform, (f"sform used; pixdim {_shown(pixdim)} differs from its spacing {_shown(spacing)}",)
-    if not has_qform:
-        raise GeometryError("header has no qform", remedy="pass --form sform or --form pixdim")
     try:
         qform = np.asarray(header.get_qform(), dtype=np.float64)
-    except (ValueError, nib.spatialimages.HeaderDataError) as error:
+    except _DAMAGED as error:
         raise GeometryError(f"qform cannot be used: {error}", remedy="pass --form sform") from error
     if sform is None or form == "qform":
         return qform, ()
     first, second = Geometry(sform, shape), Geometry(qform, shape)
     if first.is_close(second) or _is_rounded_from(header, sform):
         return sform, ()
-    raise GeometryError(
-        "sform and qform disagree",
-        received=f"{first.corner_distance_mm(second):.3g} mm apart at a corner",
-        remedy="pass --form sform or --form qform",
-    )
+    received = f"{first.corner_distance_mm(second):.3g} mm apart at a corner"
+    raise GeometryError("sform and qform disagree", received=received, remedy="pass --form sform or --form qform")
 
 
 def _is_rounded_from(header: nib.Nifti1Header, sform: npt.NDArray[np.float64]) -> bool:
@@ -284,7 +257,7 @@ def _is_rounded_from(header: nib.Nifti1Header, sform: npt.NDArray[np.float64]) -
     expected = header.copy()
     try:
         expected.set_qform(sform, code=1, strip_shears=False)
-    except (ValueError, nib.spatialimages.HeaderDataError):
+    except _DAMAGED:
         return False
     turns = [np.array([h[f"quatern_{part}"] for part in "bcd"], dtype=np.float64) for h in (header, expected)]
     difference = min(np.abs(turns[0] - turns[1]).max(), np.abs(turns[0] + turns[1]).max())  # q and -q are one turn
@@ -299,17 +272,3 @@ def _is_rounded_from(header: nib.Nifti1Header, sform: npt.NDArray[np.float64]) -
 
 def _shown(values: npt.NDArray[np.float64]) -> str:
     return " x ".join(f"{value:g}" for value in values)
-
-
-def _replace_not_finite(voxels: npt.NDArray[np.float32], path: Path, fill_value: float | None) -> None:
-    finite = np.isfinite(voxels)
-    bad = voxels.size - int(np.count_nonzero(finite))
-    if bad and fill_value is None:
-        raise DataError(
-            "voxels are NaN or infinite",
-            file=path,
-            received=f"{bad} of {voxels.size}",
-            remedy="pass --fill-value, such as --fill-value 0",
-        )
-    if bad:
-        voxels[~finite] = fill_value

@@ -59,12 +59,7 @@ def _extent(mask: npt.NDArray[np.bool_]) -> str:
 
 
 def read_seg_nrrd(path: Path) -> list[Structure]:
-    """Return the segments of a `.seg.nrrd` of one layer or several; none if its header names none.
-
-    Raises:
-        DataError: unreadable.
-        GeometryError: missing or impossible placement.
-    """
+    """Return the segments of a `.seg.nrrd` of one layer or several; none if its header names none."""
     header = open_header(path)
     require_memory(header.itk.GetSize(), header.itk.GetNumberOfComponents(), path)
     check_placement(header)

@@ -12,8 +12,8 @@ Form = Literal["agree", "sform", "qform", "pixdim"]
 Uneven = Literal["refuse", "resample"]
 Tilt = Literal["keep", "resample"]
 
+# Options that a user chooses. A bundle's configs have ids of these names; the bundle sets the other options itself.
 READING_IDS = ("series_uid", "phase", "uneven", "tilt", "form", "fill_value", "skip_unreadable")
-"""Options that a user chooses. A bundle's configs have ids of these names; the bundle sets the other options itself."""
 
 
 @dataclass(frozen=True)
@@ -52,38 +52,32 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in known:
+            if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"unknown {name}", received=value, expected=", ".join(map(str, known)))
         for name, (kinds, expected) in _TYPES.items():
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+            is_wrong = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+            if value is not None and is_wrong:
                 raise ConfigError(f"{name} must be {expected}", received=repr(value))
-        if not isinstance(self.skip_unreadable, bool):
-            raise ConfigError("skip_unreadable must be true or false", received=repr(self.skip_unreadable))
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The user's choices: the values of `READING_IDS` that differ from the defaults.
-
-        Example:
-            >>> ReadOptions(channels=2, phase=1).chosen
-            {'phase': 1}
-        """
+        """The user's choices: the values of `READING_IDS` that differ from the defaults."""
         return {name: getattr(self, name) for name in READING_IDS if getattr(self, name) != getattr(DEFAULTS, name)}
 
     @classmethod
-    def of_config(cls, config: Mapping[str, Any], **others: Any) -> ReadOptions:
-        """Return the options that a bundle's config sets by `READING_IDS`, and others by keyword."""
-        return cls(**{name: config[name] for name in READING_IDS if name in config}, **others)
+    def of_config(cls, config: Mapping[str, Any]) -> ReadOptions:
+        """Return the options that a bundle's config sets by `READING_IDS`."""
+        return cls(**{name: config[name] for name in READING_IDS if name in config})
 
 
 _CHOICES = {"form": get_args(Form), "uneven": get_args(Uneven), "tilt": get_args(Tilt), "spatial_dims": (None, 2, 3)}
 
-_TYPES: dict[str, tuple[Any, str]] = {
-    "series_uid": (str, "a SeriesInstanceUID"),
-    "phase": (int, "a whole number"),
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "series_uid": ((str,), "a SeriesInstanceUID"),
+    "phase": ((int,), "a whole number"),
     "fill_value": ((int, float), "a number"),
+    "skip_unreadable": ((bool,), "true or false"),
 }
 
 DEFAULTS = ReadOptions()

@@ -25,7 +25,6 @@ LARGEST_EXCESS = 64 << 20  # bytes behind the image that are unpacked to verify 
 
 _GZIP_MAGIC, _BZIP2_MAGIC = b"\x1f\x8b", b"BZh"
 _PACKED_SUFFIXES = {".gz": ("gzip", ""), ".mgz": ("gzip", ".mgh"), ".bz2": ("bzip2", "")}  # format, plain suffix
-_COPY_AGAIN = "copy it again from its source"
 
 _LONGEST_HEADER = 2048  # bytes of an image header; NIfTI-2 has the longest one, 540 bytes
 _HEAD_BYTES = 1 << 16
@@ -40,14 +39,7 @@ _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"  # deflate, without n
 
 
 class PackedFile:
-    """A plain, gzip or bzip2 file, recognised by its content.
-
-    Args:
-        path: the file. `head` has its first bytes, unpacked.
-
-    Raises:
-        DataError: the file is unreadable, empty or damaged, or its name claims a compression that it does not have.
-    """
+    """A plain, gzip or bzip2 file, recognised by its content; `head` has its first bytes, unpacked."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,25 +52,24 @@ class PackedFile:
         self.packing = {_GZIP_MAGIC: "gzip", _BZIP2_MAGIC[:2]: "bzip2"}.get(head[:2], "")
         expected, plain = _PACKED_SUFFIXES.get(path.suffix.lower(), ("", ""))
         if expected and self.packing != expected:
-            raise DataError(
-                f"not a {expected} file in spite of its name", file=path, remedy=f"rename it to {path.stem}{plain}"
-            )
+            remedy = f"rename it to {path.stem}{plain}"
+            raise DataError(f"not a {expected} file in spite of its name", file=path, remedy=remedy)
         try:
             if self.packing == "gzip":
                 head = zlib.decompressobj(wbits=31).decompress(head, _LONGEST_HEADER)
             elif self.packing == "bzip2":
                 head = bz2.BZ2Decompressor().decompress(head, _LONGEST_HEADER)
         except (zlib.error, OSError) as error:
-            raise DataError(f"damaged {self.packing} file: {error}", file=path, remedy=_COPY_AGAIN) from error
+            raise DataError(f"damaged {self.packing} file: {error}", file=path) from error
         if not head:
-            raise DataError(f"truncated {self.packing} file", file=path, remedy=_COPY_AGAIN)
+            raise DataError(f"truncated {self.packing} file", file=path)
         self.head = head
 
     def require(self, needed: int) -> None:
         """Reject a file that cannot unpack to so many bytes."""
         bound = self.size * MAX_RATIO if self.packing == "gzip" else self.size
         if needed > bound and self.packing != "bzip2":
-            raise self._too_short(self.size, needed)
+            raise _too_short(self.path, self.size, needed)
 
     def read(self, offset: int, nbytes: int) -> memoryview:
         """Return `nbytes` from `offset` of the unpacked file, after its length and every checksum are verified."""
@@ -94,7 +85,7 @@ class PackedFile:
             else:
                 data = memoryview(file.read())
         if len(data) < needed:
-            raise self._too_short(len(data), needed)
+            raise _too_short(self.path, len(data), needed)
         return data[offset:needed]
 
     def _unpack(self, file: BinaryIO, opener: Callable[..., Any], wanted: int) -> memoryview:
@@ -106,16 +97,18 @@ class PackedFile:
                     excess += len(piece)
                     if excess > LARGEST_EXCESS:
                         cause = f"{self.packing} file unpacks to more than its header says"
-                        raise SecurityError(cause, file=self.path, remedy=_COPY_AGAIN)
+                        raise SecurityError(cause, file=self.path)
         except EOFError as error:
-            raise DataError(f"truncated {self.packing} file", file=self.path, remedy=_COPY_AGAIN) from error
+            raise DataError(f"truncated {self.packing} file", file=self.path) from error
         except (OSError, ValueError, zlib.error) as error:
-            raise DataError(f"damaged {self.packing} file: {error}", file=self.path, remedy=_COPY_AGAIN) from error
+            raise DataError(f"damaged {self.packing} file: {error}", file=self.path) from error
         return memoryview(data)
 
-    def _too_short(self, size: int, needed: int) -> DataError:
-        cause, values = "file is shorter than its header says", (f"{size} bytes", f"{needed} bytes")
-        return DataError(cause, file=self.path, received=values[0], expected=values[1], remedy=_COPY_AGAIN)
+
+def _too_short(path: Path, size: int, needed: int) -> DataError:
+    """Return the error about a file with fewer bytes than its header needs."""
+    cause = "file is shorter than its header says"
+    return DataError(cause, file=path, received=f"{size} bytes", expected=f"{needed} bytes")
 
 
 def _next_piece(unpacked: Any) -> bytes:
@@ -141,15 +134,7 @@ def _gunzip_at_once(data: bytes, wanted: int) -> memoryview | None:
 
 
 def gzip_parts(parts: Iterable[Buffer]) -> Iterator[bytes]:
-    """Compress content that comes part by part into a gzip file of one member; equal content gives equal bytes.
-
-    Args:
-        parts: bytes, or contiguous arrays; a part may be reused after the next one is asked for.
-
-    Example:
-        >>> gzip.decompress(b"".join(gzip_parts([b"a volume, ", b"slice by slice"])))
-        b'a volume, slice by slice'
-    """
+    """Compress bytes or contiguous arrays into a gzip file of one member; equal content gives equal bytes."""
 
     def squeeze(piece: memoryview) -> bytes:
         packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)

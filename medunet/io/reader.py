@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,11 +28,11 @@ from .limits import require_reachable
 from .names import output_name
 from .nifti import NIFTI_SUFFIXES, RELATED_SUFFIXES, read_nifti, read_nifti_header
 from .options import Form, ReadOptions, Tilt, Uneven
-from .record import ReadRecord, SourceFrame, encode_frames
+from .record import ReadRecord, SourceFrame
 
+# Suffixes of the files that can be read, in lower case. DICOM has no reliable one: a folder is read as a series, and a
+# file with another suffix is read as DICOM if it has its magic word.
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RELATED_SUFFIXES, *PILLOW_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES, ZIP_SUFFIX)
-"""Suffixes of the files that can be read, in lower case. DICOM has no reliable one: a folder is read as a series, and a
-file with another suffix is read as DICOM if it has its magic word."""
 
 _DICOM = ".dcm"
 
@@ -74,19 +75,15 @@ def read_volume(path: PathLike | Sequence[PathLike], *, isolated: bool | None = 
 def read_header(path: PathLike | Sequence[PathLike], *, isolated: bool | None = None, **options: Any) -> ReadRecord:
     """Return the record of `read_volume` from the headers alone, in milliseconds; damaged voxels are not detected."""
     checked = ReadOptions(**options)
-    paths = _reachable(_as_paths(path))
-    return _joined(
-        [_with_dims(_apart(read_one_header, item, checked, isolated), checked.spatial_dims) for item in paths]
-    )
+    records = [_apart(read_one_header, item, checked, isolated) for item in _reachable(_as_paths(path))]
+    return _joined([_with_dims(record, checked.spatial_dims) for record in records])
 
 
 class MedunetReader(ImageReader):
     """Reader for `monai.transforms.LoadImaged`, with the rules of `read_volume`.
 
     Use it as ``LoadImaged(keys, reader="medunet.io.MedunetReader", ensure_channel_first=True)``, or pass an instance to
-    choose options. `LoadImage` ignores exceptions of a reader's `read` and tries other readers. Therefore `read` only
-    takes the path, and `get_data`, whose exceptions are raised, does the reading. (Inside a `Compose`, MONAI wraps them
-    in a RuntimeError whose `__cause__` is the typed error.)
+    choose options. Inside a `Compose`, MONAI wraps an error in a RuntimeError whose `__cause__` is the typed error.
 
     Metadata: `affine`, `original_affine` (4x4, RAS), `spatial_shape`, `original_channel_dim` (0, or NaN for none),
     `space`, `is_placed` (whether the image has a place in a patient), `filename_or_obj`, `name`, which is the name of a
@@ -99,6 +96,9 @@ class MedunetReader(ImageReader):
     Raises:
         ConfigError: an invalid option.
     """
+
+    # `LoadImage` ignores exceptions of a reader's `read` and tries other readers. Therefore `read` only takes the path,
+    # and `get_data`, whose exceptions are raised, does the reading.
 
     def __init__(
         self,
@@ -162,7 +162,8 @@ def _read_all(
     if record.warnings:
         meta["reader_warnings"] = "\n".join(record.warnings)
     if record.format == "dicom":
-        meta["dicom_frames"] = encode_frames(record.frames)
+        # as text: unlike a list, it passes through the collation of batches of any size
+        meta["dicom_frames"] = json.dumps([(str(frame.file), frame.number) for frame in record.frames])
     return array, meta, record
 
 
@@ -172,8 +173,9 @@ def _apart(read: Callable[[Path, ReadOptions], Any], path: Path, options: ReadOp
 
 def read_one(path: Path, options: ReadOptions) -> tuple[Voxels, ReadRecord]:
     """Read one file or series in this process, by the reader of its format."""
-    is_zip, read, _ = _readers(path)
-    if not is_zip:
+    suffix = _suffix(path)
+    read, _ = _reader(suffix)
+    if suffix != ZIP_SUFFIX:
         return read(path, options)
     with unpacked(path) as inside:
         voxels, record = read(image_in(inside), options)
@@ -182,25 +184,23 @@ def read_one(path: Path, options: ReadOptions) -> tuple[Voxels, ReadRecord]:
 
 def read_one_header(path: Path, options: ReadOptions) -> ReadRecord:
     """Return the record of one file or series, in this process."""
-    is_zip, _, read = _readers(path)
-    if not is_zip:
+    suffix = _suffix(path)
+    _, read = _reader(suffix)
+    if suffix != ZIP_SUFFIX:
         return read(path, options)
     with unpacked(path) as inside:
         return _within(read(image_in(inside), options), path)
 
 
-def _readers(path: Path) -> tuple[bool, Callable[..., tuple[Voxels, ReadRecord]], Callable[..., ReadRecord]]:
-    """Return whether a file is a ZIP archive, and the functions that read it and its header."""
-    suffix = _suffix(path)
+def _reader(suffix: str | None) -> tuple[Callable[..., tuple[Voxels, ReadRecord]], Callable[..., ReadRecord]]:
+    """Return the functions that read a file and its header."""
     if suffix in (_DICOM, ZIP_SUFFIX):
-        return suffix == ZIP_SUFFIX, read_dicom, read_dicom_header
+        return read_dicom, read_dicom_header
     if suffix in PILLOW_SUFFIXES:
-        return False, read_pillow, read_pillow_header
+        return read_pillow, read_pillow_header
     if suffix in TIFF_SUFFIXES:
-        return False, read_tiff, read_tiff_header
-    if suffix in ITK_SUFFIXES:
-        return False, read_itk, read_itk_header
-    return False, read_nifti, read_nifti_header
+        return read_tiff, read_tiff_header
+    return (read_itk, read_itk_header) if suffix in ITK_SUFFIXES else (read_nifti, read_nifti_header)
 
 
 def _within(record: ReadRecord, archive: Path) -> ReadRecord:
@@ -215,12 +215,9 @@ def _with_dims(record: ReadRecord, spatial_dims: int | None) -> ReadRecord:
     if spatial_dims == 2 and record.is_single_slice:
         return replace(record, geometry=Geometry(record.geometry.affine, shape[:2]))
     if spatial_dims == 3 and (len(shape) == 2 or min(shape) == 1):
-        raise GeometryError(
-            "single slice where a volume is needed", file=record.path, received=shape, remedy="give the whole volume"
-        )
+        raise GeometryError("single slice where a volume is needed", file=record.path, received=shape)
     if spatial_dims == 2 and len(shape) == 3:
-        cause = "volume where an image in the plane is needed"
-        raise GeometryError(cause, file=record.path, received=shape, remedy="give single slices")
+        raise GeometryError("volume where an image in the plane is needed", file=record.path, received=shape)
     return record
 
 
@@ -229,13 +226,8 @@ def _joined(records: list[ReadRecord]) -> ReadRecord:
     first = records[0]
     for other in records[1:]:
         if not other.geometry.is_close(first.geometry):
-            raise GeometryError(
-                "channels of one case lie on different grids",
-                file=other.path,
-                received=other.geometry,
-                expected=f"the grid of {first.path.name}: {first.geometry}",
-                remedy="resample them to one grid",
-            )
+            cause, expected = "channels of one case lie on different grids", f"{first.path.name}: {first.geometry}"
+            raise GeometryError(cause, file=other.path, received=other.geometry, expected=expected)
     return replace(
         first,
         channels=sum(record.channels for record in records),
@@ -247,8 +239,8 @@ def _joined(records: list[ReadRecord]) -> ReadRecord:
 def _as_paths(path: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     if not paths:
-        raise DataError("no file given", expected="a path or several")
-    return tuple(Path(p) for p in paths)
+        raise DataError("no file given")
+    return tuple(map(Path, paths))
 
 
 def _reachable(paths: Sequence[Path]) -> tuple[Path, ...]:
@@ -270,11 +262,6 @@ def _suffix(path: Path, *, strict: bool = True) -> str | None:
             return suffix
     if path.is_dir() or name.endswith(DICOM_SUFFIXES) or is_dicom_file(path):
         return _DICOM
-    if not strict:
-        return None
-    raise DataError(
-        "unknown format",
-        file=path,
-        expected=", ".join((*IMAGE_SUFFIXES, *DICOM_SUFFIXES)),
-        remedy="convert it, for example to .nii.gz",
-    )
+    if strict:
+        raise DataError("unknown format", file=path, expected=", ".join((*IMAGE_SUFFIXES, *DICOM_SUFFIXES)))
+    return None

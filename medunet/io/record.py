@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from medunet.geometry import Geometry
 
-PICTURE_FORMATS = ("png", "bmp", "jpeg", "tiff", "dicom-picture")
-"""Formats without a placement in a patient."""
+PICTURE_FORMATS = ("png", "bmp", "jpeg", "tiff", "dicom-picture")  # formats without a placement in a patient
 
 
 class SourceFrame(NamedTuple):
@@ -21,27 +18,11 @@ class SourceFrame(NamedTuple):
     number: int
 
 
-def encode_frames(frames: Sequence[SourceFrame]) -> str:
-    """Return frames as text: unlike a list, text passes through the collation of batches of any size."""
-    return json.dumps([[str(frame.file), frame.number] for frame in frames])
-
-
-def decode_frames(text: str) -> tuple[SourceFrame, ...]:
-    """Return the frames of `encode_frames`.
-
-    Example:
-        >>> decode_frames(encode_frames([SourceFrame(Path("ct/7.dcm"), 0)]))[0].number
-        0
-    """
-    return tuple(SourceFrame(Path(file), number) for file, number in json.loads(text))
-
-
 @dataclass(frozen=True)
 class ReadRecord:
-    """What a reader found in a file or folder.
+    """What a reader found in a file or folder, without a name, identifier, date, institution or description.
 
-    It never contains a name, an identifier of a patient or study, a date, an institution or a description. The hash of
-    the SeriesInstanceUID identifies two readings of one series, but does not allow to look the series up in an archive.
+    The hash of the SeriesInstanceUID identifies two readings of one series, but does not find the series in an archive.
 
     Args:
         path: the caller's file or folder.
@@ -54,7 +35,7 @@ class ReadRecord:
         modality: DICOM's code of two letters or more, such as 'CT'; '' for other formats.
         series: first 12 hexadecimal digits of the SHA-256 of the SeriesInstanceUID; '' for other formats.
         frames: the DICOM slices that were read, in the order of the volume's slices; empty for other formats, and for
-            a series that was resampled, whose volume has other slices than the series.
+            a series that was resampled.
     """
 
     path: Path

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from pydicom.dataset import Dataset
 
 from medunet import __version__
 from medunet.errors import ConfigError, DataError, GeometryError, MedunetError
@@ -27,8 +27,8 @@ from .dicom.rtstruct import make_rtstruct
 from .dicom.seg import make_dicom_seg
 from .names import output_name
 from .reader import PathLike
-from .record import decode_frames
-from .segments import Segment, as_segments
+from .record import SourceFrame
+from .segments import as_segments
 from .writer import label_dtype, result_suffix, write_volume
 
 logger = logging.getLogger(__name__)
@@ -37,14 +37,9 @@ ResultFormat = Literal["auto", "nii.gz", "seg.nrrd", "dicom-seg", "rtstruct"]
 
 RESULT_FORMATS: tuple[ResultFormat, ...] = get_args(ResultFormat)
 
-_DICOM_FORMATS = ("dicom-seg", "rtstruct")
+_DICOM_FORMATS = {"dicom-seg": make_dicom_seg, "rtstruct": make_rtstruct}
 
-
-class _Choice(NamedTuple):
-    """The format of a result, and for DICOM formats the slices that it refers to."""
-
-    format: ResultFormat
-    planes: tuple[SourcePlane, ...] = ()
+_Choice = tuple[ResultFormat, tuple[SourcePlane, ...]]  # the format of a result, and the slices that DICOM refers to
 
 
 class SavePredictiond(MapTransform):
@@ -55,7 +50,9 @@ class SavePredictiond(MapTransform):
     reason if it cannot. Everything else becomes `.nii.gz`. The file has the grid of the prediction, which must be the
     grid that the input was read on.
 
-    The item gets the path of the file under ``<key>_path``, as a str. No name comes from a header.
+    The item has the image under `image`, whose metadata have the file's name and the original grid; without an image,
+    the prediction's own metadata are used. It may have the case's name under `name`. It gets the path of the file under
+    ``<key>_path``, as a str. No name comes from a header.
 
     Args:
         keys: label maps ``(1, *spatial)`` with the values for the file, as after `DecodeLabelsd`.
@@ -66,15 +63,11 @@ class SavePredictiond(MapTransform):
         label_codes: name to ``{"category": [value, scheme, meaning], "type": [...]}``, such as
             ``{"liver": {"type": ["10200004", "SCT", "Liver"]}}``; the default in a DICOM SEG is 'Tissue'.
         algorithm: `name` and `version` of the segmentation algorithm, for the DICOM formats.
-        source_key: key of the image, whose metadata have the file's name and the original grid. If the key is missing,
-            the prediction's own metadata are used.
-        name_key: key of the case's name; if it is missing, the name follows from the file's.
         prob_key: key of probabilities ``(C, *spatial)`` to write as ``<name>_prob.nii.gz``, channels last, or for 2D
             images as ``<name>_prob.npy`` ``(C, x, y)``; None writes none.
         suffix: inserted before the file's suffix, such as ``"_seg"``.
         overwrite: whether existing files may be replaced.
         source_grid: whether a prediction on another grid than the input's is rejected; for DICOM it always is.
-        allow_missing_keys: ignore keys that an item lacks.
 
     Raises:
         ConfigError: unknown format, colours or codes of unknown labels, or highdicom is missing for 'dicom-seg'.
@@ -92,30 +85,22 @@ class SavePredictiond(MapTransform):
         label_colors: Mapping[str, Sequence[int]] | None = None,
         label_codes: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
         algorithm: Mapping[str, str] | None = None,
-        source_key: str = "image",
-        name_key: str = "name",
         prob_key: str | None = None,
         suffix: str = "",
         overwrite: bool = False,
         source_grid: bool = True,
-        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys)
         if format not in RESULT_FORMATS:
             raise ConfigError("unknown format of results", received=format, expected=", ".join(RESULT_FORMATS))
         as_segments(labels, colors=label_colors, codes=label_codes)  # rejects invalid colours and codes now
         self.output_dir = Path(output_dir)
         self.format: ResultFormat = format
         self.labels = None if labels is None else dict(labels)
-        self.label_colors = label_colors
-        self.label_codes = label_codes
+        self.label_colors, self.label_codes = label_colors, label_codes
         self.algorithm = {"name": "medunet", "version": __version__, **(algorithm or {})}
-        self.source_key = source_key
-        self.name_key = name_key
-        self.prob_key = prob_key
-        self.suffix = suffix
-        self.overwrite = overwrite
-        self.source_grid = source_grid
+        self.prob_key, self.suffix = prob_key, suffix
+        self.overwrite, self.source_grid = overwrite, source_grid
         self.pseudonyms: Pseudonyms | None = None  # `Predictor` sets it to de-identify results
         self._chosen: tuple[tuple[Any, ...], _Choice] | None = None
 
@@ -124,16 +109,16 @@ class SavePredictiond(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             image = item[key]
-            meta = self._source_meta(item, image)
+            meta = _source_meta(item, image)
             source = os.fspath(meta["filename_or_obj"])
             choice = self._choose(source, meta)
-            affine = self._checked_affine(image, meta, source, choice.format)
+            affine = self._checked_affine(image, meta, source, choice[0])
             labels = np.asarray(torch.as_tensor(image).detach().cpu())
             if labels.ndim not in (3, 4) or labels.shape[0] != 1:
                 cause = "prediction is not a label map"
                 raise DataError(cause, file=source, received=labels.shape, expected="(1, *spatial)")
             stem = self._stem(item, meta, key)
-            path = self._new_file(stem + _ending(choice.format, source, labels.ndim - 1))
+            path = self._new_file(stem + _ending(choice[0], source, labels.ndim - 1))
             self._write(labels[0], path, choice, affine, meta)
             item[f"{key}_path"] = str(path)
             logger.debug("written: %s", path)
@@ -158,41 +143,32 @@ class SavePredictiond(MapTransform):
             GeometryError: a DICOM format, and the image is not on the grid of its series.
         """
         for key in self.keys:
-            meta = self._source_meta(item, item.get(key))
+            meta = _source_meta(item, item.get(key))
             source = os.fspath(meta["filename_or_obj"])
             stem, spatial_dims = self._stem(item, meta, key), np.size(meta["spatial_shape"])
-            self._new_file(stem + _ending(self._choose(source, meta).format, source, spatial_dims))
+            self._new_file(stem + _ending(self._choose(source, meta)[0], source, spatial_dims))
             if self.prob_key is not None:
                 self._new_file(_probability_name(stem, spatial_dims))
 
     def _write(
         self, labels: np.ndarray[Any, Any], path: Path, choice: _Choice, affine: torch.Tensor, meta: Mapping[str, Any]
     ) -> None:
+        kind, planes = choice
         planar = not path.name.endswith((".nii", ".nii.gz", ".seg.nrrd", ".dcm"))
         whole = labels.astype(label_dtype(labels, planar=planar))
         segments = as_segments(self.labels, values=whole, colors=self.label_colors, codes=self.label_codes)
         if meta.get("single_slice") and not planar:
             whole = whole[..., None]  # as in the input's file
-        if choice.format not in _DICOM_FORMATS:
-            names = segments if choice.format == "seg.nrrd" else self.labels
+        if kind not in _DICOM_FORMATS:
+            names = segments if kind == "seg.nrrd" else self.labels
             write_volume(whole, path, affine=affine, labels=names, overwrite=self.overwrite)
             return
         whole = whole.reshape((*whole.shape, 1)[:3])  # a 2D image is a volume of one slice
-        dataset = self._dicom(choice.format, whole, segments, choice.planes)
+        dataset = _DICOM_FORMATS[kind](whole, segments, planes, algorithm=self.algorithm)
         if self.pseudonyms is not None:
             deidentify(dataset, self.pseudonyms)
         with atomic_path(path, overwrite=self.overwrite) as temporary:
-            save_dataset(dataset, temporary, implicit=choice.format == "rtstruct")  # contours have no limit of points
-
-    def _dicom(
-        self,
-        kind: ResultFormat,
-        voxels: np.ndarray[Any, Any],
-        segments: Sequence[Segment],
-        planes: Sequence[SourcePlane],
-    ) -> Dataset:
-        make = make_dicom_seg if kind == "dicom-seg" else make_rtstruct
-        return make(voxels, segments, planes, algorithm=self.algorithm)
+            save_dataset(dataset, temporary, implicit=kind == "rtstruct")  # contours have no limit of points
 
     def _choose(self, source: str, meta: Mapping[str, Any]) -> _Choice:
         """Return the format, and for DICOM the slices of the source; cached between `check` and writing."""
@@ -205,22 +181,21 @@ class SavePredictiond(MapTransform):
         is_dicom = "dicom_frames" in meta
         if self.format in _DICOM_FORMATS:
             if not is_dicom:
-                cause = f"{self.format} needs a DICOM series as input"
-                raise DataError(cause, file=source, remedy="choose nii.gz or seg.nrrd")
-            return _Choice(self.format, self._verified_planes(self.format, source, meta))
+                raise DataError(f"{self.format} needs a DICOM series as input", file=source)
+            return self.format, self._verified_planes(self.format, source, meta)
         if self.format != "auto" or not is_dicom:
-            return _Choice(self.format)
+            return self.format, ()
         try:
-            return _Choice("dicom-seg", self._verified_planes("dicom-seg", source, meta))
+            return "dicom-seg", self._verified_planes("dicom-seg", source, meta)
         except (ConfigError, DataError, GeometryError) as error:
             hidden = self.pseudonyms
             shown, reason = (source, error) if hidden is None else (hidden.code(source), hidden.hide(error, source))
             logger.warning("%s: written as .nii.gz, not as DICOM SEG: %s", shown, reason)
-            return _Choice("nii.gz")
+            return "nii.gz", ()
 
     def _verified_planes(self, kind: ResultFormat, source: str, meta: Mapping[str, Any]) -> tuple[SourcePlane, ...]:
         """Return the slices of the source, after a trial: an empty result of the first two of them can be written."""
-        frames = decode_frames(meta["dicom_frames"])
+        frames = [SourceFrame(Path(file), number) for file, number in json.loads(meta["dicom_frames"])]
         if not frames:
             raise DataError("the series was resampled, so no slice of the result is a slice of the series", file=source)
         geometry = _source_grid(meta)
@@ -228,7 +203,8 @@ class SavePredictiond(MapTransform):
         try:
             planes = read_planes(frames, Geometry(geometry.affine, (*geometry.shape, 1)[:3]))
             few = planes[:2]
-            trial = self._dicom(kind, np.zeros((*geometry.shape[:2], len(few)), np.uint8), segments, few)
+            empty = np.zeros((*geometry.shape[:2], len(few)), np.uint8)
+            trial = _DICOM_FORMATS[kind](empty, segments, few, algorithm=self.algorithm)
             save_dataset(trial, BytesIO(), implicit=kind == "rtstruct")
         except MedunetError as error:
             raise error.at(error.file or frames[0].file) from error
@@ -242,7 +218,7 @@ class SavePredictiond(MapTransform):
         if self.pseudonyms is not None:
             stem = self.pseudonyms.code(source) + self.suffix
         else:
-            stem = str(item.get(self.name_key) or meta.get("name") or output_name(source)) + self.suffix
+            stem = str(item.get("name") or meta.get("name") or output_name(source)) + self.suffix
         return f"{stem}_{key}" if len(self.keys) > 1 else stem
 
     def _new_file(self, name: str) -> Path:
@@ -251,17 +227,6 @@ class SavePredictiond(MapTransform):
             remedy = "choose another folder, or replace it: --force (in a config `overwrite: true`)"
             raise DataError("result exists already", file=path, remedy=remedy)
         return path
-
-    def _source_meta(self, item: Mapping[Hashable, Any], image: Any) -> Mapping[str, Any]:
-        for candidate in (item.get(self.source_key), image):
-            if isinstance(candidate, MetaTensor) and candidate.meta.get("filename_or_obj"):
-                meta: Mapping[str, Any] = candidate.meta
-                return meta
-        raise DataError(
-            "prediction has no file name in its metadata",
-            expected=f"metadata of '{self.source_key}' with filename_or_obj",
-            remedy="read it by LoadImaged(reader='medunet.io.MedunetReader')",
-        )
 
     def _checked_affine(self, image: Any, meta: Mapping[str, Any], source: str, kind: ResultFormat) -> torch.Tensor:
         original = meta.get("original_affine")
@@ -274,14 +239,18 @@ class SavePredictiond(MapTransform):
             return affine
         written, expected = Geometry(affine.numpy(), tuple(image.shape[1:])), _source_grid(meta)
         if not written.is_close(expected):
-            raise GeometryError(
-                "prediction does not lie on the input's grid",
-                file=source,
-                received=written,
-                expected=expected,
-                remedy="undo the preprocessing with Invertd before saving",
-            )
+            cause = "prediction does not lie on the input's grid"
+            raise GeometryError(cause, file=source, received=written, expected=expected)
         return affine
+
+
+def _source_meta(item: Mapping[Hashable, Any], pred: Any) -> Mapping[str, Any]:
+    for candidate in (item.get("image"), pred):
+        if isinstance(candidate, MetaTensor) and candidate.meta.get("filename_or_obj"):
+            meta: Mapping[str, Any] = candidate.meta
+            return meta
+    expected = "metadata of 'image' with filename_or_obj, as LoadImaged(reader='medunet.io.MedunetReader') has"
+    raise DataError("prediction has no file name in its metadata", expected=expected)
 
 
 def _source_grid(meta: Mapping[str, Any]) -> Geometry:

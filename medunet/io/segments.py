@@ -11,14 +11,13 @@ import numpy.typing as npt
 
 from medunet.errors import ConfigError
 
-BACKGROUND = "background"
-"""The name, in upper or lower case, that is never a segment."""
+BACKGROUND = "background"  # the name, in upper or lower case, that is never a segment
 
+# Default colours: Okabe and Ito's, which colour-blind people can distinguish, and a green.
 PALETTE = (
     *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
     *((0, 114, 178), (213, 94, 0), (204, 121, 167), (128, 174, 128)),
 )
-"""Default colours: Okabe and Ito's, which colour-blind people can distinguish, and a green."""
 
 
 class Code(NamedTuple):
@@ -29,27 +28,18 @@ class Code(NamedTuple):
     meaning: str
 
 
-TISSUE = Code("85756007", "SCT", "Tissue")
-"""Category and type of a label without codes; 3D Slicer's default too."""
+TISSUE = Code("85756007", "SCT", "Tissue")  # category and type of a label without codes; 3D Slicer's default too
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One label of a map.
-
-    Args:
-        name: for people.
-        value: in the voxels.
-        color: red, green, blue, 0 to 255.
-        category: category of the type (DICOM CID 7150).
-        type: anatomical structure or finding.
-    """
+    """One label of a map: its name, its value in the voxels, and its clinical codes."""
 
     name: str
     value: int
-    color: tuple[int, int, int] = PALETTE[0]
-    category: Code = TISSUE
-    type: Code = TISSUE
+    color: tuple[int, int, int] = PALETTE[0]  # red, green, blue, 0 to 255
+    category: Code = TISSUE  # of the type (DICOM CID 7150)
+    type: Code = TISSUE  # anatomical structure or finding
 
 
 def as_segments(
@@ -70,7 +60,7 @@ def as_segments(
     Raises:
         ConfigError: an invalid colour or code, or one of an unknown label.
 
-    Example:
+    Examples:
         >>> [(s.name, s.value) for s in as_segments({"background": 0, "liver": 2}, values=[0, 2, 3])]
         [('liver', 2), ('label_3', 3)]
     """

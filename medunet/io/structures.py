@@ -18,10 +18,9 @@ from .segments import BACKGROUND
 
 Mask = npt.NDArray[np.bool_]
 
-
+# Largest distance of a voxel from its partner on the reference. Positions of slices are decimal strings and vary by up
+# to `medunet.io.dicom.grid.GAP_TOLERANCE_MM`; a fifth of a voxel changes no label.
 LATTICE_TOLERANCE_VOXELS = 0.2
-"""Largest distance of a voxel from its partner on the reference. Positions of slices are decimal strings and vary by up
-to `medunet.io.dicom.grid.GAP_TOLERANCE_MM`; a fifth of a voxel changes no label."""
 
 
 class Painting(NamedTuple):
@@ -33,17 +32,11 @@ class Painting(NamedTuple):
 
 @dataclass(frozen=True)
 class Structure:
-    """A segment, region of interest or label of a file.
-
-    Args:
-        name: in the file.
-        number: in the file, from 1.
-        paint: returns its voxels on a grid; raises GeometryError if it does not lie there.
-    """
+    """A segment, region of interest or label of a file."""
 
     name: str
-    number: int
-    paint: Callable[[Geometry], Painting]
+    number: int  # in the file, from 1
+    paint: Callable[[Geometry], Painting]  # raises GeometryError if the structure does not lie on the grid
 
 
 class LabelMap(NamedTuple):
@@ -61,21 +54,10 @@ def paint_structures(
     labels: Mapping[str, int] | None,
     file: str | os.PathLike[str],
 ) -> LabelMap:
-    """Paint structures into one label map.
+    """Paint structures into one label map; if two overlap, the later one wins, and a warning counts these voxels.
 
-    Voxels outside all of them are 0. If two overlap, the later one wins: later in `labels` if given, else in the file;
-    a warning counts these voxels.
-
-    Args:
-        structures: of the file.
-        reference: grid to paint on.
-        labels: name to value; structures without a name in it are left out with a warning. Names are compared without
-            case and surrounding spaces. None takes all, numbered as in the file.
-        file: named in errors.
-
-    Raises:
-        DataError: none of the labels is among the structures, or two of them have one name.
-        GeometryError: a structure does not lie on the reference.
+    `labels` (name to value) chooses structures and their order; names are compared without case and surrounding spaces.
+    None takes all, numbered and ordered as in the file.
     """
     structures = list(structures)
     warnings: list[str] = []
@@ -90,13 +72,8 @@ def paint_structures(
                 raise DataError("two structures have one name", file=file, received=structure.name)
         chosen = [(by_name[_key(name)], name, value) for name, value in required.items() if _key(name) in by_name]
         if required and not chosen:
-            raise DataError(
-                "none of the labels is among the file's structures",
-                file=file,
-                received=sorted(s.name for s in structures),
-                expected=sorted(required),
-                remedy="give the labels the structures' names",
-            )
+            cause, names = "none of the labels is among the file's structures", sorted(s.name for s in structures)
+            raise DataError(cause, file=file, received=names, expected=sorted(required))
         if unused := sorted(set(by_name) - {_key(name) for name in required}):
             warnings.append(f"structures without a label left out: {', '.join(by_name[key].name for key in unused)}")
         if absent := sorted(name for name in required if _key(name) not in by_name):
@@ -114,17 +91,10 @@ def paint_structures(
 def paint_voxels(
     indices: npt.NDArray[np.int64], source: Geometry, target: Mask, reference: Geometry, *, file: str | os.PathLike[str]
 ) -> None:
-    """Set voxels of a mask, given by their indices on another grid that shares its voxels.
+    """Set voxels of `target`, a mask on `reference`, that are given by ``(3, N)`` indices on the grid `source`.
 
-    Args:
-        indices: ``(3, N)`` in the source.
-        source: grid of the indices; it may be mirrored, have permuted axes and extend beyond the reference.
-        target: mask on the reference, changed in place.
-        reference: grid of the mask.
-        file: named in errors.
-
-    Raises:
-        GeometryError: the centres of the voxels do not coincide, or a voxel is outside of the mask.
+    The grids share their voxels; the source may be mirrored, have permuted axes and extend beyond the reference. A
+    voxel that is outside, or whose centre does not coincide, is a GeometryError.
     """
     if len(source.shape) != 3 or len(reference.shape) != 3:
         received = f"image of {len(reference.shape)} axes"
@@ -134,32 +104,18 @@ def paint_voxels(
     corners = np.array(list(product(*[(0, n - 1) for n in source.shape]))).T
     distance = np.abs(exact[:3, :3] @ corners + exact[:3, 3:] - (axes @ corners + offset)).max()
     if not np.array_equal(np.abs(axes) @ np.abs(axes).T, np.eye(3)) or distance > LATTICE_TOLERANCE_VOXELS:
-        raise GeometryError(
-            "segmentation does not lie on the image's grid",
-            file=file,
-            received=source,
-            expected=f"voxels of {reference}",
-            remedy="resample it, or give the image that it was drawn on",
-        )
+        cause = "segmentation does not lie on the image's grid"
+        raise GeometryError(cause, file=file, received=source, expected=f"voxels of {reference}")
     mapped = axes @ indices + offset
     outside = ((mapped < 0) | (mapped >= np.reshape(target.shape, (3, 1)))).any(axis=0)
     if outside.any():
-        raise GeometryError(
-            "segmentation reaches outside the image",
-            file=file,
-            received=f"{int(outside.sum())} of {outside.size} voxels outside",
-            remedy="give the image that it was drawn on",
-        )
+        received = f"{int(outside.sum())} of {outside.size} voxels outside"
+        raise GeometryError("segmentation reaches outside the image", file=file, received=received)
     target[tuple(mapped)] = True
 
 
 def number_structures(structures: Sequence[Structure]) -> dict[str, int]:
-    """Return name to value, numbered as in the file; a name that occurs twice gets its number appended.
-
-    Example:
-        >>> number_structures([Structure("lung", 1, print), Structure("Lung", 2, print), Structure("", 3, print)])
-        {'background': 0, 'lung_1': 1, 'Lung_2': 2, 'structure_3': 3}
-    """
+    """Return name to value, numbered as in the file; a name that occurs twice gets its number appended."""
     return {BACKGROUND: 0, **{_unique(s, structures): s.number for s in structures}}
 
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from medunet.errors import DataError, GeometryError
-from medunet.files import atomic_path, write_atomically
+from medunet.files import atomic_path
 from medunet.geometry import Geometry
 
 from .layout import copy_in_order
@@ -27,6 +27,8 @@ from .names import split_suffix
 from .nrrd import SEG_NRRD_SUFFIX, segment_fields
 from .packed import gzip_parts
 from .segments import Segment, as_segments
+
+Labels = Mapping[str, int] | Sequence[Segment]
 
 _NIFTI1_LARGEST_AXIS = 32767  # NIfTI-1 stores sizes as int16; larger volumes are written as NIfTI-2
 _PART_BYTES = 32 << 20  # voxels that are put in the file's order, compressed and written at a time
@@ -37,8 +39,7 @@ _SCANNER = 1  # NIfTI's code of a placement in scanner coordinates
 _PLANAR_TYPES = ("uint8", "uint16")
 _LABEL_TYPES = ("uint8", "int16", "int32")
 
-WRITE_SUFFIXES = (".nii", ".nii.gz", ".png", ".tif", ".tiff", ".npy", SEG_NRRD_SUFFIX, ".nrrd", ".mha")
-"""Suffixes that `write_volume` knows, the longer before the shorter."""
+WRITE_SUFFIXES = (".nii", ".nii.gz", ".png", ".tif", ".tiff", ".npy", SEG_NRRD_SUFFIX, ".nrrd", ".mha")  # longer first
 
 
 def write_volume(
@@ -47,7 +48,7 @@ def write_volume(
     *,
     affine: npt.ArrayLike | torch.Tensor | None = None,
     dtype: npt.DTypeLike | None = None,
-    labels: Mapping[str, int] | Sequence[Segment] | None = None,
+    labels: Labels | None = None,
     overwrite: bool = True,
 ) -> Path:
     """Write voxels to a file whose suffix chooses the format.
@@ -82,39 +83,29 @@ def write_volume(
     except GeometryError as error:
         raise error.at(target) from error
     suffix = next((s for s in WRITE_SUFFIXES if target.name.lower().endswith(s)), None)
-    if suffix in (".nii", ".nii.gz"):
-        parts = _nifti_parts(voxels, geometry, target, labels=labels)
-        write_atomically(target, gzip_parts(parts) if suffix == ".nii.gz" else parts, overwrite=overwrite)
-    elif suffix in (".npy", ".png"):
-        buffer = io.BytesIO()
-        if suffix == ".npy":
-            np.save(buffer, voxels)
-        else:
-            Image.fromarray(_planar(voxels, target, axes=(2,))).save(buffer, format="PNG")
-        write_atomically(target, buffer.getvalue(), overwrite=overwrite)
-    elif suffix in (".tif", ".tiff"):
-        pages = _planar(voxels, target, axes=(2, 3))
-        with atomic_path(target, overwrite=overwrite) as temporary:
-            tifffile.imwrite(temporary, pages, photometric="minisblack", compression="zlib")
-    elif suffix in (SEG_NRRD_SUFFIX, ".nrrd", ".mha"):
-        image = _itk_image(voxels, geometry, target, labels=labels)
-        with atomic_path(target, overwrite=overwrite) as temporary:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
-    else:
+    if suffix is None:
         raise DataError("unknown format", file=target, expected=", ".join(WRITE_SUFFIXES))
+    with atomic_path(target, overwrite=overwrite) as temporary:
+        if suffix in (".nii", ".nii.gz"):
+            parts = _nifti_parts(voxels, geometry, target, labels=labels)
+            with temporary.open("wb") as file:
+                file.writelines(gzip_parts(parts) if suffix == ".nii.gz" else parts)
+        elif suffix == ".npy":
+            with temporary.open("wb") as file:
+                np.save(file, voxels)
+        elif suffix == ".png":
+            Image.fromarray(_planar(voxels, target, axes=(2,))).save(temporary, format="PNG")
+        elif suffix in (".tif", ".tiff"):
+            pages = _planar(voxels, target, axes=(2, 3))
+            tifffile.imwrite(temporary, pages, photometric="minisblack", compression="zlib")
+        else:
+            image = _itk_image(voxels, geometry, target, labels=labels)
+            sitk.WriteImage(image, str(temporary), useCompression=True)
     return target
 
 
 def label_dtype(values: npt.ArrayLike, *, planar: bool) -> np.dtype[Any]:
-    """Return the smallest type for label values that other programs expect: uint8, else int16, int32, or uint16 in 2D.
-
-    Raises:
-        DataError: values that are negative or too large for these types.
-
-    Example:
-        >>> label_dtype([0, 255], planar=False), label_dtype([0, 300], planar=True)
-        (dtype('uint8'), dtype('uint16'))
-    """
+    """Return the smallest type for label values that other programs expect: uint8, int16, int32, or uint16 in 2D."""
     array = np.asarray(values)
     low, high = (array.min(), array.max()) if array.size else (0, 0)
     names = _PLANAR_TYPES if planar else _LABEL_TYPES
@@ -140,14 +131,10 @@ def _cast(voxels: npt.NDArray[Any], dtype: np.dtype[Any], path: Path) -> npt.NDA
         low, high = voxels.min(), voxels.max()
         info = np.iinfo(dtype)
         if not (low >= info.min and high <= info.max):  # false for NaN too
-            raise DataError(
-                f"values do not fit {dtype}",
-                file=path,
-                received=f"{low} to {high}",
-                expected=f"{info.min} to {info.max}",
-            )
+            received, expected = f"{low} to {high}", f"{info.min} to {info.max}"
+            raise DataError(f"values do not fit {dtype}", file=path, received=received, expected=expected)
         if voxels.dtype.kind == "f" and not np.array_equal(np.rint(voxels), voxels):
-            raise DataError(f"fractional values do not fit {dtype}", file=path, remedy="round them or write float32")
+            raise DataError(f"fractional values do not fit {dtype}", file=path)
     return voxels.astype(dtype)
 
 
@@ -162,11 +149,7 @@ def nifti_labels(path: Path) -> dict[str, int] | None:
 
 
 def _nifti_parts(
-    voxels: npt.NDArray[Any],
-    geometry: Geometry,
-    path: Path,
-    *,
-    labels: Mapping[str, int] | Sequence[Segment] | None,
+    voxels: npt.NDArray[Any], geometry: Geometry, path: Path, *, labels: Labels | None
 ) -> Iterator[bytes | memoryview]:
     """Yield the file's bytes part by part, so that a large volume is not copied as a whole."""
     if voxels.ndim > 4:
@@ -208,16 +191,9 @@ def _planar(voxels: npt.NDArray[Any], path: Path, *, axes: tuple[int, ...]) -> n
     return np.ascontiguousarray(voxels.T)  # files store rows first
 
 
-def _itk_image(
-    voxels: npt.NDArray[Any],
-    geometry: Geometry,
-    path: Path,
-    *,
-    labels: Mapping[str, int] | Sequence[Segment] | None,
-) -> sitk.Image:
+def _itk_image(voxels: npt.NDArray[Any], geometry: Geometry, path: Path, *, labels: Labels | None) -> sitk.Image:
     is_segmentation = path.name.lower().endswith(SEG_NRRD_SUFFIX)
-    axes = (3,) if is_segmentation else (2, 3)
-    _require_axes(voxels, path, axes)
+    _require_axes(voxels, path, (3,) if is_segmentation else (2, 3))
     if is_segmentation:
         voxels = _cast(voxels, label_dtype(voxels, planar=False), path)
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T))
@@ -235,19 +211,17 @@ def _itk_image(
 
 def _require_axes(voxels: npt.NDArray[Any], path: Path, axes: tuple[int, ...]) -> None:
     if voxels.ndim not in axes:
-        raise DataError(
-            "wrong number of axes for the format", file=path, received=voxels.ndim, expected=axes, remedy="use .nii.gz"
-        )
+        raise DataError("wrong number of axes for the format", file=path, received=voxels.ndim, expected=axes)
 
 
 def result_suffix(source: str | os.PathLike[str], *, spatial_dims: int) -> str:
     """Return the suffix of an image's label map: the image's own if it stores labels without loss and with placement.
 
-    Example:
+    Examples:
         >>> [result_suffix(name, spatial_dims=3) for name in ("a.nii.gz", "a.nii", "a.nrrd", "series", "stack.tif")]
         ['.nii.gz', '.nii', '.nii.gz', '.nii.gz', '.tif']
-        >>> [result_suffix(name, spatial_dims=2) for name in ("a.png", "a.tif", "a.jpg", "a.bmp")]
-        ['.png', '.tif', '.png', '.png']
+        >>> [result_suffix(name, spatial_dims=2) for name in ("a.png", "a.tif", "a.jpg")]
+        ['.png', '.tif', '.png']
     """
     suffix = split_suffix(Path(source).name)[1].lower()
     if suffix in (".nii", ".nii.gz", ".tif", ".tiff"):

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import gzip
-import lzma
-import secrets
-import shutil
 import stat
 import tarfile
+import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from medunet.errors import DataError, SecurityError
+from medunet.errors import DataError, MedunetError, SecurityError
 
 MAX_FILES = 2_000
 MAX_BYTES = 4 << 30  # all files together, unpacked; the weights of an ensemble of five large networks are smaller
 _CHUNK = 1 << 20
 _LARGEST_HEADER = 8 << 20  # of a .tar: `tarfile` reads a header in one piece, whatever size it claims
-
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
 
 class _Member(NamedTuple):
@@ -31,7 +27,7 @@ class _Member(NamedTuple):
     size: int
     is_plain: bool
     is_folder: bool
-    handle: Any
+    open: Callable[[], Any]
 
 
 def unpack(archive: Path, output: Path, *, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES) -> Path:
@@ -51,60 +47,62 @@ def unpack(archive: Path, output: Path, *, max_bytes: int = MAX_BYTES, max_files
         DataError: not an archive, or the folder exists.
     """
     if output.exists():
-        raise DataError("exists already", file=output, remedy="give a folder that does not exist")
+        raise DataError("exists already", file=output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{secrets.token_hex(4)}.{output.name}")
-    too_large = SecurityError("archive unpacks to too much", file=archive, expected=f"up to {max_bytes / 2**30:g} GiB")
-    seen: set[str] = set()
-    written = 0
-    try:
-        with _opened(archive, too_large) as (members, opener):
-            temporary.mkdir()
-            for count, member in enumerate(members, start=1):
-                if count > max_files:
-                    raise SecurityError("archive has too many files", file=archive, expected=f"up to {max_files}")
-                target = temporary.joinpath(*_checked_parts(member, archive, seen))
-                if written + member.size > max_bytes:
-                    raise too_large
-                if member.is_folder:
-                    target.mkdir(parents=True, exist_ok=True)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with opener(member.handle) as source, target.open("xb") as file:
-                    while chunk := source.read(_CHUNK):
-                        written += len(chunk)
-                        if written > max_bytes:
-                            raise too_large
-                        file.write(chunk)
-        inside = list(temporary.iterdir())
-        top = inside[0] if len(inside) == 1 and inside[0].is_dir() and inside[0].name != "configs" else temporary
-        top.rename(output)
-    except (*_DAMAGED, NotImplementedError, RuntimeError, ValueError) as error:
-        raise DataError(f"cannot be unpacked: {error}", file=archive, expected="a .zip, .tar or .tar.gz") from error
-    except OSError as error:
-        raise DataError(f"cannot be unpacked: {error.strerror or error}", file=archive) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".unpack_") as temporary:
+        folder = Path(temporary) / "files"
+        folder.mkdir()
+        try:
+            _unpack(archive, folder, max_bytes, max_files)
+            inside = list(folder.iterdir())
+            top = inside[0] if len(inside) == 1 and inside[0].is_dir() and inside[0].name != "configs" else folder
+            top.rename(output)
+        except MedunetError:
+            raise
+        except Exception as error:  # the decoders raise many types for damaged data
+            cause = f"cannot be unpacked: {getattr(error, 'strerror', None) or error}"
+            raise DataError(cause, file=archive, expected="a .zip, .tar or .tar.gz") from error
     return output
 
 
+def _unpack(archive: Path, folder: Path, max_bytes: int, max_files: int) -> None:
+    too_large = SecurityError("archive unpacks to too much", file=archive, expected=f"up to {max_bytes / 2**30:g} GiB")
+    seen: set[str] = set()
+    written = 0
+    with _opened(archive, too_large) as members:
+        for count, member in enumerate(members, start=1):
+            if count > max_files:
+                raise SecurityError("archive has too many files", file=archive, expected=f"up to {max_files}")
+            target = folder.joinpath(*_checked_parts(member, archive, seen))
+            if written + member.size > max_bytes:
+                raise too_large
+            (target if member.is_folder else target.parent).mkdir(parents=True, exist_ok=True)
+            if member.is_folder:
+                continue
+            with member.open() as source, target.open("xb") as file:
+                while chunk := source.read(_CHUNK):
+                    written += len(chunk)
+                    if written > max_bytes:
+                        raise too_large
+                    file.write(chunk)
+
+
 @contextmanager
-def _opened(archive: Path, too_large: SecurityError) -> Iterator[tuple[Iterator[_Member], Callable[..., Any]]]:
-    """Open an archive: its members, and the function that opens one of them."""
+def _opened(archive: Path, too_large: SecurityError) -> Iterator[Iterator[_Member]]:
+    """Open an archive and yield its members one by one: a list would read an endless archive to its end."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
-            yield map(_zip_member, zipped.infolist()), zipped.open
+            yield (_zip_member(info, zipped) for info in zipped.infolist())
         return
     with archive.open("rb") as file:
         opener = gzip.open if file.read(2) == b"\x1f\x8b" else Path.open
     with opener(archive, "rb") as content, tarfile.open(fileobj=_bounded(content, too_large), mode="r:") as tar:
-        # one by one: a list of all members would read an endless archive to its end
-        yield (_Member(m.name, m.size, m.isreg() or m.isdir(), m.isdir(), m) for m in tar), tar.extractfile
+        yield (_Member(m.name, m.size, m.isreg() or m.isdir(), m.isdir(), partial(tar.extractfile, m)) for m in tar)
 
 
-def _zip_member(info: zipfile.ZipInfo) -> _Member:
+def _zip_member(info: zipfile.ZipInfo, zipped: zipfile.ZipFile) -> _Member:
     is_plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
-    return _Member(info.filename, info.file_size, is_plain, info.is_dir(), info)
+    return _Member(info.filename, info.file_size, is_plain, info.is_dir(), partial(zipped.open, info))
 
 
 def _bounded(file: Any, too_large: SecurityError) -> Any:

@@ -12,17 +12,17 @@ from typing import Any
 
 from medunet.files import write_atomically
 
+# One expression per line; `medunet bundle render` adds lines. None is removed, because older runs have older ones.
 EXPRESSIONS_FILE = Path(__file__).with_name("expressions.txt")
-"""One expression per line; `medunet bundle render` adds lines. None is removed, because older runs have older ones."""
 
+# Reviewed targets by module: none takes a string as code, as a name to import or as a pickle to load.
 TARGETS_FILE = Path(__file__).with_name("targets.txt")
-"""Reviewed targets by module: none takes a string as code, as a name to import or as a pickle to load."""
 
 EXPRESSION = "$"
 MACRO = "%"
 TARGET = "_target_"
 
-_PATTERNS = (re.compile(r"\$@ckpt_dir \+ '/fold_\d{1,4}\.pt'"),)  # expressions with a number: members of an ensemble
+_ENSEMBLE_MEMBER = re.compile(r"\$@ckpt_dir \+ '/fold_\d{1,4}\.pt'")
 
 
 def _read(path: Path) -> frozenset[str]:
@@ -30,22 +30,24 @@ def _read(path: Path) -> frozenset[str]:
     return frozenset(line for line in lines if line and not line.startswith("#"))
 
 
-def _read_targets() -> frozenset[str]:
-    pairs = [line.split(": ") for line in _read(TARGETS_FILE)]
-    return frozenset(
-        (f"{module}." if module != "MONAI" else "") + name for module, names in pairs for name in names.split()
-    )
-
-
 KNOWN_EXPRESSIONS = _read(EXPRESSIONS_FILE)
-KNOWN_TARGETS = _read_targets()
+KNOWN_TARGETS = frozenset(
+    name if module == "MONAI" else f"{module}.{name}"
+    for module, names in (line.split(": ") for line in _read(TARGETS_FILE))
+    for name in names.split()
+)
 
+# Values of `reader` that MONAI looks up among its own readers; it would import and call any other string.
 SAFE_READERS = frozenset({"ITKReader", "NibabelReader", "NrrdReader", "PILReader", "PydicomReader"})
-"""Values of `reader` that MONAI looks up among its own readers; it would import and call any other string."""
+
+READER_TARGET = "medunet.io.MedunetReader"  # the only component that `reader` may be
 
 _CALLED = "a string here is a name that MONAI imports and calls"
 _PICKLE = "pickles run code when they are loaded"
 
+# Arguments by which a harmless target runs something else: their allowed values, and why others are rejected. The scan
+# looks for these names everywhere, so a flat key (`a::b::reader`) or another target cannot avoid it. A list or mapping
+# is never an allowed value, because Python treats every non-empty container as true; `reader` has its own rule.
 GADGET_ARGUMENTS: Mapping[str, tuple[frozenset[Any], str]] = {
     "reader": (SAFE_READERS | {None}, _CALLED),
     "writer": (frozenset({None}), _CALLED),
@@ -56,30 +58,16 @@ GADGET_ARGUMENTS: Mapping[str, tuple[frozenset[Any], str]] = {
     "_debug_": (frozenset({False}), "starts a debugger"),
     "_wrapper_": (frozenset(), "calls what it names"),
 }
-"""Arguments by which a harmless target runs something else: their allowed values, and why others are rejected.
-
-The scan looks for these names everywhere, so a flat key (`a::b::reader`) or another target cannot avoid it. A list or a
-mapping is never an allowed value, because Python treats every non-empty container as true.
-"""
-
-LISTED_ARGUMENTS = frozenset({"reader"})
-"""The arguments above that may also be a flat list; each entry is judged like a value."""
-
-GADGET_COMPONENTS: Mapping[str, frozenset[str]] = {"reader": frozenset({"medunet.io.MedunetReader"})}
-"""Targets of components that these arguments may have.
-
-Other mappings are rejected: MONAI treats every iterable as a list of names, also the keys of a mapping.
-"""
 
 
 def is_known_expression(text: str) -> bool:
     """Return whether medunet renders a `$` expression.
 
-    Example:
+    Examples:
         >>> is_known_expression("$@ckpt_dir + '/fold_3.pt'"), is_known_expression("$__import__('os').system('id')")
         (True, False)
     """
-    return text in KNOWN_EXPRESSIONS or any(pattern.fullmatch(text) for pattern in _PATTERNS)
+    return text in KNOWN_EXPRESSIONS or _ENSEMBLE_MEMBER.fullmatch(text) is not None
 
 
 def missing_from_known(configs: Iterable[Mapping[str, Any]]) -> tuple[set[str], set[str]]:

@@ -14,33 +14,23 @@ from typing import Any
 from medunet.config import MAX_CONFIG_BYTES
 from medunet.files import damaged_checkpoint, sha256_of
 
-from .known import (
-    EXPRESSION,
-    GADGET_ARGUMENTS,
-    GADGET_COMPONENTS,
-    KNOWN_TARGETS,
-    LISTED_ARGUMENTS,
-    MACRO,
-    TARGET,
-    is_known_expression,
-)
-from .logging_conf import suspicious_lines
+from .known import EXPRESSION, GADGET_ARGUMENTS, KNOWN_TARGETS, MACRO, READER_TARGET, TARGET, is_known_expression
 
+# Code, pickles, and configs in YAML, which other programs prefer to the JSON that is judged here.
 CODE_SUFFIXES = frozenset(
     {".py", ".pyc", ".pyd", ".pyw", ".pth", ".so", ".dll", ".dylib", ".sh", ".bat", ".cmd", ".ps1", ".exe"}
     | {".ipynb", ".pkl", ".pickle", ".joblib", ".yaml", ".yml"}
 )
-"""Code, pickles, and configs in YAML, which other programs prefer to the JSON that is judged here."""
-
 SHOWN_CHARACTERS = 200
-
-READ_ONLY_IDS = frozenset({"dataset_dir", "init_from", "ckpt_path", "source", "data", "path", "_desc_"})
-"""Ids whose paths are only read, and never as code."""
+READ_ONLY_IDS = frozenset({"dataset_dir", "init_from", "ckpt_path", "source", "data", "path", "_desc_"})  # never code
+WEIGHTS = "weights"  # key of metadata.json: SHA-256 by file of `models/`
 
 _OUTSIDE = re.compile(r"(/|~|\\\\)|.*:[\\/]|(.*[\\/])?\.\.([\\/]|$)", re.DOTALL)
 
-WEIGHTS = "weights"
-"""Key of metadata.json: SHA-256 by file of `models/`."""
+_LOG_CLASSES = {"StreamHandler", "logging.StreamHandler", "NullHandler", "logging.NullHandler"}
+_LOG_ARGUMENTS = re.compile(r"\(\s*((sys\.)?(stdout|stderr)\s*,?)?\s*\)")
+_LOG_KEYS = {"keys", "level", "handlers", "qualname", "propagate", "formatter", "format", "datefmt", "style"}
+_LOG_LINE = re.compile(r"(?P<key>[A-Za-z_]+)\s*[=:]\s*(?P<value>.*)")
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ class Finding:
 
     Args:
         file: path inside the bundle.
-        where: id of the value, line or ''.
+        id: of the value, or the line, or ''.
         text: the value, safe to print.
         why: what it could do.
         outside: whether it only reaches outside of the bundle's folder, which is allowed in one's own bundle.
@@ -57,14 +47,14 @@ class Finding:
     """
 
     file: str
-    where: str
+    id: str
     text: str
     why: str
     outside: bool = False
     damaged: bool = False
 
     def __str__(self) -> str:
-        place = f"{self.file} {self.where}".strip()
+        place = f"{self.file} {self.id}".strip()
         return f"{place}: {self.text} ({self.why})" if self.text else f"{place} ({self.why})"
 
 
@@ -86,11 +76,7 @@ class Scan:
 
 
 def scan_bundle(bundle: Path) -> Scan:
-    """Scan a bundle's folder.
-
-    A JSON key that occurs twice is a finding, because readers differ in which one counts. `$` expressions, targets,
-    macros and arguments are compared with the lists of :mod:`medunet.trust.known`.
-    """
+    """Scan a bundle's folder by the lists of :mod:`medunet.trust.known`."""
     findings: list[Finding] = []
     texts: list[tuple[str, str]] = []
     configs: dict[str, Any] = {}
@@ -137,35 +123,33 @@ def _files(bundle: Path, findings: list[Finding]) -> Iterator[Path]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("a key occurs twice")
+    if len(content := dict(pairs)) != len(pairs):
+        raise ValueError("a key occurs twice")  # readers differ in which one counts
     return content
 
 
 def _scan_json(path: Path, name: str, findings: list[Finding]) -> tuple[Any, str]:
     """Return the content, and the text for the digest, which excludes recorded hashes of weights."""
     data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
     try:
         content = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         cause = "nested too deeply" if isinstance(error, RecursionError) else _safe(str(error))
         findings.append(Finding(name, "", "", f"not plain JSON: {cause}"))
-        return None, hashlib.sha256(data).hexdigest()
+        return None, digest
     is_metadata = name == "configs/metadata.json"
     findings += _scan_values(content, name, paths=not is_metadata)
     if is_metadata and isinstance(content, dict):
-        plain = {key: value for key, value in content.items() if key != WEIGHTS}
-        return content, json.dumps(plain, sort_keys=True)
-    return content, hashlib.sha256(data).hexdigest()
+        digest = json.dumps({key: value for key, value in content.items() if key != WEIGHTS}, sort_keys=True)
+    return content, digest
 
 
 def _scan_values(content: Any, file: str, *, paths: bool) -> Iterator[Finding]:
     waiting: list[tuple[str, str, Any]] = [("", "", content)]
     while waiting:
         id_, key, value = waiting.pop()
-        result = _scan_value(key, value, paths=paths)
-        if result is not None:
+        if (result := _scan_value(key, value, paths=paths)) is not None:
             text, why, outside = result
             yield Finding(file, _safe(id_), _safe(text), why, outside)
         own = [(str(k), str(k), v) for k, v in value.items()] if isinstance(value, Mapping) else []
@@ -181,15 +165,12 @@ def _parts(key: str) -> list[str]:
 def _argument(key: str) -> str:
     """Return the name of the argument that a key sets; a number addresses an entry of the argument before it.
 
-    Example:
-        >>> _argument("steps::load::data::0"), _argument("+steps#load#data"), _argument("7")
-        ('data', 'data', '7')
-        >>> _argument("steps::load::data:: 0")
-        'data'
+    Examples:
+        >>> _argument("steps::load::data::0"), _argument("+steps#load#data"), _argument("steps::load::data:: 0")
+        ('data', 'data', 'data')
     """
     parts = _parts(key)
-    named = [part for part in parts if not _is_number(part)]
-    return named[-1] if named else parts[-1]
+    return next((part for part in reversed(parts) if not _is_number(part)), parts[-1])
 
 
 def _is_number(text: str) -> bool:
@@ -209,9 +190,9 @@ def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] |
         if outer in GADGET_ARGUMENTS:
             return f"{key}={value}", GADGET_ARGUMENTS[outer][1], False
     if name == TARGET:
-        if not isinstance(value, str) or value not in KNOWN_TARGETS:
-            return str(value), "is imported and called, and is not on the list of reviewed targets", False
-        return None
+        is_known = isinstance(value, str) and value in KNOWN_TARGETS
+        why = "is imported and called, and is not on the list of reviewed targets"
+        return None if is_known else (str(value), why, False)
     if name in GADGET_ARGUMENTS and not _is_allowed(name, value):
         shown = f"{{{', '.join(map(str, value))}}}" if isinstance(value, Mapping) else value
         return f"{name}={shown}", GADGET_ARGUMENTS[name][1], False
@@ -229,11 +210,10 @@ def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] |
 
 def _is_allowed(argument: str, value: Any) -> bool:
     """Return whether a dangerous argument has one of its allowed values; the type counts, so 0 is not `False`."""
-    if isinstance(value, list):
-        return argument in LISTED_ARGUMENTS and not any(isinstance(one, list) for one in value)  # entries follow
-    if isinstance(value, Mapping):
-        target = value.get(TARGET)
-        return isinstance(target, str) and target in GADGET_COMPONENTS.get(argument, ())
+    if isinstance(value, list):  # of readers: entries follow. MONAI imports and calls what a list of lists yields
+        return argument == "reader" and not any(isinstance(one, list) for one in value)
+    if isinstance(value, Mapping):  # MONAI iterates every other component, and takes what it yields as names
+        return argument == "reader" and value.get(TARGET) == READER_TARGET
     return isinstance(value, bool | str | None) and value in GADGET_ARGUMENTS[argument][0]
 
 
@@ -243,6 +223,7 @@ def _borrows(text: str) -> bool:
 
 
 def _scan_other(path: Path, name: str) -> Iterator[Finding]:
+    """Accept only plain console logging, because Python's `fileConfig` evaluates parts of `logging.conf`."""
     if path.name != "logging.conf":
         yield Finding(name, "", "", "not a config that medunet knows")
         return
@@ -251,29 +232,39 @@ def _scan_other(path: Path, name: str) -> Iterator[Finding]:
     except UnicodeDecodeError:
         yield Finding(name, "", "", "not text")
         return
-    for number, line in suspicious_lines(text):
-        yield Finding(name, f"line {number}", _safe(line), "Python's logging would evaluate it")
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):  # the line ends of fileConfig
+        if line.strip() and not _is_plain_logging(line):
+            yield Finding(name, f"line {number}", _safe(line.strip()), "Python's logging would evaluate it")
+
+
+def _is_plain_logging(line: str) -> bool:
+    """Judge a line by itself, without the parser that would evaluate it."""
+    if line.startswith(("#", ";")) or re.fullmatch(r"\[[A-Za-z_]+\]\s*", line):
+        return True
+    if (match := _LOG_LINE.fullmatch(line)) is None:
+        return False
+    key, value = match["key"], match["value"].strip()
+    if key == "class":
+        return value in _LOG_CLASSES
+    return _LOG_ARGUMENTS.fullmatch(value) is not None if key == "args" else key in _LOG_KEYS
 
 
 def _scan_weights(bundle: Path, metadata: Any, findings: list[Finding]) -> tuple[str, ...]:
+    """Return the files of `models/` that have their recorded hash."""
     recorded = metadata.get(WEIGHTS, {}) if isinstance(metadata, Mapping) else {}
     same: list[str] = []
-    pairs = recorded.items() if isinstance(recorded, Mapping) else [("", recorded)]
-    for name, expected in pairs:
+    for name, expected in recorded.items() if isinstance(recorded, Mapping) else [("", recorded)]:
         path = bundle / "models" / name
         if not re.fullmatch(r"[\w-][\w.-]*", name) or not isinstance(expected, str):
             text = _safe(f"{name}: {expected}")
             findings.append(Finding("configs/metadata.json", WEIGHTS, text, "not a hash of weights"))
+        elif path.is_file() and (digest := sha256_of(path)) == expected.lower():
+            same.append(name)
+        elif path.is_file() and damaged_checkpoint(path) is not None:
+            findings.append(Finding(f"models/{name}", "", "", "the file is damaged", damaged=True))
         elif path.is_file():
-            digest = sha256_of(path)
-            if digest == expected.lower():
-                same.append(name)
-            elif damaged_checkpoint(path) is not None:
-                findings.append(Finding(f"models/{name}", "", "", "the file is damaged", damaged=True))
-            else:
-                digests = f"SHA-256 {digest[:12]}..., not {_safe(expected)[:12]}..."
-                why = f"other weights than metadata.json records ({digests})"
-                findings.append(Finding(f"models/{name}", "", "", why))
+            digests = f"SHA-256 {digest[:12]}..., not {_safe(expected)[:12]}..."
+            findings.append(Finding(f"models/{name}", "", "", f"other weights than metadata.json records ({digests})"))
     return tuple(same)
 
 

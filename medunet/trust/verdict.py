@@ -21,15 +21,11 @@ logger = logging.getLogger(__name__)
 
 _unwritten: set[Path] = set()  # records that hold for this process only, because they could not be written
 
+# Environment variable: SHA-256 of bundles that may run, separated by commas. It serves programs without a command line
+# of medunet, such as `mlflow models serve`, and approves single contents, not everything that they may load later.
 TRUST_VARIABLE = "MEDUNET_TRUST"
-"""Environment variable: SHA-256 of bundles that may run, separated by commas.
 
-It serves programs without a command line of medunet, such as `mlflow models serve`, and containers without permanent
-files. It approves single contents, not everything that the same environment may load later.
-"""
-
-SHOWN_FINDINGS = 12
-"""Findings in the one line of an error; `medunet bundle verify` prints them all."""
+SHOWN_FINDINGS = 12  # in the one line of an error; `medunet bundle verify` prints them all
 
 Reason = Literal["known", "recorded", "given", "none"]
 
@@ -45,16 +41,13 @@ class UntrustedBundleError(SecurityError):
 
     def __init__(self, bundle: Path, findings: Sequence[Finding], digest: str) -> None:
         self.findings = tuple(findings)
-        shown = "; ".join(map(str, findings[:SHOWN_FINDINGS]))
         more = f"; and {len(findings) - SHOWN_FINDINGS} more" if len(findings) > SHOWN_FINDINGS else ""
         super().__init__(
             "the bundle is not trusted, nothing of it was run",
             file=bundle,
-            received=shown + more,
-            remedy=(
-                "read `medunet bundle verify`; if you trust its author, repeat with --trust, or with "
-                f"{TRUST_VARIABLE}={digest} where there is no such option"
-            ),
+            received="; ".join(map(str, findings[:SHOWN_FINDINGS])) + more,
+            remedy="read `medunet bundle verify`; if you trust its author, repeat with --trust, or with "
+            f"{TRUST_VARIABLE}={digest} where there is no such option",
         )
 
 
@@ -104,8 +97,7 @@ def judge(bundle: Path) -> Verdict:
 
     A bundle is trusted if it contains only expressions that medunet renders, reviewed targets, plain values, and
     weights of the recorded hash; if the user approved exactly this content before; or if ``MEDUNET_TRUST`` has its
-    hash. So any value may be edited, while a new expression or target needs approval. In a bundle that medunet created
-    on this machine, values may be paths and addresses outside of it.
+    hash. In a bundle that medunet created on this machine, values may be paths and addresses outside of it.
     """
     scan = scan_bundle(bundle)
     is_own = bool(scan.findings) and _is_recorded(_created(bundle))
@@ -145,23 +137,17 @@ def require_trust(bundle: Path, *, trust: bool = False) -> Verdict:
 
 
 def adopt(bundle: Path) -> None:
-    """Note that medunet created a bundle from a trusted one and the user's options.
-
-    So an expression of the user (``--set``) needs no approval; one that is added later does.
-    """
+    """Record that medunet created a bundle from a trusted one, so that the user's own options need no approval."""
     _record(_created(bundle))
-    verdict = judge(bundle)
-    if not verdict.is_trusted:
+    if not (verdict := judge(bundle)).is_trusted:
         _record(_approved(verdict.digest))
 
 
 def _approved(digest: str) -> Path:
-    """Return the record of an approved content."""
     return config_folder() / "trusted" / f"{digest}.json"
 
 
 def _created(bundle: Path) -> Path:
-    """Return the record of a folder in which medunet created a bundle, on this machine and for this user."""
     key = hashlib.sha256(str(bundle.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
     return config_folder() / "made" / f"{key}.json"
 

@@ -83,7 +83,7 @@ def test_a_crash_is_an_error_of_the_file_and_the_next_file_is_read(process: Read
     os.kill(process.pid or 0, signal.SIGSTOP)  # as if it were decoding
     os.kill(process.pid or 0, signal.SIGSEGV)
     os.kill(process.pid or 0, signal.SIGCONT)
-    with pytest.raises(DataError, match=r"a\.nii\.gz: reading it made the reading process end \(received SIGSEGV\)"):
+    with pytest.raises(DataError, match=r"a\.nii\.gz: .*the reading process ended \(received SIGSEGV\)"):
         for _ in range(50):
             process.call(read_one, volume, DEFAULTS)
     assert process.call(read_one, volume, DEFAULTS)[0].shape == (17, 19, 23)

@@ -69,9 +69,7 @@ def test_padding_and_other_bytes_behind_the_last_member_are_ignored(unpack: Call
 
 @pytest.mark.parametrize("end", [3, 12, 5000, -1, -4, -9])
 def test_a_truncated_file_is_rejected(unpack: Callable[..., bytes], end: int) -> None:
-    with pytest.raises(
-        DataError, match=r"a\.\w+: (truncated|damaged) \w+ file.*copy it again|a\.\w+: file is shorter than"
-    ):
+    with pytest.raises(DataError, match=r"a\.\w+: (truncated|damaged) \w+ file|a\.\w+: file is shorter than"):
         unpack(unpack.compress(NOISE)[:end], len(NOISE))
 
 

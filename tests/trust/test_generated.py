@@ -62,7 +62,7 @@ def rejected(configs: Mapping[str, Any], folder: Path) -> set[str]:
     """Names of the configs in which the scan finds something; all of them are scanned as parts of one file."""
     (folder / "configs").mkdir(exist_ok=True)
     (folder / "configs" / "train.json").write_text(json.dumps(configs))
-    return {finding.where.partition("::")[0] for finding in scan_bundle(folder).findings}
+    return {finding.id.partition("::")[0] for finding in scan_bundle(folder).findings}
 
 
 def is_harmless(argument: str, value: Any) -> bool:
