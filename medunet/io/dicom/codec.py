@@ -1,4 +1,4 @@
-"""Stored values of DICOM frames: native ones straight from the file, compressed ones by pydicom or imagecodecs.
+"""Stored values of DICOM frames: native ones straight from the file, compressed ones by imagecodecs or pydicom.
 
 GDCM supports all of these syntaxes too, but a damaged JPEG-LS codestream makes it end the process (SimpleITK 2.5.7:
 floating point exception), where these decoders raise an error.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import imagecodecs
@@ -18,11 +18,11 @@ import pydicom
 from pydicom import encaps
 from pydicom.uid import UID
 
-from medunet.errors import DataError, MedunetError
+from medunet.errors import DataError
 from medunet.io.limits import require_memory
 
 from .header import BIG_ENDIAN, JPEG, PALETTE, Frame, ImageFile
-from .values import damaged, keywords
+from .tags import keywords, typed_errors
 
 try:
     from pydicom.pixels import apply_color_lut, pixel_array
@@ -34,40 +34,32 @@ except ImportError:  # pydicom 2
 Stored = npt.NDArray[Any]
 """Integers as in the file, ``(rows, columns)``."""
 
+# Last part of a JPEG transfer syntax to the name of its decoder in imagecodecs.
 _CODECS = {
-    **dict.fromkeys(("50", "51", "57", "70"), ("JPEG8", "jpeg8_decode", "pylibjpeg-libjpeg")),
-    **dict.fromkeys(("80", "81"), ("JPEGLS", "jpegls_decode", "pylibjpeg-libjpeg")),
-    **dict.fromkeys(("90", "91"), ("JPEG2K", "jpeg2k_decode", "pylibjpeg-openjpeg")),
-    **dict.fromkeys(("201", "202", "203"), ("HTJ2K", "htj2k_decode", "pylibjpeg-openjpeg")),
+    **dict.fromkeys(("50", "51", "57", "70"), "jpeg8"),
+    **dict.fromkeys(("80", "81"), "jpegls"),
+    **dict.fromkeys(("90", "91"), "jpeg2k"),
+    **dict.fromkeys(("201", "202", "203"), "htj2k"),
 }
-"""Last part of a JPEG transfer syntax to imagecodecs' name and function, and to pydicom's plugin of pylibjpeg."""
-
-_RLE = "1.2.840.10008.1.2.5"
-
 _PIXEL_TAGS = keywords("""
     SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit
     PixelRepresentation PixelData""")
+_UNDECODABLE = "pixel data cannot be decoded"
 
 
-class Decoder:
-    """Stored values of frames; keeps the last compressed file, because its frames follow each other."""
+def frame_decoder() -> Callable[[Frame], Stored]:
+    """Return a function that reads the stored values of a frame; it keeps the last compressed file for the next frame.
 
-    def __init__(self) -> None:
-        self._path: Path | None = None
-        self._frames: Stored = np.empty(0)
+    Bits beyond BitsStored are included if the pixels are native. Damaged pixels, and a transfer syntax without a
+    decoder, are a DataError.
+    """
+    all_frames = lru_cache(maxsize=1)(_all_frames)
 
-    def stored(self, frame: Frame) -> Stored:
-        """Return values as in the file, including bits beyond BitsStored if the pixels are native.
-
-        Raises:
-            DataError: truncated or damaged pixels, or no decoder for the transfer syntax.
-        """
+    def stored(frame: Frame) -> Stored:
         file = frame.file
-        if file.tiles == 1 and is_plain(file):
-            return _native(file, frame.index)
-        if self._path != file.path:
-            self._frames, self._path = _all_frames(file), file.path
-        return np.asarray(self._frames[frame.index])
+        return _native(file, frame.index) if file.tiles == 1 and is_plain(file) else all_frames(file)[frame.index]
+
+    return stored
 
 
 def _native(file: ImageFile, index: int) -> Stored:
@@ -77,7 +69,7 @@ def _native(file: ImageFile, index: int) -> Stored:
     offset = (file.pixel_offset or 0) + index * file.frame_bytes
     values = np.fromfile(file.path, dtype=dtype, count=file.rows * file.columns, offset=offset)
     if values.size < file.rows * file.columns:
-        raise damaged("truncated pixel data", file.path)
+        raise DataError("truncated pixel data", file=file.path)
     return values.reshape(file.rows, file.columns)
 
 
@@ -98,45 +90,34 @@ def is_plain(file: ImageFile) -> bool:
 
 def same_pixels(first: Frame, second: Frame) -> bool:
     """Return whether two frames have the same stored values and the same slope."""
-    decoder = Decoder()
-    if (first.slope, first.intercept) != (second.slope, second.intercept):
-        return False
-    return np.array_equal(decoder.stored(first), decoder.stored(second))
+    stored, same_scale = frame_decoder(), (first.slope, first.intercept) == (second.slope, second.intercept)
+    return same_scale and np.array_equal(stored(first), stored(second))
 
 
 def _decode(file: ImageFile) -> Stored:
     """Return all frames of a compressed file."""
-    try:
+    name = _CODECS.get(file.syntax.removeprefix(JPEG), "")
+    is_known = bool(name) and getattr(imagecodecs, name.upper()).available
+    with typed_errors(_UNDECODABLE, file.path):
         dataset = pydicom.dcmread(file.path, specific_tags=list(_PIXEL_TAGS))
-    except Exception as error:  # pydicom raises many kinds for damaged data
-        raise _undecodable(file, error) from error
-    try:
-        pixels = np.asarray(dataset.pixel_array)
-    except Exception as error:  # as above, and its plugins more
-        name, function, package = _CODECS.get(file.syntax.removeprefix(JPEG), ("", "", ""))
-        if not name and (file.syntax == _RLE or not file.syntax.startswith(JPEG)):
-            raise _undecodable(file, error) from error
-        if not name or not getattr(imagecodecs, name).available:
-            raise DataError(
-                f"codec missing: {UID(file.syntax).name}",
-                file=file.path,
-                remedy=f"pip install {'pylibjpeg ' + package if package else 'python-gdcm'}, or decompress the series",
-            ) from error
-        pixels = _decode_codestreams(file, dataset, getattr(imagecodecs, function))
+        try:
+            pixels = _decode_codestreams(file, dataset, name) if is_known else np.asarray(dataset.pixel_array)
+        except Exception as error:
+            if is_known or not file.syntax.startswith(JPEG):
+                raise
+            remedy = "pip install 'pylibjpeg[all]', or decompress the series"
+            raise DataError(f"codec missing: {UID(file.syntax).name}", file=file.path, remedy=remedy) from error
     if pixels.size != file.n_frames * file.rows * file.columns:
         raise _wrong_size(file, pixels)
     return pixels
 
 
-def _decode_codestreams(file: ImageFile, dataset: pydicom.Dataset, decode: Callable[[bytes], Stored]) -> Stored:
-    try:
-        if hasattr(encaps, "generate_frames"):
-            streams = encaps.generate_frames(dataset.PixelData, number_of_frames=file.n_frames)
-        else:  # pydicom 2
-            streams = encaps.generate_pixel_data_frame(dataset.PixelData, file.n_frames)
-        pixels = np.stack([decode(stream) for stream in streams])
-    except Exception as error:  # as above
-        raise _undecodable(file, error) from error
+def _decode_codestreams(file: ImageFile, dataset: pydicom.Dataset, name: str) -> Stored:
+    if hasattr(encaps, "generate_frames"):
+        streams = encaps.generate_frames(dataset.PixelData, number_of_frames=file.n_frames)
+    else:  # pydicom 2
+        streams = encaps.generate_pixel_data_frame(dataset.PixelData, file.n_frames)
+    pixels = np.stack([getattr(imagecodecs, f"{name}_decode")(stream) for stream in streams])
     if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize * 8 > file.bits_allocated:
         raise DataError("pixel data has the wrong type", file=file.path, received=str(pixels.dtype))
     if file.is_signed and pixels.dtype.kind == "u":  # the codestream only has bits: extend the sign
@@ -147,16 +128,12 @@ def _decode_codestreams(file: ImageFile, dataset: pydicom.Dataset, decode: Calla
 
 
 def read_colour(frame: Frame) -> npt.NDArray[np.float32]:
-    """Return red, green and blue ``(3, columns, rows)`` of one frame, decoded by pydicom.
-
-    Raises:
-        DataError: pixels that cannot be decoded.
-    """
+    """Return red, green and blue ``(3, columns, rows)`` of one frame; pixels that cannot be decoded are a DataError."""
     file = frame.file
     require_memory((file.columns, file.rows), len("RGB"), file.path)
     if pixel_array is None and not is_plain(file):
-        raise DataError("compressed colour images need pydicom 3", file=file.path, remedy="decompress the image")
-    try:
+        raise DataError("compressed colour images need pydicom 3", file=file.path)
+    with typed_errors(_UNDECODABLE, file.path):
         dataset = pydicom.dcmread(file.path)
         if pixel_array is not None:
             pixels = pixel_array(dataset, index=frame.index)  # RGB, if it was YBR
@@ -165,8 +142,6 @@ def read_colour(frame: Frame) -> npt.NDArray[np.float32]:
             pixels = pixels if file.photometric == PALETTE else convert_color_space(pixels, file.photometric, "RGB")
         if file.photometric == PALETTE:
             pixels = apply_color_lut(pixels, dataset)
-    except Exception as error:  # pydicom and its plugins raise many kinds for damaged data
-        raise _undecodable(file, error) from error
     if pixels.shape[:2] != (file.rows, file.columns) or pixels.shape[2:] not in ((3,), (4,)):
         raise _wrong_size(file, pixels)
     return np.array(pixels.T[:3], dtype=np.float32, order="C")  # a palette may have an alpha channel
@@ -175,7 +150,3 @@ def read_colour(frame: Frame) -> npt.NDArray[np.float32]:
 def _wrong_size(file: ImageFile, pixels: Stored) -> DataError:
     expected = f"{file.n_frames} frames"
     return DataError("pixel data has the wrong size", file=file.path, received=pixels.shape, expected=expected)
-
-
-def _undecodable(file: ImageFile, error: Exception) -> MedunetError:
-    return damaged(f"pixel data cannot be decoded: {type(error).__name__}", file.path)

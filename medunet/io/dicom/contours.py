@@ -30,34 +30,23 @@ def trace_contours(mask: Mask) -> Iterator[Polygon]:
 
     A keyhole is a channel without width from the rim to the hole and back, as DICOM requires for CLOSED_PLANAR (PS3.3
     C.8.8.6.3). Voxels that only touch at a corner are different parts.
-
-    Example:
-        >>> [polygon.tolist() for polygon in trace_contours(np.ones((1, 1), bool))]
-        [[[0.5, 0.0], [0.0, -0.5], [-0.5, 0.0], [0.0, 0.5]]]
     """
     parts, _ = ndimage.label(mask)
     for number, box in enumerate(ndimage.find_objects(parts), start=1):
         part = np.pad((parts[box] == number).astype(np.float32), 1)  # the rim of the image is a rim, too
         rings = [_straightened(ring[:-1]) for ring in find_contours(part, 0.5, fully_connected="low")]
-        rings.sort(key=_area, reverse=True)  # the outer one contains the others
+        rings.sort(
+            key=lambda ring: float(np.prod(np.ptp(ring, axis=0))), reverse=True
+        )  # the outer one contains the others
         corner = np.array([side.start - 1 for side in box], dtype=np.float64)
         yield _joined_by_keyholes(rings[0], rings[1:]) + corner
 
 
 def fill_contours(polygons: Sequence[Polygon], shape: tuple[int, int]) -> Mask:
-    """Return the voxels whose centre is inside an odd number of polygons.
+    """Return the voxels ``(A, B)`` whose centre is inside an odd number of polygons; parts outside are cut off.
 
     A polygon within a polygon is therefore a hole, and the two sides of a keyhole cancel. A centre on an edge belongs
     to one side only, so that neighbours share no voxel and leave none out.
-
-    Args:
-        polygons: corners in voxel indices; parts outside the shape are cut off.
-        shape: ``(A, B)`` of the mask.
-
-    Example:
-        >>> fill_contours([np.array([[-0.5, -0.5], [-0.5, 1.5], [0.5, 1.5], [0.5, -0.5]])], (2, 3)).astype(int)
-        array([[1, 1, 0],
-               [0, 0, 0]])
     """
     if not polygons:
         return np.zeros(shape, dtype=bool)
@@ -84,11 +73,6 @@ def _straightened(ring: Polygon) -> Polygon:
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     turn = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
     return np.asarray(ring[turn != 0])
-
-
-def _area(ring: Polygon) -> float:
-    following = np.roll(ring, -1, axis=0)
-    return float(abs(np.sum(ring[:, 0] * following[:, 1] - ring[:, 1] * following[:, 0])) / 2)
 
 
 def _joined_by_keyholes(rim: Polygon, holes: list[Polygon]) -> Polygon:

@@ -6,7 +6,6 @@ new and take over little from the source (`references.LINKS`). Voxels are labels
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import secrets
@@ -27,15 +26,10 @@ SHORTEST_KEY = 16  # bytes; whoever guesses the key can try out names
 CODE_DIGITS = 16  # hexadecimal digits of a keyed pseudonym: 64 bits, so that a million names hardly ever collide
 METHOD = "medunet: PS3.15 Basic Application Confidentiality Profile"  # DeidentificationMethod, at most 64 characters
 
-_STANDARD_UIDS = "1.2.840.10008."
-"""Classes, syntaxes and code lists of the standard itself: they identify nobody, and must stay."""
-
-_EMPTIED = frozenset({"PatientBirthDate", "StudyDate", "StudyTime", "StructureSetDate", "StructureSetTime"})
-"""Dates and times that are required and may be empty (type 2)."""
-
-_DUMMIES = {"ContentDate": "19000101", "ContentTime": "000000"}
-"""Those that must have a value (type 1); the profile allows a dummy."""
-
+_STANDARD_UIDS = "1.2.840.10008."  # classes, syntaxes and code lists of the standard itself identify nobody
+# Dates and times that are required: those that may be empty (type 2), and dummies for the others (type 1).
+_DATES = dict.fromkeys(["PatientBirthDate", "StudyDate", "StudyTime", "StructureSetDate", "StructureSetTime"], "")
+_DATES |= {"ContentDate": "19000101", "ContentTime": "000000"}
 _CLEARED = ("PatientSex", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 
 Error = TypeVar("Error", bound=MedunetError)
@@ -52,7 +46,7 @@ class Pseudonyms:
     Raises:
         DataError: a key that is too short.
 
-    Example:
+    Examples:
         >>> numbered = Pseudonyms()
         >>> numbered.code("in/Smith_John.nii.gz"), numbered.code("in/b.nii.gz"), numbered.code("in/Smith_John.nii.gz")
         ('case_0001', 'case_0002', 'case_0001')
@@ -62,11 +56,9 @@ class Pseudonyms:
 
     def __init__(self, key: bytes | None = None) -> None:
         if key is not None and len(key) < SHORTEST_KEY:
-            raise DataError(
-                f"key of pseudonyms must have {SHORTEST_KEY} bytes or more",
-                received=len(key),
-                remedy="make one, for instance by `head -c 32 /dev/urandom > FILE`",
-            )
+            remedy = "make one, for instance by `head -c 32 /dev/urandom > FILE`"
+            cause = f"key of pseudonyms must have {SHORTEST_KEY} bytes or more"
+            raise DataError(cause, received=len(key), remedy=remedy)
         self._is_keyed = key is not None
         self._key = secrets.token_bytes(32) if key is None else key
         self._codes: dict[str, str] = {}
@@ -95,13 +87,7 @@ class Pseudonyms:
         return f"patient_{self._digest('patient', identifier)[:CODE_DIGITS]}"
 
     def uid(self, uid: str) -> str:
-        """Return a new UID for one of a hospital; equal ones stay equal.
-
-        Example:
-            >>> names = Pseudonyms()
-            >>> names.uid("1.2.3") == names.uid("1.2.3"), names.uid("1.2.840.10008.1.2.1")
-            (True, '1.2.840.10008.1.2.1')
-        """
+        """Return a new UID for one of a hospital; equal ones stay equal, and those of the standard are returned."""
         if not uid or uid.startswith(_STANDARD_UIDS):
             return uid
         return f"2.25.{uuid.UUID(hex=self._digest('uid', uid)[:32], version=4).int}"
@@ -120,7 +106,7 @@ class Pseudonyms:
         return type(error)(cause, file=code, remedy=remedy)
 
     def _digest(self, kind: str, text: str) -> str:
-        return hmac.new(self._key, f"{kind}:{text}".encode(), hashlib.sha256).hexdigest()
+        return hmac.digest(self._key, f"{kind}:{text}".encode(), "sha256").hex()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pseudonyms:
         """Copies of a transform share the names."""
@@ -128,14 +114,10 @@ class Pseudonyms:
 
 
 def deidentify(dataset: Dataset, names: Pseudonyms) -> None:
-    """Remove what identifies a patient from a DICOM result of medunet, in place.
+    """Remove what identifies a patient from a DICOM SEG or RTSTRUCT of medunet, in place.
 
     UIDs are mapped, the patient has a pseudonym, and persons, dates and times are emptied or dummies. The data set
     records this (PatientIdentityRemoved, DeidentificationMethod).
-
-    Args:
-        dataset: a DICOM SEG or RTSTRUCT of `make_dicom_seg` or `make_rtstruct`.
-        names: the source of new names and UIDs.
     """
     patient = names.patient(str(dataset.get("PatientID") or dataset.get("PatientName") or ""))
     _clean(dataset, names, set())
@@ -161,9 +143,7 @@ def _clean(dataset: Dataset, names: Pseudonyms, seen: set[int]) -> None:
         elif element.VR == "UI" and element.value:
             many = not isinstance(element.value, str)
             element.value = [names.uid(str(uid)) for uid in element.value] if many else names.uid(str(element.value))
-        elif element.VR == "PN" or element.keyword in _EMPTIED:
-            element.value = ""
-        elif element.keyword in _DUMMIES:
-            element.value = _DUMMIES[element.keyword]
+        elif element.VR == "PN" or element.keyword in _DATES:
+            element.value = _DATES.get(element.keyword, "")
         elif element.VR in ("DA", "DT", "TM"):
             del dataset[element.tag]

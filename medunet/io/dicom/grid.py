@@ -1,33 +1,37 @@
-"""The grid of the slices of a series; nothing is guessed, merged or stretched.
+"""The grid of the slices of a series, or of one image in the plane; nothing is guessed, merged or stretched.
 
 ::
 
     slices    |    |    |    |        a gap that fits 2 steps: a slice is missing
               0    1    2    4
-    from the side, upright and with the gantry tilted (t: along the normal, s: sideways):
+    from the side, upright and with the gantry tilted:
               |    |    |             /    /    /
               |    |    |            /    /    /
               |    |    |           /    /    /      the affine keeps the shear, or the slices are shifted back
+
+Radiographs, photographs, ultrasound and secondary captures have no position in a patient. The size of their pixels is,
+in this order: PixelSpacing, in the patient if the image was calibrated, else at the detector (PS3.3 10.7.1.3);
+ImagerPixelSpacing, at the detector; NominalScannedPixelSpacing, on the film that was scanned; unknown: 1, as in a PNG.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from medunet.errors import GeometryError
+from medunet.errors import DataError, GeometryError
 from medunet.geometry import SHEAR_TOLERANCE, Geometry
 from medunet.io.options import ReadOptions, Uneven
 
 from .header import Frame
 from .phase import choose_frames, group_positions
-from .values import damaged
+from .references import read_dataset
+from .tags import decimals
 
 GAP_TOLERANCE_MM = 0.05
 """Largest difference of one slice distance from their mean. Most positions are decimal strings rounded to 0.01 mm or
@@ -56,127 +60,138 @@ _TAGS = {
     "orientation": ("ImageOrientationPatient", 6),
     "spacing": ("PixelSpacing", 2),
 }
+_OTHER_SPACINGS = {
+    "ImagerPixelSpacing": "spacing is that of the detector (ImagerPixelSpacing), where the patient appears magnified",
+    "NominalScannedPixelSpacing": "spacing is that of the scanned film (NominalScannedPixelSpacing)",
+}
+_UNKNOWN_SPACING = "no PixelSpacing: the size of a pixel is unknown and counts as 1"
 
 Vector = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Slices in the order of the third axis, and the grid of the volume that they make up.
-
-    Args:
-        frames: in the order of `offsets`.
-        geometry: grid of the finished volume, in RAS.
-        offsets: positions of the slices along the normal, mm from the first.
-        planes: evenly spaced positions of the planes of the volume.
-        interpolate: whether the slices are so uneven that the planes must be interpolated.
-        shifts: sideways position of each plane in pixels (columns, rows), if the tilt is to be resampled.
-        margins: pixels added to the plane for the shifts, (columns before, rows before).
-        warnings: what was unusual.
-    """
+class Grid(NamedTuple):
+    """Slices in the order of the third axis, and the grid (RAS) of the volume that they make up."""
 
     frames: tuple[Frame, ...]
     geometry: Geometry
-    offsets: Vector | None = None
-    planes: Vector | None = None
-    interpolate: bool = False
-    shifts: Vector | None = None
-    margins: tuple[int, int] = (0, 0)
     warnings: tuple[str, ...] = ()
+    places: Vector | None = None  # of the planes, counted in slices, if slices at uneven distances are resampled
+    corners: Vector | None = None  # pixel (column, row) of each slice that is the first of its plane, if shifted back
 
     @property
     def is_resampled(self) -> bool:
         """Whether the volume has other planes than the series."""
-        return self.interpolate or self.shifts is not None
+        return self.places is not None or self.corners is not None
 
 
-def build_grid(
-    frames: Sequence[Frame],
-    folder: Path,
-    *,
-    options: ReadOptions,
-    planar: bool,
-    same_pixels: Callable[[Frame, Frame], bool],
-) -> Grid:
-    """Sort the frames, choose a phase, drop duplicates, and check that the rest is a volume.
+def build_grid(frames: Sequence[Frame], folder: Path, options: ReadOptions, *, planar: bool) -> Grid:
+    """Sort the frames of one series, choose a phase, drop duplicates, and check that the rest is a volume.
 
-    Args:
-        frames: of one series.
-        folder: the path to read, for errors.
-        options: `uneven`, `tilt` and `phase` are used.
-        planar: whether to read a single slice instead of a volume.
-        same_pixels: compares two frames at one position.
-
-    Raises:
-        GeometryError: a grid that is incomplete, impossible or mixed.
-        DataError: several phases.
+    `planar` reads a single slice instead of a volume. A grid that is incomplete, impossible or mixed is a
+    GeometryError, several phases are a DataError.
     """
     spacing, axes = _plane(frames)
     normal = np.cross(axes[0], axes[1])
     normal /= np.linalg.norm(normal)
-    groups = group_positions(frames, [float(np.dot(_numbers(f, "position"), normal)) for f in frames])
-    ordered, warnings = choose_frames(groups, options.phase, folder, same_pixels)
-    positions = np.array([_numbers(f, "position") for f in ordered])
-    if planar != (len(ordered) == 1):
-        raise GeometryError(
-            "series must have one slice to be an image in the plane" if planar else "series has a single slice",
-            file=folder,
-            received=f"{len(ordered)} slices",
-            expected="1 slice" if planar else "at least 2 slices at different positions",
-            remedy="read it as a volume" if planar else "give the whole series, or pass spatial_dims=2",
-        )
-    shape = (frames[0].file.columns, frames[0].file.rows)
-
-    def grid(origin: Vector, step: Vector, shape: tuple[int, ...], **values: Any) -> Grid:
-        length = float(np.linalg.norm(step))
-        try:
-            geometry = Geometry.from_lps(
-                origin=origin.tolist(),
-                spacing=(float(spacing[1]), float(spacing[0]), length),  # PixelSpacing counts rows first
-                direction=np.column_stack([axes[0], axes[1], step / length]).ravel().tolist(),
-                shape=shape,
-            )
-        except GeometryError as error:
-            raise error.at(folder) from error
-        return Grid(tuple(ordered), geometry, warnings=tuple(warnings), **values)
-
-    if planar:
-        return grid(positions[0], normal, shape)
-    offsets = (positions - positions[0]) @ normal
-    step = (positions[-1] - positions[0]) / offsets[-1]  # along the stack, per mm along the normal
-    stray = np.linalg.norm(positions - positions[0] - np.outer(offsets, step), axis=1)
-    if stray.max() > TILT_TOLERANCE_MM:
-        raise GeometryError(
-            "slices must be on a straight line",
-            file=ordered[int(stray.argmax())].file.path,
-            received=f"{stray.max():.3g} mm beside it",
-            expected=f"at most {TILT_TOLERANCE_MM} mm",
-            remedy="split the series where the table was moved",
-        )
-    interpolate = not _is_even(offsets)
-    if interpolate:
-        planes = _planes(offsets, _thicknesses(ordered), folder, options.uneven, warnings)
-    else:
+    groups = group_positions(frames, [float(np.dot(_numbers(frame, "position"), normal)) for frame in frames])
+    ordered, warnings = choose_frames(groups, options.phase, folder)
+    positions = np.array([frame.position for frame in ordered])
+    if planar and len(ordered) > 1:
+        cause = "series must have one slice to be an image in the plane"
+        raise GeometryError(cause, file=folder, received=f"{len(ordered)} slices")
+    if not planar and len(ordered) == 1:
+        remedy = "give the whole series, or pass spatial_dims=2"
+        raise GeometryError("series has a single slice", file=folder, remedy=remedy)
+    pixel = spacing[::-1]  # PixelSpacing counts rows first
+    origin, step, shape = positions[0], normal, np.array([frames[0].file.columns, frames[0].file.rows])
+    places = corners = None
+    if not planar:
+        offsets = (positions - origin) @ normal
+        along = (positions[-1] - origin) / offsets[-1]  # along the stack, per mm along the normal
+        _require_straight(ordered, positions - origin - np.outer(offsets, along))
         planes = np.linspace(0, offsets[-1], len(offsets))
-    values: dict[str, Any] = {"offsets": offsets, "planes": planes, "interpolate": interpolate}
-    gap = float(planes[-1] / (len(planes) - 1))
-    slope = step - normal
-    drift = float(np.linalg.norm(slope) * offsets[-1])
-    if drift <= TILT_TOLERANCE_MM or np.linalg.norm(slope) <= SHEAR_TOLERANCE:
-        return grid(positions[0], normal * gap, (*shape, len(planes)), **values)
+        if not _is_even(offsets):
+            planes = _even_planes(offsets, _thicknesses(ordered), folder, options.uneven, warnings)
+            places = np.interp(planes, offsets, np.arange(len(offsets)))
+        gap = float(planes[-1] / (len(planes) - 1))
+        step = normal * gap
+        shape = np.array([*shape, len(planes)])
+        slope = along - normal
+        tangent = np.linalg.norm(slope)
+        if tangent * offsets[-1] > TILT_TOLERANCE_MM and tangent > SHEAR_TOLERANCE:
+            tilt = f"gantry tilt of {float(np.degrees(np.arctan(tangent))):.1f} degrees"
+            if options.tilt == "keep":
+                warnings.append(f"{tilt} kept as shear in the affine")
+                step = along * gap
+            else:
+                warnings.append(f"{tilt} resampled to a grid with right angles")
+                shifts = np.outer(planes, axes @ slope / pixel)  # sideways position of each plane in pixels
+                before, after = np.floor(shifts.min(axis=0)), np.ceil(shifts.max(axis=0))
+                origin = origin + (before * pixel) @ axes
+                shape[:2] += (after - before).astype(int)
+                corners = before - shifts
+    length = float(np.linalg.norm(step))
+    try:
+        geometry = Geometry.from_lps(
+            origin=origin.tolist(),
+            spacing=[*pixel.tolist(), length],
+            direction=np.column_stack([axes[0], axes[1], step / length]).ravel().tolist(),
+            shape=shape.tolist(),
+        )
+    except GeometryError as error:
+        raise error.at(folder) from error
+    return Grid(tuple(ordered), geometry, tuple(warnings), places, corners)
 
-    angle = float(np.degrees(np.arctan(np.linalg.norm(slope))))
-    if options.tilt == "keep":
-        warnings.append(f"gantry tilt of {angle:.1f} degrees kept as shear in the affine")
-        return grid(positions[0], step * gap, (*shape, len(planes)), **values)
-    warnings.append(f"gantry tilt of {angle:.1f} degrees resampled to a grid with right angles")
-    shifts = np.outer(planes, [slope @ axes[0] / spacing[1], slope @ axes[1] / spacing[0]])
-    before = np.floor(shifts.min(axis=0)).astype(int)
-    after = np.ceil(shifts.max(axis=0)).astype(int)
-    origin = positions[0] + before[0] * spacing[1] * axes[0] + before[1] * spacing[0] * axes[1]
-    wide = (shape[0] + int(after[0] - before[0]), shape[1] + int(after[1] - before[1]), len(planes))
-    margins = (int(-before[0]), int(-before[1]))
-    return grid(origin, normal * gap, wide, shifts=shifts, margins=margins, **values)
+
+def are_pictures(frames: Sequence[Frame]) -> bool:
+    """Return whether none of the frames has a position in a patient."""
+    return all(frame.position is None and frame.orientation is None for frame in frames)
+
+
+def build_picture(frames: Sequence[Frame], path: Path, phase: int | None) -> Grid:
+    """Return the grid of one image without a position: ``diag(spacing, 1)``, the first axis along the rows.
+
+    Several frames of which none is chosen are a DataError, several files and impossible spacings a GeometryError.
+    """
+    file, count = frames[0].file, len(frames)
+    if any(frame.file.path != file.path for frame in frames):
+        raise GeometryError("path must have one image in the plane, not several", file=path)
+    if (phase is None and count > 1) or not 0 <= (phase or 0) < count:
+        raise DataError(
+            f"image has {count} frames without a position",
+            file=path,
+            received=None if phase is None else f"phase={phase}",
+            expected=f"--phase 0 to {count - 1}" if count > 1 else "--phase 0",
+        )
+    header = read_dataset(
+        file.path, tags=[*_OTHER_SPACINGS, "PixelAspectRatio", "TotalPixelMatrixColumns"], stop_before_pixels=True
+    )
+    if file.n_frames > 1 and "TotalPixelMatrixColumns" in header:
+        raise DataError("frames are the tiles of a microscope", file=path, remedy="export it as one TIFF or PNG")
+    warnings = [f"frame {phase} of {count} read"] if count > 1 else []
+    spacing = frames[phase or 0].spacing
+    if spacing is not None:
+        _check_spacing(spacing, "PixelSpacing", path)
+    for name, warning in _OTHER_SPACINGS.items():
+        if spacing is None and (spacing := decimals(header, name)) is not None:
+            _check_spacing(spacing, name, path)
+            warnings.append(warning)
+    if spacing is None:
+        aspect = decimals(header, "PixelAspectRatio") or (1.0,)
+        if len(set(aspect)) > 1:
+            received = f"PixelAspectRatio {aspect}"
+            raise GeometryError("pixels of unknown size must be square", file=path, received=received)
+        spacing = 1.0, 1.0
+        warnings.append(_UNKNOWN_SPACING)
+    geometry = Geometry(np.diag([spacing[1], spacing[0], 1.0, 1.0]), (file.columns, file.rows))
+    return Grid((frames[phase or 0],), geometry, tuple(warnings))
+
+
+def _check_spacing(spacing: tuple[float, ...], name: str, path: Path) -> None:
+    # false for NaN, too
+    if len(spacing) != 2 or not all(MIN_PIXEL_SPACING_MM <= value <= MAX_PIXEL_SPACING_MM for value in spacing):
+        expected = f"two numbers, {MIN_PIXEL_SPACING_MM:g} to {MAX_PIXEL_SPACING_MM:g} mm"
+        raise GeometryError(f"impossible {name}", file=path, received=spacing, expected=expected)
 
 
 def _numbers(frame: Frame, name: str) -> tuple[float, ...]:
@@ -185,8 +200,8 @@ def _numbers(frame: Frame, name: str) -> tuple[float, ...]:
     tag, length = _TAGS[name]
     if value is None or len(value) != length or not np.isfinite(value).all():
         what = "multi-frame image does not give the positions of its frames: no" if frame.file.n_frames > 1 else ""
-        cause, expected = f"{what or 'slice has no'} usable {tag}", f"{length} numbers"
-        raise damaged(cause, frame.file.path, GeometryError, received=value, expected=expected)
+        cause = f"{what or 'slice has no'} usable {tag}"
+        raise GeometryError(cause, file=frame.file.path, received=value, expected=f"{length} numbers")
     return tuple(value)
 
 
@@ -198,14 +213,10 @@ def _plane(frames: Sequence[Frame]) -> tuple[Vector, Vector]:
     sizes = np.array([(frame.file.rows, frame.file.columns) for frame in frames])
     axes = cosines[0].reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > COSINE_TOLERANCE:
-        cause = "ImageOrientationPatient must be orthonormal"
-        raise damaged(cause, first.file.path, GeometryError, received=cosines[0].tolist())
-    for frame, own in zip(frames, spacing, strict=True):
-        if own.min() < MIN_PIXEL_SPACING_MM or own.max() > MAX_PIXEL_SPACING_MM:
-            expected = f"{MIN_PIXEL_SPACING_MM:g} to {MAX_PIXEL_SPACING_MM:g} mm"
-            raise damaged(
-                "impossible PixelSpacing", frame.file.path, GeometryError, received=own.tolist(), expected=expected
-            )
+        cause, received = "ImageOrientationPatient must be orthonormal", cosines[0].tolist()
+        raise GeometryError(cause, file=first.file.path, received=received)
+    for frame, own in zip(frames, spacing.tolist(), strict=True):
+        _check_spacing(tuple(own), "PixelSpacing", frame.file.path)
     for what, values, tolerance in (
         ("sizes", sizes, 0),
         ("PixelSpacing", spacing, PIXEL_SPACING_TOLERANCE_MM),
@@ -214,14 +225,21 @@ def _plane(frames: Sequence[Frame]) -> tuple[Vector, Vector]:
         differs = np.abs(values - values[0]).max(axis=1) > tolerance
         if differs.any():
             k = int(np.argmax(differs))
-            raise GeometryError(
-                f"slices have different {what}",
-                file=frames[k].file.path,
-                received=values[k].tolist(),
-                expected=values[0].tolist(),
-                remedy="give a folder with one stack only",
-            )
+            cause, received, expected = f"slices have different {what}", values[k].tolist(), values[0].tolist()
+            raise GeometryError(cause, file=frames[k].file.path, received=received, expected=expected)
     return spacing[0], axes
+
+
+def _require_straight(frames: Sequence[Frame], strays: Vector) -> None:
+    """Reject slices that lie sideways of the line from the first to the last, by vectors in mm."""
+    stray = np.linalg.norm(strays, axis=1)
+    if stray.max() > TILT_TOLERANCE_MM:
+        raise GeometryError(
+            "slices must be on a straight line",
+            file=frames[int(stray.argmax())].file.path,
+            received=f"{stray.max():.3g} mm beside it",
+            expected=f"at most {TILT_TOLERANCE_MM} mm",
+        )
 
 
 def _is_even(offsets: Vector) -> bool:
@@ -240,7 +258,7 @@ def _thicknesses(frames: Sequence[Frame]) -> Vector:
     return values if np.isfinite(values).all() and values.min() > 0 else np.ones(len(frames))
 
 
-def _planes(offsets: Vector, thicknesses: Vector, folder: Path, uneven: Uneven, warnings: list[str]) -> Vector:
+def _even_planes(offsets: Vector, thicknesses: Vector, folder: Path, uneven: Uneven, warnings: list[str]) -> Vector:
     """Return planes spread evenly between the first and the last of uneven slices.
 
     A gap of several usual distances means that slices are missing, unless a slice beside it is thicker than usual by
@@ -256,50 +274,32 @@ def _planes(offsets: Vector, thicknesses: Vector, folder: Path, uneven: Uneven, 
     received = f"{gaps.min():.4g} to {gaps.max():.4g} mm"
     if missing.any():
         count = int(np.rint(steps[missing]).sum() - missing.sum())
-        raise GeometryError(
-            "slice distances are uneven: " + ("a slice is missing" if count == 1 else f"{count} slices are missing"),
-            file=folder,
-            received=received,
-            expected=f"{usual:.4g} mm",
-            remedy="complete the series",
-        )
+        cause = "slice distances are uneven: " + ("a slice is missing" if count == 1 else f"{count} slices are missing")
+        raise GeometryError(cause, file=folder, received=received, expected=f"{usual:.4g} mm")
     if uneven == "refuse":
-        raise GeometryError(
-            "slice distances are uneven",
-            file=folder,
-            received=received,
-            expected=f"{mean:.4g} +- {min(GAP_TOLERANCE_MM, GAP_TOLERANCE_PART * mean):.2g} mm",
-            remedy="pass --uneven resample, or complete the series",
-        )
+        expected = f"{mean:.4g} +- {min(GAP_TOLERANCE_MM, GAP_TOLERANCE_PART * mean):.2g} mm"
+        cause, remedy = "slice distances are uneven", "pass --uneven resample, or complete the series"
+        raise GeometryError(cause, file=folder, received=received, expected=expected, remedy=remedy)
     n_planes = max(round(float(offsets[-1]) / usual), 1) + 1
     warnings.append(f"slices at uneven distances ({received}) resampled to {offsets[-1] / (n_planes - 1):.4g} mm")
     return np.linspace(0, offsets[-1], n_planes)
 
 
 def resample(volume: npt.NDArray[np.float32], grid: Grid) -> npt.NDArray[np.float32]:
-    """Interpolate a volume ``(columns, rows, slices)`` linearly to the planes and shifts of its grid.
+    """Interpolate a volume ``(columns, rows, slices)`` linearly to the planes and corners of its grid.
 
-    Voxels that the shifts uncover get the smallest value of the volume.
+    Voxels that a shift uncovers get the smallest value of the volume.
     """
-    if grid.interpolate and grid.offsets is not None and grid.planes is not None:
-        volume = _even(volume, grid.offsets, grid.planes)
-    if grid.shifts is None:
+    if grid.places is not None:
+        slices, volume = volume, np.empty((*volume.shape[:2], len(grid.places)), dtype=np.float32)
+        for k, place in enumerate(grid.places):
+            below = min(int(place), slices.shape[2] - 2)
+            weight = place - below
+            volume[..., k] = (1 - weight) * slices[..., below] + weight * slices[..., below + 1]
+    if grid.corners is None:
         return volume
-    columns, rows, _ = grid.geometry.shape
-    result = np.empty(grid.geometry.shape, dtype=np.float32)
-    lowest = float(volume.min())
-    for k, shift in enumerate(grid.shifts):
-        # output index i is column i - margin of the first slice, and this slice begins `shift` columns further
-        offset = -np.array(grid.margins, dtype=np.float64) - shift
-        plane = ndimage.affine_transform(volume[..., k], np.ones(2), offset, (columns, rows), order=1, cval=lowest)
-        result[..., k] = plane
-    return result
-
-
-def _even(volume: npt.NDArray[np.float32], offsets: Vector, planes: Vector) -> npt.NDArray[np.float32]:
-    result = np.empty((*volume.shape[:2], len(planes)), dtype=np.float32)
-    below = np.clip(np.searchsorted(offsets, planes, side="right") - 1, 0, len(offsets) - 2)
-    weights = (planes - offsets[below]) / (offsets[below + 1] - offsets[below])
-    for k, (index, weight) in enumerate(zip(below, weights, strict=True)):
-        result[..., k] = (1 - weight) * volume[..., index] + weight * volume[..., index + 1]
+    result, lowest = np.empty(grid.geometry.shape, dtype=np.float32), float(volume.min())
+    for k, corner in enumerate(grid.corners):
+        plane = volume[..., k]
+        result[..., k] = ndimage.affine_transform(plane, np.ones(2), corner, result.shape[:2], order=1, cval=lowest)
     return result

@@ -11,9 +11,8 @@ from medunet.errors import DataError
 from medunet.io.layout import transpose
 from medunet.io.limits import require_memory
 
-from .codec import Decoder, is_plain
+from .codec import Stored, frame_decoder, is_plain
 from .header import Frame
-from .values import damaged
 
 SLAB = 64
 """Slices rescaled and transposed together. Fewer visit the cache lines of the volume, whose last axis counts slices,
@@ -31,15 +30,7 @@ RESCALE_REQUIRED = ("CT", "PT")  # modalities whose slope and intercept the stan
 
 
 def check_pixels(frames: Sequence[Frame], *, colour: bool) -> list[str]:
-    """Reject frames of one series whose pixels cannot be used; return warnings on what is unusual.
-
-    Args:
-        frames: of one series.
-        colour: whether colour images are allowed.
-
-    Raises:
-        DataError: colour, a slope of zero or NaN, an intercept that is not finite, mixed formats.
-    """
+    """Reject frames of one series whose pixels cannot be used (DataError); return warnings on what is unusual."""
     first = frames[0].file
     for frame in frames:
         file = frame.file
@@ -50,7 +41,6 @@ def check_pixels(frames: Sequence[Frame], *, colour: bool) -> list[str]:
                 file=file.path,
                 received=f"{file.photometric}, {file.samples} samples per pixel",
                 expected="MONOCHROME1 or MONOCHROME2, for an image in the plane also colour",
-                remedy="leave it out, or convert it to grey",
             )
         kind, wanted = f"{file.modality} {file.photometric}", f"{first.modality} {first.photometric}"
         if kind != wanted:
@@ -58,18 +48,18 @@ def check_pixels(frames: Sequence[Frame], *, colour: bool) -> list[str]:
         if file.high_bit != file.bits_stored - 1:
             received = f"high bit {file.high_bit} of {file.bits_stored}"
             raise DataError("pixels have unusual bits", file=file.path, received=received)
-        if frame.slope is not None and (frame.slope == 0 or not np.isfinite(frame.slope)):
-            raise damaged("impossible RescaleSlope", file.path, received=frame.slope)
-        if frame.intercept is not None and not np.isfinite(frame.intercept):
-            raise damaged("impossible RescaleIntercept", file.path, received=frame.intercept)
+        if frame.slope == 0 or not np.isfinite(frame.slope or 1.0):
+            raise DataError("impossible RescaleSlope", file=file.path, received=frame.slope)
+        if not np.isfinite(frame.intercept or 0.0):
+            raise DataError("impossible RescaleIntercept", file=file.path, received=frame.intercept)
         if file.lut is not None and (frame.slope or 1.0, frame.intercept or 0.0) != (1.0, 0.0):
             received = f"slope {frame.slope}, intercept {frame.intercept}"
-            raise damaged("ModalityLUTSequence and rescale slope contradict each other", file.path, received=received)
+            cause = "ModalityLUTSequence and rescale slope contradict each other"
+            raise DataError(cause, file=file.path, received=received)
     warnings = []
     bare = [frame for frame in frames if frame.slope is None and frame.file.lut is None]
     if bare and (first.modality in RESCALE_REQUIRED or len(bare) < len(frames)):
-        shifted = any(frame.intercept for frame in bare)
-        used = "the intercept alone is applied" if shifted else "stored values are used"
+        used = "the intercept alone is applied" if any(f.intercept for f in bare) else "stored values are used"
         warnings.append(f"{len(bare)} of {len(frames)} slices have no rescale slope: {used}")
     if first.photometric == "MONOCHROME1":
         effect = "kept: they are measurements" if first.modality in MEASURED else "inverted: large is bright"
@@ -82,32 +72,37 @@ def check_pixels(frames: Sequence[Frame], *, colour: bool) -> list[str]:
 def read_voxels(frames: Sequence[Frame]) -> tuple[npt.NDArray[np.float32], list[str]]:
     """Return the volume ``(columns, rows, slices)`` of frames in order, and warnings.
 
-    Raises:
-        DataError: pixels that cannot be decoded, or more of them than fit into memory.
+    Pixels that cannot be decoded, or more of them than fit into memory, are a DataError.
     """
     file = frames[0].file
     shape = (file.columns, file.rows, len(frames))
     require_memory(shape, 1, file.path)
     volume = np.empty(shape, dtype=np.float32)
-    padding = _Padding()
-    decoder = Decoder()
+    stored = frame_decoder()
     slab = np.empty((SLAB, file.rows, file.columns), dtype=np.float32)
+    masks: dict[int, npt.NDArray[np.uint8]] = {}  # packed padding, by slice
+    lowest, highest = np.inf, -np.inf  # of all other voxels
     for start in range(0, len(frames), SLAB):
         part = frames[start : start + SLAB]
         for k, frame in enumerate(part):
-            padding.add(_rescale(frame, decoder, slab[k]), slab[k], start + k)
+            mask = _rescale(frame, stored(frame), slab[k])
+            values = slab[k]
+            if mask is not None:
+                masks[start + k] = np.packbits(mask.T)
+                values = values[~mask]
+            if values.size:
+                lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
         transpose(slab[: len(part)], dtype=np.float32, out=volume[..., start : start + len(part)])
-    if padding.lowest > padding.highest:
-        raise damaged("every pixel is padding", file.path)
-    if not np.isfinite([padding.lowest, padding.highest]).all():
+    if lowest > highest:
+        raise DataError("every pixel is padding", file=file.path)
+    if not np.isfinite([lowest, highest]).all():
         raise DataError("rescaled pixels must be finite", file=file.path)
-    return volume, padding.clamp(volume)
+    return volume, _clamp_padding(volume, masks, lowest, highest)
 
 
-def _rescale(frame: Frame, decoder: Decoder, target: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
+def _rescale(frame: Frame, stored: Stored, target: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
     """Write one slice's values to `target`; return the mask of its padding, if it has some."""
     file = frame.file
-    stored = decoder.stored(frame)
     mask = None
     if file.padding is not None:
         low, high = file.padding
@@ -116,8 +111,8 @@ def _rescale(frame: Frame, decoder: Decoder, target: npt.NDArray[np.float32]) ->
     unused = file.bits_allocated - file.bits_stored
     if unused and is_plain(file):  # old files have overlays there; decoders have cleared them
         stored = (stored.astype(stored.dtype.newbyteorder("=")) << unused) >> unused
-        if mask is not None:
-            stored[mask] = 0 if file.padding is None else np.array(file.padding[0]).astype(stored.dtype)
+        if mask is not None and file.padding is not None:
+            stored[mask] = np.array(file.padding[0]).astype(stored.dtype)
     if file.lut is not None:
         stored = file.lut.apply(stored)
     if file.photometric == "MONOCHROME1" and file.modality not in MEASURED:
@@ -131,35 +126,20 @@ def _rescale(frame: Frame, decoder: Decoder, target: npt.NDArray[np.float32]) ->
     return mask
 
 
-class _Padding:
-    """Masks of padding per slice, and the range of all other voxels."""
-
-    def __init__(self) -> None:
-        self.lowest, self.highest = np.inf, -np.inf
-        self._masks: dict[int, npt.NDArray[np.uint8]] = {}
-
-    def add(self, mask: npt.NDArray[np.bool_] | None, values: npt.NDArray[np.float32], index: int) -> None:
-        if mask is not None:
-            self._masks[index] = np.packbits(mask.T)
-            values = values[~mask]
-        if values.size:
-            self.lowest = min(self.lowest, float(values.min()))
-            self.highest = max(self.highest, float(values.max()))
-
-    def clamp(self, volume: npt.NDArray[np.float32]) -> list[str]:
-        """Set padding far outside the other values, on either side, to the lowest of them; return a warning."""
-        margin = PADDING_MARGIN * (self.highest - self.lowest)
-        count, clamped = 0, set()
-        for index, packed in self._masks.items():
-            plane = volume[..., index]
-            mask = np.unpackbits(packed, count=plane.size).astype(bool).reshape(plane.shape)
-            values = plane[mask]
-            far = (values < self.lowest - margin) | (values > self.highest + margin)
-            if far.any():
-                clamped.update(np.unique(values[far]).tolist())
-                count += int(far.sum())
-                plane[mask] = self.lowest
-        if not count:
-            return []
-        named = ", ".join(f"{value:g}" for value in sorted(clamped)[:3])
-        return [f"{count} padding voxels ({named}) clamped to {self.lowest:g}"]
+def _clamp_padding(
+    volume: npt.NDArray[np.float32], masks: dict[int, npt.NDArray[np.uint8]], lowest: float, highest: float
+) -> list[str]:
+    """Set padding far outside the other values, on either side, to the lowest of them; return a warning."""
+    margin = PADDING_MARGIN * (highest - lowest)
+    count, clamped = 0, set()
+    for index, packed in masks.items():
+        plane = volume[..., index]
+        mask = np.unpackbits(packed, count=plane.size).astype(bool).reshape(plane.shape)
+        values = plane[mask]
+        far = values[(values < lowest - margin) | (values > highest + margin)]
+        if far.size:
+            clamped.update(np.unique(far).tolist())
+            count += far.size
+            plane[mask] = lowest
+    named = ", ".join(f"{value:g}" for value in sorted(clamped)[:3])
+    return [f"{count} padding voxels ({named}) clamped to {lowest:g}"] if count else []

@@ -2,9 +2,9 @@
 
 A mosaic is one image with the slices of a volume as tiles::
 
-    tiles of 7 slices    0 1 2      The header's position is that of a slice as large as the whole mosaic, around the
-                         3 4 5      same centre: the first tile begins half of the difference further.
-                         6 . .      Tile k is k slice distances from the first along the CSA header's normal.
+    0 1 2      The header's position is that of a slice as large as the whole mosaic, around the same centre: the first
+    3 4 5      tile begins half of the difference further. Tile k is k slice distances from the first along the CSA
+    6 . .      header's normal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from medunet.errors import DataError, GeometryError
 
 from .header import Frame
 from .references import read_dataset
-from .values import damaged
+from .tags import typed_errors
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # nibabel calls all of its DICOM readers experimental
@@ -35,19 +35,14 @@ _RECONSTRUCTED = ("RECON TOMO", "RECON GATED TOMO")  # ImageType's third value i
 def split_mosaic(mosaic: Frame) -> list[Frame]:
     """Return the slices of a mosaic, placed by its CSA header.
 
-    Raises:
-        DataError: no CSA header, or one that does not match the image.
-        GeometryError: no distance between slices, or a normal that is not the slices' normal.
+    A header that is missing or does not match the image is a DataError, one without distance or normal a GeometryError.
     """
     file = mosaic.file
     count, normal, distance = _csa_geometry(mosaic)
     tiles = math.ceil(math.sqrt(count))
     if file.n_frames != 1 or file.rows % tiles or file.columns % tiles:
-        raise DataError(
-            "mosaic cannot be divided into its tiles",
-            file=file.path,
-            received=f"{file.n_frames} frames of {file.columns} x {file.rows} pixels, {count} slices",
-        )
+        received = f"{file.n_frames} frames of {file.columns} x {file.rows} pixels, {count} slices"
+        raise DataError("mosaic cannot be divided into its tiles", file=file.path, received=received)
     rows, columns = file.rows // tiles, file.columns // tiles
     image = replace(file, rows=rows, columns=columns, tiles=tiles)
     axes = _numbers(mosaic, "orientation", 6).reshape(2, 3)
@@ -55,12 +50,11 @@ def split_mosaic(mosaic: Frame) -> list[Frame]:
     first = _numbers(mosaic, "position", 3)
     first = first + axes[0] * column_mm * (file.columns - columns) / 2 + axes[1] * row_mm * (file.rows - rows) / 2
     if abs(abs(float(np.dot(np.cross(*axes), normal))) - 1) > _NORMAL_TOLERANCE:
-        raise GeometryError(
+        cause, expected = (
             "SliceNormalVector must be the normal of the mosaic's rows and columns",
-            file=file.path,
-            received=normal.tolist(),
-            expected=np.cross(*axes).tolist(),
+            np.cross(*axes).tolist(),
         )
+        raise GeometryError(cause, file=file.path, received=normal.tolist(), expected=expected)
     positions = [tuple((first + k * distance * normal).tolist()) for k in range(count)]
     return [replace(mosaic, file=image, index=k, position=position) for k, position in enumerate(positions)]
 
@@ -76,23 +70,16 @@ def _csa_geometry(mosaic: Frame) -> tuple[int, np.ndarray, float]:
     """Return the number of slices, their normal and their distance."""
     path = mosaic.file.path
     header = read_dataset(path, stop_before_pixels=True)
-    try:
+    with typed_errors("damaged header of a mosaic", path):
         csa = csareader.get_csa_header(header)
         count = csareader.get_n_mosaic(csa) if csa else None
         normal = csareader.get_slice_normal(csa) if csa else None
         distance = float(header.get("SpacingBetweenSlices") or 0)
-    except Exception as error:  # nibabel and pydicom raise many kinds for damaged headers
-        raise damaged("damaged header of a mosaic", path) from error
     if not count or normal is None or not 1 <= count <= _MAX_TILES or not np.isfinite(normal).all():
-        raise DataError(
-            "mosaic has no CSA header that places its slices",
-            file=path,
-            remedy="export the series with its private attributes, or as single slices",
-        )
+        remedy = "export the series with its private attributes, or as single slices"
+        raise DataError("mosaic has no CSA header that places its slices", file=path, remedy=remedy)
     if not 0 < distance < math.inf:
-        raise GeometryError(
-            "mosaic has no SpacingBetweenSlices", file=path, received=distance, remedy="export it as single slices"
-        )
+        raise GeometryError("mosaic has no SpacingBetweenSlices", file=path, received=distance)
     return int(count), np.asarray(normal, dtype=np.float64), distance
 
 
@@ -100,15 +87,11 @@ def place_slices(frames: Sequence[Frame]) -> list[Frame]:
     """Return the slices of a nuclear medicine reconstruction, placed by its detector (PS3.3 C.8.4).
 
     Slice k is k SpacingBetweenSlices from the detector's position along the normal; its sign is the direction. Frames
-    of other images are returned as they are.
-
-    Raises:
-        DataError: damaged attributes.
-        GeometryError: a reconstruction that does not place its slices.
+    of other images are returned as they are. A reconstruction that does not place its slices is a GeometryError.
     """
     path = frames[0].file.path
     header = read_dataset(path, stop_before_pixels=True)
-    try:
+    with typed_errors("damaged attributes of a nuclear medicine image", path):
         if len(header.get("ImageType") or ()) < 3 or header.ImageType[2] not in _RECONSTRUCTED:
             return list(frames)
         detectors = list(header.get("DetectorInformationSequence") or ())
@@ -118,8 +101,6 @@ def place_slices(frames: Sequence[Frame]) -> list[Frame]:
         )
         spacing = float(header.get("SpacingBetweenSlices") or 0)
         numbers = np.atleast_1d(np.array(header.get("SliceVector") or range(1, len(frames) + 1), dtype=np.int64))
-    except Exception as error:  # pydicom raises many kinds for damaged values
-        raise damaged("damaged attributes of a nuclear medicine image", path) from error
     shapes = position.shape, orientation.shape, numbers.shape
     is_finite = np.isfinite(position).all() and np.isfinite(orientation).all() and math.isfinite(spacing)
     if shapes != ((1, 3), (1, 6), (len(frames),)) or not is_finite or not spacing:

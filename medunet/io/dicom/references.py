@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pydicom
@@ -17,21 +16,18 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from medunet.errors import DataError, GeometryError, SecurityError
-from medunet.geometry import Geometry, flip_ras_lps
+from medunet.errors import DataError, GeometryError
+from medunet.geometry import Geometry
 from medunet.io.limits import refuse_deflate_bomb
 from medunet.io.record import SourceFrame
 from medunet.io.structures import LATTICE_TOLERANCE_VOXELS
 
 from .header import looks_like_dicom
-from .values import Levels, find_decimals, frame_levels, keywords, text
+from .tags import Levels, find_decimals, frame_levels, keywords, text, typed_errors
 from .zipped import unpacked
 
-SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-"""SOP classes Segmentation Storage and Label Map Segmentation Storage."""
-
+SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # segmentation, label map segmentation
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
-"""SOP class RT Structure Set Storage."""
 
 LINKS = keywords("""
     PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime StudyID
@@ -42,37 +38,20 @@ _REQUIRED = keywords("StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID SOP
 _NEW_WRITER = int(pydicom.__version__.partition(".")[0]) >= 3  # pydicom 3 renamed the options of `save_as`
 
 
-@dataclass(frozen=True)
-class SourcePlane:
-    """One slice of the source.
-
-    Args:
-        header: of its file, without pixels.
-        frame: number from 1 in a multi-frame file, else None.
-        geometry: its grid ``(columns, rows, 1)``.
-    """
+class SourcePlane(NamedTuple):
+    """One slice of the source: its file's header, its number from 1 in a multi-frame file, and its grid."""
 
     header: Dataset
     frame: int | None
-    geometry: Geometry
+    geometry: Geometry  # (columns, rows, 1)
 
 
 def read_dataset(path: Path, *, tags: Sequence[str] | None = None, stop_before_pixels: bool = False) -> FileDataset:
-    """Read a DICOM file: all of it, these tags only, or what precedes the pixels.
-
-    Raises:
-        DataError: it is not DICOM, or it is damaged.
-        SecurityError: deflated, and far larger than images are.
-    """
-    try:
-        with path.open("rb") as file:
-            refuse_deflate_bomb(file, path)
-            names = None if tags is None else list(tags)
-            return pydicom.dcmread(file, specific_tags=names, stop_before_pixels=stop_before_pixels)
-    except SecurityError:
-        raise
-    except Exception as error:  # pydicom raises many kinds for damaged bytes
-        raise DataError(f"cannot be read as DICOM: {type(error).__name__}", file=path) from error
+    """Read a DICOM file: all of it, these tags only, or what precedes the pixels; a damaged file is a DataError."""
+    with typed_errors("cannot be read as DICOM", path), path.open("rb") as file:
+        refuse_deflate_bomb(file, path)
+        names = None if tags is None else list(tags)
+        return pydicom.dcmread(file, specific_tags=names, stop_before_pixels=stop_before_pixels)
 
 
 def storage_class(path: Path) -> str:
@@ -80,10 +59,8 @@ def storage_class(path: Path) -> str:
     if not looks_like_dicom(path):
         return ""
     header = read_dataset(path, tags=["SOPClassUID"])
-    try:
+    with typed_errors("cannot be read as DICOM", path):  # an empty value of an unknown type
         return text(header, "SOPClassUID")
-    except NotImplementedError as error:  # an empty value of an unknown type
-        raise DataError(f"cannot be read as DICOM: {type(error).__name__}", file=path) from error
 
 
 def read_planes(frames: Sequence[SourceFrame], geometry: Geometry) -> tuple[SourcePlane, ...]:
@@ -98,40 +75,26 @@ def read_planes(frames: Sequence[SourceFrame], geometry: Geometry) -> tuple[Sour
         DataError: a file can no longer be read, or lacks the identifiers that references need.
         GeometryError: the frames are not the volume's slices in number or position.
     """
-    folder = frames[0].file.parent
-    if len(frames) != geometry.shape[2]:
-        raise GeometryError(
-            "each slice of the volume must be a slice of the series",
-            file=folder,
-            received=f"{geometry.shape[2]} slices",
-            expected=len(frames),
-        )
+    folder, n_slices = frames[0].file.parent, geometry.shape[2]
+    if len(frames) != n_slices:
+        cause = "each slice of the volume must be a slice of the series"
+        raise GeometryError(cause, file=folder, received=f"{n_slices} slices", expected=len(frames))
     headers: dict[Path, Dataset] = {}
     planes = []
     with unpacked(folder) as inside:
         for index, (named, number) in enumerate(frames):
             file = named if inside == folder else inside / named.name
-            try:
+            with typed_errors("damaged DICOM header", file):
                 if named not in headers:
-                    headers[named] = _referable(read_dataset(file, stop_before_pixels=True), file)
+                    headers[named] = read_dataset(file, stop_before_pixels=True)
+                    if missing := [name for name in _REQUIRED if not headers[named].get(name)]:
+                        raise DataError(f"the header lacks {', '.join(missing)}, which references need", file=file)
                 plane = _plane(headers[named], number)
-            except (DataError, SecurityError):
-                raise
-            except Exception as error:  # as in read_dataset: values are converted when they are read
-                raise DataError(f"damaged DICOM header: {type(error).__name__}", file=file) from error
             if plane is None or not _is_slice(plane.geometry, geometry, index):
-                raise GeometryError(
-                    "a slice of the series cannot be referred to: its header has no position, or another one", file=file
-                )
+                cause = "a slice of the series cannot be referred to: its header has no position, or another one"
+                raise GeometryError(cause, file=file)
             planes.append(plane)
     return tuple(planes)
-
-
-def _referable(header: Dataset, file: Path) -> Dataset:
-    """Return a header that has the identifiers that references to it need."""
-    if missing := [name for name in _REQUIRED if not header.get(name)]:
-        raise DataError(f"the header lacks {', '.join(missing)}, which references need", file=file)
-    return header
 
 
 def _plane(header: Dataset, number: int) -> SourcePlane | None:
@@ -164,13 +127,13 @@ def plane_geometry(levels: Levels) -> Geometry | None:
     if (len(position), len(cosines), len(spacing)) != (3, 6, 2):
         return None
     row, column = np.reshape(cosines, (2, 3))
-    affine = np.eye(4)
-    affine[:3, 0] = row * spacing[1]  # PixelSpacing counts rows first
-    affine[:3, 1] = column * spacing[0]
-    affine[:3, 2] = np.cross(row, column)
-    affine[:3, 3] = position
     try:
-        return Geometry(flip_ras_lps(affine), (int(levels[-1].Columns), int(levels[-1].Rows), 1))
+        return Geometry.from_lps(
+            origin=position,
+            spacing=(spacing[1], spacing[0], 1.0),  # PixelSpacing counts rows first
+            direction=np.column_stack([row, column, np.cross(row, column)]).ravel().tolist(),
+            shape=(int(levels[-1].Columns), int(levels[-1].Rows), 1),
+        )
     except GeometryError:
         return None
 
@@ -188,11 +151,11 @@ def code_item(value: str, scheme: str, meaning: str) -> Dataset:
     return item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 
-def copy_values(source: Dataset, target: Dataset, names: Sequence[str]) -> None:
-    """Copy texts unchanged, without validation, because scanners break DICOM's rules; '' if the source has none."""
+def copy_links(source: Dataset, target: Dataset) -> None:
+    """Copy `LINKS` unchanged, without validation, because scanners break DICOM's rules; '' if the source has none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        for name in names:
+        for name in LINKS:
             value = source.get(name)
             written = "" if value is None else str(value)
             target.add(DataElement(name, dictionary_VR(name), written, validation_mode=IGNORE))
@@ -209,10 +172,7 @@ def series_number(source: Dataset) -> int:
 def save_dataset(dataset: Dataset, path: Path | BinaryIO, *, implicit: bool = False) -> None:
     """Write a whole DICOM file, little endian, with pydicom 2 or 3.
 
-    Args:
-        dataset: with SOPClassUID and SOPInstanceUID.
-        path: of the file, or an open file.
-        implicit: leave types out of the file: only then can a value have more than 64 kB.
+    `implicit` leaves types out of the file: only then can a value have more than 64 kB.
     """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID

@@ -20,17 +20,14 @@ from medunet.io.segments import TISSUE, Segment
 from medunet.io.structures import Painting, Structure
 
 from .contours import Polygon, fill_contours, trace_contours
-from .references import LINKS, RTSTRUCT_CLASS, SourcePlane, code_item, copy_values, item, read_dataset, series_number
+from .references import RTSTRUCT_CLASS, SourcePlane, code_item, copy_links, item, read_dataset, series_number
 
 PLANE_TOLERANCE_VOXELS = 0.1  # how far the points of one contour may be from their plane
 SLICE_TOLERANCE_VOXELS = 0.25  # a contour further than this from its slice is reported: it was drawn on another image
 
-_DECIMALS = 5
-"""Decimals of coordinates in mm: a number then fits the 16 characters of VR DS, and no voxel changes sides."""
-
-_STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
-"""Detached Study Management: retired, but conventional in RTReferencedStudySequence."""
-
+_DECIMALS = 5  # of coordinates in mm: a number then fits the 16 characters of VR DS, and no voxel changes sides
+_STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management: retired, but conventional in references
+_REMEDY = "give the image that it was drawn on"
 _CLOSED = ("CLOSED_PLANAR", "CLOSED_PLANAR_XOR", "CLOSEDPLANAR_XOR")
 
 
@@ -40,7 +37,6 @@ def make_rtstruct(
     planes: Sequence[SourcePlane],
     *,
     algorithm: Mapping[str, str],
-    description: str = "medunet segmentation",
 ) -> Dataset:
     """Return a structure set with one region of interest per segment, including segments without voxels.
 
@@ -49,13 +45,12 @@ def make_rtstruct(
         segments: numbered from 1 in this order.
         planes: the slices of the source, from `read_planes`.
         algorithm: `name` and `version` of the model that made the labels.
-        description: SeriesDescription.
 
     Raises:
         DataError: no segment.
     """
     if not segments:
-        raise DataError("an RTSTRUCT needs at least one label besides the background", remedy="name them: label_names")
+        raise DataError("an RTSTRUCT needs at least one label besides the background")
     first = planes[0].header
     now = datetime.now()
     date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
@@ -88,7 +83,7 @@ def make_rtstruct(
         Modality="RTSTRUCT",
         SeriesInstanceUID=generate_uid(prefix=None),
         SeriesNumber=2000 + series_number(first),
-        SeriesDescription=description,
+        SeriesDescription="medunet segmentation",
         OperatorsName="",
         Manufacturer="medunet",
         ManufacturerModelName=algorithm["name"],
@@ -105,16 +100,12 @@ def make_rtstruct(
         ROIContourSequence=regions,
         RTROIObservationsSequence=observations,
     )
-    copy_values(first, result, LINKS)
+    copy_links(first, result)
     return result
 
 
 def read_regions(path: Path) -> list[Structure]:
-    """Return the regions of interest of an RTSTRUCT, including those without contours.
-
-    Raises:
-        DataError: no region.
-    """
+    """Return the regions of interest of an RTSTRUCT, including those without contours."""
     dataset = read_dataset(path)
     contours = {int(one.ReferencedROINumber): one for one in dataset.get("ROIContourSequence") or ()}
     regions = [
@@ -141,23 +132,17 @@ def _paint(region: Dataset | None, path: Path, reference: Geometry) -> Painting:
         spread = np.ptp(indices, axis=0)
         axis = int(np.argmin(spread))
         if spread[axis] > PLANE_TOLERANCE_VOXELS:
+            received, expected = f"{spread[axis]:.2f} voxels deep", f"at most {PLANE_TOLERANCE_VOXELS}"
             raise GeometryError(
-                "a contour crosses the image's slices",
-                file=path,
-                received=f"{spread[axis]:.2f} voxels deep",
-                expected=f"at most {PLANE_TOLERANCE_VOXELS}",
-                remedy="give the image that it was drawn on",
+                "a contour crosses the image's slices", file=path, received=received, expected=expected, remedy=_REMEDY
             )
         depth = float(indices[:, axis].mean())
         index = round(depth)
         between += abs(depth - index) > SLICE_TOLERANCE_VOXELS
         if not 0 <= index < reference.shape[axis]:
+            received, expected = f"slice {index}", f"0 to {reference.shape[axis] - 1}"
             raise GeometryError(
-                "a contour is outside the image",
-                file=path,
-                received=f"slice {index}",
-                expected=f"0 to {reference.shape[axis] - 1}",
-                remedy="give the image that it was drawn on",
+                "a contour is outside the image", file=path, received=received, expected=expected, remedy=_REMEDY
             )
         by_slice[axis, index].append(np.delete(indices, axis, axis=1))
     for (axis, index), polygons in by_slice.items():

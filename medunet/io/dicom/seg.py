@@ -23,16 +23,16 @@ from medunet.io.limits import require_memory
 from medunet.io.segments import Segment
 from medunet.io.structures import Painting, Structure, paint_voxels
 
-from .references import LINKS, SEG_CLASSES, SourcePlane, copy_values, item, plane_geometry, read_dataset, series_number
-from .values import find, find_decimals, frame_levels, keywords
+from .references import LINKS, SEG_CLASSES, SourcePlane, copy_links, item, plane_geometry, read_dataset, series_number
+from .tags import find, find_decimals, frame_levels, keywords, typed_errors
 
 _LARGEST_LABEL = 64  # characters of a segment's label (VR LO)
 
+# What highdicom takes from an image besides its placement and `LINKS`.
 _DESCRIPTION = keywords("""
     SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID
     PositionReferenceIndicator Modality Rows Columns LossyImageCompression LossyImageCompressionRatio
     LossyImageCompressionMethod""")
-"""What highdicom takes from an image besides its placement and `LINKS`."""
 
 
 def make_dicom_seg(
@@ -41,7 +41,6 @@ def make_dicom_seg(
     planes: Sequence[SourcePlane],
     *,
     algorithm: Mapping[str, str],
-    description: str = "medunet segmentation",
 ) -> Dataset:
     """Return a BINARY segmentation of one series, with one frame per segment and slice in which it occurs.
 
@@ -50,7 +49,6 @@ def make_dicom_seg(
         segments: numbered from 1 in this order; other values are background.
         planes: the slices of the source, from `read_planes`.
         algorithm: `name`, `version` and optionally `source` of the model that made the labels.
-        description: SeriesDescription.
 
     Raises:
         ConfigError: highdicom is not installed.
@@ -58,7 +56,7 @@ def make_dicom_seg(
     """
     hd = import_extra("highdicom", extra="dicom", purpose="writing DICOM SEG")
     if not segments:
-        raise DataError("a DICOM SEG needs at least one label besides the background", remedy="name them: label_names")
+        raise DataError("a DICOM SEG needs at least one label besides the background")
     by_slice = voxels.T
     numbers = np.zeros(by_slice.shape, dtype=np.uint16)
     for number, segment in enumerate(segments, start=1):
@@ -83,30 +81,23 @@ def make_dicom_seg(
             device_serial_number="0",
             omit_empty_frames=bool(numbers.any()),
             content_label="SEGMENTATION",
-            content_description=description,
-            series_description=description,
+            content_description="medunet segmentation",
+            series_description="medunet segmentation",
         )
     except (ValueError, TypeError, AttributeError) as error:
-        # its words may quote a header, so they are not passed on
-        kind = type(error).__name__
-        raise DataError(f"highdicom rejects the series' headers ({kind})", remedy="write .nii.gz") from None
+        cause = f"highdicom rejects the series' headers ({type(error).__name__})"  # its words may quote a header
+        raise DataError(cause, remedy="write .nii.gz") from None
     _refer_to_frames(result, frame_numbers)
-    copy_values(first, result, LINKS)
+    copy_links(first, result)
     result.ReferringPhysicianName = result.ContentCreatorName = ""  # required by the standard, may be empty
     return result
 
 
 def read_segments(path: Path) -> list[Structure]:
-    """Return the segments of a DICOM SEG (BINARY, FRACTIONAL from one half on, or LABELMAP), without the background.
-
-    Raises:
-        DataError: damaged pixel data, or no segment.
-    """
+    """Return the segments of a DICOM SEG (BINARY, FRACTIONAL from one half on, or LABELMAP), without the background."""
     dataset = read_dataset(path)
-    names = {
-        int(one.get("SegmentNumber", 0)): str(one.get("SegmentLabel", ""))
-        for one in dataset.get("SegmentSequence") or ()
-    }
+    segments = dataset.get("SegmentSequence") or ()
+    names = {int(one.get("SegmentNumber", 0)): str(one.get("SegmentLabel", "")) for one in segments}
     numbers = [number for number in names if number > 0]  # LABELMAP numbers the background 0
     if not numbers:
         raise DataError("file has no segment", file=path)
@@ -138,11 +129,8 @@ def _paint(dataset: Dataset, number: int, path: Path, reference: Geometry) -> Pa
 
 def _frames(dataset: Dataset, n_frames: int, path: Path) -> npt.NDArray[Any]:
     require_memory((dataset.get("Rows") or 0, dataset.get("Columns") or 0, n_frames), 1, path)
-    try:
-        pixels = dataset.pixel_array
-    except Exception as error:  # codecs raise errors of any kind
-        raise DataError("pixel data cannot be decoded", file=path, received=type(error).__name__) from error
-    pixels = pixels.reshape(-1, int(dataset.Rows), int(dataset.Columns))
+    with typed_errors("pixel data cannot be decoded", path):
+        pixels = dataset.pixel_array.reshape(-1, int(dataset.Rows), int(dataset.Columns))
     if len(pixels) != n_frames:
         raise DataError("frames and their headers differ in number", file=path, received=len(pixels), expected=n_frames)
     return np.asarray(pixels)

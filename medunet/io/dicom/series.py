@@ -1,8 +1,4 @@
-"""DICOM as a volume: a folder of slices, a multi-frame file, a DICOMDIR, or one slice as a 2D image.
-
-Headers are verified before a pixel is used (`grid`), and pixels are rescaled by the slope of each slice (`pixels`).
-Everything else is rejected with its cause; nothing is guessed, merged or stretched.
-"""
+"""DICOM as a volume: a folder of slices, a multi-frame file, a DICOMDIR, or one slice as a 2D image."""
 
 from __future__ import annotations
 
@@ -22,14 +18,13 @@ from medunet.io.limits import system_errors
 from medunet.io.options import DEFAULTS, ReadOptions
 from medunet.io.record import ReadRecord, SourceFrame
 
-from .codec import read_colour, same_pixels
-from .grid import Grid, build_grid, resample
+from .codec import read_colour
+from .grid import Grid, are_pictures, build_grid, build_picture, resample
 from .header import DICOM_SUFFIXES, DIRECTORY_CLASS, PALETTE, Frame, ImageFile, looks_like_dicom, read_frames
-from .picture import are_pictures, build_picture
 from .pixels import check_pixels, read_voxels
 from .placement import place_slices, split_mosaic
 from .references import RTSTRUCT_CLASS, SEG_CLASSES, storage_class
-from .values import IDENTITY, items, text
+from .tags import IDENTITY, items, text, typed_errors
 
 _META_START = 132 + 12  # preamble, magic word and the element with the length of the rest of the meta information
 _DIRECTORY = "DICOMDIR"
@@ -63,7 +58,7 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def read_dicom(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:
-    """Read one series.
+    """Read one series, or one image in the plane.
 
     Args:
         path: a folder (its subfolders are not searched), a file, or a DICOMDIR, whose images are read.
@@ -97,9 +92,9 @@ def _verified(path: Path, options: ReadOptions) -> tuple[Grid, ReadRecord]:
     planar = options.spatial_dims == 2 or (options.spatial_dims is None and is_single)
     warnings += check_pixels(frames, colour=planar)
     if planar and is_picture:
-        grid = build_picture(frames, path, phase=options.phase)
+        grid = build_picture(frames, path, options.phase)
     else:
-        grid = build_grid(frames, path, options=options, planar=planar, same_pixels=same_pixels)
+        grid = build_grid(frames, path, options, planar=planar)
     first = grid.frames[0].file
     integer = f"{'int' if first.is_signed else 'uint'}{first.bits_allocated}"
     record = ReadRecord(
@@ -133,9 +128,8 @@ def _find_series(path: Path, options: ReadOptions) -> tuple[list[Frame], list[st
             if path == file:
                 raise
             if not options.skip_unreadable:
-                remedy = "export the series again, or pass --skip-unreadable"
                 values = {"received": error.received, "expected": error.expected}
-                raise DataError(error.cause, file=file, remedy=remedy, **values) from error
+                raise DataError(error.cause, file=file, remedy="pass --skip-unreadable", **values) from error
             ignored[f"unreadable files skipped: {error.cause}"] += 1  # file names may be patients' names
             continue
         if frames is None:
@@ -172,21 +166,14 @@ def _without_image(path: Path, files: Sequence[Path], ignored: Counter[str]) -> 
 
 
 def _require_one_identity(frames: Sequence[Frame]) -> None:
-    """Reject a series whose files belong to several patients, studies or frames of reference.
-
-    Files that lack a value are not compared. The error quotes no value, because most of them identify a person.
-    """
+    """Reject a series of several patients, studies or frames of reference, without quoting the values."""
     for keyword, what in IDENTITY.items():
         first: ImageFile | None = None
         for file in (frame.file for frame in frames if frame.file.identity.get(keyword)):
             first = first or file
             if file.identity[keyword] != first.identity[keyword]:
-                raise DataError(
-                    f"slices of several {what} in one series",
-                    file=file.path,
-                    received=f"another {keyword} than {first.path.name}",
-                    remedy="sort the files into one folder each",
-                )
+                received = f"another {keyword} than {first.path.name}"
+                raise DataError(f"slices of several {what} in one series", file=file.path, received=received)
 
 
 def _placed(frames: list[Frame]) -> list[Frame]:
@@ -222,15 +209,10 @@ def _files(path: Path, ignored: Counter[str]) -> list[Path]:
 
 
 def _referenced_files(path: Path) -> list[Path] | None:
-    """Return the files that a DICOMDIR names, or None for another file.
-
-    Raises:
-        SecurityError: one is outside the DICOMDIR's folder.
-        DataError: the directory is damaged.
-    """
+    """Return the files that a DICOMDIR names, or None for another file; one outside its folder is a SecurityError."""
     if path.name.upper() != _DIRECTORY or not looks_like_dicom(path):
         return None
-    try:
+    with typed_errors("damaged DICOMDIR", path):
         meta = read_file_meta_info(path)
         if meta.get("MediaStorageSOPClassUID") != DIRECTORY_CLASS:
             return None
@@ -238,15 +220,13 @@ def _referenced_files(path: Path) -> list[Path] | None:
             stream.seek(_META_START + int(meta.FileMetaInformationGroupLength))
             directory = read_dataset(stream, is_implicit_VR=False, is_little_endian=True)  # as PS3.10 prescribes
         names = [text(record, "ReferencedFileID") for record in items(directory, "DirectoryRecordSequence")]
-    except Exception as error:  # pydicom raises many kinds for damaged bytes
-        raise DataError("damaged DICOMDIR", file=path, remedy="give the folder of the series") from error
     root = path.parent.resolve()
     files = []
     for name in filter(None, names):
         parts = name.split("\\")
         file = path.parent.joinpath(*parts)
         if any(_leaves_folder(part) for part in parts) or not file.resolve().is_relative_to(root):  # a symbolic link
-            raise SecurityError("DICOMDIR points out of its folder", file=path, received=parts, remedy="do not use it")
+            raise SecurityError("DICOMDIR points out of its folder", file=path, received=parts)
         files.append(file)
     return files
 

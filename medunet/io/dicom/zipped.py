@@ -19,15 +19,10 @@ _LONGEST_NAME = 100
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
-    """Unpack an archive while it is read; any other path is passed through.
+    """Unpack an archive to a temporary folder without subfolders while it is read; any other path is passed through.
 
-    Yields:
-        A temporary folder with all files of the archive, without subfolders.
-
-    Raises:
-        SecurityError: entries that leave the folder, links, or more files or bytes than allowed.
-        DataError: a damaged or encrypted archive.
-        MedunetError: an error about one of the files names it within the archive.
+    A damaged or encrypted archive is a DataError; entries that leave the folder, links, and more files or bytes than
+    allowed are a SecurityError. An error about one of the files names it within the archive.
     """
     if path.suffix.lower() != ZIP_SUFFIX or not path.is_file():
         yield path
@@ -54,4 +49,4 @@ def image_in(folder: Path) -> Path:
 
 def _is_hidden(path: Path) -> bool:
     """Return whether macOS or another system added a file to an archive for itself."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return any(part.startswith((".", "__MACOSX")) for part in path.parts)

@@ -201,7 +201,7 @@ def test_phase_of_a_single_volume_is_zero(tmp_path, made):
 def test_headers_without_a_possible_placement_are_rejected(tmp_path, made, tags, cause):
     folder = made.series(tmp_path / "ct", made.positions(), **tags)
     for read in (read_volume, read_header):
-        with pytest.raises(GeometryError, match=rf"ct/s0\d: .*{cause}.*remedy"):
+        with pytest.raises(GeometryError, match=rf"ct/s0\d: .*{cause}"):
             read(folder)
 
 
