@@ -175,4 +175,4 @@ def test_a_list_with_missing_files_is_no_bad_case(good: Path, tmp_path: Path, ca
     shutil.copytree(good, data)
     next((data / "imagesTr").iterdir()).unlink()
     code, shown = call("train", "unet_2d", "--data", data, "--output", tmp_path / "run", "--skip-bad")
-    assert code == 2 and "lists 1 missing files" in shown
+    assert code == 2 and "1 listed files are missing" in shown

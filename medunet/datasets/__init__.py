@@ -15,7 +15,6 @@ from .check.examination import examine as examine
 from .check.finding import Finding as Finding
 from .check.finding import raise_on_error as raise_on_error
 from .check.finding import shown as shown
-from .check.instances import refuse_instances as refuse_instances
 from .check.statistics import CaseStatistics as CaseStatistics
 from .layouts.content import image_digest as image_digest
 from .layouts.datalist import datalist as datalist
@@ -28,8 +27,9 @@ from .layouts.folds import FOLDS as FOLDS
 from .layouts.folds import split_fold as split_fold
 from .layouts.folds import split_patients as split_patients
 from .layouts.labels import MAX_CLASSES as MAX_CLASSES
+from .layouts.labels import label_values as label_values
+from .layouts.labels import refuse_instances as refuse_instances
 from .layouts.pairing import label_files as label_files
 from .layouts.regions import Region as Region
-from .layouts.values import label_values as label_values
 from .phantom import make_phantom as make_phantom
 from .phantom import write_phantom_dataset as write_phantom_dataset

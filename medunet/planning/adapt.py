@@ -17,7 +17,7 @@ from medunet.geometry import Geometry
 from medunet.io import read_header
 from medunet.transforms import IGNORE_INDEX
 
-MAX_HEADERS = 50  # headers that are read to find the median spacing and size; more cases hardly move a median
+MAX_HEADERS = 50  # headers that are read for the median spacing and size; more hardly change a median
 TURNS = "augment::deform::rotate_range"
 BENDS = "augment::deform::elastic_sigma"
 IGNORED = "steps::encode::ignore_value"
@@ -26,9 +26,8 @@ IGNORED = "steps::encode::ignore_value"
 def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the overlay that fits a bundle to a data set: channels, classes, regions, spacing and patch size.
 
-    The spacing is the median over the cases, axis by axis, in RAS order. The patch keeps about the number of voxels of
-    the bundle, on which memory and time depend, and takes the shape of the median image at that spacing. A planned
-    bundle keeps its values.
+    The spacing is the median over the cases. The patch has the shape of the median image at that spacing, and about as
+    many voxels as the bundle's. A planned bundle keeps its values.
 
     Args:
         dataset: Data set to train on.
@@ -38,23 +37,16 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
         The values that differ from those of the bundle.
 
     Raises:
-        ConfigError: The bundle has another number of dimensions than the images, was planned for data with other
-            channels or classes, or does not ignore the voxels without annotation.
+        ConfigError: The bundle is for images of other dimensions, channels or classes, or does not ignore the voxels
+            without annotation.
     """
     dims = config["spatial_dims"]
     if dataset.spatial_dims != dims:
-        raise ConfigError(
-            f"the bundle is {dims}-D, the images are {dataset.spatial_dims}-D",
-            file=dataset.root,
-            remedy=f"use unet_{dataset.spatial_dims}d",
-        )
+        cause = f"the bundle is {dims}-D, the images are {dataset.spatial_dims}-D"
+        raise ConfigError(cause, file=dataset.root, remedy=f"use unet_{dataset.spatial_dims}d")
     if dataset.ignore is not None and get_id(config, IGNORED) != dataset.ignore:
-        raise ConfigError(
-            "the data have voxels without annotation, which the bundle does not ignore",
-            file=dataset.root,
-            received=f"ignored value {dataset.ignore}",
-            remedy="plan for these data: `medunet plan`",
-        )
+        cause = f"the data have voxels without annotation ({dataset.ignore}), which the bundle does not ignore"
+        raise ConfigError(cause, file=dataset.root, remedy="plan for these data: `medunet plan`")
     values: dict[str, Any] = {
         "in_channels": len(dataset.channels),
         "label_values": list(dataset.labels.values()),
@@ -66,24 +58,16 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
     if config.get("planned"):
         for id_ in ("in_channels", "label_values", "region_values", "regions_class_order"):
             if id_ in values and values[id_] != config.get(id_):
-                raise ConfigError(
-                    f"the bundle was planned for data with other {id_}",
-                    file=dataset.root,
-                    received=values[id_],
-                    expected=config.get(id_),
-                    remedy="plan again for these data",
-                )
+                cause, remedy = f"the bundle was planned for data with other {id_}", "plan again for these data"
+                planned = config.get(id_)
+                raise ConfigError(cause, file=dataset.root, received=values[id_], expected=planned, remedy=remedy)
         return folds
     if dataset.regions and not config.get("region_names"):
         values["loss"] = region_loss()
     elif config.get("region_names") and not dataset.regions:
-        raise ConfigError(
-            "the bundle is for regions that overlap, the data have none",
-            file=dataset.root,
-            received=list(dataset.labels),
-            expected=config["region_names"],
-            remedy=f"start from unet_{dims}d, or plan for these data",
-        )
+        cause, remedy = "the bundle is for overlapping regions, the data have none", f"start from unet_{dims}d"
+        expected = config["region_names"]
+        raise ConfigError(cause, file=dataset.root, received=list(dataset.labels), expected=expected, remedy=remedy)
     values |= folds | _grid(dataset, config)
     return {id_: value for id_, value in values.items() if config.get(id_) != value}
 
@@ -99,9 +83,8 @@ def _grid(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
         sizes = sizes * spacings / values["spacing_mm"]
     if config["network_def"].get("padding", "same") == "same":
         multiple = 2 ** (len(config["network_def"]["channels"]) - 1)
-        values["patch_size"] = fit_patch(
-            np.median(sizes, axis=0), voxels=math.prod(config["patch_size"]), multiple=multiple
-        )
+        voxels = math.prod(config["patch_size"])
+        values["patch_size"] = fit_patch(np.median(sizes, axis=0), voxels=voxels, multiple=multiple)
     return values
 
 
@@ -123,7 +106,7 @@ def fit_patch(size: Sequence[float], *, voxels: int, multiple: int) -> list[int]
         voxels: Largest number of voxels.
         multiple: Divisor of every edge.
 
-    Example:
+    Examples:
         >>> fit_patch([35, 50, 34], voxels=40 * 56 * 40, multiple=8)
         [40, 56, 40]
         >>> fit_patch([512, 512, 100], voxels=64**3, multiple=16)
@@ -136,13 +119,7 @@ def fit_patch(size: Sequence[float], *, voxels: int, multiple: int) -> list[int]
 
 
 def in_ras_order(values: Sequence[float], geometry: Geometry) -> list[float]:
-    """Return values of the grid's axes in the order that the axes have after reorientation to RAS.
-
-    Example:
-        >>> axes_are_s_r_a = np.array([[0, 1, 0, 0], [0, 0, 2, 0], [3, 0, 0, 0], [0, 0, 0, 1]])
-        >>> in_ras_order([3, 1, 2], Geometry(axes_are_s_r_a, (9, 9, 9)))
-        [1, 2, 3]
-    """
+    """Return values of the grid's axes in the order that the axes have after reorientation to RAS."""
     axes = nib.orientations.io_orientation(geometry.affine)[:, 0].astype(int)
     return [value for _, value in sorted(zip(axes.tolist(), values, strict=True))]
 
@@ -157,23 +134,20 @@ def region_values(dataset: SegmentationDataset) -> dict[str, Any]:
 
 
 def region_loss(ignore: int | None = None) -> dict[str, Any]:
-    """Return the loss of a bundle whose channels are regions; `ignore` is the value of voxels without annotation."""
+    """Return the loss of a bundle whose channels are regions, some of whose voxels may be ignored."""
     loss = {"_target_": "medunet.losses.RegionDiceCELoss", "regions": "@region_indices", "batch": True}
     return loss if ignore is None else {**loss, "ignore_index": IGNORE_INDEX}
 
 
 def fit_preset(preset: Mapping[str, Any], values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a preset without what a plan excludes for its data.
-
-    Planes that are far apart are not mixed, and thin structures are deformed as little as planned. Regions keep their
-    loss, and voxels without annotation count in no loss.
+    """Return a preset that respects a plan: its axes of rotation, its deformation, regions and ignored voxels.
 
     Args:
         preset: Overlay for any data.
         values: Overlay of the plan.
         base: Unresolved `train.json` of the bundle before it was planned.
 
-    Example:
+    Examples:
         >>> base = {"augment": {"deform": {"elastic_sigma": 2.0}}}
         >>> thick_slices = {TURNS: [0.0, 0.0, 0.35], BENDS: [2.0, 2.0, 0.0]}
         >>> fitted = fit_preset({TURNS: [0.5, 0.5, 0.5], BENDS: 3.0}, thick_slices, base)

@@ -1,4 +1,4 @@
-"""Decisions that follow from the data, not from the cost of a step: intensities, mirroring, deformation, loss."""
+"""Decisions that follow from the data, not from the cost of a step."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from medunet.datasets.layouts.orientation import anonymous, mirror_faults
 from medunet.transforms import IGNORE_INDEX
 
 from .adapt import BENDS, IGNORED, TURNS, region_loss
 from .fingerprint import Fingerprint
 from .measure import AIR
-from .orientation import anonymous, mirror_faults
 from .topology import ANISOTROPY, Decision
 
 CROP_SHARE = 0.75  # images are cropped if the box around the body, or around everything that is not 0, is smaller
 BODY_MARGIN = 8  # voxels on each side of the box, as `steps::crop_body` of configs/3d.yaml has it
 THICK_BACKGROUND = 0.5  # with more foreground than this the background is thin and counts in Dice as a class
 RARE_FOREGROUND = 0.05  # 2D images with less foreground: half of the patches are centred on it, as always in 3D
-TURN = 0.35  # radians, 20 degrees: patients lie nearly straight
+TURN = 0.35  # radians, 20 degrees: patients lie almost straight
 FLIP_AXES = "augment::deform::flip_axes"
 CHEAP_VOXELS = 2_000_000  # voxels of all views of the median image; about a second on two cores
 THIN = 4.0  # voxels; the border of a thinner class between voxels decides about its Dice
@@ -28,7 +28,7 @@ ENGINE_IDS = frozenset(["mirror_axes", "mirror_swaps", "view_scales"])  # ids th
 
 
 def normalisation(data: Fingerprint) -> Decision:
-    """Normalise CT by fixed numbers, because Hounsfield units are absolute, and everything else per image."""
+    """Normalise CT by fixed numbers, because Hounsfield units are absolute, and other images one by one."""
     rules = [
         {"low": c.low, "high": c.high, "mean": c.mean, "std": c.std} if c.kind == "CT" and c.std > 0 else None
         for c in data.channels
@@ -105,7 +105,7 @@ def mirroring(data: Fingerprint, *, flat_axis: int | None = None) -> list[Decisi
 
 
 def _mirroring_of_sides(data: Fingerprint, *, flat_axis: int | None) -> list[Decision]:
-    """Mirror from left to right only, if the files store that axis and each sided label has its partner."""
+    """Mirror from left to right, if the files store that axis and each sided label has its partner."""
     named = ", ".join(f"{left} / {right}" for left, right in data.side_pairs)
     numbers, obstacle = named, ""
     if data.spatial_dims != 3 or not data.placed:
@@ -132,15 +132,7 @@ def _mirroring_of_sides(data: Fingerprint, *, flat_axis: int | None) -> list[Dec
 def views(
     data: Fingerprint, size: Sequence[int], spacing_mm: Sequence[float], *, flips: Sequence[int], flat: bool = False
 ) -> list[Decision]:
-    """Average predictions over several views of an image, if images are so small that it costs little.
-
-    Args:
-        data: Fingerprint of the data set.
-        size: Voxels of the median image along each axis.
-        spacing_mm: Spacing of these voxels.
-        flips: Axes that are mirrored in training.
-        flat: Whether the network works in planes of volumes.
-    """
+    """Average predictions over several views of an image, if images are so small that it costs little."""
     decisions = []
     voxels = 2 ** len(flips) * math.prod(size)
     if flips and voxels <= CHEAP_VOXELS:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from medunet.datasets import Case, CaseView, SegmentationDataset, check_pair, split_patients
+from medunet.datasets.layouts.orientation import orientation_words, side_pairs
 from medunet.errors import DataError, MedunetError
 from medunet.inferers import free_memory
 
 from .adapt import grid_of, sample_cases
 from .measure import CaseMeasure, MeasureCache, measure_case, short
 from .modality import guess_modality
-from .orientation import orientation_words, side_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +32,7 @@ PERCENTILES = (0.5, 99.5)  # of the foreground's intensities, as nnU-Net has the
 
 @dataclass(frozen=True)
 class ChannelPrint:
-    """One channel over all cases.
-
-    Intensities are those of the foreground; each case that has foreground has the same weight.
-    """
+    """Intensities of the foreground in one channel; each case that has foreground has the same weight."""
 
     name: str
     kind: str  # `CT`, `MR`, `colour` or `grey`
@@ -68,8 +65,7 @@ class Fingerprint:
     cases: tuple[str, ...]  # names of the measured cases
     shapes: tuple[tuple[int, ...], ...]  # voxels along each axis, per case
     crop_shapes: tuple[tuple[int, ...], ...]  # the same of the box around everything that is not 0
-    # the same of the box around everything that is not air, if the images are CT
-    body_shapes: tuple[tuple[int, ...], ...]
+    body_shapes: tuple[tuple[int, ...], ...]  # the same of the box around everything that is not air, in CT
     spacings_mm: tuple[tuple[float, ...], ...]  # spacing along each axis, per case
     placed: bool  # whether the files store positions, so that spacings are distances
     channels: tuple[ChannelPrint, ...]
@@ -80,8 +76,7 @@ class Fingerprint:
     side_pairs: tuple[tuple[str, str], ...]  # labels that differ in left and right only
     orientation_words: dict[str, str]  # the word that a mirror makes wrong, by label name
     broken: dict[str, str]  # why a case could not be measured, by its name
-    # label values by name of classes that overlap. Without them the classes are those of the network
-    regions: dict[str, list[int]] = field(default_factory=dict)
+    regions: dict[str, list[int]] = field(default_factory=dict)  # label values of classes that overlap, by name
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -101,7 +96,7 @@ class Fingerprint:
 
     @property
     def body_share(self) -> float:
-        """Median share of the image in the box around everything that is not air, if the images are CT."""
+        """Median share of the image in the box around everything that is not air, in CT."""
         return _share(self.body_shapes, self.shapes)
 
 
@@ -113,16 +108,14 @@ def fingerprint(
     started: Callable[[int], None] | None = None,
     done: Callable[[], None] | None = None,
 ) -> Fingerprint:
-    """Measure all labelled cases in parallel.
+    """Measure all labelled cases in parallel. Cases that cannot be read are listed in `Fingerprint.broken`.
 
-    Each measure is stored immediately, so an interrupted call resumes and a second call only reads the sizes and times
-    of the files. Cases that cannot be read are left out and listed in `Fingerprint.broken`.
+    Each measure is stored immediately, so an interrupted call resumes and a second call reads no voxels.
 
     Args:
         dataset: Data set from `open_dataset`.
-        jobs: Cases to measure simultaneously, each of which is in memory. Default: as many as processors and memory
-            allow.
-        cache: Folder that stores the measures. None stores nothing.
+        jobs: Cases to measure simultaneously. Default: as many as processors and memory allow.
+        cache: Folder that stores the measures. Default: they are not stored.
         started: Called once with the number of cases.
         done: Called after each case, from several threads.
 
@@ -152,22 +145,18 @@ def fingerprint(
     broken = {case.name: r for case, r in zip(dataset.cases, results, strict=True) if isinstance(r, str)}
     measures = [result for result in results if isinstance(result, CaseMeasure)]
     if not measures:
-        raise DataError(
-            "no case could be measured",
-            file=dataset.root,
-            received=next(iter(broken.values()), "no case"),
-            remedy="see `medunet check`",
-        )
+        received = next(iter(broken.values()), "no case")
+        raise DataError("no case can be measured", file=dataset.root, received=received, remedy="see `medunet check`")
     background = next(iter(dataset.labels.values()))
     if not any(value != background for case in measures for value in case.class_voxels):
         raise DataError("all labels have background only: there is nothing to learn", file=dataset.root)
     for finding in split_patients(dataset.cases):
         logger.warning("%s; %s", finding.cause, finding.remedy)
-    return summarise(dataset, measures, broken=broken)
+    return _summarise(dataset, measures, broken)
 
 
 def _jobs(dataset: SegmentationDataset) -> int:
-    """Return how many cases processors and memory allow."""
+    """Return how many cases processors and memory allow simultaneously."""
     voxels = 1
     for case in sample_cases(dataset):
         with contextlib.suppress(MedunetError):  # a case that cannot be read is reported when it is measured
@@ -177,7 +166,7 @@ def _jobs(dataset: SegmentationDataset) -> int:
 
 
 def _measure(case: Case, dataset: SegmentationDataset) -> CaseMeasure | str:
-    """Return the measure, or why there is none."""
+    """Return the measure, or why the case cannot be measured."""
     views: list[CaseView] = []
     labels = dict(dataset.labels) | ({} if dataset.ignore is None else {"ignore": dataset.ignore})
     findings = check_pair(case, labels, read=dataset.read_options, level="voxels", visit=views.append)
@@ -192,10 +181,7 @@ def _measure(case: Case, dataset: SegmentationDataset) -> CaseMeasure | str:
     return measure_case(case.name, view.image, label, view.record, background=background, ignore=dataset.ignore)
 
 
-def summarise(
-    dataset: SegmentationDataset, measures: list[CaseMeasure], *, broken: Mapping[str, str] | None = None
-) -> Fingerprint:
-    """Return the fingerprint of a data set from the measures of its cases."""
+def _summarise(dataset: SegmentationDataset, measures: list[CaseMeasure], broken: dict[str, str]) -> Fingerprint:
     background = next(iter(dataset.labels.values()))
     classes = tuple(
         _class(name, value, measures, dataset) for name, value in dataset.labels.items() if value != background
@@ -218,7 +204,7 @@ def summarise(
         foreground_share=short(sum(entry.share for entry in classes)),
         side_pairs=tuple(side_pairs(named)),
         orientation_words=orientation_words(named),
-        broken=dict(broken or {}),
+        broken=broken,
         regions={region.name: list(region.values) for region in dataset.regions},
     )
 

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from medunet.datasets import Case, SegmentationDataset
 from medunet.datasets.cache.identity import code_digest, describe_source, digest
-from medunet.datasets.layouts.values import index_values
+from medunet.datasets.layouts.labels import index_values
 from medunet.errors import DataError
 from medunet.files import cache_folder, write_atomically
 from medunet.io import ReadRecord
@@ -25,10 +25,7 @@ from .adapt import in_ras_order
 
 logger = logging.getLogger(__name__)
 
-SAMPLE = 400
-"""Stored values of each channel's foreground. They are evenly spaced in sorted order, so that percentiles of many cases
-can be taken together and nothing is random."""
-
+SAMPLE = 400  # stored values of each channel's foreground, evenly spaced in sorted order
 AIR = -500.0  # Hounsfield units between air (-1000) and skin
 
 
@@ -57,16 +54,11 @@ class CaseMeasure:
     placed: bool  # whether the format stores positions, so that spacings are distances
     channels: tuple[ChannelMeasure, ...]
     class_voxels: dict[int, int]  # number of voxels by value in the label, without the ignored value
-    # thickness by value, without background (see `thickness`); 0 if no part of the surface is annotated
-    class_thickness_mm: dict[int, float]
+    class_thickness_mm: dict[int, float]  # by value, without background; 0 if no part of the surface is annotated
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CaseMeasure:
-        """Return the measure from its `dataclasses.asdict`, also after a round trip through JSON.
-
-        Raises:
-            KeyError, TypeError, ValueError: The content has another form.
-        """
+        """Return the measure from its `dataclasses.asdict`, also after a round trip through JSON."""
         values = dict(content)
         for key in ("shape", "spacing_mm", "crop_shape", "body_shape"):
             values[key] = tuple(values[key])
@@ -85,16 +77,7 @@ def measure_case(
     background: int = 0,
     ignore: int | None = None,
 ) -> CaseMeasure:
-    """Measure one case.
-
-    Args:
-        name: Name of the case.
-        image: `(C, *spatial)`.
-        label: `(1, *spatial)`, whole numbers on the image's grid.
-        record: Record of reading the image.
-        background: Value of the background in the label.
-        ignore: Value of voxels without annotation in the label.
-    """
+    """Measure an image `(C, *spatial)` and its label `(1, *spatial)`; two label values may not be foreground."""
     geometry = record.geometry
     values, classes = index_values(label[0])
     counts = np.bincount(classes.ravel())
@@ -136,9 +119,8 @@ def _channel(channel: npt.NDArray[np.float32], foreground: npt.NDArray[np.bool_]
     centres = (np.arange(SAMPLE) + 0.5) * len(values) / SAMPLE  # of equal parts
     sample = values if len(values) <= SAMPLE else values[centres.astype(int)]
     mean, std = values.mean(dtype=np.float64), values.std(dtype=np.float64)
-    return ChannelMeasure(
-        short(channel.min()), short(channel.max()), short(mean), short(std), tuple(short(value) for value in sample)
-    )
+    minimum, maximum, mean, std = (short(value) for value in (channel.min(), channel.max(), mean, std))
+    return ChannelMeasure(minimum, maximum, mean, std, tuple(short(value) for value in sample))
 
 
 def thickness(
@@ -146,16 +128,10 @@ def thickness(
 ) -> float:
     """Return twice the volume over the surface of a structure, in the unit of the spacing; 0 without a surface.
 
-    That is the thickness of a plate, half the diameter of a long rod and a third of the diameter of a ball. It is less
-    for rough surfaces, because the faces of voxels are counted.
+    That is the thickness of a plate, half the diameter of a long rod and a third of the diameter of a ball. Faces
+    between voxels that are not both `known` (annotated) do not count; without `known` the image's border counts.
 
-    Args:
-        mask: The structure.
-        spacing: Distance of neighbouring voxels along each axis.
-        known: Which voxels are annotated. The structure may continue in the others and beyond the image, so faces
-            between them do not count. None: all voxels are annotated, and the image's border counts.
-
-    Example:
+    Examples:
         >>> plate = np.ones((30, 1000, 1000), dtype=bool)
         >>> f"{thickness(plate, (0.1, 1.0, 1.0)):.1f}"  # 3 thick, with a small rim
         '3.0'
@@ -174,7 +150,7 @@ def thickness(
 
 
 def _box(mask: npt.NDArray[np.bool_]) -> tuple[int, ...]:
-    """Return the size of the box around a mask; that of the whole mask if it is empty."""
+    """Return the size of the box around a mask, or of the whole mask if it is empty."""
     boxes = ndimage.find_objects(mask.view(np.uint8))
     return tuple(part.stop - part.start for part in boxes[0]) if boxes else mask.shape
 
@@ -190,12 +166,7 @@ def default_cache() -> Path:
 
 
 class MeasureCache:
-    """Stored measures of a data set's cases, one file per case, found by the size and time of the case's files.
-
-    Args:
-        folder: Folder of the measures. None stores nothing.
-        dataset: The data set.
-    """
+    """Stored measures of a data set's cases, one file per case, found by the size and time of the case's files."""
 
     def __init__(self, folder: Path | None, dataset: SegmentationDataset) -> None:
         code = digest(code_digest(), CaseMeasure)  # the class stands for the file that defines it

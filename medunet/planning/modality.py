@@ -1,4 +1,4 @@
-"""Decide what kind of intensities a channel has: Hounsfield units, which are absolute, or relative values."""
+"""Guess the kind of intensities of a channel: Hounsfield units, which are absolute, or relative values."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 
 from .measure import CaseMeasure
 
-Kind = Literal["CT", "MR", "colour", "grey"]
-"""CT is normalised by the same numbers in all images, everything else per image."""
+Kind = Literal["CT", "MR", "colour", "grey"]  # CT is normalised by the same numbers in all images, others per image
 
 AIR_HU = -200.0  # whole numbers below this are CT: air is -1000, and MR has no negative values
 LOWEST_HU = -4096.0  # CT values, including padding, have 12 bits
@@ -26,14 +25,7 @@ _COLOUR_WORDS = {"r", "g", "b", "red", "green", "blue", "rgb"}
 
 
 def guess_modality(channel: str, index: int, cases: Sequence[CaseMeasure], *, spatial_dims: int) -> tuple[Kind, str]:
-    """Return the kind of a channel and the reason: DICOM's modality, else the channel's name, else the values.
-
-    Args:
-        channel: Name of the channel.
-        index: Index of the channel.
-        cases: Measured cases.
-        spatial_dims: 2 or 3.
-    """
+    """Return the kind of a channel and the reason: DICOM's modality, else the channel's name, else the values."""
     n_channels = max((len(case.channels) for case in cases), default=1)
     # with several channels the record describes only the first series
     codes = {case.modality for case in cases if case.modality} if n_channels == 1 else set()

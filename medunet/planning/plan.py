@@ -1,4 +1,4 @@
-"""Decide on every value of a bundle that depends on the data, the memory and the time."""
+"""Decisions on all values of a bundle that depend on the data, the memory and the time."""
 
 from __future__ import annotations
 
@@ -78,14 +78,10 @@ def plan(
         DataError: There is only one case.
     """
     if len(fingerprint.cases) < 2:
-        raise DataError(
-            "training needs a second case, which validates",
-            file=dataset.root,
-            received=", ".join(fingerprint.cases),
-            remedy=SECOND_CASE,
-        )
+        cause, only = "training needs a second case, which validates", ", ".join(fingerprint.cases)
+        raise DataError(cause, file=dataset.root, received=only, remedy=SECOND_CASE)
     if seconds is not None and not measure:
-        raise ConfigError("a time cannot be planned without measuring a step", remedy="omit one of the two")
+        raise ConfigError("a time cannot be planned without measuring a step")
     flat_axis = _flat_axis(fingerprint, dims)
     is_flat = flat_axis is not None
     target = resolve_device(device)
@@ -115,9 +111,8 @@ def plan(
     validated = math.ceil(len(dataset.cases) / _folds(dataset))
     if cost is not None:
         usual = config["steps_per_epoch"]
-        schedule = fit_schedule(
-            cost, steps_per_epoch=usual, validation_cases=validated, seconds=seconds, device=target.type
-        )
+        limits: dict[str, Any] = {"seconds": seconds, "device": target.type}
+        schedule = fit_schedule(cost, steps_per_epoch=usual, validation_cases=validated, **limits)
         steps, numbers, duration = schedule.steps_per_epoch, schedule.numbers, schedule.seconds
         reason = "as in the bundle" if steps == usual else f"the time is too short for {usual} steps"
         decisions += [
@@ -141,7 +136,7 @@ def _fit_memory(
     device: torch.device,
     measure: bool,
 ) -> tuple[Topology, StepCost | None, Decision]:
-    """Reduce the patch and the batch until a step fits the memory: estimated first, then tried."""
+    """Reduce the patch and the batch until a step fits the memory, by an estimate and then by a trial."""
     batch: int | None = None
     voxels: int | None = None
     available = f"{_gigabytes(memory)} are available for a step"
@@ -162,12 +157,8 @@ def _fit_memory(
             batch = max(MIN_BATCH, topology.batch_size // 2)
         else:
             voxels = int(math.prod(topology.patch_size) * SHRINK)
-    raise ConfigError(
-        "memory is too small to train even small patches",
-        received=_gigabytes(memory),
-        expected=f"about {_gigabytes(estimate)}",
-        remedy="give a larger --memory, or close other programs",
-    )
+    expected = f"about {_gigabytes(estimate)}"
+    raise ConfigError("memory is too small for small patches", received=_gigabytes(memory), expected=expected)
 
 
 def _estimated_bytes(config: Mapping[str, Any], device: torch.device) -> int:
@@ -190,7 +181,7 @@ def _flat_axis(data: Fingerprint, dims: int | None) -> int | None:
 
 
 def choose_grid(data: Fingerprint, budget: Budget, *, flat: bool) -> Spacing:
-    """Return the grid to which all images are resampled; `flat` is whether the network works in planes of volumes."""
+    """Return the grid to which all images are resampled."""
     images = np.array(choices.cropped_shapes(data))
     if data.spatial_dims == 2:
         size = tuple(int(n) for n in np.median(images, axis=0))

@@ -1,6 +1,6 @@
 """Cost of a training step: estimated from the network, or measured by a few steps in a separate process.
 
-A separate process shows its own peak memory, and may be killed if a step does not fit.
+A separate process has its own peak memory, and the system may kill it if a step does not fit.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from medunet.runtime import autocast, keep_freed_memory, resolve_device, resolve
 logger = logging.getLogger(__name__)
 
 STATE_BYTES = 16  # per weight: itself, its gradient and two moments of AdamW, in float32
+# factor for memory beside what the backward pass needs: gradients, reordered copies, and what the allocator keeps;
+# measured as 1.1 to 1.4 on a CPU
 WORKSPACE = 1.4
-"""Memory beside what the backward pass needs, as a factor: gradients, reordered copies of the convolution library, and
-what the allocator keeps. Measured as 1.1 to 1.4 on a CPU."""
-
 PROCESS_BYTES = 900 << 20  # of a process that has imported torch and MONAI, on a CPU
 WHOLE_IMAGE = 4  # the cost of images of more voxels than this many batches is estimated from one patch
 HALO = 1.5  # factor for the voxels that tiles of such images share
@@ -51,10 +50,7 @@ class StepCost:
 
 
 def training_bytes(network_def: Mapping[str, Any], window: Sequence[int], *, itemsize: int, cpu: bool) -> int:
-    """Estimate the peak memory of a training step.
-
-    The forward pass runs on torch's meta device, which computes nothing, and the sizes of the tensors that autograd
-    would save are added up.
+    """Estimate the peak memory of a training step from the tensors that autograd would save.
 
     Args:
         network_def: Arguments of `medunet.networks.UNet`, resolved.
@@ -73,19 +69,18 @@ def training_bytes(network_def: Mapping[str, Any], window: Sequence[int], *, ite
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             output = network(torch.empty(tuple(window)))
     own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
-    maps = sum(
-        t.numel() * (itemsize if t.is_floating_point() else t.element_size()) for k, t in saved.items() if k not in own
-    )
+    maps = [tensor for key, tensor in saved.items() if key not in own]
+    total = sum(t.numel() * (itemsize if t.is_floating_point() else t.element_size()) for t in maps)
     logits = output[0] if isinstance(output, list | tuple) else output
     loss = 8 * logits.numel() * 4  # float32: logits, softmax, one-hot labels, products, and their gradients
     weights = sum(parameter.numel() for parameter in network.parameters()) * STATE_BYTES
-    return int(WORKSPACE * maps) + loss + weights + (PROCESS_BYTES if cpu else 0)
+    return int(WORKSPACE * total) + loss + weights + (PROCESS_BYTES if cpu else 0)
 
 
 def measure_step(
     config: Mapping[str, Any], *, image_size: Sequence[int], device: str, steps: int = 8, seconds: float = 8.0
 ) -> StepCost:
-    """Run real training steps on random patches in a separate process.
+    """Run training steps on random patches in a separate process.
 
     Args:
         config: An unresolved `train.json`.

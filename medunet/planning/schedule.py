@@ -1,4 +1,4 @@
-"""Fit the number of epochs to a time budget."""
+"""The number of epochs that fits a time."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def parse_time(text: str) -> float:
     Raises:
         ConfigError: The text is not a duration.
 
-    Example:
+    Examples:
         >>> parse_time("30min"), parse_time("1.5h")
         (1800.0, 5400.0)
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]+)\s*", text.lower())
     if match is None or match[2] not in _UNITS or not float(match[1]) > 0:
-        raise ConfigError("impossible duration", received=text, expected="for instance 30min, 2h or 90s")
+        raise ConfigError("invalid duration", received=text, expected="for instance 30min, 2h or 90s")
     return float(match[1]) * _UNITS[match[2]]
 
 
@@ -52,16 +52,9 @@ class Schedule:
 def fit_schedule(
     cost: StepCost, *, steps_per_epoch: int, validation_cases: int, seconds: float | None, device: str
 ) -> Schedule:
-    """Return a schedule that fits a time, including validations and the start.
+    """Return a schedule that fits a time, including validations and the start; `seconds` None: the default of steps.
 
-    Args:
-        cost: Measured cost of a step.
-        steps_per_epoch: Steps per epoch. They are reduced if the time does not suffice for one epoch.
-        validation_cases: Cases of one fold.
-        seconds: The time. None for a fixed number of steps.
-        device: `cpu` or `cuda`.
-
-    Example:
+    Examples:
         >>> cost = StepCost(True, step_seconds=0.5, image_seconds=1.0)
         >>> schedule = fit_schedule(cost, steps_per_epoch=20, validation_cases=10, seconds=600, device="cpu")
         >>> schedule.epochs, schedule.val_interval
@@ -96,7 +89,7 @@ def fit_schedule(
 def spell_time(seconds: float) -> str:
     """Return a duration as text.
 
-    Example:
+    Examples:
         >>> spell_time(42), spell_time(1500), spell_time(9000)
         ('42 s', '25 min', '2.5 h')
     """

@@ -1,8 +1,7 @@
-"""Choose a network, patch and batch from sizes and spacings, by integer arithmetic, each value with its reason.
+"""Choice of network, patch and batch from sizes and spacings, by integer arithmetic, each value with its reason.
 
-The rules begin with nnU-Net's (Isensee et al. 2021): the target spacing; patches of one physical side; an axis is
-halved while its map is large enough and its spacing within twice the finest; kernels of 1 until then. They differ in
-batch norm, narrower first levels on a CPU, and no more levels than the patch allows.
+The rules are nnU-Net's (Isensee et al. 2021), except for batch norm, narrower first levels on a CPU, and no more levels
+than the patch allows.
 """
 
 from __future__ import annotations
@@ -16,10 +15,8 @@ import numpy as np
 
 ANISOTROPY = 3.0  # an axis whose spacing is more than this many times the others' makes a stack of planes (nnU-Net)
 SPACING_RATIO = 2.0  # an axis is halved and convolved once its spacing is within this factor of the finest (nnU-Net)
+# smallest edge of the coarsest map by dimensions: nnU-Net's 4, and 16 for the five levels measured on the ISBI cells
 MIN_EDGE = {2: 16, 3: 4}
-"""Smallest edge of the coarsest map by dimensions. 4 is nnU-Net's. 16 gives the five levels of the 256 x 256 patches
-measured on the ISBI cells (nnU-Net would take seven)."""
-
 MAX_LEVELS = 6  # further levels reach beyond the patch
 MIN_THICKNESS = 3.0  # voxels that every structure keeps at the target spacing (see `measure.thickness`)
 CONTEXT_THICKNESS = 5.0  # the same if images are made coarser only so that a patch shows more of them
@@ -48,8 +45,7 @@ class Budget:
     patch_voxels: int  # voxels of the largest patch
     batch_voxels: int  # voxels of all patches of a batch
     image_patches: int  # the target spacing is made coarser until the median image has at most this many patches
-    # it is made further coarser until the median image has this many, while all structures stay thick
-    context_patches: float
+    context_patches: float  # it is made further coarser until there are this many, while all structures stay thick
     name: str  # name for reasons
 
 
@@ -99,12 +95,6 @@ def target_spacing(
         max_voxels: The median image is made coarser until it has at most this many voxels.
         context_voxels: And further until it has this many, while the thinnest class keeps `CONTEXT_THICKNESS`.
         thinnest_mm: Thickness of the thinnest class, which limits how coarse the spacing becomes.
-
-    Example:
-        >>> target_spacing([[1, 1, 1]] * 3, [[35, 51, 35], [34, 52, 38], [36, 50, 36]]).size
-        (35, 51, 36)
-        >>> target_spacing([[0.8, 0.8, 5.0], [0.8, 0.8, 4.0]], [[512, 512, 40]] * 2).spacing_mm
-        (0.8, 0.8, 4.1)
     """
     all_spacings, all_shapes = np.array(spacings_mm, dtype=float), np.array(shapes, dtype=float)
     target = np.median(all_spacings, axis=0)
@@ -183,7 +173,7 @@ def choose_topology(
         batch_size: Smaller limit for the patches of a batch.
         flat_axis: Axis along which patches are one voxel thick, for a network in the plane on volumes.
 
-    Example:
+    Examples:
         >>> hippocampus = choose_topology((36, 50, 35), (1, 1, 1), budget=CPU_3D, n_cases=200)
         >>> hippocampus.patch_size, hippocampus.batch_size, hippocampus.channels
         ((40, 56, 40), 4, (16, 48, 96, 192))
@@ -220,18 +210,10 @@ def _fit(
         edges[longest] -= multiples[longest]
 
 
-def pool(
-    size: Sequence[int], spacing_mm: Sequence[float], *, min_edge: int, max_levels: int = MAX_LEVELS
-) -> tuple[Rows, Rows]:
+def pool(size: Sequence[int], spacing_mm: Sequence[float], *, min_edge: int) -> tuple[Rows, Rows]:
     """Return strides and kernel sizes of a network for patches of a size; it has at least two levels.
 
-    Args:
-        size: Voxels along each axis.
-        spacing_mm: Spacing of the axes.
-        min_edge: Smallest edge of the coarsest map.
-        max_levels: Largest number of levels.
-
-    Example:
+    Examples:
         >>> pool((64, 64, 16), (0.8, 0.8, 5.0), min_edge=4)[0]
         ((2, 2, 1), (2, 2, 1), (2, 2, 2), (2, 2, 2))
     """
@@ -242,10 +224,8 @@ def pool(
     while True:
         finest = min(s for s, n in zip(spacing, edges, strict=True) if n > 1 or max(edges) == 1)
         # a kernel of 3 sees nothing along an axis of one voxel
-        kernel = [
-            3 if k == 3 or (s < SPACING_RATIO * finest and n > 1) else 1
-            for k, s, n in zip(kernel, spacing, edges, strict=True)
-        ]
+        axes = zip(kernel, spacing, edges, strict=True)
+        kernel = [3 if k == 3 or (s < SPACING_RATIO * finest and n > 1) else 1 for k, s, n in axes]
         kernels.append(tuple(kernel))
         free = [axis for axis, n in enumerate(edges) if n >= 2 * min_edge]
         if free:
@@ -253,7 +233,7 @@ def pool(
             free = [axis for axis in free if spacing[axis] < SPACING_RATIO * finest]
         elif not strides:
             free = [axis for axis, n in enumerate(edges) if n > 1] or [0]  # too small, but a U-Net has two levels
-        if not free or len(kernels) == max_levels:
+        if not free or len(kernels) == MAX_LEVELS:
             return tuple(strides), tuple(kernels)
         strides.append(tuple(2 if axis in free else 1 for axis in range(len(edges))))
         for axis in free:

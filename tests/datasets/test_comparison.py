@@ -47,12 +47,12 @@ def causes(cases, labels=LABELS):
         ({"image_digest": "i0"}, "same image as case_0, with another label"),
         (
             {"section": "test", "image_digest": "i0", "label_digest": "", "class_voxels": {}, "class_right_mm": {}},
-            "test image is the training image case_0: the test will flatter",
+            "test image is the training image case_0: metrics will be too good",
         ),
         ({"label_digest": "l0"}, "same label as case_0, but another image"),
         (
             {"class_right_mm": {1: 30.0, 2: -40.0}},
-            "'kidney' lies to the right of 'liver', to the left in 9 other cases",
+            "'kidney' is to the right of 'liver', to the left in 9 other cases",
         ),
         ({"spacing_mm": (1.0, 1.0, 20.0)}, "spacing 1 x 1 x 20 mm is far from the median 1 x 1 x 2 mm"),
         ({"spacing_mm": (2.0, 1.0, 1.0)}, None),  # the same grid with its axes in another order
@@ -83,12 +83,12 @@ def test_class_that_occurs_nowhere_or_once():
 def test_left_to_the_right_of_right():
     names = {"background": 0, "kidney_left": 1, "kidney_right": 2}
     cases = [case(0), case(1, class_right_mm={1: 30.0, 2: -40.0})]
-    assert causes(cases, names) == [("case_1", "'kidney_left' lies to the patient's right of 'kidney_right'")]
+    assert causes(cases, names) == [("case_1", "'kidney_left' is to the patient's right of 'kidney_right'")]
 
 
 def test_single_class_on_the_other_side_of_the_middle():
     cases = [*(case(n, class_right_mm={2: 40.0}) for n in range(9)), case(9, class_right_mm={2: -40.0})]
-    assert causes(cases) == [("case_9", "'liver' lies to the left of the middle, to the right in 9 other cases")]
+    assert causes(cases) == [("case_9", "'liver' is to the left of the middle, to the right in 9 other cases")]
 
 
 @pytest.mark.parametrize("centres", [(-9.0, 9.0), (4.0, -4.0)])

@@ -159,15 +159,15 @@ def test_path_that_leaves_the_data_set_is_rejected(tmp_path, path):
 
 def test_missing_files_of_the_list_are_named(tmp_path):
     root = manifest(pairs(tmp_path, "a"), labels=MSD_LABELS, training=entries("a", "b"))
-    with pytest.raises(DataError, match=r"lists 2 missing files: b\.nii\.gz, b\.nii\.gz"):
+    with pytest.raises(DataError, match=r"2 listed files are missing: b\.nii\.gz, b\.nii\.gz"):
         open_dataset(root)
 
 
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        ("{", "is not JSON"),
-        ("[]", "not a JSON object"),
+        ("{", "invalid JSON"),
+        ("[]", "must be a JSON object"),
         ('{"training": [{"image": "a.nii.gz"}]}', "image without label"),
         ('{"training": [], "labels": {"0": "background", "1": "x"}}', "imagesTr is missing"),
         ('{"channel_names": {"0": "CT"}, "labels": {"background": 0, "whole": [1, 2]}}', "regions"),
@@ -187,7 +187,7 @@ def test_unusable_json_is_rejected(tmp_path, content, cause):
         (tuple(range(33)), "too many values"),
         ((0, 0.5), r"fractional values \(received 0.5\)"),
         ((0, -1), "negative values"),
-        ((0,), "one value only"),
+        ((0,), "more than one value"),
     ],
 )
 def test_labels_that_are_not_classes_are_rejected(tmp_path, values, cause):
@@ -224,9 +224,9 @@ def test_datalist_returns_the_sections(tmp_path):
     assert [listed(section) for section in ("training", "validation", "all", "test")] == ["ace", "bd", "abcde", ""]
     assert [listed(section, validation_cases=["c"]) for section in ("training", "validation")] == ["abde", "c"]
     assert listed("training", skip_cases=["b"]) == "ad"
-    with pytest.raises(ConfigError, match=r"no such validation cases \(received \['z'\]\)"):
+    with pytest.raises(ConfigError, match=r"unknown validation cases \(received \['z'\]\)"):
         listed("training", validation_cases=["z"])
-    with pytest.raises(ConfigError, match="none is left to train"):
+    with pytest.raises(ConfigError, match="no case is left to train"):
         listed("training", validation_cases=[*"abcde"])
     with pytest.raises(ConfigError, match="unknown section"):
         listed("train")
@@ -278,11 +278,11 @@ def test_training_cases_with_another_number_of_channels_are_rejected(tmp_path, i
 
 
 def test_unusable_inputs_are_rejected(tmp_path):
-    with pytest.raises(DataError, match="folder holds no image"):
+    with pytest.raises(DataError, match="folder has no image"):
         list_inputs(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         list_inputs(tmp_path / "none.nii.gz")
-    with pytest.raises(DataError, match="nothing to read"):
+    with pytest.raises(DataError, match="no input is given"):
         list_inputs([])
     with pytest.raises(DataError, match="two inputs have one name"):
         list_inputs([volume(tmp_path / folder / "a.nii.gz") for folder in ("x", "y")])

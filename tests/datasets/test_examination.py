@@ -63,7 +63,7 @@ def test_files_missing_from_the_list_are_reported_with_the_other_errors(folder):
     labels[0].unlink()
     labels[1].write_bytes(b"")
     first, second = (finding.cause for finding in examine(folder).findings if finding.severity == "error")
-    assert "missing files" in first
+    assert "listed files are missing" in first
     assert second == "file has zero bytes"
 
 

@@ -46,8 +46,8 @@ def test_groups_stay_together_in_folds_of_equal_size():
 @pytest.mark.parametrize(
     ("fold", "folds", "groups", "cause"),
     [
-        (5, 5, "abcdefghi", "no such fold"),
-        (-1, 5, "abcdefghi", "no such fold"),
+        (5, 5, "abcdefghi", "unknown fold"),
+        (-1, 5, "abcdefghi", "unknown fold"),
         (0, 1, "abcdefghi", "needs two folds"),
         (0, 5, "abcd", r"fewer cases than folds \(received 4, expected >= 5\)"),
         (0, 3, "ababababa", r"fewer groups of cases than folds \(received 2, expected >= 3\)"),

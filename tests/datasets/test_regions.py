@@ -71,10 +71,10 @@ def test_a_value_that_is_in_no_region_is_found_by_the_check(tmp_path: Path) -> N
         ({"whole": [1, 2]}, [1], "regions need a background"),
         ({"background": 0, "whole": [0, 1]}, [1], "must not contain the background"),
         ({"background": 0, "whole": [1, 2], "ignore": 2}, [1], "must not contain the background or ignored"),
-        ({"background": 0, "whole": [1, 2], "ignore": [3, 4]}, [1], "ignore is one value"),
-        ({"background": 0, "whole": [1, 2.5]}, [1], "not understood"),
-        ({"background": 0, "whole": [1, -2]}, [1], "not understood"),
-        ({"background": 0, "whole": [1, 2], "core": []}, [1, 2], "not understood"),
+        ({"background": 0, "whole": [1, 2], "ignore": [3, 4]}, [1], "ignore must be one value"),
+        ({"background": 0, "whole": [1, 2.5]}, [1], "unknown form of a region"),
+        ({"background": 0, "whole": [1, -2]}, [1], "unknown form of a region"),
+        ({"background": 0, "whole": [1, 2], "core": []}, [1, 2], "unknown form of a region"),
     ],
 )
 def test_unusable_regions_are_rejected(tmp_path: Path, labels: Any, order: Any, cause: str) -> None:

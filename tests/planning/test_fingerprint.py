@@ -13,12 +13,12 @@ import pytest
 
 from medunet.cli.check import _print_tables
 from medunet.datasets import Case, examine, open_dataset
+from medunet.datasets.layouts.orientation import orientation_words
 from medunet.errors import DataError
 from medunet.geometry import Geometry
 from medunet.io import ReadRecord, read_volume, write_volume
 from medunet.planning import fingerprint
 from medunet.planning.measure import MeasureCache, measure_case, thickness
-from medunet.planning.orientation import orientation_words
 
 from .conftest import DataMaker
 
@@ -140,7 +140,7 @@ def test_no_usable_case_is_an_error(two_cases: Path) -> None:
     dataset = open_dataset(two_cases)
     for path in (two_cases / "images").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="no case could be measured"):
+    with pytest.raises(DataError, match="no case can be measured"):
         fingerprint(dataset)
 
 

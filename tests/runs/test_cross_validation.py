@@ -127,7 +127,7 @@ def test_predictions_of_earlier_weights_are_not_measured(
 
 @pytest.mark.parametrize("folds", [[2], [], [-1]])
 def test_an_unknown_fold_is_rejected(cells: Path, tmp_path: Path, folds: list[int]) -> None:
-    with pytest.raises(ConfigError, match="no such fold"):
+    with pytest.raises(ConfigError, match="unknown fold"):
         cross_validate(cells, tmp_path / "out", folds=folds)
     assert not (tmp_path / "out").exists()
 

@@ -44,7 +44,7 @@ def test_the_model_card_has_the_results_of_the_kept_epoch_once(cells: Path, run:
 
 
 def test_a_rejected_command_does_not_block_the_corrected_one(cells: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such fold"):
+    with pytest.raises(ConfigError, match="unknown fold"):
         train(cells, tmp_path / "run", resume=False, fold=7)
     train(cells, tmp_path / "run", resume=False, fold=1)
     assert (tmp_path / "run" / "models" / "model.pt").is_file()

@@ -1,4 +1,4 @@
-"""Whether a data set can be used: findings by severity, before an hour of training is spent."""
+"""Checks of a data set before training: findings by severity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medunet.datasets.layouts.dataset import Case, SegmentationDataset
-from medunet.datasets.layouts.values import MAX_LABELS, distinct_values, refuse_swapped
+from medunet.datasets.layouts.labels import MAX_LABELS, distinct_values, refuse_swapped
 from medunet.errors import DataError, GeometryError, MedunetError
 from medunet.io import ReadRecord, is_structure_file, label_names, output_name, read_header, read_label, read_volume
 from medunet.io.options import DEFAULTS, ReadOptions
@@ -30,7 +30,7 @@ Voxels = npt.NDArray[np.float32]
 # cases read in parallel: decompression and sums release the interpreter's lock; each thread holds one case in memory
 CHECK_THREADS = min(8, max(2, os.cpu_count() or 1))
 
-SLICES = "give volumes, or slices only, (x, y) or (x, y, 1): then the data set is one of images in the plane"
+SLICES = "give volumes only, or slices only, (x, y) or (x, y, 1)"
 
 
 class CaseView(NamedTuple):
@@ -64,7 +64,7 @@ def check_pair(
         labels: name to value; at level 'voxels', other values in the label are an error.
         read: how to read the image.
         level: 'header' reads the first bytes of each file, 'voxels' all.
-        visit: called with the voxels if they could be read; with findings of severity 'error' the label is None.
+        visit: called with the voxels if they could be read; the label is None if it has an error.
     """
     findings, _, view = _check_case(case, labels, read, level)
     if visit is not None and view is not None:
@@ -73,11 +73,11 @@ def check_pair(
 
 
 def check_dataset(dataset: SegmentationDataset, *, level: Level = "header") -> list[Finding]:
-    """Return findings on all labelled cases, errors first: each by `check_pair`, then all cases against the majority.
+    """Return findings on all labelled cases, errors first.
 
     Args:
         dataset: from `open_dataset`.
-        level: as in `check_pair`; 'header' takes a few milliseconds per case.
+        level: 'header' reads the first bytes of each file, a few milliseconds per case; 'voxels' all.
     """
     return survey(dataclasses.replace(dataset, test=()), level=level).findings
 
@@ -90,8 +90,7 @@ def usable(dataset: SegmentationDataset, problems: Sequence[MedunetError]) -> tu
         problems: what `open_dataset` has collected.
 
     Raises:
-        DataError: nothing is left, or an error is not about a single case: a list with missing files, or images without
-            labels, must be fixed, because folds follow from the list.
+        DataError: no case is left, or an error is not about a single case.
     """
     findings = [finding for finding in check_dataset(dataset, level="voxels") if finding.severity == "error"]
     raise_on_error(finding for finding in findings if not finding.case)
@@ -99,7 +98,7 @@ def usable(dataset: SegmentationDataset, problems: Sequence[MedunetError]) -> tu
     names = {case.name for case in dataset.cases}
     for problem in problems:
         if (name := output_name(problem.file or "unknown")) not in names:
-            raise problem
+            raise problem  # folds follow from the list of cases
         reasons.setdefault(name, problem.cause)
     if reasons:
         listed = shown([f"{name}: {cause}" for name, cause in reasons.items()], separator="; ")
@@ -184,7 +183,7 @@ def _check_case(
 
 
 def _explained(error: MedunetError, image: Voxels | None, case: Case, labels: Mapping[str, int] | None) -> MedunetError:
-    """Return the error of a label, or the one that explains it: image and label are swapped."""
+    """Return the error of a label, or a better one if image and label are swapped."""
     try:
         if image is not None and case.label is not None and labels:
             refuse_swapped(image, case.images[0], case.label, labels.values())
@@ -196,7 +195,7 @@ def _explained(error: MedunetError, image: Voxels | None, case: Case, labels: Ma
 def _check_label(
     case: Case, image: ReadRecord | None, labels: Mapping[str, int] | None, level: Level
 ) -> tuple[Voxels | None, list[Finding]]:
-    """Return the label's voxels (at level 'voxels') and warnings; raise errors."""
+    """Return the label's voxels (at level 'voxels') and warnings."""
     file = case.label
     if file is None:
         return None, []
@@ -233,12 +232,13 @@ def _require_same_grid(image: ReadRecord | None, label: ReadRecord, case: Case) 
     if image is None:
         return
     if label.geometry.shape != image.geometry.shape:
+        shape, remedy = image.geometry.shape, f"resample the label to {image.path.name}"
         raise DataError(
             "label and image have different shapes",
             file=case.label,
             received=label.geometry.shape,
-            expected=image.geometry.shape,
-            remedy=f"resample the label to {image.path.name}",
+            expected=shape,
+            remedy=remedy,
         )
     if not label.is_on_grid_of(image):
         raise GeometryError(

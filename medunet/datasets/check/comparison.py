@@ -1,4 +1,4 @@
-"""Checks that need the whole data set: duplicates, leaks into the test, mirrored cases, cases unlike all others."""
+"""Checks across cases: duplicates, leaks into the test, mirrored and unusual cases."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from itertools import combinations
 
 import numpy as np
 
+from medunet.datasets.layouts.orientation import side_pairs
 from medunet.io import ReadRecord
 
 from .finding import Finding
 from .statistics import CaseStatistics
 
-MIN_SIDE_MM = 10.0  # a centre nearer to the middle, or two centres nearer to each other, are on no side
+MIN_SIDE_MM = 10.0  # smallest distance from the middle, or between two centres, that counts as a side
 SIDE_MAJORITY = 0.9  # of the cases must agree on a side before the others are called mirrored
 MIN_CASES = 5  # with fewer cases there is no majority to differ from
 SPACING_FACTOR = 5.0  # a spacing that differs more from the median is likelier a wrong header than another protocol
@@ -21,7 +22,7 @@ INTENSITY_FACTOR = 50.0  # ranges of intensity differ between scanners, but not 
 
 
 def compare_records(records: Sequence[ReadRecord]) -> list[Finding]:
-    """Return cases whose number of axes or channels is not that of the majority: training would fail on them."""
+    """Return cases whose number of axes or channels is not that of the majority."""
     measures: dict[str, Callable[[ReadRecord], int]] = {
         "number of axes": lambda record: len(record.geometry.shape),
         "number of channels": lambda record: record.channels,
@@ -43,12 +44,8 @@ def compare_cases(
 ) -> list[Finding]:
     """Return findings that need all cases; `labels` is name to value, background first."""
     training = [case for case in cases if case.section == "training"]
-    return [
-        *_duplicates(cases),
-        *_classes(training, labels, ignore),
-        *_mirrored(training, labels, ignore),
-        *_unlike(cases),
-    ]
+    findings = [*_duplicates(cases), *_classes(training, labels, ignore), *_mirrored(training, labels, ignore)]
+    return [*findings, *_unlike(cases)]
 
 
 def _warning(case: CaseStatistics, cause: str, remedy: str | None = None) -> Finding:
@@ -64,7 +61,7 @@ def _duplicates(cases: Sequence[CaseStatistics]) -> list[Finding]:
         first = next((case for case in group if case.section == "training"), group[0])
         for case in (other for other in group if other is not first):
             if case.section != first.section:
-                cause = f"test image is the training image {first.name}: the test will flatter"
+                cause = f"test image is the training image {first.name}: metrics will be too good"
                 findings.append(_warning(case, cause, "remove it from one of the two"))
                 continue
             both = case.label_digest and first.label_digest
@@ -73,12 +70,12 @@ def _duplicates(cases: Sequence[CaseStatistics]) -> list[Finding]:
             findings.append(_warning(case, f"same image as {first.name}{labels}", remedy))
     owners: dict[str, CaseStatistics] = {}
     for case in cases:
-        if not any(case.class_voxels.get(value) for value in case.class_voxels if value):
+        if not any(number for value, number in case.class_voxels.items() if value):
             continue  # empty labels of one shape are equal
         first = owners.setdefault(case.label_digest, case)
         if first is not case and first.image_digest != case.image_digest:
             cause = f"same label as {first.name}, but another image"
-            findings.append(_warning(case, cause, "find out which image it was drawn on"))
+            findings.append(_warning(case, cause, "check which image it was drawn on"))
     return findings
 
 
@@ -96,26 +93,21 @@ def _classes(training: Sequence[CaseStatistics], labels: Mapping[str, int], igno
             remedy = "remove it from the labels, or add cases that show it"
             findings.append(Finding("warning", "", f"class '{name}' ({value}) occurs in no training case", remedy))
         elif having == 1 and len(training) > 1:
-            remedy = "it cannot be learnt in the fold that validates it"
+            remedy = "the fold that validates it cannot learn it"
             findings.append(Finding("warning", "", f"class '{name}' ({value}) occurs in one case only", remedy))
     return findings
 
 
 def _mirrored(training: Sequence[CaseStatistics], labels: Mapping[str, int], ignore: int | None) -> list[Finding]:
-    """Return cases where left and right are not as named, or not as in the others.
-
-    A class is on one side of the middle, and two classes are side by side, in almost all cases or in none::
-
-        R [ 1     2 ] L     R [ 1     2 ] L     R [ 2     1 ] L   <- mirrored, or 1 and 2 confused
-    """
+    """Return cases whose left and right are not as named, or not as in almost all others."""
     names = {value: name for name, value in labels.items() if value != ignore}
-    named = named_sides(names)
+    by_name = {name: value for value, name in names.items()}
+    named = [(by_name[left], by_name[right]) for left, right in side_pairs(by_name)]
     findings: dict[str, Finding] = {}  # one per case
     for left, right in named:
         for case in training:
-            offset = _between(case, right, left)
-            if offset is not None and offset < -MIN_SIDE_MM:
-                cause = f"'{names[left]}' lies to the patient's right of '{names[right]}'"
+            if (offset := _between(case, right, left)) is not None and offset < -MIN_SIDE_MM:
+                cause = f"'{names[left]}' is to the patient's right of '{names[right]}'"
                 remedy = "check the orientation in the header, and the two names"
                 findings.setdefault(case.name, _warning(case, cause, remedy))
     values = [value for value in names if value != min(names, default=0)]
@@ -133,9 +125,7 @@ def _mirrored(training: Sequence[CaseStatistics], labels: Mapping[str, int], ign
         for case, offset in clear:
             if (offset > 0) != (right_sided == majority):
                 side, elsewhere = ("right", "left") if offset > 0 else ("left", "right")
-                cause = (
-                    f"'{names[value]}' lies to the {side} of {partner}, to the {elsewhere} in {majority} other cases"
-                )
+                cause = f"'{names[value]}' is to the {side} of {partner}, to the {elsewhere} in {majority} other cases"
                 remedy = "check whether the image or the label is mirrored"
                 findings.setdefault(case.name, _warning(case, cause, remedy))
     return list(findings.values())
@@ -146,23 +136,6 @@ def _between(case: CaseStatistics, value: int, other: int | None) -> float | Non
     if value not in case.class_right_mm or (other is not None and other not in case.class_right_mm):
         return None
     return case.class_right_mm[value] - (0.0 if other is None else case.class_right_mm[other])
-
-
-def named_sides(names: Mapping[int, str]) -> list[tuple[int, int]]:
-    """Return pairs (left, right) of classes whose names differ in the side only.
-
-    Example:
-        >>> named_sides({1: "left lung", 2: "Right_Lung", 3: "heart"})
-        [(1, 2)]
-    """
-    sides: dict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
-    for value, name in names.items():
-        words = name.lower().replace("_", " ").replace("-", " ").split()
-        for side in ("left", "right"):
-            if side in words or side[0] in words:
-                rest = tuple(word for word in words if word not in (side, side[0]))
-                sides[rest][side] = value
-    return [(pair["left"], pair["right"]) for pair in sides.values() if len(pair) == 2]
 
 
 def _unlike(cases: Sequence[CaseStatistics]) -> list[Finding]:

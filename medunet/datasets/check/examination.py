@@ -1,4 +1,4 @@
-"""All errors of a data set together, and a summary of it: what `medunet check` shows."""
+"""All findings on a data set and a summary of it: what `medunet check` shows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Examination:
         return any(finding.severity == "error" for finding in self.findings)
 
     def summary(self) -> dict[str, Any]:
-        """Return figures of the training cases: counts, axes by smallest, median and largest, intensities, classes."""
+        """Return figures of the training cases: counts, sizes, spacings, intensities and classes."""
         if self.dataset is None:
             return {}
         dataset = self.dataset

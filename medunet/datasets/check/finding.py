@@ -44,25 +44,18 @@ class Finding:
 
 
 def shown(texts: Collection[str], *, separator: str = ", ") -> str:
-    """Return the first texts, and how many more there are.
-
-    Example:
-        >>> shown(["g", "f", "e", "d", "c", "b", "a"])
-        'a, b, c, d, e and 2 more'
-    """
+    """Return the first texts in alphabetical order, and how many more there are."""
     more = f" and {len(texts) - MAX_NAMED} more" if len(texts) > MAX_NAMED else ""
     return separator.join(sorted(texts)[:MAX_NAMED]) + more
 
 
 def raise_on_error(findings: Iterable[Finding]) -> None:
-    """Raise the first error among the findings, as DataError or GeometryError, and name all the others in it."""
+    """Raise the first error among the findings, as DataError or GeometryError, with a list of the others."""
     errors = [finding for finding in findings if finding.severity == "error"]
     if not errors:
         return
     first, *others = errors
-    more = ""
-    if others:
-        listed = shown([f"{Path(error.file).name}: {error.cause}" for error in others], separator="; ")
-        more = f" (and {len(others)} more problems: {listed})"
+    listed = shown([f"{Path(error.file).name}: {error.cause}" for error in others], separator="; ")
+    more = f" (and {len(others)} more problems: {listed})" if others else ""
     kind = GeometryError if isinstance(first.error, GeometryError) else DataError
     raise kind(first.cause + more, file=first.file or None, remedy=first.remedy) from first.error

@@ -1,4 +1,4 @@
-"""Figures of one case: size, spacing, intensities, classes, and where the classes are."""
+"""Figures of one case: size, spacing, intensities, and the classes with their positions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from medunet.datasets.layouts.values import index_values
+from medunet.datasets.layouts.labels import index_values
 from medunet.geometry import Geometry
 from medunet.io import ReadRecord
 
 Section = Literal["training", "test"]
 
-PERCENTILES = (0.5, 50.0, 99.5)  # robust: a metal clip or a padding value must not decide the range
+PERCENTILES = (0.5, 50.0, 99.5)  # of intensities, so that a metal clip or padding does not decide the range
 SAMPLE_VOXELS = 1_000_000  # for mean, deviation and percentiles; smallest and largest value use all voxels
 
 
@@ -54,11 +54,11 @@ class CaseStatistics:
 
     @property
     def voxel_size(self) -> float:
-        """Volume of a voxel in ml, or area of a pixel in mm2; meaningless in formats without placement."""
+        """Volume of a voxel in ml, or area of a pixel in mm2."""
         return math.prod(self.spacing_mm) / (1000 if len(self.spacing_mm) == 3 else 1)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the values for JSON, without digests, which mean nothing to a reader."""
+        """Return the values for JSON, without digests."""
         hidden = ("file", "image_digest", "label_digest")
         return {key: value for key, value in asdict(self).items() if key not in hidden}
 
@@ -72,7 +72,7 @@ def measure_case(
     file: Path = Path(),
     section: Section = "training",
 ) -> CaseStatistics:
-    """Measure an image ``(C, *spatial)`` and its label ``(1, *spatial)`` of whole numbers on the same grid."""
+    """Measure an image ``(C, *spatial)`` and its label ``(1, *spatial)`` on the same grid."""
     geometry = record.geometry
     voxels: dict[int, int] = {}
     right_mm: dict[int, float] = {}
@@ -108,13 +108,12 @@ def _intensity(channel: npt.NDArray[np.float32]) -> Intensity:
 def _classes(
     label: npt.NDArray[np.uint16], geometry: Geometry, *, placed: bool
 ) -> tuple[dict[int, int], dict[int, float]]:
-    """Return the voxels of each value, and the place of their centre along the patient's left-right direction."""
+    """Return the number of voxels per value, and how far right of the middle their centre is, in mm."""
     n_values = int(label.max()) + 1
     middle = (np.array(label.shape) - 1) / 2
     counts = np.zeros(n_values, dtype=np.int64)
     right = np.zeros(n_values)
-    # The right coordinate is linear in the indices, so that sums over planes of each axis are enough; an axis that does
-    # not run to the right or left at all adds nothing.
+    # the right coordinate is linear in the indices, so sums over planes of each axis are enough
     axes = [axis for axis in range(label.ndim) if geometry.affine[0, axis] != 0] if placed and label.ndim == 3 else []
     for axis in axes or [0]:
         planes = np.moveaxis(label, axis, 0)

@@ -1,4 +1,4 @@
-"""Recognise an image by its content, whatever its name and folder."""
+"""Recognise an image by its content."""
 
 from __future__ import annotations
 
@@ -15,20 +15,16 @@ BLOCKS, BLOCK_BYTES = 16, 1 << 16  # parts of an image that are read: acquired i
 def image_digest(images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> str:
     """Return a digest of an image that does not depend on the names of its files.
 
-    It covers the size of each file and blocks that are spread evenly over it, so two different files that agree in all
-    of these blocks get the same digest. Small files are read whole.
+    It covers the size of each file and blocks that are spread evenly over it.
 
     Args:
         images: a file, a folder of DICOM files, or several of them (channels).
     """
     given = [images] if isinstance(images, str | os.PathLike) else images
-    files = [file for path in map(Path, given) for file in _files(path)]
+    paths = map(Path, given)
+    files = [f for path in paths for f in (filter(Path.is_file, path.rglob("*")) if path.is_dir() else [path])]
     blocks = max(1, BLOCKS // max(len(files), 1))
     return hashlib.sha256("\n".join(sorted(_sampled(file, blocks) for file in files)).encode()).hexdigest()
-
-
-def _files(path: Path) -> list[Path]:
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
 
 def _sampled(path: Path, blocks: int) -> str:

@@ -1,4 +1,4 @@
-"""From a path that a user types to cases: the layouts of data sets, the sections of one, and inputs of predictions."""
+"""Cases of a path: the layouts of data sets, their sections, and inputs of predictions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def open_dataset(
         CASE/... of DICOM files                 a series and the SEG or RTSTRUCT that refers to it; `dataset.json` may
                                                 choose among their structures by "labels"
 
-    If all cases are volumes of a single slice ``(x, y, 1)``, they are 2D images. In each layout a `dataset.json` may
+    If all cases are volumes of a single slice ``(x, y, 1)``, they are 2D images. A `dataset.json` of any layout may
     have ``"groups": {"case_1": "patient_1", ...}``; folds do not split a group.
 
     Args:
@@ -49,7 +49,7 @@ def open_dataset(
         read: how to read images that can be interpreted in more than one way; channels and spatial_dims are ignored.
 
     Raises:
-        DataError: no known layout, an image or label without partner, missing files, unusable labels.
+        DataError: unknown layout, an image or label without partner, missing files, unusable labels.
         SecurityError: a path in `dataset.json` leaves the folder.
     """
     layout = _open_layout(path, problems)
@@ -64,26 +64,21 @@ def open_dataset(
     if not labels:
         labels = scan_labels(layout.cases, problems)
     if len(labels) > MAX_CLASSES:
-        raise DataError(
-            "too many classes for one label map",
-            file=layout.root,
-            received=len(labels),
-            expected=f"at most {MAX_CLASSES}, the background among them",
-            remedy="join some, or train several networks",
-        )
+        expected = f"at most {MAX_CLASSES}, the background among them"
+        raise DataError("too many classes for one label map", file=layout.root, received=len(labels), expected=expected)
     spatial_dims = 2 if planar else len(header.geometry.shape)
     return replace(layout, labels=labels, channels=channels, spatial_dims=spatial_dims, read=read)
 
 
 def _layout(root: Path, name: str, parts: Parts) -> SegmentationDataset:
-    """Return a data set as the names of files and `dataset.json` describe it; what only headers have is empty."""
+    """Return a data set as the names of files and `dataset.json` describe it."""
     cases, test, (labels, ignore, regions), channels = parts
     ending = split_suffix(Path(cases[0].label or "").name)[1] if cases else ""
     return SegmentationDataset(root, name, cases, labels, channels, 0, ending, test, ignore, regions)
 
 
 def _open_layout(path: str | os.PathLike[str], problems: list[MedunetError] | None) -> SegmentationDataset:
-    # made absolute without following links: a data set of links into a store keeps its own names
+    # absolute without following links, so that a folder of links keeps its own names
     given = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (resolve() would follow links)
     if not given.exists():
         raise DataError("does not exist", file=given, expected=_LAYOUTS)
@@ -126,7 +121,7 @@ def _first_header(cases: Sequence[Case], read: ReadOptions, *, problems: list[Me
 
 
 def _are_single_slices(cases: Sequence[Case], read: ReadOptions) -> bool:
-    """Return whether all readable cases are volumes of one slice, as programs store 2D images in NIfTI."""
+    """Return whether all readable cases are volumes of one slice: 2D images in NIfTI."""
     for case in cases:
         with contextlib.suppress(MedunetError):  # reported by the check of the case
             header = read_header(case.images, **asdict(read))
@@ -149,18 +144,17 @@ def datalist(
     Args:
         path: the folder of the data set, or its `dataset.json`.
         section: 'training' and 'validation' split the labelled cases; 'all' has them all, 'test' the test cases.
-        fold: index of the fold of `split_fold` that validates.
+        fold: index of the fold that validates.
         folds: number of folds.
         validation_cases: names of the cases that validate, instead of a fold.
-        skip_cases: names of cases to leave out. Errors about them are ignored; errors about other cases are raised, so
-            that folds never change silently.
+        skip_cases: names of cases to leave out; only errors about these are ignored.
 
     Returns:
         ``[{"image": ..., "label": ..., "name": ...}, ...]``, sorted by name.
 
     Raises:
-        ConfigError: unknown section, no such fold or case, or no case left to train.
-        DataError: as `open_dataset`.
+        ConfigError: unknown section, fold or case, or no case left to train.
+        DataError: unknown layout, an image or label without partner, or missing files.
     """
     if section not in ("training", "validation", "all", "test"):
         raise ConfigError("unknown section", received=section, expected="training, validation, all or test")
@@ -175,9 +169,9 @@ def datalist(
     elif section != "all" and validation_cases:
         wanted = set(validation_cases)
         if unknown := sorted(wanted - {case.name for case in cases}):
-            raise ConfigError("no such validation cases", file=layout.root, received=unknown)
+            raise ConfigError("unknown validation cases", file=layout.root, received=unknown)
         if wanted == {case.name for case in cases}:
-            raise ConfigError("all cases validate, none is left to train", file=layout.root)
+            raise ConfigError("all cases validate: no case is left to train", file=layout.root)
         cases = tuple(case for case in cases if (case.name in wanted) == (section == "validation"))
     elif section != "all":
         cases = split_fold(cases, fold=fold, folds=folds)[section == "validation"]
@@ -189,20 +183,19 @@ def list_inputs(
 ) -> list[Path | tuple[Path, ...]]:
     """Return the images that paths of a command line stand for.
 
-    A file is itself; a folder of DICOM slices is one image; any other folder, of DICOM radiographs too, gives its
-    images in sorted order, among them subfolders of DICOM slices.
+    A file is itself; a folder of DICOM slices is one image; any other folder gives its images in sorted order, among
+    them subfolders of DICOM slices.
 
     Args:
         paths: files and folders.
-        channels: number of channels of the network; `case_0000` to `case_<channels - 1>` in one folder become a tuple,
-            see `group_channels`.
+        channels: number of channels of the network; `case_0000` to `case_<channels - 1>` in one folder become a tuple.
 
     Returns:
         A path, or a tuple of paths (channels), for each image; each image once.
 
     Raises:
-        DataError: a path does not exist, nothing is found, a case has another number of channels, or two images would
-            have one result's name.
+        DataError: a path does not exist, a folder has no image, a case has another number of channels, or two images
+            have one name.
     """
     given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
     by_folder: dict[Path, list[Path]] = {}
@@ -213,7 +206,7 @@ def list_inputs(
         if path.is_dir() and (pictures or not is_dicom_folder(path)):
             images = pictures or image_files(path)
             if not images:
-                raise DataError("folder holds no image", file=path, remedy="give a folder of images or a DICOM series")
+                raise DataError("folder has no image", file=path, remedy="give a folder of images or a DICOM series")
             by_folder.setdefault(path, []).extend(images)
         else:
             by_folder.setdefault(path.parent, []).append(path)
@@ -223,13 +216,9 @@ def list_inputs(
             item = group if len(group) > 1 else group[0]
             name = output_name(item, "" if group[0].is_dir() else split_suffix(group[0].name)[1])
             if name in names:
-                raise DataError(
-                    "two inputs have one name, so that one result would replace the other",
-                    file=group[0],
-                    received=name,
-                    remedy="predict them into different folders",
-                )
+                remedy = "predict them into different folders"
+                raise DataError("two inputs have one name", file=group[0], received=name, remedy=remedy)
             names[name] = item
     if not names:
-        raise DataError("nothing to read", received=[str(path) for path in given])
+        raise DataError("no input is given")
     return list(names.values())

@@ -1,4 +1,4 @@
-"""Labelled images, whatever layout they come from."""
+"""Labelled images of any layout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from medunet.io.options import DEFAULTS, ReadOptions
 
 from .regions import Region
 
-SECOND_CASE = "label another image, or cut this one in two"  # remedy for a data set of a single case
+SECOND_CASE = "label another image, or cut this one in two"  # remedy if there is only one case
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Case:
         name: file name of the image without ending (`hippocampus_001`); results are named after it.
         images: one file (or DICOM folder) per channel; usually one.
         label: file of the reference, or None.
-        group: name of the patient, or of whatever cases a fold must not split; None if the data set declares no groups.
+        group: name of the patient, which folds must not split; None if the data set declares no groups.
     """
 
     name: str
@@ -47,10 +47,10 @@ class SegmentationDataset:
         channels: names of the image's channels.
         spatial_dims: 2 or 3.
         file_ending: of the labels: `.nii.gz`, `.png`, ...
-        test: cases for testing only (MSD's and nnU-Net's `imagesTs`), with labels where `labelsTs` has them.
-        ignore: value in the files of voxels without annotation, which belongs to no label.
-        regions: classes that overlap, if the data set declares some; then `labels` only names the single values.
-        read: what the user chose for images that can be interpreted in more than one way.
+        test: cases for testing only (`imagesTs`), with labels if `labelsTs` has them.
+        ignore: value of voxels without annotation.
+        regions: classes that overlap; then `labels` only names the single values.
+        read: how to read images that can be interpreted in more than one way.
     """
 
     root: Path
@@ -67,11 +67,11 @@ class SegmentationDataset:
 
     @property
     def read_options(self) -> ReadOptions:
-        """Options to read an image of this data set: the user's choices, its channels and its dimensions."""
+        """Options to read an image of this data set."""
         channels = len(self.channels) if len(self.channels) > 1 else None
         return replace(self.read, channels=channels, spatial_dims=2 if self.spatial_dims == 2 else None)
 
     @property
     def n_groups(self) -> int:
-        """Number of parts of the labelled cases that folds can separate: groups, or else cases."""
+        """Number of groups, or of cases without groups, which folds can separate."""
         return len({case.group or case.name for case in self.cases})

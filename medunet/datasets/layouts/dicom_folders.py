@@ -1,4 +1,4 @@
-"""A folder with one subfolder of DICOM files per case: image series, and a SEG or RTSTRUCT beside or among them."""
+"""Data sets with one folder of DICOM files per case: image series, and a SEG or RTSTRUCT beside or among them."""
 
 from __future__ import annotations
 
@@ -20,33 +20,20 @@ STRUCTURE_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
     "1.2.840.10008.5.1.4.1.1.481.3",  # RT Structure Set
 )
-IMAGE_CLASSES = (  # with the classes below them
-    "1.2.840.10008.5.1.4.1.1.1",  # radiographs
-    "1.2.840.10008.5.1.4.1.1.2",  # CT
-    "1.2.840.10008.5.1.4.1.1.3",  # ultrasound, multi-frame
-    "1.2.840.10008.5.1.4.1.1.4",  # MR
-    "1.2.840.10008.5.1.4.1.1.6",  # ultrasound
-    "1.2.840.10008.5.1.4.1.1.7",  # secondary capture
-    "1.2.840.10008.5.1.4.1.1.12",  # angiography
-    "1.2.840.10008.5.1.4.1.1.20",  # nuclear medicine
-    "1.2.840.10008.5.1.4.1.1.77.1",  # microscopy, photographs
-    "1.2.840.10008.5.1.4.1.1.128",  # PET
-    "1.2.840.10008.5.1.4.1.1.130",  # PET, enhanced
-)
+# with the classes below them: radiographs, CT, ultrasound, MR, secondary capture, angiography, nuclear medicine,
+# microscopy and photographs, PET
+_IMAGE_ENDS = ("1", "2", "3", "4", "6", "7", "12", "20", "77.1", "128", "130")
+IMAGE_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in _IMAGE_ENDS)
 MAX_DEPTH = 4  # levels of folders below a case: CASE/study/series/files is common, more is another archive
 
 _REFERENCE_TAGS = ("SeriesInstanceUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence")
 
 
 def dicom_cases(root: Path, problems: list[MedunetError] | None = None) -> tuple[Case, ...]:
-    """Return the cases of a DICOM data set, each named as its folder: names never come from a header.
+    """Return the cases of a DICOM data set, each named as its folder, because names never come from a header.
 
-    ``root/CASE/**`` has one image series in a folder of its own, or with the label among the slices, and one SEG or
-    RTSTRUCT that refers to it. Other series of the case are ignored.
-
-    Args:
-        root: folder of the data set; the result is empty if no subfolder has DICOM files.
-        problems: collects errors about single cases instead of raising them: no label or image, or several.
+    ``root/CASE/**`` has one SEG or RTSTRUCT and the series that it refers to; other series are ignored. `problems`
+    collects errors about single cases instead of raising them.
     """
     cases = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
@@ -79,35 +66,30 @@ def patient_of(image: Path) -> str:
 
 def _pair(folder: Path, structures: Sequence[Path], series: dict[Path, Path]) -> Case:
     if not structures:
-        remedy = "add it, or remove the case"
-        raise DataError("case has no label", file=folder, expected="a DICOM SEG or RTSTRUCT", remedy=remedy)
+        raise DataError("case has no label", file=folder, expected="a DICOM SEG or RTSTRUCT")
     if not series:
-        raise DataError("case has no image", file=folder, remedy="add the series that the label was drawn on")
+        raise DataError("case has no image", file=folder, expected="the series that the label was drawn on")
     images = {structure: _drawn_on(structure, series, folder) for structure in structures}
     if len(set(images.values())) > 1:
         received = ", ".join(str(path.relative_to(folder)) for path in dict.fromkeys(images.values()))
-        remedy = "make a case of each, in a folder of its own"
+        remedy = "make one case per series"
         raise DataError("case has several labelled series", file=folder, received=received, remedy=remedy)
     if len(structures) > 1:
         received = ", ".join(str(path.relative_to(folder)) for path in structures)
-        raise DataError("case has several labels of one series", file=folder, received=received, remedy="keep one")
+        raise DataError("case has several labels of one series", file=folder, received=received)
     return Case(folder.name, (images[structures[0]],), structures[0])
 
 
 def _drawn_on(structure: Path, series: dict[Path, Path], folder: Path) -> Path:
-    """Return the folder of images that a label refers to; the only one if its references lead nowhere."""
+    """Return the folder of images that a label refers to, or the only one."""
     wanted = _referenced_series(structure)
     for images, example in series.items():
         if str(_header(example).get("SeriesInstanceUID", "")) in wanted:
             return images
     if len(series) == 1:
         return next(iter(series))  # its grid is compared when it is read
-    raise DataError(
-        "label refers to no series of its case",
-        file=structure,
-        received=f"{len(series)} series in {folder.name}",
-        remedy="keep the series that it was drawn on",
-    )
+    received = f"{len(series)} series in {folder.name}"
+    raise DataError("label refers to no series of its case", file=structure, received=received)
 
 
 def _storage_class(path: Path) -> str:

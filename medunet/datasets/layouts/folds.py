@@ -25,22 +25,12 @@ _NO_PATIENT = re.compile(r"[tb]\d{1,4}[a-z]*|\d+t|(19|20)\d\d", re.IGNORECASE)
 
 
 def make_folds(cases: Sequence[Case], folds: int) -> list[tuple[Case, ...]]:
-    """Distribute cases over folds of about equal size, without splitting a group.
+    """Distribute cases over folds of about equal size, each sorted by name, without splitting a group.
 
-    Cases without a group are distributed one by one: fold k has cases k, k + folds, k + 2 folds, ... of the sorted
-    names. Groups are assigned by size, the largest first, each to the smallest fold so far.
+    Cases without a group are distributed one by one in the order of their names. Groups are assigned by size, the
+    largest first, each to the smallest fold so far.
 
-    Args:
-        cases: all labelled cases.
-        folds: number of folds.
-
-    Returns:
-        The cases of each fold, sorted by name.
-
-    Raises:
-        ConfigError: fewer than two folds, or fewer cases or groups than folds.
-
-    Example:
+    Examples:
         >>> cases = [Case(name, (), group=name[0]) for name in ["a1", "a2", "a3", "b1", "b2", "c1"]]
         >>> [[case.name for case in fold] for fold in make_folds(cases, 2)]
         [['a1', 'a2', 'a3'], ['b1', 'b2', 'c1']]
@@ -52,8 +42,7 @@ def make_folds(cases: Sequence[Case], folds: int) -> list[tuple[Case, ...]]:
         groups[case.group or case.name].append(case)
     if len(groups) < folds:
         what = "cases" if len(groups) == len(cases) else "groups of cases"
-        remedy = "choose fewer folds"
-        raise ConfigError(f"fewer {what} than folds", received=len(groups), expected=f">= {folds}", remedy=remedy)
+        raise ConfigError(f"fewer {what} than folds", received=len(groups), expected=f">= {folds}")
     parts: list[list[Case]] = [[] for _ in range(folds)]
     for group in sorted(groups.values(), key=len, reverse=True):  # equal sizes keep the order of the names
         min(parts, key=len).extend(group)
@@ -61,7 +50,7 @@ def make_folds(cases: Sequence[Case], folds: int) -> list[tuple[Case, ...]]:
 
 
 def split_fold(cases: Sequence[Case], *, fold: int, folds: int = FOLDS) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """Return the training and the validation cases of one fold of :func:`make_folds`, each sorted by name.
+    """Return the training and the validation cases of one fold, each sorted by name.
 
     Args:
         cases: all labelled cases.
@@ -69,10 +58,10 @@ def split_fold(cases: Sequence[Case], *, fold: int, folds: int = FOLDS) -> tuple
         folds: number of folds.
 
     Raises:
-        ConfigError: no such fold, or as of :func:`make_folds`.
+        ConfigError: unknown fold, fewer than two folds, or fewer cases or groups than folds.
     """
     if folds >= 2 and not 0 <= fold < folds:
-        raise ConfigError("no such fold", received=fold, expected=f"0 to {folds - 1}")
+        raise ConfigError("unknown fold", received=fold, expected=f"0 to {folds - 1}")
     parts = make_folds(cases, folds)
     others = (case for index, part in enumerate(parts) if index != fold for case in part)
     return tuple(sorted(others, key=lambda case: case.name)), parts[fold]
@@ -82,7 +71,7 @@ def split_patients(cases: Sequence[Case], *, folds: int = FOLDS) -> list[Finding
     """Return a warning for each kind of evidence that the folds separate images of one patient.
 
     Evidence is a common stem of names (``p01_a`` and ``p01_b``, ``sub-01_ses-1``), DICOM's PatientID, and equal images.
-    Data sets that declare groups are not judged by names and headers.
+    If the data set declares groups, only equal images count.
 
     Args:
         cases: all labelled cases.
@@ -110,7 +99,7 @@ def split_patients(cases: Sequence[Case], *, folds: int = FOLDS) -> list[Finding
 
 
 def _patients(cases: Sequence[Case]) -> dict[str, str]:
-    """Return a hash of the PatientID by case name; empty if all cases have the same one, as after anonymisation."""
+    """Return a hash of the PatientID by case name; empty if all are equal, as after anonymisation."""
     identifiers = _by_case(cases, lambda case: patient_of(case.images[0]))
     hashed = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in identifiers.items() if text}
     return hashed if len(set(hashed.values())) > 1 else {}
@@ -125,13 +114,10 @@ def _by_case(cases: Sequence[Case], value: Callable[[Case], str]) -> dict[str, s
 
 
 def _stems(cases: Sequence[Case]) -> dict[str, str]:
-    """Return the beginning of each name that seems to identify a patient; empty if names do not tell.
+    """Return the beginning of each name that seems to identify a patient; empty if no beginning does.
 
-    That is the shortest beginning that ends in a number (or follows BIDS' ``sub-``), differs between cases, and that
-    several cases share::
-
-        liver_001           one beginning, `liver`; then all differ          -> no evidence
-        ACDC_p01_frame01    `ACDC` is common to all, `ACDC_p01` to some      -> ACDC_p01
+    It is the shortest one that ends in a number (or follows BIDS' ``sub-``), differs between cases, and that several
+    cases share: `ACDC_p01` of `ACDC_p01_frame01`; none of `liver_001`.
     """
     words = {case.name: _SEPARATORS.split(case.name) for case in cases}
     for length in range(1, max(map(len, words.values()), default=1)):
@@ -146,4 +132,4 @@ def _names_patient(parts: Sequence[str], length: int) -> bool:
         return False
     last = parts[length - 1]
     is_bids = length > 1 and parts[length - 2].lower() == "sub"
-    return is_bids or (any(letter.isdigit() for letter in last) and not _NO_PATIENT.fullmatch(last))
+    return is_bids or (re.search(r"\d", last) is not None and not _NO_PATIENT.fullmatch(last))

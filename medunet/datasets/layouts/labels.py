@@ -1,43 +1,124 @@
-"""Names and values of the labels of data sets without a `dataset.json`."""
+"""Label files: their distinct values, the names of their structures, and whether they number objects."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-from medunet.datasets.check.instances import refuse_instances
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
 from medunet.errors import DataError, MedunetError
 from medunet.io import is_structure_file, label_names, read_volume
 
 from .dataset import Case
-from .values import MAX_LABELS, label_values, refuse_many, refuse_swapped
 
 MAX_CLASSES = 255  # a predicted label map has 8-bit class indices, of which one marks cells without a class
+MAX_LABELS = 32  # more distinct values, if no `dataset.json` names them, are taken for an image or for instances
 BACKGROUND = "background"
 SCAN_THREADS = 4  # decompression releases the interpreter's lock
+
+MIN_OBJECTS = 4  # fewer values in every image may be classes of which the later ones are rarer: organ, tumour, cyst
+MIN_COUNTS = 3  # different numbers of values that images must have: classes are mostly all there
+CONSECUTIVE_SHARE = 0.95  # of the images must have exactly the values 1 to n: missing classes leave gaps elsewhere
+INCOMPLETE_SHARE = 0.25  # of the images must lack the largest value
+SINGLE_SHARE = 0.95  # of the values must be one connected piece in their image
+SAMPLE = 10  # images whose pieces are counted
+
+
+def label_values(path: Path, *, limit: int | None = MAX_LABELS) -> tuple[int, ...]:
+    """Return the distinct values of a label file, sorted.
+
+    Args:
+        path: the file.
+        limit: number of values that are allowed; None: any number.
+
+    Raises:
+        DataError: fractional or negative values, several channels, or more than `limit` values.
+    """
+    return distinct_values(read_volume(path).image.numpy(), path, limit=limit)
+
+
+def distinct_values(voxels: npt.NDArray[np.float32], file: Path, *, limit: int | None = MAX_LABELS) -> tuple[int, ...]:
+    """Return the distinct values of a label map ``(1, *spatial)``, as `label_values`."""
+    if voxels.shape[0] > 1:
+        remedy = "save it as a grey image"
+        raise DataError("label has several channels", file=file, received=voxels.shape[0], remedy=remedy)
+    if voxels.min() < 0:
+        raise DataError("label has negative values", file=file, received=float(voxels.min()), remedy="relabel")
+    if voxels.max() < 1 << 16 and (counts := _count_whole(voxels[0])) is not None:
+        values = np.flatnonzero(counts)  # ten times faster than sorting
+    else:
+        values = np.unique(voxels)
+        if not np.array_equal(values, np.round(values)):
+            fraction = float(values[values != np.round(values)][0])
+            raise DataError("label has fractional values", file=file, received=fraction, remedy="resample by nearest")
+    if limit is not None:
+        _refuse_many(len(values), file, limit=limit)
+    return tuple(int(value) for value in values)
+
+
+def _count_whole(voxels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64] | None:
+    """Return how often each value occurs, plane by plane to save memory; None if there are fractional values."""
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for plane in voxels:
+        whole = plane.astype(np.uint16)
+        if not np.array_equal(whole, plane):
+            return None
+        in_plane = np.bincount(whole.ravel())
+        counts[: len(in_plane)] += in_plane
+    return counts
+
+
+def _refuse_many(count: int, file: Path, *, limit: int = MAX_LABELS) -> None:
+    if count > limit:
+        remedy = "check that this is a label map without lossy compression; or declare its classes in dataset.json"
+        expected = f"at most {limit}"
+        raise DataError(
+            "label has too many values for classes", file=file, received=count, expected=expected, remedy=remedy
+        )
+
+
+def refuse_swapped(image: npt.NDArray[np.float32], file: Path, label: Path, allowed: Collection[int] = ()) -> None:
+    """Raise a DataError if an image ``(C, *spatial)``, whose label cannot be used, is a label map itself.
+
+    `allowed` are the declared label values; empty if none are declared.
+    """
+    try:
+        values = distinct_values(image, file)
+    except DataError:
+        return
+    if len(values) > 1 and (not allowed or set(values) <= set(allowed)):
+        received = f"image {file.name} with values {list(values)} only"
+        remedy = "exchange the folders, or the entries in dataset.json"
+        raise DataError("image and label look swapped", file=label, received=received, remedy=remedy)
+
+
+def index_values(label: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint16]]:
+    """Return the table of a label map's values, and the map ``(*spatial)`` of indices into this table."""
+    largest = int(label.max(initial=0))
+    if largest < 1 << 16:
+        return np.arange(largest + 1), label.astype(np.uint16)
+    values, indices = np.unique(label, return_inverse=True)
+    return values.astype(np.int64), indices.reshape(label.shape).astype(np.uint16)
 
 
 def scan_labels(cases: Sequence[Case], problems: list[MedunetError] | None = None) -> dict[str, int]:
     """Return names and values from all label files: 0 is 'background', any other value v is 'label_v'.
 
-    DICOM SEG, RTSTRUCT and `.seg.nrrd` name their structures: these names are used, with the files' numbers if all
-    files agree on them, otherwise numbered in alphabetical order.
-
-    Labels of instances, swapped images and labels, a single value in all files, and named beside unnamed labels are
-    errors. `problems` collects errors about single files.
+    DICOM SEG, RTSTRUCT and `.seg.nrrd` give the names of their structures. `problems` collects errors about single
+    files instead of raising them.
     """
     images = {case.label: case.images[0] for case in cases if case.label is not None}
     files = list(images)
     named = [path for path in files if is_structure_file(path)]
     if named and len(named) < len(files):
-        raise DataError(
-            "some labels name their structures and some do not",
-            file=next(path for path in files if path not in set(named)),
-            expected=f"a file like {named[0].name}",
-            remedy="convert them to one format",
-        )
+        other = next(path for path in files if path not in named)
+        expected = f"a file like {named[0].name}"
+        raise DataError("some labels name their structures and some do not", file=other, expected=expected)
     if named:
         return _scan_names(named, problems)
     stats = [(path, path.stat()) for path in files]
@@ -48,30 +129,23 @@ def scan_labels(cases: Sequence[Case], problems: list[MedunetError] | None = Non
         try:
             if isinstance(result, MedunetError):
                 raise result
-            refuse_many(result, path)
+            _refuse_many(len(result), path)
             values.update(result)
         except MedunetError as error:
             if not values:
-                _refuse_swapped(images[path], path)
+                _refuse_swapped_files(images[path], path)
             if problems is None:
                 raise
             problems.append(error)
-    if len(values) > MAX_LABELS:
-        raise DataError(
-            "labels have too many values for classes",
-            file=files[0].parent,
-            received=len(values),
-            expected=f"at most {MAX_LABELS}",
-            remedy="check that these are label maps, and declare so many classes in dataset.json",
-        )
+    _refuse_many(len(values), files[0].parent)
     if len(values) < 2:
-        raise DataError("labels hold one value only", file=files[0].parent, received=sorted(values))
+        raise DataError("labels must have more than one value", file=files[0].parent, received=sorted(values))
     return {BACKGROUND if index == 0 else f"label_{value}": value for index, value in enumerate(sorted(values))}
 
 
 @lru_cache(maxsize=8)  # a bundle's config opens its data set for training and again for validation
 def _scan(stamps: tuple[tuple[Path, int, int], ...]) -> dict[Path, tuple[int, ...] | MedunetError]:
-    """Return the values of each file, or why they cannot be read; the stamps make the cache notice changed files."""
+    """Return the values of each file, or its error; the stamps make the cache notice changed files."""
 
     def values(path: Path) -> tuple[int, ...] | MedunetError:
         try:
@@ -84,7 +158,7 @@ def _scan(stamps: tuple[tuple[Path, int, int], ...]) -> dict[Path, tuple[int, ..
         return dict(zip(paths, pool.map(values, paths), strict=True))
 
 
-def _refuse_swapped(image: Path, label: Path) -> None:
+def _refuse_swapped_files(image: Path, label: Path) -> None:
     try:
         voxels = read_volume(image).image.numpy()
     except MedunetError:  # reported by the check of the case
@@ -93,6 +167,7 @@ def _refuse_swapped(image: Path, label: Path) -> None:
 
 
 def _scan_names(files: Sequence[Path], problems: list[MedunetError] | None) -> dict[str, int]:
+    """Return the names with the numbers on which all files agree, else numbered in alphabetical order."""
     spellings: dict[str, str] = {}
     numbers: dict[str, set[int]] = {}
     for path in files:
@@ -108,12 +183,11 @@ def _scan_names(files: Sequence[Path], problems: list[MedunetError] | None) -> d
             if number != 0 and key != BACKGROUND:
                 spellings.setdefault(key, name.strip())
                 numbers.setdefault(key, set()).add(number)
-    if not numbers or len(numbers) > MAX_LABELS:
+    if not 0 < len(numbers) <= MAX_LABELS:
         raise DataError(
-            "labels name too many structures" if numbers else "labels name no structure",
+            f"labels must name 1 to {MAX_LABELS} structures in all files together",
             file=files[0].parent,
             received=len(numbers),
-            expected=f"1 to {MAX_LABELS} names in all files together",
             remedy='choose some in dataset.json: {"labels": {"background": 0, "NAME": 1}}',
         )
     first = {key: min(values) for key, values in numbers.items()}
@@ -121,3 +195,54 @@ def _scan_names(files: Sequence[Path], problems: list[MedunetError] | None) -> d
     order = sorted(first, key=lambda key: first[key]) if agreed else sorted(first)
     named = {spellings[key]: first[key] if agreed else number for number, key in enumerate(order, start=1)}
     return {BACKGROUND: 0, **named}
+
+
+def refuse_instances(values: Mapping[Path, Collection[int]], *, is_class_map: bool = True) -> None:
+    """Raise an error if label maps number the objects in each image.
+
+    Then images have the values 1 to n, n differs between images, and each value is one connected piece. Labels of
+    classes may share one of these properties, but not all.
+
+    Args:
+        values: the distinct values of each label map.
+        is_class_map: whether more than `MAX_LABELS` values in all images are evidence enough, if each is one piece.
+
+    Raises:
+        DataError: these look like instance labels.
+    """
+    objects = {path: sorted(set(distinct) - {0}) for path, distinct in values.items()}
+    counts = {path: len(distinct) for path, distinct in objects.items() if distinct}
+    most = max(counts.values(), default=0)
+    consecutive = sum(objects[path] == list(range(1, count + 1)) for path, count in counts.items())
+    numbered = (
+        most >= MIN_OBJECTS
+        and len(set(counts.values())) >= (MIN_COUNTS if most <= MAX_LABELS else 2)
+        and consecutive >= CONSECUTIVE_SHARE * len(counts)
+        and sum(count < most for count in counts.values()) >= INCOMPLETE_SHARE * len(counts)
+    )
+    if not numbered and not (is_class_map and len(set().union(*objects.values())) > MAX_LABELS):
+        return
+    ordered = sorted(counts, key=lambda path: (-counts[path], path))
+    pieces = [count for path in ordered[:: -(-len(ordered) // SAMPLE)] for count in _pieces(path)]
+    single = sum(count == 1 for count in pieces)
+    if single < SINGLE_SHARE * len(pieces):
+        return
+    evidence = f"{min(counts.values())} to {most} values per image{', numbered from 1' if numbered else ''}"
+    raise DataError(
+        "these look like instance labels, one number per object, not like classes",
+        file=ordered[0].parent,
+        received=f"{evidence}; {single} of {len(pieces)} in one piece",
+        expected="one value per class",
+        remedy='set all objects of a class to one value; or declare the classes in dataset.json: "labels": {...}',
+    )
+
+
+def _pieces(path: Path) -> list[int]:
+    """Return the number of connected pieces of each value but 0."""
+    table, indices = index_values(read_volume(path).image.numpy()[0])
+    neighbours = np.ones((3,) * indices.ndim, bool)
+    return [
+        ndimage.label(indices[box] == index, structure=neighbours)[1]
+        for index, box in enumerate(ndimage.find_objects(indices.astype(np.int32)), start=1)
+        if box is not None and table[index] != 0
+    ]

@@ -22,30 +22,29 @@ Parts = tuple[tuple[Case, ...], tuple[Case, ...], ParsedLabels, tuple[str, ...]]
 
 
 def load_manifest(file: Path) -> dict[str, Any]:
-    """Read a `dataset.json`; a DataError if it is unreadable, not JSON, or not an object."""
+    """Read a `dataset.json`."""
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot be opened: {error.strerror or error}", file=file) from error
     except ValueError as error:
-        raise DataError(f"is not JSON: {error}", file=file) from error
+        raise DataError(f"invalid JSON: {error}", file=file) from error
     if not isinstance(manifest, dict):
-        raise DataError("is not a JSON object", file=file, received=type(manifest).__name__)
+        raise DataError("must be a JSON object", file=file, received=type(manifest).__name__)
     return manifest
 
 
 def labels_of(manifest: Mapping[str, Any], file: Path) -> ParsedLabels:
-    """Return labels and regions of a `dataset.json`, empty if it has no entry `labels`; raises as `parse_labels`."""
+    """Return labels and regions of a `dataset.json`, empty if it has no entry `labels`."""
     if "labels" not in manifest:
         return ParsedLabels({})
     return parse_labels(manifest["labels"], file, order=manifest.get(ORDER_KEY))
 
 
 def with_groups(cases: Sequence[Case], groups: object, file: Path, *, others: Collection[str] = ()) -> tuple[Case, ...]:
-    """Return the cases with the `groups` that a `dataset.json` declares for folds, usually patients.
+    """Return the cases with the `groups` of a `dataset.json`: the name of each case's group.
 
-    `groups` maps the name of every case to the name or number of its group; None: no groups. `others` are further names
-    that may occur, of test cases and of cases that cannot be used.
+    `others` are names of further cases that may occur.
     """
     if groups is None:
         return tuple(cases)
@@ -63,16 +62,16 @@ def with_groups(cases: Sequence[Case], groups: object, file: Path, *, others: Co
 
 
 def read_msd(manifest: Mapping[str, Any], file: Path, problems: list[MedunetError] | None = None) -> Parts:
-    """Return the parts of an MSD `dataset.json`; `problems` collects the error about missing files."""
+    """Return the parts of an MSD `dataset.json`."""
     cases = _entries(manifest.get("training") or manifest.get("train") or (), file, problems, labelled=True)
     if not cases:
-        raise DataError("lists no training cases", file=file, expected='"training": [{"image": ..., "label": ...}]')
+        raise DataError("training cases are missing", file=file, expected='"training": [{"image": ..., "label": ...}]')
     test = _entries(manifest.get("test") or (), file, problems, labelled=False)
     return cases, test, labels_of(manifest, file), _channel_names(manifest.get("modality")) or ("image",)
 
 
 def read_nnunet(manifest: Mapping[str, Any], file: Path, problems: list[MedunetError] | None = None) -> Parts:
-    """Return the parts of an nnU-Net raw folder, as `read_msd`: `imagesTr/case_0000.ext` and `labelsTr/case.ext`."""
+    """Return the parts of an nnU-Net raw folder: `imagesTr/case_0000.ext` and `labelsTr/case.ext`."""
     declared = manifest.get("channel_names") or manifest.get("modality")
     channels = (_channel_names(declared) or ("image",)) if declared else ()
     labels = labels_of(manifest, file)
@@ -83,10 +82,7 @@ def read_nnunet(manifest: Mapping[str, Any], file: Path, problems: list[MedunetE
 def read_pairs(
     root: Path, *, channels: int = 0, problems: list[MedunetError] | None = None
 ) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """Return labelled cases and test cases of `imagesTr` + `labelsTr` (and `imagesTs`), or of `images` + `labels`.
-
-    `channels` is the number of files per case in nnU-Net's numbering; 0: as the names tell.
-    """
+    """Return labelled cases and test cases of a folder; with 0 `channels` their number is guessed."""
     images, labels = (root / part for part in find_folders(root) or FOLDERS[0])
     for folder in (images, labels):
         if not folder.is_dir():
@@ -99,13 +95,12 @@ def read_pairs(
 
 
 def _inside(root: Path, relative: object, file: Path) -> Path:
-    """Return a path of `dataset.json`, which must stay in the data set's folder; links in the folder are followed."""
+    """Return a path of `dataset.json`, which must be below its folder; links in the folder are followed."""
     if not isinstance(relative, str):
-        raise DataError("is not a path", file=file, received=relative)
+        raise DataError("an image and a label must be paths", file=file, received=relative)
     path = Path(os.path.normpath(root / relative))
     if path != root and root not in path.parents:
-        remedy = "use paths below its folder"
-        raise SecurityError("path leaves the folder of the data set", file=file, received=relative, remedy=remedy)
+        raise SecurityError("path leaves the folder of the data set", file=file, received=relative)
     return path
 
 
@@ -121,7 +116,7 @@ def _entries(entries: Any, file: Path, problems: list[MedunetError] | None, *, l
         listed = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
         images = tuple(_inside(file.parent, item, file) for item in listed)
         label = _inside(file.parent, entry["label"], file) if entry.get("label") else None
-        absent = [path.name for path in (*images, *([label] if label else [])) if not path.exists()]
+        absent = [path.name for path in (*images, label) if path is not None and not path.exists()]
         missing += absent
         if absent:
             continue
@@ -131,7 +126,7 @@ def _entries(entries: Any, file: Path, problems: list[MedunetError] | None, *, l
         cases[case.name] = case
     if missing:
         remedy = "complete the download or correct the list"
-        error = DataError(f"lists {len(missing)} missing files: {shown(missing)}", file=file, remedy=remedy)
+        error = DataError(f"{len(missing)} listed files are missing: {shown(missing)}", file=file, remedy=remedy)
         if problems is None:
             raise error
         problems.append(error)

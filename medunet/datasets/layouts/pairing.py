@@ -17,18 +17,18 @@ FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 
 
 def find_folders(root: Path) -> tuple[str, str] | None:
-    """Return the first of `FOLDERS` whose images are in a folder."""
+    """Return the names of the folders of images and labels; None if there are none."""
     return next((pair for pair in FOLDERS if (root / pair[0]).is_dir()), None)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the images in a folder, sorted by name: files of a known format and folders of DICOM slices."""
+    """Return the images in a folder, sorted: files of a known format and folders of DICOM slices."""
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     return [path for path in visible if path.name.lower().endswith(IMAGE_SUFFIXES) or is_dicom(path)]
 
 
 def label_files(folder: Path) -> list[Path]:
-    """Return the labels in a folder, sorted by name: images, and files of DICOM SEG and RTSTRUCT."""
+    """Return the labels in a folder, sorted: images, and files of DICOM SEG and RTSTRUCT."""
     images = image_files(folder)
     others = set(folder.iterdir()) - set(images)
     structures = [p for p in others if p.is_file() and not p.name.startswith(".") and is_structure_file(p)]
@@ -46,17 +46,10 @@ def group_channels(
     """Return cases by name: ``(name, files)``, where `case_0000`, `case_0001`, ... of nnU-Net make one case.
 
     Numbers are channels if a case has exactly those of `channels`, or if they start again at 0000 in several cases.
-    Otherwise they belong to the names: `frame_0000` to `frame_0099` are single images. If 0000 is the only number of
-    all cases, their files hold all channels, such as colour pictures.
+    Otherwise they belong to the names: `frame_0000` to `frame_0099` are single images. If 0000 is the only number,
+    each file has all channels, such as a colour picture. Numbers of the stems in `whole` belong to the name.
 
-    Args:
-        images: files, and folders of DICOM slices.
-        channels: number of channels that each case must have.
-        whole: stems whose number belongs to the name, such as those of labels.
-        is_strict: whether a case with another number of channels is an error; otherwise its files are single images.
-
-    Raises:
-        DataError: a case with other channels than 0000 to `channels` - 1, or two images of one name.
+    A case with other channels is an error if `is_strict`; otherwise its files are single images.
     """
     groups: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
     named: list[tuple[str, tuple[Path, ...]]] = []
@@ -96,12 +89,7 @@ def pair_folders(
 ) -> tuple[Case, ...]:
     """Return cases of a folder of images and one of labels; a pair has one name, the endings may differ.
 
-    Args:
-        images: folder of images.
-        labels: folder of labels; may be missing if `partial`.
-        channels: number of files per case in nnU-Net's numbering.
-        partial: allow images without a label (test cases).
-        problems: collects the error about files without partner instead of raising it; these are left out.
+    `partial` allows images without a label. `problems` collects the error about files without partner.
     """
     by_name: dict[str, Path] = {}
     for path in label_files(labels) if labels.is_dir() else []:
@@ -125,7 +113,7 @@ def pair_folders(
 
 
 def guess_channels(images: Path, labels: Path) -> int:
-    """Return the number of files per case: nnU-Net's numbers are channels if the labels lack them."""
+    """Return the number of files per case: nnU-Net's numbers are channels if the labels do not have them."""
     label_names = {stem(path) for path in label_files(labels)}
     counts = Counter(split_channel(stem(path))[0] for path in image_files(images) if stem(path) not in label_names)
     return max((count for case, count in counts.items() if case in label_names), default=1)

@@ -17,17 +17,10 @@ EXAMPLE = '{"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_cl
 class Region:
     """A class of the network that is a union of label values; regions may overlap.
 
-    ::
-
-        values in the files   0 1 1 2 3 2 1 0
-        whole  [1, 2, 3]        x x x x x x
-        core      [2, 3]            x x x
-        enhancing    [3]              x
-
     Args:
-        name: shown to people.
-        values: in the files, sorted.
-        written: the value that a predicted region is written with; later regions are written over earlier ones.
+        name: name for people.
+        values: values in the files, sorted.
+        written: value that a predicted region is written with; later regions are written over earlier ones.
     """
 
     name: str
@@ -36,31 +29,19 @@ class Region:
 
 
 class ParsedLabels(NamedTuple):
-    """Labels of a `dataset.json`.
+    """Labels of a `dataset.json`."""
 
-    Args:
-        labels: name to value, by value, background first.
-        ignore: value of voxels without annotation, if nnU-Net's ``"ignore"`` names one.
-        regions: unions of values, if some are declared.
-    """
-
-    labels: dict[str, int]
-    ignore: int | None = None
+    labels: dict[str, int]  # value by name, background first
+    ignore: int | None = None  # value of voxels without annotation
     regions: tuple[Region, ...] = ()
 
 
 def parse_labels(labels: object, file: Path, *, order: object = None) -> ParsedLabels:
     """Parse labels of a `dataset.json`: MSD's ``{"0": "background"}``, nnU-Net's ``{"background": 0}``, or regions.
 
-    Args:
-        labels: the entry `labels`; a list of several values declares regions: ``{"whole": [1, 2], "core": 2}``.
-        file: the `dataset.json`, for errors.
-        order: the entry `regions_class_order`: the value that each region is written with.
+    A list of several values declares regions. A DataError names the `file` if the labels cannot be understood.
 
-    Raises:
-        DataError: neither style, two names of one value, or regions without background or order.
-
-    Example:
+    Examples:
         >>> labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
         >>> parsed = parse_labels(labels, Path("dataset.json"), order=[1, 2, 3])
         >>> parsed.labels  # a value that is not a region alone is `label_VALUE`
@@ -80,13 +61,13 @@ def parse_labels(labels: object, file: Path, *, order: object = None) -> ParsedL
         elif isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
             name, number = str(key), int(value)  # nnU-Net
         else:
-            raise DataError("label is not understood", file=file, received={key: value}, expected='{"liver": 1}')
+            raise DataError("unknown form of a label", file=file, received={key: value}, expected='{"liver": 1}')
         if name in pairs or number in pairs.values():
             raise DataError("two labels share a name or a value", file=file, received={name: number})
         pairs[name] = number
     ignore = pairs.pop("ignore", None)
     if len(pairs) < 2:
-        raise DataError("one label only", file=file, received=pairs, expected="background and at least one more")
+        raise DataError("labels need a background and one more", file=file, received=pairs)
     return ParsedLabels(dict(sorted(pairs.items(), key=lambda pair: pair[1])), ignore)
 
 
@@ -94,7 +75,7 @@ def _parse_regions(labels: Mapping[str, object], order: object, file: Path) -> P
     unions = {str(name): _values(name, listed, file) for name, listed in labels.items()}
     ignored = unions.pop("ignore", ())
     if len(ignored) > 1:
-        raise DataError("ignore is one value", file=file, received=list(ignored))
+        raise DataError("ignore must be one value", file=file, received=list(ignored))
     background = next((name for name, values in unions.items() if values == (0,)), None)
     if background is None:
         raise DataError("regions need a background", file=file, received=dict(labels), expected=EXAMPLE)
@@ -104,8 +85,7 @@ def _parse_regions(labels: Mapping[str, object], order: object, file: Path) -> P
             cause = "regions must not contain the background or ignored voxels"
             raise DataError(cause, file=file, received={name: list(values)})
     if not isinstance(order, list | tuple):
-        cause = f"regions need {ORDER_KEY}: the value that each one is written with, later over earlier"
-        raise DataError(cause, file=file, received=order, expected=EXAMPLE)
+        raise DataError(f"regions need {ORDER_KEY}", file=file, received=order, expected=EXAMPLE)
     fits = len(order) == len(unions) == len(set(order))
     if not fits or not all(value in values for value, values in zip(order, unions.values(), strict=True)):
         expected = f"one of its own values for each of {', '.join(unions)}, all different"
@@ -121,5 +101,5 @@ def _values(name: object, listed: object, file: Path) -> tuple[int, ...]:
     values = listed if isinstance(listed, list | tuple) else [listed]
     numbers = [int(v) for v in values if (isinstance(v, str) and v.isdigit()) or type(v) is int]
     if not numbers or len(numbers) < len(values) or min(numbers) < 0:
-        raise DataError("region is not understood", file=file, received={name: listed}, expected='{"whole": [1, 2]}')
+        raise DataError("unknown form of a region", file=file, received={name: listed}, expected='{"whole": [1, 2]}')
     return tuple(sorted(set(numbers)))

@@ -1,4 +1,4 @@
-"""Find out from the names of labels whether mirroring an image makes its labels wrong."""
+"""Words of direction in the names of labels, which decide whether mirroring an image makes its labels wrong."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 
+# words for directions, which a mirror makes wrong
 ORIENTATION_WORDS = frozenset(
     [
         *("left", "right", "l", "r", "lt", "rt", "lh", "rh", "sin", "dex", "sinister", "dexter"),
@@ -14,8 +15,6 @@ ORIENTATION_WORDS = frozenset(
         *("medial", "lateral", "proximal", "distal", "basal", "apical"),
     ]
 )
-"""Words for directions, which a mirror makes wrong."""
-
 SIDES = {
     "left": frozenset(["left", "l", "lt", "lh", "sin", "sinister"]),
     "right": frozenset(["right", "r", "rt", "rh", "dex", "dexter"]),
@@ -27,7 +26,7 @@ _ANONYMOUS = re.compile(r"(label|class)[_ ]?\d+$")
 def words_of(name: str) -> list[str]:
     """Return the words of a label's name in lower case; a capital letter begins a new word.
 
-    Example:
+    Examples:
         >>> words_of("Left_Lung"), words_of("kidneyR"), words_of("vertebra-L1")
         (['left', 'lung'], ['kidney', 'r'], ['vertebra', 'l1'])
     """
@@ -35,20 +34,15 @@ def words_of(name: str) -> list[str]:
 
 
 def orientation_words(labels: Mapping[str, int]) -> dict[str, str]:
-    """Return the labels whose names have a word for a direction, and that word.
-
-    Example:
-        >>> orientation_words({"background": 0, "Anterior": 1, "spleen": 2})
-        {'Anterior': 'anterior'}
-    """
+    """Return the labels whose names have a word for a direction, and that word."""
     words = {name: [word for word in words_of(name) if word in ORIENTATION_WORDS] for name in labels}
-    return {name: found[0] for name, found in words.items() if found}
+    return {name: matches[0] for name, matches in words.items() if matches}
 
 
 def side_pairs(labels: Mapping[str, int]) -> list[tuple[str, str]]:
     """Return the pairs of labels whose names differ in left and right only.
 
-    Example:
+    Examples:
         >>> side_pairs({"background": 0, "left lung": 1, "Right_Lung": 2, "heart": 3})
         [('left lung', 'Right_Lung')]
     """
@@ -64,23 +58,17 @@ def side_pairs(labels: Mapping[str, int]) -> list[tuple[str, str]]:
 def mirror_faults(labels: Mapping[str, int]) -> dict[str, str]:
     """Return the labels that a mirror from left to right makes wrong although pairs trade places, and the word.
 
-    Such a mirror does not change above and below, front and back, or middle and side.
-
-    Example:
+    Examples:
         >>> mirror_faults({"background": 0, "left upper lobe": 1, "right upper lobe": 2, "left ventricle": 3})
         {'left ventricle': 'left'}
     """
     paired = {name for pair in side_pairs(labels) for name in pair}
     words = frozenset().union(*SIDES.values())
-    return {name: found[0] for name in labels if name not in paired and (found := sorted(words & set(words_of(name))))}
+    matches = {name: sorted(words & set(words_of(name))) for name in labels if name not in paired}
+    return {name: sides[0] for name, sides in matches.items() if sides}
 
 
 def anonymous(labels: Mapping[str, int]) -> bool:
-    """Return whether there are several classes whose names could not distinguish sides.
-
-    Example:
-        >>> anonymous({"background": 0, "label_1": 1}), anonymous({"background": 0, "label_1": 1, "label_2": 2})
-        (False, True)
-    """
+    """Return whether there are several classes without names that could distinguish sides."""
     foreground = [name for name, value in labels.items() if value != min(labels.values())]
     return len(foreground) > 1 and all(_ANONYMOUS.match(name.lower()) for name in foreground)
