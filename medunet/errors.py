@@ -84,3 +84,9 @@ def first_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None and not isinstance(error, MedunetError):
         error = error.__cause__
     return error
+
+
+def first_lines(error: BaseException, count: int = 1) -> str:
+    """Return the first lines of an exception's message, joined; the name of its type if it has no message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:count])[:300] or type(error).__name__

@@ -276,7 +276,7 @@ class OverlapTileInferer(Inferer):
         self, image: torch.Tensor, run: _Run, plan: TilePlan, *, module: Any, device: torch.device
     ) -> Iterator[TileLogits]:
         reason = window_dependence(module)
-        if len(plan.tiles) > 1 and reason is not None:
+        if len(plan.tiles) > 1 and reason:
             blended = not any(plan.margin)
             how = "windows that overlap by half are blended" if blended else "tiles are laid side by side"
             what = f"tiles change the result of {type(module).__name__}: {reason}; {how}"
@@ -356,7 +356,7 @@ class OverlapTileInferer(Inferer):
         """Return whether windows smaller than the image can be planned for the network."""
         if hasattr(module, "shapes"):
             return True
-        has_halo = not isinstance(self.halo, str) or window_dependence(module) is not None
+        has_halo = not isinstance(self.halo, str) or bool(window_dependence(module))
         return self.tile_stride is not None and has_halo
 
     def _batches(self, plan: TilePlan, images: int) -> Iterator[list[tuple[int, Tile]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from . import presets as presets
-from .activation import ACTIVATIONS as ACTIVATIONS
 from .activation import check_activation as check_activation
 from .activation import to_logits as to_logits
 from .activation import to_probabilities as to_probabilities

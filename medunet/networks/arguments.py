@@ -7,11 +7,9 @@ from typing import Any
 
 from medunet.errors import ConfigError
 
-PerAxis = tuple[int, ...]
-"""One integer per spatial axis."""
-
-Option = str | Sequence[Any]
-"""A layer's name, or (name, {keyword: value}); JSON gives the latter as a list."""
+PerAxis = tuple[int, ...]  # one integer per spatial axis
+PerRow = int | Sequence[int | Sequence[int]]  # one integer, one per row, or one per row and axis
+Option = str | Sequence[Any]  # a layer's name, or (name, {keyword: value}); JSON gives the latter as a list
 
 
 def choose(name: str, value: object, options: Sequence[object]) -> None:
@@ -20,61 +18,48 @@ def choose(name: str, value: object, options: Sequence[object]) -> None:
         raise ConfigError(f"unknown {name}", received=repr(value), expected=" | ".join(map(repr, options)))
 
 
-def integer(name: str, value: object, least: int = 1) -> int:
-    """Return `value` if it is an integer of at least `least`, else raise ConfigError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} must be an integer >= {least}", received=repr(value))
+def integer(name: str, value: object, least: int = 1, most: int | None = None) -> int:
+    """Return `value` if it is an integer from `least` to `most`, else raise ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        allowed = f">= {least}" if most is None else f"from {least} to {most}"
+        raise ConfigError(f"{name} must be an integer {allowed}", received=repr(value))
     return value
 
 
 def per_axis(name: str, value: int | Sequence[int], spatial_dims: int) -> PerAxis:
-    """Expand one integer to all axes, or check a list over the axes.
-
-    Example:
-        >>> per_axis("head_kernel_size", 3, 2), per_axis("head_kernel_size", [1, 3], 2)
-        ((3, 3), (1, 3))
-    """
-    if isinstance(value, int):
-        return (integer(name, value),) * spatial_dims
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != spatial_dims:
-        expected = f"an integer, or {spatial_dims} of them"
-        raise ConfigError(f"{name} must have one value per spatial axis", received=repr(value), expected=expected)
-    return tuple(integer(name, n) for n in value)
+    """Expand one integer to all axes, or check a list over the axes."""
+    return tuple(integer(name, n) for n in _expanded(name, value, spatial_dims, "spatial axis"))
 
 
-def per_row(
-    name: str, value: int | Sequence[int | Sequence[int]], rows: int, spatial_dims: int, row: str
-) -> tuple[PerAxis, ...]:
-    """Expand one integer, one entry per row, or one entry per row and axis to the last form.
+def per_row(name: str, value: PerRow, rows: int, spatial_dims: int, row: str) -> tuple[PerAxis, ...]:
+    """Expand a short form to one integer per row and axis.
 
-    Example:
+    Examples:
         >>> per_row("strides", [2, [1, 2]], 2, 2, "transition")
         ((2, 2), (1, 2))
     """
+    return tuple(per_axis(name, entry, spatial_dims) for entry in _expanded(name, value, rows, row))
+
+
+def _expanded(name: str, value: Any, count: int, item: str) -> Sequence[Any]:
     if isinstance(value, int):
-        return (per_axis(name, value, spatial_dims),) * rows
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != rows:
-        expected = f"an integer, or {rows} entries"
-        raise ConfigError(f"{name} must have one entry per {row}", received=repr(value), expected=expected)
-    return tuple(per_axis(name, entry, spatial_dims) for entry in value)
+        return (value,) * count
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != count:
+        expected = f"an integer, or {count} entries"
+        raise ConfigError(f"{name} must have one entry per {item}", received=repr(value), expected=expected)
+    return value
 
 
 def parse_option(what: str, option: Option, names: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Split a layer's name and keywords.
 
-    Example:
+    Examples:
         >>> parse_option("norm", ["group", {"num_groups": 4}], ["batch", "group"])
         ('group', {'num_groups': 4})
     """
-    name, kwargs = option, {}
-    if not isinstance(option, str):
-        pair = list(option) if isinstance(option, Sequence) else []
-        if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Mapping):
-            expected = '"name" or ["name", {"keyword": value}]'
-            raise ConfigError(
-                f"{what} must be a name, or a name with keywords", received=repr(option), expected=expected
-            )
-        name, kwargs = pair[0], dict(pair[1])
-    name = str(name).lower()
-    choose(what, name, names)
-    return name, kwargs
+    pair = [option, {}] if isinstance(option, str) else list(option) if isinstance(option, Sequence) else []
+    if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Mapping):
+        expected = '"name" or ["name", {"keyword": value}]'
+        raise ConfigError(f"{what} must be a name, or a name with keywords", received=repr(option), expected=expected)
+    choose(what, pair[0].lower(), names)
+    return pair[0].lower(), dict(pair[1])

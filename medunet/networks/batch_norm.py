@@ -6,45 +6,32 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
+class SynchronizedBatchNorm(nn.SyncBatchNorm):
     """``torch.nn.SyncBatchNorm`` for every device and backend: the same weights, names and results.
 
-    PyTorch's own rejects CPUs. In training in several processes, mean and variance are those of the voxels of all of
-    them, also in the backward pass: N processes with B samples each compute what one process computes with N times B.
-    In evaluation, and in a single process, it is plain batch norm. Gradients of weight and bias are those of this
-    process; DistributedDataParallel averages them.
-
-    Every process must call it equally often, with at least one voxel.
+    PyTorch's own rejects CPUs. In evaluation, and in a single process, it is plain batch norm. Every process must call
+    it equally often, with at least one voxel. DistributedDataParallel averages the gradients of weight and bias.
     """
-
-    def _check_input_dim(self, input: torch.Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"expected at least 2 axes, got {input.dim()}")
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise ``(B, C, *spatial)``."""
         alone = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1
         if not self.training or alone:
-            return super().forward(input)
+            return _BatchNorm.forward(self, input)
         self._check_input_dim(input)
         weight = input.new_ones(self.num_features, dtype=torch.float32) if self.weight is None else self.weight
         bias = torch.zeros_like(weight) if self.bias is None else self.bias
         output, mean, var, count = _Normalise.apply(input, weight, bias, self.eps)
-        if self.track_running_stats:
-            self._follow(mean, var, count)
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(var * count / (count - 1).clamp(min=1), share)  # unbiased, as in PyTorch
         return output
-
-    @torch.no_grad()
-    def _follow(self, mean: torch.Tensor, var: torch.Tensor, count: torch.Tensor) -> None:
-        """Update the running statistics; the variance is unbiased, as in PyTorch."""
-        if self.num_batches_tracked is None or self.running_mean is None or self.running_var is None:
-            return
-        self.num_batches_tracked.add_(1)
-        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(var * count / (count - 1).clamp(min=1), share)
 
 
 def synchronize_norms(network: nn.Module) -> nn.Module:
@@ -52,28 +39,17 @@ def synchronize_norms(network: nn.Module) -> nn.Module:
 
     Weights stay the same objects, and norms of other kinds stay as they are.
 
-    Example:
+    Examples:
         >>> network = synchronize_norms(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
         >>> type(network[1]).__name__
         'SynchronizedBatchNorm'
     """
-    if distributed.is_available() and distributed.is_initialized() and "nccl" in distributed.get_backend():
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    if isinstance(network, nn.modules.batchnorm._BatchNorm):
-        return _converted(network)
-    for name, child in network.named_children():
-        setattr(network, name, synchronize_norms(child))
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if not (distributed.is_available() and distributed.is_initialized() and "nccl" in distributed.get_backend()):
+        for module in network.modules():
+            if type(module) is nn.SyncBatchNorm:
+                module.__class__ = SynchronizedBatchNorm
     return network
-
-
-def _converted(norm: nn.modules.batchnorm._BatchNorm) -> SynchronizedBatchNorm:
-    converted = SynchronizedBatchNorm(
-        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
-    )
-    converted.weight, converted.bias = norm.weight, norm.bias
-    converted.running_mean, converted.running_var = norm.running_mean, norm.running_var
-    converted.num_batches_tracked = norm.num_batches_tracked
-    return converted.train(norm.training)
 
 
 class _Normalise(torch.autograd.Function):

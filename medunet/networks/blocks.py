@@ -1,15 +1,12 @@
-"""Parts of a U-Net: convolution units, plain and residual blocks, encoder and decoder levels.
-
-Every part can be scripted and keeps the memory format of its input. Convolutions before a normalisation have no bias,
-because its shift replaces it.
-"""
+"""Parts of a U-Net. Each can be scripted and keeps the memory format of its input."""
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,80 +17,59 @@ from medunet.errors import ConfigError
 
 from .arguments import PerAxis
 
+# instance norm has scale and shift as in nnU-Net; 8 groups divide all usual numbers of channels
 NORMS: dict[str, dict[str, Any]] = {"batch": {}, "instance": {"affine": True}, "group": {"num_groups": 8}}
-"""Normalisations and their default keywords: instance norm has scale and shift as in nnU-Net; 8 groups divide all
-channel counts in use, which are multiples of 8."""
 
+# by MONAI's name; each acts on every value alone (softmax and GLU mix channels) and can be scripted
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     **{"relu": nn.ReLU, "leakyrelu": nn.LeakyReLU, "prelu": nn.PReLU, "elu": nn.ELU, "selu": nn.SELU},
     **{"celu": nn.CELU, "gelu": nn.GELU, "relu6": nn.ReLU6, "swish": nn.SiLU, "mish": nn.Mish},
 }
-"""Activations by MONAI's name that act on every value alone (softmax and GLU mix channels) and can be scripted."""
-
+# these overwrite their input, which no gradient needs: a third less memory in training
 INPLACE_ACTIVATIONS = ("relu", "leakyrelu", "elu", "selu", "celu", "relu6")
-"""Activations that overwrite their input, which no gradient needs: a third less memory in training."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """Options that all convolutions of a network share, and the layers that follow from them.
-
-    Attributes:
-        spatial_dims: 2 or 3.
-        same: whether convolutions pad with zeros to keep the size.
-        norm: None, or name and keywords of the normalisation.
-        act: name and keywords of the activation.
-    """
+    """Options that all levels of a network share, and the layers that follow from them."""
 
     spatial_dims: int
-    same: bool
-    norm: tuple[str, dict[str, Any]] | None
+    same: bool  # convolutions pad with zeros to keep the size
+    norm: tuple[str, dict[str, Any]] | None  # name and keywords
     act: tuple[str, dict[str, Any]]
+    residual: bool = False
+    linear: bool = False  # interpolate upwards, instead of a transposed convolution
+    norm_after_up: bool = False
+    act_after_up: bool = False
+
+    def layer(self, kind: str) -> Any:
+        """Return a class of torch such as `Conv` for the number of spatial dimensions."""
+        return getattr(nn, f"{kind}{self.spatial_dims}d")
 
     def conv(
-        self, in_channels: int, out_channels: int, kernel: PerAxis, *, stride: PerAxis | None = None, bias: bool = True
+        self, before: int, after: int, kernel: PerAxis, *, stride: PerAxis | None = None, bias: bool = True
     ) -> nn.Module:
         """Return a convolution; with a stride, which equals the kernel, it is not padded."""
-        layer = nn.Conv2d if self.spatial_dims == 2 else nn.Conv3d
-        padding = tuple(k // 2 for k in kernel) if self.same and stride is None else (0,) * self.spatial_dims
-        # mypy: torch types these arguments as tuples of exactly two or three integers.
-        return layer(in_channels, out_channels, kernel, stride or 1, padding, bias=bias)  # type: ignore[arg-type]
-
-    def up_conv(self, in_channels: int, out_channels: int, stride: PerAxis, *, bias: bool = True) -> nn.Module:
-        """Return a transposed convolution with kernel = stride: every coarse pixel becomes `stride` fine ones."""
-        layer = nn.ConvTranspose2d if self.spatial_dims == 2 else nn.ConvTranspose3d
-        return layer(in_channels, out_channels, stride, stride, bias=bias)  # type: ignore[arg-type]  # as in conv
+        padding = tuple(k // 2 for k in kernel) if self.same and stride is None else 0
+        conv: nn.Module = self.layer("Conv")(before, after, kernel, stride or 1, padding, bias=bias)
+        return conv
 
     def normalisation(self, channels: int) -> nn.Module:
-        """Return the normalisation of `channels`, or the identity.
-
-        Raises:
-            ConfigError: keywords that the layer does not take, such as groups that do not divide the channels.
-        """
+        """Return the normalisation of `channels`, or the identity."""
         if self.norm is None:
             return nn.Identity()
-        name, kwargs = self.norm
-        kwargs = {**NORMS[name], **kwargs}
-        is_2d = self.spatial_dims == 2
+        name, kwargs = self.norm[0], {**NORMS[self.norm[0]], **self.norm[1]}
         try:
             if name == "group":
                 return nn.GroupNorm(num_channels=channels, **kwargs)
-            if name == "batch":
-                return (nn.BatchNorm2d if is_2d else nn.BatchNorm3d)(channels, **kwargs)
-            return (nn.InstanceNorm2d if is_2d else nn.InstanceNorm3d)(channels, **kwargs)
+            norm: nn.Module = self.layer("BatchNorm" if name == "batch" else "InstanceNorm")(channels, **kwargs)
+            return norm
         except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"norm cannot be built for {channels} channels ({error})",
-                received=repr(self.norm),
-                remedy='change the keywords of norm or the channels, e.g. ["group", {"num_groups": 4}]',
-            ) from error
+            cause = f"norm cannot be built for {channels} channels ({error})"
+            raise ConfigError(cause, received=repr(self.norm)) from error
 
     def activation(self) -> nn.Module:
-        """Return an activation.
-
-        Raises:
-            ConfigError: keywords that it does not take.
-        """
+        """Return an activation."""
         name, kwargs = self.act
         defaults = {"inplace": True} if name in INPLACE_ACTIVATIONS else {}
         try:
@@ -101,28 +77,37 @@ class Style:
         except TypeError as error:
             raise ConfigError(f"act cannot be built ({error})", received=repr(self.act)) from error
 
+    def unit(
+        self, before: int, after: int, kernel: PerAxis, *, stride: PerAxis | None = None, act: bool = True
+    ) -> nn.Module:
+        """Return convolution, normalisation and activation; a bias before a normalisation would have no effect."""
+        conv = self.conv(before, after, kernel, stride=stride, bias=self.norm is None)
+        return named(conv=conv, norm=self.normalisation(after), act=self.activation() if act else nn.Identity())
 
-class ConvUnit(nn.Module):
-    """Convolution, normalisation, activation: `(B, in_channels, *spatial) -> (B, out_channels, *spatial')`."""
+    def block(self, channels: Sequence[int], kernel: PerAxis) -> nn.Module:
+        """Return the convolutions of one level; `channels` lists those of its input and of every convolution."""
+        if self.residual:
+            return ResidualBlock(self, channels, kernel)
+        return nn.Sequential(*(self.unit(before, after, kernel) for before, after in pairwise(channels)))
 
-    def __init__(
-        self,
-        style: Style,
-        in_channels: int,
-        out_channels: int,
-        *,
-        kernel: PerAxis,
-        stride: PerAxis | None = None,
-        activate: bool = True,
-    ) -> None:
-        super().__init__()
-        self.conv = style.conv(in_channels, out_channels, kernel, stride=stride, bias=style.norm is None)
-        self.norm = style.normalisation(out_channels)
-        self.act = style.activation() if activate else nn.Identity()
+    def up(self, before: int, after: int, stride: PerAxis) -> nn.Module:
+        """Return the layers of an upsampling; a transposed convolution turns each coarse pixel into `stride` fine ones.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve, normalise, activate."""
-        return self.act(self.norm(self.conv(x)))
+        A 1x1 convolution and a linear interpolation commute, and there are fewer pixels to convolve before the latter.
+        """
+        conv: nn.Module = nn.Identity()
+        bias = not self.norm_after_up or self.norm is None
+        if not self.linear:
+            conv = self.layer("ConvTranspose")(before, after, stride, stride, bias=bias)
+        elif before != after:
+            conv = self.conv(before, after, (1,) * self.spatial_dims, bias=bias)
+        norm = self.normalisation(after) if self.norm_after_up else nn.Identity()
+        return named(conv=conv, norm=norm, act=self.activation() if self.act_after_up else nn.Identity())
+
+
+def named(**layers: nn.Module) -> nn.Sequential:
+    """Return layers in sequence under their names."""
+    return nn.Sequential(OrderedDict(layers))
 
 
 class ResidualBlock(nn.Module):
@@ -131,15 +116,13 @@ class ResidualBlock(nn.Module):
     The shortcut is the identity, or a 1x1 convolution if the number of channels changes; a valid block crops it.
     """
 
-    def __init__(self, style: Style, channels: Sequence[int], *, kernel: PerAxis) -> None:
+    def __init__(self, style: Style, channels: Sequence[int], kernel: PerAxis) -> None:
         super().__init__()
-        last = len(channels) - 2
-        pairs = enumerate(itertools.pairwise(channels))
-        self.units = nn.Sequential(*(ConvUnit(style, a, b, kernel=kernel, activate=i < last) for i, (a, b) in pairs))
+        pairs, last = enumerate(pairwise(channels)), len(channels) - 2
+        self.units = nn.Sequential(*(style.unit(a, b, kernel, act=i < last) for i, (a, b) in pairs))
         self.shortcut: nn.Module = nn.Identity()
         if channels[0] != channels[-1]:
-            one = (1,) * style.spatial_dims
-            self.shortcut = ConvUnit(style, channels[0], channels[-1], kernel=one, activate=False)
+            self.shortcut = style.unit(channels[0], channels[-1], (1,) * style.spatial_dims, act=False)
         self.act = style.activation()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,98 +131,41 @@ class ResidualBlock(nn.Module):
         return self.act(y + self.shortcut(centre_crop(x, y)))
 
 
-def conv_block(style: Style, channels: Sequence[int], *, kernel: PerAxis, residual: bool) -> nn.Module:
-    """Return the convolutions of one level; `channels` lists those of its input and of every convolution."""
-    if residual:
-        return ResidualBlock(style, channels, kernel=kernel)
-    pairs = itertools.pairwise(channels)
-    return nn.Sequential(*(ConvUnit(style, before, after, kernel=kernel) for before, after in pairs))
+class DecoderLevel(nn.Module):
+    """Upsampling to the next finer level, concatenation with its skip connection (skip first), convolutions.
 
-
-class EncoderLevel(nn.Module):
-    """Downsampling to a level and its convolutions: `(B, C, *spatial) -> (B, C', *(spatial / stride))`."""
-
-    def __init__(self, down: nn.Module, convs: nn.Module, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.down = down
-        self.convs = convs
-        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Downsample, convolve, drop out (in training)."""
-        return self.dropout(self.convs(self.down(x)))
-
-
-class Up(nn.Module):
-    """Upsampling to the next finer level and concatenation with its skip connection, skip first.
-
-    Padded networks pad the upsampled map with zeros at its far end if an odd size was halved:
-
-    ```
-    skip        | 0 | 1 | 2 | 3 | 4 |        pixel 4 has no partner, so pooling dropped it;
-    upsampled   |   0   |   1   | + |        near ends stay aligned, wherever the image ends
-    ```
-
-    Valid networks crop the skip connection to the upsampled map about its centre.
+    A padded network pads the upsampled map with zeros at its far end if an odd size was halved, so near ends stay
+    aligned wherever the image ends. A valid network crops the skip connection about its centre.
     """
 
-    def __init__(
-        self,
-        style: Style,
-        in_channels: int,
-        out_channels: int,
-        *,
-        stride: PerAxis,
-        linear: bool,
-        norm: bool = False,
-        act: bool = False,
-    ) -> None:
+    def __init__(self, style: Style, stride: PerAxis, up: nn.Module, convs: nn.Module) -> None:
         super().__init__()
+        self.up = up
+        self.convs = convs
         self.same = style.same
-        self.linear = linear
+        self.linear = style.linear
         self.scale = [float(s) for s in stride]
         self.mode = "bilinear" if style.spatial_dims == 2 else "trilinear"
         # linear interpolation at the border would take these pixels per side from outside the map, see UNetShapes
-        self.border = [0 if style.same or not linear else s // 2 for s in stride]
-        bias = not norm or style.norm is None
-        self.conv: nn.Module
-        if not linear:
-            self.conv = style.up_conv(in_channels, out_channels, stride, bias=bias)
-        elif in_channels != out_channels:
-            # a 1x1 convolution and an interpolation commute, and before it there are fewer pixels to convolve
-            self.conv = style.conv(in_channels, out_channels, (1,) * style.spatial_dims, bias=bias)
-        else:
-            self.conv = nn.Identity()
-        self.norm = style.normalisation(out_channels) if norm else nn.Identity()
-        self.act = style.activation() if act else nn.Identity()
+        self.border = [0 if style.same or not style.linear else s // 2 for s in stride]
 
-    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
-        """`(B, in_channels, *coarse)` and `(B, S, *fine)` to `(B, S + out_channels, *fine')`."""
-        x = self.conv(coarse)
+    def forward(self, coarse: Tensor, skips: list[Tensor]) -> Tensor:
+        """Upsample, join the last of `skips`, convolve. The list loses it, which frees its memory meanwhile."""
+        return self.convs(self._joined(coarse, skips.pop()))
+
+    def _joined(self, coarse: Tensor, skip: Tensor) -> Tensor:
+        x = self.up.conv(coarse)  # type: ignore[operator]
         if self.linear:
             # half-pixel centres do not depend on the tile's size, as align_corners=True does, so tiles agree
             x = F.interpolate(x, scale_factor=self.scale, mode=self.mode, align_corners=False)
             for axis, border in enumerate(self.border):
                 x = x.narrow(axis + 2, border, x.size(axis + 2) - 2 * border)
-        x = self.act(self.norm(x))
+        x = self.up.act(self.up.norm(x))  # type: ignore[operator]
         if self.same:
             x = pad_end(x, skip)
         else:
             skip = centre_crop(skip, x)
         return torch.cat([skip, x], dim=1)
-
-
-class DecoderLevel(nn.Module):
-    """Upsampling to a level and its convolutions."""
-
-    def __init__(self, up: Up, convs: nn.Module) -> None:
-        super().__init__()
-        self.up = up
-        self.convs = convs
-
-    def forward(self, coarse: Tensor, skips: list[Tensor]) -> Tensor:
-        """Upsample, join the last of `skips`, convolve. The list loses it, which frees its memory meanwhile."""
-        return self.convs(self.up(coarse, skips.pop()))
 
 
 def centre_crop(image: Tensor, like: Tensor) -> Tensor:
@@ -261,24 +187,19 @@ def pad_end(image: Tensor, like: Tensor) -> Tensor:
     else:
         # an export leaves sizes open as symbols, which a comparison would fix and a padding of zero does not
         needed = any(isinstance(number, torch.SymInt) for number in missing) or max(missing) > 0
-    if needed:
-        image = F.pad(image, missing)
-    return image
+    return F.pad(image, missing) if needed else image
 
 
 def initialise(network: nn.Module) -> None:
     """Draw weights from N(0, sqrt(2 / N)), with N incoming connections of one neuron; biases are zero.
 
-    Ronneberger et al. 2015, section 3, after He et al. 2015. A pixel after a transposed convolution receives
-    `prod(kernel / stride)` pixels of every input channel: with kernel = stride, one.
+    Ronneberger et al. 2015, section 3. A pixel after a transposed convolution receives `prod(kernel / stride)` pixels
+    of every input channel: with kernel = stride, one.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d):
-            incoming = module.in_channels * math.prod(module.kernel_size)
-        elif isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
-            incoming = module.in_channels * math.prod(module.kernel_size) // math.prod(module.stride)
-        else:
-            continue
-        nn.init.normal_(module.weight, std=math.sqrt(2 / incoming))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            incoming = module.in_channels
+            incoming *= 1 if module.transposed else math.prod(module.kernel_size)
+            nn.init.normal_(module.weight, std=math.sqrt(2 / incoming))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

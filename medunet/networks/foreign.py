@@ -10,9 +10,7 @@ from torch import nn
 
 from medunet.errors import ConfigError
 
-_NORMS_WITH_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-"""Normalisations that depend on the window unless they keep running statistics."""
-
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 _GLOBAL_LAYERS = (
     *(nn.GroupNorm, nn.MultiheadAttention),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
@@ -20,27 +18,26 @@ _GLOBAL_LAYERS = (
 )
 
 
-def window_dependence(network: object) -> str | None:
-    """Return why tiles change the result of a network, or None if they do not.
+def window_dependence(network: object) -> str:
+    """Return why tiles change the result of a network, judged by its layers; empty if they do not.
 
-    A network without the attribute `tileable`, such as MONAI's, is judged by its layers.
-
-    Example:
+    Examples:
         >>> window_dependence(nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(4, 8)))
         'GroupNorm depends on the whole window'
         >>> window_dependence(nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)))
+        ''
     """
-    if hasattr(network, "tileable"):
-        return None if network.tileable else getattr(network, "tileable_reason", "its output depends on the window")
     for layer in network.modules() if isinstance(network, nn.Module) else ():
-        has_statistics = isinstance(layer, _NORMS_WITH_STATISTICS) and layer.track_running_stats
-        if isinstance(layer, (*_GLOBAL_LAYERS, *_NORMS_WITH_STATISTICS)) and not has_statistics:
+        if not getattr(layer, "tileable", True):
+            return str(getattr(layer, "tileable_reason", "its output depends on the window"))
+        without_statistics = isinstance(layer, _NORMS) and not layer.track_running_stats
+        if without_statistics or isinstance(layer, _GLOBAL_LAYERS):
             return f"{type(layer).__name__} depends on the whole window"
-    return None
+    return ""
 
 
 def only_tensor(output: Any) -> torch.Tensor:
-    """Return the logits of a network that may return several levels of them, or a dictionary.
+    """Return the logits of a network: a tensor, the first of a list or tuple, or the only entry of a dictionary.
 
     Raises:
         ConfigError: no tensor, or a dictionary of several outputs.
@@ -51,11 +48,10 @@ def only_tensor(output: Any) -> torch.Tensor:
     if isinstance(logits, list | tuple) and logits:
         logits = logits[0]
     if not isinstance(logits, torch.Tensor):
-        kind = type(output).__name__
+        names = f" of {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
         raise ConfigError(
-            "network returns several outputs or no tensor",
-            received=f"{kind} of {', '.join(map(str, output))}" if isinstance(output, Mapping) else kind,
-            expected="a tensor, a list or tuple of tensors (the first is taken), or a dictionary of one",
+            "network must return a tensor, a list or tuple of tensors, or a dictionary of one tensor",
+            received=f"{type(output).__name__}{names}",
             remedy="wrap the network in a module that returns only its logits",
         )
     return logits

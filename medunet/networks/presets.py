@@ -1,17 +1,12 @@
 """Published U-Nets by name: `unet_2015(in_channels=3, norm="batch")` is the paper's network with two changes.
 
 Every preset returns a `UNet` and takes any of its arguments as a keyword, which replaces the published value. The
-parameter counts are those of the defaults; the tests derive them layer by layer. All raise `ConfigError` for keywords
-that `UNet` does not take, or values that it rejects.
+parameter counts are those of the defaults.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any
-
-from medunet.errors import ConfigError
 
 from .unet import UNet
 
@@ -23,7 +18,7 @@ def unet_2015(in_channels: int = 1, out_channels: int = 2, **overrides: Any) -> 
     figure 1 and sections 2-3. Dropout "at the end of the contracting path" is here 0.5 on the two coarsest levels; the
     paper gives no figure. 31,030,658 parameters.
     """
-    return _network(overrides, in_channels=in_channels, out_channels=out_channels, padding="valid", dropout=0.5)
+    return UNet(**{**_io(in_channels, out_channels), "padding": "valid", "dropout": 0.5, **overrides})
 
 
 def unet_2015_resized(in_channels: int = 1, out_channels: int = 2, **overrides: Any) -> UNet:
@@ -42,14 +37,7 @@ def unet_2015_same(in_channels: int = 1, out_channels: int = 1, **overrides: Any
     convolution, to 2 channels, before the last: 31,031,685 parameters for a one-channel image). 31,030,593
     parameters. Pass `out_activation=None` for logits.
     """
-    return _network(
-        overrides,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        padding="same",
-        dropout=0.5,
-        out_activation="sigmoid",
-    )
+    return unet_2015(in_channels, out_channels, **{"padding": "same", "out_activation": "sigmoid", **overrides})
 
 
 def unet_compact_bn(in_channels: int = 1, out_channels: int = 1, **overrides: Any) -> UNet:
@@ -59,17 +47,11 @@ def unet_compact_bn(in_channels: int = 1, out_channels: int = 1, **overrides: An
     public code has 487,449: 856 biases of convolutions, which the batch norm after them cancels. Pass
     `out_activation=None` for logits.
     """
-    return _network(
-        overrides,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        channels=(8, 16, 32, 64, 128),
-        norm="batch",
-        norm_after_up=True,
-        act_after_up=True,
-        head_kernel_size=3,
-        out_activation="sigmoid",
-    )
+    published = {
+        **{"channels": (8, 16, 32, 64, 128), "norm": "batch", "norm_after_up": True, "act_after_up": True},
+        **{"head_kernel_size": 3, "out_activation": "sigmoid"},
+    }
+    return UNet(**{**_io(in_channels, out_channels), **published, **overrides})
 
 
 def unet_padded_bn(
@@ -77,24 +59,17 @@ def unet_padded_bn(
 ) -> UNet:
     """Return a network with 64 to 1024 channels, zero padding and batch norm; odd sizes are padded.
 
-    Source: github.com/milesial/Pytorch-UNet. `upsample="transposed"`: 31,037,698 parameters (31,037,633 with one
-    output channel). `upsample="linear"`: its bilinear form, in which the last convolution of each level
-    halves the channels before upsampling, the coarsest level has 512, and there are 17,263,042 parameters
-    (17,262,977 with one output channel).
+    Source: github.com/milesial/Pytorch-UNet. `upsample="transposed"`: 31,037,698 parameters. `upsample="linear"`: its
+    bilinear form, in which the last convolution of each level halves the channels before upsampling and the coarsest
+    level has 512: 17,263,042 parameters.
 
     Two differences, both so that tiles agree with the whole image: linear upsampling has half-pixel centres (there
     `align_corners=True`), and odd sizes are padded at the far end only (the same for strides of 2).
     """
     linear = upsample == "linear"
-    return _network(
-        overrides,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        channels=(64, 128, 256, 512, 512 if linear else 1024),
-        norm="batch",
-        upsample=upsample,
-        up_channels="before" if linear else "halve",
-    )
+    channels = (64, 128, 256, 512, 512 if linear else 1024)
+    published = {"channels": channels, "norm": "batch", "up_channels": "before" if linear else "halve"}
+    return UNet(**{**_io(in_channels, out_channels), **published, "upsample": upsample, **overrides})
 
 
 def unet3d_2016(in_channels: int = 3, out_channels: int = 3, **overrides: Any) -> UNet:
@@ -103,48 +78,22 @@ def unet3d_2016(in_channels: int = 3, out_channels: int = 3, **overrides: Any) -
     Source: Cicek, Abdulkadir, Lienkamp, Brox, Ronneberger, "3D U-Net: Learning Dense Volumetric Segmentation from
     Sparse Annotation", MICCAI 2016, figure 2. The up-convolutions keep the number of channels.
 
-    132 x 132 x 116 to 44 x 44 x 28. 19,073,187 parameters; the paper states 19,069,955. That is the same network,
-    counted with one shift per 3x3x3 convolution channel (2,336: either its bias or the batch norm's), no scale of the
-    batch norms, and no bias in the up-convolutions. Here each batch norm has a scale too (+2,336) and each
-    up-convolution a bias (512 + 256 + 128 = +896).
+    132 x 132 x 116 to 44 x 44 x 28. 19,073,187 parameters; the paper states 19,069,955. It counts one shift per 3x3x3
+    convolution channel (2,336: either its bias or the batch norm's), no scale of the batch norms (+2,336 here), and no
+    bias in the up-convolutions (+896 here).
     """
-    return _network(
-        overrides,
-        spatial_dims=3,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        channels=(64, 128, 256, 512),
-        padding="valid",
-        norm="batch",
-        up_channels="keep",
-        widen_before_pool=True,
-    )
+    published = {
+        **{"spatial_dims": 3, "channels": (64, 128, 256, 512), "padding": "valid", "norm": "batch"},
+        **{"up_channels": "keep", "widen_before_pool": True},
+    }
+    return UNet(**{**_io(in_channels, out_channels), **published, **overrides})
 
 
-PRESETS: dict[str, Callable[..., UNet]] = {
+def _io(in_channels: int, out_channels: int) -> dict[str, Any]:
+    return {"spatial_dims": 2, "in_channels": in_channels, "out_channels": out_channels}
+
+
+PRESETS = {
     preset.__name__: preset
     for preset in (unet_2015, unet_2015_resized, unet_2015_same, unet_compact_bn, unet_padded_bn, unet3d_2016)
 }
-
-
-def build(name: str, **kwargs: Any) -> UNet:
-    """Return a preset by its name; `kwargs` replace published values.
-
-    Raises:
-        ConfigError: an unknown name or keyword.
-
-    Example:
-        >>> build("unet_compact_bn", in_channels=3).shapes.total_stride
-        (16, 16)
-    """
-    if name not in PRESETS:
-        raise ConfigError("unknown network preset", received=repr(name), expected=" | ".join(PRESETS))
-    return PRESETS[name](**kwargs)
-
-
-def _network(overrides: dict[str, Any], **published: Any) -> UNet:
-    arguments = {"spatial_dims": 2, **published, **overrides}
-    known = inspect.signature(UNet).parameters
-    if unknown := sorted(set(arguments) - set(known)):
-        raise ConfigError("UNet has no such argument", received=", ".join(unknown), expected=", ".join(known))
-    return UNet(**arguments)

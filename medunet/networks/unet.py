@@ -11,16 +11,11 @@ from torch.nn import functional as F
 
 from medunet.errors import ConfigError
 
-from .arguments import Option, choose, integer, parse_option
-from .blocks import ACTIVATIONS, NORMS, ConvUnit, DecoderLevel, EncoderLevel, Style, Up, conv_block, initialise
+from .arguments import Option, PerRow, choose, integer, parse_option
+from .blocks import ACTIVATIONS, NORMS, DecoderLevel, Style, initialise, named
 from .shapes import UNetShapes
 
-UP_CHANNELS = ("halve", "keep", "before")
-BLOCKS = ("plain", "residual")
-OUT_ACTIVATIONS = (None, "sigmoid", "softmax")
-
-DROPOUT_LEVELS = 2
-"""Dropout acts on the two coarsest encoder levels: "at the end of the contracting path" (Ronneberger et al. 2015)."""
+DROPOUT_LEVELS = 2  # the coarsest of the encoder: "at the end of the contracting path" (Ronneberger et al. 2015)
 
 
 class UNet(nn.Module):
@@ -75,12 +70,12 @@ class UNet(nn.Module):
         shapes: sizes, receptive field, halo; missing in a scripted network.
         tileable: whether tiles can reproduce the whole image (in evaluation mode, with origins at multiples of
             `shapes.total_stride` and `shapes.halo` pixels of context).
-        tileable_reason: why, or why not.
+        tileable_reason: why not; empty if tileable.
 
     Raises:
         ConfigError: invalid arguments; when called, an image of a wrong size.
 
-    Example:
+    Examples:
         >>> network = UNet(3, 1, 2, channels=[8, 16, 32], norm="batch")
         >>> network(torch.zeros(1, 1, 9, 10, 11)).shape
         torch.Size([1, 2, 9, 10, 11])
@@ -92,9 +87,9 @@ class UNet(nn.Module):
         in_channels: int,
         out_channels: int,
         channels: Sequence[int] = (64, 128, 256, 512, 1024),
-        strides: int | Sequence[int | Sequence[int]] = 2,
+        strides: PerRow = 2,
         *,
-        kernel_sizes: int | Sequence[int | Sequence[int]] = 3,
+        kernel_sizes: PerRow = 3,
         convs_per_level: int = 2,
         padding: str = "same",
         norm: Option | None = None,
@@ -113,17 +108,26 @@ class UNet(nn.Module):
         out_activation: str | None = None,
     ) -> None:
         super().__init__()
-        integer("in_channels", in_channels)
-        integer("out_channels", out_channels)
-        choose("up_channels", up_channels, UP_CHANNELS)
-        choose("block", block, BLOCKS)
-        choose("out_activation", out_activation, OUT_ACTIVATIONS)
+        choose("up_channels", up_channels, ("halve", "keep", "before"))
+        choose("block", block, ("plain", "residual"))
+        choose("out_activation", out_activation, (None, "sigmoid", "softmax"))
         choose("widen_before_pool", widen_before_pool, (True, False))
         choose("norm_after_up", norm_after_up, (True, False))
         choose("act_after_up", act_after_up, (True, False))
-        widths = _checked_channels(channels, even=widen_before_pool)
-        _check_dropout(dropout)
-        self.shapes = UNetShapes.of(
+        if isinstance(channels, str) or not isinstance(channels, Sequence) or len(channels) < 2:
+            raise ConfigError("channels must be at least two integers, finest level first", received=repr(channels))
+        widths = [integer(f"channels[{level}]", width) for level, width in enumerate(channels)]
+        if widen_before_pool and any(width % 2 for width in widths):
+            raise ConfigError("channels must be even if widen_before_pool is set", received=widths)
+        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise ConfigError("dropout must be in [0, 1)", received=repr(dropout))
+        if integer("deep_supervision", deep_supervision, least=0, most=len(widths) - 2) and padding == "valid":
+            # the coarser outputs of a valid network show more of the image than its finest
+            raise ConfigError('deep_supervision needs padding "same"', received=padding)
+        self.in_channels = integer("in_channels", in_channels)
+        self.out_channels = integer("out_channels", out_channels)
+        self.deep_supervision = deep_supervision
+        self.shapes = UNetShapes(
             spatial_dims,
             len(widths),
             kernel_sizes=kernel_sizes,
@@ -135,67 +139,59 @@ class UNet(nn.Module):
             head_kernel_size=head_kernel_size,
             resize_output=resize_output,
         )
-        _check_deep_supervision(deep_supervision, self.shapes)
         style = Style(
             spatial_dims,
             same=padding == "same",
             norm=None if norm is None else parse_option("norm", norm, list(NORMS)),
             act=parse_option("act", act, list(ACTIVATIONS)),
+            residual=block == "residual",
+            linear=upsample == "linear",
+            norm_after_up=norm_after_up,
+            act_after_up=act_after_up,
         )
-        self.tileable, self.tileable_reason = _tileable(style, self.shapes)
         self.norm = "none" if style.norm is None else style.norm[0]
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.deep_supervision = deep_supervision
         self.resize_output = resize_output and padding == "valid"
         self.resize_mode = "bilinear" if spatial_dims == 2 else "trilinear"
         self.out_activation = "none" if out_activation is None else str(out_activation)
+        self.tileable_reason = ""
+        if self.norm in ("instance", "group"):
+            self.tileable_reason = f"{self.norm} normalisation takes its statistics from the whole tile"
+        elif style.norm is not None and not style.norm[1].get("track_running_stats", True):
+            self.tileable_reason = "batch normalisation without running statistics takes them from the whole tile"
+        elif self.resize_output:
+            self.tileable_reason = "the output is resized to the input, so its scale depends on the size of the tile"
+        self.tileable = not self.tileable_reason
 
-        levels = self.shapes.levels
-        residual = block == "residual"
+        kernels, steps = self.shapes.kernel_sizes, self.shapes.strides
         self.encoder = nn.ModuleList()
         width = in_channels
-        for level, wide in enumerate(widths):
+        for level, (wide, kernel) in enumerate(zip(widths, kernels, strict=True)):
             narrow = wide // 2 if widen_before_pool else wide
-            path = [width, *(narrow,) * (convs_per_level - 1), wide]
-            convs = conv_block(style, path, kernel=self.shapes.kernel_sizes[level], residual=residual)
-            drops = level >= levels - DROPOUT_LEVELS
-            self.encoder.append(EncoderLevel(self._down(style, level, width), convs, dropout=dropout if drops else 0.0))
+            convs = style.block([width, *(narrow,) * (convs_per_level - 1), wide], kernel)
+            down: nn.Module = nn.Identity()
+            if level > 0 and downsample == "conv":
+                down = style.unit(width, width, steps[level - 1], stride=steps[level - 1])
+            elif level > 0:
+                down = style.layer("MaxPool")(steps[level - 1])
+            drops = dropout > 0 and level >= len(widths) - DROPOUT_LEVELS
+            self.encoder.append(named(down=down, convs=convs, dropout=nn.Dropout(dropout) if drops else nn.Identity()))
             width = wide
 
         self.decoder = nn.ModuleList()
         self.coarse_heads = nn.ModuleList()
-        for level in reversed(range(levels - 1)):
+        for level in reversed(range(len(widths) - 1)):
             wide = widths[level]
             above = wide if up_channels == "halve" else width
-            up = Up(
-                style,
-                width,
-                above,
-                stride=self.shapes.strides[level],
-                linear=upsample == "linear",
-                norm=norm_after_up,
-                act=act_after_up,
-            )
             last = widths[level - 1] if up_channels == "before" and level > 0 else wide
-            path = [wide + above, *(wide,) * (convs_per_level - 1), last]
-            convs = conv_block(style, path, kernel=self.shapes.kernel_sizes[level], residual=residual)
-            self.decoder.append(DecoderLevel(up, convs))
+            up = style.up(width, above, steps[level])
+            convs = style.block([wide + above, *(wide,) * (convs_per_level - 1), last], kernels[level])
+            self.decoder.append(DecoderLevel(style, steps[level], up, convs))
             width = last
             if 0 < level <= deep_supervision:
                 # inserted in front, so that coarse_heads.0 is the finest of them
                 self.coarse_heads.insert(0, style.conv(width, out_channels, self.shapes.head_kernel_size))
         self.head = style.conv(width, out_channels, self.shapes.head_kernel_size)
         initialise(self)
-
-    def _down(self, style: Style, level: int, width: int) -> nn.Module:
-        if level == 0:
-            return nn.Identity()
-        stride = self.shapes.strides[level - 1]
-        if self.shapes.downsample == "conv":
-            return ConvUnit(style, width, width, kernel=stride, stride=stride)
-        pool = nn.MaxPool2d if style.spatial_dims == 2 else nn.MaxPool3d
-        return pool(stride)
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute `(B, in_channels, *spatial)` to `(B, out_channels, *spatial')`; see the class for deep supervision.
@@ -241,60 +237,12 @@ class UNet(nn.Module):
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return  # sizes may be symbols, and a graph cannot raise
         if image.dim() != self.shapes.spatial_dims + 2 or image.size(1) != self.in_channels:
-            raise ConfigError(
-                "the image does not fit the network",
-                received=tuple(image.shape),
-                expected=f"(B, {self.in_channels}, {', '.join('HWD'[: self.shapes.spatial_dims])})",
-            )
-        coarsest = self.shapes.coarsest_size(image.shape[2:])
-        one_value = math.prod(coarsest) == 1 and (self.norm == "instance" or image.size(0) == 1)
-        if one_value and (self.norm == "instance" or (self.norm == "batch" and self.training)):
+            expected = f"(B, {self.in_channels}, {', '.join('HWD'[: self.shapes.spatial_dims])})"
+            raise ConfigError("the image does not fit the network", received=tuple(image.shape), expected=expected)
+        one_value = math.prod(self.shapes.coarsest_size(image.shape[2:])) == 1
+        if one_value and (self.norm == "instance" or (self.norm == "batch" and self.training and len(image) == 1)):
             raise ConfigError(
                 f"the coarsest level is a single pixel, which {self.norm} normalisation cannot normalise",
                 received=tuple(image.shape),
                 expected=f"more than one block of {self.shapes.total_stride} pixels",
-                remedy="use a larger image, fewer levels, or another norm",
             )
-
-
-def _checked_channels(channels: Sequence[int], *, even: bool) -> tuple[int, ...]:
-    if isinstance(channels, str) or not isinstance(channels, Sequence) or len(channels) < 2:
-        raise ConfigError(
-            "channels must have one number per level, finest level first",
-            received=repr(channels),
-            expected="at least two integers, e.g. [32, 64, 128]",
-        )
-    widths = tuple(integer(f"channels[{level}]", width) for level, width in enumerate(channels))
-    if even and any(width % 2 for width in widths):
-        raise ConfigError("widen_before_pool needs even numbers of channels", received=widths)
-    return widths
-
-
-def _check_dropout(dropout: float) -> None:
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ConfigError("dropout must be in [0, 1)", received=repr(dropout))
-
-
-def _check_deep_supervision(heads: int, shapes: UNetShapes) -> None:
-    most = shapes.levels - 2
-    if isinstance(heads, bool) or not isinstance(heads, int) or not 0 <= heads <= most:
-        raise ConfigError(
-            f"deep_supervision must be an integer from 0 to {most} for {shapes.levels} levels", received=repr(heads)
-        )
-    if heads and shapes.padding == "valid":
-        raise ConfigError(
-            "deep_supervision needs padding same: the coarser outputs of a valid network show more of the image than "
-            "its finest, so one label does not fit all",
-            received=heads,
-        )
-
-
-def _tileable(style: Style, shapes: UNetShapes) -> tuple[bool, str]:
-    name, kwargs = style.norm or ("none", {})
-    if name in {"instance", "group"}:
-        return False, f"{name} normalisation takes its statistics from the whole tile"
-    if name == "batch" and not kwargs.get("track_running_stats", True):
-        return False, "batch normalisation without running statistics takes them from the whole tile"
-    if shapes.resize_output and shapes.padding == "valid":
-        return False, "the output is resized to the input, so its scale depends on the size of the tile"
-    return True, "an output pixel depends on nothing but the pixels within its receptive field"

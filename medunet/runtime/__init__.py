@@ -11,15 +11,14 @@ from .fast import Form as Form
 from .fast import choose_form as choose_form
 from .fast import keep_freed_memory as keep_freed_memory
 from .folding import fold_batch_norm as fold_batch_norm
-from .initialise import TransferReport as TransferReport
-from .initialise import transfer_weights as transfer_weights
 from .openvino import has_openvino as has_openvino
-from .public import PUBLIC as PUBLIC
 from .public import load_public as load_public
 from .timing import possible_forms as possible_forms
 from .timing import time_forms as time_forms
 from .weights import SAFE_SUFFIX as SAFE_SUFFIX
+from .weights import TransferReport as TransferReport
 from .weights import load_checkpoint as load_checkpoint
 from .weights import load_weights as load_weights
 from .weights import save_checkpoint as save_checkpoint
 from .weights import save_weights as save_weights
+from .weights import transfer_weights as transfer_weights

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 
 from medunet.errors import ConfigError
+from medunet.networks.arguments import choose
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -20,7 +20,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
     Raises:
         ConfigError: an unknown name, or a CUDA device that torch does not see.
 
-    Example:
+    Examples:
         >>> resolve_device("cpu")
         device(type='cpu')
     """
@@ -48,23 +48,15 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_multiplies_bfloat16():
-        return torch.bfloat16
-    return torch.float32
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    """Return whether the CPU has bfloat16 instructions; oneDNN also accepts plain AVX512, which only emulates them."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    if device.type != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    # oneDNN also accepts plain AVX512, which only emulates bfloat16
+    has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_instructions else torch.float32
 
 
 def autocast(device: torch.device, dtype: str | torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Return ``torch.autocast`` for any device; a null context for float32.
-
-    Args:
-        device: where the forward pass runs.
-        dtype: ``"auto"`` (see :func:`fast_dtype`), ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch dtype.
-    """
+    """Return ``torch.autocast`` in a number format of :func:`resolve_dtype`; a null context for float32."""
     resolved = resolve_dtype(device, dtype)
     if resolved is torch.float32:
         return contextlib.nullcontext()
@@ -72,62 +64,48 @@ def autocast(device: torch.device, dtype: str | torch.dtype) -> contextlib.Abstr
 
 
 def resolve_dtype(device: torch.device, dtype: str | torch.dtype) -> torch.dtype:
-    """Return the torch dtype of a configured name.
+    """Return the torch dtype of ``"auto"`` (see :func:`fast_dtype`), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
 
     Raises:
         ConfigError: an unknown name.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype == "auto":
-        return fast_dtype(device)
-    if dtype not in DTYPES:
-        raise ConfigError("unknown autocast_dtype", received=dtype, expected=["auto", *DTYPES])
-    return DTYPES[dtype]
+    choose("autocast_dtype", dtype, ["auto", *DTYPES])
+    return fast_dtype(device) if dtype == "auto" else DTYPES[dtype]
 
 
-class _Tf32Switch:
-    """PyTorch's process-wide switch of TF32 in cuDNN: off while at least one caller is inside."""
+class _Tf32Off:
+    """Context in which cuDNN does not use TF32: a switch of the process, off while at least one thread is inside."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
         self._before: tuple[Any, str, Any] = (None, "", None)
 
-    @contextlib.contextmanager
-    def off(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         with self._lock:
             self._inside += 1
-            if self._inside == 1:
-                self._before = holder, name, value = _tf32_state()
-                setattr(holder, name, False if isinstance(value, bool) else "ieee")
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if not self._inside:
-                    setattr(*self._before)
+            if self._inside > 1:
+                return
+            cudnn: Any = torch.backends.cudnn
+            try:
+                self._before = cudnn, "allow_tf32", cudnn.allow_tf32
+                cudnn.allow_tf32 = False
+            except RuntimeError:  # the newer name was set, and PyTorch rejects the older one from then on
+                self._before = cudnn.conv, "fp32_precision", cudnn.conv.fp32_precision
+                cudnn.conv.fp32_precision = "ieee"
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                setattr(*self._before)
 
 
-def _tf32_state() -> tuple[Any, str, Any]:
-    """Return holder, name and value of the switch, by the one of PyTorch's two names that this program uses."""
-    cudnn: Any = torch.backends.cudnn
-    try:
-        return cudnn, "allow_tf32", cudnn.allow_tf32
-    except RuntimeError:  # the newer name was set, and PyTorch rejects the older one from then on
-        return cudnn.conv, "fp32_precision", cudnn.conv.fp32_precision
-
-
-_tf32 = _Tf32Switch()
+_tf32_off = _Tf32Off()
 
 
 def exact_float32(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Convolve float32 in float32 on CUDA, where cuDNN rounds to TF32 (10 bits) by default.
-
-    Example:
-        >>> with exact_float32(torch.device("cuda")):
-        ...     torch.backends.cudnn.allow_tf32
-        False
-    """
-    return _tf32.off() if device.type == "cuda" else contextlib.nullcontext()
+    """Convolve float32 in float32 on CUDA, where cuDNN rounds to TF32 (10 bits) by default."""
+    return _tf32_off if device.type == "cuda" else contextlib.nullcontext()

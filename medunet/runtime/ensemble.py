@@ -10,23 +10,20 @@ import torch
 from torch import nn
 
 from medunet.errors import ConfigError
-from medunet.networks.activation import check_activation, to_logits, to_probabilities
-from medunet.networks.foreign import window_dependence
+from medunet.networks import check_activation, to_logits, to_probabilities
 
 
 class EnsembleLogits(nn.Module):
     """Mean of the class probabilities of networks, as logits, so that a bundle's inferer and postprocessing apply.
 
-    The softmax of the logarithm of probabilities gives them back, and likewise the sigmoid of their logit.
-
     Args:
-        members: at least one network; of several outputs (deep supervision) the first counts.
+        members: at least one network; of several outputs (deep supervision) the first is used.
         activation: `softmax` over the classes, or `sigmoid` of each channel, as in the postprocessing.
 
     Raises:
         ConfigError: no network, an unknown activation, or networks of different sizes.
 
-    Example:
+    Examples:
         >>> from medunet.networks import UNet
         >>> members = [UNet(2, 1, 3, channels=(4, 8)).eval() for _ in range(2)]
         >>> EnsembleLogits(members)(torch.rand(1, 1, 16, 16)).exp().sum(dim=1).round(decimals=4).unique().tolist()
@@ -35,16 +32,9 @@ class EnsembleLogits(nn.Module):
 
     def __init__(self, members: Sequence[nn.Module], *, activation: str = "softmax") -> None:
         super().__init__()
-        if not members:
-            raise ConfigError("an ensemble needs a network", received="none")
         shapes = [getattr(network, "shapes", None) for network in members]
-        if different := [other for other in shapes if other != shapes[0]]:
-            raise ConfigError(
-                "networks of an ensemble have different sizes",
-                received=different[0],
-                expected=shapes[0],
-                remedy="average networks of one plan only",
-            )
+        if not shapes or any(other != shapes[0] for other in shapes):
+            raise ConfigError("an ensemble needs one or more networks of the same sizes", received=len(shapes))
         self.members = nn.ModuleList(members)
         self.activation = check_activation(activation)
 
@@ -52,16 +42,6 @@ class EnsembleLogits(nn.Module):
     def shapes(self) -> Any:
         """Sizes and halo of the members."""
         return self.members[0].shapes
-
-    @property
-    def tileable(self) -> bool:
-        """Whether tiles change no voxel."""
-        return not self.tileable_reason
-
-    @property
-    def tileable_reason(self) -> str:
-        """Why tiles change the result; empty if they do not."""
-        return next(filter(None, map(window_dependence, self.members)), "")
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Compute `(B, C, *spatial)` to `(B, classes, *spatial)`, float32."""

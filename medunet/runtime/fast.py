@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from medunet.errors import ConfigError
-from medunet.networks.foreign import only_tensor, window_dependence
+from medunet.errors import first_lines
+from medunet.networks import only_tensor
+from medunet.networks.arguments import choose
 
 from .autocast import DTYPES, exact_float32, resolve_dtype
 from .folding import fold_batch_norm, use_onednn
@@ -24,8 +25,7 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("eager", "compile", "openvino")
 
-CHECK_EDGE = {1: 512, 2: 128, 3: 32}
-"""Voxels per axis of the window on which a fast form is compared with float32, by number of axes."""
+CHECK_EDGE = {1: 512, 2: 128, 3: 32}  # voxels per axis of the window of the check, by number of axes
 
 MAX_DIFFERENCE = 0.2
 """Largest root-mean-square difference of the logits from float32, in standard deviations of the float32 logits.
@@ -53,8 +53,7 @@ class Form:
         return f"{self.backend} {self.dtype}{' channels-last' if self.channels_last else ''}"
 
 
-UNCHANGED = Form(backend="unchanged")
-"""The network itself in float32: the reference of the check, and the fallback if the check fails."""
+UNCHANGED = Form(backend="unchanged")  # the network itself in float32, the fallback if the check fails
 
 
 class FastNetwork(nn.Module):
@@ -76,7 +75,7 @@ class FastNetwork(nn.Module):
     Raises:
         ConfigError: an unknown dtype or backend.
 
-    Example:
+    Examples:
         >>> from medunet.networks import UNet
         >>> network = UNet(2, 1, 2, channels=(4, 8), norm="batch").eval()
         >>> fast = FastNetwork(network, dtype="float32").eval()
@@ -90,10 +89,8 @@ class FastNetwork(nn.Module):
         self, network: nn.Module, *, dtype: str = "auto", channels_last: bool | None = None, backend: str = "eager"
     ) -> None:
         super().__init__()
-        if dtype not in ("auto", *DTYPES):
-            raise ConfigError("unknown dtype", received=dtype, expected=["auto", *DTYPES])
-        if backend not in BACKENDS:
-            raise ConfigError("unknown backend", received=backend, expected=list(BACKENDS))
+        choose("dtype", dtype, ["auto", *DTYPES])
+        choose("backend", backend, BACKENDS)
         self.network = network
         self.dtype = dtype
         self.channels_last = channels_last
@@ -108,16 +105,6 @@ class FastNetwork(nn.Module):
         """Sizes of the network."""
         return self.network.shapes
 
-    @property
-    def tileable(self) -> bool:
-        """Whether tiles leave the network's result unchanged."""
-        return window_dependence(self.network) is None
-
-    @property
-    def tileable_reason(self) -> str:
-        """Why tiles change the result; empty if they do not."""
-        return window_dependence(self.network) or ""
-
     def prepare(self, device: torch.device, *, in_channels: int, spatial_dims: int) -> None:
         """Make the private copy and compare it with the network, unless that is done for the current weights."""
         state = _state_of(self.network, device)
@@ -127,7 +114,10 @@ class FastNetwork(nn.Module):
             self.network, device, dtype=self.dtype, channels_last=self.channels_last, backend=self.backend
         )
         copied = convert_network(self.network, form)
-        window = check_window(self.network, device, in_channels=in_channels, spatial_dims=spatial_dims)
+        size = [CHECK_EDGE[spatial_dims]] * spatial_dims
+        if (shapes := getattr(self.network, "shapes", None)) is not None:
+            size = shapes.input_for_output([max(n, 2 * s) for n, s in zip(size, shapes.total_stride, strict=True)])
+        window = torch.randn(1, in_channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
         if reason := disagreement(self.network, window, form, copied):
             logger.warning("%s is not used, the network runs in float32: %s", form, reason)
             form, copied = UNCHANGED, self.network
@@ -163,7 +153,7 @@ def choose_form(
     The number format is that of :func:`medunet.runtime.fast_dtype`. Channels-last is faster for convolutions, on CPUs
     and on tensor cores, but slower for instance and group norm (by 19 to 38 % in four bfloat16 U-Nets on one core).
 
-    Example:
+    Examples:
         >>> str(choose_form(nn.Conv2d(1, 2, 3), torch.device("cpu"), dtype="bfloat16"))
         'eager bfloat16 channels-last'
     """
@@ -197,24 +187,9 @@ def convert_image(image: torch.Tensor, form: Form) -> torch.Tensor:
     return image.to(dtype=DTYPES[form.dtype], memory_format=layout or torch.contiguous_format)
 
 
-def check_window(network: nn.Module, device: torch.device, *, in_channels: int, spatial_dims: int) -> torch.Tensor:
-    """Return noise `(1, in_channels, *spatial)` in a small size that the network accepts, always the same."""
-    size = [CHECK_EDGE[spatial_dims]] * spatial_dims
-    shapes = getattr(network, "shapes", None)
-    if shapes is not None:
-        size = shapes.input_for_output([max(n, 2 * s) for n, s in zip(size, shapes.total_stride, strict=True)])
-    return torch.randn(1, in_channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
-
-
 def disagreement(network: nn.Module, window: torch.Tensor, form: Form, copied: nn.Module | None = None) -> str:
-    """Return how a form differs too much from the network in float32; empty if it agrees.
-
-    A compiled form is compared without compiling it: its numbers depend on the weights, its kernels on the window.
-
-    Raises:
-        torch.OutOfMemoryError: it tells nothing about the form.
-    """
-    if form.backend == "compile":
+    """Return how a form differs too much from the network in float32; empty if it agrees."""
+    if form.backend == "compile":  # compared without compiling: its numbers depend on the weights, not on the kernels
         form, copied = replace(form, backend="eager"), None
     with torch.inference_mode(), torch.autocast(window.device.type, enabled=False), exact_float32(window.device):
         expected = only_tensor(network.eval()(window)).float()
@@ -224,7 +199,7 @@ def disagreement(network: nn.Module, window: torch.Tensor, form: Form, copied: n
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:
-            return next(iter(str(error).splitlines()), type(error).__name__)
+            return first_lines(error)
         spread = float(expected.std()) or 1.0
         difference = float((logits - expected).square().mean().sqrt()) / spread
     return "" if difference <= MAX_DIFFERENCE else f"its logits differ by {difference:.2g} standard deviations"
@@ -251,10 +226,6 @@ def keep_freed_memory() -> bool:
 
 def _state_of(network: nn.Module, device: torch.device) -> tuple[Any, ...]:
     """Return a value that changes whenever a weight does."""
-
-    def tensors() -> Iterator[torch.Tensor]:
-        yield from network.parameters()
-        yield from network.buffers()
-
-    versions = ((t.data_ptr(), t.device, -1 if t.is_inference() else t._version) for t in tensors())
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    versions = ((t.data_ptr(), t.device, -1 if t.is_inference() else t._version) for t in tensors)
     return (device.type, device.index or 0, *versions)

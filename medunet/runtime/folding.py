@@ -7,19 +7,20 @@ import types
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
     """Return a copy of a network in evaluation mode whose batch norms are part of the convolutions before them.
 
     Modules with the attributes `conv` and `norm`, computed in this order, are folded; linear interpolation between the
-    two (`Up`) keeps constants, so it changes nothing. All other modules stay as they are.
+    two (`DecoderLevel`) keeps constants, so it changes nothing. All other modules stay as they are.
 
-    Example:
+    Examples:
         >>> from medunet.networks import UNet
         >>> folded = fold_batch_norm(UNet(2, 1, 2, channels=(4, 8), norm="batch"))
         >>> any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
@@ -28,23 +29,10 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     folded = copy.deepcopy(network).eval()
     for module in list(folded.modules()):
         conv, norm = getattr(module, "conv", None), getattr(module, "norm", None)
-        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not isinstance(conv, _CONVOLUTIONS + _TRANSPOSED):
-            continue
-        if norm.running_mean is None or norm.running_var is None:
-            continue  # the statistics are those of each batch
-        with torch.no_grad():
-            conv.weight, conv.bias = fuse_conv_bn_weights(
-                conv.weight.double(),
-                None if conv.bias is None else conv.bias.double(),
-                norm.running_mean.double(),
-                norm.running_var.double(),
-                norm.eps,
-                None if norm.weight is None else norm.weight.double(),
-                None if norm.bias is None else norm.bias.double(),
-                transpose=isinstance(conv, _TRANSPOSED),
-            )
-            conv.to(norm.running_mean.dtype)
-        module.norm = nn.Identity()
+        if isinstance(norm, _BatchNorm) and isinstance(conv, _CONVOLUTIONS) and norm.running_mean is not None:
+            dtype, is_transposed = norm.running_mean.dtype, isinstance(conv, _TRANSPOSED)
+            module.conv = fuse_conv_bn_eval(conv.double(), norm.double(), transpose=is_transposed).to(dtype)
+            module.norm = nn.Identity()
     return folded
 
 
@@ -56,9 +44,7 @@ def use_onednn(network: nn.Module) -> None:
     and took 1.6 to 12 times as long for nine 3D layers (one core, AVX512). Pointwise convolutions, and those of one
     channel, for which that kernel is faster on large images, stay as they are.
     """
-    if not torch.backends.mkldnn.is_available():
-        return
-    for module in network.modules():
+    for module in network.modules() if torch.backends.mkldnn.is_available() else ():
         if (
             isinstance(module, nn.Conv2d | nn.Conv3d)
             and module.padding_mode == "zeros"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
-from collections import OrderedDict
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 
 from medunet.errors import ConfigError
-from medunet.networks.foreign import only_tensor
+from medunet.networks import only_tensor
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # OpenVINO's names of number formats
 CACHED_SIZES = 4  # compiled window sizes; each holds its weights and activations
@@ -25,22 +24,10 @@ def has_openvino() -> bool:
 
 
 class OpenVinoNetwork(nn.Module):
-    """Compile a network for each window size that it meets and evaluate it with OpenVINO.
+    """Compile a network for each window size that it meets, in 1 to 3 seconds, and evaluate it with OpenVINO.
 
-    Compiling takes 1 to 3 seconds for each size.
-
-    Args:
-        network: in evaluation mode, on the CPU, in float32; its output is as of `only_tensor`.
-        dtype: name of the number format inside, which the CPU must support; inputs and logits are float32.
-
-    Raises:
-        ConfigError: OpenVINO is not installed. When called: an image that is not on the CPU.
-
-    Example:
-        >>> if has_openvino():
-        ...     network = torch.nn.Conv2d(1, 2, kernel_size=3, padding=1).eval()
-        ...     with torch.inference_mode():
-        ...         assert OpenVinoNetwork(network)(torch.zeros(1, 1, 9, 9)).shape == (1, 2, 9, 9)
+    `network` is in evaluation mode, on the CPU, in float32. `dtype` is the number format inside, which the CPU must
+    support; inputs and logits are float32.
     """
 
     def __init__(self, network: nn.Module, *, dtype: str = "float32") -> None:
@@ -49,31 +36,27 @@ class OpenVinoNetwork(nn.Module):
             raise ConfigError("OpenVINO is not installed", received="backend openvino", remedy="pip install openvino")
         self.network = network
         self.dtype = dtype
-        self._compiled: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._compiled = lru_cache(CACHED_SIZES)(self._compile)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Compute `(B, C, *spatial)` to logits `(B, classes, *)`, float32."""
         if image.device.type != "cpu":
             raise ConfigError("OpenVINO runs on the CPU only", received=image.device, remedy="use another backend")
-        openvino = importlib.import_module("openvino")
-        image, size = image.float().contiguous(), tuple(image.shape)
-        request = self._compiled.pop(size, None) or self._compile(image)
-        self._compiled[size] = request  # the one used last comes last
-        while len(self._compiled) > CACHED_SIZES:
-            self._compiled.popitem(last=False)
+        image = image.float().contiguous()
+        request = self._compiled(tuple(image.shape))
         logits = torch.empty(tuple(request.get_output_tensor(0).shape))
-        request.set_output_tensor(0, openvino.Tensor(logits.numpy(), shared_memory=True))
+        shared = importlib.import_module("openvino").Tensor(logits.numpy(), shared_memory=True)
+        request.set_output_tensor(0, shared)
         request.infer({0: image.numpy()}, share_inputs=True)
         return logits
 
-    def _compile(self, image: torch.Tensor) -> Any:
-        openvino = importlib.import_module("openvino")
+    def _compile(self, size: tuple[int, ...]) -> Any:
         # an export computes nothing, but it rejects inference tensors
         with torch.inference_mode(mode=False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch copies, and OpenVINO calls, what torch has deprecated
-            exported = torch.export.export(_OnlyTensor(self.network).eval(), (torch.zeros(image.shape),))
-            model = openvino.convert_model(exported)
-        model.reshape(list(image.shape))  # the conversion forgets the sizes, and unknown sizes cost speed
+            exported = torch.export.export(_OnlyTensor(self.network).eval(), (torch.zeros(size),))
+            model = importlib.import_module("openvino").convert_model(exported)
+        model.reshape(list(size))  # the conversion forgets the sizes, and unknown sizes cost speed
         settings = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.dtype],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),

@@ -4,48 +4,40 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from medunet.errors import ConfigError, DataError
-from medunet.networks.unet import UNet
+from medunet.errors import DataError
+from medunet.networks import UNet
+from medunet.networks.arguments import choose
 
 from .weights import load_checkpoint
 
-Layer = dict[str, torch.Tensor]
-"""Tensors of a convolution or a normalisation by their names in PyTorch: `weight`, `bias`, `running_mean`."""
+Layer = dict[str, torch.Tensor]  # tensors of a convolution or a normalisation by their names in PyTorch
 
 
-@dataclass(frozen=True)
-class PublicForm:
-    """Structure of a public implementation.
+class PublicForm(NamedTuple):
+    """Structure of a public implementation."""
 
-    Args:
-        order: prefixes of its layers in the order of computation, if it registers them in another order.
-        skip_first: whether the skip connection comes first in the concatenation, as in `UNet`.
-        arguments: arguments of its `UNet` beside the numbers of channels.
-    """
-
-    order: tuple[str, ...] = ()
-    skip_first: bool = True
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any]  # of its `UNet`, beside the numbers of channels
+    order: tuple[str, ...] = ()  # prefixes of its layers in the order of computation, if it registers them otherwise
+    skip_first: bool = True  # the skip connection comes first in the concatenation, as in `UNet`
 
 
+# Public implementations by their author, whose output `UNet` reproduces for images whose size is a multiple of the
+# total stride (milesial: of any size). `UNet` has no counterpart of bilinear upsampling with `align_corners=True`
+# (milesial with bilinear=True, usuyama), average pooling (jvanvugt), and nearest upsampling with a 2x2 convolution
+# (zhixuhao).
 PUBLIC: dict[str, PublicForm] = {
     # github.com/milesial/Pytorch-UNet with bilinear=False
-    "milesial": PublicForm(arguments={"norm": "batch"}),
+    "milesial": PublicForm({"norm": "batch"}),
     # github.com/mateuszbuda/brain-segmentation-pytorch
-    "mateuszbuda": PublicForm(skip_first=False, arguments={"norm": "batch", "out_activation": "sigmoid"}),
+    "mateuszbuda": PublicForm({"norm": "batch", "out_activation": "sigmoid"}, skip_first=False),
     # github.com/aladdinpersson/Machine-Learning-Collection, ML/Pytorch/image_segmentation
-    "aladdinpersson": PublicForm(("downs", "bottleneck", "ups"), arguments={"norm": "batch"}),
+    "aladdinpersson": PublicForm({"norm": "batch"}, ("downs", "bottleneck", "ups")),
 }
-"""Public implementations by their author, whose output `UNet` reproduces for images whose size is a multiple of the
-total stride (milesial: of any size). `UNet` has no counterpart of bilinear upsampling with `align_corners=True`
-(milesial with bilinear=True, usuyama), average pooling (jvanvugt), and nearest upsampling with a 2x2 convolution
-(zhixuhao)."""
 
 
 def load_public(weights: str | os.PathLike[str] | Mapping[str, Any], source: str) -> UNet:
@@ -56,14 +48,13 @@ def load_public(weights: str | os.PathLike[str] | Mapping[str, Any], source: str
 
     Args:
         weights: a checkpoint, or a state dictionary.
-        source: a key of :data:`PUBLIC`.
+        source: author of the implementation: `milesial`, `mateuszbuda` or `aladdinpersson`.
 
     Raises:
         ConfigError: an unknown source.
         DataError: an unreadable file, or weights of another network.
     """
-    if source not in PUBLIC:
-        raise ConfigError("unknown source of weights", received=repr(source), expected=" | ".join(PUBLIC))
+    choose("source of weights", source, list(PUBLIC))
     form = PUBLIC[source]
     content = weights if isinstance(weights, Mapping) else load_checkpoint(weights)
     layers = _layers(content.get("state_dict", content.get("model", content)), form.order)
@@ -74,11 +65,9 @@ def load_public(weights: str | os.PathLike[str] | Mapping[str, Any], source: str
         network = UNet(2, kernels[0].shape[1], kernels[-1].shape[0], channels, **form.arguments)
         fill(network, layers, skip_first=form.skip_first)
     except (IndexError, KeyError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"weights are not those of a U-Net of {source}",
-            file=None if isinstance(weights, Mapping) else weights,
-            received=f"{len(kernels)} convolutions, {ups} of them transposed",
-        ) from error
+        file = None if isinstance(weights, Mapping) else weights
+        received = f"{len(kernels)} convolutions, {ups} of them transposed"
+        raise DataError(f"weights are not those of a U-Net of {source}", file=file, received=received) from error
     return network.eval()
 
 
@@ -97,11 +86,7 @@ def _layers(state: Mapping[str, Any], order: tuple[str, ...]) -> list[Layer]:
 
 
 def fill(network: UNet, layers: list[Layer], *, skip_first: bool) -> None:
-    """Copy the tensors of a public network, layer by layer.
-
-    Raises:
-        KeyError, RuntimeError, ValueError: the layers are not those of the network.
-    """
+    """Copy the tensors of a public network, layer by layer."""
     joined = {
         next(m for m in level.get_submodule("convs").modules() if isinstance(m, nn.Conv2d)) for level in network.decoder
     }

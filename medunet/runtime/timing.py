@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from medunet.errors import first_lines
+
 from .autocast import exact_float32, resolve_dtype
 from .fast import Form, convert_image, convert_network, disagreement
 from .openvino import has_openvino
@@ -43,7 +45,7 @@ def possible_forms(device: torch.device, *, compiled: bool = False) -> list[Form
 
 
 def time_forms(network: nn.Module, window: torch.Tensor, forms: Sequence[Form]) -> list[Timing]:
-    """Time forms in turns on one window, and compare their logits with float32. Returns the fastest first.
+    """Time forms in turns on one window, and compare their logits with float32. Return the fastest first.
 
     Raises:
         torch.OutOfMemoryError: the window is too large.
@@ -60,7 +62,7 @@ def time_forms(network: nn.Module, window: torch.Tensor, forms: Sequence[Form]) 
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, NotImplementedError) as error:
-                rejected[form] = next(iter(str(error).splitlines()), type(error).__name__)
+                rejected[form] = first_lines(error)
                 continue
             rejected[form] = disagreement(network, window, form, module)
             if not rejected[form]:
@@ -73,7 +75,6 @@ def time_forms(network: nn.Module, window: torch.Tensor, forms: Sequence[Form]) 
                 module(image)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
-                seconds = time.perf_counter() - begin
-                best[form] = min(1e3 * seconds, best.get(form, math.inf))
+                best[form] = min(1e3 * (time.perf_counter() - begin), best.get(form, math.inf))
     timings = [Timing(form, best.get(form, math.inf), rejected[form]) for form in forms]
     return sorted(timings, key=lambda timing: timing.milliseconds)

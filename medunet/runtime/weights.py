@@ -11,6 +11,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
-from medunet.errors import ConfigError, DataError, SecurityError
+from medunet.errors import ConfigError, DataError, SecurityError, first_lines
 from medunet.files import atomic_path, damaged_checkpoint, sha256_of, write_atomically
 
 SAFE_SUFFIX = ".safetensors"
 TWIN_OF = "sha256_of_pt"  # key in the header of a safetensors file
 MAX_UNPACKED = 2  # PyTorch writes checkpoints uncompressed; one that unpacks to more times its size is rejected
+SHOWN_NAMES = 12  # names of tensors in a message
+
+AnyPath = str | os.PathLike[str]
 
 
-def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def save_checkpoint(content: Mapping[str, Any], path: AnyPath) -> None:
     """Write a dictionary of state dictionaries atomically; the folder is created."""
     with atomic_path(path) as temporary:
         try:
@@ -34,10 +38,10 @@ def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike[str]) ->
         except RuntimeError as error:  # PyTorch's error for a full disk
             free = f"{shutil.disk_usage(Path(path).parent).free / 2**20:.1f} MiB"
             remedy = f"make room ({free} are free), then continue with --resume"
-            raise DataError(f"cannot be written: {_first_line(error)}", file=path, remedy=remedy) from error
+            raise DataError(f"cannot be written: {first_lines(error, 2)}", file=path, remedy=remedy) from error
 
 
-def save_weights(weights: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def save_weights(weights: Mapping[str, Any], path: AnyPath) -> None:
     """Write a state dictionary as ``{"model": weights}``, as MONAI expects it, and as safetensors beside that file."""
     path = Path(path)
     save_checkpoint({"model": weights}, path)
@@ -51,7 +55,7 @@ def save_weights(weights: Mapping[str, Any], path: str | os.PathLike[str]) -> No
     write_atomically(twin, serialise(tensors, metadata={"format": "pt", TWIN_OF: sha256_of(path)}))
 
 
-def load_checkpoint(path: str | os.PathLike[str], *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: AnyPath, *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
     """Read a checkpoint without running code in it: safetensors, or ``weights_only``.
 
     Args:
@@ -87,7 +91,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: str | torch.d
     return content
 
 
-def load_weights(network: torch.nn.Module, path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
+def load_weights(network: torch.nn.Module, path: AnyPath | Sequence[AnyPath]) -> None:
     """Load the weights under the key ``model`` (or a bare state dictionary) into a network, strictly.
 
     Args:
@@ -109,12 +113,57 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str] | Sequen
     try:
         network.load_state_dict(content.get("model", content))
     except (RuntimeError, TypeError, AttributeError) as error:  # the latter: no names, or not a dictionary
-        raise DataError(
-            "weights do not fit the network of this bundle",
-            file=path,
-            received=_first_line(error),
-            remedy="use the configs that the weights were trained with",
-        ) from error
+        cause, remedy = "weights do not fit the network of this bundle", "use the configs of the trained run"
+        raise DataError(cause, file=path, received=first_lines(error, 2), remedy=remedy) from error
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """Which weights of another network were copied.
+
+    Args:
+        taken: number of tensors that were copied.
+        total: number of tensors of the network; those that were not copied keep their values.
+        left_out: one phrase per tensor that was not copied.
+    """
+
+    taken: int
+    total: int
+    left_out: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.taken} of {self.total} tensors copied"
+        if not self.left_out:
+            return text
+        more = f"; and {len(self.left_out) - SHOWN_NAMES} more" if len(self.left_out) > SHOWN_NAMES else ""
+        return f"{text}; not copied: {'; '.join(self.left_out[:SHOWN_NAMES])}{more}"
+
+
+def transfer_weights(network: torch.nn.Module, path: AnyPath) -> TransferReport:
+    """Load the weights of a checkpoint whose name and shape are the network's; the others keep their values.
+
+    Args:
+        network: network to initialise; changed.
+        path: a checkpoint with the key ``model``, or a bare state dictionary.
+
+    Raises:
+        DataError: an unreadable file, or no weight that fits.
+    """
+    content = load_checkpoint(path)
+    theirs, ours = content.get("model", content), network.state_dict()
+    fitting = {n: t for n, t in theirs.items() if n in ours and getattr(t, "shape", None) == ours[n].shape}
+    if not any(tensor.is_floating_point() for tensor in fitting.values()):
+        remedy = "give another --init-from, or the network_def of that run"
+        raise DataError("no weights of this checkpoint fit the network", file=path, remedy=remedy)
+    network.load_state_dict(fitting, strict=False)
+    left_out = [f"{name}: only here" for name in ours if name not in theirs]
+    for name, tensor in theirs.items():
+        if name not in ours:
+            left_out.append(f"{name}: only there")
+        elif name not in fitting:
+            shape = tuple(getattr(tensor, "shape", ()))
+            left_out.append(f"{name}: shape {tuple(ours[name].shape)} here, {shape} there")
+    return TransferReport(len(fitting), len(ours), tuple(left_out))
 
 
 def _load_safe(path: Path, map_location: str | torch.device) -> dict[str, torch.Tensor]:
@@ -122,7 +171,7 @@ def _load_safe(path: Path, map_location: str | torch.device) -> dict[str, torch.
         with safe_open(path, framework="pt", device=str(map_location)) as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"cannot read weights: {_first_line(error)}", file=path, remedy="train again") from error
+        raise DataError(f"cannot read weights: {first_lines(error, 2)}", file=path) from error
 
 
 def _is_twin(twin: Path, path: Path) -> bool:
@@ -141,14 +190,5 @@ def _check_size(path: Path) -> None:
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
         return  # torch reports it
     if unpacked > MAX_UNPACKED * path.stat().st_size:
-        raise SecurityError(
-            "checkpoint unpacks to many times its size",
-            file=path,
-            received=f"{unpacked} bytes of {path.stat().st_size}",
-            expected="an uncompressed one, as PyTorch writes it",
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300] if lines else type(error).__name__
+        received = f"{unpacked} bytes of {path.stat().st_size}"
+        raise SecurityError("checkpoint unpacks to many times its size", file=path, received=received)

@@ -81,7 +81,7 @@ class WeightsTransfer:
             return
         path = weights_of(self.source)
         report = engine.state.transfer = transfer_weights(self.network, path)
-        logger.log(logging.INFO if report.is_whole else logging.WARNING, "%s: %s", path, report)
+        logger.log(logging.WARNING if report.left_out else logging.INFO, "%s: %s", path, report)
 
 
 def weights_of(source: str | os.PathLike[str]) -> Path:

@@ -17,7 +17,7 @@ from medunet.networks.shapes import UNetShapes
 NO_DEADLINE = settings(deadline=None)
 """A busy machine is no failure."""
 
-PAPER = UNetShapes.of(2, 5, padding="valid")
+PAPER = UNetShapes(2, 5, padding="valid")
 
 
 @st.composite
@@ -26,7 +26,7 @@ def plans(draw: st.DrawFn) -> tuple[TilePlan, UNetShapes, tuple[int, ...], tuple
     levels = draw(st.integers(2, 3))
     axis = st.lists(st.integers(1, 3), min_size=2, max_size=2)
     kernel = st.lists(st.sampled_from([1, 3]), min_size=2, max_size=2)
-    shapes = UNetShapes.of(
+    shapes = UNetShapes(
         2,
         levels,
         kernel_sizes=draw(st.lists(kernel, min_size=levels, max_size=levels)),
@@ -142,18 +142,18 @@ def test_a_last_window_is_never_smaller_than_the_stride() -> None:
 
 
 def test_without_a_tile_size_the_whole_image_is_one_window() -> None:
-    shapes = UNetShapes.of(3, 3)
+    shapes = UNetShapes(3, 3)
     assert [t.window_size for t in plan_tiles((33, 34, 35), None, shapes=shapes).tiles] == [(33, 34, 35)]
     assert {t.window_size[1] for t in plan_tiles((99, 34, 99), (96, None, 96), shapes=shapes).tiles} == {34}
 
 
 def test_an_image_below_the_total_stride_grows_to_it() -> None:
-    (tile,) = plan_tiles((5, 33), (64, 64), shapes=UNetShapes.of(2, 4)).tiles
+    (tile,) = plan_tiles((5, 33), (64, 64), shapes=UNetShapes(2, 4)).tiles
     assert tile.window_size == (8, 33)
     assert tile.trim == tile.keep == (slice(0, 5), slice(0, 33))
 
 
-@pytest.mark.parametrize("shapes", [UNetShapes.of(2, 3), UNetShapes.of(2, 3, padding="valid")])
+@pytest.mark.parametrize("shapes", [UNetShapes(2, 3), UNetShapes(2, 3, padding="valid")])
 def test_a_tile_one_voxel_too_small_is_rejected_with_the_smallest_that_works(shapes: UNetShapes) -> None:
     smallest = smallest_tile(shapes)
     assert len(plan_tiles((500, 500), smallest, shapes=shapes).tiles) > 1
@@ -162,7 +162,7 @@ def test_a_tile_one_voxel_too_small_is_rejected_with_the_smallest_that_works(sha
 
 
 def test_a_tile_too_small_for_larger_images_still_serves_an_image_that_fits() -> None:
-    shapes = UNetShapes.of(2, 3)
+    shapes = UNetShapes(2, 3)
     assert math.prod(smallest_tile(shapes)) > 33 * 33
     assert len(plan_tiles((33, 33), (33, 33), shapes=shapes).tiles) == 1
 
@@ -170,4 +170,4 @@ def test_a_tile_too_small_for_larger_images_still_serves_an_image_that_fits() ->
 @pytest.mark.parametrize(("image", "tile"), [((33, 33, 33), (64, 64)), ((33, 33), (64,)), ((0, 33), (64, 64))])
 def test_sizes_that_do_not_fit_the_network_are_rejected(image: tuple[int, ...], tile: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError):
-        plan_tiles(image, tile, shapes=UNetShapes.of(2, 3))
+        plan_tiles(image, tile, shapes=UNetShapes(2, 3))

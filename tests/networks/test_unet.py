@@ -9,9 +9,6 @@ from torch import nn
 
 from medunet.errors import ConfigError
 from medunet.networks import UNet
-from medunet.runtime import autocast
-
-SMALL = {"channels": [4, 8, 16], "norm": ["group", {"num_groups": 2}]}
 
 VARIANTS = {
     "plain": {},
@@ -36,19 +33,9 @@ VARIANTS = {
 VALID_TOO = [name for name in VARIANTS if name != "supervised"]
 
 
-def test_channels_and_strides_are_positional_as_in_monai() -> None:
-    assert UNet(2, 1, 3, (4, 8, 16), (2, 2)).shapes == UNet(2, 1, 3, channels=(4, 8, 16), strides=(2, 2)).shapes
-    with pytest.raises(TypeError):
-        UNet(2, 1, 3, (4, 8, 16), (2, 2), 3)
-
-
 def network(**options):
     torch.manual_seed(0)
     return UNet(2, 1, 2, **{"channels": [4, 8, 16], **options})
-
-
-# torch announces that TorchScript will go; MONAI's bundles still export it.
-torchscript = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -70,14 +57,11 @@ def test_valid_networks_give_the_size_that_shapes_predicts(name):
             net(torch.zeros(1, 1, size[0] + 1, size[1]))
 
 
-def test_three_dimensions_with_thick_slices():
-    net = UNet(3, 2, 3, **SMALL, strides=[[1, 2, 2], 2], kernel_sizes=[[1, 3, 3], 3, 3], upsample="linear").eval()
+def test_thick_slices_keep_odd_sizes():
+    net = UNet(
+        3, 2, 3, [4, 8, 16], norm="instance", strides=[[1, 2, 2], 2], kernel_sizes=[[1, 3, 3], 3, 3], upsample="linear"
+    ).eval()
     assert net(torch.zeros(1, 2, 5, 9, 10)).shape == (1, 3, 5, 9, 10)
-
-
-def test_resized_output_has_the_size_of_the_input():
-    net = network(padding="valid", resize_output=True)
-    assert net(torch.zeros(1, 1, 44, 48)).shape == (1, 2, 44, 48)
 
 
 def measured_radius(net):
@@ -123,27 +107,22 @@ def test_receptive_radius_is_what_gradients_measure(padding, upsample, downsampl
     assert measured_radius(net) == net.shapes.receptive_radius
 
 
-def test_linear_upsampling_sees_farther_than_transposed():
-    transposed, linear = (network(upsample=way).shapes.receptive_radius for way in ("transposed", "linear"))
-    assert all(far > near for far, near in zip(linear, transposed, strict=True))
-
-
 @pytest.mark.parametrize(
-    ("options", "tileable", "reason"),
+    ("options", "reason"),
     [
-        ({}, True, "receptive field"),
-        ({"norm": "batch"}, True, "receptive field"),
-        ({"norm": "batch", "resize_output": True}, True, "receptive field"),
-        ({"norm": "instance"}, False, "instance"),
-        ({"norm": "group", "channels": [8, 16]}, False, "group"),
-        ({"norm": ["batch", {"track_running_stats": False}]}, False, "running statistics"),
-        ({"padding": "valid", "resize_output": True}, False, "resized"),
+        ({}, ""),
+        ({"norm": "batch", "resize_output": True}, ""),
+        ({"norm": "instance"}, "instance"),
+        ({"norm": "group", "channels": [8, 16]}, "group"),
+        ({"norm": ["batch", {"track_running_stats": False}]}, "running statistics"),
+        ({"padding": "valid", "resize_output": True}, "resized"),
     ],
 )
-def test_tileable_and_its_reason(options, tileable, reason):
+def test_a_network_that_cannot_be_tiled_has_a_reason(options, reason):
     net = network(**options)
-    assert net.tileable is tileable
+    assert net.tileable is not bool(reason)
     assert reason in net.tileable_reason
+    assert bool(net.tileable_reason) is bool(reason)
 
 
 def test_deep_supervision_lists_outputs_finest_first_in_training_only():
@@ -151,11 +130,7 @@ def test_deep_supervision_lists_outputs_finest_first_in_training_only():
     outputs = net.train()(torch.zeros(1, 1, 33, 40))
     assert [tuple(out.shape) for out in outputs] == [(1, 2, 33, 40), (1, 2, 16, 20), (1, 2, 8, 10)]
     assert net.eval()(torch.zeros(1, 1, 33, 40)).shape == (1, 2, 33, 40)
-    assert network(channels=[4, 8, 16, 32]).train()(torch.zeros(1, 1, 33, 40)).shape == (1, 2, 33, 40)
-
-
-def test_every_coarse_head_learns_from_its_own_output():
-    net = network(channels=[4, 8, 16, 32], deep_supervision=2).train()
+    net.train()
     for i in (0, 1):
         net.zero_grad()
         net(torch.randn(1, 1, 16, 16))[1 + i].sum().backward()
@@ -164,7 +139,6 @@ def test_every_coarse_head_learns_from_its_own_output():
         assert net.head.weight.grad is None
 
 
-@torchscript
 @pytest.mark.parametrize(
     ("name", "padding"),
     [*((name, "same") for name in VARIANTS), *((name, "valid") for name in ("plain", "linear", "residual"))],
@@ -179,7 +153,6 @@ def test_scripted_networks_compute_the_same(name, padding, tmp_path):
     assert loaded.tileable is net.tileable
 
 
-@torchscript
 def test_a_scripted_network_returns_the_finest_output_in_training():
     net = network(deep_supervision=1).train()
     image = torch.randn(1, 1, 16, 16)
@@ -213,19 +186,6 @@ def test_works_in_bf16_and_keeps_channels_last(name):
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
 
-def test_every_format_and_layout_gives_the_same_output(fastest_format: torch.dtype) -> None:
-    torch.manual_seed(0)
-    net, image = UNet(3, 1, 2, **SMALL).eval(), torch.randn(1, 1, 9, 10, 11)
-    with torch.no_grad():
-        expected = net(image)
-        with autocast(torch.device("cpu"), "auto"):
-            plain = net(image)
-            last = net.to(memory_format=torch.channels_last_3d)(image.to(memory_format=torch.channels_last_3d))
-    assert plain.dtype == last.dtype == fastest_format
-    for output in (plain, last):
-        assert (output.float() - expected).square().mean().sqrt() < 0.05 * expected.std()
-
-
 def test_weights_are_drawn_as_in_the_paper():
     torch.manual_seed(0)
     net = UNet(2, 1, 2, channels=[64, 128], downsample="conv", norm=None)
@@ -243,7 +203,7 @@ def test_weights_are_drawn_as_in_the_paper():
     assert all((p == 0).all() for name, p in net.named_parameters() if name.endswith("bias"))
 
 
-def test_state_dict_names_are_stable_and_load_strictly():
+def test_state_dict_names_are_stable():
     net = UNet(2, 1, 2, channels=[4, 8, 16], norm="batch", downsample="conv", block="residual", deep_supervision=1)
     prefixes = {key.rpartition(".")[0] for key in net.state_dict()}
     unit = ("conv", "norm")
@@ -257,11 +217,9 @@ def test_state_dict_names_are_stable_and_load_strictly():
         "coarse_heads.0",
         "head",
     }
-    plain = network(norm="batch")
-    assert "encoder.0.convs.0.conv.weight" in plain.state_dict()
-    assert "encoder.0.convs.0.conv.bias" not in plain.state_dict()
-    other = network(norm="batch")
-    other.load_state_dict(plain.state_dict(), strict=True)
+    plain = network(norm="batch").state_dict()
+    assert "encoder.0.convs.0.conv.weight" in plain
+    assert "encoder.0.convs.0.conv.bias" not in plain
 
 
 def test_dropout_acts_on_the_two_coarsest_encoder_levels_in_training_only():
@@ -283,41 +241,31 @@ def test_out_activation_gives_probabilities():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"spatial_dims": 1}, "spatial_dims"),
         ({"spatial_dims": 2.0}, "spatial_dims"),
         ({"widen_before_pool": "yes"}, "widen_before_pool"),
-        ({"norm_after_up": 1}, "norm_after_up"),
-        ({"resize_output": "false"}, "resize_output"),
         ({"in_channels": 0}, "in_channels"),
         ({"out_channels": "2"}, "out_channels"),
         ({"channels": [64]}, "channels"),
         ({"channels": 64}, "channels"),
         ({"channels": [64, 0]}, "channels[1]"),
         ({"channels": [3, 6], "widen_before_pool": True}, "widen_before_pool"),
-        ({"strides": [2]}, "strides"),
-        ({"kernel_sizes": 4}, "even"),
-        ({"padding": "zeros"}, "padding"),
         ({"norm": "layer"}, "norm"),
         ({"norm": ["group"]}, "norm"),
         ({"norm": 3}, "norm"),
         ({"norm": ["group", {"num_groups": 3}]}, "norm cannot be built for 4 channels"),
         ({"norm": ["batch", {"speed": 3}]}, "norm cannot be built"),
-        ({"act": "rellu"}, "act"),
         ({"act": "softmax"}, "act"),
         ({"act": ["relu", {"slope": 1}]}, "act cannot be built"),
-        ({"downsample": "avgpool"}, "downsample"),
-        ({"upsample": "bilinear"}, "upsample"),
         ({"up_channels": "double"}, "up_channels"),
-        ({"block": "dense"}, "block"),
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": "0.1"}, "dropout"),
         ({"deep_supervision": 2}, "0 to 1"),
         ({"deep_supervision": True}, "deep_supervision"),
-        ({"deep_supervision": 1, "padding": "valid"}, "one label does not fit all"),
+        ({"deep_supervision": 1, "padding": "valid"}, "deep_supervision needs padding"),
         ({"out_activation": "tanh"}, "out_activation"),
     ],
 )
-def test_wrong_arguments_are_named_with_their_value(options, message):
+def test_invalid_arguments_are_named_with_their_value(options, message):
     arguments = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": [4, 8, 16], **options}
     with pytest.raises(ConfigError) as error:
         UNet(**arguments)

@@ -23,7 +23,7 @@ from medunet.planning.topology import (
 
 def shapes_of(topology: Topology) -> UNetShapes:
     strides, kernels = topology.strides, topology.kernel_sizes
-    return UNetShapes.of(len(topology.patch_size), len(topology.channels), strides=strides, kernel_sizes=kernels)
+    return UNetShapes(len(topology.patch_size), len(topology.channels), strides=strides, kernel_sizes=kernels)
 
 
 def test_cells_in_the_plane_are_the_measured_bundle() -> None:

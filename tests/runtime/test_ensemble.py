@@ -5,7 +5,7 @@ import torch
 
 from medunet.errors import ConfigError
 from medunet.inferers import OverlapTileInferer
-from medunet.networks import UNet
+from medunet.networks import UNet, window_dependence
 from medunet.runtime import EnsembleLogits
 
 
@@ -14,33 +14,23 @@ def make_network(seed: int, **options) -> UNet:
     return UNet(2, 1, 3, **{"channels": (4, 6), "norm": "batch", **options}).eval()
 
 
-def test_probabilities_are_averaged():
-    members, image = [make_network(seed) for seed in range(3)], torch.randn(1, 1, 20, 22)
+def test_probabilities_are_averaged_in_tiles_too():
+    members, image = [make_network(seed) for seed in range(3)], torch.randn(1, 1, 75, 81)
     with torch.inference_mode():
-        expected = sum(member(image).softmax(dim=1) for member in members) / 3
-        torch.testing.assert_close(EnsembleLogits(members)(image).exp(), expected)
-        sigmoids = sum(member(image).sigmoid() for member in members) / 3
-        torch.testing.assert_close(EnsembleLogits(members, activation="sigmoid")(image).sigmoid(), sigmoids)
+        softmax = sum(member(image).softmax(dim=1) for member in members) / 3
+        sigmoid = sum(member(image).sigmoid() for member in members) / 3
+        for inferer in (OverlapTileInferer(40), OverlapTileInferer(None)):
+            found = inferer(image, EnsembleLogits(members))
+            torch.testing.assert_close(found.exp(), softmax, atol=1e-5, rtol=0)
+            found = inferer(image, EnsembleLogits(members, activation="sigmoid"))
+            torch.testing.assert_close(found.sigmoid(), sigmoid, atol=1e-5, rtol=0)
 
 
-def test_tiles_change_no_voxel():
-    ensemble, image = EnsembleLogits([make_network(seed) for seed in range(2)]), torch.randn(1, 1, 75, 81)
-    with torch.inference_mode():
-        torch.testing.assert_close(
-            OverlapTileInferer(40)(image, ensemble), OverlapTileInferer(None)(image, ensemble), atol=1e-5, rtol=0
-        )
+def test_one_member_that_cannot_be_tiled_makes_the_ensemble_untileable():
+    assert "instance" in window_dependence(EnsembleLogits([make_network(0), make_network(1, norm="instance")]))
 
 
-def test_a_member_that_cannot_be_tiled_is_named():
-    ensemble = EnsembleLogits([make_network(0), make_network(1, norm="instance")])
-    assert not ensemble.tileable
-    assert "instance" in ensemble.tileable_reason
-
-
-def test_networks_that_do_not_go_together_are_rejected():
-    with pytest.raises(ConfigError, match="different sizes"):
-        EnsembleLogits([make_network(0), make_network(1, channels=(4, 6, 8))])
-    with pytest.raises(ConfigError, match="needs a network"):
-        EnsembleLogits([])
-    with pytest.raises(ConfigError, match="unknown activation"):
-        EnsembleLogits([make_network(0)], activation="tanh")
+@pytest.mark.parametrize("members", [[], [make_network(0), make_network(1, channels=(4, 6, 8))]], ids=len)
+def test_an_ensemble_needs_networks_of_the_same_sizes(members):
+    with pytest.raises(ConfigError, match="of the same sizes"):
+        EnsembleLogits(members)

@@ -31,9 +31,9 @@ class TileSizes:
     The network's smallest size is left out: with one voxel on the coarsest level, some engines would broadcast an axis.
 
     Example:
-        >>> TileSizes.of(UNetShapes.of(2, 5, padding="valid")).least
+        >>> TileSizes.of(UNetShapes(2, 5, padding="valid")).least
         (204, 204)
-        >>> TileSizes.of(UNetShapes.of(3, 3)).example()
+        >>> TileSizes.of(UNetShapes(3, 3)).example()
         (13, 14, 15)
     """
 
@@ -55,7 +55,7 @@ class TileSizes:
         """Return the smallest accepted size that is not smaller.
 
         Example:
-            >>> TileSizes.of(UNetShapes.of(2, 5, padding="valid")).fit((560, 572))
+            >>> TileSizes.of(UNetShapes(2, 5, padding="valid")).fit((560, 572))
             (572, 572)
         """
         return tuple(
@@ -79,7 +79,7 @@ def largest_tile(shapes: UNetShapes, patch: tuple[int, ...]) -> tuple[int, ...]:
     ```
 
     Example:
-        >>> largest_tile(UNetShapes.of(3, 4), (40, 56, 40))
+        >>> largest_tile(UNetShapes(3, 4), (40, 56, 40))
         (152, 168, 152)
     """
     sizes = TileSizes.of(shapes)
