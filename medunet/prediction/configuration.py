@@ -23,9 +23,8 @@ from medunet.trust import Verdict, require_trust
 from .foreign import complete, is_foreign
 
 OWN_CODE = "scripts"  # package of a bundle that `_target_` of its configs may name
-
+# values that the members of an ensemble must share, because each image is read once for all of them
 SHARED_IDS = ("in_channels", "label_names", "label_values", "region_values", "regions_class_order", "preprocessing")
-"""Values that the members of an ensemble must share, because each image is read once for all of them."""
 
 
 def parse_inference(
@@ -36,26 +35,17 @@ def parse_inference(
     overrides: Mapping[str, Any] | None = None,
     trust: bool = False,
 ) -> ConfigParser:
-    """Read ``configs/inference.json`` of a bundle and set what the caller decides.
+    """Read ``configs/inference.json`` of a bundle and set values by config id.
 
-    Args:
-        bundle: folder of a bundle or run.
-        device: where the network runs.
-        values: values by config id that medunet sets.
-        overrides: the user's values by config id; their ids must exist, and they win.
-        trust: approve a bundle that could run its own code, see :func:`medunet.trust.require_trust`.
-
-    Raises:
-        SecurityError: the bundle is not trusted.
-        ConfigError: a missing file, an unknown key, or a value of the wrong type.
+    `values` are medunet's; `overrides` are the user's, whose ids must exist, and they win.
     """
     if (file := config_file(bundle, "inference")) is None:
-        raise ConfigError("the bundle has no configs/inference.json", file=bundle, remedy="give a bundle or a run")
+        raise ConfigError("the bundle has no configs/inference.json", file=bundle)
     verdict = require_trust(bundle, trust=trust)
     parser = ConfigParser()
-    parser.read_config(_judged(verdict, file))
+    parser.read_config(_checked(verdict, file))
     if is_foreign(parser):
-        metadata = _judged(verdict, bundle / "configs" / "metadata.json")
+        metadata = _checked(verdict, bundle / "configs" / "metadata.json")
         parser.read_meta(metadata)
         complete(parser, metadata, file=file)
         import_from(bundle)
@@ -68,12 +58,7 @@ def parse_inference(
 
 
 def content(parser: ConfigParser, id_: str) -> Any:
-    """Return the object that an id of a config defines.
-
-    Raises:
-        MedunetError: the typed error of a component of medunet.
-        ConfigError: it cannot be built; the message has the first cause, without MONAI's words around it.
-    """
+    """Return the object that an id of a config defines; a typed error has the first cause, without MONAI's words."""
     try:
         return parser.get_parsed_content(id_)
     except Exception as error:  # a config may call anything
@@ -99,41 +84,26 @@ def class_values(parser: ConfigParser) -> dict[str, int]:
 
 
 def load_network(parser: ConfigParser) -> torch.nn.Module:
-    """Return the bundle's network with its weights, in evaluation mode on the device of the config.
-
-    Raises:
-        ConfigError: the config does not define a network.
-        DataError: no weights, or weights of another network.
-    """
+    """Return the bundle's network with its weights, in evaluation mode on the device of the config."""
     defined = content(parser, "network_def")
     load_weights(defined, content(parser, "ckpt_path"))
     network = cast("torch.nn.Module", content(parser, "network").eval())
     if all(module is not defined for module in network.modules()):
-        raise ConfigError(
-            "network must be network_def, or contain it: the weights are loaded into network_def",
-            received=type(network).__name__,
-            expected=type(defined).__name__,
-        )
+        received, expected = type(network).__name__, type(defined).__name__
+        raise ConfigError("network must be network_def, or contain it", received=received, expected=expected)
     return network
 
 
 def check_same_input(first: ConfigParser, other: ConfigParser, *, bundle: Path) -> None:
-    """Reject a member of an ensemble, in the folder `bundle`, whose preprocessing or labels differ from the first's.
-
-    Raises:
-        ConfigError: naming the first value that differs.
-    """
+    """Reject a member of an ensemble, in the folder `bundle`, whose preprocessing or labels differ from the first's."""
     for parser in (first, other):
         content(parser, "in_channels")  # parsing normalises all references
     ours, theirs = (_closure(parser, SHARED_IDS) for parser in (first, other))
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
+            received, expected = theirs.get(key), ours.get(key)
             raise ConfigError(
-                f"members of an ensemble differ in `{key}`",
-                file=bundle,
-                received=theirs.get(key),
-                expected=ours.get(key),
-                remedy="join runs of one plan, such as the folds of a data set",
+                f"members of an ensemble differ in `{key}`", file=bundle, received=received, expected=expected
             )
 
 
@@ -148,12 +118,12 @@ def import_from(bundle: Path) -> None:
     if not (bundle / OWN_CODE).is_dir():
         return
     for name in [name for name in sys.modules if name.partition(".")[0] == OWN_CODE]:
-        del sys.modules[name]  # that of another bundle
+        del sys.modules[name]  # of another bundle
     sys.path.insert(0, os.fspath(bundle.resolve()))
 
 
-def _judged(verdict: Verdict, file: Path) -> dict[str, Any]:
-    """Return a config as it was judged, even if the file has changed; YAML is trusted only if the user approves it."""
+def _checked(verdict: Verdict, file: Path) -> dict[str, Any]:
+    """Return a config as the trust check read it, even if the file has changed; YAML needs the user's approval."""
     if file.suffix == ".json":
         config = copy.deepcopy(verdict.configs.get(f"configs/{file.name}"))
     else:

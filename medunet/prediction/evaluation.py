@@ -1,4 +1,4 @@
-"""Comparing written predictions with reference labels, file by file."""
+"""Scores of written predictions against reference labels, file by file."""
 
 from __future__ import annotations
 
@@ -50,14 +50,10 @@ def pair_files(predictions: Path, references: Path) -> list[Pair]:
     """
     preds, refs = _label_maps(predictions), _label_maps(references)
     if unpaired := sorted(preds.keys() - refs.keys()):
-        raise DataError(
-            f"{len(unpaired)} predictions have no reference",
-            file=references,
-            received=", ".join(unpaired[:5]),
-            remedy="give the folder with the reference labels of these cases",
-        )
+        received = ", ".join(unpaired[:5])
+        raise DataError(f"{len(unpaired)} predictions have no reference", file=references, received=received)
     if not preds:
-        raise DataError("no label map to evaluate", file=predictions, remedy="predict first")
+        raise DataError("no label map to evaluate", file=predictions)
     return [Pair(name, preds[name], refs[name]) for name in sorted(preds)]
 
 
@@ -69,12 +65,7 @@ def _label_maps(folder: Path) -> dict[str, Path]:
 
 
 def prediction_path(source: Path, folder: Path) -> Path:
-    """Return where :class:`Predictor` writes the label map of an image.
-
-    Example:
-        >>> prediction_path(Path("in/case_1.nii.gz"), Path("out")).as_posix()
-        'out/case_1.nii.gz'
-    """
+    """Return where :class:`Predictor` writes the label map of an image."""
     return folder / output_name(source, split_suffix(source.name)[1])
 
 
@@ -91,11 +82,11 @@ def evaluate_pairs(
     """Compute the scores of pair after pair.
 
     Args:
-        pairs: what to compare.
+        pairs: predictions and references.
         labels: value by class name, background included.
         regions: values by name of classes that overlap, as for :func:`medunet.metrics.evaluate_case`.
-        em: also compute the ISBI 2012 scores, see :func:`medunet.metrics.evaluate_case`.
-        rules: how predictions are cleaned before they are compared; with regions, one rule per region.
+        em: also compute the ISBI 2012 scores, as for :func:`medunet.metrics.evaluate_case`.
+        rules: clean predictions before they are compared; with regions, one rule per region.
         ignore: value of reference voxels that do not count.
         failed: gets the reason by name for each pair that cannot be compared; None raises the error.
 
@@ -138,19 +129,13 @@ def reason(error: MedunetError) -> str:
 
 def _common_spacing(pair: Pair, pred: Volume, ref: Volume) -> tuple[float, ...]:
     """Return the spacing of the common grid: in mm, or 1 for pictures, whose distances are in pixels."""
-
-    def text(volume: Volume) -> str:
-        grid = volume.record.geometry
-        return f"{grid.shape} at {tuple(round(value, 4) for value in grid.spacing_mm)} mm"
-
     if not pred.record.is_on_grid_of(ref.record):
-        raise GeometryError(
-            "prediction and reference have different grids",
-            file=pair.pred,
-            received=text(pred),
-            expected=text(ref),
-            remedy="predict on the image that the reference was drawn on",
+        received, expected = (
+            f"{grid.shape} at {tuple(round(value, 4) for value in grid.spacing_mm)} mm"
+            for grid in (pred.record.geometry, ref.record.geometry)
         )
+        rule = "prediction and reference have different grids"
+        raise GeometryError(rule, file=pair.pred, received=received, expected=expected)
     grid = ref.record.geometry
     return grid.spacing_mm if ref.record.is_placed else (1.0,) * len(grid.shape)
 
@@ -164,11 +149,8 @@ def read_pair(pair: Pair, labels: Mapping[str, int]) -> tuple[Volume, Volume]:
     elif pair.image is not None:
         grid = read_header(pair.image, spatial_dims=_plane(pair.image)).geometry
     else:
-        raise DataError(
-            "neither prediction nor reference has a grid of its own",
-            file=pair.pred,
-            remedy="predict with --format nii.gz",
-        )
+        remedy = "predict with --format nii.gz"
+        raise DataError("neither prediction nor reference has a grid of its own", file=pair.pred, remedy=remedy)
     for path in is_structure:
         if path not in volumes:
             volumes[path] = read_label(path, reference=grid, labels=labels)

@@ -1,9 +1,9 @@
-"""Third-party bundles, such as those of MONAI's model zoo: what prediction needs and their configs leave open."""
+"""Third-party bundles, such as those of MONAI's model zoo: values that prediction needs and their configs lack."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,16 @@ from monai.transforms import Compose, LoadImaged, SaveImage, SaveImaged
 from medunet.errors import ConfigError
 from medunet.io import SavePredictiond
 
-from .steps import steps_of
-
+# ids that prediction needs, each with an example of the line to add; the last two may follow from metadata.json
 EXAMPLES = {
     "network_def": '{"_target_": "UNet", ...}',
     "preprocessing": '{"_target_": "Compose", "transforms": [{"_target_": "LoadImaged", "keys": "image"}, ...]}',
     "inferer": '{"_target_": "SlidingWindowInferer", "roi_size": [96, 96, 96], "overlap": 0.5}',
-    "postprocessing": '{"_target_": "Compose", "transforms": [{"_target_": "AsDiscreted", "keys": "pred", '
-    '"argmax": true}]}',
+    "postprocessing": '{"_target_": "AsDiscreted", "keys": "pred", "argmax": true}',
     "in_channels": "1",
     "spatial_dims": "3",
 }
-"""Ids that prediction needs, each with an example of the line to add; the last two may follow from metadata.json."""
-
+# values of ids that only medunet's bundles have
 DEFAULTS: Mapping[str, Any] = {
     "network": "$@network_def.to(@device)",
     "autocast_dtype": "float32",
@@ -34,12 +31,9 @@ DEFAULTS: Mapping[str, Any] = {
     "result_format": "auto",
     "overwrite": False,
 }
-"""Values of ids that only medunet's bundles have."""
-
-BACKGROUND = "background"
-
+# ids that every bundle of medunet has
 OWN_IDS = ("in_channels", "spatial_dims", "network", "ckpt_path", "autocast_dtype", "prediction_dir")
-"""Ids that every bundle of medunet has."""
+BACKGROUND = "background"
 
 
 def is_foreign(parser: ConfigParser) -> bool:
@@ -48,16 +42,7 @@ def is_foreign(parser: ConfigParser) -> bool:
 
 
 def complete(parser: ConfigParser, metadata: Mapping[str, Any], *, file: Path) -> None:
-    """Fill in the ids of medunet that a third-party inference config lacks; changes the parser.
-
-    Args:
-        parser: the bundle's inference config.
-        metadata: the bundle's ``metadata.json``, which has the numbers of channels and axes of an image.
-        file: the inference config, for messages.
-
-    Raises:
-        ConfigError: the config lacks an id that cannot be filled in; the message has the line to add.
-    """
+    """Fill in the ids of medunet that a third-party inference config lacks; an error has the lines to add."""
     image = _tensor(metadata, "inputs", "image")
     known = {**DEFAULTS, "ckpt_path": checkpoint(parser)}
     if "num_channels" in image:
@@ -65,13 +50,9 @@ def complete(parser: ConfigParser, metadata: Mapping[str, Any], *, file: Path) -
     if isinstance(image.get("spatial_shape"), list):
         known["spatial_dims"] = len(image["spatial_shape"])
     if missing := [key for key in EXAMPLES if key not in parser and key not in known]:
-        lines = ", ".join(f'"{key}": {EXAMPLES[key]}' for key in missing)
-        raise ConfigError(
-            "the bundle lacks what prediction needs",
-            file=file,
-            received=f"no {', '.join(missing)}",
-            remedy=f"add to the file: {lines}",
-        )
+        remedy = "add to the file: " + ", ".join(f'"{key}": {EXAMPLES[key]}' for key in missing)
+        received = f"no {', '.join(missing)}"
+        raise ConfigError("the bundle lacks ids that prediction needs", file=file, received=received, remedy=remedy)
     parser.update({key: value for key, value in known.items() if key not in parser})
 
 
@@ -89,9 +70,9 @@ def checkpoint(parser: ConfigParser) -> str:
 def labels_of(metadata: Mapping[str, Any]) -> dict[str, int] | None:
     """Return the value of each label by name, as an argmax over the network's channels gives it.
 
-    None if the channels are not those of a softmax with a background, because values are then up to the bundle.
+    None if the channels are not those of a softmax with a background: the bundle then defines the values.
 
-    Example:
+    Examples:
         >>> channels = {"0": "background", "1": "spleen"}
         >>> labels_of({"network_data_format": {"outputs": {"pred": {"channel_def": channels}}}})
         {'background': 0, 'spleen': 1}
@@ -105,29 +86,19 @@ def labels_of(metadata: Mapping[str, Any]) -> dict[str, int] | None:
     return labels if len(labels) == len(names) else None
 
 
-def check_loading(preprocessing: Callable[..., Any]) -> None:
+def check_loading(preprocessing: Compose) -> None:
     """Raise ConfigError unless the preprocessing reads one image by its path."""
-    keys = sorted({str(key) for step in steps_of(preprocessing) if isinstance(step, LoadImaged) for key in step.keys})
+    loaders = [step for step in preprocessing.transforms if isinstance(step, LoadImaged)]
+    keys = sorted({str(key) for loader in loaders for key in loader.keys})
     if keys != ["image"]:
-        raise ConfigError(
-            "preprocessing must read one image, under the key image",
-            received=", ".join(keys) or "no LoadImaged",
-            expected='{"_target_": "LoadImaged", "keys": "image"}',
-        )
+        received = ", ".join(keys) or "no LoadImaged"
+        raise ConfigError("preprocessing must read one image, under the key image", received=received)
 
 
-def saved_by_medunet(postprocessing: Callable[..., Any], parser: ConfigParser) -> Compose:
-    """Return a bundle's postprocessing with medunet's writer instead of MONAI's.
-
-    Raises:
-        ConfigError: class probabilities are wanted, which third-party postprocessing does not keep.
-    """
+def saved_by_medunet(postprocessing: Compose, parser: ConfigParser) -> Compose:
+    """Return a bundle's postprocessing with medunet's writer instead of MONAI's."""
     if parser.get("save_probabilities"):
-        raise ConfigError(
-            "this bundle's postprocessing keeps no class probabilities",
-            received=parser.get("bundle_root"),
-            remedy="predict without --probabilities",
-        )
+        raise ConfigError("this bundle cannot write class probabilities", file=parser.get("bundle_root"))
     saver = SavePredictiond(
         "pred",
         output_dir=parser.get_parsed_content("prediction_dir"),
@@ -135,9 +106,8 @@ def saved_by_medunet(postprocessing: Callable[..., Any], parser: ConfigParser) -
         overwrite=parser["overwrite"],
         labels=labels_of(parser.get("_meta_", {})),
     )
-    return Compose(
-        [*(step for step in steps_of(postprocessing) if not isinstance(step, SaveImage | SaveImaged)), saver]
-    )
+    steps = [step for step in postprocessing.transforms if not isinstance(step, SaveImage | SaveImaged)]
+    return Compose([*steps, saver])
 
 
 def _tensor(metadata: Mapping[str, Any], side: str, name: str) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The options of a prediction: made in one place, such as a command, and read by `Predictor`."""
+"""The options of a prediction."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from medunet.io.reader import PathLike
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How images are read, predicted and written.
+    """Options of reading, predicting and writing images.
 
     Args:
         output_dir: folder for label maps; None if nothing is written.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         probabilities: also write class probabilities.
-        result_format: format of the label maps, see :class:`medunet.io.SavePredictiond`.
+        result_format: format of the label maps, one of ``medunet.io.RESULT_FORMATS``.
         overwrite: replace existing results; otherwise such a case fails before the network runs.
         skip_done: skip cases whose results exist, without reading them.
         read: how to read images that can be interpreted in more than one way, such as ``ReadOptions(phase=1)``.
         overrides: values by config id, also for the members of an ensemble.
         ensemble: further bundles, such as other folds, with the same preprocessing, labels and sizes; the class
             probabilities of all networks are averaged.
-        benchmark: time the forward passes apart from the inferer around them, see :class:`StageSeconds`.
-        trust: approve bundles that could run their own code, see :func:`medunet.trust.require_trust`.
-        isolated: decode images in a child process, see :mod:`medunet.io.isolation`; None follows the environment.
+        benchmark: time the forward passes apart from the inferer around them.
+        trust: approve bundles that could run their own code.
+        isolated: decode images in a child process; None follows the environment variable.
         pseudonyms: names that replace those of cases in files, DICOM results, errors and logs.
 
     Raises:

@@ -1,7 +1,8 @@
-"""Choosing how label maps are cleaned, on cases that the network was not trained on."""
+"""The choice of rules that clean label maps, on cases that the network was not trained on."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,10 +21,7 @@ MAX_SIZES = 48  # smallest sizes that are tried per class, at quantiles of the s
 
 
 class _Case(NamedTuple):
-    """Components of one class in one case.
-
-    A region comes with those contained in it, which lose what it loses: the first part is the region itself.
-    """
+    """Components of one class in one case; or of a region, the first part, and of the regions contained in it."""
 
     sizes: np.ndarray  # of each component, mm³ or mm²
     voxels: np.ndarray  # of each component, (parts, components)
@@ -34,10 +32,8 @@ class _Case(NamedTuple):
 def choose_rules(pairs: Iterable[Pair], labels: Mapping[str, int], *, ignore: int | None = None) -> list[ClassRule]:
     """Find for every class the rule that raises its mean Dice most; it is used if the gain exceeds `MIN_GAIN`.
 
-    A rule acts on its own class alone, so it cannot worsen another class.
-
     Args:
-        pairs: predictions and references, read once and one after the other.
+        pairs: predictions and references, each read once.
         labels: value by class name, in the order of the network's output, background included.
         ignore: value of reference voxels that do not count.
 
@@ -48,14 +44,12 @@ def choose_rules(pairs: Iterable[Pair], labels: Mapping[str, int], *, ignore: in
     background = labels.get(BACKGROUND, 0)
     cases: dict[str, list[_Case]] = {name: [] for name, value in labels.items() if value != background}
     for pair in pairs:
-        pred, ref = read_pair(pair, labels)
-        spacing = ref.record.geometry.spacing_mm
-        predicted, reference = np.asarray(pred.image[0]), np.asarray(ref.image[0])
+        predicted, reference, voxel_size = _read(pair, labels)
         for name, of_class in cases.items():
             mask = predicted == labels[name]
             counted = mask if ignore is None else mask & (reference != ignore)
-            of_class.append(_case([counted], [reference == labels[name]], spacing))
-    return [_best(found, name, names.index(name), labels[name]) for name, found in cases.items()]
+            of_class.append(_case([counted], [reference == labels[name]], voxel_size))
+    return [_best(of_class, name, names.index(name), labels[name]) for name, of_class in cases.items()]
 
 
 def choose_region_rules(
@@ -66,11 +60,10 @@ def choose_region_rules(
     order: Sequence[int],
     ignore: int | None = None,
 ) -> list[ClassRule]:
-    """Find rules as :func:`choose_rules` for regions, classes that overlap.
+    """Find for every region the rule that raises its mean Dice most; it is used if the gain exceeds `MIN_GAIN`.
 
-    Regions contained in another one lose what it loses, so a rule must not lower their mean Dice either. Larger regions
-    are decided first, the others on label maps that are cleaned by then, as :class:`medunet.transforms.CleanRegionsd`
-    cleans them: the reported gain is that of all rules together.
+    A rule must not lower the mean Dice of the regions contained in its own. Larger regions are decided first, the
+    others on label maps that are cleaned by then: the reported gain is that of all rules together.
 
     Args:
         pairs: predictions and references, read once per region.
@@ -89,22 +82,25 @@ def choose_region_rules(
         raw: list[_Case] = []
         cleaned: list[_Case] = []
         for pair in pairs:
-            pred, ref = read_pair(pair, labels)
-            spacing = ref.record.geometry.spacing_mm
-            predicted, reference = np.asarray(pred.image[0]), np.asarray(ref.image[0])
-            size = float(np.prod(spacing))
-            clean = clean_regions(predicted, by_region(rules.values()), unions, order=order, voxel_size=size)
+            predicted, reference, voxel_size = _read(pair, labels)
+            clean = clean_regions(predicted, by_region(rules.values()), unions, order=order, voxel_size=voxel_size)
             wanted = [np.isin(reference, values) for values in parts]
             for cases, image in ((raw, predicted), (cleaned, clean)):
                 counted = image if ignore is None else np.where(reference == ignore, 0, image)
-                cases.append(_case([np.isin(counted, values) for values in parts], wanted, spacing))
+                cases.append(_case([np.isin(counted, values) for values in parts], wanted, voxel_size))
         removable = values_outside(number, unions, order) is not None
         name = list(regions)[number]
         rules[number] = _best(cleaned, name, number, order[number], raw=raw, removable=removable)
     return [rules[number] for number in range(len(unions))]
 
 
-def _case(pred: Sequence[np.ndarray], ref: Sequence[np.ndarray], spacing: Sequence[float]) -> _Case:
+def _read(pair: Pair, labels: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return the values of prediction and reference, and the size of a voxel."""
+    pred, ref = read_pair(pair, labels)
+    return np.asarray(pred.image[0]), np.asarray(ref.image[0]), math.prod(ref.record.geometry.spacing_mm)
+
+
+def _case(pred: Sequence[np.ndarray], ref: Sequence[np.ndarray], voxel_size: float) -> _Case:
     """Count the components of masks, one mask per part; the first mask contains the others."""
     components = Components.of(pred[0])
     count = len(components.voxels) + 1
@@ -113,7 +109,7 @@ def _case(pred: Sequence[np.ndarray], ref: Sequence[np.ndarray], spacing: Sequen
         return np.bincount(components.numbers[mask[components.box]], minlength=count)[1:]
 
     return _Case(
-        sizes=components.voxels * float(np.prod(spacing)),
+        sizes=components.voxels * voxel_size,
         voxels=np.stack([by_component(mask) for mask in pred]),
         right=np.stack([by_component(mask & wanted) for mask, wanted in zip(pred, ref, strict=True)]),
         reference=np.array([np.count_nonzero(mask) for mask in ref]),

@@ -7,16 +7,17 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch
-from monai.transforms import LoadImage, LoadImaged, Orientation, Orientationd, Spacing, Spacingd
+from monai.transforms import Compose, LoadImage, LoadImaged, Orientation, Orientationd, Spacing, Spacingd
 
 from medunet.errors import ConfigError, DataError, MedunetError, find_cause
 from medunet.io import SavePredictiond
@@ -28,16 +29,15 @@ from .foreign import check_loading, saved_by_medunet
 from .options import PredictOptions
 from .pipeline import overlap
 from .source import Source, existing_result, first_path, from_array, parts, unexpected
-from .steps import batch_on, isolate_reading, pinned, preprocess_on, run_steps, steps_of, steps_up_to, typed_errors
+from .steps import as_compose, batch_on, isolate_reading, pinned, preprocess_on, steps_up_to, typed_errors
 from .timing import StageSeconds
 
 logger = logging.getLogger(__name__)
 
-IN_FLIGHT = 3
-"""Cases between reading and the written file: one per stage. More would only hold more volumes in memory."""
+IN_FLIGHT = 3  # cases between reading and the written file: one per stage; more would only need more memory
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prediction:
     """Result of one case.
 
@@ -50,8 +50,8 @@ class Prediction:
     """
 
     source: Source
-    path: Path | None
-    error: MedunetError | None
+    path: Path | None = None
+    error: MedunetError | None = None
     stages: StageSeconds = field(default_factory=StageSeconds)
     skipped: bool = False
 
@@ -61,33 +61,27 @@ class Prediction:
         return self.stages.total
 
 
-@dataclass(frozen=True)
-class _Transforms:
+class _Transforms(NamedTuple):
     """Transforms that only one case uses at a time.
 
     MONAI's transforms switch their own tracing off while they invert, so a case that is read during an inversion would
     lose its trace. Copied together, Invertd keeps pointing to the preprocessing beside it.
     """
 
-    preprocessing: Callable[..., Any]
-    postprocessing: Callable[..., Any]
+    preprocessing: Compose
+    postprocessing: Compose
 
     @property
     def savers(self) -> list[SavePredictiond]:
-        return [step for step in steps_of(self.postprocessing) if isinstance(step, SavePredictiond)]
+        return [step for step in self.postprocessing.transforms if isinstance(step, SavePredictiond)]
 
 
-@dataclass
-class _Case:
+@dataclass(kw_only=True)
+class _Case(Prediction):
     """One case between the stages."""
 
-    source: Source
     transforms: _Transforms
-    stages: StageSeconds = field(default_factory=StageSeconds)
     item: dict[Any, Any] = field(default_factory=dict)
-    path: Path | None = None
-    error: MedunetError | None = None
-    skipped: bool = False
 
     @property
     def is_over(self) -> bool:
@@ -104,7 +98,7 @@ class Predictor:
 
     Args:
         bundle: folder of a bundle or run with weights in ``models/model.pt``.
-        options: see :class:`PredictOptions`.
+        options: how images are read, predicted and written; None for the defaults.
         changes: single options by name, such as ``device="cpu"``. Without ``output_dir``, :meth:`decide` and
             :meth:`decide_array` work, :meth:`predict` and :meth:`predict_case` do not.
 
@@ -120,13 +114,8 @@ class Predictor:
         self.device = resolve_device(options.device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        parser = parse_inference(
-            Path(bundle),
-            device=self.device,
-            values=options.config_values,
-            overrides=options.changes,
-            trust=options.trust,
-        )
+        self._parse = partial(parse_inference, device=self.device, overrides=options.changes, trust=options.trust)
+        parser = self._parse(Path(bundle), values=options.config_values)
         self.channels: int = content(parser, "in_channels")
         self.spatial_dims: int = content(parser, "spatial_dims")
         self.classes = class_values(parser)
@@ -134,10 +123,10 @@ class Predictor:
         self.autocast_dtype: str = content(parser, "autocast_dtype")
         self.inferer = content(parser, "inferer")
         self.network = self._load(parser)
-        self.preprocessing = content(parser, "preprocessing")
+        self.preprocessing = as_compose(content(parser, "preprocessing"))
         if options.isolated is not None:
             isolate_reading(self.preprocessing, options.isolated)
-        self.postprocessing = content(parser, "postprocessing")
+        self.postprocessing = as_compose(content(parser, "postprocessing"))
         if not self._transforms.savers:
             check_loading(self.preprocessing)
             self.postprocessing = saved_by_medunet(self.postprocessing, parser)
@@ -148,9 +137,8 @@ class Predictor:
     @property
     def needs_affine(self) -> bool:
         """Whether an image in memory must come with its affine."""
-        steps = steps_of(self.preprocessing)
-        on_grid = any(isinstance(step, Orientation | Orientationd | Spacing | Spacingd) for step in steps)
-        return self.spatial_dims == 3 or on_grid
+        kinds = (Orientation, Orientationd, Spacing, Spacingd)
+        return self.spatial_dims == 3 or any(isinstance(step, kinds) for step in self.preprocessing.transforms)
 
     @property
     def forms(self) -> tuple[Form, ...]:
@@ -168,34 +156,24 @@ class Predictor:
         """
         self._require_output_dir()
         if isinstance(sources, str | os.PathLike):
-            raise ConfigError("sources must be a list of images", received=sources, remedy="use predict_case")
+            raise ConfigError("sources must be a list of images", received=sources)
         free: SimpleQueue[_Transforms] = SimpleQueue()
         for _ in range(IN_FLIGHT):
             free.put(copy.deepcopy(self._transforms))
 
-        def read_ahead(case: _Case) -> None:
-            self._read(case)
-            if not case.is_over:
-                case.item["image"] = pinned(case.item["image"], self.device)
-
         def read(source: Source) -> _Case:
-            return self._guarded(read_ahead, _Case(source, free.get()))
-
-        def compute(case: _Case) -> _Case:
-            return self._guarded(self._compute, case)
+            return self._guarded(self._read, _Case(source, transforms=free.get()))
 
         def write(case: _Case) -> Prediction:
             self._guarded(self._write, case)
             free.put(case.transforms)
             return Prediction(case.source, case.path, case.error, case.stages, case.skipped)
 
+        compute = partial(self._guarded, self._compute)
         yield from overlap(sources, read=read, compute=compute, write=write, in_flight=IN_FLIGHT)
 
     def predict_case(self, source: Source) -> Path:
-        """Predict one case and return the path of its label map.
-
-        Args:
-            source: an image, or one image per channel.
+        """Predict one case, an image or one image per channel, and return the path of its label map.
 
         Raises:
             ConfigError: no ``output_dir``.
@@ -203,7 +181,7 @@ class Predictor:
             GeometryError: invalid headers, or a result that this format cannot store on the image's grid.
         """
         self._require_output_dir()
-        case = _Case(source, self._transforms)
+        case = _Case(source, transforms=self._transforms)
         with typed_errors():
             for stage in (self._read, self._compute, self._write):
                 if not case.is_over:
@@ -218,9 +196,10 @@ class Predictor:
             The item with the label map under ``pred``, and probabilities if the bundle is to save them.
 
         Raises:
-            MedunetError: as :meth:`predict_case`.
+            DataError: the image cannot be read.
+            GeometryError: invalid headers.
         """
-        case = _Case(source, self._transforms)
+        case = _Case(source, transforms=self._transforms)
         with typed_errors():
             self._read(case, writes=False)
             return self._decided(case)
@@ -228,7 +207,7 @@ class Predictor:
     def decide_array(
         self, image: npt.ArrayLike | torch.Tensor, *, affine: npt.ArrayLike | torch.Tensor | None = None
     ) -> dict[Any, Any]:
-        """Predict one image in memory, as :meth:`decide` does for a file.
+        """Predict one image in memory without writing it.
 
         Args:
             image: ``(C, *spatial)``, with the axes of :func:`medunet.io.read_volume`; of a picture ``(C, x, y)``.
@@ -238,7 +217,7 @@ class Predictor:
         Raises:
             GeometryError: no affine, an invalid one, or an image with another number of channels or axes.
         """
-        case = _Case(Path(), self._transforms)
+        case = _Case(Path(), transforms=self._transforms)
         if affine is None and isinstance(image, MetaTensor):
             affine = image.affine
         if affine is None and not self.needs_affine:
@@ -260,11 +239,8 @@ class Predictor:
         with autocast(self.device, self.autocast_dtype):
             output = self.inferer(batch_on(image, self.device), self.network)
         if not isinstance(output, torch.Tensor):
-            raise ConfigError(
-                "the network must return one tensor",
-                received=type(output).__name__,
-                remedy="let `inferer` or `network_def` in inference.json choose one, e.g. deep_supervision: false",
-            )
+            remedy = "let `inferer` or `network_def` in inference.json choose one, e.g. deep_supervision: false"
+            raise ConfigError("the network must return one tensor", received=type(output).__name__, remedy=remedy)
         first: torch.Tensor = decollate_batch(output)[0] if getattr(output, "is_batch", False) else output[0]
         first = first.float().cpu() if first.is_floating_point() else first.cpu()
         if isinstance(image, MetaTensor) and not isinstance(first, MetaTensor):
@@ -281,9 +257,7 @@ class Predictor:
         if self.options.ensemble:
             members = [network]
             for bundle in map(Path, self.options.ensemble):
-                member = parse_inference(
-                    bundle, device=self.device, overrides=self.options.changes, trust=self.options.trust
-                )
+                member = self._parse(bundle)
                 check_same_input(parser, member, bundle=bundle)
                 members.append(load_network(member))
             network = EnsembleLogits(members, activation=getattr(self.inferer, "activation", "softmax")).eval()
@@ -305,9 +279,10 @@ class Predictor:
                 case.path, case.skipped = results[0], True
                 return
         item: Any = {"image": images, **({} if name is None else {"name": name})}
-        split = steps_up_to(case.transforms.preprocessing, (LoadImage, LoadImaged), last=True)
+        preprocessing = case.transforms.preprocessing
+        split = steps_up_to(preprocessing, (LoadImage, LoadImaged), last=True)
         with case.stages.measure("read"):
-            item = run_steps(case.transforms.preprocessing, item, end=split) if split else item
+            item = preprocessing(item, end=split) if split else item
             self._log_warnings(item.get("image"), images)
             for saver in savers if split else ():
                 saver.check(item)
@@ -315,18 +290,18 @@ class Predictor:
             item = self._preprocess(case, item, start=split)
             for saver in () if split else savers:
                 saver.check(item)
+        item["image"] = pinned(item["image"], self.device)
         case.item = item
 
     def _log_warnings(self, image: Any, images: Any) -> None:
         """Log the reader's warnings about a file, under the case's pseudonym if it has one."""
         meta = image.meta if isinstance(image, MetaTensor) else {}
         for warning in meta.get("reader_warnings", "").splitlines():
-            shown = meta["filename_or_obj"] if self.pseudonyms is None else self.pseudonyms.code(images)
-            logger.warning("%s: %s", shown, warning)
+            name = meta["filename_or_obj"] if self.pseudonyms is None else self.pseudonyms.code(images)
+            logger.warning("%s: %s", name, warning)
 
     def _preprocess(self, case: _Case, item: dict[Any, Any], *, start: int) -> Any:
-        steps = case.transforms.preprocessing
-        return preprocess_on(self.device, lambda given: run_steps(steps, given, start=start), item)
+        return preprocess_on(self.device, partial(case.transforms.preprocessing, start=start), item)
 
     def _compute(self, case: _Case) -> None:
         image, stages = case.item["image"], case.stages
@@ -337,24 +312,23 @@ class Predictor:
                 received=tuple(image.shape),
                 expected=(self.channels, *"xyz"[: image.ndim - 1]),
             )
-        apart = self.options.benchmark
-        with stages.measure_inferer(self.network, self.device) if apart else stages.measure("network"):
+        is_split = self.options.benchmark
+        with stages.measure_inferer(self.network, self.device) if is_split else stages.measure("network"):
             case.item["pred"] = self.logits(image)
 
     def _decided(self, case: _Case) -> dict[Any, Any]:
         self._compute(case)
         end = steps_up_to(self.postprocessing, (SavePredictiond,), last=False)
-        decided: dict[Any, Any] = run_steps(self.postprocessing, case.item, end=end)
-        return decided
+        return self.postprocessing(case.item, end=end)
 
     def _write(self, case: _Case) -> None:
         item, case.item = case.item, {}
         postprocessing = case.transforms.postprocessing
         split = steps_up_to(postprocessing, (SavePredictiond,), last=False)
         with case.stages.measure("restore"):
-            item = run_steps(postprocessing, item, end=split)
+            item = postprocessing(item, end=split)
         with case.stages.measure("write"):
-            item = run_steps(postprocessing, item, start=split)
+            item = postprocessing(item, start=split)
         case.path = Path(item["pred_path"])
 
     def _guarded(self, stage: Callable[[_Case], None], case: _Case) -> _Case:
@@ -366,11 +340,11 @@ class Predictor:
         except Exception as failure:
             case.item, case.path = {}, None
             case.error = find_cause(failure)
-            hidden, (images, _) = self.pseudonyms, parts(case.source)
+            codes, (images, _) = self.pseudonyms, parts(case.source)
             if case.error is None:  # not a fault of the input: the log gets the traceback
-                shown = case.source if hidden is None else hidden.code(images)
-                logger.debug("%s: unexpected error", shown, exc_info=hidden is None)
+                name = case.source if codes is None else codes.code(images)
+                logger.debug("%s: unexpected error", name, exc_info=codes is None)
                 case.error = unexpected(failure, case.source)
-            if hidden is not None:
-                case.error = hidden.hide(case.error, images)
+            if codes is not None:
+                case.error = codes.hide(case.error, images)
         return case

@@ -1,4 +1,4 @@
-"""How predicted label maps are cleaned, class by class."""
+"""Rules that clean predicted label maps, class by class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ClassRule:
         value: value of the class in files; of a region, the value that it is written with.
         keep_largest: whether only the largest component stays.
         min_size: smallest component that stays, in mm³, or mm² in 2D.
-        is_kept: whether the rule is used; a rule without gain is reported, too.
+        is_kept: whether the rule is used; a rule without gain is reported too.
         dice_before: mean Dice over the cases that have the class in reference or prediction.
         dice_after: mean Dice with the rule.
         better: number of cases whose Dice rises.
@@ -37,12 +37,7 @@ class ClassRule:
 
 
 def by_value(rules: Iterable[ClassRule]) -> dict[int, tuple[bool, float]]:
-    """Return the rules in use by label value, as `medunet.transforms.clean_labels` takes them.
-
-    Example:
-        >>> by_value([ClassRule("liver", 1, 6, keep_largest=True, is_kept=True), ClassRule("spleen", 2, 9)])
-        {6: (True, 0.0)}
-    """
+    """Return the rules in use by label value, as `medunet.transforms.clean_labels` takes them."""
     return {rule.value: (rule.keep_largest, rule.min_size) for rule in rules if rule.is_kept}
 
 
@@ -58,7 +53,7 @@ def as_step(rules: Iterable[ClassRule], *, classes: int) -> dict[str, Any]:
         rules: of the classes or regions.
         classes: number of channels of the network's output.
 
-    Example:
+    Examples:
         >>> as_step([ClassRule("liver", 1, 6, keep_largest=True, min_size=9.0, is_kept=True)], classes=3)
         {'keep_largest': [1], 'min_size': [0.0, 9.0, 0.0]}
     """

@@ -1,4 +1,4 @@
-"""Images that a predictor takes: files by path and arrays in memory; and results that exist for them."""
+"""Inputs of a predictor: files by path and arrays in memory; and their existing results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from medunet.io.reader import PathLike
 from medunet.io.writer import result_suffix
 
 MESSAGE_LENGTH = 300  # characters shown of a third-party message
-_DICOM_ENDINGS = {"dicom-seg": ".dcm", "rtstruct": ".dcm"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class NamedSource:
 
     Args:
         images: one path per channel.
-        name: without ending, relative to the output folder; may have folders, such as ``patient_7/ct``.
+        name: without suffix, relative to the output folder; may have folders, such as ``patient_7/ct``.
     """
 
     images: tuple[PathLike, ...]
@@ -54,12 +53,7 @@ def first_path(source: Source) -> str:
 
 
 def from_array(image: Any, affine: Any, *, channels: int, spatial_dims: int) -> MetaTensor:
-    """Return an array with the metadata that a reader gives.
-
-    Raises:
-        DataError: image or affine is not an array of numbers.
-        GeometryError: no affine, an invalid one, or an image with another number of channels or axes.
-    """
+    """Return an array with the metadata that a reader gives."""
     if affine is None:
         raise GeometryError("an array needs an affine", expected="4x4, from voxel indices to RAS millimetres")
     try:
@@ -78,12 +72,9 @@ def from_array(image: Any, affine: Any, *, channels: int, spatial_dims: int) -> 
 def unexpected(failure: Exception, source: Source) -> DataError:
     """Return a typed error for an exception that no reader or transform foresees."""
     cause = first_cause(failure)
-    error = DataError(
-        "unexpected error",
-        file=first_path(source),
-        received=f"{type(cause).__name__}: {' '.join(str(cause).split())[:MESSAGE_LENGTH]}",
-        remedy="the traceback is shown by --verbose",
-    )
+    received = f"{type(cause).__name__}: {' '.join(str(cause).split())[:MESSAGE_LENGTH]}"
+    remedy = "--verbose shows the traceback"
+    error = DataError("unexpected error", file=first_path(source), received=received, remedy=remedy)
     error.__cause__ = failure
     return error
 
@@ -91,23 +82,19 @@ def unexpected(failure: Exception, source: Source) -> DataError:
 def existing_result(source: Source, saver: SavePredictiond) -> Path | None:
     """Return the label map that a saver wrote for an image, without reading the image; None if the case is not done.
 
-    A case is not done if its probabilities are wanted and missing, or if its result has another format than the
-    saver's (with the format ``auto``: than one that the saver may choose for this image).
+    A case is not done if its probabilities are wanted and missing, or if its result has another format.
     """
     images, name = parts(source)
     first = Path(first_path(source))
     code = None if saver.pseudonyms is None else saver.pseudonyms.code(first)
     stem = (code or name or output_name(images)) + saver.suffix
-    # the number of axes is known only after reading, so both endings count
-    endings = {axes: result_suffix(first, spatial_dims=axes) for axes in (2, 3)}
+    # the number of axes is known only after reading, so both suffixes count
+    axes = [2, 3]
     if saver.prob_key is not None:
-        probabilities = {2: f"{stem}_prob.npy", 3: f"{stem}_prob.nii.gz"}
-        endings = {axes: end for axes, end in endings.items() if (saver.output_dir / probabilities[axes]).is_file()}
-        if not endings:
-            return None
-    if saver.format == "auto":
-        candidates = [*endings.values(), ".dcm"]  # a DICOM series becomes a DICOM SEG if possible
+        axes = [n for n in axes if (saver.output_dir / f"{stem}_prob{'.npy' if n == 2 else '.nii.gz'}").is_file()]
+    if saver.format == "auto":  # a DICOM series becomes a DICOM SEG if possible
+        suffixes = [*(result_suffix(first, spatial_dims=n) for n in axes), ".dcm"]
     else:
-        candidates = [_DICOM_ENDINGS.get(saver.format, f".{saver.format}")]
-    paths = (saver.output_dir / (stem + ending) for ending in candidates)
+        suffixes = [".dcm" if saver.format in ("dicom-seg", "rtstruct") else f".{saver.format}"]
+    paths = (saver.output_dir / (stem + suffix) for suffix in suffixes if axes)
     return next((path for path in paths if path.is_file()), None)

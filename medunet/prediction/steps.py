@@ -17,11 +17,8 @@ from medunet.io.isolation import shared_process
 
 logger = logging.getLogger(__name__)
 
-PREPROCESSING_COPIES = 12
-"""Float32 images that resampling holds at once, most of them float64: image, result, three coordinates per voxel."""
-
-PREPROCESSING_SHARE = 0.25
-"""Share of the device's free memory for preprocessing; the network computes the previous case in the rest."""
+PREPROCESSING_COPIES = 12  # float32 images that resampling holds at once: image, result, coordinates in float64
+PREPROCESSING_SHARE = 0.25  # of the device's free memory; the network computes the previous case in the rest
 
 
 @contextmanager
@@ -36,42 +33,27 @@ def typed_errors() -> Iterator[None]:
         raise cause from failure
 
 
-def steps_of(transform: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
-    """Return the steps of a Compose; any other transform is the only step."""
-    return tuple(transform.transforms) if isinstance(transform, Compose) else (transform,)
+def as_compose(transform: Callable[..., Any]) -> Compose:
+    """Return a chain of transforms; any other transform is its only step."""
+    return transform if isinstance(transform, Compose) else Compose([transform])
 
 
-def steps_up_to(transform: Callable[..., Any], kinds: tuple[type, ...], *, last: bool) -> int:
+def steps_up_to(transform: Compose, kinds: tuple[type, ...], *, last: bool) -> int:
     """Return the number of steps through the last, or before the first, of some kinds; 0 or all if there is none."""
-    steps = transform.transforms if isinstance(transform, Compose) else ()
-    places = [index for index, step in enumerate(steps) if isinstance(step, kinds)]
+    places = [index for index, step in enumerate(transform.transforms) if isinstance(step, kinds)]
     if last:
         return places[-1] + 1 if places else 0
-    return places[0] if places else len(steps)
+    return places[0] if places else len(transform.transforms)
 
 
-def run_steps(transform: Callable[..., Any], item: Any, *, start: int = 0, end: int | None = None) -> Any:
-    """Run some steps of a Compose; any other transform runs as step 0."""
-    if isinstance(transform, Compose):
-        return transform(item, start=start, end=end)
-    return transform(item) if start == 0 and end is None else item
-
-
-def isolate_reading(preprocessing: Callable[..., Any], isolated: bool) -> None:
-    """Set `isolated` of every reader in the preprocessing, and start the child process.
-
-    Raises:
-        ConfigError: the bundle does not read images by :class:`medunet.io.MedunetReader`.
-    """
-    loaders = [step._loader if isinstance(step, LoadImaged) else step for step in steps_of(preprocessing)]
+def isolate_reading(preprocessing: Compose, isolated: bool) -> None:
+    """Set `isolated` of every reader in the preprocessing, and start the child process."""
+    loaders = [step._loader if isinstance(step, LoadImaged) else step for step in preprocessing.transforms]
     readers = [reader for loader in loaders if isinstance(loader, LoadImage) for reader in loader.readers]
     ours = [reader for reader in readers if isinstance(reader, MedunetReader)]
     if isolated and not ours:
-        raise ConfigError(
-            "reading cannot be isolated: the bundle does not read images by MedunetReader",
-            received=", ".join(type(reader).__name__ for reader in readers) or "no LoadImage",
-            expected="LoadImaged(reader='medunet.io.MedunetReader')",
-        )
+        received = ", ".join(type(reader).__name__ for reader in readers) or "no LoadImage"
+        raise ConfigError("reading cannot be isolated: the bundle does not use MedunetReader", received=received)
     for reader in ours:
         reader.isolated = isolated
     if isolated:
@@ -81,14 +63,9 @@ def isolate_reading(preprocessing: Callable[..., Any], isolated: bool) -> None:
 def preprocess_on(
     device: torch.device, steps: Callable[[dict[Any, Any]], dict[Any, Any]], item: dict[Any, Any]
 ) -> dict[Any, Any]:
-    """Run the steps between file and network on the device of the network, or on the CPU if they fail there.
+    """Run the steps between file and network on the network's device, or on the CPU if they fail or have no room there.
 
-    An image that could leave too little memory for the network stays on the CPU.
-
-    Args:
-        device: of the network.
-        steps: function from one item to another that does not change the given item.
-        item: `image` as it was read, `(C, *spatial)`, and what belongs to it.
+    `steps` must not change the given item, whose `image` is `(C, *spatial)`.
     """
     image = item.get("image")
     if device.type == "cpu" or not isinstance(image, torch.Tensor) or not _has_room(device, image.numel()):
@@ -109,10 +86,7 @@ def _has_room(device: torch.device, voxels: int) -> bool:
 
 
 def pinned(image: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a preprocessed image in memory that a GPU fetches by itself; unchanged if there is no need or no room.
-
-    Pinning copies, so it belongs to the stage of reading, during which the network computes another case.
-    """
+    """Return an image in pinned memory, from which a GPU copies by itself; unchanged if there is no need or no room."""
     if device.type != "cuda" or image.device.type != "cpu":
         return image
     try:
@@ -123,10 +97,7 @@ def pinned(image: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def batch_on(image: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a batch of one image on the device, collated as a DataLoader does in MONAI's engine.
-
-    A pinned image moves before it is collated, because collating copies it into memory that is not pinned.
-    """
+    """Return a batch of one image on the device, collated as a DataLoader does in MONAI's engine."""
+    # moved first, because collating copies into memory that is not pinned
     moved = image.to(device, non_blocking=device.type == "cuda" and image.is_pinned())
-    batch: torch.Tensor = list_data_collate([moved]) if isinstance(image, MetaTensor) else moved[None]
-    return batch
+    return list_data_collate([moved]) if isinstance(image, MetaTensor) else moved[None]

@@ -21,13 +21,6 @@ class StageSeconds:
         stitch: the inferer around the forward passes: padding, stitching, restoring labels.
         restore: back to the source grid, classes to label values.
         write: to the file.
-
-    Example:
-        >>> seconds = StageSeconds(network=0.5)
-        >>> with seconds.measure("read"):
-        ...     pass
-        >>> seconds.total >= 0.5
-        True
     """
 
     read: float = 0.0
@@ -53,10 +46,7 @@ class StageSeconds:
 
     @contextmanager
     def measure_inferer(self, network: torch.nn.Module, device: torch.device) -> Iterator[None]:
-        """Add the time of the network's forward passes to `network`, and the rest of the block to `stitch`.
-
-        A GPU is synchronised around each forward pass, which costs some of the overlap.
-        """
+        """Add the time of the network's forward passes to `network`, and the rest of the block to `stitch`."""
         begins: list[float] = []
         forward = 0.0
 

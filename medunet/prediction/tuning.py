@@ -11,12 +11,21 @@ import torch
 from medunet.config import apply, read_json, to_json
 from medunet.errors import ConfigError
 from medunet.files import write_atomically
-from medunet.runtime import FastNetwork, choose_form, keep_freed_memory, possible_forms, resolve_device, time_forms
+from medunet.runtime import (
+    FastNetwork,
+    Form,
+    choose_form,
+    keep_freed_memory,
+    possible_forms,
+    resolve_device,
+    time_forms,
+)
 from medunet.runtime.timing import Timing
 
 from .configuration import content, load_network, parse_inference
 
 DEFAULT_SIZE = {2: (512, 512), 3: (96, 96, 96)}  # voxels of the window that is timed
+VALUES = ("autocast_dtype", "network::channels_last", "network::backend")  # config ids
 MIN_GAIN = 0.05  # share of time that another form must save to replace the form that follows the rule
 
 
@@ -30,7 +39,7 @@ def tune_inference(
         device: where inference is to run.
         size: voxels per axis of the timed window, which is enlarged to a size that the network accepts.
         compiled: time `torch.compile`, too.
-        trust: approve a bundle that could run its own code, see :func:`medunet.trust.require_trust`.
+        trust: approve a bundle that could run its own code.
 
     Returns:
         The timings, fastest first, and the values by config id that were written.
@@ -62,15 +71,11 @@ def tune_inference(
     return timings, values
 
 
-def _values(timings: Sequence[Timing], rule: Any) -> dict[str, Any]:
+def _values(timings: Sequence[Timing], rule: Form | None) -> dict[str, Any]:
     """Return the values by config id of the fastest form; those of the rule if it is about as fast."""
     fastest = timings[0]
     by_rule = next((timing.milliseconds for timing in timings if timing.form == rule), float("inf"))
     if fastest.rejected or by_rule * (1 - MIN_GAIN) <= fastest.milliseconds:
-        return {"autocast_dtype": "auto", "network::channels_last": None, "network::backend": "eager"}
+        return dict(zip(VALUES, ("auto", None, "eager"), strict=True))
     form = fastest.form
-    return {
-        "autocast_dtype": form.dtype,
-        "network::channels_last": form.channels_last,
-        "network::backend": form.backend,
-    }
+    return dict(zip(VALUES, (form.dtype, form.channels_last, form.backend), strict=True))

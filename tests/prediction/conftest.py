@@ -1,4 +1,4 @@
-"""Runs without training: the weights are random, and tests follow the way from file to file."""
+"""Runs with random weights, and an image to predict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles as MONAI's model zoo has them: no id of medunet, the writer of MONAI."""
+"""Bundles like those of MONAI's model zoo: without medunet's ids, with MONAI's writer."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("text", [json, yaml], ids=["json", "yaml"])
-def test_a_zoo_bundle_predicts_what_monai_predicts_into_the_folder_that_is_asked_for(
+def test_a_zoo_bundle_predicts_the_same_as_monai(
     tmp_path: Path, image: Path, text: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "config"))  # of a user who has trusted nothing yet
+    monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "config"))  # no bundle is trusted yet
     bundle = write_zoo_bundle(tmp_path / "spleen", text=text)
     with pytest.raises(SecurityError):
         Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
@@ -44,24 +44,18 @@ def test_a_zoo_bundle_predicts_what_monai_predicts_into_the_folder_that_is_asked
     assert written == tmp_path / "out" / "case.nii.gz"
     assert not (bundle / "eval").exists()
     [file] = (bundle / "configs").glob("inference.*")
-    workflow = ConfigWorkflow(
-        config_file=str(file),
-        workflow_type="infer",
-        logging_file=False,
-        bundle_root=str(bundle),
-        dataset_dir=str(image.parent),
-        output_dir=str(tmp_path / "monai"),
-    )
+    folders = {"bundle_root": str(bundle), "dataset_dir": str(image.parent), "output_dir": str(tmp_path / "monai")}
+    workflow = ConfigWorkflow(config_file=str(file), workflow_type="infer", logging_file=False, **folders)
     workflow.initialize()
     workflow.run()
     expected = nib.load(tmp_path / "monai" / "case" / "case_trans.nii.gz")
-    found = read_volume(written)
-    assert len(np.unique(found.image)) == 2
-    np.testing.assert_array_equal(np.asarray(found.image[0]), np.asarray(expected.dataobj))
-    np.testing.assert_allclose(found.record.geometry.affine, AFFINE, atol=1e-5)
+    result = read_volume(written)
+    assert len(np.unique(result.image)) == 2
+    np.testing.assert_array_equal(np.asarray(result.image[0]), np.asarray(expected.dataobj))
+    np.testing.assert_allclose(result.record.geometry.affine, AFFINE, atol=1e-5)
 
 
-def test_names_of_labels_are_those_of_the_metadata(tmp_path: Path, image: Path) -> None:
+def test_label_names_follow_the_metadata(tmp_path: Path, image: Path) -> None:
     bundle = write_zoo_bundle(tmp_path / "spleen")
     options: dict[str, Any] = {"device": "cpu", "trust": True, "result_format": "seg.nrrd"}
     written = Predictor(bundle, output_dir=tmp_path / "out", **options).predict_case(image)
@@ -69,7 +63,7 @@ def test_names_of_labels_are_those_of_the_metadata(tmp_path: Path, image: Path) 
 
 
 def test_photographs_keep_their_rows(tmp_path: Path) -> None:
-    """Label 1 is what is bright, of an image whose rows and columns differ in number."""
+    """Label 1 is bright; the image has different numbers of rows and columns."""
     pixels = np.zeros((20, 12), np.uint8)
     pixels[:5, :4] = 200
     Image.fromarray(pixels).save(tmp_path / "photo.png")
@@ -101,7 +95,7 @@ def test_photographs_keep_their_rows(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_a_bundle_lacks_is_named_with_what_to_write(
+def test_errors_name_the_missing_ids_and_the_lines_to_add(
     tmp_path: Path, change: Callable[[Config], object], message: str
 ) -> None:
     bundle = write_zoo_bundle(tmp_path / "spleen", change)
@@ -109,29 +103,17 @@ def test_what_a_bundle_lacks_is_named_with_what_to_write(
         Predictor(bundle, output_dir=tmp_path / "out", device="cpu", trust=True)
 
 
-@pytest.mark.parametrize(
-    ("change", "kind", "message"),
-    [
-        (lambda config: config["preprocessing"].update(transforms=[LOAD]), DataError, "channels of the network first"),
-        (
-            lambda config: config.update(inferer="$lambda image, network: [network(image)]"),
-            ConfigError,
-            "must return one tensor",
-        ),
-    ],
-)
-def test_an_image_or_an_answer_of_another_form_is_a_typed_error(
-    tmp_path: Path, image: Path, change: Callable[[Config], object], kind: type[Exception], message: str
-) -> None:
-    bundle = write_zoo_bundle(tmp_path / "spleen", change)
-    with pytest.raises(kind, match=message):
-        Predictor(bundle, output_dir=tmp_path / "out", device="cpu", trust=True).predict_case(image)
+def test_a_prediction_of_another_form_is_a_typed_error(tmp_path: Path, image: Path) -> None:
+    def predictor(name: str, change: Callable[[Config], object] = lambda _: None, **options: Any) -> Predictor:
+        bundle = write_zoo_bundle(tmp_path / name, change)
+        return Predictor(bundle, output_dir=tmp_path / "out", device="cpu", trust=True, **options)
 
-
-def test_probabilities_of_another_makers_bundle_are_rejected(tmp_path: Path) -> None:
-    bundle = write_zoo_bundle(tmp_path / "spleen")
-    with pytest.raises(ConfigError, match="keeps no class probabilities"):
-        Predictor(bundle, output_dir=tmp_path / "out", device="cpu", trust=True, probabilities=True)
+    with pytest.raises(DataError, match="channels of the network first"):
+        predictor("axes", lambda config: config["preprocessing"].update(transforms=[LOAD])).predict_case(image)
+    with pytest.raises(ConfigError, match="must return one tensor"):
+        predictor("list", lambda c: c.update(inferer="$lambda image, network: [network(image)]")).predict_case(image)
+    with pytest.raises(ConfigError, match="cannot write class probabilities"):
+        predictor("classes", probabilities=True)
 
 
 @pytest.fixture
@@ -146,7 +128,7 @@ def own_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("own_scripts")
-def test_code_of_a_trusted_bundle_is_found_where_it_lies(tmp_path: Path, image: Path) -> None:
+def test_a_trusted_bundle_may_have_its_own_code(tmp_path: Path, image: Path) -> None:
     for name in ("one", "two"):
         bundle = write_zoo_bundle(tmp_path / name, lambda config: config["network_def"].update(_target_="scripts.Net"))
         (bundle / "scripts").mkdir()

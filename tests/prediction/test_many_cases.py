@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Odd sizes, anisotropic voxels and other axes: each case needs its own way back."""
+    """Images of odd sizes, with anisotropic voxels and different axes."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     affines = [np.diag([-1.0, -1.0, 1.0, 1.0]), np.diag([1.5, -1.0, 2.0, 1.0]), np.diag([-0.8, 0.9, -1.0, 1.0])]
@@ -41,7 +41,7 @@ def voxels_of(path: Path | None) -> np.ndarray:
     return np.asarray(read_volume(path).image[0])
 
 
-def test_overlap_changes_no_voxel(bundle: Path, volumes: list[Path], tmp_path: Path) -> None:
+def test_predicting_many_cases_changes_no_voxel(bundle: Path, volumes: list[Path], tmp_path: Path) -> None:
     alone = Predictor(bundle, output_dir=tmp_path / "alone", device="cpu")
     expected = [voxels_of(alone.predict_case(volume)) for volume in volumes]
     assert all(len(np.unique(label)) > 1 for label in expected)
@@ -52,18 +52,18 @@ def test_overlap_changes_no_voxel(bundle: Path, volumes: list[Path], tmp_path: P
         np.testing.assert_array_equal(voxels_of(result.path), label)
 
 
-def test_a_failed_case_is_reported_and_the_rest_goes_on(
+def test_a_failed_case_is_reported_and_the_others_continue(
     bundle: Path, volumes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(volumes[0].read_bytes()[:100])
     predictor = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
-    whole = predictor.logits
+    logits = predictor.logits
 
     def fail_on_one_size(image: torch.Tensor) -> torch.Tensor:
         if "case_2" in image.meta["filename_or_obj"]:
             raise RuntimeError("a bug\nin the network")
-        return whole(image)
+        return logits(image)
 
     monkeypatch.setattr(predictor, "logits", fail_on_one_size)
     results = list(predictor.predict([volumes[0], broken, *volumes[1:]]))
@@ -74,17 +74,17 @@ def test_a_failed_case_is_reported_and_the_rest_goes_on(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"case_{index}.nii.gz" for index in (0, 1, 3)]
 
 
-def test_ctrl_c_in_the_network_leaves_whole_files_and_no_thread(
+def test_ctrl_c_in_the_network_leaves_complete_files_and_no_thread(
     bundle: Path, volumes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
-    whole, calls = predictor.logits, []
+    logits, calls = predictor.logits, []
 
     def interrupt(image: torch.Tensor) -> torch.Tensor:
         calls.append(image)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return whole(image)
+        return logits(image)
 
     monkeypatch.setattr(predictor, "logits", interrupt)
     before = threading.active_count()
@@ -102,7 +102,7 @@ def test_ctrl_c_in_the_network_leaves_whole_files_and_no_thread(
     assert all(result.error is None for result in results)
 
 
-def test_what_is_done_is_neither_read_nor_written(
+def test_a_completed_case_is_neither_read_nor_written(
     bundle: Path, volumes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Predictor(bundle, output_dir=tmp_path, device="cpu").predict_case(volumes[1])
@@ -110,16 +110,14 @@ def test_what_is_done_is_neither_read_nor_written(
     predictor = Predictor(bundle, output_dir=tmp_path, device="cpu", skip_done=True)
     predictor.preprocessing.transforms[0].set_meta = None
     [skipped] = predictor.predict([volumes[1]])
-    assert skipped.skipped
-    assert skipped.path == first
-    assert skipped.stages == StageSeconds()
+    assert (skipped.skipped, skipped.path, skipped.stages) == (True, first, StageSeconds())
     assert first.stat().st_mtime_ns == stamp
     # the API for one case follows the same rule, without the network
     monkeypatch.setattr(predictor, "logits", lambda _: pytest.fail("the network ran"))
     assert predictor.predict_case(volumes[1]) == first
 
 
-def test_a_case_without_its_probabilities_or_in_another_format_is_not_done(
+def test_a_case_without_probabilities_or_in_another_format_is_not_complete(
     bundle: Path, volumes: list[Path], tmp_path: Path
 ) -> None:
     label = Predictor(bundle, output_dir=tmp_path, device="cpu").predict_case(volumes[0])
@@ -133,9 +131,6 @@ def test_a_case_without_its_probabilities_or_in_another_format_is_not_done(
     other = Predictor(bundle, output_dir=tmp_path, device="cpu", result_format="seg.nrrd", skip_done=True)
     assert [result.skipped for result in other.predict([volumes[0]])] == [False]
     assert [result.skipped for result in other.predict([volumes[0]])] == [True]
-
-
-def test_skipping_and_replacing_exclude_each_other(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="either replaced or skipped"):
         Predictor(bundle, output_dir=tmp_path, device="cpu", overwrite=True, skip_done=True)
 
@@ -151,7 +146,7 @@ def test_seconds_of_the_stages_are_those_of_the_case(bundle: Path, volumes: list
 
 
 class SourceLabels(Inferer):
-    """Gives label maps on the source grid, as `LabelInferer` does; the class is a function of the place."""
+    """Returns label maps on the source grid, as `LabelInferer` does; the class is a function of the position."""
 
     def __call__(self, inputs: torch.Tensor, network: object, *args: object, **kwargs: object) -> torch.Tensor:
         assert isinstance(inputs, MetaTensor)
@@ -161,7 +156,7 @@ class SourceLabels(Inferer):
         return MetaTensor(labels.to(torch.uint8), affine=affine)
 
 
-def test_an_inferer_may_give_label_maps_on_the_source_grid(bundle: Path, volumes: list[Path], tmp_path: Path) -> None:
+def test_an_inferer_may_return_label_maps_on_the_source_grid(bundle: Path, volumes: list[Path], tmp_path: Path) -> None:
     predictor = Predictor(bundle, output_dir=tmp_path, device="cpu")
     predictor.inferer = SourceLabels()
     predictor.postprocessing = Compose(predictor.postprocessing.transforms[-2:])  # decode, save
@@ -174,31 +169,30 @@ def test_an_inferer_may_give_label_maps_on_the_source_grid(bundle: Path, volumes
         np.testing.assert_array_equal(np.asarray(label.image[0]), np.arange(np.prod(size)).reshape(size) % 3)
 
 
-class TestEnsemble:
-    def test_it_writes_the_mean_of_the_probabilities_and_its_argmax(
-        self, bundle: Path, other_fold: Path, volumes: list[Path], tmp_path: Path
-    ) -> None:
-        runs = {"a": (bundle, []), "b": (other_fold, []), "both": (bundle, [other_fold])}
-        found = {}
-        for name, (first, others) in runs.items():
-            predictor = Predictor(first, output_dir=tmp_path / name, device="cpu", probabilities=True, ensemble=others)
-            # at the bundle's spacing nothing is interpolated, so that the mean can be taken after as well as before
-            label = predictor.predict_case(volumes[0])
-            probability = read_volume(tmp_path / name / "case_0_prob.nii.gz", channels=3).image
-            found[name] = np.asarray(probability), voxels_of(label)
-        mean = (found["a"][0] + found["b"][0]) / 2
-        assert np.abs(found["a"][0] - found["b"][0]).max() > 0.01
-        np.testing.assert_allclose(found["both"][0], mean, atol=1e-5)
-        np.testing.assert_array_equal(found["both"][1], found["both"][0].argmax(0))
+def test_an_ensemble_writes_the_mean_of_the_probabilities_and_its_argmax(
+    bundle: Path, other_fold: Path, volumes: list[Path], tmp_path: Path
+) -> None:
+    probabilities = {}
+    for name, (first, others) in {"a": (bundle, []), "b": (other_fold, []), "both": (bundle, [other_fold])}.items():
+        predictor = Predictor(first, output_dir=tmp_path / name, device="cpu", probabilities=True, ensemble=others)
+        # at the bundle's spacing nothing is interpolated, so that the mean can be taken after as well as before
+        label = voxels_of(predictor.predict_case(volumes[0]))
+        probabilities[name] = np.asarray(read_volume(tmp_path / name / "case_0_prob.nii.gz", channels=3).image)
+    assert np.abs(probabilities["a"] - probabilities["b"]).max() > 0.01
+    np.testing.assert_allclose(probabilities["both"], (probabilities["a"] + probabilities["b"]) / 2, atol=1e-5)
+    np.testing.assert_array_equal(label, probabilities["both"].argmax(0))
 
-    def test_members_must_share_preprocessing_and_labels(self, bundle: Path, other_fold: Path, tmp_path: Path) -> None:
-        for key, value in {"spacing_mm": [2, 1, 1], "label_names": ["background", "left", "right"]}.items():
-            other = tmp_path / key
-            shutil.copytree(other_fold, other)
-            config = json.loads((other / "configs" / "inference.json").read_text())
-            (other / "configs" / "inference.json").write_text(json.dumps(config | {key: value}))
-            with pytest.raises(ConfigError, match=f"members of an ensemble differ in `{key}`"):
-                Predictor(bundle, output_dir=tmp_path, device="cpu", ensemble=[other])
-        # what does not touch the input may differ
-        (other / "configs" / "inference.json").write_text(json.dumps(config | {"tile_size": [64, 64, 64]}))
-        Predictor(bundle, output_dir=tmp_path, device="cpu", ensemble=[other])
+
+def test_members_of_an_ensemble_must_share_preprocessing_and_labels(
+    bundle: Path, other_fold: Path, tmp_path: Path
+) -> None:
+    for key, value in {"spacing_mm": [2, 1, 1], "label_names": ["background", "left", "right"]}.items():
+        other = tmp_path / key
+        shutil.copytree(other_fold, other)
+        config = json.loads((other / "configs" / "inference.json").read_text())
+        (other / "configs" / "inference.json").write_text(json.dumps(config | {key: value}))
+        with pytest.raises(ConfigError, match=f"members of an ensemble differ in `{key}`"):
+            Predictor(bundle, output_dir=tmp_path, device="cpu", ensemble=[other])
+    # values that do not touch the input may differ
+    (other / "configs" / "inference.json").write_text(json.dumps(config | {"tile_size": [64, 64, 64]}))
+    Predictor(bundle, output_dir=tmp_path, device="cpu", ensemble=[other])

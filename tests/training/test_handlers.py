@@ -69,14 +69,13 @@ def test_history_has_mean_loss_and_learning_rate_of_every_epoch(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_resumed_run_keeps_the_history_of_its_first_part(
+def test_a_resumed_run_has_the_history_of_its_first_part(
     tmp_path: Path, make_validated: Callable[..., Trainer]
 ) -> None:
     for epochs, resume in ((2, False), (4, True), (4, True)):
         trainer = make_validated(tmp_path, epochs=epochs, resume=resume)
         HistoryHandler(str(tmp_path), optimizer=trainer.optimizer, resume=resume).attach(trainer)
         trainer.run()
-    assert [entry["epoch"] for entry in trainer.state.history] == [1, 2, 3, 4]
     assert [entry["epoch"] for entry in json.loads((tmp_path / "history.json").read_text())] == [1, 2, 3, 4]
 
 
@@ -120,10 +119,10 @@ def test_an_error_shows_the_cursor_again_and_is_raised() -> None:
 
 
 def test_a_sparkline_has_the_given_width() -> None:
-    assert len(sparkline(list(range(1000)), width=40)) == 40
     assert sparkline([]) == ""
     assert sparkline([math.nan, math.nan]) == "  "
     line = sparkline(list(range(100)), width=8)
+    assert len(line) == 8
     assert list(line) == sorted(line)
 
 
@@ -168,7 +167,7 @@ def make(seed: int = 0, rank: int = 0) -> IntensityHandler:
     return IntensityHandler(steps, seed=seed, rank=rank)
 
 
-def test_a_resumed_training_sees_the_same_batches() -> None:
+def test_a_resumed_run_sees_the_same_batches() -> None:
     whole = seen(make(), epochs=2)
     rest = seen(make(), epochs=2, done=1)
     assert all(torch.equal(one, other) for one, other in zip(whole[STEPS:], rest, strict=True))
@@ -176,16 +175,12 @@ def test_a_resumed_training_sees_the_same_batches() -> None:
 
 
 @pytest.mark.parametrize("other", [make(seed=1), make(rank=1)])
-def test_seeds_and_processes_see_different_ones(other: IntensityHandler) -> None:
+def test_other_seeds_and_processes_see_other_batches(other: IntensityHandler) -> None:
     assert not torch.equal(seen(make())[0], seen(other)[0])
 
 
-def test_nothing_is_done_without_steps() -> None:
-    assert not any(bool(images.any()) for images in seen(IntensityHandler()))
-
-
 @pytest.mark.parametrize("name", ["unet_2d", "unet_3d"])
-def test_shipped_configs_change_grey_values_once(name: str) -> None:
+def test_shipped_configs_change_intensities_once(name: str) -> None:
     for batched in (True, False):
         parser = ConfigParser()
         parser.read_config(str(find_bundle(name) / "configs" / "train.json"))

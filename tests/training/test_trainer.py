@@ -73,12 +73,10 @@ def test_non_finite_loss_names_the_cases_of_the_batch(tmp_path: Path) -> None:
 
 
 def test_gradient_is_clipped_to_the_norm(tmp_path: Path) -> None:
-    trainer = make_trainer(
-        tmp_path,
-        epochs=1,
-        clip_grad_norm=1e-3,
-        loss_function=lambda pred, label, *_: 1e6 * torch.nn.functional.cross_entropy(pred, label[:, 0]),
-    )
+    def steep(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return 1e6 * torch.nn.functional.cross_entropy(pred, label[:, 0])
+
+    trainer = make_trainer(tmp_path, epochs=1, clip_grad_norm=1e-3, loss_function=steep)
     trainer.run()
     norm = torch.sqrt(sum(p.grad.square().sum() for p in trainer.network.parameters()))
     assert norm <= 1e-3 * 1.001
@@ -107,7 +105,7 @@ def test_loss_is_computed_in_float32_under_bfloat16(tmp_path: Path) -> None:
     assert set(dtypes) == {torch.float32}
 
 
-def test_options_bound_to_cuda_are_refused(tmp_path: Path) -> None:
+def test_options_bound_to_cuda_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="amp"):
         make_trainer(tmp_path, amp=True)
 
@@ -115,7 +113,7 @@ def test_options_bound_to_cuda_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_training_ends_with_the_weights_of_a_plain_one(tmp_path: Path) -> None:
+def test_a_compiled_run_ends_with_the_weights_of_a_plain_one(tmp_path: Path) -> None:
     weights = []
     for compiled in (False, True):
         trainer = make_trainer(tmp_path / str(compiled), compile_network=compiled)
@@ -127,7 +125,7 @@ def test_a_compiled_training_ends_with_the_weights_of_a_plain_one(tmp_path: Path
         torch.testing.assert_close(fused[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_without_a_compiler_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match=r"g\+\+"):
