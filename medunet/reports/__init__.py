@@ -9,7 +9,6 @@ from .comparison import compare as compare
 from .contact_sheet import ContactSheet as ContactSheet
 from .curves import EpochRecord as EpochRecord
 from .curves import render_curves as render_curves
-from .overlay import overlay_png as overlay_png
 from .overlay import render_overlay as render_overlay
 from .page import RunResults as RunResults
 from .page import Setting as Setting

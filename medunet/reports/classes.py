@@ -13,8 +13,8 @@ from medunet.errors import DataError
 
 Labels: TypeAlias = npt.NDArray[np.uint8]
 
+# middle tones for white, black and grey ground; neighbours differ in hue and lightness (hues after Okabe & Ito)
 PALETTE = ("#e8890c", "#3b9be0", "#1ba87a", "#d16ba5", "#c7a30a", "#8a6fdf", "#d9502e", "#17a2b0")
-"""Middle tones for white, black and grey ground; neighbours differ in hue and lightness (hues after Okabe & Ito)."""
 
 GOLDEN_RATIO = 0.618034  # multiples of it, modulo 1, keep their distance from each other
 MOST_CODES = 255  # a voxel of a packed label map is one byte
@@ -23,11 +23,16 @@ MOST_CODES = 255  # a voxel of a packed label map is one byte
 def class_colours(names: Iterable[str]) -> dict[str, str]:
     """Return a hexadecimal colour for each class but the background, by its place in the data set.
 
-    Example:
+    Examples:
         >>> class_colours(["liver", "spleen"])
         {'liver': '#e8890c', 'spleen': '#3b9be0'}
     """
-    return {name: _colour(place) for place, name in enumerate(names)}
+    colours = {}
+    for place, name in enumerate(names):
+        parts = colorsys.hls_to_rgb(place * GOLDEN_RATIO % 1.0, 0.55, 0.65)
+        generated = "#" + bytes(round(part * 255) for part in parts).hex()
+        colours[name] = PALETTE[place] if place < len(PALETTE) else generated
+    return colours
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
@@ -45,7 +50,7 @@ class ClassCodes:
     Args:
         names: names of the classes.
 
-    Example:
+    Examples:
         >>> codes = ClassCodes(["whole", "core"])
         >>> codes.encode([[0, 1, 2, 9]], {"whole": [1, 2], "core": [2]}).tolist(), codes.unions
         ([[0, 1, 3, 0]], [[1, 2]])
@@ -89,10 +94,3 @@ class ClassCodes:
             for place, name in enumerate(self.names, start=1)
         }
         return {background: 0, **numbers}
-
-
-def _colour(place: int) -> str:
-    if place < len(PALETTE):
-        return PALETTE[place]
-    parts = colorsys.hls_to_rgb(place * GOLDEN_RATIO % 1.0, 0.55, 0.65)
-    return "#" + bytes(round(part * 255) for part in parts).hex()

@@ -51,17 +51,15 @@ def compare(runs: Mapping[str, Sequence[CaseScores]]) -> list[Comparison]:
     (first, ours), *others = runs.items()
     comparisons = [_compare(first, ours, other, theirs) for other, theirs in others]
     corrected = iter(holm([row.difference.p_value for one in comparisons for row in one.rows]))
-    return [
-        replace(one, rows=tuple(replace(row, corrected=next(corrected)) for row in one.rows)) for one in comparisons
-    ]
+    rows = [tuple(replace(row, corrected=next(corrected)) for row in one.rows) for one in comparisons]
+    return [replace(one, rows=new) for one, new in zip(comparisons, rows, strict=True)]
 
 
 def _compare(first: str, ours: Sequence[CaseScores], other: str, theirs: Sequence[CaseScores]) -> Comparison:
     by_name = {case["name"]: case for case in theirs}
     pairs = [(case, by_name[case["name"]]) for case in ours if case["name"] in by_name]
     left_out = tuple(one["name"] for one, two in pairs if not _is_same_reference(one, two))
-    kept = [pair for pair in pairs if pair[0]["name"] not in left_out]
-    both, counterparts = [one for one, _ in kept], [two for _, two in kept]
+    both, counterparts = ([pair[run] for pair in pairs if pair[0]["name"] not in left_out] for run in (0, 1))
     known = {name for case in counterparts for name in case["classes"]}
     names = [name for name in dict.fromkeys(name for case in both for name in case["classes"]) if name in known]
     rows = []

@@ -37,21 +37,16 @@ Histories: TypeAlias = Mapping[str, Sequence[EpochRecord]]
 
 
 def render_curves(history: Sequence[EpochRecord]) -> bytes:
-    """Draw training loss and, if there is any, the Dice of each class and their mean as PNG.
-
-    Raises:
-        DataError: the history is empty.
-    """
+    """Draw training loss and, if there is any, the Dice of each class and their mean as PNG."""
     if not history:
-        raise DataError("a history without epochs has no curves", remedy="draw after the first epoch")
+        raise DataError("a history without epochs has no curves")
     return render_png(curve_panels({"": history}))
 
 
 def curve_panels(histories: Histories) -> list[Panel]:
     """Return panels of one run with the Dice of each class, or of several runs with their mean Dice.
 
-    Args:
-        histories: records by name (of the run or fold) in the order of their colours; empty ones are left out.
+    Colours follow the order of the histories, whose empty ones are not drawn.
     """
     drawn = {name: history for name, history in histories.items() if history}
     colours = {name: RUN_COLOURS[place % len(RUN_COLOURS)] for place, name in enumerate(histories)}
@@ -60,57 +55,44 @@ def curve_panels(histories: Histories) -> list[Panel]:
     several = len(histories) > 1
     panels = [Panel("training loss", partial(_losses, drawn, colours if several else {}))]
     if any(record.get("val_dice") for history in drawn.values() for record in history):
-        draw = partial(_means, drawn, colours) if several else partial(_classes, next(iter(drawn.values())))
-        panels.append(Panel("validation Dice", draw))
+        panels.append(Panel("validation Dice", partial(_dice, drawn, colours if several else {})))
     return panels
 
 
 def _losses(histories: Histories, colours: Mapping[str, str], axes: Axes, theme: Theme) -> None:
-    ratios = []
+    ratios = [1.0]
     for name, history in histories.items():
         losses = [record["loss"] for record in history]
-        _plot(axes, [record["epoch"] for record in history], losses, color=colours.get(name, theme.line), label=name)
+        _plot(axes, history, losses, color=colours.get(name, theme.line), label=name)
         finite = [loss for loss in losses if math.isfinite(loss)]
-        ratios += [max(finite) / min(finite) if min(finite) > 0 else 1.0] if finite else []
-    if ratios and max(ratios) > LOG_SCALE_RATIO:
+        if finite and min(finite) > 0:
+            ratios.append(max(finite) / min(finite))
+    if max(ratios) > LOG_SCALE_RATIO:
         axes.set_yscale("log")
     if colours:
         _legend(axes, theme, "upper right", len(histories))
     _epochs(axes, theme)
 
 
-def _means(histories: Histories, colours: Mapping[str, str], axes: Axes, theme: Theme) -> None:
+def _dice(histories: Histories, colours: Mapping[str, str], axes: Axes, theme: Theme) -> None:
+    """Draw the mean Dice of several runs, or the Dice of each class of one run and their mean.
+
+    The axis begins below the lowest curve, and the legend is in the corner where the curves do not end.
+    """
+    entries = len(histories)
     for name, history in histories.items():
         validated = [record for record in history if record.get("val_dice")]
-        means = [_mean(record["val_dice"]) for record in validated]
-        _plot(axes, [record["epoch"] for record in validated], means, color=colours[name], label=name)
-    _finish_dice(axes, theme, len(histories))
-
-
-def _classes(history: Sequence[EpochRecord], axes: Axes, theme: Theme) -> None:
-    validated = [record for record in history if record.get("val_dice")]
-    epochs, dice = [record["epoch"] for record in validated], [record["val_dice"] for record in validated]
-    colours = class_colours(dict.fromkeys(name for entry in dice for name in entry))
-    shown = colours if len(colours) <= MANY_CLASSES else {}
-    for name, colour in shown.items():
-        _plot(axes, epochs, [entry.get(name, math.nan) for entry in dice], color=colour, label=name)
-    if len(colours) > 1:
-        _plot(axes, epochs, [_mean(entry) for entry in dice], color=theme.line, label="mean", linestyle=(0, (4, 2)))
-    _finish_dice(axes, theme, len(shown))
-
-
-def _mean(dice: Mapping[str, float]) -> float:
-    finite = [value for value in dice.values() if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
-
-
-def _plot(axes: Axes, epochs: Sequence[int], values: Sequence[float], **style: Any) -> None:
-    # a single point has no line, so it gets a mark
-    axes.plot(epochs, values, linewidth=1.6, marker="o" if len(epochs) == 1 else "", markersize=4, **style)
-
-
-def _finish_dice(axes: Axes, theme: Theme, entries: int) -> None:
-    """Begin the axis below the lowest curve, and put the legend into the corner where the curves do not end."""
+        dice = [record["val_dice"] for record in validated]
+        means = [_mean(entry) for entry in dice]
+        if colours:
+            _plot(axes, validated, means, color=colours[name], label=name)
+            continue
+        classes = class_colours(dict.fromkeys(name for entry in dice for name in entry))
+        entries = len(classes) if len(classes) <= MANY_CLASSES else 0
+        for label, colour in list(classes.items())[:entries]:
+            _plot(axes, validated, [entry.get(label, math.nan) for entry in dice], color=colour, label=label)
+        if len(classes) > 1:
+            _plot(axes, validated, means, color=theme.line, label="mean", linestyle=(0, (4, 2)))
     curves = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
     values = np.concatenate([[], *curves])
     finite = values[np.isfinite(values)]
@@ -120,6 +102,16 @@ def _finish_dice(axes: Axes, theme: Theme, entries: int) -> None:
     ends_low = len(ends) and ends.mean() < (bottom + 1) / 2
     _legend(axes, theme, "upper right" if ends_low else "lower right", entries)
     _epochs(axes, theme)
+
+
+def _mean(dice: Mapping[str, float]) -> float:
+    finite = [value for value in dice.values() if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _plot(axes: Axes, records: Sequence[EpochRecord], values: Sequence[float], **style: Any) -> None:
+    marker = "o" if len(records) == 1 else ""  # a single point has no line
+    axes.plot([record["epoch"] for record in records], values, linewidth=1.6, marker=marker, markersize=4, **style)
 
 
 def _epochs(axes: Axes, theme: Theme) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,8 +14,7 @@ from medunet.metrics import CaseScores, PairedDifference
 from .classes import class_colours
 from .panels import RUN_COLOURS, Panel, Theme
 
-Scores: TypeAlias = Mapping[str, float]
-"""A number by case name; cases without one are left out."""
+Scores: TypeAlias = Mapping[str, float]  # a number by case name; cases without one are missing
 
 EM_TITLES = {"v_rand": "V_rand", "v_info": "V_info", "pixel_error": "pixel error", "warping_error": "warping error"}
 LOG_SCALE_RATIO = 30.0  # a largest distance of more medians gets a logarithmic axis, or one lost case flattens the rest
@@ -43,7 +41,7 @@ def class_scores(cases: Sequence[CaseScores], name: str, metric: str) -> dict[st
 def metric_titles(unit: str) -> dict[str, str]:
     """Return titles of the numbers of a class.
 
-    Example:
+    Examples:
         >>> metric_titles("px")["hd95_mm"]
         'HD95 (px)'
     """
@@ -58,7 +56,7 @@ def distribution_panels(
     Args:
         runs: cases by the run's letter.
         names: names of the classes.
-        unit: of distances.
+        unit: unit of distances.
     """
     colours = class_colours(names)
     by_run = dict(zip(runs, RUN_COLOURS * len(runs), strict=False)) if len(runs) > 1 else {}
@@ -87,44 +85,51 @@ def difference_panel(title: str, differences: Mapping[str, PairedDifference], *,
 
     Args:
         title: names what is subtracted from what.
-        differences: by class.
-        key: for the ids of the points.
-        colour: of the points.
+        differences: differences by class.
+        key: prefix of the ids of the points.
+        colour: colour of the points.
     """
+    width = max(INCHES[0], 0.8 + 1.6 * INCHES_PER_BOX * len(differences))
     points = {f"strip-{key}-{place}": one.cases for place, one in enumerate(differences.values())}
-    inches = (max(INCHES[0], 0.8 + 1.6 * INCHES_PER_BOX * len(differences)), INCHES[1])
-    draw = partial(_differences, differences=differences, key=key, colour=colour, width=inches[0])
-    return Panel(title, draw, inches=inches, points=points)
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        axes.axhline(0, color=theme.ink, linewidth=1.0)
+        style: dict[str, Any] = {"fmt": "o", "color": theme.line, "markersize": 4, "capsize": 3, "linewidth": 1.4}
+        for place, one in enumerate(differences.values()):
+            if one.cases:
+                _points(axes, place - 0.16, one.differences, colour=colour, gid=f"strip-{key}-{place}")
+                axes.errorbar([place + 0.2], [one.mean], yerr=([one.mean - one.low], [one.high - one.mean]), **style)
+        _names(axes, range(len(differences)), list(differences), width)
+        axes.set_xlim(-0.6, len(differences) - 0.4)
+
+    return Panel(title, draw, inches=(width, INCHES[1]), points=points)
 
 
 def _panel(title: str, groups: Mapping[str, Sequence[Strip]], *, key: str, is_distance: bool) -> Panel:
     strips = [strip for group in groups.values() for strip in group]
-    points = {f"strip-{key}-{place}": list(strip.scores) for place, strip in enumerate(strips) if strip.scores}
+    several = len(strips) // len(groups)  # strips of a group: one per run
     width = max(INCHES[0], 0.8 + INCHES_PER_BOX * (len(strips) + 0.6 * len(groups))) if len(strips) > 1 else NARROW
-    draw = partial(_boxes, groups=groups, key=key, is_distance=is_distance, width=width)
+    points = {f"strip-{key}-{place}": list(strip.scores) for place, strip in enumerate(strips) if strip.scores}
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        places = [number + 0.6 * (number // several) for number in range(len(strips))]
+        for number, (place, strip) in enumerate(zip(places, strips, strict=True)):
+            if strip.scores:
+                _box(axes, place, strip, gid=f"strip-{key}-{number}", theme=theme)
+        _names(axes, np.reshape(places, (-1, several)).mean(axis=1).tolist(), list(groups), width)
+        if several > 1:
+            axes.tick_params(axis="x", pad=14)
+            options: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+            options["xycoords"] = ("data", "axes fraction")
+            for place, strip in zip(places, strips, strict=True):
+                axes.annotate(strip.label, (place, 0), xytext=(0, -11), color=strip.colour, **options)
+        axes.set_xlim(places[0] - 0.7, places[-1] + 0.7)
+        _limit(axes, [value for strip in strips for value in strip.scores.values()], is_distance=is_distance)
+
     return Panel(title, draw, inches=(width, INCHES[1]), points=points)
 
 
-def _boxes(
-    axes: Axes, theme: Theme, *, groups: Mapping[str, Sequence[Strip]], key: str, is_distance: bool, width: float
-) -> None:
-    strips = [strip for group in groups.values() for strip in group]
-    several = len(strips) // len(groups)  # strips of a group: one per run
-    places = [number + 0.6 * (number // several) for number in range(len(strips))]
-    for number, (place, strip) in enumerate(zip(places, strips, strict=True)):
-        if strip.scores:
-            _box(axes, place, strip, gid=f"strip-{key}-{number}", theme=theme)
-    _names(axes, np.reshape(places, (-1, several)).mean(axis=1).tolist(), list(groups), width)
-    if several > 1:
-        axes.tick_params(axis="x", pad=14)
-        options: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
-        for place, strip in zip(places, strips, strict=True):
-            options["xycoords"] = ("data", "axes fraction")
-            axes.annotate(strip.label, (place, 0), xytext=(0, -11), color=strip.colour, **options)
-    axes.set_xlim(places[0] - 0.7, places[-1] + 0.7)
-    values = [value for strip in strips for value in strip.scores.values()]
-    if not values:
-        return
+def _limit(axes: Axes, values: Sequence[float], *, is_distance: bool) -> None:
     low, high = min(values), max(values)
     if not is_distance:
         bottom = max(0.0, low - 0.12 * (max(high, 1.0) - low)) if low > 0.5 else -0.02
@@ -136,7 +141,7 @@ def _boxes(
 
 
 def _box(axes: Axes, place: float, strip: Strip, *, gid: str, theme: Theme) -> None:
-    """A box of quartiles with Tukey's whiskers (the last case within 1.5 quartile distances), and every case."""
+    """Draw a box of quartiles with Tukey's whiskers (the last case within 1.5 quartile distances), and every case."""
     values, line = list(strip.scores.values()), {"color": theme.ink, "linewidth": 1.0}
     style: dict[str, Any] = {"boxprops": line, "whiskerprops": line, "capprops": {"linewidth": 0}}
     style |= {"medianprops": {"color": theme.line, "linewidth": 1.8}, "showfliers": False, "manage_ticks": False}
@@ -148,19 +153,6 @@ def _points(axes: Axes, place: float, values: Sequence[float], *, colour: str, g
     # multiples of the golden ratio spread points evenly, and always alike
     spread = place + SPREAD * ((np.arange(len(values)) * 0.618034) % 1 - 0.5)
     axes.scatter(spread, values, s=POINT_AREA, color=colour, alpha=0.75, linewidths=0, zorder=3).set_gid(gid)
-
-
-def _differences(
-    axes: Axes, theme: Theme, *, differences: Mapping[str, PairedDifference], key: str, colour: str, width: float
-) -> None:
-    axes.axhline(0, color=theme.ink, linewidth=1.0)
-    style: dict[str, Any] = {"fmt": "o", "color": theme.line, "markersize": 4, "capsize": 3, "linewidth": 1.4}
-    for place, one in enumerate(differences.values()):
-        if one.cases:
-            _points(axes, place - 0.16, one.differences, colour=colour, gid=f"strip-{key}-{place}")
-            axes.errorbar([place + 0.2], [one.mean], yerr=([one.mean - one.low], [one.high - one.mean]), **style)
-    _names(axes, range(len(differences)), list(differences), width)
-    axes.set_xlim(-0.6, len(differences) - 0.4)
 
 
 def _names(axes: Axes, places: Sequence[float], names: Sequence[str], width: float) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from medunet.errors import ConfigError, GeometryError
-from medunet.files import write_atomically
+from medunet.errors import GeometryError
 from medunet.metrics.arrays import Array, ArrayOrTensor, as_array, checked_spacing
 from medunet.metrics.evaluation import BACKGROUND
 
@@ -27,9 +24,8 @@ LEGEND_INCHES, GAP_INCHES, TITLE_INCHES = 0.34, 0.06, 0.08
 DOTS_PER_INCH = 110
 MAX_ASPECT = 3.0  # of a panel: a stack of two slices would be a line
 
+# dark ground in light and dark pages alike: greys are judged against black, as on a reading station
 PAPER, INK, REFERENCE = "#101214", "#c9ccd1", "#ffffff"
-"""Dark ground in light and dark pages alike: greys are judged against black, as on a reading station."""
-
 DASHES = (0, (3, 1.5))
 OUTLINE = withStroke(linewidth=2.5, foreground=PAPER)  # keeps text readable on bright tissue
 
@@ -53,18 +49,6 @@ class Plane(NamedTuple):
         return columns * self.column_mm / (rows * self.row_mm)
 
 
-def overlay_png(
-    image: ArrayOrTensor,
-    pred: ArrayOrTensor,
-    ref: ArrayOrTensor | None = None,
-    *,
-    path: str | os.PathLike[str],
-    **options: Any,
-) -> Path:
-    """Draw a case into a PNG file and return its path; arguments as of :func:`render_overlay`."""
-    return write_atomically(path, render_overlay(image, pred, ref, **options))
-
-
 def render_overlay(
     image: ArrayOrTensor,
     pred: ArrayOrTensor,
@@ -74,65 +58,54 @@ def render_overlay(
     spacing_mm: Sequence[float] | None = None,
     affine: ArrayOrTensor | None = None,
     title: str = "",
-    channel: int = 0,
 ) -> bytes:
-    """Draw a case as PNG: one panel in 2D; in 3D three planes, each where it shows most foreground.
+    """Draw a case as PNG: one panel in 2D; in 3D three planes, each in the slice with most foreground.
 
     With an affine, 3D planes are turned as radiologists look at them, with letters for right, anterior and superior.
     Without one, axes are only numbered.
 
     Args:
-        image: `(C, *spatial)` or `(*spatial)`.
-        pred: label map `(1, *spatial)` or `(*spatial)`.
+        image: `(C, *spatial)`, of which the first channel is shown, or `(*spatial)`.
+        pred: label map `(*spatial)` or `(1, *spatial)`.
         ref: reference label map, if there is one.
-        labels: name -> value, background first; a region has several values, and regions may share values.
-        spacing_mm: distance of voxels along each axis; by default from the affine, else 1 mm.
-        affine: `(4, 4)` from voxels to RAS millimetres; by default the image's own (`MetaTensor.affine`), if any.
+        labels: value by name, background first; a region has several values, and regions may share values.
+        spacing_mm: distance of voxels along each axis. Default: the affine's, else 1 mm.
+        affine: `(4, 4)` from voxels to RAS millimetres. Default: the image's own (`MetaTensor.affine`), if any.
         title: text in the upper left corner.
-        channel: channel of the image that is shown.
 
     Raises:
         GeometryError: the shapes differ.
-        ConfigError: the image has no such channel.
     """
     affine = getattr(image, "affine", None) if affine is None else affine
     voxels, pred_array = as_array(image), as_array(pred)
-    spatial_dims = _spatial_dims(pred_array) if spacing_mm is None else len(spacing_mm)
+    # `(1, x, y)` is a slice with a channel axis, not a volume of one row
+    has_channels = pred_array.ndim == 4 or (pred_array.ndim == 3 and pred_array.shape[0] == 1)
+    spatial_dims = pred_array.ndim - has_channels if spacing_mm is None else len(spacing_mm)
+    if spatial_dims not in (2, 3):
+        raise GeometryError("a label map must have 2 or 3 spatial axes", received=pred_array.shape)
     maps = [as_array(one, spatial_dims=spatial_dims) for one in (pred, ref) if one is not None]
-    if voxels.ndim == spatial_dims + 1:
-        if not 0 <= channel < len(voxels):
-            raise ConfigError("image has no such channel", received=channel, expected=f"0 to {len(voxels) - 1}")
-        voxels = voxels[channel]
+    voxels = voxels[0] if voxels.ndim == spatial_dims + 1 else voxels
     for one in maps:
         if one.shape != voxels.shape:
             raise GeometryError("label map is not on the image's grid", received=one.shape, expected=voxels.shape)
     spacing = None if spacing_mm is None else checked_spacing(spacing_mm, spatial_dims=spatial_dims)
     members = {name: tuple(np.atleast_1d(value).tolist()) for name, value in labels.items()}
     (background,) = members.get(BACKGROUND, (0,))
-    shown = {name: values for name, values in members.items() if values != (background,)}
+    members = {name: values for name, values in members.items() if values != (background,)}
     matrix = None if affine is None or spatial_dims != 3 else as_array(affine).astype(float)
-    cut = planes([voxels, *maps], matrix, spacing, background=background)
-    return _draw(cut, limits=window(voxels), members=shown, title=title)
+    return _draw(cut_planes([voxels, *maps], matrix, spacing, background), window(voxels), members, title)
 
 
-def planes(
-    arrays: Sequence[Array], affine: Array | None, spacing_mm: Sequence[float] | None, *, background: int
+def cut_planes(
+    arrays: Sequence[Array], affine: Array | None, spacing_mm: Sequence[float] | None, background: int
 ) -> list[Plane]:
-    """Cut the planes that are drawn.
-
-    Args:
-        arrays: image, prediction and, if there is one, reference.
-        affine: from voxels to RAS millimetres.
-        spacing_mm: distance of voxels along each axis; by default from the affine.
-        background: value of the background in the label maps.
-    """
-    seen, spacing = as_seen(arrays, affine, spacing_mm)
-    image, *maps = seen
+    """Return the planes of image, prediction and, if there is one, reference that are drawn."""
+    (image, *maps), spacing = as_seen(arrays, affine, spacing_mm)
     pred, ref = maps[0], maps[1] if len(maps) > 1 else None
     if arrays[0].ndim == 2:
         return [Plane(image[0], pred[0], None if ref is None else ref[0], spacing[1], spacing[2])]
     foreground = np.any([one != background for one in maps], axis=0)
-    cut = []
+    planes = []
     for axis, (name, left, top) in enumerate((("axial", "R", "A"), ("coronal", "R", "S"), ("sagittal", "A", "S"))):
         rows, columns = (other for other in range(3) if other != axis)
         areas = foreground.sum(axis=(rows, columns))
@@ -142,37 +115,29 @@ def planes(
         index = number if affine is None else len(areas) - 1 - number
         slices = [None if one is None else one[(slice(None),) * axis + (index,)] for one in (image, pred, ref)]
         words = (f"axis {2 - axis}, slice {number}", "", "") if affine is None else (f"{name} {number}", left, top)
-        cut.append(Plane(*slices, spacing[rows], spacing[columns], *words))  # type: ignore[arg-type,call-arg] # only ref may be None
-    return cut
-
-
-def _spatial_dims(pred: Array) -> int:
-    """The number of spatial axes: `(1, x, y)` is a slice with a channel axis, not a volume of one row."""
-    spatial_dims = pred.ndim - (pred.ndim == 4 or (pred.ndim == 3 and pred.shape[0] == 1))
-    if spatial_dims not in (2, 3):
-        raise GeometryError("label map cannot be drawn", received=pred.shape, expected="2 or 3 spatial axes")
-    return spatial_dims
+        planes.append(Plane(*slices, spacing[rows], spacing[columns], *words))  # type: ignore[arg-type,call-arg] # only ref may be None
+    return planes
 
 
 def _draw(
-    cut: Sequence[Plane], *, limits: tuple[float, float], members: Mapping[str, tuple[int, ...]], title: str
+    planes: Sequence[Plane], limits: tuple[float, float], members: Mapping[str, tuple[int, ...]], title: str
 ) -> bytes:
-    """The planes side by side, of one height, over one legend."""
-    panel_height = PANEL_INCHES[len(cut)]
-    widths = [panel_height * float(np.clip(plane.aspect, 1 / MAX_ASPECT, MAX_ASPECT)) for plane in cut]
-    width, height = sum(widths) + GAP_INCHES * (len(cut) - 1), panel_height + LEGEND_INCHES
-    # Figure without pyplot: no window system is asked for and nothing stays in a global list of figures
+    """Draw planes side by side, of one height, over one legend."""
+    panel_height = PANEL_INCHES[len(planes)]
+    widths = [panel_height * float(np.clip(plane.aspect, 1 / MAX_ASPECT, MAX_ASPECT)) for plane in planes]
+    width, height = sum(widths) + GAP_INCHES * (len(planes) - 1), panel_height + LEGEND_INCHES
+    # Figure without pyplot needs no window system and stays in no global list of figures
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor=PAPER)
     start, bottom = 0.0, LEGEND_INCHES / height
-    for plane, panel in zip(cut, widths, strict=True):
+    for plane, panel in zip(planes, widths, strict=True):
         axes = figure.add_axes((start / width, bottom, panel / width, 1 - bottom))
-        _draw_plane(axes, plane, limits=limits, members=members)
+        _draw_plane(axes, plane, limits, members)
         start += panel + GAP_INCHES
     if title:
         left, top = TITLE_INCHES / width, 1 - TITLE_INCHES / height
         figure.text(left, top, title, color=INK, fontsize=9, va="top", path_effects=[OUTLINE])
     handles = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in class_colours(members).items()]
-    if cut[0].ref is not None:
+    if planes[0].ref is not None:
         handles.append(Line2D([], [], color=REFERENCE, linewidth=1, linestyle=DASHES, label="reference"))
     options: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 0.0), "borderaxespad": 0.4}
     options |= {"frameon": False, "labelcolor": INK, "fontsize": 8, "handlelength": 1.8, "columnspacing": 1.4}
@@ -182,13 +147,10 @@ def _draw(
     return buffer.getvalue()
 
 
-def _draw_plane(
-    axes: Axes, plane: Plane, *, limits: tuple[float, float], members: Mapping[str, tuple[int, ...]]
-) -> None:
+def _draw_plane(axes: Axes, plane: Plane, limits: tuple[float, float], members: Mapping[str, tuple[int, ...]]) -> None:
     axes.set_axis_off()
     rows, columns = plane.image.shape
-    low, high = limits
-    axes.imshow(plane.image, cmap="gray", vmin=low, vmax=high, aspect=plane.row_mm / plane.column_mm)
+    axes.imshow(plane.image, cmap="gray", vmin=limits[0], vmax=limits[1], aspect=plane.row_mm / plane.column_mm)
     for name, colour in class_colours(members).items():
         _contour(axes, np.isin(plane.pred, members[name]), colors=colour, linewidths=1.5)
     for values in members.values():

@@ -20,10 +20,10 @@ for (const [id, cases] of Object.entries(page.points)) {
 }
 
 // Sort the table by a column; cells without a number stay last in both directions.
-for (const head of document.querySelectorAll("th[data-column]")) {
+for (const head of byId("table")?.tHead.rows[1].cells ?? []) {
   head.querySelector("button").addEventListener("click", () => {
     const down = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-    const key = (row) => row.cells[head.dataset.column].dataset.value;
+    const key = (row) => row.cells[head.cellIndex].dataset.value;
     const compare = (a, b) => {
       if (a === "" || b === "") return (a === "") - (b === "");
       const difference = a - b;

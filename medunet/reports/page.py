@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -20,13 +20,12 @@ from medunet.files import write_atomically
 from medunet.metrics import CaseScores, summarise
 
 from .classes import class_colours
-from .comparison import compare
+from .comparison import COMPARED, compare
 from .curves import EpochRecord, curve_panels
 from .distributions import EM_TITLES, difference_panel, distribution_panels, metric_titles
 from .panels import RUN_COLOURS, Panel, render_png, render_svg
 from .stack import Stack
 
-FAILURES = ("missed", "spurious")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # names of runs in figures and columns; also their largest number
 
 
@@ -42,12 +41,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class RunResults:
-    """What the page shows of one run. All of it is shown as text; nothing of it may name a patient or a path."""
+    """Content of the page about one run; no text may name a patient or a path."""
 
     name: str
     cases: Sequence[CaseScores] = ()  # results of `evaluate_case`
     histories: Mapping[str, Sequence[EpochRecord]] = field(default_factory=dict)  # of a cross-validation by fold
-    facts: Mapping[str, str] = field(default_factory=dict)  # shown in this order
+    facts: Mapping[str, str] = field(default_factory=dict)  # in the order of the page
     settings: Sequence[Setting] = ()
     notes: Sequence[str] = ()  # what the reader must know before believing the numbers
     trained_on: frozenset[str] = frozenset()  # names of cases that the network has seen in training
@@ -59,10 +58,9 @@ class RunResults:
 def lowest_dice(runs: Sequence[RunResults]) -> dict[str, float]:
     """Return the lowest mean Dice of any run by case, the worst case first; cases without a number are last, with 1."""
     lowest: dict[str, float] = {}
-    for run in runs:
-        for case in run.cases:
-            dice = case["mean_dice"] if math.isfinite(case["mean_dice"]) else math.inf
-            lowest[case["name"]] = min(dice, lowest.get(case["name"], math.inf))
+    for case in (case for run in runs for case in run.cases):
+        dice = case["mean_dice"] if math.isfinite(case["mean_dice"]) else math.inf
+        lowest[case["name"]] = min(dice, lowest.get(case["name"], math.inf))
     ordered = sorted(lowest.items(), key=lambda entry: (entry[1], entry[0]))
     return {name: dice if math.isfinite(dice) else 1.0 for name, dice in ordered}
 
@@ -74,7 +72,7 @@ def class_names(runs: Sequence[RunResults]) -> list[str]:
 
 def write_figures(folder: str | os.PathLike[str], runs: Sequence[RunResults]) -> list[Path]:
     """Write the figures of the page as PNG files and return their paths."""
-    sections = _figures(runs).items()
+    sections = _figures(dict(zip(LETTERS, runs, strict=False))).items()
     return [write_atomically(Path(folder) / f"{section}.png", render_png(panels)) for section, panels in sections]
 
 
@@ -95,72 +93,67 @@ def write_report(
         title: headline.
         stacks: small volumes by case name; other cases are only in the table. Label maps are in the numbers of
             :class:`ClassCodes` for `class_names`.
-        maps: for every stack the letters of the runs whose predictions follow the reference; by default all runs.
-        unions: of :class:`ClassCodes`, if classes overlap.
+        maps: for every stack the letters of the runs whose predictions follow the reference. Default: all runs.
+        unions: :attr:`ClassCodes.unions`, if classes overlap.
     """
-    runs = list(runs)[: len(LETTERS)]
     lettered = dict(zip(LETTERS, runs, strict=False))
-    names, lowest, panels = class_names(runs), lowest_dice(runs), _figures(runs)
-    order, colours = list(lowest), class_colours(names)
+    names, lowest, panels = class_names(runs), lowest_dice(runs), _figures(lettered)
+    colours, places = class_colours(names), {name: index for index, name in enumerate(lowest)}
     measured = {letter: run.cases for letter, run in lettered.items() if run.cases}
-    places = {name: index for index, name in enumerate(order)}
-    all_panels = [panel for section in panels.values() for panel in section]
+    points = {gid: cases for section in panels.values() for panel in section for gid, cases in panel.points.items()}
     document = {
-        "cases": order,
+        "cases": list(lowest),
         "classes": [{"name": name, "colour": colours[name]} for name in names],
         "unions": [list(union) for union in unions],
-        "points": {
-            gid: [places[case] for case in cases] for panel in all_panels for gid, cases in panel.points.items()
-        },
+        "points": {gid: [places[case] for case in cases] for gid, cases in points.items()},
         "runs": [{"letter": letter, "name": run.name} for letter, run in lettered.items()],
     }
     pictures = {
-        places[name]: {**stack.document(), "letters": list((maps or {}).get(name, lettered))}
+        places[name]: _json({**stack.document(), "letters": list((maps or {}).get(name, lettered))})
         for name, stack in (stacks or {}).items()
         if name in places
     }
-    text = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=title,
-            version=__version__,
-            runs=lettered,
-            run_colours=dict(zip(LETTERS, RUN_COLOURS * 5, strict=False)),
-            summaries={letter: summarise(cases) for letter, cases in measured.items()},
-            classes=colours,
-            em_keys=list(dict.fromkeys(k for cases in measured.values() for case in cases for k in case.get("em", {}))),
-            em_titles=EM_TITLES,
-            comparisons=compare(measured) if len(measured) > 1 else [],
-            metrics=metric_titles(_unit(runs)),
-            unit=_unit(runs),
-            order=order,
-            lowest=lowest,
-            nan=math.nan,
-            scores={letter: {case["name"]: case for case in cases} for letter, cases in measured.items()},
-            seen={name: [letter for letter, run in lettered.items() if _flatters(run, name)] for name in order},
-            settings=_settings(runs),
-            svgs={
-                section: [
-                    (panel.inches, Markup(render_svg(panel, key=f"{section}{place}")))
-                    for place, panel in enumerate(entries)
-                ]
-                for section, entries in panels.items()
-            },
-            document=_json(document),
-            pictures={index: _json(picture) for index, picture in sorted(pictures.items())},
-            failures=FAILURES,
-        )
+    svgs = {
+        section: [
+            (panel.inches, Markup(render_svg(panel, key=f"{section}{place}"))) for place, panel in enumerate(them)
+        ]
+        for section, them in panels.items()
+    }
+    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
+    loader = PackageLoader("medunet.reports", package_path="")
+    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
+    environment.filters |= {"number": number, "p_value": p_value}
+    text = environment.get_template("page.html").render(
+        title=title,
+        version=__version__,
+        part=_part,
+        finite=math.isfinite,
+        nan=math.nan,
+        runs=lettered,
+        run_colours=dict(zip(LETTERS, RUN_COLOURS * 5, strict=False)),
+        summaries={letter: summarise(cases) for letter, cases in measured.items()},
+        classes=colours,
+        em_keys=list(dict.fromkeys(key for cases in measured.values() for case in cases for key in case.get("em", {}))),
+        em_titles=EM_TITLES,
+        comparisons=compare(measured) if len(measured) > 1 else [],
+        metrics=metric_titles(_unit(runs)),
+        unit=_unit(runs),
+        order=list(lowest),
+        lowest=lowest,
+        scores={letter: {case["name"]: case for case in cases} for letter, cases in measured.items()},
+        settings=_settings(runs),
+        svgs=svgs,
+        document=_json(document),
+        pictures=dict(sorted(pictures.items())),
     )
     return write_atomically(path, re.sub(r"\n\s*\n+", "\n", text))
 
 
-def _figures(runs: Sequence[RunResults]) -> dict[str, list[Panel]]:
-    """Panels of the page by section: `scores`, `differences` if there are several runs, and `curves`."""
-    lettered = dict(zip(LETTERS, runs, strict=False))
-    cases = {letter: run.cases for letter, run in lettered.items() if run.cases}
-    unit = _unit(runs)
-    sections = {"scores": distribution_panels(cases, names=class_names(runs), unit=unit) if cases else []}
+def _figures(runs: Mapping[str, RunResults]) -> dict[str, list[Panel]]:
+    """Return the panels by section: `scores`, `differences` if there are several runs, and `curves`."""
+    cases = {letter: run.cases for letter, run in runs.items() if run.cases}
+    unit = _unit(runs.values())
+    sections = {"scores": distribution_panels(cases, names=class_names([*runs.values()]), unit=unit) if cases else []}
     if len(cases) > 1:
         sections["differences"] = [
             difference_panel(
@@ -171,72 +164,58 @@ def _figures(runs: Sequence[RunResults]) -> dict[str, list[Panel]]:
             )
             for comparison in compare(cases)
             if comparison.cases
-            for metric in ("dice", "msd_mm")
+            for metric in COMPARED
         ]
     histories = {
-        " ".join(filter(None, (letter, name if len(run.histories) > 1 else ""))): history
-        for letter, run in lettered.items()
+        " ".join(filter(None, (letter if len(runs) > 1 else "", name if len(run.histories) > 1 else ""))): history
+        for letter, run in runs.items()
         for name, history in run.histories.items()
     }
-    sections["curves"] = curve_panels(histories if len(runs) > 1 else runs[0].histories)
+    sections["curves"] = curve_panels(histories)
     return {section: panels for section, panels in sections.items() if panels}
 
 
-def _unit(runs: Sequence[RunResults]) -> str:
-    """The unit of distances in all runs."""
+def _unit(runs: Iterable[RunResults]) -> str:
+    """Return the unit of distances in all runs."""
     units = {run.unit for run in runs if run.cases}
     return units.pop() if len(units) == 1 else "mm or px" if units else "mm"
 
 
-def _flatters(run: RunResults, name: str) -> bool:
-    """Whether a run was measured on a case that it had trained on."""
-    return name in run.trained_on and any(case["name"] == name for case in run.cases)
-
-
 def _settings(runs: Sequence[RunResults]) -> list[dict[str, Any]]:
-    """One row per id; the reasons of several runs follow each other if they differ."""
+    """Return one row per id, with the different reasons of several runs."""
     by_run = [{setting.id: setting for setting in run.settings} for run in runs]
     rows = []
     for id_ in dict.fromkeys(id_ for settings in by_run for id_ in settings):
-        found = [settings.get(id_, Setting(id_, "")) for settings in by_run]
-        values = [setting.value for setting in found]
-        why = " / ".join(dict.fromkeys(setting.why for setting in found if setting.why))
-        changed = any(setting.is_changed for setting in found)
+        of_runs = [settings.get(id_, Setting(id_, "")) for settings in by_run]
+        values = [setting.value for setting in of_runs]
+        why = " / ".join(dict.fromkeys(setting.why for setting in of_runs if setting.why))
+        changed = any(setting.is_changed for setting in of_runs)
         rows.append({"id": id_, "settings": values, "why": why, "changed": changed, "differs": len(set(values)) > 1})
     return rows
 
 
-def _environment() -> Environment:
-    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
-    loader = PackageLoader("medunet.reports", package_path="")
-    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
-    environment.filters |= {"number": number, "p_value": p_value}
-    environment.globals |= {"part": _part, "finite": math.isfinite}
-    return environment
-
-
 def _part(name: str) -> Markup:
-    """A file beside the template, as it is."""
+    """Return a file beside the template, unescaped."""
     return Markup((resources.files(__package__) / name).read_text(encoding="utf-8"))
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:
     """Return a number as text; a dash for NaN and infinity.
 
-    Example:
+    Examples:
         >>> number(0.98765, 3), number(-0.00001, 3, signed=True), number(math.nan, 2)
         ('0.988', '0.000', '-')
     """
     if not math.isfinite(value):
         return "-"
-    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
     return text.lstrip("+-") if float(text) == 0 else text
 
 
 def p_value(value: float) -> str:
     """Return a p-value as papers print it.
 
-    Example:
+    Examples:
         >>> p_value(0.00001), p_value(0.0312), p_value(math.nan)
         ('< 0.001', '0.031', 'too few cases')
     """
@@ -246,6 +225,6 @@ def p_value(value: float) -> str:
 
 
 def _json(document: Any) -> Markup:
-    """JSON that cannot end the script element that contains it."""
+    """Return JSON that cannot end the script element that contains it."""
     text = json.dumps(document, separators=(",", ":"), allow_nan=False)
     return Markup(text.translate({ord(character): f"\\u{ord(character):04x}" for character in "<>&"}))

@@ -29,11 +29,11 @@ class Theme(NamedTuple):
 
 LIGHT = Theme(paper="#ffffff", ink="#5b6168", faint="#e3e5e8", line="#1c1f23")
 PAGE = Theme(paper="#010203", ink="#040506", faint="#070809", line="#0a0b0c")
+# the colours of PAGE, which nothing else uses, and the variables of the page's style sheet that replace them
 VARIABLES = dict(zip(PAGE, ("var(--card)", "var(--soft)", "var(--faint)", "var(--ink)"), strict=True))
-"""The colours of `PAGE`, which nothing else uses, and the variables of the page's style sheet that replace them."""
 
+# of the runs of a comparison, in their order; after the last the first comes again
 RUN_COLOURS = ("#5b7cfa", "#e0457b", "#1f9e89", "#c98a00", "#8a63d2", "#7d8790")
-"""Of the runs of a comparison, in their order; after the last the first comes again, and the letter distinguishes."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ def render_png(panels: Sequence[Panel]) -> bytes:
 def render_svg(panel: Panel, *, key: str) -> str:
     """Draw a panel as an SVG element that follows the page's colours and font.
 
-    The groups of points keep their ids (`Panel.points`), so that a script finds the element of each point.
-    `key` distinguishes the other ids of this drawing from those of other drawings in the page.
+    The groups of points have the ids of `Panel.points`; `key` makes the other ids unique in the page.
     """
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
         text = _save([panel], PAGE, "svg", metadata={"Date": None, "Creator": None}).decode("utf-8")
@@ -75,24 +74,20 @@ def _save(panels: Sequence[Panel], theme: Theme, kind: str, **options: Any) -> b
     rows = math.ceil(len(panels) / across)
     widths = [max(panel.inches[0] for panel in panels[column::across]) for column in range(across)]
     size = (sum(widths), rows * max(panel.inches[1] for panel in panels))
-    # Figure without pyplot: no window system is asked for and nothing stays in a global list of figures
+    # Figure without pyplot needs no window system and stays in no global list of figures
     figure = Figure(size, dpi=DOTS_PER_INCH, facecolor=theme.paper, layout="constrained")
     grid = figure.subplots(rows, across, squeeze=False, width_ratios=widths).ravel()
     for axes, panel in zip(grid, panels, strict=False):
-        _style(axes, panel.title, theme)
+        axes.set_facecolor(theme.paper)
+        axes.set_title(panel.title, loc="left", fontsize=10, color=theme.ink)
+        axes.tick_params(colors=theme.ink, labelsize=8, length=0)
+        axes.grid(True, axis="y", color=theme.faint, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(theme.faint)
         panel.draw(axes, theme)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, facecolor=theme.paper, **options)
     return buffer.getvalue()
-
-
-def _style(axes: Axes, title: str, theme: Theme) -> None:
-    axes.set_facecolor(theme.paper)
-    axes.set_title(title, loc="left", fontsize=10, color=theme.ink)
-    axes.tick_params(colors=theme.ink, labelsize=8, length=0)
-    axes.grid(True, axis="y", color=theme.faint, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(theme.faint)

@@ -1,4 +1,4 @@
-"""A case made small enough for a page: one sprite of grey slices, and its label maps, cut to what matters."""
+"""A case in a page: one sprite of grey slices, and its label maps, cropped and reduced to a number of bytes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,13 @@ from medunet.metrics.arrays import bounding_box
 from .classes import Labels
 from .view import Array, Spacing, as_bytes, as_seen, window
 
+# surroundings of the labels that a case keeps: in millimetres, or as a part of the labels' box if that is more
 MARGIN_MM, MARGIN_SHARE = 25.0, 0.25
-"""Surroundings of the labels that are kept: in millimetres, or as a part of the labels' box if that is more."""
-
 CROP_GAIN = 0.7  # an image is cut only to less than this part of its voxels
 MAX_VOXELS = 2_000_000  # of an image after shrinking, which a phone still decodes in a moment
 MAX_LABEL_VOXELS = 5_000_000  # of each label map after shrinking; they take memory rather than bytes of the page
-QUALITIES = (90, 75, 60, 42)  # of WebP, from the best; a grid becomes coarser if the third does not fit
-MIDDLE = 60
-BYTES_PER_VOXEL = 0.12  # of an image at the middle quality, from which the first size is guessed
+QUALITIES = (90, 75, 60, 42)  # of WebP, from the best; the grid becomes coarser if none fits
+BYTES_PER_VOXEL = 0.12  # of an image at a medium quality, from which the first size is guessed
 LABEL_SHARE = 0.3  # of the bytes of a case that the label maps may take
 COARSER = 0.7
 MAX_TRIES = 8
@@ -81,14 +79,14 @@ def pack_case(
     spacing_mm: Sequence[float] | None = None,
     max_bytes: int = 400_000,
 ) -> Stack:
-    """Make a case small.
+    """Reduce a case to a size in a page.
 
     Args:
         image: `(C, *spatial)`; the first channel is shown; a picture with three channels is shown in colour.
         maps: reference, then predictions, `(*spatial)` in the numbers of :class:`medunet.reports.ClassCodes`.
         affine: 4x4 from voxels to RAS mm; None for pictures and stacks of pictures without a place in a patient.
-        spacing_mm: distance of voxels along each axis; by default from the affine, else 1.
-        max_bytes: bytes in a page. A case that cannot be made as small is returned as small as possible.
+        spacing_mm: distance of voxels along each axis. Default: the affine's, else 1.
+        max_bytes: bytes in a page; a case that cannot be as small is as small as possible.
 
     Raises:
         GeometryError: a map is not on the image's grid.
@@ -96,9 +94,8 @@ def pack_case(
     voxels = np.asarray(image, dtype=np.float32)
     for one in maps:
         if np.shape(one) != voxels.shape[1:]:
-            raise GeometryError(
-                "label map is not on the image's grid", received=np.shape(one), expected=voxels.shape[1:]
-            )
+            rule = "label map is not on the image's grid"
+            raise GeometryError(rule, received=np.shape(one), expected=voxels.shape[1:])
     is_colour = affine is None and voxels.ndim == 3 and len(voxels) == 3
     channels = [*voxels] if is_colour else [voxels[0]]
     seen, spacing = as_seen([*channels, *maps], affine, spacing_mm)
@@ -125,7 +122,7 @@ def pack_case(
 
 
 def _box(places: Sequence[Array], spacing: Spacing) -> tuple[slice, ...] | None:
-    """The surroundings of the labels; None if the whole image is hardly larger, or has no label."""
+    """Return the surroundings of the labels; None if the image is hardly larger, or has no label."""
     whole = places[0].shape
     box = bounding_box(np.any([one != 0 for one in places], axis=0))
     if box is None or whole[0] == 1:
@@ -134,8 +131,8 @@ def _box(places: Sequence[Array], spacing: Spacing) -> tuple[slice, ...] | None:
     for edge, size, distance in zip(box, whole, spacing, strict=True):
         margin = math.ceil(max(MARGIN_MM / distance, MARGIN_SHARE * (edge.stop - edge.start)))
         wide.append(slice(max(0, edge.start - margin), min(size, edge.stop + margin)))
-    kept = math.prod(edge.stop - edge.start for edge in wide)
-    return tuple(wide) if kept < CROP_GAIN * math.prod(whole) else None
+    part = math.prod(edge.stop - edge.start for edge in wide) / math.prod(whole)
+    return tuple(wide) if part < CROP_GAIN else None
 
 
 def _packed_labels(places: Sequence[Array], spacing: Spacing, room: float) -> tuple[bytes, tuple[int, int, int]]:
@@ -150,7 +147,7 @@ def _packed_labels(places: Sequence[Array], spacing: Spacing, room: float) -> tu
 
 
 def _packed_image(channels: Array, spacing: Spacing, room: float) -> tuple[bytes, tuple[int, int, int], int]:
-    """WebP of the best quality that fits, its grid, and how many slices are side by side."""
+    """Return WebP of the best quality that fits, its grid, and how many slices are side by side."""
     limits, full = window(*channels), channels.shape[1:]
     wanted = min(MAX_VOXELS, room / BYTES_PER_VOXEL)
     for _ in range(MAX_TRIES):
@@ -159,21 +156,17 @@ def _packed_image(channels: Array, spacing: Spacing, room: float) -> tuple[bytes
             tensor = torch.from_numpy(np.ascontiguousarray(channels))
             channels = torch.nn.functional.adaptive_avg_pool3d(tensor, shape).numpy()
         sprite, across = _sprite(as_bytes(channels, limits))
-        content = _webp(sprite, MIDDLE)
-        fits = len(content) <= room
-        for quality in (quality for quality in QUALITIES if (quality > MIDDLE) == fits and quality != MIDDLE):
-            other = _webp(sprite, quality)
-            if len(other) <= room:
-                return other, shape, across
-            content = content if fits else other
-        if fits:
-            break
-        wanted = math.prod(shape) * max(0.3, 0.9 * room / len(content))
-    return content, shape, across
+        for quality in QUALITIES:
+            buffer = io.BytesIO()
+            sprite.save(buffer, format="WEBP", quality=quality, method=4)
+            if (size := buffer.tell()) <= room:
+                return buffer.getvalue(), shape, across
+        wanted = math.prod(shape) * max(0.3, 0.75 * room / size)
+    return buffer.getvalue(), shape, across
 
 
 def _coarser_shape(shape: Sequence[int], spacing: Spacing, voxels: float) -> tuple[int, int, int]:
-    """The grid of at most this many voxels; the finest axes are reduced first, until all are alike."""
+    """Return a grid of at most this many voxels; the finest axes are reduced first, until all are alike."""
 
     def sizes(distance: float) -> tuple[int, int, int]:
         z, y, x = (max(1, round(size * own / max(own, distance))) for size, own in zip(shape, spacing, strict=True))
@@ -194,7 +187,7 @@ def _nearest(one: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _sprite(grey: npt.NDArray[np.uint8]) -> tuple[Image.Image, int]:
-    """All slices on one sheet that is about square, and how many are side by side."""
+    """Return all slices on one sheet that is about square, and how many are side by side."""
     count, slices, rows, columns = grey.shape
     across = max(1, min(slices, math.ceil(math.sqrt(slices * rows / columns)), MAX_EDGE // columns))
     down = math.ceil(slices / across)
@@ -202,9 +195,3 @@ def _sprite(grey: npt.NDArray[np.uint8]) -> tuple[Image.Image, int]:
     sheet[:, :slices] = grey
     sheet = sheet.reshape(count, down, across, rows, columns).swapaxes(2, 3).reshape(count, down * rows, -1)
     return Image.fromarray(sheet[0] if count == 1 else np.moveaxis(sheet, 0, -1).copy()), across
-
-
-def _webp(sheet: Image.Image, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="WEBP", quality=quality, method=4)
-    return buffer.getvalue()

@@ -13,24 +13,17 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[Any]
 Spacing: TypeAlias = tuple[float, float, float]
 
-WINDOW_PERCENTILES = (0.5, 99.5)
-"""Intensities shown as black and white: a metal clip or a padding value must not take the contrast."""
-
-WINDOW_SAMPLES = 500_000  # voxels that the percentiles are taken from; more do not move them visibly
+WINDOW_PERCENTILES = (0.5, 99.5)  # shown as black and white: metal or padding must not take the contrast
+WINDOW_SAMPLES = 500_000  # voxels from which the percentiles are taken; more do not move them visibly
 
 
 def as_seen(
     arrays: Sequence[Array], affine: npt.ArrayLike | None, spacing_mm: Sequence[float] | None = None
 ) -> tuple[list[Array], Spacing]:
-    """Return views `(slices, rows, columns)`: slices from head to feet, rows to the back, columns to the left.
+    """Return views `(slices, rows, columns)`, and the distances of slices, rows and columns.
 
-    Args:
-        arrays: `(*spatial)`, of one shape. A picture becomes one slice.
-        affine: 4x4 from voxels to RAS mm; None: axes are only reversed, because nothing is known of the patient.
-        spacing_mm: distance of voxels along each axis; by default from the affine, else 1.
-
-    Returns:
-        The arrays, and the distances of their slices, rows and columns.
+    Slices are from head to feet, rows to the back, columns to the left. A picture becomes one slice. Without an affine
+    axes are only reversed. `spacing_mm` is along each axis of the arrays; the default is the affine's, else 1.
     """
     planar = arrays[0].ndim == 2
     if affine is None:

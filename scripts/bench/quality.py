@@ -28,10 +28,11 @@ from skimage.segmentation import find_boundaries
 from medunet.bundle import find_bundle
 from medunet.config import parse_settings
 from medunet.datasets import open_dataset
+from medunet.files import write_atomically
 from medunet.io import read_volume
 from medunet.metrics import best_em_scores, em_scores, summarise
 from medunet.prediction import Pair, Predictor, evaluate_pairs
-from medunet.reports import overlay_png
+from medunet.reports import render_overlay
 from medunet.runs import evaluate_bundle, train_bundle
 from medunet.transforms import separate_cells
 
@@ -128,7 +129,7 @@ def draw_median(run: Path, data: Path, path: Path) -> None:
     case = next(case for case in dataset.cases if case.name == chosen)
     files = (case.images[0], run / "evaluation" / "predictions" / case.images[0].name, case.label)
     image, pred, ref = (read_volume(file).image for file in files)
-    overlay_png(image, pred, ref, path=path, labels=dataset.labels, title=chosen)
+    write_atomically(path, render_overlay(image, pred, ref, labels=dataset.labels, title=chosen))
 
 
 def with_neighbours(data: Path, folder: Path) -> Path:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,55 +17,54 @@ LABELS = {"background": 0, "liver": 3}
 TOP, LEFT = CAPTION + GAP, GAP
 
 
-def drawn(sheet: ContactSheet, **options: Any) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(sheet.render(LABELS, **options))))
+@pytest.fixture
+def draw(tmp_path: Path) -> Callable[..., np.ndarray]:
+    """Write a sheet and return its pixels."""
+    return lambda sheet, **options: np.asarray(Image.open(sheet.write(tmp_path / "sheet.png", LABELS, **options)))
 
 
-def test_a_picture_is_shown_as_it_is_with_its_label() -> None:
+def test_a_picture_is_shown_as_it_is_with_its_label(draw: Callable[..., np.ndarray]) -> None:
     image = np.zeros((1, 36, 36), np.float32)
     image[0, 18:] = 1000  # the right half
     label = np.zeros_like(image)
     label[0, :9, :9] = 3
     sheet = ContactSheet()
     sheet.add("a", image, label)
-    tile = drawn(sheet)[TOP : TOP + TILE, LEFT : LEFT + TILE]
+    tile = draw(sheet)[TOP : TOP + TILE, LEFT : LEFT + TILE]
     assert tile[-10, 10].tolist() == [0, 0, 0]
     assert tile[-10, -10].tolist() == [255, 255, 255]
     orange = np.array(list(bytes.fromhex(class_colours(["liver"])["liver"][1:])))
     assert np.abs(tile[10, 10] - LABEL_OPACITY * orange).max() <= 1
 
 
-def test_a_volume_shows_the_slice_with_its_label_as_radiologists_see_it() -> None:
+def test_a_volume_shows_the_slice_with_its_label_as_radiologists_see_it(draw: Callable[..., np.ndarray]) -> None:
     # a bright voxel on the patient's right and in front, in the slice that shows the label
     image, label = np.zeros((2, 1, 33, 34, 35), np.float32)
     image[0, 30:, 31:, 20] = 1000
     label[0, 2, 2, 20] = 3
     sheet = ContactSheet()
     sheet.add("a", image, label, affine=np.eye(4))
-    tile = drawn(sheet)[TOP : TOP + TILE, LEFT : LEFT + TILE].mean(axis=2)
+    tile = draw(sheet)[TOP : TOP + TILE, LEFT : LEFT + TILE].mean(axis=2)
     assert tile[: TILE // 4, : TILE // 4].max() > 200
     assert tile[TILE // 2 + 20 :, TILE // 2 :].max() < 200
 
 
-def test_proportions_are_those_of_the_patient_and_frames_show_findings() -> None:
+def test_proportions_are_those_of_the_patient_and_frames_show_findings(draw: Callable[..., np.ndarray]) -> None:
     sheet = ContactSheet()
     sheet.add("a", np.random.default_rng(0).random((1, 40, 10, 5), np.float32), affine=np.diag([1.0, 2, 5, 1]))
-    assert sheet.thumbnails["a"].grey.shape == (TILE // 2, TILE)
-    plain, framed = drawn(sheet), drawn(sheet, severities={"a": "error"})
+    assert sheet.thumbnails["a"].grey.size == (TILE, TILE // 2)
+    plain, framed = draw(sheet), draw(sheet, severities={"a": "error"})
     assert plain[TOP - 2, LEFT].tolist() != framed[TOP - 2, LEFT].tolist()
     assert framed[TOP - 2, LEFT, 0] > 200
 
 
-def test_cases_fill_rows_and_every_one_is_there() -> None:
+def test_cases_fill_rows(draw: Callable[..., np.ndarray], tmp_path: Path) -> None:
     sheet = ContactSheet()
+    with pytest.raises(DataError, match="no case can be shown"):
+        draw(sheet)
+    assert list(tmp_path.iterdir()) == []
     for number in range(7):
         sheet.add(f"case_{number}_with_a_long_name_that_does_not_fit", np.full((1, 33, 33), number, np.float32))
-    height, width, _ = drawn(sheet).shape
+    height, width, _ = draw(sheet).shape
     assert width == GAP + 4 * (TILE + GAP)
     assert height == CAPTION + 2 * GAP + 2 * (TILE + CAPTION + GAP)
-
-
-def test_no_case_no_sheet(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no case can be shown"):
-        ContactSheet().write(tmp_path / "sheet.png", LABELS)
-    assert list(tmp_path.iterdir()) == []

@@ -30,9 +30,11 @@ def picture(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("L"))
 
 
-def test_dice_has_a_panel_only_where_there_was_validation() -> None:
+def test_dice_has_a_panel_only_if_there_was_validation() -> None:
     both, one = picture(render_curves(history(3))), picture(render_curves(history(3, validate=False)))
     assert both.shape == (one.shape[0], 2 * one.shape[1])
+    with pytest.raises(DataError, match="epochs"):
+        render_curves([])
 
 
 def test_one_epoch_is_visible() -> None:
@@ -42,8 +44,8 @@ def test_one_epoch_is_visible() -> None:
     assert picture(render_curves(history(1))).min() < 60 < picture(render_curves(nothing)).min()
 
 
-@pytest.mark.parametrize("dice", [0.05, 0.3, 0.7, 0.95])
-def test_the_legend_of_several_folds_does_not_lie_where_their_curves_end(dice: float) -> None:
+@pytest.mark.parametrize("dice", [0.05, 0.95])
+def test_the_legend_of_several_folds_does_not_cover_the_ends_of_their_curves(dice: float) -> None:
     records = history(8)
     for record in records:
         if "val_dice" in record:
@@ -55,8 +57,3 @@ def test_the_legend_of_several_folds_does_not_lie_where_their_curves_end(dice: f
     figure.draw_without_rendering()
     end = axes.transData.transform((8, dice))
     assert not axes.get_legend().get_window_extent().contains(*end)
-
-
-def test_no_epochs_are_an_error() -> None:
-    with pytest.raises(DataError, match="epochs"):
-        render_curves([])

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from scores import case
 
-from medunet.metrics import CaseScores, evaluate_case, paired_difference
+from medunet.metrics import paired_difference
 from medunet.reports.distributions import class_scores, difference_panel, distribution_panels
 from medunet.reports.panels import LIGHT, VARIABLES, render_png, render_svg
-
-LABELS = {"background": 0, "liver": 1, "spleen": 2}
-
-
-def case(name: str, found: int) -> CaseScores:
-    """A case whose liver has 10 pixels, of which so many were found; there is no spleen."""
-    pred, ref = np.zeros((9, 11), int), np.zeros((9, 11), int)
-    ref[4, :10] = 1
-    pred[4, :found] = 1
-    return evaluate_case(pred, ref, spacing_mm=(1, 1), labels=LABELS, name=name)
-
 
 CASES = [case(f"case {found}", found) for found in (0, 4, 7, 8, 9, 10)]
 
@@ -45,35 +34,24 @@ def test_every_point_is_a_case_and_can_be_found() -> None:
         assert len(re.findall("<use ", group[: group.index("</g>\n</g>")])) == count
 
 
-def test_points_lie_at_their_scores() -> None:
-    panel = distribution_panels({"A": CASES}, names=["liver"])[0]
+def test_points_are_at_their_scores_and_runs_are_side_by_side() -> None:
+    panel = distribution_panels({"A": CASES, "B": CASES[:3]}, names=["liver"])[0]
     axes = Figure().subplots()
     panel.draw(axes, LIGHT)
-    drawn = next(entry for entry in axes.collections if entry.get_gid())
-    assert drawn.get_offsets()[:, 1].tolist() == list(class_scores(CASES, "liver", "dice").values())
-
-
-def test_runs_stand_side_by_side_in_colours_of_their_own() -> None:
-    panel = distribution_panels({"A": CASES, "B": CASES[:3]}, names=["liver"])[0]
+    drawn = [entry.get_offsets()[:, 1].tolist() for entry in axes.collections if entry.get_gid()]
+    scores = list(class_scores(CASES, "liver", "dice").values())
+    assert drawn == [scores, scores[:3]]
     assert [len(cases) for cases in panel.points.values()] == [6, 3]
     assert all(letter in render_svg(panel, key="t") for letter in (">A<", ">B<"))
 
 
-def test_differences_are_drawn_where_they_are() -> None:
-    found = paired_difference({"a": 0.5, "b": 0.6}, {"a": 0.7, "b": 0.5})
-    panel = difference_panel("B - A", {"liver": found}, key="d", colour="#123456")
+def test_differences_are_drawn_with_their_cases() -> None:
+    difference = paired_difference({"a": 0.5, "b": 0.6}, {"a": 0.7, "b": 0.5})
+    panel = difference_panel("B - A", {"liver": difference}, key="d", colour="#123456")
     axes = Figure().subplots()
     panel.draw(axes, LIGHT)
     assert axes.collections[0].get_offsets()[:, 1].tolist() == pytest.approx([0.2, -0.1])
     assert list(panel.points.values()) == [("a", "b")]
-
-
-def test_em_scores_have_panels() -> None:
-    ref = np.full((8, 9), 255)
-    ref[:, 4] = 0
-    scores = evaluate_case(ref, ref, spacing_mm=(1, 1), labels={"background": 0, "cell": 255}, em=True, name="em")
-    titles = [panel.title for panel in distribution_panels({"A": [scores]}, names=["cell"])]
-    assert "V_rand" in titles and "V_info" in titles
 
 
 def test_drawings_take_the_colours_of_the_page_and_nothing_from_elsewhere() -> None:

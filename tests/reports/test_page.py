@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scores import case as scored
+from scores import em_case
 
-from medunet.metrics import CaseScores, evaluate_case
+from medunet.metrics import CaseScores
 from medunet.reports import EpochRecord, RunResults, Setting, lowest_dice, pack_case, write_figures, write_report
 
 LABELS = {"background": 0, "liver": 1, "spleen & <kidney>": 2}
@@ -59,11 +61,7 @@ class Page(HTMLParser):
 
 
 def case(name: str, found: int) -> CaseScores:
-    """Return scores of a case whose liver has 10 pixels, of which so many were found."""
-    pred, ref = np.zeros((9, 11), int), np.zeros((9, 11), int)
-    ref[4, :10] = 1
-    pred[4, :found] = 1
-    return evaluate_case(pred, ref, spacing_mm=(1, 1), labels=LABELS, name=name)
+    return scored(name, found, labels=LABELS)
 
 
 def results(name: str = "run", **changes: object) -> RunResults:
@@ -119,18 +117,14 @@ def test_names_are_text_and_never_elements(page: Page) -> None:
     assert page.document["cases"] == ["lost", EVIL, "good"]
 
 
-def test_the_worst_case_comes_first(page: Page) -> None:
+def test_the_worst_case_comes_first_and_cases_without_a_number_come_last(page: Page) -> None:
     rows = [row["data-case"] for row in page.all("tr") if "data-case" in row]
     assert rows == ["0", "1", "2"]
     buttons = [entry["title"] for entry in page.all("button") if entry.get("class") == "link"]
     assert buttons == ["lost", EVIL, "good"]
-    assert list(lowest_dice([results()])) == ["lost", EVIL, "good"]
-
-
-def test_a_run_counts_by_its_worst_dice_and_cases_without_a_number_come_last() -> None:
     nothing: CaseScores = {"name": "nothing", "mean_dice": math.nan, "classes": {}}
     runs = [results(cases=[case("a", 9), case("b", 8), nothing]), results(cases=[case("a", 1), case("b", 9)])]
-    assert list(lowest_dice(runs)) == ["a", "b", "nothing"]
+    assert list(lowest_dice(runs)) == ["a", "b", "nothing"]  # by the worst Dice of any run
 
 
 def test_numbers_are_those_of_the_cases_and_words_say_why_there_is_none(page: Page) -> None:
@@ -142,17 +136,13 @@ def test_numbers_are_those_of_the_cases_and_words_say_why_there_is_none(page: Pa
     assert f'data-value="{case("good", 9)["mean_dice"]}"' in good[: good.index("</tr>")]
 
 
-def test_points_of_the_figures_lead_to_their_cases(page: Page) -> None:
+def test_points_of_the_figures_lead_to_their_cases_by_unique_ids(page: Page) -> None:
     points = page.document["points"]
     assert isinstance(points, dict)
-    ids = {attributes.get("id") for _, attributes in page.elements}
-    assert set(points) <= ids
-    assert points["strip-dice-0"] == [2, 1, 0]  # in the order of the run's cases
-
-
-def test_ids_are_unique(page: Page) -> None:
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
+    assert set(points) <= set(ids)
+    assert points["strip-dice-0"] == [2, 1, 0]  # in the order of the run's cases
 
 
 def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
@@ -186,46 +176,34 @@ def test_a_cross_validation_shows_folds_and_cleaning(tmp_path: Path) -> None:
     assert "Cleaning after the network" in found.text
 
 
-def test_cases_that_were_trained_on_are_marked(tmp_path: Path) -> None:
-    found = Page(write_report(tmp_path / "r.html", [results(trained_on=frozenset({"good", "other"}))], title="t"))
-    assert found.text.split("\n").count("trained on") == 1
-
-
-def test_of_several_runs_a_case_is_marked_for_those_whose_numbers_it_flatters(tmp_path: Path) -> None:
-    # the first predicted each case by a fold that had not seen it, the second was measured on what it had trained on
+def test_a_case_is_marked_for_the_runs_that_were_measured_on_it_and_trained_on_it(tmp_path: Path) -> None:
+    # the second run was measured on the first two cases, and trained on the first and the third
     first = results("first", cases=[case("one", 3), case("two", 4), case("three", 5)])
     second = results("second", cases=[case("one", 9), case("two", 9)], trained_on=frozenset({"one", "three"}))
     found = Page(write_report(tmp_path / "r.html", [first, second], title="t"))
     assert [line for line in found.text.split("\n") if line.startswith("trained on")] == ["trained on by B"]
 
 
-def test_a_run_without_metrics_shows_its_curves(tmp_path: Path) -> None:
+def test_a_run_without_metrics_shows_its_curves_and_a_name_is_enough(tmp_path: Path) -> None:
     found = Page(write_report(tmp_path / "r.html", [results(cases=())], title="training"))
     assert found.open == []
     assert not [table for table in found.all("table") if table.get("id") == "table"]
     assert "Training" in found.text
     assert "Results" not in found.text
-
-
-def test_a_report_needs_nothing_but_a_name(tmp_path: Path) -> None:
     assert Page(write_report(tmp_path / "r.html", [RunResults("empty")], title="empty")).open == []
 
 
 def test_em_scores_have_tiles_and_columns(tmp_path: Path) -> None:
-    ref = np.full((8, 9), 255)
-    ref[:, 4] = 0
-    scores = evaluate_case(ref, ref, spacing_mm=(1, 1), labels={"background": 0, "cell": 255}, em=True, name="em_16")
-    found = Page(write_report(tmp_path / "r.html", [RunResults("em", cases=[scores])], title="EM"))
+    found = Page(write_report(tmp_path / "r.html", [RunResults("em", cases=[em_case("em_16")])], title="EM"))
     assert found.text.count("1.0000") == 4  # V_rand and V_info, tile and column
 
 
 def test_forty_cases_make_a_page_of_less_than_five_megabytes(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
     places = np.zeros((96, 96, 64), np.uint8)
     places[20:70, 20:70, 10:50] = 1
-    noise = rng.normal(size=(1, 96, 96, 64)).astype(np.float32)  # nothing is harder to compress
+    noise = np.random.default_rng(0).normal(size=(1, 96, 96, 64)).astype(np.float32)  # nothing is harder to compress
     hard = pack_case(noise, [places, places], affine=np.eye(4), max_bytes=107_000)
     cases = [case(f"case {n}", n % 11) for n in range(40)]
-    run = results(cases=cases)
-    path = write_report(tmp_path / "r.html", [run], title="40", stacks={entry["name"]: hard for entry in cases})
+    stacks = {entry["name"]: hard for entry in cases}
+    path = write_report(tmp_path / "r.html", [results(cases=cases)], title="40", stacks=stacks)
     assert path.stat().st_size < 5_000_000
