@@ -134,12 +134,12 @@ def describe_error(error: BaseException | None) -> str:
         >>> describe_error(ValueError("invalid value 'Doe^Jane'")).splitlines()[-1]
         'ValueError'
     """
-    parts: list[str] = []
-    while error is not None:
+    parts: dict[int, str] = {}
+    while error is not None and id(error) not in parts:  # a typed error may be the cause of its own cause
         frames = traceback.extract_tb(error.__traceback__)
         is_torch = bool(frames) and "torch" in Path(frames[-1].filename).parts  # only knows tensors
         text = f": {error}" if is_torch or isinstance(error, SAFE_ERRORS) else ""
         lines = "".join(frames.format())
-        parts.append(f"Traceback (most recent call last):\n{lines}{type(error).__qualname__}{text}")
+        parts[id(error)] = f"Traceback (most recent call last):\n{lines}{type(error).__qualname__}{text}"
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return "\n\nThis error led to the next one:\n\n".join(reversed(parts))
+    return "\n\nThis error led to the next one:\n\n".join(reversed(parts.values()))
