@@ -39,25 +39,14 @@ def class_scores(cases: Sequence[CaseScores], name: str, metric: str) -> dict[st
 
 
 def metric_titles(unit: str) -> dict[str, str]:
-    """Return titles of the numbers of a class.
-
-    Examples:
-        >>> metric_titles("px")["hd95_mm"]
-        'HD95 (px)'
-    """
+    """Return titles of the numbers of a class; `unit` is that of distances."""
     return {"dice": "Dice", "msd_mm": f"mean surface distance ({unit})", "hd95_mm": f"HD95 ({unit})"}
 
 
 def distribution_panels(
     runs: Mapping[str, Sequence[CaseScores]], *, names: Sequence[str], unit: str = "mm"
 ) -> list[Panel]:
-    """Return panels of Dice, surface distances and, if there are any, EM scores.
-
-    Args:
-        runs: cases by the run's letter.
-        names: names of the classes.
-        unit: unit of distances.
-    """
+    """Return panels of Dice, surface distances and, if there are any, EM scores; `runs` has the cases by letter."""
     colours = class_colours(names)
     by_run = dict(zip(runs, RUN_COLOURS * len(runs), strict=False)) if len(runs) > 1 else {}
     panels = []
@@ -83,11 +72,7 @@ def distribution_panels(
 def difference_panel(title: str, differences: Mapping[str, PairedDifference], *, key: str, colour: str) -> Panel:
     """Return a panel with the differences of two runs by case, and their mean with its 95 % interval, by class.
 
-    Args:
-        title: names what is subtracted from what.
-        differences: differences by class.
-        key: prefix of the ids of the points.
-        colour: colour of the points.
+    `key` begins the ids of the points, and `colour` is theirs.
     """
     width = max(INCHES[0], 0.8 + 1.6 * INCHES_PER_BOX * len(differences))
     points = {f"strip-{key}-{place}": one.cases for place, one in enumerate(differences.values())}

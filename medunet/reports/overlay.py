@@ -166,6 +166,6 @@ def _draw_plane(axes: Axes, plane: Plane, limits: tuple[float, float], members: 
 def _contour(axes: Axes, mask: Array, **style: Any) -> None:
     if mask.any():
         rows, columns = mask.shape
-        # a border of outside closes the contour where the object leaves the image
+        # a border of zeros closes the contour at the edge of the image
         padded = np.pad(mask.astype(np.float32), 1)
         axes.contour(np.arange(-1, columns + 1), np.arange(-1, rows + 1), padded, levels=[0.5], **style)

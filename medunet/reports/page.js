@@ -81,7 +81,7 @@ async function decode(index) {
   await image.decode();
   const sheet = new OffscreenCanvas(image.width, image.height).getContext("2d", { willReadFrequently: true });
   sheet.drawImage(image, 0, 0);
-  const [slices, height, width] = packed.imageShape, size = width * height, [depth, rows, columns] = packed.shape;
+  const [slices, height, width] = packed.image_shape, size = width * height, [depth, rows, columns] = packed.shape;
   const colours = new Uint32Array(slices * size);
   for (let slice = 0; slice < slices; slice++) {
     const left = (slice % packed.across) * width, top = Math.floor(slice / packed.across) * height;
@@ -192,9 +192,9 @@ class Viewer {
     const scores = heads.map((head, place) => [head.textContent.trim(), row?.cells[place].textContent.trim()]).slice(1);
     const means = scores.filter(([name]) => name.startsWith("mean Dice") || name.includes(" - "));
     byId("score").replaceChildren(...means.map((entry) => element("span", { textContent: entry.join(" ") })));
-    const remarks = [this.volume.cut && "Only the surroundings of the labels are shown.",
-      this.volume.coarser && "The grid is coarser than the image's; the numbers are not.",
-      !this.volume.placed && this.volume.shape[0] > 1 && "The directions in the patient are not known."];
+    const remarks = [this.volume.is_cut && "Only the surroundings of the labels are shown.",
+      this.volume.is_coarser && "The grid is coarser than the image's; the numbers are not.",
+      !this.volume.is_placed && this.volume.shape[0] > 1 && "The directions in the patient are not known."];
     byId("remark").textContent = remarks.filter(Boolean).join(" ");
   }
 
@@ -214,7 +214,7 @@ class Viewer {
   }
 
   build() {
-    const { shape, spacing, letters, placed } = this.volume, planar = this.planes.length === 1;
+    const { shape, spacing_mm: spacing, letters, is_placed: placed } = this.volume, planar = this.planes.length === 1;
     const column = (plane, ...children) => {
       const [, down, right] = plane.axes, ratio = (shape[right] * spacing[right]) / (shape[down] * spacing[down]);
       const cell = element("div", { className: "plane" }, ...children), aspect = Math.min(3, Math.max(1 / 3, ratio));
@@ -273,7 +273,7 @@ class Viewer {
   }
 
   paint({ plane, canvas, run }) {
-    const { shape, imageShape, colours, maps, placed } = this.volume, [own, down, right] = plane.axes;
+    const { shape, image_shape: imageShape, colours, maps, is_placed: placed } = this.volume, [own, down, right] = plane.axes;
     const [rows, columns] = [shape[down], shape[right]], slice = this.slices[own], scale = devicePixelRatio || 1;
     const width = canvas.width = Math.max(1, Math.round(canvas.clientWidth * scale));
     const height = canvas.height = Math.max(1, Math.round(canvas.clientHeight * scale));

@@ -7,7 +7,7 @@ import io
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -50,25 +50,11 @@ class Stack:
     is_cut: bool  # whether only the surroundings of the labels are kept
     is_coarser: bool  # whether the grid is coarser than the image's
 
-    @property
-    def page_bytes(self) -> int:
-        """Bytes that the case takes in a page."""
-        return math.ceil((len(self.image) + len(self.labels)) * BASE64)
-
     def document(self) -> dict[str, Any]:
         """Return the case as JSON for the viewer."""
-        return {
-            "shape": self.shape,
-            "spacing": [float(f"{value:.5g}") for value in self.spacing_mm],
-            "imageShape": self.image_shape,
-            "image": base64.b64encode(self.image).decode("ascii"),
-            "across": self.across,
-            "labels": base64.b64encode(self.labels).decode("ascii"),
-            "maps": self.maps,
-            "placed": self.is_placed,
-            "cut": self.is_cut,
-            "coarser": self.is_coarser,
-        }
+        spacing = [float(f"{value:.5g}") for value in self.spacing_mm]
+        image, labels = (base64.b64encode(content).decode("ascii") for content in (self.image, self.labels))
+        return {**asdict(self), "spacing_mm": spacing, "image": image, "labels": labels}
 
 
 def pack_case(
@@ -107,18 +93,9 @@ def pack_case(
     content, shape, across = _packed_image(pictures, spacing, room - len(labels))
     full = places[0].shape
     z, y, x = (distance * old / new for distance, old, new in zip(spacing, full, label_shape, strict=True))
-    return Stack(
-        shape=label_shape,
-        spacing_mm=(z, y, x),
-        image=content,
-        image_shape=shape,
-        across=across,
-        labels=labels,
-        maps=len(places),
-        is_placed=affine is not None and voxels.ndim == 4,
-        is_cut=box is not None,
-        is_coarser=not full == shape == label_shape,
-    )
+    is_placed, is_coarser = affine is not None and voxels.ndim == 4, not full == shape == label_shape
+    flags = {"is_placed": is_placed, "is_cut": box is not None, "is_coarser": is_coarser}
+    return Stack(label_shape, (z, y, x), content, shape, across, labels, len(places), **flags)
 
 
 def _box(places: Sequence[Array], spacing: Spacing) -> tuple[slice, ...] | None:

@@ -46,25 +46,10 @@ class Gate:
       the token as password, which browsers (OHIF) and 3D Slicer's MONAI Label extension support.
     - Pages of another origin are rejected. Without a token, so are other host names on loopback (DNS rebinding).
     - Names that would leave a folder are rejected.
-    - The size of bodies, the time between their parts, and the number of simultaneous requests are limited. uvicorn's
-      `limit_concurrency` would also count connections that carry no token.
+    - The size of bodies, the seconds between their parts, and the number of simultaneous requests are limited.
+      uvicorn's `limit_concurrency` would also count connections without a token.
 
-    Args:
-        app: the application; it must pass on an HTTPException of `receive`, as FastAPI does.
-        token: secret that a request must carry; None requires nothing.
-        loopback: whether only this machine reaches the server.
-        max_upload: largest body, in bytes or such as "4GB".
-        max_requests: requests that are processed simultaneously; four times as many may wait.
-        body_timeout: seconds between two parts of a body.
-        hide: called with the names of images in a query before the application can log them.
-
-    Raises:
-        ConfigError: impossible `max_upload` or `max_requests`.
-
-    Examples:
-        >>> gate = Gate(None, token="secret", loopback=False)
-        >>> gate.is_authorized("Bearer secret"), gate.is_authorized("Bearer wrong"), gate.is_authorized("")
-        (True, False, False)
+    `hide` receives the names of images in a query before the application can log them.
     """
 
     def __init__(
@@ -188,7 +173,5 @@ class Gate:
 
 def limits_of_environment() -> dict[str, Any]:
     """Return the limits that the server's environment variables set."""
-    return {
-        "max_upload": os.environ.get(UPLOAD_VARIABLE) or MAX_UPLOAD,
-        "max_requests": os.environ.get(REQUESTS_VARIABLE) or str(MAX_REQUESTS),
-    }
+    upload, requests = os.environ.get(UPLOAD_VARIABLE), os.environ.get(REQUESTS_VARIABLE)
+    return {"max_upload": upload or MAX_UPLOAD, "max_requests": requests or MAX_REQUESTS}

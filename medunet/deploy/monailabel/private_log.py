@@ -43,12 +43,7 @@ _SPELLINGS: tuple[Callable[[str], str], ...] = (
 
 
 class PrivateNames:
-    """Names that a log must not contain, and the codes that replace them.
-
-    A name has the same code in each process and after a restart. Without the key, nobody can guess names from a log.
-
-    Args:
-        key: secret of any length.
+    """Names that a log must not contain, and the codes that replace them, which need a key to be guessed.
 
     Examples:
         >>> names = PrivateNames(b"key")

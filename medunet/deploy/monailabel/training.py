@@ -101,24 +101,9 @@ def train_further(
 ) -> dict[str, Any]:
     """Train a working copy on submitted labels with the bundle's own training config, and replace its weights.
 
-    Args:
-        bundle: a working copy; its weights are replaced when the training has ended.
-        pairs: image and label files.
-        folder: gets a new folder with the data set and the run.
-        max_epochs: number of epochs.
-        steps_per_epoch: training steps per epoch. Default: the bundle's.
-        learning_rate: learning rate at the start. Default: a share of the bundle's.
-        preset: overlays of the bundle, separated by commas.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        trust: train bundles that could run their own code, see :func:`medunet.trust.require_trust`.
-
-    Returns:
-        `run` (folder), `cases` and `held_out` (numbers of training and validation cases), `dice` (validation Dice by
-        class of the selected epoch) and `seconds`.
-
-    Raises:
-        ConfigError: an ensemble, or an impossible option.
-        MedunetError: labels that cannot be used.
+    `folder` gets a new folder with the data set and the run. The defaults are the bundle's steps per epoch and a share
+    of its learning rate. Return the run's folder, the numbers of training and validation cases, the validation Dice by
+    class of the selected epoch, and seconds.
     """
     if bundle.is_ensemble:
         raise ConfigError("an ensemble of folds cannot be trained", file=bundle.folder, remedy="serve one of its folds")
@@ -142,15 +127,8 @@ def train_further(
     else:
         all_cases = "$medunet.datasets.datalist(@dataset_dir, section='all')"
         changes |= {"train#dataset#data": all_cases, "validate#dataset#data": all_cases}
-    result = train_bundle(
-        bundle.folder,
-        place / "data",
-        place / "run",
-        changes=changes,
-        presets=[name for name in preset.split(",") if name],
-        device=device,
-        trust=trust,
-    )
+    options: dict[str, Any] = {"presets": [name for name in preset.split(",") if name], "device": device}
+    result = train_bundle(bundle.folder, place / "data", place / "run", changes=changes, trust=trust, **options)
     copy_atomically(place / "run" / "models" / BEST_NAME, bundle.weights[0])
     logger.info("%s serves the weights of %s", bundle.name, place / "run")
     return {

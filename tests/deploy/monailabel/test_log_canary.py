@@ -22,16 +22,18 @@ PROGRAM = """
 import json, logging, sys, types
 from pathlib import Path
 
-for name in ("monailabel", "monailabel.interfaces", "monailabel.interfaces.tasks"):
-    sys.modules[name] = types.ModuleType(name)
-module = sys.modules["monailabel.interfaces.tasks.infer_v2"] = types.ModuleType("infer_v2")
-module.InferTask = type("InferTask", (), {"__init__": lambda self, **options: None})
-module.InferType = types.SimpleNamespace(SEGMENTATION="segmentation")
+class Stub(types.ModuleType):  # MONAI Label is not installed here
+    def __getattr__(self, name):
+        return type(name, (), {"__init__": lambda self, *names, **options: None, "SEGMENTATION": "segmentation"})
+
+for name in ("", ".datastore", ".tasks", ".tasks.infer_v2", ".tasks.scoring", ".tasks.strategy", ".tasks.train"):
+    sys.modules[f"monailabel.interfaces{name}"] = Stub("stub")
+sys.modules["monailabel"] = Stub("stub")
 
 logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 from medunet.deploy.monailabel.private_log import server_names
 server_names()
-from medunet.deploy.monailabel.app.inference import BundleInference, LoadedBundle
+from medunet.deploy.monailabel.app.tasks import BundleInference, LoadedBundle
 from medunet.deploy.monailabel.served import ServedBundle
 import pydicom
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medunet.deploy.monailabel.agreement import uncertainty
+from medunet.deploy.monailabel.results import uncertainty
 from medunet.io import read_label, read_volume, write_volume
 from medunet.metrics import dice
 from medunet.prediction import Predictor

@@ -13,8 +13,14 @@ import torch
 from monai.data import MetaTensor
 from small import untrained_run
 
-from medunet.deploy.monailabel.agreement import disagreement, label_maps, score_labels, uncertainty
-from medunet.deploy.monailabel.results import describe_result, write_result
+from medunet.deploy.monailabel.results import (
+    describe_result,
+    disagreement,
+    label_maps,
+    score_labels,
+    uncertainty,
+    write_result,
+)
 from medunet.deploy.monailabel.served import ServedBundle, order_label_info, serve
 from medunet.deploy.monailabel.training import read_options, train_further, write_dataset
 from medunet.errors import ConfigError, DataError

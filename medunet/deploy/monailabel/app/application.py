@@ -15,16 +15,15 @@ from monailabel.datastore.utils import convert
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 
-from medunet.deploy.monailabel.agreement import labels_agree
 from medunet.deploy.monailabel.private_log import server_names
+from medunet.deploy.monailabel.results import labels_agree
 from medunet.deploy.monailabel.served import order_label_info, trusted_bundles
 from medunet.deploy.monailabel.server import FILE_PATTERNS, SETTINGS_VARIABLE
 from medunet.errors import DataError
 from medunet.io import read_volume
 from medunet.io.segments import Segment
 
-from .inference import BundleInference, LoadedBundle
-from .tasks import BundleTraining, LabelDice, RandomImage, Uncertainty
+from .tasks import BundleInference, BundleTraining, LabelDice, LoadedBundle, RandomImage, Uncertainty
 
 server_names()  # masks the log of this process before MONAI Label starts
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,33 +54,25 @@ class MedUNetLogic(ScriptedLoadableModuleLogic):
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._volume: Any = None
 
-    def start_local(self, volume: Any, *, command: str, bundle: str, device: str = "auto") -> None:
-        """Segment with `medunet predict`.
-
-        Args:
-            volume: a scalar volume node.
-            command: command of medunet, as in a shell.
-            bundle: folder of a run or bundle.
-            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+    def start(self, volume: Any, make_job: Callable[[Path, Path], Job]) -> None:
+        """Save a scalar volume node and start a job on the file, whose result goes to a folder.
 
         Raises:
-            ValueError: the volume is empty, or the folder is not a bundle.
-            OSError: the command does not exist.
+            ValueError: the volume is empty.
+            OSError: the job's command does not exist.
         """
-        if not (Path(bundle) / "configs").is_dir():
-            raise ValueError(f"{bundle or 'the bundle'} must be a folder with a folder configs")
-        image, output = self._export(volume)
-        self._start(LocalJob(split_command(command), Path(bundle), image, output, device))
-
-    def start_remote(self, volume: Any, *, client: LabelClient, model: str) -> None:
-        """Segment on a MONAI Label server; an empty volume is a ValueError."""
-        image, output = self._export(volume)
-        self._start(RemoteJob(client, model, image, output))
+        self.clean_up()
+        self._volume = volume
+        self._folder = tempfile.TemporaryDirectory(prefix="medunet-", ignore_cleanup_errors=True)
+        result = Path(self._folder.name) / "result"
+        result.mkdir()
+        job = make_job(save_volume(slicer.mrmlScene, volume, result.with_name("image.nrrd")), result)
+        job.start()
+        self.job = job
 
     def finish(self) -> Any:
         """Load the result of a finished job and return the segmentation node; an unreadable result is a ValueError."""
-        if self.job is None:
-            raise ValueError("no segmentation is running")
+        assert self.job is not None
         try:
             name = f"{self._volume.GetName()} segmentation"
             return load_segmentation(slicer.mrmlScene, self.job.result(), name, reference=self._volume)
@@ -92,23 +85,6 @@ class MedUNetLogic(ScriptedLoadableModuleLogic):
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
-
-    def _export(self, volume: Any) -> tuple[Path, Path]:
-        """Return the file of a volume and the folder for the result."""
-        self.clean_up()
-        self._volume = volume
-        self._folder = tempfile.TemporaryDirectory(prefix="medunet-", ignore_cleanup_errors=True)
-        folder = Path(self._folder.name)
-        (folder / "result").mkdir()
-        return save_volume(slicer.mrmlScene, volume, folder / "image.nrrd"), folder / "result"
-
-    def _start(self, job: Job) -> None:
-        try:
-            job.start()
-        except OSError:
-            self.clean_up()
-            raise
-        self.job = job
 
 
 class MedUNetWidget(ScriptedLoadableModuleWidget):
@@ -200,14 +176,16 @@ class MedUNetWidget(ScriptedLoadableModuleWidget):
             return
         try:
             if self.place.currentIndex == 0:
-                self.logic.start_local(node, command=self.command.text, bundle=self.bundle.currentPath)
+                bundle, command = Path(self.bundle.currentPath), split_command(self.command.text)
+                self.logic.start(node, lambda image, result: LocalJob(command, bundle, image, result))
                 self.settings.setValue("MedUNet/bundle", self.bundle.currentPath)
                 self.settings.setValue("MedUNet/command", self.command.text)
             else:
-                client = LabelClient(self.url.text, self.token.text or None)
-                self.logic.start_remote(node, client=client, model=self.model.currentText)
+                client, model = LabelClient(self.url.text, self.token.text or None), self.model.currentText
+                self.logic.start(node, lambda image, result: RemoteJob(client, model, image, result))
         except (ValueError, OSError, ServerError) as error:
             self.status.text = str(error)
+            self.logic.clean_up()
             return
         self._show_running(True)
         self.timer.start()
@@ -268,7 +246,6 @@ shutil.copy(Path(sys.argv[2]) / "organ.seg.nrrd", sys.argv[5])
         volume = slicer.util.addVolumeFromArray(voxels, self.AFFINE, "synthetic")
         with tempfile.TemporaryDirectory() as folder:
             bundle = Path(folder)
-            (bundle / "configs").mkdir()
             (bundle / "program.py").write_text(self.PROGRAM, encoding="utf-8")
             logic = MedUNetLogic()
             assert self._segment(logic, volume, bundle) == (State.FAILED, "run: the bundle lacks weights")
@@ -290,8 +267,8 @@ shutil.copy(Path(sys.argv[2]) / "organ.seg.nrrd", sys.argv[5])
         self.delayDisplay("Tests passed")
 
     def _segment(self, logic: MedUNetLogic, volume: Any, bundle: Path) -> tuple[State, str]:
-        command = f'"{shutil.which("PythonSlicer") or sys.executable}" "{bundle / "program.py"}"'
-        logic.start_local(volume, command=command, bundle=str(bundle))
+        command = [shutil.which("PythonSlicer") or sys.executable, str(bundle / "program.py")]
+        logic.start(volume, lambda image, result: LocalJob(command, bundle, image, result))
         assert logic.job is not None
         end = time.monotonic() + self.SECONDS
         while (state := logic.job.poll()) is State.RUNNING and time.monotonic() < end:

@@ -16,12 +16,7 @@ INFER_TIMEOUT = 3600.0  # seconds
 
 
 class ServerError(Exception):
-    """Error of the server, or the reason for a missing answer.
-
-    Args:
-        text: message for the user.
-        status: HTTP status; 0 without an answer.
-    """
+    """Error of the server, or the reason for a missing answer; `status` is HTTP's, 0 without an answer."""
 
     def __init__(self, text: str, status: int = 0) -> None:
         super().__init__(text)
@@ -29,15 +24,7 @@ class ServerError(Exception):
 
 
 class LabelClient:
-    """Client of a MONAI Label server.
-
-    Args:
-        url: address such as `http://127.0.0.1:8000`.
-        token: sent as `Authorization: Bearer`; None sends no header.
-
-    Raises:
-        ServerError: not an HTTP address.
-    """
+    """Client of a MONAI Label server at an address such as `http://127.0.0.1:8000`, with a token or None."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
         self.parts, self.token = urlsplit(url if "//" in url else f"http://{url}"), token
@@ -50,16 +37,7 @@ class LabelClient:
         return sorted(name for name, model in models.items() if model.get("type") == "segmentation")
 
     def infer(self, model: str, image: Path, result: Path) -> None:
-        """Segment a file and write the mask.
-
-        Args:
-            model: name of the model.
-            image: file to send.
-            result: file of the mask; a .seg.nrrd file has names and colours of the segments.
-
-        Raises:
-            ServerError: no connection, or an error of the server.
-        """
+        """Segment a file and write the mask; a .seg.nrrd file has names and colours of the segments."""
         suffix = ".seg.nrrd" if result.name.endswith(".seg.nrrd") else "".join(result.suffixes)
         boundary, name = secrets.token_hex(16), image.name.replace('"', "_").replace("\r", "_").replace("\n", "_")
         part = f"--{boundary}\r\nContent-Disposition: form-data; name="
@@ -73,24 +51,20 @@ class LabelClient:
         with image.open("rb") as file:
             body = itertools.chain([head], iter(lambda: file.read(BLOCK), b""), [tail])
             path = f"/infer/{quote(model, safe='')}?output=image"
-            result.write_bytes(self._request("POST", path, body, headers, timeout=INFER_TIMEOUT))
+            result.write_bytes(self._request("POST", path, body, timeout=INFER_TIMEOUT, **headers))
 
     def _request(
-        self,
-        method: str,
-        path: str,
-        body: Iterable[bytes] = (),
-        headers: dict[str, str] | None = None,
-        timeout: float = TIMEOUT,
+        self, method: str, path: str, body: Iterable[bytes] = (), *, timeout: float = TIMEOUT, **headers: str
     ) -> bytes:
         """Send a request and return the body of the answer."""
-        own = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+        if self.token is not None:
+            headers["Authorization"] = f"Bearer {self.token}"
         kind = http.client.HTTPSConnection if self.parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(self.parts.hostname or "", self.parts.port, timeout=TIMEOUT)
         try:
             connection.connect()
             connection.sock.settimeout(timeout)
-            connection.request(method, self.parts.path.rstrip("/") + path, body or None, {**own, **(headers or {})})
+            connection.request(method, self.parts.path.rstrip("/") + path, body or None, headers)
             response = connection.getresponse()
             status, answer = response.status, response.read()
         except (OSError, http.client.HTTPException, ValueError) as error:

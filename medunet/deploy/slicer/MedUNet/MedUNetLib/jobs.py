@@ -36,11 +36,7 @@ class State(enum.Enum):
 
 
 class Job(ABC):
-    """A segmentation that runs in a thread.
-
-    Attributes:
-        message: what the job does, or why it failed.
-    """
+    """A segmentation that runs in a thread; `message` is what it does, or why it failed."""
 
     def __init__(self, folder: Path, message: str) -> None:
         self.folder, self.message = folder, message
@@ -78,15 +74,7 @@ class Job(ABC):
 
 
 class LocalJob(Job):
-    """`medunet predict` in its own Python.
-
-    Args:
-        command: command of medunet, such as `[".venv/bin/medunet"]` or `["python", "-m", "medunet"]`.
-        bundle: a run or bundle.
-        image: a volume file.
-        folder: empty folder for the result.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-    """
+    """`medunet predict` in its own Python; a command is such as `["python", "-m", "medunet"]`."""
 
     def __init__(self, command: Sequence[str], bundle: Path, image: Path, folder: Path, device: str = "auto") -> None:
         super().__init__(folder, "segmenting")
@@ -139,14 +127,7 @@ class LocalJob(Job):
 
 
 class RemoteJob(Job):
-    """A request to a MONAI Label server; the server still finishes a cancelled request.
-
-    Args:
-        client: client of the server.
-        model: name of the model.
-        image: a volume file.
-        folder: folder for the result.
-    """
+    """A request to a MONAI Label server, which still finishes a cancelled request."""
 
     def __init__(self, client: LabelClient, model: str, image: Path, folder: Path) -> None:
         super().__init__(folder, "waiting for the server")
@@ -161,10 +142,7 @@ class RemoteJob(Job):
 
 
 def split_command(text: str, *, windows: bool = os.name == "nt") -> list[str]:
-    r"""Split a command line; an existing file is one word, whatever characters its name has.
-
-    Raises:
-        ValueError: an unclosed quotation mark.
+    r"""Split a command line; an existing file is one word. An unclosed quotation mark is a ValueError.
 
     Examples:
         >>> split_command("python -m medunet"), split_command(r"C:\me\medunet.exe", windows=True)

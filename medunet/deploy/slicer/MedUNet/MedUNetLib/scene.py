@@ -7,11 +7,7 @@ from typing import Any
 
 
 def save_volume(scene: Any, node: Any, path: Path) -> Path:
-    """Write a scalar volume node to an NRRD file on its own grid; transforms above it are not applied.
-
-    Raises:
-        ValueError: the node has no image, several values per voxel, or cannot be written.
-    """
+    """Write a scalar volume node to an NRRD file on its own grid, without transforms; a failure is a ValueError."""
     image = node.GetImageData()
     if image is None or image.GetPointData().GetScalars() is None:
         raise ValueError(f"{node.GetName()} has no image")
@@ -25,14 +21,7 @@ def save_volume(scene: Any, node: Any, path: Path) -> Path:
 def load_segmentation(scene: Any, path: Path, name: str, *, reference: Any) -> Any:
     """Create a segmentation node from a .seg.nrrd file, with its names, colours and codes.
 
-    Args:
-        scene: MRML scene.
-        path: the file.
-        name: name of the node.
-        reference: volume node with the same grid; its transform is applied to the segmentation.
-
-    Raises:
-        ValueError: the file cannot be read.
+    `reference` is a volume node with the same grid, whose transform the segmentation gets. A failure is a ValueError.
     """
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
     with path.open("rb") as file:  # Slicer aborts if it reads something else
