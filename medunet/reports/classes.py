@@ -35,12 +35,6 @@ def class_colours(names: Iterable[str]) -> dict[str, str]:
     return colours
 
 
-def rgb(colour: str) -> tuple[int, int, int]:
-    """Return red, green and blue of a hexadecimal colour."""
-    red, green, blue = bytes.fromhex(colour[1:])
-    return red, green, blue
-
-
 class ClassCodes:
     """Numbers the sets of classes that a voxel can belong to, so that label maps with other values agree.
 

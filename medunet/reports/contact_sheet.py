@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from medunet.errors import DataError
 from medunet.files import write_atomically
 
-from .classes import class_colours, rgb
+from .classes import class_colours
 from .view import as_bytes, as_seen, window
 
 TILE, CAPTION, GAP = 144, 16, 6  # pixels: edge of a thumbnail, height of the line with the name below it, distance
@@ -102,7 +102,7 @@ class ContactSheet:
         rows = math.ceil(len(names) / columns)
         font, legend = ImageFont.load_default(), CAPTION + GAP
         foreground = {name: value for name, value in labels.items() if value != min(labels.values())}
-        colours = {name: rgb(colour) for name, colour in class_colours(foreground).items()}
+        colours = class_colours(foreground)
         size = (GAP + columns * (TILE + GAP), legend + GAP + rows * (TILE + CAPTION + GAP))
         sheet = Image.new("RGB", size, PAPER)
         draw = ImageDraw.Draw(sheet)

@@ -62,7 +62,6 @@ def pack_case(
     maps: Sequence[Labels],
     *,
     affine: npt.ArrayLike | None = None,
-    spacing_mm: Sequence[float] | None = None,
     max_bytes: int = 400_000,
 ) -> Stack:
     """Reduce a case to a size in a page.
@@ -71,7 +70,6 @@ def pack_case(
         image: `(C, *spatial)`; the first channel is shown; a picture with three channels is shown in colour.
         maps: reference, then predictions, `(*spatial)` in the numbers of :class:`medunet.reports.ClassCodes`.
         affine: 4x4 from voxels to RAS mm; None for pictures and stacks of pictures without a place in a patient.
-        spacing_mm: distance of voxels along each axis. Default: the affine's, else 1.
         max_bytes: bytes in a page; a case that cannot be as small is as small as possible.
 
     Raises:
@@ -84,7 +82,7 @@ def pack_case(
             raise GeometryError(rule, received=np.shape(one), expected=voxels.shape[1:])
     is_colour = affine is None and voxels.ndim == 3 and len(voxels) == 3
     channels = [*voxels] if is_colour else [voxels[0]]
-    seen, spacing = as_seen([*channels, *maps], affine, spacing_mm)
+    seen, spacing = as_seen([*channels, *maps], affine)
     box = _box(seen[len(channels) :], spacing)
     shown = [array[box] if box else array for array in seen]
     pictures, places = np.stack(shown[: len(channels)]), shown[len(channels) :]

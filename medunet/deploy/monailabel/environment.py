@@ -29,10 +29,6 @@ class LabelEnvironment:
 
     Args:
         folder: folder of the environment. Default: `label-env` in medunet's cache folder.
-
-    Examples:
-        >>> LabelEnvironment("env").is_ready
-        False
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
@@ -62,8 +58,7 @@ class LabelEnvironment:
 
         Args:
             python: interpreter to create it with. Default: the running one.
-            torch_index: URL of the package index for torch alone. Default: the index of all packages, whose torch for
-                Linux often includes CUDA.
+            torch_index: URL of the package index for torch alone. Default: the index of all packages.
 
         Raises:
             ConfigError: MONAI Label does not support this Python.

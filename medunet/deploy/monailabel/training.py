@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -33,7 +34,7 @@ LEARNING_RATE_SHARE = 0.3  # of the bundle's learning rate: enough to learn, not
 
 
 def read_options(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of :func:`train_further` in MONAI Label's request; a value not above 0 is a ConfigError.
+    """Return the options of :func:`train_further` in MONAI Label's request, whose values may be texts.
 
     Examples:
         >>> read_options({"max_epochs": "3", "learning_rate": 0, "model": "spleen", "client_id": "slicer"})
@@ -44,12 +45,10 @@ def read_options(request: Mapping[str, Any]) -> dict[str, Any]:
         value = request.get(key)
         if value in (None, "", 0):
             continue
-        try:
+        with contextlib.suppress(TypeError, ValueError):
             options[key] = kind(value)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{key} must be a number", received=value) from error
-        if kind is not str and not options[key] > 0:
-            raise ConfigError(f"{key} must be above 0", received=value)
+        if kind is not str and not options.get(key, 0) > 0:
+            raise ConfigError(f"{key} must be a number above 0", received=value)
     return options
 
 

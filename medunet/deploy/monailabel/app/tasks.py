@@ -8,9 +8,8 @@ import math
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,8 +96,7 @@ class BundleInference(InferTask):
             labels: MetaTensor = predictor.decide(image)["pred"]
             return labels
 
-        with typed_errors(image):
-            labels = self.loaded.compute(decide)
+        labels = self.loaded.compute(decide)
         decided = time.perf_counter()
         folder, dtype = Path(tempfile.gettempdir()), request.get("result_dtype")
         path = write_result(labels, folder, suffix, segments=bundle.segments, dtype=dtype)
@@ -107,19 +105,6 @@ class BundleInference(InferTask):
         seconds = {"wait_and_load": ready - begun, "infer": decided - ready, "write": done - decided}
         answer["latencies"] = {name: round(value, 4) for name, value in {**seconds, "total": done - begun}.items()}
         return str(path), answer
-
-
-@contextmanager
-def typed_errors(source: Path) -> Iterator[None]:
-    """Raise the typed error behind an error of MONAI; log an unexpected error and replace it by a typed one."""
-    try:
-        yield
-    except Exception as failure:
-        cause = find_cause(failure)
-        if cause is None:
-            logger.exception("%s: unexpected error", source.name)
-            cause = DataError(f"cannot be segmented: {type(failure).__name__}", file=source.name)
-        raise cause from failure
 
 
 def find_series(image: Path) -> Path:
@@ -231,11 +216,9 @@ class Uncertainty(Strategy):
                 break
             source = Path(datastore.get_image_uri(image))
             try:
-                with typed_errors(source):
-                    value = self.loaded.compute(partial(uncertainty, source=source, by=self.by))
-                values[image] = round(value, 6)
-            except MedunetError as error:
-                logger.warning("%s cannot be offered: %s", image, error)
+                values[image] = round(self.loaded.compute(partial(uncertainty, source=source, by=self.by)), 6)
+            except Exception as error:  # such as a picture for a network of volumes
+                logger.warning("%s cannot be offered: %s", image, find_cause(error) or type(error).__name__)
                 values[image] = UNUSABLE
         write_atomically(self.file, json.dumps({"stamp": stamp, "uncertainty": values}))
         usable = {image: values[image] for image in images if values.get(image, UNUSABLE) != UNUSABLE}
