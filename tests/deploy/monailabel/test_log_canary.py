@@ -22,13 +22,18 @@ PROGRAM = """
 import json, logging, sys, types
 from pathlib import Path
 
-class Stub(types.ModuleType):  # MONAI Label is not installed here
-    def __getattr__(self, name):
-        return type(name, (), {"__init__": lambda self, *names, **options: None, "SEGMENTATION": "segmentation"})
+def stub(name, *contents):  # MONAI Label is not installed here
+    module = sys.modules[f"monailabel{name}"] = types.ModuleType(name)
+    for content in contents:
+        setattr(module, content, type(content, (), {"__init__": lambda self, **options: None, "SEGMENTATION": "seg"}))
 
-for name in ("", ".datastore", ".tasks", ".tasks.infer_v2", ".tasks.scoring", ".tasks.strategy", ".tasks.train"):
-    sys.modules[f"monailabel.interfaces{name}"] = Stub("stub")
-sys.modules["monailabel"] = Stub("stub")
+for name in ("", ".interfaces", ".interfaces.tasks"):
+    stub(name)
+stub(".interfaces.datastore", "Datastore", "DefaultLabelTag")
+stub(".interfaces.tasks.infer_v2", "InferTask", "InferType")
+stub(".interfaces.tasks.scoring", "ScoringMethod")
+stub(".interfaces.tasks.strategy", "Strategy")
+stub(".interfaces.tasks.train", "TrainTask")
 
 logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 from medunet.deploy.monailabel.private_log import server_names
