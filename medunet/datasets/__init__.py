@@ -8,7 +8,6 @@ from .cache.store import StoreDataset as StoreDataset
 from .check.check import CaseView as CaseView
 from .check.check import check_dataset as check_dataset
 from .check.check import check_pair as check_pair
-from .check.check import survey as survey
 from .check.check import usable as usable
 from .check.examination import Examination as Examination
 from .check.examination import examine as examine
@@ -16,13 +15,13 @@ from .check.finding import Finding as Finding
 from .check.finding import raise_on_error as raise_on_error
 from .check.finding import shown as shown
 from .check.statistics import CaseStatistics as CaseStatistics
-from .layouts.content import image_digest as image_digest
 from .layouts.datalist import datalist as datalist
 from .layouts.datalist import list_inputs as list_inputs
 from .layouts.datalist import open_dataset as open_dataset
 from .layouts.dataset import SECOND_CASE as SECOND_CASE
 from .layouts.dataset import Case as Case
 from .layouts.dataset import SegmentationDataset as SegmentationDataset
+from .layouts.dataset import image_digest as image_digest
 from .layouts.folds import FOLDS as FOLDS
 from .layouts.folds import split_fold as split_fold
 from .layouts.folds import split_patients as split_patients

@@ -1,7 +1,6 @@
 """Synthetic images with exact labels: a CT-like body, an MR-like head, and touching cells in 2D.
 
-Every case is smoothly deformed, so that no two have the same shape; the seed alone decides the result. Shapes are drawn
-in coordinates from -1 to 1 across the field of view, whatever the number of voxels.
+Shapes are drawn in coordinates from -1 to 1 across the field of view and smoothly deformed.
 """
 
 from __future__ import annotations
@@ -24,19 +23,16 @@ from medunet.io import write_volume
 
 from .layouts.manifest import MANIFEST
 
-Kind = Literal["ct", "mr", "cells", "instances"]
+Kind = Literal["ct", "mr", "cells"]
 Floats = npt.NDArray[np.float32]
 
 CT_LABELS = {"background": 0, "lungs": 1, "liver": 2, "spleen": 3, "kidneys": 4, "spine": 5}
 MR_LABELS = {"background": 0, "gray_matter": 1, "white_matter": 2, "ventricles": 3}
 CELL_LABELS = {"background": 0, "cell": 255}
 
-DEFAULT_SIZES: dict[str, tuple[int, ...]] = {
-    **{"ct": (64, 64, 48), "mr": (64, 64, 64)},
-    **{"cells": (128, 128), "instances": (128, 128)},
-}
+DEFAULT_SIZES: dict[str, tuple[int, ...]] = {"ct": (64, 64, 48), "mr": (64, 64, 64), "cells": (128, 128)}
 
-# range of the spacing along each axis; the field of view is `size` times its middle, so that sizes vary as well
+# range of the spacing along each axis; the field of view is the size times the middle of the range
 _SPACINGS_MM = {"ct": ((2.5, 3.0), (2.5, 3.0), (4.0, 5.0)), "mr": ((2.4, 2.8), (2.4, 2.8), (2.4, 2.8))}
 
 _PARTIAL_VOLUME_SIGMA = 0.5  # blur in voxels, as scanners average over a voxel and a little more
@@ -45,35 +41,27 @@ _MEMBRANE_WIDTH = 2.5  # pixels; at least two, so that cells do not touch over a
 
 
 class Phantom(NamedTuple):
-    """A synthetic case.
+    """A synthetic case."""
 
-    Attributes:
-        image: ``(*spatial)`` float32: Hounsfield units, arbitrary MR units, or grey values from 0 to 255.
-        label: ``(*spatial)`` uint8 (int32 for instances), exactly the shapes the image was made from.
-        affine: 4x4, RAS mm.
-        labels: name to value.
-    """
-
-    image: Floats
-    label: npt.NDArray[np.integer]
-    affine: npt.NDArray[np.float64]
-    labels: dict[str, int]
+    image: Floats  # (*spatial): Hounsfield units, arbitrary MR units, or grey values from 0 to 255
+    label: npt.NDArray[np.uint8]  # (*spatial), exactly the shapes of the image
+    affine: npt.NDArray[np.float64]  # 4x4, RAS mm
+    labels: dict[str, int]  # value by name
 
 
 def make_phantom(kind: Kind, *, seed: int | Sequence[int], size: Sequence[int] | None = None) -> Phantom:
     """Make one case.
 
     Args:
-        kind: 'ct', 'mr', 'cells' (label 255 inside a cell, 0 on membranes and between cells), or 'instances': the
-            image of 'cells' with each cell numbered from 1.
+        kind: 'ct', 'mr', or 'cells' (255 inside a cell, 0 on membranes and between cells).
         seed: decides everything; a sequence of numbers if cases of one set are numbered.
-        size: number of voxels along each axis, about 64 x 64 x 48 in 3D by default; the spacing of CT and MR is drawn
-            from a range, so they are up to a tenth larger or smaller.
+        size: number of voxels along each axis, by default about 64 x 64 x 48 in 3D; CT and MR are up to a tenth larger
+            or smaller, because their spacing is drawn from a range.
 
     Raises:
         ConfigError: unknown kind, or a size that does not fit it.
 
-    Example:
+    Examples:
         >>> phantom = make_phantom("ct", seed=0)
         >>> phantom.image.ndim, sorted(set(phantom.label.ravel().tolist()))
         (3, [0, 1, 2, 3, 4, 5])
@@ -83,10 +71,10 @@ def make_phantom(kind: Kind, *, seed: int | Sequence[int], size: Sequence[int] |
     nominal = tuple(DEFAULT_SIZES[kind] if size is None else size)
     if len(nominal) != len(DEFAULT_SIZES[kind]) or min(nominal) < 16:
         expected = f"{len(DEFAULT_SIZES[kind])} numbers of at least 16"
-        raise ConfigError("size does not fit the phantom", received=nominal, expected=expected)
+        raise ConfigError("invalid size of a phantom", received=nominal, expected=expected)
     rng = np.random.default_rng(seed)
-    if kind in ("cells", "instances"):
-        return _cells(rng, nominal, instances=kind == "instances")
+    if kind == "cells":
+        return _cells(rng, nominal)
     ranges = _SPACINGS_MM[kind]
     spacing = [round(float(rng.uniform(*bounds)), 3) for bounds in ranges]
     shape = tuple(round(n * (low + high) / 2 / s) for n, (low, high), s in zip(nominal, ranges, spacing, strict=True))
@@ -98,7 +86,7 @@ def make_phantom(kind: Kind, *, seed: int | Sequence[int], size: Sequence[int] |
 def write_phantom_dataset(
     root: str | os.PathLike[str],
     *,
-    kind: Literal["ct", "mr", "cells"] = "ct",
+    kind: Kind = "ct",
     cases: int = 16,
     test_cases: int = 0,
     seed: int = 0,
@@ -106,30 +94,27 @@ def write_phantom_dataset(
 ) -> Path:
     """Write a synthetic data set in the layout of the Medical Segmentation Decathlon.
 
-    `imagesTr/`, `labelsTr/`, `imagesTs/`, `labelsTs/` and `dataset.json`; volumes as int16 `.nii.gz`, cells as PNG. The
-    same arguments write the same bytes.
+    Volumes are int16 `.nii.gz`, cells are PNG. The same arguments write equal bytes.
 
     Args:
         root: folder to write to; files of the same names are replaced.
-        kind: as of `make_phantom`.
-        cases: number of labelled cases to train with.
+        kind: 'ct', 'mr' or 'cells'.
+        cases: number of labelled cases for training.
         test_cases: number of further cases; their labels are listed too.
         seed: case n is made from (seed, n).
-        size: as of `make_phantom`.
+        size: number of voxels along each axis, as in `make_phantom`.
 
     Returns:
         The path of `dataset.json`.
     """
-    if kind not in ("ct", "mr", "cells"):
-        raise ConfigError("unknown kind of phantom", received=kind, expected="ct, mr or cells")
     folder = Path(root)
     planar = kind == "cells"
     ending = ".png" if planar else ".nii.gz"
-    labels = {"ct": CT_LABELS, "mr": MR_LABELS, "cells": CELL_LABELS}[kind]
+    labels: dict[str, int] = {}
     entries: dict[str, list[dict[str, str]]] = {"Tr": [], "Ts": []}
     for number in range(cases + test_cases):
         phantom = make_phantom(kind, seed=(seed, number), size=size)
-        part = "Tr" if number < cases else "Ts"
+        part, labels = "Tr" if number < cases else "Ts", phantom.labels
         image, label = (f"./{what}{part}/{kind}_{number:03d}{ending}" for what in ("images", "labels"))
         stored = np.rint(phantom.image).astype(np.uint8 if planar else np.int16)
         write_volume(stored, folder / image, affine=phantom.affine)
@@ -150,17 +135,7 @@ def write_phantom_dataset(
 
 
 def _body(rng: np.random.Generator, shape: tuple[int, ...], affine: npt.NDArray[np.float64]) -> Phantom:
-    r"""A trunk; indices grow to the Left, Posterior, Superior, as in most CT files.
-
-    Seen from below, as radiologists do::
-
-              .--------------.      a slice through the upper abdomen
-            /  ___      ___   \
-           |  (liv )   (   )   |    right of the patient at the left of the page
-           |  (er  )_  (spl)   |
-            \  (K) (spine)(K) /
-              `--------------'
-    """
+    """A trunk with organs; axes are LPS, as in most CT files."""
     x, y, z = _deformed_grid(rng, shape, amplitude=0.05)
 
     def organ(centre: Sequence[float], radii: Sequence[float]) -> npt.NDArray[np.bool_]:
@@ -196,7 +171,7 @@ def _body(rng: np.random.Generator, shape: tuple[int, ...], affine: npt.NDArray[
 
 
 def _head(rng: np.random.Generator, shape: tuple[int, ...], affine: npt.NDArray[np.float64]) -> Phantom:
-    """A head as on a T1-weighted scan: scalp, skull, folded cortex, white matter, two ventricles; axes are RAS."""
+    """A head as on a T1-weighted scan: scalp, skull, folded cortex, white matter and two ventricles; axes are RAS."""
     x, y, z = _deformed_grid(rng, shape, amplitude=0.06)
     rx, ry, rz = np.array([0.76, 0.9, 0.84]) * rng.uniform(0.95, 1.05, 3)
     radius = np.sqrt((x / rx) ** 2 + (y / ry) ** 2 + (z / rz) ** 2)
@@ -223,13 +198,8 @@ def _head(rng: np.random.Generator, shape: tuple[int, ...], affine: npt.NDArray[
     return Phantom(image, label, affine, dict(MR_LABELS))
 
 
-def _cells(rng: np.random.Generator, shape: tuple[int, ...], *, instances: bool) -> Phantom:
-    """Cells that touch: warped Voronoi regions of a jittered grid, separated by dark membranes, some missing.
-
-    A pixel belongs to the membrane if the nearest and the second nearest centre are almost equally far::
-
-        d2 - d1 small:   cell 1 .....|#|..... cell 2
-    """
+def _cells(rng: np.random.Generator, shape: tuple[int, ...]) -> Phantom:
+    """Warped Voronoi regions of a jittered grid, separated by dark membranes; some cells are missing."""
     rows, columns = shape
     warp = [3.0 * _smooth_noise(rng, shape, nodes=max(6, n // 16)) for n in shape]
     grid = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
@@ -238,7 +208,7 @@ def _cells(rng: np.random.Generator, shape: tuple[int, ...], *, instances: bool)
     lattice = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1)
     lattice[1::2, :, 1] += _CELL_DIAMETER / 2  # staggered like honeycomb
     centres = lattice.reshape(-1, 2) + rng.uniform(-0.22, 0.22, (lattice.size // 2, 2)) * _CELL_DIAMETER
-    (near, far), (first, second) = (np.moveaxis(found, -1, 0) for found in cKDTree(centres).query(pixels, k=2))
+    (near, far), (first, second) = (np.moveaxis(pair, -1, 0) for pair in cKDTree(centres).query(pixels, k=2))
     # distance to the edge between two regions: (d2^2 - d1^2) / (2 |c2 - c1|)
     edge = (far**2 - near**2) / (2 * np.linalg.norm(centres[first] - centres[second], axis=-1))
     present = rng.random(len(centres)) > 0.12
@@ -250,12 +220,7 @@ def _cells(rng: np.random.Generator, shape: tuple[int, ...], *, instances: bool)
     grey[membrane] = rng.uniform(55, 75)
     grey = gaussian_filter(grey, 0.7) + rng.normal(0, 10, shape)
     image = np.clip(grey, 0, 255).astype(np.float32)
-    if not instances:
-        return Phantom(image, np.where(inside, 255, 0).astype(np.uint8), np.eye(4), dict(CELL_LABELS))
-    numbers = np.zeros(len(centres), dtype=np.int32)
-    visible = np.unique(first[inside])
-    numbers[visible] = np.arange(1, len(visible) + 1)
-    return Phantom(image, np.where(inside, numbers[first], 0).astype(np.int32), np.eye(4), {"background": 0})
+    return Phantom(image, np.where(inside, 255, 0).astype(np.uint8), np.eye(4), dict(CELL_LABELS))
 
 
 def _deformed_grid(rng: np.random.Generator, shape: tuple[int, ...], *, amplitude: float) -> list[Floats]:

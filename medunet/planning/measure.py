@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -169,10 +168,9 @@ class MeasureCache:
     """Stored measures of a data set's cases, one file per case, found by the size and time of the case's files."""
 
     def __init__(self, folder: Path | None, dataset: SegmentationDataset) -> None:
-        code = digest(code_digest(), CaseMeasure)  # the class stands for the file that defines it
-        self._options = f"{code} {dataset.ignore} {sorted(dataset.labels.items())} {dataset.read_options}"
-        root = hashlib.sha256(str(dataset.root).encode()).hexdigest()[:16]
-        self._folder = None if folder is None else folder / root
+        # the class stands for the file that defines it
+        self._code = digest(code_digest(), CaseMeasure, dataset.ignore, dataset.labels, asdict(dataset.read_options))
+        self._folder = None if folder is None else folder / digest(str(dataset.root))[:16]
 
     def get(self, case: Case) -> CaseMeasure | None:
         """Return the measure of a case whose files have not changed."""
@@ -201,5 +199,5 @@ class MeasureCache:
                     path.unlink(missing_ok=True)
 
     def _name(self, case: Case) -> str:
-        files = describe_source([*case.images, *([case.label] if case.label else [])])
-        return hashlib.sha256(f"{self._options} {case.name} {files}".encode()).hexdigest()[:32] + ".json"
+        source = describe_source([*case.images, case.label])
+        return f"{digest(self._code, case.name, source)[:32]}.json"

@@ -32,6 +32,7 @@ STATE_BYTES = 16  # per weight: itself, its gradient and two moments of AdamW, i
 # factor for memory beside what the backward pass needs: gradients, reordered copies, and what the allocator keeps;
 # measured as 1.1 to 1.4 on a CPU
 WORKSPACE = 1.4
+MAX_STEPS, MAX_SECONDS = 8, 8.0  # no further step is timed after these
 PROCESS_BYTES = 900 << 20  # of a process that has imported torch and MONAI, on a CPU
 WHOLE_IMAGE = 4  # the cost of images of more voxels than this many batches is estimated from one patch
 HALO = 1.5  # factor for the voxels that tiles of such images share
@@ -50,14 +51,7 @@ class StepCost:
 
 
 def training_bytes(network_def: Mapping[str, Any], window: Sequence[int], *, itemsize: int, cpu: bool) -> int:
-    """Estimate the peak memory of a training step from the tensors that autograd would save.
-
-    Args:
-        network_def: Arguments of `medunet.networks.UNet`, resolved.
-        window: `(B, C, *spatial)`.
-        itemsize: Bytes per number in the forward pass.
-        cpu: Whether the process itself counts.
-    """
+    """Estimate the peak memory of a step on a window `(B, C, *spatial)` from the tensors that autograd would save."""
     saved: dict[int, torch.Tensor] = {}
 
     def save(tensor: torch.Tensor) -> torch.Tensor:
@@ -77,22 +71,9 @@ def training_bytes(network_def: Mapping[str, Any], window: Sequence[int], *, ite
     return int(WORKSPACE * total) + loss + weights + (PROCESS_BYTES if cpu else 0)
 
 
-def measure_step(
-    config: Mapping[str, Any], *, image_size: Sequence[int], device: str, steps: int = 8, seconds: float = 8.0
-) -> StepCost:
-    """Run training steps on random patches in a separate process.
-
-    Args:
-        config: An unresolved `train.json`.
-        image_size: Voxels of the median image on the target grid.
-        device: Device to train on.
-        steps: Largest number of timed steps; the first step is not timed.
-        seconds: No further step begins after this time.
-
-    Raises:
-        ConfigError: A step fails for another reason than memory.
-    """
-    request = {"config": config, "image_size": list(image_size), "device": device, "steps": steps, "seconds": seconds}
+def measure_step(config: Mapping[str, Any], *, image_size: Sequence[int], device: str) -> StepCost:
+    """Run training steps of an unresolved `train.json` on random patches in a separate process."""
+    request = {"config": config, "image_size": list(image_size), "device": device}
     # not `-m`, because the package imports this module and Python warns about that
     command = [sys.executable, "-c", "from medunet.planning.probe import main; main()"]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
@@ -118,7 +99,7 @@ def main() -> None:
     sys.stdout.write(f"\n{json.dumps(asdict(cost))}\n")
 
 
-def _measure(config: dict[str, Any], image_size: Sequence[int], device: str, steps: int, seconds: float) -> StepCost:
+def _measure(config: dict[str, Any], image_size: Sequence[int], device: str) -> StepCost:
     target = resolve_device(device)
     if target.type == "cpu":
         keep_freed_memory()  # as the trainer does
@@ -149,7 +130,7 @@ def _measure(config: dict[str, Any], image_size: Sequence[int], device: str, ste
 
     step()  # chooses algorithms and fills caches
     durations: list[float] = []
-    while len(durations) < steps and sum(durations) < seconds:
+    while len(durations) < MAX_STEPS and sum(durations) < MAX_SECONDS:
         durations.append(_seconds(step, target))
     peak = _peak_bytes(target)
 

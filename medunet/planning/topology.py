@@ -89,12 +89,8 @@ def target_spacing(
 ) -> Spacing:
     """Return the median spacing; finer along a far coarser axis if some images are, and coarser for huge images.
 
-    Args:
-        spacings_mm: Spacing of each case.
-        shapes: Voxels along each axis of each case.
-        max_voxels: The median image is made coarser until it has at most this many voxels.
-        context_voxels: And further until it has this many, while the thinnest class keeps `CONTEXT_THICKNESS`.
-        thinnest_mm: Thickness of the thinnest class, which limits how coarse the spacing becomes.
+    The grid is made coarser until the median image has `max_voxels`, and further until it has `context_voxels` while
+    the thinnest class keeps `CONTEXT_THICKNESS`.
     """
     all_spacings, all_shapes = np.array(spacings_mm, dtype=float), np.array(shapes, dtype=float)
     target = np.median(all_spacings, axis=0)
@@ -162,22 +158,7 @@ def choose_topology(
     batch_size: int | None = None,
     flat_axis: int | None = None,
 ) -> Topology:
-    """Return a network for images of a size.
-
-    Args:
-        size: Voxels of the median image.
-        spacing_mm: Spacing of its axes; equal values if the format does not store it.
-        budget: Limits of a step.
-        n_cases: Number of images.
-        patch_voxels: Smaller limit for the voxels of a patch, if memory is small.
-        batch_size: Smaller limit for the patches of a batch.
-        flat_axis: Axis along which patches are one voxel thick, for a network in the plane on volumes.
-
-    Examples:
-        >>> hippocampus = choose_topology((36, 50, 35), (1, 1, 1), budget=CPU_3D, n_cases=200)
-        >>> hippocampus.patch_size, hippocampus.batch_size, hippocampus.channels
-        ((40, 56, 40), 4, (16, 48, 96, 192))
-    """
+    """Return a network for images of a size; smaller `patch_voxels` and `batch_size` are limits for small memory."""
     min_edge = MIN_EDGE[2 if flat_axis is not None else len(size)]
     wanted = [1 if axis == flat_axis else n for axis, n in enumerate(size)]
     whole = _rounded_up(wanted, pool(wanted, spacing_mm, min_edge=min_edge)[0])
@@ -264,43 +245,22 @@ def _decisions(
     strides, kernels = [list(row) for row in topology.strides], [list(row) for row in topology.kernel_sizes]
     is_uneven = len({stride for row in strides for stride in row}) > 1
     is_flat = any(kernel == 1 for row in kernels for kernel in row)
+    limits = f"median image {times(size)}, at most {limit:,} voxels on {budget.name}"
+    per_step = (
+        f"at most {budget.batch_voxels:,} voxels per step on {budget.name}, {100 * BATCH_SHARE:g} % of all voxels"
+    )
+    more = "batch norm needs two; more patches while a step stays cheap and the data are many"
+    levels = f"{len(channels)} levels: another one would leave too small a map; widths measured for {budget.name}"
+    halved = "an axis is halved while it is long and no other is twice as fine" if is_uneven else "all axes alike"
+    flat = "no convolution across an axis of one voxel, or twice as coarse as others" if is_flat else "all axes alike"
+    norm = "folds into the convolutions and is exact under tiling; instance norm is neither"
     return (
-        Decision(
-            "patch_size",
-            list(patch),
-            f"{cover}; every edge is a multiple of the total stride",
-            f"median image {times(size)}, at most {limit:,} voxels on {budget.name}",
-        ),
-        Decision(
-            "batch_size",
-            batch,
-            "batch norm needs two; more patches while a step stays cheap and the data are many",
-            f"at most {budget.batch_voxels:,} voxels per step on {budget.name}, {100 * BATCH_SHARE:g} % of all voxels",
-        ),
-        Decision(
-            "network_def::channels",
-            list(channels),
-            f"{len(channels)} levels: another one would leave too small a map; widths measured for {budget.name}",
-            f"coarsest map {coarsest}",
-        ),
-        Decision(
-            "network_def::strides",
-            strides if is_uneven else 2,
-            "an axis is halved while it is long and no other is twice as fine" if is_uneven else "all axes alike",
-            spacing,
-        ),
-        Decision(
-            "network_def::kernel_sizes",
-            kernels if is_flat else 3,
-            "no convolution across an axis of one voxel, or twice as coarse as others" if is_flat else "all axes alike",
-            spacing,
-        ),
-        Decision(
-            "network_def::norm",
-            "batch",
-            "folds into the convolutions and is exact under tiling; instance norm is neither",
-            f"{batch} patches per batch",
-        ),
+        Decision("patch_size", list(patch), f"{cover}; every edge is a multiple of the total stride", limits),
+        Decision("batch_size", batch, more, per_step),
+        Decision("network_def::channels", list(channels), levels, f"coarsest map {coarsest}"),
+        Decision("network_def::strides", strides if is_uneven else 2, halved, spacing),
+        Decision("network_def::kernel_sizes", kernels if is_flat else 3, flat, spacing),
+        Decision("network_def::norm", "batch", norm, f"{batch} patches per batch"),
     )
 
 

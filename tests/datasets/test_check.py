@@ -15,9 +15,9 @@ from medunet.datasets import (
     check_pair,
     open_dataset,
     raise_on_error,
-    survey,
     write_phantom_dataset,
 )
+from medunet.datasets.check.check import survey
 from medunet.errors import DataError, GeometryError
 from medunet.io import write_volume
 
@@ -45,7 +45,7 @@ def test_label_on_another_grid_is_a_geometry_error(tmp_path):
     data = np.zeros((5, 6, 7), np.uint8)
     image = write_volume(data, tmp_path / "a.nii.gz", affine=np.diag([1, 1, 2, 1]))
     label = write_volume(data, tmp_path / "b.nii.gz", affine=np.diag([-1, 1, 2, 1]))
-    with pytest.raises(GeometryError, match=r"b.nii.gz: label and image lie on different grids \(received 8 mm apart"):
+    with pytest.raises(GeometryError, match=r"b.nii.gz: label and image have different grids \(received 8 mm apart"):
         raise_on_error(check_pair(Case("a", (image,), label)))
 
 
@@ -111,7 +111,7 @@ def test_labels_that_are_not_whole_numbers_are_found(tmp_path, label, severity, 
 def test_an_error_in_a_test_case_is_a_warning(dataset):
     lonely = dataclasses.replace(dataset, cases=dataset.cases[:2], test=dataset.cases[2:])
     lonely.test[0].images[0].write_bytes(b"")
-    assert [(f.severity, f.case) for f in survey(lonely).findings] == [("warning", "mr_002")]
+    assert [(f.severity, f.case) for f in survey(lonely)[0]] == [("warning", "mr_002")]
     assert check_dataset(lonely, level="voxels") == []
 
 

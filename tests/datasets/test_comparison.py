@@ -50,10 +50,7 @@ def causes(cases, labels=LABELS):
             "test image is the training image case_0: metrics will be too good",
         ),
         ({"label_digest": "l0"}, "same label as case_0, but another image"),
-        (
-            {"class_right_mm": {1: 30.0, 2: -40.0}},
-            "'kidney' is to the right of 'liver', to the left in 9 other cases",
-        ),
+        ({"class_right_mm": {1: 30.0, 2: -40.0}}, "'kidney' is to the right of 'liver', to the left in 9 other cases"),
         ({"spacing_mm": (1.0, 1.0, 20.0)}, "spacing 1 x 1 x 20 mm is far from the median 1 x 1 x 2 mm"),
         ({"spacing_mm": (2.0, 1.0, 1.0)}, None),  # the same grid with its axes in another order
         ({"intensity": (replace(GREY, high=1e6, maximum=1e6),)}, "intensities span 1e+06, 100 in the median case"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.ndimage import label as components
 
 from medunet.datasets import make_phantom, open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError
@@ -12,7 +11,7 @@ from medunet.geometry import Geometry
 from medunet.io import read_volume
 
 
-@pytest.mark.parametrize("kind", ["ct", "mr", "cells", "instances"])
+@pytest.mark.parametrize("kind", ["ct", "mr", "cells"])
 def test_seed_decides_everything(kind):
     first, again, other = (make_phantom(kind, seed=seed) for seed in (3, 3, 4))
     assert np.array_equal(first.image, again.image)
@@ -69,16 +68,6 @@ def test_bias_field_changes_white_matter_across_the_head():
     white = phantom.image[phantom.label == phantom.labels["white_matter"]]
     assert phantom.image.min() >= 0
     assert white.std() / white.mean() > 0.05
-
-
-def test_each_part_of_the_mask_of_cells_is_one_instance():
-    mask, instances = make_phantom("cells", seed=5), make_phantom("instances", seed=5)
-    assert np.array_equal(mask.image, instances.image)
-    assert np.array_equal(mask.label == 255, instances.label > 0)
-    assert sorted(np.unique(instances.label)) == list(range(instances.label.max() + 1))
-    parts, _ = components(mask.label)
-    for part in range(1, parts.max() + 1):
-        assert len(np.unique(instances.label[parts == part])) == 1
 
 
 @pytest.mark.parametrize(("kind", "size"), [("pet", None), ("ct", (64, 64)), ("cells", (8, 8))])

@@ -34,19 +34,12 @@ SLICES = "give volumes only, or slices only, (x, y) or (x, y, 1)"
 
 
 class CaseView(NamedTuple):
-    """A case whose voxels could be read, for visitors of `survey`."""
+    """A case whose voxels could be read."""
 
     case: Case
     image: Voxels  # (C, *spatial)
     label: Voxels | None  # (1, *spatial)
     record: ReadRecord  # of the image
-
-
-class Survey(NamedTuple):
-    """Findings on a data set, errors first, and figures of the cases whose voxels could all be read."""
-
-    findings: list[Finding]
-    statistics: list[CaseStatistics]
 
 
 def check_pair(
@@ -79,7 +72,7 @@ def check_dataset(dataset: SegmentationDataset, *, level: Level = "header") -> l
         dataset: from `open_dataset`.
         level: 'header' reads the first bytes of each file, a few milliseconds per case; 'voxels' all.
     """
-    return survey(dataclasses.replace(dataset, test=()), level=level).findings
+    return survey(dataclasses.replace(dataset, test=()), level=level)[0]
 
 
 def usable(dataset: SegmentationDataset, problems: Sequence[MedunetError]) -> tuple[SegmentationDataset, list[str]]:
@@ -116,16 +109,10 @@ def survey(
     level: Level = "voxels",
     done: Callable[[], None] | None = None,
     visit: Callable[[CaseView], None] | None = None,
-) -> Survey:
-    """Check training and test cases in parallel, each by itself and all against each other.
+) -> tuple[list[Finding], list[CaseStatistics]]:
+    """Check all cases in parallel, each by itself and all against each other; return findings and statistics.
 
-    An error in a test case becomes a warning: training does not need it.
-
-    Args:
-        dataset: from `open_dataset`.
-        level: 'header' reads the first bytes of each file, 'voxels' all, and measures.
-        done: called after each case, from several threads.
-        visit: called with each case whose voxels could be read, from several threads.
+    An error in a test case becomes a warning, because training does not need it. `done` is called after each case.
     """
     allowed = dict(dataset.labels) | ({} if dataset.ignore is None else {"ignore": dataset.ignore})
 
@@ -145,12 +132,12 @@ def survey(
     with ThreadPoolExecutor(CHECK_THREADS) as pool:
         results = list(pool.map(check, (*dataset.cases, *dataset.test), sections))
     training, test = results[: len(dataset.cases)], results[len(dataset.cases) :]
-    findings = [finding for found, _, _ in training for finding in found]
-    findings += [dataclasses.replace(finding, severity="warning") for found, _, _ in test for finding in found]
+    findings = [finding for own, _, _ in training for finding in own]
+    findings += [dataclasses.replace(finding, severity="warning") for own, _, _ in test for finding in own]
     findings += compare_records([record for _, record, _ in training if record is not None])
     statistics = [figures for _, _, figures in results if figures is not None]
     findings += compare_cases(statistics, dataset.labels, ignore=dataset.ignore)
-    return Survey(sorted(findings, key=lambda finding: finding.severity != "error"), statistics)
+    return sorted(findings, key=lambda finding: finding.severity != "error"), statistics
 
 
 def _check_case(
@@ -173,8 +160,8 @@ def _check_case(
     except MedunetError as error:
         findings.append(Finding.of(error, file=file, case=case.name))
     try:
-        label, found = _check_label(case, record, labels, level)
-        findings += found
+        label, warnings = _check_label(case, record, labels, level)
+        findings += warnings
     except MedunetError as error:
         explained = _explained(error, image, case, labels)
         findings.append(Finding.of(explained, file=case.label or file, case=case.name))
@@ -232,19 +219,10 @@ def _require_same_grid(image: ReadRecord | None, label: ReadRecord, case: Case) 
     if image is None:
         return
     if label.geometry.shape != image.geometry.shape:
-        shape, remedy = image.geometry.shape, f"resample the label to {image.path.name}"
-        raise DataError(
-            "label and image have different shapes",
-            file=case.label,
-            received=label.geometry.shape,
-            expected=shape,
-            remedy=remedy,
-        )
+        cause, shape = "label and image have different shapes", image.geometry.shape
+        raise DataError(cause, file=case.label, received=label.geometry.shape, expected=shape)
     if not label.is_on_grid_of(image):
-        raise GeometryError(
-            "label and image lie on different grids",
-            file=case.label,
-            received=f"{label.geometry.corner_distance_mm(image.geometry):.3g} mm apart at a corner",
-            expected=f"the grid of {image.path.name}",
-            remedy="resample the label to the image",
-        )
+        distance = f"{label.geometry.corner_distance_mm(image.geometry):.3g} mm apart at a corner"
+        expected, remedy = f"the grid of {image.path.name}", "resample the label to the image"
+        cause = "label and image have different grids"
+        raise GeometryError(cause, file=case.label, received=distance, expected=expected, remedy=remedy)

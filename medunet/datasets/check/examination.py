@@ -84,9 +84,7 @@ def examine(
     done: Callable[[], None] | None = None,
     visit: Callable[[CaseView], None] | None = None,
 ) -> Examination:
-    """Check everything in a folder against the rules by which training reads it, and measure it.
-
-    Unlike `open_dataset` and training, this continues after an error, in order to report all of them.
+    """Check everything in a folder and measure it. Unlike training, this continues after an error, to report all.
 
     Args:
         path: a data set in a layout of `open_dataset`.
@@ -109,12 +107,12 @@ def examine(
         return Examination(root, [Finding.of(e, file=root) for e in [*problems, error]])
     if started is not None:
         started(len(dataset.cases) + len(dataset.test))
-    result = survey(dataset, level=level, done=done, visit=visit)
-    findings = [*result.findings, *split_patients(dataset.cases)]
+    findings, statistics = survey(dataset, level=level, done=done, visit=visit)
+    findings += split_patients(dataset.cases)
     for finding in (Finding.of(problem, file=root) for problem in problems):
         if (finding.file, finding.cause) not in {(other.file, other.cause) for other in findings}:
             findings.insert(0, finding)
-    return Examination(root, findings, dataset, result.statistics)
+    return Examination(root, findings, dataset, statistics)
 
 
 def _intensity(cases: Sequence[CaseStatistics], names: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from dataclasses import asdict, dataclass, field
@@ -110,20 +111,16 @@ def _classes(
 ) -> tuple[dict[int, int], dict[int, float]]:
     """Return the number of voxels per value, and how far right of the middle their centre is, in mm."""
     n_values = int(label.max()) + 1
-    middle = (np.array(label.shape) - 1) / 2
-    counts = np.zeros(n_values, dtype=np.int64)
-    right = np.zeros(n_values)
-    # the right coordinate is linear in the indices, so sums over planes of each axis are enough
-    axes = [axis for axis in range(label.ndim) if geometry.affine[0, axis] != 0] if placed and label.ndim == 3 else []
-    for axis in axes or [0]:
-        planes = np.moveaxis(label, axis, 0)
-        table = np.stack([np.bincount(plane.ravel(), minlength=n_values) for plane in planes])
-        counts = table.sum(axis=0)
-        if axes:
-            steps = (np.arange(len(planes)) - middle[axis]) * geometry.affine[0, axis]
-            right += steps @ table / np.maximum(counts, 1)
+    counts, right = np.zeros(n_values, dtype=np.int64), np.zeros(n_values)
+    is_placed = placed and label.ndim == 3
+    slopes = geometry.affine[0, : label.ndim] if is_placed else np.zeros(label.ndim)
+    offsets = [slope * (np.arange(n) - (n - 1) / 2) for slope, n in zip(slopes, label.shape, strict=True)]
+    in_plane = functools.reduce(np.add.outer, offsets[1:])
+    for offset, plane in zip(offsets[0], label, strict=True):  # plane by plane to save memory
+        counts += np.bincount(plane.ravel(), minlength=n_values)
+        right += np.bincount(plane.ravel(), weights=(in_plane + offset).ravel(), minlength=n_values)
     present = [int(value) for value in np.flatnonzero(counts)]
-    centres = {value: float(right[value]) for value in present} if axes else {}
+    centres = {value: float(right[value] / counts[value]) for value in present} if is_placed else {}
     return {value: int(counts[value]) for value in present}, centres
 
 

@@ -17,9 +17,8 @@ from .dataset import Case, SegmentationDataset
 from .dicom_folders import dicom_cases
 from .folds import FOLDS, split_fold
 from .labels import MAX_CLASSES, scan_labels
-from .manifest import MANIFEST, Parts, labels_of, load_manifest, read_msd, read_nnunet, read_pairs, with_groups
+from .manifest import MANIFEST, Parts, labels_of, load_manifest, read_msd, read_nnunet, with_groups
 from .pairing import find_folders, group_channels, image_files
-from .regions import ParsedLabels
 
 Section = Literal["training", "validation", "all", "test"]
 
@@ -70,42 +69,32 @@ def open_dataset(
     return replace(layout, labels=labels, channels=channels, spatial_dims=spatial_dims, read=read)
 
 
-def _layout(root: Path, name: str, parts: Parts) -> SegmentationDataset:
-    """Return a data set as the names of files and `dataset.json` describe it."""
-    cases, test, (labels, ignore, regions), channels = parts
-    ending = split_suffix(Path(cases[0].label or "").name)[1] if cases else ""
-    return SegmentationDataset(root, name, cases, labels, channels, 0, ending, test, ignore, regions)
-
-
 def _open_layout(path: str | os.PathLike[str], problems: list[MedunetError] | None) -> SegmentationDataset:
+    """Return a data set as the names of files and `dataset.json` describe it."""
     # absolute without following links, so that a folder of links keeps its own names
     given = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (resolve() would follow links)
     if not given.exists():
         raise DataError("does not exist", file=given, expected=_LAYOUTS)
-    layout = _find_layout(given, problems)
-    if not layout.cases:
-        raise DataError("data set has no cases", file=layout.root, expected=_LAYOUTS)
-    return layout
-
-
-def _find_layout(given: Path, problems: list[MedunetError] | None) -> SegmentationDataset:
     file = given if given.is_file() else given / MANIFEST
-    root = file.parent
-    if file.is_file():
-        manifest = load_manifest(file)
-        name = str(manifest.get("name") or root.name)
-        if "training" not in manifest and find_folders(root) is None and (cases := dicom_cases(root, problems)):
-            layout = _layout(root, name, (cases, (), labels_of(manifest, file), ()))
-        else:
-            reader = read_msd if manifest.get("training") and "channel_names" not in manifest else read_nnunet
-            layout = _layout(root, name, reader(manifest, file, problems))
-        known = {case.name for case in layout.test} | {output_name(p.file) for p in problems or () if p.file}
-        return replace(layout, cases=with_groups(layout.cases, manifest.get("groups"), file, others=known))
-    if find_folders(root) is not None:
-        return _layout(root, root.name, (*read_pairs(root, problems=problems), ParsedLabels({}), ()))
-    if cases := dicom_cases(root, problems):
-        return _layout(root, root.name, (cases, (), ParsedLabels({}), ()))
-    raise DataError("no data set found", file=root, expected=_LAYOUTS)
+    root, has_folders = file.parent, find_folders(file.parent) is not None
+    manifest = load_manifest(file) if file.is_file() else {}
+    parts: Parts
+    if manifest.get("training") and "channel_names" not in manifest:
+        parts = read_msd(manifest, file, problems)
+    elif not has_folders and "training" not in manifest and (dicom := dicom_cases(root, problems)):
+        parts = dicom, (), labels_of(manifest, file), ()
+    elif has_folders or file.is_file():
+        parts = read_nnunet(manifest, file, problems)
+    else:
+        raise DataError("no data set found", file=root, expected=_LAYOUTS)
+    cases, test, (labels, ignore, regions), channels = parts
+    if not cases:
+        raise DataError("data set has no cases", file=root, expected=_LAYOUTS)
+    known = {case.name for case in test} | {output_name(p.file) for p in problems or () if p.file}
+    cases = with_groups(cases, manifest.get("groups"), file, others=known)
+    ending = split_suffix(Path(cases[0].label or "").name)[1]
+    name = str(manifest.get("name") or root.name)
+    return SegmentationDataset(root, name, cases, labels, channels, 0, ending, test, ignore, regions)
 
 
 def _first_header(cases: Sequence[Case], read: ReadOptions, *, problems: list[MedunetError] | None) -> ReadRecord:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from medunet.datasets.check.finding import Finding
 from medunet.errors import ConfigError, MedunetError
 
-from .content import image_digest
-from .dataset import SECOND_CASE, Case
+from .dataset import SECOND_CASE, Case, image_digest
 from .dicom_folders import patient_of
 
 FOLDS = 5  # folds of a cross-validation by default

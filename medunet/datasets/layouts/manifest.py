@@ -63,35 +63,27 @@ def with_groups(cases: Sequence[Case], groups: object, file: Path, *, others: Co
 
 def read_msd(manifest: Mapping[str, Any], file: Path, problems: list[MedunetError] | None = None) -> Parts:
     """Return the parts of an MSD `dataset.json`."""
-    cases = _entries(manifest.get("training") or manifest.get("train") or (), file, problems, labelled=True)
-    if not cases:
-        raise DataError("training cases are missing", file=file, expected='"training": [{"image": ..., "label": ...}]')
+    cases = _entries(manifest["training"], file, problems, labelled=True)
     test = _entries(manifest.get("test") or (), file, problems, labelled=False)
     return cases, test, labels_of(manifest, file), _channel_names(manifest.get("modality")) or ("image",)
 
 
 def read_nnunet(manifest: Mapping[str, Any], file: Path, problems: list[MedunetError] | None = None) -> Parts:
-    """Return the parts of an nnU-Net raw folder: `imagesTr/case_0000.ext` and `labelsTr/case.ext`."""
+    """Return the parts of an nnU-Net raw folder, or of a folder of pairs without `dataset.json`."""
+    root = file.parent
     declared = manifest.get("channel_names") or manifest.get("modality")
     channels = (_channel_names(declared) or ("image",)) if declared else ()
     labels = labels_of(manifest, file)
-    cases, test = read_pairs(file.parent, channels=len(channels), problems=problems)
-    return cases, test, labels, channels
-
-
-def read_pairs(
-    root: Path, *, channels: int = 0, problems: list[MedunetError] | None = None
-) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """Return labelled cases and test cases of a folder; with 0 `channels` their number is guessed."""
-    images, labels = (root / part for part in find_folders(root) or FOLDERS[0])
-    for folder in (images, labels):
+    image_folder, label_folder = (root / part for part in find_folders(root) or FOLDERS[0])
+    for folder in (image_folder, label_folder):
         if not folder.is_dir():
             raise DataError(f"folder {folder.name} is missing", file=root)
-    count = channels or guess_channels(images, labels)
-    cases = pair_folders(images, labels, channels=count, problems=problems)
-    if not (root / "imagesTs").is_dir():
-        return cases, ()
-    return cases, pair_folders(root / "imagesTs", root / "labelsTs", channels=count, partial=True)
+    count = len(channels) or guess_channels(image_folder, label_folder)
+    cases = pair_folders(image_folder, label_folder, channels=count, problems=problems)
+    test: tuple[Case, ...] = ()
+    if (root / "imagesTs").is_dir():
+        test = pair_folders(root / "imagesTs", root / "labelsTs", channels=count, partial=True)
+    return cases, test, labels, channels
 
 
 def _inside(root: Path, relative: object, file: Path) -> Path:
