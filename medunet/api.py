@@ -1,4 +1,4 @@
-"""The functions of `import medunet`: one per task, with paths as `str` or `Path`."""
+"""The functions of `import medunet`, one per task; paths are `str` or `Path`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check(data: PathLike, *, headers_only: bool = False, read: ReadOptions | Non
     """Check a data set before training.
 
     Args:
-        data: folder of a data set, see :func:`medunet.datasets.open_dataset`.
+        data: folder of a data set.
         headers_only: read no voxels; fast, but without statistics.
         read: how to read files that can be interpreted in more than one way.
 
@@ -257,19 +257,17 @@ class Model:
             GeometryError: no affine for a volume, or an image with another number of channels or axes.
             DataError: the file cannot be read.
         """
-        is_path = isinstance(image, str | Path) or (
-            isinstance(image, list | tuple) and isinstance(image[0], str | Path)
-        )
+        paths = [image] if isinstance(image, str | Path) else image
+        is_path = isinstance(paths, list | tuple) and isinstance(paths[0], str | Path)
         if is_path and affine is not None:
             raise ConfigError("affine is for arrays; a file has its own", received=image)
         with self._lock:
             if is_path:
-                source = Path(image) if isinstance(image, str | Path) else tuple(map(Path, image))  # type: ignore[arg-type]
-                item = self.predictor.decide(source)
+                files = tuple(map(Path, paths))  # type: ignore[arg-type] # as is_path says
+                item = self.predictor.decide(files if len(files) > 1 else files[0])
             else:
                 array = image if isinstance(image, torch.Tensor) else np.asarray(image)
-                if array.ndim == self.predictor.spatial_dims:
-                    array = array[None]
+                array = array[None] if array.ndim == self.predictor.spatial_dims else array
                 item = self.predictor.decide_array(array, affine=affine)
         labels, probabilities = item["pred"], item.get("prob")
         return Segmentation(

@@ -44,12 +44,13 @@ def _show_version(is_given: bool) -> None:
         raise typer.Exit
 
 
+VERSION = typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
-    ] = False,
+    version: Annotated[bool, VERSION] = False,
 ) -> None:
     """U-Nets for medical images, as MONAI bundles."""
 

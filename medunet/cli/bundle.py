@@ -1,4 +1,4 @@
-"""`medunet bundle`: init, render, verify and unpack; `export.py` has export and package."""
+"""`medunet bundle`: init, show, render, verify, tune-inference and unpack; `export.py` has export and package."""
 
 from __future__ import annotations
 
@@ -7,15 +7,27 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli import export
-from medunet.cli.options import EXIT_CHECK_FAILED, HELP, Device, Preset, Set, Trust, next_command, wide_console
+from medunet.cli.options import (
+    EXIT_CHECK_FAILED,
+    HELP,
+    AsJson,
+    Bundle,
+    Device,
+    Preset,
+    Set,
+    Trained,
+    Trust,
+    next_command,
+    plain_console,
+    wide_console,
+)
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
-from medunet.files import check_target, reject_other_files
+from medunet.files import check_target, reject_other_files, require_path
 from medunet.resources import find_bundle
 
 app = typer.Typer(context_settings=HELP, help="Create, verify, export and package bundles.", no_args_is_help=True)
@@ -25,7 +37,7 @@ app.command(name="package")(export.package)
 
 @app.command()
 def init(
-    bundle: Annotated[str, typer.Argument(help="Bundle to copy: unet_3d, unet_2d, unet_2015 or a folder.")],
+    bundle: Bundle,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")],
     preset: Preset = None,
     settings: Set = None,
@@ -43,32 +55,29 @@ def init(
 
 @app.command()
 def show(
-    bundle: Annotated[str, typer.Argument(help="Name of a shipped bundle, or folder of a bundle.")],
+    bundle: Bundle,
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids, or their first parts.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Also show ids that only connect components.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the ids that --set accepts: value, meaning, type and origin of each."""
     folder = find_bundle(bundle)
     from medunet.bundle.explain import list_ids
-    from medunet.bundle.explain import show as shown
+    from medunet.bundle.explain import show as as_text
 
-    wanted = [id_.replace("#", "::") for id_ in ids or ()]
-    entries = [
-        entry
-        for entry in list_ids(folder)
-        if (any(f"{entry.id}::".startswith(f"{id_}::") for id_ in wanted) if wanted else every or entry.meaning)
-    ]
-    if wanted and not entries:
+    starts = [f"{id_.replace('#', '::')}::" for id_ in ids or ()]
+    entries = [entry for entry in list_ids(folder) if starts or every or entry.meaning]
+    if starts:
+        entries = [entry for entry in entries if f"{entry.id}::".startswith(tuple(starts))]
+    if not entries:
         raise ConfigError("no such config id", file=folder, received=", ".join(ids or ()))
     if as_json:
         typer.echo(json.dumps({"schema": 1, "ids": [vars(entry) for entry in entries]}, indent=2, ensure_ascii=False))
         return
     table = Table("id", "value", "meaning", "type", "origin")
     for entry in entries:
-        value = "..." if entry.type == "mapping" else shown(entry.value)  # its parts have ids of their own
-        cells = (entry.id, value, entry.meaning, entry.type, entry.origin)
-        table.add_row(*map(escape, cells))
+        value = "..." if entry.type == "mapping" else as_text(entry.value)  # its parts have ids of their own
+        table.add_row(*map(escape, (entry.id, value, entry.meaning, entry.type, entry.origin)))
     wide_console().print(table)
 
 
@@ -76,14 +85,13 @@ def show(
 def render(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with code 4 if a file differs.")] = False,
     sources: Annotated[Path | None, typer.Option(help="Folder of YAML sources. Default: the shipped ones.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of the rendered bundles. Default: the shipped ones.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the bundles. Default: the shipped ones.")] = None,
 ) -> None:
     """Render bundles from their YAML sources."""
+    require_path(sources)
     from medunet.bundle import render_all
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console()
     changed = render_all(sources=sources, output=output, check=check)
     for path in changed:
         console.print(f"{'differs' if check else 'written'}: {path}")
@@ -93,10 +101,7 @@ def render(
 
 
 @app.command()
-def verify(
-    bundle: Annotated[str, typer.Argument(help="Folder of a bundle, or the name of a shipped one.")],
-    trust: Trust = False,
-) -> None:
+def verify(bundle: Bundle, trust: Trust = False) -> None:
     """Report whether a bundle could run its own code, then check its files, metadata, references, network and weights.
 
     The first step only reads the files. Checks that run parts of the bundle are skipped if it is not trusted.
@@ -105,28 +110,26 @@ def verify(
     from medunet.bundle import verify_bundle
     from medunet.trust import judge, require_trust
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console()
     verdict = require_trust(folder, trust=True) if trust else judge(folder)
     for line in verdict.lines():
         console.print(escape(line), style=None if verdict.is_trusted else "red")
     results = verify_bundle(folder)
     for name, fault in results.items():
-        mark = "ok  " if fault is None else "[bold red]FAIL[/]"
-        console.print(f"{mark} {name}{'' if fault is None else ': ' + escape(fault)}")
+        console.print(f"ok   {name}" if fault is None else f"[bold red]FAIL[/] {name}: {escape(fault)}")
     if any(fault is not None for fault in results.values()):
         raise typer.Exit(EXIT_CHECK_FAILED)
 
 
 @app.command()
 def tune_inference(
-    bundle: Annotated[str, typer.Argument(help="A run, or a bundle with weights.")],
+    bundle: Trained,
     device: Device = "auto",
     size: Annotated[
-        str,
-        typer.Option("--size", metavar="X,Y,Z", help="Voxels per axis of the timed window. Default: 96; in 2D 512."),
+        str, typer.Option(metavar="X,Y,Z", help="Voxels per axis of the timed window. Default: 96; in 2D 512.")
     ] = "",
     compile_: Annotated[
-        bool, typer.Option("--compile", help="Time torch.compile, too, which takes a minute and needs a C++ compiler.")
+        bool, typer.Option("--compile", help="Also time torch.compile: a minute, and needs a C++ compiler.")
     ] = False,
     trust: Trust = False,
 ) -> None:
@@ -138,7 +141,7 @@ def tune_inference(
     window = [int(part) if part.isdecimal() else 0 for part in size.split(",")] if size else []
     from medunet.prediction.tuning import tune_inference
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console()
     timings, values = tune_inference(folder, device=device, size=window, compiled=compile_, trust=trust)
     for timing in timings:
         result = f"rejected: {timing.rejected}" if timing.rejected else f"{timing.milliseconds:.1f} ms"
@@ -153,11 +156,11 @@ def unpack(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the bundle; must not exist.")],
 ) -> None:
     """Unpack a third-party bundle (no links, no paths outside, limited size) and report whether it is trusted."""
+    require_path(archive)
     from medunet import trust
 
-    console = Console(soft_wrap=True, highlight=False)
     folder = trust.unpack(archive, output)
     for line in trust.judge(folder).lines():
-        console.print(escape(line))
+        plain_console().print(escape(line))
     typer.echo(f"bundle: {folder}")
     typer.echo(next_command("bundle", "verify", folder))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from medunet.cli.options import EXIT_CHECK_FAILED, with_reading
+from medunet.cli.options import EXIT_CHECK_FAILED, DataFolder, progress_bar, with_reading
+from medunet.errors import ConfigError
 from medunet.files import require_path
 
 if TYPE_CHECKING:
@@ -24,14 +25,10 @@ _COLOURS = {"error": "bold red", "warning": "yellow"}
 
 @with_reading
 def check(
-    data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, images/ and labels/, or DICOM cases.")],
-    sheet: Annotated[
-        Path | None, typer.Option("--sheet", help="Also draw all cases with their labels into this PNG file.")
-    ] = None,
+    data: DataFolder,
+    sheet: Annotated[Path | None, typer.Option(help="Also draw all cases with their labels into this PNG.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
-    headers: Annotated[
-        bool, typer.Option("--headers", help="Read only headers: fast, but without statistics.")
-    ] = False,
+    headers: Annotated[bool, typer.Option("--headers", help="Read only headers: fast, without statistics.")] = False,
     *,
     reading: dict[str, Any],
 ) -> None:
@@ -40,13 +37,12 @@ def check(
     The exit code is 4 if training would fail, otherwise 0.
     """
     require_path(data)
+    if sheet is not None and headers:
+        raise ConfigError("--sheet needs the voxels, which --headers does not read")
     from medunet.datasets import CaseView, examine
-    from medunet.errors import ConfigError
     from medunet.io import ReadOptions
     from medunet.reports import ContactSheet
 
-    if sheet is not None and headers:
-        raise ConfigError("--sheet needs the voxels, which --headers does not read")
     pictures = ContactSheet()
 
     def visit(view: CaseView) -> None:
@@ -54,15 +50,13 @@ def check(
         pictures.add(view.case.name, view.image, view.label, affine=affine)
 
     errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        task = progress.add_task("opening", total=None)
+    with progress_bar(errors) as update:
         result = examine(
             data,
             level="header" if headers else "voxels",
             read=ReadOptions(**reading),
-            started=lambda total: progress.update(task, total=total, description="checking"),
-            done=lambda: progress.advance(task),
+            started=lambda total: update(total=total, description="checking"),
+            done=lambda: update(advance=1),
             visit=visit if sheet is not None else None,
         )
     if as_json:
@@ -128,16 +122,10 @@ def _findings(result: Examination) -> Table:
     for finding in result.findings:
         groups.setdefault((finding.severity, finding.kind), []).append(finding)
     table = Table("", "count", "what", "where", "remedy", show_lines=True)
+    root = f"{result.root.absolute()}{os.sep}"
     for (severity, _), group in groups.items():
-        first = group[0]
-        files = list(dict.fromkeys(_relative(finding.file, result.root) for finding in group if finding.file))
+        files = list(dict.fromkeys(finding.file.removeprefix(root) for finding in group if finding.file))
         more = [f"and {len(files) - MAX_NAMED} more"] if len(files) > MAX_NAMED else []
-        label = f"[{_COLOURS[severity]}]{severity}[/]"
-        where = escape("\n".join([*files[:MAX_NAMED], *more]))
-        table.add_row(label, str(len(group)), escape(first.cause), where, escape(first.remedy or ""))
+        cells = (group[0].cause, "\n".join([*files[:MAX_NAMED], *more]), group[0].remedy or "")
+        table.add_row(f"[{_COLOURS[severity]}]{severity}[/]", str(len(group)), *map(escape, cells))
     return table
-
-
-def _relative(file: str, root: Path) -> str:
-    path = Path(file)
-    return str(path.relative_to(root.absolute())) if path.is_relative_to(root.absolute()) else file

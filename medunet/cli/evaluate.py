@@ -19,42 +19,24 @@ if TYPE_CHECKING:
     from medunet.metrics.evaluation import Statistics
 
 MAX_SHOWN = 20  # names of cases in one line; metrics.json has them all
+LABELS_HELP = "With --pred: names of the label values. Default: those of dataset.json."
+SECTION_HELP = "Cases: unseen (those that the run was not trained on), validation (its fold), all, or test (imagesTs)."
+EM_HELP = "Also compute V_rand, V_info and warping error. Default: for 2D images with two labels."
+OUTPUT_HELP = (
+    "Folder for metrics.csv and metrics.json. Default: evaluation in the run, evaluation_NAME for other data, "
+    "PRED_evaluation with --pred."
+)
 
 
 def evaluate(
     bundle: Annotated[str | None, typer.Argument(help="A run, or a bundle with weights. Needs --data.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Labelled data set to predict and evaluate.")] = None,
-    pred: Annotated[Path | None, typer.Option("--pred", help="Folder of predicted label maps.")] = None,
-    ref: Annotated[Path | None, typer.Option("--ref", help="Folder of reference label maps.")] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME=VALUE,...", help="Names of the label values with --pred; those of dataset.json by default."
-        ),
-    ] = None,
-    section: Annotated[
-        str,
-        typer.Option(
-            help="Cases to evaluate: unseen (all that the run was not trained on), validation (its fold), all, or test "
-            "(imagesTs with labelsTs)."
-        ),
-    ] = "unseen",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Folder for metrics.csv and metrics.json. Default: evaluation in the run, evaluation_NAME for other "
-            "data, PRED_evaluation with --pred.",
-        ),
-    ] = None,
-    em: Annotated[
-        bool | None,
-        typer.Option(
-            "--em/--no-em",
-            help="Also compute V_rand, V_info and warping error. Default: for 2D images with two labels.",
-        ),
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Labelled data set to predict and evaluate.")] = None,
+    pred: Annotated[Path | None, typer.Option(help="Folder of predicted label maps.")] = None,
+    ref: Annotated[Path | None, typer.Option(help="Folder of reference label maps.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="NAME=VALUE,...", help=LABELS_HELP)] = None,
+    section: Annotated[str, typer.Option(help=SECTION_HELP)] = "unseen",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
+    em: Annotated[bool | None, typer.Option("--em/--no-em", help=EM_HELP)] = None,
     device: Device = "auto",
     trust: Trust = False,
 ) -> None:
@@ -69,10 +51,10 @@ def evaluate(
 
         result = evaluate_bundle(folder, data, output, section=section, device=device, em=em, trust=trust)
     elif pred is not None and ref is not None and bundle is None and data is None:
-        names = _parse_labels(labels)
+        values = _parse_labels(labels)
         from medunet.runs import evaluate_folders
 
-        result = evaluate_folders(pred, ref, output, labels=names, em=em)
+        result = evaluate_folders(pred, ref, output, labels=values, em=em)
     else:
         raise ConfigError("evaluate needs either BUNDLE --data DATA, or --pred DIR --ref DIR [--labels NAME=VALUE,...]")
     _show(result)
@@ -118,7 +100,7 @@ def _show(result: Summary) -> None:
 
 
 def _cell(statistics: Statistics, digits: int, cases: int) -> str:
-    """Mean and standard deviation, with the number of cases unless it is all of them."""
+    """Return mean and standard deviation, with the number of cases unless it is all of them."""
     text = f"{statistics['mean']:.{digits}f} ({statistics['std']:.{digits}f})"
     return text if statistics["n"] == cases else f"{text} n={statistics['n']}"
 

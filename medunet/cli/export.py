@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from medunet.cli.options import Trust
+from medunet.cli.options import Force, Trained, Trust, plain_console
 from medunet.files import require_path
 from medunet.resources import find_bundle
+
+OUTPUT_HELP = "File to write: .onnx, .ts, .pt2, .xml (with a .bin beside it) or .engine."
 
 
 class FileFormat(str, Enum):
@@ -26,19 +27,13 @@ class FileFormat(str, Enum):
 
 
 def export(
-    bundle: Annotated[str, typer.Argument(help="A run, or a bundle with weights.")],
-    to: Annotated[FileFormat, typer.Option("--to", help="File format.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="File to write: .onnx, .ts, .pt2, .xml (with a .bin beside it) or .engine."
-        ),
-    ],
+    bundle: Trained,
+    to: Annotated[FileFormat, typer.Option(help="File format.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=OUTPUT_HELP)],
     image: Annotated[
-        Path | None,
-        typer.Option("--image", metavar="CASE", help="Also compare the labels predicted for this image or series."),
+        Path | None, typer.Option(metavar="CASE", help="Also compare the labels predicted for this image or series.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Force = False,
     trust: Trust = False,
 ) -> None:
     """Export the network to one file for another inference engine.
@@ -51,7 +46,7 @@ def export(
     from medunet.deploy.export import export_bundle
 
     done = export_bundle(folder, output, to=to.value, image=image, overwrite=force, trust=trust)
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console()
     for path in done.paths:
         console.print(escape(f"{path}  {path.stat().st_size / 1e6:.1f} MB"))
     console.print(escape(f"run by {done.program} and compared with PyTorch in float32 ({done.seconds:.0f} s):"))
@@ -60,14 +55,13 @@ def export(
 
 
 def package(
-    bundle: Annotated[str, typer.Argument(help="A run, or a bundle with weights.")],
+    bundle: Trained,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .zip file to write.")],
     name: Annotated[
-        str | None,
-        typer.Option("--name", help="Name of the bundle and of the folder in the .zip. Default: the name of the file."),
+        str | None, typer.Option(help="Name of the bundle and of the folder in the .zip. Default: that of the file.")
     ] = None,
     torchscript: Annotated[bool, typer.Option("--torchscript", help="Add models/model.ts (TorchScript).")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Force = False,
     trust: Trust = False,
 ) -> None:
     """Package a bundle as MONAI's model zoo requires, without paths, case names or traces of this machine."""
@@ -75,7 +69,7 @@ def package(
     from medunet.deploy.export import package_bundle
 
     done = package_bundle(folder, output, name=name, torchscript=torchscript, overwrite=force, trust=trust)
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console()
     console.print(escape(f"{done.path}  {done.path.stat().st_size / 1e6:.1f} MB, {len(done.files)} files"))
     console.print(f"SHA-256 {done.sha256}")
     console.print(f"SHA-1   {done.sha1}  (the checksum in the zoo's model_info.json)")

@@ -5,21 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 import medunet
-from medunet.cli.options import wide_console
+from medunet.cli.options import AsJson, wide_console
 from medunet.config import read_json
 from medunet.files import cache_folder, config_folder
-from medunet.resources import resource_dir, shipped_bundles
+from medunet.resources import preset_names, resource_dir, shipped_bundles
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DEVELOPMENT = ("dev", "bench")  # extras that add nothing for users
-NOT_PRESETS = ("train", "evaluate", "inference", "metadata", "multi_gpu_train")
 
 
 def info(as_json: AsJson = False) -> None:
@@ -49,20 +47,19 @@ def info(as_json: AsJson = False) -> None:
         return
     table = Table(show_header=False, box=None)
     for key, value in content.items():
-        parts = value.items() if isinstance(value, dict) else ()
-        shown = ", ".join(f"{name} {part}" for name, part in parts) if parts else str(value)
-        table.add_row(key.replace("_", " "), escape(shown))
+        parts = [f"{name} {part}" for name, part in value.items()] if isinstance(value, dict) else []
+        table.add_row(key.replace("_", " "), escape(", ".join(parts) or str(value)))
     wide_console().print(table)
 
 
 def extras() -> dict[str, str]:
     """Return whether the packages of each extra of medunet are installed: `installed`, or what is missing."""
-    requirements: dict[str, list[str]] = {}
+    installed = {package.name.lower() for package in importlib.metadata.distributions() if package.name}
+    missing: dict[str, list[str]] = {}
     for text in importlib.metadata.requires("medunet") or ():
         name, extra = re.match(r"[\w.-]+", text), re.search(r"extra == ['\"](\w+)['\"]", text)
         if name and extra and extra[1] not in DEVELOPMENT:
-            requirements.setdefault(extra[1], []).append(name[0])
-    missing = {extra: [name for name in names if not _is_installed(name)] for extra, names in requirements.items()}
+            missing.setdefault(extra[1], []).extend([name[0]] if name[0].lower() not in installed else [])
     return {extra: f"without {', '.join(names)}" if names else "installed" for extra, names in missing.items()}
 
 
@@ -71,7 +68,7 @@ def list_bundles(as_json: AsJson = False) -> None:
     rows = {}
     for name in shipped_bundles():
         folder = resource_dir("bundles") / name / "configs"
-        presets = sorted(path.stem for path in folder.glob("*.json") if path.stem not in NOT_PRESETS)
+        presets = preset_names(path.stem for path in folder.glob("*.json"))
         rows[name] = {"description": read_json(folder / "metadata.json")["description"], "presets": presets}
     if as_json:
         typer.echo(json.dumps({"schema": 1, "version": medunet.__version__, "bundles": rows}, indent=2))
@@ -80,11 +77,3 @@ def list_bundles(as_json: AsJson = False) -> None:
     for name, row in rows.items():
         table.add_row(name, escape(row["description"]), ", ".join(row["presets"]))
     wide_console().print(table)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

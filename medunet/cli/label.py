@@ -9,49 +9,37 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from medunet.cli.options import Device, Trust
+from medunet.cli.options import Device, Trust, plain_console
+from medunet.errors import ConfigError
 from medunet.resources import find_bundle
+
+INDEX_HELP = "With --setup: package index for torch, such as https://download.pytorch.org/whl/cpu without CUDA."
+ENVIRONMENT = typer.Option(envvar="MEDUNET_LABEL_ENV", help="Folder of that environment. Default: in the cache folder.")
 
 
 def label(
     bundles: Annotated[list[str] | None, typer.Argument(metavar="BUNDLE...", help="Trained runs or bundles.")] = None,
     studies: Annotated[
-        str | None, typer.Option("--studies", metavar="DIR|URL", help="Folder of images, or URL of a DICOMweb service.")
+        str | None, typer.Option(metavar="DIR|URL", help="Folder of images, or URL of a DICOMweb service.")
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", help="Address to bind. Addresses that other machines can reach need a token.")
-    ] = ("127.0.0.1"),
-    port: Annotated[int, typer.Option("--port", help="TCP port.")] = 8000,
+        str, typer.Option(help="Address to bind. Addresses that other machines can reach need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
     work: Annotated[
-        Path, typer.Option("--work", help="Folder for working copies of the bundles, training runs and uploads.")
+        Path, typer.Option(help="Folder for working copies of the bundles, training runs and uploads.")
     ] = Path("medunet_label"),
     device: Device = "auto",
     modality: Annotated[
-        str | None, typer.Option("--modality", help="Modality of the DICOM series to offer. Default: all images.")
+        str | None, typer.Option(help="Modality of the DICOM series to offer. Default: all images.")
     ] = None,
     setup: Annotated[bool, typer.Option("--setup", help="Create the Python environment of MONAI Label, once.")] = False,
-    environment: Annotated[
-        Path | None,
-        typer.Option(
-            "--environment",
-            envvar="MEDUNET_LABEL_ENV",
-            help="Folder of that environment. Default: medunet's cache folder.",
-        ),
-    ] = None,
+    environment: Annotated[Path | None, ENVIRONMENT] = None,
     python: Annotated[
-        str | None,
-        typer.Option("--python", help="With --setup: a Python 3.10 to 3.12 to create it with. Default: this one."),
+        str | None, typer.Option(help="With --setup: a Python 3.10 to 3.12 to create it with. Default: this one.")
     ] = None,
-    torch_index: Annotated[
-        str | None,
-        typer.Option(
-            "--torch-index",
-            metavar="URL",
-            help="With --setup: package index for torch, such as https://download.pytorch.org/whl/cpu without CUDA.",
-        ),
-    ] = None,
+    torch_index: Annotated[str | None, typer.Option(metavar="URL", help=INDEX_HELP)] = None,
     trust: Trust = False,
 ) -> None:
     """Serve bundles to 3D Slicer and OHIF with MONAI Label, and train them on corrected labels.
@@ -60,20 +48,19 @@ def label(
     must carry this token; it must be set on addresses that other machines can reach.
     """
     folders = [find_bundle(name) for name in bundles or ()]
+    if studies is None and (folders or not setup):
+        raise ConfigError("--studies is missing", expected="a folder of images, or the URL of a DICOMweb service")
     from medunet.deploy.monailabel import LabelEnvironment, LabelServer
     from medunet.deploy.monailabel.served import serve
     from medunet.deploy.monailabel.server import TOKEN_VARIABLE, usable_port
-    from medunet.errors import ConfigError
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     home = LabelEnvironment(environment)
     if setup:
         home.make(python=python, torch_index=torch_index)
         console.print(f"MONAI Label is set up in {home.folder}")
-        if not bundles:
-            return
     if studies is None:
-        raise ConfigError("--studies is missing", expected="a folder of images, or the URL of a DICOMweb service")
+        return
     server = LabelServer(
         bundles=serve(folders),
         studies=studies,

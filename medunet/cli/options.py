@@ -9,11 +9,14 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -23,6 +26,13 @@ EXIT_CHECK_FAILED = 4
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C: 128 + SIGINT
 TABLE_WIDTH = 1000  # characters; no table is as wide
 
+Bundle = Annotated[str, typer.Argument(help="A shipped bundle (unet_3d, unet_2d, unet_2015), or a bundle's folder.")]
+Trained = Annotated[str, typer.Argument(help="A run, or a bundle with weights.")]
+DataFolder = Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, images/ and labels/, or DICOM cases.")]
+TrainingData = Annotated[
+    Path, typer.Option("--data", help="MSD or nnU-Net folder, or a folder with images/ and labels/.")
+]
+Epochs = Annotated[int | None, typer.Option(help="Number of epochs. Default: that of the bundle.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Set = Annotated[
     list[str] | None,
@@ -32,16 +42,15 @@ Preset = Annotated[
     list[str] | None,
     typer.Option("--preset", metavar="NAME", help="Apply a preset of the bundle, such as few or sgd_poly; repeatable."),
 ]
-
-Trust = Annotated[
-    bool,
-    typer.Option(
-        "--trust", help="Run a bundle that could run its own code, and remember its exact content as trusted."
-    ),
-]
+URI_HELP = "Tracking URI of MLflow; '' disables it. Default: MLFLOW_TRACKING_URI, else mlruns.db beside the run."
+TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help=URI_HELP)]
+TRUST_HELP = "Run a bundle that could run its own code, and remember its exact content as trusted."
+Trust = Annotated[bool, typer.Option("--trust", help=TRUST_HELP)]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Skip unusable cases and list them. Default: stop if there are any.")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 class Where(str, Enum):
@@ -50,40 +59,33 @@ class Where(str, Enum):
     ray = "ray"
 
 
+# options of the commands that read images, by field of `medunet.io.ReadOptions`; None leaves the default
 READING: dict[str, Any] = {
     "series_uid": Annotated[
-        str | None, typer.Option("--series-uid", metavar="UID", help="DICOM: SeriesInstanceUID of the series to read.")
+        str | None, typer.Option(metavar="UID", help="DICOM: SeriesInstanceUID of the series to read.")
     ],
     "phase": Annotated[
-        int | None,
-        typer.Option("--phase", metavar="N", help="DICOM: which volume of a 4D series, or which frame, from 0."),
+        int | None, typer.Option(metavar="N", help="DICOM: which volume of a 4D series, or which frame, from 0.")
     ],
     "uneven": Annotated[
         str | None,
-        typer.Option(
-            "--uneven", metavar="refuse|resample", help="DICOM: reject or resample slices at uneven distances."
-        ),
+        typer.Option(metavar="refuse|resample", help="DICOM: what to do with slices at uneven distances."),
     ],
     "tilt": Annotated[
-        str | None,
-        typer.Option(
-            "--tilt", metavar="keep|resample", help="DICOM: keep a gantry tilt as shear, or resample to right angles."
-        ),
+        str | None, typer.Option(metavar="keep|resample", help="DICOM: keep a gantry tilt as shear, or straighten it.")
     ],
     "form": Annotated[
         str | None,
-        typer.Option("--form", metavar="agree|sform|qform|pixdim", help="NIfTI: which placement of the header to use."),
+        typer.Option(metavar="agree|sform|qform|pixdim", help="NIfTI: which placement of the header to use."),
     ],
     "fill_value": Annotated[
-        float | None,
-        typer.Option("--fill-value", metavar="X", help="NIfTI: value that replaces NaN and infinite voxels."),
+        float | None, typer.Option(metavar="X", help="NIfTI: value that replaces NaN and infinite voxels.")
     ],
     "skip_unreadable": Annotated[
         bool | None,
         typer.Option("--skip-unreadable", help="DICOM: skip zeroed, truncated and unreadable files of a series."),
     ],
 }
-"""Options of the commands that read images, by field of `medunet.io.ReadOptions`; None leaves the default."""
 
 
 def with_reading(command: Callable[..., None]) -> Callable[..., None]:
@@ -121,14 +123,27 @@ def on_sigterm(line: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[..., None]]:
+    """Show a bar of cases on a terminal; yield the function that changes its total, count and description."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield partial(progress.update, progress.add_task("opening", total=None))
+
+
 def next_command(*words: object) -> str:
     """Return the line that suggests the next command, quoted for the shell.
 
-    Example:
+    Examples:
         >>> next_command("predict", "my runs/a", "IMAGES")
         "next: medunet predict 'my runs/a' IMAGES"
     """
     return f"next: {shlex.join(['medunet', *map(str, words)])}"
+
+
+def print_next_predict(run: Path) -> None:
+    """Print the command that predicts with a run."""
+    typer.echo(next_command("predict", run, "IMAGES", "--output", "DIR"))
 
 
 def plain_console(*, stderr: bool = False) -> Console:

@@ -8,42 +8,30 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from medunet.cli.options import Device, SkipBad, next_command, with_reading
+from medunet.cli.options import DataFolder, Device, SkipBad, next_command, progress_bar, with_reading
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
 
 DIMS = {"auto": None, "2": 2, "3": 3}
+DIMS_HELP = "Dimensions of the network. auto: those of the images; 2: slice by slice, also for volumes."
+ESTIMATE_HELP = "Skip the trial training step: estimate memory and keep the default number of epochs."
 
 
 @with_reading
 def plan(
-    data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, images/ and labels/, or DICOM cases.")],
+    data: DataFolder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],
-    dims: Annotated[
-        str,
-        typer.Option(help="Dimensions of the network. auto: those of the images; 2: slice by slice, also for volumes."),
-    ] = "auto",
-    memory: Annotated[
-        str, typer.Option(help="Memory that training may use, such as 8GB. auto: the free memory.")
-    ] = "auto",
+    dims: Annotated[str, typer.Option(help=DIMS_HELP)] = "auto",
+    memory: Annotated[str, typer.Option(help="Memory for training, such as 8GB. auto: the free memory.")] = "auto",
     time: Annotated[str | None, typer.Option(help="Time that training may take, such as 30min or 4h.")] = None,
     device: Device = "auto",
-    estimate: Annotated[
-        bool,
-        typer.Option(
-            "--estimate", help="Skip the trial training step: estimate memory and keep the default number of epochs."
-        ),
-    ] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help=ESTIMATE_HELP)] = False,
     skip_bad: SkipBad = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a planned bundle in --output, even if it was edited.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a planned bundle, even if it was edited.")] = False,
     jobs: Annotated[
-        int | None,
-        typer.Option(help="Cases to measure simultaneously; each is kept in memory. Default: as many as fit."),
+        int | None, typer.Option(help="Cases to measure simultaneously, each in memory. Default: as many as fit.")
     ] = None,
     *,
     reading: dict[str, Any],
@@ -62,10 +50,8 @@ def plan(
     from medunet.io import ReadOptions
     from medunet.planning import default_cache, parse_time, spell_time
 
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        task = progress.add_task("opening", total=None)
+    console, errors = Console(), Console(stderr=True)
+    with progress_bar(errors) as update:
         result = plan_bundle(
             data,
             output,
@@ -79,14 +65,12 @@ def plan(
             force=force,
             read=ReadOptions(**reading),
             cache=default_cache(),
-            started=lambda total: progress.update(task, total=total, description="measuring cases"),
-            done=lambda: progress.advance(task),
-            measured=lambda: progress.update(task, description="trying a training step"),
+            started=lambda total: update(total=total, description="measuring cases"),
+            done=lambda: update(advance=1),
+            measured=lambda: update(description="trying a training step"),
         )
-
-    console = Console()
-    title = f"{result.plan.fingerprint.name}: {len(result.plan.fingerprint.cases)} cases"
-    table = Table(title=escape(title))
+    fingerprint = result.plan.fingerprint
+    table = Table(title=escape(f"{fingerprint.name}: {len(fingerprint.cases)} cases"))
     table.add_column("id", no_wrap=True)
     table.add_column("value", overflow="fold")
     table.add_column("why")

@@ -22,20 +22,33 @@ from medunet.cli.options import (
     EXIT_SOME_FAILED,
     Device,
     Set,
+    Trained,
     Trust,
     Where,
     plain_console,
     print_error,
+    progress_bar,
     with_reading,
 )
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
-from medunet.files import check_target, claim, require_path
+from medunet.files import atomic_path, check_target, claim, require_path
 from medunet.resources import find_bundle
 
 if TYPE_CHECKING:
     from medunet.deploy.cluster import Outcome
     from medunet.prediction import Prediction, PredictOptions
+
+INPUTS_HELP = "Images, folders or DICOM series; or one CSV file of a cohort, or the URL of a DICOMweb store."
+FORMAT_HELP = "Format of the label maps. auto: that of the input, or DICOM SEG if highdicom is installed."
+SKIP_HELP = "Skip cases that have results, to continue an interrupted command."
+ENSEMBLE_HELP = "Another run, such as another fold, to average class probabilities with; repeatable."
+MINUTES_HELP = "With --on ray: timeout per case; a case that times out is retried on another worker."
+QUERY_HELP = "Select series of a DICOMweb store, such as Modality=CT; repeatable."
+ISOLATE_HELP = "Decode untrusted images in a child process with limits of memory and time."
+DEIDENTIFY_HELP = "Name cases by numbers, and de-identify DICOM results by the basic profile of PS3.15."
+KEY_HELP = "With --deidentify: derive names from the secret key in this file, always the same for a case."
+TABLE_HELP = "With --deidentify: write the name and the input of each case to this CSV file."
 
 
 class ResultFormat(str, Enum):
@@ -50,82 +63,25 @@ class ResultFormat(str, Enum):
 
 @with_reading
 def predict(
-    bundle: Annotated[str, typer.Argument(help="A run, or a bundle with weights.")],
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            help="Images, folders or DICOM series; or one CSV file of a cohort, or the URL of a DICOMweb store."
-        ),
-    ],
+    bundle: Trained,
+    inputs: Annotated[list[str], typer.Argument(help=INPUTS_HELP)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the label maps.")],
     device: Device = "auto",
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
-    result_format: Annotated[
-        ResultFormat,
-        typer.Option(
-            "--format",
-            help="Format of the label maps. auto: that of the input, or DICOM SEG if highdicom is installed.",
-        ),
-    ] = ResultFormat.auto,
+    result_format: Annotated[ResultFormat, typer.Option("--format", help=FORMAT_HELP)] = ResultFormat.auto,
     force: Annotated[bool, typer.Option("--force", help="Replace existing results.")] = False,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Skip cases that have results, to continue an interrupted command.")
-    ] = False,
-    ensemble: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--ensemble",
-            metavar="RUN",
-            help="Another run, such as another fold, to average class probabilities with; repeatable.",
-        ),
-    ] = None,
+    skip_existing: Annotated[bool, typer.Option("--skip-existing", help=SKIP_HELP)] = False,
+    ensemble: Annotated[list[str] | None, typer.Option(metavar="RUN", help=ENSEMBLE_HELP)] = None,
     on: Annotated[
-        Where | None,
-        typer.Option("--on", help="ray: distribute the cases over a Ray cluster, with one predictor per GPU."),
+        Where | None, typer.Option(help="ray: distribute the cases over a Ray cluster, one worker per GPU.")
     ] = None,
-    case_minutes: Annotated[
-        float,
-        typer.Option(
-            "--case-minutes",
-            min=0.1,
-            help="With --on ray: timeout per case; a case that times out is retried on another worker.",
-        ),
-    ] = 60.0,
-    query: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--query",
-            metavar="KEYWORD=VALUE",
-            help="Select series of a DICOMweb store, such as Modality=CT; repeatable.",
-        ),
-    ] = None,
+    case_minutes: Annotated[float, typer.Option(min=0.1, help=MINUTES_HELP)] = 60.0,
+    query: Annotated[list[str] | None, typer.Option(metavar="KEYWORD=VALUE", help=QUERY_HELP)] = None,
     send_back: Annotated[bool, typer.Option("--send-back", help="Send the DICOM SEGs to the DICOMweb store.")] = False,
-    isolate: Annotated[
-        bool,
-        typer.Option("--isolate", help="Decode untrusted images in a child process with limits of memory and time."),
-    ] = False,
-    deidentify: Annotated[
-        bool,
-        typer.Option(
-            "--deidentify", help="Name cases by numbers, and de-identify DICOM results by the basic profile of PS3.15."
-        ),
-    ] = False,
-    pseudonym_key: Annotated[
-        Path | None,
-        typer.Option(
-            "--pseudonym-key",
-            metavar="FILE",
-            help="With --deidentify: derive names from the secret key in this file, always the same for a case.",
-        ),
-    ] = None,
-    pseudonym_table: Annotated[
-        Path | None,
-        typer.Option(
-            "--pseudonym-table",
-            metavar="FILE",
-            help="With --deidentify: write the name and the input of each case to this CSV file.",
-        ),
-    ] = None,
+    isolate: Annotated[bool, typer.Option("--isolate", help=ISOLATE_HELP)] = False,
+    deidentify: Annotated[bool, typer.Option("--deidentify", help=DEIDENTIFY_HELP)] = False,
+    pseudonym_key: Annotated[Path | None, typer.Option(metavar="FILE", help=KEY_HELP)] = None,
+    pseudonym_table: Annotated[Path | None, typer.Option(metavar="FILE", help=TABLE_HELP)] = None,
     benchmark: Annotated[bool, typer.Option("--benchmark", help="Print the time per stage.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print tiles, how the network is run, and tracebacks.")
@@ -149,16 +105,14 @@ def predict(
     overrides = {**reading, **parse_settings(settings)}
     folder, members = find_bundle(bundle), [find_bundle(name) for name in ensemble or ()]
     is_url = inputs[0].startswith(("http://", "https://"))
-    for path in () if is_url else inputs:
+    for path in (pseudonym_key, *(() if is_url else inputs)):
         require_path(path)
     check_target(output)
     is_cohort = on is not None or is_url or inputs[0].lower().endswith(".csv")
     if is_cohort and (deidentify or isolate):
-        raise ConfigError(
-            "not supported for manifests, DICOMweb stores and Ray",
-            received="--deidentify" if deidentify else "--isolate",
-            remedy="predict files or folders, or put pseudonyms into the column `name` of the manifest",
-        )
+        received = "--deidentify" if deidentify else "--isolate"
+        remedy = "predict files or folders, or put pseudonyms into the column `name` of the manifest"
+        raise ConfigError("not supported for manifests, DICOMweb stores and Ray", received=received, remedy=remedy)
     from medunet.datasets import list_inputs
     from medunet.io import Pseudonyms
     from medunet.prediction import PredictOptions, Predictor
@@ -176,17 +130,8 @@ def predict(
         pseudonyms=pseudonyms,
     )
     if is_cohort:
-        _predict_many(
-            folder,
-            inputs,
-            output,
-            options,
-            query=query or (),
-            send_back=send_back,
-            where="here" if on is None else on.value,
-            replace=force,
-            case_seconds=60 * case_minutes,
-        )
+        cluster = {"where": "here" if on is None else on.value, "case_seconds": 60 * case_minutes, "replace": force}
+        _predict_cohort(folder, inputs, output, options, query=query or (), send_back=send_back, **cluster)
         return
     begun = time.perf_counter()
     predictor = Predictor(folder, options, output_dir=output, overwrite=force, skip_done=skip_existing)
@@ -205,7 +150,8 @@ def predict(
         ):
             for result in progress.track(predictions, total=len(sources), description="predicting"):
                 results.append(result)
-                _print_result(result)
+                if result.error is None:
+                    typer.echo(f"{result.path}  {'there already' if result.skipped else f'{result.seconds:.1f} s'}")
                 if verbose and len(results) == 1:
                     for form in predictor.forms:
                         console.print(f"network {escape(str(form))}")
@@ -213,7 +159,10 @@ def predict(
         interrupted = True
     seconds = time.perf_counter() - loaded
     if pseudonyms is not None and pseudonym_table is not None:
-        _write_table(pseudonyms.table(), pseudonym_table)
+        with atomic_path(pseudonym_table) as temporary:
+            temporary.touch(mode=0o600)  # only its owner may read it
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([("case", "input"), *pseudonyms.table()])
 
     failed = [result for result in results if result.error is not None]
     skipped = sum(result.skipped for result in results)
@@ -231,7 +180,7 @@ def predict(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _predict_many(
+def _predict_cohort(
     bundle: Path,
     inputs: Sequence[str],
     output: Path,
@@ -239,7 +188,7 @@ def _predict_many(
     *,
     query: Sequence[str],
     send_back: bool,
-    **how: Any,
+    **cluster: Any,
 ) -> None:
     """Predict the cases of one manifest, folder or DICOMweb store; the exit code tells whether all have results."""
     from medunet.deploy.cluster import LEDGER_NAME, DicomWebStore, predict_cohort
@@ -258,42 +207,26 @@ def _predict_many(
     elif query or send_back:
         raise ConfigError("--query and --send-back need the URL of a DICOMweb store", received=inputs[0])
     console = plain_console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("predicting", total=None)
+    with progress_bar(console) as update:
+        update(description="predicting")
 
         def report(outcome: Outcome) -> None:
-            progress.advance(task)
+            update(advance=1)
             if outcome.error is not None:
                 console.print(f"[bold red]error[/] {escape(outcome.name)}: {escape(outcome.error)}")
 
-        result = predict_cohort(bundle, source, output, options, report=report, **how)
+        result = predict_cohort(bundle, source, output, options, report=report, **cluster)
     failed = len(result.failed)
     done = len(result.outcomes) - failed
     console.print(escape(f"{done} of {result.cases} cases have results in {result.output}, {failed} failed"))
     console.print(escape(f"results of every case: {result.output / LEDGER_NAME}"))
-    again = "rerun the command without --force" if how["replace"] else "rerun the command"
+    again = "rerun the command without --force" if cluster["replace"] else "rerun the command"
     if result.is_interrupted:
         console.print(f"[bold red]interrupted[/] all written files are complete; {again} to continue")
         raise typer.Exit(EXIT_INTERRUPTED)
     if failed:
         console.print(f"{again} to retry the failed cases")
         raise typer.Exit(EXIT_SOME_FAILED)
-
-
-def _write_table(rows: list[tuple[str, str]], path: Path) -> None:
-    """Write a table that only its owner may read."""
-    from medunet.files import atomic_path
-
-    with atomic_path(path) as temporary:
-        temporary.touch(mode=0o600)
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("case", "input"), *rows])
-
-
-def _print_result(result: Prediction) -> None:
-    if result.error is None:
-        what = "there already" if result.skipped else f"{result.seconds:.1f} s"
-        typer.echo(f"{result.path}  {what}")
 
 
 def _time_table(results: list[Prediction], *, wall: float, loading: float) -> Table:
@@ -305,10 +238,7 @@ def _time_table(results: list[Prediction], *, wall: float, loading: float) -> Ta
     for name in ("seconds", "ms per case", "share of wall"):
         table.add_column(name, justify="right")
     total = {stage: sum(getattr(result.stages, stage) for result in results) for stage in STAGES}
-    for stage, seconds in total.items():
+    for stage, seconds in {**total, "all stages": sum(total.values())}.items():
         table.add_row(stage, f"{seconds:.2f}", f"{1000 * seconds / cases:.1f}", f"{seconds / wall:.0%}")
-    table.add_section()
-    work = sum(total.values())
-    table.add_row("all stages", f"{work:.2f}", f"{1000 * work / cases:.1f}", f"{work / wall:.0%}")
     table.add_row("loading, once", f"{loading:.2f}", "", "")
     return table

@@ -11,20 +11,16 @@ from medunet.cli.options import Device
 from medunet.files import require_path
 from medunet.resources import find_bundle
 
+OUTPUT_HELP = "HTML file to write. Default: RUN/report.html, or ./report.html for several runs."
+
 
 def report(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN [RUN...]", help="Runs to show; all are compared with the first.")
     ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="HTML file to write. Default: RUN/report.html, or ./report.html for several runs."
-        ),
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
     data: Annotated[
-        Path | None,
-        typer.Option("--data", help="Data set: the one trained on, if it was moved, or another one to evaluate."),
+        Path | None, typer.Option(help="Data set: the one trained on, if it was moved, or another one to evaluate.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
     megabytes: Annotated[

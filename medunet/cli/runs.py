@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import EXIT_SOME_FAILED, HELP, Device, Trust, next_command, on_sigterm, wide_console
+from medunet.cli.options import (
+    EXIT_SOME_FAILED,
+    HELP,
+    Device,
+    Trust,
+    on_sigterm,
+    plain_console,
+    print_next_predict,
+    wide_console,
+)
 from medunet.cli.train import RERUN, show_folds, show_training
+from medunet.files import require_path
 
 if TYPE_CHECKING:
     from medunet.tracking import TrackedRun
@@ -36,10 +47,11 @@ _COLOURS = {"FINISHED": "green", "RUNNING": "cyan", "FAILED": "bold red", "KILLE
 @app.command("list")
 def list_(folder: Folder = RUNS, uri: Uri = None, experiment: Experiment = EXPERIMENT, folds: Folds = False) -> None:
     """List training runs, newest first."""
+    runs = _runs(folder, uri, experiment, folds=folds)
     from medunet.tracking import BEST_METRIC
 
     table = Table("run", "id", "status", "started", "time", "epochs", "Dice", "changed from the preset")
-    for run in _runs(folder, uri, experiment, folds=folds):
+    for run in runs:
         colour = _COLOURS.get(run.status, "white")
         best = run.metrics.get(BEST_METRIC)
         table.add_row(
@@ -47,7 +59,7 @@ def list_(folder: Folder = RUNS, uri: Uri = None, experiment: Experiment = EXPER
             run.run_id[:8],
             f"[{colour}]{run.status.lower()}[/]",
             time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started / 1000)),
-            "" if run.seconds is None else _duration(run.seconds),
+            "" if run.seconds is None else str(timedelta(seconds=round(run.seconds))),
             run.params.get("epochs", ""),
             "" if best is None else f"{best:.4f}",
             escape(", ".join(run.changed[:4]) + (" ..." if len(run.changed) > 4 else "")),
@@ -64,9 +76,9 @@ def compare(
     folds: Folds = False,
 ) -> None:
     """Compare runs: the parameters that differ, and the metrics."""
+    known = _runs(folder, uri, experiment, folds=folds or bool(names))
     from medunet.tracking import differing, find_run
 
-    known = _runs(folder, uri, experiment, folds=folds or bool(names))
     runs = [find_run(name, known) for name in names] if names else known
     table = Table("", *(escape(f"{run.name}\n{run.run_id[:8]}") for run in runs))
     for name, values in differing(runs).items():
@@ -86,14 +98,14 @@ def best(
     folds: Folds = False,
 ) -> None:
     """Show the best training run by a metric, and its folder."""
+    runs = _runs(folder, uri, experiment, folds=folds)
     from medunet.tracking import BEST_METRIC, best_run, folder_of
 
     metric = metric or BEST_METRIC
-    run = best_run(_runs(folder, uri, experiment, folds=folds), metric)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(escape(f"{run.name} ({run.run_id}): {metric} {run.metrics[metric]:.4f}"))
-    if (place := folder_of(run, folder)) is not None:
-        typer.echo(next_command("predict", place, "IMAGES", "--output", "DIR"))
+    run = best_run(runs, metric)
+    plain_console().print(escape(f"{run.name} ({run.run_id}): {metric} {run.metrics[metric]:.4f}"))
+    if (path := folder_of(run, folder)) is not None:
+        print_next_predict(path)
 
 
 @app.command()
@@ -106,17 +118,18 @@ def resume(
     trust: Trust = False,
 ) -> None:
     """Resume an interrupted training run from its last completed epoch."""
+    runs = _runs(folder, uri, experiment)
     from medunet.errors import DataError
     from medunet.runs import TrainingResult, resume_run
     from medunet.tracking import default_store, find_run, folder_of
 
-    run = find_run(name, _runs(folder, uri, experiment))
-    place = folder_of(run, folder)
-    if place is None:
+    run = find_run(name, runs)
+    path = folder_of(run, folder)
+    if path is None:
         remedy = "pass its parent folder as --runs"
         raise DataError("the folder of the run is missing", file=folder, received=run.name, remedy=remedy)
     with on_sigterm(RERUN):
-        result = resume_run(place, device=device, tracking_uri=uri or default_store(folder), trust=trust)
+        result = resume_run(path, device=device, tracking_uri=uri or default_store(folder), trust=trust)
     if isinstance(result, TrainingResult):
         show_training(result)
     else:
@@ -128,21 +141,18 @@ def sync(
     folder: Annotated[Path, typer.Argument(help="Folder of a run, or of several runs.")] = RUNS, uri: Uri = None
 ) -> None:
     """Send to MLflow what it lacks because the tracking server was down or rejected the login."""
+    require_path(folder)
     from medunet.tracking import sync_runs
 
     sent, missing = sync_runs(folder, uri)
-    Console(highlight=False).print(f"{sent} runs sent, {missing} could not be sent")
+    plain_console().print(f"{sent} runs sent, {missing} could not be sent")
     if missing:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def _runs(folder: Path, uri: str | None, experiment: str, *, folds: bool = False) -> list[TrackedRun]:
+    if not uri and not os.environ.get("MLFLOW_TRACKING_URI"):
+        require_path(folder)
     from medunet.tracking import default_store, list_runs
 
     return list_runs(uri or default_store(folder), experiment_name=experiment, folds=folds)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

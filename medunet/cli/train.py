@@ -13,16 +13,20 @@ from rich.table import Table
 from medunet.cli.options import (
     EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
+    Bundle,
     Device,
+    Epochs,
     Preset,
     Set,
     SkipBad,
+    TrackingUri,
+    TrainingData,
     Trust,
     Where,
-    next_command,
     on_sigterm,
     plain_console,
     print_error,
+    print_next_predict,
 )
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
@@ -32,58 +36,32 @@ from medunet.resources import find_bundle
 if TYPE_CHECKING:
     from medunet.runs import CrossValidation, TrainingResult
 
-
 RESUME = "interrupted: add --resume to the same command to continue from the last completed epoch"
 RERUN = "interrupted: rerun the same command to continue from the last completed epoch"
+FOLDS_HELP = "Train these folds, evaluate each case with the fold that held it out, and join them to an ensemble."
+RESUME_HELP = "Continue the run in --output from its last completed epoch; --folds always does."
 
 
 def train(
-    bundle: Annotated[
-        str, typer.Argument(help="A shipped bundle (unet_3d, unet_2d, unet_2015), or the folder of a bundle.")
-    ],
-    data: Annotated[Path, typer.Option("--data", help="MSD or nnU-Net folder, or a folder with images/ and labels/.")],
-    fold: Annotated[
-        int, typer.Option(help="Fold of the cross-validation that is held out for validation, counted from 0.")
-    ] = 0,
-    folds: Annotated[
-        str | None,
-        typer.Option(
-            metavar="all|K,K",
-            help="Train these folds, evaluate each case with the fold that held it out, and join them to an ensemble.",
-        ),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Number of epochs. Default: that of the bundle.")] = None,
+    bundle: Bundle,
+    data: TrainingData,
+    fold: Annotated[int, typer.Option(help="Fold that is held out for validation, counted from 0.")] = 0,
+    folds: Annotated[str | None, typer.Option(metavar="all|K,K", help=FOLDS_HELP)] = None,
+    epochs: Epochs = None,
     device: Device = "auto",
     output: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/BUNDLE_DATA_foldK.")] = None,
     init_from: Annotated[
-        Path | None, typer.Option("--init-from", metavar="RUN", help="Start from the weights of another run.")
+        Path | None, typer.Option(metavar="RUN", help="Start from the weights of another run.")
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Continue the run in --output from its last completed epoch; --folds always does."
-        ),
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help=RESUME_HELP)] = False,
     preset: Preset = None,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(
-            "--tracking-uri",
-            help="Tracking URI of MLflow; '' disables it. Default: MLFLOW_TRACKING_URI, else mlruns.db beside the run.",
-        ),
-    ] = None,
-    nproc: Annotated[
-        int | None, typer.Option("--nproc", help="Number of processes on this host, one per GPU (torchrun).")
-    ] = None,
-    nnodes: Annotated[int, typer.Option("--nnodes", help="Number of hosts; run the same command on each of them.")] = 1,
+    tracking_uri: TrackingUri = None,
+    nproc: Annotated[int | None, typer.Option(help="Number of processes on this host, one per GPU (torchrun).")] = None,
+    nnodes: Annotated[int, typer.Option(help="Number of hosts; run the same command on each of them.")] = 1,
     rdzv_endpoint: Annotated[
-        str | None,
-        typer.Option("--rdzv-endpoint", metavar="HOST:PORT", help="Rendezvous HOST:PORT on one of the hosts."),
+        str | None, typer.Option(metavar="HOST:PORT", help="Rendezvous HOST:PORT on one of the hosts.")
     ] = None,
-    on: Annotated[
-        Where | None,
-        typer.Option("--on", help="ray: train the folds in parallel on a Ray cluster."),
-    ] = None,
+    on: Annotated[Where | None, typer.Option(help="ray: train the folds in parallel on a Ray cluster.")] = None,
     settings: Set = None,
     trust: Trust = False,
     skip_bad: SkipBad = False,
@@ -102,7 +80,7 @@ def train(
         raise ConfigError("--nproc and --nnodes train one fold", received="--folds", remedy="pass --fold K")
     if on is not None and is_single:
         raise ConfigError("--on ray needs --folds")
-    chosen = _parse_folds(folds)
+    selected = _parse_folds(folds)
     data_name = data.resolve().parent.name if data.is_file() else data.resolve().name
     name = f"{source.resolve().name}_{data_name}_{f'fold{fold}' if is_single else 'folds'}"
     output = output or Path("runs") / name
@@ -122,8 +100,8 @@ def train(
 
             options["trainer"] = folds_on_ray
         with on_sigterm(RERUN):
-            folds_done = train_folds(source, data, output, folds=chosen, changes=changes, **options)
-        show_folds(folds_done)
+            outcome = train_folds(source, data, output, folds=selected, changes=changes, **options)
+        show_folds(outcome)
         return
     options |= {"changes": {"fold": fold, **changes}, "resume": resume}
     result: TrainingResult | None
@@ -166,7 +144,7 @@ def show_training(result: TrainingResult) -> None:
     if result.left_out:
         plain_console().print(f"[yellow]left out[/] {escape(', '.join(result.left_out))}")
     typer.echo(f"run: {result.run}")
-    typer.echo(next_command("predict", result.run, "IMAGES", "--output", "DIR"))
+    print_next_predict(result.run)
 
 
 def show_folds(result: CrossValidation) -> None:
@@ -183,11 +161,9 @@ def show_folds(result: CrossValidation) -> None:
         plain_console().print(table)
         typer.echo(f"mean Dice of the classes: {(result.postprocessed or result.summary)['mean_dice']:.4f}")
         typer.echo(f"ensemble: {result.output}")
-        typer.echo(next_command("predict", result.output, "IMAGES", "--output", "DIR"))
-    for outcome in result.folds:
-        if outcome.error is not None:
-            print_error(outcome.error, name=f"fold {outcome.fold}")
-    for name, text in result.failed_cases.items():
+        print_next_predict(result.output)
+    errors = {f"fold {outcome.fold}": outcome.error for outcome in result.folds if outcome.error is not None}
+    for name, text in {**errors, **result.failed_cases}.items():
         print_error(text, name=name)
     if result.is_interrupted:
         typer.echo(RERUN, err=True)
