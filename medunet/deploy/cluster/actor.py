@@ -20,18 +20,13 @@ Case = NamedSource | RemoteSeries
 
 
 class PredictorActor:
-    """Keep a :class:`medunet.prediction.Predictor` busy: reading, network and writing of different cases overlap.
+    """A busy :class:`medunet.prediction.Predictor`: reading, network and writing of different cases overlap.
 
-    For an actor with several threads: each call of :meth:`predict` waits for its own case.
-
-    Args:
-        bundle: of the predictor.
-        options: of the predictor, with an output folder.
+    It is for an actor with several threads: each call of :meth:`predict` waits for its own case.
     """
 
     def __init__(self, bundle: Path, options: PredictOptions) -> None:
-        self._bundle = bundle
-        self._options = options
+        self._bundle, self._options = bundle, options
         self._output = Path(options.output_dir or "")
         self._cases: queue.SimpleQueue[NamedSource] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Future[Prediction]] = queue.SimpleQueue()
@@ -47,12 +42,12 @@ class PredictorActor:
         return None
 
     def predict(self, case: Case) -> Outcome:
-        """Predict a case; raise a RuntimeError if the predictor itself has broken down."""
+        """Predict a case; raise a RuntimeError if the predictor itself fails."""
         if isinstance(case, NamedSource):
             return self._predict(case)
         try:
             return self._predict_remote(case)
-        except (MedunetError, OSError) as error:  # such as no room for the files of the series
+        except (MedunetError, OSError) as error:  # the series cannot be fetched or stored
             return Outcome(case.name, "failed", error=str(error), node=platform.node())
 
     def _predict_remote(self, case: RemoteSeries) -> Outcome:

@@ -56,19 +56,18 @@ def predict_cohort(
 ) -> CohortResult:
     """Predict the cases of a manifest or a folder, and write a ledger beside the results.
 
-    Called again with the same arguments it continues: results are kept, failed cases are retried. Results are written
+    Another call with the same arguments continues: results are kept, failed cases are retried. Results are written
     atomically, so a machine or process may die at any moment. All machines must see bundle, images and output under the
     same paths.
 
     Args:
         bundle: folder of a bundle or run with weights.
-        source: a path, see :func:`read_cohort`; or cases, such as those of :class:`DicomWebStore`.
+        source: a manifest or folder for :func:`read_cohort`; or cases, such as those of :class:`DicomWebStore`.
         output: folder of the results and of ``ledger.jsonl``.
         options: how cases are predicted; `output_dir`, `overwrite` and `skip_done` are set here.
-        where: ``"ray"``: on the cluster of RAY_ADDRESS or of this machine, one predictor per GPU.
-        replace: predict everything anew; called again without it, such a run continues.
-        case_seconds: timeout per case on a cluster; a case that times out is retried by another process. The time
-            counts from when the cases that the process got before have come back.
+        where: ``"here"``, or ``"ray"``: on the cluster of RAY_ADDRESS or of this machine, one predictor per GPU.
+        replace: replace all results; another call without it continues.
+        case_seconds: timeout per case on a cluster, after which another process retries the case.
         report: called with every new outcome.
         changes: single options by name, such as ``device="cpu"``.
 
@@ -84,10 +83,10 @@ def predict_cohort(
     channels = int(read_own(bundle, "inference")["in_channels"])
     cases: list[Case] = [*read_cohort(source, channels=channels)] if isinstance(source, Path) else list(source)
     members = [bundle_digest(one) for one in ensemble]
-    asked = (options.probabilities, options.result_format, sorted(options.changes.items()), members)
+    settings = (options.probabilities, options.result_format, sorted(options.changes.items()), members)
     ray = join_cluster() if where == "ray" else None
     interrupted = False
-    with claim(output), Ledger(output, digest=bundle_digest(bundle, *asked), replace=replace) as ledger:
+    with claim(output), Ledger(output, digest=bundle_digest(bundle, *settings), replace=replace) as ledger:
         options = dataclasses.replace(
             options,
             output_dir=output.resolve(),
@@ -95,8 +94,7 @@ def predict_cohort(
             overwrite=ledger.replaces,
             skip_done=not ledger.replaces,
         )
-        sent = {case.name for case in cases if not isinstance(case, NamedSource) and case.send_back}
-        missing = [case for case in cases if not ledger.is_done(case.name, sent=case.name in sent)]
+        missing = [case for case in cases if not ledger.is_done(case.name, sent=getattr(case, "send_back", False))]
         logger.info("%d cases, %d have results", len(cases), len(cases) - len(missing))
         if ray is None:
             outcomes = _predict_here(bundle, options, missing)

@@ -19,7 +19,7 @@ from medunet.errors import DataError
 
 TOKEN_VARIABLE = "MEDUNET_DICOMWEB_TOKEN"  # a bearer token; without one, user and password come from ~/.netrc
 
-# other modalities are segmentations, contours, reports and the like
+# others are segmentations, contours, reports and the like
 IMAGE_MODALITIES = ("CT", "MR", "PT", "US", "CR", "DX", "MG", "NM", "XA", "SM", "OP")
 
 PAGE = 100  # series per query
@@ -45,10 +45,10 @@ class RemoteSeries:
 
 
 class DicomWebStore:
-    """A client of a DICOMweb store.
+    """A client of a DICOMweb store. A bearer token is read from ``MEDUNET_DICOMWEB_TOKEN``.
 
     Args:
-        url: its root, such as ``http://host:8042/dicom-web``.
+        url: root of the store, such as ``http://host:8042/dicom-web``.
     """
 
     def __init__(self, url: str) -> None:
@@ -62,7 +62,7 @@ class DicomWebStore:
 
         Args:
             query: attributes by keyword, such as ``{"StudyInstanceUID": "1.2", "Modality": "CT"}``.
-            send_back: see :class:`RemoteSeries`.
+            send_back: store a DICOM result there.
 
         Raises:
             DataError: no answer, or one that cannot be read.
@@ -71,14 +71,17 @@ class DicomWebStore:
         while True:
             parameters = {**(query or {}), "limit": str(PAGE), "offset": str(offset)}
             answer = self._ask("GET", "series", headers={"Accept": "application/dicom+json"}, params=parameters)
-            entries = [] if answer.status_code == requests.codes.no_content else self._json(answer)
-            fresh = [entry for entry in entries if _value(entry, _SERIES) not in seen]
-            for entry in fresh:
+            try:
+                entries = [] if answer.status_code == requests.codes.no_content else list(answer.json())
+            except (ValueError, TypeError) as error:
+                raise DataError("the DICOMweb store must answer with a JSON list", file=self.url) from error
+            new = [entry for entry in entries if _value(entry, _SERIES) not in seen]
+            for entry in new:
                 seen.add(_value(entry, _SERIES))
                 if _value(entry, _MODALITY) in ("", *IMAGE_MODALITIES):
                     yield RemoteSeries(self.url, _value(entry, _STUDY), _value(entry, _SERIES), send_back)
             # a store may return less than a page; one that ignores the offset would return the first page forever
-            if not fresh:
+            if not new:
                 return
             offset += len(entries)
 
@@ -86,8 +89,8 @@ class DicomWebStore:
         """Write the files of a series into a folder, numbered; only one of them is in memory at a time.
 
         Raises:
-            DataError: no answer, one that breaks off, or one without files.
-            OSError: no room for them.
+            DataError: no answer, an incomplete one, or one without files.
+            OSError: the disk is full.
         """
         path = f"studies/{quote(series.study, safe='')}/series/{quote(series.series, safe='')}"
         headers = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
@@ -129,27 +132,14 @@ class DicomWebStore:
         return answer
 
     def _failure(self, path: str, error: Exception) -> DataError:
-        return DataError(
-            "the DICOMweb store does not answer as it should",
-            file=f"{self.url}/{path}",
-            received=" ".join(str(error).split())[:200],
-            remedy=f"check its address; a token is read from {TOKEN_VARIABLE}",
-        )
-
-    def _json(self, answer: requests.Response) -> list[dict[str, Any]]:
-        try:
-            content = answer.json()
-        except ValueError as error:
-            raise DataError("the DICOMweb store must answer with JSON", file=self.url) from error
-        if not isinstance(content, list):
-            raise DataError("the DICOMweb store must answer with a list", file=self.url)
-        return content
+        cause, received = "the DICOMweb store does not answer as it should", " ".join(str(error).split())[:200]
+        return DataError(cause, file=f"{self.url}/{path}", received=received)
 
 
 def parts_of(body: bytes | mmap.mmap, content_type: str) -> Iterator[bytes]:
     r"""Yield the parts of a multipart answer, without their headers.
 
-    Example:
+    Examples:
         >>> body = b"--x\r\nContent-Type: a/b\r\n\r\none\r\n--x\r\n\r\ntwo\r\n--x--"
         >>> list(parts_of(body, "multipart/related; boundary=x"))
         [b'one', b'two']

@@ -21,13 +21,13 @@ MAX_RETRIES = 3  # machines or processes that a fold may lose
 def folds_on_ray(runs: Mapping[int, PreparedRun], device: str, tracking_uri: str | None) -> Iterator[FoldOutcome]:
     """Train folds as tasks of a Ray cluster: a :data:`medunet.runs.FoldTrainer`.
 
-    A fold gets one GPU, or, if the cluster has none, its share of the cores. A fold whose machine dies continues on
+    A fold gets one GPU or, if the cluster has none, its share of the cores. A fold whose machine dies continues on
     another one after its last completed epoch. All machines must see the runs and the data under the same paths.
 
     Args:
         runs: prepared runs by fold.
-        device: by name, as each machine has it.
-        tracking_uri: of MLflow; a server, if there are several machines.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, on each machine.
+        tracking_uri: tracking URI of MLflow; that of a server, if there are several machines.
 
     Raises:
         ConfigError: Ray is not installed.

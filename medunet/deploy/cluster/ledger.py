@@ -58,25 +58,15 @@ class Outcome:
 class Ledger:
     """Appends outcomes to ``ledger.jsonl`` in the output folder; the last line about a case counts.
 
-    A line that was cut off by a crash is ignored. Only one process may write, see :func:`medunet.files.claim`.
-
-    Args:
-        folder: output folder.
-        digest: of the bundle, see :func:`bundle_digest`.
-        replace: start a new ledger, whatever the folder has.
-
-    Attributes:
-        replaces: whether the run replaces results that its ledger does not list, because it began with `replace`.
-
-    Raises:
-        DataError: the results are of another bundle.
+    A line that was cut off by a crash is ignored. Only one process may write. With `replace`, a new ledger starts.
+    A DataError is raised if the results are of another bundle.
     """
 
     def __init__(self, folder: Path, *, digest: str, replace: bool = False) -> None:
         self.folder = folder
         self.path = folder / LEDGER_NAME
         self.outcomes: dict[str, Outcome] = {}
-        self.replaces = replace
+        self.replaces = replace  # whether results that the ledger does not list are replaced, also after a restart
         if replace:
             self.path.unlink(missing_ok=True)
         known = None
@@ -87,8 +77,8 @@ class Ledger:
                 del entry["time"]
                 self.outcomes[entry["name"]] = Outcome(**entry)
         if known not in (None, digest):
-            remedy = "choose another --output, or replace them by --force"
-            raise DataError("the output folder has results of another bundle", file=self.path, remedy=remedy)
+            cause, remedy = "the output folder has results of another bundle", "choose another --output, or add --force"
+            raise DataError(cause, file=self.path, remedy=remedy)
         folder.mkdir(parents=True, exist_ok=True)
         is_cut = self.path.exists() and self.path.read_bytes()[-1:] not in (b"\n", b"")
         self._file = self.path.open("a", encoding="utf-8")

@@ -25,8 +25,8 @@ CASE_SECONDS = 3600.0  # timeout per case
 LOOK_SECONDS = 5.0  # time between two looks for machines that have come or gone
 START_SECONDS = 600.0  # if no predictor is ready for so long, the cluster cannot be used
 
-# for glibc, before the process starts: an actor computes in a thread, and the heap of a thread returns the memory of
-# large tensors to the system; on two cores a case of 96^3 took a ninth longer
+# for glibc: the heap of an actor's thread would return the memory of large tensors to the system; on two cores a case
+# of 96^3 took a ninth longer
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 
 
@@ -70,15 +70,8 @@ class RayPool:
     """One predictor per GPU of the cluster; without GPUs, one per machine, with all its cores.
 
     Ray's own retries would repeat all cases of a process that dies, so one bad case could make good ones fail. Here
-    cases whose process or machine died or hung are retried alone, after all others; a third failure is final. Machines
-    that join later get predictors, too.
-
-    Args:
-        bundle: of the predictors.
-        options: of the predictors.
-        ray: the connected module.
-        case_seconds: timeout per case; a process that needs longer is killed. The time counts from when the cases that
-            it got before have come back.
+    cases whose process died or hung are retried alone, after all others; a third failure is final. A process that needs
+    longer than `case_seconds` for a case is killed. Machines that join later get predictors, too.
     """
 
     def __init__(self, bundle: Path, options: PredictOptions, *, ray: Any, case_seconds: float = CASE_SECONDS) -> None:
@@ -91,11 +84,7 @@ class RayPool:
         self._last_ready = time.monotonic()
 
     def predict(self, cases: Iterable[Case]) -> Generator[Outcome, None, None]:
-        """Yield outcomes as cases are done.
-
-        Raises:
-            ConfigError: the bundle cannot be loaded there, or no machine can run a predictor.
-        """
+        """Yield outcomes as cases are done; raise a ConfigError if no machine can run a predictor."""
         waiting = list(cases)
         try:
             for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -106,8 +95,7 @@ class RayPool:
                     elif attempt < MAX_ATTEMPTS:
                         lost.append(case)
                     else:
-                        text = f"{attempt} processes have died over this case (the last: {result})"
-                        text += "; memory may have run out"
+                        text = f"{attempt} processes have died over this case (the last: {result}); memory may have run out"
                         yield Outcome(case.name, "failed", error=text, attempts=attempt)
                 waiting = lost
         finally:
@@ -123,11 +111,7 @@ class RayPool:
             for worker in self.workers:
                 while worker.is_ready and waiting and len(worker.cases) < in_flight:
                     worker.give(waiting.popleft())
-            refs = {
-                ref: worker
-                for worker in self.workers
-                for ref in (worker.cases if worker.is_ready else [worker.started])
-            }
+            refs = {ref: w for w in self.workers for ref in (w.cases if w.is_ready else [w.started])}
             if not refs:
                 time.sleep(0.1)
                 continue
@@ -141,7 +125,7 @@ class RayPool:
     def _take(self, worker: _Worker, ref: Any) -> Iterator[tuple[Case, Outcome | str]]:
         try:
             result = self.ray.get(ref)
-        except self.ray.exceptions.RayError as error:  # the process has died, or its predictor has broken down
+        except self.ray.exceptions.RayError as error:  # the process has died, or its predictor has failed
             yield from self._lose(worker, type(error).__name__)
             return
         if worker.is_ready:

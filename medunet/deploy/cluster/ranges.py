@@ -10,7 +10,6 @@ from medunet.config import parse_yaml
 from medunet.errors import ConfigError
 
 CHOICE = "|"
-EXPECTED = "KEY=LOW:HIGH[:log][:int] or KEY=A|B"
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,7 @@ class Range:
 def parse_range(text: str) -> Range:
     """Parse `KEY=LOW:HIGH`, with `:log` for orders of magnitude and `:int` for whole numbers, or `KEY=A|B|C`.
 
-    Raises:
-        ConfigError: another form, or an empty range.
-
-    Example:
+    Examples:
         >>> parse_range("learning_rate=1e-4:1e-2:log").low
         0.0001
         >>> parse_range("learning_rate=1e-4|1e-3").choices
@@ -56,17 +52,22 @@ def parse_range(text: str) -> Range:
     low, _, rest = value.partition(":")
     high, *flags = rest.split(":")
     try:
-        found = Range(key, float(low), float(high), is_log="log" in flags, is_whole="int" in flags)
+        result = Range(key, float(low), float(high), is_log="log" in flags, is_whole="int" in flags)
+        is_valid = bool(key) and float(low) < float(high) and not {*flags} - {"log", "int"}
+        if not is_valid or (result.is_log and float(low) <= 0):
+            raise ValueError
     except ValueError as error:
-        raise ConfigError("--set-range must be a range", received=text, expected=EXPECTED) from error
-    if not key or not float(low) < float(high) or {*flags} - {"log", "int"} or (found.is_log and float(low) <= 0):
-        expected = f"{EXPECTED}, LOW below HIGH, above 0 for log"
-        raise ConfigError("--set-range must be a range that has values", received=text, expected=expected)
-    return found
+        expected = "KEY=LOW:HIGH[:log][:int] or KEY=A|B, LOW below HIGH, above 0 for log"
+        raise ConfigError("--set-range must be a range that has values", received=text, expected=expected) from error
+    return result
 
 
 def parse_ranges(texts: Iterable[str]) -> list[Range]:
-    """Parse one or more ranges; raises as :func:`parse_range`."""
+    """Parse the ranges of a search, such as ``learning_rate=1e-4:1e-2:log``, ``batch_size=2:8:int`` or ``KEY=A|B``.
+
+    Raises:
+        ConfigError: no range, another form, or an empty range.
+    """
     ranges = [parse_range(text) for text in texts]
     if not ranges:
         raise ConfigError("a search needs --set-range", expected="such as learning_rate=1e-4:1e-2:log")

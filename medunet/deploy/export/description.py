@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
+from monai.utils import ensure_tuple
 
 import medunet
 from medunet.errors import DataError
@@ -74,7 +75,7 @@ def describe(
 
 
 def plain(parser: ConfigParser, value: Any) -> Any:
-    """Return a config value for JSON, with references replaced by the values they name."""
+    """Return a config value for JSON, with references replaced by the values that they name."""
     if isinstance(value, Mapping):
         return {key: plain(parser, inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -85,7 +86,7 @@ def plain(parser: ConfigParser, value: Any) -> Any:
 
 
 def _names(parser: ConfigParser, id_: str) -> list[str]:
-    """Return the components that a list or an expression names, with those of nested lists."""
+    """Return the components that a list or an expression refers to, with those of nested lists."""
     value = parser.get(id_, [])
     texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
     names: list[str] = []
@@ -95,9 +96,8 @@ def _names(parser: ConfigParser, id_: str) -> list[str]:
 
 
 def _hashes(paths: str | Sequence[str]) -> dict[str, str]:
-    """Return the SHA-256 of each weights file by its name."""
     hashes = {}
-    for path in map(Path, [paths] if isinstance(paths, str) else paths):
+    for path in map(Path, ensure_tuple(paths)):
         used = path if path.is_file() else path.with_suffix(SAFE_SUFFIX)
         if not used.is_file():
             raise DataError("no weights to export", file=path, remedy="train first (medunet train), or give a run")

@@ -17,18 +17,16 @@ from medunet.errors import ConfigError, DataError, MedunetError
 from medunet.files import check_target
 from medunet.prediction import Predictor
 
-from .formats import FORMATS, ExportFormat, Runner
+from .formats import FORMATS, Runner
 from .network import EXACT, ExportedNetwork, TileNetwork, load_tile_network
 
 SEED = 0  # of the noise
 
+# largest root-mean-square difference of logits, in standard deviations of the network's logits: in float32 another
+# order of sums differs by 1e-6 to 1e-5; bfloat16 differs by 1e-2
 MAX_RMS = 1e-4
-"""Largest root-mean-square difference of logits, in standard deviations of the network's logits. Both sides compute in
-float32, where another order of sums differs by 1e-6 to 1e-5; bfloat16 differs by 1e-2."""
-
+# largest share of voxels with another class: about this share is within MAX_RMS of a tie, which rounding can turn
 MAX_UNLIKE = 1e-4
-"""Largest share of voxels with another class. Rounding only changes voxels with two almost equally likely classes;
-about this share is within `MAX_RMS` of a tie."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +91,10 @@ def export_bundle(
     Args:
         bundle: folder of a bundle or run with weights.
         output: file to write, with the suffix of its format.
-        to: name of the format, see `FORMATS`.
+        to: name of the format, a key of `FORMATS`.
         image: a case whose labels are compared, too.
         overwrite: replace an existing file.
-        trust: export bundles that could run their own code, see :func:`medunet.trust.require_trust`.
+        trust: export a bundle that could run its own code.
 
     Raises:
         SecurityError: an untrusted bundle.
@@ -107,53 +105,38 @@ def export_bundle(
     begun = time.perf_counter()
     if to not in FORMATS:
         raise ConfigError("unknown format", received=to, expected=", ".join(FORMATS))
-    chosen = FORMATS[to]
-    if output.suffix != chosen.suffix:
-        raise ConfigError(
-            f"the suffix of {to} files must be {chosen.suffix}",
-            file=output,
-            received=output.suffix or "none",
-            remedy=f"--output {output.with_suffix(chosen.suffix)}",
-        )
+    selected = FORMATS[to]
+    if output.suffix != selected.suffix:
+        cause, received = f"the suffix of {to} files must be {selected.suffix}", output.suffix or "none"
+        raise ConfigError(cause, file=output, received=received)
     if output.exists() and not overwrite:
         raise DataError("already exists", file=output, remedy="choose another name, or add --force")
-    program = chosen.program()
+    program = selected.program()
     check_target(output.parent)
     network = load_tile_network(bundle, trust=trust)
-    network = network.limited(chosen.largest(network))
+    network = network.limited(selected.largest(network))
     output.parent.mkdir(parents=True, exist_ok=True)
     # a file gets its name only after the comparison
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:
         written = Path(folder) / output.name
         try:
-            agreement = _write_and_compare(chosen, network, written, image=image, trust=trust)
+            selected.write(network, written)
+            if selected.describe(written) != network.description:
+                raise DataError("the description in the file differs from the network's", file=output)
+            agreement = compare(network, selected.open(written), image=image, trust=trust)
         except MedunetError:
             raise
         except Exception as error:  # exporters raise any kind of exception
             cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ConfigError(
-                f"the network cannot be written as {to}: {cause[:300]}", file=bundle, remedy="export to another format"
-            ) from error
+            raise ConfigError(f"the network cannot be written as {to}: {cause[:300]}", file=bundle) from error
         if agreement.fault is not None:
-            raise DataError(
-                f"the exported network disagrees with PyTorch and was removed: {agreement.fault}",
-                file=output,
-                remedy="export to another format, and report this with the bundle's configs",
-            )
+            cause = f"the exported network disagrees with PyTorch and was removed: {agreement.fault}"
+            raise DataError(cause, file=output, remedy="report this with the bundle's configs")
         further = sorted(path for path in Path(folder).iterdir() if path != written)
         for path in (*further, written):  # the file that names the others comes last
             path.replace(output.parent / path.name)
     paths = (output, *(output.parent / path.name for path in further))
     return Export(paths, program, agreement, time.perf_counter() - begun)
-
-
-def _write_and_compare(
-    chosen: ExportFormat, network: TileNetwork, path: Path, *, image: Path | None, trust: bool
-) -> Agreement:
-    chosen.write(network, path)
-    if chosen.describe(path) != network.description:
-        raise DataError("the description in the file differs from the network's", file=path.name)
-    return compare(network, chosen.open(path), image=image, trust=trust)
 
 
 def compare(network: TileNetwork, run: Runner, *, image: Path | None = None, trust: bool = False) -> Agreement:
@@ -175,10 +158,6 @@ def difference(logits: torch.Tensor, expected: torch.Tensor) -> tuple[float, flo
     """Return the root-mean-square difference in standard deviations, and the share of voxels with another class.
 
     The difference is infinite if shapes differ or a logit is not finite.
-
-    Example:
-        >>> difference(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 2.0, 3.0]]))
-        (0.0, 0.0)
     """
     if logits.shape != expected.shape or not bool(logits.isfinite().all()):
         return math.inf, 1.0
@@ -213,7 +192,7 @@ def _compare_labels(network: TileNetwork, run: Runner, image: Path, *, trust: bo
 def _limit_tile(tile_size: Any, largest: Sequence[int]) -> list[int]:
     """Limit a bundle's `tile_size` to the largest tile that a file accepts.
 
-    Example:
+    Examples:
         >>> _limit_tile("auto", (152, 168)), _limit_tile([-1, 64], (152, 168)), _limit_tile(256, (152, 168))
         ([152, 168], [152, 64], [152, 168])
     """

@@ -27,8 +27,7 @@ EXTRA_FILE = f"{KEY}.json"  # the description in formats that store extra files
 MONAI_FILE = "metadata.json"  # the bundle's metadata, for `monai.data.load_net_with_metadata` and MONAI Deploy
 OPSET = 18  # old enough for engines of some years ago, new enough for a U-Net
 
-Runner = Callable[[torch.Tensor], torch.Tensor]
-"""Maps `(B, C, *spatial)` float32 to logits, both on the CPU."""
+Runner = Callable[[torch.Tensor], torch.Tensor]  # maps `(B, C, *spatial)` float32 to logits, both on the CPU
 
 
 @dataclass(frozen=True)
@@ -79,34 +78,26 @@ def quiet() -> Iterator[None]:
 
 
 def on_cpu(image: torch.Tensor) -> torch.Tensor:
-    """Return an image for a runner.
-
-    Raises:
-        ConfigError: an image on another device.
-    """
+    """Return an image for a runner; raise a ConfigError for an image on another device."""
     if image.device.type != "cpu":
         raise ConfigError("files are run on images in memory", received=image.device, expected="cpu")
     return (image.as_tensor() if hasattr(image, "as_tensor") else image).detach().float().contiguous()
 
 
+@quiet()
 def _need(name: str, *, extra: str, purpose: str) -> Any:
-    with quiet():
-        return import_extra(name, extra=extra, purpose=purpose)
+    return import_extra(name, extra=extra, purpose=purpose)
 
 
-def _torch(name: str) -> str:
-    return f"{name}, torch {torch.__version__}"
-
-
-def _run_module(module: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+def _run_module(module: Runner, image: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         return module(on_cpu(image))
 
 
+@quiet()
 def _extra_text(load: Callable[..., Any], option: str, path: Path) -> str:
     content: dict[str, Any] = {EXTRA_FILE: ""}
-    with quiet():
-        load(str(path), **{option: content})
+    load(str(path), **{option: content})
     text: str | bytes = content[EXTRA_FILE]
     return text.decode() if isinstance(text, bytes) else text
 
@@ -114,10 +105,11 @@ def _extra_text(load: Callable[..., Any], option: str, path: Path) -> str:
 # TorchScript: one file for LibTorch, MONAI Deploy and old programs; it takes every size that the network takes
 
 
+@quiet()
 def _write_torchscript(network: TileNetwork, path: Path) -> None:
     """Write the scripted network without lines of source code and their paths, which torch stores for its errors."""
     extra = {EXTRA_FILE: to_text(network.description), MONAI_FILE: to_text(network.metadata)}
-    with quiet(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         source = str(Path(folder) / path.name)
         torch.jit.save(torch.jit.script(network.module), source, _extra_files=extra)
         reader, writer = torch._C.PyTorchFileReader(source), torch._C.PyTorchFileWriter(str(path))
@@ -129,30 +121,22 @@ def _write_torchscript(network: TileNetwork, path: Path) -> None:
         writer.write_end_of_file()
 
 
+@quiet()
 def _open_torchscript(path: Path) -> Runner:
-    with quiet():
-        return partial(_run_module, torch.jit.load(str(path), map_location="cpu").eval())
-
-
-def _read_torchscript(path: Path) -> str:
-    return _extra_text(partial(torch.jit.load, map_location="cpu"), "_extra_files", path)
+    return partial(_run_module, torch.jit.load(str(path), map_location="cpu").eval())
 
 
 # torch.export: the successor of TorchScript, and the input of AOTInductor and ExecuTorch
 
 
+@quiet()
 def _write_torch_export(network: TileNetwork, path: Path) -> None:
-    with quiet():
-        torch.export.save(network.export(), str(path), extra_files={EXTRA_FILE: to_text(network.description)})
+    torch.export.save(network.export(), str(path), extra_files={EXTRA_FILE: to_text(network.description)})
 
 
+@quiet()
 def _open_torch_export(path: Path) -> Runner:
-    with quiet():
-        return partial(_run_module, torch.export.load(str(path)).module())
-
-
-def _read_torch_export(path: Path) -> str:
-    return _extra_text(torch.export.load, "extra_files", path)
+    return partial(_run_module, torch.export.load(str(path)).module())
 
 
 # ONNX: the format that most engines read
@@ -171,18 +155,11 @@ def _write_onnx(network: TileNetwork, path: Path) -> None:
     """Write a model with variable batch and tile sizes; ONNX requires a second file for weights over 2 GB."""
     onnx = _onnx()
     program = network.export()
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it lists operators of absent packages
-    try:
-        with quiet():
-            written = torch.onnx.export(
-                program, (), input_names=["image"], output_names=["logits"], opset_version=OPSET, verbose=False
-            )
-    finally:
-        logger.setLevel(level)
-    if written is None:
-        raise RuntimeError("torch.onnx.export returned no program")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it lists operators of absent packages
+    with quiet():
+        written: Any = torch.onnx.export(
+            program, (), input_names=["image"], output_names=["logits"], opset_version=OPSET, verbose=False
+        )
     model = written.model_proto
     graph, axes = model.graph, "xyz"[: network.shapes.spatial_dims]
     shrunk = [f"{name} - {2 * m}" if m else name for name, m in zip(axes, network.shapes.margin, strict=True)]
@@ -253,17 +230,16 @@ def _read_openvino(path: Path) -> str | None:
 
 
 # TensorRT: an engine for one kind of NVIDIA GPU and one release of TensorRT. Not run yet, for lack of a GPU; the
-# comparison guards it like all formats. An engine cannot store a description: it is in a .json file beside it.
+# comparison guards it like all formats. An engine cannot store a description: that is in a .json file beside it.
+
+_tensorrt = partial(importlib.import_module, "tensorrt")
 
 
 def _tensorrt_program() -> str:
     if not torch.cuda.is_available():
-        raise ConfigError(
-            "a TensorRT engine is built on the GPU that will run it, and torch sees no GPU",
-            received=f"torch {torch.__version__}",
-            expected="an NVIDIA GPU, its driver, a CUDA build of torch, and `pip install tensorrt`",
-            remedy="run this on the machine with the GPU, or export --to onnx and build there with trtexec",
-        )
+        cause = "a TensorRT engine is built on the GPU that will run it, and torch sees no GPU"
+        remedy = "run this on the machine with the GPU, or export --to onnx and build there with trtexec"
+        raise ConfigError(cause, received=f"torch {torch.__version__}", remedy=remedy)
     if importlib.util.find_spec("tensorrt") is None:
         raise ConfigError("export to TensorRT needs tensorrt", remedy="pip install tensorrt")
     _onnx_program()
@@ -324,17 +300,22 @@ def _read_tensorrt(path: Path) -> str | None:
     return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
-def _tensorrt() -> Any:
-    return importlib.import_module("tensorrt")
-
-
+# by their names on the command line
 FORMATS: dict[str, ExportFormat] = {
     "onnx": ExportFormat(".onnx", _onnx_program, _write_onnx, _open_onnx, _read_onnx),
     "torchscript": ExportFormat(
-        ".ts", partial(_torch, "TorchScript"), _write_torchscript, _open_torchscript, _read_torchscript
+        ".ts",
+        lambda: f"TorchScript, torch {torch.__version__}",
+        _write_torchscript,
+        _open_torchscript,
+        partial(_extra_text, partial(torch.jit.load, map_location="cpu"), "_extra_files"),
     ),
     "torch-export": ExportFormat(
-        ".pt2", partial(_torch, "torch.export"), _write_torch_export, _open_torch_export, _read_torch_export
+        ".pt2",
+        lambda: f"torch.export, torch {torch.__version__}",
+        _write_torch_export,
+        _open_torch_export,
+        partial(_extra_text, torch.export.load, "extra_files"),
     ),
     "openvino": ExportFormat(
         ".xml",
@@ -352,4 +333,3 @@ FORMATS: dict[str, ExportFormat] = {
         lambda network: largest_tile(network.shapes, network.patch),
     ),
 }
-"""By their names on the command line."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,6 @@ class TileSizes:
     """Sizes `multiple * n + remainder` that are at least `least`, per axis.
 
     The network's smallest size is left out: with one voxel on the coarsest level, some engines would broadcast an axis.
-
-    Example:
-        >>> TileSizes.of(UNetShapes(2, 5, padding="valid")).least
-        (204, 204)
-        >>> TileSizes.of(UNetShapes(3, 3)).example()
-        (13, 14, 15)
     """
 
     least: tuple[int, ...]
@@ -43,7 +37,12 @@ class TileSizes:
 
     @classmethod
     def of(cls, shapes: UNetShapes) -> TileSizes:
-        """Return the sizes of a network."""
+        """Return the sizes of a network.
+
+        Examples:
+            >>> TileSizes.of(UNetShapes(2, 5, padding="valid")).least
+            (204, 204)
+        """
         stride = shapes.total_stride
         smallest = shapes.next_valid_input((1,) * shapes.spatial_dims)
         least = tuple(n + s for n, s in zip(smallest, stride, strict=True))
@@ -51,10 +50,10 @@ class TileSizes:
             return cls(least, (0,) * len(stride), (1,) * len(stride))
         return cls(least, tuple(n % s for n, s in zip(smallest, stride, strict=True)), stride)
 
-    def fit(self, size: tuple[int, ...]) -> tuple[int, ...]:
+    def fit(self, size: Sequence[int]) -> tuple[int, ...]:
         """Return the smallest accepted size that is not smaller.
 
-        Example:
+        Examples:
             >>> TileSizes.of(UNetShapes(2, 5, padding="valid")).fit((560, 572))
             (572, 572)
         """
@@ -65,32 +64,28 @@ class TileSizes:
 
     def example(self) -> tuple[int, ...]:
         """Return an odd size above the least that differs on every axis."""
-        return self.fit(tuple(n + (n // 2 | 1) + axis for axis, n in enumerate(self.least)))
+        return self.fit([n + (n // 2 | 1) + axis for axis, n in enumerate(self.least)])
 
 
 def largest_tile(shapes: UNetShapes, patch: tuple[int, ...]) -> tuple[int, ...]:
     """Return the largest tile of a format that must declare one; with it, images of any size are evaluated exactly.
 
-    Inside an image, only voxels that are a halo away from all edges of a tile are kept. The largest tile therefore has
-    the usual patch and its halo:
+    Inside an image, only voxels that are a halo away from all edges of a tile are kept, so the largest tile has the
+    usual patch and its halo on both sides.
 
-    ```
-    [---- halo ----|==== patch ====|---- halo ----]
-    ```
-
-    Example:
+    Examples:
         >>> largest_tile(UNetShapes(3, 4), (40, 56, 40))
         (152, 168, 152)
     """
     sizes = TileSizes.of(shapes)
     context = shapes.margin if any(shapes.margin) else shapes.halo
-    wanted = (
+    needed = (
         tuple(n + 2 * width for n, width in zip(patch, context, strict=True)),
         tuple(LARGEST_FACTOR * n for n in patch),
         smallest_tile(shapes, extend=1),  # labels are interpolated between neighbours within one tile
         sizes.example(),  # of the comparison
     )
-    return sizes.fit(tuple(map(max, *wanted)))
+    return sizes.fit(tuple(map(max, *needed)))
 
 
 @dataclass(frozen=True)
@@ -115,8 +110,8 @@ class TileNetwork:
     shapes: UNetShapes
     sizes: TileSizes
     patch: tuple[int, ...]
-    description: dict[str, Any] = field(default_factory=dict)
-    metadata: dict[str, Any] = field(default_factory=dict)
+    description: dict[str, Any]
+    metadata: dict[str, Any]
     largest: tuple[int, ...] | None = None
 
     @property
@@ -166,7 +161,12 @@ class MeanLogits(nn.Module):
 
 
 class ExportedNetwork(nn.Module):
-    """An exported file that replaces its network in an inferer; `reference` answers questions about sizes."""
+    """An exported file that replaces its network in an inferer.
+
+    Args:
+        run: the file's runner: `(B, C, *spatial)` in float32 to logits.
+        reference: the bundle's network, which knows its sizes.
+    """
 
     def __init__(self, run: Callable[[Tensor], Tensor], reference: nn.Module) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ def load_tile_network(bundle: Path, *, trust: bool = False) -> TileNetwork:
 
     Args:
         bundle: folder of a bundle or run with weights.
-        trust: read bundles that could run their own code, see :func:`medunet.trust.require_trust`.
+        trust: read a bundle that could run its own code.
 
     Raises:
         SecurityError: an untrusted bundle.
@@ -199,12 +199,8 @@ def load_tile_network(bundle: Path, *, trust: bool = False) -> TileNetwork:
     reference = reference.float().eval().requires_grad_(False)
     shapes = getattr(reference, "shapes", None)
     if not isinstance(shapes, UNetShapes):
-        raise ConfigError(
-            "the network must declare its input and output sizes",
-            file=bundle,
-            received=type(reference).__name__,
-            expected="a network of medunet.networks, or an ensemble of them",
-        )
+        cause, expected = "the network must declare its input and output sizes", "a network of medunet.networks"
+        raise ConfigError(cause, file=bundle, received=type(reference).__name__, expected=expected)
     if isinstance(reference, EnsembleLogits):
         members = [fold_batch_norm(member) for member in reference.members]
         module: nn.Module = MeanLogits(members, activation=reference.activation).eval()
@@ -227,7 +223,7 @@ def load_tile_network(bundle: Path, *, trust: bool = False) -> TileNetwork:
         reference=reference,
         shapes=shapes,
         sizes=sizes,
-        patch=sizes.fit(tuple(patch)) if is_usable else sizes.least,
+        patch=sizes.fit(patch) if is_usable else sizes.least,
         description=describe(parser, metadata=metadata, shapes=shapes, tile=tile),
         metadata={key: value for key, value in metadata.items() if key != "weights"},
     )

@@ -18,7 +18,7 @@ from monai.bundle import ConfigParser
 
 from medunet.bundle import find_bundle
 from medunet.cli.export import FileFormat
-from medunet.deploy.export import FORMATS, Agreement, export_bundle, load_tile_network
+from medunet.deploy.export import FORMATS, export_bundle, load_tile_network
 from medunet.deploy.export.exporting import MAX_RMS, compare, difference
 from medunet.deploy.export.formats import Runner
 from medunet.deploy.export.network import TileSizes, largest_tile
@@ -26,7 +26,6 @@ from medunet.errors import ConfigError, DataError
 from medunet.files import sha256_of
 from medunet.inferers import OverlapTileInferer
 from medunet.io import write_volume
-from medunet.networks import UNet
 from medunet.runs.ensemble import write_ensemble
 from medunet.trust import UntrustedBundleError
 
@@ -65,19 +64,6 @@ def test_a_file_equals_pytorch_and_has_no_path_and_no_source_code(
         assert not any(secret.encode() in content for content in contents), secret
 
 
-@pytest.mark.data
-@pytest.mark.parametrize("name", HERE)
-def test_labels_of_a_real_case_equal_those_of_medunet_predict(
-    name: str, bundles: dict[str, Path], test_data: Path, tmp_path: Path
-) -> None:
-    needs(name)
-    image = test_data / "Task04_Hippocampus" / "imagesTr" / "hippocampus_001.nii.gz"
-    output = tmp_path / f"network{FORMATS[name].suffix}"
-    agreement = export_bundle(bundles["padded"], output, to=name, image=image).agreement
-    assert agreement.case_unlike is not None
-    assert agreement.case_unlike <= 1e-4 * agreement.case_voxels
-
-
 def test_the_description_has_all_that_another_program_needs(bundles: dict[str, Path]) -> None:
     description = load_tile_network(bundles["padded"]).description
     labels = [(label["name"], label["value"]) for label in description["labels"]]
@@ -85,11 +71,8 @@ def test_the_description_has_all_that_another_program_needs(bundles: dict[str, P
     assert description["spacing_mm"] == [1.0, 1.0, 1.0]
     assert description["orientation"] == "RAS"
     assert (description["mirror_axes"], description["mirror_swaps"], description["view_scales"]) == ([], [], [])
-    assert [step["_target_"] for step in description["preprocessing"]] == [
-        "Orientationd",
-        "Spacingd",
-        "NormalizeIntensityd",
-    ]
+    steps = [step["_target_"] for step in description["preprocessing"]]
+    assert steps == ["Orientationd", "Spacingd", "NormalizeIntensityd"]
     assert description["preprocessing"][1]["pixdim"] == [1.0, 1.0, 1.0]
     tile = description["tile"]
     assert (tile["stride"], tile["margin"], tile["multiple"]) == ([4, 4, 4], [0, 0, 0], [1, 1, 1])
@@ -122,22 +105,19 @@ def replace_runner(monkeypatch: pytest.MonkeyPatch, change: Callable[[Runner], R
     monkeypatch.setitem(FORMATS, "torchscript", changed)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda logits: logits + 0.01 * torch.randn_like(logits),
-        lambda logits: logits.roll(1, dims=2),
-        lambda logits: logits[..., :-1],
-        lambda logits: logits.clone().index_fill_(2, torch.tensor([0]), torch.nan),
-    ],
-    ids=["noise", "shifted", "cropped", "not a number"],
-)
+CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "noise": lambda logits: logits + 0.01 * torch.randn_like(logits),
+    "shifted": lambda logits: logits.roll(1, dims=2),
+    "cropped": lambda logits: logits[..., :-1],
+    "not a number": lambda logits: logits.clone().index_fill_(2, torch.tensor([0]), torch.nan),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
 def test_a_file_that_disagrees_is_rejected_and_removed(
-    change: Callable[[torch.Tensor], torch.Tensor],
-    bundles: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    change = CHANGES[name]
     replace_runner(monkeypatch, lambda run: lambda image: change(run(image)))
     with pytest.raises(DataError, match=r"disagrees with PyTorch and was removed"):
         export_bundle(bundles["padded"], tmp_path / "out" / "network.ts", to="torchscript")
@@ -158,23 +138,13 @@ def test_a_wrong_label_in_a_case_is_detected(bundles: dict[str, Path], volume: P
     assert "of the case" in agreement.fault
 
 
-def test_a_few_ties_are_accepted_as_rounding() -> None:
-    assert Agreement(case_unlike=6, case_voxels=62_475).fault is None
-    assert Agreement(case_unlike=7, case_voxels=62_475).fault is not None
-    assert Agreement(rms=float("nan")).fault is not None
-
-
 @pytest.mark.parametrize("shipped", ["unet_3d", "unet_2d", "unet_2015"])
 def test_an_image_of_any_size_is_cut_into_tiles_up_to_the_largest(shipped: str) -> None:
-    folder = find_bundle(shipped) / "configs"
     parser = ConfigParser()
-    parser.read_config(str(folder / "inference.json"))
+    parser.read_config(str(find_bundle(shipped) / "configs" / "inference.json"))
     network = parser.get_parsed_content("network_def")
     axes = network.shapes.spatial_dims
     largest = largest_tile(network.shapes, tuple(parser["patch_size"]))
-    if shipped == "unet_3d":
-        assert network.shapes.halo == (56, 56, 56)
-        assert largest == (152, 168, 152)
     for size in (largest, (512, 512, 301)[:axes], (1001, 153, 170)[:axes]):
         for extend in (0, 1):
             plan = OverlapTileInferer(largest).plan(size, network, extend=extend)
@@ -239,7 +209,7 @@ def test_untrusted_and_untrained_bundles_and_existing_files_are_rejected(
     content = output.read_bytes()
     with pytest.raises(DataError, match="already exists"):
         export_bundle(bundles["padded"], output, to="torchscript")
-    with pytest.raises(ConfigError, match=r"a\.ts"):
+    with pytest.raises(ConfigError, match=r"must be \.ts"):
         export_bundle(bundles["padded"], tmp_path / "a.onnx", to="torchscript")
     assert output.read_bytes() == content
     bare = shutil.copytree(bundles["padded"], tmp_path / "bare", ignore=shutil.ignore_patterns("models"))
@@ -261,16 +231,6 @@ def test_an_onnx_file_opens_batch_and_axes(bundles: dict[str, Path], tmp_path: P
     assert not any(node.op_type == "BatchNormalization" for node in graph.node)
 
 
-def test_the_exported_network_has_no_batch_norm(bundles: dict[str, Path]) -> None:
-    network = load_tile_network(bundles["padded"])
-    assert isinstance(network.reference, UNet)
-    folded = [
-        not any(isinstance(part, torch.nn.BatchNorm3d) for part in module.modules())
-        for module in (network.reference, network.module)
-    ]
-    assert folded == [False, True]
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_prints_the_comparison(
     bundles: dict[str, Path], volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -290,8 +250,7 @@ def test_the_command_knows_all_formats() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_weights_saved_on_a_gpu_are_exported(bundles: dict[str, Path], tmp_path: Path) -> None:
     needs("onnx")
-    run = tmp_path / "run"
-    shutil.copytree(bundles["padded"], run)
+    run = shutil.copytree(bundles["padded"], tmp_path / "run")
     path = run / "models" / "model.pt"
     weights = torch.load(path, weights_only=True)["model"]
     torch.save({"model": {name: tensor.cuda() for name, tensor in weights.items()}}, path)

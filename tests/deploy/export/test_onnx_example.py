@@ -23,16 +23,14 @@ from .conftest import needs, with_weights
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "onnx_example.py"
 
-MAX_UNLIKE = 1e-3
-"""Share of voxels near a tie that may differ: the example resamples axis by axis."""
+MAX_UNLIKE = 1e-3  # share of voxels near a tie that may differ: the example resamples axis by axis
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
     needs("onnx")
     spec = importlib.util.spec_from_file_location("onnx_example", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

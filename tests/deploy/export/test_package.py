@@ -26,8 +26,8 @@ from .conftest import with_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+# the necessary and the preferred files of the model zoo's ci/verify_bundle.py, and the readme of its guide
 ZOO_NEEDS = ("configs/metadata.json", "LICENSE", "models/model.pt", "configs/inference.json", "docs/README.md")
-"""The necessary and the preferred files of the model zoo's ci/verify_bundle.py, and the readme of its guide."""
 
 
 @pytest.fixture(scope="session", params=shipped_bundles())
@@ -42,7 +42,7 @@ def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     shutil.rmtree(folder)
 
 
-def test_the_zoo_accepts_files_metadata_network_and_weights(packed: Path, tmp_path: Path) -> None:
+def test_the_zoo_and_medunet_accept_a_package(packed: Path, tmp_path: Path) -> None:
     assert [name for name in ZOO_NEEDS if not (packed / name).is_file()] == []
     configs = packed / "configs"
     metadata = json.loads((configs / "metadata.json").read_text())
@@ -56,6 +56,8 @@ def test_the_zoo_accepts_files_metadata_network_and_weights(packed: Path, tmp_pa
     verify_net_in_out(device="cpu", **common)
     ckpt_export(filepath=str(tmp_path / "model.ts"), ckpt_file=str(packed / "models" / "model.pt"), **common)
     assert torch.jit.load(tmp_path / "model.ts")
+    assert (judge(packed).reason, judge(packed).weights) == ("known", ("model.pt",))
+    assert [fault for fault in verify_bundle(packed).values() if fault] == []
 
 
 def test_no_property_is_missing(packed: Path, tmp_path: Path) -> None:
@@ -74,12 +76,6 @@ def test_no_property_is_missing(packed: Path, tmp_path: Path) -> None:
     assert workflow.check_properties() == []
 
 
-def test_medunet_trusts_and_verifies_its_packages(packed: Path) -> None:
-    assert judge(packed).reason == "known"
-    assert judge(packed).weights == ("model.pt",)
-    assert [fault for fault in verify_bundle(packed).values() if fault] == []
-
-
 def test_equal_bundles_give_equal_bytes(bundles: dict[str, Path], tmp_path: Path) -> None:
     first = package_bundle(bundles["padded"], tmp_path / "a" / "organs.zip", torchscript=True)
     again = shutil.copytree(bundles["padded"], tmp_path / "elsewhere", copy_function=shutil.copyfile)
@@ -93,16 +89,18 @@ def test_equal_bundles_give_equal_bytes(bundles: dict[str, Path], tmp_path: Path
 
 def test_private_values_are_left_out(bundles: dict[str, Path], tmp_path: Path) -> None:
     data = tmp_path / "clinic" / "patients"
-    own = {"store_dir": "/scratch/store", "validation_cases": ["Doe_Jane"]}
-    own["tracking_uri"] = "http://tracking.clinic:5000"
+    own = {
+        "store_dir": "/scratch/store",
+        "validation_cases": ["Doe_Jane"],
+        "tracking_uri": "http://tracking.clinic:5000",
+    }
     run = specialise(bundles["padded"], tmp_path / "run", own, data=data)
     shutil.copytree(bundles["padded"] / "models", run / "models")
     shutil.copyfile(run / "models" / "model.pt", run / "models" / "last.pt")
-    (run / "eval").mkdir()
-    (run / "eval" / "metrics.csv").write_text("Doe_Jane,0.9\n")
-    (run / "predictions").mkdir()
-    (run / "predictions" / "Doe_Jane.nii.gz").write_bytes(b"label")
-    (run / "docs" / "README.md").write_text(f"# Organs\n\nTrained on `{data}/imagesTr`.\n")
+    files = {"eval/metrics.csv": "Doe_Jane,0.9", "predictions/Doe_Jane.nii.gz": "label"}
+    for name, text in {**files, "docs/README.md": f"# Organs\n\nTrained on `{data}/imagesTr`.\n"}.items():
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(text)
     done = package_bundle(run, tmp_path / "organs.zip")
     assert any("predictions" in line for line in done.remarks)
     archive = zipfile.ZipFile(done.path)
