@@ -2,9 +2,9 @@
 
 from .anonymous import CaseCodes as CaseCodes
 from .bundle_model import BundleModel as BundleModel
-from .cross_validation import track_cross_validation as track_cross_validation
-from .environment import environment as environment
+from .content import environment as environment
 from .mlflow import TrackingHandler as TrackingHandler
+from .mlflow import track_cross_validation as track_cross_validation
 from .runs import BEST_METRIC as BEST_METRIC
 from .runs import TrackedRun as TrackedRun
 from .runs import best_run as best_run

@@ -27,7 +27,7 @@ from medunet.config import read_json
 from medunet.errors import GeometryError, find_cause
 from medunet.prediction import Predictor
 
-from .environment import versions
+from .content import versions
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns about its own type hints
@@ -51,18 +51,11 @@ set_model(BundleModel())
 class UnusableImageError(MlflowException):
     """One line about an image that cannot be predicted; its cause is medunet's typed error."""
 
+    # MLflow's server would put the request's data before it, which may be a whole volume
+    message = property(lambda self: self.args[0], lambda self, text: None)
+
     def __init__(self, line: str) -> None:
-        self._line = line
         super().__init__(line, error_code=INVALID_PARAMETER_VALUE)
-
-    @property
-    def message(self) -> str:
-        """The line alone: MLflow's server would put the request's data before it, which may be a whole volume."""
-        return self._line
-
-    @message.setter
-    def message(self, text: str) -> None:
-        pass
 
 
 class BundleModel(PythonModel):

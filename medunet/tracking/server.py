@@ -120,7 +120,7 @@ class Server:
             self.client.log_batch(run_id, tags=part)
 
     def log_datasets(self, run_id: str, datasets: Iterable[Mapping[str, Any]]) -> None:
-        """Log records of :func:`medunet.tracking.dataset.dataset_record`."""
+        """Log records of :func:`medunet.tracking.content.dataset_record`."""
         for entry in datasets:
             tags = [InputTag("mlflow.data.context", entry["context"])]
             self.client.log_inputs(run_id, [DatasetInput(Dataset(**entry["dataset"]), tags)])
@@ -150,6 +150,11 @@ def variables(values: Mapping[str, str | None]) -> Iterator[None]:
         yield
     finally:
         assign(before)
+
+
+def default_variables(values: Mapping[str, str]) -> AbstractContextManager[None]:
+    """Set environment variables within a block, unless the user has set them."""
+    return variables({name: value for name, value in values.items() if name not in os.environ})
 
 
 def limits(seconds: int) -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medunet.tracking import CaseCodes
 from medunet.tracking.anonymous import anonymous_config, copy_bundle, text_files, zip_folder
-from medunet.tracking.dataset import content_digest
+from medunet.tracking.content import content_digest
 
 
 def test_the_digest_follows_content_and_not_names(tmp_path: Path) -> None:

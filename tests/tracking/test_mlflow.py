@@ -164,7 +164,7 @@ def test_the_end_of_a_training_run_does_not_wait_for_a_digest_without_limit(
 ) -> None:
     for name in "ab":
         (tmp_path / name).touch()
-    monkeypatch.setattr("medunet.tracking.dataset.sha256_of", lambda path: time.sleep(0.3) or "0")
+    monkeypatch.setattr("medunet.tracking.content.sha256_of", lambda path: time.sleep(0.3) or "0")
     data = SimpleNamespace(data=[{"image": str(tmp_path / name), "name": name} for name in "ab"])
     train(tmp_path / "eval", uri, datasets=[data], patience=0.1)
     assert "digest of the data set was stopped" in caplog.text

@@ -30,6 +30,7 @@ from medunet.errors import ConfigError, MedunetError, find_cause
 from medunet.files import write_atomically
 from medunet.runs import PreparedRun, TrainingResult, prepare_run, train_run
 from medunet.runtime import resolve_device
+from medunet.tracking.server import default_variables
 from medunet.training import from_first, join_processes, leave_processes, was_restarted
 from medunet.trust import require_trust
 
@@ -42,8 +43,8 @@ DEFAULT_PORT = 29400
 ELSEWHERE = "192.0.2.1"  # an address that no host has (RFC 5737): its route leads out of this host
 BAD_INPUT, LOST = 2, 1  # exit codes of a process with a typed error, and of one that could not reach another one
 
-# how long processes wait while the first one prepares the run: with `skip_bad` it reads every voxel of the data. If it
-# dies, the launcher notices; only a host that is switched off is waited for as long
+# how long processes wait while the first one prepares the run: with `skip_bad` it reads every voxel of the data; if it
+# dies, the launcher notices
 PREPARATION = timedelta(hours=24)
 
 
@@ -60,7 +61,7 @@ def train_processes(
     trust: bool = False,
     **options: Any,
 ) -> TrainingResult | None:
-    """Train as :func:`medunet.runs.train_bundle` in several processes; called on every host, with equal arguments.
+    """Train like :func:`medunet.runs.train_bundle`, in several processes; call it on every host, with equal arguments.
 
     Every process trains `batch_size` patches per step and shares gradients, statistics of batch norm and metrics with
     the others; on CPUs they share the cores. If a process is killed, all are started again and continue from the last
@@ -73,7 +74,7 @@ def train_processes(
         output: folder of the run.
         processes: number of processes on this host, one per GPU.
         hosts: number of hosts that call this.
-        endpoint: ``HOST:PORT`` on one of the hosts, where they meet.
+        endpoint: rendezvous ``HOST:PORT`` on one of the hosts, required if there are several.
         device: ``auto``, ``cpu`` or ``cuda``.
         tracking_uri: MLflow's tracking URI for this call; ``""`` disables tracking, None takes the bundle's.
         trust: train a bundle that could run its own code.
@@ -84,17 +85,14 @@ def train_processes(
 
     Raises:
         SecurityError: the bundle is not trusted.
-        MedunetError: as train_bundle; more processes than GPUs, an endpoint that cannot work, processes that died too
-            often.
+        MedunetError: an error of train_bundle; more processes than GPUs; an unusable endpoint; processes that died
+            too often.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the processes have ended.
     """
     check_request(processes, hosts=hosts, endpoint=endpoint, device=device)
     require_trust(bundle, trust=trust)
     if not (bundle / "configs" / f"{OVERLAY}.json").is_file():
-        expected, remedy = f"configs/{OVERLAY}.json", "render or plan it again"
-        raise ConfigError(
-            "the bundle has no config for several processes", file=bundle, expected=expected, remedy=remedy
-        )
+        raise ConfigError("the bundle has no config for several processes", file=bundle, expected=f"{OVERLAY}.json")
     config = launch_config(processes, output, hosts=hosts, endpoint=endpoint)
     paths = (bundle.resolve(), data.resolve(), output.resolve())
     with tempfile.TemporaryDirectory(prefix="medunet-") as folder, _environment(config):
@@ -107,18 +105,19 @@ def train_processes(
             if failure.is_file():
                 raise MedunetError(failure.read_text(encoding="utf-8")) from error
             rank, first = error.get_first_failure()
-            raise MedunetError(
-                "a process of the training run died, and again after it was restarted",
-                received=f"process {rank}, exit code {first.exitcode}",
-                remedy="often memory ran out: lower batch_size, and add --resume to continue",
-            ) from error
+            cause, received = (
+                "a process of the training run died repeatedly",
+                f"process {rank}, exit code {first.exitcode}",
+            )
+            remedy = "often memory ran out: lower batch_size, and add --resume to continue"
+            raise MedunetError(cause, received=received, remedy=remedy) from error
         except RendezvousError as error:
-            raise ConfigError(
-                "the hosts did not find each other, or one of them has given up",
-                received=f"{endpoint}, {type(error).__name__}",
-                expected=f"{hosts} hosts that call with equal arguments",
-                remedy="make --rdzv-endpoint an address of one of the hosts that the others reach, then --resume",
-            ) from error
+            cause, received = (
+                "the hosts did not find each other, or one has failed",
+                f"{endpoint}, {type(error).__name__}",
+            )
+            remedy = "make --rdzv-endpoint an address of one of the hosts that the others reach, then --resume"
+            raise ConfigError(cause, received=received, expected=f"{hosts} hosts", remedy=remedy) from error
     result = next((result for result in results.values() if result is not None), None)
     return None if result is None else replace(result, run=output)
 
@@ -126,16 +125,13 @@ def train_processes(
 def check_request(processes: int, *, hosts: int, endpoint: str | None, device: str) -> None:
     """Reject arguments that cannot work, before anything starts."""
     if processes < 1 or hosts < 1:
-        received = f"{processes}, {hosts}"
-        raise ConfigError("impossible number of processes or hosts", received=received, expected="1 or more")
+        raise ConfigError("the numbers of processes and hosts must be 1 or more", received=f"{processes}, {hosts}")
     if hosts > 1 and not endpoint:
         raise ConfigError("several hosts need --rdzv-endpoint", expected=f"HOST:{DEFAULT_PORT} on one of them")
-    chosen = resolve_device(device)
-    if chosen.type != "cuda":
-        return
-    if chosen.index is not None:
-        raise ConfigError("one GPU for several processes", received=device, expected="cuda: one GPU per process")
-    if processes > (count := torch.cuda.device_count()):
+    selected, count = resolve_device(device), torch.cuda.device_count()
+    if selected.type == "cuda" and selected.index is not None:
+        raise ConfigError("several processes need one GPU each", received=device, expected="cuda")
+    if selected.type == "cuda" and processes > count:
         remedy = "lower --nproc, or pass --device cpu"
         raise ConfigError("more processes than GPUs", received=processes, expected=f"at most {count}", remedy=remedy)
 
@@ -162,7 +158,7 @@ def launch_config(processes: int, output: Path, *, hosts: int, endpoint: str | N
 def split_endpoint(text: str) -> tuple[str, int]:
     """Return host and port.
 
-    Example:
+    Examples:
         >>> split_endpoint("10.0.0.1:29500"), split_endpoint("gpu-1")
         (('10.0.0.1', 29500), ('gpu-1', 29400))
     """
@@ -175,7 +171,7 @@ def split_endpoint(text: str) -> tuple[str, int]:
 def _train(
     failure: Path, paths: Sequence[Path], options: Mapping[str, Any], device: str, tracking_uri: str | None
 ) -> TrainingResult | None:
-    """Train in one of the processes, and note a typed error in a file: it is not retried."""
+    """Train in one of the processes, and write a typed error to a file: it is not retried."""
     rank = os.environ["RANK"]
     log.set_up(level=logging.INFO if rank == "0" else logging.WARNING)
     if failure.is_file():
@@ -222,44 +218,38 @@ def _train_together(
 
 @contextmanager
 def _environment(config: LaunchConfig) -> Iterator[None]:
-    """Set variables that the processes inherit, unless the user has set them."""
+    """Set variables that the processes inherit, unless the user has set them, and silence the launcher."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     values = {"OMP_NUM_THREADS": str(max(1, cores // config.nproc_per_node))}
     values["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else restarted processes find addresses of killed ones
-    interfaces = psutil.net_if_addrs().items() if config.max_nodes > 1 else ()
-    for name, addresses in interfaces:
+    for name, addresses in psutil.net_if_addrs().items() if config.max_nodes > 1 else ():
         if any(entry.address == config.local_addr for entry in addresses):
             values |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
-    added = {name: value for name, value in values.items() if name not in os.environ}
     elastic = logging.getLogger("torch.distributed.elastic")
     level = elastic.level
-    os.environ.update(added)
     elastic.setLevel(logging.CRITICAL)  # our error says the same in one line
     try:
-        yield
+        with default_variables(values):
+            yield
     finally:
         elastic.setLevel(level)
-        for name in added:
-            os.environ.pop(name, None)
 
 
 def _is_here(host: str) -> bool:
-    """Return whether a name or an address is this host's: then a socket can be bound to it."""
+    """Return whether a name or an address is this host's; torch's own check misses addresses behind 127.0.1.1."""
     if host.lower() in {socket.gethostname().lower(), socket.getfqdn().lower()}:
         return True
+    own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
     with contextlib.suppress(OSError):
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
-            with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
-                probe.bind(address)
-                return True
+        addresses = [str(address[0]) for *_, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)]
+        return any(address in own or ipaddress.ip_address(address).is_loopback for address in addresses)
     return False
 
 
 def _own_address(host: str, port: int) -> str:
-    """Return this host's address for the others: that of the interface towards the endpoint.
+    """Return this host's address for the others: that of the interface towards the endpoint, or of the default route.
 
-    Debian and Ubuntu give a host's own name the address 127.0.1.1, where the other hosts would find themselves; then it
-    is the address of the interface of the default route.
+    Debian and Ubuntu give a host's own name the address 127.0.1.1, where the other hosts would find themselves.
     """
     for target in (host, ELSEWHERE):
         with contextlib.suppress(OSError):
@@ -269,8 +259,5 @@ def _own_address(host: str, port: int) -> str:
                 own = str(probe.getsockname()[0])
             if not ipaddress.ip_address(own.partition("%")[0]).is_loopback:
                 return own
-    raise ConfigError(
-        "--rdzv-endpoint cannot be reached from this host, or is a loopback address",
-        received=f"{host}:{port}",
-        remedy="use the IP address of one of the hosts",
-    )
+    cause = "--rdzv-endpoint cannot be reached from this host, or is a loopback address"
+    raise ConfigError(cause, received=f"{host}:{port}", remedy="use the IP address of one of the hosts")

@@ -5,32 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import platform
 import secrets
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from medunet.config import apply_all, read_json, to_json
+from medunet.config import apply_all, parse_yaml, read_json, to_json
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_target, claim, write_atomically
 from medunet.io.extras import import_extra
 from medunet.resources import WORKFLOWS
 from medunet.runs import fit_bundle, train_run, write_run
 from medunet.runtime import resolve_device
-from medunet.tracking.server import Server
+from medunet.tracking.server import Server, default_variables, now
 from medunet.training import BEST_NAME, LAST_NAME, PREVIOUS_NAME, kept_entry, read_history
 from medunet.trust import record_weights, require_trust
 
 from .folds import share_of_fold
 from .pool import join_cluster
-from .ranges import Range
 
 METRIC = "val_mean_dice"
 PREFIX = "trial_"
@@ -38,8 +35,70 @@ MESSAGE_LENGTH = 300
 RESULTS_NAME = "tune.json"
 ASKED_NAME = "search.json"  # the arguments, so that no other search continues this one
 STATE = "ray"  # folder of Ray Tune's own state
-MAX_FAILURES = 2  # processes that a trial may lose; it continues from its last checkpoint
+MAX_FAILURES = 2  # lost processes per trial; it continues from its last checkpoint
 REDUCTION = 3  # 1 of 3 trials continues at each rung of ASHA (Li et al. 2020, arXiv 1810.05934, has 4): few trials
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values of one config id that a search tries: a range, or choices."""
+
+    key: str
+    low: float | None = None
+    high: float | None = None
+    is_log: bool = False  # uniform in the logarithm
+    is_whole: bool = False  # whole numbers only
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def example(self) -> Any:
+        """One of the values."""
+        return self.choices[0] if self.choices else int(self.low or 0) if self.is_whole else self.low
+
+    def to_tune(self, tune: Any) -> Any:
+        """Return the domain of Ray Tune."""
+        if self.choices:
+            return tune.choice(list(self.choices))
+        if self.is_whole:  # Tune's upper bound is exclusive
+            return (tune.lograndint if self.is_log else tune.randint)(int(self.low or 0), int(self.high or 0) + 1)
+        return (tune.loguniform if self.is_log else tune.uniform)(self.low, self.high)
+
+
+def parse_range(text: str) -> Range:
+    """Parse `KEY=LOW:HIGH`, with `:log` for orders of magnitude and `:int` for whole numbers, or `KEY=A|B|C`.
+
+    Examples:
+        >>> parse_range("learning_rate=1e-4:1e-2:log").low
+        0.0001
+        >>> parse_range("learning_rate=1e-4|1e-3").choices
+        (0.0001, 0.001)
+    """
+    key, equals, value = text.partition("=")
+    if key and equals and "|" in value:
+        return Range(key, choices=tuple(parse_yaml(word) for word in value.split("|")))
+    low, _, rest = value.partition(":")
+    high, *flags = rest.split(":")
+    try:
+        result = Range(key, float(low), float(high), is_log="log" in flags, is_whole="int" in flags)
+        is_valid = bool(key) and float(low) < float(high) and not {*flags} - {"log", "int"}
+        if not is_valid or (result.is_log and float(low) <= 0):
+            raise ValueError
+    except ValueError as error:
+        expected = "KEY=LOW:HIGH[:log][:int] or KEY=A|B, LOW below HIGH, above 0 for log"
+        raise ConfigError("--set-range must be a range that has values", received=text, expected=expected) from error
+    return result
+
+
+def parse_ranges(texts: Iterable[str]) -> list[Range]:
+    """Parse the ranges of a search, such as ``learning_rate=1e-4:1e-2:log``, ``batch_size=2:8:int`` or ``KEY=A|B``.
+
+    Raises:
+        ConfigError: no range, another form, or an empty range.
+    """
+    ranges = [parse_range(text) for text in texts]
+    if not ranges:
+        raise ConfigError("a search needs --set-range", expected="such as learning_rate=1e-4:1e-2:log")
+    return ranges
 
 
 @dataclass(frozen=True)
@@ -69,7 +128,7 @@ def tune_bundle(
     trust: bool = False,
     seed: int = 0,
 ) -> list[Trial]:
-    """Search with Optuna's sampler and ASHA: values follow what was good, and bad training runs end early.
+    """Search with Optuna's sampler, which follows good values, and ASHA, which ends bad training runs early.
 
     An interrupted search continues with `resume`: finished trials are kept, unfinished ones continue after their last
     completed epoch, failed ones are retried. Ray Tune stores its state as pickles, which run code when they are loaded:
@@ -79,24 +138,24 @@ def tune_bundle(
         bundle: folder of the bundle to start from.
         data: data set in a layout that :func:`medunet.datasets.open_dataset` knows.
         output: folder of the search: one run per trial, and ``tune.json``.
-        ranges: values to search.
+        ranges: values to search, from :func:`parse_ranges`.
         trials: number of trials.
-        seconds: time after which no trial starts or continues.
+        seconds: time after which no trial starts or continues. Default: no limit.
         changes: values by config id, the same in all trials.
-        presets: overlays of the bundle, under what follows from the data.
+        presets: overlays of the bundle, applied before the values that follow from the data.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        tracking_uri: MLflow's store, which gets one run with one child per trial; None or '': none.
+        tracking_uri: MLflow's store, which gets one run with one child per trial; None or ``""`` disables tracking.
         resume: continue the search in ``output``, begun with the same arguments; `seconds` count anew.
-        trust: train a bundle that could run code of its own.
-        seed: of the sampler.
+        trust: train a bundle that could run its own code.
+        seed: seed of the sampler.
 
     Returns:
         The trials, the best first.
 
     Raises:
         SecurityError: the bundle is not trusted.
-        MedunetError: an unknown key, impossible ranges, data that cannot be used; Ray or Optuna is missing; a folder
-            with a search if ``resume`` is False, or with another one.
+        MedunetError: an unknown key, impossible ranges or unusable data; Ray or Optuna is missing; the folder has a
+            search but ``resume`` is False, or it has another search.
     """
     resolve_device(device)
     require_trust(bundle, trust=trust)
@@ -143,21 +202,19 @@ def tune_bundle(
                     verbose=0,
                 ),
             )
-        found = [_trial(output, result) for result in tuner.fit()]
-        found.sort(key=lambda trial: -1.0 if trial.metric is None else trial.metric, reverse=True)
-        rows = [{**asdict(trial), "run": trial.run.name} for trial in found]
+        results = [_trial(output, result) for result in tuner.fit()]
+        results.sort(key=lambda trial: -1.0 if trial.metric is None else trial.metric, reverse=True)
+        rows = [{**asdict(trial), "run": trial.run.name} for trial in results]
         write_atomically(output / RESULTS_NAME, json.dumps(rows, indent=1))
     if tracking_uri:
-        track_search(found, Server(tracking_uri), name=output.resolve().name, key=key)
-    return found
+        track_search(results, Server(tracking_uri), name=output.resolve().name, key=key)
+    return results
 
 
 def rungs(config: Mapping[str, Any], ranges: Sequence[Range]) -> dict[str, int]:
     """Return ASHA's first and last epoch: no trial ends before its second validation, or in its last epoch.
 
-    `config` is the training's; the ranges may be of `epochs` and `val_interval`.
-
-    Example:
+    Examples:
         >>> rungs({"epochs": 100, "val_interval": 5}, [])
         {'max_t': 101, 'grace_period': 10}
     """
@@ -174,19 +231,17 @@ def _search_key(path: Path, asked: Mapping[str, Any], *, resume: bool) -> str:
     if not path.is_file():
         return secrets.token_hex(16)
     if not resume:
-        remedy = "add --resume to continue it, or choose another --output"
-        raise DataError("the output folder holds a search", file=path.parent, remedy=remedy)
+        remedy = "add --resume, or choose another --output"
+        raise DataError("the output folder contains a search", file=path.parent, remedy=remedy)
     begun = json.loads(path.read_text(encoding="utf-8"))
     as_read = json.loads(json.dumps(asked))  # tuples are lists
     if other := [name for name, value in as_read.items() if value != begun["asked"].get(name)]:
-        remedy = "use the arguments of the first call, or choose another --output"
-        cause = "the search was begun with other arguments"
-        raise ConfigError(cause, file=path, received=", ".join(other), remedy=remedy)
+        raise ConfigError("the search was begun with other arguments", file=path, received=", ".join(other))
     return str(begun["key"])
 
 
 def _train(config: Mapping[str, Any], job: Mapping[str, Any]) -> None:
-    """Train a trial on a machine of the cluster; started again it continues."""
+    """Train a trial on a machine of the cluster, or continue it."""
     tune = import_extra("ray.tune", extra="ray", purpose="medunet tune")
     logging.getLogger("monai").setLevel(logging.ERROR)
     run = Path(job["output"]) / f"{PREFIX}{tune.get_context().get_trial_id()}"
@@ -196,8 +251,8 @@ def _train(config: Mapping[str, Any], job: Mapping[str, Any]) -> None:
             tune.report({METRIC: entry["val_metrics"][METRIC], "epoch": entry["epoch"]})
 
     values = {**job["values"], **config}
-    judged, data = require_trust(Path(job["bundle"])), Path(job["data"])
-    prepared = write_run(judged, data, run, values=values, presets=job["presets"], resume=False)
+    verdict = require_trust(Path(job["bundle"]))
+    prepared = write_run(verdict, Path(job["data"]), run, values=values, presets=job["presets"], resume=False)
     for entry in read_history(run):  # what a resumed search has forgotten
         report(entry)
     train_run(prepared, resume=True, device=resolve_device(job["device"]), on_epoch=report)
@@ -213,33 +268,21 @@ def _trial(output: Path, result: Any) -> Trial:
     return Trial(run, dict(result.config), kept_entry(entries).get("val_metrics", {}).get(METRIC), len(entries), error)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> AbstractContextManager[None]:
     """Disable Tune's own log files and banners, and store its state every second, for a search that is killed."""
     values = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_WARN_THRESHOLD_S": "60"}
-    values["TUNE_GLOBAL_CHECKPOINT_S"] = "1"
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
+    return default_variables({**values, "TUNE_GLOBAL_CHECKPOINT_S": "1"})
 
 
 def track_search(trials: Sequence[Trial], server: Server, *, name: str, key: str) -> None:
-    """Log a run for the search and a child for every trial: its values and its best Dice.
-
-    The key is the same whenever the search is resumed, so that a second call adds to the same runs.
-    """
-    client, now = server.client, int(1000 * time.time())
-    parent = server.create_run(key=key, name=name, tags={"medunet.kind": "search"}, start_time=now)
+    """Log a run for the search and a child for every trial; with the same key, a second call adds to the same runs."""
+    client, begun = server.client, now()
+    parent = server.create_run(key=key, name=name, tags={"medunet.kind": "search"}, start_time=begun)
     for number, trial in enumerate(trials):
         run = trial.run.name
         tags = {"medunet.kind": "trial", MLFLOW_PARENT_RUN_ID: parent, "medunet.machine": platform.node()}
-        child = server.create_run(key=f"{key} {run}", name=f"{name} {run}", tags=tags, start_time=now + number)
-        for id_, value in trial.values.items():
-            client.log_param(child, id_.replace("::", "."), value)
+        child = server.create_run(key=f"{key} {run}", name=f"{name} {run}", tags=tags, start_time=begun + number)
+        server.log_params(child, {id_.replace("::", "."): str(value) for id_, value in trial.values.items()})
         if trial.metric is not None:
             client.log_metric(child, f"best_{METRIC}", trial.metric, step=trial.epochs)
         client.set_terminated(child, "FINISHED" if trial.error is None else "FAILED")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from urllib.parse import parse_qs, urlsplit
 import pydicom
 import pytest
 
-from medunet.cli.app import main
 from medunet.deploy.cluster import DicomWebStore, predict_cohort
 from medunet.deploy.cluster.dicomweb import RemoteSeries, parts_of
 from medunet.errors import DataError
@@ -88,19 +86,6 @@ class _Answer(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def medunet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[object, str]]:
-    """Run `medunet WORDS` in this process: exit code and standard error."""
-
-    def run(*words: object) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", ["medunet", *map(str, words)])
-        with pytest.raises(SystemExit) as info:
-            main()
-        return info.value.code, capsys.readouterr().err
-
-    return run
-
-
-@pytest.fixture
 def store() -> Iterator[Store]:
     made = Store()
     thread = threading.Thread(target=made.serve_forever, daemon=True)
@@ -111,19 +96,16 @@ def store() -> Iterator[Store]:
     thread.join()
 
 
-def test_series_of_images_are_found_page_by_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medunet.deploy.cluster.dicomweb.PAGE", 3)
+@pytest.mark.parametrize(("page", "most"), [(3, 1000), (100, 2)])  # a store may return less than a page
+def test_series_of_images_are_listed_page_by_page(
+    page: int, most: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medunet.deploy.cluster.dicomweb.PAGE", page)
+    store.most = most
     for index, modality in enumerate(["CT", "SEG", "MR", "CT", "RTSTRUCT", "CT", "CT"]):
         store.entries.append({"0020000D": tag("1"), "0020000E": tag(index), "00080060": tag(modality)})
     assert [found.series for found in DicomWebStore(store.url).series()] == ["0", "2", "3", "5", "6"]
     assert [found.series for found in DicomWebStore(store.url).series({"Modality": "MR"})] == ["2"]
-
-
-def test_a_store_may_give_less_than_a_page(store: Store) -> None:
-    store.most = 2
-    for index in range(5):
-        store.entries.append({"0020000D": tag("1"), "0020000E": tag(index), "00080060": tag("CT")})
-    assert [found.series for found in DicomWebStore(store.url).series()] == ["0", "1", "2", "3", "4"]
 
 
 def test_pixels_that_look_like_a_boundary_end_no_part() -> None:
@@ -142,17 +124,17 @@ def test_a_long_series_is_not_held_in_memory(store: Store, tmp_path: Path) -> No
     assert [path.read_bytes() for path in sorted(folder.iterdir())] == slices
 
 
-def test_an_answer_that_breaks_off_is_one_typed_error(store: Store, tmp_path: Path) -> None:
-    store.files["1.2"], store.cut = [b"a" * 100, b"b" * 100], 4
-    with pytest.raises(DataError, match=r"does not answer as it should.*IncompleteRead"):
+@pytest.mark.parametrize(
+    ("files", "cut", "cause"),
+    [([b"a" * 100, b"b" * 100], 4, r"does not answer as it should.*IncompleteRead"), ([], None, "gave no files")],
+)
+def test_an_incomplete_answer_is_one_typed_error(
+    files: list[bytes], cut: int | None, cause: str, store: Store, tmp_path: Path
+) -> None:
+    store.files["1.2"], store.cut = files, cut
+    with pytest.raises(DataError, match=cause):
         DicomWebStore(store.url).fetch(RemoteSeries(store.url, "1", "1.2"), tmp_path / "series")
     assert list((tmp_path / "series").iterdir()) == []
-
-
-def test_an_answer_without_files_is_one_typed_error(store: Store, tmp_path: Path) -> None:
-    store.files["1.2"] = []
-    with pytest.raises(DataError, match="gave no files"):
-        DicomWebStore(store.url).fetch(RemoteSeries(store.url, "1", "1.2"), tmp_path / "series")
 
 
 def test_a_store_that_is_down_is_one_typed_error() -> None:
@@ -175,28 +157,30 @@ def test_no_room_for_a_series_fails_that_case_only(
 
 @needs_highdicom
 def test_segmentations_go_back_into_the_store(
+    *,
     bundle: Path,
     store: Store,
     make_series: Callable[..., Path],
-    medunet: Callable[..., tuple[object, str]],
+    medunet: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
     uids = [store.add(make_series(tmp_path / f"in_{index}", columns=16, rows=16, slices=16)) for index in range(2)]
     store.entries.append({"0020000D": tag("1.2"), "0020000E": tag("1.2.3"), "00080060": tag("CT")})  # cannot be fetched
-    options = ["--query", "Modality=CT", "--send-back", "--device", "cpu"]
-    code, said = medunet("predict", bundle, store.url, "--output", tmp_path / "out", *options)
-    assert code == 3
-    assert "2 of 3 cases have results" in said and "1.2.3" in said and "404" in said
+    words = ["predict", bundle, store.url, "--output", tmp_path / "out", "--query", "Modality=CT", "--send-back"]
+    assert medunet(*words, "--device", "cpu") == 3
+    printed = capsys.readouterr().err
+    assert "2 of 3 cases have results" in printed and "1.2.3" in printed and "404" in printed
     results = [pydicom.dcmread(pydicom.filebase.DicomBytesIO(content)) for content in store.stored]
     assert [result.Modality for result in results] == ["SEG", "SEG"]
     referenced = {result.ReferencedSeriesSequence[0].SeriesInstanceUID for result in results}
     assert referenced == set(uids)
-    # sent once; results that lie there from a prediction that did not send are sent
+    # sent once; results of a prediction that did not send are sent later
     store.stored.clear()
     ledger = tmp_path / "out" / "ledger.jsonl"
     ledger.write_text(ledger.read_text().replace('"sent": true', '"sent": false', 1))
-    code, said = medunet("predict", bundle, store.url, "--output", tmp_path / "out", *options)
-    assert code == 3 and "2 of 3 cases have results" in said
+    assert medunet(*words, "--device", "cpu") == 3
+    assert "2 of 3 cases have results" in capsys.readouterr().err
     assert len(store.stored) == 1
     # the series themselves are not kept
     assert sorted(path.name for path in (tmp_path / "out").glob("*.dcm")) == sorted(f"{uid}.dcm" for uid in uids)

@@ -71,17 +71,16 @@ def test_two_processes_train_what_one_trains_with_twice_the_batch(cells: Path, a
 def test_impossible_arguments_are_rejected_before_anything_starts(
     cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = find_bundle("unet_2d")
-    with pytest.raises(ConfigError, match="--rdzv-endpoint"):
-        train_processes(bundle, cells, tmp_path / "run", processes=1, hosts=2)
-    with pytest.raises(ConfigError, match="impossible number of processes"):
-        train_processes(bundle, cells, tmp_path / "run", processes=0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(ConfigError, match="more processes than GPUs"):
-        train_processes(bundle, cells, tmp_path / "run", processes=3)
-    with pytest.raises(ConfigError, match="one GPU for several processes"):
-        train_processes(bundle, cells, tmp_path / "run", processes=2, device="cuda:1")
+    for cause, options in {
+        "--rdzv-endpoint": {"processes": 1, "hosts": 2},
+        "must be 1 or more": {"processes": 0},
+        "more processes than GPUs": {"processes": 3},
+        "one GPU each": {"processes": 2, "device": "cuda:1"},
+    }.items():
+        with pytest.raises(ConfigError, match=cause):
+            train_processes(find_bundle("unet_2d"), cells, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 

@@ -78,7 +78,7 @@ def test_a_search_is_neither_mixed_with_another_nor_changed(arguments: tuple[Pat
     output.mkdir()
     (output / "search.json").write_text(json.dumps({"key": "a", "asked": {"trials": 2, "seed": 0}}))
     ranges = parse_ranges(["learning_rate=1e-4:1e-2"])
-    with pytest.raises(DataError, match="holds a search"):
+    with pytest.raises(DataError, match="contains a search"):
         tune_bundle(*arguments, ranges=ranges, trials=1)
     with pytest.raises(ConfigError, match=r"other arguments.*ranges, trials"):
         tune_bundle(*arguments, ranges=ranges, trials=1, resume=True)
@@ -148,7 +148,7 @@ def test_a_killed_search_continues(arguments: tuple[Path, Path, Path], tmp_path:
         driver.wait()
     wait_for(lambda: not trials_of_ray(), what="the end of the trials")
     before = begun()
-    run(command, expected=2)  # the folder holds a search
+    run(command, expected=2)  # the folder contains a search
     run([*command, "--resume"])
     rows = json.loads((output / "tune.json").read_text())
     assert len(rows) == 3
