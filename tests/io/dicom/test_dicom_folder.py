@@ -68,49 +68,40 @@ def test_junk_and_objects_without_an_image_are_ignored_and_counted(tmp_path, mad
         read_volume(folder)
 
 
-def damage(file, kind):
-    content = file.read_bytes()
-    file.unlink()
-    if kind == "link to nothing":
-        file.symlink_to(file.parent / "annex" / "object")
-    else:
-        kept = {"zeroed": 0, "empty": 0, "cut in the preamble": 100, "cut in the pixels": len(content) - 9}[kind]
-        file.write_bytes(bytes(len(content)) if kind == "zeroed" else content[:kept])
-
-
 DAMAGES = {
-    "zeroed": "zeros in place of a DICOM header",
-    "empty": "zero bytes",
-    "cut in the preamble": "zeros in place of a DICOM header",
-    "cut in the pixels": "truncated pixel data",
-    "link to nothing": "does not exist",
+    "zeroed": (lambda content: bytes(len(content)), "zeros in place of a DICOM header"),
+    "empty": (lambda content: b"", "zero bytes"),
+    "cut in the preamble": (lambda content: content[:100], "zeros in place of a DICOM header"),
+    "cut in the pixels": (lambda content: content[:-9], "truncated pixel data"),
+    "link to nothing": (None, "does not exist"),
 }
 
 
-@pytest.mark.parametrize("name", ["s01", "s01.dcm"])
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_damaged_last_slice_is_rejected_and_named_or_skipped_on_request(tmp_path, made, kind, name):
+def test_damaged_last_slice_is_rejected_and_named_or_skipped_on_request(tmp_path, made, kind):
     folder = made.series(tmp_path / "ct", made.positions(5))
-    last = (folder / "s01").rename(folder / name)
-    damage(last, kind)
+    damage, cause = DAMAGES[kind]
+    last = folder / "s01"
+    content = last.read_bytes()
+    last.unlink()
+    if damage is None:
+        last.symlink_to(folder / "annex" / "object")
+    else:
+        last.write_bytes(damage(content))
     for read in (read_volume, read_header):
-        with pytest.raises(DataError, match=rf"ct/{name}: .*{DAMAGES[kind]}.*--skip-unreadable"):
+        with pytest.raises(DataError, match=rf"ct/s01: .*{cause}.*--skip-unreadable"):
             read(folder)
     volume = read_volume(folder, skip_unreadable=True)
     assert volume.image.shape == (1, 7, 5, 4)
     [warning] = volume.record.warnings
     assert warning.startswith("1 unreadable files skipped: ")
-    assert DAMAGES[kind] in warning
-    if kind == "cut in the pixels":  # a single file is never skipped
-        with pytest.raises(DataError, match=DAMAGES[kind]):
-            read_volume(last, skip_unreadable=True)
-
-
-def test_damaged_slice_between_others_is_missing_even_if_it_is_skipped(tmp_path, made):
-    folder = made.series(tmp_path / "ct", made.positions(5))
-    damage(folder / "s03", "zeroed")
-    with pytest.raises(GeometryError, match="a slice is missing"):
+    assert cause in warning
+    (folder / "s03").write_bytes(b"")
+    with pytest.raises(GeometryError, match="a slice is missing"):  # between others a slice is missing even if skipped
         read_volume(folder, skip_unreadable=True)
+    if kind == "cut in the pixels":  # a single file is never skipped
+        with pytest.raises(DataError, match=cause):
+            read_volume(last, skip_unreadable=True)
 
 
 MIXED = {
@@ -123,10 +114,9 @@ MIXED = {
 @pytest.mark.parametrize("what", MIXED)
 def test_mixed_identities_in_one_series_are_rejected_without_their_values(tmp_path, made, what):
     folder = made.series(tmp_path / "ct", made.positions(), **MIXED[what])
-    for read in (read_volume, read_header):
-        with pytest.raises(DataError, match=rf"ct/s0\d: slices of several {what} in one series") as caught:
-            read(folder)
-        assert "SECRET" not in str(caught.value)
+    with pytest.raises(DataError, match=rf"ct/s0\d: slices of several {what} in one series") as caught:
+        read_header(folder)
+    assert "SECRET" not in str(caught.value)
 
 
 def test_dicom_file_with_another_formats_ending_is_named_as_such(tmp_path, made):
@@ -136,13 +126,11 @@ def test_dicom_file_with_another_formats_ending_is_named_as_such(tmp_path, made)
             read(file)
 
 
-@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".nii.gz", "a" * 300 + ".dcm", "nul\0.dcm", "nul\0"])
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".nii.gz", "nul\0.dcm"])
 def test_impossible_name_is_a_typed_error(tmp_path, name):
-    for read in (read_volume, read_header):
+    for read in (read_volume, read_header, lambda path: read_label(path, reference=GRID)):
         with pytest.raises(DataError, match=r"cannot be opened: File name too long|does not exist|null byte"):
             read(tmp_path / name)
-    with pytest.raises(DataError, match=r"cannot be opened: File name too long|does not exist|null byte"):
-        read_label(tmp_path / name, reference=GRID)
 
 
 def test_locked_folder_is_a_typed_error(tmp_path, made, monkeypatch):
@@ -159,14 +147,13 @@ def test_locked_folder_is_a_typed_error(tmp_path, made, monkeypatch):
 
 def test_folders_without_images_and_missing_paths_are_rejected(tmp_path):
     (tmp_path / "empty").mkdir()
-    for read in (read_volume, read_header):
+    for _ in range(2):
         with pytest.raises(DataError, match="empty: folder has no DICOM image"):
-            read(tmp_path / "empty")
+            read_volume(tmp_path / "empty")
         (tmp_path / "empty" / "notes.txt").write_text("junk")
     assert not is_dicom_folder(tmp_path / "empty")
-    for name in ("none.dcm", "none"):
-        with pytest.raises(DataError, match=f"{name}: does not exist"):
-            read_volume(tmp_path / name)
+    with pytest.raises(DataError, match=r"none\.dcm: does not exist"):
+        read_volume(tmp_path / "none.dcm")
 
 
 def write_directory(made, folder, *names):
@@ -199,27 +186,19 @@ def test_dicomdir_as_the_path_is_followed(tmp_path, made):
         read_volume(path)
 
 
-@pytest.mark.parametrize(
-    "name", [["..", "secret"], ["a", "..", "..", "secret"], ["/etc/passwd"], ["a/../../b"], ["C:", "b"], ["a/b"]]
-)
+@pytest.mark.parametrize("name", [["..", "secret"], ["a", "..", "..", "secret"], ["/etc/passwd"], ["C:", "b"], ["a/b"]])
 def test_references_out_of_the_folder_are_rejected(tmp_path, made, name):
     folder = made.series(tmp_path / "ct", made.positions())
     dicomdir = write_directory(made, folder, ["s01"], name)
     for path in (folder, dicomdir):
         with pytest.raises(SecurityError, match="points out of its folder"):
             read_volume(path)
-
-
-def test_links_out_of_the_folder_are_rejected(tmp_path, made):
-    outside = made.series(tmp_path / "outside", made.positions())
-    folder = tmp_path / "disc"
-    folder.mkdir()
-    (folder / "IMAGES").symlink_to(outside)
+    (folder / "LINK").symlink_to(made.series(tmp_path / "outside", made.positions()))
     with pytest.raises(SecurityError, match="points out of its folder"):
-        read_volume(write_directory(made, folder, ["IMAGES", "s01"]))
+        read_volume(write_directory(made, folder, ["LINK", "s01"]))
 
 
-@pytest.mark.parametrize("name", ["slice.dcm", "slice.IMA", "slice", "1.2.840"])
+@pytest.mark.parametrize("name", ["slice.IMA", "1.2.840"])
 def test_lone_slice_is_an_image_in_the_plane_under_any_name(tmp_path, made, name):
     folder = made.series(tmp_path / "ct", made.positions(1))
     path = (folder / "s01").rename(tmp_path / name)
@@ -275,7 +254,7 @@ def test_multi_frame_rules_are_those_of_series(tmp_path, made):
         read_volume(made.multiframe(tmp_path / "one.dcm", made.positions(1)), spatial_dims=3)
 
 
-@pytest.mark.parametrize("frames", [0, -1, 3_000_000_000])
+@pytest.mark.parametrize("frames", [0, 3_000_000_000])
 def test_impossible_numbers_of_frames_are_rejected(tmp_path, made, frames):
     path = made.multiframe(tmp_path / "mf.dcm", made.positions(), NumberOfFrames=frames)
     with pytest.raises(DataError, match=r"impossible pixel format|truncated pixel data|positions of its frames"):

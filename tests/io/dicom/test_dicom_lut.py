@@ -1,10 +1,9 @@
-"""The Modality LUT is applied as pydicom does it, or rejected."""
+"""The Modality LUT is applied or rejected."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ImplicitVRLittleEndian
@@ -28,7 +27,6 @@ SQUARES = [k * k for k in range(250)]
 @pytest.mark.parametrize(
     "options",
     [
-        {"ModalityLUTSequence": table(250, 20, 16, SQUARES)},
         {"ModalityLUTSequence": table(250, 20, 16, np.array(SQUARES, "<u2").tobytes(), "OW")},
         {"ModalityLUTSequence": table(250, 20, 16, SQUARES), "syntax": ImplicitVRLittleEndian},
     ],
@@ -60,12 +58,3 @@ def test_invalid_tables_are_rejected(tmp_path, made, sequence, rescale, cause):
     folder = made.series(tmp_path / "ct", made.positions(), ModalityLUTSequence=sequence, **rescale)
     with pytest.raises(DataError, match=cause):
         read_volume(folder)
-
-
-def test_the_table_equals_pydicoms(tmp_path, made):
-    pixels = pytest.importorskip("pydicom.pixels", reason="pydicom 2 has it elsewhere")
-    tags = {"ModalityLUTSequence": table(250, 20, 16, SQUARES), **NO_RESCALE}
-    folder = made.series(tmp_path / "ct", made.positions(2), **tags)
-    header = dcmread(sorted(folder.iterdir())[-1])
-    expected = pixels.apply_modality_lut(header.pixel_array, header).T
-    assert np.array_equal(read_volume(folder).image[0, ..., 0].numpy(), expected)

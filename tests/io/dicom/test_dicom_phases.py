@@ -59,6 +59,10 @@ VENDORS: dict[str, tuple[dict[str, Any], str]] = {
         {"DiffusionBValue": lambda s, p: 1000.0 if p else 0.0, "InstanceNumber": lambda s, p: 1 + s + SLICES * p},
         "InstanceNumber",
     ),
+    "phases are in the order of their numbers": (
+        {"TemporalPositionIdentifier": lambda s, p: [1, 2, 10, 20][p]},
+        "TemporalPositionIdentifier 1, 2, 10, 20",
+    ),
     "Siemens counts acquisitions": ({"AcquisitionNumber": lambda s, p: p + 1}, "AcquisitionNumber 1, 2, 3, 4"),
     "echoes of two volumes": (
         {"TemporalPositionIdentifier": lambda s, p: 1 + p // 2, "EchoTime": lambda s, p: 4.6 * (1 + p % 2)},

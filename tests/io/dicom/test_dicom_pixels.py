@@ -33,9 +33,8 @@ def test_stored_values_of_16_bits_keep_every_digit(tmp_path, made):
 def test_impossible_rescale_is_rejected(tmp_path, made, value, name):
     folder = made.series(tmp_path / "ct", made.positions(), **{f"Rescale{name}": "12345"})
     made.replace(folder, b"12345 ", str(value).encode().ljust(6))
-    for read in (read_volume, read_header):
-        with pytest.raises(DataError, match=f"impossible Rescale{name}"):
-            read(folder)
+    with pytest.raises(DataError, match=f"impossible Rescale{name}"):
+        read_header(folder)
 
 
 def test_missing_slope_is_recorded_if_the_modality_or_other_slices_have_one(tmp_path, made):
@@ -71,9 +70,8 @@ def test_monochrome1_of_a_radiograph_is_inverted(tmp_path, made, dtype, total):
 
 @pytest.mark.parametrize(("samples", "kind"), [(3, "RGB"), (1, "PALETTE COLOR")])
 def test_colour_slices_are_rejected(tmp_path, made, samples, kind):
-    tags = {"SamplesPerPixel": samples, "PhotometricInterpretation": kind}
-    bytes_of = lambda k: made.pixels(k).tobytes() * samples  # noqa: E731
-    folder = made.series(tmp_path / "sc", made.positions(), PixelData=bytes_of, **tags)
+    data = {"PixelData": lambda k: made.pixels(k).tobytes() * samples, "SamplesPerPixel": samples}
+    folder = made.series(tmp_path / "sc", made.positions(), PhotometricInterpretation=kind, **data)
     with pytest.raises(DataError, match=rf"not a grey image \(received {kind}, {samples} samples"):
         read_volume(folder)
 
@@ -137,23 +135,13 @@ def test_overlay_in_unused_bits_is_masked(tmp_path, made):
     assert np.array_equal(read_volume(folder).image[0, ..., 3].numpy(), made.pixels(3).T - 1000)
 
 
-@pytest.mark.parametrize("cut", [1, 20, 60])
-def test_truncated_pixel_data_are_rejected_by_their_header_alone(tmp_path, made, cut):
-    folder = made.series(tmp_path / "ct", made.positions())
-    file = folder / "s02"
-    file.write_bytes(file.read_bytes()[:-cut])
-    for read in (read_volume, read_header):
-        with pytest.raises(DataError, match=rf"s02: truncated pixel data \(received {70 - cut} bytes, expected 70"):
-            read(folder)
-
-
-@pytest.mark.parametrize("keep", [140, 400, 600])
-def test_files_cut_within_their_header_are_rejected(tmp_path, made, keep):
+@pytest.mark.parametrize(("keep", "cause"), [(140, "damaged|truncated|no transfer syntax"), (-20, "received 50 bytes")])
+def test_truncated_files_are_rejected_by_their_header_alone(tmp_path, made, keep, cause):
     folder = made.series(tmp_path / "ct", made.positions())
     file = folder / "s04"  # the first slice: without it the others would still be a volume
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(DataError, match=r"s04: .*(damaged|truncated|no pixel data|no transfer syntax)"):
-        read_volume(folder)
+    with pytest.raises(DataError, match=rf"s04: .*({cause})"):
+        read_header(folder)
 
 
 def test_rle_is_decoded(tmp_path, made):
@@ -207,23 +195,19 @@ def test_damaged_codestreams_are_rejected(tmp_path, made, syntax):
         read_volume(made.series(tmp_path / "ct", made.positions(), syntax=syntax, PixelData=data))
 
 
-ENCODINGS = [f"{k}.dcm" for k in range(1, 10)]
-
-
 @pytest.mark.data
-@pytest.mark.parametrize("name", ENCODINGS)
-def test_real_image_is_equal_in_all_transfer_syntaxes_and_rejected_if_cut(test_data, tmp_path, name):
+@pytest.mark.parametrize("number", range(1, 10))
+def test_real_image_is_equal_in_all_transfer_syntaxes_and_rejected_if_cut(test_data, tmp_path, number):
     folder = test_data / "dicom" / "mr_transfer_syntaxes"
     mosaic = pydicom.dcmread(folder / "1.dcm").pixel_array  # 6 x 6 tiles of 64 x 64, the last one empty
-    volume = read_volume(folder / name)
+    volume = read_volume(folder / f"{number}.dcm")
     assert volume.image.shape == (1, 64, 64, 35)
     assert np.array_equal(volume.image[0, ..., 8].numpy(), mosaic[64:128, 128:192].T)
     assert volume.record.geometry.is_close(read_header(folder / "1.dcm").geometry)
-    content = (folder / name).read_bytes()
-    for part in (0.5, 0.99):
-        (tmp_path / name).write_bytes(content[: int(len(content) * part)])
-        with pytest.raises(DataError, match="truncated pixel data"):
-            read_header(tmp_path / name)
+    content = (folder / f"{number}.dcm").read_bytes()
+    (tmp_path / "cut.dcm").write_bytes(content[: int(len(content) * 0.99)])
+    with pytest.raises(DataError, match="truncated pixel data"):
+        read_header(tmp_path / "cut.dcm")
 
 
 @pytest.mark.data

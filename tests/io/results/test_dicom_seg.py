@@ -7,7 +7,6 @@ import SimpleITK as sitk
 
 from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.io import SavePredictiond, extras, label_names, read_header, read_label, read_volume
-from medunet.io.dicom.references import read_planes
 
 LABELS = {"background": 0, "Leber": 1, "Knöchel": 5}
 
@@ -27,34 +26,27 @@ def test_real_segmentation_equals_dcmqis_nrrd(test_data, size):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["sparse-labelmap-noppv", "sparse-labelmap-ppv5"])
-def test_real_label_map_segmentation_of_some_slices_equals_dcmqis_nrrd(test_data, name):
+def test_real_label_map_segmentation_of_some_slices_equals_dcmqis_nrrd(test_data):
     folder = test_data / "dicom" / "seg_ct_3slice"
-    volume = read_label(folder / f"{name}.dcm", reference=folder / "24x38x3" / "image", labels={"liver": 1})
-    expected = nrrd(folder / f"{name.replace('-', '_')}_seg.nrrd")
+    reference = folder / "24x38x3" / "image"
+    volume = read_label(folder / "sparse-labelmap-noppv.dcm", reference=reference, labels={"liver": 1})
+    expected = nrrd(folder / "sparse_labelmap_noppv_seg.nrrd")
     assert volume.image.any()
-    assert np.array_equal(volume.image[0].numpy(), expected == 1)  # the NRRD pads absent slices with 5
+    assert np.array_equal(volume.image[0].numpy(), expected == 1)  # the NRRD pads absent slices
 
 
 @pytest.mark.data
 def test_real_overlaps_are_recorded_and_each_structure_is_complete_alone(test_data):
     folder = test_data / "dicom" / "seg_ct_3slice"
-    names = label_names(folder / "partial_overlaps.dcm")
-    assert list(names) == ["background", "GREEN", "ORANGE", "PURPLE", "LIGHT_BLUE", "DARK_BLUE"]
-    reference = read_header(folder / "ct-3slice").geometry
-    together = read_label(folder / "partial_overlaps.dcm", reference=reference)
-    assert any("belong to another structure too" in text for text in together.record.warnings)
-    alone = {
-        name: read_label(folder / "partial_overlaps.dcm", reference=reference, labels={name: 1}).image[0].numpy() > 0
-        for name in names
-        if name != "background"
-    }
-    found = [nrrd(path) for path in sorted(folder.glob("partial_overlaps-*.nrrd"))]
-    for value, (name, mask) in enumerate(alone.items(), start=1):
-        expected = np.zeros(mask.shape, bool)
-        for layer in found:
-            expected |= layer == value
-        assert np.array_equal(mask, expected), name
+    path, reference = folder / "partial_overlaps.dcm", read_header(folder / "ct-3slice").geometry
+    names = list(label_names(path))
+    assert names == ["background", "GREEN", "ORANGE", "PURPLE", "LIGHT_BLUE", "DARK_BLUE"]
+    warnings = read_label(path, reference=reference).record.warnings
+    assert any("belong to another structure too" in text for text in warnings)
+    layers = [nrrd(path) for path in sorted(folder.glob("partial_overlaps-*.nrrd"))]
+    for value, name in enumerate(names[1:], start=1):
+        mask = read_label(path, reference=reference, labels={name: 1}).image[0].numpy() > 0
+        assert np.array_equal(mask, np.any([layer == value for layer in layers], axis=0)), name
 
 
 @pytest.mark.data
@@ -75,17 +67,6 @@ def test_missing_highdicom_names_the_extra(tmp_path, make_series, labelled, monk
         SavePredictiond(output_dir=tmp_path, format="dicom-seg").check({"image": image})
 
 
-def test_highdicom_reads_the_same_voxels(tmp_path, make_series, labelled, written):
-    hd = pytest.importorskip("highdicom")
-    folder = make_series(tmp_path / "ct")
-    seg = hd.seg.segread(written("seg", folder, labelled(), tmp_path / "a.dcm"))
-    record = read_header(folder)
-    uids = [p.header.SOPInstanceUID for p in read_planes(record.frames, record.geometry)]
-    numbers = seg.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
-    expected = np.select([labelled() == 1, labelled() == 5], [1, 2], 0)
-    assert np.array_equal(np.asarray(numbers).transpose(2, 1, 0), expected)
-
-
 def test_segments_have_names_codes_colours_and_the_algorithm(tmp_path, make_series, labelled, written):
     codes = {"Leber": {"category": ["91723000", "SCT", "Anatomical Structure"], "type": ["10200004", "SCT", "Liver"]}}
     folder = make_series(tmp_path / "ct")
@@ -102,12 +83,9 @@ def test_segments_have_names_codes_colours_and_the_algorithm(tmp_path, make_seri
     assert len(liver.RecommendedDisplayCIELabValue) == 3
     source = pydicom.dcmread(next(folder.iterdir()))
     assert str(dataset.PatientName) == "Müller^Secret"
-    assert dataset.StudyInstanceUID == source.StudyInstanceUID
-    assert dataset.FrameOfReferenceUID == source.FrameOfReferenceUID
-    [series] = dataset.ReferencedSeriesSequence
-    assert series.SeriesInstanceUID == source.SeriesInstanceUID
-    referenced = {item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence}
-    assert referenced <= {pydicom.dcmread(file).SOPInstanceUID for file in folder.iterdir()}
+    for name in ("StudyInstanceUID", "FrameOfReferenceUID"):
+        assert dataset[name].value == source[name].value
+    assert dataset.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
 
 
 def test_name_of_the_patient_is_in_no_log_line(tmp_path, make_series, *, labelled, written, caplog, recwarn):
@@ -126,7 +104,6 @@ def test_series_becomes_a_dicom_seg_by_default(tmp_path, make_series, labelled, 
     save.check(item)
     path = save(item)["pred_path"]
     assert path == str(tmp_path / "out" / "ct.dcm")
-    assert np.array_equal(
-        read_label(path, reference=folder, labels=LABELS).image[0].numpy(), 5 * (image[0].numpy() > 2)
-    )
+    label = read_label(path, reference=folder, labels=LABELS).image
+    assert np.array_equal(label.numpy(), 5 * (image.numpy() > 2))
     assert pydicom.dcmread(path).SOPClassUID.name == "Segmentation Storage"

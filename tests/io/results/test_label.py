@@ -73,12 +73,8 @@ def test_pictures_share_their_shape_and_no_placement(tmp_path):
 def test_structures_train_with_the_image_of_a_dicom_series(tmp_path, make_series, labelled, written, caplog):
     folder = make_series(tmp_path / "ct")
     path = written("rtstruct", folder, labelled(), tmp_path / "label.dcm")
-    load = Compose(
-        [
-            LoadImaged("image", reader="medunet.io.MedunetReader", ensure_channel_first=True),
-            LoadLabeld("label", labels={"background": 0, "Knöchel": 7}),
-        ]
-    )
+    image = LoadImaged("image", reader="medunet.io.MedunetReader", ensure_channel_first=True)
+    load = Compose([image, LoadLabeld("label", labels={"background": 0, "Knöchel": 7})])
     with caplog.at_level(logging.WARNING):
         item = load({"image": str(folder), "label": str(path)})
     assert item["label"].shape == item["image"].shape == (1, 23, 19, 6)
@@ -91,13 +87,10 @@ def test_structures_train_with_the_image_of_a_dicom_series(tmp_path, make_series
 def test_label_without_an_image_is_rejected(tmp_path, labelled):
     with pytest.raises(DataError, match="has no grid"):
         LoadLabeld()({"image": torch.zeros(1, 3, 3, 3), "label": "a.dcm"})
+    image = read_volume(write_volume(labelled(), tmp_path / "image.nii.gz", affine=AFFINE)).image
     with pytest.raises(RuntimeError) as info:
-        Compose([LoadLabeld()])({"image": read_image(tmp_path, labelled()), "label": str(tmp_path / "none.dcm")})
+        Compose([LoadLabeld()])({"image": image, "label": str(tmp_path / "none.dcm")})
     assert "does not exist" in str(find_cause(info.value))
-
-
-def read_image(folder, voxels):
-    return read_volume(write_volume(voxels, folder / "image.nii.gz", affine=AFFINE)).image
 
 
 def test_folder_with_several_segmentations_is_rejected(tmp_path, make_series, labelled, written):
@@ -137,5 +130,5 @@ def test_absent_structures_are_recorded_and_two_of_one_name_are_rejected():
     assert paint_structures(structures, GRID, labels=None, file="x").labels == {"background": 0, "a_1": 1, "A_2": 2}
     with pytest.raises(DataError, match="x: two structures have one name"):
         paint_structures(structures, GRID, labels={"a": 1}, file="x")
-    found = paint_structures(structures[:1], GRID, labels={"a": 1, "spleen": 2}, file="x")
-    assert "no structure of the name spleen" in found.warnings
+    painted = paint_structures(structures[:1], GRID, labels={"a": 1, "spleen": 2}, file="x")
+    assert "no structure of the name spleen" in painted.warnings
