@@ -19,9 +19,7 @@ WEIGHT = torch.tensor([[[[2.0, 1.0, 5.0]]]])
 COSTS = [LOG4, LOG4 - LOG3, LOG4 - LOG3]
 
 
-@pytest.mark.parametrize(
-    ("reduction", "divisor"), [("sum", 1), ("mean", 3), ("weighted_mean", 8)], ids=["sum", "mean", "weighted_mean"]
-)
+@pytest.mark.parametrize(("reduction", "divisor"), [("sum", 1), ("mean", 3), ("weighted_mean", 8)])
 def test_each_voxel_counts_by_its_weight(reduction, divisor):
     want = (2 * COSTS[0] + 1 * COSTS[1] + 5 * COSTS[2]) / divisor
     assert BorderWeightedCELoss(reduction=reduction)(LOGITS, TARGET, WEIGHT).item() == pytest.approx(want)
@@ -34,9 +32,6 @@ def test_class_weights_multiply_the_map_and_normalise_like_pytorch():
     loss = BorderWeightedCELoss(factors, reduction="weighted_mean")
     assert torch.allclose(loss(logits, target), cross_entropy(logits, target[:, 0], weight=torch.tensor(factors)))
     assert loss.state_dict() == {}
-    want_sum = (0.5 * 2 * COSTS[0]) + 3 * (1 * COSTS[1] + 5 * COSTS[2])
-    got = BorderWeightedCELoss([0.5, 3.0], reduction="sum")(LOGITS, TARGET, WEIGHT)
-    assert got.item() == pytest.approx(want_sum, rel=1e-6)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean", "weighted_mean"])
@@ -55,7 +50,7 @@ def test_ignored_voxels_change_nothing(reduction):
     assert nothing.item() == logits.grad.abs().sum() == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_targets_may_have_any_type_and_metadata(dtype):
     loss = BorderWeightedCELoss()
     got = loss(LOGITS, MetaTensor(TARGET.to(dtype)), MetaTensor(WEIGHT))

@@ -29,8 +29,6 @@ def test_a_single_tensor_gives_the_plain_loss():
     output = levels(1)[0]
     for logits in (output, [output], (output,)):
         assert torch.equal(DeepSupervisionLoss(DiceCELoss())(logits, TARGET), DiceCELoss()(output, TARGET))
-    loss = DeepSupervisionLoss(DiceCELoss(), level_weights=[0, 1])
-    assert torch.equal(loss(output, TARGET), DiceCELoss()(output, TARGET))
 
 
 def test_a_weight_stays_with_its_label():

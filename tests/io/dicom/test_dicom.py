@@ -205,13 +205,14 @@ def test_mixed_slices_are_rejected(tmp_path, made, tags, cause):
         read_volume(folder)
 
 
-def test_single_slice_is_rejected_as_a_volume_and_read_in_the_plane(tmp_path, made):
+def test_single_slice_is_rejected_as_a_volume_and_read_in_the_plane_under_any_name(tmp_path, made):
     folder = made.series(tmp_path / "ct", made.positions(1))
-    for path, options in ((folder, {}), (folder, {"spatial_dims": 3}), (folder / "s01", {"spatial_dims": 3})):
+    path = (folder / "s01").rename(folder / "1.2.840")
+    for source, options in ((folder, {}), (folder, {"spatial_dims": 3}), (path, {"spatial_dims": 3})):
         with pytest.raises(GeometryError, match="single slice"):
-            read_volume(path, **options)
-    for path, options in ((folder, {"spatial_dims": 2}), (folder / "s01", {})):
-        volume = read_volume(path, **options)
+            read_volume(source, **options)
+    for source, options in ((folder, {"spatial_dims": 2}), (path, {})):
+        volume = read_volume(source, **options)
         assert np.array_equal(volume.image.numpy(), made.pixels(0).T[None] - 1000)
         assert volume.record.geometry.spacing_mm == (0.7, 0.5)
     whole = made.series(tmp_path / "whole", made.positions())
