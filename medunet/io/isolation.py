@@ -105,7 +105,9 @@ class ReadingProcess:
                 if not link.poll(self.seconds):
                     self._stop()
                     raise DataError("reading takes too long", file=path, expected=f"at most {self.seconds:g} s")
-                answer = _receive(link)
+                answer, is_fit = _receive(link)
+                if not is_fit:
+                    self._stop()
             except (OSError, EOFError) as error:
                 cause = "the file is damaged or too large: the reading process ended"
                 raise DataError(cause, file=path, received=_shown(self._stop())) from error
@@ -208,14 +210,12 @@ def serve() -> None:
     limit_memory(int(sys.argv[3]))
     with contextlib.suppress(EOFError, ConnectionError):
         link.send("ready")
-        is_clean = True
-        while is_clean:
+        while True:
             read, folder, path, args, seconds = link.recv()
             os.chdir(folder)
             with contextlib.suppress(ValueError):
                 signal.setitimer(signal.ITIMER_REAL, seconds + _GRACE_SECONDS)  # ends the process
-            answer, is_clean = _answer(read, path, args)
-            _send(link, answer)
+            _send(link, _answer(read, path, args))
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 

@@ -44,46 +44,28 @@ def test_colour_becomes_three_channels(tmp_path, suffix):
         assert np.array_equal(read_volume(path).image.numpy(), ramp(33, 34, 3).T.swapaxes(1, 2))
 
 
-def test_alpha_is_dropped_with_a_warning(tmp_path):
-    Image.fromarray(ramp(5, 6, 4)).save(tmp_path / "a.png")
-    volume = read_volume(tmp_path / "a.png")
-    assert np.array_equal(volume.image.numpy(), ramp(5, 6, 4)[..., :3].T)
-    assert volume.record.warnings == ("alpha channel dropped",)
-
-
-def test_palette_yields_its_indices(tmp_path):
+def test_a_palette_yields_its_indices(tmp_path):
     image = Image.fromarray(ramp(5, 6) % 3)
     image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
     image.save(tmp_path / "a.png")
     assert np.array_equal(read_volume(tmp_path / "a.png").image[0].numpy(), ramp(5, 6).T % 3)
 
 
-def test_tiff_with_pages_of_several_sizes_is_refused(tmp_path):
-    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
-        writer.write(ramp(5, 6))
-        writer.write(ramp(7, 8))
-    with pytest.raises(DataError, match=r"a.tif: pages have different sizes"):
-        read_volume(tmp_path / "a.tif")
-
-
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.nrrd"])
-def test_what_is_no_image_is_refused_by_name(tmp_path, name):
-    for content, cause in ((b"", "zero bytes"), (b"some text", "readable|cannot be read")):
+def test_a_file_of_another_kind_is_rejected_by_name(tmp_path, name):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    truncated = write_volume(noise, tmp_path / "b.png").read_bytes()[:2000]
+    for content, cause in ((b"", "zero bytes"), (b"some text", "readable|cannot be read"), (truncated, "read")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=f"{name}: .*({cause})"):
             read_volume(tmp_path / name)
-
-
-def test_truncated_png_is_refused(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
-    path = write_volume(noise, tmp_path / "a.png")
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(DataError, match=r"a.png: not a readable image, or damaged"):
-        read_volume(path)
+    (tmp_path / "a.xyz").write_bytes(b"1")
+    with pytest.raises(DataError, match=r"a.xyz: unknown format .*\.nii\.gz"):
+        read_volume(tmp_path / "a.xyz")
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
-def test_itk_image_lies_where_simpleitk_puts_it(tmp_path, suffix):
+def test_an_itk_image_lies_where_simpleitk_puts_it(tmp_path, suffix):
     image = sitk.GetImageFromArray(ramp(5, 6, 7))  # z, y, x
     image.SetOrigin((1, 2, 3))
     image.SetSpacing((0.5, 0.6, 0.7))
@@ -95,20 +77,9 @@ def test_itk_image_lies_where_simpleitk_puts_it(tmp_path, suffix):
     x, y, z = image.TransformIndexToPhysicalPoint(index)
     assert np.allclose(volume.record.geometry.affine @ (*index, 1), (-x, -y, z, 1))
     assert volume.image[(0, *index)] == image[index]
-
-
-def test_itk_vector_image_has_channels_first(tmp_path):
     vectors = ramp(5, 6, 7, 3)
-    sitk.WriteImage(sitk.GetImageFromArray(vectors, isVector=True), str(tmp_path / "a.nrrd"))
-    volume = read_volume(tmp_path / "a.nrrd")
-    assert volume.image.shape == (3, 7, 6, 5)
-    assert np.array_equal(volume.image[1].numpy(), vectors[..., 1].T)
-
-
-def test_unknown_format_names_the_known_ones(tmp_path):
-    (tmp_path / "a.xyz").write_bytes(b"1")
-    with pytest.raises(DataError, match=r"a.xyz: unknown format .*\.nii\.gz"):
-        read_volume(tmp_path / "a.xyz")
+    sitk.WriteImage(sitk.GetImageFromArray(vectors, isVector=True), str(tmp_path / f"a{suffix}"))
+    assert np.array_equal(read_volume(tmp_path / f"a{suffix}").image.numpy(), vectors.T)
 
 
 def png_of(depth: int, colour_type: int, rows: list[bytes], width: int) -> bytes:
@@ -180,12 +151,20 @@ def test_channels_of_imagej_and_ome_are_channels_and_depth_is_a_volume(tmp_path)
     assert volume.record.channels == 2
 
 
-def test_a_time_axis_is_rejected(tmp_path):
+def test_pages_of_several_sizes_times_or_other_colours_are_rejected(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(ramp(5, 6))
+        writer.write(ramp(7, 8))
+    with pytest.raises(DataError, match=r"a.tif: pages have different sizes"):
+        read_volume(tmp_path / "a.tif")
     with pytest.raises(DataError, match=r"a.tif: image has a time axis .*TYX"):
         imagej(tmp_path / "a.tif", ramp(4, 5, 6, dtype="uint16"), "TYX")
+    tifffile.imwrite(tmp_path / "a.tif", ramp(5, 6, 4), photometric="separated")
+    with pytest.raises(DataError, match="unsupported colours"):
+        read_volume(tmp_path / "a.tif")
 
 
-def test_spacing_is_read_where_the_file_states_it_and_never_guessed(tmp_path):
+def test_spacing_is_read_if_the_file_states_it_and_never_guessed(tmp_path):
     pixels = ramp(4, 5, 6, dtype="uint16")
     known = imagej(tmp_path / "a.tif", pixels, "ZYX", spacing=0.5, unit="um").record
     assert known.geometry.spacing_mm == pytest.approx((0.2e-3, 0.25e-3, 0.5e-3))
@@ -197,7 +176,7 @@ def test_spacing_is_read_where_the_file_states_it_and_never_guessed(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16"])
-def test_large_values_are_bright_although_the_file_says_that_0_is_white(tmp_path, dtype):
+def test_large_values_are_bright_if_0_is_white_in_the_file(tmp_path, dtype):
     pixels = ramp(5, 8).astype(dtype)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
     largest = 1 if dtype == "bool" else np.iinfo(dtype).max
@@ -213,12 +192,6 @@ def test_samples_of_a_tiff_are_channels_and_alpha_is_dropped(tmp_path):
     assert volume.record.warnings == ("alpha channel dropped",)
     tifffile.imwrite(tmp_path / "b.tif", pixels, extrasamples=["unspecified"], **options)
     assert np.array_equal(read_volume(tmp_path / "b.tif").image.numpy(), pixels.T)
-
-
-def test_colours_that_are_neither_grey_nor_rgb_are_rejected(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tif", ramp(5, 6, 4), photometric="separated")
-    with pytest.raises(DataError, match="unsupported colours"):
-        read_volume(tmp_path / "a.tif")
 
 
 def test_a_chain_of_pages_without_end_is_rejected_quickly(tmp_path):

@@ -17,7 +17,7 @@ NAMES = ("a.mha", "a.mhd", "a.nrrd", "a.nhdr")
 
 
 def saved(folder: Path, name: str, *, compressed: bool = True) -> tuple[Path, Path]:
-    """The header, and the file that has the voxels."""
+    """Return the header, and the file that has the voxels."""
     image = sitk.GetImageFromArray(VOXELS)
     image.SetSpacing((0.5, 0.6, 2.0))
     sitk.WriteImage(image, str(folder / name), useCompression=compressed)
@@ -41,11 +41,9 @@ def test_no_flipped_bit_in_compressed_voxels_changes_the_image_silently(name: st
     for bit in np.random.default_rng(1).integers(0, n_bits, 60):
         data.write_bytes(flipped(whole, 8 * len(whole) - 1 - int(bit)))
         try:
-            found = read_volume(path).image[0].numpy()
+            assert np.array_equal(read_volume(path).image[0].numpy(), VOXELS.T)
         except DataError:
             rejected += 1
-        else:
-            assert np.array_equal(found, VOXELS.T)
     assert rejected > 50
 
 
@@ -73,46 +71,30 @@ def test_a_header_that_claims_more_voxels_than_the_stream_has_is_rejected(name: 
             read_volume(path)
 
 
-@pytest.mark.parametrize(
-    ("name", "field", "with_spacing_only"),
-    [
-        ("a.mha", b"ElementSpacing", None),
-        ("a.nrrd", b"space directions", None),
-        ("a.nrrd", b"space: ", (0.5, 0.6, 2.0)),
-    ],
-)
-def test_a_header_without_placement_is_rejected(
-    name: str, field: bytes, with_spacing_only: tuple[float, ...] | None, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("name", "field"), [("a.mha", b"ElementSpacing"), ("a.nrrd", b"space directions")])
+def test_a_header_without_placement_is_rejected(name: str, field: bytes, tmp_path: Path) -> None:
     path, _ = saved(tmp_path, name)
     before, _, after = path.read_bytes().partition(field)
-    rest = after.partition(b"\n")[2]
-    path.write_bytes(before + (b"space dimension: 3\n" if field == b"space: " else b"") + rest)
+    path.write_bytes(before + after.partition(b"\n")[2])
     for read in (read_header, read_volume):
         with pytest.raises(GeometryError, match=r"header has no (spacing|orientation)"):
             read(path)
-    if with_spacing_only is not None:
-        assert read_volume(path, form="pixdim").record.geometry.spacing_mm == pytest.approx(with_spacing_only)
 
 
 def test_a_nrrd_with_spacings_but_no_directions_needs_a_decision(tmp_path: Path) -> None:
-    head = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 3 4\nspacings: 0.5 0.6 2\nencoding: raw\n\n"
-    (tmp_path / "a.nrrd").write_bytes(head.encode() + bytes(range(24)))
+    head = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 3 4\nspacings: 0.5 0.6 2\nencoding: raw\nSegment0_ID:=a\n\n"
+    for name in ("a.nrrd", "a.seg.nrrd"):
+        (tmp_path / name).write_bytes(head.encode() + bytes(range(24)))
     with pytest.raises(GeometryError, match=r"no orientation.*--form pixdim"):
         read_volume(tmp_path / "a.nrrd")
+    with pytest.raises(GeometryError, match="no orientation"):
+        read_label(tmp_path / "a.seg.nrrd", reference=read_header(saved(tmp_path, "b.mha")[0]).geometry)
     volume = read_volume(tmp_path / "a.nrrd", form="pixdim")
     assert volume.record.geometry.affine.tolist() == np.diag([0.5, 0.6, 2, 1]).tolist()
     assert volume.record.warnings == ("placement ignored: spacing only",)
 
 
-def test_a_segmentation_without_orientation_is_rejected(tmp_path: Path) -> None:
-    head = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 3 4\nspacings: 1 1 1\nencoding: raw\nSegment0_ID:=a\n\n"
-    (tmp_path / "a.seg.nrrd").write_bytes(head.encode() + bytes([1] * 24))
-    with pytest.raises(GeometryError, match="no orientation"):
-        read_label(tmp_path / "a.seg.nrrd", reference=read_header(saved(tmp_path, "b.mha")[0]).geometry)
-
-
-def test_a_field_that_decides_and_occurs_twice_is_rejected_but_comments_may_repeat(tmp_path: Path) -> None:
+def test_a_field_that_places_voxels_may_not_occur_twice_but_comments_may(tmp_path: Path) -> None:
     path, _ = saved(tmp_path, "a.mha")
     content = path.read_bytes()
     path.write_bytes(content.replace(b"NDims", b"Comment = a\nComment = b\nNDims"))

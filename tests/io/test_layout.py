@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medunet.io import layout
-from medunet.io.layout import copy_in_order, transpose
 
 
 @given(
@@ -17,21 +16,18 @@ from medunet.io.layout import copy_in_order, transpose
     st.sampled_from([256, 4096, 1 << 20]),
 )
 @settings(deadline=None, max_examples=150)
-def test_copy_keeps_every_voxel_in_its_place(shape, dtype, given_order, order, block_bytes):
-    size = int(np.prod(shape))
-    source = np.asarray(np.arange(size).reshape(shape) % 200, dtype=dtype, order=given_order)
+def test_a_copy_has_every_voxel_in_its_place(shape, dtype, given_order, order, block_bytes):
+    source = np.asarray(np.arange(np.prod(shape)).reshape(shape) % 200, dtype=dtype, order=given_order)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "_BLOCK_BYTES", block_bytes)
-        copy = copy_in_order(source, dtype=np.float32, order=order)
+        copy = layout.copy_in_order(source, dtype=np.float32, order=order)
     assert copy.dtype == np.float32
     assert copy.flags[f"{order}_CONTIGUOUS"]
     assert np.array_equal(copy, source)
 
 
-def test_copy_into_a_part_of_a_volume():
-    source = np.arange(3 * 5 * 7).reshape(3, 5, 7)
-    volume = np.zeros((7, 5, 9), np.float32)
-    transpose(source, dtype=np.float32, out=volume[..., 2:5])
+def test_a_transposed_copy_fills_only_its_part_of_a_volume():
+    source, volume = np.arange(3 * 5 * 7).reshape(3, 5, 7), np.zeros((7, 5, 9), np.float32)
+    layout.transpose(source, dtype=np.float32, out=volume[..., 2:5])
     assert np.array_equal(volume[..., 2:5], source.T)
-    assert not volume[..., :2].any()
-    assert not volume[..., 5:].any()
+    assert not volume[..., :2].any() and not volume[..., 5:].any()

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from medunet.errors import ConfigError, DataError, GeometryError, MedunetError
+from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.geometry import Geometry
 from medunet.io import read_header, read_volume, write_volume
 
@@ -38,7 +38,7 @@ def save(
     kind: Any = nib.Nifti1Image,
     **fields: Any,
 ) -> Path:
-    """A file by nibabel; `fields` of the header are patched in the bytes, without nibabel's checks."""
+    """Write a file by nibabel; `fields` of the header are patched in the bytes, without nibabel's checks."""
     image = kind(data, AFFINE)
     image.set_sform(sform, code=0 if sform is None else 1)
     image.set_qform(qform, code=0 if qform is None else 1)
@@ -80,27 +80,14 @@ def test_voxels_and_affine_equal_nibabels(tmp_path: Path, suffix: str, kind: Any
     assert read_header(path).geometry.is_close(volume.record.geometry, tolerance_voxels=0)
 
 
-@pytest.mark.data
-def test_real_volumes_equal_nibabels(test_data: Path) -> None:
-    for name in ("CT_Spleen_cropped/ct.nii.gz", "STS_GTV_CT/imagesTr/STS_002.nii.gz"):
-        volume, expected = read_volume(test_data / name), nib.load(test_data / name)
-        assert np.array_equal(volume.image[0].numpy(), expected.get_fdata(dtype=np.float32))
-        assert np.allclose(volume.record.geometry.affine, expected.affine)
-
-
 @st.composite
 def affines(draw: st.DrawFn) -> np.ndarray:
     """Rotation, spacing, mirrored axes, shear and shift."""
-    matrix = np.eye(3)
-    for axis in range(3):
-        angle, turn = draw(st.floats(-np.pi, np.pi)), np.eye(3)
-        i, j = (axis + 1) % 3, (axis + 2) % 3
-        turn[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-        matrix = matrix @ turn
+    turn = np.linalg.qr(np.reshape([draw(st.floats(-1, 1)) for _ in range(9)], (3, 3)) + np.eye(3) * 1e-3)[0]
     spacing = [draw(st.floats(0.01, 50)) * draw(st.sampled_from([1, -1])) for _ in range(3)]
     shear, affine = np.eye(3), np.eye(4)
     shear[1, 2] = draw(st.sampled_from([0.0, 0.0, 0.3]))
-    affine[:3, :3] = matrix @ shear * spacing
+    affine[:3, :3] = turn @ shear * spacing
     affine[:3, 3] = [draw(st.floats(-500, 500)) for _ in range(3)]
     return affine
 
@@ -130,19 +117,19 @@ def test_reading_returns_what_was_written(tmp_path: Path, voxels: np.ndarray, af
     assert volume.record.geometry.is_close(Geometry(affine, voxels.shape), tolerance_voxels=1e-2)
 
 
-@pytest.mark.parametrize("angle", np.linspace(179, 181, 9).tolist())
-def test_a_written_affine_near_half_a_turn_is_the_same_for_all_readers(tmp_path: Path, angle: float) -> None:
-    turn, affine = np.deg2rad(angle), np.eye(4)
-    affine[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
-    affine[:3, :3] *= [0.3, 50, 0.02]  # mm
-    path = write_volume(np.zeros((200, 9, 3), np.uint8), tmp_path / "a.nii", affine=affine)
-    np.testing.assert_allclose(placement(path), affine, atol=1e-5)
-    qform = nib.load(path).get_qform(coded=True)[0]
-    assert qform is None or np.abs((qform - affine) @ [199, 8, 2, 1]).max() < 0.05 * 0.02
+def test_a_written_affine_near_half_a_turn_is_the_same_for_all_readers(tmp_path: Path) -> None:
+    for angle in np.linspace(179, 181, 9):
+        turn, affine = np.deg2rad(angle), np.eye(4)
+        affine[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+        affine[:3, :3] *= [0.3, 50, 0.02]  # mm
+        path = write_volume(np.zeros((200, 9, 3), np.uint8), tmp_path / "a.nii", affine=affine)
+        np.testing.assert_allclose(placement(path), affine, atol=1e-5)
+        qform = nib.load(path).get_qform(coded=True)[0]
+        assert qform is None or np.abs((qform - affine) @ [199, 8, 2, 1]).max() < 0.05 * 0.02
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.02, 0.05, 0.1, 0.5])
-def test_rounding_of_a_quaternion_near_half_a_turn_is_no_contradiction(tmp_path: Path, angle: float) -> None:
+def test_rounding_of_a_quaternion_near_half_a_turn_is_accepted(tmp_path: Path, angle: float) -> None:
     """LPS and RAS are half a turn apart, so a slightly oblique axial scan is here; nibabel writes both forms."""
     turn, affine = np.deg2rad(180 - angle), np.eye(4)  # degrees
     affine[:2, :2] = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * 0.4
@@ -175,6 +162,10 @@ def test_one_form_is_enough(tmp_path: Path, affine: np.ndarray) -> None:
         volume = read_volume(save(tmp_path / "a.nii", **forms))
         assert np.allclose(volume.record.geometry.affine, affine, atol=1e-5)
         assert np.array_equal(volume.image[0].numpy(), VOXELS)
+    fields = pixdim(0, 0)  # a qfac of 0 means 1
+    fields["pixdim"][1:4] = 0.7, 0.9, 2.5
+    affine = np.diag([0.7, 0.9, 2.5, 1])
+    assert np.allclose(placement(save(tmp_path / "b.nii", sform=None, qform=affine, **fields)), affine)
 
 
 def test_a_file_without_placement_is_rejected_unless_the_spacing_is_enough(tmp_path: Path) -> None:
@@ -197,13 +188,6 @@ def test_an_impossible_pixdim_is_rejected_unless_the_sform_is_chosen(
     assert np.allclose(placement(path, form="sform"), AFFINE)
 
 
-def test_a_qfac_of_0_means_1(tmp_path: Path) -> None:
-    affine = np.diag([0.7, 0.9, 2.5, 1])
-    fields = pixdim(0, 0)
-    fields["pixdim"][1:4] = 0.7, 0.9, 2.5
-    assert np.allclose(placement(save(tmp_path / "a.nii", sform=None, qform=affine, **fields)), affine)
-
-
 @pytest.mark.parametrize(
     ("index", "row"),
     [(0, [0, 0, 0, 0]), (2, [0, 0, 1e6, 0]), (1, [-0.8, 0, 0, 0]), (1, [0, np.nan, 0, 0]), (1, [0, np.inf, 0, 0])],
@@ -214,11 +198,8 @@ def test_a_singular_or_infinite_affine_is_rejected(tmp_path: Path, index: int, r
     for read in (read_volume, read_header):
         with pytest.raises(GeometryError, match=r"a\.nii"):
             read(path)
-
-
-def test_a_qform_that_is_no_rotation_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(GeometryError, match="qform cannot be used"):
-        read_volume(save(tmp_path / "a.nii", sform=None, quatern_b=2))
+        read_volume(save(tmp_path / "a.nii", sform=None, quatern_b=2))  # not a rotation
 
 
 @pytest.mark.parametrize(
@@ -230,7 +211,7 @@ def test_a_qform_that_is_no_rotation_is_rejected(tmp_path: Path) -> None:
         ({"xyzt_units": 2 + 8}, None),
     ],
 )
-def test_what_is_unusual_but_readable_is_a_warning(tmp_path: Path, options: Any, warning: str | None) -> None:
+def test_unusual_headers_are_read_with_a_warning(tmp_path: Path, options: Any, warning: str | None) -> None:
     record = read_volume(save(tmp_path / "a.nii", **options)).record
     assert np.allclose(record.geometry.affine, AFFINE)
     assert record.warnings == (() if warning is None else (warning,))
@@ -323,49 +304,21 @@ def test_an_absurd_size_reserves_no_memory(tmp_path: Path, packed: bool) -> None
         ("missing.nii.gz", None, "does not exist"),
     ],
 )
-def test_a_file_that_is_no_image_is_rejected_by_name(
-    tmp_path: Path, name: str, content: bytes | None, cause: str
-) -> None:
+def test_a_file_of_another_kind_is_rejected(tmp_path: Path, name: str, content: bytes | None, cause: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"{name}: {cause}"):
         read_volume(tmp_path / name)
 
 
-def test_a_truncated_file_is_rejected(tmp_path: Path) -> None:
-    path = write_volume(VOXELS, tmp_path / "a.nii")
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"shorter than its header says \(received 771 bytes, expected 772 bytes\)"):
-        read_volume(path)
-
-
-@QUICK
-@given(changes=st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=8))
-def test_a_damaged_header_is_read_or_rejected_by_a_typed_error(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
-    path = save(tmp_path / "a.nii", ramp(3, 4, 5))
-    content = bytearray(path.read_bytes())
-    for place, value in changes:
-        content[place] = value
-    path.write_bytes(content)
-    try:
-        volume = read_volume(path)
-    except MedunetError as error:
-        assert "a.nii" in str(error)
-    else:
-        assert np.isfinite(volume.image.numpy()).all()
-
-
 RELATED = {
-    "a.hdr": nib.Nifti1Pair,
-    "a.img": nib.Nifti1Pair,
-    "a.mgh": nib.MGHImage,
-    "a.mgz": nib.MGHImage,
-    "a.nii.bz2": nib.Nifti1Image,
+    **{"a.hdr": nib.Nifti1Pair, "a.img": nib.Nifti1Pair, "a.nii.bz2": nib.Nifti1Image, "a.nii": nib.Nifti1Image},
+    **{"a.mgh": nib.MGHImage, "a.mgz": nib.MGHImage},
 }
 
 
 @pytest.mark.parametrize("name", RELATED)
-def test_related_formats_are_read_as_nibabel_wrote_them_or_rejected_if_truncated(name: str, tmp_path: Path) -> None:
+def test_related_formats_are_read_as_nibabel_wrote_them_and_rejected_if_truncated(name: str, tmp_path: Path) -> None:
     path, voxels = tmp_path / name, np.random.default_rng(0).integers(-100, 900, (5, 6, 7)).astype(np.int16)
     nib.save(RELATED[name](voxels, AFFINE), path)
     volume = read_volume(path)
@@ -381,7 +334,7 @@ def test_related_formats_are_read_as_nibabel_wrote_them_or_rejected_if_truncated
         read_volume(path)
 
 
-def test_analyze_has_a_spacing_but_no_orientation(tmp_path: Path) -> None:
+def test_analyze_and_mgh_without_orientation_are_rejected(tmp_path: Path) -> None:
     nib.save(nib.AnalyzeImage(VOXELS, np.diag([0.7, 0.9, 2.5, 1])), tmp_path / "a.img")
     for path in (tmp_path / "a.img", tmp_path / "a.hdr"):
         with pytest.raises(GeometryError, match=r"a\.hdr: Analyze 7\.5 does not say which side is left.*--form pixdim"):
@@ -390,16 +343,12 @@ def test_analyze_has_a_spacing_but_no_orientation(tmp_path: Path) -> None:
         assert np.array_equal(volume.image[0].numpy(), VOXELS)
         assert volume.record.geometry.affine.diagonal() == pytest.approx((0.7, 0.9, 2.5, 1))
         assert volume.record.format == "analyze"
-
-
-def test_mgh_without_orientation_is_rejected(tmp_path: Path) -> None:
-    path = tmp_path / "a.mgh"
-    nib.save(nib.MGHImage(VOXELS, AFFINE), path)
-    data = bytearray(path.read_bytes())
+    nib.save(nib.MGHImage(VOXELS, AFFINE), tmp_path / "a.mgh")
+    data = bytearray((tmp_path / "a.mgh").read_bytes())
     data[28:30] = bytes(2)
-    path.write_bytes(data)
+    (tmp_path / "a.mgh").write_bytes(data)
     with pytest.raises(GeometryError, match="header has neither spacing nor orientation"):
-        read_volume(path)
+        read_volume(tmp_path / "a.mgh")
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".nii.gz", "a\0b.png", "locked/a.tif", "none.mha", "none.xyz"])

@@ -7,10 +7,11 @@ import SimpleITK as sitk
 from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.geometry import Geometry
 from medunet.io import label_names, read_label, read_volume, write_volume
-from medunet.io.segments import PALETTE, TISSUE, Code, as_segments
+from medunet.io.segments import PALETTE, as_segments
 
 AFFINE = np.array([[-0.8, 0, 0, 10], [0, -0.9, 0, 20], [0, 0, 2.5, -30], [0, 0, 0, 1]])
 LABELS = {"background": 0, "liver": 2, "grüne Niere": 300}
+GRID = Geometry(AFFINE, (7, 9, 5))
 
 
 def labelled() -> np.ndarray:
@@ -27,51 +28,44 @@ def fields(path) -> dict[str, str]:
     return {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
 
 
-def test_header_has_what_slicer_reads(tmp_path):
-    path = write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=LABELS)
-    found = fields(path)
-    assert found["NRRD_space"] == "left-posterior-superior"
-    assert found["Segment0_ID"] == "Segment_2"
-    assert found["Segment0_Name"] == "liver"
-    assert found["Segment0_LabelValue"] == "2"
-    assert found["Segment0_Layer"] == "0"
-    assert found["Segment0_Extent"] == "1 3 2 5 1 2"
-    assert found["Segment1_LabelValue"] == "300"
-    assert "SCT^85756007^Tissue~SCT^85756007^Tissue" in found["Segment0_Tags"]
-    assert "Segment2_ID" not in found
+@pytest.fixture
+def path(tmp_path):
+    return write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=LABELS)
+
+
+def test_the_header_has_what_slicer_reads(path):
+    header = fields(path)
+    assert header["NRRD_space"] == "left-posterior-superior"
+    values = {"ID": "Segment_2", "Name": "liver", "LabelValue": "2", "Layer": "0", "Extent": "1 3 2 5 1 2"}
+    assert {key: header[f"Segment0_{key}"] for key in values} == values
+    assert header["Segment1_LabelValue"] == "300"
+    assert "SCT^85756007^Tissue~SCT^85756007^Tissue" in header["Segment0_Tags"]
+    assert "Segment2_ID" not in header
 
 
 def test_colours_are_parts_of_one_and_codes_are_terminology(tmp_path):
     codes = {"liver": {"category": ["91723000", "SCT", "Anatomical Structure"], "type": ["10200004", "SCT", "Liver"]}}
     segments = as_segments(LABELS, colors={"liver": [255, 0, 51]}, codes=codes)
-    found = fields(write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=segments))
-    assert found["Segment0_Color"] == "1 0 0.2"
-    assert "~SCT^91723000^Anatomical Structure~SCT^10200004^Liver~" in found["Segment0_Tags"]
+    header = fields(write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=segments))
+    assert header["Segment0_Color"] == "1 0 0.2"
+    assert "~SCT^91723000^Anatomical Structure~SCT^10200004^Liver~" in header["Segment0_Tags"]
 
 
-def test_voxels_and_affine_come_back_by_our_reader_and_itk(tmp_path):
-    path = write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=LABELS)
+def test_voxels_affine_and_names_come_back_by_our_reader_and_itk(path):
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T, labelled())
     volume = read_volume(path)
     assert np.array_equal(volume.image[0].numpy(), labelled())
     assert np.allclose(volume.record.geometry.affine, AFFINE)
-
-
-def test_names_come_back_with_their_values(tmp_path):
-    path = write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=LABELS)
     assert label_names(path) == {"background": 0, "liver": 1, "grüne Niere": 2}
-    volume = read_label(path, reference=Geometry(AFFINE, (7, 9, 5)), labels={"x": 0, "LIVER ": 5, "grüne Niere": 9})
+    volume = read_label(path, reference=GRID, labels={"x": 0, "LIVER ": 5, "grüne Niere": 9})
     assert np.array_equal(volume.image[0].numpy(), np.select([labelled() == 2, labelled() == 300], [5, 9], 0))
     assert volume.record.format == "seg.nrrd"
 
 
-def test_empty_segment_has_an_empty_extent(tmp_path):
+def test_an_empty_segment_has_an_empty_extent_and_a_value_without_a_name_gets_one(tmp_path):
     path = write_volume(np.zeros((3, 4, 5), np.uint8), tmp_path / "a.seg.nrrd", labels={"liver": 1})
     assert fields(path)["Segment0_Extent"] == "0 -1 0 -1 0 -1"
     assert not read_label(path, reference=Geometry(np.eye(4), (3, 4, 5))).image.any()
-
-
-def test_values_without_a_name_get_one(tmp_path):
     path = write_volume(labelled(), tmp_path / "a.seg.nrrd", labels={"liver": 2})
     assert label_names(path) == {"background": 0, "liver": 1, "label_300": 2}
 
@@ -102,7 +96,7 @@ def test_cropped_file_of_slicer_lies_where_it_was_drawn(tmp_path):
         "space origin: (-9.2,-18.2,-25)\nSegment0_ID:=S\nSegment0_Name:=liver\nSegment0_LabelValue:=1\n"
         "Segment0_Layer:=0\n",
     )
-    image = read_label(path, reference=Geometry(AFFINE, (7, 9, 5))).image[0].numpy()
+    image = read_label(path, reference=GRID).image[0].numpy()
     expected = np.zeros((7, 9, 5))
     expected[1:3, 2:5, 2] = 1
     assert np.array_equal(image, expected)
@@ -112,7 +106,7 @@ def test_cropped_file_of_slicer_lies_where_it_was_drawn(tmp_path):
         read_label(path, reference=Geometry(AFFINE * [2, 2, 1, 1], (7, 9, 5)))
 
 
-def test_overlapping_layers_of_slicer_keep_the_later_label_and_say_so(tmp_path):
+def test_of_overlapping_layers_of_slicer_the_later_label_wins_with_a_warning(tmp_path):
     voxels = np.zeros((2, 4, 4, 2), np.uint8)
     voxels[0, :3, :3], voxels[1, 2:, 2:] = 1, 1
     path = slicer_file(
@@ -130,34 +124,18 @@ def test_overlapping_layers_of_slicer_keep_the_later_label_and_say_so(tmp_path):
     assert volume.record.warnings == ("b: 2 voxels belong to another structure too; the later one is kept",)
 
 
-def test_none_of_the_labels_in_the_file_is_an_error_that_lists_both(tmp_path):
-    path = write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=LABELS)
+def test_a_damaged_file_and_one_without_any_of_the_labels_are_rejected(path):
     with pytest.raises(DataError, match=r"none of the labels .*'liver'.*spleen"):
-        read_label(path, reference=Geometry(AFFINE, (7, 9, 5)), labels={"background": 0, "spleen": 1})
-
-
-def test_damaged_file_is_refused(tmp_path):
-    path = write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=LABELS)
+        read_label(path, reference=GRID, labels={"background": 0, "spleen": 1})
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="compressed data are truncated"):
-        read_label(path, reference=Geometry(AFFINE, (7, 9, 5)))
+        read_label(path, reference=GRID)
 
 
-def test_background_is_no_segment_by_value_or_by_name():
-    assert [s.name for s in as_segments({"nothing": 0, "Background": 7, "cell": 255})] == ["cell"]
-
-
-def test_segments_come_by_value_and_colours_repeat():
-    segments = as_segments({f"s{value}": value for value in range(20, 0, -1)})
+def test_segments_are_ordered_by_value_without_the_background_and_their_colours_repeat():
+    segments = as_segments({f"s{value}": value for value in range(20, 0, -1)} | {"nothing": 0, "Background": 21})
     assert [s.value for s in segments] == list(range(1, 21))
     assert segments[0].color == segments[len(PALETTE)].color != segments[1].color
-
-
-def test_codes_and_colours_of_the_config_are_taken():
-    codes = {"liver": {"type": ["10200004", "SCT", "Liver"]}}
-    [liver] = as_segments({"bg": 0, "liver": 1}, colors={"liver": [255, 0, 10]}, codes=codes)
-    assert liver.color == (255, 0, 10)
-    assert (liver.category, liver.type) == (TISSUE, Code("10200004", "SCT", "Liver"))
 
 
 @pytest.mark.parametrize(
@@ -170,6 +148,6 @@ def test_codes_and_colours_of_the_config_are_taken():
         ({"codes": {"liver": {"type": [10200004, "SCT", "Liver"]}}}, "invalid code for 'liver'"),
     ],
 )
-def test_impossible_options_are_refused(options, cause):
+def test_impossible_options_are_rejected(options, cause):
     with pytest.raises(ConfigError, match=cause):
         as_segments({"liver": 1}, **options)

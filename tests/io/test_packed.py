@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -67,26 +66,17 @@ def test_padding_and_other_bytes_behind_the_last_member_are_ignored(unpack: Call
     assert unpack(unpack.compress(NOISE) + tail, len(NOISE)) == NOISE
 
 
-@pytest.mark.parametrize("end", [3, 12, 5000, -1, -4, -9])
-def test_a_truncated_file_is_rejected(unpack: Callable[..., bytes], end: int) -> None:
-    with pytest.raises(DataError, match=r"a\.\w+: (truncated|damaged) \w+ file|a\.\w+: file is shorter than"):
-        unpack(unpack.compress(NOISE)[:end], len(NOISE))
-
-
-@pytest.mark.parametrize("wanted", [10, len(NOISE)])
-@pytest.mark.parametrize("place", [-8, len(NOISE) // 3])
-def test_a_wrong_checksum_and_a_flipped_bit_are_rejected(unpack: Callable[..., bytes], place: int, wanted: int) -> None:
-    content = bytearray(unpack.compress(NOISE))
-    content[place] ^= 4
-    with pytest.raises(DataError, match=r"(truncated|damaged) \w+ file"):
-        unpack(bytes(content), wanted)
-
-
-def test_a_wrong_length_is_rejected(tmp_path: Path) -> None:
-    content = gzip.compress(NOISE)[:-4] + struct.pack("<I", len(NOISE) + 1)
-    (tmp_path / "a.gz").write_bytes(content)
-    with pytest.raises(DataError, match="damaged gzip file"):
-        PackedFile(tmp_path / "a.gz").read(0, len(NOISE))
+def test_a_truncated_file_a_wrong_checksum_and_a_flipped_bit_are_rejected(unpack: Callable[..., bytes]) -> None:
+    whole = unpack.compress(NOISE)
+    for end in (3, 12, 5000, -1, -4, -9):
+        with pytest.raises(DataError, match=r"a\.\w+: (truncated|damaged) \w+ file|a\.\w+: file is shorter than"):
+            unpack(whole[:end], len(NOISE))
+    for place in (-8, -2, len(NOISE) // 3):  # of gzip: the checksum, the length, the content
+        content = bytearray(whole)
+        content[place] ^= 4
+        for wanted in (10, len(NOISE)):
+            with pytest.raises(DataError, match=r"(truncated|damaged) \w+ file"):
+                unpack(bytes(content), wanted)
 
 
 @pytest.mark.parametrize(("name", "remedy"), [("a.nii.gz", "a.nii"), ("a.mgz", "a.mgh"), ("a.nii.bz2", "a.nii")])
