@@ -16,7 +16,7 @@ from medunet.bundle import find_bundle
 
 @pytest.fixture(autouse=True)
 def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What one test trusts, no other does."""
+    """Approvals of a test are valid in it alone."""
     monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "config"))
     return tmp_path / "config"
 
@@ -28,7 +28,7 @@ def marker(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> Callable[..., Path]:
-    """A copy of a shipped bundle that somebody else has changed: values by config and id."""
+    """Copy a shipped bundle and change values by config and id."""
 
     def make(name: str = "foreign", *, bundle: str = "unet_2d", **configs: dict[str, Any]) -> Path:
         folder = tmp_path / name

@@ -1,4 +1,4 @@
-"""A stranger's archive writes plain files into one new folder, or nothing."""
+"""An untrusted archive writes plain files into one new folder, or nothing."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
     return info
 
 
-def nothing_but(folder: Path, *names: str) -> bool:
-    return sorted(path.name for path in folder.iterdir()) == sorted(names)
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_no_path_leaves_the_folder(name: str, tmp_path: Path) -> None:
     for archive in (zipped, tarred):
         with pytest.raises(SecurityError, match="leaves the folder"):
             unpack(archive, tmp_path / "out")
-    assert nothing_but(tmp_path, "a.zip", "a.tgz")
+    assert names(tmp_path) == {"a.zip", "a.tgz"}
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
@@ -63,7 +63,7 @@ def test_no_links_and_no_devices(kind: bytes, tmp_path: Path) -> None:
         unpack(make_tar(tmp_path / "a.tgz", member("configs/x", kind, "/etc/passwd")), tmp_path / "out")
     with pytest.raises(SecurityError, match="link or a device"):
         unpack(make_zip(tmp_path / "a.zip", {"x": b"/etc"}, mode=stat.S_IFLNK | 0o777), tmp_path / "out")
-    assert nothing_but(tmp_path, "a.zip", "a.tgz")
+    assert names(tmp_path) == {"a.zip", "a.tgz"}
 
 
 def test_gigabytes_of_zeros_are_not_unpacked(tmp_path: Path) -> None:
@@ -76,7 +76,13 @@ def test_gigabytes_of_zeros_are_not_unpacked(tmp_path: Path) -> None:
     (tmp_path / "b.zip").write_bytes(lying)
     with pytest.raises((SecurityError, DataError)):
         unpack(tmp_path / "b.zip", tmp_path / "out", max_bytes=16 << 20)
-    assert nothing_but(tmp_path, "a.zip", "b.zip")
+    info = tarfile.TarInfo("././@PaxHeader")  # a header, which `tarfile` reads in one piece
+    info.type, info.size = tarfile.XHDTYPE, 12 << 20
+    with gzip.open(tmp_path / "c.tgz", "wb", compresslevel=1) as file:
+        file.write(info.tobuf() + bytes(info.size))
+    with pytest.raises(SecurityError, match="unpacks to too much"):
+        unpack(tmp_path / "c.tgz", tmp_path / "out")
+    assert names(tmp_path) == {"a.zip", "b.zip", "c.tgz"}
 
 
 def test_too_many_files_and_one_name_twice(tmp_path: Path) -> None:
@@ -88,7 +94,7 @@ def test_too_many_files_and_one_name_twice(tmp_path: Path) -> None:
         unpack(twice, tmp_path / "out")
 
 
-def test_what_is_no_archive_is_said_to_be_none(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"no archive")
     with pytest.raises(DataError, match="cannot be unpacked"):
         unpack(tmp_path / "a.zip", tmp_path / "out")
@@ -98,7 +104,7 @@ def test_what_is_no_archive_is_said_to_be_none(tmp_path: Path) -> None:
         unpack(tmp_path / "b.zip", tmp_path / "out")
     with pytest.raises(DataError, match="cannot be unpacked"):
         unpack(tmp_path / "missing.tar", tmp_path / "out")
-    assert nothing_but(tmp_path, "a.zip", "b.zip")
+    assert names(tmp_path) == {"a.zip", "b.zip"}
 
 
 def test_a_plain_archive_becomes_a_folder(tmp_path: Path) -> None:
@@ -110,17 +116,6 @@ def test_a_plain_archive_becomes_a_folder(tmp_path: Path) -> None:
         unpack(flat, tmp_path / "flat")
 
 
-def test_a_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
-    info = tarfile.TarInfo("././@PaxHeader")
-    info.type, info.size = tarfile.XHDTYPE, 12 << 20
-    path = tmp_path / "a.tgz"
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        file.write(info.tobuf() + bytes(info.size))
-    with pytest.raises(SecurityError, match="unpacks to too much"):
-        unpack(path, tmp_path / "out")
-    assert nothing_but(tmp_path, "a.tgz")
-
-
 def test_damage_anywhere_is_an_error_of_the_archive(tmp_path: Path) -> None:
     content = bytes(np.random.default_rng(1).integers(0, 9, 3000, dtype=np.uint8))
     wholes = {
@@ -128,10 +123,10 @@ def test_damage_anywhere_is_an_error_of_the_archive(tmp_path: Path) -> None:
         "a.tgz": make_tar(tmp_path / "a.tgz", member("x"), content=content).read_bytes(),
     }
     for name, whole in wholes.items():
-        for place in range(0, len(whole), 7):
+        for place in range(0, len(whole), 11):
             (tmp_path / name).write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
             try:
                 shutil.rmtree(unpack(tmp_path / name, tmp_path / "out"))
             except (DataError, SecurityError):
                 continue
-    assert nothing_but(tmp_path, "a.zip", "a.tgz")
+    assert names(tmp_path) == {"a.zip", "a.tgz"}

@@ -1,4 +1,4 @@
-"""Damaged weights are a question of the disk, not of trust, and no message asks for less safety."""
+"""Damaged weights are a DataError, not a question of trust, and no message asks for less safety."""
 
 from __future__ import annotations
 
@@ -15,30 +15,17 @@ from medunet.runtime import load_checkpoint, load_weights
 from medunet.runtime.weights import save_weights
 from medunet.trust import UntrustedBundleError, judge, require_trust
 
-
-def network() -> UNet:
-    return UNet(2, 1, 2, channels=[4, 8])
+NETWORK = UNet(2, 1, 2, channels=[4, 8])
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A bundle whose metadata record the hash of its weights."""
-    save_weights(network().state_dict(), tmp_path / "models" / "model.pt")
+    """Write a bundle whose metadata record the hash of its weights."""
+    save_weights(NETWORK.state_dict(), tmp_path / "models" / "model.pt")
     (tmp_path / "configs").mkdir()
     recorded = {"weights": {"model.pt": sha256_of(tmp_path / "models" / "model.pt")}}
     (tmp_path / "configs" / "metadata.json").write_text(json.dumps(recorded))
     return tmp_path
-
-
-def damage(path: Path, kind: str) -> None:
-    data = path.read_bytes()
-    middle = data.index(b"data/0") + 200
-    changed = {
-        "truncated": data[: len(data) // 2],
-        "empty": b"",
-        "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
-    }
-    path.write_bytes(changed[kind])
 
 
 @pytest.mark.parametrize("trust", [False, True])
@@ -46,18 +33,21 @@ def damage(path: Path, kind: str) -> None:
 def test_damaged_weights_are_named_and_their_copy_too(bundle: Path, kind: str, trust: bool) -> None:
     path = bundle / "models" / "model.pt"
     assert judge(bundle).is_trusted
-    damage(path, kind)
+    data = path.read_bytes()
+    middle = data.index(b"data/0") + 200
+    flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    path.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "flipped": flipped}[kind])
     for read in (lambda: require_trust(bundle, trust=trust), lambda: load_checkpoint(path)):
         with pytest.raises(DataError, match=r"model\.pt: the file is damaged: .*model\.safetensors beside it") as info:
             read()
         assert not {"--trust", "weights_only", "MEDUNET_TRUST"} & set(str(info.value).split())
     path.unlink()
-    load_weights(network(), path)  # as the message says
+    load_weights(NETWORK, path)  # as the message says
     assert require_trust(bundle).is_trusted
 
 
 def test_other_whole_weights_are_still_a_question_of_trust(bundle: Path) -> None:
-    torch.save({"model": network().state_dict()}, bundle / "models" / "model.pt")
+    torch.save({"model": NETWORK.state_dict()}, bundle / "models" / "model.pt")
     with pytest.raises(UntrustedBundleError, match=r"other weights than metadata\.json records"):
         require_trust(bundle)
 

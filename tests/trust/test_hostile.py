@@ -33,18 +33,17 @@ Make = Callable[..., Path]
 
 
 def evil(marker: Path) -> dict[str, dict[str, Any]]:
-    """Ways to run `touch marker`, or to open a door, by one change of inference.json."""
+    """Return changes of inference.json, each of which runs `touch marker` or opens a door."""
     touch = f"touch {marker}"
     shell = {"_target_": "os.system", "command": touch}
+    load, names = {"_target_": "LoadImaged", "keys": "image"}, {"dataset": ["os.system"], "batch_size": None}
     return {
         "import in an expression": {"device": f"$__import__('os').system('{touch}')"},
         "a known expression and more": {"ckpt_dir": f"$@bundle_root + '/models' and os.system('{touch}')"},
         "white space before the dollar": {"device": f" $__import__('os').system('{touch}')"},
         "expression in imports": {"imports": ["$import os", f"$os.system('{touch}')"]},
         "expression in a list": {"initialize": [[f"$os.system('{touch}')"]]},
-        "expression as key of a component": {
-            "inferer": {"_target_": "Compose", "transforms": [f"$os.system('{touch}')"]}
-        },
+        "expression in a component": {"inferer": {"_target_": "Compose", "transforms": [f"$os.system('{touch}')"]}},
         "import of a module": {"imports": ["$import antigravity"]},
         "shell as target": {"network_def": shell},
         "shell through a trusted module": {"network_def": {**shell, "_target_": "monai.transforms.os.system"}},
@@ -57,28 +56,21 @@ def evil(marker: Path) -> dict[str, dict[str, Any]]:
         "target that is no text": {"network_def": {"_target_": ["os.system"]}},
         "bundle inside of a bundle": {"network_def": {"_target_": "monai.bundle.load", "name": "x"}},
         "pickle by torch": {"network_def": {"_target_": "torch.load", "f": "x.pt", "weights_only": False}},
-        "pickle through a trusted module": {
-            "network_def": {"_target_": "torch.nn.modules.module.torch.load", "f": "x"}
-        },
+        "pickle through torch": {"network_def": {"_target_": "torch.nn.modules.module.torch.load", "f": "x"}},
         "pickle by a cache": {"dataset": {"_target_": "PersistentDataset", "weights_only": False, "cache_dir": "c"}},
         "reader by name": {"steps/load/reader": "subprocess.Popen"},
         "reader by name in a list": {"steps/load/reader": ["subprocess.Popen"]},
         "reader by reference": {"evil": "subprocess.Popen", "steps/load/reader": "@evil"},
         "reader by flat key": {"steps::load::reader": "subprocess.Popen"},
         "reader by flat key into a list": {"steps#load#reader#0": "subprocess.Popen"},
-        "reader by name as a key": {
-            "steps/load": {"_target_": "LoadImaged", "keys": "image", "reader": {"os.system": 1}, "command": touch}
-        },
-        "reader by a component that gives names": {
-            "steps/load/reader": {"_target_": "DataLoader", "dataset": ["os.system"], "batch_size": None}
-        },
+        "reader by name as a key": {"steps/load": {**load, "reader": {"os.system": 1}, "command": touch}},
+        "reader by a component that gives names": {"steps/load/reader": {"_target_": "DataLoader", **names}},
         "reader by flat key, as int reads it": {"steps::load::reader:: 0": "os.system", "steps/load/reader": []},
         "reader by flat keys into a component": {
+            **{f"steps::load::reader::{key}": value for key, value in names.items()},
             "steps::load::reader::_target_": "DataLoader",
-            "steps::load::reader::dataset": ["os.system"],
-            "steps::load::reader::batch_size": None,
         },
-        "reader by a later call": {"steps/load": {"_target_": "LoadImaged", "_mode_": "callable", "command": touch}},
+        "reader by a later call": {"steps/load": {**load, "_mode_": "callable", "command": touch}},
         "pickles for readers": {"steps/load/allow_pickle": True},
         "pickles for readers by a list": {"steps/load/allow_pickle": [False]},
         "pickles for readers by an empty list in a list": {"steps/load/allow_pickle": [[]]},
@@ -111,15 +103,15 @@ def test_every_hostile_config_is_rejected(foreign: Make, marker: Path) -> None:
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("name", ["import in an expression", "shell as target", "reader by flat key", "debugger"])
-def test_a_hostile_config_is_rejected_by_every_entry(name: str, foreign: Make, marker: Path, tmp_path: Path) -> None:
-    bundle = foreign(inference=evil(marker)[name])
+def test_a_hostile_config_is_rejected_by_every_entry(foreign: Make, marker: Path, tmp_path: Path) -> None:
+    bundle = foreign(inference=evil(marker)["import in an expression"])
     data, out = tmp_path / "data", tmp_path / "out"
     calls: list[Callable[[], object]] = [
         lambda: Predictor(bundle, output_dir=out, device="cpu"),
         lambda: specialise(bundle, out, {}),
         lambda: train_bundle(bundle, data, out, device="cpu"),
         lambda: train_folds(bundle, data, out, device="cpu"),
+        lambda: evaluate_bundle(bundle, data, out),
     ]
     for call in calls:
         with pytest.raises(UntrustedBundleError, match=r"inference\.json"):
@@ -130,16 +122,13 @@ def test_a_hostile_config_is_rejected_by_every_entry(name: str, foreign: Make, m
 
 
 @pytest.mark.parametrize("config", ["train", "evaluate", "metadata", "few", "new"])
-def test_every_config_is_looked_at(config: str, foreign: Make, marker: Path, tmp_path: Path) -> None:
+def test_every_config_is_scanned(config: str, foreign: Make) -> None:
     bundle = foreign()
     path = bundle / "configs" / f"{config}.json"
     path.write_text("{}") if config == "new" else None
-    change(path, {"evil": f"$__import__('os').system('touch {marker}')"})
+    change(path, {"evil": "$__import__('os').system('id')"})
     with pytest.raises(UntrustedBundleError, match=config):
-        Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
-    with pytest.raises(UntrustedBundleError, match=config):
-        evaluate_bundle(bundle, tmp_path, tmp_path / "out")
-    assert not marker.exists()
+        require_trust(bundle)
 
 
 FILES = {
@@ -154,15 +143,17 @@ FILES = {
     "json of a thousand levels": ("configs/evil.json", "[" * 100_000),
     "json of endless digits": ("configs/evil.json", "1" * 100_000),
     "json in bytes": ("configs/evil.json", "\udcff"),
-    "logging that calls": (
-        "configs/logging.conf",
-        "[handler_x]\nclass=StreamHandler\nargs=(__import__('os').system('x'),)",
-    ),
-    "logging to a file": ("configs/logging.conf", "[handler_x]\nclass=FileHandler\nargs=('/etc/cron.d/x','w')"),
-    "logging with a class": ("configs/logging.conf", "[handler_x]\nclass=__import__('os').system('x')"),
-    "logging with keywords": ("configs/logging.conf", "[handler_x]\nkwargs={'x': __import__('os').system('x')}"),
+    **{
+        f"logging with {line}": ("configs/logging.conf", f"[handler_x]\n{line}")
+        for line in (
+            "class=StreamHandler\nargs=(__import__('os').system('x'),)",
+            "class=FileHandler\nargs=('/etc/cron.d/x','w')",
+            "class=__import__('os').system('x')",
+            "kwargs={'x': __import__('os').system('x')}",
+            "args=()\n  or __import__('os').system('x')",
+        )
+    },
     "logging with a formatter": ("configs/logging.conf", "[formatter_x]\nclass=os.system"),
-    "logging that goes on": ("configs/logging.conf", "[handler_x]\nargs=()\n  or __import__('os').system('x')"),
 }
 
 
@@ -186,15 +177,12 @@ def test_a_config_of_ten_gigabytes_is_not_read(foreign: Make) -> None:
     assert "too large" in str(verify_bundle(bundle)["metadata"])
 
 
-def test_a_link_out_of_the_bundle_is_rejected(foreign: Make, tmp_path: Path) -> None:
-    bundle = foreign()
-    (bundle / "models").symlink_to("/etc")
+def test_links_out_of_the_bundle_and_to_folders_are_rejected(foreign: Make, tmp_path: Path) -> None:
+    bundle = foreign(train={"device": "$__import__('os').system('id')"})
     (bundle / "docs" / "self.md").symlink_to("README.md")
-    assert [finding.file for finding in judge(bundle).findings] == ["models"]
-
-
-def test_a_folder_behind_a_link_is_not_taken_for_looked_at(foreign: Make, marker: Path, tmp_path: Path) -> None:
-    bundle = foreign(train={"device": f"$__import__('os').system('touch {marker}')"})
+    (bundle / "models").symlink_to("/etc")
+    assert [finding.file for finding in judge(bundle).findings] == ["models", "configs/train.json"]
+    (bundle / "models").unlink()
     (bundle / "configs").rename(bundle / "more")
     (bundle / "configs").symlink_to("more")
     with pytest.raises(UntrustedBundleError, match="a link to a folder"):
@@ -203,10 +191,9 @@ def test_a_folder_behind_a_link_is_not_taken_for_looked_at(foreign: Make, marker
     (own / "configs").rename(tmp_path / "elsewhere")
     (own / "configs").symlink_to(tmp_path / "elsewhere")
     assert not judge(own).is_trusted
-    assert not marker.exists()
 
 
-def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(foreign: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_is_rejected(foreign: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = foreign()
     scandir = os.scandir
 
@@ -219,7 +206,7 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(foreign: Make, mo
     assert [finding.why for finding in judge(bundle).findings] == ["a folder that cannot be listed"]
 
 
-def test_capitals_are_no_way_around(foreign: Make) -> None:
+def test_configs_in_capitals_are_scanned(foreign: Make) -> None:
     bundle = foreign(train={"device": "$evil()"})
     (bundle / "configs").rename(bundle / "Configs")
     assert [finding.file for finding in judge(bundle).findings] == ["configs/train.json"]
@@ -264,68 +251,60 @@ def test_other_weights_than_recorded_are_rejected(foreign: Make, tmp_path: Path)
         assert not judge(bundle).is_trusted
 
 
-def test_a_terminal_is_not_steered_by_a_stranger(foreign: Make) -> None:
-    text = "$evil\x1b[2J\r\nTrusted: nothing to see \u202e"
-    verdict = judge(foreign(train={"device": text}))
-    shown = "\n".join(verdict.lines())
-    assert "\x1b" not in shown and "\r" not in shown and "\u202e" not in shown
-    assert not any(line.startswith("Trusted") for line in verdict.lines())
-
-
-def test_verify_prints_the_findings_and_runs_nothing(
+def test_verify_prints_safe_findings_and_runs_nothing(
     foreign: Make, marker: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = foreign(
-        train={"device": f"$__import__('os').system('touch {marker}')"}, few={"x": {"_target_": "os.system"}}
+        train={"device": f"$__import__('os').system('touch {marker}')"},
+        few={"x": {"_target_": "os.system"}, "y": "$evil\x1b[2J\r\nTrusted: nothing to see \u202e"},
     )
     assert medunet("bundle", "verify", bundle) == 4
-    shown = capsys.readouterr().out
-    assert "NOT TRUSTED. Running this bundle could run code" in shown
-    assert "configs/train.json device: $__import__('os')" in shown
-    assert "configs/few.json x::_target_: os.system" in shown
-    assert "not checked, since the bundle is not trusted" in shown
+    text = capsys.readouterr().out
+    assert "NOT TRUSTED. Running this bundle could run code" in text
+    assert "configs/train.json device: $__import__('os')" in text
+    assert "configs/few.json x::_target_: os.system" in text
+    assert "not checked, since the bundle is not trusted" in text
+    assert not {"\x1b", "\r", "\u202e"} & set(text)
+    assert not any(line.startswith("Trusted") for line in text.splitlines())
     assert not marker.exists()
 
 
-def test_a_long_list_is_whole_in_the_error_object(foreign: Make, tmp_path: Path) -> None:
-    bundle = foreign(train={f"x{index}": "$evil()" for index in range(40)})
+def test_an_error_lists_some_findings_and_has_all(foreign: Make) -> None:
     with pytest.raises(UntrustedBundleError, match="and 28 more") as caught:
-        Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
+        require_trust(foreign(train={f"x{index}": "$evil()" for index in range(40)}))
     assert len(caught.value.findings) == 40
-    json.dumps([str(finding) for finding in caught.value.findings])
 
 
-def test_what_runs_is_what_was_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = specialise(find_bundle("unet_2d"), tmp_path / "run", {"network_def::channels": [4, 8]})
-    marker = tmp_path / "ran"
+def swap_after(file: str, content: dict[str, Any]) -> Callable[..., Verdict]:
+    """Return a `require_trust` after which a config of the bundle is another one."""
 
     def judge_and_swap(bundle: Path, *, trust: bool = False) -> Verdict:
         verdict = require_trust(bundle, trust=trust)
-        file = bundle / "configs" / "inference.json"
-        evil = json.loads(file.read_text()) | {"imports": [f"$__import__('pathlib').Path({str(marker)!r}).touch()"]}
-        file.write_text(json.dumps(evil))
+        path = bundle / "configs" / file
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | content))
         return verdict
 
-    monkeypatch.setattr("medunet.prediction.configuration.require_trust", judge_and_swap)
+    return judge_and_swap
+
+
+def test_what_runs_is_what_was_judged(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = specialise(find_bundle("unet_2d"), tmp_path / "run", {"network_def::channels": [4, 8]})
+    swap = swap_after("inference.json", {"imports": [f"$__import__('pathlib').Path({str(marker)!r}).touch()"]})
+    monkeypatch.setattr("medunet.prediction.configuration.require_trust", swap)
     parser = parse_inference(folder, device=torch.device("cpu"))
     assert parser.get_parsed_content("in_channels") == 1
     parser.get_parsed_content("imports")
     assert not marker.exists()
 
 
-def test_what_is_trained_is_what_was_judged(tmp_path: Path, foreign: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle, marker = foreign(train={"network_def/channels": [4, 8]}), tmp_path / "ran"
-    evil = {"device": f"$__import__('pathlib').Path({str(marker)!r}).touch()"}
-
-    def judge_and_swap(folder: Path, *, trust: bool = False) -> Verdict:
-        verdict = require_trust(folder, trust=trust)
-        change(folder / "configs" / "train.json", evil)
-        return verdict
-
-    run = tmp_path / "run"
-    configs = write_specialised(judge_and_swap(bundle), run, {})
+def test_what_is_trained_is_what_was_judged(
+    tmp_path: Path, foreign: Make, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, run = foreign(train={"network_def/channels": [4, 8]}), tmp_path / "run"
+    evil = f"$__import__('pathlib').Path({str(marker)!r}).touch()"
+    configs = write_specialised(swap_after("train.json", {"device": evil})(bundle), run, {})
     assert judge(run).reason == "known"
-    change(run / "configs" / "train.json", evil | {"imports": [evil["device"]], "initialize": [evil["device"]]})
+    change(run / "configs" / "train.json", {"device": evil, "imports": [evil], "initialize": [evil]})
 
     def stop(workflow: ConfigWorkflow) -> None:
         workflow.parser.get_parsed_content("imports")
@@ -339,18 +318,12 @@ def test_what_is_trained_is_what_was_judged(tmp_path: Path, foreign: Make, monke
 
 
 @pytest.mark.parametrize("name", ["few", "new"])
-def test_an_overlay_that_is_changed_while_it_is_copied_is_copied_as_it_was_judged(
+def test_an_overlay_that_changes_while_it_is_copied_is_copied_as_it_was_judged(
     name: str, tmp_path: Path, foreign: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = foreign()
-
-    def judge_and_swap(folder: Path, *, trust: bool = False) -> Verdict:
-        verdict = require_trust(folder, trust=trust)
-        (folder / "configs" / f"{name}.json").write_text('{"device": "$evil()"}')
-        return verdict
-
-    monkeypatch.setattr(sys.modules["medunet.bundle.specialise"], "require_trust", judge_and_swap)
-    specialise(bundle, tmp_path / "out", {})
+    swap = swap_after(f"{name}.json", {"device": "$evil()"})
+    monkeypatch.setattr(sys.modules["medunet.bundle.specialise"], "require_trust", swap)
+    specialise(foreign(), tmp_path / "out", {})
     assert not [path for path in (tmp_path / "out").rglob("*.json") if "evil" in path.read_text()]
     assert judge(tmp_path / "out").is_trusted
 
@@ -366,7 +339,7 @@ def test_an_overlay_that_is_changed_while_it_is_copied_is_copied_as_it_was_judge
         ("docs/changes.json", {"changed": "x"}),
     ],
 )
-def test_what_is_no_bundle_of_ours_is_an_error_or_nothing(
+def test_an_incomplete_bundle_is_a_typed_error_or_harmless(
     file: str, content: object, tmp_path: Path, foreign: Make
 ) -> None:
     bundle = foreign()

@@ -1,4 +1,4 @@
-"""What medunet makes needs no --trust, nor does it after an ordinary edit; a new expression does."""
+"""A bundle of medunet needs no --trust, also after an ordinary edit; a new expression does."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_shipped_bundles_are_trusted(name: str, foreign: Make) -> None:
     assert judge(foreign(bundle=name)).reason == "known"
 
 
-def test_plain_values_may_be_edited_in_anybodys_bundle(foreign: Make) -> None:
+def test_plain_values_may_be_edited_in_every_bundle(foreign: Make) -> None:
     train = {"epochs": 7, "dataset_dir": "/data/x", "label_names": ["background", "left/right"], "init_from": "/runs/a"}
     network = {"network_def/channels": [4, 8], "loss": {"_target_": "GeneralizedDiceLoss", "softmax": True}}
     assert judge(foreign(train={**train, **network}, inference={"network_def/channels": [4, 8]})).reason == "known"
 
 
-def test_paths_and_addresses_are_the_users_own_in_a_bundle_made_here(foreign: Make, tmp_path: Path) -> None:
+def test_paths_and_addresses_may_be_edited_in_a_bundle_that_medunet_created_here(foreign: Make, tmp_path: Path) -> None:
     edits = {"tracking_uri": "http://server:5000", "store_dir": "/scratch/store"}
     assert not judge(foreign(train=edits)).is_trusted
     own = specialise(find_bundle("unet_2d"), tmp_path / "own", {})
@@ -44,7 +44,7 @@ def test_paths_and_addresses_are_the_users_own_in_a_bundle_made_here(foreign: Ma
     assert not judge(own).is_trusted
 
 
-def test_what_the_user_typed_is_remembered_until_it_changes(tmp_path: Path) -> None:
+def test_an_expression_of_the_user_is_trusted_until_the_config_changes(tmp_path: Path) -> None:
     own = specialise(find_bundle("unet_2d"), tmp_path / "own", {"device": "$torch.device('cpu')"})
     assert judge(own).reason == "recorded"
     change(own / "configs" / "train.json", {"epochs": 7})
@@ -53,18 +53,21 @@ def test_what_the_user_typed_is_remembered_until_it_changes(tmp_path: Path) -> N
     assert judge(own).reason == "recorded"
 
 
-def test_trust_is_for_exactly_this_content(foreign: Make) -> None:
+def test_trust_is_for_exactly_this_content(foreign: Make, tmp_path: Path) -> None:
     bundle = foreign(train={"device": "$torch.device('cpu')"})
-    require_trust(bundle, trust=True)
-    assert judge(bundle).reason == "recorded"
-    (bundle / "more.py").write_text("")
-    assert not judge(bundle).is_trusted
-    require_trust(bundle, trust=True)
-    (bundle / "more.py").write_text("import os")
-    assert not judge(bundle).is_trusted
+    for content in (None, "", "import os"):
+        if content is not None:
+            (bundle / "more.py").write_text(content)
+        assert not judge(bundle).is_trusted
+        require_trust(bundle, trust=True)
+        assert judge(bundle).reason == "recorded"
+    own = specialise(find_bundle("unet_2d"), tmp_path / "own", {})
+    (own / "evil.py").write_text("import os")
+    specialise(find_bundle("unet_2d"), own, {})  # starting a run again does not approve it
+    assert not judge(own).is_trusted
 
 
-def test_trust_holds_for_one_command_where_nothing_can_be_recorded(
+def test_trust_holds_for_one_command_if_it_cannot_be_recorded(
     foreign: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -75,7 +78,7 @@ def test_trust_holds_for_one_command_where_nothing_can_be_recorded(
     assert judge(tmp_path / "out").reason == "recorded"
 
 
-def test_the_environment_trusts_exactly_what_it_names_and_records_nothing(
+def test_the_environment_trusts_exactly_the_given_hash_and_records_nothing(
     foreign: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = foreign(train={"device": "$torch.device('cpu')"})
@@ -93,13 +96,6 @@ def test_the_environment_trusts_exactly_what_it_names_and_records_nothing(
     change(bundle / "configs" / "train.json", {"device": "$torch.device('cpu')"})
     monkeypatch.delenv(TRUST_VARIABLE)
     assert not judge(bundle).is_trusted
-
-
-def test_a_run_is_not_trusted_again_by_starting_it_again(tmp_path: Path) -> None:
-    own = specialise(find_bundle("unet_2d"), tmp_path / "own", {})
-    (own / "evil.py").write_text("import os")
-    specialise(find_bundle("unet_2d"), own, {})
-    assert not judge(own).is_trusted
 
 
 def test_plan_train_predict_edit_predict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
