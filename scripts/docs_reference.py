@@ -80,6 +80,70 @@ def row(parameter: inspect.Parameter, kind: Any, info: ArgumentInfo | OptionInfo
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
+# type and example of values whose default says neither
+EXAMPLES = {
+    "region_names": ("list", "[whole,core]"),
+    "spacing_mm": ("list", "[1.0,1.0,2.5]"),
+    "tile_size": ("text or list", "[572,572]"),
+    "network_def::norm": ("text or list", "instance"),
+    "network_def::act": ("text or list", "leakyrelu"),
+    "network_def::dropout": ("number", "0.1"),
+    "network_def::deep_supervision": ("integer", "2"),
+    "crop_steps": ("list", '["@steps#crop_body"]'),
+    "steps::normalize": ("component", "steps::normalize::channel_wise=false"),
+    "optimizer": ("component", "optimizer::weight_decay=0.001"),
+    "lr_scheduler": ("component", "lr_scheduler::pct_start=0.2"),
+    "loss": ("component", "loss::lambda_ce=0.5"),
+    "loss_keys": ("list", "[weight]"),
+    "augment::deform::axis_scale_range": ("list", "[0.9,1.1]"),
+    "augment::deform::swap_labels": ("list", "[[1,2]]"),
+    "augment::brightness": ("component", "augment::brightness::prob=0.5"),
+    "augment::shift": ("component", "augment::shift::offsets=0.1"),
+    "augment::noise": ("component", "augment::noise::std=[0.0,0.2]"),
+    "validation_cases": ("list", "[case_1,case_7]"),
+    "init_from": ("text", "runs/other"),
+    "device": ("expression", "$torch.device('cuda:1')"),
+    "memory_format": ("expression", "$torch.contiguous_format"),
+    "ckpt_dir": ("expression", "models"),
+    "output_dir": ("expression", "records"),
+    "region_values": ("list", "[[1,2,3],[2,3]]"),
+    "regions_class_order": ("list", "[1,2]"),
+    "series_uid": ("text", "1.2.840.113619.2.1"),
+    "phase": ("integer", "0"),
+    "fill_value": ("number", "0"),
+    "network_def": ("component", "network_def::convs_per_level=3"),
+    "steps": ("mapping", "steps::spacing::mode=nearest"),
+    "image_steps": ("list", '["@steps#orient","@steps#normalize"]'),
+    "label_steps": ("list", '["@steps#encode"]'),
+    "augment": ("mapping", "augment::deform::prob=0.5"),
+    "augment_steps": ("list", '["@augment#deform"]'),
+    "intensity_steps": ("list", '["@augment#noise"]'),
+    "skip_cases": ("list", "[case_3]"),
+    "num_workers": ("integer", "8"),
+    "store_dir": ("text", "/data/cache"),
+    "store_limit": ("text", "50GB"),
+    "tracking_uri": ("text", "https://mlflow.example.org"),
+    "run_name": ("text", "first"),
+    "weight_average": ("component", "ema_decay=0.999"),
+    "ckpt_path": ("text", "models/last.pt"),
+    "network": ("component", "network::backend=openvino"),
+    "network::channels_last": ("true or false", "true"),
+    "network::dtype": ("text", "float32"),
+    "tile_inferer::halo": ("text or integer", "32"),
+    "tile_inferer::memory": ("text", "4GB"),
+    "mirror_axes": ("list", "[0,1,2]"),
+    "mirror_swaps": ("list", "[[1,2]]"),
+    "view_scales": ("list", "[1.0,1.3]"),
+    "prediction_dir": ("text", "results"),
+    "label_colors": ("mapping", "{liver: [200, 60, 60]}"),
+    "label_codes": (
+        "mapping",
+        "{liver: {category: ['91723000', SCT, Anatomical Structure], type: ['10200004', SCT, Liver]}}",
+    ),
+    "postprocess_steps": ("list", "[{_target_: medunet.transforms.CleanComponentsd, keys: pred, largest: [1]}]"),
+}
+
+
 def config_page() -> str:
     """Return the Markdown of all documented config ids, with their defaults in the shipped bundles."""
     bundles = ("unet_3d", "unet_2d")
@@ -96,13 +160,14 @@ def config_page() -> str:
         "medunet bundle show unet_3d augment",
         "```",
         "",
-        "| id | meaning | type | default of `unet_3d` | default of `unet_2d` |",
-        "| --- | --- | --- | --- | --- |",
+        "| id | meaning | type | default of `unet_3d` | default of `unet_2d` | example |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for id_, meaning in meanings().items():
         found = [entries.get(id_) for entries in defaults]
-        kind = next((entry.type for entry in found if entry), "any")
-        cells = [f"`{id_}`", meaning, kind, *(default(entry) for entry in found)]
+        kind, value = EXAMPLES.get(id_) or next((entry.type, show(entry.value)) for entry in found if entry)
+        example = value if "=" in value else f"{id_}={value}"
+        cells = [f"`{id_}`", meaning, kind, *(default(entry) for entry in found), f"`{example}`"]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 

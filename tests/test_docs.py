@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from medunet.bundle import find_bundle
+from medunet.bundle.explain import list_ids
 from medunet.cli.app import app
+from medunet.config import apply_all, parse_settings, read_json
 
 ROOT = Path(__file__).parents[1]
 ZENSICAL = Path(sys.executable).parent / "zensical"
@@ -86,6 +89,19 @@ def test_reference_pages_are_current() -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "docs_reference.py"))
     for name, text in script["pages"]().items():
         assert (script["REFERENCE"] / name).read_text(encoding="utf-8") == text, "run python scripts/docs_reference.py"
+
+
+def test_the_example_of_every_config_id_can_be_set() -> None:
+    page = (ROOT / "docs" / "reference" / "config.md").read_text(encoding="utf-8")
+    examples = re.findall(r"`([a-z_:]+=[^`]*)` \|$", page, re.MULTILINE)
+    assert len(examples) > 90
+    for bundle in ("unet_3d", "unet_2d"):
+        folder = find_bundle(bundle) / "configs"
+        configs = {name: read_json(folder / f"{name}.json") for name in ("train", "evaluate", "inference")}
+        known = {entry.id for entry in list_ids(find_bundle(bundle))}
+        for example in examples:
+            if bundle == "unet_3d" or example.split("=")[0] in known:
+                apply_all(configs, parse_settings([example]))
 
 
 @pytest.mark.skipif(not ZENSICAL.is_file(), reason="zensical is missing")
