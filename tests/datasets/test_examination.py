@@ -20,23 +20,18 @@ def folder(tmp_path):
 
 
 def test_sound_data_set_is_summarised(folder):
-    total, steps = [], []
-    result = examine(folder, started=total.append, done=lambda: steps.append(1))
+    total, steps, visited = [], [], []
+    options = {"started": total.append, "done": lambda: steps.append(1), "visit": visited.append}
+    result = examine(folder, **options)
     assert not result.fails
     assert result.findings == []
-    assert (total, len(steps)) == ([5], 5)
+    assert (total, len(steps), len({view.case.name for view in visited})) == ([5], 5, 5)
     summary = result.summary()
     assert (summary["cases"], summary["test_cases"], summary["spatial_dims"]) == (4, 1, 3)
     assert summary["size"]["smallest"][0] <= 17 <= summary["size"]["largest"][0]
     assert sum(entry["fraction"] for entry in summary["classes"].values()) == pytest.approx(1)
     assert all(entry["median_ml"] > 0 for entry in summary["classes"].values())
     assert "digest" not in json.dumps(result.as_dict(), allow_nan=False)
-
-
-def test_headers_alone_have_no_statistics(folder):
-    result = examine(folder, level="header")
-    assert result.statistics == []
-    assert "size" not in result.summary()
 
 
 def test_image_that_is_also_a_test_image_is_found(folder):
@@ -59,12 +54,12 @@ def test_all_errors_are_reported_together_without_dataset_json(folder):
 
 
 def test_files_missing_from_the_list_are_reported_with_the_other_errors(folder):
-    labels = sorted((folder / "labelsTr").glob("*.nii.gz"))
-    labels[0].unlink()
-    labels[1].write_bytes(b"")
-    first, second = (finding.cause for finding in examine(folder).findings if finding.severity == "error")
-    assert "listed files are missing" in first
-    assert second == "file has zero bytes"
+    first, second, *_ = sorted((folder / "labelsTr").glob("*.nii.gz"))
+    first.unlink()
+    second.write_bytes(b"")
+    missing, empty = (finding.cause for finding in examine(folder).findings if finding.severity == "error")
+    assert "listed files are missing" in missing
+    assert empty == "file has zero bytes"
 
 
 def test_folder_without_data_set_is_a_finding_and_no_folder_an_error(tmp_path):

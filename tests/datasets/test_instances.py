@@ -8,7 +8,7 @@ import pytest
 
 from medunet.datasets import examine, label_values, open_dataset, refuse_instances
 from medunet.errors import DataError
-from medunet.io import read_volume, write_volume
+from medunet.io import write_volume
 from medunet.runs import evaluate_folders
 
 INSTANCES = "these look like instance labels"
@@ -58,14 +58,11 @@ def test_declared_labels_are_classes(tmp_path):
     assert not examine(root).fails
 
 
-def fourteen_organs(rng, *, present: float) -> np.ndarray:
-    return squares(14, numbers=[k if rng.random() < present else 0 for k in range(1, 15)])
-
-
-@pytest.mark.parametrize("present", [1.0, 0.95, 0.8, 0.4])
+@pytest.mark.parametrize("present", [1.0, 0.8, 0.4])
 def test_fourteen_organs_are_classes_though_each_is_one_piece(tmp_path, present):
     rng = np.random.default_rng(3)
-    root = dataset(tmp_path, [fourteen_organs(rng, present=present) for _ in range(20)])
+    organs = [[k if rng.random() < present else 0 for k in range(1, 15)] for _ in range(20)]
+    root = dataset(tmp_path, [squares(14, numbers=numbers) for numbers in organs])
     assert len(open_dataset(root).labels) == 15
 
 
@@ -81,9 +78,8 @@ def test_grades_with_scattered_pieces_are_classes(tmp_path):
 
 def test_evaluate_rejects_masks_against_instances(tmp_path):
     root = dataset(tmp_path, [squares(30), squares(38)])
-    for index in range(2):
-        mask = read_volume(root / "labels" / f"case{index}.png").image.numpy()[0] > 0
-        write_volume(mask.astype(np.uint8) * 255, root / "masks" / f"case{index}.png")
+    for index, count in enumerate((30, 38)):
+        write_volume((squares(count) > 0).astype(np.uint8) * 255, root / "masks" / f"case{index}.png")
     for pred in ("masks", "labels"):
         with pytest.raises(DataError, match=INSTANCES):
             evaluate_folders(root / pred, root / "labels", tmp_path / "out")
@@ -118,22 +114,12 @@ def test_swapped_entries_are_named_where_labels_are_declared(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "folder",
-    ["DSB2018_nuclei/labels", "CellTracking/DIC-C2DH-HeLa/gold", "CellTracking/DIC-C2DH-HeLa/labels"]
-    + [f"CellTracking/{name}/labels" for name in ("Fluo-N2DL-HeLa", "PhC-C2DL-PSC")],
+    "folder", ["DSB2018_nuclei/labels", "CellTracking/DIC-C2DH-HeLa/gold", "CellTracking/PhC-C2DL-PSC/labels"]
 )
 def test_real_instances_are_found(test_data, folder):
     files = sorted((test_data / folder).iterdir())[:90]
     with pytest.raises(DataError, match=INSTANCES):
         refuse_instances({path: label_values(path, limit=None) for path in files})
-
-
-def test_a_few_real_nuclei_are_found(test_data):
-    values = {path: label_values(path, limit=None) for path in sorted((test_data / "DSB2018_nuclei/labels").iterdir())}
-    few = {path: found for path, found in values.items() if len(found) <= 15}
-    assert len(few) > 20
-    with pytest.raises(DataError, match=INSTANCES):
-        refuse_instances(dict(list(few.items())[:20]))
 
 
 @pytest.mark.parametrize(

@@ -38,15 +38,6 @@ def test_place_does_not_depend_on_the_order_of_axes(label):
     assert found.class_right_mm == {2: pytest.approx(-22.0)}
 
 
-def test_rotated_grid_places_along_the_patient(label):
-    angle = np.pi / 6
-    affine = np.eye(4)
-    affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    found = measure_case("a", label, record((35, 9, 7), affine), label)
-    middle, centre = np.array([17.0, 4.0, 3.0]), np.array([28.0, 2.5, 3.0])
-    assert found.class_right_mm[2] == pytest.approx((affine[:3, :3] @ (centre - middle))[0])
-
-
 def test_pictures_have_no_sides(label):
     found = measure_case("a", label[..., 3], record((35, 9), format="png"), label[..., 3])
     assert found.class_voxels == {0: 35 * 9 - 6, 2: 6}

@@ -18,16 +18,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import CacheDataset, MetaTensor
-from monai.transforms import (
-    Compose,
-    EnsureTyped,
-    LoadImaged,
-    NormalizeIntensityd,
-    Orientationd,
-    RandScaleIntensityd,
-    Spacingd,
-    Transform,
-)
+from monai.transforms import Compose, EnsureTyped, LoadImaged, NormalizeIntensityd, Orientationd, Spacingd, Transform
 
 from medunet.datasets import StoreDataset, foreground_indices
 from medunet.datasets.cache.entry import Entry
@@ -51,29 +42,22 @@ def volumes(folder: Path, count: int = 3, *, classes: int = 3, size: tuple[int, 
     return items
 
 
-def fixed(classes: int = 3, dims: int = 3) -> list[Any]:
-    """Deterministic steps, as in configs/dims."""
-    reader = MedunetReader(channels=1, spatial_dims=dims)
-    steps: list[Any] = [
-        LoadImaged("image", reader=reader, ensure_channel_first=True, image_only=True),
+def fixed(classes: int = 3) -> list[Any]:
+    """Deterministic steps, as in configs/3d.yaml."""
+    return [
+        LoadImaged("image", reader=MedunetReader(channels=1), ensure_channel_first=True, image_only=True),
         LoadLabeld("label", reference_key="image"),
         EncodeLabelsd("label", list(range(classes))),
+        Orientationd(BOTH, axcodes="RAS", labels=None),
+        Spacingd(BOTH, pixdim=[1.0, 1.0, 1.5], mode=["bilinear", "nearest"], padding_mode="border"),
+        NormalizeIntensityd("image", channel_wise=True),
     ]
-    if dims == 3:
-        steps.append(Orientationd(BOTH, axcodes="RAS", labels=None))
-        steps.append(Spacingd(BOTH, pixdim=[1.0, 1.0, 1.5], mode=["bilinear", "nearest"], padding_mode="border"))
-    return [*steps, NormalizeIntensityd("image", channel_wise=True)]
 
 
-def random_steps(size: Sequence[int]) -> list[Any]:
-    modes = {"mode": ["bilinear", "nearest"], "padding_mode": "border"}
-    centres = {"foreground_key": "label", "foreground_prob": 0.5}
-    return [
-        RandDeformd(BOTH, spatial_size=size, rotate_range=0.3, elastic_sigma=1.0, **centres, **modes),
-        RandScaleIntensityd("image", factors=0.2, prob=0.5),
-        RandNoised("image", prob=0.5),
-        EnsureTyped(BOTH, track_meta=False),
-    ]
+def random_steps() -> list[Any]:
+    options: dict[str, Any] = {"mode": ["bilinear", "nearest"], "foreground_key": "label", "foreground_prob": 0.5}
+    deform = RandDeformd(BOTH, spatial_size=(8, 9, 7), rotate_range=0.3, elastic_sigma=1.0, **options)
+    return [deform, RandNoised("image", prob=0.5), EnsureTyped(BOTH, track_meta=False)]
 
 
 class Counted(Transform):
@@ -117,7 +101,7 @@ def assert_items_are_those_of_monais_cache(items: list[Any], make_steps: Callabl
 def test_patches_are_bit_equal_to_those_without_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items, load = volumes(tmp_path), Entry.load
     monkeypatch.setattr(Entry, "load", lambda *words, **options: (load(*words, **options)[0], {}))  # as in CacheDataset
-    assert_items_are_those_of_monais_cache(items, lambda: [*fixed(), *random_steps((8, 9, 7))], tmp_path / "store")
+    assert_items_are_those_of_monais_cache(items, lambda: [*fixed(), *random_steps()], tmp_path / "store")
 
 
 def test_whole_items_are_bit_equal_and_keep_their_meta(tmp_path: Path) -> None:
@@ -127,19 +111,16 @@ def test_whole_items_are_bit_equal_and_keep_their_meta(tmp_path: Path) -> None:
     assert isinstance(item["image"], MetaTensor)
     assert item["image"].meta["filename_or_obj"] == items[1]["image"]
     torch.testing.assert_close(item["image"].affine, other["image"].affine, rtol=0, atol=0)
-    assert item["image"].pixdim.tolist() == pytest.approx([1, 1, 1.5])
 
 
 def test_items_without_meta_have_the_same_voxels(tmp_path: Path) -> None:
-    items, steps = volumes(tmp_path, 1), [*fixed(), *random_steps((8, 9, 7))]
-    patches = []
-    for track_meta in (True, False):
-        dataset = StoreDataset(items, steps, store_dir=tmp_path / "store", track_meta=track_meta)
-        dataset.transform.set_random_state(5)
-        patches.append(dataset[0])
-    assert_same(*patches)
-    plain = StoreDataset(items, fixed(), store_dir=tmp_path / "store", track_meta=False)[0]["image"]
-    assert type(plain) is torch.Tensor
+    items = volumes(tmp_path, 1)
+    item, plain = (
+        StoreDataset(items, fixed(), store_dir=tmp_path / "store", track_meta=track_meta)[0]
+        for track_meta in (True, False)
+    )
+    assert type(plain["image"]) is torch.Tensor
+    assert torch.equal(item["image"].as_tensor(), plain["image"])
 
 
 @pytest.mark.parametrize(("classes", "dtype"), [(3, torch.uint8), (400, torch.int16)])
@@ -148,14 +129,10 @@ def test_labels_are_stored_in_the_smallest_integers(classes: int, dtype: torch.d
     label = StoreDataset(items, fixed(classes), store_dir=tmp_path / "store")[0]["label"]
     expected = Compose(fixed(classes))(items[0])["label"]
     assert label.dtype == dtype
-    assert int(expected.max()) == classes - 1
     assert torch.equal(label.as_tensor(), expected.as_tensor().to(dtype))
-
-
-@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 3e9])
-def test_a_label_that_is_not_a_map_of_integers_is_left_alone(value: float, tmp_path: Path) -> None:
-    items = [{"label": np.array([[0, value]])}]
-    np.testing.assert_array_equal(StoreDataset(items, [], store_dir=tmp_path)[0]["label"], items[0]["label"])
+    for value in (0.5, np.nan, np.inf, 3e9):  # not a map of integers
+        label = np.array([[0, value]])
+        np.testing.assert_array_equal(StoreDataset([{"label": label}], [], store_dir=tmp_path)[0]["label"], label)
 
 
 def test_foreground_indices_are_the_voxels_of_each_class_and_large_classes_are_sampled() -> None:
@@ -212,7 +189,7 @@ def test_changed_transforms_make_new_entries_unless_they_are_random(tmp_path: Pa
     for steps in (fixed(), [*fixed()[:-1], NormalizeIntensityd("image")], fixed(4)):
         counted(items, tmp_path / "store", steps).prepare()
     assert len(Counted.seen) == 3
-    counted(items, tmp_path / "store", [*fixed(), *random_steps((8, 8, 8))]).prepare()
+    counted(items, tmp_path / "store", [*fixed(), *random_steps()]).prepare()
     assert len(Counted.seen) == 3
 
 
@@ -275,7 +252,7 @@ def test_a_full_disk_and_a_file_in_place_of_the_folder_are_errors(
 def test_an_error_in_a_case_keeps_its_type_and_the_other_entries(tmp_path: Path) -> None:
     items = volumes(tmp_path)
     write_volume(np.full((17, 19, 13), 9, np.int16), items[2]["label"], affine=AFFINE)
-    dataset = counted(items, tmp_path / "store", num_workers=1)
+    dataset = counted(items, tmp_path / "store")
     with pytest.raises(RuntimeError) as info:
         dataset.prepare()
     assert "label_2" in str(find_cause(info.value))
@@ -306,9 +283,7 @@ def test_values_arrays_and_empty_arrays_come_back(tmp_path: Path) -> None:
         assert getattr(stored[key], "dtype", None) == getattr(value, "dtype", None)
 
 
-def test_the_default_folder_is_the_users_cache_which_nobody_else_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_users_cannot_read_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDUNET_CACHE_DIR", str(tmp_path / "cache"))
     dataset = StoreDataset(volumes(tmp_path, 1), fixed())
     dataset.prepare()
@@ -318,7 +293,6 @@ def test_the_default_folder_is_the_users_cache_which_nobody_else_reads(
 
 
 def test_a_patch_reads_only_its_part_of_the_volume(tmp_path: Path) -> None:
-    """Counted in pages that the process gets for the mapping, from /proc/self/smaps."""
     if not Path("/proc/self/smaps").is_file():
         pytest.skip("needs Linux")
     array = np.zeros((1, 1024, 128, 128), dtype=np.float32)  # 64 MiB; one plane is 64 KiB
@@ -349,6 +323,9 @@ import os, sys, time
 from monai.transforms import Transform
 
 class Slow(Transform):
+    def __init__(self):
+        self.names = {"a", "b", "c", "d"}  # in another order in each process
+
     def __call__(self, data):
         with open(os.environ["SEEN"], "a") as file:
             file.write(data["name"] + "\\n")

@@ -12,7 +12,7 @@ from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError
 from medunet.geometry import Geometry
 from medunet.io import write_volume
-from medunet.planning import adapt, fit_patch
+from medunet.planning import adapt
 from medunet.planning.adapt import in_ras_order
 
 from .conftest import DataMaker
@@ -76,12 +76,6 @@ def test_a_planned_bundle_keeps_its_values_and_rejects_other_data(make_data: Dat
     assert adapt(dataset, planned) == {"folds": 3}
     with pytest.raises(ConfigError, match="plan again"):
         adapt(dataset, {**planned, "label_values": [0, 1, 2]})
-
-
-def test_a_patch_stays_within_its_budget_and_its_multiple() -> None:
-    patch = fit_patch([500, 400, 33], voxels=40_000, multiple=8)
-    assert np.prod(patch) <= 40_000
-    assert all(edge % 8 == 0 for edge in patch)
 
 
 def test_a_flipped_axis_keeps_its_place_in_ras_order() -> None:

@@ -8,17 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from medunet.networks import UNetShapes
-from medunet.planning.topology import (
-    CPU_2D,
-    CPU_3D,
-    CPU_3D_LONG,
-    GPU_2D,
-    GPU_3D,
-    Topology,
-    choose_budget,
-    choose_topology,
-    target_spacing,
-)
+from medunet.planning.topology import CPU_2D, CPU_3D, GPU_3D, Topology, choose_budget, choose_topology, target_spacing
 
 
 def shapes_of(topology: Topology) -> UNetShapes:
@@ -33,9 +23,8 @@ def test_cells_in_the_plane_are_the_measured_bundle() -> None:
 
 
 def test_a_gpu_and_hours_get_wider_networks() -> None:
-    small = choose_topology((160, 160, 160), (1, 1, 1), budget=choose_budget(3, cuda=False), n_cases=50)
-    hours = choose_topology((160, 160, 160), (1, 1, 1), budget=choose_budget(3, cuda=False, seconds=4e4), n_cases=50)
-    gpu = choose_topology((160, 160, 160), (1, 1, 1), budget=choose_budget(3, cuda=True), n_cases=50)
+    budgets = [choose_budget(3, cuda=False), choose_budget(3, cuda=False, seconds=7200), choose_budget(3, cuda=True)]
+    small, hours, gpu = (choose_topology((160, 160, 160), (1, 1, 1), budget=budget, n_cases=50) for budget in budgets)
     assert small.channels[0] < hours.channels[0] < gpu.channels[0]
     assert math.prod(small.patch_size) < math.prod(hours.patch_size) < math.prod(gpu.patch_size)
     assert gpu.patch_size == (128, 128, 128)
@@ -55,11 +44,6 @@ def test_a_huge_image_gets_a_patch_of_equal_sides_in_millimetres() -> None:
     sides = [n * s for n, s in zip(chosen.patch_size, (0.8, 0.8, 1.0), strict=True)]
     assert max(sides) <= 1.4 * min(sides)
     assert math.prod(chosen.patch_size) <= CPU_3D.patch_voxels
-
-
-def test_an_axis_of_one_voxel_is_not_convolved_across() -> None:
-    chosen = choose_topology((64, 64, 1), (1, 1, 1), budget=CPU_3D, n_cases=10)
-    assert {row[2] for row in chosen.kernel_sizes} == {1}
 
 
 def test_a_network_in_the_plane_on_volumes_sees_single_planes() -> None:
@@ -83,11 +67,8 @@ def test_smaller_limits_hold() -> None:
 )
 @example(size=[3, 3, 3], spacing=[1, 1, 1], cuda=False, n_cases=10)
 @example(size=[64, 64, 1], spacing=[1, 1, 1], cuda=False, n_cases=10)
-@example(size=[5, 40, 7], spacing=[1, 1, 1], cuda=False, n_cases=10)
-@settings(max_examples=150, deadline=None)
-def test_whatever_the_images_the_network_accepts_its_patch(
-    size: list[int], spacing: list[float], cuda: bool, n_cases: int
-) -> None:
+@settings(max_examples=100, deadline=None)
+def test_each_network_accepts_its_patch(size: list[int], spacing: list[float], cuda: bool, n_cases: int) -> None:
     budget = choose_budget(len(size), cuda=cuda)
     chosen = choose_topology(size, spacing[: len(size)], budget=budget, n_cases=n_cases)
     shapes = shapes_of(chosen)
@@ -96,21 +77,8 @@ def test_whatever_the_images_the_network_accepts_its_patch(
     assert all(edge % stride == 0 for edge, stride in zip(chosen.patch_size, shapes.total_stride, strict=True))
     assert math.prod(chosen.patch_size) <= budget.patch_voxels
     assert 2 <= chosen.batch_size <= 12
-    assert math.prod(chosen.patch_size) * chosen.batch_size <= max(
-        budget.batch_voxels, 2 * math.prod(chosen.patch_size)
-    )
-    assert len(chosen.channels) == len(chosen.kernel_sizes) == len(chosen.strides) + 1
-
-
-def test_budgets_by_device_and_time() -> None:
-    assert choose_budget(2, cuda=False) is CPU_2D
-    assert choose_budget(2, cuda=True) is GPU_2D
-    assert choose_budget(3, cuda=False, seconds=1800) is CPU_3D
-    assert choose_budget(3, cuda=False, seconds=7200) is CPU_3D_LONG
-    assert choose_budget(3, cuda=True, seconds=60) is GPU_3D
-    # only short trainings on a CPU exchange resolution for context
-    assert CPU_3D.context_patches < math.inf
-    assert {budget.context_patches for budget in (CPU_3D_LONG, GPU_3D, CPU_2D, GPU_2D)} == {math.inf}
+    voxels = math.prod(chosen.patch_size)
+    assert voxels * chosen.batch_size <= max(budget.batch_voxels, 2 * voxels)
 
 
 def test_a_far_coarser_axis_takes_its_tenth_percentile() -> None:
