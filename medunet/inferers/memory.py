@@ -19,22 +19,15 @@ WORKSPACE = 1.5
 """Factor for memory that Python does not see: padded channels and reordered copies of the convolution library, and what
 the allocator keeps."""
 
-SHARE_OF_FREE = 0.6
-"""Share of the free memory that "auto" takes; the volume, the results and other programs need the rest."""
+SHARE_OF_FREE = 0.6  # of the free memory for "auto": the volume, the results and other programs need the rest
 
-_UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
-
+# messages about exhausted memory that are not `torch.OutOfMemoryError`, in lower case
 _OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "could not create a memory object",
+    *("can't allocate memory", "not enough memory", "out of memory", "could not create a memory object"),
     "could not create a primitive",  # for its scratch memory; also for other reasons, then smaller tiles fail as well
-    "cudnn_status_alloc_failed",
-    "cublas_status_alloc_failed",
+    *("cudnn_status_alloc_failed", "cublas_status_alloc_failed"),
     "unable to find an engine",  # cuDNN, if no algorithm's workspace fits
 )
-"""Messages about exhausted memory that are not `torch.OutOfMemoryError`, in lower case."""
 
 
 def parse_memory(text: str | int) -> int:
@@ -43,20 +36,17 @@ def parse_memory(text: str | int) -> int:
     Raises:
         ConfigError: an invalid size.
 
-    Example:
+    Examples:
         >>> parse_memory("1.5GB"), parse_memory(4096)
         (1610612736, 4096)
     """
     if isinstance(text, int) and text > 0:
         return text
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?B)\s*", str(text).upper())
-    try:
-        size = float(match[1]) * _UNITS[match[2]] if match else 0.0
-    except ValueError:
-        size = 0.0
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?)B\s*", str(text).upper())
+    size = int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " ")) if match else 0
     if size < 1:
         raise ConfigError("invalid memory size", received=text, expected="auto, bytes, or for instance 8GB")
-    return int(size)
+    return size
 
 
 def free_memory(device: torch.device) -> int:
@@ -86,7 +76,7 @@ def peak_bytes(network: torch.nn.Module, window: Sequence[int]) -> int:
         network: in evaluation mode.
         window: `(B, C, *spatial)` of its input.
 
-    Example:
+    Examples:
         >>> peak_bytes(torch.nn.Conv2d(1, 4, 3, padding=1), (1, 1, 100, 100))  # input and output, float32
         200000
     """
@@ -104,22 +94,18 @@ class _Meter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = 0
+        self.living = 0
         self.peak = 0
 
-    def _count(self, tensor: torch.Tensor) -> None:
-        size = tensor.numel() * tensor.element_size()
-        self.held += size
-        self.peak = max(self.peak, self.held)
-        weakref.finalize(tensor, self._release, size)
-
     def _release(self, size: int) -> None:
-        self.held -= size
+        self.living -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {id(leaf) for leaf in tree_leaves((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and id(leaf) not in given and not func.is_view:
-                self._count(leaf)
+                self.living += leaf.nbytes
+                self.peak = max(self.peak, self.living)
+                weakref.finalize(leaf, self._release, leaf.nbytes)
         return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from numbers import Integral
 from traceback import clear_frames
 from typing import Any, Literal, NamedTuple
@@ -18,22 +19,21 @@ from medunet.networks import only_tensor, window_dependence
 from medunet.transforms import like, plain
 
 from .memory import WORKSPACE, free_memory, is_out_of_memory, parse_memory, peak_bytes
-from .tile_size import choose_tiles, with_less_halo
-from .tiling import SameSizeShapes, Tile, TileableShapes, TilePlan, plan_tiles
-from .windows import check_output, empty_output, take_window, unwrap
+from .tiling import SameSizeShapes, Shapes, TilePlan, choose_tiles, plan_tiles
+from .windows import take_window
 
 logger = logging.getLogger(__name__)
 
-BLEND_OVERLAP = 0.5
-"""Overlap of Gaussian-weighted windows, as in nnU-Net and MONAI's bundles."""
-
-AUTOCAST_SHARE = 0.6
-"""Memory of a pass under autocast, as a share of that in float32: activations have half the bytes, some stay."""
+BLEND_OVERLAP = 0.5  # of Gaussian-weighted windows, as in nnU-Net and MONAI's bundles
+AUTOCAST_SHARE = 0.6  # memory of a pass under autocast: activations have half the bytes, some stay in float32
+# Parts of the exact halo that are tried if memory has no room for one tile with all of it. The farther away a voxel,
+# the less it weighs in the output (Luo et al. 2016, "effective receptive field").
+LESS_HALO = (0.75, 0.5, 0.35, 0.25)
 
 _Run = Callable[[torch.Tensor], torch.Tensor]
 
+# memory of a pass by network; not an attribute of the inferer, which must be picklable
 _BYTES_PER_VOXEL: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
-"""Memory of a pass by network. Not an attribute of the inferer, which must be picklable."""
 
 
 class TileLogits(NamedTuple):
@@ -85,14 +85,12 @@ class OverlapTileInferer(Inferer):
             the whole window, or `tile_size` takes the whole image.
         sw_device: device of the windows and the network. Default: that of `inputs`.
         device: device of the stitched output. Default: that of `inputs`.
-        roi_size: MONAI's name of `tile_size`.
-        sw_batch_size: MONAI's name of `batch_size`.
 
     Raises:
         ConfigError: an invalid option. When called: a tile that is too small for the network, a network that cannot be
             tiled, or an output of another size than its `shapes` promise.
 
-    Example:
+    Examples:
         >>> network = torch.nn.Conv2d(1, 2, kernel_size=3, padding=1)
         >>> inferer = OverlapTileInferer((16, 24), halo=1, tile_stride=1)
         >>> with torch.inference_mode():
@@ -110,16 +108,8 @@ class OverlapTileInferer(Inferer):
         tile_stride: int | Sequence[int] | None = None,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
-        roi_size: int | Sequence[int | None] | None = None,
-        sw_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if (roi_size is not None and tile_size != "auto") or (sw_batch_size is not None and batch_size != 1):
-            raise ConfigError(
-                "roi_size is another name of tile_size, and sw_batch_size of batch_size; give one of them"
-            )
-        tile_size = tile_size if roi_size is None else roi_size
-        batch_size = batch_size if sw_batch_size is None else sw_batch_size
         is_size = isinstance(tile_size, (Integral, Sequence)) and not isinstance(tile_size, str)
         if tile_size is not None and tile_size != "auto" and not is_size:
             raise ConfigError("tile_size must be an integer, one per axis, or auto", received=repr(tile_size))
@@ -155,11 +145,15 @@ class OverlapTileInferer(Inferer):
         output: torch.Tensor | None = None
         for tile in self.tiles(image, network, *args, **kwargs):
             if output is None:
-                output = empty_output(image, tile.logits, device=self.device)
+                dtype = tile.logits.dtype
+                if dtype.is_floating_point:  # softmax and resampling lose digits in half precision
+                    dtype = torch.promote_types(dtype, torch.float32)
+                size = (len(image), len(tile.logits), *image.shape[2:])
+                output = torch.empty(size, dtype=dtype, device=self.device or image.device)
             region = (slice(None), *tile.region)
             output[tile.image][region] = tile.logits
         if output is None:
-            raise ConfigError("batch holds no image", received=tuple(inputs.shape), expected="(B, C, *spatial), B >= 1")
+            raise ConfigError("batch holds no image", received=tuple(inputs.shape))
         return like(output, inputs)
 
     def tiles(
@@ -177,37 +171,42 @@ class OverlapTileInferer(Inferer):
                 can interpolate between neighbouring voxels within one tile.
             kwargs: passed on to `network`.
         """
-        image = plain(inputs)
+        image, module = plain(inputs), unwrap(network)
         device = torch.device(self.sw_device) if self.sw_device is not None else image.device
-        max_voxels = self._max_voxels(image, network, device) if self.tile_size == "auto" else None
 
         def run(window: torch.Tensor) -> torch.Tensor:
             return only_tensor(network(window, *args, **kwargs))
 
+        plan = self.plan(image.shape[2:], network, in_channels=image.shape[1], extend=extend, device=device)
         while True:
-            plan = self._plan(image.shape[2:], network, extend=extend, max_voxels=max_voxels)
             try:
-                yield from self._evaluate(image, run, plan, module=unwrap(network), device=device)
+                yield from self._evaluate(image, run, plan, module=module, device=device)
+                return
             except (RuntimeError, MemoryError) as error:
                 clear_frames(error.__traceback__)  # they hold the tensors of the pass that failed
-                if "must match" in str(error) and self.tile_stride is None and not hasattr(unwrap(network), "shapes"):
+                if "must match" in str(error) and self.tile_stride is None and not hasattr(module, "shapes"):
                     raise ConfigError(
                         f"{type(network).__name__} does not take an image of this size",
                         received=tuple(image.shape[2:]),
                         remedy="give the product of its strides as tile_stride: windows are rounded up to it",
                     ) from error
-                max_voxels = max(math.prod(tile.window_size) for tile in plan.tiles) / 2
-                if not is_out_of_memory(error) or not self._can_shrink(image, network, extend, max_voxels):
+                smaller = self._smaller(plan, module, extend) if is_out_of_memory(error) else None
+                if smaller is None:
                     raise
-            else:
-                return
+            plan = smaller
             same = "" if "halo" in self._warned else ", the result is the same"
             self._warn("memory", f"out of memory: continuing with smaller tiles{same}")
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def plan(
-        self, image_size: Sequence[int], network: Callable[..., Any], *, in_channels: int = 1, extend: int = 0
+        self,
+        image_size: Sequence[int],
+        network: Callable[..., Any],
+        *,
+        in_channels: int = 1,
+        extend: int = 0,
+        device: torch.device | str = "cpu",
     ) -> TilePlan:
         """Return the tiles with which `network` would be evaluated.
 
@@ -216,67 +215,58 @@ class OverlapTileInferer(Inferer):
             network: as for a call.
             in_channels: channels of the image, for the estimate of memory.
             extend: as for `tiles`.
+            device: where the network runs, if `sw_device` is not set.
 
         Raises:
             ConfigError: see the class.
         """
-        max_voxels = None
+        module, max_voxels = unwrap(network), None
         if self.tile_size == "auto":
-            device = torch.device(self.sw_device or "cpu")
-            max_voxels = self._max_voxels(torch.empty(1, in_channels, *image_size, device="meta"), network, device)
-        return self._plan(image_size, network, extend=extend, max_voxels=max_voxels)
+            max_voxels = self._max_voxels(module, in_channels, torch.device(self.sw_device or device))
+        return self._plan(image_size, module, extend=extend, max_voxels=max_voxels)
 
-    def _plan(
-        self, image_size: Sequence[int], network: Callable[..., Any], *, extend: int, max_voxels: float | None
-    ) -> TilePlan:
+    def _plan(self, image_size: Sequence[int], module: Any, *, extend: int, max_voxels: float | None) -> TilePlan:
         axes = len(image_size)
-        shapes = self._shapes(unwrap(network), axes)
+        shapes, tile = self._shapes(module, axes), None
         halo = None if isinstance(self.halo, str) else _per_axis(self.halo, axes, "halo")
+        if self.tile_size not in (None, "auto"):
+            tile = [n if n is not None and n > 0 else None for n in _per_axis(self.tile_size, axes, "tile_size")]
         if getattr(shapes, "resize_output", False) and getattr(shapes, "padding", None) == "valid":
-            plan = self._one_window(image_size, shapes)
+            plan = plan_tiles(image_size, None, shapes=shapes)  # each tile would be stretched on its own
+            window = plan.tiles[0].window_size
+            if any(n is not None and n < size for n, size in zip(tile or (), window, strict=False)):
+                cause = "a network that resizes its output cannot be tiled, and the image is larger than one tile"
+                raise ConfigError(cause, received=tile, expected=f"null, or at least {window}")
         elif max_voxels is not None:
             plan = self._fit(image_size, max_voxels, shapes, halo=halo, extend=extend)
         else:
-            plan = plan_tiles(image_size, self._tile(axes), shapes=shapes, halo=halo, extend=extend)
+            plan = plan_tiles(image_size, tile, shapes=shapes, halo=halo, extend=extend)
         sizes = {size: len(tiles) for size, tiles in plan.by_window_size().items()}
         logger.debug("image %s, tile_size %s: number of windows by size %s", plan.image_size, self.tile_size, sizes)
         return plan
 
-    def _one_window(self, image_size: Sequence[int], shapes: TileableShapes) -> TilePlan:
-        """Plan for a network that resizes its output to its input: each tile would be stretched on its own."""
-        plan, tile = plan_tiles(image_size, None, shapes=shapes), self._tile(len(image_size))
-        window = plan.tiles[0].window_size
-        if tile is not None and any(n is not None and n < size for n, size in zip(tile, window, strict=True)):
-            raise ConfigError(
-                "a network that resizes its output to its input cannot be tiled, and the image is larger than one tile",
-                received=tile,
-                expected=f"at least {window}",
-                remedy="set tile_size to null for the whole image in one pass, or use the network without resizing",
-            )
-        return plan
-
     def _fit(
-        self, size: Sequence[int], voxels: float, shapes: TileableShapes, *, halo: tuple[int, ...] | None, extend: int
+        self, size: Sequence[int], voxels: float, shapes: Shapes, *, halo: tuple[int, ...] | None, extend: int
     ) -> TilePlan:
         try:
             return choose_tiles(size, voxels, shapes=shapes, halo=halo, extend=extend)
         except ConfigError:
-            less = with_less_halo(size, voxels, shapes=shapes, extend=extend) if halo is None else None
-            if less is None:
-                raise
-        plan, halo = less
-        self._warn(
-            "halo",
-            f"memory has no room for a tile with the network's halo of {shapes.halo} voxels; a halo of {halo} is used, "
-            "and a few voxels where tiles meet may differ: for the exact result free memory or increase `memory`",
-        )
-        return plan
+            for part in LESS_HALO if halo is None and not any(shapes.margin) else ():
+                less = [math.ceil(part * n / s) * s for n, s in zip(shapes.halo, shapes.total_stride, strict=True)]
+                with suppress(ConfigError):
+                    plan = choose_tiles(size, voxels, shapes=shapes, halo=less, extend=extend)
+                    self._warn(
+                        "halo",
+                        f"memory has no room for a tile with the network's halo of {shapes.halo} voxels; with one of "
+                        f"{tuple(less)} a few voxels where tiles meet may differ; free memory or increase `memory`",
+                    )
+                    return plan
+            raise
 
     def _evaluate(
         self, image: torch.Tensor, run: _Run, plan: TilePlan, *, module: Any, device: torch.device
     ) -> Iterator[TileLogits]:
-        reason = window_dependence(module)
-        if len(plan.tiles) > 1 and reason:
+        if len(plan.tiles) > 1 and (reason := window_dependence(module)):
             blended = not any(plan.margin)
             how = "windows that overlap by half are blended" if blended else "tiles are laid side by side"
             what = f"tiles change the result of {type(module).__name__}: {reason}; {how}"
@@ -284,13 +274,22 @@ class OverlapTileInferer(Inferer):
             if blended:
                 yield from self._blend(image, run, plan, device)
                 return
-        for batch in self._batches(plan, len(image)):
-            windows = [self._window(image[b : b + 1], tile, plan).to(device) for b, tile in batch]
-            logits = run(windows[0] if len(windows) == 1 else torch.cat(windows))
-            check_output(logits, batch[0][1], plan)
-            for (b, tile), part in zip(batch, logits, strict=True):
-                trim = (slice(None), *tile.trim)
-                yield TileLogits(b, tile.keep, part[trim])
+        for size, tiles in plan.by_window_size().items():
+            expected = tuple(n - 2 * margin for n, margin in zip(size, plan.margin, strict=True))
+            work = [(b, tile) for b in range(len(image)) for tile in tiles]
+            for start in range(0, len(work), self.batch_size):
+                batch = work[start : start + self.batch_size]
+                windows = [take_window(image[b : b + 1], tile.window, plan.margin).to(device) for b, tile in batch]
+                logits = run(windows[0] if len(windows) == 1 else torch.cat(windows))
+                if tuple(logits.shape[2:]) != expected:
+                    raise ConfigError(
+                        f"network returned another size than its shapes promise for a window of {size}",
+                        received=tuple(logits.shape[2:]),
+                        expected=expected,
+                    )
+                for (b, tile), part in zip(batch, logits, strict=True):
+                    trim = (slice(None), *tile.trim)
+                    yield TileLogits(b, tile.keep, part[trim])
 
     def _blend(self, image: torch.Tensor, run: _Run, plan: TilePlan, device: torch.device) -> Iterator[TileLogits]:
         blend = SlidingWindowInferer(
@@ -305,27 +304,27 @@ class OverlapTileInferer(Inferer):
         for b in range(len(image)):
             yield TileLogits(b, whole, blend(image[b : b + 1], lambda window: run(window).float())[0])
 
-    def _max_voxels(self, image: torch.Tensor, network: Callable[..., Any], device: torch.device) -> float:
+    def _max_voxels(self, module: Any, channels: int, device: torch.device) -> float:
         """Return the number of voxels of a window that fits into the memory."""
-        module = unwrap(network)
         budget = free_memory(device) if self.memory == "auto" else int(self.memory)
         if not isinstance(module, torch.nn.Module) or not hasattr(module, "shapes"):
             return math.inf  # nothing is known about it: try, and shrink if necessary
         if module not in _BYTES_PER_VOXEL:
             shapes: Any = module.shapes
             probe = shapes.next_valid_input(shapes.input_for_output([4 * stride for stride in shapes.total_stride]))
-            _BYTES_PER_VOXEL[module] = peak_bytes(module, (1, image.shape[1], *probe)) / math.prod(probe)
+            _BYTES_PER_VOXEL[module] = peak_bytes(module, (1, channels, *probe)) / math.prod(probe)
         cost = _BYTES_PER_VOXEL[module] * WORKSPACE * self.batch_size
         return budget / (cost * AUTOCAST_SHARE if torch.is_autocast_enabled(device.type) else cost)
 
-    def _can_shrink(self, image: torch.Tensor, network: Callable[..., Any], extend: int, max_voxels: float) -> bool:
-        if not self._can_tile(unwrap(network)):
-            return False
-        try:
-            plan = self._plan(image.shape[2:], network, extend=extend, max_voxels=max_voxels)
-        except ConfigError:
-            return False
-        return math.prod(plan.tiles[0].window_size) <= max_voxels
+    def _smaller(self, plan: TilePlan, module: Any, extend: int) -> TilePlan | None:
+        """Return a plan with windows of at most half the size; None if there is none."""
+        most = max(math.prod(tile.window_size) for tile in plan.tiles) / 2
+        if self._can_tile(module):
+            with suppress(ConfigError):
+                smaller = self._plan(plan.image_size, module, extend=extend, max_voxels=most)
+                if math.prod(smaller.tiles[0].window_size) <= most:
+                    return smaller
+        return None
 
     def _warn(self, kind: str, message: str) -> None:
         """Log a kind of warning once."""
@@ -333,13 +332,8 @@ class OverlapTileInferer(Inferer):
             self._warned.add(kind)
             logger.warning(message)
 
-    def _tile(self, axes: int) -> tuple[int | None, ...] | None:
-        if self.tile_size is None or self.tile_size == "auto":
-            return None
-        return tuple(n if n is not None and n > 0 else None for n in _per_axis(self.tile_size, axes, "tile_size"))
-
-    def _shapes(self, module: Any, axes: int) -> TileableShapes:
-        shapes = getattr(module, "shapes", None)
+    def _shapes(self, module: Any, axes: int) -> Shapes:
+        shapes: Shapes | None = getattr(module, "shapes", None)
         if shapes is not None:
             return shapes
         if self.tile_size not in (None, "auto") and not self._can_tile(module):
@@ -354,21 +348,18 @@ class OverlapTileInferer(Inferer):
 
     def _can_tile(self, module: Any) -> bool:
         """Return whether windows smaller than the image can be planned for the network."""
-        if hasattr(module, "shapes"):
-            return True
         has_halo = not isinstance(self.halo, str) or bool(window_dependence(module))
-        return self.tile_stride is not None and has_halo
+        return hasattr(module, "shapes") or (self.tile_stride is not None and has_halo)
 
-    def _batches(self, plan: TilePlan, images: int) -> Iterator[list[tuple[int, Tile]]]:
-        """Yield windows of one size, `batch_size` at a time, as pairs of image and tile."""
-        for tiles in plan.by_window_size().values():
-            work = [(image, tile) for image in range(images) for tile in tiles]
-            yield from (work[i : i + self.batch_size] for i in range(0, len(work), self.batch_size))
 
-    def _window(self, image: torch.Tensor, tile: Tile, plan: TilePlan) -> torch.Tensor:
-        start = [s.start - margin for s, margin in zip(tile.window, plan.margin, strict=True)]
-        stop = [s.stop - margin for s, margin in zip(tile.window, plan.margin, strict=True)]
-        return take_window(image, start, stop)
+def unwrap(network: Any) -> Any:
+    """Return the network with `shapes` behind torch.compile (`_orig_mod`) and DistributedDataParallel (`module`)."""
+    while not hasattr(network, "shapes"):
+        inner = getattr(network, "_orig_mod", None) or getattr(network, "module", None)
+        if inner is None:
+            break
+        network = inner
+    return network
 
 
 def _at_least(least: int, value: Any, name: str) -> None:
@@ -380,8 +371,7 @@ def _at_least(least: int, value: Any, name: str) -> None:
 
 def _per_axis(value: Any, axes: int, name: str) -> tuple[Any, ...]:
     """Return one number per spatial axis."""
-    if isinstance(value, Integral):
-        return (value,) * axes
-    if len(value) != axes:
+    numbers = (value,) * axes if isinstance(value, Integral) else tuple(value)
+    if len(numbers) != axes:
         raise ConfigError(f"{name} must have one number per spatial axis", received=value, expected=axes)
-    return tuple(value)
+    return numbers

@@ -1,122 +1,29 @@
-"""Labels on the source grid from logits on the network's grid, without logits on the source grid.
+"""Labels and probabilities on the source grid from logits on the network's grid, without logits on the source grid.
 
 Trilinear interpolation is a convex combination: if the corners of a cell of the network's grid share their largest
 class, that class is the largest everywhere in the cell. So only voxels in cells whose corners disagree are
 interpolated, and the labels equal those of interpolating every class everywhere. The same holds for regions painted
-over one another: if all corners show region k, it exceeds the threshold between them too, and no later region does::
-
-    network's grid   o---------o---------o      o: argmax at the nodes
-                     | 1     1 | 1     2 |
-                     |  same   |  mixed  |      same: the label is copied; mixed: logits are interpolated
-                     o---------o---------o
-    source grid       . . . . . . . . . .
+over one another: if all corners show region k, it exceeds the threshold between them too, and no later region does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from medunet.errors import GeometryError
 from medunet.transforms import paint_regions
 
-MIXED = 255
-"""Mark of a cell whose corners disagree; so a label map has at most 255 classes."""
+from .grids import GridMap, Places, find_places
 
-OUTSIDE_VOXELS = 1.0
-"""Source voxels within this distance of the network's grid take the label at its border, as resampling with a repeated
-border does; those beyond it were cropped away and are background."""
+MIXED = 255  # mark of a cell whose corners disagree; so a label map has at most 255 classes
 
-AXIS_TOLERANCE = 1e-4
-"""Largest drift along a second axis, in voxels over the whole source grid, of a map that counts as parallel."""
-
-_SLAB_VOXELS = 1 << 24  # source voxels per slab, which bounds the memory beside the result
-_OBLIQUE_VOXELS = 1 << 21  # the same for oblique grids, which need coordinates for each voxel
+_LABELS = 1 << 24  # source voxels per piece, which bounds the memory beside the result
+_PROBABILITIES = 1 << 25  # probabilities per piece
 _CHUNK_NUMBERS = 1 << 22  # interpolated logits held simultaneously
-
-
-@dataclass(frozen=True, eq=False)
-class GridMap:
-    """Affine map from the voxels of a source grid to a network's grid.
-
-    Args:
-        matrix: `(n + 1, n + 1)`, source index to network index.
-        source_size: voxels of the source grid.
-        grid_size: voxels of the network's grid.
-
-    Raises:
-        GeometryError: the matrix is not finite.
-
-    Example:
-        >>> half = np.diag([0.5, 0.5, 1.0])  # the network saw the image at half its resolution
-        >>> GridMap(half, (8, 6), (4, 3)).axes
-        (0, 1)
-    """
-
-    matrix: npt.NDArray[np.float64]
-    source_size: tuple[int, ...]
-    grid_size: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not np.isfinite(self.matrix).all():
-            raise GeometryError("the network's grid has no place on the source's", received=self.matrix.tolist())
-
-    @classmethod
-    def between(
-        cls,
-        source_affine: npt.ArrayLike,
-        source_size: Sequence[int],
-        grid_affine: npt.ArrayLike,
-        grid_size: Sequence[int],
-    ) -> GridMap:
-        """Return the map from the affines of both grids, `(4, 4)` or `(n + 1, n + 1)`, voxel to mm."""
-        keep = [*range(len(source_size)), -1]
-        source, grid = (
-            np.asarray(affine, dtype=np.float64)[np.ix_(keep, keep)] for affine in (source_affine, grid_affine)
-        )
-        return cls(np.linalg.inv(grid) @ source, tuple(map(int, source_size)), tuple(map(int, grid_size)))
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether both grids are equal."""
-        same = np.abs((self.matrix - np.eye(len(self.matrix))) * [*self.source_size, 1]).max() <= AXIS_TOLERANCE
-        return self.source_size == self.grid_size and bool(same)
-
-    @property
-    def axes(self) -> tuple[int, ...] | None:
-        """The network's axis that runs along each source axis, or None if the grids are oblique to each other."""
-        drift = np.abs(self.matrix[:-1, :-1]) * self.source_size  # rows: axes of the network
-        main = drift.argmax(axis=0)
-        drift[main, range(len(main))] = 0
-        if sorted(main) != list(range(len(main))) or drift.max() > AXIS_TOLERANCE:
-            return None
-        return tuple(int(axis) for axis in main)
-
-
-class AxisSteps(NamedTuple):
-    """Positions along an axis: the cell of the network's grid, the fraction within it, and whether outside the grid."""
-
-    cell: torch.Tensor
-    fraction: torch.Tensor
-    outside: torch.Tensor
-
-    @classmethod
-    def of(cls, coordinate: torch.Tensor, size: int) -> AxisSteps:
-        """Return the positions of coordinates on a network's axis of `size` voxels."""
-        outside = (coordinate < -OUTSIDE_VOXELS) | (coordinate > size - 1 + OUTSIDE_VOXELS)
-        clamped = coordinate.clamp(0, size - 1)
-        cell = clamped.floor().to(torch.int64)
-        return cls(cell, (clamped - cell).to(torch.float32), outside)
-
-    def part(self, part: slice, *, start: int = 0) -> AxisSteps:
-        """Return some of the positions, with cells counted from `start`."""
-        return AxisSteps(self.cell[part] - start, self.fraction[part], self.outside[part])
 
 
 def restore_labels(
@@ -147,114 +54,103 @@ def restore_labels(
     Raises:
         GeometryError: more than 255 classes, or logits of another size than the grid or region.
     """
-    region = check_region(logits, grid, region, classes=MIXED)
+    region = _check_region(logits, grid, region, most=MIXED)
     if out is None:
         out = torch.zeros(grid.source_size, dtype=torch.uint8, device=logits.device)
     if grid.is_identity:  # nothing lies between voxels, so a tile needs no neighbour
         out[region] = decide(logits, threshold, order)
         return out
-    core = core_of(region, grid)
-    if (axes := grid.axes) is None:
-        mixed, nodes = cells(decide(logits, threshold, order)), Nodes(logits)
-        for voxels, steps in oblique_steps(grid, core, logits.device, at_once=_OBLIQUE_VOXELS):
-            labels = mixed[tuple(step.cell for step in steps)]
-            where = (labels == MIXED).nonzero()[:, 0]
-            corners, fractions = [s.cell[where] for s in steps], [s.fraction[where] for s in steps]
-            labels[where] = nodes.labels(corners, fractions, threshold, order)
-            labels[torch.stack([step.outside for step in steps]).any(0)] = 0
-            out.view(-1)[voxels.to(out.device)] = labels.to(out.device)
-    elif (parallel := steps_along(grid, axes, core, logits.device)) is not None:
-        spans, steps = parallel
-        # the network's axes in the order of the source's
-        aligned = logits.permute(0, *(1 + axis for axis in axes))
-        _restore_parallel(aligned, steps, out[spans], threshold=threshold, order=order)
+    nodes = Nodes(_aligned(logits, grid))
+    mixed = cells(decide(nodes.logits, threshold, order))
+    for place in find_places(grid, region, logits.device, voxels=_LABELS):
+        labels = place.take(mixed)
+        where = (labels == MIXED).nonzero(as_tuple=True)
+        if len(where[0]):
+            labels[where] = nodes.labels(*place.at(where), threshold, order)
+        if (outside := place.outside()) is not None:
+            labels.masked_fill_(outside, 0)
+        place.write(labels, out)
     return out
 
 
-def check_region(
-    logits: torch.Tensor, grid: GridMap, region: tuple[slice, ...] | None, *, classes: int | None = None
-) -> tuple[slice, ...]:
-    """Return the region of a tile of logits, by default the whole grid.
+def restore_probabilities(
+    logits: torch.Tensor,
+    grid: GridMap,
+    *,
+    activation: str = "softmax",
+    out: torch.Tensor,
+    region: tuple[slice, ...] | None = None,
+) -> torch.Tensor:
+    """Return probabilities on the source grid: linear interpolation of the logits, then the activation.
+
+    Args:
+        logits: `(classes, *grid)`, or one tile of it.
+        grid: map from the source grid.
+        activation: `softmax` or `sigmoid`.
+        out: `(classes, *source)`, float32, to write into.
+        region: region of the network's grid that the tile covers, see :func:`restore_labels`.
+
+    Returns:
+        `out`.
 
     Raises:
-        GeometryError: logits of another size, or more channels than `classes`.
+        GeometryError: logits of another size than the grid or region.
     """
+    region = _check_region(logits, grid, region)
+    activate = torch.sigmoid if activation == "sigmoid" else torch.nn.Softmax(dim=0)
+    if grid.is_identity:
+        whole = (slice(None), *region)
+        out[whole] = activate(logits.float()).to(out.device)
+        return out
+    nodes = Nodes(_aligned(logits, grid))
+    for place in find_places(grid, region, logits.device, voxels=_PROBABILITIES // len(logits)):
+        if place.is_parallel:
+            values = _between(nodes.logits, place)
+        else:
+            values = nodes.interpolated([s.cell for s in place.steps], [s.fraction for s in place.steps]).T
+        values = activate(values)
+        if (outside := place.outside()) is not None:
+            values.masked_fill_(outside, 0.0)
+            if activation == "softmax":
+                values[0].masked_fill_(outside, 1.0)
+        place.write(values, out)
+    return out
+
+
+def _check_region(
+    logits: torch.Tensor, grid: GridMap, region: tuple[slice, ...] | None, *, most: int | None = None
+) -> tuple[slice, ...]:
+    """Return the region of a tile of logits, by default the whole grid."""
     region = tuple(slice(0, n) for n in grid.grid_size) if region is None else region
     size = tuple(part.stop - part.start for part in region)
-    if tuple(logits.shape[1:]) != size or (classes is not None and len(logits) > classes):
-        most = "classes" if classes is None else f"at most {classes} classes"
-        raise GeometryError("logits do not fit the grid", received=tuple(logits.shape), expected=f"({most}, *{size})")
+    if tuple(logits.shape[1:]) != size or (most is not None and len(logits) > most):
+        classes = "classes" if most is None else f"at most {most} classes"
+        expected = f"({classes}, *{size})"
+        raise GeometryError("logits do not fit the grid", received=tuple(logits.shape), expected=expected)
     return region
 
 
-def core_of(region: tuple[slice, ...], grid: GridMap) -> list[range]:
-    """Return the cells of a region of its tile: the last voxels belong to the next tile, if there is one."""
-    return [
-        range(part.start, part.stop if part.stop == n else part.stop - 1)
-        for part, n in zip(region, grid.grid_size, strict=True)
-    ]
+def _aligned(logits: torch.Tensor, grid: GridMap) -> torch.Tensor:
+    """Return logits with the network's axes in the order of the source's, if the grids are parallel."""
+    return logits if grid.axes is None else logits.permute(0, *(1 + axis for axis in grid.axes))
 
 
-def steps_along(
-    grid: GridMap, axes: tuple[int, ...], core: list[range], device: torch.device
-) -> tuple[tuple[slice, ...], list[AxisSteps]] | None:
-    """For parallel grids, return the source voxels whose cells are in a core, and their positions along each axis.
-
-    Args:
-        grid: map with `axes`.
-        axes: the network's axis along each source axis.
-        core: cells along the network's axes.
-        device: of the positions.
-
-    Returns:
-        Slices of the source and the positions along them, cells counted from the core's start; None if it is empty.
-    """
-    spans: list[slice] = []
-    steps: list[AxisSteps] = []
-    for k, axis in enumerate(axes):
-        index = torch.arange(grid.source_size[k], dtype=torch.float64)
-        step = AxisSteps.of(grid.matrix[axis, k] * index + grid.matrix[axis, -1], grid.grid_size[axis])
-        mine = ((step.cell >= core[axis].start) & (step.cell < core[axis].stop)).nonzero()[:, 0]
-        if not len(mine):
-            return None
-        span = slice(int(mine[0]), int(mine[-1]) + 1)  # cells rise or fall along an axis, so this has no gap
-        spans.append(span)
-        steps.append(AxisSteps(*(tensor.to(device) for tensor in step.part(span, start=core[axis].start))))
-    return tuple(spans), steps
-
-
-def oblique_steps(
-    grid: GridMap, core: list[range], device: torch.device, *, at_once: int
-) -> Iterator[tuple[torch.Tensor, list[AxisSteps]]]:
-    """For any affine map, yield flat indices of source voxels whose cells are in a core, and their positions.
-
-    Cells are counted from the core's start.
-    """
-    matrix = torch.as_tensor(grid.matrix, device=device)
-    count = int(np.prod(grid.source_size))
-    for start in range(0, count, at_once):
-        voxels = torch.arange(start, min(start + at_once, count), device=device)
-        index = torch.stack(torch.unravel_index(voxels, grid.source_size)).to(torch.float64)
-        steps = [AxisSteps.of(matrix[axis, :-1] @ index + matrix[axis, -1], n) for axis, n in enumerate(grid.grid_size)]
-        inside = [(s.cell >= c.start) & (s.cell < c.stop) for s, c in zip(steps, core, strict=True)]
-        mine = torch.stack(inside).all(0).nonzero()[:, 0]
-        yield (
-            voxels[mine],
-            [
-                AxisSteps(s.cell[mine] - c.start, s.fraction[mine], s.outside[mine])
-                for s, c in zip(steps, core, strict=True)
-            ],
-        )
+def _between(logits: torch.Tensor, place: Places) -> torch.Tensor:
+    """Interpolate `(classes, *tile)` linearly, axis by axis."""
+    low, high = place.range_of_first()
+    values = logits[:, low : high + 1].float()
+    for axis, step in enumerate(place.steps, start=1):
+        cell = step.cell - low if axis == 1 else step.cell
+        fraction = step.fraction.view([-1 if k == axis else 1 for k in range(values.ndim)])
+        after = (cell + 1).clamp(max=values.shape[axis] - 1)
+        values = torch.lerp(values.index_select(axis, cell), values.index_select(axis, after), fraction)
+    return values
 
 
 def decide(values: torch.Tensor, threshold: float = 0.0, order: Sequence[int] = ()) -> torch.Tensor:
     """Return the class of each position of `(classes, ...)`, uint8: the lowest of the largest, or one over a threshold.
 
     With `order` the channels are regions, see :func:`medunet.transforms.paint_regions`.
-
-    Example:
-        >>> decide(torch.tensor([[1.0, 2.0], [1.0, 3.0]])).tolist()
-        [0, 1]
     """
     if order:
         return paint_regions(values, order, threshold=threshold)
@@ -291,72 +187,36 @@ def _with_next(labels: torch.Tensor, axis: int, of_two: Callable[..., torch.Tens
     return result
 
 
-def _restore_parallel(
-    logits: torch.Tensor, steps: list[AxisSteps], out: torch.Tensor, *, threshold: float, order: Sequence[int]
-) -> None:
-    mixed, nodes = cells(decide(logits, threshold, order)), Nodes(logits)
-    first, *others = steps
-    at_once = max(1, _SLAB_VOXELS // max(1, out[0].numel()))
-    for start in range(0, len(first.cell), at_once):
-        part = slice(start, start + at_once)
-        low, high = int(first.cell[part].min()), int(first.cell[part].max()) + 1
-        labels = mixed[low:high]
-        for axis in range(len(steps) - 1, 0, -1):  # the last axis first, while there are few planes
-            labels = labels.index_select(axis, steps[axis].cell)
-        labels = labels.index_select(0, first.cell[part] - low)
-        where = (labels == MIXED).nonzero(as_tuple=True)
-        if len(where[0]):
-            index = (where[0] + start, *where[1:])
-            corners = [step.cell[i] for step, i in zip(steps, index, strict=True)]
-            fractions = [step.fraction[i] for step, i in zip(steps, index, strict=True)]
-            labels[where] = nodes.labels(corners, fractions, threshold, order)
-        for axis, step in enumerate([first.part(part), *others]):
-            if step.outside.any():
-                labels.index_fill_(axis, step.outside.nonzero()[:, 0], 0)
-        out[part] = labels.to(out.device)
-
-
 class Nodes:
-    """Logits at the nodes of the network's grid, for interpolation between them."""
+    """Logits `(classes, *tile)` at the nodes of the network's grid, for interpolation between them."""
 
     def __init__(self, logits: torch.Tensor) -> None:
-        self.size = logits.shape[1:]
-        self.classes = logits.shape[0]
-        self._source = logits
-        self._rows: torch.Tensor | None = None
+        self.logits = logits
 
-    @property
+    @cached_property
     def rows(self) -> torch.Tensor:
         """`(nodes, classes)`: the numbers of one voxel are adjacent."""
-        if self._rows is None:
-            self._rows = self._source.movedim(0, -1).reshape(-1, self.classes).float()
-        return self._rows
+        return self.logits.movedim(0, -1).reshape(-1, len(self.logits)).float()
 
     def labels(
-        self,
-        corner: Sequence[torch.Tensor],
-        fraction: Sequence[torch.Tensor],
-        threshold: float,
-        order: Sequence[int] = (),
+        self, corner: Sequence[torch.Tensor], fraction: Sequence[torch.Tensor], threshold: float, order: Sequence[int]
     ) -> torch.Tensor:
         """Return the classes of `(voxels,)` between nodes, given the lower node and the fraction along each axis."""
-        labels = torch.empty(len(corner[0]), dtype=torch.uint8, device=self._source.device)
-        at_once = max(1, _CHUNK_NUMBERS // self.classes)
+        labels = torch.empty(len(corner[0]), dtype=torch.uint8, device=self.logits.device)
+        at_once = max(1, _CHUNK_NUMBERS // len(self.logits))
         for start in range(0, len(labels), at_once):
             part = slice(start, start + at_once)
             values = self.interpolated([c[part] for c in corner], [f[part] for f in fraction])
-            if order or self.classes == 1:
-                labels[part] = decide(values.T, threshold, order)
-            else:
-                labels[part] = values.argmax(dim=1)
+            is_argmax = not order and len(self.logits) > 1
+            labels[part] = values.argmax(dim=1) if is_argmax else decide(values.T, threshold, order)
         return labels
 
     def interpolated(self, corner: Sequence[torch.Tensor], fraction: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return `(voxels, classes)`: the weighted sum of the corners' rows, in one fused pass."""
         base = torch.zeros_like(corner[0])
-        weight = torch.ones(len(base), 1, dtype=torch.float32, device=self._source.device)
-        offset = torch.zeros(1, dtype=torch.int64, device=self._source.device)
-        for low, high_share, size in zip(corner, fraction, self.size, strict=True):
+        weight = torch.ones(len(base), 1, dtype=torch.float32, device=self.logits.device)
+        offset = torch.zeros(1, dtype=torch.int64, device=self.logits.device)
+        for low, high_share, size in zip(corner, fraction, self.logits.shape[1:], strict=True):
             base = base * size + low
             offset = torch.stack([offset * size, offset * size + 1], dim=1).flatten()
             weight = (weight[:, :, None] * torch.stack([1 - high_share, high_share], dim=1)[:, None]).flatten(1)

@@ -1,45 +1,21 @@
-"""Tiles of the overlap-tile strategy: integers only, no tensor.
+"""Tiles of the overlap-tile strategy (Ronneberger et al. 2015, figure 2): integers only, no tensor.
 
-Ronneberger et al. 2015 (figure 2) cut an image into tiles so that the stitched output has no seam. That needs:
-
-1. **Context.** A voxel is kept only from a window that contains everything the voxel depends on, or that ends where
-   the image ends, as a pass over the whole image does.
-2. **Phase.** Pooling by 2 pairs the voxels (0, 1), (2, 3), ... of its input. A window that started at voxel 1 would
-   pair (1, 2), (3, 4), ...: another function. So windows start at multiples of the network's total stride.
-
-Tiles are planned axis by axis; a tile of the image is the product of one span of each axis.
+A voxel is kept only from a window that contains everything the voxel depends on, or that ends where the image ends.
+Windows start at multiples of the network's total stride, because pooling pairs the voxels (0, 1), (2, 3), ...
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 from medunet.errors import ConfigError
+from medunet.networks import UNetShapes
+from medunet.networks.shapes import round_up
 
-
-class TileableShapes(Protocol):
-    """Sizes of a network, for planning; `medunet.networks.shapes.UNetShapes` has them."""
-
-    @property
-    def total_stride(self) -> tuple[int, ...]:
-        """Product of all strides per axis, in voxels: the network's period under translation."""
-
-    @property
-    def halo(self) -> tuple[int, ...]:
-        """Voxels beyond the kept region, on each side, that make a window of a padded network exact."""
-
-    @property
-    def margin(self) -> tuple[int, ...]:
-        """Voxels by which the output is smaller on each side; zeros for a padded network."""
-
-    def next_valid_input(self, size: Sequence[int], /) -> tuple[int, ...]:
-        """Smallest size the network accepts that is not smaller than `size`."""
-
-    def input_for_output(self, size: Sequence[int], /) -> tuple[int, ...]:
-        """Smallest size the network accepts whose output is not smaller than `size`."""
+MAX_LIMITS = 64  # tile sizes that are tried along one axis; if there are more, some are left out
 
 
 @dataclass(frozen=True)
@@ -50,7 +26,7 @@ class SameSizeShapes:
         total_stride: product of all strides per axis, in voxels.
         halo: voxels beyond the kept region on each side, per axis.
 
-    Example:
+    Examples:
         >>> SameSizeShapes(total_stride=(8, 4), halo=(16, 16)).next_valid_input((5, 33))
         (8, 36)
     """
@@ -63,13 +39,16 @@ class SameSizeShapes:
         """Zeros: the output is as large as the input."""
         return (0,) * len(self.total_stride)
 
-    def next_valid_input(self, size: Sequence[int], /) -> tuple[int, ...]:
+    def next_valid_input(self, size: Sequence[int]) -> tuple[int, ...]:
         """Return `size` rounded up to multiples of the total stride, as MONAI's U-Nets need it."""
-        return tuple(_round_up(n, stride) for n, stride in zip(size, self.total_stride, strict=True))
+        return tuple(map(round_up, size, self.total_stride))
 
-    def input_for_output(self, size: Sequence[int], /) -> tuple[int, ...]:
+    def input_for_output(self, size: Sequence[int]) -> tuple[int, ...]:
         """Return the same as `next_valid_input`."""
         return self.next_valid_input(size)
+
+
+Shapes = UNetShapes | SameSizeShapes
 
 
 @dataclass(frozen=True)
@@ -80,12 +59,16 @@ class Tile:
         window: the network's input, in the extended image: the image with `TilePlan.margin` voxels before it and as
             many as needed after it (so no slice is negative).
         keep: the region of the image that this tile computes; without `extend`, those of all tiles partition the image.
-        trim: the same region in the coordinates of the network's output for `window`.
     """
 
     window: tuple[slice, ...]
     keep: tuple[slice, ...]
-    trim: tuple[slice, ...]
+
+    @property
+    def trim(self) -> tuple[slice, ...]:
+        """The kept region in the coordinates of the network's output for the window."""
+        pairs = zip(self.window, self.keep, strict=True)
+        return tuple(slice(keep.start - window.start, keep.stop - window.start) for window, keep in pairs)
 
     @property
     def window_size(self) -> tuple[int, ...]:
@@ -109,40 +92,32 @@ class TilePlan:
         return groups
 
 
-class _Span(NamedTuple):
-    """One axis of a tile."""
+def smallest_tile(shapes: Shapes, *, halo: Sequence[int] | None = None, extend: int = 0) -> tuple[int, ...]:
+    """Return the smallest tile per axis for images of any size.
 
-    window: slice
-    keep: slice
-    trim: slice
+    Args:
+        shapes: shapes of the network.
+        halo: voxels beyond the kept region on each side, per axis; None takes that of `shapes`.
+        extend: voxels of the next regions that each kept region includes, see `plan_tiles`.
 
-    def extended(self, size: int, extend: int) -> _Span:
-        """Return the span with voxels of the next one, up to the end of an axis of `size` voxels."""
-        keep, trim = self.keep, self.trim
-        more = min(extend, size - keep.stop)
-        return _Span(self.window, slice(keep.start, keep.stop + more), slice(trim.start, trim.stop + more))
-
-
-def smallest_tile(shapes: TileableShapes, *, halo: Sequence[int] | None = None, extend: int = 0) -> tuple[int, ...]:
-    """Return the smallest tile per axis for images of any size; the arguments are those of `plan_tiles`.
-
-    Example:
+    Examples:
         >>> smallest_tile(SameSizeShapes(total_stride=(16, 16), halo=(48, 8)))
         (112, 32)
     """
     if any(shapes.margin):
-        return tuple(shapes.input_for_output([stride + extend for stride in shapes.total_stride]))
-    halo = [h + extend for h in (shapes.halo if halo is None else halo)]
+        return shapes.input_for_output([stride + extend for stride in shapes.total_stride])
     # without a halo the last window may have to start a stride earlier, see `_padded_axis`
-    least = [2 * s if s > 1 else 1 for s in shapes.total_stride]
-    return tuple(max(_round_up(2 * h, s) + s, n) for h, s, n in zip(halo, shapes.total_stride, least, strict=True))
+    return tuple(
+        max(round_up(2 * (h + extend), s) + s, 2 * s if s > 1 else 1)
+        for h, s in zip(shapes.halo if halo is None else halo, shapes.total_stride, strict=True)
+    )
 
 
 def plan_tiles(
     image_size: Sequence[int],
     tile_size: Sequence[int | None] | None,
     *,
-    shapes: TileableShapes,
+    shapes: Shapes,
     halo: Sequence[int] | None = None,
     extend: int = 0,
 ) -> TilePlan:
@@ -161,23 +136,19 @@ def plan_tiles(
     Raises:
         ConfigError: a tile that is too small for the network, or different numbers of axes.
 
-    Example:
+    Examples:
         >>> shapes = SameSizeShapes(total_stride=(4,), halo=(4,))
         >>> for tile in plan_tiles((22,), (16,), shapes=shapes).tiles:
         ...     print(tile.window, tile.keep, tile.trim)
         (slice(0, 16, None),) (slice(0, 12, None),) (slice(0, 12, None),)
         (slice(8, 24, None),) (slice(12, 22, None),) (slice(4, 14, None),)
     """
-    image = tuple(image_size)
-    axes = len(shapes.total_stride)
+    image, axes = tuple(image_size), len(shapes.total_stride)
     tile = (None,) * axes if tile_size is None else tuple(tile_size)
     halo = tuple(shapes.halo if halo is None else halo)
-    for name, value in (("image size", image), ("tile size", tile), ("halo", halo)):
-        if len(value) != axes:
-            raise ConfigError(f"{name} must have the network's number of axes", received=value, expected=axes)
-    if min(image) < 1:
-        raise ConfigError("image must have at least one voxel per axis", received=image)
-
+    if not len(image) == len(tile) == len(halo) == axes or min(image) < 1:
+        received = f"image {image}, tile {tile}, halo {halo}"
+        raise ConfigError(f"sizes must have {axes} axes, and the image at least one voxel", received=received)
     valid = any(shapes.margin)
     smallest = smallest_tile(shapes, halo=halo, extend=extend)
     # the window of the whole image; a padded network that rejects its size (below the total stride) gets more
@@ -186,24 +157,29 @@ def plan_tiles(
         raise ConfigError(
             "tile is too small for the context that the network needs",
             received=tile,
-            expected=f"at least {smallest} if the image is larger than the tile",
             remedy=f"set tile_size to {smallest} or more, or to null for the whole image in one pass",
         )
     limit = tuple(w if t is None else min(t, w) for t, w in zip(tile, whole, strict=True))
     if valid:
-        spans = _valid_spans(image, limit, shapes, extend)
+        spans = _valid_axes(image, limit, shapes, extend)
     else:
-        sizes = zip(image, limit, whole, shapes.total_stride, halo, strict=True)
-        spans = [_padded_axis(n, total, window, stride, h + extend) for n, window, total, stride, h in sizes]
-    spans = [[span.extended(size, extend) for span in axis] for axis, size in zip(spans, image, strict=True)]
+        sizes = zip(image, whole, limit, shapes.total_stride, halo, strict=True)
+        spans = [_padded_axis(n, total, window, stride, h + extend) for n, total, window, stride, h in sizes]
+    spans = [
+        [(window, slice(keep.start, min(keep.stop + extend, n))) for window, keep in axis]
+        for axis, n in zip(spans, image, strict=True)
+    ]
     tiles = tuple(Tile(*zip(*product, strict=True)) for product in itertools.product(*spans))
     return TilePlan(image_size=image, margin=tuple(shapes.margin), tiles=tiles)
 
 
-def _padded_axis(size: int, total: int, window: int, stride: int, halo: int) -> list[_Span]:
+_Axis = list[tuple[slice, slice]]  # window and kept region of each piece along one axis
+
+
+def _padded_axis(size: int, total: int, window: int, stride: int, halo: int) -> _Axis:
     """Cut `total` voxels, the first `size` of which belong to the image, into windows that overlap."""
     if total <= window:
-        return [_Span(slice(0, total), slice(0, size), slice(0, size))]
+        return [(slice(0, total), slice(0, size))]
     window = window // stride * stride
     # window 16, halo 4, stride 4; = is kept, - is context. At both ends of the image the network's own padding acts as
     # it does on the whole image.
@@ -212,43 +188,86 @@ def _padded_axis(size: int, total: int, window: int, stride: int, halo: int) -> 
     #                   [----==========]  the last window is as short as the image allows
     step = (window - 2 * halo) // stride * stride
     lead = (window - step) // 2  # at least the halo; the remainder of rounding the step goes to both sides
-    origins = range(0, _round_up(total - window, step) + 1, step)
-    spans = []
-    for origin in origins:
-        first, last = origin == 0, origin == origins[-1]
-        begin = 0 if first else origin + lead
-        end = size if last else origin + step + lead
-        # a last window shorter than the stride would have no voxel on the coarsest level, so it starts earlier
-        start = min(origin, (total - stride) // stride * stride) if last else origin
-        stop = total if last else origin + window
-        spans.append(_Span(slice(start, stop), slice(begin, end), slice(begin - start, end - start)))
-    return spans
+    final = round_up(total - window, step)
+    starts = range(0, final, step)
+    spans = [(slice(n, n + window), slice(n + lead if n else 0, n + step + lead)) for n in starts]
+    # a last window shorter than the stride would have no voxel on the coarsest level, so it starts earlier
+    start = min(final, (total - stride) // stride * stride)
+    return [*spans, (slice(start, total), slice(final + lead, size))]
 
 
-def _valid_spans(
-    image: tuple[int, ...], limit: tuple[int, ...], shapes: TileableShapes, extend: int
-) -> list[list[_Span]]:
-    """Return the spans of a network that loses `margin` voxels on each side (Ronneberger et al. 2015, figure 2)."""
+def _valid_axes(image: tuple[int, ...], limit: tuple[int, ...], shapes: Shapes, extend: int) -> list[_Axis]:
+    """Cut each axis for a network that loses `margin` voxels on each side."""
     window = shapes.next_valid_input(limit)
     output = [w - 2 * margin for w, margin in zip(window, shapes.margin, strict=True)]
     # the 2015 network returns 388 for 572, and the paper's tiles abut at 388 = 24 * 16 + 4; but a window that starts 4
     # voxels off the multiples of 16 is pooled in another phase, which makes a seam, so the step is 384
-    steps = [(n - extend) // stride * stride for n, stride in zip(output, shapes.total_stride, strict=True)]
+    # (at least one stride: the output of an image of one window may be smaller)
+    steps = [max(s, (n - extend) // s * s) for n, s in zip(output, shapes.total_stride, strict=True)]
+    finals = [round_up(max(0, size - n), step) for size, n, step in zip(image, output, steps, strict=True)]
     # the last window of an axis is no larger than the rest of the image
-    origins = [
-        range(0, _round_up(size - n, step) + 1, step) if n < size else range(1)
-        for size, n, step in zip(image, output, steps, strict=True)
-    ]
-    rest = shapes.input_for_output([size - axis[-1] for size, axis in zip(image, origins, strict=True)])
-    axes: list[list[_Span]] = []
-    for size, full, last, step, starts in zip(image, window, rest, steps, origins, strict=True):
-        spans = []
-        for start in starts:
-            width, end = (last, size) if start == starts[-1] else (full, start + step)
-            spans.append(_Span(slice(start, start + width), slice(start, end), slice(0, end - start)))
-        axes.append(spans)
+    rest = shapes.input_for_output([size - final for size, final in zip(image, finals, strict=True)])
+    axes = []
+    for size, full, step, final, last in zip(image, window, steps, finals, rest, strict=True):
+        spans = [(slice(n, n + full), slice(n, n + step)) for n in range(0, final, step)]
+        axes.append([*spans, (slice(final, final + last), slice(final, size))])
     return axes
 
 
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+def choose_tiles(
+    image_size: Sequence[int],
+    max_voxels: float,
+    *,
+    shapes: Shapes,
+    halo: Sequence[int] | None = None,
+    extend: int = 0,
+) -> TilePlan:
+    """Plan the tiles of an image so that no window has more than `max_voxels`.
+
+    Of all numbers of pieces along each axis, take the combination whose windows have the fewest voxels together; of
+    equals, the one with the fewest tiles.
+
+    Args:
+        image_size: spatial size of the image.
+        max_voxels: largest window, in voxels of the network's input.
+        shapes: shapes of the network.
+        halo: voxels beyond the kept region on each side, per axis; None takes that of `shapes`.
+        extend: voxels of the next regions that each kept region includes, see `plan_tiles`.
+
+    Raises:
+        ConfigError: the smallest window that the network can work with has more voxels.
+
+    Examples:
+        >>> shapes = SameSizeShapes(total_stride=(4, 4), halo=(4, 4))
+        >>> [tile.window_size for tile in choose_tiles((40, 20), 500, shapes=shapes).tiles]
+        [(24, 20), (24, 20)]
+    """
+
+    def plan(tile: Sequence[int | None] | None) -> TilePlan:
+        return plan_tiles(image_size, tile, shapes=shapes, halo=halo, extend=extend)
+
+    def cut(axis: int, limit: int | None) -> tuple[int, int, int]:
+        """Return the largest window, the sum of all windows, and the number of pieces along one axis."""
+        tiles = plan([limit if k == axis else None for k in range(len(image_size))]).tiles
+        lengths = [tile.window_size[axis] for tile in tiles]
+        return max(lengths), sum(lengths), len(lengths)
+
+    whole = plan(None)
+    if math.prod(whole.tiles[0].window_size) <= max_voxels:
+        return whole
+    axes = []
+    for axis, least in enumerate(smallest_tile(shapes, halo=halo, extend=extend)):
+        limits = range(least, whole.tiles[0].window_size[axis], shapes.total_stride[axis])
+        limits = limits[:: math.ceil(len(limits) / MAX_LIMITS) or 1]
+        axes.append(sorted({cut(axis, limit) for limit in (None, *limits)}))
+    fitting = [choice for choice in itertools.product(*axes) if math.prod(cut[0] for cut in choice) <= max_voxels]
+    if not fitting:
+        lowest = [cuts[0][0] for cuts in axes]
+        raise ConfigError(
+            "memory is too small for the smallest tile of this network",
+            received=f"{max_voxels:.3g} voxels",
+            expected=f"{math.prod(lowest)} voxels ({' x '.join(map(str, lowest))})",
+            remedy="free memory, give a larger `memory`, or a smaller halo",
+        )
+    best = min(fitting, key=lambda choice: (math.prod(c[1] for c in choice), math.prod(c[2] for c in choice)))
+    return plan([cut[0] for cut in best])

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer
+from torch.nn.functional import interpolate
 
 from medunet.errors import ConfigError
 from medunet.networks import check_activation, to_logits, to_probabilities
@@ -29,7 +30,7 @@ class _ViewInferer(Inferer, ABC):
         """Evaluate all views: `(B, C, *spatial)` to logits `(B, classes, *spatial)`, float32."""
         image = plain(inputs)
         if not len(image):
-            raise ConfigError("batch holds no image", received=tuple(inputs.shape), expected="(B, C, *spatial), B >= 1")
+            raise ConfigError("batch holds no image", received=tuple(inputs.shape))
 
         def evaluate(view: torch.Tensor) -> torch.Tensor:
             return to_probabilities(self.inferer(view, network, *args, **kwargs), self.activation)
@@ -39,8 +40,7 @@ class _ViewInferer(Inferer, ABC):
         for probabilities in views:
             total.add_(probabilities)
             count += 1
-        output = to_logits(total / count, self.activation)
-        return like(output, inputs)
+        return like(to_logits(total / count, self.activation), inputs)
 
     @abstractmethod
     def _views(self, image: torch.Tensor, evaluate: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -67,7 +67,7 @@ class MirrorInferer(_ViewInferer):
     Raises:
         ConfigError: an axis that does not exist, a batch size below 1, invalid pairs, or swaps with `transpose`.
 
-    Example:
+    Examples:
         >>> from monai.inferers import SimpleInferer
         >>> network = torch.nn.Conv2d(1, 2, kernel_size=3, padding=1)
         >>> inferer = MirrorInferer(SimpleInferer(), axes=[0, 1], transpose=True)
@@ -110,12 +110,8 @@ class MirrorInferer(_ViewInferer):
                 probabilities = evaluate(batch.transpose(2, 3) if swap else batch)
                 probabilities = probabilities.transpose(2, 3) if swap else probabilities
                 for dims, view in zip(part, probabilities.split(len(image)), strict=True):
-                    yield self._sides_restored(view, dims).flip(dims)
-
-    def _sides_restored(self, view: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
-        if not self.swaps or 2 + self.swap_axis not in dims:
-            return view
-        return view[:, swapped_channels(self.swaps, view.shape[1])]
+                    swaps = self.swaps if 2 + self.swap_axis in dims else ()
+                    yield (view[:, swapped_channels(swaps, view.shape[1])] if swaps else view).flip(dims)
 
 
 class ScaleInferer(_ViewInferer):
@@ -132,7 +128,7 @@ class ScaleInferer(_ViewInferer):
     Raises:
         ConfigError: no scale, or one that is not positive.
 
-    Example:
+    Examples:
         >>> from monai.inferers import SimpleInferer
         >>> network = torch.nn.Conv2d(1, 2, kernel_size=3, padding=1)
         >>> with torch.inference_mode():
@@ -151,7 +147,7 @@ class ScaleInferer(_ViewInferer):
         for scale in self.scales:
             probabilities = evaluate(_resized(image, [max(1, round(n * scale)) for n in size]))
             if list(probabilities.shape[2:]) != size:
-                probabilities = torch.nn.functional.interpolate(probabilities, size, mode=LINEAR_MODES[len(size)])
+                probabilities = interpolate(probabilities, size, mode=LINEAR_MODES[len(size)])
             yield probabilities
 
 
@@ -159,6 +155,6 @@ def _resized(image: torch.Tensor, size: list[int]) -> torch.Tensor:
     if list(image.shape[2:]) == size:
         return image
     if len(size) == 2:
-        return torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
+        return interpolate(image, size, mode="bilinear", antialias=True)
     smaller = any(new < old for new, old in zip(size, image.shape[2:], strict=True))  # antialias is for 2D only
-    return torch.nn.functional.interpolate(image, size, mode="area" if smaller else LINEAR_MODES[len(size)])
+    return interpolate(image, size, mode="area" if smaller else LINEAR_MODES[len(size)])

@@ -156,15 +156,6 @@ def test_an_output_that_is_ambiguous_is_rejected(wrap: Callable[[torch.Tensor], 
         OverlapTileInferer(None)(random_image(33, 34), Returns(wrap))
 
 
-def test_monai_names_of_the_options_are_accepted() -> None:
-    inferer = OverlapTileInferer(roi_size=(96, 80), sw_batch_size=4)
-    assert (inferer.tile_size, inferer.batch_size) == ((96, 80), 4)
-    assert OverlapTileInferer().tile_size == "auto"
-    for both in ({"tile_size": 96, "roi_size": 64}, {"batch_size": 2, "sw_batch_size": 4}):
-        with pytest.raises(ConfigError, match="give one of them"):
-            OverlapTileInferer(**both)
-
-
 INFERERS: list[Callable[[], Inferer]] = [
     OverlapTileInferer,
     lambda: MirrorInferer(OverlapTileInferer(), axes=[0]),

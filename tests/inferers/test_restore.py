@@ -26,7 +26,7 @@ def everywhere(logits: torch.Tensor, grid: GridMap, threshold: float = 0.0) -> t
         clamped = np.clip(place[axis], 0, size - 1)
         corners.append(torch.from_numpy(np.floor(clamped).astype(np.int64)))
         fractions.append(torch.from_numpy((clamped - np.floor(clamped)).astype(np.float32)))
-    labels = Nodes(logits).labels(corners, fractions, threshold)
+    labels = Nodes(logits).labels(corners, fractions, threshold, ())
     labels[torch.from_numpy(outside)] = 0
     return labels.view(grid.source_size)
 

@@ -1,10 +1,12 @@
-"""Inferers whose result is on the grid of the file, not on that of the network; here label maps."""
+"""Inferers whose result is on the grid of the file, not on that of the network: label maps and probabilities."""
 
 from __future__ import annotations
 
 import math
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,11 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 
 from medunet.errors import ConfigError, GeometryError
+from medunet.networks import check_activation
 
+from .grids import GridMap
 from .overlap_tile import OverlapTileInferer, TileLogits
-from .restore import MIXED, GridMap, restore_labels
+from .restore import MIXED, restore_labels, restore_probabilities
 
 
 class SourceGridInferer(Inferer, ABC):
@@ -55,13 +59,21 @@ class SourceGridInferer(Inferer, ABC):
         if len({grid.source_size for grid in grids}) > 1:
             sizes = [grid.source_size for grid in grids]
             raise ConfigError("images of a batch must have one size", received=sizes, remedy="use a batch size of 1")
+        tiles: Iterable[TileLogits]
+        if isinstance(self.inferer, OverlapTileInferer):
+            extend = 0 if grids[0].is_identity else 1
+            tiles = self.inferer.tiles(inputs, network, *args, extend=extend, **kwargs)
+        else:
+            whole = tuple(slice(0, n) for n in inputs.shape[2:])
+            outputs = torch.as_tensor(self.inferer(inputs, network, *args, **kwargs))
+            tiles = (TileLogits(index, whole, logits) for index, logits in enumerate(outputs))
         output: torch.Tensor | None = None
-        for tile in self._tiles(inputs, network, args, kwargs, extend=0 if grids[0].is_identity else 1):
+        for tile in tiles:
             if output is None:
                 output = self._empty(len(grids), len(tile.logits), grids[0].source_size)
             self._put(tile.logits, grids[tile.image], output[tile.image], tile.region)
         if output is None:
-            raise ConfigError("batch holds no image", received=tuple(inputs.shape), expected="(B, C, *spatial), B >= 1")
+            raise ConfigError("batch holds no image", received=tuple(inputs.shape))
         if not isinstance(inputs, MetaTensor):
             return output
         result = MetaTensor(output).copy_meta_from(inputs)
@@ -69,22 +81,6 @@ class SourceGridInferer(Inferer, ABC):
             result.affine = torch.as_tensor(np.asarray(inputs.meta["original_affine"]), dtype=torch.float64)
             result.applied_operations = []
         return result
-
-    def _tiles(
-        self,
-        inputs: torch.Tensor,
-        network: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        *,
-        extend: int,
-    ) -> Iterator[TileLogits]:
-        if isinstance(self.inferer, OverlapTileInferer):
-            yield from self.inferer.tiles(inputs, network, *args, extend=extend, **kwargs)
-            return
-        whole = tuple(slice(0, n) for n in inputs.shape[2:])
-        for index, logits in enumerate(torch.as_tensor(self.inferer(inputs, network, *args, **kwargs))):
-            yield TileLogits(index, whole, logits)
 
     def _grids(self, inputs: torch.Tensor) -> list[GridMap]:
         size = tuple(inputs.shape[2:])
@@ -95,8 +91,7 @@ class SourceGridInferer(Inferer, ABC):
             raise GeometryError(
                 "the image lacks the grid that it was read on",
                 received=f"no {' and '.join(missing)}",
-                expected="a MetaTensor of LoadImaged",
-                remedy="or set to_source to False",
+                remedy="give a MetaTensor of LoadImaged, or set to_source to False",
             )
         affines = _each(inputs.affine, len(inputs), ndim=2)  # type: ignore[attr-defined]  # a MetaTensor, see above
         sources = _each(meta["original_affine"], len(inputs), ndim=2)
@@ -105,6 +100,12 @@ class SourceGridInferer(Inferer, ABC):
             GridMap.between(source, [int(n) for n in shape[: len(size)]], affine, size)
             for source, shape, affine in zip(sources, shapes, affines, strict=True)
         ]
+
+
+def _each(value: Any, count: int, *, ndim: int) -> Sequence[np.ndarray[Any, Any]]:
+    """Return one array per image, from a batch's metadata, which are stacked, or from those of a single image."""
+    array = np.asarray(value)
+    return list(array) if array.ndim > ndim else [array] * count
 
 
 class LabelInferer(SourceGridInferer):
@@ -125,7 +126,7 @@ class LabelInferer(SourceGridInferer):
         ConfigError: an invalid threshold or order; when called, images of different source grids in one batch.
         GeometryError: when called, an image without the grid that it was read on.
 
-    Example:
+    Examples:
         >>> network = torch.nn.Conv2d(1, 3, kernel_size=3, padding=1)
         >>> inferer = LabelInferer(OverlapTileInferer(None), to_source=False)
         >>> with torch.inference_mode():
@@ -140,9 +141,7 @@ class LabelInferer(SourceGridInferer):
         if not 0 < threshold < 1:
             raise ConfigError("threshold must be a probability between 0 and 1", received=threshold)
         if len(set(order)) != len(order) or not all(0 < index < MIXED for index in order):
-            raise ConfigError(
-                "regions are painted with different class indices", received=list(order), expected=f"1 to {MIXED - 1}"
-            )
+            raise ConfigError(f"order must be different class indices from 1 to {MIXED - 1}", received=list(order))
         self.threshold = math.log(threshold / (1 - threshold))
         self.order = tuple(order)
 
@@ -158,7 +157,48 @@ class LabelInferer(SourceGridInferer):
         restore_labels(logits, grid, threshold=self.threshold, order=self.order, out=out[0], region=region)
 
 
-def _each(value: Any, count: int, *, ndim: int) -> Sequence[np.ndarray[Any, Any]]:
-    """Return one array per image, from a batch's metadata, which are stacked, or from those of a single image."""
-    array = np.asarray(value)
-    return list(array) if array.ndim > ndim else [array] * count
+class ProbabilityInferer(SourceGridInferer):
+    """Evaluate a network and bring its class probabilities to the source grid, tile by tile.
+
+    Logits are interpolated linearly, then activated. The result is in a temporary memory-mapped file that is deleted
+    with the tensor, so a volume of many classes need not fit into memory.
+
+    Args:
+        inferer: evaluates the network, `OverlapTileInferer` or another one.
+        activation: `softmax`, or `sigmoid` of each channel. Outside of a cropped grid, softmax gives class 0, sigmoid
+            zeros.
+        to_source: whether to return to the grid that the image was read on.
+        scratch_dir: folder of the temporary file; by default the system's.
+
+    Raises:
+        ConfigError: an unknown activation; when called, images of different source grids in one batch.
+        GeometryError: when called, an image without the grid that it was read on.
+
+    Examples:
+        >>> network = torch.nn.Conv2d(1, 3, kernel_size=3, padding=1)
+        >>> inferer = ProbabilityInferer(OverlapTileInferer(None), to_source=False)
+        >>> with torch.inference_mode():
+        ...     probabilities = inferer(torch.rand(1, 1, 33, 35), network)
+        >>> probabilities.shape, probabilities.sum(dim=1).round(decimals=4).unique().tolist()
+        (torch.Size([1, 3, 33, 35]), [1.0])
+    """
+
+    def __init__(
+        self,
+        inferer: Inferer,
+        *,
+        activation: str = "softmax",
+        to_source: bool = True,
+        scratch_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__(inferer, to_source=to_source)
+        self.activation = check_activation(activation)
+        self.scratch_dir = scratch_dir
+
+    def _empty(self, images: int, classes: int, size: tuple[int, ...]) -> torch.Tensor:
+        # the file has no name, so it disappears with the last reference to it, even if the process crashes
+        with tempfile.TemporaryFile(dir=self.scratch_dir) as file:
+            return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=(images, classes, *size)))
+
+    def _put(self, logits: torch.Tensor, grid: GridMap, out: torch.Tensor, region: tuple[slice, ...]) -> None:
+        restore_probabilities(logits, grid, activation=self.activation, out=out, region=region)
