@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -52,22 +52,12 @@ def test_peak_of_a_chain_is_the_largest_pair():
     assert peak_bytes(chain, (1, 1, 10, 10)) == 4 * 100 * (1 + 8 + 2)
 
 
-def test_peak_grows_with_the_window_and_the_skips():
-    network = make_network()
-    small, large = (peak_bytes(network, (1, 1, n, n)) for n in (64, 128))
-    assert large == pytest.approx(4 * small, rel=0.01)
-    # at the finest level a skip of 4 channels waits while 8 concatenated and 4 new ones are there
-    assert large >= 4 * 128 * 128 * (4 + 8 + 4)
-
-
-def test_auto_takes_the_whole_image_where_it_fits():
-    network = make_network()
-    assert len(OverlapTileInferer("auto", memory="1GB").plan((133, 135), network).tiles) == 1
-
-
-def test_auto_takes_few_tiles_within_the_memory_and_changes_no_voxel():
+def test_auto_takes_the_whole_image_or_few_tiles_and_changes_no_voxel():
     network, image = make_network(), torch.randn(1, 1, 133, 205)
+    assert len(OverlapTileInferer("auto", memory="1GB").plan((133, 205), network).tiles) == 1
     whole = peak_bytes(network, (1, 1, 136, 208))
+    # at the finest level a skip of 4 channels waits while 8 concatenated and 4 new ones are there
+    assert whole >= 4 * 136 * 208 * (4 + 8 + 4)
     inferer = OverlapTileInferer("auto", memory=whole)  # the estimate adds half as much again
     plan = inferer.plan((133, 205), network)
     assert 2 <= len(plan.tiles) <= 3
@@ -81,12 +71,7 @@ def test_auto_sees_how_much_is_free(monkeypatch):
     assert len(OverlapTileInferer("auto").plan((512, 512), network).tiles) > 1
 
 
-def test_impossible_memory_says_what_is_needed():
-    with pytest.raises(ConfigError, match="memory is too small for the smallest tile"):
-        OverlapTileInferer("auto", memory=1000).plan((512, 512), make_network())
-
-
-def test_memory_without_room_for_the_whole_halo_takes_a_part_of_it_and_says_so(caplog):
+def test_a_part_of_the_halo_is_used_and_reported_if_memory_has_no_room_for_all(caplog):
     network, image = make_network(), torch.randn(1, 1, 160, 160)
     halo, stride = network.shapes.halo[0], network.shapes.total_stride[0]
     smallest = (2 * halo + stride) ** 2
@@ -102,7 +87,7 @@ def test_memory_without_room_for_the_whole_halo_takes_a_part_of_it_and_says_so(c
 
 
 @pytest.mark.parametrize("padding, halo", [("same", 16), ("valid", "exact")])
-def test_a_halo_that_was_asked_for_and_the_margin_of_a_valid_network_are_never_made_smaller(padding, halo):
+def test_a_given_halo_and_the_margin_of_a_valid_network_are_never_reduced(padding, halo):
     inferer = OverlapTileInferer("auto", halo=halo)
     inferer._max_voxels = lambda *_: 300
     with pytest.raises(ConfigError, match="smallest tile"):
@@ -127,26 +112,15 @@ def test_chosen_tiles_fit_and_no_cut_along_one_axis_is_better(size, stride, halo
         return
     windows = [math.prod(tile.window_size) for tile in plan.tiles]
     assert max(windows) <= part * most
-    counts = np.zeros(size, int)
-    for tile in plan.tiles:
-        counts[tuple(slice(s.start, s.stop) for s in tile.keep)] += 1
-    assert counts.min() == 1
-    if not extend:
-        assert counts.max() == 1
-    for axis in range(3):
-        for width in range(stride[axis], size[axis], stride[axis]):  # all that a tile may have
-            tile = [width if k == axis else None for k in range(3)]
-            try:
-                other = plan_tiles(size, tile, shapes=shapes, extend=extend)
-            except ConfigError:
-                continue
+    for axis, width in ((k, n) for k in range(3) for n in range(stride[k], size[k], stride[k])):
+        with contextlib.suppress(ConfigError):  # too small a tile
+            other = plan_tiles(size, [width if k == axis else None for k in range(3)], shapes=shapes, extend=extend)
             sizes = [math.prod(t.window_size) for t in other.tiles]
-            if max(sizes) <= part * most:
-                assert sum(windows) <= sum(sizes)
+            assert sum(windows) <= sum(sizes) or max(sizes) > part * most
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
-def test_extended_regions_hold_what_the_whole_image_has(padding):
+def test_extended_regions_equal_the_whole_image(padding):
     network, image = make_network(padding=padding), torch.randn(1, 1, 133, 75)
     with torch.inference_mode():
         whole = OverlapTileInferer(None)(image, network)
@@ -159,7 +133,7 @@ def test_extended_regions_hold_what_the_whole_image_has(padding):
 
 
 @pytest.mark.parametrize("tile_size", ["auto", None, (133, 205)])
-def test_out_of_memory_goes_on_with_smaller_tiles(tile_size, caplog):
+def test_out_of_memory_continues_with_smaller_tiles(tile_size, caplog):
     image = torch.randn(2, 1, 133, 205)
     network = Greedy(make_network(), limit=7000)
     inferer = OverlapTileInferer(tile_size, memory="1GB")
@@ -177,13 +151,7 @@ def test_another_error_is_not_out_of_memory():
         OverlapTileInferer(None)(torch.randn(1, 1, 133, 205), network)
     assert len(network.windows) == 1
     assert not is_out_of_memory(ValueError("out of memory"))
-
-
-@pytest.mark.parametrize(
-    "words", ["cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`"]
-)
-def test_libraries_without_memory_are_recognised(words):
-    assert is_out_of_memory(RuntimeError(words))
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
 
 
 def test_out_of_memory_for_the_smallest_tile_is_raised():
@@ -191,7 +159,7 @@ def test_out_of_memory_for_the_smallest_tile_is_raised():
         OverlapTileInferer(None)(torch.randn(1, 1, 133, 205), Greedy(make_network(), limit=10))
 
 
-def test_instance_norm_is_blended_where_the_image_takes_several_windows(caplog):
+def test_instance_norm_is_blended_if_the_image_takes_several_windows(caplog):
     network, image = make_network(norm="instance"), torch.randn(1, 1, 96, 101)
     inferer = OverlapTileInferer(64)
     with torch.inference_mode(), caplog.at_level(logging.WARNING):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from medunet.errors import GeometryError
 from medunet.inferers import GridMap, OverlapTileInferer, restore_labels
-from medunet.inferers.restore import Nodes, cells, decide
+from medunet.inferers.restore import Nodes
 from medunet.networks import UNet
 
 
@@ -116,13 +116,6 @@ def test_tiles_write_every_voxel_once_and_as_the_whole(tile):
     assert (out != expected).sum() <= 2  # the network rounds otherwise in another window
 
 
-def test_the_networks_own_grid_is_plain_argmax():
-    logits = torch.randn(5, 6, 7)
-    grid = GridMap(np.eye(3), (6, 7), (6, 7))
-    assert grid.is_identity
-    assert torch.equal(restore_labels(logits, grid), logits.argmax(0).to(torch.uint8))
-
-
 def test_one_channel_is_decided_by_its_threshold():
     logits = torch.tensor([[[-1.0, 1.0]]])
     grid = scaled((1, 5), (1, 2))  # -1, -0.5, 0, 0.5, 1
@@ -139,24 +132,12 @@ def test_voxels_that_were_cropped_away_are_background():
     assert labels[:, 0].tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
 
 
-def test_cells_have_a_label_where_their_corners_agree():
-    labels = torch.tensor([[1, 1, 1], [1, 1, 2]], dtype=torch.uint8)
-    assert cells(labels).tolist() == [[1, 255, 255], [1, 255, 2]]
-
-
 def test_lowest_class_wins_a_tie():
-    values = torch.tensor([[1.0, 0.0, 2.0], [1.0, 3.0, 2.0], [0.0, 3.0, 2.0]])
-    assert decide(values).tolist() == [0, 1, 0]
+    values = torch.tensor([[[1.0, 0.0, 2.0]], [[1.0, 3.0, 2.0]], [[0.0, 3.0, 2.0]]])
+    assert restore_labels(values, GridMap(np.eye(3), (1, 3), (1, 3))).tolist() == [[0, 1, 0]]
 
 
-def test_affines_of_both_grids_make_the_map():
-    source = np.diag([-2.0, 1.0, 3.0, 1.0])
-    source[:3, 3] = [10, 20, 30]
-    place = GridMap.between(source, (5, 6, 7), np.diag([1.0, 1, 1, 1]), (9, 30, 50)).matrix @ [1, 2, 3, 1]
-    assert place.tolist() == [8, 22, 39, 1]
-
-
-def test_logits_of_another_size_are_refused():
+def test_logits_of_another_size_are_rejected():
     with pytest.raises(GeometryError, match="do not fit"):
         restore_labels(torch.zeros(2, 4, 4), scaled((8, 8), (5, 4)))
     with pytest.raises(GeometryError, match="no place"):

@@ -1,4 +1,4 @@
-"""float32 is float32: convolutions in TF32 are off where exactness is promised, and as before elsewhere."""
+"""TF32 convolutions are off during float32 inference, and as before otherwise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from medunet.runtime import FastNetwork
 from medunet.runtime.autocast import exact_float32
 
-CUDA = torch.device("cuda")  # the switch is there without a GPU, too
+CUDA = torch.device("cuda")  # the switch exists without a GPU
 
 
 @pytest.fixture(params=[True, False], ids=["TF32 before", "no TF32 before"])
@@ -23,27 +23,23 @@ def before(request: pytest.FixtureRequest) -> Iterator[bool]:
     torch.backends.cudnn.allow_tf32 = default
 
 
-def test_tf32_is_off_inside_and_as_before_outside(before: bool) -> None:
-    with exact_float32(CUDA):
-        assert not torch.backends.cudnn.allow_tf32
-        assert torch.backends.cudnn.conv.fp32_precision != "tf32"
+def test_tf32_is_off_until_the_last_one_leaves(before: bool) -> None:
+    with exact_float32(torch.device("cpu")):
+        assert torch.backends.cudnn.allow_tf32 is before
+    first, second = ExitStack(), ExitStack()
+    first.enter_context(exact_float32(CUDA))
+    second.enter_context(exact_float32(CUDA))
+    first.close()
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.conv.fp32_precision != "tf32"
+    second.close()
     assert torch.backends.cudnn.allow_tf32 is before
     with pytest.raises(ZeroDivisionError), exact_float32(CUDA):
         _ = 1 / 0
     assert torch.backends.cudnn.allow_tf32 is before
 
 
-def test_the_last_one_out_restores_it(before: bool) -> None:
-    first, second = ExitStack(), ExitStack()
-    first.enter_context(exact_float32(CUDA))
-    second.enter_context(exact_float32(CUDA))
-    first.close()
-    assert not torch.backends.cudnn.allow_tf32
-    second.close()
-    assert torch.backends.cudnn.allow_tf32 is before
-
-
-def test_a_program_that_uses_the_newer_switch_finds_it_as_before() -> None:
+def test_the_newer_switch_is_restored() -> None:
     conv = torch.backends.cudnn.conv
     default = conv.fp32_precision
     try:
@@ -56,30 +52,19 @@ def test_a_program_that_uses_the_newer_switch_finds_it_as_before() -> None:
         conv.fp32_precision = default
 
 
-def test_on_a_cpu_nothing_is_switched(before: bool) -> None:
-    with exact_float32(torch.device("cpu")):
-        assert torch.backends.cudnn.allow_tf32 is before
+class Witness(nn.Conv2d):
+    """Records the state of the switch whenever it is called."""
 
-
-class Witness(nn.Module):
-    """Notes how the switch stands when it is called."""
-
-    seen: list[bool]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 2, 3, padding=1)
+    seen: list[bool] = []  # noqa: RUF012 (shared with copies)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        type(self).seen.append(torch.backends.cudnn.allow_tf32)
-        return self.conv(image)
+        self.seen.append(torch.backends.cudnn.allow_tf32)
+        return super().forward(image)
 
 
-def test_inference_and_its_check_are_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inference_and_its_check_run_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medunet.runtime.fast.exact_float32", lambda device: exact_float32(CUDA))
-    Witness.seen = []
-    network, image = Witness().eval(), torch.randn(1, 1, 16, 16)
-    FastNetwork(network, dtype="float32").eval()(image)
+    FastNetwork(Witness(1, 2, 3, padding=1), dtype="float32").eval()(torch.randn(1, 1, 16, 16))
     assert len(Witness.seen) > 2
     assert not any(Witness.seen)
 
