@@ -1,0 +1,152 @@
+"""Each part works alone in a plain MONAI script: pickled, in workers, seeded, lazy, inside DDP and compiled."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import CacheDataset, DataLoader, Dataset
+from monai.transforms import Compose, EnsureTyped, Invertd, LoadImaged, Orientationd, Spacingd
+from monai.utils import set_determinism
+
+from medunet.inferers import LabelInferer, MirrorInferer, OverlapTileInferer, ScaleInferer
+from medunet.io import LoadLabeld, MedunetReader, write_volume
+from medunet.losses import BorderWeightedCELoss, DeepSupervisionLoss, DiceCELoss, RegionDiceCELoss
+from medunet.networks import UNet
+from medunet.runtime import FastNetwork
+from medunet.transforms import BorderWeightMapd, EncodeLabelsd, NormalizeChannelsd, RandDeformd, RandNoised
+
+KEYS = ("image", "label")
+PARTS: dict[str, Callable[[], Any]] = {
+    "reader": MedunetReader,
+    "label reader": lambda: LoadLabeld("label"),
+    "deformation": lambda: RandDeformd(KEYS, mode=["bilinear", "nearest"], elastic_sigma=2.0),
+    "border weights": lambda: BorderWeightMapd("label", "weight"),
+    "encoding": lambda: EncodeLabelsd("label", values=[0, 1]),
+    "normalisation": lambda: NormalizeChannelsd("image", channels=[None]),
+    "noise": lambda: RandNoised("image", std=(0.0, 0.1)),
+    "tiles": OverlapTileInferer,
+    "labels": lambda: LabelInferer(OverlapTileInferer()),
+    "mirrored views": lambda: MirrorInferer(OverlapTileInferer(), axes=[0]),
+    "scaled views": lambda: ScaleInferer(OverlapTileInferer(), scales=[1.0, 1.2]),
+    "weighted cross entropy": BorderWeightedCELoss,
+    "Dice and cross entropy": DiceCELoss,
+    "regions": lambda: RegionDiceCELoss([[1, 2], [2]]),
+    "deep supervision": lambda: DeepSupervisionLoss(DiceCELoss()),
+    "network": lambda: UNet(2, 1, 2, channels=(4, 8), norm="batch"),
+    "fast network": lambda: FastNetwork(UNet(2, 1, 2, channels=(4, 8), norm="batch").eval()),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_can_be_pickled_and_copied(part: str) -> None:
+    made = PARTS[part]()
+    for copied in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
+        assert type(copied) is type(made)
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> list[dict[str, str]]:
+    generator = np.random.default_rng(0)
+    items = []
+    for number in range(4):
+        affine = np.diag([-1.5, 1.0, 2.0, 1.0])
+        item = {key: str(tmp_path / f"{key}_{number}.nii.gz") for key in KEYS}
+        write_volume(generator.normal(size=(20, 24, 12)).astype(np.float32), item["image"], affine=affine)
+        write_volume(generator.integers(0, 2, (20, 24, 12)).astype(np.uint8), item["label"], affine=affine)
+        items.append(item)
+    return items
+
+
+def pipeline(*, lazy: bool = False, random: bool = True) -> Compose:
+    return Compose(
+        [
+            LoadImaged(KEYS, reader=MedunetReader(), ensure_channel_first=True),
+            EncodeLabelsd("label", values=[0, 1]),
+            Orientationd(KEYS, "RAS", labels=None),
+            Spacingd(KEYS, (1.0, 1.0, 1.0), mode=("bilinear", "nearest")),
+            *([RandDeformd(KEYS, spatial_size=(16, 16, 16), mode=["bilinear", "nearest"], elastic_sigma=1.0)] * random),
+            *([RandNoised("image", std=(0.0, 0.1), prob=1.0)] * random),
+        ],
+        lazy=lazy,
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_seeded_loaders_repeat_their_batches(cases: list[dict[str, str]], workers: int) -> None:
+    def load() -> list[torch.Tensor]:
+        set_determinism(seed=7)
+        data = CacheDataset(cases, pipeline(), progress=False) if workers == 0 else Dataset(cases, pipeline())
+        return [
+            batch["image"].as_tensor() for batch in DataLoader(data, batch_size=2, shuffle=True, num_workers=workers)
+        ]
+
+    try:
+        first, second = load(), load()
+    finally:
+        set_determinism(seed=None)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0][0], first[0][1])
+
+
+def test_pending_resampling_is_applied_before_a_deformation(cases: list[dict[str, str]]) -> None:
+    images = []
+    for lazy in (False, True):
+        transform = pipeline(lazy=lazy)
+        transform.set_random_state(seed=3)
+        images.append(transform(cases[0])["image"])
+    torch.testing.assert_close(images[0].as_tensor(), images[1].as_tensor(), atol=0.05, rtol=0)
+
+
+def test_preprocessing_can_be_inverted(cases: list[dict[str, str]]) -> None:
+    transform = pipeline(random=False)
+    item = transform(cases[0])
+    item["pred"] = item["label"].clone()
+    inverted = Invertd("pred", transform, orig_keys="label", nearest_interp=True)(item)["pred"]
+    original = LoadImaged("label", reader=MedunetReader(), ensure_channel_first=True)(cases[0])["label"]
+    assert torch.equal(inverted.as_tensor(), original.as_tensor().to(inverted.dtype))
+    torch.testing.assert_close(inverted.affine, original.affine)
+
+
+def test_tiles_are_exact_on_a_network_in_ddp_and_compiled() -> None:
+    network = UNet(2, 1, 2, channels=(4, 8), norm="batch").eval()
+    image = torch.rand(1, 1, 50, 44)
+    inferer = OverlapTileInferer(32)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(network)
+        with torch.inference_mode():
+            expected = network(image)
+            for form in (wrapped, torch.compile(network, backend="eager"), FastNetwork(network, dtype="float32")):
+                torch.testing.assert_close(inferer(image, form), expected, atol=1e-5, rtol=1e-5)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_fast_engine_runs_networks_of_monai() -> None:
+    from monai.networks.nets import BasicUNet
+
+    network = BasicUNet(2, 1, 2, features=(4, 4, 8, 8, 8, 4), norm="batch").eval()  # receptive radius 94
+    image = torch.rand(1, 1, 320, 80)
+    with torch.inference_mode():
+        logits = OverlapTileInferer((256, 80), halo=96, tile_stride=16)(image, FastNetwork(network, dtype="float32"))
+        torch.testing.assert_close(logits, network(image), atol=1e-5, rtol=1e-5)
+
+
+def test_a_loss_trains_a_network_of_monai_under_autocast() -> None:
+    from monai.networks.nets import UNet as MonaiUNet
+
+    network = MonaiUNet(2, 1, 2, channels=(4, 8), strides=(2,))
+    item = {"label": torch.zeros(1, 16, 16, dtype=torch.int64)}
+    item["label"][0, 4:8, 4:12] = 1
+    weight = BorderWeightMapd("label", "weight")(EnsureTyped("label")(item))["weight"][None]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = BorderWeightedCELoss()(network(torch.rand(1, 1, 16, 16)), item["label"][None], weight)
+    loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
