@@ -16,7 +16,8 @@ from .real import environment
 pytestmark = pytest.mark.label
 
 PROGRAM = """
-import asyncio, json
+import json
+from starlette.testclient import TestClient
 from monailabel.endpoints.user import auth
 auth.from_token = lambda token: auth.User(username="someone", roles=[token])
 from monailabel.endpoints import activelearning, infer
@@ -24,23 +25,10 @@ seen = []
 infer.app_instance = activelearning.app_instance = lambda: seen.append(1) or 1 / 0
 from medunet.deploy.monailabel.app.asgi import app
 
-async def ask(path, role):
-    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-    headers += [(b"authorization", b"Bearer " + role.encode())] if role else []
-    scope = dict(type="http", method="POST", path=path, raw_path=path.encode(), query_string=b"image=a")
-    scope |= dict(headers=headers, scheme="http", server=("localhost", 80), client=("localhost", 1), root_path="")
-    sent = []
-    async def receive(): return {"type": "http.request", "body": b"", "more_body": False}
-    async def send(message): sent.append(message)
-    try:
-        await app(scope, receive, send)
-    except ZeroDivisionError:
-        pass
-    return sent[0]["status"]
-
-paths, roles = ("/infer/organs", "/activelearning/random"), ("", "guest", "monailabel-user")
-found = [asyncio.run(ask(path, role)) for path in paths for role in roles]
-print(json.dumps([found, len(seen)]))
+client = TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
+paths, roles = ("/infer/organs?image=a", "/activelearning/random"), ("", "guest", "monailabel-user")
+headers = [{"authorization": f"Bearer {role}"} if role else {} for role in roles]
+print(json.dumps([[client.post(path, headers=one).status_code for path in paths for one in headers], len(seen)]))
 """
 
 
@@ -51,7 +39,7 @@ print(json.dumps([found, len(seen)]))
 def test_inference_and_samples_need_the_role_that_monai_label_asks_for(
     tmp_path: Path, enabled: str, statuses: list[int], reached: int
 ) -> None:
-    """500 is the stand-in for the application, which the request has reached."""
+    """500 is the answer of the stub of the application, if a request reaches it."""
     home = environment()
     (tmp_path / "log_key").write_text("00")
     (tmp_path / "settings.json").write_text(json.dumps({"loopback": True}))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from medunet.cli.label import label
 from medunet.deploy.monailabel import LabelEnvironment, LabelServer, ServedBundle
 from medunet.deploy.monailabel import environment as environment_module
 from medunet.deploy.monailabel.environment import REQUIREMENTS, check_python
@@ -68,42 +67,28 @@ def test_the_server_gets_copies_settings_and_only_this_medunet(
     assert made.variables()[ISOLATE] == "0"
 
 
-def test_a_copy_keeps_its_weights_until_the_bundle_has_new_ones_or_is_another(tmp_path: Path, bundle: Path) -> None:
-    first = Path(shutil.copytree(bundle, tmp_path / "a" / "run"))
-    copy = ServedBundle("run", first).working_copy(tmp_path / "bundles")
-    copy.weights[0].write_bytes(b"trained further on corrections")
-    copy = ServedBundle("run", first).working_copy(tmp_path / "bundles")
-    assert copy.weights[0].read_bytes() == b"trained further on corrections"
-    (first / "models" / "model.pt").write_bytes(b"trained anew")
-    copy = ServedBundle("run", first).working_copy(tmp_path / "bundles")
-    assert copy.weights[0].read_bytes() == b"trained anew"
-    other = Path(shutil.copytree(bundle, tmp_path / "b" / "run"))
-    copy = ServedBundle("run", other).working_copy(tmp_path / "bundles")
-    assert copy.weights[0].read_bytes() == (bundle / "models" / "model.pt").read_bytes()
+def test_a_copy_keeps_its_weights_until_the_bundle_has_new_ones(tmp_path: Path, bundle: Path) -> None:
+    source = Path(shutil.copytree(bundle, tmp_path / "run"))
+
+    def weights() -> Path:
+        return ServedBundle("run", source).working_copy(tmp_path / "bundles").weights[0]
+
+    weights().write_bytes(b"trained further on corrections")
+    assert weights().read_bytes() == b"trained further on corrections"
+    (source / "models" / "model.pt").write_bytes(b"trained anew")
+    assert weights().read_bytes() == b"trained anew"
 
 
-def untrusted(bundle: Path, folder: Path) -> Path:
-    """A third-party run with an expression that medunet does not know."""
-    shutil.copytree(bundle, folder)
-    path = folder / "configs" / "inference.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**content, "mine": "$print('executed')"}), encoding="utf-8")
-    return folder
-
-
-def test_an_untrusted_bundle_is_not_served(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untrusted_bundle_is_not_served_and_the_servers_process_checks_trust_again(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "config"))
-    foreign = untrusted(bundle, tmp_path / "foreign")
+    foreign = Path(shutil.copytree(bundle, tmp_path / "foreign"))
+    path = foreign / "configs" / "inference.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "mine": "$print('executed')"}))
     with pytest.raises(UntrustedBundleError, match="executed"):
         server(tmp_path, foreign).prepare()
     assert not (tmp_path / "work").exists()
-    with pytest.raises(UntrustedBundleError):
-        call_label(foreign, tmp_path)
-
-
-def test_the_servers_process_checks_trust_again(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "config"))
-    foreign = untrusted(bundle, tmp_path / "foreign")
     made = server(tmp_path, foreign, trust=True)
     made.prepare()
     settings = made.work / "app" / "settings.json"
@@ -119,31 +104,19 @@ def test_the_servers_process_checks_trust_again(tmp_path: Path, bundle: Path, mo
         trusted_bundles(settings)
 
 
-def call_label(bundle: Path, tmp_path: Path) -> None:
-    """The command, up to the start of the server's process."""
-    home = tmp_path / "ready"
-    made = LabelEnvironment(home)
-    made.bin.mkdir(parents=True, exist_ok=True)
-    made.python.touch()
-    (home / environment_module.STAMP).write_text(json.dumps(environment_module._stamp()))
-    label([str(bundle)], studies=str(tmp_path / "studies"), port=0, work=tmp_path / "work", environment=home)
-
-
-def test_studies_must_exist_and_be_writable(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_studies_must_exist_and_be_writable_and_the_port_free(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert server(tmp_path, bundle, studies="http://127.0.0.1:8042/dicom-web").is_remote
     with pytest.raises(DataError, match="does not exist"):
         server(tmp_path, bundle, studies=str(tmp_path / "nowhere"))
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write to any folder
     with pytest.raises(DataError, match="cannot be written"):
         server(tmp_path, bundle)
-
-
-def test_a_taken_port_is_named() -> None:
-    with socket.socket() as other:
+    with socket.socket() as other, pytest.raises(ConfigError, match="port cannot be used"):
         other.bind(("127.0.0.1", 0))
         other.listen()
-        with pytest.raises(ConfigError, match="port cannot be used"):
-            usable_port("127.0.0.1", other.getsockname()[1])
+        usable_port("127.0.0.1", other.getsockname()[1])
 
 
 def test_an_environment_gets_torch_then_its_packages_then_monai_label_alone(

@@ -14,14 +14,11 @@ sys.path.insert(0, sys.argv[1])
 import slicer
 import vtk
 from MedUNetLib.scene import load_segmentation, save_volume
+from vtk.util.numpy_support import vtk_to_numpy
 
 scene = slicer.vtkMRMLScene()
 logic = slicer.vtkSlicerSegmentationsModuleLogic()
 logic.SetMRMLScene(scene)
-
-
-def elements(matrix: vtk.vtkMatrix4x4) -> list[list[float]]:
-    return [[matrix.GetElement(row, column) for column in range(4)] for row in range(4)]
 
 
 volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "ct")
@@ -43,20 +40,17 @@ node = load_segmentation(scene, Path(sys.argv[3]), "organs", reference=volume)
 result["nodes"] = scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
 result["has_transform"] = node.GetTransformNodeID() == transform.GetID()
 segments = node.GetSegmentation()
-segments.SetConversionParameter("Smoothing factor", "0.0")  # smoothing removes some per cent of small organs
-segments.CreateRepresentation("Closed surface")
 for index in range(segments.GetNumberOfSegments()):
-    segment = segments.GetNthSegment(index)
-    triangles = vtk.vtkTriangleFilter()
-    triangles.SetInputData(segment.GetRepresentation("Closed surface"))
-    mass = vtk.vtkMassProperties()
-    mass.SetInputConnection(triangles.GetOutputPort())
-    matrix = vtk.vtkMatrix4x4()
-    segment.GetRepresentation("Binary labelmap").GetImageToWorldMatrix(matrix)
+    segment, matrix = segments.GetNthSegment(index), vtk.vtkMatrix4x4()
+    mask = slicer.vtkOrientedImageData()
+    node.GetBinaryLabelmapRepresentation(segments.GetNthSegmentID(index), mask)
+    mask.GetImageToWorldMatrix(matrix)
+    voxels = vtk_to_numpy(mask.GetPointData().GetScalars()).reshape(mask.GetDimensions()[::-1])
+    axes = zip(voxels.nonzero()[::-1], mask.GetExtent()[::2], strict=True)
     result["segments"][segment.GetName()] = {
         "color": list(segment.GetColor()),
-        "surface_mm3": mass.GetVolume(),
-        "bounds": list(segment.GetRepresentation("Closed surface").GetBounds()),
-        "matrix": elements(matrix),
+        "voxels": int(voxels.sum()),
+        "box": [[int(first + axis.min()), int(first + axis.max())] for axis, first in axes],
+        "matrix": slicer.util.arrayFromVTKMatrix(matrix).tolist(),
     }
 print("RESULT" + json.dumps(result))  # noqa: T201
