@@ -92,16 +92,12 @@ def page(tmp_path: Path) -> Page:
 
 
 def test_nothing_is_loaded_from_elsewhere(page: Page) -> None:
-    links = [
-        attributes[key] or ""
-        for _, attributes in page.elements
-        for key in ("src", "href", "srcset", "action", "data", "xlink:href")
-        if key in attributes
-    ]
+    keys = ("src", "href", "srcset", "action", "data", "xlink:href")
+    links = [attributes[key] or "" for _, attributes in page.elements for key in keys if key in attributes]
     assert links and all(link.startswith(("data:", "#")) for link in links)
     policy = next(meta for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in (policy["content"] or "")
-    # the one address is the name of the namespace of SVG, which nobody asks for
+    # the one address is the name of SVG's namespace
     assert set(re.findall(r"https?://[^\s\"'<>)]+", page.source)) <= {"http://www.w3.org/2000/svg"}
     assert not re.search(r"url\((?!#)", page.source)
 
@@ -165,11 +161,10 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def test_a_cross_validation_shows_folds_and_cleaning(tmp_path: Path) -> None:
-    run = results(
-        groups={"good": "fold 0", EVIL: "fold 1", "lost": "fold 1"},
-        histories={"fold 0": results().histories[""], "fold 1": results().histories[""]},
-        cleaning=[["class", "used"], ["liver", "yes"]],
-    )
+    history = results().histories[""]
+    groups = {"good": "fold 0", EVIL: "fold 1", "lost": "fold 1"}
+    cleaning = [["class", "used"], ["liver", "yes"]]
+    run = results(groups=groups, histories={"fold 0": history, "fold 1": history}, cleaning=cleaning)
     found = Page(write_report(tmp_path / "r.html", [run], title="cv"))
     assert found.open == []
     assert found.text.count("fold 1") >= 3

@@ -20,7 +20,7 @@ from medunet.bundle import find_bundle
 from medunet.datasets import write_phantom_dataset
 from medunet.deploy.monailabel import LabelEnvironment
 from medunet.deploy.monailabel.server import TOKEN_VARIABLE, usable_port
-from medunet.runs import train_bundle, train_folds
+from medunet.runs import train_bundle
 
 TOKEN = "a-long-token-of-a-ward"
 SECONDS_TO_START = 180.0
@@ -111,12 +111,6 @@ def train_2d(folder: Path) -> tuple[Path, Path]:
     data = write_phantom_dataset(folder / "cells", kind="cells", cases=4, size=[96, 96], seed=8).parent
     train_bundle(find_bundle("unet_2d"), data, folder / "membranes", changes=SMALL_2D, device="cpu")
     return data, folder / "membranes"
-
-
-def train_ensemble(data: Path, folder: Path) -> Path:
-    """Train two folds and return the bundle of both."""
-    train_folds(find_bundle("unet_2d"), data, folder, changes=SMALL_2D, device="cpu")
-    return folder
 
 
 @contextmanager
