@@ -14,6 +14,7 @@ from medunet.deploy.monailabel.private_log import PrivateNames
 from medunet.errors import ConfigError
 
 TOKEN = "a-long-token-of-a-ward"
+PROXY = {"host": "label.example.org", "origin": "https://label.example.org"}
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -65,57 +66,41 @@ def local(app: Any = application, **options: Any) -> Gate:
     return Gate(app, token=None, loopback=True, **options)
 
 
-@pytest.fixture
-def guarded() -> Gate:
-    return Gate(application, token=TOKEN, loopback=False)
-
-
 def basic(password: str) -> str:
     return "Basic " + base64.b64encode(f"anybody:{password}".encode()).decode()
 
 
-@pytest.mark.parametrize("authorization", [f"Bearer {TOKEN}", f"bearer {TOKEN}", basic(TOKEN)])
-def test_a_request_with_the_token_is_forwarded(guarded: Gate, authorization: str) -> None:
-    assert ask(guarded, authorization=authorization)[0] == 200
-
-
+@pytest.mark.parametrize(
+    ("token", "headers", "status"),
+    [
+        *((TOKEN, {"authorization": text}, 200) for text in (f"Bearer {TOKEN}", f"bearer {TOKEN}", basic(TOKEN))),
+        *((TOKEN, {"authorization": text}, 401) for text in ("", "Bearer no", f"Basic {TOKEN}", basic("no"), TOKEN)),
+        # without a token only host names of this machine are served
+        *((None, {"host": host}, 200) for host in ("localhost", "127.0.0.1:8000", "[::1]:8000")),
+        *((None, {"host": host}, 403) for host in ("evil.example", "192.168.0.7:8000", "", "[")),
+        (None, {"origin": "http://127.0.0.1:8000"}, 200),
+        *((None, {"origin": page}, 403) for page in ("http://evil.example", "null", "http://127.0.0.1:9000")),
+        # with a token a proxy may use its own name
+        (TOKEN, {**PROXY, "authorization": f"Bearer {TOKEN}"}, 200),
+        (TOKEN, PROXY, 401),
+        (TOKEN, {**PROXY, "authorization": f"Bearer {TOKEN}", "origin": "https://evil.example"}, 403),
+    ],
+)
 @pytest.mark.parametrize("path", ["/", "/docs", "/auth/token/valid"])
-@pytest.mark.parametrize("authorization", ["", "Bearer wrong", f"Basic {TOKEN}", basic("wrong"), TOKEN])
-def test_a_request_without_the_token_is_rejected(guarded: Gate, path: str, authorization: str) -> None:
-    assert ask(guarded, path, authorization=authorization)[0] == 401
+def test_a_request_needs_the_token_a_known_host_and_its_own_origin(
+    token: str | None, headers: dict[str, str], status: int, path: str
+) -> None:
+    assert ask(Gate(application, token=token, loopback=True), path, **headers)[0] == status
 
 
-def test_the_login_of_slicers_extension_returns_the_token(guarded: Gate) -> None:
-    assert ask(guarded, "/auth/")[1]["enabled"] is True
+def test_the_login_of_slicers_extension_returns_the_token() -> None:
+    gate = Gate(application, token=TOKEN, loopback=False)
+    assert ask(gate, "/auth/")[1]["enabled"] is True
     login = f"username=x&password={TOKEN}".encode()
-    status, answer = ask(guarded, "/auth/token", method="POST", parts=(login,))
+    status, answer = ask(gate, "/auth/token", method="POST", parts=(login,))
     assert (status, answer["access_token"]) == (200, TOKEN)
-    assert ask(guarded, "/auth/token", method="POST", parts=(b"username=x&password=y",))[0] == 401
-    assert ask(guarded, "/auth/token/valid", authorization=f"Bearer {TOKEN}")[1]["username"] == "medunet"
-
-
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [("localhost", 200), ("[::1]:8000", 200), ("evil.example", 403), ("192.168.0.7:8000", 403), ("", 403), ("[", 403)],
-)
-def test_without_a_token_only_loopback_host_names_are_served(host: str, status: int) -> None:
-    assert ask(local(), host=host)[0] == status
-
-
-def test_with_a_token_a_proxy_on_this_machine_may_use_its_own_name() -> None:
-    gate, own = Gate(application, token=TOKEN, loopback=True), "https://label.example.org"
-    named = {"host": "label.example.org", "authorization": f"Bearer {TOKEN}"}
-    assert ask(gate, **named, origin=own)[0] == 200
-    assert ask(gate, host="label.example.org", origin=own)[0] == 401
-    assert ask(gate, **named, origin="https://evil.example")[0] == 403
-
-
-@pytest.mark.parametrize(
-    ("origin", "status"),
-    [("http://127.0.0.1:8000", 200), ("http://evil.example", 403), ("null", 403), ("http://127.0.0.1:9000", 403)],
-)
-def test_pages_of_another_origin_are_rejected(origin: str, status: int) -> None:
-    assert ask(local(), origin=origin)[0] == status
+    assert ask(gate, "/auth/token", method="POST", parts=(b"username=x&password=y",))[0] == 401
+    assert ask(gate, "/auth/token/valid", authorization=f"Bearer {TOKEN}")[1]["username"] == "medunet"
 
 
 @pytest.mark.parametrize("query", ["image=../../etc/passwd", "tag=%2e%2e", "label=a%5Cb", "id=/etc", "image=%2Fetc"])
@@ -146,12 +131,9 @@ def test_an_announced_size_over_the_limit_is_rejected_before_reading(length: str
     assert ask(local(max_upload=100), parts=(bytes(50), bytes(50)), content_length="100")[0] == 200
 
 
-def test_an_unannounced_size_is_rejected_when_it_exceeds_the_limit() -> None:
+def test_a_body_that_exceeds_the_limit_or_stalls_is_rejected() -> None:
     status, answer = ask(local(max_upload=1 << 20), parts=(bytes(1 << 20), b"1", bytes(1 << 30)))
     assert (status, "at most 1 MiB" in answer["detail"]) == (413, True)
-
-
-def test_a_body_that_stalls_is_rejected() -> None:
     status, answer = ask(local(body_timeout=0.05), parts=(b"1", b"2"), pause=5)
     assert (status, answer["detail"]) == (408, "nothing was sent for 0.05 s")
 

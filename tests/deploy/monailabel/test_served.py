@@ -65,25 +65,19 @@ def test_a_result_is_on_the_grid_of_its_image_in_each_format(bundle: Path, tmp_p
 def test_submitted_labels_become_a_data_set_with_the_bundles_names(
     bundle: Path, volume: Path, label: Path, tmp_path: Path
 ) -> None:
-    assert write_dataset([(volume, label)], tmp_path / "data", ServedBundle("run", bundle)) == ["case"]
+    served = ServedBundle("run", bundle)
+    assert write_dataset([(volume, label)], tmp_path / "data", served) == ["case"]
     manifest = json.loads((tmp_path / "data" / "dataset.json").read_text(encoding="utf-8"))
     assert manifest["labels"] == {"0": "background", "1": "anterior", "2": "posterior"}
     assert (tmp_path / "data" / manifest["training"][0]["image"]).samefile(volume)
-
-
-def test_labels_that_the_bundle_does_not_define_are_rejected(bundle: Path, volume: Path, tmp_path: Path) -> None:
     sevens, affine = np.full((17, 19, 16), 7, np.uint8), read_volume(volume).image.affine
     other = write_volume(sevens, tmp_path / "7.nii.gz", affine=affine)
-    with pytest.raises(DataError, match="does not define"):
-        write_dataset([(volume, other)], tmp_path / "data", ServedBundle("run", bundle))
-    with pytest.raises(DataError, match="no labels were submitted"):
-        write_dataset([], tmp_path / "none", ServedBundle("run", bundle))
-
-
-@pytest.mark.parametrize("wrong", [{"max_epochs": "many"}, {"learning_rate": -1}])
-def test_impossible_options_are_rejected(wrong: dict[str, object]) -> None:
-    with pytest.raises(ConfigError):
-        read_options(wrong)
+    for pairs, words in (([(volume, other)], "does not define"), ([], "no labels were submitted")):
+        with pytest.raises(DataError, match=words):
+            write_dataset(pairs, tmp_path / "none", served)
+    for wrong in ({"max_epochs": "many"}, {"learning_rate": -1}):
+        with pytest.raises(ConfigError, match="above 0"):
+            read_options(wrong)
 
 
 @pytest.mark.filterwarnings("ignore")  # of MLflow and MONAI
@@ -130,13 +124,11 @@ def test_a_bundle_of_regions_is_trained_further_and_has_an_uncertainty(
     assert torch.equal(same, torch.where(logits[1] > 0, 2, (logits[0] > 0).long()))
 
 
-def test_scores_are_by_label(volume: Path, label: Path) -> None:
+def test_scores_are_by_label_and_uncertainty_is_the_disagreement_of_mirrored_views(
+    bundle: Path, volume: Path, label: Path, tmp_path: Path
+) -> None:
     scores = score_labels(label, label, {"anterior": 1, "posterior": 2, "other": 3}, image=volume)
-    assert (scores["anterior"], scores["posterior"]) == (1.0, 1.0)
-    assert math.isnan(scores["other"])
-
-
-def test_uncertainty_is_the_disagreement_of_mirrored_views(bundle: Path, volume: Path, tmp_path: Path) -> None:
+    assert (scores["anterior"], scores["posterior"], math.isnan(scores["other"])) == (1.0, 1.0, True)
     a, b, nothing = np.array([1, 1, 0, 0]), np.array([0, 1, 1, 0]), np.zeros(4, int)
     assert (disagreement([a, b]), disagreement([a, nothing]), disagreement([nothing, nothing])) == (0.5, 1.0, 0.0)
     predictor = Predictor(bundle, output_dir=tmp_path, device="cpu")
