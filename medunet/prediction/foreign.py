@@ -71,12 +71,6 @@ def labels_of(metadata: Mapping[str, Any]) -> dict[str, int] | None:
     """Return the value of each label by name, as an argmax over the network's channels gives it.
 
     None if the channels are not those of a softmax with a background: the bundle then defines the values.
-
-    Examples:
-        >>> channels = {"0": "background", "1": "spleen"}
-        >>> labels_of({"network_data_format": {"outputs": {"pred": {"channel_def": channels}}}})
-        {'background': 0, 'spleen': 1}
-        >>> labels_of({"network_data_format": {"outputs": {"pred": {"channel_def": {"0": "tumour core"}}}}})
     """
     names = _tensor(metadata, "outputs", "pred").get("channel_def")
     if not isinstance(names, Mapping) or str(names.get("0")).casefold() != BACKGROUND:

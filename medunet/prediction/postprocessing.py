@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ def choose_rules(pairs: Iterable[Pair], labels: Mapping[str, int], *, ignore: in
             mask = predicted == labels[name]
             counted = mask if ignore is None else mask & (reference != ignore)
             of_class.append(_case([counted], [reference == labels[name]], voxel_size))
-    return [_best(of_class, name, names.index(name), labels[name]) for name, of_class in cases.items()]
+    return [_best(of_class, ClassRule(name, names.index(name), labels[name])) for name, of_class in cases.items()]
 
 
 def choose_region_rules(
@@ -89,8 +90,8 @@ def choose_region_rules(
                 counted = image if ignore is None else np.where(reference == ignore, 0, image)
                 cases.append(_case([np.isin(counted, values) for values in parts], wanted, voxel_size))
         removable = values_outside(number, unions, order) is not None
-        name = list(regions)[number]
-        rules[number] = _best(cleaned, name, number, order[number], raw=raw, removable=removable)
+        plain = ClassRule(list(regions)[number], number, order[number])
+        rules[number] = _best(cleaned, plain, raw=raw, removable=removable)
     return [rules[number] for number in range(len(unions))]
 
 
@@ -139,32 +140,25 @@ def _candidates(cases: Sequence[_Case]) -> list[tuple[bool, float]]:
 
 
 def _best(
-    cases: Sequence[_Case],
-    name: str,
-    index: int,
-    value: int,
-    *,
-    raw: Sequence[_Case] | None = None,
-    removable: bool = True,
+    cases: Sequence[_Case], plain: ClassRule, *, raw: Sequence[_Case] | None = None, removable: bool = True
 ) -> ClassRule:
-    """Return the best rule; `raw` are the cases before all rules, and what is not `removable` has no rule."""
+    """Complete a rule by the best choice; `raw` are the cases before all rules."""
     unchanged = _dice(cases)
-    best, rule = _mean(unchanged[0]), (False, 0.0)
+    best, chosen = _mean(unchanged[0]), (False, 0.0)
     for keep_largest, min_size in _candidates(cases) if removable else ():
         changed = _dice(cases, keep_largest=keep_largest, min_size=min_size)
         spoils = any(_mean(new) < _mean(old) - ROUNDING for new, old in zip(changed[1:], unchanged[1:], strict=True))
         if (mean := _mean(changed[0])) > best + MIN_GAIN and not spoils:
-            best, rule = mean, (keep_largest, min_size)
+            best, chosen = mean, (keep_largest, min_size)
     before = unchanged[0] if raw is None else _dice(raw)[0]
-    after = _dice(cases, keep_largest=rule[0], min_size=rule[1])[0]
+    after = _dice(cases, keep_largest=chosen[0], min_size=chosen[1])[0]
     # an absent class counts as right here: removing what is wrong in such a case makes it better
     change = np.nan_to_num(after, nan=1.0) - np.nan_to_num(before, nan=1.0)
-    return ClassRule(
-        name,
-        index,
-        value,
-        *rule,
-        is_kept=rule != (False, 0.0),
+    return replace(
+        plain,
+        keep_largest=chosen[0],
+        min_size=chosen[1],
+        is_kept=chosen != (False, 0.0),
         dice_before=_mean(before),
         dice_after=_mean(after),
         better=int((change > 0).sum()),

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch
-from monai.transforms import Compose, LoadImage, LoadImaged, Orientation, Orientationd, Spacing, Spacingd
+from monai.transforms import Compose, LoadImaged, Orientation, Orientationd, Spacing, Spacingd
 
 from medunet.errors import ConfigError, DataError, MedunetError, find_cause
 from medunet.io import SavePredictiond
@@ -127,8 +127,8 @@ class Predictor:
         if options.isolated is not None:
             isolate_reading(self.preprocessing, options.isolated)
         self.postprocessing = as_compose(content(parser, "postprocessing"))
+        check_loading(self.preprocessing)
         if not self._transforms.savers:
-            check_loading(self.preprocessing)
             self.postprocessing = saved_by_medunet(self.postprocessing, parser)
         self.pseudonyms = options.pseudonyms
         for saver in self._transforms.savers:
@@ -223,7 +223,7 @@ class Predictor:
         if affine is None and not self.needs_affine:
             affine = np.eye(4)  # as a PNG is read
         volume = from_array(image, affine, channels=self.channels, spatial_dims=self.spatial_dims)
-        start = steps_up_to(self.preprocessing, (LoadImage, LoadImaged), last=True)
+        start = steps_up_to(self.preprocessing, LoadImaged, last=True)
         with typed_errors():
             case.item = self._preprocess(case, {"image": volume}, start=start)
             return self._decided(case)
@@ -280,18 +280,15 @@ class Predictor:
                 return
         item: Any = {"image": images, **({} if name is None else {"name": name})}
         preprocessing = case.transforms.preprocessing
-        split = steps_up_to(preprocessing, (LoadImage, LoadImaged), last=True)
+        split = steps_up_to(preprocessing, LoadImaged, last=True)
         with case.stages.measure("read"):
-            item = preprocessing(item, end=split) if split else item
-            self._log_warnings(item.get("image"), images)
-            for saver in savers if split else ():
+            item = preprocessing(item, end=split)
+            self._log_warnings(item["image"], images)
+            for saver in savers:
                 saver.check(item)
         with case.stages.measure("preprocess"):
-            item = self._preprocess(case, item, start=split)
-            for saver in () if split else savers:
-                saver.check(item)
-        item["image"] = pinned(item["image"], self.device)
-        case.item = item
+            case.item = self._preprocess(case, item, start=split)
+        case.item["image"] = pinned(case.item["image"], self.device)
 
     def _log_warnings(self, image: Any, images: Any) -> None:
         """Log the reader's warnings about a file, under the case's pseudonym if it has one."""
@@ -318,13 +315,13 @@ class Predictor:
 
     def _decided(self, case: _Case) -> dict[Any, Any]:
         self._compute(case)
-        end = steps_up_to(self.postprocessing, (SavePredictiond,), last=False)
+        end = steps_up_to(self.postprocessing, SavePredictiond, last=False)
         return self.postprocessing(case.item, end=end)
 
     def _write(self, case: _Case) -> None:
         item, case.item = case.item, {}
         postprocessing = case.transforms.postprocessing
-        split = steps_up_to(postprocessing, (SavePredictiond,), last=False)
+        split = steps_up_to(postprocessing, SavePredictiond, last=False)
         with case.stages.measure("restore"):
             item = postprocessing(item, end=split)
         with case.stages.measure("write"):

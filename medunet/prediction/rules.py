@@ -37,21 +37,17 @@ class ClassRule:
 
 
 def by_value(rules: Iterable[ClassRule]) -> dict[int, tuple[bool, float]]:
-    """Return the rules in use by label value, as `medunet.transforms.clean_labels` takes them."""
+    """Return the rules in use by label value, for `medunet.transforms.clean_labels`."""
     return {rule.value: (rule.keep_largest, rule.min_size) for rule in rules if rule.is_kept}
 
 
 def by_region(rules: Iterable[ClassRule]) -> dict[int, tuple[bool, float]]:
-    """Return the rules in use by region index, as `medunet.transforms.clean_regions` takes them."""
+    """Return the rules in use by region index, for `medunet.transforms.clean_regions`."""
     return {rule.index: (rule.keep_largest, rule.min_size) for rule in rules if rule.is_kept}
 
 
 def as_step(rules: Iterable[ClassRule], *, classes: int) -> dict[str, Any]:
-    """Return the arguments of `medunet.transforms.CleanComponentsd`, or `CleanRegionsd`, for the rules in use.
-
-    Args:
-        rules: of the classes or regions.
-        classes: number of channels of the network's output.
+    """Return the arguments of `CleanComponentsd` or `CleanRegionsd` for the rules in use.
 
     Examples:
         >>> as_step([ClassRule("liver", 1, 6, keep_largest=True, min_size=9.0, is_kept=True)], classes=3)

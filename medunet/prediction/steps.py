@@ -38,12 +38,10 @@ def as_compose(transform: Callable[..., Any]) -> Compose:
     return transform if isinstance(transform, Compose) else Compose([transform])
 
 
-def steps_up_to(transform: Compose, kinds: tuple[type, ...], *, last: bool) -> int:
-    """Return the number of steps through the last, or before the first, of some kinds; 0 or all if there is none."""
-    places = [index for index, step in enumerate(transform.transforms) if isinstance(step, kinds)]
-    if last:
-        return places[-1] + 1 if places else 0
-    return places[0] if places else len(transform.transforms)
+def steps_up_to(transform: Compose, kind: type, *, last: bool) -> int:
+    """Return the number of steps through the last, or before the first, of a kind."""
+    places = [index for index, step in enumerate(transform.transforms) if isinstance(step, kind)]
+    return places[-1] + 1 if last else places[0]
 
 
 def isolate_reading(preprocessing: Compose, isolated: bool) -> None:

@@ -25,7 +25,6 @@ from medunet.runtime.timing import Timing
 from .configuration import content, load_network, parse_inference
 
 DEFAULT_SIZE = {2: (512, 512), 3: (96, 96, 96)}  # voxels of the window that is timed
-VALUES = ("autocast_dtype", "network::channels_last", "network::backend")  # config ids
 MIN_GAIN = 0.05  # share of time that another form must save to replace the form that follows the rule
 
 
@@ -73,9 +72,9 @@ def tune_inference(
 
 def _values(timings: Sequence[Timing], rule: Form | None) -> dict[str, Any]:
     """Return the values by config id of the fastest form; those of the rule if it is about as fast."""
-    fastest = timings[0]
+    fastest, ids = timings[0], ("autocast_dtype", "network::channels_last", "network::backend")
     by_rule = next((timing.milliseconds for timing in timings if timing.form == rule), float("inf"))
     if fastest.rejected or by_rule * (1 - MIN_GAIN) <= fastest.milliseconds:
-        return dict(zip(VALUES, ("auto", None, "eager"), strict=True))
+        return dict(zip(ids, ("auto", None, "eager"), strict=True))
     form = fastest.form
-    return dict(zip(VALUES, (form.dtype, form.channels_last, form.backend), strict=True))
+    return dict(zip(ids, (form.dtype, form.channels_last, form.backend), strict=True))

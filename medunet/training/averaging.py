@@ -26,15 +26,6 @@ class WeightAverage:
 
     Raises:
         ConfigError: The decay is not in [0, 1).
-
-    Examples:
-        >>> network = torch.nn.Linear(1, 1, bias=False)
-        >>> average = WeightAverage(network, decay=0.999)
-        >>> for value in (0.0, 1.0):  # the second step, n = 1, keeps 2/11 of the first
-        ...     _ = torch.nn.init.constant_(network.weight, value)
-        ...     average.update()
-        >>> round(average.weights()["weight"].item(), 4)
-        0.8182
     """
 
     def __init__(self, network: torch.nn.Module, *, decay: float, validator: Any = None) -> None:

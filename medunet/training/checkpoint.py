@@ -48,11 +48,7 @@ class WeightsLoader:
 
     def attach(self, engine: Engine) -> None:
         """Register with the evaluator."""
-        engine.add_event_handler(Events.STARTED, self)
-
-    def __call__(self, engine: Any) -> None:
-        """Load; raises as :func:`medunet.runtime.load_weights`."""
-        load_weights(self.network, self.path)
+        engine.add_event_handler(Events.STARTED, lambda _: load_weights(self.network, self.path))
 
 
 class WeightsTransfer:
@@ -73,24 +69,17 @@ class WeightsTransfer:
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, after its checkpoint handler."""
         if self.source:
-            engine.add_event_handler(Events.STARTED, self)
+            engine.add_event_handler(Events.STARTED, self._transfer, weights_of(self.source))
 
-    def __call__(self, engine: Any) -> None:
-        """Copy the weights; raises as :func:`medunet.runtime.transfer_weights`."""
-        if engine.state.epoch > 0 or not self.source:  # the checkpoint handler has resumed
+    def _transfer(self, engine: Any, path: Path) -> None:
+        if engine.state.epoch > 0:  # the checkpoint handler has resumed
             return
-        path = weights_of(self.source)
         report = engine.state.transfer = transfer_weights(self.network, path)
         logger.log(logging.WARNING if report.left_out else logging.INFO, "%s: %s", path, report)
 
 
 def weights_of(source: str | os.PathLike[str]) -> Path:
-    """Return the checkpoint of a run's folder; a file is returned as it is.
-
-    Examples:
-        >>> weights_of("weights.pt").as_posix()
-        'weights.pt'
-    """
+    """Return the checkpoint of a run's folder; a file is returned as it is."""
     path = Path(source)
     return path / "models" / BEST_NAME if path.is_dir() else path
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import monai.data
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Timer
 from torch.utils.data import Sampler
 
 from medunet import errors
@@ -34,15 +34,11 @@ class Draw(int):
 
     seed: int
 
-    def __new__(cls, index: int, seed: int) -> Draw:
-        """Create the index."""
+    def __new__(cls, index: int, seed: int = 0) -> Draw:
+        """Create the index; unpickling restores the seed later."""
         draw = super().__new__(cls, index)
         draw.seed = seed
         return draw
-
-    def __reduce__(self) -> tuple[type[Draw], tuple[int, int]]:
-        """Pickle the seed as well, for worker processes."""
-        return Draw, (int(self), self.seed)
 
 
 class RepeatSampler(Sampler[int]):
@@ -57,11 +53,6 @@ class RepeatSampler(Sampler[int]):
         seed: any number.
         rank: of this process.
         world_size: number of processes.
-
-    Examples:
-        >>> sampler = RepeatSampler(3, num_samples=6)
-        >>> sorted(sampler)
-        [0, 0, 1, 1, 2, 2]
     """
 
     def __init__(self, length: int, *, num_samples: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -164,17 +155,15 @@ class DataHandler:
         self.folder = Path(folder) if folder is not None and is_writer else None
         self.store_dir = store_dir
         self.store_limit = None if store_limit is None else parse_memory(store_limit)
-        self._waiting = self._asked = self._total = 0.0
+        self._waiting, self._total = Timer(), Timer()
         self._warned = False
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, before its history handler."""
         engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
-        engine.add_event_handler(Events.GET_BATCH_STARTED, self._batch_requested)
-        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._batch_received)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step_completed)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+        for timer, end in ((self._waiting, Events.GET_BATCH_COMPLETED), (self._total, Events.ITERATION_COMPLETED)):
+            timer.attach(engine, start=Events.EPOCH_STARTED, resume=Events.GET_BATCH_STARTED, pause=end)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
     def start(self, engine: Any) -> None:
         """Prepare the data sets.
@@ -196,22 +185,8 @@ class DataHandler:
             removed = prune_store(self.store_dir, unused_days=None, max_bytes=self.store_limit)
             logger.info("the store was pruned: %.1f GB freed", sum(case.nbytes for case, _ in removed) / 1e9)
 
-    def _epoch_started(self, engine: Any) -> None:
-        self._waiting = self._total = 0.0
-
-    def _batch_requested(self, engine: Any) -> None:
-        self._asked = time.perf_counter()
-
-    def _batch_received(self, engine: Any) -> None:
-        self._waiting += time.perf_counter() - self._asked
-
-    def _step_completed(self, engine: Any) -> None:
-        self._total += time.perf_counter() - self._asked
-
-    def epoch_completed(self, engine: Any) -> None:
-        """Store the share; warn once if it is large."""
-        share = self._waiting / self._total if self._total else 0.0
-        engine.state.data_wait = share
+    def _epoch_completed(self, engine: Any) -> None:
+        engine.state.data_wait = share = self._waiting.value() / max(self._total.value(), 1e-9)
         if share > STARVED and engine.state.epoch > 1 and not self._warned:
             logger.warning("the network waits for data %.0f %% of the time: raise num_workers", 100 * share)
             self._warned = True

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,8 @@ class HistoryHandler:
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, after its validation handler."""
         engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.EPOCH_STARTED, self.epoch_started)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
 
     def start(self, engine: Any) -> None:
@@ -109,13 +110,11 @@ class HistoryHandler:
             self.epochs = [entry for entry in earlier if entry["epoch"] <= engine.state.epoch]
         engine.state.history = self.epochs
 
-    def epoch_started(self, engine: Any) -> None:
-        """Start the clock."""
+    def _epoch_started(self, engine: Any) -> None:
         self._losses = []
         self._started = self._last_step = time.perf_counter()
 
-    def iteration_completed(self, engine: Any) -> None:
-        """Record the loss."""
+    def _iteration_completed(self, engine: Any) -> None:
         self._losses.append(loss_of(engine))
         self._last_step = time.perf_counter()
 
@@ -137,10 +136,10 @@ class HistoryHandler:
             entry["loss_terms"] = {name: means[name] for name in terms}
         if hasattr(state, "data_wait"):
             entry["data_wait"] = round(state.data_wait, 4)
-        if kept := getattr(state, "kept_epoch", 0):
-            entry["kept_epoch"] = kept
+        if selected := getattr(state, "kept_epoch", 0):
+            entry["kept_epoch"] = selected
         if metrics := validation_metrics(self.validator, state.epoch):
-            entry["val_metrics"] = {name: value for name, value in metrics.items() if isinstance(value, float)}
+            entry["val_metrics"] = metrics
             if details := validation_dice(self.validator, self.class_names):
                 entry["val_dice"] = details
         self.epochs.append(entry)
@@ -163,14 +162,9 @@ def read_history(run: Path) -> list[dict[str, Any]]:
 
 
 def kept_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the entry of the epoch whose weights a run keeps; empty if the history does not name it.
-
-    Examples:
-        >>> kept_entry([{"epoch": 1, "kept_epoch": 1}, {"epoch": 2, "kept_epoch": 1}])["epoch"]
-        1
-    """
-    kept = history[-1].get("kept_epoch") if history else None
-    return next((entry for entry in history if entry["epoch"] == kept), {})
+    """Return the entry of the epoch with the selected weights; empty if the history does not name it."""
+    epoch = history[-1].get("kept_epoch") if history else None
+    return next((entry for entry in history if entry["epoch"] == epoch), {})
 
 
 def loss_of(engine: Any) -> float:
@@ -184,7 +178,11 @@ def validation_metrics(validator: Any, epoch: int) -> dict[str, float]:
     """Return the validator's metrics that are numbers, if it ran in this epoch."""
     if validator is None or validator.state.epoch != epoch:
         return {}
-    return {name: float(value) for name, value in validator.state.metrics.items() if _is_number(value)}
+    return {
+        name: float(value)
+        for name, value in validator.state.metrics.items()
+        if isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+    }
 
 
 def validation_dice(validator: Any, class_names: Sequence[str]) -> dict[str, float]:
@@ -195,10 +193,6 @@ def validation_dice(validator: Any, class_names: Sequence[str]) -> dict[str, flo
         return {}
     means = torch.nanmean(details.float(), dim=0).tolist()
     return {name: value for name, value in zip(class_names, means, strict=True) if not math.isnan(value)}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
 
 
 class LossTerms:
@@ -215,30 +209,25 @@ class LossTerms:
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, before its history handler."""
-        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_STARTED, lambda _: self._seen.clear())
         engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self._values.clear())
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
-    def start(self, engine: Any) -> None:
-        """Register hooks with the parts of the loss."""
+    def _start(self, engine: Any) -> None:
         for hook in self._hooks:
             hook.remove()
         terms = terms_of(getattr(engine, "loss_function", None))
-        self._hooks = [part.register_forward_hook(self._listener(name)) for name, part in terms.items()]
+        self._hooks = [part.register_forward_hook(partial(self._record, name)) for name, part in terms.items()]
 
-    def epoch_completed(self, engine: Any) -> None:
-        """Store the means."""
+    def _epoch_completed(self, engine: Any) -> None:
         means = {name: float(torch.stack(values).double().mean()) for name, values in self._values.items()}
         engine.state.loss_terms = means
 
-    def _listener(self, name: str) -> Any:
-        def listen(module: torch.nn.Module, args: Any, output: Any) -> None:
-            if name not in self._seen and isinstance(output, torch.Tensor) and output.numel() == 1:
-                self._seen.add(name)  # the first call of a step is the finest level
-                self._values.setdefault(name, []).append(output.detach().reshape(()))
-
-        return listen
+    def _record(self, name: str, module: torch.nn.Module, args: Any, output: Any) -> None:
+        if name not in self._seen and isinstance(output, torch.Tensor) and output.numel() == 1:
+            self._seen.add(name)  # the first call of a step is the finest level
+            self._values.setdefault(name, []).append(output.detach().reshape(()))
 
 
 def terms_of(loss: Any) -> dict[str, torch.nn.Module]:

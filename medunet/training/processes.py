@@ -58,7 +58,7 @@ def is_distributed() -> bool:
 
 
 def was_restarted() -> bool:
-    """Return whether `torchrun` has restarted the processes, so that training resumes; the same in all processes."""
+    """Return whether `torchrun` has restarted the processes: the same in all of them."""
     return _restarted
 
 

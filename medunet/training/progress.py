@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
 from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .handlers import loss_of, validation_dice, validation_metrics
+from .handlers import loss_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +37,8 @@ def sparkline(values: Sequence[float], *, width: int = SPARK_WIDTH, bars: str = 
         ('█▅▁▅', '▁█', '▁ ▁')
     """
     if len(values) > width:
-        edges = [round(index * len(values) / width) for index in range(width + 1)]
-        values = [_mean(values[low:high]) for low, high in itertools.pairwise(edges)]
+        parts = torch.tensor(values, dtype=torch.float64).tensor_split(width)
+        values = [float(part.nanmean()) for part in parts]
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return " " * len(values)
@@ -48,9 +50,11 @@ def sparkline(values: Sequence[float], *, width: int = SPARK_WIDTH, bars: str = 
 class ProgressHandler:
     """Show progress, loss, Dice by class and the remaining time: live in a terminal, else a log line per epoch.
 
+    Attach it after a :class:`HistoryHandler`, whose losses and Dice it shows.
+
     Args:
         class_names: names of the foreground classes.
-        validator: the evaluator whose metrics are shown.
+        validator: the evaluator whose progress is logged.
         console: where to draw; standard error by default.
         is_writer: False on all but the first process.
     """
@@ -68,8 +72,6 @@ class ProgressHandler:
         self.console = Console(stderr=True) if console is None else console
         self.is_writer = is_writer
         self._live: Live | None = None
-        self._started = 0.0
-        self._first_iteration = 0
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, after its history and validation handlers."""
@@ -90,38 +92,32 @@ class ProgressHandler:
         state = engine.state
         self._first_iteration = state.iteration
         self._loss = math.nan
-        self._losses: list[float] = []
-        self._dice: dict[str, list[float]] = {name: [] for name in self.class_names}
-        for entry in getattr(state, "history", ()):
-            self._losses.append(entry["loss"])
-            self._add_dice(entry.get("val_dice", {}))
         if not self.console.is_terminal:
             logger.info("training: %d epochs of %d steps", state.max_epochs, state.epoch_length)
             return
-        texts = ("epoch {task.fields[epoch]}", "{task.fields[rate]}", "left {task.fields[left]}")
-        epoch, rate, left = map(TextColumn, texts)
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), epoch, rate, TimeElapsedColumn(), left)
-        self._bar = Progress(*columns, console=self.console)
+        status = TextColumn("{task.fields[status]}")
+        self._bar = Progress(
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), status, console=self.console
+        )
         total = state.max_epochs * state.epoch_length
-        fields: dict[str, Any] = {"epoch": f"{state.epoch}/{state.max_epochs}", "rate": "", "left": "-:--"}
-        self._task = self._bar.add_task("", total=total, completed=state.iteration, **fields)
-        self._live = Live(console=self.console, refresh_per_second=REFRESH, get_renderable=self._view)
+        self._task = self._bar.add_task("", total=total, completed=state.iteration, status="")
+        view = partial(self._view, state)
+        self._live = Live(console=self.console, refresh_per_second=REFRESH, get_renderable=view)
         self._live.start()
 
     def _iteration_completed(self, engine: Any) -> None:
         loss = loss_of(engine)
         # an average over about twenty steps, which is steady enough to read
         self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
-        state, left = engine.state, _duration(self._seconds_left(engine))
-        epoch = f"{state.epoch}/{state.max_epochs}"
+        state, left = engine.state, self._time_left(engine)
+        epoch = f"epoch {state.epoch}/{state.max_epochs}"
         if self._live is not None:
-            steps = state.iteration - self._first_iteration
-            rate = f"{steps / (time.perf_counter() - self._started):.2g} steps/s"
-            self._bar.update(self._task, completed=state.iteration, epoch=epoch, rate=rate, left=left)
+            rate = (state.iteration - self._first_iteration) / (time.perf_counter() - self._started)
+            self._bar.update(self._task, completed=state.iteration, status=f"{epoch}  {rate:.2g} steps/s  left {left}")
             return
         step = (state.iteration - 1) % state.epoch_length + 1
         if step < state.epoch_length:
-            self._log(f"epoch {epoch}  step {step}/{state.epoch_length}  loss {self._loss:.3f}  left {left}")
+            self._log(f"{epoch}  step {step}/{state.epoch_length}  loss {self._loss:.3f}  left {left}")
 
     def _case_validated(self, engine: Any) -> None:
         if self._live is None:
@@ -134,19 +130,13 @@ class ProgressHandler:
             logger.info(line)
 
     def _epoch_completed(self, engine: Any) -> None:
-        state = engine.state
-        history = getattr(state, "history", ())
-        loss = history[-1]["loss"] if history else self._loss
-        self._losses.append(loss)
-        named: dict[str, float] = {}
-        if validation_metrics(self.validator, state.epoch):
-            named = validation_dice(self.validator, self.class_names)
-            self._add_dice(named)
         if self._live is None:
             self._last_line = time.perf_counter()
-            dice = " ".join(["Dice" if named else "", *(f"{name} {value:.3f}" for name, value in named.items())])
-            epoch, left = f"{state.epoch}/{state.max_epochs}", _duration(self._seconds_left(engine))
-            logger.info("epoch %s  loss %.3f  %s  left %s", epoch, loss, dice, left)
+            state = engine.state
+            entry = state.history[-1]
+            scores = " ".join(f"{name} {value:.3f}" for name, value in entry.get("val_dice", {}).items())
+            epoch, left = f"{state.epoch}/{state.max_epochs}", self._time_left(engine)
+            logger.info("epoch %s  loss %.3f  %s  left %s", epoch, entry["loss"], scores and f"Dice {scores}", left)
 
     def _stop(self, engine: Any) -> None:
         if self._live is not None:
@@ -157,36 +147,21 @@ class ProgressHandler:
         self._stop(engine)
         raise error
 
-    def _seconds_left(self, engine: Any) -> float:
+    def _time_left(self, engine: Any) -> timedelta:
         state = engine.state
-        done = state.iteration - self._first_iteration
-        total = state.max_epochs * state.epoch_length
-        return (time.perf_counter() - self._started) / max(done, 1) * (total - state.iteration)
+        done, total = state.iteration - self._first_iteration, state.max_epochs * state.epoch_length
+        seconds = (time.perf_counter() - self._started) / max(done, 1) * (total - state.iteration)
+        return timedelta(seconds=round(seconds))
 
-    def _add_dice(self, dice: dict[str, float]) -> None:
-        if dice:
-            for name, values in self._dice.items():
-                values.append(dice.get(name, math.nan))
-
-    def _view(self) -> RenderableType:
+    def _view(self, state: Any) -> RenderableType:
         bars = BARS if self.console.encoding.lower().startswith("utf") else PLAIN_BARS
         table = Table.grid(padding=(0, 2))
-        newest = self._losses[-1] if math.isnan(self._loss) and self._losses else self._loss
-        table.add_row("loss", f"{newest:.3f}", Text(sparkline(self._losses, bars=bars)), "")
-        for name, values in self._dice.items():
-            finite = [value for value in values if math.isfinite(value)]
-            if finite:
-                line = Text(sparkline(values, bars=bars), style="green")
-                table.add_row(Text(f"Dice {name}"), f"{values[-1]:.3f}", line, f"best {max(finite):.3f}")
+        losses = [entry["loss"] for entry in state.history]
+        newest = losses[-1] if math.isnan(self._loss) and losses else self._loss
+        table.add_row("loss", f"{newest:.3f}", Text(sparkline(losses, bars=bars)), "")
+        for name in self.class_names:
+            dice = [entry["val_dice"].get(name, math.nan) for entry in state.history if "val_dice" in entry]
+            if finite := [value for value in dice if math.isfinite(value)]:
+                line = Text(sparkline(dice, bars=bars), style="green")
+                table.add_row(Text(f"Dice {name}"), f"{dice[-1]:.3f}", line, f"best {max(finite):.3f}")
         return Group(self._bar, table)
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

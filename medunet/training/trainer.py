@@ -58,12 +58,8 @@ class Trainer(SupervisedTrainer):
         self.loss_keys = tuple(loss_keys)
         uses_float16 = resolve_dtype(self.state.device, autocast_dtype) is torch.float16
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=uses_float16)
-
-    def run(self) -> None:
-        """Train to the last epoch; on a CPU the process keeps freed memory."""
         if self.state.device.type == "cpu":
             keep_freed_memory()
-        super().run()
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         if batchdata is None:
@@ -75,7 +71,9 @@ class Trainer(SupervisedTrainer):
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
         with autocast(engine.state.device, self.autocast_dtype):
-            output[Keys.PRED] = _in_float32(engine.inferer(inputs, self._forward))
+            logits = engine.inferer(inputs, self._forward)
+        # deep supervision has a list of logits
+        output[Keys.PRED] = [x.float() for x in logits] if isinstance(logits, list | tuple) else logits.float()
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         output[Keys.LOSS] = loss = engine.loss_function(output[Keys.PRED], targets, *extra).mean()
         if not torch.isfinite(loss):
@@ -116,10 +114,3 @@ class Evaluator(SupervisedEvaluator):
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         with autocast(engine.state.device, self.autocast_dtype):
             return super()._iteration(engine, batchdata)
-
-
-def _in_float32(prediction: Any) -> Any:
-    """Return half-precision logits as float32; deep supervision has a list of them."""
-    if isinstance(prediction, list | tuple):
-        return [part.float() for part in prediction]
-    return prediction.float()

@@ -27,4 +27,3 @@ from .labels import swapped_channels as swapped_channels
 from .spatial import RandDeformd as RandDeformd
 from .tensors import like as like
 from .tensors import plain as plain
-from .tensors import source_file as source_file

@@ -32,7 +32,6 @@ def border_weight_map(
     foreground: int | Sequence[int] | None = None,
     connectivity: int = 1,
     spacing: Sequence[float] | None = None,
-    background_only: bool = True,
     ignore_index: int | None = None,
 ) -> np.ndarray:
     """Return the weight of each pixel in the loss: equation 2 of Ronneberger et al. 2015, U-Net, section 3.
@@ -41,8 +40,8 @@ def border_weight_map(
     nearest pixel of the nearest and of the second nearest object (0 inside an object). With fewer than two objects
     there is no border term. Distances are exact; terms below `NEGLIGIBLE_SHARE` of `w0` are left out.
 
-    The paper writes the formula for all pixels, but its figure shows high weights in the gaps only, so by default only
-    the background has the term. Objects that touch without background between them have none.
+    The paper writes the formula for all pixels, but its figure shows high weights in the gaps only, so only the
+    background has the term. Objects that touch without background between them have none.
 
     `labels` are integers `(*spatial)`, 2D or 3D; `BorderWeightMapd` documents the options.
 
@@ -83,9 +82,7 @@ def border_weight_map(
     weights = _class_weight_map(classes, class_weights, ignored)
     reach = sigma * math.sqrt(-2 * math.log(NEGLIGIBLE_SHARE))
     nearest, second = _two_nearest_objects(objects, reach=reach, spacing=spacing)
-    bordering = np.isfinite(second)
-    if background_only:
-        bordering &= objects == 0
+    bordering = np.isfinite(second) & (objects == 0)
     weights[bordering] += w0 * np.exp(-((nearest[bordering] + second[bordering]) ** 2) / (2 * sigma**2))
     if ignored is not None:
         weights[ignored] = 0
@@ -128,27 +125,6 @@ def _class_weight_map(
     return balanced.astype(np.float32)[classes] if present else np.zeros(classes.shape, dtype=np.float32)
 
 
-def separate_touching(instances: np.ndarray, *, ignore_index: int | None = None) -> np.ndarray:
-    """Introduce a border of one background pixel where two instances share a face.
-
-    Of two touching instances the one with the higher number loses its pixel; `ignore_index` is not an instance.
-
-    Examples:
-        >>> separate_touching(np.array([[1, 1, 2, 2, 0, 3]])).tolist()
-        [[1, 1, 0, 2, 0, 3]]
-    """
-    carved = np.zeros(instances.shape, dtype=bool)
-    for axis in range(instances.ndim):
-        values, marks = np.moveaxis(instances, axis, 0), np.moveaxis(carved, axis, 0)
-        before, after = values[:-1], values[1:]  # neighbours along the axis
-        touching = (before != after) & (before > 0) & (after > 0)
-        if ignore_index is not None:
-            touching &= (before != ignore_index) & (after != ignore_index)
-        marks[:-1] |= touching & (before > after)
-        marks[1:] |= touching & (after > before)
-    return np.where(carved, 0, instances)
-
-
 class BorderWeightMapd(MapTransform):
     """Add the weight map of `border_weight_map` to an item, for `medunet.losses.BorderWeightedCELoss`.
 
@@ -158,10 +134,6 @@ class BorderWeightMapd(MapTransform):
     Args:
         keys: keys of labels, `(1, *spatial)`: class indices for ``instances="components"``, else instance numbers.
         output_key: key of the weight map, one per key of `keys`.
-        class_key: for instance numbers, also write class indices (0 background, 1 object) under this key; it
-            may be the label's own.
-        separate: for instance numbers, first introduce a background border of one pixel between touching instances,
-            as the paper did; `class_key` then has these borders.
         allow_missing_keys: skip keys that an item lacks.
         w0: height of the border term.
         sigma: width of the border term, in pixels, or in the unit of `spacing`.
@@ -174,11 +146,10 @@ class BorderWeightMapd(MapTransform):
         connectivity: for ``components``, 1 joins pixels that share a face, 2 also an edge (in 2D a corner), 3 also a
             corner. 1 separates cells at a diagonal membrane of one pixel.
         spacing: distance of pixels per axis; None for 1.
-        background_only: leave the border term out inside objects; otherwise objects have it too, with ``d1 = 0``.
         ignore_index: value of pixels that get weight 0 and belong to no class and no object.
 
     Raises:
-        ConfigError: an invalid option; most are checked with the first label.
+        ConfigError: an invalid option, when the first label is read.
         DataError: a label that is not `(1, *spatial)` integers.
     """
 
@@ -194,50 +165,30 @@ class BorderWeightMapd(MapTransform):
         foreground: int | Sequence[int] | None = None,
         connectivity: int = 1,
         spacing: Sequence[float] | None = None,
-        background_only: bool = True,
         ignore_index: int | None = None,
-        class_key: Hashable | None = None,
-        separate: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.output_keys = ensure_tuple(output_key)
         if len(self.output_keys) != len(self.keys):
             raise ConfigError("output_key must have one key per label", received=output_key, expected=len(self.keys))
-        if instances == "components" and (separate or class_key is not None):
-            raise ConfigError("separate and class_key are for instance numbers", expected='instances="labels"')
-        self.class_key = class_key
-        self.separate = separate
-        self.ignore_index = ignore_index
         self.options: dict[str, Any] = {"w0": w0, "sigma": sigma, "class_weights": class_weights, "spacing": spacing}
         self.options |= {"instances": instances, "foreground": foreground, "connectivity": connectivity}
-        self.options |= {"background_only": background_only, "ignore_index": ignore_index}
+        self.options |= {"ignore_index": ignore_index}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with its weight map."""
         item = dict(data)
         for key, output_key in self.key_iterator(item, self.output_keys):
-            label = item[key]
-            tensor = plain(label)
-            if len(tensor) != 1:
-                raise DataError("label must be (1, *spatial)", file=source_file(label), received=tuple(tensor.shape))
+            label = plain(item[key])
             try:
-                maps = self._maps(tensor[0].cpu().numpy())
+                if len(label) != 1:
+                    raise DataError("label must be (1, *spatial)", received=tuple(label.shape))
+                weights = border_weight_map(label[0].cpu().numpy(), **self.options)
             except DataError as error:
-                raise error.at(source_file(label)) from error
-            weights, classes = (like(torch.from_numpy(one[None]).to(tensor.device), label) for one in maps)
-            item[output_key] = weights
-            if self.class_key is not None:
-                item[self.class_key] = classes
+                raise error.at(source_file(item[key])) from error
+            item[output_key] = like(torch.from_numpy(weights[None]).to(label.device), item[key])
         return item
-
-    def _maps(self, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return weights and, of instances, class indices."""
-        values = _integral(label)
-        if self.separate:
-            values = separate_touching(values, ignore_index=self.ignore_index)
-        classes = np.where(values == self.ignore_index, values, values > 0)  # None equals no value
-        return border_weight_map(values, **self.options), classes.astype(np.uint8)
 
 
 def _integral(labels: np.ndarray) -> np.ndarray:

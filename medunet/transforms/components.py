@@ -39,12 +39,7 @@ class Components:
 
     @classmethod
     def of(cls, mask: Array) -> Components:
-        """Label a mask; only the smallest box around it is searched.
-
-        Examples:
-            >>> Components.of(np.array([[1, 0, 0, 1], [0, 1, 0, 1]], dtype=bool)).voxels.tolist()
-            [2, 2]
-        """
+        """Label a mask; only the smallest box around it is searched."""
         boxes = ndimage.find_objects(mask.astype(np.uint8))
         box = boxes[0] if boxes and boxes[0] is not None else (slice(0, 0),) * mask.ndim
         numbers, count = ndimage.label(mask[box], structure=np.ones((3,) * mask.ndim))
@@ -112,14 +107,14 @@ class CleanRegionsd(TensorTransform):
     Args:
         keys: maps of class indices, each `(1, *spatial)`, on the grid of the file.
         regions: class indices of each region.
-        order: the class index that each region is painted with, see :func:`medunet.transforms.paint_regions`.
+        order: the class index that each region is painted with.
         keep_largest: indices of the regions of which only the largest component is kept.
         min_size: smallest size of a component per region; mm³, in 2D mm² (pixels if the file has no spacing). 0 keeps
             all.
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
-        ConfigError: an unknown region, an invalid size, or a region that cannot be cleaned (see `values_outside`).
+        ConfigError: an unknown region, an invalid size, or a region whose removal no class index can express.
 
     Examples:
         >>> labels = torch.tensor([[[1, 1, 2, 2, 1, 0, 0, 2]]])
@@ -155,11 +150,11 @@ class CleanRegionsd(TensorTransform):
 
 
 def clean_labels(labels: Array, rules: Rules, *, voxel_size: float, background: int = 0) -> Array:
-    """Return a label map without the components that rules reject.
+    """Return a label map `(*spatial)` without the components that rules, by label value, reject.
 
     Args:
-        labels: integers, `(*spatial)`.
-        rules: by value of the label map.
+        labels: integers.
+        rules: whether to keep only the largest component, and the smallest size.
         voxel_size: size of one voxel, in the unit of the rules.
         background: value of removed voxels.
     """
@@ -172,11 +167,11 @@ def clean_labels(labels: Array, rules: Rules, *, voxel_size: float, background: 
 def clean_regions(
     labels: Array, rules: Rules, regions: Sequence[Sequence[int]], *, order: Sequence[int], voxel_size: float
 ) -> Array:
-    """Return a label map of regions without the components that rules reject.
+    """Return a label map `(*spatial)` without the components that rules, by index of the region, reject.
 
     Args:
-        labels: integers, `(*spatial)`; 0 is the background.
-        rules: by index of the region.
+        labels: integers; 0 is the background.
+        rules: whether to keep only the largest component, and the smallest size.
         regions: values of each region in the label map.
         order: the value that each region is written with.
         voxel_size: size of one voxel, in the unit of the rules.
@@ -204,22 +199,12 @@ def _clean(labels: Array, becomes: Mapping[int, int], rule: tuple[bool, float], 
 
 
 def by_size(regions: Sequence[Sequence[int]]) -> list[int]:
-    """Return the indices of the regions, larger unions first.
-
-    Examples:
-        >>> by_size([[3], [1, 2, 3], [2, 3]])
-        [1, 2, 0]
-    """
+    """Return the indices of the regions, larger unions first."""
     return sorted(range(len(regions)), key=lambda number: -len(set(regions[number])))
 
 
 def regions_within(number: int, regions: Sequence[Sequence[int]]) -> list[int]:
-    """Return the indices of the regions contained in this one: removing voxels from it removes them there too.
-
-    Examples:
-        >>> regions_within(1, [[1, 2, 3], [2, 3], [3]])
-        [2]
-    """
+    """Return the indices of the regions contained in this one: removing voxels from it removes them there too."""
     union = set(regions[number])
     return [other for other, values in enumerate(regions) if other != number and set(values) <= union]
 

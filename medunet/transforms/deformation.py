@@ -29,20 +29,10 @@ SLAB_PLANES = 8  # planes that `_sample_planes` samples at a time: fewer reach l
 class Deformation:
     """A map from the voxels of a patch to positions in a volume, both in voxels.
 
-    The source position of the patch voxel at offset `u` from the middle of the patch is
-    ``center + matrix @ u + d(u)``, where `d` interpolates `displacement` by natural cubic splines along each axis:
-    the bicubic displacement field of Ronneberger et al. 2015, section 3.1.
-
-    Args:
-        size: patch size, `(*spatial,)`.
-        center: position in the volume of the middle of the patch, `(D,)`.
-        matrix: linear part, `(D, D)`.
-        displacement: vectors in voxels of the volume at control points spread evenly over the patch, corners
-            included: `(*control_points, D)`; None for no displacement.
+    The source of the voxel at offset `u` from the middle of the patch is ``center + matrix @ u + d(u)``, where `d`
+    interpolates `displacement`, vectors at control points spread evenly over the patch, `(*control_points, D)`, by
+    natural cubic splines along each axis: the bicubic displacement field of Ronneberger et al. 2015, section 3.1.
     """
-
-    #  control points   o-------o-------o
-    #  patch voxels     . . . . . . . . .
 
     size: tuple[int, ...]
     center: np.ndarray

@@ -151,7 +151,8 @@ class RandDeformd(RandomizableTransform, MapTransform):
         self.randomize(item)
         for key in self.key_iterator(item):
             volume = item[key]
-            mode = self.mode[key] or ("nearest" if _is_integral(volume) else "bilinear")
+            is_float = volume.is_floating_point() if isinstance(volume, torch.Tensor) else volume.dtype.kind == "f"
+            mode = self.mode[key] or ("bilinear" if is_float else "nearest")
             patch = resample(volume, self._deformation, mode=mode, padding_mode=self.padding_mode[key])
             if self._swapped and key in self.swap_keys:
                 patch = swap_labels(patch, self.swap_pairs)
@@ -290,9 +291,3 @@ def _positive_range(name: str, limits: Sequence[float]) -> tuple[float, float]:
     if len(limits) != 2 or not 0 < limits[0] <= limits[1]:
         raise ConfigError(f"{name} must be two positive numbers, smallest first", received=list(limits))
     return float(limits[0]), float(limits[1])
-
-
-def _is_integral(volume: torch.Tensor | np.ndarray) -> bool:
-    if isinstance(volume, torch.Tensor):
-        return not volume.is_floating_point()
-    return not np.issubdtype(volume.dtype, np.floating)

@@ -9,7 +9,7 @@ import pytest
 
 from medunet.errors import DataError, GeometryError
 from medunet.io import write_volume
-from medunet.prediction import evaluate_pairs, pair_files, prediction_path
+from medunet.prediction import evaluate_pairs, pair_files
 
 LABELS = {"background": 0, "liver": 3}
 
@@ -52,11 +52,6 @@ def test_different_grids_are_not_compared(tmp_path: Path) -> None:
     write(tmp_path / "pred", "a.nii.gz", spacing=2.5)
     with pytest.raises(GeometryError, match="different grids"):
         list(evaluate_pairs(pair_files(tmp_path / "pred", tmp_path / "ref"), labels=LABELS))
-
-
-def test_a_result_has_the_name_of_its_input(tmp_path: Path) -> None:
-    for source in ("hippocampus_001.nii.gz", "em_16.png"):
-        assert prediction_path(tmp_path / source, Path("out")) == Path("out") / source
 
 
 def test_voxels_without_annotation_count_as_background(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_a_zoo_bundle_predicts_the_same_as_monai(
     predictor = Predictor(bundle, output_dir=tmp_path / "out", device="cpu", trust=True)
     written = predictor.predict_case(image)
     assert written == tmp_path / "out" / "case.nii.gz"
+    assert label_names(written) == {"background": 0, "spleen": 1}
     assert not (bundle / "eval").exists()
     [file] = (bundle / "configs").glob("inference.*")
     folders = {"bundle_root": str(bundle), "dataset_dir": str(image.parent), "output_dir": str(tmp_path / "monai")}
@@ -53,13 +54,6 @@ def test_a_zoo_bundle_predicts_the_same_as_monai(
     assert len(np.unique(result.image)) == 2
     np.testing.assert_array_equal(np.asarray(result.image[0]), np.asarray(expected.dataobj))
     np.testing.assert_allclose(result.record.geometry.affine, AFFINE, atol=1e-5)
-
-
-def test_label_names_follow_the_metadata(tmp_path: Path, image: Path) -> None:
-    bundle = write_zoo_bundle(tmp_path / "spleen")
-    options: dict[str, Any] = {"device": "cpu", "trust": True, "result_format": "seg.nrrd"}
-    written = Predictor(bundle, output_dir=tmp_path / "out", **options).predict_case(image)
-    assert label_names(written) == {"background": 0, "spleen": 1}
 
 
 def test_photographs_keep_their_rows(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +27,9 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     rng = np.random.default_rng(0)
     affines = [np.diag([-1.0, -1.0, 1.0, 1.0]), np.diag([1.5, -1.0, 2.0, 1.0]), np.diag([-0.8, 0.9, -1.0, 1.0])]
     affines += [np.array([[0, 0, 2.0, 5], [0, -1.0, 0, 7], [1.2, 0, 0, -3], [0, 0, 0, 1]])]
-    sizes = [(17, 19, 16), (21, 18, 13), (20, 23, 17), (15, 16, 11)]
-    paths = []
-    for index, (affine, size) in enumerate(zip(affines, sizes, strict=True)):
-        voxels = rng.normal(size=size).astype(np.float32)
-        paths.append(write_volume(voxels, folder / f"case_{index}.nii.gz", affine=affine))
-    return paths
+    images = [rng.normal(size=size) for size in [(17, 19, 16), (21, 18, 13), (20, 23, 17), (15, 16, 11)]]
+    files = [folder / f"case_{index}.nii.gz" for index in range(4)]
+    return [write_volume(x.astype(np.float32), f, affine=a) for x, f, a in zip(images, files, affines, strict=True)]
 
 
 def voxels_of(path: Path | None) -> np.ndarray:
@@ -74,47 +70,25 @@ def test_a_failed_case_is_reported_and_the_others_continue(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"case_{index}.nii.gz" for index in (0, 1, 3)]
 
 
-def test_ctrl_c_in_the_network_leaves_complete_files_and_no_thread(
+def test_an_existing_result_is_skipped_or_rejected_before_the_network_runs(
     bundle: Path, volumes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
-    logits, calls = predictor.logits, []
-
-    def interrupt(image: torch.Tensor) -> torch.Tensor:
-        calls.append(image)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return logits(image)
-
-    monkeypatch.setattr(predictor, "logits", interrupt)
-    before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        list(predictor.predict(volumes))
-    assert threading.active_count() == before
-    written = sorted((tmp_path / "out").iterdir())
-    assert {path.name for path in written} <= {"case_0.nii.gz", "case_1.nii.gz"}
-    for path in written:
-        assert len(np.unique(voxels_of(path))) > 1
-    monkeypatch.undo()
-    again = Predictor(bundle, output_dir=tmp_path / "out", device="cpu", skip_done=True)
-    results = list(again.predict(volumes))
-    assert [result.skipped for result in results] == [(tmp_path / "out" / v.name) in written for v in volumes]
-    assert all(result.error is None for result in results)
-
-
-def test_a_completed_case_is_neither_read_nor_written(
-    bundle: Path, volumes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = Predictor(bundle, output_dir=tmp_path, device="cpu").predict_case(volumes[1])
-    stamp = first.stat().st_mtime_ns
+    first = Predictor(bundle, output_dir=tmp_path, device="cpu")
+    path = first.predict_case(volumes[1])
+    stamp = path.stat().st_mtime_ns
+    monkeypatch.setattr(Predictor, "logits", lambda *_: pytest.fail("the network ran"))
     predictor = Predictor(bundle, output_dir=tmp_path, device="cpu", skip_done=True)
-    predictor.preprocessing.transforms[0].set_meta = None
+    predictor.preprocessing.transforms[0].set_meta = None  # reading would fail
     [skipped] = predictor.predict([volumes[1]])
-    assert (skipped.skipped, skipped.path, skipped.stages) == (True, first, StageSeconds())
-    assert first.stat().st_mtime_ns == stamp
-    # the API for one case follows the same rule, without the network
-    monkeypatch.setattr(predictor, "logits", lambda _: pytest.fail("the network ran"))
-    assert predictor.predict_case(volumes[1]) == first
+    assert (skipped.skipped, skipped.path, skipped.stages) == (True, path, StageSeconds())
+    assert predictor.predict_case(volumes[1]) == path
+    [rejected] = first.predict([volumes[1]])
+    assert isinstance(rejected.error, DataError)
+    assert "--force" in str(rejected.error)
+    monkeypatch.undo()
+    assert path.stat().st_mtime_ns == stamp
+    assert Predictor(bundle, output_dir=tmp_path, device="cpu", overwrite=True).predict_case(volumes[1]) == path
+    assert path.stat().st_mtime_ns > stamp
 
 
 def test_a_case_without_probabilities_or_in_another_format_is_not_complete(

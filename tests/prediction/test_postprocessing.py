@@ -21,22 +21,25 @@ def ball(centre: tuple[int, int, int], radius: float, shape: tuple[int, int, int
     return sum((axis - c) ** 2 for axis, c in zip(grid, centre, strict=True)) <= radius**2
 
 
+def write_pairs(folder: Path, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[Pair]:
+    written = []
+    for case, (pred, ref) in enumerate(pairs):
+        files = [folder / name / f"case_{case}.nii.gz" for name in ("pred", "ref")]
+        for file, labels in zip(files, (pred, ref), strict=True):
+            write_volume(labels.astype(np.uint8), file, affine=AFFINE, overwrite=True)
+        written.append(Pair(f"case_{case}", *files))
+    return written
+
+
 @pytest.fixture
 def pairs(tmp_path: Path) -> list[Pair]:
     """Livers are one ball, and predictions have false islands; vessels are two balls, predicted exactly."""
-    pairs = []
+    cases = []
     for case in range(4):
-        ref = np.zeros((32, 32, 20), np.uint8)
-        ref[ball((12, 12, 9), 6)] = 5
-        ref[ball((27, 8, 8), 3)] = 9
-        ref[ball((27, 26, 8), 2 + (case % 2))] = 9
-        pred = ref.copy()
-        pred[ball((5, 27 - case, 14), 1.5)] = 5
-        files = [tmp_path / name / f"case_{case}.nii.gz" for name in ("pred", "ref")]
-        for file, labels in zip(files, (pred, ref), strict=True):
-            write_volume(labels, file, affine=AFFINE)
-        pairs.append(Pair(f"case_{case}", *files))
-    return pairs
+        ref = 5 * ball((12, 12, 9), 6)
+        ref[ball((27, 8, 8), 3) | ball((27, 26, 8), 2 + (case % 2))] = 9
+        cases.append((np.where(ball((5, 27 - case, 14), 1.5), 5, ref), ref))
+    return write_pairs(tmp_path, cases)
 
 
 def test_islands_are_removed_and_second_parts_are_not(pairs: list[Pair]) -> None:
@@ -61,14 +64,9 @@ def assert_reported_dice(rules: list[ClassRule], pairs: list[Pair], **options: A
         assert after["classes"][rule.name]["scores"]["dice"]["mean"] == pytest.approx(rule.dice_after, abs=1e-12)
 
 
-def test_a_smallest_size_is_chosen_if_several_parts_are_real(pairs: list[Pair]) -> None:
-    for pair in pairs:
-        for file in (pair.pred, pair.ref):
-            volume = np.zeros((32, 32, 20), np.uint8)
-            volume[ball((12, 12, 9), 6) | ball((27, 8, 8), 3)] = 5
-            if file is pair.pred:
-                volume[ball((5, 27, 14), 1.5)] = 5
-            write_volume(volume, file, affine=AFFINE, overwrite=True)
+def test_a_smallest_size_is_chosen_if_several_parts_are_real(tmp_path: Path) -> None:
+    ref = 5 * (ball((12, 12, 9), 6) | ball((27, 8, 8), 3))
+    pairs = write_pairs(tmp_path, [(np.where(ball((5, 27, 14), 1.5), 5, ref), ref)] * 4)
     rule, _ = choose_rules(pairs, LABELS)
     assert rule.is_kept
     assert not rule.keep_largest
@@ -99,20 +97,17 @@ REGION_LABELS = {"background": 0, "label_1": 1, "label_2": 2, "enhancing": 5}
 @pytest.fixture
 def tumours(tmp_path: Path) -> list[Pair]:
     """Tumours are balls within balls; predictions have a false tumour, and a false core within the true one."""
-    pairs = []
+    cases = []
     for case in range(3):
-        ref = np.zeros((32, 32, 20), np.uint8)
+        ref = np.zeros((32, 32, 20))
         for value, radius in ((1, 8), (2, 4), (5, 2)):
             ref[ball((12, 12, 9), radius)] = value
         pred = ref.copy()
         for value, radius in ((1, 3), (2, 2), (5, 1)):
             pred[ball((27, 27 - case, 14), radius)] = value
         pred[ball((12, 19, 9), 1)] = 2
-        files = [tmp_path / name / f"case_{case}.nii.gz" for name in ("pred", "ref")]
-        for file, labels in zip(files, (pred, ref), strict=True):
-            write_volume(labels, file, affine=AFFINE)
-        pairs.append(Pair(f"case_{case}", *files))
-    return pairs
+        cases.append((pred, ref))
+    return write_pairs(tmp_path, cases)
 
 
 def test_false_regions_are_removed_and_those_around_them_are_not(tumours: list[Pair]) -> None:
@@ -126,18 +121,12 @@ def test_false_regions_are_removed_and_those_around_them_are_not(tumours: list[P
     assert_reported_dice(rules, tumours, labels=REGION_LABELS, regions=REGIONS)
 
 
-def test_a_rule_that_would_spoil_a_region_within_is_not_used(tumours: list[Pair]) -> None:
+def test_a_rule_that_would_spoil_a_region_within_is_not_used(tmp_path: Path) -> None:
     """The second tumour is wrong except for its enhancing core, which the first one lacks."""
-    for pair in tumours:
-        ref = np.zeros((32, 32, 20), np.uint8)
-        ref[ball((12, 12, 9), 8)] = 1
-        pred = ref.copy()
-        pred[ball((27, 26, 14), 3)] = 1
-        ref[ball((27, 26, 14), 1)] = pred[ball((27, 26, 14), 1)] = 5
-        write_volume(ref, pair.ref, affine=AFFINE, overwrite=True)
-        write_volume(pred, pair.pred, affine=AFFINE, overwrite=True)
-    whole, core, enhancing = choose_region_rules(tumours, REGION_LABELS, REGIONS, order=ORDER)
-    assert not (whole.is_kept or core.is_kept or enhancing.is_kept)
+    ref = np.where(ball((27, 26, 14), 1), 5, ball((12, 12, 9), 8))
+    pred = np.where((ref == 0) & ball((27, 26, 14), 3), 1, ref)
+    rules = choose_region_rules(write_pairs(tmp_path, [(pred, ref)] * 3), REGION_LABELS, REGIONS, order=ORDER)
+    assert not any(rule.is_kept for rule in rules)
 
 
 def test_regions_without_their_own_value_have_no_rule(tumours: list[Pair]) -> None:

@@ -1,4 +1,4 @@
-"""A training small enough to be run many times in a test."""
+"""A training run small enough to be repeated many times in a test."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from monai.data import DataLoader, Dataset
+from monai.data import Dataset
 from monai.handlers import MeanDice, from_engine
 from monai.transforms import AsDiscreted
 
 from medunet.training import (
     CheckpointHandler,
+    DataLoader,
     EarlyStop,
     EpochSeeder,
     Evaluator,
@@ -25,16 +26,19 @@ from medunet.training import (
 )
 
 
-def make_network(classes: int = 2, channels: int = 1) -> torch.nn.Module:
-    torch.manual_seed(1)
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(channels, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, classes, 1)
-    )
+def items(count: int = 6, size: int = 8) -> list[dict[str, Any]]:
+    images = torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(0))
+    weight = torch.ones(1, size, size)
+    return [{"image": x, "label": (x > 0).long(), "weight": weight, "name": f"case_{i}"} for i, x in enumerate(images)]
+
+
+def cross_entropy(pred: torch.Tensor, label: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(pred, label[:, 0])
 
 
 @pytest.fixture
-def make_validated() -> Callable[..., Trainer]:
-    """A trainer with batch norm, validation and weight averaging, as the shipped config puts them together."""
+def make_trainer() -> Callable[..., Trainer]:
+    """A trainer with batch norm, validation and weight averaging, put together as in the shipped config."""
 
     def make(
         folder: Path,
@@ -46,16 +50,18 @@ def make_validated() -> Callable[..., Trainer]:
         interval: int = 1,
         learning_rate: float = 0.01,
         init_from: Path | None = None,
-        network: torch.nn.Module | None = None,
+        dropout: float = 0.0,
+        dataset: Any = None,
+        workers: int = 0,
+        **options: Any,
     ) -> Trainer:
-        network = make_network() if network is None else network
-        generator = torch.Generator().manual_seed(0)
-        images = [torch.randn(1, 8, 8, generator=generator) for _ in range(6)]
-        data: list[dict[str, Any]] = [{"image": image, "label": (image > 0).long()} for image in images]
-        device, dataset = torch.device("cpu"), Dataset(data)
+        torch.manual_seed(1)
+        layers = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 1)
+        network = torch.nn.Sequential(*layers, torch.nn.Dropout(dropout))
+        device, dataset = torch.device("cpu"), Dataset(items()) if dataset is None else dataset
         validator = Evaluator(
             device=device,
-            val_data_loader=DataLoader(Dataset(data[:2]), batch_size=1),
+            val_data_loader=DataLoader(Dataset(items()[:2]), batch_size=1),
             network=network,
             key_val_metric={"dice": MeanDice(num_classes=2, output_transform=from_engine(["pred", "label"]))},
             postprocessing=AsDiscreted(keys="pred", argmax=True),
@@ -63,26 +69,23 @@ def make_validated() -> Callable[..., Trainer]:
         )
         optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
         sampler = RepeatSampler(len(dataset), num_samples=8, seed=3)
-        average = WeightAverage(network, decay=decay, validator=validator)
+        checkpoints = {"average": WeightAverage(network, decay=decay, validator=validator), "validator": validator}
         handlers = [
-            CheckpointHandler(
-                str(folder), network, optimizer=optimizer, average=average, validator=validator, resume=resume
-            ),
+            CheckpointHandler(str(folder), network, optimizer=optimizer, resume=resume, **checkpoints),
             WeightsTransfer(init_from, network),
             EpochSeeder(3, dataset, sampler=sampler),
             ValidationHandler(interval=interval, validator=validator),
             EarlyStop(patience, validator=validator, interval=interval),
         ]
+        defaults = {"loss_function": cross_entropy, "autocast_dtype": "float32", "decollate": False}
         return Trainer(
             device=device,
             max_epochs=epochs,
-            train_data_loader=DataLoader(dataset, batch_size=2, sampler=sampler),
+            train_data_loader=DataLoader(dataset, workers, batch_size=2, sampler=sampler),
             network=network,
             optimizer=optimizer,
-            loss_function=lambda pred, label: torch.nn.functional.cross_entropy(pred, label[:, 0]),
             train_handlers=handlers,
-            autocast_dtype="float32",
-            decollate=False,
+            **defaults | options,
         )
 
     return make

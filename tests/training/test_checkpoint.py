@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,8 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from medunet.errors import ConfigError
-from medunet.runtime import load_checkpoint, save_checkpoint
+from medunet.errors import ConfigError, DataError
+from medunet.runtime import load_checkpoint, save_checkpoint, transfer_weights
 from medunet.training import (
     BEST_NAME,
     LAST_NAME,
@@ -72,18 +71,17 @@ def test_impossible_values_are_typed_errors(tmp_path: Path) -> None:
         WeightAverage(network, decay=1.0)
 
 
-def test_the_history_names_the_epoch_of_the_selected_weights(tmp_path: Path, make_validated: Make) -> None:
-    trainer = make_validated(tmp_path, epochs=5, interval=2, learning_rate=0.3, decay=0.0)
+def test_the_history_names_the_epoch_of_the_selected_weights(tmp_path: Path, make_trainer: Make) -> None:
+    trainer = make_trainer(tmp_path, epochs=5, interval=2, learning_rate=0.3, decay=0.0)
     HistoryHandler(str(tmp_path), optimizer=trainer.optimizer).attach(trainer)
     trainer.run()
-    history = json.loads((tmp_path / "history.json").read_text())
+    history, last = trainer.state.history, load_checkpoint(tmp_path / LAST_NAME)
     assert [entry["kept_epoch"] for entry in history][:2] == [1, 2]  # before the first validation, the newest epoch
-    last = load_checkpoint(tmp_path / LAST_NAME)
     assert kept_entry(history)["epoch"] == last["kept_epoch"] == last["best_epoch"]
 
 
-def test_the_average_is_that_of_a_loop_over_all_steps(tmp_path: Path, make_validated: Make) -> None:
-    trainer = make_validated(tmp_path, epochs=2, decay=0.3)
+def test_the_average_is_that_of_a_loop_over_all_steps(tmp_path: Path, make_trainer: Make) -> None:
+    trainer = make_trainer(tmp_path, epochs=2, decay=0.3)
     steps: list[dict[str, torch.Tensor]] = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: steps.append(snapshot(engine.network)))
     trainer.run()
@@ -98,8 +96,8 @@ def test_the_average_is_that_of_a_loop_over_all_steps(tmp_path: Path, make_valid
         torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_the_validator_sees_the_average_and_the_trainer_the_newest(tmp_path: Path, make_validated: Make) -> None:
-    trainer = make_validated(tmp_path, epochs=1)
+def test_the_validator_sees_the_average_and_the_trainer_the_newest(tmp_path: Path, make_trainer: Make) -> None:
+    trainer = make_trainer(tmp_path, epochs=1)
     seen: dict[str, dict[str, torch.Tensor]] = {}
     validator_of(trainer).add_event_handler(
         Events.ITERATION_COMPLETED, lambda engine: seen.update(validated=snapshot(engine.network))
@@ -116,11 +114,11 @@ def test_the_validator_sees_the_average_and_the_trainer_the_newest(tmp_path: Pat
 
 @pytest.mark.parametrize("decay", [0.0, 0.99])
 def test_a_resumed_run_ends_with_the_weights_and_the_average_of_an_uninterrupted_one(
-    tmp_path: Path, make_validated: Make, decay: float
+    tmp_path: Path, make_trainer: Make, decay: float
 ) -> None:
-    make_validated(tmp_path / "through", epochs=4, decay=decay).run()
-    make_validated(tmp_path / "parts", epochs=2, decay=decay).run()
-    make_validated(tmp_path / "parts", epochs=4, decay=decay, resume=True).run()
+    make_trainer(tmp_path / "through", epochs=4, decay=decay).run()
+    make_trainer(tmp_path / "parts", epochs=2, decay=decay).run()
+    make_trainer(tmp_path / "parts", epochs=4, decay=decay, resume=True).run()
     through, parts = (load_checkpoint(tmp_path / name / LAST_NAME) for name in ("through", "parts"))
     assert same(parts["model"], through["model"])
     assert ("average" in through) == (decay > 0)
@@ -155,53 +153,61 @@ def test_a_run_is_not_resumed_with_another_schedule(tmp_path: Path, rate: float,
 
 @pytest.mark.parametrize(("epochs", "interval", "expected"), [(5, 2, [2, 4, 5]), (4, 2, [2, 4]), (2, 5, [2])])
 def test_the_last_epoch_is_validated_once_with_any_interval(
-    tmp_path: Path, make_validated: Make, epochs: int, interval: int, expected: list[int]
+    tmp_path: Path, make_trainer: Make, epochs: int, interval: int, expected: list[int]
 ) -> None:
-    trainer = make_validated(tmp_path, epochs=epochs, interval=interval)
+    trainer = make_trainer(tmp_path, epochs=epochs, interval=interval)
     validated: list[int] = []
     validator_of(trainer).add_event_handler(Events.COMPLETED, lambda engine: validated.append(engine.state.epoch))
     trainer.run()
     assert validated == expected
 
 
-def test_training_ends_after_the_patience_and_stays_ended(tmp_path: Path, make_validated: Make) -> None:
+def test_training_ends_after_the_patience_and_stays_ended(tmp_path: Path, make_trainer: Make) -> None:
     options = {"epochs": 9, "patience": 3, "learning_rate": 0.0}  # the first validation stays the best
-    through = make_validated(tmp_path / "a", **options)
+    through = make_trainer(tmp_path / "a", **options)
     through.run()
     assert through.state.epoch == load_checkpoint(tmp_path / "a" / LAST_NAME)["best_epoch"] + 3 < 9
     assert load_checkpoint(tmp_path / "a" / LAST_NAME)["finished"]
-    make_validated(tmp_path / "b", **options | {"epochs": 2}).run()
+    make_trainer(tmp_path / "b", **options | {"epochs": 2}).run()
     for folder in ("a", "b"):
-        resumed = make_validated(tmp_path / folder, **options, resume=True)
+        resumed = make_trainer(tmp_path / folder, **options, resume=True)
         resumed.run()
         assert resumed.state.epoch == through.state.epoch
 
 
 def test_a_run_starts_from_another_one_but_a_resumed_run_does_not(
-    tmp_path: Path, make_validated: Make, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, make_trainer: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = make_validated(tmp_path / "first", epochs=1)
+    first = make_trainer(tmp_path / "first", epochs=1)
     first.run()
     model = tmp_path / "first" / "model.pt"
     with caplog.at_level(logging.INFO, logger="medunet"):
-        second = make_validated(tmp_path / "second", epochs=1, learning_rate=0.0, decay=0.0, init_from=model)
+        second = make_trainer(tmp_path / "second", epochs=1, learning_rate=0.0, decay=0.0, init_from=model)
         second.run()
     assert "9 of 9 tensors copied" in caplog.text
     assert not second.state.transfer.left_out
     weights = torch.load(model, weights_only=True)["model"]
     for name, parameter in second.network.named_parameters():
         assert torch.equal(parameter, weights[name])
-    resumed = make_validated(tmp_path / "second", epochs=2, init_from=model, resume=True)
+    resumed = make_trainer(tmp_path / "second", epochs=2, init_from=model, resume=True)
     resumed.run()
     assert not hasattr(resumed.state, "transfer")
 
 
-def test_tensors_that_do_not_fit_are_a_warning(
-    tmp_path: Path, make_validated: Make, caplog: pytest.LogCaptureFixture
+def test_tensors_that_do_not_fit_are_named_and_not_copied(
+    tmp_path: Path, make_trainer: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = make_validated(tmp_path / "x").network.state_dict()
-    state["2.weight"], state["2.bias"] = torch.zeros(3, 4, 1, 1), torch.zeros(3)
-    save_checkpoint({"model": state}, tmp_path / "three_classes.pt")
+    start = snapshot(make_trainer(tmp_path).network)
+    state = {name: tensor + 1 for name, tensor in start.items() if name != "0.bias"}
+    state |= {"2.weight": torch.zeros(3, 4, 1, 1), "2.bias": torch.zeros(3)}
+    other = tmp_path / "three_classes" / "models" / BEST_NAME
+    save_checkpoint({"model": state}, other)
+    trainer = make_trainer(tmp_path / "run", epochs=1, learning_rate=0.0, init_from=other.parents[1])
     with caplog.at_level(logging.WARNING, logger="medunet"):
-        make_validated(tmp_path / "y", epochs=1, init_from=tmp_path / "three_classes.pt").run()
-    assert "2.weight: shape (2, 4, 1, 1) here, (3, 4, 1, 1) there" in caplog.text
+        trainer.run()
+    for text in ("2.weight: shape (2, 4, 1, 1) here, (3, 4, 1, 1) there", "0.bias: only here"):
+        assert text in caplog.text
+    assert torch.equal(trainer.network[0].weight, start["0.weight"] + 1)
+    assert torch.equal(trainer.network[2].weight, start["2.weight"])
+    with pytest.raises(DataError, match="fit"):
+        transfer_weights(torch.nn.Linear(2, 2), other)

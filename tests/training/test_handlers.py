@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,6 @@ from rich.console import Console
 from medunet.bundle import find_bundle
 from medunet.losses import DeepSupervisionLoss
 from medunet.training import HistoryHandler, IntensityHandler, LossTerms, ProgressHandler, Trainer
-from medunet.training.progress import sparkline
 from medunet.transforms import RandDeformd, RandNoised
 
 
@@ -69,19 +67,19 @@ def test_history_has_mean_loss_and_learning_rate_of_every_epoch(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_resumed_run_has_the_history_of_its_first_part(
-    tmp_path: Path, make_validated: Callable[..., Trainer]
-) -> None:
+def test_a_resumed_run_has_the_history_of_its_first_part(tmp_path: Path, make_trainer: Callable[..., Trainer]) -> None:
     for epochs, resume in ((2, False), (4, True), (4, True)):
-        trainer = make_validated(tmp_path, epochs=epochs, resume=resume)
+        trainer = make_trainer(tmp_path, epochs=epochs, resume=resume)
         HistoryHandler(str(tmp_path), optimizer=trainer.optimizer, resume=resume).attach(trainer)
         trainer.run()
     assert [entry["epoch"] for entry in json.loads((tmp_path / "history.json").read_text())] == [1, 2, 3, 4]
 
 
-def test_a_log_has_a_line_per_epoch_with_dice_and_remaining_time(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_has_a_line_per_epoch_with_dice_and_remaining_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, logger="medunet"):
-        run(progress(class_names=["a", "b"], validator=make_validator([0.25, 0.75])))
+        run(history(tmp_path, class_names=["a", "b"], validator=make_validator([0.25, 0.75])), progress())
     assert len(caplog.messages) == 3  # the heading and two epochs
     assert "epoch 2/2  loss" in caplog.messages[-1]
     assert "Dice a 0.250 b 0.750  left 0:00" in caplog.messages[-1]
@@ -89,12 +87,12 @@ def test_a_log_has_a_line_per_epoch_with_dice_and_remaining_time(caplog: pytest.
 
 
 def test_a_log_has_lines_within_an_epoch_and_while_cases_are_validated(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medunet.training.progress.LOG_SECONDS", 0.0)
     validator = Engine(lambda engine, batch: None)
     with caplog.at_level(logging.INFO, logger="medunet"):
-        run(progress(validator=validator), epochs=1)
+        run(history(tmp_path), progress(validator=validator), epochs=1)
         validator.run([0, 1])
     assert [message for message in caplog.messages if "step 1/2  loss 4.000  left 0:00" in message]
     assert not [message for message in caplog.messages if "step 2/2" in message]
@@ -102,28 +100,21 @@ def test_a_log_has_lines_within_an_epoch_and_while_cases_are_validated(
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_a_terminal_shows_loss_dice_and_progress(encoding: str) -> None:
+def test_a_terminal_shows_loss_dice_and_progress(encoding: str, tmp_path: Path) -> None:
     raw = io.BytesIO()
     screen = io.TextIOWrapper(raw, encoding=encoding, write_through=True)
-    run(progress(screen, class_names=["a"], validator=make_validator([0.25])))
+    recorded = history(tmp_path, class_names=["a"], validator=make_validator([0.25]))
+    run(recorded, progress(screen, class_names=["a"]))
     text = raw.getvalue().decode(encoding)
     assert all(part in text for part in ("4/4", "Dice a", "best 0.250"))
     assert ("█" in text) == (encoding == "utf-8")
 
 
-def test_an_error_shows_the_cursor_again_and_is_raised() -> None:
+def test_an_error_shows_the_cursor_again_and_is_raised(tmp_path: Path) -> None:
     screen = io.StringIO()
     with pytest.raises(ValueError, match="bad"):
-        run(progress(screen), error=ValueError("bad"))
+        run(history(tmp_path), progress(screen), error=ValueError("bad"))
     assert "\x1b[?25h" in screen.getvalue()
-
-
-def test_a_sparkline_has_the_given_width() -> None:
-    assert sparkline([]) == ""
-    assert sparkline([math.nan, math.nan]) == "  "
-    line = sparkline(list(range(100)), width=8)
-    assert len(line) == 8
-    assert list(line) == sorted(line)
 
 
 @pytest.mark.parametrize("deep", [False, True])

@@ -6,14 +6,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
-import torch
-from torch import distributed
 
-from medunet.training import from_first, join_processes, leave_processes, processes, was_restarted
-from medunet.training.processes import RESTARTS, is_distributed, mean_of_processes
+from medunet.training import processes
 
 WAITS = """
 import importlib.util, os, sys, time
@@ -32,11 +28,10 @@ try:
 except RuntimeError:  # of the second process, or of the first without a receiver
     pass
 assert processes.from_first(lambda: "the training group still works")
+assert processes.mean_of_processes({"loss": rank}) == {"loss": 0.5}
 processes.leave_processes()
 """
 """One of two processes; the second one's timeout ends while the first is at work."""
-
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the interface has another name")
@@ -54,31 +49,3 @@ def test_processes_wait_for_the_first_until_the_timeout() -> None:
         for process in running:
             process.kill()
             process.wait()
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, NEEDS_CUDA])])
-def group(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Joined as under torchrun, with gloo or NCCL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    facts = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    for name, value in facts.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv(RESTARTS, raising=False)
-    join_processes(torch.device(request.param, 0) if request.param == "cuda" else torch.device("cpu"))
-    yield request.param
-    leave_processes()
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_group_of_one_process_gets_its_own_results(group: str) -> None:
-    assert distributed.get_backend() == ("nccl" if group == "cuda" else "gloo")
-    assert not was_restarted()
-    state = {"weight": torch.arange(3.0), "epoch": 7}
-    received = from_first(lambda: state)
-    assert received["epoch"] == 7
-    assert torch.equal(received["weight"], state["weight"])
-    assert mean_of_processes({"loss": 0.25, "dice": 1 / 3}) == {"dice": 1 / 3, "loss": 0.25}
-    leave_processes()
-    assert not is_distributed()

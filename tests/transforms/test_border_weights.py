@@ -7,8 +7,7 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from medunet.errors import ConfigError, DataError
-from medunet.transforms import BorderWeightMapd
-from medunet.transforms.border_weights import border_weight_map, separate_touching
+from medunet.transforms import BorderWeightMapd, border_weight_map
 
 
 def cells(shape, count, seed=0):
@@ -20,27 +19,26 @@ def cells(shape, count, seed=0):
     return np.where(distance < 3.2, seeds[tuple(nearest)], 0)
 
 
-def brute_force(labels, *, w0, sigma, spacing, background_only):
+def brute_force(labels, *, w0, sigma, spacing):
     """Equation 2 pixel by pixel: all distances to all pixels of all objects."""
     grid = np.stack(np.indices(labels.shape), axis=-1) * np.asarray(spacing)
     objects = [grid[labels == number] for number in np.unique(labels) if number]
     weights = np.ones(labels.shape)
     for pixel in np.ndindex(labels.shape):
-        if background_only and labels[pixel]:
+        if labels[pixel]:
             continue
         nearest = sorted(np.sqrt(((pixels - grid[pixel]) ** 2).sum(axis=1)).min() for pixels in objects)
         weights[pixel] += w0 * np.exp(-((nearest[0] + nearest[1]) ** 2) / (2 * sigma**2))
     return weights
 
 
-@pytest.mark.parametrize("background_only", [True, False])
 @pytest.mark.parametrize(
     ("shape", "spacing", "sigma"),
     [((33, 34), (1, 1), 5.0), ((35, 33), (0.5, 2.0), 1.5), ((9, 14, 13), (3.0, 1.0, 1.0), 2.0)],
 )
-def test_the_map_agrees_with_brute_force(shape, spacing, sigma, background_only):
+def test_the_map_agrees_with_brute_force(shape, spacing, sigma):
     labels = cells(shape, 11)
-    options = {"w0": 10.0, "sigma": sigma, "spacing": spacing, "background_only": background_only}
+    options = {"w0": 10.0, "sigma": sigma, "spacing": spacing}
     got = border_weight_map(labels, class_weights=None, **options)
     assert np.abs(got - brute_force(labels, **options)).max() < 1e-5
     assert got.max() > 2  # the border term is there at all
@@ -54,7 +52,7 @@ def test_no_border_without_two_objects_within_reach(labels):
     assert (border_weight_map(labels, class_weights=None) == 1).all()
 
 
-def test_balanced_classes_weigh_the_same_in_sum_and_one_on_average():
+def test_balanced_classes_have_equal_sums_of_weights_and_a_mean_of_one():
     classes = np.array([[0, 0, 0, 0, 0, 1, 1, 2]])
     weights = border_weight_map(classes, w0=0, instances="components")
     assert [weights[classes == index].sum() for index in range(3)] == pytest.approx([8 / 3] * 3)
@@ -76,15 +74,6 @@ def test_only_foreground_classes_make_objects(foreground, distances):
     assert weights[0, 1] == pytest.approx(1 + 10 * np.exp(-(distances**2) / 50))
 
 
-def test_instances_that_touch_are_separated_by_one_pixel():
-    instances = np.array([[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 3, 3], [3, 3, 3, 3]])
-    assert separate_touching(instances).tolist() == [[1, 1, 0, 2], [1, 1, 0, 2], [0, 0, 0, 0], [3, 3, 3, 3]]
-    carved = separate_touching(cells((40, 41), 60))
-    for axis in (0, 1):
-        here, there = np.delete(carved, -1, axis=axis), np.delete(carved, 0, axis=axis)
-        assert not ((here != there) & (here > 0) & (there > 0)).any()
-
-
 def test_ignored_pixels_have_no_weight_and_are_not_objects():
     labels = np.array([[1, 0, 255, 0, 0]])
     weights = border_weight_map(labels, ignore_index=255)
@@ -101,14 +90,6 @@ def test_the_transform_adds_a_map_beside_the_label():
     assert torch.equal(item["label"], label)
 
 
-def test_the_transform_turns_instances_into_classes_with_borders():
-    label = torch.tensor([[[1.0, 1.0, 2.0, 2.0, 255.0]]])
-    transform = BorderWeightMapd(class_key="label", separate=True, ignore_index=255, class_weights=None)
-    item = transform({"label": label})
-    assert item["label"].tolist() == [[[1, 1, 0, 1, 255]]]
-    assert item["weight"][0, 0].tolist() == pytest.approx([1, 1, 1 + 10 * np.exp(-4 / 50), 1, 0])
-
-
 def test_invalid_labels_are_rejected_with_their_file():
     label = MetaTensor(torch.tensor([[[0.0, 1.5]]]), meta={"filename_or_obj": "a.png"})
     with pytest.raises(DataError, match=r"a\.png.*must be integers"):
@@ -122,23 +103,12 @@ def test_invalid_labels_are_rejected_with_their_file():
 @pytest.mark.parametrize(
     "options",
     [
-        {"sigma": 0.0},
-        {"w0": -1.0},
-        {"instances": "objects"},
-        {"class_weights": "even"},
-        {"class_weights": [1.0]},
-        {"spacing": (1.0, 1.0, 1.0)},
-        {"spacing": (1.0, 0.0)},
-        {"instances": "components", "connectivity": 3},
+        *({"sigma": 0.0}, {"w0": -1.0}, {"instances": "objects"}, {"class_weights": "even"}, {"class_weights": [1.0]}),
+        *({"spacing": (1.0, 1.0, 1.0)}, {"spacing": (1.0, 0.0)}, {"instances": "components", "connectivity": 3}),
     ],
 )
 def test_invalid_options_are_rejected(options):
     with pytest.raises(ConfigError):
         border_weight_map(np.eye(4, dtype=int), **options)
-
-
-def test_contradicting_options_of_the_transform_are_rejected():
-    with pytest.raises(ConfigError):
-        BorderWeightMapd(["a", "b"], "weight")
-    with pytest.raises(ConfigError):
-        BorderWeightMapd(instances="components", separate=True)
+    with pytest.raises(ConfigError, match="one key per label"):
+        BorderWeightMapd(["a", "b"], "weight", **options)
