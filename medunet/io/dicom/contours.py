@@ -35,9 +35,7 @@ def trace_contours(mask: Mask) -> Iterator[Polygon]:
     for number, box in enumerate(ndimage.find_objects(parts), start=1):
         part = np.pad((parts[box] == number).astype(np.float32), 1)  # the rim of the image is a rim, too
         rings = [_straightened(ring[:-1]) for ring in find_contours(part, 0.5, fully_connected="low")]
-        rings.sort(
-            key=lambda ring: float(np.prod(np.ptp(ring, axis=0))), reverse=True
-        )  # the outer one contains the others
+        rings.sort(key=lambda ring: -np.ptp(ring, axis=0).prod())  # the outer one contains the others
         corner = np.array([side.start - 1 for side in box], dtype=np.float64)
         yield _joined_by_keyholes(rings[0], rings[1:]) + corner
 

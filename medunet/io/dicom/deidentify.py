@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
 from medunet.errors import DataError, MedunetError
+from medunet.io.limits import open_for_reading
 from medunet.io.names import output_name
 
 from .references import code_item
@@ -67,10 +69,10 @@ class Pseudonyms:
     @classmethod
     def from_file(cls, path: Path | None) -> Pseudonyms:
         """Create pseudonyms with the key in a file, or without a key; a file that cannot be read is a DataError."""
-        try:
-            return cls(None if path is None else path.read_bytes())
-        except OSError as error:
-            raise DataError(f"cannot be opened: {error.strerror or error}", file=path) from error
+        if path is None:
+            return cls()
+        with open_for_reading(path) as file:
+            return cls(file.read())
 
     def code(self, source: PathLike | Sequence[PathLike]) -> str:
         """Return the name of a case, for its files, lines and errors."""
@@ -119,8 +121,21 @@ def deidentify(dataset: Dataset, names: Pseudonyms) -> None:
     UIDs are mapped, the patient has a pseudonym, and persons, dates and times are emptied or dummies. The data set
     records this (PatientIdentityRemoved, DeidentificationMethod).
     """
+    mapped: set[int] = set()
+
+    def clean(parent: Dataset, element: DataElement) -> None:
+        if element.VR == "UI" and element.value:
+            if id(element) not in mapped:  # highdicom puts some items into two sequences
+                many = not isinstance(element.value, str)
+                element.value = [names.uid(uid) for uid in element.value] if many else names.uid(element.value)
+            mapped.add(id(element))
+        elif element.VR == "PN" or element.keyword in _DATES:
+            element.value = _DATES.get(element.keyword, "")
+        elif element.VR in ("DA", "DT", "TM"):
+            del parent[element.tag]
+
     patient = names.patient(str(dataset.get("PatientID") or dataset.get("PatientName") or ""))
-    _clean(dataset, names, set())
+    dataset.walk(clean)
     dataset.PatientName = dataset.PatientID = patient
     for keyword in _CLEARED:
         setattr(dataset, keyword, "")
@@ -129,21 +144,3 @@ def deidentify(dataset: Dataset, names: Pseudonyms) -> None:
     code = code_item("113100", "DCM", "Basic Application Confidentiality Profile")
     dataset.DeidentificationMethodCodeSequence = [code]
     dataset.LongitudinalTemporalInformationModified = "REMOVED"
-
-
-def _clean(dataset: Dataset, names: Pseudonyms, seen: set[int]) -> None:
-    """Clean each item once: highdicom puts some of them into two sequences, and a UID must not be mapped twice."""
-    if id(dataset) in seen:
-        return
-    seen.add(id(dataset))
-    for element in list(dataset):
-        if element.VR == "SQ":
-            for one in element.value:
-                _clean(one, names, seen)
-        elif element.VR == "UI" and element.value:
-            many = not isinstance(element.value, str)
-            element.value = [names.uid(str(uid)) for uid in element.value] if many else names.uid(str(element.value))
-        elif element.VR == "PN" or element.keyword in _DATES:
-            element.value = _DATES.get(element.keyword, "")
-        elif element.VR in ("DA", "DT", "TM"):
-            del dataset[element.tag]

@@ -33,23 +33,15 @@ from .phase import choose_frames, group_positions
 from .references import read_dataset
 from .tags import decimals
 
+# Largest difference of one slice distance from their mean. Most positions are decimal strings rounded to 0.01 mm or
+# finer; the jumps of those rounded to 0.1 mm would reach half a voxel of thin slices.
 GAP_TOLERANCE_MM = 0.05
-"""Largest difference of one slice distance from their mean. Most positions are decimal strings rounded to 0.01 mm or
-finer; the jumps of those rounded to 0.1 mm would reach half a voxel of thin slices."""
-
-GAP_TOLERANCE_PART = 0.05
-"""The same as a part of the mean, for slices so thin that `GAP_TOLERANCE_MM` would accept a missing one."""
-
-PLANE_TOLERANCE_MM = 0.1
-"""Largest distance of a slice from its plane of the even grid: small differences of the gaps may add up."""
-
-MISSING_TOLERANCE_PART = 0.1
-"""A gap within this part of a step from 2, 3, ... usual steps means that slices are missing."""
-
+GAP_TOLERANCE_PART = 0.05  # the same as a part of the mean, for slices so thin that 0.05 mm would hide a missing one
+PLANE_TOLERANCE_MM = 0.1  # largest distance of a slice from its plane of the even grid: small differences may add up
+MISSING_TOLERANCE_PART = 0.1  # a gap within this part of a step from 2, 3, ... usual steps means missing slices
+# Largest sideways drift from the first slice to the last that counts as upright, and largest deviation of one slice
+# from the straight line through all: positions rounded to 0.1 mm can cause it.
 TILT_TOLERANCE_MM = 0.1
-"""Largest sideways drift from the first slice to the last that counts as upright, and largest deviation of one slice
-from the straight line through all: positions rounded to 0.1 mm can cause it."""
-
 COSINE_TOLERANCE = 1e-3  # largest deviation of direction cosines from unit length, a right angle, and between slices
 PIXEL_SPACING_TOLERANCE_MM = 1e-4  # largest difference of PixelSpacing between slices
 MAX_PIXEL_SPACING_MM = 100.0  # larger is a broken header: the coarsest images of patients (SPECT) have about 10 mm
@@ -93,7 +85,7 @@ def build_grid(frames: Sequence[Frame], folder: Path, options: ReadOptions, *, p
     spacing, axes = _plane(frames)
     normal = np.cross(axes[0], axes[1])
     normal /= np.linalg.norm(normal)
-    groups = group_positions(frames, [float(np.dot(_numbers(frame, "position"), normal)) for frame in frames])
+    groups = group_positions(frames, [float(np.dot(numbers_of(frame, "position"), normal)) for frame in frames])
     ordered, warnings = choose_frames(groups, options.phase, folder)
     positions = np.array([frame.position for frame in ordered])
     if planar and len(ordered) > 1:
@@ -194,7 +186,7 @@ def _check_spacing(spacing: tuple[float, ...], name: str, path: Path) -> None:
         raise GeometryError(f"impossible {name}", file=path, received=spacing, expected=expected)
 
 
-def _numbers(frame: Frame, name: str) -> tuple[float, ...]:
+def numbers_of(frame: Frame, name: str) -> tuple[float, ...]:
     """Return a tag of several numbers, or raise a GeometryError."""
     value = getattr(frame, name)
     tag, length = _TAGS[name]
@@ -208,8 +200,8 @@ def _numbers(frame: Frame, name: str) -> tuple[float, ...]:
 def _plane(frames: Sequence[Frame]) -> tuple[Vector, Vector]:
     """Return PixelSpacing and the directions of rows and columns, which all frames must share."""
     first = frames[0]
-    spacing = np.array([_numbers(frame, "spacing") for frame in frames])
-    cosines = np.array([_numbers(frame, "orientation") for frame in frames])
+    spacing = np.array([numbers_of(frame, "spacing") for frame in frames])
+    cosines = np.array([numbers_of(frame, "orientation") for frame in frames])
     sizes = np.array([(frame.file.rows, frame.file.columns) for frame in frames])
     axes = cosines[0].reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > COSINE_TOLERANCE:

@@ -13,12 +13,12 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
 from medunet.errors import DataError, GeometryError
 
+from .grid import numbers_of
 from .header import Frame
 from .references import read_dataset
 from .tags import typed_errors
@@ -45,25 +45,15 @@ def split_mosaic(mosaic: Frame) -> list[Frame]:
         raise DataError("mosaic cannot be divided into its tiles", file=file.path, received=received)
     rows, columns = file.rows // tiles, file.columns // tiles
     image = replace(file, rows=rows, columns=columns, tiles=tiles)
-    axes = _numbers(mosaic, "orientation", 6).reshape(2, 3)
-    row_mm, column_mm = _numbers(mosaic, "spacing", 2)  # PixelSpacing counts rows first
-    first = _numbers(mosaic, "position", 3)
+    axes = np.reshape(numbers_of(mosaic, "orientation"), (2, 3))
+    row_mm, column_mm = numbers_of(mosaic, "spacing")  # PixelSpacing counts rows first
+    first = np.array(numbers_of(mosaic, "position"))
     first = first + axes[0] * column_mm * (file.columns - columns) / 2 + axes[1] * row_mm * (file.rows - rows) / 2
     if abs(abs(float(np.dot(np.cross(*axes), normal))) - 1) > _NORMAL_TOLERANCE:
-        cause, expected = (
-            "SliceNormalVector must be the normal of the mosaic's rows and columns",
-            np.cross(*axes).tolist(),
-        )
+        cause, expected = "SliceNormalVector must be normal to the mosaic's rows and columns", np.cross(*axes).tolist()
         raise GeometryError(cause, file=file.path, received=normal.tolist(), expected=expected)
     positions = [tuple((first + k * distance * normal).tolist()) for k in range(count)]
     return [replace(mosaic, file=image, index=k, position=position) for k, position in enumerate(positions)]
-
-
-def _numbers(mosaic: Frame, name: Literal["position", "orientation", "spacing"], length: int) -> np.ndarray:
-    values = np.array(getattr(mosaic, name) or (), dtype=np.float64)
-    if values.shape != (length,) or not np.isfinite(values).all():
-        raise GeometryError(f"mosaic has no {name}", file=mosaic.file.path, expected=f"{length} numbers")
-    return values
 
 
 def _csa_geometry(mosaic: Frame) -> tuple[int, np.ndarray, float]:

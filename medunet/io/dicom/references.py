@@ -29,11 +29,9 @@ from .zipped import unpacked
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # segmentation, label map segmentation
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 
+# Attributes that make an object part of the patient's study. Results contain nothing else about the patient.
 LINKS = keywords("""
-    PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime StudyID
-    AccessionNumber""")
-"""Attributes that make an object part of the patient's study. Results contain nothing else about the patient."""
-
+    PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime StudyID AccessionNumber""")
 _REQUIRED = keywords("StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID SOPInstanceUID SOPClassUID")
 _NEW_WRITER = int(pydicom.__version__.partition(".")[0]) >= 3  # pydicom 3 renamed the options of `save_as`
 
@@ -58,9 +56,8 @@ def storage_class(path: Path) -> str:
     """Return the SOP class UID of a DICOM file, or '' for another file; a damaged file is a DataError."""
     if not looks_like_dicom(path):
         return ""
-    header = read_dataset(path, tags=["SOPClassUID"])
     with typed_errors("cannot be read as DICOM", path):  # an empty value of an unknown type
-        return text(header, "SOPClassUID")
+        return text(read_dataset(path, tags=["SOPClassUID"]), "SOPClassUID")
 
 
 def read_planes(frames: Sequence[SourceFrame], geometry: Geometry) -> tuple[SourcePlane, ...]:
@@ -98,14 +95,12 @@ def read_planes(frames: Sequence[SourceFrame], geometry: Geometry) -> tuple[Sour
 
 
 def _plane(header: Dataset, number: int) -> SourcePlane | None:
-    groups = frame_levels(header)
-    if not groups and int(header.get("NumberOfFrames") or 1) == 1:
-        frame, geometry = None, plane_geometry([header])
-    elif number < len(groups):
-        frame, geometry = number + 1, plane_geometry(groups[number])
-    else:
+    groups: list[list[Dataset]] = frame_levels(header)
+    is_single = not groups and int(header.get("NumberOfFrames") or 1) == 1
+    if not is_single and number >= len(groups):
         return None
-    return None if geometry is None else SourcePlane(header, frame, geometry)
+    geometry = plane_geometry([header] if is_single else groups[number])
+    return None if geometry is None else SourcePlane(header, None if is_single else number + 1, geometry)
 
 
 def _is_slice(plane: Geometry, volume: Geometry, index: int) -> bool:
@@ -139,10 +134,11 @@ def plane_geometry(levels: Levels) -> Geometry | None:
 
 
 def item(**values: Any) -> Dataset:
-    """Return a data set with these attributes, such as an item of a sequence."""
+    """Return a data set, such as an item of a sequence, with these attributes except those that are None."""
     dataset = Dataset()
     for keyword, value in values.items():
-        setattr(dataset, keyword, value)
+        if value is not None:
+            setattr(dataset, keyword, value)
     return dataset
 
 

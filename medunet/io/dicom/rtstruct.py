@@ -27,16 +27,11 @@ SLICE_TOLERANCE_VOXELS = 0.25  # a contour further than this from its slice is r
 
 _DECIMALS = 5  # of coordinates in mm: a number then fits the 16 characters of VR DS, and no voxel changes sides
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management: retired, but conventional in references
-_REMEDY = "give the image that it was drawn on"
 _CLOSED = ("CLOSED_PLANAR", "CLOSED_PLANAR_XOR", "CLOSEDPLANAR_XOR")
 
 
 def make_rtstruct(
-    voxels: npt.NDArray[Any],
-    segments: Sequence[Segment],
-    planes: Sequence[SourcePlane],
-    *,
-    algorithm: Mapping[str, str],
+    voxels: npt.NDArray[Any], segments: Sequence[Segment], planes: Sequence[SourcePlane], algorithm: Mapping[str, str]
 ) -> Dataset:
     """Return a structure set with one region of interest per segment, including segments without voxels.
 
@@ -56,22 +51,19 @@ def make_rtstruct(
     date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     rois, regions, observations = [], [], []
     for number, segment in enumerate(segments, start=1):
-        roi = item(ROINumber=number, ReferencedFrameOfReferenceUID=first.FrameOfReferenceUID, ROIName=segment.name[:64])
-        roi.ROIGenerationAlgorithm = "AUTOMATIC"
-        region = item(ROIDisplayColor=list(segment.color), ReferencedROINumber=number)
         contours = [
             _contour(polygon, plane)
             for index, plane in enumerate(planes)
             for polygon in trace_contours(voxels[:, :, index] == segment.value)
         ]
-        if contours:
-            region.ContourSequence = contours
-        observation = item(ObservationNumber=number, ReferencedROINumber=number)
-        observation.RTROIInterpretedType = observation.ROIInterpreter = ""
-        if segment.type != TISSUE:
-            observation.RTROIIdentificationCodeSequence = [code_item(*segment.type)]
+        roi = item(ROINumber=number, ReferencedFrameOfReferenceUID=first.FrameOfReferenceUID, ROIName=segment.name[:64])
+        roi.ROIGenerationAlgorithm = "AUTOMATIC"
         rois.append(roi)
+        region = item(ROIDisplayColor=list(segment.color), ReferencedROINumber=number, ContourSequence=contours or None)
         regions.append(region)
+        codes = None if segment.type == TISSUE else [code_item(*segment.type)]
+        observation = item(ObservationNumber=number, ReferencedROINumber=number, RTROIIdentificationCodeSequence=codes)
+        observation.RTROIInterpretedType = observation.ROIInterpreter = ""
         observations.append(observation)
     result = item(
         SpecificCharacterSet="ISO_IR 192",  # names of labels may be in any script
@@ -131,19 +123,16 @@ def _paint(region: Dataset | None, path: Path, reference: Geometry) -> Painting:
         indices = points @ inverse[:3, :3].T + inverse[:3, 3]
         spread = np.ptp(indices, axis=0)
         axis = int(np.argmin(spread))
-        if spread[axis] > PLANE_TOLERANCE_VOXELS:
-            received, expected = f"{spread[axis]:.2f} voxels deep", f"at most {PLANE_TOLERANCE_VOXELS}"
-            raise GeometryError(
-                "a contour crosses the image's slices", file=path, received=received, expected=expected, remedy=_REMEDY
-            )
         depth = float(indices[:, axis].mean())
         index = round(depth)
+        cause = None
+        if spread[axis] > PLANE_TOLERANCE_VOXELS:
+            cause = f"crosses the image's slices: it is {spread[axis]:.2f} voxels deep"
+        elif not 0 <= index < reference.shape[axis]:
+            cause = f"is outside the image, which has no slice {index}"
+        if cause:
+            raise GeometryError(f"a contour {cause}", file=path, remedy="give the image that it was drawn on")
         between += abs(depth - index) > SLICE_TOLERANCE_VOXELS
-        if not 0 <= index < reference.shape[axis]:
-            received, expected = f"slice {index}", f"0 to {reference.shape[axis] - 1}"
-            raise GeometryError(
-                "a contour is outside the image", file=path, received=received, expected=expected, remedy=_REMEDY
-            )
         by_slice[axis, index].append(np.delete(indices, axis, axis=1))
     for (axis, index), polygons in by_slice.items():
         single = list({polygon.tobytes(): polygon for polygon in polygons}.values())
@@ -187,9 +176,8 @@ def _contour(polygon: Polygon, plane: SourcePlane) -> Dataset:
 
 def _image(plane: SourcePlane) -> Dataset:
     header = plane.header
-    image = item(ReferencedSOPClassUID=header.SOPClassUID, ReferencedSOPInstanceUID=header.SOPInstanceUID)
-    if plane.frame is not None:
-        image.ReferencedFrameNumber = plane.frame
+    image = item(ReferencedSOPClassUID=header.SOPClassUID, ReferencedFrameNumber=plane.frame)
+    image.ReferencedSOPInstanceUID = header.SOPInstanceUID
     return image
 
 

@@ -30,17 +30,12 @@ _LARGEST_LABEL = 64  # characters of a segment's label (VR LO)
 
 # What highdicom takes from an image besides its placement and `LINKS`.
 _DESCRIPTION = keywords("""
-    SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID
-    PositionReferenceIndicator Modality Rows Columns LossyImageCompression LossyImageCompressionRatio
-    LossyImageCompressionMethod""")
+    SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID PositionReferenceIndicator
+    Modality Rows Columns LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod""")
 
 
 def make_dicom_seg(
-    voxels: npt.NDArray[Any],
-    segments: Sequence[Segment],
-    planes: Sequence[SourcePlane],
-    *,
-    algorithm: Mapping[str, str],
+    voxels: npt.NDArray[Any], segments: Sequence[Segment], planes: Sequence[SourcePlane], algorithm: Mapping[str, str]
 ) -> Dataset:
     """Return a BINARY segmentation of one series, with one frame per segment and slice in which it occurs.
 
@@ -68,9 +63,7 @@ def make_dicom_seg(
             source_images=images,
             pixel_array=numbers,
             segmentation_type="BINARY",
-            segment_descriptions=[
-                _description(hd, segment, number, algorithm) for number, segment in enumerate(segments, start=1)
-            ],
+            segment_descriptions=[_description(hd, *pair, algorithm) for pair in enumerate(segments, start=1)],
             series_instance_uid=generate_uid(prefix=None),
             series_number=1000 + series_number(first),
             sop_instance_uid=generate_uid(prefix=None),
@@ -118,12 +111,11 @@ def _paint(dataset: Dataset, number: int, path: Path, reference: Geometry) -> Pa
         rows, columns = np.nonzero(pixels == number if is_map else pixels >= half)
         if not len(rows):
             continue
-        grid = plane_geometry(levels)
-        if grid is None:
+        plane = plane_geometry(levels)
+        if plane is None:
             raise GeometryError("a frame has no position, orientation or spacing", file=path)
-        # The grid has no distance of slices to compare: only the plane must match one of the reference's.
         indices = np.stack([columns, rows, np.zeros_like(rows)])
-        paint_voxels(indices, _thick_as(grid, reference), target, reference, file=path)
+        paint_voxels(indices, _thick_as(plane, reference), target, reference, file=path)
     return Painting(target)
 
 
@@ -137,12 +129,11 @@ def _frames(dataset: Dataset, n_frames: int, path: Path) -> npt.NDArray[Any]:
 
 
 def _thick_as(plane: Geometry, reference: Geometry) -> Geometry:
-    """Return a plane with the slice distance of the reference, so that its normal is a whole step there."""
-    steps = np.abs(reference.direction.T @ plane.direction[:, 2])
+    """Return a plane, which has no distance of slices, with that of the reference: its normal is a whole step there."""
+    cosines = reference.direction.T @ plane.direction[:, 2]
+    axis = int(np.argmax(np.abs(cosines)))
     affine = np.array(plane.affine)
-    normal_axis = int(np.argmax(steps))
-    sign = np.sign(reference.direction[:, normal_axis] @ plane.direction[:, 2])
-    affine[:3, 2] = sign * reference.affine[:3, normal_axis]
+    affine[:3, 2] = np.sign(cosines[axis]) * reference.affine[:3, axis]
     return Geometry(affine, plane.shape)
 
 
@@ -155,15 +146,15 @@ def _source_images(planes: Sequence[SourcePlane]) -> tuple[list[Dataset], list[i
     numbers = [plane.frame for plane in planes if plane.frame is not None]
     placements = _placements(planes)
     if not numbers:
-        pairs = zip(planes, placements, strict=True)
-        return [_described(plane.header, placement) for plane, placement in pairs], []
+        return [_described(plane.header, place) for plane, place in zip(planes, placements, strict=True)], []
     header = planes[0].header
     if len(numbers) < len(planes) or any(plane.header is not header for plane in planes):
         raise DataError("a DICOM SEG can refer to the frames of one multi-frame file only")
     image = _described(header, Dataset())
     image.NumberOfFrames = len(numbers)
-    shared = item(PlaneOrientationSequence=placements[:1], PixelMeasuresSequence=placements[:1])
-    image.SharedFunctionalGroupsSequence = [shared]
+    image.SharedFunctionalGroupsSequence = [
+        item(PlaneOrientationSequence=placements[:1], PixelMeasuresSequence=placements[:1])
+    ]
     image.PerFrameFunctionalGroupsSequence = [item(PlanePositionSequence=[placement]) for placement in placements]
     return [image], numbers
 
@@ -219,7 +210,7 @@ def _refer_to_frames(result: Dataset, numbers: Sequence[int]) -> None:
                 image.ReferencedFrameNumber = numbers[int(image.ReferencedFrameNumber) - 1]
 
 
-def _description(hd: ModuleType, segment: Segment, number: int, algorithm: Mapping[str, str]) -> Any:
+def _description(hd: ModuleType, number: int, segment: Segment, algorithm: Mapping[str, str]) -> Any:
     lightness, a, b = rgb2lab(np.array(segment.color, dtype=np.float64) / 255)
     return hd.seg.SegmentDescription(
         segment_number=number,

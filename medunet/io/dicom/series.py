@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -155,14 +155,12 @@ def _without_image(path: Path, files: Sequence[Path], ignored: Counter[str]) -> 
     """Return the error for a path without an image, which names what it contains instead."""
     what = "folder" if path.is_dir() else "file"
     if ignored["localizers dropped"]:
-        return DataError(f"{what} has localizers only", file=path, remedy="give the folder of the series")
+        return DataError(f"{what} has localizers only", file=path)
     classes = {kind for file in files if (kind := storage_class(file))}
-    if not classes:
-        return DataError(f"{what} has no DICOM image", file=path, remedy="give the folder of the slices")
     names = ", ".join(sorted(UID(kind).name.removesuffix(" Storage") for kind in classes))
     is_label = bool(classes & {*SEG_CLASSES, RTSTRUCT_CLASS})
-    remedy = "read it as a label of its image: medunet.io.read_label" if is_label else "give the folder of the images"
-    return DataError(f"{what} has no DICOM image but {names}", file=path, remedy=remedy)
+    remedy = "read it as a label of its image: medunet.io.read_label" if is_label else None
+    return DataError(f"{what} has no DICOM image" + f" but {names}" * bool(names), file=path, remedy=remedy)
 
 
 def _require_one_identity(frames: Sequence[Frame]) -> None:
@@ -220,18 +218,8 @@ def _referenced_files(path: Path) -> list[Path] | None:
             stream.seek(_META_START + int(meta.FileMetaInformationGroupLength))
             directory = read_dataset(stream, is_implicit_VR=False, is_little_endian=True)  # as PS3.10 prescribes
         names = [text(record, "ReferencedFileID") for record in items(directory, "DirectoryRecordSequence")]
-    root = path.parent.resolve()
-    files = []
-    for name in filter(None, names):
-        parts = name.split("\\")
-        file = path.parent.joinpath(*parts)
-        if any(_leaves_folder(part) for part in parts) or not file.resolve().is_relative_to(root):  # a symbolic link
-            raise SecurityError("DICOMDIR points out of its folder", file=path, received=parts)
-        files.append(file)
+        files = [path.parent.joinpath(*name.split("\\")) for name in names if name]
+        outside = [file for file in files if not file.resolve().is_relative_to(path.parent.resolve())]
+    if outside:
+        raise SecurityError("DICOMDIR points out of its folder", file=path, received=str(outside[0]))
     return files
-
-
-def _leaves_folder(part: str) -> bool:
-    """Return whether a component of a file name is absolute, climbs, or hides several components."""
-    kinds = (PurePosixPath(part), PureWindowsPath(part))
-    return part in ("", ".", "..") or any(len(kind.parts) != 1 or kind.anchor for kind in kinds)

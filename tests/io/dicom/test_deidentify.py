@@ -87,6 +87,6 @@ def test_errors_use_the_new_name_of_the_case():
 
 def test_short_and_missing_keys_are_rejected(tmp_path):
     (tmp_path / "key").write_bytes(b"short")
-    for name, cause in (("key", "must have 16 bytes"), ("none", "cannot be opened")):
+    for name, cause in (("key", "must have 16 bytes"), ("none", "does not exist")):
         with pytest.raises(DataError, match=cause):
             Pseudonyms.from_file(tmp_path / name)

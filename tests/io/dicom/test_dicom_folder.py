@@ -182,7 +182,7 @@ def test_dicomdir_as_the_path_is_followed(tmp_path, made):
         read_volume(path)
 
 
-@pytest.mark.parametrize("name", [["..", "secret"], ["a", "..", "..", "secret"], ["/etc/passwd"], ["C:", "b"], ["a/b"]])
+@pytest.mark.parametrize("name", [["..", "secret"], ["a", "..", "..", "secret"], ["/etc/passwd"], ["a/../../secret"]])
 def test_references_out_of_the_folder_are_rejected(tmp_path, made, name):
     folder = made.series(tmp_path / "ct", made.positions())
     dicomdir = write_directory(made, folder, ["s01"], name)
