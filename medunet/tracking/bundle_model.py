@@ -144,23 +144,16 @@ class BundleModel(PythonModel):
         return np.reshape(numbers, (4, 4)) if numbers else None
 
 
-def signature(spatial_dims: int) -> ModelSignature:
-    """Return the signature of a model: anything that :class:`BundleModel` knows as an image, and a label map.
-
-    MLflow's schemas are for columns of scalars or arrays of one shape. Marked as derived from type hints, the schema
-    only describes, and MLflow leaves checking to the model.
-    """
-    schema = ModelSignature(
-        inputs=Schema([ColSpec(AnyType())]),
-        outputs=Schema([TensorSpec(np.dtype(LABEL_TYPE), (-1,) * spatial_dims)]),
-        params=ParamSchema([ParamSpec(key, DataType.double, [], shape=(-1,)) for key in ("affine", "spacing_mm")]),
-    )
-    schema._is_signature_from_type_hint = True
-    return schema
-
-
 def save_model(bundle: Path, folder: Path, **options: Any) -> None:
     """Write the MLflow model of a copied bundle into a new folder; `options` are those of MLflow's `save_model`."""
+    shape = (-1,) * read_json(bundle / "configs" / "inference.json")["spatial_dims"]
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(AnyType())]),
+        outputs=Schema([TensorSpec(np.dtype(LABEL_TYPE), shape)]),
+        params=ParamSchema([ParamSpec(key, DataType.double, [], shape=(-1,)) for key in ("affine", "spacing_mm")]),
+    )
+    # MLflow's schemas are for columns or for arrays: this one only describes the model, which checks images itself
+    signature._is_signature_from_type_hint = True
     code = bundle.with_name("model_code.py")  # MLflow stores its path, which must not be that of the installation
     code.write_text(CODE, encoding="utf-8")
     # MLflow would otherwise load the model in another process to find the requirements
@@ -169,7 +162,7 @@ def save_model(bundle: Path, folder: Path, **options: Any) -> None:
         str(folder),
         python_model=str(code),
         artifacts={"bundle": str(bundle)},
-        signature=signature(read_json(bundle / "configs" / "inference.json")["spatial_dims"]),
+        signature=signature,
         input_example=EXAMPLE,
         pip_requirements=requirements,
         **options,

@@ -190,8 +190,14 @@ class Delivery:
 
 
 def points(values: Mapping[str, float], *, time: int, step: int) -> list[tuple[str, float, int, int]]:
-    """Return metrics of one point in time for :meth:`Server.log_metrics`; MLflow rejects infinite values."""
-    return [(metric_name(key), float(value), time, step) for key, value in values.items() if not math.isinf(value)]
+    """Return metrics of one point in time for :meth:`Server.log_metrics`, under names that MLflow accepts.
+
+    Examples:
+        >>> points({"val_dice_Nerv (links)": 0.5, "hd95": float("inf")}, time=0, step=1)  # no infinite values either
+        [('val_dice_Nerv _links_', 0.5, 0, 1)]
+    """
+    names = {key: re.sub(r"[^\w./ :-]", "_", key).strip("/")[:250] for key in values}
+    return [(names[key], float(value), time, step) for key, value in values.items() if not math.isinf(value)]
 
 
 def epoch_points(entry: Mapping[str, Any]) -> list[tuple[str, float, int, int]]:
@@ -203,16 +209,6 @@ def epoch_points(entry: Mapping[str, Any]) -> list[tuple[str, float, int, int]]:
     values |= entry.get("val_metrics", {})
     values |= {f"val_dice_{name}": value for name, value in entry.get("val_dice", {}).items()}
     return points(values, time=entry["time"], step=entry["epoch"])
-
-
-def metric_name(text: str) -> str:
-    """Return a name that MLflow accepts: letters, digits and ``_-. :/``.
-
-    Examples:
-        >>> metric_name("val_dice_Nerv (links)")
-        'val_dice_Nerv _links_'
-    """
-    return re.sub(r"[^\w./ :-]", "_", text).strip("/")[:250]
 
 
 def _sample(line: str) -> list[tuple[Any, ...]]:

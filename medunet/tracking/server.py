@@ -44,7 +44,8 @@ class Server:
     @property
     def name(self) -> str:
         """The address without user and password."""
-        return without_credentials(self.uri)
+        parts = urlsplit(self.uri)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else self.uri
 
     @functools.cached_property
     def _handler(self) -> MLFlowHandler:
@@ -161,17 +162,6 @@ def limits(seconds: int) -> AbstractContextManager[None]:
     """Limit each request of MLflow to its server, without retries, and hide its progress bars."""
     values = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     return variables({**values, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"})
-
-
-def without_credentials(uri: str) -> str:
-    """Return an address without user and password.
-
-    Examples:
-        >>> without_credentials("https://me:secret@host:5000/mlflow"), without_credentials("sqlite:////data/mlruns.db")
-        ('https://host:5000/mlflow', 'sqlite:////data/mlruns.db')
-    """
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 def now() -> int:

@@ -177,19 +177,14 @@ def _rows(file: Path, *, channels: int) -> Iterator[NamedSource]:
             cause = f"line {rows.line_num}: the number of images must be the network's number of channels"
             raise DataError(cause, file=file, received=len(words), expected=channels)
         if name is not None:
-            name = checked_name(name, file)
+            name = _checked_name(name, file)
         else:  # by text: an image that does not exist is a failed case
             name = output_name(words) if len(words) > 1 else split_suffix(Path(words[0]).name)[0]
         yield NamedSource(tuple(file.parent / word for word in words), name)
 
 
-def checked_name(text: str, file: Path) -> str:
-    """Return a name without its suffix; raise a SecurityError if it leaves the output folder.
-
-    Examples:
-        >>> checked_name("patient_7/ct.nii.gz", Path("m.csv"))
-        'patient_7/ct'
-    """
+def _checked_name(text: str, file: Path) -> str:
+    """Return a name without its suffix; raise a SecurityError if it leaves the output folder."""
     path = PurePosixPath(text.replace("\\", "/"))
     stem = split_suffix(path.name)[0]
     if path.is_absolute() or ".." in path.parts or ":" in text or not stem or stem.startswith("."):

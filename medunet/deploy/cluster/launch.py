@@ -23,6 +23,7 @@ from torch import distributed
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from medunet import log
@@ -105,19 +106,12 @@ def train_processes(
             if failure.is_file():
                 raise MedunetError(failure.read_text(encoding="utf-8")) from error
             rank, first = error.get_first_failure()
-            cause, received = (
-                "a process of the training run died repeatedly",
-                f"process {rank}, exit code {first.exitcode}",
-            )
-            remedy = "often memory ran out: lower batch_size, and add --resume to continue"
+            received, remedy = f"process {rank}, exit code {first.exitcode}", "lower batch_size, and add --resume"
+            cause = "a process of the training run died repeatedly, often because memory ran out"
             raise MedunetError(cause, received=received, remedy=remedy) from error
         except RendezvousError as error:
-            cause, received = (
-                "the hosts did not find each other, or one has failed",
-                f"{endpoint}, {type(error).__name__}",
-            )
             remedy = "make --rdzv-endpoint an address of one of the hosts that the others reach, then --resume"
-            raise ConfigError(cause, received=received, expected=f"{hosts} hosts", remedy=remedy) from error
+            raise ConfigError("not all hosts met at the endpoint", received=endpoint, remedy=remedy) from error
     result = next((result for result in results.values() if result is not None), None)
     return None if result is None else replace(result, run=output)
 
@@ -138,7 +132,10 @@ def check_request(processes: int, *, hosts: int, endpoint: str | None, device: s
 
 def launch_config(processes: int, output: Path, *, hosts: int, endpoint: str | None) -> LaunchConfig:
     """Return how the elastic launcher starts the processes of this host, and where it meets the other hosts."""
-    host, port = split_endpoint(endpoint) if endpoint and hosts > 1 else ("localhost", 0)
+    try:
+        host, port = parse_rendezvous_endpoint(endpoint, DEFAULT_PORT) if hosts > 1 else ("localhost", 0)
+    except ValueError as error:
+        raise ConfigError("--rdzv-endpoint must be HOST:PORT", received=endpoint) from error
     return LaunchConfig(
         min_nodes=hosts,
         max_nodes=hosts,
@@ -153,19 +150,6 @@ def launch_config(processes: int, output: Path, *, hosts: int, endpoint: str | N
         monitor_interval=1.0,
         local_addr="127.0.0.1" if hosts == 1 else _own_address(host, port),
     )
-
-
-def split_endpoint(text: str) -> tuple[str, int]:
-    """Return host and port.
-
-    Examples:
-        >>> split_endpoint("10.0.0.1:29500"), split_endpoint("gpu-1")
-        (('10.0.0.1', 29500), ('gpu-1', 29400))
-    """
-    host, _, port = text.rpartition(":") if ":" in text else (text, "", str(DEFAULT_PORT))
-    if not host or not port.isdecimal():
-        raise ConfigError("--rdzv-endpoint must be HOST:PORT", received=text)
-    return host, int(port)
 
 
 def _train(
@@ -192,10 +176,10 @@ def _train(
 def _train_together(
     paths: Sequence[Path], options: Mapping[str, Any], device: str, tracking_uri: str | None
 ) -> TrainingResult | None:
-    place = resolve_device(device)
-    if place.type == "cuda":
-        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    join_processes(place)
+    own = resolve_device(device)
+    if own.type == "cuda":
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    join_processes(own)
     resume = options.get("resume", False) or was_restarted()
     with ExitStack() as stack:  # the first process owns the output folder until the run is trained
 
@@ -211,7 +195,7 @@ def _train_together(
         run = from_first(prepare, patience=PREPARATION)
         if isinstance(run, MedunetError):
             raise run
-        result = train_run(run, resume=resume, device=place, tracking_uri=tracking_uri, overlays=[OVERLAY])
+        result = train_run(run, resume=resume, device=own, tracking_uri=tracking_uri, overlays=[OVERLAY])
     leave_processes()
     return result if os.environ["RANK"] == "0" else None
 

@@ -31,21 +31,13 @@ MAX_UNLIKE = 1e-4
 
 @dataclass(frozen=True)
 class Agreement:
-    """Difference between a file's outputs and PyTorch's in float32.
+    """Difference between a file's outputs and PyTorch's in float32."""
 
-    Args:
-        sizes: sizes of the noise inputs, `(B, C, *spatial)`.
-        rms: largest root-mean-square difference of logits, in standard deviations.
-        unlike: largest share of voxels with another class.
-        case_unlike: voxels of the real case with another label; None without a case.
-        case_voxels: voxels of the real case.
-    """
-
-    sizes: tuple[tuple[int, ...], ...] = ()
-    rms: float = 0.0
-    unlike: float = 0.0
-    case_unlike: int | None = None
-    case_voxels: int = 0
+    sizes: tuple[tuple[int, ...], ...]  # of the noise inputs, `(B, C, *spatial)`
+    rms: float  # largest root-mean-square difference of logits, in standard deviations
+    unlike: float  # largest share of voxels with another class
+    case_unlike: int | None = None  # voxels of the real case with another label; None without a case
+    case_voxels: int = 0  # voxels of the real case
 
     @property
     def fault(self) -> str | None:
@@ -68,19 +60,12 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Export:
-    """Result of an export.
+    """Result of an export."""
 
-    Args:
-        paths: the file, then further files of the format.
-        program: name and version of the program that ran the file.
-        agreement: agreement with PyTorch in float32.
-        seconds: duration of writing and comparing.
-    """
-
-    paths: tuple[Path, ...]
-    program: str
-    agreement: Agreement
-    seconds: float
+    paths: tuple[Path, ...]  # the file, then further files of the format
+    program: str  # name and version of the program that ran the file
+    agreement: Agreement  # with PyTorch in float32
+    seconds: float  # duration of writing and comparing
 
 
 def export_bundle(
@@ -141,15 +126,12 @@ def export_bundle(
 
 def compare(network: TileNetwork, run: Runner, *, image: Path | None = None, trust: bool = False) -> Agreement:
     """Compare a file with its network: on noise of the usual tile and of a batch of odd size, and on a case."""
-    rms = unlike = 0.0
     sizes = (1, network.channels, *network.patch), (2, network.channels, *network.sizes.example())
     generator = torch.Generator().manual_seed(SEED)
-    for size in sizes:
-        noise = torch.randn(size, generator=generator)
-        with torch.inference_mode():
-            expected = network.reference(noise)
-        one, other = difference(run(noise), expected)
-        rms, unlike = max(rms, one), max(unlike, other)
+    with torch.inference_mode():
+        noises = [torch.randn(size, generator=generator) for size in sizes]
+        differences = [difference(run(noise), network.reference(noise)) for noise in noises]
+    rms, unlike = map(max, zip(*differences, strict=True))
     counts = (None, 0) if image is None else _compare_labels(network, run, image, trust=trust)
     return Agreement(sizes, rms, unlike, *counts)
 
@@ -168,10 +150,7 @@ def difference(logits: torch.Tensor, expected: torch.Tensor) -> tuple[float, flo
 
 
 def _compare_labels(network: TileNetwork, run: Runner, image: Path, *, trust: bool) -> tuple[int, int]:
-    """Return the number of voxels of a case with another label than PyTorch's, and of all its voxels.
-
-    Both run all steps of `medunet predict`, with the same tiles, which change the output of some networks.
-    """
+    """Return how many voxels of a case get another label than by PyTorch with the same tiles, and how many it has."""
     overrides: dict[str, Any] = dict(EXACT)
     if network.largest is not None:
         overrides["tile_size"] = _limit_tile(network.description["tile"]["size"], network.largest)
@@ -183,19 +162,13 @@ def _compare_labels(network: TileNetwork, run: Runner, image: Path, *, trust: bo
     except MedunetError:
         raise
     except Exception as error:  # engines raise any kind of exception for a size that they do not accept
-        cause = " ".join(str(error).split())[:200]
-        raise ConfigError(f"the file cannot be run on the case: {cause}", file=image) from error
+        raise ConfigError(f"the file cannot be run on the case: {str(error)[:200]}", file=image) from error
     unlike = int((labels != expected).sum()) if labels.shape == expected.shape else expected.size
     return unlike, expected.size
 
 
 def _limit_tile(tile_size: Any, largest: Sequence[int]) -> list[int]:
-    """Limit a bundle's `tile_size` to the largest tile that a file accepts.
-
-    Examples:
-        >>> _limit_tile("auto", (152, 168)), _limit_tile([-1, 64], (152, 168)), _limit_tile(256, (152, 168))
-        ([152, 168], [152, 64], [152, 168])
-    """
+    """Limit a bundle's `tile_size` to the largest tile that a file accepts."""
     if tile_size is None or isinstance(tile_size, str):
         return list(largest)
     sizes = [tile_size] * len(largest) if isinstance(tile_size, int) else tile_size

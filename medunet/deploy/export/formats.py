@@ -32,34 +32,21 @@ Runner = Callable[[torch.Tensor], torch.Tensor]  # maps `(B, C, *spatial)` float
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A file format.
-
-    Args:
-        suffix: suffix of the file.
-        program: returns the name and version of the program that runs the file; raises ConfigError if a package or
-            device is missing.
-        write: writes a network and its description; further files get the same stem.
-        open: loads a file for this machine.
-        read_text: returns the description in a file.
-        largest: returns the largest tile that a file accepts; None for any.
-    """
+    """A file format."""
 
     suffix: str
+    # returns the name and version of the program that runs the file; raises a ConfigError if a package is missing
     program: Callable[[], str]
-    write: Callable[[TileNetwork, Path], None]
-    open: Callable[[Path], Runner]
-    read_text: Callable[[Path], str | None]
-    largest: Callable[[TileNetwork], tuple[int, ...] | None] = lambda network: None
+    write: Callable[[TileNetwork, Path], None]  # writes a network with its description; further files get the same stem
+    open: Callable[[Path], Runner]  # loads a file for this machine
+    read_text: Callable[[Path], str | None]  # returns the description in a file
+    largest: Callable[[TileNetwork], tuple[int, ...] | None] = lambda network: None  # largest tile; None for any
 
     def describe(self, path: Path) -> dict[str, Any]:
-        """Return the description in a file.
-
-        Raises:
-            DataError: no description, because another program wrote the file.
-        """
+        """Return the description in a file; raise a DataError if another program wrote the file."""
         text = self.read_text(path)
         if not text:
-            raise DataError("the file has no description by medunet", file=path, remedy="medunet bundle export")
+            raise DataError("the file has no description by medunet", file=path)
         content: dict[str, Any] = json.loads(text)
         return content
 

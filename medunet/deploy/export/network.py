@@ -90,29 +90,17 @@ def largest_tile(shapes: UNetShapes, patch: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class TileNetwork:
-    """A bundle's network, ready for export.
-
-    Args:
-        bundle: folder of the bundle.
-        module: network to export: batch norm folded, float32, on the CPU; it can be scripted and exported.
-        reference: the bundle's own network, with which files are compared.
-        shapes: shapes of the network.
-        sizes: tile sizes that files accept.
-        patch: the usual tile, from the bundle's metadata.
-        description: description to store in the file.
-        metadata: the bundle's metadata without hashes of its files.
-        largest: largest tile that the file accepts; None for any.
-    """
+    """A bundle's network, ready for export."""
 
     bundle: Path
-    module: nn.Module
-    reference: nn.Module
+    module: nn.Module  # to export: batch norm folded, float32, on the CPU; it can be scripted and exported
+    reference: nn.Module  # the bundle's own network, with which files are compared
     shapes: UNetShapes
-    sizes: TileSizes
-    patch: tuple[int, ...]
-    description: dict[str, Any]
-    metadata: dict[str, Any]
-    largest: tuple[int, ...] | None = None
+    sizes: TileSizes  # that files accept
+    patch: tuple[int, ...]  # the usual tile, from the bundle's metadata
+    description: dict[str, Any]  # to store in the file
+    metadata: dict[str, Any]  # of the bundle, without hashes of its files
+    largest: tuple[int, ...] | None = None  # largest tile that the file accepts; None for any
 
     @property
     def channels(self) -> int:
@@ -210,13 +198,8 @@ def load_tile_network(bundle: Path, *, trust: bool = False) -> TileNetwork:
     image = metadata.get("network_data_format", {}).get("inputs", {}).get("image", {})
     patch = image.get("spatial_shape") or sizes.least
     is_usable = len(patch) == len(sizes.least) and all(isinstance(n, int) for n in patch)
-    tile = {
-        "least": list(sizes.least),
-        "largest": None,  # any, unless the format has a largest tile
-        "remainder": list(sizes.remainder),
-        "multiple": list(sizes.multiple),
-        "exact": bool(getattr(reference, "tileable", True)),
-    }
+    tile: dict[str, Any] = {name: list(getattr(sizes, name)) for name in ("least", "remainder", "multiple")}
+    tile |= {"largest": None, "exact": bool(getattr(reference, "tileable", True))}  # some formats have a largest tile
     return TileNetwork(
         bundle=bundle,
         module=module.requires_grad_(False),

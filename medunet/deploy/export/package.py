@@ -44,23 +44,14 @@ _VERSION = re.compile(r"_v\d[\w.]*$")
 
 @dataclass(frozen=True)
 class Package:
-    """A packed bundle.
-
-    Args:
-        path: the file.
-        name: folder in the file.
-        files: paths in that folder.
-        sha256: SHA-256 of the file.
-        sha1: SHA-1 of the file, which the zoo's list of checksums uses.
-        remarks: sentences for the person who publishes the file.
-    """
+    """A packed bundle."""
 
     path: Path
-    name: str
-    files: tuple[str, ...]
-    sha256: str
-    sha1: str
-    remarks: tuple[str, ...] = ()
+    name: str  # folder in the file
+    files: tuple[str, ...]  # paths in that folder
+    sha256: str  # of the file
+    sha1: str  # of the file, for the zoo's list of checksums
+    remarks: tuple[str, ...] = ()  # sentences for the person who publishes the file
 
 
 def package_bundle(

@@ -85,9 +85,9 @@ def test_impossible_arguments_are_rejected_before_anything_starts(
 
 
 @pytest.mark.parametrize("text", ["gpu-1:", ":29400", "gpu-1:port"])
-def test_an_endpoint_is_a_host_and_a_port(text: str) -> None:
+def test_an_endpoint_is_a_host_and_a_port(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--rdzv-endpoint"):
-        launch.split_endpoint(text)
+        launch.launch_config(1, tmp_path, hosts=2, endpoint=text)
 
 
 def resolve(monkeypatch: pytest.MonkeyPatch, **addresses: str) -> None:
