@@ -1,12 +1,7 @@
 """Positions of voxels in the patient: affine, spacing, orientation; the only module that converts between RAS and LPS.
 
 NIfTI, nibabel and MONAI count millimetres to the Right, Anterior, Superior (RAS); DICOM, ITK and SimpleITK to the Left,
-Posterior, Superior (LPS). The two differ in the sign of x and y::
-
-        S                     S
-        |  A                  |  P
-        | /                   | /
-        |/____ R              |/____ L
+Posterior, Superior (LPS). The two differ in the sign of x and y.
 """
 
 from __future__ import annotations
@@ -67,14 +62,11 @@ class Geometry:
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
         shape = tuple(int(n) for n in self.shape)
-        if affine.shape != (4, 4):
-            raise GeometryError("affine must be 4x4", received=affine.shape)
         if len(shape) not in (2, 3) or min(shape) < 1:
             raise GeometryError("an image must have two or three axes of positive size", received=shape)
-        if not np.isfinite(affine).all():
-            raise GeometryError("affine must be finite", received=affine.tolist())
-        if not np.array_equal(affine[3], (0, 0, 0, 1)):
-            raise GeometryError("the last row of an affine must be [0, 0, 0, 1]", received=affine[3].tolist())
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], (0, 0, 0, 1)):
+            cause = "affine must be 4x4 and finite, with a last row of [0, 0, 0, 1]"
+            raise GeometryError(cause, received=affine.tolist())
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         if spacing.min() < MIN_SPACING_MM or spacing.max() > MAX_SPACING_MM:
             expected = f"{MIN_SPACING_MM:g} to {MAX_SPACING_MM:g} mm"

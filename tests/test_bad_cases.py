@@ -1,4 +1,4 @@
-"""One truncated file among good ones: every command names it, does the rest, and its exit code tells."""
+"""Every command names a truncated file among good ones, does the rest, and reports it by its exit code."""
 
 from __future__ import annotations
 
@@ -53,70 +53,57 @@ def cut(path: Path, *, keep: float = 0.7) -> Path:
 
 @pytest.fixture
 def bad(good: Path, tmp_path: Path) -> tuple[Path, list[str]]:
-    """A data set with a truncated image and a truncated label; its path and the names of the two cases."""
+    """Return a data set with a truncated image and a truncated label, and the names of the two cases."""
     data = tmp_path / "data"
     shutil.copytree(good, data)
     images, labels = sorted((data / "imagesTr").iterdir()), sorted((data / "labelsTr").iterdir())
     return data, [cut(images[1]).name.split(".")[0].removesuffix("_0000"), cut(labels[3]).name.split(".")[0]]
 
 
-def test_check_names_all_and_fails(bad: tuple[Path, list[str]], call: Call) -> None:
-    data, names = bad
-    code, shown = call("check", data, "--json")
-    assert code == 4
-    assert all(name in shown for name in names)
-
-
-def test_plan_refuses_with_the_list_unless_told_to_go_on(
+def test_check_and_plan_list_all_and_fail_unless_they_may_skip_them(
     bad: tuple[Path, list[str]], call: Call, tmp_path: Path
 ) -> None:
     data, names = bad
-    code, shown = call("plan", data, "-o", tmp_path / "plan", "--estimate")
+    code, text = call("check", data, "--json")
+    assert code == 4
+    assert all(name in text for name in names)
+    code, text = call("plan", data, "-o", tmp_path / "plan", "--estimate")
     assert code == 2
-    assert "2 cases cannot be used" in shown and "--skip-bad" in shown
-    assert all(name in shown for name in names)
+    assert "2 cases cannot be used" in text and "--skip-bad" in text
+    assert all(name in text for name in names)
     assert not (tmp_path / "plan").exists()
-    code, shown = call("plan", data, "-o", tmp_path / "plan", "--estimate", "--skip-bad")
-    assert code == 0, shown
-    assert "2 left out" in shown and all(name in shown for name in names)
+    code, text = call("plan", data, "-o", tmp_path / "plan", "--estimate", "--skip-bad")
+    assert code == 0, text
+    assert "2 left out" in text and all(name in text for name in names)
     assert set(json.loads((tmp_path / "plan" / "docs" / "fingerprint.json").read_text())["broken"]) == set(names)
     with claim(tmp_path / "plan"):
-        code, shown = call("plan", data, "-o", tmp_path / "plan", "--estimate", "--skip-bad", "--force")
-    assert code == 2 and "another process writes" in shown
+        code, text = call("plan", data, "-o", tmp_path / "plan", "--estimate", "--skip-bad", "--force")
+    assert code == 2 and "another process writes" in text
 
 
-def test_training_refuses_with_the_list_unless_told_to_go_on(
+def test_training_lists_all_and_fails_unless_it_may_skip_them(
     bad: tuple[Path, list[str]], call: Call, tmp_path: Path
 ) -> None:
     data, names = bad
     command = ("train", "unet_2d", "--data", data, "--output", tmp_path / "run", "--tracking-uri", "", *SETS)
-    code, shown = call(*command)
+    code, text = call(*command)
     assert code == 2
-    assert all(name in shown for name in names), shown
+    assert all(name in text for name in names), text
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
-    code, shown = call(*command, "--skip-bad")
-    assert code == 0, shown
-    assert f"left out {', '.join(sorted(names))}" in shown
+    code, text = call(*command, "--skip-bad")
+    assert code == 0, text
+    assert f"left out {', '.join(sorted(names))}" in text
     config = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())
     assert config["skip_cases"] == sorted(names)
     assert "skip_cases" not in (tmp_path / "run" / "docs" / "changes.json").read_text()
-    code, shown = call("evaluate", tmp_path / "run", "--data", data)
-    assert code == 0, shown
+    code, text = call("evaluate", tmp_path / "run", "--data", data)
+    assert code == 0, text
     (data / "dataset.json").unlink()  # without it, label values are found by reading the labels
-    code, shown = call("evaluate", tmp_path / "run", "--data", data)
-    assert code == 0, shown
+    code, text = call("evaluate", tmp_path / "run", "--data", data)
+    assert code == 0, text
 
 
-@pytest.mark.slow
-def test_folds_go_on_without_the_cases(bad: tuple[Path, list[str]], call: Call, tmp_path: Path) -> None:
-    data, _ = bad
-    command = ("train", "unet_2d", "--data", data, "--output", tmp_path / "cv", "--tracking-uri", "", *SETS)
-    code, shown = call(*command, "--folds", "all", "--skip-bad")
-    assert code == 0, shown
-    assert "out of fold, 4 cases" in shown
-
-
-def test_a_case_that_goes_bad_later_is_reported_and_the_others_measured(
+def test_evaluation_reports_a_case_that_was_damaged_later_and_evaluates_the_others(
     good: Path, run: Path, call: Call, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
@@ -125,31 +112,31 @@ def test_a_case_that_goes_bad_later_is_reported_and_the_others_measured(
     assert len(items) == 3
     cut(Path(str(items[0]["image"])))
     cut(Path(str(items[1]["label"])))
-    code, shown = call("evaluate", run, "--data", data, "-o", tmp_path / "measured")
+    code, text = call("evaluate", run, "--data", data, "-o", tmp_path / "measured")
     assert code == 3
-    assert "1 cases, mean (sd)" in shown
+    assert "1 cases, mean (sd)" in text
     content = json.loads((tmp_path / "measured" / "metrics.json").read_text())
     assert set(content["summary"]["failed_cases"]) == {items[0]["name"], items[1]["name"]}
     assert str(tmp_path) not in json.dumps(content)
     for name in content["summary"]["failed_cases"]:
-        assert f"error {name}: " in shown
+        assert f"error {name}: " in text
 
 
-def test_prediction_reports_it_at_the_end(good: Path, run: Path, call: Call, tmp_path: Path) -> None:
+def test_prediction_reports_bad_cases_at_the_end(good: Path, run: Path, call: Call, tmp_path: Path) -> None:
     images = tmp_path / "images"
     shutil.copytree(good / "imagesTr", images)
     broken = cut(sorted(images.iterdir())[2])
-    code, shown = call("predict", run, images, "-o", tmp_path / "out")
+    code, text = call("predict", run, images, "-o", tmp_path / "out")
     assert code == 3
-    assert f"{broken.name}: " in shown and "5 of 6 written" in shown
-    code, shown = call("evaluate", "--pred", tmp_path / "out", "--ref", good / "labelsTr", "-o", tmp_path / "m")
-    assert code == 0, shown
+    assert f"{broken.name}: " in text and "5 of 6 written" in text
+    code, text = call("evaluate", "--pred", tmp_path / "out", "--ref", good / "labelsTr", "-o", tmp_path / "m")
+    assert code == 0, text
     written = cut(sorted((tmp_path / "out").iterdir())[0])
-    code, shown = call("evaluate", "--pred", tmp_path / "out", "--ref", good / "labelsTr", "-o", tmp_path / "m")
-    assert code == 3 and f"error {written.stem}" in shown and "4 cases" in shown
+    code, text = call("evaluate", "--pred", tmp_path / "out", "--ref", good / "labelsTr", "-o", tmp_path / "m")
+    assert code == 3 and f"error {written.stem}" in text and "4 cases" in text
 
 
-def test_damaging_or_repairing_a_case_moves_no_other_case_to_another_fold(good: Path, tmp_path: Path) -> None:
+def test_damaging_a_case_moves_no_other_case_to_another_fold(good: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(good, data)
     (data / "dataset.json").unlink()  # without it, label values are found by reading the labels
@@ -170,9 +157,9 @@ def test_damaging_or_repairing_a_case_moves_no_other_case_to_another_fold(good: 
     assert validated() == before  # a list opens no label; reading the case reports the damage
 
 
-def test_a_list_with_missing_files_is_no_bad_case(good: Path, tmp_path: Path, call: Call) -> None:
+def test_a_list_with_missing_files_is_rejected_also_with_skip_bad(good: Path, tmp_path: Path, call: Call) -> None:
     data = tmp_path / "data"
     shutil.copytree(good, data)
     next((data / "imagesTr").iterdir()).unlink()
-    code, shown = call("train", "unet_2d", "--data", data, "--output", tmp_path / "run", "--skip-bad")
-    assert code == 2 and "1 listed files are missing" in shown
+    code, text = call("train", "unet_2d", "--data", data, "--output", tmp_path / "run", "--skip-bad")
+    assert code == 2 and "1 listed files are missing" in text

@@ -45,7 +45,7 @@ def test_grids_are_close_by_their_furthest_corners():
     ("affine", "shape", "cause"),
     [
         (np.eye(3), (3, 3, 3), "4x4"),
-        (changed(np.eye(4), (0, 3), np.nan), (3, 3, 3), "must be finite"),
+        (changed(np.eye(4), (0, 3), np.nan), (3, 3, 3), "4x4 and finite"),
         (changed(np.eye(4), (1, 1), 0), (3, 3, 3), "spacing"),
         (changed(np.eye(4), (1, 1), 1e6), (3, 3, 3), "spacing"),
         (changed(np.eye(4), (3, 0), 1), (3, 3, 3), "last row"),

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,16 +55,10 @@ def unwritable(path: Path, error: OSError) -> DataError:
     return DataError(f"cannot be written: {error.strerror or error}", file=path)
 
 
-def write_atomically(
-    path: str | os.PathLike[str],
-    content: str | bytes | memoryview | Iterable[bytes | memoryview],
-    *,
-    overwrite: bool = True,
-) -> Path:
-    """Write text (UTF-8), bytes or parts of bytes; raise as :func:`atomic_path`. Return the path."""
-    content = content.encode() if isinstance(content, str) else content
-    with atomic_path(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
-        file.writelines([content] if isinstance(content, bytes | memoryview) else content)
+def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, overwrite: bool = True) -> Path:
+    """Write text (UTF-8) or bytes, and return the path; raise as :func:`atomic_path`."""
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(path)
 
 
@@ -111,16 +105,13 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 def keep_as(path: Path, name: Path) -> None:
     """Give a file that will be replaced a second name, without copying it; do nothing if it is missing."""
     temporary = temporary_name(name)
-    try:
-        os.link(path, temporary)
-        temporary.replace(name)
-    except FileNotFoundError:
-        return
-    except OSError:  # no hard links on this file system
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        try:
+            os.link(path, temporary)
+            temporary.replace(name)
+        except OSError:  # no hard links on this file system
             path.replace(name)
-    finally:
-        with contextlib.suppress(OSError):
+        finally:
             temporary.unlink(missing_ok=True)
 
 

@@ -1,8 +1,6 @@
-"""PNG, TIFF, BMP and JPEG through Pillow, imagecodecs and tifffile.
+"""PNG, TIFF, BMP and JPEG through Pillow, imagecodecs and tifffile, with the axes of MONAI's readers.
 
-Axes are those of MONAI's readers: ``(x, y)``, x along the width from the left and y along the height from the top;
-pages of a stack are the third axis. The affine is the identity, or the spacing of a stack if its file states it along
-all three axes.
+The affine is the identity, or the spacing of a stack if its file states it along all three axes.
 """
 
 from __future__ import annotations

@@ -47,23 +47,13 @@ _SHARED_BYTES = 1 << 16  # larger buffers are passed as shared memory
 _PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from medunet.io.isolation import serve; serve()"
 
 
-def is_wanted(isolated: bool | None) -> bool:
-    """Return whether to isolate reading: the caller's choice, or the environment's for None."""
-    return os.environ.get(SWITCH, "") not in ("", "0") if isolated is None else isolated
-
-
 class ReadingProcess:
     """A child process that reads file after file; threads take turns.
 
     The first call starts it. After a crash, and in a fork of this process, the next call starts another one.
-
-    Args:
-        memory: bytes that reading may take in addition to the imported modules; None for `MEMORY_SHARE` of the machine.
-        seconds: time limit per file.
-
-    Raises:
-        ConfigError: the system lacks the calls that this needs (Windows), or the child does not start.
     """
+
+    # `memory`: bytes that reading may take in addition to the imported modules
 
     def __init__(self, *, memory: int | None = None, seconds: float = LONGEST_SECONDS) -> None:
         if not hasattr(socket, "send_fds"):
@@ -87,12 +77,7 @@ class ReadingProcess:
         return self._child.pid if self._child is not None and self._owner == os.getpid() else None
 
     def call(self, read: Callable[..., Result], path: Path, *args: Any) -> Result:
-        """Return ``read(path, *args)`` of a function of a module, computed in the child.
-
-        Raises:
-            DataError: the child crashed, or needed too much memory or time.
-            MedunetError: what `read` raises.
-        """
+        """Return ``read(path, *args)``, computed in the child; a crash, or too much memory or time, is a DataError."""
         with self._lock:
             link = self._ensure()
             try:
@@ -100,7 +85,7 @@ class ReadingProcess:
                     with contextlib.suppress(EOFError):
                         self._is_ready = link.poll(START_SECONDS) and link.recv() == "ready"
                     if not self._is_ready:
-                        raise ConfigError("the reading process does not start", received=_shown(self._stop()))
+                        raise ConfigError("the reading process does not start", received=_exit_text(self._stop()))
                 link.send((read, Path.cwd(), path, args, self.seconds))
                 if not link.poll(self.seconds):
                     self._stop()
@@ -110,7 +95,7 @@ class ReadingProcess:
                     self._stop()
             except (OSError, EOFError) as error:
                 cause = "the file is damaged or too large: the reading process ended"
-                raise DataError(cause, file=path, received=_shown(self._stop())) from error
+                raise DataError(cause, file=path, received=_exit_text(self._stop())) from error
         if isinstance(answer, MedunetError):
             raise answer.at(answer.file or path)
         return answer
@@ -165,7 +150,7 @@ def shared_process() -> ReadingProcess:
     return process
 
 
-def _shown(code: int | None) -> str:
+def _exit_text(code: int | None) -> str:
     if code is None or code >= 0:
         return f"exit code {code}"
     return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
@@ -207,7 +192,7 @@ def serve() -> None:
     """Answer the requests of the parent until it closes the connection; the main function of the child."""
     link = Connection(int(sys.argv[2]))
     warnings.simplefilter("ignore")
-    limit_memory(int(sys.argv[3]))
+    _limit_memory(int(sys.argv[3]))
     with contextlib.suppress(EOFError, ConnectionError):
         link.send("ready")
         while True:
@@ -227,13 +212,11 @@ def _answer(read: Callable[..., Any], path: Path, args: tuple[Any, ...]) -> tupl
         return error, True
     except MemoryError:  # the rest of the memory is fragmented
         return DataError("reading needs more memory than it may have"), False
-    except OSError as error:
-        return DataError(f"cannot be read: {error.strerror or type(error).__name__}"), False
     except Exception as error:  # its text may quote the header
-        return DataError(f"unexpected error while reading: {type(error).__name__}"), False
+        return DataError(f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}"), False
 
 
-def limit_memory(memory: int) -> None:
+def _limit_memory(memory: int) -> None:
     """Limit the address space to what is in use and `memory` bytes more; write no core dumps, which hold voxels."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]

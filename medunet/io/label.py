@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -21,10 +20,9 @@ from .dicom.references import RTSTRUCT_CLASS, SEG_CLASSES, storage_class
 from .dicom.rtstruct import read_regions
 from .dicom.seg import read_segments
 from .limits import require_reachable, system_errors
-from .names import output_name
 from .nifti import NIFTI_SUFFIXES
 from .nrrd import SEG_NRRD_SUFFIX, read_seg_nrrd
-from .reader import PathLike, Volume, read_header, read_volume
+from .reader import PathLike, Volume, metadata, read_header, read_volume
 from .record import ReadRecord
 from .structures import number_structures, paint_structures
 from .writer import nifti_labels
@@ -76,18 +74,10 @@ def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, place
     canvas = Geometry(grid.affine, (*grid.shape, 1)) if is_slice else grid
     with _typed_errors(file):
         voxels, names, warnings = paint_structures(structures, canvas, labels=labels, file=file)
-    meta = {
-        "original_affine": np.array(grid.affine),
-        "spatial_shape": np.array(grid.shape),
-        "original_channel_dim": float("nan"),
-        "space": "RAS",
-        "filename_or_obj": str(file),
-        "name": output_name(file),
-        "labels": names,
-    }
     record = ReadRecord(path=file, format=kind or "", geometry=grid, dtype="uint8", warnings=warnings)
-    image = torch.as_tensor(voxels.reshape(1, *grid.shape))
-    return Volume(MetaTensor(image, affine=torch.tensor(grid.affine), meta=meta), record)
+    meta = {**metadata(record, [file]), "labels": names}
+    affine = torch.as_tensor(meta.pop("affine"))
+    return Volume(MetaTensor(torch.as_tensor(voxels.reshape(1, *grid.shape)), affine=affine, meta=meta), record)
 
 
 def label_names(path: PathLike) -> dict[str, int] | None:

@@ -233,7 +233,7 @@ def _place_nifti(header: Any, shape: tuple[int, ...], form: Form) -> Placement:
         spacing = np.linalg.norm(sform[:3, :n_axes], axis=0)
         if np.allclose(spacing, pixdim, rtol=PIXDIM_TOLERANCE):
             return sform, ()
-        return sform, (f"sform used; pixdim {_shown(pixdim)} differs from its spacing {_shown(spacing)}",)
+        return sform, (f"sform used; pixdim {_by_axis(pixdim)} differs from its spacing {_by_axis(spacing)}",)
     try:
         qform = np.asarray(header.get_qform(), dtype=np.float64)
     except _DAMAGED as error:
@@ -270,5 +270,5 @@ def _is_rounded_from(header: nib.Nifti1Header, sform: npt.NDArray[np.float64]) -
     )
 
 
-def _shown(values: npt.NDArray[np.float64]) -> str:
+def _by_axis(values: npt.NDArray[np.float64]) -> str:
     return " x ".join(f"{value:g}" for value in values)

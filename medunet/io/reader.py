@@ -22,7 +22,7 @@ from .dicom.header import DICOM_SUFFIXES, looks_like_dicom
 from .dicom.series import is_dicom_file, read_dicom, read_dicom_header
 from .dicom.zipped import ZIP_SUFFIX, image_in, unpacked
 from .images import PILLOW_SUFFIXES, TIFF_SUFFIXES, read_pillow, read_pillow_header, read_tiff, read_tiff_header
-from .isolation import is_wanted, shared_process
+from .isolation import SWITCH, shared_process
 from .itk import ITK_SUFFIXES, read_itk, read_itk_header
 from .limits import require_reachable
 from .names import output_name
@@ -86,15 +86,11 @@ class MedunetReader(ImageReader):
     choose options. Inside a `Compose`, MONAI wraps an error in a RuntimeError whose `__cause__` is the typed error.
 
     Metadata: `affine`, `original_affine` (4x4, RAS), `spatial_shape`, `original_channel_dim` (0, or NaN for none),
-    `space`, `is_placed` (whether the image has a place in a patient), `filename_or_obj`, `name`, which is the name of a
-    result, and `single_slice` if a volume of one slice was read as a 2D image. `dicom_frames` of a DICOM series names
-    the files and frames that were read, in the order of the volume's slices; `SavePredictiond` refers to these.
-    `reader_warnings` has a line per warning. Nothing identifies a patient.
+    `space`, `is_placed` (whether the image has a place in a patient), `filename_or_obj`, `name` of a result,
+    `single_slice` if a volume of one slice was read as a 2D image, `dicom_frames` (files and frames of a DICOM series,
+    by slice) and `reader_warnings` (a line per warning). Nothing identifies a patient.
 
     The arguments are the fields of :class:`medunet.io.ReadOptions`, and `isolated` of `read_volume`.
-
-    Raises:
-        ConfigError: an invalid option.
     """
 
     # `LoadImage` ignores exceptions of a reader's `read` and tries other readers. Therefore `read` only takes the path,
@@ -147,16 +143,7 @@ def _read_all(
     record = _joined(records)
     shape = record.geometry.shape
     array = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1, *shape) for a in arrays])
-    meta = {
-        "affine": np.array(record.geometry.affine),
-        "original_affine": np.array(record.geometry.affine),
-        "spatial_shape": np.array(shape),
-        "original_channel_dim": 0 if record.channels > 1 else float("nan"),
-        "space": "RAS",
-        "is_placed": record.is_placed,
-        "filename_or_obj": str(paths[0]),
-        "name": output_name(paths if len(paths) > 1 else paths[0]),
-    }
+    meta = metadata(record, paths)
     if is_flattened:
         meta["single_slice"] = True
     if record.warnings:
@@ -167,8 +154,24 @@ def _read_all(
     return array, meta, record
 
 
+def metadata(record: ReadRecord, paths: Sequence[Path]) -> dict[str, Any]:
+    """Return what MONAI's transforms and `SavePredictiond` need to know of an image."""
+    return {
+        "affine": np.array(record.geometry.affine),
+        "original_affine": np.array(record.geometry.affine),
+        "spatial_shape": np.array(record.geometry.shape),
+        "original_channel_dim": 0 if record.channels > 1 else float("nan"),
+        "space": "RAS",
+        "is_placed": record.is_placed,
+        "filename_or_obj": str(paths[0]),
+        "name": output_name(paths if len(paths) > 1 else paths[0]),
+    }
+
+
 def _apart(read: Callable[[Path, ReadOptions], Any], path: Path, options: ReadOptions, isolated: bool | None) -> Any:
-    return shared_process().call(read, path, options) if is_wanted(isolated) else read(path, options)
+    if isolated is None:
+        isolated = os.environ.get(SWITCH, "") not in ("", "0")
+    return shared_process().call(read, path, options) if isolated else read(path, options)
 
 
 def read_one(path: Path, options: ReadOptions) -> tuple[Voxels, ReadRecord]:

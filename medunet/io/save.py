@@ -189,8 +189,8 @@ class SavePredictiond(MapTransform):
             return "dicom-seg", self._verified_planes("dicom-seg", source, meta)
         except (ConfigError, DataError, GeometryError) as error:
             hidden = self.pseudonyms
-            shown, reason = (source, error) if hidden is None else (hidden.code(source), hidden.hide(error, source))
-            logger.warning("%s: written as .nii.gz, not as DICOM SEG: %s", shown, reason)
+            name, reason = (source, error) if hidden is None else (hidden.code(source), hidden.hide(error, source))
+            logger.warning("%s: written as .nii.gz, not as DICOM SEG: %s", name, reason)
             return "nii.gz", ()
 
     def _verified_planes(self, kind: ResultFormat, source: str, meta: Mapping[str, Any]) -> tuple[SourcePlane, ...]:

@@ -86,8 +86,7 @@ def as_segments(
 def _color(color: Sequence[int], name: str) -> tuple[int, int, int]:
     if len(color) != 3 or not all(0 <= part <= 255 for part in color):
         raise ConfigError(f"invalid colour for '{name}'", received=color, expected="[red, green, blue], 0 to 255")
-    red, green, blue = (round(part) for part in color)
-    return red, green, blue
+    return round(color[0]), round(color[1]), round(color[2])
 
 
 def _code(code: Sequence[str], name: str) -> Code:

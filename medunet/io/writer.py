@@ -117,12 +117,8 @@ def label_dtype(values: npt.ArrayLike, *, planar: bool) -> np.dtype[Any]:
 
 def _as_numpy(array: npt.ArrayLike | torch.Tensor) -> npt.NDArray[Any]:
     if isinstance(array, torch.Tensor):
-        tensor = array.detach().cpu()
-        if hasattr(tensor, "as_tensor"):  # a MetaTensor
-            tensor = tensor.as_tensor()
-        if tensor.dtype == torch.bfloat16:  # unknown to numpy
-            tensor = tensor.float()
-        return np.asarray(tensor.numpy())
+        array = array.detach().cpu()
+        array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()  # numpy does not know bfloat16
     return np.asarray(array)
 
 

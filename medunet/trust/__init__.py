@@ -1,14 +1,8 @@
 """Whether a bundle is safe to run, judged from its text before anything is imported, parsed by MONAI or unpickled."""
 
 from .archive import unpack as unpack
-from .known import KNOWN_EXPRESSIONS as KNOWN_EXPRESSIONS
-from .known import KNOWN_TARGETS as KNOWN_TARGETS
-from .known import is_known_expression as is_known_expression
 from .known import missing_from_known as missing_from_known
 from .known import write_expressions as write_expressions
-from .scan import Finding as Finding
-from .scan import Scan as Scan
-from .scan import scan_bundle as scan_bundle
 from .verdict import TRUST_VARIABLE as TRUST_VARIABLE
 from .verdict import UntrustedBundleError as UntrustedBundleError
 from .verdict import Verdict as Verdict

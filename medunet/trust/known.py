@@ -37,10 +37,9 @@ KNOWN_TARGETS = frozenset(
     for name in names.split()
 )
 
-# Values of `reader` that MONAI looks up among its own readers; it would import and call any other string.
+# The only component that `reader` may be, and the names that MONAI looks up among its own readers.
+READER_TARGET = "medunet.io.MedunetReader"
 SAFE_READERS = frozenset({"ITKReader", "NibabelReader", "NrrdReader", "PILReader", "PydicomReader"})
-
-READER_TARGET = "medunet.io.MedunetReader"  # the only component that `reader` may be
 
 _CALLED = "a string here is a name that MONAI imports and calls"
 _PICKLE = "pickles run code when they are loaded"

@@ -7,9 +7,8 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medunet.config import MAX_CONFIG_BYTES
 from medunet.files import damaged_checkpoint, sha256_of
@@ -33,46 +32,28 @@ _LOG_KEYS = {"keys", "level", "handlers", "qualname", "propagate", "formatter", 
 _LOG_LINE = re.compile(r"(?P<key>[A-Za-z_]+)\s*[=:]\s*(?P<value>.*)")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One reason not to trust a bundle.
+class Finding(NamedTuple):
+    """One reason not to trust a bundle."""
 
-    Args:
-        file: path inside the bundle.
-        id: of the value, or the line, or ''.
-        text: the value, safe to print.
-        why: what it could do.
-        outside: whether it only reaches outside of the bundle's folder, which is allowed in one's own bundle.
-        damaged: whether it is a damaged file of weights, which is not a question of trust.
-    """
-
-    file: str
-    id: str
-    text: str
-    why: str
-    outside: bool = False
-    damaged: bool = False
+    file: str  # path inside the bundle
+    id: str  # of the value, or the line, or ''
+    text: str  # the value, safe to print
+    why: str  # what it could do
+    outside: bool = False  # it only reaches outside of the bundle's folder, which is allowed in one's own bundle
+    damaged: bool = False  # it is a damaged file of weights, which is not a question of trust
 
     def __str__(self) -> str:
         place = f"{self.file} {self.id}".strip()
         return f"{place}: {self.text} ({self.why})" if self.text else f"{place} ({self.why})"
 
 
-@dataclass(frozen=True)
-class Scan:
-    """The result of `scan_bundle`.
+class Scan(NamedTuple):
+    """The result of `scan_bundle`."""
 
-    Args:
-        findings: everything that is not known to be harmless.
-        digest: SHA-256 over all that can run code and over the findings; it differs after any change of either.
-        weights: files of `models/` whose SHA-256 is the recorded one.
-        configs: content of the JSON files by name, as judged; a file that is read again may have changed.
-    """
-
-    findings: tuple[Finding, ...]
-    digest: str
-    weights: tuple[str, ...] = ()
-    configs: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    findings: tuple[Finding, ...]  # everything that is not known to be harmless
+    digest: str  # SHA-256 over all that can run code and over the findings; it differs after any change of either
+    weights: tuple[str, ...]  # files of `models/` whose SHA-256 is the recorded one
+    configs: Mapping[str, Any]  # content of the JSON files by name, as judged; a file may have changed since
 
 
 def scan_bundle(bundle: Path) -> Scan:
@@ -194,8 +175,8 @@ def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] |
         why = "is imported and called, and is not on the list of reviewed targets"
         return None if is_known else (str(value), why, False)
     if name in GADGET_ARGUMENTS and not _is_allowed(name, value):
-        shown = f"{{{', '.join(map(str, value))}}}" if isinstance(value, Mapping) else value
-        return f"{name}={shown}", GADGET_ARGUMENTS[name][1], False
+        text = f"{{{', '.join(map(str, value))}}}" if isinstance(value, Mapping) else value
+        return f"{name}={text}", GADGET_ARGUMENTS[name][1], False
     if not isinstance(value, str):
         return None
     stripped = value.lstrip()

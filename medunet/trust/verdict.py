@@ -53,23 +53,14 @@ class UntrustedBundleError(SecurityError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a bundle may run, and why.
-
-    Args:
-        bundle: its folder.
-        findings: reasons not to trust it.
-        reason: why it is trusted; 'none' if it is not.
-        digest: SHA-256 of everything in it that can run; `--trust` records it.
-        weights: files of `models/` whose recorded SHA-256 was confirmed.
-        configs: content of the JSON files by name, as judged.
-    """
+    """Whether a bundle may run, and why."""
 
     bundle: Path
-    findings: tuple[Finding, ...]
-    reason: Reason
-    digest: str
-    weights: tuple[str, ...] = ()
-    configs: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    findings: tuple[Finding, ...]  # reasons not to trust it
+    reason: Reason  # why it is trusted; 'none' if it is not
+    digest: str  # SHA-256 of everything in it that can run; `--trust` records it
+    weights: tuple[str, ...]  # files of `models/` whose recorded SHA-256 was confirmed
+    configs: Mapping[str, Any] = field(repr=False)  # content of the JSON files by name, as judged
 
     @property
     def is_trusted(self) -> bool:

@@ -18,10 +18,7 @@ METADATA = Path("configs") / "metadata.json"
 def record_weights(bundle: Path, *, exclude: tuple[str, ...] = (), to_text: Callable[[Mapping[str, Any]], str]) -> None:
     """Write the SHA-256 of every file of final weights into ``configs/metadata.json``, if there is one.
 
-    Args:
-        bundle: its folder.
-        exclude: files of `models/` that are not results, such as the state of a training run.
-        to_text: formats metadata.
+    `exclude` names files of `models/` that are not results, and `to_text` formats metadata.
     """
     metadata = _read(bundle)
     if metadata is not None:

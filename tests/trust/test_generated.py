@@ -25,8 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 
-from medunet.trust import scan_bundle
 from medunet.trust.known import GADGET_ARGUMENTS
+from medunet.trust.scan import scan_bundle
 
 logger = logging.getLogger(__name__)
 
