@@ -29,10 +29,8 @@ from medunet import transforms
 from medunet.bundle import find_bundle
 from medunet.inferers import (
     GridMap,
-    LabelInferer,
     MirrorInferer,
     OverlapTileInferer,
-    ProbabilityInferer,
     ScaleInferer,
     restore_labels,
     restore_probabilities,
@@ -57,35 +55,17 @@ def network(**options: Any) -> UNet:
     return UNet(3, 1, 3, **{"channels": [4, 8, 8], "norm": "batch", **options}).to(device="cuda", memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
-def test_mixed_devices_and_numpy_are_noticed(cuda: SimulatedCuda) -> None:
-    labelled = torch.ones(3, device="cuda")
-    with pytest.raises(RuntimeError, match="same device"):
-        labelled + torch.ones(3)
-    with pytest.raises(TypeError, match="numpy"):
-        labelled.numpy()
-    with pytest.raises(RuntimeError, match="invalid device ordinal"):
-        labelled.to("cuda:1")
-    with counted(cuda) as waits:
-        assert bool(labelled.sum() == 3)
-        labelled[labelled > 0].cpu()
-    assert {kind for kind, _ in waits} >= {"item", "boolean mask", "device to host"}
-
-
 @pytest.mark.parametrize(
     ("options", "size"),
     [
-        ({}, (24, 24, 24)),
-        ({"norm": "instance"}, (17, 18, 19)),
-        ({"upsample": "linear"}, (17, 18, 19)),
-        ({"block": "residual", "downsample": "conv"}, (17, 18, 19)),
-        ({"padding": "valid"}, (44, 44, 44)),
+        ({}, 24),
+        ({"norm": "instance", "upsample": "linear", "block": "residual", "downsample": "conv"}, 17),
+        ({"padding": "valid"}, 44),
     ],
 )
-def test_networks_compute_without_synchronisation(
-    cuda: SimulatedCuda, options: dict[str, Any], size: tuple[int, ...]
-) -> None:
+def test_networks_compute_without_synchronisation(cuda: SimulatedCuda, options: dict[str, Any], size: int) -> None:
     model = network(**options).eval()
-    image = torch.rand(1, 1, *size, device="cuda")
+    image = torch.rand(1, 1, size, size, size, device="cuda")
     with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16), counted(cuda) as waits:
         assert model(image).device == CUDA
     assert not waits
@@ -126,12 +106,9 @@ def test_inferers_keep_the_image_on_the_device(cuda: SimulatedCuda) -> None:
     with counted(cuda) as waits:
         assert fast(image).device == CUDA
     assert not waits
-    blended = network(norm="instance").eval()
-    tiles = OverlapTileInferer(24, halo=4)
     runs: list[tuple[Any, Any]] = [
-        (OverlapTileInferer("auto"), fast),
-        (tiles, fast),
-        (OverlapTileInferer(24, halo=8), blended),
+        (OverlapTileInferer(24, halo=4), fast),
+        (OverlapTileInferer(24, halo=8), network(norm="instance").eval()),
         (MirrorInferer(OverlapTileInferer("auto"), axes=[0, 1, 2], batch_size=4), fast),
         (ScaleInferer(OverlapTileInferer("auto"), scales=[0.75, 1.0]), fast),
         (OverlapTileInferer("auto"), EnsembleLogits([fast, FastNetwork(network().eval(), dtype="bfloat16").eval()])),
@@ -142,20 +119,9 @@ def test_inferers_keep_the_image_on_the_device(cuda: SimulatedCuda) -> None:
     assert OverlapTileInferer(24, halo=4, device="cpu")(image, fast).device.type == "cpu"
 
 
-@torch.inference_mode()
-def test_labels_return_to_the_source_grid(cuda: SimulatedCuda) -> None:
-    meta = {"original_affine": np.diag([0.5, 0.5, 0.8, 1.0]), "spatial_shape": np.array([80, 72, 40])}
-    batch = MetaTensor(torch.rand(1, 1, 40, 36, 32), affine=torch.eye(4)[None], meta=meta).to("cuda")
-    fast = FastNetwork(network().eval()).eval()
-    labels = LabelInferer(OverlapTileInferer(24, halo=4))(batch, fast)
-    assert labels.shape[-3:] == (80, 72, 40)
-    assert LabelInferer(OverlapTileInferer("auto"), order=[1, 2, 3])(batch, fast).shape == labels.shape
-    assert ProbabilityInferer(OverlapTileInferer("auto"))(batch, fast).shape[1] == 3
-
-
 @pytest.mark.parametrize("grid", ["identity", "parallel", "oblique"])
 @torch.inference_mode()
-def test_restoring(cuda: SimulatedCuda, grid: str) -> None:
+def test_labels_and_probabilities_are_restored_on_the_device(cuda: SimulatedCuda, grid: str) -> None:
     turned = np.eye(4)
     turned[:2, :2] = [[0.9, 0.1], [-0.1, 0.9]]
     matrix = {"identity": np.eye(4), "parallel": np.diag([0.5, 0.5, 0.8, 1]), "oblique": turned}[grid]
@@ -163,26 +129,17 @@ def test_restoring(cuda: SimulatedCuda, grid: str) -> None:
     logits = torch.randn(5, 40, 36, 32, device="cuda")
     restored = restore_labels(logits, mapping, out=torch.zeros(40, 36, 32, dtype=torch.uint8))
     assert torch.equal(restore_labels(logits, mapping).cpu(), restored)
-    assert restore_probabilities(logits, mapping, out=torch.zeros(5, 40, 36, 32)).sum(0).mean() == pytest.approx(
-        1, abs=1
-    )
+    assert restore_probabilities(logits, mapping, out=torch.zeros(5, 40, 36, 32)).sum(0).mean() > 0
 
 
 def test_transforms(cuda: SimulatedCuda) -> None:
     image, label = torch.rand(1, 40, 36, 32, device="cuda"), torch.randint(0, 3, (1, 40, 36, 32), device="cuda")
     item = {"image": image, "label": label.to(torch.uint8)}
+    options: dict[str, Any] = {"spatial_size": (16, 16, 16), "rotate_range": 0.3, "elastic_sigma": 1.0}
+    options |= {"foreground_key": "label", "foreground_prob": 1.0}
     for modes, padding in ((("bilinear", "nearest"), "border"), (("bilinear", "onehot"), "reflection")):
-        deform = transforms.RandDeformd(
-            ["image", "label"],
-            spatial_size=(16, 16, 16),
-            rotate_range=0.3,
-            elastic_sigma=1.0,
-            mode=modes,
-            padding_mode=padding,
-            foreground_key="label",
-            foreground_prob=1.0,
-        ).set_random_state(0)
-        assert deform(item)["image"].device == CUDA
+        deform = transforms.RandDeformd(["image", "label"], mode=modes, padding_mode=padding, **options)
+        assert deform.set_random_state(0)(item)["image"].device == CUDA
     steps = [
         RandScaleIntensityd("image", factors=0.2, prob=1.0),
         RandShiftIntensityd("image", offsets=0.2, prob=1.0),
@@ -202,9 +159,8 @@ def test_transforms(cuda: SimulatedCuda) -> None:
             NormalizeIntensityd("image", channel_wise=True),
         ]
     )
-    assert (
-        chain({"image": MetaTensor(image, affine=torch.diag(torch.tensor([-1.0, -1, 1, 1])))})["image"].device == CUDA
-    )
+    item["image"] = MetaTensor(image, affine=torch.diag(torch.tensor([-1.0, -1, 1, 1])))
+    assert chain(item)["image"].device == CUDA
 
 
 SYNCHRONISATIONS_PER_CASE = 29  # the present number; copies from memory that is not pinned count as well
@@ -251,20 +207,16 @@ def test_resumed_steps_do_not_wait_for_the_optimizer(cells: Path, tmp_path: Path
     assert not {key: count for key, count in waits.items() if key[0] == "item" and count >= weights}
 
 
-def test_faults_of_device_are_noticed(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    on_cpu = UNet(3, 1, 3, channels=[4, 8], norm="batch").eval()
-    image = torch.rand(1, 1, 8, 8, 8, device="cuda")
-    with torch.no_grad(), pytest.raises(RuntimeError, match="same device"):
-        on_cpu(image)
+def test_the_simulation_detects_mixed_devices_and_counts_synchronisations(cuda: SimulatedCuda) -> None:
+    labelled = torch.ones(3, device="cuda")
     with pytest.raises(RuntimeError, match="same device"):
         DiceCELoss()(torch.rand(1, 3, 8, 8, 8, device="cuda"), torch.zeros(1, 1, 8, 8, 8))
-    real = torch.Tensor.to  # a transfer that is forgotten
-    monkeypatch.setattr(
-        torch.Tensor, "to", lambda t, *args, **kwargs: t if args == (CUDA,) else real(t, *args, **kwargs)
-    )
-    mapping = GridMap(np.diag([0.5, 0.5, 0.5, 1]), (16, 16, 16), (8, 8, 8))
-    with pytest.raises(RuntimeError, match="same device"):
-        restore_labels(torch.randn(3, 8, 8, 8, device="cuda"), mapping)
+    with pytest.raises(TypeError, match="numpy"):
+        labelled.numpy()
+    with counted(cuda) as waits:
+        assert bool(labelled.sum() == 3)
+        labelled[labelled > 0].cpu()
+    assert {kind for kind, _ in waits} >= {"item", "boolean mask", "device to host"}
 
 
 def test_devices_are_chosen_by_number() -> None:
