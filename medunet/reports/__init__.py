@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from .classes import ClassCodes as ClassCodes
 from .classes import class_colours as class_colours
-from .comparison import Comparison as Comparison
-from .comparison import compare as compare
 from .contact_sheet import ContactSheet as ContactSheet
 from .curves import EpochRecord as EpochRecord
 from .curves import render_curves as render_curves

@@ -62,12 +62,7 @@ class ClassCodes:
     def encode(self, label_map: npt.ArrayLike, members: Mapping[str, Sequence[int]]) -> Labels:
         """Return a label map `(*spatial)` in these numbers; values of no class become 0.
 
-        Args:
-            label_map: `(*spatial)`.
-            members: values of each class in it.
-
-        Raises:
-            DataError: more than `MOST_CODES` sets of classes.
+        `members` has the values of each class. More than `MOST_CODES` sets of classes are a DataError.
         """
         array = np.asarray(label_map)
         coded = np.zeros(array.shape, np.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,8 +13,6 @@ from medunet.metrics import CaseScores, PairedDifference
 
 from .classes import class_colours
 from .panels import RUN_COLOURS, Panel, Theme
-
-Scores: TypeAlias = Mapping[str, float]  # a number by case name; cases without one are missing
 
 EM_TITLES = {"v_rand": "V_rand", "v_info": "V_info", "pixel_error": "pixel error", "warping_error": "warping error"}
 LOG_SCALE_RATIO = 30.0  # a largest distance of more medians gets a logarithmic axis, or one lost case flattens the rest
@@ -28,7 +26,7 @@ class Strip(NamedTuple):
     """The cases of one class in one run."""
 
     label: str  # below the axis
-    scores: Scores
+    scores: Mapping[str, float]  # by case name; cases without a number are missing
     colour: str
 
 

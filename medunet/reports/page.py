@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,6 @@ def write_report(
     text = environment.get_template("page.html").render(
         title=title,
         version=__version__,
-        part=_part,
         finite=math.isfinite,
         nan=math.nan,
         runs=lettered,
@@ -192,11 +190,6 @@ def _settings(runs: Sequence[RunResults]) -> list[dict[str, Any]]:
         changed = any(setting.is_changed for setting in of_runs)
         rows.append({"id": id_, "settings": values, "why": why, "changed": changed, "differs": len(set(values)) > 1})
     return rows
-
-
-def _part(name: str) -> Markup:
-    """Return a file beside the template, unescaped."""
-    return Markup((resources.files(__package__) / name).read_text(encoding="utf-8"))
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:

@@ -58,11 +58,7 @@ class Stack:
 
 
 def pack_case(
-    image: npt.ArrayLike,
-    maps: Sequence[Labels],
-    *,
-    affine: npt.ArrayLike | None = None,
-    max_bytes: int = 400_000,
+    image: npt.ArrayLike, maps: Sequence[Labels], *, affine: npt.ArrayLike | None = None, max_bytes: int = 400_000
 ) -> Stack:
     """Reduce a case to a size in a page.
 

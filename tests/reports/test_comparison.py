@@ -7,8 +7,7 @@ import math
 import pytest
 from scores import case
 
-from medunet.reports import compare
-from medunet.reports.comparison import MEAN
+from medunet.reports.comparison import MEAN, compare
 
 
 def test_differences_are_second_minus_first_by_class_and_in_the_mean() -> None:
@@ -28,11 +27,7 @@ def test_differences_are_second_minus_first_by_class_and_in_the_mean() -> None:
 
 
 def test_only_common_cases_with_the_same_reference_are_compared_with_the_first_run() -> None:
-    runs = {
-        "A": [case("a", 5), case("b", 5)],
-        "B": [case("a", 5, size=11), case("b", 6)],
-        "C": [case("c", 5)],
-    }
+    runs = {"A": [case("a", 5), case("b", 5)], "B": [case("a", 5, size=11), case("b", 6)], "C": [case("c", 5)]}
     second, third = compare(runs)
     assert (second.title, second.left_out, second.cases) == ("B - A", ("a",), 1)
     assert math.isnan(second.rows[0].difference.p_value)  # too few cases

@@ -67,13 +67,6 @@ class ServedBundle:
         return as_segments(names, colors=config.get("label_colors"), codes=config.get("label_codes"))
 
     @property
-    def description(self) -> str:
-        """Description from the metadata."""
-        path = self.folder / "configs" / "metadata.json"
-        metadata = read_json(path) if path.is_file() else {}
-        return str(metadata.get("description") or f"medunet bundle {self.name}")
-
-    @property
     def stamp(self) -> str:
         """Text that changes when the weights change."""
         return "-".join(f"{path.stat().st_mtime_ns:x}" for path in self.weights)

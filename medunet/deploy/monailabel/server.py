@@ -28,11 +28,7 @@ CACHE_SECONDS = 5  # lifetime of a DICOMweb store's list of studies; MONAI Label
 FILE_PATTERNS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha", "*.png", "*.jpg", "*.jpeg", "*.tif", "*.tiff", "*.bmp")
 
 # Settings of glibc: otherwise each thread returns its large arrays to the system after a request, a fifth of its time.
-MALLOC_VARIABLES = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "33554432",
-    "MALLOC_TRIM_THRESHOLD_": "536870912",
-}
+MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "536870912"}
 
 APP = '''"""Written by medunet label: MONAI Label looks for this file."""
 
@@ -160,16 +156,11 @@ class LabelServer:
         if self.token is not None:
             own[TOKEN_VARIABLE] = self.token
         inherited = {key: value for key, value in os.environ.items() if key not in (TOKEN_VARIABLE, "PYTHONHOME")}
-        return {**MALLOC_VARIABLES, **inherited, **own}
+        return {**MALLOC, **inherited, **own}
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address to bind.
-
-    Examples:
-        >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "192.168.0.7", "ward3")]
-        [True, True, True, False, False, False]
-    """
+    """Return whether only this machine can reach an address to bind."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

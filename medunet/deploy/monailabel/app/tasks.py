@@ -73,8 +73,9 @@ class BundleInference(InferTask):
             "device": ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"],
             "label_colors": {segment.name: list(segment.color) for segment in bundle.segments},
         }
-        options = {"labels": bundle.labels, "dimension": bundle.spatial_dims, "description": bundle.description}
-        super().__init__(type=InferType.SEGMENTATION, config=config, **options)
+        metadata = read_json(bundle.folder / "configs" / "metadata.json")
+        options = {"dimension": bundle.spatial_dims, "description": metadata.get("description", bundle.name)}
+        super().__init__(type=InferType.SEGMENTATION, labels=bundle.labels, config=config, **options)
         self.loaded = loaded
 
     def is_valid(self) -> bool:

@@ -36,13 +36,11 @@ class MedUNet(ScriptedLoadableModule):
         ScriptedLoadableModule.__init__(self, parent)
         self.parent.title = "MedUNet"
         self.parent.categories = ["Segmentation"]
-        self.parent.dependencies = []
         self.parent.contributors = ["The medunet developers"]
         self.parent.helpText = (
             "Segments a volume with a U-Net of medunet: on this machine, with `medunet predict` in its own Python, or "
             "on a MONAI Label server (`medunet label`). Research, not a medical device."
         )
-        self.parent.acknowledgementText = ""
 
 
 class MedUNetLogic(ScriptedLoadableModuleLogic):

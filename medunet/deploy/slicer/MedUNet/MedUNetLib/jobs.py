@@ -142,12 +142,7 @@ class RemoteJob(Job):
 
 
 def split_command(text: str, *, windows: bool = os.name == "nt") -> list[str]:
-    r"""Split a command line; an existing file is one word. An unclosed quotation mark is a ValueError.
-
-    Examples:
-        >>> split_command("python -m medunet"), split_command(r"C:\me\medunet.exe", windows=True)
-        (['python', '-m', 'medunet'], ['C:\\me\\medunet.exe'])
-    """
+    """Split a command line; an existing file is one word. An unclosed quotation mark is a ValueError."""
     if Path(text.strip()).is_file():
         return [text.strip()]
     if not windows:
