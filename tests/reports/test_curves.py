@@ -37,13 +37,6 @@ def test_dice_has_a_panel_only_if_there_was_validation() -> None:
         render_curves([])
 
 
-def test_one_epoch_is_visible() -> None:
-    # Without a mark a single point would leave the axes as empty as one without a number.
-    nothing = history(1)
-    nothing[0]["loss"] = math.nan
-    assert picture(render_curves(history(1))).min() < 60 < picture(render_curves(nothing)).min()
-
-
 @pytest.mark.parametrize("dice", [0.05, 0.95])
 def test_the_legend_of_several_folds_does_not_cover_the_ends_of_their_curves(dice: float) -> None:
     records = history(8)

@@ -25,14 +25,6 @@ def test_the_patients_right_front_and_head_come_first_whatever_the_order_of_the_
         assert spacing == (5, 3, 2)
 
 
-def test_without_an_affine_nothing_is_flipped() -> None:
-    voxels = np.arange(2 * 3 * 4).reshape(2, 3, 4)
-    (seen,), spacing = as_seen([voxels], None, (1, 2, 3))
-    assert np.array_equal(seen, voxels.T) and spacing == (3, 2, 1)
-    (seen,), spacing = as_seen([voxels[0]], None)
-    assert np.array_equal(seen, voxels[0].T[None]) and spacing == (1, 1, 1)
-
-
 def test_one_slice_of_a_patient_is_seen_from_the_feet() -> None:
     pixels = np.arange(6).reshape(2, 3)  # a DICOM slice: x to the left, y to the back
     (seen,), spacing = as_seen([pixels], np.diag([-0.5, -0.7, 1, 1]))

@@ -37,12 +37,8 @@ SMALL_3D = {**SMALL, "patch_size": [32, 32, 32], "steps_per_epoch": 12}
 SMALL_2D = {**SMALL, "patch_size": [64, 64], "epochs": 2}
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """An answer of the server that is not 200."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"{status}: {text}")
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -52,16 +48,7 @@ class Client:
     url: str
     token: str | None = TOKEN
 
-    def ask(
-        self,
-        method: str,
-        path: str,
-        *,
-        content: Any = None,
-        file: Path | None = None,
-        field: str = "file",
-        **params: Any,
-    ) -> bytes:
+    def ask(self, method: str, path: str, *, content: Any = None, file: Path | None = None, **params: Any) -> bytes:
         """Return the answer to JSON content, or to a form with parameters and a file."""
         headers = {"Connection": "close"}  # the server may close an idle connection when it is used again
         if self.token is not None:
@@ -70,10 +57,10 @@ class Client:
         if content is None and method != "GET":
             options["fields"] = {"params": json.dumps(params)}
             if file is not None:
-                options["fields"][field] = (file.name, file.read_bytes())
+                options["fields"]["label" if "/label" in path else "file"] = (file.name, file.read_bytes())
         answer = urllib3.request(method, self.url + path, headers=headers, timeout=600, retries=False, **options)
         if answer.status != 200:
-            raise Refused(answer.status, answer.data.decode(errors="replace"))
+            raise Rejected(f"{answer.status}: {answer.data.decode(errors='replace')}")
         return answer.data
 
     def json(self, method: str, path: str, **options: Any) -> Any:
@@ -87,7 +74,7 @@ class Client:
         return self.json("POST", f"/activelearning/{strategy}", content={})
 
     def save_label(self, name: str, label: Path, **params: Any) -> dict[str, Any]:
-        return self.json("PUT", f"/datastore/label?image={name}&tag=final", file=label, field="label", **params)
+        return self.json("PUT", f"/datastore/label?image={name}&tag=final", file=label, **params)
 
 
 def environment() -> LabelEnvironment:

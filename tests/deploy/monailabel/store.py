@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,6 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from medunet.deploy.monailabel.server import usable_port
 SECONDS_TO_START = 60.0
 
 
-@contextmanager
+@contextlib.contextmanager
 def orthanc(folder: Path) -> Iterator[str]:
     """Yield Orthanc's address. MEDUNET_ORTHANC may name a folder into which its packages were unpacked."""
     root = os.environ.get("MEDUNET_ORTHANC", "")
@@ -53,8 +53,14 @@ def orthanc(folder: Path) -> Iterator[str]:
     with (folder / "orthanc.log").open("w") as log:
         process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log, env=variables)
         try:
-            url = f"http://127.0.0.1:{port}"
-            _wait(url, process, folder / "orthanc.log")
+            url, end = f"http://127.0.0.1:{port}", time.monotonic() + SECONDS_TO_START
+            while True:
+                with contextlib.suppress(OSError):
+                    get(f"{url}/system")
+                    break
+                assert process.poll() is None, (folder / "orthanc.log").read_text()[-2000:]
+                assert time.monotonic() < end, "Orthanc does not answer"
+                time.sleep(0.3)
             yield url
         finally:
             process.terminate()
@@ -92,17 +98,3 @@ def write_series(phantom: Phantom, make_series: Callable[..., Path], folder: Pat
         header.PixelData = np.ascontiguousarray(voxels[:, :, header.InstanceNumber - 1].T).tobytes()
         header.save_as(path)
     return uid
-
-
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + SECONDS_TO_START
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            pytest.fail(f"Orthanc ended: {log.read_text()[-2000:]}")
-        try:
-            get(f"{url}/system")
-        except OSError:
-            time.sleep(0.3)
-        else:
-            return
-    pytest.fail("Orthanc does not answer")

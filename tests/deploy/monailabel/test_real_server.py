@@ -21,7 +21,7 @@ from medunet.metrics import dice
 from medunet.prediction import Predictor
 from medunet.runs import train_folds
 
-from .real import SMALL_2D, TOKEN, Client, Refused, environment, serving, train_2d, train_3d
+from .real import SMALL_2D, TOKEN, Client, Rejected, environment, serving, train_2d, train_3d
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "medunet" / "deploy" / "slicer" / "MedUNet"))
 from MedUNetLib.client import LabelClient, ServerError
@@ -124,13 +124,13 @@ def test_masks_equal_those_of_the_command_in_every_output(ward: Ward, tmp_path: 
     ],
 )
 def test_an_impossible_request_is_rejected_with_a_reason(ward: Ward, path: str, words: str) -> None:
-    with pytest.raises(Refused, match=words):
+    with pytest.raises(Rejected, match=words):
         ward.client.ask("POST", path)
 
 
 def test_other_files_clients_without_a_token_and_broken_images_are_rejected(ward: Ward, tmp_path: Path) -> None:
     image = str(ward.data / "imagesTr" / "ct_000.nii.gz")
-    with pytest.raises(Refused, match="is not in the datastore"):
+    with pytest.raises(Rejected, match="is not in the datastore"):
         ward.client.ask("POST", "/infer/organs?image=ct_000&output=json", image=image)
     with pytest.raises(ServerError, match="401"):
         LabelClient(ward.url).models()

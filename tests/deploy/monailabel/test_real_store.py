@@ -14,7 +14,7 @@ from medunet.io import read_header, read_label, read_volume, write_volume
 from medunet.prediction import Predictor
 
 from .conftest import Clinic
-from .real import Refused
+from .real import Rejected
 from .store import download, get
 
 pytestmark = [pytest.mark.slow, pytest.mark.label, pytest.mark.filterwarnings("ignore")]
@@ -73,7 +73,7 @@ def test_a_submitted_label_is_a_dicom_seg_in_the_store(clinic: Clinic, tmp_path:
     assert np.array_equal(found, voxels)
 
 
-def test_an_unknown_series_is_refused_and_the_server_lives(clinic: Clinic) -> None:
-    with pytest.raises(Refused):
+def test_an_unknown_series_is_rejected_and_the_server_lives(clinic: Clinic) -> None:
+    with pytest.raises(Rejected):
         infer(clinic, "1.2.3.4", "image")
     assert clinic.client.info()["name"] == "medunet"

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .real import Client, Refused, serving, train_3d
+from .real import Client, Rejected, serving, train_3d
 
 pytestmark = [pytest.mark.slow, pytest.mark.label, pytest.mark.filterwarnings("ignore")]
 
@@ -40,7 +40,7 @@ def test_memory_and_handles_stay_during_many_requests(tmp_path: Path) -> None:
                     image = images[done[number] % len(images)]
                     Client(url).ask("POST", f"/infer/{run.name}", file=image, result_extension=".seg.nrrd")
                     done[number] += 1
-                except Refused as error:
+                except Rejected as error:
                     failures.append(str(error))
 
         clients = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(CLIENTS)]
