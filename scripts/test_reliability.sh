@@ -13,7 +13,8 @@ export MEDUNET_SOAK_CASES="${MEDUNET_SOAK_CASES:-1000}" MEDUNET_SOAK_MINUTES="${
     tests/test_soak.py -s "$@"
 scripts/fuzz.sh "${MEDUNET_FUZZ_MINUTES:-0}" "$@"
 if [ -f "${MEDUNET_LABEL_ENV:-.venv-label}/medunet-label.json" ]; then
-    MEDUNET_LABEL_ENV="${MEDUNET_LABEL_ENV:-$PWD/.venv-label}" .venv/bin/python -m pytest -m label -s tests/deploy/monailabel/test_soak.py
+    MEDUNET_LABEL_ENV="${MEDUNET_LABEL_ENV:-$PWD/.venv-label}" .venv/bin/python -m pytest -m label -s \
+        tests/deploy/monailabel/test_real_server.py -k memory
 else
     echo "the label server's soak is skipped: bash scripts/test_label.sh sets its environment up"
 fi

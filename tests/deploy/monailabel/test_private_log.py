@@ -87,22 +87,18 @@ def test_every_logger_is_masked_with_arguments_and_tracebacks(
 def test_messages_of_errors_that_may_quote_a_header_are_left_out(
     names: PrivateNames, caplog: pytest.LogCaptureFixture
 ) -> None:
-    value = "Mustermann^Eva"
-
-    def decode() -> None:
-        raise ValueError(f"invalid value {value!r}")
-
     try:
         try:
-            decode()
+            int("Mustermann^Eva".lower())
         except ValueError as error:
             raise DataError("cannot be read", file="a.dcm") from error
-    except DataError:
+    except DataError as error:
+        error.__cause__.__cause__ = error  # type: ignore[union-attr] # errors may be the cause of each other
         logging.getLogger("medunet").exception("unexpected error")
     try:
         torch.zeros(2) @ torch.zeros(3)
     except RuntimeError:
         logging.getLogger("medunet").exception("unexpected error")
-    assert "Mustermann" not in caplog.text
-    for text in ("in decode", "cannot be read", "ValueError", "RuntimeError"):
+    assert "mustermann" not in caplog.text
+    for text in ("cannot be read", "ValueError", "RuntimeError"):
         assert text in caplog.text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from medunet.bundle import find_bundle
@@ -27,6 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "medunet" / "deploy" / "slice
 from MedUNetLib.client import LabelClient, ServerError
 
 pytestmark = [pytest.mark.slow, pytest.mark.label, pytest.mark.filterwarnings("ignore")]
+
+
+SOAK_MINUTES = float(os.environ.get("MEDUNET_SOAK_MINUTES", "0.5"))
+CLIENTS, WARM_REQUESTS = 4, 25
 
 
 @dataclass
@@ -155,6 +162,38 @@ def test_simultaneous_requests_get_the_answers_of_single_ones(ward: Ward, tmp_pa
         together = pool.map(ask, range(8), names * 2)
         assert ward.client.info()["name"] == "medunet"  # answers while the network runs
         assert all(map(np.array_equal, together, alone * 2))
+
+
+def usage(root: psutil.Process) -> tuple[int, int]:
+    """Return memory and handles of a process and its children."""
+    family = [root, *root.children(recursive=True)]
+    return sum(p.memory_info().rss for p in family), sum(p.num_fds() for p in family)
+
+
+def test_memory_and_handles_stay_during_many_requests(ward: Ward) -> None:
+    """Four clients for MEDUNET_SOAK_MINUTES."""
+    (server,) = (process for process in psutil.Process().children() if "uvicorn" in process.cmdline())
+    images, done, stop = sorted(ward.studies.glob("ct_*")), [0] * CLIENTS, threading.Event()
+
+    def ask(number: int) -> None:
+        while not stop.is_set():
+            image = images[done[number] % len(images)]
+            ward.client.ask("POST", "/infer/organs", file=image, result_extension=".seg.nrrd")
+            done[number] += 1
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(ask, number) for number in range(CLIENTS)]
+        # each client has answers: the network and the reading process are loaded
+        while min(done) < WARM_REQUESTS and not any(client.done() for client in clients):
+            time.sleep(0.5)
+        before = usage(server)
+        time.sleep(SOAK_MINUTES * 60)
+        stop.set()
+    assert [client.result() for client in clients] == [None] * CLIENTS  # an error of a client is raised here
+    after = usage(server)
+    print(f"{SOAK_MINUTES} minutes, {sum(done)} requests, bytes and handles {before} -> {after}")  # noqa: T201
+    assert after[0] <= before[0] * 1.05
+    assert after[1] <= before[1] + CLIENTS
 
 
 def test_active_learning_offers_images_without_a_label(ward: Ward, tmp_path: Path) -> None:

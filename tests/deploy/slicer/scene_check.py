@@ -1,12 +1,14 @@
-"""Run by slicer-core's Python: medunet's files in a real MRML scene. Prints the result as JSON.
+"""Run by slicer-core's Python: the module's self-test, and medunet's files in a real MRML scene, without Qt.
 
-usage: scene_check.py LIBRARY IMAGE SEGMENTATION
+usage: scene_check.py LIBRARY IMAGE SEGMENTATION; prints the result as JSON
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
+import types
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
@@ -16,10 +18,27 @@ import vtk
 from MedUNetLib.scene import load_segmentation, save_volume
 from vtk.util.numpy_support import vtk_to_numpy
 
-scene = slicer.vtkMRMLScene()
+
+class Stub:
+    """Replaces Slicer's base classes."""
+
+    def __init__(self, parent: object = None) -> None:
+        self.parent = parent
+
+    def delayDisplay(self, message: str) -> None:
+        print(message)  # noqa: T201
+
+
+scene = slicer.mrmlScene = slicer.vtkMRMLScene()
 logic = slicer.vtkSlicerSegmentationsModuleLogic()
 logic.SetMRMLScene(scene)
-
+base = sys.modules["slicer.ScriptedLoadableModule"] = types.ModuleType("slicer.ScriptedLoadableModule")
+for kind in ("", "Logic", "Test", "Widget"):
+    setattr(base, f"ScriptedLoadableModule{kind}", Stub)
+for name in ("ctk", "qt"):
+    sys.modules[name] = types.ModuleType(name)
+importlib.import_module("MedUNet").MedUNetTest().runTest()
+scene.Clear()
 
 volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "ct")
 storage = scene.AddNewNodeByClass("vtkMRMLVolumeArchetypeStorageNode")
