@@ -3,7 +3,6 @@
 from .evaluation import Pair as Pair
 from .evaluation import evaluate_pairs as evaluate_pairs
 from .evaluation import pair_files as pair_files
-from .evaluation import prediction_path as prediction_path
 from .evaluation import read_pair as read_pair
 from .evaluation import reason as reason
 from .options import PredictOptions as PredictOptions

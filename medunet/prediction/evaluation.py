@@ -12,7 +12,7 @@ import numpy as np
 
 from medunet.datasets import label_files
 from medunet.errors import DataError, GeometryError, MedunetError
-from medunet.io import Volume, is_structure_file, output_name, read_header, read_label, read_volume, split_suffix
+from medunet.io import Volume, is_structure_file, read_header, read_label, read_volume, split_suffix
 from medunet.metrics import CaseScores, evaluate_case
 from medunet.transforms import clean_labels, clean_regions
 
@@ -62,11 +62,6 @@ def _label_maps(folder: Path) -> dict[str, Path]:
         raise DataError("no such folder", file=folder)
     maps = {split_suffix(path.name)[0]: path for path in label_files(folder) if path.is_file()}
     return {name: path for name, path in maps.items() if not name.endswith("_prob")}
-
-
-def prediction_path(source: Path, folder: Path) -> Path:
-    """Return where :class:`Predictor` writes the label map of an image."""
-    return folder / output_name(source, split_suffix(source.name)[1])
 
 
 def evaluate_pairs(

@@ -50,24 +50,29 @@ def overlap(
         source: Any = next(iterator, end)
         return end if source is end else read(source)
 
-    reads: deque[Future[Any]] = deque()
-    writes: deque[Future[Result]] = deque()
+    def write_next(work: Work) -> Result:
+        result = write(work)
+        reads.append(reader.submit(read_next))  # one case less is in flight
+        return result
+
     reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+    reads: deque[Future[Any]] = deque(reader.submit(read_next) for _ in range(in_flight))
+    writes: deque[Future[Result]] = deque()
     more = True
     try:
         while more or writes:
-            while more and len(reads) + len(writes) < in_flight:
-                reads.append(reader.submit(read_next))
             # a result is reported while the next case is still being read
-            wait([*reads][:1] + [*writes][:1], return_when=FIRST_COMPLETED)
+            first: list[Future[Any]] = [queue[0] for queue in (reads, writes) if queue]
+            wait(first, return_when=FIRST_COMPLETED)
             if writes and writes[0].done():
                 yield writes.popleft().result()
                 continue
             work = reads.popleft().result()
             more = more and work is not end
             if more:
-                writes.append(writer.submit(write, compute(work)))
+                writes.append(writer.submit(write_next, compute(work)))
             del work  # the volume's memory is free as soon as it is written
     finally:
-        for pool in (reader, writer):
-            pool.shutdown(cancel_futures=True)
+        for is_waiting in (False, True):  # first nothing else starts, then the current cases end
+            for pool in (reader, writer):
+                pool.shutdown(wait=is_waiting, cancel_futures=True)

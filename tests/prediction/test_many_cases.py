@@ -15,7 +15,7 @@ from monai.transforms import Compose
 
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume, write_volume
-from medunet.prediction import STAGES, Predictor, StageSeconds
+from medunet.prediction import Predictor, StageSeconds
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -107,16 +107,6 @@ def test_a_case_without_probabilities_or_in_another_format_is_not_complete(
     assert [result.skipped for result in other.predict([volumes[0]])] == [True]
     with pytest.raises(ConfigError, match="either replaced or skipped"):
         Predictor(bundle, output_dir=tmp_path, device="cpu", overwrite=True, skip_done=True)
-
-
-def test_seconds_of_the_stages_are_those_of_the_case(bundle: Path, volumes: list[Path], tmp_path: Path) -> None:
-    predictor = Predictor(bundle, output_dir=tmp_path, device="cpu", benchmark=True)
-    [result] = predictor.predict(volumes[:1])
-    assert all(getattr(result.stages, stage) > 0 for stage in STAGES)
-    assert result.seconds == pytest.approx(sum(getattr(result.stages, stage) for stage in STAGES))
-    assert not predictor.network._forward_hooks
-    [plain] = Predictor(bundle, output_dir=tmp_path / "b", device="cpu").predict(volumes[:1])
-    assert plain.stages.stitch == 0 < plain.stages.network
 
 
 class SourceLabels(Inferer):

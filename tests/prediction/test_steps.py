@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -50,23 +49,6 @@ def test_a_batch_equals_that_of_a_data_loader(image: MetaTensor, device: str) ->
     if device != "meta":
         assert torch.equal(batch.as_tensor().cpu(), expected.as_tensor())
     assert batch_on(image.as_tensor(), torch.device(device)).shape == expected.shape
-
-
-def test_cases_are_pinned_by_the_reading_thread(
-    bundle: Path, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads: list[Any] = []
-
-    def note(image: torch.Tensor, device: torch.device) -> torch.Tensor:
-        threads.append(threading.current_thread())
-        return pinned(image, device)
-
-    monkeypatch.setattr("medunet.prediction.predictor.pinned", note)
-    predictor = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
-    missing = tmp_path / "missing.nii.gz"
-    assert [result.error is None for result in predictor.predict([volume, missing])] == [True, False]
-    [thread] = threads
-    assert thread is not threading.main_thread()
 
 
 STEPS = Compose(
