@@ -18,16 +18,19 @@ from medunet.errors import DataError
 SECRET = "Doe^Jane"
 
 
+def item(**tags) -> Dataset:
+    dataset = Dataset()
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
 def save(path: Path, sop_class: str, **tags) -> Path:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class, generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = Dataset()
+    dataset = item(SOPClassUID=sop_class, SOPInstanceUID=meta.MediaStorageSOPInstanceUID, PatientName=SECRET, **tags)
     dataset.file_meta = meta
-    dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
-    dataset.PatientName = SECRET
-    for keyword, value in tags.items():
-        setattr(dataset, keyword, value)
     path.parent.mkdir(parents=True, exist_ok=True)
     third = int(pydicom.__version__.split(".", maxsplit=1)[0]) >= 3
     dataset.save_as(path, **({"enforce_file_format": True} if third else {"write_like_original": False}))
@@ -48,41 +51,21 @@ def series(folder: Path, uid: str, slices: int = 5) -> str:
     return uid
 
 
-def nested(keyword: str, *values: Dataset) -> Dataset:
-    item = Dataset()
-    setattr(item, keyword, list(values))
-    return item
-
-
 def contours(path: Path, referenced: str, *names: str) -> Path:
     """Squares of 3 x 3 pixels in slice 2, one beside the other."""
-    reference = Dataset()
-    reference.SeriesInstanceUID = referenced
-    study = nested("RTReferencedSeriesSequence", reference)
-    frame = nested("RTReferencedStudySequence", study)
-    frame.FrameOfReferenceUID = "1.2.4"
+    study = item(RTReferencedSeriesSequence=[item(SeriesInstanceUID=referenced)])
+    frame = item(RTReferencedStudySequence=[study], FrameOfReferenceUID="1.2.4")
     regions, outlines = [], []
     for number, name in enumerate(names, start=1):
-        region = Dataset()
-        region.ROINumber, region.ROIName, region.ReferencedFrameOfReferenceUID = number, name, "1.2.4"
-        regions.append(region)
+        regions.append(item(ROINumber=number, ROIName=name, ReferencedFrameOfReferenceUID="1.2.4"))
         left = 4 * number - 3.5
-        contour = Dataset()
-        contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", 4
         corners = [(left, 0.5), (left + 3, 0.5), (left + 3, 3.5), (left, 3.5)]
-        contour.ContourData = [value for x, y in corners for value in (x, y, 4.0)]
-        outline = nested("ContourSequence", contour)
-        outline.ReferencedROINumber = number
-        outlines.append(outline)
-    return save(
-        path,
-        RTStructureSetStorage,
-        Modality="RTSTRUCT",
-        SeriesInstanceUID=generate_uid(),
-        ReferencedFrameOfReferenceSequence=[frame],
-        StructureSetROISequence=regions,
-        ROIContourSequence=outlines,
-    )
+        points = [value for x, y in corners for value in (x, y, 4.0)]
+        contour = item(ContourGeometricType="CLOSED_PLANAR", NumberOfContourPoints=4, ContourData=points)
+        outlines.append(item(ContourSequence=[contour], ReferencedROINumber=number))
+    sequences = {"StructureSetROISequence": regions, "ROIContourSequence": outlines}
+    uids = {"SeriesInstanceUID": generate_uid(), "ReferencedFrameOfReferenceSequence": [frame]}
+    return save(path, RTStructureSetStorage, Modality="RTSTRUCT", **uids, **sequences)
 
 
 @pytest.fixture

@@ -39,6 +39,12 @@ def test_recursive_values_have_a_digest() -> None:
     assert digest(loop) != digest([1])
 
 
+def test_the_order_of_sets_and_mappings_does_not_count() -> None:
+    assert list({0, 8}) != list({8, 0})
+    assert digest({0, 8}) == digest({8, 0}) != digest([0, 8])
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+
+
 def test_arrays_count_by_type_shape_and_content() -> None:
     values = [np.zeros(4, np.uint8), np.zeros(4, np.int8), np.zeros((2, 2), np.uint8), np.ones(4, np.uint8)]
     assert len({digest(value) for value in values}) == 4

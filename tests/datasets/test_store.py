@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
-import importlib
-import json
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,8 @@ from medunet.errors import ConfigError, DataError, find_cause
 from medunet.io import LoadLabeld, MedunetReader, write_volume
 from medunet.transforms import EncodeLabelsd, RandDeformd, RandNoised
 
+needs_fork = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12
 BOTH = ["image", "label"]
 AFFINE = np.diag([-1.0, 1, 2, 1])
 
@@ -318,81 +317,51 @@ def test_a_patch_reads_only_its_part_of_the_volume(tmp_path: Path) -> None:
     assert 0 < sum(sizes) < 81920 // 4, "KiB"  # about 20 planes of both arrays, and what the kernel maps around them
 
 
-SLOW = """
-import os, sys, time
-from monai.transforms import Transform
-
 class Slow(Transform):
-    def __init__(self):
-        self.names = {"a", "b", "c", "d"}  # in another order in each process
+    """Notes each item in a file, and takes a while."""
 
-    def __call__(self, data):
-        with open(os.environ["SEEN"], "a") as file:
-            file.write(data["name"] + "\\n")
-        time.sleep(float(os.environ.get("PAUSE", "0")))
+    def __init__(self, notes: Path) -> None:
+        self.notes = notes
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        with self.notes.open("a") as file:
+            file.write(f"{data['name']}\n")
+        time.sleep(0.05)
         return data
 
-if __name__ == "__main__":
-    import json
-    from medunet.datasets import StoreDataset
-    import slow
-    items = json.load(open(sys.argv[1]))
-    print("ready", flush=True)
-    sys.stdin.readline()
-    StoreDataset(items, [slow.Slow()], store_dir=sys.argv[2], num_workers=1).prepare()
-"""
+
+def slow(folder: Path) -> StoreDataset:
+    items = [{"image": str(folder / f"{n}.raw"), "name": f"case_{n}"} for n in range(8)]
+    return StoreDataset(items, [Slow(folder / "notes")], store_dir=folder / "store", num_workers=1)
 
 
-@pytest.fixture
-def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[subprocess.Popen[str]]]:
-    """Start processes that prepare the same eight cases, as soon as all of them are ready."""
-    (tmp_path / "slow.py").write_text(SLOW)
-    items = [{"image": str(tmp_path / f"{n}.raw"), "name": f"case_{n}"} for n in range(8)]
-    (tmp_path / "items.json").write_text(json.dumps(items))
-    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def start(count: int) -> list[subprocess.Popen[str]]:
-        words = [sys.executable, str(tmp_path / "slow.py"), str(tmp_path / "items.json"), str(tmp_path / "store")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "PAUSE": "0.2"}
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        processes = [subprocess.Popen(words, env=environment, **pipes) for _ in range(count)]
-        assert all(process.stdout.readline() == "ready\n" for process in processes)
-        for process in processes:
-            process.stdin.write("\n")
-            process.stdin.flush()
-        return processes
-
-    return start
+def start_preparing(folder: Path) -> BaseProcess:
+    process = multiprocessing.get_context("fork").Process(target=lambda: slow(folder).prepare())
+    process.start()
+    return process
 
 
-def seen(folder: Path) -> list[str]:
-    return (folder / "seen").read_text().split()
-
-
-@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
-def test_after_a_kill_only_the_missing_cases_are_prepared(tmp_path: Path, started: Callable[..., Any]) -> None:
-    def entries() -> list[Path]:
-        return list((tmp_path / "store").glob("*/[!.]*.safetensors"))
-
-    (process,) = started(1)
+@needs_fork
+def test_after_a_kill_only_the_missing_cases_are_prepared(tmp_path: Path) -> None:
+    process = start_preparing(tmp_path)
     deadline = time.monotonic() + 60
-    while len(entries()) < 3 and time.monotonic() < deadline:
+    while len(list(slow(tmp_path).folder.glob("[!.]*.safetensors"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    finished, begun = entries(), len(seen(tmp_path))
-    items = json.loads((tmp_path / "items.json").read_text())
-    dataset = StoreDataset(items, [importlib.import_module("slow").Slow()], store_dir=tmp_path / "store")
+    process.kill()
+    process.join()
+    finished = list(slow(tmp_path).folder.glob("[!.]*.safetensors"))
+    notes = len((tmp_path / "notes").read_text().split())
+    dataset = slow(tmp_path)
     dataset.prepare()
     assert 3 <= len(finished) < 8
-    assert len(seen(tmp_path)) - begun == 8 - len(finished)
+    assert len((tmp_path / "notes").read_text().split()) - notes == 8 - len(finished)
     assert [dataset[index]["name"] for index in range(8)] == [f"case_{index}" for index in range(8)]
 
 
-def test_two_processes_share_the_work(tmp_path: Path, started: Callable[..., Any]) -> None:
-    for process in started(2):
-        process.communicate(timeout=60)
-        assert process.returncode == 0
-    assert sorted(seen(tmp_path)) == [f"case_{n}" for n in range(8)], "each case once"
-    assert len(list((tmp_path / "store").glob("*/*"))) == 8
+@needs_fork
+def test_two_processes_share_the_work(tmp_path: Path) -> None:
+    for process in [start_preparing(tmp_path) for _ in range(2)]:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert sorted((tmp_path / "notes").read_text().split()) == [f"case_{n}" for n in range(8)], "each case once"
+    assert len(list(slow(tmp_path).folder.iterdir())) == 8
