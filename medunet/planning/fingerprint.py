@@ -6,10 +6,12 @@ import contextlib
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,13 +23,25 @@ from medunet.inferers import free_memory
 
 from .adapt import grid_of, sample_cases
 from .measure import CaseMeasure, MeasureCache, measure_case, short
-from .modality import guess_modality
 
 logger = logging.getLogger(__name__)
 
 MAX_JOBS = 8  # more readers only wait for the disk
 LABEL_BYTES = 16  # per voxel, beside the image's float32: the label, its classes and masks, the sorted foreground
 PERCENTILES = (0.5, 99.5)  # of the foreground's intensities, as nnU-Net has them
+
+Kind = Literal["CT", "MR", "colour", "grey"]  # CT is normalised by the same numbers in all images, others per image
+
+AIR_HU = -200.0  # whole numbers below this are CT: air is -1000, and MR has no negative values
+LOWEST_HU = -4096.0  # CT values, including padding, have 12 bits
+SHARE_OF_CASES = 0.9  # of the cases must look like CT; some may be cropped to soft tissue
+
+_WORDS: dict[Kind, set[str]] = {
+    "CT": {"ct", "cbct", "hu", "hounsfield"},
+    "MR": {"mr", "mri", "t1", "t2", "t1w", "t2w", "t1c", "t1ce", "t1gd", "flair", "adc", "dwi", "pd", "swi", "tof"},
+    "grey": {"pet", "suv", "spect", "us", "ultrasound", "oct", "xray", "dx", "cr", "em"},
+}
+_COLOUR_WORDS = {"r", "g", "b", "red", "green", "blue", "rgb"}
 
 
 @dataclass(frozen=True)
@@ -168,7 +182,7 @@ def _jobs(dataset: SegmentationDataset) -> int:
 def _measure(case: Case, dataset: SegmentationDataset) -> CaseMeasure | str:
     """Return the measure, or why the case cannot be measured."""
     views: list[CaseView] = []
-    labels = dict(dataset.labels) | ({} if dataset.ignore is None else {"ignore": dataset.ignore})
+    labels = dataset.allowed_labels
     findings = check_pair(case, labels, read=dataset.read_options, level="voxels", visit=views.append)
     if errors := [finding.cause for finding in findings if finding.severity == "error"]:
         return errors[0]
@@ -183,9 +197,8 @@ def _measure(case: Case, dataset: SegmentationDataset) -> CaseMeasure | str:
 
 def _summarise(dataset: SegmentationDataset, measures: list[CaseMeasure], broken: dict[str, str]) -> Fingerprint:
     background = next(iter(dataset.labels.values()))
-    classes = tuple(
-        _class(name, value, measures, dataset) for name, value in dataset.labels.items() if value != background
-    )
+    foreground = {name: value for name, value in dataset.labels.items() if value != background}
+    classes = tuple(_class(name, value, measures, dataset) for name, value in foreground.items())
     # only the names matter here
     named = {region.name: index for index, region in enumerate(dataset.regions)} or dict(dataset.labels)
     return Fingerprint(
@@ -228,7 +241,7 @@ def _class(name: str, value: int, measures: Sequence[CaseMeasure], dataset: Segm
 
 
 def _channel(name: str, index: int, measures: list[CaseMeasure], dataset: SegmentationDataset) -> ChannelPrint:
-    kind, reason = guess_modality(name, index, measures, spatial_dims=dataset.spatial_dims)
+    kind, reason = _guess_modality(name, index, measures, spatial_dims=dataset.spatial_dims)
     background = next(iter(dataset.labels.values()))
     # without foreground the measures are those of the whole image, including air
     having = [case for case in measures if set(case.class_voxels) - {background}] or measures
@@ -238,6 +251,30 @@ def _channel(name: str, index: int, measures: list[CaseMeasure], dataset: Segmen
     low, high = np.percentile(np.concatenate([part.sample for part in parts]), PERCENTILES)
     std = math.sqrt(max(variance, 0.0))
     return ChannelPrint(name, kind, reason, short(mean), short(std), short(float(low)), short(float(high)))
+
+
+def _guess_modality(channel: str, index: int, cases: Sequence[CaseMeasure], *, spatial_dims: int) -> tuple[Kind, str]:
+    """Return the kind of a channel and the reason: DICOM's modality, else the channel's name, else the values."""
+    n_channels = max((len(case.channels) for case in cases), default=1)
+    # with several channels the record describes only the first series
+    codes = {case.modality for case in cases if case.modality} if n_channels == 1 else set()
+    if codes == {"CT"} and all(case.modality for case in cases):
+        return "CT", "the DICOM headers say CT"
+    if codes:
+        return "MR" if codes == {"MR"} else "grey", f"the DICOM headers say {', '.join(sorted(codes))}"
+    words = set(re.findall(r"[a-z]+\d*[a-z]*", channel.lower().replace("_", " ")))
+    for kind, names in _WORDS.items():
+        if words & names:
+            return kind, f"the channel is called '{channel}'"
+    if spatial_dims == 2:
+        is_colour = n_channels == 3 or bool(words & _COLOUR_WORDS)
+        return "colour" if is_colour else "grey", f"2D images with {n_channels} channels"
+    lowest = np.array([case.channels[index].minimum for case in cases if index < len(case.channels)])
+    whole = np.array([case.whole_numbers for case in cases if index < len(case.channels)])
+    is_like_ct = whole & (lowest <= AIR_HU) & (lowest >= LOWEST_HU)
+    if len(is_like_ct) and is_like_ct.mean() >= SHARE_OF_CASES:
+        return "CT", f"whole numbers down to {np.median(lowest):g} (median), like Hounsfield units"
+    return "grey", f"neither a known name nor values like Hounsfield units (lowest value {np.median(lowest):g})"
 
 
 def _median(values: Sequence[float]) -> float:

@@ -111,8 +111,7 @@ def plan(
     validated = math.ceil(len(dataset.cases) / _folds(dataset))
     if cost is not None:
         usual = config["steps_per_epoch"]
-        limits: dict[str, Any] = {"seconds": seconds, "device": target.type}
-        schedule = fit_schedule(cost, steps_per_epoch=usual, validation_cases=validated, **limits)
+        schedule = fit_schedule(cost, usual, validation_cases=validated, seconds=seconds, device=target.type)
         steps, numbers, duration = schedule.steps_per_epoch, schedule.numbers, schedule.seconds
         reason = "as in the bundle" if steps == usual else f"the time is too short for {usual} steps"
         decisions += [

@@ -50,7 +50,7 @@ class Schedule:
 
 
 def fit_schedule(
-    cost: StepCost, *, steps_per_epoch: int, validation_cases: int, seconds: float | None, device: str
+    cost: StepCost, steps_per_epoch: int, *, validation_cases: int, seconds: float | None, device: str
 ) -> Schedule:
     """Return a schedule that fits a time, including validations and the start; `seconds` None: the default of steps.
 

@@ -15,7 +15,7 @@ from typing import Any
 from medunet.errors import ConfigError
 from medunet.files import cache_folder, knows_locks, lock, remove_remains
 
-from .entry import SUFFIX, read_source
+from .entry import SUFFIX, Entry
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +118,9 @@ def _cases(folders: Mapping[Path, bool]) -> list[StoredCase]:
         for path in folder.glob(f"[!.]*{SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):  # replaced by another process
                 stat = path.stat()
-                files = list(_source_files(source := read_source(path)))
-                fault = "damaged" if source is None else _source_fault(files)
+                entry = Entry.open(path, check_arrays=False)
+                files = list(_source_files(entry.content["source"])) if entry else []
+                fault = _source_fault(files) if entry else "damaged"
                 image = files[0][0] if files else None
                 cases.append(StoredCase(path, stat.st_size, stat.st_mtime, not is_unused, image, fault))
     return sorted(cases, key=lambda case: (case.last_used, case.path))

@@ -38,19 +38,18 @@ MAX_THREADS = 8  # cases that are preprocessed in parallel, with as many cores: 
 class StoreDataset(Dataset):
     """A data set whose deterministic transforms are applied once and stored as memory-mapped files.
 
-    It replaces MONAI's `CacheDataset`: the transforms up to the first random one are applied once per case. The result
-    is stored on disk, for later training runs and other processes too. A patch of a CT only reads its own voxels.
+    It replaces MONAI's `CacheDataset`: the transforms up to the first random one are applied once per case, and the
+    result is stored on disk, for later runs and other processes too. A patch of a CT only reads its own voxels.
 
     An entry is identified by the files of the case (path, size, time of change), the transforms with all their
-    parameters, medunet's code and the versions of its libraries. Entries are written atomically, interrupted
-    preprocessing resumes, processes that prepare the same data share the work, and damaged entries are prepared again.
-    ``medunet store --prune`` removes unused entries; the folder may also be deleted.
+    parameters, medunet's code and the versions of its libraries. Interrupted preprocessing resumes, processes that
+    prepare the same data share the work, and damaged entries are prepared again. ``medunet store --prune`` removes
+    unused entries; the folder may also be deleted.
 
-    Items are those of `CacheDataset`, MetaTensors included, with three exceptions: labels with only whole numbers have
-    the smallest integer type that fits, the list of applied operations for inverting is empty, and tuples become lists.
-    For `RandDeformd`, an item also has flat indices of foreground voxels as ``"label_indices"`` (one array per class,
-    or one per channel of a label with several channels), and of annotated voxels as ``"label_annotated_indices"`` if
-    some voxels are not annotated. Both are removed after the random transforms.
+    Items are those of `CacheDataset`, with three exceptions: labels with only whole numbers have the smallest integer
+    type that fits, the list of applied operations for inverting is empty, and tuples become lists. For `RandDeformd`,
+    an item also has flat indices of foreground voxels as ``"label_indices"`` (one array per class, or per channel of a
+    label with several channels), and of annotated voxels as ``"label_annotated_indices"`` if some are not annotated.
 
     An index with an attribute `seed` (:class:`medunet.training.Draw`) seeds the random transforms for its item.
 

@@ -1,20 +1,25 @@
-"""Checks of a data set before training: findings by severity."""
+"""Checks of a data set before training: findings by severity, and a summary for `medunet check`."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple, cast
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from medunet.datasets.layouts.datalist import open_dataset
 from medunet.datasets.layouts.dataset import Case, SegmentationDataset
+from medunet.datasets.layouts.folds import split_patients
 from medunet.datasets.layouts.labels import MAX_LABELS, distinct_values, refuse_swapped
-from medunet.errors import DataError, GeometryError, MedunetError
+from medunet.errors import DataError, GeometryError, MedunetError, SecurityError
 from medunet.io import ReadRecord, is_structure_file, label_names, output_name, read_header, read_label, read_volume
 from medunet.io.options import DEFAULTS, ReadOptions
 
@@ -114,10 +119,9 @@ def survey(
 
     An error in a test case becomes a warning, because training does not need it. `done` is called after each case.
     """
-    allowed = dict(dataset.labels) | ({} if dataset.ignore is None else {"ignore": dataset.ignore})
 
     def check(case: Case, section: Section) -> tuple[list[Finding], ReadRecord | None, CaseStatistics | None]:
-        findings, record, view = _check_case(case, allowed, dataset.read_options, level)
+        findings, record, view = _check_case(case, dataset.allowed_labels, dataset.read_options, level)
         statistics = None
         if view is not None:
             if visit is not None:
@@ -163,20 +167,15 @@ def _check_case(
         label, warnings = _check_label(case, record, labels, level)
         findings += warnings
     except MedunetError as error:
-        explained = _explained(error, image, case, labels)
-        findings.append(Finding.of(explained, file=case.label or file, case=case.name))
+        reason = error
+        try:
+            if image is not None and case.label is not None and labels:
+                refuse_swapped(image, file, case.label, labels.values())
+        except DataError as swapped:
+            reason = swapped
+        findings.append(Finding.of(reason, file=case.label or file, case=case.name))
     view = None if image is None or record is None else CaseView(case, image, label, record)
     return findings, record, view
-
-
-def _explained(error: MedunetError, image: Voxels | None, case: Case, labels: Mapping[str, int] | None) -> MedunetError:
-    """Return the error of a label, or a better one if image and label are swapped."""
-    try:
-        if image is not None and case.label is not None and labels:
-            refuse_swapped(image, case.images[0], case.label, labels.values())
-    except DataError as swapped:
-        return swapped
-    return error
 
 
 def _check_label(
@@ -226,3 +225,126 @@ def _require_same_grid(image: ReadRecord | None, label: ReadRecord, case: Case) 
         expected, remedy = f"the grid of {image.path.name}", "resample the label to the image"
         cause = "label and image have different grids"
         raise GeometryError(cause, file=case.label, received=distance, expected=expected, remedy=remedy)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The result of `examine`."""
+
+    root: Path
+    findings: list[Finding]  # errors first
+    dataset: SegmentationDataset | None = None  # None if the folder has no data set
+    statistics: list[CaseStatistics] = field(default_factory=list)  # of cases with readable voxels
+
+    @property
+    def fails(self) -> bool:
+        """Whether training would fail."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+    def summary(self) -> dict[str, Any]:
+        """Return figures of the training cases: counts, sizes, spacings, intensities and classes."""
+        if self.dataset is None:
+            return {}
+        dataset = self.dataset
+        training = [case for case in self.statistics if case.section == "training"]
+        summary: dict[str, Any] = {
+            "name": dataset.name,
+            "cases": len(dataset.cases),
+            "test_cases": len(dataset.test),
+            "spatial_dims": dataset.spatial_dims,
+            "channels": list(dataset.channels),
+        }
+        alike = [case for case in training if len(case.shape) == dataset.spatial_dims]
+        if alike:
+            summary["size"] = _spread([case.shape for case in alike])
+            summary["spacing_mm"] = _spread([case.spacing_mm for case in alike])
+            summary["orientations"] = dict(Counter(c.orientation for c in alike if c.orientation).most_common())
+            summary["dtypes"] = dict(Counter(case.dtype for case in alike).most_common())
+            summary["intensity"] = _intensity_figures(alike, dataset.channels)
+        labelled = [case for case in training if case.class_voxels]
+        if labelled:
+            summary["classes"] = _class_figures(labelled, dataset)
+            if dataset.ignore is not None:
+                ignored = sum(case.class_voxels.get(dataset.ignore, 0) for case in labelled)
+                summary["ignored_fraction"] = ignored / max(sum(sum(c.class_voxels.values()) for c in labelled), 1)
+        return summary
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything for JSON."""
+        return {
+            "root": str(self.root),
+            "fails": self.fails,
+            "findings": [finding.as_dict() for finding in self.findings],
+            "summary": self.summary(),
+            "cases": [case.as_dict() for case in self.statistics],
+        }
+
+
+def examine(
+    path: str | os.PathLike[str],
+    *,
+    level: Level = "voxels",
+    read: ReadOptions = DEFAULTS,
+    started: Callable[[int], None] | None = None,
+    done: Callable[[], None] | None = None,
+    visit: Callable[[CaseView], None] | None = None,
+) -> Examination:
+    """Check everything in a folder and measure it. Unlike training, this continues after an error, to report all.
+
+    Args:
+        path: a data set in a layout of `open_dataset`.
+        level: 'header' reads the first bytes of each file, 'voxels' all, and measures.
+        read: how to read images that can be interpreted in more than one way.
+        started: called once with the number of cases.
+        done: called after each case, from several threads.
+        visit: called with each case whose voxels could be read, from several threads.
+
+    Raises:
+        DataError: the path does not exist.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise DataError("does not exist", file=root)
+    problems: list[MedunetError] = []
+    try:
+        dataset = open_dataset(root, problems=problems, read=read)
+    except (DataError, GeometryError, SecurityError) as error:
+        return Examination(root, [Finding.of(e, file=root) for e in [*problems, error]])
+    if started is not None:
+        started(len(dataset.cases) + len(dataset.test))
+    findings, statistics = survey(dataset, level=level, done=done, visit=visit)
+    findings += split_patients(dataset.cases)
+    for finding in (Finding.of(problem, file=root) for problem in problems):
+        if (finding.file, finding.cause) not in {(other.file, other.cause) for other in findings}:
+            findings.insert(0, finding)
+    return Examination(root, findings, dataset, statistics)
+
+
+def _intensity_figures(cases: Sequence[CaseStatistics], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    result = {}
+    for index, name in enumerate(names):
+        channel = [case.intensity[index] for case in cases if index < len(case.intensity)]
+        if channel:
+            middle = {key: float(np.median([getattr(c, key) for c in channel])) for key in ("low", "median", "high")}
+            ends = {"minimum": min(c.minimum for c in channel), "maximum": max(c.maximum for c in channel)}
+            result[name] = ends | middle
+    return result
+
+
+def _class_figures(labelled: Sequence[CaseStatistics], dataset: SegmentationDataset) -> dict[str, dict[str, float]]:
+    total = sum(n for case in labelled for value, n in case.class_voxels.items() if value != dataset.ignore)
+    result: dict[str, dict[str, float]] = {}
+    for name, value in dataset.labels.items():
+        voxels = [case.class_voxels.get(value, 0) for case in labelled]
+        sizes = [n * case.voxel_size for n, case in zip(voxels, labelled, strict=True) if n]
+        result[name] = {"value": value, "cases": len(sizes), "fraction": sum(voxels) / max(total, 1)}
+        if sizes and all(case.orientation for case in labelled):
+            unit = "median_ml" if len(labelled[0].shape) == 3 else "median_mm2"
+            result[name][unit] = float(np.median(sizes))
+    return result
+
+
+def _spread(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    values = np.array(rows, dtype=np.float64)
+    ends = {"smallest": values.min(axis=0), "median": np.median(values, axis=0), "largest": values.max(axis=0)}
+    return {name: row.tolist() for name, row in ends.items()}

@@ -11,27 +11,18 @@ from pathlib import Path
 from medunet.errors import DataError
 from medunet.io.options import DEFAULTS, ReadOptions
 
-from .regions import Region
-
 BLOCKS, BLOCK_BYTES = 16, 1 << 16  # parts of an image that are read: acquired images differ within this megabyte
 SECOND_CASE = "label another image, or cut this one in two"  # remedy if there is only one case
 
 
 @dataclass(frozen=True)
 class Case:
-    """One patient, scan or picture.
+    """One patient, scan or picture."""
 
-    Args:
-        name: file name of the image without ending (`hippocampus_001`); results are named after it.
-        images: one file (or DICOM folder) per channel; usually one.
-        label: file of the reference, or None.
-        group: name of the patient, which folds must not split; None if the data set declares no groups.
-    """
-
-    name: str
-    images: tuple[Path, ...]
-    label: Path | None = None
-    group: str | None = None
+    name: str  # file name of the image without ending (`hippocampus_001`); results are named after it
+    images: tuple[Path, ...]  # one file (or DICOM folder) per channel; usually one
+    label: Path | None = None  # file of the reference
+    group: str | None = None  # name of the patient, which folds must not split, if the data set declares groups
 
     def item(self) -> dict[str, str | list[str]]:
         """Return the item of MONAI's data sets: ``image`` (a path or one per channel), ``name``, and any ``label``."""
@@ -41,40 +32,40 @@ class Case:
 
 
 @dataclass(frozen=True)
-class SegmentationDataset:
-    """A labelled set of images and what its labels mean.
+class Region:
+    """A class of the network that is a union of label values; regions may overlap."""
 
-    Args:
-        root: the folder that paths of the data set are relative to.
-        name: shown to people.
-        cases: the labelled cases, sorted by name.
-        labels: name to value in the files, background first, then by value: ``{"background": 0, "label_255": 255}``.
-        channels: names of the image's channels.
-        spatial_dims: 2 or 3.
-        file_ending: of the labels: `.nii.gz`, `.png`, ...
-        test: cases for testing only (`imagesTs`), with labels if `labelsTs` has them.
-        ignore: value of voxels without annotation.
-        regions: classes that overlap; then `labels` only names the single values.
-        read: how to read images that can be interpreted in more than one way.
-    """
-
-    root: Path
     name: str
-    cases: tuple[Case, ...]
-    labels: dict[str, int]
-    channels: tuple[str, ...]
-    spatial_dims: int
-    file_ending: str
-    test: tuple[Case, ...] = ()
-    ignore: int | None = None
-    regions: tuple[Region, ...] = ()
-    read: ReadOptions = DEFAULTS
+    values: tuple[int, ...]  # values in the files, sorted
+    written: int  # value that a predicted region is written with; later regions are written over earlier ones
+
+
+@dataclass(frozen=True)
+class SegmentationDataset:
+    """A labelled set of images and the meaning of its labels."""
+
+    root: Path  # folder that paths of the data set are relative to
+    name: str
+    cases: tuple[Case, ...]  # labelled cases, sorted by name
+    labels: dict[str, int]  # value in the files by name, background first, then by value
+    channels: tuple[str, ...]  # names of the image's channels
+    spatial_dims: int  # 2 or 3
+    file_ending: str  # of the labels: `.nii.gz`, `.png`, ...
+    test: tuple[Case, ...] = ()  # cases for testing only (`imagesTs`), with labels if `labelsTs` has them
+    ignore: int | None = None  # value of voxels without annotation
+    regions: tuple[Region, ...] = ()  # classes that overlap; then `labels` only names the single values
+    read: ReadOptions = DEFAULTS  # how to read images that can be interpreted in more than one way
 
     @property
     def read_options(self) -> ReadOptions:
         """Options to read an image of this data set."""
         channels = len(self.channels) if len(self.channels) > 1 else None
         return replace(self.read, channels=channels, spatial_dims=2 if self.spatial_dims == 2 else None)
+
+    @property
+    def allowed_labels(self) -> dict[str, int]:
+        """Value by name, with the ignored value."""
+        return self.labels if self.ignore is None else {**self.labels, "ignore": self.ignore}
 
     @property
     def n_groups(self) -> int:

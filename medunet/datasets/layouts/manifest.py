@@ -1,4 +1,4 @@
-"""`dataset.json` of the Medical Segmentation Decathlon and of nnU-Net."""
+"""`dataset.json` of the Medical Segmentation Decathlon and of nnU-Net: cases, labels, and regions that overlap."""
 
 from __future__ import annotations
 
@@ -7,16 +7,26 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medunet.datasets.check.finding import shown
 from medunet.errors import DataError, MedunetError, SecurityError
 
-from .dataset import Case
+from .dataset import Case, Region
 from .pairing import FOLDERS, find_folders, guess_channels, pair_folders, stem
-from .regions import ORDER_KEY, ParsedLabels, parse_labels
 
 MANIFEST = "dataset.json"
+ORDER_KEY = "regions_class_order"  # nnU-Net's name for the values that regions are written with
+EXAMPLE = '{"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}'
+
+
+class ParsedLabels(NamedTuple):
+    """Labels of a `dataset.json`."""
+
+    labels: dict[str, int]  # value by name, background first
+    ignore: int | None = None  # value of voxels without annotation
+    regions: tuple[Region, ...] = ()
+
 
 Parts = tuple[tuple[Case, ...], tuple[Case, ...], ParsedLabels, tuple[str, ...]]  # cases, test cases, labels, channels
 
@@ -32,13 +42,6 @@ def load_manifest(file: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise DataError("must be a JSON object", file=file, received=type(manifest).__name__)
     return manifest
-
-
-def labels_of(manifest: Mapping[str, Any], file: Path) -> ParsedLabels:
-    """Return labels and regions of a `dataset.json`, empty if it has no entry `labels`."""
-    if "labels" not in manifest:
-        return ParsedLabels({})
-    return parse_labels(manifest["labels"], file, order=manifest.get(ORDER_KEY))
 
 
 def with_groups(cases: Sequence[Case], groups: object, file: Path, *, others: Collection[str] = ()) -> tuple[Case, ...]:
@@ -130,3 +133,73 @@ def _channel_names(names: object) -> tuple[str, ...]:
     if isinstance(names, Mapping):
         return tuple(str(names[key]) for key in sorted(names, key=lambda key: int(key) if str(key).isdigit() else 0))
     return tuple(str(name) for name in names) if isinstance(names, list) else ()
+
+
+def labels_of(manifest: Mapping[str, Any], file: Path) -> ParsedLabels:
+    """Return the labels: MSD's ``{"0": "background"}``, nnU-Net's ``{"background": 0}``, or regions.
+
+    Examples:
+        >>> labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+        >>> parsed = labels_of({"labels": labels, "regions_class_order": [1, 2, 3]}, Path("dataset.json"))
+        >>> parsed.labels  # a value that is not a region alone is `label_VALUE`
+        {'background': 0, 'label_1': 1, 'label_2': 2, 'enhancing': 3}
+        >>> [(region.name, region.written) for region in parsed.regions]
+        [('whole', 1), ('core', 2), ('enhancing', 3)]
+    """
+    if "labels" not in manifest:
+        return ParsedLabels({})
+    labels = manifest["labels"]
+    if not isinstance(labels, Mapping) or not labels:
+        raise DataError("labels are missing", file=file, expected='{"background": 0, "liver": 1, ...}')
+    if any(isinstance(listed, list | tuple) and len(set(listed)) > 1 for listed in labels.values()):
+        return _parse_regions(labels, manifest.get(ORDER_KEY), file)
+    pairs: dict[str, int] = {}
+    for key, listed in labels.items():
+        value = listed[0] if isinstance(listed, list | tuple) and len(listed) == 1 else listed
+        if isinstance(value, str) and str(key).isdigit() and not value.isdigit():
+            name, number = value, int(key)  # MSD
+        elif isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
+            name, number = str(key), int(value)  # nnU-Net
+        else:
+            raise DataError("unknown form of a label", file=file, received={key: value}, expected='{"liver": 1}')
+        if name in pairs or number in pairs.values():
+            raise DataError("two labels share a name or a value", file=file, received={name: number})
+        pairs[name] = number
+    ignore = pairs.pop("ignore", None)
+    if len(pairs) < 2:
+        raise DataError("labels need a background and one more", file=file, received=pairs)
+    return ParsedLabels(dict(sorted(pairs.items(), key=lambda pair: pair[1])), ignore)
+
+
+def _parse_regions(labels: Mapping[str, object], order: object, file: Path) -> ParsedLabels:
+    unions = {str(name): _values(name, listed, file) for name, listed in labels.items()}
+    ignored = unions.pop("ignore", ())
+    if len(ignored) > 1:
+        raise DataError("ignore must be one value", file=file, received=list(ignored))
+    background = next((name for name, values in unions.items() if values == (0,)), None)
+    if background is None:
+        raise DataError("regions need a background", file=file, received=dict(labels), expected=EXAMPLE)
+    del unions[background]
+    for name, values in unions.items():
+        if {0, *ignored} & set(values):
+            cause = "regions must not contain the background or ignored voxels"
+            raise DataError(cause, file=file, received={name: list(values)})
+    if not isinstance(order, list | tuple):
+        raise DataError(f"regions need {ORDER_KEY}", file=file, received=order, expected=EXAMPLE)
+    fits = len(order) == len(unions) == len(set(order))
+    if not fits or not all(value in values for value, values in zip(order, unions.values(), strict=True)):
+        expected = f"one of its own values for each of {', '.join(unions)}, all different"
+        raise DataError(f"{ORDER_KEY} does not fit the regions", file=file, received=list(order), expected=expected)
+    regions = tuple(Region(name, values, value) for (name, values), value in zip(unions.items(), order, strict=True))
+    alone = {region.values[0]: region.name for region in regions if len(region.values) == 1}
+    numbers = sorted({value for values in unions.values() for value in values})
+    names = {background: 0, **{alone.get(value, f"label_{value}"): value for value in numbers}}
+    return ParsedLabels(names, ignored[0] if ignored else None, regions)
+
+
+def _values(name: object, listed: object, file: Path) -> tuple[int, ...]:
+    values = listed if isinstance(listed, list | tuple) else [listed]
+    numbers = [int(v) for v in values if (isinstance(v, str) and v.isdigit()) or type(v) is int]
+    if not numbers or len(numbers) < len(values) or min(numbers) < 0:
+        raise DataError("unknown form of a region", file=file, received={name: listed}, expected='{"whole": [1, 2]}')
+    return tuple(sorted(set(numbers)))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medunet.config import read_json
-from medunet.datasets.layouts.regions import ORDER_KEY
+from medunet.datasets.layouts.manifest import ORDER_KEY
 from medunet.errors import ConfigError, DataError
 from medunet.files import write_atomically
 from medunet.io import read_label, split_suffix
