@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 
 import numpy as np
@@ -10,12 +12,12 @@ import torch
 from monai.data import MetaTensor
 
 from medunet.errors import ConfigError, DataError, GeometryError
-from medunet.metrics import dice, evaluate_case, summarise
+from medunet.metrics import dice, evaluate_case, holm, paired_difference, summarise, write_tables
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 
 
-def case() -> tuple[np.ndarray, np.ndarray]:
+def case():
     """Return a prediction and a reference: liver 8 of 12 voxels found, no spleen in either."""
     ref = np.zeros((5, 6, 7), int)
     ref[1:4, 1:3, 1:3] = 1
@@ -24,7 +26,7 @@ def case() -> tuple[np.ndarray, np.ndarray]:
     return pred, ref
 
 
-def test_a_case_is_computed_by_hand() -> None:
+def test_a_case_is_computed_by_hand():
     pred, ref = case()
     scores = evaluate_case(pred, ref, spacing_mm=(10, 2, 5), labels=LABELS, name="case_1")
     liver = scores["classes"]["liver"]
@@ -39,7 +41,7 @@ def test_a_case_is_computed_by_hand() -> None:
     assert scores["name"] == "case_1"
 
 
-def test_an_absent_class_does_not_count_and_missed_and_spurious_ones_score_zero() -> None:
+def test_an_absent_class_does_not_count_and_missed_and_spurious_ones_score_zero():
     scores = evaluate_case(*case(), spacing_mm=(1, 1, 1), labels=LABELS)
     assert scores["classes"]["spleen"]["status"] == "absent"
     assert math.isnan(scores["classes"]["spleen"]["dice"])
@@ -50,7 +52,7 @@ def test_an_absent_class_does_not_count_and_missed_and_spurious_ones_score_zero(
     assert scores["mean_dice"] == 0.0
 
 
-def test_a_case_without_any_class_has_no_numbers() -> None:
+def test_a_case_without_any_class_has_no_numbers():
     empty = np.zeros((3, 4, 5), int)
     scores = evaluate_case(empty, empty, spacing_mm=(1, 1, 1), labels=LABELS)
     assert math.isnan(scores["mean_dice"])
@@ -59,7 +61,7 @@ def test_a_case_without_any_class_has_no_numbers() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, MetaTensor])
-def test_channels_and_tensors_change_nothing(kind) -> None:
+def test_channels_and_tensors_change_nothing(kind):
     pred, ref = case()
     plain = evaluate_case(pred, ref, spacing_mm=(1, 2, 3), labels=LABELS)["classes"]["liver"]
     scores = evaluate_case(kind(pred)[None].float(), kind(ref)[None], spacing_mm=(1, 2, 3), labels=LABELS)
@@ -67,7 +69,7 @@ def test_channels_and_tensors_change_nothing(kind) -> None:
     assert dice(kind(pred), kind(ref)) == plain["dice"]
 
 
-def test_the_background_may_have_any_value() -> None:
+def test_the_background_may_have_any_value():
     ref = np.full((4, 4), 255)
     ref[0] = 0
     scores = evaluate_case(ref, ref, spacing_mm=(1, 1), labels={"background": 255, "membrane": 0})
@@ -75,7 +77,7 @@ def test_the_background_may_have_any_value() -> None:
     assert scores["classes"]["membrane"]["area_ref_mm2"] == 4.0
 
 
-def test_em_scores_are_of_the_interior() -> None:
+def test_em_scores_are_of_the_interior():
     ref = np.full((8, 9), 255)
     ref[:, 4] = 0
     scores = evaluate_case(ref, ref, spacing_mm=(1, 1), labels={"background": 0, "cell": 255}, em=True)
@@ -99,12 +101,12 @@ PLANE, VOLUME = np.ones((3, 3), int), np.ones((3, 3, 3), int)
         (0 * PLANE, 0 * PLANE, {"labels": {"background": 0}}, ConfigError, "must have a class"),
     ],
 )
-def test_cases_that_cannot_be_scored_are_rejected(pred, ref, options, error, cause) -> None:
+def test_cases_that_cannot_be_scored_are_rejected(pred, ref, options, error, cause):
     with pytest.raises(error, match=cause):
         evaluate_case(pred, ref, **{"spacing_mm": (1,) * pred.ndim, "labels": LABELS, **options})
 
 
-def test_statistics_leave_nan_out_and_say_so() -> None:
+def test_statistics_leave_nan_out_and_say_so():
     def scores(liver_pred: int, liver_ref: int) -> dict:
         pred, ref = np.zeros((10, 10), int), np.zeros((10, 10), int)
         pred.ravel()[:liver_pred] = 1
@@ -123,8 +125,63 @@ def test_statistics_leave_nan_out_and_say_so() -> None:
     assert summary["cases"] == 4
 
 
-def test_the_overall_dice_is_the_mean_over_classes_and_nan_without_cases() -> None:
+def test_the_overall_dice_is_the_mean_over_classes_and_nan_without_cases():
     pred, ref = np.array([[1, 1, 2, 2]]), np.array([[1, 1, 1, 2]])  # liver 2 * 2 / 5, spleen 2 * 1 / 3
     summary = summarise([evaluate_case(pred, ref, spacing_mm=(1, 1), labels=LABELS)])
     assert summary["mean_dice"] == pytest.approx((4 / 5 + 2 / 3) / 2)
     assert math.isnan(summarise([])["mean_dice"])
+
+
+def test_tables_have_a_row_per_case_and_class_and_nothing_in_place_of_nan(tmp_path):
+    ref = np.zeros((6, 7), int)
+    ref[1:4, 1:4] = 1
+    results = [evaluate_case(ref, ref, spacing_mm=(1, 1), labels=LABELS, name=name) for name in ("a,b", 'c"d')]
+    table, path = write_tables(results, tmp_path / "new" / "folder")
+    document = json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN is not JSON
+    assert document["cases"][0]["classes"]["spleen"]["dice"] is None
+    assert document["cases"][0]["classes"]["liver"]["dice"] == 1.0
+    assert document["summary"]["mean_dice"] == 1.0
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = [(row["case"], row["class"]) for row in rows]
+    assert labels == [(case, label) for case in ("a,b", 'c"d') for label in ("liver", "spleen")]
+    assert rows[0]["area_ref_mm2"] == "9.0"
+    assert (rows[1]["status"], rows[1]["hd95_mm"]) == ("absent", "")
+
+
+def numbers(values: list[float]) -> dict[str, float]:
+    return {f"case {place}": value for place, value in enumerate(values)}
+
+
+def test_six_cases_that_all_rise_have_the_smallest_p_value_that_six_can_have():
+    result = paired_difference(numbers([0.0] * 6), numbers([1.0, 2, 3, 4, 5, 6]))
+    assert result.differences == (1, 2, 3, 4, 5, 6)
+    assert result.p_value == pytest.approx(2 / 2**6)  # all signs alike: 2 of 64 ways
+    assert (result.better, result.worse, result.mean) == (6, 0, 3.5)
+    assert result.low < 3.5 < result.high
+
+
+def test_a_smaller_distance_is_better():
+    result = paired_difference(numbers([3.0, 2.0, 1.0]), numbers([1.0, 2.0, 2.0]), higher_is_better=False)
+    assert (result.better, result.worse) == (1, 1)
+
+
+def test_only_cases_that_both_have_with_a_number_count():
+    first = {"a": 0.5, "b": math.nan, "c": 0.7, "d": 0.9}
+    second = {"c": 0.8, "b": 0.2, "a": math.nan, "e": 1.0}
+    result = paired_difference(first, second)
+    assert result.cases == ("c",)
+    assert result.differences == pytest.approx((0.1,))
+
+
+def test_too_few_cases_have_no_p_value_and_equal_runs_have_one():
+    assert math.isnan(paired_difference(numbers([0.0] * 5), numbers([1.0, 2, 3, 4, 5])).p_value)
+    assert paired_difference(numbers([0.5] * 9), numbers([0.5] * 9)).p_value == 1.0
+    nothing = paired_difference({}, {})
+    assert math.isnan(nothing.mean) and math.isnan(nothing.p_value)
+
+
+def test_holms_correction_by_hand():
+    assert holm([0.02, 0.005, 0.5]) == pytest.approx([0.04, 0.015, 0.5])
+    assert holm([0.4, 0.3]) == pytest.approx([0.6, 0.6])
+    assert holm([]) == []

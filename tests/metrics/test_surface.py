@@ -37,7 +37,7 @@ def all_pairs(pred: np.ndarray, ref: np.ndarray, spacing_mm: tuple[float, ...]) 
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI 1.6.1 warns about itself
 @pytest.mark.parametrize("shape", [(13, 15), (9, 11, 13)], ids=["2d", "3d"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_distances_are_the_shortest_of_all_pairs_and_their_summaries_are_monais(seed: int, shape: tuple) -> None:
+def test_distances_are_the_shortest_of_all_pairs_and_their_summaries_are_monais(seed: int, shape: tuple):
     pred, ref = blobs(seed, shape), blobs(seed + 10, shape)
     spacing_mm = SPACING_MM[: len(shape)]
     distances = surface_distances(pred, ref, spacing_mm=spacing_mm)
@@ -50,7 +50,7 @@ def test_distances_are_the_shortest_of_all_pairs_and_their_summaries_are_monais(
     assert distances.mean() == pytest.approx(mean, rel=1e-5)
 
 
-def test_the_mean_is_over_the_voxels_of_both_surfaces() -> None:
+def test_the_mean_is_over_the_voxels_of_both_surfaces():
     pred, ref = np.zeros((3, 20), bool), np.zeros((3, 20), bool)
     ref[1, 4:6] = True  # distances 0, 1
     pred[1, [4, 14]] = True  # distances 0, 9
@@ -59,7 +59,7 @@ def test_the_mean_is_over_the_voxels_of_both_surfaces() -> None:
     assert distances.hausdorff(percentile=100) == 9
 
 
-def test_a_missing_surface_has_no_distance() -> None:
+def test_a_missing_surface_has_no_distance():
     empty, full = np.zeros((5, 5)), np.ones((5, 5))
     for pred, ref in ((empty, full), (full, empty), (empty, empty)):
         distances = surface_distances(pred, ref, spacing_mm=(1, 1))
@@ -68,6 +68,6 @@ def test_a_missing_surface_has_no_distance() -> None:
 
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (1.0, 0.0), (1.0, -1.0), (1.0, math.nan)])
-def test_invalid_spacing_is_rejected(spacing_mm: tuple[float, ...]) -> None:
+def test_invalid_spacing_is_rejected(spacing_mm: tuple[float, ...]):
     with pytest.raises(GeometryError, match=r"axes|one per axis"):
         surface_distances(np.ones((3, 3)), np.ones((3, 3)), spacing_mm=spacing_mm)

@@ -1,4 +1,4 @@
-"""Rules of the grid: which slices make up a volume."""
+"""Rules of the grid: which slices make up a volume or a phase."""
 
 from __future__ import annotations
 
@@ -40,23 +40,11 @@ def test_series_against_its_normal_is_reversed(tmp_path, made):
     assert np.linalg.det(volume.record.geometry.affine) > 0  # as for every set of slices: a right-handed grid
 
 
-def moved_table(made):
-    positions = made.positions(6)
-    positions[3:, 0] += 4
-    return positions
-
-
-def drifting_gaps(made):
-    positions = made.positions(21)
-    positions[:, 2] = np.cumsum([0, *[2.04] * 10, *[1.96] * 10])  # no gap is off by more than 0.04 mm
-    return positions
-
-
 STACKS = {
     "one missing": (lambda made: np.delete(made.positions(8), 2, axis=0), "ct: slice distances are uneven: a slice is"),
     "two missing": (lambda made: np.delete(made.positions(8), [2, 3], axis=0), "2 slices are missing"),
     "thin": (lambda made: np.delete(made.positions(7, dz=0.01), 3, axis=0), "a slice is missing"),
-    "moved table": (moved_table, "must be on a straight line"),
+    "moved table": (lambda made: made.positions(6) + np.outer([0, 0, 0, 1, 1, 1], [4, 0, 0]), "on a straight line"),
     "twice": (lambda made: made.positions()[[0, 1, 1, 2]], "same position but different pixels"),
     "several": (
         lambda made: np.repeat(made.positions(), 2, axis=0)[:-1],
@@ -74,8 +62,10 @@ def test_incomplete_and_ambiguous_stacks_are_always_rejected(tmp_path, made, sta
 
 
 def test_uneven_spacing_is_rejected_unless_resampling_is_requested(tmp_path, made):
+    drifting = made.positions(21)
+    drifting[:, 2] = np.cumsum([0, *[2.04] * 10, *[1.96] * 10])  # no gap is off by more than 0.04 mm
     with pytest.raises(GeometryError, match="uneven"):
-        read_volume(made.series(tmp_path / "drift", drifting_gaps(made)))
+        read_volume(made.series(tmp_path / "drift", drifting))
     positions = made.positions(5)
     positions[:, 2] = [0, 2, 5, 7, 9.9]  # gaps 2, 3, 2, 2.9
     folder = made.series(tmp_path / "ct", positions, pixels=lambda k: np.full((5, 7), 10 * positions[k, 2], "<i2"))
@@ -111,18 +101,13 @@ def test_change_to_thicker_slices_is_uneven_and_no_slice_is_missing(tmp_path, ma
         read_volume(made.series(tmp_path / "thin", positions, SliceThickness=2.5), uneven="resample")
 
 
-def tilted(made, n=4):
-    positions = made.positions(n)
-    positions[:, 1] += 0.5 * np.arange(n)  # one row down at each slice
-    return positions
-
-
 def test_gantry_tilt_is_kept_as_shear_or_resampled_on_request(tmp_path, made):
-    folder = made.series(tmp_path / "ct", tilted(made))
+    positions = made.positions() + np.outer(range(4), [0, 0.5, 0])  # one row down at each slice
+    folder = made.series(tmp_path / "ct", positions)
     sheared, upright = read_volume(folder), read_volume(folder, tilt="resample")
     grid, straight = sheared.record.geometry, upright.record.geometry
     assert grid.is_sheared
-    for k, (x, y, z) in enumerate(tilted(made)):
+    for k, (x, y, z) in enumerate(positions):
         assert np.allclose(grid.affine @ (0, 0, k, 1), (-x, -y, z, 1))
     assert sheared.record.warnings == ("gantry tilt of 11.3 degrees kept as shear in the affine",)
     assert not straight.is_sheared
@@ -218,3 +203,98 @@ def test_single_slice_is_rejected_as_a_volume_and_read_in_the_plane_under_any_na
     whole = made.series(tmp_path / "whole", made.positions())
     with pytest.raises(GeometryError, match="must have one slice to be an image in the plane"):
         read_volume(whole, spatial_dims=2)
+
+
+SLICES, PHASES = 3, 4
+
+
+def volumes(made, folder, **tags):
+    """Write four volumes of three slices; a tag may be a function of slice and phase. Values: 1000 phase + 100 slice"""
+    order = [(slice_, phase) for phase in range(PHASES) for slice_ in range(SLICES)]
+    given = {
+        tag: (lambda k, value=value: value(*order[k])) if callable(value) else value
+        for tag, value in ({"InstanceNumber": 1, "prefix": "p", "series": "1.2.3"} | tags).items()
+    }
+    positions = np.array([made.positions(SLICES)[slice_] for slice_, _ in order])
+    pixels = lambda k: made.pixels(order[k][0]) + np.int16(1000 * order[k][1])  # noqa: E731
+    return made.series(folder, positions, pixels=pixels, **given)
+
+
+VENDORS = {
+    "GE, Canon and Toshiba number volume by volume": (
+        {"InstanceNumber": lambda s, p: 1 + s + SLICES * p},
+        "InstanceNumber of the first position 1, 4, 7, 10",
+    ),
+    "GE numbers descending slices": (
+        {"InstanceNumber": lambda s, p: SLICES * (p + 1) - s},
+        "InstanceNumber of the first position 3, 6, 9, 12",
+    ),
+    "Philips numbers position by position": (
+        {"InstanceNumber": lambda s, p: 1 + p + PHASES * s},
+        "InstanceNumber of the first position 1, 2, 3, 4",
+    ),
+    "diffusion: b-values repeat with other directions": (
+        {"DiffusionBValue": lambda s, p: 1000.0 if p else 0.0, "InstanceNumber": lambda s, p: 1 + s + SLICES * p},
+        "InstanceNumber",
+    ),
+    "phases are in the order of their numbers": (
+        {"TemporalPositionIdentifier": lambda s, p: [1, 2, 10, 20][p]},
+        "TemporalPositionIdentifier 1, 2, 10, 20",
+    ),
+    "Siemens counts acquisitions": ({"AcquisitionNumber": lambda s, p: p + 1}, "AcquisitionNumber 1, 2, 3, 4"),
+    "echoes of two volumes": (
+        {"TemporalPositionIdentifier": lambda s, p: 1 + p // 2, "EchoTime": lambda s, p: 4.6 * (1 + p % 2)},
+        r"TemporalPositionIdentifier, EchoTime 1, 4\.6; 1, 9\.2; 2, 4\.6; 2, 9\.2",
+    ),
+    "magnitude and phase images": (
+        {
+            "ImageType": lambda s, p: ["ORIGINAL", "PRIMARY", "MP"[p % 2]],
+            "EchoTime": lambda s, p: 4.6 * (1 + p // 2),
+        },
+        "EchoTime, ImageType",
+    ),
+    "beats of a heart differ in length": (
+        {"TriggerTime": lambda s, p: str(200 * p + 7 * s)},
+        "TriggerTime of the first position 0, 200, 400, 600",
+    ),
+}
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_series_of_volumes_is_divided_into_phases(tmp_path, made, vendor):
+    tags, named = VENDORS[vendor]
+    folder = volumes(made, tmp_path / "mr", Modality="MR", **tags)
+    with pytest.raises(DataError, match=rf"series has 4 phases \(received {named}.*choose one, such as --phase 1"):
+        read_header(folder)
+    for phase in range(PHASES):
+        image = read_volume(folder, phase=phase).image[0]
+        assert image[0, 0].tolist() == [1000 * phase + 100 * k - 1000 for k in range(SLICES)]
+    with pytest.raises(DataError, match="phase=4"):
+        read_header(folder, phase=4)
+
+
+def test_mixed_numbers_do_not_distinguish_phases(tmp_path, made):
+    shuffled = np.random.default_rng(0).permutation(SLICES * PHASES).tolist()
+    folder = volumes(made, tmp_path / "mr", InstanceNumber=lambda s, p: shuffled[s + SLICES * p])
+    for phase in (None, 0):
+        with pytest.raises(GeometryError, match="same position but different pixels"):
+            read_volume(folder, phase=phase)
+
+
+def test_an_interrupted_volume_is_left_out(tmp_path, made):
+    folder = volumes(made, tmp_path / "mr", AcquisitionNumber=lambda s, p: p + 1)
+    sorted(folder.iterdir())[0].unlink()  # the last slice of the last volume
+    with pytest.raises(DataError, match=r"series has 3 phases; 1 incomplete .*AcquisitionNumber 1, 2, 3,"):
+        read_header(folder)
+    volume = read_volume(folder, phase=2)
+    assert volume.image[0, 0, 0].tolist() == [1000, 1100, 1200]
+    assert "1 incomplete phases left out" in volume.record.warnings[0]
+
+
+def test_volumes_with_the_same_pixels_are_duplicates_unless_a_phase_is_chosen(tmp_path, made):
+    numbers = {"InstanceNumber": lambda k: 1 + k, "series": "1.2.3"}
+    folder = made.series(
+        tmp_path / "mr", np.tile(made.positions(3), (2, 1)), pixels=lambda k: made.pixels(k % 3), **numbers
+    )
+    assert read_volume(folder).record.warnings == ("3 duplicate slices dropped",)
+    assert "phase 1 of 2 read" in read_volume(folder, phase=1).record.warnings[0]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom.dataset import Dataset
 
 from medunet.io import read_header
 from medunet.io.dicom.references import read_planes, save_dataset
@@ -37,27 +36,18 @@ def labelled() -> Callable[..., np.ndarray]:
     return make
 
 
-def dataset_of(kind: str, folder: Path, voxels: np.ndarray, **options: Any) -> Dataset:
-    """Return a DICOM SEG or RTSTRUCT of a label map on the grid of a series."""
-    if kind == "seg":
-        pytest.importorskip("highdicom")
-    record = read_header(folder)
-    make = make_dicom_seg if kind == "seg" else make_rtstruct
-    planes, segments = read_planes(record.frames, record.geometry), as_segments(LABELS, **options)
-    return make(voxels, segments, planes, algorithm={"name": "medunet", "version": "1"})
-
-
-@pytest.fixture(name="dataset_of")
-def dataset_of_fixture() -> Callable[..., Dataset]:
-    return dataset_of
-
-
 @pytest.fixture
 def written() -> Callable[..., Path]:
     """Return a function that writes a DICOM SEG or RTSTRUCT of a label map on the grid of a series."""
 
     def write(kind: str, folder: Path, voxels: np.ndarray, path: Path, **options: Any) -> Path:
-        save_dataset(dataset_of(kind, folder, voxels, **options), path, implicit=kind == "rtstruct")
+        if kind == "seg":
+            pytest.importorskip("highdicom")
+        record = read_header(folder)
+        make = make_dicom_seg if kind == "seg" else make_rtstruct
+        planes, segments = read_planes(record.frames, record.geometry), as_segments(LABELS, **options)
+        dataset = make(voxels, segments, planes, algorithm={"name": "medunet", "version": "1"})
+        save_dataset(dataset, path, implicit=kind == "rtstruct")
         return path
 
     return write

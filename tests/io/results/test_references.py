@@ -12,13 +12,10 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import LoadImaged
-from pydicom.dataelem import RawDataElement
-from pydicom.tag import Tag
 from pydicom.uid import EnhancedMRImageStorage, SegmentationStorage
 
 from medunet.errors import DataError, MedunetError
 from medunet.io import MedunetReader, SavePredictiond, label_names, read_header, read_label
-from medunet.io.dicom import references
 
 IDENTITY = {"StudyInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4"}
 
@@ -204,12 +201,3 @@ def test_unknown_value_representations_end_in_typed_errors(tmp_path, made):
                 rejected += 1
         path.write_bytes(whole)
     assert rejected > 10
-
-
-def test_an_empty_class_of_unknown_type_is_rejected(tmp_path, made, monkeypatch):
-    file = made.series(tmp_path / "ct", made.positions(), **IDENTITY) / "s01"
-    header, tag = pydicom.Dataset(), Tag("SOPClassUID")
-    header._dict[tag] = RawDataElement(tag, "U\0", 0, None, 0, False, True, True)  # as pydicom reads it
-    monkeypatch.setattr(references, "read_dataset", lambda path, tags: header)
-    with pytest.raises(DataError, match="s01"):
-        references.storage_class(file)
