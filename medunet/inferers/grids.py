@@ -46,7 +46,7 @@ class GridMap:
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.matrix).all():
-            raise GeometryError("the network's grid has no place on the source's", received=self.matrix.tolist())
+            raise GeometryError("the map between the grids must be finite", received=self.matrix.tolist())
 
     @classmethod
     def between(
@@ -75,7 +75,7 @@ class GridMap:
         return tuple(int(axis) for axis in main)
 
 
-class Steps(NamedTuple):
+class AxisPositions(NamedTuple):
     """Positions along an axis: the cell of the network's grid, the fraction within it, and whether outside the grid."""
 
     cell: torch.Tensor
@@ -83,19 +83,19 @@ class Steps(NamedTuple):
     outside: torch.Tensor
 
     @classmethod
-    def of(cls, coordinate: torch.Tensor, size: int) -> Steps:
+    def of(cls, coordinate: torch.Tensor, size: int) -> AxisPositions:
         """Return the positions of coordinates on a network's axis of `size` voxels."""
         outside = (coordinate < -OUTSIDE_VOXELS) | (coordinate > size - 1 + OUTSIDE_VOXELS)
         clamped = coordinate.clamp(0, size - 1)
         cell = clamped.floor().to(torch.int64)
         return cls(cell, (clamped - cell).to(torch.float32), outside)
 
-    def part(self, part: slice | torch.Tensor, *, start: int = 0) -> Steps:
+    def part(self, part: slice | torch.Tensor, *, start: int = 0) -> AxisPositions:
         """Return some of the positions, with cells counted from `start`."""
-        return Steps(self.cell[part] - start, self.fraction[part], self.outside[part])
+        return AxisPositions(self.cell[part] - start, self.fraction[part], self.outside[part])
 
 
-class Places(NamedTuple):
+class Piece(NamedTuple):
     """Source voxels and their positions in a tile of the network's grid.
 
     Args:
@@ -104,7 +104,7 @@ class Places(NamedTuple):
     """
 
     voxels: tuple[slice, ...] | torch.Tensor
-    steps: list[Steps]
+    steps: list[AxisPositions]
 
     @property
     def is_parallel(self) -> bool:
@@ -125,9 +125,9 @@ class Places(NamedTuple):
             values = values.index_select(axis, self.steps[axis].cell)
         return values.index_select(0, self.steps[0].cell - low)
 
-    def at(self, where: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def at(self, voxels: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return the cells and fractions of some voxels, given their indices in the result of `take`."""
-        index = where if self.is_parallel else where * len(self.steps)
+        index = voxels if self.is_parallel else voxels * len(self.steps)
         pairs = [(step.cell[i], step.fraction[i]) for step, i in zip(self.steps, index, strict=True)]
         return [cell for cell, _ in pairs], [fraction for _, fraction in pairs]
 
@@ -151,7 +151,7 @@ class Places(NamedTuple):
             flat[..., self.voxels.to(out.device)] = values
 
 
-def find_places(grid: GridMap, region: tuple[slice, ...], device: torch.device, *, voxels: int) -> Iterator[Places]:
+def find_pieces(grid: GridMap, region: tuple[slice, ...], device: torch.device, *, voxels: int) -> Iterator[Piece]:
     """Yield the source voxels whose cells are in a tile of the network's grid, at most `voxels` per piece.
 
     Pieces are smaller for oblique grids, which need coordinates for each voxel. Cells count from the tile's start.
@@ -162,29 +162,31 @@ def find_places(grid: GridMap, region: tuple[slice, ...], device: torch.device, 
         yield from _oblique(grid, core, device, max(1, voxels // 8))
         return
     spans: list[slice] = []
-    steps: list[Steps] = []
+    steps: list[AxisPositions] = []
     for k, axis in enumerate(grid.axes):
         index = torch.arange(grid.source_size[k], dtype=torch.float64)
-        step = Steps.of(grid.matrix[axis, k] * index + grid.matrix[axis, -1], grid.grid_size[axis])
+        step = AxisPositions.of(grid.matrix[axis, k] * index + grid.matrix[axis, -1], grid.grid_size[axis])
         mine = ((step.cell >= core[axis].start) & (step.cell < core[axis].stop)).nonzero()[:, 0]
         if not len(mine):
             return
         span = slice(int(mine[0]), int(mine[-1]) + 1)  # cells rise or fall along an axis, so this has no gap
         spans.append(span)
-        steps.append(Steps(*(tensor.to(device) for tensor in step.part(span, start=core[axis].start))))
+        steps.append(AxisPositions(*(tensor.to(device) for tensor in step.part(span, start=core[axis].start))))
     at_once = max(1, voxels // math.prod(span.stop - span.start for span in spans[1:]))
     for start in range(spans[0].start, spans[0].stop, at_once):
         span = slice(start, min(start + at_once, spans[0].stop))
         part = slice(span.start - spans[0].start, span.stop - spans[0].start)
-        yield Places((span, *spans[1:]), [steps[0].part(part), *steps[1:]])
+        yield Piece((span, *spans[1:]), [steps[0].part(part), *steps[1:]])
 
 
-def _oblique(grid: GridMap, core: list[range], device: torch.device, at_once: int) -> Iterator[Places]:
+def _oblique(grid: GridMap, core: list[range], device: torch.device, at_once: int) -> Iterator[Piece]:
     matrix, count = torch.as_tensor(grid.matrix, device=device), math.prod(grid.source_size)
     for start in range(0, count, at_once):
         voxels = torch.arange(start, min(start + at_once, count), device=device)
         index = torch.stack(torch.unravel_index(voxels, grid.source_size)).to(torch.float64)
-        steps = [Steps.of(matrix[axis, :-1] @ index + matrix[axis, -1], n) for axis, n in enumerate(grid.grid_size)]
+        steps = [
+            AxisPositions.of(matrix[axis, :-1] @ index + matrix[axis, -1], n) for axis, n in enumerate(grid.grid_size)
+        ]
         inside = [(s.cell >= c.start) & (s.cell < c.stop) for s, c in zip(steps, core, strict=True)]
         mine = torch.stack(inside).all(0).nonzero()[:, 0]
-        yield Places(voxels[mine], [s.part(mine, start=c.start) for s, c in zip(steps, core, strict=True)])
+        yield Piece(voxels[mine], [s.part(mine, start=c.start) for s, c in zip(steps, core, strict=True)])

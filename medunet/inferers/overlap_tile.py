@@ -153,7 +153,7 @@ class OverlapTileInferer(Inferer):
             region = (slice(None), *tile.region)
             output[tile.image][region] = tile.logits
         if output is None:
-            raise ConfigError("batch holds no image", received=tuple(inputs.shape))
+            raise ConfigError("the batch has no image", received=tuple(inputs.shape))
         return like(output, inputs)
 
     def tiles(

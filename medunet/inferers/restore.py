@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from medunet.errors import GeometryError
 from medunet.transforms import paint_regions
 
-from .grids import GridMap, Places, find_places
+from .grids import GridMap, Piece, find_pieces
 
 MIXED = 255  # mark of a cell whose corners disagree; so a label map has at most 255 classes
 
@@ -61,15 +61,15 @@ def restore_labels(
         out[region] = decide(logits, threshold, order)
         return out
     nodes = Nodes(_aligned(logits, grid))
-    mixed = cells(decide(nodes.logits, threshold, order))
-    for place in find_places(grid, region, logits.device, voxels=_LABELS):
-        labels = place.take(mixed)
-        where = (labels == MIXED).nonzero(as_tuple=True)
-        if len(where[0]):
-            labels[where] = nodes.labels(*place.at(where), threshold, order)
-        if (outside := place.outside()) is not None:
+    common = cells(decide(nodes.logits, threshold, order))
+    for piece in find_pieces(grid, region, logits.device, voxels=_LABELS):
+        labels = piece.take(common)
+        mixed = (labels == MIXED).nonzero(as_tuple=True)
+        if len(mixed[0]):
+            labels[mixed] = nodes.labels(*piece.at(mixed), threshold, order)
+        if (outside := piece.outside()) is not None:
             labels.masked_fill_(outside, 0)
-        place.write(labels, out)
+        piece.write(labels, out)
     return out
 
 
@@ -103,17 +103,17 @@ def restore_probabilities(
         out[whole] = activate(logits.float()).to(out.device)
         return out
     nodes = Nodes(_aligned(logits, grid))
-    for place in find_places(grid, region, logits.device, voxels=_PROBABILITIES // len(logits)):
-        if place.is_parallel:
-            values = _between(nodes.logits, place)
+    for piece in find_pieces(grid, region, logits.device, voxels=_PROBABILITIES // len(logits)):
+        if piece.is_parallel:
+            values = _between(nodes.logits, piece)
         else:
-            values = nodes.interpolated([s.cell for s in place.steps], [s.fraction for s in place.steps]).T
+            values = nodes.interpolated([s.cell for s in piece.steps], [s.fraction for s in piece.steps]).T
         values = activate(values)
-        if (outside := place.outside()) is not None:
+        if (outside := piece.outside()) is not None:
             values.masked_fill_(outside, 0.0)
             if activation == "softmax":
                 values[0].masked_fill_(outside, 1.0)
-        place.write(values, out)
+        piece.write(values, out)
     return out
 
 
@@ -135,11 +135,11 @@ def _aligned(logits: torch.Tensor, grid: GridMap) -> torch.Tensor:
     return logits if grid.axes is None else logits.permute(0, *(1 + axis for axis in grid.axes))
 
 
-def _between(logits: torch.Tensor, place: Places) -> torch.Tensor:
+def _between(logits: torch.Tensor, piece: Piece) -> torch.Tensor:
     """Interpolate `(classes, *tile)` linearly, axis by axis."""
-    low, high = place.range_of_first()
+    low, high = piece.range_of_first()
     values = logits[:, low : high + 1].float()
-    for axis, step in enumerate(place.steps, start=1):
+    for axis, step in enumerate(piece.steps, start=1):
         cell = step.cell - low if axis == 1 else step.cell
         fraction = step.fraction.view([-1 if k == axis else 1 for k in range(values.ndim)])
         after = (cell + 1).clamp(max=values.shape[axis] - 1)

@@ -73,7 +73,7 @@ class SourceGridInferer(Inferer, ABC):
                 output = self._empty(len(grids), len(tile.logits), grids[0].source_size)
             self._put(tile.logits, grids[tile.image], output[tile.image], tile.region)
         if output is None:
-            raise ConfigError("batch holds no image", received=tuple(inputs.shape))
+            raise ConfigError("the batch has no image", received=tuple(inputs.shape))
         if not isinstance(inputs, MetaTensor):
             return output
         result = MetaTensor(output).copy_meta_from(inputs)

@@ -30,7 +30,7 @@ class _ViewInferer(Inferer, ABC):
         """Evaluate all views: `(B, C, *spatial)` to logits `(B, classes, *spatial)`, float32."""
         image = plain(inputs)
         if not len(image):
-            raise ConfigError("batch holds no image", received=tuple(inputs.shape))
+            raise ConfigError("the batch has no image", received=tuple(inputs.shape))
 
         def evaluate(view: torch.Tensor) -> torch.Tensor:
             return to_probabilities(self.inferer(view, network, *args, **kwargs), self.activation)

@@ -28,9 +28,9 @@ class SynchronizedBatchNorm(nn.SyncBatchNorm):
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
-                share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean, share)
-                self.running_var.lerp_(var * count / (count - 1).clamp(min=1), share)  # unbiased, as in PyTorch
+                momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(var * count / (count - 1).clamp(min=1), momentum)  # unbiased, as in PyTorch
         return output
 
 
@@ -58,12 +58,12 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> Any:
         axes = [axis for axis in range(x.dim()) if axis != 1]
-        own_var, own_mean = torch.var_mean(x.float(), axes, correction=0)
-        own_count = torch.full_like(own_mean[:1], x.numel() / x.shape[1])
-        own = torch.cat([own_mean, own_var, own_count])
-        parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, own)
-        means, variances, counts = torch.stack(parts).split([len(own_mean), len(own_var), 1], dim=1)
+        local_var, local_mean = torch.var_mean(x.float(), axes, correction=0)
+        local_count = torch.full_like(local_mean[:1], x.numel() / x.shape[1])
+        local = torch.cat([local_mean, local_var, local_count])
+        parts = [torch.empty_like(local) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, local)
+        means, variances, counts = torch.stack(parts).split([len(local_mean), len(local_var), 1], dim=1)
         count = counts.sum()
         mean = (means * counts).sum(0) / count
         var = ((variances + (means - mean) ** 2) * counts).sum(0) / count

@@ -45,8 +45,8 @@ class EnsembleLogits(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Compute `(B, C, *spatial)` to `(B, classes, *spatial)`, float32."""
-        shares = [to_probabilities(network(image), self.activation) for network in self.members]
-        return to_logits(torch.stack(shares).mean(dim=0), self.activation)
+        probabilities = [to_probabilities(network(image), self.activation) for network in self.members]
+        return to_logits(torch.stack(probabilities).mean(dim=0), self.activation)
 
 
 def ensemble_of(member: nn.Module, count: int, *, activation: str = "softmax") -> EnsembleLogits:

@@ -1,4 +1,4 @@
-"""Interpolating only where classes meet gives the labels of interpolating everywhere."""
+"""Labels and probabilities on the source grid are those of interpolating the logits everywhere."""
 
 from __future__ import annotations
 
@@ -10,35 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medunet.errors import GeometryError
-from medunet.inferers import GridMap, OverlapTileInferer, restore_labels
-from medunet.inferers.restore import Nodes
+from medunet.inferers import GridMap, OverlapTileInferer, restore_labels, restore_probabilities
 from medunet.networks import UNet
+from medunet.transforms import paint_regions
 
 
-def everywhere(logits: torch.Tensor, grid: GridMap, threshold: float = 0.0) -> torch.Tensor:
-    """Interpolate every voxel by the same arithmetic, then decide."""
-    index = np.indices(grid.source_size).reshape(len(grid.source_size), -1)
-    place = grid.matrix[:-1, :-1] @ index + grid.matrix[:-1, -1:]
-    outside = np.zeros(place.shape[1], bool)
-    corners, fractions = [], []
-    for axis, size in enumerate(grid.grid_size):
-        outside |= (place[axis] < -1) | (place[axis] > size)
-        clamped = np.clip(place[axis], 0, size - 1)
-        corners.append(torch.from_numpy(np.floor(clamped).astype(np.int64)))
-        fractions.append(torch.from_numpy((clamped - np.floor(clamped)).astype(np.float32)))
-    labels = Nodes(logits).labels(corners, fractions, threshold, ())
-    labels[torch.from_numpy(outside)] = 0
-    return labels.view(grid.source_size)
-
-
-def smooth(*size: int, classes: int = 4, seed: int = 0, blob: int = 4) -> torch.Tensor:
-    """Logits of blobs, as networks give them."""
-    noise = torch.randn(1, classes, *[max(2, n // blob) for n in size], generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(noise, size, mode={1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)])[0]
+def interpolated(logits: torch.Tensor, grid: GridMap) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return torch's own interpolation in float64, and which voxels are outside the network's grid."""
+    index = torch.from_numpy(np.moveaxis(np.indices(grid.source_size), 0, -1)).double()
+    position = index @ torch.as_tensor(grid.matrix[:-1, :-1]).T + torch.as_tensor(grid.matrix[:-1, -1])
+    last = torch.tensor(grid.grid_size) - 1
+    normalised = (2 * position / last.clamp(min=1) - 1).flip(-1)[None]
+    values = F.grid_sample(logits[None].double(), normalised, align_corners=True, padding_mode="border")[0]
+    return values, ((position < -1) | (position > last + 1)).any(-1)
 
 
 def scaled(source: tuple[int, ...], size: tuple[int, ...], offset: float = 0.0) -> GridMap:
-    """Both grids cover the same field of view, but for an offset in voxels."""
+    """Return the map between grids of the same field of view, but for an offset in voxels."""
     factors = [(g - 1) / max(s - 1, 1) for g, s in zip(size, source, strict=True)]
     matrix = np.diag([*factors, 1.0])
     matrix[:-1, -1] = offset
@@ -48,53 +36,50 @@ def scaled(source: tuple[int, ...], size: tuple[int, ...], offset: float = 0.0) 
 sizes = st.integers(1, 14)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    dims=st.sampled_from([2, 3]),
-    source=st.tuples(sizes, sizes, sizes),
-    size=st.tuples(sizes, sizes, sizes),
-    classes=st.sampled_from([1, 2, 3, 14]),
-    order=st.permutations(range(3)),
-    flips=st.tuples(st.booleans(), st.booleans(), st.booleans()),
-    offset=st.floats(-2.5, 2.5),
-    seed=st.integers(0, 9),
-)
-def test_boundary_only_equals_interpolation_everywhere(*, dims, source, size, classes, order, flips, offset, seed):
-    source, size = source[:dims], size[:dims]
-    order = [axis for axis in order if axis < dims]
-    matrix = np.eye(dims + 1)
-    matrix[:dims, :dims] = 0
-    for axis in range(dims):
-        factor = (size[order[axis]] - 1) / max(source[axis] - 1, 1) or 0.3
-        matrix[order[axis], axis] = -factor if flips[axis] else factor
-        matrix[order[axis], -1] = offset + (size[order[axis]] - 1 if flips[axis] else 0)
-    grid = GridMap(matrix, source, size)
-    # random logits: nearly every cell is mixed
-    logits = torch.randn(classes, *size, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(restore_labels(logits, grid), everywhere(logits, grid))
+@st.composite
+def parallel_grids(draw: st.DrawFn) -> GridMap:
+    dims = draw(st.sampled_from([2, 3]))
+    source, size = (draw(st.tuples(*[sizes] * dims)) for _ in range(2))
+    matrix = np.zeros((dims + 1, dims + 1))
+    matrix[-1, -1] = 1
+    for axis, to in enumerate(draw(st.permutations(range(dims)))):
+        factor, flipped = (size[to] - 1) / max(source[axis] - 1, 1) or 0.3, draw(st.booleans())
+        matrix[to, axis] = -factor if flipped else factor
+        matrix[to, -1] = draw(st.floats(-2.5, 2.5)) + (size[to] - 1 if flipped else 0)
+    return GridMap(matrix, source, size)
 
 
-@settings(max_examples=25, deadline=None)
-@given(angle=st.floats(-3.1, 3.1), shear=st.floats(-0.3, 0.3), scale=st.floats(0.3, 2.0), seed=st.integers(0, 9))
-def test_grids_oblique_to_each_other(angle, shear, scale, seed):
-    turn = np.array([[np.cos(angle), -np.sin(angle), shear], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+@st.composite
+def oblique_grids(draw: st.DrawFn) -> GridMap:
+    angle, shear, scale = draw(st.floats(0.05, 3.0)), draw(st.floats(-0.3, 0.3)), draw(st.floats(0.3, 2.0))
     matrix = np.eye(4)
-    matrix[:3, :3] = scale * turn
+    matrix[:3, :3] = [[np.cos(angle), -np.sin(angle), shear], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    matrix[:3] *= scale
     matrix[:3, 3] = [3.0, -2.0, 1.0]
-    grid = GridMap(matrix, (9, 11, 7), (10, 8, 6))
-    logits = torch.randn(3, 10, 8, 6, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(restore_labels(logits, grid), everywhere(logits, grid))
+    return GridMap(matrix, (9, 11, 7), (10, 8, 6))
 
 
-@pytest.mark.parametrize(("source", "size"), [((33, 34, 35), (17, 30, 12)), ((20, 21, 22), (41, 21, 30))])
-def test_labels_are_those_of_torchs_own_interpolation(source, size):
-    logits = smooth(*size)
-    theirs = F.interpolate(logits[None], source, mode="trilinear", align_corners=True)[0]
-    ours = restore_labels(logits, scaled(source, size))
-    differ = ours != theirs.argmax(0)
-    top = theirs.topk(2, dim=0).values
-    assert differ.sum() <= 3
-    assert (top[0] - top[1])[differ].lt(1e-5).all()  # rounding, where two classes are equal
+@settings(max_examples=60, deadline=None)
+@given(grid=parallel_grids() | oblique_grids(), classes=st.sampled_from([1, 2, 3, 14]), seed=st.integers(0, 9))
+def test_labels_regions_and_probabilities_are_those_of_interpolating_everywhere(grid, classes, seed):
+    # random logits: nearly every cell is mixed
+    logits = torch.randn(classes, *grid.grid_size, generator=torch.Generator().manual_seed(seed))
+    values, outside = interpolated(logits, grid)
+    expected = values.argmax(0) if classes > 1 else values[0] > 0
+    gaps = values.topk(2, dim=0).values.diff(dim=0)[0] if classes > 1 else values[0]
+    clear = (gaps.abs() > 1e-5) | outside  # else rounding may decide
+    assert torch.equal(restore_labels(logits, grid)[clear], expected.byte().masked_fill(outside, 0)[clear])
+    order = torch.randperm(classes).add(1).tolist()
+    clear = (values.abs().amin(0) > 1e-5) | outside
+    expected = paint_regions(values, order).masked_fill(outside, 0)
+    assert torch.equal(restore_labels(logits, grid, order=order)[clear], expected[clear])
+    for activation, expected in (("softmax", values.softmax(0)), ("sigmoid", values.sigmoid())):
+        expected[:, outside] = 0
+        if activation == "softmax":
+            expected[0, outside] = 1
+        out = torch.full((classes, *grid.source_size), float("nan"))
+        restore_probabilities(logits, grid, activation=activation, out=out)
+        torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("tile", [28, (24, 36, 28)])
@@ -112,7 +97,7 @@ def test_tiles_write_every_voxel_once_and_as_the_whole(tile):
             before = out.clone()
             restore_labels(part.logits, grid, out=out, region=part.region)
             assert (before[before != out] == 99).all()  # nothing is written a second time with another label
-        expected = everywhere(OverlapTileInferer(None)(image, network)[0], grid)
+        expected = restore_labels(OverlapTileInferer(None)(image, network)[0], grid)
     assert (out != expected).sum() <= 2  # the network rounds otherwise in another window
 
 
@@ -123,7 +108,7 @@ def test_one_channel_is_decided_by_its_threshold():
     assert restore_labels(logits, grid, threshold=-0.7).tolist() == [[0, 1, 1, 1, 1]]
 
 
-def test_voxels_that_were_cropped_away_are_background():
+def test_cropped_voxels_are_background():
     logits = torch.zeros(2, 4, 1)
     logits[1] = 1
     matrix = np.eye(3)
@@ -140,5 +125,5 @@ def test_lowest_class_wins_a_tie():
 def test_logits_of_another_size_are_rejected():
     with pytest.raises(GeometryError, match="do not fit"):
         restore_labels(torch.zeros(2, 4, 4), scaled((8, 8), (5, 4)))
-    with pytest.raises(GeometryError, match="no place"):
+    with pytest.raises(GeometryError, match="must be finite"):
         GridMap(np.full((3, 3), np.nan), (5, 5), (5, 5))
