@@ -72,9 +72,6 @@ def test_the_tiles_of_the_2015_paper_abut_at_384_and_end_with_the_image() -> Non
     ]
     # 128 voxels remain after 384; the smallest input that gives so many is 316 (-> 132).
     assert [tile.window_size for tile in plan.tiles] == [(572, 572), (572, 316), (316, 572), (316, 316)]
-
-
-def test_the_last_valid_tile_keeps_its_whole_output() -> None:
     # 384 + 388: no third tile for the last four voxels.
     assert len(plan_tiles((772, 388), (572, 572), shapes=PAPER).tiles) == 2
     assert len(plan_tiles((773, 388), (572, 572), shapes=PAPER).tiles) == 3
@@ -108,9 +105,7 @@ def test_without_a_tile_size_the_whole_image_is_one_window() -> None:
     shapes = UNetShapes(3, 3)
     assert [t.window_size for t in plan_tiles((33, 34, 35), None, shapes=shapes).tiles] == [(33, 34, 35)]
     assert {t.window_size[1] for t in plan_tiles((99, 34, 99), (96, None, 96), shapes=shapes).tiles} == {34}
-
-
-def test_an_image_below_the_total_stride_grows_to_it() -> None:
+    # an image below the total stride grows to it
     (tile,) = plan_tiles((5, 33), (64, 64), shapes=UNetShapes(2, 4)).tiles
     assert tile.window_size == (8, 33)
     assert tile.trim == tile.keep == (slice(0, 5), slice(0, 33))

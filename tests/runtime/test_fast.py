@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import subprocess
 import sys
 
@@ -55,11 +53,8 @@ def test_folding_changes_rounding_only(spatial_dims, options):
     with torch.inference_mode():
         assert_same(folded(image), network(image))
     assert any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
-
-
-def test_batch_norm_without_statistics_is_not_folded():
-    folded = fold_batch_norm(make_network(norm=["batch", {"track_running_stats": False}]))
-    assert any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    without_statistics = make_network(spatial_dims, norm=["batch", {"track_running_stats": False}])
+    assert str(fold_batch_norm(without_statistics)) == str(without_statistics)
 
 
 def test_float32_is_exact_under_autocast_too():
@@ -274,8 +269,7 @@ def test_the_rule_is_among_the_forms_that_are_timed(fastest_format):
 
 
 PAGE_FAULTS = """
-import json, resource, sys
-import torch
+import os, resource, torch
 from medunet.runtime import keep_freed_memory
 
 def faults():
@@ -284,20 +278,16 @@ def faults():
         torch.zeros(1 << 26, dtype=torch.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-first = faults()
-kept = keep_freed_memory()
+os.environ["MEDUNET_KEEP_MEMORY"] = "0"
+assert not keep_freed_memory()
+assert faults() > 40_000  # 64 MiB in pages of 4 KiB are 16,384
+os.environ["MEDUNET_KEEP_MEMORY"] = "1"
+assert keep_freed_memory()
 faults()
-print(json.dumps([first, kept, faults()]))
+assert faults() < 1_000
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
-@pytest.mark.parametrize("allowed", ["1", "0"])
-def test_kept_memory_is_reused_without_page_faults(allowed):
-    environment = {**os.environ, "MEDUNET_KEEP_MEMORY": allowed}
-    command = [sys.executable, "-c", PAGE_FAULTS]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    before, kept, after = json.loads(done.stdout)
-    assert before > 4 * 10_000  # 64 MiB in pages of 4 KiB are 16,384
-    assert kept is (allowed == "1")
-    assert (after < 1_000) is kept
+def test_kept_memory_is_reused_without_page_faults():
+    subprocess.run([sys.executable, "-c", PAGE_FAULTS], check=True)
