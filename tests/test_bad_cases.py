@@ -140,21 +140,12 @@ def test_damaging_a_case_moves_no_other_case_to_another_fold(good: Path, tmp_pat
     data = tmp_path / "data"
     shutil.copytree(good, data)
     (data / "dataset.json").unlink()  # without it, label values are found by reading the labels
-    names = [str(item["name"]) for item in datalist(data, section="all")]
-    label = Path(str(datalist(data, section="all")[0]["label"]))
-    content = label.read_bytes()
-
-    def validated() -> list[str]:
-        items = datalist(data, section="validation", fold=0, folds=2, skip_cases=[names[0]])
-        return [str(item["name"]) for item in items]
-
-    cut(label)
-    before = validated()
-    assert before == [names[1], names[3], names[5]]
-    label.write_bytes(content)
-    assert validated() == before
-    cut(Path(str(datalist(data, section="all")[2]["label"])))
-    assert validated() == before  # a list opens no label; reading the case reports the damage
+    items = datalist(data, section="all")
+    names = [str(item["name"]) for item in items]
+    for item in (items[0], items[2]):  # a list opens no label; reading the case reports the damage
+        cut(Path(str(item["label"])))
+        validated = datalist(data, section="validation", fold=0, folds=2, skip_cases=[names[0]])
+        assert [item["name"] for item in validated] == [names[1], names[3], names[5]]
 
 
 def test_a_list_with_missing_files_is_rejected_also_with_skip_bad(good: Path, tmp_path: Path, call: Call) -> None:

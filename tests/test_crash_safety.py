@@ -153,6 +153,9 @@ def test_resume_takes_the_newest_whole_checkpoint(how: str, tmp_path: Path, capl
     for number in (1, 2):
         keep_as(tmp_path / LAST_NAME, tmp_path / PREVIOUS_NAME)
         save_checkpoint(checkpoint(number), tmp_path / LAST_NAME)
+    times = {LAST_NAME: 1e8, PREVIOUS_NAME: 4e9}  # the clock ran backwards
+    for name, seconds in times.items():
+        os.utime(tmp_path / name, (seconds, seconds))
     assert handler._load()["epoch"] == 2
     damage(tmp_path / LAST_NAME)
     assert handler._load()["epoch"] == 1

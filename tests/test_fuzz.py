@@ -141,8 +141,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     voxels = np.random.default_rng(0).integers(0, 3, (7, 6, 5)).astype(np.uint8)
     affine = np.array([[0.7, 0.1, 0, 5], [-0.1, 0.9, 0, 7], [0, 0, 2.5, -3], [0, 0, 0, 1]])
     for name in ("a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.seg.nrrd"):
-        labels = as_segments({"kidney": 1, "liver": 2}) if name == "a.seg.nrrd" else None
-        write_volume(voxels, folder / name, affine=affine, labels=labels)
+        write_volume(voxels, folder / name, affine=affine, labels=as_segments({"kidney": 1, "liver": 2}))
     for name in ("a.png", "a.jpg", "a.bmp"):
         Image.fromarray(np.repeat(voxels[:, :, 0, None], 3, -1) if name == "a.jpg" else voxels[:, :, 0]).save(
             folder / name

@@ -69,12 +69,7 @@ def lock(path: str | os.PathLike[str], *, wait: bool = True) -> Iterator[bool]:
     The system releases the lock of a process that exits, even after a crash. If it does not support such locks
     (Windows, some network drives), every caller gets it, so the block must be correct without it, only wasteful.
 
-    Args:
-        path: the lock file; it is removed afterwards.
-        wait: wait for another holder.
-
-    Yields:
-        Whether it is held: always with `wait`.
+    Yields whether the lock is held, which is always so with `wait`. The file is removed afterwards.
     """
     path = Path(path)
     if not CAN_LOCK:

@@ -47,11 +47,9 @@ def require_path(path: str | os.PathLike[str] | None) -> None:
 
 
 def reject_other_files(folder: str | os.PathLike[str], *, own: str | None = None) -> None:
-    """Raise a DataError if an output folder contains other files; hidden files do not count.
+    """Raise a DataError if an output folder contains files of another command; hidden files do not count.
 
-    Args:
-        folder: an output folder; it may be missing.
-        own: pattern of a path that shows that the same command wrote into the folder before.
+    `own` is a pattern of a path that shows that the same command wrote into the folder before.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():

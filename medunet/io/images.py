@@ -240,8 +240,7 @@ def _stated_spacing(tiff: tifffile.TiffFile) -> tuple[float, ...] | None:
         units = [str(tiff.imagej_metadata.get("unit", "")).replace("\\u00B5", "\u00b5")] * 3
     else:
         return None
-    if any(unit not in _UNITS_MM for unit in units) or not all(
-        isinstance(value, int | float) and value > 0 for value in values
-    ):
+    pairs = list(zip(values, units, strict=True))
+    if not all(isinstance(value, int | float) and value > 0 and unit in _UNITS_MM for value, unit in pairs):
         return None
-    return tuple(float(value) * _UNITS_MM[unit] for value, unit in zip(values, units, strict=True))
+    return tuple(float(value) * _UNITS_MM[unit] for value, unit in pairs)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,16 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from medunet.errors import DataError, GeometryError, MedunetError
+from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
 from .dicom.references import RTSTRUCT_CLASS, SEG_CLASSES, storage_class
 from .dicom.rtstruct import read_regions
 from .dicom.seg import read_segments
+from .dicom.tags import typed_errors
+from .itk import SEG_NRRD_SUFFIX, read_seg_nrrd
 from .limits import require_reachable, system_errors
 from .nifti import NIFTI_SUFFIXES
-from .nrrd import SEG_NRRD_SUFFIX, read_seg_nrrd
 from .reader import PathLike, Volume, metadata, read_header, read_volume
 from .record import ReadRecord
 from .structures import number_structures, paint_structures
@@ -29,6 +29,7 @@ from .writer import nifti_labels
 
 logger = logging.getLogger(__name__)
 
+_DAMAGED = "structures are damaged"
 _READERS = {"dicom-seg": read_segments, "rtstruct": read_regions, "seg.nrrd": read_seg_nrrd}
 
 
@@ -60,7 +61,7 @@ def read_label(path: PathLike, *, reference: PathLike | Geometry, labels: Mappin
 def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, placed: bool) -> Volume:
     """Read as `read_label` does; an image that is not `placed` in a patient shares only its shape with the label."""
     file, kind = _structure_file(path)
-    with _typed_errors(file):
+    with typed_errors(_DAMAGED, file):
         structures = _READERS[kind](file) if kind else []
     if not structures:  # voxels with values, which a NIfTI may name
         volume = read_volume(file, spatial_dims=2 if len(grid.shape) == 2 else None)
@@ -72,7 +73,7 @@ def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, place
         return volume
     is_slice = placed and len(grid.shape) == 2  # a 2D image that is placed in a patient
     canvas = Geometry(grid.affine, (*grid.shape, 1)) if is_slice else grid
-    with _typed_errors(file):
+    with typed_errors(_DAMAGED, file):
         voxels, names, warnings = paint_structures(structures, canvas, labels=labels, file=file)
     record = ReadRecord(path=file, format=kind or "", geometry=grid, dtype="uint8", warnings=warnings)
     meta = {**metadata(record, [file]), "labels": names}
@@ -83,21 +84,10 @@ def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, place
 def label_names(path: PathLike) -> dict[str, int] | None:
     """Return name to value as `read_label` does without `labels`, from the header; None if the file has no names."""
     file, kind = _structure_file(Path(path))
-    with _typed_errors(file):
+    with typed_errors(_DAMAGED, file):
         if kind and (structures := _READERS[kind](file)):
             return number_structures(structures)
     return _nifti_labels(file)
-
-
-@contextmanager
-def _typed_errors(file: Path) -> Iterator[None]:
-    """Turn every exception into a DataError: in a damaged file each item of a structure may have any type."""
-    try:
-        yield
-    except MedunetError:
-        raise
-    except Exception as error:
-        raise DataError(f"structures are damaged: {type(error).__name__}", file=file) from error
 
 
 def is_structure_file(path: PathLike) -> bool:
@@ -168,5 +158,5 @@ def _dicom_format(path: Path) -> str | None:
 
 
 def _nifti_labels(path: Path) -> dict[str, int] | None:
-    with _typed_errors(path):
+    with typed_errors(_DAMAGED, path):
         return nifti_labels(path) if path.name.lower().endswith(NIFTI_SUFFIXES) else None

@@ -39,6 +39,8 @@ RESULT_FORMATS: tuple[ResultFormat, ...] = get_args(ResultFormat)
 
 _DICOM_FORMATS = {"dicom-seg": make_dicom_seg, "rtstruct": make_rtstruct}
 
+_ALGORITHM = {"name": "medunet", "version": __version__}
+
 _Choice = tuple[ResultFormat, tuple[SourcePlane, ...]]  # the format of a result, and the slices that DICOM refers to
 
 
@@ -62,12 +64,9 @@ class SavePredictiond(MapTransform):
         label_colors: name to ``[red, green, blue]``, 0 to 255.
         label_codes: name to ``{"category": [value, scheme, meaning], "type": [...]}``, such as
             ``{"liver": {"type": ["10200004", "SCT", "Liver"]}}``; the default in a DICOM SEG is 'Tissue'.
-        algorithm: `name` and `version` of the segmentation algorithm, for the DICOM formats.
         prob_key: key of probabilities ``(C, *spatial)`` to write as ``<name>_prob.nii.gz``, channels last, or for 2D
             images as ``<name>_prob.npy`` ``(C, x, y)``; None writes none.
-        suffix: inserted before the file's suffix, such as ``"_seg"``.
         overwrite: whether existing files may be replaced.
-        source_grid: whether a prediction on another grid than the input's is rejected; for DICOM it always is.
 
     Raises:
         ConfigError: unknown format, colours or codes of unknown labels, or highdicom is missing for 'dicom-seg'.
@@ -84,11 +83,8 @@ class SavePredictiond(MapTransform):
         labels: Mapping[str, int] | None = None,
         label_colors: Mapping[str, Sequence[int]] | None = None,
         label_codes: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
-        algorithm: Mapping[str, str] | None = None,
         prob_key: str | None = None,
-        suffix: str = "",
         overwrite: bool = False,
-        source_grid: bool = True,
     ) -> None:
         super().__init__(keys)
         if format not in RESULT_FORMATS:
@@ -98,9 +94,7 @@ class SavePredictiond(MapTransform):
         self.format: ResultFormat = format
         self.labels = None if labels is None else dict(labels)
         self.label_colors, self.label_codes = label_colors, label_codes
-        self.algorithm = {"name": "medunet", "version": __version__, **(algorithm or {})}
-        self.prob_key, self.suffix = prob_key, suffix
-        self.overwrite, self.source_grid = overwrite, source_grid
+        self.prob_key, self.overwrite = prob_key, overwrite
         self.pseudonyms: Pseudonyms | None = None  # `Predictor` sets it to de-identify results
         self._chosen: tuple[tuple[Any, ...], _Choice] | None = None
 
@@ -112,7 +106,7 @@ class SavePredictiond(MapTransform):
             meta = _source_meta(item, image)
             source = os.fspath(meta["filename_or_obj"])
             choice = self._choose(source, meta)
-            affine = self._checked_affine(image, meta, source, choice[0])
+            affine = _checked_affine(image, meta, source)
             labels = np.asarray(torch.as_tensor(image).detach().cpu())
             if labels.ndim not in (3, 4) or labels.shape[0] != 1:
                 cause = "prediction is not a label map"
@@ -164,7 +158,7 @@ class SavePredictiond(MapTransform):
             write_volume(whole, path, affine=affine, labels=names, overwrite=self.overwrite)
             return
         whole = whole.reshape((*whole.shape, 1)[:3])  # a 2D image is a volume of one slice
-        dataset = _DICOM_FORMATS[kind](whole, segments, planes, algorithm=self.algorithm)
+        dataset = _DICOM_FORMATS[kind](whole, segments, planes, algorithm=_ALGORITHM)
         if self.pseudonyms is not None:
             deidentify(dataset, self.pseudonyms)
         with atomic_path(path, overwrite=self.overwrite) as temporary:
@@ -204,7 +198,7 @@ class SavePredictiond(MapTransform):
             planes = read_planes(frames, Geometry(geometry.affine, (*geometry.shape, 1)[:3]))
             few = planes[:2]
             empty = np.zeros((*geometry.shape[:2], len(few)), np.uint8)
-            trial = _DICOM_FORMATS[kind](empty, segments, few, algorithm=self.algorithm)
+            trial = _DICOM_FORMATS[kind](empty, segments, few, algorithm=_ALGORITHM)
             save_dataset(trial, BytesIO(), implicit=kind == "rtstruct")
         except MedunetError as error:
             raise error.at(error.file or frames[0].file) from error
@@ -215,10 +209,8 @@ class SavePredictiond(MapTransform):
 
     def _stem(self, item: Mapping[Hashable, Any], meta: Mapping[str, Any], key: Hashable) -> str:
         source = os.fspath(meta["filename_or_obj"])
-        if self.pseudonyms is not None:
-            stem = self.pseudonyms.code(source) + self.suffix
-        else:
-            stem = str(item.get("name") or meta.get("name") or output_name(source)) + self.suffix
+        code = None if self.pseudonyms is None else self.pseudonyms.code(source)
+        stem = code or str(item.get("name") or meta.get("name") or output_name(source))
         return f"{stem}_{key}" if len(self.keys) > 1 else stem
 
     def _new_file(self, name: str) -> Path:
@@ -228,20 +220,20 @@ class SavePredictiond(MapTransform):
             raise DataError("result exists already", file=path, remedy=remedy)
         return path
 
-    def _checked_affine(self, image: Any, meta: Mapping[str, Any], source: str, kind: ResultFormat) -> torch.Tensor:
-        original = meta.get("original_affine")
-        affine = torch.as_tensor(image.affine if isinstance(image, MetaTensor) else original).to(torch.float64).cpu()
-        if affine.shape[-1] == 3:  # MONAI's readers keep 3x3 for 2D images; files need 4x4
-            planar, affine = affine, torch.eye(4, dtype=torch.float64)
-            affine[:2, :2], affine[:2, 3] = planar[:2, :2], planar[:2, 2]
-        is_free = not self.source_grid and kind not in _DICOM_FORMATS
-        if is_free or original is None or meta.get("spatial_shape") is None:
-            return affine
-        written, expected = Geometry(affine.numpy(), tuple(image.shape[1:])), _source_grid(meta)
-        if not written.is_close(expected):
-            cause = "prediction does not lie on the input's grid"
-            raise GeometryError(cause, file=source, received=written, expected=expected)
+
+def _checked_affine(image: Any, meta: Mapping[str, Any], source: str) -> torch.Tensor:
+    original = meta.get("original_affine")
+    affine = torch.as_tensor(image.affine if isinstance(image, MetaTensor) else original).to(torch.float64).cpu()
+    if affine.shape[-1] == 3:  # MONAI's readers keep 3x3 for 2D images; files need 4x4
+        planar, affine = affine, torch.eye(4, dtype=torch.float64)
+        affine[:2, :2], affine[:2, 3] = planar[:2, :2], planar[:2, 2]
+    if original is None or meta.get("spatial_shape") is None:
         return affine
+    written, expected = Geometry(affine.numpy(), tuple(image.shape[1:])), _source_grid(meta)
+    if not written.is_close(expected):
+        cause = "prediction does not lie on the input's grid"
+        raise GeometryError(cause, file=source, received=written, expected=expected)
+    return affine
 
 
 def _source_meta(item: Mapping[Hashable, Any], pred: Any) -> Mapping[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -48,18 +48,13 @@ class LabelMap(NamedTuple):
 
 
 def paint_structures(
-    structures: Iterable[Structure],
-    reference: Geometry,
-    *,
-    labels: Mapping[str, int] | None,
-    file: str | os.PathLike[str],
+    structures: Sequence[Structure], reference: Geometry, *, labels: Mapping[str, int] | None, file: Path
 ) -> LabelMap:
     """Paint structures into one label map; if two overlap, the later one wins, and a warning counts these voxels.
 
     `labels` (name to value) chooses structures and their order; names are compared without case and surrounding spaces.
     None takes all, numbered and ordered as in the file.
     """
-    structures = list(structures)
     warnings: list[str] = []
     if labels is None:
         chosen = [(s, _unique(s, structures), s.number) for s in structures]
@@ -89,7 +84,7 @@ def paint_structures(
 
 
 def paint_voxels(
-    indices: npt.NDArray[np.int64], source: Geometry, target: Mask, reference: Geometry, *, file: str | os.PathLike[str]
+    indices: npt.NDArray[np.int64], source: Geometry, target: Mask, reference: Geometry, *, file: Path
 ) -> None:
     """Set voxels of `target`, a mask on `reference`, that are given by ``(3, N)`` indices on the grid `source`.
 
@@ -97,8 +92,7 @@ def paint_voxels(
     voxel that is outside, or whose centre does not coincide, is a GeometryError.
     """
     if len(source.shape) != 3 or len(reference.shape) != 3:
-        received = f"image of {len(reference.shape)} axes"
-        raise GeometryError("a segmentation in a patient needs an image volume", file=file, received=received)
+        raise GeometryError("a segmentation in a patient needs an image volume", file=file, received=reference.shape)
     exact = np.linalg.inv(reference.affine) @ source.affine
     axes, offset = np.rint(exact[:3, :3]).astype(np.int64), np.rint(exact[:3, 3:]).astype(np.int64)
     corners = np.array(list(product(*[(0, n - 1) for n in source.shape]))).T

@@ -22,9 +22,9 @@ from medunet.errors import DataError, GeometryError
 from medunet.files import atomic_path
 from medunet.geometry import Geometry
 
+from .itk import SEG_NRRD_SUFFIX, segment_fields
 from .layout import copy_in_order
 from .names import split_suffix
-from .nrrd import SEG_NRRD_SUFFIX, segment_fields
 from .packed import gzip_parts
 from .segments import Segment, as_segments
 

@@ -87,7 +87,7 @@ def existing_result(source: Source, saver: SavePredictiond) -> Path | None:
     images, name = parts(source)
     first = Path(first_path(source))
     code = None if saver.pseudonyms is None else saver.pseudonyms.code(first)
-    stem = (code or name or output_name(images)) + saver.suffix
+    stem = code or name or output_name(images)
     # the number of axes is known only after reading, so both suffixes count
     axes = [2, 3]
     if saver.prob_key is not None:

@@ -14,13 +14,9 @@ from medunet.files import write_atomically
 
 # One expression per line; `medunet bundle render` adds lines. None is removed, because older runs have older ones.
 EXPRESSIONS_FILE = Path(__file__).with_name("expressions.txt")
+TARGETS_FILE = Path(__file__).with_name("targets.txt")  # reviewed targets by module
 
-# Reviewed targets by module: none takes a string as code, as a name to import or as a pickle to load.
-TARGETS_FILE = Path(__file__).with_name("targets.txt")
-
-EXPRESSION = "$"
-MACRO = "%"
-TARGET = "_target_"
+EXPRESSION, MACRO, TARGET = "$", "%", "_target_"
 
 _ENSEMBLE_MEMBER = re.compile(r"\$@ckpt_dir \+ '/fold_\d{1,4}\.pt'")
 

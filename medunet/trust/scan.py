@@ -89,9 +89,8 @@ def _files(bundle: Path, findings: list[Finding]) -> Iterator[Path]:
     def note(path: Path, why: str, *, outside: bool = False) -> None:
         findings.append(Finding(_safe(path.relative_to(bundle).as_posix()), "", "", why, outside))
 
-    def unlisted(error: OSError) -> None:  # files in it can still be opened by name
-        note(Path(error.filename or bundle), "a folder that cannot be listed")
-
+    # files in a folder that cannot be listed can still be opened by name
+    unlisted = lambda error: note(Path(error.filename or bundle), "a folder that cannot be listed")  # noqa: E731
     for folder, folders, names in os.walk(bundle, onerror=unlisted):
         for name in sorted([*folders, *names]):
             path = Path(folder) / name

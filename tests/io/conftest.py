@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     CTImageStorage,
-    DigitalXRayImageStorageForPresentation,
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
     MRImageStorage,
     NuclearMedicineImageStorage,
     generate_uid,
 )
+from pydicom.uid import DigitalXRayImageStorageForPresentation as DigitalXRayImageStorage
 
 ROWS, COLUMNS = 5, 7
 
@@ -196,7 +197,7 @@ def write_picture(path: Path, *, pixels: np.ndarray | None = None, **tags: Any) 
 
     Pixels with a last axis of three are colour, and a first axis of several counts frames. A tag may be 'del'.
     """
-    header = empty_file(path, DigitalXRayImageStorageForPresentation)
+    header = empty_file(path, DigitalXRayImageStorage)
     header.SeriesInstanceUID, header.StudyInstanceUID, header.Modality = generate_uid(), "1.2.4", "DX"
     header.PixelSpacing = [0.2, 0.1]
     pixels = slice_pixels(0).astype("<u2") if pixels is None else pixels
@@ -226,21 +227,9 @@ def write_nm(path: Path, *, spacing: float = 2.5, slices: int = 4, **tags: Any) 
     return save(with_tags(header, tags))
 
 
-class MadeDicom:
-    """Helpers of the DICOM tests in one fixture, because test modules cannot import each other."""
-
-    positions = staticmethod(regular_positions)
-    pixels = staticmethod(slice_pixels)
-    series = staticmethod(write_series)
-    multiframe = staticmethod(write_multiframe)
-    mosaic = staticmethod(write_mosaic)
-    picture = staticmethod(write_picture)
-    nm = staticmethod(write_nm)
-    empty_file = staticmethod(empty_file)
-    save = staticmethod(save)
-    replace = staticmethod(replace_bytes)
-
-
 @pytest.fixture(scope="session")
-def made() -> MadeDicom:
-    return MadeDicom()
+def made() -> SimpleNamespace:
+    """Helpers of the DICOM tests in one fixture, because test modules cannot import each other."""
+    builders = {"series": write_series, "multiframe": write_multiframe, "mosaic": write_mosaic}
+    builders |= {"picture": write_picture, "nm": write_nm, "empty_file": empty_file, "save": save}
+    return SimpleNamespace(positions=regular_positions, pixels=slice_pixels, replace=replace_bytes, **builders)

@@ -70,15 +70,6 @@ def test_an_empty_segment_has_an_empty_extent_and_a_value_without_a_name_gets_on
     assert label_names(path) == {"background": 0, "liver": 1, "label_300": 2}
 
 
-def test_sheared_grid_is_kept(tmp_path):
-    sheared = AFFINE.copy()
-    sheared[1, 2] = 0.8
-    text = write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=sheared).read_bytes().partition(b"\n\n")[0]
-    directions = text.partition(b"space directions: ")[2].partition(b"\n")[0]
-    numbers = [float(number) for number in directions.translate(None, b"()").replace(b",", b" ").split()]
-    assert numbers == pytest.approx([0.8, 0, 0, 0, 0.9, 0, 0, -0.8, 2.5])
-
-
 def slicer_file(folder, voxels: np.ndarray, header: str):
     """As Slicer writes it: cropped to the segments, and a list of layers where segments overlap."""
     path = folder / "slicer.seg.nrrd"

@@ -190,17 +190,6 @@ def test_rejected_configs_do_run_code_in_monai(fired: list[str], tmp_path: Path)
         assert fired
 
 
-EVIL: list[Any] = [
-    "$__import__('os').system('id')",
-    "$@evaluator.run() or @evil",
-    "%other.json::a",
-    {"_target_": "os.system", "command": "id"},
-    {"_target_": "@evil"},
-    {"steps::load::reader": "subprocess.Popen"},
-    {"+steps#load#reader#3": "subprocess.Popen"},
-    {"reader": [["subprocess.Popen"]]},
-    {"_mode_": "debug"},
-]
 KEYS = st.one_of(
     st.text(max_size=8),
     st.sampled_from(["a", "steps", "_target_x", "keys", "a::b", "+a", "0", "transforms", "_desc_", "data"]),
@@ -213,26 +202,13 @@ JSON = st.recursive(
 )
 
 
-def scan(text: bytes, name: str = "train.json") -> list[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "configs").mkdir()
-        (Path(folder) / "configs" / name).write_bytes(text)
-        return list(map(str, scan_bundle(Path(folder)).findings))
-
-
-@settings(max_examples=150, deadline=None)
-@given(evil=st.sampled_from(EVIL), around=st.lists(st.tuples(KEYS, JSON, st.booleans()), max_size=6))
-def test_hostile_values_are_found_at_any_depth(evil: Any, around: list[tuple[str, Any, bool]]) -> None:
-    value = evil
-    for key, other, as_list in around:
-        value = [other, value] if as_list else {f"x{key}": other, key: value}
-    assert scan(json.dumps({"value": value}).encode())
-
-
 @settings(max_examples=150, deadline=None)
 @given(
     text=st.binary(max_size=200) | st.builds(lambda x, w: json.dumps({"x": x, "weights": w}).encode(), JSON, JSON),
     name=st.sampled_from(["train.json", "metadata.json", "logging.conf", "x.json"]),
 )
 def test_no_content_makes_the_scan_fail(text: bytes, name: str) -> None:
-    assert all(finding.isprintable() for finding in scan(text, name))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "configs").mkdir()
+        (Path(folder) / "configs" / name).write_bytes(text)
+        assert all(str(finding).isprintable() for finding in scan_bundle(Path(folder)).findings)

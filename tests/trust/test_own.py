@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from medunet.bundle import find_bundle, plan_bundle, shipped_bundles, specialise, verify_bundle
-from medunet.datasets import open_dataset, write_phantom_dataset
+from medunet.bundle import find_bundle, shipped_bundles, specialise, verify_bundle
+from medunet.datasets import open_dataset
 from medunet.prediction import Predictor
-from medunet.runs import train_bundle
 from medunet.runtime import load_checkpoint
-from medunet.trust import TRUST_VARIABLE, UntrustedBundleError, judge, require_trust
+from medunet.trust import TRUST_VARIABLE, UntrustedBundleError, adopt, judge, require_trust
 
 from .conftest import change
 
 Make = Callable[..., Path]
-SHORT = {"epochs": 1, "steps_per_epoch": 1, "batch_size": 1, "num_workers": 0, "tracking_uri": "", "val_interval": 1}
 
 
 @pytest.mark.parametrize("name", shipped_bundles())
@@ -98,32 +95,20 @@ def test_the_environment_trusts_exactly_the_given_hash_and_records_nothing(
     assert not judge(bundle).is_trusted
 
 
-def test_plan_train_predict_edit_predict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = tmp_path / "data"
-    write_phantom_dataset(data, kind="cells", cases=3, size=(48, 48))
-    planned = plan_bundle(data, tmp_path / "plan", device="cpu", measure=False).folder
-    change(planned / "configs" / "train.json", {"seed": 5})
-    levels = len(json.loads((planned / "configs" / "train.json").read_text())["network_def"]["channels"])
-    changes = {**SHORT, "network_def::channels": [4] * levels}
-    train_bundle(planned, data, tmp_path / "run", changes=changes, device="cpu")
+def test_a_run_is_trusted_and_edited_until_its_weights_change(run_2d: Path, cells: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
+    shutil.copytree(run_2d, run)
+    adopt(run)  # as where it was trained
     verdict = judge(run)
     assert verdict.reason == "known"
     assert set(verdict.weights) == {"model.pt", "model.safetensors"}
     assert verify_bundle(run)["weights"] is None
-
     change(run / "configs" / "inference.json", {"mirror_axes": [0], "label_colors": {"cell": [1, 2, 3]}})
-    image = open_dataset(data).cases[0].images[0]
+    image = open_dataset(cells).cases[0].images[0]
     assert Predictor(run, output_dir=tmp_path / "out", device="cpu").predict_case(image).is_file()
-
-    # the same options once more: a finished run stays what it is, and so does its record
-    train_bundle(planned, data, tmp_path / "again", changes=changes, device="cpu")
-    train_bundle(planned, data, tmp_path / "again", changes=changes, device="cpu", resume=True)
-    assert set(judge(tmp_path / "again").weights) == {"model.pt", "model.safetensors"}
-
+    expected = load_checkpoint(run / "models" / "model.pt")["model"].keys()
     (run / "models" / "model.pt").unlink()  # the safe file is enough
-    both = load_checkpoint(run / "models" / "model.pt")["model"]
-    assert both.keys() == torch.load(tmp_path / "again" / "models" / "model.pt", weights_only=True)["model"].keys()
+    assert load_checkpoint(run / "models" / "model.pt")["model"].keys() == expected
     (run / "models" / "model.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(UntrustedBundleError, match="other weights"):
         Predictor(run, output_dir=tmp_path / "out2", device="cpu")
