@@ -13,19 +13,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Model",
-    "Segmentation",
-    "__version__",
-    "check",
-    "evaluate",
-    "export",
-    "load",
-    "plan",
-    "predict",
-    "report",
-    "train",
-]
+__all__ = ["Model", "Segmentation", "check", "evaluate", "export", "load", "plan", "predict", "report", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -142,9 +142,8 @@ def evaluate(
         DataError: no case could be evaluated.
         ConfigError: an unknown section, or one without cases.
     """
-    return evaluate_bundle(
-        Path(run), Path(data), None if output is None else Path(output), section=section, device=device
-    )
+    folder = None if output is None else Path(output)
+    return evaluate_bundle(Path(run), Path(data), folder, section=section, device=device)
 
 
 def predict(run: PathLike, inputs: PathLike | Iterable[PathLike], output: PathLike, **options: Any) -> list[Prediction]:
@@ -229,13 +228,7 @@ class Segmentation:
 
 
 class Model:
-    """A trained bundle in memory; :func:`load` makes it. Several threads may share it.
-
-    Args:
-        run: folder of a run or of a bundle with weights.
-        probabilities: also return class probabilities.
-        **options: fields of :class:`medunet.prediction.PredictOptions`, such as `device`.
-    """
+    """A trained bundle in memory, made by :func:`load` with the same arguments. Several threads may share it."""
 
     def __init__(self, run: PathLike, *, probabilities: bool = False, **options: Any) -> None:
         self.predictor = Predictor(run, PredictOptions(probabilities=probabilities, **options))

@@ -54,37 +54,29 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shared(tmp_path_factory, "volumes", lambda folder: write_phantom_dataset(folder, **VOLUMES))
 
 
-@pytest.fixture(scope="session")
-def run_2d(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`unet_2d` trained on fold 0 of 2 of `cells` for two epochs; `mlruns.db` beside it has its MLflow run."""
-
-    from small import SMALL_2D
+def train(bundle: str, data: Path, folder: Path, *, tracked: bool = False) -> None:
+    from small import SMALL_2D, SMALL_3D
 
     from medunet.bundle import find_bundle
     from medunet.runs import train_bundle
 
-    def make(folder: Path) -> None:
-        changes = {**SMALL_2D, "epochs": 2, "folds": 2}
-        uri = f"sqlite:///{folder}/mlruns.db"
-        train_bundle(find_bundle("unet_2d"), cells, folder / "run", changes=changes, device="cpu", tracking_uri=uri)
+    changes = {**(SMALL_2D if bundle == "unet_2d" else SMALL_3D), "epochs": 2, "folds": 2}
+    uri = f"sqlite:///{folder}/mlruns.db" if tracked else ""
+    train_bundle(find_bundle(bundle), data, folder / "run", changes=changes, device="cpu", tracking_uri=uri)
 
-    return shared(tmp_path_factory, "run_2d", make) / "run"
+
+@pytest.fixture(scope="session")
+def run_2d(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`unet_2d` trained on fold 0 of 2 of `cells` for two epochs; `mlruns.db` beside it has its MLflow run."""
+
+    return shared(tmp_path_factory, "run_2d", lambda folder: train("unet_2d", cells, folder, tracked=True)) / "run"
 
 
 @pytest.fixture(scope="session")
 def run_3d(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`unet_3d` trained on fold 0 of 2 of `volumes` for two epochs, not tracked."""
 
-    from small import SMALL_3D
-
-    from medunet.bundle import find_bundle
-    from medunet.runs import train_bundle
-
-    def make(folder: Path) -> None:
-        changes = {**SMALL_3D, "epochs": 2, "folds": 2}
-        train_bundle(find_bundle("unet_3d"), volumes, folder / "run", changes=changes, device="cpu", tracking_uri="")
-
-    return shared(tmp_path_factory, "run_3d", make) / "run"
+    return shared(tmp_path_factory, "run_3d", lambda folder: train("unet_3d", volumes, folder)) / "run"
 
 
 @pytest.fixture(scope="session")

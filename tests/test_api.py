@@ -33,21 +33,20 @@ def test_public_names() -> None:
 def test_a_model_predicts_paths_and_arrays_alike(run_3d: Path, volumes: Path, tmp_path: Path) -> None:
     image = next((volumes / "imagesTr").glob("*.nii.gz"))
     model = medunet.load(str(run_3d), device="cpu")
-    from_file = model.predict(str(image))
+    result = model.predict(str(image))
     loaded = nib.load(image)
     array = loaded.get_fdata(dtype="float32")
     [written] = medunet.predict(run_3d, image, tmp_path, device="cpu")
     assert written.path is not None
-    assert np.array_equal(from_file.labels, np.asarray(nib.load(written.path).dataobj))
-    assert np.allclose(from_file.affine, loaded.affine)
+    assert np.array_equal(result.labels, np.asarray(nib.load(written.path).dataobj))
+    assert np.allclose(result.affine, loaded.affine)
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: model.predict(array, affine=loaded.affine), range(4)))
-    assert all(np.array_equal(result.labels, from_file.labels) for result in results)
+        others = list(pool.map(lambda _: model.predict(array, affine=loaded.affine), range(4)))
+    assert all(np.array_equal(other.labels, result.labels) for other in others)
     assert "liver" in model.classes
-    assert sum(from_file.volumes_mm3.values()) == pytest.approx(
-        (from_file.labels > 0).sum() * abs(np.linalg.det(loaded.affine[:3, :3])), rel=1e-6
-    )
-    assert "mm³" in from_file._repr_html_()
+    volume = (result.labels > 0).sum() * abs(np.linalg.det(loaded.affine[:3, :3]))
+    assert sum(result.volumes_mm3.values()) == pytest.approx(volume, rel=1e-6)
+    assert "mm³" in result._repr_html_()
     with pytest.raises(GeometryError, match="affine"):
         model.predict(array)
     with pytest.raises(GeometryError):
@@ -65,11 +64,10 @@ def test_probabilities_on_request(run_2d: Path) -> None:
     assert np.array_equal(values[result.probabilities.argmax(axis=0)], result.labels)
 
 
-def test_train_evaluate_and_report(cells: Path, tmp_path: Path) -> None:
-    changes = {**SMALL_2D, "epochs": 1, "folds": 2, "store_dir": str(tmp_path / "store")}
+def test_check_train_evaluate_and_report(cells: Path, tmp_path: Path) -> None:
     assert not medunet.check(str(cells)).fails
-    done = medunet.train("unet_2d", str(cells), str(tmp_path / "run"), changes=changes, device="cpu", tracking_uri="")
-    assert done.epochs == 1
-    summary = medunet.evaluate(str(done.run), str(cells), device="cpu")
-    assert summary["cases"] == 2
-    assert medunet.report(str(done.run), device="cpu", figures=False).is_file()
+    changes = {**SMALL_2D, "epochs": 1, "folds": 2, "store_dir": str(tmp_path / "store")}
+    result = medunet.train("unet_2d", str(cells), str(tmp_path / "run"), changes=changes, device="cpu", tracking_uri="")
+    assert result.epochs == 1
+    assert medunet.evaluate(str(result.run), str(cells), device="cpu")["cases"] == 2
+    assert medunet.report(str(result.run), device="cpu", figures=False).is_file()

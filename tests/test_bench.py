@@ -25,9 +25,9 @@ OTHER_PROGRAMS = {"training_systems", "timed_trainer"}  # need nnU-Net, in the e
 def test_every_benchmark_can_be_imported() -> None:
     paths = [path for path in (ROOT / "scripts" / "bench").rglob("*.py") if path.stem not in ("__init__", "__main__")]
     assert len(paths) > 20
-    for name in (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths):
-        if name.rpartition(".")[2] not in OTHER_PROGRAMS:
-            importlib.import_module(name)
+    for path in paths:
+        if path.stem not in OTHER_PROGRAMS:
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def test_results_are_tables_between_marks(tmp_path: Path) -> None:
@@ -35,9 +35,9 @@ def test_results_are_tables_between_marks(tmp_path: Path) -> None:
     file.write_text("# Mine\n<!-- a -->\nold\n<!-- b -->\nend\n")
     measure.write_between(file, ("<!-- a -->", "<!-- b -->"), measure.table(["x", "y"], [[1, "2"]]))
     assert file.read_text() == "# Mine\n<!-- a -->\n\n| x | y |\n| --- | --- |\n| 1 | 2 |\n\n<!-- b -->\nend\n"
-    where = measure.machine("numpy")
-    measure.write_json(tmp_path / "new" / "a.json", {"machine": where})
-    assert measure.read_json(tmp_path / "new" / "a.json")["machine"] == where
+    machine = measure.machine("numpy")
+    measure.write_json(tmp_path / "new" / "a.json", {"machine": machine})
+    assert measure.read_json(tmp_path / "new" / "a.json")["machine"] == machine
     assert measure.read_json(tmp_path / "absent.json") == {}
 
 
@@ -49,9 +49,8 @@ def small_restore(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def restored(device: str) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    device_ = torch.device(device)
-    options = SimpleNamespace(device=device_, quick=False, repeats=2, enough=60.0, wants=lambda *keys: True)
-    restore.restore(options, rows.__setitem__)
+    options = {"device": torch.device(device), "quick": False, "repeats": 2, "enough": 60.0}
+    restore.restore(SimpleNamespace(**options, wants=lambda *keys: True), rows.__setitem__)
     return rows
 
 
@@ -63,8 +62,7 @@ def test_both_methods_restore_the_same_labels(device: str) -> None:
     rows = restored(device)
     assert len(rows) == 2
     for row in rows.values():
-        assert row["device"] == device
-        assert len(row["seconds"]) == 2
+        assert (row["device"], len(row["seconds"])) == (device, 2)
         assert row["voxels_unlike_torch"] <= 2
 
 
@@ -86,7 +84,7 @@ def test_the_logits_are_on_the_chosen_device_and_the_clock_waits_for_it(monkeypa
 
 
 @pytest.mark.slow
-def test_all_export_formats_run_in_turns_on_one_image(tmp_path: Path) -> None:
+def test_all_export_formats_run_on_one_image(tmp_path: Path) -> None:
     image = write_volume(torch.randn(17, 19, 16).numpy(), tmp_path / "case.nii.gz")
     readme = tmp_path / "README.md"
     readme.write_text("# Mine\n<!-- export -->\n<!-- end of export -->\n")

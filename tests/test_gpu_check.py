@@ -27,32 +27,31 @@ def test_without_cuda_it_fails_with_a_message(tmp_path: Path) -> None:
 
 
 def test_a_step_that_fails_or_hangs_does_not_stop_the_others(tmp_path: Path) -> None:
-    todo = [
+    steps = [
         gpu_check.Step("good", 60, ("-c", "print('4 passed')")),
         gpu_check.Step("bad", 60, ("-c", "raise SystemExit(2)")),
         # it starts another process, which must end with it
         gpu_check.Step("endless", 1.5, ("-c", "import subprocess; subprocess.run(['sleep', '100'])")),
         gpu_check.Step("last", 60, ("-c", "print('1 | 2')")),
     ]
-    assert not gpu_check.run_steps(todo, tmp_path, title="NVIDIA X")
+    assert not gpu_check.run_steps(steps, tmp_path, title="NVIDIA X")
     text = (tmp_path / "gpu_check.md").read_text()
     assert text.startswith("# NVIDIA X")
     cells = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
     assert [row[1] for row in cells] == ["ok", "failed (2), see bad.log", "out of time", "ok"]
     assert "4 passed" in cells[0][3]
     assert "1 / 2" in cells[3][3]
-    assert gpu_check.run_steps(todo[:1], tmp_path)
+    assert gpu_check.run_steps(steps[:1], tmp_path)
 
 
 def test_all_steps_fit_into_ten_minutes_and_name_sections(tmp_path: Path) -> None:
-    todo = gpu_check.steps(tmp_path, data=tmp_path)
-    assert sum(step.seconds for step in todo) <= 540
-    sections = {step.command[-1] for step in todo if "scripts.bench.inference" in step.command}
-    assert sections <= set(SECTIONS)
+    steps = gpu_check.steps(tmp_path, data=tmp_path)
+    assert sum(step.seconds for step in steps) <= 540
+    assert {step.command[-1] for step in steps if "scripts.bench.inference" in step.command} <= set(SECTIONS)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_training_step_prints_speed_and_waiting() -> None:
-    small = {"patch_size": [16, 16, 16], "batch_size": 1, "network_def::channels": [4, 8], "num_workers": 0}
-    changes = {**small, "steps_per_epoch": 1, "epochs": 3}
+    changes = {"patch_size": [16, 16, 16], "batch_size": 1, "network_def::channels": [4, 8], "num_workers": 0}
+    changes |= {"steps_per_epoch": 1, "epochs": 3}
     assert "steps/s, waits for data" in gpu_check.training("cpu", changes=changes, size=(24, 24, 24), cases=3)

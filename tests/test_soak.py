@@ -1,6 +1,6 @@
-"""A thousand predictions in one process: memory and file handles stay where they were after the first ones.
+"""Many predictions in one process: memory and file handles stay constant after the first ones.
 
-MEDUNET_SOAK_CASES says how many; scripts/test_reliability.sh takes 1,000.
+MEDUNET_SOAK_CASES is their number; scripts/test_reliability.sh takes 1,000.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from medunet.io.isolation import shared_process
 from medunet.prediction import Predictor
 
 CASES = int(os.environ.get("MEDUNET_SOAK_CASES", "60"))
-GROWTH = 1.05
-"""Most times the memory after warm-up that may be in use at the end."""
+GROWTH = 1.05  # largest ratio of the memory at the end to that after warm-up
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
@@ -33,7 +32,6 @@ pytestmark = [
 
 @pytest.mark.parametrize("isolated", [False, True], ids=["plain", "isolated"])
 def test_memory_and_handles_stay_constant(isolated: bool, tmp_path: Path) -> None:
-    run = untrained_run(tmp_path / "run")
     rng = np.random.default_rng(0)
     images = []
     for index, size in enumerate([(40, 40, 32), (33, 45, 28), (48, 30, 35), (21, 34, 55)]):
@@ -42,9 +40,9 @@ def test_memory_and_handles_stay_constant(isolated: bool, tmp_path: Path) -> Non
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(images[0].read_bytes()[:500])
     sources = [(images[n % 4] if n % 25 else broken) for n in range(CASES)]
-    predictor = Predictor(run, output_dir=tmp_path / "out", device="cpu", overwrite=True, isolated=isolated)
-    own = psutil.Process()
-    warm = max(CASES // 5, 20)
+    options = {"output_dir": tmp_path / "out", "device": "cpu", "overwrite": True, "isolated": isolated}
+    predictor = Predictor(untrained_run(tmp_path / "run"), **options)
+    own, warm = psutil.Process(), max(CASES // 5, 20)
     threads, failures = torch.get_num_threads(), 0
     figures: list[tuple[int, int, int]] = []
     for number, result in enumerate(predictor.predict(sources), start=1):

@@ -1,4 +1,4 @@
-"""The wheel is whole: configs and bundles inside, and the demo runs where there is no checkout."""
+"""The wheel is complete: configs and bundles inside, and the demo runs without a checkout."""
 
 from __future__ import annotations
 
@@ -38,15 +38,8 @@ def test_the_demo_runs_from_the_wheel_in_an_empty_folder(wheel: Path, tmp_path: 
     script = "import medunet, sys; sys.argv = ['medunet', 'demo', '--epochs', '1']\n"
     script += f"assert medunet.__file__.startswith({str(tmp_path)!r}), medunet.__file__\n"
     script += "from medunet.cli.app import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path / "empty",
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    command, options = [sys.executable, "-c", script], {"cwd": tmp_path / "empty", "env": environment, "timeout": 300}
+    done = subprocess.run(command, **options, capture_output=True, text=True, check=False)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr[-3000:]
     output = tmp_path / "empty" / "medunet_demo"
     page = (output / "report.html").read_text()

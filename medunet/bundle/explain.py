@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +124,6 @@ def table(rows: Iterable[Setting]) -> str:
         cells = (f"`{row.id}`", f"`{row.value}`", row.why)
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines)
-
-
-def plan_text(decisions: Iterable[Decision]) -> str:
-    """Return the content of `docs/plan.json`."""
-    return json.dumps({"decisions": [asdict(decision) for decision in decisions]}, indent=1, ensure_ascii=False) + "\n"
 
 
 def read_plan(texts: Mapping[str, str]) -> list[Decision]:

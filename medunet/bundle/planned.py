@@ -103,10 +103,10 @@ def _write(base: Path, output: Path, chosen: Plan, train: Mapping[str, Any]) -> 
     """Write the bundle beside the output and rename it into place, so an error leaves an earlier plan unchanged."""
     metadata = _metadata(read_json(base / "configs" / "metadata.json"), chosen.fingerprint)
     decisions = [*chosen.decisions, *chosen.notes]
-    bundle = derive(require_trust(base), chosen.values, metadata=metadata, decisions=decisions)
-    files = {**bundle.files, "docs/fingerprint.json": to_json(asdict(chosen.fingerprint))}
-    for name in preset_names(bundle.configs):
-        files[f"configs/{name}.json"] = to_json(fit_preset(bundle.configs[name], chosen.values, train))
+    configs, files = derive(require_trust(base), chosen.values, metadata=metadata, decisions=decisions)
+    files["docs/fingerprint.json"] = to_json(asdict(chosen.fingerprint))
+    for name in preset_names(configs):
+        files[f"configs/{name}.json"] = to_json(fit_preset(configs[name], chosen.values, train))
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".plan_") as temporary:
         folder = Path(temporary) / "bundle"

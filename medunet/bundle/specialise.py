@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from medunet.bundle.check import check_config
-from medunet.bundle.explain import CHANGES, PLAN_FILE, plan_text, settings
+from medunet.bundle.explain import CHANGES, PLAN_FILE, settings
 from medunet.bundle.read import judged_config, read_own
 from medunet.bundle.render import data_format, differences, render_docs, write_bundle
 from medunet.config import Overlay, apply_all, leaves, read_json, to_json
@@ -22,14 +22,6 @@ from medunet.resources import WORKFLOWS, bundle_texts, preset_names
 from medunet.trust import Verdict, adopt, require_trust
 
 WRITTEN = "written"  # key in `docs/changes.json`: SHA-256 of each text of the bundle as medunet wrote it
-
-
-@dataclass(frozen=True)
-class Derived:
-    """A bundle that is derived from another one, before it is written."""
-
-    configs: dict[str, dict[str, Any]]  # all its configs by name, as the trust check read them and with the new values
-    files: dict[str, str]  # all its texts by path
 
 
 def specialise(
@@ -78,9 +70,9 @@ def write_specialised(
     `is_run` replaces a run that has not finished an epoch. `resume` accepts more epochs for a run that has.
     """
     reject_other_files(output, own="configs")
-    derived = derive(judged, overlay, data=data, presets=presets)
-    metadata, files = output / "configs" / "metadata.json", derived.files
-    if metadata.is_file() and {**read_json(metadata), "weights": 0} == {**derived.configs["metadata"], "weights": 0}:
+    configs, files = derive(judged, overlay, data=data, presets=presets)
+    metadata = output / "configs" / "metadata.json"
+    if metadata.is_file() and {**read_json(metadata), "weights": 0} == {**configs["metadata"], "weights": 0}:
         files["configs/metadata.json"] = metadata.read_text(encoding="utf-8")  # with the hashes of a run's weights
     # a killed process may have written some of the files; the others are added, temporary files are ignored
     other = [name for name in differences(files, output) if (output / name).exists()]
@@ -88,14 +80,14 @@ def write_specialised(
     if other and is_run and _is_untrained(output):
         _reject_edited(output)
     elif other:
-        _reject_other_values(output, derived.configs, may_lengthen=resume)
+        _reject_other_values(output, configs, may_lengthen=resume)
         is_docs = {name: not name.startswith("configs/") and name != CHANGES for name in files}
         files = {name: text for name, text in files.items() if not (is_docs[name] and (output / name).exists())}
     is_new = other or not all((output / name).exists() for name in files)
     write_bundle(files, output)
     if is_new:
         adopt(output)
-    return derived.configs
+    return configs
 
 
 def derive(
@@ -106,8 +98,8 @@ def derive(
     presets: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
     decisions: Sequence[Decision] | None = None,
-) -> Derived:
-    """Return a bundle with values of another one changed, as `specialise` writes it.
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Return the configs by name and the texts by path of a bundle that `specialise` would write.
 
     `metadata` replaces entries of the other bundle's `metadata.json`, and `decisions` those in its `docs/plan.json`.
     """
@@ -128,7 +120,8 @@ def derive(
         raise ConfigError("label_names and label_values must have the same length", received=f"{names} and {values}")
     texts = bundle_texts(bundle)
     if decisions is not None:
-        texts[PLAN_FILE] = plan_text(decisions)
+        plan = {"decisions": [asdict(decision) for decision in decisions]}
+        texts[PLAN_FILE] = json.dumps(plan, indent=1, ensure_ascii=False) + "\n"
     about = {key: value for key, value in judged_config(judged, "metadata").items() if key != "weights"}
     about |= metadata or {}
     files = {f"configs/{name}.json": to_json(config) for name, config in configs.items()}
@@ -150,7 +143,7 @@ def derive(
         else:
             files[name] = text
     files[CHANGES] = to_json({**changes, WRITTEN: _digests(files)})
-    return Derived({**configs, "metadata": about}, files)
+    return {**configs, "metadata": about}, files
 
 
 def _preset(verdict: Verdict, name: str) -> dict[str, Any]:

@@ -11,37 +11,24 @@ from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli import export
-from medunet.cli.options import (
-    EXIT_CHECK_FAILED,
-    HELP,
-    AsJson,
-    Bundle,
-    Device,
-    Preset,
-    Set,
-    Trained,
-    Trust,
-    next_command,
-    plain_console,
-    wide_console,
-)
+from medunet.cli import options as opt
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
 from medunet.resources import find_bundle
 
-app = typer.Typer(context_settings=HELP, help="Create, verify, export and package bundles.", no_args_is_help=True)
+app = typer.Typer(context_settings=opt.HELP, help="Create, verify, export and package bundles.", no_args_is_help=True)
 app.command(name="export")(export.export)
 app.command(name="package")(export.package)
 
 
 @app.command()
 def init(
-    bundle: Bundle,
+    bundle: opt.Bundle,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")],
-    preset: Preset = None,
-    settings: Set = None,
-    trust: Trust = False,
+    preset: opt.Preset = None,
+    settings: opt.Set = None,
+    trust: opt.Trust = False,
 ) -> None:
     """Create a self-contained copy of a bundle with changed values."""
     folder, changes = find_bundle(bundle), parse_settings(settings)
@@ -55,10 +42,10 @@ def init(
 
 @app.command()
 def show(
-    bundle: Bundle,
+    bundle: opt.Bundle,
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids, or their first parts.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Also show ids that only connect components.")] = False,
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Show the ids that --set accepts: value, meaning, type and origin of each."""
     folder = find_bundle(bundle)
@@ -78,7 +65,7 @@ def show(
     for entry in entries:
         value = "..." if entry.type == "mapping" else as_text(entry.value)  # its parts have ids of their own
         table.add_row(*map(escape, (entry.id, value, entry.meaning, entry.type, entry.origin)))
-    wide_console().print(table)
+    opt.wide_console().print(table)
 
 
 @app.command()
@@ -91,17 +78,17 @@ def render(
     require_path(sources)
     from medunet.bundle import render_all
 
-    console = plain_console()
+    console = opt.plain_console()
     changed = render_all(sources=sources, output=output, check=check)
     for path in changed:
         console.print(f"{'differs' if check else 'written'}: {path}")
     if check and changed:
-        raise typer.Exit(EXIT_CHECK_FAILED)
+        raise typer.Exit(opt.EXIT_CHECK_FAILED)
     console.print("up to date" if not changed else f"{len(changed)} files")
 
 
 @app.command()
-def verify(bundle: Bundle, trust: Trust = False) -> None:
+def verify(bundle: opt.Bundle, trust: opt.Trust = False) -> None:
     """Report whether a bundle could run its own code, then check its files, metadata, references, network and weights.
 
     The first step only reads the files. Checks that run parts of the bundle are skipped if it is not trusted.
@@ -110,7 +97,7 @@ def verify(bundle: Bundle, trust: Trust = False) -> None:
     from medunet.bundle import verify_bundle
     from medunet.trust import judge, require_trust
 
-    console = plain_console()
+    console = opt.plain_console()
     verdict = require_trust(folder, trust=True) if trust else judge(folder)
     for line in verdict.lines():
         console.print(escape(line), style=None if verdict.is_trusted else "red")
@@ -118,20 +105,20 @@ def verify(bundle: Bundle, trust: Trust = False) -> None:
     for name, fault in results.items():
         console.print(f"ok   {name}" if fault is None else f"[bold red]FAIL[/] {name}: {escape(fault)}")
     if any(fault is not None for fault in results.values()):
-        raise typer.Exit(EXIT_CHECK_FAILED)
+        raise typer.Exit(opt.EXIT_CHECK_FAILED)
 
 
 @app.command()
 def tune_inference(
-    bundle: Trained,
-    device: Device = "auto",
+    bundle: opt.Trained,
+    device: opt.Device = "auto",
     size: Annotated[
         str, typer.Option(metavar="X,Y,Z", help="Voxels per axis of the timed window. Default: 96; in 2D 512.")
     ] = "",
     compile_: Annotated[
         bool, typer.Option("--compile", help="Also time torch.compile: a minute, and needs a C++ compiler.")
     ] = False,
-    trust: Trust = False,
+    trust: opt.Trust = False,
 ) -> None:
     """Measure number formats, memory layouts and backends, and write the fastest into inference.json and evaluate.json.
 
@@ -141,7 +128,7 @@ def tune_inference(
     window = [int(part) if part.isdecimal() else 0 for part in size.split(",")] if size else []
     from medunet.prediction.tuning import tune_inference
 
-    console = plain_console()
+    console = opt.plain_console()
     timings, values = tune_inference(folder, device=device, size=window, compiled=compile_, trust=trust)
     for timing in timings:
         result = f"rejected: {timing.rejected}" if timing.rejected else f"{timing.milliseconds:.1f} ms"
@@ -161,6 +148,6 @@ def unpack(
 
     folder = trust.unpack(archive, output)
     for line in trust.judge(folder).lines():
-        plain_console().print(escape(line))
+        opt.plain_console().print(escape(line))
     typer.echo(f"bundle: {folder}")
-    typer.echo(next_command("bundle", "verify", folder))
+    typer.echo(opt.next_command("bundle", "verify", folder))

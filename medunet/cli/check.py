@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import EXIT_CHECK_FAILED, DataFolder, progress_bar, with_reading
+from medunet.cli import options as opt
 from medunet.errors import ConfigError
 from medunet.files import require_path
 
@@ -23,9 +23,9 @@ MAX_NAMED = 3  # files in one row of the table; `--json` lists all
 _COLOURS = {"error": "bold red", "warning": "yellow"}
 
 
-@with_reading
+@opt.with_reading
 def check(
-    data: DataFolder,
+    data: opt.DataFolder,
     sheet: Annotated[Path | None, typer.Option(help="Also draw all cases with their labels into this PNG.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
     headers: Annotated[bool, typer.Option("--headers", help="Read only headers: fast, without statistics.")] = False,
@@ -50,7 +50,7 @@ def check(
         pictures.add(view.case.name, view.image, view.label, affine=affine)
 
     errors = Console(stderr=True)
-    with progress_bar(errors) as update:
+    with opt.progress_bar(errors) as update:
         result = examine(
             data,
             level="header" if headers else "voxels",
@@ -69,7 +69,7 @@ def check(
         pictures.write(sheet, result.dataset.labels, severities=severities)
         errors.print(f"contact sheet: {sheet}", highlight=False, soft_wrap=True)
     if result.fails:
-        raise typer.Exit(EXIT_CHECK_FAILED)
+        raise typer.Exit(opt.EXIT_CHECK_FAILED)
 
 
 def _print_tables(result: Examination) -> None:

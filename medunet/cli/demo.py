@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from medunet.cli.options import Device, plain_console
+from medunet.cli import options as opt
 
 
 def demo(
@@ -16,14 +16,14 @@ def demo(
         "medunet_demo"
     ),
     epochs: Annotated[int | None, typer.Option(help="Number of epochs. Default: enough for a useful network.")] = None,
-    device: Device = "auto",
+    device: opt.Device = "auto",
 ) -> None:
     """Train a 3D U-Net on synthetic CT volumes, evaluate it on unseen ones and write a report."""
-    from medunet.runs import run_demo
+    from medunet.runs.demo import run_demo
 
     table = Table("organ", "Dice", title="unseen test cases")
     for name, value in run_demo(output, epochs=epochs, device=device).items():
         table.add_row(name, f"{value:.3f}")
-    plain_console().print(table)
+    opt.plain_console().print(table)
     typer.echo(f"run (a MONAI bundle): {output / 'run'}")
     typer.echo(f"report: {output / 'report.html'}")

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import EXIT_SOME_FAILED, Device, Trust, plain_console, print_error, wide_console
+from medunet.cli import options as opt
 from medunet.errors import ConfigError
 from medunet.files import check_target, require_path
 from medunet.resources import find_bundle
@@ -37,8 +37,8 @@ def evaluate(
     section: Annotated[str, typer.Option(help=SECTION_HELP)] = "unseen",
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
     em: Annotated[bool | None, typer.Option("--em/--no-em", help=EM_HELP)] = None,
-    device: Device = "auto",
-    trust: Trust = False,
+    device: opt.Device = "auto",
+    trust: opt.Trust = False,
 ) -> None:
     """Evaluate a run on labelled images, or compare a folder of predictions with references."""
     for path in (data, pred, ref):
@@ -60,9 +60,9 @@ def evaluate(
     _show(result)
     failed = result.get("failed_cases", {})
     for name, cause in failed.items():
-        print_error(cause, name=name)
+        opt.print_error(cause, name=name)
     if failed:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(opt.EXIT_SOME_FAILED)
 
 
 def _parse_labels(text: str | None) -> dict[str, int] | None:
@@ -84,8 +84,8 @@ def _show(result: Summary) -> None:
         cells += [_cell(scores["iou"], 4, result["cases"])]
         cells += [_cell(scores[key], 2, result["cases"]) for key in ("hd95_mm", "msd_mm")]
         table.add_row(escape(name), *cells, str(status["missed"]), str(status["spurious"]))
-    wide_console().print(table)
-    console = plain_console()
+    opt.wide_console().print(table)
+    console = opt.plain_console()
     console.print(f"mean Dice of the classes: {result['mean_dice']:.4f}")
     for name, statistics in result.get("em", {}).items():
         console.print(f"{name}: {statistics['mean']:.5f}")

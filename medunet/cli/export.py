@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from medunet.cli.options import Force, Trained, Trust, plain_console
+from medunet.cli import options as opt
 from medunet.files import require_path
 from medunet.resources import find_bundle
 
@@ -27,14 +27,14 @@ class FileFormat(str, Enum):
 
 
 def export(
-    bundle: Trained,
+    bundle: opt.Trained,
     to: Annotated[FileFormat, typer.Option(help="File format.")],
     output: Annotated[Path, typer.Option("--output", "-o", help=OUTPUT_HELP)],
     image: Annotated[
         Path | None, typer.Option(metavar="CASE", help="Also compare the labels predicted for this image or series.")
     ] = None,
-    force: Force = False,
-    trust: Trust = False,
+    force: opt.Force = False,
+    trust: opt.Trust = False,
 ) -> None:
     """Export the network to one file for another inference engine.
 
@@ -46,7 +46,7 @@ def export(
     from medunet.deploy.export import export_bundle
 
     done = export_bundle(folder, output, to=to.value, image=image, overwrite=force, trust=trust)
-    console = plain_console()
+    console = opt.plain_console()
     for path in done.paths:
         console.print(escape(f"{path}  {path.stat().st_size / 1e6:.1f} MB"))
     console.print(escape(f"run by {done.program} and compared with PyTorch in float32 ({done.seconds:.0f} s):"))
@@ -55,21 +55,21 @@ def export(
 
 
 def package(
-    bundle: Trained,
+    bundle: opt.Trained,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .zip file to write.")],
     name: Annotated[
         str | None, typer.Option(help="Name of the bundle and of the folder in the .zip. Default: that of the file.")
     ] = None,
     torchscript: Annotated[bool, typer.Option("--torchscript", help="Add models/model.ts (TorchScript).")] = False,
-    force: Force = False,
-    trust: Trust = False,
+    force: opt.Force = False,
+    trust: opt.Trust = False,
 ) -> None:
     """Package a bundle as MONAI's model zoo requires, without paths, case names or traces of this machine."""
     folder = find_bundle(bundle)
     from medunet.deploy.export import package_bundle
 
     done = package_bundle(folder, output, name=name, torchscript=torchscript, overwrite=force, trust=trust)
-    console = plain_console()
+    console = opt.plain_console()
     console.print(escape(f"{done.path}  {done.path.stat().st_size / 1e6:.1f} MB, {len(done.files)} files"))
     console.print(f"SHA-256 {done.sha256}")
     console.print(f"SHA-1   {done.sha1}  (the checksum in the zoo's model_info.json)")

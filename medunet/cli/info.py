@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import medunet
-from medunet.cli.options import AsJson, wide_console
+from medunet.cli import options as opt
 from medunet.config import read_json
 from medunet.files import cache_folder, config_folder
 from medunet.resources import preset_names, resource_dir, shipped_bundles
@@ -20,7 +20,7 @@ from medunet.resources import preset_names, resource_dir, shipped_bundles
 DEVELOPMENT = ("dev", "bench")  # extras that add nothing for users
 
 
-def info(as_json: AsJson = False) -> None:
+def info(as_json: opt.AsJson = False) -> None:
     """Show versions, hardware, folders and extras: what a bug report needs."""
     import psutil
     import torch
@@ -49,7 +49,7 @@ def info(as_json: AsJson = False) -> None:
     for key, value in content.items():
         parts = [f"{name} {part}" for name, part in value.items()] if isinstance(value, dict) else []
         table.add_row(key.replace("_", " "), escape(", ".join(parts) or str(value)))
-    wide_console().print(table)
+    opt.wide_console().print(table)
 
 
 def extras() -> dict[str, str]:
@@ -63,7 +63,7 @@ def extras() -> dict[str, str]:
     return {extra: f"without {', '.join(names)}" if names else "installed" for extra, names in missing.items()}
 
 
-def list_bundles(as_json: AsJson = False) -> None:
+def list_bundles(as_json: opt.AsJson = False) -> None:
     """List the shipped bundles and their presets."""
     rows = {}
     for name in shipped_bundles():
@@ -76,4 +76,4 @@ def list_bundles(as_json: AsJson = False) -> None:
     table = Table("bundle", "description", "presets")
     for name, row in rows.items():
         table.add_row(name, escape(row["description"]), ", ".join(row["presets"]))
-    wide_console().print(table)
+    opt.wide_console().print(table)

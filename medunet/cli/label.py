@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from medunet.cli.options import Device, Trust, plain_console
+from medunet.cli import options as opt
 from medunet.errors import ConfigError
 from medunet.resources import find_bundle
 
@@ -30,7 +30,7 @@ def label(
     work: Annotated[
         Path, typer.Option(help="Folder for working copies of the bundles, training runs and uploads.")
     ] = Path("medunet_label"),
-    device: Device = "auto",
+    device: opt.Device = "auto",
     modality: Annotated[
         str | None, typer.Option(help="Modality of the DICOM series to offer. Default: all images.")
     ] = None,
@@ -40,7 +40,7 @@ def label(
         str | None, typer.Option(help="With --setup: a Python 3.10 to 3.12 to create it with. Default: this one.")
     ] = None,
     torch_index: Annotated[str | None, typer.Option(metavar="URL", help=INDEX_HELP)] = None,
-    trust: Trust = False,
+    trust: opt.Trust = False,
 ) -> None:
     """Serve bundles to 3D Slicer and OHIF with MONAI Label, and train them on corrected labels.
 
@@ -54,7 +54,7 @@ def label(
     from medunet.deploy.monailabel.served import serve
     from medunet.deploy.monailabel.server import TOKEN_VARIABLE, usable_port
 
-    console = plain_console()
+    console = opt.plain_console()
     home = LabelEnvironment(environment)
     if setup:
         home.make(python=python, torch_index=torch_index)

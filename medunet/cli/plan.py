@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import DataFolder, Device, SkipBad, next_command, progress_bar, with_reading
+from medunet.cli import options as opt
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
 
@@ -19,16 +19,16 @@ DIMS_HELP = "Dimensions of the network. auto: those of the images; 2: slice by s
 ESTIMATE_HELP = "Skip the trial training step: estimate memory and keep the default number of epochs."
 
 
-@with_reading
+@opt.with_reading
 def plan(
-    data: DataFolder,
+    data: opt.DataFolder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],
     dims: Annotated[str, typer.Option(help=DIMS_HELP)] = "auto",
     memory: Annotated[str, typer.Option(help="Memory for training, such as 8GB. auto: the free memory.")] = "auto",
     time: Annotated[str | None, typer.Option(help="Time that training may take, such as 30min or 4h.")] = None,
-    device: Device = "auto",
+    device: opt.Device = "auto",
     estimate: Annotated[bool, typer.Option("--estimate", help=ESTIMATE_HELP)] = False,
-    skip_bad: SkipBad = False,
+    skip_bad: opt.SkipBad = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a planned bundle, even if it was edited.")] = False,
     jobs: Annotated[
         int | None, typer.Option(help="Cases to measure simultaneously, each in memory. Default: as many as fit.")
@@ -51,7 +51,7 @@ def plan(
     from medunet.planning import default_cache, parse_time, spell_time
 
     console, errors = Console(), Console(stderr=True)
-    with progress_bar(errors) as update:
+    with opt.progress_bar(errors) as update:
         result = plan_bundle(
             data,
             output,
@@ -84,4 +84,4 @@ def plan(
     if result.plan.seconds is not None:
         console.print(f"training will take about {spell_time(result.plan.seconds)}", highlight=False)
     typer.echo(f"bundle: {output}")
-    typer.echo(next_command("train", output, "--data", data))
+    typer.echo(opt.next_command("train", output, "--data", data))

@@ -17,19 +17,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from medunet.cli.options import (
-    EXIT_INTERRUPTED,
-    EXIT_SOME_FAILED,
-    Device,
-    Set,
-    Trained,
-    Trust,
-    Where,
-    plain_console,
-    print_error,
-    progress_bar,
-    with_reading,
-)
+from medunet.cli import options as opt
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import atomic_path, check_target, claim, require_path
@@ -61,19 +49,19 @@ class ResultFormat(str, Enum):
     rtstruct = "rtstruct"
 
 
-@with_reading
+@opt.with_reading
 def predict(
-    bundle: Trained,
+    bundle: opt.Trained,
     inputs: Annotated[list[str], typer.Argument(help=INPUTS_HELP)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the label maps.")],
-    device: Device = "auto",
+    device: opt.Device = "auto",
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
     result_format: Annotated[ResultFormat, typer.Option("--format", help=FORMAT_HELP)] = ResultFormat.auto,
     force: Annotated[bool, typer.Option("--force", help="Replace existing results.")] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help=SKIP_HELP)] = False,
     ensemble: Annotated[list[str] | None, typer.Option(metavar="RUN", help=ENSEMBLE_HELP)] = None,
     on: Annotated[
-        Where | None, typer.Option(help="ray: distribute the cases over a Ray cluster, one worker per GPU.")
+        opt.Where | None, typer.Option(help="ray: distribute the cases over a Ray cluster, one worker per GPU.")
     ] = None,
     case_minutes: Annotated[float, typer.Option(min=0.1, help=MINUTES_HELP)] = 60.0,
     query: Annotated[list[str] | None, typer.Option(metavar="KEYWORD=VALUE", help=QUERY_HELP)] = None,
@@ -86,8 +74,8 @@ def predict(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print tiles, how the network is run, and tracebacks.")
     ] = False,
-    settings: Set = None,
-    trust: Trust = False,
+    settings: opt.Set = None,
+    trust: opt.Trust = False,
     *,
     reading: dict[str, Any],
 ) -> None:
@@ -136,7 +124,7 @@ def predict(
     begun = time.perf_counter()
     predictor = Predictor(folder, options, output_dir=output, overwrite=force, skip_done=skip_existing)
     sources = list_inputs(inputs, channels=predictor.channels)
-    console = plain_console(stderr=True)
+    console = opt.plain_console(stderr=True)
     loaded = time.perf_counter()
     results: list[Prediction] = []
     interrupted = False
@@ -167,7 +155,7 @@ def predict(
     failed = [result for result in results if result.error is not None]
     skipped = sum(result.skipped for result in results)
     for result in failed:
-        print_error(str(result.error))
+        opt.print_error(str(result.error))
     if benchmark and len(results) > skipped:
         console.print(_time_table(results, wall=seconds, loading=loaded - begun))
     least = "at least " if interrupted else ""  # the file that was being written at Ctrl-C is finished, not reported
@@ -175,9 +163,9 @@ def predict(
     console.print(escape(done + (f", {skipped} were there already" if skipped else "")))
     if interrupted:
         console.print("[bold red]interrupted[/] all written files are complete; add --skip-existing to continue")
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(opt.EXIT_INTERRUPTED)
     if failed:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(opt.EXIT_SOME_FAILED)
 
 
 def _predict_cohort(
@@ -206,8 +194,8 @@ def _predict_cohort(
         source = list(DicomWebStore(inputs[0]).series(selected, send_back=send_back))
     elif query or send_back:
         raise ConfigError("--query and --send-back need the URL of a DICOMweb store", received=inputs[0])
-    console = plain_console(stderr=True)
-    with progress_bar(console) as update:
+    console = opt.plain_console(stderr=True)
+    with opt.progress_bar(console) as update:
         update(description="predicting")
 
         def report(outcome: Outcome) -> None:
@@ -223,10 +211,10 @@ def _predict_cohort(
     again = "rerun the command without --force" if cluster["replace"] else "rerun the command"
     if result.is_interrupted:
         console.print(f"[bold red]interrupted[/] all written files are complete; {again} to continue")
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(opt.EXIT_INTERRUPTED)
     if failed:
         console.print(f"{again} to retry the failed cases")
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(opt.EXIT_SOME_FAILED)
 
 
 def _time_table(results: list[Prediction], *, wall: float, loading: float) -> Table:

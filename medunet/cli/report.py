@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medunet.cli.options import Device
+from medunet.cli import options as opt
 from medunet.files import require_path
 from medunet.resources import find_bundle
 
@@ -27,7 +27,7 @@ def report(
         float, typer.Option(min=0.1, help="Maximum size of the page; the worst cases are drawn first.")
     ] = 5.0,
     figures: Annotated[bool, typer.Option(help="Also write the figures as PNG files beside the page.")] = True,
-    device: Device = "auto",
+    device: opt.Device = "auto",
 ) -> None:
     """Write a self-contained HTML report of runs: curves, scores, slices of every case and the configuration."""
     folders = [Path(run) for run in runs]

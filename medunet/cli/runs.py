@@ -12,16 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import (
-    EXIT_SOME_FAILED,
-    HELP,
-    Device,
-    Trust,
-    on_sigterm,
-    plain_console,
-    print_next_predict,
-    wide_console,
-)
+from medunet.cli import options as opt
 from medunet.cli.train import RERUN, show_folds, show_training
 from medunet.files import require_path
 
@@ -29,7 +20,9 @@ if TYPE_CHECKING:
     from medunet.tracking import TrackedRun
 
 app = typer.Typer(
-    context_settings=HELP, help="List, compare and resume training runs that MLflow has tracked.", no_args_is_help=True
+    context_settings=opt.HELP,
+    help="List, compare and resume training runs that MLflow has tracked.",
+    no_args_is_help=True,
 )
 
 Folder = Annotated[Path, typer.Option("--runs", help="Folder that contains the folders of the runs.")]
@@ -64,7 +57,7 @@ def list_(folder: Folder = RUNS, uri: Uri = None, experiment: Experiment = EXPER
             "" if best is None else f"{best:.4f}",
             escape(", ".join(run.changed[:4]) + (" ..." if len(run.changed) > 4 else "")),
         )
-    wide_console().print(table)
+    opt.wide_console().print(table)
 
 
 @app.command()
@@ -86,7 +79,7 @@ def compare(
     table.add_section()
     for name in sorted({name for run in runs for name in run.metrics if not name.startswith("system/")}):
         table.add_row(escape(name), *(f"{run.metrics[name]:.4g}" if name in run.metrics else "" for run in runs))
-    wide_console().print(table)
+    opt.wide_console().print(table)
 
 
 @app.command()
@@ -103,9 +96,9 @@ def best(
 
     metric = metric or BEST_METRIC
     run = best_run(runs, metric)
-    plain_console().print(escape(f"{run.name} ({run.run_id}): {metric} {run.metrics[metric]:.4f}"))
+    opt.plain_console().print(escape(f"{run.name} ({run.run_id}): {metric} {run.metrics[metric]:.4f}"))
     if (path := folder_of(run, folder)) is not None:
-        print_next_predict(path)
+        opt.print_next_predict(path)
 
 
 @app.command()
@@ -114,13 +107,14 @@ def resume(
     folder: Folder = RUNS,
     uri: Uri = None,
     experiment: Experiment = EXPERIMENT,
-    device: Device = "auto",
-    trust: Trust = False,
+    device: opt.Device = "auto",
+    trust: opt.Trust = False,
 ) -> None:
     """Resume an interrupted training run from its last completed epoch."""
     runs = _runs(folder, uri, experiment)
     from medunet.errors import DataError
-    from medunet.runs import TrainingResult, resume_run
+    from medunet.runs import TrainingResult
+    from medunet.runs.folds import resume_run
     from medunet.tracking import default_store, find_run, folder_of
 
     run = find_run(name, runs)
@@ -128,7 +122,7 @@ def resume(
     if path is None:
         remedy = "pass its parent folder as --runs"
         raise DataError("the folder of the run is missing", file=folder, received=run.name, remedy=remedy)
-    with on_sigterm(RERUN):
+    with opt.on_sigterm(RERUN):
         result = resume_run(path, device=device, tracking_uri=uri or default_store(folder), trust=trust)
     if isinstance(result, TrainingResult):
         show_training(result)
@@ -145,9 +139,9 @@ def sync(
     from medunet.tracking import sync_runs
 
     sent, missing = sync_runs(folder, uri)
-    plain_console().print(f"{sent} runs sent, {missing} could not be sent")
+    opt.plain_console().print(f"{sent} runs sent, {missing} could not be sent")
     if missing:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(opt.EXIT_SOME_FAILED)
 
 
 def _runs(folder: Path, uri: str | None, experiment: str, *, folds: bool = False) -> list[TrackedRun]:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from medunet.cli.options import plain_console
+from medunet.cli import options as opt
 from medunet.errors import ConfigError
 
 PRUNE_HELP = "Remove cases whose sources changed, and cases that were not used for a long time."
@@ -36,7 +36,7 @@ def store(
     from medunet.datasets.cache.prune import store_folder
     from medunet.inferers.memory import parse_memory
 
-    console = plain_console()
+    console = opt.plain_console()
     if prune:
         removed = prune_store(folder, unused_days=unused, max_bytes=None if limit is None else parse_memory(limit))
         for reason, count in Counter(reason for _, reason in removed).items():

@@ -10,24 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import (
-    EXIT_INTERRUPTED,
-    EXIT_SOME_FAILED,
-    Bundle,
-    Device,
-    Epochs,
-    Preset,
-    Set,
-    SkipBad,
-    TrackingUri,
-    TrainingData,
-    Trust,
-    Where,
-    on_sigterm,
-    plain_console,
-    print_error,
-    print_next_predict,
-)
+from medunet.cli import options as opt
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
@@ -43,28 +26,28 @@ RESUME_HELP = "Continue the run in --output from its last completed epoch; --fol
 
 
 def train(
-    bundle: Bundle,
-    data: TrainingData,
+    bundle: opt.Bundle,
+    data: opt.TrainingData,
     fold: Annotated[int, typer.Option(help="Fold that is held out for validation, counted from 0.")] = 0,
     folds: Annotated[str | None, typer.Option(metavar="all|K,K", help=FOLDS_HELP)] = None,
-    epochs: Epochs = None,
-    device: Device = "auto",
+    epochs: opt.Epochs = None,
+    device: opt.Device = "auto",
     output: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/BUNDLE_DATA_foldK.")] = None,
     init_from: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Start from the weights of another run.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help=RESUME_HELP)] = False,
-    preset: Preset = None,
-    tracking_uri: TrackingUri = None,
+    preset: opt.Preset = None,
+    tracking_uri: opt.TrackingUri = None,
     nproc: Annotated[int | None, typer.Option(help="Number of processes on this host, one per GPU (torchrun).")] = None,
     nnodes: Annotated[int, typer.Option(help="Number of hosts; run the same command on each of them.")] = 1,
     rdzv_endpoint: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Rendezvous HOST:PORT on one of the hosts.")
     ] = None,
-    on: Annotated[Where | None, typer.Option(help="ray: train the folds in parallel on a Ray cluster.")] = None,
-    settings: Set = None,
-    trust: Trust = False,
-    skip_bad: SkipBad = False,
+    on: Annotated[opt.Where | None, typer.Option(help="ray: train the folds in parallel on a Ray cluster.")] = None,
+    settings: opt.Set = None,
+    trust: opt.Trust = False,
+    skip_bad: opt.SkipBad = False,
 ) -> None:
     """Train a bundle on labelled images. The folder of the run is a bundle itself."""
     source = find_bundle(bundle)
@@ -99,7 +82,7 @@ def train(
             from medunet.deploy.cluster import folds_on_ray
 
             options["trainer"] = folds_on_ray
-        with on_sigterm(RERUN):
+        with opt.on_sigterm(RERUN):
             outcome = train_folds(source, data, output, folds=selected, changes=changes, **options)
         show_folds(outcome)
         return
@@ -112,11 +95,11 @@ def train(
             options |= {"processes": nproc or 1, "hosts": nnodes, "endpoint": rdzv_endpoint}
             result = train_processes(source, data, output, **options)
         else:
-            with on_sigterm(RESUME):
+            with opt.on_sigterm(RESUME):
                 result = train_bundle(source, data, output, **options)
     except KeyboardInterrupt:
         typer.echo(RESUME, err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise typer.Exit(opt.EXIT_INTERRUPTED) from None
     if result is not None:  # otherwise another host writes and prints the result
         show_training(result)
 
@@ -142,9 +125,9 @@ def show_training(result: TrainingResult) -> None:
             table.add_row(name, f"{value:.4f}")
         Console().print(table)
     if result.left_out:
-        plain_console().print(f"[yellow]left out[/] {escape(', '.join(result.left_out))}")
+        opt.plain_console().print(f"[yellow]left out[/] {escape(', '.join(result.left_out))}")
     typer.echo(f"run: {result.run}")
-    print_next_predict(result.run)
+    opt.print_next_predict(result.run)
 
 
 def show_folds(result: CrossValidation) -> None:
@@ -158,16 +141,16 @@ def show_folds(result: CrossValidation) -> None:
         for rule in result.rules:
             after = f"{rule.dice_after:.4f} ({describe_rule(rule)})" if rule.is_kept else "none used"
             table.add_row(rule.name, f"{rule.dice_before:.4f}", after)
-        plain_console().print(table)
+        opt.plain_console().print(table)
         typer.echo(f"mean Dice of the classes: {(result.postprocessed or result.summary)['mean_dice']:.4f}")
         typer.echo(f"ensemble: {result.output}")
-        print_next_predict(result.output)
+        opt.print_next_predict(result.output)
     errors = {f"fold {outcome.fold}": outcome.error for outcome in result.folds if outcome.error is not None}
     for name, text in {**errors, **result.failed_cases}.items():
-        print_error(text, name=name)
+        opt.print_error(text, name=name)
     if result.is_interrupted:
         typer.echo(RERUN, err=True)
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(opt.EXIT_INTERRUPTED)
     if not result.is_whole:
         typer.echo("rerun the command to retry what failed; finished folds are kept", err=True)
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(opt.EXIT_SOME_FAILED)

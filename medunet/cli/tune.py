@@ -9,19 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from medunet.cli.options import (
-    EXIT_SOME_FAILED,
-    Bundle,
-    Device,
-    Epochs,
-    Preset,
-    Set,
-    TrackingUri,
-    TrainingData,
-    Trust,
-    plain_console,
-    print_next_predict,
-)
+from medunet.cli import options as opt
 from medunet.config import parse_settings
 from medunet.files import require_path
 from medunet.resources import find_bundle
@@ -30,21 +18,21 @@ RANGE = typer.Option(metavar="KEY=LOW:HIGH[:log][:int]", help="Values to try, as
 
 
 def tune(
-    bundle: Bundle,
-    data: TrainingData,
+    bundle: opt.Bundle,
+    data: opt.TrainingData,
     trials: Annotated[int, typer.Option(help="Number of training runs; bad ones end early.")],
     set_range: Annotated[list[str], RANGE],
     time: Annotated[str | None, typer.Option(help="Time after which the search ends, such as 2h.")] = None,
-    epochs: Epochs = None,
+    epochs: opt.Epochs = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the search. Default: runs/BUNDLE_DATA_tune.")] = None,
-    device: Device = "auto",
-    preset: Preset = None,
-    tracking_uri: TrackingUri = None,
+    device: opt.Device = "auto",
+    preset: opt.Preset = None,
+    tracking_uri: opt.TrackingUri = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the search in --output; all other arguments must be the same.")
     ] = False,
-    settings: Set = None,
-    trust: Trust = False,
+    settings: opt.Set = None,
+    trust: opt.Trust = False,
 ) -> None:
     """Search for better values with Ray Tune: Optuna proposes them, ASHA ends bad runs early. Needs `medunet[ray]`."""
     source = find_bundle(bundle)
@@ -75,8 +63,8 @@ def tune(
         values = [f"{value:.3g}" if isinstance(value := trial.values.get(key), float) else str(value) for key in keys]
         score = escape(trial.error or "none") if trial.metric is None else f"{trial.metric:.4f}"
         table.add_row(trial.run.name, *map(escape, values), str(trial.epochs), score)
-    plain_console().print(table)
+    opt.plain_console().print(table)
     if not results or results[0].metric is None:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(opt.EXIT_SOME_FAILED)
     typer.echo(f"best: {results[0].run}")
-    print_next_predict(results[0].run)
+    opt.print_next_predict(results[0].run)

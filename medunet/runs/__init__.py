@@ -1,12 +1,10 @@
 """Runs: train, cross-validate, evaluate, report and join bundles."""
 
-from .demo import run_demo as run_demo
 from .evaluate import evaluate_bundle as evaluate_bundle
 from .evaluate import evaluate_folders as evaluate_folders
 from .folds import CrossValidation as CrossValidation
 from .folds import FoldOutcome as FoldOutcome
 from .folds import FoldTrainer as FoldTrainer
-from .folds import resume_run as resume_run
 from .folds import train_fold as train_fold
 from .folds import train_folds as train_folds
 from .report import WrittenReport as WrittenReport

@@ -36,15 +36,9 @@ DEMO_CHANGES: Mapping[str, Any] = {
 
 
 def run_demo(output: Path, *, epochs: int | None = None, device: str = "auto") -> dict[str, float]:
-    """Train `unet_3d` on CT-like phantoms and evaluate it on unseen ones; an interrupted demo is resumed.
+    """Train `unet_3d` on CT-like phantoms, evaluate it on unseen ones, and return the mean Dice of each organ.
 
-    Args:
-        output: folder; it gets `data`, `run` and `report.html`.
-        epochs: number of epochs; None takes 40.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-
-    Returns:
-        Mean Dice of each organ over the test cases.
+    `output` gets `data`, `run` and `report.html`; an interrupted demo is resumed.
     """
     data, run = output / "data", output / "run"
     logger.info("1/4 writing %d CT-like volumes to %s", TRAINING_CASES + TEST_CASES, data)

@@ -19,8 +19,6 @@ from medunet.prediction import (
     ClassRule,
     Pair,
     Predictor,
-    choose_region_rules,
-    choose_rules,
     evaluate_pairs,
     pair_files,
     reason,
@@ -145,15 +143,6 @@ def class_values(config: Mapping[str, Any]) -> dict[str, int]:
 def region_values(config: Mapping[str, Any]) -> dict[str, list[int]]:
     """Return the values in files by region name; empty if classes do not overlap."""
     return dict(zip(config.get("region_names", ()), config.get("region_values", ()), strict=True))
-
-
-def best_rules(pairs: Sequence[Pair], config: Mapping[str, Any], *, ignore: int | None) -> tuple[ClassRule, ...]:
-    """Choose the postprocessing of each class or region, by cases that the bundle was not trained on."""
-    labels, regions = class_values(config), region_values(config)
-    if not regions:
-        return tuple(choose_rules(pairs, labels, ignore=ignore))
-    order = config["regions_class_order"]
-    return tuple(choose_region_rules(pairs, labels, regions, order=order, ignore=ignore))
 
 
 def evaluate_folders(

@@ -17,9 +17,9 @@ from medunet.errors import ConfigError, DataError, MedunetError, find_cause
 from medunet.files import check_target, claim, reject_other_files
 from medunet.io.options import ReadOptions
 from medunet.metrics import CSV_NAME, Summary
-from medunet.prediction import ClassRule, Pair, Predictor
+from medunet.prediction import ClassRule, Pair, Predictor, choose_region_rules, choose_rules
 from medunet.runs.ensemble import write_ensemble
-from medunet.runs.evaluate import OUT_OF_FOLD, best_rules, class_values, measure, predict_items, region_values
+from medunet.runs.evaluate import OUT_OF_FOLD, class_values, measure, predict_items, region_values
 from medunet.runs.train import PreparedRun, TrainingResult, fit_bundle, open_run, train_run, write_run
 from medunet.runtime import load_checkpoint, resolve_device
 from medunet.tracking import track_cross_validation
@@ -134,18 +134,7 @@ def train_folds(
 def resume_run(
     folder: Path, *, device: str = "auto", tracking_uri: str | None = None, trust: bool = False
 ) -> TrainingResult | CrossValidation:
-    """Resume a run or a cross-validation after its last completed epoch.
-
-    Args:
-        folder: its folder.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        tracking_uri: MLflow's tracking URI for this call; `""` disables tracking, None takes the bundle's.
-        trust: approve a run that could run its own code.
-
-    Raises:
-        SecurityError: A run is not trusted: what it would run was changed.
-        DataError: The folder contains neither.
-    """
+    """Resume a run or a cross-validation after its last completed epoch; `trust` approves code of its own."""
     chosen = resolve_device(device)
     folds = [open_run(path.parents[1], trust=trust) for path in sorted(folder.glob("fold_*/configs/train.json"))]
     if not folds and not (folder / "configs" / "train.json").is_file():
@@ -267,7 +256,11 @@ def _join(
     summary = measure(pairs, labels, output / OUT_OF_FOLD, failed=failed, **options)
     failed = summary.get("failed_cases", {})
     pairs = [pair for pair in pairs if pair.name not in failed]
-    rules = best_rules(pairs, config, ignore=dataset.ignore)
+    if regions:
+        order = config["regions_class_order"]
+        rules = tuple(choose_region_rules(pairs, labels, regions, order=order, ignore=dataset.ignore))
+    else:
+        rules = tuple(choose_rules(pairs, labels, ignore=dataset.ignore))
     is_cleaned = any(rule.is_kept for rule in rules)
     cleaned = measure(pairs, labels, output / POSTPROCESSED, rules=rules, **options) if is_cleaned else None
     decision = {

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from medunet.bundle.explain import settings_of
 from medunet.bundle.read import read_own
-from medunet.config import read_json
 from medunet.datasets import SegmentationDataset
 from medunet.errors import DataError
 from medunet.io import split_suffix
@@ -52,19 +51,13 @@ def find_run(
     seen: SeenCases | None = None,
     notes: Sequence[str] = (),
 ) -> FoundRun:
-    """Gather the results in a run's folder, or in that of a cross-validation; what is missing stays empty.
+    """Gather the results in the folder of a run or a cross-validation; what is missing stays empty.
 
-    Args:
-        run: the folder.
-        name: name of the run in the report.
-        dataset: the data set that it was evaluated on.
-        seen: the cases of it that the run was trained on, if they are known already.
-        notes: what the reader must know.
+    `seen` are the cases of the data set that the run was trained on; `notes` are what the reader must know.
     """
     config = read_own(run, "evaluate")
     folds = sorted(run.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
-    if seen is None and dataset is not None:
-        seen = seen_cases(run, dataset)
+    seen = seen_cases(run, dataset) if seen is None and dataset is not None else seen
     metrics = metrics_of(run, EVALUATION if seen is None else seen.folder)
     is_joined = metrics is not None and metrics.parent.name == OUT_OF_FOLD
     cases = read_cases(metrics) if metrics is not None else []
@@ -114,18 +107,13 @@ def find_run(
 def read_cases(path: Path) -> list[CaseScores]:
     """Return the cases of a `metrics.json`; null becomes NaN."""
     try:
-        cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
-        return cast("list[CaseScores]", _with_nan(cases))
+        return cast("list[CaseScores]", json.loads(path.read_text(encoding="utf-8"), object_hook=_with_nan)["cases"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError("not a table of metrics", file=path, remedy="rerun medunet evaluate") from error
 
 
-def _with_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_with_nan(entry) for entry in value]
-    return math.nan if value is None else value
+def _with_nan(entries: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in entries.items()}
 
 
 def _label_maps(folder: Path) -> dict[str, Path]:
@@ -178,7 +166,7 @@ def _kind(
 def _rules_tried(path: Path) -> list[list[str]]:
     """Return a table of the postprocessing that a cross-validation tried."""
     rows = [["class", "Dice", "rule tried", "Dice with it", "cases better", "cases worse", "used by the ensemble"]]
-    decision = _with_nan(read_json(path)) if path.is_file() else {}
+    decision = json.loads(path.read_text(encoding="utf-8"), object_hook=_with_nan) if path.is_file() else {}
     for rule in [ClassRule(**entry) for entry in decision.get("postprocessing", [])]:
         before, after, used = f"{rule.dice_before:.4f}", f"{rule.dice_after:.4f}", "yes" if rule.is_kept else "no"
         rows.append([rule.name, before, describe_rule(rule) or "none", after, str(rule.better), str(rule.worse), used])

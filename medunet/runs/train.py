@@ -156,15 +156,12 @@ def fit_bundle(
     for finding in split_patients(dataset.cases, folds=config.get("folds", FOLDS)):
         logger.warning("%s; %s", finding.cause, finding.remedy)
     values = {**adapt(dataset, config), **skipped, **changes}
-    _check_split(data, {**config, **values})
+    # a fold or validation cases that the data set does not have are rejected before anything is written
+    merged, ids = {**config, **values}, ("fold", "folds", "validation_cases", "skip_cases")
+    has_own_list = any(id_.replace("#", SEPARATOR) == "train::dataset::data" for id_ in values)
+    if not has_own_list and set(ids) <= merged.keys():
+        datalist(data, section="training", **{id_: merged[id_] for id_ in ids})
     return dataset, values
-
-
-def _check_split(data: Path, config: Mapping[str, Any]) -> None:
-    """Reject a fold or validation cases that the data set does not have, before anything is written."""
-    ids = ("fold", "folds", "validation_cases", "skip_cases")
-    if not any(id_.replace("#", SEPARATOR) == "train::dataset::data" for id_ in config) and set(ids) <= config.keys():
-        datalist(data, section="training", **{id_: config[id_] for id_ in ids})
 
 
 def write_run(
@@ -198,10 +195,10 @@ def train_run(
     overlays: Sequence[str] = (),
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> TrainingResult:
-    """Train a run; every training of medunet ends here.
+    """Train a run that `prepare_run`, `write_run` or `open_run` returns; every training of medunet ends here.
 
     Args:
-        run: what `prepare_run`, `write_run` or `open_run` returns.
+        run: the run.
         device: device to train on.
         resume: continue after its last completed epoch, if there is one.
         tracking_uri: MLflow's tracking URI for this call; `""` disables tracking, None takes the run's.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
-import pytest
 import torch
+from commands import Capture, Medunet
 
 import medunet as package
 
 
-def test_info_has_what_a_bug_report_needs(medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_has_what_a_bug_report_needs(medunet: Medunet, capsys: Capture) -> None:
     assert medunet("info", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["medunet"] == package.__version__
@@ -24,7 +23,7 @@ def test_info_has_what_a_bug_report_needs(medunet: Callable[..., int], capsys: p
     assert "cache folder" in capsys.readouterr().out
 
 
-def test_list_names_bundles_and_presets(medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_names_bundles_and_presets(medunet: Medunet, capsys: Capture) -> None:
     assert medunet("list", "--json") == 0
     bundles = json.loads(capsys.readouterr().out)["bundles"]
     assert set(bundles) == {"unet_2015", "unet_2d", "unet_3d"}

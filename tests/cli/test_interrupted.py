@@ -45,7 +45,7 @@ except DataError as error:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no such signals")
-def test_sigterm_prints_one_line_that_says_how_to_resume_and_ends_the_process_as_before() -> None:
+def test_sigterm_prints_how_to_resume_and_ends_the_process() -> None:
     words = [sys.executable, "-c", SIGTERM_IN_A_PROCESS_WITH_A_WORKER]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr == "add --resume\n"
@@ -54,8 +54,7 @@ def test_sigterm_prints_one_line_that_says_how_to_resume_and_ends_the_process_as
 
 def test_an_error_within_an_engine_is_not_logged_before_it_is_reported() -> None:
     done = subprocess.run([sys.executable, "-c", FAILURE_IN_AN_ENGINE], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-    assert done.stdout == "false\n"
+    assert (done.stderr, done.stdout) == ("", "false\n")
 
 
 def test_debug_keeps_the_lines_of_libraries(monkeypatch: pytest.MonkeyPatch) -> None:

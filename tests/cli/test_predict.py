@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Capture, Medunet
 from small import untrained_run
 
 from medunet.bundle import specialise
@@ -30,18 +30,18 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_existing_results_are_refused_skipped_or_replaced_as_asked(
-    run: Path, images: Path, tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
+def test_existing_results_are_rejected_skipped_or_replaced(
+    run: Path, images: Path, tmp_path: Path, medunet: Medunet, capsys: Capture
 ) -> None:
     out = tmp_path / "out"
     assert medunet("predict", run, images / "b.nii.gz", "-o", out) == 0
     stamp = (out / "b.nii.gz").stat().st_mtime_ns
     capsys.readouterr()
     assert medunet("predict", run, images, "-o", out, "--skip-existing") == 0
-    shown = capsys.readouterr()
-    assert [line.split()[-2:] == ["there", "already"] for line in shown.out.splitlines()] == [False, True, False]
-    assert "2 of 3 written" in shown.err
-    assert "1 were there already" in shown.err
+    printed = capsys.readouterr()
+    assert [line.split()[-2:] == ["there", "already"] for line in printed.out.splitlines()] == [False, True, False]
+    assert "2 of 3 written" in printed.err
+    assert "1 were there already" in printed.err
     assert (out / "b.nii.gz").stat().st_mtime_ns == stamp
     assert medunet("predict", run, images, "-o", out) == 3
     assert capsys.readouterr().err.count("result exists already") == 3
@@ -50,31 +50,19 @@ def test_existing_results_are_refused_skipped_or_replaced_as_asked(
     assert medunet("predict", run, images, "-o", out, "--force", "--skip-existing") == 2
 
 
-def test_benchmark_shows_every_stage_and_its_share(
-    run: Path, images: Path, tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
+def test_benchmark_prints_every_stage_and_verbose_the_windows(
+    *, run: Path, images: Path, tmp_path: Path, medunet: Medunet, capsys: Capture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert medunet("predict", run, images, "-o", tmp_path / "out", "--benchmark") == 0
+    assert medunet("predict", run, images, "-o", tmp_path / "out", "--benchmark", "--verbose") == 0
     table = capsys.readouterr().err
     assert re.search(r"3 cases in [\d.]+ s: [\d.]+ cases/s", table)
     for stage in (*STAGES, "all stages"):
         assert re.search(rf"{stage} .*[\d.]+ .*[\d.]+ .*\d+%", table), stage
-
-
-def test_verbose_shows_the_tiles(
-    run: Path, images: Path, tmp_path: Path, medunet: Callable[..., int], caplog: pytest.LogCaptureFixture
-) -> None:
-    assert medunet("predict", run, images / "a.nii.gz", "-o", tmp_path / "out", "--verbose") == 0
     assert any("windows" in record.getMessage() for record in caplog.records if "inferers" in record.name)
 
 
-def test_ctrl_c_says_what_is_written_and_how_to_go_on(
-    *,
-    run: Path,
-    images: Path,
-    tmp_path: Path,
-    medunet: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_after_ctrl_c_the_number_of_results_and_the_way_to_continue_are_printed(
+    *, run: Path, images: Path, tmp_path: Path, medunet: Medunet, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     def interrupted(self: Predictor, sources: list[Path]):
         yield from original(self, sources[:1])
@@ -88,8 +76,8 @@ def test_ctrl_c_says_what_is_written_and_how_to_go_on(
     assert "--skip-existing" in error
 
 
-def test_an_ensemble_of_another_plan_is_refused_in_one_line(
-    run: Path, images: Path, tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
+def test_an_ensemble_of_another_plan_is_rejected_in_one_line(
+    run: Path, images: Path, tmp_path: Path, medunet: Medunet, capsys: Capture
 ) -> None:
     other = specialise(run, tmp_path / "other", {"spacing_mm": [2.0, 2.0, 2.0]})
     assert medunet("predict", run, images, "-o", tmp_path / "out", "--ensemble", other) == 2

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from commands import Medunet
 from small import untrained_run
 
 from medunet.datasets import open_dataset, write_phantom_dataset
@@ -18,7 +18,7 @@ TRAIN = f"train unet_3d --data data --tracking-uri= {SMALL} --set batch_size=1"
 
 
 class Command(NamedTuple):
-    """Words of a command; `edit` is a file that it writes, below OUT or OUT itself."""
+    """A command, options that it rejects, and a file that it writes; `report` and `evaluate` replace their files."""
 
     words: str
     bad: tuple[str, ...]
@@ -26,16 +26,15 @@ class Command(NamedTuple):
     is_protected: bool = True
 
 
+CONFIG = "configs/train.json"
 COMMANDS = {
-    "plan": Command("plan data -o OUT --estimate", ("--memory 1MB", "--device cuda:99"), "configs/train.json"),
-    "train": Command(
-        f"{TRAIN} --output OUT", ("--fold 7", "--set optimizer::lr=-1", "--set form=guess"), "configs/train.json"
-    ),
+    "plan": Command("plan data -o OUT --estimate", ("--memory 1MB", "--device cuda:99"), CONFIG),
+    "train": Command(f"{TRAIN} --output OUT", ("--fold 7", "--set optimizer::lr=-1", "--set form=guess"), CONFIG),
     "train --folds": Command(
-        f"{TRAIN} --folds 0 --output OUT", ("--folds 9", "--set val_interval=0"), "fold_0/configs/train.json"
+        f"{TRAIN} --folds 0 --output OUT", ("--folds 9", "--set val_interval=0"), f"fold_0/{CONFIG}"
     ),
     "predict": Command("predict run data/imagesTs -o OUT", ("--set form=guess", "--device cuda:99"), "ct_003.nii.gz"),
-    "bundle init": Command("bundle init unet_3d -o OUT", ("--set nosuch=1", "--preset nosuch"), "configs/train.json"),
+    "bundle init": Command("bundle init unet_3d -o OUT", ("--set nosuch=1", "--preset nosuch"), CONFIG),
     "bundle export": Command("bundle export run --to torchscript -o OUT/run.ts", ("--image nosuch.nii.gz",), "run.ts"),
     "bundle package": Command("bundle package run -o OUT/run.zip", ("--name a/b",), "run.zip"),
     "evaluate": Command(
@@ -43,7 +42,6 @@ COMMANDS = {
     ),
     "report": Command("report run -o OUT/report.html", ("--megabytes -1", "--data nosuch"), "report.html", False),
 }
-"""`evaluate` and `report` replace their own results: these are made anew from the run, and nothing else is in them."""
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +59,7 @@ def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_rejected_command_does_not_block_the_corrected_one(
-    name: str, folder: Path, medunet: Callable[..., int]
-) -> None:
+def test_a_rejected_command_does_not_block_the_corrected_one(name: str, folder: Path, medunet: Medunet) -> None:
     command, out = COMMANDS[name], f"out_{list(COMMANDS).index(name)}"
     words = command.words.replace("OUT", out)
     for bad in command.bad:
@@ -79,10 +75,10 @@ def test_a_rejected_command_does_not_block_the_corrected_one(
         assert edited.read_bytes() == before
 
 
-def test_an_edited_run_is_not_replaced_though_it_was_never_trained(folder: Path, medunet: Callable[..., int]) -> None:
+def test_an_edited_run_is_not_replaced_before_it_was_trained(folder: Path, medunet: Medunet) -> None:
     words = f"{TRAIN} --output untrained"
     assert medunet(*f"{words} --set optimizer::lr=-1".split()) == 2
-    config = folder / "untrained" / "configs" / "train.json"
+    config = folder / "untrained" / CONFIG
     edited = config.read_text().replace('"seed": 0', '"seed": 1')
     config.write_text(edited)
     assert medunet(*words.split()) == 2

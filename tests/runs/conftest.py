@@ -23,6 +23,5 @@ class ReportBrowser(Browser):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReportBrowser]:
-    found = ReportBrowser(program(), tmp_path_factory.mktemp("chromium"), noted=("error", "assert", "warning"))
-    yield found
-    found.close()
+    with ReportBrowser(program(), tmp_path_factory.mktemp("chromium"), noted=("error", "assert", "warning")) as browser:
+        yield browser

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import run_monai_bundle, run_torchrun
+from commands import Capture, run_monai_bundle, run_torchrun
 from monai.bundle import ConfigWorkflow
+from small import classes_of
 
 from medunet.bundle import find_bundle
 from medunet.datasets import open_dataset
@@ -40,15 +41,9 @@ def data(name: str, request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def classes(data: Path) -> dict[str, Any]:
-    """The options that tell a bundle of the classes of a data set."""
-    labels = open_dataset(data).labels
-    return {"label_values": list(labels.values()), "label_names": list(labels)}
-
-
 def test_train_evaluate_predict_export(name: str, data: Path, tmp_path: Path) -> None:
     configs, root, dataset = find_bundle(name) / "configs", tmp_path / "root", open_dataset(data)
-    common = {"bundle_root": root, **SMALL[name], **classes(data)}
+    common = {"bundle_root": root, **SMALL[name], **classes_of(data)}
     untracked = {"tracking_uri": "", "dataset_dir": data, **TRAINING}
     run_monai_bundle("run", "training", config_file=configs / "train.json", **common, **untracked)
     assert torch.load(root / "models" / "model.pt", weights_only=True).keys() == {"model"}
@@ -66,16 +61,10 @@ def test_train_evaluate_predict_export(name: str, data: Path, tmp_path: Path) ->
         assert pred.record.geometry.is_close(image.record.geometry)
         assert set(np.unique(pred.image)) <= set(dataset.labels.values())
 
-    run_monai_bundle(
-        *("ckpt_export", "network_def"),
-        filepath=tmp_path / "model.ts",
-        ckpt_file=root / "models" / "model.pt",
-        meta_file=configs / "metadata.json",
-        config_file=configs / "inference.json",
-        key_in_ckpt="model",
-        label_values=common["label_values"],
-        **{"network_def::channels": [4, 8]},
-    )
+    export = {"ckpt_file": root / "models" / "model.pt", "key_in_ckpt": "model", "filepath": tmp_path / "model.ts"}
+    export |= {"meta_file": configs / "metadata.json", "config_file": configs / "inference.json"}
+    options = {"label_values": common["label_values"], "network_def::channels": [4, 8]}
+    run_monai_bundle("ckpt_export", "network_def", **export, **options)
     assert (tmp_path / "model.ts").stat().st_size > 1000
 
 
@@ -99,7 +88,7 @@ def test_no_property_is_missing_or_misnamed(name: str, data: Path) -> None:
             logging_file=False,
             workflow_type="train" if config == "train" else "infer",
             dataset_dir=str(folder),
-            **{"network_def::channels": [4, 8], **classes(data), **({} if config == "inference" else {"folds": 2})},
+            **{"network_def::channels": [4, 8], **classes_of(data), **({} if config == "inference" else {"folds": 2})},
         )
         workflow.initialize()
         assert workflow.check_properties() == []
@@ -110,27 +99,21 @@ def test_two_processes_train_one_network(cells: Path, tmp_path: Path, monkeypatc
     configs, root = find_bundle("unet_2d") / "configs", tmp_path / "root"
     options = {"config_file": f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']", "tracking_uri": ""}
     options |= {"bundle_root": root, "dataset_dir": cells, "ema_decay": 0.9}
-    run_torchrun("run", "training", processes=2, **options, **SMALL["unet_2d"], **classes(cells), **TRAINING)
+    run_torchrun("run", "training", processes=2, **options, **SMALL["unet_2d"], **classes_of(cells), **TRAINING)
     assert [entry["epoch"] for entry in json.loads((root / "eval" / "history.json").read_text())] == [1, 2]
     state = torch.load(root / "models" / "model.pt", weights_only=True)["model"]
     assert not any(key.startswith("module.") for key in state)
 
 
-def test_monai_starts_from_another_run_and_names_what_does_not_fit(
-    run_2d: Path, cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_monai_starts_from_another_run_and_tracks_into_the_run_of_medunet(
+    run_2d: Path, cells: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     options = {"config_file": find_bundle("unet_2d") / "configs" / "train.json", "dataset_dir": cells}
-    options |= {"bundle_root": tmp_path / "root", "init_from": run_2d, "tracking_uri": ""}
+    options |= {"bundle_root": tmp_path / "root", "init_from": run_2d, "tracking": "mlflow"}
     wider = {**SMALL["unet_2d"], "network_def::channels": [4, 16]}
-    run_monai_bundle("run", "training", **options, **wider, **classes(cells), **TRAINING)
-    shown = " ".join(capsys.readouterr())
-    assert "encoder.1" in shown and " here, " in shown and " there" in shown
-
-
-def test_monai_tracking_and_ours_share_one_run(cells: Path, tmp_path: Path) -> None:
-    options = {"config_file": find_bundle("unet_2d") / "configs" / "train.json", "dataset_dir": cells}
-    options |= {"bundle_root": tmp_path / "root", "tracking": "mlflow"}
-    run_monai_bundle("run", "training", **options, **SMALL["unet_2d"], **classes(cells), **TRAINING)
+    run_monai_bundle("run", "training", **options, **wider, **classes_of(cells), **TRAINING)
+    printed = " ".join(capsys.readouterr())
+    assert "encoder.1" in printed and " here, " in printed and " there" in printed
     with sqlite3.connect(tmp_path / "mlruns.db") as database:
         runs = database.execute("select run_uuid, status from runs").fetchall()
         keys: dict[str, set[str]] = {}
@@ -138,4 +121,4 @@ def test_monai_tracking_and_ours_share_one_run(cells: Path, tmp_path: Path) -> N
             keys.setdefault(run, set()).add(key)
     database.close()
     assert len(runs) == 2  # the training and its fold
-    assert any({"loss", "lr", "val_mean_dice", "train_loss"} <= found for found in keys.values())
+    assert any({"loss", "lr", "val_mean_dice", "train_loss"} <= own for own in keys.values())

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 from commands import run_torchrun
-from small import SMALL_2D
+from small import SMALL_2D, classes_of
 
 from medunet.bundle import find_bundle
-from medunet.datasets import open_dataset
 from medunet.runs import train_bundle
 from medunet.runtime import load_checkpoint
 
@@ -40,9 +39,7 @@ def test_a_step_gives_a_finite_loss_and_finite_weights(cells: Path, tmp_path: Pa
 
 def test_one_process_of_torchrun_trains_by_nccl(cells: Path, tmp_path: Path) -> None:
     configs, root = find_bundle("unet_2d") / "configs", tmp_path / "root"
-    labels = open_dataset(cells).labels
-    options = {"config_file": f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']"}
-    options |= {"label_values": list(labels.values()), "label_names": list(labels)}
+    options = {"config_file": f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']", **classes_of(cells)}
     run_torchrun("run", "training", processes=1, bundle_root=root, dataset_dir=cells, **options, **ONE_STEP)
     [epoch] = json.loads((root / "eval" / "history.json").read_text())
     assert math.isfinite(epoch["loss"])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from commands import Capture, Medunet
 from small import SMALL_2D
 
 from medunet.bundle import find_bundle, plan_bundle
@@ -28,7 +28,7 @@ del SHORT["patch_size"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Discs; NIfTI files of ``(x, y, 1)``."""
+    """Discs; NIfTI files of `(x, y, 1)`."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     x, y, _ = np.ogrid[: SHAPE[0], : SHAPE[1], :1]
@@ -40,34 +40,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Planned and trained."""
-    folder = tmp_path_factory.mktemp("run")
-    bundle = plan_bundle(data, folder / "bundle", measure=False).folder
-    return train_bundle(bundle, data, folder / "run", changes=SHORT).run
-
-
-def test_results_lie_on_their_grid(run: Path, data: Path, tmp_path: Path) -> None:
+def test_they_are_planned_trained_predicted_and_evaluated_in_the_plane(data: Path, tmp_path: Path) -> None:
+    bundle = plan_bundle(data, tmp_path / "bundle", measure=False).folder
+    run = train_bundle(bundle, data, tmp_path / "run", changes=SHORT).run
     assert json.loads((run / "configs" / "inference.json").read_text())["spatial_dims"] == 2
     (first, *_) = open_dataset(data).cases
-    written = Predictor(run, output_dir=tmp_path, probabilities=True).predict_case(first.images)
-    found, source = nib.load(written), nib.load(first.images[0])
-    assert found.shape == source.shape == SHAPE
-    np.testing.assert_allclose(found.affine, source.affine, atol=1e-5)
-    assert np.load(tmp_path / "0_prob.npy").shape == (2, *SHAPE[:2])
-
-
-def test_segments_for_slicer_are_a_volume(run: Path, data: Path, tmp_path: Path) -> None:
-    (first, *_) = open_dataset(data).cases
-    written = Predictor(run, output_dir=tmp_path, result_format="seg.nrrd").predict_case(first.images)
+    written = Predictor(run, output_dir=tmp_path / "out", probabilities=True).predict_case(first.images)
+    result, source = nib.load(written), nib.load(first.images[0])
+    assert result.shape == source.shape == SHAPE
+    np.testing.assert_allclose(result.affine, source.affine, atol=1e-5)
+    assert np.load(tmp_path / "out" / "0_prob.npy").shape == (2, *SHAPE[:2])
+    written = Predictor(run, output_dir=tmp_path / "slicer", result_format="seg.nrrd").predict_case(first.images)
     assert read_volume(written).image.shape == (1, *SHAPE)
+    assert evaluate_bundle(run, data, tmp_path / "evaluation")["cases"] == 2
+    metrics = (tmp_path / "evaluation" / "metrics.json").read_text()
+    assert "area_ref_mm2" in metrics and "volume_ref_ml" not in metrics
 
 
-def test_drawn_labels_are_laid_on_the_slice(data: Path, tmp_path: Path) -> None:
+def test_drawn_labels_are_placed_on_the_slice(data: Path, tmp_path: Path) -> None:
     for case in open_dataset(data).cases:
-        found = read_volume(case.label).image[0].numpy().astype(np.uint8)
-        write_volume(found, tmp_path / "labels" / f"{case.name}.seg.nrrd", affine=AFFINE, labels={"disc": 1})
+        label = read_volume(case.label).image[0].numpy().astype(np.uint8)
+        write_volume(label, tmp_path / "labels" / f"{case.name}.seg.nrrd", affine=AFFINE, labels={"disc": 1})
     (tmp_path / "images").symlink_to(data / "images")
     drawn = open_dataset(tmp_path)
     assert drawn.spatial_dims == 2
@@ -85,21 +78,13 @@ def test_a_shipped_bundle_trains_on_them(data: Path, tmp_path: Path) -> None:
     assert json.loads((run / "configs" / "train.json").read_text())["patch_size"] == [48, 48]
 
 
-def test_they_are_measured_in_the_plane(run: Path, data: Path, tmp_path: Path) -> None:
-    assert evaluate_bundle(run, data, tmp_path)["cases"] == 2
-    case = (tmp_path / "metrics.json").read_text()
-    assert "area_ref_mm2" in case
-    assert "volume_ref_ml" not in case
-
-
-def test_check_gives_areas(data: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_gives_areas(data: Path, medunet: Medunet, capsys: Capture) -> None:
     assert medunet("check", data) == 0
-    shown = capsys.readouterr().out
-    assert "2D" in shown
-    assert "mm²" in shown
+    out = capsys.readouterr().out
+    assert "2D" in out and "mm²" in out
 
 
-def test_a_channel_a_file_is_one_image(tmp_path: Path) -> None:
+def test_one_file_per_channel_is_one_image(tmp_path: Path) -> None:
     for number in range(2):
         for channel in range(2):
             write_volume(np.ones(SHAPE, np.float32), tmp_path / "imagesTr" / f"{number}_{channel:04d}.nii.gz")

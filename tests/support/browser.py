@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import select
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typing_extensions import Self
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-
-ANSWER_SECONDS = 180.0
-"""Longest wait for an answer; the machine may have other work."""
-
-WAIT_SECONDS = 90.0
-"""Longest wait for a page to become what it should be."""
-
+ANSWER_SECONDS = 180.0  # longest wait for an answer; the machine may have other work
+WAIT_SECONDS = 90.0  # longest wait for a page to become what it should be
 OPTIONS = (
     *("--headless=new", "--no-sandbox", "--remote-debugging-pipe", "--no-first-run", "--hide-scrollbars"),
     *("--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update"),
@@ -32,10 +27,10 @@ OPTIONS = (
 
 
 class BrowserError(Exception):
-    """The browser refused a command, or a script failed."""
+    """The browser rejected a command, or a script failed."""
 
 
-class Browser:
+class Browser(contextlib.AbstractContextManager["Browser"]):
     """One page: commands go in through the browser's file descriptor 3, answers and events come out of 4.
 
     Args:
@@ -48,32 +43,27 @@ class Browser:
         to_browser, self.out = os.pipe()
         self.incoming, from_browser = os.pipe()
         launch = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'  # the shell moves the pipes
-        self.process = subprocess.Popen(
-            ["/bin/bash", "-c", launch, "chromium", program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
-            pass_fds=(to_browser, from_browser),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        command = ["/bin/bash", "-c", launch, "chromium", program, *OPTIONS, f"--user-data-dir={profile}"]
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen([*command, "about:blank"], pass_fds=(to_browser, from_browser), **quiet)
         os.close(to_browser)
         os.close(from_browser)
         self.noted = noted
         self.buffer = b""
         self.number = 0
-        self.session: str | None = None
+        self.session: dict[str, str] = {}
         self.errors: list[str] = []
         self.requests: list[str] = []
         target = self("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = {"sessionId": self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network"):
             self(f"{domain}.enable")
         self.resize(1500, 950)
 
     def __call__(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send a command and return its answer; what happens meanwhile is noted."""
+        """Send a command and return its answer; events that come meanwhile are recorded."""
         self.number += 1
-        message: dict[str, Any] = {"id": self.number, "method": method, "params": parameters}
-        if self.session is not None:
-            message["sessionId"] = self.session
+        message = {"id": self.number, "method": method, "params": parameters, **self.session}
         os.write(self.out, json.dumps(message).encode() + b"\0")
         while (answer := self._next()).get("id") != self.number:
             pass
@@ -83,25 +73,24 @@ class Browser:
         return result
 
     def resize(self, width: int, height: int, *, scale: float = 1, dark: bool = False) -> None:
-        """Of the window, in CSS pixels; a narrow one is a phone's."""
+        """Set the size of the window in CSS pixels; a narrow one is a phone's."""
         phone = width < 600
         self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone)
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self("Emulation.setEmulatedMedia", features=features)
 
     def open(self, url: str) -> None:
-        """Go there."""
         self("Page.navigate", url=url)
 
     def run(self, script: str) -> Any:
-        """The value of an expression in the page; of a promise, what it comes to."""
+        """Return the value of an expression in the page, or the result of a promise."""
         answer = self("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise BrowserError(str(answer["exceptionDetails"])[:500])
         return answer["result"].get("value")
 
     def wait(self, condition: str, seconds: float = WAIT_SECONDS) -> Any:
-        """Until an expression is true; one that fails may be of a page that is not there yet."""
+        """Wait until an expression is true; one that fails may refer to a page that is not loaded yet."""
         end = time.monotonic() + seconds
         failure = ""
         while time.monotonic() < end:
@@ -115,7 +104,7 @@ class Browser:
         pytest.fail(f"never true: {condition} {failure}; the page says {text[:800]!r}; {self.errors[:3]}")
 
     def pause(self, seconds: float) -> None:
-        """Wait, while events are taken in."""
+        """Wait, while events are recorded."""
         self.run(f"new Promise(done => setTimeout(done, {seconds * 1000}))")
 
     def click(self, selector: str, *, x: float = 0.5, y: float = 0.5) -> None:
@@ -125,31 +114,33 @@ class Browser:
             "e.scrollIntoView({block: 'center', behavior: 'instant'}); const b = e.getBoundingClientRect(); "
             "return [b.left, b.top, b.width, b.height]; })()"
         )
-        place = {"x": box[0] + x * box[2], "y": box[1] + y * box[3], "button": "left", "clickCount": 1}
-        self("Input.dispatchMouseEvent", type="mousePressed", **place)
-        self("Input.dispatchMouseEvent", type="mouseReleased", **place)
+        point = {"x": box[0] + x * box[2], "y": box[1] + y * box[3], "button": "left", "clickCount": 1}
+        for kind in ("mousePressed", "mouseReleased"):
+            self("Input.dispatchMouseEvent", type=kind, **point)
 
     def click_text(self, text: str) -> None:
-        """The first element that has a text of its own with these words, once it is there."""
+        """Click the first element with a text of its own that has these words, as soon as there is one."""
         path = json.dumps(f"//*[text()[contains(., '{text}')]]")
-        found = f"document.evaluate({path}, document.body, null, XPathResult.FIRST_ORDERED_NODE_TYPE).singleNodeValue"
-        self.wait(f"(one => !!one && one.dispatchEvent(new MouseEvent('click', {{bubbles: true}})))({found})")
+        node = f"document.evaluate({path}, document.body, null, XPathResult.FIRST_ORDERED_NODE_TYPE).singleNodeValue"
+        self.wait(f"(one => !!one && one.dispatchEvent(new MouseEvent('click', {{bubbles: true}})))({node})")
 
     def press(self, key: str, code: int) -> None:
-        """Press a key on what has the focus."""
+        """Press a key on the element with the focus."""
         for kind in ("keyDown", "keyUp"):
             self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
-    def screenshot(self, path: Path | None = None, *, whole: bool = False) -> bytes:
-        """What is in sight, or the whole page, as PNG."""
-        content = base64.b64decode(self("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
+    def screenshot(self, path: Path | None = None) -> bytes:
+        """Return the visible part of the page as PNG."""
+        content = base64.b64decode(self("Page.captureScreenshot")["data"])
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         return content
 
-    def close(self) -> None:
-        """End the browser."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self.process.terminate()
         try:
             self.process.wait(10)
@@ -169,10 +160,7 @@ class Browser:
             self.buffer += part
         text, _, self.buffer = self.buffer.partition(b"\0")
         message: dict[str, Any] = json.loads(text)
-        self._note(message.get("method"), message.get("params", {}))
-        return message
-
-    def _note(self, method: str | None, event: dict[str, Any]) -> None:
+        method, event = message.get("method"), message.get("params", {})
         if method == "Runtime.exceptionThrown":
             details = event["exceptionDetails"]
             self.errors.append(details.get("exception", {}).get("description") or details["text"])
@@ -182,21 +170,17 @@ class Browser:
             self.errors.append(f"{event['entry']['text']} {event['entry'].get('url', '')}".strip())
         elif method == "Network.requestWillBeSent":
             self.requests.append(event["request"]["url"])
+        return message
 
 
 def program() -> str:
-    """Chromium's, or the test is skipped."""
-    found = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
-    if found is None:
+    """Return the path of Chromium, or skip the test."""
+    path = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
+    if path is None:
         pytest.skip("Chromium is absent: apt-get install chromium")
-    return found
+    return path
 
 
-@contextmanager
-def page(folder: Path) -> Iterator[Browser]:
-    """A browser that ends with the block."""
-    found = Browser(program(), folder / "profile")
-    try:
-        yield found
-    finally:
-        found.close()
+def page(folder: Path) -> Browser:
+    """Return a browser that ends with its `with` block."""
+    return Browser(program(), folder / "profile")

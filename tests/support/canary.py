@@ -1,4 +1,4 @@
-"""Unusual words in DICOM headers, and where they turn up."""
+"""Unusual words in DICOM headers, and the files in which they occur."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-# unusual words, each found by itself; DICOM results may keep those by which they belong to the study
+# DICOM results may keep these, because they identify the study
 LINKS = {
     "PatientName": "Zyxqwv^Canaryna",
     "PatientID": "CANARYPID77",
@@ -54,7 +54,7 @@ WORDS = {word for value in (*LINKS.values(), *SECRETS.values()) for word in valu
 
 
 def readable(path: Path) -> Iterator[bytes]:
-    """The content of a file, and what its compressed parts hold."""
+    """Yield the content of a file, and the content of its compressed parts."""
     content = path.read_bytes()
     yield content
     for start in (i for i in range(len(content)) if content[i : i + 2] in (b"\x1f\x8b", b"x\x9c", b"x\xda", b"x\x01")):
@@ -65,12 +65,12 @@ def readable(path: Path) -> Iterator[bytes]:
 
 
 def leaks(folder: Path, *, words: set[str]) -> set[tuple[str, str]]:
-    """Words in names and contents of files."""
-    found = set()
+    """Return the words that occur in names and contents of the files of a folder, by file."""
+    leaked = set()
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        found |= {(name, word) for word in words if word.lower() in name.lower()}
+        leaked |= {(name, word) for word in words if word.lower() in name.lower()}
         if path.is_file() and path.stat().st_size < 4 << 20:
             contents = list(readable(path)) if path.stat().st_size < 200_000 else [path.read_bytes()]
-            found |= {(name, word) for word in words for content in contents if word.encode() in content}
-    return found
+            leaked |= {(name, word) for word in words for content in contents if word.encode() in content}
+    return leaked

@@ -8,10 +8,14 @@ import runpy
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 
 import pytest
 
 from medunet.cli.app import main
+
+Medunet = Callable[..., int]  # type of the fixture `medunet`
+Capture = pytest.CaptureFixture[str]
 
 
 def run_medunet(*words: object) -> int:
@@ -23,6 +27,11 @@ def run_medunet(*words: object) -> int:
     return int(info.value.code or 0)
 
 
+def sets(changes: Mapping[str, object]) -> list[str]:
+    """Return values by config id as words of a command line."""
+    return [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+
+
 def run_monai_bundle(*words: object, **options: object) -> None:
     """Run `python -m monai.bundle WORDS --KEY VALUE ...`; a bundle's `logging.conf` writes to standard output."""
     root = logging.getLogger()
@@ -30,18 +39,18 @@ def run_monai_bundle(*words: object, **options: object) -> None:
         patch.setattr(root, "handlers", list(root.handlers))
         patch.setattr(root, "level", root.level)
         warnings.simplefilter("ignore")  # MONAI and ignite warn about themselves
-        patch.setattr(sys, "argv", ["monai.bundle", *map(str, words), *_given(options)])
+        patch.setattr(sys, "argv", ["monai.bundle", *map(str, words), *_words(options)])
         runpy.run_module("monai.bundle", run_name="__main__", alter_sys=False)
 
 
 def run_torchrun(*words: object, processes: int, **options: object) -> None:
     """Run `torchrun -m monai.bundle WORDS --KEY VALUE ...` in new processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["-m", "monai.bundle", *map(str, words), *_given(options)]
+    command += ["-m", "monai.bundle", *map(str, words), *_words(options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def _given(options: dict[str, object]) -> list[str]:
+def _words(options: dict[str, object]) -> list[str]:
     return [text for key, value in options.items() for text in (f"--{key}", str(value))]

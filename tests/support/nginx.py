@@ -24,30 +24,21 @@ START_SECONDS = 20.0
 
 @dataclass
 class Proxy:
-    """Where it listens, and the certificate by which it is known."""
+    """A running nginx."""
 
     port: int
-    certificate: Path
+    certificate: Path  # its own, self-signed
 
     @property
     def url(self) -> str:
         return f"https://localhost:{self.port}"
 
 
-def guide_block() -> str:
-    """The server block of the guide, as it stands there."""
-    [block] = re.findall(r"```nginx\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    return str(block)
-
-
 @contextmanager
 def proxied(upstream: str, folder: Path, *, passwords: str | None = None) -> Iterator[Proxy]:
-    """nginx before a server until the end of the block, configured as the guide says but for addresses and files.
+    """Run nginx before the server at `upstream`, configured as in the guide except for addresses and files.
 
-    Args:
-        upstream: address of the server, as in ``http://127.0.0.1:8000``.
-        folder: for its files.
-        passwords: lines of nginx' password file; each request needs one of them.
+    `passwords` are the lines of nginx' password file; each request needs one of them.
     """
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if program is None or shutil.which("openssl") is None:
@@ -65,14 +56,14 @@ def proxied(upstream: str, folder: Path, *, passwords: str | None = None) -> Ite
         "/etc/ssl/label.key": str(key),
         "http://127.0.0.1:8000;": f"{upstream};",
     }
-    block = guide_block()
-    for given, wanted in changes.items():
-        assert block.count(given) == 1, f"the guide says {given!r} {block.count(given)} times"
-        block = block.replace(given, wanted)
+    [block] = re.findall(r"```nginx\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for documented, own in changes.items():
+        assert block.count(documented) == 1, f"the guide has {documented!r} {block.count(documented)} times"
+        block = block.replace(documented, own)
     if passwords is not None:
         (folder / "passwords").write_text(passwords, encoding="utf-8")
-        asked = f"auth_basic people; auth_basic_user_file {folder / 'passwords'};"
-        block = block.replace("location / {", f"{asked}\n    location / {{")
+        login = f"auth_basic people; auth_basic_user_file {folder / 'passwords'};"
+        block = block.replace("location / {", f"{login}\n    location / {{")
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     spools = "\n".join(f"{kind}_temp_path {folder / kind};" for kind in kinds)
     root = "user root;\n" if os.geteuid() == 0 else ""  # its workers must reach the folder of the test
@@ -82,18 +73,19 @@ def proxied(upstream: str, folder: Path, *, passwords: str | None = None) -> Ite
     start = [program, "-p", str(folder), "-e", str(log), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
     process = subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
     try:
-        _wait(process, port, log)
+        end = time.monotonic() + START_SECONDS
+        while not _answers(port):
+            if process.poll() is not None or time.monotonic() > end:
+                pytest.fail(
+                    f"nginx does not answer: {log.read_text(encoding='utf-8') if log.is_file() else ''}"[-2000:]
+                )
+            time.sleep(0.1)
         yield Proxy(port, certificate)
     finally:
         process.terminate()
         process.wait(20)
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    pytest.fail(f"nginx does not answer: {log.read_text(encoding='utf-8')[-2000:] if log.is_file() else ''}")
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -12,13 +12,7 @@ from filelock import FileLock
 
 
 def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return a folder that is made once per session, also if several test processes (pytest-xdist) need it.
-
-    Args:
-        factory: pytest's fixture `tmp_path_factory`.
-        name: of the folder.
-        make: writes into the folder, which exists.
-    """
+    """Return a folder that `make` fills once per session, also if several test processes (pytest-xdist) need it."""
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent

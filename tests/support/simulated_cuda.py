@@ -1,7 +1,7 @@
 """A simulated CUDA device: CPU tensors with a device label, under CUDA's rules about devices and synchronisation.
 
 Every tensor stays a CPU tensor, so that MetaTensor, autograd and optimizers run and return numbers, but its storage may
-have the label `cuda:N`. Inside a :class:`SimulatedCuda` block,
+have the label `cuda:N`. Inside a `SimulatedCuda` block,
 
 * `torch.cuda` reports a GPU, `tensor.device` reports the label, and `.to("cuda")` and `device="cuda"` work;
 * an operation on tensors of two devices raises what CUDA raises, and so does `numpy()` on a labelled tensor;
@@ -19,54 +19,27 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 GIB = 1 << 30
 UNDECIDED = "undecided"  # label of a tensor born inside a C++ operation: it belongs to the device of its neighbours
+UPLOAD = "host to device, pageable"
 
-FACTORIES = [
-    "empty",
-    "zeros",
-    "ones",
-    "full",
-    "rand",
-    "randn",
-    "randint",
-    "arange",
-    "linspace",
-    "logspace",
-    "eye",
-    "tensor",
-    "as_tensor",
-    "empty_like",
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "rand_like",
-    "randn_like",
-    "randint_like",
-    "randperm",
-    "empty_strided",
-    "scalar_tensor",
-    "asarray",
-]
-NEW_METHODS = ["new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "new_empty_strided"]
+FACTORIES = {function.__name__ for function in _device_constructors()} | {n for n in dir(torch) if n.endswith("_like")}
+FACTORIES = {name for name in FACTORIES if hasattr(torch, name)}
+NEW_METHODS = [name for name in dir(torch.Tensor) if name.startswith("new_")]
 COPIES = {
-    "aten._has_compatible_shallow_copy_type.default",
-    "aten.copy_.default",
-    "aten._to_copy.default",
-    "aten.set_.source_Tensor",
-    "aten._copy_from.default",
+    *("aten._has_compatible_shallow_copy_type.default", "aten.copy_.default", "aten._to_copy.default"),
+    *("aten.set_.source_Tensor", "aten._copy_from.default"),
 }
 INDEXING = {
-    "aten.index.Tensor",
-    "aten.index_put.default",
-    "aten.index_put_.default",
-    "aten._index_put_impl_.default",
-    "aten._unsafe_index.Tensor",
+    *("aten.index.Tensor", "aten.index_put.default", "aten.index_put_.default"),
+    *("aten._index_put_impl_.default", "aten._unsafe_index.Tensor"),
 }
 SYNCHRONISING = {
     "aten._local_scalar_dense.default": "item",
@@ -95,41 +68,39 @@ def place() -> str:
     return library
 
 
-def to_device(value: Any) -> torch.device | None:
-    """Return a device with an index, or None."""
-    if value is None:
-        return None
-    device = torch.device("cuda", value) if isinstance(value, int) else torch.device(value)
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
-
-
 class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
-    """Simulate CUDA devices inside a `with` block.
+    """Simulate CUDA devices inside a `with` block; `waits` counts host synchronisations by kind and place.
 
     Args:
         devices: number of devices.
         free: free bytes of each device.
         total: bytes of each device.
-
-    Attributes:
-        waits: number of host synchronisations by kind and place.
-        operations: number of operations on a simulated device.
     """
 
     def __init__(self, devices: int = 1, *, free: int = 138 * GIB, total: int = 140 * GIB) -> None:
         self.devices, self.free, self.total = devices, free, total
         self.waits: collections.Counter[tuple[str, str]] = collections.Counter()
-        self.operations = 0
         self._labels: dict[int, tuple[StorageWeakRef, Any]] = {}
         self._pinned: dict[int, StorageWeakRef] = {}
         self._lock = threading.RLock()
         self._local = threading.local()
-        self._undo: list[tuple[Any, str, Any, bool]] = []
+        self._patch = pytest.MonkeyPatch()
 
     _real_device = torch._C.TensorBase.device
 
     def real_device(self, tensor: torch.Tensor) -> torch.device:
         return SimulatedCuda._real_device.__get__(tensor)  # type: ignore[no-any-return]
+
+    def device(self, value: Any) -> torch.device | None:
+        """Return a device with an index, or None; one that is not simulated is an error."""
+        if value is None:
+            return None
+        device = torch.device("cuda", value) if isinstance(value, int) else torch.device(value)
+        if device.type != "cuda":
+            return device
+        if (device.index or 0) >= self.devices:
+            raise RuntimeError("CUDA error: invalid device ordinal")
+        return torch.device("cuda", device.index or 0)
 
     def label(self, tensor: torch.Tensor) -> Any:
         """Return None for the CPU, a device, or `UNDECIDED`."""
@@ -138,11 +109,11 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
         except (RuntimeError, NotImplementedError):
             return None
         with self._lock:
-            entry = self._labels.get(key)
-            if entry is not None and entry[0].expired():
+            reference, label = self._labels.get(key, (None, None))
+            if reference is not None and reference.expired():
                 del self._labels[key]
-                entry = None
-        return None if entry is None else entry[1]
+                return None
+            return label
 
     def mark(self, tensor: torch.Tensor, label: Any) -> torch.Tensor:
         """Give the storage of a tensor a label."""
@@ -156,14 +127,17 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
                 self._labels = {key: entry for key, entry in self._labels.items() if not entry[0].expired()}
         return tensor
 
+    def is_cuda(self, tensor: torch.Tensor) -> bool:
+        return isinstance(self.label(tensor), torch.device)
+
     def in_factory(self) -> bool:
-        """Whether this thread is inside a factory function, which labels its result itself."""
+        """Return whether this thread is inside a factory function, which labels its result itself."""
         return getattr(self._local, "depth", 0) > 0
 
     def count_wait(self, kind: str) -> None:
         self.waits[kind, place()] += 1
 
-    def is_pinned(self, tensor: torch.Tensor) -> bool:
+    def is_pinned(self, tensor: torch.Tensor, *_: Any) -> bool:
         entry = self._pinned.get(tensor.untyped_storage()._cdata)
         return entry is not None and not entry.expired()
 
@@ -174,8 +148,6 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
         own = self.label(tensor)
         own = None if own == UNDECIDED else own
         target = own if device is None or device.type == "meta" else None if device.type == "cpu" else device
-        if device is not None and device.type == "cuda" and (device.index or 0) >= self.devices:
-            raise RuntimeError("CUDA error: invalid device ordinal")
         result = make()
         if self.real_device(result).type != "cpu":
             return result
@@ -186,18 +158,14 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
             if target is None:
                 self.count_wait("device to host")
             elif not (self.is_pinned(tensor) and non_blocking):
-                self.count_wait("host to device, pageable")
+                self.count_wait(UPLOAD)
         return self.mark(result, target)
-
-    # Patches -------------------------------------------------------------------------------------------------------
-
-    def _set(self, holder: Any, name: str, value: Any) -> None:
-        self._undo.append((holder, name, getattr(holder, name, None), name in vars(holder)))
-        setattr(holder, name, value)
 
     def __enter__(self) -> SimulatedCuda:
         self._patch_tensor()
-        self._patch_factories()
+        for holder, names in ((torch, FACTORIES), (torch.Tensor, NEW_METHODS)):
+            for name in names:
+                self._set(holder, name, self._factory(name, getattr(holder, name)))
         self._patch_torch()
         self._mode = _Dispatch(self)
         self._mode.__enter__()
@@ -205,67 +173,50 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
 
     def __exit__(self, *error: Any) -> None:
         self._mode.__exit__(*error)
-        for holder, name, value, existed in reversed(self._undo):
-            if existed:
-                setattr(holder, name, value)
-            else:
-                delattr(holder, name)
-        self._undo.clear()
+        self._patch.undo()
+
+    def _set(self, holder: Any, name: str, value: Any) -> None:
+        self._patch.setattr(holder, name, value, raising=False)
 
     def _patch_tensor(self) -> None:
         me, tensor = self, torch.Tensor
-
-        def device_of(t: torch.Tensor) -> torch.device:
-            label = me.label(t)
-            return label if isinstance(label, torch.device) else me.real_device(t)
-
-        def is_cuda(t: torch.Tensor) -> bool:
-            return isinstance(me.label(t), torch.device)
-
-        real_to = torch._C.TensorBase.to
+        real_to, real_deepcopy = torch._C.TensorBase.to, tensor.__deepcopy__
 
         def to(t: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             copy, device, rest = kwargs.pop("copy", False), kwargs.pop("device", None), list(args)
-            if rest and (isinstance(rest[0], str | torch.device) or type(rest[0]) is int):
+            if rest and isinstance(rest[0], torch.Tensor):
+                kwargs.setdefault("dtype", rest[0].dtype)
+                device = rest.pop(0).device
+            # Module.to(dtype=...) passes the device as well, as None
+            elif rest and (rest[0] is None or isinstance(rest[0], str | torch.device) or type(rest[0]) is int):
                 device = rest.pop(0)
-            elif rest and isinstance(rest[0], torch.Tensor):
-                other = rest.pop(0)
-                device = other.device
-                kwargs.setdefault("dtype", other.dtype)
-            elif rest and rest[0] is None:  # Module.to(dtype=...) passes the device as well
-                rest.pop(0)
             if rest and (rest[0] is None or isinstance(rest[0], torch.dtype)):
                 kwargs["dtype"] = rest.pop(0)
             if rest:
                 kwargs["non_blocking"] = rest.pop(0)
-            if rest:
-                copy = rest.pop(0)
-            target = to_device(device)
+            copy = rest.pop(0) if rest else copy
+            target = me.device(device)
             if target is not None and target.type not in ("cpu", "cuda"):
                 kwargs["device"] = target
-            kwargs = {key: value for key, value in kwargs.items() if value is not None}
-            options = {"dtype": t.dtype, **kwargs} if kwargs or copy else {"dtype": t.dtype}
-            return me.move(
-                t, target, lambda: real_to(t, copy=copy, **options), non_blocking=bool(kwargs.get("non_blocking"))
-            )
+            options = {"dtype": t.dtype, **{key: value for key, value in kwargs.items() if value is not None}}
+            is_async = bool(kwargs.get("non_blocking"))
+            return me.move(t, target, lambda: real_to(t, copy=copy, **options), non_blocking=is_async)
 
         def on_cpu_only(name: str, real: Any) -> Any:
             def call(t: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-                if is_cuda(t):
+                if me.is_cuda(t):
                     raise TypeError(f"can't convert {me.label(t)} device type tensor to numpy [{name}]")
                 return real(t, *args, **kwargs)
 
             return call
 
-        real_deepcopy = tensor.__deepcopy__
-
         def deepcopy(t: torch.Tensor, memo: Any) -> Any:
             with _disable_current_modes():
                 result = real_deepcopy(t, memo)
-            return me.mark(result, me.label(t)) if is_cuda(t) else result
+            return me.mark(result, me.label(t)) if me.is_cuda(t) else result
 
         def pin(t: torch.Tensor, *args: Any) -> Any:
-            if is_cuda(t):
+            if me.is_cuda(t):
                 raise RuntimeError("cannot pin a CUDA tensor: only dense CPU tensors can be pinned")
             with torch.no_grad():
                 result = t.clone()
@@ -273,54 +224,40 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
             me._pinned[storage._cdata] = StorageWeakRef(storage)
             return result
 
-        self._set(tensor, "device", property(device_of))
-        self._set(tensor, "is_cuda", property(is_cuda))
-        self._set(tensor, "get_device", lambda t: me.label(t).index if is_cuda(t) else -1)
+        self._set(tensor, "device", property(lambda t: me.label(t) if me.is_cuda(t) else me.real_device(t)))
+        self._set(tensor, "is_cuda", property(me.is_cuda))
+        self._set(tensor, "get_device", lambda t: me.label(t).index if me.is_cuda(t) else -1)
         self._set(tensor, "to", to)
         self._set(tensor, "cpu", lambda t, *args, **kwargs: t.to("cpu"))
-        self._set(tensor, "cuda", lambda t, device=None, **kwargs: t.to(to_device(device or "cuda")))
+        self._set(tensor, "cuda", lambda t, device=None, **kwargs: t.to(me.device(device or "cuda")))
         self._set(tensor, "numpy", on_cpu_only("numpy", torch._C.TensorBase.numpy))
         self._set(tensor, "__array__", on_cpu_only("__array__", tensor.__array__))
         self._set(tensor, "__deepcopy__", deepcopy)
         self._set(tensor, "pin_memory", pin)
         self._set(tensor, "is_pinned", lambda t, *args: me.is_pinned(t))
 
-    def _patch_factories(self) -> None:
-        me = self
+    def _factory(self, name: str, real: Any) -> Any:
+        def make(*args: Any, **kwargs: Any) -> Any:
+            device = self.device(kwargs.get("device"))
+            if name in ("as_tensor", "asarray") and args and isinstance(args[0], torch.Tensor) and device:
+                plain = {key: value for key, value in kwargs.items() if key != "device"}
+                return self.move(args[0], device, lambda: real(args[0], **plain))
+            is_cuda = device is not None and device.type == "cuda"
+            self._local.depth = getattr(self._local, "depth", 0) + 1
+            try:
+                result = real(*args, **{**kwargs, "device": "cpu"} if is_cuda else kwargs)
+            finally:
+                self._local.depth -= 1
+            if is_cuda and name in ("tensor", "as_tensor", "asarray"):
+                self.count_wait(UPLOAD)
+            if device is not None and device.type in ("cuda", "cpu"):
+                self.mark(result, device if is_cuda else None)
+            return result
 
-        def factory(name: str, real: Any) -> Any:
-            def make(*args: Any, **kwargs: Any) -> Any:
-                device = to_device(kwargs.get("device"))
-                if name in ("as_tensor", "asarray") and args and isinstance(args[0], torch.Tensor) and device:
-                    plain = {key: value for key, value in kwargs.items() if key != "device"}
-                    return me.move(args[0], device, lambda: real(args[0], **plain))
-                if device is not None and device.type == "cuda":
-                    kwargs = {**kwargs, "device": "cpu"}
-                me._local.depth = getattr(me._local, "depth", 0) + 1
-                try:
-                    result = real(*args, **kwargs)
-                finally:
-                    me._local.depth -= 1
-                if device is not None and device.type == "cuda":
-                    if device.index >= me.devices:
-                        raise RuntimeError("CUDA error: invalid device ordinal")
-                    if name in ("tensor", "as_tensor", "asarray"):
-                        me.count_wait("host to device, pageable")
-                    me.mark(result, device)
-                elif device is not None and device.type == "cpu":
-                    me.mark(result, None)
-                return result
-
-            return make
-
-        for name in FACTORIES:
-            self._set(torch, name, factory(name, getattr(torch, name)))
-        for name in NEW_METHODS:
-            self._set(torch.Tensor, name, factory(name, getattr(torch.Tensor, name)))
+        return make
 
     def _patch_torch(self) -> None:
-        me = self
-        real_generator, real_load = torch.Generator, torch.load
+        me, real_generator, real_load = self, torch.Generator, torch.load
         real_autocast, real_enabled = torch.amp.autocast_mode.autocast.__init__, torch.is_autocast_enabled
         real_run = threading.Thread.run
 
@@ -333,7 +270,7 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
                 return real_generator("cpu")
 
         def load(file: Any, map_location: Any = None, **kwargs: Any) -> Any:
-            device = to_device(map_location) if isinstance(map_location, str | torch.device) else None
+            device = me.device(map_location) if isinstance(map_location, str | torch.device) else None
             if device is None or device.type != "cuda":
                 return real_load(file, map_location=map_location, **kwargs)
             content = real_load(file, map_location="cpu", **kwargs)
@@ -353,24 +290,24 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
         self._set(torch, "load", load)
         self._set(torch.amp.autocast_mode.autocast, "__init__", autocast)
         self._set(torch, "is_autocast_enabled", lambda kind="cpu": real_enabled("cpu" if kind == "cuda" else kind))
-        facts: dict[str, Callable[..., Any]] = {
-            "is_available": lambda: True,
-            "device_count": lambda: me.devices,
-            "current_device": lambda: 0,
-            "set_device": lambda device: None,
-            "get_device_capability": lambda device=None: (9, 0),
-            "get_device_name": lambda device=None: "NVIDIA H200 (simulated)",
-            "mem_get_info": lambda device=None: (me.free, me.total),
-            "memory_reserved": lambda device=None: 0,
-            "memory_allocated": lambda device=None: 0,
-            "max_memory_reserved": lambda device=None: GIB,
-            "max_memory_allocated": lambda device=None: GIB,
-            "empty_cache": lambda: None,
-            "is_bf16_supported": lambda *args: True,
-            "synchronize": lambda device=None: me.count_wait("synchronize"),
+        facts: dict[str, Any] = {
+            "is_available": True,
+            "device_count": me.devices,
+            "current_device": 0,
+            "set_device": None,
+            "get_device_capability": (9, 0),
+            "get_device_name": "NVIDIA H200 (simulated)",
+            "mem_get_info": (me.free, me.total),
+            "memory_reserved": 0,
+            "memory_allocated": 0,
+            "max_memory_reserved": GIB,
+            "max_memory_allocated": GIB,
+            "empty_cache": None,
+            "is_bf16_supported": True,
         }
         for name, value in facts.items():
-            self._set(torch.cuda, name, value)
+            self._set(torch.cuda, name, lambda *_, value=value, **__: value)
+        self._set(torch.cuda, "synchronize", lambda device=None: me.count_wait("synchronize"))
         self._set(torch.version, "cuda", "13.0")
         self._set(torch.backends.cudnn, "version", lambda: 91900)
         self._set(threading.Thread, "run", run)
@@ -386,32 +323,31 @@ class _Dispatch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         me, name = self.simulation, str(func)
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        labels = [me.label(tensor) for tensor in given]
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        labels = [me.label(tensor) for tensor in inputs]
         gpu = next((label for label in labels if isinstance(label, torch.device)), None)
         if gpu is not None:
-            me.operations += 1
             if name in INDEXING:
                 self._check_indexing(name, args)
             elif name not in COPIES:
-                self._check_devices(name, given, labels, gpu)
+                self._check_devices(name, inputs, labels, gpu)
             self._count(name, args, labels)
         result = func(*args, **kwargs)
-        known = {id(tensor) for tensor in given}
+        known = {id(tensor) for tensor in inputs}
         for out in tree_leaves(result):
             if isinstance(out, torch.Tensor) and id(out) not in known and me.real_device(out).type == "cpu":
                 if gpu is not None:  # `.to` corrects the label of a copy afterwards
                     me.mark(out, UNDECIDED if labels[0] == UNDECIDED and name in COPIES else gpu)
-                elif not given and not me.in_factory():
+                elif not inputs and not me.in_factory():
                     me.mark(out, UNDECIDED)
         return result
 
-    def _check_devices(self, name: str, given: list[torch.Tensor], labels: list[Any], gpu: torch.device) -> None:
-        for tensor, label in zip(given, labels, strict=True):
+    def _check_devices(self, name: str, inputs: list[torch.Tensor], labels: list[Any], gpu: torch.device) -> None:
+        for tensor, label in zip(inputs, labels, strict=True):
             is_scalar = label is None and tensor.dim() == 0
             if label not in (gpu, UNDECIDED) and not is_scalar and self.simulation.real_device(tensor).type != "meta":
-                other = label or "cpu"
-                raise RuntimeError(f"Expected all tensors to be on the same device, found {gpu} and {other} in {name}")
+                devices = f"{gpu} and {label or 'cpu'}"
+                raise RuntimeError(f"Expected all tensors to be on the same device, found {devices} in {name}")
 
     def _check_indexing(self, name: str, args: Any) -> None:
         label = self.simulation.label
@@ -430,8 +366,7 @@ class _Dispatch(TorchDispatchMode):
         elif name in INDEXING:
             for index in tree_leaves(args[1]):
                 if isinstance(index, torch.Tensor):
-                    is_mask = index.dtype in (torch.bool, torch.uint8)
-                    if is_mask and isinstance(me.label(index), torch.device):
+                    if index.dtype in (torch.bool, torch.uint8) and me.is_cuda(index):
                         me.count_wait("boolean mask")
                     elif me.label(index) is None and me.label(args[0]) is not None:
                         me.count_wait("index on the CPU")

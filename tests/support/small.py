@@ -9,8 +9,11 @@ import torch
 from monai.bundle import ConfigParser
 
 from medunet.bundle import find_bundle, specialise
+from medunet.config import read_json
+from medunet.datasets import open_dataset
 from medunet.runtime import save_weights
 
+# changes to `unet_2d` for training runs of half a second on phantoms of 48 x 48
 SMALL_2D: dict[str, Any] = {
     "network_def::channels": [4, 8],
     "patch_size": [32, 32],
@@ -18,17 +21,27 @@ SMALL_2D: dict[str, Any] = {
     "batch_size": 2,
     "val_interval": 1,
 }
-"""Changes to `unet_2d` for training runs of half a second on phantoms of 48 x 48."""
-
+# changes to `unet_3d` for training runs of a second on phantoms of about 32 x 32 x 24
 SMALL_3D: dict[str, Any] = {**SMALL_2D, "patch_size": [16, 16, 16]}
-"""Changes to `unet_3d` for training runs of a second on phantoms of about 32 x 32 x 24."""
 
 
-def untrained_run(folder: Path, *, shipped: str = "unet_3d", seed: int = 0, **changes: Any) -> Path:
-    """A run of a shipped bundle (`unet_3d` has three classes) in two levels, its weights drawn by seed."""
-    patch = [16] * (3 if shipped == "unet_3d" else 2)
-    small = {"network_def::channels": [4, 8], "patch_size": patch, "autocast_dtype": "float32"}
-    run = specialise(find_bundle(shipped), folder, {**small, **changes})
+def narrow(bundle: Path, **changes: Any) -> dict[str, Any]:
+    """Return changes to a planned bundle: one short epoch of a narrow network with the levels of the plan."""
+    levels = len(read_json(bundle / "configs" / "train.json")["network_def"]["channels"])
+    short = {"epochs": 1, "steps_per_epoch": 2, "val_interval": 1, "batch_size": 2}
+    return {**short, "network_def::channels": [4] * levels, **changes}
+
+
+def classes_of(data: Path) -> dict[str, Any]:
+    """Return the classes of a data set as config values."""
+    labels = open_dataset(data).labels
+    return {"label_values": list(labels.values()), "label_names": list(labels)}
+
+
+def untrained_run(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Write a run of `unet_3d` with three classes in two levels and random weights."""
+    small = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
+    run = specialise(find_bundle("unet_3d"), folder, {**small, **changes})
     parser = ConfigParser()
     parser.read_config(str(run / "configs" / "inference.json"))
     torch.manual_seed(seed)

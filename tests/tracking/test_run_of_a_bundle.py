@@ -23,7 +23,8 @@ from medunet.datasets import open_dataset
 from medunet.errors import SecurityError
 from medunet.io import read_volume
 from medunet.prediction import Predictor
-from medunet.runs import resume_run, train_bundle, train_folds
+from medunet.runs import train_bundle, train_folds
+from medunet.runs.folds import resume_run
 from medunet.tracking import TrackedRun, best_run, differing, find_run, folder_of, list_runs
 from medunet.tracking.bundle_model import save_model
 from medunet.trust import judge, unpack
