@@ -30,17 +30,6 @@ def test_every_benchmark_can_be_imported() -> None:
             importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
-def test_results_are_tables_between_marks(tmp_path: Path) -> None:
-    file = tmp_path / "README.md"
-    file.write_text("# Mine\n<!-- a -->\nold\n<!-- b -->\nend\n")
-    measure.write_between(file, ("<!-- a -->", "<!-- b -->"), measure.table(["x", "y"], [[1, "2"]]))
-    assert file.read_text() == "# Mine\n<!-- a -->\n\n| x | y |\n| --- | --- |\n| 1 | 2 |\n\n<!-- b -->\nend\n"
-    machine = measure.machine("numpy")
-    measure.write_json(tmp_path / "new" / "a.json", {"machine": machine})
-    assert measure.read_json(tmp_path / "new" / "a.json")["machine"] == machine
-    assert measure.read_json(tmp_path / "absent.json") == {}
-
-
 @pytest.fixture
 def small_restore(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restore, "CASES", {"small": ((24, 24, 16), (3.0, 3.0, 3.0))})

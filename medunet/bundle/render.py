@@ -162,7 +162,13 @@ def render_all(*, sources: Path | None = None, output: Path | None = None, check
     for name in read_yaml((sources or resource_dir("configs")) / "bundles.yaml")["bundles"]:
         files = render(name, sources=sources)
         if is_own:
-            expressions |= _unknown_expressions(files)
+            contents = (json.loads(text) for path, text in files.items() if path.endswith("json"))
+            unknown, targets = missing_from_known(contents)
+            if targets:
+                remedy = "make sure that it runs no string, imports none by name and loads no pickle; then add it"
+                received = ", ".join(sorted(targets))
+                raise ConfigError("a target is not reviewed", file=TARGETS_FILE, received=received, remedy=remedy)
+            expressions |= unknown
         differ = differences(files, output / name)
         changed += [output / name / file for file in differ]
         if not check:
@@ -174,12 +180,3 @@ def render_all(*, sources: Path | None = None, output: Path | None = None, check
         if not check:
             write_expressions(expressions)
     return changed
-
-
-def _unknown_expressions(files: Mapping[str, str]) -> set[str]:
-    """Return the expressions for which a rendered bundle would not be trusted."""
-    expressions, targets = missing_from_known(json.loads(text) for name, text in files.items() if name.endswith("json"))
-    if targets:
-        remedy = "make sure that it runs no string, imports none by name and loads no pickle; then add it"
-        raise ConfigError("a target is not reviewed", file=TARGETS_FILE, received=sorted(targets), remedy=remedy)
-    return expressions

@@ -7,7 +7,7 @@ import copy
 import logging
 import pydoc
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,24 +157,22 @@ def _properties(bundle: Path) -> None:
     MONAI only warns; in medunet's bundles a missing id is a fault. MONAI has no properties for `evaluate`.
     """
     configs = _configs(bundle)
-    is_own = _is_own(configs)
+    faults = []
     for name, config in configs.items():
-        for fault in _wrong_properties(name, config) if is_own or name != "evaluate" else ():
-            if is_own:
-                raise fault
-            logger.warning("%s", fault)
-
-
-def _wrong_properties(name: str, config: Mapping[str, Any]) -> Iterator[ConfigError]:
-    ids = {id_ for id_, _ in walk(config)}
-    for property_name, property_ in (TrainProperties if name == "train" else InferProperties).items():
-        id_, reference = property_[BundlePropertyConfig.ID], property_.get(BundlePropertyConfig.REF_ID)
-        if property_[BundleProperty.REQUIRED] and id_ not in ids:
-            yield ConfigError(f"{name} lacks MONAI's property {property_name}", expected=f"id {id_}")
-        value = get_id(config, reference) if reference in ids else None
-        if isinstance(value, str) and value.startswith("@") and value.replace("#", SEPARATOR) != f"@{id_}":
-            cause = f"{name}: {property_name} has another id than MONAI expects"
-            yield ConfigError(cause, received=value, expected=f"@{id_}")
+        ids = {id_ for id_, _ in walk(config)}
+        properties = {"train": TrainProperties, "evaluate": InferProperties if _is_own(configs) else {}}
+        for property_name, property_ in properties.get(name, InferProperties).items():
+            id_, reference = property_[BundlePropertyConfig.ID], property_.get(BundlePropertyConfig.REF_ID)
+            if property_[BundleProperty.REQUIRED] and id_ not in ids:
+                faults.append(ConfigError(f"{name} lacks MONAI's property {property_name}", expected=f"id {id_}"))
+            value = get_id(config, reference) if reference in ids else None
+            if isinstance(value, str) and value.startswith("@") and value.replace("#", SEPARATOR) != f"@{id_}":
+                cause = f"{name}: {property_name} has another id than MONAI expects"
+                faults.append(ConfigError(cause, received=value, expected=f"@{id_}"))
+    if faults and _is_own(configs):
+        raise faults[0]
+    for fault in faults:
+        logger.warning("%s", fault)
 
 
 def _parsed(bundle: Path) -> ConfigParser:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from medunet.metrics import Summary
     from medunet.metrics.evaluation import Statistics
 
-MAX_SHOWN = 20  # names of cases in one line; metrics.json has them all
 LABELS_HELP = "With --pred: names of the label values. Default: those of dataset.json."
 SECTION_HELP = "Cases: unseen (those that the run was not trained on), validation (its fold), all, or test (imagesTs)."
 EM_HELP = "Also compute V_rand, V_info and warping error. Default: for 2D images with two labels."
@@ -76,6 +75,8 @@ def _parse_labels(text: str | None) -> dict[str, int] | None:
 
 
 def _show(result: Summary) -> None:
+    from medunet.datasets import shown
+
     columns = ("class", "Dice", "median", "IoU", "HD95 mm", "surface mm", "missed", "spurious")
     table = Table(*columns, title=f"{result['cases']} cases, mean (sd)")
     for name, entry in result["classes"].items():
@@ -93,9 +94,11 @@ def _show(result: Summary) -> None:
     if trained_on is None:
         console.print("[yellow]warning[/] the bundle does not record which cases it was trained on")
     elif trained_on:
-        console.print(f"[yellow]warning[/] {len(trained_on)} of these cases were trained on: {_names(trained_on)}")
+        console.print(
+            f"[yellow]warning[/] {len(trained_on)} of these cases were trained on: {escape(shown(trained_on))}"
+        )
     if left_out := result.get("left_out"):
-        console.print(f"left out, because the run was trained on them: {_names(left_out)}")
+        console.print(f"left out, because the run was trained on them: {escape(shown(left_out))}")
     typer.echo(f"tables: {result['folder']}")
 
 
@@ -103,7 +106,3 @@ def _cell(statistics: Statistics, digits: int, cases: int) -> str:
     """Return mean and standard deviation, with the number of cases unless it is all of them."""
     text = f"{statistics['mean']:.{digits}f} ({statistics['std']:.{digits}f})"
     return text if statistics["n"] == cases else f"{text} n={statistics['n']}"
-
-
-def _names(names: list[str]) -> str:
-    return escape(", ".join(names[:MAX_SHOWN]) + (f" and {len(names) - MAX_SHOWN} more" if names[MAX_SHOWN:] else ""))

@@ -13,6 +13,8 @@ from medunet.cli import options as opt
 from medunet.files import require_path
 from medunet.resources import find_bundle
 
+IMAGE_HELP = "Also compare the labels predicted for this image or series."
+NAME_HELP = "Name of the bundle and of the folder in the .zip. Default: that of the file."
 OUTPUT_HELP = "File to write: .onnx, .ts, .pt2, .xml (with a .bin beside it) or .engine."
 
 
@@ -30,9 +32,7 @@ def export(
     bundle: opt.Trained,
     to: Annotated[FileFormat, typer.Option(help="File format.")],
     output: Annotated[Path, typer.Option("--output", "-o", help=OUTPUT_HELP)],
-    image: Annotated[
-        Path | None, typer.Option(metavar="CASE", help="Also compare the labels predicted for this image or series.")
-    ] = None,
+    image: Annotated[Path | None, typer.Option(metavar="CASE", help=IMAGE_HELP)] = None,
     force: opt.Force = False,
     trust: opt.Trust = False,
 ) -> None:
@@ -57,9 +57,7 @@ def export(
 def package(
     bundle: opt.Trained,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .zip file to write.")],
-    name: Annotated[
-        str | None, typer.Option(help="Name of the bundle and of the folder in the .zip. Default: that of the file.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help=NAME_HELP)] = None,
     torchscript: Annotated[bool, typer.Option("--torchscript", help="Add models/model.ts (TorchScript).")] = False,
     force: opt.Force = False,
     trust: opt.Trust = False,

@@ -14,31 +14,25 @@ from medunet.cli import options as opt
 from medunet.errors import ConfigError
 from medunet.resources import find_bundle
 
+STUDIES_HELP = "Folder of images, or URL of a DICOMweb service."
+HOST_HELP = "Address to bind. Addresses that other machines can reach need a token."
+WORK_HELP = "Folder for working copies of the bundles, training runs and uploads."
+PYTHON_HELP = "With --setup: a Python 3.10 to 3.12 to create it with. Default: this one."
 INDEX_HELP = "With --setup: package index for torch, such as https://download.pytorch.org/whl/cpu without CUDA."
 ENVIRONMENT = typer.Option(envvar="MEDUNET_LABEL_ENV", help="Folder of that environment. Default: in the cache folder.")
 
 
 def label(
     bundles: Annotated[list[str] | None, typer.Argument(metavar="BUNDLE...", help="Trained runs or bundles.")] = None,
-    studies: Annotated[
-        str | None, typer.Option(metavar="DIR|URL", help="Folder of images, or URL of a DICOMweb service.")
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to bind. Addresses that other machines can reach need a token.")
-    ] = "127.0.0.1",
+    studies: Annotated[str | None, typer.Option(metavar="DIR|URL", help=STUDIES_HELP)] = None,
+    host: Annotated[str, typer.Option(help=HOST_HELP)] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
-    work: Annotated[
-        Path, typer.Option(help="Folder for working copies of the bundles, training runs and uploads.")
-    ] = Path("medunet_label"),
+    work: Annotated[Path, typer.Option(help=WORK_HELP)] = Path("medunet_label"),
     device: opt.Device = "auto",
-    modality: Annotated[
-        str | None, typer.Option(help="Modality of the DICOM series to offer. Default: all images.")
-    ] = None,
+    modality: Annotated[str | None, typer.Option(help="Modality of the series to offer. Default: all images.")] = None,
     setup: Annotated[bool, typer.Option("--setup", help="Create the Python environment of MONAI Label, once.")] = False,
     environment: Annotated[Path | None, ENVIRONMENT] = None,
-    python: Annotated[
-        str | None, typer.Option(help="With --setup: a Python 3.10 to 3.12 to create it with. Default: this one.")
-    ] = None,
+    python: Annotated[str | None, typer.Option(help=PYTHON_HELP)] = None,
     torch_index: Annotated[str | None, typer.Option(metavar="URL", help=INDEX_HELP)] = None,
     trust: opt.Trust = False,
 ) -> None:

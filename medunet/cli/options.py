@@ -29,26 +29,20 @@ TABLE_WIDTH = 1000  # characters; no table is as wide
 Bundle = Annotated[str, typer.Argument(help="A shipped bundle (unet_3d, unet_2d, unet_2015), or a bundle's folder.")]
 Trained = Annotated[str, typer.Argument(help="A run, or a bundle with weights.")]
 DataFolder = Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, images/ and labels/, or DICOM cases.")]
-TrainingData = Annotated[
-    Path, typer.Option("--data", help="MSD or nnU-Net folder, or a folder with images/ and labels/.")
-]
+DATA_HELP = "MSD or nnU-Net folder, or a folder with images/ and labels/."
+TrainingData = Annotated[Path, typer.Option("--data", help=DATA_HELP)]
 Epochs = Annotated[int | None, typer.Option(help="Number of epochs. Default: that of the bundle.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the bundle's configs by its id; repeatable."),
-]
-Preset = Annotated[
-    list[str] | None,
-    typer.Option("--preset", metavar="NAME", help="Apply a preset of the bundle, such as few or sgd_poly; repeatable."),
-]
+SET_HELP = "Change a value of the bundle's configs by its id; repeatable."
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP)]
+PRESET_HELP = "Apply a preset of the bundle, such as few or sgd_poly; repeatable."
+Preset = Annotated[list[str] | None, typer.Option("--preset", metavar="NAME", help=PRESET_HELP)]
 URI_HELP = "Tracking URI of MLflow; '' disables it. Default: MLFLOW_TRACKING_URI, else mlruns.db beside the run."
 TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help=URI_HELP)]
 TRUST_HELP = "Run a bundle that could run its own code, and remember its exact content as trusted."
 Trust = Annotated[bool, typer.Option("--trust", help=TRUST_HELP)]
-SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Skip unusable cases and list them. Default: stop if there are any.")
-]
+SKIP_HELP = "Skip unusable cases and list them. Default: stop if there are any."
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help=SKIP_HELP)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -61,30 +55,16 @@ class Where(str, Enum):
 
 # options of the commands that read images, by field of `medunet.io.ReadOptions`; None leaves the default
 READING: dict[str, Any] = {
-    "series_uid": Annotated[
-        str | None, typer.Option(metavar="UID", help="DICOM: SeriesInstanceUID of the series to read.")
-    ],
-    "phase": Annotated[
-        int | None, typer.Option(metavar="N", help="DICOM: which volume of a 4D series, or which frame, from 0.")
-    ],
-    "uneven": Annotated[
-        str | None,
-        typer.Option(metavar="refuse|resample", help="DICOM: what to do with slices at uneven distances."),
-    ],
-    "tilt": Annotated[
-        str | None, typer.Option(metavar="keep|resample", help="DICOM: keep a gantry tilt as shear, or straighten it.")
-    ],
-    "form": Annotated[
-        str | None,
-        typer.Option(metavar="agree|sform|qform|pixdim", help="NIfTI: which placement of the header to use."),
-    ],
-    "fill_value": Annotated[
-        float | None, typer.Option(metavar="X", help="NIfTI: value that replaces NaN and infinite voxels.")
-    ],
-    "skip_unreadable": Annotated[
-        bool | None,
-        typer.Option("--skip-unreadable", help="DICOM: skip zeroed, truncated and unreadable files of a series."),
-    ],
+    name: Annotated[kind | None, typer.Option(f"--{name.replace('_', '-')}", metavar=metavar, help=text)]
+    for name, kind, metavar, text in (
+        ("series_uid", str, "UID", "DICOM: SeriesInstanceUID of the series to read."),
+        ("phase", int, "N", "DICOM: which volume of a 4D series, or which frame, from 0."),
+        ("uneven", str, "refuse|resample", "DICOM: reject or resample slices at uneven distances."),
+        ("tilt", str, "keep|resample", "DICOM: keep a gantry tilt as shear, or resample to right angles."),
+        ("form", str, "agree|sform|qform|pixdim", "NIfTI: which placement of the header to use."),
+        ("fill_value", float, "X", "NIfTI: value that replaces NaN and infinite voxels."),
+        ("skip_unreadable", bool, None, "DICOM: skip zeroed, truncated and unreadable files of a series."),
+    )
 }
 
 

@@ -15,6 +15,7 @@ from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
 
 DIMS = {"auto": None, "2": 2, "3": 3}
+JOBS_HELP = "Cases to measure simultaneously, each in memory. Default: as many as fit."
 DIMS_HELP = "Dimensions of the network. auto: those of the images; 2: slice by slice, also for volumes."
 ESTIMATE_HELP = "Skip the trial training step: estimate memory and keep the default number of epochs."
 
@@ -30,9 +31,7 @@ def plan(
     estimate: Annotated[bool, typer.Option("--estimate", help=ESTIMATE_HELP)] = False,
     skip_bad: opt.SkipBad = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a planned bundle, even if it was edited.")] = False,
-    jobs: Annotated[
-        int | None, typer.Option(help="Cases to measure simultaneously, each in memory. Default: as many as fit.")
-    ] = None,
+    jobs: Annotated[int | None, typer.Option(help=JOBS_HELP)] = None,
     *,
     reading: dict[str, Any],
 ) -> None:

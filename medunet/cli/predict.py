@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from medunet.deploy.cluster import Outcome
     from medunet.prediction import Prediction, PredictOptions
 
+VERBOSE_HELP = "Print tiles, how the network is run, and tracebacks."
+ON_HELP = "ray: distribute the cases over a Ray cluster, one worker per GPU."
 INPUTS_HELP = "Images, folders or DICOM series; or one CSV file of a cohort, or the URL of a DICOMweb store."
 FORMAT_HELP = "Format of the label maps. auto: that of the input, or DICOM SEG if highdicom is installed."
 SKIP_HELP = "Skip cases that have results, to continue an interrupted command."
@@ -60,9 +62,7 @@ def predict(
     force: Annotated[bool, typer.Option("--force", help="Replace existing results.")] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help=SKIP_HELP)] = False,
     ensemble: Annotated[list[str] | None, typer.Option(metavar="RUN", help=ENSEMBLE_HELP)] = None,
-    on: Annotated[
-        opt.Where | None, typer.Option(help="ray: distribute the cases over a Ray cluster, one worker per GPU.")
-    ] = None,
+    on: Annotated[opt.Where | None, typer.Option(help=ON_HELP)] = None,
     case_minutes: Annotated[float, typer.Option(min=0.1, help=MINUTES_HELP)] = 60.0,
     query: Annotated[list[str] | None, typer.Option(metavar="KEYWORD=VALUE", help=QUERY_HELP)] = None,
     send_back: Annotated[bool, typer.Option("--send-back", help="Send the DICOM SEGs to the DICOMweb store.")] = False,
@@ -71,9 +71,7 @@ def predict(
     pseudonym_key: Annotated[Path | None, typer.Option(metavar="FILE", help=KEY_HELP)] = None,
     pseudonym_table: Annotated[Path | None, typer.Option(metavar="FILE", help=TABLE_HELP)] = None,
     benchmark: Annotated[bool, typer.Option("--benchmark", help="Print the time per stage.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print tiles, how the network is run, and tracebacks.")
-    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help=VERBOSE_HELP)] = False,
     settings: opt.Set = None,
     trust: opt.Trust = False,
     *,

@@ -11,21 +11,18 @@ from medunet.cli import options as opt
 from medunet.files import require_path
 from medunet.resources import find_bundle
 
+RUNS = typer.Argument(metavar="RUN [RUN...]", help="Runs to show; all are compared with the first.")
+DATA_HELP = "Data set: the one trained on, if it was moved, or another one to evaluate."
+SIZE_HELP = "Maximum size of the page; the worst cases are drawn first."
 OUTPUT_HELP = "HTML file to write. Default: RUN/report.html, or ./report.html for several runs."
 
 
 def report(
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN [RUN...]", help="Runs to show; all are compared with the first.")
-    ],
+    runs: Annotated[list[str], RUNS],
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Data set: the one trained on, if it was moved, or another one to evaluate.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help=DATA_HELP)] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
-    megabytes: Annotated[
-        float, typer.Option(min=0.1, help="Maximum size of the page; the worst cases are drawn first.")
-    ] = 5.0,
+    megabytes: Annotated[float, typer.Option(min=0.1, help=SIZE_HELP)] = 5.0,
     figures: Annotated[bool, typer.Option(help="Also write the figures as PNG files beside the page.")] = True,
     device: opt.Device = "auto",
 ) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 RESUME = "interrupted: add --resume to the same command to continue from the last completed epoch"
 RERUN = "interrupted: rerun the same command to continue from the last completed epoch"
+INIT_HELP = "Start from the weights of another run."
+RDZV_HELP = "Rendezvous HOST:PORT on one of the hosts."
 FOLDS_HELP = "Train these folds, evaluate each case with the fold that held it out, and join them to an ensemble."
 RESUME_HELP = "Continue the run in --output from its last completed epoch; --folds always does."
 
@@ -33,17 +35,13 @@ def train(
     epochs: opt.Epochs = None,
     device: opt.Device = "auto",
     output: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/BUNDLE_DATA_foldK.")] = None,
-    init_from: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Start from the weights of another run.")
-    ] = None,
+    init_from: Annotated[Path | None, typer.Option(metavar="RUN", help=INIT_HELP)] = None,
     resume: Annotated[bool, typer.Option("--resume", help=RESUME_HELP)] = False,
     preset: opt.Preset = None,
     tracking_uri: opt.TrackingUri = None,
     nproc: Annotated[int | None, typer.Option(help="Number of processes on this host, one per GPU (torchrun).")] = None,
     nnodes: Annotated[int, typer.Option(help="Number of hosts; run the same command on each of them.")] = 1,
-    rdzv_endpoint: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Rendezvous HOST:PORT on one of the hosts.")
-    ] = None,
+    rdzv_endpoint: Annotated[str | None, typer.Option(metavar="HOST:PORT", help=RDZV_HELP)] = None,
     on: Annotated[opt.Where | None, typer.Option(help="ray: train the folds in parallel on a Ray cluster.")] = None,
     settings: opt.Set = None,
     trust: opt.Trust = False,

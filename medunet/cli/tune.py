@@ -14,6 +14,7 @@ from medunet.config import parse_settings
 from medunet.files import require_path
 from medunet.resources import find_bundle
 
+RESUME_HELP = "Continue the search in --output; all other arguments must be the same."
 RANGE = typer.Option(metavar="KEY=LOW:HIGH[:log][:int]", help="Values to try, as a range or as KEY=A|B|C; repeatable.")
 
 
@@ -28,9 +29,7 @@ def tune(
     device: opt.Device = "auto",
     preset: opt.Preset = None,
     tracking_uri: opt.TrackingUri = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the search in --output; all other arguments must be the same.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help=RESUME_HELP)] = False,
     settings: opt.Set = None,
     trust: opt.Trust = False,
 ) -> None:

@@ -4,15 +4,12 @@ from .evaluate import evaluate_bundle as evaluate_bundle
 from .evaluate import evaluate_folders as evaluate_folders
 from .folds import CrossValidation as CrossValidation
 from .folds import FoldOutcome as FoldOutcome
-from .folds import FoldTrainer as FoldTrainer
 from .folds import train_fold as train_fold
 from .folds import train_folds as train_folds
-from .report import WrittenReport as WrittenReport
 from .report import report_runs as report_runs
 from .train import PreparedRun as PreparedRun
 from .train import TrainingResult as TrainingResult
 from .train import fit_bundle as fit_bundle
-from .train import open_run as open_run
 from .train import prepare_run as prepare_run
 from .train import train_bundle as train_bundle
 from .train import train_run as train_run

@@ -71,6 +71,15 @@ def describe_rule(rule: ClassRule) -> str:
     return ", ".join(words + ([f"no component below {rule.min_size:g} mm³ (2D: mm²)"] if rule.min_size else []))
 
 
+def rule_table(rules: Sequence[ClassRule]) -> list[list[str]]:
+    """Return the rules that were tried and their effects, with a row of titles."""
+    rows = [["class", "Dice", "rule tried", "Dice with it", "cases better", "cases worse", "used"]]
+    for rule in rules:
+        before, after, used = f"{rule.dice_before:.4f}", f"{rule.dice_after:.4f}", "yes" if rule.is_kept else "no"
+        rows.append([rule.name, before, describe_rule(rule) or "none", after, str(rule.better), str(rule.worse), used])
+    return rows
+
+
 def _with_members(config: dict[str, Any], folds: list[int]) -> dict[str, Any]:
     """Return a config with the ensemble of networks in the place of one, in the same order of keys."""
     changed: dict[str, Any] = {}
@@ -99,16 +108,12 @@ def _with_rules(config: dict[str, Any], rules: Sequence[ClassRule]) -> dict[str,
 
 
 def _section(folds: list[int], rules: Sequence[ClassRule], decision: Mapping[str, Any]) -> str:
-    lines = [
-        "\n## Cross-validation\n",
-        f"The network is an ensemble: the mean of the probabilities of the folds {', '.join(map(str, folds))}. The",
-        f"{decision['cases']} cases were each predicted by the fold that held them out; Dice is their mean.",
-        f"All numbers: `{DECISION_NAME}`.\n",
-        "| class | Dice | rule tried | Dice with it | cases better, worse | used |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for rule in rules:
-        cells = [rule.name, f"{rule.dice_before:.4f}", describe_rule(rule) or "none helps", f"{rule.dice_after:.4f}"]
-        cells += [f"{rule.better}, {rule.worse}", "yes" if rule.is_kept else "no"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    head, *rows = [f"| {' | '.join(row)} |" for row in rule_table(rules)]
+    return f"""
+## Cross-validation
+
+The network is an ensemble: the mean of the probabilities of the folds {", ".join(map(str, folds))}. The
+{decision["cases"]} cases were each predicted by the fold that held them out; Dice is their mean.
+All numbers: `{DECISION_NAME}`.
+
+""" + "\n".join([head, "| --- " * 7 + "|", *rows, ""])

@@ -15,14 +15,7 @@ from medunet.files import claim
 from medunet.io.options import ReadOptions
 from medunet.metrics import Summary, summarise, write_tables
 from medunet.metrics.evaluation import BACKGROUND
-from medunet.prediction import (
-    ClassRule,
-    Pair,
-    Predictor,
-    evaluate_pairs,
-    pair_files,
-    reason,
-)
+from medunet.prediction import ClassRule, Pair, Predictor, evaluate_pairs, pair_files, reason
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.runs.seen import EVALUATION, SeenCases, seen_cases
 from medunet.trust import require_trust

@@ -164,10 +164,9 @@ def _train_and_join(
 ) -> CrossValidation:
     outcomes = tuple(sorted((trainer or _one_by_one)(runs, device, tracking_uri), key=lambda outcome: outcome.fold))
     trained = {outcome.fold: outcome.run for outcome in outcomes if outcome.is_trained}
-    if any(outcome.status == "stopped" for outcome in outcomes):
-        return CrossValidation(output, outcomes, is_interrupted=True)
-    if not trained:
-        return CrossValidation(output, outcomes)
+    is_interrupted = any(outcome.status == "stopped" for outcome in outcomes)
+    if is_interrupted or not trained:
+        return CrossValidation(output, outcomes, is_interrupted=is_interrupted)
     try:
         result = _join(trained, output, data, dataset, outcomes=outcomes, device=device)
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from medunet.metrics import CaseScores
 from medunet.metrics.tables import JSON_NAME
 from medunet.prediction import ClassRule
 from medunet.reports import EpochRecord, RunResults
-from medunet.runs.ensemble import DECISION_NAME, describe_rule
+from medunet.runs.ensemble import DECISION_NAME, rule_table
 from medunet.runs.evaluate import OUT_OF_FOLD, PICTURES, class_values, region_values
 from medunet.runs.seen import EVALUATION, SeenCases, seen_cases
 from medunet.training import BEST_NAME, kept_entry, read_history
@@ -123,9 +123,7 @@ def _label_maps(folder: Path) -> dict[str, Path]:
 
 
 def _facts(
-    config: Mapping[str, Any],
-    dataset: SegmentationDataset | None,
-    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    config: Mapping[str, Any], dataset: SegmentationDataset | None, histories: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, str]:
     facts = {} if dataset is None else {"data": f"{dataset.name}, {len(dataset.cases)} labelled cases"}
     facts["classes"] = ", ".join(config["label_names"])
@@ -164,10 +162,6 @@ def _kind(
 
 
 def _rules_tried(path: Path) -> list[list[str]]:
-    """Return a table of the postprocessing that a cross-validation tried."""
-    rows = [["class", "Dice", "rule tried", "Dice with it", "cases better", "cases worse", "used by the ensemble"]]
+    """Return a table of the postprocessing that a cross-validation tried; empty if there is none."""
     decision = json.loads(path.read_text(encoding="utf-8"), object_hook=_with_nan) if path.is_file() else {}
-    for rule in [ClassRule(**entry) for entry in decision.get("postprocessing", [])]:
-        before, after, used = f"{rule.dice_before:.4f}", f"{rule.dice_after:.4f}", "yes" if rule.is_kept else "no"
-        rows.append([rule.name, before, describe_rule(rule) or "none", after, str(rule.better), str(rule.worse), used])
-    return rows if decision else []
+    return rule_table([ClassRule(**entry) for entry in decision.get("postprocessing", [])]) if decision else []

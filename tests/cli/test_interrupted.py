@@ -9,8 +9,6 @@ import sys
 
 import pytest
 
-from medunet import log
-
 SIGTERM_IN_A_PROCESS_WITH_A_WORKER = """
 import os, signal, time
 from medunet.cli.options import on_sigterm
@@ -55,9 +53,3 @@ def test_sigterm_prints_how_to_resume_and_ends_the_process() -> None:
 def test_an_error_within_an_engine_is_not_logged_before_it_is_reported() -> None:
     done = subprocess.run([sys.executable, "-c", FAILURE_IN_AN_ENGINE], capture_output=True, text=True, check=True)
     assert (done.stderr, done.stdout) == ("", "false\n")
-
-
-def test_debug_keeps_the_lines_of_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", raising=False)
-    log.set_up(debug=True)
-    assert "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR" not in os.environ

@@ -10,7 +10,6 @@ import pytest
 from commands import Capture, Medunet
 from small import untrained_run
 
-from medunet.bundle import specialise
 from medunet.io import write_volume
 from medunet.prediction import STAGES, Predictor
 
@@ -74,14 +73,3 @@ def test_after_ctrl_c_the_number_of_results_and_the_way_to_continue_are_printed(
     error = capsys.readouterr().err
     assert "at least 1 of 3 written" in error
     assert "--skip-existing" in error
-
-
-def test_an_ensemble_of_another_plan_is_rejected_in_one_line(
-    run: Path, images: Path, tmp_path: Path, medunet: Medunet, capsys: Capture
-) -> None:
-    other = specialise(run, tmp_path / "other", {"spacing_mm": [2.0, 2.0, 2.0]})
-    assert medunet("predict", run, images, "-o", tmp_path / "out", "--ensemble", other) == 2
-    error = capsys.readouterr().err.strip()
-    assert "spacing_mm" in error
-    assert "\n" not in error
-    assert not (tmp_path / "out").exists()

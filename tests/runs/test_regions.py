@@ -145,7 +145,7 @@ def test_a_shipped_bundle_trains_on_regions_of_few_images(tmp_path: Path) -> Non
     manifest = json.loads((data / "dataset.json").read_text())
     manifest["labels"] = {"background": 0, "a": 1, "b": 2, "c": 5}
     (plain / "dataset.json").write_text(json.dumps(manifest))
-    with pytest.raises(ConfigError, match="for regions that overlap, the data have none"):
+    with pytest.raises(ConfigError, match="for overlapping regions, the data have none"):
         train_bundle(run, plain, tmp_path / "other", device="cpu")
 
 

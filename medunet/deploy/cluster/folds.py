@@ -19,7 +19,7 @@ MAX_RETRIES = 3  # machines or processes that a fold may lose
 
 
 def folds_on_ray(runs: Mapping[int, PreparedRun], device: str, tracking_uri: str | None) -> Iterator[FoldOutcome]:
-    """Train folds as tasks of a Ray cluster: a :data:`medunet.runs.FoldTrainer`.
+    """Train folds as tasks of a Ray cluster.
 
     A fold gets one GPU or, if the cluster has none, its share of the cores. A fold whose machine dies continues on
     another one after its last completed epoch. All machines must see the runs and the data under the same paths.
