@@ -17,6 +17,9 @@ from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
 from medunet.resources import find_bundle
 
+SIZE_HELP = "Voxels per axis of the timed window. Default: 96; in 2D 512."
+COMPILE_HELP = "Also time torch.compile: a minute, and needs a C++ compiler."
+
 app = typer.Typer(context_settings=opt.HELP, help="Create, verify, export and package bundles.", no_args_is_help=True)
 app.command(name="export")(export.export)
 app.command(name="package")(export.package)
@@ -112,12 +115,8 @@ def verify(bundle: opt.Bundle, trust: opt.Trust = False) -> None:
 def tune_inference(
     bundle: opt.Trained,
     device: opt.Device = "auto",
-    size: Annotated[
-        str, typer.Option(metavar="X,Y,Z", help="Voxels per axis of the timed window. Default: 96; in 2D 512.")
-    ] = "",
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Also time torch.compile: a minute, and needs a C++ compiler.")
-    ] = False,
+    size: Annotated[str, typer.Option(metavar="X,Y,Z", help=SIZE_HELP)] = "",
+    compile_: Annotated[bool, typer.Option("--compile", help=COMPILE_HELP)] = False,
     trust: opt.Trust = False,
 ) -> None:
     """Measure number formats, memory layouts and backends, and write the fastest into inference.json and evaluate.json.

@@ -10,11 +10,11 @@ from rich.table import Table
 
 from medunet.cli import options as opt
 
+OUTPUT = Path("medunet_demo")
+
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for data, run and report.")] = Path(
-        "medunet_demo"
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for data, run and report.")] = OUTPUT,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs. Default: enough for a useful network.")] = None,
     device: opt.Device = "auto",
 ) -> None:

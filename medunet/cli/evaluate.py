@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 LABELS_HELP = "With --pred: names of the label values. Default: those of dataset.json."
 SECTION_HELP = "Cases: unseen (those that the run was not trained on), validation (its fold), all, or test (imagesTs)."
 EM_HELP = "Also compute V_rand, V_info and warping error. Default: for 2D images with two labels."
-OUTPUT_HELP = (
-    "Folder for metrics.csv and metrics.json. Default: evaluation in the run, evaluation_NAME for other data, "
-    "PRED_evaluation with --pred."
-)
+OUTPUT_HELP = "Folder for the tables. Default: evaluation or evaluation_NAME in the run, PRED_evaluation with --pred."
 
 
 def evaluate(

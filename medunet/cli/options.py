@@ -24,7 +24,6 @@ EXIT_BAD_INPUT = 2
 EXIT_SOME_FAILED = 3  # the command finished, and some cases failed
 EXIT_CHECK_FAILED = 4
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C: 128 + SIGINT
-TABLE_WIDTH = 1000  # characters; no table is as wide
 
 Bundle = Annotated[str, typer.Argument(help="A shipped bundle (unet_3d, unet_2d, unet_2015), or a bundle's folder.")]
 Trained = Annotated[str, typer.Argument(help="A run, or a bundle with weights.")]
@@ -139,4 +138,4 @@ def print_error(text: str, *, name: str | None = None) -> None:
 def wide_console() -> Console:
     """Return a console for tables; in a file or a pipe no column is cut."""
     console = Console()
-    return console if console.is_terminal else Console(width=TABLE_WIDTH)
+    return console if console.is_terminal else Console(width=1000)  # characters; no table is as wide

@@ -12,15 +12,12 @@ _HEADING = "\n## Results\n"
 
 
 def write_results(run: Path, entry: Mapping[str, Any], *, cases: int, is_selected: bool) -> None:
-    """Write the validation Dice of the kept epoch into `docs/README.md` of a run, in place of an earlier one.
-
-    `is_selected` tells whether the validation cases selected the epoch.
-    """
+    """Write the validation Dice of the kept epoch into `docs/README.md` of a run, in place of an earlier one."""
     path, scores = run / "docs" / "README.md", entry.get("val_dice", {})
     if not path.is_file() or not scores:
         return
     about = f"Epoch {entry['epoch']}, {cases} validation cases, on the grid of the network."
-    if is_selected:
+    if is_selected:  # by these cases
         about += " These cases selected the epoch, so their Dice is optimistic."
     rows = [f"| {name} | {value:.3f} |" for name, value in scores.items()]
     text = without_results(path.read_text(encoding="utf-8"))

@@ -26,11 +26,7 @@ DECISION_NAME = "docs/cross_validation.json"  # file with the chosen postprocess
 def write_ensemble(
     output: Path, runs: Mapping[int, Path], *, rules: Sequence[ClassRule], decision: Mapping[str, Any]
 ) -> None:
-    """Write a bundle whose network is the ensemble of the folds, in place of an earlier one.
-
-    `train.json` is that of the first fold. `evaluate.json` and `inference.json` load `models/fold_K.pt`. Rules that are
-    not kept are only documented.
-    """
+    """Write a bundle whose network is the ensemble of the folds; `train.json` is that of the first fold."""
     first = next(iter(runs.values()))
     configs = {name: read_json(first / "configs" / f"{name}.json") for name in WORKFLOWS}
     for name in ("evaluate", "inference"):

@@ -51,10 +51,7 @@ def find_run(
     seen: SeenCases | None = None,
     notes: Sequence[str] = (),
 ) -> FoundRun:
-    """Gather the results in the folder of a run or a cross-validation; what is missing stays empty.
-
-    `seen` are the cases of the data set that the run was trained on; `notes` are what the reader must know.
-    """
+    """Gather the results in the folder of a run or a cross-validation; what is missing stays empty."""
     config = read_own(run, "evaluate")
     folds = sorted(run.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
     seen = seen_cases(run, dataset) if seen is None and dataset is not None else seen

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from medunet.bundle import plan_bundle, verify_bundle
 from medunet.bundle.render import write_bundle
 from medunet.config import read_json
 from medunet.datasets import open_dataset, write_phantom_dataset
-from medunet.errors import ConfigError, DataError
+from medunet.errors import DataError
 from medunet.io import read_volume, write_volume
 from medunet.prediction import Predictor
 from medunet.runs import evaluate_bundle, train_bundle
@@ -142,17 +141,6 @@ def test_force_replaces_a_plan_but_nothing_else(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(DataError, match="contains other files"):
         plan_bundle(data, tmp_path / "other", device="cpu", measure=False)
     assert not list(tmp_path.glob(".plan_*"))
-
-
-def test_options_and_space_are_checked_before_images_are_read(
-    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("medunet.bundle.planned.open_dataset", lambda *_, **__: pytest.fail("images are read"))
-    with pytest.raises(ConfigError):
-        plan_bundle(cells, tmp_path / "bundle", device="abacus")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(DataError, match="not enough free space"):
-        plan_bundle(cells, tmp_path / "bundle", device="cpu")
 
 
 def test_the_preset_for_few_images_does_not_mix_distant_planes(tmp_path: Path) -> None:

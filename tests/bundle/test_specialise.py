@@ -10,7 +10,7 @@ import pytest
 from medunet.bundle import find_bundle, specialise
 from medunet.bundle.explain import list_ids, meanings
 from medunet.config import read_json
-from medunet.errors import ConfigError, DataError
+from medunet.errors import ConfigError
 from medunet.resources import shipped_bundles
 
 
@@ -42,14 +42,6 @@ def test_an_unknown_key_or_a_wrong_number_of_classes_is_rejected(tmp_path: Path,
     with pytest.raises(ConfigError, match=message):
         specialise(find_bundle("unet_3d"), tmp_path / "own", {key: [0]})
     assert not (tmp_path / "own").exists()
-
-
-def test_another_configuration_does_not_replace_a_run(tmp_path: Path) -> None:
-    specialise(find_bundle("unet_3d"), tmp_path, {"epochs": 3})
-    specialise(find_bundle("unet_3d"), tmp_path, {"epochs": 3})
-    with pytest.raises(DataError, match="epochs: 4, there 3"):
-        specialise(find_bundle("unet_3d"), tmp_path, {"epochs": 4})
-    assert read(tmp_path, "train")["epochs"] == 3
 
 
 def test_the_readme_has_the_values_of_the_copy_and_names_no_case(tmp_path: Path) -> None:

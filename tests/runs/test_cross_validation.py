@@ -54,14 +54,6 @@ def test_every_case_is_evaluated_by_the_fold_that_held_it_out(folds_2d: Path, ce
     assert "## Results" not in card  # those of a single fold
 
 
-def test_the_output_is_a_bundle_that_verifies_and_predicts(folds_2d: Path, cells: Path, tmp_path: Path) -> None:
-    assert {name: fault for name, fault in verify_bundle(folds_2d).items() if fault} == {}
-    predictor = Predictor(folds_2d, output_dir=tmp_path, device="cpu")
-    image = open_dataset(cells).cases[0].images[0]
-    assert set(np.unique(read_volume(predictor.predict_case(image)).image)) <= {0, 255}
-    assert len(predictor.network.network.members) == 2
-
-
 def test_an_ensemble_is_not_evaluated_on_its_training_cases(folds_2d: Path, cells: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="out_of_fold"):
         evaluate_bundle(folds_2d, cells, tmp_path)

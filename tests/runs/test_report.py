@@ -78,16 +78,6 @@ def test_no_path_is_in_the_page(name: str, runs: list[Path], request: pytest.Fix
     assert ".nii" not in text
 
 
-def test_values_have_reasons(runs: list[Path]) -> None:
-    settings = {setting.id: setting for setting in settings_of(runs[0])}
-    assert settings["epochs"].value == "2" and settings["epochs"].is_changed
-    assert settings["epochs"].why.startswith("set for this run, unet_3d has 55")
-    assert settings["label_names"].why.startswith("taken from the data")
-    assert not settings["learning_rate"].is_changed
-    assert "a number of steps" in settings["steps_per_epoch"].why
-    assert not {"dataset_dir", "tracking_uri", "store_dir"} & settings.keys()
-
-
 def test_a_run_of_a_plan_reports_planned_and_changed_values(volumes: Path, tmp_path: Path) -> None:
     plan = plan_bundle(volumes, tmp_path / "plan", measure=False, device="cpu").plan
     decisions = {decision.id: decision for decision in plan.decisions}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from small import SMALL_2D
 
-from medunet.bundle import find_bundle, specialise
+from medunet.bundle import find_bundle
 from medunet.errors import DataError
 from medunet.runs import FoldOutcome, PreparedRun, TrainingResult, train_bundle, train_fold, train_folds
 from medunet.runtime import load_checkpoint
@@ -60,15 +60,6 @@ def test_other_values_for_a_run_are_named(changes: dict[str, Any], message: str,
     with pytest.raises(DataError, match=message):
         train(cells, run, **changes)
     assert (run / "configs" / "train.json").read_text() == before
-
-
-def test_files_that_are_not_text_are_not_copied(run: Path, tmp_path: Path) -> None:
-    (run / "docs" / "curves.png").write_bytes(b"\x89PNG\xff")
-    (run / "docs" / ".DS_Store").write_bytes(b"\x00\xff")
-    (run / "docs" / "folder").mkdir()
-    copy = specialise(run, tmp_path / "copy", {})
-    assert (copy / "docs" / "README.md").is_file()
-    assert not (copy / "docs" / "curves.png").exists()
 
 
 def test_folds_are_trained_and_joined_as_they_were_checked(cells: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,15 +57,11 @@ SYNCHRONISING = {
 
 def place() -> str:
     """Return file and line of the innermost frame of medunet, or of MONAI if medunet is not on the stack."""
-    frame, library = sys._getframe(2), "?"
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if "/medunet/" in name and "simulated_cuda" not in name and "/tests/" not in name:
-            return f"{name.rpartition('/medunet/')[2]}:{frame.f_lineno}"
-        if library == "?" and ("/monai/" in name or "/ignite/" in name):
-            library = f"{'/'.join(name.split('/')[-3:])}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return library
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_stack(None)]
+    own = [entry for entry in frames if "/medunet/" in entry[0] and "/tests/" not in entry[0]]
+    library = [entry for entry in frames if "/monai/" in entry[0] or "/ignite/" in entry[0]]
+    name, line = next(iter([*own, *library]), ("?", 0))
+    return f"{'/'.join(name.split('/')[-3:])}:{line}"
 
 
 class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
