@@ -20,14 +20,12 @@ def read_own(bundle: Path, name: str) -> dict[str, Any]:
     config = read_json(path) if path.suffix == ".json" else {}
     if missing := [id_ for id_ in OWN_IDS if id_ not in config]:
         received = f"a config without {', '.join(missing)}" if path.suffix == ".json" else "YAML"
-        remedy = (
-            "predict with a third-party bundle (medunet predict) and evaluate its files (medunet evaluate --pred --ref)"
-        )
+        remedy = "run `medunet predict`, and `medunet evaluate --pred --ref` on its files; or train your own bundle"
         raise ConfigError("this command needs a bundle of medunet", file=path, received=received, remedy=remedy)
     return config
 
 
-def judged_config(verdict: Verdict, name: str) -> dict[str, Any]:
+def checked_config(verdict: Verdict, name: str) -> dict[str, Any]:
     """Return a copy of a config as the trust check read it; raise `ConfigError` if it is not a JSON object."""
     file = f"configs/{name}.json"
     if not isinstance(content := verdict.configs.get(file), dict):

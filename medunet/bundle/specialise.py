@@ -11,7 +11,7 @@ from typing import Any
 
 from medunet.bundle.check import check_config
 from medunet.bundle.explain import CHANGES, PLAN_FILE, settings
-from medunet.bundle.read import judged_config, read_own
+from medunet.bundle.read import checked_config, read_own
 from medunet.bundle.render import data_format, differences, render_docs, write_bundle
 from medunet.config import Overlay, apply_all, leaves, read_json, to_json
 from medunet.datasets import shown
@@ -56,7 +56,7 @@ def specialise(
 
 
 def write_specialised(
-    judged: Verdict,
+    verdict: Verdict,
     output: Path,
     overlay: Overlay,
     *,
@@ -70,7 +70,7 @@ def write_specialised(
     `is_run` replaces a run that has not finished an epoch. `resume` accepts more epochs for a run that has.
     """
     reject_other_files(output, own="configs")
-    configs, files = derive(judged, overlay, data=data, presets=presets)
+    configs, files = derive(verdict, overlay, data=data, presets=presets)
     metadata = output / "configs" / "metadata.json"
     if metadata.is_file() and {**read_json(metadata), "weights": 0} == {**configs["metadata"], "weights": 0}:
         files["configs/metadata.json"] = metadata.read_text(encoding="utf-8")  # with the hashes of a run's weights
@@ -91,7 +91,7 @@ def write_specialised(
 
 
 def derive(
-    judged: Verdict,
+    verdict: Verdict,
     overlay: Overlay,
     *,
     data: Path | None = None,
@@ -103,11 +103,11 @@ def derive(
 
     `metadata` replaces entries of the other bundle's `metadata.json`, and `decisions` those in its `docs/plan.json`.
     """
-    bundle = judged.bundle
+    bundle = verdict.bundle
     read_own(bundle, "train")
-    configs = {name: judged_config(judged, name) for name in WORKFLOWS}
+    configs = {name: checked_config(verdict, name) for name in WORKFLOWS}
     for name in presets:
-        configs = apply_all(configs, _preset(judged, name), define=["train"])
+        configs = apply_all(configs, _preset(verdict, name), define=["train"])
     configs = apply_all(configs, overlay)
     if data is not None:
         for name in ("train", "evaluate"):
@@ -122,7 +122,7 @@ def derive(
     if decisions is not None:
         plan = {"decisions": [asdict(decision) for decision in decisions]}
         texts[PLAN_FILE] = json.dumps(plan, indent=1, ensure_ascii=False) + "\n"
-    about = {key: value for key, value in judged_config(judged, "metadata").items() if key != "weights"}
+    about = {key: value for key, value in checked_config(verdict, "metadata").items() if key != "weights"}
     about |= metadata or {}
     files = {f"configs/{name}.json": to_json(config) for name, config in configs.items()}
     changes = _changes(bundle, train, presets=presets)
@@ -135,10 +135,10 @@ def derive(
     files["configs/metadata.json"] = to_json(about)
     for name, text in texts.items():
         is_config = name.startswith("configs/") and name.endswith(".json")
-        if name in files or (is_config and name not in judged.configs):
+        if name in files or (is_config and name not in verdict.configs):
             continue
-        if is_config and isinstance(judged.configs[name], dict):  # the file may have changed since
-            configs[Path(name).stem] = judged_config(judged, Path(name).stem)
+        if is_config and isinstance(verdict.configs[name], dict):  # the file may have changed since
+            configs[Path(name).stem] = checked_config(verdict, Path(name).stem)
             files[name] = to_json(configs[Path(name).stem])
         else:
             files[name] = text
@@ -151,7 +151,7 @@ def _preset(verdict: Verdict, name: str) -> dict[str, Any]:
     known = preset_names(file.stem for file in files if file.parent == Path("configs"))
     if name not in known:
         raise ConfigError("the bundle has no such preset", file=verdict.bundle, received=name, expected=known or "none")
-    return judged_config(verdict, name)
+    return checked_config(verdict, name)
 
 
 def _updated_format(old: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,11 +195,10 @@ def _reject_edited(folder: Path) -> None:
     written = read_json(path).get(WRITTEN) if (path := folder / CHANGES).is_file() else None
     known = written if isinstance(written, dict) else {}
     if edited := [name for name, digest in _digests(bundle_texts(folder)).items() if digest != known.get(name)]:
-        cause, remedy = (
-            "the output folder contains a run that was edited",
-            "give another --output, or remove the folder",
+        cause = "the output folder contains a run that was edited"
+        raise DataError(
+            cause, file=folder, received=shown(edited), remedy="give another --output, or remove the folder"
         )
-        raise DataError(cause, file=folder, received=shown(edited), remedy=remedy)
 
 
 def _reject_other_values(folder: Path, configs: Mapping[str, Mapping[str, Any]], *, may_lengthen: bool) -> None:
@@ -214,9 +213,7 @@ def _reject_other_values(folder: Path, configs: Mapping[str, Mapping[str, Any]],
             if before != after and not (may_lengthen and is_longer):
                 different.setdefault(id_, f"{id_}: {after}, there {before}")
     if different:
-        cause, received = (
-            "the output folder contains a run with other values",
-            shown(different.values(), separator="; "),
-        )
+        cause = "the output folder contains a run with other values"
+        received = shown(different.values(), separator="; ")
         remedy = "give another --output, or --resume with the values of the run; only epochs may be raised"
         raise DataError(cause, file=folder, received=received, remedy=remedy)

@@ -91,9 +91,8 @@ def _show(result: Summary) -> None:
     if trained_on is None:
         console.print("[yellow]warning[/] the bundle does not record which cases it was trained on")
     elif trained_on:
-        console.print(
-            f"[yellow]warning[/] {len(trained_on)} of these cases were trained on: {escape(shown(trained_on))}"
-        )
+        listed = escape(shown(trained_on))
+        console.print(f"[yellow]warning[/] {len(trained_on)} of these cases were trained on: {listed}")
     if left_out := result.get("left_out"):
         console.print(f"left out, because the run was trained on them: {escape(shown(left_out))}")
     typer.echo(f"tables: {result['folder']}")

@@ -114,7 +114,7 @@ def train_folds(
             runs of another configuration.
     """
     resolve_device(device)  # an error before anything is written
-    judged = require_trust(bundle, trust=trust)
+    verdict = require_trust(bundle, trust=trust)
     if (output / "models" / LAST_NAME).is_file():
         raise DataError("the output folder contains a single run", file=output, remedy="pass another --output")
     reject_other_files(output, own="fold_*")
@@ -126,7 +126,7 @@ def train_folds(
         runs = {}
         for fold in selected:
             own = {**values, "fold": fold}
-            runs[fold] = write_run(judged, data, output / f"fold_{fold}", values=own, presets=presets, resume=True)
+            runs[fold] = write_run(verdict, data, output / f"fold_{fold}", values=own, presets=presets, resume=True)
         uri = values.get("tracking_uri", tracking_uri)
         return _train_and_join(runs, output, data, dataset, device=device, tracking_uri=uri, trainer=trainer)
 

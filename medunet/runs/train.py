@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import merge_kv
 from torch import distributed
 
-from medunet.bundle.read import judged_config, read_own
+from medunet.bundle.read import checked_config, read_own
 from medunet.bundle.specialise import write_specialised
 from medunet.config import SEPARATOR, to_json
 from medunet.datasets import (
@@ -118,14 +118,14 @@ def prepare_run(
     skip_bad: bool = False,
 ) -> Iterator[PreparedRun]:
     """Claim the output folder, fit a bundle and write the run; the arguments are those of `train_bundle`."""
-    judged = require_trust(bundle, trust=trust)
+    verdict = require_trust(bundle, trust=trust)
     if (output / "models" / LAST_NAME).is_file() and not resume:
         remedy = "pass --resume, or another --output"
         raise DataError("the output folder contains a trained run", file=output, remedy=remedy)
     with claim(output):
         check_target(output)
         _, values = fit_bundle(bundle, data, changes=changes, skip_bad=skip_bad)
-        yield write_run(judged, data, output, values=values, presets=presets, resume=resume)
+        yield write_run(verdict, data, output, values=values, presets=presets, resume=resume)
 
 
 def fit_bundle(
@@ -165,7 +165,7 @@ def fit_bundle(
 
 
 def write_run(
-    judged: Verdict, data: Path, output: Path, *, values: Mapping[str, Any], presets: Sequence[str] = (), resume: bool
+    verdict: Verdict, data: Path, output: Path, *, values: Mapping[str, Any], presets: Sequence[str] = (), resume: bool
 ) -> PreparedRun:
     """Write a trusted bundle as a run of a data set, with presets and the overlay of `fit_bundle`.
 
@@ -175,7 +175,7 @@ def write_run(
     is_begun = any((output / "models" / name).is_file() for name in (LAST_NAME, PREVIOUS_NAME))
     if source and not is_begun and not weights_of(source).is_file():
         raise DataError("no weights to start from", file=source, expected=f"a run with models/{BEST_NAME}")
-    configs = write_specialised(judged, output, values, data=data, presets=presets, is_run=True, resume=resume)
+    configs = write_specialised(verdict, output, values, data=data, presets=presets, is_run=True, resume=resume)
     return PreparedRun(output, configs)
 
 
@@ -183,7 +183,7 @@ def open_run(folder: Path, *, trust: bool = False) -> PreparedRun:
     """Open an existing run; raise `SecurityError` if it is not trusted."""
     verdict = require_trust(folder, trust=trust)
     names = [Path(file).stem for file, content in verdict.configs.items() if isinstance(content, dict)]
-    return PreparedRun(folder, {name: judged_config(verdict, name) for name in names})
+    return PreparedRun(folder, {name: checked_config(verdict, name) for name in names})
 
 
 def train_run(
