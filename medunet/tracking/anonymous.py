@@ -56,12 +56,7 @@ def without_paths(text: str) -> str:
 
 
 def anonymous_config(config: Mapping[str, Any], codes: CaseCodes) -> dict[str, Any]:
-    """Return a config without paths, and with codes for the validation cases.
-
-    Examples:
-        >>> anonymous_config({"dataset_dir": "/data/x", "validation_cases": ["b"], "epochs": 3}, CaseCodes("ab"))
-        {'dataset_dir': '.', 'validation_cases': ['case_002'], 'epochs': 3}
-    """
+    """Return a config without paths, and with codes for the validation cases."""
     changed: dict[str, Any] = _without_path_values(config)
     if "dataset_dir" in changed:
         changed["dataset_dir"] = "."

@@ -67,8 +67,7 @@ class BundleModel(PythonModel):
     in the plane can have ``spacing_mm``, two numbers.
 
     The result is an array ``(*spatial)`` with the label values of the data set, on the grid of the image: what
-    ``medunet predict`` writes. The serving endpoint takes ``{"inputs": [IMAGE, ...], "params": {...}}``; MLflow rejects
-    its other formats for models whose input is not a table.
+    ``medunet predict`` writes. The serving endpoint takes ``{"inputs": [IMAGE, ...], "params": {...}}``.
 
     An untrusted bundle is rejected unless this user has trusted it before, or ``MEDUNET_TRUST`` in the environment has
     its hash, which the message names.
@@ -76,17 +75,12 @@ class BundleModel(PythonModel):
     Examples::
 
         model = mlflow.pyfunc.load_model("models:/NAME/1")
-        model.predict("scan.nii.gz")  # an array
         model.predict(["a.nii.gz", "b.nii.gz"])  # a list of arrays
-        model.predict(array, params={"affine": affine.ravel().tolist()})
+        model.predict(array, params={"affine": affine.ravel().tolist()})  # an array
     """
 
     def load_context(self, context: Any) -> None:
-        """Load the bundle beside the model.
-
-        Raises:
-            SecurityError: the bundle is not trusted; none of its code was run.
-        """
+        """Load the bundle beside the model; raise a SecurityError if it is not trusted."""
         self._lock = threading.Lock()  # a server may ask from several threads
         self.predictor = Predictor(context.artifacts["bundle"], device=os.environ.get(DEVICE_VARIABLE, "auto"))
 
@@ -170,10 +164,7 @@ def save_model(bundle: Path, folder: Path, **options: Any) -> None:
 
 
 def log_model(bundle: Path, *, client: MlflowClient, run_id: str, name: str, time: int | None) -> None:
-    """Log a copied bundle as the model of a run, and register it unless `name` is empty.
-
-    `time` is the time of the model's metrics. A second call completes what an interrupted one has begun.
-    """
+    """Log a copied bundle as a run's model, unless there is one, and register it by name, unless the name is empty."""
     run = client.get_run(run_id)
     known = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'")
     ready = [model for model in known if str(model.status) == str(LoggedModelStatus.READY)]
@@ -191,12 +182,7 @@ def log_model(bundle: Path, *, client: MlflowClient, run_id: str, name: str, tim
 
 
 def model_name(text: str) -> str:
-    """Return a name that a registry accepts.
-
-    Examples:
-        >>> model_name("runs: a/b")
-        'runs_a_b'
-    """
+    """Return a name that a registry accepts, such as ``runs_a_b`` for ``runs: a/b``."""
     return re.sub(r"[^\w.-]+", "_", text).strip("_") or "medunet"
 
 

@@ -57,10 +57,8 @@ class TrackingHandler:
     Everything that MLflow gets is first written to the run's folder: ``tracking.json`` (tags, parameters, what was
     sent), ``tracking/`` (files), ``history.json`` and ``system_metrics.jsonl``. A server that is down before the
     training run is an error; later it is one warning. What it misses is sent when it answers again, when the run is
-    resumed, or by ``medunet runs sync``.
-
-    Cases are numbered and absolute paths are removed: nothing logged names a patient. ``folder/cases.json`` has the
-    names.
+    resumed, or by ``medunet runs sync``. Cases are numbered and absolute paths are removed: nothing logged names a
+    patient. ``folder/cases.json`` has the names.
 
     Args:
         tracking_uri: ``sqlite:///...`` or the address of a server; ``None`` or ``""`` disables tracking.
@@ -126,11 +124,7 @@ class TrackingHandler:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
 
     def start(self, engine: Any) -> None:
-        """Open the run, or continue it.
-
-        Raises:
-            ConfigError: the store of a new training run cannot be used.
-        """
+        """Open the run or continue it; raise a ConfigError if the store of a new training run cannot be used."""
         if not engine.has_event_handler(self.epoch_completed, Events.EPOCH_COMPLETED):
             handlers = [handler for handler, *_ in engine._event_handlers[Events.EPOCH_COMPLETED]]
             if not any(isinstance(getattr(handler, "__self__", None), HistoryHandler) for handler in handlers):
@@ -180,7 +174,10 @@ class TrackingHandler:
 
     def _open(self, server: Server) -> bool:
         """Write the records of the run and its parent if they are missing; return whether the run is new."""
-        fold, begun, tags = str(self.fold), now(), _common_tags()
+        fold, begun = str(self.fold), now()
+        tags = {"medunet.version": medunet.__version__, MLFLOW_SOURCE_NAME: "medunet"}
+        if revision := git_revision():
+            tags |= {MLFLOW_GIT_COMMIT: revision["commit"], "medunet.git_changed": revision["changed"]}
         own = RunRecord.load(self._record_file, uri=server.name) if self.resume else None
         self._training.mkdir(parents=True, exist_ok=True)
         with lock(self._training / f".{PARENT_NAME}.open"):  # folds that start simultaneously share a parent
@@ -209,8 +206,10 @@ class TrackingHandler:
         """Write parameters, configuration and environment to the records of the run and its parent."""
         files = {} if self._bundle is None else text_files(self._bundle, self._codes)
         config = json.loads(files.get("configs/train.json", "{}"))
-        given = anonymous_config({key: _plain(value) for key, value in self.params.items()}, self._codes)
+        plain = (bool, int, float, str, list, dict, type(None))
+        given = {key: value if isinstance(value, plain) else str(value) for key, value in self.params.items()}
         machine = environment()
+        given = anonymous_config(given, self._codes)
         params = flat_parameters({**config, **given, "max_epochs": engine.state.max_epochs})
         params |= {f"version::{name}": version for name, version in machine["packages"].items()}
         params |= {f"device::{name}": show(value) for name, value in machine["device"].items()}
@@ -334,9 +333,9 @@ class TrackingHandler:
             return {}
         name, kept = state.key_metric_name, getattr(engine.state, "kept_epoch", 0)
         best = {f"best_{name}": float(metric), "best_epoch": float(state.best_metric_epoch)}
-        for entry in getattr(engine.state, "history", ()):
-            if entry["epoch"] == kept and name in entry.get("val_metrics", {}):
-                best |= {f"kept_{name}": entry["val_metrics"][name], "kept_epoch": float(kept)}
+        values = {entry["epoch"]: entry.get("val_metrics", {}) for entry in getattr(engine.state, "history", ())}
+        if name in values.get(kept, {}):
+            best |= {f"kept_{name}": values[kept][name], "kept_epoch": float(kept)}
         return best
 
 
@@ -347,7 +346,7 @@ def track_cross_validation(
 
     Args:
         folder: folder of the cross-validation, which is the bundle of the ensemble.
-        uri: the store. None: the one of the folds.
+        uri: the store. Default: the one of the folds.
         summary: result of :func:`medunet.metrics.summarise`.
         table: CSV file with the metrics of each case.
         names: names of all cases.
@@ -376,14 +375,3 @@ def track_cross_validation(
             Delivery(server, file).run()
     except Exception as error:  # the folds are trained; the cross-validation must not end in an error
         logger.warning("the cross-validation is not in MLflow (%s); " + LATER, server.describe(error), folder)
-
-
-def _common_tags() -> dict[str, str]:
-    tags = {"medunet.version": medunet.__version__, MLFLOW_SOURCE_NAME: "medunet"}
-    if revision := git_revision():
-        tags |= {MLFLOW_GIT_COMMIT: revision["commit"], "medunet.git_changed": revision["changed"]}
-    return tags
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, bool | int | float | str | list | dict) else str(value)

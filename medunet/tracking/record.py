@@ -115,13 +115,9 @@ class Delivery:
         self._is_rejected = False
 
     def run(self) -> bool:
-        """Create the run if necessary, and send what has changed since the last call of this object.
+        """Create the run if necessary, and send what has changed; return whether MLflow has accepted everything.
 
-        Returns:
-            Whether MLflow has accepted everything.
-
-        Raises:
-            Exception: of many types, if the store cannot be reached. The next call repeats what was not sent.
+        If the store cannot be reached, MLflow raises many types; the next call repeats what was not sent.
         """
         record = RunRecord.require(self.file)
         if not record.run_id:

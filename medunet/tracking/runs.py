@@ -83,11 +83,7 @@ def list_runs(uri: str, *, experiment_name: str = "medunet", folds: bool = False
 
 
 def find_run(name: str, runs: Sequence[TrackedRun]) -> TrackedRun:
-    """Return the run with a name, or whose id begins with it.
-
-    Raises:
-        DataError: there is no such run, or there are several.
-    """
+    """Return the run with a name, or whose id begins with it; raise a DataError unless there is exactly one."""
     matches = [run for run in runs if run.name == name] or [run for run in runs if run.run_id.startswith(name)]
     if len(matches) == 1:
         return matches[0]
@@ -97,11 +93,7 @@ def find_run(name: str, runs: Sequence[TrackedRun]) -> TrackedRun:
 
 
 def best_run(runs: Sequence[TrackedRun], metric: str = BEST_METRIC) -> TrackedRun:
-    """Return the run with the best value of a metric; lower is better for losses, distances and times.
-
-    Raises:
-        DataError: no run has the metric.
-    """
+    """Return the run with the best value of a metric (lower for losses, distances and times), or raise a DataError."""
     candidates = [run for run in runs if metric in run.metrics and run.metrics[metric] == run.metrics[metric]]
     if not candidates:
         known = sorted({name for run in runs for name in run.metrics if not name.startswith("system/")})

@@ -35,8 +35,7 @@ class Process:
             port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{port}"
         self.command = [sys.executable, "-m", "mlflow", *command(str(port))]
-        self.folder = folder
-        self.path = path
+        self.folder, self.path = folder, path
         own = {"MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
         own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # it starts uvicorn
         self.environment = {**os.environ, **own, **environment}
@@ -79,7 +78,7 @@ def uri(tmp_path: Path, empty_store: Path) -> str:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Process]:
-    """A server for the whole session; a test that stops it starts it again."""
+    """A server for the whole session."""
     folder = tmp_path_factory.mktemp("server")
     store = shutil.copy(empty_store, folder / "mlflow.db")
     words = ["server", "--host", "127.0.0.1", "--workers", "1", "--backend-store-uri", f"sqlite:///{store}"]
@@ -91,11 +90,10 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Itera
 
 
 class Gate:
-    """A proxy before a server: it lets in whoever has the token, says `status` to others, and can hang."""
+    """A proxy before a server: it lets in whoever has the token, and can hang."""
 
-    def __init__(self, server: str, *, token: str, status: int) -> None:
+    def __init__(self, server: str, *, token: str) -> None:
         self.token = token
-        self.status = status
         self.is_hanging = False
         self.waiting = 0  # requests that were not answered
         self._ended = threading.Event()
@@ -108,7 +106,7 @@ class Gate:
                     gate.waiting += 1
                     gate._ended.wait()
                     return
-                answer, code, kind = b"<html>log in</html>", gate.status, "text/html"
+                answer, code, kind = b"<html>log in</html>", 401, "text/html"
                 if self.headers.get("Authorization") == f"Bearer {gate.token}":
                     headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
                     found = requests.request(self.command, server + self.path, headers=headers, data=body, timeout=60)
@@ -142,8 +140,8 @@ class Gate:
 def gate(server: Process, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """A gate before the server, whose token MLflow's client has."""
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of today")
-    with Gate(server.uri, token="of today", status=401) as found:
-        yield found
+    with Gate(server.uri, token="of today") as opened:
+        yield opened
 
 
 @pytest.fixture

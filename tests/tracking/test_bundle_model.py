@@ -113,8 +113,3 @@ def test_a_server_answers_with_labels_or_with_one_line(model: Any, image: Path, 
     assert "an array needs its affine" in array
     assert len(array) < 400
     assert "'inputs'" in ask(model, instances=[str(image)])
-
-
-def test_the_model_shows_how_it_is_asked(model: Any) -> None:
-    assert model.input_example == ["scan.nii.gz"]
-    assert "affine" in str(model.metadata.signature.params)

@@ -86,26 +86,26 @@ class Content:
         return only
 
     @property
-    def statuses(self) -> list[str]:
-        return [run.info.status for run in (self.training, *self.folds.values())]
+    def statuses(self) -> set[str]:
+        return {run.info.status for run in (self.training, *self.folds.values())}
 
     def losses(self, fold: int = 0) -> dict[int, float]:
         points = self.client.get_metric_history(self.folds[fold].info.run_id, "loss")
         assert len({point.step for point in points}) == len(points), "an epoch was logged twice"
         return {point.step: point.value for point in points}
 
-    def files(self, run: mlflow.entities.Run, path: str | None = None) -> list[str]:
-        found: list[str] = []
-        for file in self.client.list_artifacts(run.info.run_id, path):
-            found += self.files(run, file.path) if file.is_dir else [file.path]
-        return found
+    def files(self, run: mlflow.entities.Run) -> dict[str, Path]:
+        if not self.client.list_artifacts(run.info.run_id):
+            return {}
+        root = Path(self.client.download_artifacts(run.info.run_id, ""))
+        return {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
 
-    def everything(self, run: mlflow.entities.Run, folder: Path) -> dict[str, Any]:
+    def everything(self, run: mlflow.entities.Run) -> dict[str, Any]:
         """All of a run but its ids."""
         client, info = self.client, run.info
         own = ("mlflow.parentRunId", "medunet.key", "mlflow.user")
         [*models] = client.search_logged_models([info.experiment_id], filter_string=f"source_run_id = '{info.run_id}'")
-        files = {name: client.download_artifacts(info.run_id, name, str(folder)) for name in self.files(run)}
+        files = self.files(run)
         return {
             "info": (info.run_name, info.status, info.start_time, info.end_time),
             "params": run.data.params,
@@ -117,42 +117,34 @@ class Content:
                 for key in run.data.metrics
             },
             "inputs": [(one.dataset.to_dictionary(), one.tags[0].value) for one in run.inputs.dataset_inputs],
-            "files": {name: Path(path).read_bytes() for name, path in files.items() if name != "bundle.zip"},
-            "bundle": [contents(Path(path)) for name, path in files.items() if name == "bundle.zip"],
+            "files": {name: path.read_bytes() for name, path in files.items() if name != "bundle.zip"},
+            "bundle": [contents(path) for name, path in files.items() if name == "bundle.zip"],
             "models": [({(one.key, one.value, one.step) for one in model.metrics}, model.params) for model in models],
             "versions": len(client.search_model_versions(f"run_id = '{info.run_id}'")),
         }
 
 
-def test_the_handler_alone_logs_the_curves_of_monais_trainer(tmp_path: Path, uri: str) -> None:
-    network = torch.nn.Conv2d(1, 2, 3, padding=1)
-    data = [{"image": torch.rand(1, 8, 8), "label": torch.ones(1, 8, 8)} for _ in range(2)]
+def test_a_trainer_without_a_history_handler_gets_one(tmp_path: Path, uri: str) -> None:
+    network, data = torch.nn.Conv2d(1, 2, 3, padding=1), [{"image": torch.rand(1, 8, 8), "label": torch.ones(1, 8, 8)}]
+    common: dict[str, Any] = {"device": "cpu", "network": network}
     validator = SupervisedEvaluator(
-        device="cpu",
         val_data_loader=DataLoader(data, batch_size=1),
-        network=network,
         key_val_metric={"dice": MeanDice(num_classes=2, output_transform=from_engine(["pred", "label"]))},
         postprocessing=AsDiscreted(keys="pred", argmax=True),
+        **common,
     )
     trainer = SupervisedTrainer(
-        device="cpu",
         max_epochs=2,
         train_data_loader=DataLoader(data, batch_size=1),
-        network=network,
         optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
         loss_function=DiceLoss(to_onehot_y=True, softmax=True),
         train_handlers=[ValidationHandler(interval=1, validator=validator)],
+        **common,
     )
-    handler = TrackingHandler(
-        tracking_uri=uri,
-        folder=str(tmp_path / "eval"),
-        experiment_name="e",
-        run_name="r",
-        system_metrics=False,
-        validator=validator,
-        class_names=["background", "cell"],
+    options: dict[str, Any] = {"experiment_name": "e", "system_metrics": False, "validator": validator}
+    TrackingHandler(tracking_uri=uri, folder=str(tmp_path), class_names=["background", "cell"], **options).attach(
+        trainer
     )
-    handler.attach(trainer)
     trainer.run()
     content = Content(uri, "e")
     assert sorted(content.losses()) == [1, 2]
@@ -175,7 +167,7 @@ def test_a_training_is_a_run_and_its_fold_a_child(tmp_path: Path) -> None:
     train(tmp_path / "eval", uri, params={"epochs": 2})
     content = Content(uri, tmp_path.name)
     assert content.training.info.run_name == "r"
-    assert content.statuses == ["FINISHED", "FINISHED"]
+    assert content.statuses == {"FINISHED"}
     assert content.losses() == {1: 3.0, 2: 1.5}
     times = [point.timestamp for point in content.client.get_metric_history(content.fold.info.run_id, "lr")]
     assert times == [entry["time"] for entry in json.loads((tmp_path / "eval" / "history.json").read_text())]
@@ -183,7 +175,7 @@ def test_a_training_is_a_run_and_its_fold_a_child(tmp_path: Path) -> None:
     assert content.fold.data.params["epochs"] == "2"
     assert "version::torch" in content.fold.data.params
     files = {"environment/environment.json", "environment/requirements.txt", "plots/curves.png", "history.json"}
-    assert files <= set(content.files(content.fold))
+    assert files <= content.files(content.fold).keys()
     assert sync_runs(tmp_path) == (0, 0)
 
 
@@ -242,36 +234,25 @@ def test_what_ends_a_training_run_early_is_logged_and_raised(
     with pytest.raises(type(error)):
         train(tmp_path / "eval", uri, after=stop)
     content = Content(uri, tmp_path.name)
-    assert content.statuses == [status, status]
+    assert content.statuses == {status}
     assert content.losses() == {1: 3.0}
 
 
 def test_a_resumed_run_continues_and_an_epoch_that_a_killed_process_did_not_send_is_sent(
-    tmp_path: Path, uri: str
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "eval"
-
-    def lose_the_last(epoch: int) -> None:
-        """As though the process was killed between the history and MLflow."""
+    def kill(epoch: int) -> None:
+        """Let nothing reach MLflow, as though the process was killed after the history was written."""
         if epoch == 2:
-            for delivery in handlers[-1]._deliveries:
-                delivery.run = lambda: True  # type: ignore[method-assign]
+            monkeypatch.setattr("medunet.tracking.record.Delivery.run", lambda delivery: True)
 
-    handlers: list[TrackingHandler] = []
-    start = TrackingHandler.start
-
-    def noted(self: TrackingHandler, engine: Any) -> None:
-        handlers.append(self)
-        start(self, engine)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrackingHandler, "start", noted)
-        train(folder, uri, epochs=3, after=lose_the_last)
-    assert sorted(Content(uri, tmp_path.name).losses()) < [1, 2, 3]
-    train(folder, uri, epochs=4, first=3, resume=True)
+    train(tmp_path / "eval", uri, epochs=3, after=kill)
+    monkeypatch.undo()
+    assert 3 not in Content(uri, tmp_path.name).losses()
+    train(tmp_path / "eval", uri, epochs=4, first=3, resume=True)
     content = Content(uri, tmp_path.name)
     assert content.losses() == {1: 3.0, 2: 1.5, 3: 0.75, 4: 0.375}
-    assert content.statuses == ["FINISHED", "FINISHED"]
+    assert content.statuses == {"FINISHED"}
 
 
 def test_a_part_that_mlflow_rejects_does_not_hold_up_the_others(
@@ -281,25 +262,6 @@ def test_a_part_that_mlflow_rejects_does_not_hold_up_the_others(
     assert "MLflow rejects params" in caplog.text
     assert Content(uri, tmp_path.name).losses() == {1: 3.0, 2: 1.5}
     assert sync_runs(tmp_path) == (0, 2)
-
-
-def test_a_server_that_stops_for_a_while_gets_everything_by_the_end_or_by_sync(
-    tmp_path: Path, server: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    run = tmp_path / "liver" / "seed0" / "eval"
-    with caplog.at_level(logging.WARNING, logger="medunet"):
-        train(run, server.uri, epochs=3, after=lambda epoch: server.stop())
-        train(run, server.uri, epochs=4, first=3, resume=True)  # the server is still down
-    assert caplog.text.count("training continues") == 1  # of the second part; the first noticed it at its end
-    assert "medunet runs sync" in caplog.text
-    assert sync_runs(tmp_path) == (0, 2)
-    server.start()
-    assert sync_runs(tmp_path) == (2, 0)
-    content = Content(server.uri, "seed0")
-    assert content.losses() == {1: 3.0, 2: 1.5, 3: 0.75, 4: 0.375}
-    assert content.statuses == ["FINISHED", "FINISHED"]
-    assert {"plots/curves.png", "history.json"} <= set(content.files(content.fold))
-    assert sync_runs(tmp_path) == (0, 0)
 
 
 def test_sync_gives_a_server_exactly_what_it_gets_while_a_bundle_is_trained(
@@ -314,33 +276,37 @@ def test_sync_gives_a_server_exactly_what_it_gets_while_a_bundle_is_trained(
             record.tags.pop("mlflow.parentRunId", None)
     assert sync_runs(tmp_path) == (2, 0)
     replayed = Content(server.uri, "replayed", has_parents=False)
-    assert replayed.everything(replayed.training, tmp_path) == original.everything(original.training, tmp_path)
-    expected = original.everything(original.fold, tmp_path)
-    assert replayed.everything(replayed.fold, tmp_path) == expected
+    assert replayed.everything(replayed.training) == original.everything(original.training)
+    expected = original.everything(original.fold)
+    assert replayed.everything(replayed.fold) == expected
     assert {"validation/cases.csv", "config/train.json", "history.json"} <= set(expected["files"])
     assert expected["bundle"] and expected["models"] and expected["versions"] == 1 and len(expected["inputs"]) == 2
     assert {"loss", "system/cpu_utilization_percentage"} <= set(expected["metrics"])
 
 
-def test_a_login_that_ends_in_mid_run_loses_nothing(
+def test_what_a_server_rejected_during_a_run_is_sent_by_sync(
     tmp_path: Path, gate: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medunet.tracking.mlflow.TIME_SHARE", 1e9)  # try after each epoch
-    folder = tmp_path / "eval"
+    run = tmp_path / "liver" / "seed0" / "eval"
 
     def lock_out(epoch: int) -> None:
         if epoch == 2:
             gate.token = "of tomorrow"
 
     with caplog.at_level(logging.WARNING, logger="medunet"):
-        train(folder, gate.uri, epochs=5, after=lock_out)
-    assert caplog.text.count("training continues") == 1
+        train(run, gate.uri, epochs=4, after=lock_out)
+        assert caplog.text.count("training continues") == 1
+        train(run, gate.uri, epochs=5, first=4, resume=True)  # the server still rejects the login
+    assert "medunet runs sync" in caplog.text
     assert sync_runs(tmp_path) == (0, 2)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of tomorrow")
     assert sync_runs(tmp_path) == (2, 0)
-    content = Content(gate.uri, tmp_path.name)
+    content = Content(gate.uri, "seed0")
     assert list(content.losses()) == [1, 2, 3, 4, 5]
-    assert content.statuses == ["FINISHED", "FINISHED"]
+    assert content.statuses == {"FINISHED"}
+    assert {"plots/curves.png", "history.json"} <= content.files(content.fold).keys()
+    assert sync_runs(tmp_path) == (0, 0)
 
 
 def test_a_hanging_server_is_asked_once_and_once_at_the_end(

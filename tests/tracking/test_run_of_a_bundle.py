@@ -70,13 +70,6 @@ def test_the_store_of_a_bundle_that_names_none_is_beside_the_run(
     assert judge(tmp_path / "run").reason == "known"  # an MLflow model holds code, which is no part of a bundle
 
 
-def artifacts(client: mlflow.MlflowClient, run_id: str, path: str | None = None) -> list[str]:
-    found: list[str] = []
-    for file in client.list_artifacts(run_id, path):
-        found += artifacts(client, run_id, file.path) if file.is_dir else [file.path]
-    return found
-
-
 def test_metrics_parameters_and_artifacts_are_complete(client: mlflow.MlflowClient, fold: mlflow.entities.Run) -> None:
     expected = {"loss", "loss/dice", "loss/cross_entropy", "lr", "steps_per_second", "data_wait", "epoch_seconds"}
     expected |= {"val_mean_dice", "val_dice_cell", "best_val_mean_dice", "system/cpu_utilization_percentage"}
@@ -86,7 +79,8 @@ def test_metrics_parameters_and_artifacts_are_complete(client: mlflow.MlflowClie
     assert "network_def::channels" in fold.data.tags["medunet.changed"].split(", ")
     assert "seed" not in fold.data.tags["medunet.changed"].split(", ")
     assert "| `epochs` | `50` | `2` |" in fold.data.tags["mlflow.note.content"]
-    files = set(artifacts(client, fold.info.run_id))
+    root = Path(client.download_artifacts(fold.info.run_id, ""))
+    files = {path.relative_to(root).as_posix() for path in root.rglob("*")}
     assert {"config/train.json", "environment/environment.json", "environment/requirements.txt"} <= files
     assert {"plots/curves.png", "history.json", "validation/cases.csv", "bundle.zip"} <= files
     assert any(name.startswith("validation/epoch_0000") and name.endswith("worst.png") for name in files)
@@ -148,9 +142,6 @@ def test_the_model_predicts_what_the_command_predicts(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_of(run_2d))
     model = mlflow.pyfunc.load_model("models:/run/1")
     assert np.array_equal(model.predict(str(image)), expected)
-    array = np.asarray(read_volume(image).image.as_tensor())
-    answers = [model.predict(array), model.predict(array[0]), *model.predict([str(image), array.tolist()])]
-    assert all(np.array_equal(answer, expected) for answer in answers)
     assert not list(Path(model._model_impl.context.artifacts["bundle"]).parents[1].rglob("*.pkl"))
 
 
@@ -253,19 +244,7 @@ def test_a_cross_validation_is_one_run_with_its_folds_and_its_ensemble(cells: Pa
     assert len(list_runs(uri, folds=True)) == 3
 
 
-@pytest.mark.parametrize(
-    ("metric", "best"),
-    [
-        ("val_dice_genioglossus", "high"),
-        ("val_dice_loss", "high"),
-        ("out_of_fold_iou_msd", "high"),
-        ("loss", "low"),
-        ("loss/dice", "low"),
-        ("out_of_fold_hd95_mm_genioglossus", "low"),
-        ("epoch_seconds", "low"),
-        ("steps_per_second", "high"),
-    ],
-)
+@pytest.mark.parametrize(("metric", "best"), [("val_dice_loss", "high"), ("out_of_fold_hd95_mm_gloss", "low")])
 def test_whether_low_is_good_depends_on_the_metric_and_not_on_the_class(metric: str, best: str) -> None:
     runs = [
         TrackedRun(name, name, "training", "FINISHED", 0, 1.0, {}, {metric: value}, {})

@@ -112,11 +112,7 @@ class DicomWebStore:
         return folder
 
     def store(self, file: Path) -> None:
-        """Send a DICOM file to the store.
-
-        Raises:
-            DataError: the store rejects it.
-        """
+        """Send a DICOM file to the store; raise a DataError if the store rejects it."""
         boundary = secrets.token_hex(16)
         head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         body = head + file.read_bytes() + f"\r\n--{boundary}--\r\n".encode()

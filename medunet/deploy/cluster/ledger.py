@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,19 +70,21 @@ class Ledger:
         if replace:
             self.path.unlink(missing_ok=True)
         known = None
-        for entry in _entries(self.path):
-            if "bundle" in entry:
-                known, self.replaces = entry["bundle"], entry.get("replaces", False)
-            elif "name" in entry:
-                del entry["time"]
-                self.outcomes[entry["name"]] = Outcome(**entry)
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError):  # a line that was cut off
+                entry = json.loads(line)
+                if "bundle" in entry:
+                    known, self.replaces = entry["bundle"], entry.get("replaces", False)
+                elif "name" in entry:
+                    del entry["time"]
+                    self.outcomes[entry["name"]] = Outcome(**entry)
         if known not in (None, digest):
             cause, remedy = "the output folder has results of another bundle", "choose another --output, or add --force"
             raise DataError(cause, file=self.path, remedy=remedy)
         folder.mkdir(parents=True, exist_ok=True)
-        is_cut = self.path.exists() and self.path.read_bytes()[-1:] not in (b"\n", b"")
         self._file = self.path.open("a", encoding="utf-8")
-        self._file.write("\n" * is_cut)
+        self._file.write("\n" if text and not text.endswith("\n") else "")
         if known is None:
             self._append({"bundle": digest, "replaces": replace})
         sync_folder(folder)
@@ -109,14 +111,6 @@ class Ledger:
         self._file.write(json.dumps({**entry, "time": round(time.time(), 3)}) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-
-
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
 
 
 def bundle_digest(bundle: Path, *more: object) -> str:

@@ -38,11 +38,7 @@ ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 
 
 def join_cluster() -> Any:
-    """Return `ray`, connected to the cluster of RAY_ADDRESS or of this machine, or else to one of this machine alone.
-
-    Raises:
-        ConfigError: Ray is not installed.
-    """
+    """Return `ray`, connected to the cluster of RAY_ADDRESS or of this machine, or else to a new one here."""
     ray = import_extra("ray", extra="ray", purpose="--on ray")
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -50,10 +46,7 @@ def join_cluster() -> Any:
 
 
 class PredictorActor:
-    """A busy :class:`medunet.prediction.Predictor`: reading, network and writing of different cases overlap.
-
-    It is for an actor with several threads: each call of :meth:`predict` waits for its own case.
-    """
+    """A predictor for several threads: each waits for its own case; reading, network and writing of cases overlap."""
 
     def __init__(self, bundle: Path, options: PredictOptions) -> None:
         self._bundle, self._options = bundle, options
@@ -118,11 +111,6 @@ class _Worker:
     cases: dict[Any, Case] = field(default_factory=dict)
     since: float = 0.0  # when it can have begun the first of these cases
 
-    def give(self, case: Case) -> None:
-        if not self.cases:
-            self.since = time.monotonic()
-        self.cases[self.actor.predict.remote(case)] = case
-
     def take(self, ref: Any) -> Case:
         # The next case begins when the one before it has come back. A case that overtakes it does not stop the clock:
         # cases that follow would hide one that hangs.
@@ -140,10 +128,7 @@ class RayPool:
     """
 
     def __init__(self, bundle: Path, options: PredictOptions, *, ray: Any, case_seconds: float = CASE_SECONDS) -> None:
-        self.ray = ray
-        self.bundle = bundle
-        self.options = options
-        self.case_seconds = case_seconds
+        self.ray, self.bundle, self.options, self.case_seconds = ray, bundle, options, case_seconds
         self.workers: list[_Worker] = []
         self._looked = -LOOK_SECONDS
         self._last_ready = time.monotonic()
@@ -175,7 +160,9 @@ class RayPool:
             self._start_missing()
             for worker in self.workers:
                 while worker.is_ready and waiting and len(worker.cases) < in_flight:
-                    worker.give(waiting.popleft())
+                    worker.since = worker.since if worker.cases else time.monotonic()
+                    ref = worker.actor.predict.remote(waiting[0])
+                    worker.cases[ref] = waiting.popleft()
             refs = {ref: w for w in self.workers for ref in (w.cases if w.is_ready else [w.started])}
             if not refs:
                 time.sleep(0.1)

@@ -31,7 +31,6 @@ from .pool import join_cluster
 
 METRIC = "val_mean_dice"
 PREFIX = "trial_"
-MESSAGE_LENGTH = 300
 RESULTS_NAME = "tune.json"
 ASKED_NAME = "search.json"  # the arguments, so that no other search continues this one
 STATE = "ray"  # folder of Ray Tune's own state
@@ -65,14 +64,7 @@ class Range:
 
 
 def parse_range(text: str) -> Range:
-    """Parse `KEY=LOW:HIGH`, with `:log` for orders of magnitude and `:int` for whole numbers, or `KEY=A|B|C`.
-
-    Examples:
-        >>> parse_range("learning_rate=1e-4:1e-2:log").low
-        0.0001
-        >>> parse_range("learning_rate=1e-4|1e-3").choices
-        (0.0001, 0.001)
-    """
+    """Parse `KEY=LOW:HIGH`, with `:log` for orders of magnitude and `:int` for whole numbers, or `KEY=A|B|C`."""
     key, equals, value = text.partition("=")
     if key and equals and "|" in value:
         return Range(key, choices=tuple(parse_yaml(word) for word in value.split("|")))
@@ -212,12 +204,7 @@ def tune_bundle(
 
 
 def rungs(config: Mapping[str, Any], ranges: Sequence[Range]) -> dict[str, int]:
-    """Return ASHA's first and last epoch: no trial ends before its second validation, or in its last epoch.
-
-    Examples:
-        >>> rungs({"epochs": 100, "val_interval": 5}, [])
-        {'max_t': 101, 'grace_period': 10}
-    """
+    """Return ASHA's first and last epoch: no trial ends before its second validation, or in its last epoch."""
     values = {entry.key: entry.choices or [entry.high] for entry in ranges}
     try:
         epochs, interval = (math.ceil(max(values.get(key, [config[key]]))) for key in ("epochs", "val_interval"))
@@ -264,7 +251,7 @@ def _trial(output: Path, result: Any) -> Trial:
     entries = read_history(run)
     if (run / "models" / BEST_NAME).is_file():  # a trial that ended early has not recorded its weights
         record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
-    error = None if result.error is None else " ".join(str(result.error).split())[-MESSAGE_LENGTH:]
+    error = None if result.error is None else " ".join(str(result.error).split())[-300:]
     return Trial(run, dict(result.config), kept_entry(entries).get("val_metrics", {}).get(METRIC), len(entries), error)
 
 

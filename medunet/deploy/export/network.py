@@ -37,12 +37,7 @@ class TileSizes:
 
     @classmethod
     def of(cls, shapes: UNetShapes) -> TileSizes:
-        """Return the sizes of a network.
-
-        Examples:
-            >>> TileSizes.of(UNetShapes(2, 5, padding="valid")).least
-            (204, 204)
-        """
+        """Return the sizes of a network."""
         stride = shapes.total_stride
         smallest = shapes.next_valid_input((1,) * shapes.spatial_dims)
         least = tuple(n + s for n, s in zip(smallest, stride, strict=True))
@@ -149,12 +144,7 @@ class MeanLogits(nn.Module):
 
 
 class ExportedNetwork(nn.Module):
-    """An exported file that replaces its network in an inferer.
-
-    Args:
-        run: the file's runner: `(B, C, *spatial)` in float32 to logits.
-        reference: the bundle's network, which knows its sizes.
-    """
+    """An exported file, run by `run`, that replaces its network, `reference`, in an inferer."""
 
     def __init__(self, run: Callable[[Tensor], Tensor], reference: nn.Module) -> None:
         super().__init__()

@@ -28,12 +28,10 @@ SETTINGS = {
     "loss::lambda_dice": "0.0",
     "autocast_dtype": "float32",
 }
-"""As small as the pipeline allows."""
 
 PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
-PATIENCE = 1800.0
-"""Seconds until a test gives up; the machine may have other work."""
+PATIENCE = 1800.0  # seconds until a test gives up; the machine may have other work
 
 
 def words(*parts: object, **changes: object) -> list[str]:
@@ -50,14 +48,14 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def run(command: Sequence[str], *, expected: int = 0) -> str:
-    """Everything that a command said."""
+    """Run a command and return its output."""
     done = subprocess.run(command, **PIPES, check=False, env=environment(), timeout=PATIENCE, stdin=subprocess.DEVNULL)
     assert done.returncode == expected, done.stdout[-4000:]
     return done.stdout
 
 
 def wait_for(condition: Callable[[], Any], *, what: str, process: subprocess.Popen[str] | None = None) -> Any:
-    """Ask until the answer is yes."""
+    """Wait until a condition is true, and return its value."""
     end = time.monotonic() + PATIENCE
     while not (answer := condition()):
         assert time.monotonic() < end, f"never: {what}"
@@ -84,7 +82,7 @@ def weights(run_folder: Path) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def started(*commands: Sequence[str]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Commands side by side; those that still run when the block ends are ended, with all that they started."""
+    """Run commands in parallel; the end of the block kills those that still run, with their children."""
     running = [subprocess.Popen(c, **PIPES, env=environment(), stdin=subprocess.DEVNULL) for c in commands]
     try:
         yield running

@@ -10,17 +10,15 @@ from typing import Any
 
 import pytest
 
+from .processes import PATIENCE
+
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is absent: bash scripts/test_cluster.sh"
 )
 
-MEMORY = 80 * 2**20
-"""Bytes of the object store of each machine: the smallest that Ray takes; only names go through it, no images."""
+MEMORY = 80 * 2**20  # bytes of each machine's object store: Ray's minimum; no images go through it
 
-
-PATIENCE = 1800.0
-"""Seconds until a test gives up; the machine may have other work."""
-
+# a machine that is slow to answer is not dead; one whose processes are gone is noticed immediately
 RAYS_PATIENCE = {
     "RAY_health_check_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "900",
@@ -29,7 +27,6 @@ RAYS_PATIENCE = {
     "RAY_gcs_rpc_server_connect_timeout_s": "300",
     "RAY_py_gcs_connect_timeout_s": "300",
 }
-"""A machine that is slow to answer is not dead; one whose processes are gone is noticed as soon as ever."""
 
 
 def two_machines() -> Iterator[Any]:
@@ -56,7 +53,7 @@ def two_machines() -> Iterator[Any]:
 
 @contextmanager
 def when(condition: Callable[[], bool], action: Callable[[], object]) -> Iterator[None]:
-    """Do something beside the block as soon as something is so; an error if the block ends before."""
+    """Do something in parallel to the block as soon as a condition is true; fail if the block ends before."""
     over, done = threading.Event(), threading.Event()
 
     def wait() -> None:

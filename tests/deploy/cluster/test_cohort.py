@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -45,11 +44,6 @@ def make_cohort(folder: Path, *, cases: int, broken: int = 0, size: int = 16) ->
     manifest = folder / "cohort.csv"
     manifest.write_text("\n".join(lines) + "\n")
     return manifest
-
-
-def entries(output: Path) -> list[dict[str, Any]]:
-    lines = (output / LEDGER_NAME).read_text().splitlines()
-    return [entry for line in lines if "name" in (entry := json.loads(line))]
 
 
 def written(file: Path, text: str) -> Path:
@@ -353,17 +347,3 @@ def test_a_case_that_kills_its_process_and_one_that_hangs_delay_no_other(
     assert all("processes have died over this case" in error for error in errors.values())
     assert "no result in 15 seconds" in errors["site_2/case_0008"]
     assert len(list((tmp_path / "out").rglob("case_*.nii.gz"))) == 10
-
-
-@needs_ray
-@pytest.mark.slow
-def test_a_thousand_cases_with_twenty_failures_are_all_accounted_for(
-    bundle: Path, tmp_path: Path, cluster: Any
-) -> None:
-    manifest, output = make_cohort(tmp_path / "in", cases=1000, broken=20, size=8), tmp_path / "out"
-    result = predict_cohort(bundle, manifest, output, where="ray", device="cpu")
-    assert len(result.outcomes) == 1000
-    assert len(result.failed) == 20
-    assert all(outcome.error for outcome in result.failed)
-    assert len(list(output.rglob("case_*.nii.gz"))) == 980
-    assert len({entry["name"] for entry in entries(output)}) == len(entries(output)) == 1000

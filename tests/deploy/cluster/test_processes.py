@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -57,13 +57,17 @@ def assert_equal_trainings(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains_with_twice_the_batch(cells: Path, alone: Path, tmp_path: Path) -> None:
-    said = train(cells, tmp_path / "run", "--nproc", 2, "--epochs", 2, batch_size=2)
+@pytest.mark.parametrize("count", [2, 4])  # three cases to validate: fewer than four processes
+def test_processes_train_what_one_trains_with_the_batch_of_all(
+    count: int, cells: Path, alone: Path, tmp_path: Path
+) -> None:
+    options = ("--nproc", count, "--epochs", 2)
+    printed = train(cells, tmp_path / "run", *options, batch_size=4 // count)
     assert_equal_trainings(alone, tmp_path / "run")
-    assert said.count("epoch 2/2") == 1  # the first process speaks
-    assert said.count("SyncBatchNorm needs GPUs") == 1
-    # and an error in the input is one line, without a second try
-    again = train(cells, tmp_path / "run", "--nproc", 2, "--epochs", 2, expected=2, batch_size=2)
+    assert printed.count("epoch 2/2") == 1  # only the first process prints
+    assert printed.count("SyncBatchNorm needs GPUs") == 1
+    # an error in the input is one line, without a second try
+    again = train(cells, tmp_path / "run", *options, expected=2, batch_size=4 // count)
     assert again.count("contains a trained run") == 1
     assert "Traceback" not in again
 
@@ -128,27 +132,34 @@ def test_a_host_with_a_loopback_only_is_rejected_before_anything_starts(
         launch.launch_config(1, tmp_path, hosts=2, endpoint="gpu1")
 
 
-def test_processes_of_one_host_meet_on_its_loopback(tmp_path: Path) -> None:
-    config = launch.launch_config(2, tmp_path, hosts=1, endpoint=None)
-    assert (config.local_addr, config.rdzv_configs["is_host"]) == ("127.0.0.1", True)
-
-
-@pytest.mark.slow
-def test_four_processes_train_what_one_trains(cells: Path, alone: Path, tmp_path: Path) -> None:
-    # three cases to validate: fewer than processes
-    train(cells, tmp_path / "run", "--nproc", 4, "--epochs", 2, batch_size=1)
-    assert_equal_trainings(alone, tmp_path / "run")
-
-
-LONG = {"steps_per_epoch": 4, "batch_size": 2}
-"""With 40 epochs some seconds, in which something can be killed."""
+LONG = {"steps_per_epoch": 4, "batch_size": 2}  # with 40 epochs some seconds, in which something can be killed
 
 
 @pytest.fixture(scope="module")
 def undisturbed(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(cells, output, "--nproc", 2, "--epochs", 40, **LONG)
+    run(long_words(cells, output))
     return output
+
+
+def long_words(cells: Path, output: Path) -> list[str]:
+    parts = ("train", "unet_2d", "--data", cells, "--output", output, "--fold", 1, "--nproc", 2, "--epochs", 40)
+    return words(*parts, **LONG)
+
+
+def disturb(command: Sequence[str], output: Path, action: Callable[[subprocess.Popen[str]], object]) -> tuple[int, str]:
+    """Run a command, do something after three epochs, and return the exit code and the output."""
+    with started(command) as (launcher,):
+        wait_for(lambda: epochs_of(output) >= 3, what="three epochs", process=launcher)
+        action(launcher)
+        printed, _ = launcher.communicate(timeout=PATIENCE)
+    return launcher.returncode, printed
+
+
+def assert_undisturbed(output: Path, undisturbed: Path) -> None:
+    assert [entry["epoch"] for entry in history(output)] == list(range(1, 41))
+    for name, tensor in weights(undisturbed).items():
+        assert torch.equal(weights(output)[name], tensor), name
 
 
 @pytest.mark.slow
@@ -157,50 +168,40 @@ def test_a_killed_process_continues_from_the_last_complete_checkpoint(
     rank: int, cells: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    command = words(
-        *("train", "unet_2d", "--data", cells, "--output", output, "--fold", 1, "--nproc", 2, "--epochs", 40), **LONG
+    code, printed = disturb(
+        long_words(cells, output), output, lambda launcher: workers_of(launcher.pid)[rank].send_signal(signal.SIGKILL)
     )
-    with started(command) as (launcher,):
-        wait_for(lambda: epochs_of(output) >= 3, what="three epochs", process=launcher)
-        os.kill(workers_of(launcher.pid)[rank].pid, signal.SIGKILL)
-        said, _ = launcher.communicate(timeout=PATIENCE)
-    assert launcher.returncode == 0, said[-3000:]
-    assert "resumed after epoch" in said
-    assert [entry["epoch"] for entry in history(output)] == list(range(1, 41))
-    for name, tensor in weights(undisturbed).items():
-        assert torch.equal(weights(output)[name], tensor), name
+    assert code == 0, printed[-3000:]
+    assert "resumed after epoch" in printed
+    assert_undisturbed(output, undisturbed)
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_all_processes_and_resume_continues(cells: Path, undisturbed: Path, tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    parts = ("train", "unet_2d", "--data", cells, "--output", output, "--fold", 1, "--nproc", 2, "--epochs", 40)
-    with started(words(*parts, **LONG)) as (launcher,):
-        wait_for(lambda: epochs_of(output) >= 3, what="three epochs", process=launcher)
-        workers = workers_of(launcher.pid)
+    output, workers = tmp_path / "run", list[psutil.Process]()
+
+    def interrupt(launcher: subprocess.Popen[str]) -> None:
+        workers.extend(workers_of(launcher.pid))
         launcher.send_signal(signal.SIGINT)
-        said, _ = launcher.communicate(timeout=PATIENCE)
-    assert launcher.returncode == 130 and "--resume" in said, said[-3000:]
-    assert not any(worker.is_running() for worker in workers)
-    run(words(*parts, "--resume", **LONG))
-    for name, tensor in weights(undisturbed).items():
-        assert torch.equal(weights(output)[name], tensor), name
+
+    code, printed = disturb(long_words(cells, output), output, interrupt)
+    assert code == 130 and "--resume" in printed, printed[-3000:]
+    assert workers and not any(worker.is_running() for worker in workers)
+    run([*long_words(cells, output), "--resume"])
+    assert_undisturbed(output, undisturbed)
 
 
 @pytest.mark.slow
-def test_monai_s_command_under_torchrun_continues_after_a_kill(cells: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_monai_s_command_under_torchrun_continues_after_a_kill(undisturbed: Path, tmp_path: Path) -> None:
     configs, output = undisturbed / "configs", tmp_path / "run"
     files = f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=2"]
     command += ["-m", "monai.bundle", "run", "training", "--config_file", files, "--bundle_root", str(output)]
-    with started(command) as (launcher,):
-        wait_for(lambda: epochs_of(output) >= 3, what="three epochs", process=launcher)
-        os.kill(workers_of(launcher.pid, of="monai.bundle")[1].pid, signal.SIGKILL)
-        said, _ = launcher.communicate(timeout=PATIENCE)
-    assert launcher.returncode == 0, said[-3000:]
-    assert [entry["epoch"] for entry in history(output)] == list(range(1, 41))
-    for name, tensor in weights(undisturbed).items():
-        assert torch.equal(weights(output)[name], tensor), name
+    code, printed = disturb(
+        command, output, lambda launcher: workers_of(launcher.pid, of="monai.bundle")[1].send_signal(signal.SIGKILL)
+    )
+    assert code == 0, printed[-3000:]
+    assert_undisturbed(output, undisturbed)
 
 
 def epochs_of(output: Path) -> int:
@@ -249,7 +250,7 @@ def test_two_hosts_train_what_one_process_trains(
         batch_size=2,
     )
     with started(*(["ip", "netns", "exec", name, *command] for name in two_hosts)) as launchers:
-        said = [launcher.communicate(timeout=PATIENCE)[0] for launcher in launchers]
-    assert [launcher.returncode for launcher in launchers] == [0, 0], "\n".join(said)[-4000:]
+        printed = [launcher.communicate(timeout=PATIENCE)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], "\n".join(printed)[-4000:]
     assert_equal_trainings(alone, output)
-    assert sum("validation Dice" in text for text in said) == 1  # one host wrote
+    assert sum("validation Dice" in text for text in printed) == 1  # one host wrote

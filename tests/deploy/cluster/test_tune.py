@@ -10,7 +10,6 @@ from typing import Any
 
 import psutil
 import pytest
-from small import SMALL_2D
 
 from medunet.bundle import find_bundle, verify_bundle
 from medunet.datasets import write_phantom_dataset
@@ -43,9 +42,7 @@ def test_impossible_ranges_are_rejected(texts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("texts", "last", "first"),
     [
-        (["learning_rate=1e-4:1e-2"], 100, 10),
         (["epochs=10:60:int"], 60, 10),
-        (["epochs=10|60|30"], 60, 10),
         (["val_interval=1:20:int"], 100, 40),
         (["val_interval=20|1", "epochs=10|30"], 30, 30),
     ],
@@ -55,10 +52,9 @@ def test_no_trial_ends_in_its_last_epoch_or_after_one_validation(texts: list[str
     assert limits == {"max_t": last + 1, "grace_period": first}
 
 
-@pytest.mark.parametrize("text", ["epochs=null|null", "epochs=10|null", "val_interval=often|seldom"])
-def test_epochs_that_are_not_numbers_are_rejected(text: str) -> None:
+def test_epochs_that_are_not_numbers_are_rejected() -> None:
     with pytest.raises(ConfigError, match="numbers"):
-        rungs({"epochs": 100, "val_interval": 5}, parse_ranges([text]))
+        rungs({"epochs": 100, "val_interval": 5}, parse_ranges(["epochs=10|null"]))
 
 
 @pytest.fixture
@@ -88,34 +84,6 @@ def kinds_in(store: Path) -> list[str]:
     """Kinds of the runs of MLflow."""
     with closing(sqlite3.connect(store)) as database:
         return sorted(row[0] for row in database.execute("select value from tags where key = 'medunet.kind'"))
-
-
-@needs_ray
-@pytest.mark.slow
-def test_a_search_leaves_runs_a_table_and_children_in_mlflow(
-    arguments: tuple[Path, Path, Path], tmp_path: Path, cluster: Any
-) -> None:
-    pytest.importorskip("optuna", reason="optuna is absent: bash scripts/test_cluster.sh")
-    store = tmp_path / "mlruns.db"
-    trials = tune_bundle(
-        *arguments,
-        ranges=parse_ranges(["learning_rate=1e-5:1e-1:log", "clip_grad_norm=1|12"]),
-        trials=4,
-        changes={**SMALL_2D, "epochs": 4, "folds": 2},
-        device="cpu",
-        tracking_uri=f"sqlite:///{store}",
-    )
-    best, *_ = trials
-    assert len(trials) == 4
-    assert all(trial.error is None and trial.metric is not None for trial in trials)
-    assert best.metric == max(trial.metric for trial in trials)
-    assert len(json.loads((tmp_path / "out" / "tune.json").read_text())) == 4
-    used = json.loads((best.run / "configs" / "train.json").read_text())
-    assert used["learning_rate"] == best.values["learning_rate"]
-    assert {name: fault for name, fault in verify_bundle(best.run).items() if fault} == {}
-    assert kinds_in(store) == ["search", *["trial"] * 4]
-    with closing(sqlite3.connect(store)) as database:
-        assert database.execute("select count(*) from params where key = 'learning_rate'").fetchone()[0] == 4
 
 
 def trials_of_ray() -> bool:
@@ -153,6 +121,11 @@ def test_a_killed_search_continues(arguments: tuple[Path, Path, Path], tmp_path:
     rows = json.loads((output / "tune.json").read_text())
     assert len(rows) == 3
     assert all(row["error"] is None and row["metric"] is not None for row in rows)
+    best = max(rows, key=lambda row: row["metric"])
+    assert best == rows[0]
+    used = json.loads((output / best["run"] / "configs" / "train.json").read_text())
+    assert used["learning_rate"] == best["values"]["learning_rate"]
+    assert {name: fault for name, fault in verify_bundle(output / best["run"]).items() if fault} == {}
     for name, epochs in before.items():  # not trained a second time, but for an epoch that was not yet kept
         later = history(output / name)[: len(epochs)]
         assert later[:-1] == epochs[:-1]

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import run_medunet
-from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from monai.data import load_net_with_metadata
 
 from medunet.bundle import find_bundle, resource_dir, shipped_bundles, specialise, verify_bundle
-from medunet.datasets import write_phantom_dataset
 from medunet.deploy.export import package_bundle
 from medunet.errors import ConfigError, DataError
 from medunet.prediction import Predictor
@@ -58,22 +56,6 @@ def test_the_zoo_and_medunet_accept_a_package(packed: Path, tmp_path: Path) -> N
     assert torch.jit.load(tmp_path / "model.ts")
     assert (judge(packed).reason, judge(packed).weights) == ("known", ("model.pt",))
     assert [fault for fault in verify_bundle(packed).values() if fault] == []
-
-
-def test_no_property_is_missing(packed: Path, tmp_path: Path) -> None:
-    kind = "ct" if packed.name == "unet_3d" else "cells"
-    write_phantom_dataset(tmp_path, kind=kind, cases=1, size=(24, 24, 24) if kind == "ct" else (32, 32))
-    configs = packed / "configs"
-    workflow = ConfigWorkflow(
-        workflow_type="inference",
-        bundle_root=str(packed),
-        config_file=str(configs / "inference.json"),
-        logging_file=str(configs / "logging.conf"),
-        meta_file=str(configs / "metadata.json"),
-        dataset_dir=str(tmp_path / "imagesTr"),
-    )
-    workflow.initialize()
-    assert workflow.check_properties() == []
 
 
 def test_equal_bundles_give_equal_bytes(bundles: dict[str, Path], tmp_path: Path) -> None:
@@ -144,12 +126,3 @@ def test_a_bundle_that_fails_a_check_is_not_packed(bundles: dict[str, Path], tmp
     with pytest.raises(ConfigError, match="invalid name"):
         package_bundle(bundles["padded"], tmp_path / "a.zip", name="../evil")
     assert not (tmp_path / "a.zip").exists()
-
-
-def test_the_command_prints_the_checksums(
-    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_medunet("bundle", "package", bundles["padded"], "-o", tmp_path / "organs.zip") == 0
-    shown = capsys.readouterr().out
-    for kind in ("sha256", "sha1"):
-        assert hashlib.new(kind, (tmp_path / "organs.zip").read_bytes()).hexdigest() in shown
