@@ -303,12 +303,9 @@ class Predictor:
     def _compute(self, case: _Case) -> None:
         image, stages = case.item["image"], case.stages
         if len(image) != self.channels:
-            raise DataError(
-                "the preprocessed image must have the channels of the network first",
-                file=first_path(case.source),
-                received=tuple(image.shape),
-                expected=(self.channels, *"xyz"[: image.ndim - 1]),
-            )
+            rule = "the preprocessed image must have the channels of the network first"
+            expected = (self.channels, *"xyz"[: image.ndim - 1])
+            raise DataError(rule, file=first_path(case.source), received=tuple(image.shape), expected=expected)
         is_split = self.options.benchmark
         with stages.measure_inferer(self.network, self.device) if is_split else stages.measure("network"):
             case.item["pred"] = self.logits(image)

@@ -80,6 +80,6 @@ class WeightAverage:
         }
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """Return weights and statistics by name, anew: moving a network to a device replaces its buffers."""
+        """Return weights and statistics by name, looked up each time: moving a network replaces its buffers."""
         buffers = {name: buffer for name, buffer in self.network.named_buffers() if buffer.is_floating_point()}
         return {**dict(self.network.named_parameters()), **buffers}

@@ -140,7 +140,7 @@ class CheckpointHandler:
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, as the first of its handlers: the others then see the resumed epoch."""
         engine.add_event_handler(Events.STARTED, self.start)
-        # the history is written before the weights and names the kept epoch
+        # the history is written before the weights and names the selected epoch
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.choose)
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, lambda _: self.choose(engine))

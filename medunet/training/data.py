@@ -106,26 +106,17 @@ class DataLoader(monai.data.DataLoader):
         try:
             yield from super().__iter__()
         except Exception as error:
-            if (typed := worker_error(error)) is None:
+            text = str(error)
+            if "DataLoader worker (pid" in text:
+                remedy = "usually memory ran out: lower num_workers or batch_size; num_workers 0 shows other reasons"
+                text = " ".join(text.split())
+                raise DataError("a process that prepares patches has died", received=text, remedy=remedy) from error
+            # PyTorch sends the type and the formatted traceback, which has the types beneath MONAI's RuntimeError
+            match = re.search(r"^medunet\.errors\.(\w+): (.*)$", text, flags=re.MULTILINE)
+            if match is None or "in DataLoader worker process" not in text:
                 raise
-            raise typed from error
-
-
-def worker_error(error: Exception) -> MedunetError | None:
-    """Return the typed error for an exception of a data loader with workers; None for errors of another kind."""
-    text = str(error)
-    if "DataLoader worker (pid" in text:
-        return DataError(
-            "a process that prepares patches has died",
-            received=" ".join(text.split()),
-            remedy="usually memory ran out: lower num_workers or batch_size; num_workers 0 shows other reasons",
-        )
-    # PyTorch sends the type and the formatted traceback; the types beneath MONAI's RuntimeError are in the latter
-    match = re.search(r"^medunet\.errors\.(\w+): (.*)$", text, flags=re.MULTILINE)
-    if match is None or "in DataLoader worker process" not in text:
-        return None
-    kind: type[MedunetError] = getattr(errors, match[1], MedunetError)
-    return kind(match[2])
+            kind: type[MedunetError] = getattr(errors, match[1], MedunetError)
+            raise kind(match[2]) from error
 
 
 class DataHandler:

@@ -71,7 +71,7 @@ def from_first(make: Callable[[], T], *, patience: timedelta | None = None) -> T
     """
     if not is_distributed():
         return make()
-    # in a group of its own: the timeout of the training group, which detects hanging processes, stays short
+    # in a separate group, because the timeout of the training group must stay short to detect hanging processes
     group = None if patience is None else distributed.new_group(backend="gloo", timeout=patience)
     parcel = [make() if distributed.get_rank() == 0 else None]
     distributed.broadcast_object_list(parcel, src=0, group=group)
