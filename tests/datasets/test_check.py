@@ -70,8 +70,7 @@ def test_damaged_files_are_counted_and_the_first_is_raised(dataset):
 
 
 def test_2d_image_among_volumes_is_found(dataset):
-    case = dataset.cases[1]
-    for path in (case.images[0], case.label):
+    for path in (dataset.cases[1].images[0], dataset.cases[1].label):
         write_volume(np.zeros((5, 6), np.uint8), path)
     (finding,) = check_dataset(dataset)
     assert "number of axes is 2, not 3" in finding.cause

@@ -7,7 +7,6 @@ import pytest
 
 from medunet.datasets import make_phantom, open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError
-from medunet.geometry import Geometry
 from medunet.io import read_volume
 
 
@@ -17,21 +16,6 @@ def test_no_organ_is_tiny(kind):
         phantom = make_phantom(kind, seed=seed)
         for name, value in phantom.labels.items():
             assert np.count_nonzero(phantom.label == value) >= 400, (seed, name)
-
-
-@pytest.mark.parametrize(("kind", "size"), [("ct", (33, 34, 35)), ("mr", (33, 35, 21)), ("cells", (67, 131))])
-def test_size_is_kept_but_for_the_range_of_spacings(kind, size):
-    phantom = make_phantom(kind, seed=0, size=size)
-    assert phantom.image.shape == phantom.label.shape
-    assert phantom.image.dtype == np.float32
-    assert np.all(np.abs(np.array(phantom.image.shape) / size - 1) <= (0 if kind == "cells" else 0.13))
-
-
-def test_spacing_varies_but_the_field_of_view_does_not():
-    geometries = [Geometry(p.affine, p.image.shape) for p in (make_phantom("ct", seed=seed) for seed in range(6))]
-    assert np.ptp([geometry.spacing_mm for geometry in geometries], axis=0).min() > 0.1
-    extents = np.array([np.multiply(geometry.spacing_mm, geometry.shape) for geometry in geometries])
-    assert np.all(np.abs(extents - np.multiply((64, 64, 48), (2.75, 2.75, 4.5))) <= np.array([1.5, 1.5, 2.5]))
 
 
 def test_tissues_have_their_hounsfield_units():

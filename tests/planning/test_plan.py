@@ -262,13 +262,6 @@ def test_a_validation_longer_than_the_time_does_not_lengthen_the_training() -> N
     assert "longer than the other half" in schedule.reason
 
 
-def test_without_a_time_a_gpu_makes_more_steps() -> None:
-    cost = StepCost(True, step_seconds=0.3, image_seconds=0.1)
-    options: dict[str, Any] = {"steps_per_epoch": 40, "validation_cases": 5, "seconds": None}
-    cpu, cuda = (fit_schedule(cost, device=device, **options).epochs for device in ("cpu", "cuda"))
-    assert cpu < cuda
-
-
 def test_one_case_and_a_time_without_a_measured_step_are_errors(make_data: DataMaker) -> None:
     with pytest.raises(DataError, match=r"second case.*cut this one in two"):
         plan_for(make_data(cases=1))

@@ -91,10 +91,8 @@ def prune_store(
     oldest = time.time() - (unused_days or 0) * SECONDS_PER_DAY
     with _lock_unused(root) as folders:
         cases = _cases(folders)
-        reasons = {case.path: case.stale for case in cases}
-        for case in cases:
-            if unused_days is not None and case.last_used < oldest:
-                reasons[case.path] = case.stale or f"not used for {unused_days:g} days"
+        unused = None if unused_days is None else f"not used for {unused_days:g} days"
+        reasons = {case.path: case.stale or (unused if case.last_used < oldest else None) for case in cases}
         total = sum(case.nbytes for case in cases)
         for case in sorted(cases, key=lambda case: reasons[case.path] is None):
             reason = reasons[case.path]

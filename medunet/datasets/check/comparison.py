@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -23,18 +23,14 @@ INTENSITY_FACTOR = 50.0  # ranges of intensity differ between scanners, but not 
 
 def compare_records(records: Sequence[ReadRecord]) -> list[Finding]:
     """Return cases whose number of axes or channels is not that of the majority."""
-    measures: dict[str, Callable[[ReadRecord], int]] = {
-        "number of axes": lambda record: len(record.geometry.shape),
-        "number of channels": lambda record: record.channels,
-    }
     findings = []
-    for what, measure in measures.items():
-        counts = Counter(measure(record) for record in records)
-        usual = counts.most_common(1)[0][0] if counts else None
+    axes, channels = [len(record.geometry.shape) for record in records], [record.channels for record in records]
+    for what, numbers in (("axes", axes), ("channels", channels)):
+        usual = max(numbers, key=numbers.count, default=0)
         findings += [
-            Finding("error", str(record.path), f"{what} is {measure(record)}, not {usual} as in most cases")
-            for record in records
-            if measure(record) != usual
+            Finding("error", str(record.path), f"number of {what} is {number}, not {usual} as in most cases")
+            for record, number in zip(records, numbers, strict=True)
+            if number != usual
         ]
     return findings
 

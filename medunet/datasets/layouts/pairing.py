@@ -46,10 +46,8 @@ def group_channels(
     """Return cases by name: ``(name, files)``, where `case_0000`, `case_0001`, ... of nnU-Net make one case.
 
     Numbers are channels if a case has exactly those of `channels`, or if they start again at 0000 in several cases.
-    Otherwise they belong to the names: `frame_0000` to `frame_0099` are single images. If 0000 is the only number,
-    each file has all channels, such as a colour picture. Numbers of the stems in `whole` belong to the name.
-
-    A case with other channels is an error if `is_strict`; otherwise its files are single images.
+    Otherwise they belong to the names, as do numbers of the stems in `whole`. If 0000 is the only number, each file has
+    all channels. A case with other channels is an error if `is_strict`; otherwise its files are single images.
     """
     groups: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
     named: list[tuple[str, tuple[Path, ...]]] = []
