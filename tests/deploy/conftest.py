@@ -1,7 +1,8 @@
-"""A bundle without training, and small images."""
+"""A bundle without training, small images, and the library of Slicer's module on the path, as inside Slicer."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from small import untrained_run
 
 from medunet.io import write_volume
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "medunet" / "deploy" / "slicer" / "MedUNet"))
 
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -10,14 +11,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scores import case as scored
 from scores import em_case
 
+from medunet.errors import DataError
 from medunet.metrics import CaseScores
-from medunet.reports import EpochRecord, RunResults, Setting, lowest_dice, pack_case, write_figures, write_report
+from medunet.reports import (
+    EpochRecord,
+    RunResults,
+    Setting,
+    lowest_dice,
+    pack_case,
+    render_curves,
+    write_figures,
+    write_report,
+)
 
 LABELS = {"background": 0, "liver": 1, "spleen & <kidney>": 2}
 EVIL = '<script>alert("x")</script>&\'"><img src=x onerror=alert(1)>'
+EPOCH = EpochRecord(epoch=1, iteration=5, loss=1.0, lr=1e-3, seconds=1.0, val_dice={"liver": 0.5})
 VOID = {"meta", "link", "img", "source", "br", "input", "path", "use"}
 
 
@@ -65,10 +78,9 @@ def case(name: str, found: int) -> CaseScores:
 
 
 def results(name: str = "run", **changes: object) -> RunResults:
-    history = [EpochRecord(epoch=1, iteration=5, loss=1.0, lr=1e-3, seconds=1.0, val_dice={"liver": 0.5})]
     settings = [Setting("epochs", "60", "set for this run", True), Setting("seed", EVIL, EVIL)]
     values: dict[str, object] = {"cases": [case("good", 9), case(EVIL, 2), case("lost", 0)], "settings": settings}
-    values |= {"histories": {"": history}, "facts": {"network": "UNet", EVIL: EVIL}, "notes": [EVIL]}
+    values |= {"histories": {"": [EPOCH]}, "facts": {"network": "UNet", EVIL: EVIL}, "notes": [EVIL]}
     return RunResults(name, **{**values, **changes})  # type: ignore[arg-type] # as above
 
 
@@ -154,13 +166,18 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert changed == ["yes", "yes"]
     figures = write_figures(tmp_path / "figures", [first, second])
     assert [path.name for path in figures] == ["scores.png", "differences.png", "curves.png"]
+    widths = [
+        Image.open(io.BytesIO(render_curves(history))).width for history in ([EPOCH], [{**EPOCH, "val_dice": {}}])
+    ]
+    assert widths[0] == 2 * widths[1]  # Dice has a panel only if there was validation
+    with pytest.raises(DataError, match="without epochs"):
+        render_curves([])
 
 
 def test_a_cross_validation_shows_folds_and_cleaning(tmp_path: Path) -> None:
-    history = results().histories[""]
     groups = {"good": "fold 0", EVIL: "fold 1", "lost": "fold 1"}
     cleaning = [["class", "used"], ["liver", "yes"]]
-    run = results(groups=groups, histories={"fold 0": history, "fold 1": history}, cleaning=cleaning)
+    run = results(groups=groups, histories={"fold 0": [EPOCH], "fold 1": [EPOCH]}, cleaning=cleaning)
     found = Page(write_report(tmp_path / "r.html", [run], title="cv"))
     assert found.open == []
     assert found.text.count("fold 1") >= 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medunet.errors import DataError
-from medunet.reports import ClassCodes, class_colours
+from medunet.reports import ClassCodes
 from medunet.reports.view import as_seen, window
 
 TURNED = np.array([[0.0, 2, 0, 0], [0, 0, 3, 0], [5, 0, 0, 0], [0, 0, 0, 1]])
@@ -38,10 +38,6 @@ def test_the_window_leaves_extremes_out() -> None:
     low, high = window(image)
     assert 0 <= low < 2
     assert 98 < high <= 101
-
-
-def test_forty_classes_have_forty_colours() -> None:
-    assert len(set(class_colours(f"class {place}" for place in range(40)).values())) == 40
 
 
 def test_overlapping_classes_mean_the_same_in_reference_and_prediction() -> None:

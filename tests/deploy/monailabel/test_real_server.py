@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from MedUNetLib.client import LabelClient, ServerError
 
 from medunet.bundle import find_bundle
 from medunet.deploy.monailabel.results import uncertainty
@@ -25,9 +26,6 @@ from medunet.prediction import Predictor
 from medunet.runs import train_folds
 
 from .real import SMALL_2D, TOKEN, Client, Rejected, environment, serving, train_2d, train_3d
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "medunet" / "deploy" / "slicer" / "MedUNet"))
-from MedUNetLib.client import LabelClient, ServerError
 
 pytestmark = [pytest.mark.slow, pytest.mark.label, pytest.mark.filterwarnings("ignore")]
 
