@@ -69,9 +69,7 @@ def _losses(histories: Histories, colours: Mapping[str, str], axes: Axes, theme:
             ratios.append(max(finite) / min(finite))
     if max(ratios) > LOG_SCALE_RATIO:
         axes.set_yscale("log")
-    if colours:
-        _legend(axes, theme, "upper right", len(histories))
-    _epochs(axes, theme)
+    _finish(axes, theme, "upper right" if colours else None, len(histories))
 
 
 def _dice(histories: Histories, colours: Mapping[str, str], axes: Axes, theme: Theme) -> None:
@@ -100,8 +98,7 @@ def _dice(histories: Histories, colours: Mapping[str, str], axes: Axes, theme: T
     axes.set_ylim(bottom, 1)
     ends = np.array([curve[-1] for curve in curves if len(curve) and np.isfinite(curve[-1])])
     ends_low = len(ends) and ends.mean() < (bottom + 1) / 2
-    _legend(axes, theme, "upper right" if ends_low else "lower right", entries)
-    _epochs(axes, theme)
+    _finish(axes, theme, "upper right" if ends_low else "lower right", entries)
 
 
 def _mean(dice: Mapping[str, float]) -> float:
@@ -114,12 +111,9 @@ def _plot(axes: Axes, records: Sequence[EpochRecord], values: Sequence[float], *
     axes.plot([record["epoch"] for record in records], values, linewidth=1.6, marker=marker, markersize=4, **style)
 
 
-def _epochs(axes: Axes, theme: Theme) -> None:
+def _finish(axes: Axes, theme: Theme, location: Literal["upper right", "lower right"] | None, entries: int) -> None:
+    if location is not None:
+        options: dict[str, Any] = {"frameon": False, "labelcolor": theme.ink, "ncols": 1 + entries // 6}
+        axes.legend(loc=location, fontsize=8, **options).set_in_layout(False)
     axes.set_xlabel("epoch", fontsize=8.5, color=theme.ink, loc="right")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _legend(axes: Axes, theme: Theme, location: Literal["upper right", "lower right"], entries: int) -> None:
-    columns = 1 + entries // 6
-    legend = axes.legend(loc=location, fontsize=8, frameon=False, labelcolor=theme.ink, ncols=columns)
-    legend.set_in_layout(False)

@@ -63,6 +63,8 @@ class Gate:
         body_timeout: float = BODY_TIMEOUT,
         hide: Callable[..., None] = lambda *names: None,
     ) -> None:
+        if token is None and not loopback:
+            raise ConfigError("a server that other machines can reach needs a token")
         if not str(max_requests).isdigit() or int(max_requests) < 1:
             raise ConfigError(f"{REQUESTS_VARIABLE} must be an integer above 0", received=max_requests)
         self.app, self.token, self.loopback, self.hide = app, token, loopback, hide

@@ -165,6 +165,8 @@ def test_requests_over_the_limit_wait_and_those_over_the_queue_are_rejected() ->
 
 
 def test_environment_variables_set_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="needs a token"):
+        Gate(application, token=None, loopback=False)
     monkeypatch.setenv(UPLOAD_VARIABLE, "10MB")
     monkeypatch.setenv(REQUESTS_VARIABLE, "3")
     gate = local(**limits_of_environment())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -78,10 +77,7 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
 
 
 def predicted(bundle: Path, image: Path, folder: Path) -> Path:
-    """Predict with the documented command."""
-    command = [sys.executable, "-m", "medunet", "predict", str(bundle), str(image), "--output", str(folder), "--force"]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / image.name
+    return Predictor(bundle, output_dir=folder, device="cpu").predict_case(image)
 
 
 def test_info_names_models_labels_and_strategies(ward: Ward) -> None:
@@ -97,7 +93,7 @@ def test_info_names_models_labels_and_strategies(ward: Ward) -> None:
     assert ward.slicer.models() == ["folds", "membranes", "organs"]
 
 
-def test_masks_equal_those_of_the_command_in_every_output(ward: Ward, tmp_path: Path) -> None:
+def test_masks_equal_those_of_the_predictor_in_every_output(ward: Ward, tmp_path: Path) -> None:
     expected = read_volume(predicted(ward.organs, ward.image("ct_000"), tmp_path / "own")).image
     for suffix in (".nii.gz", ".nrrd", ".seg.nrrd"):
         mask = tmp_path / f"mask{suffix}"

@@ -21,7 +21,7 @@ from medunet.deploy.monailabel.results import (
     uncertainty,
     write_result,
 )
-from medunet.deploy.monailabel.served import ServedBundle, order_label_info, serve
+from medunet.deploy.monailabel.served import ServedBundle, serve
 from medunet.deploy.monailabel.training import read_options, train_further, write_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume, write_volume
@@ -37,13 +37,6 @@ def test_a_bundle_without_weights_is_rejected(bundle: Path, tmp_path: Path) -> N
     shutil.copytree(bundle / "configs", tmp_path / "configs")
     with pytest.raises(DataError, match="no weights"):
         serve([tmp_path])
-
-
-def test_a_missing_organ_does_not_give_its_name_to_the_next(bundle: Path) -> None:
-    info = order_label_info([2], ServedBundle("run", bundle).segments, [{"name": "anterior"}, {"name": "posterior"}])
-    assert [entry["name"] for entry in info] == ["posterior"]
-    assert info[0]["segmentAttribute"]["labelID"] == 2
-    assert info[0]["segmentAttribute"]["recommendedDisplayRGBValue"] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".seg.nrrd", ".mha"])
