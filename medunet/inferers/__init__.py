@@ -6,15 +6,10 @@ from .memory import peak_bytes as peak_bytes
 from .overlap_tile import OverlapTileInferer as OverlapTileInferer
 from .overlap_tile import TileLogits as TileLogits
 from .restore import restore_labels as restore_labels
-from .restore import restore_probabilities as restore_probabilities
 from .source_grid import LabelInferer as LabelInferer
 from .source_grid import ProbabilityInferer as ProbabilityInferer
 from .source_grid import SourceGridInferer as SourceGridInferer
 from .tiling import SameSizeShapes as SameSizeShapes
-from .tiling import Tile as Tile
-from .tiling import TilePlan as TilePlan
-from .tiling import choose_tiles as choose_tiles
-from .tiling import plan_tiles as plan_tiles
 from .tiling import smallest_tile as smallest_tile
 from .views import MirrorInferer as MirrorInferer
 from .views import ScaleInferer as ScaleInferer

@@ -77,31 +77,20 @@ def restore_probabilities(
     logits: torch.Tensor,
     grid: GridMap,
     *,
-    activation: str = "softmax",
+    activation: str,
     out: torch.Tensor,
     region: tuple[slice, ...] | None = None,
-) -> torch.Tensor:
-    """Return probabilities on the source grid: linear interpolation of the logits, then the activation.
+) -> None:
+    """Write probabilities on the source grid into `out`: interpolated logits, then the activation.
 
-    Args:
-        logits: `(classes, *grid)`, or one tile of it.
-        grid: map from the source grid.
-        activation: `softmax` or `sigmoid`.
-        out: `(classes, *source)`, float32, to write into.
-        region: region of the network's grid that the tile covers, see :func:`restore_labels`.
-
-    Returns:
-        `out`.
-
-    Raises:
-        GeometryError: logits of another size than the grid or region.
+    `logits`, `grid` and `region` are those of :func:`restore_labels`; `out` is `(classes, *source)`, float32.
     """
     region = _check_region(logits, grid, region)
     activate = torch.sigmoid if activation == "sigmoid" else torch.nn.Softmax(dim=0)
     if grid.is_identity:
         whole = (slice(None), *region)
         out[whole] = activate(logits.float()).to(out.device)
-        return out
+        return
     nodes = Nodes(_aligned(logits, grid))
     for piece in find_pieces(grid, region, logits.device, voxels=_PROBABILITIES // len(logits)):
         if piece.is_parallel:
@@ -114,7 +103,6 @@ def restore_probabilities(
             if activation == "softmax":
                 values[0].masked_fill_(outside, 1.0)
         piece.write(values, out)
-    return out
 
 
 def _check_region(

@@ -53,16 +53,12 @@ Shapes = UNetShapes | SameSizeShapes
 
 @dataclass(frozen=True)
 class Tile:
-    """One pass of the network.
+    """One pass of the network."""
 
-    Args:
-        window: the network's input, in the extended image: the image with `TilePlan.margin` voxels before it and as
-            many as needed after it (so no slice is negative).
-        keep: the region of the image that this tile computes; without `extend`, those of all tiles partition the image.
-    """
-
+    # the network's input, in the extended image: the image with `TilePlan.margin` voxels before it and as many as
+    # needed after it, so that no slice is negative
     window: tuple[slice, ...]
-    keep: tuple[slice, ...]
+    keep: tuple[slice, ...]  # region of the image that this tile computes
 
     @property
     def trim(self) -> tuple[slice, ...]:
@@ -123,25 +119,13 @@ def plan_tiles(
 ) -> TilePlan:
     """Return windows for the network whose kept regions partition the image.
 
-    Args:
-        image_size: spatial size of the image.
-        tile_size: largest network input per axis; None, or None for an axis, takes all of it. For a valid network a
-            size between two that it accepts is rounded up to the next.
-        shapes: shapes of the network.
-        halo: voxels beyond the kept region on each side of a padded network; None takes `shapes.halo`, with which the
-            result equals that of the whole image. A valid network always sees exactly its margin.
-        extend: voxels of the next regions that each kept region includes at its far side on every axis, so that a
-            caller can interpolate between neighbouring voxels within one tile.
+    `tile_size` is the largest network input; None, or None for an axis, takes all of it. A valid network rounds it up
+    to the next size that it accepts. `halo` is the context of a padded network beyond the kept region on each side, by
+    default that of `shapes`, with which the result equals that of the whole image. Each kept region includes `extend`
+    voxels of the next ones at its far side, so that a caller can interpolate within one tile.
 
     Raises:
         ConfigError: a tile that is too small for the network, or different numbers of axes.
-
-    Examples:
-        >>> shapes = SameSizeShapes(total_stride=(4,), halo=(4,))
-        >>> for tile in plan_tiles((22,), (16,), shapes=shapes).tiles:
-        ...     print(tile.window, tile.keep, tile.trim)
-        (slice(0, 16, None),) (slice(0, 12, None),) (slice(0, 12, None),)
-        (slice(8, 24, None),) (slice(12, 22, None),) (slice(4, 14, None),)
     """
     image, axes = tuple(image_size), len(shapes.total_stride)
     tile = (None,) * axes if tile_size is None else tuple(tile_size)
@@ -222,25 +206,13 @@ def choose_tiles(
     halo: Sequence[int] | None = None,
     extend: int = 0,
 ) -> TilePlan:
-    """Plan the tiles of an image so that no window has more than `max_voxels`.
+    """Plan the tiles of an image so that no window has more than `max_voxels`; other arguments as for `plan_tiles`.
 
     Of all numbers of pieces along each axis, take the combination whose windows have the fewest voxels together; of
     equals, the one with the fewest tiles.
 
-    Args:
-        image_size: spatial size of the image.
-        max_voxels: largest window, in voxels of the network's input.
-        shapes: shapes of the network.
-        halo: voxels beyond the kept region on each side, per axis; None takes that of `shapes`.
-        extend: voxels of the next regions that each kept region includes, see `plan_tiles`.
-
     Raises:
         ConfigError: the smallest window that the network can work with has more voxels.
-
-    Examples:
-        >>> shapes = SameSizeShapes(total_stride=(4, 4), halo=(4, 4))
-        >>> [tile.window_size for tile in choose_tiles((40, 20), 500, shapes=shapes).tiles]
-        [(24, 20), (24, 20)]
     """
 
     def plan(tile: Sequence[int | None] | None) -> TilePlan:

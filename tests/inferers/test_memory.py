@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medunet.errors import ConfigError
-from medunet.inferers import OverlapTileInferer, SameSizeShapes, choose_tiles, peak_bytes, plan_tiles
+from medunet.inferers import OverlapTileInferer, SameSizeShapes, peak_bytes
 from medunet.inferers.memory import is_out_of_memory, parse_memory
+from medunet.inferers.tiling import choose_tiles, plan_tiles
 from medunet.networks import UNet
 
 

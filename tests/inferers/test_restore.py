@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medunet.errors import GeometryError
-from medunet.inferers import GridMap, OverlapTileInferer, restore_labels, restore_probabilities
+from medunet.inferers import GridMap, OverlapTileInferer, restore_labels
+from medunet.inferers.restore import restore_probabilities
 from medunet.networks import UNet
 from medunet.transforms import paint_regions
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medunet.errors import ConfigError
-from medunet.inferers import SameSizeShapes, TilePlan, plan_tiles, smallest_tile
+from medunet.inferers import SameSizeShapes, smallest_tile
+from medunet.inferers.tiling import TilePlan, plan_tiles
 from medunet.networks import UNetShapes
 
 PAPER = UNetShapes(2, 5, padding="valid")

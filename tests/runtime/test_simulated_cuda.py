@@ -27,14 +27,8 @@ from simulated_cuda import SimulatedCuda, counted
 
 from medunet import transforms
 from medunet.bundle import find_bundle
-from medunet.inferers import (
-    GridMap,
-    MirrorInferer,
-    OverlapTileInferer,
-    ScaleInferer,
-    restore_labels,
-    restore_probabilities,
-)
+from medunet.inferers import GridMap, MirrorInferer, OverlapTileInferer, ScaleInferer, restore_labels
+from medunet.inferers.restore import restore_probabilities
 from medunet.losses import BorderWeightedCELoss, DeepSupervisionLoss, DiceCELoss, RegionDiceCELoss
 from medunet.networks import UNet
 from medunet.prediction import Predictor
@@ -129,7 +123,9 @@ def test_labels_and_probabilities_are_restored_on_the_device(cuda: SimulatedCuda
     logits = torch.randn(5, 40, 36, 32, device="cuda")
     restored = restore_labels(logits, mapping, out=torch.zeros(40, 36, 32, dtype=torch.uint8))
     assert torch.equal(restore_labels(logits, mapping).cpu(), restored)
-    assert restore_probabilities(logits, mapping, out=torch.zeros(5, 40, 36, 32)).sum(0).mean() > 0
+    probabilities = torch.zeros(5, 40, 36, 32)
+    restore_probabilities(logits, mapping, activation="softmax", out=probabilities)
+    assert probabilities.sum(0).mean() > 0
 
 
 def test_transforms(cuda: SimulatedCuda) -> None:
