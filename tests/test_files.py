@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medunet.errors import DataError
-from medunet.files import CAN_LOCK, atomic_path, cache_folder, lock, reject_other_files, write_atomically
+from medunet.files import CAN_LOCK, atomic_path, cache_folder, lock, reject_other_files
 
 
 def test_an_error_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -18,6 +18,9 @@ def test_an_error_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
         temporary.write_bytes(b"half")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+    path = write_atomically(tmp_path / "new" / "a", "whole")  # the folder is created, and permissions are ordinary
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_file_that_cannot_be_read_is_not_reported_as_one_that_cannot_be_written(tmp_path: Path) -> None:
@@ -25,13 +28,6 @@ def test_a_file_that_cannot_be_read_is_not_reported_as_one_that_cannot_be_writte
         (tmp_path / "source").read_bytes()
     with pytest.raises(DataError, match="copy: cannot be written"), atomic_path(tmp_path / "copy") as temporary:
         temporary.open("rb")
-
-
-def test_an_existing_file_can_be_protected(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "a", "first")
-    with pytest.raises(DataError, match="exists already"):
-        write_atomically(tmp_path / "a", "second", overwrite=False)
-    assert (tmp_path / "a").read_text() == "first"
 
 
 def test_an_output_folder_is_empty_or_of_the_same_command(tmp_path: Path) -> None:

@@ -24,10 +24,3 @@ def test_a_copy_has_every_voxel_in_its_place(shape, dtype, given_order, order, b
     assert copy.dtype == np.float32
     assert copy.flags[f"{order}_CONTIGUOUS"]
     assert np.array_equal(copy, source)
-
-
-def test_a_transposed_copy_fills_only_its_part_of_a_volume():
-    source, volume = np.arange(3 * 5 * 7).reshape(3, 5, 7), np.zeros((7, 5, 9), np.float32)
-    layout.transpose(source, dtype=np.float32, out=volume[..., 2:5])
-    assert np.array_equal(volume[..., 2:5], source.T)
-    assert not volume[..., :2].any() and not volume[..., 5:].any()

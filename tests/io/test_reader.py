@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
+from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImage, LoadImaged
 
 from medunet.errors import DataError, GeometryError
@@ -37,13 +37,6 @@ def test_loadimaged_returns_channel_first_float32_metatensors(item: dict[str, st
     assert image.affine.tolist() == image.meta["original_affine"].tolist() == AFFINE.tolist()
     assert list(image.meta["spatial_shape"]) == [33, 34, 35]
     assert (image.meta["filename_or_obj"], image.meta["name"]) == (item["image"], "case")
-
-
-def test_metadata_survive_batches(item: dict[str, str]) -> None:
-    data = Dataset([item, item], Compose([loader()]))
-    items = [one for batch in DataLoader(data, batch_size=2) for one in decollate_batch(batch)]
-    assert [one["image"].meta["filename_or_obj"] for one in items] == [item["image"]] * 2
-    assert items[1]["image"].affine.tolist() == AFFINE.tolist()
 
 
 def test_several_files_become_channels_if_they_have_one_grid(tmp_path: Path) -> None:

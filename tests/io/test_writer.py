@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,6 @@ AFFINE = np.array([[-0.8, 0, 0, 10], [0, -0.9, 0, 20], [0, 0, 2.5, -30], [0, 0, 
 
 def ramp(*shape: int) -> np.ndarray:
     return (np.arange(np.prod(shape)).reshape(shape) % 3).astype(np.uint8)
-
-
-def test_the_folder_is_created_and_permissions_are_ordinary(tmp_path: Path) -> None:
-    path = write_volume(ramp(5, 6, 7), tmp_path / "new" / "deep" / "a.nii.gz")
-    (tmp_path / "plain").touch()
-    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
 def test_nibabel_sees_both_forms_and_millimetres_and_equal_volumes_make_equal_files(tmp_path: Path) -> None:
