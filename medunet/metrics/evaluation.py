@@ -136,7 +136,7 @@ def summarise(results: Sequence[CaseScores]) -> Summary:
     """Return mean, median and standard deviation of each score over cases, and the overall mean Dice.
 
     NaN is left out (`medunet.metrics.overlap` explains why); `n` is the number of cases of a statistic, and `status`
-    counts the cases in which a class was found (`both`), `missed`, `spurious` or rightly `absent`.
+    counts the cases in which a class is in both masks (`both`), `missed`, `spurious` or rightly `absent`.
 
     Args:
         results: what `evaluate_case` returned for each case; they may differ in their classes.

@@ -18,7 +18,7 @@ LABELS = {"background": 0, "liver": 1, "spleen": 2}
 
 
 def case():
-    """Return a prediction and a reference: liver 8 of 12 voxels found, no spleen in either."""
+    """Return a prediction and a reference: 8 of 12 voxels of the liver overlap, no spleen in either."""
     ref = np.zeros((5, 6, 7), int)
     ref[1:4, 1:3, 1:3] = 1
     pred = ref.copy()

@@ -152,7 +152,7 @@ def _paint(region: Dataset | None, path: Path, reference: Geometry) -> Painting:
 
 def _points(contour: Dataset, path: Path) -> npt.NDArray[np.float64]:
     value = contour.get("ContourData")
-    if isinstance(value, bytes):  # more than 64 kB in a file with types: kept as bytes of unknown type
+    if isinstance(value, bytes):  # more than 64 kB in a file with types: pydicom returns bytes of unknown type
         value = value.decode("ascii", "replace").strip("\0 ").split("\\")
     try:
         numbers = np.array(value, dtype=np.float64)

@@ -131,10 +131,10 @@ def test_references_have_the_position_and_voxels_of_their_slices(tmp_path, made,
     assert result.name == ("all.dcm" if path.is_file() else "in.dcm")
     images = {header.SOPInstanceUID: header for header in map(pydicom.dcmread, (tmp_path / "in").iterdir())}
     volume = item["image"][0].numpy()
-    found = references_of(result)
-    assert len(found) == volume.shape[2] - 1
+    cited = references_of(result)
+    assert len(cited) == volume.shape[2] - 1
     to_voxel = np.linalg.inv(read_header(path, **options).geometry.affine)
-    for place, image in found:
+    for place, image in cited:
         index = round(float((to_voxel @ [-place[0], -place[1], place[2], 1])[2]))
         position, voxels = slice_of(images[image.ReferencedSOPInstanceUID], image.get("ReferencedFrameNumber"))
         axes = slice(2 if format == "rtstruct" else 0, 3)  # a contour begins anywhere in its slice
