@@ -113,13 +113,6 @@ def test_a_resumed_run_does_not_need_the_run_that_it_started_from(
     assert [entry["epoch"] for entry in history] == [1, 2]
 
 
-def test_a_trained_run_is_not_overwritten(run_2d: Path, cells: Path, medunet: Medunet, capsys: Capture) -> None:
-    before = (run_2d / "models" / "model.pt").read_bytes()
-    assert medunet("train", "unet_2d", "--data", cells, "--output", run_2d, "--epochs", 1, *SMALL) == 2
-    assert "--resume" in capsys.readouterr().err
-    assert (run_2d / "models" / "model.pt").read_bytes() == before
-
-
 def test_evaluate_writes_one_row_per_case_and_the_em_scores(
     run_2d: Path, cells: Path, tmp_path: Path, medunet: Medunet
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -103,15 +102,3 @@ def test_the_exit_code_tells_how_training_ended(
     printed = capsys.readouterr().err
     assert printed.count(message) >= max(len(options), 1)
     assert "Traceback" not in printed
-
-
-def test_presets_and_deep_supervision_train_and_predict(cells: Path, tmp_path: Path, medunet: Medunet) -> None:
-    run = tmp_path / "run"
-    deep = sets({"network_def::channels": [4, 8, 16], "network_def::deep_supervision": 1})
-    words = ["--data", cells, "--output", run, *SMALL, *deep, "--preset", "few", "--preset", "sgd_poly"]
-    assert medunet("train", "unet_2d", *words) == 0
-    config = json.loads((run / "configs" / "train.json").read_text())
-    assert config["loss"]["_target_"].endswith("BorderWeightedCELoss")
-    assert config["optimizer"]["_target_"] == "torch.optim.SGD"
-    image = sorted((cells / "imagesTr").iterdir())[0]
-    assert medunet("predict", run, image, "--output", tmp_path / "out") == 0
