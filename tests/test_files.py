@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medunet.errors import DataError
-from medunet.files import CAN_LOCK, atomic_path, cache_folder, lock, reject_other_files
+from medunet.files import CAN_LOCK, atomic_path, cache_folder, lock, reject_other_files, write_atomically
 
 
 def test_an_error_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
