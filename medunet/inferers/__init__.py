@@ -5,6 +5,7 @@ from .memory import free_memory as free_memory
 from .memory import peak_bytes as peak_bytes
 from .overlap_tile import OverlapTileInferer as OverlapTileInferer
 from .overlap_tile import TileLogits as TileLogits
+from .receptive_field import measure_shapes as measure_shapes
 from .restore import restore_labels as restore_labels
 from .source_grid import LabelInferer as LabelInferer
 from .source_grid import ProbabilityInferer as ProbabilityInferer

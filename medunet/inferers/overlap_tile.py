@@ -19,6 +19,7 @@ from medunet.networks import only_tensor, window_dependence
 from medunet.transforms import like, plain
 
 from .memory import WORKSPACE, free_memory, is_out_of_memory, parse_memory, peak_bytes
+from .receptive_field import measure_shapes
 from .tiling import SameSizeShapes, Shapes, TilePlan, choose_tiles, plan_tiles
 from .windows import take_window
 
@@ -34,6 +35,7 @@ _Run = Callable[[torch.Tensor], torch.Tensor]
 
 # memory of a pass by network; not an attribute of the inferer, which must be picklable
 _BYTES_PER_VOXEL: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+_MEASURED: WeakKeyDictionary[Any, SameSizeShapes] = WeakKeyDictionary()  # stride and halo by network
 
 
 class TileLogits(NamedTuple):
@@ -61,8 +63,8 @@ class OverlapTileInferer(Inferer):
     - Padded ("same") network: windows overlap by a halo, which is trimmed from the output. Windows end where the image
       ends, so the network's own padding acts there as it does on the whole image.
     - Valid network: as in the paper. The image is mirrored at its borders, the outputs abut.
-    - Network without the attribute `shapes`, such as MONAI's: give `tile_stride`, and `halo` for exact tiles. Windows
-      are rounded up to multiples of `tile_stride`.
+    - Network without the attribute `shapes`, such as MONAI's: its stride and receptive radius are measured once
+      (:func:`measure_shapes`), unless `tile_stride` and `halo` are given.
 
     If memory runs out, the image is evaluated again in smaller tiles, with the same result and a warning. If not even
     one tile with the whole halo fits, "exact" takes the largest part of the halo that fits, and logs a warning.
@@ -80,11 +82,12 @@ class OverlapTileInferer(Inferer):
         batch_size: windows per call of the network; windows of one size share a batch, also across images.
         memory: limit of a pass for `tile_size` "auto": bytes, a text such as "8GB", or "auto" for a share of the free
             memory of the network's device.
-        tile_stride: product of all strides of a network without the attribute `shapes`, per axis or one number. The
-            output must be as large as the input. `halo` must be a number, unless the network has layers that depend on
-            the whole window, or `tile_size` takes the whole image.
+        tile_stride: product of all strides of a network without the attribute `shapes`, per axis or one number; None
+            measures it. The output must be as large as the input.
         sw_device: device of the windows and the network. Default: that of `inputs`.
         device: device of the stitched output. Default: that of `inputs`.
+        roi_size: MONAI's name of `tile_size`.
+        sw_batch_size: MONAI's name of `batch_size`.
 
     Raises:
         ConfigError: an invalid option. When called: a tile that is too small for the network, a network that cannot be
@@ -108,8 +111,12 @@ class OverlapTileInferer(Inferer):
         tile_stride: int | Sequence[int] | None = None,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
+        roi_size: int | Sequence[int | None] | None = None,
+        sw_batch_size: int | None = None,
     ) -> None:
         super().__init__()
+        tile_size = tile_size if roi_size is None else roi_size
+        batch_size = batch_size if sw_batch_size is None else sw_batch_size
         is_size = isinstance(tile_size, (Integral, Sequence)) and not isinstance(tile_size, str)
         if tile_size is not None and tile_size != "auto" and not is_size:
             raise ConfigError("tile_size must be an integer, one per axis, or auto", received=repr(tile_size))
@@ -220,9 +227,10 @@ class OverlapTileInferer(Inferer):
         Raises:
             ConfigError: see the class.
         """
-        module, max_voxels = unwrap(network), None
+        module, max_voxels, device = unwrap(network), None, torch.device(self.sw_device or device)
+        self._measure(module, in_channels, len(image_size), device)
         if self.tile_size == "auto":
-            max_voxels = self._max_voxels(module, in_channels, torch.device(self.sw_device or device))
+            max_voxels = self._max_voxels(module, in_channels, device)
         return self._plan(image_size, module, extend=extend, max_voxels=max_voxels)
 
     def _plan(self, image_size: Sequence[int], module: Any, *, extend: int, max_voxels: float | None) -> TilePlan:
@@ -333,23 +341,32 @@ class OverlapTileInferer(Inferer):
             logger.warning(message)
 
     def _shapes(self, module: Any, axes: int) -> Shapes:
-        shapes: Shapes | None = getattr(module, "shapes", None)
-        if shapes is not None:
-            return shapes
-        if self.tile_size not in (None, "auto") and not self._can_tile(module):
+        shapes: Shapes | None = getattr(module, "shapes", None) or _MEASURED.get(module)
+        if shapes is None and self.tile_size not in (None, "auto") and not self._can_tile(module):
             raise ConfigError(
-                f"{type(module).__name__} has no attribute `shapes`, from which stride and halo are taken",
+                f"{type(module).__name__} needs a stride and a halo that cannot be measured",
                 received=f"halo={self.halo!r}, tile_stride={self.tile_stride!r}",
                 remedy="give halo (receptive radius) and tile_stride (product of strides) in voxels, or tile_size=None",
             )
-        stride = 1 if self.tile_stride is None else self.tile_stride
-        halo = 0 if isinstance(self.halo, str) else self.halo  # neither one pass nor blended windows need a halo
+        if hasattr(module, "shapes") and shapes is not None:
+            return shapes
+        stride = self.tile_stride or (1 if shapes is None else shapes.total_stride)
+        # neither one pass nor blended windows need a halo
+        halo = self.halo if not isinstance(self.halo, str) else 0 if shapes is None else shapes.halo
         return SameSizeShapes(total_stride=_per_axis(stride, axes, "tile_stride"), halo=_per_axis(halo, axes, "halo"))
 
     def _can_tile(self, module: Any) -> bool:
         """Return whether windows smaller than the image can be planned for the network."""
         has_halo = not isinstance(self.halo, str) or bool(window_dependence(module))
-        return hasattr(module, "shapes") or (self.tile_stride is not None and has_halo)
+        return hasattr(module, "shapes") or module in _MEASURED or (self.tile_stride is not None and has_halo)
+
+    def _measure(self, module: Any, in_channels: int, axes: int, device: torch.device) -> None:
+        """Measure a network that does not state its stride and halo, unless the caller gave them; keep the result."""
+        if self.tile_size is None or self._can_tile(module) or window_dependence(module):
+            return
+        logger.info("measuring the stride and the receptive radius of %s", type(module).__name__)
+        with suppress(ConfigError, RuntimeError, TypeError):
+            _MEASURED[module] = measure_shapes(module, in_channels, axes, device=device)
 
 
 def unwrap(network: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 
 from medunet.errors import ConfigError
-from medunet.inferers import OverlapTileInferer, smallest_tile
+from medunet.inferers import OverlapTileInferer, SameSizeShapes, measure_shapes, smallest_tile
 from medunet.networks import UNet
 
 ROUNDING = 1e-5
@@ -199,22 +200,27 @@ def test_shapes_are_found_behind_wrappers() -> None:
     assert len(OverlapTileInferer(96).plan((200, 200), compiled).tiles) > 1
 
 
-def test_a_network_without_shapes_needs_halo_and_stride() -> None:
+def test_stride_and_halo_of_a_network_without_shapes_are_measured() -> None:
     torch.manual_seed(0)
     network = torch.nn.Sequential(
         torch.nn.Conv2d(1, 4, 3, padding=1),
         torch.nn.MaxPool2d(2),
         torch.nn.Conv2d(4, 4, 3, padding=1),
         torch.nn.ConvTranspose2d(4, 2, 2, 2),
-    )
+    ).eval()
     image = random_image(66, 34)
-    for options in ({}, {"halo": 4}, {"tile_stride": 2}):
-        with pytest.raises(ConfigError, match="remedy: give halo"):
-            tiled(network, image, 16, **options)
     # Receptive radius: 1 at full resolution, one coarse voxel of 2, and the phase within it.
-    result = tiled(network, image, 16, halo=4, tile_stride=2)
-    torch.testing.assert_close(result, network(image), atol=ROUNDING, rtol=0)
-    torch.testing.assert_close(tiled(network, image, None), network(image), atol=0, rtol=0)
+    assert measure_shapes(network, 1, 2) == SameSizeShapes(total_stride=(2, 2), halo=(4, 4))
+    for options in ({}, {"halo": 4}, {"tile_stride": 2}, {"halo": 4, "tile_stride": 2}):
+        torch.testing.assert_close(tiled(network, image, 16, **options), network(image), atol=ROUNDING, rtol=0)
+    with pytest.raises(ConfigError, match="cannot be measured"):
+        tiled(torch.nn.Sequential(network, torch.nn.Softmax(dim=2)), image, 16)
+
+
+@pytest.mark.parametrize("options", [{}, {"upsample": "linear"}, {"strides": [[2, 1], 2], "kernel_sizes": [3, 5, 3]}])
+def test_the_measurement_agrees_with_what_a_network_states(options: dict[str, Any]) -> None:
+    network = UNet(2, 1, 2, channels=(2, 2, 2), norm="batch", **options).eval()
+    assert measure_shapes(network, 1, 2) == SameSizeShapes(network.shapes.total_stride, network.shapes.halo)
 
 
 def test_an_output_of_another_size_is_rejected() -> None:

@@ -1,0 +1,81 @@
+"""The total stride and the receptive radius of any network, measured with NaN."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from medunet.errors import ConfigError
+from medunet.networks.foreign import only_tensor
+
+from .tiling import SameSizeShapes
+
+LENGTHS = (128, 256, 512)  # voxels of a window along the axis that is measured
+WIDTHS = (16, 32, 64)  # and along the others
+LARGEST_STRIDE = 64
+
+
+def measure_shapes(
+    network: Callable[..., Any], in_channels: int, axes: int, *, device: torch.device | str = "cpu"
+) -> SameSizeShapes:
+    """Measure which input voxels each output voxel of a network depends on.
+
+    Every layer passes NaN on to the outputs that depend on it. One plane of a window is set to NaN after the other: the
+    farthest NaN of the output gives the receptive radius, and the period over the planes gives the total stride.
+
+    Args:
+        network: a network in evaluation mode, without the attribute `shapes`, such as MONAI's.
+        in_channels: channels of its input.
+        axes: number of spatial axes.
+        device: device of the network.
+
+    Returns:
+        Stride and halo per axis; the halo is the radius rounded up to the stride.
+
+    Raises:
+        ConfigError: the output depends on the whole window, or does not have the size of the input.
+    """
+    measured = [_measure_axis(network, in_channels, axes, axis, device) for axis in range(axes)]
+    strides, halos = zip(*((stride, -(-radius // stride) * stride) for stride, radius in measured), strict=True)
+    return SameSizeShapes(total_stride=strides, halo=halos)
+
+
+def _measure_axis(
+    network: Callable[..., Any], in_channels: int, axes: int, axis: int, device: torch.device | str
+) -> tuple[int, int]:
+    """Return stride and radius along one axis."""
+    failure: RuntimeError | None = None
+    for length, width in itertools.product(LENGTHS, WIDTHS):
+        size = [length if other == axis else width for other in range(axes)]
+        reaches: list[tuple[int, int]] = []
+        try:
+            for plane in range(length // 2, length // 2 + 2 * LARGEST_STRIDE):
+                image = torch.zeros(1, in_channels, *size, device=device)
+                image.narrow(axis + 2, plane, 1).fill_(torch.nan)
+                with torch.inference_mode():
+                    logits = only_tensor(network(image))
+                if list(logits.shape[2:]) != size:
+                    received = tuple(logits.shape[2:])
+                    raise ConfigError("network must keep the size of its input", received=received, expected=size)
+                affected = logits.isnan().movedim(axis + 2, 0).flatten(1).any(1).nonzero().flatten().tolist()
+                if affected[0] == 0 or affected[-1] == length - 1:
+                    break  # the window is too short
+                reaches.append((plane - affected[0], affected[-1] - plane))
+                if (stride := _period(reaches)) is not None:
+                    return stride, max(map(max, reaches))
+        except RuntimeError as error:  # sizes that do not fit
+            failure = error
+            continue
+        if length == LENGTHS[-1]:
+            break
+    raise ConfigError("the output depends on the whole window, so tiles cannot be exact") from failure
+
+
+def _period(reaches: list[tuple[int, int]]) -> int | None:
+    """Return the power of two after which the reaches repeat, or None."""
+    stride = len(reaches) // 2
+    is_power = stride * 2 == len(reaches) and stride & (stride - 1) == 0
+    return stride if is_power and stride > 0 and reaches[stride:] == reaches[:-stride] else None
