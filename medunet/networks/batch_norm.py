@@ -9,12 +9,15 @@ from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class SynchronizedBatchNorm(nn.SyncBatchNorm):
+class SynchronizedBatchNorm(_BatchNorm):
     """``torch.nn.SyncBatchNorm`` for every device and backend: the same weights, names and results.
 
-    PyTorch's own rejects CPUs. In evaluation, and in a single process, it is plain batch norm. Every process must call
+    PyTorch's own rejects CPUs, and DistributedDataParallel rejects its subclasses there. In evaluation, and in a single process, it is plain batch norm. Every process must call
     it equally often, with at least one voxel. DistributedDataParallel averages the gradients of weight and bias.
     """
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        """Take any number of spatial axes."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise ``(B, C, *spatial)``."""
@@ -48,7 +51,7 @@ def synchronize_norms(network: nn.Module) -> nn.Module:
     if not (distributed.is_available() and distributed.is_initialized() and "nccl" in distributed.get_backend()):
         for module in network.modules():
             if type(module) is nn.SyncBatchNorm:
-                module.__class__ = SynchronizedBatchNorm
+                module.__class__ = SynchronizedBatchNorm  # type: ignore[assignment]  # the attributes are those of both
     return network
 
 
