@@ -83,7 +83,8 @@ def border_weights(data: Path) -> None:
     window = np.s_[:128, :128]
     image = imread(data / "DSB2018_nuclei" / "images" / f"{NUCLEI}.png")[window]
     numbers = imread(data / "DSB2018_nuclei" / "labels" / f"{NUCLEI}.png")[window].astype("int32")
-    numbers[find_boundaries(numbers, mode="inner") & find_boundaries(numbers, mode="outer")] = 0  # gaps, as in the paper
+    # gaps between touching nuclei, as in the paper
+    numbers[find_boundaries(numbers, mode="inner") & find_boundaries(numbers, mode="outer")] = 0
     transform = BorderWeightMapd(keys="label", output_key="weight")
     weight = np.asarray(transform({"label": torch.from_numpy(numbers[None])})["weight"])[0]
     figure, axes = panels(3)

@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class SynchronizedBatchNorm(_BatchNorm):
     """``torch.nn.SyncBatchNorm`` for every device and backend: the same weights, names and results.
 
-    PyTorch's own rejects CPUs, and DistributedDataParallel rejects its subclasses there. In evaluation, and in a single process, it is plain batch norm. Every process must call
-    it equally often, with at least one voxel. DistributedDataParallel averages the gradients of weight and bias.
+    PyTorch's own rejects CPUs, and DistributedDataParallel rejects its subclasses there. In evaluation, and in a single
+    process, it is plain batch norm. Every process must call it equally often, with at least one voxel.
+    DistributedDataParallel averages the gradients of weight and bias.
     """
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
