@@ -332,3 +332,22 @@ def test_a_fold_that_starts_while_the_server_is_down_gets_its_run_later(tmp_path
     assert sync_runs(tmp_path) == (2, 0)  # the parent and the second fold
     content = Content(gate.uri, "f")
     assert content.losses(0) == content.losses(1) == {1: 3.0, 2: 1.5}
+
+
+def test_a_server_that_stops_for_a_while_gets_everything_by_the_end_or_by_sync(
+    tmp_path: Path, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "liver" / "seed0" / "eval"
+    with caplog.at_level(logging.WARNING, logger="medunet"):
+        train(run, server.uri, epochs=3, after=lambda epoch: server.stop())
+        train(run, server.uri, epochs=4, first=3, resume=True)  # the server is still down
+    assert caplog.text.count("training continues") == 1  # of the second part; the first noticed it at its end
+    assert "medunet runs sync" in caplog.text
+    assert sync_runs(tmp_path) == (0, 2)
+    server.start()
+    assert sync_runs(tmp_path) == (2, 0)
+    content = Content(server.uri, "seed0")
+    assert content.losses() == {1: 3.0, 2: 1.5, 3: 0.75, 4: 0.375}
+    assert content.statuses == {"FINISHED"}
+    assert {"plots/curves.png", "history.json"} <= set(content.files(content.fold))
+    assert sync_runs(tmp_path) == (0, 0)
