@@ -217,7 +217,7 @@ class Segmentation:
 
     @property
     def volumes_mm3(self) -> dict[str, float]:
-        """Volume of each class in mm³ (area in mm² for images in the plane), without the background."""
+        """Volume of each class in mm³ (area in mm² for 2D images), without the background."""
         voxel = float(abs(np.linalg.det(self.affine[:3, :3])))
         return {name: voxel * int((self.labels == value).sum()) for name, value in self.classes.items() if value}
 

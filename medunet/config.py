@@ -107,7 +107,7 @@ def to_json(content: Mapping[str, Any]) -> str:
 
 
 def walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Iterate over every id of a config and its value; parts of mappings and lists follow their whole.
+    """Iterate over every id of a config and its value; a mapping or list precedes its parts.
 
     Examples:
         >>> [id_ for id_, _ in walk({"train": {"steps": ["a"]}})]
@@ -164,8 +164,8 @@ def apply_all(
 
     Args:
         configs: Configs by name.
-        overlay: Values by id. A component also takes arguments that it leaves at their default.
-        define: Names of the configs that get an id which no config has. Default: such an id is an error.
+        overlay: Values by id. An id may also name an argument that a component leaves at its default.
+        define: Names of the configs to which unknown ids are added. Default: an unknown id is an error.
 
     Raises:
         ConfigError: An id is unknown, or a value cannot replace a number or a boolean.

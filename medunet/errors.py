@@ -57,7 +57,7 @@ class GeometryError(MedunetError):
 
 
 class DataError(MedunetError):
-    """A file, image or label that cannot be used: unreadable, no partner, wrong values."""
+    """A file, image or label that cannot be used: unreadable, unpaired or with wrong values."""
 
 
 class SecurityError(MedunetError):

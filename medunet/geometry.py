@@ -19,7 +19,7 @@ from medunet.errors import GeometryError
 
 Affine = npt.NDArray[np.float64]  # 4x4, from voxel indices to RAS millimetres
 
-# Two grids are equal if no corner is further apart than this part of the smallest spacing. Headers have float32 and
+# Two grids are equal if no corners are further apart than this part of the smallest spacing. Headers have float32 and
 # rounded decimals (errors near 0.001 voxel), and a twentieth of a voxel changes no label.
 GRID_TOLERANCE_VOXELS = 0.05
 
@@ -100,7 +100,7 @@ class Geometry:
 
     @cached_property
     def spacing_mm(self) -> tuple[float, ...]:
-        """Distance of neighbouring voxels along each axis of the image."""
+        """Distance between neighbouring voxels along each axis of the image."""
         return tuple(np.linalg.norm(self.affine[:3, : len(self.shape)], axis=0).tolist())
 
     @cached_property
@@ -126,6 +126,6 @@ class Geometry:
         return float(np.linalg.norm(((self.affine - other.affine) @ corners)[:3], axis=0).max())
 
     def is_close(self, other: Geometry, *, tolerance_voxels: float = GRID_TOLERANCE_VOXELS) -> bool:
-        """Return whether the shapes are equal and no corner is further apart than this part of the smallest spacing."""
+        """Return whether the shapes are equal and no corners differ by more than this part of the smallest spacing."""
         tolerance_mm = tolerance_voxels * min(self.spacing_mm + other.spacing_mm)
         return self.shape == other.shape and self.corner_distance_mm(other) <= tolerance_mm

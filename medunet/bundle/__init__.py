@@ -1,4 +1,4 @@
-"""MONAI bundles: rendered from YAML, planned for or fitted to data, trained, measured, verified."""
+"""MONAI bundles: rendered from YAML, planned for a data set, copied with changes, explained and verified."""
 
 from medunet.resources import find_bundle as find_bundle
 from medunet.resources import resource_dir as resource_dir

@@ -77,19 +77,19 @@ def type_name(value: Any) -> str:
 
 
 def settings_of(run: Path) -> list[Setting]:
-    """Return the values of a run that decide about its result, each with its reason."""
+    """Return the values of a run that determine its result, each with its reason."""
     return settings(read_json(run / "configs" / "train.json"), bundle_texts(run))
 
 
 def settings(
     config: Mapping[str, Any], texts: Mapping[str, str], *, base: str | None = None, sources: Path | None = None
 ) -> list[Setting]:
-    """Return the values of a `train.json` that decide about the result of training, each with its reason.
+    """Return the values of a `train.json` that determine the result of training, each with its reason.
 
     Args:
         config: The unresolved config.
         texts: Texts of the bundle by path, with the plan and the shipped bundle that it descends from.
-        base: Name of the shipped bundle that is rendered; its values are compared with no other ones.
+        base: Name of the shipped bundle that is being rendered; its values are not compared with others.
         sources: Folder of the YAML sources. Default: the shipped ones.
     """
     folder = sources or resource_dir("configs")
@@ -145,7 +145,7 @@ def base_of(texts: Mapping[str, str]) -> str | None:
 
 
 def show(value: Any) -> str:
-    """Return a value as a person reads it in a table: components by their target and arguments.
+    """Return a value in readable form for a table: components by their target and arguments.
 
     Examples:
         >>> show({"_target_": "medunet.losses.DiceCELoss", "batch": True}), show([[1, 2], 2])

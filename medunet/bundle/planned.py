@@ -58,15 +58,15 @@ def plan_bundle(
         data: Data set in a layout of `open_dataset`.
         output: Folder of the bundle.
         dims: 2 for a network that segments slice by slice, 3 for volumes. Default: that of the images.
-        memory: Bytes that training may use: of the process on a CPU, of the GPU on CUDA. Default: what is free.
+        memory: Bytes that training may use: process memory on a CPU, GPU memory on CUDA. Default: the free memory.
         seconds: Time for training. Default: no limit.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        measure: Try a training step. Without it memory is estimated and the number of epochs stays.
+        measure: Try a training step. If False, memory is estimated and the number of epochs is unchanged.
         jobs: Cases to measure simultaneously. Default: as many as processors and memory allow.
         skip_bad: Leave out unusable cases. Default: they are an error.
         force: Replace a planned bundle in `output`, even if it was edited. A trained run is never replaced.
         read: How to read images that can be interpreted in more than one way; written into the bundle.
-        cache: Folder that stores the measures of the cases. Default: they are not stored.
+        cache: Folder that stores the measurements of the cases. Default: they are not stored.
         started: Called with the number of cases before they are measured.
         done: Called after each case, from several threads.
         measured: Called when all cases are measured.

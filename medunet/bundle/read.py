@@ -1,4 +1,4 @@
-"""Configs of a bundle, read from its folder or as the trust check read them."""
+"""Configs of a bundle, from its folder or from the trust check."""
 
 from __future__ import annotations
 

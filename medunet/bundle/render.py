@@ -37,7 +37,7 @@ def render(name: str, *, sources: Path | None = None) -> dict[str, str]:
     sources = sources or resource_dir("configs")
     recipes, overlays = read_yaml(sources / "bundles.yaml"), read_yaml(sources / "presets.yaml")
     if name not in recipes["bundles"]:
-        raise ConfigError("no such recipe", received=name, expected=sorted(recipes["bundles"]))
+        raise ConfigError("unknown bundle recipe", received=name, expected=sorted(recipes["bundles"]))
     recipe = recipes["bundles"][name]
     configs: dict[str, dict[str, Any]] = {workflow: {} for workflow in WORKFLOWS}
     for workflow, parts in recipes["sources"].items():
@@ -79,7 +79,7 @@ def data_format(
 ) -> dict[str, Any]:
     """Return `network_data_format` of metadata.json; MONAI gives its tensors the names `image` and `pred`.
 
-    Sizes are voxels of the network's input and output per axis; without `channels`, all are called image.
+    Sizes are in voxels per axis of the network's input and output. Without `channels`, every channel is named image.
     """
 
     def tensor(format_: str, names: Sequence[str], shape: Sequence[int], **more: Any) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def render_docs(
     origin: str = "Any value may be changed, here or in a copy:",
     sources: Path | None = None,
 ) -> str:
-    """Return `docs/README.md` of a bundle; `origin` says who wrote it, before the command that copies it."""
+    """Return `docs/README.md` of a bundle; `origin` states who wrote it, before the command that copies it."""
     network = config["network_def"]
     details = [f"{key} {show(network[key])}" for key in ("channels", "padding", "norm") if key in network]
     formats = metadata["network_data_format"]
@@ -133,7 +133,7 @@ def write_bundle(files: Mapping[str, str], folder: Path) -> None:
 
 
 def differences(files: Mapping[str, str], folder: Path) -> list[str]:
-    """Return which of a bundle's files are missing in a folder, differ there, or are there in addition."""
+    """Return which of a bundle's files are missing, different or superfluous in a folder."""
     paths = [path for part in ("configs", "docs") for path in folder.glob(f"{part}/*")]
     others = {path.relative_to(folder).as_posix() for path in paths} - files.keys()
     present = {name for name in files if (folder / name).is_file()}
@@ -146,7 +146,7 @@ def render_all(*, sources: Path | None = None, output: Path | None = None, check
 
     Args:
         sources: Folder of the YAML sources. Default: the shipped ones.
-        output: Folder of the bundles' folders. Default: the shipped ones.
+        output: Folder that contains the bundles. Default: the shipped ones.
         check: Write nothing.
 
     Returns:

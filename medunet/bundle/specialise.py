@@ -165,7 +165,7 @@ def _updated_format(old: Mapping[str, Any], train: Mapping[str, Any]) -> dict[st
 
 
 def _changes(bundle: Path, train: Mapping[str, Any], *, presets: Sequence[str]) -> dict[str, Any]:
-    """Return what a training config changes of the shipped bundle it descends from: `[there, here]` by id."""
+    """Return what a training config changes in the shipped bundle it descends from: `[old, new]` by id."""
     origin: dict[str, Any] = {"bundle": bundle.resolve().name, "presets": [], "changed": {}}
     known = read_json(path) if (path := bundle / CHANGES).is_file() else {}
     if isinstance(known.get("changed"), dict) and isinstance(known.get("presets"), list):
@@ -191,7 +191,7 @@ def _digests(files: Mapping[str, str]) -> dict[str, str]:
 
 
 def _reject_edited(folder: Path) -> None:
-    """Reject a run to be replaced if its texts are not those that medunet wrote."""
+    """Reject replacing a run whose texts were edited after medunet wrote them."""
     written = read_json(path).get(WRITTEN) if (path := folder / CHANGES).is_file() else None
     known = written if isinstance(written, dict) else {}
     if edited := [name for name, digest in _digests(bundle_texts(folder)).items() if digest != known.get(name)]:

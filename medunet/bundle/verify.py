@@ -1,4 +1,4 @@
-"""Check whether a folder is a bundle that works."""
+"""Check whether a folder is a working bundle."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ NOT_CHECKED = "not checked, since the bundle is not trusted"
 
 
 class _NotCheckableError(Exception):
-    """A check needs what is missing, which is not a fault of the bundle."""
+    """A check cannot be made for a reason that is not a fault of the bundle."""
 
 
 def verify_bundle(bundle: Path, *, trust: bool = False) -> dict[str, str | None]:
     """Check a bundle without training it.
 
-    An `evaluate` config without a network is read over `train`, as MONAI does; other overlays are not checked alone.
+    An `evaluate` config without a network is merged into `train`, as MONAI does; other overlays are not checked alone.
 
     Args:
         bundle: Folder of the bundle.
         trust: Approve the bundle; checks that import or instantiate parts of it need that.
 
     Returns:
-        By the name of each check: None if it passes, else one line about the fault. A check that this machine cannot
+        For each check by name: None if it passes, else one line about the fault. A check that this machine cannot
         make, for instance because a package is missing, is left out and logged.
     """
     verdict = require_trust(bundle, trust=trust) if trust else judge(bundle)
@@ -198,7 +198,7 @@ def _network(bundle: Path) -> None:
         raise _NotCheckableError(f"the network returns a {type(output).__name__}, not one tensor")
     shape, expected = tuple(output.shape), (1, pred["num_channels"], *map(_example_size, pred["spatial_shape"]))
     if shape != (expected if len(shape) != 2 else expected[:2]):  # a classification has no spatial axes
-        raise ConfigError("the network's output is not what metadata.json says", received=shape, expected=expected)
+        raise ConfigError("the network's output does not match metadata.json", received=shape, expected=expected)
 
 
 def _example_size(size: int | str) -> int:

@@ -46,7 +46,7 @@ def init(
 @app.command()
 def show(
     bundle: opt.Bundle,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids, or their first parts.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids, or the beginnings of ids.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Also show ids that only connect components.")] = False,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -60,7 +60,7 @@ def show(
     if starts:
         entries = [entry for entry in entries if f"{entry.id}::".startswith(tuple(starts))]
     if not entries:
-        raise ConfigError("no such config id", file=folder, received=", ".join(ids or ()))
+        raise ConfigError("unknown config id", file=folder, received=", ".join(ids or ()))
     if as_json:
         typer.echo(json.dumps({"schema": 1, "ids": [vars(entry) for entry in entries]}, indent=2, ensure_ascii=False))
         return
@@ -121,7 +121,7 @@ def tune_inference(
 ) -> None:
     """Measure number formats, memory layouts and backends, and write the fastest into inference.json and evaluate.json.
 
-    The choice holds for this machine. If the default is within 5 % of the fastest, it stays.
+    The choice is valid for this machine. If the default is within 5 % of the fastest, it is kept.
     """
     folder = find_bundle(bundle)
     window = [int(part) if part.isdecimal() else 0 for part in size.split(",")] if size else []
@@ -141,7 +141,7 @@ def unpack(
     archive: Annotated[Path, typer.Argument(help="Archive of a bundle: .zip, .tar or .tar.gz.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the bundle; must not exist.")],
 ) -> None:
-    """Unpack a third-party bundle (no links, no paths outside, limited size) and report whether it is trusted."""
+    """Unpack a third-party bundle (no links or outside paths, limited size) and report whether it is trusted."""
     require_path(archive)
     from medunet import trust
 

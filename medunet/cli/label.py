@@ -19,7 +19,7 @@ HOST_HELP = "Address to bind. Addresses that other machines can reach need a tok
 WORK_HELP = "Folder for working copies of the bundles, training runs and uploads."
 PYTHON_HELP = "With --setup: a Python 3.10 to 3.12 to create it with. Default: this one."
 INDEX_HELP = "With --setup: package index for torch, such as https://download.pytorch.org/whl/cpu without CUDA."
-ENVIRONMENT = typer.Option(envvar="MEDUNET_LABEL_ENV", help="Folder of that environment. Default: in the cache folder.")
+ENVIRONMENT = typer.Option(envvar="MEDUNET_LABEL_ENV", help="MONAI Label's environment. Default: in the cache folder.")
 
 
 def label(

@@ -68,7 +68,7 @@ READING: dict[str, Any] = {
 
 
 def with_reading(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of `READING` to a command. It gets those that were given as the dictionary `reading`."""
+    """Add the options of `READING` to a command. The command receives the given ones as the dictionary `reading`."""
     own = inspect.signature(command, eval_str=True)
     kind = inspect.Parameter.KEYWORD_ONLY
     more = [inspect.Parameter(name, kind, default=None, annotation=type_) for name, type_ in READING.items()]

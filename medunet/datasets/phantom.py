@@ -54,7 +54,7 @@ def make_phantom(kind: Kind, *, seed: int | Sequence[int], size: Sequence[int] |
 
     Args:
         kind: 'ct', 'mr', or 'cells' (255 inside a cell, 0 on membranes and between cells).
-        seed: decides everything; a sequence of numbers if cases of one set are numbered.
+        seed: determines everything; a sequence of numbers if the cases of a set are numbered.
         size: number of voxels along each axis, by default about 64 x 64 x 48 in 3D; CT and MR are up to a tenth larger
             or smaller, because their spacing is drawn from a range.
 

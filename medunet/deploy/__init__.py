@@ -1,1 +1,1 @@
-"""Where bundles go: annotators (MONAI Label, 3D Slicer), other engines and the model zoo, more than one machine."""
+"""Deployment: annotation tools (MONAI Label, 3D Slicer), other engines, the model zoo, several machines."""

@@ -51,7 +51,7 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
 
 
 def unwritable(path: Path, error: OSError) -> DataError:
-    """Return the typed error about a file or folder that the system does not write."""
+    """Return the typed error about a file or folder that cannot be written."""
     return DataError(f"cannot be written: {error.strerror or error}", file=path)
 
 
@@ -82,7 +82,7 @@ def is_whole_zip(path: Path) -> bool:
 
 
 def damaged_checkpoint(path: Path) -> DataError | None:
-    """Return an error about a checkpoint that is empty, or starts like a ZIP archive and is not whole; else None."""
+    """Return an error about a checkpoint that is empty, or starts like a ZIP archive but is incomplete; else None."""
     with path.open("rb") as file:
         start = file.read(4)
     if start and (not start.startswith(b"PK") or is_whole_zip(path)):
@@ -103,7 +103,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def keep_as(path: Path, name: Path) -> None:
-    """Give a file that will be replaced a second name, without copying it; do nothing if it is missing."""
+    """Keep a file that will be replaced under a second name, without copying it; do nothing if it is missing."""
     temporary = temporary_name(name)
     with contextlib.suppress(OSError):
         try:

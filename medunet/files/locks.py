@@ -29,7 +29,7 @@ OWNER_NAME = ".medunet.lock"
 
 
 def _open_no_link(path: Path, flags: int = 0) -> BinaryIO:
-    """Open for writing, but follow no link: in another user's folder a lock file can be a link to a file of ours."""
+    """Open for writing without following links: in another user's folder, a lock file could be a link to our file."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | flags | getattr(os, "O_NOFOLLOW", 0), 0o666), "wb")
 
 

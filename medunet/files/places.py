@@ -30,7 +30,7 @@ def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
 
 @contextmanager
 def only_if_used(folder: Path) -> Iterator[None]:
-    """Remove folders again that the block creates and leaves empty."""
+    """Remove folders that the block creates and leaves empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield

@@ -76,7 +76,7 @@ class GridMap:
 
 
 class AxisPositions(NamedTuple):
-    """Positions along an axis: the cell of the network's grid, the fraction within it, and whether outside the grid."""
+    """Positions along an axis: the cell of the network's grid, the fraction within it, and whether it is outside."""
 
     cell: torch.Tensor
     fraction: torch.Tensor

@@ -90,7 +90,7 @@ def peak_bytes(network: torch.nn.Module, window: Sequence[int]) -> int:
 
 
 class _Meter(TorchDispatchMode):
-    """Adds up the bytes of all living tensors."""
+    """Adds up the bytes of all live tensors."""
 
     def __init__(self) -> None:
         super().__init__()

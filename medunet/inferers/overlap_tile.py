@@ -62,7 +62,7 @@ class OverlapTileInferer(Inferer):
 
     - Padded ("same") network: windows overlap by a halo, which is trimmed from the output. Windows end where the image
       ends, so the network's own padding acts there as it does on the whole image.
-    - Valid network: as in the paper. The image is mirrored at its borders, the outputs abut.
+    - Valid network: as in the paper. The image is mirrored at its borders, and the outputs abut.
     - Network without the attribute `shapes`, such as MONAI's: its stride and receptive radius are measured once
       (:func:`measure_shapes`), unless `tile_stride` and `halo` are given.
 
@@ -77,8 +77,8 @@ class OverlapTileInferer(Inferer):
             the whole image in one pass; None, 0 or -1 for an axis takes all of that axis. "auto" takes the whole image
             if it fits into `memory`, else the tiles that evaluate the fewest voxels.
         halo: for padded networks, voxels beyond the kept region on each side, per axis or one number. "exact" takes
-            `network.shapes.halo`, the receptive radius rounded up to the total stride; less is faster and approximate.
-            A valid network always sees its whole margin.
+            `network.shapes.halo`, the receptive radius rounded up to the total stride; a smaller halo is faster but
+            approximate. A valid network always sees its whole margin.
         batch_size: windows per call of the network; windows of one size share a batch, also across images.
         memory: limit of a pass for `tile_size` "auto": bytes, a text such as "8GB", or "auto" for a share of the free
             memory of the network's device.
@@ -225,7 +225,7 @@ class OverlapTileInferer(Inferer):
             device: where the network runs, if `sw_device` is not set.
 
         Raises:
-            ConfigError: see the class.
+            ConfigError: a tile that is too small for the network, or a network that cannot be tiled.
         """
         module, max_voxels, device = unwrap(network), None, torch.device(self.sw_device or device)
         self._measure(module, in_channels, len(image_size), device)
@@ -335,7 +335,7 @@ class OverlapTileInferer(Inferer):
         return None
 
     def _warn(self, kind: str, message: str) -> None:
-        """Log a kind of warning once."""
+        """Log a warning of each kind once."""
         if kind not in self._warned:
             self._warned.add(kind)
             logger.warning(message)

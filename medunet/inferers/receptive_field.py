@@ -23,8 +23,8 @@ def measure_shapes(
 ) -> SameSizeShapes:
     """Measure which input voxels each output voxel of a network depends on.
 
-    Every layer passes NaN on to the outputs that depend on it. One plane of a window is set to NaN after the other: the
-    farthest NaN of the output gives the receptive radius, and the period over the planes gives the total stride.
+    Every layer passes NaN on to the outputs that depend on it. The planes of a window are set to NaN one after another.
+    The farthest NaN in the output gives the receptive radius, and the period over the planes gives the total stride.
 
     Args:
         network: a network in evaluation mode, without the attribute `shapes`, such as MONAI's.
@@ -75,7 +75,7 @@ def _measure_axis(
 
 
 def _period(reaches: list[tuple[int, int]]) -> int | None:
-    """Return the power of two after which the reaches repeat, or None."""
+    """Return the power of two after which the reach of the planes repeats, or None."""
     stride = len(reaches) // 2
     is_power = stride * 2 == len(reaches) and stride & (stride - 1) == 0
     return stride if is_power and stride > 0 and reaches[stride:] == reaches[:-stride] else None

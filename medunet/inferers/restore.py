@@ -38,12 +38,12 @@ def restore_labels(
     """Return labels on the source grid: those of linear interpolation of the logits followed by argmax.
 
     Args:
-        logits: `(classes, *grid)`, or one tile of it. The class of equal logits is the lowest. A single channel is
+        logits: `(classes, *grid)`, or one tile of it. Of equal logits, the lowest class wins. A single channel is
             class 1 if it exceeds `threshold`, else 0.
         grid: map from the source grid.
         threshold: of a single channel or of regions, on the scale of the logits.
-        order: for regions the class index that each channel is painted with, all different, later over earlier; empty
-            for exclusive classes.
+        order: for regions, the distinct class index that each channel is painted with, later over earlier; empty for
+            exclusive classes.
         out: `(*source)`, uint8, to write into; by default a new tensor.
         region: region of the network's grid that the tile covers, for tiles of `OverlapTileInferer.tiles(extend=1)`, or
             of `tiles()` if both grids are equal. Default: the whole grid.
@@ -136,7 +136,7 @@ def _between(logits: torch.Tensor, piece: Piece) -> torch.Tensor:
 
 
 def decide(values: torch.Tensor, threshold: float = 0.0, order: Sequence[int] = ()) -> torch.Tensor:
-    """Return the class of each position of `(classes, ...)`, uint8: the lowest of the largest, or one over a threshold.
+    """Return the class of each position of `(classes, ...)`, uint8: the argmax (lowest of ties), or 1 over a threshold.
 
     With `order` the channels are regions, see :func:`medunet.transforms.paint_regions`.
     """
@@ -168,7 +168,7 @@ def cells(labels: torch.Tensor) -> torch.Tensor:
 
 
 def _with_next(labels: torch.Tensor, axis: int, of_two: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """Apply a function to each label and the next one along an axis; the last stays."""
+    """Apply a function to each label and the next one along an axis; the last one is unchanged."""
     result, count = torch.empty_like(labels), labels.shape[axis] - 1
     of_two(labels.narrow(axis, 0, count), labels.narrow(axis, 1, count), out=result.narrow(axis, 0, count))
     result.narrow(axis, count, 1).copy_(labels.narrow(axis, count, 1))
@@ -183,7 +183,7 @@ class Nodes:
 
     @cached_property
     def rows(self) -> torch.Tensor:
-        """`(nodes, classes)`: the numbers of one voxel are adjacent."""
+        """`(nodes, classes)`: the values of one voxel are adjacent in memory."""
         return self.logits.movedim(0, -1).reshape(-1, len(self.logits)).float()
 
     def labels(

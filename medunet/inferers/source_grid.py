@@ -41,7 +41,7 @@ class SourceGridInferer(Inferer, ABC):
 
     @abstractmethod
     def _put(self, logits: torch.Tensor, grid: GridMap, out: torch.Tensor, region: tuple[slice, ...]) -> None:
-        """Write one tile's part of the result of one image, `out`."""
+        """Write one tile's part into `out`, the result of one image."""
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Evaluate `network` on `inputs`.
@@ -58,7 +58,7 @@ class SourceGridInferer(Inferer, ABC):
         grids = self._grids(inputs)
         if len({grid.source_size for grid in grids}) > 1:
             sizes = [grid.source_size for grid in grids]
-            raise ConfigError("images of a batch must have one size", received=sizes, remedy="use a batch size of 1")
+            raise ConfigError("images of a batch must be equal in size", received=sizes, remedy="use a batch size of 1")
         tiles: Iterable[TileLogits]
         if isinstance(self.inferer, OverlapTileInferer):
             extend = 0 if grids[0].is_identity else 1
@@ -103,7 +103,7 @@ class SourceGridInferer(Inferer, ABC):
 
 
 def _each(value: Any, count: int, *, ndim: int) -> Sequence[np.ndarray[Any, Any]]:
-    """Return one array per image, from a batch's metadata, which are stacked, or from those of a single image."""
+    """Return one array per image, from the stacked metadata of a batch or from those of a single image."""
     array = np.asarray(value)
     return list(array) if array.ndim > ndim else [array] * count
 
@@ -165,8 +165,8 @@ class ProbabilityInferer(SourceGridInferer):
 
     Args:
         inferer: evaluates the network, `OverlapTileInferer` or another one.
-        activation: `softmax`, or `sigmoid` of each channel. Outside of a cropped grid, softmax gives class 0, sigmoid
-            zeros.
+        activation: `softmax`, or `sigmoid` of each channel. Outside a cropped grid, softmax gives class 0 and sigmoid
+            gives zeros.
         to_source: whether to return to the grid that the image was read on.
         scratch_dir: folder of the temporary file; by default the system's.
 

@@ -208,8 +208,8 @@ def choose_tiles(
 ) -> TilePlan:
     """Plan the tiles of an image so that no window has more than `max_voxels`; other arguments as for `plan_tiles`.
 
-    Of all numbers of pieces along each axis, take the combination whose windows have the fewest voxels together; of
-    equals, the one with the fewest tiles.
+    Each axis is cut so that all windows together have the fewest voxels; of equal plans, the one with the fewest tiles
+    is chosen.
 
     Raises:
         ConfigError: the smallest window that the network can work with has more voxels.

@@ -60,7 +60,7 @@ class MirrorInferer(_ViewInferer):
         batch_size: views of one size that go to `inferer` in one batch, which an `OverlapTileInferer` splits by its own
             `batch_size`. More is faster for small images and takes more memory.
         activation: `softmax`, or `sigmoid` of each channel.
-        swaps: pairs of channels that differ in left and right. They trade places in views that are mirrored along
+        swaps: pairs of channels that differ in left and right. They are swapped in views that are mirrored along
             `swap_axis`, because the network takes a left lung for a right one there.
         swap_axis: the spatial axis from left to right, the first in volumes in RAS orientation.
 
@@ -122,7 +122,7 @@ class ScaleInferer(_ViewInferer):
 
     Args:
         inferer: evaluates one view, for instance :class:`OverlapTileInferer` or :class:`MirrorInferer`.
-        scales: factors to the size of the image, for instance `[0.75, 1.0]`.
+        scales: factors by which the image is scaled, for instance `[0.75, 1.0]`.
         activation: `softmax`, or `sigmoid` of each channel.
 
     Raises:

@@ -8,7 +8,7 @@ import torch
 
 
 def mirrored(start: int, stop: int, size: int) -> torch.Tensor:
-    """Return the voxel that stands for each position from `start` to `stop` along an axis of `size` voxels.
+    """Return the voxel to read for each position from `start` to `stop` along an axis of `size` voxels.
 
     Positions outside the image are mirrored at its edge, which is not repeated. torch's own reflection ends after one
     image width; the margin of a deep valid network (92 voxels for the 2015 network) may be wider.

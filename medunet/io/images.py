@@ -200,7 +200,7 @@ class _TiffLayout:
         sizes = {axis: int(n) for axis, n in zip(series.axes, series.shape, strict=True) if n > 1 or axis in "YX"}
         described = f"{series.axes} {tuple(series.shape)}"
         if sizes.get("T", 1) > 1:
-            raise DataError("image has a time axis", file=path, received=described, remedy="save one file per time")
+            raise DataError("image has a time axis", file=path, received=described, remedy="save each point separately")
         channel = [axis for axis in sizes if axis in _CHANNEL_AXES]
         depth = [axis for axis in sizes if axis in _DEPTH_AXES]
         order = [*channel, "X", "Y", *depth]

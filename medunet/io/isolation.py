@@ -85,7 +85,7 @@ class ReadingProcess:
                     with contextlib.suppress(EOFError):
                         self._is_ready = link.poll(START_SECONDS) and link.recv() == "ready"
                     if not self._is_ready:
-                        raise ConfigError("the reading process does not start", received=_exit_text(self._stop()))
+                        raise ConfigError("the reading process could not be started", received=_exit_text(self._stop()))
                 link.send((read, Path.cwd(), path, args, self.seconds))
                 if not link.poll(self.seconds):
                     self._stop()
@@ -211,7 +211,7 @@ def _answer(read: Callable[..., Any], path: Path, args: tuple[Any, ...]) -> tupl
     except MedunetError as error:
         return error, True
     except MemoryError:  # the rest of the memory is fragmented
-        return DataError("reading needs more memory than it may have"), False
+        return DataError("reading needs more memory than allowed"), False
     except Exception as error:  # its text may quote the header
         return DataError(f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}"), False
 

@@ -83,12 +83,12 @@ class TextHeader(NamedTuple):
 
     @property
     def is_nrrd(self) -> bool:
-        """Whether it is NRRD."""
+        """Whether the header is NRRD."""
         return self.path.suffix.lower() in NRRD_SUFFIXES
 
 
 def open_header(path: Path) -> TextHeader:
-    """Read a header by the one of ITK's parsers that the file's name asks for, whatever its content claims."""
+    """Read a header with the ITK parser that the file's name selects, whatever its content claims."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     header = TextHeader(path, reader, {}, 0)
@@ -115,7 +115,7 @@ def open_header(path: Path) -> TextHeader:
 
 
 def _refuse_foreign_data(header: TextHeader, content: mmap.mmap) -> None:
-    """Reject a header that takes its voxels from outside of its folder, such as from any file of the machine.
+    """Reject a header that takes its voxels from outside its folder, which could be any file of the machine.
 
     MetaIO's rules for skipping fields are not repeated here: every name that it could use is checked, wherever it is.
     """
@@ -212,7 +212,7 @@ def check_placement(header: TextHeader, *, form: Form = "agree") -> tuple[str, .
 
 
 def read_verified(header: TextHeader) -> sitk.Image:
-    """Read an image after its data have the length that the header needs and match their checksum.
+    """Read an image after checking that its data have the length that the header needs and match their checksum.
 
     ITK verifies neither: a damaged stream gives wrong voxels, and a short one leaves memory uninitialised.
     """

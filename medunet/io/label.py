@@ -1,4 +1,4 @@
-"""One entry for labels: label maps, `.seg.nrrd`, DICOM SEG and RTSTRUCT become a label map on an image's grid."""
+"""One entry point for labels: label maps, `.seg.nrrd`, DICOM SEG and RTSTRUCT become a label map on an image's grid."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def read_label(path: PathLike, *, reference: PathLike | Geometry, labels: Mappin
             with one such DICOM file.
         reference: the image, or its grid. A label map must lie on it; segments may cover a part of it, mirrored or with
             permuted axes; contours may lie anywhere in the planes of its slices.
-        labels: name to value, for the formats with names; the value 0 and the name 'background' are what no structure
-            covers. None numbers the structures as the file does.
+        labels: value by name, for the formats with names; the value 0 and the name 'background' mean that no structure
+            covers a voxel. None numbers the structures as the file does.
 
     Returns:
-        ``Volume(image, record)``, image ``(1, *spatial)``; ``image.meta["labels"]`` has name to value if the file has
+        ``Volume(image, record)``, image ``(1, *spatial)``; ``image.meta["labels"]`` has values by name if the file has
         names, and ``record.warnings`` what was left out.
 
     Raises:
@@ -82,7 +82,7 @@ def _read(path: Path, grid: Geometry, labels: Mapping[str, int] | None, *, place
 
 
 def label_names(path: PathLike) -> dict[str, int] | None:
-    """Return name to value as `read_label` does without `labels`, from the header; None if the file has no names."""
+    """Return values by name as `read_label` does without `labels`, from the header; None if the file has no names."""
     file, kind = _structure_file(Path(path))
     with typed_errors(_DAMAGED, file):
         if kind and (structures := _READERS[kind](file)):
@@ -107,7 +107,7 @@ class LoadLabeld(MapTransform):
     Args:
         keys: paths of labels, replaced by ``(1, *spatial)`` tensors.
         reference_key: the image as read, before its grid changes.
-        labels: name to value, for the formats with names; None numbers the structures as the file does.
+        labels: value by name, for the formats with names; None numbers the structures as the file does.
 
     Raises:
         DataError: unreadable, none of the labels is in it, or the image has no grid.

@@ -1,4 +1,4 @@
-"""What a file may ask for: memory that is free, paths that can be opened, and no decompression bombs."""
+"""Limits on what a file may request: free memory, paths that can be opened, and no decompression bombs."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def refuse_deflate_bomb(file: BinaryIO, path: Path) -> None:
         file.seek(start)
         if inflated_length(file, -zlib.MAX_WBITS, allowed, path, is_last=False) > allowed:
             received = f"more than {allowed >> 20} MiB from {size} bytes"
-            raise SecurityError("deflated DICOM file unpacks to far more than images do", file=path, received=received)
+            raise SecurityError("deflated DICOM file unpacks to an implausible size", file=path, received=received)
     file.seek(0)
 
 

@@ -169,7 +169,7 @@ def _record(stored: _Stored, path: Path, options: ReadOptions) -> tuple[ReadReco
 
 
 def _channels(stored: tuple[int, ...], path: Path, expected: int | None) -> int:
-    """Return the number of channels: that of ``(x, y, z, c)``, and of ``(x, y, z, 1, c)`` as vectors are stored."""
+    """Return the number of channels: that of ``(x, y, z, c)``, and of ``(x, y, z, 1, c)``, the layout of vectors."""
     beyond = [n for n in stored[3:] if n > 1]
     if not beyond:
         return 1
@@ -207,7 +207,7 @@ def _place_mgh(header: MGHHeader, is_placed: bool, shape: tuple[int, ...], form:
 
 def _place_analyze(header: nib.Spm2AnalyzeHeader, shape: tuple[int, ...], form: Form) -> Placement:
     if form != "pixdim":
-        raise GeometryError("Analyze 7.5 does not say which side is left", remedy=_SPACING_IS_ENOUGH)
+        raise GeometryError("Analyze 7.5 does not define which side is left", remedy=_SPACING_IS_ENOUGH)
     return _spacing_only(header["pixdim"][1 : len(shape) + 1])
 
 

@@ -53,7 +53,7 @@ class PackedFile:
         expected, plain = _PACKED_SUFFIXES.get(path.suffix.lower(), ("", ""))
         if expected and self.packing != expected:
             remedy = f"rename it to {path.stem}{plain}"
-            raise DataError(f"not a {expected} file in spite of its name", file=path, remedy=remedy)
+            raise DataError(f"not a {expected} file despite its name", file=path, remedy=remedy)
         try:
             if self.packing == "gzip":
                 head = zlib.decompressobj(wbits=31).decompress(head, _LONGEST_HEADER)
@@ -66,7 +66,7 @@ class PackedFile:
         self.head = head
 
     def require(self, needed: int) -> None:
-        """Reject a file that cannot unpack to so many bytes."""
+        """Reject a file that cannot unpack to this many bytes."""
         bound = self.size * MAX_RATIO if self.packing == "gzip" else self.size
         if needed > bound and self.packing != "bzip2":
             raise _too_short(self.path, self.size, needed)
@@ -121,7 +121,7 @@ def _next_piece(unpacked: Any) -> bytes:
 
 
 def _gunzip_at_once(data: bytes, wanted: int) -> memoryview | None:
-    """Unpack a file of one member by libdeflate, which verifies its checksum; None if that is not possible."""
+    """Unpack a file of one member with libdeflate, which verifies its checksum; None if that is not possible."""
     length = int.from_bytes(data[-4:], "little")
     if not imagecodecs.GZIP.available or not wanted <= length <= wanted + _SLACK_BYTES:
         return None

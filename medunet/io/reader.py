@@ -1,4 +1,4 @@
-"""One entry for all formats: `read_volume` for callers, `MedunetReader` for MONAI's `LoadImaged`."""
+"""One entry point for all formats: `read_volume` for callers, `MedunetReader` for MONAI's `LoadImaged`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_volume(path: PathLike | Sequence[PathLike], *, isolated: bool | None = 
     Raises:
         DataError: unreadable, damaged, unknown format, NaN voxels, or a choice of axis, series or phase is missing.
         GeometryError: a placement that is missing, impossible, contradictory, or differs between channels.
-        SecurityError: a DICOMDIR or an archive that points out of its folder, or unpacks to too much.
+        SecurityError: a DICOMDIR or an archive that points outside its folder, or unpacks to too much.
         ConfigError: an invalid option.
     """
     array, meta, record = _read_all(_as_paths(path), ReadOptions(**options), isolated)
@@ -207,20 +207,20 @@ def _reader(suffix: str | None) -> tuple[Callable[..., tuple[Voxels, ReadRecord]
 
 
 def _within(record: ReadRecord, archive: Path) -> ReadRecord:
-    """Return a record that names files within their archive, because what was unpacked is removed."""
+    """Return a record that names files within their archive, because the unpacked files are removed."""
     frames = tuple(SourceFrame(archive / frame.file.name, frame.number) for frame in record.frames)
     return replace(record, path=archive, frames=frames)
 
 
 def _with_dims(record: ReadRecord, spatial_dims: int | None) -> ReadRecord:
-    """Reject a volume if a 2D image is required, and the other way round."""
+    """Reject a volume if a 2D image is required, and vice versa."""
     shape = record.geometry.shape
     if spatial_dims == 2 and record.is_single_slice:
         return replace(record, geometry=Geometry(record.geometry.affine, shape[:2]))
     if spatial_dims == 3 and (len(shape) == 2 or min(shape) == 1):
-        raise GeometryError("single slice where a volume is needed", file=record.path, received=shape)
+        raise GeometryError("must be a volume, not a single slice", file=record.path, received=shape)
     if spatial_dims == 2 and len(shape) == 3:
-        raise GeometryError("volume where an image in the plane is needed", file=record.path, received=shape)
+        raise GeometryError("must be a 2D image, not a volume", file=record.path, received=shape)
     return record
 
 

@@ -60,7 +60,7 @@ class SavePredictiond(MapTransform):
         keys: label maps ``(1, *spatial)`` with the values for the file, as after `DecodeLabelsd`.
         output_dir: folder for the files; created if needed.
         format: of the label maps; 'auto' follows the input as above. 'dicom-seg' and 'rtstruct' need a DICOM input.
-        labels: name to value, for the formats with names; the value 0 and the name 'background' are not segments.
+        labels: value by name, for the formats with names; the value 0 and the name 'background' are not segments.
         label_colors: name to ``[red, green, blue]``, 0 to 255.
         label_codes: name to ``{"category": [value, scheme, meaning], "type": [...]}``, such as
             ``{"liver": {"type": ["10200004", "SCT", "Liver"]}}``; the default in a DICOM SEG is 'Tissue'.
@@ -126,7 +126,7 @@ class SavePredictiond(MapTransform):
         return item
 
     def check(self, item: Mapping[Hashable, Any]) -> None:
-        """Reject before the network runs what could not be written after it.
+        """Reject, before the network runs, results that could not be written after it.
 
         Args:
             item: as read, with the image and without the prediction.
@@ -188,7 +188,7 @@ class SavePredictiond(MapTransform):
             return "nii.gz", ()
 
     def _verified_planes(self, kind: ResultFormat, source: str, meta: Mapping[str, Any]) -> tuple[SourcePlane, ...]:
-        """Return the slices of the source, after a trial: an empty result of the first two of them can be written."""
+        """Return the slices of the source, after a trial that writes an empty result for the first two of them."""
         frames = [SourceFrame(Path(file), number) for file, number in json.loads(meta["dicom_frames"])]
         if not frames:
             raise DataError("the series was resampled, so no slice of the result is a slice of the series", file=source)

@@ -52,7 +52,7 @@ def as_segments(
     """Return the segments of labels, by value. The value 0 and the name 'background' are not segments.
 
     Args:
-        labels: name to value.
+        labels: value by name.
         values: values of voxels; those without a name become `label_<value>`.
         colors: name to ``[red, green, blue]``, 0 to 255.
         codes: name to ``{"category": [value, scheme, meaning], "type": [...]}``; a missing one is `TISSUE`.

@@ -40,7 +40,7 @@ class Structure:
 
 
 class LabelMap(NamedTuple):
-    """Voxels on a grid, the values of names in them, and warnings."""
+    """Voxels on a grid, the value of each name, and warnings."""
 
     voxels: npt.NDArray[np.float32]
     labels: dict[str, int]
@@ -52,7 +52,7 @@ def paint_structures(
 ) -> LabelMap:
     """Paint structures into one label map; if two overlap, the later one wins, and a warning counts these voxels.
 
-    `labels` (name to value) chooses structures and their order; names are compared without case and surrounding spaces.
+    `labels` (value by name) chooses structures and their order; names are compared without case and surrounding spaces.
     None takes all, numbered and ordered as in the file.
     """
     warnings: list[str] = []
@@ -64,7 +64,7 @@ def paint_structures(
         for structure in structures:
             key = _key(structure.name)
             if by_name.setdefault(key, structure) is not structure and key in map(_key, labels):
-                raise DataError("two structures have one name", file=file, received=structure.name)
+                raise DataError("two structures have the same name", file=file, received=structure.name)
         chosen = [(by_name[_key(name)], name, value) for name, value in required.items() if _key(name) in by_name]
         if required and not chosen:
             cause, names = "none of the labels is among the file's structures", sorted(s.name for s in structures)
@@ -88,7 +88,7 @@ def paint_voxels(
 ) -> None:
     """Set voxels of `target`, a mask on `reference`, that are given by ``(3, N)`` indices on the grid `source`.
 
-    The grids share their voxels; the source may be mirrored, have permuted axes and extend beyond the reference. A
+    The grids share voxel centres; the source may be mirrored, have permuted axes and extend beyond the reference. A
     voxel that is outside, or whose centre does not coincide, is a GeometryError.
     """
     if len(source.shape) != 3 or len(reference.shape) != 3:
@@ -109,7 +109,7 @@ def paint_voxels(
 
 
 def number_structures(structures: Sequence[Structure]) -> dict[str, int]:
-    """Return name to value, numbered as in the file; a name that occurs twice gets its number appended."""
+    """Return the value of each name, numbered as in the file; a name that occurs twice gets its number appended."""
     return {BACKGROUND: 0, **{_unique(s, structures): s.number for s in structures}}
 
 

@@ -1,4 +1,4 @@
-"""Writing images and label maps: atomically, on a given grid, in the format that the file name asks for."""
+"""Writing images and label maps: atomically, on a given grid, in the format that the file name selects."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _cast(voxels: npt.NDArray[Any], dtype: np.dtype[Any], path: Path) -> npt.NDA
 
 
 def nifti_labels(path: Path) -> dict[str, int] | None:
-    """Return the label names that `write_volume` stored in a NIfTI file: name to value, or None."""
+    """Return the label names that `write_volume` stored in a NIfTI file: value by name, or None."""
     for extension in nib.load(path).header.extensions:
         content = extension.get_content()
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # of another program

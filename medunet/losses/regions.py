@@ -1,4 +1,4 @@
-"""Dice with binary cross entropy for regions, that is classes that overlap."""
+"""Dice with binary cross entropy for regions, which are classes that may overlap."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RegionDiceCELoss(nn.Module):
         center_crop: for networks with valid convolutions, crop target and weights to the middle.
 
     Raises:
-        ConfigError: no region, or an empty one; when called, a number of channels that is not that of the regions.
+        ConfigError: no region, or an empty one; when called, different numbers of channels and regions.
 
     Examples:
         >>> loss = RegionDiceCELoss([[1, 2], [2]])

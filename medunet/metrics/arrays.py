@@ -15,7 +15,7 @@ ArrayOrTensor: TypeAlias = Array | torch.Tensor
 
 
 def as_array(values: ArrayOrTensor, *, spatial_dims: int | None = None) -> Array:
-    """Return `values` on the CPU, without a channel axis of length 1 if it has an axis more than `spatial_dims`."""
+    """Return `values` on the CPU, without a channel axis of length 1 if it has one axis more than `spatial_dims`."""
     # .as_subclass: a MetaTensor would update its metadata in every operation below
     array = values.detach().cpu().as_subclass(torch.Tensor).numpy() if isinstance(values, torch.Tensor) else values
     array = np.asarray(array)

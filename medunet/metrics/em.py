@@ -89,11 +89,11 @@ def best_em_scores(preds: Sequence[ArrayOrTensor], refs: Sequence[ArrayOrTensor]
         refs: their references.
 
     Raises:
-        DataError: no slices, or another number of predictions than of references.
+        DataError: no slices, or different numbers of predictions and references.
     """
     if not preds or len(preds) != len(refs):
         received = f"{len(preds)} predictions, {len(refs)} references"
-        raise DataError("EM scores need a reference per prediction", received=received)
+        raise DataError("EM scores need one reference per prediction", received=received)
     scores = np.empty((len(THRESHOLDS), len(preds), 2))
     for column, (pred, ref) in enumerate(zip(preds, refs, strict=True)):
         probability, interior_ref = _checked_pair(pred, ref)

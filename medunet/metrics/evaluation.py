@@ -88,7 +88,7 @@ def evaluate_case(
     Args:
         pred: label map `(*spatial)` or `(1, *spatial)`, 2D or 3D, with the values of `labels`.
         ref: reference label map of the same shape.
-        spacing_mm: distance of neighbouring voxels along each axis.
+        spacing_mm: distance between neighbouring voxels along each axis.
         labels: value by name, all values that occur. The background (see `BACKGROUND`) is not a class.
         regions: values of their union by name, for classes that overlap; they are scored instead of the labels.
         em: also compute the scores of the ISBI 2012 challenge (2D): the name of the class that is the cells'

@@ -47,7 +47,7 @@ def surface_distances(pred: ArrayOrTensor, ref: ArrayOrTensor, *, spacing_mm: Se
     Args:
         pred: predicted mask `(*spatial)` or `(1, *spatial)`, 2D or 3D; nonzero voxels are inside.
         ref: reference mask of the same shape.
-        spacing_mm: distance of neighbouring voxels along each axis.
+        spacing_mm: distance between neighbouring voxels along each axis.
 
     Returns:
         The distances in both directions; both are empty if one of the masks is empty.

@@ -45,7 +45,7 @@ class CaseMeasure:
 
     name: str
     shape: tuple[int, ...]  # voxels along each axis
-    spacing_mm: tuple[float, ...]  # distance of neighbouring voxels; 1 if the format does not store it
+    spacing_mm: tuple[float, ...]  # distance between neighbouring voxels; 1 if the format does not store it
     crop_shape: tuple[int, ...]  # voxels along each axis of the box around everything that is not 0
     body_shape: tuple[int, ...]  # the same of the box around everything above `AIR`, which in CT is not air
     whole_numbers: bool  # whether all intensities are whole numbers

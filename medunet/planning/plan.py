@@ -66,7 +66,7 @@ def plan(
         dataset: Data set to train on.
         config: Unresolved `train.json` of the bundle that the values are for.
         fingerprint: Fingerprint of the data set.
-        dims: 2 for a network in the plane, also if the images are volumes. Default: that of the images.
+        dims: 2 for a 2D network, also if the images are volumes. Default: that of the images.
         memory: Bytes that training may use: of the process on a CPU, of the GPU on CUDA. Default: what is free.
         seconds: Time for training. Default: no limit.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -170,7 +170,7 @@ def _estimated_bytes(config: Mapping[str, Any], device: torch.device) -> int:
 
 
 def _flat_axis(data: Fingerprint, dims: int | None) -> int | None:
-    """Return the coarsest axis if volumes get a network in the plane, else None."""
+    """Return the coarsest axis if volumes get a 2D network, else None."""
     if dims in (None, data.spatial_dims):
         return None
     if dims != 2:
@@ -184,7 +184,7 @@ def choose_grid(data: Fingerprint, budget: Budget, *, flat: bool) -> Spacing:
     images = np.array(choices.cropped_shapes(data))
     if data.spatial_dims == 2:
         size = tuple(int(n) for n in np.median(images, axis=0))
-        return Spacing((1.0, 1.0), size, "images in the plane are not resampled", "")
+        return Spacing((1.0, 1.0), size, "2D images are not resampled", "")
     thinnest = data.thinnest
     return target_spacing(
         data.spacings_mm,

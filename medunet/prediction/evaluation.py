@@ -153,5 +153,5 @@ def read_pair(pair: Pair, labels: Mapping[str, int]) -> tuple[Volume, Volume]:
 
 
 def _plane(path: Path) -> int | None:
-    """Return 2 for a volume of a single slice, whose surface is its outline in the plane."""
+    """Return 2 for a volume of a single slice, whose surface is its outline."""
     return 2 if read_header(path).is_single_slice else None

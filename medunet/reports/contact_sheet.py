@@ -41,7 +41,7 @@ class ContactSheet:
     """Thumbnails of all cases of a data set.
 
     Volumes show the axial slice with most foreground as radiologists look at it: anterior on top, the patient's right
-    on the left (marked R). Images in the plane are shown as they are.
+    on the left (marked R). 2D images are shown as they are.
     """
 
     thumbnails: dict[str, Thumbnail] = field(default_factory=dict)

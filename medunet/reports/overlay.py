@@ -69,7 +69,7 @@ def render_overlay(
         pred: label map `(*spatial)` or `(1, *spatial)`.
         ref: reference label map, if there is one.
         labels: value by name, background first; a region has several values, and regions may share values.
-        spacing_mm: distance of voxels along each axis. Default: the affine's, else 1 mm.
+        spacing_mm: distance between voxels along each axis. Default: the affine's, else 1 mm.
         affine: `(4, 4)` from voxels to RAS millimetres. Default: the image's own (`MetaTensor.affine`), if any.
         title: text in the upper left corner.
 

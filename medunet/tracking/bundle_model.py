@@ -63,8 +63,8 @@ class BundleModel(PythonModel):
 
     An image is a path that this machine can read (a file, or the folder of a DICOM series), a list of paths (one per
     channel), or an array ``(C, *spatial)`` or ``(*spatial)``; an array of pixels is ``(x, y)``. A volume as an array
-    needs its geometry in `params`: ``affine``, 16 numbers row by row, from voxel indices to RAS millimetres. An image
-    in the plane can have ``spacing_mm``, two numbers.
+    needs its geometry in `params`: ``affine``, 16 numbers row by row, from voxel indices to RAS millimetres. A 2D
+    image can have ``spacing_mm``, two numbers.
 
     The result is an array ``(*spatial)`` with the label values of the data set, on the grid of the image: what
     ``medunet predict`` writes. The serving endpoint takes ``{"inputs": [IMAGE, ...], "params": {...}}``.
@@ -131,7 +131,7 @@ class BundleModel(PythonModel):
         if len(numbers) not in (0, 16):
             raise GeometryError("affine must have 16 numbers, row by row", received=len(numbers))
         if spacing and (self.predictor.spatial_dims, len(spacing)) != (2, 2):
-            cause = "spacing_mm must have two numbers and is for images in the plane; a volume also has an orientation"
+            cause = "spacing_mm must have two numbers and is for 2D images; a volume also has an orientation"
             raise GeometryError(cause, received=spacing)
         if spacing:
             return np.diag([*spacing, 1.0, 1.0])

@@ -145,7 +145,7 @@ class BorderWeightMapd(MapTransform):
         foreground: for ``components``, the class or classes whose components are objects; None for all but 0.
         connectivity: for ``components``, 1 joins pixels that share a face, 2 also an edge (in 2D a corner), 3 also a
             corner. 1 separates cells at a diagonal membrane of one pixel.
-        spacing: distance of pixels per axis; None for 1.
+        spacing: distance between pixels per axis; None for 1.
         ignore_index: value of pixels that get weight 0 and belong to no class and no object.
 
     Raises:

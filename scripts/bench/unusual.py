@@ -83,7 +83,7 @@ def by_monai(case: Case, reader: str) -> str:
 def compare(case: Case, channels: np.ndarray, affine: np.ndarray) -> str:
     """Compare with the truth: pictures as they are, others turned to the nearest axes of the patient."""
     if case.kind in ("picture", "DICOM 2D") and case.truth is not None:
-        if channels.shape[3:] == (1,):  # ITK reads an image in the plane as a volume of one slice
+        if channels.shape[3:] == (1,):  # ITK reads a 2D image as a volume of one slice
             channels = channels[..., 0]
         if channels.shape != case.truth[0].shape:
             return f"wrong shape {channels.shape}"

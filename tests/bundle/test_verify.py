@@ -55,7 +55,7 @@ def test_sizes_of_the_metadata_may_be_expressions(tmp_path: Path, shape: list[An
     edit(bundle, "metadata", resize)
     assert verify_bundle(bundle, trust=True)["network input and output"] is None
     edit(bundle, "metadata", lambda content: content["network_data_format"]["outputs"]["pred"].update(num_channels=3))
-    assert "not what metadata.json says" in str(verify_bundle(bundle, trust=True)["network input and output"])
+    assert "does not match metadata.json" in str(verify_bundle(bundle, trust=True)["network input and output"])
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_files_without_partner_are_named_and_counted(tmp_path):
 def test_two_images_of_one_name_are_rejected(tmp_path):
     for path in ("images/a.png", "images/a.tif", "labels/a.png"):
         picture(tmp_path / path)
-    with pytest.raises(DataError, match="two images have one name"):
+    with pytest.raises(DataError, match="two images have the same name"):
         open_dataset(tmp_path)
 
 
@@ -217,7 +217,7 @@ def test_datalist_returns_the_sections(tmp_path):
     assert listed("training", skip_cases=["b"]) == "ad"
     with pytest.raises(ConfigError, match=r"unknown validation cases \(received \['z'\]\)"):
         listed("training", validation_cases=["z"])
-    with pytest.raises(ConfigError, match="no case is left to train"):
+    with pytest.raises(ConfigError, match="none is left for training"):
         listed("training", validation_cases=[*"abcde"])
     with pytest.raises(ConfigError, match="unknown section"):
         listed("train")
@@ -272,5 +272,5 @@ def test_unusable_inputs_are_rejected(tmp_path):
         list_inputs(tmp_path / "none.nii.gz")
     with pytest.raises(DataError, match="no input is given"):
         list_inputs([])
-    with pytest.raises(DataError, match="two inputs have one name"):
+    with pytest.raises(DataError, match="two inputs have the same name"):
         list_inputs([volume(tmp_path / folder / "a.nii.gz") for folder in ("x", "y")])

@@ -119,7 +119,7 @@ def test_label_without_a_valid_reference_belongs_to_the_only_series(root):
     contours(root / "b" / "labels" / "rs.dcm", "9.9", "Liver")
     assert dicom_cases(root)[1].images == (root / "b" / "study" / "ct",)
     series(root / "b" / "study" / "other", "1.2.5")
-    with pytest.raises(DataError, match=r"rs.dcm: label refers to no series of its case \(received 2 series in b\)"):
+    with pytest.raises(DataError, match=r"rs.dcm: label must refer to a series of its case \(received 2 series in b\)"):
         dicom_cases(root)
 
 

@@ -119,5 +119,5 @@ def test_a_deflated_dicom_bomb_is_rejected_before_it_is_unpacked(
     bomb = deflated(first, tmp_path / "a.dcm", padding=300 << 20)
     assert bomb.stat().st_size < 1 << 20
     for read in (read_volume, read_header, read_dataset):
-        with pytest.raises(SecurityError, match=r"a\.dcm: deflated DICOM file unpacks to far more"):
+        with pytest.raises(SecurityError, match=r"a\.dcm: deflated DICOM file unpacks to an implausible size"):
             read(bomb)

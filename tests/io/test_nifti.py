@@ -211,9 +211,9 @@ def test_a_volume_of_one_slice_is_a_2d_image_only_on_request(tmp_path: Path) -> 
     path = save(tmp_path / "a.nii", ramp(5, 6, 1))
     assert read_volume(path).image.shape == (1, 5, 6, 1)
     assert read_volume(path, spatial_dims=2).image.shape == (1, 5, 6)
-    with pytest.raises(GeometryError, match="single slice where a volume is needed"):
+    with pytest.raises(GeometryError, match="must be a volume, not a single slice"):
         read_volume(path, spatial_dims=3)
-    with pytest.raises(GeometryError, match="volume where an image in the plane is needed"):
+    with pytest.raises(GeometryError, match="must be a 2D image, not a volume"):
         read_volume(save(tmp_path / "b.nii"), spatial_dims=2)
 
 
@@ -303,7 +303,7 @@ def test_related_formats_are_read_as_nibabel_wrote_them_and_rejected_if_truncate
 def test_analyze_and_mgh_without_orientation_are_rejected(tmp_path: Path) -> None:
     nib.save(nib.AnalyzeImage(VOXELS, np.diag([0.7, 0.9, 2.5, 1])), tmp_path / "a.img")
     for path in (tmp_path / "a.img", tmp_path / "a.hdr"):
-        with pytest.raises(GeometryError, match=r"a\.hdr: Analyze 7\.5 does not say which side is left.*--form pixdim"):
+        with pytest.raises(GeometryError, match=r"a\.hdr: .* does not define which side is left.*--form pixdim"):
             read_volume(path)
         volume = read_volume(path, form="pixdim")
         assert np.array_equal(volume.image[0].numpy(), VOXELS)

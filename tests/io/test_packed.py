@@ -82,7 +82,7 @@ def test_a_truncated_file_a_wrong_checksum_and_a_flipped_bit_are_rejected(unpack
 @pytest.mark.parametrize(("name", "remedy"), [("a.nii.gz", "a.nii"), ("a.mgz", "a.mgh"), ("a.nii.bz2", "a.nii")])
 def test_a_file_that_is_not_compressed_in_spite_of_its_name_is_rejected(tmp_path: Path, name: str, remedy: str) -> None:
     (tmp_path / name).write_bytes(b"PK\3\4")
-    with pytest.raises(DataError, match=rf"in spite of its name; remedy: rename it to {remedy}$"):
+    with pytest.raises(DataError, match=rf"despite its name; remedy: rename it to {remedy}$"):
         PackedFile(tmp_path / name)
 
 

@@ -150,5 +150,5 @@ def test_values_outside_0_to_1_are_rejected(bad: float):
 def test_volumes_and_missing_slices_are_rejected():
     with pytest.raises(GeometryError):
         em_scores(np.ones((3, 3, 3)), np.ones((3, 3, 3)))
-    with pytest.raises(DataError, match="need a reference"):
+    with pytest.raises(DataError, match="need one reference"):
         best_em_scores([], [])

@@ -39,7 +39,7 @@ Indices = Mapping[str, Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class Entry:
-    """A preprocessed case, of whose arrays only the parts in use are read."""
+    """A preprocessed case. Only the parts of its arrays that are used are read."""
 
     path: Path
     content: Mapping[str, Any]  # see `write`

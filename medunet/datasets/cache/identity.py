@@ -38,7 +38,7 @@ def digest(*values: object) -> str:
 def describe(value: Any, _above: tuple[int, ...] = ()) -> Any:
     """Return what identifies a value, for JSON: objects by class and attributes, functions by their byte code.
 
-    Unlike a pickle it has no order of sets and no random state, which differ between processes.
+    Unlike a pickle, it does not depend on the order of sets or on random state, which differ between processes.
     """
     if value is None or (isinstance(value, bool | int | str) and not isinstance(value, enum.Enum)):
         return value
@@ -86,7 +86,7 @@ def describe(value: Any, _above: tuple[int, ...] = ()) -> Any:
 
 
 def describe_source(value: Any) -> Any:
-    """Return what an item of a data list refers to, for JSON; a path by the sizes and times of its files."""
+    """Return what an item of a data list refers to, for JSON; a path is represented by its files' sizes and times."""
     if isinstance(value, Mapping):
         return {str(key): describe_source(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

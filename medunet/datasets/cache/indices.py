@@ -13,7 +13,7 @@ MAX_INDICES = 10_000  # foreground voxels that are listed per class and case (40
 
 
 def foreground_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_INDICES) -> list[np.ndarray]:
-    """Return flat indices of the voxels of each foreground class, in rising order.
+    """Return flat indices of the voxels of each foreground class, in ascending order.
 
     Args:
         label: class indices `(1, *spatial)`, of which 0 and `IGNORE_INDEX` are not foreground; or one structure per
@@ -21,7 +21,7 @@ def foreground_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_IND
         limit: number of voxels per class; larger classes are sampled, the same way every time.
 
     Returns:
-        One array per class of the label, by rising index, or per channel that is not empty.
+        One array per class of the label, in ascending order of classes, or one per nonempty channel.
 
     Examples:
         >>> [one.tolist() for one in foreground_indices(np.array([[[0, 2, 1], [1, 255, 2]]]))]
@@ -39,7 +39,7 @@ def foreground_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_IND
 
 
 def annotated_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_INDICES) -> np.ndarray:
-    """Return flat indices of annotated voxels, at most `limit`, in rising order; empty if all are annotated."""
+    """Return flat indices of annotated voxels, at most `limit`, in ascending order; empty if all are annotated."""
     annotated = plain(label)[0].cpu().numpy().ravel() != IGNORE_INDEX
     if annotated.all():
         return np.empty(0, dtype=np.int64)

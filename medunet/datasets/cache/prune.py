@@ -72,7 +72,7 @@ def prune_store(
 
     Args:
         store_dir: folder of the store. Default: in medunet's cache folder.
-        unused_days: also remove entries that were not used for so many days; None keeps them.
+        unused_days: also remove entries that were not used for this many days; None keeps them.
         max_bytes: also remove the least recently used entries until the store has at most this size.
 
     Returns:
@@ -135,7 +135,7 @@ def _source_files(description: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def _source_fault(files: list[tuple[str, int, int]]) -> str | None:
-    """Return why no data set can use an entry of these files; a drive that is not mounted is not a reason."""
+    """Return why no data set can use an entry of these files; an unmounted drive does not count as a reason."""
     for name, size, changed in files:
         path = Path(name)
         try:

@@ -1,4 +1,4 @@
-"""A data set that is preprocessed once; its items are read from disk, only as far as they are used."""
+"""A data set that is preprocessed once and then read from disk on demand."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class StoreDataset(Dataset):
 
     @property
     def folder(self) -> Path:
-        """Folder of the entries that these transforms make."""
+        """Folder of the entries that these transforms produce."""
         return store_folder(self.store_dir) / self._pipeline
 
     def __getstate__(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class StoreDataset(Dataset):
         logger.info("prepared %d cases in %.1f s", len(missing), time.perf_counter() - begun)
 
     def has_foreground(self) -> bool:
-        """Return whether a prepared case has a voxel of a class; True for cases without label."""
+        """Return whether a prepared case has a voxel of a class; True for cases without a label."""
         labels = [counts for entry in self._entries.values() for counts in entry.content["indices"].values()]
         return not labels or any(labels)
 
@@ -163,7 +163,7 @@ class StoreDataset(Dataset):
         return entry
 
     def _use(self) -> None:
-        """Keep `prune_store` away from the entries as long as this object exists."""
+        """Lock the entries against `prune_store` as long as this object exists."""
         if self._hold is not None:
             return
         try:

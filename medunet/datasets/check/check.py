@@ -59,7 +59,7 @@ def check_pair(
 
     Args:
         case: image and label.
-        labels: name to value; at level 'voxels', other values in the label are an error.
+        labels: value by name; at level 'voxels', other values in the label are an error.
         read: how to read the image.
         level: 'header' reads the first bytes of each file, 'voxels' all.
         visit: called with the voxels if they could be read; the label is None if it has an error.
@@ -115,7 +115,7 @@ def survey(
     done: Callable[[], None] | None = None,
     visit: Callable[[CaseView], None] | None = None,
 ) -> tuple[list[Finding], list[CaseStatistics]]:
-    """Check all cases in parallel, each by itself and all against each other; return findings and statistics.
+    """Check all cases in parallel, individually and against each other; return findings and statistics.
 
     An error in a test case becomes a warning, because training does not need it. `done` is called after each case.
     """
@@ -242,7 +242,7 @@ class Examination:
         return any(finding.severity == "error" for finding in self.findings)
 
     def summary(self) -> dict[str, Any]:
-        """Return figures of the training cases: counts, sizes, spacings, intensities and classes."""
+        """Return statistics of the training cases: counts, sizes, spacings, intensities and classes."""
         if self.dataset is None:
             return {}
         dataset = self.dataset
@@ -289,7 +289,7 @@ def examine(
     done: Callable[[], None] | None = None,
     visit: Callable[[CaseView], None] | None = None,
 ) -> Examination:
-    """Check everything in a folder and measure it. Unlike training, this continues after an error, to report all.
+    """Check everything in a folder and measure it. Unlike training, this continues after an error.
 
     Args:
         path: a data set in a layout of `open_dataset`.

@@ -1,4 +1,4 @@
-"""Checks across cases: duplicates, leaks into the test, mirrored and unusual cases."""
+"""Checks across cases: duplicates, leaks into the test set, mirrored and unusual cases."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def compare_records(records: Sequence[ReadRecord]) -> list[Finding]:
 def compare_cases(
     cases: Sequence[CaseStatistics], labels: Mapping[str, int], *, ignore: int | None = None
 ) -> list[Finding]:
-    """Return findings that need all cases; `labels` is name to value, background first."""
+    """Return findings that need all cases; `labels` is value by name, background first."""
     training = [case for case in cases if case.section == "training"]
     findings = [*_duplicates(cases), *_classes(training, labels, ignore), *_mirrored(training, labels, ignore)]
     return [*findings, *_unlike(cases)]
@@ -95,7 +95,7 @@ def _classes(training: Sequence[CaseStatistics], labels: Mapping[str, int], igno
 
 
 def _mirrored(training: Sequence[CaseStatistics], labels: Mapping[str, int], ignore: int | None) -> list[Finding]:
-    """Return cases whose left and right are not as named, or not as in almost all others."""
+    """Return cases whose left and right contradict the label names, or almost all other cases."""
     names = {value: name for name, value in labels.items() if value != ignore}
     by_name = {name: value for value, name in names.items()}
     named = [(by_name[left], by_name[right]) for left, right in side_pairs(by_name)]

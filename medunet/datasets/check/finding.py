@@ -35,7 +35,7 @@ class Finding:
 
     @property
     def kind(self) -> str:
-        """The cause without its numbers, by which equal findings of many files are counted."""
+        """The cause without its numbers; findings that share it are counted together."""
         return _NUMBER.sub("#", self.error.cause if self.error is not None else self.cause)
 
     def as_dict(self) -> dict[str, Any]:

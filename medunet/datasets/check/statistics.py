@@ -1,4 +1,4 @@
-"""Figures of one case: size, spacing, intensities, and the classes with their positions."""
+"""Statistics of one case: size, spacing, intensities, and the classes with their positions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Intensity:
 
 @dataclass(frozen=True)
 class CaseStatistics:
-    """Figures of one case."""
+    """Statistics of one case."""
 
     name: str
     file: Path  # of the image

@@ -1,1 +1,1 @@
-"""Layouts: which images and labels a folder holds."""
+"""Layouts: which images and labels a folder contains."""

@@ -34,7 +34,7 @@ def open_dataset(
 
         dataset.json with "training"            Medical Segmentation Decathlon; paths relative to its folder
         dataset.json with "channel_names"       nnU-Net raw: imagesTr/case_0000.ext, labelsTr/case.ext
-        imagesTr/ + labelsTr/                   pairs of one name; the endings may differ
+        imagesTr/ + labelsTr/                   pairs with the same name; endings may differ
         images/ + labels/                       the same
         CASE/... of DICOM files                 a series and the SEG or RTSTRUCT that refers to it; `dataset.json` may
                                                 choose among their structures by "labels"
@@ -133,16 +133,16 @@ def datalist(
     Args:
         path: the folder of the data set, or its `dataset.json`.
         section: 'training' and 'validation' split the labelled cases; 'all' has them all, 'test' the test cases.
-        fold: index of the fold that validates.
+        fold: index of the validation fold.
         folds: number of folds.
-        validation_cases: names of the cases that validate, instead of a fold.
+        validation_cases: names of the validation cases, instead of a fold.
         skip_cases: names of cases to leave out; only errors about these are ignored.
 
     Returns:
         ``[{"image": ..., "label": ..., "name": ...}, ...]``, sorted by name.
 
     Raises:
-        ConfigError: unknown section, fold or case, or no case left to train.
+        ConfigError: unknown section, fold or case, or no case left for training.
         DataError: unknown layout, an image or label without partner, or missing files.
     """
     if section not in ("training", "validation", "all", "test"):
@@ -160,7 +160,7 @@ def datalist(
         if unknown := sorted(wanted - {case.name for case in cases}):
             raise ConfigError("unknown validation cases", file=layout.root, received=unknown)
         if wanted == {case.name for case in cases}:
-            raise ConfigError("all cases validate: no case is left to train", file=layout.root)
+            raise ConfigError("every case is a validation case: none is left for training", file=layout.root)
         cases = tuple(case for case in cases if (case.name in wanted) == (section == "validation"))
     elif section != "all":
         cases = split_fold(cases, fold=fold, folds=folds)[section == "validation"]
@@ -172,8 +172,8 @@ def list_inputs(
 ) -> list[Path | tuple[Path, ...]]:
     """Return the images that paths of a command line stand for.
 
-    A file is itself; a folder of DICOM slices is one image; any other folder gives its images in sorted order, among
-    them subfolders of DICOM slices.
+    A file is one image, and so is a folder of DICOM slices. Any other folder gives its images in sorted order,
+    including subfolders of DICOM slices.
 
     Args:
         paths: files and folders.
@@ -184,7 +184,7 @@ def list_inputs(
 
     Raises:
         DataError: a path does not exist, a folder has no image, a case has another number of channels, or two images
-            have one name.
+            have the same name.
     """
     given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
     by_folder: dict[Path, list[Path]] = {}
@@ -206,7 +206,7 @@ def list_inputs(
             name = output_name(item, "" if group[0].is_dir() else split_suffix(group[0].name)[1])
             if name in names:
                 remedy = "predict them into different folders"
-                raise DataError("two inputs have one name", file=group[0], received=name, remedy=remedy)
+                raise DataError("two inputs have the same name", file=group[0], received=name, remedy=remedy)
             names[name] = item
     if not names:
         raise DataError("no input is given")

@@ -64,7 +64,7 @@ class SegmentationDataset:
 
     @property
     def allowed_labels(self) -> dict[str, int]:
-        """Value by name, with the ignored value."""
+        """Value by name, including the ignored value."""
         return self.labels if self.ignore is None else {**self.labels, "ignore": self.ignore}
 
     @property

@@ -30,7 +30,7 @@ _REFERENCE_TAGS = ("SeriesInstanceUID", "ReferencedSeriesSequence", "ReferencedF
 
 
 def dicom_cases(root: Path, problems: list[MedunetError] | None = None) -> tuple[Case, ...]:
-    """Return the cases of a DICOM data set, each named as its folder, because names never come from a header.
+    """Return the cases of a DICOM data set, each named after its folder, because names never come from a header.
 
     ``root/CASE/**`` has one SEG or RTSTRUCT and the series that it refers to; other series are ignored. `problems`
     collects errors about single cases instead of raising them.
@@ -89,7 +89,7 @@ def _drawn_on(structure: Path, series: dict[Path, Path], folder: Path) -> Path:
     if len(series) == 1:
         return next(iter(series))  # its grid is compared when it is read
     received = f"{len(series)} series in {folder.name}"
-    raise DataError("label refers to no series of its case", file=structure, received=received)
+    raise DataError("label must refer to a series of its case", file=structure, received=received)
 
 
 def _storage_class(path: Path) -> str:

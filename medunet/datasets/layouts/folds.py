@@ -115,8 +115,8 @@ def _by_case(cases: Sequence[Case], value: Callable[[Case], str]) -> dict[str, s
 def _stems(cases: Sequence[Case]) -> dict[str, str]:
     """Return the beginning of each name that seems to identify a patient; empty if no beginning does.
 
-    It is the shortest one that ends in a number (or follows BIDS' ``sub-``), differs between cases, and that several
-    cases share: `ACDC_p01` of `ACDC_p01_frame01`; none of `liver_001`.
+    It is the shortest beginning that ends in a number (or follows BIDS' ``sub-``), differs between cases and is shared
+    by several: `ACDC_p01` for `ACDC_p01_frame01`; none for `liver_001`.
     """
     words = {case.name: _SEPARATORS.split(case.name) for case in cases}
     for length in range(1, max(map(len, words.values()), default=1)):

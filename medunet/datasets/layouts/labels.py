@@ -200,8 +200,8 @@ def _scan_names(files: Sequence[Path], problems: list[MedunetError] | None) -> d
 def refuse_instances(values: Mapping[Path, Collection[int]], *, is_class_map: bool = True) -> None:
     """Raise an error if label maps number the objects in each image.
 
-    Then images have the values 1 to n, n differs between images, and each value is one connected piece. Labels of
-    classes may share one of these properties, but not all.
+    Such maps have the values 1 to n, n differs between images, and each value is one connected piece. Class labels may
+    share one of these properties, but not all.
 
     Args:
         values: the distinct values of each label map.

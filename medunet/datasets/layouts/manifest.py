@@ -117,7 +117,7 @@ def _entries(entries: Any, file: Path, problems: list[MedunetError] | None, *, l
             continue
         case = Case(stem(images[0]), images, label)
         if case.name in cases:
-            raise DataError("two cases have one name", file=file, received=case.name, remedy="rename one of them")
+            raise DataError("two cases have the same name", file=file, received=case.name, remedy="rename one of them")
         cases[case.name] = case
     if missing:
         remedy = "complete the download or correct the list"

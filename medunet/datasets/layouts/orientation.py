@@ -1,4 +1,4 @@
-"""Words of direction in the names of labels, which decide whether mirroring an image makes its labels wrong."""
+"""Direction words in label names, which decide whether mirroring an image makes its labels wrong."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def side_pairs(labels: Mapping[str, int]) -> list[tuple[str, str]]:
 
 
 def mirror_faults(labels: Mapping[str, int]) -> dict[str, str]:
-    """Return the labels that a mirror from left to right makes wrong although pairs trade places, and the word.
+    """Return the labels that left-right mirroring makes wrong even if pairs are swapped, and the word.
 
     Examples:
         >>> mirror_faults({"background": 0, "left upper lobe": 1, "right upper lobe": 2, "left ventricle": 3})

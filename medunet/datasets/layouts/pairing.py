@@ -77,7 +77,7 @@ def group_channels(
     for name, paths in named:
         if name in cases:
             received = f"{paths[0].name} and {cases[name][0].name}"
-            raise DataError("two images have one name", file=paths[0], received=received, remedy="rename one of them")
+            raise DataError("two images have the same name", file=paths[0], received=received, remedy="rename one")
         cases[name] = paths
     return sorted(cases.items())
 
@@ -85,14 +85,14 @@ def group_channels(
 def pair_folders(
     images: Path, labels: Path, *, channels: int = 1, partial: bool = False, problems: list[MedunetError] | None = None
 ) -> tuple[Case, ...]:
-    """Return cases of a folder of images and one of labels; a pair has one name, the endings may differ.
+    """Return the cases of a folder of images and one of labels, paired by name; endings may differ.
 
-    `partial` allows images without a label. `problems` collects the error about files without partner.
+    `partial` allows images without a label. `problems` collects the error about unpaired files.
     """
     by_name: dict[str, Path] = {}
     for path in label_files(labels) if labels.is_dir() else []:
         if stem(path) in by_name:
-            raise DataError("two labels have one name", file=path, remedy="remove one of them")
+            raise DataError("two labels have the same name", file=path, remedy="remove one of them")
         by_name[stem(path)] = path
     cases = group_channels(image_files(images), channels=channels, whole=by_name, is_strict=not partial)
     names = {name for name, _ in cases}

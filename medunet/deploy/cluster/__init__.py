@@ -1,4 +1,4 @@
-"""Past one process and one machine: training by torch.distributed; cohorts, folds and searches on Ray."""
+"""Several processes and machines: training with torch.distributed; cohorts, folds and searches on Ray."""
 
 from .cohort import CohortResult as CohortResult
 from .cohort import predict_cohort as predict_cohort

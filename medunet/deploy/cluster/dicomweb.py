@@ -62,7 +62,7 @@ class DicomWebStore:
 
         Args:
             query: attributes by keyword, such as ``{"StudyInstanceUID": "1.2", "Modality": "CT"}``.
-            send_back: store a DICOM result there.
+            send_back: store a DICOM result in the same store.
 
         Raises:
             DataError: no answer, or one that cannot be read.
@@ -108,7 +108,7 @@ class DicomWebStore:
                     for count, part in enumerate(parts_of(body, answer.headers.get("Content-Type", "")), start=1):
                         (folder / f"{count:06d}.dcm").write_bytes(part)
         if not count:
-            raise DataError("the store gave no files", file=f"{self.url}/{path}")
+            raise DataError("the store returned no files", file=f"{self.url}/{path}")
         return folder
 
     def store(self, file: Path) -> None:
@@ -133,7 +133,7 @@ class DicomWebStore:
 
 
 def parts_of(body: bytes | mmap.mmap, content_type: str) -> Iterator[bytes]:
-    r"""Yield the parts of a multipart answer, without their headers.
+    r"""Yield the parts of a multipart response, without their headers.
 
     Examples:
         >>> body = b"--x\r\nContent-Type: a/b\r\n\r\none\r\n--x\r\n\r\ntwo\r\n--x--"

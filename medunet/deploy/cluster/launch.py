@@ -111,7 +111,7 @@ def train_processes(
             raise MedunetError(cause, received=received, remedy=remedy) from error
         except RendezvousError as error:
             remedy = "make --rdzv-endpoint an address of one of the hosts that the others reach, then --resume"
-            raise ConfigError("not all hosts met at the endpoint", received=endpoint, remedy=remedy) from error
+            raise ConfigError("not all hosts reached the endpoint", received=endpoint, remedy=remedy) from error
     result = next((result for result in results.values() if result is not None), None)
     return None if result is None else replace(result, run=output)
 
@@ -167,7 +167,7 @@ def _train(
             write_atomically(failure, str(cause))
             sys.exit(BAD_INPUT)
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
-            logger.warning("process %s lost the others", rank)
+            logger.warning("process %s lost contact with the others", rank)
             sys.exit(LOST)
         logger.exception("process %s failed", rank)
         raise
@@ -233,7 +233,7 @@ def _is_here(host: str) -> bool:
 def _own_address(host: str, port: int) -> str:
     """Return this host's address for the others: that of the interface towards the endpoint, or of the default route.
 
-    Debian and Ubuntu give a host's own name the address 127.0.1.1, where the other hosts would find themselves.
+    Debian and Ubuntu give a host's own name the address 127.0.1.1, which the other hosts would resolve to themselves.
     """
     for target in (host, ELSEWHERE):
         with contextlib.suppress(OSError):

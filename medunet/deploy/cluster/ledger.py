@@ -59,7 +59,7 @@ class Ledger:
     """Appends outcomes to ``ledger.jsonl`` in the output folder; the last line about a case counts.
 
     A line that was cut off by a crash is ignored. Only one process may write. With `replace`, a new ledger starts.
-    A DataError is raised if the results are of another bundle.
+    A DataError is raised if the results come from another bundle.
     """
 
     def __init__(self, folder: Path, *, digest: str, replace: bool = False) -> None:

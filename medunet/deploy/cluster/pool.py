@@ -1,4 +1,4 @@
-"""Predictors on all machines of a Ray cluster, with cases handed out as fast as they are done."""
+"""Predictors on all machines of a Ray cluster, which get cases as fast as they finish them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PredictorActor:
         self._order = threading.Lock()
 
     def start(self) -> str | None:
-        """Load the bundle; return why it cannot be loaded: an actor that raises looks like a broken machine."""
+        """Load the bundle, or return why it cannot be loaded: an actor that raises looks like a broken machine."""
         try:
             predictor = Predictor(self._bundle, self._options)
         except MedunetError as error:
@@ -102,7 +102,7 @@ class PredictorActor:
 
 @dataclass
 class _Worker:
-    """An actor, and the cases that it has, in the order in which it got them."""
+    """An actor, and the cases assigned to it, oldest first."""
 
     node: str
     actor: Any

@@ -1,4 +1,4 @@
-"""A search for better settings by Ray Tune: training runs with other values, of which bad ones end early."""
+"""A search for better settings by Ray Tune: training runs with different values; bad ones end early."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def parse_range(text: str) -> Range:
             raise ValueError
     except ValueError as error:
         expected = "KEY=LOW:HIGH[:log][:int] or KEY=A|B, LOW below HIGH, above 0 for log"
-        raise ConfigError("--set-range must be a range that has values", received=text, expected=expected) from error
+        raise ConfigError("--set-range must be a nonempty range", received=text, expected=expected) from error
     return result
 
 
@@ -137,7 +137,7 @@ def tune_bundle(
         presets: overlays of the bundle, applied before the values that follow from the data.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         tracking_uri: MLflow's store, which gets one run with one child per trial; None or ``""`` disables tracking.
-        resume: continue the search in ``output``, begun with the same arguments; `seconds` count anew.
+        resume: continue the search in ``output``, started with the same arguments; `seconds` are counted anew.
         trust: train a bundle that could run its own code.
         seed: seed of the sampler.
 
@@ -223,7 +223,7 @@ def _search_key(path: Path, asked: Mapping[str, Any], *, resume: bool) -> str:
     begun = json.loads(path.read_text(encoding="utf-8"))
     as_read = json.loads(json.dumps(asked))  # tuples are lists
     if other := [name for name, value in as_read.items() if value != begun["asked"].get(name)]:
-        raise ConfigError("the search was begun with other arguments", file=path, received=", ".join(other))
+        raise ConfigError("the search was started with other arguments", file=path, received=", ".join(other))
     return str(begun["key"])
 
 
@@ -256,7 +256,7 @@ def _trial(output: Path, result: Any) -> Trial:
 
 
 def _quiet() -> AbstractContextManager[None]:
-    """Disable Tune's own log files and banners, and store its state every second, for a search that is killed."""
+    """Disable Tune's own log files and banners, and store its state every second, so a killed search can resume."""
     values = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_WARN_THRESHOLD_S": "60"}
     return default_variables({**values, "TUNE_GLOBAL_CHECKPOINT_S": "1"})
 

@@ -137,7 +137,7 @@ def compare(network: TileNetwork, run: Runner, *, image: Path | None = None, tru
 
 
 def difference(logits: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
-    """Return the root-mean-square difference in standard deviations, and the share of voxels with another class.
+    """Return the root-mean-square difference in standard deviations, and the share of voxels with a different class.
 
     The difference is infinite if shapes differ or a logit is not finite.
     """
@@ -150,7 +150,7 @@ def difference(logits: torch.Tensor, expected: torch.Tensor) -> tuple[float, flo
 
 
 def _compare_labels(network: TileNetwork, run: Runner, image: Path, *, trust: bool) -> tuple[int, int]:
-    """Return how many voxels of a case get another label than by PyTorch with the same tiles, and how many it has."""
+    """Return how many voxels of a case get a label that differs from PyTorch's with the same tiles, and the total."""
     overrides: dict[str, Any] = dict(EXACT)
     if network.largest is not None:
         overrides["tile_size"] = _limit_tile(network.description["tile"]["size"], network.largest)

@@ -58,7 +58,7 @@ def to_text(description: Mapping[str, Any]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Ignore warnings: exporters use what torch has deprecated."""
+    """Ignore warnings, because exporters use deprecated parts of torch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -67,7 +67,7 @@ def quiet() -> Iterator[None]:
 def on_cpu(image: torch.Tensor) -> torch.Tensor:
     """Return an image for a runner; raise a ConfigError for an image on another device."""
     if image.device.type != "cpu":
-        raise ConfigError("files are run on images in memory", received=image.device, expected="cpu")
+        raise ConfigError("exported files run on CPU images only", received=image.device, expected="cpu")
     return (image.as_tensor() if hasattr(image, "as_tensor") else image).detach().float().contiguous()
 
 

@@ -46,7 +46,7 @@ class TileSizes:
         return cls(least, tuple(n % s for n, s in zip(smallest, stride, strict=True)), stride)
 
     def fit(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Return the smallest accepted size that is not smaller.
+        """Return the smallest accepted size of at least `size`.
 
         Examples:
             >>> TileSizes.of(UNetShapes(2, 5, padding="valid")).fit((560, 572))
@@ -58,7 +58,7 @@ class TileSizes:
         )
 
     def example(self) -> tuple[int, ...]:
-        """Return an odd size above the least that differs on every axis."""
+        """Return a size above the smallest that differs on every axis."""
         return self.fit([n + (n // 2 | 1) + axis for axis, n in enumerate(self.least)])
 
 
@@ -125,7 +125,7 @@ class TileNetwork:
 
 
 class MeanLogits(nn.Module):
-    """Equals the mean of :class:`medunet.runtime` ensembles, in a form that TorchScript supports."""
+    """Ensemble with the same mean as :class:`medunet.runtime.EnsembleLogits`, in a form that TorchScript supports."""
 
     def __init__(self, members: Sequence[nn.Module], *, activation: str) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""ASGI middleware in front of MONAI Label: who may send requests, for which names, how large and how many.
+"""ASGI middleware in front of MONAI Label that limits who may send requests, their names, size and number.
 
-MONAI Label answers anybody and any web page, joins names from the query to its folders, and takes bodies of any size.
+MONAI Label answers anyone and any web page, appends names from the query to its folders, and accepts huge bodies.
 """
 
 from __future__ import annotations

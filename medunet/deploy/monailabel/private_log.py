@@ -43,7 +43,7 @@ _SPELLINGS: tuple[Callable[[str], str], ...] = (
 
 
 class PrivateNames:
-    """Names that a log must not contain, and the codes that replace them, which need a key to be guessed."""
+    """Names that a log must not contain, and the codes that replace them. Without the key, no code can be guessed."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
@@ -63,7 +63,7 @@ class PrivateNames:
                     self._lengths.add(len(text))
 
     def code(self, name: str) -> str:
-        """Return the code of a name; a code is its own code."""
+        """Return the code of a name; a code is returned unchanged."""
         if _CODE.fullmatch(name):
             return name
         digest = hmac.new(self._key, name.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
@@ -86,7 +86,7 @@ class PrivateNames:
 def mask_log(names: PrivateNames) -> None:
     """Mask every log record of this process, with its traceback.
 
-    A record factory sees all records, while MONAI Label, uvicorn and DICOMweb's client install their own handlers.
+    A record factory sees all records, although MONAI Label, uvicorn and the DICOMweb client install their own handlers.
     """
     before = logging.getLogRecordFactory()
 

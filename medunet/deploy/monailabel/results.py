@@ -79,7 +79,7 @@ def score_labels(predicted: Path, reference: Path, labels: Mapping[str, int], *,
 
 
 def labels_agree(tables: Iterable[Mapping[str, int]]) -> bool:
-    """Return whether no name has two values and no value two names in tables of labels.
+    """Return whether tables of labels agree: no name has two values, and no value has two names.
 
     Examples:
         >>> labels_agree([{"liver": 1, "spleen": 2}, {"cell": 255}]), labels_agree([{"liver": 1}, {"liver": 5}])
@@ -95,7 +95,7 @@ def uncertainty(predictor: Predictor, source: Path, *, by: str) -> float:
 
 
 def disagreement(maps: Sequence[npt.NDArray[np.integer]]) -> float:
-    """Return one minus the mean Dice between label maps of one shape, over all pairs and the classes of a pair."""
+    """Return one minus the mean Dice between label maps of equal shape, over all pairs and the classes of a pair."""
     values = []
     for one, other in itertools.combinations(maps, 2):
         classes = sorted({*np.unique(one).tolist(), *np.unique(other).tolist()} - {0})

@@ -94,7 +94,7 @@ class ServedBundle:
 
 
 def serve(folders: Sequence[Path]) -> tuple[ServedBundle, ...]:
-    """Name bundles after their folders; the names differ and need no escape in a URL.
+    """Name bundles after their folders; the names are unique and need no escaping in URLs.
 
     Raises:
         ConfigError: no bundle, or a bundle with invalid configs.

@@ -1,1 +1,1 @@
-"""DICOM: from files to voxels, and from labels to objects that cite those files."""
+"""DICOM: files read as volumes, and labels written as objects that reference those files."""

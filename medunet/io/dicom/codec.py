@@ -48,7 +48,7 @@ _UNDECODABLE = "pixel data cannot be decoded"
 
 
 def frame_decoder() -> Callable[[Frame], Stored]:
-    """Return a function that reads the stored values of a frame; it keeps the last compressed file for the next frame.
+    """Return a function that reads the stored values of a frame; it caches the last compressed file for the next frame.
 
     Bits beyond BitsStored are included if the pixels are native. Damaged pixels, and a transfer syntax without a
     decoder, are a DataError.

@@ -28,7 +28,7 @@ Mask = npt.NDArray[np.bool_]
 def trace_contours(mask: Mask) -> Iterator[Polygon]:
     """Yield one polygon per part of a mask ``(A, B)``; holes are connected by keyholes.
 
-    A keyhole is a channel without width from the rim to the hole and back, as DICOM requires for CLOSED_PLANAR (PS3.3
+    A keyhole is a channel of zero width from the rim to the hole and back, as DICOM requires for CLOSED_PLANAR (PS3.3
     C.8.8.6.3). Voxels that only touch at a corner are different parts.
     """
     parts, _ = ndimage.label(mask)
@@ -74,7 +74,7 @@ def _straightened(ring: Polygon) -> Polygon:
 
 
 def _joined_by_keyholes(rim: Polygon, holes: list[Polygon]) -> Polygon:
-    """Return one ring through all; the hole nearest to the joined part comes next, so that channels do not cross."""
+    """Join all rings into one. The hole nearest to the joined part comes next, so that channels do not cross."""
     holes = list(holes)
     while holes:
         tree = KDTree(rim)

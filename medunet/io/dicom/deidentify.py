@@ -1,7 +1,7 @@
 """Results that identify no patient: pseudonyms for names, and DICOM by the basic profile of PS3.15.
 
 The profile (PS3.15, annex E, table E.1-1) is followed as far as it concerns what medunet writes: its DICOM objects are
-new and take over little from the source (`references.LINKS`). Voxels are labels, so there is nothing to blank.
+new and copy little from the source (`references.LINKS`). Voxels are labels, so there is nothing to blank.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PathLike = str | os.PathLike[str]
 
 
 class Pseudonyms:
-    """Names for cases, patients and UIDs that lead back only with the key or the table.
+    """Names for cases, patients and UIDs that can be traced back only with the key or the table.
 
     Args:
         key: with a key, equal inputs get equal names in every call and on every machine. Without one, cases are
@@ -75,7 +75,7 @@ class Pseudonyms:
             return cls(file.read())
 
     def code(self, source: PathLike | Sequence[PathLike]) -> str:
-        """Return the name of a case, for its files, lines and errors."""
+        """Return the name of a case, for its files, log lines and errors."""
         first = source if isinstance(source, str | os.PathLike) else source[0]
         place = os.path.abspath(first)  # noqa: PTH100 (keeps links)
         with self._lock:
@@ -89,7 +89,7 @@ class Pseudonyms:
         return f"patient_{self._digest('patient', identifier)[:CODE_DIGITS]}"
 
     def uid(self, uid: str) -> str:
-        """Return a new UID for one of a hospital; equal ones stay equal, and those of the standard are returned."""
+        """Return a new UID for a hospital's UID. Equal UIDs stay equal, and those of the standard are unchanged."""
         if not uid or uid.startswith(_STANDARD_UIDS):
             return uid
         return f"2.25.{uuid.UUID(hex=self._digest('uid', uid)[:32], version=4).int}"
@@ -118,8 +118,8 @@ class Pseudonyms:
 def deidentify(dataset: Dataset, names: Pseudonyms) -> None:
     """Remove what identifies a patient from a DICOM SEG or RTSTRUCT of medunet, in place.
 
-    UIDs are mapped, the patient has a pseudonym, and persons, dates and times are emptied or dummies. The data set
-    records this (PatientIdentityRemoved, DeidentificationMethod).
+    UIDs are mapped, the patient has a pseudonym, and persons, dates and times are emptied or replaced by dummies. The
+    data set records this (PatientIdentityRemoved, DeidentificationMethod).
     """
     mapped: set[int] = set()
 

@@ -1,4 +1,4 @@
-"""The grid of the slices of a series, or of one image in the plane; nothing is guessed, merged or stretched.
+"""The grid of the slices of a series, or of one 2D image; nothing is guessed, merged or stretched.
 
 ::
 
@@ -9,8 +9,8 @@
               |    |    |            /    /    /
               |    |    |           /    /    /      the affine keeps the shear, or the slices are shifted back
 
-Radiographs, photographs, ultrasound and secondary captures have no position in a patient. The size of their pixels is,
-in this order: PixelSpacing, in the patient if the image was calibrated, else at the detector (PS3.3 10.7.1.3);
+Radiographs, photographs, ultrasound and secondary captures have no position in a patient. Their pixel size is the first
+of these: PixelSpacing, in the patient if the image was calibrated, else at the detector (PS3.3 10.7.1.3);
 ImagerPixelSpacing, at the detector; NominalScannedPixelSpacing, on the film that was scanned; unknown: 1, as in a PNG.
 """
 
@@ -89,7 +89,7 @@ def build_grid(frames: Sequence[Frame], folder: Path, options: ReadOptions, *, p
     ordered, warnings = choose_frames(groups, options.phase, folder)
     positions = np.array([frame.position for frame in ordered])
     if planar and len(ordered) > 1:
-        cause = "series must have one slice to be an image in the plane"
+        cause = "series must have one slice to be a 2D image"
         raise GeometryError(cause, file=folder, received=f"{len(ordered)} slices")
     if not planar and len(ordered) == 1:
         remedy = "give the whole series, or pass spatial_dims=2"
@@ -147,7 +147,7 @@ def build_picture(frames: Sequence[Frame], path: Path, phase: int | None) -> Gri
     """
     file, count = frames[0].file, len(frames)
     if any(frame.file.path != file.path for frame in frames):
-        raise GeometryError("path must have one image in the plane, not several", file=path)
+        raise GeometryError("path must contain one 2D image, not several", file=path)
     if (phase is None and count > 1) or not 0 <= (phase or 0) < count:
         raise DataError(
             f"image has {count} frames without a position",
@@ -159,7 +159,7 @@ def build_picture(frames: Sequence[Frame], path: Path, phase: int | None) -> Gri
         file.path, tags=[*_OTHER_SPACINGS, "PixelAspectRatio", "TotalPixelMatrixColumns"], stop_before_pixels=True
     )
     if file.n_frames > 1 and "TotalPixelMatrixColumns" in header:
-        raise DataError("frames are the tiles of a microscope", file=path, remedy="export it as one TIFF or PNG")
+        raise DataError("frames are tiles of a microscope image", file=path, remedy="export it as one TIFF or PNG")
     warnings = [f"frame {phase} of {count} read"] if count > 1 else []
     spacing = frames[phase or 0].spacing
     if spacing is not None:
@@ -223,13 +223,13 @@ def _plane(frames: Sequence[Frame]) -> tuple[Vector, Vector]:
 
 
 def _require_straight(frames: Sequence[Frame], strays: Vector) -> None:
-    """Reject slices that lie sideways of the line from the first to the last, by vectors in mm."""
+    """Reject slices that are off the line from the first to the last; `strays` are the offsets in mm."""
     stray = np.linalg.norm(strays, axis=1)
     if stray.max() > TILT_TOLERANCE_MM:
         raise GeometryError(
             "slices must be on a straight line",
             file=frames[int(stray.argmax())].file.path,
-            received=f"{stray.max():.3g} mm beside it",
+            received=f"{stray.max():.3g} mm off it",
             expected=f"at most {TILT_TOLERANCE_MM} mm",
         )
 

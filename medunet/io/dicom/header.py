@@ -124,7 +124,7 @@ def looks_like_dicom(path: Path) -> bool:
 
 
 def _require_no_lost_slice(path: Path) -> None:
-    """Reject a file without DICOM's magic word that must have been a slice: by its ending, or empty, or zeros."""
+    """Reject a file without DICOM's magic word that was meant to be a slice: empty, zeroed or with DICOM's ending."""
     if path.name.startswith("."):  # notes of file systems and programs, such as macOS's ._slice.dcm
         return
     with open_for_reading(path) as file:
@@ -138,7 +138,7 @@ def _require_no_lost_slice(path: Path) -> None:
 def read_frames(path: Path) -> list[Frame] | None:
     """Return the frames of one file, or None for a file without an image (a note, a report, contours, a segmentation).
 
-    A damaged image is a DataError; a deflated one that is far larger than images are is a SecurityError.
+    A damaged image is a DataError; a deflated one that unpacks to an implausible size is a SecurityError.
     """
     if not looks_like_dicom(path):
         _require_no_lost_slice(path)
@@ -206,7 +206,7 @@ def _pixel_offset(image: ImageFile, file: BinaryIO, header_end: int) -> int | No
     if image.syntax == DEFLATED:
         return None
     if not image.syntax:
-        raise DataError("file names no transfer syntax", file=image.path)
+        raise DataError("file has no transfer syntax", file=image.path)
     size = os.fstat(file.fileno()).st_size
     file.seek(header_end)
     head = file.read(12)

@@ -52,7 +52,7 @@ def group_positions(frames: Sequence[Frame], offsets: Sequence[float]) -> Groups
 def choose_frames(groups: Groups, phase: int | None, folder: Path) -> tuple[list[Frame], list[str]]:
     """Return one frame per position, of the chosen phase or without duplicates, and notes on what was left out.
 
-    Several phases of which none is chosen, and one that does not exist, are a DataError. Frames at one position with
+    A missing choice among several phases, and a phase that does not exist, are a DataError. Frames at one position with
     different pixels that nothing distinguishes are a GeometryError.
     """
     phases = _by_values(groups)
@@ -136,7 +136,7 @@ def _by_time(groups: Groups) -> _Phases | None:
 
 
 def _by_number(groups: Groups) -> _Phases | None:
-    """Return phases by the order of InstanceNumber if the numbers of two volumes, or of two positions, do not mix."""
+    """Return phases by the order of InstanceNumber if those of two volumes, or of two positions, do not overlap."""
     frames = [frame for group in groups for frame in group]
     is_single_file = len({frame.file.path for frame in frames}) == 1
     if not is_single_file and any(frame.number is None for frame in frames):

@@ -40,7 +40,7 @@ def check_pixels(frames: Sequence[Frame], *, colour: bool) -> list[str]:
                 "not a grey image" if file.is_colour else "pixels are neither grey nor colour",
                 file=file.path,
                 received=f"{file.photometric}, {file.samples} samples per pixel",
-                expected="MONOCHROME1 or MONOCHROME2, for an image in the plane also colour",
+                expected="MONOCHROME1 or MONOCHROME2, for a 2D image also colour",
             )
         kind, wanted = f"{file.modality} {file.photometric}", f"{first.modality} {first.photometric}"
         if kind != wanted:

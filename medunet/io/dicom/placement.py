@@ -77,7 +77,7 @@ def place_slices(frames: Sequence[Frame]) -> list[Frame]:
     """Return the slices of a nuclear medicine reconstruction, placed by its detector (PS3.3 C.8.4).
 
     Slice k is k SpacingBetweenSlices from the detector's position along the normal; its sign is the direction. Frames
-    of other images are returned as they are. A reconstruction that does not place its slices is a GeometryError.
+    of other images are returned as they are. A reconstruction without slice positions is a GeometryError.
     """
     path = frames[0].file.path
     header = read_dataset(path, stop_before_pixels=True)
@@ -95,7 +95,7 @@ def place_slices(frames: Sequence[Frame]) -> list[Frame]:
     is_finite = np.isfinite(position).all() and np.isfinite(orientation).all() and math.isfinite(spacing)
     if shapes != ((1, 3), (1, 6), (len(frames),)) or not is_finite or not spacing:
         raise GeometryError(
-            "reconstruction does not place its slices",
+            "reconstruction lacks the positions of its slices",
             file=path,
             received=f"{len(detectors)} detectors, SpacingBetweenSlices {spacing:g}, {numbers.size} slice numbers",
             expected="one detector with position and orientation, a distance, and one slice number per frame",

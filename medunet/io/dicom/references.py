@@ -166,7 +166,7 @@ def series_number(source: Dataset) -> int:
 
 
 def save_dataset(dataset: Dataset, path: Path | BinaryIO, *, implicit: bool = False) -> None:
-    """Write a whole DICOM file, little endian, with pydicom 2 or 3.
+    """Write a complete DICOM file, little endian, with pydicom 2 or 3.
 
     `implicit` leaves types out of the file: only then can a value have more than 64 kB.
     """

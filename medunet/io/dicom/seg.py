@@ -87,7 +87,7 @@ def make_dicom_seg(
 
 
 def read_segments(path: Path) -> list[Structure]:
-    """Return the segments of a DICOM SEG (BINARY, FRACTIONAL from one half on, or LABELMAP), without the background."""
+    """Return the segments of a DICOM SEG (BINARY, FRACTIONAL from 0.5 up, or LABELMAP), without the background."""
     dataset = read_dataset(path)
     segments = dataset.get("SegmentSequence") or ()
     names = {int(one.get("SegmentNumber", 0)): str(one.get("SegmentLabel", "")) for one in segments}
@@ -129,7 +129,7 @@ def _frames(dataset: Dataset, n_frames: int, path: Path) -> npt.NDArray[Any]:
 
 
 def _thick_as(plane: Geometry, reference: Geometry) -> Geometry:
-    """Return a plane, which has no distance of slices, with that of the reference: its normal is a whole step there."""
+    """Return a plane as thick as the reference's slices: a step along its normal is one voxel of the reference."""
     cosines = reference.direction.T @ plane.direction[:, 2]
     axis = int(np.argmax(np.abs(cosines)))
     affine = np.array(plane.affine)
@@ -190,7 +190,7 @@ def _placements(planes: Sequence[SourcePlane]) -> list[Dataset]:
 
 
 def _thickness(planes: Sequence[SourcePlane]) -> float:
-    """Return the source's slice thickness, or the distance of its slices if the headers have none."""
+    """Return the source's slice thickness, or the distance between its slices if the headers have none."""
     header, frame = planes[0].header, planes[0].frame
     levels = frame_levels(header)[frame - 1] if frame else [header]
     thickness = find_decimals(levels, "PixelMeasuresSequence", "SliceThickness")

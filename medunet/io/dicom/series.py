@@ -48,7 +48,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """Return the DICOM files of a folder if each is an image in the plane, such as a radiograph, else none.
+    """Return the DICOM files of a folder if each is a 2D image, such as a radiograph, else none.
 
     The first image decides: slices of a series have a position in the patient, radiographs have none.
     """
@@ -58,19 +58,19 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def read_dicom(path: Path, options: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.float32], ReadRecord]:
-    """Read one series, or one image in the plane.
+    """Read one series, or one 2D image.
 
     Args:
         path: a folder (its subfolders are not searched), a file, or a DICOMDIR, whose images are read.
         options: `series_uid`, `uneven`, `tilt`, `phase`, `spatial_dims` and `skip_unreadable` are used.
 
     Returns:
-        Rescaled voxels ``(columns, rows, slices)``, in the plane ``(columns, rows)``, and the record in RAS.
+        Rescaled voxels ``(columns, rows, slices)``, or ``(columns, rows)`` in 2D, and the record in RAS.
 
     Raises:
         DataError: no images, several series or phases, colour, an impossible slope, truncated pixels, no codec.
         GeometryError: a grid that is incomplete, uneven, mixed or impossible.
-        SecurityError: a DICOMDIR that points out of its folder.
+        SecurityError: a DICOMDIR that points outside its folder.
     """
     grid, record = _verified(path, options)
     if record.channels > 1:
@@ -155,7 +155,7 @@ def _without_image(path: Path, files: Sequence[Path], ignored: Counter[str]) -> 
     """Return the error for a path without an image, which names what it contains instead."""
     what = "folder" if path.is_dir() else "file"
     if ignored["localizers dropped"]:
-        return DataError(f"{what} has localizers only", file=path)
+        return DataError(f"{what} contains only localizers", file=path)
     classes = {kind for file in files if (kind := storage_class(file))}
     names = ", ".join(sorted(UID(kind).name.removesuffix(" Storage") for kind in classes))
     is_label = bool(classes & {*SEG_CLASSES, RTSTRUCT_CLASS})
@@ -221,5 +221,5 @@ def _referenced_files(path: Path) -> list[Path] | None:
         files = [path.parent.joinpath(*name.split("\\")) for name in names if name]
         outside = [file for file in files if not file.resolve().is_relative_to(path.parent.resolve())]
     if outside:
-        raise SecurityError("DICOMDIR points out of its folder", file=path, received=str(outside[0]))
+        raise SecurityError("DICOMDIR points outside its folder", file=path, received=str(outside[0]))
     return files

@@ -159,7 +159,7 @@ class ModalityLut(NamedTuple):
     bits_stored: int  # of the entries
 
     def apply(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
-        """Look stored values up."""
+        """Map stored values to output values."""
         return self.values[np.clip(stored.astype(np.int64) - self.first, 0, len(self.values) - 1)]
 
 

@@ -42,11 +42,11 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 
 def image_in(folder: Path) -> Path:
-    """Return the folder of a series, or its only file: a single slice is an image in the plane."""
+    """Return the folder of a series, or its only file: a single slice is a 2D image."""
     files = list(folder.iterdir())
     return files[0] if len(files) == 1 else folder
 
 
 def _is_hidden(path: Path) -> bool:
-    """Return whether macOS or another system added a file to an archive for itself."""
+    """Return whether macOS or another system added a file to an archive for its own use."""
     return any(part.startswith((".", "__MACOSX")) for part in path.parts)

@@ -126,7 +126,7 @@ def test_a_long_series_is_not_held_in_memory(store: Store, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("files", "cut", "cause"),
-    [([b"a" * 100, b"b" * 100], 4, r"does not answer as it should.*IncompleteRead"), ([], None, "gave no files")],
+    [([b"a" * 100, b"b" * 100], 4, r"does not answer as it should.*IncompleteRead"), ([], None, "returned no files")],
 )
 def test_an_incomplete_answer_is_one_typed_error(
     files: list[bytes], cut: int | None, cause: str, store: Store, tmp_path: Path

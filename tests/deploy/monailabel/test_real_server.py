@@ -117,7 +117,7 @@ def test_masks_equal_those_of_the_predictor_in_every_output(ward: Ward, tmp_path
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/infer/organs?image=unknown&output=image", "422: .*no such image"),
+        ("/infer/organs?image=unknown&output=image", "422: .*not in the datastore"),
         ("/infer/unknown?image=ct_000&output=image", "no model"),
         ("/infer/organs?image=..%2Fct_000&output=image", "must be a name, not a path"),
         ("/infer/organs?output=image", "Neither Image"),

@@ -201,7 +201,7 @@ def test_single_slice_is_rejected_as_a_volume_and_read_in_the_plane_under_any_na
         assert np.array_equal(volume.image.numpy(), made.pixels(0).T[None] - 1000)
         assert volume.record.geometry.spacing_mm == (0.7, 0.5)
     whole = made.series(tmp_path / "whole", made.positions())
-    with pytest.raises(GeometryError, match="must have one slice to be an image in the plane"):
+    with pytest.raises(GeometryError, match="must have one slice to be a 2D image"):
         read_volume(whole, spatial_dims=2)
 
 

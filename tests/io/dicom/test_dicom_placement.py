@@ -128,7 +128,7 @@ def test_slices_are_placed_along_their_normal_or_against_it(tmp_path, made, *, k
     "tags", [{"SpacingBetweenSlices": "del"}, {"DetectorInformationSequence": "del"}, {"SliceVector": [1, 2, 3]}]
 )
 def test_nuclear_image_that_does_not_place_its_slices_is_rejected(tmp_path, made, tags):
-    with pytest.raises(GeometryError, match="does not place its slices"):
+    with pytest.raises(GeometryError, match="lacks the positions of its slices"):
         read_header(made.nm(tmp_path / "nm.dcm", **tags))
 
 

@@ -115,7 +115,7 @@ def test_the_later_of_overlapping_structures_wins_and_this_is_recorded():
 def test_absent_structures_are_recorded_and_two_of_one_name_are_rejected():
     structures = [Structure("a", 1, box(slice(0, 1))), Structure("A ", 2, box(slice(1, 2)))]
     assert paint_structures(structures, GRID, labels=None, file="x").labels == {"background": 0, "a_1": 1, "A_2": 2}
-    with pytest.raises(DataError, match="x: two structures have one name"):
+    with pytest.raises(DataError, match="x: two structures have the same name"):
         paint_structures(structures, GRID, labels={"a": 1}, file="x")
     painted = paint_structures(structures[:1], GRID, labels={"a": 1, "spleen": 2}, file="x")
     assert "no structure of the name spleen" in painted.warnings

@@ -76,7 +76,7 @@ class MedunetLabelApp(MONAILabelApp):
         return {f"dice_{name}": LabelDice(table) for name, table in labels.items()}
 
     def init_datastore(self) -> Datastore:
-        """Return MONAI Label's datastore, which then also sees files that are moved in, and offers only images."""
+        """Return MONAI Label's datastore, changed to notice files that are moved in and to offer only images."""
         folder = Path(self.studies)
         if folder.is_dir():  # MONAI Label logs their names while it creates the datastore
             server_names().hide(*(path.name for pattern in FILE_PATTERNS for path in folder.rglob(pattern)))
@@ -88,7 +88,7 @@ class MedunetLabelApp(MONAILabelApp):
         return datastore
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Segment an image of the datastore or one that was sent, but no other file of the machine."""
+        """Segment an image of the datastore or an uploaded one, but no other file of the machine."""
         image = request.get("image")
         if isinstance(image, str) and os.path.exists(image):  # noqa: PTH110 (any text, such as an image's id)
             allowed = {Path(tempfile.gettempdir()).resolve(), (self.work / "sessions").resolve()}

@@ -87,7 +87,7 @@ class BundleInference(InferTask):
         begun = ready = time.perf_counter()
         source, bundle = Path(request["image"]), self.loaded.bundle
         if not source.name or not source.exists():  # the datastore returns an empty path for an unknown id
-            raise DataError("no such image in the datastore", received=source.name or None)
+            raise DataError("the image is not in the datastore", received=source.name or None)
         image = find_series(source)
         suffix = choose_suffix(request.get("result_extension"), source, spatial_dims=bundle.spatial_dims)
 
@@ -176,7 +176,7 @@ class LabelDice(ScoringMethod):
 
 
 class RandomImage(Strategy):
-    """Offers the image without a label that was offered longest ago, of several a random one.
+    """Offers the unlabelled image that was offered least recently; ties are broken at random.
 
     MONAI Label's own strategy fails if all images were offered within the last second.
     """

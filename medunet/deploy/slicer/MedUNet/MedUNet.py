@@ -220,9 +220,9 @@ class MedUNetWidget(ScriptedLoadableModuleWidget):
 
 
 class MedUNetTest(ScriptedLoadableModuleTest):
-    """Self-test inside of Slicer (Reload and Test, or ctest); it needs neither medunet nor a server.
+    """Self-test inside Slicer (Reload and Test, or ctest); it needs neither medunet nor a server.
 
-    A program replaces medunet: it copies a segmentation of the bright voxels that the test has written.
+    A stub replaces medunet: it copies a segmentation of the bright voxels, which the test has written.
     """
 
     AFFINE = np.array([[0.0, -2.0, 0, 5], [1.5, 0, 0, -7], [0, 0, 3, 11], [0, 0, 0, 1]])

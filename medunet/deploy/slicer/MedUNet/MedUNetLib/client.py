@@ -16,7 +16,7 @@ INFER_TIMEOUT = 3600.0  # seconds
 
 
 class ServerError(Exception):
-    """Error of the server, or the reason for a missing answer; `status` is HTTP's, 0 without an answer."""
+    """Error of the server, or the reason why it did not answer; `status` is the HTTP status, 0 without a response."""
 
     def __init__(self, text: str, status: int = 0) -> None:
         super().__init__(text)
@@ -56,7 +56,7 @@ class LabelClient:
     def _request(
         self, method: str, path: str, body: Iterable[bytes] = (), *, timeout: float = TIMEOUT, **headers: str
     ) -> bytes:
-        """Send a request and return the body of the answer."""
+        """Send a request and return the body of the response."""
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
         kind = http.client.HTTPSConnection if self.parts.scheme == "https" else http.client.HTTPConnection
