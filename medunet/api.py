@@ -247,7 +247,7 @@ class Model:
             affine: 4x4, from voxel indices to RAS millimetres, such as nibabel's `affine`; for arrays only.
 
         Raises:
-            GeometryError: no affine for a volume, or an image with another number of channels or axes.
+            GeometryError: no affine for a volume, or an image with a different number of channels or axes.
             DataError: the file cannot be read.
         """
         paths = [image] if isinstance(image, str | Path) else image

@@ -45,7 +45,7 @@ def find_bundle(name_or_path: str | Path) -> Path:
 
 
 def preset_names(configs: Iterable[str]) -> list[str]:
-    """Return which of the names of a bundle's configs are overlays that a training may add, sorted."""
+    """Return which of the names of a bundle's configs are overlays that a training run may add, sorted."""
     return sorted({*configs} - NOT_PRESETS)
 
 

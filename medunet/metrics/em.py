@@ -164,7 +164,7 @@ def warping_error(pred: Array, ref: Array) -> float:
 
 
 def warp(source: Array, target: Array) -> Array:
-    """Return the mask nearest to `target` that flips of simple points of `source` reach, both `(H, W)`.
+    """Return the mask nearest to `target` that flipping simple points of `source` can reach, both `(H, W)`.
 
     A pixel is simple if its flip joins, splits, creates or removes no cell (4-connected) and no piece of membrane
     (8-connected). The search is greedy, one layer at a time, once with membrane first and once with cells first; the

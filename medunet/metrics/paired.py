@@ -91,7 +91,7 @@ def _signed_rank(differences: npt.NDArray[np.float64]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number (Holm 1979); NaN stays and does not count.
+    """Correct p-values for multiple testing (Holm 1979); NaN is unchanged and does not count.
 
     Examples:
         >>> holm([0.01, math.nan, 0.04, 0.03])

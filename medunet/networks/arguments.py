@@ -1,4 +1,4 @@
-"""Checks of arguments as JSON gives them: short forms are expanded, wrong values rejected. No torch."""
+"""Checks of arguments from JSON: short forms are expanded, and wrong values are rejected. No torch."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class Style:
 
 
 def named(**layers: nn.Module) -> nn.Sequential:
-    """Return layers in sequence under their names."""
+    """Return an `nn.Sequential` of named layers."""
     return nn.Sequential(OrderedDict(layers))
 
 
@@ -150,7 +150,7 @@ class DecoderLevel(nn.Module):
         self.border = [0 if style.same or not style.linear else s // 2 for s in stride]
 
     def forward(self, coarse: Tensor, skips: list[Tensor]) -> Tensor:
-        """Upsample, join the last of `skips`, convolve. The list loses it, which frees its memory meanwhile."""
+        """Upsample, concatenate the last of `skips`, and convolve. It is popped from the list to free its memory."""
         return self.convs(self._joined(coarse, skips.pop()))
 
     def _joined(self, coarse: Tensor, skip: Tensor) -> Tensor:

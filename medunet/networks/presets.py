@@ -24,8 +24,8 @@ def unet_2015(in_channels: int = 1, out_channels: int = 2, **overrides: Any) -> 
 def unet_2015_resized(in_channels: int = 1, out_channels: int = 2, **overrides: Any) -> UNet:
     """Return `unet_2015` with its logits interpolated linearly to the size of the input: 572 x 572 to 572 x 572.
 
-    For callers that need equal sizes. The output is a stretched view of the inner 388 x 388 pixels, off by up to 92
-    pixels at the border: train and apply it at one size, and do not tile it. 31,030,658 parameters, as `unet_2015`.
+    Use it if sizes must be equal. The output is a stretched view of the inner 388 x 388 pixels, off by up to 92 pixels
+    at the border: train and apply it at one size, and do not tile it. 31,030,658 parameters, as `unet_2015`.
     """
     return unet_2015(in_channels, out_channels, **{"resize_output": True, **overrides})
 
@@ -33,7 +33,7 @@ def unet_2015_resized(in_channels: int = 1, out_channels: int = 2, **overrides: 
 def unet_2015_same(in_channels: int = 1, out_channels: int = 1, **overrides: Any) -> UNet:
     """Return `unet_2015` with zero padding, which keeps sizes, and one sigmoid channel instead of two classes.
 
-    The usual binary form of public re-implementations, e.g. github.com/zhixuhao/unet (which has one more 3x3
+    This is the usual binary form of public re-implementations, e.g. github.com/zhixuhao/unet (which has one more 3x3
     convolution, to 2 channels, before the last: 31,031,685 parameters for a one-channel image). 31,030,593
     parameters. Pass `out_activation=None` for logits.
     """
@@ -43,8 +43,8 @@ def unet_2015_same(in_channels: int = 1, out_channels: int = 1, **overrides: Any
 def unet_compact_bn(in_channels: int = 1, out_channels: int = 1, **overrides: Any) -> UNet:
     """Return a network with 8 to 128 channels, batch norm and ReLU after every convolution and up-convolution.
 
-    A small variant of public code without a paper of its own. 486,593 parameters, 64 times fewer than `unet_2015`. The
-    public code has 487,449: 856 biases of convolutions, which the batch norm after them cancels. Pass
+    This is a small variant in public code, without a paper of its own. 486,593 parameters, 64 times fewer than
+    `unet_2015`. The public code has 487,449: 856 biases of convolutions, which the batch norm after them cancels. Pass
     `out_activation=None` for logits.
     """
     published = {

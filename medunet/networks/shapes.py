@@ -169,14 +169,14 @@ class UNetShapes:
         return self.convs_per_level * (self.kernel_sizes[level][axis] - 1)
 
     def _input(self, bottom: int, axis: int) -> int:
-        """Return the input that leaves `bottom` pixels at the end of the coarsest level of a valid network."""
+        """Return the input size that leaves `bottom` pixels at the end of a valid network's coarsest level."""
         n = bottom + self._level_loss(self.levels - 1, axis)
         for level in reversed(range(self.levels - 1)):
             n = n * self.strides[level][axis] + self._level_loss(level, axis)
         return n
 
     def _output(self, bottom: int, axis: int) -> int:
-        """Return the output of a valid network from `bottom` pixels at the coarsest level; 0 if none are left."""
+        """Return the output size of a valid network for `bottom` pixels at the coarsest level; 0 if none are left."""
         n = bottom
         for level in reversed(range(self.levels - 1)):
             stride = self.strides[level][axis]
@@ -229,5 +229,5 @@ class UNetShapes:
 
 
 def round_up(number: int, multiple: int) -> int:
-    """Return the smallest multiple that is not smaller than a number."""
+    """Return the smallest multiple that is at least a number."""
     return -(-number // multiple) * multiple

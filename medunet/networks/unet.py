@@ -194,7 +194,7 @@ class UNet(nn.Module):
         initialise(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Compute `(B, in_channels, *spatial)` to `(B, out_channels, *spatial')`; see the class for deep supervision.
+        """Map `(B, in_channels, *spatial)` to `(B, out_channels, *spatial')`, or to a list with deep supervision.
 
         Raises:
             ConfigError: an image with a wrong number of axes or channels, or a size that the network does not accept.

@@ -99,7 +99,7 @@ def grid_of(case: Case, dataset: SegmentationDataset) -> Geometry:
 
 
 def fit_patch(size: Sequence[float], *, voxels: int, multiple: int) -> list[int]:
-    """Return the patch of at most so many voxels that covers most of an image.
+    """Return the patch of at most `voxels` voxels that covers most of an image.
 
     Args:
         size: Voxels of the image along each axis.
@@ -134,7 +134,7 @@ def region_values(dataset: SegmentationDataset) -> dict[str, Any]:
 
 
 def region_loss(ignore: int | None = None) -> dict[str, Any]:
-    """Return the loss of a bundle whose channels are regions, some of whose voxels may be ignored."""
+    """Return the loss of a bundle with region channels; it ignores voxels if `ignore` is given."""
     loss = {"_target_": "medunet.losses.RegionDiceCELoss", "regions": "@region_indices", "batch": True}
     return loss if ignore is None else {**loss, "ignore_index": IGNORE_INDEX}
 

@@ -79,7 +79,7 @@ def _box(data: Fingerprint) -> Literal["body", "nonzero"] | None:
 
 
 def cropped_shapes(data: Fingerprint) -> tuple[tuple[int, ...], ...]:
-    """Return the voxels along each axis per case, after cropping with its margin."""
+    """Return the voxels along each axis per case, after cropping (margin included)."""
     box = _box(data)
     if box is None:
         return data.shapes
@@ -90,7 +90,7 @@ def cropped_shapes(data: Fingerprint) -> tuple[tuple[int, ...], ...]:
 
 
 def mirroring(data: Fingerprint, *, flat_axis: int | None = None) -> list[Decision]:
-    """Mirror only if that makes no label wrong, or if left and right labels can trade places."""
+    """Mirror only if that makes no label wrong, or if left and right labels can be swapped."""
     names = ", ".join(data.class_names)
     if data.side_pairs:
         return _mirroring_of_sides(data, flat_axis=flat_axis)
@@ -105,7 +105,7 @@ def mirroring(data: Fingerprint, *, flat_axis: int | None = None) -> list[Decisi
 
 
 def _mirroring_of_sides(data: Fingerprint, *, flat_axis: int | None) -> list[Decision]:
-    """Mirror from left to right, if the files store that axis and each sided label has its partner."""
+    """Mirror from left to right, if the files store that axis and each sided label has a counterpart."""
     named = ", ".join(f"{left} / {right}" for left, right in data.side_pairs)
     numbers, obstacle = named, ""
     if data.spatial_dims != 3 or not data.placed:
@@ -113,19 +113,19 @@ def _mirroring_of_sides(data: Fingerprint, *, flat_axis: int | None) -> list[Dec
     elif flat_axis == 0:
         obstacle = "across the planes"
     elif data.regions:
-        obstacle = "and regions overlap, so their values cannot trade places"
+        obstacle = "and regions overlap, so their values cannot be swapped"
     elif faults := mirror_faults(data.labels):
-        obstacle = "and some labels have no partner to trade places with"
+        obstacle = "and some labels have no counterpart to be swapped with"
         numbers = f"{named}; " + ", ".join(f"{name} ('{word}')" for name, word in faults.items())
     if obstacle:
         return [Decision(FLIP_AXES, [], f"off: a mirror would turn left into right, {obstacle}", numbers)]
     names = list(data.labels)
     swaps = [[names.index(left), names.index(right)] for left, right in data.side_pairs]
-    reason = "on from left to right only, because labels of the two sides trade places"
+    reason = "on from left to right only, because labels of the two sides are swapped"
     return [
         Decision(FLIP_AXES, [0], reason, f"labels {named}"),
-        Decision("augment::deform::swap_labels", swaps, "class indices that trade places in mirrored patches", named),
-        Decision("mirror_swaps", swaps, "channels that trade places if `mirror_axes` mirrors images", named),
+        Decision("augment::deform::swap_labels", swaps, "class indices that are swapped in mirrored patches", named),
+        Decision("mirror_swaps", swaps, "channels that are swapped if `mirror_axes` mirrors images", named),
     ]
 
 

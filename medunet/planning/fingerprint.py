@@ -124,12 +124,12 @@ def fingerprint(
 ) -> Fingerprint:
     """Measure all labelled cases in parallel. Cases that cannot be read are listed in `Fingerprint.broken`.
 
-    Each measure is stored immediately, so an interrupted call resumes and a second call reads no voxels.
+    Each measurement is stored immediately, so an interrupted call resumes and a second call reads no voxels.
 
     Args:
         dataset: Data set from `open_dataset`.
         jobs: Cases to measure simultaneously. Default: as many as processors and memory allow.
-        cache: Folder that stores the measures. Default: they are not stored.
+        cache: Folder that stores the measurements. Default: they are not stored.
         started: Called once with the number of cases.
         done: Called after each case, from several threads.
 
@@ -180,7 +180,7 @@ def _jobs(dataset: SegmentationDataset) -> int:
 
 
 def _measure(case: Case, dataset: SegmentationDataset) -> CaseMeasure | str:
-    """Return the measure, or why the case cannot be measured."""
+    """Return the measurement, or why the case cannot be measured."""
     views: list[CaseView] = []
     labels = dataset.allowed_labels
     findings = check_pair(case, labels, read=dataset.read_options, level="voxels", visit=views.append)

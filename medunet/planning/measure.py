@@ -1,4 +1,4 @@
-"""Measures of one case: grid, intensities under the labels, thickness of the structures; and a cache of them."""
+"""Measurements of one case: grid, intensities under the labels, thickness of the structures; and a cache of them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class CaseMeasure:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CaseMeasure:
-        """Return the measure from its `dataclasses.asdict`, also after a round trip through JSON."""
+        """Return the measurement from its `dataclasses.asdict`, also after a round trip through JSON."""
         values = dict(content)
         for key in ("shape", "spacing_mm", "crop_shape", "body_shape"):
             values[key] = tuple(values[key])
@@ -76,7 +76,7 @@ def measure_case(
     background: int = 0,
     ignore: int | None = None,
 ) -> CaseMeasure:
-    """Measure an image `(C, *spatial)` and its label `(1, *spatial)`; two label values may not be foreground."""
+    """Measure an image `(C, *spatial)` and its label `(1, *spatial)`; `background` and `ignore` are not foreground."""
     geometry = record.geometry
     values, classes = index_values(label[0])
     counts = np.bincount(classes.ravel())
@@ -160,12 +160,12 @@ def short(value: float) -> float:
 
 
 def default_cache() -> Path:
-    """Return the folder of the measures in medunet's cache folder."""
+    """Return the folder of the measurements in medunet's cache folder."""
     return cache_folder() / "fingerprints"
 
 
 class MeasureCache:
-    """Stored measures of a data set's cases, one file per case, found by the size and time of the case's files."""
+    """Stored measurements of a data set's cases, one file per case, found by the size and time of the case's files."""
 
     def __init__(self, folder: Path | None, dataset: SegmentationDataset) -> None:
         # the class stands for the file that defines it
@@ -173,7 +173,7 @@ class MeasureCache:
         self._folder = None if folder is None else folder / digest(str(dataset.root))[:16]
 
     def get(self, case: Case) -> CaseMeasure | None:
-        """Return the measure of a case whose files have not changed."""
+        """Return the measurement of a case whose files have not changed."""
         if self._folder is None:
             return None
         try:
@@ -182,16 +182,16 @@ class MeasureCache:
             return None
 
     def put(self, case: Case, measure: CaseMeasure) -> None:
-        """Store a measure. Thread-safe."""
+        """Store a measurement. Thread-safe."""
         if self._folder is not None:
             try:
                 write_atomically(self._folder / self._name(case), json.dumps(asdict(measure)))
             except DataError as error:  # such as a full disk or a read-only home
-                logger.warning("measures are not stored: %s", error)
+                logger.warning("measurements cannot be stored: %s", error)
                 self._folder = None
 
     def prune(self, cases: Sequence[Case]) -> None:
-        """Remove the measures of other cases and of earlier files."""
+        """Remove the measurements of other cases and of earlier files."""
         if self._folder is not None:
             used = {self._name(case) for case in cases}
             for path in self._folder.glob("*.json"):

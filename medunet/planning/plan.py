@@ -67,10 +67,10 @@ def plan(
         config: Unresolved `train.json` of the bundle that the values are for.
         fingerprint: Fingerprint of the data set.
         dims: 2 for a 2D network, also if the images are volumes. Default: that of the images.
-        memory: Bytes that training may use: of the process on a CPU, of the GPU on CUDA. Default: what is free.
+        memory: Bytes that training may use: process memory on a CPU, GPU memory on CUDA. Default: the free memory.
         seconds: Time for training. Default: no limit.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        measure: Try a training step. Without it memory is estimated and the number of epochs stays.
+        measure: Try a training step. If False, memory is estimated and the number of epochs is unchanged.
 
     Raises:
         ConfigError: The images do not have these dimensions, a time is given without measurement, or memory is too
@@ -135,7 +135,7 @@ def _fit_memory(
     device: torch.device,
     measure: bool,
 ) -> tuple[Topology, StepCost | None, Decision]:
-    """Reduce the patch and the batch until a step fits the memory, by an estimate and then by a trial."""
+    """Reduce the patch and the batch until a step fits the memory, first by an estimate and then by a trial."""
     batch: int | None = None
     voxels: int | None = None
     available = f"{_gigabytes(memory)} are available for a step"
@@ -157,7 +157,7 @@ def _fit_memory(
         else:
             voxels = int(math.prod(topology.patch_size) * SHRINK)
     expected = f"about {_gigabytes(estimate)}"
-    raise ConfigError("memory is too small for small patches", received=_gigabytes(memory), expected=expected)
+    raise ConfigError("memory is too small even for small patches", received=_gigabytes(memory), expected=expected)
 
 
 def _estimated_bytes(config: Mapping[str, Any], device: torch.device) -> int:

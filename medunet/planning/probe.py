@@ -176,7 +176,7 @@ def _peak_bytes(device: torch.device) -> int:
 
 
 def _augment_seconds(steps: Sequence[Any], channels: int, classes: int, image_size: Sequence[int]) -> float:
-    """Return the time of one process for the random transforms of one image."""
+    """Return the time that one process takes for the random transforms of one image."""
     transforms = Compose(steps)
     image, label = torch.rand(channels, *image_size), torch.randint(classes, (1, *image_size)).to(torch.uint8)
     transforms({"image": image, "label": label})

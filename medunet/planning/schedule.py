@@ -39,7 +39,7 @@ def parse_time(text: str) -> float:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The length of a training."""
+    """The length of a training run."""
 
     epochs: int
     steps_per_epoch: int
@@ -52,7 +52,7 @@ class Schedule:
 def fit_schedule(
     cost: StepCost, steps_per_epoch: int, *, validation_cases: int, seconds: float | None, device: str
 ) -> Schedule:
-    """Return a schedule that fits a time, including validations and the start; `seconds` None: the default of steps.
+    """Return a schedule that fits a time, validations and startup included; without a time, the default step count.
 
     Examples:
         >>> cost = StepCost(True, step_seconds=0.5, image_seconds=1.0)

@@ -87,7 +87,7 @@ def target_spacing(
     context_voxels: float = math.inf,
     thinnest_mm: float = math.inf,
 ) -> Spacing:
-    """Return the median spacing; finer along a far coarser axis if some images are, and coarser for huge images.
+    """Return the median spacing, made finer along an axis that is much coarser, and coarser for huge images.
 
     The grid is made coarser until the median image has `max_voxels`, and further until it has `context_voxels` while
     the thinnest class keeps `CONTEXT_THICKNESS`.
@@ -158,7 +158,7 @@ def choose_topology(
     batch_size: int | None = None,
     flat_axis: int | None = None,
 ) -> Topology:
-    """Return a network for images of a size; smaller `patch_voxels` and `batch_size` are limits for small memory."""
+    """Return a network for images of a size; `patch_voxels` and `batch_size` limit it if memory is small."""
     min_edge = MIN_EDGE[2 if flat_axis is not None else len(size)]
     wanted = [1 if axis == flat_axis else n for axis, n in enumerate(size)]
     whole = _rounded_up(wanted, pool(wanted, spacing_mm, min_edge=min_edge)[0])
@@ -178,7 +178,7 @@ def choose_topology(
 def _fit(
     size: Sequence[int], spacing_mm: Sequence[float], *, min_edge: int, voxels: int
 ) -> tuple[tuple[int, ...], Rows, Rows]:
-    """Return the largest patch of at most so many voxels, shortened where it is longest in mm, and its network."""
+    """Return the largest patch of at most `voxels` voxels, shortened where it is longest in mm, and its network."""
     edges = list(size)
     while True:
         strides, kernels = pool(edges, spacing_mm, min_edge=min_edge)

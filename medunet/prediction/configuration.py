@@ -37,7 +37,7 @@ def parse_inference(
 ) -> ConfigParser:
     """Read ``configs/inference.json`` of a bundle and set values by config id.
 
-    `values` are medunet's; `overrides` are the user's, whose ids must exist, and they win.
+    `values` are medunet's; `overrides` are the user's. Their ids must exist, and they take precedence.
     """
     if (file := config_file(bundle, "inference")) is None:
         raise ConfigError("the bundle has no configs/inference.json", file=bundle)
@@ -58,7 +58,7 @@ def parse_inference(
 
 
 def content(parser: ConfigParser, id_: str) -> Any:
-    """Return the object that an id of a config defines; a typed error has the first cause, without MONAI's words."""
+    """Return the object that an id of a config defines; a typed error states the first cause, without MONAI's text."""
     try:
         return parser.get_parsed_content(id_)
     except Exception as error:  # a config may call anything

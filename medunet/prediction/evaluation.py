@@ -74,7 +74,7 @@ def evaluate_pairs(
     ignore: int | None = None,
     failed: dict[str, str] | None = None,
 ) -> Iterator[CaseScores]:
-    """Compute the scores of pair after pair.
+    """Compute the scores of each pair.
 
     Args:
         pairs: predictions and references.

@@ -42,7 +42,7 @@ def is_foreign(parser: ConfigParser) -> bool:
 
 
 def complete(parser: ConfigParser, metadata: Mapping[str, Any], *, file: Path) -> None:
-    """Fill in the ids of medunet that a third-party inference config lacks; an error has the lines to add."""
+    """Fill in the ids of medunet that a third-party inference config lacks; an error lists the lines to add."""
     image = _tensor(metadata, "inputs", "image")
     known = {**DEFAULTS, "ckpt_path": checkpoint(parser)}
     if "num_channels" in image:

@@ -27,7 +27,7 @@ class PredictOptions:
         overrides: values by config id, also for the members of an ensemble.
         ensemble: further bundles, such as other folds, with the same preprocessing, labels and sizes; the class
             probabilities of all networks are averaged.
-        benchmark: time the forward passes apart from the inferer around them.
+        benchmark: time the forward passes separately from the inferer around them.
         trust: approve bundles that could run their own code.
         isolated: decode images in a child process; None follows the environment variable.
         pseudonyms: names that replace those of cases in files, DICOM results, errors and logs.

@@ -37,7 +37,7 @@ def overlap(
         read: called in the reading thread.
         compute: called in the calling thread, which owns the GPU's context, autocast and Ctrl-C.
         write: called in the writing thread.
-        in_flight: most cases between reading and the result, which bounds the memory; 1 overlaps nothing.
+        in_flight: largest number of cases between reading and result, which bounds the memory; 1 overlaps nothing.
 
     Examples:
         >>> list(overlap("ab", read=str.upper, compute=lambda x: x * 2, write=lambda x: f"<{x}>", in_flight=3))

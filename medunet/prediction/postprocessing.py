@@ -22,7 +22,7 @@ MAX_SIZES = 48  # smallest sizes that are tried per class, at quantiles of the s
 
 
 class _Case(NamedTuple):
-    """Components of one class in one case; or of a region, the first part, and of the regions contained in it."""
+    """Components of one class in one case, or of a region (the first part) and the regions contained in it."""
 
     sizes: np.ndarray  # of each component, mm³ or mm²
     voxels: np.ndarray  # of each component, (parts, components)
@@ -63,8 +63,8 @@ def choose_region_rules(
 ) -> list[ClassRule]:
     """Find for every region the rule that raises its mean Dice most; it is used if the gain exceeds `MIN_GAIN`.
 
-    A rule must not lower the mean Dice of the regions contained in its own. Larger regions are decided first, the
-    others on label maps that are cleaned by then: the reported gain is that of all rules together.
+    A rule must not lower the mean Dice of the regions contained in its own. Larger regions are decided first, and
+    smaller ones on the cleaned label maps: the reported gain is that of all rules together.
 
     Args:
         pairs: predictions and references, read once per region.
@@ -142,7 +142,7 @@ def _candidates(cases: Sequence[_Case]) -> list[tuple[bool, float]]:
 def _best(
     cases: Sequence[_Case], plain: ClassRule, *, raw: Sequence[_Case] | None = None, removable: bool = True
 ) -> ClassRule:
-    """Complete a rule by the best choice; `raw` are the cases before all rules."""
+    """Complete a rule with the best choice; `raw` are the cases before all rules."""
     unchanged = _dice(cases)
     best, chosen = _mean(unchanged[0]), (False, 0.0)
     for keep_largest, min_size in _candidates(cases) if removable else ():

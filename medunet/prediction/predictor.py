@@ -65,7 +65,7 @@ class _Transforms(NamedTuple):
     """Transforms that only one case uses at a time.
 
     MONAI's transforms switch their own tracing off while they invert, so a case that is read during an inversion would
-    lose its trace. Copied together, Invertd keeps pointing to the preprocessing beside it.
+    lose its trace. All transforms are copied together, so that Invertd keeps pointing to the preprocessing beside it.
     """
 
     preprocessing: Compose
@@ -78,7 +78,7 @@ class _Transforms(NamedTuple):
 
 @dataclass(kw_only=True)
 class _Case(Prediction):
-    """One case between the stages."""
+    """One case on its way through the stages."""
 
     transforms: _Transforms
     item: dict[Any, Any] = field(default_factory=dict)
@@ -100,12 +100,12 @@ class Predictor:
         bundle: folder of a bundle or run with weights in ``models/model.pt``.
         options: how images are read, predicted and written; None for the defaults.
         changes: single options by name, such as ``device="cpu"``. Without ``output_dir``, :meth:`decide` and
-            :meth:`decide_array` work, :meth:`predict` and :meth:`predict_case` do not.
+            :meth:`decide_array` work, but :meth:`predict` and :meth:`predict_case` do not.
 
     Raises:
         SecurityError: a bundle is not trusted.
         ConfigError: an invalid config or option, members of an ensemble that differ, or a missing device.
-        DataError: no weights, or weights of another network.
+        DataError: no weights, or weights of a different network.
     """
 
     def __init__(self, bundle: PathLike, options: PredictOptions | None = None, **changes: Any) -> None:
@@ -193,7 +193,7 @@ class Predictor:
         """Predict one case without writing it.
 
         Returns:
-            The item with the label map under ``pred``, and probabilities if the bundle is to save them.
+            The item with the label map under ``pred``, and probabilities if the bundle saves them.
 
         Raises:
             DataError: the image cannot be read.
@@ -215,7 +215,7 @@ class Predictor:
                 image whose bundle uses no spacing needs none.
 
         Raises:
-            GeometryError: no affine, an invalid one, or an image with another number of channels or axes.
+            GeometryError: no affine, an invalid one, or an image with a different number of channels or axes.
         """
         case = _Case(Path(), transforms=self._transforms)
         if affine is None and isinstance(image, MetaTensor):

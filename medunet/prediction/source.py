@@ -70,7 +70,7 @@ def from_array(image: Any, affine: Any, *, channels: int, spatial_dims: int) -> 
 
 
 def unexpected(failure: Exception, source: Source) -> DataError:
-    """Return a typed error for an exception that no reader or transform foresees."""
+    """Return a typed error for an exception that no reader or transform anticipates."""
     cause = first_cause(failure)
     received = f"{type(cause).__name__}: {' '.join(str(cause).split())[:MESSAGE_LENGTH]}"
     remedy = "--verbose shows the traceback"

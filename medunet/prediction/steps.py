@@ -39,7 +39,7 @@ def as_compose(transform: Callable[..., Any]) -> Compose:
 
 
 def steps_up_to(transform: Compose, kind: type, *, last: bool) -> int:
-    """Return the number of steps through the last, or before the first, of a kind."""
+    """Return the number of steps up to and including the last of a kind, or before the first."""
     places = [index for index, step in enumerate(transform.transforms) if isinstance(step, kind)]
     return places[-1] + 1 if last else places[0]
 
@@ -84,7 +84,7 @@ def _has_room(device: torch.device, voxels: int) -> bool:
 
 
 def pinned(image: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return an image in pinned memory, from which a GPU copies by itself; unchanged if there is no need or no room."""
+    """Return an image in pinned memory, from which a GPU copies asynchronously; unchanged if not needed or possible."""
     if device.type != "cuda" or image.device.type != "cpu":
         return image
     try:

@@ -17,7 +17,7 @@ class StageSeconds:
     Args:
         read: from the file to voxels.
         preprocess: to the network's grid and intensities.
-        network: forward passes; the whole inferer unless the two are timed apart.
+        network: forward passes; the whole inferer unless the two are timed separately.
         stitch: the inferer around the forward passes: padding, stitching, restoring labels.
         restore: back to the source grid, classes to label values.
         write: to the file.
@@ -32,7 +32,7 @@ class StageSeconds:
 
     @property
     def total(self) -> float:
-        """Sum over the stages."""
+        """Total over all stages."""
         return sum(getattr(self, stage) for stage in STAGES)
 
     @contextmanager

@@ -35,7 +35,7 @@ def tune_inference(
 
     Args:
         bundle: folder of a bundle or run with weights.
-        device: where inference is to run.
+        device: device that inference will run on.
         size: voxels per axis of the timed window, which is enlarged to a size that the network accepts.
         compiled: time `torch.compile`, too.
         trust: approve a bundle that could run its own code.
@@ -45,7 +45,7 @@ def tune_inference(
 
     Raises:
         ConfigError: the bundle does not run its network by :class:`medunet.runtime.FastNetwork`, or a wrong size.
-        DataError: no weights, or weights of another network.
+        DataError: no weights, or weights of a different network.
         SecurityError: the bundle is not trusted.
     """
     target = resolve_device(device)
@@ -71,7 +71,7 @@ def tune_inference(
 
 
 def _values(timings: Sequence[Timing], rule: Form | None) -> dict[str, Any]:
-    """Return the values by config id of the fastest form; those of the rule if it is about as fast."""
+    """Return the values by config id of the fastest form, or of the rule's form if that is about as fast."""
     fastest, ids = timings[0], ("autocast_dtype", "network::channels_last", "network::backend")
     by_rule = next((timing.milliseconds for timing in timings if timing.form == rule), float("inf"))
     if fastest.rejected or by_rule * (1 - MIN_GAIN) <= fastest.milliseconds:

@@ -21,7 +21,7 @@ MOST_CODES = 255  # a voxel of a packed label map is one byte
 
 
 def class_colours(names: Iterable[str]) -> dict[str, str]:
-    """Return a hexadecimal colour for each class but the background, by its place in the data set.
+    """Return a hexadecimal colour for each class but the background, by its position in the data set.
 
     Examples:
         >>> class_colours(["liver", "spleen"])
@@ -36,7 +36,7 @@ def class_colours(names: Iterable[str]) -> dict[str, str]:
 
 
 class ClassCodes:
-    """Numbers the sets of classes that a voxel can belong to, so that label maps with other values agree.
+    """Numbers the sets of classes that a voxel can belong to, so that label maps with different values agree.
 
     Up to the number of classes, a number is the place of one class, from 1. A number above stands for several classes,
     which are listed in :attr:`unions`.

@@ -38,7 +38,7 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """What is subtracted from what."""
+        """The letters of the two runs, as a difference."""
         return f"{self.other} - {self.first}"
 
     def differences(self, metric: str) -> dict[str, PairedDifference]:

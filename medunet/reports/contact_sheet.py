@@ -90,7 +90,7 @@ class ContactSheet:
         Args:
             path: the file.
             labels: value by name, background first.
-            severities: 'error' or 'warning' by name of a case, which is the colour of its frame.
+            severities: 'error' or 'warning' by name of a case; it sets the colour of the frame.
 
         Raises:
             DataError: there is no case to show.

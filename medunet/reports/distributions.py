@@ -31,13 +31,13 @@ class Strip(NamedTuple):
 
 
 def class_scores(cases: Sequence[CaseScores], name: str, metric: str) -> dict[str, float]:
-    """Return a finite number of a class by case; `metric` is a key of `ClassScores`."""
+    """Return the finite scores of a class by case; `metric` is a key of `ClassScores`."""
     values = {case["name"]: float(case["classes"].get(name, {}).get(metric, math.nan)) for case in cases}  # type: ignore[call-overload,arg-type] # a number
     return {case: value for case, value in values.items() if math.isfinite(value)}
 
 
 def metric_titles(unit: str) -> dict[str, str]:
-    """Return titles of the numbers of a class; `unit` is that of distances."""
+    """Return the titles of a class's metrics; `unit` is that of distances."""
     return {"dice": "Dice", "msd_mm": f"mean surface distance ({unit})", "hd95_mm": f"HD95 ({unit})"}
 
 

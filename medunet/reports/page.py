@@ -1,4 +1,4 @@
-"""One self-contained HTML page about runs: no network, no other files, light and dark, wide and narrow."""
+"""One self-contained HTML page about runs. It loads no other files and adapts to dark mode and narrow screens."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def lowest_dice(runs: Sequence[RunResults]) -> dict[str, float]:
 
 
 def class_names(runs: Sequence[RunResults]) -> list[str]:
-    """Return the names of the classes that were measured in any run, in order."""
+    """Return the names of the classes that were evaluated in any run, in order."""
     return list(dict.fromkeys(name for run in runs for case in run.cases for name in case["classes"]))
 
 

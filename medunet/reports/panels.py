@@ -47,7 +47,7 @@ class Panel:
 
 
 def render_png(panels: Sequence[Panel]) -> bytes:
-    """Draw panels as PNG, `ACROSS` in a row."""
+    """Draw panels as PNG, `ACROSS` per row."""
     return _save(panels, LIGHT, "png")
 
 

@@ -66,7 +66,7 @@ def pack_case(
         image: `(C, *spatial)`; the first channel is shown; a picture with three channels is shown in colour.
         maps: reference, then predictions, `(*spatial)` in the numbers of :class:`medunet.reports.ClassCodes`.
         affine: 4x4 from voxels to RAS mm; None for pictures and stacks of pictures without a place in a patient.
-        max_bytes: bytes in a page; a case that cannot be as small is as small as possible.
+        max_bytes: bytes in a page; a case that cannot be this small is made as small as possible.
 
     Raises:
         GeometryError: a map is not on the image's grid.

@@ -68,7 +68,7 @@ def describe_rule(rule: ClassRule) -> str:
 
 
 def rule_table(rules: Sequence[ClassRule]) -> list[list[str]]:
-    """Return the rules that were tried and their effects, with a row of titles."""
+    """Return the rules that were tried and their effects, with a header row."""
     rows = [["class", "Dice", "rule tried", "Dice with it", "cases better", "cases worse", "used"]]
     for rule in rules:
         before, after, used = f"{rule.dice_before:.4f}", f"{rule.dice_after:.4f}", "yes" if rule.is_kept else "no"
@@ -77,7 +77,7 @@ def rule_table(rules: Sequence[ClassRule]) -> list[list[str]]:
 
 
 def _with_members(config: dict[str, Any], folds: list[int]) -> dict[str, Any]:
-    """Return a config with the ensemble of networks in the place of one, in the same order of keys."""
+    """Return a config with the ensemble in place of the network, in the same order of keys."""
     changed: dict[str, Any] = {}
     for key, value in config.items():
         if key == "network_def":

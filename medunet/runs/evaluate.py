@@ -120,7 +120,7 @@ def predict_items(predictor: Predictor, items: Sequence[Item]) -> tuple[list[Pai
     for item, paths, result in zip(items, images, results, strict=True):
         name = str(item["name"])
         if result.path is None or result.error is not None:
-            failed[name] = reason(result.error or DataError("no label map"))
+            failed[name] = reason(result.error or DataError("label map is missing"))
             logger.error("not predicted: %s", result.error)
             continue
         pairs.append(Pair(name=name, pred=result.path, ref=Path(str(item["label"])), image=paths[0]))

@@ -134,7 +134,7 @@ def train_folds(
 def resume_run(
     folder: Path, *, device: str = "auto", tracking_uri: str | None = None, trust: bool = False
 ) -> TrainingResult | CrossValidation:
-    """Resume a run or a cross-validation after its last completed epoch; `trust` approves code of its own."""
+    """Resume a run or cross-validation after its last completed epoch; `trust` approves code in its bundle."""
     chosen = resolve_device(device)
     folds = [open_run(path.parents[1], trust=trust) for path in sorted(folder.glob("fold_*/configs/train.json"))]
     if not folds and not (folder / "configs" / "train.json").is_file():

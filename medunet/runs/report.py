@@ -97,7 +97,7 @@ def report_runs(
         try:
             drawn = _read(gathered, name)
         except MedunetError as error:
-            logger.warning("no slices of %s: %s", name, error)
+            logger.warning("slices of %s cannot be drawn: %s", name, error)
             continue
         if drawn is None:
             continue
@@ -226,7 +226,7 @@ def _draw(drawn: _Drawn, runs: Sequence[FoundRun], name: str, folder: Path, stem
 
 
 def _file_name(name: str, names: Sequence[str]) -> str:
-    """Return a case's name as that of a file; equal ones get their index.
+    """Return a case's name as a file name; duplicates get their index.
 
     Examples:
         >>> _file_name("a/b", ["a b", "a/b", "c"]), _file_name("c", ["a b", "a/b", "c"])

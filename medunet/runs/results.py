@@ -144,7 +144,7 @@ def _facts(
 def _kind(
     config: Mapping[str, Any], dataset: SegmentationDataset | None, measured: set[str], seen: SeenCases | None
 ) -> str:
-    """Describe which cases were measured."""
+    """Describe which cases were evaluated."""
     if dataset is None or seen is None:
         return "whose data set is missing"
     if measured & seen.names:

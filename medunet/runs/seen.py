@@ -55,7 +55,7 @@ def _root(path: Path) -> Path:
 
 
 def _split(dataset: SegmentationDataset, config: Mapping[str, Any]) -> frozenset[str]:
-    """Return the training cases by the config alone."""
+    """Return the training cases as the config alone determines them."""
     if ENSEMBLE_FOLDS in config:
         return frozenset(case.name for case in dataset.cases)
     options = {key: config.get(key, ()) for key in ("validation_cases", "skip_cases")}

@@ -195,7 +195,7 @@ def train_run(
     overlays: Sequence[str] = (),
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> TrainingResult:
-    """Train a run that `prepare_run`, `write_run` or `open_run` returns; every training of medunet ends here.
+    """Train a run that `prepare_run`, `write_run` or `open_run` returns; all training in medunet ends up here.
 
     Args:
         run: the run.

@@ -15,7 +15,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """Return the device of a name; ``"auto"`` is CUDA if torch sees a device, else the CPU.
+    """Return the device with a name; ``"auto"`` is CUDA if torch sees a device, else the CPU.
 
     Raises:
         ConfigError: an unknown name, or a CUDA device that torch does not see.
@@ -76,7 +76,7 @@ def resolve_dtype(device: torch.device, dtype: str | torch.dtype) -> torch.dtype
 
 
 class _Tf32Off:
-    """Context in which cuDNN does not use TF32: a switch of the process, off while at least one thread is inside."""
+    """Context in which cuDNN does not use TF32. The setting is process-wide, and off while any thread is inside."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

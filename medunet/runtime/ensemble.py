@@ -44,7 +44,7 @@ class EnsembleLogits(nn.Module):
         return self.members[0].shapes
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Compute `(B, C, *spatial)` to `(B, classes, *spatial)`, float32."""
+        """Map `(B, C, *spatial)` to `(B, classes, *spatial)`, float32."""
         probabilities = [to_probabilities(network(image), self.activation) for network in self.members]
         return to_logits(torch.stack(probabilities).mean(dim=0), self.activation)
 

@@ -59,10 +59,10 @@ UNCHANGED = Form(backend="unchanged")  # the network itself in float32, the fall
 class FastNetwork(nn.Module):
     """Wrap a network for inference.
 
-    In evaluation mode a private copy computes: batch norm is folded into the convolutions, weights have the number
+    In evaluation mode, a private copy runs: batch norm is folded into the convolutions, and weights have the number
     format and memory layout of :func:`choose_form`. The copy is made by :meth:`prepare`, or at the first call, and
-    again when a weight has changed. It is compared once with the network on one window of noise; if they disagree,
-    the network itself is used and a warning is logged.
+    again when a weight has changed. It is compared once with the network on one window of noise; if they disagree, the
+    network itself is used and a warning is logged.
 
     Args:
         network: the network; in training mode it is called unchanged.
@@ -106,7 +106,7 @@ class FastNetwork(nn.Module):
         return self.network.shapes
 
     def prepare(self, device: torch.device, *, in_channels: int, spatial_dims: int) -> None:
-        """Make the private copy and compare it with the network, unless that is done for the current weights."""
+        """Make the private copy and compare it with the network, unless that was done for the current weights."""
         state = _state_of(self.network, device)
         if state == self._state:
             return
@@ -124,7 +124,7 @@ class FastNetwork(nn.Module):
         self.form, self._copy, self._state = form, [copied], state
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Compute `(B, C, *spatial)` to the network's logits, in the number format of the form."""
+        """Map `(B, C, *spatial)` to the network's logits, in the number format of the form."""
         if self.training or image.device.type == "meta" or not image.is_floating_point():
             return self.network(image)
         self.prepare(image.device, in_channels=image.shape[1], spatial_dims=image.ndim - 2)

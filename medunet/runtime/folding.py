@@ -39,7 +39,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 def use_onednn(network: nn.Module) -> None:
     """Let oneDNN compute the convolutions of a float32 network on a CPU, whatever their size. Changes the network.
 
-    PyTorch takes a kernel of its own if batch x channels x the first two axes are at most 20,480 and the batch is one
+    PyTorch uses its own kernel if batch x channels x the first two axes are at most 20,480 and the batch is one
     (``use_mkldnn`` in aten/src/ATen/native/Convolution.cpp): it unfolds the image into a matrix of 27 times its size,
     and took 1.6 to 12 times as long for nine 3D layers (one core, AVX512). Pointwise convolutions, and those of one
     channel, for which that kernel is faster on large images, stay as they are.
@@ -58,7 +58,7 @@ def use_onednn(network: nn.Module) -> None:
 def _by_onednn(
     self: nn.Conv2d | nn.Conv3d, image: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """Replace `_conv_forward`, which `forward` calls with the image, the weights and the bias."""
+    """Convolve by oneDNN. This replaces `_conv_forward`, which `forward` calls with image, weights and bias."""
     if image.device.type != "cpu" or image.dtype != torch.float32 or image.ndim != weight.ndim:
         return type(self)._conv_forward(self, image, weight, bias)  # type: ignore[arg-type]
     output: torch.Tensor = torch.ops.aten.mkldnn_convolution(

@@ -24,9 +24,9 @@ def has_openvino() -> bool:
 
 
 class OpenVinoNetwork(nn.Module):
-    """Compile a network for each window size that it meets, in 1 to 3 seconds, and evaluate it with OpenVINO.
+    """Evaluate a network with OpenVINO. It is compiled once per window size, which takes 1 to 3 seconds.
 
-    `network` is in evaluation mode, on the CPU, in float32. `dtype` is the number format inside, which the CPU must
+    `network` is in evaluation mode, on the CPU, in float32. `dtype` is the internal number format, which the CPU must
     support; inputs and logits are float32.
     """
 
@@ -39,7 +39,7 @@ class OpenVinoNetwork(nn.Module):
         self._compiled = lru_cache(CACHED_SIZES)(self._compile)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Compute `(B, C, *spatial)` to logits `(B, classes, *)`, float32."""
+        """Map `(B, C, *spatial)` to logits `(B, classes, *)`, float32."""
         if image.device.type != "cpu":
             raise ConfigError("OpenVINO runs on the CPU only", received=image.device, remedy="use another backend")
         image = image.float().contiguous()
@@ -68,9 +68,9 @@ class OpenVinoNetwork(nn.Module):
 
 @cache
 def core() -> Any:
-    """Return the one core of the process, which lives to its end.
+    """Return the only OpenVINO core of the process, which is never freed.
 
-    A core that is freed frees the stack that it gave the thread for signals (openvinotoolkit/openvino#11894); if one of
+    Freeing a core also frees the stack that it gave the thread for signals (openvinotoolkit/openvino#11894). If one of
     several cores is freed, the next signal can end the process.
     """
     return importlib.import_module("openvino").Core()

@@ -52,7 +52,7 @@ def load_public(weights: str | os.PathLike[str] | Mapping[str, Any], source: str
 
     Raises:
         ConfigError: an unknown source.
-        DataError: an unreadable file, or weights of another network.
+        DataError: an unreadable file, or weights of a different network.
     """
     choose("source of weights", source, list(PUBLIC))
     form = PUBLIC[source]

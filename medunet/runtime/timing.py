@@ -45,7 +45,7 @@ def possible_forms(device: torch.device, *, compiled: bool = False) -> list[Form
 
 
 def time_forms(network: nn.Module, window: torch.Tensor, forms: Sequence[Form]) -> list[Timing]:
-    """Time forms in turns on one window, and compare their logits with float32. Return the fastest first.
+    """Time forms in turn on one window, and compare their logits with float32. Return the fastest first.
 
     Raises:
         torch.OutOfMemoryError: the window is too large.

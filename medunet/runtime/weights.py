@@ -99,7 +99,7 @@ def load_weights(network: torch.nn.Module, path: AnyPath | Sequence[AnyPath]) ->
         path: a checkpoint; for :class:`medunet.runtime.EnsembleLogits` one per member.
 
     Raises:
-        DataError: an unreadable file, or weights of another network.
+        DataError: an unreadable file, or weights of a different network.
         ConfigError: several files for one network, or not one per member.
     """
     if not isinstance(path, str | os.PathLike):
@@ -119,7 +119,7 @@ def load_weights(network: torch.nn.Module, path: AnyPath | Sequence[AnyPath]) ->
 
 @dataclass(frozen=True)
 class TransferReport:
-    """Which weights of another network were copied.
+    """Which weights of a different network were copied.
 
     Args:
         taken: number of tensors that were copied.
@@ -140,7 +140,7 @@ class TransferReport:
 
 
 def transfer_weights(network: torch.nn.Module, path: AnyPath) -> TransferReport:
-    """Load the weights of a checkpoint whose name and shape are the network's; the others keep their values.
+    """Load the weights of a checkpoint whose name and shape match the network's; the others keep their values.
 
     Args:
         network: network to initialise; changed.

@@ -42,7 +42,7 @@ DIGEST_LENGTH = 32  # characters; MLflow keeps 36
 
 
 def flat_parameters(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return values by config id, without expressions and references, whose value a config does not have.
+    """Return values by config id, without expressions and references, whose value a config does not contain.
 
     Examples:
         >>> flat_parameters({"epochs": 3, "network_def": {"channels": [4, 8], "spatial_dims": "@dims"}})
@@ -53,13 +53,13 @@ def flat_parameters(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def changed_parameters(changes: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return the preset's value and the run's by id, from the ``{id: [preset, run]}`` of ``docs/changes.json``."""
+    """Return the values of preset and run by id, from the ``{id: [preset, run]}`` of ``docs/changes.json``."""
     selected = {id_: pair for id_, pair in changes.items() if id_.partition("::")[0] not in SKIPPED}
     return {id_: (show(before), show(after)) for id_, (before, after) in selected.items()}
 
 
 def describe(base: str, changed: Mapping[str, tuple[str, str]]) -> str:
-    """Return the description of a run in MLflow's page (Markdown)."""
+    """Return the description of a run for MLflow's page (Markdown)."""
     if not changed:
         return f"As `{base}` has it." if base else ""
     rows = [f"| `{id_}` | {_cell(before)} | {_cell(after)} |" for id_, (before, after) in changed.items()]
@@ -179,7 +179,7 @@ def git_revision() -> dict[str, str]:
 class SystemMetrics(SystemMetricsMonitor):
     """MLflow's monitor of processor, memory, disk, network and, with `nvidia-ml-py`, GPUs; samples go to a file.
 
-    MLflow's own thread ends the first time that its server does not answer. This one needs no server. Each line of the
+    MLflow's own thread ends as soon as its server fails to answer. This one needs no server. Each line of the
     file at `path` is one sample: points ``[key, value, milliseconds since 1970, number of the sample]``.
     """
 

@@ -1,4 +1,4 @@
-"""A training run in MLflow: one parent run per training, one child run per fold."""
+"""A training run in MLflow: one parent run per training run, one child run per fold."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class TrackingHandler:
 
     Everything that MLflow gets is first written to the run's folder: ``tracking.json`` (tags, parameters, what was
     sent), ``tracking/`` (files), ``history.json`` and ``system_metrics.jsonl``. A server that is down before the
-    training run is an error; later it is one warning. What it misses is sent when it answers again, when the run is
+    training run is an error; later it is one warning. What was not sent is sent when it answers again, when the run is
     resumed, or by ``medunet runs sync``. Cases are numbered and absolute paths are removed: nothing logged names a
     patient. ``folder/cases.json`` has the names.
 
     Args:
         tracking_uri: ``sqlite:///...`` or the address of a server; ``None`` or ``""`` disables tracking.
         folder: the output folder of the training run.
-        training_dir: folder that the folds of one training share. Default: each run is a training of its own.
+        training_dir: folder that the folds of one training run share. Default: each run stands alone.
         bundle_root: the bundle that is trained.
         dataset_dir: folder of the data set; its name is logged.
         experiment_name: MLflow experiment.
@@ -151,7 +151,7 @@ class TrackingHandler:
             self._system.start()
 
     def epoch_completed(self, engine: Any) -> None:
-        """Send the newest entry of the history; draw cases in the background, which takes longer than a step."""
+        """Send the newest entry of the history; draw cases in the background, because that takes longer than a step."""
         if not self._deliveries:
             return
         if self._cases is not None and self._is_shown(engine):
@@ -166,7 +166,7 @@ class TrackingHandler:
         self._finish(engine, "FINISHED")
 
     def failed(self, engine: Any, error: BaseException) -> None:
-        """End the run, and raise the error again."""
+        """End the run, and re-raise the error."""
         self._finish(engine, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         # ignite leaves it to its handlers to raise the error again; the last of them has to
         if engine._event_handlers[Events.EXCEPTION_RAISED][-1][0] == self.failed:
@@ -267,7 +267,7 @@ class TrackingHandler:
         self._newest: Future[None] = self._worker.submit(guarded)
 
     def _is_shown(self, engine: Any) -> bool:
-        """Return whether weights of this epoch are kept, and it is the best so far or the last."""
+        """Return whether this epoch's weights are kept and the epoch is the best so far or the last."""
         epoch, state = engine.state.epoch, self.validator.state
         if not epoch == state.epoch == getattr(engine.state, "kept_epoch", 0):
             return False

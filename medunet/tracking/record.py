@@ -117,7 +117,7 @@ class Delivery:
     def run(self) -> bool:
         """Create the run if necessary, and send what has changed; return whether MLflow has accepted everything.
 
-        If the store cannot be reached, MLflow raises many types; the next call repeats what was not sent.
+        If the store cannot be reached, MLflow raises errors of many types; the next call repeats what was not sent.
         """
         record = RunRecord.require(self.file)
         if not record.run_id:

@@ -76,7 +76,7 @@ class Server:
 
     @contextmanager
     def required(self, *, purpose: str, remedy: str) -> Iterator[None]:
-        """Probe the store, and turn every error within the block into a ConfigError of one line."""
+        """Probe the store, and turn every error within the block into a one-line ConfigError."""
         try:
             self.probe()
             with limits(PATIENT_SECONDS):

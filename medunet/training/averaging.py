@@ -21,7 +21,7 @@ class WeightAverage:
 
     Args:
         network: the bare network (not wrapped for distributed training).
-        decay: upper limit of the share that stays, such as 0.999; 0 turns averaging off.
+        decay: upper limit of the share that is retained, such as 0.999; 0 turns averaging off.
         validator: evaluator of the same network, or None.
 
     Raises:

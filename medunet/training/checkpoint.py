@@ -52,7 +52,7 @@ class WeightsLoader:
 
 
 class WeightsTransfer:
-    """Fine-tuning: copy the tensors of another run that fit into the network before the first step.
+    """Fine-tuning: before the first step, copy the tensors of another run that fit the network.
 
     With other classes or channels the first or last layers do not fit; a warning names the tensors that were not
     copied, and ``engine.state.transfer`` is the report. A resumed run keeps its weights.
@@ -96,8 +96,8 @@ class CheckpointHandler:
     Args:
         folder: where to write.
         network: the bare network (not wrapped for distributed training).
-        optimizer: as in the trainer.
-        lr_scheduler: as in the trainer's ``LrScheduleHandler``.
+        optimizer: the trainer's optimizer.
+        lr_scheduler: the scheduler of the trainer's ``LrScheduleHandler``.
         average: its weights go to ``model.pt`` instead of the newest ones; it is attached to the trainer here.
         validator: the evaluator with the key metric; None if nothing is validated.
         resume: continue from ``last.pt`` if there is one; the first of several processes reads it for all.
@@ -106,7 +106,7 @@ class CheckpointHandler:
             on the hippocampus was 0.888 for the last and 0.884 for the best epoch.
 
     Raises:
-        ConfigError: `keep` has another value.
+        ConfigError: `keep` is neither 'best' nor 'last'.
     """
 
     def __init__(

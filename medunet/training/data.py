@@ -1,4 +1,4 @@
-"""Data on their way to the network: sampling, loading, preparation before the first step, intensity augmentation."""
+"""Data for the network: sampling, loading, preparation before the first step, and intensity augmentation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RepeatSampler(Sampler[int]):
         length: number of items in the data set.
         num_samples: samples per epoch and process.
         seed: any number.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -189,9 +189,9 @@ class IntensityHandler:
     The random numbers depend on seed, rank and iteration only, so a resumed training run sees the same batches.
 
     Args:
-        steps: dictionary transforms that :class:`medunet.transforms.BatchIntensity` can do; none changes nothing.
+        steps: dictionary transforms that :class:`medunet.transforms.BatchIntensity` supports; may be empty.
         seed: any non-negative number.
-        rank: of this process, so that processes draw different numbers.
+        rank: rank of this process, so that processes draw different numbers.
 
     Raises:
         ConfigError: A step does not work on batches.

@@ -34,7 +34,7 @@ class EpochSeeder:
         seed: any non-negative number.
         dataset: a data set whose ``transform`` is a ``monai.transforms.Compose``.
         sampler: an optional sampler with a method ``set_epoch``.
-        rank: of this process, so that processes draw different deformations.
+        rank: rank of this process, so that processes draw different deformations.
     """
 
     def __init__(self, seed: int, dataset: Any, *, sampler: Any = None, rank: int = 0) -> None:
@@ -68,7 +68,7 @@ class HistoryHandler:
     far (``kept_epoch``). With several processes the loss is their mean.
 
     Args:
-        folder: of the file.
+        folder: folder of the file.
         optimizer: its first parameter group has the learning rate.
         validator: evaluator whose metrics are recorded in the epochs in which it ran.
         class_names: names of the foreground classes, in the order of the key metric.

@@ -63,7 +63,7 @@ class Trainer(SupervisedTrainer):
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         if batchdata is None:
-            raise DataError("the data loader gave an empty batch")
+            raise DataError("the data loader returned an empty batch")
         inputs, targets = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
         extra = [batchdata[key].to(engine.state.device, non_blocking=engine.non_blocking) for key in self.loss_keys]
         output = engine.state.output = {Keys.IMAGE: inputs, Keys.LABEL: targets}

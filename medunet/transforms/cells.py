@@ -28,9 +28,9 @@ def separate_cells(
 
     Args:
         interior: probability of a cell's interior in [0, 1], `(*spatial)`, 2D or 3D.
-        boundary: mean membrane probability (1 - interior) from which a border separates two cells. A network trained
+        boundary: mean membrane probability (1 - interior) at which a border separates two cells. A network trained
             with a greater weight on membranes needs a greater value.
-        depth: least difference in probability between a basin and its pass to the next.
+        depth: smallest difference in probability between a basin and its pass to the next.
         smoothing: standard deviation in voxels by which the map is smoothed before it is cut.
 
     Returns:
@@ -70,7 +70,7 @@ def separate_cells(
 
 
 def _basins(landscape: npt.NDArray[np.float32], depth: float) -> npt.NDArray[np.int32]:
-    """Number the basins from 1; a flat landscape is one."""
+    """Number the basins from 1; a flat map is one basin."""
     bottoms = h_minima(landscape, depth) if depth else local_minima(landscape)
     markers, number = ndimage.label(bottoms, structure=np.ones((3,) * landscape.ndim))
     return np.asarray(watershed(landscape, markers) if number > 1 else np.ones(landscape.shape), dtype=np.int32)

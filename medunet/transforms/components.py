@@ -46,7 +46,7 @@ class Components:
         return cls(numbers, box, np.bincount(numbers.ravel(), minlength=count + 1)[1:])
 
     def selected(self, *, largest: bool, min_voxels: float) -> Array:
-        """Return which components satisfy a rule, `(N,)` bool; of equally large ones the first is the largest."""
+        """Return which components satisfy a rule, `(N,)` bool; of equally large ones, the first is the largest."""
         mask = self.voxels >= min_voxels
         if largest and len(mask):
             mask &= np.arange(len(mask)) == np.argmax(self.voxels)
@@ -150,7 +150,7 @@ class CleanRegionsd(TensorTransform):
 
 
 def clean_labels(labels: Array, rules: Rules, *, voxel_size: float, background: int = 0) -> Array:
-    """Return a label map `(*spatial)` without the components that rules, by label value, reject.
+    """Return a label map `(*spatial)` without the components that the rules (by label value) reject.
 
     Args:
         labels: integers.
@@ -167,7 +167,7 @@ def clean_labels(labels: Array, rules: Rules, *, voxel_size: float, background: 
 def clean_regions(
     labels: Array, rules: Rules, regions: Sequence[Sequence[int]], *, order: Sequence[int], voxel_size: float
 ) -> Array:
-    """Return a label map `(*spatial)` without the components that rules, by index of the region, reject.
+    """Return a label map `(*spatial)` without the components that the rules (by region index) reject.
 
     Args:
         labels: integers; 0 is the background.
@@ -210,7 +210,7 @@ def regions_within(number: int, regions: Sequence[Sequence[int]]) -> list[int]:
 
 
 def values_outside(number: int, regions: Sequence[Sequence[int]], order: Sequence[int]) -> dict[int, int] | None:
-    """Return the new value by old value of voxels that leave a region and stay in the other regions.
+    """Return the new value of voxels that leave a region but stay in the others, by old value.
 
     None if such a value does not exist. `order` has the value that each region is written with; predictions contain
     only these and 0.

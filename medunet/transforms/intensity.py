@@ -29,7 +29,7 @@ class NormalizeChannelsd(TensorTransform):
             ``{"low": ..., "high": ..., "mean": ..., "std": ...}``.
 
     Raises:
-        ConfigError: other names, or an image with another number of channels.
+        ConfigError: unknown names, or an image with a different number of channels.
 
     Examples:
         >>> ct = {"low": -100, "high": 300, "mean": 100, "std": 50}
@@ -147,7 +147,7 @@ KINDS = (RandScaleIntensityd, RandShiftIntensityd, RandNoised)  # the transforms
 
 
 class BatchIntensity:
-    """Changes a batch as transforms of single images change each image, by their settings.
+    """Changes every image of a batch as transforms of single images would with the same settings.
 
     Brightness by factor and offset becomes one multiplication and addition of the batch. Each image draws for itself
     whether and how strongly it changes. All numbers but the noise come from NumPy on the CPU, so that a seed means the
@@ -178,11 +178,11 @@ class BatchIntensity:
         self.steps = tuple(steps)
 
     def __call__(self, images: torch.Tensor, *, seed: int | Sequence[int]) -> torch.Tensor:
-        """Return a changed batch.
+        """Return an augmented batch.
 
         Args:
             images: `(B, C, *spatial)`, a floating type, on any device; not changed itself.
-            seed: of all random numbers of this batch, such as ``(seed, rank, iteration)``.
+            seed: seed of all random numbers of this batch, such as ``(seed, rank, iteration)``.
 
         Returns:
             A new tensor of the same shape and type, or `images` if nothing changes.

@@ -200,7 +200,7 @@ def paint_regions(values: torch.Tensor, order: Sequence[int], *, threshold: floa
         `(...)`, uint8; 0 outside all regions.
 
     Raises:
-        ConfigError: another number of channels.
+        ConfigError: a wrong number of channels.
 
     Examples:
         >>> whole, core = [2.0, 3.0, -1.0], [-2.0, 1.0, -4.0]
@@ -224,7 +224,7 @@ def check_pairs(pairs: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
 
 
 def swap_labels(labels: torch.Tensor, pairs: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Return a map in which the class indices of each pair have traded places, as a mirrored image needs it.
+    """Return a map in which the class indices of each pair are swapped, as a mirrored image requires.
 
     Examples:
         >>> swap_labels(torch.tensor([[0, 1, 2, 3]]), [[1, 2]]).tolist()
@@ -237,7 +237,7 @@ def swap_labels(labels: torch.Tensor, pairs: Sequence[Sequence[int]]) -> torch.T
 
 
 def swapped_channels(pairs: Sequence[Sequence[int]], count: int) -> list[int]:
-    """Return the order of channels in which those of each pair have traded places.
+    """Return the order of channels in which those of each pair are swapped.
 
     Examples:
         >>> swapped_channels([[1, 3]], 4)

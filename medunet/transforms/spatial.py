@@ -26,7 +26,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
     points and interpolated by bicubic (in 3D tricubic) splines, as in Ronneberger et al. 2015, section 3.1 (3x3
     points, 10 pixels). MONAI's `Rand3DElasticd` smooths a dense random field instead, which takes many times longer.
 
-    The order of the map, from the patch to the volume: flips, scaling, rotation, displacement, position of the crop.
+    From the patch to the volume, the map applies flips, scaling, rotation, displacement and the position of the crop.
     A volume smaller than the patch is centred in it. Crops, flips and quarter turns alone copy voxels exactly.
     Items may have tensors, MetaTensors or (memory-mapped) arrays, `(C, *spatial)`, on any device. Metadata are kept;
     **the affine is left as it was and does not describe the patch**. There is no inverse.
@@ -42,7 +42,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
         scale_prob: probability of scaling.
         flip_axes: spatial axes to mirror.
         flip_prob: probability of mirroring each of `flip_axes`.
-        swap_labels: pairs of class indices that differ in left and right. They trade places in `swap_keys` in patches
+        swap_labels: pairs of class indices that differ in left and right. They are swapped in `swap_keys` in patches
             that are mirrored along `swap_axis`, because a mirrored left lung looks like a right one.
         swap_axis: the axis from left to right; in volumes that were turned to RAS the first.
         swap_keys: keys of labels, resampled by ``nearest`` or ``onehot``.
@@ -129,7 +129,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
         self._check_options()
 
     def randomize(self, data: Mapping[Hashable, Any]) -> None:
-        """Draw the map for an item."""
+        """Draw the random map for an item."""
         super().randomize(None)
         self._swapped = False
         volume = next(data[key] for key in self.key_iterator(dict(data)))

@@ -20,7 +20,7 @@ def plain(values: torch.Tensor | np.ndarray) -> torch.Tensor:
 
 
 def like(values: torch.Tensor, source: object) -> torch.Tensor:
-    """Return `values` with the metadata of `source`, if `source` has some."""
+    """Return `values` with the metadata of `source`, if `source` has any."""
     return MetaTensor(values).copy_meta_from(source) if isinstance(source, MetaTensor) else values
 
 

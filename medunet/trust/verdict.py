@@ -84,7 +84,7 @@ class Verdict:
 
 
 def judge(bundle: Path) -> Verdict:
-    """Judge a bundle without running anything of it.
+    """Judge a bundle without running any part of it.
 
     A bundle is trusted if it contains only expressions that medunet renders, reviewed targets, plain values, and
     weights of the recorded hash; if the user approved exactly this content before; or if ``MEDUNET_TRUST`` has its

@@ -183,8 +183,8 @@ def list_inputs(
         A path, or a tuple of paths (channels), for each image; each image once.
 
     Raises:
-        DataError: a path does not exist, a folder has no image, a case has another number of channels, or two images
-            have the same name.
+        DataError: a missing path, a folder without images, a case with a different number of channels, or two images
+            with the same name.
     """
     given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
     by_folder: dict[Path, list[Path]] = {}

@@ -143,7 +143,7 @@ def read_cohort(source: Path, *, channels: int = 1) -> list[NamedSource]:
         channels: number of channels of the network.
 
     Raises:
-        DataError: the manifest cannot be read, lacks the column, has another number of channels or a repeated name.
+        DataError: the manifest cannot be read, lacks the column, has a different number of channels or a repeated name.
         SecurityError: a name that leaves the output folder.
     """
     if source.is_dir():

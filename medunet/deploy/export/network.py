@@ -168,7 +168,7 @@ def load_tile_network(bundle: Path, *, trust: bool = False) -> TileNetwork:
 
     Raises:
         SecurityError: an untrusted bundle.
-        DataError: no weights, or weights of another network.
+        DataError: no weights, or weights of a different network.
         ConfigError: a network without known sizes.
     """
     parser = parse_inference(bundle, device=torch.device("cpu"), overrides=EXACT, trust=trust)
