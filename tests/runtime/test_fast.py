@@ -280,11 +280,10 @@ def faults():
 
 os.environ["MEDUNET_KEEP_MEMORY"] = "0"
 assert not keep_freed_memory()
-assert faults() > 40_000  # 64 MiB in pages of 4 KiB are 16,384
+returned = faults()
 os.environ["MEDUNET_KEEP_MEMORY"] = "1"
 assert keep_freed_memory()
-faults()
-assert faults() < 1_000
+assert min(faults() for _ in range(5)) * 10 < returned
 """
 
 

@@ -38,10 +38,11 @@ def classes_of(data: Path) -> dict[str, Any]:
     return {"label_values": list(labels.values()), "label_names": list(labels)}
 
 
-def untrained_run(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
-    """Write a run of `unet_3d` with three classes in two levels and random weights."""
-    small = {"network_def::channels": [4, 8], "patch_size": [16, 16, 16], "autocast_dtype": "float32"}
-    run = specialise(find_bundle("unet_3d"), folder, {**small, **changes})
+def untrained_run(folder: Path, *, seed: int = 0, bundle: str = "unet_3d", **changes: Any) -> Path:
+    """Write a run of a shipped bundle in two levels, with random weights."""
+    axes = 2 if bundle == "unet_2d" else 3
+    small = {"network_def::channels": [4, 8], "patch_size": [16] * axes, "autocast_dtype": "float32"}
+    run = specialise(find_bundle(bundle), folder, {**small, **changes})
     parser = ConfigParser()
     parser.read_config(str(run / "configs" / "inference.json"))
     torch.manual_seed(seed)

@@ -84,7 +84,7 @@ def test_the_geometry_of_a_volume_is_never_guessed(model: Any, params: dict[str,
 
 def test_an_image_in_the_plane_needs_no_affine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDUNET_DEVICE", "cpu")
-    planar = load(untrained_run(tmp_path / "run", shipped="unet_2d"), tmp_path / "model")
+    planar = load(untrained_run(tmp_path / "run", bundle="unet_2d"), tmp_path / "model")
     pixels = np.random.default_rng(0).integers(0, 255, (21, 18)).astype(np.uint8)
     path = write_volume(pixels, tmp_path / "cell.png")
     answers = [planar.predict(given) for given in (str(path), pixels)]

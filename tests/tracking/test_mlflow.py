@@ -337,7 +337,7 @@ def test_a_fold_that_starts_while_the_server_is_down_gets_its_run_later(tmp_path
 def test_a_server_that_stops_for_a_while_gets_everything_by_the_end_or_by_sync(
     tmp_path: Path, server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = tmp_path / "liver" / "seed0" / "eval"
+    run = tmp_path / "liver" / "stopped" / "eval"
     with caplog.at_level(logging.WARNING, logger="medunet"):
         train(run, server.uri, epochs=3, after=lambda epoch: server.stop())
         train(run, server.uri, epochs=4, first=3, resume=True)  # the server is still down
@@ -346,7 +346,7 @@ def test_a_server_that_stops_for_a_while_gets_everything_by_the_end_or_by_sync(
     assert sync_runs(tmp_path) == (0, 2)
     server.start()
     assert sync_runs(tmp_path) == (2, 0)
-    content = Content(server.uri, "seed0")
+    content = Content(server.uri, "stopped")
     assert content.losses() == {1: 3.0, 2: 1.5, 3: 0.75, 4: 0.375}
     assert content.statuses == {"FINISHED"}
     assert {"plots/curves.png", "history.json"} <= set(content.files(content.fold))
