@@ -1,7 +1,5 @@
 """Fixtures that the tests of several packages share."""
 
-from __future__ import annotations
-
 import importlib
 import os
 from collections.abc import Callable, Iterator
@@ -68,21 +66,18 @@ def train(bundle: str, data: Path, folder: Path, *, tracked: bool = False) -> No
 @pytest.fixture(scope="session")
 def run_2d(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`unet_2d` trained on fold 0 of 2 of `cells` for two epochs; `mlruns.db` beside it has its MLflow run."""
-
     return shared(tmp_path_factory, "run_2d", lambda folder: train("unet_2d", cells, folder, tracked=True)) / "run"
 
 
 @pytest.fixture(scope="session")
 def run_3d(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`unet_3d` trained on fold 0 of 2 of `volumes` for two epochs, not tracked."""
-
     return shared(tmp_path_factory, "run_3d", lambda folder: train("unet_3d", volumes, folder)) / "run"
 
 
 @pytest.fixture(scope="session")
 def folds_2d(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a cross-validation of `unet_2d` in two folds of `cells`, one epoch each, not tracked."""
-
     from small import SMALL_2D
 
     from medunet.bundle import find_bundle

@@ -1,7 +1,5 @@
 """`import medunet`: one function per task, and a model in memory."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The code matches docs/architecture.md: a module imports only from packages of a lower rank, and files are short."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

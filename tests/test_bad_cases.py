@@ -1,7 +1,5 @@
 """Every command names a truncated file among good ones, does the rest, and reports it by its exit code."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -17,9 +15,7 @@ from medunet.files import claim
 from medunet.runs import train_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 SETS = [f"--set={id_}={value}" for id_, value in {**SMALL_2D, "epochs": 1, "folds": 2}.items()]
-
 Call = Callable[..., tuple[int, str]]
 
 
@@ -60,7 +56,7 @@ def bad(good: Path, tmp_path: Path) -> tuple[Path, list[str]]:
     return data, [cut(images[1]).name.split(".")[0].removesuffix("_0000"), cut(labels[3]).name.split(".")[0]]
 
 
-def test_check_and_plan_list_all_and_fail_unless_they_may_skip_them(
+def test_check_and_plan_list_all_bad_cases_and_fail_without_skip_bad(
     bad: tuple[Path, list[str]], call: Call, tmp_path: Path
 ) -> None:
     data, names = bad
@@ -81,7 +77,7 @@ def test_check_and_plan_list_all_and_fail_unless_they_may_skip_them(
     assert code == 2 and "another process writes" in text
 
 
-def test_training_lists_all_and_fails_unless_it_may_skip_them(
+def test_training_lists_all_bad_cases_and_fails_without_skip_bad(
     bad: tuple[Path, list[str]], call: Call, tmp_path: Path
 ) -> None:
     data, names = bad

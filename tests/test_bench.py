@@ -1,7 +1,5 @@
 """Benchmarks in small: every module can be imported, and two of them measure."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import subprocess
@@ -56,7 +54,7 @@ def test_both_methods_restore_the_same_labels(device: str) -> None:
 
 
 @pytest.mark.usefixtures("small_restore")
-def test_the_logits_are_on_the_chosen_device_and_the_clock_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_logits_are_on_the_chosen_device_and_the_timer_synchronises(monkeypatch: pytest.MonkeyPatch) -> None:
     devices: list[str] = []
     waits: list[int] = []
 

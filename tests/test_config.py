@@ -1,7 +1,5 @@
 """Values by config id."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from medunet.errors import ConfigError
 
 
 @pytest.mark.parametrize("text", ["1e-3", "-2E+4", "1.5e3", ".5e1", "1.e2"])
-def test_every_spelling_of_a_float_is_a_number(text: str, tmp_path: Path) -> None:
+def test_every_spelling_of_a_float_is_parsed_as_a_number(text: str, tmp_path: Path) -> None:
     assert parse_yaml(f"[{text}]") == [float(text)]
     assert parse_settings([f"x={text}"]) == {"x": float(text)}
     (tmp_path / "a.yaml").write_text(f"learning_rate: {text}\n")
@@ -20,7 +18,7 @@ def test_every_spelling_of_a_float_is_a_number(text: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["e3", "1.2.3", "1e", "nan", "2e4x", "-e1", "$torch.device('cpu')", "@x", "cpu", ""])
-def test_other_values_stay_texts(text: str) -> None:
+def test_other_values_stay_strings(text: str) -> None:
     assert parse_settings([f"x={text}"]) == {"x": text}
 
 

@@ -1,7 +1,5 @@
 """What a config can name: every preset, loss and norm; each loss learns from the shipped train.json."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ from medunet.bundle import find_bundle, specialise
 from medunet.networks import presets
 
 SMALL = {"network_def::channels": [4, 8, 16], "patch_size": [32, 32], "device": torch.device("cpu")}
-
 DICE = {"to_onehot_y": True, "softmax": True}
 CHANGES: dict[str, dict[str, Any]] = {
     "dice": {"loss": {"_target_": "DiceLoss", **DICE}},
@@ -56,7 +53,7 @@ def test_every_loss_and_norm_is_reachable_from_a_config_and_learns(name: str) ->
 
 @pytest.mark.parametrize("name", ["unet_2d", "unet_3d"])
 @pytest.mark.parametrize("overlay", ["few", "sgd_poly"])
-def test_a_preset_gives_one_config_by_monai_and_by_medunet(name: str, overlay: str, tmp_path: Path) -> None:
+def test_monai_and_medunet_apply_a_preset_equally(name: str, overlay: str, tmp_path: Path) -> None:
     bundle = find_bundle(name)
     run = specialise(bundle, tmp_path / "run", {}, presets=[overlay])
     train, preset = (bundle / "configs" / f"{file}.json" for file in ("train", overlay))

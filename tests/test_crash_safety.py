@@ -1,7 +1,5 @@
 """Good files survive full, failing and read-only disks and killed processes; the rest is a typed error."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import multiprocessing
@@ -98,7 +96,7 @@ def test_a_full_disk_is_an_error_before_the_first_step(mount: Callable[..., Path
         check_target(folder / "out")
 
 
-def test_a_target_that_cannot_be_written_is_the_first_error(mount: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_unwritable_target_is_rejected_first(mount: Callable[..., Path], tmp_path: Path) -> None:
     folder = mount("1m")
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     for call in (lambda: check_target(folder / "out"), lambda: check_target(folder)):
@@ -141,7 +139,7 @@ def test_files_and_folders_are_flushed_and_a_failing_disk_keeps_the_old_file(
 
 
 @pytest.mark.parametrize("how", ["cut", "bit", "empty"])
-def test_resume_takes_the_newest_whole_checkpoint(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resume_uses_the_newest_intact_checkpoint(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def damage(path: Path) -> None:
         content = bytearray(path.read_bytes())
         middle = len(content) // 2
@@ -166,7 +164,7 @@ def test_resume_takes_the_newest_whole_checkpoint(how: str, tmp_path: Path, capl
 
 
 @pytest.mark.skipif(not CAN_LOCK, reason="the system knows no such locks")
-def test_a_second_process_is_rejected_by_the_name_of_the_first(tmp_path: Path) -> None:
+def test_a_second_process_is_rejected_and_the_first_is_named(tmp_path: Path) -> None:
     program = "import sys; from medunet.files import claim\nwith claim(sys.argv[1]): print(1, flush=True); input()"
     command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -180,7 +178,7 @@ def test_a_second_process_is_rejected_by_the_name_of_the_first(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_that_is_a_link_destroys_no_other_file(tmp_path: Path) -> None:
+def test_a_lock_file_that_is_a_link_does_not_overwrite_its_target(tmp_path: Path) -> None:
     victim, out = tmp_path / "thesis.txt", tmp_path / "out"
     victim.write_text("years of work")
     out.mkdir()
@@ -231,7 +229,7 @@ def write_for_ever(folder: Path) -> None:
 
 
 @needs_fork
-def test_a_writer_killed_at_any_moment_leaves_whole_files(tmp_path: Path) -> None:
+def test_a_writer_killed_at_any_moment_leaves_intact_files(tmp_path: Path) -> None:
     epochs = [0]
 
     def check(index: int) -> None:
@@ -257,7 +255,7 @@ def train(data: Path, output: Path) -> None:
 
 @needs_fork
 @pytest.mark.slow
-def test_a_training_run_killed_again_and_again_ends_as_an_undisturbed_one(cells: Path, tmp_path: Path) -> None:
+def test_a_repeatedly_killed_training_run_equals_an_uninterrupted_one(cells: Path, tmp_path: Path) -> None:
     begun = time.monotonic()
     train(cells, tmp_path / "calm")
     seconds = time.monotonic() - begun
@@ -279,7 +277,7 @@ def predict(run: Path, images: list[Path], output: Path) -> None:
 
 @needs_fork
 @pytest.mark.slow
-def test_a_prediction_killed_again_and_again_ends_as_an_undisturbed_one(volumes: Path, tmp_path: Path) -> None:
+def test_a_repeatedly_killed_prediction_equals_an_uninterrupted_one(volumes: Path, tmp_path: Path) -> None:
     images = sorted((volumes / "imagesTr").iterdir())[:3]
     run = untrained_run(tmp_path / "run")
     begun = time.monotonic()

@@ -1,7 +1,5 @@
 """The documentation: every command line parses, every Python block runs, every relative link leads to a file."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import shlex
@@ -69,7 +67,7 @@ def test_python_blocks_run(
         exec(compile(block, str(page), "exec"), namespace)  # the documentation's own code
 
 
-def test_a_wrong_option_is_noticed() -> None:
+def test_a_wrong_option_is_detected() -> None:
     with pytest.raises(Exception, match="no-such-option"):
         parse(["medunet", "predict", "RUN", "IMAGES", "--output", "out", "--no-such-option"])
 

@@ -1,16 +1,14 @@
-from __future__ import annotations
-
 import pytest
 from monai.bundle import ConfigParser
 
 from medunet.errors import ConfigError, find_cause
 
 
-def test_zero_and_empty_values_are_values() -> None:
+def test_zero_and_empty_values_are_printed() -> None:
     assert str(ConfigError("too few", received=0, expected=())) == "too few (received 0, expected ())"
 
 
-def test_the_typed_error_is_found_behind_two_wrappers() -> None:
+def test_find_cause_unwraps_nested_errors() -> None:
     with pytest.raises(RuntimeError) as info:
         try:
             try:

@@ -1,7 +1,5 @@
 """A wrong clock and a slow drive do not change the result."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Atomic writes, locks and checks of output folders; tests/test_crash_safety.py has disks that fail."""
 
-from __future__ import annotations
-
 import threading
 import time
 from pathlib import Path
@@ -44,7 +42,7 @@ def test_an_output_folder_is_empty_or_of_the_same_command(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(not CAN_LOCK, reason="the system knows no such locks")
-def test_waiting_threads_hold_a_lock_one_at_a_time(tmp_path: Path) -> None:
+def test_only_one_thread_holds_a_lock(tmp_path: Path) -> None:
     path, inside, most = tmp_path / "a.lock", [], []
 
     def hold(number: int) -> None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -15,7 +13,7 @@ def changed(affine: np.ndarray, index: tuple[int, int], value: float) -> np.ndar
     return affine
 
 
-def test_spacing_axes_and_shear_are_those_of_the_columns():
+def test_spacing_axes_and_shear_are_computed_from_the_columns():
     geometry = Geometry(AFFINE, (33, 34, 35))
     assert (geometry.spacing_mm, geometry.axis_codes) == ((3, 2, 4), "ALS")
     assert not geometry.is_sheared
@@ -29,7 +27,7 @@ def test_lps_has_the_opposite_x_and_y_and_converts_back():
     assert np.allclose(again.affine, AFFINE)
 
 
-def test_grids_are_close_by_their_furthest_corners():
+def test_grids_are_compared_at_their_corners():
     angle = np.radians(0.1)
     turned = np.eye(4)
     turned[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]

@@ -1,7 +1,5 @@
 """scripts/gpu_check.sh, as far as a machine without a GPU can test it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -51,7 +49,7 @@ def test_all_steps_fit_into_ten_minutes_and_name_sections(tmp_path: Path) -> Non
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_training_step_prints_speed_and_waiting() -> None:
+def test_the_training_step_prints_speed_and_data_wait() -> None:
     changes = {"patch_size": [16, 16, 16], "batch_size": 1, "network_def::channels": [4, 8], "num_workers": 0}
     changes |= {"steps_per_epoch": 1, "epochs": 3}
     assert "steps/s, waits for data" in gpu_check.training("cpu", changes=changes, size=(24, 24, 24), cases=3)

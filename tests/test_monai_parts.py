@@ -1,7 +1,5 @@
 """Each part works alone in a plain MONAI script: pickled, in workers, seeded, lazy, inside DDP and compiled."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from collections.abc import Callable

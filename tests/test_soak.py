@@ -3,8 +3,6 @@
 MEDUNET_SOAK_CASES is their number; scripts/test_reliability.sh takes 1,000.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os
@@ -23,7 +21,6 @@ from medunet.prediction import Predictor
 
 CASES = int(os.environ.get("MEDUNET_SOAK_CASES", "60"))
 GROWTH = 1.05  # largest ratio of the memory at the end to that after warm-up
-
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux"),

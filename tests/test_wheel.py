@@ -1,7 +1,5 @@
 """The wheel is complete: configs and bundles inside, and the demo runs without a checkout."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

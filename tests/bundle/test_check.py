@@ -1,7 +1,5 @@
 """References, targets and arguments of a config."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

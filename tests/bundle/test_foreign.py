@@ -1,7 +1,5 @@
 """Commands that need a bundle of medunet reject third-party bundles in one line with a remedy."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

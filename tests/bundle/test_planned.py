@@ -1,7 +1,5 @@
 """A planned bundle is an ordinary bundle, and trains with no edit."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -83,7 +81,7 @@ def test_a_planned_bundle_passes_its_checks_gives_reasons_and_trains_with_monai(
     ("kind", "options"),
     [("cells", {"memory": 8 << 30}), ("anisotropic", {"dims": 2}), ("two channels", {}), ("air", {})],
 )
-def test_it_trains_and_predicts_with_no_edit(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+def test_a_planned_bundle_trains_and_predicts_unedited(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     data, bundle = make(tmp_path, kind, **options)
     result = train_bundle(bundle, data, tmp_path / "run", changes=narrow(bundle), device="cpu")
     planned, trained = (read_json(folder / "configs" / "train.json") for folder in (bundle, tmp_path / "run"))

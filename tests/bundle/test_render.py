@@ -1,7 +1,5 @@
 """Bundles match their sources."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Copies of a bundle with changed values."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Third-party bundles that MONAI runs pass, and their faults are reported."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -63,12 +61,7 @@ def test_sizes_of_the_metadata_may_be_expressions(tmp_path: Path, shape: list[An
     [
         ("metadata", lambda content: content.pop("authors"), "metadata", "'authors' is a required property"),
         ("inference", lambda content: content.update(x="@absent"), "references and arguments", "@absent"),
-        (
-            "inference",
-            lambda config: config["network_def"].update(img_size=1),
-            "network input and output",
-            "img_size",
-        ),
+        ("inference", lambda config: config["network_def"].update(img_size=1), "network input and output", "img_size"),
         ("inference", lambda config: config["network_def"].update(channels=[2, 4]), "weights", "weights do not fit"),
     ],
 )
@@ -80,7 +73,7 @@ def test_faults_of_a_zoo_bundle_are_reported(
     assert message in str(verify_bundle(bundle, trust=True)[check])
 
 
-def test_a_check_that_this_machine_cannot_make_is_logged_and_no_fault(
+def test_a_check_that_cannot_run_here_is_logged_and_not_reported_as_a_fault(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = write_zoo_bundle(tmp_path / "spleen")

@@ -1,7 +1,5 @@
 """`medunet check`, as a user types it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -23,7 +21,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def test_a_sound_data_set_passes_and_is_drawn(data: Path, tmp_path: Path, medunet: Medunet, capsys: Capture) -> None:
+def test_a_valid_data_set_passes_and_is_drawn(data: Path, tmp_path: Path, medunet: Medunet, capsys: Capture) -> None:
     assert medunet("check", data, "--sheet", tmp_path / "out" / "sheet.png") == 0
     out = capsys.readouterr().out
     for text in ("3 cases and 1 test cases, 3D", "ventricles", "0 errors, 0 warnings: training can start"):

@@ -1,7 +1,5 @@
 """The command line, as a user types it."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil
@@ -21,7 +19,6 @@ from medunet.io import read_volume, write_volume
 
 # MONAI and ignite warn about themselves; the command line silences them in its own process
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 SMALL = sets(SMALL_2D)
 
 # each is rejected for its words alone, by a typed error in one line
@@ -66,7 +63,7 @@ MISTYPED = (
 )
 
 
-def test_help_and_the_rejection_of_mistyped_words_import_no_pytorch(tmp_path: Path) -> None:
+def test_help_and_errors_of_mistyped_commands_do_not_import_pytorch(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.doc").touch()
     (tmp_path / "file").touch()
@@ -101,7 +98,7 @@ def test_plan_prints_reasons_and_its_bundle_trains(
     assert medunet("train", bundle, "--data", cells, "--output", tmp_path / "run", "--epochs", 1, *narrow) == 0
 
 
-def test_a_resumed_run_does_not_need_the_run_that_it_started_from(
+def test_a_resumed_run_does_not_need_the_run_of_init_from(
     run_2d: Path, cells: Path, tmp_path: Path, medunet: Medunet
 ) -> None:
     start = shutil.copytree(run_2d, tmp_path / "start")
@@ -143,7 +140,7 @@ def test_predictions_of_a_volume_are_on_the_source_grid(tmp_path: Path, medunet:
     assert read_volume(tmp_path / "out" / "a_prob.nii.gz", channels=2).image.shape == (2, 30, 33, 17)
 
 
-def test_what_does_not_fit_is_rejected_in_one_line(
+def test_incompatible_arguments_are_rejected_in_one_line(
     cells: Path, tmp_path: Path, medunet: Medunet, capsys: Capture
 ) -> None:
     def error(*words: object) -> str:

@@ -1,7 +1,5 @@
 """What `medunet evaluate` and its neighbours print, and where they write."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a user reads when a long command ends early."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -24,7 +22,6 @@ with on_sigterm("add --resume"):
     os.write(begin, b".")
     time.sleep(60)
 """
-
 FAILURE_IN_AN_ENGINE = """
 import os
 from ignite.engine import Engine

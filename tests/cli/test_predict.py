@@ -1,7 +1,5 @@
 """`medunet predict` over many cases, as a user types it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -60,7 +58,7 @@ def test_benchmark_prints_every_stage_and_verbose_the_windows(
     assert any("windows" in record.getMessage() for record in caplog.records if "inferers" in record.name)
 
 
-def test_after_ctrl_c_the_number_of_results_and_the_way_to_continue_are_printed(
+def test_after_ctrl_c_the_number_of_results_and_how_to_continue_are_printed(
     *, run: Path, images: Path, tmp_path: Path, medunet: Medunet, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     def interrupted(self: Predictor, sources: list[Path]):

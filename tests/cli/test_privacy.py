@@ -1,7 +1,5 @@
 """Nothing that identifies a patient leaves the DICOM files, except into DICOM results of the same study."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import traceback
@@ -22,9 +20,7 @@ from medunet.io.dicom.seg import make_dicom_seg
 from medunet.io.segments import as_segments
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 Call = Callable[..., tuple[int, str]]
-
 LINKED = {word for value in LINKS.values() for word in value.split("^")}  # what DICOM results may contain
 
 
@@ -35,10 +31,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def call(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> Call:
     """Run a command; return its exit code, and all that it printed and logged, tracebacks included."""
     for key, name in {"MEDUNET_CACHE_DIR": "cache", "MEDUNET_CONFIG_DIR": "config"}.items():

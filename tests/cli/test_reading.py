@@ -1,7 +1,5 @@
 """Options for files that can be interpreted in more than one way, from the command line to the file."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -26,26 +24,18 @@ from medunet.resources import shipped_bundles
 from medunet.runs import evaluate_bundle, train_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-CHOSEN: dict[str, Any] = {
-    "series_uid": "1.2.3",
-    "phase": 1,
-    "uneven": "resample",
-    "tilt": "resample",
-    "form": "pixdim",
-    "fill_value": -1024.0,
-    "skip_unreadable": True,
-}
+CHOSEN: dict[str, Any] = {"series_uid": "1.2.3", "phase": 1, "uneven": "resample", "tilt": "resample"}
+CHOSEN |= {"form": "pixdim", "fill_value": -1024.0, "skip_unreadable": True}
 
 
-def test_each_choice_of_a_user_is_an_option_of_the_commands_and_an_id() -> None:
+def test_each_read_option_is_a_command_line_option_and_a_config_id() -> None:
     assert set(READING) == set(READING_IDS) == set(CHOSEN)
     assert ReadOptions(**CHOSEN).chosen == CHOSEN
     assert ReadOptions(channels=3, spatial_dims=2).chosen == {}
 
 
 @pytest.mark.parametrize("bundle", shipped_bundles())
-def test_ids_reach_every_reader_of_every_shipped_bundle(bundle: str, tmp_path: Path) -> None:
+def test_read_options_reach_every_reader_of_every_shipped_bundle(bundle: str, tmp_path: Path) -> None:
     folder = specialise(find_bundle(bundle), tmp_path / "own", CHOSEN)
     count = 0
     for workflow in ("train", "evaluate", "inference"):
@@ -87,7 +77,7 @@ def test_a_chosen_series_is_predicted_and_written_as_dicom_seg(
     assert predictor.decide(folder)["pred"].shape[1:] == (23, 19, 6)
 
 
-def test_a_choice_holds_for_planning_training_evaluation_and_prediction(tmp_path: Path, medunet: Medunet) -> None:
+def test_a_read_option_applies_to_planning_training_evaluation_and_prediction(tmp_path: Path, medunet: Medunet) -> None:
     data, planned = tmp_path / "data", tmp_path / "planned"
     write_phantom_dataset(data, kind="ct", cases=3, size=(32, 32, 24))
     for path in (data / "imagesTr").iterdir():

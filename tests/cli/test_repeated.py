@@ -1,7 +1,5 @@
 """A rejected command does not block its corrected repetition, and no command overwrites what a person has edited."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +10,6 @@ from small import untrained_run
 from medunet.datasets import open_dataset, write_phantom_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 SMALL = "--epochs 1 --set network_def::channels=[4,8] --set patch_size=[16,16,16] --set steps_per_epoch=1"
 TRAIN = f"train unet_3d --data data --tracking-uri= {SMALL} --set batch_size=1"
 

@@ -1,7 +1,5 @@
 """`medunet store` lists the cases of a store and removes those that are not needed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

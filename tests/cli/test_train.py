@@ -1,7 +1,5 @@
 """`medunet train`, as a user types it."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from medunet.training import CheckpointHandler, Trainer
 
 # MONAI and ignite warn about themselves; the command line silences them in its own process
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 SMALL = sets({**SMALL_2D, "tracking_uri": "", "epochs": 1})
 
 
@@ -82,7 +79,7 @@ def trainer_folder(trainer: Trainer) -> str:
     ],
     ids=["interrupted", "failed folds"],
 )
-def test_the_exit_code_tells_how_training_ended(
+def test_the_exit_code_reports_how_training_ended(
     *,
     cells: Path,
     tmp_path: Path,

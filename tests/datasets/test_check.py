@@ -1,7 +1,5 @@
 """Findings on data sets: in headers, in voxels, and across cases."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 
@@ -27,12 +25,12 @@ def dataset(tmp_path) -> SegmentationDataset:
     return open_dataset(write_phantom_dataset(tmp_path, kind="mr", cases=3, size=(17, 18, 19)))
 
 
-def test_sound_data_set_has_no_findings(dataset):
+def test_valid_data_set_has_no_findings(dataset):
     assert check_dataset(dataset) == check_dataset(dataset, level="voxels") == []
     raise_on_error([])
 
 
-def test_label_of_another_shape_is_found_in_the_header(dataset):
+def test_label_of_another_shape_is_reported_from_the_header(dataset):
     label = dataset.cases[1].label
     write_volume(np.zeros((5, 6, 7), np.uint8), label)
     (finding,) = check_dataset(dataset)
@@ -53,7 +51,7 @@ def test_label_on_another_grid_is_a_geometry_error(tmp_path):
     ("value", "severity", "cause"),
     [(9, "error", r"label has unknown values (received [9], expected [0, 1, 2, 3])"), (0, "warning", "label is empty")],
 )
-def test_values_are_checked_in_the_voxels_only(dataset, value, severity, cause):
+def test_values_are_checked_at_level_voxels_only(dataset, value, severity, cause):
     case = dataset.cases[2]
     write_volume(np.full((5, 6, 7), value, np.uint8), case.label)
     write_volume(np.arange(210, dtype=np.uint8).reshape(5, 6, 7), case.images[0])
@@ -69,7 +67,7 @@ def test_damaged_files_are_counted_and_the_first_is_raised(dataset):
         raise_on_error(check_dataset(dataset))
 
 
-def test_2d_image_among_volumes_is_found(dataset):
+def test_2d_image_among_volumes_is_reported(dataset):
     for path in (dataset.cases[1].images[0], dataset.cases[1].label):
         write_volume(np.zeros((5, 6), np.uint8), path)
     (finding,) = check_dataset(dataset)
@@ -96,7 +94,7 @@ def test_real_data_sets_have_no_errors(test_data):
         (np.int16([0, -1] * 3 + [1]), "error", "label has negative values (received -1.0)", "relabel"),
     ],
 )
-def test_labels_that_are_not_whole_numbers_are_found(tmp_path, label, severity, cause, remedy):
+def test_labels_that_are_not_whole_numbers_are_reported(tmp_path, label, severity, cause, remedy):
     image = write_volume(np.arange(210, dtype=np.int16).reshape(5, 6, 7), tmp_path / "a.nii.gz")
     path = write_volume(np.broadcast_to(label, (5, 6, 7)).copy(), tmp_path / "b.nii.gz")
     (finding,) = check_pair(Case("a", (image,), path), {"background": 0, "liver": 1}, level="voxels")
@@ -111,7 +109,7 @@ def test_an_error_in_a_test_case_is_a_warning(dataset):
     assert check_dataset(lonely, level="voxels") == []
 
 
-def test_as_many_values_as_are_named_are_classes(tmp_path):
+def test_many_values_are_classes_if_they_are_named(tmp_path):
     """TotalSegmentator has 117 classes; without names so many values would be taken for instances."""
     label = (np.arange(5 * 6 * 7) % 118).astype(np.uint8).reshape(5, 6, 7)
     image = write_volume(label.astype(np.float32), tmp_path / "a.nii.gz")
@@ -123,7 +121,7 @@ def test_as_many_values_as_are_named_are_classes(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(9, 8, 1), (1, 9, 8)])
-def test_a_slice_among_volumes_is_found_before_training(tmp_path, shape):
+def test_a_slice_among_volumes_is_reported_before_training(tmp_path, shape):
     for name, size in (("a", shape), ("b", (9, 8, 7))):
         label = np.arange(np.prod(size)).reshape(size) % 2
         write_volume(np.ones(size, np.float32), tmp_path / "images" / f"{name}.nii.gz")

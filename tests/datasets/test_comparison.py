@@ -1,7 +1,5 @@
 """Findings across cases: duplicates, leaks, mirrored and unusual cases."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,12 +61,12 @@ def test_an_odd_case_among_ten_is_named_with_its_cause(odd, cause):
     assert causes(cases) == ([] if cause is None else [("case_9", cause)])
 
 
-def test_empty_labels_are_not_called_the_same():
+def test_empty_labels_are_not_reported_as_duplicates():
     empty = {"class_voxels": {0: 729}, "class_right_mm": {}, "label_digest": "e"}
     assert causes([case(0, **empty), case(1, **empty), case(2), case(3)]) == []
 
 
-def test_class_that_occurs_nowhere_or_once():
+def test_classes_in_no_case_or_one_case_are_reported():
     rare = {"class_voxels": {0: 709, 1: 20}, "class_right_mm": {1: -30.0}}
     cases = [case(0), *(case(n, **rare) for n in range(1, 4))]
     assert causes(cases, {**LABELS, "spleen": 3}) == [
@@ -77,22 +75,22 @@ def test_class_that_occurs_nowhere_or_once():
     ]
 
 
-def test_left_to_the_right_of_right():
+def test_swapped_left_and_right_labels_are_reported():
     names = {"background": 0, "kidney_left": 1, "kidney_right": 2}
     cases = [case(0), case(1, class_right_mm={1: 30.0, 2: -40.0})]
     assert causes(cases, names) == [("case_1", "'kidney_left' is to the patient's right of 'kidney_right'")]
 
 
-def test_single_class_on_the_other_side_of_the_middle():
+def test_single_class_on_the_opposite_side_is_reported():
     cases = [*(case(n, class_right_mm={2: 40.0}) for n in range(9)), case(9, class_right_mm={2: -40.0})]
     assert causes(cases) == [("case_9", "'liver' is to the left of the middle, to the right in 9 other cases")]
 
 
-def test_classes_in_the_middle_are_on_no_side():
+def test_classes_in_the_middle_have_no_side():
     odd = case(9, class_right_mm={1: -9.0, 2: 9.0})
     assert causes([*(case(n, class_right_mm={1: 5.0, 2: -4.0}) for n in range(9)), odd]) == []
 
 
-def test_without_a_majority_nothing_is_mirrored():
+def test_without_a_majority_nothing_is_reported_as_mirrored():
     sides = [1, -1, 1, -1, 1, -1, 1]
     assert causes([case(n, class_right_mm={1: -30.0 * s, 2: 40.0 * s}) for n, s in enumerate(sides)]) == []

@@ -1,7 +1,5 @@
 """Layouts of data sets, sections of one, and inputs of predictions."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -108,7 +106,7 @@ def test_a_colour_picture_of_nnunet_has_all_its_channels_in_one_file(tmp_path):
     assert [len(case.images) for case in dataset.cases] == [1, 1]
 
 
-def test_folders_pair_by_name_whatever_the_ending(tmp_path):
+def test_files_are_paired_by_name_with_any_ending(tmp_path):
     for name in ("b", "a"):
         picture(tmp_path / "images" / f"{name}.tif", (1, 2, 3))
         picture(tmp_path / "labels" / f"{name}.png")
@@ -121,7 +119,7 @@ def test_folders_pair_by_name_whatever_the_ending(tmp_path):
 
 
 @pytest.mark.parametrize("cases", [["frame_0000", "frame_0001", "frame_0002"], ["scan_0000"]])
-def test_numbers_that_labels_have_too_are_part_of_the_names(tmp_path, cases):
+def test_numbers_in_label_names_are_part_of_the_case_name(tmp_path, cases):
     pairs(tmp_path, *cases)
     assert names(open_dataset(tmp_path).cases) == cases
 

@@ -1,7 +1,5 @@
 """DICOM data sets: a series and the SEG or RTSTRUCT that refers to it, case by case."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -83,7 +81,7 @@ def test_cases_are_named_after_their_folders(root):
     assert SECRET not in repr((first, second))
 
 
-def test_structures_are_numbered_by_name_where_files_disagree(root):
+def test_structures_are_numbered_by_name_if_files_disagree(root):
     dataset = open_dataset(root)
     assert dataset.labels == {"background": 0, "liver": 1, "Spleen": 2}
     assert (dataset.spatial_dims, dataset.channels, dataset.file_ending) == (3, ("image",), ".dcm")

@@ -1,7 +1,5 @@
 """What `medunet check` reports: all errors together, and a summary."""
 
-from __future__ import annotations
-
 import json
 import shutil
 
@@ -19,7 +17,7 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
-def test_sound_data_set_is_summarised(folder):
+def test_valid_data_set_is_summarised(folder):
     total, steps, visited = [], [], []
     options = {"started": total.append, "done": lambda: steps.append(1), "visit": visited.append}
     result = examine(folder, **options)
@@ -34,7 +32,7 @@ def test_sound_data_set_is_summarised(folder):
     assert "digest" not in json.dumps(result.as_dict(), allow_nan=False)
 
 
-def test_image_that_is_also_a_test_image_is_found(folder):
+def test_training_image_in_the_test_set_is_reported(folder):
     test = next((folder / "imagesTs").glob("*.nii.gz"))
     shutil.copy(sorted((folder / "imagesTr").glob("*.nii.gz"))[1], test)
     (finding,) = (f for f in examine(folder).findings if "test image" in f.cause)
@@ -62,7 +60,7 @@ def test_files_missing_from_the_list_are_reported_with_the_other_errors(folder):
     assert empty == "file has zero bytes"
 
 
-def test_folder_without_data_set_is_a_finding_and_no_folder_an_error(tmp_path):
+def test_folder_without_data_set_is_a_finding_and_a_missing_folder_an_error(tmp_path):
     result = examine(tmp_path)
     assert result.fails
     assert result.findings[0].cause.startswith("no data set found")

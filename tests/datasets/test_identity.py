@@ -1,7 +1,5 @@
 """The identity of preprocessed cases."""
 
-from __future__ import annotations
-
 import functools
 import os
 from importlib import metadata
@@ -15,14 +13,14 @@ from medunet.datasets.cache.identity import code_digest, describe_source, digest
 from medunet.transforms import EncodeLabelsd, RandDeformd
 
 
-def test_objects_count_by_class_and_attributes_without_random_state() -> None:
+def test_digest_of_objects_covers_class_and_attributes_but_not_random_state() -> None:
     assert digest(EncodeLabelsd("label", [0, 1])) == digest(EncodeLabelsd("label", [0, 1]))
     others = [EncodeLabelsd("label", [0, 1]), EncodeLabelsd("label", [0, 2]), EncodeLabelsd("seg", [0, 1])]
     assert len({digest(other) for other in others}) == 3
     assert digest(RandDeformd("a").set_random_state(0)) == digest(RandDeformd("a").set_random_state(1))
 
 
-def test_functions_count_by_code_closure_and_defaults() -> None:
+def test_digest_of_functions_covers_code_closure_and_defaults() -> None:
     def shift(by: int) -> object:
         return lambda x, scale=1: scale * x + by
 
@@ -39,19 +37,19 @@ def test_recursive_values_have_a_digest() -> None:
     assert digest(loop) != digest([1])
 
 
-def test_the_order_of_sets_and_mappings_does_not_count() -> None:
+def test_the_order_of_sets_and_mappings_does_not_change_the_digest() -> None:
     assert list({0, 8}) != list({8, 0})
     assert digest({0, 8}) == digest({8, 0}) != digest([0, 8])
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
 
 
-def test_arrays_count_by_type_shape_and_content() -> None:
+def test_digest_of_arrays_covers_type_shape_and_content() -> None:
     values = [np.zeros(4, np.uint8), np.zeros(4, np.int8), np.zeros((2, 2), np.uint8), np.ones(4, np.uint8)]
     assert len({digest(value) for value in values}) == 4
     assert digest(torch.zeros(4, dtype=torch.uint8)) == digest(values[0])
 
 
-def test_files_count_by_path_size_and_time(tmp_path: Path) -> None:
+def test_digest_of_files_covers_path_size_and_time(tmp_path: Path) -> None:
     file, copy = tmp_path / "a.raw", tmp_path / "b.raw"
     for path in (file, copy):
         path.write_bytes(b"1234")
@@ -80,7 +78,7 @@ def test_a_name_is_not_a_path_even_if_a_folder_has_it(tmp_path: Path, monkeypatc
     assert describe_source("case1.nii.gz") == describe_source(tmp_path / "case1.nii.gz")
 
 
-def test_any_code_below_a_preprocessed_case_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_digest_covers_all_code_behind_a_preprocessed_case(monkeypatch: pytest.MonkeyPatch) -> None:
     before = code_digest()
     assert code_digest.__wrapped__() == before
     read = Path.read_bytes

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -33,7 +31,7 @@ def dataset(root: Path, maps, **manifest: object) -> Path:
     return root
 
 
-def test_images_of_one_to_fourteen_objects_are_rejected(tmp_path):
+def test_instance_labels_of_one_to_fourteen_objects_are_rejected(tmp_path):
     root = dataset(tmp_path, [squares(1 + 5 * k % 14) for k in range(20)])
     with pytest.raises(DataError, match=rf"{INSTANCES}.*1 to 14 values per image, numbered from 1; .* in one piece"):
         open_dataset(root)
@@ -42,7 +40,7 @@ def test_images_of_one_to_fourteen_objects_are_rejected(tmp_path):
     assert [finding.cause.startswith(INSTANCES) for finding in examine(root).findings] == [True]
 
 
-def test_more_values_than_classes_may_be_are_called_instances_only_if_each_is_one_piece(tmp_path):
+def test_too_many_values_are_reported_as_instances_only_if_each_is_one_piece(tmp_path):
     many = dataset(tmp_path / "many", [squares(40), squares(40, numbers=range(200, 240))])
     with pytest.raises(DataError, match=INSTANCES):
         open_dataset(many)
@@ -86,7 +84,7 @@ def test_evaluate_rejects_masks_against_instances(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluate_measures_many_honest_classes(tmp_path):
+def test_evaluate_accepts_many_classes(tmp_path):
     for folder in ("pred", "ref"):
         for index in range(3):
             write_volume(squares(40), tmp_path / folder / f"{index}.png")
@@ -113,7 +111,7 @@ def test_swapped_images_and_labels_are_named(tmp_path, is_declared):
 @pytest.mark.parametrize(
     "folder", ["DSB2018_nuclei/labels", "CellTracking/DIC-C2DH-HeLa/gold", "CellTracking/PhC-C2DL-PSC/labels"]
 )
-def test_real_instances_are_found(test_data, folder):
+def test_real_instances_are_detected(test_data, folder):
     files = sorted((test_data / folder).iterdir())[:90]
     with pytest.raises(DataError, match=INSTANCES):
         refuse_instances({path: label_values(path, limit=None) for path in files})

@@ -1,7 +1,5 @@
 """Unused preprocessed cases are removed; those that a process uses stay."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -81,13 +79,13 @@ def test_cases_whose_files_have_changed_or_are_missing_are_stale(data: Any, stor
     assert names(list_store(store)) == {"case_2.nii.gz"}
 
 
-def test_a_drive_that_is_not_mounted_makes_nothing_stale(data: Any, store: Path, tmp_path: Path) -> None:
+def test_cases_on_an_unmounted_drive_are_not_stale(data: Any, store: Path, tmp_path: Path) -> None:
     filled(data, store)
     (tmp_path / "drive").rename(tmp_path / "unplugged")
     assert prune_store(store, unused_days=None) == []
 
 
-def test_the_least_recently_used_cases_are_removed_until_the_store_has_its_size(data: Any, store: Path) -> None:
+def test_the_least_recently_used_cases_are_removed_until_the_store_fits_its_limit(data: Any, store: Path) -> None:
     for channels in (1, 2):
         make_old(filled(data, store, channels=channels).folder, days=3 - channels)
     cases = list_store(store)
@@ -109,7 +107,7 @@ def test_nothing_is_removed_while_a_data_set_exists(data: Any, store: Path) -> N
     assert len(prune_store(store, max_bytes=0)) == 3
 
 
-def test_nothing_is_removed_that_another_process_uses(data: Any, store: Path) -> None:
+def test_cases_in_use_by_another_process_are_not_removed(data: Any, store: Path) -> None:
     folder = filled(data, store).folder
     code = "import sys; from medunet.files import Hold; h = Hold(sys.argv[1]); print(1, flush=True); sys.stdin.read()"
     words = [sys.executable, "-c", code, str(prune.hold_path(folder))]
@@ -122,7 +120,7 @@ def test_nothing_is_removed_that_another_process_uses(data: Any, store: Path) ->
     assert len(prune_store(store, max_bytes=0)) == 3
 
 
-def test_damaged_entries_and_remains_of_killed_writers_are_removed(data: Any, store: Path) -> None:
+def test_damaged_entries_and_temporary_files_of_killed_writers_are_removed(data: Any, store: Path) -> None:
     folder = filled(data, store).folder
     min(folder.iterdir()).write_text("{")
     (folder / ".12345678.abc.safetensors").touch()

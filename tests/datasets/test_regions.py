@@ -1,7 +1,5 @@
 """Regions of a dataset.json, in nnU-Net's words."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ def errors(root: Path) -> list[str]:
     return [finding.cause for finding in findings if finding.severity == "error"]
 
 
-def test_regions_are_read_with_the_value_that_each_is_written_with(tmp_path: Path) -> None:
+def test_regions_are_read_with_their_label_values(tmp_path: Path) -> None:
     root = write(tmp_path, BRATS, regions_class_order=[1, 2, 3])
     dataset = open_dataset(root)
     expected = (Region("whole", (1, 2, 3), 1), Region("core", (2, 3), 2), Region("enhancing", (3,), 3))
@@ -56,7 +54,7 @@ def test_a_list_of_one_value_is_a_class(tmp_path: Path) -> None:
     assert (dataset.labels, dataset.regions) == ({"background": 0, "liver": 1}, ())
 
 
-def test_a_value_that_is_in_no_region_is_found_by_the_check(tmp_path: Path) -> None:
+def test_check_reports_a_value_outside_all_regions(tmp_path: Path) -> None:
     (error,) = errors(write(tmp_path, BRATS, values=[0, 1, 3, 4], regions_class_order=[1, 2, 3]))
     assert "unknown values" in error
 

@@ -1,7 +1,5 @@
 """Figures of one case: classes, their places, intensities, digests."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -22,7 +20,7 @@ def label() -> np.ndarray:
 
 
 @pytest.mark.parametrize("value", [2, 70_000])
-def test_classes_are_counted_and_placed(label, value):
+def test_classes_are_counted_and_located(label, value):
     label = np.where(label == 2, value, label)
     found = measure_case("a", label, record((35, 9, 7), np.diag([2.0, 1, 3, 1])), label)
     assert found.class_voxels == {0: 35 * 9 * 7 - 6, value: 6}
@@ -30,7 +28,7 @@ def test_classes_are_counted_and_placed(label, value):
     assert found.voxel_size == pytest.approx(0.006)
 
 
-def test_place_does_not_depend_on_the_order_of_axes(label):
+def test_position_does_not_depend_on_the_order_of_axes(label):
     affine = np.array([[0, 0, -2, 5], [1, 0, 0, 6], [0, 3, 0, 7], [0, 0, 0, 1.0]])  # axes run A, S, L
     turned = np.moveaxis(label[0], 0, 2)[None]
     found = measure_case("a", turned, record((9, 7, 35), affine), turned)
@@ -38,13 +36,13 @@ def test_place_does_not_depend_on_the_order_of_axes(label):
     assert found.class_right_mm == {2: pytest.approx(-22.0)}
 
 
-def test_pictures_have_no_sides(label):
+def test_pictures_have_no_left_and_right(label):
     found = measure_case("a", label[..., 3], record((35, 9), format="png"), label[..., 3])
     assert found.class_voxels == {0: 35 * 9 - 6, 2: 6}
     assert (found.class_right_mm, found.orientation) == ({}, "")
 
 
-def test_digest_is_of_the_voxels_in_the_patient_not_of_their_order():
+def test_digest_depends_on_voxel_positions_and_not_on_axis_order():
     voxels = np.random.default_rng(0).normal(size=(1, 5, 6, 7)).astype(np.float32)
     flipped = record((5, 6, 7), np.diag([-1.0, 1, 1, 1]))
     first = measure_case("a", voxels, record((5, 6, 7)))
@@ -53,7 +51,7 @@ def test_digest_is_of_the_voxels_in_the_patient_not_of_their_order():
     assert first.image_digest == same.image_digest != mirrored.image_digest
 
 
-def test_intensities_of_each_channel():
+def test_intensities_of_each_channel_are_measured():
     voxels = np.stack([np.arange(1001.0), np.full(1001, 3.0)]).reshape(2, 7, 11, 13).astype(np.float32)
     first, second = measure_case("a", voxels, record((7, 11, 13))).intensity
     assert (first.minimum, first.low, first.median, first.high, first.maximum) == (0, 5, 500, 995, 1000)

@@ -1,7 +1,5 @@
 """The store returns the items that preprocessing returns, and reads only the parts in use."""
 
-from __future__ import annotations
-
 import errno
 import multiprocessing
 import os
@@ -147,7 +145,7 @@ def test_foreground_indices_are_the_voxels_of_each_class_and_large_classes_are_s
     assert abs(some.mean() - 1000) < 200  # all over the label
 
 
-def test_every_patch_is_centred_on_foreground_and_classes_take_turns(tmp_path: Path) -> None:
+def test_every_patch_is_centred_on_foreground_and_classes_are_balanced(tmp_path: Path) -> None:
     label = np.zeros((1, 30, 30), dtype=np.uint8)
     label[0, 5:25, 5:14], label[0, 20, 20] = 1, 2
     crop = RandDeformd("label", spatial_size=(3, 3), prob=0.0, foreground_key="label", foreground_prob=1.0)
@@ -183,7 +181,7 @@ def test_a_second_data_set_preprocesses_only_changed_files(tmp_path: Path) -> No
     torch.testing.assert_close(again[1]["image"], Compose(fixed())(items[1])["image"])
 
 
-def test_changed_transforms_make_new_entries_unless_they_are_random(tmp_path: Path) -> None:
+def test_changed_transforms_create_new_entries_unless_they_are_random(tmp_path: Path) -> None:
     items = volumes(tmp_path, 1)
     for steps in (fixed(), [*fixed()[:-1], NormalizeIntensityd("image")], fixed(4)):
         counted(items, tmp_path / "store", steps).prepare()
@@ -208,7 +206,7 @@ def test_a_damaged_entry_is_prepared_again(damage: str, tmp_path: Path, caplog: 
     assert "damaged" in caplog.text
 
 
-def test_an_entry_that_vanishes_or_is_truncated_while_training_is_prepared_again(tmp_path: Path) -> None:
+def test_an_entry_deleted_or_truncated_during_training_is_prepared_again(tmp_path: Path) -> None:
     items = volumes(tmp_path, 1)
     dataset = counted(items, tmp_path / "store")
     dataset.prepare()
@@ -264,7 +262,7 @@ def test_a_value_that_cannot_be_stored_is_named(tmp_path: Path) -> None:
             StoreDataset([{"image": np.ones((1, 2)), "other": value}], [], store_dir=tmp_path)[0]
 
 
-def test_values_arrays_and_empty_arrays_come_back(tmp_path: Path) -> None:
+def test_values_arrays_and_empty_arrays_are_restored(tmp_path: Path) -> None:
     item = {
         "image": np.arange(6, dtype=np.float16).reshape(1, 2, 3),
         "mask": torch.zeros(1, 0, 3, dtype=torch.bool),

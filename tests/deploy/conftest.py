@@ -1,7 +1,5 @@
 """A bundle without training, small images, and the library of Slicer's module on the path, as inside Slicer."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -12,7 +10,6 @@ from small import untrained_run
 from medunet.io import write_volume
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "medunet" / "deploy" / "slicer" / "MedUNet"))
-
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 

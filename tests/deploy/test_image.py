@@ -1,7 +1,5 @@
 """The Dockerfile's images, built by Docker or Podman and used as docs/howto/deploy.md documents."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shlex
@@ -23,7 +21,6 @@ from medunet.io import read_label
 from medunet.prediction import Predictor
 
 pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.filterwarnings("ignore")]
-
 ROOT = Path(__file__).parents[2]
 UID = 10001
 START_SECONDS = 180.0
@@ -114,7 +111,7 @@ def label_line(engine: Engine, image: str, folder: Path, port: int) -> list[str]
     return [word for word in words if word not in ("-e", "MEDUNET_LABEL_TOKEN")]
 
 
-def test_the_image_has_no_root_no_cuda_and_nothing_of_the_checkout(engine: Engine, image: str) -> None:
+def test_the_image_has_no_root_user_no_cuda_and_no_source(engine: Engine, image: str) -> None:
     assert engine.run("--entrypoint", "id", image, "-u").stdout.strip() == str(UID)
     listed = engine.run("--entrypoint", "python", image, "-m", "pip", "list").stdout.lower()
     assert "medunet" in listed

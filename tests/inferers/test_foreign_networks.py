@@ -1,7 +1,5 @@
 """`OverlapTileInferer` with networks of MONAI, which have no attribute `shapes`."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import pickle
@@ -21,13 +19,10 @@ from medunet.runtime import FastNetwork
 
 STRIDE = 4
 """Product of the strides of all networks here but `BasicUNet`, whose is 16."""
-
 HALO = 64
 """Voxels; more than the receptive radius of every network here."""
-
 ROUNDING = 1e-5
 """Largest difference in standard deviations of the logits: another window size sums in another order."""
-
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "UNet": lambda: UNet(2, 1, 2, (4, 8, 8), (2, 2), num_res_units=1, norm="batch"),
     "SegResNet": lambda: SegResNet(2, 8, 1, 2, norm="batch", blocks_down=(1, 1, 1), blocks_up=(1, 1)),
@@ -124,7 +119,7 @@ class Returns(nn.Module):
     [lambda x: x, lambda x: [x, -x], lambda x: (x, "more"), lambda x: {"out": x}, lambda x: {"out": [x, -x]}],
     ids=["tensor", "list", "tuple", "dictionary", "dictionary of a list"],
 )
-def test_the_first_output_is_taken(wrap: Callable[[torch.Tensor], object]) -> None:
+def test_the_first_output_is_used(wrap: Callable[[torch.Tensor], object]) -> None:
     image, inferer = random_image(33, 34), OverlapTileInferer(16, halo=0, tile_stride=1)
     assert torch.equal(inferer(image, Returns(wrap)), 2 * image)
     with torch.inference_mode():

@@ -1,7 +1,5 @@
 """Labels, probabilities and regions on the grid of the file, compared with MONAI's chain of transforms."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -50,7 +48,7 @@ def scan(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.5, 2.0)])
 @pytest.mark.parametrize("tile_size", [None, 32])
-def test_labels_and_probabilities_equal_those_of_monais_inversion(scan, spacing, tile_size):
+def test_labels_and_probabilities_match_monais_inversion(scan, spacing, tile_size):
     network, transform = make_network(), preprocessing(spacing)
     item = transform({"image": str(scan)})
     batch = item["image"][None]
@@ -82,7 +80,7 @@ def test_a_batch_of_monais_loader_is_decollated(scan):
 
 
 @pytest.mark.parametrize("inferer", [SimpleInferer(), OverlapTileInferer(None), OverlapTileInferer((32, 28))])
-def test_labels_of_a_picture_are_on_its_own_grid_by_any_inferer(tmp_path, inferer):
+def test_labels_of_a_picture_are_on_its_own_grid_with_any_inferer(tmp_path, inferer):
     path = write_volume(np.random.default_rng(0).integers(0, 255, (34, 36), np.uint8), tmp_path / "a.png")
     image = LoadImaged("image", reader=MedunetReader(), ensure_channel_first=True)({"image": str(path)})["image"]
     with torch.inference_mode():
@@ -94,7 +92,7 @@ def test_labels_of_a_picture_are_on_its_own_grid_by_any_inferer(tmp_path, infere
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("size", [(33, 34), (41, 22, 23)], ids=str)
-def test_tiles_leave_no_seam_on_the_networks_own_grid(padding, size):
+def test_tiling_leaves_no_seam_on_the_networks_own_grid(padding, size):
     torch.manual_seed(1)
     network = UNet(len(size), 1, 3, channels=(4, 6), padding=padding).eval()
     image = torch.rand(2, 1, *size)
@@ -140,7 +138,7 @@ def test_probabilities_are_in_a_mapped_file_of_the_scratch_folder(scan, tmp_path
 
 
 @pytest.mark.parametrize("inferer", [LabelInferer, ProbabilityInferer])
-def test_what_was_cropped_away_is_background(tmp_path, inferer):
+def test_voxels_that_were_cropped_are_background(tmp_path, inferer):
     voxels = np.full((20, 22, 24), -1000, dtype=np.float32)
     voxels[6:12, 7:15, 9:20] = 40
     path = write_volume(voxels, tmp_path / "a.nii.gz", affine=np.diag([-1.5, 1.5, 1.5, 1]))

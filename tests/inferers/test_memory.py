@@ -1,7 +1,5 @@
 """Memory of a pass, and the tiles that follow from it."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math
@@ -40,7 +38,7 @@ class Greedy(torch.nn.Module):
         return self.network(image)
 
 
-def test_sizes_of_memory_are_read():
+def test_memory_sizes_are_parsed():
     assert [parse_memory(text) for text in ("8GB", "512 mb", 7)] == [8 << 30, 512 << 20, 7]
     for text in ("much", "0GB", "1.2.3GB", -1):
         with pytest.raises(ConfigError, match="invalid memory size"):
@@ -53,7 +51,7 @@ def test_peak_of_a_chain_is_the_largest_pair():
     assert peak_bytes(chain, (1, 1, 10, 10)) == 4 * 100 * (1 + 8 + 2)
 
 
-def test_auto_takes_the_whole_image_or_few_tiles_and_changes_no_voxel():
+def test_auto_uses_the_whole_image_or_few_tiles_and_changes_no_voxel():
     network, image = make_network(), torch.randn(1, 1, 133, 205)
     assert len(OverlapTileInferer("auto", memory="1GB").plan((133, 205), network).tiles) == 1
     whole = peak_bytes(network, (1, 1, 136, 208))
@@ -66,13 +64,13 @@ def test_auto_takes_the_whole_image_or_few_tiles_and_changes_no_voxel():
         torch.testing.assert_close(inferer(image, network), OverlapTileInferer(None)(image, network), atol=1e-5, rtol=0)
 
 
-def test_auto_sees_how_much_is_free(monkeypatch):
+def test_auto_uses_the_free_memory(monkeypatch):
     network = make_network()
     monkeypatch.setattr("medunet.inferers.overlap_tile.free_memory", lambda device: 1 << 20)
     assert len(OverlapTileInferer("auto").plan((512, 512), network).tiles) > 1
 
 
-def test_a_part_of_the_halo_is_used_and_reported_if_memory_has_no_room_for_all(caplog):
+def test_a_smaller_halo_is_used_and_logged_if_memory_is_short(caplog):
     network, image = make_network(), torch.randn(1, 1, 160, 160)
     halo, stride = network.shapes.halo[0], network.shapes.total_stride[0]
     smallest = (2 * halo + stride) ** 2
@@ -146,7 +144,7 @@ def test_out_of_memory_continues_with_smaller_tiles(tile_size, caplog):
     ]
 
 
-def test_another_error_is_not_out_of_memory():
+def test_other_errors_are_not_treated_as_out_of_memory():
     network = Greedy(make_network(), limit=7000, error=RuntimeError("weights are missing"))
     with pytest.raises(RuntimeError, match="weights are missing"):
         OverlapTileInferer(None)(torch.randn(1, 1, 133, 205), network)
@@ -160,7 +158,7 @@ def test_out_of_memory_for_the_smallest_tile_is_raised():
         OverlapTileInferer(None)(torch.randn(1, 1, 133, 205), Greedy(make_network(), limit=10))
 
 
-def test_instance_norm_is_blended_if_the_image_takes_several_windows(caplog):
+def test_instance_norm_is_blended_if_the_image_needs_several_windows(caplog):
     network, image = make_network(norm="instance"), torch.randn(1, 1, 96, 101)
     inferer = OverlapTileInferer(64)
     with torch.inference_mode(), caplog.at_level(logging.WARNING):

@@ -1,7 +1,5 @@
 """Tiling changes no voxel, for every kind of network, image and tile."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +14,6 @@ from medunet.networks import UNet
 
 ROUNDING = 1e-5
 """Largest difference of logits of order 1 in float32: another window size sums in another order."""
-
 ANISOTROPIC = {"strides": [(1, 2, 2), (2, 2, 2)], "kernel_sizes": [(1, 3, 3), 3, 3]}
 
 
@@ -159,7 +156,7 @@ def test_windows_of_one_size_share_batches_across_images() -> None:
     assert [shape[0] for shape in seen] == [2, 1, 2, 1]
 
 
-def test_metadata_is_kept_and_not_shared() -> None:
+def test_metadata_is_copied_and_not_shared() -> None:
     image = MetaTensor(random_image(33, 34), meta={"filename_or_obj": "a.png", "affine": torch.eye(4)})
     image.is_batch = True  # as it comes from MONAI's DataLoader; decollating needs it
     result = tiled(make_network(2), image, None)
@@ -193,7 +190,7 @@ def test_further_arguments_reach_the_network_and_gradients_pass_through_the_tile
     torch.testing.assert_close(image.grad, torch.full_like(image, 2.0))
 
 
-def test_shapes_are_found_behind_wrappers() -> None:
+def test_shapes_are_read_through_wrappers() -> None:
     wrapped = torch.nn.Module()  # as DistributedDataParallel
     wrapped.module = make_network(2)
     compiled = torch.compile(wrapped, backend="eager")  # compiled only when called
@@ -218,7 +215,7 @@ def test_stride_and_halo_of_a_network_without_shapes_are_measured() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"upsample": "linear"}, {"strides": [[2, 1], 2], "kernel_sizes": [3, 5, 3]}])
-def test_the_measurement_agrees_with_what_a_network_states(options: dict[str, Any]) -> None:
+def test_measured_shapes_match_those_of_the_network(options: dict[str, Any]) -> None:
     network = UNet(2, 1, 2, channels=(2, 2, 2), norm="batch", **options).eval()
     assert measure_shapes(network, 1, 2) == SameSizeShapes(network.shapes.total_stride, network.shapes.halo)
 
@@ -248,7 +245,7 @@ def test_a_resized_output_is_rejected_unless_the_image_fits_one_tile() -> None:
     ],
     ids=str,
 )
-def test_invalid_options_are_config_errors(options) -> None:
+def test_invalid_options_raise_config_errors(options) -> None:
     with pytest.raises(ConfigError):
         tiled(make_network(2), random_image(33, 34), **{"tile_size": 96, **options})
 

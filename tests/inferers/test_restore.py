@@ -1,7 +1,5 @@
 """Labels and probabilities on the source grid are those of interpolating the logits everywhere."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -62,7 +60,7 @@ def oblique_grids(draw: st.DrawFn) -> GridMap:
 
 @settings(max_examples=60, deadline=None)
 @given(grid=parallel_grids() | oblique_grids(), classes=st.sampled_from([1, 2, 3, 14]), seed=st.integers(0, 9))
-def test_labels_regions_and_probabilities_are_those_of_interpolating_everywhere(grid, classes, seed):
+def test_labels_regions_and_probabilities_match_full_interpolation(grid, classes, seed):
     # random logits: nearly every cell is mixed
     logits = torch.randn(classes, *grid.grid_size, generator=torch.Generator().manual_seed(seed))
     values, outside = interpolated(logits, grid)
@@ -84,7 +82,7 @@ def test_labels_regions_and_probabilities_are_those_of_interpolating_everywhere(
 
 
 @pytest.mark.parametrize("tile", [28, (24, 36, 28)])
-def test_tiles_write_every_voxel_once_and_as_the_whole(tile):
+def test_tiles_write_every_voxel_once_with_the_label_of_the_whole_image(tile):
     torch.manual_seed(0)
     network = UNet(3, 1, 4, channels=(4, 6), norm="batch").eval()
     image = torch.randn(1, 1, 45, 38, 33)

@@ -1,7 +1,5 @@
 """Test-time augmentation: mirrored, transposed and scaled views."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -27,7 +25,7 @@ def test_the_mean_over_the_dihedral_group_is_equivariant() -> None:
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @torch.inference_mode()
-def test_two_views_are_the_mean_of_two_probabilities(activation: str) -> None:
+def test_mirrored_views_are_averaged_as_probabilities(activation: str) -> None:
     network, image = make_network(), torch.rand(1, 1, 5, 8)
     apply = torch.sigmoid if activation == "sigmoid" else torch.nn.Softmax(dim=1)
     mean = apply(MirrorInferer(SimpleInferer(), axes=[1], activation=activation)(image, network))
@@ -36,14 +34,11 @@ def test_two_views_are_the_mean_of_two_probabilities(activation: str) -> None:
 
 @pytest.mark.parametrize(
     "inferer",
-    [
-        MirrorInferer(OverlapTileInferer(None), axes=[]),
-        ScaleInferer(SimpleInferer(), scales=[1.0]),
-    ],
+    [MirrorInferer(OverlapTileInferer(None), axes=[]), ScaleInferer(SimpleInferer(), scales=[1.0])],
     ids=["no axis", "scale 1"],
 )
 @torch.inference_mode()
-def test_the_image_alone_is_the_softmax_itself_and_metadata_stay(inferer: MirrorInferer | ScaleInferer) -> None:
+def test_a_single_view_is_the_softmax_and_keeps_metadata(inferer: MirrorInferer | ScaleInferer) -> None:
     network, image = make_network(), MetaTensor(torch.rand(2, 1, 5, 8), meta={"filename_or_obj": "a.png"})
     output = inferer(image, network)
     torch.testing.assert_close(output.as_tensor(), network(image.as_tensor()).log_softmax(dim=1))
@@ -53,7 +48,7 @@ def test_the_image_alone_is_the_softmax_itself_and_metadata_stay(inferer: Mirror
 @pytest.mark.parametrize("batch_size", [2, 3, 8])
 @pytest.mark.parametrize("size", [(1, 1, 9, 9), (2, 1, 12, 17)], ids=str)
 @torch.inference_mode()
-def test_views_in_batches_are_views_one_by_one(size: tuple[int, ...], batch_size: int) -> None:
+def test_batched_views_match_single_views(size: tuple[int, ...], batch_size: int) -> None:
     network, image = make_network(), torch.rand(size)
     calls: list[int] = []
     network.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))

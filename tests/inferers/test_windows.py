@@ -1,7 +1,5 @@
 """Windows that exceed the image, compared with numpy, whose `pad` reflects as often as needed."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -22,7 +20,7 @@ def test_a_window_around_the_image_equals_numpy_pad(size, before, after) -> None
     np.testing.assert_array_equal(window.numpy(), expected)
 
 
-def test_a_window_across_one_border_is_a_piece_of_the_padded_image() -> None:
+def test_a_window_across_one_border_is_part_of_the_padded_image() -> None:
     image = torch.arange(5 * 6 * 7, dtype=torch.float32).reshape(1, 1, 5, 6, 7)
     padded = np.pad(image.numpy(), [(0, 0), (0, 0), *[(4, 4)] * 3], mode="reflect")
     window = take_window(image, (slice(1, 8), slice(6, 9), slice(8, 15)), (4, 4, 4))

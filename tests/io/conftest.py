@@ -1,7 +1,5 @@
 """Synthetic DICOM: small series whose voxels can be computed by hand."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable
 from pathlib import Path

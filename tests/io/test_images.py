@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import time
 import zlib
 
@@ -65,7 +63,7 @@ def test_a_file_of_another_kind_is_rejected_by_name(tmp_path, name):
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
-def test_an_itk_image_lies_where_simpleitk_puts_it(tmp_path, suffix):
+def test_itk_images_are_placed_as_by_simpleitk(tmp_path, suffix):
     image = sitk.GetImageFromArray(ramp(5, 6, 7))  # z, y, x
     image.SetOrigin((1, 2, 3))
     image.SetSpacing((0.5, 0.6, 0.7))
@@ -94,7 +92,7 @@ def png_of(depth: int, colour_type: int, rows: list[bytes], width: int) -> bytes
 
 
 @pytest.mark.parametrize(("colour_type", "samples", "channels"), [(2, 3, 3), (4, 2, 1), (6, 4, 3), (0, 1, 1)])
-def test_a_png_of_16_bits_keeps_all_of_them(tmp_path, colour_type, samples, channels):
+def test_a_png_of_16_bits_keeps_all_bits(tmp_path, colour_type, samples, channels):
     pixels = np.random.default_rng(0).integers(0, 65536, (5, 6, samples), np.uint16)
     path = tmp_path / "a.png"
     path.write_bytes(png_of(16, colour_type, [row.astype(">u2").tobytes() for row in pixels], 6))
@@ -212,7 +210,7 @@ def test_a_chain_of_pages_without_end_is_rejected_quickly(tmp_path):
         assert time.process_time() - began < 5
 
 
-def test_a_picture_without_permission_is_reported_as_that(tmp_path, monkeypatch):
+def test_a_missing_permission_is_reported(tmp_path, monkeypatch):
     path = write_volume(ramp(5, 6), tmp_path / "a.png")
 
     def denied(*_, **__):

@@ -1,7 +1,5 @@
 """Images are decoded in a child process: a crash, a hang or too much memory is an error of the file."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -38,7 +36,7 @@ def volume(tmp_path: Path) -> Path:
     return write_volume(voxels, tmp_path / "a.nii.gz", affine=affine)
 
 
-def test_voxels_and_record_are_those_of_the_plain_reader(
+def test_isolated_reading_returns_the_same_voxels_and_record(
     volume: Path, tmp_path: Path, make_series: Callable[..., Path]
 ) -> None:
     Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10)).save(tmp_path / "b.png")
@@ -53,7 +51,7 @@ def test_voxels_and_record_are_those_of_the_plain_reader(
     assert meta["name"] == "a"
 
 
-def test_one_child_reads_file_after_file_and_leaves_no_handle(process: ReadingProcess, volume: Path) -> None:
+def test_one_child_reads_file_after_file_and_leaks_no_handle(process: ReadingProcess, volume: Path) -> None:
     process.call(read_one, volume, DEFAULTS)
     first, handles = process.pid, len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for _ in range(20):
@@ -62,7 +60,7 @@ def test_one_child_reads_file_after_file_and_leaves_no_handle(process: ReadingPr
     assert len(os.listdir("/proc/self/fd")) == handles  # noqa: PTH208
 
 
-def test_errors_keep_their_type_and_words(process: ReadingProcess, volume: Path, tmp_path: Path) -> None:
+def test_errors_keep_their_type_and_message(process: ReadingProcess, volume: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.nii.gz"
     cut.write_bytes(volume.read_bytes()[:-50])
     bare = tmp_path / "bare.nii"
@@ -93,7 +91,7 @@ def test_a_crash_a_hang_and_too_much_memory_are_errors_of_the_file_and_the_next_
     assert process.call(read_one, volume, DEFAULTS)[0].shape == (17, 19, 23)
 
 
-def test_a_fork_has_a_child_of_its_own_that_ends_with_it(volume: Path) -> None:
+def test_a_fork_starts_its_own_child_which_ends_with_it(volume: Path) -> None:
     shared_process().call(read_one, volume, DEFAULTS)
     reader, writer = os.pipe()
     fork = os.fork()

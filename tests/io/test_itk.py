@@ -1,7 +1,5 @@
 """NRRD and MetaImage: data that are damaged, truncated or too long, and headers without placement, are rejected."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,6 @@ from medunet.errors import DataError, GeometryError
 from medunet.io import read_header, read_label, read_volume
 
 VOXELS = np.random.default_rng(0).integers(0, 200, (5, 6, 7)).astype(np.int16)
-
 NAMES = ("a.mha", "a.mhd", "a.nrrd", "a.nhdr")
 
 

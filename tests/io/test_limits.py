@@ -1,7 +1,5 @@
 """An untrusted file takes no voxels from other files and no more memory than is free."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +33,7 @@ from medunet.io.dicom.references import read_dataset
         ("a.mhd", "{meta}ElementDataFile = ../secret.raw\n"),
     ],
 )
-def test_no_spelling_takes_voxels_from_elsewhere(name: str, text: str, tmp_path: Path) -> None:
+def test_headers_cannot_reference_files_outside_their_folder(name: str, text: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret.raw"
     secret.write_bytes(bytes(range(64)))
     meta = "ObjectType = Image\nNDims = 2\nDimSize = 8 8\nElementType = MET_UCHAR\n"
@@ -48,7 +46,7 @@ def test_no_spelling_takes_voxels_from_elsewhere(name: str, text: str, tmp_path:
         read_volume(path)
 
 
-def test_data_beside_the_header_may_be_named(tmp_path: Path) -> None:
+def test_headers_may_reference_files_beside_them(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for number in (1, 2):
@@ -60,7 +58,7 @@ def test_data_beside_the_header_may_be_named(tmp_path: Path) -> None:
         assert read_volume(folder / "a.mhd").image[0, 0, 0].tolist() == [1, 2]
 
 
-def test_a_tiff_takes_no_pages_from_other_files(tmp_path: Path) -> None:
+def test_a_tiff_does_not_read_pages_of_other_files(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     tifffile.imwrite(tmp_path / "other.ome.tif", np.full((8, 8), 77, np.uint8), ome=True)
     plane = '<TiffData IFD="0" FirstZ="{}" PlaneCount="1"><UUID FileName="{}">urn:uuid:{}</UUID></TiffData>'
@@ -76,7 +74,7 @@ def test_a_tiff_takes_no_pages_from_other_files(tmp_path: Path) -> None:
     assert not image.any()
 
 
-def test_every_format_is_rejected_before_memory_is_taken(
+def test_too_large_images_are_rejected_before_memory_is_allocated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_series: Callable[..., Path]
 ) -> None:
     monkeypatch.setattr(limits, "available_memory", lambda: 1 << 20)

@@ -1,7 +1,5 @@
 """Pictures have the same axes in medunet and in MONAI's readers and writers, both ways."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,6 @@ from PIL import Image
 from medunet.io import LoadLabeld, MedunetReader, SavePredictiond, read_volume, write_volume
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SWIG's, when ITK is imported
-
 GREY = np.arange(33 * 35, dtype=np.uint8).reshape(33, 35)
 COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], axis=-1)
 
@@ -25,7 +22,7 @@ def load(path: Path, reader: object) -> MetaTensor:
 
 
 @pytest.mark.parametrize("name", ["grey.png", "colour.png", "grey.tif", "stack.tif", "plane.nrrd"])
-def test_a_picture_is_the_same_array_by_all_readers(name: str, tmp_path: Path) -> None:
+def test_all_readers_return_the_same_array(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     if name == "stack.tif":
         tifffile.imwrite(path, np.stack([GREY, GREY + 1, GREY + 2]), photometric="minisblack")
@@ -41,7 +38,7 @@ def test_a_picture_is_the_same_array_by_all_readers(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("ending", [".png", ".tif"])
-def test_each_program_reads_what_the_other_one_writes(ending: str, tmp_path: Path) -> None:
+def test_medunet_and_monai_read_each_others_files(ending: str, tmp_path: Path) -> None:
     for reader in (PILReader(), ITKReader()):
         assert np.array_equal(load(write_volume(GREY, tmp_path / f"a{ending}"), reader)[0].numpy(), GREY)
     options = {"output_ext": ending, "output_postfix": "", "output_dtype": np.uint8, "separate_folder": False}
@@ -52,7 +49,7 @@ def test_each_program_reads_what_the_other_one_writes(ending: str, tmp_path: Pat
     assert torch.equal(load(tmp_path / f"source{ending}", MedunetReader()).as_tensor(), image.as_tensor())
 
 
-def test_a_prediction_lies_on_its_picture_and_on_the_label_that_both_read(tmp_path: Path) -> None:
+def test_a_prediction_is_aligned_with_its_picture_and_label(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "a.png")
     bright = (GREY > 128).astype(np.uint8)
     (tmp_path / "labels").mkdir()

@@ -1,7 +1,5 @@
 """NIfTI, Analyze and MGH: voxels and placement equal nibabel's, and unusual headers follow a rule or are rejected."""
 
-from __future__ import annotations
-
 import gzip
 import tracemalloc
 from pathlib import Path
@@ -245,7 +243,7 @@ def test_an_unusable_header_is_rejected(tmp_path: Path, fields: dict[str, Any], 
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_an_absurd_size_reserves_no_memory(tmp_path: Path, packed: bool) -> None:
+def test_an_absurd_size_allocates_no_memory(tmp_path: Path, packed: bool) -> None:
     for kind, shape in ((nib.Nifti1Image, (30000, 30000, 30000)), (nib.Nifti2Image, (1 << 40, 1 << 20, 1 << 20))):
         path = save(tmp_path / "a.nii", kind=kind, dim=[3, *shape, 1, 1, 1, 1])
         if packed:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -43,7 +41,7 @@ def test_the_header_has_what_slicer_reads(path):
     assert "Segment2_ID" not in header
 
 
-def test_colours_are_parts_of_one_and_codes_are_terminology(tmp_path):
+def test_colours_are_fractions_and_codes_become_terminology(tmp_path):
     codes = {"liver": {"category": ["91723000", "SCT", "Anatomical Structure"], "type": ["10200004", "SCT", "Liver"]}}
     segments = as_segments(LABELS, colors={"liver": [255, 0, 51]}, codes=codes)
     header = fields(write_volume(labelled(), tmp_path / "a.seg.nrrd", affine=AFFINE, labels=segments))
@@ -51,7 +49,7 @@ def test_colours_are_parts_of_one_and_codes_are_terminology(tmp_path):
     assert "~SCT^91723000^Anatomical Structure~SCT^10200004^Liver~" in header["Segment0_Tags"]
 
 
-def test_voxels_affine_and_names_come_back_by_our_reader_and_itk(path):
+def test_medunet_and_itk_read_back_voxels_affine_and_names(path):
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T, labelled())
     volume = read_volume(path)
     assert np.array_equal(volume.image[0].numpy(), labelled())
@@ -78,7 +76,7 @@ def slicer_file(folder, voxels: np.ndarray, header: str):
     return path
 
 
-def test_cropped_file_of_slicer_lies_where_it_was_drawn(tmp_path):
+def test_cropped_file_of_slicer_is_placed_where_it_was_drawn(tmp_path):
     voxels = np.ones((2, 3, 1), np.uint8)
     path = slicer_file(
         tmp_path,
@@ -97,7 +95,7 @@ def test_cropped_file_of_slicer_lies_where_it_was_drawn(tmp_path):
         read_label(path, reference=Geometry(AFFINE * [2, 2, 1, 1], (7, 9, 5)))
 
 
-def test_of_overlapping_layers_of_slicer_the_later_label_wins_with_a_warning(tmp_path):
+def test_the_later_of_overlapping_slicer_layers_wins_with_a_warning(tmp_path):
     voxels = np.zeros((2, 4, 4, 2), np.uint8)
     voxels[0, :3, :3], voxels[1, 2:, 2:] = 1, 1
     path = slicer_file(

@@ -1,7 +1,5 @@
 """Compressed files: every checksum is verified, and nothing small unpacks to something huge."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import zlib
@@ -37,7 +35,7 @@ def unpack(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
 
 @given(st.lists(st.binary(max_size=3000), max_size=4))
 @settings(deadline=None, max_examples=40)
-def test_parts_become_one_ordinary_member(parts: list[bytes]) -> None:
+def test_gzip_parts_form_one_ordinary_member(parts: list[bytes]) -> None:
     content = b"".join(gzip_parts(parts))
     member = zlib.decompressobj(wbits=31)
     assert member.decompress(content) == b"".join(parts)

@@ -1,7 +1,5 @@
 """`MedunetReader` in MONAI's transforms, channels of several files, and names of results."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +61,7 @@ def test_a_typed_error_passes_through_monais_transforms(item: dict[str, str], tm
     assert "none.nii.gz: does not exist" in str(caught.value.__cause__)
 
 
-def test_monais_readers_do_not_get_what_ours_rejects(tmp_path: Path) -> None:
+def test_rejected_files_are_not_passed_to_monais_readers(tmp_path: Path) -> None:
     path = write_volume(ramp(5, 6) % 200, tmp_path / "picture.png", dtype="uint8").rename(tmp_path / "picture.nii")
     with pytest.raises(DataError, match="not a NIfTI file"):
         LoadImage(reader=MedunetReader, image_only=True)(path)

@@ -1,7 +1,5 @@
 """Writing volumes, and the files of predictions."""
 
-from __future__ import annotations
-
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ def ramp(*shape: int) -> np.ndarray:
     return (np.arange(np.prod(shape)).reshape(shape) % 3).astype(np.uint8)
 
 
-def test_nibabel_sees_both_forms_and_millimetres_and_equal_volumes_make_equal_files(tmp_path: Path) -> None:
+def test_files_have_both_forms_and_units_and_are_reproducible(tmp_path: Path) -> None:
     first, second = (write_volume(ramp(33, 34, 35), tmp_path / f"{n}.nii.gz", affine=AFFINE) for n in "ab")
     assert first.read_bytes() == second.read_bytes()
     image = nib.load(first)
@@ -110,7 +108,6 @@ def test_probabilities_are_written_channels_last_in_3d_and_first_in_2d(tmp_path:
     image = nib.load(tmp_path / "out" / "a_prob.nii.gz")
     assert np.array_equal(np.asarray(image.dataobj), prob.movedim(0, -1).numpy())
     assert np.allclose(image.affine, AFFINE)
-
     path = write_volume(ramp(5, 6), tmp_path / "b.png")
     save(loaded(path, ramp(5, 6), prob=prob[..., 0]))
     assert np.array_equal(np.load(tmp_path / "out" / "b_prob.npy"), prob[..., 0].numpy())

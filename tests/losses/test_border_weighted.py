@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -20,7 +18,7 @@ COSTS = [LOG4, LOG4 - LOG3, LOG4 - LOG3]
 
 
 @pytest.mark.parametrize(("reduction", "divisor"), [("sum", 1), ("mean", 3), ("weighted_mean", 8)])
-def test_each_voxel_counts_by_its_weight(reduction, divisor):
+def test_each_voxel_is_scaled_by_its_weight(reduction, divisor):
     want = (2 * COSTS[0] + 1 * COSTS[1] + 5 * COSTS[2]) / divisor
     assert BorderWeightedCELoss(reduction=reduction)(LOGITS, TARGET, WEIGHT).item() == pytest.approx(want)
 

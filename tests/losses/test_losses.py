@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import monai.losses
@@ -21,7 +19,7 @@ def batch(channels=3, shape=(6, 5, 7)):
 
 @pytest.mark.parametrize("include_background", [True, False])
 @pytest.mark.parametrize("over_batch", [True, False])
-def test_it_agrees_with_monai_without_ignored_voxels(include_background, over_batch):
+def test_dice_ce_matches_monai_without_ignored_voxels(include_background, over_batch):
     logits, target = batch()
     monai_loss = monai.losses.DiceCELoss(
         softmax=True, to_onehot_y=True, include_background=include_background, batch=over_batch
@@ -57,7 +55,7 @@ def test_ignored_voxels_change_neither_loss_nor_gradient():
     assert logits.grad[..., :4].abs().max() > 0
 
 
-def test_the_weight_map_acts_on_the_cross_entropy_only():
+def test_the_weight_map_applies_to_the_cross_entropy_only():
     logits, target = batch()
     weight = torch.rand(target.shape)
     dice_only = DiceCELoss(lambda_ce=0.0)
@@ -77,7 +75,7 @@ def test_bfloat16_logits_are_computed_in_float32(loss_class):
 
 
 @BOTH
-def test_a_valid_network_gets_the_middle_of_the_label(loss_class):
+def test_center_crop_uses_the_middle_of_the_label(loss_class):
     logits, target = batch()
     weight = torch.rand(target.shape)
     padded, padded_weight = (torch.nn.functional.pad(one, (2, 2, 1, 1, 3, 3), value=1) for one in (target, weight))
@@ -105,7 +103,7 @@ def test_a_mask_of_0_and_255_is_rejected(loss_class, channels):
 REGIONS = [[1, 2, 3], [2, 3], [3]]
 
 
-def test_undecided_logits_cost_log_two_and_half_the_dice():
+def test_region_loss_of_zero_logits_by_hand():
     target = torch.tensor([[[0, 1, 2, 3]]])
     logits = torch.zeros(1, 3, 1, 4)
     cross_entropy = RegionDiceCELoss(REGIONS, lambda_dice=0)(logits, target)
@@ -115,7 +113,7 @@ def test_undecided_logits_cost_log_two_and_half_the_dice():
     assert float(dice) == pytest.approx(1 - (3 / 5 + 2 / 4 + 1 / 3) / 3)
 
 
-def test_each_region_counts_by_itself():
+def test_each_region_is_scored_separately():
     target = torch.tensor([[[0, 1, 2, 3]]])
     right = torch.tensor([[[[-20.0, 20, 20, 20]], [[-20.0, -20, 20, 20]], [[-20.0, -20, -20, 20]]]])
     loss = RegionDiceCELoss(REGIONS)
@@ -126,7 +124,7 @@ def test_each_region_counts_by_itself():
     assert float(loss(wrong, target)) == pytest.approx(20 * 4 / 12 + 1 / 3, abs=1e-3)
 
 
-def test_ignored_voxels_count_in_neither_term():
+def test_ignored_voxels_are_excluded_from_both_terms():
     loss = RegionDiceCELoss(REGIONS, ignore_index=255)
     logits = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
     target = torch.randint(4, (2, 1, 5, 4), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
@@ -136,14 +134,14 @@ def test_ignored_voxels_count_in_neither_term():
     assert float(loss(logits, torch.full_like(target, 255))) == pytest.approx(0, abs=1e-6)
 
 
-def test_weights_count_in_the_cross_entropy_only():
+def test_weights_apply_to_the_cross_entropy_only():
     loss = RegionDiceCELoss(REGIONS, lambda_dice=0)
     target, logits = torch.tensor([[[0, 3]]]), torch.zeros(1, 3, 1, 2)
     weighted = loss(logits, target, torch.tensor([[[[1.0, 5.0]]]]))
     assert float(weighted) == pytest.approx(3 * math.log(2))
 
 
-def test_other_numbers_of_channels_are_rejected():
+def test_wrong_numbers_of_channels_are_rejected():
     with pytest.raises(ConfigError, match="do not match the regions"):
         RegionDiceCELoss(REGIONS)(torch.zeros(1, 4, 2, 2), torch.zeros(1, 1, 2, 2))
     with pytest.raises(ConfigError, match="regions must have class indices"):
@@ -160,7 +158,7 @@ TARGET = torch.randint(0, 3, (2, 1, 8, 8), generator=torch.Generator().manual_se
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
-def test_each_level_counts_half_of_the_level_before(dtype):
+def test_each_level_has_half_the_weight_of_the_finer_one(dtype):
     outputs, loss = levels(), DiceCELoss()
     targets = TARGET, TARGET[..., 1::2, 1::2], TARGET[..., 2::4, 2::4]
     parts = [loss(output, target) for output, target in zip(outputs, targets, strict=True)]
@@ -174,7 +172,7 @@ def test_a_single_tensor_gives_the_plain_loss():
         assert torch.equal(DeepSupervisionLoss(DiceCELoss())(logits, TARGET), DiceCELoss()(output, TARGET))
 
 
-def test_a_weight_stays_with_its_label():
+def test_weights_are_resampled_with_the_labels():
     # Only voxels of class 2 weigh; at each level the loss must count these and no others.
     outputs, weight = levels(requires_grad=True), (TARGET == 2).float()
     DeepSupervisionLoss(BorderWeightedCELoss())(outputs, TARGET, weight).backward()
@@ -183,7 +181,7 @@ def test_a_weight_stays_with_its_label():
         assert torch.equal(output.grad.abs().sum(1, keepdim=True) > 0, counted)
 
 
-def test_given_level_weights_are_relative_and_zero_skips_a_level():
+def test_level_weights_are_relative_and_zero_skips_a_level():
     outputs = levels()
     outputs[1] = torch.full_like(outputs[1], float("nan"))
     loss = DeepSupervisionLoss(BorderWeightedCELoss(), level_weights=[3, 0, 1])

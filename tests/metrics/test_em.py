@@ -1,7 +1,5 @@
 """EM scores: merges and splits computed by hand, and the topology that warping must keep."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -28,7 +26,7 @@ def random_cells(seed: int, size: int = 65) -> np.ndarray:
     return np.abs(ndimage.gaussian_filter(noise, 3)) > 0.02
 
 
-def test_a_perfect_proposal_scores_one_and_no_reference_nan():
+def test_a_perfect_proposal_scores_one_and_an_empty_reference_nan():
     assert em_scores(random_cells(0), random_cells(0)) == (1.0, 1.0, 0.0, 0.0)
     assert np.isnan(em_scores(np.ones((3, 3)), np.zeros((3, 3)))[:2]).all()  # no cell to score
 
@@ -89,14 +87,14 @@ def test_a_diagonal_membrane_separates_and_specks_within_a_cell_vanish():
     assert em_scores(pred, ref)[:2] == (1.0, 1.0)
 
 
-def test_the_best_threshold_is_found():
+def test_the_best_threshold_is_selected():
     ref = three_cells()
     probability = np.where(ref, 0.95, 0.65)  # 0.7, 0.8 and 0.9 see the membrane, lower thresholds do not
     assert best_em_scores([probability, probability], [ref, ref]) == (1.0, 0.7, 1.0, 0.7)
     assert em_scores(probability, ref).v_info == 0.0
 
 
-def test_simple_points_are_those_of_the_definition():
+def test_simple_points_match_the_definition():
     # Bertrand & Malandain: exactly one cell (4-connected) touches the centre by a face, and exactly one piece of
     # membrane (8-connected) touches it at all.
     ring_at = [(1, 2), (0, 2), (0, 1), (0, 0), (1, 0), (2, 0), (2, 1), (2, 2)]
@@ -131,7 +129,7 @@ def test_warping_keeps_the_topology_and_converges(seed: int):
 @pytest.mark.parametrize("start", [14, 15])
 @pytest.mark.parametrize("shift", [-3, -2, 1, 3])
 @pytest.mark.parametrize("wall", [True, False], ids=["membrane", "cell"])
-def test_a_shift_by_no_more_than_the_width_warps_to_nothing(wall: bool, shift: int, start: int):
+def test_a_shift_within_the_membrane_width_has_no_warping_error(wall: bool, shift: int, start: int):
     ref, pred = np.ones((33, 34), bool), np.ones((33, 34), bool)
     ref[:, start : start + 3] = False
     pred[:, start + shift : start + shift + 3] = False

@@ -1,7 +1,5 @@
 """Cases and their statistics."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -41,7 +39,7 @@ def test_a_case_is_computed_by_hand():
     assert scores["name"] == "case_1"
 
 
-def test_an_absent_class_does_not_count_and_missed_and_spurious_ones_score_zero():
+def test_absent_classes_are_excluded_and_missed_and_spurious_ones_score_zero():
     scores = evaluate_case(*case(), spacing_mm=(1, 1, 1), labels=LABELS)
     assert scores["classes"]["spleen"]["status"] == "absent"
     assert math.isnan(scores["classes"]["spleen"]["dice"])
@@ -50,9 +48,6 @@ def test_an_absent_class_does_not_count_and_missed_and_spurious_ones_score_zero(
     results = [(scores["classes"][name]["status"], scores["classes"][name]["dice"]) for name in ("liver", "spleen")]
     assert results == [("spurious", 0.0), ("missed", 0.0)]
     assert scores["mean_dice"] == 0.0
-
-
-def test_a_case_without_any_class_has_no_numbers():
     empty = np.zeros((3, 4, 5), int)
     scores = evaluate_case(empty, empty, spacing_mm=(1, 1, 1), labels=LABELS)
     assert math.isnan(scores["mean_dice"])
@@ -77,7 +72,7 @@ def test_the_background_may_have_any_value():
     assert scores["classes"]["membrane"]["area_ref_mm2"] == 4.0
 
 
-def test_em_scores_are_of_the_interior():
+def test_em_scores_use_the_interior():
     ref = np.full((8, 9), 255)
     ref[:, 4] = 0
     scores = evaluate_case(ref, ref, spacing_mm=(1, 1), labels={"background": 0, "cell": 255}, em=True)
@@ -106,7 +101,7 @@ def test_cases_that_cannot_be_scored_are_rejected(pred, ref, options, error, cau
         evaluate_case(pred, ref, **{"spacing_mm": (1,) * pred.ndim, "labels": LABELS, **options})
 
 
-def test_statistics_leave_nan_out_and_say_so():
+def test_statistics_exclude_nan_and_report_the_count():
     def scores(liver_pred: int, liver_ref: int) -> dict:
         pred, ref = np.zeros((10, 10), int), np.zeros((10, 10), int)
         pred.ravel()[:liver_pred] = 1
@@ -132,7 +127,7 @@ def test_the_overall_dice_is_the_mean_over_classes_and_nan_without_cases():
     assert math.isnan(summarise([])["mean_dice"])
 
 
-def test_tables_have_a_row_per_case_and_class_and_nothing_in_place_of_nan(tmp_path):
+def test_tables_have_a_row_per_case_and_class_and_empty_cells_for_nan(tmp_path):
     ref = np.zeros((6, 7), int)
     ref[1:4, 1:4] = 1
     results = [evaluate_case(ref, ref, spacing_mm=(1, 1), labels=LABELS, name=name) for name in ("a,b", 'c"d')]
@@ -153,7 +148,7 @@ def numbers(values: list[float]) -> dict[str, float]:
     return {f"case {place}": value for place, value in enumerate(values)}
 
 
-def test_six_cases_that_all_rise_have_the_smallest_p_value_that_six_can_have():
+def test_six_improved_cases_have_the_smallest_possible_p_value():
     result = paired_difference(numbers([0.0] * 6), numbers([1.0, 2, 3, 4, 5, 6]))
     assert result.differences == (1, 2, 3, 4, 5, 6)
     assert result.p_value == pytest.approx(2 / 2**6)  # all signs alike: 2 of 64 ways
@@ -166,7 +161,7 @@ def test_a_smaller_distance_is_better():
     assert (result.better, result.worse) == (1, 1)
 
 
-def test_only_cases_that_both_have_with_a_number_count():
+def test_only_cases_with_a_score_in_both_runs_are_compared():
     first = {"a": 0.5, "b": math.nan, "c": 0.7, "d": 0.9}
     second = {"c": 0.8, "b": 0.2, "a": math.nan, "e": 1.0}
     result = paired_difference(first, second)

@@ -1,7 +1,5 @@
 """Surface distances: against every pair of points, against MONAI, and by hand."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -37,7 +35,7 @@ def all_pairs(pred: np.ndarray, ref: np.ndarray, spacing_mm: tuple[float, ...]) 
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI 1.6.1 warns about itself
 @pytest.mark.parametrize("shape", [(13, 15), (9, 11, 13)], ids=["2d", "3d"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_distances_are_the_shortest_of_all_pairs_and_their_summaries_are_monais(seed: int, shape: tuple):
+def test_distances_match_all_pairs_and_their_summaries_match_monai(seed: int, shape: tuple):
     pred, ref = blobs(seed, shape), blobs(seed + 10, shape)
     spacing_mm = SPACING_MM[: len(shape)]
     distances = surface_distances(pred, ref, spacing_mm=spacing_mm)

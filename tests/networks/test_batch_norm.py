@@ -1,7 +1,5 @@
 """Batch norm over two processes is batch norm over their batches together."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess
@@ -65,7 +63,7 @@ def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_two_processes_are_one_with_both_batches(
+def test_two_processes_match_one_with_both_batches(
     name: str, of_two_processes: list[dict[str, dict[str, torch.Tensor]]]
 ) -> None:
     parts, weighting = CASES[name]
@@ -89,7 +87,7 @@ def test_two_processes_are_one_with_both_batches(
         assert torch.equal(first[key], second[key])
 
 
-def test_a_network_keeps_its_weights_and_outputs() -> None:
+def test_synchronize_norms_preserves_weights_and_outputs() -> None:
     torch.manual_seed(0)
     network = UNet(2, 1, 2, channels=(4, 8), norm="batch")
     image = torch.randn(2, 1, 16, 16)
@@ -102,7 +100,7 @@ def test_a_network_keeps_its_weights_and_outputs() -> None:
     torch.testing.assert_close(changed(image), expected)  # one process: plain batch norm
 
 
-def test_pytorchs_own_module_rejects_the_cpu(tmp_path: Path) -> None:
+def test_sync_batch_norm_of_pytorch_rejects_the_cpu(tmp_path: Path) -> None:
     """Once it does not, ours can go."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
     try:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -48,7 +46,7 @@ def test_the_paper_has_23_convolutions() -> None:
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
-def test_every_preset_takes_overrides(name: str) -> None:
+def test_every_preset_accepts_overrides(name: str) -> None:
     net = on_meta(name, in_channels=2, out_channels=5, channels=[8, 16, 32], norm="batch", out_activation=None)
     size = net.shapes.input_for_output((8,) * net.shapes.spatial_dims)
     assert net(torch.empty(1, 2, *size, device="meta")).shape == (1, 5, *net.shapes.output_size(size))

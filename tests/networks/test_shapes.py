@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from medunet.errors import ConfigError
@@ -42,7 +40,7 @@ def test_next_valid_input_is_the_smallest_that_is_accepted():
         assert size == 188 or size - 16 - 184 < wanted
 
 
-def test_padded_networks_keep_odd_sizes_and_reject_less_than_the_total_stride():
+def test_padded_networks_preserve_odd_sizes_and_reject_less_than_the_total_stride():
     shapes = UNetShapes(3, 4, strides=[[1, 2, 2], 2, 2])
     assert shapes.total_stride == (4, 8, 8)
     assert shapes.output_size((33, 34, 35)) == (33, 34, 35)

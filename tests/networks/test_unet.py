@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import itertools
 import math
 
@@ -40,13 +38,13 @@ def network(**options):
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("size", [(33, 34), (35, 12)])
-def test_padded_networks_keep_odd_sizes(name, size):
+def test_padded_networks_preserve_odd_sizes(name, size):
     net = network(**VARIANTS[name]).eval()
     assert net(torch.zeros(2, 1, *size)).shape == (2, 2, *size)
 
 
 @pytest.mark.parametrize("name", VALID_TOO)
-def test_valid_networks_give_the_size_that_shapes_predicts(name):
+def test_valid_networks_have_the_predicted_output_size(name):
     net = network(**VARIANTS[name], padding="valid").eval()
     for wanted in (1, 7, 10):
         size = net.shapes.input_for_output((wanted, wanted + 1))
@@ -57,7 +55,7 @@ def test_valid_networks_give_the_size_that_shapes_predicts(name):
             net(torch.zeros(1, 1, size[0] + 1, size[1]))
 
 
-def test_thick_slices_keep_odd_sizes():
+def test_anisotropic_networks_preserve_odd_sizes():
     net = UNet(
         3, 2, 3, [4, 8, 16], norm="instance", strides=[[1, 2, 2], 2], kernel_sizes=[[1, 3, 3], 3, 3], upsample="linear"
     ).eval()
@@ -102,7 +100,7 @@ def measured_radius(net):
     ],
     ids=["plain", "anisotropic", "residual"],
 )
-def test_receptive_radius_is_what_gradients_measure(padding, upsample, downsample, options):
+def test_receptive_radius_matches_gradients(padding, upsample, downsample, options):
     net = UNet(2, 1, 1, [1, 1, 1], padding=padding, upsample=upsample, downsample=downsample, **options)
     assert measured_radius(net) == net.shapes.receptive_radius
 
@@ -118,7 +116,7 @@ def test_receptive_radius_is_what_gradients_measure(padding, upsample, downsampl
         ({"padding": "valid", "resize_output": True}, "resized"),
     ],
 )
-def test_a_network_that_cannot_be_tiled_has_a_reason(options, reason):
+def test_untileable_networks_report_a_reason(options, reason):
     net = network(**options)
     assert net.tileable is not bool(reason)
     assert reason in net.tileable_reason
@@ -140,10 +138,9 @@ def test_deep_supervision_lists_outputs_finest_first_in_training_only():
 
 
 @pytest.mark.parametrize(
-    ("name", "padding"),
-    [*((name, "same") for name in VARIANTS), *((name, "valid") for name in ("plain", "linear"))],
+    ("name", "padding"), [*((name, "same") for name in VARIANTS), *((name, "valid") for name in ("plain", "linear"))]
 )
-def test_scripted_networks_compute_the_same(name, padding, tmp_path):
+def test_scripted_networks_give_the_same_output(name, padding, tmp_path):
     net = network(**VARIANTS[name], padding=padding, resize_output=name == "plain").eval()
     image = torch.randn(1, 1, *net.shapes.input_for_output((15, 16)))
     torch.jit.save(torch.jit.script(net), tmp_path / "net.ts")
@@ -186,7 +183,7 @@ def test_works_in_bf16_and_keeps_channels_last(name):
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
 
-def test_weights_are_drawn_as_in_the_paper():
+def test_weights_are_initialised_as_in_the_paper():
     torch.manual_seed(0)
     net = UNet(2, 1, 2, channels=[64, 128], downsample="conv", norm=None)
     expected = {

@@ -1,7 +1,5 @@
 """Small data sets of known content."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

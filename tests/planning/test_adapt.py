@@ -1,7 +1,5 @@
 """The overlay that fits a bundle to a data set."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +54,14 @@ def test_another_number_of_dimensions_is_rejected(tmp_path: Path) -> None:
         adapt(open_dataset(tmp_path), CONFIG)
 
 
-def test_volumes_of_one_slice_give_a_patch_in_the_plane(tmp_path: Path) -> None:
+def test_volumes_of_one_slice_give_a_2d_patch(tmp_path: Path) -> None:
     write_cases(tmp_path, (64, 48, 1), np.diag([0.5, 0.5, 5.0, 1.0]))
     values = adapt(open_dataset(tmp_path), {**CONFIG, "spatial_dims": 2, "patch_size": [64, 16]})
     assert values["patch_size"] == [32, 32]
     assert "spacing_mm" not in values
 
 
-def test_voxels_without_annotation_need_a_plan(make_data: DataMaker) -> None:
+def test_ignored_labels_need_a_planned_bundle(make_data: DataMaker) -> None:
     dataset = open_dataset(make_data(labels={"background": 0, "tumour": 7, "ignore": 8}))
     with pytest.raises(ConfigError, match="medunet plan"):
         adapt(dataset, CONFIG)

@@ -1,7 +1,5 @@
 """The fingerprint of data sets whose numbers are computed by hand."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -42,7 +40,7 @@ def two_cases(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_figures_are_those_computed_by_hand(two_cases: Path) -> None:
+def test_measurements_match_hand_computed_values(two_cases: Path) -> None:
     totals, steps = [], []
     result = fingerprint(open_dataset(two_cases), jobs=1, started=totals.append, done=lambda: steps.append(1))
     assert (totals, len(steps)) == ([2], 2)
@@ -73,7 +71,7 @@ def test_axes_are_in_ras_order(tmp_path: Path) -> None:
     assert (result.shapes[0], result.spacings_mm[0]) == ((12, 8, 4), (0.5, 2.0, 5.0))
 
 
-def test_only_changed_files_and_damaged_measures_are_measured_again(
+def test_only_changed_files_and_damaged_measurements_are_measured_again(
     two_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
@@ -101,7 +99,7 @@ def test_only_changed_files_and_damaged_measures_are_measured_again(
     assert len(list(cache.glob("*/*.json"))) == 2  # the measure of the old file is removed
 
 
-def test_broken_cases_are_left_out_and_an_error_if_none_is_left(two_cases: Path) -> None:
+def test_broken_cases_are_skipped_and_an_error_is_raised_if_none_remains(two_cases: Path) -> None:
     dataset = open_dataset(two_cases)
     (two_cases / "images" / "a.nii.gz").write_bytes(b"no gzip")
     result = fingerprint(dataset)
@@ -163,7 +161,7 @@ def test_regions_have_names_and_their_values_are_measured(make_data: DataMaker) 
     assert [entry.name for entry in result.classes] == ["label_1", "core"]
 
 
-def test_thickness_of_sparsely_annotated_slices_is_that_within_them() -> None:
+def test_thickness_is_measured_within_annotated_slices() -> None:
     def thickness_of(label: np.ndarray) -> float:
         record = ReadRecord(Path("a.nii.gz"), "nifti", Geometry(np.eye(4), label.shape))
         case = measure_case("a", np.ones((1, *label.shape), np.float32), label[None], record, ignore=255)

@@ -1,7 +1,5 @@
 """Values of a bundle for a data set."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +37,7 @@ def plan_for(data: Path, *, measure: bool = False, **options: Any) -> Plan:
 
 
 @pytest.mark.data
-def test_hippocampus_is_planned_as_it_was_measured(test_data: Path) -> None:
+def test_hippocampus_plan_matches_the_benchmark(test_data: Path) -> None:
     values = plan_for(test_data / "Task04_Hippocampus").values
     assert (values["patch_size"], values["batch_size"]) == ([40, 56, 40], 4)
     assert values["network_def::channels"] == [16, 48, 96, 192]
@@ -53,7 +51,7 @@ def test_hippocampus_is_planned_as_it_was_measured(test_data: Path) -> None:
 
 
 @pytest.mark.data
-def test_cells_are_planned_as_they_were_measured(test_data: Path) -> None:
+def test_cells_plan_matches_the_benchmark(test_data: Path) -> None:
     values = plan_for(test_data / "ISBI2012_EM").values
     assert (values["patch_size"], values["batch_size"]) == ([256, 256], 4)
     assert values["network_def::channels"] == [32, 64, 128, 256, 512]
@@ -63,7 +61,7 @@ def test_cells_are_planned_as_they_were_measured(test_data: Path) -> None:
 
 
 @pytest.mark.data
-def test_sarcomas_are_ct_made_coarser_so_that_a_patch_shows_much(test_data: Path) -> None:
+def test_sarcoma_ct_is_resampled_to_a_coarser_grid(test_data: Path) -> None:
     values = plan_for(test_data / "STS_GTV_CT").values
     normalise = values["steps::normalize"]
     assert normalise["_target_"] == "ScaleIntensityRanged"
@@ -92,14 +90,14 @@ def test_ct_is_clipped_and_scaled_by_the_foreground(make_data: DataMaker) -> Non
     assert normalise["b_min"] == pytest.approx((channel.low - channel.mean) / channel.std, abs=1e-5)
 
 
-def test_channels_of_two_kinds_are_normalised_each_by_its_rule(make_data: DataMaker) -> None:
+def test_each_channel_is_normalised_by_the_rule_of_its_kind(make_data: DataMaker) -> None:
     normalise = plan_for(make_data(channels=["CT", "PET"], low=-1000, high=400)).values["steps::normalize"]
     assert normalise["_target_"] == "medunet.transforms.NormalizeChannelsd"
     assert normalise["channels"][0].keys() == {"low", "high", "mean", "std"}
     assert normalise["channels"][1] is None
 
 
-def test_zeros_around_a_small_image_do_not_count(tmp_path: Path) -> None:
+def test_zeros_around_the_image_are_ignored(tmp_path: Path) -> None:
     label = np.zeros((20, 20, 20), np.uint8)
     label[8:12, 8:12, 8:12] = 1
     image = np.pad(np.arange(1, 1001, dtype=np.float32).reshape(10, 10, 10), 5)
@@ -124,7 +122,7 @@ def test_zeros_around_a_small_image_do_not_count(tmp_path: Path) -> None:
         (["label_1", "label_2"], []),
     ],
 )
-def test_mirroring_is_on_only_if_no_label_can_become_wrong(
+def test_mirroring_is_enabled_only_if_all_labels_stay_correct(
     make_data: DataMaker, names: list[str], axes: list[int]
 ) -> None:
     labels = {name: value for value, name in enumerate(["background", *names])}
@@ -132,7 +130,7 @@ def test_mirroring_is_on_only_if_no_label_can_become_wrong(
     assert (decision.id, decision.value) == (FLIPS, axes)
 
 
-def test_left_and_right_trade_places(make_data: DataMaker) -> None:
+def test_left_and_right_labels_are_swapped(make_data: DataMaker) -> None:
     labels = {"background": 0, "heart": 4, "lungR": 5, "lungL": 7}
     values = plan_for(make_data(labels=labels)).values
     assert values[FLIPS] == [0]
@@ -152,7 +150,7 @@ def write_pictures(root: Path, label: np.ndarray, image: np.ndarray, labels: dic
     return root
 
 
-def test_pictures_with_sides_are_not_mirrored(tmp_path: Path) -> None:
+def test_pictures_with_left_and_right_labels_are_not_mirrored(tmp_path: Path) -> None:
     label = np.zeros((48, 48), np.uint8)
     label[10:12, 10:12], label[10:12, 30:32] = 1, 2
     data = write_pictures(tmp_path, label, label * 100, {"background": 0, "left lung": 1, "right lung": 2})
@@ -171,7 +169,7 @@ def test_colour_images_have_three_channels_and_rare_foreground_centres_patches(t
     assert chosen.values["augment::deform::foreground_key"] == "label"  # 4 pixels of 48 x 48
 
 
-def test_ignored_voxels_count_nowhere(make_data: DataMaker) -> None:
+def test_ignored_voxels_are_excluded_from_labels_and_loss(make_data: DataMaker) -> None:
     values = plan_for(make_data(labels={"background": 0, "organ": 1, "ignore": 2})).values
     assert values["steps::encode::ignore_value"] == 2
     assert values["loss"]["ignore_index"] == 255
@@ -190,7 +188,7 @@ def test_regions_are_channels_of_their_own(make_data: DataMaker) -> None:
     assert values[FLIPS] == [0, 1, 2]  # the names of the regions count
 
 
-def test_volumes_can_have_a_network_in_the_plane_but_not_the_reverse(make_data: DataMaker, tmp_path: Path) -> None:
+def test_volumes_can_have_a_2d_network_but_pictures_no_3d_network(make_data: DataMaker, tmp_path: Path) -> None:
     values = plan_for(make_data(shape=(40, 40, 12), spacing=(1, 1, 4)), dims=2).values
     assert values["patch_size"][2] == 1
     assert {row[2] for row in values["network_def::strides"]} == {1}
@@ -209,7 +207,7 @@ def test_less_memory_makes_the_patch_smaller(make_data: DataMaker) -> None:
         plan_for(data, memory=100 << 20)
 
 
-def test_the_estimate_of_memory_grows_with_the_tensors_of_a_step() -> None:
+def test_the_memory_estimate_grows_with_the_tensors_of_a_step() -> None:
     network = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": [8, 16], "norm": "batch"}
     small = training_bytes(network, (2, 1, 64, 64), itemsize=4, cpu=False)
     large = training_bytes(network, (2, 1, 128, 128), itemsize=4, cpu=False)
@@ -231,7 +229,9 @@ def test_a_step_is_measured_in_a_separate_process(make_data: DataMaker) -> None:
     assert {note.id for note in chosen.notes} == {"memory", "time"}
 
 
-def test_a_killed_process_did_not_fit_and_a_failed_one_reports_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_means_out_of_memory_and_a_failed_one_reports_its_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     done = SimpleNamespace(returncode=OUT_OF_MEMORY_RC, stdout="", stderr="Traceback\nValueError: no channels\n")
     monkeypatch.setattr("medunet.planning.probe.subprocess.run", lambda *_, **__: done)
     assert measure_step({}, image_size=[64, 64], device="cpu") == StepCost(fits=False)
@@ -242,7 +242,7 @@ def test_a_killed_process_did_not_fit_and_a_failed_one_reports_its_error(monkeyp
 
 @pytest.mark.parametrize("seconds", [60, 600, 1800, 36_000])
 @pytest.mark.parametrize("image_seconds", [0.001, 0.2, 5.0])
-def test_the_schedule_fits_the_time(seconds: float, image_seconds: float) -> None:
+def test_the_schedule_fits_the_time_budget(seconds: float, image_seconds: float) -> None:
     cost = StepCost(True, step_seconds=0.3, data_seconds=0.05, image_seconds=image_seconds)
     schedule = fit_schedule(cost, steps_per_epoch=40, validation_cases=10, seconds=seconds, device="cpu")
     validations = schedule.epochs // schedule.val_interval
@@ -254,7 +254,7 @@ def test_the_schedule_fits_the_time(seconds: float, image_seconds: float) -> Non
         assert total > 0.7 * seconds  # and uses it
 
 
-def test_a_validation_longer_than_the_time_does_not_lengthen_the_training() -> None:
+def test_a_validation_longer_than_the_budget_does_not_lengthen_training() -> None:
     cost = StepCost(True, step_seconds=0.3, image_seconds=10.0)
     schedule = fit_schedule(cost, steps_per_epoch=20, validation_cases=400, seconds=600, device="cpu")
     assert schedule.epochs * schedule.steps_per_epoch * 0.3 <= 300
@@ -262,7 +262,7 @@ def test_a_validation_longer_than_the_time_does_not_lengthen_the_training() -> N
     assert "longer than the other half" in schedule.reason
 
 
-def test_one_case_and_a_time_without_a_measured_step_are_errors(make_data: DataMaker) -> None:
+def test_one_case_is_rejected_and_a_time_needs_a_measured_step(make_data: DataMaker) -> None:
     with pytest.raises(DataError, match=r"second case.*cut this one in two"):
         plan_for(make_data(cases=1))
     chosen = plan_for(make_data(cases=2))

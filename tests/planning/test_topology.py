@@ -1,7 +1,5 @@
 """Network, patch and batch for images of all kinds."""
 
-from __future__ import annotations
-
 import math
 
 from hypothesis import example, given, settings
@@ -16,7 +14,7 @@ def shapes_of(topology: Topology) -> UNetShapes:
     return UNetShapes(len(topology.patch_size), len(topology.channels), strides=strides, kernel_sizes=kernels)
 
 
-def test_a_gpu_and_hours_get_wider_networks() -> None:
+def test_a_gpu_or_a_long_time_gives_wider_networks() -> None:
     budgets = [choose_budget(3, cuda=False), choose_budget(3, cuda=False, seconds=7200), choose_budget(3, cuda=True)]
     small, hours, gpu = (choose_topology((160, 160, 160), (1, 1, 1), budget=budget, n_cases=50) for budget in budgets)
     assert small.channels[0] < hours.channels[0] < gpu.channels[0]
@@ -24,7 +22,7 @@ def test_a_gpu_and_hours_get_wider_networks() -> None:
     assert gpu.patch_size == (128, 128, 128)
 
 
-def test_thick_slices_are_neither_halved_nor_convolved_across_at_first() -> None:
+def test_thick_slices_are_not_pooled_or_convolved_at_the_first_levels() -> None:
     chosen = choose_topology((320, 320, 30), (0.8, 0.8, 5.0), budget=CPU_3D, n_cases=30)
     assert chosen.strides[:2] == ((2, 2, 1), (2, 2, 1))
     assert chosen.strides[2] == (2, 2, 2)
@@ -40,7 +38,7 @@ def test_a_huge_image_gets_a_patch_of_equal_sides_in_millimetres() -> None:
     assert math.prod(chosen.patch_size) <= CPU_3D.patch_voxels
 
 
-def test_a_network_in_the_plane_on_volumes_sees_single_planes() -> None:
+def test_2d_networks_on_volumes_take_single_slices() -> None:
     chosen = choose_topology((160, 160, 50), (1, 1, 3), budget=CPU_2D, n_cases=14, flat_axis=2)
     assert chosen.patch_size == (160, 160, 1)
     assert {row[2] for row in (*chosen.kernel_sizes, *chosen.strides)} == {1}
@@ -69,7 +67,7 @@ def test_each_network_accepts_its_patch(size: list[int], spacing: list[float], c
     assert voxels * chosen.batch_size <= max(budget.batch_voxels, 2 * voxels)
 
 
-def test_a_far_coarser_axis_takes_its_tenth_percentile() -> None:
+def test_a_much_coarser_axis_uses_the_tenth_percentile_of_its_spacings() -> None:
     spacings = [[0.8, 0.8, 5.0]] * 8 + [[0.8, 0.8, 3.0]] * 2
     chosen = target_spacing(spacings, [[400, 400, 40]] * 10)
     assert chosen.spacing_mm == (0.8, 0.8, 3.0)
@@ -77,7 +75,7 @@ def test_a_far_coarser_axis_takes_its_tenth_percentile() -> None:
     assert "10th percentile" in chosen.reason
 
 
-def test_a_huge_image_is_made_coarser_but_not_beyond_its_structures() -> None:
+def test_large_images_are_resampled_coarser_as_far_as_structures_allow() -> None:
     spacings, shapes = [[0.9, 0.9, 3.0]] * 3, [[512, 512, 130]] * 3
     thick = target_spacing(spacings, shapes, max_voxels=4e6, thinnest_mm=60)
     assert math.prod(thick.size) <= 4.2e6
@@ -88,7 +86,7 @@ def test_a_huge_image_is_made_coarser_but_not_beyond_its_structures() -> None:
     assert thinner.spacing_mm == (0.9, 0.9, 3.0)
 
 
-def test_a_patch_shows_much_of_the_image_if_structures_stay_thick() -> None:
+def test_spacing_grows_for_context_if_structures_stay_thick() -> None:
     spacings, shapes = [[1.0, 1.0, 3.0]] * 3, [[160, 160, 55]] * 3
     plain = target_spacing(spacings, shapes, thinnest_mm=12)
     wide = target_spacing(spacings, shapes, context_voxels=360_000, thinnest_mm=12)

@@ -1,7 +1,5 @@
 """Runs with random weights, and an image to predict."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

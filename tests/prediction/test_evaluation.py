@@ -1,7 +1,5 @@
 """Scores of predicted files against reference files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Bundles like those of MONAI's model zoo: without medunet's ids, with MONAI's writer."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +19,6 @@ from medunet.io import label_names, read_volume, write_volume
 from medunet.prediction import Predictor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 AFFINE = np.array([[0.0, -1.0, 0.0, 7.0], [-1.0, 0.0, 0.0, -3.0], [0.0, 0.0, 2.0, 11.0], [0.0, 0.0, 0.0, 1.0]])
 
 
@@ -56,7 +53,7 @@ def test_a_zoo_bundle_predicts_the_same_as_monai(
     np.testing.assert_allclose(result.record.geometry.affine, AFFINE, atol=1e-5)
 
 
-def test_photographs_keep_their_rows(tmp_path: Path) -> None:
+def test_photographs_keep_their_orientation(tmp_path: Path) -> None:
     """Label 1 is bright; the image has different numbers of rows and columns."""
     pixels = np.zeros((20, 12), np.uint8)
     pixels[:5, :4] = 200
@@ -97,7 +94,7 @@ def test_errors_name_the_missing_ids_and_the_lines_to_add(
         Predictor(bundle, output_dir=tmp_path / "out", device="cpu", trust=True)
 
 
-def test_a_prediction_of_another_form_is_a_typed_error(tmp_path: Path, image: Path) -> None:
+def test_an_unsupported_prediction_raises_a_typed_error(tmp_path: Path, image: Path) -> None:
     def predictor(name: str, change: Callable[[Config], object] = lambda _: None, **options: Any) -> Predictor:
         bundle = write_zoo_bundle(tmp_path / name, change)
         return Predictor(bundle, output_dir=tmp_path / "out", device="cpu", trust=True, **options)

@@ -1,7 +1,5 @@
 """Many cases and one network: overlap, failures, existing results, ensembles, seconds."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

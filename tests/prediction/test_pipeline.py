@@ -1,7 +1,5 @@
 """The overlap of reading, computing and writing: order, limits, and how it ends."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator
@@ -67,7 +65,7 @@ def test_a_result_is_reported_while_the_next_case_is_still_read() -> None:
 
 
 @pytest.mark.parametrize("stage", ["sources", "read", "compute", "write"])
-def test_an_error_of_a_stage_is_raised_and_no_thread_stays(stage: str) -> None:
+def test_an_error_of_a_stage_is_raised_and_no_thread_remains(stage: str) -> None:
     def fail(n: int) -> int:
         if n == 2:
             raise OSError(stage)

@@ -1,7 +1,5 @@
 """Rules that clean label maps are used only if they raise the Dice of held-out cases."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +40,7 @@ def pairs(tmp_path: Path) -> list[Pair]:
     return write_pairs(tmp_path, cases)
 
 
-def test_islands_are_removed_and_second_parts_are_not(pairs: list[Pair]) -> None:
+def test_islands_are_removed_and_real_second_components_stay(pairs: list[Pair]) -> None:
     liver, vessel = choose_rules(pairs, LABELS)
     assert (liver.name, liver.index, liver.value) == ("liver", 1, 5)
     assert liver.is_kept
@@ -64,7 +62,7 @@ def assert_reported_dice(rules: list[ClassRule], pairs: list[Pair], **options: A
         assert after["classes"][rule.name]["scores"]["dice"]["mean"] == pytest.approx(rule.dice_after, abs=1e-12)
 
 
-def test_a_smallest_size_is_chosen_if_several_parts_are_real(tmp_path: Path) -> None:
+def test_a_minimum_size_is_chosen_if_several_components_are_real(tmp_path: Path) -> None:
     ref = 5 * (ball((12, 12, 9), 6) | ball((27, 8, 8), 3))
     pairs = write_pairs(tmp_path, [(np.where(ball((5, 27, 14), 1.5), 5, ref), ref)] * 4)
     rule, _ = choose_rules(pairs, LABELS)
@@ -79,7 +77,7 @@ def test_without_cases_no_rule_is_used() -> None:
     assert [rule.is_kept for rule in choose_rules([], LABELS)] == [False, False]
 
 
-def test_islands_without_annotation_do_not_count(pairs: list[Pair]) -> None:
+def test_islands_in_ignored_voxels_are_disregarded(pairs: list[Pair]) -> None:
     for case, pair in enumerate(pairs):
         ref = np.asarray(read_volume(pair.ref).image[0]).copy()
         ref[ball((5, 27 - case, 14), 3)] = 255
@@ -121,7 +119,7 @@ def test_false_regions_are_removed_and_those_around_them_are_not(tumours: list[P
     assert_reported_dice(rules, tumours, labels=REGION_LABELS, regions=REGIONS)
 
 
-def test_a_rule_that_would_spoil_a_region_within_is_not_used(tmp_path: Path) -> None:
+def test_a_rule_that_would_damage_a_contained_region_is_not_used(tmp_path: Path) -> None:
     """The second tumour is wrong except for its enhancing core, which the first one lacks."""
     ref = np.where(ball((27, 26, 14), 1), 5, ball((12, 12, 9), 8))
     pred = np.where((ref == 0) & ball((27, 26, 14), 3), 1, ref)

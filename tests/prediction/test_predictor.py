@@ -1,7 +1,5 @@
 """One case from file to file, with random weights."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +17,7 @@ from medunet.io.isolation import shared_process
 from medunet.prediction import Predictor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
-
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}
 
 
@@ -69,7 +65,7 @@ def test_mirrored_and_enlarged_views_are_values_of_the_config(bundle: Path, volu
     np.testing.assert_allclose(both, (mirrored + enlarged) / 2, atol=1e-5)
 
 
-def test_an_array_in_memory_has_the_result_of_its_file(bundle: Path, tmp_path: Path) -> None:
+def test_an_array_gives_the_result_of_its_file(bundle: Path, tmp_path: Path) -> None:
     affine = np.array([[0.0, -1.5, 0.0, 7.0], [-1.0, 0.0, 0.0, -3.0], [0.0, 0.0, 2.0, 11.0], [0.0, 0.0, 0.0, 1.0]])
     voxels = np.random.default_rng(0).normal(size=(17, 19, 15)).astype(np.float32)
     path = write_volume(voxels, tmp_path / "case.nii.gz", affine=affine)
@@ -90,16 +86,13 @@ def test_an_array_without_geometry_is_rejected(bundle: Path) -> None:
             predictor.decide_array(array, affine=affine)
 
 
-def test_writing_needs_a_folder_and_a_list_of_images(bundle: Path, volume: Path, tmp_path: Path) -> None:
+def test_missing_folders_lists_and_images_are_errors(bundle: Path, volume: Path, tmp_path: Path) -> None:
     memory = Predictor(bundle, device="cpu")
     for call in (lambda: memory.predict_case(volume), lambda: next(memory.predict([volume]))):
         with pytest.raises(ConfigError, match="output_dir is missing"):
             call()
     with pytest.raises(ConfigError, match="must be a list of images"):
         next(Predictor(bundle, output_dir=tmp_path, device="cpu").predict(str(volume)))
-
-
-def test_errors_of_single_cases_are_typed(bundle: Path, tmp_path: Path) -> None:
     predictor = Predictor(bundle, output_dir=tmp_path / "out", device="cpu")
     for call in (predictor.predict_case, predictor.decide):
         with pytest.raises(DataError, match=r"absent\.nii\.gz"):
@@ -129,7 +122,6 @@ def test_result_refers_to_the_selected_phase_and_warnings_have_the_name_of_the_c
     referred = [images[item.ReferencedSOPInstanceUID] for item in series.ReferencedInstanceSequence]
     assert {header.TemporalPositionIdentifier for header in referred} == {2}
     assert f"{two_phases}: phase 1 of 2 read (TemporalPositionIdentifier 2)" in caplog.messages
-
     caplog.clear()
     pseudonyms = Pseudonyms()
     Predictor(bundle, output_dir=tmp_path / "b", pseudonyms=pseudonyms, **options).predict_case(two_phases)

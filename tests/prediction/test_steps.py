@@ -1,7 +1,5 @@
 """Images reach a GPU from pinned memory and are preprocessed there; labels are the same on each device."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from medunet.prediction.steps import _has_room, batch_on, pinned, preprocess_on
 from medunet.transforms import AboveThreshold
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -38,7 +35,7 @@ def test_images_are_pinned_only_if_possible(image: MetaTensor, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta", pytest.param("cuda", marks=[pytest.mark.cuda, NEEDS_CUDA])])
-def test_a_batch_equals_that_of_a_data_loader(image: MetaTensor, device: str) -> None:
+def test_a_batch_matches_that_of_a_data_loader(image: MetaTensor, device: str) -> None:
     expected = list_data_collate([image])
     assert pinned(image, torch.device(device)).is_pinned() == (device == "cuda")
     batch = batch_on(pinned(image, torch.device(device)), torch.device(device))
@@ -78,7 +75,7 @@ def test_preprocessing_falls_back_to_the_cpu(image: MetaTensor) -> None:
     assert done == wanted  # the steps on the device leave no trace
 
 
-def test_an_image_that_leaves_no_room_stays_on_the_cpu(image: MetaTensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_too_large_for_the_gpu_stays_on_the_cpu(image: MetaTensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (40_000, 80_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2_000)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1_680)

@@ -1,7 +1,5 @@
 """`medunet bundle tune-inference` writes the fastest form of a network into a bundle's configs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Runs are compared on the cases that they share, against the same reference."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

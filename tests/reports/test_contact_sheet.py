@@ -1,7 +1,5 @@
 """The contact sheet: thumbnails with the right view, proportions, colours and frames."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +21,7 @@ def draw(tmp_path: Path) -> Callable[..., np.ndarray]:
     return lambda sheet, **options: np.asarray(Image.open(sheet.write(tmp_path / "sheet.png", LABELS, **options)))
 
 
-def test_a_picture_is_shown_as_it_is_with_its_label(draw: Callable[..., np.ndarray]) -> None:
+def test_a_picture_is_shown_unchanged_with_its_label(draw: Callable[..., np.ndarray]) -> None:
     image = np.zeros((1, 36, 36), np.float32)
     image[0, 18:] = 1000  # the right half
     label = np.zeros_like(image)
@@ -37,9 +35,7 @@ def test_a_picture_is_shown_as_it_is_with_its_label(draw: Callable[..., np.ndarr
     assert np.abs(tile[10, 10] - LABEL_OPACITY * orange).max() <= 1
 
 
-def test_a_volume_has_the_patients_proportions_and_a_frame_for_findings(
-    draw: Callable[..., np.ndarray],
-) -> None:
+def test_a_volume_has_the_patients_proportions_and_a_frame_for_findings(draw: Callable[..., np.ndarray]) -> None:
     sheet = ContactSheet()
     image, label = np.zeros((2, 1, 40, 10, 5), np.float32)
     image[0, 30:, 5:, 3] = 1000  # the patient's right front, in the slice that shows the label
@@ -52,7 +48,7 @@ def test_a_volume_has_the_patients_proportions_and_a_frame_for_findings(
     assert framed[TOP - 2, LEFT, 0] > 200
 
 
-def test_cases_fill_rows(draw: Callable[..., np.ndarray], tmp_path: Path) -> None:
+def test_thumbnails_fill_rows(draw: Callable[..., np.ndarray], tmp_path: Path) -> None:
     sheet = ContactSheet()
     with pytest.raises(DataError, match="no case can be shown"):
         draw(sheet)

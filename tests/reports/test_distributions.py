@@ -1,7 +1,5 @@
 """Boxes and points: the numbers that are drawn are those of the cases."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -15,7 +13,7 @@ from medunet.reports.panels import LIGHT, VARIABLES, render_svg
 CASES = [case(f"case {found}", found) for found in (0, 4, 7, 8, 9, 10)]
 
 
-def test_a_lost_class_counts_as_no_dice_and_has_no_distance() -> None:
+def test_a_missed_class_has_dice_zero_and_no_distance() -> None:
     dice = class_scores(CASES, "liver", "dice")
     assert dice["case 0"] == 0
     assert dice["case 4"] == pytest.approx(2 * 4 / 14)
@@ -24,7 +22,7 @@ def test_a_lost_class_counts_as_no_dice_and_has_no_distance() -> None:
     assert [panel.title for panel in distribution_panels({"A": CASES[:1]}, names=["liver"])] == ["Dice"]
 
 
-def test_every_point_is_a_case_and_can_be_found() -> None:
+def test_every_point_belongs_to_a_case() -> None:
     panels = distribution_panels({"A": CASES}, names=["liver", "spleen"])
     assert [panel.title for panel in panels] == ["Dice", "mean surface distance (mm)", "HD95 (mm)"]
     for panel, count in zip(panels, (6, 5, 5), strict=True):
@@ -55,7 +53,7 @@ def test_differences_are_drawn_with_their_cases() -> None:
     assert list(panel.points.values()) == [("a", "b")]
 
 
-def test_drawings_take_the_colours_of_the_page_and_nothing_from_elsewhere() -> None:
+def test_svg_uses_the_colours_of_the_page_and_no_external_resource() -> None:
     svg = render_svg(distribution_panels({"A": CASES}, names=["liver"])[0], key="k")
     assert svg.startswith("<svg viewBox=") and svg.rstrip().endswith("</svg>")
     assert "var(--soft)" in svg and not any(colour in svg for colour in VARIABLES)

@@ -1,7 +1,5 @@
 """Overlays: the right plane, the right letters, the right proportions and colours."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np
@@ -16,14 +14,6 @@ from medunet.reports.overlay import MAX_ASPECT, cut_planes
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 LPS = np.diag([-1.0, -1, 1, 1])
-
-
-def volume() -> tuple[np.ndarray, np.ndarray]:
-    """An image and a label map of 9 x 11 x 13 voxels with a small and a large object."""
-    pred = np.zeros((9, 11, 13), int)
-    pred[6:8, 8:10, 10:12] = 1
-    pred[1:5, 1:5, 2] = 2
-    return np.random.default_rng(0).normal(size=pred.shape), pred
 
 
 def decoded(png: bytes) -> np.ndarray:
@@ -83,7 +73,8 @@ def test_a_region_is_one_line_around_all_its_values() -> None:
 
 
 def test_channels_and_metatensors_are_accepted() -> None:
-    image, pred = volume()
+    image, pred = np.random.default_rng(0).normal(size=(9, 11, 13)), np.zeros((9, 11, 13), int)
+    pred[6:8, 8:10, 10:12], pred[1:5, 1:5, 2] = 1, 2
     plain = render_overlay(image, pred, labels=LABELS, affine=LPS)
     meta = MetaTensor(torch.tensor(np.stack([image, image * 0])), affine=torch.tensor(LPS))
     assert render_overlay(meta, torch.tensor(pred)[None], labels=LABELS) == plain

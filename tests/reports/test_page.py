@@ -1,7 +1,5 @@
 """The page: whole, self-contained, and safe with any name."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -99,7 +97,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return page
 
 
-def test_nothing_is_loaded_from_elsewhere(page: Page) -> None:
+def test_the_page_loads_no_external_resource(page: Page) -> None:
     keys = ("src", "href", "srcset", "action", "data", "xlink:href")
     links = [attributes[key] or "" for _, attributes in page.elements for key in keys if key in attributes]
     assert links and all(link.startswith(("data:", "#")) for link in links)
@@ -110,7 +108,7 @@ def test_nothing_is_loaded_from_elsewhere(page: Page) -> None:
     assert not re.search(r"url\((?!#)", page.source)
 
 
-def test_names_are_text_and_never_elements(page: Page) -> None:
+def test_names_are_escaped(page: Page) -> None:
     scripts = [script.get("type", "code") for script in page.all("script")]
     assert scripts == ["application/json"] * 3 + ["code"]
     assert not page.all("img")
@@ -131,7 +129,7 @@ def test_the_worst_case_comes_first_and_cases_without_a_number_come_last(page: P
     assert list(lowest_dice(runs)) == ["a", "b", "nothing"]  # by the worst Dice of any run
 
 
-def test_numbers_are_those_of_the_cases_and_words_say_why_there_is_none(page: Page) -> None:
+def test_cells_show_scores_or_the_reason_for_a_missing_score(page: Page) -> None:
     row = page.source[page.source.index('data-case="0"') :]
     cells = re.findall(r"<td[^>]*>(?:<button[^>]*>)?([^<]*)", row[: row.index("</tr>")])
     assert cells[:5] == ["lost", "0.000", "0.000", "missed", "missed"]
@@ -149,7 +147,7 @@ def test_points_of_the_figures_lead_to_their_cases_by_unique_ids(page: Page) -> 
     assert points["strip-dice-0"] == [2, 1, 0]  # in the order of the run's cases
 
 
-def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+def test_several_runs_are_shown_side_by_side(tmp_path: Path) -> None:
     first = results("first", cases=[case(f"c{n}", n) for n in range(1, 10)])
     second = results("second", cases=[case(f"c{n}", n + 1) for n in range(1, 9)], settings=[Setting("epochs", "90")])
     path = write_report(
@@ -184,7 +182,7 @@ def test_a_cross_validation_shows_folds_and_cleaning(tmp_path: Path) -> None:
     assert "Cleaning after the network" in found.text
 
 
-def test_a_case_is_marked_for_the_runs_that_were_measured_on_it_and_trained_on_it(tmp_path: Path) -> None:
+def test_a_case_is_marked_if_an_evaluated_run_was_trained_on_it(tmp_path: Path) -> None:
     # the second run was measured on the first two cases, and trained on the first and the third
     first = results("first", cases=[case("one", 3), case("two", 4), case("three", 5)])
     second = results("second", cases=[case("one", 9), case("two", 9)], trained_on=frozenset({"one", "three"}))
@@ -192,7 +190,7 @@ def test_a_case_is_marked_for_the_runs_that_were_measured_on_it_and_trained_on_i
     assert [line for line in found.text.split("\n") if line.startswith("trained on")] == ["trained on by B"]
 
 
-def test_a_run_without_metrics_shows_its_curves_and_a_name_is_enough(tmp_path: Path) -> None:
+def test_a_run_without_metrics_shows_its_curves_and_a_bare_run_is_accepted(tmp_path: Path) -> None:
     found = Page(write_report(tmp_path / "r.html", [results(cases=())], title="training"))
     assert found.open == []
     assert not [table for table in found.all("table") if table.get("id") == "table"]

@@ -1,7 +1,5 @@
 """What the page's viewer gets: the right voxels in the right place, small enough."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -29,7 +27,7 @@ def slices_of(stack: Stack) -> np.ndarray:
     return np.stack([sheet[top : top + rows, left : left + columns] for top, left in places])
 
 
-def test_grey_values_and_labels_are_where_they_were() -> None:
+def test_grey_values_and_labels_keep_their_positions() -> None:
     image = np.zeros((1, 40, 44, 12), np.float32)
     image[0, 20:, :22, :6] = 1000
     image[0, :20, 22:, 6:] = 500
@@ -45,7 +43,7 @@ def test_grey_values_and_labels_are_where_they_were() -> None:
     assert document["shape"] == [12, 44, 40]
 
 
-def test_a_large_volume_becomes_small_and_its_finest_axes_lose_first() -> None:
+def test_a_large_volume_is_downsampled_along_its_finest_axes_first() -> None:
     rng = np.random.default_rng(0)
     image = rng.normal(size=(1, 200, 180, 30)).astype(np.float32)
     places = np.zeros(image.shape[1:], np.uint8)
@@ -60,7 +58,7 @@ def test_a_large_volume_becomes_small_and_its_finest_axes_lose_first() -> None:
     assert (labels_of(stack)[0] == 1).mean() == pytest.approx((places == 1).mean(), rel=0.05)
 
 
-def test_far_surroundings_are_cut_and_no_label_with_them() -> None:
+def test_distant_background_is_cropped_and_no_label_is_lost() -> None:
     image = np.zeros((1, 120, 110, 100), np.float32)
     places = np.zeros(image.shape[1:], np.uint8)
     places[50:60, 50:60, 95:] = 3
@@ -70,7 +68,7 @@ def test_far_surroundings_are_cut_and_no_label_with_them() -> None:
     assert stack.shape == (30, 60, 60)  # 25 mm on each side, where the image continues
 
 
-def test_pictures_stay_as_they_are_and_colours_are_kept() -> None:
+def test_pictures_keep_size_and_colours() -> None:
     picture = np.zeros((3, 33, 35), np.float32)
     picture[0, :10, :10] = 255
     places = np.zeros((33, 35), np.uint8)

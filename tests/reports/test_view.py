@@ -1,7 +1,5 @@
 """Images are turned as radiologists look at them; classes have numbers and colours of their own."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -32,7 +30,7 @@ def test_one_slice_of_a_patient_is_seen_from_the_feet() -> None:
     assert spacing[1:] == (0.7, 0.5)
 
 
-def test_the_window_leaves_extremes_out() -> None:
+def test_the_window_excludes_extreme_values() -> None:
     image = np.linspace(0, 100, 10_000).reshape(100, 100)
     image[0, 0], image[0, 1] = 1e6, np.nan
     low, high = window(image)
@@ -40,7 +38,7 @@ def test_the_window_leaves_extremes_out() -> None:
     assert 98 < high <= 101
 
 
-def test_overlapping_classes_mean_the_same_in_reference_and_prediction() -> None:
+def test_overlapping_classes_are_encoded_equally_in_reference_and_prediction() -> None:
     # a prediction writes a region with one of its values; the reference has all of them
     members = {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
     codes = ClassCodes(list(members))

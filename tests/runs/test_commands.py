@@ -1,7 +1,5 @@
 """MONAI's own commands on the shipped bundles, as a researcher types them."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from pathlib import Path
@@ -48,19 +46,16 @@ def test_train_evaluate_predict_export(name: str, data: Path, tmp_path: Path) ->
     run_monai_bundle("run", "training", config_file=configs / "train.json", **common, **untracked)
     assert torch.load(root / "models" / "model.pt", weights_only=True).keys() == {"model"}
     assert [entry["epoch"] for entry in json.loads((root / "eval" / "history.json").read_text())] == [1, 2]
-
     evaluate = {"config_file": configs / "evaluate.json", "dataset_dir": data, "folds": 2}
     run_monai_bundle("run", "evaluating", **evaluate, **common)
     rows = (root / "eval" / "val_mean_dice_raw.csv").read_text().splitlines()  # of MONAI's MetricsSaver
     assert len(rows) == 1 + len(dataset.cases) // 2
-
     inference = {"config_file": configs / "inference.json", "dataset_dir": data / "imagesTr"}
     run_monai_bundle("run", "inference", **inference, prediction_dir=tmp_path / "out", **common)
     for case in dataset.cases:
         pred, image = read_volume(tmp_path / "out" / case.images[0].name), read_volume(case.images[0])
         assert pred.record.geometry.is_close(image.record.geometry)
         assert set(np.unique(pred.image)) <= set(dataset.labels.values())
-
     export = {"ckpt_file": root / "models" / "model.pt", "key_in_ckpt": "model", "filepath": tmp_path / "model.ts"}
     export |= {"meta_file": configs / "metadata.json", "config_file": configs / "inference.json"}
     options = {"label_values": common["label_values"], "network_def::channels": [4, 8]}
@@ -105,7 +100,7 @@ def test_two_processes_train_one_network(cells: Path, tmp_path: Path, monkeypatc
     assert not any(key.startswith("module.") for key in state)
 
 
-def test_monai_starts_from_another_run_and_tracks_into_the_run_of_medunet(
+def test_monais_command_uses_init_from_and_tracks_with_mlflow(
     run_2d: Path, cells: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     options = {"config_file": find_bundle("unet_2d") / "configs" / "train.json", "dataset_dir": cells}

@@ -1,7 +1,5 @@
 """Folds are trained one after the other, evaluated out of fold, and joined into one bundle."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil
@@ -26,7 +24,6 @@ from medunet.transforms import Components, clean_labels
 
 # MONAI and ignite warn about themselves
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 SMALL: dict[str, Any] = {**SMALL_2D, "epochs": 1, "folds": 2}  # as of the fixture folds_2d
 
 
@@ -121,7 +118,6 @@ def test_the_ensemble_bundle_is_the_mean_of_the_folds_and_postprocesses(volumes:
     rule = ClassRule(name, list(labels).index(name), value, keep_largest=True, min_size=30.0, is_kept=True)
     write_ensemble(tmp_path / "out", runs, rules=[rule], decision={"cases": 2})
     assert {check: fault for check, fault in verify_bundle(tmp_path / "out").items() if fault} == {}
-
     joined = Predictor(tmp_path / "out", output_dir=tmp_path / "joined", device="cpu", probabilities=True)
     workflow = ConfigWorkflow(
         config_file=str(tmp_path / "out" / "configs" / "inference.json"),

@@ -1,7 +1,5 @@
 """A bundle trains on a GPU: in every number format, and by NCCL."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -21,7 +19,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("ignore"),
 ]
-
 ONE_STEP: dict[str, Any] = {**SMALL_2D, "epochs": 1, "steps_per_epoch": 1, "folds": 2, "num_workers": 0}
 ONE_STEP["tracking_uri"] = ""
 
@@ -37,7 +34,7 @@ def test_a_step_gives_a_finite_loss_and_finite_weights(cells: Path, tmp_path: Pa
     assert all(tensor.device.type == "cpu" for tensor in weights.values())
 
 
-def test_one_process_of_torchrun_trains_by_nccl(cells: Path, tmp_path: Path) -> None:
+def test_one_process_of_torchrun_trains_with_nccl(cells: Path, tmp_path: Path) -> None:
     configs, root = find_bundle("unet_2d") / "configs", tmp_path / "root"
     options = {"config_file": f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']", **classes_of(cells)}
     run_torchrun("run", "training", processes=1, bundle_root=root, dataset_dir=cells, **options, **ONE_STEP)

@@ -1,7 +1,5 @@
 """A data set of DICOM alone trains, is evaluated and predicted without conversion, by the shipped configs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +20,6 @@ from medunet.prediction import Predictor
 from medunet.runs import evaluate_bundle, train_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 LABELS = {"background": 0, "kidney": 1, "liver": 2}
 SMALL = {**SMALL_3D, "patch_size": [16, 16, 8], "epochs": 1, "batch_size": 1, "tracking_uri": ""}
 

@@ -1,7 +1,5 @@
 """Overlapping regions from the data set to the label map and its metrics."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from medunet.runs.ensemble import write_ensemble
 from medunet.transforms import clean_regions
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 REGIONS = {"whole": [1, 2, 5], "core": [2, 5], "enhancing": [5]}
 ORDER = [1, 2, 5]
 
@@ -146,7 +143,6 @@ def test_folds_of_regions_are_joined_and_cleaned(tmp_path: Path) -> None:
     assert list(result.summary["classes"] if result.summary else ()) == list(REGIONS)
     assert [rule.name for rule in result.rules] == list(REGIONS)
     assert {check: fault for check, fault in verify_bundle(output).items() if fault} == {}
-
     # the bundle cleans as the rules say
     image = open_dataset(data).cases[0].images[0]
     runs = {fold: output / f"fold_{fold}" for fold in (0, 1)}

@@ -1,13 +1,11 @@
 """The report of real runs, written by the command and opened in a real browser."""
 
-from __future__ import annotations
-
 import io
 import json
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,12 +24,10 @@ from medunet.runs.results import find_run, read_cases
 from medunet.runtime import load_checkpoint, save_weights
 from medunet.trust import record_weights
 
-if TYPE_CHECKING:
-    from .conftest import ReportBrowser
+from .conftest import ReportBrowser
 
 # MONAI and ignite warn about themselves
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 PHONE = 390
 
 
@@ -71,7 +67,7 @@ def test_a_run_is_evaluated_before_it_is_reported(runs: list[Path], page: Path) 
 
 
 @pytest.mark.parametrize("name", ["page", "both"])
-def test_no_path_is_in_the_page(name: str, runs: list[Path], request: pytest.FixtureRequest) -> None:
+def test_the_page_contains_no_path(name: str, runs: list[Path], request: pytest.FixtureRequest) -> None:
     text = re.sub(r'id="picture-\d+">.*?</script>', "", request.getfixturevalue(name).read_text(encoding="utf-8"))
     assert str(runs[0].parent) not in text
     assert not re.search(r"(?<![\w<./&:])/(tmp|home|root|work|usr|var|etc|mnt|data)\b", text)
@@ -105,7 +101,7 @@ def test_cases_that_were_trained_on_are_reported(runs: list[Path], volumes: Path
     assert "some of them trained on" in results.facts["measured"]
 
 
-def test_a_missing_data_set_costs_the_slices_only(runs: list[Path], page: Path, tmp_path: Path) -> None:
+def test_without_its_data_set_a_report_has_no_slices(runs: list[Path], page: Path, tmp_path: Path) -> None:
     run = shutil.copytree(runs[0], tmp_path / "run")
     config = json.loads((run / "configs" / "evaluate.json").read_text())
     (run / "configs" / "evaluate.json").write_text(json.dumps({**config, "dataset_dir": str(tmp_path / "gone")}))
@@ -202,7 +198,7 @@ def test_regions_are_drawn_and_measured_as_unions(volumes: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize(("name", "dark"), [("page", False), ("both", True)])
-def test_the_browser_reports_no_error_and_a_phone_scrolls_down_only(
+def test_the_browser_reports_no_error_and_phones_scroll_vertically_only(
     name: str, dark: bool, browser: ReportBrowser, request: pytest.FixtureRequest
 ) -> None:
     path = request.getfixturevalue(name)
@@ -277,7 +273,7 @@ def test_contours_can_be_hidden_and_cases_chosen(both: Path, browser: ReportBrow
     assert browser.errors == []
 
 
-def test_outlines_close_and_enclose(page: Path, browser: ReportBrowser) -> None:
+def test_outlines_are_closed_and_have_the_area_of_the_mask(page: Path, browser: ReportBrowser) -> None:
     browser.open(page)
     # a square with a hole, a single voxel at the border, and two voxels that touch at a corner
     script = """(() => {

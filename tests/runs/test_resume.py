@@ -1,7 +1,5 @@
 """A run is resumed with its own values, for more epochs if requested, and a rejected command does not block it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,7 +17,6 @@ from medunet.training import read_history
 
 # MONAI and ignite warn about themselves
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 SMALL: dict[str, Any] = {**SMALL_2D, "epochs": 2, "folds": 2}  # as of the fixture run_2d
 
 
@@ -55,14 +52,16 @@ def test_a_finished_run_is_trained_for_more_epochs(preset: tuple[str, ...], cell
 @pytest.mark.parametrize(
     ("changes", "message"), [({"epochs": 0}, "epochs: 0, there 2"), ({"epochs": 3, "seed": 3}, "seed: 3, there 0")]
 )
-def test_other_values_for_a_run_are_named(changes: dict[str, Any], message: str, cells: Path, run: Path) -> None:
+def test_changed_values_of_a_run_are_rejected_by_name(
+    changes: dict[str, Any], message: str, cells: Path, run: Path
+) -> None:
     before = (run / "configs" / "train.json").read_text()
     with pytest.raises(DataError, match=message):
         train(cells, run, **changes)
     assert (run / "configs" / "train.json").read_text() == before
 
 
-def test_folds_are_trained_and_joined_as_they_were_checked(cells: Path, tmp_path: Path) -> None:
+def test_folds_are_trained_and_joined_as_prepared(cells: Path, tmp_path: Path) -> None:
     """What another process writes into the folder of a fold is not run, and no picture in it ends the command."""
 
     def tamper(runs: Mapping[int, PreparedRun], device: str, uri: str | None) -> Iterator[FoldOutcome]:

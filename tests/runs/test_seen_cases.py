@@ -1,7 +1,5 @@
 """An evaluation takes every case of other data, and no case that the run was trained on."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -49,9 +47,7 @@ def test_only_the_validation_cases_of_the_runs_own_data_are_evaluated(run: Path,
     assert seen_cases(run, open_dataset(moved)).folder == "evaluation"
 
 
-def test_every_case_of_other_data_is_evaluated_that_was_not_trained_on(
-    run: Path, other: Path, medunet: Medunet, capsys: Capture
-) -> None:
+def test_unseen_cases_of_other_data_are_evaluated(run: Path, other: Path, medunet: Medunet, capsys: Capture) -> None:
     summary = evaluate_bundle(run, other, device="cpu")
     assert names_in(run / "evaluation_hospital_B") == ["cells_000", "cells_001", "cells_002"]
     assert summary["left_out"] == ["cells_003"]
@@ -78,7 +74,7 @@ def test_a_fold_of_other_data_is_rejected(run: Path, tmp_path: Path) -> None:
         evaluate_bundle(run, tmp_path / "new", section="validation", device="cpu")
 
 
-def test_cases_of_the_run_that_the_weights_come_from_count(run: Path, cells: Path, tmp_path: Path) -> None:
+def test_training_cases_of_the_initial_run_count_as_trained_on(run: Path, cells: Path, tmp_path: Path) -> None:
     changes = {**SMALL_2D, "epochs": 1, "folds": 2, "fold": 1, "tracking_uri": "", "init_from": str(run)}
     train_bundle(find_bundle("unet_2d"), cells, tmp_path / "second", changes=changes, device="cpu")
     assert seen_cases(tmp_path / "second", open_dataset(cells)).names == {f"cells_00{number}" for number in range(4)}
@@ -90,7 +86,7 @@ def test_a_bundle_without_a_record_is_evaluated_on_every_case(run: Path, other: 
     assert (summary["cases"], summary["trained_on"]) == (4, None)
 
 
-def test_a_report_on_other_data_is_about_other_data(run: Path, cells: Path, other: Path, tmp_path: Path) -> None:
+def test_a_report_on_other_data_evaluates_that_data(run: Path, cells: Path, other: Path, tmp_path: Path) -> None:
     evaluate_bundle(run, cells, device="cpu")
     page = tmp_path / "r.html"
     assert report_runs([run], page, data=other, device="cpu", figures=False).cases == 3

@@ -1,7 +1,5 @@
 """Images in the plane that programs store as volumes of one slice are 2D images, from check to result."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from medunet.prediction.evaluation import read_pair
 from medunet.runs import evaluate_bundle, train_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 AFFINE = np.array([[0.7, 0, 0, -20], [0, -0.7, 0, 31], [0, 0, 5, 112], [0, 0, 0, 1]])
 SHAPE = (40, 48, 1)
 SHORT = {**SMALL_2D, "epochs": 1, "network_def::strides": [2], "tracking_uri": ""}
@@ -40,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_they_are_planned_trained_predicted_and_evaluated_in_the_plane(data: Path, tmp_path: Path) -> None:
+def test_single_slices_are_planned_trained_predicted_and_evaluated_in_2d(data: Path, tmp_path: Path) -> None:
     bundle = plan_bundle(data, tmp_path / "bundle", measure=False).folder
     run = train_bundle(bundle, data, tmp_path / "run", changes=SHORT).run
     assert json.loads((run / "configs" / "inference.json").read_text())["spatial_dims"] == 2
@@ -57,7 +54,7 @@ def test_they_are_planned_trained_predicted_and_evaluated_in_the_plane(data: Pat
     assert "area_ref_mm2" in metrics and "volume_ref_ml" not in metrics
 
 
-def test_drawn_labels_are_placed_on_the_slice(data: Path, tmp_path: Path) -> None:
+def test_slicer_segmentations_are_placed_on_the_slice(data: Path, tmp_path: Path) -> None:
     for case in open_dataset(data).cases:
         label = read_volume(case.label).image[0].numpy().astype(np.uint8)
         write_volume(label, tmp_path / "labels" / f"{case.name}.seg.nrrd", affine=AFFINE, labels={"disc": 1})
@@ -73,12 +70,12 @@ def test_drawn_labels_are_placed_on_the_slice(data: Path, tmp_path: Path) -> Non
         assert pred.image.shape == ref.image.shape == (1, *SHAPE[:2])
 
 
-def test_a_shipped_bundle_trains_on_them(data: Path, tmp_path: Path) -> None:
+def test_a_shipped_bundle_trains_on_single_slices(data: Path, tmp_path: Path) -> None:
     run = train_bundle(find_bundle("unet_2d"), data, tmp_path / "run", changes=SHORT).run
     assert json.loads((run / "configs" / "train.json").read_text())["patch_size"] == [48, 48]
 
 
-def test_check_gives_areas(data: Path, medunet: Medunet, capsys: Capture) -> None:
+def test_check_reports_areas(data: Path, medunet: Medunet, capsys: Capture) -> None:
     assert medunet("check", data) == 0
     out = capsys.readouterr().out
     assert "2D" in out and "mm²" in out

@@ -1,7 +1,5 @@
 """TF32 convolutions are off during float32 inference, and as before otherwise."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -23,7 +21,7 @@ def before(request: pytest.FixtureRequest) -> Iterator[bool]:
     torch.backends.cudnn.allow_tf32 = default
 
 
-def test_tf32_is_off_until_the_last_one_leaves(before: bool) -> None:
+def test_tf32_is_off_until_the_last_block_exits(before: bool) -> None:
     with exact_float32(torch.device("cpu")):
         assert torch.backends.cudnn.allow_tf32 is before
     first, second = ExitStack(), ExitStack()
@@ -39,7 +37,7 @@ def test_tf32_is_off_until_the_last_one_leaves(before: bool) -> None:
     assert torch.backends.cudnn.allow_tf32 is before
 
 
-def test_the_newer_switch_is_restored() -> None:
+def test_fp32_precision_is_restored() -> None:
     conv = torch.backends.cudnn.conv
     default = conv.fp32_precision
     try:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -14,7 +12,7 @@ def make_network(seed: int, **options) -> UNet:
     return UNet(2, 1, 3, **{"channels": (4, 6), "norm": "batch", **options}).eval()
 
 
-def test_probabilities_are_averaged_in_tiles_too():
+def test_probabilities_are_averaged_with_and_without_tiles():
     members, image = [make_network(seed) for seed in range(3)], torch.randn(1, 1, 75, 81)
     with torch.inference_mode():
         softmax = sum(member(image).softmax(dim=1) for member in members) / 3

@@ -1,7 +1,5 @@
 """A network prepared for inference computes what the network computes."""
 
-from __future__ import annotations
-
 import logging
 import subprocess
 import sys
@@ -82,7 +80,7 @@ def test_small_images_are_not_unfolded_into_matrices(spatial_dims):
 
 
 @pytest.mark.parametrize(("norm", "spatial_dims"), [("batch", 3), ("instance", 2)])
-def test_every_format_computes_what_the_network_computes(fastest_format, norm, spatial_dims):
+def test_every_format_gives_the_output_of_the_network(fastest_format, norm, spatial_dims):
     network = make_network(spatial_dims, norm=norm)
     image = torch.randn(2, 1, *(33, 34, 18)[:spatial_dims])
     fast = FastNetwork(network).eval()
@@ -103,7 +101,7 @@ def test_new_weights_are_used():
         assert not torch.allclose(first, fast(image))
 
 
-def test_training_and_saving_use_the_network_itself():
+def test_training_and_saving_use_the_original_network():
     network, image = make_network(), torch.randn(2, 1, 32, 32)
     fast = FastNetwork(network, dtype="bfloat16").eval()
     with torch.inference_mode():
@@ -152,7 +150,7 @@ class FailsWhenCopied(nn.Module):
         self.error = error
         self.is_copy = False
 
-    def __deepcopy__(self, memo: dict) -> FailsWhenCopied:
+    def __deepcopy__(self, memo: dict) -> "FailsWhenCopied":
         copied = FailsWhenCopied(self.error)
         copied.is_copy = True
         return copied.eval()
@@ -172,7 +170,7 @@ class FailsWhenCopied(nn.Module):
     ],
     ids=["overflow", "wrong kernel", "no kernel"],
 )
-def test_a_form_that_disagrees_with_float32_is_replaced_by_the_network_itself(network, dtype, reason, caplog):
+def test_a_form_that_disagrees_with_float32_falls_back_to_the_original_network(network, dtype, reason, caplog):
     fast, image = FastNetwork(network.eval(), dtype=dtype).eval(), torch.randn(1, 1, 64, 64)
     with torch.inference_mode():
         for _ in range(2):
@@ -181,7 +179,7 @@ def test_a_form_that_disagrees_with_float32_is_replaced_by_the_network_itself(ne
     assert caplog.text.count("is not used, the network runs in float32") == caplog.text.count(reason) == 1
 
 
-def test_out_of_memory_rejects_no_form():
+def test_out_of_memory_does_not_reject_a_form():
     network = FailsWhenCopied(torch.OutOfMemoryError("CUDA out of memory")).eval()
     with pytest.raises(torch.OutOfMemoryError):
         FastNetwork(network).eval()(torch.randn(1, 1, 16, 16))
@@ -199,14 +197,14 @@ def test_a_window_that_overflows_in_float16_is_computed_in_float32(caplog):
 
 
 @pytest.mark.slow
-def test_compiled_computes_the_same(caplog):
+def test_a_compiled_network_gives_the_same_output(caplog):
     network, image = make_network(3), torch.randn(1, 1, 32, 32, 32)
     fast = FastNetwork(network, dtype="float32", backend="compile").eval()
     with torch.inference_mode(), caplog.at_level(logging.ERROR):
         torch.testing.assert_close(fast(image), network(image), atol=1e-4, rtol=1e-4)
 
 
-def test_openvino_computes_the_same():
+def test_openvino_gives_the_same_output():
     pytest.importorskip("openvino")
     network = make_network(2)
     fast = FastNetwork(network, dtype="float32", backend="openvino").eval()
@@ -261,7 +259,7 @@ def test_forms_are_timed_and_wrong_ones_rejected():
     assert not timings[0].rejected
 
 
-def test_the_rule_is_among_the_forms_that_are_timed(fastest_format):
+def test_the_default_form_is_among_the_timed_forms(fastest_format):
     assert {form.dtype for form in possible_forms(CPU)} == {"float32", str(fastest_format).removeprefix("torch.")}
     for norm in ("batch", "instance"):
         assert choose_form(make_network(norm=norm), CPU) in possible_forms(CPU)
@@ -288,5 +286,5 @@ assert min(faults() for _ in range(5)) * 10 < returned
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
-def test_kept_memory_is_reused_without_page_faults():
+def test_freed_memory_is_reused_without_page_faults():
     subprocess.run([sys.executable, "-c", PAGE_FAULTS], check=True)

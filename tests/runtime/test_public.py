@@ -1,7 +1,5 @@
 """Weights of public U-Nets give the same output in `UNet`. The public networks are reimplemented here."""
 
-from __future__ import annotations
-
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -115,14 +113,14 @@ def test_public_weights_give_the_same_output(source: str, bias: bool, size: tupl
     assert_same_function(public, load_public(public.state_dict(), source), 3, *size)
 
 
-def test_a_newer_milesial_without_biases_and_with_other_entries_is_read_from_a_file(tmp_path: Path) -> None:
+def test_newer_milesial_checkpoints_without_biases_are_read_from_a_file(tmp_path: Path) -> None:
     public = Public()
     weights: dict[str, Any] = {f"module.{name}": value for name, value in public.state_dict().items()}
     save_checkpoint({**weights, "mask_values": [0, 255]}, tmp_path / "unet.pth")
     assert_same_function(public, load_public(tmp_path / "unet.pth", "milesial"), 3, 32, 48)
 
 
-def test_the_compact_preset_computes_what_its_source_computes() -> None:
+def test_the_compact_preset_gives_the_output_of_its_source() -> None:
     public = Public(bias=True, widths=(1, 8, 16, 32, 64, 128), classes=1, head=3, norm_up=True)
     layers = chain.from_iterable(block if isinstance(block, nn.Sequential) else [block] for block in public.blocks())
     network = presets.unet_compact_bn().eval()
@@ -130,7 +128,7 @@ def test_the_compact_preset_computes_what_its_source_computes() -> None:
     assert_same_function(public, network, 1, 32, 48)
 
 
-def test_other_weights_and_sources_are_typed_errors(tmp_path: Path) -> None:
+def test_unknown_weights_and_sources_raise_typed_errors(tmp_path: Path) -> None:
     state = Public().state_dict()
     with pytest.raises(ConfigError, match=r"unknown source of weights .*milesial"):
         load_public(state, "zhixuhao")

@@ -3,8 +3,6 @@
 The simulation (tests/support/simulated_cuda.py) cannot see kernels, races, memory, numerics or NCCL.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +55,7 @@ def network(**options: Any) -> UNet:
         ({"padding": "valid"}, 44),
     ],
 )
-def test_networks_compute_without_synchronisation(cuda: SimulatedCuda, options: dict[str, Any], size: int) -> None:
+def test_networks_run_without_host_synchronisation(cuda: SimulatedCuda, options: dict[str, Any], size: int) -> None:
     model = network(**options).eval()
     image = torch.rand(1, 1, size, size, size, device="cuda")
     with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16), counted(cuda) as waits:
@@ -128,7 +126,7 @@ def test_labels_and_probabilities_are_restored_on_the_device(cuda: SimulatedCuda
     assert probabilities.sum(0).mean() > 0
 
 
-def test_transforms(cuda: SimulatedCuda) -> None:
+def test_transforms_keep_tensors_on_the_device(cuda: SimulatedCuda) -> None:
     image, label = torch.rand(1, 40, 36, 32, device="cuda"), torch.randint(0, 3, (1, 40, 36, 32), device="cuda")
     item = {"image": image, "label": label.to(torch.uint8)}
     options: dict[str, Any] = {"spatial_size": (16, 16, 16), "rotate_range": 0.3, "elastic_sigma": 1.0}
@@ -163,7 +161,9 @@ SYNCHRONISATIONS_PER_CASE = 29  # the present number; copies from memory that is
 SYNCHRONISATIONS_PER_STEP = 7
 
 
-def test_a_predictor_stays_within_its_budget(run_3d: Path, volumes: Path, tmp_path: Path, cuda: SimulatedCuda) -> None:
+def test_a_predictor_stays_within_its_synchronisation_budget(
+    run_3d: Path, volumes: Path, tmp_path: Path, cuda: SimulatedCuda
+) -> None:
     sources = sorted((volumes / "imagesTr").glob("*.nii.gz"))[:2]
     predictor = Predictor(run_3d, output_dir=tmp_path, device="cuda")
     assert all(result.error is None for result in predictor.predict(sources[:1]))
@@ -185,7 +185,9 @@ def train(cells: Path, run: Path, *, epochs: int = 1, resume: bool = False, **ch
 
 @pytest.mark.parametrize("dtype", ["auto", "float16"])
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")  # the DataLoader sees that there is no GPU
-def test_training_stays_within_its_budget(cells: Path, tmp_path: Path, cuda: SimulatedCuda, dtype: str) -> None:
+def test_training_stays_within_its_synchronisation_budget(
+    cells: Path, tmp_path: Path, cuda: SimulatedCuda, dtype: str
+) -> None:
     totals = []
     for steps in (4, 12):
         with counted(cuda) as waits:
@@ -215,7 +217,7 @@ def test_the_simulation_detects_mixed_devices_and_counts_synchronisations(cuda: 
     assert {kind for kind, _ in waits} >= {"item", "boolean mask", "device to host"}
 
 
-def test_devices_are_chosen_by_number() -> None:
+def test_devices_are_selected_by_index() -> None:
     with SimulatedCuda(devices=2):
         assert resolve_device("auto").type == "cuda"
         assert resolve_device("cuda:1") == torch.device("cuda", 1)

@@ -1,7 +1,5 @@
 """A real browser: headless Chromium, driven through two pipes by its own protocol, without any driver program."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import json

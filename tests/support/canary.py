@@ -1,7 +1,5 @@
 """Unusual words in DICOM headers, and the files in which they occur."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator
 from pathlib import Path

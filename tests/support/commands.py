@@ -1,7 +1,5 @@
 """Commands as a user types them, run in the test's process: a new one needs seconds to import PyTorch."""
 
-from __future__ import annotations
-
 import logging
 import os
 import runpy

@@ -1,7 +1,5 @@
 """nginx with the proxy that docs/howto/deploy.md shows, on a free port of the loopback."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

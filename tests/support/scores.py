@@ -1,7 +1,5 @@
 """Scores of small cases."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Folders that test processes share."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable

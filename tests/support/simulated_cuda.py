@@ -10,8 +10,6 @@ have the label `cuda:N`. Inside a `SimulatedCuda` block,
 The simulation cannot see kernels, races, streams, memory, numerics or NCCL. It needs neither a GPU nor a CUDA build.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import threading
@@ -29,7 +27,6 @@ from torch.utils._pytree import tree_leaves
 GIB = 1 << 30
 UNDECIDED = "undecided"  # label of a tensor born inside a C++ operation: it belongs to the device of its neighbours
 UPLOAD = "host to device, pageable"
-
 FACTORIES = {function.__name__ for function in _device_constructors()} | {n for n in dir(torch) if n.endswith("_like")}
 FACTORIES = {name for name in FACTORIES if hasattr(torch, name)}
 NEW_METHODS = [name for name in dir(torch.Tensor) if name.startswith("new_")]
@@ -157,7 +154,7 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
                 self.count_wait(UPLOAD)
         return self.mark(result, target)
 
-    def __enter__(self) -> SimulatedCuda:
+    def __enter__(self) -> "SimulatedCuda":
         self._patch_tensor()
         for holder, names in ((torch, FACTORIES), (torch.Tensor, NEW_METHODS)):
             for name in names:

@@ -1,7 +1,5 @@
 """Settings and bundles so small that a test trains or predicts with them in a second."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,9 @@ from medunet.config import read_json
 from medunet.datasets import open_dataset
 from medunet.runtime import save_weights
 
+SHORT = {"steps_per_epoch": 2, "batch_size": 2, "val_interval": 1}
 # changes to `unet_2d` for training runs of half a second on phantoms of 48 x 48
-SMALL_2D: dict[str, Any] = {
-    "network_def::channels": [4, 8],
-    "patch_size": [32, 32],
-    "steps_per_epoch": 2,
-    "batch_size": 2,
-    "val_interval": 1,
-}
+SMALL_2D: dict[str, Any] = {"network_def::channels": [4, 8], "patch_size": [32, 32], **SHORT}
 # changes to `unet_3d` for training runs of a second on phantoms of about 32 x 32 x 24
 SMALL_3D: dict[str, Any] = {**SMALL_2D, "patch_size": [16, 16, 16]}
 
@@ -28,8 +21,7 @@ SMALL_3D: dict[str, Any] = {**SMALL_2D, "patch_size": [16, 16, 16]}
 def narrow(bundle: Path, **changes: Any) -> dict[str, Any]:
     """Return changes to a planned bundle: one short epoch of a narrow network with the levels of the plan."""
     levels = len(read_json(bundle / "configs" / "train.json")["network_def"]["channels"])
-    short = {"epochs": 1, "steps_per_epoch": 2, "val_interval": 1, "batch_size": 2}
-    return {**short, "network_def::channels": [4] * levels, **changes}
+    return {"epochs": 1, **SHORT, "network_def::channels": [4] * levels, **changes}
 
 
 def classes_of(data: Path) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Bundles as MONAI's model zoo has them, with random weights."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +9,6 @@ import torch
 from monai.bundle import ConfigParser
 
 LOAD = {"_target_": "LoadImaged", "keys": "image"}
-
 Config = dict[str, Any]
 
 

@@ -1,7 +1,5 @@
 """A real MLflow server on the loopback, a gate before it, and an SQLite store that is ready."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil
@@ -126,7 +124,7 @@ class Gate:
         self._proxy.daemon_threads = True
         self.uri = f"http://127.0.0.1:{self._proxy.server_port}"
 
-    def __enter__(self) -> Gate:
+    def __enter__(self) -> "Gate":
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
         return self
 

@@ -1,7 +1,5 @@
 """What leaves the machine names no case and no path; a data set is known by its content."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -10,7 +8,7 @@ from medunet.tracking.anonymous import anonymous_config, copy_bundle, text_files
 from medunet.tracking.content import content_digest
 
 
-def test_the_digest_follows_content_and_not_names(tmp_path: Path) -> None:
+def test_the_digest_depends_on_content_and_not_on_names(tmp_path: Path) -> None:
     for folder, name in (("a", "x"), ("b", "y")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / f"{name}.nii").write_bytes(b"image")

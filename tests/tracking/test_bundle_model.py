@@ -1,7 +1,5 @@
 """The MLflow model of a bundle with random weights: geometry of arrays, errors, what a server answers."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from collections.abc import Iterator
@@ -20,7 +18,6 @@ from medunet.prediction import Predictor
 from medunet.tracking.bundle_model import UnusableImageError, save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 AFFINE = np.array([[0.0, -1.5, 0.0, 7.0], [-1.0, 0.0, 0.0, -3.0], [0.0, 0.0, 2.0, 11.0], [0.0, 0.0, 0.0, 1.0]])
 """Spacing and axes unlike those of the network's grid."""
 
@@ -82,7 +79,7 @@ def test_the_geometry_of_a_volume_is_never_guessed(model: Any, params: dict[str,
     assert isinstance(info.value.__cause__, MedunetError)
 
 
-def test_an_image_in_the_plane_needs_no_affine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_2d_images_need_no_affine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDUNET_DEVICE", "cpu")
     planar = load(untrained_run(tmp_path / "run", bundle="unet_2d"), tmp_path / "model")
     pixels = np.random.default_rng(0).integers(0, 255, (21, 18)).astype(np.uint8)

@@ -1,7 +1,5 @@
 """System metrics: the values, and the file that they are written to."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path
@@ -26,7 +24,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[dict[str, tuple
     return [{key: (value, step) for key, value, _, step in json.loads(line)} for line in path.read_text().splitlines()]
 
 
-def test_the_machine_is_measured_and_a_resumed_run_continues_the_count(
+def test_system_metrics_are_sampled_and_a_resumed_run_continues_the_step_count(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "samples.jsonl"

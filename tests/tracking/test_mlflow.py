@@ -1,7 +1,5 @@
 """MLflow: what a training run logs, and what happens when it cannot."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil
@@ -151,7 +149,7 @@ def test_a_trainer_without_a_history_handler_gets_one(tmp_path: Path, uri: str) 
     assert len(content.client.get_metric_history(content.fold.info.run_id, "dice")) == 2
 
 
-def test_the_end_of_a_training_run_does_not_wait_for_a_digest_without_limit(
+def test_the_end_of_a_training_run_does_not_wait_indefinitely_for_a_digest(
     tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in "ab":
@@ -162,7 +160,7 @@ def test_the_end_of_a_training_run_does_not_wait_for_a_digest_without_limit(
     assert "digest of the data set was stopped" in caplog.text
 
 
-def test_a_training_is_a_run_and_its_fold_a_child(tmp_path: Path) -> None:
+def test_a_training_run_has_its_fold_as_a_child(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new/mlruns.db"
     train(tmp_path / "eval", uri, params={"epochs": 2})
     content = Content(uri, tmp_path.name)
@@ -201,7 +199,7 @@ def test_tracking_can_be_turned_off_and_only_the_first_process_logs(tmp_path: Pa
     assert not list(tmp_path.rglob("*.db"))
 
 
-def test_a_store_that_cannot_be_used_is_one_line_without_the_password(tmp_path: Path) -> None:
+def test_an_unusable_store_is_reported_in_one_line_without_the_password(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot log to MLflow: MLflow no longer supports"):
         train(tmp_path, f"file://{tmp_path}/mlruns")
     with pytest.raises(ConfigError) as info:
@@ -225,7 +223,7 @@ def test_a_store_is_created_atomically(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError("bad"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
-def test_what_ends_a_training_run_early_is_logged_and_raised(
+def test_an_error_that_ends_training_is_logged_and_raised(
     tmp_path: Path, uri: str, error: BaseException, status: str
 ) -> None:
     def stop(epoch: int) -> None:
@@ -238,7 +236,7 @@ def test_what_ends_a_training_run_early_is_logged_and_raised(
     assert content.losses() == {1: 3.0}
 
 
-def test_a_resumed_run_continues_and_an_epoch_that_a_killed_process_did_not_send_is_sent(
+def test_a_resumed_run_sends_epochs_that_a_killed_process_did_not_send(
     tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kill(epoch: int) -> None:
@@ -255,7 +253,7 @@ def test_a_resumed_run_continues_and_an_epoch_that_a_killed_process_did_not_send
     assert content.statuses == {"FINISHED"}
 
 
-def test_a_part_that_mlflow_rejects_does_not_hold_up_the_others(
+def test_values_that_mlflow_rejects_do_not_block_the_others(
     tmp_path: Path, uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(tmp_path / "eval", uri, params={"a" * 300: 1})  # MLflow accepts 250 characters
@@ -264,9 +262,7 @@ def test_a_part_that_mlflow_rejects_does_not_hold_up_the_others(
     assert sync_runs(tmp_path) == (0, 2)
 
 
-def test_sync_gives_a_server_exactly_what_it_gets_while_a_bundle_is_trained(
-    tmp_path: Path, server: Any, run_2d: Path
-) -> None:
+def test_sync_replays_exactly_what_training_sends(tmp_path: Path, server: Any, run_2d: Path) -> None:
     original = Content(f"sqlite:///{run_2d.parent}/mlruns.db", "medunet")
     copy = Path(shutil.copytree(run_2d, tmp_path / "run"))
     for file in (copy / "training.json", copy / "eval" / "tracking.json"):  # as though nothing had been sent
@@ -284,7 +280,7 @@ def test_sync_gives_a_server_exactly_what_it_gets_while_a_bundle_is_trained(
     assert {"loss", "system/cpu_utilization_percentage"} <= set(expected["metrics"])
 
 
-def test_what_a_server_rejected_during_a_run_is_sent_by_sync(
+def test_sync_sends_what_the_server_rejected_during_a_run(
     tmp_path: Path, gate: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medunet.tracking.mlflow.TIME_SHARE", 1e9)  # try after each epoch
@@ -309,7 +305,7 @@ def test_what_a_server_rejected_during_a_run_is_sent_by_sync(
     assert sync_runs(tmp_path) == (0, 0)
 
 
-def test_a_hanging_server_is_asked_once_and_once_at_the_end(
+def test_a_hanging_server_is_tried_once_and_once_at_the_end(
     tmp_path: Path, gate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("mlflow", "server"):
@@ -334,7 +330,7 @@ def test_a_fold_that_starts_while_the_server_is_down_gets_its_run_later(tmp_path
     assert content.losses(0) == content.losses(1) == {1: 3.0, 2: 1.5}
 
 
-def test_a_server_that_stops_for_a_while_gets_everything_by_the_end_or_by_sync(
+def test_sync_sends_everything_after_a_server_outage(
     tmp_path: Path, server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "liver" / "stopped" / "eval"

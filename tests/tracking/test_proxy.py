@@ -1,7 +1,5 @@
 """An MLflow server behind nginx with TLS and passwords, as docs/howto/deploy.md says."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -16,11 +14,10 @@ from small import SMALL_2D
 from medunet.datasets import write_phantom_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.filterwarnings("ignore")]
-
 LOGIN = ("ward", "a-long-password")
 
 
-def test_a_training_is_tracked_through_the_proxy(server: Any, tmp_path: Path) -> None:
+def test_a_training_run_is_tracked_through_the_proxy(server: Any, tmp_path: Path) -> None:
     data = write_phantom_dataset(tmp_path / "cells", kind="cells", cases=4, size=[48, 48], seed=3).parent
     user, password = LOGIN
     with proxied(server.uri, tmp_path / "nginx", passwords=f"{user}:{{PLAIN}}{password}\n") as proxy:

@@ -1,7 +1,5 @@
 """A training run in MLflow: its content, its model, and what is read back from it."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -30,7 +28,6 @@ from medunet.tracking.bundle_model import save_model
 from medunet.trust import judge, unpack
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 SMALL = {**SMALL_2D, "epochs": 1, "folds": 2}
 
 
@@ -60,7 +57,7 @@ def test_a_tracked_run_and_its_packed_bundle_need_no_trust(run_2d: Path, tmp_pat
     assert set(torch.load(weights, weights_only=True)) == {"model"}  # and no path
 
 
-def test_the_store_of_a_bundle_that_names_none_is_beside_the_run(
+def test_the_default_store_is_beside_the_run(
     cells: Path, tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -86,7 +83,7 @@ def test_metrics_parameters_and_artifacts_are_complete(client: mlflow.MlflowClie
     assert any(name.startswith("validation/epoch_0000") and name.endswith("worst.png") for name in files)
 
 
-def test_a_run_is_ranked_and_its_model_measured_by_the_weights_that_it_kept(
+def test_a_run_is_ranked_by_the_metrics_of_its_kept_weights(
     run_2d: Path, client: mlflow.MlflowClient, fold: mlflow.entities.Run
 ) -> None:
     history = json.loads((run_2d / "eval" / "history.json").read_text())
@@ -102,7 +99,7 @@ def test_a_run_is_ranked_and_its_model_measured_by_the_weights_that_it_kept(
     assert metrics["val_mean_dice"] == (found["kept_val_mean_dice"], kept)
 
 
-def test_the_data_are_a_dataset_with_a_digest_of_its_content(
+def test_the_data_set_is_logged_with_a_digest_of_its_content(
     client: mlflow.MlflowClient, fold: mlflow.entities.Run
 ) -> None:
     contexts = {one.tags[0].value: one.dataset for one in fold.inputs.dataset_inputs}
@@ -245,7 +242,7 @@ def test_a_cross_validation_is_one_run_with_its_folds_and_its_ensemble(cells: Pa
 
 
 @pytest.mark.parametrize(("metric", "best"), [("val_dice_loss", "high"), ("out_of_fold_hd95_mm_gloss", "low")])
-def test_whether_low_is_good_depends_on_the_metric_and_not_on_the_class(metric: str, best: str) -> None:
+def test_ranking_depends_on_the_metric_and_not_on_the_class(metric: str, best: str) -> None:
     runs = [
         TrackedRun(name, name, "training", "FINISHED", 0, 1.0, {}, {metric: value}, {})
         for name, value in (("low", 0.1), ("high", 0.9))

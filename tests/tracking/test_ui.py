@@ -1,7 +1,5 @@
 """MLflow's own pages in a real browser: what a training logged is seen there."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
@@ -17,14 +15,12 @@ from medunet.runs import train_bundle
 
 # MLflow and SQLAlchemy warn about themselves
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-
 SMALL = {**SMALL_2D, "epochs": 3, "folds": 2}
-
 MLFLOWS_OWN = ("ResizeObserver loop", "/ajax-api/2.0/mlflow/users/current")
 """What the pages of MLflow 3.17 complain about with any run: its layout, and a user where nobody has logged in."""
 
 
-def test_a_training_is_seen_with_its_metrics_parameters_and_pictures(cells: Path, tmp_path: Path, server: Any) -> None:
+def test_mlflow_pages_show_metrics_parameters_and_pictures(cells: Path, tmp_path: Path, server: Any) -> None:
     run = tmp_path / "mine"
     train_bundle(find_bundle("unet_2d"), cells, run, changes=SMALL, device="cpu", tracking_uri=server.uri)
     client = mlflow.MlflowClient(tracking_uri=server.uri)

@@ -1,7 +1,5 @@
 """A training run small enough to be repeated many times in a test."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

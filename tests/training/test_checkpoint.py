@@ -1,7 +1,5 @@
 """The weights that a training run starts from, validates and selects; when it stops, and how it resumes."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +12,9 @@ from ignite.engine import Engine, Events
 
 from medunet.errors import ConfigError, DataError
 from medunet.runtime import load_checkpoint, save_checkpoint, transfer_weights
-from medunet.training import (
-    BEST_NAME,
-    LAST_NAME,
-    CheckpointHandler,
-    HistoryHandler,
-    Trainer,
-    WeightAverage,
-    kept_entry,
-)
+from medunet.training import BEST_NAME, LAST_NAME, CheckpointHandler, HistoryHandler, Trainer, WeightAverage, kept_entry
 
 METRICS = {1: 0.6, 2: None, 3: 0.8, 4: 0.7, 5: None}  # by epoch; None: not validated
-
 Make = Callable[..., Trainer]
 
 
@@ -62,7 +51,7 @@ def test_the_best_or_the_last_validated_epoch_is_selected(
     assert (handler.best_metric, handler.best_epoch) == (0.8, 3)  # what early stopping goes by
 
 
-def test_impossible_values_are_typed_errors(tmp_path: Path) -> None:
+def test_invalid_options_raise_typed_errors(tmp_path: Path) -> None:
     network = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     with pytest.raises(ConfigError, match="best or last"):
@@ -80,7 +69,7 @@ def test_the_history_names_the_epoch_of_the_selected_weights(tmp_path: Path, mak
     assert kept_entry(history)["epoch"] == last["kept_epoch"] == last["best_epoch"]
 
 
-def test_the_average_is_that_of_a_loop_over_all_steps(tmp_path: Path, make_trainer: Make) -> None:
+def test_the_weight_average_matches_a_loop_over_all_steps(tmp_path: Path, make_trainer: Make) -> None:
     trainer = make_trainer(tmp_path, epochs=2, decay=0.3)
     steps: list[dict[str, torch.Tensor]] = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: steps.append(snapshot(engine.network)))
@@ -96,7 +85,7 @@ def test_the_average_is_that_of_a_loop_over_all_steps(tmp_path: Path, make_train
         torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_the_validator_sees_the_average_and_the_trainer_the_newest(tmp_path: Path, make_trainer: Make) -> None:
+def test_validation_uses_averaged_weights_and_training_the_newest(tmp_path: Path, make_trainer: Make) -> None:
     trainer = make_trainer(tmp_path, epochs=1)
     seen: dict[str, dict[str, torch.Tensor]] = {}
     validator_of(trainer).add_event_handler(
@@ -113,7 +102,7 @@ def test_the_validator_sees_the_average_and_the_trainer_the_newest(tmp_path: Pat
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.99])
-def test_a_resumed_run_ends_with_the_weights_and_the_average_of_an_uninterrupted_one(
+def test_a_resumed_run_has_the_weights_and_the_average_of_an_uninterrupted_one(
     tmp_path: Path, make_trainer: Make, decay: float
 ) -> None:
     make_trainer(tmp_path / "through", epochs=4, decay=decay).run()
@@ -162,7 +151,7 @@ def test_the_last_epoch_is_validated_once_with_any_interval(
     assert validated == expected
 
 
-def test_training_ends_after_the_patience_and_stays_ended(tmp_path: Path, make_trainer: Make) -> None:
+def test_training_stops_after_the_patience_and_stays_stopped(tmp_path: Path, make_trainer: Make) -> None:
     options = {"epochs": 9, "patience": 3, "learning_rate": 0.0}  # the first validation stays the best
     through = make_trainer(tmp_path / "a", **options)
     through.run()
@@ -175,7 +164,7 @@ def test_training_ends_after_the_patience_and_stays_ended(tmp_path: Path, make_t
         assert resumed.state.epoch == through.state.epoch
 
 
-def test_a_run_starts_from_another_one_but_a_resumed_run_does_not(
+def test_init_from_is_used_by_a_new_run_but_not_by_a_resumed_one(
     tmp_path: Path, make_trainer: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = make_trainer(tmp_path / "first", epochs=1)

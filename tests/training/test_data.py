@@ -1,7 +1,5 @@
 """Sampling and loading of patches: reproducible with any number of workers, and with typed errors."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time
@@ -25,7 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
 ]
-
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork: the transforms live in this file")
 
 
@@ -65,27 +62,27 @@ def patches(folder: Path, workers: int, epochs: int = 3, first: int = 1) -> list
 
 
 @needs_fork
-def test_patches_do_not_depend_on_the_number_of_workers_or_the_epochs_before(tmp_path: Path) -> None:
+def test_patches_do_not_depend_on_the_number_of_workers_or_on_earlier_epochs(tmp_path: Path) -> None:
     alone, through, resumed = patches(tmp_path, 0), patches(tmp_path, 2), patches(tmp_path, 2, first=3)
     assert all(torch.equal(one, other) for one, other in zip(alone, through, strict=True))
     assert all(torch.equal(one, other) for one, other in zip(through[8:], resumed, strict=True))
     assert not torch.equal(through[0], through[8])
 
 
-def test_several_processes_share_the_samples_of_one() -> None:
+def test_processes_split_the_samples_of_a_single_process() -> None:
     one = list(RepeatSampler(5, num_samples=8, seed=1))
     parts = [list(RepeatSampler(5, num_samples=4, seed=1, rank=rank, world_size=2)) for rank in (0, 1)]
     assert [(d, d.seed) for d in one[0::2]] == [(d, d.seed) for d in parts[0]]
     assert [(d, d.seed) for d in one[1::2]] == [(d, d.seed) for d in parts[1]]
 
 
-def test_a_draw_is_an_index_for_every_data_set() -> None:
+def test_a_draw_works_as_an_index_of_any_data_set() -> None:
     data = [{"image": torch.full((1, 2, 2), float(n))} for n in range(3)]
     assert Dataset(data)[Draw(2, 5)]["image"].max() == 2
     assert CacheDataset(data, [], progress=False)[Draw(1, 5)]["image"].max() == 1
 
 
-def test_the_data_loader_leaves_the_random_numbers_of_dropout_alone() -> None:
+def test_the_data_loader_does_not_change_the_global_random_state() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -94,7 +91,7 @@ def test_the_data_loader_leaves_the_random_numbers_of_dropout_alone() -> None:
 
 
 @needs_fork
-def test_an_error_of_a_worker_has_its_type_and_its_traceback() -> None:
+def test_a_worker_error_keeps_its_type_and_traceback() -> None:
     loader = DataLoader(Dataset(items(), [Fail("image")]), num_workers=1)
     with pytest.raises(DataError) as info:
         next(iter(loader))
@@ -117,7 +114,7 @@ class Prepared(Dataset):
         self.prepared += 1
 
 
-def test_data_sets_are_prepared_once_and_the_wait_for_data_is_in_the_history(
+def test_data_sets_are_prepared_once_and_the_data_wait_is_in_the_history(
     tmp_path: Path, make_trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset = Prepared(items(), [Wait("image")])

@@ -1,7 +1,5 @@
 """History, progress, parts of the loss, and augmentation of batches."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging
@@ -110,7 +108,7 @@ def test_a_terminal_shows_loss_dice_and_progress(encoding: str, tmp_path: Path) 
     assert ("█" in text) == (encoding == "utf-8")
 
 
-def test_an_error_shows_the_cursor_again_and_is_raised(tmp_path: Path) -> None:
+def test_an_error_restores_the_cursor_and_is_raised(tmp_path: Path) -> None:
     screen = io.StringIO()
     with pytest.raises(ValueError, match="bad"):
         run(history(tmp_path), progress(screen), error=ValueError("bad"))

@@ -1,7 +1,5 @@
 """Results that processes share, and how long they wait for the first of them."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """The additions of the training engine to MONAI's."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +56,7 @@ def test_a_compiled_run_ends_with_the_weights_of_a_plain_one(tmp_path: Path, mak
         torch.testing.assert_close(fused[name], plain[name], rtol=1e-4, atol=1e-5)
 
 
-def test_options_bound_to_cuda_and_a_missing_compiler_are_typed_errors(
+def test_cuda_only_options_and_a_missing_compiler_raise_typed_errors(
     tmp_path: Path, make_trainer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match="amp"):

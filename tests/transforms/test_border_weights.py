@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -48,7 +46,7 @@ FAR = np.pad([[1]], ((2, 2), (3, 196))) + np.pad([[2]], ((2, 2), (190, 9)))
 
 
 @pytest.mark.parametrize("labels", [np.zeros((8, 9), dtype=int), np.eye(9, dtype=int) * 7, FAR])
-def test_no_border_without_two_objects_within_reach(labels):
+def test_weights_are_one_without_two_nearby_objects(labels):
     assert (border_weight_map(labels, class_weights=None) == 1).all()
 
 
@@ -68,7 +66,7 @@ def test_components_are_objects_and_a_diagonal_membrane_separates_them():
 
 
 @pytest.mark.parametrize(("foreground", "distances"), [(None, 1 + 1), ([2, 1], 1 + 1), (1, 1 + 3)])
-def test_only_foreground_classes_make_objects(foreground, distances):
+def test_only_foreground_classes_define_objects(foreground, distances):
     options = {"class_weights": None, "instances": "components", "foreground": foreground}
     weights = border_weight_map(np.array([[1, 0, 2, 0, 1]]), **options)
     assert weights[0, 1] == pytest.approx(1 + 10 * np.exp(-(distances**2) / 50))

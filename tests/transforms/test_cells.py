@@ -1,7 +1,5 @@
 """Cells are separated by whole borders, not by their weakest point."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -31,7 +29,9 @@ def test_a_gap_does_not_join_cells(shape: tuple[int, ...], gap: int) -> None:
     ("membrane", "boundary", "gap", "n_cells"),
     [(0.9, 0.2, 1, 2), (0.9, 0.95, 1, 1), (0.3, 0.5, 1, 1), (0.3, 0.1, 1, 2), (0.9, 0.5, 25, 1)],
 )
-def test_the_mean_of_the_border_decides(membrane: float, boundary: float, gap: int, n_cells: int) -> None:
+def test_cells_are_separated_by_the_mean_of_their_border(
+    membrane: float, boundary: float, gap: int, n_cells: int
+) -> None:
     assert separate_cells(two_cells(33, 35, membrane=membrane, gap=gap), boundary=boundary).max() == n_cells
 
 

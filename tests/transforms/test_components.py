@@ -1,7 +1,5 @@
 """Components of classes and regions that a rule removes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -9,12 +7,7 @@ from monai.data import MetaTensor
 from monai.transforms import KeepLargestConnectedComponent
 
 from medunet.errors import ConfigError
-from medunet.transforms import (
-    CleanComponentsd,
-    CleanRegionsd,
-    clean_labels,
-    clean_regions,
-)
+from medunet.transforms import CleanComponentsd, CleanRegionsd, clean_labels, clean_regions
 
 WHOLE_CORE_ENHANCING = [[1, 2, 3], [2, 3], [3]]
 ORDER = [1, 2, 3]
@@ -27,7 +20,7 @@ def blobs(shape: tuple[int, ...] = (33, 34, 35)) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(33, 34, 35), (65, 66)])
-def test_the_largest_component_is_monais(shape: tuple[int, ...]) -> None:
+def test_the_largest_component_matches_monai(shape: tuple[int, ...]) -> None:
     labels = blobs(shape)
     largest = KeepLargestConnectedComponent(applied_labels=[1, 3], is_onehot=False, independent=True)
     expected = largest(labels[None].copy())  # MONAI writes into its input
@@ -49,7 +42,7 @@ def test_sizes_are_in_millimetres() -> None:
         assert torch.equal(cleaned.affine, affine)
 
 
-def test_other_classes_and_empty_maps_stay() -> None:
+def test_other_classes_and_empty_maps_are_unchanged() -> None:
     labels = blobs()
     cleaned = clean_labels(labels, {2: (True, 5.0), 7: (True, 5.0)}, voxel_size=1.0)
     np.testing.assert_array_equal(cleaned[labels != 2], labels[labels != 2])

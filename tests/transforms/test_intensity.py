@@ -1,7 +1,5 @@
 """Normalisation, noise of single images, and brightness and noise of batches, whose images draw independently."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -15,14 +13,14 @@ ONES = torch.ones(64, 2, 5, 6)
 CT = {"low": -100.0, "high": 300.0, "mean": 100.0, "std": 50.0}
 
 
-def test_ct_is_scaled_by_fixed_numbers_and_other_channels_by_their_own():
+def test_ct_is_scaled_by_fixed_numbers_and_other_channels_by_their_own_statistics():
     image = torch.stack([torch.tensor([-2000.0, 100.0, 150.0, 900.0]), torch.tensor([2.0, 2.0, 4.0, 4.0])])[..., None]
     ct, mr = NormalizeChannelsd("image", [CT, None])({"image": image})["image"][..., 0]
     assert ct.tolist() == [-4.0, 0.0, 1.0, 4.0]
     assert mr.tolist() == [-1.0, -1.0, 1.0, 1.0]
 
 
-def test_normalised_images_have_their_metadata():
+def test_normalised_images_keep_their_metadata():
     image = MetaTensor(torch.ones(1, 3, 3), meta={"filename_or_obj": "a.nii.gz"}, applied_operations=[{"class": "X"}])
     scaled = NormalizeChannelsd("image", [None])({"image": image})["image"]
     assert scaled.meta["filename_or_obj"] == "a.nii.gz"
@@ -42,7 +40,7 @@ def steps(prob: float, *, noise: float = 0.0) -> list[object]:
     ]
 
 
-def test_noise_has_a_strength_from_its_range_and_no_mean():
+def test_noise_has_zero_mean_and_a_strength_within_its_range():
     transform = RandNoised("image", prob=1.0, std=(0.2, 0.6)).set_random_state(0)
     noise = torch.stack([transform({"image": torch.zeros(1, 50, 50)})["image"] for _ in range(60)])
     strengths = noise.flatten(1).std(dim=1)
@@ -51,7 +49,7 @@ def test_noise_has_a_strength_from_its_range_and_no_mean():
     assert noise.mean().item() == pytest.approx(0.0, abs=0.01)
 
 
-def test_equal_states_give_equal_noise_and_calls_and_keys_differ():
+def test_noise_depends_on_random_state_call_and_key():
     image = torch.zeros(1, 9, 9)
     first, second = (RandNoised(["a", "b"], prob=1.0).set_random_state(1) for _ in range(2))
     once = first({"a": image, "b": image})
@@ -125,7 +123,7 @@ def test_batches_are_not_changed_in_place_and_keep_their_type():
         RandScaleIntensityd("image", factors=0.1, channel_wise=True),
     ],
 )
-def test_other_changes_of_batches_are_rejected_with_a_remedy(step):
+def test_unsupported_batch_transforms_are_rejected_with_a_remedy(step):
     with pytest.raises(ConfigError, match="set batch_intensity to false"):
         BatchIntensity([step])
 

@@ -1,7 +1,5 @@
 """Label values and class indices, regions, and left and right labels in mirrored images."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -29,7 +27,7 @@ def label(values, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int16, torch.int64])
-def test_values_become_class_indices_and_come_back(dtype):
+def test_values_are_encoded_and_decoded(dtype):
     item = {"label": label([255, -3, 0, 7], dtype)}
     encoded = EncodeLabelsd("label", FILE_VALUES)(item)["label"]
     assert encoded.tolist() == [[1, 3, 0, 2]]
@@ -58,7 +56,7 @@ def test_errors_name_file_and_values():
         EncodeLabelsd("label", [0])({"label": label(list(range(40)))})
 
 
-def test_the_ignore_value_becomes_the_ignore_index_and_comes_back():
+def test_the_ignore_value_is_encoded_and_decoded():
     item = EncodeLabelsd("label", [0, 1], ignore_value=-1)({"label": label([1, -1, 0])})
     assert item["label"].tolist() == [[1, IGNORE_INDEX, 0]]
     assert DecodeLabelsd("label", [0, 1], ignore_value=-1)(item)["label"].tolist() == [[1, -1, 0]]
@@ -78,7 +76,7 @@ def test_more_than_256_classes_get_a_wider_type():
     assert encoded.tolist() == [[299, 0]]
 
 
-def test_voxels_without_annotation_are_blank_in_prediction_and_label():
+def test_ignored_voxels_become_background_in_prediction_and_label():
     wanted = MetaTensor(torch.tensor([[[0, 1, IGNORE_INDEX, IGNORE_INDEX]]], dtype=torch.uint8))
     pred = torch.tensor([[[1.0, 1.0, 1.0, 0.0]]])
     item = BlankIgnoredd(["pred", "label"])({"pred": pred, "label": wanted})
@@ -124,7 +122,7 @@ LUNGS = torch.tensor([2, 2, 0, 3, 0, 1]).reshape(1, 6, 1).expand(1, 6, 4).contig
 SWAPPED = torch.tensor([1, 1, 0, 3, 0, 2]).reshape(1, 6, 1).expand(1, 6, 4)
 
 
-def test_a_mirror_from_left_to_right_swaps_the_pair_and_nothing_else():
+def test_mirroring_left_and_right_swaps_the_pair_only():
     def mirrored(axes, **options):
         deform = RandDeformd(["image", "label"], flip_axes=axes, flip_prob=1.0, swap_labels=[[1, 2]], **options)
         return deform({"image": LUNGS.float(), "label": LUNGS})
@@ -136,7 +134,7 @@ def test_a_mirror_from_left_to_right_swaps_the_pair_and_nothing_else():
     assert LUNGS[0, :, 0].tolist() == [2, 2, 0, 3, 0, 1]  # not swapped in place
 
 
-def test_labels_are_swapped_exactly_if_the_patch_is_mirrored():
+def test_labels_are_swapped_only_if_the_patch_is_mirrored():
     transform = RandDeformd(["image", "label"], flip_axes=[0], swap_labels=[[1, 2]], prob=0.7, mode="nearest")
     transform.set_random_state(1)
     turned = 0
@@ -163,7 +161,7 @@ def by_side(image):
     return torch.cat([~bright, bright & ~place, bright & place], dim=1).float() * 20 - 10
 
 
-def test_mirrored_views_agree_only_if_their_channels_trade_places():
+def test_mirrored_views_agree_only_if_their_channels_are_swapped():
     image = torch.zeros(1, 1, 6, 4)
     image[:, :, [0, 1, 5]] = 1.0
     for axes in ([0], [0, 1]):

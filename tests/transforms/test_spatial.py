@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -57,12 +55,10 @@ def test_resampling_agrees_with_scipy(volume, size, points, padding_mode):
     image, label = rng.normal(size=volume), rng.integers(0, 65536, volume)
     deformation = random_deformation(size, volume, points=points, sigma=2.0)
     positions = np.moveaxis(dense_positions(deformation), -1, 0)
-
     got = resample(torch.tensor(image, dtype=torch.float32)[None], deformation, padding_mode=padding_mode)[0]
     want = map_coordinates(image, positions, order=1, mode=SCIPY_PADDING[padding_mode])
     # in 3D positions are rounded a little more (_sample_planes), and in noise neighbours differ by up to 6
     assert np.abs(got.numpy() - want).max() < (1e-4 if len(size) == 2 else 5e-4)
-
     got = resample(torch.tensor(label)[None], deformation, mode="nearest", padding_mode=padding_mode)[0]
     want = map_coordinates(label, positions, order=0, mode=SCIPY_PADDING[padding_mode])
     on_a_boundary = (np.abs(positions - np.floor(positions) - 0.5) < 1e-4).any(axis=0)
@@ -185,7 +181,7 @@ def test_a_small_volume_is_centred_in_the_patch_and_padded_per_key():
 
 
 @pytest.mark.parametrize("indices", ["absent", "flat", "per class"])
-def test_foreground_is_drawn_evenly_and_centred(indices):
+def test_foreground_voxels_are_sampled_evenly_and_centred(indices):
     label = torch.zeros(1, 15, 16, 17, dtype=torch.uint8)
     label[0, 2, 3, 4] = label[0, 2, 8, 9] = label[0, 11, 12, 8] = 1
     label[0, 7, 7, 7] = 255  # the ignore index is not foreground

@@ -1,7 +1,5 @@
 """Bundles of an attacker: each tries to write a marker file."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Damaged weights are a DataError, not a question of trust, and no message asks for less safety."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -30,7 +28,7 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("trust", [False, True])
 @pytest.mark.parametrize("kind", ["truncated", "empty", "flipped"])
-def test_damaged_weights_are_named_and_their_copy_too(bundle: Path, kind: str, trust: bool) -> None:
+def test_the_error_names_damaged_weights_and_their_copy(bundle: Path, kind: str, trust: bool) -> None:
     path = bundle / "models" / "model.pt"
     assert judge(bundle).is_trusted
     data = path.read_bytes()
@@ -46,13 +44,13 @@ def test_damaged_weights_are_named_and_their_copy_too(bundle: Path, kind: str, t
     assert require_trust(bundle).is_trusted
 
 
-def test_other_whole_weights_are_still_a_question_of_trust(bundle: Path) -> None:
+def test_intact_but_different_weights_need_trust(bundle: Path) -> None:
     torch.save({"model": NETWORK.state_dict()}, bundle / "models" / "model.pt")
     with pytest.raises(UntrustedBundleError, match=r"other weights than metadata\.json records"):
         require_trust(bundle)
 
 
-def test_a_checkpoint_with_objects_is_rejected_without_advice_to_run_them(tmp_path: Path) -> None:
+def test_a_checkpoint_with_objects_is_rejected_without_suggesting_to_load_them(tmp_path: Path) -> None:
     torch.save({"model": Path("x")}, tmp_path / "model.pt")
     with pytest.raises(DataError, match=r"not a file of PyTorch with tensors alone .*pathlib") as info:
         load_checkpoint(tmp_path / "model.pt")

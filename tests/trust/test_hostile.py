@@ -1,7 +1,5 @@
 """Hostile bundles are rejected with a list of findings, and nothing of them is run: no marker file appears."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -104,7 +102,7 @@ def test_every_hostile_config_is_rejected(foreign: Make, marker: Path) -> None:
     assert not marker.exists()
 
 
-def test_a_hostile_config_is_rejected_by_every_entry(foreign: Make, marker: Path, tmp_path: Path) -> None:
+def test_a_hostile_config_is_rejected_by_every_entry_point(foreign: Make, marker: Path, tmp_path: Path) -> None:
     bundle = foreign(inference=evil(marker)["import in an expression"])
     data, out = tmp_path / "data", tmp_path / "out"
     calls: list[Callable[[], object]] = [
@@ -207,7 +205,7 @@ def test_a_folder_that_cannot_be_listed_is_rejected(foreign: Make, monkeypatch: 
     assert [finding.why for finding in judge(bundle).findings] == ["a folder that cannot be listed"]
 
 
-def test_configs_in_capitals_are_scanned(foreign: Make) -> None:
+def test_upper_case_config_folders_are_scanned(foreign: Make) -> None:
     bundle = foreign(train={"device": "$evil()"})
     (bundle / "configs").rename(bundle / "Configs")
     assert [finding.file for finding in judge(bundle).findings] == ["configs/train.json"]
@@ -270,7 +268,7 @@ def test_verify_prints_safe_findings_and_runs_nothing(
     assert not marker.exists()
 
 
-def test_an_error_lists_some_findings_and_has_all(foreign: Make) -> None:
+def test_an_error_prints_some_findings_and_contains_all(foreign: Make) -> None:
     with pytest.raises(UntrustedBundleError, match="and 28 more") as caught:
         require_trust(foreign(train={f"x{index}": "$evil()" for index in range(40)}))
     assert len(caught.value.findings) == 40
@@ -288,7 +286,7 @@ def swap_after(file: str, content: dict[str, Any]) -> Callable[..., Verdict]:
     return judge_and_swap
 
 
-def test_what_runs_is_what_was_judged(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_inspected_content_is_what_runs(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = specialise(find_bundle("unet_2d"), tmp_path / "run", {"network_def::channels": [4, 8]})
     swap = swap_after("inference.json", {"imports": [f"$__import__('pathlib').Path({str(marker)!r}).touch()"]})
     monkeypatch.setattr("medunet.prediction.configuration.require_trust", swap)
@@ -298,7 +296,7 @@ def test_what_runs_is_what_was_judged(tmp_path: Path, marker: Path, monkeypatch:
     assert not marker.exists()
 
 
-def test_what_is_trained_is_what_was_judged(
+def test_the_inspected_content_is_what_is_trained(
     tmp_path: Path, foreign: Make, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, run = foreign(train={"network_def/channels": [4, 8]}), tmp_path / "run"
@@ -319,7 +317,7 @@ def test_what_is_trained_is_what_was_judged(
 
 
 @pytest.mark.parametrize("name", ["few", "new"])
-def test_an_overlay_that_changes_while_it_is_copied_is_copied_as_it_was_judged(
+def test_an_overlay_that_changes_during_the_copy_is_copied_as_inspected(
     name: str, tmp_path: Path, foreign: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swap = swap_after(f"{name}.json", {"device": "$evil()"})

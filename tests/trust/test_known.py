@@ -1,7 +1,5 @@
 """The lists of what runs without approval are complete for rendered bundles, and have no gadget."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import json
@@ -23,7 +21,6 @@ GADGETS = {"eval", "exec", "compile", "__import__", "locate", "import_module", "
 """Calls that turn a string into something that runs; `optional_import` does so where its name is no constant."""
 LOADERS = {"load", "loads", "hf_hub_download", "load_url", "load_state_dict_from_url", "urlopen", "urlretrieve"}
 PICKLES = {"torch", "pickle", "np", "numpy", "joblib"}
-
 JUDGED_BY_ARGUMENT = {"LoadImaged": {"locate", "optional_import"}}
 """Gadgets of a target whose argument is judged by itself, see GADGET_ARGUMENTS."""
 
@@ -75,7 +72,7 @@ def test_no_target_turns_a_string_into_code(target: str) -> None:
     accepted_arguments(target)
 
 
-def test_gadgets_are_found_in_sources() -> None:
+def test_gadgets_are_detected_in_sources() -> None:
     for one in (LoadImage, SaveImage, PatchInferer):
         assert "locate" in set().union(*map(gadgets, sources(one)))
     assert gadgets("torch.load(p)") == {"torch.load"}
@@ -88,12 +85,12 @@ def test_components_that_run_or_load_something_are_not_on_the_list() -> None:
 
 
 @pytest.mark.parametrize("name", shipped_bundles())
-def test_what_is_rendered_is_known(name: str) -> None:
+def test_rendered_bundles_contain_only_known_values(name: str) -> None:
     configs = [json.loads(text) for file, text in render(name).items() if file.endswith(".json")]
     assert missing_from_known(configs) == (set(), set())
 
 
-def test_known_expressions_call_nothing_but_these() -> None:
+def test_known_expressions_call_only_reviewed_functions() -> None:
     """A reviewer of a new expression checks that its calls are harmless with any plain values and reviewed targets."""
     called, imported = set(), set()
     for text in KNOWN_EXPRESSIONS:

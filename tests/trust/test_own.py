@@ -1,7 +1,5 @@
 """A bundle of medunet needs no --trust, also after an ordinary edit; a new expression does."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A cluster for each test that asks for one: machines die in them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Commands as a user types them, in processes of their own, and what they leave behind."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -28,9 +26,7 @@ SETTINGS = {
     "loss::lambda_dice": "0.0",
     "autocast_dtype": "float32",
 }
-
 PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-
 PATIENCE = 1800.0  # seconds until a test gives up; the machine may have other work
 
 

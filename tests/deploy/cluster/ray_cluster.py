@@ -1,7 +1,5 @@
 """Two machines of a Ray cluster on this one."""
 
-from __future__ import annotations
-
 import importlib.util
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +13,6 @@ from .processes import PATIENCE
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is absent: bash scripts/test_cluster.sh"
 )
-
 MEMORY = 80 * 2**20  # bytes of each machine's object store: Ray's minimum; no images go through it
 
 # a machine that is slow to answer is not dead; one whose processes are gone is noticed immediately

@@ -1,7 +1,5 @@
 """A cohort of studies: every case is accounted for, here and on a Ray cluster of two machines."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys
@@ -51,7 +49,7 @@ def written(file: Path, text: str) -> Path:
     return file
 
 
-def test_a_manifest_names_cases(tmp_path: Path) -> None:
+def test_a_manifest_is_read(tmp_path: Path) -> None:
     rows = "image,output\na/x.nii.gz;a/y.nii.gz,one/first.nii.gz\n/data/z_0000.nii.gz;z_0001.nii.gz,\n"
     manifest = written(tmp_path / "m.csv", rows)
     first, second = read_cohort(manifest, channels=2)
@@ -62,7 +60,7 @@ def test_a_manifest_names_cases(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../b", "C:x", ".hidden", "..\\out"])
-def test_a_name_stays_in_the_output_folder(name: str, tmp_path: Path) -> None:
+def test_names_outside_the_output_folder_are_rejected(name: str, tmp_path: Path) -> None:
     with pytest.raises(SecurityError):
         read_cohort(written(tmp_path / "m.csv", f"image,name\na.nii.gz,{name}\n"))
 
@@ -97,7 +95,7 @@ def test_the_ledger_ignores_a_line_that_was_cut_off(tmp_path: Path) -> None:
         Ledger(tmp_path, digest="other")
 
 
-def test_the_digest_of_a_bundle_is_of_its_weights_but_not_of_its_checkpoints(tmp_path: Path) -> None:
+def test_the_digest_of_a_bundle_covers_weights_but_not_checkpoints(tmp_path: Path) -> None:
     for folder in ("configs", "models"):
         (tmp_path / folder).mkdir()
     (tmp_path / "configs" / "inference.json").write_text("{}")
@@ -110,7 +108,7 @@ def test_the_digest_of_a_bundle_is_of_its_weights_but_not_of_its_checkpoints(tmp
     assert bundle_digest(tmp_path) in digests
 
 
-def test_replacing_continues_where_it_stopped(bundle: Path, tmp_path: Path) -> None:
+def test_an_interrupted_replacement_resumes(bundle: Path, tmp_path: Path) -> None:
     manifest, output = make_cohort(tmp_path / "in", cases=4), tmp_path / "out"
     predict_cohort(bundle, manifest, output, device="cpu")
     old = {path: path.stat().st_mtime_ns for path in output.rglob("*.nii.gz")}
@@ -157,7 +155,7 @@ def test_a_bundle_that_the_user_trusts_is_trusted_on_all_machines(
     ("resources", "expected"),
     [({"CPU": 16.0, "GPU": 2.0}, [{"num_gpus": 1, "num_cpus": 8}] * 2), ({"CPU": 4.0}, [{"num_cpus": 4}])],
 )
-def test_a_predictor_has_the_cores_of_its_gpu(
+def test_each_predictor_gets_a_share_of_the_cores(
     resources: dict[str, float], expected: list[dict[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = SimpleNamespace(nodes=lambda: [{"NodeID": "a", "Alive": True, "Resources": resources}])
@@ -219,7 +217,7 @@ class SimulatedCluster:
         return {outcome.name: outcome for outcome in outcomes}
 
 
-def test_a_predictor_that_needs_less_than_the_limit_for_each_case_is_left_alone(
+def test_a_predictor_within_the_limit_per_case_is_not_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cluster = SimulatedCluster({f"case_{index}": 40.0 for index in range(12)})
@@ -228,7 +226,7 @@ def test_a_predictor_that_needs_less_than_the_limit_for_each_case_is_left_alone(
     assert cluster.lost == [12 * 40.0]  # at the end
 
 
-def test_a_case_that_hangs_is_found_though_others_overtake_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_case_is_detected_while_others_finish(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = SimulatedCluster({f"case_{index}": np.inf if index == 3 else 5.0 for index in range(200)})
     outcomes = cluster.predict(monkeypatch, case_seconds=60)
     assert [name for name, outcome in outcomes.items() if outcome.status == "failed"] == ["case_3"]
@@ -253,13 +251,8 @@ def test_a_cohort_continues_and_accounts_for_every_case(bundle: Path, tmp_path: 
     (output / "site_1/case_0001.nii.gz").unlink()
     seen: list[Outcome] = []
     result = predict_cohort(bundle, manifest, output, device="cpu", report=seen.append)
-    expected = {
-        "0000": "written",
-        "0001": "written",
-        "0003": "failed",
-        "0004": "there already",
-        "0005": "there already",
-    }
+    there = dict.fromkeys(("0004", "0005"), "there already")
+    expected = {"0000": "written", "0001": "written", "0003": "failed", **there}
     assert {outcome.name[-4:]: outcome.status for outcome in seen} == expected
     assert len(result.failed) == 1
     kept = [path for path in before if "0001" not in path.name]
@@ -284,7 +277,7 @@ def test_without_ray_the_extra_is_named(bundle: Path, tmp_path: Path, monkeypatc
 
 @needs_ray
 @pytest.mark.slow
-def test_a_machine_that_dies_in_mid_run_loses_nothing(
+def test_a_machine_that_dies_loses_no_case(
     bundle: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest, output = make_cohort(tmp_path / "in", cases=60, broken=3), tmp_path / "out"

@@ -1,7 +1,5 @@
 """Series from a DICOMweb store, and segmentations back into it."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import threading
@@ -20,7 +18,6 @@ from medunet.deploy.cluster.dicomweb import RemoteSeries, parts_of
 from medunet.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 needs_highdicom = pytest.mark.skipif(importlib.util.find_spec("highdicom") is None, reason="highdicom is absent")
 
 
@@ -108,12 +105,12 @@ def test_series_of_images_are_listed_page_by_page(
     assert [found.series for found in DicomWebStore(store.url).series({"Modality": "MR"})] == ["2"]
 
 
-def test_pixels_that_look_like_a_boundary_end_no_part() -> None:
+def test_pixels_that_look_like_a_boundary_do_not_end_a_part() -> None:
     body = b"--b\r\nA: 1\r\n\r\nx--b\r\ny--b--z\r\n--b--"
     assert list(parts_of(body, "multipart/related; boundary=b")) == [b"x--b\r\ny--b--z"]
 
 
-def test_a_long_series_is_not_held_in_memory(store: Store, tmp_path: Path) -> None:
+def test_a_long_series_is_streamed_to_disk(store: Store, tmp_path: Path) -> None:
     slices = [bytes([number]) * (1 << 20) for number in range(64)]
     store.files["1.2"] = slices
     tracemalloc.start()
@@ -142,7 +139,7 @@ def test_a_store_that_is_down_is_one_typed_error() -> None:
         list(DicomWebStore("http://127.0.0.1:9/dicom-web").series())
 
 
-def test_no_room_for_a_series_fails_that_case_only(
+def test_a_full_disk_fails_the_cases_and_not_the_command(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> Path:
@@ -156,7 +153,7 @@ def test_no_room_for_a_series_fails_that_case_only(
 
 
 @needs_highdicom
-def test_segmentations_go_back_into_the_store(
+def test_segmentations_are_sent_back_to_the_store(
     *,
     bundle: Path,
     store: Store,

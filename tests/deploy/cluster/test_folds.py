@@ -1,7 +1,5 @@
 """Folds on a Ray cluster come to what folds come to one after the other."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -23,7 +21,6 @@ from medunet.runs import CrossValidation, PreparedRun, train_folds
 from .ray_cluster import needs_ray, when
 
 pytestmark = [needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-
 SMALL: dict[str, Any] = {**SMALL_2D, "epochs": 12, "folds": 3, "autocast_dtype": "float32"}
 
 
@@ -31,7 +28,7 @@ def cross_validate(data: Path, output: Path, uri: str = "", **options: Any) -> C
     return train_folds(find_bundle("unet_2d"), data, output, changes=SMALL, device="cpu", tracking_uri=uri, **options)
 
 
-def test_folds_on_two_machines_of_which_one_dies_equal_folds_on_one(
+def test_folds_on_two_machines_equal_folds_on_one_even_if_one_dies(
     tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"

@@ -1,7 +1,5 @@
 """Training in several processes is the training in one: `medunet train --nproc`, kills, two hosts."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -58,7 +56,7 @@ def assert_equal_trainings(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])  # three cases to validate: fewer than four processes
-def test_processes_train_what_one_trains_with_the_batch_of_all(
+def test_several_processes_train_like_one_with_the_total_batch(
     count: int, cells: Path, alone: Path, tmp_path: Path
 ) -> None:
     options = ("--nproc", count, "--epochs", 2)
@@ -100,7 +98,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch, **addresses: str) -> None:
     monkeypatch.setattr("socket.getaddrinfo", lambda host, *args, **kw: look_up(addresses.get(host, host), *args, **kw))
 
 
-def test_hosts_meet_at_an_address_that_others_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_rendezvous_at_a_reachable_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [
         (name, entry.address)
         for name, entries in psutil.net_if_addrs().items()
@@ -192,7 +190,7 @@ def test_ctrl_c_ends_all_processes_and_resume_continues(cells: Path, undisturbed
 
 
 @pytest.mark.slow
-def test_monai_s_command_under_torchrun_continues_after_a_kill(undisturbed: Path, tmp_path: Path) -> None:
+def test_torchrun_with_monais_command_continues_after_a_kill(undisturbed: Path, tmp_path: Path) -> None:
     configs, output = undisturbed / "configs", tmp_path / "run"
     files = f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=2"]
@@ -239,9 +237,7 @@ def two_hosts() -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_two_hosts_train_what_one_process_trains(
-    two_hosts: dict[str, str], cells: Path, alone: Path, tmp_path: Path
-) -> None:
+def test_two_hosts_train_like_one_process(two_hosts: dict[str, str], cells: Path, alone: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     place = next(iter(two_hosts.values())) + ":29400"
     command = words(

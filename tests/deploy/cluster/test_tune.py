@@ -1,7 +1,5 @@
 """A small search, and the ranges that it is given."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from contextlib import closing, suppress
@@ -23,7 +21,7 @@ from .ray_cluster import needs_ray
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def test_ranges_are_read_as_typed() -> None:
+def test_ranges_are_parsed() -> None:
     texts = ["learning_rate=1e-4:1e-2:log", "batch_size=2:8:int", "network_def::norm=batch|null"]
     rate, size, norm = parse_ranges(texts)
     assert (rate.low, rate.high, rate.is_log) == (1e-4, 1e-2, True)

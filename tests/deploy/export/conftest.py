@@ -1,7 +1,5 @@
 """Bundles with random weights: padded, unpadded, and one with parts that engines handle differently."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Any

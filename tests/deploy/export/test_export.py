@@ -1,7 +1,5 @@
 """An exported file computes what PyTorch computes, describes its use, and contains no path of its origin."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
@@ -36,7 +34,7 @@ HERE = ("onnx", "torchscript", "torch-export", "openvino")
 
 @pytest.mark.parametrize("name", HERE)
 @pytest.mark.parametrize("kind", ["padded", "unpadded", "odd"])
-def test_a_file_equals_pytorch_and_has_no_path_and_no_source_code(
+def test_an_exported_file_matches_pytorch_and_contains_no_path_or_source_code(
     name: str, kind: str, bundles: dict[str, Path], volume: Path, tmp_path: Path
 ) -> None:
     needs(name)
@@ -47,7 +45,6 @@ def test_a_file_equals_pytorch_and_has_no_path_and_no_source_code(
     if kind == "padded":
         assert (done.agreement.case_unlike, done.agreement.case_voxels) == (0, 17 * 19 * 16)
     assert set(output.parent.iterdir()) == set(done.paths)
-
     network, run = load_tile_network(bundles[kind]), FORMATS[name].open(output)
     for grow in (3, 17):  # other sizes than those of the comparison
         image = torch.randn(1, 1, *network.sizes.fit(tuple(n + grow for n in network.patch)))
@@ -55,7 +52,6 @@ def test_a_file_equals_pytorch_and_has_no_path_and_no_source_code(
             expected = network.reference(image)
         assert difference(run(image), expected)[0] < MAX_RMS
     assert FORMATS[name].describe(output) == network.description
-
     contents = [path.read_bytes() for path in done.paths]
     if zipfile.is_zipfile(output):
         archive = zipfile.ZipFile(output)
@@ -139,7 +135,7 @@ def test_a_wrong_label_in_a_case_is_detected(bundles: dict[str, Path], volume: P
 
 
 @pytest.mark.parametrize("shipped", ["unet_3d", "unet_2d", "unet_2015"])
-def test_an_image_of_any_size_is_cut_into_tiles_up_to_the_largest(shipped: str) -> None:
+def test_tiles_never_exceed_the_largest_size(shipped: str) -> None:
     parser = ConfigParser()
     parser.read_config(str(find_bundle(shipped) / "configs" / "inference.json"))
     network = parser.get_parsed_content("network_def")
@@ -217,7 +213,7 @@ def test_untrusted_and_untrained_bundles_and_existing_files_are_rejected(
         export_bundle(bare, tmp_path / "b.ts", to="torchscript")
 
 
-def test_an_onnx_file_opens_batch_and_axes(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_an_onnx_file_has_dynamic_batch_and_axes(bundles: dict[str, Path], tmp_path: Path) -> None:
     needs("onnx")
     import onnx
 
@@ -232,7 +228,7 @@ def test_an_onnx_file_opens_batch_and_axes(bundles: dict[str, Path], tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_command_prints_the_comparison(
+def test_the_command_accepts_all_formats_and_prints_the_comparison(
     bundles: dict[str, Path], volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = ("-o", tmp_path / "a.ts")
@@ -240,9 +236,6 @@ def test_the_command_prints_the_comparison(
     shown = capsys.readouterr().out
     assert "standard deviations" in shown
     assert f"0 of {17 * 19 * 16} voxels differ" in shown
-
-
-def test_the_command_knows_all_formats() -> None:
     assert [each.value for each in FileFormat] == list(FORMATS)
 
 

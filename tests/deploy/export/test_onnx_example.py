@@ -1,7 +1,5 @@
 """The example scripts/onnx_example.py gives the labels of `medunet predict`."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import subprocess
@@ -22,7 +20,6 @@ from medunet.prediction import Predictor
 from .conftest import needs, with_weights
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "onnx_example.py"
-
 MAX_UNLIKE = 1e-3  # share of voxels near a tie that may differ: the example resamples axis by axis
 
 
@@ -58,7 +55,7 @@ def test_labels_of_a_real_case_are_those_of_medunet_predict(
     assert (ours != theirs).mean() <= 1e-4
 
 
-def test_another_spacing_and_orientation_come_back_to_the_files_grid(tmp_path: Path) -> None:
+def test_labels_return_to_the_grid_of_the_file(tmp_path: Path) -> None:
     needs("onnx")
     changes = {"network_def::channels": [4, 8], "spacing_mm": [1.5, 1.0, 2.0], "autocast_dtype": "float32"}
     ct = {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -50, "a_max": 90, "b_min": -2, "b_max": 1.5}
@@ -110,7 +107,7 @@ def test_unsupported_descriptions_are_rejected(
 
 
 @pytest.mark.parametrize("kind", ["padded", "unpadded"])
-def test_tiles_change_no_voxel(kind: str, example: ModuleType, bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_tiling_changes_no_voxel(kind: str, example: ModuleType, bundles: dict[str, Path], tmp_path: Path) -> None:
     export_bundle(bundles[kind], tmp_path / "network.onnx", to="onnx")
     network = load_tile_network(bundles[kind])
     size = {"padded": (50, 37, 41), "unpadded": (101, 75)}[kind]

@@ -1,7 +1,5 @@
 """A packed bundle passes the checks of MONAI and its model zoo, and has no private values."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Orthanc with a synthetic and a real CT, and a label server in front of it, once for all tests that need it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

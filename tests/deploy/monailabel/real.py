@@ -1,7 +1,5 @@
 """A real label server for tests, and a client."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -24,7 +22,6 @@ from medunet.runs import train_bundle
 
 TOKEN = "a-long-token-of-a-ward"
 SECONDS_TO_START = 180.0
-
 SMALL: Mapping[str, Any] = {
     "network_def::channels": [8, 16, 32],
     "autocast_dtype": "float32",  # two environments may choose two formats, which round differently

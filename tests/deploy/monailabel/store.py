@@ -1,7 +1,5 @@
 """A DICOMweb store for tests: Orthanc with its plugin, and synthetic DICOM series."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

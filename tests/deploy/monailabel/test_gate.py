@@ -1,7 +1,5 @@
 """Who may use a label server (token, host name, origin), for which names, how much and how often."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import json

@@ -1,7 +1,5 @@
 """Output of the label server about DICOM files contains no patient's name; a stub replaces MONAI Label."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -16,7 +14,6 @@ from small import untrained_run
 from medunet.deploy.monailabel.server import LOG_KEY, SETTINGS_VARIABLE
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
 PROGRAM = """
 import json, logging, sys, types
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A cohort out of Orthanc, and its segmentations back into it; without a label server."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,7 @@ pytestmark = [
 
 
 @pytest.mark.slow
-def test_orthanc_takes_part(bundle: Path, make_series: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_cohort_from_orthanc_is_sent_back(bundle: Path, make_series: Callable[..., Path], tmp_path: Path) -> None:
     with orthanc(tmp_path / "orthanc") as url:
         upload(url, make_series(tmp_path / "in", columns=16, rows=16, slices=16))
         store = DicomWebStore(f"{url}/dicom-web")

@@ -1,7 +1,5 @@
 """The server's log contains no names of patients."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 
@@ -59,7 +57,7 @@ def test_a_name_has_one_code_per_key_in_all_spellings_and_processes() -> None:
     assert one.mask(line) != foreign.mask(line)
 
 
-def test_short_names_are_only_masked_as_words_and_addresses_and_versions_stay() -> None:
+def test_short_names_are_only_masked_as_words_and_addresses_and_versions_are_not_masked() -> None:
     names = PrivateNames(KEY)
     names.hide("ct", "7", "..", "")
     line = "http://127.0.0.1:8000, 10.11.12.13, torch 2.13.0, 2026.11.21, 3.14 s"

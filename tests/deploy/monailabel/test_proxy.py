@@ -1,7 +1,5 @@
 """The label server behind nginx with TLS, configured as docs/howto/deploy.md says, under the proxy's name."""
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import Iterator
@@ -20,7 +18,6 @@ from medunet.prediction import Predictor
 from .real import TOKEN, environment, serving, train_3d
 
 pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.filterwarnings("ignore")]
-
 LARGE = (160, 160, 100)  # voxels of noise, which gzip cannot make smaller than nginx' own limit of 1 MB
 
 
@@ -50,7 +47,7 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
         yield Ward(proxy, organs)
 
 
-def test_the_server_answers_the_token_and_pages_of_the_proxys_name(ward: Ward) -> None:
+def test_the_server_accepts_the_token_and_the_origin_of_the_proxy(ward: Ward) -> None:
     own = f"https://{NAME}:{ward.proxy.port}"
     assert [ward.ask("GET", "/info/", token=token).status for token in (None, "another")] == [401, 401]
     answer = ward.ask("GET", "/info/", headers={"Origin": own})

@@ -1,7 +1,5 @@
 """A real MONAI Label server with 3D and 2D bundles and a folder of studies: every request of a client."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -27,8 +25,6 @@ from medunet.runs import train_folds
 from .real import SMALL_2D, TOKEN, Client, Rejected, environment, serving, train_2d, train_3d
 
 pytestmark = [pytest.mark.slow, pytest.mark.label, pytest.mark.filterwarnings("ignore")]
-
-
 SOAK_MINUTES = float(os.environ.get("MEDUNET_SOAK_MINUTES", "0.5"))
 CLIENTS, WARM_REQUESTS = 4, 25
 
@@ -164,7 +160,7 @@ def usage(root: psutil.Process) -> tuple[int, int]:
     return sum(p.memory_info().rss for p in family), sum(p.num_fds() for p in family)
 
 
-def test_memory_and_handles_stay_during_many_requests(ward: Ward) -> None:
+def test_memory_and_handles_stay_constant_during_many_requests(ward: Ward) -> None:
     """Four clients for MEDUNET_SOAK_MINUTES."""
     (server,) = (process for process in psutil.Process().children() if "uvicorn" in process.cmdline())
     images, done, stop = sorted(ward.studies.glob("ct_*")), [0] * CLIENTS, threading.Event()
@@ -213,10 +209,8 @@ def test_a_corrected_case_is_learnt_and_served(ward: Ward, tmp_path: Path) -> No
     assert {"final", "original"} <= set(store["objects"][name]["labels"])
     assert ward.client.json("GET", "/datastore/")["completed"] == 1
     assert name not in [ward.client.next_sample("random")["id"] for _ in range(5)]
-
     scores = ward.client.json("POST", "/scoring/dice?run_sync=true", content={})
     assert scores[name]["dice"] == pytest.approx(before, abs=0.01)
-
     ward.client.ask("POST", "/train/organs", content={"max_epochs": 4, "steps_per_epoch": 15})
     wait_for_training(ward)
     assert ward.client.info()["train_stats"]["organs"]["epoch"] == 4

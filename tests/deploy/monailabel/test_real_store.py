@@ -1,7 +1,5 @@
 """A real DICOMweb store behind a real MONAI Label server: series in, masks and DICOM SEG out, labels stored back."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """OHIF in a real browser: the study opens, the segmentation runs, and it is seen."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from .conftest import Clinic
 from .real import TOKEN
 
 pytestmark = [pytest.mark.slow, pytest.mark.label, pytest.mark.filterwarnings("ignore")]
-
 MIN_COLOURED = 2000  # pixels of the overlay
 
 

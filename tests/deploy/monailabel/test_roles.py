@@ -1,7 +1,5 @@
 """MONAI Label's roles hold on every route, in its own environment."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -14,7 +12,6 @@ from medunet.deploy.monailabel.server import SETTINGS_VARIABLE, TOKEN_VARIABLE
 from .real import environment
 
 pytestmark = pytest.mark.label
-
 PROGRAM = """
 import json
 from starlette.testclient import TestClient
@@ -36,7 +33,7 @@ print(json.dumps([[client.post(path, headers=one).status_code for path in paths 
     ("enabled", "statuses", "reached"),
     [("true", [401, 403, 500, 401, 403, 500], 2), ("false", [500, 500, 500, 500, 500, 500], 6)],
 )
-def test_inference_and_samples_need_the_role_that_monai_label_asks_for(
+def test_inference_and_samples_need_the_role_that_monai_label_requires(
     tmp_path: Path, enabled: str, statuses: list[int], reached: int
 ) -> None:
     """500 is the answer of the stub of the application, if a request reaches it."""

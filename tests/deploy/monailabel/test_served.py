@@ -1,7 +1,5 @@
 """Labels, results, scores and uncertainty of a served bundle, and its further training."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
@@ -74,7 +72,7 @@ def test_submitted_labels_become_a_data_set_with_the_bundles_names(
 
 
 @pytest.mark.filterwarnings("ignore")  # of MLflow and MONAI
-def test_one_corrected_case_trains_the_working_copy_and_leaves_the_bundle(
+def test_one_corrected_case_trains_the_working_copy_and_not_the_bundle(
     bundle: Path, volume: Path, label: Path, tmp_path: Path
 ) -> None:
     bundle = Path(shutil.copytree(bundle, tmp_path / "run"))

@@ -1,7 +1,5 @@
 """How a label server is started, and what is rejected before it starts."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -31,7 +29,7 @@ def server(tmp_path: Path, bundle: Path, **options: object) -> LabelServer:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "ward3"])
-def test_an_address_that_others_reach_needs_a_long_token(tmp_path: Path, bundle: Path, host: str) -> None:
+def test_a_public_address_needs_a_long_token(tmp_path: Path, bundle: Path, host: str) -> None:
     for token, words in ((None, "needs a token"), ("secret", "at least 16 characters")):
         with pytest.raises(ConfigError, match=words):
             server(tmp_path, bundle, host=host, token=token)
@@ -40,7 +38,7 @@ def test_an_address_that_others_reach_needs_a_long_token(tmp_path: Path, bundle:
     assert TOKEN not in f"{made!r} {made.command()}"
 
 
-def test_the_server_gets_copies_settings_and_only_this_medunet(
+def test_the_server_process_gets_bundle_copies_settings_and_this_package(
     tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, "of another server")
@@ -118,7 +116,7 @@ def test_studies_must_exist_and_be_writable_and_the_port_free(
         usable_port("127.0.0.1", other.getsockname()[1])
 
 
-def test_an_environment_gets_torch_then_its_packages_then_monai_label_alone(
+def test_an_environment_installs_torch_then_packages_then_monai_label_without_dependencies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed: list[list[str]] = []

@@ -3,8 +3,6 @@
 usage: scene_check.py LIBRARY IMAGE SEGMENTATION; prints the result as JSON
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys
@@ -39,13 +37,11 @@ for name in ("ctk", "qt"):
     sys.modules[name] = types.ModuleType(name)
 importlib.import_module("MedUNet").MedUNetTest().runTest()
 scene.Clear()
-
 volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "ct")
 storage = scene.AddNewNodeByClass("vtkMRMLVolumeArchetypeStorageNode")
 storage.SetFileName(sys.argv[2])
 assert storage.ReadData(volume)
 save_volume(scene, volume, Path(sys.argv[2]).with_name("exported.nrrd"))
-
 unreadable = Path(sys.argv[2]).with_name("unreadable.seg.nrrd")
 unreadable.write_bytes(b"something else")
 try:

@@ -1,7 +1,5 @@
 """Segmentations of Slicer's module: progress, end, failure, cancelling, and messages."""
 
-from __future__ import annotations
-
 import email
 import json
 import sys
@@ -136,7 +134,7 @@ def test_an_error_of_the_server_is_shown(address: str, tmp_path: Path) -> None:
     assert job.poll() is State.CANCELLED
 
 
-def test_a_command_is_split_as_its_system_does(tmp_path: Path) -> None:
+def test_commands_are_split_by_the_rules_of_the_platform(tmp_path: Path) -> None:
     assert split_command("/a\\ b/medunet -v", windows=False) == ["/a b/medunet", "-v"]
     words = split_command(r'"C:\Program Files\py\python.exe" -m medunet', windows=True)
     assert words == [r"C:\Program Files\py\python.exe", "-m", "medunet"]
@@ -148,7 +146,7 @@ def test_a_command_is_split_as_its_system_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_medunet_predict_is_a_local_job(bundle: Path, tmp_path: Path) -> None:
+def test_medunet_predict_runs_as_a_local_job(bundle: Path, tmp_path: Path) -> None:
     image = write_volume(np.ones((17, 19, 16), np.float32), tmp_path / "image.nrrd")
     (tmp_path / "out").mkdir()
     job = LocalJob([sys.executable, "-m", "medunet"], bundle, image, tmp_path / "out", "cpu")

@@ -1,7 +1,5 @@
 """Slicer's real scene (slicer-core): volumes keep their grid; segments have names, colours, positions and voxels."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -16,9 +14,7 @@ from medunet.io import read_volume, write_volume
 from medunet.io.segments import as_segments
 
 pytestmark = [pytest.mark.slow, pytest.mark.label]
-
 LIBRARY = Path(__file__).parents[3] / "medunet" / "deploy" / "slicer" / "MedUNet"
-
 OBLIQUE = np.array([[0.0, -0.8, 0.6, 5], [1.5, 0, 0, -7], [0, 0.6, 0.8, 11], [0, 0, 0, 1]]) @ np.diag([1, 2, 2, 1])
 
 
@@ -44,7 +40,6 @@ def test_volumes_and_segmentations_keep_grid_names_and_colours(case: tuple[Path,
     before, after = read_volume(image).image, read_volume(image.with_name("exported.nrrd")).image
     assert np.array_equal(before.numpy(), after.numpy())
     assert np.allclose(before.affine, after.affine, atol=1e-6)
-
     volume = read_volume(label).image
     affine = np.asarray(volume.affine)
     assert result["has_transform"]

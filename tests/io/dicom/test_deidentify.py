@@ -1,7 +1,5 @@
 """De-identified results identify nobody without the key, and still belong together."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +36,7 @@ def uids(dataset):
     return {str(e.value) for e in dataset.iterall() if e.VR == "UI" and not str(e.value).startswith("1.2.840.10008.")}
 
 
-def test_results_contain_nothing_of_the_source(make_series, tmp_path):
+def test_results_contain_no_identifier_of_the_source(make_series, tmp_path):
     series = make_series(tmp_path / "ct")
     sources = [pydicom.dcmread(path) for path in series.iterdir()]
     known = {str(e.value) for s in sources for e in s if e.VR in {"PN", "UI", "DA", "TM"} and e.value}
@@ -60,7 +58,7 @@ def test_results_contain_nothing_of_the_source(make_series, tmp_path):
         assert {result.PatientBirthDate, result.StudyDate, result.StudyID, result.AccessionNumber} == {""}
 
 
-def test_one_key_maps_the_same_things_to_the_same_names(make_series, tmp_path):
+def test_equal_keys_give_equal_pseudonyms(make_series, tmp_path):
     series = make_series(tmp_path / "ct")
     first, second, other = (results(series, names)[0] for names in (Pseudonyms(KEY), Pseudonyms(KEY), Pseudonyms()))
     for a, b, c in zip(first, second, other, strict=True):

@@ -1,7 +1,5 @@
 """Rules of the grid: which slices make up a volume or a phase."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -247,10 +245,7 @@ VENDORS = {
         r"TemporalPositionIdentifier, EchoTime 1, 4\.6; 1, 9\.2; 2, 4\.6; 2, 9\.2",
     ),
     "magnitude and phase images": (
-        {
-            "ImageType": lambda s, p: ["ORIGINAL", "PRIMARY", "MP"[p % 2]],
-            "EchoTime": lambda s, p: 4.6 * (1 + p // 2),
-        },
+        {"ImageType": lambda s, p: ["ORIGINAL", "PRIMARY", "MP"[p % 2]], "EchoTime": lambda s, p: 4.6 * (1 + p // 2)},
         "EchoTime, ImageType",
     ),
     "beats of a heart differ in length": (

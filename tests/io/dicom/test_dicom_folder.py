@@ -1,7 +1,5 @@
 """Rules of folders and archives: series, localizers, junk, DICOMDIR; and single files."""
 
-from __future__ import annotations
-
 import errno
 import os
 import warnings

@@ -1,7 +1,5 @@
 """Rules of the pixels: slopes, lookup tables, padding, photometric interpretation, codecs, damage."""
 
-from __future__ import annotations
-
 import imagecodecs
 import numpy as np
 import pydicom
@@ -17,7 +15,7 @@ from medunet.io import read_header, read_volume
 JPEG = "1.2.840.10008.1.2.4."
 
 
-def test_slope_of_each_slice_is_its_own(tmp_path, made):
+def test_each_slice_has_its_own_slope(tmp_path, made):
     folder = made.series(tmp_path / "pt", made.positions(), RescaleSlope=lambda k: 0.1 * (k + 1), Modality="PT")
     image = read_volume(folder).image[0].numpy()
     for k in range(4):
@@ -25,7 +23,7 @@ def test_slope_of_each_slice_is_its_own(tmp_path, made):
         assert np.array_equal(image[..., k], expected)
 
 
-def test_stored_values_of_16_bits_keep_every_digit(tmp_path, made):
+def test_stored_values_of_16_bits_are_exact(tmp_path, made):
     pixels = np.arange(35, dtype="<u2").reshape(5, 7) + 65500
     image = read_volume(made.series(tmp_path / "ct", made.positions(), pixels=lambda k: pixels)).image
     assert np.array_equal(image[0, ..., 1].numpy(), pixels.T.astype(np.int32) - 1000)
@@ -173,7 +171,7 @@ LOSSLESS = {
 
 @pytest.mark.parametrize("dtype", ["<u2", "<i2"])
 @pytest.mark.parametrize("codec", LOSSLESS)
-def test_compressed_pixels_are_those_that_were_compressed(tmp_path, made, dtype, codec):
+def test_compressed_pixels_are_decoded_exactly(tmp_path, made, dtype, codec):
     last, options = LOSSLESS[codec]
     pixels = [made.pixels(k).astype(dtype) - (200 if dtype == "<i2" else 0) for k in range(4)]
 
@@ -239,7 +237,7 @@ SQUARES = [k * k for k in range(250)]
         {"ModalityLUTSequence": table(250, 20, 16, SQUARES), "syntax": ImplicitVRLittleEndian},
     ],
 )
-def test_values_are_looked_up_and_values_outside_take_the_ends(tmp_path, made, options):
+def test_values_are_looked_up_and_clamped_to_the_table(tmp_path, made, options):
     volume = read_volume(made.series(tmp_path / "ct", made.positions(), **NO_RESCALE, **options))
     expected = np.stack([np.clip(made.pixels(k).T.astype(int) - 20, 0, 249) ** 2 for k in range(4)], axis=-1)
     assert np.array_equal(volume.image[0].numpy(), expected)

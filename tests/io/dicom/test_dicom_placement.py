@@ -1,7 +1,5 @@
 """Images whose slices have no position of their own: radiographs, colour, nuclear medicine, Siemens mosaics."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,7 +23,7 @@ RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
 
 @pytest.mark.filterwarnings("ignore:PydicomReader. ImageOrientationPatient:UserWarning")
 @pytest.mark.parametrize("pixels", [None, RGB])
-def test_axes_are_those_of_monai_and_itk(tmp_path, made, pixels):
+def test_axes_match_monai_and_itk(tmp_path, made, pixels):
     path = made.picture(tmp_path / "x.dcm", pixels=pixels, ImagerPixelSpacing=[0.4, 0.3])
     volume = read_volume(path)
     assert volume.image.shape == (1 if pixels is None else 3, 7, 5)
@@ -47,7 +45,7 @@ def test_axes_are_those_of_monai_and_itk(tmp_path, made, pixels):
         ({"PixelSpacing": "del"}, (1, 1), "unknown and counts as 1"),
     ],
 )
-def test_size_of_a_pixel_is_recorded_as_that_of_the_detector_or_film_or_unknown(tmp_path, made, tags, spacing, warning):
+def test_the_origin_of_the_pixel_size_is_recorded(tmp_path, made, tags, spacing, warning):
     record = read_header(made.picture(tmp_path / "x.dcm", **tags))
     assert record.geometry.spacing_mm[:2] == pytest.approx(spacing)
     [text] = record.warnings
@@ -61,7 +59,7 @@ def test_size_of_a_pixel_is_recorded_as_that_of_the_detector_or_film_or_unknown(
         ({"PixelSpacing": "del", "PixelAspectRatio": ["4", "3"]}, "pixels of unknown size must be square"),
     ],
 )
-def test_impossible_size_of_a_pixel_is_rejected(tmp_path, made, tags, cause):
+def test_invalid_pixel_size_is_rejected(tmp_path, made, tags, cause):
     with pytest.raises(GeometryError, match=cause):
         read_header(made.picture(tmp_path / "x.dcm", **tags))
 
@@ -94,12 +92,10 @@ def test_frames_without_positions_are_chosen_by_phase(tmp_path, made):
 def test_colour_is_decoded_to_rgb_or_rejected(tmp_path, made):
     cine = made.picture(tmp_path / "cine.dcm", pixels=np.stack([RGB, RGB[::-1]]))
     assert np.array_equal(read_volume(cine, phase=1).image.numpy(), RGB[::-1].T)
-
     luminance = np.full((5, 7, 3), 128, np.uint8)
     luminance[..., 0] = RGB[..., 0]  # without chrominance, luminance is the grey value
     ybr = made.picture(tmp_path / "ybr.dcm", pixels=luminance, PhotometricInterpretation="YBR_FULL")
     assert np.array_equal(read_volume(ybr).image.numpy(), np.stack([RGB[..., 0].T] * 3))
-
     levels = np.arange(256, dtype=np.uint8)
     tables = {f"{name}PaletteColorLookupTableDescriptor": [256, 0, 8] for name in ("Red", "Green", "Blue")}
     for name, values in (("Red", levels), ("Green", levels[::-1]), ("Blue", 0 * levels)):
@@ -132,7 +128,7 @@ def test_nuclear_image_that_does_not_place_its_slices_is_rejected(tmp_path, made
         read_header(made.nm(tmp_path / "nm.dcm", **tags))
 
 
-def test_gated_nuclear_image_has_phases_and_projections_are_in_the_plane(tmp_path, made):
+def test_gated_nuclear_image_has_phases_and_projections_are_2d_images(tmp_path, made):
     kind = ["ORIGINAL", "PRIMARY", "RECON GATED TOMO", "EMISSION"]
     path = made.nm(tmp_path / "nm.dcm", ImageType=kind, SliceVector=[1, 2, 1, 2])
     with pytest.raises(DataError, match=r"2 phases .*frame number of the first position 1, 3"):
@@ -169,7 +165,6 @@ def test_radiographs_with_label_pictures_are_a_data_set_and_their_results_are_pi
     root = write_cases(tmp_path / "data", {"a.dcm": picture, "b.dcm": picture}, (7, 5), ".png")
     assert_cases(root, 2, ["a", "b"])
     assert list_inputs(root / "imagesTr") == [root / "imagesTr" / "a.dcm", root / "imagesTr" / "b.dcm"]
-
     load = LoadImaged("image", reader=MedunetReader(spatial_dims=2), ensure_channel_first=True)
     item = load({"image": str(root / "imagesTr" / "a.dcm")})
     with pytest.raises(DataError, match="needs a DICOM series"):

@@ -1,7 +1,5 @@
 """Real series have the voxels and positions that pydicom reads, and synthetic ones those of dcm2niix."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 

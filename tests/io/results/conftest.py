@@ -1,7 +1,5 @@
 """A label map that every format must bring back, and DICOM results of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 
@@ -15,14 +13,12 @@ from medunet.io.structures import Painting, Structure, paint_structures
 
 AFFINE = np.diag([0.8, 0.9, 2.5, 1.0])
 LABELS = {"background": 0, "liver": 1, "kidney": 5}
-
-
 OBLIQUE = ((0.8, 0.6, 0.0), (-0.48, 0.64, -0.6))
 
 
 @pytest.mark.parametrize("kind", ["seg", "rtstruct"])
 @pytest.mark.parametrize("cosines", [((1.0, 0, 0), (0, 1.0, 0)), ((0, 1.0, 0), (0, 0, -1.0)), OBLIQUE])
-def test_dicom_results_come_back_to_the_voxel(tmp_path, make_series, *, labelled, written, kind, cosines):
+def test_dicom_results_round_trip_exactly(tmp_path, make_series, *, labelled, written, kind, cosines):
     folder = make_series(tmp_path / "ct", cosines=cosines)
     path = written(kind, folder, labelled(), tmp_path / "a.dcm")
     volume = read_label(path, reference=folder, labels={"Leber": 1, "Knöchel": 5})
@@ -57,7 +53,7 @@ def test_label_map_on_another_grid_is_rejected_and_pictures_share_their_shape_on
         read_label(wrong, reference=picture)
 
 
-def test_structures_train_with_the_image_of_a_dicom_series(tmp_path, make_series, labelled, written, caplog):
+def test_structures_load_with_the_image_of_a_dicom_series(tmp_path, make_series, labelled, written, caplog):
     folder = make_series(tmp_path / "ct")
     path = written("rtstruct", folder, labelled(), tmp_path / "label.dcm")
     image = LoadImaged("image", reader="medunet.io.MedunetReader", ensure_channel_first=True)

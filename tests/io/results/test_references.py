@@ -1,7 +1,5 @@
 """DICOM results refer to the images that were read: each reference has the position and voxels of its slice."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from pathlib import Path
@@ -123,7 +121,7 @@ def references_of(path):
 
 @FORMATS
 @pytest.mark.parametrize("kind", KINDS)
-def test_references_have_the_position_and_voxels_of_their_slices(tmp_path, made, kind, format):
+def test_references_match_the_position_and_voxels_of_their_slices(tmp_path, made, kind, format):
     path, options = kind(made, tmp_path / "in")
     item, save = loaded(path, options), saver(tmp_path / "out", format)
     save.check(item)
@@ -143,7 +141,7 @@ def test_references_have_the_position_and_voxels_of_their_slices(tmp_path, made,
 
 
 @pytest.mark.parametrize("options", [{"uneven": "resample"}, {"tilt": "resample"}])
-def test_resampled_series_are_not_referred_to(tmp_path, made, options, caplog):
+def test_resampled_series_are_not_referenced(tmp_path, made, options, caplog):
     positions = made.positions()
     positions[:, 2 if "uneven" in options else 1] += 0.4 * np.arange(4) ** (2 if "uneven" in options else 1)
     item = loaded(made.series(tmp_path / "ct", positions, **IDENTITY), options)

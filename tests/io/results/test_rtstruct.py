@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import warnings
 
 import numpy as np
@@ -19,7 +17,7 @@ OBLIQUE = ((0.8, 0.6, 0.0), (-0.48, 0.64, -0.6))
 LABELS = {"background": 0, "Leber": 1, "Knöchel": 5}
 
 
-def test_file_belongs_to_the_patients_study_and_its_slices(tmp_path, make_series, labelled, written):
+def test_rtstruct_refers_to_the_study_and_its_slices(tmp_path, make_series, labelled, written):
     folder = make_series(tmp_path / "ct")
     path = written(
         "rtstruct", folder, labelled(), tmp_path / "a.dcm", codes={"Leber": {"type": ["10200004", "SCT", "Liver"]}}
@@ -110,7 +108,7 @@ def test_image_series_is_not_a_structure_file(tmp_path, make_series, labelled, w
 
 
 @pytest.mark.parametrize("implicit", [True, False])
-def test_contour_of_more_than_64_kilobytes_comes_back(tmp_path, make_series, written, implicit):
+def test_contour_of_more_than_64_kilobytes_round_trips(tmp_path, make_series, written, implicit):
     folder = make_series(tmp_path / "ct", columns=151, rows=149, slices=2)
     voxels = np.zeros((151, 149, 2), np.uint8)
     voxels[::2, :, 0] = voxels[:, 0, 0] = 1  # a comb
@@ -146,7 +144,7 @@ def test_real_contours_agree_with_the_masks_of_ibsi(test_data):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (6, 1), (9, 11), (13, 13)])
 @pytest.mark.parametrize("noise", [0, -1e-4, 1e-4], ids=["exact", "less", "more"])
-def test_any_mask_comes_back_from_its_rounded_contours(shape, noise):
+def test_any_mask_is_restored_from_its_rounded_contours(shape, noise):
     generator = np.random.default_rng(0)
     for density in (0, 0.2, 0.5, 0.8, 1):
         for mask in generator.random((10, *shape)) < density:
