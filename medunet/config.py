@@ -68,11 +68,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError("no such config source", file=path) from error
+        raise ConfigError("config source is missing", file=path) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", file=path) from error
+        raise ConfigError(f"invalid YAML: {' '.join(str(error).split())}", file=path) from error
     if not isinstance(content, dict):
-        raise ConfigError("not a mapping", file=path, received=type(content).__name__)
+        raise ConfigError("must be a mapping", file=path, received=type(content).__name__)
     return content
 
 
@@ -84,9 +84,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError("the bundle lacks a config", file=path) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not JSON: {error}", file=path) from error
+        raise ConfigError(f"invalid JSON: {error}", file=path) from error
     if not isinstance(content, dict):
-        raise ConfigError("not a JSON object", file=path)
+        raise ConfigError("must be a JSON object", file=path)
     return content
 
 

@@ -15,7 +15,7 @@ CHATTY = (
 
 
 def set_up(*, level: int = logging.INFO, debug: bool = False) -> None:
-    """Configure logging: `level` is that of medunet's lines; `debug` also shows what libraries log and warn about."""
+    """Configure logging: `level` applies to medunet's lines; `debug` also shows what libraries log and warn about."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("medunet").setLevel(level)
     if debug:

@@ -67,7 +67,7 @@ def lock(path: str | os.PathLike[str], *, wait: bool = True) -> Iterator[bool]:
     """Hold a lock file exclusively, among threads and processes.
 
     The system releases the lock of a process that exits, even after a crash. If it does not support such locks
-    (Windows, some network drives), every caller gets it, so the block must be correct without it, only wasteful.
+    (Windows, some network drives), every caller gets it, so the block must also be correct without it, if wasteful.
 
     Yields whether the lock is held, which is always so with `wait`. The file is removed afterwards.
     """

@@ -89,7 +89,7 @@ class MirrorInferer(_ViewInferer):
     ) -> None:
         super().__init__(inferer, activation)
         if swaps and transpose:
-            raise ConfigError("swaps exclude transpose: no axis of a transposed view runs from left to right")
+            raise ConfigError("swaps need transpose=False: no axis of a transposed view runs from left to right")
         if batch_size < 1:
             raise ConfigError("batch_size must be at least 1", received=batch_size)
         self.axes = tuple(axes)

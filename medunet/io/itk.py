@@ -104,7 +104,7 @@ def open_header(path: Path) -> TextHeader:
             continue  # NRRD's key/value pairs and comments
         name = name.strip().lower().replace(" ", "")
         if name in header.fields and name in _FIELDS:
-            raise DataError("header has a field twice", file=path, received=name)
+            raise DataError("header has a duplicate field", file=path, received=name)
         header.fields[name] = value.strip()
     reader.SetImageIO("NrrdImageIO" if header.is_nrrd else "MetaImageIO")
     try:

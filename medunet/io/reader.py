@@ -64,7 +64,7 @@ def read_volume(path: PathLike | Sequence[PathLike], *, isolated: bool | None = 
     Raises:
         DataError: unreadable, damaged, unknown format, NaN voxels, or a choice of axis, series or phase is missing.
         GeometryError: a placement that is missing, impossible, contradictory, or differs between channels.
-        SecurityError: a DICOMDIR or an archive that points outside its folder, or unpacks to too much.
+        SecurityError: a DICOMDIR or an archive that points outside its folder, or is too large when unpacked.
         ConfigError: an invalid option.
     """
     array, meta, record = _read_all(_as_paths(path), ReadOptions(**options), isolated)

@@ -1,4 +1,4 @@
-"""Prediction: from a trained bundle and images to label maps, and their scores."""
+"""Prediction of label maps with a trained bundle, and their scores."""
 
 from .evaluation import Pair as Pair
 from .evaluation import evaluate_pairs as evaluate_pairs

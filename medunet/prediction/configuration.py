@@ -130,9 +130,9 @@ def _checked(verdict: Verdict, file: Path) -> dict[str, Any]:
         try:
             config = ConfigParser.load_config_file(str(file))
         except (OSError, ValueError, YAMLError) as error:
-            raise ConfigError(f"not YAML: {' '.join(str(error).split())}", file=file) from error
+            raise ConfigError(f"invalid YAML: {' '.join(str(error).split())}", file=file) from error
     if not isinstance(config, dict):
-        raise ConfigError("not a mapping of ids to values", file=file)
+        raise ConfigError("must be a mapping of ids to values", file=file)
     return config
 
 

@@ -59,7 +59,7 @@ def pair_files(predictions: Path, references: Path) -> list[Pair]:
 
 def _label_maps(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise DataError("no such folder", file=folder)
+        raise DataError("folder does not exist", file=folder)
     maps = {split_suffix(path.name)[0]: path for path in label_files(folder) if path.is_file()}
     return {name: path for name, path in maps.items() if not name.endswith("_prob")}
 

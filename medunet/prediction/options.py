@@ -52,7 +52,7 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         if self.overwrite and self.skip_done:
-            raise ConfigError("results are either replaced or skipped", received="overwrite and skip_done")
+            raise ConfigError("overwrite and skip_done exclude each other", received="both")
 
     @property
     def changes(self) -> dict[str, Any]:

@@ -28,8 +28,8 @@ def overlap(
         calling thread            | comp 1 | comp 2 | comp 3 |
         writing thread                     | writ 1 | writ 2 | writ 3 |
 
-    An exception of a stage ends everything and is raised here; to continue with other cases, a stage stores its error
-    in its work. If the caller stops early (``close()``, an exception, Ctrl-C), the threads finish their current case:
+    An exception of a stage ends everything and is raised here. A stage that must not stop other cases returns its error
+    with its work. If the caller stops early (``close()``, an exception, Ctrl-C), the threads finish their current case:
     a file that is being written is complete, and nothing else starts.
 
     Args:

@@ -28,7 +28,7 @@ class ComparedScore:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A later run against the first."""
+    """Comparison of a later run with the first."""
 
     first: str  # letter of the run that is subtracted
     other: str

@@ -20,10 +20,10 @@ WINDOW_SAMPLES = 500_000  # voxels from which the percentiles are taken; more do
 def as_seen(
     arrays: Sequence[Array], affine: npt.ArrayLike | None, spacing_mm: Sequence[float] | None = None
 ) -> tuple[list[Array], Spacing]:
-    """Return views `(slices, rows, columns)`, and the distances of slices, rows and columns.
+    """Return views `(slices, rows, columns)`, and the distances between slices, rows and columns.
 
-    Slices are from head to feet, rows to the back, columns to the left. A picture becomes one slice. Without an affine
-    axes are only reversed. `spacing_mm` is along each axis of the arrays; the default is the affine's, else 1.
+    Slices run from head to feet, rows to the back and columns to the left. A picture becomes one slice. Without an
+    affine axes are only reversed. `spacing_mm` is along each axis of the arrays; the default is the affine's, else 1.
     """
     planar = arrays[0].ndim == 2
     if affine is None:
@@ -46,7 +46,7 @@ def as_seen(
 
 
 def window(*arrays: Array) -> tuple[float, float]:
-    """Return the intensities that are shown as black and white."""
+    """Return the intensities that are shown as black and as white."""
     samples = []
     for array in arrays:
         # every n-th voxel along each axis is a view; a flat index would copy a volume that is not in C order

@@ -82,7 +82,7 @@ def report_runs(
         DataError: Damaged results.
     """
     if not 1 <= len(runs) <= len(LETTERS):
-        raise ConfigError("a report is about one run or several", received=len(runs), expected=f"1 to {len(LETTERS)}")
+        raise ConfigError("wrong number of runs for a report", received=len(runs), expected=f"1 to {len(LETTERS)}")
     gathered = [_gather(run, name, data, device) for run, name in zip(runs, run_names(runs), strict=True)]
     results = [run.results for run in gathered]
     order = list(lowest_dice(results))

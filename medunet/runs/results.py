@@ -28,7 +28,7 @@ STALE_SECONDS = 60.0  # weights that are newer than their metrics by more than t
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run as a report needs it."""
+    """The content of a run's folder that a report needs."""
 
     results: RunResults
     labels: dict[str, int]  # value in files by class name

@@ -71,7 +71,7 @@ def load_checkpoint(path: AnyPath, *, map_location: str | torch.device = "cpu") 
     if twin.is_file() and (path == twin or not path.is_file() or _is_twin(twin, path)):
         return {"model": _load_safe(twin, map_location)}
     if not path.is_file():
-        raise DataError("no checkpoint", file=path, remedy="train first (medunet train), or give a trained run")
+        raise DataError("checkpoint is missing", file=path, remedy="train first (medunet train), or give a trained run")
     _check_size(path)
     if (damaged := damaged_checkpoint(path)) is not None:  # PyTorch checks no checksum
         raise damaged
@@ -81,7 +81,7 @@ def load_checkpoint(path: AnyPath, *, map_location: str | torch.device = "cpu") 
         match = re.search(r"GLOBAL ([\w.]+)", str(error))
         # PyTorch's own message is not shown: it advises to run any code in the file
         raise DataError(
-            "cannot read checkpoint: it is not a file of PyTorch with tensors alone",
+            "checkpoint must be a PyTorch file that contains only tensors",
             file=path,
             received=match and f"an object of {match[1]}",
             remedy="save the network's state_dict() with torch.save",

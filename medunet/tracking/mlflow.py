@@ -57,8 +57,8 @@ class TrackingHandler:
     Everything that MLflow gets is first written to the run's folder: ``tracking.json`` (tags, parameters, what was
     sent), ``tracking/`` (files), ``history.json`` and ``system_metrics.jsonl``. A server that is down before the
     training run is an error; later it is one warning. What was not sent is sent when it answers again, when the run is
-    resumed, or by ``medunet runs sync``. Cases are numbered and absolute paths are removed: nothing logged names a
-    patient. ``folder/cases.json`` has the names.
+    resumed, or by ``medunet runs sync``. Cases are numbered and absolute paths removed: no patient is named.
+    ``folder/cases.json`` has the names.
 
     Args:
         tracking_uri: ``sqlite:///...`` or the address of a server; ``None`` or ``""`` disables tracking.
@@ -67,16 +67,16 @@ class TrackingHandler:
         bundle_root: the bundle that is trained.
         dataset_dir: folder of the data set; its name is logged.
         experiment_name: MLflow experiment.
-        run_name: name of the parent run. Default: the name of the training's folder.
+        run_name: name of the parent run. Default: the name of `training_dir`.
         fold: number of the fold.
-        datasets: training and validation data, with ``data`` as of :func:`medunet.datasets.datalist`.
+        datasets: training and validation data, with ``data`` as returned by :func:`medunet.datasets.datalist`.
         validator: evaluator whose metrics are logged in the epochs in which it ran.
         class_names: all classes, background first.
         params: values that replace those of the bundle's ``train.json``.
         regions: class indices of each class if classes overlap, as in the validator's postprocessing.
         pictures: draw the worst, median and best validation case of each best epoch, and of the last if it is kept.
         system_metrics: log MLflow's system and GPU metrics.
-        model: pack the bundle at the end and make it the run's model, registered under the training's name.
+        model: pack the bundle at the end and make it the run's model, registered under the name of `training_dir`.
         resume: continue the run that the folder belongs to.
         patience: seconds that the end of the training run may wait for the digest of the data set.
         is_writer: False on all but the first process.

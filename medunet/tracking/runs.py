@@ -27,7 +27,7 @@ BEST_EPOCH_METRIC = "best_val_mean_dice"  # of the best epoch, for runs without 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as MLflow has it."""
+    """A run in MLflow."""
 
     run_id: str
     name: str
@@ -68,7 +68,7 @@ def list_runs(uri: str, *, experiment_name: str = "medunet", folds: bool = False
     """
     path, remedy = Path(uri.removeprefix(SQLITE_SCHEME)), f"train first, pass --tracking-uri, or set {URI_VARIABLE}"
     if uri.startswith(SQLITE_SCHEME) and not path.is_file():
-        raise ConfigError("no tracking store", file=path, remedy=remedy)
+        raise ConfigError("tracking store is missing", file=path, remedy=remedy)
     server = Server(uri, experiment_name=experiment_name)
     with server.required(purpose="the tracking store cannot be read", remedy=remedy):
         experiment = server.client.get_experiment_by_name(experiment_name)

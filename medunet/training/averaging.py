@@ -63,7 +63,7 @@ class WeightAverage:
             tensor.data, self._average[name] = self._average[name], tensor.data
 
     def weights(self) -> dict[str, Any]:
-        """Return the network's state dictionary with the average in it; before the first step the newest weights."""
+        """Return the network's state dictionary with the averaged weights, or before the first step with the newest."""
         return {**self.network.state_dict(), **self._average}
 
     def state_dict(self) -> dict[str, Any]:

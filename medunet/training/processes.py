@@ -35,7 +35,7 @@ def join_processes(device: torch.device) -> None:
 
 
 def _fresh_store() -> dict[str, Any]:
-    """Return a rendezvous store per restart, without the addresses that killed processes have left."""
+    """Return a rendezvous store per restart, without the addresses that killed processes have left behind."""
     # torchrun gives all attempts one store, and new processes would wait for the dead ones (pytorch issue 135712);
     # several hosts count attempts separately and need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, as `train --nnodes` sets
     value = os.environ.get

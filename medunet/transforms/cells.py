@@ -77,7 +77,7 @@ def _basins(landscape: npt.NDArray[np.float32], depth: float) -> npt.NDArray[np.
 
 
 def _borders(basins: npt.NDArray[np.int32], membrane: npt.NDArray[np.float32]) -> RAG:
-    """Return which basins touch, and the mean over their border of the greater membrane probability of two voxels."""
+    """Return which basins touch, and the mean membrane probability of their border (of two voxels, the greater)."""
     pairs, weights = [], []
     for axis in range(basins.ndim):
         here, there = (np.moveaxis(basins, axis, 0)[part] for part in (slice(1, None), slice(None, -1)))

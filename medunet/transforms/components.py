@@ -141,7 +141,7 @@ class CleanRegionsd(TensorTransform):
         for number in self.rules:
             if values_outside(number, self.regions, self.order) is None:
                 region = self.regions[number]
-                raise ConfigError("region cannot be cleaned: no value means its surroundings", received=region)
+                raise ConfigError("region cannot be cleaned: no class index can replace it", received=region)
 
     def _changed(self, values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         labels, size = values[0].cpu().numpy(), voxel_size(source)

@@ -257,7 +257,7 @@ def _copy_voxels(
 def _runs(patch: torch.Tensor, axis: int, indices: np.ndarray) -> list[torch.Tensor]:
     """Return parts of the patch whose concatenation has these indices along the axis.
 
-    Padded ranges are few runs that rise, fall or stay constant: up to ten times as fast as `index_select`.
+    Padded ranges are few runs that rise, fall or stay constant; slices are up to ten times as fast as `index_select`.
     """
     # mirrored   2 1 0 | 1 2 3 4 5 | 4 3        border   0 0 0 | 1 2 3 4 5 | 5 5
     starts = [0, *(np.flatnonzero(np.diff(indices, n=2)) + 2).tolist(), len(indices)]

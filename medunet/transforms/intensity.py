@@ -170,7 +170,7 @@ class BatchIntensity:
             part = getattr(step, "scaler", None) or getattr(step, "shifter", None)
             if not isinstance(step, KINDS) or getattr(part, "channel_wise", False):
                 raise ConfigError(
-                    "unsupported intensity change of batches",
+                    "this intensity transform does not work on batches",
                     received=type(step).__name__,
                     expected=", ".join(kind.__name__ for kind in KINDS),
                     remedy="set batch_intensity to false: each patch is then changed by itself",

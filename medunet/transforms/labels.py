@@ -21,7 +21,7 @@ SHOWN_VALUES = 8  # wrong values that an error names, so that it stays one line
 class EncodeLabelsd(TensorTransform):
     """Map the label values of a file to class indices 0 .. K-1, and reject every other value.
 
-    The result is uint8 (int32 from 256 classes on) of the same shape. Float labels are accepted if they are integral.
+    The result is uint8 (int32 for 256 classes or more) of the same shape. Integral float labels are accepted.
 
     Args:
         keys: keys of the labels, each `(1, *spatial)`.

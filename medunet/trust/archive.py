@@ -66,7 +66,7 @@ def unpack(archive: Path, output: Path, *, max_bytes: int = MAX_BYTES, max_files
 
 
 def _unpack(archive: Path, folder: Path, max_bytes: int, max_files: int) -> None:
-    too_large = SecurityError("archive unpacks to too much", file=archive, expected=f"up to {max_bytes / 2**30:g} GiB")
+    too_large = SecurityError("unpacked archive is too big", file=archive, expected=f"up to {max_bytes / 2**30:g} GiB")
     seen: set[str] = set()
     written = 0
     with _opened(archive, too_large) as members:

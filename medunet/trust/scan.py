@@ -39,7 +39,7 @@ class Finding(NamedTuple):
     id: str  # of the value, or the line, or ''
     text: str  # the value, safe to print
     why: str  # what it could do
-    outside: bool = False  # it only reaches outside of the bundle's folder, which is allowed in one's own bundle
+    outside: bool = False  # it only refers outside the bundle's folder, which is allowed in one's own bundle
     damaged: bool = False  # it is a damaged file of weights, which is not a question of trust
 
     def __str__(self) -> str:
@@ -163,7 +163,7 @@ def _is_number(text: str) -> bool:
 
 
 def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] | None:
-    """Return text, reason and whether it only reaches outside, for a value that is not known to be harmless."""
+    """Return text, reason and whether it only refers outside, for a value that is not known to be harmless."""
     *path, name = _parts(key)
     for outer in path:
         # `reader::_target_` and `allow_pickle::x` turn an allowed value into another one, piece by piece
@@ -184,7 +184,7 @@ def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] |
     if stripped.startswith(MACRO):
         return value, "includes another file", False
     if paths and _argument(key) not in READ_ONLY_IDS and (_OUTSIDE.match(stripped) or _borrows(stripped)):
-        return value, "reaches outside of the bundle's folder", True
+        return value, "refers outside the bundle's folder", True
     return None
 
 

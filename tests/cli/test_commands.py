@@ -154,7 +154,7 @@ def test_incompatible_arguments_are_rejected_in_one_line(
     assert "unet_2d" in error("train", "unet_3d", *words)
     assert "epochs" in error("train", "unet_2d", *words, "--set", "epoch=3")
     assert "medunet train" in error("predict", "unet_2d", cells / "imagesTr", "-o", tmp_path / "out")
-    assert "no checkpoint" in error("evaluate", "unet_2d", "--data", cells)
+    assert "checkpoint is missing" in error("evaluate", "unet_2d", "--data", cells)
     if not torch.cuda.is_available():
         assert "--device cpu" in error("train", "unet_2d", *words, "--device", "cuda")
 

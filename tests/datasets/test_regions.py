@@ -70,9 +70,9 @@ def test_check_reports_a_value_outside_all_regions(tmp_path: Path) -> None:
         ({"background": 0, "whole": [0, 1]}, [1], "must not contain the background"),
         ({"background": 0, "whole": [1, 2], "ignore": 2}, [1], "must not contain the background or ignored"),
         ({"background": 0, "whole": [1, 2], "ignore": [3, 4]}, [1], "ignore must be one value"),
-        ({"background": 0, "whole": [1, 2.5]}, [1], "unknown form of a region"),
-        ({"background": 0, "whole": [1, -2]}, [1], "unknown form of a region"),
-        ({"background": 0, "whole": [1, 2], "core": []}, [1, 2], "unknown form of a region"),
+        ({"background": 0, "whole": [1, 2.5]}, [1], "invalid region"),
+        ({"background": 0, "whole": [1, -2]}, [1], "invalid region"),
+        ({"background": 0, "whole": [1, 2], "core": []}, [1, 2], "invalid region"),
     ],
 )
 def test_unusable_regions_are_rejected(tmp_path: Path, labels: Any, order: Any, cause: str) -> None:

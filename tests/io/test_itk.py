@@ -97,5 +97,5 @@ def test_a_field_that_places_voxels_may_not_occur_twice_but_comments_may(tmp_pat
     path.write_bytes(content.replace(b"NDims", b"Comment = a\nComment = b\nNDims"))
     assert np.array_equal(read_volume(path).image[0].numpy(), VOXELS.T)
     path.write_bytes(content.replace(b"NDims", b"CompressedData = False\nNDims"))
-    with pytest.raises(DataError, match="header has a field twice"):
+    with pytest.raises(DataError, match="header has a duplicate field"):
         read_volume(path)

@@ -103,7 +103,7 @@ def test_a_case_without_probabilities_or_in_another_format_is_not_complete(
     other = Predictor(bundle, output_dir=tmp_path, device="cpu", result_format="seg.nrrd", skip_done=True)
     assert [result.skipped for result in other.predict([volumes[0]])] == [False]
     assert [result.skipped for result in other.predict([volumes[0]])] == [True]
-    with pytest.raises(ConfigError, match="either replaced or skipped"):
+    with pytest.raises(ConfigError, match="exclude each other"):
         Predictor(bundle, output_dir=tmp_path, device="cpu", overwrite=True, skip_done=True)
 
 

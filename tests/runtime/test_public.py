@@ -136,5 +136,5 @@ def test_unknown_weights_and_sources_raise_typed_errors(tmp_path: Path) -> None:
     for wrong in ({}, bilinear, {**state, "inc.more.weight": torch.ones(3)}):
         with pytest.raises(DataError, match="not those of a U-Net of milesial"):
             load_public(wrong, "milesial")
-    with pytest.raises(DataError, match="no checkpoint"):
+    with pytest.raises(DataError, match="checkpoint is missing"):
         load_public(tmp_path / "none.pth", "milesial")

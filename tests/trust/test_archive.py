@@ -66,7 +66,7 @@ def test_links_and_devices_are_rejected(kind: bytes, tmp_path: Path) -> None:
 
 def test_gigabytes_of_zeros_are_not_unpacked(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"configs/x.json": bytes(32 << 20)})
-    with pytest.raises(SecurityError, match="unpacks to too much"):
+    with pytest.raises(SecurityError, match="archive is too big"):
         unpack(archive, tmp_path / "out", max_bytes=16 << 20)
     lying = bytearray(archive.read_bytes())  # the size in the directory says 1 byte
     place = lying.rindex(b"PK\x01\x02")
@@ -78,7 +78,7 @@ def test_gigabytes_of_zeros_are_not_unpacked(tmp_path: Path) -> None:
     info.type, info.size = tarfile.XHDTYPE, 12 << 20
     with gzip.open(tmp_path / "c.tgz", "wb", compresslevel=1) as file:
         file.write(info.tobuf() + bytes(info.size))
-    with pytest.raises(SecurityError, match="unpacks to too much"):
+    with pytest.raises(SecurityError, match="archive is too big"):
         unpack(tmp_path / "c.tgz", tmp_path / "out")
     assert names(tmp_path) == {"a.zip", "b.zip", "c.tgz"}
 

@@ -88,7 +88,7 @@ class StoreDataset(Dataset):
         return store_folder(self.store_dir) / self._pipeline
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy in another process locks the entries for itself."""
+        """Return the state without the lock: a copy in another process locks the entries itself."""
         return {**self.__dict__, "_hold": None}
 
     def prepare(self) -> None:

@@ -55,7 +55,7 @@ def check_pair(
     level: Level = "header",
     visit: Callable[[CaseView], None] | None = None,
 ) -> list[Finding]:
-    """Return findings on one case: both files readable and on one grid; at level 'voxels' the values as well.
+    """Return findings on one case: are both files readable and on one grid? Level 'voxels' also checks the values.
 
     Args:
         case: image and label.

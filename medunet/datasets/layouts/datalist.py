@@ -132,7 +132,7 @@ def datalist(
 
     Args:
         path: the folder of the data set, or its `dataset.json`.
-        section: 'training' and 'validation' split the labelled cases; 'all' has them all, 'test' the test cases.
+        section: 'training' and 'validation' split the labelled cases; 'all' has all of them; 'test' has the test cases.
         fold: index of the validation fold.
         folds: number of folds.
         validation_cases: names of the validation cases, instead of a fold.

@@ -161,13 +161,13 @@ def labels_of(manifest: Mapping[str, Any], file: Path) -> ParsedLabels:
         elif isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
             name, number = str(key), int(value)  # nnU-Net
         else:
-            raise DataError("unknown form of a label", file=file, received={key: value}, expected='{"liver": 1}')
+            raise DataError("invalid label", file=file, received={key: value}, expected='{"liver": 1}')
         if name in pairs or number in pairs.values():
             raise DataError("two labels share a name or a value", file=file, received={name: number})
         pairs[name] = number
     ignore = pairs.pop("ignore", None)
     if len(pairs) < 2:
-        raise DataError("labels need a background and one more", file=file, received=pairs)
+        raise DataError("labels must be a background and at least one class", file=file, received=pairs)
     return ParsedLabels(dict(sorted(pairs.items(), key=lambda pair: pair[1])), ignore)
 
 
@@ -201,5 +201,5 @@ def _values(name: object, listed: object, file: Path) -> tuple[int, ...]:
     values = listed if isinstance(listed, list | tuple) else [listed]
     numbers = [int(v) for v in values if (isinstance(v, str) and v.isdigit()) or type(v) is int]
     if not numbers or len(numbers) < len(values) or min(numbers) < 0:
-        raise DataError("unknown form of a region", file=file, received={name: listed}, expected='{"whole": [1, 2]}')
+        raise DataError("invalid region", file=file, received={name: listed}, expected='{"whole": [1, 2]}')
     return tuple(sorted(set(numbers)))

@@ -111,7 +111,7 @@ def pair_folders(
 
 
 def guess_channels(images: Path, labels: Path) -> int:
-    """Return the number of files per case: nnU-Net's numbers are channels if the labels do not have them."""
+    """Return the number of files per case: nnU-Net's numbers are channels if the label names do not have them."""
     label_names = {stem(path) for path in label_files(labels)}
     counts = Counter(split_channel(stem(path))[0] for path in image_files(images) if stem(path) not in label_names)
     return max((count for case, count in counts.items() if case in label_names), default=1)

@@ -144,7 +144,7 @@ class MeanLogits(nn.Module):
 
 
 class ExportedNetwork(nn.Module):
-    """An exported file, run by `run`, that replaces its network, `reference`, in an inferer."""
+    """An exported file that replaces the network `reference` in an inferer; `run` runs the file."""
 
     def __init__(self, run: Callable[[Tensor], Tensor], reference: nn.Module) -> None:
         super().__init__()

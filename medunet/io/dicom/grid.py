@@ -80,7 +80,7 @@ def build_grid(frames: Sequence[Frame], folder: Path, options: ReadOptions, *, p
     """Sort the frames of one series, choose a phase, drop duplicates, and check that the rest is a volume.
 
     `planar` reads a single slice instead of a volume. A grid that is incomplete, impossible or mixed is a
-    GeometryError, several phases are a DataError.
+    GeometryError; several phases are a DataError.
     """
     spacing, axes = _plane(frames)
     normal = np.cross(axes[0], axes[1])
@@ -143,7 +143,7 @@ def are_pictures(frames: Sequence[Frame]) -> bool:
 def build_picture(frames: Sequence[Frame], path: Path, phase: int | None) -> Grid:
     """Return the grid of one image without a position: ``diag(spacing, 1)``, the first axis along the rows.
 
-    Several frames of which none is chosen are a DataError, several files and impossible spacings a GeometryError.
+    A missing choice of a frame is a DataError; several files and impossible spacings are a GeometryError.
     """
     file, count = frames[0].file, len(frames)
     if any(frame.file.path != file.path for frame in frames):

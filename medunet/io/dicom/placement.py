@@ -35,7 +35,7 @@ _RECONSTRUCTED = ("RECON TOMO", "RECON GATED TOMO")  # ImageType's third value i
 def split_mosaic(mosaic: Frame) -> list[Frame]:
     """Return the slices of a mosaic, placed by its CSA header.
 
-    A header that is missing or does not match the image is a DataError, one without distance or normal a GeometryError.
+    A missing or mismatched header is a DataError; a header without distance or normal is a GeometryError.
     """
     file = mosaic.file
     count, normal, distance = _csa_geometry(mosaic)

@@ -209,7 +209,7 @@ def test_untrusted_and_untrained_bundles_and_existing_files_are_rejected(
         export_bundle(bundles["padded"], tmp_path / "a.onnx", to="torchscript")
     assert output.read_bytes() == content
     bare = shutil.copytree(bundles["padded"], tmp_path / "bare", ignore=shutil.ignore_patterns("models"))
-    with pytest.raises(DataError, match="no checkpoint"):
+    with pytest.raises(DataError, match="checkpoint is missing"):
         export_bundle(bare, tmp_path / "b.ts", to="torchscript")
 
 

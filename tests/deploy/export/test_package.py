@@ -119,7 +119,7 @@ def test_a_bundle_that_fails_a_check_is_not_packed(bundles: dict[str, Path], tmp
     (run / "LICENSE").unlink()
     with pytest.raises(ConfigError, match="LICENSE"):
         package_bundle(run, tmp_path / "a.zip")
-    with pytest.raises(DataError, match="no checkpoint"):
+    with pytest.raises(DataError, match="checkpoint is missing"):
         package_bundle(find_bundle("unet_2d"), tmp_path / "a.zip")
     with pytest.raises(ConfigError, match="invalid name"):
         package_bundle(bundles["padded"], tmp_path / "a.zip", name="../evil")

@@ -306,7 +306,7 @@ def test_archives_that_leave_their_folder_or_unpack_to_too_much_are_rejected(tmp
         read_volume(tmp_path / "bad.zip")
     assert not (tmp_path / "outside").exists()
     path = zipped(tmp_path / "ct.zip", folder)
-    for limit, value, cause in (("MAX_FILES", 3, "too many files"), ("MAX_BYTES", 1000, "unpacks to too much")):
+    for limit, value, cause in (("MAX_FILES", 3, "too many files"), ("MAX_BYTES", 1000, "archive is too big")):
         monkeypatch.setattr(module, limit, value)
         with pytest.raises(SecurityError, match=cause):
             read_volume(path)
