@@ -118,7 +118,7 @@ def test_damaged_results_and_no_run_are_errors(runs: list[Path], page: Path, tmp
     (run / "evaluation" / "metrics.json").write_text("[")
     with pytest.raises(DataError, match="not a table of metrics"):
         report_runs([run], tmp_path / "r.html")
-    with pytest.raises(ConfigError, match="about one run or several"):
+    with pytest.raises(ConfigError, match="wrong number of runs"):
         report_runs([], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 

@@ -52,6 +52,6 @@ def test_intact_but_different_weights_need_trust(bundle: Path) -> None:
 
 def test_a_checkpoint_with_objects_is_rejected_without_suggesting_to_load_them(tmp_path: Path) -> None:
     torch.save({"model": Path("x")}, tmp_path / "model.pt")
-    with pytest.raises(DataError, match=r"not a file of PyTorch that contains only tensors .*pathlib") as info:
+    with pytest.raises(DataError, match=r"must be a PyTorch file that contains only tensors .*pathlib") as info:
         load_checkpoint(tmp_path / "model.pt")
     assert "weights_only" not in str(info.value)
