@@ -1,4 +1,4 @@
-"""Damaged and malicious files of every format: read right or rejected by a typed error, and nothing else.
+"""Damaged and malicious files of every format: read correctly or rejected with a typed error.
 
 MEDUNET_FUZZ_MINUTES sets the minutes per format (scripts/fuzz.sh); the default is some hundred files.
 """

@@ -28,7 +28,7 @@ def test_a_step_that_fails_or_hangs_does_not_stop_the_others(tmp_path: Path) -> 
     steps = [
         gpu_check.Step("good", 60, ("-c", "print('4 passed')")),
         gpu_check.Step("bad", 60, ("-c", "raise SystemExit(2)")),
-        # it starts another process, which must end with it
+        # it starts another process, which must end too
         gpu_check.Step("endless", 1.5, ("-c", "import subprocess; subprocess.run(['sleep', '100'])")),
         gpu_check.Step("last", 60, ("-c", "print('1 | 2')")),
     ]

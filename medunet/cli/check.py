@@ -87,12 +87,14 @@ def _print_tables(result: Examination) -> None:
     n_errors = sum(finding.severity == "error" for finding in result.findings)
     n_warnings = len(result.findings) - n_errors
     verdict = "[bold red]training would fail[/]" if result.fails else "[green]training can start[/]"
-    console.print(f"{n_errors} errors, {n_warnings} warnings: {verdict}", highlight=False)
+    counts = f"{n_errors} error{'s' * (n_errors != 1)}, {n_warnings} warning{'s' * (n_warnings != 1)}"
+    console.print(f"{counts}: {verdict}", highlight=False)
 
 
 def _figures(summary: dict[str, Any]) -> Table:
-    test = f" and {summary['test_cases']} test cases" if summary["test_cases"] else ""
-    title = f"{escape(summary['name'])}: {summary['cases']} cases{test}, {summary['spatial_dims']}D"
+    n_cases, n_test = summary["cases"], summary["test_cases"]
+    test = f" and {n_test} test case{'s' * (n_test != 1)}" if n_test else ""
+    title = f"{escape(summary['name'])}: {n_cases} case{'s' * (n_cases != 1)}{test}, {summary['spatial_dims']}D"
     table = Table("", "smallest", "median", "largest", title=title)
     for key, name in (("size", "size"), ("spacing_mm", "spacing mm")):
         if key in summary:

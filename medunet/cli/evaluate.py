@@ -74,13 +74,13 @@ def _parse_labels(text: str | None) -> dict[str, int] | None:
 def _show(result: Summary) -> None:
     from medunet.datasets import shown
 
-    columns = ("class", "Dice", "median", "IoU", "HD95 mm", "surface mm", "missed", "spurious")
-    table = Table(*columns, title=f"{result['cases']} cases, mean (sd)")
+    count, unit = result["cases"], result.get("unit", "mm")
+    columns = ("class", "Dice", "median", "IoU", f"HD95 {unit}", f"surface distance {unit}", "missed", "spurious")
+    table = Table(*columns, title=f"{count} case{'s' * (count != 1)}, mean (sd)")
     for name, entry in result["classes"].items():
         scores, status = entry["scores"], entry["status"]
-        cells = [_cell(scores["dice"], 4, result["cases"]), f"{scores['dice']['median']:.4f}"]
-        cells += [_cell(scores["iou"], 4, result["cases"])]
-        cells += [_cell(scores[key], 2, result["cases"]) for key in ("hd95_mm", "msd_mm")]
+        cells = [_cell(scores["dice"], 4, count), f"{scores['dice']['median']:.4f}", _cell(scores["iou"], 4, count)]
+        cells += [_cell(scores[key], 2, count) for key in ("hd95_mm", "msd_mm")]
         table.add_row(escape(name), *cells, str(status["missed"]), str(status["spurious"]))
     opt.wide_console().print(table)
     console = opt.plain_console()
@@ -91,8 +91,7 @@ def _show(result: Summary) -> None:
     if trained_on is None:
         console.print("[yellow]warning[/] the bundle does not record which cases it was trained on")
     elif trained_on:
-        listed = escape(shown(trained_on))
-        console.print(f"[yellow]warning[/] {len(trained_on)} of these cases were trained on: {listed}")
+        console.print(f"[yellow]warning[/] evaluated cases that were trained on: {escape(shown(trained_on))}")
     if left_out := result.get("left_out"):
         console.print(f"left out, because the run was trained on them: {escape(shown(left_out))}")
     typer.echo(f"tables: {result['folder']}")

@@ -71,6 +71,7 @@ class Summary(TypedDict):
     trained_on: NotRequired[list[str] | None]  # evaluated cases of the training; None if the bundle does not record it
     left_out: NotRequired[list[str]]  # cases of the data set that were not evaluated, because they were trained on
     folder: NotRequired[str]  # of the tables; not part of them
+    unit: NotRequired[str]  # of distances: mm, or px for pictures, which have no scale; not part of the tables
 
 
 def evaluate_case(

@@ -174,7 +174,7 @@ class Viewer {
     this.planes = volume.shape[0] === 1 ? [PLANES[0]] : PLANES;
     this.count();
     this.slices = this.profiles.map((counts) => {
-      // the slice with most that is wrong, else with most foreground, else the middle one
+      // the slice with most that is wrong, else with most foreground, else the middle slice
       const found = counts.map((entry) => entry[+counts.some(([, wrong]) => wrong)]), most = Math.max(...found);
       return most ? found.indexOf(most) : found.length >> 1;
     });

@@ -231,5 +231,5 @@ def measure(
     if failed:
         summary["failed_cases"] = dict(sorted(failed.items()))
     write_tables(results, output, summary=summary)
-    summary["folder"] = str(output)
+    summary["folder"], summary["unit"] = str(output), "px" if pairs[0].ref.suffix.lower() in PICTURES else "mm"
     return summary

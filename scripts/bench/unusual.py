@@ -161,7 +161,7 @@ def verdict(rule: str, answer: str) -> bool:
 
 def in_short(answer: str) -> str:
     """The answer without its reasons, for the README."""
-    for full, short in (("refused", "refuses"), ("error", "fails"), ("process dies", "crashes"), ("hangs", "hangs")):
+    for full, short in (("refused", "rejects"), ("error", "fails"), ("process dies", "crashes"), ("hangs", "hangs")):
         if answer.startswith(full):
             return short
     said = answer.split(",", maxsplit=1)[0].split(":", maxsplit=1)[0].split(" (", maxsplit=1)[0]

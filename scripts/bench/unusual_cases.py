@@ -192,7 +192,7 @@ def vendor_cases(folder: Path, made: Any, truth: Truth) -> list[Case]:
     add("Modality LUT and rescale slope", "R", series(2, **lookup))
     twice = np.tile(made.regular_positions(), (2, 1))
     volumes = made.write_series(folder / "vendor_3", twice, series="1.2.3")
-    add("two volumes, told apart by InstanceNumber", "R", volumes)
+    add("two volumes, distinguished by InstanceNumber", "R", volumes)
     add("nuclear medicine, reconstructed", "C", made.write_nm(folder / "nm.dcm"), stored)
     no_distance = made.write_nm(folder / "nm_s.dcm", SpacingBetweenSlices="del")
     add("nuclear medicine without SpacingBetweenSlices", "R", no_distance)

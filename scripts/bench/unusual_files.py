@@ -46,7 +46,7 @@ def related_cases(folder: Path) -> list[Case]:
     add("MGZ", "C", "free.mgz", nib.MGHImage(voxels, affine))
     unplaced = nib.MGHImage(voxels, affine)
     add("MGH without orientation", "R", "free.mgh", unplaced, lambda c: c[:28] + bytes(2) + c[30:])
-    add("Analyze 7.5 (no side is left)", "R", "analyze.hdr", nib.AnalyzeImage(voxels, np.diag([2.0, 3, 4, 1])))
+    add("Analyze 7.5 (left side not defined)", "R", "analyze.hdr", nib.AnalyzeImage(voxels, np.diag([2.0, 3, 4, 1])))
     return cases
 
 

@@ -24,7 +24,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_valid_data_set_passes_and_is_drawn(data: Path, tmp_path: Path, medunet: Medunet, capsys: Capture) -> None:
     assert medunet("check", data, "--sheet", tmp_path / "out" / "sheet.png") == 0
     out = capsys.readouterr().out
-    for text in ("3 cases and 1 test cases, 3D", "ventricles", "0 errors, 0 warnings: training can start"):
+    for text in ("3 cases and 1 test case, 3D", "ventricles", "0 errors, 0 warnings: training can start"):
         assert text in out
     with Image.open(tmp_path / "out" / "sheet.png") as picture:
         assert picture.format == "PNG"

@@ -68,7 +68,7 @@ def contours(path: Path, referenced: str, *names: str) -> Path:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """Two cases: label in a folder of its own, and among the slices."""
+    """Two cases: the label in a separate folder, and among the slices."""
     contours(tmp_path / "b" / "labels" / "rs.dcm", series(tmp_path / "b" / "study" / "ct", "1.2.10"), "Liver")
     contours(tmp_path / "a" / "rs.dcm", series(tmp_path / "a", "1.2.110"), "Spleen", "liver ")
     return tmp_path

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not CAN_LOCK, reason="the system knows no such l
 
 @pytest.fixture
 def data(tmp_path: Path) -> list[dict[str, str]]:
-    """Three cases on a drive of their own."""
+    """Three cases on a separate drive."""
     paths = [tmp_path / "drive" / f"case_{index}.nii.gz" for index in range(3)]
     for path in paths:
         write_volume(np.random.default_rng(0).random((8, 9, 10), np.float32), path, affine=np.eye(4))

@@ -65,7 +65,7 @@ def test_check_reports_a_value_outside_all_regions(tmp_path: Path) -> None:
         (BRATS, None, "regions need regions_class_order"),
         (BRATS, [1, 2], "does not fit the regions"),
         (BRATS, [1, 2, 2], "does not fit the regions"),
-        (BRATS, [1, 1, 3], "does not fit the regions"),  # 1 is no value of the core
+        (BRATS, [1, 1, 3], "does not fit the regions"),  # 1 is not a value of the core
         ({"whole": [1, 2]}, [1], "regions need a background"),
         ({"background": 0, "whole": [0, 1]}, [1], "must not contain the background"),
         ({"background": 0, "whole": [1, 2], "ignore": 2}, [1], "must not contain the background or ignored"),

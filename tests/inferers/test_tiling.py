@@ -1,4 +1,4 @@
-"""Tiles are facts about integers, checked without a network."""
+"""Plans of tiles, checked as integers without a network."""
 
 from collections.abc import Sequence
 
@@ -92,7 +92,7 @@ def test_a_last_window_is_never_smaller_than_the_stride() -> None:
     plan = plan_tiles((33,), (32,), shapes=AnySize(total_stride=(16,), halo=(0,)))
     assert [tile.window[0] for tile in plan.tiles] == [slice(0, 32), slice(16, 33)]
     assert [tile.keep[0] for tile in plan.tiles] == [slice(0, 32), slice(32, 33)]
-    # That last window has 17 voxels, so a tile of 16 would not hold it.
+    # That last window has 17 voxels, so a tile of 16 is too small.
     assert smallest_tile(SameSizeShapes(total_stride=(16,), halo=(0,))) == (32,)
 
 

@@ -1,4 +1,4 @@
-"""Pictures have the same axes in medunet and in MONAI's readers and writers, both ways."""
+"""Pictures have the same axes in medunet and in MONAI's readers and writers, for reading and writing."""
 
 from pathlib import Path
 

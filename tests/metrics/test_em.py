@@ -36,7 +36,7 @@ def test_one_merge_is_computed_by_hand():
     pred = ref.copy()
     pred[:, 3] = True  # cells 1 and 2 become one
     scores = em_scores(pred, ref)
-    # Each reference cell holds 1/3 of the foreground:
+    # Each reference cell is 1/3 of the foreground:
     #   sum p^2 = 3 / 9, sum s^2 = (2/3)^2 + (1/3)^2 = 5 / 9, sum t^2 = 3 / 9  ->  2 * 3 / (5 + 3) = 3 / 4
     assert scores.v_rand == pytest.approx(3 / 4)
     # H(T) = ln 3, H(S) = ln 3 - 2/3 ln 2, and S follows from T, so I = H(S).

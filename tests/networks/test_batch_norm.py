@@ -79,7 +79,7 @@ def test_two_processes_match_one_with_both_batches(
     tolerance = {"rtol": 2e-2, "atol": 3e-2} if whole.dtype is torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(torch.cat([first["y"], second["y"]]), y.detach(), **tolerance)
     torch.testing.assert_close(torch.cat([first["dx"], second["dx"]]), whole.grad, **tolerance)
-    # of the weights each process has its part
+    # each process has its part of the weights' gradients
     torch.testing.assert_close(first["dw"] + second["dw"], norm.weight.grad, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(first["db"] + second["db"], norm.bias.grad, rtol=1e-4, atol=1e-4)
     for key, expected in norm.state_dict().items():
@@ -101,7 +101,7 @@ def test_synchronize_norms_preserves_weights_and_outputs() -> None:
 
 
 def test_sync_batch_norm_of_pytorch_rejects_the_cpu(tmp_path: Path) -> None:
-    """Once it does not, ours can go."""
+    """When this fails, `SynchronizedBatchNorm` is no longer needed."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
     try:
         with pytest.raises(ValueError, match="GPU"):

@@ -179,7 +179,7 @@ def test_a_cross_validation_shows_folds_and_cleaning(tmp_path: Path) -> None:
     found = Page(write_report(tmp_path / "r.html", [run], title="cv"))
     assert found.open == []
     assert found.text.count("fold 1") >= 3
-    assert "Cleaning after the network" in found.text
+    assert "Post-processing" in found.text
 
 
 def test_a_case_is_marked_if_an_evaluated_run_was_trained_on_it(tmp_path: Path) -> None:

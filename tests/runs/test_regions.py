@@ -143,7 +143,7 @@ def test_folds_of_regions_are_joined_and_cleaned(tmp_path: Path) -> None:
     assert list(result.summary["classes"] if result.summary else ()) == list(REGIONS)
     assert [rule.name for rule in result.rules] == list(REGIONS)
     assert {check: fault for check, fault in verify_bundle(output).items() if fault} == {}
-    # the bundle cleans as the rules say
+    # the bundle applies the rules
     image = open_dataset(data).cases[0].images[0]
     runs = {fold: output / f"fold_{fold}" for fold in (0, 1)}
     plain = Predictor(runs[0], ensemble=[runs[1]], output_dir=tmp_path / "plain", device="cpu").predict_case(image)

@@ -135,7 +135,7 @@ def test_a_cross_validation_of_pictures_is_reported_out_of_fold(
     written = report_runs([folds_2d], tmp_path / "r.html", device="cpu")
     assert (written.cases, written.drawn) == (4, 4)
     text = written.page.read_text()
-    for part in ("each by the fold that held it out", "V_rand", "Cleaning after the network", "<code>folds</code>"):
+    for part in ("each by the fold that held it out", "V_rand", "Post-processing", "<code>folds</code>"):
         assert part in text
     assert "<code>fold</code>" not in text  # not that of its first member
     assert "HD95 (px)" in text and " mm" not in re.sub(r"<table.*?</table>", "", text, flags=re.DOTALL)  # no scale

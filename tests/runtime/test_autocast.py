@@ -41,7 +41,7 @@ def test_fp32_precision_is_restored() -> None:
     conv = torch.backends.cudnn.conv
     default = conv.fp32_precision
     try:
-        conv.fp32_precision = "none" if default == "tf32" else "tf32"  # unlike that of RNNs: the older switch refuses
+        conv.fp32_precision = "none" if default == "tf32" else "tf32"  # unlike that of RNNs: the older setting raises
         changed = conv.fp32_precision
         with exact_float32(CUDA):
             assert conv.fp32_precision == "ieee"

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 GIB = 1 << 30
-UNDECIDED = "undecided"  # label of a tensor born inside a C++ operation: it belongs to the device of its neighbours
+UNDECIDED = "undecided"  # label of a tensor made inside a C++ operation: its device is that of the other operands
 UPLOAD = "host to device, pageable"
 FACTORIES = {function.__name__ for function in _device_constructors()} | {n for n in dir(torch) if n.endswith("_like")}
 FACTORIES = {name for name in FACTORIES if hasattr(torch, name)}

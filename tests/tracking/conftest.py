@@ -70,7 +70,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def uri(tmp_path: Path, empty_store: Path) -> str:
-    """The address of a store of the test's own, `tmp_path/mlruns.db`."""
+    """Return the address of an MLflow store for this test, `tmp_path/mlruns.db`."""
     return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlruns.db')}"
 
 
@@ -88,7 +88,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Itera
 
 
 class Gate:
-    """A proxy before a server: it lets in whoever has the token, and can hang."""
+    """A proxy before a server: it accepts only requests with the token, and can hang."""
 
     def __init__(self, server: str, *, token: str) -> None:
         self.token = token

@@ -48,7 +48,7 @@ def store_of(run: Path) -> str:
 
 def test_a_tracked_run_and_its_packed_bundle_need_no_trust(run_2d: Path, tmp_path: Path) -> None:
     assert judge(run_2d).reason == "known"
-    foreign = shutil.copytree(run_2d, tmp_path / "elsewhere")  # on a machine where nobody has trusted it
+    foreign = shutil.copytree(run_2d, tmp_path / "elsewhere")  # not trusted on this machine
     assert {finding.text for finding in judge(foreign).findings} == set()
     [archive] = (run_2d.parent / "mlruns").rglob("bundle.zip")
     packed = unpack(archive, tmp_path / "packed")
@@ -64,7 +64,7 @@ def test_the_default_store_is_beside_the_run(
     changes = {**SMALL, "tracking_pictures": False, "system_metrics": False}
     train_bundle(find_bundle("unet_2d"), cells, tmp_path / "run", changes=changes, device="cpu")
     assert [run.name for run in list_runs(uri)] == ["run"]
-    assert judge(tmp_path / "run").reason == "known"  # an MLflow model holds code, which is no part of a bundle
+    assert judge(tmp_path / "run").reason == "known"  # an MLflow model contains code, which is not part of a bundle
 
 
 def test_metrics_parameters_and_artifacts_are_complete(client: mlflow.MlflowClient, fold: mlflow.entities.Run) -> None:
@@ -117,7 +117,7 @@ def test_no_name_of_a_case_and_no_path_is_logged(
 ) -> None:
     runs = [fold, client.get_run(fold.data.tags["mlflow.parentRunId"])]
     logged = json.dumps([run.to_dictionary() for run in runs])
-    for run in runs:  # where the artifacts of a local store are is MLflow's own affair
+    for run in runs:  # MLflow chooses where a local store has its artifacts
         logged = logged.replace(run.info.artifact_uri, "")
     root = run_2d.parent / "mlruns"
     files = [path for path in root.rglob("*") if path.is_file() and path.name != "MLmodel"]

@@ -1,4 +1,4 @@
-"""MLflow's own pages in a real browser: what a training logged is seen there."""
+"""MLflow's own pages in a real browser show what a training run logged."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from medunet.runs import train_bundle
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 SMALL = {**SMALL_2D, "epochs": 3, "folds": 2}
 MLFLOWS_OWN = ("ResizeObserver loop", "/ajax-api/2.0/mlflow/users/current")
-"""What the pages of MLflow 3.17 complain about with any run: its layout, and a user where nobody has logged in."""
+"""What the pages of MLflow 3.17 complain about with any run: its layout, and a request for a user without a login."""
 
 
 def test_mlflow_pages_show_metrics_parameters_and_pictures(cells: Path, tmp_path: Path, server: Any) -> None:

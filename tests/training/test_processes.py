@@ -29,7 +29,7 @@ assert processes.from_first(lambda: "the training group still works")
 assert processes.mean_of_processes({"loss": rank}) == {"loss": 0.5}
 processes.leave_processes()
 """
-"""One of two processes; the second one's timeout ends while the first is at work."""
+"""One of two processes; the second one's timeout ends while the first still runs."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the interface has another name")

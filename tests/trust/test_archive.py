@@ -68,7 +68,7 @@ def test_gigabytes_of_zeros_are_not_unpacked(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"configs/x.json": bytes(32 << 20)})
     with pytest.raises(SecurityError, match="archive is too big"):
         unpack(archive, tmp_path / "out", max_bytes=16 << 20)
-    lying = bytearray(archive.read_bytes())  # the size in the directory says 1 byte
+    lying = bytearray(archive.read_bytes())  # the size in the directory is 1 byte
     place = lying.rindex(b"PK\x01\x02")
     lying[place + 24 : place + 28] = (1).to_bytes(4, "little")
     (tmp_path / "b.zip").write_bytes(lying)

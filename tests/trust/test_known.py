@@ -22,7 +22,7 @@ GADGETS = {"eval", "exec", "compile", "__import__", "locate", "import_module", "
 LOADERS = {"load", "loads", "hf_hub_download", "load_url", "load_state_dict_from_url", "urlopen", "urlretrieve"}
 PICKLES = {"torch", "pickle", "np", "numpy", "joblib"}
 JUDGED_BY_ARGUMENT = {"LoadImaged": {"locate", "optional_import"}}
-"""Gadgets of a target whose argument is judged by itself, see GADGET_ARGUMENTS."""
+"""Gadgets of a target whose argument is inspected separately, see GADGET_ARGUMENTS."""
 
 
 def find(target: str) -> Any:

@@ -53,7 +53,7 @@ def memory(options: Options, put: Put) -> None:
             voxels = edge * edge * slices
             row: dict[str, Any] = {"system": f"{system} {budget}".strip(), "slices": slices, "voxels": voxels}
             if system != "medunet":
-                put(key, {**row, "skipped": f"holds {voxels * ZOO_BYTES_PER_VOXEL / GB:.0f} GB of logits and softmax"})
+                put(key, {**row, "skipped": f"needs {voxels * ZOO_BYTES_PER_VOXEL / GB:.0f} GB of logits and softmax"})
                 continue
             job = {
                 "image": str(image),

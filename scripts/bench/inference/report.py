@@ -21,7 +21,7 @@ def tables(sections: dict[str, Rows]) -> str:
     makers = {
         "systems": ("Volumes: image in memory to labels on its source grid", _systems),
         "restore": ("Back to the source grid", _restore),
-        "floor": ("Distance to the floor", _floor),
+        "floor": ("Share of the fastest possible rate", _floor),
         "memory": ("Memory and time against voxels (20 classes)", _memory),
         "paper": ("The paper's network on one image of 512x512", _paper),
         "throughput": ("Programs on a folder of hippocampus cases", _throughput),
@@ -54,7 +54,7 @@ def _systems(rows: Rows) -> str:
             ]
         )
     ratios = _nnunet_ratios(rows)
-    head = ["volume", "network", "system", "s", "times MONAI", "outside the network", "Dice", "voxels unlike fp32"]
+    head = ["volume", "network", "system", "s", "times MONAI", "outside the network", "Dice", "differs from fp32"]
     return table(head, body) + (f"\n\n{ratios}" if ratios else "")
 
 
@@ -89,7 +89,7 @@ def _restore(rows: Rows) -> str:
         times = "" if ours is None else f"{row['median_seconds'] / ours:.1f}"
         unlike = str(row["voxels_unlike_torch"])
         body.append([row["case"], row["way"], _number(row["median_seconds"]), times, unlike])
-    return table(["14 classes", "way", "s", "times medunet's", "voxels unlike full trilinear"], body)
+    return table(["14 classes", "method", "s", "times medunet's", "voxels that differ from full trilinear"], body)
 
 
 def _floor(rows: Rows) -> str:
@@ -101,7 +101,7 @@ def _floor(rows: Rows) -> str:
         rate = f"{row['tflops']:.2f} of {row['matmul_tflops']['bfloat16']:.2f}"
         shares = [f"{row[key]:.2f}" for key in ("share_of_matmul_rate", "share_of_own_rate")]
         body.append([*cells, backend, _number(row["seconds"]), rate, *shares])
-    head = ["network", "mode", "window", "GFLOP", "choice", "s", "TFLOP/s of bf16 matmul", "share", "of its own format"]
+    head = ["network", "mode", "window", "GFLOP", "choice", "s", "TFLOP/s of bf16 matmul", "share", "own-format share"]
     return table(head, body)
 
 
@@ -113,7 +113,7 @@ def _memory(rows: Rows) -> str:
             body.append([*cells, f"{row['peak_gb']:.2f}", f"{row['before_gb']:.2f}", _number(row["seconds"])])
         else:
             body.append([*cells, row.get("skipped") or row.get("error") or "", "", ""])
-    return table(["million voxels", "system", "peak GB", "of it before", "s"], body)
+    return table(["million voxels", "system", "peak GB", "before the call", "s"], body)
 
 
 def _paper(rows: Rows) -> str:

@@ -64,7 +64,7 @@ def throughput(options: Options, put: Put) -> None:
             row["cases_per_second_running"] = (len(cases) - 1) / running if running > 0 else None
             row["mean_dice"] = _dice(output, folder / "labels", folder / "scores")
         put(name, row)
-    loop = "monai.bundle run, one call a case"
+    loop = "monai.bundle run, one call per case"
     if options.wants(loop):
         number = min(LOOP_CASES, len(cases))
         spent = []

@@ -21,7 +21,7 @@ SETTINGS = {
     "val_interval": "1",
     "folds": "2",
     "tracking_uri": "",
-    # of one patch the same whoever cuts it, and a loss that is a mean over voxels: so N processes equal one
+    # augmentation per patch and a loss that is a mean over voxels, so that N processes equal one
     "batch_intensity": "false",
     "loss::lambda_dice": "0.0",
     "autocast_dtype": "float32",
@@ -31,14 +31,14 @@ PATIENCE = 1800.0  # seconds until a test gives up; the machine may have other w
 
 
 def words(*parts: object, **changes: object) -> list[str]:
-    """`medunet PARTS`, with values of the config."""
+    """Return the command `medunet PARTS` with values of the config."""
     settings = {**SETTINGS, **{key: str(value) for key, value in changes.items()}}
     chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     return [sys.executable, "-m", "medunet", *map(str, parts), *chosen]
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """On the CPU: a machine may have fewer GPUs than a test has processes."""
+    """Run on the CPU, because a machine may have fewer GPUs than a test has processes."""
     fixed = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "CUDA_VISIBLE_DEVICES": ""}
     return {**os.environ, **fixed, **changes}
 

@@ -27,7 +27,7 @@ RAYS_PATIENCE = {
 
 
 def two_machines() -> Iterator[Any]:
-    """A core each; the first holds the cluster's state, the second may die."""
+    """Machines of one core each; the first has the state of the cluster, the second may die."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -38,7 +38,7 @@ def two_machines() -> Iterator[Any]:
         small = {"num_cpus": 1, "object_store_memory": MEMORY, "wait": False}
         made = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
         try:
-            made.wait_for_nodes(timeout=PATIENCE)  # programs connect to the machine that came first
+            made.wait_for_nodes(timeout=PATIENCE)  # programs connect to the first machine
             made.add_node(**small)
             made.wait_for_nodes(timeout=PATIENCE)
             patch.setenv("RAY_ADDRESS", made.address)

@@ -133,7 +133,7 @@ def test_a_bundle_that_the_user_trusts_is_trusted_on_all_machines(
     path.write_text(path.read_text().replace('"$import os"', '"$print(1)"'))
 
     class Elsewhere:
-        """A pool of one predictor on a machine where nothing is remembered."""
+        """A pool of one predictor on a machine without any state."""
 
         def __init__(self, bundle: Path, options: PredictOptions, *, ray: Any, case_seconds: float) -> None:
             monkeypatch.setenv("MEDUNET_CONFIG_DIR", str(tmp_path / "elsewhere"))
@@ -285,7 +285,7 @@ def test_a_machine_that_dies_loses_no_case(
     doomed, ledger, hangs = victim.node_id, output / LEDGER_NAME, tmp_path / "hangs"
 
     class Held(pool.PredictorActor):
-        """The doomed machine does some cases, then hangs until it dies with others; only then the other one begins."""
+        """One machine predicts some cases, then hangs with others until it dies; only then the other one begins."""
 
         def predict(self, case: Any) -> Outcome:
             import ray
@@ -304,7 +304,7 @@ def test_a_machine_that_dies_loses_no_case(
     assert len(result.outcomes) == result.cases == 60
     assert len(result.failed) == 3
     assert len(list(output.rglob("case_*.nii.gz"))) == 57
-    assert max(outcome.attempts for outcome in result.outcomes) > 1  # it did die with cases
+    assert max(outcome.attempts for outcome in result.outcomes) > 1  # a worker died while it predicted
     monkeypatch.undo()
     # the same labels as without Ray
     alone = predict_cohort(bundle, manifest, tmp_path / "alone", device="cpu")
@@ -312,7 +312,7 @@ def test_a_machine_that_dies_loses_no_case(
     for name in ("site_1/case_0001", "site_2/case_0059"):
         one, other = (read_volume(folder / f"{name}.nii.gz").image for folder in (output, tmp_path / "alone"))
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
-    # called again there is nothing to do
+    # a second call has nothing to do
     again: list[Outcome] = []
     predict_cohort(bundle, manifest, output, where="ray", device="cpu", report=again.append)
     assert [outcome.status for outcome in again] == ["failed"] * 3
@@ -330,7 +330,7 @@ def test_a_case_that_kills_its_process_and_one_that_hangs_delay_no_other(
             if case.name.endswith("0005"):
                 os._exit(1)  # as a fault in a C library does
             if case.name.endswith("0008"):
-                threading.Event().wait()  # such as a read from a drive that has gone
+                threading.Event().wait()  # such as a read from a lost drive
             return super().predict(case)
 
     monkeypatch.setattr(pool, "PredictorActor", Poisoned)

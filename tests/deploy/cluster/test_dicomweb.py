@@ -22,7 +22,7 @@ needs_highdicom = pytest.mark.skipif(importlib.util.find_spec("highdicom") is No
 
 
 class Store(ThreadingHTTPServer):
-    """As much of PS3.18 as is asked for; `files` by series, results in `stored`."""
+    """The requests of PS3.18 that the test needs; `files` by series, results in `stored`."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
@@ -79,7 +79,7 @@ class _Answer(BaseHTTPRequestHandler):
             self.wfile.write(part)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Folds on a Ray cluster come to what folds come to one after the other."""
+"""Folds on a Ray cluster have the results of folds that run one after the other."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Training in several processes is the training in one: `medunet train --nproc`, kills, two hosts."""
+"""Training in several processes equals training in one: `medunet train --nproc`, kills, two hosts."""
 
 import os
 import shutil
@@ -109,7 +109,7 @@ def test_hosts_rendezvous_at_a_reachable_address(tmp_path: Path, monkeypatch: py
         pytest.skip("the machine has a loopback only")
     interface, address = found[0]
     resolve(monkeypatch, gpu1="127.0.1.1", gpu2="192.0.2.7")
-    monkeypatch.setattr(launch, "ELSEWHERE", address)  # a way out, whatever the machine's routes
+    monkeypatch.setattr(launch, "ELSEWHERE", address)  # an address outside, independent of the machine's routes
     config = launch.launch_config(2, tmp_path, hosts=2, endpoint="gpu1:29400")
     assert config.rdzv_configs["is_host"] is True
     assert config.local_addr == address

@@ -1,4 +1,4 @@
-"""A small search, and the ranges that it is given."""
+"""A small search, and the ranges of its values."""
 
 import json
 import sqlite3
@@ -85,7 +85,7 @@ def kinds_in(store: Path) -> list[str]:
 
 
 def trials_of_ray() -> bool:
-    """Whether a process of a cluster is at work."""
+    """Return whether a process of a cluster is running."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             name = "".join(process.cmdline()[:1])
@@ -103,7 +103,7 @@ def test_a_killed_search_continues(arguments: tuple[Path, Path, Path], tmp_path:
     command = words(*parts, "--set-range", "learning_rate=1e-4:1e-2:log", "--tracking-uri", store)
 
     def begun() -> dict[str, list[Any]]:
-        """Histories of the trials that Ray has noted, and that are in mid-run."""
+        """Return the histories of the trials that Ray has recorded and that are still running."""
         noted = "".join(path.read_text() for path in output.glob("ray/experiment_state*.json"))
         runs = [path.parents[1] for path in output.glob("trial_*/eval/history.json")]
         return {run.name: history(run) for run in runs if run.name.removeprefix("trial_") in noted}
@@ -124,12 +124,12 @@ def test_a_killed_search_continues(arguments: tuple[Path, Path, Path], tmp_path:
     used = json.loads((output / best["run"] / "configs" / "train.json").read_text())
     assert used["learning_rate"] == best["values"]["learning_rate"]
     assert {name: fault for name, fault in verify_bundle(output / best["run"]).items() if fault} == {}
-    for name, epochs in before.items():  # not trained a second time, but for an epoch that was not yet kept
+    for name, epochs in before.items():  # not trained a second time, except an epoch that was not yet saved
         later = history(output / name)[: len(epochs)]
         assert later[:-1] == epochs[:-1]
         assert later[-1]["loss"] == epochs[-1]["loss"]
         assert name in [row["run"] for row in rows]
-    # and once more there is nothing to do, in MLflow either
+    # another call has nothing to do, in MLflow either
     run([*command, "--resume"])
     assert json.loads((output / "tune.json").read_text()) == rows
     assert kinds_in(tmp_path / "mlruns.db") == ["search", *["trial"] * 3]

@@ -1,4 +1,4 @@
-"""Who may use a label server (token, host name, origin), for which names, how much and how often."""
+"""Access to a label server: token, host name, origin, names of images, sizes and rates of requests."""
 
 import asyncio
 import base64

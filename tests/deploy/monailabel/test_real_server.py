@@ -272,7 +272,7 @@ def test_monai_labels_own_client_works_as_in_slicer(ward: Ward) -> None:
 
 
 def test_the_log_names_no_image(ward: Ward, tmp_path: Path) -> None:
-    """After all of the above: answers, errors, scores, a training, uploads."""
+    """After all of the above: answers, errors, scores, a training run, uploads."""
     sent = tmp_path / "Mustermann_Max.nii.gz"
     shutil.copy(ward.image("ct_001"), sent)
     ward.client.ask("PUT", "/datastore/?image=Mustermann_Max", file=sent)

@@ -27,7 +27,7 @@ def test_ohif_shows_the_segmentation(clinic: Clinic, tmp_path: Path) -> None:
     study = pydicom.dcmread(next(clinic.series.glob("*.dcm")), stop_before_pixels=True).StudyInstanceUID
     shots = Path(os.environ.get("MEDUNET_SCREENSHOTS") or tmp_path)
     with page(tmp_path) as tab:
-        # as somebody logs in: the browser then gives the token to OHIF's workers too
+        # as at a login: the browser then gives the token to OHIF's workers too
         tab.open(clinic.url.replace("://", f"://radiologist:{TOKEN}@") + "/info/")
         tab.wait("document.body.innerText.includes('organs')")
         tab.open(f"{clinic.url}/ohif/monai-label?StudyInstanceUIDs={study}")

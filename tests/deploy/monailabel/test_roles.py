@@ -1,4 +1,4 @@
-"""MONAI Label's roles hold on every route, in its own environment."""
+"""MONAI Label's roles apply to every route, in its own environment."""
 
 import json
 import os

@@ -88,7 +88,7 @@ class _Server(BaseHTTPRequestHandler):
     do_GET = do_POST
 
     def log_message(self, *_: Any) -> None:
-        """Be quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture

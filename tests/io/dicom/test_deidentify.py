@@ -1,4 +1,4 @@
-"""De-identified results identify nobody without the key, and still belong together."""
+"""De-identified results identify no patient without the key, and stay linked to each other."""
 
 from pathlib import Path
 
