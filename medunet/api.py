@@ -60,8 +60,8 @@ def plan(
         data: folder of a data set.
         output: folder of the bundle.
         time: time that training may take, such as `"30min"` or `"4h"`; None keeps the default number of epochs.
-        memory: memory that training may use, such as `"8GB"`; None takes the free memory.
-        dims: 2 for a network that segments slice by slice; None takes the dimensions of the images.
+        memory: memory that training may use, such as `"8GB"`; None uses the free memory.
+        dims: 2 for a network that segments slice by slice; None uses the dimensions of the images.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         force: replace a planned bundle in `output`.
         skip_bad: leave out unusable cases, which are an error otherwise.
@@ -106,7 +106,7 @@ def train(
         fold: fold that is held out for validation, counted from 0.
         resume: continue the run in `output` from its last completed epoch.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        tracking_uri: MLflow's tracking URI; `""` disables tracking, None takes `mlruns.db` beside the run.
+        tracking_uri: MLflow's tracking URI; `""` disables tracking, None uses `mlruns.db` beside the run.
         trust: approve a bundle that could run its own code.
 
     Raises:
@@ -134,7 +134,7 @@ def evaluate(
     Args:
         run: folder of a run or of a bundle with weights.
         data: folder of a data set.
-        output: folder for predictions and metrics; None takes a folder in the run.
+        output: folder for predictions and metrics; None uses a folder in the run.
         section: `unseen` (all cases that the run was not trained on), `validation`, `all` or `test`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
@@ -171,7 +171,7 @@ def report(runs: PathLike | Sequence[PathLike], output: PathLike | None = None, 
 
     Args:
         runs: folder of a run, or several.
-        output: the HTML file; None takes `report.html` in the first run.
+        output: the HTML file; None uses `report.html` in the first run.
         **options: keyword arguments of :func:`medunet.runs.report_runs`.
 
     Returns:

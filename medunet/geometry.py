@@ -88,7 +88,7 @@ class Geometry:
         return cls(flip_ras_lps(affine), tuple(shape))
 
     def to_lps(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-        """Return origin, spacing and direction (by row) in LPS mm, as `SimpleITK.Image` takes them."""
+        """Return origin, spacing and direction (by row) in LPS mm, as `SimpleITK.Image` expects them."""
         lps = flip_ras_lps(self.affine)
         spacing = np.linalg.norm(lps[:3, :3], axis=0)
         return tuple(lps[:3, 3].tolist()), tuple(spacing.tolist()), tuple((lps[:3, :3] / spacing).ravel().tolist())

@@ -28,7 +28,7 @@ def shipped_bundles() -> list[str]:
 
 
 def find_bundle(name_or_path: str | Path) -> Path:
-    """Return the folder of a bundle that is given by its path, or by the name of a shipped one.
+    """Return the folder of a bundle, given its path or the name of a shipped one.
 
     Raises:
         ConfigError: There is no such bundle.
@@ -45,7 +45,7 @@ def find_bundle(name_or_path: str | Path) -> Path:
 
 
 def preset_names(configs: Iterable[str]) -> list[str]:
-    """Return which of the names of a bundle's configs are overlays that a training run may add, sorted."""
+    """Return the sorted names of a bundle's configs that are overlays for a training run."""
     return sorted({*configs} - NOT_PRESETS)
 
 

@@ -11,7 +11,7 @@ from medunet.cli import options as opt
 from medunet.files import require_path
 from medunet.resources import find_bundle
 
-RUNS = typer.Argument(metavar="RUN [RUN...]", help="Runs to show; all are compared with the first.")
+RUNS = typer.Argument(metavar="RUN [RUN...]", help="Runs to show; later ones are compared with the first.")
 DATA_HELP = "Data set: the one trained on, if it was moved, or another one to evaluate."
 SIZE_HELP = "Maximum size of the page; the worst cases are drawn first."
 OUTPUT_HELP = "HTML file to write. Default: RUN/report.html, or ./report.html for several runs."

@@ -67,13 +67,13 @@ class OverlapTileInferer(Inferer):
       (:func:`measure_shapes`), unless `tile_stride` and `halo` are given.
 
     If memory runs out, the image is evaluated again in smaller tiles, with the same result and a warning. If not even
-    one tile with the whole halo fits, "exact" takes the largest part of the halo that fits, and logs a warning.
+    one tile with the whole halo fits, "exact" uses the largest part of the halo that fits, and logs a warning.
 
     Images may be smaller than a tile, than the network's margin or than its total stride: missing voxels are mirrored
     and trimmed.
 
     Args:
-        tile_size: largest network input per axis in voxels (the paper's 572), or one number for all axes. None takes
+        tile_size: largest network input per axis in voxels (the paper's 572), or one number for all axes. None uses
             the whole image in one pass; None, 0 or -1 for an axis takes all of that axis. "auto" takes the whole image
             if it fits into `memory`, else the tiles that evaluate the fewest voxels.
         halo: for padded networks, voxels beyond the kept region on each side, per axis or one number. "exact" takes
@@ -325,7 +325,7 @@ class OverlapTileInferer(Inferer):
         return budget / (cost * AUTOCAST_SHARE if torch.is_autocast_enabled(device.type) else cost)
 
     def _smaller(self, plan: TilePlan, module: Any, extend: int) -> TilePlan | None:
-        """Return a plan with windows of at most half the size; None if there is none."""
+        """Return a plan with windows of at most half the size; None if no such plan exists."""
         most = max(math.prod(tile.window_size) for tile in plan.tiles) / 2
         if self._can_tile(module):
             with suppress(ConfigError):

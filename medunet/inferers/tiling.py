@@ -93,7 +93,7 @@ def smallest_tile(shapes: Shapes, *, halo: Sequence[int] | None = None, extend: 
 
     Args:
         shapes: shapes of the network.
-        halo: voxels beyond the kept region on each side, per axis; None takes that of `shapes`.
+        halo: voxels beyond the kept region on each side, per axis; None uses that of `shapes`.
         extend: voxels of the next regions that each kept region includes, see `plan_tiles`.
 
     Examples:

@@ -117,8 +117,8 @@ class MirrorInferer(_ViewInferer):
 class ScaleInferer(_ViewInferer):
     """Average a network's probabilities over views of several sizes; another inferer evaluates each view.
 
-    A smaller view shows more around a voxel and less noise: a faint membrane, hardly darker than its surroundings,
-    becomes a line. The network should have been trained with these sizes (`RandDeformd(scale_range=...)`).
+    A smaller view shows more context and less noise: a faint membrane, barely darker than its surroundings, becomes a
+    line. The network should have been trained with these sizes (`RandDeformd(scale_range=...)`).
 
     Args:
         inferer: evaluates one view, for instance :class:`OverlapTileInferer` or :class:`MirrorInferer`.

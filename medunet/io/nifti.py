@@ -248,7 +248,7 @@ def _place_nifti(header: Any, shape: tuple[int, ...], form: Form) -> Placement:
 
 
 def _is_rounded_from(header: nib.Nifti1Header, sform: npt.NDArray[np.float64]) -> bool:
-    """Return whether the qform is what the sform becomes when it is written as one.
+    """Return whether the qform is the sform, converted to a qform.
 
     The header omits a = sqrt(1 - b^2 - c^2 - d^2) of a unit quaternion. Near a half turn, which separates RAS and LPS,
     a takes most of the rounding: corners of a large scan that is slightly oblique move by half a millimetre.

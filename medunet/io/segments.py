@@ -55,7 +55,7 @@ def as_segments(
         labels: value by name.
         values: values of voxels; those without a name become `label_<value>`.
         colors: name to ``[red, green, blue]``, 0 to 255.
-        codes: name to ``{"category": [value, scheme, meaning], "type": [...]}``; a missing one is `TISSUE`.
+        codes: by name, ``{"category": [value, scheme, meaning], "type": [...]}``; a missing one is `TISSUE`.
 
     Raises:
         ConfigError: an invalid colour or code, or one of an unknown label.

@@ -53,7 +53,7 @@ def paint_structures(
     """Paint structures into one label map; if two overlap, the later one wins, and a warning counts these voxels.
 
     `labels` (value by name) chooses structures and their order; names are compared without case and surrounding spaces.
-    None takes all, numbered and ordered as in the file.
+    None uses all, numbered and ordered as in the file.
     """
     warnings: list[str] = []
     if labels is None:

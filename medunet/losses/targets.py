@@ -1,4 +1,4 @@
-"""Targets and weight maps in the shape of the logits."""
+"""Conversion of targets and weight maps to the shape of the logits."""
 
 from __future__ import annotations
 

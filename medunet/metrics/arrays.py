@@ -1,4 +1,4 @@
-"""Arrays and tensors as checked numpy arrays of one shape, and boxes around what is not empty."""
+"""Checked numpy arrays of equal shape from arrays and tensors, and bounding boxes of masks."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Style:
     def conv(
         self, before: int, after: int, kernel: PerAxis, *, stride: PerAxis | None = None, bias: bool = True
     ) -> nn.Module:
-        """Return a convolution; with a stride, which equals the kernel, it is not padded."""
+        """Return a convolution; if strided, it has a kernel of the same size and no padding."""
         padding = tuple(k // 2 for k in kernel) if self.same and stride is None else 0
         conv: nn.Module = self.layer("Conv")(before, after, kernel, stride or 1, padding, bias=bias)
         return conv
@@ -93,7 +93,7 @@ class Style:
     def up(self, before: int, after: int, stride: PerAxis) -> nn.Module:
         """Return the layers of an upsampling; a transposed convolution turns each coarse pixel into `stride` fine ones.
 
-        A 1x1 convolution and a linear interpolation commute, and there are fewer pixels to convolve before the latter.
+        A 1x1 convolution and a linear interpolation commute; convolving before interpolation processes fewer pixels.
         """
         conv: nn.Module = nn.Identity()
         bias = not self.norm_after_up or self.norm is None

@@ -19,7 +19,7 @@ _GLOBAL_LAYERS = (
 
 
 def window_dependence(network: object) -> str:
-    """Return why tiles change the result of a network, judged by its layers; empty if they do not.
+    """Return the reason why tiles change a network's result, based on its layers; empty if tiles do not change it.
 
     Examples:
         >>> window_dependence(nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(4, 8)))

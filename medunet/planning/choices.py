@@ -54,7 +54,7 @@ def normalisation(data: Fingerprint) -> Decision:
 
 
 def cropping(data: Fingerprint) -> list[Decision]:
-    """Crop volumes to the body, or to what is not 0, if air or zeros take much of them."""
+    """Crop volumes to the body, or to nonzero voxels, if much of them is air or zeros."""
     if (box := _box(data)) is None:
         return []
     if box == "body":
@@ -195,7 +195,7 @@ def _deformation_3d(
 
 
 def loss(data: Fingerprint, base: Mapping[str, Any]) -> list[Decision]:
-    """Count the background in the bundle's loss if it is thin, and leave out ignored voxels."""
+    """Count the background in the bundle's loss if the background is thin, and leave out ignored voxels."""
     inner = base["loss"] if isinstance(base.get("loss"), Mapping) else None
     share, ignore = data.foreground_share, data.ignore
     is_thin = share > THICK_BACKGROUND

@@ -75,7 +75,7 @@ def content(parser: ConfigParser, id_: str) -> Any:
 
 
 def class_values(parser: ConfigParser) -> dict[str, int]:
-    """Return the value in a label map of each class, or of each region and the background; empty if none are named."""
+    """Return the value in a label map of each class, or of each region and the background; may be empty."""
     names, values = parser.get("label_names") or [], parser.get("label_values") or []
     if parser.get("region_names"):
         names = [*names[:1], *parser.get("region_names")]

@@ -38,7 +38,7 @@ Source = PathLike | Sequence[PathLike] | NamedSource
 
 
 def parts(source: Source) -> tuple[str | list[str], str | None]:
-    """Return the image or its channels as MONAI's transforms take them, and the name if one is given."""
+    """Return the image or its channels as MONAI's transforms expect them, and the name if one is given."""
     images, name = (source.images, source.name) if isinstance(source, NamedSource) else (source, None)
     if isinstance(images, str | os.PathLike):
         return os.fspath(images), name

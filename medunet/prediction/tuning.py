@@ -44,7 +44,7 @@ def tune_inference(
         The timings, fastest first, and the values by config id that were written.
 
     Raises:
-        ConfigError: the bundle does not run its network by :class:`medunet.runtime.FastNetwork`, or a wrong size.
+        ConfigError: the bundle does not run its network through :class:`medunet.runtime.FastNetwork`, or a wrong size.
         DataError: no weights, or weights of a different network.
         SecurityError: the bundle is not trusted.
     """

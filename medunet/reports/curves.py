@@ -46,7 +46,7 @@ def render_curves(history: Sequence[EpochRecord]) -> bytes:
 def curve_panels(histories: Histories) -> list[Panel]:
     """Return panels of one run with the Dice of each class, or of several runs with their mean Dice.
 
-    Colours follow the order of the histories, whose empty ones are not drawn.
+    Colours follow the order of the histories. Empty histories are not drawn.
     """
     drawn = {name: history for name, history in histories.items() if history}
     colours = {name: RUN_COLOURS[place % len(RUN_COLOURS)] for place, name in enumerate(histories)}

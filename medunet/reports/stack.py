@@ -93,7 +93,7 @@ def pack_case(
 
 
 def _box(places: Sequence[Array], spacing: Spacing) -> tuple[slice, ...] | None:
-    """Return the surroundings of the labels; None if the image is hardly larger, or has no label."""
+    """Return the surroundings of the labels; None if the image is only slightly larger, or has no label."""
     whole = places[0].shape
     box = bounding_box(np.any([one != 0 for one in places], axis=0))
     if box is None or whole[0] == 1:

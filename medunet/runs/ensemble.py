@@ -57,7 +57,7 @@ def write_ensemble(
 
 
 def describe_rule(rule: ClassRule) -> str:
-    """Return the rule in words; empty if none helps.
+    """Return the rule in words; empty if it removes nothing.
 
     Examples:
         >>> describe_rule(ClassRule("liver", 1, 6, keep_largest=True, min_size=30))

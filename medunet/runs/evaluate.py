@@ -44,7 +44,7 @@ def evaluate_bundle(
     Args:
         bundle: folder of a bundle or run with weights.
         data: labelled data set.
-        output: gets `predictions/`, `metrics.csv` and `metrics.json`; None takes `evaluation` in the bundle, or
+        output: gets `predictions/`, `metrics.csv` and `metrics.json`; None uses `evaluation` in the bundle, or
             `evaluation_NAME` for a data set that the bundle was not trained on.
         section: `unseen` takes every labelled case that the bundle was not trained on: the validation cases of its
             own data set, all cases of another one. `validation` takes the fold that `evaluate.json` names, `all` every
@@ -151,8 +151,8 @@ def evaluate_folders(
     Args:
         predictions: folder of predicted label maps.
         references: folder of reference label maps.
-        output: gets `metrics.csv` and `metrics.json`; None takes a folder beside the predictions.
-        labels: value by class name; a case with another value fails. None takes the values that occur, and their names
+        output: gets `metrics.csv` and `metrics.json`; None uses a folder beside the predictions.
+        labels: value by class name; a case with another value fails. None uses the values that occur, and their names
             from the `dataset.json` beside the references, if there is one.
         em: also compute the ISBI 2012 scores; None computes them for 2D data with two labels.
 
@@ -216,7 +216,7 @@ def measure(
     failed: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Summary:
-    """Evaluate pairs of files, postprocessed by rules, and write the tables.
+    """Postprocess the predictions of pairs by rules, evaluate the pairs and write the tables.
 
     The summary's `failed_cases` are the cases of `failed` and the pairs that cannot be read.
     """

@@ -100,7 +100,7 @@ def train_folds(
         changes: values by config id; they override those that follow from the data.
         presets: names of overlays of the bundle; the values from the data override them.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        tracking_uri: MLflow's tracking URI for this call; `""` disables tracking, None takes the bundle's.
+        tracking_uri: MLflow's tracking URI for this call; `""` disables tracking, None uses the bundle's.
         trust: approve a bundle that could run its own code.
         trainer: how the folds are trained; None trains one after the other in this process.
         skip_bad: leave out unusable cases, which are an error otherwise.

@@ -70,8 +70,8 @@ def report_runs(
 
     Args:
         runs: folders of runs or cross-validations; the others are compared with the first.
-        output: the HTML file; the figures go to a folder of its name beside it.
-        data: the data set, if it was moved, or another one to evaluate the runs on; None takes that of each run.
+        output: the HTML file; the figures are written to a folder of the same name beside it.
+        data: the data set, if it was moved, or another one to evaluate the runs on; None uses that of each run.
         title: headline; the runs' names by default.
         device: for prediction: `auto`, `cpu`, `cuda` or `cuda:N`.
         megabytes: maximum size of the page; the worst cases have slices, the others only numbers.

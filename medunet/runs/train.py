@@ -87,7 +87,7 @@ def train_bundle(
         presets: names of overlays of the bundle; the values from the data override them.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         resume: continue after the last completed epoch in `output`.
-        tracking_uri: MLflow's tracking URI for this call; `""` disables tracking, None takes the bundle's.
+        tracking_uri: MLflow's tracking URI for this call; `""` disables tracking, None uses the bundle's.
         trust: approve a bundle that could run its own code.
         skip_bad: leave out unusable cases, which are an error otherwise; every voxel is read to find them.
 
@@ -201,7 +201,7 @@ def train_run(
         run: the run.
         device: device to train on.
         resume: continue after its last completed epoch, if there is one.
-        tracking_uri: MLflow's tracking URI for this call; `""` disables tracking, None takes the run's.
+        tracking_uri: MLflow's tracking URI for this call; `""` disables tracking, None uses the run's.
         overlays: names of further configs of the run, such as the one for several processes.
         on_epoch: called with each new entry of the history.
     """

@@ -148,7 +148,7 @@ def choose_form(
     channels_last: bool | None = None,
     backend: str = "eager",
 ) -> Form:
-    """Return the form of a network on a device by rule.
+    """Return the default form of a network on a device.
 
     The number format is that of :func:`medunet.runtime.fast_dtype`. Channels-last is faster for convolutions, on CPUs
     and on tensor cores, but slower for instance and group norm (by 19 to 38 % in four bfloat16 U-Nets on one core).

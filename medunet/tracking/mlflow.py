@@ -1,4 +1,4 @@
-"""A training run in MLflow: one parent run per training run, one child run per fold."""
+"""A training run in MLflow: a parent run with one child run per fold."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ class TrackingHandler:
         write_atomically(self._record_file.with_suffix("") / name, content() if callable(content) else content)
 
     def _deliver(self) -> None:
-        """Send what is new. A failure is one warning; a slow server is left alone for a while."""
+        """Send what is new. A failure logs one warning; after a slow response, sending pauses for a while."""
         begun = time.monotonic()
         try:
             self._send(PROBE_SECONDS)

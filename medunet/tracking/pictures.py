@@ -74,7 +74,7 @@ class ValidationCases:
         return text.getvalue()
 
     def selected(self) -> dict[str, Callable[[], bytes]]:
-        """Return functions that draw the worst, median and best case by mean Dice as PNG; fewer if there are fewer."""
+        """Return functions that draw the worst, median and best case by mean Dice as PNG, or all if there are fewer."""
         scores = self.dice()
         means = [float(np.nanmean(row)) if np.isfinite(row).any() else np.nan for _, row in scores]
         order = [index for index in np.argsort(means) if self._cases[index][2] and np.isfinite(means[index])]

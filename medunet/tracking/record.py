@@ -1,4 +1,4 @@
-"""A run's record: a JSON file in its folder with everything that MLflow shows of it, and what was sent."""
+"""A run's record: a JSON file in its folder with everything that MLflow shows about it, and what was sent."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def from_first(make: Callable[[], T], *, patience: timedelta | None = None) -> T
 
     Args:
         make: the function; its result is pickled, with tensors on the CPU.
-        patience: timeout of the others; None takes that of a training step (ten minutes with NCCL).
+        patience: timeout of the others; None uses that of a training step (ten minutes with NCCL).
     """
     if not is_distributed():
         return make()

@@ -46,7 +46,7 @@ class Components:
         return cls(numbers, box, np.bincount(numbers.ravel(), minlength=count + 1)[1:])
 
     def selected(self, *, largest: bool, min_voxels: float) -> Array:
-        """Return which components satisfy a rule, `(N,)` bool; of equally large ones, the first is the largest."""
+        """Return which components satisfy a rule, `(N,)` bool; ties for the largest go to the first."""
         mask = self.voxels >= min_voxels
         if largest and len(mask):
             mask &= np.arange(len(mask)) == np.argmax(self.voxels)

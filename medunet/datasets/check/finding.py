@@ -44,7 +44,7 @@ class Finding:
 
 
 def shown(texts: Collection[str], *, separator: str = ", ") -> str:
-    """Return the first texts in alphabetical order, and how many more there are."""
+    """Return the first texts in alphabetical order and the number of the others."""
     more = f" and {len(texts) - MAX_NAMED} more" if len(texts) > MAX_NAMED else ""
     return separator.join(sorted(texts)[:MAX_NAMED]) + more
 

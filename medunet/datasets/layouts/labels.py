@@ -205,7 +205,7 @@ def refuse_instances(values: Mapping[Path, Collection[int]], *, is_class_map: bo
 
     Args:
         values: the distinct values of each label map.
-        is_class_map: whether more than `MAX_LABELS` values in all images are evidence enough, if each is one piece.
+        is_class_map: whether more than `MAX_LABELS` values in all images are sufficient evidence if each is one piece.
 
     Raises:
         DataError: these look like instance labels.

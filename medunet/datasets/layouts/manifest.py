@@ -45,7 +45,7 @@ def load_manifest(file: Path) -> dict[str, Any]:
 
 
 def with_groups(cases: Sequence[Case], groups: object, file: Path, *, others: Collection[str] = ()) -> tuple[Case, ...]:
-    """Return the cases with the `groups` of a `dataset.json`: the name of each case's group.
+    """Return the cases with their groups from `groups` of a `dataset.json`, a mapping from case to group.
 
     `others` are names of further cases that may occur.
     """

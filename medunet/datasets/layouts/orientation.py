@@ -69,6 +69,6 @@ def mirror_faults(labels: Mapping[str, int]) -> dict[str, str]:
 
 
 def anonymous(labels: Mapping[str, int]) -> bool:
-    """Return whether there are several classes without names that could distinguish sides."""
+    """Return whether there are several classes and all have generic names, which may stand for sides."""
     foreground = [name for name, value in labels.items() if value != min(labels.values())]
     return len(foreground) > 1 and all(_ANONYMOUS.match(name.lower()) for name in foreground)

@@ -36,7 +36,7 @@ def label_files(folder: Path) -> list[Path]:
 
 
 def stem(path: Path) -> str:
-    """Return the name without ending; the whole name of a folder."""
+    """Return a file's name without its ending, or a folder's full name."""
     return path.name if path.is_dir() else split_suffix(path.name)[0]
 
 

@@ -77,7 +77,7 @@ def train_processes(
         hosts: number of hosts that call this.
         endpoint: rendezvous ``HOST:PORT`` on one of the hosts, required if there are several.
         device: ``auto``, ``cpu`` or ``cuda``.
-        tracking_uri: MLflow's tracking URI for this call; ``""`` disables tracking, None takes the bundle's.
+        tracking_uri: MLflow's tracking URI for this call; ``""`` disables tracking, None uses the bundle's.
         trust: train a bundle that could run its own code.
         **options: `changes`, `presets`, `resume` and `skip_bad` of :func:`medunet.runs.train_bundle`.
 

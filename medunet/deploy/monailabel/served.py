@@ -51,7 +51,7 @@ class ServedBundle:
 
     @property
     def spatial_dims(self) -> int:
-        """2 or 3."""
+        """Number of spatial dimensions, 2 or 3."""
         return int(self.config["spatial_dims"])
 
     @property

@@ -101,7 +101,7 @@ def read_voxels(frames: Sequence[Frame]) -> tuple[npt.NDArray[np.float32], list[
 
 
 def _rescale(frame: Frame, stored: Stored, target: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
-    """Write one slice's values to `target`; return the mask of its padding, if it has some."""
+    """Write one slice's values to `target`; return the mask of its padding, if any."""
     file = frame.file
     mask = None
     if file.padding is not None:
