@@ -123,7 +123,7 @@ def _findings(result: Examination) -> Table:
     groups: dict[tuple[str, str], list[Any]] = {}
     for finding in result.findings:
         groups.setdefault((finding.severity, finding.kind), []).append(finding)
-    table = Table("", "count", "what", "where", "remedy", show_lines=True)
+    table = Table("", "count", "cause", "file", "remedy", show_lines=True)
     root = f"{result.root.absolute()}{os.sep}"
     for (severity, _), group in groups.items():
         files = list(dict.fromkeys(finding.file.removeprefix(root) for finding in group if finding.file))

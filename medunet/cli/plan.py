@@ -72,7 +72,7 @@ def plan(
     table = Table(title=escape(f"{fingerprint.name}: {len(fingerprint.cases)} cases"))
     table.add_column("id", no_wrap=True)
     table.add_column("value", overflow="fold")
-    table.add_column("why")
+    table.add_column("reason")
     for decision in (*result.plan.decisions, *result.plan.notes):
         numbers = f"\n[dim]{escape(decision.numbers)}[/]" if decision.numbers else ""
         table.add_row(escape(decision.id), escape(show(decision.value)), escape(decision.reason) + numbers)
