@@ -167,7 +167,7 @@ def _properties(bundle: Path) -> None:
                 faults.append(ConfigError(f"{name} lacks MONAI's property {property_name}", expected=f"id {id_}"))
             value = get_id(config, reference) if reference in ids else None
             if isinstance(value, str) and value.startswith("@") and value.replace("#", SEPARATOR) != f"@{id_}":
-                cause = f"{name}: {property_name} has another id than MONAI expects"
+                cause = f"{name}: {property_name} has a different id than MONAI expects"
                 faults.append(ConfigError(cause, received=value, expected=f"@{id_}"))
     if faults and _is_own(configs):
         raise faults[0]

@@ -33,7 +33,7 @@ def tune(
     settings: opt.Set = None,
     trust: opt.Trust = False,
 ) -> None:
-    """Search for better values with Ray Tune: Optuna proposes them, ASHA ends bad runs early. Needs `medunet[ray]`."""
+    """Search for better values with Ray Tune: Optuna proposes them and ASHA ends bad runs. Needs `medunet[ray]`."""
     source = find_bundle(bundle)
     require_path(data)
     changes = parse_settings(settings) | ({} if epochs is None else {"epochs": epochs})

@@ -86,12 +86,12 @@ class OverlapTileInferer(Inferer):
             measures it. The output must be as large as the input.
         sw_device: device of the windows and the network. Default: that of `inputs`.
         device: device of the stitched output. Default: that of `inputs`.
-        roi_size: MONAI's name of `tile_size`.
-        sw_batch_size: MONAI's name of `batch_size`.
+        roi_size: MONAI's name for `tile_size`.
+        sw_batch_size: MONAI's name for `batch_size`.
 
     Raises:
         ConfigError: an invalid option. When called: a tile that is too small for the network, a network that cannot be
-            tiled, or an output of another size than its `shapes` promise.
+            tiled, or an output size that differs from what its `shapes` promise.
 
     Examples:
         >>> network = torch.nn.Conv2d(1, 2, kernel_size=3, padding=1)
@@ -291,7 +291,7 @@ class OverlapTileInferer(Inferer):
                 logits = run(windows[0] if len(windows) == 1 else torch.cat(windows))
                 if tuple(logits.shape[2:]) != expected:
                     raise ConfigError(
-                        f"network returned another size than its shapes promise for a window of {size}",
+                        f"network returned a different size than its shapes promise for a window of {size}",
                         received=tuple(logits.shape[2:]),
                         expected=expected,
                     )

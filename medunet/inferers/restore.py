@@ -52,7 +52,7 @@ def restore_labels(
         `(*source)`, uint8, on the device of the logits or of `out`.
 
     Raises:
-        GeometryError: more than 255 classes, or logits of another size than the grid or region.
+        GeometryError: more than 255 classes, or logits that differ in size from the grid or region.
     """
     region = _check_region(logits, grid, region, most=MIXED)
     if out is None:

@@ -40,7 +40,7 @@ class SameSizeShapes:
         return (0,) * len(self.total_stride)
 
     def next_valid_input(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Return `size` rounded up to multiples of the total stride, as MONAI's U-Nets need it."""
+        """Return `size` rounded up to multiples of the total stride, as MONAI's U-Nets require."""
         return tuple(map(round_up, size, self.total_stride))
 
     def input_for_output(self, size: Sequence[int]) -> tuple[int, ...]:

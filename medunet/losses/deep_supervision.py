@@ -69,5 +69,5 @@ class DeepSupervisionLoss(nn.Module):
 
 
 def _nearest(volume: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """Resize `(B, 1, *spatial)`; via float32, which is exact for class indices: PyTorch does not resize int64."""
+    """Resize `(B, 1, *spatial)` in float32, because PyTorch does not resize int64; class indices stay exact."""
     return F.interpolate(volume.float(), size=size, mode="nearest-exact").to(volume.dtype)

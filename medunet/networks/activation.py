@@ -25,7 +25,7 @@ def to_probabilities(output: Any, activation: str = "softmax") -> torch.Tensor:
 
 
 def to_logits(probabilities: torch.Tensor, activation: str = "softmax") -> torch.Tensor:
-    """Return logits whose activation gives the probabilities back.
+    """Return logits whose activation equals the probabilities.
 
     Examples:
         >>> mean = torch.tensor([[0.25, 0.75]])

@@ -63,7 +63,7 @@ def unet_padded_bn(
     bilinear form, in which the last convolution of each level halves the channels before upsampling and the coarsest
     level has 512: 17,263,042 parameters.
 
-    Two differences, both so that tiles agree with the whole image: linear upsampling has half-pixel centres (there
+    It differs in two ways, so that tiles agree with the whole image: linear upsampling has half-pixel centres (there
     `align_corners=True`), and odd sizes are padded at the far end only (the same for strides of 2).
     """
     linear = upsample == "linear"

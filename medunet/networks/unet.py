@@ -47,7 +47,7 @@ class UNet(nn.Module):
         padding: `"same"`: zeros around every convolution; `"valid"`: no padding, as in the paper.
         norm: None, `"batch"`, `"instance"` (with scale and shift), `"group"` (8 groups), or a name with keywords of the
             torch layer, `["group", {"num_groups": 4}]`; between convolution and activation.
-        act: MONAI's name of an activation, or name and keywords: `["leakyrelu", {"negative_slope": 0.1}]`.
+        act: MONAI's name for an activation, or name and keywords: `["leakyrelu", {"negative_slope": 0.1}]`.
         downsample: `"maxpool"`, or `"conv"`: a convolution with kernel = stride, norm and activation.
         upsample: `"transposed"`: convolution with kernel = stride; `"linear"`: interpolation with half-pixel centres
             (`align_corners=False`, the same weights for every position of a tile), after a 1x1 convolution if

@@ -210,7 +210,7 @@ class Predictor:
         """Predict one image in memory without writing it.
 
         Args:
-            image: ``(C, *spatial)``, with the axes of :func:`medunet.io.read_volume`; of a picture ``(C, x, y)``.
+            image: ``(C, *spatial)``, with the axes of :func:`medunet.io.read_volume`; for a picture ``(C, x, y)``.
             affine: 4x4, from voxel indices to RAS millimetres, as nibabel's ``affine``. A MetaTensor has its own; a 2D
                 image whose bundle uses no spacing needs none.
 

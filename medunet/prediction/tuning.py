@@ -71,7 +71,7 @@ def tune_inference(
 
 
 def _values(timings: Sequence[Timing], rule: Form | None) -> dict[str, Any]:
-    """Return the values by config id of the fastest form, or of the rule's form if that is about as fast."""
+    """Return the values by config id of the fastest form, or of the default form if that is about as fast."""
     fastest, ids = timings[0], ("autocast_dtype", "network::channels_last", "network::backend")
     by_rule = next((timing.milliseconds for timing in timings if timing.form == rule), float("inf"))
     if fastest.rejected or by_rule * (1 - MIN_GAIN) <= fastest.milliseconds:

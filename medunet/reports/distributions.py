@@ -70,7 +70,7 @@ def distribution_panels(
 def difference_panel(title: str, differences: Mapping[str, PairedDifference], *, key: str, colour: str) -> Panel:
     """Return a panel with the differences of two runs by case, and their mean with its 95 % interval, by class.
 
-    `key` begins the ids of the points, and `colour` is theirs.
+    `key` is the prefix of the points' ids, and `colour` is their colour.
     """
     width = max(INCHES[0], 0.8 + 1.6 * INCHES_PER_BOX * len(differences))
     points = {f"strip-{key}-{place}": one.cases for place, one in enumerate(differences.values())}

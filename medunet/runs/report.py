@@ -73,7 +73,7 @@ def report_runs(
         output: the HTML file; the figures are written to a folder of the same name beside it.
         data: the data set, if it was moved, or another one to evaluate the runs on; None uses that of each run.
         title: headline; the runs' names by default.
-        device: for prediction: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: device for prediction: `auto`, `cpu`, `cuda` or `cuda:N`.
         megabytes: maximum size of the page; the worst cases have slices, the others only numbers.
         figures: also write the figures as PNG files.
 

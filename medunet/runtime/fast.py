@@ -119,7 +119,7 @@ class FastNetwork(nn.Module):
             size = shapes.input_for_output([max(n, 2 * s) for n, s in zip(size, shapes.total_stride, strict=True)])
         window = torch.randn(1, in_channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
         if reason := disagreement(self.network, window, form, copied):
-            logger.warning("%s is not used, the network runs in float32: %s", form, reason)
+            logger.warning("%s is not used; the network runs in float32: %s", form, reason)
             form, copied = UNCHANGED, self.network
         self.form, self._copy, self._state = form, [copied], state
 

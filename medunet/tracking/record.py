@@ -64,7 +64,7 @@ class RunRecord:
 
     @classmethod
     def load(cls, path: Path, *, uri: str | None = None) -> RunRecord | None:
-        """Read a record; None if it is missing, cannot be read, or belongs to another store than `uri`."""
+        """Read a record; None if it is missing, cannot be read, or belongs to a store other than `uri`."""
         try:
             record = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):

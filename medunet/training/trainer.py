@@ -20,7 +20,7 @@ class Trainer(SupervisedTrainer):
     """MONAI's ``SupervisedTrainer`` with five additions.
 
     Args:
-        autocast_dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``; MONAI's engine knows CUDA only.
+        autocast_dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``; MONAI's engine supports CUDA only.
             The loss is always computed in float32.
         clip_grad_norm: largest Euclidean norm of the gradient; ``None`` does not clip.
         loss_keys: batch keys that the loss gets after prediction and label, e.g. ``["weight"]`` for

@@ -285,7 +285,7 @@ def _class_values(values: Sequence[int] | Mapping[str, int], ignore_value: int |
     listed = tuple(values.values() if isinstance(values, Mapping) else values)
     classes = tuple(int(value) for value in listed)
     if not classes or len(set(classes)) != len(classes) or classes != listed:
-        raise ConfigError("label values must be different integers", received=list(listed))
+        raise ConfigError("label values must be distinct integers", received=list(listed))
     if ignore_value in classes:
         raise ConfigError("ignore_value must not be a class", received=ignore_value, expected=f"not in {list(classes)}")
     if ignore_value is not None and len(classes) > IGNORE_INDEX:

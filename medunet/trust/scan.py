@@ -163,7 +163,7 @@ def _is_number(text: str) -> bool:
 
 
 def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] | None:
-    """Return text, reason and whether it only refers outside, for a value that is not known to be harmless."""
+    """Return text, reason and whether it is only an outside path, for a value that is not known to be harmless."""
     *path, name = _parts(key)
     for outer in path:
         # `reader::_target_` and `allow_pickle::x` turn an allowed value into another one, piece by piece
@@ -198,7 +198,7 @@ def _is_allowed(argument: str, value: Any) -> bool:
 
 
 def _borrows(text: str) -> bool:
-    """Return whether a reference takes a value that may be outside, because its own id is only read."""
+    """Return whether a reference points to an id that may have an outside path, because that id is only read."""
     return text.startswith("@") and ("_meta_" in text or _argument(text[1:]) in READ_ONLY_IDS)
 
 
@@ -244,7 +244,7 @@ def _scan_weights(bundle: Path, metadata: Any, findings: list[Finding]) -> tuple
             findings.append(Finding(f"models/{name}", "", "", "the file is damaged", damaged=True))
         elif path.is_file():
             digests = f"SHA-256 {digest[:12]}..., not {_safe(expected)[:12]}..."
-            findings.append(Finding(f"models/{name}", "", "", f"other weights than metadata.json records ({digests})"))
+            findings.append(Finding(f"models/{name}", "", "", f"weights do not match metadata.json ({digests})"))
     return tuple(same)
 
 

@@ -16,7 +16,7 @@ METADATA = Path("configs") / "metadata.json"
 
 
 def record_weights(bundle: Path, *, exclude: tuple[str, ...] = (), to_text: Callable[[Mapping[str, Any]], str]) -> None:
-    """Write the SHA-256 of the final weights, without the files `exclude`, into metadata.json, if there is one."""
+    """Write the SHA-256 of the final weights, except the files in `exclude`, into metadata.json, if it exists."""
     metadata = _read(bundle)
     if metadata is not None:
         paths = sorted(path for path in (bundle / "models").glob("*") if path.suffix in WEIGHT_SUFFIXES)

@@ -22,7 +22,7 @@ INTENSITY_FACTOR = 50.0  # ranges of intensity differ between scanners, but not 
 
 
 def compare_records(records: Sequence[ReadRecord]) -> list[Finding]:
-    """Return cases whose number of axes or channels is not that of the majority."""
+    """Return cases whose number of axes or channels differs from that of the majority."""
     findings = []
     axes, channels = [len(record.geometry.shape) for record in records], [record.channels for record in records]
     for what, numbers in (("axes", axes), ("channels", channels)):

@@ -48,7 +48,7 @@ def open_dataset(
         read: how to read images that can be interpreted in more than one way; channels and spatial_dims are ignored.
 
     Raises:
-        DataError: unknown layout, an image or label without partner, missing files, unusable labels.
+        DataError: unknown layout, an unpaired image or label, missing files, unusable labels.
         SecurityError: a path in `dataset.json` leaves the folder.
     """
     layout = _open_layout(path, problems)
@@ -143,7 +143,7 @@ def datalist(
 
     Raises:
         ConfigError: unknown section, fold or case, or no case left for training.
-        DataError: unknown layout, an image or label without partner, or missing files.
+        DataError: unknown layout, an unpaired image or label, or missing files.
     """
     if section not in ("training", "validation", "all", "test"):
         raise ConfigError("unknown section", received=section, expected="training, validation, all or test")

@@ -123,8 +123,8 @@ def tune_bundle(
     """Search with Optuna's sampler, which follows good values, and ASHA, which ends bad training runs early.
 
     An interrupted search continues with `resume`: finished trials are kept, unfinished ones continue after their last
-    completed epoch, failed ones are retried. Ray Tune stores its state as pickles, which run code when they are loaded:
-    resume only your own searches.
+    completed epoch, and failed ones are retried. Ray Tune stores its state as pickles, which run code when they are
+    loaded: resume only your own searches.
 
     Args:
         bundle: folder of the bundle to start from.

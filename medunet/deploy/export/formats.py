@@ -184,7 +184,7 @@ _openvino = partial(_need, "openvino", extra="openvino", purpose="export to Open
 
 
 def _write_openvino(network: TileNetwork, path: Path) -> None:
-    """Write a model with variable batch and tile sizes, and its weights in float32, which OpenVINO would halve."""
+    """Write a model with variable batch and tile sizes and float32 weights; by default, OpenVINO stores float16."""
     openvino = _openvino()
     with quiet():
         model = openvino.convert_model(network.export())

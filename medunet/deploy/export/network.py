@@ -58,7 +58,7 @@ class TileSizes:
         )
 
     def example(self) -> tuple[int, ...]:
-        """Return a size above the smallest that differs on every axis."""
+        """Return a size above the smallest, with a different number on every axis."""
         return self.fit([n + (n // 2 | 1) + axis for axis, n in enumerate(self.least)])
 
 

@@ -72,7 +72,7 @@ class Grid(NamedTuple):
 
     @property
     def is_resampled(self) -> bool:
-        """Whether the volume has other planes than the series."""
+        """Whether the volume's planes differ from the series'."""
         return self.places is not None or self.corners is not None
 
 

@@ -2,9 +2,9 @@
 
 A mosaic is one image with the slices of a volume as tiles::
 
-    0 1 2      The header's position is that of a slice as large as the whole mosaic, around the same centre: the first
-    3 4 5      tile begins half of the difference further. Tile k is k slice distances from the first along the CSA
-    6 . .      header's normal.
+    0 1 2      The header's position is that of a slice as large as the whole mosaic with the same centre, so the first
+    3 4 5      tile is offset by half the difference in size. Tile k is k slice distances from the first along the
+    6 . .      CSA header's normal.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def split_mosaic(mosaic: Frame) -> list[Frame]:
 
 
 def _csa_geometry(mosaic: Frame) -> tuple[int, np.ndarray, float]:
-    """Return the number of slices, their normal and their distance."""
+    """Return the number of slices, their normal and their spacing."""
     path = mosaic.file.path
     header = read_dataset(path, stop_before_pixels=True)
     with typed_errors("damaged header of a mosaic", path):
