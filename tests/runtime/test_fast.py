@@ -176,7 +176,7 @@ def test_a_form_that_disagrees_with_float32_falls_back_to_the_original_network(n
         for _ in range(2):
             assert torch.equal(fast(image), network(image))
     assert fast.form == UNCHANGED
-    assert caplog.text.count("is not used, the network runs in float32") == caplog.text.count(reason) == 1
+    assert caplog.text.count("is not used; the network runs in float32") == caplog.text.count(reason) == 1
 
 
 def test_out_of_memory_does_not_reject_a_form():

@@ -108,5 +108,5 @@ def test_a_run_is_trusted_and_edited_until_its_weights_change(run_2d: Path, cell
     (run / "models" / "model.pt").unlink()  # the safe file is enough
     assert load_checkpoint(run / "models" / "model.pt")["model"].keys() == expected
     (run / "models" / "model.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(UntrustedBundleError, match="other weights"):
+    with pytest.raises(UntrustedBundleError, match="weights do not match"):
         Predictor(run, output_dir=tmp_path / "out2", device="cpu")
