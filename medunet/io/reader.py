@@ -155,7 +155,7 @@ def _read_all(
 
 
 def metadata(record: ReadRecord, paths: Sequence[Path]) -> dict[str, Any]:
-    """Return what MONAI's transforms and `SavePredictiond` need to know of an image."""
+    """Return what MONAI's transforms and `SavePredictiond` need to know about an image."""
     return {
         "affine": np.array(record.geometry.affine),
         "original_affine": np.array(record.geometry.affine),

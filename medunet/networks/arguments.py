@@ -13,7 +13,7 @@ Option = str | Sequence[Any]  # a layer's name, or (name, {keyword: value}); JSO
 
 
 def choose(name: str, value: object, options: Sequence[object]) -> None:
-    """Raise ConfigError unless `value` is one of `options`, and of its type: 2.0 is not 2, True is not 1."""
+    """Raise ConfigError unless `value` is one of `options`, and of its type: 2.0 is not 2, and True is not 1."""
     if not any(type(value) is type(option) and value == option for option in options):
         raise ConfigError(f"unknown {name}", received=repr(value), expected=" | ".join(map(repr, options)))
 

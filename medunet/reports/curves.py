@@ -23,7 +23,7 @@ MANY_CLASSES = 10  # a legend of more would cover the curves; then only the mean
 
 
 class EpochRecord(TypedDict):
-    """An entry of a history; `val_dice` (class -> Dice) only if the epoch was validated."""
+    """An entry of a history; `val_dice` (class -> Dice) is missing if the epoch was not validated."""
 
     epoch: int
     iteration: int

@@ -1,4 +1,4 @@
-"""Cross-validation: train folds, predict each case by the fold that held it out, join the folds to an ensemble."""
+"""Cross-validation: train folds, predict each case by the fold that held it out, join the folds into an ensemble."""
 
 from __future__ import annotations
 

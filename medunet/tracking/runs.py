@@ -103,7 +103,7 @@ def best_run(runs: Sequence[TrackedRun], metric: str = BEST_METRIC) -> TrackedRu
 
 
 def differing(runs: Sequence[TrackedRun]) -> dict[str, list[str]]:
-    """Return the parameters that differ between runs: one value per run, by id; '' if a run has none."""
+    """Return the parameters that differ between runs: one value per run, by id, or '' if a run has none."""
     names = sorted({name for run in runs for name in run.params})
     values = {name: [run.params.get(name, "") for run in runs] for name in names}
     return {name: row for name, row in values.items() if len(set(row)) > 1}

@@ -198,7 +198,7 @@ def _is_allowed(argument: str, value: Any) -> bool:
 
 
 def _borrows(text: str) -> bool:
-    """Return whether a reference points to an id that may have an outside path, because that id is only read."""
+    """Return whether a reference points to an id that may contain an outside path."""
     return text.startswith("@") and ("_meta_" in text or _argument(text[1:]) in READ_ONLY_IDS)
 
 

@@ -50,7 +50,7 @@ def is_dicom(path: Path) -> bool:
 def picture_files(folder: Path) -> list[Path]:
     """Return the DICOM files of a folder if each is a 2D image, such as a radiograph, else none.
 
-    The first image decides: slices of a series have a position in the patient, radiographs have none.
+    The first image decides: slices of a series have a position in the patient, but radiographs have none.
     """
     files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and is_dicom_file(path)]
     first = next((frames for path in files if (frames := read_frames(path))), None)

@@ -1,4 +1,4 @@
-"""Volumes from Slicer's scene to files and segmentations from files into the scene, with MRML's storage nodes."""
+"""Volumes written from Slicer's scene, and segmentations loaded into it, with MRML's storage nodes."""
 
 from __future__ import annotations
 
