@@ -221,7 +221,7 @@ def test_measured_shapes_match_those_of_the_network(options: dict[str, Any]) -> 
 
 
 def test_an_output_of_another_size_is_rejected() -> None:
-    with pytest.raises(ConfigError, match=r"a different size .* \(16, 16\) \(received \(14, 14\), expected \(16, 16\)\)"):
+    with pytest.raises(ConfigError, match=r"different size .* \(16, 16\) \(received \(14, 14\), expected \(16, 16\)\)"):
         tiled(torch.nn.Conv2d(1, 1, 3), random_image(33, 33), 16, halo=0, tile_stride=1)
 
 
