@@ -142,6 +142,7 @@ def test_a_bundle_that_the_user_trusts_is_trusted_on_all_machines(
         def predict(self, cases: list[Any]) -> Iterator[Outcome]:
             assert self.actor.start() is None
             yield from map(self.actor.predict, cases)
+            self.actor._cases.put(None)  # type: ignore[arg-type] # ends the reading thread, which Python waits for at exit
 
     monkeypatch.setattr("medunet.deploy.cluster.cohort.join_cluster", lambda: "ray")
     monkeypatch.setattr("medunet.deploy.cluster.cohort.RayPool", Elsewhere)
