@@ -45,7 +45,7 @@ class _NotCheckableError(Exception):
 def verify_bundle(bundle: Path, *, trust: bool = False) -> dict[str, str | None]:
     """Check a bundle without training it.
 
-    An `evaluate` config without a network is merged into `train`, as MONAI does; other overlays are not checked alone.
+    An `evaluate` config without a network is applied over `train`, as MONAI does; other overlays are not checked alone.
 
     Args:
         bundle: Folder of the bundle.

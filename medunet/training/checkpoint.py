@@ -277,7 +277,7 @@ class CheckpointHandler:
         save_checkpoint(state, self.folder / LAST_NAME)
 
     def _new_metric(self, epoch: int) -> float | None:
-        """Return the validator's key metric if it was computed in this epoch, so both engines are in it."""
+        """Return the validator's key metric if it was computed in this epoch and is not NaN, else None."""
         if self.validator is None or self.validator.state.key_metric_name is None:
             return None
         state = self.validator.state
