@@ -110,7 +110,7 @@ def test_evaluation_reports_a_case_that_was_damaged_later_and_evaluates_the_othe
     cut(Path(str(items[1]["label"])))
     code, text = call("evaluate", run, "--data", data, "-o", tmp_path / "measured")
     assert code == 3
-    assert "1 cases, mean (sd)" in text
+    assert "1 case, mean (sd)" in text
     content = json.loads((tmp_path / "measured" / "metrics.json").read_text())
     assert set(content["summary"]["failed_cases"]) == {items[0]["name"], items[1]["name"]}
     assert str(tmp_path) not in json.dumps(content)
