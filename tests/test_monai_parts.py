@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 from monai.data import CacheDataset, DataLoader, Dataset
+from monai.networks.nets import BasicUNet
+from monai.networks.nets import UNet as MonaiUNet
 from monai.transforms import Compose, EnsureTyped, Invertd, LoadImaged, Orientationd, Spacingd
 from monai.utils import set_determinism
+from torch.nn.parallel import DistributedDataParallel
 
 from medunet.inferers import LabelInferer, MirrorInferer, OverlapTileInferer, ScaleInferer
 from medunet.io import LoadLabeld, MedunetReader, write_volume
@@ -85,10 +88,8 @@ def test_seeded_loaders_repeat_their_batches(cases: list[dict[str, str]], worker
             batch["image"].as_tensor() for batch in DataLoader(data, batch_size=2, shuffle=True, num_workers=workers)
         ]
 
-    try:
-        first, second = load(), load()
-    finally:
-        set_determinism(seed=None)
+    first, second = load(), load()
+    set_determinism(seed=None)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0][0], first[0][1])
 
@@ -112,24 +113,18 @@ def test_preprocessing_can_be_inverted(cases: list[dict[str, str]]) -> None:
     torch.testing.assert_close(inverted.affine, original.affine)
 
 
-def test_tiles_are_exact_on_a_network_in_ddp_and_compiled() -> None:
-    network = UNet(2, 1, 2, channels=(4, 8), norm="batch").eval()
-    image = torch.rand(1, 1, 50, 44)
-    inferer = OverlapTileInferer(32)
+@pytest.mark.parametrize("wrap", [DistributedDataParallel, torch.compile, FastNetwork])
+def test_tiles_are_exact_on_a_wrapped_network(wrap: Callable[..., Any]) -> None:
+    network, image = UNet(2, 1, 2, channels=(4, 8), norm="batch").eval(), torch.rand(1, 1, 50, 44)
+    options = {torch.compile: {"backend": "eager"}, FastNetwork: {"dtype": "float32"}}.get(wrap, {})
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        wrapped = torch.nn.parallel.DistributedDataParallel(network)
-        with torch.inference_mode():
-            expected = network(image)
-            for form in (wrapped, torch.compile(network, backend="eager"), FastNetwork(network, dtype="float32")):
-                torch.testing.assert_close(inferer(image, form), expected, atol=1e-5, rtol=1e-5)
-    finally:
-        torch.distributed.destroy_process_group()
+    with torch.inference_mode():
+        tiled = OverlapTileInferer(32)(image, wrap(network, **options))
+        torch.testing.assert_close(tiled, network(image), atol=1e-5, rtol=1e-5)
+    torch.distributed.destroy_process_group()
 
 
 def test_the_fast_engine_runs_networks_of_monai() -> None:
-    from monai.networks.nets import BasicUNet
-
     network = BasicUNet(2, 1, 2, features=(4, 4, 8, 8, 8, 4), norm="batch").eval()  # receptive radius 94
     image = torch.rand(1, 1, 320, 80)
     with torch.inference_mode():
@@ -138,8 +133,6 @@ def test_the_fast_engine_runs_networks_of_monai() -> None:
 
 
 def test_a_loss_trains_a_network_of_monai_under_autocast() -> None:
-    from monai.networks.nets import UNet as MonaiUNet
-
     network = MonaiUNet(2, 1, 2, channels=(4, 8), strides=(2,))
     item = {"label": torch.zeros(1, 16, 16, dtype=torch.int64)}
     item["label"][0, 4:8, 4:12] = 1
