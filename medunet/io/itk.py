@@ -184,7 +184,7 @@ def itk_geometry(image: Any, path: Path) -> Geometry:
 
 
 def check_placement(header: TextHeader, *, form: Form = "agree") -> tuple[str, ...]:
-    """Return warnings, or reject a header without spacing or orientation, for which ITK assumes 1 mm and LPS.
+    """Reject a header without spacing or orientation, because ITK would assume 1 mm and LPS; return warnings.
 
     The form 'pixdim' accepts a header without orientation.
     """

@@ -67,7 +67,7 @@ class ReadOptions:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> ReadOptions:
-        """Return the options that a bundle's config sets by `READING_IDS`."""
+        """Return the reading options that a bundle's config sets (the ids in `READING_IDS`)."""
         return cls(**{name: config[name] for name in READING_IDS if name in config})
 
 

@@ -105,7 +105,7 @@ def write_volume(
 
 
 def label_dtype(values: npt.ArrayLike, *, planar: bool) -> np.dtype[Any]:
-    """Return the smallest type for label values that other programs expect: uint8, int16, int32, or uint16 in 2D."""
+    """Return the smallest integer type that holds the label values and that other programs can read."""
     array = np.asarray(values)
     low, high = (array.min(), array.max()) if array.size else (0, 0)
     names = _PLANAR_TYPES if planar else _LABEL_TYPES

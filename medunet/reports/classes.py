@@ -60,7 +60,7 @@ class ClassCodes:
         return [list(places) for places in self._sets[len(self.names) + 1 :]]
 
     def encode(self, label_map: npt.ArrayLike, members: Mapping[str, Sequence[int]]) -> Labels:
-        """Return a label map `(*spatial)` in these numbers; values of no class become 0.
+        """Return a label map `(*spatial)` in these numbers; values that belong to no class become 0.
 
         `members` has the values of each class. More than `MOST_CODES` sets of classes are a DataError.
         """

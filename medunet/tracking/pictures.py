@@ -55,7 +55,7 @@ class ValidationCases:
             self._cases.append((str(source.get("name", "")), pred.shape[1:], packed))
 
     def dice(self) -> list[tuple[str, list[float]]]:
-        """Return the code and the Dice per foreground class of each case of this process; NaN if a class is absent."""
+        """Return the code of each case in this process and its Dice per foreground class; NaN if absent."""
         state = self.validator.state
         details = getattr(state, "metric_details", {}).get(state.key_metric_name)
         if details is None or details.ndim != 2 or len(details) < len(self._cases):
