@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 ZENSICAL = Path(sys.executable).parent / "zensical"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 WITH_CODE = [page for page in PAGES if page.name not in ("CHANGELOG.md", "commands.md")]
+TUTORIALS = {"hippocampus": "Task04_Hippocampus", "nuclei": "DSB2018_nuclei"}  # page and its data
+WITH_PYTHON = [page for page in WITH_CODE if page.stem not in TUTORIALS and "\n```python\n" in page.read_text("utf-8")]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -55,7 +57,7 @@ def test_command_lines_parse(page: Path) -> None:
                 assert (ROOT / word).is_file(), word
 
 
-@pytest.mark.parametrize("page", [page for page in WITH_CODE if blocks(page, "python")], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
 def test_python_blocks_run(
     page: Path, run_3d: Path, volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,6 +67,15 @@ def test_python_blocks_run(
     namespace: dict[str, Any] = {}
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), namespace)  # the documentation's own code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_tutorials_run(name: str, test_data: Path) -> None:
+    script, page = (str(ROOT / part) for part in ("scripts/tutorial.py", f"docs/tutorials/{name}.md"))
+    command = [sys.executable, script, page, "--data", str(test_data / TUTORIALS[name]), "--replace", "5min=1min"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_wrong_option_is_detected() -> None:
