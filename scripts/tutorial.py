@@ -36,7 +36,8 @@ def run_block(language: str, code: str, namespace: dict[str, Any]) -> str:
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
-        if done.returncode:
+        expected = re.search(r"# exit code (\d+)", code)
+        if done.returncode != (int(expected[1]) if expected else 0):
             raise RuntimeError(f"{code}\n{done.stdout}")
         return done.stdout
     output = io.StringIO()
