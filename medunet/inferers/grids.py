@@ -132,7 +132,7 @@ class Piece(NamedTuple):
         return [cell for cell, _ in pairs], [fraction for _, fraction in pairs]
 
     def outside(self) -> torch.Tensor | None:
-        """Return a mask of the voxels outside the network's grid, which broadcasts to all; None if there are none."""
+        """Return a mask of the voxels outside the network's grid, broadcast to all; None if all are inside."""
         if not any(step.outside.any() for step in self.steps):
             return None
         masks = [step.outside for step in self.steps]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,9 @@ def measure_shapes(
 ) -> SameSizeShapes:
     """Measure which input voxels each output voxel of a network depends on.
 
-    Every layer passes NaN on to the outputs that depend on it. The planes of a window are set to NaN one after another.
-    The farthest NaN in the output gives the receptive radius, and the period over the planes gives the total stride.
+    Layers pass NaN on to the outputs that depend on it. The planes of a window are set to NaN one after another. The
+    farthest NaN in the output gives the receptive radius, and the period over the planes gives the total stride. Both
+    are verified on noise: shifting the input by the stride must shift the output, except within the radius of its ends.
 
     Args:
         network: a network in evaluation mode, without the attribute `shapes`, such as MONAI's.
@@ -36,7 +37,7 @@ def measure_shapes(
         Stride and halo per axis; the halo is the radius rounded up to the stride.
 
     Raises:
-        ConfigError: the output depends on the whole window, or does not have the size of the input.
+        ConfigError: the output depends on the whole window or its position, or does not have the size of the input.
     """
     measured = [_measure_axis(network, in_channels, axes, axis, device) for axis in range(axes)]
     strides, halos = zip(*((stride, -(-radius // stride) * stride) for stride, radius in measured), strict=True)
@@ -61,17 +62,40 @@ def _measure_axis(
                     received = tuple(logits.shape[2:])
                     raise ConfigError("network must keep the size of its input", received=received, expected=size)
                 affected = logits.isnan().movedim(axis + 2, 0).flatten(1).any(1).nonzero().flatten().tolist()
-                if affected[0] == 0 or affected[-1] == length - 1:
+                if affected and (affected[0] == 0 or affected[-1] == length - 1):
                     break  # the window is too short
-                reaches.append((plane - affected[0], affected[-1] - plane))
-                if (stride := _period(reaches)) is not None:
-                    return stride, max(map(max, reaches))
+                reaches.append((plane - affected[0], affected[-1] - plane) if affected else (0, 0))
+                stride, radius = _period(reaches), max(map(max, reaches))
+                if stride and _is_verified(
+                    network, (in_channels, *size), axis, stride=stride, radius=radius, device=device
+                ):
+                    return stride, radius
         except RuntimeError as error:  # sizes that do not fit
             failure = error
             continue
         if length == LENGTHS[-1]:
             break
-    raise ConfigError("the output depends on the whole window, so tiles cannot be exact") from failure
+    raise ConfigError("the output depends on the whole window, or on the position of the window") from failure
+
+
+def _is_verified(
+    network: Callable[..., Any],
+    shape: Sequence[int],
+    axis: int,
+    *,
+    stride: int,
+    radius: int,
+    device: torch.device | str,
+) -> bool:
+    """Return whether a shift of the input by `stride` shifts the output, `radius` voxels away from its ends."""
+    length = shape[axis + 1] - 2 * radius - stride
+    noise = torch.rand(1, *(n + stride * (i == axis + 1) for i, n in enumerate(shape)), device=device)
+    with torch.inference_mode():
+        first, second = (
+            only_tensor(network(noise.narrow(axis + 2, start, shape[axis + 1]))).narrow(axis + 2, inner, max(length, 0))
+            for start, inner in ((0, radius + stride), (stride, radius))
+        )
+    return length > 0 and bool((first - second).abs().max() <= 0.01 * first.abs().max())
 
 
 def _period(reaches: list[tuple[int, int]]) -> int | None:

@@ -45,7 +45,7 @@ def checked_spacing(spacing_mm: Sequence[float], *, spatial_dims: int) -> tuple[
 
 
 def bounding_box(mask: Array) -> tuple[slice, ...] | None:
-    """Return the smallest box around all true elements, or None if there are none."""
+    """Return the smallest box around all true elements, or None without any true element."""
     axes = range(mask.ndim)
     hits = [np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
     return tuple(slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits) if hits[0].size else None

@@ -38,7 +38,7 @@ class FoundRun:
 
 
 def metrics_of(run: Path, folder: str = EVALUATION) -> Path | None:
-    """Return the metrics in a folder of `medunet evaluate`, or those of a cross-validation; None if there are none."""
+    """Return the metrics in a folder of `medunet evaluate`, or those of a cross-validation; None before evaluation."""
     names = (EVALUATION, OUT_OF_FOLD) if folder == EVALUATION else (folder,)
     return next((path for name in names if (path := run / name / JSON_NAME).is_file()), None)
 
@@ -159,6 +159,6 @@ def _kind(
 
 
 def _rules_tried(path: Path) -> list[list[str]]:
-    """Return a table of the postprocessing that a cross-validation tried; empty if there is none."""
+    """Return a table of the postprocessing that a cross-validation tried; empty for a single run."""
     decision = json.loads(path.read_text(encoding="utf-8"), object_hook=_with_nan) if path.is_file() else {}
     return rule_table([ClassRule(**entry) for entry in decision.get("postprocessing", [])]) if decision else []

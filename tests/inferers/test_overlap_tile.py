@@ -212,6 +212,9 @@ def test_stride_and_halo_of_a_network_without_shapes_are_measured() -> None:
         torch.testing.assert_close(tiled(network, image, 16, **options), network(image), atol=ROUNDING, rtol=0)
     with pytest.raises(ConfigError, match="cannot be measured"):
         tiled(torch.nn.Sequential(network, torch.nn.Softmax(dim=2)), image, 16)
+    wide, pool = torch.nn.Conv2d(1, 1, 15, padding=7), torch.nn.AvgPool2d(2)  # the wide branch hides the stride
+    both = measure_shapes(lambda x: wide(x) + torch.nn.functional.interpolate(pool(x), scale_factor=2), 1, 2)
+    assert both == SameSizeShapes(total_stride=(2, 2), halo=(8, 8))
 
 
 @pytest.mark.parametrize("options", [{}, {"upsample": "linear"}, {"strides": [[2, 1], 2], "kernel_sizes": [3, 5, 3]}])

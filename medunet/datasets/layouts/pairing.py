@@ -17,7 +17,7 @@ FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 
 
 def find_folders(root: Path) -> tuple[str, str] | None:
-    """Return the names of the folders of images and labels; None if there are none."""
+    """Return the names of the folders of images and labels; None if the data set has no such folders."""
     return next((pair for pair in FOLDERS if (root / pair[0]).is_dir()), None)
 
 
