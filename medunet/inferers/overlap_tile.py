@@ -344,7 +344,8 @@ class OverlapTileInferer(Inferer):
         shapes: Shapes | None = getattr(module, "shapes", None) or _MEASURED.get(module)
         if shapes is None and self.tile_size not in (None, "auto") and not self._can_tile(module):
             raise ConfigError(
-                f"{type(module).__name__} needs a stride and a halo that cannot be measured",
+                f"{type(module).__name__} cannot be tiled without tile_stride: "
+                f"{window_dependence(module) or 'its stride and halo cannot be measured'}",
                 received=f"halo={self.halo!r}, tile_stride={self.tile_stride!r}",
                 remedy="give halo (receptive radius) and tile_stride (product of strides) in voxels, or tile_size=None",
             )
