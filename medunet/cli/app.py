@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import medunet
 from medunet import log
 from medunet.cli import bundle, check, demo, evaluate, info, label, plan, predict, report, runs, store, train, tune
-from medunet.cli.options import EXIT_BAD_INPUT, HELP, print_error
+from medunet.cli.options import EXIT_BAD_INPUT, EXIT_INTERRUPTED, HELP, print_error
 from medunet.errors import find_cause
 
+# what continues an interrupted command; of the other commands nothing is left that could be continued
+RESUME = {
+    "train": "add --resume to the same command to continue from the last completed epoch",
+    "tune": "add --resume to the same command to continue the search",
+    "predict": "all written files are complete; add --skip-existing to continue",
+    "plan": "rerun the same command; cases that are measured are not measured again",
+    "demo": "rerun the same command to continue",
+    "runs": "rerun the same command to continue from the last completed epoch",
+}
+
+
+class Commands(TyperGroup):
+    """The commands; Ctrl-C and SIGTERM end each of them with one line that says how to continue."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; a KeyboardInterrupt with a text replaces the command's line by that text."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            how = str(stop) or RESUME.get(ctx.invoked_subcommand, "rerun the same command to start again")
+            typer.echo(f"interrupted: {how}", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     name="medunet",
     help="U-Nets for medical images, as MONAI bundles.",
     no_args_is_help=True,
@@ -55,8 +83,22 @@ def options(
     """U-Nets for medical images, as MONAI bundles."""
 
 
+def interrupt_on_sigterm() -> None:
+    """Treat SIGTERM like Ctrl-C: job schedulers send it when the time of a job is up."""
+    own = os.getpid()
+
+    def interrupt(number: int, _: object) -> None:
+        if os.getpid() == own:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)  # a forked worker inherits the handler, and ends silently
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
 def main() -> None:
     """Run the command line; print a typed error as one line on standard error and exit with code 2."""
+    interrupt_on_sigterm()
     # users append --debug to the command that failed, so it is accepted anywhere
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]

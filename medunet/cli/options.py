@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
 import shlex
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -82,24 +80,6 @@ def with_reading(command: Callable[..., None]) -> Callable[..., None]:
     extended.__signature__ = inspect.Signature([*parameters, *more])  # type: ignore[attr-defined] # typer reads it
     extended.__annotations__ = {}
     return extended
-
-
-@contextmanager
-def on_sigterm(line: str) -> Iterator[None]:
-    """Print a line on standard error if SIGTERM ends the process, as job schedulers do when its time is up."""
-    own = os.getpid()
-
-    def end(number: int, _: object) -> None:
-        if os.getpid() == own:  # forked workers inherit the handler
-            typer.echo(line, err=True)
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -160,8 +160,7 @@ def predict(
     done = f"{least}{len(results) - len(failed) - skipped} of {len(sources)} written to {output} in {seconds:.1f} s"
     console.print(escape(done + (f", {skipped} were there already" if skipped else "")))
     if interrupted:
-        console.print("[bold red]interrupted[/] all written files are complete; add --skip-existing to continue")
-        raise typer.Exit(opt.EXIT_INTERRUPTED)
+        raise KeyboardInterrupt
     if failed:
         raise typer.Exit(opt.EXIT_SOME_FAILED)
 
@@ -208,8 +207,7 @@ def _predict_cohort(
     console.print(escape(f"results of every case: {result.output / LEDGER_NAME}"))
     again = "rerun the command without --force" if cluster["replace"] else "rerun the command"
     if result.is_interrupted:
-        console.print(f"[bold red]interrupted[/] all written files are complete; {again} to continue")
-        raise typer.Exit(opt.EXIT_INTERRUPTED)
+        raise KeyboardInterrupt(f"all written files are complete; {again} to continue")
     if failed:
         console.print(f"{again} to retry the failed cases")
         raise typer.Exit(opt.EXIT_SOME_FAILED)

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli import options as opt
-from medunet.cli.train import RERUN, show_folds, show_training
+from medunet.cli.train import show_folds, show_training
 from medunet.files import require_path
 
 if TYPE_CHECKING:
@@ -122,8 +122,7 @@ def resume(
     if path is None:
         remedy = "pass its parent folder as --runs"
         raise DataError("the folder of the run is missing", file=folder, received=run.name, remedy=remedy)
-    with opt.on_sigterm(RERUN):
-        result = resume_run(path, device=device, tracking_uri=uri or default_store(folder), trust=trust)
+    result = resume_run(path, device=device, tracking_uri=uri or default_store(folder), trust=trust)
     if isinstance(result, TrainingResult):
         show_training(result)
     else:

@@ -19,8 +19,7 @@ from medunet.resources import find_bundle
 if TYPE_CHECKING:
     from medunet.runs import CrossValidation, TrainingResult
 
-RESUME = "interrupted: add --resume to the same command to continue from the last completed epoch"
-RERUN = "interrupted: rerun the same command to continue from the last completed epoch"
+RERUN = "rerun the same command to continue from the last completed epoch"
 INIT_HELP = "Start from the weights of another run."
 RDZV_HELP = "Rendezvous HOST:PORT on one of the hosts."
 FOLDS_HELP = "Train these folds, evaluate each case with the fold that held it out, and join them to an ensemble."
@@ -80,24 +79,17 @@ def train(
             from medunet.deploy.cluster import folds_on_ray
 
             options["trainer"] = folds_on_ray
-        with opt.on_sigterm(RERUN):
-            outcome = train_folds(source, data, output, folds=selected, changes=changes, **options)
-        show_folds(outcome)
+        show_folds(train_folds(source, data, output, folds=selected, changes=changes, **options))
         return
     options |= {"changes": {"fold": fold, **changes}, "resume": resume}
     result: TrainingResult | None
-    try:
-        if is_launched:
-            from medunet.deploy.cluster import train_processes
+    if is_launched:
+        from medunet.deploy.cluster import train_processes
 
-            options |= {"processes": nproc or 1, "hosts": nnodes, "endpoint": rdzv_endpoint}
-            result = train_processes(source, data, output, **options)
-        else:
-            with opt.on_sigterm(RESUME):
-                result = train_bundle(source, data, output, **options)
-    except KeyboardInterrupt:
-        typer.echo(RESUME, err=True)
-        raise typer.Exit(opt.EXIT_INTERRUPTED) from None
+        options |= {"processes": nproc or 1, "hosts": nnodes, "endpoint": rdzv_endpoint}
+        result = train_processes(source, data, output, **options)
+    else:
+        result = train_bundle(source, data, output, **options)
     if result is not None:  # otherwise another host writes and prints the result
         show_training(result)
 
@@ -147,8 +139,7 @@ def show_folds(result: CrossValidation) -> None:
     for name, text in {**errors, **result.failed_cases}.items():
         opt.print_error(text, name=name)
     if result.is_interrupted:
-        typer.echo(RERUN, err=True)
-        raise typer.Exit(opt.EXIT_INTERRUPTED)
+        raise KeyboardInterrupt(RERUN)
     if not result.is_whole:
         typer.echo("rerun the command to retry what failed; finished folds are kept", err=True)
         raise typer.Exit(opt.EXIT_SOME_FAILED)

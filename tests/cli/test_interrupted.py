@@ -1,18 +1,20 @@
 """What a user reads when a long command ends early."""
 
 import os
-import signal
 import subprocess
 import sys
 
 import pytest
 
-SIGTERM_IN_A_PROCESS_WITH_A_WORKER = """
-import os, signal, time
-from medunet.cli.options import on_sigterm
+from medunet.cli.options import EXIT_INTERRUPTED
 
-ready, begin = os.pipe()
-with on_sigterm("add --resume"):
+SIGTERM_IN_A_PROCESS_WITH_A_WORKER = """
+import os, signal, sys, time
+from medunet.cli.app import app, main
+
+@app.command("train")
+def wait():
+    ready, begin = os.pipe()
     worker = os.fork()
     if worker:
         os.read(ready, 1)
@@ -21,6 +23,9 @@ with on_sigterm("add --resume"):
         os.kill(os.getpid(), signal.SIGTERM)
     os.write(begin, b".")
     time.sleep(60)
+
+sys.argv = ["medunet", "train"]
+main()
 """
 FAILURE_IN_AN_ENGINE = """
 import os
@@ -40,11 +45,11 @@ except DataError as error:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no such signals")
-def test_sigterm_prints_how_to_resume_and_ends_the_process() -> None:
+def test_sigterm_prints_how_to_resume_and_ends_the_command_like_ctrl_c() -> None:
     words = [sys.executable, "-c", SIGTERM_IN_A_PROCESS_WITH_A_WORKER]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stderr == "add --resume\n"
-    assert done.returncode == -signal.SIGTERM
+    assert done.stderr == "interrupted: add --resume to the same command to continue from the last completed epoch\n"
+    assert done.returncode == EXIT_INTERRUPTED
 
 
 def test_an_error_within_an_engine_is_not_logged_before_it_is_reported() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import queue
+import signal
 import tempfile
 import threading
 import time
@@ -41,7 +42,10 @@ def join_cluster() -> Any:
     """Return `ray`, connected to the cluster of RAY_ADDRESS or of this machine, or else to a new one here."""
     ray = import_extra("ray", extra="ray", purpose="--on ray")
     if not ray.is_initialized():
+        handler = signal.getsignal(signal.SIGTERM)
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's handler would exit with code 15 and no line
     return ray
 
 
