@@ -14,6 +14,7 @@ from monai.transforms import MapTransform
 
 from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
+from medunet.transforms.tensors import like
 
 from .dicom.references import RTSTRUCT_CLASS, SEG_CLASSES, storage_class
 from .dicom.rtstruct import read_regions
@@ -22,6 +23,7 @@ from .dicom.tags import typed_errors
 from .itk import SEG_NRRD_SUFFIX, read_seg_nrrd
 from .limits import require_reachable, system_errors
 from .nifti import NIFTI_SUFFIXES
+from .objects import TABLE_SUFFIX, classes_of_objects, object_numbers, paint_classes
 from .reader import PathLike, Volume, metadata, read_header, read_volume
 from .record import ReadRecord
 from .structures import number_structures, paint_structures
@@ -108,18 +110,26 @@ class LoadLabeld(MapTransform):
         keys: paths of labels, replaced by ``(1, *spatial)`` tensors.
         reference_key: the image as read, before its grid changes.
         labels: value by name, for the formats with names; None numbers the structures as the file does.
+        instances: the labels number objects. They become int32, and a class map or table of the item's ``classes``
+            becomes an int32 map of class indices in the order of `labels`, if these are several.
 
     Raises:
-        DataError: unreadable, none of the labels is in it, or the image has no grid.
+        DataError: unreadable, none of the labels is in it, the image has no grid, or an object without a single class.
         GeometryError: it does not lie on the image's grid.
     """
 
     def __init__(
-        self, keys: KeysCollection = "label", *, reference_key: str = "image", labels: Mapping[str, int] | None = None
+        self,
+        keys: KeysCollection = "label",
+        *,
+        reference_key: str = "image",
+        labels: Mapping[str, int] | None = None,
+        instances: bool = False,
     ) -> None:
         super().__init__(keys)
         self.reference_key = reference_key
         self.labels = None if labels is None else dict(labels)
+        self.instances = instances
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the labels of one item."""
@@ -133,8 +143,19 @@ class LoadLabeld(MapTransform):
             for warning in volume.record.warnings:
                 logger.warning("%s: %s", volume.record.path, warning)
             volume.image.meta.pop("labels", None)  # only some files have names, and batches need equal metadata
-            item[key] = volume.image
+            item[key] = self._objects(volume, item, grid) if self.instances else volume.image
         return item
+
+    def _objects(self, volume: Volume, item: dict[Hashable, Any], grid: Geometry) -> torch.Tensor:
+        """Return object numbers, and replace the path under ``classes`` by a map."""
+        objects = object_numbers(volume.image.numpy(), volume.record.path)
+        source = item.pop("classes", None)
+        if source is not None and self.labels is not None and len(self.labels) > 2:
+            file = Path(source)
+            given = file if file.suffix == TABLE_SUFFIX else _read(file, grid, None, placed=False).image.numpy()
+            classes = classes_of_objects(objects, given, self.labels, file=file, case=str(item.get("name", "")))
+            item["classes"] = like(torch.as_tensor(paint_classes(objects, classes)), volume.image)
+        return like(torch.as_tensor(objects), volume.image)
 
 
 def _structure_file(path: Path) -> tuple[Path, str | None]:

@@ -16,8 +16,9 @@ from medunet.io.options import DEFAULTS, ReadOptions
 from .dataset import Case, SegmentationDataset
 from .dicom_folders import dicom_cases
 from .folds import FOLDS, split_fold
+from .instances import are_instances, class_labels, with_classes
 from .labels import MAX_CLASSES, scan_labels
-from .manifest import MANIFEST, Parts, labels_of, load_manifest, read_msd, read_nnunet, with_groups
+from .manifest import MANIFEST, ParsedLabels, Parts, labels_of, load_manifest, read_msd, read_nnunet, with_groups
 from .pairing import find_folders, group_channels, image_files
 
 Section = Literal["training", "validation", "all", "test"]
@@ -26,7 +27,11 @@ _LAYOUTS = "dataset.json (MSD or nnU-Net), imagesTr + labelsTr, images + labels,
 
 
 def open_dataset(
-    path: str | os.PathLike[str], *, problems: list[MedunetError] | None = None, read: ReadOptions = DEFAULTS
+    path: str | os.PathLike[str],
+    *,
+    problems: list[MedunetError] | None = None,
+    instances: bool = False,
+    read: ReadOptions = DEFAULTS,
 ) -> SegmentationDataset:
     """Open a data set. Only headers are read, and labels if no `dataset.json` names them.
 
@@ -40,18 +45,21 @@ def open_dataset(
                                                 choose among their structures by "labels"
 
     If all cases are volumes of a single slice ``(x, y, 1)``, they are 2D images. A `dataset.json` of any layout may
-    have ``"groups": {"case_1": "patient_1", ...}``; folds do not split a group.
+    have ``"groups": {"case_1": "patient_1", ...}``; folds do not split a group. It may also have ``"instances": true``:
+    then the labels number the objects in each image, and the classes of the objects are one, or those of class maps in
+    `labels_class/`, or of a `classes.csv` with columns case, id and class.
 
     Args:
         path: the folder, or its `dataset.json`.
         problems: collects errors about single cases instead of raising them; the data set has the other cases.
+        instances: the labels number objects, whether or not `dataset.json` declares it.
         read: how to read images that can be interpreted in more than one way; channels and spatial_dims are ignored.
 
     Raises:
         DataError: unknown layout, an unpaired image or label, missing files, unusable labels.
         SecurityError: a path in `dataset.json` leaves the folder.
     """
-    layout = _open_layout(path, problems)
+    layout = _open_layout(path, problems, instances=instances)
     channels, labels = layout.channels, layout.labels
     read = replace(read, channels=len(channels) if len(channels) > 1 else None, spatial_dims=None)
     header = _first_header(layout.cases, read, problems=problems)
@@ -60,7 +68,9 @@ def open_dataset(
         channels = ("image",) if header.channels == 1 else tuple(f"channel_{n}" for n in range(header.channels))
     elif len(channels) == 1 < header.channels:  # a colour picture, named once
         channels = tuple(f"{channels[0]}_{n}" for n in range(header.channels))
-    if not labels:
+    if layout.instances:
+        labels = class_labels(layout.cases, ParsedLabels(labels, layout.ignore, layout.regions), layout.root)
+    elif not labels:
         labels = scan_labels(layout.cases, problems)
     if len(labels) > MAX_CLASSES:
         expected = f"at most {MAX_CLASSES}, the background among them"
@@ -69,7 +79,9 @@ def open_dataset(
     return replace(layout, labels=labels, channels=channels, spatial_dims=spatial_dims, read=read)
 
 
-def _open_layout(path: str | os.PathLike[str], problems: list[MedunetError] | None) -> SegmentationDataset:
+def _open_layout(
+    path: str | os.PathLike[str], problems: list[MedunetError] | None, *, instances: bool
+) -> SegmentationDataset:
     """Return a data set as the names of files and `dataset.json` describe it."""
     # absolute without following links, so that a folder of links keeps its own names
     given = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (resolve() would follow links)
@@ -92,9 +104,11 @@ def _open_layout(path: str | os.PathLike[str], problems: list[MedunetError] | No
         raise DataError("data set has no cases", file=root, expected=_LAYOUTS)
     known = {case.name for case in test} | {output_name(p.file) for p in problems or () if p.file}
     cases = with_groups(cases, manifest.get("groups"), file, others=known)
+    if instances := are_instances(manifest, file, instances=instances):
+        cases, test = with_classes(cases, root), with_classes(test, root)
     ending = split_suffix(Path(cases[0].label or "").name)[1]
     name = str(manifest.get("name") or root.name)
-    return SegmentationDataset(root, name, cases, labels, channels, 0, ending, test, ignore, regions)
+    return SegmentationDataset(root, name, cases, labels, channels, 0, ending, test, ignore, regions, instances)
 
 
 def _first_header(cases: Sequence[Case], read: ReadOptions, *, problems: list[MedunetError] | None) -> ReadRecord:
@@ -127,6 +141,7 @@ def datalist(
     folds: int = FOLDS,
     validation_cases: Sequence[str] = (),
     skip_cases: Sequence[str] = (),
+    instances: bool = False,
 ) -> list[dict[str, str | list[str]]]:
     """Return the items of one section of a data set, for `train#dataset#data` in a config. No image is opened.
 
@@ -137,9 +152,11 @@ def datalist(
         folds: number of folds.
         validation_cases: names of the validation cases, instead of a fold.
         skip_cases: names of cases to leave out; only errors about these are ignored.
+        instances: the labels number objects, whether or not `dataset.json` declares it.
 
     Returns:
-        ``[{"image": ..., "label": ..., "name": ...}, ...]``, sorted by name.
+        ``[{"image": ..., "label": ..., "name": ...}, ...]``, sorted by name. Objects of several classes have a class
+        map or table under ``classes``.
 
     Raises:
         ConfigError: unknown section, fold or case, or no case left for training.
@@ -148,7 +165,7 @@ def datalist(
     if section not in ("training", "validation", "all", "test"):
         raise ConfigError("unknown section", received=section, expected="training, validation, all or test")
     problems: list[MedunetError] | None = [] if skip_cases else None
-    layout = _open_layout(path, problems)
+    layout = _open_layout(path, problems, instances=instances)
     for problem in problems or ():
         if output_name(problem.file or "unknown") not in skip_cases:
             raise problem

@@ -22,13 +22,15 @@ class Case:
     name: str  # file name of the image without ending (`hippocampus_001`); results are named after it
     images: tuple[Path, ...]  # one file (or DICOM folder) per channel; usually one
     label: Path | None = None  # file of the reference
+    classes: Path | None = None  # class map or table of the objects, if the label numbers objects of several classes
     group: str | None = None  # name of the patient, which folds must not split, if the data set declares groups
 
     def item(self) -> dict[str, str | list[str]]:
-        """Return the item of MONAI's data sets: ``image`` (a path or one per channel), ``name``, and any ``label``."""
+        """Return the item for MONAI: ``image`` (path, or one per channel), ``name``, ``label``, ``classes``."""
         image = [str(path) for path in self.images]
         item: dict[str, str | list[str]] = {"image": image if len(image) > 1 else image[0], "name": self.name}
-        return item if self.label is None else {**item, "label": str(self.label)}
+        files = {"label": self.label, "classes": self.classes}
+        return {**item, **{key: str(path) for key, path in files.items() if path is not None}}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class SegmentationDataset:
     test: tuple[Case, ...] = ()  # cases for testing only (`imagesTs`), with labels if `labelsTs` has them
     ignore: int | None = None  # value of voxels without annotation
     regions: tuple[Region, ...] = ()  # classes that overlap; then `labels` only names the single values
+    instances: bool = False  # the label files number objects, and `labels` has the classes of the objects
     read: ReadOptions = DEFAULTS  # how to read images that can be interpreted in more than one way
 
     @property
