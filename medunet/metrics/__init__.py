@@ -18,7 +18,13 @@ from .evaluation import ClassScores as ClassScores
 from .evaluation import Statistics as Statistics
 from .evaluation import Summary as Summary
 from .evaluation import evaluate_case as evaluate_case
+from .evaluation import evaluate_objects as evaluate_objects
 from .evaluation import summarise as summarise
+from .instances import Overlaps as Overlaps
+from .instances import add_counts as add_counts
+from .instances import count_objects as count_objects
+from .instances import object_scores as object_scores
+from .instances import overlaps as overlaps
 from .overlap import dice as dice
 from .paired import PairedDifference as PairedDifference
 from .paired import holm as holm

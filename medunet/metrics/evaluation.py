@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 from typing_extensions import NotRequired
@@ -13,6 +13,7 @@ from medunet.errors import ConfigError, DataError
 
 from .arrays import Array, ArrayOrTensor, as_pair, bounding_box, checked_spacing
 from .em import em_scores
+from .instances import add_counts, count_objects, object_scores, scores_by_size
 from .overlap import Status, count_voxels, dice_from_counts, iou_from_counts, status_from_counts
 from .surface import surface_distances
 
@@ -21,13 +22,16 @@ BACKGROUND = "background"  # name of the background label; without it, value 0 i
 
 
 class ClassScores(TypedDict):
-    """Scores of one class in one case; volumes in 3D, areas in 2D. `medunet.metrics.overlap` explains NaN."""
+    """Scores of one class in one case; volumes in 3D, areas in 2D. `medunet.metrics.overlap` explains NaN.
+
+    A class of objects has the scores of :func:`medunet.metrics.object_scores` instead of distances and sizes.
+    """
 
     status: Status
     dice: float
     iou: float
-    hd95_mm: float
-    msd_mm: float
+    hd95_mm: NotRequired[float]
+    msd_mm: NotRequired[float]
     volume_pred_ml: NotRequired[float]
     volume_ref_ml: NotRequired[float]
     area_pred_mm2: NotRequired[float]
@@ -41,6 +45,15 @@ class CaseScores(TypedDict):
     mean_dice: float  # over the classes that occur in the reference or the prediction
     classes: dict[str, ClassScores]
     em: NotRequired[dict[str, float]]
+    mean_ap: NotRequired[float]  # of objects: mean over the classes of their mean average precision
+    objects: NotRequired[dict[str, dict[str, float]]]  # counts by class, which can be added
+
+
+class ObjectSummary(TypedDict):
+    """Scores of the objects of a class in all cases together (pooled), and by size of the objects."""
+
+    pooled: dict[str, float]
+    sizes: dict[str, dict[str, float]]
 
 
 class Statistics(TypedDict):
@@ -66,6 +79,9 @@ class Summary(TypedDict):
     mean_dice: float  # mean over classes of the mean over cases (nnU-Net's foreground mean)
     classes: dict[str, ClassSummary]
     em: NotRequired[dict[str, Statistics]]
+    instances: NotRequired[bool]  # whether objects were compared
+    mean_ap: NotRequired[float]  # mean over classes of the mean over cases
+    objects: NotRequired[dict[str, ObjectSummary]]
     failed_cases: NotRequired[dict[str, str]]  # why cases could not be evaluated, by name
     section: NotRequired[str]  # which cases of the data set were evaluated: unseen, validation, all, test or training
     trained_on: NotRequired[list[str] | None]  # evaluated cases of the training; None if the bundle does not record it
@@ -133,6 +149,50 @@ def evaluate_case(
     return scores
 
 
+def evaluate_objects(
+    pred: ArrayOrTensor,
+    ref: ArrayOrTensor,
+    *,
+    labels: Mapping[str, int],
+    pred_classes: Mapping[int, int] | None = None,
+    ref_classes: Mapping[int, int] | None = None,
+    name: str = "",
+) -> CaseScores:
+    """Compare predicted objects with the reference, class by class.
+
+    Args:
+        pred: object numbers `(*spatial)`, 2D or 3D; 0 is the background.
+        ref: object numbers of the reference, of the same shape.
+        labels: value by name of a class, background included.
+        pred_classes: value of the class of each predicted object; None if there is only one class.
+        ref_classes: value of the class of each reference object.
+        name: the case's name, for tables.
+
+    Raises:
+        GeometryError: shapes differ.
+        DataError: negative or fractional numbers.
+        ConfigError: several classes, and objects without classes.
+    """
+    arrays = as_pair(pred, ref)
+    foreground = {label: value for label, value in labels.items() if label != BACKGROUND and value != 0}
+    if len(foreground) > 1 and (pred_classes is None or ref_classes is None):
+        raise ConfigError("objects of several classes need the class of each object", received=", ".join(foreground))
+    classes, counts = {}, {}
+    for label, value in foreground.items():
+        of_class = [
+            array if len(foreground) == 1 or numbers is None else _of_class(array, numbers, value)
+            for array, numbers in zip(arrays, (pred_classes, ref_classes), strict=True)
+        ]
+        counts[label] = count_objects(*of_class)
+        voxels = count_voxels(*(array != 0 for array in of_class))
+        pixels = {"dice": dice_from_counts(*voxels), "iou": iou_from_counts(*voxels)}
+        scores = {"status": status_from_counts(*voxels[:2]), **pixels, **object_scores(counts[label])}
+        classes[label] = cast("ClassScores", scores)
+    mean_dice = _mean(entry["dice"] for entry in classes.values())
+    mean_ap = _mean(float(entry["mean_ap"]) for entry in classes.values())  # type: ignore[typeddict-item] # of objects
+    return CaseScores(name=name, mean_dice=mean_dice, mean_ap=mean_ap, classes=classes, objects=counts)
+
+
 def summarise(results: Sequence[CaseScores]) -> Summary:
     """Return mean, median and standard deviation of each score over cases, and the overall mean Dice.
 
@@ -158,6 +218,14 @@ def summarise(results: Sequence[CaseScores]) -> Summary:
     em = [result["em"] for result in results if "em" in result]
     if em:
         summary["em"] = {key: _statistics(entry.get(key, math.nan) for entry in em) for key in em[0]}
+    if objects := [result["objects"] for result in results if "objects" in result]:
+        summary["instances"] = True
+        summary["mean_ap"] = _mean(entry["scores"]["mean_ap"]["mean"] for entry in classes.values())
+        pooled = {label: add_counts(counts[label] for counts in objects if label in counts) for label in classes}
+        summary["objects"] = {
+            label: ObjectSummary(pooled=object_scores(counts), sizes=scores_by_size(counts))
+            for label, counts in pooled.items()
+        }
     return summary
 
 
@@ -181,6 +249,11 @@ def _class_scores(pred: Array, ref: Array, values: Sequence[int], spacing_mm: tu
     else:
         scores["area_pred_mm2"], scores["area_ref_mm2"] = in_pred, in_ref
     return scores
+
+
+def _of_class(array: Array, classes: Mapping[int, int], value: int) -> Array:
+    chosen = [number for number, class_ in classes.items() if class_ == value]
+    return np.where(np.isin(array, chosen), array, 0)
 
 
 def _check_values(array: Array, *, labels: Mapping[str, int], of: str) -> None:
