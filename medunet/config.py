@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -104,6 +105,24 @@ def to_json(content: Mapping[str, Any]) -> str:
         return line if len(line) <= SHORT_LIST else match.group(0)
 
     return re.sub(r"\[[^\[\]{}]*\]", on_one_line, json.dumps(content, indent=2, ensure_ascii=False)) + "\n"
+
+
+def strict_json(document: object) -> str:
+    """Return valid JSON, in which NaN and infinity are null."""
+    # in ASCII, because a path may have bytes that no encoding accepts
+    return json.dumps(plain(document), indent=2, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """Return what JSON can express: None for NaN and infinity, text for paths, plain numbers for NumPy's."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    value = value.item() if hasattr(value, "dtype") and hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

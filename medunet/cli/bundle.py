@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from medunet.cli import export
 from medunet.cli import options as opt
+from medunet.cli.output import print_json, with_json
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
@@ -44,11 +44,11 @@ def init(
 
 
 @app.command()
+@with_json("bundle show")
 def show(
     bundle: opt.Bundle,
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids, or the beginnings of ids.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Also show ids that only connect components.")] = False,
-    as_json: opt.AsJson = False,
 ) -> None:
     """Show the ids that --set accepts: value, meaning, type and origin of each."""
     folder = find_bundle(bundle)
@@ -61,9 +61,7 @@ def show(
         entries = [entry for entry in entries if f"{entry.id}::".startswith(tuple(starts))]
     if not entries:
         raise ConfigError("unknown config id", file=folder, received=", ".join(ids or ()))
-    if as_json:
-        typer.echo(json.dumps({"schema": 1, "ids": [vars(entry) for entry in entries]}, indent=2, ensure_ascii=False))
-        return
+    print_json(ids=[vars(entry) for entry in entries])
     table = Table("id", "value", "meaning", "type", "origin")
     for entry in entries:
         value = "..." if entry.type == "mapping" else as_text(entry.value)  # its parts have ids of their own
@@ -91,6 +89,7 @@ def render(
 
 
 @app.command()
+@with_json("bundle verify")
 def verify(bundle: opt.Bundle, trust: opt.Trust = False) -> None:
     """Report whether a bundle could run its own code, then check its files, metadata, references, network and weights.
 
@@ -105,6 +104,7 @@ def verify(bundle: opt.Bundle, trust: opt.Trust = False) -> None:
     for line in verdict.lines():
         console.print(escape(line), style=None if verdict.is_trusted else "red")
     results = verify_bundle(folder)
+    print_json(trusted=verdict.is_trusted, findings=[*map(str, verdict.findings)], faults=results)
     for name, fault in results.items():
         console.print(f"ok   {name}" if fault is None else f"[bold red]FAIL[/] {name}: {escape(fault)}")
     if any(fault is not None for fault in results.values()):

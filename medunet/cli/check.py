@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli import options as opt
+from medunet.cli.output import print_json, with_json
 from medunet.errors import ConfigError
 from medunet.files import require_path
 
@@ -23,11 +23,11 @@ MAX_NAMED = 3  # files in one row of the table; `--json` lists all
 _COLOURS = {"error": "bold red", "warning": "yellow"}
 
 
+@with_json("check")
 @opt.with_reading
 def check(
     data: opt.DataFolder,
     sheet: Annotated[Path | None, typer.Option(help="Also draw all cases with their labels into this PNG.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
     headers: Annotated[bool, typer.Option("--headers", help="Read only headers: fast, without statistics.")] = False,
     *,
     reading: dict[str, Any],
@@ -59,10 +59,8 @@ def check(
             done=lambda: update(advance=1),
             visit=visit if sheet is not None else None,
         )
-    if as_json:
-        typer.echo(json.dumps(result.as_dict(), indent=2, ensure_ascii=False))
-    else:
-        _print_tables(result)
+    print_json(**result.as_dict())
+    _print_tables(result)
     if sheet is not None and pictures.thumbnails and result.dataset is not None:
         # findings come with errors first, and the first of a case counts
         severities = {finding.case: finding.severity for finding in reversed(result.findings)}

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli import options as opt
+from medunet.cli.output import print_json, with_json
 from medunet.errors import ConfigError
 from medunet.files import check_target, require_path
 from medunet.resources import find_bundle
@@ -24,6 +25,7 @@ EM_HELP = "Also compute V_rand, V_info and warping error. Default: for 2D images
 OUTPUT_HELP = "Folder for the tables. Default: evaluation or evaluation_NAME in the run, PRED_evaluation with --pred."
 
 
+@with_json("evaluate")
 def evaluate(
     bundle: Annotated[str | None, typer.Argument(help="A run, or a bundle with weights. Needs --data.")] = None,
     data: Annotated[Path | None, typer.Option(help="Labelled data set to predict and evaluate.")] = None,
@@ -53,6 +55,7 @@ def evaluate(
         result = evaluate_folders(pred, ref, output, labels=values, em=em)
     else:
         raise ConfigError("evaluate needs either BUNDLE --data DATA, or --pred DIR --ref DIR [--labels NAME=VALUE,...]")
+    print_json(**result)
     _show(result)
     failed = result.get("failed_cases", {})
     for name, cause in failed.items():

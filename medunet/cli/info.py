@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import re
 from typing import Any
 
-import typer
 from rich.markup import escape
 from rich.table import Table
 
-import medunet
 from medunet.cli import options as opt
+from medunet.cli.output import print_json, with_json
 from medunet.config import read_json
 from medunet.files import cache_folder, config_folder
 from medunet.resources import preset_names, resource_dir, shipped_bundles
@@ -20,7 +18,8 @@ from medunet.resources import preset_names, resource_dir, shipped_bundles
 DEVELOPMENT = ("dev", "bench")  # extras that add nothing for users
 
 
-def info(as_json: opt.AsJson = False) -> None:
+@with_json("info")
+def info() -> None:
     """Show versions, hardware, folders and extras: what a bug report needs."""
     import psutil
     import torch
@@ -42,9 +41,7 @@ def info(as_json: opt.AsJson = False) -> None:
         "config_folder": str(config_folder()),
         "extras": extras(),
     }
-    if as_json:
-        typer.echo(json.dumps({"schema": 1, **content}, indent=2))
-        return
+    print_json(**content)
     table = Table(show_header=False, box=None)
     for key, value in content.items():
         parts = [f"{name} {part}" for name, part in value.items()] if isinstance(value, dict) else []
@@ -63,16 +60,15 @@ def extras() -> dict[str, str]:
     return {extra: f"without {', '.join(names)}" if names else "installed" for extra, names in missing.items()}
 
 
-def list_bundles(as_json: opt.AsJson = False) -> None:
+@with_json("list")
+def list_bundles() -> None:
     """List the shipped bundles and their presets."""
     rows = {}
     for name in shipped_bundles():
         folder = resource_dir("bundles") / name / "configs"
         presets = preset_names(path.stem for path in folder.glob("*.json"))
         rows[name] = {"description": read_json(folder / "metadata.json")["description"], "presets": presets}
-    if as_json:
-        typer.echo(json.dumps({"schema": 1, "version": medunet.__version__, "bundles": rows}, indent=2))
-        return
+    print_json(bundles=rows)
     table = Table("bundle", "description", "presets")
     for name, row in rows.items():
         table.add_row(name, escape(row["description"]), ", ".join(row["presets"]))

@@ -41,7 +41,6 @@ Trust = Annotated[bool, typer.Option("--trust", help=TRUST_HELP)]
 SKIP_HELP = "Skip unusable cases and list them. Default: stop if there are any."
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help=SKIP_HELP)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 class Where(str, Enum):

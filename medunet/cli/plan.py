@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli import options as opt
+from medunet.cli.output import print_json, with_json
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
 
@@ -20,6 +21,7 @@ DIMS_HELP = "Dimensions of the network. auto: those of the images; 2: slice by s
 ESTIMATE_HELP = "Skip the trial training step: estimate memory and keep the default number of epochs."
 
 
+@with_json("plan")
 @opt.with_reading
 def plan(
     data: opt.DataFolder,
@@ -69,6 +71,13 @@ def plan(
             measured=lambda: update(description="trying a training step"),
         )
     fingerprint = result.plan.fingerprint
+    print_json(
+        bundle=output,
+        cases=len(fingerprint.cases),
+        left_out=result.left_out,
+        training_seconds=result.plan.seconds,
+        decisions=[vars(decision) for decision in (*result.plan.decisions, *result.plan.notes)],
+    )
     table = Table(title=escape(f"{fingerprint.name}: {len(fingerprint.cases)} cases"))
     table.add_column("id", no_wrap=True)
     table.add_column("value", overflow="fold")

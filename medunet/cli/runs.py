@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli import options as opt
+from medunet.cli.output import print_json, with_json
 from medunet.cli.train import show_folds, show_training
 from medunet.files import require_path
 
@@ -38,11 +39,13 @@ _COLOURS = {"FINISHED": "green", "RUNNING": "cyan", "FAILED": "bold red", "KILLE
 
 
 @app.command("list")
+@with_json("runs list")
 def list_(folder: Folder = RUNS, uri: Uri = None, experiment: Experiment = EXPERIMENT, folds: Folds = False) -> None:
     """List training runs, newest first."""
     runs = _runs(folder, uri, experiment, folds=folds)
     from medunet.tracking import BEST_METRIC
 
+    print_json(runs=[_facts(run) for run in runs])
     table = Table("run", "id", "status", "started", "time", "epochs", "Dice", "changed from the preset")
     for run in runs:
         colour = _COLOURS.get(run.status, "white")
@@ -61,6 +64,7 @@ def list_(folder: Folder = RUNS, uri: Uri = None, experiment: Experiment = EXPER
 
 
 @app.command()
+@with_json("runs compare")
 def compare(
     names: Annotated[list[str], typer.Argument(help=NAMES_HELP)] = [],  # noqa: B006
     folder: Folder = RUNS,
@@ -74,7 +78,9 @@ def compare(
 
     runs = [find_run(name, known) for name in names] if names else known
     table = Table("", *(escape(f"{run.name}\n{run.run_id[:8]}") for run in runs))
-    for name, values in differing(runs).items():
+    differences = differing(runs)
+    print_json(runs=[_facts(run) for run in runs], differences=differences)
+    for name, values in differences.items():
         table.add_row(escape(name), *map(escape, values))
     table.add_section()
     for name in sorted({name for run in runs for name in run.metrics if not name.startswith("system/")}):
@@ -83,6 +89,7 @@ def compare(
 
 
 @app.command()
+@with_json("runs best")
 def best(
     metric: Annotated[str, typer.Option("--metric", help=METRIC_HELP)] = "",
     folder: Folder = RUNS,
@@ -96,12 +103,15 @@ def best(
 
     metric = metric or BEST_METRIC
     run = best_run(runs, metric)
+    path = folder_of(run, folder)
+    print_json(run=_facts(run), metric=metric, value=run.metrics[metric], folder=path)
     opt.plain_console().print(escape(f"{run.name} ({run.run_id}): {metric} {run.metrics[metric]:.4f}"))
-    if (path := folder_of(run, folder)) is not None:
+    if path is not None:
         opt.print_next_predict(path)
 
 
 @app.command()
+@with_json("runs resume")
 def resume(
     name: Annotated[str, typer.Argument(help="Name of a training run, or the beginning of its id.")],
     folder: Folder = RUNS,
@@ -130,6 +140,7 @@ def resume(
 
 
 @app.command()
+@with_json("runs sync")
 def sync(
     folder: Annotated[Path, typer.Argument(help="Folder of a run, or of several runs.")] = RUNS, uri: Uri = None
 ) -> None:
@@ -138,9 +149,16 @@ def sync(
     from medunet.tracking import sync_runs
 
     sent, missing = sync_runs(folder, uri)
+    print_json(sent_runs=sent, unsent_runs=missing)
     opt.plain_console().print(f"{sent} runs sent, {missing} could not be sent")
     if missing:
         raise typer.Exit(opt.EXIT_SOME_FAILED)
+
+
+def _facts(run: TrackedRun) -> dict[str, Any]:
+    started = datetime.fromtimestamp(run.started / 1000, timezone.utc).isoformat(timespec="seconds")
+    facts = {"name": run.name, "id": run.run_id, "kind": run.kind, "status": run.status.lower(), "started": started}
+    return facts | {key: getattr(run, key) for key in ("seconds", "metrics", "changed")}
 
 
 def _runs(folder: Path, uri: str | None, experiment: str, *, folds: bool = False) -> list[TrackedRun]:

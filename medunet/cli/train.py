@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli import options as opt
+from medunet.cli.output import print_json, with_json
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
@@ -26,6 +27,7 @@ FOLDS_HELP = "Train these folds, evaluate each case with the fold that held it o
 RESUME_HELP = "Continue the run in --output from its last completed epoch; --folds always does."
 
 
+@with_json("train")
 def train(
     bundle: opt.Bundle,
     data: opt.TrainingData,
@@ -105,6 +107,8 @@ def _parse_folds(text: str | None) -> list[int] | None:
 
 def show_training(result: TrainingResult) -> None:
     """Print the result of a training run."""
+    kept = {"kept_epoch": result.kept_epoch, "validation_dice": result.kept_dice}
+    print_json(run=result.run, epochs=result.epochs, best_epoch=result.best_epoch, **kept, left_out=result.left_out)
     if result.kept_dice:
         why = "the best validation"
         if result.kept_epoch != result.best_epoch:
@@ -124,15 +128,23 @@ def show_folds(result: CrossValidation) -> None:
     """Print the result of a cross-validation; the exit code tells whether it is complete."""
     from medunet.runs.ensemble import describe_rule
 
+    summary = result.postprocessed or result.summary
+    print_json(
+        ensemble=result.output if summary else None,
+        folds=[vars(outcome) for outcome in result.folds],
+        mean_dice=summary and summary["mean_dice"],
+        failed_cases=result.failed_cases,
+        interrupted=result.is_interrupted,
+    )
     for outcome in result.folds:
         typer.echo(f"fold {outcome.fold}: {outcome.status}" + (f", {outcome.seconds:.0f} s" if outcome.seconds else ""))
-    if result.summary is not None:
+    if summary is not None and result.summary is not None:
         table = Table("class", "Dice", "with post-processing", title=f"out of fold, {result.summary['cases']} cases")
         for rule in result.rules:
             after = f"{rule.dice_after:.4f} ({describe_rule(rule)})" if rule.is_kept else "none used"
             table.add_row(rule.name, f"{rule.dice_before:.4f}", after)
         opt.plain_console().print(table)
-        typer.echo(f"mean Dice of the classes: {(result.postprocessed or result.summary)['mean_dice']:.4f}")
+        typer.echo(f"mean Dice of the classes: {summary['mean_dice']:.4f}")
         typer.echo(f"ensemble: {result.output}")
         opt.print_next_predict(result.output)
     errors = {f"fold {outcome.fold}": outcome.error for outcome in result.folds if outcome.error is not None}

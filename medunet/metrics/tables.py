@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from medunet.config import plain, strict_json
 from medunet.files import write_atomically
 
 from .evaluation import CaseScores, Summary, summarise
@@ -36,7 +34,7 @@ def write_tables(
     folder.mkdir(parents=True, exist_ok=True)
     document = {"summary": summary or summarise(results), "cases": list(results)}
     table = write_atomically(folder / CSV_NAME, table_text(results))
-    return table, write_atomically(folder / JSON_NAME, json_text(document))
+    return table, write_atomically(folder / JSON_NAME, strict_json(document))
 
 
 def table_text(results: Sequence[CaseScores]) -> str:
@@ -50,18 +48,5 @@ def table_text(results: Sequence[CaseScores]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(columns), restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_without_nan(rows))  # None is an empty cell
+    writer.writerows(plain(rows))  # None is an empty cell
     return text.getvalue()
-
-
-def json_text(document: object) -> str:
-    """Return valid JSON: null for NaN and infinity."""
-    return json.dumps(_without_nan(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

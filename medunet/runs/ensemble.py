@@ -9,9 +9,8 @@ from typing import Any
 
 from medunet.bundle.check import check_config
 from medunet.bundle.render import write_bundle
-from medunet.config import read_json, to_json
+from medunet.config import read_json, strict_json, to_json
 from medunet.files import atomic_path
-from medunet.metrics.tables import json_text
 from medunet.prediction import ClassRule, as_step
 from medunet.resources import WORKFLOWS, bundle_texts
 from medunet.runs.card import without_results
@@ -37,7 +36,7 @@ def write_ensemble(
     configs["metadata"].pop("weights", None)
     files = bundle_texts(first) | {f"configs/{name}.json": to_json(config) for name, config in configs.items()}
     files["docs/README.md"] = without_results(files["docs/README.md"]) + _section(list(runs), rules, decision)
-    files[DECISION_NAME] = json_text(decision)
+    files[DECISION_NAME] = strict_json(decision)
 
     models = output / "models"
     forget_weights(output)
