@@ -127,7 +127,13 @@ def train(
 
 
 def evaluate(
-    run: PathLike, data: PathLike, output: PathLike | None = None, *, section: str = "unseen", device: str = "auto"
+    run: PathLike,
+    data: PathLike,
+    output: PathLike | None = None,
+    *,
+    section: str = "unseen",
+    tta: str | None = None,
+    device: str = "auto",
 ) -> Summary:
     """Predict labelled images and compare the result with their labels on the grid of the files.
 
@@ -136,6 +142,7 @@ def evaluate(
         data: folder of a data set.
         output: folder for predictions and metrics; None uses a folder in the run.
         section: `unseen` (all cases that the run was not trained on), `validation`, `all` or `test`.
+        tta: test-time augmentation, `none`, `mirror` or `views`; None: as the bundle says.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
@@ -143,7 +150,7 @@ def evaluate(
         ConfigError: an unknown section, or one without cases.
     """
     folder = None if output is None else Path(output)
-    return evaluate_bundle(Path(run), Path(data), folder, section=section, device=device)
+    return evaluate_bundle(Path(run), Path(data), folder, section=section, tta=tta, device=device)
 
 
 def predict(run: PathLike, inputs: PathLike | Iterable[PathLike], output: PathLike, **options: Any) -> list[Prediction]:

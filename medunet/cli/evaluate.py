@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -35,6 +35,7 @@ def evaluate(
     section: Annotated[str, typer.Option(help=SECTION_HELP)] = "unseen",
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
     em: Annotated[bool | None, typer.Option("--em/--no-em", help=EM_HELP)] = None,
+    tta: opt.Tta = None,
     device: opt.Device = "auto",
     trust: opt.Trust = False,
 ) -> None:
@@ -47,7 +48,8 @@ def evaluate(
         folder = find_bundle(bundle)
         from medunet.runs import evaluate_bundle
 
-        result = evaluate_bundle(folder, data, output, section=section, device=device, em=em, trust=trust)
+        options: dict[str, Any] = {"section": section, "tta": tta and tta.value, "device": device, "em": em}
+        result = evaluate_bundle(folder, data, output, trust=trust, **options)
     elif pred is not None and ref is not None and bundle is None and data is None:
         values = _parse_labels(labels)
         from medunet.runs import evaluate_folders

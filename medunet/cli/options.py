@@ -49,6 +49,21 @@ class Where(str, Enum):
     ray = "ray"
 
 
+class Views(str, Enum):
+    """Keys of `medunet.prediction.options.TTA`, repeated so that `--help` need not import them."""
+
+    none = "none"
+    mirror = "mirror"
+    views = "views"
+
+
+TTA_HELP = (
+    "Test-time augmentation: mean over mirrored views (8 passes in 3D, 4 in 2D); views: also of the enlarged image "
+    "(as 38 and 16 passes). Default: as the bundle says."
+)
+Tta = Annotated[Views | None, typer.Option("--tta", help=TTA_HELP)]
+
+
 # options of the commands that read images, by field of `medunet.io.ReadOptions`; None leaves the default
 READING: dict[str, Any] = {
     name: Annotated[kind | None, typer.Option(f"--{name.replace('_', '-')}", metavar=metavar, help=text)]

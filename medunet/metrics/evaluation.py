@@ -84,6 +84,7 @@ class Summary(TypedDict):
     objects: NotRequired[dict[str, ObjectSummary]]
     failed_cases: NotRequired[dict[str, str]]  # why cases could not be evaluated, by name
     section: NotRequired[str]  # which cases of the data set were evaluated: unseen, validation, all, test or training
+    tta: NotRequired[str]  # test-time augmentation, if it was chosen for this evaluation
     trained_on: NotRequired[list[str] | None]  # evaluated cases of the training; None if the bundle does not record it
     left_out: NotRequired[list[str]]  # cases of the data set that were not evaluated, because they were trained on
     folder: NotRequired[str]  # of the tables; not part of them

@@ -116,6 +116,8 @@ class Predictor:
             keep_freed_memory()
         self._parse = partial(parse_inference, device=self.device, overrides=options.changes, trust=options.trust)
         parser = self._parse(Path(bundle), values=options.config_values)
+        if options.tta is not None and "mirror_inferer" not in parser:
+            raise ConfigError("test-time augmentation needs a bundle of medunet", file=bundle, received=options.tta)
         self.channels: int = content(parser, "in_channels")
         self.spatial_dims: int = content(parser, "spatial_dims")
         self.classes = class_values(parser)

@@ -37,6 +37,7 @@ def evaluate_bundle(
     section: str = "unseen",
     device: str = "auto",
     em: bool | None = None,
+    tta: str | None = None,
     trust: bool = False,
 ) -> Summary:
     """Predict labelled images with a bundle and evaluate the result on the source grid.
@@ -51,6 +52,7 @@ def evaluate_bundle(
             labelled case, `test` the labelled cases of `imagesTs`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         em: also compute the ISBI 2012 scores; None computes them for 2D data with two labels.
+        tta: test-time augmentation, `none`, `mirror` or `views`; None: as the bundle says.
         trust: approve a bundle that could run its own code.
 
     Returns:
@@ -71,16 +73,18 @@ def evaluate_bundle(
     output = output or bundle / seen.folder
     with claim(output):
         items = _items(bundle, data, config, section, seen)
-        predictor = Predictor(bundle, output_dir=output / "predictions", device=device, overwrite=True, trust=trust)
+        options: dict[str, Any] = {"device": device, "tta": tta, "overwrite": True, "trust": trust}
+        predictor = Predictor(bundle, output_dir=output / "predictions", **options)
         pairs, failed = predict_items(predictor, items)
         names = {str(item["name"]) for item in items}
         facts = {
             "section": section,
+            **({} if tta is None else {"tta": tta}),
             "trained_on": sorted(seen.names & names) if seen.is_known else None,
             "left_out": sorted(seen.names - names) if section == "unseen" else [],
         }
         labels, regions = class_values(config), region_values(config)
-        options: dict[str, Any] = {"dims": dataset.spatial_dims, "em": em, "ignore": dataset.ignore}
+        options = {"dims": dataset.spatial_dims, "em": em, "ignore": dataset.ignore}
         return measure(pairs, labels, output, failed=failed, facts=facts, regions=regions, **options)
 
 

@@ -88,7 +88,7 @@ def predict_cohort(
     channels = int(read_own(bundle, "inference")["in_channels"])
     cases: list[Case] = [*read_cohort(source, channels=channels)] if isinstance(source, Path) else list(source)
     members = [bundle_digest(one) for one in ensemble]
-    settings = (options.probabilities, options.result_format, sorted(options.changes.items()), members)
+    settings = (options.probabilities, options.tta, options.result_format, sorted(options.changes.items()), members)
     ray = join_cluster() if where == "ray" else None
     interrupted = False
     with claim(output), Ledger(output, digest=bundle_digest(bundle, *settings), replace=replace) as ledger:
