@@ -18,10 +18,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from medunet.inferers import LabelInferer, MirrorInferer, OverlapTileInferer, ScaleInferer
 from medunet.io import LoadLabeld, MedunetReader, write_volume
-from medunet.losses import BorderWeightedCELoss, DeepSupervisionLoss, DiceCELoss, RegionDiceCELoss
+from medunet.losses import BorderWeightedCELoss, DeepSupervisionLoss, DiceCELoss, DistanceLoss, RegionDiceCELoss
 from medunet.networks import UNet
 from medunet.runtime import FastNetwork
-from medunet.transforms import BorderWeightMapd, EncodeLabelsd, NormalizeChannelsd, RandDeformd, RandNoised
+from medunet.transforms import (
+    BorderWeightMapd,
+    EncodeLabelsd,
+    InstanceTargetsd,
+    NormalizeChannelsd,
+    ObjectsFromMapsd,
+    RandDeformd,
+    RandNoised,
+)
 
 KEYS = ("image", "label")
 PARTS: dict[str, Callable[[], Any]] = {
@@ -39,6 +47,9 @@ PARTS: dict[str, Callable[[], Any]] = {
     "weighted cross entropy": BorderWeightedCELoss,
     "Dice and cross entropy": DiceCELoss,
     "regions": lambda: RegionDiceCELoss([[1, 2], [2]]),
+    "distance": DistanceLoss,
+    "targets of objects": InstanceTargetsd,
+    "objects": ObjectsFromMapsd,
     "deep supervision": lambda: DeepSupervisionLoss(DiceCELoss()),
     "network": lambda: UNet(2, 1, 2, channels=(4, 8), norm="batch"),
     "fast network": lambda: FastNetwork(UNet(2, 1, 2, channels=(4, 8), norm="batch").eval()),

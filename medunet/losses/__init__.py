@@ -7,4 +7,5 @@ MONAI's losses follow them with ``softmax=True, to_onehot_y=True``; give them fl
 from .border_weighted import BorderWeightedCELoss as BorderWeightedCELoss
 from .deep_supervision import DeepSupervisionLoss as DeepSupervisionLoss
 from .dice import DiceCELoss as DiceCELoss
+from .distance import DistanceLoss as DistanceLoss
 from .regions import RegionDiceCELoss as RegionDiceCELoss

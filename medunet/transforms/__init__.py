@@ -1,4 +1,4 @@
-"""MONAI dictionary transforms for labels, deformation, border weights, intensity and components."""
+"""MONAI dictionary transforms for labels, deformation, border weights, intensity, components and objects."""
 
 from .border_weights import BorderWeightMapd as BorderWeightMapd
 from .border_weights import border_weight_map as border_weight_map
@@ -11,6 +11,13 @@ from .components import clean_labels as clean_labels
 from .components import clean_regions as clean_regions
 from .components import regions_within as regions_within
 from .components import values_outside as values_outside
+from .instances import TARGETS as TARGETS
+from .instances import InstanceTarget as InstanceTarget
+from .instances import InstanceTargetsd as InstanceTargetsd
+from .instances import Objects as Objects
+from .instances import ObjectsFromMapsd as ObjectsFromMapsd
+from .instances import instance_target as instance_target
+from .instances import objects_from_maps as objects_from_maps
 from .intensity import AboveThreshold as AboveThreshold
 from .intensity import BatchIntensity as BatchIntensity
 from .intensity import NormalizeChannelsd as NormalizeChannelsd

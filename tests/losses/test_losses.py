@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medunet.errors import ConfigError
-from medunet.losses import BorderWeightedCELoss, DeepSupervisionLoss, DiceCELoss, RegionDiceCELoss
+from medunet.losses import BorderWeightedCELoss, DeepSupervisionLoss, DiceCELoss, DistanceLoss, RegionDiceCELoss
 
 BOTH = pytest.mark.parametrize("loss_class", [DiceCELoss, BorderWeightedCELoss])
 
@@ -197,3 +197,15 @@ def test_invalid_level_weights_are_rejected():
         DeepSupervisionLoss(DiceCELoss(), level_weights=[1, 1])(levels(3), TARGET)
     with pytest.raises(ConfigError, match="must have a number > 0"):
         DeepSupervisionLoss(DiceCELoss(), level_weights=[0, 1])(levels(1), TARGET)
+
+
+def test_a_network_learns_distances_beside_classes():
+    target, distance = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
+    target[..., 1:3, 1:3], distance[..., 1:3, 1:3] = 1, 0.5
+    wrong = torch.zeros(1, 2, 4, 4)
+    right = torch.cat([18 * target - 9, torch.logit(distance.clamp(1e-4, 0.9999))], dim=1)
+    loss = DistanceLoss()
+    assert loss(right, target, distance) < 0.3 * loss(wrong, target, distance)
+    swapped = torch.cat([right[:, 1:], right[:, :1]], dim=1)
+    assert loss(right, target, distance) < loss(swapped, target, distance)
+    assert torch.isclose(loss(right, target, distance), DeepSupervisionLoss(loss)([right], target, distance))

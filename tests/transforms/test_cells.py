@@ -36,9 +36,17 @@ def test_cells_are_separated_by_the_mean_of_their_border(
 
 
 def test_shallow_basins_are_merged() -> None:
-    noise = np.random.default_rng(0).uniform(0.97, 1.0, (64, 64))
-    assert separate_cells(noise, boundary=0.0).max() == 1
-    assert separate_cells(noise, boundary=0.0, depth=0.0).max() > 1
+    noise = np.random.default_rng(0).uniform(0.9, 1.0, (64, 64))
+    assert separate_cells(noise, boundary=0.0).max() > 1
+    assert separate_cells(noise, boundary=0.1).max() == 1
+
+
+def test_background_has_no_cells_and_each_component_has_one() -> None:
+    interior, mask = np.full((9, 40), 0.2), np.zeros((9, 40), dtype=bool)
+    mask[2:7, 2:10] = mask[2:7, 12:20] = mask[8, 39] = True
+    cells = separate_cells(interior, mask=mask, boundary=1.0)
+    assert np.array_equal(cells > 0, mask)
+    assert cells.max() == 3
 
 
 def test_every_voxel_belongs_to_a_cell() -> None:
@@ -55,4 +63,4 @@ def test_other_input_than_probability_maps_is_rejected(interior: np.ndarray) -> 
     with pytest.raises(DataError, match="need a probability map"):
         separate_cells(interior)
     with pytest.raises(ConfigError, match="must be in"):
-        separate_cells(np.ones((4, 4)), depth=-0.1)
+        separate_cells(np.ones((4, 4)), boundary=-0.1)
