@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import html
+import base64
+import math
+import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +18,16 @@ import torch
 from medunet.bundle import PlannedBundle, plan_bundle
 from medunet.datasets import Examination, examine, list_inputs
 from medunet.deploy.export import Export, export_bundle
-from medunet.errors import ConfigError
+from medunet.errors import ConfigError, MedunetError
 from medunet.inferers.memory import parse_memory
-from medunet.io import ReadOptions
+from medunet.io import ReadOptions, read_volume
 from medunet.io.reader import PathLike
 from medunet.metrics import Summary
+from medunet.notebook import Shown, Table
 from medunet.planning import parse_time
 from medunet.prediction import Prediction, PredictOptions, Predictor
+from medunet.prediction.source import first_path
+from medunet.reports import render_overlay
 from medunet.resources import find_bundle
 from medunet.runs import TrainingResult, evaluate_bundle, report_runs, train_bundle
 
@@ -150,7 +155,8 @@ def evaluate(
         ConfigError: an unknown section, or one without cases.
     """
     folder = None if output is None else Path(output)
-    return evaluate_bundle(Path(run), Path(data), folder, section=section, tta=tta, device=device)
+    summary = evaluate_bundle(Path(run), Path(data), folder, section=section, tta=tta, device=device)
+    return cast("Summary", _Scores(summary))
 
 
 def predict(run: PathLike, inputs: PathLike | Iterable[PathLike], output: PathLike, **options: Any) -> list[Prediction]:
@@ -170,7 +176,7 @@ def predict(run: PathLike, inputs: PathLike | Iterable[PathLike], output: PathLi
         ConfigError: an invalid option.
     """
     predictor = Predictor(run, output_dir=Path(output), **options)
-    return list(predictor.predict(list_inputs(inputs, channels=predictor.channels)))
+    return _Predictions(predictor.predict(list_inputs(inputs, channels=predictor.channels)))
 
 
 def report(runs: PathLike | Sequence[PathLike], output: PathLike | None = None, **options: Any) -> Path:
@@ -206,32 +212,61 @@ def export(run: PathLike, output: PathLike, *, to: str = "onnx", image: PathLike
     return export_bundle(Path(run), Path(output), to=to, image=None if image is None else Path(image))
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """The prediction for one image.
+@dataclass(frozen=True, repr=False)
+class Segmentation(Shown):
+    """The prediction for one image. A notebook shows its outlines on the image and the volume of each class.
 
     Args:
         labels: label map `(*spatial)` on the grid of the image, with the data set's label values.
         affine: 4x4, from voxel indices to RAS millimetres.
         classes: name of each label value.
         probabilities: `(class, *spatial)`, or None if they were not requested.
+        regions: label values that each region unites; empty if classes do not overlap.
+        image: the image as it was given, an array or paths; only the picture needs it.
     """
 
     labels: npt.NDArray[Any]
     affine: npt.NDArray[np.float64]
     classes: Mapping[str, int]
     probabilities: npt.NDArray[np.float32] | None = None
+    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    image: Image | None = None
 
     @property
     def volumes_mm3(self) -> dict[str, float]:
-        """Volume of each class in mm³ (area in mm² for 2D images), without the background."""
-        voxel = float(abs(np.linalg.det(self.affine[:3, :3])))
-        return {name: voxel * int((self.labels == value).sum()) for name, value in self.classes.items() if value}
+        """Volume of each class or region in mm³ (area in mm² for 2D images), without the background."""
+        size = math.prod(self._spacing)
+        return {name: size * int(np.isin(self.labels, values).sum()) for name, values in self._values.items()}
+
+    def picture(self) -> bytes:
+        """Draw the outlines on the image as PNG: in 3D, three planes with most foreground."""
+        try:
+            paths = _paths(self.image)
+            return self._draw(self.image if paths is None else read_volume(paths).image)
+        except MedunetError:  # the file has moved, or has another grid
+            return self._draw(np.zeros(self.labels.shape))
+
+    def _draw(self, image: Any) -> bytes:
+        labels: dict[str, Any] = {"background": self.classes.get("background", 0), **self._values}
+        return render_overlay(image, self.labels, labels=labels, spacing_mm=self._spacing, affine=self.affine)
+
+    @property
+    def _values(self) -> dict[str, Sequence[int]]:
+        return dict(self.regions) or {name: [value] for name, value in self.classes.items() if value}
+
+    @property
+    def _spacing(self) -> list[float]:
+        return [float(n) for n in np.linalg.norm(self.affine[:3, :3], axis=0)[: self.labels.ndim]]
+
+    def _table(self) -> Table:
+        unit = "mm³" if self.labels.ndim == 3 else "mm²"
+        return f"label map {' x '.join(map(str, self.labels.shape))}", [("class", unit), *self.volumes_mm3.items()]
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{v:.1f}</td></tr>" for k, v in self.volumes_mm3.items())
-        shape = " x ".join(map(str, self.labels.shape))
-        return f"<p>label map {shape}</p><table><tr><th>class</th><th>mm³</th></tr>{rows}</table>"
+        picture = base64.b64encode(self.picture()).decode()
+        return (
+            f'<img src="data:image/png;base64,{picture}" style="max-width: 60em; width: 100%">{super()._repr_html_()}'
+        )
 
 
 class Model:
@@ -240,6 +275,12 @@ class Model:
     def __init__(self, run: PathLike, *, probabilities: bool = False, **options: Any) -> None:
         self.predictor = Predictor(run, PredictOptions(probabilities=probabilities, **options))
         self._lock = threading.Lock()
+        self._run = run
+
+    def __repr__(self) -> str:
+        classes = ", ".join(f"{name}={value}" for name, value in self.classes.items())
+        channels, axes = self.predictor.channels, self.predictor.spatial_dims
+        return f"Model({str(self._run)!r}): {axes}D, {channels} channels, {self.predictor.device}, {classes}"
 
     @property
     def classes(self) -> dict[str, int]:
@@ -254,19 +295,18 @@ class Model:
             affine: 4x4, from voxel indices to RAS millimetres, such as nibabel's `affine`; for arrays only.
 
         Raises:
-            GeometryError: no affine for a volume, or an image with a different number of channels or axes.
-            DataError: the file cannot be read.
+            GeometryError: no affine for a volume, an invalid one, or an array with other channels or axes.
+            DataError: the file cannot be read, or the array has no numbers.
+            ConfigError: an affine for a file.
         """
-        paths = [image] if isinstance(image, str | Path) else image
-        is_path = isinstance(paths, list | tuple) and isinstance(paths[0], str | Path)
-        if is_path and affine is not None:
+        paths = _paths(image)
+        if paths is not None and affine is not None:
             raise ConfigError("affine is for arrays; a file has its own", received=image)
         with self._lock:
-            if is_path:
-                files = tuple(map(Path, paths))  # type: ignore[arg-type] # as is_path says
-                item = self.predictor.decide(files if len(files) > 1 else files[0])
+            if paths is not None:
+                item = self.predictor.decide(paths if len(paths) > 1 else paths[0])
             else:
-                array = image if isinstance(image, torch.Tensor) else np.asarray(image)
+                array: Any = image if isinstance(image, torch.Tensor) else np.asarray(image)
                 array = array[None] if array.ndim == self.predictor.spatial_dims else array
                 item = self.predictor.decide_array(array, affine=affine)
         labels, probabilities = item["pred"], item.get("prob")
@@ -275,6 +315,8 @@ class Model:
             affine=np.asarray(getattr(labels, "affine", np.eye(4)), dtype=np.float64),
             classes=self.classes,
             probabilities=None if probabilities is None else np.asarray(probabilities),
+            regions=self.predictor.regions,
+            image=image,
         )
 
 
@@ -291,3 +333,34 @@ def load(run: PathLike, *, probabilities: bool = False, **options: Any) -> Model
         DataError: no weights.
     """
     return Model(run, probabilities=probabilities, **options)
+
+
+class _Scores(Shown, dict[str, Any]):
+    """A summary that appears as a table."""
+
+    def _table(self) -> Table:
+        title = f"{self['cases']} cases, mean Dice {self['mean_dice']:.4f}"
+        rows = [(name, *_means(entry["scores"], "dice", "iou", "hd95_mm")) for name, entry in self["classes"].items()]
+        return title, [("class", "Dice", "IoU", f"HD95 {self.get('unit', 'mm')}"), *rows]
+
+
+class _Predictions(Shown, list[Prediction]):
+    """A list of predictions that appears as a table."""
+
+    def _table(self) -> Table:
+        rows = [(case.path or first_path(case.source), case.seconds, case.error or "") for case in self]
+        failed = sum(case.error is not None for case in self)
+        return f"{len(self)} cases, {failed} failed", [("result", "seconds", "error"), *rows]
+
+
+def _means(scores: Mapping[str, Any], *names: str) -> list[float]:
+    return [scores[name]["mean"] for name in names]
+
+
+def _paths(image: object) -> tuple[Path, ...] | None:
+    """Return an image's paths; None for an array."""
+    if isinstance(image, str | os.PathLike):
+        return (Path(image),)
+    if isinstance(image, list | tuple) and image and all(isinstance(path, str | os.PathLike) for path in image):
+        return tuple(map(Path, image))
+    return None

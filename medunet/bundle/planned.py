@@ -16,6 +16,7 @@ from medunet.errors import DataError, MedunetError
 from medunet.files import check_target, claim, reject_other_files
 from medunet.io import output_name
 from medunet.io.options import DEFAULTS, ReadOptions
+from medunet.notebook import Shown, Table
 from medunet.planning import Fingerprint, Plan, fingerprint, fit_preset, plan
 from medunet.resources import find_bundle, preset_names
 from medunet.runtime import resolve_device
@@ -25,13 +26,18 @@ BUNDLE_BYTES = 4 << 20  # free space that a plan needs for the bundle and its fi
 _MODALITIES = {"CT": "CT", "MR": "MR", "colour": "RGB", "grey": "unknown"}
 
 
-@dataclass(frozen=True)
-class PlannedBundle:
+@dataclass(frozen=True, repr=False)
+class PlannedBundle(Shown):
     """A bundle that `plan_bundle` wrote."""
 
     folder: Path  # folder of the bundle
     plan: Plan  # its values with their reasons
     left_out: Mapping[str, str]  # why a case could not be used, by its name
+
+    def _table(self) -> Table:
+        title = f"{self.folder}: planned for {len(self.plan.fingerprint.cases)} cases, {len(self.left_out)} left out"
+        rows = [(choice.id, str(choice.value), choice.reason) for choice in (*self.plan.decisions, *self.plan.notes)]
+        return title, [("value", "", "reason"), *rows]
 
 
 def plan_bundle(

@@ -20,6 +20,7 @@ from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, LoadImaged, Orientation, Orientationd, Spacing, Spacingd
 
 from medunet.errors import ConfigError, DataError, MedunetError, find_cause
+from medunet.files import require_path
 from medunet.io import SavePredictiond
 from medunet.io.reader import PathLike
 from medunet.runtime import EnsembleLogits, FastNetwork, Form, autocast, keep_freed_memory, resolve_device
@@ -109,6 +110,7 @@ class Predictor:
     """
 
     def __init__(self, bundle: PathLike, options: PredictOptions | None = None, **changes: Any) -> None:
+        require_path(bundle)
         options = replace(options or PredictOptions(), **changes)
         self.options = options
         self.device = resolve_device(options.device)
@@ -121,6 +123,7 @@ class Predictor:
         self.channels: int = content(parser, "in_channels")
         self.spatial_dims: int = content(parser, "spatial_dims")
         self.classes = class_values(parser)
+        self.regions = dict(zip(parser.get("region_names") or [], parser.get("region_values") or [], strict=False))
         self.region_order: list[int] = content(parser, "region_order")
         self.autocast_dtype: str = content(parser, "autocast_dtype")
         self.inferer = content(parser, "inferer")

@@ -57,16 +57,22 @@ def from_array(image: Any, affine: Any, *, channels: int, spatial_dims: int) -> 
     if affine is None:
         raise GeometryError("an array needs an affine", expected="4x4, from voxel indices to RAS millimetres")
     try:
-        voxels = torch.as_tensor(np.asarray(image, dtype=np.float32))
-        matrix = np.array(affine, dtype=np.float64)
+        if isinstance(image, torch.Tensor):
+            voxels = image.detach().cpu().clone()
+        else:
+            voxels = torch.from_numpy(np.asarray(image).astype(np.float32, casting="same_kind"))
+        matrix = np.asarray(affine, dtype=np.float64).copy()
     except (TypeError, ValueError) as error:
-        raise DataError("image and affine must be arrays of numbers", received=type(image).__name__) from error
+        received = " and ".join(str(getattr(part, "dtype", type(part).__name__)) for part in (image, affine))
+        raise DataError("image and affine must be arrays of numbers", received=received) from error
+    if voxels.is_complex() or not voxels.isfinite().all():
+        raise DataError("voxels must be finite real numbers", received=voxels.dtype)
     if voxels.ndim != spatial_dims + 1 or voxels.shape[0] != channels:
         expected = (channels, *"xyz"[:spatial_dims])
         raise GeometryError("the array does not fit this bundle", received=tuple(voxels.shape), expected=expected)
     Geometry(matrix, tuple(voxels.shape[1:]))  # rejects an invalid affine
     meta = {"original_affine": matrix.copy(), "spatial_shape": np.array(voxels.shape[1:]), "original_channel_dim": 0}
-    return MetaTensor(voxels.contiguous(), affine=torch.from_numpy(matrix), meta=meta)
+    return MetaTensor(voxels.float().contiguous(), affine=torch.from_numpy(matrix), meta=meta)
 
 
 def unexpected(failure: Exception, source: Source) -> DataError:

@@ -33,7 +33,8 @@ from medunet.datasets import (
 from medunet.errors import ConfigError, DataError, MedunetError
 from medunet.files import check_target, claim
 from medunet.io.options import ReadOptions
-from medunet.planning import adapt
+from medunet.notebook import Shown, Table
+from medunet.planning.adapt import adapt
 from medunet.runs.card import write_results
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.runtime import resolve_device
@@ -51,8 +52,8 @@ class PreparedRun:
     configs: Mapping[str, Mapping[str, Any]]  # by name, as the trust check read them; the files may have changed since
 
 
-@dataclass(frozen=True)
-class TrainingResult:
+@dataclass(frozen=True, repr=False)
+class TrainingResult(Shown):
     """The result of a training run."""
 
     run: Path  # folder of the run, a bundle with weights
@@ -62,6 +63,10 @@ class TrainingResult:
     kept_dice: dict[str, float] = field(default_factory=dict)  # validation Dice by class name at the kept epoch
     history: list[dict[str, Any]] = field(default_factory=list)  # one dictionary per epoch
     left_out: tuple[str, ...] = ()  # names of the cases that could not be used (`skip_bad`)
+
+    def _table(self) -> Table:
+        title = f"{self.run}: {self.epochs} epochs, weights of epoch {self.kept_epoch}"
+        return title, [("class", "validation Dice"), *self.kept_dice.items()]
 
 
 def train_bundle(

@@ -22,6 +22,7 @@ from medunet.datasets.layouts.labels import MAX_LABELS, distinct_values, refuse_
 from medunet.errors import DataError, GeometryError, MedunetError, SecurityError
 from medunet.io import ReadRecord, is_structure_file, label_names, output_name, read_header, read_label, read_volume
 from medunet.io.options import DEFAULTS, ReadOptions
+from medunet.notebook import Shown, Table
 
 from .comparison import compare_cases, compare_records
 from .finding import Finding, raise_on_error, shown
@@ -227,8 +228,8 @@ def _require_same_grid(image: ReadRecord | None, label: ReadRecord, case: Case) 
         raise GeometryError(cause, file=case.label, received=distance, expected=expected, remedy=remedy)
 
 
-@dataclass(frozen=True)
-class Examination:
+@dataclass(frozen=True, repr=False)
+class Examination(Shown):
     """The result of `examine`."""
 
     root: Path
@@ -240,6 +241,12 @@ class Examination:
     def fails(self) -> bool:
         """Whether training would fail."""
         return any(finding.severity == "error" for finding in self.findings)
+
+    def _table(self) -> Table:
+        cases = 0 if self.dataset is None else len(self.dataset.cases)
+        title = f"{self.root}: {cases} cases, {'training would fail' if self.fails else 'training can start'}"
+        rows = [(finding.severity, finding.case, finding.cause, finding.remedy or "") for finding in self.findings]
+        return title, [("finding", "case", "cause", "remedy"), *rows]
 
     def summary(self) -> dict[str, Any]:
         """Return statistics of the training cases: counts, sizes, spacings, intensities and classes."""

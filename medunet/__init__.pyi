@@ -1,0 +1,29 @@
+from .api import Model as Model
+from .api import Segmentation as Segmentation
+from .api import check as check
+from .api import evaluate as evaluate
+from .api import export as export
+from .api import load as load
+from .api import plan as plan
+from .api import predict as predict
+from .api import report as report
+from .api import train as train
+from .errors import MedunetError as MedunetError
+from .inferers import MirrorInferer as MirrorInferer
+from .inferers import OverlapTileInferer as OverlapTileInferer
+from .io import MedunetReader as MedunetReader
+from .io import ReadOptions as ReadOptions
+from .io import read_volume as read_volume
+from .io import write_volume as write_volume
+from .losses import BorderWeightedCELoss as BorderWeightedCELoss
+from .losses import DeepSupervisionLoss as DeepSupervisionLoss
+from .losses import DiceCELoss as DiceCELoss
+from .losses import RegionDiceCELoss as RegionDiceCELoss
+from .networks import UNet as UNet
+from .prediction import PredictOptions as PredictOptions
+from .prediction import Predictor as Predictor
+from .runtime import FastNetwork as FastNetwork
+from .transforms import BorderWeightMapd as BorderWeightMapd
+from .transforms import RandDeformd as RandDeformd
+
+__version__: str
