@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -107,11 +108,11 @@ class LoadLabeld(MapTransform):
     read them.
 
     Args:
-        keys: paths of labels, replaced by ``(1, *spatial)`` tensors.
+        keys: paths of labels, replaced by ``(1, *spatial)`` tensors; ``(2, *spatial)`` for objects of several classes.
         reference_key: the image as read, before its grid changes.
         labels: value by name, for the formats with names; None numbers the structures as the file does.
-        instances: the labels number objects. They become int32, and a class map or table of the item's ``classes``
-            becomes an int32 map of class indices in the order of `labels`, if these are several.
+        instances: the labels number objects, as int32. If `labels` has several classes, a second channel has the class
+            index of each object in the order of `labels`, from the class map or table under ``classes``.
 
     Raises:
         DataError: unreadable, none of the labels is in it, the image has no grid, or an object without a single class.
@@ -147,15 +148,15 @@ class LoadLabeld(MapTransform):
         return item
 
     def _objects(self, volume: Volume, item: dict[Hashable, Any], grid: Geometry) -> torch.Tensor:
-        """Return object numbers, and replace the path under ``classes`` by a map."""
-        objects = object_numbers(volume.image.numpy(), volume.record.path)
+        """Return object numbers and, for several classes, class indices as a second channel."""
+        numbers = object_numbers(volume.image.numpy(), volume.record.path)
         source = item.pop("classes", None)
         if source is not None and self.labels is not None and len(self.labels) > 2:
             file = Path(source)
             given = file if file.suffix == TABLE_SUFFIX else _read(file, grid, None, placed=False).image.numpy()
-            classes = classes_of_objects(objects, given, self.labels, file=file, case=str(item.get("name", "")))
-            item["classes"] = like(torch.as_tensor(paint_classes(objects, classes)), volume.image)
-        return like(torch.as_tensor(objects), volume.image)
+            classes = classes_of_objects(numbers, given, self.labels, file=file, case=str(item.get("name", "")))
+            numbers = np.concatenate([numbers, paint_classes(numbers, classes)])
+        return like(torch.as_tensor(numbers), volume.image)
 
 
 def _structure_file(path: Path) -> tuple[Path, str | None]:

@@ -45,7 +45,7 @@ def test_object_numbers_are_read_exactly(tmp_path, suffix):
     item = load(write(tmp_path, suffix=suffix))
     assert item["label"].dtype.is_floating_point is False
     assert np.array_equal(item["label"].numpy()[0], LABEL)
-    assert "classes" not in item
+    assert item["label"].shape == (1, *LABEL.shape)
 
 
 def test_objects_have_one_class_unless_declared_otherwise(tmp_path):
@@ -65,11 +65,12 @@ def test_a_table_gives_the_class_of_each_object(tmp_path):
     assert open_dataset(root, instances=True).labels == NAMES
     item = load(root, NAMES)
     expected = np.select([LABEL == 70_000, LABEL > 0], [1, 2])
-    assert np.array_equal(item["classes"].numpy()[0], expected)
+    assert np.array_equal(item["label"].numpy()[0], LABEL)
+    assert np.array_equal(item["label"].numpy()[1], expected)
     for case in "ab":  # a table per case, with the values of dataset.json
         (root / f"labels/{case}.csv").write_text(f"id,class\n3,2\n70000,1\n{MAX_OBJECTS},2\n")
     (root / "classes.csv").unlink()
-    assert np.array_equal(load(root, NAMES)["classes"].numpy()[0], expected)
+    assert np.array_equal(load(root, NAMES)["label"].numpy()[1], expected)
 
 
 def test_a_folder_of_class_maps_gives_the_class_of_each_object(tmp_path):
@@ -80,7 +81,7 @@ def test_a_folder_of_class_maps_gives_the_class_of_each_object(tmp_path):
     assert open_dataset(root, instances=True).labels == {"background": 0, "class_5": 5, "class_9": 9}
     (root / "dataset.json").write_text(json.dumps({"labels": values}))
     assert open_dataset(root, instances=True).labels == values
-    assert np.array_equal(load(root, values)["classes"].numpy()[0], np.select([LABEL == 70_000, LABEL > 0], [1, 2]))
+    assert np.array_equal(load(root, values)["label"].numpy()[1], np.select([LABEL == 70_000, LABEL > 0], [1, 2]))
     classes[3, 3] = 5
     write_volume(classes, root / "labels_class/a.png")
     with pytest.raises(DataError, match=r"an object must have one class .*two in object 3"):
