@@ -17,6 +17,7 @@ import torch
 
 from medunet.bundle import PlannedBundle, plan_bundle
 from medunet.datasets import Examination, examine, list_inputs
+from medunet.datasets.check.check import Level
 from medunet.deploy.export import Export, export_bundle
 from medunet.errors import ConfigError, MedunetError
 from medunet.inferers.memory import parse_memory
@@ -34,18 +35,22 @@ from medunet.runs import TrainingResult, evaluate_bundle, report_runs, train_bun
 Image = npt.ArrayLike | torch.Tensor | PathLike | Sequence[PathLike]
 
 
-def check(data: PathLike, *, headers_only: bool = False, read: ReadOptions | None = None) -> Examination:
+def check(
+    data: PathLike, *, headers_only: bool = False, instances: bool = False, read: ReadOptions | None = None
+) -> Examination:
     """Check a data set before training.
 
     Args:
         data: folder of a data set.
         headers_only: read no voxels; fast, but without statistics.
+        instances: the labels number objects, whether or not `dataset.json` declares it.
         read: how to read files that can be interpreted in more than one way.
 
     Returns:
         Findings, errors first; `fails` tells whether training would fail.
     """
-    return examine(Path(data), level="header" if headers_only else "voxels", read=read or ReadOptions())
+    level: Level = "header" if headers_only else "voxels"
+    return examine(Path(data), level=level, instances=instances, read=read or ReadOptions())
 
 
 def plan(
@@ -56,6 +61,7 @@ def plan(
     memory: str | None = None,
     dims: int | None = None,
     device: str = "auto",
+    instances: bool = False,
     force: bool = False,
     skip_bad: bool = False,
 ) -> PlannedBundle:
@@ -68,6 +74,7 @@ def plan(
         memory: memory that training may use, such as `"8GB"`; None uses the free memory.
         dims: 2 for a network that segments slice by slice; None uses the dimensions of the images.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        instances: the labels number objects, whether or not `dataset.json` declares it.
         force: replace a planned bundle in `output`.
         skip_bad: leave out unusable cases, which are an error otherwise.
 
@@ -82,6 +89,7 @@ def plan(
         seconds=None if time is None else parse_time(time),
         memory=None if memory is None else parse_memory(memory),
         device=device,
+        instances=instances,
         force=force,
         skip_bad=skip_bad,
     )

@@ -50,6 +50,7 @@ def plan_bundle(
     device: str = "auto",
     measure: bool = True,
     jobs: int | None = None,
+    instances: bool = False,
     skip_bad: bool = False,
     force: bool = False,
     read: ReadOptions = DEFAULTS,
@@ -69,6 +70,7 @@ def plan_bundle(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         measure: Try a training step. If False, memory is estimated and the number of epochs is unchanged.
         jobs: Cases to measure simultaneously. Default: as many as processors and memory allow.
+        instances: The labels number objects, whether or not `dataset.json` declares it.
         skip_bad: Leave out unusable cases. Default: they are an error.
         force: Replace a planned bundle in `output`, even if it was edited. A trained run is never replaced.
         read: How to read images that can be interpreted in more than one way; written into the bundle.
@@ -87,7 +89,7 @@ def plan_bundle(
     with claim(output):
         check_target(output.parent, needed=BUNDLE_BYTES)
         problems: list[MedunetError] = []
-        dataset = open_dataset(data, problems=problems, read=read)
+        dataset = open_dataset(data, problems=problems, instances=instances, read=read)
         result = fingerprint(dataset, jobs=jobs, cache=cache, started=started, done=done)
         bad = {output_name(problem.file or data): problem.cause for problem in problems} | result.broken
         if bad and not skip_bad:

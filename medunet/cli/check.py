@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from medunet.datasets import Examination
 
 MAX_NAMED = 3  # files in one row of the table; `--json` lists all
+SMALL_MM = 0.01  # below this many mm² or mm³, sizes are in µm² or µm³
 _COLOURS = {"error": "bold red", "warning": "yellow"}
 
 
@@ -27,6 +28,7 @@ _COLOURS = {"error": "bold red", "warning": "yellow"}
 @opt.with_reading
 def check(
     data: opt.DataFolder,
+    instances: opt.Instances = False,
     sheet: Annotated[Path | None, typer.Option(help="Also draw all cases with their labels into this PNG.")] = None,
     headers: Annotated[bool, typer.Option("--headers", help="Read only headers: fast, without statistics.")] = False,
     *,
@@ -47,13 +49,15 @@ def check(
 
     def visit(view: CaseView) -> None:
         affine = view.record.geometry.affine if view.record.is_placed else None
-        pictures.add(view.case.name, view.image, view.label, affine=affine)
+        label = view.label if view.objects is None else view.objects
+        pictures.add(view.case.name, view.image, label, affine=affine, instances=view.objects is not None)
 
     errors = Console(stderr=True)
     with opt.progress_bar(errors) as update:
         result = examine(
             data,
             level="header" if headers else "voxels",
+            instances=instances,
             read=ReadOptions(**reading),
             started=lambda total: update(total=total, description="checking"),
             done=lambda: update(advance=1),
@@ -75,6 +79,8 @@ def _print_tables(result: Examination) -> None:
     summary = result.summary()
     if summary:
         console.print(_figures(summary))
+    if "objects" in summary:
+        console.print(_objects(summary["objects"]))
     if "classes" in summary:
         console.print(_classes(summary["classes"], summary["cases"]))
     if "ignored_fraction" in summary:
@@ -103,6 +109,23 @@ def _figures(summary: dict[str, Any]) -> Table:
     for key, name in (("orientations", "axes"), ("dtypes", "type")):
         if summary.get(key):
             table.add_row(name, "", ", ".join(f"{word} ({count})" for word, count in summary[key].items()), "")
+    return table
+
+
+def _objects(objects: dict[str, float]) -> Table:
+    table = Table("objects", "", title=f"{objects['count']} objects")
+    few, middle, many = (f"{objects[key]:.0f}" for key in ("fewest_per_image", "median_per_image", "most_per_image"))
+    without = f"; {objects['images_without']} without" if objects["images_without"] else ""
+    table.add_row("per image", f"{few} to {many}, median {middle}{without}")
+    if objects["count"]:
+        small, middle, large = (f"{objects[key]:.0f}" for key in ("small_voxels", "median_voxels", "large_voxels"))
+        table.add_row("size", f"median {middle} voxels, 90 % have {small} to {large}")
+        for power, sign in ((2, "²"), (3, "³")):
+            if (size := objects.get(f"median_mm{power}")) is not None:
+                is_small = size < SMALL_MM
+                text = f"{size * 1000**power:.4g} µm" if is_small else f"{size:.4g} mm"
+                table.add_row("median size", text + sign)
+        table.add_row("touch another", f"{100 * objects['touching_fraction']:.3g} %")
     return table
 
 

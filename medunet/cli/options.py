@@ -38,6 +38,8 @@ URI_HELP = "Tracking URI of MLflow; '' disables it. Default: MLFLOW_TRACKING_URI
 TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help=URI_HELP)]
 TRUST_HELP = "Run a bundle that could run its own code, and remember its exact content as trusted."
 Trust = Annotated[bool, typer.Option("--trust", help=TRUST_HELP)]
+INSTANCES_HELP = "The labels number the objects in each image, such as cells, instead of classes."
+Instances = Annotated[bool, typer.Option("--instances", help=INSTANCES_HELP)]
 SKIP_HELP = "Skip unusable cases and list them. Default: stop if there are any."
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help=SKIP_HELP)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]

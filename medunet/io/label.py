@@ -24,7 +24,7 @@ from .dicom.tags import typed_errors
 from .itk import SEG_NRRD_SUFFIX, read_seg_nrrd
 from .limits import require_reachable, system_errors
 from .nifti import NIFTI_SUFFIXES
-from .objects import TABLE_SUFFIX, classes_of_objects, object_numbers, paint_classes
+from .objects import object_numbers, read_classes
 from .reader import PathLike, Volume, metadata, read_header, read_volume
 from .record import ReadRecord
 from .structures import number_structures, paint_structures
@@ -144,18 +144,16 @@ class LoadLabeld(MapTransform):
             for warning in volume.record.warnings:
                 logger.warning("%s: %s", volume.record.path, warning)
             volume.image.meta.pop("labels", None)  # only some files have names, and batches need equal metadata
-            item[key] = self._objects(volume, item, grid) if self.instances else volume.image
+            item[key] = self._objects(volume, item) if self.instances else volume.image
         return item
 
-    def _objects(self, volume: Volume, item: dict[Hashable, Any], grid: Geometry) -> torch.Tensor:
+    def _objects(self, volume: Volume, item: dict[Hashable, Any]) -> torch.Tensor:
         """Return object numbers and, for several classes, class indices as a second channel."""
         numbers = object_numbers(volume.image.numpy(), volume.record.path)
         source = item.pop("classes", None)
         if source is not None and self.labels is not None and len(self.labels) > 2:
-            file = Path(source)
-            given = file if file.suffix == TABLE_SUFFIX else _read(file, grid, None, placed=False).image.numpy()
-            classes = classes_of_objects(numbers, given, self.labels, file=file, case=str(item.get("name", "")))
-            numbers = np.concatenate([numbers, paint_classes(numbers, classes)])
+            classes = read_classes(numbers, Path(source), self.labels, case=str(item.get("name", "")))
+            numbers = np.concatenate([numbers, classes])
         return like(torch.as_tensor(numbers), volume.image)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from scipy import ndimage
 from medunet.errors import DataError
 
 from .limits import system_errors
+from .reader import read_volume
 
 MAX_OBJECTS = (1 << 24) - 1  # images are read as float32, which represents whole numbers up to this one exactly
 TABLE_SUFFIX = ".csv"
@@ -77,16 +78,13 @@ def read_class_table(path: Path) -> dict[str, dict[int, str]]:
     return classes
 
 
-def classes_of_objects(
-    objects: Objects, source: Path | npt.NDArray[Any], labels: Mapping[str, int], *, file: Path, case: str
-) -> dict[int, int]:
+def classes_of_objects(objects: Objects, file: Path, labels: Mapping[str, int], *, case: str) -> dict[int, int]:
     """Return the class index (1 .. C, in the order of `labels`) of each object.
 
     Args:
-        objects: object numbers, any shape.
-        source: a CSV table, or a class map of the same shape.
-        labels: value by name of a class, background first. A table has names or values.
-        file: of the table or class map, for errors.
+        objects: object numbers ``(1, *spatial)``.
+        file: a class map on the same grid, or a CSV table with names or values of classes.
+        labels: value by name of a class, background first.
         case: name of the case in the table.
 
     Raises:
@@ -94,40 +92,43 @@ def classes_of_objects(
     """
     numbers = np.unique(objects)
     numbers = numbers[numbers > 0]
-    index = {value: place for place, value in enumerate(labels.values())}
-    if isinstance(source, Path):
-        tables = read_class_table(source)
+    values: dict[int, int | str]
+    if file.suffix == TABLE_SUFFIX:
+        tables = read_class_table(file)
         table = tables.get("") or tables.get(case, {})
         if unknown := sorted(set(table) - set(numbers.tolist())):
             raise DataError(f"the label of case {case} has no such object", file=file, received=_shown(unknown))
-        values: dict[int, Any] = {number: labels.get(name, _number(name)) for number, name in table.items()}
+        values = {number: labels.get(name, int(name) if name.isdecimal() else name) for number, name in table.items()}
     else:
-        low, high = (f(source, objects, numbers).astype(np.int64) for f in (ndimage.minimum, ndimage.maximum))
+        classes = read_volume(file, spatial_dims=2 if objects.ndim == 3 else None).image.numpy()
+        if classes.shape != objects.shape:
+            cause, expected = "class map and label have different shapes", objects.shape[1:]
+            raise DataError(cause, file=file, received=classes.shape[1:], expected=expected)
+        low, high = (f(classes, objects, numbers).astype(np.int64) for f in (ndimage.minimum, ndimage.maximum))
         if (mixed := numbers[low != high]).size:
-            raise DataError("an object must have one class", file=file, received=f"two in {_shown(mixed)}")
+            raise DataError("an object must have one class", file=file, received=f"two in {_shown(mixed.tolist())}")
         values = {number: value for number, value in zip(numbers.tolist(), low.tolist(), strict=True) if value}
     if missing := sorted(set(numbers.tolist()) - values.keys()):
         raise DataError(f"objects of case {case} have no class", file=file, received=_shown(missing))
-    if wrong := sorted(number for number, value in values.items() if index.get(value, 0) == 0):
-        shown = table[wrong[0]] if isinstance(source, Path) else values[wrong[0]]
-        expected = ", ".join(f"{name} ({value})" for name, value in list(labels.items())[1:])
-        raise DataError(f"unknown class of object {wrong[0]}", file=file, received=shown, expected=expected)
-    return {number: index[value] for number, value in values.items()}
+    _, *known = labels.values()
+    indices: dict[int | str, int] = {value: index for index, value in enumerate(known, start=1)}
+    if wrong := [number for number, value in values.items() if value not in indices]:
+        known_names = ", ".join(f"{name} ({value})" for name, value in labels.items() if value in indices)
+        raise DataError(
+            f"unknown class of object {wrong[0]}", file=file, received=values[wrong[0]], expected=known_names
+        )
+    return {number: indices[value] for number, value in values.items()}
 
 
-def paint_classes(objects: Objects, classes: Mapping[int, int]) -> Objects:
-    """Return a map of class indices from object numbers; 0 is the background."""
+def read_classes(objects: Objects, file: Path, labels: Mapping[str, int], *, case: str) -> Objects:
+    """Return a map of class indices, 0 for the background; the arguments are those of `classes_of_objects`."""
     lookup = np.zeros(int(objects.max(initial=0)) + 1, np.int32)
-    for number, index in classes.items():
+    for number, index in classes_of_objects(objects, file, labels, case=case).items():
         lookup[number] = index
     return lookup[objects]
 
 
-def _number(text: str) -> int | None:
-    return int(text) if text.isdecimal() else None
-
-
-def _shown(numbers: Any) -> str:
-    listed = [str(int(number)) for number in numbers[:SHOWN_IDS]]
+def _shown(numbers: Sequence[int]) -> str:
+    listed = ", ".join(map(str, numbers[:SHOWN_IDS]))
     more = f" and {len(numbers) - SHOWN_IDS} more" if len(numbers) > SHOWN_IDS else ""
-    return f"object{'s' * (len(numbers) > 1)} {', '.join(listed)}{more}"
+    return f"object{'s' * (len(numbers) > 1)} {listed}{more}"

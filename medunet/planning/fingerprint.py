@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -183,7 +183,8 @@ def _measure(case: Case, dataset: SegmentationDataset) -> CaseMeasure | str:
     """Return the measurement, or why the case cannot be measured."""
     views: list[CaseView] = []
     labels = dataset.allowed_labels
-    findings = check_pair(case, labels, read=dataset.read_options, level="voxels", visit=views.append)
+    options: dict[str, Any] = {"read": dataset.read_options, "instances": dataset.instances}
+    findings = check_pair(case, labels, level="voxels", visit=views.append, **options)
     if errors := [finding.cause for finding in findings if finding.severity == "error"]:
         return errors[0]
     view, label = views[0], views[0].label

@@ -169,7 +169,8 @@ class MeasureCache:
 
     def __init__(self, folder: Path | None, dataset: SegmentationDataset) -> None:
         # the class stands for the file that defines it
-        self._code = digest(code_digest(), CaseMeasure, dataset.ignore, dataset.labels, asdict(dataset.read_options))
+        facts = dataset.ignore, dataset.labels, dataset.instances, asdict(dataset.read_options)
+        self._code = digest(code_digest(), CaseMeasure, *facts)
         self._folder = None if folder is None else folder / digest(str(dataset.root))[:16]
 
     def get(self, case: Case) -> CaseMeasure | None:
@@ -199,5 +200,5 @@ class MeasureCache:
                     path.unlink(missing_ok=True)
 
     def _name(self, case: Case) -> str:
-        source = describe_source([*case.images, case.label])
+        source = describe_source([*case.images, case.label, case.classes])
         return f"{digest(self._code, case.name, source)[:32]}.json"

@@ -5,19 +5,20 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+from skimage.segmentation import find_boundaries
 
 from medunet.errors import DataError
 from medunet.files import write_atomically
 
-from .classes import class_colours
+from .classes import PALETTE, class_colours
 from .view import as_bytes, as_seen, window
 
 TILE, CAPTION, GAP = 144, 16, 6  # pixels: edge of a thumbnail, height of the line with the name below it, distance
@@ -28,12 +29,22 @@ PAPER, INK = (16, 18, 20), (201, 204, 209)
 FRAMES = {"error": (217, 80, 46), "warning": (199, 163, 10)}
 
 
+def outlined(
+    picture: npt.NDArray[np.uint8], numbers: npt.NDArray[np.integer[Any]], *, palette: Sequence[str] = PALETTE
+) -> npt.NDArray[np.uint8]:
+    """Return a picture `(rows, columns, 3)` with the inner outlines of objects, coloured by their numbers in turn."""
+    colours = np.array([ImageColor.getrgb(colour) for colour in palette], np.uint8)
+    edges = find_boundaries(numbers, connectivity=numbers.ndim, mode="inner")
+    return np.where(edges[..., None], colours[numbers % len(colours)], picture)
+
+
 class Thumbnail(NamedTuple):
     """A slice of a case and of its label map."""
 
     grey: Image.Image
-    label: npt.NDArray[np.uint16] | None
+    label: npt.NDArray[np.int32] | None
     is_placed: bool
+    instances: bool = False  # the label numbers objects
 
 
 @dataclass
@@ -50,9 +61,10 @@ class ContactSheet:
         self,
         name: str,
         image: npt.NDArray[np.float32],
-        label: npt.NDArray[np.float32] | None = None,
+        label: npt.NDArray[np.float32 | np.int32] | None = None,
         *,
         affine: npt.ArrayLike | None = None,
+        instances: bool = False,
     ) -> None:
         """Add the thumbnail of a case.
 
@@ -60,6 +72,7 @@ class ContactSheet:
             name: caption; a second case of this name replaces the first.
             image: `(C, *spatial)`, of which the first channel is shown.
             label: `(1, *spatial)` of whole numbers.
+            instances: the label numbers objects, whose outlines are drawn in alternating colours.
             affine: 4x4, RAS; None for images without placement.
         """
         affine = affine if image.ndim == 4 else None
@@ -79,8 +92,8 @@ class ContactSheet:
         values = None
         if labels:
             plane = Image.fromarray(labels[0][index].astype(np.float32)).resize(size, Image.Resampling.NEAREST)
-            values = np.asarray(plane).astype(np.uint16)
-        self.thumbnails[name] = Thumbnail(picture, values, affine is not None)
+            values = np.asarray(plane).astype(np.int32)
+        self.thumbnails[name] = Thumbnail(picture, values, affine is not None, instances)
 
     def write(
         self, path: str | os.PathLike[str], labels: Mapping[str, int], *, severities: Mapping[str, str] | None = None
@@ -110,7 +123,9 @@ class ContactSheet:
             left, top = GAP + place % columns * (TILE + GAP), legend + place // columns * (TILE + CAPTION + GAP)
             thumbnail = self.thumbnails[name]
             picture = thumbnail.grey.convert("RGB")
-            for label, colour in colours.items() if thumbnail.label is not None else ():
+            if thumbnail.label is not None and thumbnail.instances:
+                picture = Image.fromarray(outlined(np.asarray(picture), thumbnail.label))
+            for label, colour in colours.items() if thumbnail.label is not None and not thumbnail.instances else ():
                 inside = np.where(thumbnail.label == foreground[label], round(255 * LABEL_OPACITY), 0)
                 picture.paste(colour, mask=Image.fromarray(inside.astype(np.uint8)))
             sheet.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))
@@ -124,7 +139,7 @@ class ContactSheet:
                 caption = "~" + caption.removeprefix("~")[1:]  # keep the end, in which cases of one data set differ
             draw.text((left, top + TILE + 2), caption, fill=INK, font=font)
         x = float(GAP)
-        for name, colour in colours.items():
+        for name, colour in () if any(t.instances for t in self.thumbnails.values()) else colours.items():
             draw.rectangle((x, GAP, x + 9, GAP + 9), fill=colour)
             draw.text((x + 13, GAP - 1), name, fill=INK, font=font)
             x += 13 + draw.textlength(name, font=font) + 2 * GAP

@@ -64,9 +64,15 @@ def test_fourteen_organs_are_classes_though_each_is_one_piece(tmp_path, present)
     assert len(open_dataset(root).labels) == 15
 
 
-def test_rare_last_classes_are_classes(tmp_path):
+def test_rare_last_classes_are_classes(tmp_path, caplog):
     root = dataset(tmp_path, [squares(1 + k % 3) for k in range(9)])  # such as liver, tumour, cyst
     assert len(open_dataset(root).labels) == 4
+    assert "values 1 to 3 are taken for classes; if they number objects, pass --instances" in caplog.text
+
+
+def test_two_images_are_enough_to_recognise_instances(tmp_path):
+    with pytest.raises(DataError, match=rf"{INSTANCES}.*pass --instances"):
+        open_dataset(dataset(tmp_path, [squares(12), squares(7)]))
 
 
 def test_grades_with_scattered_pieces_are_classes(tmp_path):

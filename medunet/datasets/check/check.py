@@ -21,11 +21,13 @@ from medunet.datasets.layouts.folds import split_patients
 from medunet.datasets.layouts.labels import MAX_LABELS, distinct_values, refuse_swapped
 from medunet.errors import DataError, GeometryError, MedunetError, SecurityError
 from medunet.io import ReadRecord, is_structure_file, label_names, output_name, read_header, read_label, read_volume
+from medunet.io.objects import Objects, object_numbers, read_classes
 from medunet.io.options import DEFAULTS, ReadOptions
 from medunet.notebook import Shown, Table
 
 from .comparison import compare_cases, compare_records
 from .finding import Finding, raise_on_error, shown
+from .objects import ObjectFigures, check_objects, compare_objects, measure_objects, object_figures
 from .statistics import CaseStatistics, Section, measure_case
 
 logger = logging.getLogger(__name__)
@@ -44,8 +46,9 @@ class CaseView(NamedTuple):
 
     case: Case
     image: Voxels  # (C, *spatial)
-    label: Voxels | None  # (1, *spatial)
+    label: Voxels | None  # (1, *spatial), values of the classes
     record: ReadRecord  # of the image
+    objects: Objects | None = None  # (1, *spatial), numbers of the objects if the label has them
 
 
 def check_pair(
@@ -54,6 +57,7 @@ def check_pair(
     *,
     read: ReadOptions = DEFAULTS,
     level: Level = "header",
+    instances: bool = False,
     visit: Callable[[CaseView], None] | None = None,
 ) -> list[Finding]:
     """Return findings on one case: are both files readable and on one grid? Level 'voxels' also checks the values.
@@ -63,9 +67,10 @@ def check_pair(
         labels: value by name; at level 'voxels', other values in the label are an error.
         read: how to read the image.
         level: 'header' reads the first bytes of each file, 'voxels' all.
+        instances: the label numbers objects, and `labels` has their classes.
         visit: called with the voxels if they could be read; the label is None if it has an error.
     """
-    findings, _, view = _check_case(case, labels, read, level)
+    findings, _, view, _ = _check_case(case, labels, read, level, instances=instances)
     if visit is not None and view is not None:
         visit(view)
     return findings
@@ -122,13 +127,15 @@ def survey(
     """
 
     def check(case: Case, section: Section) -> tuple[list[Finding], ReadRecord | None, CaseStatistics | None]:
-        findings, record, view = _check_case(case, dataset.allowed_labels, dataset.read_options, level)
+        instances, read = dataset.instances, dataset.read_options
+        findings, record, view, objects = _check_case(case, dataset.allowed_labels, read, level, instances=instances)
         statistics = None
         if view is not None:
             if visit is not None:
                 visit(view)
             file = case.images[0]
             statistics = measure_case(case.name, view.image, view.record, view.label, file=file, section=section)
+            statistics = dataclasses.replace(statistics, objects=objects)
         if done is not None:
             done()
         return findings, record, statistics
@@ -142,15 +149,16 @@ def survey(
     findings += compare_records([record for _, record, _ in training if record is not None])
     statistics = [figures for _, _, figures in results if figures is not None]
     findings += compare_cases(statistics, dataset.labels, ignore=dataset.ignore)
+    findings += compare_objects([figures.objects for figures in statistics if figures.objects is not None])
     return sorted(findings, key=lambda finding: finding.severity != "error"), statistics
 
 
 def _check_case(
-    case: Case, labels: Mapping[str, int] | None, read: ReadOptions, level: Level
-) -> tuple[list[Finding], ReadRecord | None, CaseView | None]:
+    case: Case, labels: Mapping[str, int] | None, read: ReadOptions, level: Level, *, instances: bool
+) -> tuple[list[Finding], ReadRecord | None, CaseView | None, ObjectFigures | None]:
     findings: list[Finding] = []
     record: ReadRecord | None = None
-    image = label = None
+    image = label = numbers = objects = None
     file = case.images[0]
     try:
         if level == "voxels":
@@ -165,24 +173,28 @@ def _check_case(
     except MedunetError as error:
         findings.append(Finding.of(error, file=file, case=case.name))
     try:
-        label, warnings = _check_label(case, record, labels, level)
+        label, warnings = _check_label(case, record, labels, level, instances=instances)
         findings += warnings
+        if instances and label is not None and case.label is not None:
+            numbers = label
+            label, objects, warnings = _check_numbers(case, case.label, numbers, labels or {})
+            findings += warnings
     except MedunetError as error:
         reason = error
         try:
-            if image is not None and case.label is not None and labels:
+            if image is not None and case.label is not None and labels and not instances:
                 refuse_swapped(image, file, case.label, labels.values())
         except DataError as swapped:
             reason = swapped
         findings.append(Finding.of(reason, file=case.label or file, case=case.name))
-    view = None if image is None or record is None else CaseView(case, image, label, record)
-    return findings, record, view
+    view = None if image is None or record is None else CaseView(case, image, label, record, numbers)
+    return findings, record, view, objects
 
 
 def _check_label(
-    case: Case, image: ReadRecord | None, labels: Mapping[str, int] | None, level: Level
-) -> tuple[Voxels | None, list[Finding]]:
-    """Return the label's voxels (at level 'voxels') and warnings."""
+    case: Case, image: ReadRecord | None, labels: Mapping[str, int] | None, level: Level, *, instances: bool
+) -> tuple[Any, list[Finding]]:
+    """Return the label's voxels or its object numbers (at level 'voxels'), and warnings."""
     file = case.label
     if file is None:
         return None, []
@@ -200,17 +212,36 @@ def _check_label(
         return None, []
     record, voxels = volume.record, volume.image.numpy()
     _require_same_grid(image, record, case)
-    values = distinct_values(voxels, file, limit=max(MAX_LABELS, len(labels or ())))
-    if labels and (unknown := sorted(set(values) - set(labels.values()))):
-        expected, remedy = sorted(labels.values()), "relabel, or name them in dataset.json"
-        raise DataError("label has unknown values", file=file, received=unknown, expected=expected, remedy=remedy)
+    if instances:
+        voxels = object_numbers(voxels, file)
     findings = [Finding("warning", str(file), text, case=case.name) for text in record.warnings]
     if "float" in record.dtype:
         cause = f"label is stored as {record.dtype}, though its values are whole"
-        findings.append(Finding("warning", str(file), cause, "save it as uint8", case=case.name))
+        remedy = f"save it as {'uint16 or int32' if instances else 'uint8'}"
+        findings.append(Finding("warning", str(file), cause, remedy, case=case.name))
+    if instances:
+        return voxels, findings
+    values = distinct_values(voxels, file, limit=max(MAX_LABELS, len(labels or ())))
+    if labels and (unknown := sorted(set(values) - set(labels.values()))):
+        expected = sorted(labels.values())
+        remedy = "relabel, name them in dataset.json, or pass --instances if they number objects"
+        raise DataError("label has unknown values", file=file, received=unknown, expected=expected, remedy=remedy)
     if values == (0,):
         findings.append(Finding("warning", str(file), "label is empty", case=case.name))
     return voxels, findings
+
+
+def _check_numbers(
+    case: Case, file: Path, numbers: Objects, labels: Mapping[str, int]
+) -> tuple[Voxels, ObjectFigures, list[Finding]]:
+    """Return the values of the objects' classes, figures of the objects, and warnings."""
+    values = np.array(list(labels.values()) or [0, 1], np.float32)
+    if case.classes is not None and len(labels) > 2:
+        indices = read_classes(numbers, case.classes, labels, case=case.name)
+    else:
+        indices = (numbers > 0).astype(np.int32)
+    figures = measure_objects(numbers[0])
+    return values[indices], figures, check_objects(figures, numbers, file=file, case=case.name)
 
 
 def _require_same_grid(image: ReadRecord | None, label: ReadRecord, case: Case) -> None:
@@ -270,6 +301,10 @@ class Examination(Shown):
             summary["intensity"] = _intensity_figures(alike, dataset.channels)
         labelled = [case for case in training if case.class_voxels]
         if labelled:
+            if dataset.instances:
+                has_scale = all(case.orientation or set(case.spacing_mm) != {1.0} for case in labelled)
+                spacings = [case.spacing_mm for case in labelled] if has_scale else []
+                summary["objects"] = object_figures([c.objects for c in labelled if c.objects is not None], spacings)
             summary["classes"] = _class_figures(labelled, dataset)
             if dataset.ignore is not None:
                 ignored = sum(case.class_voxels.get(dataset.ignore, 0) for case in labelled)
@@ -291,6 +326,7 @@ def examine(
     path: str | os.PathLike[str],
     *,
     level: Level = "voxels",
+    instances: bool = False,
     read: ReadOptions = DEFAULTS,
     started: Callable[[int], None] | None = None,
     done: Callable[[], None] | None = None,
@@ -301,6 +337,7 @@ def examine(
     Args:
         path: a data set in a layout of `open_dataset`.
         level: 'header' reads the first bytes of each file, 'voxels' all, and measures.
+        instances: the labels number objects, whether or not `dataset.json` declares it.
         read: how to read images that can be interpreted in more than one way.
         started: called once with the number of cases.
         done: called after each case, from several threads.
@@ -314,7 +351,7 @@ def examine(
         raise DataError("does not exist", file=root)
     problems: list[MedunetError] = []
     try:
-        dataset = open_dataset(root, problems=problems, read=read)
+        dataset = open_dataset(root, problems=problems, instances=instances, read=read)
     except (DataError, GeometryError, SecurityError) as error:
         return Examination(root, [Finding.of(e, file=root) for e in [*problems, error]])
     if started is not None:

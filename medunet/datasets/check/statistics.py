@@ -17,6 +17,8 @@ from medunet.datasets.layouts.labels import index_values
 from medunet.geometry import Geometry
 from medunet.io import ReadRecord
 
+from .objects import ObjectFigures
+
 Section = Literal["training", "test"]
 
 PERCENTILES = (0.5, 50.0, 99.5)  # of intensities, so that a metal clip or padding does not decide the range
@@ -52,6 +54,7 @@ class CaseStatistics:
     class_right_mm: dict[int, float] = field(default_factory=dict)  # value to its centre, right of the image's middle
     image_digest: str = ""  # equal for equal voxels, whatever their type and the order of axes
     label_digest: str = ""
+    objects: ObjectFigures | None = None  # of a label that numbers objects
 
     @property
     def voxel_size(self) -> float:
@@ -60,8 +63,9 @@ class CaseStatistics:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values for JSON, without digests."""
-        hidden = ("file", "image_digest", "label_digest")
-        return {key: value for key, value in asdict(self).items() if key not in hidden}
+        hidden = ("file", "image_digest", "label_digest", "objects")
+        values = {key: value for key, value in asdict(self).items() if key not in hidden}
+        return values if self.objects is None else {**values, "objects": self.objects.as_dict()}
 
 
 def measure_case(
@@ -107,7 +111,7 @@ def _intensity(channel: npt.NDArray[np.float32]) -> Intensity:
 
 
 def _classes(
-    label: npt.NDArray[np.uint16], geometry: Geometry, *, placed: bool
+    label: npt.NDArray[np.integer[Any]], geometry: Geometry, *, placed: bool
 ) -> tuple[dict[int, int], dict[int, float]]:
     """Return the number of voxels per value, and how far right of the middle their centre is, in mm."""
     n_values = int(label.max()) + 1

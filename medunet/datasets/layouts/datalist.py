@@ -16,7 +16,7 @@ from medunet.io.options import DEFAULTS, ReadOptions
 from .dataset import Case, SegmentationDataset
 from .dicom_folders import dicom_cases
 from .folds import FOLDS, split_fold
-from .instances import are_instances, class_labels, with_classes
+from .instances import are_instances, class_labels, refuse_classes, with_classes
 from .labels import MAX_CLASSES, scan_labels
 from .manifest import MANIFEST, ParsedLabels, Parts, labels_of, load_manifest, read_msd, read_nnunet, with_groups
 from .pairing import find_folders, group_channels, image_files
@@ -69,6 +69,7 @@ def open_dataset(
     elif len(channels) == 1 < header.channels:  # a colour picture, named once
         channels = tuple(f"{channels[0]}_{n}" for n in range(header.channels))
     if layout.instances:
+        refuse_classes(layout.cases)
         labels = class_labels(layout.cases, ParsedLabels(labels, layout.ignore, layout.regions), layout.root)
     elif not labels:
         labels = scan_labels(layout.cases, problems)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medunet.errors import DataError
+from medunet.errors import DataError, MedunetError
 from medunet.io import is_structure_file
 from medunet.io.objects import TABLE_SUFFIX, read_class_table
 
 from .dataset import Case
-from .labels import label_values
+from .labels import MAX_LABELS, SAMPLE, label_values, pieces_of
 from .manifest import ParsedLabels
 from .pairing import label_files, stem
 
 KEY = "instances"  # of `dataset.json`
 OBJECT = "object"  # name of the class if there is one, and `dataset.json` does not name it
 CLASS_TABLE = "classes.csv"  # beside the folders, with columns case, id, class
+SEVERAL_SHARE = 0.5  # of the values must be in several pieces to be classes; few objects are
 CLASS_FOLDER = "_class"  # added to the name of the folder of labels: class maps with the same file names
 
 
@@ -28,6 +30,33 @@ def are_instances(manifest: Mapping[str, Any], file: Path, *, instances: bool) -
     if not isinstance(declared, bool):
         raise DataError(f'"{KEY}" must be true or false', file=file, received=declared)
     return instances or declared
+
+
+def refuse_classes(cases: Sequence[Case]) -> None:
+    """Raise an error if labels that are said to number objects are class labels: few values, each in several pieces.
+
+    A sample of the files is read; a file that cannot be read is left to the check of its case.
+    """
+    files = [case.label for case in cases if case.label is not None]
+    values: set[int] = set()
+    readable: list[Path] = []
+    for path in files[:: -(-len(files) // SAMPLE)]:
+        with contextlib.suppress(MedunetError):
+            values.update(label_values(path, limit=None))
+            readable.append(path)
+    n_values = len(values - {0})
+    if not 0 < n_values <= MAX_LABELS:
+        return
+    pieces = pieces_of(readable)
+    several = sum(count > 1 for count in pieces)
+    if several >= SEVERAL_SHARE * len(pieces):
+        raise DataError(
+            "these look like class labels, not like instance labels",
+            file=readable[0].parent,
+            received=f"{n_values} value{'s' * (n_values > 1)}; {several} of {len(pieces)} in several pieces",
+            expected="one number per object",
+            remedy="omit --instances; or number the objects, such as with skimage.measure.label",
+        )
 
 
 def with_classes(cases: Sequence[Case], root: Path) -> tuple[Case, ...]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from skimage import measure
 
 from medunet.errors import DataError, MedunetError
 from medunet.io import is_structure_file, label_names, read_volume
 
 from .dataset import Case
+
+logger = logging.getLogger(__name__)
 
 MAX_CLASSES = 255  # a predicted label map has 8-bit class indices, of which one marks cells without a class
 MAX_LABELS = 32  # more distinct values, if no `dataset.json` names them, are taken for an image or for instances
@@ -22,7 +26,7 @@ BACKGROUND = "background"
 SCAN_THREADS = 4  # decompression releases the interpreter's lock
 
 MIN_OBJECTS = 4  # fewer values in every image may be classes of which the later ones are rarer: organ, tumour, cyst
-MIN_COUNTS = 3  # different numbers of values that images must have: classes are mostly all there
+MIN_COUNTS = 3  # different numbers of values that at least three images must have: classes are mostly all there
 CONSECUTIVE_SHARE = 0.95  # of the images must have exactly the values 1 to n: missing classes leave gaps elsewhere
 INCOMPLETE_SHARE = 0.25  # of the images must lack the largest value
 SINGLE_SHARE = 0.95  # of the values must be one connected piece in their image
@@ -75,7 +79,8 @@ def _count_whole(voxels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64] | Non
 
 def _refuse_many(count: int, file: Path, *, limit: int = MAX_LABELS) -> None:
     if count > limit:
-        remedy = "check that this is a label map without lossy compression; or declare its classes in dataset.json"
+        remedy = "check that this is a label map without lossy compression; name its classes in dataset.json; or pass "
+        remedy += "--instances if the values number objects"
         expected = f"at most {limit}"
         raise DataError(
             "label has too many values for classes", file=file, received=count, expected=expected, remedy=remedy
@@ -97,13 +102,15 @@ def refuse_swapped(image: npt.NDArray[np.float32], file: Path, label: Path, allo
         raise DataError("image and label look swapped", file=label, received=received, remedy=remedy)
 
 
-def index_values(label: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint16]]:
+def index_values(label: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer[Any]]]:
     """Return the table of a label map's values, and the map ``(*spatial)`` of indices into this table."""
     largest = int(label.max(initial=0))
     if largest < 1 << 16:
         return np.arange(largest + 1), label.astype(np.uint16)
     values, indices = np.unique(label, return_inverse=True)
-    return values.astype(np.int64), indices.reshape(label.shape).astype(np.uint16)
+    return values.astype(np.int64), indices.reshape(label.shape).astype(
+        np.uint16 if len(values) < 1 << 16 else np.int32
+    )
 
 
 def scan_labels(cases: Sequence[Case], problems: list[MedunetError] | None = None) -> dict[str, int]:
@@ -208,41 +215,59 @@ def refuse_instances(values: Mapping[Path, Collection[int]], *, is_class_map: bo
         is_class_map: whether more than `MAX_LABELS` values in all images are sufficient evidence if each is one piece.
 
     Raises:
-        DataError: these look like instance labels.
+        DataError: these look like instance labels. Up to three values only cause a logged warning.
     """
     objects = {path: sorted(set(distinct) - {0}) for path, distinct in values.items()}
     counts = {path: len(distinct) for path, distinct in objects.items() if distinct}
     most = max(counts.values(), default=0)
     consecutive = sum(objects[path] == list(range(1, count + 1)) for path, count in counts.items())
     numbered = (
-        most >= MIN_OBJECTS
-        and len(set(counts.values())) >= (MIN_COUNTS if most <= MAX_LABELS else 2)
+        len(set(counts.values())) >= (max(2, min(MIN_COUNTS, len(counts), most)) if most <= MAX_LABELS else 2)
         and consecutive >= CONSECUTIVE_SHARE * len(counts)
         and sum(count < most for count in counts.values()) >= INCOMPLETE_SHARE * len(counts)
     )
     if not numbered and not (is_class_map and len(set().union(*objects.values())) > MAX_LABELS):
         return
     ordered = sorted(counts, key=lambda path: (-counts[path], path))
-    pieces = [count for path in ordered[:: -(-len(ordered) // SAMPLE)] for count in _pieces(path)]
+    pieces, folder = pieces_of(ordered), ordered[0].parent
     single = sum(count == 1 for count in pieces)
     if single < SINGLE_SHARE * len(pieces):
+        return
+    if most < MIN_OBJECTS:
+        logger.warning(
+            "%s: values 1 to %d are taken for classes; if they number objects, pass --instances", folder, most
+        )
         return
     evidence = f"{min(counts.values())} to {most} values per image{', numbered from 1' if numbered else ''}"
     raise DataError(
         "these look like instance labels, one number per object, not like classes",
-        file=ordered[0].parent,
+        file=folder,
         received=f"{evidence}; {single} of {len(pieces)} in one piece",
         expected="one value per class",
-        remedy='set all objects of a class to one value; or declare the classes in dataset.json: "labels": {...}',
+        remedy='pass --instances, or set "instances": true in dataset.json; or name the classes there: "labels": {...}',
     )
 
 
-def _pieces(path: Path) -> list[int]:
-    """Return the number of connected pieces of each value but 0."""
-    table, indices = index_values(read_volume(path).image.numpy()[0])
-    neighbours = np.ones((3,) * indices.ndim, bool)
-    return [
-        ndimage.label(indices[box] == index, structure=neighbours)[1]
-        for index, box in enumerate(ndimage.find_objects(indices.astype(np.int32)), start=1)
-        if box is not None and table[index] != 0
-    ]
+def pieces_of(files: Sequence[Path]) -> list[int]:
+    """Return the number of connected pieces of each value but 0 in a sample of label maps."""
+    pieces: list[int] = []
+    for path in files[:: -(-len(files) // SAMPLE)]:
+        table, indices = index_values(read_volume(path).image.numpy()[0])
+        counts = count_pieces(np.where(table[indices] == 0, 0, indices.astype(np.int64) + 1))
+        pieces += counts[counts > 0].tolist()
+    return pieces
+
+
+def count_pieces(numbers: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """Return the number of connected pieces of each number of a map ``(*spatial)``, by number; 0 has none.
+
+    Examples:
+        >>> count_pieces(
+        ...     np.array([[1, 0, 2], [0, 1, 0], [2, 0, 2]])
+        ... ).tolist()  # voxels that share a corner are connected
+        [0, 1, 3]
+    """
+    components = measure.label(numbers, background=0, connectivity=numbers.ndim)
+    owners = np.zeros(int(components.max(initial=0)) + 1, np.int64)
+    owners[components.ravel()] = numbers.ravel()
+    return np.bincount(owners[1:], minlength=int(numbers.max(initial=0)) + 1)
