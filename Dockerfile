@@ -40,7 +40,7 @@ FROM runtime AS label
 ARG TORCH_INDEX
 USER root
 ENV MEDUNET_LABEL_ENV=/label
-RUN medunet label --setup --torch-index "$TORCH_INDEX"
+RUN medunet label setup --torch-index "$TORCH_INDEX"
 USER 10001
 EXPOSE 8000
 

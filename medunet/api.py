@@ -20,17 +20,16 @@ from medunet.datasets import Examination, examine, list_inputs
 from medunet.datasets.check.check import Level
 from medunet.deploy.export import Export, export_bundle
 from medunet.errors import ConfigError, MedunetError
-from medunet.inferers.memory import parse_memory
 from medunet.io import ReadOptions, read_volume
 from medunet.io.reader import PathLike
 from medunet.metrics import Summary
 from medunet.notebook import Shown, Table
-from medunet.planning import parse_time
 from medunet.prediction import Prediction, PredictOptions, Predictor
 from medunet.prediction.source import first_path
 from medunet.reports import render_overlay
 from medunet.resources import find_bundle
 from medunet.runs import TrainingResult, evaluate_bundle, report_runs, train_bundle
+from medunet.units import parse_duration, parse_size
 
 Image = npt.ArrayLike | torch.Tensor | PathLike | Sequence[PathLike]
 
@@ -86,8 +85,8 @@ def plan(
         Path(data),
         Path(output),
         dims=dims,
-        seconds=None if time is None else parse_time(time),
-        memory=None if memory is None else parse_memory(memory),
+        seconds=None if time is None else parse_duration(time),
+        memory=None if memory is None else parse_size(memory),
         device=device,
         instances=instances,
         force=force,

@@ -2,81 +2,66 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-import types
-import typing
-from collections.abc import Callable, Iterator
-from enum import Enum
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
-from typer.models import ArgumentInfo, DefaultPlaceholder, OptionInfo
+from typer.main import get_command
 
 from medunet.bundle import find_bundle
 from medunet.bundle.explain import ConfigId, list_ids, meanings, show
 from medunet.cli.app import app
+from medunet.cli.registry import EVERYWHERE
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
-METAVARS = {Path: "PATH", int: "INTEGER", float: "NUMBER", str: "TEXT"}
+OPTIONS = "Options"
 
 
-def commands(group: typer.Typer, name: str) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Yield every visible command of a typer application with its full name."""
-    for command in group.registered_commands:
-        if not command.hidden and command.callback:
-            yield f"{name} {command.name or command.callback.__name__.replace('_', '-')}", command.callback
-    for inner in group.registered_groups:
-        if inner.typer_instance:
-            inner_name = (
-                inner.name if not isinstance(inner.name, DefaultPlaceholder) else inner.typer_instance.info.name
-            )
-            yield from commands(inner.typer_instance, f"{name} {inner_name}")
+def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield every visible command with its full name."""
+    for inner_name, inner in getattr(command, "commands", {}).items():
+        if not inner.hidden:
+            yield from commands(inner, f"{name} {inner_name}")
+    if not hasattr(command, "commands"):
+        yield name, command
 
 
-def section(name: str, function: Callable[..., Any]) -> list[str]:
+def section(name: str, command: Any) -> list[str]:
     """Return the Markdown of one command."""
-    rows, arguments = [], []
-    for parameter in inspect.signature(function, eval_str=True).parameters.values():
-        kind, info = typing.get_args(parameter.annotation)[:2]
-        if info.hidden:
-            continue
-        rows.append(row(parameter, kind, info))
-        if isinstance(info, ArgumentInfo):
-            arguments.append(metavar(kind, info, parameter.name))
-    usage = " ".join([name, *arguments, "[OPTIONS]"])
-    text = inspect.cleandoc(function.__doc__ or "")
-    lines = [f"## {name}", "", text, "", "```text", usage, "```", ""]
-    return [*lines, "| option | meaning | default |", "| --- | --- | --- |", *rows, ""] if rows else lines
+    panels: dict[str, list[str]] = {}
+    for parameter in command.params:
+        if not parameter.hidden and parameter.rich_help_panel != EVERYWHERE:
+            panels.setdefault(parameter.rich_help_panel or OPTIONS, []).append(row(parameter))
+    arguments = [parameter.metavar for parameter in command.params if parameter.param_type_name == "argument"]
+    examples = command.callback.examples
+    text = [f"## {name}", "", plain(command.help), "", "```text", " ".join([name, *arguments, "[OPTIONS]"]), "```", ""]
+    text += ["```bash", *examples, "```", ""]
+    if panels:
+        text += ["| option | meaning | default |", "| --- | --- | --- |"]
+        for panel, rows in sorted(panels.items(), key=lambda item: item[0] != OPTIONS):
+            text += [*([f"| **{panel}** | | |"] if panel != OPTIONS else []), *rows]
+        text.append("")
+    return text
 
 
-def metavar(kind: Any, info: ArgumentInfo | OptionInfo, name: str) -> str:
-    """Return what `--help` shows in the place of a value."""
-    if info.metavar:
-        return info.metavar
-    if isinstance(info, ArgumentInfo):
-        return name.upper()
-    inner = next((part for part in typing.get_args(kind) if part is not types.NoneType), kind)
-    if isinstance(inner, type) and issubclass(inner, Enum):
-        return "|".join(str(member.value) for member in inner)
-    return METAVARS.get(inner, "TEXT")
+def plain(text: str | None) -> str:
+    """Return a help text without rich's escapes."""
+    return (text or "").replace("\\[", "[")
 
 
-def row(parameter: inspect.Parameter, kind: Any, info: ArgumentInfo | OptionInfo) -> str:
+def row(parameter: Any) -> str:
     """Return the table row of an argument or option."""
-    required = parameter.default in (inspect.Parameter.empty, ...)
-    shown = getattr(parameter.default, "value", parameter.default)
-    default = "required" if required else "" if shown in (None, False, "", [], ()) else f"`{shown}`"
-    if isinstance(info, ArgumentInfo):
-        label = f"`{metavar(kind, info, parameter.name)}`"
+    choices = parameter.type_descriptor.choices
+    value = "|".join(map(str, choices)) if choices else parameter.metavar
+    if parameter.param_type_name == "argument":
+        label = f"`{value}`"
     else:
-        first = [info.default] if isinstance(info.default, str) else []  # typer.Option("--json") keeps it there
-        names = [part for text in [*first, *(info.param_decls or ())] for part in text.split("/")]
-        names = names or [f"--{parameter.name.replace('_', '-')}"]
-        label = ", ".join(f"`{name}`" for name in names)
-        label += "" if kind in (bool, bool | None) else f" `{metavar(kind, info, parameter.name)}`"
-    cells = (label, " ".join((info.help or "").split()), default)
+        label = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+        label += f" `{value}`" if value else ""
+    shown = parameter.show_default if isinstance(parameter.show_default, str) else parameter.default
+    default = "required" if parameter.required else "" if shown in (None, False, "", [], ()) else f"`{shown}`"
+    cells = (label, " ".join((parameter.help or "").split()), default)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -183,9 +168,18 @@ def pages() -> dict[str, str]:
         "# Commands",
         "",
         "`medunet COMMAND --help` prints the same. `--set` takes the ids of [Config values](config.md).",
+        "",
+        "Every command also takes these options, before or after its name:",
+        "",
+        "| option | meaning |",
+        "| --- | --- |",
     ]
-    for name, function in commands(app, "medunet"):
-        lines += ["", *section(name, function)[:-1]]
+    root: Any = get_command(app)
+    for parameter in root.params:
+        if parameter.rich_help_panel == EVERYWHERE:
+            lines.append(row(parameter).removesuffix("  |"))
+    for name, command in commands(root, "medunet"):
+        lines += ["", *section(name, command)[:-1]]
     return {"commands.md": "\n".join(lines) + "\n", "config.md": config_page()}
 
 

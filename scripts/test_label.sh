@@ -7,7 +7,7 @@ source scripts/setup.sh dev
 source scripts/other_programs.sh # Chromium
 source scripts/debian_packages.sh
 export MEDUNET_LABEL_ENV="${MEDUNET_LABEL_ENV:-$PWD/.venv-label}" MEDUNET_SLICER_ENV="${MEDUNET_SLICER_ENV:-$PWD/.venv-slicer}"
-.venv/bin/medunet label --setup
+.venv/bin/medunet label setup
 if [ ! -f "$MEDUNET_SLICER_ENV/ready" ] && [ "$MEDUNET_SLICER_ENV" = "$PWD/.venv-slicer" ]; then
     # the newest release with wheels for Python 3.11; without it the tests of the scene are skipped
     "${PYTHON:-python3}" -m venv .venv-slicer

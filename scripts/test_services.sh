@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 source scripts/setup.sh dev
 source scripts/debian_packages.sh
 export MEDUNET_LABEL_ENV="${MEDUNET_LABEL_ENV:-$PWD/.venv-label}"
-.venv/bin/medunet label --setup
+.venv/bin/medunet label setup
 PATH="$PATH:/usr/sbin"
 install_packages nginx "the tests of a proxy" nginx openssl
 command -v docker >/dev/null || install_packages podman "the tests of images" podman runc

@@ -8,62 +8,16 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 import medunet
-from medunet import log
-from medunet.cli import bundle, check, demo, evaluate, info, label, plan, predict, report, runs, store, train, tune
-from medunet.cli.options import EXIT_BAD_INPUT, EXIT_INTERRUPTED, HELP, print_error
-from medunet.errors import find_cause
+from medunet.cli import bundle, cache, check, demo, evaluate, info, label, plan, predict, report, runs, train, tune
+from medunet.cli.options import EXIT_BAD_INPUT, EXIT_INTERNAL, HELP, TERMINAL, Terminal, print_error
+from medunet.cli.registry import add, add_to_group
+from medunet.errors import find_cause, first_lines
 
-# what continues an interrupted command; of the other commands nothing is left that could be continued
-RESUME = {
-    "train": "add --resume to the same command to continue from the last completed epoch",
-    "tune": "add --resume to the same command to continue the search",
-    "predict": "all written files are complete; add --skip-existing to continue",
-    "plan": "rerun the same command; cases that are measured are not measured again",
-    "demo": "rerun the same command to continue",
-    "runs": "rerun the same command to continue from the last completed epoch",
-}
+TITLE = "U-Nets for medical images, as MONAI bundles."
 
-
-class Commands(TyperGroup):
-    """The commands; Ctrl-C and SIGTERM end each of them with one line that says how to continue."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run a command; a KeyboardInterrupt with a text replaces the command's line by that text."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as stop:
-            how = str(stop) or RESUME.get(ctx.invoked_subcommand, "rerun the same command to start again")
-            typer.echo(f"interrupted: {how}", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-app = typer.Typer(
-    cls=Commands,
-    name="medunet",
-    help="U-Nets for medical images, as MONAI bundles.",
-    no_args_is_help=True,
-    context_settings=HELP,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-app.command(name="demo")(demo.demo)
-app.command(name="check")(check.check)
-app.command(name="plan")(plan.plan)
-app.command(name="train")(train.train)
-app.command(name="tune")(tune.tune)
-app.command(name="predict")(predict.predict)
-app.command(name="evaluate")(evaluate.evaluate)
-app.command(name="report")(report.report)
-app.add_typer(runs.app, name="runs")
-app.command(name="store")(store.store)
-app.command(name="label")(label.label)
-app.add_typer(bundle.app, name="bundle")
-app.command(name="list")(info.list_bundles)
-app.command(name="info")(info.info)
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's UsageError, from typer's own copy of click
 
 
 def _show_version(is_given: bool) -> None:
@@ -72,15 +26,18 @@ def _show_version(is_given: bool) -> None:
         raise typer.Exit
 
 
-VERSION = typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
-
-
-@app.callback()
-def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, VERSION] = False,
-) -> None:
-    """U-Nets for medical images, as MONAI bundles."""
+app = typer.Typer(name="medunet", help=TITLE, no_args_is_help=True, context_settings=HELP, rich_markup_mode="rich")
+VERSION = typer.Option("--version", callback=_show_version, is_eager=True, metavar="", help="Print the version.")
+add_to_group(app, version=Annotated[bool, VERSION])
+for command in (demo.demo, check.check, plan.plan, train.train, tune.tune, predict.predict, evaluate.evaluate):
+    add(app, command)
+add(app, report.report)
+app.add_typer(runs.app, name="runs")
+app.add_typer(bundle.app, name="bundle")
+app.add_typer(label.app, name="label")
+add(app, cache.cache)
+add(app, info.list_bundles, "list")
+add(app, info.info)
 
 
 def interrupt_on_sigterm() -> None:
@@ -97,17 +54,28 @@ def interrupt_on_sigterm() -> None:
 
 
 def main() -> None:
-    """Run the command line; print a typed error as one line on standard error and exit with code 2."""
+    """Run the command line; print an error as one line on standard error and exit with its code."""
     interrupt_on_sigterm()
-    # users append --debug to the command that failed, so it is accepted anywhere
-    debug = "--debug" in sys.argv
-    arguments = [word for word in sys.argv[1:] if word != "--debug"]
-    log.set_up(debug=debug)
+    vars(TERMINAL).update(vars(Terminal()))
     try:
-        app(args=arguments)
+        sys.exit(app(prog_name="medunet", standalone_mode=False))
     except Exception as error:
-        cause = find_cause(error)
-        if debug or cause is None:
+        if TERMINAL.debug:
             raise
-        print_error(str(cause))
-        sys.exit(EXIT_BAD_INPUT)
+        code, text = _describe(error)
+        if text:
+            print_error(text)
+        sys.exit(code)
+
+
+def _describe(error: Exception) -> tuple[int, str]:
+    """Return the exit code of an error and its line."""
+    if isinstance(error, _USAGE_ERROR):
+        path = error.ctx.command_path if error.ctx is not None else "medunet"
+        text = " ".join(error.format_message().replace("Value error, ", "").split())  # the words are pydantic's
+        is_help = type(error).__name__ == "NoArgsIsHelpError"  # typer has printed the help page
+        return EXIT_BAD_INPUT, "" if is_help else f"{text.rstrip('.')}; remedy: see `{path} --help`"
+    if (cause := find_cause(error)) is not None:
+        return EXIT_BAD_INPUT, str(cause)
+    remedy = "repeat with --debug, and report the traceback with the output of `medunet info`"
+    return EXIT_INTERNAL, f"internal error: {type(error).__name__}: {first_lines(error)}; remedy: {remedy}"

@@ -12,6 +12,7 @@ from rich.table import Table
 from medunet.cli import export
 from medunet.cli import options as opt
 from medunet.cli.output import print_json, with_json
+from medunet.cli.registry import add, add_to_group, examples
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
@@ -21,11 +22,9 @@ SIZE_HELP = "Voxels per axis of the timed window. Default: 96; in 2D 512."
 COMPILE_HELP = "Also time torch.compile: a minute, and needs a C++ compiler."
 
 app = typer.Typer(context_settings=opt.HELP, help="Create, verify, export and package bundles.", no_args_is_help=True)
-app.command(name="export")(export.export)
-app.command(name="package")(export.package)
 
 
-@app.command()
+@examples("medunet bundle init unet_3d -o mine", "medunet bundle init unet_3d -o mine --preset few --set epochs=50")
 def init(
     bundle: opt.Bundle,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")],
@@ -43,7 +42,7 @@ def init(
     typer.echo(f"bundle: {output}")
 
 
-@app.command()
+@examples("medunet bundle show unet_3d", "medunet bundle show runs/mine augment learning_rate")
 @with_json("bundle show")
 def show(
     bundle: opt.Bundle,
@@ -69,7 +68,6 @@ def show(
     opt.wide_console().print(table)
 
 
-@app.command()
 def render(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with code 4 if a file differs.")] = False,
     sources: Annotated[Path | None, typer.Option(help="Folder of YAML sources. Default: the shipped ones.")] = None,
@@ -85,10 +83,10 @@ def render(
         console.print(f"{'differs' if check else 'written'}: {path}")
     if check and changed:
         raise typer.Exit(opt.EXIT_CHECK_FAILED)
-    console.print("up to date" if not changed else f"{len(changed)} files")
+    console.print("up to date" if not changed else opt.count(len(changed), "file"))
 
 
-@app.command()
+@examples("medunet bundle verify runs/mine", "medunet bundle verify downloaded --trust")
 @with_json("bundle verify")
 def verify(bundle: opt.Bundle, trust: opt.Trust = False) -> None:
     """Report whether a bundle could run its own code, then check its files, metadata, references, network and weights.
@@ -111,7 +109,9 @@ def verify(bundle: opt.Bundle, trust: opt.Trust = False) -> None:
         raise typer.Exit(opt.EXIT_CHECK_FAILED)
 
 
-@app.command()
+@examples(
+    "medunet bundle tune-inference runs/mine", "medunet bundle tune-inference runs/mine --size 128,128,64 --compile"
+)
 def tune_inference(
     bundle: opt.Trained,
     device: opt.Device = "auto",
@@ -136,7 +136,7 @@ def tune_inference(
         console.print(escape(f"{id_}: {'null' if value is None else value}"))
 
 
-@app.command()
+@examples("medunet bundle unpack liver.zip -o liver", "medunet bundle unpack liver.tar.gz -o models/liver")
 def unpack(
     archive: Annotated[Path, typer.Argument(help="Archive of a bundle: .zip, .tar or .tar.gz.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the bundle; must not exist.")],
@@ -149,4 +149,10 @@ def unpack(
     for line in trust.judge(folder).lines():
         opt.plain_console().print(escape(line))
     typer.echo(f"bundle: {folder}")
-    typer.echo(opt.next_command("bundle", "verify", folder))
+    opt.print_next("bundle", "verify", folder)
+
+
+add_to_group(app)
+for command in (init, show, verify, export.export, export.package, tune_inference, unpack):
+    add(app, command)
+add(app, render, hidden=True)

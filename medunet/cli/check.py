@@ -13,6 +13,7 @@ from rich.table import Table
 
 from medunet.cli import options as opt
 from medunet.cli.output import print_json, with_json
+from medunet.cli.registry import examples
 from medunet.errors import ConfigError
 from medunet.files import require_path
 
@@ -24,12 +25,16 @@ SMALL_MM = 0.01  # below this many mm² or mm³, sizes are in µm² or µm³
 _COLOURS = {"error": "bold red", "warning": "yellow"}
 
 
+@examples(
+    "medunet check Task04_Hippocampus", "medunet check DATA --sheet cases.png", "medunet check DATA --headers --json"
+)
 @with_json("check")
-@opt.with_reading
 def check(
     data: opt.DataFolder,
     instances: opt.Instances = False,
-    sheet: Annotated[Path | None, typer.Option(help="Also draw all cases with their labels into this PNG.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw all cases with their labels into this PNG.")
+    ] = None,
     headers: Annotated[bool, typer.Option("--headers", help="Read only headers: fast, without statistics.")] = False,
     *,
     reading: dict[str, Any],

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from medunet.cli import completion
 from medunet.cli import options as opt
 from medunet.cli.output import print_json, with_json
+from medunet.cli.registry import examples
 from medunet.errors import ConfigError
 from medunet.files import check_target, require_path
 from medunet.resources import find_bundle
@@ -20,19 +22,27 @@ if TYPE_CHECKING:
     from medunet.metrics.evaluation import Statistics
 
 LABELS_HELP = "With --pred: names of the label values. Default: those of dataset.json."
-SECTION_HELP = "Cases: unseen (those that the run was not trained on), validation (its fold), all, or test (imagesTs)."
+CASES_HELP = "Cases to evaluate: unseen (the run was not trained on them), validation (its fold), all, test (imagesTs)."
+RUN_HELP = "A run, or a bundle with weights. Needs --data."
+RUN = typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=completion.runs)
+Cases = Literal["unseen", "validation", "all", "test"]
 EM_HELP = "Also compute V_rand, V_info and warping error. Default: for 2D images with two labels."
 OUTPUT_HELP = "Folder for the tables. Default: evaluation or evaluation_NAME in the run, PRED_evaluation with --pred."
 
 
+@examples(
+    "medunet evaluate runs/mine --data DATA",
+    "medunet evaluate runs/mine --data DATA --cases test -o test_scores",
+    "medunet evaluate --pred results --ref DATA/labelsTs --labels liver=1,tumour=2",
+)
 @with_json("evaluate")
 def evaluate(
-    bundle: Annotated[str | None, typer.Argument(help="A run, or a bundle with weights. Needs --data.")] = None,
+    bundle: Annotated[str | None, RUN] = None,
     data: Annotated[Path | None, typer.Option(help="Labelled data set to predict and evaluate.")] = None,
     pred: Annotated[Path | None, typer.Option(help="Folder of predicted label maps.")] = None,
     ref: Annotated[Path | None, typer.Option(help="Folder of reference label maps.")] = None,
     labels: Annotated[str | None, typer.Option(metavar="NAME=VALUE,...", help=LABELS_HELP)] = None,
-    section: Annotated[str, typer.Option(help=SECTION_HELP)] = "unseen",
+    cases: Annotated[Cases, typer.Option(help=CASES_HELP)] = "unseen",
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
     em: Annotated[bool | None, typer.Option("--em/--no-em", help=EM_HELP)] = None,
     tta: opt.Tta = None,
@@ -48,7 +58,7 @@ def evaluate(
         folder = find_bundle(bundle)
         from medunet.runs import evaluate_bundle
 
-        options: dict[str, Any] = {"section": section, "tta": tta and tta.value, "device": device, "em": em}
+        options: dict[str, Any] = {"section": cases, "tta": tta, "device": device, "em": em}
         result = evaluate_bundle(folder, data, output, trust=trust, **options)
     elif pred is not None and ref is not None and bundle is None and data is None:
         values = _parse_labels(labels)
@@ -56,7 +66,7 @@ def evaluate(
 
         result = evaluate_folders(pred, ref, output, labels=values, em=em)
     else:
-        raise ConfigError("evaluate needs either BUNDLE --data DATA, or --pred DIR --ref DIR [--labels NAME=VALUE,...]")
+        raise ConfigError("evaluate needs either RUN --data DATA, or --pred DIR --ref DIR [--labels NAME=VALUE,...]")
     print_json(**result)
     _show(result)
     failed = result.get("failed_cases", {})

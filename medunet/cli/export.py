@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
 
 from medunet.cli import options as opt
+from medunet.cli.registry import examples
 from medunet.files import require_path
 from medunet.resources import find_bundle
 
@@ -18,20 +18,18 @@ NAME_HELP = "Name of the bundle and of the folder in the .zip. Default: that of 
 OUTPUT_HELP = "File to write: .onnx, .ts, .pt2, .xml (with a .bin beside it) or .engine."
 
 
-class FileFormat(str, Enum):
-    """Keys of `medunet.deploy.export.FORMATS`, repeated because `--help` does not import torch."""
-
-    onnx = "onnx"
-    torchscript = "torchscript"
-    torch_export = "torch-export"
-    openvino = "openvino"
-    tensorrt = "tensorrt"
+# keys of `medunet.deploy.export.FORMATS`, repeated because `--help` does not import torch; a test compares the two
+FileFormat = Literal["onnx", "torchscript", "torch-export", "openvino", "tensorrt"]
 
 
+@examples(
+    "medunet bundle export runs/mine --to onnx -o mine.onnx",
+    "medunet bundle export runs/mine --to openvino -o mine.xml --image scan.nii.gz",
+)
 def export(
     bundle: opt.Trained,
     to: Annotated[FileFormat, typer.Option(help="File format.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help=OUTPUT_HELP)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help=OUTPUT_HELP)],
     image: Annotated[Path | None, typer.Option(metavar="CASE", help=IMAGE_HELP)] = None,
     force: opt.Force = False,
     trust: opt.Trust = False,
@@ -45,7 +43,7 @@ def export(
     require_path(image)
     from medunet.deploy.export import export_bundle
 
-    done = export_bundle(folder, output, to=to.value, image=image, overwrite=force, trust=trust)
+    done = export_bundle(folder, output, to=to, image=image, overwrite=force, trust=trust)
     console = opt.plain_console()
     for path in done.paths:
         console.print(escape(f"{path}  {path.stat().st_size / 1e6:.1f} MB"))
@@ -54,9 +52,13 @@ def export(
         console.print(escape(f"  {line}"))
 
 
+@examples(
+    "medunet bundle package runs/mine -o mine.zip",
+    "medunet bundle package runs/mine -o liver.zip --name liver --torchscript",
+)
 def package(
     bundle: opt.Trained,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .zip file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The .zip file to write.")],
     name: Annotated[str | None, typer.Option(help=NAME_HELP)] = None,
     torchscript: Annotated[bool, typer.Option("--torchscript", help="Add models/model.ts (TorchScript).")] = False,
     force: opt.Force = False,

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from medunet.cli import options as opt
 from medunet.cli.output import print_json, with_json
+from medunet.cli.registry import examples
 from medunet.config import read_json
 from medunet.files import cache_folder, config_folder
 from medunet.resources import preset_names, resource_dir, shipped_bundles
@@ -18,6 +19,7 @@ from medunet.resources import preset_names, resource_dir, shipped_bundles
 DEVELOPMENT = ("dev", "bench")  # extras that add nothing for users
 
 
+@examples("medunet info", "medunet info --json > machine.json")
 @with_json("info")
 def info() -> None:
     """Show versions, hardware, folders and extras: what a bug report needs."""
@@ -60,6 +62,7 @@ def extras() -> dict[str, str]:
     return {extra: f"without {', '.join(names)}" if names else "installed" for extra, names in missing.items()}
 
 
+@examples("medunet list", "medunet list --json")
 @with_json("list")
 def list_bundles() -> None:
     """List the shipped bundles and their presets."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -12,28 +12,34 @@ from rich.table import Table
 
 from medunet.cli import options as opt
 from medunet.cli.output import print_json, with_json
+from medunet.cli.registry import examples
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
 
-DIMS = {"auto": None, "2": 2, "3": 3}
+Dims = Literal["auto", "2", "3"]
 JOBS_HELP = "Cases to measure simultaneously, each in memory. Default: as many as fit."
 DIMS_HELP = "Dimensions of the network. auto: those of the images; 2: slice by slice, also for volumes."
+MEMORY = opt.size("Memory that training may use, such as 8GB. Default: the free memory.")
+TIME = opt.duration("Time that training may take, such as 30min or 4h.")
 ESTIMATE_HELP = "Skip the trial training step: estimate memory and keep the default number of epochs."
 
 
+@examples(
+    "medunet plan DATA -o my_bundle --time 4h",
+    "medunet plan DATA -o my_bundle --memory 8GB --dims 2 --device cuda:0",
+)
 @with_json("plan")
-@opt.with_reading
 def plan(
     data: opt.DataFolder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],
-    dims: Annotated[str, typer.Option(help=DIMS_HELP)] = "auto",
-    memory: Annotated[str, typer.Option(help="Memory for training, such as 8GB. auto: the free memory.")] = "auto",
-    time: Annotated[str | None, typer.Option(help="Time that training may take, such as 30min or 4h.")] = None,
+    dims: Annotated[Dims, typer.Option(help=DIMS_HELP)] = "auto",
+    memory: Annotated[int | None, MEMORY] = None,
+    time: Annotated[float | None, TIME] = None,
     device: opt.Device = "auto",
     estimate: Annotated[bool, typer.Option("--estimate", help=ESTIMATE_HELP)] = False,
     instances: opt.Instances = False,
     skip_bad: opt.SkipBad = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a planned bundle, even if it was edited.")] = False,
+    force: opt.Force = False,
     jobs: Annotated[int | None, typer.Option(help=JOBS_HELP)] = None,
     *,
     reading: dict[str, Any],
@@ -41,25 +47,22 @@ def plan(
     """Measure a data set and create a bundle that fits it, the machine and the time; its docs explain every value."""
     if time is not None and estimate:
         raise ConfigError("a time cannot be planned without measuring a step", received="--time and --estimate")
-    if dims not in DIMS:
-        raise ConfigError("unknown --dims", received=dims, expected="auto, 2 or 3")
     require_path(data)
     reject_other_files(output, own="configs/train.json")
     check_target(output)
     from medunet.bundle import plan_bundle, show
     from medunet.datasets import shown
-    from medunet.inferers.memory import parse_memory
     from medunet.io import ReadOptions
-    from medunet.planning import default_cache, parse_time, spell_time
+    from medunet.planning import default_cache, spell_time
 
-    console, errors = Console(), Console(stderr=True)
+    console, errors = Console(), opt.plain_console(stderr=True)
     with opt.progress_bar(errors) as update:
         result = plan_bundle(
             data,
             output,
-            dims=DIMS[dims],
-            memory=None if memory == "auto" else parse_memory(memory),
-            seconds=None if time is None else parse_time(time),
+            dims=None if dims == "auto" else int(dims),
+            memory=memory,
+            seconds=time,
             device=device,
             measure=not estimate,
             jobs=jobs,
@@ -90,8 +93,8 @@ def plan(
     console.print(table)
     if result.left_out:
         listed = shown([f"{name}: {cause}" for name, cause in result.left_out.items()], separator="; ")
-        errors.print(f"[yellow]{len(result.left_out)} left out[/] {escape(listed)}", highlight=False, soft_wrap=True)
+        errors.print(f"[yellow]{len(result.left_out)} left out[/] {escape(listed)}")
     if result.plan.seconds is not None:
         console.print(f"training will take about {spell_time(result.plan.seconds)}", highlight=False)
     typer.echo(f"bundle: {output}")
-    typer.echo(opt.next_command("train", output, "--data", data))
+    opt.print_next("train", output, "--data", data)

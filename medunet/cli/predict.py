@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from medunet.cli import completion
 from medunet.cli import options as opt
+from medunet.cli.registry import examples
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import atomic_path, check_target, claim, require_path
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from medunet.deploy.cluster import Outcome
     from medunet.prediction import Prediction, PredictOptions
 
-VERBOSE_HELP = "Print tiles, how the network is run, and tracebacks."
 ON_HELP = "ray: distribute the cases over a Ray cluster, one worker per GPU."
 INPUTS_HELP = "Images, folders or DICOM series; or one CSV file of a cohort, or the URL of a DICOMweb store."
 FORMAT_HELP = "Format of the label maps. auto: that of the input, or DICOM SEG if highdicom is installed."
 SKIP_HELP = "Skip cases that have results, to continue an interrupted command."
 ENSEMBLE_HELP = "Another run, such as another fold, to average class probabilities with; repeatable."
-MINUTES_HELP = "With --on ray: timeout per case; a case that times out is retried on another worker."
+ENSEMBLE = typer.Option(metavar="RUN", help=ENSEMBLE_HELP, autocompletion=completion.runs)
+TIMEOUT_HELP = "With --on ray: timeout per case; a case that times out is retried on another worker."
+TIMEOUT = opt.duration(TIMEOUT_HELP, default="60min")
 QUERY_HELP = "Select series of a DICOMweb store, such as Modality=CT; repeatable."
 ISOLATE_HELP = "Decode untrusted images in a child process with limits of memory and time."
 DEIDENTIFY_HELP = "Name cases by numbers, and de-identify DICOM results by the basic profile of PS3.15."
@@ -41,30 +42,27 @@ KEY_HELP = "With --deidentify: derive names from the secret key in this file, al
 TABLE_HELP = "With --deidentify: write the name and the input of each case to this CSV file."
 
 
-class ResultFormat(str, Enum):
-    """`medunet.io.RESULT_FORMATS`, repeated so that `--help` need not import them; a test compares the two."""
-
-    auto = "auto"
-    nifti = "nii.gz"
-    seg_nrrd = "seg.nrrd"
-    dicom_seg = "dicom-seg"
-    rtstruct = "rtstruct"
+# `medunet.io.ResultFormat`, repeated because `--help` does not import the library; a test compares the two
+ResultFormat = Literal["auto", "nii.gz", "seg.nrrd", "dicom-seg", "rtstruct"]
 
 
-@opt.with_reading
+@examples(
+    "medunet predict runs/mine scan.nii.gz -o results",
+    "medunet predict runs/mine IMAGES -o results --format dicom-seg --skip-existing",
+)
 def predict(
     bundle: opt.Trained,
     inputs: Annotated[list[str], typer.Argument(help=INPUTS_HELP)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the label maps.")],
     device: opt.Device = "auto",
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
-    result_format: Annotated[ResultFormat, typer.Option("--format", help=FORMAT_HELP)] = ResultFormat.auto,
+    result_format: Annotated[ResultFormat, typer.Option("--format", help=FORMAT_HELP)] = "auto",
     tta: opt.Tta = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace existing results.")] = False,
+    force: opt.Force = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help=SKIP_HELP)] = False,
-    ensemble: Annotated[list[str] | None, typer.Option(metavar="RUN", help=ENSEMBLE_HELP)] = None,
+    ensemble: Annotated[list[str] | None, ENSEMBLE] = None,
     on: Annotated[opt.Where | None, typer.Option(help=ON_HELP)] = None,
-    case_minutes: Annotated[float, typer.Option(min=0.1, help=MINUTES_HELP)] = 60.0,
+    case_timeout: Annotated[float, TIMEOUT] = 3600.0,
     query: Annotated[list[str] | None, typer.Option(metavar="KEYWORD=VALUE", help=QUERY_HELP)] = None,
     send_back: Annotated[bool, typer.Option("--send-back", help="Send the DICOM SEGs to the DICOMweb store.")] = False,
     isolate: Annotated[bool, typer.Option("--isolate", help=ISOLATE_HELP)] = False,
@@ -72,7 +70,6 @@ def predict(
     pseudonym_key: Annotated[Path | None, typer.Option(metavar="FILE", help=KEY_HELP)] = None,
     pseudonym_table: Annotated[Path | None, typer.Option(metavar="FILE", help=TABLE_HELP)] = None,
     benchmark: Annotated[bool, typer.Option("--benchmark", help="Print the time per stage.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help=VERBOSE_HELP)] = False,
     settings: opt.Set = None,
     trust: opt.Trust = False,
     *,
@@ -84,8 +81,6 @@ def predict(
     continues. For a CSV file, a DICOMweb store or --on ray, ledger.jsonl beside the results records every case, and
     rerunning the command continues.
     """
-    if verbose:
-        logging.getLogger("medunet").setLevel(logging.DEBUG)
     if (pseudonym_key or pseudonym_table) and not deidentify:
         raise ConfigError("--pseudonym-key and --pseudonym-table need --deidentify")
     # PyTorch takes seconds to import, so wrong arguments are rejected before
@@ -108,8 +103,8 @@ def predict(
     options = PredictOptions(
         device=device,
         probabilities=probabilities,
-        result_format=result_format.value,
-        tta=tta and tta.value,
+        result_format=result_format,
+        tta=tta,
         overrides=overrides,
         ensemble=members,
         benchmark=benchmark,
@@ -118,7 +113,7 @@ def predict(
         pseudonyms=pseudonyms,
     )
     if is_cohort:
-        cluster = {"where": "here" if on is None else on.value, "case_seconds": 60 * case_minutes, "replace": force}
+        cluster = {"where": on or "here", "case_seconds": case_timeout, "replace": force}
         _predict_cohort(folder, inputs, output, options, query=query or (), send_back=send_back, **cluster)
         return
     begun = time.perf_counter()
@@ -129,7 +124,7 @@ def predict(
     results: list[Prediction] = []
     interrupted = False
     # a progress bar and the lines of --verbose would overwrite each other
-    silent = verbose or not console.is_terminal
+    silent = opt.TERMINAL.verbose or opt.TERMINAL.quiet or not console.is_terminal
     try:
         with (
             claim(output),
@@ -140,7 +135,7 @@ def predict(
                 results.append(result)
                 if result.error is None:
                     typer.echo(f"{result.path}  {'there already' if result.skipped else f'{result.seconds:.1f} s'}")
-                if verbose and len(results) == 1:
+                if opt.TERMINAL.verbose and len(results) == 1:
                     for form in predictor.forms:
                         console.print(f"network {escape(str(form))}")
     except KeyboardInterrupt:
@@ -200,12 +195,14 @@ def _predict_cohort(
         def report(outcome: Outcome) -> None:
             update(advance=1)
             if outcome.error is not None:
-                console.print(f"[bold red]error[/] {escape(outcome.name)}: {escape(outcome.error)}")
+                opt.print_error(outcome.error, name=outcome.name)
 
         result = predict_cohort(bundle, source, output, options, report=report, **cluster)
     failed = len(result.failed)
     done = len(result.outcomes) - failed
-    console.print(escape(f"{done} of {result.cases} cases have results in {result.output}, {failed} failed"))
+    console.print(
+        escape(f"{done} of {opt.count(result.cases, 'case')} have results in {result.output}, {failed} failed")
+    )
     console.print(escape(f"results of every case: {result.output / LEDGER_NAME}"))
     again = "rerun the command without --force" if cluster["replace"] else "rerun the command"
     if result.is_interrupted:
@@ -220,7 +217,9 @@ def _time_table(results: list[Prediction], *, wall: float, loading: float) -> Ta
     from medunet.prediction import STAGES
 
     cases = sum(not result.skipped for result in results)
-    table = Table("stage", title=f"{cases} cases in {wall:.2f} s: {cases / wall:.2f} cases/s", title_justify="left")
+    table = Table(
+        "stage", title=f"{opt.count(cases, 'case')} in {wall:.2f} s: {cases / wall:.2f} cases/s", title_justify="left"
+    )
     for name in ("seconds", "ms per case", "share of wall"):
         table.add_column(name, justify="right")
     total = {stage: sum(getattr(result.stages, stage) for result in results) for stage in STAGES}

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from medunet.cli import options as opt
 from medunet.cli.output import print_json, with_json
+from medunet.cli.registry import add, add_to_group, examples
 from medunet.cli.train import show_folds, show_training
 from medunet.files import require_path
 
@@ -28,7 +29,7 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Option("--runs", help="Folder that contains the folders of the runs.")]
 URI_HELP = "Tracking URI of MLflow. Default: MLFLOW_TRACKING_URI, else mlruns.db in the folder."
-Uri = Annotated[str | None, typer.Option("--tracking-uri", help=URI_HELP)]
+Uri = Annotated[str | None, typer.Option("--tracking-uri", metavar="URI", help=URI_HELP)]
 Experiment = Annotated[str, typer.Option("--experiment", help="Name of the MLflow experiment.")]
 Folds = Annotated[bool, typer.Option("--folds", help="Show every fold.")]
 NAMES_HELP = "Names of runs, or the beginnings of their ids. Default: all runs."
@@ -38,7 +39,7 @@ RUNS, EXPERIMENT = Path("runs"), "medunet"
 _COLOURS = {"FINISHED": "green", "RUNNING": "cyan", "FAILED": "bold red", "KILLED": "yellow"}
 
 
-@app.command("list")
+@examples("medunet runs list", "medunet runs list --runs /data/runs --folds")
 @with_json("runs list")
 def list_(folder: Folder = RUNS, uri: Uri = None, experiment: Experiment = EXPERIMENT, folds: Folds = False) -> None:
     """List training runs, newest first."""
@@ -63,7 +64,7 @@ def list_(folder: Folder = RUNS, uri: Uri = None, experiment: Experiment = EXPER
     opt.wide_console().print(table)
 
 
-@app.command()
+@examples("medunet runs compare", "medunet runs compare first second --folds")
 @with_json("runs compare")
 def compare(
     names: Annotated[list[str], typer.Argument(help=NAMES_HELP)] = [],  # noqa: B006
@@ -88,7 +89,7 @@ def compare(
     opt.wide_console().print(table)
 
 
-@app.command()
+@examples("medunet runs best", "medunet runs best --metric val_loss --runs /data/runs")
 @with_json("runs best")
 def best(
     metric: Annotated[str, typer.Option("--metric", help=METRIC_HELP)] = "",
@@ -110,7 +111,7 @@ def best(
         opt.print_next_predict(path)
 
 
-@app.command()
+@examples("medunet runs resume mine", "medunet runs resume 1f0c33a2 --device cuda:1")
 @with_json("runs resume")
 def resume(
     name: Annotated[str, typer.Argument(help="Name of a training run, or the beginning of its id.")],
@@ -139,7 +140,7 @@ def resume(
         show_folds(result)
 
 
-@app.command()
+@examples("medunet runs sync", "medunet runs sync runs/mine --tracking-uri https://mlflow.example.org")
 @with_json("runs sync")
 def sync(
     folder: Annotated[Path, typer.Argument(help="Folder of a run, or of several runs.")] = RUNS, uri: Uri = None
@@ -150,7 +151,7 @@ def sync(
 
     sent, missing = sync_runs(folder, uri)
     print_json(sent_runs=sent, unsent_runs=missing)
-    opt.plain_console().print(f"{sent} runs sent, {missing} could not be sent")
+    opt.plain_console().print(f"{opt.count(sent, 'run')} sent, {missing} could not be sent")
     if missing:
         raise typer.Exit(opt.EXIT_SOME_FAILED)
 
@@ -167,3 +168,9 @@ def _runs(folder: Path, uri: str | None, experiment: str, *, folds: bool = False
     from medunet.tracking import default_store, list_runs
 
     return list_runs(uri or default_store(folder), experiment_name=experiment, folds=folds)
+
+
+add_to_group(app)
+add(app, list_, "list")
+for command in (compare, best, resume, sync):
+    add(app, command)

@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from medunet.cli import completion
 from medunet.cli import options as opt
 from medunet.cli.output import print_json, with_json
+from medunet.cli.registry import examples
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
@@ -21,25 +23,33 @@ if TYPE_CHECKING:
     from medunet.runs import CrossValidation, TrainingResult
 
 RERUN = "rerun the same command to continue from the last completed epoch"
+FOLD_HELP = "Fold that is held out for validation, counted from 0. Default: 0."
 INIT_HELP = "Start from the weights of another run."
+INIT_FROM = typer.Option(metavar="RUN", help=INIT_HELP, autocompletion=completion.runs)
 RDZV_HELP = "Rendezvous HOST:PORT on one of the hosts."
 FOLDS_HELP = "Train these folds, evaluate each case with the fold that held it out, and join them to an ensemble."
+OUTPUT_HELP = "Folder of the run. Default: runs/BUNDLE_DATA_foldK."
 RESUME_HELP = "Continue the run in --output from its last completed epoch; --folds always does."
 
 
+@examples(
+    "medunet train unet_3d --data DATA -o runs/mine --epochs 100",
+    "medunet train my_bundle --data DATA --folds all --preset sgd_poly",
+)
 @with_json("train")
 def train(
     bundle: opt.Bundle,
     data: opt.TrainingData,
-    fold: Annotated[int, typer.Option(help="Fold that is held out for validation, counted from 0.")] = 0,
+    fold: Annotated[int | None, typer.Option(help=FOLD_HELP)] = None,
     folds: Annotated[str | None, typer.Option(metavar="all|K,K", help=FOLDS_HELP)] = None,
     epochs: opt.Epochs = None,
     device: opt.Device = "auto",
-    output: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/BUNDLE_DATA_foldK.")] = None,
-    init_from: Annotated[Path | None, typer.Option(metavar="RUN", help=INIT_HELP)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
+    init_from: Annotated[Path | None, INIT_FROM] = None,
     resume: Annotated[bool, typer.Option("--resume", help=RESUME_HELP)] = False,
     preset: opt.Preset = None,
     tracking_uri: opt.TrackingUri = None,
+    no_tracking: opt.NoTracking = False,
     nproc: Annotated[int | None, typer.Option(help="Number of processes on this host, one per GPU (torchrun).")] = None,
     nnodes: Annotated[int, typer.Option(help="Number of hosts; run the same command on each of them.")] = 1,
     rdzv_endpoint: Annotated[str | None, typer.Option(metavar="HOST:PORT", help=RDZV_HELP)] = None,
@@ -57,6 +67,9 @@ def train(
         changes["epochs"] = epochs
     if init_from is not None:
         changes["init_from"] = str(init_from.resolve())
+    if fold is not None and folds is not None:
+        raise ConfigError("--fold and --folds exclude each other")
+    fold = fold or 0
     is_single, is_launched = folds is None, nproc is not None or nnodes > 1
     if is_launched and not is_single:
         raise ConfigError("--nproc and --nnodes train one fold", received="--folds", remedy="pass --fold K")
@@ -70,10 +83,9 @@ def train(
     if nnodes == 1:  # several hosts share the folder: the first process checks it
         check_target(output)
     from medunet.runs import train_bundle, train_folds
-    from medunet.tracking import default_store
 
-    if tracking_uri is None and "tracking_uri" not in changes:
-        tracking_uri = default_store(output.parent)
+    if no_tracking or tracking_uri is not None or "tracking_uri" not in changes:
+        tracking_uri = opt.tracking(tracking_uri, output.parent, is_off=no_tracking)
     options: dict[str, Any] = {"presets": preset or (), "device": device, "trust": trust, "skip_bad": skip_bad}
     options["tracking_uri"] = tracking_uri
     if not is_single:
@@ -107,6 +119,8 @@ def _parse_folds(text: str | None) -> list[int] | None:
 
 def show_training(result: TrainingResult) -> None:
     """Print the result of a training run."""
+    from medunet.datasets import shown
+
     kept = {"kept_epoch": result.kept_epoch, "validation_dice": result.kept_dice}
     print_json(run=result.run, epochs=result.epochs, best_epoch=result.best_epoch, **kept, left_out=result.left_out)
     if result.kept_dice:
@@ -119,7 +133,9 @@ def show_training(result: TrainingResult) -> None:
             table.add_row(name, f"{value:.4f}")
         Console().print(table)
     if result.left_out:
-        opt.plain_console().print(f"[yellow]left out[/] {escape(', '.join(result.left_out))}")
+        opt.plain_console(stderr=True).print(
+            f"[yellow]{len(result.left_out)} left out[/] {escape(shown(result.left_out))}"
+        )
     typer.echo(f"run: {result.run}")
     opt.print_next_predict(result.run)
 
@@ -139,7 +155,9 @@ def show_folds(result: CrossValidation) -> None:
     for outcome in result.folds:
         typer.echo(f"fold {outcome.fold}: {outcome.status}" + (f", {outcome.seconds:.0f} s" if outcome.seconds else ""))
     if summary is not None and result.summary is not None:
-        table = Table("class", "Dice", "with post-processing", title=f"out of fold, {result.summary['cases']} cases")
+        table = Table(
+            "class", "Dice", "with post-processing", title=f"out of fold, {opt.count(result.summary['cases'], 'case')}"
+        )
         for rule in result.rules:
             after = f"{rule.dice_after:.4f} ({describe_rule(rule)})" if rule.is_kept else "none used"
             table.add_row(rule.name, f"{rule.dice_before:.4f}", after)

@@ -10,25 +10,33 @@ from rich.markup import escape
 from rich.table import Table
 
 from medunet.cli import options as opt
+from medunet.cli.registry import examples
 from medunet.config import parse_settings
 from medunet.files import require_path
 from medunet.resources import find_bundle
 
 RESUME_HELP = "Continue the search in --output; all other arguments must be the same."
+OUTPUT_HELP = "Folder of the search. Default: runs/BUNDLE_DATA_tune."
+TIME = opt.duration("Time after which the search ends, such as 2h.")
 RANGE = typer.Option(metavar="KEY=LOW:HIGH[:log][:int]", help="Values to try, as a range or as KEY=A|B|C; repeatable.")
 
 
+@examples(
+    'medunet tune unet_3d --data DATA --trials 20 --set-range "learning_rate=1e-4:1e-2:log" --time 12h',
+    'medunet tune my_bundle --data DATA --trials 8 --set-range "network_def::dropout=0|0.1|0.3" -o runs/search',
+)
 def tune(
     bundle: opt.Bundle,
     data: opt.TrainingData,
     trials: Annotated[int, typer.Option(help="Number of training runs; bad ones end early.")],
     set_range: Annotated[list[str], RANGE],
-    time: Annotated[str | None, typer.Option(help="Time after which the search ends, such as 2h.")] = None,
+    time: Annotated[float | None, TIME] = None,
     epochs: opt.Epochs = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the search. Default: runs/BUNDLE_DATA_tune.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
     device: opt.Device = "auto",
     preset: opt.Preset = None,
     tracking_uri: opt.TrackingUri = None,
+    no_tracking: opt.NoTracking = False,
     resume: Annotated[bool, typer.Option("--resume", help=RESUME_HELP)] = False,
     settings: opt.Set = None,
     trust: opt.Trust = False,
@@ -38,8 +46,6 @@ def tune(
     require_path(data)
     changes = parse_settings(settings) | ({} if epochs is None else {"epochs": epochs})
     from medunet.deploy.cluster import parse_ranges, tune_bundle
-    from medunet.planning import parse_time
-    from medunet.tracking import default_store
 
     output = output or Path("runs") / f"{source.resolve().name}_{data.resolve().name}_tune"
     results = tune_bundle(
@@ -48,11 +54,11 @@ def tune(
         output,
         ranges=parse_ranges(set_range),
         trials=trials,
-        seconds=None if time is None else parse_time(time),
+        seconds=time,
         changes=changes,
         presets=preset or (),
         device=device,
-        tracking_uri=default_store(output.parent) if tracking_uri is None else tracking_uri,
+        tracking_uri=opt.tracking(tracking_uri, output.parent, is_off=no_tracking),
         resume=resume,
         trust=trust,
     )

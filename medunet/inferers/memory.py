@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +11,6 @@ import torch
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from medunet.errors import ConfigError
 
 WORKSPACE = 1.5
 """Factor for memory that Python does not see: padded channels and reordered copies of the convolution library, and what
@@ -28,25 +25,6 @@ _OUT_OF_MEMORY = (
     *("cudnn_status_alloc_failed", "cublas_status_alloc_failed"),
     "unable to find an engine",  # cuDNN, if no algorithm's workspace fits
 )
-
-
-def parse_memory(text: str | int) -> int:
-    """Return the bytes of a memory size.
-
-    Raises:
-        ConfigError: an invalid size.
-
-    Examples:
-        >>> parse_memory("1.5GB"), parse_memory(4096)
-        (1610612736, 4096)
-    """
-    if isinstance(text, int) and text > 0:
-        return text
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?)B\s*", str(text).upper())
-    size = int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " ")) if match else 0
-    if size < 1:
-        raise ConfigError("invalid memory size", received=text, expected="auto, bytes, or for instance 8GB")
-    return size
 
 
 def free_memory(device: torch.device) -> int:

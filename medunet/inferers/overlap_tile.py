@@ -17,8 +17,9 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from medunet.errors import ConfigError
 from medunet.networks import only_tensor, window_dependence
 from medunet.transforms import like, plain
+from medunet.units import parse_size
 
-from .memory import WORKSPACE, free_memory, is_out_of_memory, parse_memory, peak_bytes
+from .memory import WORKSPACE, free_memory, is_out_of_memory, peak_bytes
 from .receptive_field import measure_shapes
 from .tiling import SameSizeShapes, Shapes, TilePlan, choose_tiles, plan_tiles
 from .windows import take_window
@@ -128,7 +129,7 @@ class OverlapTileInferer(Inferer):
         self.tile_size = tile_size
         self.halo = halo
         self.batch_size = batch_size
-        self.memory = memory if memory == "auto" else parse_memory(memory)
+        self.memory = memory if memory == "auto" else parse_size(memory)
         self.tile_stride = tile_stride
         self.sw_device = sw_device
         self.device = device

@@ -8,6 +8,5 @@ from .fingerprint import fingerprint as fingerprint
 from .measure import default_cache as default_cache
 from .plan import Plan as Plan
 from .plan import plan as plan
-from .schedule import parse_time as parse_time
 from .schedule import spell_time as spell_time
 from .topology import Decision as Decision

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
-
-from medunet.errors import ConfigError
 
 from .probe import StepCost
 
@@ -17,24 +14,6 @@ MAX_VALIDATIONS = 8
 VALIDATION_SHARE = 0.15  # share of the time that validation may take
 NEARLY = 0.95  # at least this share of the epochs is kept for a number of validations nearer to `VALIDATIONS`
 UNLIMITED_STEPS = {"cpu": 8_000, "cuda": 25_000}  # steps without a time limit; nnU-Net makes 250,000
-
-_UNITS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
-
-
-def parse_time(text: str) -> float:
-    """Return the seconds of a duration.
-
-    Raises:
-        ConfigError: The text is not a duration.
-
-    Examples:
-        >>> parse_time("30min"), parse_time("1.5h")
-        (1800.0, 5400.0)
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]+)\s*", text.lower())
-    if match is None or match[2] not in _UNITS or not float(match[1]) > 0:
-        raise ConfigError("invalid duration", received=text, expected="for instance 30min, 2h or 90s")
-    return float(match[1]) * _UNITS[match[2]]
 
 
 @dataclass(frozen=True)

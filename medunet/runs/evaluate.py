@@ -92,9 +92,9 @@ def _items(bundle: Path, data: Path, config: Mapping[str, Any], section: str, se
     """Return the labelled items of a section."""
     is_ensemble, is_unseen = ENSEMBLE_FOLDS in config, section == "unseen"
     if section in ("validation", "training") and (is_ensemble or (seen.is_known and not seen.names)):
-        cause, received = "the data set has no such cases for this bundle", f"--section {section}"
+        cause, received = "the data set has no such cases for this bundle", f"--cases {section}"
         expected = "a run of one fold, and the data set that it was trained on"
-        remedy = "omit --section to evaluate every case that the bundle was not trained on"
+        remedy = "omit --cases to evaluate every case that the bundle was not trained on"
         raise ConfigError(cause, file=bundle, received=received, expected=expected, remedy=remedy)
     items = datalist(
         data,
@@ -106,11 +106,11 @@ def _items(bundle: Path, data: Path, config: Mapping[str, Any], section: str, se
     )
     selected = [item for item in items if "label" in item and not (is_unseen and item["name"] in seen.names)]
     if not selected and is_unseen and any("label" in item for item in items):
-        remedy = "pass other data; --section all evaluates the training cases, too"
+        remedy = "pass other data; --cases all evaluates the training cases, too"
         remedy = f"read {OUT_OF_FOLD}/metrics.json, or {remedy}" if is_ensemble else remedy
         raise ConfigError("the bundle was trained on every case of the data set", file=bundle, remedy=remedy)
     if not selected:
-        raise DataError("no labelled case to evaluate", file=data, received=f"--section {section}")
+        raise DataError("no labelled case to evaluate", file=data, received=f"--cases {section}")
     return selected
 
 

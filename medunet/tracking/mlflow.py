@@ -44,7 +44,7 @@ from .server import PATIENT_SECONDS, PROBE_SECONDS, Server, limits, now
 logger = logging.getLogger(__name__)
 
 TIME_SHARE = 0.02  # of the training run that sending may take: after a delay of 1 s, 50 s pass without
-REMEDY = "start the server, or train with --tracking-uri '' to go without"
+REMEDY = "start the server, or train with --no-tracking"
 
 
 @dataclass(kw_only=True, eq=False)

@@ -19,8 +19,8 @@ from medunet import errors
 from medunet.datasets import image_digest, prune_store
 from medunet.errors import DataError, MedunetError
 from medunet.files import write_atomically
-from medunet.inferers.memory import parse_memory
 from medunet.transforms import BatchIntensity
+from medunet.units import parse_size
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class DataHandler:
         self.datasets = tuple(datasets)
         self.folder = Path(folder) if folder is not None and is_writer else None
         self.store_dir = store_dir
-        self.store_limit = None if store_limit is None else parse_memory(store_limit)
+        self.store_limit = None if store_limit is None else parse_size(store_limit)
         self._waiting, self._total = Timer(), Timer()
         self._warned = False
 
@@ -174,7 +174,10 @@ class DataHandler:
             write_atomically(self.folder / TRAINED_ON_NAME, json.dumps(digests, indent=1))
         if self.store_limit is not None:
             removed = prune_store(self.store_dir, unused_days=None, max_bytes=self.store_limit)
-            logger.info("the store was pruned: %.1f GB freed", sum(case.nbytes for case, _ in removed) / 1e9)
+            logger.info(
+                "the cache of preprocessed cases was pruned: %.1f GB freed",
+                sum(case.nbytes for case, _ in removed) / 1e9,
+            )
 
     def _epoch_completed(self, engine: Any) -> None:
         engine.state.data_wait = share = self._waiting.value() / max(self._total.value(), 1e-9)

@@ -51,15 +51,17 @@ MISTYPED = (
     "report nosuch",
     "report unet_3d",
     "runs list --runs nosuch",
-    "store --limit 1GB",
+    "cache --limit 1GB",
+    "cache --prune --unused soon",
     "bundle init nosuch -o new",
     "bundle init unet_3d -o other",
     "bundle export nosuch --to onnx -o new",
     "bundle package nosuch -o new",
     "bundle unpack nosuch -o new",
     "bundle verify nosuch",
-    "label nosuch",
-    "label unet_3d",
+    "label serve nosuch --studies .",
+    "label serve unet_3d",
+    "label serve unet_3d --studies nosuch",
 )
 
 
@@ -85,7 +87,10 @@ def test_plan_prints_reasons_and_its_bundle_trains(
 ) -> None:
     monkeypatch.setenv("MEDUNET_CACHE_DIR", str(tmp_path / "cache"))
     bundle = tmp_path / "planned"
-    for wrong, message in (("--time=soon", "duration"), ("--memory=much", "memory size")):
+    for wrong, message in (
+        ("--time=soon", "'--time': invalid duration"),
+        ("--memory=much", "'--memory': invalid size"),
+    ):
         assert medunet("plan", cells, "--output", bundle, wrong) == 2
         assert message in capsys.readouterr().err
     assert not bundle.exists()
@@ -102,7 +107,7 @@ def test_a_resumed_run_does_not_need_the_run_of_init_from(
     run_2d: Path, cells: Path, tmp_path: Path, medunet: Medunet
 ) -> None:
     start = shutil.copytree(run_2d, tmp_path / "start")
-    options = ["--data", cells, "--output", tmp_path / "run", *SMALL, "--init-from", start, "--tracking-uri", ""]
+    options = ["--data", cells, "--output", tmp_path / "run", *SMALL, "--init-from", start, "--no-tracking"]
     assert medunet("train", "unet_2d", *options, "--epochs", 1) == 0
     shutil.rmtree(start)
     assert medunet("train", "unet_2d", *options, "--epochs", 2, "--resume") == 0
@@ -113,7 +118,7 @@ def test_a_resumed_run_does_not_need_the_run_of_init_from(
 def test_evaluate_writes_one_row_per_case_and_the_em_scores(
     run_2d: Path, cells: Path, tmp_path: Path, medunet: Medunet
 ) -> None:
-    assert medunet("evaluate", run_2d, "--data", cells, "--section", "all", "--output", tmp_path) == 0
+    assert medunet("evaluate", run_2d, "--data", cells, "--cases", "all", "--output", tmp_path) == 0
     with (tmp_path / "metrics.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 4
     summary = json.loads((tmp_path / "metrics.json").read_text())["summary"]
@@ -182,7 +187,7 @@ def test_real_cases_train_and_are_predicted_on_their_grid(test_data: Path, tmp_p
         for folder, source in (("images", case.images[0]), ("labels", case.label)):
             (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
             (tmp_path / "data" / folder / case.images[0].name).symlink_to(str(source))
-    words = ["--data", tmp_path / "data", "--output", tmp_path / "run", *sets(SMALL_3D), "--tracking-uri", ""]
+    words = ["--data", tmp_path / "data", "--output", tmp_path / "run", *sets(SMALL_3D), "--no-tracking"]
     assert medunet("train", "unet_3d", *words, "--epochs", 1) == 0
     image = cases[0].images[0]
     assert medunet("predict", tmp_path / "run", image, "--output", tmp_path / "out") == 0

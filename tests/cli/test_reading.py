@@ -64,7 +64,7 @@ def test_a_chosen_series_is_predicted_and_written_as_dicom_seg(
     for uid in ("1.2.3.4", "1.2.3.5"):
         make_series(folder, series_uid=uid)
     assert medunet("predict", run, folder, "-o", out, "--uneven", "guess") == 2
-    assert "unknown uneven (received guess, expected refuse, resample)" in capsys.readouterr().err
+    assert "'guess' is not one of 'refuse', 'resample'" in capsys.readouterr().err
     assert medunet("predict", run, folder, "-o", out) == 3
     assert "--series-uid 1.2.3.4" in capsys.readouterr().err
     assert medunet("predict", run, folder, "-o", out, "--series-uid", "1.2.3.5") == 0
@@ -97,7 +97,7 @@ def test_a_read_option_applies_to_planning_training_evaluation_and_prediction(tm
     strict = Predictor(run, output_dir=tmp_path / "strict", overrides={"fill_value": None})
     assert all("NaN" in str(result.error) for result in strict.predict(list((data / "imagesTr").iterdir())))
     # a shipped bundle takes the choice by its id
-    words = ["train", "unet_3d", "--data", data, "--tracking-uri", "", *sets({**SMALL_3D, **short})]
+    words = ["train", "unet_3d", "--data", data, "--no-tracking", *sets({**SMALL_3D, **short})]
     assert medunet(*words, "--output", tmp_path / "without") == 2
     assert medunet(*words, "--output", tmp_path / "own", "--set", "fill_value=-1024") == 0
     assert json.loads((tmp_path / "own" / "configs" / "inference.json").read_text())["fill_value"] == -1024

@@ -11,7 +11,7 @@ from medunet.datasets import open_dataset, write_phantom_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = "--epochs 1 --set network_def::channels=[4,8] --set patch_size=[16,16,16] --set steps_per_epoch=1"
-TRAIN = f"train unet_3d --data data --tracking-uri= {SMALL} --set batch_size=1"
+TRAIN = f"train unet_3d --data data --no-tracking {SMALL} --set batch_size=1"
 
 
 class Command(NamedTuple):
@@ -35,9 +35,9 @@ COMMANDS = {
     "bundle export": Command("bundle export run --to torchscript -o OUT/run.ts", ("--image nosuch.nii.gz",), "run.ts"),
     "bundle package": Command("bundle package run -o OUT/run.zip", ("--name a/b",), "run.zip"),
     "evaluate": Command(
-        "evaluate run --data data --section all -o OUT", ("--section nosuch", "--device cuda:99"), "metrics.csv", False
+        "evaluate run --data data --cases all -o OUT", ("--cases nosuch", "--device cuda:99"), "metrics.csv", False
     ),
-    "report": Command("report run -o OUT/report.html", ("--megabytes -1", "--data nosuch"), "report.html", False),
+    "report": Command("report run -o OUT/report.html", ("--max-size -1", "--data nosuch"), "report.html", False),
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from medunet.errors import ConfigError
 from medunet.inferers import OverlapTileInferer, SameSizeShapes, peak_bytes
-from medunet.inferers.memory import is_out_of_memory, parse_memory
+from medunet.inferers.memory import is_out_of_memory
 from medunet.inferers.tiling import choose_tiles, plan_tiles
 from medunet.networks import UNet
 
@@ -36,13 +36,6 @@ class Greedy(torch.nn.Module):
         if image.device.type != "meta" and math.prod(image.shape[2:]) > self.limit:
             raise self.error
         return self.network(image)
-
-
-def test_memory_sizes_are_parsed():
-    assert [parse_memory(text) for text in ("8GB", "512 mb", 7)] == [8 << 30, 512 << 20, 7]
-    for text in ("much", "0GB", "1.2.3GB", -1):
-        with pytest.raises(ConfigError, match="invalid memory size"):
-            parse_memory(text)
 
 
 def test_peak_of_a_chain_is_the_largest_pair():

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -69,8 +70,8 @@ def test_the_option_replaces_the_views_of_a_bundle_and_a_set_value_replaces_the_
 def test_predict_and_evaluate_have_the_option(
     cells: Path, run_2d: Path, tmp_path: Path, medunet: Medunet, capsys: Capture
 ) -> None:
-    assert [view.value for view in Views] == list(TTA)
-    words = ["evaluate", run_2d, "--data", cells, "--section", "all", "--output", tmp_path, "--tta"]
+    assert list(get_args(Views)) == list(TTA)
+    words = ["evaluate", run_2d, "--data", cells, "--cases", "all", "--output", tmp_path, "--tta"]
     dice = []
     for kind in ("none", "mirror"):
         assert medunet(*words, kind) == 0

@@ -206,7 +206,7 @@ def test_an_unusable_store_is_reported_in_one_line_without_the_password(tmp_path
         train(tmp_path, "http://me:secret@127.0.0.1:9")
     assert str(info.value) == (
         "the MLflow server does not answer (received http://127.0.0.1:9); "
-        "remedy: start the server, or train with --tracking-uri '' to go without"
+        "remedy: start the server, or train with --no-tracking"
     )
     assert not (tmp_path / "history.json").exists()
 

@@ -97,7 +97,7 @@ def prune_store(
         for case in sorted(cases, key=lambda case: reasons[case.path] is None):
             reason = reasons[case.path]
             if reason is None and max_bytes is not None and total > max_bytes:
-                reason = "the store is larger than its limit"
+                reason = "the cache is larger than its limit"
             if reason is not None and not case.in_use and _remove(case.path):
                 removed.append((case, reason))
                 total -= case.nbytes

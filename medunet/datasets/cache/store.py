@@ -43,7 +43,7 @@ class StoreDataset(Dataset):
 
     An entry is identified by the files of the case (path, size, time of change), the transforms with all their
     parameters, medunet's code and the versions of its libraries. Interrupted preprocessing resumes, processes that
-    prepare the same data share the work, and damaged entries are prepared again. ``medunet store --prune`` removes
+    prepare the same data share the work, and damaged entries are prepared again. ``medunet cache --prune`` removes
     unused entries; the folder may also be deleted.
 
     Items are those of `CacheDataset`, with three exceptions: labels with only whole numbers have the smallest integer

@@ -49,7 +49,7 @@ class LabelEnvironment:
     def check(self) -> None:
         """Link this medunet into the environment; a missing, incomplete or outdated environment is a ConfigError."""
         if not self.is_ready:
-            remedy = "run `medunet label --setup` once, with access to a package index"
+            remedy = "run `medunet label setup` once, with access to a package index"
             raise ConfigError("MONAI Label's environment is not set up", file=self.folder, remedy=remedy)
         self._link_package()
 
@@ -114,5 +114,5 @@ def _run(command: Sequence[str]) -> str:
         raise DataError(f"cannot be run: {error.strerror or error}", file=command[0]) from error
     except subprocess.CalledProcessError as error:
         last = " | ".join((error.stderr or error.stdout).strip().splitlines()[-3:])
-        remedy = "fix the cause and rerun `medunet label --setup`, which resumes"
+        remedy = "fix the cause and rerun `medunet label setup`, which resumes"
         raise DataError(f"setting up failed: {last}", file=command[0], remedy=remedy) from error

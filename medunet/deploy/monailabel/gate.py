@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from medunet.errors import ConfigError
-from medunet.inferers.memory import parse_memory
+from medunet.units import parse_size
 
 UPLOAD_VARIABLE = "MEDUNET_LABEL_MAX_UPLOAD"  # largest body of a request, such as 2GB
 REQUESTS_VARIABLE = "MEDUNET_LABEL_MAX_REQUESTS"  # requests that are processed simultaneously
@@ -68,7 +68,7 @@ class Gate:
         if not str(max_requests).isdigit() or int(max_requests) < 1:
             raise ConfigError(f"{REQUESTS_VARIABLE} must be an integer above 0", received=max_requests)
         self.app, self.token, self.loopback, self.hide = app, token, loopback, hide
-        self.max_upload, self.max_requests = parse_memory(max_upload), int(max_requests)
+        self.max_upload, self.max_requests = parse_size(max_upload), int(max_requests)
         self.body_timeout = body_timeout
         self._open = 0  # requests that are processed or wait
         self._slots = asyncio.Semaphore(self.max_requests)

@@ -30,7 +30,7 @@ FILE_PATTERNS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha", "*.png", "*.jpg", "*.jp
 # Settings of glibc: otherwise each thread returns its large arrays to the system after a request, a fifth of its time.
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "536870912"}
 
-APP = '''"""Written by medunet label: MONAI Label looks for this file."""
+APP = '''"""Written by medunet label serve: MONAI Label looks for this file."""
 
 from medunet.deploy.monailabel.app.application import MedunetLabelApp  # noqa: F401
 '''

@@ -101,10 +101,10 @@ def train_2d(folder: Path) -> tuple[Path, Path]:
 def serving(
     bundles: list[Path], studies: str, folder: Path, *, token: str | None = TOKEN, extra: tuple[str, ...] = ()
 ) -> Iterator[str]:
-    """Run `medunet label` until the end of the block and return its address; `folder/server.log` is its log."""
+    """Run `medunet label serve` until the end of the block and return its address; `folder/server.log` is its log."""
     home = environment()
     port = usable_port()
-    command = [sys.executable, "-m", "medunet", "label", *map(str, bundles), "--studies", studies]
+    command = [sys.executable, "-m", "medunet", "label", "serve", *map(str, bundles), "--studies", studies]
     command += ["--port", str(port), "--work", str(folder / "work"), "--environment", str(home.folder), *extra]
     variables = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3]), "CUDA_VISIBLE_DEVICES": ""}
     variables.pop(TOKEN_VARIABLE, None)

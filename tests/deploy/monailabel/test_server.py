@@ -134,7 +134,7 @@ def test_an_environment_installs_torch_then_packages_then_monai_label_without_de
 
     monkeypatch.setattr(environment_module, "_run", run)
     made = LabelEnvironment(tmp_path)
-    with pytest.raises(ConfigError, match="medunet label --setup"):
+    with pytest.raises(ConfigError, match="medunet label setup"):
         made.check()
     for version in ("3 9", "3 13"):
         with pytest.raises(ConfigError, match="does not support this Python"):

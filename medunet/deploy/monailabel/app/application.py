@@ -34,7 +34,7 @@ _segments: list[Segment] = []  # labels of all served bundles, for make_dicom_se
 
 
 class MedunetLabelApp(MONAILabelApp):
-    """MONAI Label app that serves the bundles given to `medunet label`; `conf` is unused."""
+    """MONAI Label app that serves the bundles given to `medunet label serve`; `conf` is unused."""
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str] | None = None) -> None:
         file = Path(os.environ[SETTINGS_VARIABLE])

@@ -39,7 +39,7 @@ class MedUNet(ScriptedLoadableModule):
         self.parent.contributors = ["The medunet developers"]
         self.parent.helpText = (
             "Segments a volume with a U-Net of medunet: on this machine, with `medunet predict` in its own Python, or "
-            "on a MONAI Label server (`medunet label`). Research, not a medical device."
+            "on a MONAI Label server (`medunet label serve`). Research, not a medical device."
         )
 
 

@@ -1,4 +1,4 @@
-"""`medunet store`."""
+"""`medunet cache`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ import typer
 from rich.table import Table
 
 from medunet.cli import options as opt
+from medunet.cli.registry import examples
 from medunet.errors import ConfigError
 
+DAY = 86_400.0  # seconds
+MONTH = 30 * DAY
 PRUNE_HELP = "Remove cases whose sources changed, and cases that were not used for a long time."
-LIMIT_HELP = "With --prune: also remove the least recently used cases until the store has this size."
-UNUSED_HELP = "With --prune: remove cases that were not used for this many days."
-FOLDER_HELP = "Folder of the store (store_dir). Default: in medunet's cache folder."
+LIMIT = opt.size("With --prune: also remove the least recently used cases until the cache has this size.")
+UNUSED = opt.duration("With --prune: remove cases that were not used for this long.", default="30d")
+FOLDER_HELP = "Folder of the cache (store_dir). Default: in medunet's cache folder."
 
 
-def store(
+@examples("medunet cache", "medunet cache --prune --unused 14d --limit 50GB")
+def cache(
     prune: Annotated[bool, typer.Option("--prune", help=PRUNE_HELP)] = False,
-    limit: Annotated[str | None, typer.Option(metavar="SIZE", help=LIMIT_HELP)] = None,
-    unused: Annotated[float, typer.Option(metavar="DAYS", help=UNUSED_HELP)] = 30.0,
+    limit: Annotated[int | None, LIMIT] = None,
+    unused: Annotated[float, UNUSED] = MONTH,
     folder: Annotated[Path | None, typer.Option(help=FOLDER_HELP)] = None,
 ) -> None:
     """List the preprocessed cases that training runs share, by configuration; --prune removes old ones.
@@ -34,23 +38,26 @@ def store(
         raise ConfigError("--limit needs --prune")
     from medunet.datasets import list_store, prune_store
     from medunet.datasets.cache.prune import store_folder
-    from medunet.inferers.memory import parse_memory
 
     console = opt.plain_console()
     if prune:
-        removed = prune_store(folder, unused_days=unused, max_bytes=None if limit is None else parse_memory(limit))
+        removed = prune_store(folder, unused_days=unused / DAY, max_bytes=limit)
         for reason, count in Counter(reason for _, reason in removed).items():
-            console.print(f"{count} cases: {reason}")
-        console.print(f"removed {len(removed)} cases, {sum(case.nbytes for case, _ in removed) / 1e9:.2f} GB")
+            console.print(f"{opt.count(count, 'case')}: {reason}")
+        console.print(
+            f"removed {opt.count(len(removed), 'case')}, {sum(case.nbytes for case, _ in removed) / 1e9:.2f} GB"
+        )
     cases = sorted(list_store(folder), key=lambda case: case.path.parent)
     table = Table("configuration", "cases", "GB", "days unused", "in use", "images in")
     for group, members in groupby(cases, key=lambda case: case.path.parent):
         parts = list(members)
         sources = {str(Path(case.source).parent) for case in parts if case.source}
-        days = max(0, time.time() - max(case.last_used for case in parts)) / 86_400
+        days = max(0, time.time() - max(case.last_used for case in parts)) / DAY
         gigabytes = f"{sum(case.nbytes for case in parts) / 1e9:.2f}"
         used = "yes" if any(case.in_use for case in parts) else ""
         table.add_row(group.name, str(len(parts)), gigabytes, f"{days:.0f}", used, ", ".join(sorted(sources)))
     if cases:
         console.print(table)
-    console.print(f"{len(cases)} cases, {sum(case.nbytes for case in cases) / 1e9:.2f} GB in {store_folder(folder)}")
+    console.print(
+        f"{opt.count(len(cases), 'case')}, {sum(case.nbytes for case in cases) / 1e9:.2f} GB in {store_folder(folder)}"
+    )

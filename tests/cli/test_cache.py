@@ -1,4 +1,4 @@
-"""`medunet store` lists the cases of a store and removes those that are not needed."""
+"""`medunet cache` lists the cached cases and removes those that are not needed."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from medunet.io import MedunetReader, write_volume
 def test_cases_are_listed_and_removed(
     tmp_path: Path, medunet: Medunet, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def store(*options: str) -> str:
-        assert medunet("store", "--folder", tmp_path / "store", *options) == 0
+    def cache(*options: str) -> str:
+        assert medunet("cache", "--folder", tmp_path / "store", *options) == 0
         return capsys.readouterr().out
 
     monkeypatch.setenv("COLUMNS", "200")
@@ -25,13 +25,13 @@ def test_cases_are_listed_and_removed(
     load = LoadImaged("image", reader=MedunetReader(channels=1), ensure_channel_first=True)
     dataset = StoreDataset([{"image": str(image)}], Compose([load]), store_dir=tmp_path / "store")
     dataset.prepare()
-    out = store()
+    out = cache()
     assert dataset.folder.name in out
-    assert "1 cases" in out
-    assert "removed 0 cases" in store("--prune", "--limit", "1B")  # in use
+    assert "1 case," in out
+    assert "removed 0 cases" in cache("--prune", "--limit", "1B")  # in use
     del dataset
-    assert "removed 0 cases" in store("--prune")
-    out = store("--prune", "--limit", "1B")
-    assert "1 cases: the store is larger than its limit" in out
-    assert "removed 1 cases" in out
-    assert "0 cases" in store()
+    assert "removed 0 cases" in cache("--prune")
+    out = cache("--prune", "--limit", "1B")
+    assert "1 case: the cache is larger than its limit" in out
+    assert "removed 1 case," in out
+    assert "0 cases" in cache()
