@@ -28,7 +28,7 @@ from .dicom.seg import make_dicom_seg
 from .names import output_name
 from .reader import PathLike
 from .record import SourceFrame
-from .segments import as_segments
+from .segments import Segment, as_segments
 from .writer import label_dtype, result_suffix, write_volume
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ RESULT_FORMATS: tuple[ResultFormat, ...] = get_args(ResultFormat)
 
 _DICOM_FORMATS = {"dicom-seg": make_dicom_seg, "rtstruct": make_rtstruct}
 
+MAX_SEGMENTS = 255  # objects that DICOM results list as segments, of which each is a row in a viewer
 _ALGORITHM = {"name": "medunet", "version": __version__}
 
 _Choice = tuple[ResultFormat, tuple[SourcePlane, ...]]  # the format of a result, and the slices that DICOM refers to
@@ -67,6 +68,9 @@ class SavePredictiond(MapTransform):
         prob_key: key of probabilities ``(C, *spatial)`` to write as ``<name>_prob.nii.gz``, channels last, or for 2D
             images as ``<name>_prob.npy`` ``(C, x, y)``; None writes none.
         overwrite: whether existing files may be replaced.
+        instances: the label maps number objects, and `labels` has their classes. They have at least 16 bits, and 32 for
+            more than 65,535 objects; then `.tif` replaces `.png`. In DICOM each object is a segment; a result of more
+            than `MAX_SEGMENTS` objects becomes `.nii.gz`.
 
     Raises:
         ConfigError: unknown format, colours or codes of unknown labels, or highdicom is missing for 'dicom-seg'.
@@ -85,6 +89,7 @@ class SavePredictiond(MapTransform):
         label_codes: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
         prob_key: str | None = None,
         overwrite: bool = False,
+        instances: bool = False,
     ) -> None:
         super().__init__(keys)
         if format not in RESULT_FORMATS:
@@ -94,7 +99,7 @@ class SavePredictiond(MapTransform):
         self.format: ResultFormat = format
         self.labels = None if labels is None else dict(labels)
         self.label_colors, self.label_codes = label_colors, label_codes
-        self.prob_key, self.overwrite = prob_key, overwrite
+        self.prob_key, self.overwrite, self.instances = prob_key, overwrite, instances
         self.pseudonyms: Pseudonyms | None = None  # `Predictor` sets it to de-identify results
         self._chosen: tuple[tuple[Any, ...], _Choice] | None = None
 
@@ -113,11 +118,14 @@ class SavePredictiond(MapTransform):
                 raise DataError(cause, file=source, received=labels.shape, expected="(1, *spatial)")
             stem = self._stem(item, meta, key)
             path = self._new_file(stem + _ending(choice[0], source, labels.ndim - 1))
+            if self.instances:
+                path, choice = self._fit_objects(labels[0], path, choice)
             self._write(labels[0], path, choice, affine, meta)
             item[f"{key}_path"] = str(path)
             logger.debug("written: %s", path)
-            if not np.any(labels != (self.labels or {}).get("background", 0)):
-                logger.warning("%s: no class was found, the label map is all background", stem)
+            if not np.any(labels != (0 if self.instances else (self.labels or {}).get("background", 0))):
+                what = "object" if self.instances else "class"
+                logger.warning("%s: no %s was found, the label map is all background", stem, what)
             if self.prob_key is not None and self.prob_key in item:
                 prob = torch.as_tensor(item[self.prob_key]).detach().cpu().float()
                 target = self._new_file(_probability_name(stem, prob.ndim - 1))
@@ -149,13 +157,13 @@ class SavePredictiond(MapTransform):
     ) -> None:
         kind, planes = choice
         planar = not path.name.endswith((".nii", ".nii.gz", ".seg.nrrd", ".dcm"))
-        whole = labels.astype(label_dtype(labels, planar=planar))
-        segments = as_segments(self.labels, values=whole, colors=self.label_colors, codes=self.label_codes)
+        whole = labels.astype(label_dtype(labels, path, bits=16 if self.instances else 8))
+        segments = self._segments(whole) if kind in _DICOM_FORMATS or kind == "seg.nrrd" else ()
         if meta.get("single_slice") and not planar:
             whole = whole[..., None]  # as in the input's file
         if kind not in _DICOM_FORMATS:
-            names = segments if kind == "seg.nrrd" else self.labels
-            write_volume(whole, path, affine=affine, labels=names, overwrite=self.overwrite)
+            named = segments or (None if self.instances else self.labels)
+            write_volume(whole, path, affine=affine, labels=named, overwrite=self.overwrite)
             return
         whole = whole.reshape((*whole.shape, 1)[:3])  # a 2D image is a volume of one slice
         dataset = _DICOM_FORMATS[kind](whole, segments, planes, algorithm=_ALGORITHM)
@@ -163,6 +171,31 @@ class SavePredictiond(MapTransform):
             deidentify(dataset, self.pseudonyms)
         with atomic_path(path, overwrite=self.overwrite) as temporary:
             save_dataset(dataset, temporary, implicit=kind == "rtstruct")  # contours have no limit of points
+
+    def _segments(self, values: np.ndarray[Any, Any]) -> tuple[Segment, ...]:
+        """Return the segments of a label map; each object is one, named after its class and number."""
+        if not self.instances:
+            return as_segments(self.labels, values=values, colors=self.label_colors, codes=self.label_codes)
+        kinds = [name for name, value in (self.labels or {}).items() if value != 0]
+        kind = kinds[0] if len(kinds) == 1 else "object"
+        names = {f"{kind} {number}": number for number in np.unique(values[values > 0]).tolist()}
+        code = (self.label_codes or {}).get(kind)
+        return as_segments(names, codes=dict.fromkeys(names, code) if code else None)
+
+    def _fit_objects(self, numbers: np.ndarray[Any, Any], path: Path, choice: _Choice) -> tuple[Path, _Choice]:
+        """Return another file and format if there are more objects than the chosen format can have."""
+        if choice[0] in _DICOM_FORMATS and (count := np.unique(numbers[numbers > 0]).size) > MAX_SEGMENTS:
+            if self.format != "auto":
+                cause = f"too many objects for the segments of a {choice[0]} result"
+                raise DataError(
+                    cause, file=path, received=count, expected=f"at most {MAX_SEGMENTS}", remedy="write .nii.gz"
+                )
+            path, choice = self._new_file(f"{path.name.removesuffix('.dcm')}.nii.gz"), ("nii.gz", ())
+            logger.warning("%s: written as .nii.gz, because %d objects are too many for a DICOM SEG", path.name, count)
+        elif path.suffix == ".png" and numbers.max(initial=0) > np.iinfo(np.uint16).max:
+            path = self._new_file(f"{path.stem}.tif")
+            logger.warning("%s: written as TIFF, because PNG numbers at most 65535 objects", path.name)
+        return path, choice
 
     def _choose(self, source: str, meta: Mapping[str, Any]) -> _Choice:
         """Return the format, and for DICOM the slices of the source; cached between `check` and writing."""

@@ -36,7 +36,8 @@ _COMMENT = 6  # NIfTI's code of an extension that has plain text
 _LABELS_KEY = "medunet_labels"
 _SCANNER = 1  # NIfTI's code of a placement in scanner coordinates
 
-_PLANAR_TYPES = ("uint8", "uint16")
+# Integer types by suffix that other programs read; PNG has no others. Formats that are not listed have `_LABEL_TYPES`.
+_PLANAR_TYPES = {".png": ("uint8", "uint16"), **dict.fromkeys((".tif", ".tiff"), ("uint8", "uint16", "uint32"))}
 _LABEL_TYPES = ("uint8", "int16", "int32")
 
 WRITE_SUFFIXES = (".nii", ".nii.gz", ".png", ".tif", ".tiff", ".npy", SEG_NRRD_SUFFIX, ".nrrd", ".mha")  # longer first
@@ -104,15 +105,21 @@ def write_volume(
     return target
 
 
-def label_dtype(values: npt.ArrayLike, *, planar: bool) -> np.dtype[Any]:
-    """Return the smallest integer type that holds the label values and that other programs can read."""
+def label_dtype(values: npt.ArrayLike, path: Path, *, bits: int = 8) -> np.dtype[Any]:
+    """Return the smallest integer type, of at least `bits`, that has all label values and that other programs read.
+
+    Raises:
+        DataError: the format of the path has no such type.
+    """
     array = np.asarray(values)
     low, high = (array.min(), array.max()) if array.size else (0, 0)
-    names = _PLANAR_TYPES if planar else _LABEL_TYPES
-    for name in names:
-        if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
-            return np.dtype(name)
-    raise DataError("label values are too large for the format", received=(low, high), expected=" or ".join(names))
+    names = _PLANAR_TYPES.get(path.suffix.lower(), _LABEL_TYPES)
+    for info in (np.iinfo(np.dtype(name)) for name in names):
+        if info.bits >= bits and info.min <= low and high <= info.max:
+            return info.dtype
+    cause, expected = "label values are too large for the format", " or ".join(names)
+    remedy = "write .tif or .nii.gz" if path.suffix.lower() == ".png" else None
+    raise DataError(cause, file=path, received=f"{low} to {high}", expected=expected, remedy=remedy)
 
 
 def _as_numpy(array: npt.ArrayLike | torch.Tensor) -> npt.NDArray[Any]:
@@ -182,8 +189,10 @@ def _nifti_parts(
 
 def _planar(voxels: npt.NDArray[Any], path: Path, *, axes: tuple[int, ...]) -> npt.NDArray[Any]:
     _require_axes(voxels, path, axes)
-    if voxels.dtype.name not in _PLANAR_TYPES and (voxels.dtype != np.float32 or path.suffix.lower() == ".png"):
-        voxels = _cast(voxels, label_dtype(voxels, planar=True), path)
+    if voxels.dtype.name not in _PLANAR_TYPES[path.suffix.lower()] and (
+        voxels.dtype != np.float32 or path.suffix.lower() == ".png"
+    ):
+        voxels = _cast(voxels, label_dtype(voxels, path), path)
     return np.ascontiguousarray(voxels.T)  # files store rows first
 
 
@@ -191,7 +200,7 @@ def _itk_image(voxels: npt.NDArray[Any], geometry: Geometry, path: Path, *, labe
     is_segmentation = path.name.lower().endswith(SEG_NRRD_SUFFIX)
     _require_axes(voxels, path, (3,) if is_segmentation else (2, 3))
     if is_segmentation:
-        voxels = _cast(voxels, label_dtype(voxels, planar=False), path)
+        voxels = _cast(voxels, label_dtype(voxels, path), path)
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T))
     n_axes = voxels.ndim
     origin, spacing, direction = geometry.to_lps()
