@@ -35,7 +35,12 @@ Image = npt.ArrayLike | torch.Tensor | PathLike | Sequence[PathLike]
 
 
 def check(
-    data: PathLike, *, headers_only: bool = False, instances: bool = False, read: ReadOptions | None = None
+    data: PathLike,
+    *,
+    headers_only: bool = False,
+    instances: bool = False,
+    group_by: str | None = None,
+    read: ReadOptions | None = None,
 ) -> Examination:
     """Check a data set before training.
 
@@ -43,13 +48,14 @@ def check(
         data: folder of a data set.
         headers_only: read no voxels; fast, but without statistics.
         instances: the labels number objects, whether or not `dataset.json` declares it.
+        group_by: regular expression; its first group in a case's name is the patient.
         read: how to read files that can be interpreted in more than one way.
 
     Returns:
         Findings, errors first; `fails` tells whether training would fail.
     """
     level: Level = "header" if headers_only else "voxels"
-    return examine(Path(data), level=level, instances=instances, read=read or ReadOptions())
+    return examine(Path(data), level=level, instances=instances, group_by=group_by, read=read or ReadOptions())
 
 
 def plan(
@@ -63,6 +69,8 @@ def plan(
     instances: bool = False,
     force: bool = False,
     skip_bad: bool = False,
+    split: PathLike | None = None,
+    group_by: str | None = None,
 ) -> PlannedBundle:
     """Measure a data set and write a bundle that fits it, the machine and the time.
 
@@ -76,6 +84,8 @@ def plan(
         instances: the labels number objects, whether or not `dataset.json` declares it.
         force: replace a planned bundle in `output`.
         skip_bad: leave out unusable cases, which are an error otherwise.
+        split: nnU-Net's `splits_final.json`, or a CSV file with the columns `case` and `group`, `fold` or both.
+        group_by: regular expression; its first group in a case's name is the patient, which folds do not divide.
 
     Raises:
         DataError: no usable data set, or an output folder with other files.
@@ -91,6 +101,8 @@ def plan(
         instances=instances,
         force=force,
         skip_bad=skip_bad,
+        split=None if split is None else Path(split),
+        group_by=group_by,
     )
 
 
@@ -106,6 +118,8 @@ def train(
     device: str = "auto",
     tracking_uri: str | None = None,
     trust: bool = False,
+    split: PathLike | None = None,
+    group_by: str | None = None,
 ) -> TrainingResult:
     """Train a bundle on a data set.
 
@@ -120,6 +134,8 @@ def train(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         tracking_uri: MLflow's tracking URI; `""` disables tracking, None uses `mlruns.db` beside the run.
         trust: approve a bundle that could run its own code.
+        split: nnU-Net's `splits_final.json`, or a CSV file with the columns `case` and `group`, `fold` or both.
+        group_by: regular expression; its first group in a case's name is the patient, which folds do not divide.
 
     Raises:
         SecurityError: the bundle is not trusted.
@@ -135,6 +151,8 @@ def train(
         device=device,
         tracking_uri=tracking_uri,
         trust=trust,
+        split=None if split is None else Path(split),
+        group_by=group_by,
     )
 
 

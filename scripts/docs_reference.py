@@ -85,6 +85,7 @@ EXAMPLES = {
     "augment::brightness": ("component", "augment::brightness::prob=0.5"),
     "augment::shift": ("component", "augment::shift::offsets=0.1"),
     "augment::noise": ("component", "augment::noise::std=[0.0,0.2]"),
+    "split": ("list", "[[case_1,case_7],[case_2,case_3]]"),
     "validation_cases": ("list", "[case_1,case_7]"),
     "init_from": ("text", "runs/other"),
     "device": ("expression", "$torch.device('cuda:1')"),

@@ -52,13 +52,21 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shared(tmp_path_factory, "volumes", lambda folder: write_phantom_dataset(folder, **VOLUMES))
 
 
+def alternating(data: Path) -> list[list[str]]:
+    """Return a split in two folds: every other case."""
+    from medunet.datasets import open_dataset
+
+    names = [case.name for case in open_dataset(data).cases]
+    return [names[0::2], names[1::2]]
+
+
 def train(bundle: str, data: Path, folder: Path, *, tracked: bool = False) -> None:
     from small import SMALL_2D, SMALL_3D
 
     from medunet.bundle import find_bundle
     from medunet.runs import train_bundle
 
-    changes = {**(SMALL_2D if bundle == "unet_2d" else SMALL_3D), "epochs": 2, "folds": 2}
+    changes = {**(SMALL_2D if bundle == "unet_2d" else SMALL_3D), "epochs": 2, "split": alternating(data)}
     uri = f"sqlite:///{folder}/mlruns.db" if tracked else ""
     train_bundle(find_bundle(bundle), data, folder / "run", changes=changes, device="cpu", tracking_uri=uri)
 
@@ -84,7 +92,7 @@ def folds_2d(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from medunet.runs import train_folds
 
     def make(folder: Path) -> None:
-        changes = {**SMALL_2D, "epochs": 1, "folds": 2}
+        changes = {**SMALL_2D, "epochs": 1, "split": alternating(cells)}
         train_folds(find_bundle("unet_2d"), cells, folder / "out", changes=changes, device="cpu", tracking_uri="")
 
     return shared(tmp_path_factory, "folds_2d", make) / "out"

@@ -168,6 +168,8 @@ def _original(base: str | None, name: str) -> dict[str, Any]:
 def _text(id_: str, value: Any) -> str:
     if id_ == "init_from":  # a path may name a person
         return "the weights of another run" if value else "none"
+    if id_ == "split":
+        return f"{sum(map(len, value))} cases in {len(value)} folds" if value else "none"
     if id_ == "validation_cases":  # so may a case
         return f"{len(value)} case{'' if len(value) == 1 else 's'}"
     if isinstance(value, Mapping):  # without what only connects components

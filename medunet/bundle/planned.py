@@ -11,7 +11,7 @@ from typing import Any
 from medunet.bundle.render import write_bundle
 from medunet.bundle.specialise import derive
 from medunet.config import read_json, to_json
-from medunet.datasets import open_dataset, shown
+from medunet.datasets import open_dataset, regroup, shown
 from medunet.errors import DataError, MedunetError
 from medunet.files import check_target, claim, reject_other_files
 from medunet.io import output_name
@@ -53,6 +53,8 @@ def plan_bundle(
     instances: bool = False,
     skip_bad: bool = False,
     force: bool = False,
+    split: Path | None = None,
+    group_by: str | None = None,
     read: ReadOptions = DEFAULTS,
     cache: Path | None = None,
     started: Callable[[int], None] | None = None,
@@ -73,6 +75,8 @@ def plan_bundle(
         instances: The labels number objects, whether or not `dataset.json` declares it.
         skip_bad: Leave out unusable cases. Default: they are an error.
         force: Replace a planned bundle in `output`, even if it was edited. A trained run is never replaced.
+        split: nnU-Net's `splits_final.json`, or a CSV file with the columns `case` and `group`, `fold` or both.
+        group_by: Regular expression; its first group in a case's name is the patient, which folds do not divide.
         read: How to read images that can be interpreted in more than one way; written into the bundle.
         cache: Folder that stores the measurements of the cases. Default: they are not stored.
         started: Called with the number of cases before they are measured.
@@ -90,6 +94,8 @@ def plan_bundle(
         check_target(output.parent, needed=BUNDLE_BYTES)
         problems: list[MedunetError] = []
         dataset = open_dataset(data, problems=problems, instances=instances, read=read)
+        others = {output_name(problem.file or data) for problem in problems}
+        dataset = regroup(dataset, split, group_by, others=others)
         result = fingerprint(dataset, jobs=jobs, cache=cache, started=started, done=done)
         bad = {output_name(problem.file or data): problem.cause for problem in problems} | result.broken
         if bad and not skip_bad:
@@ -103,15 +109,16 @@ def plan_bundle(
         train = read_json(base / "configs" / "train.json")
         options: dict[str, Any] = {"dims": dims, "memory": memory, "seconds": seconds, "device": device}
         chosen = plan(dataset, train, fingerprint=result, measure=measure, **options)
-        _write(base, output, chosen, train)
+        values = chosen.values | ({"split": [list(part) for part in dataset.split]} if dataset.split else {})
+        _write(base, output, chosen, values, train)
     return PlannedBundle(output, chosen, bad)
 
 
-def _write(base: Path, output: Path, chosen: Plan, train: Mapping[str, Any]) -> None:
+def _write(base: Path, output: Path, chosen: Plan, values: Mapping[str, Any], train: Mapping[str, Any]) -> None:
     """Write the bundle beside the output and rename it into place, so an error leaves an earlier plan unchanged."""
     metadata = _metadata(read_json(base / "configs" / "metadata.json"), chosen.fingerprint)
     decisions = [*chosen.decisions, *chosen.notes]
-    configs, files = derive(require_trust(base), chosen.values, metadata=metadata, decisions=decisions)
+    configs, files = derive(require_trust(base), values, metadata=metadata, decisions=decisions)
     files["docs/fingerprint.json"] = to_json(asdict(chosen.fingerprint))
     for name in preset_names(configs):
         files[f"configs/{name}.json"] = to_json(fit_preset(configs[name], chosen.values, train))

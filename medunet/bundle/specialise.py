@@ -172,7 +172,7 @@ def _changes(bundle: Path, train: Mapping[str, Any], *, presets: Sequence[str]) 
         origin |= known
     changed = {id_: pair for id_, pair in origin["changed"].items() if isinstance(pair, list) and len(pair) == 2}
     old, new = leaves(read_json(bundle / "configs" / "train.json")), leaves(train)
-    for id_ in sorted({*old, *new} - {"dataset_dir", "skip_cases"}):  # they name data
+    for id_ in sorted({*old, *new} - {"dataset_dir", "skip_cases", "split"}):  # they name data
         there, here = changed.pop(id_, [old.get(id_)])[0], new.get(id_)
         if there != here:
             changed[id_] = [there, here]

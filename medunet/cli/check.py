@@ -35,6 +35,7 @@ def check(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw all cases with their labels into this PNG.")
     ] = None,
+    group_by: opt.GroupBy = None,
     headers: Annotated[bool, typer.Option("--headers", help="Read only headers: fast, without statistics.")] = False,
     *,
     reading: dict[str, Any],
@@ -63,6 +64,7 @@ def check(
             data,
             level="header" if headers else "voxels",
             instances=instances,
+            group_by=group_by,
             read=ReadOptions(**reading),
             started=lambda total: update(total=total, description="checking"),
             done=lambda: update(advance=1),

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from medunet.cli import completion
 from medunet.errors import ConfigError
+from medunet.files import require_path
 from medunet.units import parse_duration, parse_size
 
 BUNDLE_HELP = "A shipped bundle (unet_3d, unet_2d, unet_2015), or a bundle's folder."
@@ -106,6 +107,10 @@ INSTANCES_HELP = "The labels number the objects in each image, such as cells, in
 Instances = Annotated[bool, typer.Option("--instances", help=INSTANCES_HELP)]
 SKIP_HELP = "Skip unusable cases and list them. Default: stop if there are any."
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help=SKIP_HELP)]
+SPLIT_HELP = "Cases of each fold: nnU-Net's splits_final.json, or CSV with case and group, fold or both."
+Split = Annotated[Path | None, typer.Option("--split", metavar="FILE", help=SPLIT_HELP)]
+GROUP_HELP = "Keep cases together whose names agree in the first group of this pattern, such as '^(p[0-9]+)_'."
+GroupBy = Annotated[str | None, typer.Option("--group-by", metavar="REGEX", help=GROUP_HELP)]
 FORCE_HELP = "Replace earlier results of this command. Other files are never replaced."
 Force = Annotated[bool, typer.Option("--force", help=FORCE_HELP)]
 # keys of `medunet.prediction.options.TTA`, repeated so that `--help` need not import them; a test compares the two
@@ -143,6 +148,13 @@ READING: dict[str, Any] = {
         ("skip_unreadable", bool | None, None, "DICOM: skip zeroed, truncated and unreadable files of a series."),
     )
 }
+
+
+def check_grouping(split: Path | None, group_by: str | None) -> None:
+    """Check the options `Split` and `GroupBy` as far as possible without the data set."""
+    require_path(split)
+    if split is not None and group_by is not None:
+        raise ConfigError("--split and --group-by exclude each other")
 
 
 @contextmanager

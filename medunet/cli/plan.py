@@ -39,6 +39,8 @@ def plan(
     estimate: Annotated[bool, typer.Option("--estimate", help=ESTIMATE_HELP)] = False,
     instances: opt.Instances = False,
     skip_bad: opt.SkipBad = False,
+    split: opt.Split = None,
+    group_by: opt.GroupBy = None,
     force: opt.Force = False,
     jobs: Annotated[int | None, typer.Option(help=JOBS_HELP)] = None,
     *,
@@ -48,6 +50,7 @@ def plan(
     if time is not None and estimate:
         raise ConfigError("a time cannot be planned without measuring a step", received="--time and --estimate")
     require_path(data)
+    opt.check_grouping(split, group_by)
     reject_other_files(output, own="configs/train.json")
     check_target(output)
     from medunet.bundle import plan_bundle, show
@@ -69,6 +72,8 @@ def plan(
             instances=instances,
             skip_bad=skip_bad,
             force=force,
+            split=split,
+            group_by=group_by,
             read=ReadOptions(**reading),
             cache=default_cache(),
             started=lambda total: update(total=total, description="measuring cases"),

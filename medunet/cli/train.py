@@ -57,11 +57,14 @@ def train(
     settings: opt.Set = None,
     trust: opt.Trust = False,
     skip_bad: opt.SkipBad = False,
+    split: opt.Split = None,
+    group_by: opt.GroupBy = None,
 ) -> None:
     """Train a bundle on labelled images. The folder of the run is a bundle itself."""
     source = find_bundle(bundle)
     require_path(data)
     require_path(None if resume else init_from)  # only the first step needs it
+    opt.check_grouping(split, group_by)
     changes = parse_settings(settings)
     if epochs is not None:
         changes["epochs"] = epochs
@@ -87,7 +90,7 @@ def train(
     if no_tracking or tracking_uri is not None or "tracking_uri" not in changes:
         tracking_uri = opt.tracking(tracking_uri, output.parent, is_off=no_tracking)
     options: dict[str, Any] = {"presets": preset or (), "device": device, "trust": trust, "skip_bad": skip_bad}
-    options["tracking_uri"] = tracking_uri
+    options |= {"tracking_uri": tracking_uri, "split": split, "group_by": group_by}
     if not is_single:
         if on is not None:
             from medunet.deploy.cluster import folds_on_ray

@@ -23,11 +23,14 @@ from .layouts.dataset import Region as Region
 from .layouts.dataset import SegmentationDataset as SegmentationDataset
 from .layouts.dataset import image_digest as image_digest
 from .layouts.folds import FOLDS as FOLDS
+from .layouts.folds import likely_groups as likely_groups
+from .layouts.folds import make_folds as make_folds
 from .layouts.folds import split_fold as split_fold
-from .layouts.folds import split_patients as split_patients
 from .layouts.labels import MAX_CLASSES as MAX_CLASSES
 from .layouts.labels import label_values as label_values
 from .layouts.labels import refuse_instances as refuse_instances
 from .layouts.pairing import label_files as label_files
+from .layouts.splits import checked_split as checked_split
+from .layouts.splits import regroup as regroup
 from .phantom import make_phantom as make_phantom
 from .phantom import write_phantom_dataset as write_phantom_dataset

@@ -54,7 +54,8 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
     }
     if dataset.regions or config.get("region_names"):
         values |= region_values(dataset)
-    folds = {"folds": dataset.n_groups} if dataset.n_groups < config.get("folds", 0) else {}  # leave one out
+    count = len(dataset.split) or min(dataset.n_groups, config.get("folds", 0))  # with few cases leave one out
+    folds = {"folds": count} if count != config.get("folds", 0) else {}
     if config.get("planned"):
         for id_ in ("in_channels", "label_values", "region_values", "regions_class_order"):
             if id_ in values and values[id_] != config.get(id_):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from medunet.datasets import Case, CaseView, SegmentationDataset, check_pair, split_patients
+from medunet.datasets import Case, CaseView, SegmentationDataset, check_pair, likely_groups
 from medunet.datasets.layouts.orientation import orientation_words, side_pairs
 from medunet.errors import DataError, MedunetError
 from medunet.inferers import free_memory
@@ -164,7 +164,7 @@ def fingerprint(
     background = next(iter(dataset.labels.values()))
     if not any(value != background for case in measures for value in case.class_voxels):
         raise DataError("all labels have background only: there is nothing to learn", file=dataset.root)
-    for finding in split_patients(dataset.cases):
+    for finding in likely_groups(dataset.cases, dataset.split):
         logger.warning("%s; %s", finding.cause, finding.remedy)
     return _summarise(dataset, measures, broken)
 

@@ -207,13 +207,20 @@ def _data(dataset: SegmentationDataset) -> list[Decision]:
         Decision("label_values", list(dataset.labels.values()), "values in the label files", source),
         Decision("label_names", list(dataset.labels), "their names", source),
         *regions,
-        Decision("folds", _folds(dataset), "cross-validation; with few images each is left out once", source),
+        Decision("folds", _folds(dataset), "cross-validation; with few images each is left out once", _origin(dataset)),
         *(Decision(id_, value, "chosen by the user") for id_, value in dataset.read.chosen.items()),
     ]
 
 
+def _origin(dataset: SegmentationDataset) -> str:
+    """Describe where the folds come from."""
+    text = f"{dataset.name}, {len(dataset.cases)} cases"
+    text += f" in {dataset.n_groups} groups" if any(case.group for case in dataset.cases) else ""
+    return text + (f", given as {', '.join(str(len(part)) for part in dataset.split)}" if dataset.split else "")
+
+
 def _folds(dataset: SegmentationDataset) -> int:
-    return max(2, min(FOLDS, dataset.n_groups))
+    return len(dataset.split) or max(2, min(FOLDS, dataset.n_groups))
 
 
 def _gigabytes(n_bytes: int) -> str:

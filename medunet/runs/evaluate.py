@@ -101,6 +101,7 @@ def _items(bundle: Path, data: Path, config: Mapping[str, Any], section: str, se
         section="all" if is_unseen else section,  # type: ignore[arg-type] # checked by the caller
         fold=config["fold"],
         folds=config["folds"],
+        split=config.get("split", ()),
         validation_cases=() if is_unseen else config["validation_cases"],
         skip_cases=config.get("skip_cases", ()),
     )

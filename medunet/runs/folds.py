@@ -85,6 +85,8 @@ def train_folds(
     trust: bool = False,
     trainer: FoldTrainer | None = None,
     skip_bad: bool = False,
+    split: Path | None = None,
+    group_by: str | None = None,
 ) -> CrossValidation:
     """Train folds into `output/fold_K` and make `output` the bundle of their ensemble.
 
@@ -104,6 +106,8 @@ def train_folds(
         trust: approve a bundle that could run its own code.
         trainer: how the folds are trained; None trains one after the other in this process.
         skip_bad: leave out unusable cases, which are an error otherwise.
+        split: file with the cases of each fold or the group of each case, as for `train_bundle`.
+        group_by: regular expression; its first group in a case's name is the patient, which folds do not divide.
 
     Returns:
         The outcome of each fold, the out-of-fold metrics and the postprocessing.
@@ -118,7 +122,8 @@ def train_folds(
     if (output / "models" / LAST_NAME).is_file():
         raise DataError("the output folder contains a single run", file=output, remedy="pass another --output")
     reject_other_files(output, own="fold_*")
-    dataset, values = fit_bundle(bundle, data, changes=changes, skip_bad=skip_bad)
+    options: dict[str, Any] = {"split": split, "group_by": group_by, "output": output}
+    dataset, values = fit_bundle(bundle, data, changes=changes, skip_bad=skip_bad, **options)
     selected = _checked_folds(folds, {**read_json(bundle / "configs" / "train.json"), **values})
     values = {"training_dir": "$@bundle_root + '/..'", **values}
     with claim(output):
@@ -242,7 +247,8 @@ def _join(
     failed: dict[str, str] = {}
     for fold, run in trained.items():
         skipped = read_json(run / "configs" / "train.json").get("skip_cases", ())
-        items = datalist(data, section="validation", fold=fold, folds=config["folds"], skip_cases=skipped)
+        options = {"split": config.get("split", ()), "skip_cases": skipped}
+        items = datalist(data, section="validation", fold=fold, folds=config["folds"], **options)
         predictor = Predictor(run, output_dir=run / PREDICTIONS, device=device, skip_done=True)
         predicted, errors = predict_items(predictor, items)
         logger.info("fold %d: %d cases predicted", fold, len(predicted))
@@ -251,8 +257,8 @@ def _join(
     if not pairs:
         return CrossValidation(output, outcomes, failed_cases=failed)
     labels, regions = class_values(config), region_values(config)
-    options: dict[str, Any] = {"regions": regions, "dims": dataset.spatial_dims, "ignore": dataset.ignore}
-    summary = measure(pairs, labels, output / OUT_OF_FOLD, failed=failed, **options)
+    scoring: dict[str, Any] = {"regions": regions, "dims": dataset.spatial_dims, "ignore": dataset.ignore}
+    summary = measure(pairs, labels, output / OUT_OF_FOLD, failed=failed, **scoring)
     failed = summary.get("failed_cases", {})
     pairs = [pair for pair in pairs if pair.name not in failed]
     if regions:
@@ -261,7 +267,7 @@ def _join(
     else:
         rules = tuple(choose_rules(pairs, labels, ignore=dataset.ignore))
     is_cleaned = any(rule.is_kept for rule in rules)
-    cleaned = measure(pairs, labels, output / POSTPROCESSED, rules=rules, **options) if is_cleaned else None
+    cleaned = measure(pairs, labels, output / POSTPROCESSED, rules=rules, **scoring) if is_cleaned else None
     decision = {
         "folds": list(trained),
         "of_folds": config["folds"],

@@ -58,7 +58,7 @@ def _split(dataset: SegmentationDataset, config: Mapping[str, Any]) -> frozenset
     """Return the training cases as the config alone determines them."""
     if ENSEMBLE_FOLDS in config:
         return frozenset(case.name for case in dataset.cases)
-    options = {key: config.get(key, ()) for key in ("validation_cases", "skip_cases")}
+    options = {key: config.get(key, ()) for key in ("split", "validation_cases", "skip_cases")}
     items = datalist(dataset.root, section="training", fold=config["fold"], folds=config["folds"], **options)
     return frozenset(str(item["name"]) for item in items)
 

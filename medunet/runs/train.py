@@ -25,9 +25,10 @@ from medunet.datasets import (
     SegmentationDataset,
     check_dataset,
     datalist,
+    likely_groups,
     open_dataset,
     raise_on_error,
-    split_patients,
+    regroup,
     usable,
 )
 from medunet.errors import ConfigError, DataError, MedunetError
@@ -37,6 +38,7 @@ from medunet.notebook import Shown, Table
 from medunet.planning.adapt import adapt
 from medunet.runs.card import write_results
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
+from medunet.runs.split import fit_split
 from medunet.runtime import resolve_device
 from medunet.training import BEST_NAME, LAST_NAME, PREVIOUS_NAME, is_distributed, kept_entry, weights_of
 from medunet.trust import Verdict, record_weights, require_trust
@@ -81,6 +83,8 @@ def train_bundle(
     tracking_uri: str | None = None,
     trust: bool = False,
     skip_bad: bool = False,
+    split: Path | None = None,
+    group_by: str | None = None,
 ) -> TrainingResult:
     """Fit a bundle to a data set and train it.
 
@@ -95,6 +99,8 @@ def train_bundle(
         tracking_uri: MLflow's tracking URI for this call; `""` disables tracking, None uses the bundle's.
         trust: approve a bundle that could run its own code.
         skip_bad: leave out unusable cases, which are an error otherwise; every voxel is read to find them.
+        split: nnU-Net's `splits_final.json`, or a CSV file with the columns `case` and `group`, `fold` or both.
+        group_by: regular expression; its first group in a case's name is the patient, which folds do not divide.
 
     Returns:
         The folder of the run, its history and the Dice of the kept epoch.
@@ -106,6 +112,7 @@ def train_bundle(
     """
     chosen = resolve_device(device)
     options: dict[str, Any] = {"changes": changes, "presets": presets, "trust": trust, "skip_bad": skip_bad}
+    options |= {"split": split, "group_by": group_by}
     with prepare_run(bundle, data, output, resume=resume, **options) as run:
         return train_run(run, device=chosen, resume=resume, tracking_uri=tracking_uri)
 
@@ -121,6 +128,8 @@ def prepare_run(
     resume: bool = False,
     trust: bool = False,
     skip_bad: bool = False,
+    split: Path | None = None,
+    group_by: str | None = None,
 ) -> Iterator[PreparedRun]:
     """Claim the output folder, fit a bundle and write the run; the arguments are those of `train_bundle`."""
     verdict = require_trust(bundle, trust=trust)
@@ -129,16 +138,25 @@ def prepare_run(
         raise DataError("the output folder contains a trained run", file=output, remedy=remedy)
     with claim(output):
         check_target(output)
-        _, values = fit_bundle(bundle, data, changes=changes, skip_bad=skip_bad)
+        options: dict[str, Any] = {"split": split, "group_by": group_by, "output": output}
+        _, values = fit_bundle(bundle, data, changes=changes, skip_bad=skip_bad, **options)
         yield write_run(verdict, data, output, values=values, presets=presets, resume=resume)
 
 
 def fit_bundle(
-    bundle: Path, data: Path, *, changes: Mapping[str, Any] | None = None, skip_bad: bool = False
+    bundle: Path,
+    data: Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    skip_bad: bool = False,
+    split: Path | None = None,
+    group_by: str | None = None,
+    output: Path | None = None,
 ) -> tuple[SegmentationDataset, dict[str, Any]]:
     """Open a data set, check its headers, and return it with the overlay that fits a bundle to it.
 
-    `changes` are part of the overlay. `skip_bad` checks the voxels, too, and leaves out unusable cases.
+    `changes` are part of the overlay. `skip_bad` checks the voxels, too, and leaves out unusable cases. The overlay has
+    the split, for which see :func:`medunet.runs.split.fit_split`; trained runs in `output` keep theirs.
 
     Raises:
         ConfigError: The bundle is an ensemble of folds, or does not fit the data.
@@ -153,18 +171,23 @@ def fit_bundle(
     dataset = open_dataset(data, problems=problems, read=ReadOptions.of_config({**config, **changes}))
     skipped: dict[str, Any] = {}
     if skip_bad:
-        dataset, left_out = usable(dataset, problems)
-        skipped = {"skip_cases": left_out} if left_out else {}
+        dataset, names = usable(dataset, problems)
+        skipped = {"skip_cases": names} if names else {}
     else:
         known = [Finding.of(problem, file=data) for problem in problems]
         raise_on_error([*known, *check_dataset(dataset, level="header")])
-    for finding in split_patients(dataset.cases, folds=config.get("folds", FOLDS)):
-        logger.warning("%s; %s", finding.cause, finding.remedy)
+    left_out = skipped.get("skip_cases", ())
+    folds = {**config, **changes}.get("folds", FOLDS)
+    dataset = regroup(dataset, split, group_by, folds=folds, others=left_out)
     values = {**adapt(dataset, config), **skipped, **changes}
-    # a fold or validation cases that the data set does not have are rejected before anything is written
-    merged, ids = {**config, **values}, ("fold", "folds", "validation_cases", "skip_cases")
     has_own_list = any(id_.replace("#", SEPARATOR) == "train::dataset::data" for id_ in values)
-    if not has_own_list and set(ids) <= merged.keys():
+    ids = ("fold", "folds", "validation_cases", "skip_cases", "split")
+    if not has_own_list and set(ids) <= config.keys():
+        values |= fit_split(dataset, config, values, changes, output=output, others=left_out)
+        for finding in likely_groups(dataset.cases, values["split"]):
+            logger.warning("%s; %s", finding.cause, finding.remedy)
+        # a fold or validation cases that the data set does not have are rejected before anything is written
+        merged = {**config, **values}
         datalist(data, section="training", **{id_: merged[id_] for id_ in ids})
     return dataset, values
 

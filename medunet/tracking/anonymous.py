@@ -56,7 +56,7 @@ def without_paths(text: str) -> str:
 
 
 def anonymous_config(config: Mapping[str, Any], codes: CaseCodes) -> dict[str, Any]:
-    """Return a config without paths, and with codes for the validation cases."""
+    """Return a config without paths and split, and with codes for the validation cases."""
     changed: dict[str, Any] = _without_path_values(config)
     if "dataset_dir" in changed:
         changed["dataset_dir"] = "."
@@ -64,6 +64,8 @@ def anonymous_config(config: Mapping[str, Any], codes: CaseCodes) -> dict[str, A
         changed["tracking_uri"] = ""
     if isinstance(changed.get("validation_cases"), list):
         changed["validation_cases"] = [codes[str(name)] for name in changed["validation_cases"]]
+    if changed.get("split"):
+        changed["split"] = []
     if changed.get("skip_cases"):
         changed["skip_cases"] = _numbered(changed["skip_cases"])
     return changed

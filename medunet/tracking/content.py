@@ -36,7 +36,7 @@ INTERVAL_SECONDS = 10.0  # between two samples, unless MLFLOW_SYSTEM_METRICS_SAM
 
 # wiring that is the same in all runs, and paths; the whole config is an artifact
 SKIPPED = {"imports", "train", "validate", "initialize", "run", "training", "finalize"}
-SKIPPED |= {"bundle_root", "dataset_dir", "resume"}
+SKIPPED |= {"bundle_root", "dataset_dir", "resume", "split"}
 
 DIGEST_LENGTH = 32  # characters; MLflow keeps 36
 

@@ -97,3 +97,15 @@ def seconds_of(work: Callable[[], Any], repeats: int) -> list[float]:
 def median_seconds(work: Callable[[], Any], repeats: int) -> float:
     """Return the median seconds of several calls, after an untimed one."""
     return statistics.median(seconds_of(work, repeats))
+
+
+def split_by_name(cases: Sequence[Any], folds: int = 5) -> list[list[str]]:
+    """Return the split of the published figures: fold k holds the cases k, k + folds, ... of the sorted names."""
+    names = sorted(case.name for case in cases)
+    return [names[fold::folds] for fold in range(folds)]
+
+
+def fold_by_name(cases: Sequence[Any], fold: int = 0) -> tuple[list[Any], list[Any]]:
+    """Return the training and the validation cases of a fold of `split_by_name`."""
+    held_out = split_by_name(cases)[fold]
+    return [case for case in cases if case.name not in held_out], [case for case in cases if case.name in held_out]

@@ -37,7 +37,7 @@ from medunet.runs import evaluate_bundle, train_bundle
 from medunet.transforms import separate_cells
 
 from . import quality_planned
-from .measure import RESULTS, machine, read_json, write_json
+from .measure import RESULTS, machine, read_json, split_by_name, write_json
 
 EM_SLICES = (16, 17, 18, 19)
 EM_VALIDATION = [f"em_{number}" for number in EM_SLICES]
@@ -111,7 +111,7 @@ def train(
 def hippocampus(data: Path, work: Path) -> dict[str, Any]:
     """Fold 0: cases 0, 5, 10 ... of the sorted names are measured, the others train."""
     run = work / "hippocampus_unet_3d"
-    trained = train("unet_3d", data, run, changes={"fold": 0})
+    trained = train("unet_3d", data, run, changes={"split": split_by_name(open_dataset(data).cases)})
     summary = evaluate_bundle(run, data, run / "evaluation")
     draw_median(run, data, RESULTS / "hippocampus.png")
     case = open_dataset(data).cases[0].images[0]

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from medunet.bundle import plan_bundle
-from medunet.datasets import Case, open_dataset, split_fold
+from medunet.datasets import Case, open_dataset
 from medunet.files import write_atomically
 from medunet.runs import evaluate_bundle, train_bundle, train_folds
 from medunet.training import LAST_NAME
 
-from .measure import machine, read_json, write_json
+from .measure import fold_by_name, machine, read_json, split_by_name, write_json
 
 FEW_VARIANTS: dict[str, dict[str, Any]] = {
     "few": {},
@@ -83,7 +83,7 @@ def few(options: Options) -> Rows:
     """Some of the training cases of fold 0, drawn by seed; all its validation cases are measured."""
     (minutes, *_) = options.minutes
     dataset = open_dataset(options.data)
-    training, validation = split_fold(dataset.cases, fold=0)
+    training, validation = fold_by_name(dataset.cases)
     for size in options.sizes:
         for seed in range(options.seeds):
             chosen = draw(training, size, seed=seed)
@@ -108,22 +108,30 @@ def sts(options: Options) -> Rows:
     def run() -> dict[str, Any]:
         folder = options.work / "sts"
         planned = bundle(options.data, folder, minutes)
-        changes = {"folds": min(STS_FOLDS, len(open_dataset(options.data).cases)), **options.changes}
+        cases = open_dataset(options.data).cases
+        changes = {"split": split_by_name(cases, min(STS_FOLDS, len(cases))), **options.changes}
         result = train_folds(planned, options.data, folder / "folds", changes=changes)
         if not result.is_whole or result.summary is None:
             raise SystemExit("not all folds are trained; the same command goes on")
-        cases = json.loads((folder / "folds" / "out_of_fold" / "metrics.json").read_text(encoding="utf-8"))["cases"]
+        scores = json.loads((folder / "folds" / "out_of_fold" / "metrics.json").read_text(encoding="utf-8"))["cases"]
         return {
             "metrics": result.summary,
             "postprocessed": result.postprocessed,
-            "dice_by_case": {case["name"]: case["mean_dice"] for case in cases},
+            "dice_by_case": {case["name"]: case["mean_dice"] for case in scores},
         }
 
     yield f"leave two out, {minutes:g} minutes a fold", run
 
 
 def _fold_0(options: Options, folder: Path, minutes: float) -> dict[str, Any]:
-    return _planned(options, folder, minutes, plan_on=options.data, train_on=options.data, changes={"fold": 0})
+    return _planned(
+        options,
+        folder,
+        minutes,
+        plan_on=options.data,
+        train_on=options.data,
+        changes={"split": split_by_name(open_dataset(options.data).cases)},
+    )
 
 
 def _planned(

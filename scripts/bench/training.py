@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from .measure import RESULTS, machine, read_json, write_json
+from .measure import RESULTS, fold_by_name, machine, read_json, write_json
 
 CONFIGURATION = "3d_fullres"
 PLANAR_CONFIGURATION = "2d"
@@ -98,14 +98,14 @@ def _children(process: Any) -> list[Any]:
 
 def raw_dataset(task: str, data: Path, work: Path) -> None:
     """The same cases as a data set of nnU-Net, by links, and our folds for it."""
-    from medunet.datasets import open_dataset, split_fold  # noqa: PLC0415
+    from medunet.datasets import open_dataset  # noqa: PLC0415
 
     _, name = DATASETS[task]
     if task == "hippocampus":
         dataset = open_dataset(data / "Task04_Hippocampus")
         cases = [(case.name, case.images[0], case.label) for case in dataset.cases]
         link_cases(work, name, cases, HIPPOCAMPUS, "MRI")
-        write_splits(work, name, [split_fold(dataset.cases, fold=fold) for fold in range(FOLDS)])
+        write_splits(work, name, [fold_by_name(dataset.cases, fold) for fold in range(FOLDS)])
     else:
         folder = data / "CT_Lung1_001"
         # twice, for a plan wants a case that validates
@@ -213,13 +213,13 @@ def quality(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]
 
 def few(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """The cases that `scripts.bench.quality few` draws by seed 0; nnU-Net plans on those that are measured as well."""
-    from medunet.datasets import open_dataset, split_fold  # noqa: PLC0415
+    from medunet.datasets import open_dataset  # noqa: PLC0415
 
     from .quality_planned import draw  # noqa: PLC0415
 
     minutes, *_ = options.minutes
     dataset = open_dataset(options.data / "Task04_Hippocampus")
-    training, validation = split_fold(dataset.cases, fold=0)
+    training, validation = fold_by_name(dataset.cases)
     env = environment(options.work)
     for size in options.sizes:
         number, name = FEW_DATASET + size, f"Dataset{FEW_DATASET + size}_Hippocampus{size}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medunet.bundle import find_bundle
-from medunet.datasets import Case, datalist, examine, open_dataset, split_fold, split_patients
+from medunet.datasets import Case, datalist, examine, likely_groups, open_dataset, split_fold
 from medunet.datasets.layouts.folds import make_folds
 from medunet.errors import ConfigError, DataError
 from medunet.io import write_volume
@@ -22,12 +22,37 @@ def names(cases) -> list[str]:
     return [case.name for case in cases]
 
 
-def test_without_groups_fold_k_has_every_kth_sorted_name():
-    ordered = [f"c{k:02d}" for k in range(13)]
+def labelled(root: Path, names: list[str], sizes: list[int]) -> list[Case]:
+    """Cases whose first class has so many voxels in the first rows; the odd ones also show a second class."""
+    listed = []
+    for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        label = np.zeros((20, 20), np.uint8)
+        label.flat[:size] = 1
+        label[-1, -1] = 2 * (number % 2)
+        write_volume(np.full((20, 20), number, np.uint8), root / "images" / f"{name}.png")
+        write_volume(label, root / "labels" / f"{name}.png")
+        listed.append(Case(name, (root / "images" / f"{name}.png",), root / "labels" / f"{name}.png"))
+    return listed
+
+
+def test_the_default_split_balances_labels_and_does_not_depend_on_names(tmp_path):
+    sizes = [4 * n for n in range(1, 21)]
+    made = make_folds(labelled(tmp_path / "a", [f"c{n:02d}" for n in range(20)], sizes), 4)
+    totals = [sum(sizes[int(case.name[1:])] for case in fold) for fold in made]
+    assert [len(fold) for fold in made] == [5, 5, 5, 5]
+    assert max(totals) - min(totals) < 0.15 * np.mean(totals)  # sorted names in turn: 0.36
+    assert {sum(int(case.name[1:]) % 2 for case in fold) for fold in made} <= {2, 3}
+    shuffled = np.random.default_rng(0).permutation(20)
+    renamed = make_folds(labelled(tmp_path / "b", [f"x{n:02d}" for n in shuffled], sizes), 4)
+    original = {f"x{new:02d}": f"c{old:02d}" for old, new in enumerate(shuffled)}
+    assert [sorted(original[case.name] for case in fold) for fold in renamed] == [names(fold) for fold in made]
+
+
+def test_training_and_validation_cases_of_a_fold_are_all_cases(tmp_path):
+    given = labelled(tmp_path, [f"c{n}" for n in range(7)], [1] * 7)
     for fold in range(5):
-        training, validation = split_fold(cases(*ordered[::-1]), fold=fold)
-        assert names(validation) == ordered[fold::5]
-        assert names(training) == [name for k, name in enumerate(ordered) if k % 5 != fold]
+        training, validation = split_fold(given, fold=fold)
+        assert sorted([*training, *validation], key=lambda case: case.name) == given
 
 
 def test_groups_stay_together_in_folds_of_equal_size():
@@ -100,9 +125,9 @@ def test_groups_that_do_not_fit_the_cases_are_rejected(tmp_path, groups, cause):
     ],
 )
 def test_common_stems_of_names_are_reported(split):
-    (finding,) = split_patients(cases(*split))
+    (finding,) = likely_groups(cases(*split))
     assert finding.severity == "warning"
-    assert finding.cause.startswith("folds seem to split ")
+    assert finding.cause.startswith("folds may split ")
     assert finding.cause.endswith(f": names have a common stem ({split[0]}, {split[1]})")
     assert '"groups"' in str(finding.remedy)
 
@@ -119,36 +144,36 @@ def test_common_stems_of_names_are_reported(split):
     ],
 )
 def test_ordinary_names_are_not_reported(separate):
-    assert split_patients(cases(*separate)) == []
+    assert likely_groups(cases(*separate)) == []
 
 
 def test_equal_images_are_reported_unless_one_fold_has_them(tmp_path):
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).write_bytes(content)
     apart = [Case(name, (tmp_path / name,)) for name in "abc"]
-    (finding,) = split_patients(apart)
-    assert finding.cause == "folds seem to split a patient: images are equal (a, b)"
-    assert split_patients([replace(case, group="q" if case.name == "c" else "p") for case in apart]) == []
+    (finding,) = likely_groups(apart)
+    assert finding.cause == "folds may split a patient: images are equal (a, b)"
+    assert likely_groups([replace(case, group="q" if case.name == "c" else "p") for case in apart]) == []
     grouped = [replace(case, group=case.name) for case in cases("patient01_a", "patient01_b", "patient02_a")]
-    assert split_patients(grouped) == []  # names do not count beside declared groups
+    assert likely_groups(grouped) == []  # names do not count beside declared groups
 
 
 def test_one_dicom_patient_in_two_cases_is_reported_without_naming_the_patient(tmp_path, make_series):
     for name, patient in (("x", "ID-1"), ("y", "ID-1"), ("z", "ID-2")):
         make_series(tmp_path / name, PatientID=patient)
-    cause = "folds seem to split a patient: DICOM's PatientID is the same (x, y)"
+    cause = "folds may split a patient: DICOM's PatientID is the same (x, y)"
     series = [Case(name, (tmp_path / name,)) for name in "xyz"]
     files = [Case(name, (next((tmp_path / name).iterdir()),)) for name in "xyz"]  # such as radiographs
     for scans in (series, files):
-        (finding,) = split_patients(scans)
+        (finding,) = likely_groups(scans)
         assert finding.cause == cause
         assert "ID-1" not in str(finding)
-    assert split_patients(series[:2]) == []  # as after anonymisation
+    assert likely_groups(series[:2]) == []  # as after anonymisation
 
 
 def test_check_train_and_plan_warn_of_folds_that_split_a_patient(tmp_path, caplog):
     root = dataset(tmp_path, "p1_a", "p1_b", "p2_a")
-    warning = "folds seem to split a patient: names have a common stem (p1_a, p1_b)"
+    warning = "folds may split a patient: names have a common stem (p1_a, p1_b)"
     assert warning in [finding.cause for finding in examine(root).findings]
     for warn in (lambda: fit_bundle(find_bundle("unet_2d"), root), lambda: fingerprint(open_dataset(root))):
         caplog.clear()
@@ -158,4 +183,4 @@ def test_check_train_and_plan_warn_of_folds_that_split_a_patient(tmp_path, caplo
 
 def test_real_data_sets_are_not_reported(test_data):
     for folder in ("Task04_Hippocampus", "ISBI2012_EM", "STS_GTV_CT"):
-        assert split_patients(open_dataset(test_data / folder).cases) == []
+        assert likely_groups(open_dataset(test_data / folder).cases) == []

@@ -76,7 +76,8 @@ def test_a_fold_of_other_data_is_rejected(run: Path, tmp_path: Path) -> None:
 
 
 def test_training_cases_of_the_initial_run_count_as_trained_on(run: Path, cells: Path, tmp_path: Path) -> None:
-    changes = {**SMALL_2D, "epochs": 1, "folds": 2, "fold": 1, "tracking_uri": "", "init_from": str(run)}
+    changes = {**SMALL_2D, "epochs": 1, "fold": 1, "tracking_uri": "", "init_from": str(run)}
+    changes["split"] = json.loads((run / "configs" / "train.json").read_text())["split"]
     train_bundle(find_bundle("unet_2d"), cells, tmp_path / "second", changes=changes, device="cpu")
     assert seen_cases(tmp_path / "second", open_dataset(cells)).names == {f"cells_00{number}" for number in range(4)}
 

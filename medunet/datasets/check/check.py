@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from medunet.datasets.layouts.datalist import open_dataset
 from medunet.datasets.layouts.dataset import Case, SegmentationDataset
-from medunet.datasets.layouts.folds import split_patients
+from medunet.datasets.layouts.folds import likely_groups
 from medunet.datasets.layouts.labels import MAX_LABELS, distinct_values, refuse_swapped
+from medunet.datasets.layouts.splits import group_cases
 from medunet.errors import DataError, GeometryError, MedunetError, SecurityError
 from medunet.io import ReadRecord, is_structure_file, label_names, output_name, read_header, read_label, read_volume
 from medunet.io.objects import Objects, object_numbers, read_classes
@@ -327,6 +328,7 @@ def examine(
     *,
     level: Level = "voxels",
     instances: bool = False,
+    group_by: str | None = None,
     read: ReadOptions = DEFAULTS,
     started: Callable[[int], None] | None = None,
     done: Callable[[], None] | None = None,
@@ -338,6 +340,7 @@ def examine(
         path: a data set in a layout of `open_dataset`.
         level: 'header' reads the first bytes of each file, 'voxels' all, and measures.
         instances: the labels number objects, whether or not `dataset.json` declares it.
+        group_by: regular expression; its first group in a case's name is the patient, which folds do not divide.
         read: how to read images that can be interpreted in more than one way.
         started: called once with the number of cases.
         done: called after each case, from several threads.
@@ -345,6 +348,7 @@ def examine(
 
     Raises:
         DataError: the path does not exist.
+        ConfigError: the pattern does not fit the cases.
     """
     root = Path(path)
     if not root.exists():
@@ -354,10 +358,12 @@ def examine(
         dataset = open_dataset(root, problems=problems, instances=instances, read=read)
     except (DataError, GeometryError, SecurityError) as error:
         return Examination(root, [Finding.of(e, file=root) for e in [*problems, error]])
+    if group_by is not None:
+        dataset = dataclasses.replace(dataset, cases=group_cases(dataset.cases, group_by))
     if started is not None:
         started(len(dataset.cases) + len(dataset.test))
     findings, statistics = survey(dataset, level=level, done=done, visit=visit)
-    findings += split_patients(dataset.cases)
+    findings += likely_groups(dataset.cases)
     for finding in (Finding.of(problem, file=root) for problem in problems):
         if (finding.file, finding.cause) not in {(other.file, other.cause) for other in findings}:
             findings.insert(0, finding)

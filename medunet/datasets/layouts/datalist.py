@@ -20,6 +20,7 @@ from .instances import are_instances, class_labels, refuse_classes, with_classes
 from .labels import MAX_CLASSES, scan_labels
 from .manifest import MANIFEST, ParsedLabels, Parts, labels_of, load_manifest, read_msd, read_nnunet, with_groups
 from .pairing import find_folders, group_channels, image_files
+from .splits import Split, checked_split
 
 Section = Literal["training", "validation", "all", "test"]
 
@@ -140,17 +141,21 @@ def datalist(
     section: Section,
     fold: int = 0,
     folds: int = FOLDS,
+    split: Split = (),
     validation_cases: Sequence[str] = (),
     skip_cases: Sequence[str] = (),
     instances: bool = False,
 ) -> list[dict[str, str | list[str]]]:
-    """Return the items of one section of a data set, for `train#dataset#data` in a config. No image is opened.
+    """Return the items of one section of a data set, for `train#dataset#data` in a config.
+
+    Only names are read, except for a default split, which follows from the label files.
 
     Args:
         path: the folder of the data set, or its `dataset.json`.
         section: 'training' and 'validation' split the labelled cases; 'all' has all of them; 'test' has the test cases.
         fold: index of the validation fold.
         folds: number of folds.
+        split: names of the validation cases of each fold. Default: `make_folds` distributes the cases.
         validation_cases: names of the validation cases, instead of a fold.
         skip_cases: names of cases to leave out; only errors about these are ignored.
         instances: the labels number objects, whether or not `dataset.json` declares it.
@@ -161,7 +166,7 @@ def datalist(
 
     Raises:
         ConfigError: unknown section, fold or case, or no case left for training.
-        DataError: unknown layout, an unpaired image or label, or missing files.
+        DataError: a split that does not fit the cases, unknown layout, an unpaired image or label, or missing files.
     """
     if section not in ("training", "validation", "all", "test"):
         raise ConfigError("unknown section", received=section, expected="training, validation, all or test")
@@ -173,6 +178,12 @@ def datalist(
     cases = tuple(case for case in layout.cases if case.name not in skip_cases)
     if section == "test":
         cases = layout.test
+    elif section != "all" and split and not validation_cases:
+        parts = checked_split(split, cases, others=skip_cases, file=layout.root, is_complete=section == "training")
+        if len(parts) != folds or not 0 <= fold < folds:
+            received = f"fold {fold} of {folds}"
+            raise ConfigError("unknown fold of the split", received=received, expected=f"0 to {len(parts) - 1}")
+        cases = tuple(case for case in cases if (case.name in parts[fold]) == (section == "validation"))
     elif section != "all" and validation_cases:
         wanted = set(validation_cases)
         if unknown := sorted(wanted - {case.name for case in cases}):

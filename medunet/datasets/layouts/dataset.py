@@ -57,6 +57,7 @@ class SegmentationDataset:
     ignore: int | None = None  # value of voxels without annotation
     regions: tuple[Region, ...] = ()  # classes that overlap; then `labels` only names the single values
     instances: bool = False  # the label files number objects, and `labels` has the classes of the objects
+    split: tuple[tuple[str, ...], ...] = ()  # validation cases of each fold, if the user gives a split or groups
     read: ReadOptions = DEFAULTS  # how to read images that can be interpreted in more than one way
 
     @property

@@ -1,4 +1,4 @@
-"""Folds of cross-validation, which keep the scans of one patient together."""
+"""Folds of cross-validation, which keep the scans of one patient together and are balanced in size and label."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
 
 from medunet.datasets.check.finding import Finding
 from medunet.errors import ConfigError, MedunetError
 
 from .dataset import SECOND_CASE, Case, image_digest
 from .dicom_folders import patient_of
+from .labels import MAX_CLASSES, label_counts
 
 FOLDS = 5  # folds of a cross-validation by default
 GROUPS_EXAMPLE = '"groups": {"CASE_1": "PATIENT_1", "CASE_2": "PATIENT_1", "CASE_3": "PATIENT_2", ...}'
+MAX_SWAPS = 200  # exchanges of two groups between folds; a second for 1,000 cases
+UNITS = 100_000  # of a share; whole numbers give the same folds on every machine
 
 _SEPARATORS = re.compile(r"[-_. ]+")
 
@@ -24,10 +31,18 @@ _NO_PATIENT = re.compile(r"[tb]\d{1,4}[a-z]*|\d+t|(19|20)\d\d", re.IGNORECASE)
 
 
 def make_folds(cases: Sequence[Case], folds: int) -> list[tuple[Case, ...]]:
-    """Distribute cases over folds of about equal size, each sorted by name, without splitting a group.
+    """Distribute cases over folds of about equal size and labels, each sorted by name, without splitting a group.
 
-    Cases without a group are distributed one by one in the order of their names. Groups are assigned by size, the
-    largest first, each to the smallest fold so far.
+    Groups are assigned one by one, large ones and those with unusual labels first. Each goes to the smallest fold so
+    far; among equally small folds, to the one whose labels it balances best. The folds follow from the content of the
+    files; names only decide between equal images.
+
+    Args:
+        cases: all labelled cases; the label files are read.
+        folds: number of folds.
+
+    Raises:
+        ConfigError: fewer than two folds, or fewer cases or groups than folds.
 
     Examples:
         >>> cases = [Case(name, (), group=name[0]) for name in ["a1", "a2", "a3", "b1", "b2", "c1"]]
@@ -36,16 +51,65 @@ def make_folds(cases: Sequence[Case], folds: int) -> list[tuple[Case, ...]]:
     """
     if folds < 2:
         raise ConfigError("cross-validation needs two folds", received=folds, expected=">= 2", remedy=SECOND_CASE)
-    groups: dict[str, list[Case]] = defaultdict(list)
-    for case in sorted(cases, key=lambda case: case.name):
-        groups[case.group or case.name].append(case)
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, case in enumerate(cases):
+        members[case.group or case.name].append(index)
+    groups = list(members.values())
     if len(groups) < folds:
         what = "cases" if len(groups) == len(cases) else "groups of cases"
         raise ConfigError(f"fewer {what} than folds", received=len(groups), expected=f">= {folds}")
-    parts: list[list[Case]] = [[] for _ in range(folds)]
-    for group in sorted(groups.values(), key=len, reverse=True):  # equal sizes keep the order of the names
-        min(parts, key=len).extend(group)
-    return [tuple(sorted(part, key=lambda case: case.name)) for part in parts]
+    rows = _label_rows(label_counts(cases))
+    labels = [rows[group].sum(axis=0) for group in groups]
+    digests = _by_case(cases, lambda case: image_digest(case.images))
+    ties = [sorted((digests.get(cases[index].name, ""), cases[index].name) for index in group) for group in groups]
+    unusual = [int(abs(row).max(initial=0)) for row in labels]
+    order = sorted(range(len(groups)), key=lambda n: (-len(groups[n]), -unusual[n], ties[n]))
+    parts = _distribute(np.array(labels)[order], np.array([len(groups[number]) for number in order]), folds)
+    members_of = [[cases[index] for number in part for index in groups[order[number]]] for part in parts]
+    return [tuple(sorted(part, key=lambda case: case.name)) for part in members_of]
+
+
+def _distribute(rows: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], folds: int) -> list[list[int]]:
+    """Return the groups of each fold: sizes are balanced first, then the sums of the rows."""
+    parts: list[list[int]] = [[] for _ in range(folds)]
+    totals = np.zeros((folds, rows.shape[1]), dtype=np.int64)
+    for number, row in enumerate(rows):
+        overlaps = (totals @ row).tolist()  # the least adds least to the sum of squares
+        best = min(range(folds), key=lambda fold: (int(sizes[parts[fold]].sum()), overlaps[fold]))
+        parts[best].append(number)
+        totals[best] += row
+    for _ in range(MAX_SWAPS):  # exchange two groups of one size while that balances the sums
+        swaps = []
+        for one, other in combinations(range(folds), 2):
+            ours, theirs = rows[parts[one]], rows[parts[other]]
+            excess = totals[one] - totals[other]
+            change = (ours * (ours - excess)).sum(1)[:, None] + (theirs * (theirs + excess)).sum(1)[None]
+            change -= 2 * ours @ theirs.T
+            change[sizes[parts[one]][:, None] != sizes[parts[other]][None]] = 0
+            place = np.unravel_index(change.argmin(), change.shape)
+            swaps.append((int(change[place]), one, other, int(place[0]), int(place[1])))
+        change, one, other, left, right = min(swaps)
+        if change >= 0:
+            break
+        difference = rows[parts[other][right]] - rows[parts[one][left]]
+        parts[one][left], parts[other][right] = parts[other][right], parts[one][left]
+        totals[one] += difference
+        totals[other] -= difference
+    return parts
+
+
+def _label_rows(counts: Sequence[dict[int, int]]) -> npt.NDArray[np.int64]:
+    """Return a row per case: presence and share of each label value, centred and scaled to whole numbers."""
+    values = sorted(set().union(*counts))
+    if len(values) > MAX_CLASSES:  # numbered objects
+        counts = [{0: case.get(0, 0), 1: sum(case.values()) - case.get(0, 0)} for case in counts]
+        values = [0, 1]
+    voxels = np.array([[case.get(value, 0) for value in values] for case in counts], dtype=np.int64)
+    voxels = voxels.reshape(len(counts), len(values))
+    shares = voxels * UNITS // np.maximum(voxels.sum(axis=1, keepdims=True), 1)
+    table = np.hstack([shares, voxels > 0]).astype(np.int64)
+    table = table * len(table) - table.sum(axis=0)
+    return table * UNITS // np.maximum(abs(table).max(axis=0, initial=0), 1)
 
 
 def split_fold(cases: Sequence[Case], *, fold: int, folds: int = FOLDS) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -66,20 +130,18 @@ def split_fold(cases: Sequence[Case], *, fold: int, folds: int = FOLDS) -> tuple
     return tuple(sorted(others, key=lambda case: case.name)), parts[fold]
 
 
-def split_patients(cases: Sequence[Case], *, folds: int = FOLDS) -> list[Finding]:
-    """Return a warning for each kind of evidence that the folds separate images of one patient.
+def likely_groups(cases: Sequence[Case], split: Sequence[Sequence[str]] = ()) -> list[Finding]:
+    """Return a warning for each kind of evidence that cases of one patient are not kept together.
 
     Evidence is a common stem of names (``p01_a`` and ``p01_b``, ``sub-01_ses-1``), DICOM's PatientID, and equal images.
     If the data set declares groups, only equal images count.
 
     Args:
         cases: all labelled cases.
-        folds: number of folds that training uses.
+        split: names of the validation cases of each fold; cases in one fold are together. Default: those of a group.
     """
-    folds = min(folds, len({case.group or case.name for case in cases}))
-    if folds < 2:
-        return []
-    fold_of = {case.name: index for index, part in enumerate(make_folds(cases, folds)) for case in part}
+    unit = {case.name: case.group or case.name for case in cases}
+    unit |= {name: str(fold) for fold, names in enumerate(split) for name in names}
     evidence = {"images are equal": _by_case(cases, lambda case: image_digest(case.images))}
     if not any(case.group for case in cases):
         evidence |= {"DICOM's PatientID is the same": _patients(cases), "names have a common stem": _stems(cases)}
@@ -88,13 +150,18 @@ def split_patients(cases: Sequence[Case], *, folds: int = FOLDS) -> list[Finding
         groups: dict[str, list[str]] = defaultdict(list)
         for name, owner in owners.items():
             groups[owner].append(name)
-        split = [names for names in groups.values() if len({fold_of[name] for name in names}) > 1]
-        if split:
-            count = f"{len(split)} patients" if len(split) > 1 else "a patient"
-            example = ", ".join(sorted(split[0])[:3]) + (", ..." if len(split[0]) > 3 else "")
-            remedy = f"if these are one patient's images, declare groups in dataset.json: {GROUPS_EXAMPLE}"
-            findings.append(Finding("warning", "", f"folds seem to split {count}: {why} ({example})", remedy))
+        apart = [names for names in groups.values() if len({unit[name] for name in names}) > 1]
+        if apart:
+            findings.append(group_warning(why, apart))
     return findings
+
+
+def group_warning(why: str, groups: Sequence[Sequence[str]]) -> Finding:
+    """Return the warning that cases seem to be one patient's; `groups` has the names of each patient's cases."""
+    count = f"{len(groups)} patients" if len(groups) > 1 else "a patient"
+    example = ", ".join(sorted(groups[0])[:3]) + (", ..." if len(groups[0]) > 3 else "")
+    remedy = f"if these are one patient's images, keep them together: --group-by REGEX, or {GROUPS_EXAMPLE}"
+    return Finding("warning", "", f"folds may split {count}: {why} ({example})", f"{remedy} in dataset.json")
 
 
 def _patients(cases: Sequence[Case]) -> dict[str, str]:

@@ -48,6 +48,11 @@ def label_values(path: Path, *, limit: int | None = MAX_LABELS) -> tuple[int, ..
 
 def distinct_values(voxels: npt.NDArray[np.float32], file: Path, *, limit: int | None = MAX_LABELS) -> tuple[int, ...]:
     """Return the distinct values of a label map ``(1, *spatial)``, as `label_values`."""
+    return tuple(_count_values(voxels, file, limit=limit))
+
+
+def _count_values(voxels: npt.NDArray[np.float32], file: Path, *, limit: int | None) -> dict[int, int]:
+    """Return the number of voxels by value; raises as `label_values`."""
     if voxels.shape[0] > 1:
         remedy = "save it as a grey image"
         raise DataError("label has several channels", file=file, received=voxels.shape[0], remedy=remedy)
@@ -55,14 +60,15 @@ def distinct_values(voxels: npt.NDArray[np.float32], file: Path, *, limit: int |
         raise DataError("label has negative values", file=file, received=float(voxels.min()), remedy="relabel")
     if voxels.max() < 1 << 16 and (counts := _count_whole(voxels[0])) is not None:
         values = np.flatnonzero(counts)  # ten times faster than sorting
+        counts = counts[values]
     else:
-        values = np.unique(voxels)
+        values, counts = np.unique(voxels, return_counts=True)
         if not np.array_equal(values, np.round(values)):
             fraction = float(values[values != np.round(values)][0])
             raise DataError("label has fractional values", file=file, received=fraction, remedy="resample by nearest")
     if limit is not None:
         _refuse_many(len(values), file, limit=limit)
-    return tuple(int(value) for value in values)
+    return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
 
 
 def _count_whole(voxels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64] | None:
@@ -128,8 +134,7 @@ def scan_labels(cases: Sequence[Case], problems: list[MedunetError] | None = Non
         raise DataError("some labels name their structures and some do not", file=other, expected=expected)
     if named:
         return _scan_names(named, problems)
-    stats = [(path, path.stat()) for path in files]
-    results = _scan(tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats))
+    results = _scan(files)
     refuse_instances({path: result for path, result in results.items() if not isinstance(result, MedunetError)})
     values: set[int] = set()
     for path, result in results.items():
@@ -150,19 +155,33 @@ def scan_labels(cases: Sequence[Case], problems: list[MedunetError] | None = Non
     return {BACKGROUND if index == 0 else f"label_{value}": value for index, value in enumerate(sorted(values))}
 
 
-@lru_cache(maxsize=8)  # a bundle's config opens its data set for training and again for validation
-def _scan(stamps: tuple[tuple[Path, int, int], ...]) -> dict[Path, tuple[int, ...] | MedunetError]:
-    """Return the values of each file, or its error; the stamps make the cache notice changed files."""
+def label_counts(cases: Sequence[Case]) -> list[dict[int, int]]:
+    """Return the number of voxels by label value for each case; empty for structure files and unreadable labels."""
+    results = _scan([case.label for case in cases if case.label is not None and not is_structure_file(case.label)])
+    counts = {path: result for path, result in results.items() if not isinstance(result, MedunetError)}
+    return [counts.get(case.label or Path(), {}) for case in cases]
 
-    def values(path: Path) -> tuple[int, ...] | MedunetError:
-        try:
-            return label_values(path, limit=None)
-        except MedunetError as error:
-            return error
 
-    paths = [path for path, _, _ in stamps]
+def _scan(paths: Sequence[Path]) -> dict[Path, dict[int, int] | MedunetError]:
+    """Return the number of voxels by value in each file, or the file's error."""
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        return dict(zip(paths, pool.map(values, paths), strict=True))
+        return dict(zip(paths, pool.map(_scan_file, paths), strict=True))
+
+
+def _scan_file(path: Path) -> dict[int, int] | MedunetError:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return DataError(f"cannot be opened: {error.strerror or error}", file=path)
+    return _scan_version(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1 << 16)  # a bundle's config opens its data set for training and again for validation
+def _scan_version(path: Path, _mtime: int, _size: int) -> dict[int, int] | MedunetError:
+    try:
+        return _count_values(read_volume(path).image.numpy(), path, limit=None)
+    except MedunetError as error:
+        return error
 
 
 def _refuse_swapped_files(image: Path, label: Path) -> None:

@@ -36,6 +36,7 @@ PERSONAL: Mapping[str, Any] = {
     "bundle_root": ".",
     "store_dir": None,
     "init_from": None,
+    "split": [],
     "validation_cases": [],
 }
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
