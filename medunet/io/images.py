@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,8 +34,8 @@ _PILLOW_FORMATS = ("PNG", "BMP", "DIB", "JPEG", "MPO")  # one of Pillow's other 
 # Number of channels without alpha for each mode that is read. A palette image (P) yields its indices.
 _PILLOW_CHANNELS = {"1": 1, "L": 1, "P": 1, "I": 1, "I;16": 1, "I;16B": 1, "F": 1, "LA": 1, "RGB": 3, "RGBA": 3}
 
-# Pillow's names for 16-bit PNG of several samples: channels without alpha, and whether there is alpha.
-_DEEP_COLOURS = {"RGB;16B": (3, False), "LA;16B": (1, True), "RGBA;16B": (3, True)}
+# Pillow's names for 16-bit PNG of several samples: channels without alpha.
+_DEEP_COLOURS = {"RGB;16B": 3, "LA;16B": 1, "RGBA;16B": 3}
 
 _SCALED_GREY = {"L;2": 255 // 3, "L;4": 255 // 15}  # factors by which Pillow scales grey values of 2 and 4 bits
 
@@ -72,6 +72,7 @@ def read_pillow(path: Path, _: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.f
         raise DataError(f"image cannot be decoded: {error}", file=path) from error
     array = array.T  # (x, y) or (samples, x, y)
     if array.ndim == 3:
+        record = _without_alpha(record, array[record.channels :])
         array = array[: record.channels] if record.channels > 1 else array[0]  # without alpha
     if array.shape[-2:] != record.geometry.shape:
         raise DataError("pixels do not match the header", file=path, received=array.shape)
@@ -95,15 +96,19 @@ def _open_pillow(path: Path) -> tuple[ReadRecord, str]:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"cannot be opened: {error.strerror}", file=path) from error
         raise DataError("not a readable image, or damaged", file=path) from error
-    channels, has_alpha = _PILLOW_CHANNELS.get(mode), mode in ("LA", "RGBA")
+    channels = _PILLOW_CHANNELS.get(mode)
     dtype = {"I": "int32", "F": "float32"}.get(mode, "uint16" if mode.startswith("I;16") else "uint8")
     if raw_mode in _DEEP_COLOURS:
-        (channels, has_alpha), dtype = _DEEP_COLOURS[raw_mode], "uint16"
+        channels, dtype = _DEEP_COLOURS[raw_mode], "uint16"
     if channels is None:
         raise _unsupported_colours(path, mode)
     kind = {"mpo": "jpeg", "dib": "bmp"}.get(kind, kind)
-    warnings = _ALPHA_WARNING if has_alpha else ()
-    return ReadRecord(path, kind, Geometry(np.eye(4), shape), channels, dtype, warnings), raw_mode
+    return ReadRecord(path, kind, Geometry(np.eye(4), shape), channels, dtype), raw_mode
+
+
+def _without_alpha(record: ReadRecord, dropped: npt.NDArray[Any]) -> ReadRecord:
+    """Return the record with a warning, unless the dropped samples are the same everywhere and say nothing."""
+    return replace(record, warnings=_ALPHA_WARNING) if dropped.size and dropped.min() != dropped.max() else record
 
 
 def _unsupported_colours(path: Path, colours: str) -> DataError:
@@ -125,15 +130,16 @@ def read_tiff(path: Path, _: ReadOptions = DEFAULTS) -> tuple[npt.NDArray[np.flo
     if array.size != np.prod(layout.sizes):
         raise DataError("pixels do not match the header", file=path, received=array.shape)
     array = array.reshape(layout.sizes).transpose(layout.order)
-    if layout.record.channels > 1 or array.ndim > len(layout.record.geometry.shape):
-        array = array[: layout.record.channels]
-        array = array[0] if layout.record.channels == 1 else array
+    record = layout.record
+    if record.channels > 1 or array.ndim > len(record.geometry.shape):
+        record = _without_alpha(record, array[record.channels :])
+        array = array[: record.channels] if record.channels > 1 else array[0]
     if layout.white is not None:
         array = layout.white - array
     voxels = copy_in_order(array, dtype=np.float32)
     if not np.isfinite(voxels).all():
         raise DataError("pixels are NaN or infinite", file=path)
-    return voxels, layout.record
+    return voxels, record
 
 
 def read_tiff_header(path: Path, _: ReadOptions = DEFAULTS) -> ReadRecord:
@@ -221,7 +227,7 @@ class _TiffLayout:
         affine = np.eye(4) if spacing is None else np.diag([*spacing, 1.0])
         geometry = Geometry(affine, tuple(sizes[axis] for axis in ("X", "Y", *depth)))
         channels = (sizes[channel[0]] if channel else 1) - len(alpha)
-        record = ReadRecord(path, "tiff", geometry, channels, dtype.name, _ALPHA_WARNING if alpha else ())
+        record = ReadRecord(path, "tiff", geometry, channels, dtype.name)
         return cls(record, tuple(sizes.values()), tuple(map(list(sizes).index, order)), white)
 
 

@@ -21,7 +21,8 @@ class ReadOptions:
     """The keyword arguments of `medunet.io.read_volume`. The defaults reject every ambiguous file.
 
     Args:
-        channels: number of channels that a NIfTI file with a fourth axis must have; None rejects such files.
+        channels: number of channels that a NIfTI file with a fourth axis must have; None rejects such files. If it is
+            3, a single grey picture (PNG, BMP, JPEG or a 2D TIFF) is read as colour, with a warning.
         form: which placement of a header to use. 'agree' rejects a file whose sform and qform (NIfTI) contradict each
             other, or that has no placement; 'pixdim' uses only the spacing of NIfTI, Analyze, MGH, NRRD and MetaImage.
         fill_value: NIfTI: replaces NaN and infinite voxels; None rejects them.

@@ -34,6 +34,9 @@ from .record import ReadRecord, SourceFrame
 # file with another suffix is read as DICOM if it has its magic word.
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RELATED_SUFFIXES, *PILLOW_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES, ZIP_SUFFIX)
 
+PICTURES = ("png", "bmp", "jpeg", "tiff")  # formats of records that may be grey or colour
+COLOURS = 3  # channels of a colour picture
+
 _DICOM = ".dcm"
 
 PathLike = str | os.PathLike[str]
@@ -76,7 +79,8 @@ def read_header(path: PathLike | Sequence[PathLike], *, isolated: bool | None = 
     """Return the record of `read_volume` from the headers alone, in milliseconds; damaged voxels are not detected."""
     checked = ReadOptions(**options)
     records = [_apart(read_one_header, item, checked, isolated) for item in _reachable(_as_paths(path))]
-    return _joined([_with_dims(record, checked.spatial_dims) for record in records])
+    record = _joined([_with_dims(record, checked.spatial_dims) for record in records])
+    return _as_colour(record, checked) if len(records) == 1 else record
 
 
 class MedunetReader(ImageReader):
@@ -143,6 +147,8 @@ def _read_all(
     record = _joined(records)
     shape = record.geometry.shape
     array = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1, *shape) for a in arrays])
+    if len(arrays) == 1 and (coloured := _as_colour(record, options)) is not record:
+        array, record = np.repeat(array[None], coloured.channels, axis=0), coloured
     meta = metadata(record, paths)
     if is_flattened:
         meta["single_slice"] = True
@@ -222,6 +228,14 @@ def _with_dims(record: ReadRecord, spatial_dims: int | None) -> ReadRecord:
     if spatial_dims == 2 and len(shape) == 3:
         raise GeometryError("must be a 2D image, not a volume", file=record.path, received=shape)
     return record
+
+
+def _as_colour(record: ReadRecord, options: ReadOptions) -> ReadRecord:
+    """Return the record of a grey picture as that of a colour picture, with a warning, if colour is required."""
+    is_grey_picture = record.format in PICTURES and record.channels == 1 and len(record.geometry.shape) == 2
+    if options.channels != COLOURS or not is_grey_picture:
+        return record
+    return replace(record, channels=COLOURS, warnings=(*record.warnings, "grey picture is read as colour"))
 
 
 def _joined(records: list[ReadRecord]) -> ReadRecord:

@@ -78,7 +78,7 @@ def test_suspicious_objects_are_warnings(tmp_path, change, cause):
 def test_numbers_that_wrapped_at_8_bits_are_explained(tmp_path):
     label = np.zeros((80, 90), np.int64)
     label[2:74:3, 2:86:6] = np.arange(1, 337).reshape(24, 14)  # 336 objects of one voxel
-    (pieces, _, _) = findings(dataset(tmp_path, np.where(label > 255, label - 255, label).astype(np.uint8), grid()))
+    (pieces, *_) = findings(dataset(tmp_path, np.where(label > 255, label - 255, label).astype(np.uint8), grid()))
     assert "16-bit labels" in pieces.remedy
 
 
@@ -104,13 +104,34 @@ def test_a_label_of_another_size_is_an_error(tmp_path):
     assert finding.cause.startswith("label and image have different shapes")
 
 
+def test_grey_and_colour_pictures_may_be_in_one_data_set(tmp_path):
+    rng, labels = np.random.default_rng(0), [grid(9 + k) for k in range(4)]
+    root = dataset(tmp_path, *labels)
+
+    def colour(index: int) -> None:
+        Image.fromarray(rng.integers(0, 255, (45, 40, 3)).astype(np.uint8)).save(root / f"images/{index}.png")
+
+    colour(3)  # one of four
+    (error,) = (finding for finding in findings(root) if finding.severity == "error")
+    assert (Path(error.file).name, error.cause) == ("3.png", "number of channels is 3, not 1 as in most cases")
+    assert '"channel_names" with three entries' in error.remedy
+    (root / "dataset.json").write_text('{"channel_names": {"0": "red", "1": "green", "2": "blue"}}')
+    assert [finding.cause for finding in findings(root)] == ["grey picture is read as colour"] * 3
+    (root / "dataset.json").unlink()
+    colour(1)
+    colour(2)  # most of them; the first one is grey
+    assert len(open_dataset(root, instances=True).channels) == 3
+    (warning,) = findings(root)
+    assert (warning.severity, warning.cause) == ("warning", "grey picture is read as colour")
+
+
 def test_missing_objects_at_the_border_are_noticed_over_the_whole_data_set():
     few = measure_objects(np.pad(grid(6)[3:6, 3:32], 2))  # 6 objects near a border, none at it
     assert few.near_border == 6
-    assert compare_objects([few] * 3) == []
-    (finding,) = compare_objects([few] * 4)
-    assert "no object touches the border of an image, though 24 are near it" in finding.cause
-    assert compare_objects([few] * 4 + [measure_objects(grid(6)[3:6, 3:32])]) == []
+    assert compare_objects([few] * 8) == []
+    (finding,) = compare_objects([few] * 9)
+    assert "no object touches the border of an image, though 54 are near it" in finding.cause
+    assert compare_objects([few] * 9 + [measure_objects(grid(6)[3:6, 3:32])]) == []
 
 
 def test_class_labels_are_not_taken_for_instances(tmp_path):

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+import torch
+from monai.transforms import LoadImage
 from PIL import Image
 
 from medunet.errors import DataError
-from medunet.io import read_header, read_volume, write_volume
+from medunet.io import MedunetReader, read_header, read_volume, write_volume
 
 
 def ramp(*shape: int, dtype: str = "uint8") -> np.ndarray:
@@ -100,6 +102,34 @@ def test_a_png_of_16_bits_keeps_all_bits(tmp_path, colour_type, samples, channel
     assert np.array_equal(volume.image.numpy(), pixels[..., :channels].T)
     assert volume.record.dtype == "uint16"
     assert ("alpha channel dropped" in volume.record.warnings) == (samples > channels)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_alpha_that_is_the_same_everywhere_is_dropped_without_a_warning(tmp_path, name):
+    pixels = ramp(7, 5, 4)
+    for varies in (True, False):
+        pixels[..., 3] = np.arange(5) if varies else 255
+        Image.fromarray(pixels).save(tmp_path / name)
+        volume = read_volume(tmp_path / name)
+        assert np.array_equal(volume.image.numpy(), pixels[..., :3].T)
+        assert bool(volume.record.warnings) is varies
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp"])
+def test_a_grey_picture_is_read_as_colour_only_for_three_channels(tmp_path, name):
+    Image.fromarray(ramp(7, 5)).save(tmp_path / name)
+    grey = read_volume(tmp_path / name).image
+    for channels in (None, 1, 2, 4):
+        assert len(read_volume(tmp_path / name, channels=channels).image) == 1
+    volume = read_volume(tmp_path / name, channels=3)
+    assert torch.equal(volume.image, grey.repeat(3, 1, 1))
+    for record in (volume.record, read_header(tmp_path / name, channels=3)):
+        assert (record.channels, record.warnings) == (3, ("grey picture is read as colour",))
+    assert len(read_volume([tmp_path / name] * 3, channels=3).image) == 3  # channels in files of their own
+    stack = write_volume(ramp(7, 5, 4), tmp_path / "stack.tif")
+    assert len(read_volume(stack, channels=3).image) == 1
+    item = LoadImage(MedunetReader(channels=3), ensure_channel_first=True)(tmp_path / name)
+    assert torch.equal(item, volume.image)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

@@ -10,6 +10,7 @@ import numpy as np
 
 from medunet.datasets.layouts.orientation import side_pairs
 from medunet.io import ReadRecord
+from medunet.io.reader import COLOURS
 
 from .finding import Finding
 from .statistics import CaseStatistics
@@ -25,10 +26,12 @@ def compare_records(records: Sequence[ReadRecord]) -> list[Finding]:
     """Return cases whose number of axes or channels differs from that of the majority."""
     findings = []
     axes, channels = [len(record.geometry.shape) for record in records], [record.channels for record in records]
+    remedies = {"channels": 'convert them; or declare colour in dataset.json: "channel_names" with three entries'}
     for what, numbers in (("axes", axes), ("channels", channels)):
         usual = max(numbers, key=numbers.count, default=0)
+        remedy = remedies.get(what) if usual == 1 and COLOURS in numbers else None
         findings += [
-            Finding("error", str(record.path), f"number of {what} is {number}, not {usual} as in most cases")
+            Finding("error", str(record.path), f"number of {what} is {number}, not {usual} as in most cases", remedy)
             for record, number in zip(records, numbers, strict=True)
             if number != usual
         ]

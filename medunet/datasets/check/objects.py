@@ -18,7 +18,7 @@ from .finding import Finding, shown
 PERCENTILES = (5, 50, 95)  # of the sizes
 SIZES = ("small_voxels", "median_voxels", "large_voxels")  # names of these percentiles
 HALF = 0.5  # share of the image above which an object that reaches all sides is taken for the background
-MIN_NEAR = 20  # objects near the border; without one that touches it, those at the border seem to be unlabelled
+MIN_NEAR = 50  # objects near the border; without one that touches it, those at the border seem to be unlabelled
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Literal
 from medunet.errors import ConfigError, DataError, MedunetError
 from medunet.io import ReadRecord, is_dicom_folder, output_name, picture_files, read_header, split_suffix
 from medunet.io.options import DEFAULTS, ReadOptions
+from medunet.io.reader import PICTURES
 
 from .dataset import Case, SegmentationDataset
 from .dicom_folders import dicom_cases
@@ -21,6 +24,8 @@ from .labels import MAX_CLASSES, scan_labels
 from .manifest import MANIFEST, ParsedLabels, Parts, labels_of, load_manifest, read_msd, read_nnunet, with_groups
 from .pairing import find_folders, group_channels, image_files
 from .splits import Split, checked_split
+
+MAX_HEADERS = 50  # headers that are read for the number of channels, evenly spaced
 
 Section = Literal["training", "validation", "all", "test"]
 
@@ -66,7 +71,8 @@ def open_dataset(
     header = _first_header(layout.cases, read, problems=problems)
     planar = header.is_single_slice and _are_single_slices(layout.cases, read)
     if not channels:
-        channels = ("image",) if header.channels == 1 else tuple(f"channel_{n}" for n in range(header.channels))
+        count = _usual_channels(layout.cases, header, read)
+        channels = ("image",) if count == 1 else tuple(f"channel_{n}" for n in range(count))
     elif len(channels) == 1 < header.channels:  # a colour picture, named once
         channels = tuple(f"{channels[0]}_{n}" for n in range(header.channels))
     if layout.instances:
@@ -123,6 +129,17 @@ def _first_header(cases: Sequence[Case], read: ReadOptions, *, problems: list[Me
                 raise
             problems.append(error)
     raise DataError("none of the images can be read", file=cases[0].images[0].parent)
+
+
+def _usual_channels(cases: Sequence[Case], first: ReadRecord, read: ReadOptions) -> int:
+    """Return the number of channels of most images: a data set may have grey and colour pictures."""
+    if first.format not in PICTURES or len(first.geometry.shape) == 3:
+        return first.channels
+    counts = Counter({first.channels: 0})
+    for case in cases[:: math.ceil(len(cases) / MAX_HEADERS)]:
+        with contextlib.suppress(MedunetError):  # reported by the check of the case
+            counts[read_header(case.images, **asdict(read)).channels] += 1
+    return max(counts, key=lambda channels: (counts[channels], channels))
 
 
 def _are_single_slices(cases: Sequence[Case], read: ReadOptions) -> bool:
