@@ -14,6 +14,7 @@ from rich.table import Table
 from medunet.cli import options as opt
 from medunet.cli.registry import examples
 from medunet.errors import ConfigError
+from medunet.files import require_path
 
 DAY = 86_400.0  # seconds
 MONTH = 30 * DAY
@@ -36,6 +37,7 @@ def cache(
     """
     if limit is not None and not prune:
         raise ConfigError("--limit needs --prune")
+    require_path(folder)
     from medunet.datasets import list_store, prune_store
     from medunet.datasets.cache.prune import store_folder
 

@@ -15,7 +15,7 @@ from medunet.cli import options as opt
 from medunet.cli.output import print_json, with_json
 from medunet.cli.registry import examples
 from medunet.errors import ConfigError
-from medunet.files import require_path
+from medunet.files import require_new, require_path
 
 if TYPE_CHECKING:
     from medunet.datasets import Examination
@@ -36,6 +36,7 @@ def check(
         Path | None, typer.Option(metavar="FILE", help="Also draw all cases with their labels into this PNG.")
     ] = None,
     group_by: opt.GroupBy = None,
+    force: opt.Force = False,
     headers: Annotated[bool, typer.Option("--headers", help="Read only headers: fast, without statistics.")] = False,
     *,
     reading: dict[str, Any],
@@ -47,6 +48,7 @@ def check(
     require_path(data)
     if sheet is not None and headers:
         raise ConfigError("--sheet needs the voxels, which --headers does not read")
+    require_new(sheet, force=force)
     from medunet.datasets import CaseView, examine
     from medunet.io import ReadOptions
     from medunet.reports import ContactSheet

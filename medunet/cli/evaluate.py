@@ -48,6 +48,7 @@ def evaluate(
     tta: opt.Tta = None,
     device: opt.Device = "auto",
     trust: opt.Trust = False,
+    force: opt.Force = False,
 ) -> None:
     """Evaluate a run on labelled images, or compare a folder of predictions with references."""
     for path in (data, pred, ref):
@@ -59,12 +60,12 @@ def evaluate(
         from medunet.runs import evaluate_bundle
 
         options: dict[str, Any] = {"section": cases, "tta": tta, "device": device, "em": em}
-        result = evaluate_bundle(folder, data, output, trust=trust, **options)
+        result = evaluate_bundle(folder, data, output, trust=trust, force=force, **options)
     elif pred is not None and ref is not None and bundle is None and data is None:
         values = _parse_labels(labels)
         from medunet.runs import evaluate_folders
 
-        result = evaluate_folders(pred, ref, output, labels=values, em=em)
+        result = evaluate_folders(pred, ref, output, labels=values, em=em, force=force)
     else:
         raise ConfigError("evaluate needs either RUN --data DATA, or --pred DIR --ref DIR [--labels NAME=VALUE,...]")
     print_json(**result)

@@ -20,7 +20,7 @@ from medunet.cli import options as opt
 from medunet.cli.registry import examples
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
-from medunet.files import atomic_path, check_target, claim, require_path
+from medunet.files import atomic_path, check_target, claim, require_new, require_path
 from medunet.resources import find_bundle
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def predict(
     overrides = {**reading, **parse_settings(settings)}
     folder, members = find_bundle(bundle), [find_bundle(name) for name in ensemble or ()]
     is_url = inputs[0].startswith(("http://", "https://"))
+    require_new(pseudonym_table, force=force or skip_existing)
     for path in (pseudonym_key, *(() if is_url else inputs)):
         require_path(path)
     check_target(output)

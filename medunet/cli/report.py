@@ -10,7 +10,7 @@ import typer
 from medunet.cli import completion
 from medunet.cli import options as opt
 from medunet.cli.registry import examples
-from medunet.files import require_path
+from medunet.files import require_new, require_path
 from medunet.resources import find_bundle
 
 RUNS = typer.Argument(
@@ -31,6 +31,7 @@ def report(
     data: Annotated[Path | None, typer.Option(help=DATA_HELP)] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
     max_size: Annotated[int, MAX_SIZE] = 5 << 20,
+    force: opt.Force = False,
     figures: Annotated[bool, typer.Option(help="Also write the figures as PNG files beside the page.")] = True,
     device: opt.Device = "auto",
 ) -> None:
@@ -39,9 +40,10 @@ def report(
     for folder in folders:
         find_bundle(folder.absolute())  # by its path: a shipped bundle has nothing to report
     require_path(data)
+    page = output or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
+    require_new(page, force=force)
     from medunet.runs import report_runs
 
-    page = output or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
     written = report_runs(
         folders, page, data=data, title=title, device=device, megabytes=max_size / 1e6, figures=figures
     )

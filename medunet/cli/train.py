@@ -85,10 +85,10 @@ def train(
     reject_other_files(output, own="configs" if is_single else "fold_*")
     if nnodes == 1:  # several hosts share the folder: the first process checks it
         check_target(output)
-    from medunet.runs import train_bundle, train_folds
-
     if no_tracking or tracking_uri is not None or "tracking_uri" not in changes:
         tracking_uri = opt.tracking(tracking_uri, output.parent, is_off=no_tracking)
+    from medunet.runs import train_bundle, train_folds
+
     options: dict[str, Any] = {"presets": preset or (), "device": device, "trust": trust, "skip_bad": skip_bad}
     options |= {"tracking_uri": tracking_uri, "split": split, "group_by": group_by}
     if not is_single:

@@ -45,9 +45,10 @@ def tune(
     source = find_bundle(bundle)
     require_path(data)
     changes = parse_settings(settings) | ({} if epochs is None else {"epochs": epochs})
+    output = output or Path("runs") / f"{source.resolve().name}_{data.resolve().name}_tune"
+    uri = opt.tracking(tracking_uri, output.parent, is_off=no_tracking)
     from medunet.deploy.cluster import parse_ranges, tune_bundle
 
-    output = output or Path("runs") / f"{source.resolve().name}_{data.resolve().name}_tune"
     results = tune_bundle(
         source,
         data,
@@ -58,7 +59,7 @@ def tune(
         changes=changes,
         presets=preset or (),
         device=device,
-        tracking_uri=opt.tracking(tracking_uri, output.parent, is_off=no_tracking),
+        tracking_uri=uri,
         resume=resume,
         trust=trust,
     )

@@ -18,4 +18,5 @@ from .places import cache_folder as cache_folder
 from .places import check_target as check_target
 from .places import config_folder as config_folder
 from .places import reject_other_files as reject_other_files
+from .places import require_new as require_new
 from .places import require_path as require_path

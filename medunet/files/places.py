@@ -46,6 +46,12 @@ def require_path(path: str | os.PathLike[str] | None) -> None:
         raise DataError("does not exist", file=path)
 
 
+def require_new(path: str | os.PathLike[str] | None, *, force: bool = False) -> None:
+    """Raise a DataError if a result exists and `force` does not allow to replace it; None is accepted."""
+    if path is not None and not force and Path(path).exists():
+        raise DataError("already exists", file=path, remedy="choose another --output, or add --force")
+
+
 def reject_other_files(folder: str | os.PathLike[str], *, own: str | None = None) -> None:
     """Raise a DataError if an output folder contains files of another command; hidden files do not count.
 

@@ -11,10 +11,11 @@ from medunet.bundle.read import read_own
 from medunet.datasets import MAX_CLASSES, datalist, label_values, open_dataset, refuse_instances
 from medunet.datasets.layouts.manifest import MANIFEST, labels_of, load_manifest
 from medunet.errors import ConfigError, DataError, GeometryError
-from medunet.files import claim
+from medunet.files import claim, require_new
 from medunet.io.options import ReadOptions
 from medunet.metrics import Summary, summarise, write_tables
 from medunet.metrics.evaluation import BACKGROUND
+from medunet.metrics.tables import JSON_NAME
 from medunet.prediction import ClassRule, Pair, Predictor, evaluate_pairs, pair_files, reason
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.runs.seen import EVALUATION, SeenCases, seen_cases
@@ -39,6 +40,7 @@ def evaluate_bundle(
     em: bool | None = None,
     tta: str | None = None,
     trust: bool = False,
+    force: bool = True,
 ) -> Summary:
     """Predict labelled images with a bundle and evaluate the result on the source grid.
 
@@ -54,6 +56,7 @@ def evaluate_bundle(
         em: also compute the ISBI 2012 scores; None computes them for 2D data with two labels.
         tta: test-time augmentation, `none`, `mirror` or `views`; None: as the bundle says.
         trust: approve a bundle that could run its own code.
+        force: replace an earlier evaluation in `output`, which is an error otherwise.
 
     Returns:
         Statistics of the evaluated cases. `failed_cases` has the reason by name of each other case, `trained_on` the
@@ -71,6 +74,7 @@ def evaluate_bundle(
     dataset = open_dataset(data, problems=[], read=ReadOptions.of_config(config))
     seen = seen_cases(bundle, dataset, is_test=section == "test")
     output = output or bundle / seen.folder
+    require_new(output / JSON_NAME, force=force)
     with claim(output):
         items = _items(bundle, data, config, section, seen)
         options: dict[str, Any] = {"device": device, "tta": tta, "overwrite": True, "trust": trust}
@@ -150,6 +154,7 @@ def evaluate_folders(
     *,
     labels: Mapping[str, int] | None = None,
     em: bool | None = None,
+    force: bool = True,
 ) -> Summary:
     """Evaluate label maps against the references of the same names.
 
@@ -160,6 +165,7 @@ def evaluate_folders(
         labels: value by class name; a case with another value fails. None uses the values that occur, and their names
             from the `dataset.json` beside the references, if there is one.
         em: also compute the ISBI 2012 scores; None computes them for 2D data with two labels.
+        force: replace an earlier evaluation in `output`, which is an error otherwise.
 
     Returns:
         Statistics of the evaluated cases; `failed_cases` has the reason by name of each other case.
@@ -168,6 +174,7 @@ def evaluate_folders(
         DataError: No case could be evaluated, or another process uses the output folder.
     """
     output = output or predictions.with_name(f"{predictions.resolve().name}_{EVALUATION}")
+    require_new(output / JSON_NAME, force=force)
     values: dict[Path, tuple[int, ...]] = {}
     pairs: list[Pair] = []
     failed: dict[str, str] = {}

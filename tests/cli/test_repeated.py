@@ -15,12 +15,12 @@ TRAIN = f"train unet_3d --data data --no-tracking {SMALL} --set batch_size=1"
 
 
 class Command(NamedTuple):
-    """A command, options that it rejects, and a file that it writes; `report` and `evaluate` replace their files."""
+    """A command, options that it rejects, and a file that it writes."""
 
     words: str
     bad: tuple[str, ...]
     edit: str
-    is_protected: bool = True
+    has_force: bool = False
 
 
 CONFIG = "configs/train.json"
@@ -35,9 +35,9 @@ COMMANDS = {
     "bundle export": Command("bundle export run --to torchscript -o OUT/run.ts", ("--image nosuch.nii.gz",), "run.ts"),
     "bundle package": Command("bundle package run -o OUT/run.zip", ("--name a/b",), "run.zip"),
     "evaluate": Command(
-        "evaluate run --data data --cases all -o OUT", ("--cases nosuch", "--device cuda:99"), "metrics.csv", False
+        "evaluate run --data data --cases all -o OUT", ("--cases nosuch", "--device cuda:99"), "metrics.json", True
     ),
-    "report": Command("report run -o OUT/report.html", ("--max-size -1", "--data nosuch"), "report.html", False),
+    "report": Command("report run -o OUT/report.html", ("--max-size -1", "--data nosuch"), "report.html", True),
 }
 
 
@@ -64,12 +64,14 @@ def test_a_rejected_command_does_not_block_the_corrected_one(name: str, folder: 
     assert medunet(*words.split()) == 0
     edited = folder / out / command.edit
     assert edited.is_file()
-    if command.is_protected:
-        before = edited.read_bytes()
-        before = before.replace(b'"seed": 0', b'"seed": 1') if b'"seed": 0' in before else before + b"edited"
-        edited.write_bytes(before)
-        assert medunet(*words.split()) in (2, 3)
-        assert edited.read_bytes() == before
+    before = edited.read_bytes()
+    before = before.replace(b'"seed": 0', b'"seed": 1') if b'"seed": 0' in before else before + b"edited"
+    edited.write_bytes(before)
+    assert medunet(*words.split()) in (2, 3)
+    assert edited.read_bytes() == before
+    if command.has_force:
+        assert medunet(*words.split(), "--force") == 0
+        assert edited.read_bytes() != before
 
 
 def test_an_edited_run_is_not_replaced_before_it_was_trained(folder: Path, medunet: Medunet) -> None:

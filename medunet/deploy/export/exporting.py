@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from medunet.errors import ConfigError, DataError, MedunetError
-from medunet.files import check_target
+from medunet.files import check_target, require_new
 from medunet.prediction import Predictor
 
 from .formats import FORMATS, Runner
@@ -94,8 +94,7 @@ def export_bundle(
     if output.suffix != selected.suffix:
         cause, received = f"the suffix of {to} files must be {selected.suffix}", output.suffix or "none"
         raise ConfigError(cause, file=output, received=received)
-    if output.exists() and not overwrite:
-        raise DataError("already exists", file=output, remedy="choose another name, or add --force")
+    require_new(output, force=overwrite)
     program = selected.program()
     check_target(output.parent)
     network = load_tile_network(bundle, trust=trust)

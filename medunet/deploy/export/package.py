@@ -18,8 +18,8 @@ from monai.utils import ensure_tuple
 from medunet.bundle import verify_bundle
 from medunet.bundle.explain import CHANGES
 from medunet.config import read_json, to_json
-from medunet.errors import ConfigError, DataError
-from medunet.files import write_atomically
+from medunet.errors import ConfigError
+from medunet.files import require_new, write_atomically
 from medunet.prediction.configuration import parse_inference
 from medunet.runtime import load_checkpoint
 from medunet.tracking import CaseCodes
@@ -84,8 +84,7 @@ def package_bundle(
     """
     if output.suffix != ".zip":
         raise ConfigError("the suffix of a package must be .zip", file=output, received=output.suffix or "none")
-    if output.exists() and not overwrite:
-        raise DataError("already exists", file=output, remedy="choose another name, or add --force")
+    require_new(output, force=overwrite)
     name = name or _VERSION.sub("", output.stem)
     if not _NAME.fullmatch(name):
         raise ConfigError("invalid name of a bundle", received=name, expected="letters, digits, _ - and .")
