@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from monai.data import CacheDataset, DataLoader, Dataset
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import MeanDice, from_engine
+from monai.losses import DiceCELoss as MonaiDiceCELoss
 from monai.networks.nets import BasicUNet
 from monai.networks.nets import UNet as MonaiUNet
-from monai.transforms import Compose, EnsureTyped, Invertd, LoadImaged, Orientationd, Spacingd
+from monai.transforms import AsDiscreted, Compose, EnsureTyped, Invertd, LoadImaged, Orientationd, Spacingd
 from monai.utils import set_determinism
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,6 +24,7 @@ from medunet.io import LoadLabeld, MedunetReader, write_volume
 from medunet.losses import BorderWeightedCELoss, DeepSupervisionLoss, DiceCELoss, DistanceLoss, RegionDiceCELoss
 from medunet.networks import UNet
 from medunet.runtime import FastNetwork
+from medunet.training import CheckpointHandler, EarlyStop, HistoryHandler, ValidationHandler, WeightAverage
 from medunet.transforms import (
     BorderWeightMapd,
     EncodeLabelsd,
@@ -141,6 +145,32 @@ def test_the_fast_engine_runs_networks_of_monai() -> None:
     with torch.inference_mode():
         logits = OverlapTileInferer((256, 80))(image, FastNetwork(network, dtype="float32"))
         torch.testing.assert_close(logits, network(image), atol=1e-5, rtol=1e-5)
+
+
+def test_handlers_work_on_engines_of_monai(tmp_path: Path) -> None:
+    network = MonaiUNet(2, 1, 2, channels=(4, 8), strides=(2,))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    items = [{"image": torch.rand(1, 16, 16), "label": torch.ones(1, 16, 16)} for _ in range(2)]
+    discrete = AsDiscreted(("pred", "label"), argmax=(True, False), to_onehot=2)
+    metric = {"dice": MeanDice(output_transform=from_engine(["pred", "label"]))}
+    validator = SupervisedEvaluator(
+        torch.device("cpu"), DataLoader(Dataset(items)), network, postprocessing=discrete, key_val_metric=metric
+    )
+    average = WeightAverage(network, decay=0.9, validator=validator)
+    handlers = [
+        ValidationHandler(1, validator),
+        HistoryHandler(str(tmp_path), optimizer=optimizer, validator=validator),
+        EarlyStop(2, validator=validator),
+        average,
+        CheckpointHandler(str(tmp_path), network, optimizer=optimizer, average=average, validator=validator),
+    ]
+    loss, loader = MonaiDiceCELoss(to_onehot_y=True, softmax=True), DataLoader(Dataset(items))
+    trainer = SupervisedTrainer(torch.device("cpu"), 2, loader, network, optimizer, loss, train_handlers=handlers)
+    trainer.run()
+    assert [entry["epoch"] for entry in trainer.state.history] == [1, 2]
+    weights = torch.load(tmp_path / "model.pt", weights_only=True)["model"]
+    assert weights.keys() == network.state_dict().keys()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 2
 
 
 def test_a_loss_trains_a_network_of_monai_under_autocast() -> None:

@@ -14,8 +14,9 @@ from weakref import WeakKeyDictionary
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
 
-from medunet.errors import ConfigError
+from medunet.errors import ConfigError, MedunetError, first_lines
 from medunet.networks import only_tensor, window_dependence
+from medunet.runtime import FastNetwork
 from medunet.transforms import like, plain
 from medunet.units import parse_size
 
@@ -37,6 +38,7 @@ _Run = Callable[[torch.Tensor], torch.Tensor]
 # memory of a pass by network; not an attribute of the inferer, which must be picklable
 _BYTES_PER_VOXEL: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 _MEASURED: WeakKeyDictionary[Any, SameSizeShapes] = WeakKeyDictionary()  # stride and halo by network
+_NOT_MEASURED: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # why they could not be measured
 
 
 class TileLogits(NamedTuple):
@@ -190,11 +192,12 @@ class OverlapTileInferer(Inferer):
             try:
                 yield from self._evaluate(image, run, plan, module=module, device=device)
                 return
-            except (RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError, ValueError, AssertionError) as error:
                 clear_frames(error.__traceback__)  # they hold the tensors of the pass that failed
-                if "must match" in str(error) and self.tile_stride is None and not hasattr(module, "shapes"):
+                stated = self.tile_stride is not None or hasattr(module, "shapes") or isinstance(error, MedunetError)
+                if not stated and not is_out_of_memory(error):
                     raise ConfigError(
-                        f"{type(network).__name__} does not take an image of this size",
+                        f"{type(module).__name__} fails on an image of this size: {first_lines(error)}",
                         received=tuple(image.shape[2:]),
                         remedy="give the product of its strides as tile_stride: windows are rounded up to it",
                     ) from error
@@ -346,7 +349,7 @@ class OverlapTileInferer(Inferer):
         if shapes is None and self.tile_size not in (None, "auto") and not self._can_tile(module):
             raise ConfigError(
                 f"{type(module).__name__} cannot be tiled without tile_stride: "
-                f"{window_dependence(module) or 'its stride and halo cannot be measured'}",
+                f"{window_dependence(module) or _NOT_MEASURED.get(module, 'its stride and halo are unknown')}",
                 received=f"halo={self.halo!r}, tile_stride={self.tile_stride!r}",
                 remedy="give halo (receptive radius) and tile_stride (product of strides) in voxels, or tile_size=None",
             )
@@ -364,17 +367,20 @@ class OverlapTileInferer(Inferer):
 
     def _measure(self, module: Any, in_channels: int, axes: int, device: torch.device) -> None:
         """Measure a network that does not state its stride and halo, unless the caller gave them; keep the result."""
-        if self.tile_size is None or self._can_tile(module) or window_dependence(module):
+        if self.tile_size is None or self._can_tile(module) or window_dependence(module) or module in _NOT_MEASURED:
             return
         logger.info("measuring the stride and the receptive radius of %s", type(module).__name__)
-        with suppress(ConfigError, RuntimeError, TypeError):
+        try:
             _MEASURED[module] = measure_shapes(module, in_channels, axes, device=device)
+        except (ConfigError, RuntimeError, TypeError) as error:
+            _NOT_MEASURED[module] = first_lines(error)
 
 
 def unwrap(network: Any) -> Any:
-    """Return the network with `shapes` behind torch.compile (`_orig_mod`) and DistributedDataParallel (`module`)."""
+    """Return the network behind torch.compile (`_orig_mod`), DistributedDataParallel (`module`) and FastNetwork."""
     while not hasattr(network, "shapes"):
         inner = getattr(network, "_orig_mod", None) or getattr(network, "module", None)
+        inner = network.network if isinstance(network, FastNetwork) else inner
         if inner is None:
             break
         network = inner
@@ -389,7 +395,6 @@ def _at_least(least: int, value: Any, name: str) -> None:
 
 
 def _per_axis(value: Any, axes: int, name: str) -> tuple[Any, ...]:
-    """Return one number per spatial axis."""
     numbers = (value,) * axes if isinstance(value, Integral) else tuple(value)
     if len(numbers) != axes:
         raise ConfigError(f"{name} must have one number per spatial axis", received=value, expected=axes)

@@ -13,7 +13,8 @@ from medunet.networks.foreign import only_tensor
 
 from .tiling import SameSizeShapes
 
-LENGTHS = (128, 256, 512)  # voxels of a window along the axis that is measured
+# voxels of a window along the axis that is measured; the longest only for 2D images, because volumes are smaller
+LENGTHS = (128, 256, 512, 1024)
 WIDTHS = (16, 32, 64)  # and along the others
 LARGEST_STRIDE = 64
 
@@ -49,7 +50,8 @@ def _measure_axis(
 ) -> tuple[int, int]:
     """Return stride and radius along one axis."""
     failure: RuntimeError | None = None
-    for length, width in itertools.product(LENGTHS, WIDTHS):
+    lengths = LENGTHS[: 4 if axes < 3 else 3]
+    for length, width in itertools.product(lengths, WIDTHS):
         size = [length if other == axis else width for other in range(axes)]
         reaches: list[tuple[int, int]] = []
         try:
@@ -73,9 +75,9 @@ def _measure_axis(
         except RuntimeError as error:  # sizes that do not fit
             failure = error
             continue
-        if length == LENGTHS[-1]:
+        if length == lengths[-1]:
             break
-    raise ConfigError("the output depends on the whole window, or on the position of the window") from failure
+    raise ConfigError(f"its output depends on the whole window of {length} voxels, or on its position") from failure
 
 
 def _is_verified(

@@ -183,8 +183,8 @@ class CheckpointHandler:
         if is_longer:
             for group, own in zip(self.optimizer.param_groups, groups, strict=True):
                 group.update({**own, "params": group["params"]})
-        if engine.grad_scaler is not None and engine.grad_scaler.is_enabled():
-            engine.grad_scaler.load_state_dict(state["scaler"])
+        if (scaler := _scaler(engine)) is not None and scaler.is_enabled():
+            scaler.load_state_dict(state["scaler"])
         if self.average is not None and "average" in state:
             self.average.load_state_dict(state["average"])
         self.best_metric = state["best_metric"]
@@ -264,7 +264,7 @@ class CheckpointHandler:
             **({} if self.average is None else {"average": self.average.state_dict()}),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": {} if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
-            "scaler": {} if engine.grad_scaler is None else engine.grad_scaler.state_dict(),
+            "scaler": {} if (scaler := _scaler(engine)) is None else scaler.state_dict(),
             "epoch": epoch,
             "iteration": engine.state.iteration,
             "stopped": bool(engine.should_terminate),  # by EarlyStop
@@ -285,3 +285,8 @@ class CheckpointHandler:
             return None
         value = float(state.metrics[state.key_metric_name])
         return None if math.isnan(value) else value  # NaN: no validation case has any class
+
+
+def _scaler(engine: Any) -> Any:
+    """Return the gradient scaler of medunet's or MONAI's trainer, or None."""
+    return getattr(engine, "grad_scaler", None) or getattr(engine, "scaler", None)

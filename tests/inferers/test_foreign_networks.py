@@ -99,8 +99,35 @@ def test_a_network_that_depends_on_the_window_is_blended_with_one_warning(
 
 
 def test_a_size_that_the_network_rejects_is_a_typed_error() -> None:
-    with torch.inference_mode(), pytest.raises(ConfigError, match=r"size \(received \(33, 35\)\).*tile_stride"):
+    with (
+        torch.inference_mode(),
+        pytest.raises(ConfigError, match=r"UNet fails on .* size: .*received \(33, 35\).*tile_stride"),
+    ):
         OverlapTileInferer(None)(random_image(33, 35), make_network(NETWORKS["UNet"]))
+
+
+class Excitation(nn.Module):
+    """A convolution whose channels are weighted by their means, in the notation of timm: no pooling layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = self.conv(image)
+        return logits * logits.mean((2, 3), keepdim=True).sigmoid()
+
+
+@pytest.mark.parametrize("wrap", [lambda network: network, FastNetwork], ids=["plain", "fast"])
+@pytest.mark.parametrize(("make", "name"), [(Excitation, "Excitation"), (GLOBAL["AttentionUnet"], "AttentionUnet")])
+def test_a_network_without_exact_tiles_is_named_with_the_reason(
+    make: Callable[[], nn.Module], name: str, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    network, image = wrap(make_network(make)).eval(), random_image(100, 60)
+    with pytest.raises(ConfigError, match=rf"^{name} cannot .* without tile_stride: .*depends on the whole window"):
+        OverlapTileInferer(48)(image, network)
+    with torch.inference_mode():
+        assert OverlapTileInferer()(image, network).shape == (1, 2, 100, 60)  # one pass is exact
 
 
 class Returns(nn.Module):
