@@ -253,8 +253,7 @@ class OverlapTileInferer(Inferer):
             plan = self._fit(image_size, max_voxels, shapes, halo=halo, extend=extend)
         else:
             plan = plan_tiles(image_size, tile, shapes=shapes, halo=halo, extend=extend)
-        sizes = {size: len(tiles) for size, tiles in plan.by_window_size().items()}
-        logger.debug("image %s, tile_size %s: number of windows by size %s", plan.image_size, self.tile_size, sizes)
+        logger.debug("image %s, tile_size %s: %d windows", plan.image_size, self.tile_size, len(plan.tiles))
         return plan
 
     def _fit(
