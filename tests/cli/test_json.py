@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import Capture, Medunet, sets
 from small import SMALL_2D
 
 import medunet as package
+from medunet.io import write_volume
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "json.md").read_text(encoding="utf-8")
@@ -91,6 +93,10 @@ def test_documents_about_bundles_and_the_machine(ask: Ask) -> None:
 def test_documents_about_data(ask: Ask, cells: Path, volumes: Path, tmp_path: Path) -> None:
     assert ask("check", volumes)["summary"]["classes"]["liver"]["median_ml"] > 0
     assert ask("check", cells, "--headers")["cases"] == []
+    objects = tmp_path / "objects"
+    for part, values in (("images", np.eye(9, 8) * 200), ("labels", np.eye(9, 8) * np.arange(8))):
+        write_volume(values.astype(np.uint16), objects / part / "a.png")
+    assert ask("check", objects, "--instances")["summary"]["objects"]["count"] == 7
     (tmp_path / "data").mkdir()
     assert ask("check", tmp_path / "data", code=4)["findings"][0]["severity"] == "error"
     planned = ask("plan", cells, "-o", tmp_path / "planned", "--estimate", "--device", "cpu")
