@@ -26,14 +26,36 @@ CASES_HELP = "Cases to evaluate: unseen (the run was not trained on them), valid
 RUN_HELP = "A run, or a bundle with weights. Needs --data."
 RUN = typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=completion.runs)
 Cases = Literal["unseen", "validation", "all", "test"]
+INSTANCES_HELP = "With --pred: the label maps number objects, so objects are compared. A run knows it."
 EM_HELP = "Also compute V_rand, V_info and warping error. Default: for 2D images with two labels."
 OUTPUT_HELP = "Folder for the tables. Default: evaluation or evaluation_NAME in the run, PRED_evaluation with --pred."
+
+COUNTED = ("objects_ref", "objects_pred", "missed", "spurious", "merged", "split")
+OBJECT_ROWS = {
+    "objects_ref": "in the reference",
+    "objects_pred": "in the prediction",
+    "mean_ap": "mean AP at IoU 0.5 to 0.95",
+    "ap_50": "AP at IoU 0.5",
+    "ap_75": "AP at IoU 0.75",
+    "f1": "F1 at IoU 0.5",
+    "pq": "PQ",
+    "sq": "SQ",
+    "rq": "RQ",
+    "aji": "AJI",
+    "seg": "SEG",
+    "det": "DET",
+    "missed": "missed",
+    "spurious": "spurious",
+    "merged": "merged",
+    "split": "split",
+}
 
 
 @examples(
     "medunet evaluate runs/mine --data DATA",
     "medunet evaluate runs/mine --data DATA --cases test -o test_scores",
     "medunet evaluate --pred results --ref DATA/labelsTs --labels liver=1,tumour=2",
+    "medunet evaluate --pred results --ref DATA/labels --instances",
 )
 @with_json("evaluate")
 def evaluate(
@@ -43,6 +65,7 @@ def evaluate(
     ref: Annotated[Path | None, typer.Option(help="Folder of reference label maps.")] = None,
     labels: Annotated[str | None, typer.Option(metavar="NAME=VALUE,...", help=LABELS_HELP)] = None,
     cases: Annotated[Cases, typer.Option(help=CASES_HELP)] = "unseen",
+    instances: Annotated[bool, typer.Option("--instances", help=INSTANCES_HELP)] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
     em: Annotated[bool | None, typer.Option("--em/--no-em", help=EM_HELP)] = None,
     tta: opt.Tta = None,
@@ -55,19 +78,21 @@ def evaluate(
         require_path(path)
     if output is not None:
         check_target(output)
-    if bundle is not None and data is not None and pred is None and ref is None and labels is None:
+    from_files = pred is not None or ref is not None or labels is not None or instances
+    if bundle is not None and data is not None and not from_files:
         folder = find_bundle(bundle)
         from medunet.runs import evaluate_bundle
 
         options: dict[str, Any] = {"section": cases, "tta": tta, "device": device, "em": em}
         result = evaluate_bundle(folder, data, output, trust=trust, force=force, **options)
     elif pred is not None and ref is not None and bundle is None and data is None:
-        values = _parse_labels(labels)
         from medunet.runs import evaluate_folders
 
-        result = evaluate_folders(pred, ref, output, labels=values, em=em, force=force)
+        options = {"labels": _parse_labels(labels), "instances": instances, "em": em, "force": force}
+        result = evaluate_folders(pred, ref, output, **options)
     else:
-        raise ConfigError("evaluate needs either RUN --data DATA, or --pred DIR --ref DIR [--labels NAME=VALUE,...]")
+        files = "--pred DIR --ref DIR [--labels NAME=VALUE,... | --instances]"
+        raise ConfigError(f"evaluate needs either RUN --data DATA, or {files}")
     print_json(**result)
     _show(result)
     failed = result.get("failed_cases", {})
@@ -91,16 +116,11 @@ def _show(result: Summary) -> None:
     from medunet.datasets import shown
 
     count, unit = result["cases"], result.get("unit", "mm")
-    columns = ("class", "Dice", "median", "IoU", f"HD95 {unit}", f"surface distance {unit}", "missed", "spurious")
-    table = Table(*columns, title=f"{count} case{'s' * (count != 1)}, mean (sd)")
-    for name, entry in result["classes"].items():
-        scores, status = entry["scores"], entry["status"]
-        cells = [_cell(scores["dice"], 4, count), f"{scores['dice']['median']:.4f}", _cell(scores["iou"], 4, count)]
-        cells += [_cell(scores[key], 2, count) for key in ("hd95_mm", "msd_mm")]
-        table.add_row(escape(name), *cells, str(status["missed"]), str(status["spurious"]))
-    opt.wide_console().print(table)
+    if "objects" in result:
+        _show_objects(result)
+    else:
+        _show_classes(result, count, unit)
     console = opt.plain_console()
-    console.print(f"mean Dice of the classes: {result['mean_dice']:.4f}")
     for name, statistics in result.get("em", {}).items():
         console.print(f"{name}: {statistics['mean']:.5f}")
     trained_on = result.get("trained_on", [])
@@ -111,6 +131,34 @@ def _show(result: Summary) -> None:
     if left_out := result.get("left_out"):
         console.print(f"left out, because the run was trained on them: {escape(shown(left_out))}")
     typer.echo(f"tables: {result['folder']}")
+
+
+def _show_classes(result: Summary, count: int, unit: str) -> None:
+    columns = ("class", "Dice", "median", "IoU", f"HD95 {unit}", f"surface distance {unit}", "missed", "spurious")
+    table = Table(*columns, title=f"{count} case{'s' * (count != 1)}, mean (sd)")
+    for name, entry in result["classes"].items():
+        scores, status = entry["scores"], entry["status"]
+        cells = [_cell(scores["dice"], 4, count), f"{scores['dice']['median']:.4f}", _cell(scores["iou"], 4, count)]
+        cells += [_cell(scores[key], 2, count) for key in ("hd95_mm", "msd_mm")]
+        table.add_row(escape(name), *cells, str(status["missed"]), str(status["spurious"]))
+    opt.wide_console().print(table)
+    opt.plain_console().print(f"mean Dice of the classes: {result['mean_dice']:.4f}")
+
+
+def _show_objects(result: Summary) -> None:
+    """Print the scores of all objects together, and those of an image on average, one column per class."""
+    count, objects = result["cases"], result["objects"]
+    table = Table("objects", title=f"{count} case{'s' * (count != 1)}, pooled (mean over cases)")
+    for name in objects:
+        table.add_column(escape(name), justify="right")
+    for key, title in OBJECT_ROWS.items():
+        cells = []
+        for name, of_class in objects.items():
+            pooled, mean = of_class["pooled"][key], result["classes"][name]["scores"][key]["mean"]
+            cells.append(f"{pooled:.0f}" if key in COUNTED else f"{pooled:.4f} ({mean:.4f})")
+        table.add_row(title, *cells)
+    opt.wide_console().print(table)
+    opt.plain_console().print(f"mean AP of the classes: {result['mean_ap']:.4f}")
 
 
 def _cell(statistics: Statistics, digits: int, cases: int) -> str:

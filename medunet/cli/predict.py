@@ -7,6 +7,7 @@ import csv
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 ON_HELP = "ray: distribute the cases over a Ray cluster, one worker per GPU."
 INPUTS_HELP = "Images, folders or DICOM series; or one CSV file of a cohort, or the URL of a DICOMweb store."
 FORMAT_HELP = "Format of the label maps. auto: that of the input, or DICOM SEG if highdicom is installed."
+OBJECTS_HELP = "For numbered objects: also write their outlines for QuPath (geojson) or ImageJ (imagej); repeatable."
 SKIP_HELP = "Skip cases that have results, to continue an interrupted command."
 ENSEMBLE_HELP = "Another run, such as another fold, to average class probabilities with; repeatable."
 ENSEMBLE = typer.Option(metavar="RUN", help=ENSEMBLE_HELP, autocompletion=completion.runs)
@@ -46,6 +48,13 @@ TABLE_HELP = "With --deidentify: write the name and the input of each case to th
 ResultFormat = Literal["auto", "nii.gz", "seg.nrrd", "dicom-seg", "rtstruct"]
 
 
+class ObjectFormat(str, Enum):  # typer has no lists of literals
+    """Formats of outlines of objects."""
+
+    geojson = "geojson"
+    imagej = "imagej"
+
+
 @examples(
     "medunet predict runs/mine scan.nii.gz -o results",
     "medunet predict runs/mine IMAGES -o results --format dicom-seg --skip-existing",
@@ -58,6 +67,7 @@ def predict(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
     result_format: Annotated[ResultFormat, typer.Option("--format", help=FORMAT_HELP)] = "auto",
     tta: opt.Tta = None,
+    objects: Annotated[list[ObjectFormat] | None, typer.Option(metavar="FORMAT", help=OBJECTS_HELP)] = None,
     force: opt.Force = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help=SKIP_HELP)] = False,
     ensemble: Annotated[list[str] | None, ENSEMBLE] = None,
@@ -106,6 +116,7 @@ def predict(
         probabilities=probabilities,
         result_format=result_format,
         tta=tta,
+        objects=[kind.value for kind in objects or ()],
         overrides=overrides,
         ensemble=members,
         benchmark=benchmark,

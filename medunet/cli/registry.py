@@ -43,7 +43,8 @@ PANELS = {
     "Tracking": "tracking_uri no_tracking uri experiment",
     "Untrusted input": "trust isolate",
     "Privacy": "deidentify pseudonym_key pseudonym_table",
-    "Output": "output force skip_existing probabilities result_format send_back as_json sheet figures max_size title",
+    "Output": "output force skip_existing probabilities result_format objects send_back as_json sheet figures max_size"
+    " title",
 }
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
 

@@ -26,6 +26,7 @@ from .dicom.references import SourcePlane, read_planes, save_dataset
 from .dicom.rtstruct import make_rtstruct
 from .dicom.seg import make_dicom_seg
 from .names import output_name
+from .object_table import OBJECT_FILES, check_object_format, object_file, object_table
 from .reader import PathLike
 from .record import SourceFrame
 from .segments import Segment, as_segments
@@ -39,6 +40,7 @@ RESULT_FORMATS: tuple[ResultFormat, ...] = get_args(ResultFormat)
 
 _DICOM_FORMATS = {"dicom-seg": make_dicom_seg, "rtstruct": make_rtstruct}
 
+BACKGROUND = "background"  # name of the label that is not an object
 MAX_SEGMENTS = 255  # objects that DICOM results list as segments, of which each is a row in a viewer
 _ALGORITHM = {"name": "medunet", "version": __version__}
 
@@ -71,6 +73,9 @@ class SavePredictiond(MapTransform):
         instances: the label maps number objects, and `labels` has their classes. They have at least 16 bits, and 32 for
             more than 65,535 objects; then `.tif` replaces `.png`. In DICOM each object is a segment; a result of more
             than `MAX_SEGMENTS` objects becomes `.nii.gz`.
+        objects: formats of tables and outlines of the objects that the label map numbers: `csv`, `geojson`, `imagej`.
+            They use the loaded image under `source`, the probability of the foreground under `foreground` and the class
+            index by object number under `object_classes`, if the item has them.
 
     Raises:
         ConfigError: unknown format, colours or codes of unknown labels, or highdicom is missing for 'dicom-seg'.
@@ -90,6 +95,7 @@ class SavePredictiond(MapTransform):
         prob_key: str | None = None,
         overwrite: bool = False,
         instances: bool = False,
+        objects: Sequence[str] = (),
     ) -> None:
         super().__init__(keys)
         if format not in RESULT_FORMATS:
@@ -100,6 +106,7 @@ class SavePredictiond(MapTransform):
         self.labels = None if labels is None else dict(labels)
         self.label_colors, self.label_codes = label_colors, label_codes
         self.prob_key, self.overwrite, self.instances = prob_key, overwrite, instances
+        self.objects = tuple(objects)
         self.pseudonyms: Pseudonyms | None = None  # `Predictor` sets it to de-identify results
         self._chosen: tuple[tuple[Any, ...], _Choice] | None = None
 
@@ -120,6 +127,7 @@ class SavePredictiond(MapTransform):
             path = self._new_file(stem + _ending(choice[0], source, labels.ndim - 1))
             if self.instances:
                 path, choice = self._fit_objects(labels[0], path, choice)
+            self._write_objects(labels[0], item, stem, affine, meta)  # first: a case with a label map is done
             self._write(labels[0], path, choice, affine, meta)
             item[f"{key}_path"] = str(path)
             logger.debug("written: %s", path)
@@ -151,6 +159,35 @@ class SavePredictiond(MapTransform):
             self._new_file(stem + _ending(self._choose(source, meta)[0], source, spatial_dims))
             if self.prob_key is not None:
                 self._new_file(_probability_name(stem, spatial_dims))
+            for kind in self.objects:
+                check_object_format(kind, spatial_dims)
+                self._new_file(stem + OBJECT_FILES[kind])
+
+    def _write_objects(
+        self,
+        labels: np.ndarray[Any, Any],
+        item: Mapping[Hashable, Any],
+        stem: str,
+        affine: torch.Tensor,
+        meta: Mapping[str, Any],
+    ) -> None:
+        if not self.objects:
+            return
+        names = [name for name in self.labels or {} if name != BACKGROUND] or ["object"]
+        indices = item.get("object_classes")
+        classes = names[0] if indices is None else {number: names[index - 1] for number, index in enumerate(indices)}
+        given = {key: None if key not in item else np.asarray(item[key]) for key in ("source", "foreground")}
+        grid = Geometry(affine.numpy(), labels.shape)
+        table = object_table(
+            labels,
+            image=given["source"],
+            foreground=None if given["foreground"] is None else given["foreground"][0],
+            spacing_mm=grid.spacing_mm if meta.get("is_placed", True) else None,
+            classes=classes,
+        )
+        for kind in self.objects:
+            with atomic_path(self._new_file(stem + OBJECT_FILES[kind]), overwrite=self.overwrite) as temporary:
+                temporary.write_bytes(object_file(kind, labels, table))
 
     def _write(
         self, labels: np.ndarray[Any, Any], path: Path, choice: _Choice, affine: torch.Tensor, meta: Mapping[str, Any]

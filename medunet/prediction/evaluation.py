@@ -13,7 +13,9 @@ import numpy as np
 from medunet.datasets import label_files
 from medunet.errors import DataError, GeometryError, MedunetError
 from medunet.io import Volume, is_structure_file, read_header, read_label, read_volume, split_suffix
-from medunet.metrics import CaseScores, evaluate_case
+from medunet.io.object_table import OBJECT_FILES
+from medunet.io.objects import classes_of_objects, object_numbers
+from medunet.metrics import CaseScores, evaluate_case, evaluate_objects
 from medunet.transforms import clean_labels, clean_regions
 
 from .rules import ClassRule, by_region, by_value
@@ -30,12 +32,14 @@ class Pair:
         pred: the predicted label map.
         ref: the reference.
         image: their image; needed if both are DICOM SEG or RTSTRUCT, which have no grid of their own.
+        classes: class map or table of the reference's objects, if they have several classes.
     """
 
     name: str
     pred: Path
     ref: Path
     image: Path | None = None
+    classes: Path | None = None
 
 
 def pair_files(predictions: Path, references: Path) -> list[Pair]:
@@ -72,6 +76,7 @@ def evaluate_pairs(
     em: bool | str = False,
     rules: Iterable[ClassRule] = (),
     ignore: int | None = None,
+    instances: bool = False,
     failed: dict[str, str] | None = None,
 ) -> Iterator[CaseScores]:
     """Compute the scores of each pair.
@@ -83,6 +88,7 @@ def evaluate_pairs(
         em: also compute the ISBI 2012 scores, as for :func:`medunet.metrics.evaluate_case`.
         rules: clean predictions before they are compared; with regions, one rule per region.
         ignore: value of reference voxels that do not count.
+        instances: compare objects: the values are object numbers, and `labels` has the classes of the objects.
         failed: gets the reason by name for each pair that cannot be compared; None raises the error.
 
     Raises:
@@ -92,6 +98,9 @@ def evaluate_pairs(
     rules, background = tuple(rules), next(iter(labels.values()), 0)
     for pair in pairs:
         try:
+            if instances:
+                yield _object_scores(pair, labels)
+                continue
             volumes = read_pair(pair, labels)
             spacing_mm = _common_spacing(pair, *volumes)
             pred, ref = (np.asarray(volume.image[0]) for volume in volumes)
@@ -114,6 +123,24 @@ def evaluate_pairs(
             logger.error("not evaluated: %s", error)
         else:
             yield scores
+
+
+def _object_scores(pair: Pair, labels: Mapping[str, int]) -> CaseScores:
+    """Compare the objects of a pair; the classes of predicted objects are in the table beside the prediction."""
+    volumes = read_pair(pair, labels)
+    _common_spacing(pair, *volumes)
+    table = pair.pred.with_name(split_suffix(pair.pred.name)[0] + OBJECT_FILES["csv"])
+    objects, classes = [], []
+    for path, volume, source in zip((pair.pred, pair.ref), volumes, (table, pair.classes), strict=True):
+        numbers = object_numbers(volume.image.numpy(), path)
+        objects.append(numbers[0])
+        if len(labels) > 2:
+            if source is None or not source.is_file():
+                raise DataError("objects have no classes", file=path, expected=(source or table).name)
+            classes.append(classes_of_objects(numbers, source, labels, case=pair.name))
+    names = {name: index for index, name in enumerate(labels)}
+    pred_classes, ref_classes = classes or (None, None)
+    return evaluate_objects(*objects, labels=names, pred_classes=pred_classes, ref_classes=ref_classes, name=pair.name)
 
 
 def reason(error: MedunetError) -> str:

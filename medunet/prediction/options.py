@@ -31,6 +31,7 @@ class PredictOptions:
             `mirror`: every combination of flips of the axes, 8 passes in 3D and 4 in 2D; `views`: also of the image
             enlarged by 1.15 and 1.3, the work of 38 passes in 3D and 16 in 2D. None: as the bundle says.
         result_format: format of the label maps, one of ``medunet.io.RESULT_FORMATS``.
+        objects: formats of outlines of objects beside their table, ``geojson`` or ``imagej``; for bundles of instances.
         overwrite: replace existing results; otherwise such a case fails before the network runs.
         skip_done: skip cases whose results exist, without reading them.
         read: how to read images that can be interpreted in more than one way, such as ``ReadOptions(phase=1)``.
@@ -51,6 +52,7 @@ class PredictOptions:
     probabilities: bool = False
     tta: str | None = None
     result_format: ResultFormat = "auto"
+    objects: Sequence[str] = ()
     overwrite: bool = False
     skip_done: bool = False
     read: ReadOptions | None = None
@@ -80,6 +82,7 @@ class PredictOptions:
             **({} if self.output_dir is None else {"prediction_dir": os.fspath(self.output_dir)}),
             "save_probabilities": self.probabilities,
             "result_format": self.result_format,
+            **({"object_formats": ["csv", *self.objects]} if self.objects else {}),
             # an interrupted run may have written one of the two files of a case, which is then not done
             "overwrite": self.overwrite or self.skip_done,
         }

@@ -120,6 +120,8 @@ class Predictor:
         parser = self._parse(Path(bundle), values=options.config_values)
         if options.tta is not None and "mirror_inferer" not in parser:
             raise ConfigError("test-time augmentation needs a bundle of medunet", file=bundle, received=options.tta)
+        if options.objects and not parser.get("instances"):
+            raise ConfigError("outlines of objects need a bundle of instances", file=bundle, received=options.objects)
         self.channels: int = content(parser, "in_channels")
         self.spatial_dims: int = content(parser, "spatial_dims")
         self.classes = class_values(parser)

@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from medunet.errors import DataError, GeometryError, first_cause
 from medunet.geometry import Geometry
 from medunet.io import SavePredictiond, output_name
+from medunet.io.object_table import OBJECT_FILES
 from medunet.io.reader import PathLike
 from medunet.io.writer import result_suffix
 
@@ -88,12 +89,15 @@ def unexpected(failure: Exception, source: Source) -> DataError:
 def existing_result(source: Source, saver: SavePredictiond) -> Path | None:
     """Return the label map that a saver wrote for an image, without reading the image; None if the case is not done.
 
-    A case is not done if its probabilities are wanted and missing, or if its result has another format.
+    A case is not done if its probabilities or tables of objects are wanted and missing, or if its result has another
+    format.
     """
     images, name = parts(source)
     first = Path(first_path(source))
     code = None if saver.pseudonyms is None else saver.pseudonyms.code(first)
     stem = code or name or output_name(images)
+    if not all((saver.output_dir / (stem + OBJECT_FILES[kind])).is_file() for kind in saver.objects):
+        return None
     # the number of axes is known only after reading, so both suffixes count
     axes = [2, 3]
     if saver.prob_key is not None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medunet.bundle.read import read_own
-from medunet.datasets import MAX_CLASSES, datalist, label_values, open_dataset, refuse_instances
+from medunet.datasets import MAX_CLASSES, Case, datalist, label_values, open_dataset, refuse_instances
+from medunet.datasets.layouts.instances import are_instances, class_labels, with_classes
+from medunet.datasets.layouts.labels import MAX_LABELS, MIN_OBJECTS
 from medunet.datasets.layouts.manifest import MANIFEST, labels_of, load_manifest
 from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.files import claim, require_new
@@ -71,7 +74,10 @@ def evaluate_bundle(
     require_trust(bundle, trust=trust)
     config = read_own(bundle, "evaluate")
     # an unreadable case fails by name when it is predicted, and the others are evaluated
-    dataset = open_dataset(data, problems=[], read=ReadOptions.of_config(config))
+    instances = bool(config.get("instances", False))
+    dataset = open_dataset(data, problems=[], instances=instances, read=ReadOptions.of_config(config))
+    if dataset.instances and not instances:
+        raise DataError("the labels number objects, but the bundle predicts classes", file=data, received=bundle.name)
     seen = seen_cases(bundle, dataset, is_test=section == "test")
     output = output or bundle / seen.folder
     require_new(output / JSON_NAME, force=force)
@@ -88,7 +94,7 @@ def evaluate_bundle(
             "left_out": sorted(seen.names - names) if section == "unseen" else [],
         }
         labels, regions = class_values(config), region_values(config)
-        options = {"dims": dataset.spatial_dims, "em": em, "ignore": dataset.ignore}
+        options = {"dims": dataset.spatial_dims, "em": em, "ignore": dataset.ignore, "instances": instances}
         return measure(pairs, labels, output, failed=failed, facts=facts, regions=regions, **options)
 
 
@@ -108,6 +114,7 @@ def _items(bundle: Path, data: Path, config: Mapping[str, Any], section: str, se
         split=config.get("split", ()),
         validation_cases=() if is_unseen else config["validation_cases"],
         skip_cases=config.get("skip_cases", ()),
+        instances=bool(config.get("instances", False)),
     )
     selected = [item for item in items if "label" in item and not (is_unseen and item["name"] in seen.names)]
     if not selected and is_unseen and any("label" in item for item in items):
@@ -132,7 +139,9 @@ def predict_items(predictor: Predictor, items: Sequence[Item]) -> tuple[list[Pai
             failed[name] = reason(result.error or DataError("label map is missing"))
             logger.error("not predicted: %s", result.error)
             continue
-        pairs.append(Pair(name=name, pred=result.path, ref=Path(str(item["label"])), image=paths[0]))
+        classes = Path(str(item["classes"])) if "classes" in item else None
+        ref = Path(str(item["label"]))
+        pairs.append(Pair(name=name, pred=result.path, ref=ref, image=paths[0], classes=classes))
         logger.info("predicted %d/%d %s", len(pairs) + len(failed), len(items), name)
     return pairs, failed
 
@@ -153,6 +162,7 @@ def evaluate_folders(
     output: Path | None = None,
     *,
     labels: Mapping[str, int] | None = None,
+    instances: bool = False,
     em: bool | None = None,
     force: bool = True,
 ) -> Summary:
@@ -164,6 +174,8 @@ def evaluate_folders(
         output: gets `metrics.csv` and `metrics.json`; None uses a folder beside the predictions.
         labels: value by class name; a case with another value fails. None uses the values that occur, and their names
             from the `dataset.json` beside the references, if there is one.
+        instances: the label maps number objects; also if the `dataset.json` beside the references
+            declares it.
         em: also compute the ISBI 2012 scores; None computes them for 2D data with two labels.
         force: replace an earlier evaluation in `output`, which is an error otherwise.
 
@@ -171,10 +183,23 @@ def evaluate_folders(
         Statistics of the evaluated cases; `failed_cases` has the reason by name of each other case.
 
     Raises:
-        DataError: No case could be evaluated, or another process uses the output folder.
+        DataError: No case could be evaluated, the values may be classes or objects, or another process uses the
+            output folder.
+        ConfigError: `labels` for instances.
     """
     output = output or predictions.with_name(f"{predictions.resolve().name}_{EVALUATION}")
     require_new(output / JSON_NAME, force=force)
+    manifest = references.resolve().parent / MANIFEST
+    content = load_manifest(manifest) if manifest.is_file() else {}
+    if are_instances(content, manifest, instances=instances):
+        if labels is not None:
+            raise ConfigError("labels name the values of classes, but the values are object numbers", received=labels)
+        found = pair_files(predictions, references)
+        cases = with_classes([Case(pair.name, (), pair.ref) for pair in found], manifest.parent)
+        numbered = [replace(pair, classes=case.classes) for pair, case in zip(found, cases, strict=True)]
+        classes = class_labels(cases, labels_of(content, manifest), manifest)
+        with claim(output):
+            return measure(numbered, classes, output, dims=2, em=False, instances=True)
     values: dict[Path, tuple[int, ...]] = {}
     pairs: list[Pair] = []
     failed: dict[str, str] = {}
@@ -188,16 +213,13 @@ def evaluate_folders(
     if not pairs:
         raise DataError("no case could be evaluated", file=predictions, received="; ".join(failed.values()))
     occurring = sorted({0}.union(*values.values()))
+    names = {value: name for name, value in labels_of(content, manifest).labels.items()} if content else {}
+    if labels is None and not names:
+        _refuse_undeclared({one.pred: values[one.pred] for one in pairs}, {one.ref: values[one.ref] for one in pairs})
     if len(occurring) > MAX_CLASSES:
         cause = "label maps have too many values for classes"
         raise DataError(cause, file=references, received=len(occurring), expected=f"at most {MAX_CLASSES}")
     if labels is None:
-        names = _names_beside(references)
-        if not names:
-            predicted = {pair.pred: values[pair.pred] for pair in pairs}
-            is_mask = len({0}.union(*predicted.values())) <= 2
-            reference = {pair.ref: values[pair.ref] for pair in pairs}
-            refuse_instances(reference if is_mask else {**reference, **predicted}, is_class_map=is_mask)
         labels = {names.get(value, f"label_{value}" if value else BACKGROUND): value for value in occurring}
     elif 0 not in labels.values():
         labels = {BACKGROUND: 0, **labels}
@@ -208,11 +230,18 @@ def evaluate_folders(
         return measure(pairs, labels, output, dims=dims, em=em, failed=failed)
 
 
-def _names_beside(references: Path) -> dict[int, str]:
-    """Return the names of label values that the `dataset.json` beside a folder of labels gives."""
-    manifest = references.resolve().parent / MANIFEST
-    labels = labels_of(load_manifest(manifest), manifest).labels if manifest.is_file() else {}
-    return {value: name for name, value in labels.items()}
+def _refuse_undeclared(*values: Mapping[Path, Collection[int]]) -> None:
+    """Raise an error if the values of predictions or references, which have no names, may be object numbers."""
+    counts = [len(set().union(*of_maps.values()) - {0}) for of_maps in values]
+    if max(counts) > MAX_LABELS or (max(counts) >= MIN_OBJECTS and min(counts) <= 1):
+        raise DataError(
+            "label maps with many values must be declared as objects or as classes",
+            file=next(iter(values[-1])).parent,
+            received=f"number of values: {counts[0]} in the predictions, {counts[1]} in the references",
+            remedy="pass --instances for objects, or --labels NAME=VALUE,... for classes",
+        )
+    for of_maps in values:
+        refuse_instances(of_maps)
 
 
 def measure(
@@ -225,6 +254,7 @@ def measure(
     regions: Mapping[str, Sequence[int]] | None = None,
     rules: Sequence[ClassRule] = (),
     ignore: int | None = None,
+    instances: bool = False,
     failed: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Summary:
@@ -233,8 +263,8 @@ def measure(
     The summary's `failed_cases` are the cases of `failed` and the pairs that cannot be read.
     """
     failed = dict(failed or {})
-    options: dict[str, Any] = {"regions": regions, "rules": rules, "ignore": ignore}
-    options["em"] = (dims == 2 and len(labels) == 2) if em is None else em
+    options: dict[str, Any] = {"regions": regions, "rules": rules, "ignore": ignore, "instances": instances}
+    options["em"] = (dims == 2 and len(labels) == 2 and not instances) if em is None else em
     results = list(evaluate_pairs(pairs, labels=labels, failed=failed, **options))
     if not results:
         raise DataError("no case could be evaluated", file=output, received="; ".join(failed.values()) or "no case")

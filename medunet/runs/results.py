@@ -116,7 +116,7 @@ def _with_nan(entries: dict[str, Any]) -> dict[str, Any]:
 def _label_maps(folder: Path) -> dict[str, Path]:
     files = sorted(path for path in folder.glob("*") if not path.name.startswith("."))
     names = [(split_suffix(path.name)[0], path) for path in files]
-    return {stem: path for stem, path in names if not stem.endswith("_prob")}
+    return {stem: path for stem, path in names if not stem.endswith(("_prob", "_objects"))}
 
 
 def _facts(

@@ -85,7 +85,7 @@ def test_evaluate_rejects_masks_against_instances(tmp_path):
     for index, count in enumerate((30, 38)):
         write_volume((squares(count) > 0).astype(np.uint8) * 255, root / "masks" / f"case{index}.png")
     for pred in ("masks", "labels"):
-        with pytest.raises(DataError, match=INSTANCES):
+        with pytest.raises(DataError, match=r"declared as objects or as classes.*--instances"):
             evaluate_folders(root / pred, root / "labels", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -94,7 +94,9 @@ def test_evaluate_accepts_many_classes(tmp_path):
     for folder in ("pred", "ref"):
         for index in range(3):
             write_volume(squares(40), tmp_path / folder / f"{index}.png")
-    assert evaluate_folders(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")["mean_dice"] == 1.0
+    labels = {f"organ {k}": k for k in range(1, 41)}
+    summary = evaluate_folders(tmp_path / "pred", tmp_path / "ref", tmp_path / "out", labels=labels)
+    assert summary["mean_dice"] == 1.0
 
 
 @pytest.mark.parametrize("is_declared", [True, False])

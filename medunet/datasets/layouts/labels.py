@@ -223,7 +223,7 @@ def _scan_names(files: Sequence[Path], problems: list[MedunetError] | None) -> d
     return {BACKGROUND: 0, **named}
 
 
-def refuse_instances(values: Mapping[Path, Collection[int]], *, is_class_map: bool = True) -> None:
+def refuse_instances(values: Mapping[Path, Collection[int]]) -> None:
     """Raise an error if label maps number the objects in each image.
 
     Such maps have the values 1 to n, n differs between images, and each value is one connected piece. Class labels may
@@ -231,7 +231,6 @@ def refuse_instances(values: Mapping[Path, Collection[int]], *, is_class_map: bo
 
     Args:
         values: the distinct values of each label map.
-        is_class_map: whether more than `MAX_LABELS` values in all images are sufficient evidence if each is one piece.
 
     Raises:
         DataError: these look like instance labels. Up to three values only cause a logged warning.
@@ -245,7 +244,7 @@ def refuse_instances(values: Mapping[Path, Collection[int]], *, is_class_map: bo
         and consecutive >= CONSECUTIVE_SHARE * len(counts)
         and sum(count < most for count in counts.values()) >= INCOMPLETE_SHARE * len(counts)
     )
-    if not numbered and not (is_class_map and len(set().union(*objects.values())) > MAX_LABELS):
+    if not numbered and len(set().union(*objects.values())) <= MAX_LABELS:
         return
     ordered = sorted(counts, key=lambda path: (-counts[path], path))
     pieces, folder = pieces_of(ordered), ordered[0].parent

@@ -1,0 +1,198 @@
+"""Objects as tables and outlines: CSV, GeoJSON for QuPath, and ROIs for ImageJ."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from skimage.measure import label as number_parts
+
+from medunet.errors import ConfigError
+
+from .extras import import_extra
+
+Ring = list[tuple[int, int]]  # corners in pixels, from the corner of the image; the first is repeated at the end
+
+OBJECT_FILES = {"csv": "_objects.csv", "geojson": "_objects.geojson", "imagej": "_objects.zip"}  # endings by format
+STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # along the upper, right, lower and left edge of a pixel
+CORNERS = ((0, 0), (1, 0), (1, 1), (0, 1))  # where these edges start
+
+
+def object_table(
+    labels: npt.NDArray[Any],
+    *,
+    image: npt.ArrayLike | None = None,
+    foreground: npt.ArrayLike | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    classes: Mapping[int, str] | str = "object",
+) -> dict[str, npt.NDArray[Any]]:
+    """Return the columns of a table with one row per object.
+
+    Args:
+        labels: object numbers `(*spatial)`, 2D or 3D; 0 is the background.
+        image: intensities `(C, *spatial)`; adds `mean_intensity`, or `mean_intensity_1` ... for several channels.
+        foreground: probability of the foreground `(*spatial)`; adds `confidence`, its mean in the object.
+        spacing_mm: distance between voxels along each axis; None for pictures, whose areas are in pixels.
+        classes: name of the class by object number, or of all objects.
+
+    Returns:
+        `id`, `class`, `area_px`, `area_mm2` or `volume_mm3`, centroid `x`, `y`, `z` and bounding box `x_min`, `x_max`
+        ... (first and last voxel) in voxel indices, then what the arguments add.
+
+    Examples:
+        >>> table = object_table(np.array([[0, 7, 7], [0, 7, 7]]), foreground=np.full((2, 3), 0.75))
+        >>> {name: column.tolist()[0] for name, column in table.items() if name not in ("x_min", "y_min")}
+        {'id': 7, 'class': 'object', 'area_px': 4, 'x': 0.5, 'y': 1.5, 'x_max': 1, 'y_max': 2, 'confidence': 0.75}
+    """
+    inside = np.nonzero(labels)
+    numbers = labels[inside].astype(np.int64)
+    counts = np.bincount(numbers)
+    ids = np.flatnonzero(counts)
+
+    def means(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        return np.bincount(numbers, weights=values)[ids] / counts[ids]
+
+    voxel = 1 if spacing_mm is None else float(np.prod(spacing_mm))
+    unit = "area_px" if spacing_mm is None else "area_mm2" if labels.ndim == 2 else "volume_mm3"
+    named = [classes if isinstance(classes, str) else classes.get(number, "") for number in ids.tolist()]
+    table = {"id": ids, "class": np.array(named, dtype=object), unit: counts[ids] * voxel}
+    axes = "xyz"[: labels.ndim]
+    table |= {axis: means(indices) for axis, indices in zip(axes, inside, strict=True)}
+    boxes = [box for box in ndimage.find_objects(labels.astype(np.int32)) if box is not None]
+    for place, axis in enumerate(axes):
+        table[f"{axis}_min"] = np.array([box[place].start for box in boxes], dtype=np.int64)
+        table[f"{axis}_max"] = np.array([box[place].stop - 1 for box in boxes], dtype=np.int64)
+    channels = [] if image is None else list(np.asarray(image))
+    for number, channel in enumerate(channels, start=1):
+        table["mean_intensity" if len(channels) == 1 else f"mean_intensity_{number}"] = means(channel[inside])
+    if foreground is not None:
+        table["confidence"] = means(np.asarray(foreground)[inside])
+    return table
+
+
+def object_file(kind: str, labels: npt.NDArray[Any], table: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """Return the content of a file of objects.
+
+    Args:
+        kind: a key of `OBJECT_FILES`: `csv`, `geojson` (polygons along the edges of pixels, for QuPath), or `imagej` (a
+            ZIP file of ROIs, one per connected part, without holes).
+        labels: object numbers; for outlines `(x, y)`.
+        table: columns of `object_table`.
+
+    Raises:
+        ConfigError: outlines of a volume, or roifile is not installed.
+    """
+    rows = [
+        dict(zip(table, row, strict=True)) for row in zip(*(column.tolist() for column in table.values()), strict=True)
+    ]
+    if kind == "csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(table)
+        writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row.values()] for row in rows)
+        return text.getvalue().encode()
+    check_object_format(kind, labels.ndim)
+    outlines = trace_objects(labels)
+    if kind == "geojson":
+        return json.dumps({"type": "FeatureCollection", "features": [_feature(row, outlines) for row in rows]}).encode()
+    roifile = import_extra("roifile", extra="imagej", purpose="ROIs of ImageJ")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for row in rows:
+            for part, (outer, *_) in enumerate(outlines[row["id"]], start=1):
+                name = f"{row['id']}" if len(outlines[row["id"]]) == 1 else f"{row['id']}-{part}"
+                roi = roifile.ImagejRoi.frompoints(outer[:-1], name=name)
+                archive.writestr(f"{name}.roi", roi.tobytes())
+    return buffer.getvalue()
+
+
+def check_object_format(kind: str, spatial_dims: int) -> None:
+    """Raise a ConfigError if a file of this format cannot be written for objects of 2 or 3 dimensions."""
+    if kind not in OBJECT_FILES:
+        raise ConfigError("unknown format of objects", received=kind, expected=", ".join(OBJECT_FILES))
+    if kind != "csv" and spatial_dims != 2:
+        raise ConfigError(f"{kind} has outlines of 2D objects only", received=f"{spatial_dims}D images")
+    if kind == "imagej":
+        import_extra("roifile", extra="imagej", purpose="ROIs of ImageJ")
+
+
+def trace_objects(labels: npt.NDArray[Any]) -> dict[int, list[list[Ring]]]:
+    """Return the outlines of each object of a map `(x, y)` by its number: parts of an outer ring and its holes.
+
+    Rings run along the edges of pixels, so a polygon's area is its number of pixels. Pixels that only touch at a corner
+    are in different parts. No ring visits a corner twice, so every polygon is valid.
+    """
+    parts = np.pad(number_parts(labels.astype(np.int32), background=0, connectivity=1), 1)
+    outlines: dict[int, list[list[Ring]]] = {}
+    edges: dict[tuple[int, int, int], list[int]] = {}
+    centre, objects = parts[1:-1, 1:-1], dict[int, int]()
+    for direction, (x, y) in enumerate(((0, -1), (1, 0), (0, 1), (-1, 0))):  # the pixel on the other side of the edge
+        beside = parts[1 + x : parts.shape[0] - 1 + x, 1 + y : parts.shape[1] - 1 + y]
+        columns, rows = np.nonzero((centre != beside) & (centre > 0))
+        objects.update(zip(centre[columns, rows].tolist(), labels[columns, rows].tolist(), strict=True))
+        first = CORNERS[direction]
+        for part, column, row in zip(centre[columns, rows].tolist(), columns.tolist(), rows.tolist(), strict=True):
+            edges.setdefault((part, column + first[0], row + first[1]), []).append(direction)
+    rings: dict[int, list[Ring]] = {}
+    for part, ring in _rings(edges):
+        rings.setdefault(part, []).append(ring)
+    for part, of_part in rings.items():
+        of_part.sort(key=lambda ring: -_area(ring))  # the outer ring is the only one with a positive area
+        outlines.setdefault(objects[part], []).append(of_part)
+    return outlines
+
+
+def _rings(edges: dict[tuple[int, int, int], list[int]]) -> Iterator[tuple[int, Ring]]:
+    """Yield closed rings along directed edges; an edge starts at a corner of a part and runs in a direction."""
+    while edges:
+        part, x, y = next(iter(edges))
+        path, places = [(x, y)], {(x, y): 0}
+        while path:
+            directions = edges[part, x, y]
+            step = STEPS[directions.pop()]
+            if not directions:
+                del edges[part, x, y]
+            x, y = x + step[0], y + step[1]
+            if (start := places.get((x, y))) is None:
+                places[x, y] = len(path)
+                path.append((x, y))
+                continue
+            ring = [*path[start:], (x, y)]
+            yield part, _straightened(ring)
+            for corner in path[start + 1 :]:
+                del places[corner]
+            del path[start + 1 :]
+            if (part, x, y) not in edges:
+                break
+
+
+def _straightened(ring: Ring) -> Ring:
+    """Drop corners in the middle of a straight line."""
+    triples = zip([ring[-2], *ring[:-2]], ring[:-1], ring[1:], strict=True)
+    kept = [b for a, b, c in triples if (b[0] - a[0], b[1] - a[1]) != (c[0] - b[0], c[1] - b[1])]
+    return [*kept, kept[0]]
+
+
+def _area(ring: Ring) -> float:
+    return sum(x * to_y - to_x * y for (x, y), (to_x, to_y) in itertools.pairwise(ring)) / 2
+
+
+def _feature(row: Mapping[str, Any], outlines: Mapping[int, list[list[Ring]]]) -> dict[str, Any]:
+    """Return an object as QuPath reads it."""
+    parts = outlines[row["id"]]
+    geometry = (
+        {"type": "MultiPolygon", "coordinates": parts}
+        if len(parts) > 1
+        else {"type": "Polygon", "coordinates": parts[0]}
+    )
+    measurements = {name: value for name, value in row.items() if name not in ("id", "class")}
+    properties = {"objectType": "detection", "name": str(row["id"]), "classification": {"name": row["class"]}}
+    return {"type": "Feature", "geometry": geometry, "properties": {**properties, "measurements": measurements}}
