@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from medunet.datasets import datalist, open_dataset
+from medunet.datasets import datalist, examine, open_dataset
 from medunet.errors import DataError
 from medunet.io import LoadLabeld, MedunetReader, read_volume, write_volume
 from medunet.io.objects import MAX_OBJECTS
@@ -103,6 +103,33 @@ def test_faults_of_a_table_are_named(tmp_path, rows, message):
     root = write(tmp_path, table=TABLE + rows)
     with pytest.raises(DataError, match=message):
         load(root, NAMES)
+
+
+def test_check_counts_classes_and_names_faults_of_a_case(tmp_path):
+    root = write(tmp_path, table=f"{TABLE}a,{MAX_OBJECTS},tumour\nb,{MAX_OBJECTS},tumour\n")
+    result = examine(root, instances=True)
+    assert not result.fails
+    sizes = {name: entry["fraction"] * LABEL.size for name, entry in result.summary()["classes"].items()}
+    assert sizes == pytest.approx({"background": LABEL.size - 92, "lymphocyte": 12, "tumour": 80})
+    (root / "classes.csv").write_text(TABLE + f"a,{MAX_OBJECTS},tumour\n")
+    (error, *_) = examine(root, instances=True).findings
+    assert (error.severity, error.case) == ("error", "b")
+    assert error.cause == f"objects of case b have no class (received object {MAX_OBJECTS})"
+
+
+def test_volumes_may_have_instances(tmp_path):
+    label = np.zeros((9, 8, 7), np.int32)
+    label[1:4, 1:4, 1:4], label[4:6, 1:4, 1:4] = 300, 70_000
+    for case in "ab":
+        write_volume(
+            np.ones(label.shape, np.int16), tmp_path / f"images/{case}.nii.gz", affine=np.diag([0.5, 0.5, 2, 1])
+        )
+        write_volume(label, tmp_path / f"labels/{case}.nii.gz", affine=np.diag([0.5, 0.5, 2, 1]))
+    result = examine(tmp_path, instances=True)
+    assert not result.fails
+    objects = result.summary()["objects"]
+    assert (objects["count"], objects["touching_fraction"], objects["median_mm3"]) == (4, 1.0, 22.5 * 0.5)
+    assert np.array_equal(load(tmp_path)["label"].numpy()[0], label)
 
 
 def test_classes_without_files_that_assign_them_are_rejected(tmp_path):

@@ -40,10 +40,11 @@ class ObjectFigures:
 
 def measure_objects(numbers: Objects) -> ObjectFigures:
     """Measure a map ``(*spatial)`` of object numbers."""
-    values, inverse = np.unique(numbers, return_inverse=True)
-    indices = np.asarray(inverse.reshape(numbers.shape) + (0 not in values), np.int32)
-    values = values[values > 0]
-    sizes = np.bincount(indices.ravel(), minlength=len(values) + 1)
+    counts = np.bincount(numbers.ravel())  # numbers are small enough for tables, which are faster than sorting
+    values = np.flatnonzero(counts[1:]) + 1
+    lookup = np.zeros(len(counts), np.int32)
+    lookup[values] = np.arange(1, len(values) + 1)
+    indices, sizes = lookup[numbers], counts[values]
     touching: set[int] = set()
     for axis in range(indices.ndim):
         ahead, behind = np.moveaxis(indices, axis, 0)[1:], np.moveaxis(indices, axis, 0)[:-1]
@@ -56,11 +57,11 @@ def measure_objects(numbers: Objects) -> ObjectFigures:
         gaps = [(min(part.start, edge - part.stop), part.stop - part.start) for part, edge in axes]
         at_border += any(gap == 0 for gap, _ in gaps)
         near_border += all(gap > 0 for gap, _ in gaps) and any(gap <= extent for gap, extent in gaps)
-        if len(values) > 1 and sizes[number] > HALF * indices.size and all(p.stop - p.start == n for p, n in axes):
+        if len(values) > 1 and sizes[number - 1] > HALF * indices.size and all(p.stop - p.start == n for p, n in axes):
             background = int(values[number - 1])
     pieces = count_pieces(indices)
     return ObjectFigures(
-        sizes=tuple(sizes[1:].tolist()),
+        sizes=tuple(sizes.tolist()),
         touching=len(touching),
         in_pieces=tuple(values[pieces[1:] > 1].tolist()),
         at_border=at_border,
