@@ -1,12 +1,16 @@
 """Findings across cases: duplicates, leaks, mirrored and unusual cases."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from medunet.datasets import examine, write_phantom_dataset
 from medunet.datasets.check.comparison import compare_cases
 from medunet.datasets.check.statistics import CaseStatistics, Intensity
+from medunet.io import read_volume, write_volume
 
 LABELS = {"background": 0, "kidney": 1, "liver": 2}
 GREY = Intensity(minimum=-10, low=0, median=50, high=100, maximum=120, mean=50, std=20)
@@ -94,3 +98,26 @@ def test_classes_in_the_middle_have_no_side():
 def test_without_a_majority_nothing_is_reported_as_mirrored():
     sides = [1, -1, 1, -1, 1, -1, 1]
     assert causes([case(n, class_right_mm={1: -30.0 * s, 2: 40.0 * s}) for n, s in enumerate(sides)]) == []
+
+
+def test_nearly_identical_images_are_reported_in_one_line(tmp_path):
+    write_phantom_dataset(tmp_path, kind="cells", cases=5, size=(96, 80))
+    rng = np.random.default_rng(0)
+    for source, target in (("000", "cells_005"), ("000", "cells_006"), ("003", "cells_007")):
+        image = read_volume(tmp_path / "imagesTr" / f"cells_{source}.png").image[0].numpy()
+        noisy = np.clip(0.8 * image + rng.normal(10, 4, image.shape), 0, 255).astype(np.uint8)
+        write_volume(noisy, tmp_path / "imagesTr" / f"{target}.png")
+        label = read_volume(tmp_path / "labelsTr" / f"cells_{source}.png").image[0].numpy().astype(np.uint8)
+        write_volume(label, tmp_path / "labelsTr" / f"{target}.png")
+
+    (tmp_path / "dataset.json").unlink()  # it lists the cases
+
+    def reported() -> list[str]:
+        return [finding.cause for finding in examine(tmp_path).findings if "nearly" in finding.cause]
+
+    why = "images are nearly identical (cells_000, cells_005, cells_006)"
+    assert reported() == [f"folds may split 2 patients: {why}"]
+    pairs = {"cells_005": "cells_000", "cells_006": "cells_000", "cells_007": "cells_003"}
+    groups = {f"cells_{number:03d}": f"cells_{number:03d}" for number in range(8)} | pairs
+    (tmp_path / "dataset.json").write_text(json.dumps({"groups": groups}))
+    assert reported() == []

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from skimage.transform import resize_local_mean
 
 from medunet.datasets.layouts.labels import index_values
 from medunet.geometry import Geometry
@@ -22,6 +23,8 @@ from .objects import ObjectFigures
 Section = Literal["training", "test"]
 
 PERCENTILES = (0.5, 50.0, 99.5)  # of intensities, so that a metal clip or padding does not decide the range
+THUMBNAIL = {2: 16, 3: 8}  # cells along each axis of a thumbnail, by the number of axes
+THUMBNAIL_SAMPLE = 64  # voxels along each axis that a thumbnail is computed from
 SAMPLE_VOXELS = 1_000_000  # for mean, deviation and percentiles; smallest and largest value use all voxels
 
 
@@ -52,6 +55,7 @@ class CaseStatistics:
     intensity: tuple[Intensity, ...]  # of each channel
     class_voxels: dict[int, int] = field(default_factory=dict)  # value in the label to number of voxels
     class_right_mm: dict[int, float] = field(default_factory=dict)  # value to its centre, right of the image's middle
+    thumbnail: tuple[float, ...] = ()  # coarse image of mean 0 and norm 1; empty if it is constant
     image_digest: str = ""  # equal for equal voxels, whatever their type and the order of axes
     label_digest: str = ""
     objects: ObjectFigures | None = None  # of a label that numbers objects
@@ -63,7 +67,7 @@ class CaseStatistics:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values for JSON, without digests."""
-        hidden = ("file", "image_digest", "label_digest", "objects")
+        hidden = ("file", "thumbnail", "image_digest", "label_digest", "objects")
         values = {key: value for key, value in asdict(self).items() if key not in hidden}
         return values if self.objects is None else {**values, "objects": self.objects.as_dict()}
 
@@ -97,9 +101,20 @@ def measure_case(
         intensity=tuple(_intensity(channel) for channel in image),
         class_voxels=voxels,
         class_right_mm=right_mm,
+        thumbnail=_thumbnail(image),
         image_digest=_digest(image, geometry),
         label_digest="" if label is None else _digest(label, geometry),
     )
+
+
+def _thumbnail(image: npt.NDArray[np.float32]) -> tuple[float, ...]:
+    """Return the mean of the channels, reduced to few cells, with mean 0 and norm 1."""
+    steps = tuple(slice(None, None, max(1, size // THUMBNAIL_SAMPLE)) for size in image.shape[1:])
+    sample = np.stack([channel[steps] for channel in image]).mean(axis=0, dtype=np.float64)
+    small = resize_local_mean(sample, (THUMBNAIL[sample.ndim],) * sample.ndim)
+    values = small.ravel() - small.mean()
+    norm = float(np.linalg.norm(values))
+    return tuple((values / norm).tolist()) if 0 < norm < math.inf else ()
 
 
 def _intensity(channel: npt.NDArray[np.float32]) -> Intensity:
