@@ -149,8 +149,7 @@ def survey(
     findings += [dataclasses.replace(finding, severity="warning") for own, _, _ in test for finding in own]
     findings += compare_records([record for _, record, _ in training if record is not None])
     statistics = [figures for _, _, figures in results if figures is not None]
-    groups = {case.name: case.group for case in dataset.cases if case.group}
-    findings += compare_cases(statistics, dataset.labels, ignore=dataset.ignore, groups=groups)
+    findings += compare_cases(statistics, dataset.labels, ignore=dataset.ignore, groups=dataset.groups)
     findings += compare_objects([figures.objects for figures in statistics if figures.objects is not None])
     return sorted(findings, key=lambda finding: finding.severity != "error"), statistics
 

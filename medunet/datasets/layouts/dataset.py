@@ -72,6 +72,11 @@ class SegmentationDataset:
         return self.labels if self.ignore is None else {**self.labels, "ignore": self.ignore}
 
     @property
+    def groups(self) -> dict[str, str]:
+        """Group by case name, of the cases that have one."""
+        return {case.name: case.group for case in self.cases if case.group}
+
+    @property
     def n_groups(self) -> int:
         """Number of groups, or of cases without groups, which folds can separate."""
         return len({case.group or case.name for case in self.cases})
