@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from medunet.bundle import PlannedBundle, plan_bundle
+from medunet.bundle import PlannedBundle, plan_beside, plan_bundle, plan_once
 from medunet.datasets import Examination, examine, list_inputs
 from medunet.datasets.check.check import Level
 from medunet.deploy.export import Export, export_bundle
@@ -24,6 +24,7 @@ from medunet.io import ReadOptions, read_volume
 from medunet.io.reader import PathLike
 from medunet.metrics import Summary
 from medunet.notebook import Shown, Table
+from medunet.planning import default_cache
 from medunet.prediction import Prediction, PredictOptions, Predictor
 from medunet.prediction.source import first_path
 from medunet.reports import render_overlay
@@ -107,10 +108,13 @@ def plan(
 
 
 def train(
-    bundle: PathLike,
+    bundle: PathLike | None = None,
+    *,
     data: PathLike,
     output: PathLike,
-    *,
+    time: str | None = None,
+    memory: str | None = None,
+    dims: int | None = None,
     changes: Mapping[str, Any] | None = None,
     presets: Sequence[str] = (),
     fold: int = 0,
@@ -121,12 +125,16 @@ def train(
     split: PathLike | None = None,
     group_by: str | None = None,
 ) -> TrainingResult:
-    """Train a bundle on a data set.
+    """Train a bundle on a data set, or plan one and train it.
 
     Args:
-        bundle: name of a shipped bundle (`unet_3d`, `unet_2d`, `unet_2015`), or folder of a bundle.
+        bundle: name of a shipped bundle (`unet_3d`, `unet_2d`, `unet_2015`), or folder of a bundle; None plans a bundle
+            into the folder `DATA_plan` beside `output`, unless the same plan is there.
         data: folder of a data set.
         output: folder of the run, which is a bundle itself.
+        time: for a plan: time that training may take, such as `"30min"`; None keeps the default number of epochs.
+        memory: for a plan: memory that training may use, such as `"8GB"`; None uses the free memory.
+        dims: for a plan: 2 for a network that segments slice by slice; None uses the dimensions of the images.
         changes: values by config id, such as `{"epochs": 20}`.
         presets: names of presets of the bundle, such as `["few"]`.
         fold: fold that is held out for validation, counted from 0.
@@ -141,19 +149,17 @@ def train(
         SecurityError: the bundle is not trusted.
         MedunetError: a data set, option, device or output folder that cannot be used.
     """
-    return train_bundle(
-        find_bundle(str(bundle)),
-        Path(data),
-        Path(output),
-        changes={"fold": fold, **(changes or {})},
-        presets=presets,
-        resume=resume,
-        device=device,
-        tracking_uri=tracking_uri,
-        trust=trust,
-        split=None if split is None else Path(split),
-        group_by=group_by,
-    )
+    if bundle is None:
+        budget: dict[str, Any] = {"dims": dims, "seconds": None if time is None else parse_duration(time)}
+        budget["memory"] = None if memory is None else parse_size(memory)
+        bundle = plan_beside(Path(output), Path(data))
+        plan_once(Path(data), bundle, device=device, cache=default_cache(), **budget)
+    elif (time, memory, dims) != (None, None, None):
+        raise ConfigError("time, memory and dims are for a plan, and the bundle is given", received=bundle)
+    options: dict[str, Any] = {"presets": presets, "resume": resume, "device": device, "tracking_uri": tracking_uri}
+    options |= {"trust": trust, "split": None if split is None else Path(split), "group_by": group_by}
+    changes = {"fold": fold, **(changes or {})}
+    return train_bundle(find_bundle(str(bundle)), Path(data), Path(output), changes=changes, **options)
 
 
 def evaluate(

@@ -169,7 +169,9 @@ def test_probabilities_on_request(run_2d: Path) -> None:
 def test_check_train_evaluate_and_report(cells: Path, tmp_path: Path) -> None:
     assert not medunet.check(str(cells)).fails
     changes = {**SMALL_2D, "epochs": 1, "folds": 2, "store_dir": str(tmp_path / "store")}
-    result = medunet.train("unet_2d", str(cells), str(tmp_path / "run"), changes=changes, device="cpu", tracking_uri="")
+    result = medunet.train(
+        "unet_2d", data=str(cells), output=str(tmp_path / "run"), changes=changes, device="cpu", tracking_uri=""
+    )
     assert result.epochs == 1
     scores = medunet.evaluate(str(result.run), str(cells), device="cpu")
     assert scores["cases"] == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from medunet.resources import find_bundle, preset_names
 from medunet.runtime import resolve_device
 from medunet.trust import adopt, require_trust
 
+FINGERPRINT_FILE = "docs/fingerprint.json"
+OPTIONS_FILE = "docs/plan_options.json"  # what a plan was asked for, to recognise a repeated request
 BUNDLE_BYTES = 4 << 20  # free space that a plan needs for the bundle and its fingerprint
 _MODALITIES = {"CT": "CT", "MR": "MR", "colour": "RGB", "grey": "unknown"}
 
@@ -55,6 +58,7 @@ def plan_bundle(
     force: bool = False,
     split: Path | None = None,
     group_by: str | None = None,
+    write: bool = True,
     read: ReadOptions = DEFAULTS,
     cache: Path | None = None,
     started: Callable[[int], None] | None = None,
@@ -77,6 +81,7 @@ def plan_bundle(
         force: Replace a planned bundle in `output`, even if it was edited. A trained run is never replaced.
         split: nnU-Net's `splits_final.json`, or a CSV file with the columns `case` and `group`, `fold` or both.
         group_by: Regular expression; its first group in a case's name is the patient, which folds do not divide.
+        write: Whether to write the bundle. If False, `output` is only checked.
         read: How to read images that can be interpreted in more than one way; written into the bundle.
         cache: Folder that stores the measurements of the cases. Default: they are not stored.
         started: Called with the number of cases before they are measured.
@@ -90,8 +95,9 @@ def plan_bundle(
     """
     resolve_device(device)  # checks that need no image come first
     _check_output(output, force=force)
-    with claim(output):
-        check_target(output.parent, needed=BUNDLE_BYTES)
+    with claim(output) if write else nullcontext():
+        if write:
+            check_target(output.parent, needed=BUNDLE_BYTES)
         problems: list[MedunetError] = []
         dataset = open_dataset(data, problems=problems, instances=instances, read=read)
         others = {output_name(problem.file or data) for problem in problems}
@@ -109,17 +115,69 @@ def plan_bundle(
         train = read_json(base / "configs" / "train.json")
         options: dict[str, Any] = {"dims": dims, "memory": memory, "seconds": seconds, "device": device}
         chosen = plan(dataset, train, fingerprint=result, measure=measure, **options)
-        values = chosen.values | ({"split": [list(part) for part in dataset.split]} if dataset.split else {})
-        _write(base, output, chosen, values, train)
+        if write:
+            values = chosen.values | ({"split": [list(part) for part in dataset.split]} if dataset.split else {})
+            asked = _asked(dims, memory, seconds, device)
+            _write(base, output, chosen, values, train, asked=asked)
     return PlannedBundle(output, chosen, bad)
 
 
-def _write(base: Path, output: Path, chosen: Plan, values: Mapping[str, Any], train: Mapping[str, Any]) -> None:
+def plan_beside(run: Path, data: Path) -> Path:
+    """Return the folder of the plan for a run that is trained without a bundle; runs beside each other share it."""
+    return run.parent / f"{(data.parent if data.is_file() else data).resolve().name}_plan"
+
+
+def plan_once(
+    data: Path,
+    output: Path,
+    *,
+    dims: int | None = None,
+    memory: int | None = None,
+    seconds: float | None = None,
+    device: str = "auto",
+    skip_bad: bool = False,
+    cache: Path | None = None,
+) -> bool:
+    """Plan a bundle as `plan_bundle` does, unless `output` contains the plan of the same cases with the same options.
+
+    Returns:
+        Whether it was planned now.
+
+    Raises:
+        DataError: As for `plan_bundle`, or `output` contains another plan.
+        ConfigError: As for `plan_bundle`.
+    """
+    if not (output / OPTIONS_FILE).is_file():
+        options: dict[str, Any] = {"dims": dims, "memory": memory, "seconds": seconds, "device": device}
+        plan_bundle(data, output, skip_bad=skip_bad, cache=cache, **options)
+        return True
+    asked, numbers = _asked(dims, memory, seconds, device), fingerprint(open_dataset(data, problems=[]), cache=cache)
+    same_options = read_json(output / OPTIONS_FILE) == asked
+    if not same_options or (output / FINGERPRINT_FILE).read_text(encoding="utf-8") != to_json(asdict(numbers)):
+        cause = f"the folder contains a plan {'for other cases' if same_options else 'with other options'}"
+        remedy = "pass it as the bundle, give another --output, or delete it"
+        raise DataError(cause, file=output, remedy=remedy)
+    return False
+
+
+def _asked(dims: int | None, memory: int | None, seconds: float | None, device: str) -> dict[str, Any]:
+    return {"dims": dims, "memory": memory, "seconds": seconds, "device": resolve_device(device).type}
+
+
+def _write(
+    base: Path,
+    output: Path,
+    chosen: Plan,
+    values: Mapping[str, Any],
+    train: Mapping[str, Any],
+    *,
+    asked: Mapping[str, Any],
+) -> None:
     """Write the bundle beside the output and rename it into place, so an error leaves an earlier plan unchanged."""
     metadata = _metadata(read_json(base / "configs" / "metadata.json"), chosen.fingerprint)
     decisions = [*chosen.decisions, *chosen.notes]
     configs, files = derive(require_trust(base), values, metadata=metadata, decisions=decisions)
-    files["docs/fingerprint.json"] = to_json(asdict(chosen.fingerprint))
+    files |= {FINGERPRINT_FILE: to_json(asdict(chosen.fingerprint)), OPTIONS_FILE: to_json(asked)}
     for name in preset_names(configs):
         files[f"configs/{name}.json"] = to_json(fit_preset(configs[name], chosen.values, train))
     output.parent.mkdir(parents=True, exist_ok=True)

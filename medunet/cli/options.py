@@ -111,6 +111,8 @@ SPLIT_HELP = "Cases of each fold: nnU-Net's splits_final.json, or CSV with case 
 Split = Annotated[Path | None, typer.Option("--split", metavar="FILE", help=SPLIT_HELP)]
 GROUP_HELP = "Keep cases together whose names agree in the first group of this pattern, such as '^(p[0-9]+)_'."
 GroupBy = Annotated[str | None, typer.Option("--group-by", metavar="REGEX", help=GROUP_HELP)]
+DRY_RUN = typer.Option("--dry-run", help="Print what the command would do, without doing it.")
+DryRun = Annotated[bool, DRY_RUN]
 FORCE_HELP = "Replace earlier results of this command. Other files are never replaced."
 Force = Annotated[bool, typer.Option("--force", help=FORCE_HELP)]
 # keys of `medunet.prediction.options.TTA`, repeated so that `--help` need not import them; a test compares the two

@@ -43,6 +43,7 @@ def plan(
     group_by: opt.GroupBy = None,
     force: opt.Force = False,
     jobs: Annotated[int | None, typer.Option(help=JOBS_HELP)] = None,
+    dry_run: opt.DryRun = False,
     *,
     reading: dict[str, Any],
 ) -> None:
@@ -74,6 +75,7 @@ def plan(
             force=force,
             split=split,
             group_by=group_by,
+            write=not dry_run,
             read=ReadOptions(**reading),
             cache=default_cache(),
             started=lambda total: update(total=total, description="measuring cases"),
@@ -101,5 +103,8 @@ def plan(
         errors.print(f"[yellow]{len(result.left_out)} left out[/] {escape(listed)}")
     if result.plan.seconds is not None:
         console.print(f"training will take about {spell_time(result.plan.seconds)}", highlight=False)
+    if dry_run:
+        typer.echo(f"nothing was written; the bundle would be {output}")
+        return
     typer.echo(f"bundle: {output}")
     opt.print_next("train", output, "--data", data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
@@ -82,6 +83,7 @@ def predict(
     benchmark: Annotated[bool, typer.Option("--benchmark", help="Print the time per stage.")] = False,
     settings: opt.Set = None,
     trust: opt.Trust = False,
+    dry_run: opt.DryRun = False,
     *,
     reading: dict[str, Any],
 ) -> None:
@@ -100,7 +102,8 @@ def predict(
     require_new(pseudonym_table, force=force or skip_existing)
     for path in (pseudonym_key, *(() if is_url else inputs)):
         require_path(path)
-    check_target(output)
+    if not dry_run:
+        check_target(output)
     is_cohort = on is not None or is_url or inputs[0].lower().endswith(".csv")
     if is_cohort and (deidentify or isolate):
         received = "--deidentify" if deidentify else "--isolate"
@@ -124,6 +127,11 @@ def predict(
         isolated=isolate or None,
         pseudonyms=pseudonyms,
     )
+    if dry_run:
+        if is_url:
+            raise ConfigError("--dry-run is not supported for DICOMweb stores", received=inputs[0])
+        _show_preview(folder, inputs, replace(options, output_dir=output, overwrite=force, skip_done=skip_existing))
+        return
     if is_cohort:
         cluster = {"where": on or "here", "case_seconds": case_timeout, "replace": force}
         _predict_cohort(folder, inputs, output, options, query=query or (), send_back=send_back, **cluster)
@@ -172,6 +180,27 @@ def predict(
         raise KeyboardInterrupt
     if failed:
         raise typer.Exit(opt.EXIT_SOME_FAILED)
+
+
+def _show_preview(bundle: Path, inputs: Sequence[str], options: PredictOptions) -> None:
+    """Print the result of each case without predicting it."""
+    from medunet.datasets import list_inputs
+    from medunet.deploy.cluster import read_cohort
+    from medunet.prediction import preview_predictions
+
+    def list_sources(channels: int) -> Sequence[Any]:
+        is_table = inputs[0].lower().endswith(".csv")
+        return read_cohort(Path(inputs[0]), channels=channels) if is_table else list_inputs(inputs, channels=channels)
+
+    cases = preview_predictions(bundle, list_sources, options)
+    for case in cases:
+        images = [case.images] if isinstance(case.images, str) else case.images
+        typer.echo(f"{', '.join(images)} -> {case.path}  {case.action}")
+    counts = Counter[str](case.action for case in cases)
+    what = {"write": "to write", "replace": "to replace", "skip": "to skip", "fail": "would fail: the result exists"}
+    typer.echo(", ".join(f"{counts[action]} {text}" for action, text in what.items() if counts[action]))
+    if counts["fail"]:
+        opt.plain_console(stderr=True).print("add --skip-existing or --force")
 
 
 def _predict_cohort(

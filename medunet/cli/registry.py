@@ -43,6 +43,7 @@ PANELS = {
     "Tracking": "tracking_uri no_tracking uri experiment",
     "Untrusted input": "trust isolate",
     "Privacy": "deidentify pseudonym_key pseudonym_table",
+    "Dry run": "dry_run",
     "Output": "output force skip_existing probabilities result_format objects send_back as_json sheet figures max_size"
     " title",
 }

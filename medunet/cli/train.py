@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from rich.table import Table
 from medunet.cli import completion
 from medunet.cli import options as opt
 from medunet.cli.output import print_json, with_json
+from medunet.cli.plan import Dims
 from medunet.cli.registry import examples
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
@@ -28,18 +30,28 @@ INIT_HELP = "Start from the weights of another run."
 INIT_FROM = typer.Option(metavar="RUN", help=INIT_HELP, autocompletion=completion.runs)
 RDZV_HELP = "Rendezvous HOST:PORT on one of the hosts."
 FOLDS_HELP = "Train these folds, evaluate each case with the fold that held it out, and join them to an ensemble."
-OUTPUT_HELP = "Folder of the run. Default: runs/BUNDLE_DATA_foldK."
+BUNDLE_HELP = f"{opt.BUNDLE_HELP} Default: plan one into DATA_plan beside the run, once."
+BUNDLE = typer.Argument(metavar="BUNDLE", help=BUNDLE_HELP, autocompletion=completion.bundles)
+TIME = opt.duration("Without BUNDLE: time that training may take, such as 30min or 4h.")
+MEMORY = opt.size("Without BUNDLE: memory that training may use, such as 8GB. Default: the free memory.")
+DIMS_HELP = "Without BUNDLE: dimensions of the network. auto: those of the images; 2: slice by slice, also for volumes."
+OUTPUT_HELP = "Folder of the run. Default: runs/BUNDLE_DATA_foldK, or runs/DATA_foldK without BUNDLE."
 RESUME_HELP = "Continue the run in --output from its last completed epoch; --folds always does."
 
 
 @examples(
+    "medunet train --data DATA --time 4h",
     "medunet train unet_3d --data DATA -o runs/mine --epochs 100",
     "medunet train my_bundle --data DATA --folds all --preset sgd_poly",
 )
 @with_json("train")
 def train(
-    bundle: opt.Bundle,
+    bundle: Annotated[str | None, BUNDLE] = None,
+    *,
     data: opt.TrainingData,
+    time: Annotated[float | None, TIME] = None,
+    memory: Annotated[int | None, MEMORY] = None,
+    dims: Annotated[Dims, typer.Option(help=DIMS_HELP)] = "auto",
     fold: Annotated[int | None, typer.Option(help=FOLD_HELP)] = None,
     folds: Annotated[str | None, typer.Option(metavar="all|K,K", help=FOLDS_HELP)] = None,
     epochs: opt.Epochs = None,
@@ -59,9 +71,17 @@ def train(
     skip_bad: opt.SkipBad = False,
     split: opt.Split = None,
     group_by: opt.GroupBy = None,
+    dry_run: opt.DryRun = False,
 ) -> None:
-    """Train a bundle on labelled images. The folder of the run is a bundle itself."""
-    source = find_bundle(bundle)
+    """Train a bundle on labelled images. The folder of the run is a bundle itself.
+
+    Without BUNDLE, a bundle is planned first, like `medunet plan` does. A repeated command reuses the plan.
+    """
+    source = None if bundle is None else find_bundle(bundle)
+    if source is not None and (time is not None or memory is not None or dims != "auto"):
+        raise ConfigError("--time, --memory and --dims are for a plan, and a bundle is given", received=bundle)
+    if source is None and nnodes > 1:
+        raise ConfigError("several hosts need a bundle", received="no BUNDLE", remedy="run `medunet plan` first")
     require_path(data)
     require_path(None if resume else init_from)  # only the first step needs it
     opt.check_grouping(split, group_by)
@@ -80,8 +100,8 @@ def train(
         raise ConfigError("--on ray needs --folds")
     selected = _parse_folds(folds)
     data_name = data.resolve().parent.name if data.is_file() else data.resolve().name
-    name = f"{source.resolve().name}_{data_name}_{f'fold{fold}' if is_single else 'folds'}"
-    output = output or Path("runs") / name
+    parts = [] if source is None else [source.resolve().name]
+    output = output or Path("runs") / "_".join([*parts, data_name, f"fold{fold}" if is_single else "folds"])
     reject_other_files(output, own="configs" if is_single else "fold_*")
     if nnodes == 1:  # several hosts share the folder: the first process checks it
         check_target(output)
@@ -89,8 +109,18 @@ def train(
         tracking_uri = opt.tracking(tracking_uri, output.parent, is_off=no_tracking)
     from medunet.runs import train_bundle, train_folds
 
+    asked: dict[str, Any] = {"dims": None if dims == "auto" else int(dims), "memory": memory, "seconds": time}
+    asked |= {"device": device, "skip_bad": skip_bad}
     options: dict[str, Any] = {"presets": preset or (), "device": device, "trust": trust, "skip_bad": skip_bad}
-    options |= {"tracking_uri": tracking_uri, "split": split, "group_by": group_by}
+    options |= {"split": split, "group_by": group_by}
+    if dry_run:
+        options |= {"changes": {"fold": fold, **changes}, "folds": None if is_single else selected or []}
+        with TemporaryDirectory(prefix="medunet-") as temporary:
+            source = source or _plan(data, output, temporary=Path(temporary), **asked)
+            _show_preview(source, data, output, resume=resume, **options)
+        return
+    source = source or _plan(data, output, **asked)
+    options["tracking_uri"] = tracking_uri
     if not is_single:
         if on is not None:
             from medunet.deploy.cluster import folds_on_ray
@@ -109,6 +139,42 @@ def train(
         result = train_bundle(source, data, output, **options)
     if result is not None:  # otherwise another host writes and prints the result
         show_training(result)
+
+
+def _plan(data: Path, output: Path, *, temporary: Path | None = None, **asked: Any) -> Path:
+    """Return the plan beside a run. Unless it exists, it is made now, for a dry run in a temporary folder."""
+    from medunet.bundle import plan_beside, plan_once
+    from medunet.planning import default_cache
+
+    folder = plan_beside(output, data)
+    console = opt.plain_console(stderr=True)
+    shown = escape(str(folder))
+    if not folder.exists():
+        console.print(f"planning {shown}")
+        folder = folder if temporary is None else temporary / folder.name
+    if not plan_once(data, folder, cache=default_cache(), **asked):
+        console.print(f"using the plan {shown}")
+    return folder
+
+
+def _show_preview(*paths: Path, **options: Any) -> None:
+    """Print what a training run would do."""
+    from medunet.runs import preview_training
+
+    result = preview_training(*paths, **options)
+    cases = [{"fold": fold, "training": t, "validation": v} for fold, (t, v) in result.cases.items()]
+    print_json(**{**vars(result), "cases": cases})
+    for fold, (training, validation) in result.cases.items():
+        typer.echo(f"fold {fold}: {opt.count(training, 'case')} for training, {validation} for validation")
+    if result.left_out:
+        typer.echo(f"left out: {', '.join(result.left_out)}")
+    patches = f"batches of {result.batch_size} patches of {' x '.join(map(str, result.patch_size))}"
+    typer.echo(f"steps: {result.epochs} epochs of {result.steps_per_epoch}, {patches}")
+    typer.echo(f"device: {result.device}")
+    for name, value in (("memory", result.memory), ("time", result.time)):
+        if value is not None:
+            typer.echo(f"{name}: {value} according to the plan")
+    typer.echo(f"nothing was written; the run would be {result.output}")
 
 
 def _parse_folds(text: str | None) -> list[int] | None:

@@ -10,6 +10,8 @@ from .postprocessing import choose_region_rules as choose_region_rules
 from .postprocessing import choose_rules as choose_rules
 from .predictor import Prediction as Prediction
 from .predictor import Predictor as Predictor
+from .preview import PredictionPreview as PredictionPreview
+from .preview import preview_predictions as preview_predictions
 from .rules import ClassRule as ClassRule
 from .rules import as_step as as_step
 from .source import NamedSource as NamedSource

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from monai.data import MetaTensor
 
 from medunet.errors import DataError, GeometryError, first_cause
 from medunet.geometry import Geometry
-from medunet.io import SavePredictiond, output_name
+from medunet.io import SavePredictiond, output_name, split_suffix
 from medunet.io.object_table import OBJECT_FILES
 from medunet.io.reader import PathLike
 from medunet.io.writer import result_suffix
 
+DICOM_SUFFIXES = ("", ".dcm", ".dicom", ".ima")
 MESSAGE_LENGTH = 300  # characters shown of a third-party message
 
 
@@ -92,10 +94,7 @@ def existing_result(source: Source, saver: SavePredictiond) -> Path | None:
     A case is not done if its probabilities or tables of objects are wanted and missing, or if its result has another
     format.
     """
-    images, name = parts(source)
-    first = Path(first_path(source))
-    code = None if saver.pseudonyms is None else saver.pseudonyms.code(first)
-    stem = code or name or output_name(images)
+    first, stem = Path(first_path(source)), _stem(source, saver)
     if not all((saver.output_dir / (stem + OBJECT_FILES[kind])).is_file() for kind in saver.objects):
         return None
     # the number of axes is known only after reading, so both suffixes count
@@ -108,3 +107,23 @@ def existing_result(source: Source, saver: SavePredictiond) -> Path | None:
         suffixes = [".dcm" if saver.format in ("dicom-seg", "rtstruct") else f".{saver.format}"]
     paths = (saver.output_dir / (stem + suffix) for suffix in suffixes if axes)
     return next((path for path in paths if path.is_file()), None)
+
+
+def expected_result(source: Source, saver: SavePredictiond, *, spatial_dims: int) -> Path:
+    """Return the label map that a saver will write for an image, as far as this is known without reading the image.
+
+    With the format `auto`, a DICOM series that a DICOM SEG cannot refer to becomes ``.nii.gz``.
+    """
+    first = Path(first_path(source))
+    is_dicom = first.is_dir() or split_suffix(first.name)[1].lower() in DICOM_SUFFIXES
+    if saver.format in ("dicom-seg", "rtstruct") or (saver.format == "auto" and is_dicom and find_spec("highdicom")):
+        suffix = ".dcm"
+    else:
+        suffix = result_suffix(first, spatial_dims=spatial_dims) if saver.format == "auto" else f".{saver.format}"
+    return saver.output_dir / (_stem(source, saver) + suffix)
+
+
+def _stem(source: Source, saver: SavePredictiond) -> str:
+    images, name = parts(source)
+    code = None if saver.pseudonyms is None else saver.pseudonyms.code(Path(first_path(source)))
+    return code or name or output_name(images)

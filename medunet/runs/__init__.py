@@ -6,6 +6,8 @@ from .folds import CrossValidation as CrossValidation
 from .folds import FoldOutcome as FoldOutcome
 from .folds import train_fold as train_fold
 from .folds import train_folds as train_folds
+from .preview import TrainingPreview as TrainingPreview
+from .preview import preview_training as preview_training
 from .report import report_runs as report_runs
 from .train import PreparedRun as PreparedRun
 from .train import TrainingResult as TrainingResult

@@ -133,14 +133,19 @@ def prepare_run(
 ) -> Iterator[PreparedRun]:
     """Claim the output folder, fit a bundle and write the run; the arguments are those of `train_bundle`."""
     verdict = require_trust(bundle, trust=trust)
-    if (output / "models" / LAST_NAME).is_file() and not resume:
-        remedy = "pass --resume, or another --output"
-        raise DataError("the output folder contains a trained run", file=output, remedy=remedy)
+    reject_trained(output, resume=resume)
     with claim(output):
         check_target(output)
         options: dict[str, Any] = {"split": split, "group_by": group_by, "output": output}
         _, values = fit_bundle(bundle, data, changes=changes, skip_bad=skip_bad, **options)
         yield write_run(verdict, data, output, values=values, presets=presets, resume=resume)
+
+
+def reject_trained(output: Path, *, resume: bool) -> None:
+    """Reject an output folder with a trained run, unless it is resumed."""
+    if (output / "models" / LAST_NAME).is_file() and not resume:
+        remedy = "pass --resume, or another --output"
+        raise DataError("the output folder contains a trained run", file=output, remedy=remedy)
 
 
 def fit_bundle(

@@ -120,6 +120,9 @@ def test_documents_about_runs(ask: Ask, run_2d: Path, cells: Path, tmp_path: Pat
 def test_training_prints_its_result(ask: Ask, run_2d: Path, folds_2d: Path, cells: Path) -> None:
     result = ask("train", run_2d, "--data", cells, "--output", run_2d, "--epochs", 2, "--resume", "--tracking-uri", "")
     assert result["run"] == str(run_2d)
+    words = ["train", "unet_2d", "--data", cells, "--output", "new", "--dry-run"]
+    preview = ask(*words, page="`medunet train --dry-run`")
+    assert preview["cases"] == [{"fold": 0, "training": 3, "validation": 1}]
     words = ["train", "unet_2d", "--data", cells, "--output", folds_2d, "--folds", "all", "--tracking-uri", ""]
     folds = ask(*words, *sets({**SMALL_2D, "epochs": 1, "folds": 2}), page="`medunet train --folds`")["folds"]
     assert {fold["status"] for fold in folds} == {"there already"}

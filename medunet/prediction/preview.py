@@ -1,0 +1,74 @@
+"""What a prediction would write, without weights and without reading images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from medunet.io import SavePredictiond
+from medunet.io.reader import PathLike
+
+from .configuration import content, parse_inference
+from .foreign import saved_by_medunet
+from .options import PredictOptions
+from .source import Source, existing_result, expected_result, parts
+from .steps import as_compose
+
+Action = Literal["write", "replace", "skip", "fail"]
+
+
+@dataclass(frozen=True)
+class PredictionPreview:
+    """A case that is not predicted.
+
+    Args:
+        images: the image, or one path per channel.
+        path: the label map.
+        action: `write`; `replace` or `skip`, as the options say, or else `fail`, if the result exists.
+    """
+
+    images: str | list[str]
+    path: Path
+    action: Action
+
+
+def preview_predictions(
+    bundle: PathLike, list_sources: Callable[[int], Sequence[Source]], options: PredictOptions
+) -> list[PredictionPreview]:
+    """Return what :class:`Predictor` would write for each case.
+
+    Args:
+        bundle: folder of a bundle or run.
+        list_sources: returns the cases for a network of so many channels.
+        options: options of the prediction, with an `output_dir`.
+
+    Raises:
+        MedunetError: a bundle, an option or an input that cannot be used.
+    """
+    values, overrides = options.config_values, options.changes
+    device = torch.device("cpu")
+    parser = parse_inference(Path(bundle), device=device, values=values, overrides=overrides, trust=options.trust)
+    steps = as_compose(content(parser, "postprocessing"))
+    if not any(isinstance(step, SavePredictiond) for step in steps.transforms):
+        steps = saved_by_medunet(steps, parser)
+    savers = [step for step in steps.transforms if isinstance(step, SavePredictiond)]
+    dims = content(parser, "spatial_dims")
+    cases: list[PredictionPreview] = []
+    for saver in savers:
+        saver.pseudonyms = options.pseudonyms
+    for source in list_sources(content(parser, "in_channels")):
+        results = [existing_result(source, saver) for saver in savers]
+        expected = expected_result(source, savers[0], spatial_dims=dims)
+        if all(results) and options.skip_done:
+            cases.append(PredictionPreview(parts(source)[0], results[0] or expected, "skip"))
+        else:
+            is_replaced = any(results) or expected.is_file()
+            action: Action = (
+                "write" if not is_replaced else "replace" if options.overwrite or options.skip_done else "fail"
+            )
+            cases.append(PredictionPreview(parts(source)[0], expected, action))
+    return cases
