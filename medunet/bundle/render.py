@@ -90,6 +90,8 @@ def data_format(
     names = list(channels)
     inputs = names if len(names) == config["in_channels"] else ["image"] * config["in_channels"]
     outputs = config.get("region_names") or config["label_names"]
+    if config.get("instances") and config["instance_target"] != "gap":
+        outputs = [*outputs, "border"] if config["instance_target"] == "border" else [*outputs[1:], "distance"]
     return {
         "inputs": {"image": tensor("magnitude", inputs, size, modality=modality)},
         "outputs": {"pred": tensor("segmentation", outputs, output_size)},

@@ -1,4 +1,4 @@
-"""Classes of objects, and the distance to the border of the object that tells touching objects apart."""
+"""Classes of objects, and the distance to the border of the object that separates touching objects."""
 
 from __future__ import annotations
 

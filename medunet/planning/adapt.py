@@ -15,11 +15,20 @@ from medunet.datasets import Case, SegmentationDataset
 from medunet.errors import ConfigError
 from medunet.geometry import Geometry
 from medunet.io import read_header
-from medunet.transforms import IGNORE_INDEX
+from medunet.transforms import BOUNDARY, IGNORE_INDEX, InstanceTarget
 
 MAX_HEADERS = 50  # headers that are read for the median spacing and size; more hardly change a median
 TURNS = "augment::deform::rotate_range"
 BENDS = "augment::deform::elastic_sigma"
+DEFAULT_TARGET: InstanceTarget = "distance"
+SEPARATION = ("steps::weight", "label_steps", "patch_keys", "patch_modes", "loss", "loss_keys")
+"""Ids of presets for class labels that would replace what separates objects."""
+
+_LOSSES: dict[InstanceTarget, tuple[dict[str, Any], list[str]]] = {
+    "gap": ({"_target_": "medunet.losses.BorderWeightedCELoss", "reduction": "weighted_mean"}, ["weight"]),
+    "border": ({"_target_": "medunet.losses.DiceCELoss"}, []),
+    "distance": ({"_target_": "medunet.losses.DistanceLoss", "n_classes": "$len(@class_names)"}, ["distance"]),
+}
 IGNORED = "steps::encode::ignore_value"
 
 
@@ -41,6 +50,12 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
             without annotation.
     """
     dims = config["spatial_dims"]
+    if config.get("instances") and not dataset.instances:
+        cause, remedy = (
+            "the bundle is for labels that number objects",
+            'declare them: `"instances": true` in dataset.json',
+        )
+        raise ConfigError(cause, file=dataset.root, remedy=remedy)
     if dataset.spatial_dims != dims:
         cause = f"the bundle is {dims}-D, the images are {dataset.spatial_dims}-D"
         raise ConfigError(cause, file=dataset.root, remedy=f"use unet_{dataset.spatial_dims}d")
@@ -52,17 +67,22 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
         "label_values": list(dataset.labels.values()),
         "label_names": list(dataset.labels),
     }
+    if dataset.instances:
+        values["instances"] = True
     if dataset.regions or config.get("region_names"):
         values |= region_values(dataset)
     count = len(dataset.split) or min(dataset.n_groups, config.get("folds", 0))  # with few cases leave one out
     folds = {"folds": count} if count != config.get("folds", 0) else {}
     if config.get("planned"):
-        for id_ in ("in_channels", "label_values", "region_values", "regions_class_order"):
+        for id_ in ("in_channels", "label_values", "region_values", "regions_class_order", "instances"):
             if id_ in values and values[id_] != config.get(id_):
                 cause, remedy = f"the bundle was planned for data with other {id_}", "plan again for these data"
                 planned = config.get(id_)
                 raise ConfigError(cause, file=dataset.root, received=values[id_], expected=planned, remedy=remedy)
         return folds
+    if dataset.instances and not config.get("instances"):
+        is_weighted = config.get("loss_keys") == ["weight"]  # as the paper separates objects
+        values |= instance_values("gap" if is_weighted else DEFAULT_TARGET)
     if dataset.regions and not config.get("region_names"):
         values["loss"] = region_loss()
     elif config.get("region_names") and not dataset.regions:
@@ -70,7 +90,9 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
         expected = config["region_names"]
         raise ConfigError(cause, file=dataset.root, received=list(dataset.labels), expected=expected, remedy=remedy)
     values |= folds | _grid(dataset, config)
-    return {id_: value for id_, value in values.items() if config.get(id_) != value}
+    # a preset may set these ids, too
+    always = SEPARATION if dataset.instances else ()
+    return {id_: value for id_, value in values.items() if config.get(id_) != value or id_ in always}
 
 
 def _grid(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,6 +162,28 @@ def region_loss(ignore: int | None = None) -> dict[str, Any]:
     return loss if ignore is None else {**loss, "ignore_index": IGNORE_INDEX}
 
 
+def instance_values(target: InstanceTarget, *, reach: float | None = None) -> dict[str, Any]:
+    """Return the overlay that makes a bundle for class labels one for objects.
+
+    Args:
+        target: What separates touching objects.
+        reach: For `distance`, the distance in voxels that counts as 1. Default: that of `InstanceTargetsd`.
+    """
+    loss, loss_keys = _LOSSES[target]
+    step = {} if reach is None else {"steps::target::reach": reach}
+    return {
+        "instances": True,
+        "instance_target": target,
+        "objects::boundary": BOUNDARY[target],
+        "label_steps": [],
+        "patch_keys": ["image", "label"],
+        "patch_modes": ["bilinear", "nearest"],
+        "loss": loss,
+        "loss_keys": loss_keys,
+        **step,
+    }
+
+
 def fit_preset(preset: Mapping[str, Any], values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """Return a preset that respects a plan: its axes of rotation, its deformation, regions and ignored voxels.
 
@@ -166,6 +210,8 @@ def fit_preset(preset: Mapping[str, Any], values: Mapping[str, Any], base: Mappi
         fitted[BENDS] = np.round(np.multiply(factor, bends), 3).tolist()
     if values.get("region_names"):
         fitted.pop("loss", None)
+    if values.get("instances"):
+        fitted = {id_: value for id_, value in fitted.items() if id_ not in SEPARATION}
     if IGNORED in values:
         for id_ in {"loss", "steps::weight"} & fitted.keys():
             fitted[id_] = {**fitted[id_], "ignore_index": IGNORE_INDEX}

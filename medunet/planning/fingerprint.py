@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from medunet.datasets import Case, CaseView, SegmentationDataset, check_pair, likely_groups
+from medunet.datasets.check.objects import measure_objects, object_figures
 from medunet.datasets.layouts.orientation import orientation_words, side_pairs
 from medunet.errors import DataError, MedunetError
 from medunet.inferers import free_memory
@@ -91,6 +92,7 @@ class Fingerprint:
     orientation_words: dict[str, str]  # the word that a mirror makes wrong, by label name
     broken: dict[str, str]  # why a case could not be measured, by its name
     regions: dict[str, list[int]] = field(default_factory=dict)  # label values of classes that overlap, by name
+    objects: dict[str, float] = field(default_factory=dict)  # figures of all objects, if the labels number objects
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -193,7 +195,8 @@ def _measure(case: Case, dataset: SegmentationDataset) -> CaseMeasure | str:
     if view.image.ndim - 1 != dataset.spatial_dims or len(view.image) != len(dataset.channels):
         return f"{len(view.image)} channels and {view.image.ndim - 1} axes, unlike the other cases"
     background = next(iter(dataset.labels.values()))
-    return measure_case(case.name, view.image, label, view.record, background=background, ignore=dataset.ignore)
+    measure = measure_case(case.name, view.image, label, view.record, background=background, ignore=dataset.ignore)
+    return measure if view.objects is None else replace(measure, objects=measure_objects(view.objects[0]))
 
 
 def _summarise(dataset: SegmentationDataset, measures: list[CaseMeasure], broken: dict[str, str]) -> Fingerprint:
@@ -220,6 +223,7 @@ def _summarise(dataset: SegmentationDataset, measures: list[CaseMeasure], broken
         orientation_words=orientation_words(named),
         broken=broken,
         regions={region.name: list(region.values) for region in dataset.regions},
+        objects=object_figures(figures) if (figures := [case.objects for case in measures if case.objects]) else {},
     )
 
 

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from medunet.datasets import Case, SegmentationDataset
 from medunet.datasets.cache.identity import code_digest, describe_source, digest
+from medunet.datasets.check.objects import ObjectFigures
 from medunet.datasets.layouts.labels import index_values
 from medunet.errors import DataError
 from medunet.files import cache_folder, write_atomically
@@ -54,6 +55,7 @@ class CaseMeasure:
     channels: tuple[ChannelMeasure, ...]
     class_voxels: dict[int, int]  # number of voxels by value in the label, without the ignored value
     class_thickness_mm: dict[int, float]  # by value, without background; 0 if no part of the surface is annotated
+    objects: ObjectFigures | None = None  # of labels that number objects
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CaseMeasure:
@@ -62,6 +64,9 @@ class CaseMeasure:
         for key in ("shape", "spacing_mm", "crop_shape", "body_shape"):
             values[key] = tuple(values[key])
         values["channels"] = tuple(ChannelMeasure(**{**c, "sample": tuple(c["sample"])}) for c in values["channels"])
+        if objects := values.get("objects"):
+            tuples = {key: tuple(objects[key]) for key in ("sizes", "in_pieces")}
+            values["objects"] = ObjectFigures(**{**objects, **tuples})
         for key in ("class_voxels", "class_thickness_mm"):
             values[key] = {int(value): number for value, number in values[key].items()}
         return cls(**values)

@@ -21,6 +21,7 @@ from medunet.runtime import resolve_device, resolve_dtype
 from . import choices
 from .adapt import region_values
 from .fingerprint import Fingerprint
+from .instances import instances
 from .probe import StepCost, measure_step, training_bytes
 from .schedule import fit_schedule, spell_time
 from .topology import Budget, Decision, Spacing, Topology, choose_budget, choose_topology, target_spacing, times
@@ -95,7 +96,7 @@ def plan(
     flips = mirroring[0].value
     decisions += [*mirroring, *choices.views(fingerprint, grid.size, grid.spacing_mm, flips=flips, flat=is_flat)]
     decisions += choices.deformation(fingerprint, config["augment"]["deform"], grid.spacing_mm, flat_axis=flat_axis)
-    decisions += choices.loss(fingerprint, config["loss"])
+    decisions += instances(fingerprint) if dataset.instances else choices.loss(fingerprint, config["loss"])
 
     base = apply(config, {d.id: d.value for d in decisions if d.id not in choices.ENGINE_IDS})
     available = memory or free_memory(target)

@@ -36,6 +36,7 @@ MAX_STEPS, MAX_SECONDS = 8, 8.0  # no further step is timed after these
 PROCESS_BYTES = 900 << 20  # of a process that has imported torch and MONAI, on a CPU
 WHOLE_IMAGE = 4  # the cost of images of more voxels than this many batches is estimated from one patch
 HALO = 1.5  # factor for the voxels that tiles of such images share
+OBJECT_EDGE = 24  # voxels of the objects of which targets are made for timing
 OUT_OF_MEMORY_RC = -9  # exit code of a process that the system killed, mostly for lack of memory
 
 
@@ -114,7 +115,10 @@ def _measure(config: dict[str, Any], image_size: Sequence[int], device: str) -> 
     batch, patch = parser["batch_size"], parser["patch_size"]
     torch.manual_seed(0)
     image = torch.rand(batch, channels, *patch, device=target)
-    label = torch.randint(classes, (batch, 1, *patch), device=target).to(torch.uint8)
+    target_steps = parser.get_parsed_content("target_steps") if parser.get("instances") else []
+    item = Compose(target_steps)({"label": _label(parser, classes, patch)})
+    label = item["label"].expand(batch, 1, *patch).to(target)
+    extra = [item[key].expand(batch, 1, *patch).to(target) for key in parser.get("loss_keys", ()) if key in item]
     scaler = torch.amp.GradScaler(target.type, enabled=resolve_dtype(target, dtype) is torch.float16)
 
     def step() -> None:
@@ -122,7 +126,7 @@ def _measure(config: dict[str, Any], image_size: Sequence[int], device: str) -> 
         with autocast(target, dtype):
             output = network(image)
         output = [part.float() for part in output] if isinstance(output, list | tuple) else output.float()
-        scaler.scale(loss_function(output, label)).backward()
+        scaler.scale(loss_function(output, label, *extra)).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(network.parameters(), clip or math.inf)
         scaler.step(optimizer)
@@ -149,7 +153,11 @@ def _measure(config: dict[str, Any], image_size: Sequence[int], device: str) -> 
     step_seconds = sorted(durations)[len(durations) // 4]  # other programs may disturb some steps
     data_seconds = 0.0
     if "augment_steps" in parser:
-        data_seconds = batch * _augment_seconds(parser.get_parsed_content("augment_steps"), channels, classes, window)
+        data_seconds = batch * _augment_seconds(
+            [*parser.get_parsed_content("augment_steps"), *target_steps],
+            torch.rand(channels, *window),
+            _label(parser, classes, window),
+        )
         if workers := parser.get_parsed_content("num_workers"):
             data_seconds = max(0.0, data_seconds / workers - step_seconds)  # what the network waits for
     image_seconds = factor * min(_seconds(validate, target) for _ in range(2))
@@ -175,10 +183,18 @@ def _peak_bytes(device: torch.device) -> int:
     return int(getattr(info, "peak_wset", info.rss))
 
 
-def _augment_seconds(steps: Sequence[Any], channels: int, classes: int, image_size: Sequence[int]) -> float:
+def _label(parser: ConfigParser, classes: int, size: Sequence[int]) -> torch.Tensor:
+    """Return a label of random classes, or of cubes that are objects."""
+    if not parser.get("instances"):
+        return torch.randint(classes, (1, *size)).to(torch.uint8)
+    axes = torch.meshgrid(*(torch.arange(n) // OBJECT_EDGE for n in size), indexing="ij")
+    numbers = sum(index * 100**axis for axis, index in enumerate(axes)) + torch.ones(tuple(size), dtype=torch.int32)
+    return numbers[None] if classes == 2 else torch.stack([numbers, torch.ones_like(numbers)])
+
+
+def _augment_seconds(steps: Sequence[Any], image: torch.Tensor, label: torch.Tensor) -> float:
     """Return the time that one process takes for the random transforms of one image."""
     transforms = Compose(steps)
-    image, label = torch.rand(channels, *image_size), torch.randint(classes, (1, *image_size)).to(torch.uint8)
     transforms({"image": image, "label": label})
     cpu = torch.device("cpu")
     return min(_seconds(lambda: transforms({"image": image, "label": label}), cpu) for _ in range(3))

@@ -173,7 +173,9 @@ def fit_bundle(
     config = read_own(bundle, "train")
     changes = dict(changes or {})
     problems: list[MedunetError] = []
-    dataset = open_dataset(data, problems=problems, read=ReadOptions.of_config({**config, **changes}))
+    is_instances = {**config, **changes}.get("instances", False)
+    options: dict[str, Any] = {"instances": is_instances, "read": ReadOptions.of_config({**config, **changes})}
+    dataset = open_dataset(data, problems=problems, **options)
     skipped: dict[str, Any] = {}
     if skip_bad:
         dataset, names = usable(dataset, problems)
@@ -193,7 +195,8 @@ def fit_bundle(
             logger.warning("%s; %s", finding.cause, finding.remedy)
         # a fold or validation cases that the data set does not have are rejected before anything is written
         merged = {**config, **values}
-        datalist(data, section="training", **{id_: merged[id_] for id_ in ids})
+        options = {id_: merged[id_] for id_ in ids}
+        datalist(data, section="training", instances=dataset.instances, **options)
     return dataset, values
 
 

@@ -1,4 +1,4 @@
-"""Objects as training targets, and objects from what a network predicts: three ways to tell touching objects apart."""
+"""Objects as training targets, and objects from what a network predicts: three ways to separate touching objects."""
 
 from __future__ import annotations
 
@@ -111,46 +111,45 @@ class InstanceTargetsd(MapTransform):
     for `distance` the distances to borders under `distance`, each float32 and `(1, *spatial)`, for the loss.
 
     Args:
-        keys: key of the object numbers, `(1, *spatial)`.
-        target: one of `TARGETS`, as `instance_target` describes them.
+        keys: key of the object numbers, `(1, *spatial)`, or of the numbers and the class indices, `(2, *spatial)`.
+        target: one of `TARGETS`, as `instance_target` describes them; None for class indices without separation.
         w0: for `gap`, height of the weight between objects, as in `BorderWeightMapd`.
         sigma: for `gap`, width of this weight in voxels.
         reach: for `distance`, the distance in voxels that counts as 1.
         n_classes: number of classes of objects; for `border`, the border is the class after them.
-        class_key: key of a map of class indices, which is removed; without it every object has class 1.
 
     Raises:
         ConfigError: unknown target.
-        DataError: a label that is not `(1, *spatial)`.
+        DataError: a label with more than two channels.
     """
 
     def __init__(
         self,
         keys: KeysCollection = "label",
-        target: InstanceTarget = "distance",
+        target: InstanceTarget | None = "distance",
         *,
         w0: float = 10.0,
         sigma: float = 5.0,
         reach: float = REACH,
         n_classes: int = 1,
-        class_key: str = "classes",
     ) -> None:
         super().__init__(keys)
-        self.target, self.class_key = _checked(target), class_key
+        self.target = None if target is None else _checked(target)
         self.options: dict[str, Any] = {"n_classes": n_classes, "reach": reach}
         self.weights: dict[str, Any] = {"w0": w0, "sigma": sigma}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with targets."""
         item = dict(data)
-        class_map = item.pop(self.class_key, None)
         for key in self.key_iterator(item):
             label = plain(item[key])
-            if len(label) != 1:
-                raise DataError("label must be (1, *spatial)", received=tuple(label.shape))
-            numbers = label[0].cpu().numpy().astype(np.int64)
-            classes = None if class_map is None else plain(class_map)[0].cpu().numpy()
-            index, extra = instance_target(numbers, self.target, classes=classes, **self.options)
+            if len(label) > 2:
+                raise DataError("label must have object numbers, and perhaps classes", received=tuple(label.shape))
+            if self.target is None:
+                item[key] = like(((label[:1] > 0) * (label[1:] if len(label) > 1 else 1)).to(torch.uint8), item[key])
+                continue
+            numbers, *classes = label.cpu().numpy().astype(np.int64)
+            index, extra = instance_target(numbers, self.target, classes=next(iter(classes), None), **self.options)
             if self.target == "gap":
                 item["weight"] = like(torch.from_numpy(border_weight_map(extra, **self.weights)[None]), item[key])
             elif self.target == "distance":
@@ -264,8 +263,9 @@ class ObjectsFromMapsd(MapTransform):
     Args:
         keys: key of the maps, `(channels, *spatial)`.
         target: one of `TARGETS`, as `instance_target` describes them.
+        parameters: arguments of `objects_from_maps` by name.
+        as_classes: return the class index of each voxel instead of object numbers, uint8.
         prob_key: key that keeps the maps; None drops them.
-        **parameters: of `objects_from_maps`.
 
     Raises:
         ConfigError: unknown target.
@@ -277,23 +277,28 @@ class ObjectsFromMapsd(MapTransform):
         keys: KeysCollection = "pred",
         target: InstanceTarget = "distance",
         *,
-        prob_key: str | None = None,
-        **parameters: Any,
+        parameters: Mapping[str, Any] | None = None,
+        as_classes: bool = False,
+        prob_key: str | None = "prob",
     ) -> None:
         super().__init__(keys)
-        self.target, self.prob_key, self.parameters = _checked(target), prob_key, parameters
+        self.target, self.parameters = _checked(target), dict(parameters or {})
+        self.as_classes, self.prob_key = as_classes, prob_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with objects."""
         item = dict(data)
         for key in self.key_iterator(item):
             maps = item[key]
-            objects = objects_from_maps(plain(maps).float().cpu().numpy(), self.target, **self.parameters)
+            found = objects_from_maps(plain(maps).float().cpu().numpy(), self.target, **self.parameters)
+            if self.as_classes:
+                item[key] = like(torch.from_numpy(found.classes[found.numbers][None].astype(np.uint8)), maps)
+                continue
             if self.prob_key is not None:
                 item[self.prob_key] = maps
-            item[key] = like(torch.from_numpy(objects.numbers[None]), maps)
-            item["foreground"] = like(torch.from_numpy(objects.foreground[None]), maps)
-            item["object_classes"] = objects.classes
+            item[key] = like(torch.from_numpy(found.numbers[None]), maps)
+            item["foreground"] = like(torch.from_numpy(found.foreground[None]), maps)
+            item["object_classes"] = found.classes
         return item
 
 

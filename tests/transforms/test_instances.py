@@ -80,9 +80,13 @@ def test_objects_keep_their_classes(target: str) -> None:
     assert maps.shape[0] == 4 + (target == "border")
     objects = objects_from_maps(maps, target)
     assert [objects.classes[objects.numbers[8, x]] for x in (8, 30)] == [2, 1]
-    item = {"label": torch.from_numpy(numbers[None]), "classes": torch.from_numpy(classes[None])}
+    item = {"label": torch.from_numpy(np.stack([numbers, classes]))}
     label = InstanceTargetsd("label", target, n_classes=3)(item)["label"]
+    assert label.shape == (1, 20, 40)
     assert {1, 2} <= set(label.unique().tolist()) <= {0, 1, 2, 4}
+    assert np.array_equal(InstanceTargetsd("label", None)(item)["label"][0], classes)
+    found = ObjectsFromMapsd("pred", target, as_classes=True)({"pred": torch.from_numpy(maps)})["pred"]
+    assert (found[0].numpy() == classes).mean() > 0.97
 
 
 def test_targets_of_a_row() -> None:
@@ -140,5 +144,5 @@ def test_errors_name_the_rule() -> None:
         objects_from_maps(np.zeros((2, 4, 4)), "gap", threshold=1)
     with pytest.raises(DataError, match="too few channels for the target 'border'"):
         objects_from_maps(np.zeros((2, 4, 4)), "border")
-    with pytest.raises(DataError, match="label must be"):
-        InstanceTargetsd("label", "gap")({"label": torch.zeros(2, 4, 4)})
+    with pytest.raises(DataError, match="label must have object numbers"):
+        InstanceTargetsd("label", "gap")({"label": torch.zeros(3, 4, 4)})

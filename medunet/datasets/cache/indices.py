@@ -28,6 +28,8 @@ def foreground_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_IND
         [[2, 3], [1, 5]]
     """
     rows = [row.reshape(-1) for row in plain(label).cpu().numpy()]
+    if len(rows) == 1 and rows[0].max(initial=0) > IGNORE_INDEX:  # numbers of objects, which may be many
+        rows[0] = rows[0] > 0
     flat = [np.flatnonzero((row > 0) & (row != IGNORE_INDEX)) for row in rows]
     if len(rows) == 1:
         values = rows[0][flat[0]]
@@ -40,8 +42,9 @@ def foreground_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_IND
 
 def annotated_indices(label: torch.Tensor | np.ndarray, *, limit: int = MAX_INDICES) -> np.ndarray:
     """Return flat indices of annotated voxels, at most `limit`, in ascending order; empty if all are annotated."""
-    annotated = plain(label)[0].cpu().numpy().ravel() != IGNORE_INDEX
-    if annotated.all():
+    values = plain(label)[0].cpu().numpy().ravel()
+    annotated = values != IGNORE_INDEX
+    if annotated.all() or values.max() > IGNORE_INDEX:  # greater values are numbers of objects
         return np.empty(0, dtype=np.int64)
     return _sample(np.flatnonzero(annotated), limit, np.random.default_rng(0))
 

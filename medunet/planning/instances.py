@@ -1,0 +1,43 @@
+"""The choice of what separates touching objects."""
+
+from __future__ import annotations
+
+import math
+
+from medunet.transforms import InstanceTarget
+
+from .adapt import DEFAULT_TARGET, instance_values
+from .fingerprint import Fingerprint
+from .topology import Decision
+
+RARE_CONTACT = 0.01  # share of objects that touch another; below it, objects are separated by background anyway
+REACH_SHARE = 0.25  # of an object's diameter: half of its radius, so that the middle of an object is a plateau
+REACH = (2.0, 10.0)  # pixels; less has too few steps, more depends on voxels far away
+
+
+def instances(data: Fingerprint) -> list[Decision]:
+    """Choose what separates touching objects from their sizes and contacts."""
+    objects = data.objects
+    diameter = _diameter(objects["median_voxels"], data.spatial_dims)
+    touching = 100 * objects["touching_fraction"]
+    numbers = f"{objects['count']:,.0f} objects, median diameter {diameter:.0f} pixels, {touching:.3g} % touch another"
+    if objects["touching_fraction"] < RARE_CONTACT:
+        target: InstanceTarget = "gap"
+        reason = "objects hardly touch: background separates them, with high weights where it is thin"
+    else:
+        target = DEFAULT_TARGET
+        reason = "objects touch: their distance to the border separates them without taking pixels from small ones"
+    reach = round(min(max(REACH_SHARE * diameter, REACH[0]), REACH[1]), 1) if target == "distance" else None
+    values = instance_values(target, reach=reach)
+    reasons = {
+        "instances": "the labels number objects",
+        "objects::boundary": "until training chooses it on the validation cases",
+        "steps::target::reach": "pixels from the border that count as the middle: half the radius of the median object",
+        "loss": "Dice and cross entropy of the classes, cross entropy of the distance" if target == "distance" else "",
+    }
+    return [Decision(id_, value, reasons.get(id_) or reason, numbers) for id_, value in values.items()]
+
+
+def _diameter(voxels: float, dims: int) -> float:
+    """Return the diameter of a disc or ball of this size."""
+    return 2 * math.sqrt(voxels / math.pi) if dims == 2 else 2 * (voxels * 3 / (4 * math.pi)) ** (1 / 3)

@@ -1,0 +1,133 @@
+"""From numbered objects to a bundle, and from an image to numbered objects."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import run_monai_bundle
+from monai.bundle import ConfigParser
+from small import narrow, untrained_run
+
+from medunet.bundle import find_bundle, plan_bundle
+from medunet.config import apply, read_json
+from medunet.datasets import datalist, open_dataset
+from medunet.errors import ConfigError
+from medunet.io import read_volume, write_volume
+from medunet.planning import adapt
+from medunet.planning.adapt import instance_values
+from medunet.prediction import Predictor
+from medunet.runs import train_bundle
+from medunet.transforms import TARGETS
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def write_bars(root: Path, *, shape: tuple[int, ...] = (48, 64), cases: int = 4, classes: int = 1) -> Path:
+    """Write images of touching bars, which are darker at their borders; of two classes, one is brighter."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for case in range(cases):
+        numbers = np.zeros(shape, np.int32)
+        for index in range(9):  # 300 + index does not fit into 8 bits
+            numbers[4 + case : 34 + case, 6 * index + 3 : 6 * index + 9] = 300 + index
+            rows.append(f"c{case},{300 + index},{'odd' if index % 2 and classes == 2 else 'even'}")
+        image = (numbers > 0) * 120 + (numbers % 2) * (60 if classes == 2 else 0) + rng.normal(40, 5, shape)
+        image[np.abs(np.diff(numbers, axis=1, prepend=0)) > 0] *= 0.5
+        write_volume(np.clip(image, 0, 255).astype(np.uint8), root / f"images/c{case}.png")
+        write_volume(numbers, root / f"labels/c{case}.tif")
+    if classes == 2:
+        (root / "classes.csv").write_text("\n".join(["case,id,class", *rows]))
+    (root / "dataset.json").write_text(json.dumps({"instances": True}))
+    return root
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_gives_a_loss(tmp_path: Path, target: str, classes: int) -> None:
+    data = write_bars(tmp_path, classes=classes)
+    dataset = open_dataset(data)
+    small = {"network_def::channels": [4, 8], "patch_size": [32, 32], "in_channels": 1}
+    names = {"label_names": list(dataset.labels), "label_values": list(dataset.labels.values())}
+    train = apply(read_json(find_bundle("unet_2d") / "configs" / "train.json"), instance_values(target) | small | names)
+    parser = ConfigParser()
+    parser.read_config(train | {"device": "cpu"})
+    steps = parser.get_parsed_content("train::preprocessing")
+    item = steps(datalist(data, section="all")[0])
+    network = parser.get_parsed_content("network_def")
+    logits = network(item["image"][None])
+    assert logits.shape[1] == classes + 1 + (target == "border")
+    assert item["label"].shape == (1, 32, 32)
+    assert item["label"].max() <= classes + (target == "border")
+    extra = [item[key][None] for key in parser.get_parsed_content("loss_keys")]
+    assert len(extra) == (target != "border")
+    parser.get_parsed_content("loss")(logits, item["label"][None], *extra).backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
+
+
+def test_the_published_network_separates_by_gaps(tmp_path: Path) -> None:
+    dataset = open_dataset(write_bars(tmp_path))
+    configs = {name: read_json(find_bundle(name) / "configs" / "train.json") for name in ("unet_2d", "unet_2015")}
+    values = {name: adapt(dataset, config) for name, config in configs.items()}
+    assert values["unet_2015"]["instance_target"] == "gap"
+    assert "instance_target" not in values["unet_2d"]  # as the bundle has it
+    class_labels = replace(dataset, instances=False)
+    config = apply(configs["unet_2d"], values["unet_2d"])
+    with pytest.raises(ConfigError, match="labels that number objects"):
+        adapt(class_labels, config)
+
+
+@pytest.mark.parametrize("classes", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_plan_for_objects_trains_and_finds_them(tmp_path: Path, classes: int) -> None:
+    data = write_bars(tmp_path / "data", classes=classes)
+    planned = plan_bundle(data, tmp_path / "bundle", device="cpu", measure=False)
+    assert planned.plan.fingerprint.objects["count"] == 36
+    assert planned.plan.values["instance_target"] == "distance"
+    reason = next(d for d in planned.plan.decisions if d.id == "instance_target")
+    assert "36 objects" in reason.numbers
+    assert "100 % touch" in reason.numbers
+    changes: dict[str, Any] = narrow(planned.folder, patch_size=[32, 32], batch_size=4, steps_per_epoch=20, epochs=2)
+    run = train_bundle(planned.folder, data, tmp_path / "run", changes=changes, device="cpu", tracking_uri="").run
+    predictor = Predictor(run, output_dir=tmp_path / "out", device="cpu")
+    path = predictor.predict_case(data / "images" / "c0.png")
+    item = predictor.decide(data / "images" / "c0.png")
+    numbers = np.asarray(read_volume(path).image[0]).astype(int)
+    assert np.array_equal(numbers, item["pred"][0].numpy())
+    assert sorted(np.unique(numbers)) == list(range(numbers.max() + 1))
+    assert numbers.max() > 0
+    assert item["prob"].shape[0] == classes + 1
+    assert len(item["object_classes"]) == numbers.max() + 1
+    assert set(item["object_classes"][1:]) <= set(range(1, classes + 1))
+
+
+@pytest.mark.slow
+def test_monai_bundle_runs_a_bundle_for_objects(tmp_path: Path) -> None:
+    data = write_bars(tmp_path / "data")
+    planned = plan_bundle(data, tmp_path / "bundle", device="cpu", measure=False)
+    run = train_bundle(planned.folder, data, tmp_path / "run", changes=narrow(planned.folder), device="cpu").run
+    options = {"bundle_root": str(run), "dataset_dir": str(data)}
+    run_monai_bundle("run", "evaluating", config_file=str(run / "configs" / "evaluate.json"), **options)
+    shutil.rmtree(run / "models")
+    run_monai_bundle("run", "training", config_file=str(run / "configs" / "train.json"), tracking_uri="", **options)
+    out = tmp_path / "out"
+    options |= {"dataset_dir": str(data / "images"), "prediction_dir": str(out)}
+    run_monai_bundle("run", "inference", config_file=str(run / "configs" / "inference.json"), **options)
+    paths = list(Predictor(run, output_dir=tmp_path / "ours", device="cpu").predict([data / "images" / "c1.png"]))
+    assert np.array_equal(read_volume(out / "c1.png").image, read_volume(paths[0].path).image)
+
+
+def test_tiles_cut_no_object(tmp_path: Path) -> None:
+    data = write_bars(tmp_path / "data", cases=2)
+    values = instance_values("border") | {"network_def::channels": [4, 8], "patch_size": [32, 32]}
+    run = untrained_run(tmp_path / "run", bundle="unet_2d", **values, label_values=[0, 1])
+    image = data / "images" / "c0.png"
+    maps = [
+        Predictor(run, device="cpu", overrides={"tile_size": tile, **more}).decide(image)
+        for tile, more in (("auto", {}), ([32, 32], {}))
+    ]
+    assert maps[0]["pred"].max() > 0
+    assert torch.equal(maps[0]["pred"], maps[1]["pred"])
