@@ -147,10 +147,9 @@ def test_deidentified_results_and_lines_have_no_names(tmp_path: Path, run: Path,
     named = series.rename(series.parent / "Namix_John")
     broken = series.parent / "Brokenix.nii.gz"
     broken.write_bytes(b"\x1f\x8b")
-    table = tmp_path / "table.csv"
     words = WORDS | {"Namix", "Brokenix"}
     for kind in ("auto", "rtstruct", "nii.gz", "seg.nrrd"):
-        out = tmp_path / "written" / kind
+        out, table = tmp_path / "written" / kind, tmp_path / f"{kind}.csv"
         more = ["--verbose", "--probabilities"] if kind == "nii.gz" else []
         options = ["-o", out, "--format", kind, "--deidentify", "--pseudonym-table", table, *more]
         code, printed = call("predict", run, broken, named, *options)

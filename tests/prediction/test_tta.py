@@ -71,7 +71,7 @@ def test_predict_and_evaluate_have_the_option(
     cells: Path, run_2d: Path, tmp_path: Path, medunet: Medunet, capsys: Capture
 ) -> None:
     assert list(get_args(Views)) == list(TTA)
-    words = ["evaluate", run_2d, "--data", cells, "--cases", "all", "--output", tmp_path, "--tta"]
+    words = ["evaluate", run_2d, "--data", cells, "--cases", "all", "--output", tmp_path, "--force", "--tta"]
     dice = []
     for kind in ("none", "mirror"):
         assert medunet(*words, kind) == 0

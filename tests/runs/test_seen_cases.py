@@ -52,7 +52,7 @@ def test_unseen_cases_of_other_data_are_evaluated(run: Path, other: Path, medune
     assert names_in(run / "evaluation_hospital_B") == ["cells_000", "cells_001", "cells_002"]
     assert summary["left_out"] == ["cells_003"]
     assert not (run / "evaluation").exists()
-    assert medunet("evaluate", run, "--data", other, "--cases", "all") == 0
+    assert medunet("evaluate", run, "--data", other, "--cases", "all", "--force") == 0
     out = capsys.readouterr().out
     assert "evaluated cases that were trained on: cells_003" in out and "HD95 px" in out
 
