@@ -19,15 +19,16 @@ from rich.table import Table
 
 from medunet.cli import completion
 from medunet.cli import options as opt
+from medunet.cli.output import at_end, document_text, print_json, with_json
 from medunet.cli.registry import examples
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
-from medunet.files import atomic_path, check_target, claim, require_new, require_path
+from medunet.files import atomic_path, check_target, claim, require_new, require_path, write_atomically
 from medunet.resources import find_bundle
 
 if TYPE_CHECKING:
     from medunet.deploy.cluster import Outcome
-    from medunet.prediction import Prediction, PredictOptions
+    from medunet.prediction import Manifest, Prediction, PredictOptions
 
 ON_HELP = "ray: distribute the cases over a Ray cluster, one worker per GPU."
 INPUTS_HELP = "Images, folders or DICOM series; or one CSV file of a cohort, or the URL of a DICOMweb store."
@@ -42,6 +43,7 @@ QUERY_HELP = "Select series of a DICOMweb store, such as Modality=CT; repeatable
 ISOLATE_HELP = "Decode untrusted images in a child process with limits of memory and time."
 DEIDENTIFY_HELP = "Name cases by numbers, and de-identify DICOM results by the basic profile of PS3.15."
 KEY_HELP = "With --deidentify: derive names from the secret key in this file, always the same for a case."
+MANIFEST_HELP = "Write a JSON record for an audit: software, model, device, settings, digests of inputs and results."
 TABLE_HELP = "With --deidentify: write the name and the input of each case to this CSV file."
 
 
@@ -58,8 +60,10 @@ class ObjectFormat(str, Enum):  # typer has no lists of literals
 
 @examples(
     "medunet predict runs/mine scan.nii.gz -o results",
+    "medunet predict runs/mine IMAGES -o results --manifest results/manifest.json",
     "medunet predict runs/mine IMAGES -o results --format dicom-seg --skip-existing",
 )
+@with_json("predict")
 def predict(
     bundle: opt.Trained,
     inputs: Annotated[list[str], typer.Argument(help=INPUTS_HELP)],
@@ -80,6 +84,7 @@ def predict(
     deidentify: Annotated[bool, typer.Option("--deidentify", help=DEIDENTIFY_HELP)] = False,
     pseudonym_key: Annotated[Path | None, typer.Option(metavar="FILE", help=KEY_HELP)] = None,
     pseudonym_table: Annotated[Path | None, typer.Option(metavar="FILE", help=TABLE_HELP)] = None,
+    manifest: Annotated[Path | None, typer.Option(metavar="FILE", help=MANIFEST_HELP)] = None,
     benchmark: Annotated[bool, typer.Option("--benchmark", help="Print the time per stage.")] = False,
     settings: opt.Set = None,
     trust: opt.Trust = False,
@@ -102,16 +107,19 @@ def predict(
     require_new(pseudonym_table, force=force or skip_existing)
     for path in (pseudonym_key, *(() if is_url else inputs)):
         require_path(path)
+    require_new(manifest, force=force)
     if not dry_run:
         check_target(output)
+        if manifest is not None:
+            check_target(manifest.parent)
     is_cohort = on is not None or is_url or inputs[0].lower().endswith(".csv")
     if is_cohort and (deidentify or isolate):
         received = "--deidentify" if deidentify else "--isolate"
-        remedy = "predict files or folders, or put pseudonyms into the column `name` of the manifest"
-        raise ConfigError("not supported for manifests, DICOMweb stores and Ray", received=received, remedy=remedy)
+        remedy = "predict files or folders, or put pseudonyms into the column `name` of the cohort file"
+        raise ConfigError("not supported for cohort files, DICOMweb stores and Ray", received=received, remedy=remedy)
     from medunet.datasets import list_inputs
     from medunet.io import Pseudonyms
-    from medunet.prediction import PredictOptions, Predictor
+    from medunet.prediction import Manifest, PredictOptions, Predictor
 
     pseudonyms = Pseudonyms.from_file(pseudonym_key) if deidentify else None
     options = PredictOptions(
@@ -125,6 +133,7 @@ def predict(
         benchmark=benchmark,
         trust=trust,
         isolated=isolate or None,
+        digests=manifest is not None,
         pseudonyms=pseudonyms,
     )
     if dry_run:
@@ -132,9 +141,11 @@ def predict(
             raise ConfigError("--dry-run is not supported for DICOMweb stores", received=inputs[0])
         _show_preview(folder, inputs, replace(options, output_dir=output, overwrite=force, skip_done=skip_existing))
         return
+    record = Manifest(folder, replace(options, output_dir=output), is_local=on is None)
     if is_cohort:
         cluster = {"where": on or "here", "case_seconds": case_timeout, "replace": force}
-        _predict_cohort(folder, inputs, output, options, query=query or (), send_back=send_back, **cluster)
+        at_end(lambda code: _publish(record, manifest, code))
+        _predict_cohort(folder, inputs, output, options, record, query=query or (), send_back=send_back, **cluster)
         return
     begun = time.perf_counter()
     predictor = Predictor(folder, options, output_dir=output, overwrite=force, skip_done=skip_existing)
@@ -142,6 +153,8 @@ def predict(
     console = opt.plain_console(stderr=True)
     loaded = time.perf_counter()
     results: list[Prediction] = []
+    record.requested, record.networks = len(sources), predictor.forms
+    at_end(lambda code: _publish(record, manifest, code, results))
     interrupted = False
     # a progress bar and the lines of --verbose would overwrite each other
     silent = opt.TERMINAL.verbose or opt.TERMINAL.quiet or not console.is_terminal
@@ -149,13 +162,12 @@ def predict(
         with (
             claim(output),
             Progress(console=console, transient=True, disable=silent) as progress,
-            contextlib.closing(predictor.predict(sources)) as predictions,
+            contextlib.closing(predictor.predict(sources, done=results.append)) as predictions,
         ):
             for result in progress.track(predictions, total=len(sources), description="predicting"):
-                results.append(result)
                 if result.error is None:
                     typer.echo(f"{result.path}  {'there already' if result.skipped else f'{result.seconds:.1f} s'}")
-                if opt.TERMINAL.verbose and len(results) == 1:
+                if opt.TERMINAL.verbose and result is results[0]:
                     for form in predictor.forms:
                         console.print(f"network {escape(str(form))}")
     except KeyboardInterrupt:
@@ -173,8 +185,7 @@ def predict(
         opt.print_error(str(result.error))
     if benchmark and len(results) > skipped:
         console.print(_time_table(results, wall=seconds, loading=loaded - begun))
-    least = "at least " if interrupted else ""  # the file that was being written at Ctrl-C is finished, not reported
-    done = f"{least}{len(results) - len(failed) - skipped} of {len(sources)} written to {output} in {seconds:.1f} s"
+    done = f"{len(results) - len(failed) - skipped} of {len(sources)} written to {output} in {seconds:.1f} s"
     console.print(escape(done + (f", {skipped} were there already" if skipped else "")))
     if interrupted:
         raise KeyboardInterrupt
@@ -208,12 +219,13 @@ def _predict_cohort(
     inputs: Sequence[str],
     output: Path,
     options: PredictOptions,
+    record: Manifest,
     *,
     query: Sequence[str],
     send_back: bool,
     **cluster: Any,
 ) -> None:
-    """Predict the cases of one manifest, folder or DICOMweb store; the exit code tells whether all have results."""
+    """Predict the cases of one cohort file, folder or DICOMweb store; the exit code tells whether all have results."""
     from medunet.deploy.cluster import LEDGER_NAME, DicomWebStore, predict_cohort
 
     if len(inputs) != 1:
@@ -225,6 +237,7 @@ def _predict_cohort(
             raise ConfigError("--query must be KEYWORD=VALUE", received=" ".join(query), expected="such as Modality=CT")
         if send_back:
             options = replace(options, result_format="dicom-seg")
+            record.options = replace(record.options, result_format="dicom-seg")
         selected = {key: value for key, _, value in pairs}
         source = list(DicomWebStore(inputs[0]).series(selected, send_back=send_back))
     elif query or send_back:
@@ -235,10 +248,16 @@ def _predict_cohort(
 
         def report(outcome: Outcome) -> None:
             update(advance=1)
+            if outcome.warnings and cluster["where"] == "ray":  # elsewhere the reader logs them
+                console.print(escape(f"{outcome.name}: {'; '.join(outcome.warnings)}"))
             if outcome.error is not None:
                 opt.print_error(outcome.error, name=outcome.name)
 
         result = predict_cohort(bundle, source, output, options, report=report, **cluster)
+    record.requested = result.cases
+    record.cases = [
+        {**_facts(one), "attempts": one.attempts, "node": one.node, "sent": one.sent} for one in result.outcomes
+    ]
     failed = len(result.failed)
     done = len(result.outcomes) - failed
     console.print(
@@ -251,6 +270,27 @@ def _predict_cohort(
     if failed:
         console.print(f"{again} to retry the failed cases")
         raise typer.Exit(opt.EXIT_SOME_FAILED)
+
+
+def _facts(result: Prediction | Outcome) -> dict[str, Any]:
+    """Return what a document says about a case."""
+    files = {
+        key: [entry if isinstance(entry, dict) else vars(entry) for entry in getattr(result, key)]
+        for key in ("inputs", "outputs")
+    }
+    facts = {"name": result.name, "status": result.status, **files, "seconds": round(result.seconds, 3)}
+    return {**facts, "warnings": result.warnings, "error": None if result.error is None else str(result.error)}
+
+
+def _publish(record: Manifest, file: Path | None, code: int, results: Sequence[Prediction] = ()) -> None:
+    """Print the record of a prediction for --json, and write it for --manifest."""
+    record.cases = record.cases or [_facts(result) for result in results]
+    if code == opt.EXIT_BAD_INPUT and not record.cases:
+        return  # nothing was predicted
+    document = record.document(code)
+    if file is not None:
+        write_atomically(file, document_text("predict", **document))
+    print_json(**document)
 
 
 def _time_table(results: list[Prediction], *, wall: float, loading: float) -> Table:

@@ -44,8 +44,8 @@ PANELS = {
     "Untrusted input": "trust isolate",
     "Privacy": "deidentify pseudonym_key pseudonym_table",
     "Dry run": "dry_run",
-    "Output": "output force skip_existing probabilities result_format objects send_back as_json sheet figures max_size"
-    " title",
+    "Output": "output manifest as_json force skip_existing probabilities result_format objects send_back sheet figures"
+    " max_size title",
 }
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
 

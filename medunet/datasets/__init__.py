@@ -1,5 +1,6 @@
 """Data sets: layouts of folders, checks, a cache of preprocessed cases, and synthetic data with exact labels."""
 
+from .cache.identity import source_files as source_files
 from .cache.indices import foreground_indices as foreground_indices
 from .cache.prune import StoredCase as StoredCase
 from .cache.prune import list_store as list_store

@@ -139,6 +139,7 @@ class SavePredictiond(MapTransform):
                 target = self._new_file(_probability_name(stem, prob.ndim - 1))
                 array = prob if prob.ndim == 3 else prob.movedim(0, -1)
                 write_volume(array, target, affine=None if prob.ndim == 3 else affine, overwrite=self.overwrite)
+                item[f"{self.prob_key}_path"] = str(target)
         return item
 
     def check(self, item: Mapping[Hashable, Any]) -> None:

@@ -41,6 +41,7 @@ class PredictOptions:
         benchmark: time the forward passes separately from the inferer around them.
         trust: approve bundles that could run their own code.
         isolated: decode images in a child process; None follows the environment variable.
+        digests: compute the SHA-256 of inputs and results, and read the UIDs of DICOM series.
         pseudonyms: names that replace those of cases in files, DICOM results, errors and logs.
 
     Raises:
@@ -61,6 +62,7 @@ class PredictOptions:
     benchmark: bool = False
     trust: bool = False
     isolated: bool | None = None
+    digests: bool = False
     pseudonyms: Pseudonyms | None = None
 
     def __post_init__(self) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,47 +20,24 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, LoadImaged, Orientation, Orientationd, Spacing, Spacingd
 
-from medunet.errors import ConfigError, DataError, MedunetError, find_cause
+from medunet.errors import ConfigError, DataError, find_cause
 from medunet.files import require_path
-from medunet.io import SavePredictiond
+from medunet.io import SavePredictiond, output_name
 from medunet.io.reader import PathLike
 from medunet.runtime import EnsembleLogits, FastNetwork, Form, autocast, keep_freed_memory, resolve_device
 
 from .configuration import check_same_input, class_values, content, load_network, parse_inference
 from .foreign import check_loading, saved_by_medunet
+from .manifest import CaseFile
 from .options import PredictOptions
 from .pipeline import overlap
+from .result import Prediction
 from .source import Source, existing_result, first_path, from_array, parts, unexpected
 from .steps import as_compose, batch_on, isolate_reading, pinned, preprocess_on, steps_up_to, typed_errors
-from .timing import StageSeconds
 
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 3  # cases between reading and the written file: one per stage; more would only need more memory
-
-
-@dataclass
-class Prediction:
-    """Result of one case.
-
-    Args:
-        source: the image, or its channels.
-        path: the label map; None if the case failed.
-        error: why it failed.
-        stages: seconds of work per stage, without waiting for other cases.
-        skipped: whether the result existed before.
-    """
-
-    source: Source
-    path: Path | None = None
-    error: MedunetError | None = None
-    stages: StageSeconds = field(default_factory=StageSeconds)
-    skipped: bool = False
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of work on this case, from reading to the written file."""
-        return self.stages.total
 
 
 class _Transforms(NamedTuple):
@@ -83,6 +61,8 @@ class _Case(Prediction):
 
     transforms: _Transforms
     item: dict[Any, Any] = field(default_factory=dict)
+    frames: list[str] = field(default_factory=list)  # DICOM files that were read
+    written: list[str] = field(default_factory=list)  # files of the result
 
     @property
     def is_over(self) -> bool:
@@ -153,10 +133,17 @@ class Predictor:
         networks = (module for module in self.network.modules() if isinstance(module, FastNetwork))
         return tuple(network.form for network in networks if network.form is not None)
 
-    def predict(self, sources: Iterable[Source]) -> Generator[Prediction, None, None]:
+    def predict(
+        self, sources: Iterable[Source], *, done: Callable[[Prediction], object] | None = None
+    ) -> Generator[Prediction, None, None]:
         """Predict case after case, in order; a case that fails is reported and the others continue.
 
         After an early stop (``close()``, Ctrl-C) every file is complete: a file being written is written to its end.
+
+        Args:
+            sources: the images.
+            done: called in the writing thread with every result, also with the last one after an early stop, which is
+                not yielded.
 
         Raises:
             ConfigError: no ``output_dir``, or one path instead of a list of sources.
@@ -174,7 +161,11 @@ class Predictor:
         def write(case: _Case) -> Prediction:
             self._guarded(self._write, case)
             free.put(case.transforms)
-            return Prediction(case.source, case.path, case.error, case.stages, case.skipped)
+            self._describe_files(case)
+            result = Prediction(**{part.name: getattr(case, part.name) for part in fields(Prediction)})
+            if done is not None:
+                done(result)
+            return result
 
         compute = partial(self._guarded, self._compute)
         yield from overlap(sources, read=read, compute=compute, write=write, in_flight=IN_FLIGHT)
@@ -284,25 +275,43 @@ class Predictor:
             results = [existing_result(case.source, saver) for saver in savers]
             if all(path is not None for path in results):
                 case.path, case.skipped = results[0], True
+                case.written = [*map(str, results)]
                 return
         item: Any = {"image": images, **({} if name is None else {"name": name})}
         preprocessing = case.transforms.preprocessing
         split = steps_up_to(preprocessing, LoadImaged, last=True)
         with case.stages.measure("read"):
             item = preprocessing(item, end=split)
-            self._log_warnings(item["image"], images)
+            self._take_warnings(case, item["image"])
             for saver in savers:
                 saver.check(item)
         with case.stages.measure("preprocess"):
             case.item = self._preprocess(case, item, start=split)
         case.item["image"] = pinned(case.item["image"], self.device)
 
-    def _log_warnings(self, image: Any, images: Any) -> None:
+    def _take_warnings(self, case: _Case, image: Any) -> None:
         """Log the reader's warnings about a file, under the case's pseudonym if it has one."""
         meta = image.meta if isinstance(image, MetaTensor) else {}
-        for warning in meta.get("reader_warnings", "").splitlines():
-            name = meta["filename_or_obj"] if self.pseudonyms is None else self.pseudonyms.code(images)
-            logger.warning("%s: %s", name, warning)
+        case.warnings = meta.get("reader_warnings", "").splitlines()
+        case.frames = [file for file, _ in json.loads(meta.get("dicom_frames", "[]"))]
+        if case.warnings:
+            code = self._code(case.source)
+            logger.warning("%s: %s", code or meta["filename_or_obj"], "; ".join(case.warnings))
+
+    def _code(self, source: Source) -> str | None:
+        """Return the pseudonym of a case, if it needs one."""
+        return None if self.pseudonyms is None else self.pseudonyms.code(parts(source)[0])
+
+    def _describe_files(self, case: _Case) -> None:
+        images, name = parts(case.source)
+        code, paths = self._code(case.source), [images] if isinstance(images, str) else images
+        case.name = code or name or output_name(images)
+        if not self.options.digests:
+            case.inputs = [CaseFile(code or path) for path in paths]
+            case.outputs = [CaseFile(path) for path in case.written]
+            return
+        case.inputs = [CaseFile.read(path, case.frames, shown=code, names=self.pseudonyms) for path in paths]
+        case.outputs = [CaseFile.read(path) for path in case.written]
 
     def _preprocess(self, case: _Case, item: dict[Any, Any], *, start: int) -> Any:
         return preprocess_on(self.device, partial(case.transforms.preprocessing, start=start), item)
@@ -331,6 +340,8 @@ class Predictor:
         with case.stages.measure("write"):
             item = postprocessing(item, start=split)
         case.path = Path(item["pred_path"])
+        keys = dict.fromkeys(key for saver in case.transforms.savers for key in (*saver.keys, saver.prob_key))
+        case.written = [item[f"{key}_path"] for key in keys if f"{key}_path" in item]
 
     def _guarded(self, stage: Callable[[_Case], None], case: _Case) -> _Case:
         """Run a stage; an exception ends this case only."""
@@ -339,7 +350,7 @@ class Predictor:
         try:
             stage(case)
         except Exception as failure:
-            case.item, case.path = {}, None
+            case.item, case.path, case.written = {}, None, []
             case.error = find_cause(failure)
             codes, (images, _) = self.pseudonyms, parts(case.source)
             if case.error is None:  # not a fault of the input: the log gets the traceback

@@ -117,6 +117,19 @@ def test_documents_about_runs(ask: Ask, run_2d: Path, cells: Path, tmp_path: Pat
     assert ask("evaluate", *one)["mean_dice"] == pytest.approx(result["mean_dice"])
 
 
+def test_documents_about_predictions(ask: Ask, run_2d: Path, cells: Path, tmp_path: Path) -> None:
+    image, out = cells / "imagesTs" / "cells_004.png", tmp_path / "out"
+    (tmp_path / "cut.png").write_bytes(image.read_bytes()[:50])
+    assert [case["status"] for case in ask("predict", run_2d, image, "-o", out)["cases"]] == ["written"]
+    words = ["predict", run_2d, image, tmp_path / "cut.png", "-o", out, "--skip-existing", "--manifest", out / "m.json"]
+    document = ask(*words, code=3)
+    assert [case["status"] for case in document["cases"]] == ["there already", "failed"]
+    assert json.loads((out / "m.json").read_text()) == document
+    (tmp_path / "cohort.csv").write_text(f"image,name\n{image},one\n")
+    assert ask("predict", run_2d, tmp_path / "cohort.csv", "-o", tmp_path / "b")["cases"][0]["attempts"] == 1
+    assert "error" in ask("predict", run_2d, image, "-o", out, "--device", "cuda:99", code=2)
+
+
 def test_training_prints_its_result(ask: Ask, run_2d: Path, folds_2d: Path, cells: Path) -> None:
     result = ask("train", run_2d, "--data", cells, "--output", run_2d, "--epochs", 2, "--resume", "--tracking-uri", "")
     assert result["run"] == str(run_2d)

@@ -97,13 +97,14 @@ def describe_source(value: Any) -> Any:
         return value  # a name, even if the working folder has a file of this name
     try:
         path = Path(value).resolve()
-        stats = [(str(file), file.stat()) for file in _files(path)]
+        stats = [(str(file), file.stat()) for file in source_files(path)]
     except (OSError, ValueError):  # a text that is not a path: too long, a zero byte
         return str(value)
     return [str(path), [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]] if stats else str(value)
 
 
-def _files(path: Path) -> list[Path]:
+def source_files(path: Path) -> list[Path]:
+    """Return the files of an image: of a folder all, and of a detached header those of its stem."""
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
     if not path.is_file():

@@ -59,7 +59,7 @@ def predict_cohort(
     report: Callable[[Outcome], None] | None = None,
     **changes: Any,
 ) -> CohortResult:
-    """Predict the cases of a manifest or a folder, and write a ledger beside the results.
+    """Predict the cases of a cohort file or a folder, and write a ledger beside the results.
 
     Another call with the same arguments continues: results are kept, failed cases are retried. Results are written
     atomically, so a machine or process may die at any moment. All machines must see bundle, images and output under the
@@ -67,7 +67,7 @@ def predict_cohort(
 
     Args:
         bundle: folder of a bundle or run with weights.
-        source: a manifest or folder for :func:`read_cohort`; or cases, such as those of :class:`DicomWebStore`.
+        source: a cohort file or folder for :func:`read_cohort`; or cases, such as those of :class:`DicomWebStore`.
         output: folder of the results and of ``ledger.jsonl``.
         options: how cases are predicted; `output_dir`, `overwrite` and `skip_done` are set here.
         where: ``"here"``, or ``"ray"``: on the cluster of RAY_ADDRESS or of this machine, one predictor per GPU.
@@ -78,7 +78,7 @@ def predict_cohort(
 
     Raises:
         SecurityError: the bundle is not trusted.
-        MedunetError: a manifest, bundle or device that cannot be used; results of another bundle; Ray is missing.
+        MedunetError: a cohort file, bundle or device that cannot be used; results of another bundle; Ray is missing.
     """
     options = dataclasses.replace(options or PredictOptions(), **changes)
     ensemble = [Path(one).resolve() for one in options.ensemble]
@@ -132,10 +132,10 @@ def _predict_here(bundle: Path, options: PredictOptions, cases: Sequence[Case]) 
 
 
 def read_cohort(source: Path, *, channels: int = 1) -> list[NamedSource]:
-    """Return the cases of a manifest or a folder, each with a unique name.
+    """Return the cases of a cohort file or a folder, each with a unique name.
 
-    A manifest is a CSV file with a column `image`: a path, or one per channel with `;` between them, absolute or
-    relative to the manifest's folder. A column `name` (or `output`) names the result without its suffix, possibly with
+    A cohort file is a CSV file with a column `image`: a path, or one per channel with `;` between them, absolute or
+    relative to its folder. A column `name` (or `output`) names the result without its suffix, possibly with
     folders; otherwise the result is named after the first image.
 
     Args:
@@ -143,7 +143,7 @@ def read_cohort(source: Path, *, channels: int = 1) -> list[NamedSource]:
         channels: number of channels of the network.
 
     Raises:
-        DataError: the manifest cannot be read, lacks the column, has a different number of channels or a repeated name.
+        DataError: the cohort file cannot be read, lacks the column, has other channels or a repeated name.
         SecurityError: a name that leaves the output folder.
     """
     if source.is_dir():
@@ -152,7 +152,7 @@ def read_cohort(source: Path, *, channels: int = 1) -> list[NamedSource]:
         return [NamedSource(images, output_name(list(images) if len(images) > 1 else images[0])) for images in given]
     cases = list(_rows(source, channels=channels))
     if not cases:
-        raise DataError("the manifest has no case", file=source)
+        raise DataError("the cohort file has no case", file=source)
     if duplicates := [name for name, count in Counter(case.name for case in cases).items() if count > 1]:
         cause, remedy = "the names of cases must be unique", f"add a column `{NAME_COLUMNS[0]}`"
         raise DataError(cause, file=source, received=shown(duplicates), remedy=remedy)
@@ -163,10 +163,10 @@ def _rows(file: Path, *, channels: int) -> Iterator[NamedSource]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the manifest cannot be read: {error}", file=file) from error
+        raise DataError(f"the cohort file cannot be read: {error}", file=file) from error
     rows = csv.DictReader(text.splitlines())
     if IMAGE_COLUMN not in (rows.fieldnames or ()):
-        cause = "the manifest has no column of images"
+        cause = "the cohort file has no column of images"
         raise DataError(cause, file=file, received=rows.fieldnames, expected=IMAGE_COLUMN)
     for row in rows:
         words = [word.strip() for word in (row[IMAGE_COLUMN] or "").split(SEPARATOR) if word.strip()]

@@ -43,6 +43,11 @@ class RemoteSeries:
         """Name of the result."""
         return self.series
 
+    @property
+    def url(self) -> str:
+        """Address of the series."""
+        return f"{self.store}/studies/{quote(self.study, safe='')}/series/{quote(self.series, safe='')}"
+
 
 class DicomWebStore:
     """A client of a DICOMweb store. A bearer token is read from ``MEDUNET_DICOMWEB_TOKEN``.
@@ -92,7 +97,7 @@ class DicomWebStore:
             DataError: no answer, an incomplete one, or one without files.
             OSError: the disk is full.
         """
-        path = f"studies/{quote(series.study, safe='')}/series/{quote(series.series, safe='')}"
+        path = series.url.removeprefix(f"{series.store}/")
         headers = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
         folder.mkdir(parents=True, exist_ok=True)
         count = 0

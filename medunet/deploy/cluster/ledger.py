@@ -8,19 +8,18 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from medunet.errors import DataError
 from medunet.files import sha256_of, sync_folder
-from medunet.prediction import NamedSource, Prediction
+from medunet.prediction import Prediction, Status
 from medunet.runtime import SAFE_SUFFIX
 from medunet.training import LAST_NAME, PREVIOUS_NAME
 
 LEDGER_NAME = "ledger.jsonl"
-
-Status = Literal["written", "there already", "failed"]
 
 
 @dataclass(frozen=True)
@@ -35,18 +34,24 @@ class Outcome:
     attempts: int = 1  # processes that tried it
     node: str = ""  # name of the machine
     sent: bool = False  # whether the store that the images came from has the result
+    warnings: Sequence[str] = ()  # what the reader found unusual
+    inputs: Sequence[Mapping[str, Any]] = ()  # fields of `CaseFile`
+    outputs: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def of(cls, prediction: Prediction, output: Path) -> Outcome:
         """Return the outcome of a named case."""
-        source, path = prediction.source, prediction.path
+        path = prediction.path
         return cls(
-            name=source.name if isinstance(source, NamedSource) else str(source),
-            status="failed" if path is None else "there already" if prediction.skipped else "written",
+            name=prediction.name,
+            status=prediction.status,
             path=None if path is None else Path(os.path.relpath(path, output)).as_posix(),
             error=None if prediction.error is None else str(prediction.error),
             seconds=round(prediction.seconds, 3),
             node=platform.node(),
+            warnings=prediction.warnings,
+            inputs=[asdict(file) for file in prediction.inputs],
+            outputs=[asdict(file) for file in prediction.outputs],
         )
 
     @property

@@ -12,13 +12,13 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medunet.errors import ConfigError, MedunetError
 from medunet.io.extras import import_extra
-from medunet.prediction import NamedSource, Prediction, PredictOptions, Predictor
+from medunet.prediction import CaseFile, NamedSource, Prediction, PredictOptions, Predictor
 
 from .dicomweb import DicomWebStore, RemoteSeries
 from .ledger import Outcome
@@ -75,7 +75,8 @@ class PredictorActor:
         try:
             return self._predict_remote(case)
         except (MedunetError, OSError) as error:  # the series cannot be fetched or stored
-            return Outcome(case.name, "failed", error=str(error), node=platform.node())
+            inputs = [asdict(CaseFile(case.url))]
+            return Outcome(case.name, "failed", error=str(error), node=platform.node(), inputs=inputs)
 
     def _predict_remote(self, case: RemoteSeries) -> Outcome:
         """Fetch a series in the caller's thread, while others are predicted, and delete it afterwards."""
@@ -83,6 +84,7 @@ class PredictorActor:
         with tempfile.TemporaryDirectory(prefix="medunet-series-") as folder:
             images = store.fetch(case, Path(folder) / "series")
             outcome = self._predict(NamedSource((images,), case.name))
+            outcome = replace(outcome, inputs=[{**file, "path": case.url} for file in outcome.inputs])
         if case.send_back and outcome.path is not None:
             store.store(self._output / outcome.path)
             return replace(outcome, sent=True)

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def make_cohort(folder: Path, *, cases: int, broken: int = 0, size: int = 16) -> Path:
-    """A manifest of small volumes; some are cut files, spread over the cohort."""
+    """A cohort file of small volumes; some are cut files, spread over the cohort."""
     folder.mkdir(parents=True, exist_ok=True)
     voxels = np.random.default_rng(0).normal(size=(size, size, size)).astype(np.float32)
     whole = write_volume(voxels, folder / "template.nii.gz", affine=AFFINE).read_bytes()
@@ -39,9 +39,9 @@ def make_cohort(folder: Path, *, cases: int, broken: int = 0, size: int = 16) ->
         path = folder / f"image_{index:04d}.nii.gz"
         path.write_bytes(whole[:200] if index in bad else whole)
         lines.append(f"{path.name},site_{index % 3}/case_{index:04d}")
-    manifest = folder / "cohort.csv"
-    manifest.write_text("\n".join(lines) + "\n")
-    return manifest
+    cohort = folder / "cohort.csv"
+    cohort.write_text("\n".join(lines) + "\n")
+    return cohort
 
 
 def written(file: Path, text: str) -> Path:
@@ -49,14 +49,14 @@ def written(file: Path, text: str) -> Path:
     return file
 
 
-def test_a_manifest_is_read(tmp_path: Path) -> None:
+def test_a_cohort_file_is_read(tmp_path: Path) -> None:
     rows = "image,output\na/x.nii.gz;a/y.nii.gz,one/first.nii.gz\n/data/z_0000.nii.gz;z_0001.nii.gz,\n"
-    manifest = written(tmp_path / "m.csv", rows)
-    first, second = read_cohort(manifest, channels=2)
+    cohort = written(tmp_path / "m.csv", rows)
+    first, second = read_cohort(cohort, channels=2)
     assert first == NamedSource((tmp_path / "a/x.nii.gz", tmp_path / "a/y.nii.gz"), "one/first")
     assert (second.images[0], second.name) == (Path("/data/z_0000.nii.gz"), "z")
     with pytest.raises(DataError, match="channels"):
-        read_cohort(manifest, channels=1)
+        read_cohort(cohort, channels=1)
 
 
 @pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../b", "C:x", ".hidden", "..\\out"])
@@ -73,7 +73,7 @@ def test_names_outside_the_output_folder_are_rejected(name: str, tmp_path: Path)
         ("image,name\na.nii.gz,one\n,two\n\n,\n", "line 3"),
     ],
 )
-def test_unusable_manifests_are_rejected(rows: str, cause: str, tmp_path: Path) -> None:
+def test_unusable_cohort_files_are_rejected(rows: str, cause: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=cause):
         read_cohort(written(tmp_path / "m.csv", rows))
 
@@ -109,18 +109,18 @@ def test_the_digest_of_a_bundle_covers_weights_but_not_checkpoints(tmp_path: Pat
 
 
 def test_an_interrupted_replacement_resumes(bundle: Path, tmp_path: Path) -> None:
-    manifest, output = make_cohort(tmp_path / "in", cases=4), tmp_path / "out"
-    predict_cohort(bundle, manifest, output, device="cpu")
+    cohort, output = make_cohort(tmp_path / "in", cases=4), tmp_path / "out"
+    predict_cohort(bundle, cohort, output, device="cpu")
     old = {path: path.stat().st_mtime_ns for path in output.rglob("*.nii.gz")}
 
     def stop(outcome: Outcome) -> None:
         raise KeyboardInterrupt
 
-    result = predict_cohort(bundle, manifest, output, device="cpu", replace=True, report=stop)
+    result = predict_cohort(bundle, cohort, output, device="cpu", replace=True, report=stop)
     assert result.is_interrupted
     assert len(result.outcomes) == 1
     seen: list[Outcome] = []
-    predict_cohort(bundle, manifest, output, device="cpu", report=seen.append)
+    predict_cohort(bundle, cohort, output, device="cpu", report=seen.append)
     assert [outcome.status for outcome in seen] == ["written"] * 3  # older results are not skipped
     assert all(path.stat().st_mtime_ns != before for path, before in old.items())
 
@@ -146,10 +146,10 @@ def test_a_bundle_that_the_user_trusts_is_trusted_on_all_machines(
 
     monkeypatch.setattr("medunet.deploy.cluster.cohort.join_cluster", lambda: "ray")
     monkeypatch.setattr("medunet.deploy.cluster.cohort.RayPool", Elsewhere)
-    manifest = make_cohort(tmp_path / "in", cases=1)
+    cohort = make_cohort(tmp_path / "in", cases=1)
     with pytest.raises(SecurityError):
-        predict_cohort(foreign, manifest, tmp_path / "out", where="ray", device="cpu")
-    assert not predict_cohort(foreign, manifest, tmp_path / "out", where="ray", device="cpu", trust=True).failed
+        predict_cohort(foreign, cohort, tmp_path / "out", where="ray", device="cpu")
+    assert not predict_cohort(foreign, cohort, tmp_path / "out", where="ray", device="cpu", trust=True).failed
 
 
 @pytest.mark.parametrize(
@@ -237,9 +237,9 @@ def test_a_hanging_case_is_detected_while_others_finish(monkeypatch: pytest.Monk
 
 
 def test_a_cohort_continues_and_accounts_for_every_case(bundle: Path, tmp_path: Path) -> None:
-    manifest = make_cohort(tmp_path / "in", cases=6, broken=2)
+    cohort = make_cohort(tmp_path / "in", cases=6, broken=2)
     output = tmp_path / "out"
-    result = predict_cohort(bundle, manifest, output, device="cpu")
+    result = predict_cohort(bundle, cohort, output, device="cpu")
     assert [outcome.name for outcome in result.failed] == ["site_0/case_0000", "site_0/case_0003"]
     assert all("gzip" in str(outcome.error) or "cut" in str(outcome.error) for outcome in result.failed)
     written = sorted(path.relative_to(output).as_posix() for path in output.rglob("*.nii.gz"))
@@ -251,7 +251,7 @@ def test_a_cohort_continues_and_accounts_for_every_case(bundle: Path, tmp_path: 
     (output / LEDGER_NAME).write_text("".join(lines[:-2]))
     (output / "site_1/case_0001.nii.gz").unlink()
     seen: list[Outcome] = []
-    result = predict_cohort(bundle, manifest, output, device="cpu", report=seen.append)
+    result = predict_cohort(bundle, cohort, output, device="cpu", report=seen.append)
     there = dict.fromkeys(("0004", "0005"), "there already")
     expected = {"0000": "written", "0001": "written", "0003": "failed", **there}
     assert {outcome.name[-4:]: outcome.status for outcome in seen} == expected
@@ -263,8 +263,8 @@ def test_a_cohort_continues_and_accounts_for_every_case(bundle: Path, tmp_path: 
 def test_the_command_reports_failures(
     bundle: Path, tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manifest = make_cohort(tmp_path / "in", cases=3, broken=1)
-    assert medunet("predict", bundle, manifest, "--output", tmp_path / "out", "--device", "cpu") == 3
+    cohort = make_cohort(tmp_path / "in", cases=3, broken=1)
+    assert medunet("predict", bundle, cohort, "--output", tmp_path / "out", "--device", "cpu") == 3
     printed = capsys.readouterr().err
     assert "site_0/case_0000" in printed
     assert "2 of 3 cases have results" in printed
@@ -281,7 +281,7 @@ def test_without_ray_the_extra_is_named(bundle: Path, tmp_path: Path, monkeypatc
 def test_a_machine_that_dies_loses_no_case(
     bundle: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest, output = make_cohort(tmp_path / "in", cases=60, broken=3), tmp_path / "out"
+    cohort, output = make_cohort(tmp_path / "in", cases=60, broken=3), tmp_path / "out"
     victim = next(iter(cluster.worker_nodes))
     doomed, ledger, hangs = victim.node_id, output / LEDGER_NAME, tmp_path / "hangs"
 
@@ -301,21 +301,21 @@ def test_a_machine_that_dies_loses_no_case(
 
     monkeypatch.setattr(pool, "PredictorActor", Held)
     with when(hangs.exists, lambda: cluster.remove_node(victim, allow_graceful=False)):
-        result = predict_cohort(bundle, manifest, output, where="ray", device="cpu")
+        result = predict_cohort(bundle, cohort, output, where="ray", device="cpu")
     assert len(result.outcomes) == result.cases == 60
     assert len(result.failed) == 3
     assert len(list(output.rglob("case_*.nii.gz"))) == 57
     assert max(outcome.attempts for outcome in result.outcomes) > 1  # a worker died while it predicted
     monkeypatch.undo()
     # the same labels as without Ray
-    alone = predict_cohort(bundle, manifest, tmp_path / "alone", device="cpu")
+    alone = predict_cohort(bundle, cohort, tmp_path / "alone", device="cpu")
     assert {o.name: o.is_done for o in alone.outcomes} == {o.name: o.is_done for o in result.outcomes}
     for name in ("site_1/case_0001", "site_2/case_0059"):
         one, other = (read_volume(folder / f"{name}.nii.gz").image for folder in (output, tmp_path / "alone"))
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
     # a second call has nothing to do
     again: list[Outcome] = []
-    predict_cohort(bundle, manifest, output, where="ray", device="cpu", report=again.append)
+    predict_cohort(bundle, cohort, output, where="ray", device="cpu", report=again.append)
     assert [outcome.status for outcome in again] == ["failed"] * 3
 
 
@@ -324,7 +324,7 @@ def test_a_machine_that_dies_loses_no_case(
 def test_a_case_that_kills_its_process_and_one_that_hangs_delay_no_other(
     bundle: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = make_cohort(tmp_path / "in", cases=12)
+    cohort = make_cohort(tmp_path / "in", cases=12)
 
     class Poisoned(pool.PredictorActor):
         def predict(self, case: Any) -> Outcome:
@@ -335,7 +335,7 @@ def test_a_case_that_kills_its_process_and_one_that_hangs_delay_no_other(
             return super().predict(case)
 
     monkeypatch.setattr(pool, "PredictorActor", Poisoned)
-    result = predict_cohort(bundle, manifest, tmp_path / "out", where="ray", device="cpu", case_seconds=15.0)
+    result = predict_cohort(bundle, cohort, tmp_path / "out", where="ray", device="cpu", case_seconds=15.0)
     errors = {outcome.name: str(outcome.error) for outcome in result.failed}
     assert errors.keys() == {"site_2/case_0005", "site_2/case_0008"}
     assert all("processes have died over this case" in error for error in errors.values())
