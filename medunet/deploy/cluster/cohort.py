@@ -127,7 +127,7 @@ def _predict_here(bundle: Path, options: PredictOptions, cases: Sequence[Case]) 
         actor = PredictorActor(bundle, options)
         if (problem := actor.start()) is not None:
             raise ConfigError(problem)
-        with ThreadPoolExecutor(IN_FLIGHT) as threads:
+        with contextlib.closing(actor), ThreadPoolExecutor(IN_FLIGHT) as threads:
             yield from threads.map(actor.predict, remote)
 
 

@@ -55,7 +55,7 @@ class PredictorActor:
     def __init__(self, bundle: Path, options: PredictOptions) -> None:
         self._bundle, self._options = bundle, options
         self._output = Path(options.output_dir or "")
-        self._cases: queue.SimpleQueue[NamedSource] = queue.SimpleQueue()
+        self._cases: queue.SimpleQueue[NamedSource | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Future[Prediction]] = queue.SimpleQueue()
         self._order = threading.Lock()
 
@@ -67,6 +67,10 @@ class PredictorActor:
             return str(error)
         threading.Thread(target=self._work, args=(predictor,), daemon=True).start()
         return None
+
+    def close(self) -> None:
+        """End the predictor's threads, for which the process would wait."""
+        self._cases.put(None)
 
     def predict(self, case: Case) -> Outcome:
         """Predict a case; raise a RuntimeError if the predictor itself fails."""
