@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from medunet.cli import options as opt
+from medunet.cli.output import print_json, with_json
 from medunet.cli.registry import examples
 from medunet.errors import ConfigError
 from medunet.files import require_path
@@ -24,7 +25,8 @@ UNUSED = opt.duration("With --prune: remove cases that were not used for this lo
 FOLDER_HELP = "Folder of the cache (store_dir). Default: in medunet's cache folder."
 
 
-@examples("medunet cache", "medunet cache --prune --unused 14d --limit 50GB")
+@examples("medunet cache --json", "medunet cache --prune --unused 14d --limit 50GB")
+@with_json("cache")
 def cache(
     prune: Annotated[bool, typer.Option("--prune", help=PRUNE_HELP)] = False,
     limit: Annotated[int | None, LIMIT] = None,
@@ -41,7 +43,7 @@ def cache(
     from medunet.datasets import list_store, prune_store
     from medunet.datasets.cache.prune import store_folder
 
-    console = opt.plain_console()
+    console, removed = opt.plain_console(), []
     if prune:
         removed = prune_store(folder, unused_days=unused / DAY, max_bytes=limit)
         for reason, count in Counter(reason for _, reason in removed).items():
@@ -50,14 +52,18 @@ def cache(
             f"removed {opt.count(len(removed), 'case')}, {sum(case.nbytes for case, _ in removed) / 1e9:.2f} GB"
         )
     cases = sorted(list_store(folder), key=lambda case: case.path.parent)
+    rows: list[dict[str, object]] = []
     table = Table("configuration", "cases", "GB", "days unused", "in use", "images in")
     for group, members in groupby(cases, key=lambda case: case.path.parent):
         parts = list(members)
         sources = {str(Path(case.source).parent) for case in parts if case.source}
         days = max(0, time.time() - max(case.last_used for case in parts)) / DAY
-        gigabytes = f"{sum(case.nbytes for case in parts) / 1e9:.2f}"
-        used = "yes" if any(case.in_use for case in parts) else ""
-        table.add_row(group.name, str(len(parts)), gigabytes, f"{days:.0f}", used, ", ".join(sorted(sources)))
+        nbytes, is_used = sum(case.nbytes for case in parts), any(case.in_use for case in parts)
+        row = {"name": group.name, "cases": len(parts), "bytes": nbytes, "unused_days": days, "in_use": is_used}
+        rows.append({**row, "folders": sorted(sources)})
+        cells = (str(len(parts)), f"{nbytes / 1e9:.2f}", f"{days:.0f}", "yes" if is_used else "")
+        table.add_row(group.name, *cells, ", ".join(sorted(sources)))
+    print_json(folder=store_folder(folder), removed_cases=len(removed), configurations=rows)
     if cases:
         console.print(table)
     console.print(

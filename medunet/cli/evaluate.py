@@ -52,7 +52,7 @@ OBJECT_ROWS = {
 
 
 @examples(
-    "medunet evaluate runs/mine --data DATA",
+    "medunet evaluate runs/mine --data DATA --json | jq .mean_dice",
     "medunet evaluate runs/mine --data DATA --cases test -o test_scores",
     "medunet evaluate --pred results --ref DATA/labelsTs --labels liver=1,tumour=2",
     "medunet evaluate --pred results --ref DATA/labels --instances",

@@ -1,6 +1,7 @@
 """What all commands have in common: help pages, completion, options before and after a name, errors and exit codes."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -179,7 +180,7 @@ def test_each_help_page_has_panels_terms_and_examples_that_parse(name: str) -> N
     assert len(command.callback.examples) >= 2
     assert command.epilog
     for example in command.callback.examples:
-        words = shlex.split(example.split(" > ")[0])
+        words = shlex.split(re.split(r" [|>] ", example)[0])
         length = 1 + len(name.split())
         assert " ".join(words[:length]) == f"medunet {name}"
         command.make_context(name, words[length:])  # raises if an option does not exist or a value is not valid

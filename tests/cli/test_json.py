@@ -91,6 +91,7 @@ def test_documents_about_bundles_and_the_machine(ask: Ask) -> None:
 
 
 def test_documents_about_data(ask: Ask, cells: Path, volumes: Path, tmp_path: Path) -> None:
+    assert ask("cache")["removed_cases"] == 0
     assert ask("check", volumes)["summary"]["classes"]["liver"]["median_ml"] > 0
     assert ask("check", cells, "--headers")["cases"] == []
     objects = tmp_path / "objects"
