@@ -16,6 +16,7 @@ from medunet.bundle import find_bundle
 from medunet.bundle.explain import list_ids
 from medunet.cli.app import app
 from medunet.config import apply_all, parse_settings, read_json
+from scripts.bench import everyday
 
 ROOT = Path(__file__).parents[1]
 ZENSICAL = Path(sys.executable).parent / "zensical"
@@ -67,6 +68,24 @@ def test_python_blocks_run(
     namespace: dict[str, Any] = {}
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), namespace)  # the documentation's own code
+
+
+def test_everyday_lines_parse() -> None:
+    lines = everyday.read_lines(everyday.PAGE).values()
+    assert len(lines) == 40
+    for line in lines:
+        if not line.startswith("medunet "):
+            compile(line, str(everyday.PAGE), "eval")
+        elif not line.endswith(" -h"):
+            parse(shlex.split(line))
+
+
+@pytest.mark.slow
+def test_everyday_lines_run() -> None:
+    command = [sys.executable, "-m", "scripts.bench.everyday"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\n") == 40, done.stdout
 
 
 @pytest.mark.slow
