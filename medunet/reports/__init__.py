@@ -7,6 +7,9 @@ from .classes import class_colours as class_colours
 from .contact_sheet import ContactSheet as ContactSheet
 from .curves import EpochRecord as EpochRecord
 from .curves import render_curves as render_curves
+from .objects import OBJECT_COLOURS as OBJECT_COLOURS
+from .objects import object_layers as object_layers
+from .objects import object_maps as object_maps
 from .overlay import render_overlay as render_overlay
 from .page import RunResults as RunResults
 from .page import Setting as Setting

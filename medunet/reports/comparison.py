@@ -13,7 +13,6 @@ from .distributions import class_scores
 REFERENCE_SIZES = ("volume_ref_ml", "area_ref_mm2")
 SAME_REFERENCE = 1e-3  # relative difference of a reference's size up to which two references count as one
 MEAN = "all classes"  # row of the mean over the classes
-COMPARED = ("dice", "msd_mm")
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,12 @@ class Comparison:
         return {row.name: row.difference for row in self.rows if row.metric == metric}
 
 
+def compared_metrics(runs: Mapping[str, Sequence[CaseScores]]) -> tuple[str, str]:
+    """Return the metrics that are compared case by case."""
+    has_objects = any("objects" in case for cases in runs.values() for case in cases)
+    return ("mean_ap", "ap_50") if has_objects else ("dice", "msd_mm")
+
+
 def compare(runs: Mapping[str, Sequence[CaseScores]]) -> list[Comparison]:
     """Compare every later run with the first one; `runs` has their cases by letter, in order."""
     (first, ours), *others = runs.items()
@@ -62,11 +67,13 @@ def _compare(first: str, ours: Sequence[CaseScores], other: str, theirs: Sequenc
     both, counterparts = ([pair[run] for pair in pairs if pair[0]["name"] not in left_out] for run in (0, 1))
     known = {name for case in counterparts for name in case["classes"]}
     names = [name for name in dict.fromkeys(name for case in both for name in case["classes"]) if name in known]
-    rows = []
+    rows, metrics = [], compared_metrics({first: ours, other: theirs})
     if len(names) > 1:
-        means = [{case["name"]: case["mean_dice"] for case in cases} for cases in (both, counterparts)]
-        rows.append(ComparedScore(MEAN, "dice", paired_difference(*means)))
-    for metric in COMPARED:
+        means = [
+            {case["name"]: case.get("mean_ap", case["mean_dice"]) for case in cases} for cases in (both, counterparts)
+        ]
+        rows.append(ComparedScore(MEAN, metrics[0], paired_difference(*means)))
+    for metric in metrics:
         for name in names:
             one, two = (class_scores(cases, name, metric) for cases in (both, counterparts))
             difference = paired_difference(one, two, higher_is_better=not lower_is_better(metric))

@@ -36,8 +36,10 @@ def class_scores(cases: Sequence[CaseScores], name: str, metric: str) -> dict[st
     return {case: value for case, value in values.items() if math.isfinite(value)}
 
 
-def metric_titles(unit: str) -> dict[str, str]:
-    """Return the titles of a class's metrics; `unit` is that of distances."""
+def metric_titles(unit: str, *, objects: bool = False) -> dict[str, str]:
+    """Return the titles of the metrics of a class, or of a class of objects; `unit` is that of distances."""
+    if objects:
+        return {"mean_ap": "mean AP", "ap_50": "AP at IoU 0.5", "f1": "F1 at IoU 0.5", "seg": "SEG", "aji": "AJI"}
     return {"dice": "Dice", "msd_mm": f"mean surface distance ({unit})", "hd95_mm": f"HD95 ({unit})"}
 
 
@@ -48,7 +50,8 @@ def distribution_panels(
     colours = class_colours(names)
     by_run = dict(zip(runs, RUN_COLOURS * len(runs), strict=False)) if len(runs) > 1 else {}
     panels = []
-    for metric, title in metric_titles(unit).items():
+    has_objects = any("objects" in case for cases in runs.values() for case in cases)
+    for metric, title in metric_titles(unit, objects=has_objects).items():
         groups = {
             name: [
                 Strip(letter, class_scores(cases, name, metric), by_run.get(letter, colours[name]))
@@ -56,7 +59,7 @@ def distribution_panels(
             ]
             for name in names
         }
-        panels.append(_panel(title, groups, key=metric, is_distance=metric != "dice"))
+        panels.append(_panel(title, groups, key=metric, is_distance=metric.endswith("_mm")))
     for key in dict.fromkeys(key for cases in runs.values() for case in cases for key in case.get("em", {})):
         strips = []
         for letter, cases in runs.items():

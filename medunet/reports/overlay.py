@@ -17,6 +17,7 @@ from medunet.metrics.arrays import Array, ArrayOrTensor, as_array, checked_spaci
 from medunet.metrics.evaluation import BACKGROUND
 
 from .classes import class_colours
+from .objects import ERRORS, TONE_NAMES
 from .view import as_seen, window
 
 PANEL_INCHES = {1: 6.6, 3: 4.0}  # height of a panel by their number: one picture, or three planes side by side
@@ -55,6 +56,7 @@ def render_overlay(
     ref: ArrayOrTensor | None = None,
     *,
     labels: Mapping[str, int | Sequence[int]],
+    colours: Mapping[str, str] | None = None,
     spacing_mm: Sequence[float] | None = None,
     affine: ArrayOrTensor | None = None,
     title: str = "",
@@ -69,6 +71,7 @@ def render_overlay(
         pred: label map `(*spatial)` or `(1, *spatial)`.
         ref: reference label map, if there is one.
         labels: value by name, background first; a region has several values, and regions may share values.
+        colours: colour by name; the reference has them, too, for the names in `ERRORS`. Default: one per class.
         spacing_mm: distance between voxels along each axis. Default: the affine's, else 1 mm.
         affine: `(4, 4)` from voxels to RAS millimetres. Default: the image's own (`MetaTensor.affine`), if any.
         title: text in the upper left corner.
@@ -93,7 +96,8 @@ def render_overlay(
     (background,) = members.get(BACKGROUND, (0,))
     members = {name: values for name, values in members.items() if values != (background,)}
     matrix = None if affine is None or spatial_dims != 3 else as_array(affine).astype(float)
-    return _draw(cut_planes([voxels, *maps], matrix, spacing, background), window(voxels), members, title)
+    planes = cut_planes([voxels, *maps], matrix, spacing, background)
+    return _draw(planes, window(voxels), members, colours or class_colours(members), title)
 
 
 def cut_planes(
@@ -120,7 +124,11 @@ def cut_planes(
 
 
 def _draw(
-    planes: Sequence[Plane], limits: tuple[float, float], members: Mapping[str, tuple[int, ...]], title: str
+    planes: Sequence[Plane],
+    limits: tuple[float, float],
+    members: Mapping[str, tuple[int, ...]],
+    colours: Mapping[str, str],
+    title: str,
 ) -> bytes:
     """Draw planes side by side, of one height, over one legend."""
     panel_height = PANEL_INCHES[len(planes)]
@@ -131,12 +139,13 @@ def _draw(
     start, bottom = 0.0, LEGEND_INCHES / height
     for plane, panel in zip(planes, widths, strict=True):
         axes = figure.add_axes((start / width, bottom, panel / width, 1 - bottom))
-        _draw_plane(axes, plane, limits, members)
+        _draw_plane(axes, plane, limits, members, colours)
         start += panel + GAP_INCHES
     if title:
         left, top = TITLE_INCHES / width, 1 - TITLE_INCHES / height
         figure.text(left, top, title, color=INK, fontsize=9, va="top", path_effects=[OUTLINE])
-    handles = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in class_colours(members).items()]
+    named = {name: colour for name, colour in colours.items() if name not in TONE_NAMES[1:]}
+    handles = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in named.items()]
     if planes[0].ref is not None:
         handles.append(Line2D([], [], color=REFERENCE, linewidth=1, linestyle=DASHES, label="reference"))
     options: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 0.0), "borderaxespad": 0.4}
@@ -147,15 +156,23 @@ def _draw(
     return buffer.getvalue()
 
 
-def _draw_plane(axes: Axes, plane: Plane, limits: tuple[float, float], members: Mapping[str, tuple[int, ...]]) -> None:
+def _draw_plane(
+    axes: Axes,
+    plane: Plane,
+    limits: tuple[float, float],
+    members: Mapping[str, tuple[int, ...]],
+    colours: Mapping[str, str],
+) -> None:
     axes.set_axis_off()
     rows, columns = plane.image.shape
     axes.imshow(plane.image, cmap="gray", vmin=limits[0], vmax=limits[1], aspect=plane.row_mm / plane.column_mm)
-    for name, colour in class_colours(members).items():
-        _contour(axes, np.isin(plane.pred, members[name]), colors=colour, linewidths=1.5)
-    for values in members.values():
+    for name, values in members.items():
+        _contour(axes, np.isin(plane.pred, values), colors=colours[name], linewidths=1.5)
+    for name, values in members.items():
+        colour = ERRORS.get(name) if colours.get(name) == ERRORS.get(name) else None
         if plane.ref is not None:
-            _contour(axes, np.isin(plane.ref, values), colors=REFERENCE, linewidths=0.8, linestyles=[DASHES])
+            style: dict[str, Any] = {"linewidths": 1.2 if colour else 0.8, "linestyles": [DASHES]}
+            _contour(axes, np.isin(plane.ref, values), colors=colour or REFERENCE, **style)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     small: dict[str, Any] = {"color": INK, "fontsize": 7.5, "transform": axes.transAxes, "path_effects": [OUTLINE]}
     axes.text(0.985, 0.015, plane.title, ha="right", va="bottom", **small)

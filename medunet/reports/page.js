@@ -138,6 +138,7 @@ class Viewer {
     this.index = -1;
     this.hidden = new Set();
     for (const [place, { name, colour }] of page.classes.entries()) {
+      if (!name) continue; // a further tone of the first layer
       const box = element("input", { type: "checkbox", checked: true });
       box.addEventListener("input", () => { this.hidden[box.checked ? "delete" : "add"](place); this.draw(); });
       byId("layers").append(element("label", {}, box, element("span", { className: "swatch", style: `background:${colour}` }), name));
@@ -190,7 +191,7 @@ class Viewer {
   describe() {
     const row = rows().find((entry) => +entry.dataset.case === this.index), heads = [...(byId("table")?.tHead.rows[1].cells ?? [])];
     const scores = heads.map((head, place) => [head.textContent.trim(), row?.cells[place].textContent.trim()]).slice(1);
-    const means = scores.filter(([name]) => name.startsWith("mean Dice") || name.includes(" - "));
+    const means = scores.filter(([name]) => /^mean (Dice|AP)/.test(name) || name.includes(" - "));
     byId("score").replaceChildren(...means.map((entry) => element("span", { textContent: entry.join(" ") })));
     const remarks = [this.volume.is_cut && "Only the surroundings of the labels are shown.",
       this.volume.is_coarser && "The grid is coarser than the image's; the numbers are not.",
@@ -287,7 +288,7 @@ class Viewer {
       pen.setLineDash(dash.map((length) => length * scale));
       pen.lineWidth = thickness * scale;
       for (const [place, inside] of members.entries()) {
-        if (this.hidden.has(place) || !present.some((value) => inside[value])) continue;
+        if (this.hidden.has(page.classes[place].name ? place : 0) || !present.some((value) => inside[value])) continue;
         pen.beginPath();
         for (const line of outlines(values.map((value) => inside[value]), rows, columns)) {
           line.forEach(([x, y], place) => pen[place ? "lineTo" : "moveTo"](((x + .5) / columns) * width, ((y + .5) / rows) * height));
@@ -299,7 +300,7 @@ class Viewer {
       pen.setLineDash([]);
     };
     if (byId("predictions").checked) lines(maps[1 + run], [], 1.8, (place) => page.classes[place].colour);
-    if (byId("reference").checked) lines(maps[0], [4, 3], 1.2, () => "#ffffff");
+    if (byId("reference").checked) lines(maps[0], [4, 3], 1.2, (place) => page.classes[place].marked ? page.classes[place].colour : "#ffffff");
     if (this.planes.length > 1) { // where the other planes cut this one
       pen.fillStyle = "#ffffffb0";
       const x = ((this.slices[right] + .5) / columns) * width, y = ((this.slices[down] + .5) / rows) * height, long = 7 * scale;

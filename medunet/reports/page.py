@@ -19,7 +19,7 @@ from medunet.files import write_atomically
 from medunet.metrics import CaseScores, summarise
 
 from .classes import class_colours
-from .comparison import COMPARED, compare
+from .comparison import compare, compared_metrics
 from .curves import EpochRecord, curve_panels
 from .distributions import EM_TITLES, difference_panel, distribution_panels, metric_titles
 from .panels import RUN_COLOURS, Panel, render_png, render_svg
@@ -55,10 +55,14 @@ class RunResults:
 
 
 def lowest_dice(runs: Sequence[RunResults]) -> dict[str, float]:
-    """Return the lowest mean Dice of any run by case, the worst case first; cases without a number are last, with 1."""
+    """Return the lowest mean Dice (of objects: mean AP) of any run by case, the worst case first.
+
+    Cases without a number are last, with 1.
+    """
     lowest: dict[str, float] = {}
     for case in (case for run in runs for case in run.cases):
-        dice = case["mean_dice"] if math.isfinite(case["mean_dice"]) else math.inf
+        score = case.get("mean_ap", case["mean_dice"])
+        dice = score if math.isfinite(score) else math.inf
         lowest[case["name"]] = min(dice, lowest.get(case["name"], math.inf))
     ordered = sorted(lowest.items(), key=lambda entry: (entry[1], entry[0]))
     return {name: dice if math.isfinite(dice) else 1.0 for name, dice in ordered}
@@ -83,6 +87,7 @@ def write_report(
     stacks: Mapping[str, Stack] | None = None,
     maps: Mapping[str, Sequence[str]] | None = None,
     unions: Sequence[Sequence[int]] = (),
+    layers: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the page atomically and return its path. All text is escaped; pictures are embedded.
 
@@ -94,6 +99,8 @@ def write_report(
             :class:`ClassCodes` for `class_names`.
         maps: for every stack the letters of the runs whose predictions follow the reference. Default: all runs.
         unions: :attr:`ClassCodes.unions`, if classes overlap.
+        layers: `name`, `colour` and whether it is `marked` in the reference, for the values of label maps that show
+            objects. Default: the classes.
     """
     lettered = dict(zip(LETTERS, runs, strict=False))
     names, lowest, panels = class_names(runs), lowest_dice(runs), _figures(lettered)
@@ -102,7 +109,7 @@ def write_report(
     points = {gid: cases for section in panels.values() for panel in section for gid, cases in panel.points.items()}
     document = {
         "cases": list(lowest),
-        "classes": [{"name": name, "colour": colours[name]} for name in names],
+        "classes": layers or [{"name": name, "colour": colours[name]} for name in names],
         "unions": [list(union) for union in unions],
         "points": {gid: [places[case] for case in cases] for gid, cases in points.items()},
         "runs": [{"letter": letter, "name": run.name} for letter, run in lettered.items()],
@@ -134,7 +141,8 @@ def write_report(
         em_keys=list(dict.fromkeys(key for cases in measured.values() for case in cases for key in case.get("em", {}))),
         em_titles=EM_TITLES,
         comparisons=compare(measured) if len(measured) > 1 else [],
-        metrics=metric_titles(_unit(runs)),
+        metrics=metric_titles(_unit(runs), objects=_has_objects(measured)),
+        objects=_has_objects(measured),
         unit=_unit(runs),
         order=list(lowest),
         lowest=lowest,
@@ -155,14 +163,14 @@ def _figures(runs: Mapping[str, RunResults]) -> dict[str, list[Panel]]:
     if len(cases) > 1:
         sections["differences"] = [
             difference_panel(
-                f"{metric_titles(unit)[metric]}, {comparison.title}",
+                f"{metric_titles(unit, objects=_has_objects(cases))[metric]}, {comparison.title}",
                 comparison.differences(metric),
                 key=f"difference-{comparison.other}-{metric}",
                 colour=RUN_COLOURS[LETTERS.index(comparison.other) % len(RUN_COLOURS)],
             )
             for comparison in compare(cases)
             if comparison.cases
-            for metric in COMPARED
+            for metric in compared_metrics(cases)
         ]
     histories = {
         " ".join(filter(None, (letter if len(runs) > 1 else "", name if len(run.histories) > 1 else ""))): history
@@ -171,6 +179,10 @@ def _figures(runs: Mapping[str, RunResults]) -> dict[str, list[Panel]]:
     }
     sections["curves"] = curve_panels(histories)
     return {section: panels for section, panels in sections.items() if panels}
+
+
+def _has_objects(runs: Mapping[str, Sequence[CaseScores]]) -> bool:
+    return any("objects" in case for cases in runs.values() for case in cases)
 
 
 def _unit(runs: Iterable[RunResults]) -> str:

@@ -20,10 +20,13 @@ from medunet.io import Volume, is_structure_file, output_name, read_label, read_
 from medunet.io.options import ReadOptions
 from medunet.metrics.evaluation import BACKGROUND
 from medunet.reports import (
+    OBJECT_COLOURS,
     ClassCodes,
     Stack,
     class_names,
     lowest_dice,
+    object_layers,
+    object_maps,
     pack_case,
     render_overlay,
     write_figures,
@@ -87,6 +90,7 @@ def report_runs(
     results = [run.results for run in gathered]
     order = list(lowest_dice(results))
     codes = ClassCodes(class_names(results))
+    instances = any(run.instances for run in gathered)
     free = megabytes * 1e6 - REST_BYTES
     count = min(len(order), max(1, int(free / CASE_BYTES[0])))
     share = int(min(CASE_BYTES[1], free / max(count, 1)))
@@ -101,8 +105,12 @@ def report_runs(
             continue
         if drawn is None:
             continue
-        coded = [codes.encode(drawn.reference, gathered[next(iter(drawn.predictions))].members)]
-        coded += [codes.encode(pred, gathered[index].members) for index, pred in drawn.predictions.items()]
+        if instances:
+            shown = [object_maps(pred, drawn.reference) for pred in drawn.predictions.values()]
+            coded = [shown[0][1], *(pred for pred, _ in shown)]
+        else:
+            coded = [codes.encode(drawn.reference, gathered[next(iter(drawn.predictions))].members)]
+            coded += [codes.encode(pred, gathered[index].members) for index, pred in drawn.predictions.items()]
         stacks[name] = pack_case(drawn.image, coded, affine=drawn.affine, max_bytes=share)
         maps[name] = [LETTERS[index] for index in drawn.predictions]
         if folder is not None:
@@ -114,7 +122,8 @@ def report_runs(
     if folder is not None:
         write_figures(folder, results)
     headline = title or ", ".join(run.name for run in results)
-    page = write_report(output, results, title=headline, stacks=stacks, maps=maps, unions=codes.unions)
+    options: dict[str, Any] = {"unions": codes.unions, "layers": object_layers() if instances else ()}
+    page = write_report(output, results, title=headline, stacks=stacks, maps=maps, **options)
     return WrittenReport(page, folder, len(order), len(stacks))
 
 
@@ -217,10 +226,16 @@ def _read_map(path: Path, volume: Volume, labels: dict[str, int]) -> Volume:
 def _draw(drawn: _Drawn, runs: Sequence[FoundRun], name: str, folder: Path, stem: str) -> None:
     for index, pred in drawn.predictions.items():
         codes = ClassCodes([class_ for class_ in runs[index].members if class_ != BACKGROUND])
-        reference, coded = (codes.encode(labels, runs[index].members) for labels in (drawn.reference, pred))
+        if runs[index].instances:
+            coded, reference = object_maps(pred, drawn.reference)
+        else:
+            reference, coded = (codes.encode(labels, runs[index].members) for labels in (drawn.reference, pred))
         title, suffix = (f"{LETTERS[index]}  {name}", f"_{LETTERS[index]}") if len(runs) > 1 else (name, "")
         grid: dict[str, Any] = {"affine": drawn.affine, "spacing_mm": drawn.spacing_mm}
-        labels = codes.labels(BACKGROUND)
+        labels: dict[str, Any] = codes.labels(BACKGROUND)
+        if runs[index].instances:
+            grid["colours"] = OBJECT_COLOURS
+            labels = {BACKGROUND: 0, **{name: value for value, name in enumerate(OBJECT_COLOURS, start=1)}}
         content = render_overlay(drawn.image, coded, reference, labels=labels, title=title, **grid)
         write_atomically(folder / f"{stem}{suffix}.png", content)
 

@@ -35,6 +35,7 @@ class FoundRun:
     members: dict[str, tuple[int, ...]]  # values in files of each measured class; several if classes overlap
     predictions: dict[str, Path] = field(default_factory=dict)  # label map by case name
     dataset: SegmentationDataset | None = None  # that the run was measured on; None if it is missing
+    instances: bool = False  # whether label maps number objects
 
 
 def metrics_of(run: Path, folder: str = EVALUATION) -> Path | None:
@@ -98,7 +99,8 @@ def find_run(
     )
     labels = class_values(config)
     members = region_values(config) or {name: [value] for name, value in labels.items()}
-    return FoundRun(results, labels, {name: tuple(of) for name, of in members.items()}, predictions, dataset)
+    members_of = {name: tuple(of) for name, of in members.items()}
+    return FoundRun(results, labels, members_of, predictions, dataset, bool(config.get("instances", False)))
 
 
 def read_cases(path: Path) -> list[CaseScores]:
