@@ -70,6 +70,9 @@ def write_specialised(
     `is_run` replaces a run that has not finished an epoch. `resume` accepts more epochs for a run that has.
     """
     reject_other_files(output, own="configs")
+    trained = output / "configs" / "train.json"
+    if resume and trained.is_file() and (objects := read_json(trained).get("objects")):
+        overlay = {**overlay, "objects": objects}  # which training chose
     configs, files = derive(verdict, overlay, data=data, presets=presets)
     metadata = output / "configs" / "metadata.json"
     if metadata.is_file() and {**read_json(metadata), "weights": 0} == {**configs["metadata"], "weights": 0}:

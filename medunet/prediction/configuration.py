@@ -24,7 +24,10 @@ from .foreign import complete, is_foreign
 
 OWN_CODE = "scripts"  # package of a bundle that `_target_` of its configs may name
 # values that the members of an ensemble must share, because each image is read once for all of them
-SHARED_IDS = ("in_channels", "label_names", "label_values", "region_values", "regions_class_order", "preprocessing")
+SHARED_IDS = (
+    *("in_channels", "label_names", "label_values", "region_values", "regions_class_order"),
+    *("instance_target", "preprocessing"),
+)
 
 
 def parse_inference(

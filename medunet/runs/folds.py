@@ -20,6 +20,7 @@ from medunet.metrics import CSV_NAME, Summary
 from medunet.prediction import ClassRule, Pair, Predictor, choose_region_rules, choose_rules
 from medunet.runs.ensemble import write_ensemble
 from medunet.runs.evaluate import OUT_OF_FOLD, class_values, measure, predict_items, region_values
+from medunet.runs.objects import ObjectCase, fit_objects, predict_maps
 from medunet.runs.train import PreparedRun, TrainingResult, fit_bundle, open_run, train_run, write_run
 from medunet.runtime import load_checkpoint, resolve_device
 from medunet.tracking import track_cross_validation
@@ -29,6 +30,7 @@ from medunet.trust import require_trust
 logger = logging.getLogger(__name__)
 
 POSTPROCESSED = f"{OUT_OF_FOLD}_postprocessed"  # folder with the metrics of the same predictions after postprocessing
+OBJECT_CASES = 10  # held-out cases of each fold on which the values of `objects` are chosen
 PREDICTIONS = "predictions"  # folder in the run of a fold
 
 Status = Literal["trained", "there already", "failed", "stopped"]
@@ -152,7 +154,8 @@ def resume_run(
         config = run.configs["train"]
         data = Path(config["dataset_dir"])
         problems: list[MedunetError] | None = [] if config.get("skip_cases") else None
-        dataset = open_dataset(data, problems=problems, read=ReadOptions.of_config(config))
+        options: dict[str, Any] = {"instances": config.get("instances", False), "read": ReadOptions.of_config(config)}
+        dataset = open_dataset(data, problems=problems, **options)
         runs = {run.configs["train"]["fold"]: run for run in folds}
         return _train_and_join(runs, folder, data, dataset, device=device, tracking_uri=tracking_uri)
 
@@ -244,26 +247,32 @@ def _join(
     """Predict and evaluate the held-out cases of each fold, choose postprocessing, and write the ensemble."""
     config = read_json(next(iter(trained.values())) / "configs" / "evaluate.json")
     pairs: list[Pair] = []
+    objects: list[ObjectCase] = []
     failed: dict[str, str] = {}
     for fold, run in trained.items():
         skipped = read_json(run / "configs" / "train.json").get("skip_cases", ())
-        options = {"split": config.get("split", ()), "skip_cases": skipped}
+        options = {"split": config.get("split", ()), "skip_cases": skipped, "instances": dataset.instances}
         items = datalist(data, section="validation", fold=fold, folds=config["folds"], **options)
         predictor = Predictor(run, output_dir=run / PREDICTIONS, device=device, skip_done=True)
         predicted, errors = predict_items(predictor, items)
         logger.info("fold %d: %d cases predicted", fold, len(predicted))
         pairs, failed = pairs + predicted, failed | errors
+        if dataset.instances:
+            objects += predict_maps(run, items[:OBJECT_CASES], device=device)
     pairs.sort(key=lambda pair: pair.name)
     if not pairs:
         return CrossValidation(output, outcomes, failed_cases=failed)
     labels, regions = class_values(config), region_values(config)
     scoring: dict[str, Any] = {"regions": regions, "dims": dataset.spatial_dims, "ignore": dataset.ignore}
+    scoring["instances"] = dataset.instances
     summary = measure(pairs, labels, output / OUT_OF_FOLD, failed=failed, **scoring)
     failed = summary.get("failed_cases", {})
     pairs = [pair for pair in pairs if pair.name not in failed]
     if regions:
         order = config["regions_class_order"]
         rules = tuple(choose_region_rules(pairs, labels, regions, order=order, ignore=dataset.ignore))
+    elif dataset.instances:
+        rules = ()  # the values of `objects` take their place
     else:
         rules = tuple(choose_rules(pairs, labels, ignore=dataset.ignore))
     is_cleaned = any(rule.is_kept for rule in rules)
@@ -278,4 +287,6 @@ def _join(
         "failed_cases": failed,
     }
     write_ensemble(output, trained, rules=rules, decision=decision)
+    if objects:
+        fit_objects(output, objects)
     return CrossValidation(output, outcomes, summary, rules, cleaned, failed)

@@ -38,6 +38,7 @@ from medunet.notebook import Shown, Table
 from medunet.planning.adapt import adapt
 from medunet.runs.card import write_results
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
+from medunet.runs.objects import fit_objects, predict_maps
 from medunet.runs.split import fit_split
 from medunet.runtime import resolve_device
 from medunet.training import BEST_NAME, LAST_NAME, PREVIOUS_NAME, is_distributed, kept_entry, weights_of
@@ -264,6 +265,9 @@ def train_run(
         trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: on_epoch(engine.state.history[-1]))
     workflow.run()
     workflow.finalize()
+    if is_writer and run.configs["train"].get("instances"):
+        items = workflow.parser.get_parsed_content("validate::dataset").data
+        fit_objects(run.folder, predict_maps(run.folder, items, device=str(device)))
     if is_writer:
         record_weights(run.folder, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     state = workflow.parser.get_parsed_content("train::trainer").state

@@ -21,7 +21,8 @@ from medunet.io import read_volume, write_volume
 from medunet.planning import adapt
 from medunet.planning.adapt import instance_values
 from medunet.prediction import Predictor
-from medunet.runs import train_bundle
+from medunet.runs import train_bundle, train_folds
+from medunet.runs.objects import choose_objects
 from medunet.transforms import TARGETS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -92,6 +93,8 @@ def test_a_plan_for_objects_trains_and_finds_them(tmp_path: Path, classes: int) 
     assert "100 % touch" in reason.numbers
     changes: dict[str, Any] = narrow(planned.folder, patch_size=[32, 32], batch_size=4, steps_per_epoch=20, epochs=2)
     run = train_bundle(planned.folder, data, tmp_path / "run", changes=changes, device="cpu", tracking_uri="").run
+    chosen = [read_json(run / "configs" / f"{name}.json")["objects"] for name in ("train", "evaluate", "inference")]
+    assert chosen[0] == chosen[1] == chosen[2]
     predictor = Predictor(run, output_dir=tmp_path / "out", device="cpu")
     path = predictor.predict_case(data / "images" / "c0.png")
     item = predictor.decide(data / "images" / "c0.png")
@@ -99,9 +102,41 @@ def test_a_plan_for_objects_trains_and_finds_them(tmp_path: Path, classes: int) 
     assert np.array_equal(numbers, item["pred"][0].numpy())
     assert sorted(np.unique(numbers)) == list(range(numbers.max() + 1))
     assert numbers.max() > 0
+    assert (tmp_path / "out" / "c0_objects.csv").is_file()
     assert item["prob"].shape[0] == classes + 1
     assert len(item["object_classes"]) == numbers.max() + 1
     assert set(item["object_classes"][1:]) <= set(range(1, classes + 1))
+
+
+def test_training_chooses_the_values_that_find_most_objects() -> None:
+    ref = np.zeros((40, 60), np.int32)
+    ref[5:35, 5:30], ref[5:35, 30:55] = 1, 2
+    foreground = (ref > 0) * 0.9
+    foreground[:, 29:31] *= 0.7  # a border that is too weak for the default
+    foreground[2, 2] = 0.9  # and a stray
+    maps = np.stack([1 - foreground, foreground]).astype(np.float32)
+    present = {"threshold": 0.5, "boundary": 0.5, "min_size": 0, "fill_holes": True}
+    chosen, before, after = choose_objects([(maps, ref)], "gap", present)
+    assert before < 0.1
+    assert after > 0.9
+    assert chosen["boundary"] < 0.4
+    assert 1 < chosen["min_size"] < 750
+    empty = np.zeros_like(ref)
+    assert choose_objects([(maps, empty)], "gap", present)[0] == present
+
+
+@pytest.mark.slow
+def test_cross_validation_joins_folds_for_objects(tmp_path: Path) -> None:
+    data = write_bars(tmp_path / "data")
+    planned = plan_bundle(data, tmp_path / "bundle", device="cpu", measure=False)
+    changes = narrow(planned.folder, folds=2)
+    result = train_folds(planned.folder, data, tmp_path / "cv", changes=changes, device="cpu", tracking_uri="")
+    assert result.is_whole
+    assert result.summary is not None
+    again = train_folds(planned.folder, data, tmp_path / "cv", changes=changes, device="cpu", tracking_uri="")
+    assert [fold.status for fold in again.folds] == ["there already"] * 2
+    item = Predictor(tmp_path / "cv", device="cpu").decide(data / "images" / "c0.png")
+    assert item["pred"].dtype == torch.int32
 
 
 @pytest.mark.slow

@@ -1,0 +1,88 @@
+"""The values by which objects follow from a network's output, chosen on cases that it was not trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medunet.config import read_json, to_json
+from medunet.files import write_atomically
+from medunet.io import LoadLabeld
+from medunet.metrics import add_counts, count_objects, object_scores
+from medunet.prediction import Predictor
+from medunet.resources import WORKFLOWS
+from medunet.transforms import InstanceTarget, objects_from_maps
+from medunet.trust import adopt
+
+logger = logging.getLogger(__name__)
+
+MAX_VOXELS = 4_000_000  # of the cases that the values are chosen on: about half a minute for all candidates
+MIN_GAIN = 1e-3  # mean average precision by which a value must beat the present one
+CANDIDATES = {"boundary": (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95), "threshold": (0.3, 0.4, 0.5, 0.6, 0.7)}
+SMALLEST = (1 / 32, 1 / 16, 1 / 8, 1 / 4)  # smallest sizes to try, as shares of the median object
+
+ObjectCase = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]  # the network's maps and the reference objects
+
+
+def choose_objects(
+    cases: Sequence[ObjectCase], target: InstanceTarget, present: Mapping[str, Any]
+) -> tuple[dict[str, Any], float, float]:
+    """Find, one value after the other, the arguments of `objects_from_maps` with the highest mean average precision.
+
+    Args:
+        cases: maps and reference objects of each case, which the network was not trained on.
+        target: what separates touching objects.
+        present: the arguments to improve.
+
+    Returns:
+        The arguments, and the mean average precision before and after.
+    """
+
+    def score(values: Mapping[str, Any]) -> float:
+        counts = [count_objects(objects_from_maps(maps, target, **values).numbers, ref) for maps, ref in cases]
+        mean = object_scores(add_counts(counts))["mean_ap"]
+        return 0.0 if np.isnan(mean) else mean
+
+    sizes = np.concatenate([np.unique(ref[ref > 0], return_counts=True)[1] for _, ref in cases])
+    chosen, best = dict(present), score(present)
+    if not sizes.size:
+        return chosen, best, best
+    shares = [round(float(np.median(sizes)) * share) for share in SMALLEST]
+    before = best
+    for name, values in {**CANDIDATES, "min_size": (0, *shares), "fill_holes": (True, False)}.items():
+        for value in values:
+            if value != chosen.get(name) and (found := score({**chosen, name: value})) > best + MIN_GAIN:
+                best, chosen = found, {**chosen, name: value}
+    return chosen, before, best
+
+
+def predict_maps(run: Path, items: Iterable[Mapping[str, Any]], *, device: str) -> list[ObjectCase]:
+    """Return the network's maps and the reference objects of labelled items, of at most `MAX_VOXELS` and one case."""
+    cases: list[ObjectCase] = []
+    predictor, voxels = Predictor(run, device=device, trust=True), 0  # the run was judged before it was trained
+    for item in items:
+        if voxels >= MAX_VOXELS:
+            break
+        image = item["image"]
+        found = predictor.decide(Path(image) if isinstance(image, str) else [Path(path) for path in image])
+        label = LoadLabeld(instances=True)({"image": found["source"], "label": item["label"]})["label"][0]
+        cases.append((np.array(found["prob"], dtype=np.float32), label.numpy()))
+        voxels += label.numel()
+    return cases
+
+
+def fit_objects(bundle: Path, cases: Sequence[ObjectCase]) -> dict[str, Any]:
+    """Choose the values of a bundle's id `objects` on cases, and write them into its configs."""
+    config = read_json(bundle / "configs" / "inference.json")
+    chosen, before, after = choose_objects(cases, config["instance_target"], config["objects"])
+    logger.info("objects: %s; mean AP %.3f, was %.3f, on %d cases", chosen, after, before, len(cases))
+    for name in WORKFLOWS:
+        path = bundle / "configs" / f"{name}.json"
+        write_atomically(path, to_json({**read_json(path), "objects": chosen}))
+    adopt(bundle)
+    return chosen
