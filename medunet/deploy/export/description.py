@@ -58,6 +58,10 @@ def describe(
         "spacing_mm": value("spacing_mm", None) if "spacing" in steps else None,
         "preprocessing": list(steps.values()),
         "postprocessing": [plain(parser, parser[name]) for name in _names(parser, "postprocess_steps")],
+        # numbers of objects follow from the maps of the whole image, by medunet.transforms.objects_from_maps
+        "objects": plain(parser, {"target": "@instance_target", **parser["objects"]})
+        if value("instances", False)
+        else None,
         "mirror_axes": value("mirror_axes"),
         "mirror_swaps": value("mirror_swaps"),
         "view_scales": value("view_scales"),
