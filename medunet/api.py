@@ -167,7 +167,7 @@ def evaluate(
     data: PathLike,
     output: PathLike | None = None,
     *,
-    section: str = "unseen",
+    section: str | None = None,
     tta: str | None = None,
     device: str = "auto",
 ) -> Summary:
@@ -177,7 +177,8 @@ def evaluate(
         run: folder of a run or of a bundle with weights.
         data: folder of a data set.
         output: folder for predictions and metrics; None uses a folder in the run.
-        section: `unseen` (all cases that the run was not trained on), `validation`, `all` or `test`.
+        section: `unseen` (cases that the run was not trained on), `validation`, `all` or `test`. None is `unseen` for
+            the data set that the run was trained on, and `all` for another one.
         tta: test-time augmentation, `none`, `mirror` or `views`; None: as the bundle says.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 

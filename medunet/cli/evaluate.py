@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from medunet.metrics.evaluation import Statistics
 
 LABELS_HELP = "With --pred: names of the label values. Default: those of dataset.json."
-CASES_HELP = "Cases to evaluate: unseen (the run was not trained on them), validation (its fold), all, test (imagesTs)."
+CASES_HELP = (
+    "Cases to evaluate: unseen (the run was not trained on them), validation (its fold), all, test (imagesTs). "
+    "Default: unseen for the data set that the run was trained on, all for another one."
+)
 RUN_HELP = "A run, or a bundle with weights. Needs --data."
 RUN = typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=completion.runs)
 Cases = Literal["unseen", "validation", "all", "test"]
@@ -64,7 +67,7 @@ def evaluate(
     pred: Annotated[Path | None, typer.Option(help="Folder of predicted label maps.")] = None,
     ref: Annotated[Path | None, typer.Option(help="Folder of reference label maps.")] = None,
     labels: Annotated[str | None, typer.Option(metavar="NAME=VALUE,...", help=LABELS_HELP)] = None,
-    cases: Annotated[Cases, typer.Option(help=CASES_HELP)] = "unseen",
+    cases: Annotated[Cases | None, typer.Option(help=CASES_HELP)] = None,
     instances: Annotated[bool, typer.Option("--instances", help=INSTANCES_HELP)] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
     em: Annotated[bool | None, typer.Option("--em/--no-em", help=EM_HELP)] = None,

@@ -98,6 +98,8 @@ def predict(
     continues. For a CSV file, a DICOMweb store or --on ray, ledger.jsonl beside the results records every case, and
     rerunning the command continues.
     """
+    if force and skip_existing:
+        raise ConfigError("--force and --skip-existing exclude each other")
     if (pseudonym_key or pseudonym_table) and not deidentify:
         raise ConfigError("--pseudonym-key and --pseudonym-table need --deidentify")
     # PyTorch takes seconds to import, so wrong arguments are rejected before

@@ -38,7 +38,7 @@ def evaluate_bundle(
     data: Path,
     output: Path | None = None,
     *,
-    section: str = "unseen",
+    section: str | None = None,
     device: str = "auto",
     em: bool | None = None,
     tta: str | None = None,
@@ -52,9 +52,9 @@ def evaluate_bundle(
         data: labelled data set.
         output: gets `predictions/`, `metrics.csv` and `metrics.json`; None uses `evaluation` in the bundle, or
             `evaluation_NAME` for a data set that the bundle was not trained on.
-        section: `unseen` takes every labelled case that the bundle was not trained on: the validation cases of its
-            own data set, all cases of another one. `validation` takes the fold that `evaluate.json` names, `all` every
-            labelled case, `test` the labelled cases of `imagesTs`.
+        section: `unseen` takes every labelled case that the bundle was not trained on, `validation` the fold that
+            `evaluate.json` names, `all` every labelled case, `test` the labelled cases of `imagesTs`. None is `unseen`
+            for the data set that the bundle was trained on, and `all` for another one.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         em: also compute the ISBI 2012 scores; None computes them for 2D data with two labels.
         tta: test-time augmentation, `none`, `mirror` or `views`; None: as the bundle says.
@@ -69,7 +69,7 @@ def evaluate_bundle(
         ConfigError: The section is unknown, or the data set has no case of it for this bundle.
         DataError: No case could be evaluated, or another process uses the output folder.
     """
-    if section not in SECTIONS:
+    if section not in (None, *SECTIONS):
         raise ConfigError("unknown section", received=section, expected=", ".join(SECTIONS))
     require_trust(bundle, trust=trust)
     config = read_own(bundle, "evaluate")
@@ -79,6 +79,7 @@ def evaluate_bundle(
     if dataset.instances and not instances:
         raise DataError("the labels number objects, but the bundle predicts classes", file=data, received=bundle.name)
     seen = seen_cases(bundle, dataset, is_test=section == "test")
+    section = section or ("unseen" if seen.folder == EVALUATION else "all")
     output = output or bundle / seen.folder
     require_new(output / JSON_NAME, force=force)
     with claim(output):

@@ -160,7 +160,7 @@ def _gather(run: Path, name: str, data: Path | None, device: str) -> FoundRun:
             logger.warning("%s is not evaluated: %s", name, missing)
         else:
             logger.info("%s is not evaluated yet: predicting the cases that it was not trained on", name)
-            evaluate_bundle(run, data, run / seen.folder, device=device)
+            evaluate_bundle(run, data, run / seen.folder, section="unseen", device=device)
     return find_run(run, name, dataset=dataset, seen=seen, notes=notes)
 
 

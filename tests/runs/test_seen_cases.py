@@ -47,12 +47,13 @@ def test_only_the_validation_cases_of_the_runs_own_data_are_evaluated(run: Path,
     assert seen_cases(run, open_dataset(moved)).folder == "evaluation"
 
 
-def test_unseen_cases_of_other_data_are_evaluated(run: Path, other: Path, medunet: Medunet, capsys: Capture) -> None:
-    summary = evaluate_bundle(run, other, device="cpu")
+def test_every_case_of_other_data_is_evaluated(run: Path, other: Path, medunet: Medunet, capsys: Capture) -> None:
+    summary = evaluate_bundle(run, other, section="unseen", device="cpu")
     assert names_in(run / "evaluation_hospital_B") == ["cells_000", "cells_001", "cells_002"]
     assert summary["left_out"] == ["cells_003"]
     assert not (run / "evaluation").exists()
-    assert medunet("evaluate", run, "--data", other, "--cases", "all", "--force") == 0
+    assert medunet("evaluate", run, "--data", other, "--force") == 0
+    assert names_in(run / "evaluation_hospital_B") == ["cells_000", "cells_001", "cells_002", "cells_003"]
     out = capsys.readouterr().out
     assert "evaluated cases that were trained on: cells_003" in out and "HD95 px" in out
 
