@@ -89,9 +89,9 @@ def evaluate(
         options: dict[str, Any] = {"section": cases, "tta": tta, "device": device, "em": em}
         result = evaluate_bundle(folder, data, output, trust=trust, force=force, **options)
     elif pred is not None and ref is not None and bundle is None and data is None:
+        options = {"labels": _parse_labels(labels), "instances": instances, "em": em, "force": force}
         from medunet.runs import evaluate_folders
 
-        options = {"labels": _parse_labels(labels), "instances": instances, "em": em, "force": force}
         result = evaluate_folders(pred, ref, output, **options)
     else:
         files = "--pred DIR --ref DIR [--labels NAME=VALUE,... | --instances]"

@@ -30,6 +30,7 @@ MISTYPED = (
     "predict unet_3d nosuch -o new",
     "predict unet_3d . -o new --ensemble nosuch",
     "predict unet_3d . -o new --set x",
+    "predict unet_3d . -o new --force --skip-existing",
     "predict unet_3d . -o new --deidentify --pseudonym-key nosuch",
     "predict unet_3d . -o new --deidentify --pseudonym-table file",
     "predict unet_3d . -o file",
