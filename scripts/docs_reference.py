@@ -59,7 +59,7 @@ def row(parameter: Any) -> str:
     else:
         label = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
         label += f" `{value}`" if value else ""
-    shown = parameter.show_default if isinstance(parameter.show_default, str) else parameter.default
+    shown = parameter.default if parameter.show_default else None
     default = "required" if parameter.required else "" if shown in (None, False, "", [], ()) else f"`{shown}`"
     cells = (label, " ".join((parameter.help or "").split()), default)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

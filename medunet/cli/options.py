@@ -127,14 +127,17 @@ Where = Literal["ray"]  # where to run work that can be distributed
 
 def duration(text: str, *names: str, default: str | None = None) -> Any:
     """Return an option for a duration; the command receives seconds."""
-    return typer.Option(
-        *names, metavar="DURATION", help=text, parser=parsed_by(parse_duration), show_default=default or True
-    )
+    return _quantity(text, *names, metavar="DURATION", parse=parse_duration, default=default)
 
 
 def size(text: str, *names: str, default: str | None = None) -> Any:
     """Return an option for a size; the command receives bytes."""
-    return typer.Option(*names, metavar="SIZE", help=text, parser=parsed_by(parse_size), show_default=default or True)
+    return _quantity(text, *names, metavar="SIZE", parse=parse_size, default=default)
+
+
+def _quantity(text: str, *names: str, metavar: str, parse: Callable[[str], Any], default: str | None) -> Any:
+    text = text if default is None else f"{text} Default: {default}."
+    return typer.Option(*names, metavar=metavar, help=text, parser=parsed_by(parse), show_default=False)
 
 
 # options of the commands that read images, by field of `medunet.io.ReadOptions`; None leaves the default

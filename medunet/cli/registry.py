@@ -117,7 +117,8 @@ def add(app: typer.Typer, command: Command, name: str | None = None, *, hidden: 
     extended.__name__ = command.__name__
     lines = extended.__dict__["examples"] = command.__dict__.get("examples", ())
     epilog = "\n\n".join(["[bold]Examples[/]", *(f"  {escape(line)}" for line in lines)]) if lines else None
-    help_text = escape(inspect.cleandoc(command.__doc__ or ""))
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    help_text = "\n\n".join(escape(" ".join(paragraph.split())) for paragraph in paragraphs)
     app.command(name, help=help_text, epilog=epilog, hidden=hidden)(extended)
 
 
