@@ -87,12 +87,19 @@ def worker(system: str, train: Path, test: Path, work: Path, minutes: float) -> 
 
         images = [normalize(image, 1, 99.8) for image in images]
         count = max(1, len(images) // 10)  # StarDist chooses weights and thresholds on a tenth of the training images
-        config = Config2D(n_rays=32, grid=(2, 2), n_channel_in=1, train_patch_size=(256, 256), train_steps_per_epoch=20)
+        config = Config2D(
+            n_rays=32,
+            grid=(2, 2),
+            n_channel_in=1,
+            train_patch_size=(256, 256),
+            train_steps_per_epoch=20,
+            train_tensorboard=False,
+        )
         model = StarDist2D(config, name="stardist", basedir=str(work))
         model.prepare_for_training()
         from tensorflow.keras.callbacks import LambdaCallback  # noqa: PLC0415
 
-        def stop(*_: Any) -> None:
+        def stop(*_: Any, **__: Any) -> None:
             model.keras_model.stop_training = time.perf_counter() > end
 
         model.callbacks.append(LambdaCallback(on_train_batch_end=stop))
