@@ -95,7 +95,7 @@ def test_training_lists_all_bad_cases_and_fails_without_skip_bad(
     code, text = call("evaluate", tmp_path / "run", "--data", data)
     assert code == 0, text
     (data / "dataset.json").unlink()  # without it, label values are found by reading the labels
-    code, text = call("evaluate", tmp_path / "run", "--data", data)
+    code, text = call("evaluate", tmp_path / "run", "--data", data, "--force")
     assert code == 0, text
 
 
@@ -128,7 +128,8 @@ def test_prediction_reports_bad_cases_at_the_end(good: Path, run: Path, call: Ca
     code, text = call("evaluate", "--pred", tmp_path / "out", "--ref", good / "labelsTr", "-o", tmp_path / "m")
     assert code == 0, text
     written = cut(sorted((tmp_path / "out").iterdir())[0])
-    code, text = call("evaluate", "--pred", tmp_path / "out", "--ref", good / "labelsTr", "-o", tmp_path / "m")
+    compare = ("evaluate", "--pred", tmp_path / "out", "--ref", good / "labelsTr", "-o", tmp_path / "m")
+    code, text = call(*compare, "--force")
     assert code == 3 and f"error {written.stem}" in text and "4 cases" in text
 
 

@@ -124,7 +124,7 @@ def test_damaged_results_and_no_run_are_errors(runs: list[Path], page: Path, tmp
 
 
 def test_the_command_writes_beside_the_run(runs: list[Path], page: Path, medunet: Medunet, capsys: Capture) -> None:
-    assert medunet("report", runs[0], "--title", "Mine", "--no-figures") == 0
+    assert medunet("report", runs[0], "--title", "Mine", "--no-figures", "--force") == 0
     assert "3 cases, 3 with slices" in capsys.readouterr().out
     assert "<h1>Mine</h1>" in (runs[0] / "report.html").read_text()
 
