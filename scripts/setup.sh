@@ -7,6 +7,7 @@ setup_environment() {
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
         return
     fi
+    echo "installing medunet and its dependencies into .venv; this takes some minutes" >&2
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     # torch first and alone: otherwise another package may choose its build
     .venv/bin/python -m pip install --quiet --constraint scripts/constraints.txt torch

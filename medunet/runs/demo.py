@@ -48,7 +48,7 @@ def run_demo(output: Path, *, epochs: int | None = None, device: str = "auto") -
     config = run / "configs" / "train.json"
     if config.is_file() and read_json(config).get("epochs") != changes["epochs"]:
         shutil.rmtree(run)  # an earlier demo of another length cannot be resumed as this one
-    train_bundle(find_bundle("unet_3d"), data, run, changes=changes, device=device, resume=True)
+    train_bundle(find_bundle("unet_3d"), data, run, changes=changes, device=device, resume=config.is_file())
     logger.info("3/4 predicting and evaluating %d unseen volumes", TEST_CASES)
     summary = evaluate_bundle(run, data, run / EVALUATION, section="test", device=device)
     logger.info("4/4 drawing")
