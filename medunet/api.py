@@ -28,6 +28,7 @@ from medunet.planning import default_cache
 from medunet.prediction import Prediction, PredictOptions, Predictor
 from medunet.prediction.source import first_path
 from medunet.reports import render_overlay
+from medunet.reports.objects import TONE_NAMES, TONES, tones
 from medunet.resources import find_bundle
 from medunet.runs import TrainingResult, evaluate_bundle, report_runs, train_bundle
 from medunet.units import parse_duration, parse_size
@@ -249,12 +250,13 @@ class Segmentation(Shown):
     """The prediction for one image. A notebook shows its outlines on the image and the volume of each class.
 
     Args:
-        labels: label map `(*spatial)` on the grid of the image, with the data set's label values.
+        labels: label map `(*spatial)` on the grid of the image, with the data set's label values or object numbers.
         affine: 4x4, from voxel indices to RAS millimetres.
         classes: name of each label value.
         probabilities: `(class, *spatial)`, or None if they were not requested.
         regions: label values that each region unites; empty if classes do not overlap.
         image: the image as it was given, an array or paths; only the picture needs it.
+        object_classes: label value by object number, 0 for the background; None if `labels` has label values.
     """
 
     labels: npt.NDArray[Any]
@@ -263,12 +265,14 @@ class Segmentation(Shown):
     probabilities: npt.NDArray[np.float32] | None = None
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
     image: Image | None = None
+    object_classes: npt.NDArray[Any] | None = None
 
     @property
     def volumes_mm3(self) -> dict[str, float]:
         """Volume of each class or region in mm³ (area in mm² for 2D images), without the background."""
         size = math.prod(self._spacing)
-        return {name: size * int(np.isin(self.labels, values).sum()) for name, values in self._values.items()}
+        voxels = self.labels if self.object_classes is None else self.object_classes[self.labels]
+        return {name: size * int(np.isin(voxels, values).sum()) for name, values in self._values.items()}
 
     def picture(self) -> bytes:
         """Draw the outlines on the image as PNG: in 3D, three planes with most foreground."""
@@ -279,8 +283,13 @@ class Segmentation(Shown):
             return self._draw(np.zeros(self.labels.shape))
 
     def _draw(self, image: Any) -> bytes:
-        labels: dict[str, Any] = {"background": self.classes.get("background", 0), **self._values}
-        return render_overlay(image, self.labels, labels=labels, spacing_mm=self._spacing, affine=self.affine)
+        grid: dict[str, Any] = {"spacing_mm": self._spacing, "affine": self.affine}
+        if self.object_classes is not None:
+            labels = {name: value for value, name in enumerate(TONE_NAMES, start=1)}
+            grid["colours"] = dict(zip(TONE_NAMES, TONES, strict=True))
+            return render_overlay(image, tones(self.labels)[self.labels], labels=labels, **grid)
+        values: dict[str, Any] = {"background": self.classes.get("background", 0), **self._values}
+        return render_overlay(image, self.labels, labels=values, **grid)
 
     @property
     def _values(self) -> dict[str, Sequence[int]]:
@@ -341,7 +350,8 @@ class Model:
                 array: Any = image if isinstance(image, torch.Tensor) else np.asarray(image)
                 array = array[None] if array.ndim == self.predictor.spatial_dims else array
                 item = self.predictor.decide_array(array, affine=affine)
-        labels, probabilities = item["pred"], item.get("prob")
+        labels, objects = item["pred"], item.get("object_classes")
+        probabilities = item.get("prob") if self.predictor.options.probabilities else None
         return Segmentation(
             labels=np.asarray(labels.numpy() if isinstance(labels, torch.Tensor) else labels)[0],
             affine=np.asarray(getattr(labels, "affine", np.eye(4)), dtype=np.float64),
@@ -349,6 +359,7 @@ class Model:
             probabilities=None if probabilities is None else np.asarray(probabilities),
             regions=self.predictor.regions,
             image=image,
+            object_classes=None if objects is None else np.array(list(self.classes.values()))[objects],
         )
 
 
@@ -371,9 +382,13 @@ class _Scores(Shown, dict[str, Any]):
     """A summary that appears as a table."""
 
     def _table(self) -> Table:
-        title = f"{self['cases']} cases, mean Dice {self['mean_dice']:.4f}"
-        rows = [(name, *_means(entry["scores"], "dice", "iou", "hd95_mm")) for name, entry in self["classes"].items()]
-        return title, [("class", "Dice", "IoU", f"HD95 {self.get('unit', 'mm')}"), *rows]
+        if "objects" in self:
+            title, columns = f"mean AP {self['mean_ap']:.4f}", {"mean_ap": "mean AP", "f1": "F1", "pq": "PQ"}
+        else:
+            title = f"mean Dice {self['mean_dice']:.4f}"
+            columns = {"dice": "Dice", "iou": "IoU", "hd95_mm": f"HD95 {self.get('unit', 'mm')}"}
+        rows = [(name, *(entry["scores"][key]["mean"] for key in columns)) for name, entry in self["classes"].items()]
+        return f"{self['cases']} cases, {title}", [("class", *columns.values()), *rows]
 
 
 class _Predictions(Shown, list[Prediction]):
@@ -383,10 +398,6 @@ class _Predictions(Shown, list[Prediction]):
         rows = [(case.path or first_path(case.source), case.seconds, case.error or "") for case in self]
         failed = sum(case.error is not None for case in self)
         return f"{len(self)} cases, {failed} failed", [("result", "seconds", "error"), *rows]
-
-
-def _means(scores: Mapping[str, Any], *names: str) -> list[float]:
-    return [scores[name]["mean"] for name in names]
 
 
 def _paths(image: object) -> tuple[Path, ...] | None:

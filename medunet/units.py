@@ -6,6 +6,7 @@ import re
 
 from medunet.errors import ConfigError
 
+GB = 1 << 30  # bytes, as `parse_size` counts them
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -26,7 +27,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_size(text: str | int) -> int:
-    """Return the bytes of a size; 1 kB is 1024 bytes.
+    """Return the bytes of a size in binary units: 1 kB is 1024 bytes, 1 GB is 1024³ bytes.
 
     Raises:
         ConfigError: The text is not a size.

@@ -21,6 +21,8 @@ from small import SMALL_2D, untrained_run
 import medunet
 from medunet import MedunetError, Segmentation, check, load, predict
 from medunet.errors import ConfigError, GeometryError
+from medunet.io import write_volume
+from medunet.planning.adapt import instance_values
 from medunet.runs import TrainingResult
 
 
@@ -164,6 +166,21 @@ def test_probabilities_on_request(run_2d: Path) -> None:
     assert np.allclose(result.probabilities.sum(axis=0), 1, atol=0.01)
     values = np.array(list(model.classes.values()))
     assert np.array_equal(values[result.probabilities.argmax(axis=0)], result.labels)
+
+
+def test_objects_are_joined_by_class(tmp_path: Path) -> None:
+    labels, image = np.zeros((48, 48), np.uint16), np.random.default_rng(0).normal(size=(48, 48)).astype(np.float32)
+    labels[4:20, 4:20], labels[4:20, 20:40] = 1, 2
+    for part, values in (("images", image), ("labels", labels)):
+        write_volume(values, tmp_path / "data" / part / "a.tif")
+    changes = instance_values("border") | {"label_names": ["background", "cell"], "label_values": [0, 1]}
+    run = untrained_run(tmp_path / "run", bundle="unet_2d", **changes)
+    result = medunet.load(run, device="cpu").predict(tmp_path / "data" / "images" / "a.tif")
+    assert result.labels.max() > 1
+    assert result.volumes_mm3 == {"cell": (result.labels > 0).sum()}
+    assert result.probabilities is None
+    scores = medunet.evaluate(run, tmp_path / "data", device="cpu")
+    assert repr(scores).splitlines()[1].split() == ["class", "mean", "AP", "F1", "PQ"]
 
 
 def test_check_train_evaluate_and_report(cells: Path, tmp_path: Path) -> None:

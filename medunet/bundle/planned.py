@@ -117,8 +117,7 @@ def plan_bundle(
         chosen = plan(dataset, train, fingerprint=result, measure=measure, **options)
         if write:
             values = chosen.values | ({"split": [list(part) for part in dataset.split]} if dataset.split else {})
-            asked = _asked(dims, memory, seconds, device)
-            _write(base, output, chosen, values, train, asked=asked)
+            _write(base, output, chosen, values, train, asked=_asked(**options))
     return PlannedBundle(output, chosen, bad)
 
 
@@ -127,18 +126,14 @@ def plan_beside(run: Path, data: Path) -> Path:
     return run.parent / f"{(data.parent if data.is_file() else data).resolve().name}_plan"
 
 
-def plan_once(
-    data: Path,
-    output: Path,
-    *,
-    dims: int | None = None,
-    memory: int | None = None,
-    seconds: float | None = None,
-    device: str = "auto",
-    skip_bad: bool = False,
-    cache: Path | None = None,
-) -> bool:
-    """Plan a bundle as `plan_bundle` does, unless `output` contains the plan of the same cases with the same options.
+def plan_once(data: Path, output: Path, *, cache: Path | None = None, **options: Any) -> bool:
+    """Plan a bundle, unless `output` contains the plan of the same cases with the same options.
+
+    Args:
+        data: Data set in a layout of `open_dataset`.
+        output: Folder of the bundle.
+        cache: Folder that stores the measurements of the cases. Default: they are not stored.
+        options: `dims`, `memory`, `seconds`, `device` and `skip_bad` of `plan_bundle`.
 
     Returns:
         Whether it was planned now.
@@ -148,11 +143,10 @@ def plan_once(
         ConfigError: As for `plan_bundle`.
     """
     if not (output / OPTIONS_FILE).is_file():
-        options: dict[str, Any] = {"dims": dims, "memory": memory, "seconds": seconds, "device": device}
-        plan_bundle(data, output, skip_bad=skip_bad, cache=cache, **options)
+        plan_bundle(data, output, cache=cache, **options)
         return True
-    asked, numbers = _asked(dims, memory, seconds, device), fingerprint(open_dataset(data, problems=[]), cache=cache)
-    same_options = read_json(output / OPTIONS_FILE) == asked
+    numbers = fingerprint(open_dataset(data, problems=[]), cache=cache)
+    same_options = read_json(output / OPTIONS_FILE) == _asked(**options)
     if not same_options or (output / FINGERPRINT_FILE).read_text(encoding="utf-8") != to_json(asdict(numbers)):
         cause = f"the folder contains a plan {'for other cases' if same_options else 'with other options'}"
         remedy = "pass it as the bundle, give another --output, or delete it"
@@ -160,8 +154,9 @@ def plan_once(
     return False
 
 
-def _asked(dims: int | None, memory: int | None, seconds: float | None, device: str) -> dict[str, Any]:
-    return {"dims": dims, "memory": memory, "seconds": seconds, "device": resolve_device(device).type}
+def _asked(*, device: str = "auto", **options: Any) -> dict[str, Any]:
+    """Return the options that decide a plan, with the type of the device that they mean on this machine."""
+    return {**{key: options.get(key) for key in ("dims", "memory", "seconds")}, "device": resolve_device(device).type}
 
 
 def _write(

@@ -16,6 +16,7 @@ from medunet.cli.output import print_json, with_json
 from medunet.cli.registry import examples
 from medunet.errors import ConfigError
 from medunet.files import require_path
+from medunet.units import GB
 
 DAY = 86_400.0  # seconds
 MONTH = 30 * DAY
@@ -49,7 +50,7 @@ def cache(
         for reason, count in Counter(reason for _, reason in removed).items():
             console.print(f"{opt.count(count, 'case')}: {reason}")
         console.print(
-            f"removed {opt.count(len(removed), 'case')}, {sum(case.nbytes for case, _ in removed) / 1e9:.2f} GB"
+            f"removed {opt.count(len(removed), 'case')}, {sum(case.nbytes for case, _ in removed) / GB:.2f} GB"
         )
     cases = sorted(list_store(folder), key=lambda case: case.path.parent)
     rows: list[dict[str, object]] = []
@@ -61,11 +62,11 @@ def cache(
         nbytes, is_used = sum(case.nbytes for case in parts), any(case.in_use for case in parts)
         row = {"name": group.name, "cases": len(parts), "bytes": nbytes, "unused_days": days, "in_use": is_used}
         rows.append({**row, "folders": sorted(sources)})
-        cells = (str(len(parts)), f"{nbytes / 1e9:.2f}", f"{days:.0f}", "yes" if is_used else "")
+        cells = (str(len(parts)), f"{nbytes / GB:.2f}", f"{days:.0f}", "yes" if is_used else "")
         table.add_row(group.name, *cells, ", ".join(sorted(sources)))
     print_json(folder=store_folder(folder), removed_cases=len(removed), configurations=rows)
     if cases:
         console.print(table)
     console.print(
-        f"{opt.count(len(cases), 'case')}, {sum(case.nbytes for case in cases) / 1e9:.2f} GB in {store_folder(folder)}"
+        f"{opt.count(len(cases), 'case')}, {sum(case.nbytes for case in cases) / GB:.2f} GB in {store_folder(folder)}"
     )

@@ -104,7 +104,7 @@ def _print_tables(result: Examination) -> None:
     console.print(f"{counts}: {verdict}", highlight=False)
 
 
-def _figures(summary: dict[str, Any]) -> Table:
+def _figures(summary: dict[str, Any]) -> Table | str:
     n_cases, n_test = summary["cases"], summary["test_cases"]
     test = f" and {n_test} test case{'s' * (n_test != 1)}" if n_test else ""
     title = f"{escape(summary['name'])}: {n_cases} case{'s' * (n_cases != 1)}{test}, {summary['spatial_dims']}D"
@@ -118,7 +118,7 @@ def _figures(summary: dict[str, Any]) -> Table:
     for key, name in (("orientations", "axes"), ("dtypes", "type")):
         if summary.get(key):
             table.add_row(name, "", ", ".join(f"{word} ({count})" for word, count in summary[key].items()), "")
-    return table
+    return table if table.row_count else title  # --headers reads nothing that has statistics
 
 
 def _objects(objects: dict[str, float]) -> Table:

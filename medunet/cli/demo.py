@@ -14,7 +14,7 @@ from medunet.cli.registry import examples
 OUTPUT = Path("medunet_demo")
 
 
-@examples("medunet demo", "medunet demo --epochs 2 --device cpu -o /tmp/demo")
+@examples("medunet demo", "medunet demo --epochs 2 --device cpu -o short_demo")
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for data, run and report.")] = OUTPUT,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs. Default: enough for a useful network.")] = None,

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 LABELS_HELP = "With --pred: names of the label values. Default: those of dataset.json."
 CASES_HELP = (
-    "Cases to evaluate: unseen (the run was not trained on them), validation (its fold), all, test (imagesTs). "
-    "Default: unseen for the data set that the run was trained on, all for another one."
+    "With RUN: labelled cases to evaluate. unseen: those that the run was not trained on; validation: its fold; "
+    "test: imagesTs. Default: unseen for the data set that the run was trained on, all for another one."
 )
 RUN_HELP = "A run, or a bundle with weights. Needs --data."
 RUN = typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=completion.runs)
@@ -88,14 +88,14 @@ def evaluate(
 
         options: dict[str, Any] = {"section": cases, "tta": tta, "device": device, "em": em}
         result = evaluate_bundle(folder, data, output, trust=trust, force=force, **options)
-    elif pred is not None and ref is not None and bundle is None and data is None:
+    elif pred is not None and ref is not None and (bundle, data, cases, tta) == (None,) * 4:
         options = {"labels": _parse_labels(labels), "instances": instances, "em": em, "force": force}
         from medunet.runs import evaluate_folders
 
         result = evaluate_folders(pred, ref, output, **options)
     else:
         files = "--pred DIR --ref DIR [--labels NAME=VALUE,... | --instances]"
-        raise ConfigError(f"evaluate needs either RUN --data DATA, or {files}")
+        raise ConfigError(f"evaluate needs either RUN --data DATA [--cases CASES] [--tta TTA], or {files}")
     print_json(**result)
     _show(result)
     failed = result.get("failed_cases", {})

@@ -206,9 +206,9 @@ def _show_preview(bundle: Path, inputs: Sequence[str], options: PredictOptions) 
         return read_cohort(Path(inputs[0]), channels=channels) if is_table else list_inputs(inputs, channels=channels)
 
     cases = preview_predictions(bundle, list_sources, options)
+    print_json(cases=[vars(case) for case in cases])
     for case in cases:
-        images = [case.images] if isinstance(case.images, str) else case.images
-        typer.echo(f"{', '.join(images)} -> {case.path}  {case.action}")
+        typer.echo(f"{', '.join(case.images)} -> {case.path}  {case.action}")
     counts = Counter[str](case.action for case in cases)
     what = {"write": "to write", "replace": "to replace", "skip": "to skip", "fail": "would fail: the result exists"}
     typer.echo(", ".join(f"{counts[action]} {text}" for action, text in what.items() if counts[action]))

@@ -47,7 +47,7 @@ def report(
     written = report_runs(
         folders, page, data=data, title=title, device=device, megabytes=max_size / 1e6, figures=figures
     )
-    size = written.page.stat().st_size / 1e6
+    size = written.page.stat().st_size / (1 << 20)
     typer.echo(f"report: {written.page} ({written.cases} cases, {written.drawn} with slices, {size:.1f} MB)")
     if written.figures is not None:
         typer.echo(f"figures: {written.figures}")

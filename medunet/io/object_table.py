@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,12 @@ from skimage.measure import label as number_parts
 
 from medunet.errors import ConfigError
 
+from .dicom.contours import straightened, trace_rings
 from .extras import import_extra
 
-Ring = list[tuple[int, int]]  # corners in pixels, from the corner of the image; the first is repeated at the end
+Ring = npt.NDArray[np.int64]  # corners (N, 2) in pixels, from the corner of the image; the last repeats the first
 
 OBJECT_FILES = {"csv": "_objects.csv", "geojson": "_objects.geojson", "imagej": "_objects.zip"}  # endings by format
-STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # along the upper, right, lower and left edge of a pixel
-CORNERS = ((0, 0), (1, 0), (1, 1), (0, 1))  # where these edges start
 
 
 def object_table(
@@ -130,64 +128,25 @@ def trace_objects(labels: npt.NDArray[Any]) -> dict[int, list[list[Ring]]]:
     Rings run along the edges of pixels, so a polygon's area is its number of pixels. Pixels that only touch at a corner
     are in different parts. No ring visits a corner twice, so every polygon is valid.
     """
-    parts = np.pad(number_parts(labels.astype(np.int32), background=0, connectivity=1), 1)
+    parts = number_parts(labels.astype(np.int32), background=0, connectivity=1)
     outlines: dict[int, list[list[Ring]]] = {}
-    edges: dict[tuple[int, int, int], list[int]] = {}
-    centre, objects = parts[1:-1, 1:-1], dict[int, int]()
-    for direction, (x, y) in enumerate(((0, -1), (1, 0), (0, 1), (-1, 0))):  # the pixel on the other side of the edge
-        beside = parts[1 + x : parts.shape[0] - 1 + x, 1 + y : parts.shape[1] - 1 + y]
-        columns, rows = np.nonzero((centre != beside) & (centre > 0))
-        objects.update(zip(centre[columns, rows].tolist(), labels[columns, rows].tolist(), strict=True))
-        first = CORNERS[direction]
-        for part, column, row in zip(centre[columns, rows].tolist(), columns.tolist(), rows.tolist(), strict=True):
-            edges.setdefault((part, column + first[0], row + first[1]), []).append(direction)
-    rings: dict[int, list[Ring]] = {}
-    for part, ring in _rings(edges):
-        rings.setdefault(part, []).append(ring)
-    for part, of_part in rings.items():
-        of_part.sort(key=lambda ring: -_area(ring))  # the outer ring is the only one with a positive area
-        outlines.setdefault(objects[part], []).append(of_part)
+    for number, box in enumerate(ndimage.find_objects(parts), start=1):
+        part = parts[box] == number
+        start = [side.start for side in box]
+        rings = [_along_pixels(ring) + start for ring in trace_rings(part, connected="high")]
+        outlines.setdefault(int(labels[box][part][0]), []).append(rings)
     return outlines
 
 
-def _rings(edges: dict[tuple[int, int, int], list[int]]) -> Iterator[tuple[int, Ring]]:
-    """Yield closed rings along directed edges; an edge starts at a corner of a part and runs in a direction."""
-    while edges:
-        part, x, y = next(iter(edges))
-        path, places = [(x, y)], {(x, y): 0}
-        while path:
-            directions = edges[part, x, y]
-            step = STEPS[directions.pop()]
-            if not directions:
-                del edges[part, x, y]
-            x, y = x + step[0], y + step[1]
-            if (start := places.get((x, y))) is None:
-                places[x, y] = len(path)
-                path.append((x, y))
-                continue
-            ring = [*path[start:], (x, y)]
-            yield part, _straightened(ring)
-            for corner in path[start + 1 :]:
-                del places[corner]
-            del path[start + 1 :]
-            if (part, x, y) not in edges:
-                break
-
-
-def _straightened(ring: Ring) -> Ring:
-    """Drop corners in the middle of a straight line."""
-    triples = zip([ring[-2], *ring[:-2]], ring[:-1], ring[1:], strict=True)
-    kept = [b for a, b, c in triples if (b[0] - a[0], b[1] - a[1]) != (c[0] - b[0], c[1] - b[1])]
-    return [*kept, kept[0]]
-
-
-def _area(ring: Ring) -> float:
-    return sum(x * to_y - to_x * y for (x, y), (to_x, to_y) in itertools.pairwise(ring)) / 2
+def _along_pixels(ring: npt.NDArray[np.float64]) -> Ring:
+    """Return a ring along the edges of pixels; the given one joins the middles of these edges."""
+    corners = straightened(np.floor((ring[:-1] + ring[1:]) / 2) + 1).astype(np.int64)
+    return np.concatenate([corners, corners[:1]])
 
 
 def _feature(row: Mapping[str, Any], outlines: Mapping[int, list[list[Ring]]]) -> dict[str, Any]:
     """Return an object as QuPath reads it."""
-    parts = outlines[row["id"]]
+    parts = [[ring.tolist() for ring in part] for part in outlines[row["id"]]]
     geometry = (
         {"type": "MultiPolygon", "coordinates": parts}
         if len(parts) > 1

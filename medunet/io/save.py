@@ -211,7 +211,7 @@ class SavePredictiond(MapTransform):
             save_dataset(dataset, temporary, implicit=kind == "rtstruct")  # contours have no limit of points
 
     def _segments(self, values: np.ndarray[Any, Any]) -> tuple[Segment, ...]:
-        """Return the segments of a label map; each object is one, named after its class and number."""
+        """Return a segment per class, or per object, named after its class and number."""
         if not self.instances:
             return as_segments(self.labels, values=values, colors=self.label_colors, codes=self.label_codes)
         kinds = [name for name, value in (self.labels or {}).items() if value != 0]

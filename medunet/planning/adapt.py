@@ -12,12 +12,12 @@ import numpy as np
 
 from medunet.config import get_id
 from medunet.datasets import Case, SegmentationDataset
+from medunet.datasets.layouts.datalist import sample_cases
 from medunet.errors import ConfigError
 from medunet.geometry import Geometry
 from medunet.io import read_header
 from medunet.transforms import BOUNDARY, IGNORE_INDEX, InstanceTarget
 
-MAX_HEADERS = 50  # headers that are read for the median spacing and size; more hardly change a median
 TURNS = "augment::deform::rotate_range"
 BENDS = "augment::deform::elastic_sigma"
 DEFAULT_TARGET: InstanceTarget = "distance"
@@ -51,11 +51,8 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
     """
     dims = config["spatial_dims"]
     if config.get("instances") and not dataset.instances:
-        cause, remedy = (
-            "the bundle is for labels that number objects",
-            'declare them: `"instances": true` in dataset.json',
-        )
-        raise ConfigError(cause, file=dataset.root, remedy=remedy)
+        remedy = 'declare them: `"instances": true` in dataset.json'
+        raise ConfigError("the bundle is for labels that number objects", file=dataset.root, remedy=remedy)
     if dataset.spatial_dims != dims:
         cause = f"the bundle is {dims}-D, the images are {dataset.spatial_dims}-D"
         raise ConfigError(cause, file=dataset.root, remedy=f"use unet_{dataset.spatial_dims}d")
@@ -97,7 +94,7 @@ def adapt(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
 
 def _grid(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    geometries = [grid_of(case, dataset) for case in sample_cases(dataset)]
+    geometries = [grid_of(case, dataset) for case in sample_cases(dataset.cases)]
     sizes = np.array([geometry.shape for geometry in geometries], dtype=float)
     if config["spatial_dims"] == 3:
         spacings = np.array([in_ras_order(geometry.spacing_mm, geometry) for geometry in geometries])
@@ -109,11 +106,6 @@ def _grid(dataset: SegmentationDataset, config: Mapping[str, Any]) -> dict[str, 
         voxels = math.prod(config["patch_size"])
         values["patch_size"] = fit_patch(np.median(sizes, axis=0), voxels=voxels, multiple=multiple)
     return values
-
-
-def sample_cases(dataset: SegmentationDataset) -> Sequence[Case]:
-    """Return at most `MAX_HEADERS` evenly spaced cases."""
-    return dataset.cases[:: math.ceil(len(dataset.cases) / MAX_HEADERS)]
 
 
 def grid_of(case: Case, dataset: SegmentationDataset) -> Geometry:
@@ -168,7 +160,12 @@ def instance_values(target: InstanceTarget, *, reach: float | None = None) -> di
     Args:
         target: What separates touching objects.
         reach: For `distance`, the distance in voxels that counts as 1. Default: that of `InstanceTargetsd`.
+
+    Raises:
+        ConfigError: Unknown target.
     """
+    if target not in _LOSSES:
+        raise ConfigError("unknown target of instances", received=target, expected=", ".join(_LOSSES))
     loss, loss_keys = _LOSSES[target]
     step = {} if reach is None else {"steps::target::reach": reach}
     return {

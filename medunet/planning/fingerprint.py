@@ -18,11 +18,12 @@ import torch
 
 from medunet.datasets import Case, CaseView, SegmentationDataset, check_pair, likely_groups
 from medunet.datasets.check.objects import measure_objects, object_figures
+from medunet.datasets.layouts.datalist import sample_cases
 from medunet.datasets.layouts.orientation import orientation_words, side_pairs
 from medunet.errors import DataError, MedunetError
 from medunet.inferers import free_memory
 
-from .adapt import grid_of, sample_cases
+from .adapt import grid_of
 from .measure import CaseMeasure, MeasureCache, measure_case, short
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ def fingerprint(
 def _jobs(dataset: SegmentationDataset) -> int:
     """Return how many cases processors and memory allow simultaneously."""
     voxels = 1
-    for case in sample_cases(dataset):
+    for case in sample_cases(dataset.cases):
         with contextlib.suppress(MedunetError):  # a case that cannot be read is reported when it is measured
             voxels = max(voxels, math.prod(grid_of(case, dataset).shape))
     needed = voxels * (4 * len(dataset.channels) + LABEL_BYTES)

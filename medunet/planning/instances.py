@@ -26,7 +26,7 @@ def instances(data: Fingerprint) -> list[Decision]:
         reason = "objects hardly touch: background separates them, with high weights where it is thin"
     else:
         target = DEFAULT_TARGET
-        reason = "objects touch: their distance to the border separates them without taking pixels from small ones"
+        reason = "objects touch: the network also learns the distance to the border of the object"
     reach = round(min(max(REACH_SHARE * diameter, REACH[0]), REACH[1]), 1) if target == "distance" else None
     values = instance_values(target, reach=reach)
     reasons = {

@@ -17,6 +17,7 @@ from medunet.datasets import FOLDS, SECOND_CASE, SegmentationDataset
 from medunet.errors import ConfigError, DataError
 from medunet.inferers import free_memory
 from medunet.runtime import resolve_device, resolve_dtype
+from medunet.units import GB
 
 from . import choices
 from .adapt import region_values
@@ -225,4 +226,4 @@ def _folds(dataset: SegmentationDataset) -> int:
 
 
 def _gigabytes(n_bytes: int) -> str:
-    return f"{n_bytes / (1 << 30):.3g} GB"
+    return f"{n_bytes / GB:.3g} GB"

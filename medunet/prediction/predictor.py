@@ -32,7 +32,7 @@ from .manifest import CaseFile
 from .options import PredictOptions
 from .pipeline import overlap
 from .result import Prediction
-from .source import Source, existing_result, first_path, from_array, parts, unexpected
+from .source import Source, existing_result, first_path, from_array, parts, result_files, unexpected
 from .steps import as_compose, batch_on, isolate_reading, pinned, preprocess_on, steps_up_to, typed_errors
 
 logger = logging.getLogger(__name__)
@@ -272,10 +272,10 @@ class Predictor:
         images, name = parts(case.source)
         savers = case.transforms.savers if writes else []
         if self.options.skip_done and savers:
-            results = [existing_result(case.source, saver) for saver in savers]
-            if all(path is not None for path in results):
-                case.path, case.skipped = results[0], True
-                case.written = [*map(str, results)]
+            results = [(path, saver) for saver in savers if (path := existing_result(case.source, saver))]
+            if len(results) == len(savers):
+                case.path, case.skipped = results[0][0], True
+                case.written = [file for path, saver in results for file in result_files(path, saver)]
                 return
         item: Any = {"image": images, **({} if name is None else {"name": name})}
         preprocessing = case.transforms.preprocessing
@@ -340,8 +340,8 @@ class Predictor:
         with case.stages.measure("write"):
             item = postprocessing(item, start=split)
         case.path = Path(item["pred_path"])
-        keys = dict.fromkeys(key for saver in case.transforms.savers for key in (*saver.keys, saver.prob_key))
-        case.written = [item[f"{key}_path"] for key in keys if f"{key}_path" in item]
+        written = ((item[f"{key}_path"], saver) for saver in case.transforms.savers for key in saver.keys)
+        case.written = [file for path, saver in written for file in result_files(path, saver)]
 
     def _guarded(self, stage: Callable[[_Case], None], case: _Case) -> _Case:
         """Run a stage; an exception ends this case only."""

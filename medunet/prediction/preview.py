@@ -26,12 +26,12 @@ class PredictionPreview:
     """A case that is not predicted.
 
     Args:
-        images: the image, or one path per channel.
+        images: the image, or its channels.
         path: the label map.
         action: `write`; `replace` or `skip`, as the options say, or else `fail`, if the result exists.
     """
 
-    images: str | list[str]
+    images: list[str]
     path: Path
     action: Action
 
@@ -62,13 +62,12 @@ def preview_predictions(
         saver.pseudonyms = options.pseudonyms
     for source in list_sources(content(parser, "in_channels")):
         results = [existing_result(source, saver) for saver in savers]
-        expected = expected_result(source, savers[0], spatial_dims=dims)
-        if all(results) and options.skip_done:
-            cases.append(PredictionPreview(parts(source)[0], results[0] or expected, "skip"))
-        else:
-            is_replaced = any(results) or expected.is_file()
-            action: Action = (
-                "write" if not is_replaced else "replace" if options.overwrite or options.skip_done else "fail"
-            )
-            cases.append(PredictionPreview(parts(source)[0], expected, action))
+        path = expected_result(source, savers[0], spatial_dims=dims)
+        action: Action = "write"
+        if options.skip_done and all(results):
+            path, action = results[0] or path, "skip"
+        elif any(results) or path.is_file():
+            action = "replace" if options.overwrite or options.skip_done else "fail"
+        images = parts(source)[0]
+        cases.append(PredictionPreview([images] if isinstance(images, str) else images, path, action))
     return cases

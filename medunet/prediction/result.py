@@ -28,7 +28,7 @@ class Prediction:
         name: name of the result, or its pseudonym.
         warnings: what the reader found unusual.
         inputs: the image, or its channels; with digests if `PredictOptions.digests` requests them.
-        outputs: the label map, and the class probabilities.
+        outputs: the label map, the class probabilities, and the tables and outlines of objects.
     """
 
     source: Source

@@ -109,6 +109,16 @@ def existing_result(source: Source, saver: SavePredictiond) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def result_files(label_map: PathLike, saver: SavePredictiond) -> list[str]:
+    """Return the files that a saver wrote for a case: the label map, probabilities, and tables of objects."""
+    path = Path(label_map)
+    endings = [OBJECT_FILES[kind] for kind in saver.objects]
+    if saver.prob_key is not None:
+        endings += ["_prob.nii.gz", "_prob.npy"]
+    files = (path.with_name(split_suffix(path.name)[0] + ending) for ending in endings)
+    return [str(path), *(str(file) for file in files if file.is_file())]
+
+
 def expected_result(source: Source, saver: SavePredictiond, *, spatial_dims: int) -> Path:
     """Return the label map that a saver will write for an image, as far as this is known without reading the image.
 

@@ -72,7 +72,7 @@ class ContactSheet:
             name: caption; a second case of this name replaces the first.
             image: `(C, *spatial)`, of which the first channel is shown.
             label: `(1, *spatial)` of whole numbers.
-            instances: the label numbers objects, whose outlines are drawn in alternating colours.
+            instances: whether the label numbers objects; their outlines are drawn in alternating colours.
             affine: 4x4, RAS; None for images without placement.
         """
         affine = affine if image.ndim == 4 else None

@@ -232,7 +232,7 @@ def evaluate_folders(
 
 
 def _refuse_undeclared(*values: Mapping[Path, Collection[int]]) -> None:
-    """Raise an error if the values of predictions or references, which have no names, may be object numbers."""
+    """Raise an error if values that have no names may be object numbers."""
     counts = [len(set().union(*of_maps.values()) - {0}) for of_maps in values]
     if max(counts) > MAX_LABELS or (max(counts) >= MIN_OBJECTS and min(counts) <= 1):
         raise DataError(

@@ -126,7 +126,7 @@ def train_folds(
     reject_other_files(output, own="fold_*")
     options: dict[str, Any] = {"split": split, "group_by": group_by, "output": output}
     dataset, values = fit_bundle(bundle, data, changes=changes, skip_bad=skip_bad, **options)
-    selected = _checked_folds(folds, {**read_json(bundle / "configs" / "train.json"), **values})
+    selected = checked_folds(folds, {**read_json(bundle / "configs" / "train.json"), **values})
     values = {"training_dir": "$@bundle_root + '/..'", **values}
     with claim(output):
         check_target(output)
@@ -196,7 +196,8 @@ def _is_finished(run: PreparedRun) -> bool:
     return bool(state.get("stopped") or (state.get("finished") and state["epoch"] >= run.configs["train"]["epochs"]))
 
 
-def _checked_folds(folds: Sequence[int] | None, config: Mapping[str, Any]) -> list[int]:
+def checked_folds(folds: Sequence[int] | None, config: Mapping[str, Any]) -> list[int]:
+    """Return the numbers of the folds to train, all of them for None."""
     count = config["folds"]
     if config.get("validation_cases"):
         raise ConfigError("validation_cases are set, so there are no folds", remedy="set validation_cases to []")
@@ -258,7 +259,7 @@ def _join(
         logger.info("fold %d: %d cases predicted", fold, len(predicted))
         pairs, failed = pairs + predicted, failed | errors
         if dataset.instances:
-            objects += predict_maps(run, items[:OBJECT_CASES], device=device)
+            objects += predict_maps(predictor, items[:OBJECT_CASES])
     pairs.sort(key=lambda pair: pair.name)
     if not pairs:
         return CrossValidation(output, outcomes, failed_cases=failed)

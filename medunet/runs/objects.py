@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 MAX_VOXELS = 4_000_000  # of the cases that the values are chosen on: about half a minute for all candidates
 MIN_GAIN = 1e-3  # mean average precision by which a value must beat the present one
-CANDIDATES = {"boundary": (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95), "threshold": (0.3, 0.4, 0.5, 0.6, 0.7)}
+CANDIDATES = {"boundary": (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98), "threshold": (0.3, 0.4, 0.5, 0.6, 0.7)}
 SMALLEST = (1 / 32, 1 / 16, 1 / 8, 1 / 4)  # smallest sizes to try, as shares of the median object
 
 ObjectCase = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]  # the network's maps and the reference objects
@@ -61,10 +61,10 @@ def choose_objects(
     return chosen, before, best
 
 
-def predict_maps(run: Path, items: Iterable[Mapping[str, Any]], *, device: str) -> list[ObjectCase]:
-    """Return the network's maps and the reference objects of labelled items, of at most `MAX_VOXELS` and one case."""
+def predict_maps(predictor: Predictor, items: Iterable[Mapping[str, Any]]) -> list[ObjectCase]:
+    """Return the network's maps and the reference objects of labelled items, until they have `MAX_VOXELS`."""
     cases: list[ObjectCase] = []
-    predictor, voxels = Predictor(run, device=device, trust=True), 0  # the run was judged before it was trained
+    voxels = 0
     for item in items:
         if voxels >= MAX_VOXELS:
             break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from medunet.datasets import datalist
 from medunet.runtime import resolve_device
 from medunet.trust import require_trust
 
+from .folds import checked_folds
 from .train import fit_bundle, reject_trained
 
-SPLIT_IDS = ("folds", "validation_cases", "skip_cases", "split")  # what decides, with the fold, which cases validate
+# what decides, with the fold, which cases validate
+SPLIT_IDS = ("folds", "validation_cases", "skip_cases", "split", "instances")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,6 @@ def preview_training(
     output: Path,
     *,
     folds: Sequence[int] | None = None,
-    changes: Mapping[str, Any] | None = None,
     presets: Sequence[str] = (),
     device: str = "auto",
     resume: bool = False,
@@ -56,18 +57,17 @@ def preview_training(
         data: labelled data set.
         output: folder of the run.
         folds: folds of a cross-validation, an empty list for all; None for a single run.
-        changes: values by config id.
         presets: names of overlays of the bundle.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         resume: whether a trained run in `output` would be continued.
         trust: approve a bundle that could run its own code.
-        **options: further options of :func:`medunet.runs.fit_bundle`.
+        **options: further options of :func:`medunet.runs.fit_bundle`, such as `changes`.
     """
     chosen, verdict = resolve_device(device), require_trust(bundle, trust=trust)
     reject_trained(output, resume=resume)
-    _, values = fit_bundle(bundle, data, changes=changes, output=output, **options)
+    _, values = fit_bundle(bundle, data, output=output, **options)
     train = derive(verdict, values, data=data, presets=presets)[0]["train"]
-    numbers = [train["fold"]] if folds is None else list(folds) or list(range(train["folds"]))
+    numbers = [train["fold"]] if folds is None else checked_folds(folds or None, train)
     split = {id_: train[id_] for id_ in SPLIT_IDS if id_ in train}
     cases: dict[int, tuple[int, int]] = {}
     for fold in numbers:

@@ -46,8 +46,9 @@ def fit_split(
             raise ConfigError("a split and validation_cases exclude each other", received=received)
         return {"split": []}
     recorded = _recorded(output)
-    inherited = [] if "split" in changes else _of_bundle(dataset, config["split"])
-    split = given or recorded or inherited
+    names = {case.name for case in dataset.cases}
+    is_inherited = "split" not in changes and not names.isdisjoint(name for part in config["split"] for name in part)
+    split = given or recorded or (config["split"] if is_inherited else [])
     if not split:
         made = make_folds(dataset.cases, merged["folds"])
         return {"split": [[case.name for case in part] for part in made]}
@@ -59,17 +60,9 @@ def fit_split(
         remedy = "omit the new split, or give another --output"
         raise DataError("the output folder contains a run with another split", file=output, remedy=remedy)
     if "folds" in changes and changes["folds"] != len(parts):
-        remedy = "set split to [], or give a split with as many folds"
-        raise ConfigError(
-            "folds must be those of the split", received=changes["folds"], expected=len(parts), remedy=remedy
-        )
+        cause, remedy = "folds must be those of the split", "set split to [], or give a split with as many folds"
+        raise ConfigError(cause, received=changes["folds"], expected=len(parts), remedy=remedy)
     return {"split": parts, "folds": len(parts)}
-
-
-def _of_bundle(dataset: SegmentationDataset, split: list[list[str]]) -> list[list[str]]:
-    """Return the split of a bundle; empty if it is about other data."""
-    names = {case.name for case in dataset.cases}
-    return split if any(name in names for part in split for name in part) else []
 
 
 def _recorded(output: Path | None) -> list[list[str]] | None:

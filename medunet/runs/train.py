@@ -35,7 +35,8 @@ from medunet.errors import ConfigError, DataError, MedunetError
 from medunet.files import check_target, claim
 from medunet.io.options import ReadOptions
 from medunet.notebook import Shown, Table
-from medunet.planning.adapt import adapt
+from medunet.planning.adapt import adapt, instance_values
+from medunet.prediction import Predictor
 from medunet.runs.card import write_results
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.runs.objects import fit_objects, predict_maps
@@ -187,15 +188,16 @@ def fit_bundle(
     left_out = skipped.get("skip_cases", ())
     folds = {**config, **changes}.get("folds", FOLDS)
     dataset = regroup(dataset, split, group_by, folds=folds, others=left_out)
-    values = {**adapt(dataset, config), **skipped, **changes}
+    target = changes.get("instance_target") if dataset.instances else None
+    values = {**adapt(dataset, config), **(instance_values(target) if target else {}), **skipped, **changes}
     has_own_list = any(id_.replace("#", SEPARATOR) == "train::dataset::data" for id_ in values)
     ids = ("fold", "folds", "validation_cases", "skip_cases", "split")
     if not has_own_list and set(ids) <= config.keys():
         values |= fit_split(dataset, config, values, changes, output=output, others=left_out)
-        for finding in likely_groups(dataset.cases, values["split"]):
+        merged = {**config, **values}
+        for finding in likely_groups(dataset.cases, merged["split"] or [merged["validation_cases"]]):
             logger.warning("%s; %s", finding.cause, finding.remedy)
         # a fold or validation cases that the data set does not have are rejected before anything is written
-        merged = {**config, **values}
         options = {id_: merged[id_] for id_ in ids}
         datalist(data, section="training", instances=dataset.instances, **options)
     return dataset, values
@@ -267,7 +269,8 @@ def train_run(
     workflow.finalize()
     if is_writer and run.configs["train"].get("instances"):
         items = workflow.parser.get_parsed_content("validate::dataset").data
-        fit_objects(run.folder, predict_maps(run.folder, items, device=str(device)))
+        predictor = Predictor(run.folder, device=str(device), trust=True)  # the run was judged before it was trained
+        fit_objects(run.folder, predict_maps(predictor, items))
     if is_writer:
         record_weights(run.folder, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     state = workflow.parser.get_parsed_content("train::trainer").state

@@ -20,7 +20,7 @@ from medunet.datasets import image_digest, prune_store
 from medunet.errors import DataError, MedunetError
 from medunet.files import write_atomically
 from medunet.transforms import BatchIntensity
-from medunet.units import parse_size
+from medunet.units import GB, parse_size
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class DataHandler:
             removed = prune_store(self.store_dir, unused_days=None, max_bytes=self.store_limit)
             logger.info(
                 "the cache of preprocessed cases was pruned: %.1f GB freed",
-                sum(case.nbytes for case, _ in removed) / 1e9,
+                sum(case.nbytes for case, _ in removed) / GB,
             )
 
     def _epoch_completed(self, engine: Any) -> None:

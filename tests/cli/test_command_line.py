@@ -59,6 +59,7 @@ MISTYPED = (
     "evaluate unet_3d --data nosuch",
     "evaluate unet_3d --data . --cases some",
     "evaluate --pred nosuch --ref .",
+    "evaluate --pred . --ref . --cases test",
     "evaluate --pred . --ref . --labels liver",
     "evaluate --pred . --ref . --labels liver=one",
     "evaluate",

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import Capture, Medunet, sets
-from small import SMALL_2D, SMALL_3D, untrained_run
+from small import SMALL_3D, untrained_run
 
 from medunet.cli.app import main
 from medunet.datasets import open_dataset
@@ -18,10 +17,9 @@ from medunet.io import read_volume, write_volume
 
 # MONAI and ignite warn about themselves; the command line silences them in its own process
 pytestmark = pytest.mark.filterwarnings("ignore")
-SMALL = sets(SMALL_2D)
 
 
-def test_plan_prints_reasons_and_its_bundle_trains(
+def test_plan_prints_reasons_and_the_next_command(
     cells: Path, tmp_path: Path, medunet: Medunet, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MEDUNET_CACHE_DIR", str(tmp_path / "cache"))
@@ -37,21 +35,6 @@ def test_plan_prints_reasons_and_its_bundle_trains(
     out = capsys.readouterr().out
     assert all(word in out for word in ("patch_size", "augment::deform::flip_axes", f"medunet train {bundle}"))
     assert list((tmp_path / "cache" / "fingerprints").glob("*/*.json"))
-    levels = len(json.loads((bundle / "configs" / "train.json").read_text())["network_def"]["channels"])
-    narrow = sets({"network_def::channels": [4] * levels, "steps_per_epoch": 2, "tracking_uri": ""})
-    assert medunet("train", bundle, "--data", cells, "--output", tmp_path / "run", "--epochs", 1, *narrow) == 0
-
-
-def test_a_resumed_run_does_not_need_the_run_of_init_from(
-    run_2d: Path, cells: Path, tmp_path: Path, medunet: Medunet
-) -> None:
-    start = shutil.copytree(run_2d, tmp_path / "start")
-    options = ["--data", cells, "--output", tmp_path / "run", *SMALL, "--init-from", start, "--no-tracking"]
-    assert medunet("train", "unet_2d", *options, "--epochs", 1) == 0
-    shutil.rmtree(start)
-    assert medunet("train", "unet_2d", *options, "--epochs", 2, "--resume") == 0
-    history = json.loads((tmp_path / "run" / "eval" / "history.json").read_text())
-    assert [entry["epoch"] for entry in history] == [1, 2]
 
 
 def test_evaluate_writes_one_row_per_case_and_the_em_scores(

@@ -122,6 +122,8 @@ def test_documents_about_predictions(ask: Ask, run_2d: Path, cells: Path, tmp_pa
     image, out = cells / "imagesTs" / "cells_004.png", tmp_path / "out"
     (tmp_path / "cut.png").write_bytes(image.read_bytes()[:50])
     assert [case["status"] for case in ask("predict", run_2d, image, "-o", out)["cases"]] == ["written"]
+    preview = ask("predict", run_2d, image, "-o", out, "--dry-run", page="`medunet predict --dry-run`")
+    assert preview["cases"] == [{"images": [str(image)], "path": str(out / image.name), "action": "fail"}]
     words = ["predict", run_2d, image, tmp_path / "cut.png", "-o", out, "--skip-existing", "--manifest", out / "m.json"]
     document = ask(*words, code=3)
     assert [case["status"] for case in document["cases"]] == ["there already", "failed"]

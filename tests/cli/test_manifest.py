@@ -13,6 +13,7 @@ from commands import Capture, Medunet
 from small import untrained_run
 
 from medunet.io import write_volume
+from medunet.planning.adapt import instance_values
 from medunet.prediction import Prediction, Predictor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -78,6 +79,19 @@ def test_a_manifest_has_the_digest_of_every_file(
     stamp = file.read_bytes()
     assert medunet(*words, "--skip-existing") == 2  # a manifest is replaced only on request
     assert file.read_bytes() == stamp
+
+
+def test_tables_and_outlines_of_objects_are_results(tmp_path: Path, medunet: Medunet) -> None:
+    changes = instance_values("border") | {"label_names": ["background", "cell"], "label_values": [0, 1]}
+    run, out = untrained_run(tmp_path / "run", bundle="unet_2d", **changes), tmp_path / "out"
+    image = write_volume(np.random.default_rng(0).normal(size=(48, 48)).astype(np.float32), tmp_path / "a.tif")
+    words = ["predict", run, image, "-o", out, "--objects", "geojson", "--probabilities", "--manifest"]
+    for number, more in enumerate(([], ["--skip-existing"])):
+        assert medunet(*words, tmp_path / f"{number}.json", *more) == 0
+        document = json.loads((tmp_path / f"{number}.json").read_text())
+        assert {file["path"] for file in document["cases"][0]["outputs"]} == {*map(str, out.iterdir())}
+        assert len(document["cases"][0]["outputs"]) == 4
+        assert changed(document) == set()
 
 
 def test_ctrl_c_leaves_a_manifest_of_every_result(

@@ -1,6 +1,8 @@
 """`medunet train`, as a user types it."""
 
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,22 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = sets({**SMALL_2D, "tracking_uri": "", "epochs": 1})
 
 
-def test_a_run_starts_from_another_with_fewer_classes(
+def test_a_run_starts_from_another_with_fewer_classes_and_resumes_without_it(
     run_2d: Path, cells: Path, tmp_path: Path, medunet: Medunet, caplog: pytest.LogCaptureFixture
 ) -> None:
     more = sets({"label_values": [0, 255, 7], "label_names": "[membrane, cell, mito]", "ema_decay": 0.9})
     words = ["train", "unet_2d", "--data", cells, "--output", tmp_path / "run", *SMALL, *more, "--init-from"]
     assert medunet(*words, cells) == 2  # no weights: rejected before anything is written
     assert not (tmp_path / "run").exists()
+    start = shutil.copytree(run_2d, tmp_path / "start")
     with caplog.at_level(logging.WARNING, logger="medunet"):
-        assert medunet(*words, run_2d) == 0
+        assert medunet(*words, start) == 0
     assert "head.weight: shape (3, 4, 1, 1) here, (2, 4, 1, 1) there" in caplog.text
     assert torch.load(tmp_path / "run" / "models" / "last.pt", weights_only=True)["average"]["steps"] == 2
+    shutil.rmtree(start)
+    assert medunet(*words, start, "--resume", "--epochs", 2) == 0
+    history = json.loads((tmp_path / "run" / "eval" / "history.json").read_text())
+    assert [entry["epoch"] for entry in history] == [1, 2]
 
 
 def test_interrupted_folds_are_resumed_to_the_same_weights(
@@ -55,10 +62,11 @@ def test_interrupted_folds_are_resumed_to_the_same_weights(
     out = capsys.readouterr().out
     assert "fold 0: there already" in out
     assert "out of fold, 4 cases" in out
+    words[words.index("all")] = 1
     assert medunet(*words, "--output", tmp_path / "through") == 0
-    for name in ("models/fold_0.pt", "models/fold_1.pt"):
-        parts, through = (torch.load(tmp_path / run / name, weights_only=True)["model"] for run in ("parts", "through"))
-        assert all(torch.equal(parts[key], through[key]) for key in through)
+    runs = (tmp_path / run / "models" / "fold_1.pt" for run in ("parts", "through"))
+    parts, through = (torch.load(run, weights_only=True)["model"] for run in runs)
+    assert all(torch.equal(parts[key], through[key]) for key in through)
     image = sorted((cells / "imagesTr").iterdir())[0]
     assert medunet("predict", tmp_path / "parts", image, "--output", tmp_path / "out") == 0
     assert (tmp_path / "out" / image.name).is_file()

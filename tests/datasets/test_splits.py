@@ -55,10 +55,13 @@ def test_a_file_gives_the_folds(name: str, patients: Path, tmp_path: Path) -> No
     assert regroup(open_dataset(patients), tmp_path / name).split == (("p2_a", "p3_a"), ("p1_a", "p1_b"))
 
 
-def test_one_fold_of_nnunet_holds_out_its_cases(patients: Path, tmp_path: Path) -> None:
+def test_one_fold_of_nnunet_holds_out_its_cases(
+    patients: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "split.json").write_text(nnunet((["p1_a", "p1_b", "p2_a"], ["p3_a"])))
     _, values = fit_bundle(find_bundle("unet_2d"), patients, split=tmp_path / "split.json")
     assert (values["split"], values["folds"]) == ([["p3_a"]], 1)
+    assert not caplog.records  # the two images of p1 are together: both train
 
 
 @pytest.mark.parametrize("how", ["group.csv", "pattern", "dataset.json"])
@@ -79,30 +82,30 @@ def test_folds_keep_groups_together(how: str, patients: Path, tmp_path: Path) ->
 
 BAD = {
     "unknown cases": (nnunet((["p1_a", "p1_b", "p2_a"], ["p3_a", "x"])), r"unknown cases in fold 0 \(received x\)"),
-    "missing": (nnunet((["p1_a", "p1_b"], ["p3_a"])), r"cases are missing in fold 0 \(received p2_a\)"),
+    "missing": (nnunet((["p1_a", "p1_b"], ["p3_a"])), r"missing cases in fold 0 \(received p2_a\)"),
     "never validated": (
         nnunet((["p1_a", "p1_b", "p2_a"], ["p3_a"]), (["p1_a", "p1_b", "p3_a"], ["p2_a"])),
-        r"cases are in no fold \(received p1_a, p1_b\)",
+        r"missing cases in the folds \(received p1_a, p1_b\)",
     ),
     "leaking": (nnunet((NAMES, ["p3_a"])), r"repeated cases in fold 0 \(received p3_a\)"),
     "twice": (
         nnunet((["p1_a", "p1_b"], ["p2_a", "p3_a"]), (["p2_a"], ["p1_a", "p1_b", "p3_a"])),
-        r"in several folds, or twice in one \(received p3_a\)",
+        r"repeated cases in the folds \(received p3_a\)",
     ),
-    "empty fold": (nnunet((["p1_a", "p1_b"], ["p2_a", "p3_a"]), (NAMES, [])), r"a fold has no cases \(received fold 1"),
+    "empty fold": (nnunet((NAMES, []), ([], NAMES)), r"a fold has no cases \(received fold 0 of 2"),
     "no training case": (nnunet(([], NAMES)), "no case is left for training"),
     "no fold": ("[]", "no folds"),
     "other JSON": ('{"train": ["p1_a"]}', "not a split"),
     "broken JSON": ("[", "not a split"),
     "columns": ("name,patient\np1_a,1\n", "columns are missing"),
-    "csv missing": ("case,group\np1_a,1\np1_b,1\np2_a,2\n", r"cases are missing \(received p3_a\)"),
-    "csv unknown": ("case,group\nx,1\n", "unknown cases"),
-    "csv repeated": ("case,group\np1_a,1\np1_a,1\n", r"repeated cases \(received p1_a, line 3\)"),
+    "csv missing": ("case,group\np1_a,1\np1_b,1\np2_a,2\n", r"missing cases in column case \(received p3_a\)"),
+    "csv unknown": ("case,group\nx,1\n", r"unknown cases in column case \(received x\)"),
+    "csv repeated": ("case,group\np1_a,1\np1_a,1\n", r"repeated cases in column case \(received p1_a\)"),
     "csv empty group": ("case,group\np1_a,1\np1_b,\np2_a,2\np3_a,3\n", r"no group is given \(received p1_b\)"),
     "csv one group": ("case,group\np1_a,1\np1_b,1\np2_a,1\np3_a,1\n", "at least two groups are needed"),
-    "csv gap": ("case,fold\np1_a,0\np1_b,0\np2_a,2\np3_a,2\n", r"a fold has no cases \(received fold 1 of 3"),
-    "csv huge": ("case,fold\np1_a,0\np1_b,0\np2_a,2\np3_a,99999999999\n", "a fold has no cases"),
-    "csv word": ("case,fold\np1_a,0\np1_b,0\np2_a,one\np3_a,1\n", "a fold must be a number from 0"),
+    "csv gap": ("case,fold\np1_a,0\np1_b,0\np2_a,2\np3_a,2\n", r"from 0 without gaps \(received 0, 2\)"),
+    "csv huge": ("case,fold\np1_a,0\np1_b,0\np2_a,2\np3_a,99999999999\n", "from 0 without gaps"),
+    "csv word": ("case,fold\np1_a,0\np1_b,0\np2_a,one\np3_a,1\n", r"from 0 without gaps \(received 0, 1, one\)"),
     "csv divided": (
         "case,group,fold\np1_a,x,0\np1_b,x,1\np2_a,y,0\np3_a,z,1\n",
         r"groups are in several folds \(received x\)",
@@ -170,9 +173,9 @@ def test_a_planned_split_is_used_by_runs_resumed_runs_and_evaluations(patients: 
     grown = Path(shutil.copytree(patients, tmp_path / "grown"))
     for folder in ("imagesTr", "labelsTr"):
         shutil.copyfile(grown / folder / "p3_a.png", grown / folder / "p4_a.png")
-    with pytest.raises(DataError, match=r"in no fold .*received p4_a.*data set has changed since the run began"):
+    with pytest.raises(DataError, match=r"missing cases .*received p4_a.*data set has changed since the run began"):
         fit_bundle(bundle, grown, output=run)
-    with pytest.raises(DataError, match=r"in no fold .*received p4_a.*set split to"):
+    with pytest.raises(DataError, match=r"missing cases .*received p4_a.*set split to"):
         fit_bundle(bundle, grown)
 
 

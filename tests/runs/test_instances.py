@@ -13,6 +13,7 @@ from commands import run_monai_bundle
 from monai.bundle import ConfigParser
 from small import narrow, untrained_run
 
+from medunet import load
 from medunet.bundle import find_bundle, plan_bundle
 from medunet.config import apply, read_json
 from medunet.datasets import datalist, open_dataset
@@ -21,9 +22,9 @@ from medunet.io import read_volume, write_volume
 from medunet.planning import adapt
 from medunet.planning.adapt import instance_values
 from medunet.prediction import Predictor
-from medunet.runs import train_bundle, train_folds
+from medunet.runs import fit_bundle, train_bundle, train_folds
 from medunet.runs.objects import choose_objects
-from medunet.transforms import TARGETS
+from medunet.transforms import BOUNDARY, TARGETS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -80,6 +81,11 @@ def test_the_published_network_separates_by_gaps(tmp_path: Path) -> None:
     config = apply(configs["unet_2d"], values["unet_2d"])
     with pytest.raises(ConfigError, match="labels that number objects"):
         adapt(class_labels, config)
+    values = fit_bundle(find_bundle("unet_2d"), tmp_path, changes={"instance_target": "border"})[1]
+    assert "DiceCELoss" in values["loss"]["_target_"]
+    assert (values["loss_keys"], values["objects::boundary"]) == ([], BOUNDARY["border"])
+    with pytest.raises(ConfigError, match=r"unknown target.*flow"):
+        fit_bundle(find_bundle("unet_2d"), tmp_path, changes={"instance_target": "flow"})
 
 
 @pytest.mark.parametrize("classes", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -104,6 +110,14 @@ def test_a_plan_for_objects_trains_and_finds_them(tmp_path: Path, classes: int) 
     assert numbers.max() > 0
     assert (tmp_path / "out" / "c0_objects.csv").is_file()
     assert item["prob"].shape[0] == classes + 1
+    result = load(run, device="cpu").predict(data / "images" / "c0.png")
+    assert np.array_equal(result.labels, numbers)
+    assert sum(result.volumes_mm3.values()) == (numbers > 0).sum()
+    if classes == 2:
+        is_odd = item["object_classes"][numbers] == 1 + ["even", "odd"].index("odd")
+        assert result.volumes_mm3["odd"] == is_odd.sum()
+    assert result.probabilities is None
+    assert result.picture() != replace(result, labels=np.minimum(numbers, 1)).picture()
     assert len(item["object_classes"]) == numbers.max() + 1
     assert set(item["object_classes"][1:]) <= set(range(1, classes + 1))
 

@@ -144,5 +144,7 @@ def test_errors_name_the_rule() -> None:
         objects_from_maps(np.zeros((2, 4, 4)), "gap", threshold=1)
     with pytest.raises(DataError, match="too few channels for the target 'border'"):
         objects_from_maps(np.zeros((2, 4, 4)), "border")
+    with pytest.raises(DataError, match=r"maps must be in \[0, 1\] .*-3 to 2"):
+        objects_from_maps(np.linspace(-3, 2, 32).reshape(2, 4, 4), "gap")
     with pytest.raises(DataError, match="label must have object numbers"):
         InstanceTargetsd("label", "gap")({"label": torch.zeros(3, 4, 4)})

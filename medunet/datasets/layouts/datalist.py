@@ -25,7 +25,7 @@ from .manifest import MANIFEST, ParsedLabels, Parts, labels_of, load_manifest, r
 from .pairing import find_folders, group_channels, image_files
 from .splits import Split, checked_split
 
-MAX_HEADERS = 50  # headers that are read for the number of channels, evenly spaced
+MAX_HEADERS = 50  # headers that are read for a usual value or a median; more hardly change it
 
 Section = Literal["training", "validation", "all", "test"]
 
@@ -131,12 +131,17 @@ def _first_header(cases: Sequence[Case], read: ReadOptions, *, problems: list[Me
     raise DataError("none of the images can be read", file=cases[0].images[0].parent)
 
 
+def sample_cases(cases: Sequence[Case]) -> Sequence[Case]:
+    """Return at most `MAX_HEADERS` evenly spaced cases."""
+    return cases[:: math.ceil(len(cases) / MAX_HEADERS)]
+
+
 def _usual_channels(cases: Sequence[Case], first: ReadRecord, read: ReadOptions) -> int:
     """Return the number of channels of most images: a data set may have grey and colour pictures."""
     if first.format not in PICTURES or len(first.geometry.shape) == 3:
         return first.channels
     counts = Counter({first.channels: 0})
-    for case in cases[:: math.ceil(len(cases) / MAX_HEADERS)]:
+    for case in sample_cases(cases):
         with contextlib.suppress(MedunetError):  # reported by the check of the case
             counts[read_header(case.images, **asdict(read)).channels] += 1
     return max(counts, key=lambda channels: (counts[channels], channels))

@@ -73,7 +73,7 @@ class SegmentationDataset:
 
     @property
     def groups(self) -> dict[str, str]:
-        """Group by case name, of the cases that have one."""
+        """The group of each case that has one, by case name."""
         return {case.name: case.group for case in self.cases if case.group}
 
     @property

@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,22 +52,23 @@ def make_folds(cases: Sequence[Case], folds: int) -> list[tuple[Case, ...]]:
     """
     if folds < 2:
         raise ConfigError("cross-validation needs two folds", received=folds, expected=">= 2", remedy=SECOND_CASE)
-    members: dict[str, list[int]] = defaultdict(list)
+    groups: dict[str, list[int]] = defaultdict(list)
     for index, case in enumerate(cases):
-        members[case.group or case.name].append(index)
-    groups = list(members.values())
+        groups[case.group or case.name].append(index)
     if len(groups) < folds:
         what = "cases" if len(groups) == len(cases) else "groups of cases"
         raise ConfigError(f"fewer {what} than folds", received=len(groups), expected=f">= {folds}")
     rows = _label_rows(label_counts(cases))
-    labels = [rows[group].sum(axis=0) for group in groups]
     digests = _by_case(cases, lambda case: image_digest(case.images))
-    ties = [sorted((digests.get(cases[index].name, ""), cases[index].name) for index in group) for group in groups]
-    unusual = [int(abs(row).max(initial=0)) for row in labels]
-    order = sorted(range(len(groups)), key=lambda n: (-len(groups[n]), -unusual[n], ties[n]))
-    parts = _distribute(np.array(labels)[order], np.array([len(groups[number]) for number in order]), folds)
-    members_of = [[cases[index] for number in part for index in groups[order[number]]] for part in parts]
-    return [tuple(sorted(part, key=lambda case: case.name)) for part in members_of]
+
+    def rank(group: list[int]) -> tuple[int, int, list[tuple[str, str]]]:
+        members = sorted((digests.get(cases[index].name, ""), cases[index].name) for index in group)
+        return -len(group), -int(abs(rows[group].sum(axis=0)).max(initial=0)), members
+
+    order = sorted(groups.values(), key=rank)
+    parts = _distribute(np.array([rows[group].sum(axis=0) for group in order]), np.array(list(map(len, order))), folds)
+    chosen = [[cases[index] for number in part for index in order[number]] for part in parts]
+    return [tuple(sorted(part, key=lambda case: case.name)) for part in chosen]
 
 
 def _distribute(rows: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], folds: int) -> list[list[int]]:
@@ -138,30 +140,29 @@ def likely_groups(cases: Sequence[Case], split: Sequence[Sequence[str]] = ()) ->
 
     Args:
         cases: all labelled cases.
-        split: names of the validation cases of each fold; cases in one fold are together. Default: those of a group.
+        split: names of the validation cases of each fold; cases in one fold, and those in none, are together.
+            Default: those of a group are together.
     """
-    unit = {case.name: case.group or case.name for case in cases}
-    unit |= {name: str(fold) for fold, names in enumerate(split) for name in names}
+    fold_of = {name: str(fold) for fold, names in enumerate(split) for name in names}
+    unit = {case.name: fold_of.get(case.name, "") if split else case.group or case.name for case in cases}
     evidence = {"images are equal": _by_case(cases, lambda case: image_digest(case.images))}
     if not any(case.group for case in cases):
         evidence |= {"DICOM's PatientID is the same": _patients(cases), "names have a common stem": _stems(cases)}
-    findings = []
-    for why, owners in evidence.items():
-        groups: dict[str, list[str]] = defaultdict(list)
-        for name, owner in owners.items():
-            groups[owner].append(name)
-        apart = [names for names in groups.values() if len({unit[name] for name in names}) > 1]
-        if apart:
-            findings.append(group_warning(why, apart))
-    return findings
+    return [finding for why, owners in evidence.items() for finding in divided_patients(why, owners, unit)]
 
 
-def group_warning(why: str, groups: Sequence[Sequence[str]]) -> Finding:
-    """Return the warning that cases seem to be one patient's; `groups` has the names of each patient's cases."""
-    count = f"{len(groups)} patients" if len(groups) > 1 else "a patient"
-    example = ", ".join(sorted(groups[0])[:3]) + (", ..." if len(groups[0]) > 3 else "")
+def divided_patients(why: str, owners: Mapping[str, Any], unit: Mapping[str, str]) -> list[Finding]:
+    """Return at most one warning, about cases with the same owner that are in different units (folds or groups)."""
+    groups: dict[Any, list[str]] = defaultdict(list)
+    for name, owner in owners.items():
+        groups[owner].append(name)
+    apart = [names for names in groups.values() if len({unit[name] for name in names}) > 1]
+    if not apart:
+        return []
+    count = f"{len(apart)} patients" if len(apart) > 1 else "a patient"
+    example = ", ".join(sorted(apart[0])[:3]) + (", ..." if len(apart[0]) > 3 else "")
     remedy = f"if these are one patient's images, keep them together: --group-by REGEX, or {GROUPS_EXAMPLE}"
-    return Finding("warning", "", f"folds may split {count}: {why} ({example})", f"{remedy} in dataset.json")
+    return [Finding("warning", "", f"folds may split {count}: {why} ({example})", f"{remedy} in dataset.json")]
 
 
 def _patients(cases: Sequence[Case]) -> dict[str, str]:

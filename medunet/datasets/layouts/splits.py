@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,18 +116,13 @@ def checked_split(
         raise wrong("must be a list of names per fold", str(split)[:80])
     group_of = {case.name: case.group for case in cases}
     fold_of = {name: fold for fold, part in enumerate(split) for name in part}
-    counts = Counter(name for part in split for name in part)
-    if unknown := sorted(counts.keys() - group_of.keys() - set(others)):
-        raise wrong("unknown cases", shown(unknown))
-    if repeated := sorted(name for name, count in counts.items() if count > 1):
-        raise wrong("cases in several folds, or twice in one", shown(repeated))
+    needed = group_of.keys() if is_complete and len(split) > 1 else ()
+    listed = [name for part in split for name in part]
+    _require_cases(listed, needed, {*group_of, *others}, "in the folds", file=file, remedy=remedy)
     parts = [[name for name in part if name in group_of] for part in split]
     if empty := [fold for fold, part in enumerate(parts) if not part]:
         raise wrong("a fold has no cases", f"fold {empty[0]} of {len(parts)}")
-    missing = sorted(group_of.keys() - fold_of.keys())
-    if is_complete and missing and len(parts) > 1:
-        raise wrong("cases are in no fold", shown(missing))
-    if not missing and len(parts) == 1:
+    if len(parts) == 1 and group_of.keys() <= fold_of.keys():
         raise wrong("no case is left for training", "one fold with all cases")
     folds_of_group: dict[str, set[int]] = {}
     for name, group in group_of.items():
@@ -136,6 +131,26 @@ def checked_split(
     if divided := sorted(group for group, folds in folds_of_group.items() if len(folds) > 1):
         raise wrong("groups are in several folds", shown(divided))
     return parts
+
+
+def _require_cases(
+    listed: Sequence[str],
+    needed: Collection[str],
+    known: Collection[str],
+    where: str,
+    *,
+    file: Path | None,
+    remedy: str | None = None,
+) -> None:
+    """Raise an error unless each listed name is known and listed once, and each needed one is listed."""
+    problems = {
+        "unknown cases": {*listed} - {*known},
+        "repeated cases": {name for name, count in Counter(listed).items() if count > 1},
+        "missing cases": {*needed} - {*listed},
+    }
+    for cause, cases in problems.items():
+        if cases:
+            raise DataError(f"split: {cause} {where}", file=file, received=shown(sorted(cases)), remedy=remedy)
 
 
 def _read_split(file: Path, names: Sequence[str], others: Collection[str]) -> tuple[dict[str, str], list[list[str]]]:
@@ -148,24 +163,16 @@ def _read_split(file: Path, names: Sequence[str], others: Collection[str]) -> tu
     if file.suffix.lower() == ".csv":
         return _read_csv(text.splitlines(), file, names, known)
     try:
-        return {}, _read_nnunet(json.loads(text), file, set(names), known)
+        return {}, _read_nnunet(json.loads(text), file, names, known)
     except (ValueError, TypeError, KeyError) as error:
         raise DataError("not a split", file=file, expected=SPLIT_EXAMPLE) from error
 
 
-def _read_nnunet(entries: Any, file: Path, names: set[str], known: set[str]) -> list[list[str]]:
+def _read_nnunet(entries: Any, file: Path, names: Sequence[str], known: set[str]) -> list[list[str]]:
     folds = []
     for number, entry in enumerate(entries):
         train, val = ([_match(name, known) for name in entry[key]] for key in ("train", "val"))
-        counts = Counter(train + val)
-        problems = {
-            "unknown cases": sorted(counts.keys() - known),
-            "repeated cases": sorted(name for name, count in counts.items() if count > 1),
-            "cases are missing": sorted(names - counts.keys()),
-        }
-        for cause, cases in problems.items():
-            if cases:
-                raise DataError(f"split: {cause} in fold {number}", file=file, received=shown(cases))
+        _require_cases(train + val, names, known, f"in fold {number}", file=file)
         folds.append(val)
     if not folds:
         raise DataError("split: no folds", file=file, expected=SPLIT_EXAMPLE)
@@ -177,34 +184,25 @@ def _read_csv(
 ) -> tuple[dict[str, str], list[list[str]]]:
     header = lines[0] if lines else ""
     delimiter = next((mark for mark in ";\t" if mark in header), ",")
-    reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+    reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True, restval="")
     columns = set(reader.fieldnames or ())
     if "case" not in columns or not columns & {"group", "fold"}:
         raise DataError("split: columns are missing", file=file, received=header[:80], expected="case,group,fold")
-    rows: dict[str, Mapping[str, str]] = {}
-    for row in reader:
-        name = _match((row["case"] or "").strip(), known)
-        if name not in known or name in rows:
-            cause = "repeated cases" if name in rows else "unknown cases"
-            raise DataError(f"split: {cause}", file=file, received=f"{name}, line {reader.line_num}")
-        rows[name] = {key: (row[key] or "").strip() for key in columns & {"group", "fold"}}
-    if missing := sorted(set(names) - rows.keys()):
-        raise DataError("split: cases are missing", file=file, received=shown(missing))
-    for key in ("group", "fold"):
-        if empty := [name for name in names if not rows[name].get(key, "-")]:
-            raise DataError(f"split: no {key} is given", file=file, received=shown(empty))
-    groups = {name: rows[name]["group"] for name in names} if "group" in columns else {}
+    rows = [(_match(row["case"].strip(), known), row) for row in reader]
+    _require_cases([name for name, _ in rows], names, known, "in column case", file=file)
+    values = {
+        key: {name: row[key].strip() for name, row in rows if name in names} for key in columns & {"group", "fold"}
+    }
+    groups, fold_of = values.get("group", {}), values.get("fold", {})
+    if empty := [name for name, group in groups.items() if not group]:
+        raise DataError("split: no group is given", file=file, received=shown(empty))
     if groups and len(set(groups.values())) < 2:
         raise DataError("split: at least two groups are needed", file=file, received=groups[names[0]])
-    if "fold" not in columns:
-        return groups, []
-    numbers = {name: rows[name]["fold"] for name in names}
-    if wrong := [f"{name}: {number}" for name, number in numbers.items() if not number.isdecimal()]:
-        raise DataError("split: a fold must be a number from 0", file=file, received=shown(wrong))
-    count = max(int(number) for number in numbers.values()) + 1
-    if count > len(names):
-        raise DataError("split: a fold has no cases", file=file, received=f"{count} folds of {len(names)} cases")
-    return groups, [[name for name in names if int(numbers[name]) == fold] for fold in range(count)]
+    numbers = [str(number) for number in range(len(set(fold_of.values())))]
+    if set(fold_of.values()) != set(numbers):
+        received = shown(sorted(set(fold_of.values())))
+        raise DataError("split: folds must be numbered from 0 without gaps", file=file, received=received)
+    return groups, [[name for name in names if fold_of[name] == number] for number in numbers]
 
 
 def _match(name: object, known: Collection[str]) -> str:

@@ -97,7 +97,7 @@ def serve(folders: Sequence[Path]) -> tuple[ServedBundle, ...]:
     """Name bundles after their folders; the names are unique and need no escaping in URLs.
 
     Raises:
-        ConfigError: no bundle, or a bundle with invalid configs.
+        ConfigError: no bundle, or one of objects or with invalid configs.
         DataError: a bundle without weights.
     """
     if not folders:
@@ -108,6 +108,10 @@ def serve(folders: Sequence[Path]) -> tuple[ServedBundle, ...]:
         names = itertools.chain([base], (f"{base}_{count}" for count in itertools.count(2)))
         name = next(name for name in names if name not in bundles)
         bundle = bundles[name] = ServedBundle(name, folder)
+        if bundle.config.get("instances"):
+            raise ConfigError(
+                "MONAI Label annotates classes, and the labels of this bundle number objects", file=folder
+            )
         _ = bundle.spatial_dims, bundle.segments  # an invalid config is an error now
         for path in bundle.weights:
             if not path.is_file():

@@ -12,6 +12,7 @@ A polygon runs halfway between the centres of voxels inside and outside; a voxel
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +34,18 @@ def trace_contours(mask: Mask) -> Iterator[Polygon]:
     """
     parts, _ = ndimage.label(mask)
     for number, box in enumerate(ndimage.find_objects(parts), start=1):
-        part = np.pad((parts[box] == number).astype(np.float32), 1)  # the rim of the image is a rim, too
-        rings = [_straightened(ring[:-1]) for ring in find_contours(part, 0.5, fully_connected="low")]
-        rings.sort(key=lambda ring: -np.ptp(ring, axis=0).prod())  # the outer one contains the others
-        corner = np.array([side.start - 1 for side in box], dtype=np.float64)
-        yield _joined_by_keyholes(rings[0], rings[1:]) + corner
+        rings = [straightened(ring[:-1]) for ring in trace_rings(parts[box] == number, connected="low")]
+        yield _joined_by_keyholes(rings[0], rings[1:]) + [side.start for side in box]
+
+
+def trace_rings(part: Mask, *, connected: Literal["low", "high"]) -> list[Polygon]:
+    """Return the outer ring of a connected mask ``(A, B)`` and those of its holes; the last corner repeats the first.
+
+    Where two voxels of the part and two others meet at a corner, `connected` tells which two are on one side of a ring.
+    """
+    padded = np.pad(part.astype(np.float32), 1)  # the rim of the image is a rim, too
+    rings = [ring - 1 for ring in find_contours(padded, 0.5, fully_connected=connected)]
+    return sorted(rings, key=lambda ring: -np.ptp(ring, axis=0).prod())  # the outer one contains the others
 
 
 def fill_contours(polygons: Sequence[Polygon], shape: tuple[int, int]) -> Mask:
@@ -66,7 +74,7 @@ def fill_contours(polygons: Sequence[Polygon], shape: tuple[int, int]) -> Mask:
     return np.asarray(np.cumsum(turns, axis=1)[:, :-1] % 2 == 1)
 
 
-def _straightened(ring: Polygon) -> Polygon:
+def straightened(ring: Polygon) -> Polygon:
     """Drop collinear vertices."""
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     turn = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]

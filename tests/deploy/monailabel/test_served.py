@@ -35,6 +35,8 @@ def test_a_bundle_without_weights_is_rejected(bundle: Path, tmp_path: Path) -> N
     shutil.copytree(bundle / "configs", tmp_path / "configs")
     with pytest.raises(DataError, match="no weights"):
         serve([tmp_path])
+    with pytest.raises(ConfigError, match="labels of this bundle number objects"):
+        serve([untrained_run(tmp_path / "objects", bundle="unet_2d", instances=True)])
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".seg.nrrd", ".mha"])
