@@ -1,9 +1,6 @@
-from .api import Model as Model
-from .api import Segmentation as Segmentation
 from .api import check as check
 from .api import evaluate as evaluate
 from .api import export as export
-from .api import load as load
 from .api import plan as plan
 from .api import predict as predict
 from .api import report as report
@@ -19,6 +16,9 @@ from .losses import BorderWeightedCELoss as BorderWeightedCELoss
 from .losses import DeepSupervisionLoss as DeepSupervisionLoss
 from .losses import DiceCELoss as DiceCELoss
 from .losses import RegionDiceCELoss as RegionDiceCELoss
+from .model import Model as Model
+from .model import Segmentation as Segmentation
+from .model import load as load
 from .networks import UNet as UNet
 from .prediction import PredictOptions as PredictOptions
 from .prediction import Predictor as Predictor
