@@ -17,18 +17,18 @@ import torch
 
 from medunet.errors import ConfigError, MedunetError
 from medunet.io import read_volume
+from medunet.io.object_table import object_table
 from medunet.io.reader import PathLike
 from medunet.notebook import Shown, Table
 from medunet.prediction import PredictOptions, Predictor
-from medunet.reports import render_overlay
-from medunet.reports.objects import TONE_NAMES, TONES, tones
+from medunet.reports import render_objects, render_overlay
 
 Image = npt.ArrayLike | torch.Tensor | PathLike | Sequence[PathLike]
 
 
 @dataclass(frozen=True, repr=False)
 class Segmentation(Shown):
-    """The prediction for one image. A notebook shows its outlines on the image and the volume of each class.
+    """The prediction for one image. A notebook shows its outlines on the image, and volumes and objects by class.
 
     Args:
         labels: label map `(*spatial)` on the grid of the image, with the data set's label values or object numbers.
@@ -55,6 +55,20 @@ class Segmentation(Shown):
         voxels = self.labels if self.object_classes is None else self.object_classes[self.labels]
         return {name: size * int(np.isin(voxels, values).sum()) for name, values in self._values.items()}
 
+    @property
+    def objects(self) -> dict[str, npt.NDArray[Any]]:
+        """Columns of a table with one row per object, as in `CASE_objects.csv` without intensity and confidence.
+
+        They are `id`, `class`, `area_px`, `area_mm2` or `volume_mm3`, centroid and bounding box in voxels. Without
+        objects in the bundle there are no columns.
+        """
+        if self.object_classes is None:
+            return {}
+        names = {value: name for name, value in self.classes.items()}
+        classes = {number: names[value] for number, value in enumerate(self.object_classes.tolist())}
+        is_picture = self.labels.ndim == 2 and np.array_equal(self.affine, np.eye(4))
+        return object_table(self.labels, spacing_mm=None if is_picture else self._spacing, classes=classes)
+
     def picture(self) -> bytes:
         """Draw the outlines on the image as PNG: in 3D, three planes with most foreground."""
         try:
@@ -66,9 +80,7 @@ class Segmentation(Shown):
     def _draw(self, image: Any) -> bytes:
         grid: dict[str, Any] = {"spacing_mm": self._spacing, "affine": self.affine}
         if self.object_classes is not None:
-            labels = {name: value for value, name in enumerate(TONE_NAMES, start=1)}
-            grid["colours"] = dict(zip(TONE_NAMES, TONES, strict=True))
-            return render_overlay(image, tones(self.labels)[self.labels], labels=labels, **grid)
+            return render_objects(image, self.labels, **grid)
         values: dict[str, Any] = {"background": self.classes.get("background", 0), **self._values}
         return render_overlay(image, self.labels, labels=values, **grid)
 
@@ -82,7 +94,11 @@ class Segmentation(Shown):
 
     def _table(self) -> Table:
         unit = "mm³" if self.labels.ndim == 3 else "mm²"
-        return f"label map {' x '.join(map(str, self.labels.shape))}", [("class", unit), *self.volumes_mm3.items()]
+        rows: list[tuple[object, ...]] = [("class", unit), *self.volumes_mm3.items()]
+        if self.object_classes is not None:
+            counts = [int((self.object_classes == self.classes[str(name)]).sum()) for name, _ in rows[1:]]
+            rows = [(*row, count) for row, count in zip(rows, ("objects", *counts), strict=True)]
+        return f"label map {' x '.join(map(str, self.labels.shape))}", rows
 
     def _repr_html_(self) -> str:
         picture = base64.b64encode(self.picture()).decode()

@@ -179,6 +179,12 @@ def test_objects_are_joined_by_class(tmp_path: Path) -> None:
     assert result.labels.max() > 1
     assert result.volumes_mm3 == {"cell": (result.labels > 0).sum()}
     assert result.probabilities is None
+    count = result.labels.max()
+    assert np.array_equal(result.objects["id"], np.arange(1, count + 1))
+    assert set(result.objects["class"]) == {"cell"}
+    assert result.objects["area_px"].sum() == (result.labels > 0).sum()
+    assert repr(result).splitlines()[1:] == ["class  mm²   objects", f"cell   {(result.labels > 0).sum():<4}  {count}"]
+    assert len(png_of(result).getcolors(1 << 24) or []) > 10
     scores = medunet.evaluate(run, tmp_path / "data", device="cpu")
     assert repr(scores).splitlines()[1].split() == ["class", "mean", "AP", "F1", "PQ"]
 

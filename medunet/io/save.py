@@ -29,7 +29,7 @@ from .names import output_name
 from .object_table import OBJECT_FILES, check_object_format, object_file, object_table
 from .reader import PathLike
 from .record import SourceFrame
-from .segments import Segment, as_segments
+from .segments import Segment, as_segments, object_segments
 from .writer import label_dtype, result_suffix, write_volume
 
 logger = logging.getLogger(__name__)
@@ -214,11 +214,7 @@ class SavePredictiond(MapTransform):
         """Return a segment per class, or per object, named after its class and number."""
         if not self.instances:
             return as_segments(self.labels, values=values, colors=self.label_colors, codes=self.label_codes)
-        kinds = [name for name, value in (self.labels or {}).items() if value != 0]
-        kind = kinds[0] if len(kinds) == 1 else "object"
-        names = {f"{kind} {number}": number for number in np.unique(values[values > 0]).tolist()}
-        code = (self.label_codes or {}).get(kind)
-        return as_segments(names, codes=dict.fromkeys(names, code) if code else None)
+        return object_segments(values, self.labels, codes=self.label_codes)
 
     def _fit_objects(self, numbers: np.ndarray[Any, Any], path: Path, choice: _Choice) -> tuple[Path, _Choice]:
         """Return another file and format if there are more objects than the chosen format can have."""

@@ -83,6 +83,27 @@ def as_segments(
     )
 
 
+def object_segments(
+    numbers: npt.ArrayLike, labels: Mapping[str, int] | None, *, codes: Mapping[str, Mapping[str, Sequence[str]]] | None
+) -> tuple[Segment, ...]:
+    """Return one segment per object of a map of object numbers, named after its class and number.
+
+    Args:
+        numbers: the map.
+        labels: value by name of a class; objects of several classes are called 'object'.
+        codes: as for `as_segments`, by name of a class.
+
+    Examples:
+        >>> [(s.name, s.value) for s in object_segments([0, 3, 7], {"background": 0, "cell": 1}, codes=None)]
+        [('cell 3', 3), ('cell 7', 7)]
+    """
+    kinds = [name for name, value in (labels or {}).items() if value != 0]
+    kind = kinds[0] if len(kinds) == 1 else "object"
+    names = {f"{kind} {number}": number for number in np.unique(numbers).tolist() if number > 0}
+    code = (codes or {}).get(kind)
+    return as_segments(names, codes=dict.fromkeys(names, code) if code else None)
+
+
 def _color(color: Sequence[int], name: str) -> tuple[int, int, int]:
     if len(color) != 3 or not all(0 <= part <= 255 for part in color):
         raise ConfigError(f"invalid colour for '{name}'", received=color, expected="[red, green, blue], 0 to 255")

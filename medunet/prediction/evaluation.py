@@ -157,7 +157,8 @@ def _common_spacing(pair: Pair, pred: Volume, ref: Volume) -> tuple[float, ...]:
             for grid in (pred.record.geometry, ref.record.geometry)
         )
         rule = "prediction and reference have different grids"
-        raise GeometryError(rule, file=pair.pred, received=received, expected=expected)
+        remedy = "resample one of them by nearest neighbour"
+        raise GeometryError(rule, file=pair.pred, received=received, expected=expected, remedy=remedy)
     grid = ref.record.geometry
     return grid.spacing_mm if ref.record.is_placed else (1.0,) * len(grid.shape)
 

@@ -10,6 +10,7 @@ from .curves import render_curves as render_curves
 from .objects import OBJECT_COLOURS as OBJECT_COLOURS
 from .objects import object_layers as object_layers
 from .objects import object_maps as object_maps
+from .overlay import render_objects as render_objects
 from .overlay import render_overlay as render_overlay
 from .page import RunResults as RunResults
 from .page import Setting as Setting

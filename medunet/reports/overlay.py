@@ -17,7 +17,7 @@ from medunet.metrics.arrays import Array, ArrayOrTensor, as_array, checked_spaci
 from medunet.metrics.evaluation import BACKGROUND
 
 from .classes import class_colours
-from .objects import ERRORS, TONE_NAMES
+from .objects import ERRORS, OBJECT_COLOURS, TONE_NAMES, object_maps, tones
 from .view import as_seen, window
 
 PANEL_INCHES = {1: 6.6, 3: 4.0}  # height of a panel by their number: one picture, or three planes side by side
@@ -98,6 +98,19 @@ def render_overlay(
     matrix = None if affine is None or spatial_dims != 3 else as_array(affine).astype(float)
     planes = cut_planes([voxels, *maps], matrix, spacing, background)
     return _draw(planes, window(voxels), members, colours or class_colours(members), title)
+
+
+def render_objects(image: ArrayOrTensor, pred: Array, ref: Array | None = None, **options: Any) -> bytes:
+    """Draw object numbers `(*spatial)` as `render_overlay` draws classes, with its options.
+
+    Neighbours have different colours; with a reference, errors have colours of their own.
+    """
+    maps = [tones(pred)[pred]] if ref is None else object_maps(pred, ref)
+    names = TONE_NAMES if ref is None else tuple(OBJECT_COLOURS)
+    labels = {BACKGROUND: 0, **{name: value for value, name in enumerate(names, start=1)}}
+    return render_overlay(
+        image, *maps, labels=labels, colours={name: OBJECT_COLOURS[name] for name in names}, **options
+    )
 
 
 def cut_planes(

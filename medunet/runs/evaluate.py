@@ -10,7 +10,7 @@ from typing import Any
 
 from medunet.bundle.read import read_own
 from medunet.datasets import MAX_CLASSES, Case, datalist, label_values, open_dataset, refuse_instances
-from medunet.datasets.layouts.instances import are_instances, class_labels, with_classes
+from medunet.datasets.layouts.instances import are_instances, class_labels, refuse_classes, with_classes
 from medunet.datasets.layouts.labels import MAX_LABELS, MIN_OBJECTS
 from medunet.datasets.layouts.manifest import MANIFEST, labels_of, load_manifest
 from medunet.errors import ConfigError, DataError, GeometryError
@@ -197,6 +197,7 @@ def evaluate_folders(
             raise ConfigError("labels name the values of classes, but the values are object numbers", received=labels)
         found = pair_files(predictions, references)
         cases = with_classes([Case(pair.name, (), pair.ref) for pair in found], manifest.parent)
+        refuse_classes(cases)
         numbered = [replace(pair, classes=case.classes) for pair, case in zip(found, cases, strict=True)]
         classes = class_labels(cases, labels_of(content, manifest), manifest)
         with claim(output):

@@ -20,7 +20,6 @@ from medunet.io import Volume, is_structure_file, output_name, read_label, read_
 from medunet.io.options import ReadOptions
 from medunet.metrics.evaluation import BACKGROUND
 from medunet.reports import (
-    OBJECT_COLOURS,
     ClassCodes,
     Stack,
     class_names,
@@ -28,6 +27,7 @@ from medunet.reports import (
     object_layers,
     object_maps,
     pack_case,
+    render_objects,
     render_overlay,
     write_figures,
     write_report,
@@ -226,17 +226,14 @@ def _read_map(path: Path, volume: Volume, labels: dict[str, int]) -> Volume:
 def _draw(drawn: _Drawn, runs: Sequence[FoundRun], name: str, folder: Path, stem: str) -> None:
     for index, pred in drawn.predictions.items():
         codes = ClassCodes([class_ for class_ in runs[index].members if class_ != BACKGROUND])
-        if runs[index].instances:
-            coded, reference = object_maps(pred, drawn.reference)
-        else:
-            reference, coded = (codes.encode(labels, runs[index].members) for labels in (drawn.reference, pred))
         title, suffix = (f"{LETTERS[index]}  {name}", f"_{LETTERS[index]}") if len(runs) > 1 else (name, "")
         grid: dict[str, Any] = {"affine": drawn.affine, "spacing_mm": drawn.spacing_mm}
-        labels: dict[str, Any] = codes.labels(BACKGROUND)
         if runs[index].instances:
-            grid["colours"] = OBJECT_COLOURS
-            labels = {BACKGROUND: 0, **{name: value for value, name in enumerate(OBJECT_COLOURS, start=1)}}
-        content = render_overlay(drawn.image, coded, reference, labels=labels, title=title, **grid)
+            content = render_objects(drawn.image, pred, drawn.reference, title=title, **grid)
+        else:
+            coded, reference = (codes.encode(labels, runs[index].members) for labels in (pred, drawn.reference))
+            labels = codes.labels(BACKGROUND)
+            content = render_overlay(drawn.image, coded, reference, labels=labels, title=title, **grid)
         write_atomically(folder / f"{stem}{suffix}.png", content)
 
 

@@ -335,7 +335,7 @@ class TrackingHandler:
         best = {f"best_{name}": float(metric), "best_epoch": float(state.best_metric_epoch)}
         values = {entry["epoch"]: entry.get("val_metrics", {}) for entry in getattr(engine.state, "history", ())}
         if name in values.get(kept, {}):
-            best |= {f"kept_{name}": values[kept][name], "kept_epoch": float(kept)}
+            best |= {f"kept_{key}": value for key, value in values[kept].items()} | {"kept_epoch": float(kept)}
         return best
 
 
@@ -356,7 +356,7 @@ def track_cross_validation(
     if known is None:
         return
     server, codes = Server(uri or known.uri, experiment_name=known.experiment), CaseCodes(names)
-    values = {"out_of_fold_mean_dice": summary["mean_dice"]}
+    values = {f"out_of_fold_{key}": summary[key] for key in ("mean_dice", "mean_ap") if key in summary}
     for name, entry in summary["classes"].items():
         values |= {f"out_of_fold_{key}_{name}": score["mean"] for key, score in entry["scores"].items()}
     try:

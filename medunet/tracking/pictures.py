@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from ignite.engine import Events
 
-from medunet.reports import ClassCodes, render_overlay
+from medunet.reports import ClassCodes, render_objects, render_overlay
+from medunet.training import OBJECT_METRICS
 
 from .anonymous import CaseCodes
 
@@ -22,8 +23,9 @@ class ValidationCases:
     """The compressed predictions of the newest validation; selects cases to look at.
 
     The data of `validator` have a `name`, and its key metric has one value per case and class. `class_names` has all
-    classes, background first. If classes overlap, `regions` has the class indices of each one. Without `pictures` there
-    is only the table.
+    classes, background first. If classes overlap, `regions` has the class indices of each one. Objects, which the data
+    have under `objects` and `numbers`, are ranked by their mean average precision. Without `pictures` there is only the
+    table.
     """
 
     def __init__(
@@ -41,23 +43,30 @@ class ValidationCases:
         self.regions = regions
         self.pictures = pictures
         self._cases: list[tuple[str, tuple[int, ...], bytes]] = []  # name, shape, prediction
+        self._objects = False
         validator.add_event_handler(Events.STARTED, self._cases.clear)
         validator.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
 
     def iteration_completed(self, engine: Any) -> None:
         """Keep the label maps of a batch, which MONAI's evaluator has split into cases."""
         for item, source in zip(engine.state.output, engine.state.batch, strict=True):
-            pred = np.asarray(torch.as_tensor(item["pred"]).detach().cpu())
+            self._objects = "objects" in item
+            pred = np.asarray(torch.as_tensor(item.get("objects", item["pred"])).detach().cpu())
             packed = b""
             if self.pictures and pred.ndim > 2 and pred.shape[0] == (len(self.regions) or 1):
-                indices = indices_of_masks(pred, self.regions) if self.regions else pred[0].astype(np.uint8)
+                indices = indices_of_masks(pred, self.regions) if self.regions else pred[0].astype(self._dtype)
                 packed = zlib.compress(np.ascontiguousarray(indices).tobytes(), 1)
             self._cases.append((str(source.get("name", "")), pred.shape[1:], packed))
 
-    def dice(self) -> list[tuple[str, list[float]]]:
+    @property
+    def _dtype(self) -> type[np.generic]:
+        return np.int32 if self._objects else np.uint8
+
+    def scores(self) -> list[tuple[str, list[float]]]:
         """Return the code of each case in this process and its Dice per foreground class; NaN if absent."""
         state = self.validator.state
-        details = getattr(state, "metric_details", {}).get(state.key_metric_name)
+        name = OBJECT_METRICS[0] if self._objects else state.key_metric_name
+        details = getattr(state, "metric_details", {}).get(name)
         if details is None or details.ndim != 2 or len(details) < len(self._cases):
             return []
         # gathered from all processes in the order of their ranks, so the first process's come first
@@ -65,17 +74,17 @@ class ValidationCases:
         return [(self.codes[name], row) for (name, _, _), row in rows]
 
     def table(self) -> str:
-        """Return the Dice of every case and class as CSV."""
+        """Return the Dice of every case and class as CSV, or the mean average precision of its objects."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", *self.class_names[1:]])
-        for case, row in self.dice():
+        writer.writerow(["case", *(["mean_ap"] if self._objects else self.class_names[1:])])
+        for case, row in self.scores():
             writer.writerow([case, *("" if np.isnan(value) else f"{value:.4f}" for value in row)])
         return text.getvalue()
 
     def selected(self) -> dict[str, Callable[[], bytes]]:
-        """Return functions that draw the worst, median and best case by mean Dice as PNG, or all if there are fewer."""
-        scores = self.dice()
+        """Return functions that draw the worst, median and best case as PNG, or all if there are fewer."""
+        scores, what = self.scores(), "mean AP" if self._objects else "Dice"
         means = [float(np.nanmean(row)) if np.isfinite(row).any() else np.nan for _, row in scores]
         order = [index for index in np.argsort(means) if self._cases[index][2] and np.isfinite(means[index])]
         if not order:
@@ -86,14 +95,19 @@ class ValidationCases:
         for rank, index in (("worst", order[0]), ("best", order[-1]), ("median", order[len(order) // 2])):
             ranks.setdefault(index, rank)
         return {
-            rank: self._drawing(index, dataset[positions[name]], f"{rank}: {self.codes[name]}, Dice {means[index]:.3f}")
+            rank: self._drawing(
+                index, dataset[positions[name]], f"{rank}: {self.codes[name]}, {what} {means[index]:.3f}"
+            )
             for index, rank in ranks.items()
             if (name := self._cases[index][0]) in positions
         }
 
     def _drawing(self, index: int, item: Mapping[str, Any], title: str) -> Callable[[], bytes]:
         _, shape, packed = self._cases[index]
-        pred, ref = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape), np.asarray(item["label"])[0]
+        pred = np.frombuffer(zlib.decompress(packed), self._dtype).reshape(shape)
+        if self._objects:
+            return partial(render_objects, item["image"], pred, np.asarray(item["numbers"])[0], title=title)
+        ref = np.asarray(item["label"])[0]
         labels: Mapping[str, int | Sequence[int]] = {name: value for value, name in enumerate(self.class_names)}
         if self.regions:
             background, *names = self.class_names

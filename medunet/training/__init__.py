@@ -15,10 +15,12 @@ from .data import Draw as Draw
 from .data import IntensityHandler as IntensityHandler
 from .data import RepeatSampler as RepeatSampler
 from .handlers import HISTORY_NAME as HISTORY_NAME
+from .handlers import OBJECT_METRICS as OBJECT_METRICS
 from .handlers import EarlyStop as EarlyStop
 from .handlers import EpochSeeder as EpochSeeder
 from .handlers import HistoryHandler as HistoryHandler
 from .handlers import LossTerms as LossTerms
+from .handlers import ObjectScores as ObjectScores
 from .handlers import ValidationHandler as ValidationHandler
 from .handlers import kept_entry as kept_entry
 from .handlers import read_history as read_history

@@ -17,11 +17,13 @@ from ignite.engine import Engine, Events
 
 from medunet.errors import DataError
 from medunet.files import write_atomically
+from medunet.metrics import add_counts, count_objects, object_scores
 
 from .processes import mean_of_processes
 
 logger = logging.getLogger(__name__)
 
+OBJECT_METRICS = ("val_mean_ap", "val_ap_50", "val_f1", "val_pq", "val_seg")  # of objects, see medunet.metrics
 HISTORY_NAME = "history.json"  # in a run's output folder, one dictionary per epoch
 
 
@@ -193,6 +195,35 @@ def validation_dice(validator: Any, class_names: Sequence[str]) -> dict[str, flo
         return {}
     means = torch.nanmean(details.float(), dim=0).tolist()
     return {name: value for name, value in zip(class_names, means, strict=True) if not math.isnan(value)}
+
+
+class ObjectScores:
+    """Score the objects of a validation, whatever their class, under the names `OBJECT_METRICS` of its metrics.
+
+    The counts of all cases are pooled; the mean average precision of each case is in ``state.metric_details``. The
+    cases have the object numbers of the prediction under ``objects``, and those of the label under ``numbers``.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the validator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+
+    def _epoch_started(self, engine: Any) -> None:
+        self._counts: list[dict[str, float]] = []
+
+    def _iteration_completed(self, engine: Any) -> None:
+        for output, item in zip(engine.state.output, engine.state.batch, strict=True):
+            self._counts.append(count_objects(output["objects"][0].cpu(), item["numbers"][0].cpu()))
+
+    def _epoch_completed(self, engine: Any) -> None:
+        nothing = torch.zeros((1, 1), dtype=torch.int32)
+        pooled = mean_of_processes(add_counts([count_objects(nothing, nothing), *self._counts]))
+        scores = object_scores(pooled)  # ratios, for which a mean is as good as a sum
+        engine.state.metrics |= {name: scores[name.removeprefix("val_")] for name in OBJECT_METRICS}
+        of_cases = [[object_scores(counts)["mean_ap"]] for counts in self._counts]
+        engine.state.metric_details[OBJECT_METRICS[0]] = torch.tensor(of_cases)
 
 
 class LossTerms:

@@ -109,7 +109,8 @@ class InstanceTargetsd(MapTransform):
 
     Args:
         keys: key of the object numbers, `(1, *spatial)`, or of the numbers and the class indices, `(2, *spatial)`.
-        target: one of `TARGETS`, as `instance_target` describes them; None for class indices without separation.
+        target: one of `TARGETS`, as `instance_target` describes them; None for class indices without separation, and
+            the object numbers under `numbers`.
         w0: for `gap`, height of the weight between objects, as in `BorderWeightMapd`.
         sigma: for `gap`, width of this weight in voxels.
         reach: for `distance`, the distance in voxels that counts as 1.
@@ -143,6 +144,7 @@ class InstanceTargetsd(MapTransform):
             if len(label) > 2:
                 raise DataError("label must have object numbers, and perhaps classes", received=tuple(label.shape))
             if self.target is None:
+                item["numbers"] = like(label[:1].to(torch.int32), item[key])
                 item[key] = like(((label[:1] > 0) * (label[1:] if len(label) > 1 else 1)).to(torch.uint8), item[key])
                 continue
             numbers, *classes = label.cpu().numpy().astype(np.int64)
@@ -264,7 +266,7 @@ class ObjectsFromMapsd(MapTransform):
         keys: key of the maps, `(channels, *spatial)`.
         target: one of `TARGETS`, as `instance_target` describes them.
         parameters: arguments of `objects_from_maps` by name.
-        as_classes: return the class index of each voxel instead of object numbers, uint8.
+        as_classes: return the class index of each voxel, uint8, and the object numbers under `objects`.
         prob_key: key that keeps the maps; None drops them.
 
     Raises:
@@ -292,6 +294,7 @@ class ObjectsFromMapsd(MapTransform):
             maps = item[key]
             found = objects_from_maps(plain(maps).float().cpu().numpy(), self.target, **self.parameters)
             if self.as_classes:
+                item["objects"] = like(torch.from_numpy(found.numbers[None]), maps)
                 item[key] = like(torch.from_numpy(found.classes[found.numbers][None].astype(np.uint8)), maps)
                 continue
             if self.prob_key is not None:

@@ -22,8 +22,10 @@ from medunet.io import read_volume, write_volume
 from medunet.planning import adapt
 from medunet.planning.adapt import instance_values
 from medunet.prediction import Predictor
-from medunet.runs import fit_bundle, train_bundle, train_folds
+from medunet.runs import evaluate_bundle, fit_bundle, train_bundle, train_folds
 from medunet.runs.objects import choose_objects
+from medunet.training import OBJECT_METRICS
+from medunet.training.handlers import read_history
 from medunet.transforms import BOUNDARY, TARGETS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -44,6 +46,21 @@ def write_bars(root: Path, *, shape: tuple[int, ...] = (48, 64), cases: int = 4,
         write_volume(numbers, root / f"labels/c{case}.tif")
     if classes == 2:
         (root / "classes.csv").write_text("\n".join(["case,id,class", *rows]))
+    (root / "dataset.json").write_text(json.dumps({"instances": True}))
+    return root
+
+
+def write_balls(root: Path) -> Path:
+    """Write volumes of touching balls on a grid of anisotropic voxels."""
+    rng, voxels = np.random.default_rng(0), np.stack(np.indices((32, 32, 24)), axis=-1)
+    affine = np.diag([1, 1, 1.5, 1])
+    for case in range(4):
+        numbers = np.zeros((32, 32, 24), np.uint16)
+        for index, place in enumerate(np.ndindex(3, 3, 2)):
+            numbers[((voxels - 9 * np.array(place) - 6 - case) ** 2).sum(axis=-1) <= 25] = 300 + index
+        image = (numbers > 0) * 100 + rng.normal(40, 5, numbers.shape)
+        write_volume(image.astype(np.float32), root / f"images/c{case}.nii.gz", affine=affine)
+        write_volume(numbers, root / f"labels/c{case}.nii.gz", affine=affine)
     (root / "dataset.json").write_text(json.dumps({"instances": True}))
     return root
 
@@ -99,6 +116,8 @@ def test_a_plan_for_objects_trains_and_finds_them(tmp_path: Path, classes: int) 
     assert "100 % touch" in reason.numbers
     changes: dict[str, Any] = narrow(planned.folder, patch_size=[32, 32], batch_size=4, steps_per_epoch=20, epochs=2)
     run = train_bundle(planned.folder, data, tmp_path / "run", changes=changes, device="cpu", tracking_uri="").run
+    scores = read_history(run)[-1]["val_metrics"]
+    assert all(0 <= scores[name] <= 1 for name in OBJECT_METRICS)
     chosen = [read_json(run / "configs" / f"{name}.json")["objects"] for name in ("train", "evaluate", "inference")]
     assert chosen[0] == chosen[1] == chosen[2]
     predictor = Predictor(run, output_dir=tmp_path / "out", device="cpu")
@@ -160,6 +179,8 @@ def test_monai_bundle_runs_a_bundle_for_objects(tmp_path: Path) -> None:
     run = train_bundle(planned.folder, data, tmp_path / "run", changes=narrow(planned.folder), device="cpu").run
     options = {"bundle_root": str(run), "dataset_dir": str(data)}
     run_monai_bundle("run", "evaluating", config_file=str(run / "configs" / "evaluate.json"), **options)
+    scores = (run / "eval" / "metrics.csv").read_text()
+    assert all(name in scores for name in ("val_mean_dice", *OBJECT_METRICS))
     shutil.rmtree(run / "models")
     run_monai_bundle("run", "training", config_file=str(run / "configs" / "train.json"), tracking_uri="", **options)
     out = tmp_path / "out"
@@ -167,6 +188,34 @@ def test_monai_bundle_runs_a_bundle_for_objects(tmp_path: Path) -> None:
     run_monai_bundle("run", "inference", config_file=str(run / "configs" / "inference.json"), **options)
     paths = list(Predictor(run, output_dir=tmp_path / "ours", device="cpu").predict([data / "images" / "c1.png"]))
     assert np.array_equal(read_volume(out / "c1.png").image, read_volume(paths[0].path).image)
+
+
+@pytest.mark.slow
+def test_volumes_of_objects_are_planned_trained_predicted_and_evaluated(tmp_path: Path) -> None:
+    data = write_balls(tmp_path / "data")
+    planned = plan_bundle(data, tmp_path / "bundle", device="cpu", measure=False)
+    changes = narrow(planned.folder, patch_size=[16, 16, 16], steps_per_epoch=30, folds=2, learning_rate=0.01)
+    options: dict[str, Any] = {"changes": changes, "presets": ["few"], "device": "cpu", "tracking_uri": ""}
+    result = train_folds(planned.folder, data, tmp_path / "cv", **options)
+    assert result.summary is not None
+    assert result.summary["objects"]["object"]["pooled"]["objects_ref"] == 4 * 18
+    summary = evaluate_bundle(tmp_path / "cv", data, section="all", device="cpu")
+    assert summary["cases"] == 4
+    assert 0 <= summary["mean_ap"] <= 1
+    numbers = read_volume(tmp_path / "cv" / "evaluation" / "predictions" / "c0.nii.gz").image
+    assert numbers.shape == (1, 32, 32, 24)
+    assert numbers.max() > 0
+
+
+@pytest.mark.slow
+def test_the_published_network_trains_on_objects(tmp_path: Path) -> None:
+    data = write_bars(tmp_path / "data")
+    changes = {"network_def::channels": [4, 8, 16, 16, 16], "steps_per_epoch": 2, "epochs": 1, "batch_size": 1}
+    run = train_bundle(find_bundle("unet_2015"), data, tmp_path / "run", changes=changes, device="cpu").run
+    config = read_json(run / "configs" / "train.json")
+    assert (config["instances"], config["instance_target"]) == (True, "gap")
+    path = Predictor(run, output_dir=tmp_path / "out", device="cpu").predict_case(data / "images" / "c0.png")
+    assert read_volume(path, spatial_dims=2).image.shape == (1, 48, 64)
 
 
 def test_tiles_cut_no_object(tmp_path: Path) -> None:

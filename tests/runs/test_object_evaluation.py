@@ -75,6 +75,16 @@ def test_classes_of_objects_come_from_tables(folders):
     assert failed == {"b": "b.png: objects have no classes"}
 
 
+def test_references_of_classes_are_rejected(folders):
+    for case in "ab":
+        voxels = np.zeros((30, 40), np.uint8)
+        voxels[2:5, 2:5] = voxels[10:15, 10:15] = 1
+        for folder in ("labels", "pred"):
+            write_volume(voxels, folders / folder / f"{case}.png")
+    with pytest.raises(DataError, match="look like class labels"):
+        evaluate_folders(folders / "pred", folders / "labels", folders / "out", instances=True)
+
+
 def test_objects_on_another_grid_are_rejected(folders):
     write_volume(np.ones((31, 40), np.uint16), folders / "pred" / "a.png")
     summary = evaluate_folders(folders / "pred", folders / "labels", folders / "out", instances=True)

@@ -252,12 +252,12 @@ def _require_same_grid(image: ReadRecord | None, label: ReadRecord, case: Case) 
         return
     if label.geometry.shape != image.geometry.shape:
         cause, shape = "label and image have different shapes", image.geometry.shape
-        raise DataError(cause, file=case.label, received=label.geometry.shape, expected=shape)
+        remedy = "save the label at the size of its image"
+        raise DataError(cause, file=case.label, received=label.geometry.shape, expected=shape, remedy=remedy)
     if not label.is_on_grid_of(image):
         distance = f"{label.geometry.corner_distance_mm(image.geometry):.3g} mm apart at a corner"
-        expected, remedy = f"the grid of {image.path.name}", "resample the label to the image"
-        cause = "label and image have different grids"
-        raise GeometryError(cause, file=case.label, received=distance, expected=expected, remedy=remedy)
+        cause, grid = "label and image have different grids", f"the grid of {image.path.name}"
+        raise GeometryError(cause, file=case.label, received=distance, expected=grid, remedy="resample the label to it")
 
 
 @dataclass(frozen=True, repr=False)

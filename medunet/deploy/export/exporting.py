@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from skimage.segmentation import find_boundaries
 
 from medunet.errors import ConfigError, DataError, MedunetError
 from medunet.files import check_target, require_new
@@ -154,16 +156,23 @@ def _compare_labels(network: TileNetwork, run: Runner, image: Path, *, trust: bo
     if network.largest is not None:
         overrides["tile_size"] = _limit_tile(network.description["tile"]["size"], network.largest)
     predictor = Predictor(network.bundle, device="cpu", overrides=overrides, trust=trust)
-    expected = np.asarray(predictor.decide(image)["pred"])
+    numbers = network.description["objects"] is not None
+    expected = _comparable(predictor.decide(image)["pred"], numbers=numbers)
     predictor.network = ExportedNetwork(run, network.reference).eval()
     try:
-        labels = np.asarray(predictor.decide(image)["pred"])
+        labels = _comparable(predictor.decide(image)["pred"], numbers=numbers)
     except MedunetError:
         raise
     except Exception as error:  # engines raise any kind of exception for a size that they do not accept
         raise ConfigError(f"the file cannot be run on the case: {str(error)[:200]}", file=image) from error
     unlike = int((labels != expected).sum()) if labels.shape == expected.shape else expected.size
     return unlike, expected.size
+
+
+def _comparable(labels: torch.Tensor, *, numbers: bool) -> npt.NDArray[Any]:
+    """Return a label map; for object numbers, all of which one voxel can shift, the objects' insides and borders."""
+    voxels = np.asarray(labels)
+    return find_boundaries(voxels[0], mode="inner")[None] + 1 * (voxels > 0) if numbers else voxels
 
 
 def _limit_tile(tile_size: Any, largest: Sequence[int]) -> list[int]:

@@ -16,8 +16,8 @@ from monai.data import MetaTensor
 from medunet.errors import ConfigError
 from medunet.inferers import SourceGridInferer
 from medunet.io import read_label, read_volume, split_suffix, write_volume
-from medunet.io.segments import Segment
-from medunet.metrics import dice
+from medunet.io.segments import Segment, object_segments
+from medunet.metrics import count_objects, dice, object_scores
 from medunet.prediction import Predictor
 from medunet.runtime import EnsembleLogits, autocast
 from medunet.transforms import paint_regions, plain
@@ -45,10 +45,23 @@ def choose_suffix(wanted: str | None, source: Path, *, spatial_dims: int) -> str
 
 
 def write_result(
-    labels: MetaTensor, folder: Path, suffix: str, *, segments: Sequence[Segment], dtype: str | None = None
+    labels: MetaTensor,
+    folder: Path,
+    suffix: str,
+    *,
+    segments: Sequence[Segment],
+    dtype: str | None = None,
+    instances: bool = False,
 ) -> Path:
-    """Write a label map `(1, *spatial)` to a new file; by default in the smallest type that all programs read."""
+    """Write a label map `(1, *spatial)` to a new file; by default in the smallest type that all programs read.
+
+    With `instances` the map numbers objects of the classes `segments`; a `.seg.nrrd` gets a segment per object.
+    """
     voxels = np.asarray(labels.as_tensor().cpu())[0]
+    if instances:
+        names = {segment.name: segment.value for segment in segments}
+        segments = object_segments(voxels, names, codes=None) if suffix == ".seg.nrrd" else ()
+        dtype = dtype or ("uint16" if voxels.max(initial=0) < 1 << 16 else "int32")
     largest = max([int(voxels.max(initial=0)), *(segment.value for segment in segments)])
     try:
         kind = np.dtype(dtype or ("uint8" if largest < 256 else "uint16" if largest < 1 << 16 else "int32"))
@@ -58,23 +71,38 @@ def write_result(
     return write_volume(voxels, path, affine=labels.affine.cpu(), dtype=kind, labels=segments)
 
 
-def describe_result(labels: MetaTensor, segments: Sequence[Segment]) -> dict[str, Any]:
-    """Return values, colours (RGB, 0 to 255) and sizes (`volume_ml`, in 2D `area_mm2`) of the labels by name."""
+def describe_result(
+    labels: MetaTensor, segments: Sequence[Segment], classes: npt.NDArray[np.integer] | None = None
+) -> dict[str, Any]:
+    """Return values, colours (RGB, 0 to 255) and sizes (`volume_ml`, in 2D `area_mm2`) of the labels by name.
+
+    `classes` has the class of each object number, if the map numbers objects; then `objects` has their number by class.
+    """
     voxels, affine = np.asarray(labels.as_tensor().cpu())[0], np.asarray(labels.affine.cpu())
-    counts = np.bincount(voxels.ravel(), minlength=1 + max((segment.value for segment in segments), default=0))
+    length = 1 + max((segment.value for segment in segments), default=0)
+    counts = np.bincount((voxels if classes is None else classes[voxels]).ravel(), minlength=length)
+    numbers = {} if classes is None else {"objects": np.bincount(classes, minlength=length)}
     key, unit = ("volume_ml", 1000) if voxels.ndim == 3 else ("area_mm2", 1)
     voxel = abs(float(np.linalg.det(affine[: voxels.ndim, : voxels.ndim]))) / unit
     return {
         "label_names": {segment.name: segment.value for segment in segments},
         "label_colors": {segment.name: list(segment.color) for segment in segments},
         key: {segment.name: round(int(counts[segment.value]) * voxel, 4) for segment in segments},
+        **{name: {one.name: int(count[one.value]) for one in segments} for name, count in numbers.items()},
     }
 
 
-def score_labels(predicted: Path, reference: Path, labels: Mapping[str, int], *, image: Path) -> dict[str, float]:
-    """Return Dice by label name of two label maps on an image's grid; NaN for a label that neither map has."""
+def score_labels(
+    predicted: Path, reference: Path, labels: Mapping[str, int] | None, *, image: Path
+) -> dict[str, float]:
+    """Return Dice by label name of two label maps on an image's grid; NaN for a label that neither map has.
+
+    Without `labels` the maps number objects, and the score is their mean average precision.
+    """
     grid = read_volume(image).record.geometry
     one, other = (read_label(path, reference=grid, labels=labels).image for path in (predicted, reference))
+    if labels is None:
+        return {"object": object_scores(count_objects(one, other))["mean_ap"]}
     return {name: dice(one == value, other == value) for name, value in labels.items() if value}
 
 
@@ -107,6 +135,7 @@ def disagreement(maps: Sequence[npt.NDArray[np.integer]]) -> float:
 def label_maps(predictor: Predictor, image: torch.Tensor, by: str) -> list[npt.NDArray[np.uint8]]:
     """Return label maps `(*spatial)` of a preprocessed image `(C, *spatial)`: per mirrored view, or per fold."""
     inferer, network = predictor.inferer, predictor.network
+    has_distance = getattr(inferer, "activation", "softmax") == "sigmoid" and not predictor.region_order
     if isinstance(inferer, SourceGridInferer):
         inferer = inferer.inferer
     views: list[tuple[torch.nn.Module, tuple[int, ...]]]
@@ -119,6 +148,8 @@ def label_maps(predictor: Predictor, image: torch.Tensor, by: str) -> list[npt.N
     for module, flip in views:
         with autocast(predictor.device, predictor.autocast_dtype):
             logits = torch.as_tensor(inferer(plain(image).flip(flip)[None].to(predictor.device), module))[0].float()
+        if has_distance:  # the last channel; the others are foreground classes
+            logits = torch.cat([torch.zeros_like(logits[:1]), logits[:-1]])
         if predictor.region_order:
             labels = paint_regions(logits, predictor.region_order)
         else:

@@ -55,6 +55,11 @@ class ServedBundle:
         return int(self.config["spatial_dims"])
 
     @property
+    def instances(self) -> bool:
+        """Whether the label maps number objects; `labels` are then their classes."""
+        return bool(self.config.get("instances", False))
+
+    @property
     def labels(self) -> dict[str, int]:
         """Label value by name, without the background."""
         return {segment.name: segment.value for segment in self.segments}
@@ -97,7 +102,7 @@ def serve(folders: Sequence[Path]) -> tuple[ServedBundle, ...]:
     """Name bundles after their folders; the names are unique and need no escaping in URLs.
 
     Raises:
-        ConfigError: no bundle, or one of objects or with invalid configs.
+        ConfigError: no bundle, or a bundle with invalid configs.
         DataError: a bundle without weights.
     """
     if not folders:
@@ -108,10 +113,6 @@ def serve(folders: Sequence[Path]) -> tuple[ServedBundle, ...]:
         names = itertools.chain([base], (f"{base}_{count}" for count in itertools.count(2)))
         name = next(name for name in names if name not in bundles)
         bundle = bundles[name] = ServedBundle(name, folder)
-        if bundle.config.get("instances"):
-            raise ConfigError(
-                "MONAI Label annotates classes, and the labels of this bundle number objects", file=folder
-            )
         _ = bundle.spatial_dims, bundle.segments  # an invalid config is an error now
         for path in bundle.weights:
             if not path.is_file():

@@ -61,8 +61,9 @@ def write_dataset(pairs: Sequence[tuple[Path, Path]], folder: Path, bundle: Serv
     names: list[str] = []
     entries = []
     for image, label in sorted(pairs):
-        values = read_label(label, reference=image, labels=labels).image.unique().tolist()
-        if unknown := sorted({int(value) for value in values} - set(labels.values())):
+        values = read_label(label, reference=image, labels=None if bundle.instances else labels).image.unique().tolist()
+        unknown = sorted({int(value) for value in values} - set(labels.values()))
+        if unknown and not bundle.instances:
             raise DataError("the bundle does not define these labels", file=label, received=unknown, expected=labels)
         stem, suffix = split_suffix(image.name)
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", stem)
@@ -79,6 +80,8 @@ def write_dataset(pairs: Sequence[tuple[Path, Path]], folder: Path, bundle: Serv
         "training": entries,
         "test": [],
     }
+    if bundle.instances:
+        manifest["instances"] = True
     if regions := region_values(config):  # overlapping classes, in nnU-Net's format
         manifest["labels"] = {"background": 0, **regions}
         manifest[ORDER_KEY] = config["regions_class_order"]
@@ -106,6 +109,9 @@ def train_further(
     """
     if bundle.is_ensemble:
         raise ConfigError("an ensemble of folds cannot be trained", file=bundle.folder, remedy="serve one of its folds")
+    if bundle.instances and len(bundle.labels) > 1:
+        cause = "annotations number objects and do not have their classes, of which the bundle has several"
+        raise ConfigError(cause, file=bundle.folder, received=list(bundle.labels), remedy="train with `medunet train`")
     begun = time.perf_counter()
     numbers = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
     place = folder / f"{max(numbers, default=0) + 1:03d}"

@@ -12,10 +12,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from medunet.deploy.export import FORMATS, export_bundle, load_tile_network
 from medunet.inferers import OverlapTileInferer
+from medunet.metrics import count_objects, object_scores
+from medunet.planning.adapt import instance_values
 from medunet.prediction import Predictor
+from medunet.transforms import InstanceTarget
 
 from .conftest import needs, with_weights
 
@@ -68,6 +72,25 @@ def test_labels_return_to_the_grid_of_the_file(tmp_path: Path) -> None:
     assert ours.shape == (25, 24, 24)
     assert len(np.unique(theirs)) > 1
     assert (ours != theirs).mean() <= MAX_UNLIKE
+
+
+@pytest.mark.parametrize("target", ["distance", "border"])
+def test_objects_of_a_picture_are_those_of_medunet_predict(
+    target: InstanceTarget, example: ModuleType, tmp_path: Path
+) -> None:
+    values = instance_values(target) | {"in_channels": 3, "label_values": [0, 1], "autocast_dtype": "float32"}
+    bundle = with_weights("unet_2d", tmp_path / "run", {**values, "network_def::channels": [4, 8]})
+    blocks = np.random.default_rng(0).integers(0, 255, size=(12, 10, 3), dtype=np.uint8)
+    image = Image.fromarray(blocks).resize((100, 120), Image.Resampling.BICUBIC)
+    image.save(tmp_path / "cells.png")
+    agreement = export_bundle(bundle, tmp_path / "a.onnx", to="onnx", image=tmp_path / "cells.png").agreement
+    assert agreement.case_voxels == 100 * 120
+    example.main(tmp_path / "a.onnx", tmp_path / "cells.png", tmp_path / "labels.png")
+    path = Predictor(bundle, output_dir=tmp_path / "out", device="cpu").predict_case(tmp_path / "cells.png")
+    ours, theirs = (np.asarray(Image.open(file)).astype(int) for file in (tmp_path / "labels.png", path))
+    scores = object_scores(count_objects(ours, theirs))
+    assert scores["objects_ref"] > 3
+    assert scores["mean_ap"] > 0.9
 
 
 def test_half_a_voxel_is_rounded_as_by_spacingd(bundles: dict[str, Path], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from monai.data import MetaTensor
 from small import untrained_run
 
+from medunet.config import read_json
 from medunet.deploy.monailabel.results import (
     describe_result,
     disagreement,
@@ -22,7 +23,8 @@ from medunet.deploy.monailabel.results import (
 from medunet.deploy.monailabel.served import ServedBundle, serve
 from medunet.deploy.monailabel.training import read_options, train_further, write_dataset
 from medunet.errors import ConfigError, DataError
-from medunet.io import read_volume, write_volume
+from medunet.io import label_names, read_volume, write_volume
+from medunet.planning.adapt import instance_values
 from medunet.prediction import Predictor
 from medunet.trust import judge, record_weights
 
@@ -35,8 +37,6 @@ def test_a_bundle_without_weights_is_rejected(bundle: Path, tmp_path: Path) -> N
     shutil.copytree(bundle / "configs", tmp_path / "configs")
     with pytest.raises(DataError, match="no weights"):
         serve([tmp_path])
-    with pytest.raises(ConfigError, match="labels of this bundle number objects"):
-        serve([untrained_run(tmp_path / "objects", bundle="unet_2d", instances=True)])
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".seg.nrrd", ".mha"])
@@ -144,3 +144,42 @@ def test_an_ensemble_is_served_with_its_disagreement_but_not_trained(
     assert uncertainty(predictor, image, by="folds") == disagreement(maps) > 0
     with pytest.raises(ConfigError, match="cannot be trained"):
         train_further(copy, [(image, image)], tmp_path / "trainings")
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow and MONAI
+def test_a_bundle_of_objects_is_served_scored_and_trained_further(tmp_path: Path) -> None:
+    values = {"in_channels": 1, "label_names": ["background", "nucleus"], "label_values": [0, 1]}
+    values |= instance_values("distance")
+    bundle = untrained_run(tmp_path / "run", bundle="unet_2d", **values)
+    numbers = np.kron(np.arange(400, dtype=np.int32).reshape(20, 20), np.ones((4, 4), np.int32))
+    image = write_volume((numbers % 251).astype(np.uint8), tmp_path / "cell.png")
+    label = write_volume(numbers, tmp_path / "label.tif")
+    (served,) = serve([bundle])
+    assert served.instances
+
+    mask = MetaTensor(torch.from_numpy(numbers)[None], affine=torch.eye(4, dtype=torch.float64))
+    options = {"segments": served.segments, "instances": True}
+    picture = write_result(mask, tmp_path, ".png", **options)
+    assert np.array_equal(read_volume(picture, spatial_dims=2).image[0].numpy(), numbers)
+    path = write_result(mask[..., None], tmp_path, ".seg.nrrd", **options)
+    assert np.array_equal(read_volume(path).image[0, ..., 0].numpy(), numbers)
+    names = label_names(path)
+    assert names == {"background": 0, **{f"nucleus {number}": number for number in range(1, 400)}}
+    with pytest.raises(DataError, match="uint8"):
+        write_result(mask, tmp_path, ".png", dtype="uint8", **options)
+    answer = describe_result(mask, served.segments, np.repeat([0, 1], [1, 399]))
+    assert (answer["objects"], answer["area_mm2"]) == ({"nucleus": 399}, {"nucleus": 399 * 16})
+    assert score_labels(label, label, None, image=image) == {"object": 1.0}
+    predictor = Predictor(bundle, device="cpu")
+    maps = label_maps(predictor, predictor.preprocessing({"image": str(image)})["image"], "mirror")
+    assert set(np.unique(maps)) <= {0, 1}
+
+    copy = served.working_copy(tmp_path / "bundles")
+    options = {"max_epochs": 1, "steps_per_epoch": 2, "device": "cpu"}
+    done = train_further(copy, [(image, label)], tmp_path / "trainings", **options)
+    config = read_json(Path(done["run"]) / "configs" / "train.json")
+    assert (config["instances"], config["label_names"]) == (True, ["background", "nucleus"])
+    values |= {"label_names": ["background", "a", "b"], "label_values": [0, 1, 2]}
+    two = ServedBundle("two", untrained_run(tmp_path / "two", bundle="unet_2d", **values))
+    with pytest.raises(ConfigError, match="do not have their classes"):
+        train_further(two, [(image, label)], tmp_path / "trainings")

@@ -1,6 +1,6 @@
 """Run by slicer-core's Python: the module's self-test, and medunet's files in a real MRML scene, without Qt.
 
-usage: scene_check.py LIBRARY IMAGE SEGMENTATION; prints the result as JSON
+usage: scene_check.py LIBRARY IMAGE SEGMENTATION FEW_OBJECTS MANY_OBJECTS; prints the result as JSON
 """
 
 import importlib
@@ -68,4 +68,9 @@ for index in range(segments.GetNumberOfSegments()):
         "box": [[int(first + axis.min()), int(first + axis.max())] for axis, first in axes],
         "matrix": slicer.util.arrayFromVTKMatrix(matrix).tolist(),
     }
+few, many = (load_segmentation(scene, Path(path), "objects", reference=volume) for path in sys.argv[4:])
+result["few"] = [few.GetClassName(), few.GetSegmentation().GetNumberOfSegments()]
+voxels = vtk_to_numpy(many.GetImageData().GetPointData().GetScalars())
+table = many.GetDisplayNode().GetColorNode()
+result["many"] = [many.GetClassName(), voxels.tolist(), table.GetColorName(299), table.GetNumberOfColors()]
 print("RESULT" + json.dumps(result))  # noqa: T201

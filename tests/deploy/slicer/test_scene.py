@@ -11,7 +11,7 @@ import pytest
 
 from medunet.datasets import make_phantom
 from medunet.io import read_volume, write_volume
-from medunet.io.segments import as_segments
+from medunet.io.segments import as_segments, object_segments
 
 pytestmark = [pytest.mark.slow, pytest.mark.label]
 LIBRARY = Path(__file__).parents[3] / "medunet" / "deploy" / "slicer" / "MedUNet"
@@ -32,7 +32,11 @@ def test_volumes_and_segmentations_keep_grid_names_and_colours(case: tuple[Path,
     python = Path(os.environ.get("MEDUNET_SLICER_ENV", "")) / "bin" / "python"
     if not python.is_file():
         pytest.skip("slicer-core is not set up: run bash scripts/test_label.sh")
-    command = [python, Path(__file__).with_name("scene_check.py"), LIBRARY, image, label]
+    numbers = np.arange(300, dtype=np.uint16).reshape(10, 6, 5)
+    objects = [image.with_name("few.seg.nrrd"), image.with_name("many.seg.nrrd")]
+    for path, voxels in zip(objects, (numbers % 10, numbers), strict=True):
+        write_volume(voxels, path, labels=object_segments(voxels, {"cell": 1}, codes=None))
+    command = [python, Path(__file__).with_name("scene_check.py"), LIBRARY, image, label, *objects]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Tests passed" in done.stdout  # the module's self-test
@@ -43,6 +47,8 @@ def test_volumes_and_segmentations_keep_grid_names_and_colours(case: tuple[Path,
     volume = read_volume(label).image
     affine = np.asarray(volume.affine)
     assert result["has_transform"]
+    assert result["few"] == ["vtkMRMLSegmentationNode", 9]
+    assert result["many"] == ["vtkMRMLLabelMapVolumeNode", numbers.ravel("F").tolist(), "object 299", 300]
     assert result["nodes"] == 1  # none of the unreadable file
     assert "unreadable.seg.nrrd is not a readable segmentation" in result["error"]
     assert list(result["segments"]) == [name for name in labels if name != "background"]

@@ -23,7 +23,7 @@ from medunet.errors import DataError
 from medunet.io import read_volume
 from medunet.io.segments import Segment
 
-from .tasks import BundleInference, BundleTraining, LabelDice, LoadedBundle, RandomImage, Uncertainty
+from .tasks import BundleInference, BundleTraining, LabelScore, LoadedBundle, RandomImage, Uncertainty
 
 server_names()  # masks the log of this process before MONAI Label starts
 
@@ -40,7 +40,7 @@ class MedunetLabelApp(MONAILabelApp):
         file = Path(os.environ[SETTINGS_VARIABLE])
         settings = json.loads(file.read_text(encoding="utf-8"))
         bundles = trusted_bundles(file)
-        _segments[:] = [segment for bundle in bundles for segment in bundle.segments]
+        _segments[:] = [segment for bundle in bundles if not bundle.instances for segment in bundle.segments]
         self.work = Path(settings["work"])
         self.options = {"device": settings["device"], "trust": settings["trust"]}
         self.loaded = {bundle.name: LoadedBundle(bundle, **self.options) for bundle in bundles}
@@ -69,11 +69,16 @@ class MedunetLabelApp(MONAILabelApp):
         return strategies
 
     def init_scoring_methods(self) -> dict[str, Any]:
-        """Return Dice by label, or one method per bundle if labels of the bundles contradict each other."""
-        labels = {name: loaded.bundle.labels for name, loaded in self.loaded.items()}
+        """Return Dice by label, or one method per bundle if labels contradict each other; `mean_ap` is for objects."""
+        bundles = [loaded.bundle for loaded in self.loaded.values()]
+        labels = {bundle.name: bundle.labels for bundle in bundles if not bundle.instances}
+        methods = {"mean_ap": LabelScore(None)} if len(labels) < len(bundles) else {}
+        if not labels:
+            return methods
         if labels_agree(labels.values()):
-            return {"dice": LabelDice({name: value for table in labels.values() for name, value in table.items()})}
-        return {f"dice_{name}": LabelDice(table) for name, table in labels.items()}
+            names = {name: value for table in labels.values() for name, value in table.items()}
+            return {"dice": LabelScore(names), **methods}
+        return {**{f"dice_{name}": LabelScore(table) for name, table in labels.items()}, **methods}
 
     def init_datastore(self) -> Datastore:
         """Return MONAI Label's datastore, changed to notice files that are moved in and to offer only images."""

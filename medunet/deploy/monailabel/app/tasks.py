@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from monai.data import MetaTensor
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.interfaces.tasks.scoring import ScoringMethod
@@ -91,17 +91,18 @@ class BundleInference(InferTask):
         image = find_series(source)
         suffix = choose_suffix(request.get("result_extension"), source, spatial_dims=bundle.spatial_dims)
 
-        def decide(predictor: Predictor) -> MetaTensor:
+        def decide(predictor: Predictor) -> dict[Any, Any]:
             nonlocal ready
             ready = time.perf_counter()
-            labels: MetaTensor = predictor.decide(image)["pred"]
-            return labels
+            return predictor.decide(image)
 
-        labels = self.loaded.compute(decide)
+        item = self.loaded.compute(decide)
         decided = time.perf_counter()
-        folder, dtype = Path(tempfile.gettempdir()), request.get("result_dtype")
-        path = write_result(labels, folder, suffix, segments=bundle.segments, dtype=dtype)
-        answer = describe_result(labels, bundle.segments)
+        labels = item["pred"]
+        options: dict[str, Any] = {"dtype": request.get("result_dtype"), "instances": bundle.instances}
+        path = write_result(labels, Path(tempfile.gettempdir()), suffix, segments=bundle.segments, **options)
+        classes = np.array(bundle.config["label_values"])[item["object_classes"]] if bundle.instances else None
+        answer = describe_result(labels, bundle.segments, classes)
         done = time.perf_counter()
         seconds = {"wait_and_load": ready - begun, "infer": decided - ready, "write": done - decided}
         answer["latencies"] = {name: round(value, 4) for name, value in {**seconds, "total": done - begun}.items()}
@@ -146,12 +147,16 @@ class BundleTraining(TrainTask):
         return train_further(self.bundle, pairs, self.folder, **options)
 
 
-class LabelDice(ScoringMethod):
-    """Dice by label between predicted and submitted labels, which is stored with the image."""
+class LabelScore(ScoringMethod):
+    """Dice by label between predicted and submitted labels, which is stored with the image.
 
-    def __init__(self, labels: Mapping[str, int]) -> None:
-        super().__init__("Dice of each label, predicted against submitted")
-        self.labels = labels
+    Without `labels`, the labels number objects, and the score is their mean average precision.
+    """
+
+    def __init__(self, labels: Mapping[str, int] | None) -> None:
+        self.labels, self.key = labels, "mean_ap" if labels is None else "dice"
+        what = "Mean average precision of objects" if labels is None else "Dice of each label"
+        super().__init__(f"{what}, predicted against submitted")
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Score every image that has both labels."""
@@ -169,9 +174,9 @@ class LabelDice(ScoringMethod):
             except MedunetError as error:
                 logger.warning("%s is not scored: %s", image, error)
                 continue
-            dice = {name: round(value, 4) for name, value in values.items() if not math.isnan(value)}
-            scores[image] = {"dice": round(_mean(dice), 4), "labels": dice}
-            datastore.update_image_info(image, {"dice": scores[image]["dice"], "dice_labels": dice})
+            known = {name: round(value, 4) for name, value in values.items() if not math.isnan(value)}
+            scores[image] = {self.key: round(_mean(known), 4), "labels": known}
+            datastore.update_image_info(image, {self.key: scores[image][self.key], f"{self.key}_labels": known})
         return scores
 
 

@@ -69,7 +69,7 @@ class MedUNetLogic(ScriptedLoadableModuleLogic):
         self.job = job
 
     def finish(self) -> Any:
-        """Load the result of a finished job and return the segmentation node; an unreadable result is a ValueError."""
+        """Load the result of a finished job and return its node; an unreadable result is a ValueError."""
         assert self.job is not None
         try:
             name = f"{self._volume.GetName()} segmentation"
