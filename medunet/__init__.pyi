@@ -22,6 +22,7 @@ from .model import load as load
 from .networks import UNet as UNet
 from .prediction import PredictOptions as PredictOptions
 from .prediction import Predictor as Predictor
+from .runs.measure import measure as measure
 from .runtime import FastNetwork as FastNetwork
 from .transforms import BorderWeightMapd as BorderWeightMapd
 from .transforms import RandDeformd as RandDeformd

@@ -10,7 +10,22 @@ from typing import Annotated, Any
 import typer
 
 import medunet
-from medunet.cli import bundle, cache, check, demo, evaluate, info, label, plan, predict, report, runs, train, tune
+from medunet.cli import (
+    bundle,
+    cache,
+    check,
+    demo,
+    evaluate,
+    info,
+    label,
+    measure,
+    plan,
+    predict,
+    report,
+    runs,
+    train,
+    tune,
+)
 from medunet.cli.options import EXIT_BAD_INPUT, EXIT_INTERNAL, HELP, TERMINAL, Terminal, print_error
 from medunet.cli.registry import add, add_to_group
 from medunet.errors import find_cause, first_lines
@@ -29,7 +44,16 @@ def _show_version(is_given: bool) -> None:
 app = typer.Typer(name="medunet", help=TITLE, no_args_is_help=True, context_settings=HELP, rich_markup_mode="rich")
 VERSION = typer.Option("--version", callback=_show_version, is_eager=True, metavar="", help="Print the version.")
 add_to_group(app, version=Annotated[bool, VERSION])
-for command in (demo.demo, check.check, plan.plan, train.train, tune.tune, predict.predict, evaluate.evaluate):
+for command in (
+    demo.demo,
+    check.check,
+    plan.plan,
+    train.train,
+    tune.tune,
+    predict.predict,
+    measure.measure,
+    evaluate.evaluate,
+):
     add(app, command)
 add(app, report.report)
 app.add_typer(runs.app, name="runs")

@@ -89,7 +89,7 @@ def evaluate(
         options: dict[str, Any] = {"section": cases, "tta": tta, "device": device, "em": em}
         result = evaluate_bundle(folder, data, output, trust=trust, force=force, **options)
     elif pred is not None and ref is not None and (bundle, data, cases, tta) == (None,) * 4:
-        options = {"labels": _parse_labels(labels), "instances": instances, "em": em, "force": force}
+        options = {"labels": parse_labels(labels), "instances": instances, "em": em, "force": force}
         from medunet.runs import evaluate_folders
 
         result = evaluate_folders(pred, ref, output, **options)
@@ -105,7 +105,8 @@ def evaluate(
         raise typer.Exit(opt.EXIT_SOME_FAILED)
 
 
-def _parse_labels(text: str | None) -> dict[str, int] | None:
+def parse_labels(text: str | None) -> dict[str, int] | None:
+    """Return the value by name of --labels."""
     if text is None:
         return None
     try:

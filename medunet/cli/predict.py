@@ -34,6 +34,7 @@ ON_HELP = "ray: distribute the cases over a Ray cluster, one worker per GPU."
 INPUTS_HELP = "Images, folders or DICOM series; or one CSV file of a cohort, or the URL of a DICOMweb store."
 FORMAT_HELP = "Format of the label maps. auto: that of the input, or DICOM SEG if highdicom is installed."
 OBJECTS_HELP = "For numbered objects: also write their outlines for QuPath (geojson) or ImageJ (imagej); repeatable."
+MEASURE_HELP = "Also measure each structure, as `medunet measure` does."
 SKIP_HELP = "Skip cases that have results, to continue an interrupted command."
 ENSEMBLE_HELP = "Another run, such as another fold, to average class probabilities with; repeatable."
 ENSEMBLE = typer.Option(metavar="RUN", help=ENSEMBLE_HELP, autocompletion=completion.runs)
@@ -73,6 +74,7 @@ def predict(
     result_format: Annotated[ResultFormat, typer.Option("--format", help=FORMAT_HELP)] = "auto",
     tta: opt.Tta = None,
     objects: Annotated[list[ObjectFormat] | None, typer.Option(metavar="FORMAT", help=OBJECTS_HELP)] = None,
+    measure: Annotated[bool, typer.Option("--measure", help=MEASURE_HELP)] = False,
     force: opt.Force = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help=SKIP_HELP)] = False,
     ensemble: Annotated[list[str] | None, ENSEMBLE] = None,
@@ -115,9 +117,10 @@ def predict(
         if manifest is not None:
             check_target(manifest.parent)
     is_cohort = on is not None or is_url or inputs[0].lower().endswith(".csv")
-    if is_cohort and (deidentify or isolate):
-        received = "--deidentify" if deidentify else "--isolate"
+    if is_cohort and (deidentify or isolate or measure):
+        received = "--deidentify" if deidentify else "--isolate" if isolate else "--measure"
         remedy = "predict files or folders, or put pseudonyms into the column `name` of the cohort file"
+        remedy = "run `medunet measure` on the results" if received == "--measure" else remedy
         raise ConfigError("not supported for cohort files, DICOMweb stores and Ray", received=received, remedy=remedy)
     from medunet.datasets import list_inputs
     from medunet.io import Pseudonyms
@@ -130,6 +133,7 @@ def predict(
         result_format=result_format,
         tta=tta,
         objects=[kind.value for kind in objects or ()],
+        measure=measure,
         overrides=overrides,
         ensemble=members,
         benchmark=benchmark,
@@ -175,6 +179,10 @@ def predict(
     except KeyboardInterrupt:
         interrupted = True
     seconds = time.perf_counter() - loaded
+    if rows := [row for result in results for row in result.measurements]:
+        from medunet.runs.measure import add_measurements
+
+        add_measurements(output, rows)
     if pseudonyms is not None and pseudonym_table is not None:
         with atomic_path(pseudonym_table) as temporary:
             temporary.touch(mode=0o600)  # only its owner may read it
@@ -281,7 +289,9 @@ def _facts(result: Prediction | Outcome) -> dict[str, Any]:
         for key in ("inputs", "outputs")
     }
     facts = {"name": result.name, "status": result.status, **files, "seconds": round(result.seconds, 3)}
-    return {**facts, "warnings": result.warnings, "error": None if result.error is None else str(result.error)}
+    measured = {"measurements": rows} if (rows := getattr(result, "measurements", None)) else {}
+    error = None if result.error is None else str(result.error)
+    return {**facts, **measured, "warnings": result.warnings, "error": error}
 
 
 def _publish(record: Manifest, file: Path | None, code: int, results: Sequence[Prediction] = ()) -> None:

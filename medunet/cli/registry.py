@@ -34,7 +34,7 @@ EVERYWHERE = "Every command"
 # panels of the help pages, by the name of a command's argument
 PANELS = {
     "Data": "data instances fold folds split group_by skip_bad cases labels pred ref dims "
-    "query image studies modality folder",
+    "query image images masks compare studies modality folder",
     "Training": "epochs init_from resume time trials set_range",
     "Configuration": "settings preset",
     "Reading images": " ".join(READING),
@@ -44,8 +44,8 @@ PANELS = {
     "Untrusted input": "trust isolate",
     "Privacy": "deidentify pseudonym_key pseudonym_table",
     "Dry run": "dry_run",
-    "Output": "output manifest as_json force skip_existing probabilities result_format objects send_back sheet figures"
-    " max_size title",
+    "Output": "output manifest as_json force skip_existing probabilities result_format objects measure send_back sheet"
+    " figures max_size title",
 }
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
 

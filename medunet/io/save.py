@@ -20,11 +20,14 @@ from medunet import __version__
 from medunet.errors import ConfigError, DataError, GeometryError, MedunetError
 from medunet.files import atomic_path
 from medunet.geometry import Geometry
+from medunet.metrics import measure_labels
 
 from .dicom.deidentify import Pseudonyms, deidentify
 from .dicom.references import SourcePlane, read_planes, save_dataset
 from .dicom.rtstruct import make_rtstruct
 from .dicom.seg import make_dicom_seg
+from .dicom.sr import ENDING as SR_ENDING
+from .dicom.sr import make_measurement_report
 from .names import output_name
 from .object_table import OBJECT_FILES, check_object_format, object_file, object_table
 from .reader import PathLike
@@ -54,6 +57,9 @@ class SavePredictiond(MapTransform):
     become PNG, because labels must not be blurred. A DICOM series becomes a DICOM SEG, or `.nii.gz` with a logged
     reason if it cannot. Everything else becomes `.nii.gz`. The file has the grid of the prediction, which must be the
     grid that the input was read on.
+
+    If `structures` is set (label values by name), the item gets measurements of them, or of the objects, under
+    `measurements`: of the intensities under `measured`, if it has them. Beside a DICOM SEG they become a DICOM SR.
 
     The item has the image under `image`, whose metadata have the file's name and the original grid; without an image,
     the prediction's own metadata are used. It may have the case's name under `name`. It gets the path of the file under
@@ -108,6 +114,7 @@ class SavePredictiond(MapTransform):
         self.prob_key, self.overwrite, self.instances = prob_key, overwrite, instances
         self.objects = tuple(objects)
         self.pseudonyms: Pseudonyms | None = None  # `Predictor` sets it to de-identify results
+        self.structures: Mapping[str, Sequence[int]] | None = None  # `Predictor` sets it to measure results
         self._chosen: tuple[tuple[Any, ...], _Choice] | None = None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -128,7 +135,9 @@ class SavePredictiond(MapTransform):
             if self.instances:
                 path, choice = self._fit_objects(labels[0], path, choice)
             self._write_objects(labels[0], item, stem, affine, meta)  # first: a case with a label map is done
-            self._write(labels[0], path, choice, affine, meta)
+            if self.structures is not None:
+                item["measurements"] = self._measure(labels[0], item, stem, affine, meta)
+            self._write(labels[0], path, choice, (affine, meta), item.get("measurements", ()))
             item[f"{key}_path"] = str(path)
             logger.debug("written: %s", path)
             if not np.any(labels != (0 if self.instances else (self.labels or {}).get("background", 0))):
@@ -174,9 +183,6 @@ class SavePredictiond(MapTransform):
     ) -> None:
         if not self.objects:
             return
-        names = [name for name in self.labels or {} if name != BACKGROUND] or ["object"]
-        indices = item.get("object_classes")
-        classes = names[0] if indices is None else {number: names[index - 1] for number, index in enumerate(indices)}
         given = {key: None if key not in item else np.asarray(item[key]) for key in ("source", "foreground")}
         grid = Geometry(affine.numpy(), labels.shape)
         table = object_table(
@@ -184,15 +190,44 @@ class SavePredictiond(MapTransform):
             image=given["source"],
             foreground=None if given["foreground"] is None else given["foreground"][0],
             spacing_mm=grid.spacing_mm if meta.get("is_placed", True) else None,
-            classes=classes,
+            classes=self._classes(item),
         )
         for kind in self.objects:
             with atomic_path(self._new_file(stem + OBJECT_FILES[kind]), overwrite=self.overwrite) as temporary:
                 temporary.write_bytes(object_file(kind, labels, table))
 
+    def _classes(self, item: Mapping[Hashable, Any]) -> str | dict[int, str]:
+        """Return the class of all objects, or of each object by its number."""
+        names = [name for name in self.labels or {} if name != BACKGROUND] or ["object"]
+        indices = item.get("object_classes")
+        return names[0] if indices is None else {number: names[index - 1] for number, index in enumerate(indices)}
+
+    def _measure(
+        self,
+        labels: np.ndarray[Any, Any],
+        item: Mapping[Hashable, Any],
+        stem: str,
+        affine: torch.Tensor,
+        meta: Mapping[str, Any],
+    ) -> list[dict[str, Any]]:
+        objects, classes = None, self._classes(item)
+        if self.instances:
+            numbers = [number for number in np.unique(labels).tolist() if number]
+            objects = {number: classes if isinstance(classes, str) else classes[number] for number in numbers}
+        image = np.asarray(item["measured"]).reshape(-1, *labels.shape) if "measured" in item else None
+        unit = "mm" if meta.get("is_placed", True) else "px"
+        rows = measure_labels(labels, affine.numpy(), self.structures or {}, objects=objects, image=image, unit=unit)
+        return [{"case": stem, **row} for row in rows]
+
     def _write(
-        self, labels: np.ndarray[Any, Any], path: Path, choice: _Choice, affine: torch.Tensor, meta: Mapping[str, Any]
+        self,
+        labels: np.ndarray[Any, Any],
+        path: Path,
+        choice: _Choice,
+        place: tuple[torch.Tensor, Mapping[str, Any]],
+        measurements: Sequence[Mapping[str, Any]],
     ) -> None:
+        affine, meta = place
         kind, planes = choice
         planar = not path.name.endswith((".nii", ".nii.gz", ".seg.nrrd", ".dcm"))
         whole = labels.astype(label_dtype(labels, path, bits=16 if self.instances else 8))
@@ -205,10 +240,15 @@ class SavePredictiond(MapTransform):
             return
         whole = whole.reshape((*whole.shape, 1)[:3])  # a 2D image is a volume of one slice
         dataset = _DICOM_FORMATS[kind](whole, segments, planes, algorithm=_ALGORITHM)
-        if self.pseudonyms is not None:
-            deidentify(dataset, self.pseudonyms)
-        with atomic_path(path, overwrite=self.overwrite) as temporary:
-            save_dataset(dataset, temporary, implicit=kind == "rtstruct")  # contours have no limit of points
+        files = {path: dataset}
+        if measurements and kind == "dicom-seg":
+            report = make_measurement_report(measurements, dataset, planes[0].header, algorithm=_ALGORITHM)
+            files = {self._new_file(path.name.removesuffix(".dcm") + SR_ENDING): report, **files}
+        for file, content in files.items():
+            if self.pseudonyms is not None:
+                deidentify(content, self.pseudonyms)
+            with atomic_path(file, overwrite=self.overwrite) as temporary:
+                save_dataset(content, temporary, implicit=kind == "rtstruct")  # contours have no limit of points
 
     def _segments(self, values: np.ndarray[Any, Any]) -> tuple[Segment, ...]:
         """Return a segment per class, or per object, named after its class and number."""

@@ -25,6 +25,8 @@ from .instances import add_counts as add_counts
 from .instances import count_objects as count_objects
 from .instances import object_scores as object_scores
 from .instances import overlaps as overlaps
+from .measurements import growth as growth
+from .measurements import measure_labels as measure_labels
 from .overlap import dice as dice
 from .paired import PairedDifference as PairedDifference
 from .paired import holm as holm

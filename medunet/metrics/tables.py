@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from medunet.config import plain, strict_json
@@ -39,14 +39,19 @@ def write_tables(
 
 def table_text(results: Sequence[CaseScores]) -> str:
     """Return the rows of `metrics.csv`."""
-    rows: list[dict[str, object]] = [
+    return rows_text(
         {"case": result["name"], "class": label, **scores, **result.get("em", {})}
         for result in results
         for label, scores in result["classes"].items()
-    ]
-    columns = dict.fromkeys(["case", "class", *(key for row in rows for key in row)])
+    )
+
+
+def rows_text(rows: Iterable[Mapping[str, object]]) -> str:
+    """Return rows as CSV; the columns are the keys of all rows, in the order in which they first occur."""
+    rows = list(rows)
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(columns), restval="", lineterminator="\n")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, fieldnames=columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(plain(rows))  # None is an empty cell
     return text.getvalue()

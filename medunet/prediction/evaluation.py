@@ -52,7 +52,7 @@ def pair_files(predictions: Path, references: Path) -> list[Pair]:
     Raises:
         DataError: a missing folder, a prediction without reference, or no prediction.
     """
-    preds, refs = _label_maps(predictions), _label_maps(references)
+    preds, refs = label_maps(predictions), label_maps(references)
     if unpaired := sorted(preds.keys() - refs.keys()):
         received = ", ".join(unpaired[:5])
         raise DataError(f"{len(unpaired)} predictions have no reference", file=references, received=received)
@@ -61,7 +61,10 @@ def pair_files(predictions: Path, references: Path) -> list[Pair]:
     return [Pair(name, preds[name], refs[name]) for name in sorted(preds)]
 
 
-def _label_maps(folder: Path) -> dict[str, Path]:
+def label_maps(folder: Path) -> dict[str, Path]:
+    """Return the label maps of a folder by name, without those of probabilities; a file is the only one."""
+    if folder.is_file():
+        return {split_suffix(folder.name)[0]: folder}
     if not folder.is_dir():
         raise DataError("folder does not exist", file=folder)
     maps = {split_suffix(path.name)[0]: path for path in label_files(folder) if path.is_file()}

@@ -32,6 +32,7 @@ class PredictOptions:
             enlarged by 1.15 and 1.3, the work of 38 passes in 3D and 16 in 2D. None: as the bundle says.
         result_format: format of the label maps, one of ``medunet.io.RESULT_FORMATS``.
         objects: formats of outlines of objects beside their table, ``geojson`` or ``imagej``; for bundles of instances.
+        measure: measure the structures of the results; a DICOM SEG gets a DICOM SR with the measurements.
         overwrite: replace existing results; otherwise such a case fails before the network runs.
         skip_done: skip cases whose results exist, without reading them.
         read: how to read images that can be interpreted in more than one way, such as ``ReadOptions(phase=1)``.
@@ -54,6 +55,7 @@ class PredictOptions:
     tta: str | None = None
     result_format: ResultFormat = "auto"
     objects: Sequence[str] = ()
+    measure: bool = False
     overwrite: bool = False
     skip_done: bool = False
     read: ReadOptions | None = None

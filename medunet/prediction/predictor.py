@@ -24,6 +24,7 @@ from medunet.errors import ConfigError, DataError, find_cause
 from medunet.files import require_path
 from medunet.io import SavePredictiond, output_name
 from medunet.io.reader import PathLike
+from medunet.io.save import BACKGROUND
 from medunet.runtime import EnsembleLogits, FastNetwork, Form, autocast, keep_freed_memory, resolve_device
 
 from .configuration import check_same_input, class_values, content, load_network, parse_inference
@@ -120,6 +121,9 @@ class Predictor:
         self.pseudonyms = options.pseudonyms
         for saver in self._transforms.savers:
             saver.pseudonyms = options.pseudonyms
+            if options.measure:
+                named = {name: [value] for name, value in self.classes.items() if value and name != BACKGROUND}
+                saver.structures = self.regions or named
 
     @property
     def needs_affine(self) -> bool:
@@ -283,6 +287,8 @@ class Predictor:
         with case.stages.measure("read"):
             item = preprocessing(item, end=split)
             self._take_warnings(case, item["image"])
+            if self.options.measure:
+                item["measured"] = np.array(item["image"])  # a copy, because later steps may work in place
             for saver in savers:
                 saver.check(item)
         with case.stages.measure("preprocess"):
@@ -339,7 +345,7 @@ class Predictor:
             item = postprocessing(item, end=split)
         with case.stages.measure("write"):
             item = postprocessing(item, start=split)
-        case.path = Path(item["pred_path"])
+        case.path, case.measurements = Path(item["pred_path"]), item.get("measurements", [])
         written = ((item[f"{key}_path"], saver) for saver in case.transforms.savers for key in saver.keys)
         case.written = [file for path, saver in written for file in result_files(path, saver)]
 

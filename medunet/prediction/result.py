@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from medunet.errors import MedunetError
 
@@ -28,6 +28,7 @@ class Prediction:
         name: name of the result, or its pseudonym.
         warnings: what the reader found unusual.
         inputs: the image, or its channels; with digests if `PredictOptions.digests` requests them.
+        measurements: of :func:`medunet.metrics.measure_labels`, if `PredictOptions.measure` requests them.
         outputs: the label map, the class probabilities, and the tables and outlines of objects.
     """
 
@@ -40,6 +41,7 @@ class Prediction:
     warnings: list[str] = field(default_factory=list)
     inputs: list[CaseFile] = field(default_factory=list)
     outputs: list[CaseFile] = field(default_factory=list)
+    measurements: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def status(self) -> Status:

@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 from medunet.errors import DataError, GeometryError, first_cause
 from medunet.geometry import Geometry
 from medunet.io import SavePredictiond, output_name, split_suffix
+from medunet.io.dicom.sr import ENDING as SR_ENDING
 from medunet.io.object_table import OBJECT_FILES
 from medunet.io.reader import PathLike
 from medunet.io.writer import result_suffix
@@ -110,11 +111,13 @@ def existing_result(source: Source, saver: SavePredictiond) -> Path | None:
 
 
 def result_files(label_map: PathLike, saver: SavePredictiond) -> list[str]:
-    """Return the files that a saver wrote for a case: the label map, probabilities, and tables of objects."""
+    """Return the files that a saver wrote for a case: the label map, probabilities, tables of objects, and the SR."""
     path = Path(label_map)
     endings = [OBJECT_FILES[kind] for kind in saver.objects]
     if saver.prob_key is not None:
         endings += ["_prob.nii.gz", "_prob.npy"]
+    if saver.structures is not None:
+        endings.append(SR_ENDING)
     files = (path.with_name(split_suffix(path.name)[0] + ending) for ending in endings)
     return [str(path), *(str(file) for file in files if file.is_file())]
 

@@ -133,6 +133,23 @@ def test_documents_about_predictions(ask: Ask, run_2d: Path, cells: Path, tmp_pa
     assert "error" in ask("predict", run_2d, image, "-o", out, "--device", "cuda:99", code=2)
 
 
+def test_documents_about_measurements(ask: Ask, run_2d: Path, cells: Path, tmp_path: Path) -> None:
+    (case,) = ask("predict", run_2d, cells / "imagesTs" / "cells_004.png", "-o", tmp_path / "out", "--measure")["cases"]
+    words = [
+        "measure",
+        tmp_path / "out",
+        "--images",
+        cells / "imagesTs",
+        "--compare",
+        tmp_path / "out",
+        "-o",
+        tmp_path / "m",
+    ]
+    document = ask(*words, "--labels", "cell=255")
+    assert [row["area_change_px"] for row in document["growth"]] == [0]
+    assert case["measurements"][0]["case"] == "cells_004"
+
+
 def test_training_prints_its_result(ask: Ask, run_2d: Path, folds_2d: Path, cells: Path) -> None:
     result = ask("train", run_2d, "--data", cells, "--output", run_2d, "--epochs", 2, "--resume", "--tracking-uri", "")
     assert result["run"] == str(run_2d)

@@ -26,7 +26,7 @@ from medunet.io.structures import Painting, Structure, paint_voxels
 from .references import LINKS, SEG_CLASSES, SourcePlane, copy_links, item, plane_geometry, read_dataset, series_number
 from .tags import find, find_decimals, frame_levels, keywords, typed_errors
 
-_LARGEST_LABEL = 64  # characters of a segment's label (VR LO)
+LARGEST_LABEL = 64  # characters of a segment's label (VR LO)
 
 # What highdicom takes from an image besides its placement and `LINKS`.
 _DESCRIPTION = keywords("""
@@ -214,7 +214,7 @@ def _description(hd: ModuleType, number: int, segment: Segment, algorithm: Mappi
     lightness, a, b = rgb2lab(np.array(segment.color, dtype=np.float64) / 255)
     return hd.seg.SegmentDescription(
         segment_number=number,
-        segment_label=segment.name[:_LARGEST_LABEL],
+        segment_label=segment.name[:LARGEST_LABEL],
         segmented_property_category=Code(*segment.category),
         segmented_property_type=Code(*segment.type),
         algorithm_type="AUTOMATIC",
