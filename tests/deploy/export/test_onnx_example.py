@@ -74,7 +74,7 @@ def test_labels_return_to_the_grid_of_the_file(tmp_path: Path) -> None:
     assert (ours != theirs).mean() <= MAX_UNLIKE
 
 
-@pytest.mark.parametrize("target", ["distance", "border"])
+@pytest.mark.parametrize("target", ["distance", pytest.param("border", marks=pytest.mark.slow)])
 def test_objects_of_a_picture_are_those_of_medunet_predict(
     target: InstanceTarget, example: ModuleType, tmp_path: Path
 ) -> None:

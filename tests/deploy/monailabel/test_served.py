@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from small import untrained_run
 
 from medunet.config import read_json
+from medunet.datasets import open_dataset
 from medunet.deploy.monailabel.results import (
     describe_result,
     disagreement,
@@ -146,40 +147,53 @@ def test_an_ensemble_is_served_with_its_disagreement_but_not_trained(
         train_further(copy, [(image, image)], tmp_path / "trainings")
 
 
-@pytest.mark.filterwarnings("ignore")  # of MLflow and MONAI
-def test_a_bundle_of_objects_is_served_scored_and_trained_further(tmp_path: Path) -> None:
-    values = {"in_channels": 1, "label_names": ["background", "nucleus"], "label_values": [0, 1]}
-    values |= instance_values("distance")
-    bundle = untrained_run(tmp_path / "run", bundle="unet_2d", **values)
+def objects_run(folder: Path, *classes: str) -> Path:
+    values = {"in_channels": 1, "label_names": ["background", *classes], "label_values": [*range(len(classes) + 1)]}
+    return untrained_run(folder, bundle="unet_2d", **(values | instance_values("distance")))
+
+
+@pytest.fixture
+def nuclei(tmp_path: Path) -> tuple[Path, Path]:
+    """A picture, and its label of 399 numbered objects."""
     numbers = np.kron(np.arange(400, dtype=np.int32).reshape(20, 20), np.ones((4, 4), np.int32))
     image = write_volume((numbers % 251).astype(np.uint8), tmp_path / "cell.png")
-    label = write_volume(numbers, tmp_path / "label.tif")
-    (served,) = serve([bundle])
-    assert served.instances
+    return image, write_volume(numbers, tmp_path / "label.tif")
 
+
+def test_objects_are_served_with_all_their_numbers(nuclei: tuple[Path, Path], tmp_path: Path) -> None:
+    image, label = nuclei
+    (served,) = serve([objects_run(tmp_path / "run", "nucleus")])
+    assert served.instances
+    numbers = read_volume(label, spatial_dims=2).image[0].numpy().astype(np.int32)
     mask = MetaTensor(torch.from_numpy(numbers)[None], affine=torch.eye(4, dtype=torch.float64))
     options = {"segments": served.segments, "instances": True}
     picture = write_result(mask, tmp_path, ".png", **options)
     assert np.array_equal(read_volume(picture, spatial_dims=2).image[0].numpy(), numbers)
     path = write_result(mask[..., None], tmp_path, ".seg.nrrd", **options)
     assert np.array_equal(read_volume(path).image[0, ..., 0].numpy(), numbers)
-    names = label_names(path)
-    assert names == {"background": 0, **{f"nucleus {number}": number for number in range(1, 400)}}
+    names = {"background": 0, **{f"nucleus {number}": number for number in range(1, 400)}}
+    assert label_names(path) == names
     with pytest.raises(DataError, match="uint8"):
         write_result(mask, tmp_path, ".png", dtype="uint8", **options)
     answer = describe_result(mask, served.segments, np.repeat([0, 1], [1, 399]))
     assert (answer["objects"], answer["area_mm2"]) == ({"nucleus": 399}, {"nucleus": 399 * 16})
     assert score_labels(label, label, None, image=image) == {"object": 1.0}
-    predictor = Predictor(bundle, device="cpu")
+    predictor = Predictor(served.folder, device="cpu")
     maps = label_maps(predictor, predictor.preprocessing({"image": str(image)})["image"], "mirror")
     assert set(np.unique(maps)) <= {0, 1}
+    write_dataset([nuclei], tmp_path / "data", served)
+    dataset = open_dataset(tmp_path / "data")
+    assert (dataset.instances, dataset.labels) == (True, {"background": 0, "nucleus": 1})
+    with pytest.raises(ConfigError, match="do not have their classes"):
+        train_further(ServedBundle("two", objects_run(tmp_path / "two", "a", "b")), [nuclei], tmp_path / "trainings")
 
-    copy = served.working_copy(tmp_path / "bundles")
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of MLflow and MONAI
+def test_a_bundle_of_objects_is_trained_further(nuclei: tuple[Path, Path], tmp_path: Path) -> None:
+    copy = ServedBundle("run", objects_run(tmp_path / "run", "nucleus")).working_copy(tmp_path / "bundles")
     options = {"max_epochs": 1, "steps_per_epoch": 2, "device": "cpu"}
-    done = train_further(copy, [(image, label)], tmp_path / "trainings", **options)
+    done = train_further(copy, [nuclei], tmp_path / "trainings", **options)
     config = read_json(Path(done["run"]) / "configs" / "train.json")
     assert (config["instances"], config["label_names"]) == (True, ["background", "nucleus"])
-    values |= {"label_names": ["background", "a", "b"], "label_values": [0, 1, 2]}
-    two = ServedBundle("two", untrained_run(tmp_path / "two", bundle="unet_2d", **values))
-    with pytest.raises(ConfigError, match="do not have their classes"):
-        train_further(two, [(image, label)], tmp_path / "trainings")
+    assert Predictor(copy.folder, device="cpu").decide(nuclei[0])["pred"].dtype == torch.int32
