@@ -132,3 +132,13 @@ def test_real_classes_are_not_taken_for_instances(test_data, folder):
     files = [path for path in sorted((test_data / folder).iterdir()) if "label" in str(path)]
     assert files
     refuse_instances({path: label_values(path, limit=None) for path in files})
+
+
+def test_numbers_from_300_cause_a_warning_and_classes_of_equal_number_do_not(tmp_path, caplog):
+    numbers = [300, 301, 302, 303, 304]
+    maps = [squares(0, numbers=numbers[: 5 - index % 2]) for index in range(4)]
+    assert len(open_dataset(dataset(tmp_path / "objects", maps)).labels) == 6
+    assert "up to 5 values per image are taken for classes; if they number objects, pass --instances" in caplog.text
+    caplog.clear()
+    open_dataset(dataset(tmp_path / "organs", [squares(0, numbers=numbers)] * 4))
+    assert not caplog.text

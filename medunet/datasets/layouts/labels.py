@@ -233,7 +233,8 @@ def refuse_instances(values: Mapping[Path, Collection[int]]) -> None:
         values: the distinct values of each label map.
 
     Raises:
-        DataError: these look like instance labels. Up to three values only cause a logged warning.
+        DataError: these look like instance labels. Up to three values, and numbers that do not start at 1, only cause a
+            logged warning.
     """
     objects = {path: sorted(set(distinct) - {0}) for path, distinct in values.items()}
     counts = {path: len(distinct) for path, distinct in objects.items() if distinct}
@@ -244,17 +245,18 @@ def refuse_instances(values: Mapping[Path, Collection[int]]) -> None:
         and consecutive >= CONSECUTIVE_SHARE * len(counts)
         and sum(count < most for count in counts.values()) >= INCOMPLETE_SHARE * len(counts)
     )
-    if not numbered and len(set().union(*objects.values())) <= MAX_LABELS:
+    may_be_classes = not numbered and len(set().union(*objects.values())) <= MAX_LABELS
+    if may_be_classes and (most < MIN_OBJECTS or len(set(counts.values())) == 1):
         return
     ordered = sorted(counts, key=lambda path: (-counts[path], path))
     pieces, folder = pieces_of(ordered), ordered[0].parent
     single = sum(count == 1 for count in pieces)
     if single < SINGLE_SHARE * len(pieces):
         return
-    if most < MIN_OBJECTS:
-        logger.warning(
-            "%s: values 1 to %d are taken for classes; if they number objects, pass --instances", folder, most
-        )
+    if most < MIN_OBJECTS or may_be_classes:
+        values_per_image = f"values 1 to {most}" if numbered else f"up to {most} values per image"
+        text = "%s: %s are taken for classes; if they number objects, pass --instances"
+        logger.warning(text, folder, values_per_image)
         return
     evidence = f"{min(counts.values())} to {most} values per image{', numbered from 1' if numbered else ''}"
     raise DataError(
