@@ -16,7 +16,7 @@ from medunet.datasets.layouts.datalist import sample_cases
 from medunet.errors import ConfigError
 from medunet.geometry import Geometry
 from medunet.io import read_header
-from medunet.transforms import BOUNDARY, IGNORE_INDEX, InstanceTarget
+from medunet.transforms import IGNORE_INDEX, InstanceTarget
 
 TURNS = "augment::deform::rotate_range"
 BENDS = "augment::deform::elastic_sigma"
@@ -171,7 +171,6 @@ def instance_values(target: InstanceTarget, *, reach: float | None = None) -> di
     return {
         "instances": True,
         "instance_target": target,
-        "objects::boundary": BOUNDARY[target],
         "label_steps": [],
         "patch_keys": ["image", "label"],
         "patch_modes": ["bilinear", "nearest"],

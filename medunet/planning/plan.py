@@ -24,7 +24,7 @@ from .adapt import region_values
 from .fingerprint import Fingerprint
 from .instances import instances
 from .probe import StepCost, measure_step, training_bytes
-from .schedule import fit_schedule, spell_time
+from .schedule import Schedule, fit_schedule, spell_time
 from .topology import Budget, Decision, Spacing, Topology, choose_budget, choose_topology, target_spacing, times
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 20  # times that the patch or the batch is reduced if a step does not fit
 MIN_BATCH = 2  # batch norm needs two patches
 SHRINK = 0.75  # factor of the patch's voxels at each attempt
+ENOUGH_STEPS = 600  # with fewer steps, a network of fewer channels is better (docs/benchmarks/training.md)
+MIN_WIDTH = 0.25  # smallest share of the usual channels
+HALF_WIDTH_GAIN = 4  # a network of half the channels makes about so many times as many steps
 
 
 @dataclass(frozen=True)
@@ -103,56 +106,65 @@ def plan(
     available = memory or free_memory(target)
     n_cases = len(fingerprint.cases)
     choose = partial(choose_topology, grid.size, grid.spacing_mm, budget=budget, n_cases=n_cases, flat_axis=flat_axis)
-    topology, cost, note = _fit_memory(base, choose, available, image_size=grid.size, device=target, measure=measure)
+    validated, usual = math.ceil(len(dataset.cases) / _folds(dataset)), config["steps_per_epoch"]
+    fit = partial(fit_schedule, steps_per_epoch=usual, validation_cases=validated, seconds=seconds, device=target.type)
+    topology, schedule, notes = _fit(
+        base, choose, available, image_size=grid.size, device=target, schedule_of=fit if measure else None
+    )
     decisions += topology.decisions
-    notes = [note]
     if memory is not None:
         reason = "validation shares the given memory: larger images are tiled"
         decisions.append(Decision("validate::inferer::memory", f"{memory >> 21}MB", reason, _gigabytes(memory)))
-    duration = None
-    validated = math.ceil(len(dataset.cases) / _folds(dataset))
-    if cost is not None:
-        usual = config["steps_per_epoch"]
-        schedule = fit_schedule(cost, usual, validation_cases=validated, seconds=seconds, device=target.type)
-        steps, numbers, duration = schedule.steps_per_epoch, schedule.numbers, schedule.seconds
-        reason = "as in the bundle" if steps == usual else f"the time is too short for {usual} steps"
+    if schedule is not None:
+        reason = "as in the bundle"
+        if schedule.steps_per_epoch != usual:
+            reason = f"the time is too short for {usual} steps"
         decisions += [
-            Decision("epochs", schedule.epochs, schedule.reason, numbers),
-            Decision("steps_per_epoch", steps, reason),
-            Decision("val_interval", schedule.val_interval, "the last epoch is validated as well", numbers),
+            Decision("epochs", schedule.epochs, schedule.reason, schedule.numbers),
+            Decision("steps_per_epoch", schedule.steps_per_epoch, reason),
+            Decision("val_interval", schedule.val_interval, "the last epoch is validated as well", schedule.numbers),
         ]
-        notes.append(Decision("time", spell_time(duration), f"expected for {schedule.epochs * steps:,} steps", numbers))
     reason = "the schedule ends in small steps, and metrics on the cases that selected the epoch are optimistic"
     decisions.append(Decision("keep_epoch", "last", reason, f"{validated} cases validate"))
     decisions.append(Decision("planned", True, "`medunet train` keeps these values"))
+    cost, duration = (None, None) if schedule is None else (schedule.cost, schedule.seconds)
     return Plan(fingerprint, tuple(decisions), tuple(notes), topology, cost, duration)
 
 
-def _fit_memory(
+def _fit(
     base: Mapping[str, Any],
     choose: Callable[..., Topology],
     memory: int,
     *,
     image_size: Sequence[int],
     device: torch.device,
-    measure: bool,
-) -> tuple[Topology, StepCost | None, Decision]:
-    """Reduce the patch and the batch until a step fits the memory, first by an estimate and then by a trial."""
+    schedule_of: Callable[[StepCost], Schedule] | None,
+) -> tuple[Topology, Schedule | None, list[Decision]]:
+    """Reduce patch and batch until a step fits the memory, then the width until the time has `ENOUGH_STEPS`."""
     batch: int | None = None
     voxels: int | None = None
+    width, slow = 1.0, ""  # and the steps of a wider network
     available = f"{_gigabytes(memory)} are available for a step"
     for _ in range(MAX_ATTEMPTS):
-        topology = choose(patch_voxels=voxels, batch_size=batch)
+        topology = choose(patch_voxels=voxels, batch_size=batch, width=width)
         config = apply(base, {decision.id: decision.value for decision in topology.decisions})
         estimate = _estimated_bytes(config, device)
         if estimate <= memory:
-            if not measure:
-                return topology, None, Decision("memory", _gigabytes(estimate), "estimated for a step", available)
+            if schedule_of is None:
+                return topology, None, [Decision("memory", _gigabytes(estimate), "estimated for a step", available)]
             logger.info("measuring a step: %d patches of %s", topology.batch_size, times(topology.patch_size))
             cost = measure_step(config, image_size=image_size, device=str(device))
             if cost.fits and cost.peak_bytes <= memory:
-                numbers = f"{_gigabytes(estimate)} estimated; {available}"
-                return topology, cost, Decision("memory", _gigabytes(cost.peak_bytes), "measured peak", numbers)
+                schedule = schedule_of(cost)
+                if schedule.steps >= ENOUGH_STEPS or width == MIN_WIDTH:
+                    numbers = f"{_gigabytes(estimate)} estimated; {available}"
+                    peak = Decision("memory", _gigabytes(cost.peak_bytes), "measured peak", numbers)
+                    reason, numbers = f"expected for {schedule.steps:,} steps{slow}", schedule.numbers
+                    time = Decision("time", spell_time(schedule.seconds), reason, numbers)
+                    return topology, schedule, [peak, time]
+                slow = slow or f"; only {schedule.steps:,} with the usual channels"
+                width = width / 2 if HALF_WIDTH_GAIN * schedule.steps >= ENOUGH_STEPS else MIN_WIDTH
+                continue
         # first fewer patches, then smaller ones
         if topology.batch_size > MIN_BATCH:
             batch = max(MIN_BATCH, topology.batch_size // 2)

@@ -20,12 +20,18 @@ UNLIMITED_STEPS = {"cpu": 8_000, "cuda": 25_000}  # steps without a time limit; 
 class Schedule:
     """The length of a training run."""
 
+    cost: StepCost  # of a step, from which it was computed
     epochs: int
     steps_per_epoch: int
     val_interval: int  # epochs between validations
     seconds: float  # expected duration
     reason: str
     numbers: str  # figures it was computed from
+
+    @property
+    def steps(self) -> int:
+        """Training steps of the run."""
+        return self.epochs * self.steps_per_epoch
 
 
 def fit_schedule(
@@ -62,7 +68,8 @@ def fit_schedule(
     rounds = min(long, key=lambda n: abs(n - VALIDATIONS))
     epochs = max(1, useful[rounds])
     expected = START_SECONDS + epochs * steps_per_epoch * step + rounds * validation
-    return Schedule(epochs, steps_per_epoch, epochs // rounds, expected, f"{reason}; {rounds} validations", numbers)
+    reason += f"; {rounds} validations"
+    return Schedule(cost, epochs, steps_per_epoch, epochs // rounds, expected, reason, numbers)
 
 
 def spell_time(seconds: float) -> str:

@@ -24,6 +24,7 @@ MAX_COARSENING = 3.0  # the target spacing is at most this many times the median
 BATCH_SHARE = 0.05  # a batch has at most this share of all voxels (nnU-Net), but `FEW_PATCHES` for batch norm
 FEW_PATCHES = 4
 MAX_PATCHES = 12  # more patches make a step longer and hardly better
+MIN_CHANNELS = 8  # at the finest level; fewer do not fill the registers of a processor
 LONG_SECONDS = 2 * 3600  # from this time on a CPU trains more channels
 
 
@@ -156,9 +157,13 @@ def choose_topology(
     n_cases: int,
     patch_voxels: int | None = None,
     batch_size: int | None = None,
+    width: float = 1.0,
     flat_axis: int | None = None,
 ) -> Topology:
-    """Return a network for images of a size; `patch_voxels` and `batch_size` limit it if memory is small."""
+    """Return a network for images of a size.
+
+    `patch_voxels` and `batch_size` limit it if memory is small; `width` multiplies the channels if time is short.
+    """
     min_edge = MIN_EDGE[2 if flat_axis is not None else len(size)]
     wanted = [1 if axis == flat_axis else n for axis, n in enumerate(size)]
     whole = _rounded_up(wanted, pool(wanted, spacing_mm, min_edge=min_edge)[0])
@@ -170,9 +175,10 @@ def choose_topology(
     voxels = math.prod(patch)
     seen = int(BATCH_SHARE * n_cases * math.prod(size) / voxels)
     batch = max(2, min(budget.batch_voxels // voxels, max(seen, FEW_PATCHES), MAX_PATCHES))
-    channels = tuple(budget.channels[min(level, len(budget.channels) - 1)] for level in range(len(kernels)))
+    widest = (budget.channels[min(level, len(budget.channels) - 1)] for level in range(len(kernels)))
+    channels = tuple(max(MIN_CHANNELS, int(width * count)) for count in widest)
     topology = Topology(patch, min(batch, batch_size or batch), channels, strides, kernels)
-    return replace(topology, decisions=_decisions(topology, size, spacing_mm, budget=budget, limit=limit))
+    return replace(topology, decisions=_decisions(topology, size, spacing_mm, budget=budget, limit=limit, width=width))
 
 
 def _fit(
@@ -231,7 +237,13 @@ def _rounded_up(size: Sequence[int], strides: Rows) -> tuple[int, ...]:
 
 
 def _decisions(
-    topology: Topology, size: Sequence[int], spacing_mm: Sequence[float], *, budget: Budget, limit: int
+    topology: Topology,
+    size: Sequence[int],
+    spacing_mm: Sequence[float],
+    *,
+    budget: Budget,
+    limit: int,
+    width: float,
 ) -> tuple[Decision, ...]:
     patch, batch, channels = topology.patch_size, topology.batch_size, topology.channels
     share = math.prod(min(p, n) for p, n in zip(patch, size, strict=True)) / math.prod(size)
@@ -251,6 +263,8 @@ def _decisions(
     )
     more = "batch norm needs two; more patches while a step stays cheap and the data are many"
     levels = f"{len(channels)} levels: another one would leave too small a map; widths measured for {budget.name}"
+    if width < 1:
+        levels += f", times {width:g}, because more steps are worth more than more channels"
     halved = "an axis is halved while it is long and no other is twice as fine" if is_uneven else "all axes alike"
     flat = "no convolution across an axis of one voxel, or twice as coarse as others" if is_flat else "all axes alike"
     norm = "folds into the convolutions and is exact under tiling; instance norm is neither"

@@ -23,7 +23,11 @@ logger = logging.getLogger(__name__)
 
 MAX_VOXELS = 4_000_000  # of the cases that the values are chosen on: about half a minute for all candidates
 MIN_GAIN = 1e-3  # mean average precision by which a value must beat the present one
-CANDIDATES = {"boundary": (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98), "threshold": (0.3, 0.4, 0.5, 0.6, 0.7)}
+CANDIDATES = {
+    "smoothing": (1.0, 2.0, 3.0, 5.0, 8.0),
+    "boundary": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9),
+    "threshold": (0.3, 0.4, 0.5, 0.6, 0.7),
+}
 SMALLEST = (1 / 32, 1 / 16, 1 / 8, 1 / 4)  # smallest sizes to try, as shares of the median object
 
 ObjectCase = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]  # the network's maps and the reference objects

@@ -11,7 +11,6 @@ from .components import clean_labels as clean_labels
 from .components import clean_regions as clean_regions
 from .components import regions_within as regions_within
 from .components import values_outside as values_outside
-from .instances import BOUNDARY as BOUNDARY
 from .instances import TARGETS as TARGETS
 from .instances import InstanceTarget as InstanceTarget
 from .instances import InstanceTargetsd as InstanceTargetsd

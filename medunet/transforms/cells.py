@@ -26,15 +26,16 @@ def separate_cells(
     """Number the cells of a probability map.
 
     A threshold joins two cells through the smallest gap in the membrane between them. This function cuts the map into
-    basins, one per maximum (watershed), and joins basins in the order of the mean membrane probability along their
-    common border, until no border is below `boundary`: the whole border counts, not its weakest point.
+    basins, one per maximum (watershed), and joins those first whose common border is lowest, until no border is below
+    `boundary`. The height of a border is the share by which the mean interior along it is below the lower of the two
+    maxima: the whole border counts, not its weakest point, and faint cells count like bright ones.
 
     Args:
         interior: probability of a cell's interior in [0, 1], `(*spatial)`, 2D or 3D. Other maps work that are high in
             the middle of an object and low at its border, such as the distance to the border.
         mask: where cells are, `(*spatial)`; None if they fill the image. Each component has at least one cell.
-        boundary: mean membrane probability (1 - interior) at which a border separates two cells. A network trained
-            with a greater weight on membranes needs a greater value.
+        boundary: height at which a border separates two cells; if the interior is 1 inside both, the mean membrane
+            probability (1 - interior). A network trained with a greater weight on membranes needs a greater value.
         smoothing: standard deviation in voxels by which the map is smoothed before it is cut.
 
     Returns:
@@ -70,8 +71,10 @@ def separate_cells(
     basins, count = ndimage.label(local_maxima(levels, connectivity=1))
     _flood(basins, levels)
     basins = basins[(slice(1, -1),) * basins.ndim]
-    pairs, sums, sizes = _borders(basins, 1 - probability)
-    joined = _join(count, pairs, sums, sizes, boundary)
+    pairs, sums, sizes = _borders(basins, probability)
+    tops = np.zeros(count + 1, dtype=np.float32)
+    np.maximum.at(tops, basins, smooth)
+    joined = _join(tops, pairs, sums, sizes, boundary)
     return np.asarray(joined[basins], dtype=np.int32)
 
 
@@ -97,9 +100,9 @@ def _flood(basins: npt.NDArray[np.int32], levels: npt.NDArray[np.uint8]) -> None
 
 
 def _borders(
-    basins: npt.NDArray[np.int32], membrane: npt.NDArray[np.float32]
+    basins: npt.NDArray[np.int32], interior: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return which basins touch, the sum of the membrane over their border (of two voxels, the greater), its size."""
+    """Return which basins touch, the sum of the interior over their border (of two voxels, the smaller), its size."""
     keys, weights = [], []
     base = int(basins.max(initial=0)) + 1
     for axis in range(basins.ndim):
@@ -107,41 +110,45 @@ def _borders(
         touching = (here != there) & (here > 0) & (there > 0)
         one, other = here[touching].astype(np.int64), there[touching]
         keys.append(np.minimum(one, other) * base + np.maximum(one, other))
-        moved = np.moveaxis(membrane, axis, 0)
-        weights.append(np.maximum(moved[1:][touching], moved[:-1][touching]))
+        moved = np.moveaxis(interior, axis, 0)
+        weights.append(np.minimum(moved[1:][touching], moved[:-1][touching]))
     borders, of_border, sizes = np.unique(np.concatenate(keys), return_inverse=True, return_counts=True)
     sums = np.bincount(of_border, np.concatenate(weights), minlength=len(borders))
     return np.stack(np.divmod(borders, base), axis=1), sums, sizes
 
 
-def _join(count: int, pairs: Any, sums: Any, sizes: Any, boundary: float) -> npt.NDArray[np.int32]:
-    """Join basins over the lowest mean border until none is below `boundary`; return the cell of each basin."""
-    borders: list[dict[int, tuple[float, int]]] = [{} for _ in range(count + 1)]  # sum and size by neighbour
-    queue = []
+def _join(tops: npt.NDArray[np.float32], pairs: Any, sums: Any, sizes: Any, boundary: float) -> npt.NDArray[np.int32]:
+    """Join basins over the lowest border until none is below `boundary`; return the cell of each basin."""
+    top = np.maximum(tops, np.finfo(np.float32).tiny).tolist()
+    borders: list[dict[int, tuple[float, int]]] = [{} for _ in top]  # sum and size by neighbour
     for (one, other), total, size in zip(pairs.tolist(), sums.tolist(), sizes.tolist(), strict=True):
         borders[one][other] = borders[other][one] = (total, size)
-        queue.append((total / size, one, other))
-    queue = [border for border in queue if border[0] < boundary]
+
+    def height(one: int, other: int) -> float:
+        total, size = borders[one][other]
+        return float(1 - total / size / min(top[one], top[other]))
+
+    queue = [(low, one, other) for one, other in pairs.tolist() if (low := height(one, other)) < boundary]
     heapq.heapify(queue)
-    cell = np.arange(count + 1)
+    cell = np.arange(len(top))
     while queue:
-        mean, one, other = heapq.heappop(queue)
-        total, size = borders[one].get(other, (0.0, 0))
-        if not size or total / size != mean:  # one of the two was joined, or their border has grown
+        low, one, other = heapq.heappop(queue)
+        if other not in borders[one] or height(one, other) != low:  # one of them was joined to another, or has grown
             continue
         if len(borders[one]) < len(borders[other]):
             one, other = other, one
         cell[other] = one
+        changed = set(borders[other]) if top[one] >= top[other] else {*borders[other], *borders[one]}
+        top[one] = max(top[one], top[other])
         for neighbour, (total, size) in borders[other].items():
             del borders[neighbour][other]
-            if neighbour == one:
-                continue
-            more, longer = borders[one].get(neighbour, (0.0, 0))
-            whole = (total + more, size + longer)
-            borders[one][neighbour] = borders[neighbour][one] = whole
-            if whole[0] / whole[1] < boundary:
-                heapq.heappush(queue, (whole[0] / whole[1], one, neighbour))
+            if neighbour != one:
+                more, longer = borders[one].get(neighbour, (0.0, 0))
+                borders[one][neighbour] = borders[neighbour][one] = (total + more, size + longer)
         borders[other] = {}
+        for neighbour in changed - {one, other}:
+            if (low := height(one, neighbour)) < boundary:
+                heapq.heappush(queue, (low, one, neighbour))
     while not np.array_equal(cell, cell[cell]):
         cell = cell[cell]
     return np.unique(cell, return_inverse=True)[1].astype(np.int32)

@@ -23,7 +23,6 @@ InstanceTarget = Literal["gap", "border", "distance"]
 distance to the border."""
 
 TARGETS: tuple[InstanceTarget, ...] = get_args(InstanceTarget)
-BOUNDARY: dict[InstanceTarget, float] = {"gap": 0.5, "border": 0.5, "distance": 0.8}  # default of `objects_from_maps`
 REACH = 5.0  # pixels; distances to an object's border are cut off here, because only the border separates
 
 
@@ -162,7 +161,8 @@ def objects_from_maps(
     target: InstanceTarget,
     *,
     threshold: float = 0.5,
-    boundary: float | None = None,
+    boundary: float = 0.3,
+    smoothing: float = 1.5,
     min_size: int = 0,
     fill_holes: bool = True,
 ) -> Objects:
@@ -173,8 +173,8 @@ def objects_from_maps(
             class; `border`: the same with the border last; `distance`: of each class, and the distance to the border.
         target: one of `TARGETS`, as `instance_target` describes them.
         threshold: probability above which a voxel is in an object.
-        boundary: mean border probability, 1 - interior or 1 - distance, at which a border separates two objects;
-            None for that of `BOUNDARY`.
+        boundary: height at which a border separates two objects, see `separate_cells`.
+        smoothing: standard deviation in voxels by which the map is smoothed before it is cut; more for large objects.
         min_size: smallest number of voxels of an object.
         fill_holes: whether holes in an object become part of it.
 
@@ -203,8 +203,7 @@ def objects_from_maps(
         foreground = 1 - values[0]
         interior = np.minimum(per_class.sum(axis=0), 1)
     mask = foreground > threshold
-    limit = BOUNDARY[target] if boundary is None else boundary
-    numbers = separate_cells(interior, mask=mask, boundary=limit, smoothing=0)
+    numbers = separate_cells(interior, mask=mask, boundary=boundary, smoothing=smoothing)
     if target == "gap":
         _close_gaps(numbers)
     if fill_holes:

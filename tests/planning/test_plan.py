@@ -1,6 +1,7 @@
 """Values of a bundle for a data set."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -227,6 +228,23 @@ def test_a_step_is_measured_in_a_separate_process(make_data: DataMaker) -> None:
     assert chosen.values["epochs"] % chosen.values["val_interval"] == 0
     assert chosen.seconds <= 125
     assert {note.id for note in chosen.notes} == {"memory", "time"}
+
+
+def test_a_short_time_gets_fewer_channels_and_more_steps(make_data: DataMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def cost(config: dict[str, Any], **_: Any) -> StepCost:
+        seen.append(config["network_def"]["channels"][0])
+        return StepCost(True, step_seconds=0.1 * (seen[-1] / 16) ** 2)
+
+    monkeypatch.setattr(sys.modules["medunet.planning.plan"], "measure_step", cost)
+    for seconds, channels in ((None, [16]), (100, [16]), (50, [16, 8]), (12, [16, 8])):
+        seen.clear()
+        chosen = plan_for(make_data(), measure=True, seconds=seconds)
+        assert seen == channels
+        assert chosen.values["network_def::channels"][0] == seen[-1]
+    assert "times 0.25" in next(d.reason for d in chosen.decisions if d.id == "network_def::channels")
+    assert "with the usual channels" in next(note.reason for note in chosen.notes if note.id == "time")
 
 
 def test_a_killed_process_means_out_of_memory_and_a_failed_one_reports_its_error(

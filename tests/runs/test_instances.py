@@ -26,7 +26,7 @@ from medunet.runs import evaluate_bundle, fit_bundle, train_bundle, train_folds
 from medunet.runs.objects import choose_objects
 from medunet.training import OBJECT_METRICS
 from medunet.training.handlers import read_history
-from medunet.transforms import BOUNDARY, TARGETS
+from medunet.transforms import TARGETS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -100,7 +100,7 @@ def test_the_published_network_separates_by_gaps(tmp_path: Path) -> None:
         adapt(class_labels, config)
     values = fit_bundle(find_bundle("unet_2d"), tmp_path, changes={"instance_target": "border"})[1]
     assert "DiceCELoss" in values["loss"]["_target_"]
-    assert (values["loss_keys"], values["objects::boundary"]) == ([], BOUNDARY["border"])
+    assert values["loss_keys"] == []
     with pytest.raises(ConfigError, match=r"unknown target.*flow"):
         fit_bundle(find_bundle("unet_2d"), tmp_path, changes={"instance_target": "flow"})
 
