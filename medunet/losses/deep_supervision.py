@@ -37,20 +37,20 @@ class DeepSupervisionLoss(nn.Module):
             raise ConfigError("level_weights must be numbers >= 0, not all 0", received=level_weights)
 
     def forward(
-        self, logits: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor, weight: torch.Tensor | None = None
+        self, logits: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor, *maps: torch.Tensor
     ) -> torch.Tensor:
         """Return the loss of a batch, a scalar.
 
         Args:
             logits: one tensor `(B, C, *spatial)`, whose loss is not weighted, or one tensor per level, finest first.
             target: `(B, 1, *spatial)` at the size of the finest level.
-            weight: weight map of the target's shape, or None.
+            maps: further arguments of the loss, such as a weight map, of the target's shape.
 
         Raises:
             ConfigError: more levels than weights, or no weight above 0 for these levels.
         """
         if isinstance(logits, torch.Tensor):
-            return self.loss(logits, target) if weight is None else self.loss(logits, target, weight)
+            return self.loss(logits, target, *maps)
         levels = list(logits)
         weights = self.level_weights or tuple(0.5**level for level in range(len(levels)))
         if len(levels) > len(weights):
@@ -58,12 +58,11 @@ class DeepSupervisionLoss(nn.Module):
         weights = weights[: len(levels)]
         if sum(weights) == 0:
             raise ConfigError("level_weights must have a number > 0 for a level of the network", received=weights)
-        maps = [target] if weight is None else [target, weight]
         loss = torch.zeros((), device=levels[0].device)
         for level, (share, level_logits) in enumerate(zip(weights, levels, strict=True)):
             if share == 0:
                 continue
-            fitted = [_nearest(one, level_logits.shape[2:]) for one in maps] if level else maps
+            fitted = [_nearest(one, level_logits.shape[2:]) for one in (target, *maps)] if level else (target, *maps)
             loss = loss + share / sum(weights) * self.loss(level_logits, *fitted)
         return loss
 

@@ -37,19 +37,26 @@ class DistanceLoss(nn.Module):
         self.lambda_distance = lambda_distance
         self.center_crop = center_crop
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, logits: torch.Tensor, target: torch.Tensor, distance: torch.Tensor, weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the loss of a batch, a scalar.
 
         Args:
             logits: `(B, n_classes + 1, *spatial)`.
             target: class indices, `(B, 1, *spatial)` or `(B, *spatial)`.
             distance: distances in [0, 1], of the target's shape.
+            weight: weights of the distances, of the target's shape; only their ratios count. None for equal weights.
 
         Raises:
             ConfigError: shapes that do not match.
         """
         _, wanted = align_targets(logits, target, distance, center_crop=self.center_crop)
         assert wanted is not None  # `distance` is not None
-        loss: torch.Tensor = F.binary_cross_entropy_with_logits(logits[:, -1].float(), wanted)
-        loss = self.lambda_distance * loss + self.classes(logits[:, :-1], target)
-        return loss
+        weights = None
+        if weight is not None:
+            _, aligned = align_targets(logits, target, weight, center_crop=self.center_crop)
+            assert aligned is not None
+            weights = aligned / aligned.mean()
+        loss: torch.Tensor = F.binary_cross_entropy_with_logits(logits[:, -1].float(), wanted, weight=weights)
+        return self.lambda_distance * loss + self.classes(logits[:, :-1], target)

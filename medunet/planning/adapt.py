@@ -27,7 +27,10 @@ SEPARATION = ("steps::weight", "label_steps", "patch_keys", "patch_modes", "loss
 _LOSSES: dict[InstanceTarget, tuple[dict[str, Any], list[str]]] = {
     "gap": ({"_target_": "medunet.losses.BorderWeightedCELoss", "reduction": "weighted_mean"}, ["weight"]),
     "border": ({"_target_": "medunet.losses.DiceCELoss"}, []),
-    "distance": ({"_target_": "medunet.losses.DistanceLoss", "n_classes": "$len(@class_names)"}, ["distance"]),
+    "distance": (
+        {"_target_": "medunet.losses.DistanceLoss", "n_classes": "$len(@class_names)"},
+        ["distance", "weight"],
+    ),
 }
 IGNORED = "steps::encode::ignore_value"
 

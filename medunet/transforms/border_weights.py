@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
@@ -80,13 +81,19 @@ def border_weight_map(
         objects = relabel_sequential(labels)[0]  # 1 .. N, so that a single number 60000 is not 60000 objects
 
     weights = _class_weight_map(classes, class_weights, ignored)
-    reach = sigma * math.sqrt(-2 * math.log(NEGLIGIBLE_SHARE))
-    nearest, second = _two_nearest_objects(objects, reach=reach, spacing=spacing)
-    bordering = np.isfinite(second) & (objects == 0)
-    weights[bordering] += w0 * np.exp(-((nearest[bordering] + second[bordering]) ** 2) / (2 * sigma**2))
+    weights += np.where(objects == 0, border_term(objects, w0=w0, sigma=sigma, spacing=spacing), 0)
     if ignored is not None:
         weights[ignored] = 0
     return weights
+
+
+def border_term(
+    objects: np.ndarray, *, w0: float, sigma: float, spacing: Sequence[float] | None = None
+) -> npt.NDArray[np.float32]:
+    """Return ``w0 exp(-(d1 + d2)^2 / (2 sigma^2))`` of each pixel; inside the objects 1 .. N, d1 is 0."""
+    reach = sigma * math.sqrt(-2 * math.log(NEGLIGIBLE_SHARE))
+    nearest, second = _two_nearest_objects(objects, reach=reach, spacing=spacing)
+    return np.asarray(w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2)), dtype=np.float32)
 
 
 def _two_nearest_objects(

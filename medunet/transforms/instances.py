@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from medunet.errors import ConfigError, DataError
 
-from .border_weights import border_weight_map
+from .border_weights import border_term, border_weight_map
 from .cells import separate_cells
 from .tensors import like, plain
 
@@ -58,16 +58,23 @@ def instance_target(
         border; for `distance` the distances in [0, 1], float32.
     """
     index = np.asarray(numbers > 0 if classes is None else np.where(numbers > 0, classes, 0)).astype(np.uint8)
-    is_present = np.bincount(numbers.ravel(), minlength=1) > 0
-    is_present[0] = False
-    consecutive = np.cumsum(is_present)[numbers]  # np.unique sorts all voxels, which takes 40 times as long
+    consecutive = _consecutive(numbers)
     if target == "distance":
         return index, _distances(consecutive, reach)
     touching = _touching(consecutive, both=target == "border")
-    is_tiny = np.bincount(consecutive[~touching], minlength=is_present.sum() + 1) == 0  # objects of a voxel or two
+    is_tiny = (
+        np.bincount(consecutive[~touching], minlength=consecutive.max(initial=0) + 1) == 0
+    )  # objects of a voxel or two
     touching &= ~is_tiny[consecutive]
     index[touching] = 0 if target == "gap" else n_classes + 1
     return index, np.where(touching, 0, numbers)
+
+
+def _consecutive(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the numbers from 1 without gaps; `np.unique` sorts all voxels, which takes 40 times as long."""
+    is_present = np.bincount(numbers.ravel(), minlength=1) > 0
+    is_present[0] = False
+    return np.asarray(np.cumsum(is_present)[numbers])
 
 
 def _touching(numbers: npt.NDArray[Any], *, both: bool) -> npt.NDArray[np.bool_]:
@@ -103,15 +110,16 @@ def _distances(numbers: npt.NDArray[Any], reach: float) -> npt.NDArray[np.float3
 class InstanceTargetsd(MapTransform):
     """Replace object numbers by what a network learns; the last step before the network, after all deformations.
 
-    The item gets class indices, uint8, under the key of the label. For `gap` it gets a weight map under `weight`, and
-    for `distance` the distances to borders under `distance`, each float32 and `(1, *spatial)`, for the loss.
+    The item gets class indices, uint8, under the key of the label. For the loss, `gap` and `distance` add a weight map
+    under `weight`, and `distance` the distances to borders under `distance`, each float32 and `(1, *spatial)`. For
+    `distance`, the weight counts inside objects, too: 1 plus the paper's term, so that the dips between objects count.
 
     Args:
         keys: key of the object numbers, `(1, *spatial)`, or of the numbers and the class indices, `(2, *spatial)`.
         target: one of `TARGETS`, as `instance_target` describes them; None for class indices without separation, and
             the object numbers under `numbers`.
-        w0: for `gap`, height of the weight between objects, as in `BorderWeightMapd`.
-        sigma: for `gap`, width of this weight in voxels.
+        w0: height of the weight between objects, as in `BorderWeightMapd`.
+        sigma: width of this weight in voxels.
         reach: for `distance`, the distance in voxels that counts as 1.
         n_classes: number of classes of objects; for `border`, the border is the class after them.
 
@@ -151,6 +159,8 @@ class InstanceTargetsd(MapTransform):
             if self.target == "gap":
                 item["weight"] = like(torch.from_numpy(border_weight_map(extra, **self.weights)[None]), item[key])
             elif self.target == "distance":
+                term = 1 + border_term(_consecutive(numbers), **self.weights)
+                item["weight"] = like(torch.from_numpy(term[None]), item[key])
                 item["distance"] = like(torch.from_numpy(extra[None]), item[key])
             item[key] = like(torch.from_numpy(index[None]), item[key])
         return item

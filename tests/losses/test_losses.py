@@ -209,3 +209,10 @@ def test_a_network_learns_distances_beside_classes():
     swapped = torch.cat([right[:, 1:], right[:, :1]], dim=1)
     assert loss(right, target, distance) < loss(swapped, target, distance)
     assert torch.isclose(loss(right, target, distance), DeepSupervisionLoss(loss)([right], target, distance))
+    weight = torch.ones_like(distance)
+    weight[..., 0, 0] = 5.0
+    only_there = wrong.clone()
+    only_there[..., 0, 0] = right[..., 0, 0]
+    gain = [loss(wrong, target, distance, w) - loss(only_there, target, distance, w) for w in (weight, 2 * weight)]
+    assert torch.isclose(*gain)  # only ratios count
+    assert gain[0] > loss(wrong, target, distance) - loss(only_there, target, distance)
