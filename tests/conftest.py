@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,26 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         # torch.compile would load kernels that were compiled for other instructions and give wrong numbers
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def create_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], None] | None]:
+    """Let new SQLite stores be copies of one, because MLflow takes seconds; yield the original function."""
+    if "monai" not in sys.modules:  # tests that train import it
+        yield None
+        return
+    from medunet.tracking import server
+
+    original = server.create_store
+    with pytest.MonkeyPatch.context() as patch:
+
+        def copy(path: Path) -> None:
+            folder = shared(tmp_path_factory, "store", lambda folder: original(folder / "mlruns.db"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / "mlruns.db", path)
+
+        patch.setattr(server, "create_store", copy)
+        yield original
 
 
 @pytest.fixture(scope="session")

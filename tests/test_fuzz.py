@@ -1,6 +1,6 @@
 """Damaged and malicious files of every format: read correctly or rejected with a typed error.
 
-MEDUNET_FUZZ_MINUTES sets the minutes per format (scripts/fuzz.sh); the default is some hundred files.
+MEDUNET_FUZZ_MINUTES sets the minutes per format (scripts/fuzz.sh); the default is some dozen files.
 """
 
 import bz2
@@ -42,7 +42,7 @@ from medunet.trust import judge
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MINUTES = float(os.environ.get("MEDUNET_FUZZ_MINUTES", "0"))
-EXAMPLES = int(os.environ.get("MEDUNET_FUZZ_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("MEDUNET_FUZZ_EXAMPLES", "50"))
 LARGEST = 1 << 28  # bytes of an image; larger ones are rejected, so that the fuzzer does not fill the machine
 MOST_SECONDS = 5  # of processor time that a file of some kilobytes may take
 MOST_BYTES = 2 << 30  # of memory that it may take
@@ -193,7 +193,7 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fuzz(check: Callable[[Changes], None]) -> None:
-    """Call `check` with some hundred changes, or for `MINUTES`."""
+    """Call `check` with some dozen changes, or for `MINUTES`."""
     begun, n_tried, n_rounds = time.monotonic(), 0, 0
 
     def counted(changes: Changes) -> None:

@@ -19,7 +19,7 @@ from medunet.io import write_volume
 from medunet.io.isolation import shared_process
 from medunet.prediction import Predictor
 
-CASES = int(os.environ.get("MEDUNET_SOAK_CASES", "60"))
+CASES = int(os.environ.get("MEDUNET_SOAK_CASES", "40"))
 GROWTH = 1.05  # largest ratio of the memory at the end to that after warm-up
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("isolated", [False, True], ids=["plain", "isolated"])
+@pytest.mark.parametrize("isolated", [pytest.param(False, marks=pytest.mark.slow, id="plain"), True])
 def test_memory_and_handles_stay_constant(isolated: bool, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = []

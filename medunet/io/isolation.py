@@ -31,6 +31,7 @@ import psutil
 
 from medunet.errors import ConfigError, DataError, MedunetError
 
+from . import decode  # noqa: F401 - imported before memory is limited
 from .limits import resource
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ Result = TypeVar("Result")
 
 MEMORY_SHARE = 0.5  # part of the machine's memory that reading may take
 LONGEST_SECONDS = 300.0  # per file; the largest CT from a slow drive takes a tenth
-START_SECONDS = 120.0  # until the child has imported its modules; some seconds on an idle machine
+START_SECONDS = 120.0  # until the child has imported its modules; a second on an idle machine
 SWITCH = "MEDUNET_ISOLATE"  # environment variable: 1 reads all images in a child process by default
 
 _GRACE_SECONDS = 5  # a child whose parent has died ends itself so much after its time limit

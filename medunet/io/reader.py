@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
 from monai.data.image_reader import ImageReader
@@ -18,29 +17,17 @@ from monai.data.image_reader import ImageReader
 from medunet.errors import DataError, GeometryError
 from medunet.geometry import Geometry
 
-from .dicom.header import DICOM_SUFFIXES, looks_like_dicom
-from .dicom.series import is_dicom_file, read_dicom, read_dicom_header
-from .dicom.zipped import ZIP_SUFFIX, image_in, unpacked
-from .images import PILLOW_SUFFIXES, TIFF_SUFFIXES, read_pillow, read_pillow_header, read_tiff, read_tiff_header
+from .decode import Voxels, read_one, read_one_header, suffix_of
 from .isolation import SWITCH, shared_process
-from .itk import ITK_SUFFIXES, read_itk, read_itk_header
 from .limits import require_reachable
 from .names import output_name
-from .nifti import NIFTI_SUFFIXES, RELATED_SUFFIXES, read_nifti, read_nifti_header
 from .options import Form, ReadOptions, Tilt, Uneven
-from .record import ReadRecord, SourceFrame
-
-# Suffixes of the files that can be read, in lower case. DICOM has no reliable one: a folder is read as a series, and a
-# file with another suffix is read as DICOM if it has its magic word.
-IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RELATED_SUFFIXES, *PILLOW_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES, ZIP_SUFFIX)
+from .record import ReadRecord
 
 PICTURES = ("png", "bmp", "jpeg", "tiff")  # formats of records that may be grey or colour
 COLOURS = 3  # channels of a colour picture
 
-_DICOM = ".dcm"
-
 PathLike = str | os.PathLike[str]
-Voxels = npt.NDArray[np.float32]
 
 
 class Volume(NamedTuple):
@@ -122,7 +109,7 @@ class MedunetReader(ImageReader):
 
     def verify_suffix(self, filename: PathLike | Sequence[PathLike]) -> bool:
         """Return whether all paths are folders or files of a known format."""
-        return all(path.is_dir() or _suffix(path, strict=False) is not None for path in _as_paths(filename))
+        return all(path.is_dir() or suffix_of(path, strict=False) is not None for path in _as_paths(filename))
 
     def read(self, data: PathLike | Sequence[PathLike], **kwargs: Any) -> tuple[Path, ...]:
         """Return the paths; nothing is opened."""
@@ -180,44 +167,6 @@ def _apart(read: Callable[[Path, ReadOptions], Any], path: Path, options: ReadOp
     return shared_process().call(read, path, options) if isolated else read(path, options)
 
 
-def read_one(path: Path, options: ReadOptions) -> tuple[Voxels, ReadRecord]:
-    """Read one file or series in this process, by the reader of its format."""
-    suffix = _suffix(path)
-    read, _ = _reader(suffix)
-    if suffix != ZIP_SUFFIX:
-        return read(path, options)
-    with unpacked(path) as inside:
-        voxels, record = read(image_in(inside), options)
-    return voxels, _within(record, path)
-
-
-def read_one_header(path: Path, options: ReadOptions) -> ReadRecord:
-    """Return the record of one file or series, in this process."""
-    suffix = _suffix(path)
-    _, read = _reader(suffix)
-    if suffix != ZIP_SUFFIX:
-        return read(path, options)
-    with unpacked(path) as inside:
-        return _within(read(image_in(inside), options), path)
-
-
-def _reader(suffix: str | None) -> tuple[Callable[..., tuple[Voxels, ReadRecord]], Callable[..., ReadRecord]]:
-    """Return the functions that read a file and its header."""
-    if suffix in (_DICOM, ZIP_SUFFIX):
-        return read_dicom, read_dicom_header
-    if suffix in PILLOW_SUFFIXES:
-        return read_pillow, read_pillow_header
-    if suffix in TIFF_SUFFIXES:
-        return read_tiff, read_tiff_header
-    return (read_itk, read_itk_header) if suffix in ITK_SUFFIXES else (read_nifti, read_nifti_header)
-
-
-def _within(record: ReadRecord, archive: Path) -> ReadRecord:
-    """Return a record that names files within their archive, because the unpacked files are removed."""
-    frames = tuple(SourceFrame(archive / frame.file.name, frame.number) for frame in record.frames)
-    return replace(record, path=archive, frames=frames)
-
-
 def _with_dims(record: ReadRecord, spatial_dims: int | None) -> ReadRecord:
     """Reject a volume if a 2D image is required, and vice versa."""
     shape = record.geometry.shape
@@ -267,18 +216,3 @@ def _reachable(paths: Sequence[Path]) -> tuple[Path, ...]:
     for path in reachable:
         require_reachable(path)
     return reachable
-
-
-def _suffix(path: Path, *, strict: bool = True) -> str | None:
-    """Return the suffix that chooses the reader; '.dcm' for all DICOM."""
-    name = path.name.lower()
-    for suffix in IMAGE_SUFFIXES:
-        if name.endswith(suffix) and not path.is_dir():
-            if strict and looks_like_dicom(path):
-                raise DataError(f"is a DICOM file with the ending {suffix}", file=path, remedy="rename it to .dcm")
-            return suffix
-    if path.is_dir() or name.endswith(DICOM_SUFFIXES) or is_dicom_file(path):
-        return _DICOM
-    if strict:
-        raise DataError("unknown format", file=path, expected=", ".join((*IMAGE_SUFFIXES, *DICOM_SUFFIXES)))
-    return None

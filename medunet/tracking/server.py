@@ -51,9 +51,7 @@ class Server:
     def _handler(self) -> MLFlowHandler:
         path = Path(self.uri.removeprefix(SQLITE_SCHEME))
         if self.uri.startswith(SQLITE_SCHEME) and not path.exists():
-            # MLflow creates its tables in seconds; a process that ends meanwhile would leave an unusable file
-            with atomic_path(path) as temporary:
-                MlflowClient(f"{SQLITE_SCHEME}{temporary}").search_experiments(max_results=1)
+            create_store(path)
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         with variables({URI_VARIABLE: None}):  # MONAI prefers it to the argument
             return MLFlowHandler(tracking_uri=self.uri, experiment_name=self.experiment_name)
@@ -132,6 +130,12 @@ class Server:
             self.client.update_run(run_id, status=status)
         else:
             self.client.set_terminated(run_id, status=status, end_time=end_time)
+
+
+def create_store(path: Path) -> None:
+    """Create an SQLite store. MLflow takes seconds; a process that ends meanwhile would leave an unusable file."""
+    with atomic_path(path) as temporary:
+        MlflowClient(f"{SQLITE_SCHEME}{temporary}").search_experiments(max_results=1)
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from medunet.io import read_volume, write_volume
+from medunet.io.decode import read_one_header
 from medunet.io.isolation import ReadingProcess, shared_process
 from medunet.io.options import DEFAULTS
-from medunet.io.reader import read_one_header
 
 REPEATS = 7
 

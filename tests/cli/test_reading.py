@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from commands import Capture, Medunet, sets
 from monai.bundle import ConfigParser
-from small import SMALL_3D, untrained_run
+from small import SMALL_3D, narrow, untrained_run
 
 from medunet.bundle import find_bundle, specialise
 from medunet.cli.options import READING
@@ -90,7 +90,7 @@ def test_a_read_option_applies_to_planning_training_evaluation_and_prediction(tm
     assert medunet("plan", data, "-o", planned, "--estimate") == 2
     assert medunet("plan", data, "-o", planned, "--estimate", "--fill-value", "-1024") == 0
     short = {"epochs": 1, "steps_per_epoch": 1, "val_interval": 1, "batch_size": 1}
-    run = train_bundle(planned, data, tmp_path / "run", changes=short, tracking_uri="").run
+    run = train_bundle(planned, data, tmp_path / "run", changes=narrow(planned, **short), tracking_uri="").run
     assert evaluate_bundle(run, data, tmp_path / "evaluation")["cases"] == 1
     assert medunet("predict", run, data / "imagesTr", "-o", tmp_path / "out") == 0
     assert medunet("report", run, "--no-figures") == 0

@@ -14,9 +14,9 @@ from PIL import Image
 
 from medunet.errors import DataError, GeometryError
 from medunet.io import MedunetReader, read_header, read_volume, write_volume
+from medunet.io.decode import read_one
 from medunet.io.isolation import ReadingProcess, shared_process
 from medunet.io.options import DEFAULTS
-from medunet.io.reader import read_one
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
 
@@ -58,6 +58,8 @@ def test_one_child_reads_file_after_file_and_leaks_no_handle(process: ReadingPro
         process.call(read_one, volume, DEFAULTS)
     assert process.pid == first
     assert len(os.listdir("/proc/self/fd")) == handles  # noqa: PTH208
+    # it starts in a second, because it imports neither
+    assert process.call(eval, "{'torch', 'monai'} & {*__import__('sys').modules}") == set()  # type: ignore[arg-type]
 
 
 def test_errors_keep_their_type_and_message(process: ReadingProcess, volume: Path, tmp_path: Path) -> None:

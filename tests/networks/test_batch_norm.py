@@ -1,37 +1,34 @@
 """Batch norm over two processes is batch norm over their batches together."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import run_two_processes
+from torch import distributed
 
 from medunet.networks import SynchronizedBatchNorm, UNet, synchronize_norms
 
-PROCESS = """
-import sys, torch
-from torch import distributed
-from medunet.networks import SynchronizedBatchNorm
-rank, out = int(sys.argv[1]), sys.argv[2]
-distributed.init_process_group("gloo", rank=rank, world_size=2)
-case = torch.load(out + "/case.pt")
-results = {}
-for name, (parts, weighting) in case.items():
-    norm = SynchronizedBatchNorm(3, momentum=0.3)
-    with torch.no_grad():
-        norm.weight.copy_(torch.tensor([0.5, 1.0, -2.0]))
-        norm.bias.copy_(torch.tensor([0.1, 0.0, 0.3]))
-    x = parts[rank].requires_grad_()
-    for _ in range(2):
-        y = norm(x)
-    (y.float() * weighting[rank]).sum().backward()
-    results[name] = {"y": y.detach(), "dx": x.grad, "dw": norm.weight.grad, "db": norm.bias.grad, **norm.state_dict()}
-torch.save(results, f"{out}/result_{rank}.pt")
-distributed.destroy_process_group()
-"""
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def process(rank: int, folder: Path) -> None:
+    """Save what the norm of one of two processes computes."""
+    distributed.init_process_group("gloo")
+    results = {}
+    for name, (parts, weighting) in CASES.items():
+        norm = SynchronizedBatchNorm(3, momentum=0.3)
+        with torch.no_grad():
+            norm.weight.copy_(torch.tensor([0.5, 1.0, -2.0]))
+            norm.bias.copy_(torch.tensor([0.1, 0.0, 0.3]))
+        x = parts[rank].requires_grad_()
+        for _ in range(2):
+            y = norm(x)
+        (y.float() * weighting[rank]).sum().backward()
+        gradients = {"dx": x.grad, "dw": norm.weight.grad, "db": norm.bias.grad}
+        results[name] = {"y": y.detach(), **gradients, **norm.state_dict()}
+    torch.save(results, folder / f"result_{rank}.pt")
+    distributed.destroy_process_group()
 
 
 def make(*sizes: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[list[torch.Tensor], ...]:
@@ -50,15 +47,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
     folder = tmp_path_factory.mktemp("norm")
-    torch.save(CASES, folder / "case.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, str(rank), str(folder)], env=environment) for rank in (0, 1)
-    ]
-    assert [process.wait(120) for process in started] == [0, 0]
+    run_two_processes(lambda rank: process(rank, folder))
     return [torch.load(folder / f"result_{rank}.pt") for rank in (0, 1)]
 
 

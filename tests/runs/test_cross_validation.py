@@ -109,6 +109,9 @@ def test_the_ensemble_bundle_is_the_mean_of_the_folds_and_postprocesses(volumes:
     labels = open_dataset(volumes).labels
     runs = {fold: untrained_run(tmp_path / f"run_{fold}", seed=fold, **classes_of(volumes)) for fold in (0, 3)}
     images = [case.images[0] for case in open_dataset(volumes).cases[:2]]
+    (tmp_path / "images").mkdir()
+    for image in images:
+        (tmp_path / "images" / image.name).symlink_to(image)
     plain = Predictor(runs[0], ensemble=[runs[3]], output_dir=tmp_path / "plain", device="cpu")
     maps = [np.asarray(read_volume(plain.predict_case(image)).image[0]) for image in images]
     # random weights predict components of every size: the rule is for the class with most of them
@@ -124,7 +127,7 @@ def test_the_ensemble_bundle_is_the_mean_of_the_folds_and_postprocesses(volumes:
         workflow_type="infer",
         logging_file=False,
         bundle_root=str(tmp_path / "out"),
-        dataset_dir=str(volumes / "imagesTr"),
+        dataset_dir=str(tmp_path / "images"),
         prediction_dir=str(tmp_path / "monai"),
         device=torch.device("cpu"),
     )

@@ -1,8 +1,9 @@
-"""A real MLflow server on the loopback, a gate before it, and an SQLite store that is ready."""
+"""A real MLflow server on the loopback, and a gate before it."""
 
 import contextlib
+import logging
+import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,22 +16,73 @@ from pathlib import Path
 
 import pytest
 import requests
-from shared import shared
 
-from medunet.tracking.server import Server
+from medunet.tracking import server as tracking_server
 
 START_SECONDS = 180
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def answers(address: str) -> bool:
+    with contextlib.suppress(requests.RequestException):
+        return requests.get(address, timeout=2).ok
+    return False
+
+
+class LocalServer:
+    """MLflow's server in a fork of this process, because a new one needs seconds to import it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        tracking_server.create_store(folder / "mlflow.db")
+        self.process: multiprocessing.process.BaseProcess | None = None
+
+    def start(self) -> None:
+        from mlflow.server import app
+
+        def serve() -> None:
+            from mlflow.server import constants
+            from werkzeug.serving import make_server
+
+            with (self.folder / "server.log").open("ab") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            logging.getLogger("werkzeug").setLevel(logging.ERROR)
+            os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = f"sqlite:///{self.folder}/mlflow.db"
+            os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = "mlflow-artifacts:/"
+            os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR] = str(self.folder / "artifacts")
+            os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
+            make_server("127.0.0.1", self.port, app, threaded=True).serve_forever()
+
+        self.process = multiprocessing.get_context("fork").Process(target=serve, daemon=True)
+        self.process.start()
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until and self.process.is_alive():
+            if answers(f"{self.uri}/health"):
+                return
+            time.sleep(0.05)
+        raise AssertionError((self.folder / "server.log").read_text()[-3000:])
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.join(30)
+            self.process = None
+
+
 class Process:
-    """A program that answers on a port of the loopback; `command` gets the port."""
+    """A command of MLflow that answers on a port of the loopback; `command` gets the port."""
 
     def __init__(
         self, command: Callable[[str], list[str]], folder: Path, *, path: str = "/health", **environment: str
     ) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.uri = f"http://127.0.0.1:{port}"
         self.command = [sys.executable, "-m", "mlflow", *command(str(port))]
         self.folder, self.path = folder, path
@@ -46,9 +98,8 @@ class Process:
             )
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until and self.process.poll() is None:
-            with contextlib.suppress(requests.RequestException):
-                if requests.get(self.uri + self.path, timeout=2).ok:
-                    return
+            if answers(self.uri + self.path):
+                return
             time.sleep(0.2)
         raise AssertionError((self.folder / "server.log").read_text()[-3000:])
 
@@ -61,25 +112,27 @@ class Process:
             self.process = None
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new SQLite store; MLflow needs seconds to create its tables."""
-    folder = shared(tmp_path_factory, "store", lambda folder: Server(f"sqlite:///{folder}/mlruns.db").client)
-    return folder / "mlruns.db"
-
-
 @pytest.fixture
-def uri(tmp_path: Path, empty_store: Path) -> str:
+def uri(tmp_path: Path) -> str:
     """Return the address of an MLflow store for this test, `tmp_path/mlruns.db`."""
-    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlruns.db')}"
+    return f"sqlite:///{tmp_path}/mlruns.db"
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Process]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     """A server for the whole session."""
+    local = LocalServer(tmp_path_factory.mktemp("server"))
+    local.start()
+    yield local
+    local.stop()
+
+
+@pytest.fixture(scope="session")
+def server_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """`mlflow server`, with its pages."""
     folder = tmp_path_factory.mktemp("server")
-    store = shutil.copy(empty_store, folder / "mlflow.db")
-    words = ["server", "--host", "127.0.0.1", "--workers", "1", "--backend-store-uri", f"sqlite:///{store}"]
+    tracking_server.create_store(folder / "mlflow.db")
+    words = ["server", "--host", "127.0.0.1", "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     words += ["--artifacts-destination", str(folder / "artifacts"), "--port"]
     process = Process(lambda port: [*words, port], folder)
     process.start()
@@ -135,7 +188,7 @@ class Gate:
 
 
 @pytest.fixture
-def gate(server: Process, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+def gate(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """A gate before the server, whose token MLflow's client has."""
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of today")
     with Gate(server.uri, token="of today") as opened:

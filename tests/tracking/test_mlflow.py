@@ -211,11 +211,12 @@ def test_an_unusable_store_is_reported_in_one_line_without_the_password(tmp_path
     assert not (tmp_path / "history.json").exists()
 
 
-def test_a_store_is_created_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_is_created_atomically(tmp_path: Path, create_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # MLflow takes seconds to make its tables, and cannot open a file that has some of them
     def interrupted(client: mlflow.MlflowClient, **options: object) -> object:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("medunet.tracking.server.create_store", create_store)
     monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "eval", f"sqlite:///{tmp_path}/mlruns.db")

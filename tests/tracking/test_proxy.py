@@ -17,10 +17,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.filterwarnings
 LOGIN = ("ward", "a-long-password")
 
 
-def test_a_training_run_is_tracked_through_the_proxy(server: Any, tmp_path: Path) -> None:
+def test_a_training_run_is_tracked_through_the_proxy(server_command: Any, tmp_path: Path) -> None:
     data = write_phantom_dataset(tmp_path / "cells", kind="cells", cases=4, size=[48, 48], seed=3).parent
     user, password = LOGIN
-    with proxied(server.uri, tmp_path / "nginx", passwords=f"{user}:{{PLAIN}}{password}\n") as proxy:
+    with proxied(server_command.uri, tmp_path / "nginx", passwords=f"{user}:{{PLAIN}}{password}\n") as proxy:
         api = f"{proxy.url}/api/2.0/mlflow"
         asked = {"json": {"max_results": 10}, "verify": str(proxy.certificate), "timeout": 60}
         assert requests.post(f"{api}/experiments/search", **asked).status_code == 401

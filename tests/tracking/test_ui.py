@@ -20,14 +20,14 @@ MLFLOWS_OWN = ("ResizeObserver loop", "/ajax-api/2.0/mlflow/users/current")
 """What the pages of MLflow 3.17 complain about with any run: its layout, and a request for a user without a login."""
 
 
-def test_mlflow_pages_show_metrics_parameters_and_pictures(cells: Path, tmp_path: Path, server: Any) -> None:
+def test_mlflow_pages_show_metrics_parameters_and_pictures(cells: Path, tmp_path: Path, server_command: Any) -> None:
     run = tmp_path / "mine"
-    train_bundle(find_bundle("unet_2d"), cells, run, changes=SMALL, device="cpu", tracking_uri=server.uri)
-    client = mlflow.MlflowClient(tracking_uri=server.uri)
+    train_bundle(find_bundle("unet_2d"), cells, run, changes=SMALL, device="cpu", tracking_uri=server_command.uri)
+    client = mlflow.MlflowClient(tracking_uri=server_command.uri)
     experiment = client.get_experiment_by_name("medunet").experiment_id
     [fold] = [one for one in client.search_runs([experiment]) if one.info.run_name == "mine fold 0"]
     shots = Path(os.environ.get("MEDUNET_SCREENSHOTS") or tmp_path)
-    runs = f"{server.uri}/#/experiments/{experiment}/runs"
+    runs = f"{server_command.uri}/#/experiments/{experiment}/runs"
     pages = {
         "runs": (runs, ["mine", "cells"]),  # the run and its data
         "run": (

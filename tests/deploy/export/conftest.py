@@ -1,6 +1,7 @@
 """Bundles with random weights: padded, unpadded, and one with parts that engines handle differently."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from medunet.bundle import find_bundle, specialise
+from medunet.deploy.export import export_bundle
 
 EXPORT_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -35,6 +37,21 @@ def with_weights(shipped: str, folder: Path, changes: dict[str, Any], *, seed: i
     (run / "models").mkdir()
     torch.save({"model": network.state_dict()}, run / "models" / "model.pt")
     return run
+
+
+@pytest.fixture(scope="session")
+def onnx_files(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Export a bundle once; an export to ONNX takes seconds."""
+    folder = tmp_path_factory.mktemp("onnx")
+
+    def export(kind: str) -> Path:
+        needs("onnx")
+        path = folder / f"{kind}.onnx"
+        if not path.exists():
+            export_bundle(bundles[kind], path, to="onnx")
+        return path
+
+    return export
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from medunet.deploy.monailabel.server import LOG_KEY, SETTINGS_VARIABLE
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PROGRAM = """
-import json, logging, sys, types
+import json, logging, os, sys, types
 from pathlib import Path
 
 def stub(name, *contents):  # MONAI Label is not installed here
@@ -40,16 +40,17 @@ import pydicom
 
 run, *folders = map(Path, sys.argv[1:])
 loaded = LoadedBundle(ServedBundle("organs", run), "cpu")
-for folder in folders:
-    server_names().hide(folder.name)  # as of a request that names its image
-    for file in sorted(folder.iterdir()):  # as MONAI Label's datastore does
-        header = pydicom.dcmread(file)
-        str(header)
-    try:
-        path, answer = BundleInference(loaded)({"image": str(folder), "result_extension": ".nrrd"})
-        print("done", json.dumps(answer))
-    except Exception as error:
-        logging.getLogger("monailabel.endpoints.infer").exception("%s failed", folder.name)
+for os.environ["MEDUNET_ISOLATE"] in ("0", "1"):
+    for folder in folders:
+        server_names().hide(folder.name)  # as of a request that names its image
+        for file in sorted(folder.iterdir()):  # as MONAI Label's datastore does
+            header = pydicom.dcmread(file)
+            str(header)
+        try:
+            path, answer = BundleInference(loaded)({"image": str(folder), "result_extension": ".nrrd"})
+            print("done", json.dumps(answer))
+        except Exception as error:
+            logging.getLogger("monailabel.endpoints.infer").exception("%s failed", folder.name)
 """
 
 
@@ -74,15 +75,13 @@ def test_the_server_prints_nothing_of_a_dicom_header(tmp_path: Path, make_series
     settings, scratch = tmp_path / "settings.json", tmp_path / "scratch"
     settings.with_name(LOG_KEY).write_text("0" * 64)
     scratch.mkdir()
-    for isolate in ("0", "1"):
-        variables = {SETTINGS_VARIABLE: str(settings), "MEDUNET_ISOLATE": isolate, "TMPDIR": str(scratch)}
-        command = [sys.executable, "-c", PROGRAM, *map(str, (run, good, *broken))]
-        options = {"env": {**os.environ, **variables}, "capture_output": True, "text": True, "timeout": 600}
-        done = subprocess.run(command, check=False, **options)
-        shown = done.stdout + done.stderr
-        assert done.returncode == 0, shown
-        assert shown.count("done") >= 1, shown
-        assert shown.count("failed") >= 3, shown
-        words = {*WORDS, "Namix", "Brokenix"}
-        assert not {word for word in words if word in shown.replace(str(tmp_path / "in"), "")}, shown
+    command = [sys.executable, "-c", PROGRAM, *map(str, (run, good, *broken))]
+    environment = {**os.environ, SETTINGS_VARIABLE: str(settings), "TMPDIR": str(scratch)}
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=600)
+    shown = done.stdout + done.stderr
+    assert done.returncode == 0, shown
+    assert shown.count("done") >= 2, shown
+    assert shown.count("failed") >= 6, shown
+    words = {*WORDS, "Namix", "Brokenix"}
+    assert not {word for word in words if word in shown.replace(str(tmp_path / "in"), "")}, shown
     assert leaks(scratch, words=words) == set()
